@@ -1,0 +1,87 @@
+"""sdkeras: the geometry of the place in weight space that a Keras training has found.
+
+Importing the package loads neither TensorFlow nor Keras; the names that need them load them on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from sdkeras.errors import SdkerasError
+
+if TYPE_CHECKING:
+    from sdkeras.analysis import analyze
+    from sdkeras.dimension.sharpness import sharpness_dimension
+    from sdkeras.kinds import (
+        eigenpairs_estimator,
+        lyapunov_estimator,
+        singular_values_estimator,
+        spectrum_estimator,
+        trace_estimator,
+    )
+    from sdkeras.operators.base import LinearMap, SymmetricOperator, TangentFlow
+    from sdkeras.operators.hessian import HessianOperator
+    from sdkeras.operators.loss import EmpiricalLoss
+    from sdkeras.records import Eigenpairs, LyapunovExponents, SingularValues, Spectrum, TraceEstimate
+    from sdkeras.registry import get_estimator
+    from sdkeras.reporting.schema import Analysis
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Analysis",
+    "Eigenpairs",
+    "EmpiricalLoss",
+    "HessianOperator",
+    "LinearMap",
+    "LyapunovExponents",
+    "SdkerasError",
+    "SingularValues",
+    "Spectrum",
+    "SymmetricOperator",
+    "TangentFlow",
+    "TraceEstimate",
+    "analyze",
+    "eigenpairs_estimator",
+    "get_estimator",
+    "lyapunov_estimator",
+    "sharpness_dimension",
+    "singular_values_estimator",
+    "spectrum_estimator",
+    "trace_estimator",
+]
+
+_HOME = {
+    "Analysis": "sdkeras.reporting.schema",
+    "Eigenpairs": "sdkeras.records",
+    "EmpiricalLoss": "sdkeras.operators.loss",
+    "HessianOperator": "sdkeras.operators.hessian",
+    "LinearMap": "sdkeras.operators.base",
+    "LyapunovExponents": "sdkeras.records",
+    "SingularValues": "sdkeras.records",
+    "Spectrum": "sdkeras.records",
+    "SymmetricOperator": "sdkeras.operators.base",
+    "TangentFlow": "sdkeras.operators.base",
+    "TraceEstimate": "sdkeras.records",
+    "analyze": "sdkeras.analysis",
+    "eigenpairs_estimator": "sdkeras.kinds",
+    "get_estimator": "sdkeras.registry",
+    "lyapunov_estimator": "sdkeras.kinds",
+    "sharpness_dimension": "sdkeras.dimension.sharpness",
+    "singular_values_estimator": "sdkeras.kinds",
+    "spectrum_estimator": "sdkeras.kinds",
+    "trace_estimator": "sdkeras.kinds",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'sdkeras' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,131 @@
+"""Results of this room: the sharpness dimension, the exponents and the edge-of-stability verdict."""
+
+from __future__ import annotations
+
+import attrs
+import numpy as np
+
+from sdkeras.records import FloatArray
+
+_ARRAYS_EQUAL = attrs.cmp_using(eq=lambda a, b: np.array_equal(a, b, equal_nan=True))
+
+
+def _interval(value: object) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    low, high = value  # type: ignore[misc]
+    return float(low), float(high)
+
+
+@attrs.frozen
+class SharpnessDimension:
+    """One estimate of the sharpness dimension (SD) with everything needed to judge it.
+
+    `value` and `interval` are for the pooled SD (the SD of the mixture over minibatches);
+    `definition_value` is Definition 4.1-4.2's, from exact spectra only; `definition_interval` brackets it.
+    Fields that have no value (no threshold exponent at SD = 0 or d, no interval below 3 runs) are None.
+
+    Attributes:
+        value: Pooled SD, in dimensions, between 0 and state_size.
+        interval: 95 % confidence interval of the pooled SD at the number of steps used.
+        codimension: state_size - value: the directions that contract on average.
+        codimension_interval: Its interval.
+        definition_value: SD of the averaged order statistics (Def. 4.1), exact spectra only.
+        definition_interval: An interval for the definition's value.
+        quantile_average: SD of the average of the runs' quantile functions; at most `value`.
+        j_star: Mass of the exponents up to the last with a non-negative cumulative sum.
+        threshold_exponent: t*, the exponent just beyond j_star; SD is where it tips the sum.
+        expansion: E+, the sum of the positive exponents.
+        expansion_negative_curvature: Its part from negative curvature.
+        expansion_unstable: Its part from eigenvalues above the optimizer's own stability threshold.
+        neutral_mass: n0, the mass with |z| < 1e-3 |t*|.
+        margin: E+/n0: what the mean of the neutral exponents would have to be wrong by to change the answer.
+        resolution: rho = eta * (alpha_max - alpha_min) / |t*|; the steps needed grow with its root.
+        map: The map whose Jacobian was analysed.
+        coordinates: The coordinates its singular values refer to.
+        state_size: Dimension d of the state analysed.
+        estimator: Spectrum estimator.
+        num_runs: Independent runs (minibatch and probe).
+        num_steps: Lanczos steps of a run; None for exact spectra.
+        num_hvps: Products spent, discarded runs included.
+        history: Running value, one entry per checkpoint of the adaptive loop, shape [k].
+        history_half_width: Half-width of the interval at the same points, shape [k].
+        history_runs: Number of runs at the same points, shape [k].
+    """
+
+    value: float
+    interval: tuple[float, float] | None = attrs.field(converter=_interval)
+    codimension: float
+    codimension_interval: tuple[float, float] | None = attrs.field(converter=_interval)
+    definition_value: float | None
+    definition_interval: tuple[float, float] | None = attrs.field(converter=_interval)
+    quantile_average: float | None
+    j_star: float
+    threshold_exponent: float | None
+    expansion: float
+    expansion_negative_curvature: float
+    expansion_unstable: float
+    neutral_mass: float | None
+    margin: float | None
+    resolution: float | None
+    map: str
+    coordinates: str
+    state_size: int
+    estimator: str
+    num_runs: int
+    num_steps: int | None
+    num_hvps: int
+    history: FloatArray = attrs.field(factory=lambda: np.zeros(0), eq=_ARRAYS_EQUAL, repr=False)
+    history_half_width: FloatArray = attrs.field(factory=lambda: np.zeros(0), eq=_ARRAYS_EQUAL, repr=False)
+    history_runs: FloatArray = attrs.field(factory=lambda: np.zeros(0), eq=_ARRAYS_EQUAL, repr=False)
+
+
+@attrs.frozen
+class RdsSharpness:
+    """RDS sharpness exponents lambda_k of the minibatch Jacobians (Def. 4.1), descending in k.
+
+    Attributes:
+        leading: lambda_1 .. lambda_32 (fewer when the state is smaller).
+        levels: k/d of the exponents in `values`, at most 512.
+        values: lambda at these levels.
+    """
+
+    leading: FloatArray = attrs.field(eq=_ARRAYS_EQUAL)
+    levels: FloatArray = attrs.field(eq=_ARRAYS_EQUAL)
+    values: FloatArray = attrs.field(eq=_ARRAYS_EQUAL)
+
+
+@attrs.frozen
+class EdgeOfStability:
+    """Where the training stands relative to its optimizer's stability threshold.
+
+    Attributes:
+        operator: The threshold's own operator: 'H' or 'P^-1/2 H P^-1/2'.
+        sharpness: Its largest eigenvalue over the data set.
+        threshold: Upper stability threshold for that eigenvalue, or None where none is known.
+        ratio: sharpness / threshold.
+        batch_sharpness: Mean over minibatches of g'Hg/|g|^2 (Andreyev and Beneventano 2024), or None.
+        batch_sharpness_stderr: Its standard error over minibatches.
+        verdict: One sentence.
+    """
+
+    operator: str
+    sharpness: float | None
+    threshold: float | None
+    ratio: float | None
+    batch_sharpness: float | None
+    batch_sharpness_stderr: float | None
+    verdict: str
+
+
+@attrs.frozen
+class Warning:
+    """Something the reader must know, with its numbers.
+
+    Attributes:
+        code: Stable identifier, for example 'ill-conditioned'.
+        message: One sentence or two.
+    """
+
+    code: str
+    message: str

@@ -1,0 +1,42 @@
+"""The errors a caller may want to catch; each carries the exit status the command line gives it.
+
+A message says what is wrong, what was given and what to do.
+"""
+
+from __future__ import annotations
+
+
+class SdkerasError(Exception):
+    """Base class: wrong use or unusable input."""
+
+    exit_status = 2
+
+
+class ModelError(SdkerasError):
+    """The model cannot be read or analysed."""
+
+
+class DataError(SdkerasError):
+    """The data cannot be read, do not fit the model, or are not finite."""
+
+
+class PluginError(SdkerasError):
+    """An estimator plugin is broken or breaks its kind's contract."""
+
+
+class UnknownEstimatorError(PluginError):
+    """No estimator of that kind and name is installed."""
+
+
+class OperatorSizeError(SdkerasError):
+    """The operator is too large (memory) or too small for what was asked of it."""
+
+
+class NonFiniteError(SdkerasError):
+    """A product, a gradient or a loss came out NaN or infinite."""
+
+
+class VerificationError(SdkerasError):
+    """The operator failed its check against finite differences, symmetry or repeatability."""
+
+    exit_status = 4

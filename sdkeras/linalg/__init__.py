@@ -1,0 +1,1 @@
+"""Numerical kernels: arrays in, arrays out; no model, no files, no global random state."""

@@ -1,0 +1,1 @@
+"""Curvature operators. `base` is NumPy only; the other modules are the only place that knows TensorFlow."""

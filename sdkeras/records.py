@@ -1,0 +1,242 @@
+"""What estimators return: frozen records that carry their evidence with the number.
+
+Arrays are NumPy, float64. A record checks its invariants when it is made, so later code need not.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray: TypeAlias = NDArray[np.float64]
+BoolArray: TypeAlias = NDArray[np.bool_]
+
+# Quadrature weights come from float32 products; their sum is exact to a few times m * eps(float64).
+WEIGHT_SUM_TOLERANCE = 1e-6
+
+
+def _float_array(value: Any) -> FloatArray:
+    return np.asarray(value, dtype=np.float64)
+
+
+def _optional_float_array(value: Any) -> FloatArray | None:
+    return None if value is None else _float_array(value)
+
+
+def _bool_array(value: Any) -> BoolArray:
+    return np.asarray(value, dtype=np.bool_)
+
+
+def _finite(instance: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if value is not None and not np.all(np.isfinite(value)):
+        raise ValueError(
+            f"{type(instance).__name__}.{attribute.name} must be finite, but holds NaN or infinity; "
+            "an estimator must stop and say so before it returns such values."
+        )
+
+
+def _vector(instance: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if value is not None and value.ndim != 1:
+        raise ValueError(
+            f"{type(instance).__name__}.{attribute.name} must be one-dimensional, got shape {value.shape}."
+        )
+
+
+_ARRAYS_EQUAL = attrs.cmp_using(eq=np.array_equal)
+
+
+def _same_length(instance: Any, first: str, *others: str) -> None:
+    length = len(getattr(instance, first))
+    for other in others:
+        value = getattr(instance, other)
+        if value is not None and len(value) != length:
+            raise ValueError(
+                f"{type(instance).__name__}.{other} has {len(value)} entries, {first} has {length}; "
+                "they must be equally long."
+            )
+
+
+@attrs.frozen
+class Eigenpairs:
+    """Some eigenvalues of a symmetric operator, largest first.
+
+    Attributes:
+        values: Eigenvalues (Ritz values), descending, shape [k].
+        residuals: |A v - theta v| for unit v, shape [k]; an eigenvalue lies within it of each value.
+        converged: Whether each residual met the estimator's tolerance, shape [k].
+        vectors: Unit eigenvectors as columns, shape [n, k], or None when they were not asked for.
+        num_matvecs: Products spent.
+        seed: Seed of the start vector.
+    """
+
+    values: FloatArray = attrs.field(converter=_float_array, validator=[_vector, _finite], eq=_ARRAYS_EQUAL)
+    residuals: FloatArray = attrs.field(
+        converter=_float_array, validator=[_vector, _finite], eq=_ARRAYS_EQUAL
+    )
+    converged: BoolArray = attrs.field(converter=_bool_array, eq=_ARRAYS_EQUAL)
+    num_matvecs: int = attrs.field(validator=attrs.validators.ge(0))
+    seed: int
+    vectors: Any = attrs.field(default=None, eq=_ARRAYS_EQUAL, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        _same_length(self, "values", "residuals", "converged")
+        if np.any(np.diff(self.values) > 0):
+            raise ValueError("Eigenpairs.values must be sorted, largest first.")
+        if self.vectors is not None and (
+            np.ndim(self.vectors) != 2 or np.shape(self.vectors)[1] != len(self.values)
+        ):
+            raise ValueError(
+                f"Eigenpairs.vectors has shape {np.shape(self.vectors)}, expected [n, {len(self.values)}]."
+            )
+
+
+@attrs.frozen
+class Spectrum:
+    """A discrete measure that stands for the spectrum: sum of weights[j] * delta(nodes[j]).
+
+    Attributes:
+        nodes: Eigenvalues or quadrature nodes, ascending, shape [m].
+        weights: Number of eigenvalues each node stands for, >= 0, sum = the operator's size, shape [m].
+        num_matvecs: Products spent.
+        seed: Seed of the probe.
+        residuals: Residual |A v - theta v| of each node as a Ritz value, shape [m], or None if unknown.
+        nested: The same run's coarser rule (fewer steps), or None; it costs no products of its own.
+        density: A smoothed density on a grid, for plots: pair (points, values), or None.
+        exact: True if the nodes are the eigenvalues themselves (to roundoff) and not a quadrature rule.
+    """
+
+    nodes: FloatArray = attrs.field(converter=_float_array, validator=[_vector, _finite], eq=_ARRAYS_EQUAL)
+    weights: FloatArray = attrs.field(converter=_float_array, validator=[_vector, _finite], eq=_ARRAYS_EQUAL)
+    num_matvecs: int = attrs.field(validator=attrs.validators.ge(0))
+    seed: int
+    residuals: FloatArray | None = attrs.field(
+        default=None, converter=_optional_float_array, validator=[_vector, _finite], eq=_ARRAYS_EQUAL
+    )
+    nested: Spectrum | None = None
+    density: tuple[FloatArray, FloatArray] | None = attrs.field(default=None, eq=_ARRAYS_EQUAL, repr=False)
+    exact: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        _same_length(self, "nodes", "weights", "residuals")
+        if len(self.nodes) == 0:
+            raise ValueError("Spectrum.nodes is empty; a spectrum has at least one node.")
+        if np.any(self.weights < 0):
+            raise ValueError(f"Spectrum.weights must be >= 0, smallest is {self.weights.min():.3g}.")
+        if np.any(np.diff(self.nodes) < 0):
+            raise ValueError("Spectrum.nodes must be ascending.")
+
+    @property
+    def size(self) -> float:
+        """Sum of the weights: the dimension of the operator."""
+        return float(self.weights.sum())
+
+
+@attrs.frozen
+class TraceEstimate:
+    """An estimate of the trace with its standard error.
+
+    Attributes:
+        value: The estimate.
+        stderr: Standard error of the mean over probes; 0 when the trace is exact.
+        num_matvecs: Products spent.
+        seed: Seed of the probes.
+        num_probes: Random probes the standard error rests on.
+    """
+
+    value: float = attrs.field(converter=float, validator=_finite)
+    stderr: float = attrs.field(converter=float, validator=[_finite, attrs.validators.ge(0.0)])
+    num_matvecs: int = attrs.field(validator=attrs.validators.ge(0))
+    seed: int
+    num_probes: int = attrs.field(default=1, validator=attrs.validators.ge(0))
+
+
+@attrs.frozen
+class Verification:
+    """What the checks of an operator found on one batch.
+
+    Attributes:
+        mode: Product mode in use: 'reverse-over-reverse', 'forward-over-reverse' or 'finite-differences'.
+        finite_difference_error: Relative error of H v against a central difference of the gradient
+            (median of three random directions).
+        finite_difference_dtype: Precision of that check; float64 when a float64 clone could be made.
+        hvp_relative_error: What rounding costs a product: float32 against float64 product of the same v.
+        symmetry_error: |u'Hv - v'Hu| / (|u| |Hv|).
+        repeatability_error: Relative difference of two products with the same v; 0 on most devices.
+        passed: Whether every check met its tolerance.
+        details: What to know about the check, in words (why no float64 clone, which layers are suspect).
+    """
+
+    mode: str
+    finite_difference_error: float
+    finite_difference_dtype: str
+    hvp_relative_error: float
+    symmetry_error: float
+    repeatability_error: float
+    passed: bool
+    details: str = ""
+
+
+@attrs.frozen
+class SingularValues:
+    """Log singular values of a linear map with their multiplicities, largest first.
+
+    Attributes:
+        log_values: ln(sigma), descending, shape [k].
+        weights: How many singular values each entry stands for, shape [k].
+        num_matvecs: Products spent (JVPs and VJPs together).
+        seed: Seed of the start vector.
+    """
+
+    log_values: FloatArray = attrs.field(
+        converter=_float_array, validator=[_vector, _finite], eq=_ARRAYS_EQUAL
+    )
+    weights: FloatArray = attrs.field(converter=_float_array, validator=[_vector, _finite], eq=_ARRAYS_EQUAL)
+    num_matvecs: int = attrs.field(validator=attrs.validators.ge(0))
+    seed: int
+
+    def __attrs_post_init__(self) -> None:
+        _same_length(self, "log_values", "weights")
+
+
+@attrs.frozen
+class LyapunovExponents:
+    """Leading Lyapunov exponents per step, largest first, with block standard errors.
+
+    Attributes:
+        values: Exponents, natural logarithm per step, descending, shape [k].
+        stderr: Standard errors, shape [k].
+        num_steps: Steps averaged over, after the transient.
+        seed: Seed of the start frame and the trajectory.
+    """
+
+    values: FloatArray = attrs.field(converter=_float_array, validator=[_vector, _finite], eq=_ARRAYS_EQUAL)
+    stderr: FloatArray = attrs.field(converter=_float_array, validator=[_vector, _finite], eq=_ARRAYS_EQUAL)
+    num_steps: int = attrs.field(validator=attrs.validators.ge(1))
+    seed: int
+
+    def __attrs_post_init__(self) -> None:
+        _same_length(self, "values", "stderr")
+
+
+@attrs.frozen
+class Progress:
+    """Where a running analysis is; handed to a progress callback, which must be quick.
+
+    Attributes:
+        stage: What is being done, in words.
+        num_hvps: Products on a minibatch done so far.
+        value: Running estimate of the sharpness dimension, or None before the first.
+        half_width: Half-width of its interval, or None.
+        num_runs: Runs done of this estimate.
+        target: Half-width at which the estimate is good enough, or None.
+    """
+
+    stage: str
+    num_hvps: int
+    value: float | None = None
+    half_width: float | None = None
+    num_runs: int = 0
+    target: float | None = None

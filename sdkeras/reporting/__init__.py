@@ -1,0 +1,1 @@
+"""Reports from records: JSON, terminal and HTML. No TensorFlow."""
