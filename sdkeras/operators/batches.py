@@ -1,0 +1,246 @@
+"""Data in memory as fixed minibatches, by the rules of `Model.fit`.
+
+Arrays are cut into batches here; a `tf.data.Dataset` or a `keras.utils.PyDataset` brings its own batches,
+which are read once, in order, and kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+import keras
+import numpy as np
+import tensorflow as tf
+
+from sdkeras.errors import DataError
+from sdkeras.operators.base import Array
+
+DEFAULT_BATCH_SIZE = 32
+
+
+@attrs.frozen(eq=False)
+class Source:
+    """All samples, as flat arrays with a common first axis, and how they fall into minibatches.
+
+    Attributes:
+        arrays: Flat list of arrays, first axis = samples.
+        structure: The nested (x, y, sample_weight) that `tf.nest.pack_sequence_as` rebuilds.
+        batch_size: Size of a full minibatch.
+        given: The data's own batches as index ranges, or None where batches are cut from permutations.
+        note: What the reader should know of how the data were read, or "".
+    """
+
+    arrays: tuple[Array, ...]
+    structure: Any
+    batch_size: int
+    given: tuple[tuple[int, int], ...] | None = None
+    note: str = ""
+
+    @property
+    def num_samples(self) -> int:
+        return int(self.arrays[0].shape[0])
+
+    def digest(self) -> str:
+        """SHA-256 over dtypes, shapes and bytes, first 16 hex digits."""
+        state = hashlib.sha256()
+        for array in self.arrays:
+            state.update(f"{array.dtype.str}{array.shape}".encode())
+            state.update(np.ascontiguousarray(array).data)
+        return state.hexdigest()[:16]
+
+    def take(self, indices: Array | slice) -> tuple[Array, ...]:
+        return tuple(array[indices] for array in self.arrays)
+
+    @property
+    def minibatches_per_epoch(self) -> int:
+        """Full-size minibatches in one pass over the data; the ragged tail is dropped."""
+        if self.given is not None:
+            return len(self._full(self.given))
+        return max(1, self.num_samples // self.batch_size)
+
+    def _full(self, given: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
+        return [part for part in given if part[1] - part[0] == self.batch_size]
+
+    def minibatch(self, index: int, seed: int) -> tuple[Array, ...]:
+        """Minibatch number `index` of training: permute, cut, drop the tail, next epoch."""
+        epoch, position = divmod(index, self.minibatches_per_epoch)
+        generator = np.random.default_rng([seed, 1, epoch])
+        if self.given is not None:
+            parts = self._full(self.given)
+            start, stop = parts[int(generator.permutation(len(parts))[position])]
+            return self.take(slice(start, stop))
+        order = generator.permutation(self.num_samples)
+        return self.take(np.sort(order[position * self.batch_size : (position + 1) * self.batch_size]))
+
+    def epoch(self, num_samples: int | None, seed: int) -> list[tuple[Array, ...]]:
+        """One fixed pass in consecutive batches, the ragged last one included.
+
+        Arrays are permuted once (not if they make a single batch); `num_samples` limits the pass to a
+        random subset, of whole batches where the data brought their own.
+        """
+        count = self.num_samples if num_samples is None else min(num_samples, self.num_samples)
+        generator = np.random.default_rng([seed, 2])
+        if self.given is not None:
+            parts = list(self.given)
+            if count < self.num_samples:
+                kept, total = [], 0
+                for position in generator.permutation(len(parts)):
+                    if total >= count:
+                        break
+                    kept.append(int(position))
+                    total += parts[position][1] - parts[position][0]
+                parts = [parts[position] for position in sorted(kept)]
+            return [self.take(slice(start, stop)) for start, stop in parts]
+        if count == self.num_samples and count <= self.batch_size:
+            return [self.take(slice(None))]
+        order = generator.permutation(self.num_samples)[:count]
+        return [
+            self.take(np.sort(order[start : start + self.batch_size]))
+            for start in range(0, count, self.batch_size)
+        ]
+
+
+def as_source(data: Any, *, batch_size: int | None, default_batch_size: int | None, limit: int | None) -> Source:
+    """Reads data in any of the forms `Model.fit` takes.
+
+    Args:
+        data: (x, y) or (x, y, sample_weight), each an array or a nested structure of arrays; or a batched
+            `tf.data.Dataset`; or a `keras.utils.PyDataset`.
+        batch_size: The size the user asked for, or None.
+        default_batch_size: Size when none was given; None means all samples in one batch.
+        limit: How many samples to read of an endless dataset.
+
+    Raises:
+        DataError: Empty, endless without a limit, of unequal lengths, not numeric, not finite, or smaller
+            than the batch size that was given.
+    """
+    if batch_size is not None and batch_size < 1:
+        raise DataError(f"the batch size must be at least 1, got {batch_size}.")
+    if isinstance(data, (tf.data.Dataset, keras.utils.PyDataset)):
+        return _from_batches(data, batch_size, limit)
+    if not isinstance(data, (tuple, list)) or len(data) not in (2, 3):
+        raise DataError(
+            "data must be (x, y) or (x, y, sample_weight) arrays, a tf.data.Dataset or a keras.utils.PyDataset; "
+            f"got {type(data).__name__}{f' of length {len(data)}' if isinstance(data, (tuple, list)) else ''}."
+        )
+    structure = _as_triple(tuple(data))
+    arrays = [_array(leaf) for leaf in tf.nest.flatten(structure)]
+    _check(arrays)
+    total = arrays[0].shape[0]
+    if batch_size is not None and batch_size > total:
+        raise DataError(
+            f"the batch size {batch_size} is larger than the data, which have {total} samples; "
+            f"use a batch size of at most {total}."
+        )
+    size = batch_size or min(default_batch_size or total, total)
+    return Source(tuple(arrays), structure, size)
+
+
+def _as_triple(data: tuple[Any, ...]) -> tuple[Any, ...]:
+    """(x, y) or (x, y, w), leaves kept; absent weights are dropped from the structure."""
+    parts = tuple(_tuples(part) for part in data)
+    return parts[:2] if len(parts) == 2 or parts[2] is None else parts
+
+
+def _tuples(tree: Any) -> Any:
+    """Lists of arrays as tuples, lists of numbers as arrays, so that tf.nest sees arrays as leaves."""
+    if isinstance(tree, dict):
+        return {key: _tuples(value) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        nested = any(hasattr(leaf, "shape") or isinstance(leaf, dict) for leaf in tree)
+        return tuple(_tuples(leaf) for leaf in tree) if nested else np.asarray(tree)
+    return tree
+
+
+def _array(leaf: Any) -> Array:
+    array = np.asarray(leaf)
+    if array.dtype == object or array.dtype.kind not in "biuf":
+        raise DataError(
+            f"the data hold an array of dtype {array.dtype}; only numbers and booleans can be analysed. "
+            "Encode text or categories as numbers first."
+        )
+    return array
+
+
+def _check(arrays: Sequence[Array]) -> None:
+    if not arrays:
+        raise DataError("the data hold no arrays.")
+    lengths = {array.shape[0] if array.ndim else -1 for array in arrays}
+    if -1 in lengths:
+        raise DataError("the data hold a single number where an array of samples was expected.")
+    if len(lengths) > 1:
+        raise DataError(
+            f"the arrays of the data have different numbers of samples: {sorted(lengths)}; "
+            "inputs, targets and sample weights need the same first axis."
+        )
+    if lengths == {0}:
+        raise DataError("the data have 0 samples.")
+    for array in arrays:
+        if array.dtype.kind == "f" and not np.all(np.isfinite(array)):
+            bad = int(np.argmin(np.isfinite(array).reshape(array.shape[0], -1).all(axis=1)))
+            raise DataError(
+                f"the data hold NaN or infinity (first in sample {bad} of an array of shape {array.shape}); "
+                "remove or replace such samples."
+            )
+
+
+def _from_batches(data: Any, batch_size: int | None, limit: int | None) -> Source:
+    flat: list[list[Array]] = []
+    structure: Any = None
+    total = 0
+    for batch in _iterate(data, limit):
+        if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
+            raise DataError("each batch of the dataset must be (x, y) or (x, y, sample_weight).")
+        structure = _as_triple(tuple(batch))
+        arrays = [_array(leaf) for leaf in tf.nest.flatten(structure)]
+        _check(arrays)
+        flat.append(arrays)
+        total += arrays[0].shape[0]
+        if limit is not None and total >= limit and _endless(data):
+            break
+    if not flat:
+        raise DataError("the dataset is empty.")
+    sizes = [arrays[0].shape[0] for arrays in flat]
+    joined = tuple(_join([arrays[position] for arrays in flat]) for position in range(len(flat[0])))
+    own_size = sizes[0]
+    if batch_size is not None and batch_size != own_size:
+        if batch_size > total:
+            raise DataError(f"the batch size {batch_size} is larger than the data, which have {total} samples.")
+        note = f"the dataset's batches of {own_size} were re-batched to {batch_size}"
+        return Source(joined, structure, batch_size, None, note)
+    ends = np.cumsum(sizes)
+    given = tuple((int(end) - size, int(end)) for end, size in zip(ends, sizes, strict=True))
+    return Source(joined, structure, own_size, given)
+
+
+def _endless(data: Any) -> bool:
+    if isinstance(data, tf.data.Dataset):
+        return bool(data.cardinality() == tf.data.INFINITE_CARDINALITY)
+    return data.num_batches is None
+
+
+def _iterate(data: Any, limit: int | None) -> Any:
+    if _endless(data) and limit is None:
+        raise DataError("the dataset has no end; say how much of it to read with --samples (num_samples).")
+    if isinstance(data, tf.data.Dataset):
+        spec = tf.nest.flatten(data.element_spec)
+        if not isinstance(data.element_spec, (tuple, list)):
+            raise DataError("the dataset must yield (x, y) or (x, y, sample_weight).")
+        if any(leaf.shape.rank == 0 for leaf in spec):
+            raise DataError("the dataset is not batched; call .batch(n) on it first.")
+        return data.as_numpy_iterator()
+    count = data.num_batches
+    return (data[index] for index in (range(count) if count is not None else iter(int, 1)))
+
+
+def _join(parts: list[Array]) -> Array:
+    """Concatenates along samples; shorter sequences are refused, since padding them would change the loss."""
+    if len({part.shape[1:] for part in parts}) > 1:
+        raise DataError(
+            f"the dataset's batches have different shapes {sorted({part.shape[1:] for part in parts})} beside the "
+            "batch axis; pad them to one shape."
+        )
+    return np.concatenate(parts)

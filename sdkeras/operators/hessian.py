@@ -1,0 +1,135 @@
+"""The Hessian of an empirical loss as a symmetric operator: over the data set, or on one minibatch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from sdkeras.operators import subspace, verification
+from sdkeras.operators.autodiff import finite
+from sdkeras.operators.base import Array, Reduction, SymmetricOperator
+from sdkeras.operators.loss import Batch, EmpiricalLoss
+from sdkeras.records import Verification
+
+
+class HessianOperator(SymmetricOperator):
+    """Hessian of an `EmpiricalLoss` at the model's weights, known by its products.
+
+    H = sum over the loss's batches of the batch Hessians, weighted as in `EmpiricalLoss`; rows and columns
+    follow `loss.layout`. Construction verifies the products on one batch (see `verification`).
+
+    Args:
+        loss: The function.
+        product_mode: 'auto', 'reverse-over-reverse', 'forward-over-reverse' or 'finite-differences'.
+        allow_unverified: Keep an operator that failed its verification (`verification.passed` is False).
+        workers: Threads over batches; results are summed in order.
+
+    Attributes:
+        size: Number of parameters n.
+        dtype: Of the products.
+        verification: What the checks found.
+
+    Raises:
+        VerificationError: The products disagree with finite differences of the gradient, are not
+            symmetric or not repeatable, and `allow_unverified` is False.
+    """
+
+    def __init__(
+        self,
+        loss: EmpiricalLoss,
+        *,
+        product_mode: str = "auto",
+        allow_unverified: bool = False,
+        workers: int = 1,
+    ) -> None:
+        self._setup(loss, product_mode, loss.batches, workers)
+        self.verification: Verification = verification.verified(loss, self._engine, allow_unverified)
+
+    def _setup(self, loss: EmpiricalLoss, product_mode: str, batches: Sequence[Batch], workers: int) -> None:
+        self.loss = loss
+        self.size = loss.size
+        self.dtype = loss.dtype
+        self._engine = loss.engine(product_mode)
+        self._batches = batches
+        self._workers = min(workers, len(batches))
+        self._threads: ThreadPoolExecutor | None = None
+
+    def _pool(self) -> ThreadPoolExecutor:
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self._workers)
+        return self._threads
+
+    @property
+    def num_products(self) -> int:
+        """Products on single batches that the shared engine has made so far, for whatever purpose."""
+        return int(self._engine.num_products)
+
+    @property
+    def batches(self) -> Sequence[Batch]:
+        return self._batches
+
+    def on_minibatch(self, index: int) -> HessianOperator:
+        """Hessian of training's minibatch number `index`, by the same compiled products."""
+        return self.on_batch(self.loss.minibatch(index))
+
+    def on_batch(self, batch: Batch) -> HessianOperator:
+        """Hessian of the loss on one given batch, by the same compiled products."""
+        view = object.__new__(HessianOperator)
+        view.loss = self.loss
+        view.size = self.size
+        view.dtype = self.dtype
+        view._engine = self._engine
+        view._batches = [batch]
+        view._workers = 1
+        view._threads = None
+        view.verification = self.verification
+        return view
+
+    def matvec(self, vector: Any) -> Any:
+        """H v, shape [n] -> [n]; NumPy in, NumPy out; a tensor in gives a tensor out."""
+        return self._apply(vector, (self.size,), self._engine.product)
+
+    def matmat(self, matrix: Any) -> Any:
+        """H V, shape [n, k] -> [n, k], over one shared first pass per batch where TensorFlow can."""
+        if len(np.shape(matrix)) != 2 or np.shape(matrix)[0] != self.size:
+            raise ValueError(f"matmat takes a matrix of shape ({self.size}, k), got {tuple(np.shape(matrix))}.")
+        if tf.is_tensor(matrix):
+            return tf.transpose(self.rows(tf.transpose(matrix)))
+        return self.rows(np.ascontiguousarray(np.asarray(matrix).T)).T
+
+    def rows(self, rows: Any) -> Any:
+        """H r for each row r, shape [k, n] -> [k, n]."""
+        return self._apply(rows, (int(np.shape(rows)[0]), self.size), self._engine.products)
+
+    def gradient(self) -> Array:
+        """The gradient over the operator's batches, shape [n], float64."""
+        parts = [self._engine.gradient(self._engine.point, batch) for batch in self._batches]
+        return finite(np.sum([part.numpy().astype(np.float64) for part in parts], axis=0), "the gradient")
+
+    def _apply(self, array: Any, shape: tuple[int, ...], product: Any) -> Any:
+        is_tensor = tf.is_tensor(array)
+        if tuple(np.shape(array)) != shape:
+            raise ValueError(f"the operator takes an array of shape {shape}, got {tuple(np.shape(array))}.")
+        vector = tf.cast(array, self.loss.function.dtype) if is_tensor else tf.constant(array, self.dtype)
+
+        def one(batch: Batch) -> Any:
+            return product(self._engine.point, vector, batch)
+
+        total: Any = None
+        # A group of batches at a time: the products of all of them at once may not fit the memory.
+        for start in range(0, len(self._batches), self._workers):
+            group = self._batches[start : start + self._workers]
+            parts = [one(group[0])] if len(group) == 1 else list(self._pool().map(one, group))
+            for part in parts:
+                total = part if total is None else total + part
+        if is_tensor:
+            return total
+        return finite(total.numpy(), "a Hessian-vector product")
+
+    def reduced(self) -> Reduction | None:
+        """The Hessian on the data subspace of the first layer plus the eigenvalue of the rest, if it splits."""
+        return subspace.reduction(self)

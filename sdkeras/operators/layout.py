@@ -1,0 +1,73 @@
+"""Variables laid end to end: one flat vector, with names and slices."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+import numpy as np
+
+from sdkeras.errors import ModelError
+from sdkeras.operators.base import Array
+
+
+@attrs.frozen
+class Layout:
+    """Where each variable lies in the flat vector.
+
+    Attributes:
+        names: Variable paths, in the model's order.
+        shapes: Their shapes.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, variables: Sequence[Any]) -> Layout:
+        """The layout of Keras variables in the given order."""
+        return cls(
+            tuple(str(variable.path) for variable in variables),
+            tuple(tuple(int(side) for side in variable.shape) for variable in variables),
+        )
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(int(np.prod(shape, dtype=np.int64)) for shape in self.shapes)
+
+    @property
+    def size(self) -> int:
+        return sum(self.sizes)
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        ends = np.cumsum(self.sizes)
+        return tuple(slice(int(end) - size, int(end)) for end, size in zip(ends, self.sizes, strict=True))
+
+    def flatten(self, arrays: Sequence[Any], dtype: Any) -> Array:
+        """Arrays of these shapes as one vector, shape [size]."""
+        return np.concatenate([np.asarray(array, dtype=dtype).ravel() for array in arrays])
+
+
+def select_variables(variables: Sequence[Any], pattern: str | None) -> list[Any]:
+    """The variables whose path the regular expression finds (all of them without one), in order.
+
+    Raises:
+        ModelError: No variable is left, or the pattern is no regular expression.
+    """
+    if pattern is None:
+        chosen = list(variables)
+    else:
+        try:
+            expression = re.compile(pattern)
+        except re.error as error:
+            raise ModelError(f"the parameter pattern {pattern!r} is not a regular expression: {error}.") from error
+        chosen = [variable for variable in variables if expression.search(str(variable.path))]
+    if not chosen:
+        if not variables:
+            raise ModelError("the model has no trainable variables, so there is nothing to analyse.")
+        paths = ", ".join(str(variable.path) for variable in variables[:12])
+        raise ModelError(f"no trainable variable matches {pattern!r}; the model has: {paths}.")
+    return chosen

@@ -1,0 +1,368 @@
+"""The loss that training minimises as one fixed function of the weights.
+
+`BatchLoss` is the loss of a compiled Keras model on one batch as a pure function of its parameters;
+`EmpiricalLoss` adds the data and decides how batches are drawn and weighted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import keras
+import numpy as np
+import tensorflow as tf
+
+from sdkeras.errors import DataError, ModelError, NonFiniteError
+from sdkeras.operators import batches, precision
+from sdkeras.operators.autodiff import Engine
+from sdkeras.operators.base import Array
+from sdkeras.operators.layout import Layout, select_variables
+
+MODES = ("train", "inference")
+LossFn = Callable[[Any, Any], Any]
+
+
+@attrs.frozen(eq=False)
+class Batch:
+    """One minibatch with everything that fixes the loss on it.
+
+    Attributes:
+        tensors: The flat arrays of (x, y, sample_weight).
+        seeds: State of each of the model's seed generators, shape [g, 2]: it fixes the dropout masks.
+        data_weight: Weight of the compiled loss of this batch in the total.
+        extra_weight: Weight of `model.losses` (regularisers, add_loss) in the total.
+        num_examples: Examples in the batch.
+    """
+
+    tensors: tuple[Any, ...]
+    seeds: Array
+    data_weight: float
+    extra_weight: float
+    num_examples: int
+
+
+class BatchLoss:
+    """Loss of a Keras model on one batch: (parameters, batch) -> scalar; the model is never touched.
+
+    Everything but the analysed parameters is held at its value of now: other weights, batch-normalization
+    averages, seed states (an argument, beside the batch).
+
+    Attributes:
+        layout: Names and shapes of the analysed parameters.
+        point: Their values, one flat vector, shape [n].
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        structure: Any,
+        *,
+        training: bool,
+        params: str | None,
+        dtype: str,
+        loss_fn: LossFn | None,
+    ) -> None:
+        self.model = model
+        self.structure = structure
+        self.training = training
+        self.params = params
+        self.dtype = dtype
+        self.loss_fn = loss_fn
+        self._analysed = select_variables(model.trainable_variables, params)
+        self.layout = Layout.of(self._analysed)
+        self.point = self.layout.flatten(self._analysed, np.dtype(dtype))
+        generators = [generator for layer in model._flatten_layers() for generator in layer._seed_generators]
+        self._seed_states = [generator.state for generator in generators]
+        mapped = {id(variable) for variable in [*self._analysed, *self._seed_states]}
+        self._held = [
+            (variable, tf.constant(np.asarray(variable)))
+            for variable in [*model.trainable_variables, *model.non_trainable_variables]
+            if id(variable) not in mapped
+        ]
+        self.reductions = _reductions(model)
+
+    @property
+    def num_seeds(self) -> int:
+        return len(self._seed_states)
+
+    def __call__(self, parts: list[Any], seeds: Any, flat: list[Any]) -> tuple[Any, Any, Any]:
+        """Total loss, its part from `model.losses`, and the denominators of the outputs' losses."""
+        batch = tf.nest.pack_sequence_as(self.structure, flat)
+        x, y = _plain(batch[0]), _plain(batch[1])
+        sample_weight = _plain(batch[2]) if len(batch) == 3 else None
+        mapping = [*self._held, *zip(self._analysed, parts, strict=True)]
+        mapping += [
+            (state, tf.cast(seeds[position], state.dtype)) for position, state in enumerate(self._seed_states)
+        ]
+        with precision.default_precision(self.dtype), keras.StatelessScope(mapping, collect_losses=True):
+            if self.loss_fn is not None:
+                total = tf.convert_to_tensor(self.loss_fn(self.model, _plain(batch)))
+                extra = tf.zeros([], total.dtype)
+                counts = tf.cast(tf.shape(flat[0])[:1], total.dtype)
+            else:
+                outputs = self._forward(x)
+                total = tf.convert_to_tensor(self._compute_loss(x, y, outputs, sample_weight))
+                extras = [tf.reduce_sum(tf.cast(loss, total.dtype)) for loss in self.model.losses]
+                extra = tf.add_n(extras) if extras else tf.zeros([], total.dtype)
+                counts = _denominators(outputs, sample_weight, self.reductions, tf.shape(flat[0])[0], total.dtype)
+        if total.shape.rank != 0:
+            raise ModelError(
+                f"the loss of a batch has shape {tuple(total.shape)}, expected a scalar; compile the model with a "
+                "loss whose reduction is not None."
+            )
+        return total, extra, counts
+
+    def _forward(self, x: Any) -> Any:
+        return self.model(x, training=True) if self.training else self.model(x, training=False)
+
+    def _compute_loss(self, x: Any, y: Any, outputs: Any, sample_weight: Any) -> Any:
+        return self.model._compute_loss(
+            x=x, y=y, y_pred=outputs, sample_weight=sample_weight, training=self.training
+        )
+
+
+def _plain(tree: Any) -> Any:
+    """tf.nest's tuples as Keras takes them (lists of inputs), a single leaf as itself."""
+    if isinstance(tree, dict):
+        return {key: _plain(value) for key, value in tree.items()}
+    return [_plain(value) for value in tree] if isinstance(tree, (list, tuple)) else tree
+
+
+def _reductions(model: Any) -> list[str]:
+    losses = tf.nest.flatten(getattr(model, "loss", None))
+    return [
+        str(loss.reduction) if isinstance(loss, keras.losses.Loss) else "sum_over_batch_size"
+        for loss in losses
+        if loss is not None
+    ]
+
+
+def _denominators(outputs: Any, sample_weight: Any, reductions: list[str], examples: Any, dtype: Any) -> Any:
+    """What each output's loss divides by, up to a factor that is the same for every batch; shape [outputs].
+
+    A mean divides by the elements (hence by examples, up to a factor), or by the valid tokens of a mask, or
+    by the sum of the sample weights; a sum by nothing.
+    """
+    leaves = tf.nest.flatten(outputs)
+    weights = tf.nest.flatten(sample_weight) if sample_weight is not None else [None]
+    counts = []
+    for position, leaf in enumerate(leaves):
+        reduction = reductions[position % len(reductions)] if reductions else "sum_over_batch_size"
+        mask = getattr(leaf, "_keras_mask", None)
+        weight = weights[position % len(weights)]
+        if reduction == "sum":
+            count = tf.ones([], dtype)
+        elif reduction == "mean_with_sample_weight" and weight is not None:
+            valid = tf.cast(weight, dtype)
+            if mask is not None:
+                valid = tf.cast(mask, dtype) * tf.reshape(valid, tf.shape(mask)[: valid.shape.rank or 1])
+            count = tf.reduce_sum(valid)
+        elif mask is not None:
+            count = tf.reduce_sum(tf.cast(mask, dtype))
+        else:
+            count = tf.cast(examples, dtype)
+        counts.append(count)
+    return tf.stack(counts)
+
+
+class EmpiricalLoss:
+    """One fixed function of the weights: the loss of a compiled Keras model over given data.
+
+    L(w) = sum over batches b of share_b * (compiled loss of b) + (regularisers and add_loss, once).
+    For a mean loss share_b is batch b's share of the loss's own denominator (examples, valid tokens, sum of
+    sample weights), so that a ragged last batch does not weigh as much as a full one; for
+    reduction="sum" it is 1. Mode, order, dropout masks (one per batch) and every other weight are fixed.
+
+    Args:
+        model: A built `keras.Model` (Keras 3 on TensorFlow), compiled unless `loss_fn` is given.
+        data: (x, y) or (x, y, sample_weight) arrays in any structure `fit` takes, a batched
+            `tf.data.Dataset`, or a `keras.utils.PyDataset`.
+        batch_size: Examples per batch; None puts all the data in one batch. A dataset keeps its own
+            batches unless another size is given.
+        mode: 'train' (dropout masks, batch statistics) or 'inference'.
+        params: Regular expression; only trainable variables whose path it finds are analysed.
+        dtype: 'float32' or 'float64'. A model in another precision is rebuilt from its configuration.
+        num_samples: Analyse a random subset of this many samples (whole batches of a dataset).
+        seed: Seed of the order, the subset and the dropout masks.
+        loss_fn: Loss in place of the compiled one: (model, (x, y[, sample_weight])) -> scalar.
+
+    Attributes:
+        size: Number of parameters analysed.
+        layout: Their names and shapes.
+        point: Their values, shape [size].
+
+    Raises:
+        ModelError: Not a built or compiled model, or no parameters to analyse.
+        DataError: Data that do not fit or are not finite.
+        NonFiniteError: The loss at the weights is NaN or infinite.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        data: Any,
+        batch_size: int | None = None,
+        *,
+        mode: str = "train",
+        params: str | None = None,
+        dtype: str = "float32",
+        num_samples: int | None = None,
+        seed: int = 0,
+        loss_fn: LossFn | None = None,
+    ) -> None:
+        check_model(model, needs_loss=loss_fn is None)
+        if mode not in MODES:
+            raise ModelError(f"mode must be 'train' or 'inference', got {mode!r}.")
+        if dtype not in ("float32", "float64"):
+            raise ModelError(f"dtype must be 'float32' or 'float64', got {dtype!r}.")
+        self.source = (
+            data
+            if isinstance(data, batches.Source)
+            else batches.as_source(data, batch_size=batch_size, default_batch_size=None, limit=num_samples)
+        )
+        self.original = model
+        self.mode = mode
+        self.seed = seed
+        self.notes: list[str] = [self.source.note] if self.source.note else []
+        if not model.built:
+            _build(model, self.source)
+        analysed = model if precision.is_pure(model, dtype) else precision.in_precision(model, dtype)
+        self.function = BatchLoss(
+            analysed,
+            self.source.structure,
+            training=mode == "train",
+            params=params,
+            dtype=dtype,
+            loss_fn=loss_fn,
+        )
+        self._gradients = Engine(self.function, self.specs())
+        self._engines: dict[str, Engine] = {}
+        self.batches = self._weighted(self.source.epoch(num_samples, seed))
+        value = self.value()
+        if not np.isfinite(value):
+            raise NonFiniteError(
+                f"the loss at the model's weights is {value}; check the weights, the data and the loss "
+                "before analysing curvature."
+            )
+
+    @property
+    def layout(self) -> Layout:
+        return self.function.layout
+
+    @property
+    def size(self) -> int:
+        return self.function.layout.size
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(self.function.dtype)
+
+    @property
+    def point(self) -> Array:
+        return self.function.point
+
+    @property
+    def num_examples(self) -> int:
+        """Examples in the fixed batches."""
+        return sum(batch.num_examples for batch in self.batches)
+
+    def engine(self, product_mode: str = "auto") -> Engine:
+        """The compiled gradient and products of this loss; made once per mode, shared by all batches."""
+        if product_mode not in self._engines:
+            self._engines[product_mode] = self._gradients.with_products(product_mode)
+        return self._engines[product_mode]
+
+    def specs(self) -> list[Any]:
+        """Shapes and dtypes of a batch's tensors, the batch axis left open."""
+        sample = self.source.take(slice(0, 1))
+        return [tf.TensorSpec([None, *part.shape[1:]], tensor_dtype(part, self.function.dtype)) for part in sample]
+
+    def minibatch(self, index: int) -> Batch:
+        """Full-size minibatch number `index` of training, with its own dropout masks and weight 1."""
+        return self._batch(self.source.minibatch(index, self.seed), index + 1_000_003)
+
+    def value(self, point: Any = None) -> float:
+        """The loss at a flat parameter vector (default: the model's weights)."""
+        engine = self._gradients
+        at = engine.point if point is None else tf.convert_to_tensor(point, self.function.dtype)
+        total = 0.0
+        for batch in self.batches:
+            loss, extra, _ = engine.evaluate(at, batch)
+            total += batch.data_weight * float(loss) + (batch.extra_weight - batch.data_weight) * float(extra)
+        return total
+
+    def gradient(self, point: Any = None) -> Array:
+        """The gradient at a flat parameter vector (default: the model's weights), shape [size], float64."""
+        engine = self._gradients
+        at = engine.point if point is None else tf.convert_to_tensor(point, self.function.dtype)
+        parts = [engine.gradient(at, batch).numpy().astype(np.float64) for batch in self.batches]
+        total: Array = np.sum(parts, axis=0)
+        return total
+
+    def _batch(self, arrays: tuple[Array, ...], stream: int) -> Batch:
+        dtype = self.function.dtype
+        tensors = tuple(tf.constant(part, tensor_dtype(part, dtype)) for part in arrays)
+        generator = np.random.default_rng([self.seed, 3, stream])
+        seeds = generator.integers(0, 2**31 - 1, size=(self.function.num_seeds, 2), dtype=np.int64)
+        return Batch(tensors, seeds, 1.0, 1.0, int(arrays[0].shape[0]))
+
+    def _weighted(self, parts: list[tuple[Array, ...]]) -> list[Batch]:
+        made = [self._batch(part, stream) for stream, part in enumerate(parts)]
+        if len(made) == 1:
+            return made
+        engine = self._gradients
+        counts = np.array([engine.evaluate(engine.point, batch)[2].numpy() for batch in made], dtype=np.float64)
+        examples = np.array([batch.num_examples for batch in made], dtype=np.float64)
+        sums = bool(self.function.reductions) and set(self.function.reductions) == {"sum"}
+        if sums and self.function.loss_fn is None:
+            shares = np.ones(len(made))
+        else:
+            columns = counts / counts.sum(axis=0)
+            shares = columns[:, 0]
+            # Shares are ratios of counts in the analysis precision: equal to a few eps when they are equal.
+            if np.max(np.abs(columns - shares[:, None])) > 1e-5 * np.max(shares):
+                shares = examples / examples.sum()
+                self.notes.append(
+                    "the outputs' losses divide by different counts (masks or sample weights differ between "
+                    "outputs), so batches of the data-set Hessian were weighted by their examples"
+                )
+        return [
+            attrs.evolve(batch, data_weight=float(share), extra_weight=float(part))
+            for batch, share, part in zip(made, shares, examples / examples.sum(), strict=True)
+        ]
+
+
+def tensor_dtype(array: Array, dtype: str) -> str:
+    """Floating-point data take the analysis precision; integers and booleans keep theirs."""
+    return dtype if array.dtype.kind == "f" else str(array.dtype)
+
+
+def check_model(model: Any, *, needs_loss: bool) -> None:
+    """Refuses what is not a Keras model with something to analyse.
+
+    Raises:
+        ModelError: See above.
+    """
+    if not isinstance(model, keras.Model):
+        raise ModelError(f"expected a keras.Model (Keras 3), got {type(model).__module__}.{type(model).__name__}.")
+    if keras.backend.backend() != "tensorflow":
+        raise ModelError(
+            f"Keras runs on {keras.backend.backend()}; sdkeras needs the TensorFlow backend "
+            "(KERAS_BACKEND=tensorflow)."
+        )
+    if needs_loss and not getattr(model, "compiled", False):
+        raise ModelError(
+            "the model is not compiled, so its loss is unknown; compile it before saving, or give a loss and a "
+            "learning rate (--loss NAME --learning-rate F)."
+        )
+
+
+def _build(model: Any, source: batches.Source) -> None:
+    """Builds a subclassed model by one call on one sample."""
+    sample = tf.nest.pack_sequence_as(source.structure, [tf.constant(part) for part in source.take(slice(0, 1))])
+    try:
+        model(_plain(sample[0]), training=False)
+    except Exception as error:
+        raise DataError(f"the model cannot be called on the data: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,114 @@
+"""The same Keras model, loss included, in another floating-point precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from sdkeras.errors import ModelError
+
+_FLOATS = ("float16", "bfloat16", "float32", "float64", "mixed_float16", "mixed_bfloat16")
+
+
+def is_pure(model: Any, dtype: str) -> bool:
+    """Whether every layer computes, and every floating-point variable is stored, in this precision."""
+    return all(
+        layer.dtype_policy.name == dtype
+        for layer in model._flatten_layers()
+        if not isinstance(layer, keras.layers.InputLayer)
+    ) and all(keras.backend.standardize_dtype(variable.dtype) == dtype for variable in model.trainable_variables)
+
+
+def in_precision(model: Any, dtype: str) -> Any:
+    """A compiled copy of the model with every layer and loss in `dtype` and the same weights.
+
+    Layers and losses are rebuilt from their configurations: a loss object loaded from a file keeps float32
+    and would round a float64 gradient to 6e-8 otherwise.
+
+    Raises:
+        ModelError: The model or its loss has no working configuration, or something stays in another
+            precision.
+    """
+    try:
+        custom = {type(layer).__name__: type(layer) for layer in model._flatten_layers()}
+        with keras.saving.custom_object_scope(custom), _default_precision(dtype):
+            config = keras.saving.serialize_keras_object(model)
+            config.pop("compile_config", None)
+            clone = keras.saving.deserialize_keras_object(_rewritten(config, dtype), safe_mode=False)
+            if not clone.built and model.built:
+                clone.build(model.input_shape)
+            if getattr(model, "compiled", False):
+                weights = model.get_compile_config().get("loss_weights") if model._compile_config else None
+                clone.compile(optimizer="sgd", loss=_loss_in(model.loss, dtype), loss_weights=weights)
+    except Exception as error:  # user classes may raise anything when rebuilt
+        raise ModelError(
+            f"the model cannot be rebuilt in {dtype} from its configuration "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); give its custom "
+            "layers and losses a working get_config()."
+        ) from error
+    _copy_weights(model, clone)
+    if not is_pure(clone, dtype):
+        raise ModelError(f"some layers of the model stay in another precision than {dtype} when rebuilt.")
+    return clone
+
+
+class _default_precision:
+    """Keras' global default precision, set for a while; the compiled loss is made under it."""
+
+    def __init__(self, dtype: str) -> None:
+        self._dtype = dtype
+
+    def __enter__(self) -> None:
+        self._floatx = keras.config.floatx()
+        self._policy = keras.config.dtype_policy()
+        keras.config.set_floatx(self._dtype)
+        keras.config.set_dtype_policy(self._dtype)
+
+    def __exit__(self, *_: object) -> None:
+        keras.config.set_floatx(self._floatx)
+        keras.config.set_dtype_policy(self._policy)
+
+
+def default_precision(dtype: str) -> Any:
+    """Context in which Keras makes new layers and losses in `dtype`."""
+    return _default_precision(dtype)
+
+
+def _rewritten(config: Any, dtype: str) -> Any:
+    if isinstance(config, dict):
+        if config.get("class_name") == "DTypePolicy":
+            return {**config, "config": {"name": dtype}}
+        return {
+            key: dtype if key == "dtype" and value in _FLOATS else _rewritten(value, dtype)
+            for key, value in config.items()
+        }
+    if isinstance(config, (list, tuple)):
+        return type(config)(_rewritten(item, dtype) for item in config)
+    return config
+
+
+def _loss_in(loss: Any, dtype: str) -> Any:
+    if isinstance(loss, dict):
+        return {name: _loss_in(part, dtype) for name, part in loss.items()}
+    if isinstance(loss, (list, tuple)):
+        return [_loss_in(part, dtype) for part in loss]
+    if isinstance(loss, keras.losses.Loss):
+        rebuilt = type(loss).from_config(loss.get_config())
+        if keras.backend.standardize_dtype(rebuilt.dtype) != dtype:
+            rebuilt = type(loss).from_config({**loss.get_config(), "dtype": dtype})
+        return rebuilt
+    return loss
+
+
+def _copy_weights(model: Any, clone: Any) -> None:
+    own, copied = _state(model), _state(clone)
+    if [tuple(v.shape) for v in own] != [tuple(v.shape) for v in copied]:
+        raise ModelError("the model rebuilt from its configuration has other variables than the model itself.")
+    for variable, copy in zip(own, copied, strict=True):
+        copy.assign(np.asarray(variable))
+
+
+def _state(model: Any) -> list[Any]:
+    return [*model.trainable_variables, *model.non_trainable_variables]

@@ -1,0 +1,147 @@
+"""The compiled Keras optimizer as the file has it: settings, and the preconditioner of the adaptive ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import numpy as np
+
+from sdkeras.errors import ModelError
+from sdkeras.operators.base import Array
+from sdkeras.operators.layout import Layout
+
+
+# Optimizers whose step with a frozen second moment is preconditioned gradient descent (with momentum).
+ADAPTIVE = ("Adam", "AdamW", "RMSprop")
+
+
+@attrs.frozen
+class OptimizerSettings:
+    """What a training step needs to know, read from a Keras optimizer.
+
+    Attributes:
+        name: Class name, for example 'SGD' or 'AdamW'.
+        learning_rate: At the stored step, schedules evaluated; None if it could not be read.
+        momentum: SGD's and RMSprop's momentum, Adam's beta_1; None where there is none.
+        nesterov: Whether SGD's momentum is Nesterov's.
+        weight_decay: Decoupled decay; 0 where none is set.
+        iterations: Steps taken.
+        notes: What makes the real step differ from the analysed one (clipping, averaging, ...), in words.
+    """
+
+    name: str
+    learning_rate: float | None
+    momentum: float | None
+    nesterov: bool
+    weight_decay: float
+    iterations: int
+    notes: tuple[tuple[str, str], ...] = ()
+
+
+def _inner(optimizer: Any) -> Any:
+    """The optimizer under a loss-scaling wrapper."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def read_settings(optimizer: Any) -> OptimizerSettings | None:
+    """Settings of a Keras optimizer, or None for no optimizer."""
+    if optimizer is None:
+        return None
+    optimizer = _inner(optimizer)
+    name = type(optimizer).__name__
+    try:
+        rate: float | None = float(np.asarray(optimizer.learning_rate))
+    except (AttributeError, TypeError, ValueError):
+        rate = None
+    momentum = getattr(optimizer, "momentum", getattr(optimizer, "beta_1", None))
+    decay = getattr(optimizer, "weight_decay", None)
+    return OptimizerSettings(
+        name=name,
+        learning_rate=rate,
+        momentum=None if momentum is None else float(momentum),
+        nesterov=bool(getattr(optimizer, "nesterov", False)),
+        weight_decay=float(decay or 0.0),
+        iterations=int(np.asarray(optimizer.iterations)),
+        notes=_notes(optimizer),
+    )
+
+
+def _notes(optimizer: Any) -> tuple[tuple[str, str], ...]:
+    notes = []
+    for field in ("clipnorm", "clipvalue", "global_clipnorm"):
+        value = getattr(optimizer, field, None)
+        if value:
+            notes.append(
+                (
+                    "clipping",
+                    f"the optimizer clips gradients ({field}={value:g}); the analysed step does not, so the answer "
+                    "holds where gradients are below the limit.",
+                )
+            )
+    if getattr(optimizer, "use_ema", False):
+        notes.append(
+            (
+                "averaged-weights",
+                f"the optimizer averages weights (ema_momentum={optimizer.ema_momentum:g}); fit leaves averaged "
+                "weights in the model, which are off the trajectory.",
+            )
+        )
+    steps = getattr(optimizer, "gradient_accumulation_steps", None)
+    if steps:
+        notes.append(
+            (
+                "gradient-accumulation",
+                f"the optimizer accumulates {steps} batches for one update; give the effective batch size "
+                "(--batch-size) to analyse the update.",
+            )
+        )
+    return tuple(notes)
+
+
+def preconditioner(model: Any, layout: Layout) -> Array | None:
+    """The diagonal P of an adaptive optimizer at its stored slots, flat in the layout's order, float64.
+
+    With P frozen one step is w - eta * P^-1 m. This is the P of the last step taken, t = iterations:
+    Adam and AdamW (sqrt(v) + eps)(1 - beta1^t) / sqrt(1 - beta2^t) (amsgrad: v_hat); RMSprop
+    sqrt(v + eps), centered: sqrt(v - gbar^2 + eps).
+
+    Returns:
+        P, or None for an optimizer without a preconditioner of this form, or one that has taken no step.
+
+    Raises:
+        ModelError: The slots do not fit the model's variables.
+    """
+    optimizer = _inner(model.optimizer)
+    name = type(optimizer).__name__
+    t = 0 if optimizer is None else int(np.asarray(optimizer.iterations))
+    if name not in ADAPTIVE or not optimizer.built or t == 0:
+        return None
+    second = _flat(optimizer, "_velocities", layout)
+    if name == "RMSprop":
+        if optimizer.centered:
+            second = second - _flat(optimizer, "_average_gradients", layout) ** 2
+        return np.sqrt(np.maximum(second, 0.0) + optimizer.epsilon)
+    if optimizer.amsgrad:
+        second = _flat(optimizer, "_velocity_hats", layout)
+    correction = (1.0 - optimizer.beta_1**t) / np.sqrt(1.0 - optimizer.beta_2**t)
+    diagonal: Array = (np.sqrt(second) + optimizer.epsilon) * correction
+    return diagonal
+
+
+def _flat(optimizer: Any, slots: str, layout: Layout) -> Array:
+    """One slot of each analysed variable, end to end."""
+    variables = getattr(optimizer, slots, None)
+    if not variables:
+        raise ModelError(f"the optimizer {type(optimizer).__name__} has no slots {slots}.")
+    owners = [str(variable.path) for variable in optimizer._trainable_variables]
+    by_owner = dict(zip(owners, variables, strict=True))
+    missing = [name for name in layout.names if name not in by_owner]
+    if missing:
+        raise ModelError(
+            f"the optimizer in the file has no state for {missing[0]}; it was built for other variables."
+        )
+    parts = [np.asarray(by_owner[name], dtype=np.float64) for name in layout.names]
+    if [part.shape for part in parts] != list(layout.shapes):
+        raise ModelError("the optimizer's slots have other shapes than the model's variables.")
+    return layout.flatten(parts, np.float64)

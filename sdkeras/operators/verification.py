@@ -1,0 +1,278 @@
+"""Is the operator the Hessian of its loss? Checks that do not rest on second derivatives.
+
+Products are compared with central differences of the gradient (TensorFlow's first derivatives are right where
+its second ones are not), in a float64 clone of the model where one can be made: there the differences agree to
+1e-9, so that 1e-5 separates right from wrong. In float32 they are noisy, and the best of several steps counts.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import keras
+import numpy as np
+import tensorflow as tf
+
+from sdkeras.errors import ModelError, VerificationError
+from sdkeras.operators import autodiff, precision
+from sdkeras.operators.base import Array
+from sdkeras.records import Verification
+
+if TYPE_CHECKING:
+    from sdkeras.operators.loss import Batch, EmpiricalLoss
+
+_NUM_DIRECTIONS = 3
+_ALLOWED = {"float64": 1e-5, "float32": 1e-2}
+_STEPS = {"float64": (1e-4,), "float32": (3e-2, 1e-2, 3e-3, 1e-3)}
+# The products' own rounding is 3e-7..1e-6 in float32; scalar products of random vectors average it out.
+_ALLOWED_ASYMMETRY = {"float64": 1e-9, "float32": 1e-4}
+# Bit-equal on most devices; parallel reductions may reorder sums.
+_ALLOWED_DRIFT = {"float64": 1e-12, "float32": 1e-5}
+
+
+def verified(loss: EmpiricalLoss, engine: Any, allow_unverified: bool) -> Verification:
+    """Checks the engine once (the result is kept with it) and refuses one that is wrong.
+
+    Raises:
+        VerificationError: A check failed and `allow_unverified` is False.
+    """
+    if engine.verification is None:
+        engine.verification = _verify(loss, engine)
+    result: Verification = engine.verification
+    if not result.passed:
+        message = _failure(loss, result)
+        if not allow_unverified:
+            raise VerificationError(message)
+        warnings.warn(message, stacklevel=3)
+    return result
+
+
+def _verify(loss: EmpiricalLoss, engine: Any) -> Verification:
+    batch = attrs.evolve(loss.batches[0], data_weight=1.0, extra_weight=1.0)
+    generator = np.random.default_rng([loss.seed, 4])
+    directions = [generator.standard_normal(engine.size).astype(engine.dtype) for _ in range(_NUM_DIRECTIONS)]
+    details = [f"{mode} was not available ({reason})" for mode, reason in engine.refused.items()]
+    products = [_product(engine, direction, batch) for direction in directions]
+
+    reference, reference_batch, reason = _reference(loss, engine, batch)
+    if reason:
+        details.append(reason)
+    if reference is not None:
+        if engine.mode == "finite-differences":  # the float32 product is what is in question
+            errors = [
+                _distance(product, _difference(reference, direction, reference_batch, _STEPS["float64"][0]))
+                for product, direction in zip(products, directions, strict=True)
+            ]
+            error, dtype, close = float(np.median(errors)), "float64", engine.dtype.name
+        else:
+            error, certain = _float64_error(reference, directions, reference_batch)
+            dtype = close = "float64"
+            if not certain:
+                reference = None
+                details.append("finite differences are not smooth enough in float64, so float32 decided")
+    if reference is None:
+        error, dtype = _float32_error(engine, directions, products, batch), engine.dtype.name
+        close = "float32"
+
+    forward = float(directions[0] @ products[1].astype(np.float64))
+    backward = float(directions[1] @ products[0].astype(np.float64))
+    scale = max(np.linalg.norm(directions[0]) * np.linalg.norm(products[1]), np.finfo(np.float64).tiny)
+    asymmetry = abs(forward - backward) / float(scale)
+    drift = _distance(products[0], _product(engine, directions[0], batch))
+    rounding = _rounding_error(loss, engine, reference, directions, products, batch, reference_batch)
+    if reference is not None and reference is not engine:
+        engine.num_products += reference.num_products
+    own = engine.dtype.name
+    passed = (
+        error < _ALLOWED[close]
+        and asymmetry < (_ALLOWED_ASYMMETRY[own] if engine.mode != "finite-differences" else _ALLOWED["float32"])
+        and drift < _ALLOWED_DRIFT[own]
+    )
+    return Verification(
+        mode=engine.mode,
+        finite_difference_error=error,
+        finite_difference_dtype=dtype,
+        hvp_relative_error=rounding,
+        symmetry_error=asymmetry,
+        repeatability_error=drift,
+        passed=bool(passed),
+        details="; ".join(details),
+    )
+
+
+def _product(engine: Any, direction: Array, batch: Batch) -> Array:
+    product = engine.product(engine.point, tf.constant(direction, engine.dtype), batch).numpy()
+    return autodiff.finite(product, "a Hessian-vector product")
+
+
+def _difference(engine: Any, direction: Array, batch: Batch, step: float) -> Array:
+    """Central difference of the gradient along the direction, over a step of this length."""
+    vector = tf.constant(direction, engine.dtype)
+    scale = tf.constant(step / float(np.linalg.norm(direction)), engine.dtype)
+    ahead = engine.gradient(engine.point + scale * vector, batch).numpy().astype(np.float64)
+    behind = engine.gradient(engine.point - scale * vector, batch).numpy().astype(np.float64)
+    return autodiff.finite((ahead - behind) / (2 * float(scale)), "a difference of gradients")
+
+
+def _distance(first: Array, second: Array) -> float:
+    """|a - b| / max(|a|, |b|); 0 if both vanish."""
+    scale = max(float(np.linalg.norm(first)), float(np.linalg.norm(second)))
+    difference = float(np.linalg.norm(np.asarray(first, np.float64) - np.asarray(second, np.float64)))
+    return difference / scale if scale > 0 else 0.0
+
+
+def _reference(loss: EmpiricalLoss, engine: Any, batch: Batch) -> tuple[Any, Batch, str]:
+    """A float64 engine of the same loss, its batch, and why there is none."""
+    if engine.dtype == np.float64:
+        return engine, batch, ""
+    function = loss.function
+    try:
+        clone = precision.in_precision(function.model, "float64")
+        from sdkeras.operators.loss import BatchLoss
+
+        twin = BatchLoss(
+            clone,
+            function.structure,
+            training=function.training,
+            params=function.params,
+            dtype="float64",
+            loss_fn=function.loss_fn,
+        )
+        tensors = tuple(tf.cast(part, tf.float64) if part.dtype.is_floating else part for part in batch.tensors)
+        doubled = attrs.evolve(batch, tensors=tensors)
+        specs = [tf.TensorSpec([None, *part.shape[1:]], part.dtype) for part in tensors]
+        mode = "auto" if engine.mode == "finite-differences" else engine.mode
+        reference = autodiff.Engine(twin, specs).with_products(mode)
+        single, double = (float(e.evaluate(e.point, b)[0]) for e, b in ((engine, batch), (reference, doubled)))
+        # The same function up to rounding; dropout masks differ between precisions, so the values may.
+        if not _random(function) and abs(single - double) > 1e-3 * max(abs(single), abs(double)):
+            raise ModelError(f"its float64 clone has another loss ({double:.6g} instead of {single:.6g}).")
+    except Exception as error:  # whatever a user's layer raises in float64 only costs the sharper check
+        text = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        return None, batch, f"no float64 clone ({text})"
+    return reference, doubled, ""
+
+
+def _random(function: Any) -> bool:
+    return bool(function.training and function.num_seeds)
+
+
+def _float64_error(reference: Any, directions: list[Array], batch: Batch) -> tuple[float, bool]:
+    """Median error of float64 products against differences, and whether the differences can be trusted."""
+    step = _STEPS["float64"][0]
+    errors, noise = [], []
+    for direction in directions:
+        product = _product(reference, direction, batch)
+        near = _difference(reference, direction, batch, step)
+        errors.append(_distance(product, near))
+        if errors[-1] >= _ALLOWED["float64"]:
+            noise.append(_distance(near, _difference(reference, direction, batch, step / 4)))
+    error = float(np.median(errors))
+    # Differences that disagree among themselves as much as with the product say nothing (float32 inside a
+    # custom layer, a kink on the way).
+    certain = error < _ALLOWED["float64"] or float(np.median(noise)) < error / 3
+    return error, certain
+
+
+def _float32_error(engine: Any, directions: list[Array], products: list[Array], batch: Batch) -> float:
+    """The best step's error per direction; the median, so that 2 of 3 directions must pass."""
+    best = [
+        min(_distance(product, _difference(engine, direction, batch, step)) for step in _STEPS["float32"])
+        for direction, product in zip(directions, products, strict=True)
+    ]
+    return float(np.median(best))
+
+
+def _rounding_error(
+    loss: EmpiricalLoss,
+    engine: Any,
+    reference: Any,
+    directions: list[Array],
+    products: list[Array],
+    batch: Batch,
+    reference_batch: Batch,
+) -> float:
+    """What rounding costs a product, relative to its norm."""
+    eps = float(np.finfo(engine.dtype).eps)
+    if engine.dtype == np.float64:
+        return eps
+    if reference is not None and not _random(loss.function):
+        exact = [_product(reference, direction, reference_batch) for direction in directions]
+        return max(
+            eps,
+            float(np.median([_distance(one, other) for one, other in zip(products, exact, strict=True)])),
+        )
+    # No float64 product of the same function: perturb every weight by one rounding instead, which is what
+    # evaluating in float32 amounts to (backward error).
+    generator = np.random.default_rng([loss.seed, 5])
+    noise = 1.0 + eps * generator.uniform(-1, 1, engine.size).astype(np.float32)
+    vector = tf.constant(directions[0], engine.dtype)
+    moved = engine.product(engine.point * noise, vector, batch).numpy()
+    return max(eps, _distance(products[0], moved))
+
+
+def _failure(loss: EmpiricalLoss, result: Verification) -> str:
+    if (
+        result.finite_difference_error
+        >= _ALLOWED["float32" if result.mode == "finite-differences" else result.finite_difference_dtype]
+    ):
+        faults = suspects(loss.function.model)
+        where = f" Layers at fault: {', '.join(faults)}." if faults else ""
+        return (
+            f"the operator failed its verification: {result.mode} products differ from finite differences of the "
+            f"gradient by {result.finite_difference_error:.2g} of their norm (checked in "
+            f"{result.finite_difference_dtype}).{where} TensorFlow's second derivatives are wrong for this model; "
+            "use product mode finite-differences with dtype float64, analyse a model without these layers, or "
+            "allow an unverified operator."
+        )
+    return (
+        f"the operator failed its verification: symmetry error {result.symmetry_error:.2g}, repeatability error "
+        f"{result.repeatability_error:.2g}; something in the model is random or changes between two products. "
+        "Analyse in inference mode, or allow an unverified operator."
+    )
+
+
+def suspects(model: Any) -> list[str]:
+    """Layers whose own second derivative disagrees with finite differences, as 'Type (name)'.
+
+    Each layer of a functional model is tried alone on random input, in float64.
+    """
+    try:
+        clone = precision.in_precision(model, "float64")
+    except ModelError:
+        return []
+    found = []
+    for layer in clone._flatten_layers(include_self=False):
+        try:
+            shape = [2 if side is None else int(side) for side in layer.input.shape]
+            if _layer_is_wrong(layer, shape):
+                found.append(f"{type(layer).__name__} ({layer.name})")
+        except Exception:  # no single input, integer input, no second derivative: nothing to say of it
+            continue
+    return found
+
+
+def _layer_is_wrong(layer: Any, shape: list[int]) -> bool:
+    generator = np.random.default_rng(0)
+    x = tf.constant(generator.standard_normal(shape))
+    v = tf.constant(generator.standard_normal(shape))
+    target = tf.constant(generator.standard_normal(layer(x).shape))
+
+    def gradient(at: Any) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch(at)
+            with keras.StatelessScope():
+                value = tf.reduce_sum(tf.square(layer(at) - target))
+        return tape.gradient(value, at)
+
+    with autodiff.exact_moments():
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            slope = gradient(x)
+        none = tf.UnconnectedGradients.ZERO
+        product = tape.gradient(slope, x, output_gradients=v, unconnected_gradients=none).numpy()
+        step = _STEPS["float64"][0] / float(tf.norm(v))
+        difference = (gradient(x + step * v) - gradient(x - step * v)).numpy() / (2 * step)
+    return _distance(product, difference) > _ALLOWED["float64"]
