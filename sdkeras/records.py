@@ -73,9 +73,7 @@ class Eigenpairs:
     """
 
     values: FloatArray = attrs.field(converter=_float_array, validator=[_vector, _finite], eq=_ARRAYS_EQUAL)
-    residuals: FloatArray = attrs.field(
-        converter=_float_array, validator=[_vector, _finite], eq=_ARRAYS_EQUAL
-    )
+    residuals: FloatArray = attrs.field(converter=_float_array, validator=[_vector, _finite], eq=_ARRAYS_EQUAL)
     converged: BoolArray = attrs.field(converter=_bool_array, eq=_ARRAYS_EQUAL)
     num_matvecs: int = attrs.field(validator=attrs.validators.ge(0))
     seed: int
@@ -85,9 +83,7 @@ class Eigenpairs:
         _same_length(self, "values", "residuals", "converged")
         if np.any(np.diff(self.values) > 0):
             raise ValueError("Eigenpairs.values must be sorted, largest first.")
-        if self.vectors is not None and (
-            np.ndim(self.vectors) != 2 or np.shape(self.vectors)[1] != len(self.values)
-        ):
+        if self.vectors is not None and (np.ndim(self.vectors) != 2 or np.shape(self.vectors)[1] != len(self.values)):
             raise ValueError(
                 f"Eigenpairs.vectors has shape {np.shape(self.vectors)}, expected [n, {len(self.values)}]."
             )
@@ -190,9 +186,7 @@ class SingularValues:
         seed: Seed of the start vector.
     """
 
-    log_values: FloatArray = attrs.field(
-        converter=_float_array, validator=[_vector, _finite], eq=_ARRAYS_EQUAL
-    )
+    log_values: FloatArray = attrs.field(converter=_float_array, validator=[_vector, _finite], eq=_ARRAYS_EQUAL)
     weights: FloatArray = attrs.field(converter=_float_array, validator=[_vector, _finite], eq=_ARRAYS_EQUAL)
     num_matvecs: int = attrs.field(validator=attrs.validators.ge(0))
     seed: int

@@ -102,9 +102,7 @@ def _load(kind: str, entry: importlib.metadata.EntryPoint) -> type[Any]:
         raise PluginError(f"{who} cannot be loaded: {type(error).__name__}: {error}") from error
     declaration = getattr(cls, "__sdkeras__", None)
     if declaration is None:
-        raise PluginError(
-            f"{who}: {entry.value} is not declared with @sdkeras.{kind}_estimator('{entry.name}')."
-        )
+        raise PluginError(f"{who}: {entry.value} is not declared with @sdkeras.{kind}_estimator('{entry.name}').")
     if (declaration.kind, declaration.name) != (kind, entry.name):
         raise PluginError(
             f"{who}: {entry.value} declares {declaration.kind} '{declaration.name}'; the entry point's "

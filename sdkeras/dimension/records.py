@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
 import numpy as np
 
@@ -10,11 +12,8 @@ from sdkeras.records import FloatArray
 _ARRAYS_EQUAL = attrs.cmp_using(eq=lambda a, b: np.array_equal(a, b, equal_nan=True))
 
 
-def _interval(value: object) -> tuple[float, float] | None:
-    if value is None:
-        return None
-    low, high = value  # type: ignore[misc]
-    return float(low), float(high)
+def _interval(value: Any) -> tuple[float, float] | None:
+    return None if value is None else (float(value[0]), float(value[1]))
 
 
 @attrs.frozen
@@ -39,7 +38,8 @@ class SharpnessDimension:
         expansion_negative_curvature: Its part from negative curvature.
         expansion_unstable: Its part from eigenvalues above the optimizer's own stability threshold.
         neutral_mass: n0, the mass with |z| < 1e-3 |t*|.
-        margin: E+/n0: what the mean of the neutral exponents would have to be wrong by to change the answer.
+        margin: E+/n0: what the mean of the neutral exponents would have to be wrong by to change the answer;
+            None where neutral_mass is 0 (the margin is infinite) or None.
         resolution: rho = eta * (alpha_max - alpha_min) / |t*|; the steps needed grow with its root.
         map: The map whose Jacobian was analysed.
         coordinates: The coordinates its singular values refer to.

@@ -121,9 +121,7 @@ class Engine:
 
     def _traced(self, graph: Any, *leading: Any) -> Any:
         with exact_moments():
-            return tf.function(graph, jit_compile=False, autograph=False).get_concrete_function(
-                *leading, *self._specs
-            )
+            return tf.function(graph, jit_compile=False, autograph=False).get_concrete_function(*leading, *self._specs)
 
     def _build_product(self, product_mode: str) -> None:
         if product_mode != "auto" and product_mode not in PRODUCT_MODES:

@@ -98,8 +98,7 @@ class Source:
             return [self.take(slice(None))]
         order = generator.permutation(self.num_samples)[:count]
         return [
-            self.take(np.sort(order[start : start + self.batch_size]))
-            for start in range(0, count, self.batch_size)
+            self.take(np.sort(order[start : start + self.batch_size])) for start in range(0, count, self.batch_size)
         ]
 
 

@@ -93,9 +93,7 @@ class BatchLoss:
         x, y = _plain(batch[0]), _plain(batch[1])
         sample_weight = _plain(batch[2]) if len(batch) == 3 else None
         mapping = [*self._held, *zip(self._analysed, parts, strict=True)]
-        mapping += [
-            (state, tf.cast(seeds[position], state.dtype)) for position, state in enumerate(self._seed_states)
-        ]
+        mapping += [(state, tf.cast(seeds[position], state.dtype)) for position, state in enumerate(self._seed_states)]
         with precision.default_precision(self.dtype), keras.StatelessScope(mapping, collect_losses=True):
             if self.loss_fn is not None:
                 total = tf.convert_to_tensor(self.loss_fn(self.model, _plain(batch)))
@@ -118,9 +116,7 @@ class BatchLoss:
         return self.model(x, training=True) if self.training else self.model(x, training=False)
 
     def _compute_loss(self, x: Any, y: Any, outputs: Any, sample_weight: Any) -> Any:
-        return self.model._compute_loss(
-            x=x, y=y, y_pred=outputs, sample_weight=sample_weight, training=self.training
-        )
+        return self.model._compute_loss(x=x, y=y, y_pred=outputs, sample_weight=sample_weight, training=self.training)
 
 
 def _plain(tree: Any) -> Any:
@@ -349,8 +345,7 @@ def check_model(model: Any, *, needs_loss: bool) -> None:
         raise ModelError(f"expected a keras.Model (Keras 3), got {type(model).__module__}.{type(model).__name__}.")
     if keras.backend.backend() != "tensorflow":
         raise ModelError(
-            f"Keras runs on {keras.backend.backend()}; sdkeras needs the TensorFlow backend "
-            "(KERAS_BACKEND=tensorflow)."
+            f"Keras runs on {keras.backend.backend()}; sdkeras needs the TensorFlow backend (KERAS_BACKEND=tensorflow)."
         )
     if needs_loss and not getattr(model, "compiled", False):
         raise ModelError(

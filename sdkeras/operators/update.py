@@ -11,7 +11,6 @@ from sdkeras.errors import ModelError
 from sdkeras.operators.base import Array
 from sdkeras.operators.layout import Layout
 
-
 # Optimizers whose step with a frozen second moment is preconditioned gradient descent (with momentum).
 ADAPTIVE = ("Adam", "AdamW", "RMSprop")
 
@@ -75,8 +74,8 @@ def _notes(optimizer: Any) -> tuple[tuple[str, str], ...]:
             notes.append(
                 (
                     "clipping",
-                    f"the optimizer clips gradients ({field}={value:g}); the analysed step does not, so the answer "
-                    "holds where gradients are below the limit.",
+                    f"the optimizer clips gradients ({field}={value:g}); the analysed step does not, so the "
+                    "answer holds where gradients are below the limit.",
                 )
             )
     if getattr(optimizer, "use_ema", False):
@@ -99,6 +98,15 @@ def _notes(optimizer: Any) -> tuple[tuple[str, str], ...]:
     return tuple(notes)
 
 
+def excluded_from_decay(model: Any, layout: Layout) -> list[str]:
+    """Paths of the analysed variables that the optimizer's weight decay leaves out."""
+    optimizer = None if getattr(model, "optimizer", None) is None else _inner(model.optimizer)
+    if optimizer is None or not getattr(optimizer, "weight_decay", None):
+        return []
+    by_path = {str(variable.path): variable for variable in model.trainable_variables}
+    return [name for name in layout.names if name in by_path and not optimizer._use_weight_decay(by_path[name])]
+
+
 def preconditioner(model: Any, layout: Layout) -> Array | None:
     """The diagonal P of an adaptive optimizer at its stored slots, flat in the layout's order, float64.
 
@@ -112,16 +120,18 @@ def preconditioner(model: Any, layout: Layout) -> Array | None:
     Raises:
         ModelError: The slots do not fit the model's variables.
     """
+    if getattr(model, "optimizer", None) is None:
+        return None
     optimizer = _inner(model.optimizer)
-    name = type(optimizer).__name__
-    t = 0 if optimizer is None else int(np.asarray(optimizer.iterations))
+    name, t = type(optimizer).__name__, int(np.asarray(optimizer.iterations))
     if name not in ADAPTIVE or not optimizer.built or t == 0:
         return None
     second = _flat(optimizer, "_velocities", layout)
     if name == "RMSprop":
         if optimizer.centered:
             second = second - _flat(optimizer, "_average_gradients", layout) ** 2
-        return np.sqrt(np.maximum(second, 0.0) + optimizer.epsilon)
+        root: Array = np.sqrt(np.maximum(second, 0.0) + optimizer.epsilon)
+        return root
     if optimizer.amsgrad:
         second = _flat(optimizer, "_velocity_hats", layout)
     correction = (1.0 - optimizer.beta_1**t) / np.sqrt(1.0 - optimizer.beta_2**t)
@@ -138,9 +148,7 @@ def _flat(optimizer: Any, slots: str, layout: Layout) -> Array:
     by_owner = dict(zip(owners, variables, strict=True))
     missing = [name for name in layout.names if name not in by_owner]
     if missing:
-        raise ModelError(
-            f"the optimizer in the file has no state for {missing[0]}; it was built for other variables."
-        )
+        raise ModelError(f"the optimizer in the file has no state for {missing[0]}; it was built for other variables.")
     parts = [np.asarray(by_owner[name], dtype=np.float64) for name in layout.names]
     if [part.shape for part in parts] != list(layout.shapes):
         raise ModelError("the optimizer's slots have other shapes than the model's variables.")

@@ -1,0 +1,101 @@
+"""The exact spectrum of a small operator: every row by products, eigenvalues by LAPACK."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import numpy as np
+import scipy.linalg
+from numpy.typing import NDArray
+
+from sdkeras.errors import OperatorSizeError, SdkerasError
+from sdkeras.kinds import spectrum_estimator
+from sdkeras.memory import available_memory
+from sdkeras.operators.base import SymmetricOperator
+from sdkeras.records import FloatArray, Spectrum
+
+# Products in float32 are symmetric to about 1e-6 of the norm.
+_ALLOWED_ASYMMETRY = 1e-3
+
+
+@spectrum_estimator("exact")
+@attrs.frozen
+class Exact:
+    """All eigenvalues of the operator, to the rounding of its products.
+
+    Where the operator splits into a smaller one and a repeated eigenvalue (`SymmetricOperator.reduced`), only
+    the smaller one is made dense. Rows come from block products, eigenvalues from LAPACK in float64.
+
+    Attributes:
+        memory_gb: Refuse beyond this much memory; None means what the machine has free.
+        chunk: Rows made at once.
+        reduce: Use the splitting.
+    """
+
+    memory_gb: float | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.gt(0.0)))
+    chunk: int = attrs.field(default=64, validator=attrs.validators.ge(1))
+    reduce: bool = True
+
+    def estimate(self, source: SymmetricOperator, *, seed: int) -> Spectrum:
+        """The eigenvalues as nodes of weight 1, a repeated one as a single node.
+
+        Raises:
+            OperatorSizeError: The dense matrix would not fit the memory; found before any of it is made.
+            NonFiniteError: A product holds NaN or infinity.
+        """
+        reduction = source.reduced() if self.reduce else None
+        operator = source if reduction is None else reduction.operator
+        self._check_memory(operator.size, source.size)
+        values = _eigenvalues(_dense(operator, self.chunk))
+        weights = np.ones(len(values))
+        if reduction is not None and reduction.multiplicity > 0:
+            place = int(np.searchsorted(values, reduction.eigenvalue))
+            values = np.insert(values, place, reduction.eigenvalue)
+            weights = np.insert(weights, place, float(reduction.multiplicity))
+        return Spectrum(nodes=values, weights=weights, num_matvecs=operator.size, seed=seed, exact=True)
+
+    def _check_memory(self, size: int, full_size: int) -> None:
+        limit = available_memory() if self.memory_gb is None else int(self.memory_gb * 1e9)
+        needed = memory_needed(size)
+        if needed > limit:
+            raise OperatorSizeError(
+                f"an exact spectrum of {size} dimensions (of {full_size} parameters) needs {needed / 1e9:.1f} GB, "
+                f"and {limit / 1e9:.1f} GB may be used; take the slq estimator, fewer parameters (--params), or "
+                "more memory (--memory)."
+            )
+
+
+def memory_needed(size: int) -> int:
+    """Bytes at the peak: the float64 matrix, its transpose while it is symmetrised, LAPACK's workspace."""
+    return 8 * size * size * 2 + 8 * 64 * size
+
+
+def _dense(operator: SymmetricOperator, chunk: int) -> FloatArray:
+    """The operator as a symmetric float64 matrix.
+
+    Raises:
+        SdkerasError: Its products are not symmetric.
+    """
+    size = operator.size
+    matrix = np.empty((size, size))
+    for start in range(0, size, chunk):
+        stop = min(start + chunk, size)
+        identity: NDArray[Any] = np.zeros((size, stop - start), operator.dtype)
+        identity[np.arange(start, stop), np.arange(stop - start)] = 1
+        matrix[:, start:stop] = operator.matmat(identity)
+    scale = float(np.max(np.abs(matrix), initial=0.0))
+    asymmetry = float(np.max(np.abs(matrix - matrix.T), initial=0.0))
+    if asymmetry > _ALLOWED_ASYMMETRY * scale:
+        raise SdkerasError(
+            f"the operator is not symmetric: entries differ from their mirror images by {asymmetry:.2g}, the "
+            f"largest is {scale:.2g}; a Hessian is symmetric, so its products are wrong or not repeatable."
+        )
+    matrix += matrix.T
+    matrix *= 0.5
+    return matrix
+
+
+def _eigenvalues(matrix: FloatArray) -> FloatArray:
+    values: FloatArray = scipy.linalg.eigvalsh(matrix, overwrite_a=True, check_finite=False, driver="evd")
+    return values

@@ -1,0 +1,725 @@
+"""The analysis: joins loss, operators, estimators and dimension into one answer, or into a plan of it."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import attrs
+import keras
+import numpy as np
+import tensorflow as tf
+
+import sdkeras
+from sdkeras import loading, registry
+from sdkeras.dimension import stability
+from sdkeras.dimension.adaptive import AdaptiveSettings, Context, Outcome, estimate_sharpness_dimension
+from sdkeras.dimension.exponents import ExponentMap
+from sdkeras.dimension.records import EdgeOfStability, Warning
+from sdkeras.errors import ModelError, SdkerasError, UnknownEstimatorError
+from sdkeras.memory import available_memory, peak_memory
+from sdkeras.operators import batches, precision, update
+from sdkeras.operators.base import Array, DiagonallyScaledOperator
+from sdkeras.operators.hessian import HessianOperator
+from sdkeras.operators.loss import EmpiricalLoss, check_model
+from sdkeras.records import Eigenpairs, Progress, Spectrum, TraceEstimate
+from sdkeras.reporting.schema import (
+    Analysis,
+    DataInfo,
+    HessianSummary,
+    Measured,
+    ModelInfo,
+    OptimizerInfo,
+    Plan,
+    Provenance,
+    SpectrumSummary,
+)
+
+DEFAULT_SAMPLES = 4096
+MAPS = ("auto", "hessian")
+_DEFAULT_ESTIMATOR = "slq"
+_MIN_RUNS = 24
+# A Hessian-vector product takes about this many gradients (1.5-2.8 measured); plans only.
+_GRADIENTS_PER_PRODUCT = 2.5
+# Share of the machine's memory that Lanczos bases may take when no limit is given.
+_MEMORY_SHARE = 0.6
+_EIGEN_STEPS = 100
+# Fewer Lanczos steps than this do not resolve the ends of a spectrum; power iteration takes over.
+_FEWEST_EIGEN_STEPS = 16
+_MAX_NODES = 2000
+
+
+@attrs.frozen(kw_only=True)
+class Options:
+    """Everything `analyze` can be told; see there."""
+
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    loss: Any = None
+    params: str | None = None
+    samples: int = DEFAULT_SAMPLES
+    mode: str = "train"
+    map: str = "auto"
+    dtype: str = "float32"
+    product_mode: str = "auto"
+    estimators: tuple[str, ...] = ()
+    settings: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
+    exact: bool = False
+    exact_minibatches: int | None = None
+    tolerance: float = 0.05
+    max_hvps: int | None = None
+    time_limit: float | None = None
+    memory_gb: float | None = None
+    seed: int = 0
+    allow_unverified: bool = False
+    workers: int | None = None
+
+
+def analyze(
+    model: Any,
+    data: Any,
+    *,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    loss: Any = None,
+    params: str | None = None,
+    samples: int = DEFAULT_SAMPLES,
+    mode: str = "train",
+    map: str = "auto",
+    dtype: str = "float32",
+    product_mode: str = "auto",
+    estimators: Sequence[str] = (),
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    exact: bool = False,
+    exact_minibatches: int | None = None,
+    tolerance: float = 0.05,
+    max_hvps: int | None = None,
+    time_limit: float | None = None,
+    memory_gb: float | None = None,
+    seed: int = 0,
+    allow_unverified: bool = False,
+    workers: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Analysis:
+    """Hessian, edge of stability and sharpness dimension of a trained Keras model.
+
+    Args:
+        model: A `keras.Model`, compiled as it was trained.
+        data: (x, y[, sample_weight]), a batched `tf.data.Dataset`, or a `keras.utils.PyDataset`.
+        batch_size: That of training; default 32, or a dataset's own.
+        learning_rate: In place of the optimizer's.
+        loss: In place of the compiled one (needed for an uncompiled model).
+        params: Regular expression of the trainable variables to analyse; all by default.
+        samples: Random subset for the data-set Hessian. Minibatches are drawn from all the data.
+        mode: 'train' or 'inference'.
+        map: 'auto' takes the true Jacobian of plain SGD and |1 - eta alpha| for every other optimizer;
+            'hessian' takes |1 - eta alpha| always, as the paper does.
+        dtype: 'float32' or 'float64'.
+        product_mode: 'auto', 'reverse-over-reverse', 'forward-over-reverse' or 'finite-differences'.
+        estimators: Names of estimators: spectrum ones estimate SD, one after the other; an eigenpairs or
+            trace one replaces the default for the data-set Hessian. Default: slq, lanczos, randomized-trace.
+        settings: Fields of estimators by name, for example {"slq": {"num_steps": 80}}.
+        exact: Exact spectra of minibatches first (small models).
+        exact_minibatches: How many of them; adaptive by default.
+        tolerance: Half-width of SD's interval wanted, relative to the codimension.
+        max_hvps: Products at most in all, verification included; what must be done is done all the same.
+        time_limit: Seconds at most, likewise.
+        memory_gb: Memory for bases and dense matrices.
+        seed: Of everything random.
+        allow_unverified: Go on with an operator that failed its verification.
+        workers: Threads; default 1, or one per core where TensorFlow has one intra-op thread.
+        progress: Called now and then.
+
+    Returns:
+        The answer. After Ctrl-C during the runs, what the runs so far say, with `partial` set.
+
+    Raises:
+        SdkerasError: Unusable model, data or options; see its subclasses.
+    """
+    started = time.monotonic()
+    options = Options(
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        loss=loss,
+        params=params,
+        samples=samples,
+        mode=mode,
+        map=map,
+        dtype=dtype,
+        product_mode=product_mode,
+        estimators=tuple(estimators),
+        settings=settings or {},
+        exact=exact,
+        exact_minibatches=exact_minibatches,
+        tolerance=tolerance,
+        max_hvps=max_hvps,
+        time_limit=time_limit,
+        memory_gb=memory_gb,
+        seed=seed,
+        allow_unverified=allow_unverified,
+        workers=workers,
+    )
+    return _Analysis(model, data, options, progress, started).answer()
+
+
+def plan(model: Any, data: Any, **options: Any) -> Plan:
+    """What `analyze` would do with the same arguments, from one timed gradient; nothing else is computed."""
+    options.pop("progress", None)
+    options["estimators"] = tuple(options.get("estimators", ()))
+    options["settings"] = options.get("settings") or {}
+    return _Analysis(model, data, Options(**options), None, time.monotonic()).plan()
+
+
+class _Analysis:
+    """One analysis from its inputs to its answer; methods in the order in which they run."""
+
+    def __init__(
+        self,
+        model: Any,
+        data: Any,
+        options: Options,
+        progress: Callable[[Progress], None] | None,
+        started: float,
+    ) -> None:
+        self.options = options
+        self.started = started
+        self.progress = progress
+        self.warnings: list[Warning] = []
+        self.estimators = _by_kind(options)
+        _check_options(options)
+        self.optimizer = update.read_settings(getattr(model, "optimizer", None))
+        self.compiled_as = model
+        self.model = _with_loss(model, options)
+        self.rate, self.rate_source = self._learning_rate()
+        if isinstance(data, (tuple, list)) and len(data) in (2, 3):
+            loading.check_data(self.model, *data)
+        self.source = batches.as_source(
+            data,
+            batch_size=options.batch_size,
+            default_batch_size=batches.DEFAULT_BATCH_SIZE,
+            limit=options.samples,
+        )
+        self._tell("reading the model and the data")
+        self.loss = EmpiricalLoss(
+            self.model,
+            self.source,
+            mode=options.mode,
+            params=options.params,
+            dtype=options.dtype,
+            num_samples=options.samples,
+            seed=options.seed,
+        )
+        self.workers = _num_workers(options.workers)
+        self.decay = self.optimizer.weight_decay if self.optimizer else 0.0
+        self.exponents = self._map()
+        self.limits = None
+        if self.optimizer is not None:
+            self.limits = stability.thresholds(
+                self.optimizer.name,
+                self.rate,
+                momentum=self.optimizer.momentum,
+                nesterov=self.optimizer.nesterov,
+                weight_decay=self.decay,
+            )
+
+    # What is analysed
+
+    def _learning_rate(self) -> tuple[float, str]:
+        given = self.options.learning_rate
+        rate = given if given is not None else (self.optimizer.learning_rate if self.optimizer else None)
+        if rate is None:
+            raise ModelError("the learning rate is unknown; give it (--learning-rate F).")
+        if not (np.isfinite(rate) and rate > 0):
+            where = "given" if given is not None else "stored in the model (a schedule that has decayed?)"
+            raise ModelError(
+                f"the learning rate {where} is {rate:g}; a training step needs one that is positive and finite "
+                "(--learning-rate F)."
+            )
+        return float(rate), "given" if given is not None else "file"
+
+    def _map(self) -> ExponentMap:
+        optimizer = self.optimizer
+        plain = optimizer is not None and optimizer.name == "SGD" and not optimizer.momentum
+        if plain and self.options.map == "auto":
+            return ExponentMap("sgd", self.rate, self.decay)
+        if self.options.map == "auto":
+            name = "no optimizer is known" if optimizer is None else f"the optimizer is {_described(optimizer)}"
+            self._warn(
+                "hessian-map",
+                f"{name}; the map |1 - eta*alpha| of the Hessian was analysed, not the optimizer's own step.",
+            )
+        return ExponentMap("hessian", self.rate, 0.0)
+
+    # The work
+
+    def answer(self) -> Analysis:
+        options = self.options
+        self._tell("compiling and verifying the Hessian-vector product")
+        hessian = HessianOperator(
+            self.loss,
+            product_mode=options.product_mode,
+            allow_unverified=options.allow_unverified,
+            workers=self.workers,
+        )
+        self.hessian = hessian
+        self._note_findings()
+        pairs, trace = self._extremes(hessian), self._trace(hessian)
+        edge = self._edge(hessian, pairs)
+        outcomes, partial = self._dimensions(hessian)
+        first = outcomes[0] if outcomes else None
+        for outcome in outcomes:
+            self.warnings += [note for note in outcome.warnings if note not in self.warnings]
+        return Analysis(
+            provenance=self._provenance(),
+            model=self._model_info(),
+            data=DataInfo(self.source.num_samples, self.source.batch_size, self.loss.num_examples),
+            optimizer=self._optimizer_info(),
+            verification=hessian.verification,
+            hessian=_summary(pairs, trace),
+            sharpness_dimension=None if first is None else first.sharpness_dimension,
+            estimates=tuple(outcome.sharpness_dimension for outcome in outcomes),
+            rds_sharpness=None if first is None else first.rds_sharpness,
+            edge_of_stability=edge,
+            spectrum=None if first is None else _compressed(first.nodes, first.weights),
+            warnings=tuple(self.warnings),
+            partial=partial,
+        )
+
+    def _note_findings(self) -> None:
+        """Warnings about the model, the data and the optimizer that the numbers rest on."""
+        check = self.hessian.verification
+        if not check.passed:
+            self._warn(
+                "unverified",
+                f"the operator FAILED its verification (error {check.finite_difference_error:.2g} against finite "
+                f"differences, symmetry error {check.symmetry_error:.2g}) and was used all the same: no number here "
+                "can be trusted.",
+            )
+        if check.mode == "finite-differences" and self.options.dtype == "float32":
+            self._warn(
+                "finite-differences",
+                f"products are differences of float32 gradients, good to {check.finite_difference_error:.1g}; "
+                "analyse in float64 for better ones (--dtype float64).",
+            )
+        for note in self.loss.notes:
+            self._warn("data", f"{note}.")
+        unconnected = self.loss.engine(self.options.product_mode).unconnected
+        if unconnected:
+            self._warn(
+                "unconnected",
+                f"the loss does not depend on {', '.join(unconnected)}; these parameters count as flat directions.",
+            )
+        if type(self.model).train_step not in (keras.Model.train_step, keras.Sequential.train_step):
+            self._warn("train-step", "the model has its own train_step; compute_loss was analysed instead of it.")
+        if self.optimizer is not None:
+            self.warnings += [Warning(code, message) for code, message in self.optimizer.notes]
+            if self.decay and self.exponents.name == "hessian":
+                self._warn(
+                    "weight-decay-ignored",
+                    f"the weight decay {self.decay:g} of {self.optimizer.name} is not in the map |1 - eta*alpha|: "
+                    f"with it, neutral directions contract by {self.rate * self.decay:.2g} a step.",
+                )
+            excluded = update.excluded_from_decay(self.compiled_as, self.loss.layout)
+            if self.decay and excluded:
+                self._warn(
+                    "weight-decay-exclusions",
+                    f"the optimizer excludes {len(excluded)} variables from weight decay ({', '.join(excluded[:4])}); "
+                    "the analysis applies it to all.",
+                )
+
+    def _extremes(self, hessian: HessianOperator) -> Eigenpairs:
+        self._tell("largest and smallest eigenvalue of the data-set Hessian")
+        estimate: Eigenpairs = self._eigen_estimator(hessian.size).estimate(hessian, seed=self.options.seed)
+        return estimate
+
+    def _eigen_estimator(self, size: int) -> Any:
+        name = self.estimators["eigenpairs"]
+        own = dict(self.options.settings.get(name, {}))
+        steps = int(self._memory() // (4 * size * self.loss.dtype.itemsize))
+        if name == "lanczos" and steps < _FEWEST_EIGEN_STEPS:
+            return registry.get_estimator("eigenpairs", "power-iteration")(which="both", num_steps=50)
+        if name == "lanczos":
+            own.setdefault("num_steps", min(_EIGEN_STEPS, steps))
+        if name == "power-iteration":
+            own.setdefault("which", "both")
+        return _configured(registry.get_estimator("eigenpairs", name), own)
+
+    def _trace(self, hessian: HessianOperator) -> TraceEstimate:
+        self._tell("trace of the data-set Hessian")
+        name = self.estimators["trace"]
+        own = dict(self.options.settings.get(name, {}))
+        if name == "randomized-trace":
+            own.setdefault("tolerance", 0.02)
+        estimator = _configured(registry.get_estimator("trace", name), own)
+        estimate: TraceEstimate = estimator.estimate(hessian, seed=self.options.seed)
+        return estimate
+
+    def _edge(self, hessian: HessianOperator, pairs: Eigenpairs) -> EdgeOfStability:
+        optimizer, limits, reason = self.optimizer, self.limits, ""
+        sharpness: float | None = float(pairs.values[0])
+        operator = "H"
+        if limits is not None and limits.preconditioned:
+            operator = "P^-1/2 H P^-1/2"
+            diagonal = update.preconditioner(self.compiled_as, self.loss.layout)
+            if diagonal is None:
+                sharpness, reason = (
+                    None,
+                    "the optimizer in the file has taken no step, so it has no second moments",
+                )
+            else:
+                self._tell("largest eigenvalue of the preconditioned Hessian")
+                scaled = DiagonallyScaledOperator(hessian, 1.0 / np.sqrt(diagonal))
+                found = self._eigen_estimator(scaled.size).estimate(scaled, seed=self.options.seed)
+                sharpness = float(found.values[0])
+        batch, stderr = self._batch_sharpness(hessian)
+        threshold = None if limits is None else limits.upper
+        return EdgeOfStability(
+            operator=operator,
+            sharpness=sharpness,
+            threshold=threshold,
+            ratio=None if sharpness is None or threshold is None else sharpness / threshold,
+            batch_sharpness=batch,
+            batch_sharpness_stderr=stderr,
+            verdict=stability.verdict(
+                sharpness,
+                limits,
+                optimizer="an unknown optimizer" if optimizer is None else optimizer.name,
+                learning_rate=self.rate,
+                reason=reason,
+            ),
+        )
+
+    def _batch_sharpness(self, hessian: HessianOperator) -> tuple[float | None, float | None]:
+        """Mean over minibatches of g'Hg/|g|^2 (mean of ratios) and its standard error."""
+        self._tell("batch sharpness")
+        ratios = []
+        for index in range(_MIN_RUNS):
+            view = hessian.on_minibatch(index)
+            gradient = view.gradient()
+            norm = float(np.linalg.norm(gradient))
+            if norm > 0:
+                direction = (gradient / norm).astype(view.dtype)
+                ratios.append(float(direction.astype(np.float64) @ view.matvec(direction)))
+        if not ratios:
+            return None, None
+        error = float(np.std(ratios, ddof=1) / np.sqrt(len(ratios))) if len(ratios) > 1 else None
+        return float(np.mean(ratios)), error
+
+    def _dimensions(self, hessian: HessianOperator) -> tuple[list[Outcome], bool]:
+        outcomes: list[Outcome] = []
+        for name in self.estimators["spectrum"]:
+            try:
+                outcomes.append(self._dimension(hessian, name))
+            except KeyboardInterrupt:
+                if not outcomes:
+                    raise
+                return outcomes, True
+            if outcomes[-1].interrupted:
+                return outcomes, True
+        return outcomes, False
+
+    def _dimension(self, hessian: HessianOperator, name: str) -> Outcome:
+        options = self.options
+        own = dict(options.settings.get(name, {}))
+        cls = registry.get_estimator("spectrum", name)
+        if name == "exact":
+            own.setdefault("memory_gb", self._memory() / 1e9)
+        estimator = _configured(cls, own)
+        num_steps = getattr(estimator, "num_steps", None)
+        workers = 1 if name == "exact" else self.workers
+        can_skip = "reorthogonalize" in attrs.fields_dict(cls)
+
+        def run(index: int, steps: int | None) -> Spectrum:
+            chosen = estimator if steps is None else attrs.evolve(estimator, num_steps=steps)
+            if can_skip and steps is not None and self._basis_bytes(steps) * workers > self._memory():
+                chosen = attrs.evolve(chosen, reorthogonalize=False)
+            seed = int(np.random.SeedSequence([options.seed, index]).generate_state(1)[0])
+            spectrum: Spectrum = chosen.estimate(hessian.on_minibatch(index), seed=seed)
+            return spectrum
+
+        if can_skip and num_steps is not None and self._basis_bytes(num_steps) * workers > self._memory():
+            self._warn(
+                "no-reorthogonalisation",
+                f"{workers} Lanczos bases of {num_steps} x {hessian.size} do not fit {self._memory() / 1e9:.1f} GB: "
+                "the runs do without reorthogonalisation and without mass correction.",
+            )
+        spent = hessian.num_products
+        settings = AdaptiveSettings(
+            tolerance=options.tolerance,
+            min_runs=_MIN_RUNS,
+            fixed_runs=options.exact_minibatches if name == "exact" else None,
+            max_hvps=None if options.max_hvps is None else max(0, options.max_hvps - spent),
+            deadline=None if options.time_limit is None else self.started + options.time_limit,
+            group=workers,
+        )
+        context = Context(
+            size=hessian.size,
+            exponents=self.exponents,
+            unstable_above=self._unstable_above(),
+            ignored_decay=self.decay - self.exponents.weight_decay,
+            product_error=hessian.verification.hvp_relative_error,
+            estimator=name,
+        )
+
+        def report(step: Progress) -> None:
+            if self.progress is not None:
+                self.progress(attrs.evolve(step, num_hvps=hessian.num_products))
+
+        pool = ThreadPoolExecutor(workers)
+        try:
+            return estimate_sharpness_dimension(
+                run,
+                context,
+                settings,
+                num_steps=num_steps,
+                mapper=pool.map if workers > 1 else _in_order,
+                progress=report,
+            )
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _unstable_above(self) -> float | None:
+        """The upper threshold where it is one for the Hessian's own eigenvalues."""
+        return self.limits.upper if self.limits is not None and not self.limits.preconditioned else None
+
+    # The plan
+
+    def plan(self) -> Plan:
+        engine = self.loss._gradients
+        batch = self.loss.minibatch(0)
+        before = peak_memory()
+        engine.gradient(engine.point, batch).numpy()
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            engine.gradient(engine.point, batch).numpy()
+            times.append(time.perf_counter() - start)
+        gradient = min(times)
+        activations = max(0, peak_memory() - before)
+        name = self.estimators["spectrum"][0]
+        num_batches, size = len(self.loss.batches), self.loss.size
+        steps: int | None = None
+        fields = attrs.fields_dict(registry.get_estimator("spectrum", name))
+        if "num_steps" in fields:
+            own = self.options.settings.get(name, {})
+            steps = min(int(own.get("num_steps", fields["num_steps"].default)), size)
+        runs = (self.options.exact_minibatches or _MIN_RUNS) if name == "exact" else _MIN_RUNS
+        per_run = size if steps is None else steps
+        # Verification makes about ten products; eigenpairs and trace take about 40 + 32 on every batch.
+        products = 10 + 72 * num_batches + _MIN_RUNS + runs * per_run
+        if self.limits is not None and self.limits.preconditioned:
+            products += 40 * num_batches
+        basis = self._basis_bytes(steps) * self.workers if steps is not None else 16 * size * size
+        if steps is not None and basis > self._memory():
+            basis = 4 * size * self.loss.dtype.itemsize * self.workers
+        memory = peak_memory() + basis + self.workers * (3 * activations + 8 * size * self.loss.dtype.itemsize)
+        return Plan(
+            num_parameters=size,
+            state_size=size,
+            map=self.exponents.name,
+            num_batches=num_batches,
+            num_runs=runs,
+            num_steps=steps,
+            num_hvps=products,
+            peak_memory=int(memory),
+            seconds=products * gradient * _GRADIENTS_PER_PRODUCT / max(1, self.workers),
+            seconds_per_gradient=gradient,
+        )
+
+    # Pieces
+
+    def _tell(self, stage: str) -> None:
+        if self.progress is not None:
+            spent = self.hessian.num_products if hasattr(self, "hessian") else 0
+            self.progress(Progress(stage, spent))
+
+    def _warn(self, code: str, message: str) -> None:
+        self.warnings.append(Warning(code, message))
+
+    def _memory(self) -> float:
+        """Bytes that bases and dense matrices may take."""
+        if self.options.memory_gb is not None:
+            return self.options.memory_gb * 1e9
+        return _MEMORY_SHARE * available_memory()
+
+    def _basis_bytes(self, steps: int) -> int:
+        return steps * self.loss.size * self.loss.dtype.itemsize
+
+    def _model_info(self) -> ModelInfo:
+        trainable = self.model.trainable_variables
+        return ModelInfo(
+            name=str(self.model.name),
+            num_parameters=int(sum(np.prod(v.shape, dtype=np.int64) for v in trainable)),
+            num_trainable_analysed=self.loss.size,
+            mode=self.options.mode,
+            loss=_loss_name(self.model.loss),
+            unconnected=self.loss.engine(self.options.product_mode).unconnected,
+        )
+
+    def _optimizer_info(self) -> OptimizerInfo:
+        optimizer = self.optimizer
+        if optimizer is None:
+            return OptimizerInfo("unknown", self.rate, learning_rate_source=self.rate_source)
+        return OptimizerInfo(
+            name=optimizer.name,
+            learning_rate=self.rate,
+            momentum=optimizer.momentum,
+            weight_decay=optimizer.weight_decay,
+            iterations=optimizer.iterations,
+            nesterov=optimizer.nesterov,
+            learning_rate_source=self.rate_source,
+        )
+
+    def _provenance(self) -> Provenance:
+        return Provenance(
+            sdkeras=sdkeras.__version__,
+            tensorflow=str(tf.__version__),
+            keras=str(keras.__version__),
+            python=platform.python_version(),
+            device=_device(),
+            seed=self.options.seed,
+            dtype=self.options.dtype,
+            num_hvps=self.hessian.num_products,
+            seconds=time.monotonic() - self.started,
+            data_digest=self.source.digest(),
+            created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        )
+
+
+def _in_order(function: Callable[[int], Spectrum], indices: Iterable[int]) -> Iterable[Spectrum]:
+    return (function(index) for index in indices)
+
+
+def _described(optimizer: update.OptimizerSettings) -> str:
+    if optimizer.name == "SGD" and optimizer.momentum:
+        kind = "Nesterov momentum" if optimizer.nesterov else "momentum"
+        return f"SGD with {kind} {optimizer.momentum:g}"
+    return optimizer.name
+
+
+def _check_options(options: Options) -> None:
+    def refuse(what: str, value: Any, expected: str) -> None:
+        raise SdkerasError(f"{what} is {value!r}; it must be {expected}.")
+
+    for name in ("samples", "exact_minibatches", "max_hvps", "time_limit", "memory_gb", "workers"):
+        value = getattr(options, name)
+        if value is not None and not value > 0:
+            refuse(name, value, "positive")
+    if not 0 < options.tolerance < 1:
+        refuse("tolerance", options.tolerance, "between 0 and 1")
+    if options.map not in MAPS:
+        refuse("map", options.map, f"one of {', '.join(MAPS)}")
+    if options.seed < 0:
+        refuse("seed", options.seed, "0 or more")
+
+
+def _by_kind(options: Options) -> dict[str, Any]:
+    """The estimators to use: spectrum ones in order (exact first when asked for), one of each other kind."""
+    chosen: dict[str, Any] = {"spectrum": [], "eigenpairs": "lanczos", "trace": "randomized-trace"}
+    for name in options.estimators:
+        own = [kind for kind in registry.kinds_of(name) if kind in chosen]
+        if not own:
+            names = [name for kind in chosen for name in registry.names(kind)]
+            raise UnknownEstimatorError(registry.unknown_name(name, "", names))
+        registry.get_estimator(own[0], name)
+        if own[0] == "spectrum":
+            chosen["spectrum"].append(name)
+        else:
+            chosen[own[0]] = name
+    spectrum = [name for name in chosen["spectrum"] if name != "exact"]
+    exact = options.exact or options.exact_minibatches is not None or "exact" in chosen["spectrum"]
+    if not spectrum and "exact" not in chosen["spectrum"]:
+        spectrum = [_DEFAULT_ESTIMATOR]
+    chosen["spectrum"] = [*(["exact"] if exact else []), *spectrum]
+    used = {*chosen["spectrum"], chosen["eigenpairs"], chosen["trace"]}
+    for name in options.settings:
+        if name not in used:
+            raise SdkerasError(
+                f"settings were given for '{name}', which is not used here; used are: {', '.join(sorted(used))}."
+            )
+    return chosen
+
+
+def _configured(cls: type[Any], settings: Mapping[str, Any]) -> Any:
+    """An estimator with the given fields.
+
+    Raises:
+        SdkerasError: An unknown field, or a value its validator refuses.
+    """
+    try:
+        return cls(**settings)
+    except (TypeError, ValueError) as error:
+        fields = ", ".join(field.name for field in attrs.fields(cls)) or "none"
+        raise SdkerasError(f"settings of {cls.__name__}: {error.args[0]}; its fields are: {fields}.") from error
+
+
+def _with_loss(model: Any, options: Options) -> Any:
+    """The model, or a copy compiled with the loss that was given."""
+    check_model(model, needs_loss=options.loss is None)
+    if options.loss is None:
+        return model
+    copy = precision.in_precision(model, "float32" if options.dtype == "float32" else "float64")
+    try:
+        copy.compile(optimizer="sgd", loss=options.loss)
+        if isinstance(options.loss, str):
+            keras.losses.get(options.loss)
+    except ValueError as error:
+        raise ModelError(f"the loss {options.loss!r} is unknown to Keras; give one of keras.losses.") from error
+    return copy
+
+
+def _num_workers(asked: int | None) -> int:
+    if asked is not None:
+        return asked
+    return (os.cpu_count() or 1) if tf.config.threading.get_intra_op_parallelism_threads() == 1 else 1
+
+
+def _loss_name(loss: Any) -> str:
+    if isinstance(loss, str):
+        return loss
+    if isinstance(loss, dict):
+        return ", ".join(f"{name}: {_loss_name(part)}" for name, part in loss.items())
+    if isinstance(loss, (list, tuple)):
+        return ", ".join(_loss_name(part) for part in loss)
+    return str(getattr(loss, "name", None) or getattr(loss, "__name__", type(loss).__name__))
+
+
+def _summary(pairs: Eigenpairs, trace: TraceEstimate) -> HessianSummary:
+    def measured(position: int) -> Measured:
+        return Measured(
+            value=float(pairs.values[position]),
+            converged=bool(pairs.converged[position]),
+            residual=float(pairs.residuals[position]),
+        )
+
+    enough = trace.stderr <= 0.05 * abs(trace.value)
+    return HessianSummary(
+        largest=measured(0),
+        smallest=measured(-1),
+        trace=Measured(value=trace.value, converged=bool(enough), stderr=trace.stderr),
+    )
+
+
+def _compressed(nodes: Array, weights: Array) -> SpectrumSummary:
+    """At most 2,000 nodes: neighbours of about equal mass share are merged into their mean."""
+    if len(nodes) > _MAX_NODES:
+        edges = np.unique(np.linspace(0, len(nodes), _MAX_NODES + 1).astype(int)[:-1])
+        mass = np.add.reduceat(weights, edges)
+        moment = np.add.reduceat(weights * nodes, edges)
+        plain = np.add.reduceat(nodes, edges) / np.diff(np.append(edges, len(nodes)))
+        nodes = np.where(mass > 0, moment / np.where(mass > 0, mass, 1.0), plain)
+        weights = mass
+    return SpectrumSummary(np.asarray(nodes, np.float64), np.asarray(weights, np.float64))
+
+
+def _device() -> str:
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        details = tf.config.experimental.get_device_details(gpus[0])
+        return str(details.get("device_name", "GPU"))
+    return f"CPU ({platform.machine()})"

@@ -1,0 +1,276 @@
+"""Data as users keep them: NumPy files, folders of `tf.data.Dataset.save`, and functions of their own."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdkeras.errors import DataError
+from sdkeras.user_code import call_user_function, last_line
+
+Array = NDArray[Any]
+
+FORMS = (
+    "an .npz file (x, y or x_train, y_train), a pair X.npy,Y.npy, a folder written by tf.data.Dataset.save, or "
+    "module:callable"
+)
+_CALLABLE = re.compile(r"[^/\\:,]+:[A-Za-z_][\w.]*")
+_NPY_MAGIC = b"\x93NUMPY"
+# The first bytes of a zip archive, with files in it or without.
+_ZIP_MAGICS = (b"PK\x03\x04", b"PK\x05\x06")
+
+
+def load_data(spec: str) -> Any:
+    """Reads data from a file, a folder or the user's function; nothing is unpickled.
+
+    Args:
+        spec: One of
+            `FILE.npz`: arrays x and y, or x_train and y_train; optionally sample_weight. Several inputs or
+            targets are arrays named `x/NAME`, `y/NAME` and become dictionaries;
+            `X.npy,Y.npy` (or `X.npy,Y.npy,W.npy` with sample weights);
+            a folder written by `tf.data.Dataset.save`;
+            `module:callable`, see `sdkeras.user_code`: returns (x, y[, sample_weight]), a dictionary with the
+            keys of an .npz file, a `tf.data.Dataset` or a `keras.utils.PyDataset`.
+
+    Returns:
+        (x, y) or (x, y, sample_weight) of arrays (or structures of them), or the Dataset or PyDataset itself.
+
+    Raises:
+        DataError: Missing or unreadable, without the arrays expected, of unequal lengths, empty, not numeric,
+            or not finite. Batches of a Dataset are checked where they are read.
+    """
+    try:
+        path = Path(spec)
+        is_folder, exists = path.is_dir(), path.exists()
+    except (OSError, ValueError) as error:  # a name too long, a NUL in it
+        raise DataError(f"data {spec!r} cannot be opened: {last_line(error)}.") from error
+    if is_folder:
+        return _from_folder(path)
+    if path.suffix == ".npz":
+        return _from_npz(spec)
+    if path.suffix == ".npy":
+        return _from_npy(spec)
+    if _CALLABLE.fullmatch(spec) and not exists:
+        return _from_callable(spec)
+    if not exists:
+        raise DataError(f"data {spec!r} does not exist; give {FORMS}.")
+    raise DataError(f"data {spec!r} is of no kind that sdkeras reads; give {FORMS}.")
+
+
+def _from_npz(path: str) -> tuple[Any, ...]:
+    archive = _open(path, ".npz")
+    try:
+        with archive:
+            stored = _Archive(path, archive)
+            return _checked(f"{path!r}", _choose(f"{path!r}", stored))
+    except zipfile.BadZipFile as error:
+        raise _unreadable(path, last_line(error)) from error
+
+
+class _Archive(Mapping[str, Any]):
+    """The arrays of an .npz file, read one by one when asked for."""
+
+    def __init__(self, path: str, archive: Any) -> None:
+        self._path = path
+        self._archive = archive
+
+    def __getitem__(self, name: str) -> Any:
+        return _read(f"{self._path}' ('{name}')", lambda: self._archive[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._archive.files)
+
+    def __len__(self) -> int:
+        return len(self._archive.files)
+
+
+def _from_npy(spec: str) -> tuple[Any, ...]:
+    paths = spec.split(",")
+    if len(paths) not in (2, 3) or not all(path.endswith(".npy") for path in paths):
+        raise DataError(
+            f"data {spec!r}: inputs and targets are two files, X.npy,Y.npy, joined by a comma (a third one holds "
+            f"sample weights); got {len(paths)}."
+        )
+    arrays = [_open(path, ".npy") for path in paths]
+    return _checked(f"{spec!r}", arrays)
+
+
+def _open(path: str, kind: str) -> Any:
+    """An array from an .npy file, an archive from an .npz file."""
+    if not Path(path).is_file():
+        raise DataError(f"data file {path!r} does not exist; check the path.")
+    try:
+        with open(path, "rb") as stream:
+            start = stream.read(6)
+    except OSError as error:
+        raise DataError(f"data file {path!r} cannot be read: {last_line(error)}.") from error
+    if not start:
+        raise DataError(f"data file {path!r} is empty (0 bytes); write it again.")
+    if start.startswith(_ZIP_MAGICS if kind == ".npz" else _NPY_MAGIC):
+        return _read(f"{path}'", lambda: np.load(path, allow_pickle=False))
+    raise _unreadable(path, f"it does not begin as an {kind} file does; if it is a pickle, data are never unpickled")
+
+
+def _read(where: str, read: Callable[[], Any]) -> Any:
+    """What `read` returns, its failures told as the file's."""
+    try:
+        return read()
+    except Exception as error:
+        if "allow_pickle" in str(error):
+            raise DataError(
+                f"data file '{where} holds Python objects, and data are never unpickled, since that could run code; "
+                "store one numeric array per name (pad ragged rows, encode text as numbers)."
+            ) from error
+        raise _unreadable(where.rstrip("'"), last_line(error)) from error
+
+
+def _unreadable(path: str, why: str) -> DataError:
+    return DataError(
+        f"data file {path!r} is not readable as NumPy data ({why}); write it again, "
+        "numpy.savez(FILE, x=x, y=y) or numpy.save."
+    )
+
+
+def _choose(where: str, stored: Mapping[str, Any]) -> list[Any]:
+    """x, y and, if there, sample_weight; each an array, or a dictionary from keys such as x/NAME."""
+    names = [str(name) for name in stored]
+    for x, y in (("x", "y"), ("x_train", "y_train")):
+        wanted = [x, y, "sample_weight"]
+        found = [_field(stored, names, name) for name in wanted]
+        if found[0] is not None and found[1] is not None:
+            return [part for part in found if part is not None]
+    raise DataError(
+        f"data {where} holds the arrays {', '.join(sorted(names)) or '(none)'}, but x and y (or x_train and y_train) "
+        "are needed, and sample_weight if there is one; several inputs are x/NAME. Rename the arrays."
+    )
+
+
+def _field(stored: Mapping[str, Any], names: list[str], name: str) -> Any:
+    parts = {key[len(name) + 1 :]: stored[key] for key in names if key.startswith(f"{name}/")}
+    if name in names:
+        return stored[name]
+    return parts or None
+
+
+def _from_folder(path: Path) -> Any:
+    import tensorflow as tf
+
+    if not (path / "dataset_spec.pb").is_file():
+        if any(path.glob("*/snapshot.metadata")) or (path / "snapshot.metadata").is_file():
+            raise DataError(
+                f"folder {path!r} is a cache of Dataset.snapshot(), which cannot be read back; write the dataset with "
+                f"dataset.save('{path.name}-saved') and give that folder."
+            )
+        raise DataError(
+            f"folder {path!r} was not written by tf.data.Dataset.save (it has no dataset_spec.pb); write it with "
+            "dataset.save(FOLDER)."
+        )
+    failure: Exception | None = None
+    # The compression is not in the folder; reading the first element shows whether it was guessed right. The
+    # specification is a protocol buffer, which names tensor types and holds no code.
+    for compression in (None, "GZIP"):
+        try:
+            dataset = tf.data.Dataset.load(str(path), compression=compression, reader_func=_in_order)
+            empty = next(iter(dataset), None) is None
+        except Exception as error:
+            failure = failure or error
+            continue
+        if empty:
+            raise DataError(f"the dataset in folder {path!r} has 0 elements; save it again with data in it.")
+        return dataset
+    raise DataError(
+        f"folder {path!r} cannot be read as a saved dataset: {_first_line(failure)}; it is damaged or incomplete. "
+        "Write it again with dataset.save(FOLDER)."
+    ) from failure
+
+
+def _in_order(shards: Any) -> Any:
+    """Shards one after the other: the default interleaves as many as the machine has cores."""
+    return shards.flat_map(lambda shard: shard)
+
+
+def _first_line(error: Exception | None) -> str:
+    """TensorFlow's message without its node names and stack."""
+    text = re.sub(r"\{\{.*?\}\}", "", str(error)).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {' '.join(text.split())[:300]}"
+
+
+def _from_callable(spec: str) -> Any:
+    import keras
+    import tensorflow as tf
+
+    data = call_user_function(spec)
+    if isinstance(data, (tf.data.Dataset, keras.utils.PyDataset)):
+        return data
+    where = f"of {spec!r}"
+    if isinstance(data, Mapping):
+        return _checked(where, _choose(where, data))
+    if isinstance(data, (tuple, list)) and len(data) in (2, 3):
+        return _checked(where, [part for part in data if part is not None])
+    raise DataError(
+        f"data {where}: the callable returned {_described(data)}; it must return (x, y) or (x, y, sample_weight) "
+        "arrays, a tf.data.Dataset or a keras.utils.PyDataset."
+    )
+
+
+def _described(value: Any) -> str:
+    if value is None:
+        return "None"
+    shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
+    length = f" of length {len(value)}" if isinstance(value, (tuple, list)) else ""
+    return f"a {type(value).__name__}{shape}{length}"
+
+
+def _checked(where: str, parts: list[Any]) -> tuple[Any, ...]:
+    """The parts with NumPy leaves, each leaf numeric and finite, all of one length."""
+    if len(parts) < 2:
+        raise DataError(f"data {where} has no targets y; give x and y.")
+    lengths: dict[str, int] = {}
+    checked = tuple(
+        _check_part(where, name, part, lengths) for name, part in zip(("x", "y", "sample_weight"), parts, strict=False)
+    )
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise DataError(
+            f"data {where}: the arrays have different numbers of samples ({told}); their first axes must be equal."
+        )
+    if 0 in lengths.values():
+        raise DataError(f"data {where} has 0 samples; at least one is needed.")
+    return checked
+
+
+def _check_part(where: str, name: str, part: Any, lengths: dict[str, int]) -> Any:
+    """One of x, y, sample_weight; its leaves' lengths are entered in `lengths`."""
+    if isinstance(part, Mapping):
+        return {key: _check_part(where, f"{name}/{key}", value, lengths) for key, value in part.items()}
+    if isinstance(part, (tuple, list)) and any(hasattr(value, "shape") for value in part):
+        return tuple(_check_part(where, f"{name}[{i}]", value, lengths) for i, value in enumerate(part))
+    try:
+        array = np.asarray(part)
+    except Exception as error:
+        raise DataError(f"data {where}: {name} is no array ({last_line(error)}); give numbers.") from error
+    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+        raise DataError(
+            f"data {where}: {name} has dtype {array.dtype}; only booleans, integers and floats of up to 64 bits can "
+            "be analysed. Encode text, dates and categories as numbers, split complex ones into two."
+        )
+    if array.ndim == 0:
+        raise DataError(f"data {where}: {name} is a single number; its first axis must be the samples.")
+    lengths[name] = len(array)
+    if array.dtype.kind == "f":
+        finite = np.isfinite(array)
+        if not finite.all():
+            index = tuple(int(i) for i in np.unravel_index(int(np.argmin(finite)), array.shape))
+            raise DataError(
+                f"data {where}: {name} is {array[index]} at index {list(index)} (and {array.size - int(finite.sum())} "
+                f"of {array.size} entries are not finite); remove or replace such samples."
+            )
+    if name == "sample_weight" and array.size and not array.any():
+        raise DataError(f"data {where}: every sample_weight is 0, so the loss is undefined; weigh some samples.")
+    return array

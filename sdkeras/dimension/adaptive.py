@@ -1,0 +1,442 @@
+"""The sharpness dimension from independent runs: how many, how long, and with what interval.
+
+The loop sees no model: it is given a callable run(i, num_steps) -> Spectrum, run i being the spectrum of a
+fresh minibatch's Hessian as seen by a fresh probe.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+
+import attrs
+import numpy as np
+import scipy.stats
+
+from sdkeras.dimension import cautions, pooling
+from sdkeras.dimension.exponents import ExponentMap, rds_sharpness
+from sdkeras.dimension.records import RdsSharpness, SharpnessDimension, Warning
+from sdkeras.dimension.sharpness import Crossing, crossing
+from sdkeras.records import FloatArray, Progress, Spectrum
+
+Run = Callable[[int, int | None], Spectrum]
+Mapper = Callable[[Callable[[int], Spectrum], Iterable[int]], Iterable[Spectrum]]
+
+_CONFIDENCE = 0.95
+_FEWEST_RUNS_FOR_AN_INTERVAL = 3
+_ABSOLUTE_TOLERANCE = 0.5
+_STEP_GROWTH = 1.5
+_RUN_GROWTH = 1.25
+_NEUTRAL = 1e-3
+# Looking at the runs costs a little with each of them: seconds between two progress reports.
+_REPORT_EVERY = 0.2
+
+
+@attrs.frozen
+class AdaptiveSettings:
+    """When the loop has seen enough.
+
+    Attributes:
+        tolerance: Half-width wanted, relative to the codimension; 0.5 dimensions at the least.
+        min_runs: Runs before the first look.
+        fixed_runs: Exactly this many runs instead, or None.
+        max_hvps: Products at most, discarded runs included, or None.
+        deadline: time.monotonic() at which to stop, or None.
+        max_steps: Steps of a run at most.
+        group: Runs handed to the mapper at once; what an interruption can lose.
+    """
+
+    tolerance: float = 0.05
+    min_runs: int = 24
+    fixed_runs: int | None = None
+    max_hvps: int | None = None
+    deadline: float | None = None
+    max_steps: int = 400
+    group: int = 1
+
+
+@attrs.frozen(eq=False)
+class Outcome:
+    """What the loop found.
+
+    Attributes:
+        sharpness_dimension: The estimate with its evidence.
+        rds_sharpness: RDS sharpness exponents from the same runs.
+        nodes: Pooled spectrum, ascending, shape [k].
+        weights: Its masses, sum d.
+        warnings: What the reader must know.
+        interrupted: True after Ctrl-C.
+    """
+
+    sharpness_dimension: SharpnessDimension
+    rds_sharpness: RdsSharpness
+    nodes: FloatArray
+    weights: FloatArray
+    warnings: tuple[Warning, ...]
+    interrupted: bool
+
+
+@attrs.frozen
+class Context:
+    """What does not change while the loop runs.
+
+    Attributes:
+        size: d.
+        exponents: The map alpha -> z.
+        unstable_above: The optimizer's own upper threshold, or None; splits E+.
+        ignored_decay: Weight decay that the map leaves out.
+        product_error: Relative error of a product.
+        estimator: Name of the spectrum estimator.
+    """
+
+    size: int
+    exponents: ExponentMap
+    unstable_above: float | None
+    ignored_decay: float
+    product_error: float
+    estimator: str
+
+
+@attrs.frozen(eq=False)
+class Summary:
+    """One look at the runs so far."""
+
+    atoms: list[pooling.Atoms]
+    z: list[FloatArray]
+    crossing: Crossing
+    half_width: float | None
+    interval: tuple[float, float] | None
+    total_interval: tuple[float, float]
+    nested_difference: tuple[float, float] | None
+    excess: float
+    corrected: bool
+
+
+def estimate_sharpness_dimension(
+    run: Run,
+    context: Context,
+    settings: AdaptiveSettings,
+    *,
+    num_steps: int | None,
+    mapper: Mapper = map,
+    progress: Callable[[Progress], None] | None = None,
+) -> Outcome:
+    """Runs until the interval is as narrow as asked for.
+
+    Pooled SD = SD of the mixture of all runs' measures. With phi_r = sum_l w_rl (1 + z_rl/|t*|)_+ at the pooled
+    t*, SD = mean of phi_r, and its interval is that of a mean of independent values. A run's coarser rule gives
+    the same with 0.7 m steps: if the two differ by more than max(tolerance/4, SE/2), m grows by half and the
+    runs start again.
+
+    Args:
+        run: (i, num_steps) -> Spectrum of run i.
+        context: See `Context`.
+        settings: See `AdaptiveSettings`.
+        num_steps: Steps to start with; None if the estimator has no such number.
+        mapper: Applies a function to run numbers, in order; a thread pool's map, for example.
+        progress: Called after each group of runs.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C before the first run was complete.
+    """
+    loop = _Loop(run, context, settings, num_steps, mapper, progress)
+    return loop.outcome()
+
+
+class _Loop:
+    """State of the loop: the runs, the steps, and what they cost."""
+
+    def __init__(
+        self,
+        run: Run,
+        context: Context,
+        settings: AdaptiveSettings,
+        num_steps: int | None,
+        mapper: Mapper,
+        progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self.run = run
+        self.context = context
+        self.settings = settings
+        self.steps = None if num_steps is None else min(num_steps, context.size)
+        self.mapper = mapper
+        self.progress = progress
+        self.runs: list[Spectrum] = []
+        self.spent = 0
+        self.ended: str | None = None
+        self.nested_failed: tuple[float, float] | None = None
+        self.history: list[tuple[float, float, float]] = []
+        self.interrupted = False
+        self.reported = -math.inf
+
+    def outcome(self) -> Outcome:
+        try:
+            self._loop()
+        except KeyboardInterrupt:
+            if not self.runs:
+                raise
+            self.interrupted = True
+        summary = summarise(self.runs, self.context)
+        return _outcome(self, summary)
+
+    def _loop(self) -> None:
+        settings = self.settings
+        target = settings.fixed_runs or settings.min_runs
+        while True:
+            self._extend(target)
+            summary = summarise(self.runs, self.context)
+            self._note(summary)
+            if self.ended is not None:
+                self.nested_failed = self._failed_nested_check(summary)
+                return
+            failed = self._failed_nested_check(summary)
+            if failed is not None and self._longer_runs():
+                target = settings.fixed_runs or settings.min_runs
+                continue
+            self.nested_failed = failed
+            if settings.fixed_runs is not None:
+                return
+            if summary.half_width is not None and summary.half_width < self.wanted(summary):
+                return
+            target = math.ceil(_RUN_GROWTH * len(self.runs))
+
+    def wanted(self, summary: Summary) -> float:
+        codimension = self.context.size - summary.crossing.value
+        return max(self.settings.tolerance * codimension, _ABSOLUTE_TOLERANCE)
+
+    def _extend(self, target: int) -> None:
+        """Adds runs up to the target, or to the end of the budget."""
+        while len(self.runs) < target and self.ended is None:
+            group = min(self.settings.group, target - len(self.runs))
+            affordable = self._affordable()
+            if affordable is not None and affordable < group:
+                group = affordable
+            if group <= 0:
+                self.ended = f"the budget of {self.settings.max_hvps} products"
+                if not self.runs:  # one run at least: there is nothing to report otherwise
+                    group = 1
+                else:
+                    return
+            first = len(self.runs)
+            for result in self.mapper(self._one, range(first, first + group)):
+                self.runs.append(result)
+                self.spent += result.num_matvecs
+            self._report()
+            if self.settings.deadline is not None and time.monotonic() > self.settings.deadline:
+                self.ended = "the time limit"
+
+    def _one(self, index: int) -> Spectrum:
+        return self.run(index, self.steps)
+
+    def _affordable(self) -> int | None:
+        if self.settings.max_hvps is None:
+            return None
+        cost = self.runs[-1].num_matvecs if self.runs else (self.steps or 1)
+        return (self.settings.max_hvps - self.spent) // max(cost, 1)
+
+    def _report(self) -> None:
+        if self.progress is None or time.monotonic() - self.reported < _REPORT_EVERY:
+            return
+        summary = summarise(self.runs, self.context)
+        self.reported = time.monotonic()
+        self.progress(
+            Progress(
+                stage=f"sharpness dimension ({self.context.estimator})",
+                num_hvps=self.spent,
+                value=summary.crossing.value,
+                half_width=summary.half_width,
+                num_runs=len(self.runs),
+                target=self.wanted(summary),
+            )
+        )
+
+    def _note(self, summary: Summary) -> None:
+        width = math.nan if summary.half_width is None else summary.half_width
+        self.history.append((summary.crossing.value, width, float(len(self.runs))))
+
+    def _failed_nested_check(self, summary: Summary) -> tuple[float, float] | None:
+        """(mean difference, allowed) if more steps would change the answer, else None."""
+        if summary.nested_difference is None:
+            return None
+        mean, _ = summary.nested_difference
+        # SE/2 of the estimate itself: a quadrature error below it cannot be told from sampling error.
+        own_error = 0.0 if summary.half_width is None else _standard_error(summary, self.context) / 2
+        allowed = max(self.wanted(summary) / 4, own_error)
+        return (mean, allowed) if abs(mean) > allowed else None
+
+    def _longer_runs(self) -> bool:
+        """Raises the number of steps and starts again; False at the cap or when the budget forbids it."""
+        if self.steps is None:
+            return False
+        longer = min(math.ceil(_STEP_GROWTH * self.steps), self.settings.max_steps, self.context.size)
+        if longer <= self.steps:
+            return False
+        limit = self.settings.max_hvps
+        if limit is not None and self.spent + _FEWEST_RUNS_FOR_AN_INTERVAL * longer > limit:
+            return False
+        self.steps = longer
+        self.runs = []
+        return True
+
+
+def summarise(runs: list[Spectrum], context: Context) -> Summary:
+    """Pools the runs and takes the interval of their mean."""
+    eta = context.exponents.learning_rate
+    excess = pooling.repeated_eigenvalues(runs, eta)
+    correct = not pooling.guard_trips(excess)
+    atoms = [pooling.as_atoms(run, eta, correct) for run in runs]
+    z = [context.exponents(one.nodes) for one in atoms]
+    pooled_z = np.concatenate(z)
+    pooled_w = np.concatenate([one.weights for one in atoms]) / len(runs)
+    where = crossing(pooled_z, pooled_w)
+    totals = np.array([float(one.weights @ exponents) for one, exponents in zip(atoms, z, strict=True)])
+    total_half = _half_width(totals)
+    total_interval = (where.total - total_half, where.total + total_half)
+    difference = None
+    half: float | None
+    interval: tuple[float, float] | None
+    if where.threshold_exponent is None:
+        if where.value > 0:  # saturated: the lower end is where the sum would cross if it were smaller
+            low = crossing(pooled_z, pooled_w, offset=-total_half).value if math.isfinite(total_half) else 0.0
+            interval = (low, float(context.size))
+        else:
+            growth = np.array([_positive_part(one, exponents) for one, exponents in zip(atoms, z, strict=True)])
+            interval = (0.0, min(float(context.size), growth.mean() + _half_width(growth)))
+        half = interval[1] - interval[0]
+    else:
+        tau = 1.0 / abs(where.threshold_exponent)
+        phi = np.array([_phi(one.weights, exponents, tau) for one, exponents in zip(atoms, z, strict=True)])
+        half = _half_width(phi)
+        interval = (max(0.0, where.value - half), min(float(context.size), where.value + half))
+        if all(one.nested is not None for one in atoms):
+            coarse = [
+                _phi(one.nested[1], context.exponents(one.nested[0]), tau) for one in atoms if one.nested is not None
+            ]
+            changes = phi - np.array(coarse)
+            difference = (float(changes.mean()), _half_width(changes))
+    if len(runs) < _FEWEST_RUNS_FOR_AN_INTERVAL:
+        half = interval = None
+    return Summary(atoms, z, where, half, interval, total_interval, difference, excess, correct)
+
+
+def _phi(weights: FloatArray, z: FloatArray, tau: float) -> float:
+    return float(weights @ np.maximum(0.0, 1.0 + tau * z))
+
+
+def _positive_part(atoms: pooling.Atoms, z: FloatArray) -> float:
+    return float(atoms.weights @ np.maximum(z, 0.0))
+
+
+def _half_width(values: FloatArray) -> float:
+    """Half-width of the confidence interval of the mean; infinite for a single value."""
+    if len(values) < 2:
+        return math.inf
+    quantile = float(scipy.stats.t.ppf(0.5 + _CONFIDENCE / 2, len(values) - 1))
+    return quantile * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+
+
+def _standard_error(summary: Summary, context: Context) -> float:
+    """Standard error of the pooled SD, from its half-width."""
+    runs = len(summary.atoms)
+    if summary.half_width is None or runs < 2:
+        return float(context.size)
+    return summary.half_width / float(scipy.stats.t.ppf(0.5 + _CONFIDENCE / 2, runs - 1))
+
+
+def _outcome(loop: _Loop, summary: Summary) -> Outcome:
+    context, where = loop.context, summary.crossing
+    size = float(context.size)
+    exact = all(run.exact for run in loop.runs)
+    runs = [(z, one.weights) for z, one in zip(summary.z, summary.atoms, strict=True)]
+    average = pooling.quantile_average(runs, size)
+    ordered, ordered_half = _ordered(average, context.size)
+    lower = max(0.0, ordered - ordered_half)
+    definition_interval = None
+    if summary.interval is not None and math.isfinite(ordered_half):
+        upper = min(size, ordered + ordered_half) if exact else summary.interval[1]
+        definition_interval = (lower, max(lower, upper))
+    nodes = np.concatenate([one.nodes for one in summary.atoms])
+    weights = np.concatenate([one.weights for one in summary.atoms]) / len(summary.atoms)
+    z = np.concatenate(summary.z)
+    gains = weights * np.maximum(z, 0.0)
+    t_star = where.threshold_exponent
+    neutral = None if t_star is None else float(weights[np.abs(z) < _NEUTRAL * abs(t_star)].sum())
+    expansion = float(gains.sum())
+    margin = expansion / neutral if neutral else None
+    unstable = 0.0 if context.unstable_above is None else float(gains[nodes > context.unstable_above].sum())
+    interval = summary.interval
+    history = np.array(loop.history, dtype=np.float64).reshape(-1, 3)
+    estimate = SharpnessDimension(
+        value=where.value,
+        interval=interval,
+        codimension=size - where.value,
+        codimension_interval=None if interval is None else (size - interval[1], size - interval[0]),
+        definition_value=ordered if exact else None,
+        definition_interval=definition_interval,
+        quantile_average=ordered,
+        j_star=where.j_star,
+        threshold_exponent=t_star,
+        expansion=expansion,
+        expansion_negative_curvature=float(gains[nodes < 0].sum()),
+        expansion_unstable=unstable,
+        neutral_mass=neutral,
+        margin=margin,
+        resolution=None if t_star is None else context.exponents.learning_rate * float(np.ptp(nodes)) / abs(t_star),
+        map=context.exponents.name,
+        coordinates=context.exponents.coordinates,
+        state_size=context.size,
+        estimator=context.estimator,
+        num_runs=len(loop.runs),
+        num_steps=None if exact else loop.steps,
+        num_hvps=loop.spent,
+        history=history[:, 0],
+        history_half_width=history[:, 1],
+        history_runs=history[:, 2],
+    )
+    growth = np.array([_positive_part(one, own) for one, own in zip(summary.atoms, summary.z, strict=True)])
+    notes = cautions.cautions(
+        estimate,
+        exponents=context.exponents,
+        product_error=context.product_error,
+        ignored_decay=context.ignored_decay,
+        largest=float(np.max(np.abs(nodes))),
+        expansion_stderr=float(np.std(growth, ddof=1) / math.sqrt(len(growth))) if len(growth) > 1 else None,
+        total_interval=summary.total_interval,
+        nested=loop.nested_failed,
+        nested_checked=exact or summary.nested_difference is not None or t_star is None,
+        guard=summary.excess if not summary.corrected else None,
+        correctable=exact or all(run.residuals is not None for run in loop.runs),
+        ended=loop.ended,
+        target=loop.wanted(summary),
+    )
+    order = np.argsort(nodes, kind="stable")
+    return Outcome(
+        sharpness_dimension=estimate,
+        rds_sharpness=rds_sharpness(average.z, average.widths),
+        nodes=nodes[order],
+        weights=weights[order],
+        warnings=notes,
+        interrupted=loop.interrupted,
+    )
+
+
+def _ordered(average: pooling.QuantileAverage, size: int) -> tuple[float, float]:
+    """SD of the averaged quantile function and the half-width of its interval.
+
+    SD = U + tau * integral of the average over (0, U), U where 1 + tau z turns negative; per run the same
+    integral of its own quantile function varies about it.
+    """
+    where = crossing(average.z, average.widths)
+    if where.threshold_exponent is None:
+        # At 0 and d the value does not move with the runs until the sum changes sign.
+        totals = average.integrals(float(size))
+        slack = abs(where.total) - _half_width(totals) if where.value > 0 else math.inf
+        if slack >= 0:
+            return where.value, 0.0
+        low = crossing(average.z, average.widths, offset=-_half_width(totals)).value
+        return where.value, where.value - low
+    tau = 1.0 / abs(where.threshold_exponent)
+    upper = float(average.widths[1.0 + tau * average.z > 0].sum())
+    phi = upper + tau * average.integrals(upper)
+    return where.value, _half_width(phi)

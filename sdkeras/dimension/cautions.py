@@ -1,0 +1,119 @@
+"""What the reader of a sharpness dimension must know, each with its numbers."""
+
+from __future__ import annotations
+
+from sdkeras.dimension.exponents import ExponentMap
+from sdkeras.dimension.records import SharpnessDimension, Warning
+
+# A neutral exponent is known to the rounding of ln(|1 - x|) at x ~ 0.
+_FLOOR = 1e-12
+_WIDE = 0.1
+_SIGNIFICANT = 3.0
+
+
+def cautions(
+    estimate: SharpnessDimension,
+    *,
+    exponents: ExponentMap,
+    product_error: float,
+    ignored_decay: float,
+    largest: float,
+    expansion_stderr: float | None,
+    total_interval: tuple[float, float],
+    nested: tuple[float, float] | None,
+    nested_checked: bool,
+    guard: float | None,
+    correctable: bool,
+    ended: str | None,
+    target: float,
+) -> tuple[Warning, ...]:
+    """The warnings of an estimate, most important first.
+
+    Args:
+        estimate: What was found.
+        exponents: The map.
+        product_error: Relative error of a product.
+        ignored_decay: Weight decay the map leaves out.
+        largest: Largest |eigenvalue| seen.
+        expansion_stderr: Standard error of E+, or None.
+        total_interval: Interval of the sum of all exponents.
+        nested: (mean difference, allowed) of a failed nested check, or None.
+        nested_checked: Whether the check could be made (or was not needed).
+        guard: Excess of the accepted masses in standard deviations if the mass correction was switched off.
+        correctable: Whether the estimator reports residuals.
+        ended: What ended the runs before the tolerance was met, or None.
+        target: Half-width asked for.
+    """
+    notes: list[Warning] = []
+
+    def note(code: str, message: str) -> None:
+        notes.append(Warning(code, message))
+
+    d = estimate.state_size
+    eta = exponents.learning_rate
+    allowed = 10 * max(_FLOOR, eta * largest * product_error, eta * ignored_decay)
+    if estimate.margin is not None and estimate.margin < allowed:
+        note(
+            "ill-conditioned",
+            f"the answer rests on neutral directions: an error of {estimate.margin:.2g} in the mean of "
+            f"{estimate.neutral_mass:.6g} neutral exponents would change it, and they are known to about "
+            f"{allowed / 10:.2g} (rounding of the products, or weight decay that the map leaves out).",
+        )
+    if expansion_stderr is not None and estimate.expansion < _SIGNIFICANT * expansion_stderr:
+        neutral = 0.0 if estimate.neutral_mass is None else estimate.neutral_mass
+        note(
+            "zero-or-neutral",
+            f"the sum of positive exponents E+ = {estimate.expansion:.3g} is not clearly above 0 (standard error "
+            f"{expansion_stderr:.2g}): the dimension may be 0 or the number of neutral directions "
+            f"({neutral:.6g}).",
+        )
+    if total_interval[0] <= 0 <= total_interval[1] and estimate.value > 0:
+        note(
+            "saturated",
+            f"the sum of all exponents may be 0 (interval {total_interval[0]:.3g} to {total_interval[1]:.3g}): "
+            f"the dimension may be saturated at d = {d}.",
+        )
+    if nested is not None:
+        note(
+            "nested-check-failed",
+            f"with 0.7 of the steps the answer differs by {abs(nested[0]):.3g} dimensions (allowed "
+            f"{nested[1]:.2g}): {estimate.num_steps} steps may be too few.",
+        )
+    if not nested_checked:
+        note(
+            "nested-check-missing",
+            f"the estimator {estimate.estimator} gives no coarser rule, so the number of steps was not checked.",
+        )
+    half = None if estimate.interval is None else 0.5 * (estimate.interval[1] - estimate.interval[0])
+    if half is not None and half > _WIDE * max(estimate.codimension, 5.0):
+        note(
+            "wide-interval",
+            f"the interval's half-width {half:.3g} is {half / max(estimate.codimension, 1e-12):.0%} of the "
+            f"codimension {estimate.codimension:.4g}.",
+        )
+    if estimate.expansion > 0 and estimate.expansion_negative_curvature > 0.5 * estimate.expansion:
+        share = estimate.expansion_negative_curvature / estimate.expansion
+        note(
+            "negative-curvature",
+            f"{share:.0%} of E+ comes from negative curvature: lambda_1 > 0 here is negative curvature, not the "
+            "edge of stability.",
+        )
+    if guard is not None:
+        note(
+            "mass-correction-off",
+            f"converged Ritz values carry more mass than simple eigenvalues would ({guard:.1f} standard "
+            "deviations): there are repeated eigenvalues, so raw quadrature weights were used.",
+        )
+    elif not correctable:
+        note(
+            "mass-correction-off",
+            f"the estimator {estimate.estimator} reports no residuals, so raw quadrature weights were used.",
+        )
+    if ended is not None and (half is None or half > target):
+        width = "no interval yet" if half is None else f"half-width {half:.3g}"
+        note("budget-ended", f"{ended} ended the runs at {width}; {target:.3g} was asked for.")
+    scope = "the gap to the definition's value and a second-order bias (E[SD] <= SD, O(1/runs))"
+    if estimate.num_steps is not None:
+        scope = f"the gap to the definition, the quadrature error at {estimate.num_steps} steps, and a small bias"
+    note("interval-scope", f"The interval covers sampling of minibatches and probes; it excludes {scope}.")
+    return tuple(notes)

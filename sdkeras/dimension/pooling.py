@@ -1,0 +1,126 @@
+"""Many runs as one measure: exact-mass correction, pooling, and the average of quantile functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+import numpy as np
+
+from sdkeras.records import FloatArray, Spectrum
+
+# Acceptance of a Ritz value as a simple, converged eigenvalue of mass 1: its residual is small beside the gap
+# to its neighbours, its weight below the 1 - 6e-7 quantile of chi^2_1, and it is not a neutral direction.
+_RESIDUAL_OVER_GAP = 1e-4
+_LARGEST_WEIGHT = 25.0
+_SMALLEST_STEP = 1e-6
+# The accepted weights sum to about N + sqrt(2N) * normal if all are simple.
+_GUARD = 4.0
+
+
+@attrs.frozen(eq=False)
+class Atoms:
+    """One run's measure: eigenvalue nodes with masses that sum to d, and the same for its coarser rule."""
+
+    nodes: FloatArray
+    weights: FloatArray
+    nested: tuple[FloatArray, FloatArray] | None
+
+
+def _accepted(spectrum: Spectrum, learning_rate: float) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Which nodes count as simple eigenvalues: contiguous from either end."""
+    nodes, count = spectrum.nodes, len(spectrum.nodes)
+    if spectrum.residuals is None or spectrum.exact or count < 2:
+        return np.zeros(count, dtype=np.bool_)
+    gaps = np.diff(nodes)
+    gap = np.minimum(np.append(gaps, np.inf), np.insert(gaps, 0, np.inf))
+    good = (
+        (spectrum.residuals < _RESIDUAL_OVER_GAP * gap)
+        & (spectrum.weights < _LARGEST_WEIGHT)
+        & (np.abs(learning_rate * nodes) > _SMALLEST_STEP)
+    )
+    from_left = np.logical_and.accumulate(good)
+    from_right = np.logical_and.accumulate(good[::-1])[::-1]
+    accepted: np.ndarray[tuple[int], np.dtype[np.bool_]] = from_left | from_right
+    return accepted
+
+
+def _corrected(spectrum: Spectrum, learning_rate: float) -> FloatArray:
+    """Weights with mass 1 on every accepted node and the rest rescaled to what remains of d."""
+    accepted = _accepted(spectrum, learning_rate)
+    count = int(accepted.sum())
+    rest = float(spectrum.weights[~accepted].sum())
+    remaining = spectrum.size - count
+    if count == 0 or rest <= 0 or remaining <= 0:
+        return spectrum.weights
+    return np.where(accepted, 1.0, spectrum.weights * (remaining / rest))
+
+
+def repeated_eigenvalues(runs: Sequence[Spectrum], learning_rate: float) -> float:
+    """How far the accepted masses exceed 1 each, in standard deviations of chi^2_1 sums; 0 without any.
+
+    A repeated eigenvalue shows as one Ritz value with the mass of all its copies; beyond 4 the correction would
+    lose them.
+    """
+    masses = np.concatenate([run.weights[_accepted(run, learning_rate)] for run in runs])
+    if len(masses) == 0:
+        return 0.0
+    return float((masses.sum() - len(masses)) / np.sqrt(2 * len(masses)))
+
+
+def guard_trips(excess: float) -> bool:
+    """Whether the correction must be off."""
+    return excess > _GUARD
+
+
+def as_atoms(run: Spectrum, learning_rate: float, correct: bool) -> Atoms:
+    """One run's atoms, its exact masses corrected if asked."""
+
+    def weights(spectrum: Spectrum) -> FloatArray:
+        return _corrected(spectrum, learning_rate) if correct else spectrum.weights
+
+    nested = None if run.nested is None else (run.nested.nodes, weights(run.nested))
+    return Atoms(run.nodes, weights(run), nested)
+
+
+@attrs.frozen(eq=False)
+class QuantileAverage:
+    """The average over runs of the quantile functions z_r(u), 0 < u <= d, z descending in u.
+
+    Attributes:
+        z: Values of the averaged step function, descending, shape [k].
+        widths: Mass of each step, shape [k].
+    """
+
+    z: FloatArray
+    widths: FloatArray
+    _runs: Sequence[tuple[FloatArray, FloatArray]]
+
+    def integrals(self, upper: float) -> FloatArray:
+        """Per run, the integral of z_r(u) over 0 < u <= upper, shape [runs]."""
+        values = []
+        for z, mass in self._runs:
+            edges = np.concatenate([[0.0], mass])
+            sums = np.concatenate([[0.0], np.cumsum(np.diff(edges) * z)])
+            values.append(float(np.interp(upper, edges, sums)))
+        return np.array(values)
+
+
+def quantile_average(runs: Sequence[tuple[FloatArray, FloatArray]], size: float) -> QuantileAverage:
+    """Averages the runs' quantile functions; for exact spectra this is the average of order statistics.
+
+    Args:
+        runs: Exponents and masses of each run; masses sum to `size`.
+        size: d.
+    """
+    steps = []
+    for z, weights in runs:
+        order = np.argsort(-z, kind="stable")
+        mass = np.cumsum(weights[order])
+        steps.append((z[order], mass * (size / mass[-1])))
+    edges = np.unique(np.round(np.concatenate([[0.0], *(mass for _, mass in steps)]), 9))
+    middles = 0.5 * (edges[1:] + edges[:-1])
+    total = np.zeros(len(middles))
+    for z, mass in steps:
+        total += z[np.minimum(np.searchsorted(mass, middles), len(z) - 1)]
+    return QuantileAverage(total / len(steps), np.diff(edges), steps)

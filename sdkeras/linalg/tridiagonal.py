@@ -1,0 +1,44 @@
+"""The projected problem of Lanczos: small, on the host, in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.linalg
+
+from sdkeras.records import FloatArray
+
+
+def ritz(alpha: FloatArray, beta: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Eigenvalues and eigenvectors of T = tridiag(beta, alpha, beta).
+
+    Args:
+        alpha: Diagonal, shape [m].
+        beta: Off-diagonal, shape [m - 1].
+
+    Returns:
+        (theta, Y): Ritz values ascending, shape [m], and the eigenvectors of T as columns, shape [m, m].
+    """
+    if len(alpha) == 1:
+        return alpha.astype(np.float64), np.ones((1, 1))
+    theta, vectors = scipy.linalg.eigh_tridiagonal(alpha, beta)
+    return theta, vectors
+
+
+def quadrature(alpha: FloatArray, beta: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Gauss quadrature of the spectral measure that one Lanczos run saw.
+
+    T = Y diag(theta) Y': node j is theta[j], its weight Y[0, j]^2. The residual of Ritz pair j is
+    beta_m |Y[m - 1, j]|, beta_m the last entry of `beta`.
+
+    Args:
+        alpha: Diagonal of T, shape [m].
+        beta: Norms of the residuals, shape [m]; beta[m - 1] is the one after the last step.
+
+    Returns:
+        (nodes, weights, residuals), each of shape [m]; nodes ascending, weights with sum 1.
+
+    Reference: Golub and Welsch (1969); Paige (1971) for the residuals.
+    """
+    theta, vectors = ritz(alpha, beta[:-1])
+    weights = vectors[0] ** 2
+    return theta, weights / weights.sum(), beta[-1] * np.abs(vectors[-1])

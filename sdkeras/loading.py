@@ -1,0 +1,381 @@
+"""The only reader of user files: saved models here, data in `data_files`, the user's own code in `user_code`.
+
+Everything wrong with a file is a `ModelError` or a `DataError` whose one message says what is wrong, what was
+given and what to do. Nothing is ever unpickled. TensorFlow and Keras are imported when a function needs them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+
+from sdkeras.data_files import load_data
+from sdkeras.data_fit import check_data
+from sdkeras.errors import ModelError
+from sdkeras.user_code import last_line, load_custom_objects
+
+__all__ = ["check_data", "compile_problem", "load_custom_objects", "load_data", "load_model"]
+
+_HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+_ZIP_MAGIC = b"PK"
+_PROBLEM = "sdkeras_compile_problem"
+
+# Names that Keras 3 writes into .h5 files (compile(loss="mse")) and cannot read back from them.
+_H5_LOSS_NAMES = ("mse", "mae", "mape", "msle", "bce", "kld", "MSE", "MAE", "MAPE", "MSLE", "BCE", "KLD")
+
+# An optimizer that has made no step holds its iteration and learning rate only.
+_NUM_SCALARS = 2
+
+# How Keras says that it does not know a name; the second group is the name.
+_UNKNOWN_NAME = re.compile(
+    r"(?:Could not locate (class|function) |Unknown ([a-z ]+): |Could not interpret ([a-z ]+) identifier: )"
+    r"'?([^'.\s]+(?:\.[^'.\s]+)*)'?"
+)
+_UNSAFE = re.compile(r"safe_mode|unsafe.deserialization", re.IGNORECASE)
+
+
+def load_model(path: str, *, custom_objects: dict[str, Any] | None = None, safe_mode: bool = True) -> Any:
+    """Reads a saved model and checks that it can be analysed.
+
+    If only the compiled part (loss, optimizer, metrics) cannot be restored, the model comes back uncompiled and
+    `compile_problem(model)` says why: its weights can still be analysed with a loss and a learning rate given.
+
+    Args:
+        path: A `.keras` or `.h5` (`.hdf5`) file.
+        custom_objects: The user's own classes and functions, see `load_custom_objects`; known to Keras during
+            this call only.
+        safe_mode: Keras' own: False lets it run the Lambda code stored in the file.
+
+    Returns:
+        The `keras.Model`; reduced-precision policies (float16, bfloat16) are kept as they are.
+
+    Raises:
+        ModelError: The file is missing, unreadable or not a whole Keras model; it needs user code that was not
+            given, or `safe_mode=False`; a weight is not finite; the model is quantised, was never built, or
+            has no trainable parameters.
+    """
+    config = _read_config(path)
+    model, problem = _load(path, custom_objects or {}, safe_mode, config)
+    _check_kind(path, model)
+    _check_finite(path, model)
+    setattr(model, _PROBLEM, problem)
+    return model
+
+
+def compile_problem(model: Any) -> str | None:
+    """Why loss and optimizer of a loaded model are missing or not as they were saved; None if nothing is wrong."""
+    problem = getattr(model, _PROBLEM, None)
+    return problem if isinstance(problem, str) else None
+
+
+@attrs.frozen
+class _Config:
+    """What the file says of itself.
+
+    Attributes:
+        policy: Name of the model's own dtype policy, or "".
+        compiled: Serialised loss, optimizer and metrics; {} if the model was not compiled.
+    """
+
+    policy: str
+    compiled: dict[str, Any]
+
+
+def _read_config(path: str) -> _Config:
+    """The file's configuration, once the file has been seen to be whole."""
+    file = Path(path)
+    try:
+        missing = not file.exists()
+    except (OSError, ValueError) as error:  # a name too long, a NUL in it
+        raise ModelError(f"model file {path!r} cannot be opened: {last_line(error)}.") from error
+    if missing:
+        raise ModelError(f"model file {path!r} does not exist; check the path.")
+    if file.is_dir():
+        kind = "a SavedModel folder" if (file / "saved_model.pb").exists() else "a folder"
+        raise ModelError(
+            f"{path!r} is {kind}, which Keras 3 cannot load as a model; load it where it was made and save it with "
+            "model.save('model.keras')."
+        )
+    if file.suffix not in (".keras", ".h5", ".hdf5"):
+        raise ModelError(
+            f"model file {path!r} ends in '{file.suffix}'; sdkeras reads .keras and .h5 files. "
+            "Save the whole model with model.save('model.keras')."
+        )
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(8)
+    except OSError as error:
+        raise ModelError(f"model file {path!r} cannot be read: {last_line(error)}.") from error
+    if not start:
+        raise ModelError(f"model file {path!r} is empty (0 bytes); save the model again.")
+    if file.suffix == ".keras":
+        return _keras_config(path, start)
+    return _h5_config(path, start)
+
+
+def _damaged(path: str, kind: str, why: str) -> ModelError:
+    return ModelError(
+        f"model file {path!r} is not a readable {kind} file ({why}); it is damaged, cut short or something else. "
+        "Copy or save it again with model.save()."
+    )
+
+
+def _keras_config(path: str, start: bytes) -> _Config:
+    if start == _HDF5_MAGIC:
+        raise ModelError(f"model file {path!r} holds an HDF5 model under the name .keras; rename it to end in .h5.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if "config.json" not in names:
+                raise ModelError(
+                    f"model file {path!r} is a zip archive without a model in it (no config.json among "
+                    f"{', '.join(names[:5]) or 'no files'}); save the whole model with model.save('model.keras')."
+                )
+            bad = archive.testzip()
+            if bad is not None:
+                raise _damaged(path, ".keras", f"checksum of its part {bad} is wrong")
+            config = json.loads(archive.read("config.json"))
+    except ModelError:
+        raise
+    except Exception as error:
+        raise _damaged(path, ".keras", last_line(error)) from error
+    return _Config(_policy(config), _part(config, "compile_config"))
+
+
+def _h5_config(path: str, start: bytes) -> _Config:
+    import h5py
+
+    if start.startswith(_ZIP_MAGIC):
+        raise ModelError(f"model file {path!r} holds a .keras model under another name; rename it to end in .keras.")
+    try:
+        with h5py.File(path, "r") as file:
+            attributes = dict(file.attrs)
+    except Exception as error:
+        raise _damaged(path, ".h5", last_line(error)) from error
+    if "model_config" not in attributes:
+        raise ModelError(
+            f"model file {path!r} holds no model, perhaps only weights (save_weights); save the whole model with "
+            "model.save('model.keras')."
+        )
+    try:
+        model = json.loads(attributes["model_config"])
+        return _Config(_policy(model), dict(json.loads(attributes.get("training_config", "{}"))))
+    except Exception as error:
+        raise _damaged(path, ".h5", last_line(error)) from error
+
+
+def _part(config: Any, name: str) -> dict[str, Any]:
+    part = config.get(name) if isinstance(config, dict) else None
+    return part if isinstance(part, dict) else {}
+
+
+def _policy(model: Any) -> str:
+    dtype = _part(model, "config").get("dtype")
+    return str(_part(dtype, "config").get("name", "")) if isinstance(dtype, dict) else str(dtype or "")
+
+
+def _load(path: str, custom_objects: dict[str, Any], safe_mode: bool, config: _Config) -> tuple[Any, str | None]:
+    """(model, what is wrong with its compiled part)."""
+    import keras
+
+    is_h5 = not path.endswith(".keras")
+    if is_h5:
+        known = {name: keras.losses.get(name) for name in _H5_LOSS_NAMES}
+        custom_objects = {**known, **custom_objects}
+    options = {"custom_objects": custom_objects, "safe_mode": safe_mode}
+    with contextlib.ExitStack() as stack:
+        if custom_objects:
+            stack.enter_context(keras.saving.custom_object_scope(custom_objects))
+        # Keras gives a loaded model the policy of the session; under float32 it would drop the loss scaling of a
+        # mixed_float16 optimizer and then, since the variables do not match, its slots.
+        if config.policy == "mixed_float16":
+            stack.callback(keras.config.set_dtype_policy, keras.config.dtype_policy())
+            keras.config.set_dtype_policy(config.policy)
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                model = keras.saving.load_model(path, **options)
+        except Exception as compile_error:
+            try:
+                model = keras.saving.load_model(path, compile=False, **options)
+            except Exception as error:
+                raise ModelError(_why_not(path, error, safe_mode)) from error
+            return model, _compile_message(path, compile_error, config.compiled)
+        lost = _lost_h5_slots(path, model) if is_h5 else None
+    for warning in caught:
+        lost = lost or _lost_slots(str(warning.message))
+        if "Skipping variable loading for optimizer" not in str(warning.message):
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    if not config.compiled:
+        return model, None
+    if getattr(model, "optimizer", None) is None and getattr(model, "loss", None) is None:
+        return model, (
+            f"{path!r} was loaded without its compiled part, since its class has a compile() of its own; say "
+            "--loss and --learning-rate."
+        )
+    if not is_h5 and "optimizer" not in config.compiled:
+        # Keras' default (rmsprop) was put in its place.
+        model.optimizer = None
+        return model, (
+            f"{path!r} does not name its optimizer (Keras leaves it out of a model that was saved as .h5 before); save "
+            "the model as .keras right after training, or say --learning-rate."
+        )
+    return model, lost and f"the optimizer's state in {path!r} could not be restored and starts afresh: {lost}."
+
+
+def _lost_slots(warning: str) -> str | None:
+    """Keras' warning that an optimizer's variables do not match, unless the file holds none (at most two scalars)."""
+    found = re.search(r"it has (\d+) variables whereas the saved optimizer has (\d+) variables", warning)
+    if found is None or int(found[2]) <= _NUM_SCALARS:
+        return None
+    return f"the file holds {found[2]} variables, the optimizer has {found[1]}"
+
+
+def _lost_h5_slots(path: str, model: Any) -> str | None:
+    """Puts the optimizer's slots into a model from .h5; says why if that fails.
+
+    Keras builds the optimizer for the variables that a container model owns itself, which are none, and keeps only
+    the scalars.
+    """
+    import h5py
+    import keras
+
+    optimizer = getattr(model, "optimizer", None)
+    with h5py.File(path, "r") as file:
+        if optimizer is None or "optimizer_weights" not in file:
+            return None
+        group = file["optimizer_weights"]
+        # More names than fit into one attribute are in weight_names0, weight_names1, ...
+        keys = [key for key in group.attrs if key.startswith("weight_names")]
+        keys.sort(key=lambda key: int(key.removeprefix("weight_names") or 0))
+        names = [name.decode() if isinstance(name, bytes) else str(name) for key in keys for name in group.attrs[key]]
+        values = [np.asarray(group[name]) for name in names]
+        version = str(file.attrs.get("keras_version", ""))
+    if len(values) <= _NUM_SCALARS or len(values) == len(optimizer.variables):
+        return None
+    if not version.startswith("3"):
+        return f"it was written by Keras {version}"
+    fresh = type(optimizer).from_config(optimizer.get_config())
+    fresh.build(model.trainable_variables)
+    slots = fresh.variables
+    if len(slots) != len(values):
+        return f"the file holds {len(values)} variables, the optimizer has {len(slots)}"
+    for slot, name, value in zip(slots, names, values, strict=True):
+        # Keras names a slot by the path of its weight, with the model's name before it or without.
+        tail = slot.path.rpartition("/")[2]
+        if tuple(slot.shape) != value.shape or not name.endswith(tail):
+            return f"the file's {name} {value.shape} does not match {slot.path} {tuple(slot.shape)}"
+    for slot, value in zip(slots, values, strict=True):
+        slot.assign(keras.ops.convert_to_tensor(value, dtype=slot.dtype))
+    model.optimizer = fresh
+    return None
+
+
+def _why_not(path: str, error: Exception, safe_mode: bool) -> str:
+    text = str(error)
+    unknown = _UNKNOWN_NAME.findall(text)
+    if unknown:
+        *kinds, name = unknown[-1]
+        kind = next(kind for kind in kinds if kind)
+        return (
+            f"model file {path!r} uses the {kind} '{name}', which Keras does not know; give the Python file that "
+            "defines it with --custom-objects FILE (custom_objects in Python)."
+        )
+    if safe_mode and _UNSAFE.search(text):
+        return (
+            f"model file {path!r} holds Python code, such as a Lambda layer, that Keras will not run in safe mode; if "
+            "you trust the file, use --unsafe (safe_mode=False in Python)."
+        )
+    return (
+        f"model file {path!r} cannot be loaded: {_short(text) or type(error).__name__}; it is damaged, or was "
+        "written by another Keras version or with user code that --custom-objects FILE must supply."
+    )
+
+
+def _compile_message(path: str, error: Exception, config: dict[str, Any]) -> str:
+    parts = [
+        f"{label} {_names(config[key])}"
+        for label, key in (
+            ("loss", "loss"),
+            ("optimizer", "optimizer"),
+            ("optimizer", "optimizer_config"),
+            ("metrics", "metrics"),
+            ("weighted metrics", "weighted_metrics"),
+        )
+        if config.get(key)
+    ]
+    unknown = _UNKNOWN_NAME.findall(str(error))
+    reason = f"Keras does not know '{unknown[-1][-1]}'" if unknown else _short(str(error))
+    return (
+        f"{path!r} was loaded without its compiled part ({', '.join(parts) or 'unreadable'}): {reason}. Give the "
+        "Python file that defines its own parts with --custom-objects FILE, or say --loss and --learning-rate."
+    )
+
+
+def _names(config: Any) -> str:
+    """Names in a serialised loss, optimizer or metric, or in a structure of them."""
+    if isinstance(config, str):
+        return f"'{config}'"
+    if isinstance(config, dict) and "class_name" in config:
+        function = config["class_name"] == "function"
+        return f"'{config.get('config') if function else config['class_name']}'"
+    if isinstance(config, dict):
+        config = list(config.values())
+    if isinstance(config, list):
+        return "[" + ", ".join(_names(part) for part in config if part) + "]"
+    return f"'{config}'"
+
+
+def _short(text: str) -> str:
+    """The last of Keras' nested reasons, without the configurations it prints, in one line."""
+    text = text.rpartition("Exception encountered:")[2].partition("Full object config")[0].partition("config={")[0]
+    text = " ".join(text.split()).rstrip(". ")
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+def _check_kind(path: str, model: Any) -> None:
+    import keras
+
+    if not isinstance(model, keras.Model):
+        raise ModelError(f"model file {path!r} holds a {type(model).__name__}, not a keras.Model; save a model.")
+    if not model.built:
+        raise ModelError(
+            f"the model in {path!r} was saved before it was built, so it has no weights; call it on some data (or "
+            "train it), then save it again."
+        )
+    quantized = [layer.name for layer in model._flatten_layers() if getattr(layer, "quantization_mode", None)]
+    if quantized:
+        raise ModelError(
+            f"the model in {path!r} is quantised (first layer '{quantized[0]}'): its kernels are no trainable "
+            "numbers any more and have no Hessian; analyse the model as it was before quantize()."
+        )
+    if not model.trainable_variables:
+        raise ModelError(
+            f"the model in {path!r} has no trainable parameters ({len(model.variables)} variables, all frozen); "
+            "set layer.trainable = True on what was trained and save it again."
+        )
+
+
+def _check_finite(path: str, model: Any) -> None:
+    import keras
+
+    optimizer = getattr(model, "optimizer", None)
+    for owner, variables in (("model", model.variables), ("optimizer", getattr(optimizer, "variables", ()))):
+        for variable in variables:
+            if "float" not in keras.backend.standardize_dtype(variable.dtype):
+                continue
+            finite = np.isfinite(keras.ops.convert_to_numpy(variable))
+            if not finite.all():
+                raise ModelError(
+                    f"{owner} variable '{variable.path}' in {path!r} holds NaN or infinity in "
+                    f"{finite.size - int(finite.sum())} of {finite.size} entries; the training has diverged. Analyse "
+                    "an earlier checkpoint."
+                )

@@ -1,0 +1,175 @@
+"""Importing the user's own Python, on purpose and leaving nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from sdkeras.errors import DataError, ModelError
+
+# What user code can raise that is the user's error and not ours; Ctrl-C is neither.
+USER_ERRORS = (Exception, SystemExit)
+
+
+@attrs.define
+class UserImport:
+    """What an import brought: filled when the scope of `user_import` ends.
+
+    Attributes:
+        modules: Names of the modules that came from the user's folder.
+        registered: What was registered with Keras meanwhile, by registered name.
+    """
+
+    modules: set[str] = attrs.field(factory=set)
+    registered: dict[str, Any] = attrs.field(factory=dict)
+
+
+@contextlib.contextmanager
+def user_import(folder: Path) -> Iterator[UserImport]:
+    """Scope in which Python files of `folder` can be imported.
+
+    Afterwards the folder is off `sys.path`; the folder's modules are out of `sys.modules`, so that a helper file
+    of the same name in another folder is not mistaken for this one; and what they registered with Keras is
+    registered no more. Installed libraries that were imported on the way stay, with what they registered.
+    """
+    import keras
+
+    found = UserImport()
+    registry = keras.saving.get_custom_objects()
+    registry_before, modules_before = dict(registry), set(sys.modules)
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    try:
+        yield found
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(str(folder))
+        found.modules.update(
+            name
+            for name in set(sys.modules) - modules_before
+            if name.partition(".")[0] not in modules_before and _lives_in(name, folder)
+        )
+        for name in found.modules:
+            del sys.modules[name]
+        found.registered = {name: value for name, value in registry.items() if registry_before.get(name) is not value}
+        for name, value in found.registered.items():
+            if getattr(value, "__module__", None) in found.modules:
+                if name in registry_before:
+                    registry[name] = registry_before[name]
+                else:
+                    del registry[name]
+
+
+def _lives_in(name: str, folder: Path) -> bool:
+    """Whether the module's top level is a file of the folder itself, or a package right inside it.
+
+    Not deeper: a virtual environment inside the user's folder is not the user's code.
+    """
+    top = name.partition(".")[0]
+    file = getattr(sys.modules.get(top), "__file__", None)
+    return file is not None and Path(file).resolve().parent in (folder, folder / top)
+
+
+def last_line(error: BaseException) -> str:
+    """The line under a traceback: type and message of the error, in one line."""
+    line = " ".join(traceback.format_exception_only(error)[-1].split())
+    return line if len(line) <= 400 else line[:397] + "..."
+
+
+def load_custom_objects(file: str) -> dict[str, Any]:
+    """The classes and functions of the user's Python file, as Keras takes them in `custom_objects`.
+
+    The file is run. Its folder is on `sys.path` while it runs, and what it registers with
+    `keras.saving.register_keras_serializable` is returned here instead of staying registered globally.
+
+    Args:
+        file: Path of a `.py` file.
+
+    Returns:
+        name -> class or function: everything defined in the file (or imported by it from files beside it), under
+        its name there, and everything registered, under its registered name ("package>name").
+
+    Raises:
+        ModelError: There is no such file, it is not Python, or running it raises an exception.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise ModelError(
+            f"--custom-objects {file!r} is not a file; give the Python file that defines the model's own layers, "
+            "losses or optimizers."
+        )
+    if path.suffix != ".py":
+        raise ModelError(f"--custom-objects {file!r} is not a Python file; its name must end in .py.")
+    path = path.resolve()
+    # A name of its own, so that a file called keras.py or losses.py hides no other module.
+    digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
+    name = f"sdkeras_user_{path.stem.replace('.', '_')}_{digest}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ModelError(f"--custom-objects {file!r} cannot be imported as Python.")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        with user_import(path.parent) as found:
+            sys.modules[name] = module
+            spec.loader.exec_module(module)
+    except USER_ERRORS as error:
+        raise ModelError(
+            f"--custom-objects {file!r} failed while it was imported: {last_line(error)}; correct the file."
+        ) from error
+    own = {
+        key: value
+        for key, value in vars(module).items()
+        if (inspect.isclass(value) or inspect.isfunction(value)) and value.__module__ in found.modules
+    }
+    return {**own, **found.registered}
+
+
+def call_user_function(spec: str) -> Any:
+    """The value that `module:callable` returns; the current folder is on the path while it is imported and called.
+
+    Raises:
+        DataError: No such module or callable, or an exception inside.
+    """
+    module_name, _, attribute = spec.partition(":")
+    folder = Path.cwd().resolve()
+    try:
+        with user_import(folder):
+            return _find(module_name, attribute, spec, folder)()
+    except DataError:
+        raise
+    except USER_ERRORS as error:
+        raise DataError(f"data {spec!r} failed: {last_line(error)}; correct the user code.") from error
+
+
+def _find(module_name: str, attribute: str, spec: str, folder: Path) -> Callable[[], Any]:
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        raise DataError(
+            f"data {spec!r}: there is no module '{module_name}' in {folder} and none is installed; "
+            "MODULE:CALLABLE takes a module's name without folder or .py."
+        ) from error
+    value: Any = module
+    for part in attribute.split("."):
+        if not hasattr(value, part):
+            where = getattr(module, "__file__", None) or "built in"
+            raise DataError(f"data {spec!r}: module '{module_name}' ({where}) has no '{attribute}'.")
+        value = getattr(value, part)
+    if not callable(value):
+        raise DataError(
+            f"data {spec!r}: '{attribute}' is a {type(value).__name__}, not a function; put the data into a "
+            "function that returns them."
+        )
+    return value  # type: ignore[no-any-return]
