@@ -164,11 +164,11 @@ def _from_folder(path: Path) -> Any:
     if not (path / "dataset_spec.pb").is_file():
         if any(path.glob("*/snapshot.metadata")) or (path / "snapshot.metadata").is_file():
             raise DataError(
-                f"folder {path!r} is a cache of Dataset.snapshot(), which cannot be read back; write the dataset with "
-                f"dataset.save('{path.name}-saved') and give that folder."
+                f"folder {str(path)!r} is a cache of Dataset.snapshot(), which cannot be read back; write the "
+                f"dataset with dataset.save('{path.name}-saved') and give that folder."
             )
         raise DataError(
-            f"folder {path!r} was not written by tf.data.Dataset.save (it has no dataset_spec.pb); write it with "
+            f"folder {str(path)!r} was not written by tf.data.Dataset.save (it has no dataset_spec.pb); write it with "
             "dataset.save(FOLDER)."
         )
     failure: Exception | None = None
@@ -182,10 +182,10 @@ def _from_folder(path: Path) -> Any:
             failure = failure or error
             continue
         if empty:
-            raise DataError(f"the dataset in folder {path!r} has 0 elements; save it again with data in it.")
+            raise DataError(f"the dataset in folder {str(path)!r} has 0 elements; save it again with data in it.")
         return dataset
     raise DataError(
-        f"folder {path!r} cannot be read as a saved dataset: {_first_line(failure)}; it is damaged or incomplete. "
+        f"folder {str(path)!r} cannot be read as a saved dataset: {_first_line(failure)}; it is damaged or incomplete. "
         "Write it again with dataset.save(FOLDER)."
     ) from failure
 

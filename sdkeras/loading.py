@@ -313,7 +313,11 @@ def _compile_message(path: str, error: Exception, config: dict[str, Any]) -> str
         if config.get(key)
     ]
     unknown = _UNKNOWN_NAME.findall(str(error))
-    reason = f"Keras does not know '{unknown[-1][-1]}'" if unknown else _short(str(error))
+    reason = _short(str(error))
+    if unknown:
+        reason = f"Keras does not know '{unknown[-1][-1]}'"
+    elif "string indices must be integers" in reason:  # how the .h5 reader fails on the name of an unknown function
+        reason = "Keras does not know one of these names"
     return (
         f"{path!r} was loaded without its compiled part ({', '.join(parts) or 'unreadable'}): {reason}. Give the "
         "Python file that defines its own parts with --custom-objects FILE, or say --loss and --learning-rate."

@@ -331,6 +331,7 @@ def test_unregistered_part_of_compile_only(user_file, tmp_path, extension, compi
     for text in (path, name, "--custom-objects FILE", "--loss", "--learning-rate"):
         assert text in problem
     assert "\n" not in problem
+    assert "Keras does not know" in problem
 
     whole = load_model(path, custom_objects=objects)
     assert compile_problem(whole) is None
@@ -615,7 +616,14 @@ def test_weights_that_are_all_zero(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "bad", [X.astype(complex), np.array(["a"] * 8), np.array([b"a"] * 8), np.zeros(8, "datetime64[s]")]
+    "bad",
+    [
+        X.astype(complex),
+        X.astype(np.complex64),
+        np.array(["a"] * 8),
+        np.array([b"a"] * 8),
+        np.zeros(8, "datetime64[s]"),
+    ],
 )
 def test_dtypes_that_are_no_numbers(tmp_path, bad):
     for arrays, name in (({"x": bad, "y": Y}, "x"), ({"x": X, "y": bad}, "y")):
@@ -711,7 +719,7 @@ def test_dataset_folders_that_cannot_be_read(tmp_path):
     list(dataset().snapshot(str(tmp_path / "cache")))
     with pytest.raises(DataError) as error:
         load_data(str(tmp_path / "cache"))
-    ours(error, tmp_path / "cache", "Dataset.snapshot()", "dataset.save('cache-saved')")
+    ours(error, f"folder '{tmp_path / 'cache'}'", "Dataset.snapshot()", "dataset.save('cache-saved')")
 
     dataset().take(0).save(str(tmp_path / "nothing"))
     with pytest.raises(DataError) as error:
@@ -865,9 +873,27 @@ def test_data_that_fit():
     check_data(tiny(loss=lambda y, p: keras.ops.sum(p)), X, Y[:, None, None] + 100)
 
 
+class Counting(keras.layers.Layer):
+    """Counts its calls and penalises its input."""
+
+    def build(self, shape):
+        self.calls = self.add_weight(initializer="zeros", trainable=False, name="calls")
+
+    def call(self, inputs):
+        self.calls.assign_add(1.0)
+        self.add_loss(keras.ops.sum(inputs))
+        return inputs
+
+
 def test_check_leaves_the_model_as_it_was():
     model = keras.Sequential(
-        [keras.Input((3,)), keras.layers.BatchNormalization(), keras.layers.Dropout(0.5), keras.layers.Dense(4)]
+        [
+            keras.Input((3,)),
+            keras.layers.BatchNormalization(),
+            Counting(),
+            keras.layers.Dropout(0.5),
+            keras.layers.Dense(4),
+        ]
     )
     model.compile(loss="sparse_categorical_crossentropy")
     before = [np.asarray(v).copy() for v in model.variables]
@@ -900,6 +926,8 @@ def test_axes_that_keras_adds_and_unknown_axes():
     ours(error, "(None, None, 2)", "(6, 5, 3)")
     fixed = keras.Sequential([keras.Input(batch_shape=(4, 3)), keras.layers.Dense(1)])
     check_data(fixed, X, Y)
+    stateful = keras.Sequential([keras.Input(batch_shape=(4, 3, 1)), keras.layers.LSTM(2, stateful=True)])
+    check_data(stateful, X, Y)
 
 
 def two_inputs(as_dict):
@@ -928,6 +956,15 @@ def test_two_inputs(as_dict):
     with pytest.raises(DataError) as error:
         check_data(model, (other, X), Y)
     ours(error, "input 'a'")
+
+
+def test_dict_keys_need_not_be_the_names_of_the_inputs():
+    a, b = keras.Input((3,), name="a"), keras.Input((2,), name="b")
+    model = keras.Model({"left": a, "right": b}, keras.layers.Concatenate()([a, b]))
+    check_data(model, {"left": X, "right": np.ones((8, 2))}, Y)
+    with pytest.raises(DataError) as error:
+        check_data(model, {"a": X, "b": np.ones((8, 2))}, Y)
+    ours(error, "named left, right", "have a, b")
 
 
 def test_more_inputs_than_a_dict_model_has():

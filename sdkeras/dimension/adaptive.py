@@ -109,8 +109,7 @@ class Summary:
     interval: tuple[float, float] | None
     total_interval: tuple[float, float]
     nested_difference: tuple[float, float] | None
-    excess: float
-    corrected: bool
+    excess: float | None
 
 
 def estimate_sharpness_dimension(
@@ -284,7 +283,7 @@ def summarise(runs: list[Spectrum], context: Context) -> Summary:
     """Pools the runs and takes the interval of their mean."""
     eta = context.exponents.learning_rate
     excess = pooling.repeated_eigenvalues(runs, eta)
-    correct = not pooling.guard_trips(excess)
+    correct = excess is None
     atoms = [pooling.as_atoms(run, eta, correct) for run in runs]
     z = [context.exponents(one.nodes) for one in atoms]
     pooled_z = np.concatenate(z)
@@ -317,7 +316,7 @@ def summarise(runs: list[Spectrum], context: Context) -> Summary:
             difference = (float(changes.mean()), _half_width(changes))
     if len(runs) < _FEWEST_RUNS_FOR_AN_INTERVAL:
         half = interval = None
-    return Summary(atoms, z, where, half, interval, total_interval, difference, excess, correct)
+    return Summary(atoms, z, where, half, interval, total_interval, difference, excess)
 
 
 def _phi(weights: FloatArray, z: FloatArray, tau: float) -> float:
@@ -405,7 +404,7 @@ def _outcome(loop: _Loop, summary: Summary) -> Outcome:
         total_interval=summary.total_interval,
         nested=loop.nested_failed,
         nested_checked=exact or summary.nested_difference is not None or t_star is None,
-        guard=summary.excess if not summary.corrected else None,
+        guard=summary.excess,
         correctable=exact or all(run.residuals is not None for run in loop.runs),
         ended=loop.ended,
         target=loop.wanted(summary),

@@ -14,8 +14,14 @@ from sdkeras.records import FloatArray, Spectrum
 _RESIDUAL_OVER_GAP = 1e-4
 _LARGEST_WEIGHT = 25.0
 _SMALLEST_STEP = 1e-6
-# The accepted weights sum to about N + sqrt(2N) * normal if all are simple.
+# If all accepted are simple, N accepted weights sum to about N + sqrt(2N) * normal. A Ritz value converges
+# sooner when its weight is large, so that what is accepted late exceeds 1 by some per cent: with many runs 4
+# standard deviations alone would cry wolf, and the excess must matter as well.
 _GUARD = 4.0
+_EXCESS_OVERALL = 1.1
+# At one place from an end of the spectrum a repeated eigenvalue has mean weight 2 or more in every run.
+_EXCESS_AT_A_PLACE = 1.5
+_NUM_PLACES = 64
 
 
 @attrs.frozen(eq=False)
@@ -56,21 +62,32 @@ def _corrected(spectrum: Spectrum, learning_rate: float) -> FloatArray:
     return np.where(accepted, 1.0, spectrum.weights * (remaining / rest))
 
 
-def repeated_eigenvalues(runs: Sequence[Spectrum], learning_rate: float) -> float:
-    """How far the accepted masses exceed 1 each, in standard deviations of chi^2_1 sums; 0 without any.
+def repeated_eigenvalues(runs: Sequence[Spectrum], learning_rate: float) -> float | None:
+    """Excess of the accepted masses over 1 each, in standard deviations of chi^2_1 sums, if it gives them away.
 
-    A repeated eigenvalue shows as one Ritz value with the mass of all its copies; beyond 4 the correction would
-    lose them.
+    A repeated eigenvalue shows as one Ritz value with the mass of all its copies; the correction would lose
+    them. All accepted masses are tested together, and those at each place from either end by themselves.
+
+    Returns:
+        The largest excess that says that eigenvalues are repeated, or None.
     """
-    masses = np.concatenate([run.weights[_accepted(run, learning_rate)] for run in runs])
-    if len(masses) == 0:
-        return 0.0
-    return float((masses.sum() - len(masses)) / np.sqrt(2 * len(masses)))
+    accepted = [run.weights[_accepted(run, learning_rate)] for run in runs]
+    found = [_excess(np.concatenate(accepted), _EXCESS_OVERALL)]
+    for place in range(min(_NUM_PLACES, max(len(masses) for masses in accepted))):
+        for index in (place, -1 - place):
+            here = np.array([masses[index] for masses in accepted if len(masses) > place])
+            found.append(_excess(here, _EXCESS_AT_A_PLACE))
+    given_away = [excess for excess in found if excess is not None]
+    return max(given_away) if given_away else None
 
 
-def guard_trips(excess: float) -> bool:
-    """Whether the correction must be off."""
-    return excess > _GUARD
+def _excess(masses: FloatArray, least_mean: float) -> float | None:
+    """Standard deviations above 1 each, if beyond the guard and the mean exceeds `least_mean`."""
+    count = len(masses)
+    if count == 0:
+        return None
+    excess = float((masses.sum() - count) / np.sqrt(2 * count))
+    return excess if excess > _GUARD and masses.mean() > least_mean else None
 
 
 def as_atoms(run: Spectrum, learning_rate: float, correct: bool) -> Atoms:

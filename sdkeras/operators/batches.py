@@ -230,9 +230,18 @@ def _iterate(data: Any, limit: int | None) -> Any:
             raise DataError("the dataset must yield (x, y) or (x, y, sample_weight).")
         if any(leaf.shape.rank == 0 for leaf in spec):
             raise DataError("the dataset is not batched; call .batch(n) on it first.")
-        return data.as_numpy_iterator()
+        return _guarded(data.as_numpy_iterator())
     count = data.num_batches
     return (data[index] for index in (range(count) if count is not None else iter(int, 1)))
+
+
+def _guarded(batches: Any) -> Any:
+    """The same batches; whatever TensorFlow raises for a damaged or failing dataset is a DataError."""
+    try:
+        yield from batches
+    except tf.errors.OpError as error:
+        reason = str(error.message).strip().splitlines()[0][:200] if error.message else type(error).__name__
+        raise DataError(f"the dataset cannot be read to its end: {reason}.") from error
 
 
 def _join(parts: list[Array]) -> Array:

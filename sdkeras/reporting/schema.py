@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import json
+import math
+import os
+import tempfile
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
 import attrs
+import cattrs
 import numpy as np
 
 from sdkeras.dimension.records import EdgeOfStability, RdsSharpness, SharpnessDimension, Warning
+from sdkeras.errors import SdkerasError
 from sdkeras.records import FloatArray, Verification
 
 SCHEMA_VERSION = 1
@@ -100,9 +113,11 @@ class SpectrumSummary:
     weights: FloatArray = attrs.field(eq=attrs.cmp_using(eq=np.array_equal))
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class Analysis:
     """The whole answer; attribute names are the paths in run.json.
+
+    Two are equal if their JSON is: arrays by element, NaN equal to NaN.
 
     `sharpness_dimension` is the first of `estimates` (exact when asked for, else slq).
     """
@@ -121,6 +136,137 @@ class Analysis:
     warnings: tuple[Warning, ...] = ()
     partial: bool = False
     schema_version: int = SCHEMA_VERSION
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Analysis) and self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        return hash(self.to_json())
+
+    def __str__(self) -> str:
+        from sdkeras.reporting.terminal import as_text
+
+        return as_text(self)
+
+    def to_json(self) -> str:
+        """The JSON text of run.json: strict JSON, NaN and infinities as null."""
+        document = _converter().unstructure(self)
+        # Rooms that later versions fill; a reader may rely on the paths.
+        document |= {"bounds": [], "layers": [], "lyapunov": None}
+        return json.dumps(_without_nan(document), indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "the text") -> Analysis:
+        """Reads what `to_json` wrote; unknown paths are ignored.
+
+        Raises:
+            SdkerasError: Not such a document, or one of a newer schema.
+        """
+        try:
+            document = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise SdkerasError(f"{where} is not JSON ({error}); give a run.json written by sdkeras analyze.") from error
+        if not isinstance(document, dict) or "schema_version" not in document:
+            raise SdkerasError(f"{where} has no schema_version; give a run.json written by sdkeras analyze.")
+        version = document["schema_version"]
+        if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= SCHEMA_VERSION:
+            raise SdkerasError(
+                f"{where} has schema version {version!r}, this sdkeras reads up to {SCHEMA_VERSION}; update sdkeras."
+            )
+        try:
+            return _converter().structure(document, cls)
+        except Exception as error:  # cattrs groups whatever the fields raised
+            detail = "; ".join(cattrs.transform_error(error)[:3])
+            raise SdkerasError(f"{where} is not a complete run.json: {detail}.") from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes run.json, all of it or nothing.
+
+        Raises:
+            SdkerasError: The file cannot be written.
+        """
+        write_atomically(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Analysis:
+        """Reads a run.json.
+
+        Raises:
+            SdkerasError: Missing, unreadable or not a run.json.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            raise SdkerasError(f"{os.fspath(path)} cannot be read: {reason}.") from error
+        return cls.from_json(text, os.fspath(path))
+
+
+def write_atomically(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a text file through a temporary file and a rename, so that no half-written file is left.
+
+    Raises:
+        SdkerasError: The file cannot be written.
+    """
+    target = Path(path)
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, target)
+    except OSError as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        raise SdkerasError(f"{os.fspath(path)} cannot be written: {error.strerror}; choose another place.") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@functools.cache
+def _converter() -> cattrs.Converter:
+    """Records to plain values and back: arrays as lists, null as NaN where a number must stand."""
+    converter = cattrs.Converter()
+    converter.register_structure_hook_func(
+        lambda cls: cls == FloatArray,
+        lambda value, _: np.array([_number(entry) for entry in value], dtype=np.float64),
+    )
+    converter.register_structure_hook(float, lambda value, _: _number(value))
+    converter.register_structure_hook_func(
+        lambda cls: isinstance(cls, types.UnionType),
+        lambda value, cls: None if value is None else converter.structure(value, _not_none(cls)),
+    )
+    return converter
+
+
+def _not_none(union: Any) -> Any:
+    (only,) = [part for part in typing.get_args(union) if part is not type(None)]
+    return only
+
+
+def _number(value: Any) -> float:
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"expected a number, got {value!r}")
+    return float(value)
+
+
+def _without_nan(value: Any) -> Any:
+    """Lists, numbers and nulls only: what strict JSON can hold."""
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {key: _without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @attrs.frozen

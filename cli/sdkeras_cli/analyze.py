@@ -1,0 +1,197 @@
+"""`sdkeras analyze`: options in, one library call, reports and exit status out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import attrs
+import click
+
+from sdkeras import registry
+from sdkeras.errors import SdkerasError, UnknownEstimatorError
+
+_POSITIVE = click.FloatRange(min=0, min_open=True)
+_COUNT = click.IntRange(min=1)
+_PRODUCT_MODES = ("auto", "reverse-over-reverse", "forward-over-reverse", "finite-differences")
+
+
+@click.command()
+@click.argument("model")
+@click.option("--data", required=True, help="FILE.npz, X.npy,Y.npy, a tf.data folder, or module:callable.")
+@click.option("--batch-size", type=_COUNT, help="Of training; default 32, or the data set's own.")
+@click.option("--learning-rate", type=float, help="In place of the one in the file.")
+@click.option("--loss", help="Name of a Keras loss, in place of the compiled one.")
+@click.option("--params", metavar="REGEX", help="Analyse only the variables whose path this finds.")
+@click.option("--samples", type=_COUNT, default=4096, show_default=True, help="Samples for the data-set Hessian.")
+@click.option("--mode", type=click.Choice(["train", "inference"]), default="train", show_default=True)
+@click.option("--map", "step_map", type=click.Choice(["auto", "hessian"]), default="auto", show_default=True)
+@click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True)
+@click.option("--product-mode", type=click.Choice(_PRODUCT_MODES), default="auto", show_default=True)
+@click.option("--estimator", "estimators", multiple=True, help="Estimator to use; repeatable.")
+@click.option("--set", "assignments", multiple=True, metavar="NAME.FIELD=VALUE", help="A setting of an estimator.")
+@click.option("--exact", is_flag=True, help="Exact spectra of minibatches as well (small models).")
+@click.option("--exact-minibatches", type=_COUNT, help="How many; adaptive by default.")
+@click.option("--tolerance", type=float, default=0.05, show_default=True, help="Half-width over the codimension.")
+@click.option("--max-hvps", type=_COUNT, help="Hessian-vector products at most.")
+@click.option("--time-limit", type=_POSITIVE, metavar="SECONDS")
+@click.option("--memory", type=_POSITIVE, metavar="GB", help="Memory for bases and dense matrices.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--allow-unverified", is_flag=True, help="Go on with an operator that failed its verification.")
+@click.option("--custom-objects", metavar="FILE", help="Python file with the model's own classes.")
+@click.option("--unsafe", is_flag=True, help="Load Lambda layers, whose code is in the model file.")
+@click.option("--json", "json_path", metavar="OUT", help="Write run.json here.")
+@click.option("--html", "html_path", metavar="OUT", help="Write the report page here.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done and what it would cost.")
+@click.option("--quiet", is_flag=True, help="No progress and no report.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def command(
+    model: str,
+    data: str,
+    custom_objects: str | None,
+    unsafe: bool,
+    json_path: str | None,
+    html_path: str | None,
+    dry_run: bool,
+    quiet: bool,
+    debug: bool,
+    assignments: tuple[str, ...],
+    estimators: tuple[str, ...],
+    step_map: str,
+    memory: float | None,
+    **options: Any,
+) -> int:
+    """Analyse MODEL (.keras or .h5) on its training data.
+
+    Prints the edge-of-stability verdict, the Hessian's extremes, the RDS sharpness exponents and the sharpness
+    dimension, each with its evidence.
+    """
+    del debug
+    _check_estimators(estimators)
+    settings = _settings(assignments)
+    for path in (json_path, html_path):
+        if path is not None and not dry_run:
+            check_writable(path)
+    if not os.path.exists(model):
+        raise SdkerasError(f"there is no file {model}; give the path of a .keras or .h5 model.")
+    options |= {"estimators": estimators, "settings": settings, "map": step_map, "memory_gb": memory}
+    return run(
+        model,
+        data,
+        options,
+        custom_objects=custom_objects,
+        unsafe=unsafe,
+        json_path=json_path,
+        html_path=html_path,
+        dry_run=dry_run,
+        quiet=quiet,
+    )
+
+
+def run(
+    model_path: str,
+    data_spec: str,
+    options: dict[str, Any],
+    *,
+    custom_objects: str | None = None,
+    unsafe: bool = False,
+    json_path: str | None = None,
+    html_path: str | None = None,
+    dry_run: bool = False,
+    quiet: bool = False,
+) -> int:
+    """Loads, analyses, reports; returns the exit status."""
+    from sdkeras_cli.main import INTERRUPTED, tensorflow_settings
+    from sdkeras_cli.progress import progress_bar
+
+    tensorflow_settings()
+    import keras
+    from rich.console import Console
+
+    from sdkeras import analysis, loading
+    from sdkeras.reporting.html import save_html
+    from sdkeras.reporting.terminal import render, render_plan
+
+    objects = loading.load_custom_objects(custom_objects) if custom_objects else None
+    model = loading.load_model(model_path, custom_objects=objects, safe_mode=not unsafe)
+    problem = loading.compile_problem(model)
+    if problem and not getattr(model, "compiled", False) and options.get("loss") is None:
+        raise SdkerasError(problem)
+    if problem:
+        click.echo(f"sdkeras: warning: {problem}", err=True)
+    data = loading.load_data(data_spec)
+    console = Console(highlight=False)
+    if dry_run:
+        console.print(render_plan(analysis.plan(model, data, **options)))
+        written = [path for path in (json_path, html_path) if path is not None]
+        console.print(f"files to be written: {', '.join(written) or 'none'}")
+        return 0
+    scope = keras.saving.custom_object_scope(objects or {})  # copies in other precisions need them as well
+    with scope, progress_bar(quiet) as progress:
+        answer = analysis.analyze(model, data, **options, progress=progress)
+    if json_path is not None:
+        answer.save(json_path)
+    if html_path is not None:
+        save_html(answer, html_path)
+    if not quiet:
+        console.print(render(answer))
+    return INTERRUPTED if answer.partial else 0
+
+
+def check_writable(path: str) -> None:
+    """Refuses an output path before the work starts.
+
+    Raises:
+        SdkerasError: Its folder is missing or cannot be written to.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise SdkerasError(f"{path} is a folder; give the name of a file to write.")
+    if not target.parent.is_dir():
+        raise SdkerasError(f"the folder of {path} does not exist; create it or choose another place.")
+    writable = os.access(target, os.W_OK) if target.exists() else os.access(target.parent, os.W_OK)
+    if not writable:
+        raise SdkerasError(f"{path} cannot be written: permission denied; choose another place.")
+
+
+def _check_estimators(names: tuple[str, ...]) -> None:
+    for name in names:
+        if not registry.kinds_of(name):
+            known = [known for kind in ("spectrum", "eigenpairs", "trace") for known in registry.names(kind)]
+            raise UnknownEstimatorError(registry.unknown_name(name, "installed", known))
+
+
+def _settings(assignments: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """NAME.FIELD=VALUE as values of the fields' types, by estimator."""
+    settings: dict[str, dict[str, Any]] = {}
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        name, dot, field = path.partition(".")
+        if not (equals and dot and name and field):
+            raise SdkerasError(f"--set {assignment}: expected NAME.FIELD=VALUE, for example slq.num_steps=80.")
+        _check_estimators((name,))
+        cls = registry.get_estimator(registry.kinds_of(name)[0], name)
+        fields = attrs.fields_dict(cls)
+        if field not in fields:
+            raise SdkerasError(f"--set {assignment}: '{name}' has no field '{field}'; it has: {', '.join(fields)}.")
+        settings.setdefault(name, {})[field] = _value(assignment, str(fields[field].type), text)
+    return settings
+
+
+def _value(assignment: str, type_name: str, text: str) -> Any:
+    """The text as the field's type; annotations are strings under `from __future__ import annotations`."""
+    if "None" in type_name and text.lower() == "none":
+        return None
+    try:
+        if "bool" in type_name:
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+        if "int" in type_name:
+            return int(text)
+        if "float" in type_name:
+            return float(text)
+    except (ValueError, KeyError) as error:
+        raise SdkerasError(f"--set {assignment}: '{text}' is not a value of type {type_name}.") from error
+    if "str" in type_name:
+        return text
+    raise SdkerasError(f"--set {assignment}: this field can be set from Python only.")

@@ -1,0 +1,94 @@
+"""`sdkeras demo`: a small net on real digits, trained in seconds, and what place it has found."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from sdkeras.errors import SdkerasError
+
+_EPOCHS = 30
+_BATCH_SIZE = 32
+_LEARNING_RATE = 0.2
+
+
+@click.command()
+@click.option("--output-dir", default="sdkeras-demo", show_default=True, metavar="DIR")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--quiet", is_flag=True, help="No progress and no report.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def command(output_dir: str, seed: int, quiet: bool, debug: bool) -> int:
+    """Train a small net on the 1,797 digits of UCI and analyse it."""
+    del debug
+    folder = Path(output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SdkerasError(f"the folder {output_dir} cannot be made: {error.strerror}; choose another.") from error
+    if not os.access(folder, os.W_OK):
+        raise SdkerasError(f"the folder {output_dir} cannot be written to; choose another (--output-dir).")
+    from sdkeras_cli import analyze
+    from sdkeras_cli.main import tensorflow_settings
+
+    tensorflow_settings()
+    model, data = str(folder / "model.keras"), str(folder / "data.npz")
+    _train(model, data, seed, quiet)
+    json_path, html_path = str(folder / "run.json"), str(folder / "report.html")
+    status = analyze.run(
+        model,
+        data,
+        {"batch_size": _BATCH_SIZE, "seed": seed},
+        json_path=json_path,
+        html_path=html_path,
+        quiet=quiet,
+    )
+    if not quiet:
+        click.echo(f"\nwritten: {json_path}, {html_path}\nthe same again, or with other options:")
+        click.echo(f"  sdkeras analyze {model} --data {data} --batch-size {_BATCH_SIZE} --html {html_path}")
+    return status
+
+
+def _train(model_path: str, data_path: str, seed: int, quiet: bool) -> None:
+    """Trains by plain SGD on three quarters of the digits and saves model and training data."""
+    import keras
+    import numpy as np
+
+    from sdkeras.datasets import load_digits
+
+    x, y = load_digits()
+    order = np.random.default_rng(seed).permutation(len(x))
+    train, test = order[: 3 * len(x) // 4], order[3 * len(x) // 4 :]
+    keras.utils.set_random_seed(seed)
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8), name="digit"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(32, activation="tanh"),
+            keras.layers.Dense(32, activation="tanh"),
+            keras.layers.Dense(10),
+        ],
+        name="digits",
+    )
+    model.compile(
+        optimizer=keras.optimizers.SGD(_LEARNING_RATE),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    history = model.fit(
+        x[train],
+        y[train],
+        batch_size=_BATCH_SIZE,
+        epochs=_EPOCHS,
+        validation_data=(x[test], y[test]),
+        verbose=0,
+    ).history
+    if not quiet:
+        click.echo(
+            f"trained {model.count_params():,} parameters for {_EPOCHS} epochs by SGD at learning rate "
+            f"{_LEARNING_RATE}: accuracy {history['accuracy'][-1]:.3f} on {len(train):,} digits, "
+            f"{history['val_accuracy'][-1]:.3f} on {len(test):,} others"
+        )
+    model.save(model_path)
+    np.savez_compressed(data_path, x=x[train], y=y[train])

@@ -1,0 +1,112 @@
+"""The `sdkeras` command: a lazy group, so that a command loads only what it needs."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any, NoReturn
+
+import click
+
+import sdkeras
+from sdkeras.errors import SdkerasError
+
+_COMMANDS = {
+    "analyze": ("sdkeras_cli.analyze", "Analyse a saved model: Hessian, edge of stability, sharpness dimension."),
+    "demo": ("sdkeras_cli.demo", "Train a small net on real digits and analyse it."),
+    "plugins": ("sdkeras_cli.plugins", "Show the installed estimators."),
+}
+
+INTERRUPTED = 130
+
+
+class _LazyGroup(click.Group):
+    """Sub-commands by name; their modules are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(_COMMANDS[cmd_name][0]).command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(sdkeras.__version__, prog_name="sdkeras", message="%(prog)s %(version)s")
+def cli() -> None:
+    """What kind of place in weight space has your Keras training found?"""
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Runs the command line and exits: 0 done, 2 wrong use or input, 4 failed verification, 130 interrupted."""
+    given = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in given
+    try:
+        status = cli.main(args=given, standalone_mode=False)
+    except click.exceptions.Abort:
+        _quit("interrupted.", INTERRUPTED)
+    except KeyboardInterrupt:
+        _quit("interrupted.", INTERRUPTED)
+    except click.UsageError as error:
+        where = f" See '{error.ctx.command_path} --help'." if error.ctx is not None else ""
+        _quit(f"{error.format_message()}{where}", 2)
+    except click.ClickException as error:
+        _quit(error.format_message(), 2)
+    except SdkerasError as error:
+        if debug:
+            raise
+        _quit(str(error), error.exit_status)
+    except MemoryError:
+        _quit("out of memory; analyse fewer parameters (--params), a smaller batch, or say --memory GB.", 2)
+    except Exception as error:
+        if debug:
+            raise
+        _quit(f"internal error: {_short(error)}; run again with --debug for the traceback, and please report it.", 1)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _short(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}"
+
+
+def _quit(message: str, status: int) -> NoReturn:
+    click.echo(f"sdkeras: {'error: ' if status != INTERRUPTED else ''}{message}", err=True)
+    sys.exit(status)
+
+
+def tensorflow_settings() -> None:
+    """One intra-op thread and no chatter; must run before TensorFlow starts.
+
+    Raises:
+        SdkerasError: Keras is set to another backend.
+    """
+    import os
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    if backend != "tensorflow":
+        raise SdkerasError(
+            f"KERAS_BACKEND is '{backend}'; sdkeras needs the TensorFlow backend: unset it, or say "
+            "KERAS_BACKEND=tensorflow."
+        )
+    stderr = os.dup(2)
+    silent = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silent, 2)  # TensorFlow's C++ greets on stderr before its log level counts
+    try:
+        import tensorflow
+    finally:
+        os.dup2(stderr, 2)
+        os.close(silent)
+        os.close(stderr)
+    settings: Any = tensorflow.config.threading
+    settings.set_intra_op_parallelism_threads(1)
+    settings.set_inter_op_parallelism_threads(os.cpu_count() or 1)
+    tensorflow.get_logger().setLevel("ERROR")

@@ -1,0 +1,69 @@
+"""Numbers as people read them: as many digits as their uncertainty allows."""
+
+from __future__ import annotations
+
+import math
+
+from sdkeras.dimension.records import SharpnessDimension
+from sdkeras.reporting.schema import Measured
+
+ABSENT = "-"
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A number with a few significant digits, or a dash."""
+    if value is None or math.isnan(value):
+        return ABSENT
+    if value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}"
+    if 1e3 <= abs(value) < 1e9:
+        return f"{value:,.{max(0, digits - math.floor(math.log10(abs(value))) - 1)}f}"
+    return f"{value:.{digits}g}"
+
+
+def dimension(value: float | None, half_width: float | None = None) -> str:
+    """A dimension, rounded at the second digit of its uncertainty (a tenth without one)."""
+    if value is None or math.isnan(value):
+        return ABSENT
+    decimals = 1
+    if half_width is not None and 0 < half_width < math.inf:
+        decimals = min(4, max(0, 1 - math.floor(math.log10(half_width))))
+    return f"{value:,.{decimals}f}"
+
+
+def interval(value: tuple[float, float] | None) -> str:
+    """[low, high], rounded at the second digit of the half-width."""
+    if value is None:
+        return ABSENT
+    half = 0.5 * (value[1] - value[0])
+    return f"[{dimension(value[0], half)}, {dimension(value[1], half)}]"
+
+
+def estimated(value: float, span: tuple[float, float] | None) -> str:
+    """value ± half-width, or the value alone without an interval."""
+    if span is None:
+        return f"{dimension(value)} (no interval)"
+    half = 0.5 * (span[1] - span[0])
+    text = dimension(value, half)
+    return f"{text} [{dimension(span[0], half)}, {dimension(span[1], half)}]"
+
+
+def measured(value: Measured | None) -> tuple[str, str]:
+    """A measured number and its evidence."""
+    if value is None:
+        return ABSENT, ""
+    if value.stderr is not None:
+        evidence = f"standard error {value.stderr:.2g}"
+    elif value.residual is not None:
+        evidence = f"residual {value.residual:.1e}"
+    else:
+        evidence = ""
+    return number(value.value), evidence + ("" if value.converged else ", not converged")
+
+
+def headline(estimate: SharpnessDimension) -> str:
+    """The dimension in one line."""
+    return (
+        f"Sharpness dimension {estimated(estimate.value, estimate.interval)} of {estimate.state_size:,}; "
+        f"codimension {estimated(estimate.codimension, estimate.codimension_interval)}"
+    )

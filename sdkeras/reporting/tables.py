@@ -1,0 +1,150 @@
+"""What the reports show, as titled rows of text: one content for the terminal and for the page."""
+
+from __future__ import annotations
+
+import attrs
+
+from sdkeras.dimension.records import SharpnessDimension
+from sdkeras.reporting.numbers import dimension, estimated, interval, measured, number
+from sdkeras.reporting.schema import Analysis
+
+
+@attrs.frozen
+class Table:
+    """A title and rows of (label, value, remark)."""
+
+    title: str
+    rows: tuple[tuple[str, str, str], ...]
+
+
+MEANING = (
+    "The sharpness dimension (SD) counts the directions in weight space that a training step does not contract "
+    "on average: the effective dimension of the random attractor that SGD wanders on. The codimension is what is "
+    "left of the state; dead parameters do not change it.",
+    "Under the assumptions of Theorem 4.5 of the paper the generalization gap is bounded by a term that grows "
+    "like sqrt(SD/n); the quantity to compare between runs on the same data is sqrt(SD/n). The constants in the "
+    "bound cannot be computed from a model, so SD alone proves no value of the gap.",
+    "This is the local estimate at one checkpoint. Negative curvature also makes exponents positive: lambda_1 > 0 "
+    "is not by itself a sign of the edge of stability.",
+)
+
+FORMULAS = (
+    "z = ln|s - eta*alpha|, alpha an eigenvalue of a minibatch Hessian, s = 1 - eta*weight decay (map 'sgd') or 1 "
+    "(map 'hessian')",
+    "lambda_k: mean over minibatches of the k-th largest z (RDS sharpness of order k)",
+    "SD = j* + (lambda_1 + ... + lambda_j*)/|lambda_(j*+1)|, j* the last index with a non-negative partial sum",
+)
+
+CITATION = (
+    "M. Tuci, C. Korkmaz, U. Simsekli, T. Birdal: Generalization at the Edge of Stability. arXiv 2604.19740 (2026)."
+)
+
+
+def tables(run: Analysis) -> tuple[Table, ...]:
+    """All tables of a report, in order."""
+    made = [_hessian(run), _edge(run)]
+    made += [_dimension(estimate) for estimate in run.estimates]
+    if run.rds_sharpness is not None:
+        leading = ", ".join(f"{value:.4g}" for value in run.rds_sharpness.leading[:6])
+        last = run.rds_sharpness.values[-1] if len(run.rds_sharpness.values) else None
+        made.append(
+            Table(
+                "RDS sharpness exponents (per step)",
+                (("lambda_1 ...", leading, "leading"), ("lambda_d", number(last), "last")),
+            )
+        )
+    return (*made, _verification(run), _provenance(run))
+
+
+def _hessian(run: Analysis) -> Table:
+    rows = []
+    for label, value in (
+        ("largest eigenvalue", run.hessian.largest),
+        ("smallest eigenvalue", run.hessian.smallest),
+        ("trace", run.hessian.trace),
+    ):
+        rows.append((label, *measured(value)))
+    return Table(f"Hessian of the loss over {run.data.num_samples_hessian:,} samples", tuple(rows))
+
+
+def _edge(run: Analysis) -> Table:
+    edge = run.edge_of_stability
+    batch = number(edge.batch_sharpness)
+    if edge.batch_sharpness_stderr is not None:
+        batch += f" ± {edge.batch_sharpness_stderr:.2g}"
+    return Table(
+        "Edge of stability",
+        (
+            ("sharpness", number(edge.sharpness), f"largest eigenvalue of {edge.operator}"),
+            ("threshold", number(edge.threshold), f"{_optimizer(run)}"),
+            ("ratio", number(edge.ratio, 3), "1 is the edge"),
+            ("batch sharpness", batch, "mean of g'Hg/|g|² over minibatches"),
+        ),
+    )
+
+
+def _optimizer(run: Analysis) -> str:
+    optimizer = run.optimizer
+    parts = [f"{optimizer.name}, learning rate {optimizer.learning_rate:.4g} ({optimizer.learning_rate_source})"]
+    if optimizer.momentum:
+        parts.append(f"{'Nesterov ' if optimizer.nesterov else ''}momentum {optimizer.momentum:g}")
+    if optimizer.weight_decay:
+        parts.append(f"weight decay {optimizer.weight_decay:g}")
+    return ", ".join(parts)
+
+
+def _dimension(estimate: SharpnessDimension) -> Table:
+    steps = "" if estimate.num_steps is None else f" of {estimate.num_steps} steps"
+    rows = [
+        ("pooled value", estimated(estimate.value, estimate.interval), "95 % interval; SD of the mixture"),
+        ("codimension", estimated(estimate.codimension, estimate.codimension_interval), f"d = {estimate.state_size:,}"),
+    ]
+    if estimate.definition_value is not None:
+        text = estimated(estimate.definition_value, estimate.definition_interval)
+        rows.append(("definition's value", text, "Def. 4.1, average of order statistics"))
+    else:
+        rows.append(("definition's value in", interval(estimate.definition_interval), "Def. 4.1, bracketed"))
+    negative, unstable = estimate.expansion_negative_curvature, estimate.expansion_unstable
+    split = f"{number(negative, 3)} negative curvature, {number(unstable, 3)} unstable"
+    margin = "infinite" if estimate.neutral_mass == 0 else number(estimate.margin, 3)
+    rows += [
+        ("j*", dimension(estimate.j_star), f"threshold exponent {number(estimate.threshold_exponent, 3)}"),
+        ("E+ (sum of z > 0)", number(estimate.expansion), split),
+        ("neutral directions", dimension(estimate.neutral_mass), f"margin {margin}"),
+        ("map", estimate.map, f"coordinates: {estimate.coordinates}"),
+        ("cost", f"{estimate.num_runs:,} runs{steps}", f"{estimate.num_hvps:,} products"),
+    ]
+    return Table(f"Sharpness dimension ({estimate.estimator})", tuple(rows))
+
+
+def _verification(run: Analysis) -> Table:
+    check = run.verification
+    return Table(
+        "Verification: " + ("passed" if check.passed else "FAILED"),
+        (
+            (
+                "against finite differences",
+                f"{check.finite_difference_error:.1e}",
+                f"in {check.finite_difference_dtype}",
+            ),
+            ("rounding of a product", f"{check.hvp_relative_error:.1e}", f"mode {check.mode}"),
+            ("symmetry", f"{check.symmetry_error:.1e}", ""),
+            ("repeatability", f"{check.repeatability_error:.1e}", check.details),
+        ),
+    )
+
+
+def _provenance(run: Analysis) -> Table:
+    made, model = run.provenance, run.model
+    analysed = f"{model.num_trainable_analysed:,} of {model.num_parameters:,} trainable parameters"
+    return Table(
+        "Provenance",
+        (
+            ("model", model.name, f"{analysed}; {model.mode} mode"),
+            ("loss", model.loss, ""),
+            ("data", f"{run.data.num_samples:,} samples", f"batch size {run.data.batch_size}; {made.data_digest}"),
+            ("cost", f"{made.seconds:.1f} s", f"{made.num_hvps:,} products in {made.dtype}, seed {made.seed}"),
+            ("made with", f"sdkeras {made.sdkeras}", f"TensorFlow {made.tensorflow}, Keras {made.keras}"),
+            ("on", made.device, f"Python {made.python}, {made.created}"),
+        ),
+    )

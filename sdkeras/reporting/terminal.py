@@ -1,0 +1,68 @@
+"""The report and the plan in a terminal."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from sdkeras.reporting.numbers import headline
+from sdkeras.reporting.schema import Analysis, Plan
+from sdkeras.reporting.tables import tables
+
+
+def render(run: Analysis) -> RenderableType:
+    """The whole report: verdict first, then the dimension, the warnings and the tables."""
+    first: list[RenderableType] = [Text(run.edge_of_stability.verdict, style="bold")]
+    if run.sharpness_dimension is not None:
+        first.append(Text(headline(run.sharpness_dimension) + "."))
+    if run.partial:
+        first.append(Text("Interrupted: what the runs so far say.", style="bold yellow"))
+    if not run.verification.passed:
+        first.append(Text("UNVERIFIED: the operator failed its check; do not trust these numbers.", style="bold red"))
+    parts: list[RenderableType] = [Panel(Group(*first), title=escape(run.model.name))]
+    for warning in run.warnings:
+        parts.append(Text.assemble((f"{warning.code}: ", "yellow"), warning.message))
+    for table in tables(run):
+        grid = RichTable(title=escape(table.title), title_justify="left", title_style="bold", box=None, pad_edge=False)
+        grid.add_column(min_width=22)
+        grid.add_column()
+        grid.add_column(style="dim")
+        grid.show_header = False
+        for row in table.rows:
+            grid.add_row(*(Text(cell) for cell in row))
+        parts += [Text(""), grid]
+    return Group(*parts)
+
+
+def render_plan(plan: Plan) -> RenderableType:
+    """The plan of an analysis as a table."""
+    grid = RichTable(title="Plan", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    grid.add_column(min_width=22)
+    grid.add_column()
+    grid.show_header = False
+    steps = "" if plan.num_steps is None else f" of {plan.num_steps} steps"
+    for label, value in (
+        ("parameters analysed", f"{plan.num_parameters:,}"),
+        ("state of the map", f"{plan.state_size:,} ({plan.map})"),
+        ("data-set Hessian", f"{plan.num_batches:,} batches"),
+        ("runs to start with", f"{plan.num_runs:,}{steps}"),
+        ("products", f"about {plan.num_hvps:,}"),
+        ("peak memory", f"about {plan.peak_memory / 1e9:.2f} GB"),
+        ("one gradient", f"{1e3 * plan.seconds_per_gradient:.3g} ms"),
+        ("time", f"about {plan.seconds:.3g} s, more if the tolerance asks for more runs"),
+    ):
+        grid.add_row(label, value)
+    return grid
+
+
+def as_text(run: Analysis, width: int = 100) -> str:
+    """The report as plain text."""
+    console = Console(file=io.StringIO(), width=width, color_system=None, highlight=False)
+    console.print(render(run))
+    text = console.file.getvalue() if isinstance(console.file, io.StringIO) else ""
+    return text.rstrip("\n")
