@@ -289,6 +289,7 @@ def summarise(runs: list[Spectrum], context: Context) -> Summary:
     pooled_z = np.concatenate(z)
     pooled_w = np.concatenate([one.weights for one in atoms]) / len(runs)
     where = crossing(pooled_z, pooled_w)
+    where = attrs.evolve(where, value=min(where.value, float(context.size)))  # masses sum to d up to rounding
     totals = np.array([float(one.weights @ exponents) for one, exponents in zip(atoms, z, strict=True)])
     total_half = _half_width(totals)
     total_interval = (where.total - total_half, where.total + total_half)
@@ -298,7 +299,7 @@ def summarise(runs: list[Spectrum], context: Context) -> Summary:
     if where.threshold_exponent is None:
         if where.value > 0:  # saturated: the lower end is where the sum would cross if it were smaller
             low = crossing(pooled_z, pooled_w, offset=-total_half).value if math.isfinite(total_half) else 0.0
-            interval = (low, float(context.size))
+            interval = (min(low, float(context.size)), float(context.size))
         else:
             growth = np.array([_positive_part(one, exponents) for one, exponents in zip(atoms, z, strict=True)])
             interval = (0.0, min(float(context.size), growth.mean() + _half_width(growth)))

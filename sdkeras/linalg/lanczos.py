@@ -9,12 +9,15 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from sdkeras.errors import NonFiniteError
+from sdkeras.linalg.finite import finite
+from sdkeras.linalg.orthogonal import dot, norm, orthogonalize
 from sdkeras.records import FloatArray
 
-# One Gram-Schmidt pass leaves an error of eps / (remaining norm); when the pass removed most of the vector, a
-# second one is needed ("twice is enough", Parlett 1980; Giraud et al. 2005 for the bound).
-_CANCELLATION = 0.5
+# A residual this many eps * |A| is what rounding leaves of zero: products of a network are good to 3 to 10 eps,
+# in norm, whatever n (their entries' errors are relative). Ritz values are then as exact as the products.
+# Larger would end the run early and call a small bulk beside large outliers exact; smaller does little harm,
+# since a direction made of rounding, orthogonal to the basis, couples to the rest by no more than this.
+_BREAKDOWN = 10.0
 
 
 @attrs.frozen(eq=False)
@@ -35,6 +38,7 @@ class Tridiagonalization:
 
     @property
     def num_steps(self) -> int:
+        """Steps m made, each of one product."""
         return len(self.alpha)
 
     def leading(self, num_steps: int) -> tuple[FloatArray, FloatArray]:
@@ -49,6 +53,7 @@ def lanczos(
     *,
     reorthogonalize: bool = True,
     until: Callable[[FloatArray, FloatArray], bool] | None = None,
+    restart: Callable[[int], NDArray[Any]] | None = None,
 ) -> Tridiagonalization:
     """Tridiagonalises a symmetric operator on the Krylov space of a start vector.
 
@@ -58,68 +63,75 @@ def lanczos(
 
     Args:
         matvec: Product with the operator, [n] -> [n].
-        start: Start vector, shape [n], not zero.
-        num_steps: Steps m, 1 <= m <= n.
+        start: Start vector, shape [n], finite and not zero.
+        num_steps: Steps m at most, m >= 1; never more than n are made.
         reorthogonalize: Keep the basis and orthogonalise against all of it. Without it the density stays
             right, but converged Ritz values come back as ghosts.
         until: Called after each step with alpha and beta; a true answer ends the run.
+        restart: Makes a new vector [n] from the number of steps done: after a breakdown that `until` does not
+            accept, the process goes on with its part orthogonal to the basis, and T gets a zero off-diagonal
+            entry there. None ends the run at a breakdown. Needs reorthogonalisation.
 
     Returns:
         The tridiagonalisation; fewer steps than asked for after a breakdown.
 
     Raises:
         NonFiniteError: A product holds NaN or infinity.
+        ValueError: The start vector is zero or not finite, or a product has another shape.
+
+    Reference: Golub and Van Loan, Matrix Computations (4th ed.), section 10.1; Paige (1972) for the local
+    recurrence.
     """
+    if not 0.0 < norm(start) < np.inf:
+        raise ValueError(f"the start vector has norm {norm(start):g}; give a finite vector that is not zero.")
     size, dtype = len(start), start.dtype
     num_steps = min(num_steps, size)
     eps = float(np.finfo(dtype).eps)
-    # A 124M-parameter basis is large: pages are touched only as steps are made.
+    # Allocated whole; the system touches pages only as steps are made.
     basis = np.empty((num_steps if reorthogonalize else 2, size), dtype)
-    basis[0] = start / np.linalg.norm(start)
+    basis[0] = start / dtype.type(norm(start))
     alpha, beta = np.zeros(num_steps), np.zeros(num_steps)
     scale = 0.0
     for step in range(num_steps):
-        current = basis[step if reorthogonalize else step % 2]
-        residual = np.array(matvec(current), dtype=dtype)
-        alpha[step] = _dot(current, residual)
-        if not np.isfinite(alpha[step]):
-            raise NonFiniteError(
-                f"the product of Lanczos step {step + 1} holds NaN or infinity; check the weights and the data "
-                "for extreme values, or work in float64."
-            )
+        current = basis[step % len(basis)]
+        residual = _product(matvec, current, step)
+        alpha[step] = dot(current, residual)
         residual -= dtype.type(alpha[step]) * current
-        if step > 0:
-            residual -= dtype.type(beta[step - 1]) * basis[step - 1 if reorthogonalize else (step - 1) % 2]
-        norm = np.sqrt(_dot(residual, residual))
-        if reorthogonalize:
-            known = basis[: step + 1]
-            for _ in range(2):
-                residual -= (known @ residual) @ known
-                before, norm = norm, np.sqrt(_dot(residual, residual))
-                if norm > _CANCELLATION * before:
-                    break
-        scale = max(scale, abs(alpha[step]) + norm + (beta[step - 1] if step > 0 else 0.0))
-        # What is left of an invariant space's residual is rounding: eps * |A| * sqrt(n) at most, since the n
-        # entries' errors are independent.
-        if norm <= eps * np.sqrt(size) * scale:
-            return _cut(alpha, beta, basis, step + 1, reorthogonalize, invariant=True)
-        beta[step] = norm
-        if step + 1 < num_steps:
-            np.divide(residual, dtype.type(norm), out=basis[step + 1 if reorthogonalize else (step + 1) % 2])
-        if until is not None and until(alpha[: step + 1], beta[: step + 1]):
-            return _cut(alpha, beta, basis, step + 1, reorthogonalize, invariant=False)
-    return _cut(alpha, beta, basis, num_steps, reorthogonalize, invariant=num_steps == size)
+        coupling = beta[step - 1] if step > 0 else 0.0
+        if coupling > 0.0:
+            residual -= dtype.type(coupling) * basis[(step - 1) % len(basis)]
+        left = orthogonalize(residual, basis[: step + 1]) if reorthogonalize else norm(residual)
+        # Row sums of T: within a factor of two of |T|, hence of what this space sees of |A|.
+        scale = max(scale, abs(alpha[step]) + left + coupling)
+        broken = left <= _BREAKDOWN * eps * scale
+        beta[step] = 0.0 if broken else left
+        done = step + 1
+        if done == num_steps:
+            break
+        if until is not None and until(alpha[:done], beta[:done]):
+            return _cut(alpha, beta, basis, done, keep=reorthogonalize, invariant=broken)
+        if broken:
+            if restart is None or not reorthogonalize:
+                return _cut(alpha, beta, basis, done, keep=reorthogonalize, invariant=True)
+            residual = restart(done).astype(dtype)
+            left = orthogonalize(residual, basis[:done])
+        np.divide(residual, dtype.type(left), out=basis[done % len(basis)])
+    # n orthonormal vectors span everything; without reorthogonalisation they are not orthonormal.
+    complete = num_steps == size and reorthogonalize
+    if complete:
+        beta[-1] = 0.0
+    return _cut(alpha, beta, basis, num_steps, keep=reorthogonalize, invariant=complete or bool(broken))
 
 
-def _dot(first: NDArray[Any], second: NDArray[Any]) -> float:
-    """Inner product; float32 BLAS sums in blocks, good to a few eps, which is what the vectors carry."""
-    return float(np.dot(first, second))
+def _product(matvec: Callable[[NDArray[Any]], NDArray[Any]], vector: NDArray[Any], step: int) -> NDArray[Any]:
+    """A copy of A v that may be overwritten."""
+    product = np.array(matvec(vector), dtype=vector.dtype)
+    if product.shape != vector.shape:
+        raise ValueError(f"the operator's product has shape {product.shape}, expected {vector.shape}.")
+    return finite(product, f"the product of Lanczos step {step + 1}")
 
 
 def _cut(
-    alpha: FloatArray, beta: FloatArray, basis: NDArray[Any], count: int, keep: bool, *, invariant: bool
+    alpha: FloatArray, beta: FloatArray, basis: NDArray[Any], count: int, *, keep: bool, invariant: bool
 ) -> Tridiagonalization:
-    beta = beta[:count].copy()
-    if invariant:
-        beta[-1] = 0.0
-    return Tridiagonalization(alpha[:count].copy(), beta, basis[:count] if keep else None, invariant)
+    return Tridiagonalization(alpha[:count], beta[:count], basis[:count] if keep else None, bool(invariant))

@@ -8,17 +8,29 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 
-def rademacher_probes(size: int, num_probes: int, *, seed: int, dtype: DTypeLike) -> NDArray[Any]:
-    """Independent entries +1 or -1 with equal chance, shape [num_probes, size].
+def rademacher_probes(size: int, num_probes: int, *, seed: int, dtype: DTypeLike, stream: int = 0) -> NDArray[Any]:
+    """Independent entries +1 or -1 with equal chance.
 
-    z'Az has mean trace(A) and the smallest variance among probes with independent entries
-    (Hutchinson 1990).
+    z'Az has mean trace(A) and the smallest variance among probes with independent entries (Hutchinson 1990).
+
+    Args:
+        size: Dimension n.
+        num_probes: How many.
+        seed: Same seed, same probes.
+        dtype: Of the probes.
+        stream: Independent draws for one seed: 0, 1, ... (a seed + 1 would share its draws with another run's).
+
+    Returns:
+        The probes as rows, shape [num_probes, n].
     """
-    bits = np.random.default_rng([seed, 10]).integers(0, 2, size=(num_probes, size), dtype=np.int8)
-    return (2 * bits - 1).astype(dtype)
+    bits = np.random.default_rng([seed, 10, stream]).integers(0, 2, size=(num_probes, size), dtype=np.int8)
+    bits *= 2
+    bits -= 1
+    return bits.astype(dtype)
 
 
-def start_vector(size: int, *, seed: int, dtype: DTypeLike) -> NDArray[Any]:
-    """A vector uniform on the unit sphere, shape [size]."""
-    vector = np.random.default_rng([seed, 11]).standard_normal(size)
-    return (vector / np.linalg.norm(vector)).astype(dtype)
+def start_vector(size: int, *, seed: int, dtype: DTypeLike, stream: int = 0) -> NDArray[Any]:
+    """A unit vector, uniform on the sphere, shape [size]; for streams see `rademacher_probes`."""
+    vector = np.random.default_rng([seed, 11, stream]).standard_normal(size)
+    vector /= np.linalg.norm(vector)
+    return vector.astype(dtype)

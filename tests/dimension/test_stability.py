@@ -1,0 +1,71 @@
+"""Thresholds against the exact vectors and against the eigenvalues of the 2x2 blocks themselves."""
+
+import numpy as np
+import pytest
+
+from oracles import VECTORS
+from sdkeras.dimension.stability import thresholds, verdict
+
+
+def test_vectors() -> None:
+    case = VECTORS["stability_thresholds"]
+    eta, beta = case["learning_rate"], case["momentum"]
+    for row in case["cases"]:
+        decay = row["weight_decay"]
+        for name, settings in (
+            ("sgd", {}),
+            ("heavy_ball", {"momentum": beta}),
+            ("nesterov", {"momentum": beta, "nesterov": True}),
+        ):
+            found = thresholds("SGD", eta, weight_decay=decay, **settings)
+            assert found.upper == pytest.approx(row[name], rel=1e-14)
+    adam = case["adam"]
+    found = thresholds("Adam", adam["learning_rate"], momentum=adam["beta_1"])
+    assert found.upper == pytest.approx(adam["threshold"])
+    assert found.preconditioned
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+@pytest.mark.parametrize("kind", ["sgd", "heavy_ball", "nesterov", "adam", "rmsprop"])
+def test_the_block_is_stable_exactly_between_the_thresholds(kind: str, decay: float) -> None:
+    eta, beta = 0.125, 0.5
+    s = 1 - eta * decay
+    name, settings = {
+        "sgd": ("SGD", {}),
+        "heavy_ball": ("SGD", {"momentum": beta}),
+        "nesterov": ("SGD", {"momentum": beta, "nesterov": True}),
+        "adam": ("AdamW", {"momentum": beta}),
+        "rmsprop": ("RMSprop", {"momentum": beta}),
+    }[kind]
+    limits = thresholds(name, eta, weight_decay=decay, **settings)
+
+    def radius(alpha: float) -> float:
+        a = eta * alpha * (1 - beta if kind == "adam" else 1)
+        block = {
+            "sgd": [[s - a]],
+            "nesterov": [[s - a * (1 + beta), beta**2], [-a, beta]],
+        }.get(kind, [[s - a, beta], [-a, beta]])
+        return max(abs(np.linalg.eigvals(block)))
+
+    width = limits.upper - limits.lower
+    for edge, inside in ((limits.upper, -1), (limits.lower, 1)):
+        assert radius(edge + inside * 1e-6 * width) < 1
+        assert radius(edge - inside * 1e-6 * width) > 1
+
+
+def test_unknown_optimizers_have_no_threshold() -> None:
+    for name in ("Lion", "Adagrad", "Adadelta", "Ftrl", "Adamax", "Nadam", "Adafactor", "Lamb", "Muon"):
+        assert thresholds(name, 0.1, momentum=0.9) is None
+
+
+@pytest.mark.parametrize(
+    ("sharpness", "start"),
+    [(5.0, "Below"), (9.5, "At the edge"), (20.0, "Above"), (-1.0, "No direction"), (None, "No verdict")],
+)
+def test_verdict(sharpness: float | None, start: str) -> None:
+    limits = thresholds("SGD", 0.2)
+    assert limits.upper == 10
+    sentence = verdict(sharpness, limits, optimizer="SGD", learning_rate=0.2)
+    assert sentence.startswith(start)
+    assert sentence.endswith(".")
+    assert verdict(1.0, None, optimizer="Lion", learning_rate=0.2).startswith("No verdict")

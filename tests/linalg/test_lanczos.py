@@ -1,0 +1,102 @@
+"""The Lanczos process against its identities and dense eigenvalues."""
+
+import numpy as np
+import pytest
+
+from oracles import rotated
+from sdkeras.errors import NonFiniteError
+from sdkeras.linalg.lanczos import lanczos
+from sdkeras.linalg.probes import rademacher_probes, start_vector
+from sdkeras.linalg.tridiagonal import quadrature, ritz
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("num_steps", [1, 2, 25])
+def test_recurrence_and_orthogonality(dtype: type, num_steps: int) -> None:
+    matrix = rotated(np.concatenate([np.linspace(-1, 1, 57), [20.0, 30.0, 50.0]])).astype(dtype)
+    run = lanczos(lambda v: matrix @ v, start_vector(60, seed=1, dtype=dtype), num_steps)
+    q = run.basis.astype(np.float64)
+    m = run.num_steps
+    assert m == num_steps
+    # n eps per inner product; rounding of the recurrence is a few eps * |A|.
+    eps = np.finfo(dtype).eps
+    assert np.max(np.abs(q @ q.T - np.eye(m))) < 60 * eps
+    t = np.diag(run.alpha) + np.diag(run.beta[:-1], 1) + np.diag(run.beta[:-1], -1)
+    remainder = matrix.astype(np.float64) @ q.T - q.T @ t
+    assert np.max(np.abs(remainder[:, :-1]), initial=0.0) < 100 * eps * 50
+    assert np.isclose(np.linalg.norm(remainder[:, -1]), run.beta[-1], rtol=1e-4)
+
+
+def test_full_run_gives_all_eigenvalues() -> None:
+    values = np.sort(np.random.default_rng(3).standard_normal(30))
+    matrix = rotated(values)
+    run = lanczos(lambda v: matrix @ v, start_vector(30, seed=0, dtype=np.float64), 30)
+    assert run.invariant
+    assert run.beta[-1] == 0.0
+    assert np.allclose(ritz(run.alpha, run.beta[:-1])[0], values, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_breakdown_is_a_result(dtype: type) -> None:
+    matrix = rotated([0.0] * 37 + [1.0, 2.0, 5.0]).astype(dtype)
+    run = lanczos(lambda v: matrix @ v, start_vector(40, seed=0, dtype=dtype), 20)
+    assert run.invariant
+    assert run.num_steps == 4
+    assert np.allclose(ritz(run.alpha, run.beta[:-1])[0], [0, 1, 2, 5], atol=1e-5)
+
+
+def test_zero_operator_and_size_one() -> None:
+    run = lanczos(lambda v: 0 * v, start_vector(5, seed=0, dtype=np.float32), 5)
+    assert run.invariant
+    assert run.num_steps == 1
+    single = lanczos(lambda v: 3 * v, start_vector(1, seed=0, dtype=np.float64), 4)
+    assert single.num_steps == 1
+    assert np.isclose(single.alpha[0], 3.0)
+
+
+def test_quadrature_moments() -> None:
+    """m nodes integrate polynomials up to degree 2m - 1 exactly against the spectral measure of the probe."""
+    matrix = rotated(np.linspace(-2, 3, 40))
+    v = start_vector(40, seed=5, dtype=np.float64)
+    run = lanczos(lambda x: matrix @ x, v, 6)
+    nodes, weights, _ = quadrature(run.alpha, run.beta)
+    moment = v.copy()
+    for degree in range(13):
+        expected = v @ moment
+        close = np.isclose(np.sum(weights * nodes**degree), expected, rtol=1e-9, atol=1e-9)
+        assert close == (degree <= 11)
+        moment = matrix @ moment
+
+
+def test_residuals_are_true_residuals() -> None:
+    matrix = rotated(np.concatenate([np.linspace(-1, 1, 50), [9.0]]))
+    run = lanczos(lambda x: matrix @ x, start_vector(51, seed=2, dtype=np.float64), 12)
+    theta, vectors = ritz(run.alpha, run.beta[:-1])
+    found = run.basis.T @ vectors
+    true = np.linalg.norm(matrix @ found - found * theta, axis=0)
+    assert np.allclose(quadrature(run.alpha, run.beta)[2], true, atol=1e-12)
+
+
+def test_without_reorthogonalisation_the_density_stays_right() -> None:
+    values = np.concatenate([np.linspace(0, 1, 180), np.geomspace(10, 1000, 20)])
+    matrix = rotated(values).astype(np.float32)
+    start = start_vector(200, seed=0, dtype=np.float32)
+    kept = lanczos(lambda x: matrix @ x, start, 80)
+    lost = lanczos(lambda x: matrix @ x, start, 80, reorthogonalize=False)
+    assert lost.basis is None
+    means = [np.sum(w * np.log1p(np.abs(x))) for x, w, _ in (quadrature(r.alpha, r.beta) for r in (kept, lost))]
+    assert np.isclose(*means, rtol=1e-4)
+
+
+def test_non_finite_product_is_an_error() -> None:
+    with pytest.raises(NonFiniteError, match="Lanczos step 1"):
+        lanczos(lambda v: v * np.nan, start_vector(4, seed=0, dtype=np.float64), 3)
+
+
+def test_probes_are_signs_and_reproducible() -> None:
+    probes = rademacher_probes(1000, 3, seed=4, dtype=np.float32)
+    assert probes.shape == (3, 1000)
+    assert set(np.unique(probes)) == {-1.0, 1.0}
+    assert np.array_equal(probes, rademacher_probes(1000, 3, seed=4, dtype=np.float32))
+    assert not np.array_equal(probes, rademacher_probes(1000, 3, seed=5, dtype=np.float32))
+    assert np.max(np.abs(probes.mean(axis=1))) < 5 / np.sqrt(1000)

@@ -1,0 +1,28 @@
+"""Shared truths: exact test vectors, matrices of chosen spectrum, dense Hessians by finite differences."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+VECTORS: dict[str, Any] = json.loads((Path(__file__).parent / "oracles.json").read_text())
+
+
+def rotated(eigenvalues: Any, seed: int = 0) -> np.ndarray:
+    """Q diag(eigenvalues) Q' with a random orthogonal Q: never diagonal, so that random signs say something."""
+    values = np.asarray(eigenvalues, dtype=np.float64)
+    q, r = np.linalg.qr(np.random.default_rng(seed).standard_normal((len(values), len(values))))
+    q = q * np.sign(np.diag(r))
+    return (q * values) @ q.T
+
+
+def finite_difference_hessian(loss: Any, step: float = 2e-6) -> np.ndarray:
+    """Dense Hessian of an EmpiricalLoss from its gradient alone (first derivatives, central differences)."""
+    columns = []
+    for k in range(loss.size):
+        shift = np.zeros(loss.size)
+        shift[k] = step
+        columns.append((loss.gradient(loss.point + shift) - loss.gradient(loss.point - shift)) / (2 * step))
+    matrix = np.stack(columns, axis=1)
+    return (matrix + matrix.T) / 2

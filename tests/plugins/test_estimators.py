@@ -1,0 +1,214 @@
+"""The built-in estimators on matrices of known spectrum, and against SciPy's eigsh."""
+
+import attrs
+import numpy as np
+import pytest
+import scipy.sparse.linalg
+
+import sdkeras
+from oracles import rotated
+from sdkeras.errors import NonFiniteError, OperatorSizeError, SdkerasError
+from sdkeras.operators.base import DenseOperator, DiagonallyScaledOperator, FunctionOperator, Reduction
+
+VALUES = np.concatenate([np.linspace(-0.5, 1.0, 90), [-4.0, -3.0, 6.0, 8.0, 12.0]])
+ALL = [
+    ("eigenpairs", "lanczos"),
+    ("eigenpairs", "power-iteration"),
+    ("spectrum", "slq"),
+    ("spectrum", "exact"),
+    ("trace", "randomized-trace"),
+]
+
+
+class Counting(DenseOperator):
+    """Counts products, those of blocks by their columns."""
+
+    num_products = 0
+
+    def matvec(self, vector: np.ndarray) -> np.ndarray:
+        self.num_products += 1
+        return super().matvec(vector)
+
+    def matmat(self, matrix: np.ndarray) -> np.ndarray:
+        self.num_products += matrix.shape[1]
+        return super().matmat(matrix)
+
+
+def make(kind: str, name: str, **settings: object) -> object:
+    return sdkeras.get_estimator(kind, name)(**settings)
+
+
+@pytest.mark.parametrize(("kind", "name"), ALL)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_contract(kind: str, name: str, dtype: type) -> None:
+    operator = Counting(rotated(VALUES).astype(dtype))
+    estimator = make(kind, name)
+    first = estimator.estimate(operator, seed=3)
+    assert first.num_matvecs == operator.num_products
+    assert first == estimator.estimate(operator, seed=3)
+    assert first.seed == 3
+    tiny = estimator.estimate(DenseOperator(np.array([[2.0]], dtype)), seed=0)
+    assert tiny.num_matvecs >= 1
+    estimator.estimate(DenseOperator(np.zeros((7, 7), dtype)), seed=0)
+    broken = FunctionOperator(6, lambda v: v * np.nan, dtype)
+    with pytest.raises((NonFiniteError, SdkerasError, ValueError)):
+        estimator.estimate(broken, seed=0)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_lanczos_finds_both_ends(dtype: type) -> None:
+    matrix = rotated(VALUES)
+    estimator = make("eigenpairs", "lanczos", num_largest=3, num_smallest=2, tolerance=1e-5, eigenvectors=True)
+    found = estimator.estimate(DenseOperator(matrix.astype(dtype)), seed=0)
+    assert np.allclose(found.values, [12, 8, 6, -3, -4], atol=1e-3)
+    assert found.converged.all()
+    true = np.linalg.norm(matrix @ found.vectors - found.vectors * found.values, axis=0)
+    assert np.all(true < 2e-4 * 12)
+    top = scipy.sparse.linalg.eigsh(matrix, k=3, which="LA", return_eigenvectors=False)
+    low = scipy.sparse.linalg.eigsh(matrix, k=2, which="SA", return_eigenvectors=False)
+    assert np.allclose(found.values, [*sorted(top)[::-1], *sorted(low)[::-1]], atol=1e-3)
+
+
+def test_lanczos_never_names_one_eigenvalue_twice_and_says_when_it_has_not_converged() -> None:
+    single = make("eigenpairs", "lanczos").estimate(DenseOperator(np.array([[5.0]])), seed=0)
+    assert np.allclose(single.values, [5.0])
+    hard = DenseOperator(rotated(np.linspace(0, 1, 300)))
+    short = make("eigenpairs", "lanczos", num_steps=5).estimate(hard, seed=0)
+    assert not short.converged.any()
+    assert np.all(np.abs(short.values - [1, 0]) <= short.residuals + 0.2)
+
+
+def test_lanczos_warm_start_saves_products() -> None:
+    operator = DenseOperator(rotated(np.concatenate([np.linspace(-1, 1, 200), [1.3, -1.2]])))
+    cold = make("eigenpairs", "lanczos", tolerance=1e-6, eigenvectors=True).estimate(operator, seed=0)
+    warm = make("eigenpairs", "lanczos", tolerance=1e-6, start=cold.vectors).estimate(operator, seed=0)
+    assert warm.num_matvecs < cold.num_matvecs / 2
+    assert np.allclose(warm.values, cold.values, atol=1e-5)
+    with pytest.raises(ValueError, match="warm start"):
+        make("eigenpairs", "lanczos", start=np.zeros(202)).estimate(operator, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("which", "expected"),
+    [("magnitude", [12.0, 8.0]), ("largest", [12.0, 8.0]), ("smallest", [-3.0, -4.0]), ("both", [12, 8, -3, -4])],
+)
+def test_power_iteration(which: str, expected: list[float]) -> None:
+    operator = DenseOperator(rotated(VALUES))
+    estimator = make(
+        "eigenpairs",
+        "power-iteration",
+        num_eigenpairs=2,
+        which=which,
+        num_steps=3000,
+        tolerance=1e-5,
+        eigenvectors=True,
+    )
+    found = estimator.estimate(operator, seed=0)
+    assert np.allclose(found.values, expected, atol=1e-3)
+    true = np.linalg.norm(operator.matmat(found.vectors) - found.vectors * found.values, axis=0)
+    assert np.allclose(true, found.residuals, atol=1e-3)
+
+
+def test_power_iteration_largest_of_a_negative_definite_matrix() -> None:
+    operator = DenseOperator(rotated([-9.0, -5.0, -2.0, -1.0]))
+    found = make("eigenpairs", "power-iteration", which="both", num_steps=2000).estimate(operator, seed=0)
+    assert np.allclose(found.values, [-1, -9], atol=2e-2)
+
+
+def test_slq_is_unbiased_and_its_nodes_are_ritz_values() -> None:
+    operator = DenseOperator(rotated(VALUES))
+    runs = [make("spectrum", "slq", num_steps=30).estimate(operator, seed=seed) for seed in range(300)]
+    assert all(np.isclose(run.size, len(VALUES)) for run in runs)
+    sums = np.array([np.sum(run.weights * 1 / (10 + run.nodes)) for run in runs])
+    truth = np.sum(1 / (10 + VALUES))
+    error = sums.std(ddof=1) / np.sqrt(len(sums))
+    assert abs(sums.mean() - truth) < 5 * error
+    assert error < 0.01 * truth
+    assert abs(runs[0].nodes[-1] - 12) <= max(runs[0].residuals[-1], 1e-12)
+
+
+def test_slq_nested_rule_is_the_run_with_fewer_steps() -> None:
+    operator = DenseOperator(rotated(VALUES))
+    long = make("spectrum", "slq", num_steps=20).estimate(operator, seed=7)
+    short = make("spectrum", "slq", num_steps=14).estimate(operator, seed=7)
+    assert np.allclose(long.nested.nodes, short.nodes)
+    assert np.allclose(long.nested.weights, short.weights)
+    assert make("spectrum", "slq", reorthogonalize=False).estimate(operator, seed=7).residuals is None
+
+
+def test_exact_spectrum() -> None:
+    for dtype, tolerance in ((np.float32, 1e-4), (np.float64, 1e-11)):
+        found = make("spectrum", "exact", chunk=7).estimate(DenseOperator(rotated(VALUES).astype(dtype)), seed=0)
+        assert found.exact
+        assert np.allclose(found.nodes, np.sort(VALUES), atol=tolerance)
+        assert np.all(found.weights == 1)
+
+
+def test_exact_uses_the_reduction() -> None:
+    class Split(DenseOperator):
+        def reduced(self) -> Reduction:
+            return Reduction(DenseOperator(self.matrix[:4, :4]), 0.25, 6)
+
+    block = np.zeros((10, 10))
+    block[:4, :4] = rotated([-1.0, 0.5, 2.0, 3.0])
+    block[4:, 4:] = 0.25 * np.eye(6)
+    found = make("spectrum", "exact").estimate(Split(block), seed=0)
+    assert np.allclose(found.nodes, [-1, 0.25, 0.5, 2, 3])
+    assert np.allclose(found.weights, [1, 6, 1, 1, 1])
+    whole = make("spectrum", "exact", reduce=False).estimate(Split(block), seed=0)
+    assert len(whole.nodes) == 10
+
+
+def test_exact_refuses_before_it_starts_and_refuses_asymmetry() -> None:
+    operator = Counting(rotated(VALUES))
+    with pytest.raises(OperatorSizeError, match=r"95 dimensions.*--params"):
+        make("spectrum", "exact", memory_gb=1e-5).estimate(operator, seed=0)
+    assert operator.num_products == 0
+    skew = np.array([[0.0, 1.0], [-1.0, 0.0]])
+    with pytest.raises(SdkerasError, match="not symmetric"):
+        make("spectrum", "exact").estimate(FunctionOperator(2, lambda v: skew @ v), seed=0)
+
+
+@pytest.mark.parametrize("method", ["hutchinson", "hutch++"])
+def test_trace_is_unbiased_with_an_honest_standard_error(method: str) -> None:
+    operator = DenseOperator(rotated(VALUES))
+    runs = [
+        make("trace", "randomized-trace", num_probes=30, method=method).estimate(operator, seed=seed)
+        for seed in range(0, 60_000, 200)
+    ]
+    values = np.array([run.value for run in runs])
+    truth = VALUES.sum()
+    spread = values.std(ddof=1)
+    assert abs(values.mean() - truth) < 5 * spread / np.sqrt(len(values))
+    pulls = (values - truth) / np.array([run.stderr for run in runs])
+    # 300 standardised values: their standard deviation is 1 within 5/sqrt(600), Student's tails aside.
+    assert 0.75 < pulls.std() < 1.35
+
+
+def test_hutch_plus_plus_has_the_smaller_error_on_a_decaying_spectrum() -> None:
+    operator = DenseOperator(rotated(np.concatenate([np.geomspace(100, 1, 10), np.zeros(150)])))
+    errors = {
+        method: make("trace", "randomized-trace", num_probes=60, method=method).estimate(operator, seed=0).stderr
+        for method in ("hutchinson", "hutch++")
+    }
+    assert errors["hutch++"] < 1e-3 * errors["hutchinson"]
+
+
+def test_trace_stops_at_its_tolerance() -> None:
+    operator = DenseOperator(rotated(np.linspace(1, 2, 200)))
+    found = make("trace", "randomized-trace", num_probes=200, tolerance=0.05).estimate(operator, seed=0)
+    assert found.num_matvecs < 200
+    assert found.stderr <= 0.05 * found.value
+
+
+def test_scaled_operator_has_the_spectrum_of_the_preconditioned_matrix() -> None:
+    matrix, p = rotated(VALUES), np.random.default_rng(0).uniform(0.5, 2, len(VALUES))
+    scaled = DiagonallyScaledOperator(DenseOperator(matrix), 1 / np.sqrt(p))
+    found = make("spectrum", "exact").estimate(scaled, seed=0)
+    assert np.allclose(found.nodes, np.sort(np.linalg.eigvals(matrix / p[:, None]).real))
+
+
+def test_settings_are_checked() -> None:
+    with pytest.raises(ValueError):
+        make("spectrum", "slq", num_steps=0)
+    assert attrs.evolve(make("spectrum", "slq"), num_steps=7).num_steps == 7
