@@ -273,7 +273,8 @@ class _Analysis:
         outcomes, partial = self._dimensions(hessian)
         first = outcomes[0] if outcomes else None
         for outcome in outcomes:
-            self.warnings += [note for note in outcome.warnings if note not in self.warnings]
+            known = {note.code for note in self.warnings}
+            self.warnings += [note for note in outcome.warnings if note.code not in known]
         return Analysis(
             provenance=self._provenance(),
             model=self._model_info(),
@@ -663,11 +664,12 @@ def _with_loss(model: Any, options: Options) -> Any:
     check_model(model, needs_loss=options.loss is None)
     if options.loss is None:
         return model
-    copy = precision.in_precision(model, "float32" if options.dtype == "float32" else "float64")
+    copy = precision.in_precision(model, options.dtype)
     try:
-        copy.compile(optimizer="sgd", loss=options.loss)
         if isinstance(options.loss, str):
             keras.losses.get(options.loss)
+        with precision.default_precision(options.dtype):
+            copy.compile(optimizer="sgd", loss=options.loss)
     except ValueError as error:
         raise ModelError(f"the loss {options.loss!r} is unknown to Keras; give one of keras.losses.") from error
     return copy

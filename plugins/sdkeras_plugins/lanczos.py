@@ -6,9 +6,11 @@ from typing import Any
 
 import attrs
 import numpy as np
+from numpy.typing import NDArray
 
 from sdkeras.kinds import eigenpairs_estimator
 from sdkeras.linalg.lanczos import lanczos
+from sdkeras.linalg.orthogonal import norm
 from sdkeras.linalg.probes import start_vector
 from sdkeras.linalg.tridiagonal import ritz
 from sdkeras.operators.base import SymmetricOperator
@@ -24,8 +26,8 @@ class Lanczos:
     """Both ends of the spectrum from one Krylov space.
 
     A Ritz pair counts as converged when its residual is at most tolerance * (largest |Ritz value|). The run
-    ends when all wanted pairs are, or at num_steps. From a random start one copy of a repeated eigenvalue is
-    found.
+    ends when all wanted pairs are, or at num_steps. A Krylov space sees one copy of a repeated eigenvalue; when
+    it ends before there are as many pairs as wanted, the run goes on from a new random vector orthogonal to it.
 
     Attributes:
         num_largest: Eigenvalues wanted from the upper end.
@@ -33,7 +35,8 @@ class Lanczos:
         num_steps: Products at most.
         tolerance: See above.
         eigenvectors: Return unit eigenvectors.
-        start: Start vector [n], or eigenvectors of an earlier run [n, k] whose sum is used.
+        start: Start vector [n], or eigenvectors of an earlier run [n, k] whose sum is used. It must not be
+            nearly orthogonal to the wanted eigenvectors, or others are found.
 
     Reference: Golub and Van Loan, Matrix Computations (4th ed.), section 10.1; Paige (1971).
     """
@@ -45,6 +48,10 @@ class Lanczos:
     eigenvectors: bool = False
     start: Any = attrs.field(default=None, eq=False, repr=False)
 
+    def __attrs_post_init__(self) -> None:
+        if self.num_largest + self.num_smallest == 0:
+            raise ValueError("num_largest and num_smallest are both 0; ask for one eigenvalue at least.")
+
     def estimate(self, source: SymmetricOperator, *, seed: int) -> Eigenpairs:
         """The wanted eigenvalues, largest first.
 
@@ -52,7 +59,14 @@ class Lanczos:
             NonFiniteError: A product holds NaN or infinity.
         """
         start = initial_vector(self.start, source, seed)
-        run = lanczos(source.matvec, start, self.num_steps, until=self._converged)
+
+        def another(steps_done: int) -> NDArray[Any]:
+            return start_vector(source.size, seed=seed, dtype=source.dtype, stream=steps_done)
+
+        def converged(alpha: FloatArray, beta: FloatArray) -> bool:
+            return self._converged(alpha, beta, source.size)
+
+        run = lanczos(source.matvec, start, self.num_steps, until=converged, restart=another)
         theta, vectors = ritz(run.alpha, run.beta[:-1])
         # Rounding of the products bounds what a residual can mean.
         scale = float(np.max(np.abs(theta)))
@@ -78,15 +92,16 @@ class Lanczos:
         lower = [k for k in reversed(range(min(self.num_smallest, count))) if k not in upper]
         return upper + lower
 
-    def _converged(self, alpha: FloatArray, beta: FloatArray) -> bool:
-        if len(alpha) % _CHECK_EVERY or len(alpha) < self.num_largest + self.num_smallest:
+    def _converged(self, alpha: FloatArray, beta: FloatArray, size: int) -> bool:
+        count, broken = len(alpha), beta[-1] == 0.0
+        if (count % _CHECK_EVERY and not broken) or count < min(self.num_largest + self.num_smallest, size):
             return False
         theta, vectors = ritz(alpha, beta[:-1])
-        residuals = beta[-1] * np.abs(vectors[-1, self._wanted(len(theta))])
+        residuals = beta[-1] * np.abs(vectors[-1, self._wanted(count)])
         return bool(np.all(residuals <= self.tolerance * np.max(np.abs(theta))))
 
 
-def initial_vector(start: Any, source: SymmetricOperator, seed: int) -> Any:
+def initial_vector(start: Any, source: SymmetricOperator, seed: int) -> NDArray[Any]:
     """The warm start as one unit vector, or a random one.
 
     Raises:
@@ -96,10 +111,12 @@ def initial_vector(start: Any, source: SymmetricOperator, seed: int) -> Any:
         return start_vector(source.size, seed=seed, dtype=source.dtype)
     vector = np.asarray(start, dtype=source.dtype)
     vector = vector.sum(axis=1) if vector.ndim == 2 else vector
-    norm = np.linalg.norm(vector)
-    if vector.shape != (source.size,) or not 0 < norm < np.inf:
+    if vector.shape != (source.size,):
         raise ValueError(
-            f"the warm start has shape {np.shape(start)} and norm {norm:g}; expected a finite, non-zero vector of "
-            f"shape ({source.size},) or vectors of shape ({source.size}, k)."
+            f"the warm start has shape {np.shape(start)}; expected ({source.size},) or ({source.size}, k) for this "
+            "operator."
         )
-    return vector / norm
+    length = norm(vector)
+    if not 0 < length < np.inf:
+        raise ValueError(f"the warm start has norm {length:g}; give finite vectors whose sum is not zero.")
+    return vector / source.dtype.type(length)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import attrs
-import numpy as np
 
 from sdkeras.kinds import spectrum_estimator
 from sdkeras.linalg.lanczos import Tridiagonalization, lanczos
@@ -12,8 +11,9 @@ from sdkeras.linalg.tridiagonal import quadrature
 from sdkeras.operators.base import SymmetricOperator
 from sdkeras.records import Spectrum
 
-# The coarser rule that checks the number of steps has this share of them (free: T_m contains it).
-_NESTED_SHARE = 0.7
+# The coarser rule that checks the number of steps has 7/10 of them (free: T_m contains it); below this many steps
+# it would say nothing.
+_FEWEST_STEPS_FOR_NESTED = 4
 
 
 @spectrum_estimator("slq")
@@ -44,18 +44,17 @@ class StochasticLanczosQuadrature:
         probe = rademacher_probes(source.size, 1, seed=seed, dtype=source.dtype)[0]
         run = lanczos(source.matvec, probe, self.num_steps, reorthogonalize=self.reorthogonalize)
         nested = None
-        coarse = int(_NESTED_SHARE * run.num_steps)
-        if not run.invariant and coarse >= 1:
-            nested = self._rule(run, coarse, source.size, seed)
+        # After a breakdown the rule is exact for this probe: there is nothing to check.
+        if not run.invariant and run.num_steps >= _FEWEST_STEPS_FOR_NESTED:
+            nested = self._rule(run, run.num_steps * 7 // 10, source.size, seed)
         return attrs.evolve(self._rule(run, run.num_steps, source.size, seed), nested=nested)
 
     def _rule(self, run: Tridiagonalization, num_steps: int, size: int, seed: int) -> Spectrum:
         nodes, weights, residuals = quadrature(*run.leading(num_steps))
-        weights = size * weights
         return Spectrum(
             nodes=nodes,
-            weights=weights * (size / np.sum(weights)),
-            num_matvecs=run.num_steps,
+            weights=size * weights,
+            num_matvecs=num_steps,
             seed=seed,
             residuals=residuals if self.reorthogonalize else None,
         )

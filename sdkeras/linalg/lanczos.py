@@ -9,7 +9,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from sdkeras.linalg.finite import finite
+from sdkeras.errors import NonFiniteError
 from sdkeras.linalg.orthogonal import dot, norm, orthogonalize
 from sdkeras.records import FloatArray
 
@@ -91,16 +91,25 @@ def lanczos(
     basis = np.empty((num_steps if reorthogonalize else 2, size), dtype)
     basis[0] = start / dtype.type(norm(start))
     alpha, beta = np.zeros(num_steps), np.zeros(num_steps)
+    residual, work = np.empty(size, dtype), np.empty(size, dtype)
     scale = 0.0
     for step in range(num_steps):
         current = basis[step % len(basis)]
-        residual = _product(matvec, current, step)
+        product = np.asarray(matvec(current))
+        if product.shape != (size,):
+            raise ValueError(f"the operator's product has shape {product.shape}, expected ({size},).")
+        np.copyto(residual, product, casting="same_kind")
         alpha[step] = dot(current, residual)
-        residual -= dtype.type(alpha[step]) * current
+        _subtract(residual, alpha[step], current, work)
         coupling = beta[step - 1] if step > 0 else 0.0
         if coupling > 0.0:
-            residual -= dtype.type(coupling) * basis[(step - 1) % len(basis)]
-        left = orthogonalize(residual, basis[: step + 1]) if reorthogonalize else norm(residual)
+            _subtract(residual, coupling, basis[(step - 1) % len(basis)], work)
+        left = orthogonalize(residual, basis[: step + 1], work) if reorthogonalize else norm(residual)
+        if not np.isfinite(alpha[step] + left):
+            raise NonFiniteError(
+                f"the product of Lanczos step {step + 1} holds NaN, infinity or values too large to square; check "
+                "the weights and the data for extreme values, or work in float64."
+            )
         # Row sums of T: within a factor of two of |T|, hence of what this space sees of |A|.
         scale = max(scale, abs(alpha[step]) + left + coupling)
         broken = left <= _BREAKDOWN * eps * scale
@@ -113,8 +122,8 @@ def lanczos(
         if broken:
             if restart is None or not reorthogonalize:
                 return _cut(alpha, beta, basis, done, keep=reorthogonalize, invariant=True)
-            residual = restart(done).astype(dtype)
-            left = orthogonalize(residual, basis[:done])
+            residual[:] = restart(done)
+            left = orthogonalize(residual, basis[:done], work)
         np.divide(residual, dtype.type(left), out=basis[done % len(basis)])
     # n orthonormal vectors span everything; without reorthogonalisation they are not orthonormal.
     complete = num_steps == size and reorthogonalize
@@ -123,12 +132,10 @@ def lanczos(
     return _cut(alpha, beta, basis, num_steps, keep=reorthogonalize, invariant=complete or bool(broken))
 
 
-def _product(matvec: Callable[[NDArray[Any]], NDArray[Any]], vector: NDArray[Any], step: int) -> NDArray[Any]:
-    """A copy of A v that may be overwritten."""
-    product = np.array(matvec(vector), dtype=vector.dtype)
-    if product.shape != vector.shape:
-        raise ValueError(f"the operator's product has shape {product.shape}, expected {vector.shape}.")
-    return finite(product, f"the product of Lanczos step {step + 1}")
+def _subtract(vector: NDArray[Any], factor: float, other: NDArray[Any], work: NDArray[Any]) -> None:
+    """vector <- vector - factor * other, in place."""
+    np.multiply(other, vector.dtype.type(factor), out=work)
+    vector -= work
 
 
 def _cut(

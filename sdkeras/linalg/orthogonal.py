@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Entries turned into float64 at a time: 128 KiB, which stays in the cache.
-_BLOCK = 16_384
+# Entries summed in the vector's own dtype before the sum goes on in float64. A BLAS dot of so few float32 entries
+# is good to about eps, and OpenBLAS starts no threads for it.
+_BLOCK = 8192
 
 # A pass leaves components of about eps * |before| along the basis, hence eps * |before| / |after| of what remains.
 # Above this share that is 2 eps at most; below it a second pass is made, and two are always enough
@@ -17,39 +18,41 @@ _CANCELLATION = 0.5
 
 
 def dot(first: NDArray[Any], second: NDArray[Any]) -> float:
-    """Inner product of two vectors [n], accumulated in float64 without a float64 copy of either."""
+    """Inner product of two vectors [n], accumulated in float64 over blocks."""
     if first.dtype == np.float64:
         return float(np.dot(first, second))
-    blocks = range(0, len(first), _BLOCK)
-    return float(sum(np.dot(first[k : k + _BLOCK].astype(np.float64), second[k : k + _BLOCK]) for k in blocks))
+    return sum(float(np.dot(first[k : k + _BLOCK], second[k : k + _BLOCK])) for k in range(0, len(first), _BLOCK))
 
 
 def norm(vector: NDArray[Any]) -> float:
-    """Euclidean norm of a vector [n], accumulated in float64."""
+    """Euclidean norm of a vector [n], accumulated in float64 over blocks."""
     return float(np.sqrt(dot(vector, vector)))
 
 
-def orthogonalize(vector: NDArray[Any], basis: NDArray[Any]) -> float:
+def orthogonalize(vector: NDArray[Any], basis: NDArray[Any], work: NDArray[Any]) -> float:
     """Removes from a vector, in place, its components along an orthonormal basis.
 
-    Classical Gram-Schmidt: v <- v - Q'(Q v), with a second pass only after heavy cancellation. Each pass reads
-    the basis twice, which is what it costs; no temporary is larger than the vector.
+    Classical Gram-Schmidt: v <- v - Q'(Q v), with a second pass only after heavy cancellation. A pass reads the
+    basis twice, which is nearly all that it costs.
 
     Args:
-        vector: Shape [n]; overwritten.
+        vector: v, shape [n]; overwritten.
         basis: Orthonormal rows Q, shape [m, n].
+        work: Overwritten, shape [n]; a new array of this size for each pass would cost as much as an inner product.
 
     Returns:
         The norm of what is left.
     """
-    after = norm(vector)
+    left = 0.0
     for _ in range(2):
-        before = after
-        vector -= (basis @ vector) @ basis
-        after = norm(vector)
-        if after > _CANCELLATION * before:
+        components = basis @ vector
+        np.dot(components, basis, out=work)
+        vector -= work
+        left = norm(vector)
+        # |before|^2 = |left|^2 + |components|^2 needs no pass over the vector.
+        if left > _CANCELLATION * np.hypot(left, norm(components)):
             break
-    return after
+    return left
 
 
 def thin_qr(matrix: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -15,6 +15,9 @@ from sdkeras.operators.base import Array, Reduction, SymmetricOperator
 from sdkeras.operators.loss import Batch, EmpiricalLoss
 from sdkeras.records import Verification
 
+# Rows of one block product. More share the first pass no better, and memory grows with them.
+_BLOCK = 64
+
 
 class HessianOperator(SymmetricOperator):
     """Hessian of an `EmpiricalLoss` at the model's weights, known by its products.
@@ -102,8 +105,14 @@ class HessianOperator(SymmetricOperator):
         return self.rows(np.ascontiguousarray(np.asarray(matrix).T)).T
 
     def rows(self, rows: Any) -> Any:
-        """H r for each row r, shape [k, n] -> [k, n]."""
-        return self._apply(rows, (int(np.shape(rows)[0]), self.size), self._engine.products)
+        """H r for each row r, shape [k, n] -> [k, n]; a block of rows at a time, since all of them share memory."""
+        parts = [
+            self._apply(block, (int(np.shape(block)[0]), self.size), self._engine.products)
+            for block in (rows[start : start + _BLOCK] for start in range(0, int(np.shape(rows)[0]), _BLOCK))
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        return tf.concat(parts, axis=0) if tf.is_tensor(rows) else np.concatenate(parts)
 
     def gradient(self) -> Array:
         """The gradient over the operator's batches, shape [n], float64."""

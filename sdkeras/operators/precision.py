@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from sdkeras.errors import ModelError
 
@@ -13,12 +14,19 @@ _FLOATS = ("float16", "bfloat16", "float32", "float64", "mixed_float16", "mixed_
 
 
 def is_pure(model: Any, dtype: str) -> bool:
-    """Whether every layer computes, and every floating-point variable is stored, in this precision."""
-    return all(
-        layer.dtype_policy.name == dtype
-        for layer in model._flatten_layers()
-        if not isinstance(layer, keras.layers.InputLayer)
-    ) and all(keras.backend.standardize_dtype(variable.dtype) == dtype for variable in model.trainable_variables)
+    """Whether every layer and the loss compute, and every trainable variable is stored, in this precision."""
+    loss = getattr(model, "_compile_loss", None)
+    parts = [part for part in tf.nest.flatten(getattr(model, "loss", None)) if isinstance(part, keras.losses.Loss)]
+    return (
+        all(
+            layer.dtype_policy.name == dtype
+            for layer in model._flatten_layers()
+            if not isinstance(layer, keras.layers.InputLayer)
+        )
+        and all(keras.backend.standardize_dtype(variable.dtype) == dtype for variable in model.trainable_variables)
+        and (loss is None or loss.dtype == dtype)
+        and all(part.dtype == dtype for part in parts)
+    )
 
 
 def in_precision(model: Any, dtype: str) -> Any:

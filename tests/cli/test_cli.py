@@ -1,0 +1,220 @@
+"""The command line as people meet it: exit statuses, one message, nothing half-written, a quick start."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import sdkeras
+from sdkeras_cli import main as cli_main
+
+layers = keras.layers
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, its data, and things that are neither."""
+    folder = tmp_path_factory.mktemp("files")
+    keras.utils.set_random_seed(0)
+    generator = np.random.default_rng(0)
+    x, y = generator.standard_normal((70, 6)).astype("float32"), generator.integers(0, 3, 70)
+    np.savez(folder / "data.npz", x=x, y=y)
+    np.savez(folder / "nan.npz", x=np.where(x > 2, np.nan, x), y=y)
+    np.savez(folder / "shape.npz", x=x[:, :5], y=y)
+    np.savez(folder / "objects.npz", x=np.array([{}, {}], dtype=object), y=y[:2])
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(5, "tanh"), layers.LayerNormalization(), layers.Dense(3)])
+    model.compile(keras.optimizers.SGD(0.125), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(x, y, epochs=3, verbose=0)
+    model.save(folder / "model.keras")
+    bare = keras.Sequential([keras.Input((6,)), layers.Dense(3)])
+    bare.save(folder / "bare.keras")
+    up = keras.Sequential(
+        [
+            keras.Input((6,)),
+            layers.Dense(4),
+            layers.Reshape((2, 2, 1)),
+            layers.UpSampling2D(interpolation="bilinear"),
+            layers.Flatten(),
+            layers.Dense(3),
+        ]
+    )
+    up.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    up.save(folder / "up.keras")
+    (folder / "junk.keras").write_bytes(b"not a model")
+    return folder
+
+
+def sdkeras_command(*arguments: object, folder: Path | None = None) -> subprocess.CompletedProcess:
+    code = "from sdkeras_cli.main import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, cwd=folder, check=False
+    )
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch):
+    """The command in this process, where TensorFlow runs already and its threads are set."""
+    monkeypatch.setattr(cli_main, "tensorflow_settings", lambda: None)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        runner = CliRunner()
+        with runner.isolation() as (out, err, _):
+            with pytest.raises(SystemExit) as caught:
+                cli_main.main([str(argument) for argument in arguments])
+            return int(caught.value.code or 0), out.getvalue().decode(), err.getvalue().decode()
+
+    return run
+
+
+def test_quick_commands_load_no_tensorflow() -> None:
+    code = (
+        "import sys\nfrom sdkeras_cli.main import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n    assert not end.code\n"
+        "assert not {'tensorflow', 'keras'} & set(sys.modules)"
+    )
+    for arguments in (["--help"], ["--version"], ["plugins", "list"], ["analyze", "--help"]):
+        run = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stderr
+        assert run.stdout.strip()
+
+
+def test_analyze_writes_a_run_that_reads_back(files: Path, tmp_path: Path) -> None:
+    out, page = tmp_path / "run.json", tmp_path / "report.html"
+    run = sdkeras_command("analyze", files / "model.keras", "--data", files / "data.npz", "--json", out, "--html", page)
+    assert run.returncode == 0, run.stderr
+    assert "Sharpness dimension" in run.stdout
+    found = sdkeras.Analysis.load(out)
+    assert found.optimizer.learning_rate == 0.125
+    assert found.optimizer.iterations == 9
+    assert found.data.batch_size == 32
+    assert found.verification.passed
+    low, high = found.sharpness_dimension.interval
+    assert low <= found.sharpness_dimension.value <= high
+    assert "<html" in page.read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "run.json"]
+
+
+BAD = [
+    (["missing.keras", "--data", "data.npz"], "no file"),
+    (["junk.keras", "--data", "data.npz"], "junk.keras"),
+    (["model.keras", "--data", "missing.npz"], "missing.npz"),
+    (["model.keras", "--data", "nan.npz"], "not finite"),
+    (["model.keras", "--data", "shape.npz"], "shape"),
+    (["model.keras", "--data", "objects.npz"], "unpickle"),
+    (["model.keras", "--data", "data.npz", "--batch-size", "71"], "70 samples"),
+    (["model.keras", "--data", "data.npz", "--learning-rate", "0"], "learning rate"),
+    (["model.keras", "--data", "data.npz", "--learning-rate", "-1"], "learning rate"),
+    (["model.keras", "--data", "data.npz", "--learning-rate", "nan"], "learning rate"),
+    (["bare.keras", "--data", "data.npz"], "--loss"),
+    (["model.keras", "--data", "data.npz", "--estimator", "sql"], "did you mean 'slq'"),
+    (["model.keras", "--data", "data.npz", "--set", "slq.steps=3"], "num_steps"),
+    (["model.keras", "--data", "data.npz", "--set", "slq.num_steps=many"], "not a value of type int"),
+    (["model.keras", "--data", "data.npz", "--set", "slq.num_steps=0"], "fields are"),
+    (["model.keras", "--data", "data.npz", "--params", "("], "regular expression"),
+    (["model.keras", "--data", "data.npz", "--json", "no/such/run.json"], "does not exist"),
+    (["model.keras", "--data", "data.npz", "--loss", "no_such_loss"], "no_such_loss"),
+    (["model.keras", "--data", "data.npz", "--tolerance", "2"], "tolerance"),
+    (["model.keras"], "--data"),
+    (["model.keras", "--data", "data.npz", "--exact", "--memory", "1e-6"], "GB"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_bad_input_is_one_message_and_status_2(
+    arguments: list[str], message: str, files: Path, tmp_path: Path, in_process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(files)
+    out = tmp_path / "run.json"
+    extra = [] if "--json" in arguments else ["--json", str(out)]
+    status, _, err = in_process("analyze", *arguments, *extra)
+    assert status == 2, err
+    assert message in err
+    assert "Traceback" not in err
+    assert err.count("sdkeras: error:") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failed_verification_is_status_4(files: Path, tmp_path: Path, in_process) -> None:
+    arguments = ["analyze", files / "up.keras", "--data", files / "data.npz", "--json", tmp_path / "run.json"]
+    status, _, err = in_process(*arguments)
+    assert status == 4
+    assert "UpSampling2D" in err
+    assert not (tmp_path / "run.json").exists()
+    with pytest.warns(UserWarning, match="failed its verification"):
+        status, out, _ = in_process(*arguments, "--allow-unverified")
+    assert status == 0
+    assert "UNVERIFIED" in out
+    assert any(w["code"] == "unverified" for w in json.loads((tmp_path / "run.json").read_text())["warnings"])
+
+
+def test_dry_run_plans_and_writes_nothing(files: Path, tmp_path: Path, in_process) -> None:
+    status, out, _ = in_process(
+        "analyze", files / "model.keras", "--data", files / "data.npz", "--json", tmp_path / "run.json", "--dry-run"
+    )
+    assert status == 0
+    for word in ("parameters", "products", "memory", "time", "run.json"):
+        assert word in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_interruption_writes_what_there_is(files: Path, tmp_path: Path, in_process, monkeypatch) -> None:
+    from sdkeras_plugins.quadrature import StochasticLanczosQuadrature
+
+    calls = []
+    original = StochasticLanczosQuadrature.estimate
+
+    def interrupted(self, source, *, seed):
+        calls.append(seed)
+        if len(calls) > 5:
+            raise KeyboardInterrupt
+        return original(self, source, seed=seed)
+
+    monkeypatch.setattr(StochasticLanczosQuadrature, "estimate", interrupted)
+    out = tmp_path / "run.json"
+    status, _, _ = in_process("analyze", files / "model.keras", "--data", files / "data.npz", "--json", out)
+    assert status == 130
+    found = sdkeras.Analysis.load(out)
+    assert found.partial
+    assert 3 <= found.sharpness_dimension.num_runs <= 5
+    assert found.sharpness_dimension.interval is not None
+
+
+def test_exact_settings_and_budget(files: Path, tmp_path: Path, in_process) -> None:
+    out = tmp_path / "run.json"
+    status, _, err = in_process(
+        *("analyze", files / "model.keras", "--data", files / "data.npz", "--json", out, "--quiet"),
+        *("--exact-minibatches", 5, "--set", "slq.num_steps=12", "--loss", "sparse_categorical_crossentropy"),
+        *("--learning-rate", 0.25, "--dtype", "float64", "--map", "hessian", "--mode", "inference"),
+    )
+    assert status == 0, err
+    found = sdkeras.Analysis.load(out)
+    assert [estimate.estimator for estimate in found.estimates] == ["exact", "slq"]
+    assert found.estimates[0].num_runs == 5
+    assert found.estimates[0].definition_value is not None
+    assert found.sharpness_dimension.map == "hessian"
+    assert found.optimizer.learning_rate_source == "given"
+
+
+def test_internal_errors_ask_for_a_report(in_process, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sdkeras import registry
+
+    monkeypatch.setattr(registry, "installed", lambda: 1 / 0)
+    status, _, err = in_process("plugins", "list")
+    assert status == 1
+    assert "internal error: ZeroDivisionError" in err
+    assert "Traceback" not in err
+
+
+def test_start_is_quick() -> None:
+    """No timing claim: a start that imported TensorFlow would take several times this."""
+    start = time.perf_counter()
+    assert sdkeras_command("--version").returncode == 0
+    assert time.perf_counter() - start < 5

@@ -1,0 +1,138 @@
+"""The whole analysis on small trained nets: estimates agree with exact ones, and runs repeat to the bit."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import sdkeras
+from sdkeras import analysis
+from sdkeras.datasets import load_digits
+from sdkeras.errors import SdkerasError
+
+layers = keras.layers
+CE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    x, y = load_digits()
+    return x[:500], y[:500]
+
+
+@pytest.fixture(scope="module")
+def trained(digits) -> keras.Model:
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((8, 8)), layers.Flatten(), layers.Dense(10, "tanh"), layers.Dense(10)])
+    model.compile(keras.optimizers.SGD(0.25), CE)
+    model.fit(*digits, epochs=8, batch_size=32, verbose=0)
+    return model
+
+
+def test_slq_agrees_with_exact_spectra(trained: keras.Model, digits) -> None:
+    run = sdkeras.analyze(trained, digits, batch_size=48, exact_minibatches=60, tolerance=0.08, seed=1)
+    exact, slq = run.estimates
+    assert run.sharpness_dimension is exact
+    assert exact.interval[0] <= slq.interval[1]
+    assert slq.interval[0] <= exact.interval[1]
+    assert slq.definition_interval[0] <= exact.definition_interval[1]
+    assert exact.definition_interval[0] <= slq.definition_interval[1]
+    assert exact.definition_value <= exact.value
+    assert run.sharpness_dimension.map == "sgd"
+    assert run.edge_of_stability.threshold == pytest.approx(8.0)
+    assert run.provenance.num_hvps >= exact.num_hvps + slq.num_hvps
+
+
+def test_same_seed_same_numbers_whatever_the_threads(trained: keras.Model, digits) -> None:
+    runs = [sdkeras.analyze(trained, digits, batch_size=48, tolerance=0.3, workers=w, seed=3) for w in (1, 1, 2)]
+    values = [(r.sharpness_dimension.value, r.sharpness_dimension.interval, r.hessian.largest.value) for r in runs]
+    assert values[0] == values[1] == values[2]
+    other = sdkeras.analyze(trained, digits, batch_size=48, tolerance=0.3, seed=4)
+    assert other.sharpness_dimension.value != values[0][0]
+
+
+def test_datasets_keep_their_batches(trained: keras.Model, digits) -> None:
+    dataset = tf.data.Dataset.from_tensor_slices(digits).batch(64)
+    run = sdkeras.analyze(trained, dataset, tolerance=0.5)
+    assert run.data.batch_size == 64
+    again = sdkeras.analyze(trained, dataset, batch_size=50, tolerance=0.5, samples=200)
+    assert again.data.batch_size == 50
+    assert again.data.num_samples_hessian == 200
+    assert any("re-batched" in warning.message for warning in again.warnings)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "operator", "threshold"),
+    [
+        (keras.optimizers.SGD(0.125, momentum=0.5), "H", 24.0),
+        (keras.optimizers.SGD(0.125, momentum=0.5, nesterov=True), "H", 12.0),
+        (keras.optimizers.SGD(0.125, weight_decay=0.5), "H", 15.5),
+        (keras.optimizers.Adam(0.125), "P^-1/2 H P^-1/2", 304.0),
+        (keras.optimizers.RMSprop(0.125), "P^-1/2 H P^-1/2", 16.0),
+        (keras.optimizers.Lion(0.125), "H", None),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_thresholds_of_real_optimizers(optimizer, operator: str, threshold: float | None, digits) -> None:
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((8, 8)), layers.Flatten(), layers.Dense(4, "tanh"), layers.Dense(10)])
+    model.compile(optimizer, CE)
+    model.fit(*digits, epochs=1, batch_size=64, verbose=0)
+    run = sdkeras.analyze(model, digits, batch_size=64, tolerance=0.9, max_hvps=10, samples=128)
+    edge = run.edge_of_stability
+    assert edge.operator == operator
+    assert edge.threshold == (None if threshold is None else pytest.approx(threshold, rel=1e-6))
+    codes = {warning.code for warning in run.warnings}
+    plain = type(optimizer).__name__ == "SGD" and not optimizer.momentum
+    assert run.sharpness_dimension.map == ("sgd" if plain else "hessian")
+    assert ("hessian-map" in codes) == (not plain)
+    if operator != "H":
+        loss = sdkeras.EmpiricalLoss(model, digits, batch_size=64, num_samples=128)
+        p = analysis.update.preconditioner(model, loss.layout)
+        dense = sdkeras.HessianOperator(loss).matmat(np.eye(loss.size, dtype="float32")).astype(np.float64)
+        top = np.linalg.eigvalsh((dense + dense.T) / 2 / np.sqrt(np.outer(p, p)))[-1]
+        assert edge.sharpness == pytest.approx(top, rel=5e-3)
+
+
+def test_batch_sharpness_is_a_mean_of_rayleigh_quotients(trained: keras.Model, digits) -> None:
+    run = sdkeras.analyze(trained, digits, batch_size=50, tolerance=0.9, seed=2)
+    loss = sdkeras.EmpiricalLoss(trained, digits, batch_size=50, seed=2)
+    operator = sdkeras.HessianOperator(loss)
+    ratios = []
+    for index in range(24):
+        view = operator.on_minibatch(index)
+        g = view.gradient()
+        ratios.append(g @ view.matvec(g) / (g @ g))
+    assert run.edge_of_stability.batch_sharpness == pytest.approx(np.mean(ratios), rel=1e-4)
+
+
+def test_bad_options(trained: keras.Model, digits) -> None:
+    for options, message in (
+        ({"tolerance": 0.0}, "tolerance"),
+        ({"map": "full"}, "map"),
+        ({"estimators": ["lancsoz"]}, "did you mean 'lanczos'"),
+        ({"settings": {"slq": {"steps": 3}}}, "num_steps"),
+        ({"settings": {"power-iteration": {}}}, "not used here"),
+        ({"seed": -1}, "seed"),
+    ):
+        with pytest.raises(SdkerasError, match=message):
+            sdkeras.analyze(trained, digits, **options)
+
+
+def test_other_estimators_by_name(trained: keras.Model, digits) -> None:
+    run = sdkeras.analyze(
+        trained,
+        digits,
+        estimators=["power-iteration", "randomized-trace", "slq"],
+        settings={"randomized-trace": {"method": "hutch++", "num_probes": 30}, "slq": {"num_steps": 20}},
+        tolerance=0.5,
+    )
+    usual = sdkeras.analyze(trained, digits, tolerance=0.5)
+    assert run.hessian.largest.value == pytest.approx(usual.hessian.largest.value, rel=1e-2)
+    assert run.hessian.trace.value == pytest.approx(usual.hessian.trace.value, rel=0.3)
+
+
+def test_memory_limit_does_without_reorthogonalisation(trained: keras.Model, digits) -> None:
+    run = sdkeras.analyze(trained, digits, memory_gb=1e-5, tolerance=0.5, max_hvps=6000)
+    codes = {warning.code for warning in run.warnings}
+    assert {"no-reorthogonalisation", "mass-correction-off"} <= codes
