@@ -24,7 +24,7 @@ from sdkeras.dimension.records import EdgeOfStability, Warning
 from sdkeras.errors import ModelError, SdkerasError, UnknownEstimatorError
 from sdkeras.memory import available_memory, peak_memory
 from sdkeras.operators import batches, precision, update
-from sdkeras.operators.base import Array, DiagonallyScaledOperator
+from sdkeras.operators.base import Array, DiagonallyScaledOperator, SymmetricOperator
 from sdkeras.operators.hessian import HessianOperator
 from sdkeras.operators.loss import EmpiricalLoss, check_model
 from sdkeras.records import Eigenpairs, Progress, Spectrum, TraceEstimate
@@ -217,15 +217,7 @@ class _Analysis:
         self.workers = _num_workers(options.workers)
         self.decay = self.optimizer.weight_decay if self.optimizer else 0.0
         self.exponents = self._map()
-        self.limits = None
-        if self.optimizer is not None:
-            self.limits = stability.thresholds(
-                self.optimizer.name,
-                self.rate,
-                momentum=self.optimizer.momentum,
-                nesterov=self.optimizer.nesterov,
-                weight_decay=self.decay,
-            )
+        self.limits = self._limits()
 
     # What is analysed
 
@@ -254,6 +246,18 @@ class _Analysis:
                 f"{name}; the map |1 - eta*alpha| of the Hessian was analysed, not the optimizer's own step.",
             )
         return ExponentMap("hessian", self.rate, 0.0)
+
+    def _limits(self) -> stability.Thresholds | None:
+        if self.optimizer is None:
+            self._warn("optimizer-unknown", "no optimizer is known; the threshold 2/eta of plain SGD was taken.")
+            return stability.thresholds("SGD", self.rate)
+        return stability.thresholds(
+            self.optimizer.name,
+            self.rate,
+            momentum=self.optimizer.momentum,
+            nesterov=self.optimizer.nesterov,
+            weight_decay=self.decay,
+        )
 
     # The work
 
@@ -335,7 +339,8 @@ class _Analysis:
 
     def _extremes(self, hessian: HessianOperator) -> Eigenpairs:
         self._tell("largest and smallest eigenvalue of the data-set Hessian")
-        estimate: Eigenpairs = self._eigen_estimator(hessian.size).estimate(hessian, seed=self.options.seed)
+        watched = _Watched(hessian, self._tick)
+        estimate: Eigenpairs = self._eigen_estimator(hessian.size).estimate(watched, seed=self.options.seed)
         return estimate
 
     def _eigen_estimator(self, size: int) -> Any:
@@ -357,7 +362,7 @@ class _Analysis:
         if name == "randomized-trace":
             own.setdefault("tolerance", 0.02)
         estimator = _configured(registry.get_estimator("trace", name), own)
-        estimate: TraceEstimate = estimator.estimate(hessian, seed=self.options.seed)
+        estimate: TraceEstimate = estimator.estimate(_Watched(hessian, self._tick), seed=self.options.seed)
         return estimate
 
     def _edge(self, hessian: HessianOperator, pairs: Eigenpairs) -> EdgeOfStability:
@@ -374,7 +379,7 @@ class _Analysis:
                 )
             else:
                 self._tell("largest eigenvalue of the preconditioned Hessian")
-                scaled = DiagonallyScaledOperator(hessian, 1.0 / np.sqrt(diagonal))
+                scaled = DiagonallyScaledOperator(_Watched(hessian, self._tick), 1.0 / np.sqrt(diagonal))
                 found = self._eigen_estimator(scaled.size).estimate(scaled, seed=self.options.seed)
                 sharpness = float(found.values[0])
         batch, stderr = self._batch_sharpness(hessian)
@@ -389,7 +394,7 @@ class _Analysis:
             verdict=stability.verdict(
                 sharpness,
                 limits,
-                optimizer="an unknown optimizer" if optimizer is None else optimizer.name,
+                optimizer="plain SGD" if optimizer is None else optimizer.name,
                 learning_rate=self.rate,
                 reason=reason,
             ),
@@ -535,9 +540,13 @@ class _Analysis:
     # Pieces
 
     def _tell(self, stage: str) -> None:
+        self.stage = stage
+        self._tick()
+
+    def _tick(self) -> None:
         if self.progress is not None:
             spent = self.hessian.num_products if hasattr(self, "hessian") else 0
-            self.progress(Progress(stage, spent))
+            self.progress(Progress(self.stage, spent))
 
     def _warn(self, code: str, message: str) -> None:
         self.warnings.append(Warning(code, message))
@@ -590,6 +599,26 @@ class _Analysis:
             data_digest=self.source.digest(),
             created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         )
+
+
+class _Watched(SymmetricOperator):
+    """An operator that tells after each product, for the progress line."""
+
+    def __init__(self, operator: SymmetricOperator, tell: Callable[[], None]) -> None:
+        self.operator = operator
+        self.tell = tell
+        self.size = operator.size
+        self.dtype = operator.dtype
+
+    def matvec(self, vector: Array) -> Array:
+        product = self.operator.matvec(vector)
+        self.tell()
+        return product
+
+    def matmat(self, matrix: Array) -> Array:
+        product = self.operator.matmat(matrix)
+        self.tell()
+        return product
 
 
 def _in_order(function: Callable[[int], Spectrum], indices: Iterable[int]) -> Iterable[Spectrum]:

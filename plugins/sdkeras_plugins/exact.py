@@ -45,7 +45,7 @@ class Exact:
 
         Raises:
             OperatorSizeError: The dense matrix would not fit the memory; found before any of it is made.
-                NonFiniteError: A product holds NaN or infinity.
+            NonFiniteError: A product holds NaN or infinity.
             SdkerasError: The products are not symmetric.
         """
         reduction = source.reduced() if self.reduce else None
@@ -61,7 +61,7 @@ class Exact:
 
     def _check_memory(self, size: int, full_size: int) -> None:
         limit = available_memory() if self.memory_gb is None else int(self.memory_gb * 1e9)
-        needed = memory_needed(size)
+        needed = memory_needed(size, self.chunk)
         if needed > limit:
             raise OperatorSizeError(
                 f"an exact spectrum of {size} dimensions (of {full_size} parameters) needs {needed / 1e9:.1f} GB, "
@@ -70,13 +70,13 @@ class Exact:
             )
 
 
-def memory_needed(size: int) -> int:
+def memory_needed(size: int, chunk: int = 64) -> int:
     """Bytes that an exact spectrum of this many dimensions takes at its peak, beside the operator's own.
 
-    The float64 matrix, symmetrised and overwritten by LAPACK in place, and work space: 64 rows for the products
-    of a chunk, for a block while it is symmetrised and for LAPACK's blocks, each.
+    The float64 matrix, which is symmetrised and overwritten by LAPACK in place; one chunk of unit vectors and
+    its products; four blocks while the matrix is symmetrised.
     """
-    return 8 * size * size + 3 * 8 * _BLOCK * size
+    return 8 * size * (size + 2 * chunk + 4 * _BLOCK)
 
 
 def _dense(operator: SymmetricOperator, chunk: int) -> FloatArray:

@@ -119,4 +119,5 @@ def initial_vector(start: Any, source: SymmetricOperator, seed: int) -> NDArray[
     length = norm(vector)
     if not 0 < length < np.inf:
         raise ValueError(f"the warm start has norm {length:g}; give finite vectors whose sum is not zero.")
-    return vector / source.dtype.type(length)
+    unit: NDArray[Any] = vector / source.dtype.type(length)
+    return unit

@@ -1,4 +1,4 @@
-"""Eigenpairs by power iteration: slow, needs two vectors of memory, hard to fool."""
+"""Eigenpairs by power iteration: slow, but two vectors of memory for each pair are all it needs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from sdkeras.errors import NonFiniteError
 from sdkeras.kinds import eigenpairs_estimator
+from sdkeras.linalg.finite import finite
+from sdkeras.linalg.orthogonal import dot, norm
 from sdkeras.linalg.probes import start_vector
 from sdkeras.operators.base import SymmetricOperator
-from sdkeras.records import Eigenpairs
+from sdkeras.records import Eigenpairs, FloatArray
 from sdkeras_plugins.lanczos import initial_vector
 
 WHICH = ("magnitude", "largest", "smallest", "both")
@@ -23,17 +24,22 @@ WHICH = ("magnitude", "largest", "smallest", "both")
 class PowerIteration:
     """Power iteration with deflation; the ends of the spectrum by a shift.
 
-    v <- A v / |A v| converges to the eigenvalue of largest magnitude, sigma. An end that is not the dominant
-    one is found from A - sigma I, all of whose eigenvalues have one sign. The residual |A v - theta v| is
+    v <- A v / |A v| converges to the eigenvalue of largest magnitude, sigma; where sigma and -sigma both are
+    eigenvalues it does not converge, and says so. An end that is not the dominant one is found from
+    A + |sigma| I or A - |sigma| I, all of whose eigenvalues have one sign. Later pairs are sought orthogonal to
+    the earlier ones, and a Rayleigh-Ritz step over all of them ends the run. The residual |A v - theta v| is
     computed, not estimated.
 
     Attributes:
         num_eigenpairs: How many (at each end for which='both').
         which: 'magnitude', 'largest', 'smallest' or 'both'.
         num_steps: Products at most for each pair.
-        tolerance: Converged when the residual is at most tolerance * |sigma|.
+        tolerance: Converged when the residual is at most tolerance * |sigma|; rounding, eps * |sigma|, is the
+            least that can be asked for.
         eigenvectors: Return unit eigenvectors.
-        start: Start vector [n] or [n, k] for the first pair.
+        start: Start vector [n] for the first pair, or vectors [n, k] whose sum is used.
+
+    Reference: Golub and Van Loan, Matrix Computations (4th ed.), sections 8.2.1 and 8.1.4 (Rayleigh-Ritz).
     """
 
     num_eigenpairs: int = attrs.field(default=1, validator=attrs.validators.ge(1))
@@ -49,37 +55,43 @@ class PowerIteration:
         Raises:
             NonFiniteError: A product holds NaN or infinity.
         """
-        count = min(self.num_eigenpairs, source.size)
-        start = initial_vector(self.start, source, seed)
-        first = self._iterate(source, start, 0.0, [], scale=0.0)
-        scale = abs(first.value)
-        found: list[_Pair] = []
-        spent = first.num_matvecs
-        for sign in {"magnitude": (0,), "largest": (1,), "smallest": (-1,), "both": (1, -1)}[self.which]:
-            shift = 0.0 if sign == 0 else -sign * scale
-            own: list[_Pair] = []
-            while len(own) < count and len(found) + len(own) < source.size:
-                known = [pair.vector for pair in found + own]
-                dominant = not known and (sign == 0 or first.value * sign > 0)
-                if dominant:
-                    pair = first
-                else:
-                    vector = start_vector(source.size, seed=seed + 1 + len(known), dtype=source.dtype)
-                    pair = self._iterate(source, vector, shift, known, scale=scale)
-                    spent += pair.num_matvecs
-                own.append(pair)
-            found += own
-        found.sort(key=lambda pair: -pair.value)
-        values = [pair.value for pair in found]
-        residuals = np.array([pair.residual for pair in found])
+        # The Rayleigh-Ritz step mixes k residuals, to at most sqrt(k) times the largest of them.
+        tolerance = self.tolerance / np.sqrt(self.num_eigenpairs * (2 if self.which == "both" else 1))
+        dominant = self._iterate(source, initial_vector(self.start, source, seed), 0.0, [], tolerance)
+        sigma = dominant.value
+        found = [dominant] if self._is_wanted(sigma) else []
+        spent = dominant.num_matvecs
+        for shift, wanted in self._shifts(sigma, source.size):
+            while len(found) < wanted:
+                vector = start_vector(source.size, seed=seed, dtype=source.dtype, stream=len(found) + 1)
+                known = [pair.vector for pair in found]
+                found.append(self._iterate(source, vector, shift, known, tolerance, abs(sigma)))
+                spent += found[-1].num_matvecs
+        values, residuals, vectors = _rayleigh_ritz(found)
+        allowed = max(self.tolerance, float(np.finfo(source.dtype).eps)) * float(np.max(np.abs([sigma, *values])))
         return Eigenpairs(
             values=values,
             residuals=residuals,
-            converged=residuals <= max(self.tolerance, float(np.finfo(source.dtype).eps)) * scale,
+            converged=residuals <= allowed,
             num_matvecs=spent,
             seed=seed,
-            vectors=np.stack([pair.vector for pair in found], axis=1) if self.eigenvectors else None,
+            vectors=vectors if self.eigenvectors else None,
         )
+
+    def _is_wanted(self, sigma: float) -> bool:
+        """Whether the eigenvalue of largest magnitude is one of those asked for."""
+        return self.which in ("magnitude", "both") or (sigma >= 0.0) == (self.which == "largest")
+
+    def _shifts(self, sigma: float, size: int) -> list[tuple[float, int]]:
+        """(shift, pairs there should then be): the end where sigma is comes first, since it is found already."""
+        count = min(self.num_eigenpairs, size)
+        if self.which == "magnitude":
+            return [(0.0, count)]
+        upper, lower = -abs(sigma), abs(sigma)
+        if self.which != "both":
+            return [(upper if self.which == "largest" else lower, count)]
+        first, second = (upper, lower) if sigma >= 0.0 else (lower, upper)
+        return [(first, count), (second, min(2 * count, size))]
 
     def _iterate(
         self,
@@ -87,44 +99,52 @@ class PowerIteration:
         vector: NDArray[Any],
         shift: float,
         known: list[NDArray[Any]],
-        *,
-        scale: float,
+        tolerance: float,
+        scale: float = 0.0,
     ) -> _Pair:
         """Power iteration on A - shift I, orthogonal to the known eigenvectors."""
         vector = _unit(_without(vector, known))
-        value = residual = 0.0
         for step in range(1, self.num_steps + 1):
-            product = np.asarray(source.matvec(vector))
-            value = float(vector @ product)
-            if not np.isfinite(value):
-                raise NonFiniteError(
-                    f"the product of power-iteration step {step} holds NaN or infinity; check the weights and the "
-                    "data for extreme values, or work in float64."
-                )
-            error = _without(product - source.dtype.type(value) * vector, known)
-            residual = float(np.linalg.norm(error))
-            done = residual <= self.tolerance * max(scale, abs(value))
+            product = finite(np.asarray(source.matvec(vector)), f"the product of power-iteration step {step}")
+            value = dot(vector, product)
+            error = norm(_without(product - source.dtype.type(value) * vector, known))
+            if error <= tolerance * max(scale, abs(value)):
+                break
             moved = _without(product - source.dtype.type(shift) * vector, known)
-            if done or step == self.num_steps or not np.any(moved):
-                return _Pair(value, residual, vector, step)
+            if step == self.num_steps or not np.any(moved):
+                break
             vector = _unit(moved)
-        raise AssertionError("num_steps is at least 1")
+        return _Pair(value, vector, product, step)
 
 
 @attrs.frozen(eq=False)
 class _Pair:
+    """An approximate eigenpair (value, vector) and A times the vector."""
+
     value: float
-    residual: float
     vector: NDArray[Any]
+    product: NDArray[Any]
     num_matvecs: int
+
+
+def _rayleigh_ritz(pairs: list[_Pair]) -> tuple[FloatArray, FloatArray, NDArray[Any]]:
+    """Eigenpairs of A restricted to the span of the vectors, largest first, with true residuals; no products."""
+    vectors = np.stack([pair.vector for pair in pairs], axis=1)
+    products = np.stack([pair.product for pair in pairs], axis=1)
+    small = vectors.T.astype(np.float64) @ products
+    values, mixing = np.linalg.eigh((small + small.T) / 2)
+    values, mixing = values[::-1], mixing[:, ::-1].astype(vectors.dtype)
+    vectors, products = vectors @ mixing, products @ mixing
+    residuals = [norm(products[:, k] - vectors.dtype.type(value) * vectors[:, k]) for k, value in enumerate(values)]
+    return values, np.array(residuals), vectors
 
 
 def _without(vector: NDArray[Any], known: list[NDArray[Any]]) -> NDArray[Any]:
     for other in known:
-        vector = vector - (other @ vector) * other
+        vector = vector - vector.dtype.type(dot(other, vector)) * other
     return vector
 
 
 def _unit(vector: NDArray[Any]) -> NDArray[Any]:
-    norm = np.linalg.norm(vector)
-    return (vector / norm).astype(vector.dtype) if norm > 0 else vector
+    unit: NDArray[Any] = vector / vector.dtype.type(norm(vector))
+    return unit

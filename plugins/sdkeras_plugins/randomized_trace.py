@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import attrs
@@ -9,14 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdkeras.kinds import trace_estimator
+from sdkeras.linalg.finite import finite
+from sdkeras.linalg.orthogonal import thin_qr
 from sdkeras.linalg.probes import rademacher_probes
 from sdkeras.operators.base import SymmetricOperator
 from sdkeras.records import TraceEstimate
 
 METHODS = ("hutchinson", "hutch++")
+# Probes multiplied at once. The tolerance is looked at after each chunk: a standard error from 16 probes is itself
+# known to 18 % (1 / sqrt(2 * 15)), good enough to stop by.
 _CHUNK = 16
-# A standard error from fewer probes is itself too uncertain to stop by (25 % at 8).
-_FEWEST_PROBES = 8
+# One product each for the sketch and its image, and two probes for a standard error.
+_FEWEST_FOR_HUTCH_PLUS_PLUS = 4
 
 
 @trace_estimator("randomized-trace")
@@ -25,12 +30,14 @@ class RandomizedTrace:
     """Trace of A from products with random signs z: E z'Az = trace(A).
 
     hutchinson: mean of z'Az over num_probes probes. hutch++: a third of the products finds the dominant range
-    Q = orth(A S), whose trace is exact, and Hutchinson runs on what is left, (I - QQ')A(I - QQ').
+    Q = orth(A S), another third gives its exact trace(Q'AQ), and Hutchinson runs on what is left,
+    (I - QQ')A(I - QQ'). Where a third of the products would do for the whole space the trace is exact.
 
     Attributes:
-        num_probes: Products at most (hutch++: split in three).
+        num_probes: Products at most.
         method: 'hutchinson' or 'hutch++'.
-        tolerance: Stop once the standard error is at most tolerance * |value|; None takes all probes.
+        tolerance: Stop once the standard error is at most tolerance * |value|, looked at every 16 probes; None
+            takes all of them.
 
     Reference: Hutchinson (1990); Meyer, Musco, Musco, Woodruff (2021), Algorithm 1.
     """
@@ -39,6 +46,10 @@ class RandomizedTrace:
     method: str = attrs.field(default="hutchinson", validator=attrs.validators.in_(METHODS))
     tolerance: float | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.gt(0.0)))
 
+    def __attrs_post_init__(self) -> None:
+        if self.method == "hutch++" and self.num_probes < _FEWEST_FOR_HUTCH_PLUS_PLUS:
+            raise ValueError(f"num_probes={self.num_probes} is too few for hutch++, which needs at least 4.")
+
     def estimate(self, source: SymmetricOperator, *, seed: int) -> TraceEstimate:
         """The trace with the standard error of the mean over probes.
 
@@ -46,39 +57,60 @@ class RandomizedTrace:
             NonFiniteError: A product holds NaN or infinity.
         """
         if self.method == "hutchinson":
-            return self._hutchinson(source, self.num_probes, None, 0.0, 0, seed)
-        third = max(1, self.num_probes // 3)
-        sketch = min(third, source.size)
-        signs = rademacher_probes(source.size, sketch, seed=seed + 1, dtype=source.dtype).T
-        range_basis, _ = np.linalg.qr(np.asarray(source.matmat(signs), np.float64))
-        known = range_basis.astype(source.dtype)
-        image = np.asarray(source.matmat(known), np.float64)
-        exact = float(np.sum(range_basis * image))
-        if sketch == source.size:
-            return TraceEstimate(exact, 0.0, 2 * sketch, seed, 0)
-        rest = max(2, self.num_probes - 2 * sketch)
-        return self._hutchinson(source, rest, known, exact, 2 * sketch, seed)
+            return self._hutchinson(source, self.num_probes, seed)
+        third = self.num_probes // 3
+        if third >= source.size:
+            exact = _trace_within(source, np.eye(source.size, dtype=source.dtype))
+            return TraceEstimate(exact, 0.0, num_matvecs=source.size, seed=seed, num_probes=0)
+        signs = rademacher_probes(source.size, third, seed=seed, dtype=source.dtype).T
+        known, _ = thin_qr(np.concatenate([_products(source, part) for part in _chunks(signs)], axis=1))
+        rest = self._hutchinson(source, self.num_probes - 2 * third, seed, known, _trace_within(source, known))
+        return attrs.evolve(rest, num_matvecs=rest.num_matvecs + 2 * third)
 
     def _hutchinson(
         self,
         source: SymmetricOperator,
         num_probes: int,
-        known: NDArray[Any] | None,
-        offset: float,
-        spent: int,
         seed: int,
+        known: NDArray[Any] | None = None,
+        offset: float = 0.0,
     ) -> TraceEstimate:
-        """Mean of z'Az over probes (projected off `known`), plus an offset that is known exactly."""
+        """Mean of z'Az over probes (projected off the columns of `known`), plus an offset that is exact."""
         samples: list[float] = []
         while len(samples) < num_probes:
             count = min(_CHUNK, num_probes - len(samples))
-            probes = rademacher_probes(source.size, count, seed=seed + 100 + len(samples), dtype=source.dtype).T
+            # Stream 0 is the sketch's.
+            stream = 1 + len(samples) // _CHUNK
+            probes = rademacher_probes(source.size, count, seed=seed, dtype=source.dtype, stream=stream).T
             if known is not None:
                 probes = probes - known @ (known.T @ probes)
-            products = np.asarray(source.matmat(probes))
-            samples += list(np.einsum("nk,nk->k", probes, products, dtype=np.float64))
+            samples += _column_dots(probes, _products(source, probes))
             value = offset + float(np.mean(samples))
-            stderr = float(np.std(samples, ddof=1) / np.sqrt(len(samples))) if len(samples) > 1 else float("inf")
-            if self.tolerance is not None and len(samples) >= _FEWEST_PROBES and stderr <= self.tolerance * abs(value):
+            stderr = float(np.std(samples, ddof=1) / np.sqrt(len(samples)))
+            if self.tolerance is not None and stderr <= self.tolerance * abs(value):
                 break
-        return TraceEstimate(value, stderr, spent + len(samples), seed, len(samples))
+        return TraceEstimate(
+            value=value,
+            stderr=stderr,
+            num_matvecs=len(samples),
+            seed=seed,
+            num_probes=len(samples),
+        )
+
+
+def _chunks(matrix: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    return (matrix[:, start : start + _CHUNK] for start in range(0, matrix.shape[1], _CHUNK))
+
+
+def _products(source: SymmetricOperator, matrix: NDArray[Any]) -> NDArray[Any]:
+    return finite(np.asarray(source.matmat(matrix)), "a product with random probes")
+
+
+def _trace_within(source: SymmetricOperator, basis: NDArray[Any]) -> float:
+    """trace(Q'AQ) for orthonormal columns Q, shape [n, k]."""
+    return sum(sum(_column_dots(part, _products(source, part))) for part in _chunks(basis))
+
+
+def _column_dots(first: NDArray[Any], second: NDArray[Any]) -> list[float]:
+    """Inner products of the columns of two matrices [n, k]."""
+    return [float(value) for value in np.einsum("nk,nk->k", first, second, dtype=np.float64)]

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Entries summed in the vector's own dtype before the sum goes on in float64. A BLAS dot of so few float32 entries
-# is good to about eps, and OpenBLAS starts no threads for it.
+# Entries turned into float64 at a time: they stay in the cache, and OpenBLAS starts no threads for so few.
 _BLOCK = 8192
 
 # A pass leaves components of about eps * |before| along the basis, hence eps * |before| / |after| of what remains.
@@ -18,14 +17,20 @@ _CANCELLATION = 0.5
 
 
 def dot(first: NDArray[Any], second: NDArray[Any]) -> float:
-    """Inner product of two vectors [n], accumulated in float64 over blocks."""
-    if first.dtype == np.float64:
-        return float(np.dot(first, second))
-    return sum(float(np.dot(first[k : k + _BLOCK], second[k : k + _BLOCK])) for k in range(0, len(first), _BLOCK))
+    """Inner product of two vectors [n] in float64, without a float64 copy of either.
+
+    In float32 the squares of a saturated network's products (entries of 1e-20) would vanish.
+    """
+    total = 0.0
+    for start in range(0, len(first), _BLOCK):
+        part = first[start : start + _BLOCK].astype(np.float64, copy=False)
+        other = part if second is first else second[start : start + _BLOCK].astype(np.float64, copy=False)
+        total += float(np.dot(part, other))
+    return total
 
 
 def norm(vector: NDArray[Any]) -> float:
-    """Euclidean norm of a vector [n], accumulated in float64 over blocks."""
+    """Euclidean norm of a vector [n], accumulated in float64."""
     return float(np.sqrt(dot(vector, vector)))
 
 

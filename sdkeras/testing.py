@@ -1,0 +1,302 @@
+"""For authors of estimators: operators with known spectra, and the check that every estimator must pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+from sdkeras.errors import NonFiniteError, PluginError
+from sdkeras.kinds import KINDS
+from sdkeras.linalg.orthogonal import thin_qr
+from sdkeras.operators.base import Array, DenseOperator, FunctionOperator, SymmetricOperator
+from sdkeras.records import Eigenpairs, FloatArray, LyapunovExponents, SingularValues, Spectrum, TraceEstimate
+
+__all__ = ["CountingOperator", "MatrixFlow", "MatrixMap", "check_estimator", "dense_operator", "rotation"]
+
+_SEED = 3
+# Negative, zero, repeated and well separated eigenvalues in one spectrum.
+_EIGENVALUES = np.concatenate([[-1.5, -0.4], np.zeros(6), np.linspace(0.05, 1.0, 12), [2.0, 2.0, 5.0, 9.0]])
+_SINGULAR_VALUES = np.linspace(0.5, 2.0, 8)
+# An unbiased estimator's mean over this many seeds is within 6 of its standard errors of the truth, but for one in
+# a million (Student's t, 31 degrees of freedom).
+_UNBIASED_SEEDS = 32
+_UNBIASED_Z = 6.0
+
+
+def rotation(size: int, *, seed: int) -> FloatArray:
+    """A random orthogonal matrix, uniform (Haar), shape [size, size]."""
+    return thin_qr(np.random.default_rng([seed, 20]).standard_normal((size, size)))[0]
+
+
+def dense_operator(eigenvalues: ArrayLike, *, seed: int = 0, dtype: DTypeLike = np.float64) -> DenseOperator:
+    """Q diag(eigenvalues) Q' with a random rotation Q.
+
+    The rotation matters: on a diagonal matrix random signs give the exact trace and the exact quadrature weights,
+    and a test there would see no variance at all.
+
+    Args:
+        eigenvalues: Shape [n].
+        seed: Of the rotation.
+        dtype: Of the matrix and so of the products.
+    """
+    values = np.asarray(eigenvalues, np.float64)
+    q = rotation(len(values), seed=seed)
+    matrix = (q * values) @ q.T
+    return DenseOperator(((matrix + matrix.T) / 2).astype(dtype))
+
+
+class CountingOperator(SymmetricOperator):
+    """An operator that counts its products: `count` grows by one for each vector multiplied."""
+
+    def __init__(self, operator: SymmetricOperator) -> None:
+        self.operator = operator
+        self.size = operator.size
+        self.dtype = operator.dtype
+        self.count = 0
+
+    def matvec(self, vector: Array) -> Array:
+        self.count += 1
+        return self.operator.matvec(vector)
+
+    def matmat(self, matrix: Array) -> Array:
+        self.count += matrix.shape[1]
+        return self.operator.matmat(matrix)
+
+
+class MatrixMap:
+    """The linear map of a square matrix [n, n], with its products counted."""
+
+    def __init__(self, matrix: Array) -> None:
+        self.matrix = matrix
+        self.size = len(matrix)
+        self.dtype = matrix.dtype
+        self.count = 0
+
+    def jvp(self, vector: Array) -> Array:
+        self.count += 1
+        product: Array = self.matrix @ vector
+        return product
+
+    def vjp(self, vector: Array) -> Array:
+        self.count += 1
+        product: Array = self.matrix.T @ vector
+        return product
+
+
+class MatrixFlow:
+    """The tangent flow that multiplies by the same matrix [n, n] in every step; its state is the step's number."""
+
+    def __init__(self, matrix: Array) -> None:
+        self.matrix = matrix
+        self.size = len(matrix)
+        self.dtype = matrix.dtype
+        self.num_steps = 0
+
+    def reset(self, seed: int) -> None:
+        self.num_steps = 0
+
+    def step(self, tangents: Array) -> Array:
+        self.num_steps += 1
+        product: Array = self.matrix @ tangents
+        return product
+
+    def state(self) -> Any:
+        return self.num_steps
+
+    def restore(self, state: Any) -> None:
+        self.num_steps = state
+
+
+def check_estimator(estimator: Any) -> None:
+    """Runs an estimator through its kind's contract.
+
+    Checked for float32 and float64, on a spectrum with negative, zero and repeated eigenvalues, on one dimension
+    and on a zero operator: the class is declared, the result has the kind's type, the same seed gives the same
+    numbers, `num_matvecs` counts the products that were spent, weights sum to the size, values lie where the
+    spectrum is, residuals hold, a trace is unbiased, and an operator that gives NaN raises NonFiniteError.
+
+    Args:
+        estimator: An instance with the settings to check, for example `MySLQ(num_steps=20)`.
+
+    Raises:
+        PluginError: It breaks the contract; the message says where.
+    """
+    declaration = getattr(type(estimator), "__sdkeras__", None)
+    if declaration is None:
+        raise PluginError(
+            f"{type(estimator).__name__} is not declared; put @sdkeras.<kind>_estimator('<name>') above its class. "
+            f"The kinds are: {', '.join(KINDS)}."
+        )
+    contract = _Contract(estimator, f"{declaration.kind} plugin '{declaration.name}'")
+    for dtype in (np.dtype(np.float32), np.dtype(np.float64)):
+        _CHECKS[declaration.kind](contract, dtype)
+
+
+@attrs.frozen
+class _Contract:
+    estimator: Any
+    who: str
+
+    def require(self, holds: bool, what: str, where: str) -> None:
+        if not holds:
+            raise PluginError(f"{self.who}: {what} (on {where}).")
+
+    def run(self, source: Any, where: str, seed: int = _SEED) -> Any:
+        try:
+            return self.estimator.estimate(source, seed=seed)
+        except PluginError:
+            raise
+        except Exception as error:
+            raise PluginError(f"{self.who}: raises {type(error).__name__}: {error} (on {where}).") from error
+
+    def run_twice(self, make: Callable[[], Any], where: str) -> tuple[Any, Any]:
+        """The result and the source it was made from, after a second run has given the same."""
+        source = make()
+        result = self.run(source, where)
+        again = self.run(make(), where)
+        self.require(result == again, "the same seed gives different numbers", where)
+        self.require(result.seed == _SEED, f"the result says seed {result.seed}, it was given {_SEED}", where)
+        return result, source
+
+    def require_nan_error(self, source: Any, where: str) -> None:
+        try:
+            self.estimator.estimate(source, seed=_SEED)
+        except NonFiniteError:
+            return
+        except Exception as error:
+            raise PluginError(
+                f"{self.who}: raises {type(error).__name__} instead of NonFiniteError (on {where})."
+            ) from error
+        raise PluginError(f"{self.who}: returns a result instead of raising NonFiniteError (on {where}).")
+
+
+def _check_symmetric(contract: _Contract, dtype: np.dtype[Any]) -> None:
+    for name, eigenvalues in (
+        ("a spectrum of both signs", _EIGENVALUES),
+        ("one dimension", np.array([2.0])),
+        ("a zero operator", np.zeros(6)),
+    ):
+        where = f"{name}, {dtype.name}"
+        operator = dense_operator(eigenvalues, seed=1, dtype=dtype)
+        result, source = contract.run_twice(lambda operator=operator: CountingOperator(operator), where)  # type: ignore[misc]
+        spent = source.count
+        contract.require(
+            result.num_matvecs == spent, f"num_matvecs is {result.num_matvecs}, but {spent} products were spent", where
+        )
+        # Rounding: eps for each of n terms of a product, ten times over.
+        tolerance = 10 * len(eigenvalues) * float(np.finfo(dtype).eps) * float(np.max(np.abs(eigenvalues)))
+        _check_values(contract, result, operator, eigenvalues, tolerance, where)
+    size = len(_EIGENVALUES)
+    broken = FunctionOperator(size, lambda vector: np.full(size, np.nan, dtype), dtype)
+    contract.require_nan_error(broken, f"products of NaN, {dtype.name}")
+
+
+def _check_values(
+    contract: _Contract, result: Any, operator: DenseOperator, truth: FloatArray, tolerance: float, where: str
+) -> None:
+    if isinstance(result, Spectrum):
+        mean = float(result.weights @ result.nodes) / len(truth)
+        inside = truth.min() - tolerance <= mean <= truth.max() + tolerance
+        contract.require(inside, f"the spectrum's mean {mean:g} is outside {truth.min():g} to {truth.max():g}", where)
+        if result.residuals is not None:
+            _check_residuals(contract, result.nodes, result.residuals, truth, tolerance, where)
+    elif isinstance(result, Eigenpairs):
+        contract.require(len(result.values) > 0, "there are no eigenvalues in the result", where)
+        contract.require(len(result.values) <= len(truth), "there are more eigenvalues than dimensions", where)
+        _check_residuals(contract, result.values, result.residuals, truth, tolerance, where)
+        if result.vectors is not None:
+            vectors = np.asarray(result.vectors, np.float64)
+            lengths = np.linalg.norm(vectors, axis=0)
+            # Unit vectors are as good as their dtype: 1e-5 leaves float32 room.
+            contract.require(bool(np.allclose(lengths, 1, atol=1e-5)), "eigenvectors are not unit vectors", where)
+            errors = np.linalg.norm(operator.matrix @ vectors - vectors * result.values, axis=0)
+            contract.require(
+                bool(np.all(errors <= result.residuals + tolerance)),
+                f"|A v - theta v| is {errors}, but the residuals are {result.residuals}",
+                where,
+            )
+    elif isinstance(result, TraceEstimate):
+        _check_unbiased(contract, operator, float(truth.sum()), tolerance * len(truth), where)
+
+
+def _check_residuals(
+    contract: _Contract, values: FloatArray, residuals: FloatArray, truth: FloatArray, tolerance: float, where: str
+) -> None:
+    """An eigenvalue lies within the residual of each value."""
+    distances = np.min(np.abs(values[:, None] - truth), axis=1)
+    worst = int(np.argmax(distances - residuals))
+    contract.require(
+        bool(distances[worst] <= residuals[worst] + tolerance),
+        f"the value {values[worst]:g} is {distances[worst]:.2g} from the nearest eigenvalue, but its residual is "
+        f"{residuals[worst]:.2g}",
+        where,
+    )
+
+
+def _check_unbiased(
+    contract: _Contract, operator: SymmetricOperator, truth: float, tolerance: float, where: str
+) -> None:
+    values = [contract.run(operator, where, seed).value for seed in range(_UNBIASED_SEEDS)]
+    mean, error = float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values)))
+    contract.require(
+        abs(mean - truth) <= _UNBIASED_Z * error + tolerance,
+        f"the mean over {_UNBIASED_SEEDS} seeds is {mean:g} +- {error:.2g}, the trace is {truth:g}",
+        where,
+    )
+
+
+def _general_matrix(dtype: np.dtype[Any]) -> Array:
+    size = len(_SINGULAR_VALUES)
+    matrix: Array = (rotation(size, seed=1) * _SINGULAR_VALUES) @ rotation(size, seed=2).T
+    return matrix.astype(dtype)
+
+
+# Rounding of log singular values: eps times the condition number 4 times n = 8, thirty times over.
+def _log_tolerance(dtype: np.dtype[Any]) -> float:
+    return 1000 * float(np.finfo(dtype).eps)
+
+
+def _check_singular_values(contract: _Contract, dtype: np.dtype[Any]) -> None:
+    where = f"a matrix with singular values from 0.5 to 2, {dtype.name}"
+    matrix = _general_matrix(dtype)
+    result, source = contract.run_twice(lambda: MatrixMap(matrix), where)
+    values: SingularValues = result
+    contract.require(
+        values.num_matvecs == source.count,
+        f"num_matvecs is {values.num_matvecs}, but {source.count} products were spent",
+        where,
+    )
+    _check_logs(contract, values.log_values, _log_tolerance(dtype), where)
+    contract.require(bool(np.all(values.weights >= 0)), "weights are negative", where)
+    contract.require_nan_error(MatrixMap(np.full_like(matrix, np.nan)), f"products of NaN, {dtype.name}")
+
+
+def _check_lyapunov(contract: _Contract, dtype: np.dtype[Any]) -> None:
+    where = f"a constant map with singular values from 0.5 to 2, {dtype.name}"
+    matrix = _general_matrix(dtype)
+    result, _ = contract.run_twice(lambda: MatrixFlow(matrix), where)
+    exponents: LyapunovExponents = result
+    contract.require(bool(np.all(exponents.stderr >= 0)), "standard errors are negative", where)
+    _check_logs(contract, exponents.values, _log_tolerance(dtype), where)
+    contract.require_nan_error(MatrixFlow(np.full_like(matrix, np.nan)), f"products of NaN, {dtype.name}")
+
+
+def _check_logs(contract: _Contract, values: FloatArray, tolerance: float, where: str) -> None:
+    """Exponents and log singular values are sorted and lie between the extreme log singular values."""
+    lowest, highest = np.log(_SINGULAR_VALUES[[0, -1]])
+    inside = np.all(values >= lowest - tolerance) and np.all(values <= highest + tolerance)
+    contract.require(bool(inside), f"values are outside {lowest:.3f} to {highest:.3f}: {values}", where)
+    contract.require(bool(np.all(np.diff(values) <= 0)), "values must be sorted, largest first", where)
+
+
+_CHECKS: dict[str, Callable[[_Contract, np.dtype[Any]], None]] = {
+    "eigenpairs": _check_symmetric,
+    "spectrum": _check_symmetric,
+    "trace": _check_symmetric,
+    "singular_values": _check_singular_values,
+    "lyapunov": _check_lyapunov,
+}
