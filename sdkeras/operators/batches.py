@@ -149,7 +149,7 @@ def _tuples(tree: Any) -> Any:
     if isinstance(tree, dict):
         return {key: _tuples(value) for key, value in tree.items()}
     if isinstance(tree, (list, tuple)):
-        nested = any(hasattr(leaf, "shape") or isinstance(leaf, dict) for leaf in tree)
+        nested = any(isinstance(leaf, dict) or len(getattr(leaf, "shape", ())) > 0 for leaf in tree)
         return tuple(_tuples(leaf) for leaf in tree) if nested else np.asarray(tree)
     return tree
 

@@ -30,8 +30,8 @@ def render(run: Analysis) -> RenderableType:
     for table in tables(run):
         grid = RichTable(title=escape(table.title), title_justify="left", title_style="bold", box=None, pad_edge=False)
         grid.add_column(min_width=22)
-        grid.add_column()
-        grid.add_column(style="dim")
+        grid.add_column(overflow="fold")
+        grid.add_column(style="dim", overflow="fold")
         grid.show_header = False
         for row in table.rows:
             grid.add_row(*(Text(cell) for cell in row))

@@ -38,11 +38,13 @@ def test_full_run_gives_all_eigenvalues() -> None:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_breakdown_is_a_result(dtype: type) -> None:
-    matrix = rotated([0.0] * 37 + [1.0, 2.0, 5.0]).astype(dtype)
-    run = lanczos(lambda v: matrix @ v, start_vector(40, seed=0, dtype=dtype), 20)
+    # Every eigenspace has a good share of the start vector: no small beta on the way magnifies rounding, which
+    # would hide the end for a step.
+    matrix = rotated(np.repeat([-1.0, 2.0, 5.0], [4, 7, 3])).astype(dtype)
+    run = lanczos(lambda v: matrix @ v, start_vector(14, seed=0, dtype=dtype), 10)
     assert run.invariant
-    assert run.num_steps == 4
-    assert np.allclose(ritz(run.alpha, run.beta[:-1])[0], [0, 1, 2, 5], atol=1e-5)
+    assert run.num_steps == 3
+    assert np.allclose(ritz(run.alpha, run.beta[:-1])[0], [-1, 2, 5], atol=1e-5)
 
 
 def test_zero_operator_and_size_one() -> None:
