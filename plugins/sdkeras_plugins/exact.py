@@ -121,7 +121,8 @@ def _symmetrize(matrix: FloatArray) -> tuple[float, float]:
 
 
 def _eigenvalues(matrix: FloatArray) -> FloatArray:
-    # The transpose of a C-ordered array is what LAPACK wants: no copy; its lower triangle is read. All drivers take the same time for values
-    # alone (0.73 s at 2,464 dimensions on one core); 'evd' needs the least work space.
+    # The transpose of a C-ordered array is what LAPACK wants (no copy), and it reads the lower triangle of that. All
+    # drivers take the same time for values alone (0.73 s at 2,464 dimensions on one core); 'evd' needs the least
+    # work space.
     values: FloatArray = scipy.linalg.eigvalsh(matrix.T, overwrite_a=True, check_finite=False, driver="evd")
     return values
