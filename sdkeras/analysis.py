@@ -437,7 +437,9 @@ class _Analysis:
             own.setdefault("memory_gb", self._memory() / 1e9)
         estimator = _configured(cls, own)
         num_steps = getattr(estimator, "num_steps", None)
-        workers = 1 if name == "exact" else self.workers
+        # Each exact run holds a dense matrix and little else.
+        dense = 8 * hessian.size**2 * self.workers
+        workers = 1 if name == "exact" and dense > self._memory() else self.workers
         can_skip = "reorthogonalize" in attrs.fields_dict(cls)
 
         def run(index: int, steps: int | None) -> Spectrum:
@@ -520,7 +522,7 @@ class _Analysis:
         products = 10 + 72 * num_batches + _MIN_RUNS + runs * per_run
         if self.limits is not None and self.limits.preconditioned:
             products += 40 * num_batches
-        basis = self._basis_bytes(steps) * self.workers if steps is not None else 16 * size * size
+        basis = self._basis_bytes(steps) * self.workers if steps is not None else 8 * size * size
         if steps is not None and basis > self._memory():
             basis = 4 * size * self.loss.dtype.itemsize * self.workers
         memory = peak_memory() + basis + self.workers * (3 * activations + 8 * size * self.loss.dtype.itemsize)

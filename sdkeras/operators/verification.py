@@ -223,23 +223,30 @@ def _rounding_error(
 
 
 def _failure(loss: EmpiricalLoss, result: Verification) -> str:
-    if (
-        result.finite_difference_error
-        >= _ALLOWED["float32" if result.mode == "finite-differences" else result.finite_difference_dtype]
-    ):
+    """What failed, what may be the cause, and what to do."""
+    numbers = (
+        f"{result.mode} products differ from finite differences of the gradient by "
+        f"{result.finite_difference_error:.2g} of their norm (in {result.finite_difference_dtype}), symmetry error "
+        f"{result.symmetry_error:.2g}, repeatability error {result.repeatability_error:.2g}"
+    )
+    by_differences = result.mode == "finite-differences"
+    close = "float32" if by_differences else result.finite_difference_dtype
+    if by_differences and loss.dtype == np.float32:
+        why = "Differences of float32 gradients are too noisy here; analyse in float64 (--dtype float64)"
+    elif result.finite_difference_error >= _ALLOWED[close]:
         faults = suspects(loss.function.model)
-        where = f" Layers at fault: {', '.join(faults)}." if faults else ""
-        return (
-            f"the operator failed its verification: {result.mode} products differ from finite differences of the "
-            f"gradient by {result.finite_difference_error:.2g} of their norm (checked in "
-            f"{result.finite_difference_dtype}).{where} TensorFlow's second derivatives are wrong for this model; "
-            "use product mode finite-differences with dtype float64, analyse a model without these layers, or "
-            "allow an unverified operator."
+        why = (
+            f"Layers at fault: {', '.join(faults)}; TensorFlow's second derivatives are wrong for them. Use product "
+            "mode finite-differences in float64 (--product-mode finite-differences --dtype float64)"
+            if faults
+            else "Either TensorFlow's second derivatives are wrong for this model, or its weights sit on a kink (a ReLU "
+            "of exactly 0, as with all-zero weights), where there is no Hessian. Try product mode finite-differences "
+            "in float64, or other weights"
         )
+    else:
+        why = "Something in the model is random or changes between two products; try inference mode"
     return (
-        f"the operator failed its verification: symmetry error {result.symmetry_error:.2g}, repeatability error "
-        f"{result.repeatability_error:.2g}; something in the model is random or changes between two products. "
-        "Analyse in inference mode, or allow an unverified operator."
+        f"the operator failed its verification: {numbers}. {why}, or allow an unverified operator (--allow-unverified)."
     )
 
 
