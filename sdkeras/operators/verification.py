@@ -239,9 +239,9 @@ def _failure(loss: EmpiricalLoss, result: Verification) -> str:
             f"Layers at fault: {', '.join(faults)}; TensorFlow's second derivatives are wrong for them. Use product "
             "mode finite-differences in float64 (--product-mode finite-differences --dtype float64)"
             if faults
-            else "Either TensorFlow's second derivatives are wrong for this model, or its weights sit on a kink (a ReLU "
-            "of exactly 0, as with all-zero weights), where there is no Hessian. Try product mode finite-differences "
-            "in float64, or other weights"
+            else "Either TensorFlow's second derivatives are wrong for this model, or its weights sit on a kink (a "
+            "ReLU of exactly 0, as with all-zero weights), where there is no Hessian. Try product mode "
+            "finite-differences in float64, or other weights"
         )
     else:
         why = "Something in the model is random or changes between two products; try inference mode"
