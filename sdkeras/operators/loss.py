@@ -51,6 +51,8 @@ class BatchLoss:
 
     Attributes:
         layout: Names and shapes of the analysed parameters.
+        positions: Where they stand among the model's trainable variables.
+        analysed: The variables themselves.
         point: Their values, one flat vector, shape [n].
     """
 
@@ -60,22 +62,23 @@ class BatchLoss:
         structure: Any,
         *,
         training: bool,
-        params: str | None,
+        positions: tuple[int, ...],
+        layout: Layout,
         dtype: str,
         loss_fn: LossFn | None,
     ) -> None:
         self.model = model
         self.structure = structure
         self.training = training
-        self.params = params
+        self.positions = positions
+        self.layout = layout
         self.dtype = dtype
         self.loss_fn = loss_fn
-        self._analysed = select_variables(model.trainable_variables, params)
-        self.layout = Layout.of(self._analysed)
-        self.point = self.layout.flatten(self._analysed, np.dtype(dtype))
+        self.analysed = [model.trainable_variables[position] for position in positions]
+        self.point = self.layout.flatten(self.analysed, np.dtype(dtype))
         generators = [generator for layer in model._flatten_layers() for generator in layer._seed_generators]
         self._seed_states = [generator.state for generator in generators]
-        mapped = {id(variable) for variable in [*self._analysed, *self._seed_states]}
+        mapped = {id(variable) for variable in [*self.analysed, *self._seed_states]}
         self._held = [
             (variable, tf.constant(np.asarray(variable)))
             for variable in [*model.trainable_variables, *model.non_trainable_variables]
@@ -92,7 +95,7 @@ class BatchLoss:
         batch = tf.nest.pack_sequence_as(self.structure, flat)
         x, y = _plain(batch[0]), _plain(batch[1])
         sample_weight = _plain(batch[2]) if len(batch) == 3 else None
-        mapping = [*self._held, *zip(self._analysed, parts, strict=True)]
+        mapping = [*self._held, *zip(self.analysed, parts, strict=True)]
         mapping += [(state, tf.cast(seeds[position], state.dtype)) for position, state in enumerate(self._seed_states)]
         with precision.default_precision(self.dtype), keras.StatelessScope(mapping, collect_losses=True):
             if self.loss_fn is not None:
@@ -225,11 +228,14 @@ class EmpiricalLoss:
         if not model.built:
             _build(model, self.source)
         analysed = model if precision.is_pure(model, dtype) else precision.in_precision(model, dtype)
+        chosen = {id(variable) for variable in select_variables(model.trainable_variables, params)}
         self.function = BatchLoss(
             analysed,
             self.source.structure,
             training=mode == "train",
-            params=params,
+            # Positions and names are the given model's: a copy in another precision may name its layers anew.
+            positions=tuple(k for k, variable in enumerate(model.trainable_variables) if id(variable) in chosen),
+            layout=Layout.of([v for v in model.trainable_variables if id(v) in chosen]),
             dtype=dtype,
             loss_fn=loss_fn,
         )

@@ -131,21 +131,21 @@ def _candidates(operator: HessianOperator) -> list[_Factor]:
     """First Dense and Embedding layers of a functional model, with bases from the operator's batches."""
     function = operator.loss.function
     model = function.model
-    paths = {name: position for position, name in enumerate(function.layout.names)}
+    places = {id(variable): position for position, variable in enumerate(function.analysed)}
     if not getattr(model, "inputs", None):
         return []
     batches = [tf.nest.pack_sequence_as(function.structure, list(batch.tensors))[0] for batch in operator.batches]
     found = []
     for layer in model._flatten_layers(include_self=False):
         kernel = _input_kernel(layer)
-        if kernel is None or kernel.path not in paths:
+        if kernel is None or id(kernel) not in places:
             continue
         features = _features(model, layer, batches)
         if features is None:
             continue
         basis = _basis(layer, features, int(kernel.shape[0]))
         if basis is not None:
-            found.append(_Factor(paths[kernel.path], basis))
+            found.append(_Factor(places[id(kernel)], basis))
     return found
 
 

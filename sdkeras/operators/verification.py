@@ -136,7 +136,8 @@ def _reference(loss: EmpiricalLoss, engine: Any, batch: Batch) -> tuple[Any, Bat
             clone,
             function.structure,
             training=function.training,
-            params=function.params,
+            positions=function.positions,
+            layout=function.layout,
             dtype="float64",
             loss_fn=function.loss_fn,
         )

@@ -322,3 +322,23 @@ def test_preconditioner_reproduces_the_last_step(name: str) -> None:
         # Keras divides m by 1 - beta1^t and P holds that factor.
     decayed = before * (1 - 0.01 * 0.1) if name == "AdamW" else before
     assert np.allclose(after, decayed - 0.01 * direction / diagonal, atol=2e-6)
+
+
+def test_a_copy_in_float64_keeps_the_names_of_the_model() -> None:
+    class Own(keras.Model):
+        def __init__(self, **kwargs: object) -> None:
+            super().__init__(**kwargs)
+            self.inner, self.out = layers.Dense(4, "tanh"), layers.Dense(3)
+
+        def call(self, x: object) -> object:
+            return self.out(self.inner(x))
+
+    model = Own()
+    model.compile(keras.optimizers.Adam(), CE)
+    model.fit(X, Y, verbose=0)
+    single = sdkeras.EmpiricalLoss(model, (X, Y))
+    double = sdkeras.EmpiricalLoss(model, (X, Y), dtype="float64")
+    assert double.layout == single.layout
+    assert update.preconditioner(model, double.layout).shape == (double.size,)
+    kernel = model.trainable_variables[2].path
+    assert sdkeras.EmpiricalLoss(model, (X, Y), params=kernel, dtype="float64").size == 12
