@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,19 @@ import click
 from sdkeras import registry
 from sdkeras.errors import SdkerasError, UnknownEstimatorError
 
-_POSITIVE = click.FloatRange(min=0, min_open=True)
+
+class _Finite(click.FloatRange):
+    """A range of numbers without NaN and infinity, which click lets through."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+_POSITIVE = _Finite(min=0, min_open=True)
+_FRACTION = _Finite(min=0, max=1, min_open=True, max_open=True)
 _COUNT = click.IntRange(min=1)
 _PRODUCT_MODES = ("auto", "reverse-over-reverse", "forward-over-reverse", "finite-differences")
 
@@ -21,7 +35,7 @@ _PRODUCT_MODES = ("auto", "reverse-over-reverse", "forward-over-reverse", "finit
 @click.argument("model")
 @click.option("--data", required=True, help="FILE.npz, X.npy,Y.npy, a tf.data folder, or module:callable.")
 @click.option("--batch-size", type=_COUNT, help="Of training; default 32, or the data set's own.")
-@click.option("--learning-rate", type=float, help="In place of the one in the file.")
+@click.option("--learning-rate", type=_POSITIVE, help="In place of the one in the file.")
 @click.option("--loss", help="Name of a Keras loss, in place of the compiled one.")
 @click.option("--params", metavar="REGEX", help="Analyse only the variables whose path this finds.")
 @click.option("--samples", type=_COUNT, default=4096, show_default=True, help="Samples for the data-set Hessian.")
@@ -33,7 +47,7 @@ _PRODUCT_MODES = ("auto", "reverse-over-reverse", "forward-over-reverse", "finit
 @click.option("--set", "assignments", multiple=True, metavar="NAME.FIELD=VALUE", help="A setting of an estimator.")
 @click.option("--exact", is_flag=True, help="Exact spectra of minibatches as well (small models).")
 @click.option("--exact-minibatches", type=_COUNT, help="How many; adaptive by default.")
-@click.option("--tolerance", type=float, default=0.05, show_default=True, help="Half-width over the codimension.")
+@click.option("--tolerance", type=_FRACTION, default=0.05, show_default=True, help="Half-width over the codimension.")
 @click.option("--max-hvps", type=_COUNT, help="Hessian-vector products at most.")
 @click.option("--time-limit", type=_POSITIVE, metavar="SECONDS")
 @click.option("--memory", type=_POSITIVE, metavar="GB", help="Memory for bases and dense matrices.")
@@ -70,11 +84,12 @@ def command(
     del debug
     _check_estimators(estimators)
     settings = _settings(assignments)
-    for path in (json_path, html_path):
-        if path is not None and not dry_run:
+    outputs = [path for path in (json_path, html_path) if path is not None]
+    _check_inputs(model, data, custom_objects)
+    _check_apart(outputs, [model, data, *data.split(","), *([custom_objects] if custom_objects else [])])
+    if not dry_run:
+        for path in outputs:
             check_writable(path)
-    if not os.path.exists(model):
-        raise SdkerasError(f"there is no file {model}; give the path of a .keras or .h5 model.")
     options |= {"estimators": estimators, "settings": settings, "map": step_map, "memory_gb": memory}
     return run(
         model,
@@ -125,7 +140,7 @@ def run(
     if dry_run:
         console.print(render_plan(analysis.plan(model, data, **options)))
         written = [path for path in (json_path, html_path) if path is not None]
-        console.print(f"files to be written: {', '.join(written) or 'none'}")
+        click.echo(f"files to be written: {', '.join(written) or 'none'}")  # rich would break a path at the margin
         return 0
     scope = keras.saving.custom_object_scope(objects or {})  # copies in other precisions need them as well
     with scope, progress_bar(quiet) as progress:
@@ -139,20 +154,48 @@ def run(
     return INTERRUPTED if answer.partial else 0
 
 
+def _check_inputs(model: str, data: str, custom_objects: str | None) -> None:
+    """Refuses files that are not there, before TensorFlow takes its seconds to start."""
+    if not os.path.exists(model):
+        raise SdkerasError(f"there is no file {model}; give the path of a .keras or .h5 model.")
+    files = data.split(",") if data.endswith(".npy") else [data] if data.endswith(".npz") else []
+    for file in files:
+        if not os.path.exists(file):
+            raise SdkerasError(f"there is no data file {file}; check the path.")
+    if custom_objects is not None and not os.path.isfile(custom_objects):
+        raise SdkerasError(f"--custom-objects: there is no file {custom_objects}; give the Python file.")
+
+
+def _check_apart(outputs: list[str], inputs: list[str]) -> None:
+    """Refuses to write a report over what is analysed, or over the other report."""
+    if len({os.path.realpath(path) for path in outputs}) < len(outputs):
+        raise SdkerasError(f"--json and --html both say {outputs[0]}; give each a file of its own.")
+    for path in outputs:
+        if os.path.realpath(path) in {os.path.realpath(file) for file in inputs}:
+            raise SdkerasError(f"{path} is the input and would be overwritten; choose another place for the report.")
+
+
 def check_writable(path: str) -> None:
     """Refuses an output path before the work starts.
 
     Raises:
         SdkerasError: Its folder is missing or cannot be written to.
     """
+    if not path:
+        raise SdkerasError("the name of the file to write is empty; give one to --json or --html.")
     target = Path(path)
-    if target.is_dir():
-        raise SdkerasError(f"{path} is a folder; give the name of a file to write.")
-    if not target.parent.is_dir():
-        raise SdkerasError(f"the folder of {path} does not exist; create it or choose another place.")
-    writable = os.access(target, os.W_OK) if target.exists() else os.access(target.parent, os.W_OK)
-    if not writable:
-        raise SdkerasError(f"{path} cannot be written: permission denied; choose another place.")
+    try:
+        if target.is_dir():
+            raise SdkerasError(f"{path} is a folder; give the name of a file to write.")
+        if not target.parent.is_dir():
+            raise SdkerasError(f"the folder of {path} does not exist; create it or choose another place.")
+        # The report comes through a temporary file beside it, so that is what must work; os.access says yes to
+        # root even where nothing can be made.
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}."):
+            pass
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise SdkerasError(f"{path} cannot be written: {reason}; choose another place.") from error
 
 
 def _check_estimators(names: tuple[str, ...]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 import click
@@ -16,7 +17,7 @@ _LEARNING_RATE = 0.2
 
 @click.command()
 @click.option("--output-dir", default="sdkeras-demo", show_default=True, metavar="DIR")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 @click.option("--quiet", is_flag=True, help="No progress and no report.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def command(output_dir: str, seed: int, quiet: bool, debug: bool) -> int:
@@ -45,8 +46,9 @@ def command(output_dir: str, seed: int, quiet: bool, debug: bool) -> int:
         quiet=quiet,
     )
     if not quiet:
-        click.echo(f"\nwritten: {json_path}, {html_path}\nthe same again, or with other options:")
-        click.echo(f"  sdkeras analyze {model} --data {data} --batch-size {_BATCH_SIZE} --html {html_path}")
+        again = ["sdkeras", "analyze", model, "--data", data, "--batch-size", str(_BATCH_SIZE), "--seed", str(seed)]
+        click.echo(f"\nwritten: {model}, {data}, {json_path}, {html_path}\nthe same again, or with other options:")
+        click.echo(f"  {shlex.join([*again, '--json', json_path, '--html', html_path])}")
     return status
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import importlib
 import sys
 from typing import Any, NoReturn
@@ -45,6 +46,7 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Runs the command line and exits: 0 done, 2 wrong use or input, 4 failed verification, 130 interrupted."""
+    _print_everywhere()
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     try:
@@ -53,6 +55,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         _quit("interrupted.", INTERRUPTED)
     except KeyboardInterrupt:
         _quit("interrupted.", INTERRUPTED)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(2)
     except click.UsageError as error:
         where = f" See '{error.ctx.command_path} --help'." if error.ctx is not None else ""
         _quit(f"{error.format_message()}{where}", 2)
@@ -69,6 +74,21 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             raise
         _quit(f"internal error: {_short(error)}; run again with --debug for the traceback, and please report it.", 1)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _print_everywhere() -> None:
+    """Makes stdout and stderr write what their encoding lacks (ASCII, Latin-1) in other letters, not fail."""
+    codecs.register_error("sdkeras", _in_other_letters)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="sdkeras")
+
+
+def _in_other_letters(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letters = {"±": "+-", "²": "^2"}
+    return "".join(letters.get(c, "?") for c in error.object[error.start : error.end]), error.end
 
 
 def _short(error: Exception) -> str:

@@ -15,7 +15,7 @@ def command() -> None:
     """Show the installed estimators."""
 
 
-@command.command("list")
+@command.command("list", short_help="List the installed estimators.")
 def list_plugins() -> None:
     """List every installed estimator; a broken one is shown with its reason."""
     table = Table(box=None, pad_edge=False)

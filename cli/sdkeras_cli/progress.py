@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from collections.abc import Callable, Iterator
 
@@ -11,6 +12,13 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from sdkeras import records
 from sdkeras.reporting.numbers import dimension
+
+
+def _share_done(half_width: float, target: float) -> float:
+    """Half-widths fall like 1/sqrt(runs); it is 0 where every run says the same."""
+    if half_width <= target:
+        return 1.0
+    return (target / half_width) ** 2 if math.isfinite(half_width) else 0.0
 
 
 @contextlib.contextmanager
@@ -36,8 +44,7 @@ def progress_bar(quiet: bool) -> Iterator[Callable[[records.Progress], None] | N
                 detail += f", {step.num_runs} runs, SD {dimension(step.value, step.half_width)}"
                 if step.half_width is not None and step.target:
                     detail += f" ± {step.half_width:.2g} (wanted {step.target:.2g})"
-                    # Half-widths fall like 1/sqrt(runs).
-                    total, done = 1.0, min(1.0, (step.target / max(step.half_width, 1e-300)) ** 2)
+                    total, done = 1.0, _share_done(step.half_width, step.target)
             bar.update(task, description=step.stage, detail=detail, total=total, completed=done)
 
         yield show

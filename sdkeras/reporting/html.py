@@ -8,13 +8,16 @@ import jinja2
 
 from sdkeras.reporting.numbers import headline
 from sdkeras.reporting.schema import Analysis, write_atomically
-from sdkeras.reporting.tables import CITATION, FORMULAS, MEANING, tables
+from sdkeras.reporting.tables import CITATION, FORMULAS, MEANING, printable, tables
 
 
 def as_html(run: Analysis) -> str:
     """The page; whatever came from a model or a data file is escaped."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("sdkeras.reporting"), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("sdkeras.reporting"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=lambda value: printable(value) if isinstance(value, str) else value,
     )
     return environment.get_template("report.html.j2").render(
         run=run,

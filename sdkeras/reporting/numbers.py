@@ -14,6 +14,8 @@ def number(value: float | None, digits: int = 4) -> str:
     """A number with a few significant digits, or a dash."""
     if value is None or math.isnan(value):
         return ABSENT
+    if math.isinf(value):
+        return f"{value}"
     if value == int(value) and abs(value) < 1e15:
         return f"{int(value):,}"
     if 1e3 <= abs(value) < 1e9:

@@ -169,7 +169,11 @@ class Analysis:
         if not isinstance(document, dict) or "schema_version" not in document:
             raise SdkerasError(f"{where} has no schema_version; give a run.json written by sdkeras analyze.")
         version = document["schema_version"]
-        if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= SCHEMA_VERSION:
+        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+            raise SdkerasError(
+                f"{where} has schema_version {version!r}, which is none; give a run.json written by sdkeras analyze."
+            )
+        if version > SCHEMA_VERSION:
             raise SdkerasError(
                 f"{where} has schema version {version!r}, this sdkeras reads up to {SCHEMA_VERSION}; update sdkeras."
             )
@@ -177,7 +181,9 @@ class Analysis:
             return _converter().structure(document, cls)
         except Exception as error:  # cattrs groups whatever the fields raised
             detail = "; ".join(cattrs.transform_error(error)[:3])
-            raise SdkerasError(f"{where} is not a complete run.json: {detail}.") from error
+            raise SdkerasError(
+                f"{where} is not a complete run.json: {detail}; write it again with sdkeras analyze."
+            ) from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes run.json, all of it or nothing.
@@ -195,10 +201,12 @@ class Analysis:
             SdkerasError: Missing, unreadable or not a run.json.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-            raise SdkerasError(f"{os.fspath(path)} cannot be read: {reason}.") from error
+            text = Path(path).read_text(encoding="utf-8-sig")
+        except (OSError, ValueError) as error:
+            reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else _reason(error)
+            raise SdkerasError(
+                f"{os.fspath(path)} cannot be read: {reason}; give a run.json written by sdkeras analyze."
+            ) from error
         return cls.from_json(text, os.fspath(path))
 
 
@@ -209,18 +217,23 @@ def write_atomically(path: str | os.PathLike[str], text: str) -> None:
         SdkerasError: The file cannot be written.
     """
     target = Path(path)
-    temporary = None
     try:
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, target)
-    except OSError as error:
-        if temporary is not None:
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, target)
+        except BaseException:  # Ctrl-C as well must leave nothing behind
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
-        raise SdkerasError(f"{os.fspath(path)} cannot be written: {error.strerror}; choose another place.") from error
+            raise
+    except (OSError, ValueError) as error:
+        raise SdkerasError(f"{os.fspath(path)} cannot be written: {_reason(error)}; choose another place.") from error
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def _umask() -> int:
@@ -235,9 +248,21 @@ def _converter() -> cattrs.Converter:
     converter = cattrs.Converter()
     converter.register_structure_hook_func(
         lambda cls: cls == FloatArray,
-        lambda value, _: np.array([_number(entry) for entry in value], dtype=np.float64),
+        lambda value, _: np.array([_number(entry) for entry in _only(list, value)], dtype=np.float64),
     )
     converter.register_structure_hook(float, lambda value, _: _number(value))
+    # cattrs would take bool("false"), which is True, and str(None).
+    for kind in (bool, int, str):
+        converter.register_structure_hook(kind, _exactly)
+
+    def structure_tuple(value: Any, cls: Any) -> tuple[Any, ...]:
+        kinds = typing.get_args(cls)
+        entries = _only(list, value)
+        if kinds[-1] is Ellipsis:
+            kinds = kinds[:1] * len(entries)
+        return tuple(converter.structure(entry, kind) for entry, kind in zip(entries, kinds, strict=True))
+
+    converter.register_structure_hook_func(lambda cls: getattr(cls, "__origin__", None) is tuple, structure_tuple)
     converter.register_structure_hook_func(
         lambda cls: isinstance(cls, types.UnionType),
         lambda value, cls: None if value is None else converter.structure(value, _not_none(cls)),
@@ -250,6 +275,16 @@ def _not_none(union: Any) -> Any:
     return only
 
 
+def _exactly(value: Any, cls: Any) -> Any:
+    return _only(cls, value)
+
+
+def _only(cls: type[Any], value: Any) -> Any:
+    if type(value) is not cls:  # not isinstance: True is no int here
+        raise ValueError(f"expected {cls.__name__}, got {value!r}")
+    return value
+
+
 def _number(value: Any) -> float:
     if value is None:
         return math.nan
@@ -260,7 +295,7 @@ def _number(value: Any) -> float:
 
 def _without_nan(value: Any) -> Any:
     """Lists, numbers and nulls only: what strict JSON can hold."""
-    if isinstance(value, np.ndarray):
+    if isinstance(value, (np.ndarray, np.generic)):
         value = value.tolist()
     if isinstance(value, dict):
         return {key: _without_nan(entry) for key, entry in value.items()}

@@ -40,6 +40,14 @@ CITATION = (
 )
 
 
+def printable(text: str) -> str:
+    """The text in one line, with a mark for what no report can show.
+
+    Names come from model files: escape sequences would reach the terminal, and lone surrogates cannot be encoded.
+    """
+    return "".join(" " if c.isspace() else c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def tables(run: Analysis) -> tuple[Table, ...]:
     """All tables of a report, in order."""
     made = [_hessian(run), _edge(run)]

@@ -12,21 +12,21 @@ from rich.text import Text
 
 from sdkeras.reporting.numbers import headline
 from sdkeras.reporting.schema import Analysis, Plan
-from sdkeras.reporting.tables import tables
+from sdkeras.reporting.tables import printable, tables
 
 
 def render(run: Analysis) -> RenderableType:
     """The whole report: verdict first, then the dimension, the warnings and the tables."""
-    first: list[RenderableType] = [Text(run.edge_of_stability.verdict, style="bold")]
+    first: list[RenderableType] = [Text(printable(run.edge_of_stability.verdict), style="bold")]
     if run.sharpness_dimension is not None:
         first.append(Text(headline(run.sharpness_dimension) + "."))
     if run.partial:
         first.append(Text("Interrupted: what the runs so far say.", style="bold yellow"))
     if not run.verification.passed:
         first.append(Text("UNVERIFIED: the operator failed its check; do not trust these numbers.", style="bold red"))
-    parts: list[RenderableType] = [Panel(Group(*first), title=escape(run.model.name))]
+    parts: list[RenderableType] = [Panel(Group(*first), title=escape(printable(run.model.name)))]
     for warning in run.warnings:
-        parts.append(Text.assemble((f"{warning.code}: ", "yellow"), warning.message))
+        parts.append(Text.assemble((f"{printable(warning.code)}: ", "yellow"), printable(warning.message)))
     for table in tables(run):
         grid = RichTable(title=escape(table.title), title_justify="left", title_style="bold", box=None, pad_edge=False)
         grid.add_column(min_width=22)
@@ -34,7 +34,7 @@ def render(run: Analysis) -> RenderableType:
         grid.add_column(style="dim", overflow="fold")
         grid.show_header = False
         for row in table.rows:
-            grid.add_row(*(Text(cell) for cell in row))
+            grid.add_row(*(Text(printable(cell)) for cell in row))
         parts += [Text(""), grid]
     return Group(*parts)
 

@@ -1,6 +1,9 @@
 """The command line as people meet it: exit statuses, one message, nothing half-written, a quick start."""
 
+import io
 import json
+import os
+import shlex
 import subprocess
 import sys
 import time
@@ -12,7 +15,9 @@ import pytest
 from click.testing import CliRunner
 
 import sdkeras
+from sdkeras import records
 from sdkeras_cli import main as cli_main
+from sdkeras_cli import progress
 
 layers = keras.layers
 
@@ -47,13 +52,21 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     up.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     up.save(folder / "up.keras")
     (folder / "junk.keras").write_bytes(b"not a model")
+    (folder / "mine.py").write_text("")
+    np.save(folder / "x.npy", x)
+    np.save(folder / "y.npy", y)
     return folder
 
 
-def sdkeras_command(*arguments: object, folder: Path | None = None) -> subprocess.CompletedProcess:
+def sdkeras_command(*arguments: object, folder: Path | None = None, **environment: str) -> subprocess.CompletedProcess:
     code = "from sdkeras_cli.main import main; main()"
     return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, cwd=folder, check=False
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=os.environ | environment,
+        check=False,
     )
 
 
@@ -108,9 +121,9 @@ BAD = [
     (["model.keras", "--data", "shape.npz"], "shape"),
     (["model.keras", "--data", "objects.npz"], "unpickle"),
     (["model.keras", "--data", "data.npz", "--batch-size", "71"], "70 samples"),
-    (["model.keras", "--data", "data.npz", "--learning-rate", "0"], "learning rate"),
-    (["model.keras", "--data", "data.npz", "--learning-rate", "-1"], "learning rate"),
-    (["model.keras", "--data", "data.npz", "--learning-rate", "nan"], "learning rate"),
+    (["model.keras", "--data", "data.npz", "--learning-rate", "0"], "--learning-rate"),
+    (["model.keras", "--data", "data.npz", "--learning-rate", "-1"], "--learning-rate"),
+    (["model.keras", "--data", "data.npz", "--learning-rate", "nan"], "not a finite number"),
     (["bare.keras", "--data", "data.npz"], "--loss"),
     (["model.keras", "--data", "data.npz", "--estimator", "sql"], "did you mean 'slq'"),
     (["model.keras", "--data", "data.npz", "--set", "slq.steps=3"], "num_steps"),
@@ -120,6 +133,20 @@ BAD = [
     (["model.keras", "--data", "data.npz", "--json", "no/such/run.json"], "does not exist"),
     (["model.keras", "--data", "data.npz", "--loss", "no_such_loss"], "no_such_loss"),
     (["model.keras", "--data", "data.npz", "--tolerance", "2"], "tolerance"),
+    (["model.keras", "--data", "data.npz", "--tolerance", "nan"], "not a finite number"),
+    (["model.keras", "--data", "data.npz", "--memory", "inf"], "not a finite number"),
+    (["model.keras", "--data", "data.npz", "--set", "slq"], "NAME.FIELD=VALUE"),
+    (["model.keras", "--data", "data.npz", "--set", "sql.num_steps=3"], "did you mean 'slq'"),
+    (["model.keras", "--data", "data.npz", "--custom-objects", "no.py"], "no.py"),
+    (["model.keras", "--data", "missing.npy,data.npy"], "missing.npy"),
+    (["model.keras", "--data", "data.npz", "--json", ""], "empty"),
+    (["model.keras", "--data", "data.npz", "--json", "."], "is a folder"),
+    (["model.keras", "--data", "data.npz", "--json", "a" * 250], "cannot be written"),
+    (["model.keras", "--data", "data.npz", "--json", "./model.keras"], "overwritten"),
+    (["model.keras", "--data", "data.npz", "--json", "data.npz"], "overwritten"),
+    (["model.keras", "--data", "x.npy,y.npy", "--json", "y.npy"], "overwritten"),
+    (["model.keras", "--data", "data.npz", "--json", "out", "--html", "./out"], "a file of its own"),
+    (["model.keras", "--data", "junk.keras", "--custom-objects", "mine.py", "--html", "mine.py"], "overwritten"),
     (["model.keras"], "--data"),
     (["model.keras", "--data", "data.npz", "--exact", "--memory", "1e-6"], "GB"),
 ]
@@ -132,6 +159,7 @@ def test_bad_input_is_one_message_and_status_2(
     arguments: list[str], message: str, files: Path, tmp_path: Path, in_process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(files)
+    before = {path: path.read_bytes() for path in files.iterdir()}
     out = tmp_path / "run.json"
     extra = [] if "--json" in arguments else ["--json", str(out)]
     status, _, err = in_process("analyze", *arguments, *extra)
@@ -140,6 +168,129 @@ def test_bad_input_is_one_message_and_status_2(
     assert "Traceback" not in err
     assert err.count("sdkeras: error:") == 1
     assert list(tmp_path.iterdir()) == []
+    assert {path: path.read_bytes() for path in files.iterdir()} == before
+
+
+def test_cheap_mistakes_are_found_before_tensorflow_starts(files: Path) -> None:
+    code = (
+        "import sys\nfrom sdkeras_cli.main import main\n"
+        "for line in sys.argv[1:]:\n    try:\n        main(line.split())\n"
+        "    except SystemExit as end:\n        assert end.code == 2, line\n"
+        "assert not {'tensorflow', 'keras'} & set(sys.modules)"
+    )
+    lines = [
+        "analyze none.keras --data data.npz",
+        "analyze model.keras --data none.npz",
+        "analyze model.keras --data data.npz --estimator sql",
+        "analyze model.keras --data data.npz --set slq.steps=3",
+        "analyze model.keras --data data.npz --json no/such/run.json",
+        "analyze model.keras --data data.npz --json model.keras",
+        f"analyze model.keras --data data.npz --json {'a' * 250}",
+        "analyze model.keras --data data.npz --custom-objects none.py",
+        "analyze model.keras --data data.npz --learning-rate nan",
+        "demo --output-dir model.keras",
+        "demo --seed 4294967296",
+    ]
+    run = subprocess.run([sys.executable, "-c", code, *lines], capture_output=True, text=True, cwd=files, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.count("sdkeras: error:") == len(lines)
+
+
+def test_another_backend_is_refused(files: Path) -> None:
+    run = sdkeras_command("analyze", "model.keras", "--data", "data.npz", folder=files, KERAS_BACKEND="jax")
+    assert run.returncode == 2
+    assert "KERAS_BACKEND is 'jax'" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_ctrl_c_outside_the_runs_is_a_short_message(files: Path, tmp_path: Path, in_process, monkeypatch) -> None:
+    from sdkeras import loading
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loading, "load_data", interrupt)
+    out = tmp_path / "run.json"
+    status, _, err = in_process("analyze", files / "model.keras", "--data", files / "data.npz", "--json", out)
+    assert status == 130
+    assert err.strip() == "sdkeras: interrupted."
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_the_traceback(files: Path) -> None:
+    run = sdkeras_command("analyze", "none.keras", "--data", "data.npz", "--debug", folder=files)
+    assert run.returncode != 0
+    assert "Traceback" in run.stderr
+
+
+def test_a_terminal_without_unicode_gets_the_whole_report() -> None:
+    code = (
+        "from rich.console import Console\nfrom sdkeras_cli import main, plugins\n"
+        "plugins.registry.installed = lambda: Console().print('3 \u00b1 1, |g|\u00b2, \u4e2d') or []\n"
+        "main.main(['plugins', 'list'])"
+    )
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("3 +- 1, |g|^2, ?\n")
+
+
+def test_no_command_shows_the_help_and_is_wrong_use() -> None:
+    for arguments in ([], ["plugins"]):
+        run = sdkeras_command(*arguments)
+        assert run.returncode == 2
+        assert run.stderr.startswith("Usage:")
+
+
+def test_a_broken_plugin_is_listed_and_stops_nothing(in_process, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sdkeras import registry
+
+    broken = registry.PluginInfo("spectrum", "acme", "acme-sd", "0.3", "acme:Acme", "no module [acme]")
+    known = registry.installed()
+    monkeypatch.setattr(registry, "installed", lambda: [broken, *known])
+    status, out, _ = in_process("plugins", "list")
+    assert status == 0
+    assert "broken: no module [acme]" in " ".join(out.split())
+    assert sum(line.split()[-1] == "ok" for line in out.splitlines()) == len(known)
+
+
+def test_the_demo_writes_its_files_and_the_command_to_repeat_it(tmp_path: Path, in_process, monkeypatch) -> None:
+    from sdkeras_cli import analyze, demo
+
+    calls = []
+    monkeypatch.setattr(demo, "_EPOCHS", 1)
+    monkeypatch.setattr(analyze, "run", lambda *given, **options: calls.append((given, options)) or 0)
+    folder = tmp_path / "my demo"
+    status, out, err = in_process("demo", "--output-dir", folder, "--seed", 7)
+    assert status == 0, err
+    model, data = str(folder / "model.keras"), str(folder / "data.npz")
+    ((given, options),) = calls
+    assert given == (model, data, {"batch_size": 32, "seed": 7})
+    assert options["json_path"] == str(folder / "run.json")
+    assert sorted(path.name for path in folder.iterdir()) == ["data.npz", "model.keras"]
+    again = shlex.split(out.strip().splitlines()[-1])
+    assert again[:4] == ["sdkeras", "analyze", model, "--data"]
+    assert again[again.index("--seed") + 1] == "7"
+
+
+def test_progress_shows_what_was_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal products, value and interval; nothing where nobody looks."""
+    with progress.progress_bar(quiet=False) as report:
+        assert report is None  # pytest's stderr is no terminal
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "160")
+    with progress.progress_bar(quiet=True) as report:
+        assert report is None
+    with progress.progress_bar(quiet=False) as report:
+        assert report is not None
+        report(records.Progress("checking the operator", 0))
+        for half_width in (0.0, 5e-324, float("nan"), float("inf")):
+            report(records.Progress("runs", 960, value=3447.0, half_width=half_width, num_runs=24, target=0.9))
+        report(records.Progress("runs", 1920, value=3447.125, half_width=0.75, num_runs=48, target=0.9))
+    assert "1,920 products, 48 runs, SD 3,447.12 ± 0.75 (wanted 0.9)" in screen.getvalue()
 
 
 def test_failed_verification_is_status_4(files: Path, tmp_path: Path, in_process) -> None:
@@ -156,13 +307,16 @@ def test_failed_verification_is_status_4(files: Path, tmp_path: Path, in_process
 
 
 def test_dry_run_plans_and_writes_nothing(files: Path, tmp_path: Path, in_process) -> None:
+    folder = tmp_path / ("a folder [bold] with a long name " * 3)
+    folder.mkdir()
+    target = folder / "run.json"
     status, out, _ = in_process(
-        "analyze", files / "model.keras", "--data", files / "data.npz", "--json", tmp_path / "run.json", "--dry-run"
+        "analyze", files / "model.keras", "--data", files / "data.npz", "--json", target, "--dry-run"
     )
     assert status == 0
-    for word in ("parameters", "products", "memory", "time", "run.json"):
+    for word in ("parameters", "products", "memory", "time", str(target)):
         assert word in out
-    assert list(tmp_path.iterdir()) == []
+    assert list(folder.iterdir()) == []
 
 
 def test_interruption_writes_what_there_is(files: Path, tmp_path: Path, in_process, monkeypatch) -> None:

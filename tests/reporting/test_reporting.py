@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 from pathlib import Path
 
 import attrs
@@ -16,7 +17,7 @@ from sdkeras.dimension.records import EdgeOfStability, RdsSharpness, SharpnessDi
 from sdkeras.errors import SdkerasError
 from sdkeras.records import Verification
 from sdkeras.reporting import schema
-from sdkeras.reporting.html import as_html
+from sdkeras.reporting.html import as_html, save_html
 from sdkeras.reporting.numbers import dimension, interval, number
 from sdkeras.reporting.terminal import as_text
 
@@ -119,11 +120,115 @@ def test_no_damaged_document_leaves_a_traceback(data: st.DataObject) -> None:
         schema.Analysis.from_json(json.dumps(document))
 
 
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("verification", "passed"), "false"),  # bool("false") is True
+        (("partial",), None),
+        (("partial",), 0),
+        (("provenance", "seed"), 3.7),
+        (("provenance", "seed"), True),
+        (("provenance", "seed"), None),
+        (("provenance", "seconds"), "5"),
+        (("provenance", "seconds"), 10**400),
+        (("model", "name"), None),
+        (("model", "unconnected"), "abc"),
+        (("estimates",), {}),
+        (("warnings",), [{"code": "a"}]),
+        (("sharpness_dimension", "interval"), [1.0, 2.0, 3.0]),
+        (("spectrum", "nodes"), {}),
+        (("spectrum", "nodes"), None),
+        (("rds_sharpness", "leading"), [[1.0]]),
+        (("schema_version",), True),
+        (("schema_version",), 0),
+    ],
+    ids=str,
+)
+def test_a_value_of_another_type_is_refused_with_its_file_and_path(path: tuple[str, ...], value: object) -> None:
+    document = json.loads(RUN.to_json())
+    place = document
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    with pytest.raises(SdkerasError, match=rf"^old\.json .*{path[-1]}.*sdkeras analyze"):
+        schema.Analysis.from_json(json.dumps(document), "old.json")
+
+
+def test_a_missing_path_is_named() -> None:
+    document = json.loads(RUN.to_json())
+    del document["provenance"]["seed"]
+    with pytest.raises(SdkerasError, match=r"missing @ \$\.provenance\.seed"):
+        schema.Analysis.from_json(json.dumps(document))
+
+
+def test_numpy_scalars_are_written_as_numbers() -> None:
+    scalars = attrs.evolve(
+        RUN,
+        provenance=attrs.evolve(RUN.provenance, seed=np.int64(0), seconds=np.float32(5.5)),
+        verification=attrs.evolve(RUN.verification, passed=np.bool_(True), symmetry_error=np.float32(np.nan)),
+    )
+    document = json.loads(scalars.to_json())
+    assert document["provenance"] == json.loads(RUN.to_json())["provenance"]
+    assert document["verification"]["passed"] is True
+    assert document["verification"]["symmetry_error"] is None
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_no_number_breaks_a_report_or_a_file(value: float) -> None:
+    """What was computed for an hour must be printed and written, whatever came out."""
+    changed = {
+        field.name: value
+        for field in attrs.fields(SharpnessDimension)
+        if isinstance(getattr(ESTIMATE, field.name), float)
+    }
+    broken = attrs.evolve(ESTIMATE, **changed, interval=(value, value), definition_interval=(0.0, value))
+    run = attrs.evolve(
+        RUN,
+        sharpness_dimension=broken,
+        estimates=(broken,),
+        hessian=schema.HessianSummary(*[schema.Measured(value, False, residual=value)] * 2, None),
+        edge_of_stability=EdgeOfStability("H", value, value, value, value, value, "No verdict."),
+        rds_sharpness=RdsSharpness(np.array([value]), np.array([1.0]), np.array([value])),
+    )
+    text = as_text(run, width=80)
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert ("inf" in text) == math.isinf(value)
+    assert "</html>" in as_html(run)
+    read = schema.Analysis.from_json(run.to_json())
+    assert read == run
+    assert math.isnan(read.hessian.largest.value)
+
+
+def test_a_byte_order_mark_is_no_problem(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(RUN.to_json(), encoding="utf-8-sig")
+    assert schema.Analysis.load(tmp_path / "run.json") == RUN
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "run.json"
+    EMPTY.save(target)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        RUN.save(target)
+    assert list(tmp_path.iterdir()) == [target]
+    assert schema.Analysis.load(target) == EMPTY
+
+
 def test_nothing_half_written(tmp_path: Path) -> None:
     with pytest.raises(SdkerasError, match="cannot be written"):
         RUN.save(tmp_path / "no" / "run.json")
     with pytest.raises(SdkerasError, match="cannot be read"):
         schema.Analysis.load(tmp_path / "missing.json")
+    with pytest.raises(SdkerasError, match="null byte"):
+        schema.Analysis.load("a\0b")
+    with pytest.raises(SdkerasError, match="null byte"):
+        RUN.save("a\0b")
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SdkerasError, match="not UTF-8"):
         schema.Analysis.load(tmp_path / "binary.json")
@@ -135,7 +240,23 @@ def test_hostile_names_are_escaped() -> None:
     page = as_html(hostile)
     assert "<script" not in page
     assert "&lt;script&gt;" in page
-    assert "[bold]" in as_text(hostile)
+    assert name in as_text(hostile).splitlines()[0]
+
+
+def test_names_that_cannot_be_shown_are_marked(tmp_path: Path) -> None:
+    name = "a\x1b[31mred\ud800\u202eb\nc"
+    warning = Warning(name, name)
+    edge = attrs.evolve(RUN.edge_of_stability, verdict=name)
+    hostile = attrs.evolve(
+        RUN, model=attrs.evolve(RUN.model, name=name, loss=name), warnings=(warning,), edge_of_stability=edge
+    )
+    save_html(hostile, tmp_path / "report.html")
+    hostile.save(tmp_path / "run.json")
+    assert schema.Analysis.load(tmp_path / "run.json").model.name == name
+    for report in (as_text(hostile), (tmp_path / "report.html").read_text(encoding="utf-8")):
+        assert not set("\x1b\ud800\u202e") & set(report)
+        # Every place it stands: title or kicker, verdict, warning's code and message, model and loss.
+        assert report.count("a\ufffd[31mred\ufffd\ufffdb c") >= 6
 
 
 @pytest.mark.parametrize("run", [RUN, EMPTY])
