@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import importlib
 import sys
+import traceback
 from typing import Any, NoReturn
 
 import click
@@ -65,7 +66,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         _quit(error.format_message(), 2)
     except SdkerasError as error:
         if debug:
-            raise
+            traceback.print_exc()
         _quit(str(error), error.exit_status)
     except MemoryError:
         _quit("out of memory; analyse fewer parameters (--params), a smaller batch, or say --memory GB.", 2)

@@ -372,3 +372,10 @@ def test_start_is_quick() -> None:
     start = time.perf_counter()
     assert sdkeras_command("--version").returncode == 0
     assert time.perf_counter() - start < 5
+
+
+def test_debug_shows_the_traceback_and_keeps_the_status(in_process) -> None:
+    status, _, err = in_process("analyze", "missing.keras", "--data", "missing.npz", "--debug")
+    assert status == 2
+    assert "Traceback" in err
+    assert "sdkeras: error: there is no file missing.keras" in err
