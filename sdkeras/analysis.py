@@ -21,7 +21,7 @@ from sdkeras.dimension import stability
 from sdkeras.dimension.adaptive import AdaptiveSettings, Context, Outcome, estimate_sharpness_dimension
 from sdkeras.dimension.exponents import ExponentMap
 from sdkeras.dimension.records import EdgeOfStability, Warning
-from sdkeras.errors import ModelError, SdkerasError, UnknownEstimatorError
+from sdkeras.errors import ModelError, SdkerasError
 from sdkeras.memory import available_memory, peak_memory
 from sdkeras.operators import batches, precision, update
 from sdkeras.operators.base import Array, DiagonallyScaledOperator, SymmetricOperator
@@ -215,6 +215,8 @@ class _Analysis:
             seed=options.seed,
         )
         self.workers = _num_workers(options.workers)
+        # Bytes that bases and dense matrices may take; read once, since what is free falls as they are made.
+        self.memory = _MEMORY_SHARE * available_memory() if options.memory_gb is None else options.memory_gb * 1e9
         self.decay = self.optimizer.weight_decay if self.optimizer else 0.0
         self.exponents = self._map()
         self.limits = self._limits()
@@ -346,7 +348,7 @@ class _Analysis:
     def _eigen_estimator(self, size: int) -> Any:
         name = self.estimators["eigenpairs"]
         own = dict(self.options.settings.get(name, {}))
-        steps = int(self._memory() // (4 * size * self.loss.dtype.itemsize))
+        steps = int(self.memory // (4 * size * self.loss.dtype.itemsize))
         if name == "lanczos" and steps < _FEWEST_EIGEN_STEPS:
             return registry.get_estimator("eigenpairs", "power-iteration")(which="both", num_steps=50)
         if name == "lanczos":
@@ -434,26 +436,24 @@ class _Analysis:
         own = dict(options.settings.get(name, {}))
         cls = registry.get_estimator("spectrum", name)
         if name == "exact":
-            own.setdefault("memory_gb", self._memory() / 1e9)
+            own.setdefault("memory_gb", self.memory / 1e9)
         estimator = _configured(cls, own)
         num_steps = getattr(estimator, "num_steps", None)
-        # Each exact run holds a dense matrix and little else.
-        dense = 8 * hessian.size**2 * self.workers
-        workers = 1 if name == "exact" and dense > self._memory() else self.workers
+        workers = self._workers_for(name)
         can_skip = "reorthogonalize" in attrs.fields_dict(cls)
 
         def run(index: int, steps: int | None) -> Spectrum:
             chosen = estimator if steps is None else attrs.evolve(estimator, num_steps=steps)
-            if can_skip and steps is not None and self._basis_bytes(steps) * workers > self._memory():
+            if can_skip and steps is not None and not self._fits(steps):
                 chosen = attrs.evolve(chosen, reorthogonalize=False)
             seed = int(np.random.SeedSequence([options.seed, index]).generate_state(1)[0])
             spectrum: Spectrum = chosen.estimate(hessian.on_minibatch(index), seed=seed)
             return spectrum
 
-        if can_skip and num_steps is not None and self._basis_bytes(num_steps) * workers > self._memory():
+        if can_skip and num_steps is not None and not self._fits(num_steps):
             self._warn(
                 "no-reorthogonalisation",
-                f"{workers} Lanczos bases of {num_steps} x {hessian.size} do not fit {self._memory() / 1e9:.1f} GB: "
+                f"{workers} Lanczos bases of {num_steps} x {hessian.size} do not fit {self.memory / 1e9:.1f} GB: "
                 "the runs do without reorthogonalisation and without mass correction.",
             )
         spent = hessian.num_products
@@ -498,7 +498,7 @@ class _Analysis:
     # The plan
 
     def plan(self) -> Plan:
-        engine = self.loss._gradients
+        engine = self.loss.gradients
         batch = self.loss.minibatch(0)
         before = peak_memory()
         engine.gradient(engine.point, batch).numpy()
@@ -522,9 +522,10 @@ class _Analysis:
         products = 10 + 72 * num_batches + _MIN_RUNS + runs * per_run
         if self.limits is not None and self.limits.preconditioned:
             products += 40 * num_batches
-        basis = self._basis_bytes(steps) * self.workers if steps is not None else 8 * size * size
-        if steps is not None and basis > self._memory():
-            basis = 4 * size * self.loss.dtype.itemsize * self.workers
+        if steps is None:
+            basis = self._dense_bytes() * self._workers_for(name)
+        else:
+            basis = self._basis_bytes(steps if self._fits(steps) else 4) * self.workers
         memory = peak_memory() + basis + self.workers * (3 * activations + 8 * size * self.loss.dtype.itemsize)
         return Plan(
             num_parameters=size,
@@ -553,11 +554,16 @@ class _Analysis:
     def _warn(self, code: str, message: str) -> None:
         self.warnings.append(Warning(code, message))
 
-    def _memory(self) -> float:
-        """Bytes that bases and dense matrices may take."""
-        if self.options.memory_gb is not None:
-            return self.options.memory_gb * 1e9
-        return _MEMORY_SHARE * available_memory()
+    def _workers_for(self, name: str) -> int:
+        """Runs of a spectrum estimator that go on side by side; an exact one holds a dense matrix each."""
+        return 1 if name == "exact" and self._dense_bytes() * self.workers > self.memory else self.workers
+
+    def _dense_bytes(self) -> int:
+        return 8 * self.loss.size**2
+
+    def _fits(self, steps: int) -> bool:
+        """Whether the Lanczos bases of all workers fit the memory."""
+        return self._basis_bytes(steps) * self.workers <= self.memory
 
     def _basis_bytes(self, steps: int) -> int:
         return steps * self.loss.size * self.loss.dtype.itemsize
@@ -654,15 +660,12 @@ def _by_kind(options: Options) -> dict[str, Any]:
     """The estimators to use: spectrum ones in order (exact first when asked for), one of each other kind."""
     chosen: dict[str, Any] = {"spectrum": [], "eigenpairs": "lanczos", "trace": "randomized-trace"}
     for name in options.estimators:
-        own = [kind for kind in registry.kinds_of(name) if kind in chosen]
-        if not own:
-            names = [name for kind in chosen for name in registry.names(kind)]
-            raise UnknownEstimatorError(registry.unknown_name(name, "", names))
-        registry.get_estimator(own[0], name)
-        if own[0] == "spectrum":
+        kind = registry.kind_of(name, registry.ANALYSIS_KINDS)
+        registry.get_estimator(kind, name)
+        if kind == "spectrum":
             chosen["spectrum"].append(name)
         else:
-            chosen[own[0]] = name
+            chosen[kind] = name
     spectrum = [name for name in chosen["spectrum"] if name != "exact"]
     exact = options.exact or options.exact_minibatches is not None or "exact" in chosen["spectrum"]
     if not spectrum and "exact" not in chosen["spectrum"]:

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import difflib
 import importlib.metadata
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
 
 from sdkeras import kinds
 from sdkeras.errors import PluginError, UnknownEstimatorError
+
+# The kinds an analysis uses; the others serve maps and flows.
+ANALYSIS_KINDS = ("spectrum", "eigenpairs", "trace")
 
 
 @attrs.frozen
@@ -49,11 +53,6 @@ def names(kind: str) -> list[str]:
     return sorted(local | {entry.name for entry in _entry_points(kind)})
 
 
-def kinds_of(name: str) -> list[str]:
-    """The kinds that have an estimator of this name; reads metadata only."""
-    return [kind for kind in kinds.KINDS if name in names(kind)]
-
-
 def get_estimator(kind: str, name: str) -> type[Any]:
     """The class of an estimator.
 
@@ -81,10 +80,22 @@ def get_estimator(kind: str, name: str) -> type[Any]:
     local = kinds.declared().get((kind, name))
     if local is not None:
         return local
-    raise UnknownEstimatorError(unknown_name(name, kind, names(kind)))
+    raise UnknownEstimatorError(_unknown(name, kind, names(kind)))
 
 
-def unknown_name(name: str, kind: str, installed: list[str]) -> str:
+def kind_of(name: str, kinds_wanted: Sequence[str]) -> str:
+    """The first of these kinds that has an estimator of this name; reads metadata only.
+
+    Raises:
+        UnknownEstimatorError: None has; the message has the nearest name.
+    """
+    for kind in kinds_wanted:
+        if name in names(kind):
+            return kind
+    raise UnknownEstimatorError(_unknown(name, "installed", [known for kind in kinds_wanted for known in names(kind)]))
+
+
+def _unknown(name: str, kind: str, installed: list[str]) -> str:
     """The message for a name that is not installed, with the nearest one that is."""
     near = difflib.get_close_matches(name, installed, n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""

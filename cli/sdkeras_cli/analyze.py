@@ -12,7 +12,7 @@ import attrs
 import click
 
 from sdkeras import registry
-from sdkeras.errors import SdkerasError, UnknownEstimatorError
+from sdkeras.errors import SdkerasError
 
 
 class _Finite(click.FloatRange):
@@ -82,7 +82,8 @@ def command(
     dimension, each with its evidence.
     """
     del debug
-    _check_estimators(estimators)
+    for name in estimators:
+        registry.kind_of(name, registry.ANALYSIS_KINDS)
     settings = _settings(assignments)
     outputs = [path for path in (json_path, html_path) if path is not None]
     _check_inputs(model, data, custom_objects)
@@ -198,13 +199,6 @@ def check_writable(path: str) -> None:
         raise SdkerasError(f"{path} cannot be written: {reason}; choose another place.") from error
 
 
-def _check_estimators(names: tuple[str, ...]) -> None:
-    for name in names:
-        if not registry.kinds_of(name):
-            known = [known for kind in ("spectrum", "eigenpairs", "trace") for known in registry.names(kind)]
-            raise UnknownEstimatorError(registry.unknown_name(name, "installed", known))
-
-
 def _settings(assignments: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """NAME.FIELD=VALUE as values of the fields' types, by estimator."""
     settings: dict[str, dict[str, Any]] = {}
@@ -213,8 +207,7 @@ def _settings(assignments: tuple[str, ...]) -> dict[str, dict[str, Any]]:
         name, dot, field = path.partition(".")
         if not (equals and dot and name and field):
             raise SdkerasError(f"--set {assignment}: expected NAME.FIELD=VALUE, for example slq.num_steps=80.")
-        _check_estimators((name,))
-        cls = registry.get_estimator(registry.kinds_of(name)[0], name)
+        cls = registry.get_estimator(registry.kind_of(name, registry.ANALYSIS_KINDS), name)
         fields = attrs.fields_dict(cls)
         if field not in fields:
             raise SdkerasError(f"--set {assignment}: '{name}' has no field '{field}'; it has: {', '.join(fields)}.")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from pathlib import Path
 
 import click
 
 from sdkeras.errors import SdkerasError
+from sdkeras_cli import analyze
 
 _EPOCHS = 30
 _BATCH_SIZE = 32
@@ -28,15 +28,14 @@ def command(output_dir: str, seed: int, quiet: bool, debug: bool) -> int:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SdkerasError(f"the folder {output_dir} cannot be made: {error.strerror}; choose another.") from error
-    if not os.access(folder, os.W_OK):
-        raise SdkerasError(f"the folder {output_dir} cannot be written to; choose another (--output-dir).")
-    from sdkeras_cli import analyze
+    model, data = str(folder / "model.keras"), str(folder / "data.npz")
+    json_path, html_path = str(folder / "run.json"), str(folder / "report.html")
+    for path in (model, data, json_path, html_path):
+        analyze.check_writable(path)
     from sdkeras_cli.main import tensorflow_settings
 
     tensorflow_settings()
-    model, data = str(folder / "model.keras"), str(folder / "data.npz")
     _train(model, data, seed, quiet)
-    json_path, html_path = str(folder / "run.json"), str(folder / "report.html")
     status = analyze.run(
         model,
         data,

@@ -10,8 +10,8 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 from sdkeras.errors import OperatorSizeError, SdkerasError
+from sdkeras.finite import finite
 from sdkeras.kinds import spectrum_estimator
-from sdkeras.linalg.finite import finite
 from sdkeras.memory import available_memory
 from sdkeras.operators.base import SymmetricOperator
 from sdkeras.records import FloatArray, Spectrum

@@ -8,8 +8,8 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from sdkeras.finite import finite
 from sdkeras.kinds import eigenpairs_estimator
-from sdkeras.linalg.finite import finite
 from sdkeras.linalg.orthogonal import dot, norm
 from sdkeras.linalg.probes import start_vector
 from sdkeras.operators.base import SymmetricOperator

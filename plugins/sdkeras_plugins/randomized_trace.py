@@ -9,8 +9,8 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from sdkeras.finite import finite
 from sdkeras.kinds import trace_estimator
-from sdkeras.linalg.finite import finite
 from sdkeras.linalg.orthogonal import thin_qr
 from sdkeras.linalg.probes import rademacher_probes
 from sdkeras.operators.base import SymmetricOperator

@@ -15,13 +15,14 @@ import contextlib
 import copy
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from sdkeras.errors import ModelError, NonFiniteError
+from sdkeras.errors import ModelError
+from sdkeras.finite import finite
 from sdkeras.operators.base import Array
 
 PRODUCT_MODES = ("reverse-over-reverse", "forward-over-reverse", "finite-differences")
@@ -238,6 +239,17 @@ class Engine:
         """Weighted gradient on a batch, shape [n]."""
         return self._gradient(point, *self._arguments(batch))
 
+    def total_gradient(self, point: Any, batches: Sequence[Any]) -> Array:
+        """Sum of the weighted gradients over batches, shape [n], float64, one gradient in memory at a time.
+
+        Raises:
+            NonFiniteError: It holds NaN or infinity.
+        """
+        total = np.zeros(self.size)
+        for batch in batches:
+            total += self.gradient(point, batch).numpy()
+        return finite(total, "the gradient")
+
     def product(self, point: Any, vector: Any, batch: Any) -> Any:
         """Weighted Hessian-vector product on a batch, [n] -> [n]."""
         with self._count_lock:
@@ -267,18 +279,3 @@ class Engine:
         finally:
             log.setLevel(level)
         return many
-
-
-def finite(array: Array, what: str) -> Array:
-    """The array, if it holds no NaN or infinity.
-
-    Raises:
-        NonFiniteError: It does.
-    """
-    # The sum is finite iff every entry is, short of overflow: one pass without a temporary of size n.
-    if not np.isfinite(np.sum(array)) and not np.all(np.isfinite(array)):
-        raise NonFiniteError(
-            f"{what} holds NaN or infinity; check the weights and the data for extreme values, or analyse in "
-            "float64 (--dtype float64)."
-        )
-    return array

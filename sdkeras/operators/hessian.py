@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from sdkeras.finite import finite
 from sdkeras.operators import subspace, verification
-from sdkeras.operators.autodiff import finite
 from sdkeras.operators.base import Array, Reduction, SymmetricOperator
 from sdkeras.operators.loss import Batch, EmpiricalLoss
 from sdkeras.records import Verification
@@ -49,17 +50,14 @@ class HessianOperator(SymmetricOperator):
         allow_unverified: bool = False,
         workers: int = 1,
     ) -> None:
-        self._setup(loss, product_mode, loss.batches, workers)
-        self.verification: Verification = verification.verified(loss, self._engine, allow_unverified)
-
-    def _setup(self, loss: EmpiricalLoss, product_mode: str, batches: Sequence[Batch], workers: int) -> None:
         self.loss = loss
         self.size = loss.size
         self.dtype = loss.dtype
         self._engine = loss.engine(product_mode)
-        self._batches = batches
-        self._workers = min(workers, len(batches))
+        self._batches: Sequence[Batch] = loss.batches
+        self._workers = min(workers, len(loss.batches))
         self._threads: ThreadPoolExecutor | None = None
+        self.verification: Verification = verification.verified(loss, self._engine, allow_unverified)
 
     def _pool(self) -> ThreadPoolExecutor:
         if self._threads is None:
@@ -81,15 +79,9 @@ class HessianOperator(SymmetricOperator):
 
     def on_batch(self, batch: Batch) -> HessianOperator:
         """Hessian of the loss on one given batch, by the same compiled products."""
-        view = object.__new__(HessianOperator)
-        view.loss = self.loss
-        view.size = self.size
-        view.dtype = self.dtype
-        view._engine = self._engine
+        view = copy.copy(self)
         view._batches = [batch]
         view._workers = 1
-        view._threads = None
-        view.verification = self.verification
         return view
 
     def matvec(self, vector: Any) -> Any:
@@ -116,8 +108,7 @@ class HessianOperator(SymmetricOperator):
 
     def gradient(self) -> Array:
         """The gradient over the operator's batches, shape [n], float64."""
-        parts = [self._engine.gradient(self._engine.point, batch) for batch in self._batches]
-        return finite(np.sum([part.numpy().astype(np.float64) for part in parts], axis=0), "the gradient")
+        return self._engine.total_gradient(self._engine.point, self._batches)
 
     def _apply(self, array: Any, shape: tuple[int, ...], product: Any) -> Any:
         is_tensor = tf.is_tensor(array)

@@ -103,8 +103,12 @@ class BatchLoss:
                 extra = tf.zeros([], total.dtype)
                 counts = tf.cast(tf.shape(flat[0])[:1], total.dtype)
             else:
-                outputs = self._forward(x)
-                total = tf.convert_to_tensor(self._compute_loss(x, y, outputs, sample_weight))
+                outputs = self.model(x, training=self.training)
+                total = tf.convert_to_tensor(
+                    self.model._compute_loss(
+                        x=x, y=y, y_pred=outputs, sample_weight=sample_weight, training=self.training
+                    )
+                )
                 extras = [tf.reduce_sum(tf.cast(loss, total.dtype)) for loss in self.model.losses]
                 extra = tf.add_n(extras) if extras else tf.zeros([], total.dtype)
                 counts = _denominators(outputs, sample_weight, self.reductions, tf.shape(flat[0])[0], total.dtype)
@@ -115,11 +119,21 @@ class BatchLoss:
             )
         return total, extra, counts
 
-    def _forward(self, x: Any) -> Any:
-        return self.model(x, training=True) if self.training else self.model(x, training=False)
+    def in_precision(self, dtype: str) -> BatchLoss:
+        """The same function in another precision, on a copy of the model.
 
-    def _compute_loss(self, x: Any, y: Any, outputs: Any, sample_weight: Any) -> Any:
-        return self.model._compute_loss(x=x, y=y, y_pred=outputs, sample_weight=sample_weight, training=self.training)
+        Raises:
+            ModelError: The model cannot be rebuilt in it.
+        """
+        return BatchLoss(
+            precision.in_precision(self.model, dtype),
+            self.structure,
+            training=self.training,
+            positions=self.positions,
+            layout=self.layout,
+            dtype=dtype,
+            loss_fn=self.loss_fn,
+        )
 
 
 def _plain(tree: Any) -> Any:
@@ -191,6 +205,7 @@ class EmpiricalLoss:
         size: Number of parameters analysed.
         layout: Their names and shapes.
         point: Their values, shape [size].
+        gradients: The compiled loss and gradient; `engine` adds products to it.
 
     Raises:
         ModelError: Not a built or compiled model, or no parameters to analyse.
@@ -221,8 +236,6 @@ class EmpiricalLoss:
             if isinstance(data, batches.Source)
             else batches.as_source(data, batch_size=batch_size, default_batch_size=None, limit=num_samples)
         )
-        self.original = model
-        self.mode = mode
         self.seed = seed
         self.notes: list[str] = [self.source.note] if self.source.note else []
         if not model.built:
@@ -239,7 +252,7 @@ class EmpiricalLoss:
             dtype=dtype,
             loss_fn=loss_fn,
         )
-        self._gradients = Engine(self.function, self.specs())
+        self.gradients = Engine(self.function, self.specs())
         self._engines: dict[str, Engine] = {}
         self.batches = self._weighted(self.source.epoch(num_samples, seed))
         value = self.value()
@@ -273,7 +286,7 @@ class EmpiricalLoss:
     def engine(self, product_mode: str = "auto") -> Engine:
         """The compiled gradient and products of this loss; made once per mode, shared by all batches."""
         if product_mode not in self._engines:
-            self._engines[product_mode] = self._gradients.with_products(product_mode)
+            self._engines[product_mode] = self.gradients.with_products(product_mode)
         return self._engines[product_mode]
 
     def specs(self) -> list[Any]:
@@ -287,7 +300,7 @@ class EmpiricalLoss:
 
     def value(self, point: Any = None) -> float:
         """The loss at a flat parameter vector (default: the model's weights)."""
-        engine = self._gradients
+        engine = self.gradients
         at = engine.point if point is None else tf.convert_to_tensor(point, self.function.dtype)
         total = 0.0
         for batch in self.batches:
@@ -297,11 +310,9 @@ class EmpiricalLoss:
 
     def gradient(self, point: Any = None) -> Array:
         """The gradient at a flat parameter vector (default: the model's weights), shape [size], float64."""
-        engine = self._gradients
+        engine = self.gradients
         at = engine.point if point is None else tf.convert_to_tensor(point, self.function.dtype)
-        parts = [engine.gradient(at, batch).numpy().astype(np.float64) for batch in self.batches]
-        total: Array = np.sum(parts, axis=0)
-        return total
+        return engine.total_gradient(at, self.batches)
 
     def _batch(self, arrays: tuple[Array, ...], stream: int) -> Batch:
         dtype = self.function.dtype
@@ -314,7 +325,7 @@ class EmpiricalLoss:
         made = [self._batch(part, stream) for stream, part in enumerate(parts)]
         if len(made) == 1:
             return made
-        engine = self._gradients
+        engine = self.gradients
         counts = np.array([engine.evaluate(engine.point, batch)[2].numpy() for batch in made], dtype=np.float64)
         examples = np.array([batch.num_examples for batch in made], dtype=np.float64)
         sums = bool(self.function.reductions) and set(self.function.reductions) == {"sum"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -41,7 +43,7 @@ def in_precision(model: Any, dtype: str) -> Any:
     """
     try:
         custom = {type(layer).__name__: type(layer) for layer in model._flatten_layers()}
-        with keras.saving.custom_object_scope(custom), _default_precision(dtype):
+        with keras.saving.custom_object_scope(custom), default_precision(dtype):
             config = keras.saving.serialize_keras_object(model)
             config.pop("compile_config", None)
             clone = keras.saving.deserialize_keras_object(_rewritten(config, dtype), safe_mode=False)
@@ -62,26 +64,17 @@ def in_precision(model: Any, dtype: str) -> Any:
     return clone
 
 
-class _default_precision:
-    """Keras' global default precision, set for a while; the compiled loss is made under it."""
-
-    def __init__(self, dtype: str) -> None:
-        self._dtype = dtype
-
-    def __enter__(self) -> None:
-        self._floatx = keras.config.floatx()
-        self._policy = keras.config.dtype_policy()
-        keras.config.set_floatx(self._dtype)
-        keras.config.set_dtype_policy(self._dtype)
-
-    def __exit__(self, *_: object) -> None:
-        keras.config.set_floatx(self._floatx)
-        keras.config.set_dtype_policy(self._policy)
-
-
-def default_precision(dtype: str) -> Any:
-    """Context in which Keras makes new layers and losses in `dtype`."""
-    return _default_precision(dtype)
+@contextlib.contextmanager
+def default_precision(dtype: str) -> Iterator[None]:
+    """While it lasts, Keras makes new layers and losses in `dtype`; a compiled loss is made on its first call."""
+    floatx, policy = keras.config.floatx(), keras.config.dtype_policy()
+    keras.config.set_floatx(dtype)
+    keras.config.set_dtype_policy(dtype)
+    try:
+        yield
+    finally:
+        keras.config.set_floatx(floatx)
+        keras.config.set_dtype_policy(policy)
 
 
 def _rewritten(config: Any, dtype: str) -> Any:

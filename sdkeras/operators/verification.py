@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from sdkeras.errors import ModelError, VerificationError
+from sdkeras.finite import finite
 from sdkeras.operators import autodiff, precision
 from sdkeras.operators.base import Array
 from sdkeras.records import Verification
@@ -104,7 +105,7 @@ def _verify(loss: EmpiricalLoss, engine: Any) -> Verification:
 
 def _product(engine: Any, direction: Array, batch: Batch) -> Array:
     product = engine.product(engine.point, tf.constant(direction, engine.dtype), batch).numpy()
-    return autodiff.finite(product, "a Hessian-vector product")
+    return finite(product, "a Hessian-vector product")
 
 
 def _difference(engine: Any, direction: Array, batch: Batch, step: float) -> Array:
@@ -113,7 +114,7 @@ def _difference(engine: Any, direction: Array, batch: Batch, step: float) -> Arr
     scale = tf.constant(step / float(np.linalg.norm(direction)), engine.dtype)
     ahead = engine.gradient(engine.point + scale * vector, batch).numpy().astype(np.float64)
     behind = engine.gradient(engine.point - scale * vector, batch).numpy().astype(np.float64)
-    return autodiff.finite((ahead - behind) / (2 * float(scale)), "a difference of gradients")
+    return finite((ahead - behind) / (2 * float(scale)), "a difference of gradients")
 
 
 def _distance(first: Array, second: Array) -> float:
@@ -129,18 +130,7 @@ def _reference(loss: EmpiricalLoss, engine: Any, batch: Batch) -> tuple[Any, Bat
         return engine, batch, ""
     function = loss.function
     try:
-        clone = precision.in_precision(function.model, "float64")
-        from sdkeras.operators.loss import BatchLoss
-
-        twin = BatchLoss(
-            clone,
-            function.structure,
-            training=function.training,
-            positions=function.positions,
-            layout=function.layout,
-            dtype="float64",
-            loss_fn=function.loss_fn,
-        )
+        twin = function.in_precision("float64")
         tensors = tuple(tf.cast(part, tf.float64) if part.dtype.is_floating else part for part in batch.tensors)
         doubled = attrs.evolve(batch, tensors=tensors)
         specs = [tf.TensorSpec([None, *part.shape[1:]], part.dtype) for part in tensors]

@@ -42,12 +42,11 @@ def interval(value: tuple[float, float] | None) -> str:
 
 
 def estimated(value: float, span: tuple[float, float] | None) -> str:
-    """value ± half-width, or the value alone without an interval."""
+    """The value with its interval, or alone where there is none."""
     if span is None:
         return f"{dimension(value)} (no interval)"
     half = 0.5 * (span[1] - span[0])
-    text = dimension(value, half)
-    return f"{text} [{dimension(span[0], half)}, {dimension(span[1], half)}]"
+    return f"{dimension(value, half)} {interval(span)}"
 
 
 def measured(value: Measured | None) -> tuple[str, str]:

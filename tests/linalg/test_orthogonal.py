@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from sdkeras.errors import NonFiniteError
-from sdkeras.linalg.finite import finite
+from sdkeras.finite import finite
 from sdkeras.linalg.orthogonal import dot, norm, orthogonalize, thin_qr
 
 
