@@ -342,3 +342,13 @@ def test_a_copy_in_float64_keeps_the_names_of_the_model() -> None:
     assert update.preconditioner(model, double.layout).shape == (double.size,)
     kernel = model.trainable_variables[2].path
     assert sdkeras.EmpiricalLoss(model, (X, Y), params=kernel, dtype="float64").size == 12
+
+
+def test_a_wrong_float32_product_does_not_pass_beside_a_right_float64_clone(monkeypatch: pytest.MonkeyPatch) -> None:
+    loss = sdkeras.EmpiricalLoss(mlp(), (X, Y))
+    engine = loss.engine()
+    right = engine.product
+    # Symmetric and repeatable, and wrong by 2 %.
+    monkeypatch.setattr(engine, "product", lambda *arguments: 1.02 * right(*arguments))
+    with pytest.raises(VerificationError, match="analyse in float64"):
+        sdkeras.HessianOperator(loss)
