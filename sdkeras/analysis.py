@@ -16,15 +16,16 @@ import numpy as np
 import tensorflow as tf
 
 import sdkeras
-from sdkeras import loading, registry
+from sdkeras import layerwise, loading, registry
 from sdkeras.dimension import stability
 from sdkeras.dimension.adaptive import AdaptiveSettings, Context, Outcome, estimate_sharpness_dimension
+from sdkeras.dimension.bounds import Facts, bounds, check_inputs
 from sdkeras.dimension.exponents import ExponentMap
-from sdkeras.dimension.records import EdgeOfStability, Warning
+from sdkeras.dimension.records import Bound, EdgeOfStability, Warning
 from sdkeras.errors import ModelError, SdkerasError
 from sdkeras.memory import available_memory, peak_memory
-from sdkeras.operators import batches, precision, update
-from sdkeras.operators.base import Array, DiagonallyScaledOperator, SymmetricOperator
+from sdkeras.operators import assumptions, batches, precision, update
+from sdkeras.operators.base import Array, DiagonallyScaledOperator, RestrictedOperator, SymmetricOperator
 from sdkeras.operators.hessian import HessianOperator
 from sdkeras.operators.loss import EmpiricalLoss, check_model
 from sdkeras.records import Eigenpairs, Progress, Spectrum, TraceEstimate
@@ -32,6 +33,7 @@ from sdkeras.reporting.schema import (
     Analysis,
     DataInfo,
     HessianSummary,
+    LayerSharpness,
     Measured,
     ModelInfo,
     OptimizerInfo,
@@ -77,6 +79,9 @@ class Options:
     memory_gb: float | None = None
     seed: int = 0
     allow_unverified: bool = False
+    per_layer: bool = False
+    bound_inputs: Mapping[str, float] = attrs.field(factory=dict)
+    estimate_bound_inputs: bool = False
     workers: int | None = None
 
 
@@ -103,6 +108,9 @@ def analyze(
     memory_gb: float | None = None,
     seed: int = 0,
     allow_unverified: bool = False,
+    per_layer: bool = False,
+    bound_inputs: Mapping[str, float] | None = None,
+    estimate_bound_inputs: bool = False,
     workers: int | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Analysis:
@@ -132,6 +140,9 @@ def analyze(
         memory_gb: Memory for bases and dense matrices.
         seed: Of everything random.
         allow_unverified: Go on with an operator that failed its verification.
+        per_layer: Largest eigenvalue, trace and codimension of each layer's diagonal block as well.
+        bound_inputs: Inputs of the generalization bounds by name, see `sdkeras.dimension.bounds.INPUTS`.
+        estimate_bound_inputs: Estimate B and L, where they are not given, from single examples (lower ends).
         workers: Threads; default 1, or one per core where TensorFlow has one intra-op thread.
         progress: Called now and then.
 
@@ -162,6 +173,9 @@ def analyze(
         memory_gb=memory_gb,
         seed=seed,
         allow_unverified=allow_unverified,
+        per_layer=per_layer,
+        bound_inputs=bound_inputs or {},
+        estimate_bound_inputs=estimate_bound_inputs,
         workers=workers,
     )
     return _Analysis(model, data, options, progress, started).answer()
@@ -172,6 +186,7 @@ def plan(model: Any, data: Any, **options: Any) -> Plan:
     options.pop("progress", None)
     options["estimators"] = tuple(options.get("estimators", ()))
     options["settings"] = options.get("settings") or {}
+    options["bound_inputs"] = options.get("bound_inputs") or {}
     return _Analysis(model, data, Options(**options), None, time.monotonic()).plan()
 
 
@@ -192,6 +207,7 @@ class _Analysis:
         self.warnings: list[Warning] = []
         self.estimators = _by_kind(options)
         _check_options(options)
+        check_inputs(options.bound_inputs)
         self.optimizer = update.read_settings(getattr(model, "optimizer", None))
         self.compiled_as = model
         self.model = _with_loss(model, options)
@@ -277,6 +293,12 @@ class _Analysis:
         pairs, trace = self._extremes(hessian), self._trace(hessian)
         edge = self._edge(hessian, pairs)
         outcomes, partial = self._dimensions(hessian)
+        layers: tuple[LayerSharpness, ...] = ()
+        if options.per_layer and not partial:
+            try:
+                layers = self._layers(hessian)
+            except KeyboardInterrupt:
+                partial = True
         first = outcomes[0] if outcomes else None
         for outcome in outcomes:
             known = {note.code for note in self.warnings}
@@ -293,6 +315,8 @@ class _Analysis:
             rds_sharpness=None if first is None else first.rds_sharpness,
             edge_of_stability=edge,
             spectrum=None if first is None else _compressed(first.nodes, first.weights),
+            bounds=() if first is None else self._bounds(first),
+            layers=layers,
             warnings=tuple(self.warnings),
             partial=partial,
         )
@@ -431,8 +455,10 @@ class _Analysis:
                 return outcomes, True
         return outcomes, False
 
-    def _dimension(self, hessian: HessianOperator, name: str) -> Outcome:
+    def _dimension(self, hessian: HessianOperator, name: str, block: slice | None = None) -> Outcome:
+        """SD by one spectrum estimator, of the whole Hessian or of a diagonal block."""
         options = self.options
+        size = hessian.size if block is None else block.stop - block.start
         own = dict(options.settings.get(name, {}))
         cls = registry.get_estimator("spectrum", name)
         if name == "exact":
@@ -447,7 +473,9 @@ class _Analysis:
             if can_skip and steps is not None and not self._fits(steps):
                 chosen = attrs.evolve(chosen, reorthogonalize=False)
             seed = int(np.random.SeedSequence([options.seed, index]).generate_state(1)[0])
-            spectrum: Spectrum = chosen.estimate(hessian.on_minibatch(index), seed=seed)
+            view: SymmetricOperator = hessian.on_minibatch(index)
+            source = view if block is None else RestrictedOperator(view, block)
+            spectrum: Spectrum = chosen.estimate(source, seed=seed)
             return spectrum
 
         if can_skip and num_steps is not None and not self._fits(num_steps):
@@ -466,7 +494,7 @@ class _Analysis:
             group=workers,
         )
         context = Context(
-            size=hessian.size,
+            size=size,
             exponents=self.exponents,
             unstable_above=self._unstable_above(),
             ignored_decay=self.decay - self.exponents.weight_decay,
@@ -490,6 +518,50 @@ class _Analysis:
             )
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+    def _layers(self, hessian: HessianOperator) -> tuple[LayerSharpness, ...]:
+        name = self.estimators["spectrum"][0]
+        return layerwise.by_layer(
+            _Watched(hessian, self._tick),
+            self.loss.layout.layers,
+            largest=lambda block: self._eigen_estimator(block.size).estimate(block, seed=self.options.seed),
+            dimension=lambda block: None if self._budget_ended() else self._dimension(hessian, name, block),
+            seed=self.options.seed,
+            tell=self._tell,
+        )
+
+    def _budget_ended(self) -> bool:
+        products, seconds = self.options.max_hvps, self.options.time_limit
+        return (products is not None and self.hessian.num_products >= products) or (
+            seconds is not None and time.monotonic() - self.started >= seconds
+        )
+
+    def _bounds(self, outcome: Outcome) -> tuple[Bound, ...]:
+        estimate, given = outcome.sharpness_dimension, dict(self.options.bound_inputs)
+        guessed: dict[str, float] = {}
+        if self.options.estimate_bound_inputs:
+            self._tell("inputs of the bounds")
+            singles = EmpiricalLoss(
+                self.model,
+                self.source,
+                mode="inference",
+                params=self.options.params,
+                dtype=self.options.dtype,
+                num_samples=self.options.samples,
+                seed=self.options.seed,
+            )
+            found = assumptions.estimated_inputs(singles)
+            guessed = {name: value for name, value in found.items() if name not in given}
+        facts = Facts(
+            dimension=estimate.value if estimate.definition_value is None else estimate.definition_value,
+            state_size=estimate.state_size,
+            num_samples=self.source.num_samples,
+            kinks=assumptions.kinks(self.model),
+            clipped=self.optimizer is not None and any(code == "clipping" for code, _ in self.optimizer.notes),
+            unbounded_loss=assumptions.unbounded_loss(self.model),
+            smallest_exponent=float(np.min(self.exponents(outcome.nodes))),
+        )
+        return bounds(facts, guessed | given, frozenset(guessed))
 
     def _unstable_above(self) -> float | None:
         """The upper threshold where it is one for the Hessian's own eigenvalues."""
@@ -522,6 +594,10 @@ class _Analysis:
         products = 10 + 72 * num_batches + _MIN_RUNS + runs * per_run
         if self.limits is not None and self.limits.preconditioned:
             products += 40 * num_batches
+        if self.options.per_layer:
+            layers = self.loss.layout.layers.values()
+            products += 32 * num_batches
+            products += sum(40 * num_batches + runs * min(per_run, part.stop - part.start) for part in layers)
         if steps is None:
             basis = self._dense_bytes() * self._workers_for(name)
         else:

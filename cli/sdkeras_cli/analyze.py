@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -13,6 +11,8 @@ import click
 
 from sdkeras import registry
 from sdkeras.errors import SdkerasError
+from sdkeras_cli import conditions
+from sdkeras_cli.output import check_apart, check_writable
 
 
 class _Finite(click.FloatRange):
@@ -53,10 +53,14 @@ _PRODUCT_MODES = ("auto", "reverse-over-reverse", "forward-over-reverse", "finit
 @click.option("--memory", type=_POSITIVE, metavar="GB", help="Memory for bases and dense matrices.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--allow-unverified", is_flag=True, help="Go on with an operator that failed its verification.")
+@click.option("--per-layer", is_flag=True, help="Largest eigenvalue, trace and codimension of each layer's block.")
+@click.option("--bound", "bound_texts", multiple=True, metavar="NAME=VALUE", help="An input of the bounds; repeatable.")
+@click.option("--estimate-bound-inputs", is_flag=True, help="Estimate loss_bound and lipschitz where not given.")
 @click.option("--custom-objects", metavar="FILE", help="Python file with the model's own classes.")
 @click.option("--unsafe", is_flag=True, help="Load Lambda layers, whose code is in the model file.")
 @click.option("--json", "json_path", metavar="OUT", help="Write run.json here.")
 @click.option("--html", "html_path", metavar="OUT", help="Write the report page here.")
+@click.option("--fail-if", "expression", metavar="EXPR", help="Exit with 3 if it holds: PATH OP NUMBER [and|or ...].")
 @click.option("--dry-run", is_flag=True, help="Show what would be done and what it would cost.")
 @click.option("--quiet", is_flag=True, help="No progress and no report.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
@@ -74,6 +78,8 @@ def command(
     estimators: tuple[str, ...],
     step_map: str,
     memory: float | None,
+    bound_texts: tuple[str, ...],
+    expression: str | None,
     **options: Any,
 ) -> int:
     """Analyse MODEL (.keras or .h5) on its training data.
@@ -85,13 +91,16 @@ def command(
     for name in estimators:
         registry.kind_of(name, registry.ANALYSIS_KINDS)
     settings = _settings(assignments)
+    bound_inputs = _bound_inputs(bound_texts)
+    condition = None if expression is None else conditions.parse(expression)
     outputs = [path for path in (json_path, html_path) if path is not None]
     _check_inputs(model, data, custom_objects)
-    _check_apart(outputs, [model, data, *data.split(","), *([custom_objects] if custom_objects else [])])
+    check_apart(outputs, [model, data, *data.split(","), *([custom_objects] if custom_objects else [])])
     if not dry_run:
         for path in outputs:
             check_writable(path)
     options |= {"estimators": estimators, "settings": settings, "map": step_map, "memory_gb": memory}
+    options["bound_inputs"] = bound_inputs
     return run(
         model,
         data,
@@ -100,6 +109,7 @@ def command(
         unsafe=unsafe,
         json_path=json_path,
         html_path=html_path,
+        condition=condition,
         dry_run=dry_run,
         quiet=quiet,
     )
@@ -114,12 +124,14 @@ def run(
     unsafe: bool = False,
     json_path: str | None = None,
     html_path: str | None = None,
+    condition: conditions.Expression | None = None,
     dry_run: bool = False,
     quiet: bool = False,
 ) -> int:
     """Loads, analyses, reports; returns the exit status."""
     from sdkeras_cli.main import INTERRUPTED, tensorflow_settings
     from sdkeras_cli.progress import progress_bar
+    from sdkeras_cli.report import fail_if
 
     tensorflow_settings()
     import keras
@@ -152,7 +164,7 @@ def run(
         save_html(answer, html_path)
     if not quiet:
         console.print(render(answer))
-    return INTERRUPTED if answer.partial else 0
+    return INTERRUPTED if answer.partial else fail_if(answer, condition)
 
 
 def _check_inputs(model: str, data: str, custom_objects: str | None) -> None:
@@ -167,36 +179,21 @@ def _check_inputs(model: str, data: str, custom_objects: str | None) -> None:
         raise SdkerasError(f"--custom-objects: there is no file {custom_objects}; give the Python file.")
 
 
-def _check_apart(outputs: list[str], inputs: list[str]) -> None:
-    """Refuses to write a report over what is analysed, or over the other report."""
-    if len({os.path.realpath(path) for path in outputs}) < len(outputs):
-        raise SdkerasError(f"--json and --html both say {outputs[0]}; give each a file of its own.")
-    for path in outputs:
-        if os.path.realpath(path) in {os.path.realpath(file) for file in inputs}:
-            raise SdkerasError(f"{path} is the input and would be overwritten; choose another place for the report.")
+def _bound_inputs(texts: tuple[str, ...]) -> dict[str, float]:
+    """NAME=VALUE as numbers by name."""
+    from sdkeras.dimension.bounds import check_inputs
 
-
-def check_writable(path: str) -> None:
-    """Refuses an output path before the work starts.
-
-    Raises:
-        SdkerasError: Its folder is missing or cannot be written to.
-    """
-    if not path:
-        raise SdkerasError("the name of the file to write is empty; give one to --json or --html.")
-    target = Path(path)
-    try:
-        if target.is_dir():
-            raise SdkerasError(f"{path} is a folder; give the name of a file to write.")
-        if not target.parent.is_dir():
-            raise SdkerasError(f"the folder of {path} does not exist; create it or choose another place.")
-        # The report comes through a temporary file beside it, so that is what must work; os.access says yes to
-        # root even where nothing can be made.
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}."):
-            pass
-    except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise SdkerasError(f"{path} cannot be written: {reason}; choose another place.") from error
+    found: dict[str, float] = {}
+    for text in texts:
+        name, equals, digits = text.partition("=")
+        try:
+            found[name] = float(digits)
+        except ValueError:
+            equals = ""
+        if not (equals and name):
+            raise SdkerasError(f"--bound {text}: expected NAME=VALUE with a number, for example loss_bound=2.3.")
+    check_inputs(found)
+    return found
 
 
 def _settings(assignments: tuple[str, ...]) -> dict[str, dict[str, Any]]:

@@ -9,6 +9,7 @@ import click
 
 from sdkeras.errors import SdkerasError
 from sdkeras_cli import analyze
+from sdkeras_cli.output import check_writable
 
 _EPOCHS = 30
 _BATCH_SIZE = 32
@@ -31,7 +32,7 @@ def command(output_dir: str, seed: int, quiet: bool, debug: bool) -> int:
     model, data = str(folder / "model.keras"), str(folder / "data.npz")
     json_path, html_path = str(folder / "run.json"), str(folder / "report.html")
     for path in (model, data, json_path, html_path):
-        analyze.check_writable(path)
+        check_writable(path)
     from sdkeras_cli.main import tensorflow_settings
 
     tensorflow_settings()

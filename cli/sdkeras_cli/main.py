@@ -16,7 +16,8 @@ from sdkeras.errors import SdkerasError
 _COMMANDS = {
     "analyze": ("sdkeras_cli.analyze", "Analyse a saved model: Hessian, edge of stability, sharpness dimension."),
     "demo": ("sdkeras_cli.demo", "Train a small net on real digits and analyse it."),
-    "plugins": ("sdkeras_cli.plugins", "Show the installed estimators."),
+    "report": ("sdkeras_cli.report", "Show the report of a run.json again, or write its page."),
+    "plugins": ("sdkeras_cli.plugins", "Show the installed estimators, or check one."),
 }
 
 INTERRUPTED = 130
@@ -46,7 +47,7 @@ def cli() -> None:
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Runs the command line and exits: 0 done, 2 wrong use or input, 4 failed verification, 130 interrupted."""
+    """Runs the command line and exits: 0 done, 2 wrong use, 3 --fail-if held, 4 unverified, 130 interrupted."""
     _print_everywhere()
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given

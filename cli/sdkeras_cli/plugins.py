@@ -8,11 +8,12 @@ from rich.table import Table
 from rich.text import Text
 
 from sdkeras import registry
+from sdkeras.errors import PluginError
 
 
 @click.group()
 def command() -> None:
-    """Show the installed estimators."""
+    """Show the installed estimators, or check one."""
 
 
 @command.command("list", short_help="List the installed estimators.")
@@ -25,3 +26,27 @@ def list_plugins() -> None:
         status = Text("ok", style="green") if plugin.problem is None else Text(f"broken: {plugin.problem}", style="red")
         table.add_row(plugin.kind, plugin.name, f"{plugin.distribution} {plugin.version}", status)
     Console(highlight=False).print(table)
+
+
+@command.command("check", short_help="Run an estimator through its kind's contract.")
+@click.argument("name")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def check_plugin(name: str, debug: bool) -> int:
+    """Run the estimator NAME, with its default settings, through its kind's contract.
+
+    Operators of known spectra in float32 and float64: values where the spectrum is, residuals that hold, products
+    counted, the same numbers for the same seed, an error where products are NaN.
+    """
+    del debug
+    from sdkeras.kinds import KINDS
+    from sdkeras.testing import check_estimator
+
+    kind = registry.kind_of(name, list(KINDS))
+    cls = registry.get_estimator(kind, name)
+    try:
+        estimator = cls()
+    except TypeError as error:
+        raise PluginError(f"{kind} plugin '{name}' has a field without a default: {error}; give every one.") from error
+    check_estimator(estimator)
+    click.echo(f"{kind} estimator '{name}' ({cls.__module__}.{cls.__qualname__}) passes its kind's contract.")
+    return 0

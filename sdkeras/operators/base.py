@@ -139,3 +139,28 @@ class DiagonallyScaledOperator(SymmetricOperator):
         scaled = self.diagonal[:, None] * matrix
         product: Array = self.diagonal[:, None] * np.asarray(self.operator.matmat(scaled))
         return product
+
+
+class RestrictedOperator(SymmetricOperator):
+    """The diagonal block of an operator on a range of coordinates; a product costs one of the whole operator."""
+
+    def __init__(self, operator: SymmetricOperator, block: slice) -> None:
+        start, stop, step = block.indices(operator.size)
+        if step != 1 or stop <= start:
+            raise ValueError(f"the block {block} is not a range of the {operator.size} coordinates.")
+        self.operator = operator
+        self.block = slice(start, stop)
+        self.size = stop - start
+        self.dtype = operator.dtype
+
+    def matvec(self, vector: Array) -> Array:
+        whole = np.zeros(self.operator.size, self.dtype)
+        whole[self.block] = vector
+        product: Array = np.asarray(self.operator.matvec(whole))[self.block]
+        return product
+
+    def matmat(self, matrix: Array) -> Array:
+        whole = np.zeros((self.operator.size, np.shape(matrix)[1]), self.dtype)
+        whole[self.block] = matrix
+        product: Array = np.asarray(self.operator.matmat(whole))[self.block]
+        return product

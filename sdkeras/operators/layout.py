@@ -46,6 +46,25 @@ class Layout:
         ends = np.cumsum(self.sizes)
         return tuple(slice(int(end) - size, int(end)) for end, size in zip(ends, self.sizes, strict=True))
 
+    @property
+    def layers(self) -> dict[str, slice]:
+        """Where the parameters of each layer lie, by the layer's path (the variable's path without its own name).
+
+        A layer whose variables do not lie side by side, as with weight sharing, has one entry per stretch.
+        """
+        found: dict[str, slice] = {}
+        last = ""
+        for name, part in zip(self.names, self.slices, strict=True):
+            layer = name.rpartition("/")[0] or name
+            label = layer
+            if layer in found and layer != last:
+                label = name
+            elif layer in found:
+                part = slice(found[layer].start, part.stop)
+            found[label] = part
+            last = label
+        return found
+
     def flatten(self, arrays: Sequence[Any], dtype: Any) -> Array:
         """Arrays of these shapes as one vector, shape [size]."""
         return np.concatenate([np.asarray(array, dtype=dtype).ravel() for array in arrays])

@@ -49,6 +49,11 @@ def estimated(value: float, span: tuple[float, float] | None) -> str:
     return f"{dimension(value, half)} {interval(span)}"
 
 
+def root_ratio(value: float, num_samples: int) -> float | None:
+    """sqrt(SD/n), what the bounds grow with."""
+    return math.sqrt(value / num_samples) if 0 <= value < math.inf and num_samples > 0 else None
+
+
 def measured(value: Measured | None) -> tuple[str, str]:
     """A measured number and its evidence."""
     if value is None:

@@ -17,7 +17,7 @@ import attrs
 import cattrs
 import numpy as np
 
-from sdkeras.dimension.records import EdgeOfStability, RdsSharpness, SharpnessDimension, Warning
+from sdkeras.dimension.records import Bound, EdgeOfStability, RdsSharpness, SharpnessDimension, Warning
 from sdkeras.errors import SdkerasError
 from sdkeras.records import FloatArray, Verification
 
@@ -113,6 +113,27 @@ class SpectrumSummary:
     weights: FloatArray = attrs.field(eq=attrs.cmp_using(eq=np.array_equal))
 
 
+@attrs.frozen
+class LayerSharpness:
+    """The diagonal block of one layer's parameters in the Hessian.
+
+    Attributes:
+        name: Path of the layer.
+        num_parameters: Size of the block.
+        largest: Largest eigenvalue of the block of the data-set Hessian.
+        trace: Its trace; the layers' traces sum to the whole one's.
+        codimension: Codimension of the block's own SD (pooled), as if the other layers stood still.
+        codimension_interval: Its 95 % interval.
+    """
+
+    name: str
+    num_parameters: int
+    largest: Measured
+    trace: Measured
+    codimension: float | None
+    codimension_interval: tuple[float, float] | None
+
+
 @attrs.frozen(eq=False)
 class Analysis:
     """The whole answer; attribute names are the paths in run.json.
@@ -133,6 +154,8 @@ class Analysis:
     rds_sharpness: RdsSharpness | None
     edge_of_stability: EdgeOfStability
     spectrum: SpectrumSummary | None
+    bounds: tuple[Bound, ...] = ()
+    layers: tuple[LayerSharpness, ...] = ()
     warnings: tuple[Warning, ...] = ()
     partial: bool = False
     schema_version: int = SCHEMA_VERSION
@@ -151,8 +174,8 @@ class Analysis:
     def to_json(self) -> str:
         """The JSON text of run.json: strict JSON, NaN and infinities as null."""
         document = _converter().unstructure(self)
-        # Rooms that later versions fill; a reader may rely on the paths.
-        document |= {"bounds": [], "layers": [], "lyapunov": None}
+        # A room that a later version fills; a reader may rely on the path.
+        document |= {"lyapunov": None}
         return json.dumps(_without_nan(document), indent=1, allow_nan=False) + "\n"
 
     @classmethod

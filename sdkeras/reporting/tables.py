@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import attrs
 
-from sdkeras.dimension.records import SharpnessDimension
-from sdkeras.reporting.numbers import dimension, estimated, interval, measured, number
+from sdkeras.dimension.records import BoundInput, SharpnessDimension
+from sdkeras.reporting.numbers import dimension, estimated, interval, measured, number, root_ratio
 from sdkeras.reporting.schema import Analysis
 
 
@@ -51,7 +51,7 @@ def printable(text: str) -> str:
 def tables(run: Analysis) -> tuple[Table, ...]:
     """All tables of a report, in order."""
     made = [_hessian(run), _edge(run)]
-    made += [_dimension(estimate) for estimate in run.estimates]
+    made += [_dimension(estimate, run.data.num_samples) for estimate in run.estimates]
     if run.rds_sharpness is not None:
         leading = ", ".join(f"{value:.4g}" for value in run.rds_sharpness.leading[:6])
         last = run.rds_sharpness.values[-1] if len(run.rds_sharpness.values) else None
@@ -61,7 +61,9 @@ def tables(run: Analysis) -> tuple[Table, ...]:
                 (("lambda_1 ...", leading, "leading"), ("lambda_d", number(last), "last")),
             )
         )
-    return (*made, _verification(run), _provenance(run))
+    if run.layers:
+        made.append(_layers(run))
+    return (*made, *_bounds(run), _verification(run), _provenance(run))
 
 
 def _hessian(run: Analysis) -> Table:
@@ -101,7 +103,7 @@ def _optimizer(run: Analysis) -> str:
     return ", ".join(parts)
 
 
-def _dimension(estimate: SharpnessDimension) -> Table:
+def _dimension(estimate: SharpnessDimension, num_samples: int) -> Table:
     steps = "" if estimate.num_steps is None else f" of {estimate.num_steps} steps"
     rows = [
         ("pooled value", estimated(estimate.value, estimate.interval), "95 % interval; SD of the mixture"),
@@ -121,8 +123,50 @@ def _dimension(estimate: SharpnessDimension) -> Table:
         ("neutral directions", dimension(estimate.neutral_mass), f"margin {margin}"),
         ("map", estimate.map, f"coordinates: {estimate.coordinates}"),
         ("cost", f"{estimate.num_runs:,} runs{steps}", f"{estimate.num_hvps:,} products"),
+        ("sqrt(SD/n)", number(root_ratio(estimate.value, num_samples)), "to compare runs by, on the same data"),
     ]
     return Table(f"Sharpness dimension ({estimate.estimator})", tuple(rows))
+
+
+def _layers(run: Analysis) -> Table:
+    rows = []
+    for layer in run.layers:
+        span = layer.codimension_interval
+        codimension = "not estimated" if layer.codimension is None else estimated(layer.codimension, span)
+        trace, evidence = measured(layer.trace)
+        rows.append(
+            (
+                f"{layer.name} ({layer.num_parameters:,})",
+                f"largest eigenvalue {measured(layer.largest)[0]}",
+                f"trace {trace} ({evidence}); codimension {codimension}",
+            )
+        )
+    return Table("Each layer's diagonal block of the Hessian", tuple(rows))
+
+
+def _bounds(run: Analysis) -> list[Table]:
+    """The terms of each bound; then all inputs and all assumptions, once."""
+    made = []
+    for bound in run.bounds:
+        rows = [
+            (term.formula, number(term.value), "" if term.value is not None else "an input is missing")
+            for term in bound.terms
+        ]
+        rows.append(("sum of the known terms", number(bound.partial_sum), "a lower end of the bound"))
+        rows.append(("bound", number(bound.total), bound.verdict))
+        made.append(Table(f"Generalization bound, {bound.theorem}: {bound.verdict}", tuple(rows)))
+    inputs = {entry.name: _input(entry) for bound in run.bounds for entry in bound.inputs}
+    assumed = {each.name: (each.name, each.status, each.remark) for bound in run.bounds for each in bound.assumptions}
+    if inputs:
+        made.append(Table("Inputs of the bounds (--bound NAME=VALUE)", tuple(inputs.values())))
+    if assumed:
+        made.append(Table("Assumptions of the bounds", tuple(assumed.values())))
+    return made
+
+
+def _input(entry: BoundInput) -> tuple[str, str, str]:
+    source = "missing" if entry.value is None else "estimated, a lower end" if entry.estimated else "given"
+    return entry.name, number(entry.value), f"{entry.symbol}: {entry.meaning}; {source}"
 
 
 def _verification(run: Analysis) -> Table:

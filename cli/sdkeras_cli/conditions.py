@@ -1,0 +1,151 @@
+"""`--fail-if PATH OP NUMBER [and|or ...]`: conditions on a run.json, parsed by hand and checked before the work."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import operator
+import re
+import types
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+
+from sdkeras.errors import SdkerasError
+from sdkeras.records import FloatArray
+from sdkeras.reporting.schema import Analysis
+
+_COMPARE: dict[str, Callable[[float, float], bool]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "!=": operator.ne,
+}
+_FORM = re.compile(r"\s*([\w.]+)\s*(<=|>=|==|!=|<|>)\s*(\S+)\s*")
+_EXAMPLE = "for example 'edge_of_stability.ratio > 1.1 or sharpness_dimension.codimension < 20'"
+
+
+@attrs.frozen
+class Condition:
+    """One comparison: a path of run.json, an operator and a number."""
+
+    path: str
+    symbol: str
+    number: float
+
+    def holds(self, document: Any) -> bool:
+        """Whether it holds in a run.json document.
+
+        Raises:
+            SdkerasError: There is no number at the path in this run.
+        """
+        value = document
+        for part in self.path.split("."):
+            if isinstance(value, dict):
+                value = value.get(part)
+            else:
+                value = value[int(part)] if isinstance(value, list) and int(part) < len(value) else None
+        if value is None:
+            raise SdkerasError(f"--fail-if: {self.path} is null in this run, so {self} can be neither true nor false.")
+        if not isinstance(value, (int, float)):
+            raise SdkerasError(f"--fail-if: {self.path} is {json.dumps(value)[:60]}, not a number; name a path to one.")
+        return _COMPARE[self.symbol](float(value), self.number)
+
+    def __str__(self) -> str:
+        return f"{self.path} {self.symbol} {self.number:g}"
+
+
+@attrs.frozen
+class Expression:
+    """Comparisons joined by and/or; `and` binds more tightly. Outer: or, inner: and."""
+
+    alternatives: tuple[tuple[Condition, ...], ...]
+
+    def holds(self, run: Analysis) -> bool:
+        """Whether it holds; every comparison is looked at, so that a null never hides behind an `or`.
+
+        Raises:
+            SdkerasError: A path has no number in this run.
+        """
+        document = json.loads(run.to_json())
+        found = [[condition.holds(document) for condition in group] for group in self.alternatives]
+        return any(all(group) for group in found)
+
+
+def parse(text: str) -> Expression:
+    """The expression of `--fail-if`.
+
+    Raises:
+        SdkerasError: Not of the form, or a path that no run.json has.
+    """
+    alternatives = re.split(r"\bor\b", text)
+    return Expression(tuple(tuple(_condition(part) for part in re.split(r"\band\b", group)) for group in alternatives))
+
+
+def _condition(text: str) -> Condition:
+    match = _FORM.fullmatch(text)
+    if match is None:
+        raise SdkerasError(f"--fail-if: '{text.strip()}' is not of the form PATH OP NUMBER; {_EXAMPLE}.")
+    path, symbol, digits = match.groups()
+    try:
+        number = float(digits)
+    except ValueError:
+        number = math.nan
+    if math.isnan(number):
+        raise SdkerasError(f"--fail-if: '{digits}' is not a number; {_EXAMPLE}.")
+    _check_path(path)
+    return Condition(path, symbol, number)
+
+
+def _check_path(path: str) -> None:
+    """Refuses a path that leads to no number in any run.json."""
+    kind: Any = Analysis
+    parts = path.split(".")
+    for position, part in enumerate(parts):
+        fields = _fields(kind)
+        if fields:
+            if part not in fields:
+                near = difflib.get_close_matches(part, fields, n=1)
+                where = ".".join(parts[:position]) or "run.json"
+                hint = f"did you mean '{near[0]}'? " if near else ""
+                raise SdkerasError(f"--fail-if: {where} has no '{part}'; {hint}it has: {', '.join(fields)}.")
+            kind = _not_none(fields[part])
+        elif (item := _item(kind, part)) is not None:
+            kind = item
+        else:
+            where = ".".join(parts[:position])
+            raise SdkerasError(f"--fail-if: {where} has no '{part}'; lists take a number from 0, {_EXAMPLE}.")
+    if kind not in (int, float, bool):
+        inside = list(_fields(kind))
+        hint = f"go on with one of: {', '.join(inside)}" if inside else "name a path to one"
+        raise SdkerasError(f"--fail-if: {path} is not a number; {hint}.")
+
+
+def _fields(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind) if isinstance(kind, type) and attrs.has(kind) else {}
+
+
+def _item(kind: Any, part: str) -> Any:
+    """The type of a list's entries, if it is a list and the part a position."""
+    if not (part.isascii() and part.isdigit()):
+        return None
+    if kind == FloatArray:
+        return float
+    arguments = typing.get_args(kind)
+    if typing.get_origin(kind) is not tuple:
+        return None
+    if arguments[-1] is Ellipsis:
+        return arguments[0]
+    return arguments[int(part)] if int(part) < len(arguments) else None
+
+
+def _not_none(kind: Any) -> Any:
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        (only,) = [part for part in typing.get_args(kind) if part is not type(None)]
+        return only
+    return kind

@@ -1,0 +1,41 @@
+"""Output files, checked before the work starts."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from sdkeras.errors import SdkerasError
+
+
+def check_apart(outputs: list[str], inputs: list[str]) -> None:
+    """Refuses to write a report over what is analysed, or over the other report."""
+    if len({os.path.realpath(path) for path in outputs}) < len(outputs):
+        raise SdkerasError(f"--json and --html both say {outputs[0]}; give each a file of its own.")
+    for path in outputs:
+        if os.path.realpath(path) in {os.path.realpath(file) for file in inputs}:
+            raise SdkerasError(f"{path} is the input and would be overwritten; choose another place for the report.")
+
+
+def check_writable(path: str) -> None:
+    """Refuses an output path before the work starts.
+
+    Raises:
+        SdkerasError: Its folder is missing or cannot be written to.
+    """
+    if not path:
+        raise SdkerasError("the name of the file to write is empty; give one to --json or --html.")
+    target = Path(path)
+    try:
+        if target.is_dir():
+            raise SdkerasError(f"{path} is a folder; give the name of a file to write.")
+        if not target.parent.is_dir():
+            raise SdkerasError(f"the folder of {path} does not exist; create it or choose another place.")
+        # The report comes through a temporary file beside it, so that is what must work; os.access says yes to
+        # root even where nothing can be made.
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}."):
+            pass
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise SdkerasError(f"{path} cannot be written: {reason}; choose another place.") from error

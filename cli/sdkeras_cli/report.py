@@ -1,0 +1,46 @@
+"""`sdkeras report RUN.json`: the report of a finished run again, without TensorFlow."""
+
+from __future__ import annotations
+
+import click
+from rich.console import Console
+
+from sdkeras.reporting.schema import Analysis
+from sdkeras_cli import conditions
+from sdkeras_cli.output import check_apart, check_writable
+
+CONDITION_HELD = 3
+
+
+@click.command()
+@click.argument("run_json", metavar="RUN.json")
+@click.option("--html", "html_path", metavar="OUT", help="Write the report page here.")
+@click.option("--fail-if", "expression", metavar="EXPR", help="Exit with 3 if it holds: PATH OP NUMBER [and|or ...].")
+@click.option("--quiet", is_flag=True, help="No report in the terminal.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def command(run_json: str, html_path: str | None, expression: str | None, quiet: bool, debug: bool) -> int:
+    """Show the report of RUN.json, in the terminal or as a page."""
+    del debug
+    condition = None if expression is None else conditions.parse(expression)
+    if html_path is not None:
+        check_apart([html_path], [run_json])
+        check_writable(html_path)
+    run = Analysis.load(run_json)
+    if html_path is not None:
+        from sdkeras.reporting.html import save_html
+
+        save_html(run, html_path)
+    if not quiet and html_path is None:
+        from sdkeras.reporting.terminal import render
+
+        Console(highlight=False).print(render(run))
+    return fail_if(run, condition)
+
+
+def fail_if(run: Analysis, condition: conditions.Expression | None) -> int:
+    """The exit status that `--fail-if` asks for."""
+    if condition is None or not condition.holds(run):
+        return 0
+    met = [c for group in condition.alternatives for c in group]
+    click.echo(f"sdkeras: --fail-if holds: {' / '.join(map(str, met))}", err=True)
+    return CONDITION_HELD

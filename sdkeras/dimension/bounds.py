@@ -1,0 +1,212 @@
+"""Generalization bounds in which the sharpness dimension enters, term by term.
+
+Every term is non-negative, so that a partial sum is a lower end of the total: above the loss's own range B the
+bound says nothing whatever the missing terms are ("vacuous"); below it with terms missing nothing can be said
+("undetermined").
+
+Reference: Tuci, Korkmaz, Simsekli, Birdal (2026), arXiv 2604.19740, Theorems 4.5 and B.5.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import attrs
+
+from sdkeras.dimension.records import Assumption, Bound, BoundInput, BoundTerm
+from sdkeras.errors import SdkerasError
+
+# What may be given, its letter in the paper, and what it must be.
+INPUTS = {
+    "loss_bound": ("B", "the loss lies in [0, B]"),
+    "lipschitz": ("L", "Lipschitz constant of the loss in the weights"),
+    "delta": ("delta", "radius of the cover of the attractor, 0 < delta < 1"),
+    "zeta": ("zeta", "probability that the bound may fail, 0 < zeta < 1"),
+    "mutual_information": ("I_inf", "total mutual information between data and attractor"),
+    "stability": ("beta_n", "algorithmic stability of the training, beta_n^(-2/3) a divisor of n"),
+    "constant": ("C", "constant of the theorem"),
+}
+_FRACTIONS = ("delta", "zeta")
+_POSITIVE = ("loss_bound", "lipschitz", "stability")
+
+
+@attrs.frozen
+class Facts:
+    """What an analysis knows of the assumptions; None where it knows nothing.
+
+    Attributes:
+        dimension: SD, the sharpest value that is determined.
+        state_size: d.
+        num_samples: n.
+        kinks: Layers and activations that are not twice differentiable (ReLU, max-pooling), by name.
+        clipped: Whether the optimizer clips gradients.
+        unbounded_loss: Name of a loss that has no upper bound, or None.
+        smallest_exponent: Smallest exponent seen; the Jacobian is singular where it is -infinity.
+    """
+
+    dimension: float
+    state_size: int
+    num_samples: int
+    kinks: tuple[str, ...] = ()
+    clipped: bool = False
+    unbounded_loss: str | None = None
+    smallest_exponent: float | None = None
+
+
+def check_inputs(inputs: Mapping[str, float]) -> None:
+    """Refuses inputs of the bounds that are unknown or out of range.
+
+    Raises:
+        SdkerasError: See above; the message has the names and ranges.
+    """
+    for name, value in inputs.items():
+        if name not in INPUTS:
+            raise SdkerasError(f"a bound has no input '{name}'; its inputs are: {', '.join(INPUTS)}.")
+        meaning = f"{INPUTS[name][0]}: {INPUTS[name][1]}"
+        if not math.isfinite(value) or value < 0:
+            raise SdkerasError(f"the bound's input {name} is {value:g}; it must be finite and >= 0 ({meaning}).")
+        if name in _FRACTIONS and not 0 < value < 1:
+            raise SdkerasError(f"the bound's input {name} is {value:g}; it must lie between 0 and 1 ({meaning}).")
+        if name in _POSITIVE and value == 0:
+            raise SdkerasError(f"the bound's input {name} is 0; it must be positive ({meaning}).")
+
+
+def bounds(facts: Facts, inputs: Mapping[str, float], estimated: frozenset[str] = frozenset()) -> tuple[Bound, ...]:
+    """Theorem 4.5 and Theorem B.5 with these inputs.
+
+    Theorem 4.5, with probability at least 1 - zeta - gamma: gap <= 2 L delta + 2 B sqrt(4 SD ln(1/delta)/n)
+    + (I_inf + ln(1/zeta))/sqrt(n) + C B^2/sqrt(n).
+    Theorem B.5, for a beta_n-stable training:
+    E gap <= 2 E[B/n + delta L + beta_n^(1/3) (1 + B sqrt(4 SD ln(1/delta)))].
+
+    Args:
+        facts: SD, sizes and what is known of the assumptions.
+        inputs: Values by name, see INPUTS; a missing one leaves its terms and the total None.
+        estimated: Names of the inputs that were estimated and not given.
+
+    Returns:
+        Both bounds, in this order.
+
+    Raises:
+        SdkerasError: An unknown input, or one out of range.
+    """
+    check_inputs(inputs)
+    given = {name: inputs.get(name) for name in INPUTS}
+    n, root = facts.num_samples, math.sqrt(facts.num_samples)
+    loss_bound, lipschitz, delta = given["loss_bound"], given["lipschitz"], given["delta"]
+    spread = None if delta is None else math.sqrt(4 * facts.dimension * math.log(1 / delta))
+    information, zeta, constant = given["mutual_information"], given["zeta"], given["constant"]
+    luck = None if information is None or zeta is None else information + math.log(1 / zeta)
+    cube_root = None if given["stability"] is None else given["stability"] ** (1 / 3)
+    attractor = (
+        BoundTerm("2 L delta", _product(2, lipschitz, delta)),
+        BoundTerm("2 B sqrt(4 SD ln(1/delta)/n)", _product(2, loss_bound, spread, 1 / root)),
+        BoundTerm("(I_inf + ln(1/zeta))/sqrt(n)", _product(luck, 1 / root)),
+        BoundTerm("C B^2/sqrt(n)", _product(constant, loss_bound, loss_bound, 1 / root)),
+    )
+    stable = (
+        BoundTerm("2 B/n", _product(2, loss_bound, 1 / n)),
+        BoundTerm("2 delta L", _product(2, delta, lipschitz)),
+        BoundTerm("2 beta_n^(1/3)", _product(2, cube_root)),
+        BoundTerm("2 beta_n^(1/3) B sqrt(4 SD ln(1/delta))", _product(2, cube_root, loss_bound, spread)),
+    )
+    made = []
+    for theorem, terms, used, assumptions in (
+        ("Theorem 4.5", attractor, [name for name in INPUTS if name != "stability"], _assumptions(facts, delta)),
+        (
+            "Theorem B.5",
+            stable,
+            ["loss_bound", "lipschitz", "delta", "stability"],
+            (*_assumptions(facts, delta), _divisor(n, given["stability"]), _expectation()),
+        ),
+    ):
+        known = [term.value for term in terms if term.value is not None]
+        total = math.fsum(known) if len(known) == len(terms) else None
+        made.append(
+            Bound(
+                theorem=theorem,
+                inputs=tuple(BoundInput(name, *INPUTS[name], given[name], name in estimated) for name in used),
+                terms=terms,
+                partial_sum=math.fsum(known),
+                total=total,
+                verdict=_verdict(math.fsum(known), total, loss_bound, "loss_bound" in estimated),
+                assumptions=assumptions,
+            )
+        )
+    return tuple(made)
+
+
+def _product(*factors: float | None) -> float | None:
+    known = [factor for factor in factors if factor is not None]
+    return math.prod(known) if len(known) == len(factors) else None
+
+
+def _verdict(partial: float, total: float | None, loss_bound: float | None, guessed: bool) -> str:
+    """A gap of losses in [0, B] is at most B: a bound above it says nothing."""
+    if loss_bound is not None and partial >= loss_bound:
+        return "vacuous" + (" (at the estimated B)" if guessed else "")
+    if loss_bound is None or total is None:
+        return "undetermined"
+    return "below B if every assumption holds" + (" and the estimates are right" if guessed else "")
+
+
+def _assumptions(facts: Facts, delta: float | None) -> tuple[Assumption, ...]:
+    inside = 0 < facts.dimension < facts.state_size
+    if facts.kinks:
+        smooth = Assumption("twice continuously differentiable map", "fails", f"kinks of {', '.join(facts.kinks[:6])}")
+    elif facts.clipped:
+        smooth = Assumption("twice continuously differentiable map", "fails", "gradient clipping has kinks")
+    else:
+        smooth = Assumption(
+            "twice continuously differentiable map", "not contradicted", "no layer with known kinks was found"
+        )
+    lowest = facts.smallest_exponent
+    # ln 1e-12 stands for ln 0 in the exponents.
+    singular = lowest is not None and lowest < math.log(1e-11)
+    return (
+        Assumption(
+            "1 <= j* < d",
+            "holds" if inside else "fails",
+            f"SD is {facts.dimension:,.1f} of {facts.state_size:,}",
+        ),
+        Assumption(
+            "0 < delta < 1", "unknown" if delta is None else "holds", "delta is not given" if delta is None else ""
+        ),
+        Assumption("delta below delta_(n, gamma)", "unknown", "delta_(n, gamma) cannot be computed from a model"),
+        smooth,
+        Assumption(
+            "non-singular Jacobian",
+            "fails" if singular else "unknown" if lowest is None else "not contradicted",
+            "" if lowest is None else f"smallest exponent {lowest:.3g}",
+        ),
+        Assumption("bounded distortion (eq. 13)", "unknown", "one checkpoint cannot show it"),
+        Assumption(
+            "loss in [0, B]",
+            "fails" if facts.unbounded_loss else "unknown",
+            f"{facts.unbounded_loss} has no upper bound" if facts.unbounded_loss else "",
+        ),
+        Assumption(
+            "loss Lipschitz in the weights",
+            "fails" if facts.unbounded_loss else "unknown",
+            f"not globally for {facts.unbounded_loss}" if facts.unbounded_loss else "",
+        ),
+        Assumption(
+            "SD over the whole attractor", "unknown", "this is the local SD at one checkpoint, not the supremum"
+        ),
+    )
+
+
+def _divisor(n: int, beta: float | None) -> Assumption:
+    name = "beta_n^(-2/3) an integer divisor of n"
+    if beta is None:
+        return Assumption(name, "unknown", "beta_n is not given")
+    blocks = beta ** (-2 / 3)
+    whole = round(blocks)
+    # beta_n is typed with a few digits.
+    holds = whole >= 1 and abs(blocks - whole) < 1e-3 * blocks and n % whole == 0
+    return Assumption(name, "holds" if holds else "fails", f"beta_n^(-2/3) = {blocks:.6g}, n = {n:,}")
+
+
+def _expectation() -> Assumption:
+    return Assumption("expectation over data sets", "unknown", "one data set was seen; the terms are its sample")

@@ -1,0 +1,76 @@
+"""Where the sharpness sits: the diagonal block of each layer's parameters in the Hessian."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from sdkeras.dimension.adaptive import Outcome
+from sdkeras.linalg.probes import rademacher_probes
+from sdkeras.operators.base import RestrictedOperator, SymmetricOperator
+from sdkeras.records import Eigenpairs
+from sdkeras.reporting.schema import LayerSharpness, Measured
+
+# Probes for the traces: each product serves every layer.
+_NUM_PROBES = 32
+_CONVERGED = 0.05
+
+
+def by_layer(
+    hessian: SymmetricOperator,
+    blocks: Mapping[str, slice],
+    *,
+    largest: Callable[[SymmetricOperator], Eigenpairs],
+    dimension: Callable[[slice], Outcome | None],
+    seed: int,
+    tell: Callable[[str], None],
+) -> tuple[LayerSharpness, ...]:
+    """Largest eigenvalue, trace and codimension of each layer's diagonal block.
+
+    Args:
+        hessian: The data-set Hessian.
+        blocks: Coordinates of each layer, see `Layout.layers`.
+        largest: Extreme eigenvalues of an operator.
+        dimension: SD of the block of the minibatch Hessians, as if the other layers stood still; None where the
+            budget has ended.
+        seed: Of the probes.
+        tell: Called with what is being done.
+    """
+    tell("traces of the layers")
+    traces = block_traces(hessian, blocks, seed=seed)
+    found = []
+    for name, block in blocks.items():
+        tell(f"layer {name}")
+        pairs = largest(RestrictedOperator(hessian, block))
+        outcome = dimension(block)
+        estimate = None if outcome is None else outcome.sharpness_dimension
+        found.append(
+            LayerSharpness(
+                name=name,
+                num_parameters=block.stop - block.start,
+                largest=Measured(float(pairs.values[0]), bool(pairs.converged[0]), float(pairs.residuals[0])),
+                trace=traces[name],
+                codimension=None if estimate is None else estimate.codimension,
+                codimension_interval=None if estimate is None else estimate.codimension_interval,
+            )
+        )
+    return tuple(found)
+
+
+def block_traces(hessian: SymmetricOperator, blocks: Mapping[str, slice], *, seed: int) -> dict[str, Measured]:
+    """Traces of diagonal blocks from the same random signs z: E z_b'(H z)_b = trace of block b.
+
+    Off-diagonal blocks add noise but no bias, and every product serves all the blocks.
+    """
+    probes = rademacher_probes(hessian.size, _NUM_PROBES, seed=seed, dtype=hessian.dtype, stream=1)
+    samples: dict[str, list[float]] = {name: [] for name in blocks}
+    for probe in probes:
+        terms = probe.astype(np.float64) * hessian.matvec(probe)
+        for name, block in blocks.items():
+            samples[name].append(float(terms[block].sum()))
+    measured = {}
+    for name, values in samples.items():
+        value, stderr = float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values)))
+        measured[name] = Measured(value, stderr <= _CONVERGED * abs(value), stderr=stderr)
+    return measured

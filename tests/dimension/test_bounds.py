@@ -1,0 +1,100 @@
+"""The bounds against numbers worked out by hand from Theorems 4.5 and B.5."""
+
+import math
+
+import pytest
+
+from sdkeras.dimension.bounds import INPUTS, Facts, bounds
+from sdkeras.errors import SdkerasError
+
+# SD = 25 and delta = 1/e make sqrt(4 SD ln(1/delta)) = 10; n = 400 has the root 20.
+FACTS = Facts(dimension=25.0, state_size=100, num_samples=400)
+ALL = {
+    "loss_bound": 2.0,
+    "lipschitz": 3.0,
+    "delta": math.exp(-1),
+    "zeta": math.exp(-2),
+    "mutual_information": 6.0,
+    "stability": 1 / 8,
+    "constant": 0.5,
+}
+
+
+def test_terms_by_hand() -> None:
+    attractor, stable = bounds(FACTS, ALL)
+    # 2*3/e; 2*2*10/20; (6 + 2)/20; 0.5*4/20
+    assert [term.value for term in attractor.terms] == pytest.approx([6 / math.e, 2.0, 0.4, 0.1])
+    assert attractor.total == pytest.approx(6 / math.e + 2.5)
+    # 2*2/400; 2*3/e; 2*(1/2); 2*(1/2)*2*10
+    assert [term.value for term in stable.terms] == pytest.approx([0.01, 6 / math.e, 1.0, 20.0])
+    assert stable.total == stable.partial_sum == pytest.approx(21.01 + 6 / math.e)
+    assert (attractor.theorem, stable.theorem) == ("Theorem 4.5", "Theorem B.5")
+
+
+@pytest.mark.parametrize("missing", list(INPUTS))
+def test_a_missing_input_leaves_its_terms_and_the_total_null(missing: str) -> None:
+    given = {name: value for name, value in ALL.items() if name != missing}
+    for whole, part in zip(bounds(FACTS, ALL), bounds(FACTS, given), strict=True):
+        needs = missing in {entry.name for entry in part.inputs}
+        assert (part.total is None) == needs
+        known = [term.value for term in part.terms if term.value is not None]
+        assert part.partial_sum == pytest.approx(sum(known))
+        assert any(term.value is None for term in part.terms) == needs
+        for one, other in zip(whole.terms, part.terms, strict=True):
+            assert other.value is None or other.value == one.value
+
+
+def test_verdicts() -> None:
+    assert bounds(FACTS, ALL)[0].verdict == "vacuous"
+    assert bounds(FACTS, {})[0].verdict == "undetermined"
+    # The known terms alone already reach B.
+    assert bounds(FACTS, {"loss_bound": 2.0, "delta": math.exp(-1)})[0].verdict == "vacuous"
+    assert bounds(FACTS, {"loss_bound": 20.0, "lipschitz": 1.0, "delta": math.exp(-1)})[1].verdict == "undetermined"
+    small = ALL | {"loss_bound": 1000.0, "constant": 0.0}
+    many = Facts(dimension=25.0, state_size=100, num_samples=10**8)
+    assert bounds(many, small)[0].verdict == "below B if every assumption holds"
+    guessed = bounds(many, small, frozenset({"loss_bound"}))[0]
+    assert "estimates" in guessed.verdict
+    assert [entry.estimated for entry in guessed.inputs if entry.name == "loss_bound"] == [True]
+    assert "estimated" in bounds(FACTS, ALL, frozenset({"loss_bound"}))[0].verdict
+
+
+def test_assumptions_say_what_is_known() -> None:
+    facts = Facts(
+        dimension=0.0,
+        state_size=100,
+        num_samples=400,
+        kinks=("relu (dense)",),
+        unbounded_loss="mse",
+        smallest_exponent=math.log(1e-12),
+    )
+    status = {each.name: each.status for each in bounds(facts, ALL)[1].assumptions}
+    assert status["1 <= j* < d"] == "fails"
+    assert status["twice continuously differentiable map"] == "fails"
+    assert status["non-singular Jacobian"] == "fails"
+    assert status["loss in [0, B]"] == "fails"
+    # (1/8)^(-2/3) = 4 divides 400; 1e-3 gives 100, which does, and 1/27 gives 9, which does not.
+    for beta, expected in ((1 / 8, "holds"), (1e-3, "holds"), (1 / 27, "fails"), (0.3, "fails")):
+        status = {each.name: each.status for each in bounds(FACTS, ALL | {"stability": beta})[1].assumptions}
+        assert status["beta_n^(-2/3) an integer divisor of n"] == expected, beta
+    plain = {each.name: each.status for each in bounds(FACTS, {})[0].assumptions}
+    assert plain["0 < delta < 1"] == "unknown"
+    assert plain["1 <= j* < d"] == "holds"
+    assert plain["twice continuously differentiable map"] == "not contradicted"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"lipshitz": 1.0}, "lipschitz"),
+        ({"delta": 1.0}, "between 0 and 1"),
+        ({"zeta": 0.0}, "between 0 and 1"),
+        ({"loss_bound": 0.0}, "positive"),
+        ({"constant": -1.0}, ">= 0"),
+        ({"lipschitz": math.nan}, "finite"),
+        ({"mutual_information": math.inf}, "finite"),
+    ],
+)
+def test_bad_inputs(given: dict[str, float], message: str) -> None:
+    with pytest.raises(SdkerasError, match=message):
+        bounds(FACTS, given)
