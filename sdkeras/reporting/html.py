@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import os
 
+import attrs
 import jinja2
+import markupsafe
 
-from sdkeras.reporting.numbers import headline
+from sdkeras.reporting import explanations
+from sdkeras.reporting.figures import figures
+from sdkeras.reporting.numbers import dimension, interval, number, root_ratio
 from sdkeras.reporting.schema import Analysis, write_atomically
-from sdkeras.reporting.tables import CITATION, FORMULAS, MEANING, printable, tables
+from sdkeras.reporting.tables import layer_rows, printable, tables
+
+# The gauge shows ratios up to here; the edge is in its middle.
+_GAUGE_END = 2.0
+
+
+@attrs.frozen
+class _Card:
+    """One of the large numbers at the top: its name, value, evidence, and what it is."""
+
+    name: str
+    value: str
+    evidence: str
+    meaning: str
 
 
 def as_html(run: Analysis) -> str:
@@ -17,15 +35,24 @@ def as_html(run: Analysis) -> str:
         loader=jinja2.PackageLoader("sdkeras.reporting"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
-        finalize=lambda value: printable(value) if isinstance(value, str) else value,
+        finalize=_shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
+    headline, _, detail = run.edge_of_stability.verdict.partition(": ")
     return environment.get_template("report.html.j2").render(
         run=run,
-        headline=None if run.sharpness_dimension is None else headline(run.sharpness_dimension),
+        headline=headline,
+        detail=detail[:1].upper() + detail[1:],
+        edge_in_words=explanations.edge_in_words(run.edge_of_stability),
+        dimension_in_words=explanations.dimension_in_words(run),
+        trust_in_words=explanations.trust_in_words(run),
+        gauge=_gauge_position(run.edge_of_stability.ratio),
+        ratio=number(run.edge_of_stability.ratio, 3),
+        cards=_cards(run),
+        figures=figures(run),
+        layers=layer_rows(run),
         tables=tables(run),
-        meaning=MEANING,
-        formulas=FORMULAS,
-        citation=CITATION,
     )
 
 
@@ -36,3 +63,56 @@ def save_html(run: Analysis, path: str | os.PathLike[str]) -> None:
         SdkerasError: The file cannot be written.
     """
     write_atomically(path, as_html(run))
+
+
+def _shown(value: object) -> object:
+    """Names without what no page can show; markup made here passes as it is."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, markupsafe.Markup) else value
+
+
+def _gauge_position(ratio: float | None) -> float | None:
+    """Where the ratio stands on the gauge, in per cent of its length."""
+    if ratio is None or math.isnan(ratio):
+        return None
+    return round(100 * min(max(ratio, 0.0), _GAUGE_END) / _GAUGE_END, 2)
+
+
+def _cards(run: Analysis) -> tuple[_Card, ...]:
+    estimate, rds = run.sharpness_dimension, run.rds_sharpness
+    cards = []
+    if estimate is not None:
+        span = estimate.interval
+        half = None if span is None else 0.5 * (span[1] - span[0])
+        cards.append(
+            _Card(
+                "Sharpness dimension",
+                dimension(estimate.value, half),
+                f"{interval(span)} of {estimate.state_size:,}",
+                "directions that a step does not contract on average",
+            )
+        )
+        span = estimate.codimension_interval
+        cards.append(
+            _Card(
+                "Codimension",
+                dimension(estimate.codimension, half),
+                interval(span),
+                "directions that training has pinned down",
+            )
+        )
+    if rds is not None and len(rds.leading):
+        cards.append(
+            _Card(
+                "RDS sharpness λ₁", number(float(rds.leading[0]), 3), "per step", "fastest stretching, as a logarithm"
+            )
+        )
+    if estimate is not None:
+        cards.append(
+            _Card(
+                "√(SD/n)",
+                number(root_ratio(estimate.value, run.data.num_samples)),
+                f"n = {run.data.num_samples:,} samples",
+                "the number to compare runs by, on the same data",
+            )
+        )
+    return tuple(cards)

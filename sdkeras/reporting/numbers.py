@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from sdkeras.dimension.records import SharpnessDimension
 from sdkeras.reporting.schema import Measured
@@ -73,3 +74,10 @@ def headline(estimate: SharpnessDimension) -> str:
         f"Sharpness dimension {estimated(estimate.value, estimate.interval)} of {estimate.state_size:,}; "
         f"codimension {estimated(estimate.codimension, estimate.codimension_interval)}"
     )
+
+
+def bar_lengths(values: Sequence[float | None]) -> tuple[float, ...]:
+    """Lengths of bars as shares of the longest; 0 for what is absent, negative or not finite."""
+    known = [value if value is not None and 0 < value < math.inf else 0.0 for value in values]
+    longest = max(known, default=0.0)
+    return tuple(value / longest if longest else 0.0 for value in known)

@@ -5,39 +5,17 @@ from __future__ import annotations
 import attrs
 
 from sdkeras.dimension.records import BoundInput, SharpnessDimension
-from sdkeras.reporting.numbers import dimension, estimated, interval, measured, number, root_ratio
+from sdkeras.reporting.numbers import bar_lengths, dimension, estimated, interval, measured, number, root_ratio
 from sdkeras.reporting.schema import Analysis
 
 
 @attrs.frozen
 class Table:
-    """A title and rows of (label, value, remark)."""
+    """Rows of (label, value, remark) under a title; `about` says where in the page they belong."""
 
+    about: str
     title: str
     rows: tuple[tuple[str, str, str], ...]
-
-
-MEANING = (
-    "The sharpness dimension (SD) counts the directions in weight space that a training step does not contract "
-    "on average: the effective dimension of the random attractor that SGD wanders on. The codimension is what is "
-    "left of the state; dead parameters do not change it.",
-    "Under the assumptions of Theorem 4.5 of the paper the generalization gap is bounded by a term that grows "
-    "like sqrt(SD/n); the quantity to compare between runs on the same data is sqrt(SD/n). The constants in the "
-    "bound cannot be computed from a model, so SD alone proves no value of the gap.",
-    "This is the local estimate at one checkpoint. Negative curvature also makes exponents positive: lambda_1 > 0 "
-    "is not by itself a sign of the edge of stability.",
-)
-
-FORMULAS = (
-    "z = ln|s - eta*alpha|, alpha an eigenvalue of a minibatch Hessian, s = 1 - eta*weight decay (map 'sgd') or 1 "
-    "(map 'hessian')",
-    "lambda_k: mean over minibatches of the k-th largest z (RDS sharpness of order k)",
-    "SD = j* + (lambda_1 + ... + lambda_j*)/|lambda_(j*+1)|, j* the last index with a non-negative partial sum",
-)
-
-CITATION = (
-    "M. Tuci, C. Korkmaz, U. Simsekli, T. Birdal: Generalization at the Edge of Stability. arXiv 2604.19740 (2026)."
-)
 
 
 def printable(text: str) -> str:
@@ -46,6 +24,38 @@ def printable(text: str) -> str:
     Names come from model files: escape sequences would reach the terminal, and lone surrogates cannot be encoded.
     """
     return "".join(" " if c.isspace() else c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+@attrs.frozen
+class LayerRow:
+    """A layer in the bar chart: its numbers with their evidence, and their shares of the largest layer's."""
+
+    name: str
+    size: str
+    eigenvalue: str
+    residual: str
+    eigenvalue_share: float
+    trace: str
+    trace_share: float
+    codimension: str
+
+
+def layer_rows(run: Analysis) -> tuple[LayerRow, ...]:
+    """The diagonal block of each layer; empty where they were not asked for."""
+    eigenvalues = bar_lengths([layer.largest.value for layer in run.layers])
+    traces = bar_lengths([layer.trace.value for layer in run.layers])
+    return tuple(
+        LayerRow(
+            layer.name,
+            f"{layer.num_parameters:,}",
+            *measured(layer.largest),
+            eigenvalue,
+            number(layer.trace.value) + ("" if layer.trace.stderr is None else f" ± {layer.trace.stderr:.2g}"),
+            trace,
+            "not estimated" if layer.codimension is None else estimated(layer.codimension, layer.codimension_interval),
+        )
+        for layer, eigenvalue, trace in zip(run.layers, eigenvalues, traces, strict=True)
+    )
 
 
 def tables(run: Analysis) -> tuple[Table, ...]:
@@ -57,12 +67,11 @@ def tables(run: Analysis) -> tuple[Table, ...]:
         last = run.rds_sharpness.values[-1] if len(run.rds_sharpness.values) else None
         made.append(
             Table(
+                "exponents",
                 "RDS sharpness exponents (per step)",
                 (("lambda_1 ...", leading, "leading"), ("lambda_d", number(last), "last")),
             )
         )
-    if run.layers:
-        made.append(_layers(run))
     return (*made, *_bounds(run), _verification(run), _provenance(run))
 
 
@@ -74,7 +83,7 @@ def _hessian(run: Analysis) -> Table:
         ("trace", run.hessian.trace),
     ):
         rows.append((label, *measured(value)))
-    return Table(f"Hessian of the loss over {run.data.num_samples_hessian:,} samples", tuple(rows))
+    return Table("hessian", f"Hessian of the loss over {run.data.num_samples_hessian:,} samples", tuple(rows))
 
 
 def _edge(run: Analysis) -> Table:
@@ -83,6 +92,7 @@ def _edge(run: Analysis) -> Table:
     if edge.batch_sharpness_stderr is not None:
         batch += f" ± {edge.batch_sharpness_stderr:.2g}"
     return Table(
+        "edge",
         "Edge of stability",
         (
             ("sharpness", number(edge.sharpness), f"largest eigenvalue of {edge.operator}"),
@@ -125,23 +135,7 @@ def _dimension(estimate: SharpnessDimension, num_samples: int) -> Table:
         ("cost", f"{estimate.num_runs:,} runs{steps}", f"{estimate.num_hvps:,} products"),
         ("sqrt(SD/n)", number(root_ratio(estimate.value, num_samples)), "to compare runs by, on the same data"),
     ]
-    return Table(f"Sharpness dimension ({estimate.estimator})", tuple(rows))
-
-
-def _layers(run: Analysis) -> Table:
-    rows = []
-    for layer in run.layers:
-        span = layer.codimension_interval
-        codimension = "not estimated" if layer.codimension is None else estimated(layer.codimension, span)
-        trace, evidence = measured(layer.trace)
-        rows.append(
-            (
-                f"{layer.name} ({layer.num_parameters:,})",
-                f"largest eigenvalue {measured(layer.largest)[0]}",
-                f"trace {trace} ({evidence}); codimension {codimension}",
-            )
-        )
-    return Table("Each layer's diagonal block of the Hessian", tuple(rows))
+    return Table("dimension", f"Sharpness dimension ({estimate.estimator})", tuple(rows))
 
 
 def _bounds(run: Analysis) -> list[Table]:
@@ -154,13 +148,13 @@ def _bounds(run: Analysis) -> list[Table]:
         ]
         rows.append(("sum of the known terms", number(bound.partial_sum), "a lower end of the bound"))
         rows.append(("bound", number(bound.total), bound.verdict))
-        made.append(Table(f"Generalization bound, {bound.theorem}: {bound.verdict}", tuple(rows)))
+        made.append(Table("bound", f"Generalization bound, {bound.theorem}: {bound.verdict}", tuple(rows)))
     inputs = {entry.name: _input(entry) for bound in run.bounds for entry in bound.inputs}
     assumed = {each.name: (each.name, each.status, each.remark) for bound in run.bounds for each in bound.assumptions}
     if inputs:
-        made.append(Table("Inputs of the bounds (--bound NAME=VALUE)", tuple(inputs.values())))
+        made.append(Table("inputs", "Inputs of the bounds (--bound NAME=VALUE)", tuple(inputs.values())))
     if assumed:
-        made.append(Table("Assumptions of the bounds", tuple(assumed.values())))
+        made.append(Table("assumptions", "Assumptions of the bounds", tuple(assumed.values())))
     return made
 
 
@@ -172,6 +166,7 @@ def _input(entry: BoundInput) -> tuple[str, str, str]:
 def _verification(run: Analysis) -> Table:
     check = run.verification
     return Table(
+        "verification",
         "Verification: " + ("passed" if check.passed else "FAILED"),
         (
             (
@@ -190,6 +185,7 @@ def _provenance(run: Analysis) -> Table:
     made, model = run.provenance, run.model
     analysed = f"{model.num_trainable_analysed:,} of {model.num_parameters:,} trainable parameters"
     return Table(
+        "provenance",
         "Provenance",
         (
             ("model", model.name, f"{analysed}; {model.mode} mode"),

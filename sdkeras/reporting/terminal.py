@@ -12,7 +12,9 @@ from rich.text import Text
 
 from sdkeras.reporting.numbers import headline
 from sdkeras.reporting.schema import Analysis, Plan
-from sdkeras.reporting.tables import printable, tables
+from sdkeras.reporting.tables import layer_rows, printable, tables
+
+_BAR_WIDTH = 12
 
 
 def render(run: Analysis) -> RenderableType:
@@ -27,6 +29,8 @@ def render(run: Analysis) -> RenderableType:
     parts: list[RenderableType] = [Panel(Group(*first), title=escape(printable(run.model.name)))]
     for warning in run.warnings:
         parts.append(Text.assemble((f"{printable(warning.code)}: ", "yellow"), printable(warning.message)))
+    if run.layers:
+        parts += [Text(""), _layers(run)]
     for table in tables(run):
         grid = RichTable(title=escape(table.title), title_justify="left", title_style="bold", box=None, pad_edge=False)
         grid.add_column(min_width=22)
@@ -37,6 +41,29 @@ def render(run: Analysis) -> RenderableType:
             grid.add_row(*(Text(printable(cell)) for cell in row))
         parts += [Text(""), grid]
     return Group(*parts)
+
+
+def _layers(run: Analysis) -> RichTable:
+    """Where the sharpness sits: a bar for each layer's largest eigenvalue beside its numbers."""
+    grid = RichTable(
+        title="Each layer's diagonal block of the Hessian",
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        header_style="dim",
+    )
+    grid.add_column("layer (parameters)", overflow="fold")
+    grid.add_column("largest eigenvalue", justify="right")
+    grid.add_column("", width=_BAR_WIDTH)
+    grid.add_column("trace", justify="right")
+    grid.add_column("codimension", overflow="fold")
+    for row in layer_rows(run):
+        bar = "#" * max(1, round(_BAR_WIDTH * row.eigenvalue_share)) if row.eigenvalue_share else ""
+        name = f"{printable(row.name)} ({row.size})"
+        cells = (row.eigenvalue, bar, row.trace, row.codimension)
+        grid.add_row(Text(name), *map(Text, cells))
+    return grid
 
 
 def render_plan(plan: Plan) -> RenderableType:

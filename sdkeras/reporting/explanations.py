@@ -1,0 +1,97 @@
+"""What the page says in words: to somebody who knows Keras and has not read the paper."""
+
+from __future__ import annotations
+
+import math
+
+from sdkeras.dimension.records import EdgeOfStability
+from sdkeras.dimension.stability import EDGE
+from sdkeras.reporting.numbers import dimension, estimated, number
+from sdkeras.reporting.schema import Analysis
+
+
+def edge_in_words(edge: EdgeOfStability) -> str:
+    """What the ratio of sharpness and threshold means for somebody who trains."""
+    if edge.ratio is None or not math.isfinite(edge.ratio):
+        return (
+            "Every optimizer has a steepest curvature that it can follow at its learning rate; beyond it steps "
+            "overshoot and grow. Here the two could not be compared."
+        )
+    meaning = (
+        "Sharpness is the steepest curvature of the loss at these weights. Every optimizer has a steepest curvature "
+        "that it can follow at its learning rate, the threshold; beyond it steps overshoot and grow. "
+    )
+    if edge.ratio <= 0:
+        return meaning + "Here nothing curves upwards, so no step overshoots."
+    if edge.ratio < EDGE[0]:
+        room = number(1 / edge.ratio, 2)
+        return meaning + (
+            f"Here there is room: the learning rate could be about {room} times as large before full-batch steps "
+            "began to grow, were the sharpness to stay as it is."
+        )
+    if edge.ratio <= EDGE[1]:
+        return meaning + (
+            "Training sits at that limit, where full-batch training is often found: the learning rate and not the "
+            "loss alone decides how sharp a minimum can be."
+        )
+    return meaning + (
+        "Here the steepest direction is beyond it. With minibatches or adaptive steps training can live there for a "
+        "while; with full-batch steps the loss would rise along this direction until the sharpness falls, or diverge."
+    )
+
+
+def dimension_in_words(run: Analysis) -> str | None:
+    """What the sharpness dimension of this run says; None where there is none."""
+    estimate = run.sharpness_dimension
+    if estimate is None:
+        return None
+    size, value, codimension = estimate.state_size, estimate.value, estimate.codimension
+    if not (math.isfinite(value) and math.isfinite(codimension)):
+        return None
+    pinned = estimated(codimension, estimate.codimension_interval)
+    if value <= 0:
+        return (
+            f"On average a training step pulls nearby weights together in all {size:,} directions: the attractor of "
+            "the training is a point."
+        )
+    if codimension <= 0:
+        return (
+            f"On average a training step contracts volumes of no dimension, up to all {size:,}: SD is at its upper "
+            "end and tells nothing apart."
+        )
+    words = (
+        f"The weights can move in {size:,} directions. A training step multiplies small distances by a factor in each; "
+        "the sharpness dimension is the largest dimension of a volume that such steps do not shrink on average, here "
+        f"{dimension(value)}. What training has pinned down is the rest, the codimension: {pinned} directions. "
+    )
+    if estimate.neutral_mass is not None and estimate.neutral_mass > 0:
+        words += (
+            f"Most of the dimension is not chaos but flatness: {dimension(estimate.neutral_mass)} directions are "
+            "neutral, a step changes distances along them hardly at all. "
+            if estimate.neutral_mass > 0.5 * value
+            else f"{dimension(estimate.neutral_mass)} directions are neutral: a step changes distances along them "
+            "hardly at all. "
+        )
+    return (
+        words + "Between runs on the same data a smaller dimension goes with a smaller bound on the generalization gap."
+    )
+
+
+def trust_in_words(run: Analysis) -> str:
+    """Whether the numbers may be believed, and why."""
+    check = run.verification
+    if not check.passed:
+        return (
+            "The Hessian-vector products failed their check against finite differences of the gradient: no number "
+            "here can be trusted."
+        )
+    words = (
+        f"Hessian-vector products agree with finite differences of the gradient to "
+        f"{check.finite_difference_error:.1e} (in {check.finite_difference_dtype}); rounding costs "
+        f"{check.hvp_relative_error:.1e}. "
+    )
+    estimate = run.sharpness_dimension
+    if estimate is not None:
+        steps = "" if estimate.num_steps is None else f" of {estimate.num_steps} steps"
+        words += f"Intervals cover 95 % and rest on {estimate.num_runs:,} runs{steps}. "
+    return words + f"{run.provenance.num_hvps:,} products in all."

@@ -1,0 +1,312 @@
+"""The figures of the page, as SVG text that takes its colours from the page.
+
+Nothing that came from a model or a data file is drawn: numbers only.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import numpy as np
+
+from sdkeras.dimension.exponents import ExponentMap
+from sdkeras.records import FloatArray
+from sdkeras.reporting.numbers import dimension, number
+from sdkeras.reporting.schema import Analysis
+
+# Drawn in these colours, which the page replaces by its own: one figure for light and dark.
+_INK, _SOFT, _LINE, _ACCENT, _WARN = "#010101", "#020202", "#030303", "#040404", "#050505"
+_COLOURS = {_INK: "currentColor", _SOFT: "var(--soft)", _LINE: "var(--line)", _ACCENT: "var(--accent)"}
+_COLOURS[_WARN] = "var(--warn)"
+_SIZE = (5.6, 3.5)
+_FONT = 12
+_BINS = 90
+
+
+@attrs.frozen
+class Figure:
+    """A figure of the page: its title, the SVG, and how to read it."""
+
+    title: str
+    svg: str
+    caption: str
+
+
+def figures(run: Analysis) -> tuple[Figure, ...]:
+    """The figures that this run has the numbers for, in the page's order."""
+    made = (spectral_density(run), exponents(run), cumulative(run), convergence(run))
+    return tuple(figure for figure in made if figure is not None)
+
+
+def spectral_density(run: Analysis) -> Figure | None:
+    """Number of eigenvalues of a minibatch Hessian in bins, with the stability threshold."""
+    if run.spectrum is None or not _usable(run.spectrum.nodes, run.spectrum.weights):
+        return None
+    nodes, weights = run.spectrum.nodes, run.spectrum.weights
+    edge = run.edge_of_stability
+    threshold = edge.threshold if edge.operator == "H" and edge.threshold and math.isfinite(edge.threshold) else None
+    scale = float(np.max(np.abs(nodes))) or 1.0
+    linear = 1e-3 * scale
+    ends = [float(nodes.min()), float(nodes.max()), 0.0, *([] if threshold is None else [threshold])]
+    low, high = np.arcsinh(min(ends) / linear), np.arcsinh(max(ends) / linear)
+    room = 0.04 * max(high - low, 1.0)
+    edges = np.sinh(np.linspace(low - room, high + room, _BINS + 1)) * linear
+    mass, _ = np.histogram(nodes, bins=edges, weights=weights)
+    floor = max(1e-3, 0.5 * float(np.min(mass[mass > 0], initial=1.0)))
+
+    def draw(axes: Any) -> None:
+        axes.stairs(np.maximum(mass, floor), edges, baseline=floor, fill=True, color=_ACCENT, alpha=0.75)
+        axes.set_yscale("log")
+        axes.set_ylim(floor, 3 * float(mass.max()))
+        _asinh(axes, "x", linear, float(edges[0]), float(edges[-1]))
+        axes.set_xlabel("eigenvalue of the Hessian of a minibatch")
+        axes.set_ylabel("eigenvalues per bin")
+        if threshold is not None:
+            _mark(axes, threshold, f"threshold {number(threshold, 3)}")
+
+    beyond = "" if threshold is None else " A step overshoots along directions to the right of the threshold."
+    return Figure(
+        "Spectral density",
+        _svg("density", "Spectral density of the Hessian", draw),
+        "How many directions have which curvature: almost all of them are flat (the peak at 0), a few are steep, and "
+        f"those left of 0 curve downwards.{beyond}",
+    )
+
+
+def exponents(run: Analysis) -> Figure | None:
+    """RDS sharpness exponents lambda_k over k."""
+    rds, estimate = run.rds_sharpness, run.sharpness_dimension
+    if rds is None or estimate is None or len(rds.values) < 2 or not _usable(rds.values, rds.levels):
+        return None
+    size = estimate.state_size
+    ranks = np.concatenate([np.arange(1.0, len(rds.leading) + 1), np.round(rds.levels * size)])
+    values = np.concatenate([rds.leading, rds.values])
+    ranks, first = np.unique(ranks, return_index=True)
+    values = values[first]
+    if not _usable(ranks, values) or len(ranks) < 2:
+        return None
+    threshold = estimate.threshold_exponent
+    known = threshold is not None and math.isfinite(threshold) and threshold != 0
+    linear = abs(threshold) if known and threshold is not None else 1e-2 * (float(np.max(np.abs(values))) or 1.0)
+
+    def draw(axes: Any) -> None:
+        axes.plot(_position(ranks, size), values, color=_ACCENT, linewidth=2.2)
+        axes.axhline(0, color=_INK, linewidth=0.9)
+        if known:
+            axes.axhline(threshold, color=_SOFT, linewidth=1.2, linestyle="--")
+            axes.annotate(
+                f"t* = {number(threshold, 3)}",
+                (0.02, threshold),
+                xycoords=("axes fraction", "data"),
+                color=_SOFT,
+                va="top",
+                fontsize=_FONT,
+            )
+        room = 0.1 * (values.max() - values.min() + linear)
+        _asinh(axes, "y", linear, float(values.min() - room), float(values.max() + room))
+        _ranks(axes, size)
+        axes.set_ylabel("exponent per step")
+        if 0 < estimate.value < size:
+            _mark(axes, float(_position(np.array([estimate.value]), size)[0]), f"SD {dimension(estimate.value)}")
+
+    return Figure(
+        "RDS sharpness exponents",
+        _svg("exponents", "RDS sharpness exponents by rank", draw),
+        "By what factor (its natural logarithm) a training step stretches (above 0) or contracts (below 0) distances "
+        "between nearby weights, direction by direction, largest first. The horizontal axis is spread out at both "
+        "ends.",
+    )
+
+
+def cumulative(run: Analysis) -> Figure | None:
+    """Cumulative sum of the pooled exponents: it crosses 0 at SD."""
+    estimate, sums = run.sharpness_dimension, cumulative_exponents(run)
+    if estimate is None or sums is None:
+        return None
+    size = estimate.state_size
+    mass, total = sums
+    inside = (mass >= 0.5) & (mass <= size - 0.5)  # where the axis begins and ends
+    if np.count_nonzero(inside) < 2:
+        return None
+    mass, total = mass[inside], total[inside]
+    linear = max(float(np.max(total)), 1e-3 * float(np.max(np.abs(total)))) or 1.0
+    span = estimate.interval
+
+    def draw(axes: Any) -> None:
+        axes.plot(_position(mass, size), total, color=_ACCENT, linewidth=2.2)
+        axes.axhline(0, color=_INK, linewidth=0.9)
+        if span is not None and _usable(np.array(span), np.array(span)):
+            low, high = _position(np.array(span), size)
+            axes.axvspan(low, high, color=_WARN, alpha=0.2, linewidth=0)
+        room = 0.15 * (total.max() - total.min())
+        _asinh(axes, "y", linear, float(total.min() - room), float(total.max() + room + linear))
+        _ranks(axes, size)
+        axes.set_ylabel("sum of the exponents up to here")
+        if 0 < estimate.value < size:
+            at = float(_position(np.array([estimate.value]), size)[0])
+            _mark(axes, at, f"j* = {dimension(estimate.j_star)}\nSD {dimension(estimate.value)}")
+
+    return Figure(
+        "Where the sum of the exponents turns negative",
+        _svg("cumulative", "Cumulative sum of the exponents", draw),
+        "The exponents added up, largest first. A ball of that many dimensions grows in volume while the sum is above "
+        "0 and shrinks once it is below: the crossing is the sharpness dimension, j* the last direction before "
+        f"it ({dimension(estimate.j_star)} here). The band is the 95 % interval.",
+    )
+
+
+def cumulative_exponents(run: Analysis) -> tuple[FloatArray, FloatArray] | None:
+    """Mass and sum of the pooled exponents, largest first: (U_j, L_j), both of the spectrum's length.
+
+    None where the record's map is unknown or its spectrum is empty.
+    """
+    exponent_map = _exponent_map(run)
+    if exponent_map is None or run.spectrum is None or not _usable(run.spectrum.nodes, run.spectrum.weights):
+        return None
+    z = exponent_map(run.spectrum.nodes)
+    order = np.argsort(-z, kind="stable")
+    weights = run.spectrum.weights[order]
+    return np.cumsum(weights), np.cumsum(weights * z[order])
+
+
+def convergence(run: Analysis) -> Figure | None:
+    """The running estimate and its interval over the runs."""
+    estimate = run.sharpness_dimension
+    if estimate is None or len(estimate.history) < 2:
+        return None
+    value, half, runs = estimate.history, estimate.history_half_width, estimate.history_runs
+    if not (len(value) == len(half) == len(runs)) or not _usable(value, runs):
+        return None
+    half = np.where(np.isfinite(half), half, 0.0)
+
+    def draw(axes: Any) -> None:
+        axes.fill_between(runs, value - half, value + half, color=_ACCENT, alpha=0.2, linewidth=0)
+        axes.plot(runs, value, color=_ACCENT, linewidth=2.2, marker="o", markersize=4)
+        axes.set_xlabel("runs (one minibatch and one probe each)")
+        axes.set_ylabel("sharpness dimension")
+        axes.yaxis.set_major_formatter(lambda tick, _: number(round(tick, 6), 6))
+        axes.xaxis.set_major_formatter(lambda tick, _: number(round(tick, 6), 6))
+        axes.locator_params(nbins=5)
+
+    return Figure(
+        "Convergence",
+        _svg("convergence", "The estimate over the runs", draw),
+        "The estimate after so many runs, with its interval. It should have settled; where the number of steps was "
+        "raised the runs began again.",
+    )
+
+
+def _exponent_map(run: Analysis) -> ExponentMap | None:
+    """The map of the record, or None where its exponents are not a function of the Hessian's eigenvalues alone."""
+    rate, decay = run.optimizer.learning_rate, run.optimizer.weight_decay or 0.0
+    name = run.sharpness_dimension.map if run.sharpness_dimension is not None else ""
+    if not (math.isfinite(rate) and rate > 0 and math.isfinite(decay)):
+        return None
+    return {"sgd": ExponentMap("sgd", rate, decay), "hessian": ExponentMap("hessian", rate)}.get(name)
+
+
+def _usable(*arrays: FloatArray) -> bool:
+    lengths = {len(array) for array in arrays}
+    # Beyond 1e100 the axes themselves would overflow.
+    return lengths != {0} and len(lengths) == 1 and all(bool(np.all(np.abs(array) < 1e100)) for array in arrays)
+
+
+def _position(ranks: FloatArray, size: int) -> FloatArray:
+    """Ranks on an axis that is logarithmic from both ends: ln(k / (d - k)), half a rank inside."""
+    inside = np.clip(ranks, 0.5, max(size - 0.5, 0.5))
+    located: FloatArray = np.log(inside / np.maximum(size - inside, 0.5))
+    return located
+
+
+def _ranks(axes: Any, size: int) -> None:
+    """Ticks 1, 10, 100 ... d/2 ... d - 100, d - 10, d."""
+    powers = [10**e for e in range(12) if 10**e <= size / 8]
+    powers = powers[:: 1 + len(powers) // 4]
+    ticks = [(float(p), f"{p:,}") for p in powers] + [(size / 2, "d/2")]
+    ticks += [(float(size - p), f"d-{p:,}") for p in reversed(powers[1:])] + [(float(size), "d")]
+    axes.set_xticks(_position(np.array([at for at, _ in ticks]), size), [label for _, label in ticks])
+    axes.set_xlim(*_position(np.array([0.5, size - 0.5]), size) + np.array([-0.4, 0.4]))
+    axes.set_xlabel(f"directions, most stretching first (d = {size:,})")
+
+
+def _asinh(axes: Any, side: str, linear: float, low: float, high: float) -> None:
+    """A scale that is linear within +-linear and logarithmic beyond, with a few round ticks."""
+    linear = max(linear, 1e-100)  # below that the axes themselves would overflow
+    getattr(axes, f"set_{side}scale")("asinh", linear_width=linear)
+    getattr(axes, f"set_{side}lim")(low, high)
+    last = math.floor(math.log10(max(abs(low), abs(high))))
+    decades = [10.0**e for e in range(min(math.floor(math.log10(linear)) + 1, last), last + 1)]
+    decades = decades[:: 1 + len(decades) // 4]
+    ticks = [t for t in (*(-d for d in reversed(decades)), 0.0, *decades) if low <= t <= high]
+    getattr(axes, f"set_{side}ticks")(ticks, [number(tick, 3) for tick in ticks])
+    getattr(axes, f"set_{side}ticks")([], minor=True)
+
+
+def _mark(axes: Any, at: float, label: str) -> None:
+    """A vertical line with its name beside it, on the side that has room."""
+    axes.axvline(at, color=_WARN, linewidth=1.6)
+    right = axes.transData.transform((at, 1.0))[0] > 0.6 * axes.transAxes.transform((1.0, 0))[0]
+    axes.annotate(
+        label,
+        (at, 0.97),
+        xycoords=("data", "axes fraction"),
+        xytext=(-6 if right else 6, 0),
+        textcoords="offset points",
+        ha="right" if right else "left",
+        va="top",
+        color=_WARN,
+        fontsize=_FONT,
+    )
+
+
+def _svg(name: str, label: str, draw: Callable[[Any], None]) -> str:
+    """The drawing as an SVG element that scales with the page; ids begin with the figure's name."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure as Canvas
+
+    style = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,
+        "font.size": _FONT,
+        "axes.edgecolor": _LINE,
+        "axes.labelcolor": _SOFT,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "xtick.color": _LINE,
+        "ytick.color": _LINE,
+        "xtick.labelcolor": _SOFT,
+        "ytick.labelcolor": _SOFT,
+        "text.color": _INK,
+        "path.simplify": True,
+    }
+    with matplotlib.rc_context(style):
+        canvas = Canvas(figsize=_SIZE, layout="constrained")
+        canvas.patch.set_visible(False)
+        axes = canvas.add_subplot()
+        axes.patch.set_visible(False)
+        draw(axes)
+        FigureCanvasSVG(canvas)
+        buffer = io.StringIO()
+        canvas.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    for drawn, shown in _COLOURS.items():
+        text = text.replace(drawn, shown)
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = re.sub(r'href="#', f'href="#{name}-', text)
+    text = text.replace("url(#", f"url(#{name}-")
+    return re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', _opening(label), text, count=1)
+
+
+def _opening(label: str) -> str:
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        rf'viewBox="\1" role="img" aria-label="{label}">'
+    )

@@ -1,0 +1,294 @@
+"""The page: self-contained, well-formed, safe whatever the names are, and its figures show the record's numbers."""
+
+import html.parser
+import math
+import re
+from xml.etree import ElementTree
+
+import attrs
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import sdkeras
+from sample_runs import RUN
+from sdkeras.dimension.exponents import ExponentMap, rds_sharpness
+from sdkeras.dimension.records import EdgeOfStability, SharpnessDimension
+from sdkeras.reporting import explanations, figures, schema
+from sdkeras.reporting.html import as_html
+from sdkeras.reporting.numbers import bar_lengths
+from sdkeras.reporting.tables import layer_rows
+from sdkeras.reporting.terminal import as_text
+
+HOSTILE = '"><script>alert(1)</script>{{ 7 * 7 }}</style>&amp;<svg onload=x>'
+
+
+def plausible_run() -> schema.Analysis:
+    """A record whose spectrum, exponents and dimension belong together."""
+    generator = np.random.default_rng(0)
+    nodes = np.sort(np.concatenate([generator.normal(0, 0.01, 1900), generator.exponential(1.0, 100)]))
+    weights = np.ones(len(nodes))
+    z = ExponentMap("sgd", 0.1)(nodes)
+    value = sdkeras.sharpness_dimension(z)
+    estimate = attrs.evolve(
+        RUN.sharpness_dimension,
+        value=value,
+        interval=(value - 2, value + 2),
+        codimension=2000 - value,
+        codimension_interval=(1998 - value, 2002 - value),
+        j_star=math.floor(value),
+        threshold_exponent=-0.02,
+    )
+    layers = tuple(
+        schema.LayerSharpness(
+            name,
+            10,
+            schema.Measured(top, True, residual=1e-6),
+            schema.Measured(3.0, True, stderr=0.25),
+            4.0,
+            (3.0, 5.0),
+        )
+        for name, top in (("stem", 2.0), ("head", 8.0), ("dead", 0.0))
+    )
+    return attrs.evolve(
+        RUN,
+        sharpness_dimension=estimate,
+        estimates=(estimate,),
+        spectrum=schema.SpectrumSummary(nodes, weights),
+        rds_sharpness=rds_sharpness(np.sort(z)[::-1], weights),
+        layers=layers,
+    )
+
+
+PLAUSIBLE = plausible_run()
+
+
+def svgs(page: str) -> list[str]:
+    return re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
+
+
+class _Tags(html.parser.HTMLParser):
+    """Every tag and attribute of a page, and whether open tags are closed in order."""
+
+    VOID = frozenset({"meta", "br", "img", "use", "path", "rect"})
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def test_the_page_loads_nothing_and_is_well_formed() -> None:
+    page = as_html(PLAUSIBLE)
+    found = _Tags(page)
+    assert not found.open
+    assert not {tag for tag, _ in found.tags} & {"script", "link", "iframe", "object", "embed", "img", "form"}
+    for _, attributes in found.tags:
+        for name, value in attributes.items():
+            assert not name.startswith("on")
+            if name in ("src", "href", "xlink:href", "srcset", "action"):
+                assert str(value).startswith("#")
+    assert "url(h" not in page
+    assert "@import" not in page
+    assert "default-src 'none'" in page
+    assert len(page) < 200_000
+
+
+def test_ids_are_unique_and_every_link_has_its_target() -> None:
+    tags = _Tags(as_html(PLAUSIBLE)).tags
+    ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    links = [str(a[name]) for _, a in tags for name in ("href", "xlink:href") if name in a]
+    assert links
+    assert {link[1:] for link in links} <= set(ids)
+
+
+def test_every_figure_takes_its_colours_from_the_page() -> None:
+    page = as_html(PLAUSIBLE)
+    drawn = svgs(page)
+    assert len(drawn) == 4
+    for svg in drawn:
+        ElementTree.fromstring(svg)
+        colours = set(re.findall(r"#[0-9a-fA-F]{6}\b", svg))
+        assert not colours, "a colour that is right in light or in dark only"
+        assert "var(--accent)" in svg
+    defined = set(re.findall(r"(--[a-z]+):", page))
+    assert set(re.findall(r"var\((--[a-z]+)\)", page)) <= defined
+
+
+def test_the_figures_mark_threshold_dimension_and_j_star() -> None:
+    density, exponents, cumulative, convergence = figures.figures(PLAUSIBLE)
+    value = PLAUSIBLE.sharpness_dimension.value
+    assert "threshold 20" in density.svg
+    assert f"SD {value:,.1f}" in exponents.svg
+    assert "t* = -0.02" in exponents.svg
+    assert f"j* = {math.floor(value):,}" in cumulative.svg
+    assert "runs" in convergence.svg
+
+
+def test_the_cumulative_curve_crosses_zero_at_the_dimension() -> None:
+    mass, total = figures.cumulative_exponents(PLAUSIBLE)
+    after = int(np.flatnonzero(total < 0)[0])
+    crossing = np.interp(0.0, [-total[after - 1], -total[after]], [mass[after - 1], mass[after]])
+    assert crossing == pytest.approx(PLAUSIBLE.sharpness_dimension.value, abs=1e-6)
+    # The decay moves every exponent, so the curve of another map would not do.
+    other = attrs.evolve(PLAUSIBLE, optimizer=attrs.evolve(PLAUSIBLE.optimizer, weight_decay=0.1))
+    assert figures.cumulative_exponents(other)[1][-1] < total[-1] - 1
+
+
+def test_a_map_of_a_later_version_has_no_cumulative_curve() -> None:
+    estimate = attrs.evolve(PLAUSIBLE.sharpness_dimension, map="heavy-ball")
+    run = attrs.evolve(PLAUSIBLE, sharpness_dimension=estimate)
+    assert figures.cumulative(run) is None
+    assert len(svgs(as_html(run))) == 3
+
+
+def test_the_threshold_of_another_operator_is_not_drawn_over_the_hessian() -> None:
+    edge = attrs.evolve(PLAUSIBLE.edge_of_stability, operator="P^-1/2 H P^-1/2")
+    assert "threshold" not in figures.spectral_density(attrs.evolve(PLAUSIBLE, edge_of_stability=edge)).svg
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_tiny_states_have_a_page(size: int) -> None:
+    nodes = np.linspace(-1, 5, size)
+    estimate = attrs.evolve(PLAUSIBLE.sharpness_dimension, value=0.5 * size, state_size=size, interval=(0.0, size))
+    run = attrs.evolve(
+        PLAUSIBLE,
+        sharpness_dimension=estimate,
+        spectrum=schema.SpectrumSummary(nodes, np.ones(size)),
+        rds_sharpness=rds_sharpness(np.sort(ExponentMap("sgd", 0.1)(nodes))[::-1], np.ones(size)),
+    )
+    for svg in svgs(as_html(run)):
+        ElementTree.fromstring(svg)
+
+
+def test_hostile_names_stay_text_everywhere() -> None:
+    layers = tuple(attrs.evolve(layer, name=HOSTILE) for layer in PLAUSIBLE.layers)
+    warning = sdkeras.dimension.records.Warning(HOSTILE, HOSTILE)
+    estimate = attrs.evolve(PLAUSIBLE.sharpness_dimension, estimator=HOSTILE, coordinates=HOSTILE)
+    provenance = attrs.evolve(PLAUSIBLE.provenance, device=HOSTILE, created=HOSTILE, data_digest=HOSTILE)
+    assumption = sdkeras.dimension.records.Assumption(HOSTILE, HOSTILE, HOSTILE)
+    bound = sdkeras.dimension.records.Bound(HOSTILE, (), (), 0.0, None, HOSTILE, (assumption,))
+    run = attrs.evolve(
+        PLAUSIBLE,
+        layers=layers,
+        warnings=(warning,),
+        estimates=(estimate,),
+        sharpness_dimension=estimate,
+        provenance=provenance,
+        bounds=(bound,),
+        model=attrs.evolve(PLAUSIBLE.model, name=HOSTILE, loss=HOSTILE),
+        optimizer=attrs.evolve(PLAUSIBLE.optimizer, name=HOSTILE),
+        edge_of_stability=attrs.evolve(PLAUSIBLE.edge_of_stability, operator=HOSTILE, verdict=HOSTILE),
+        verification=attrs.evolve(PLAUSIBLE.verification, mode=HOSTILE, details=HOSTILE),
+    )
+    page = as_html(run)
+    plain = _Tags(as_html(PLAUSIBLE)).tags
+    found = _Tags(page).tags
+    assert "<script" not in page
+    assert {tag for tag, _ in found} <= {tag for tag, _ in plain} | {"details", "summary"}
+    assert not [name for _, attributes in found for name in attributes if name.startswith("on")]
+    assert page.count("alert(1)") >= 15
+    assert "49" not in re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL)
+
+
+@given(
+    value=st.floats(),
+    half=st.floats(),
+    nodes=st.lists(st.floats(), max_size=6),
+    rate=st.floats(),
+    ratio=st.floats() | st.none(),
+)
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+def test_no_number_of_a_run_json_breaks_the_page(
+    value: float, half: float, nodes: list[float], rate: float, ratio: float | None
+) -> None:
+    numbers = {
+        field.name: value
+        for field in attrs.fields(SharpnessDimension)
+        if isinstance(getattr(PLAUSIBLE.sharpness_dimension, field.name), float)
+    }
+    estimate = attrs.evolve(PLAUSIBLE.sharpness_dimension, **numbers, interval=(value - half, value + half))
+    array = np.array(nodes, np.float64)
+    run = attrs.evolve(
+        PLAUSIBLE,
+        sharpness_dimension=estimate,
+        estimates=(estimate,),
+        spectrum=schema.SpectrumSummary(array, np.abs(array)),
+        rds_sharpness=sdkeras.dimension.records.RdsSharpness(array, np.linspace(0, 1, len(array)), array),
+        optimizer=attrs.evolve(PLAUSIBLE.optimizer, learning_rate=rate),
+        edge_of_stability=EdgeOfStability("H", value, value, ratio, value, value, "No verdict."),
+    )
+    page = as_html(schema.Analysis.from_json(run.to_json()))
+    assert page.rstrip().endswith("</html>")
+    for svg in svgs(page):
+        ElementTree.fromstring(svg)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "words", "gauge"),
+    [
+        (0.25, "about 4 times as large", "12.5%"),
+        (1.0, "sits at that limit", "50.0%"),
+        (1.5, "beyond it", "75.0%"),
+        (90.0, "beyond it", "100.0%"),
+        (-0.1, "nothing curves upwards", "0.0%"),
+        (None, "could not be compared", None),
+    ],
+)
+def test_the_edge_is_said_in_words_and_shown_on_the_gauge(ratio: float | None, words: str, gauge: str | None) -> None:
+    edge = attrs.evolve(PLAUSIBLE.edge_of_stability, ratio=ratio)
+    assert words in explanations.edge_in_words(edge)
+    page = as_html(attrs.evolve(PLAUSIBLE, edge_of_stability=edge))
+    shown = re.findall(r'class="fill" style="width: ([^"]*)"', page)
+    assert shown == ([] if gauge is None else [gauge])
+
+
+def test_the_first_screen_says_verdict_dimension_and_trust() -> None:
+    page = as_html(PLAUSIBLE)
+    first = page[page.index("<main>") : page.index('id="notes"')]
+    assert "<h1>Below the edge of stability</h1>" in first
+    assert "directions that training has pinned down" in first
+    assert "The weights can move in 2,000 directions" in first
+    assert "Verified" in first
+    failed = attrs.evolve(PLAUSIBLE, verification=attrs.evolve(PLAUSIBLE.verification, passed=False))
+    assert "no number here can be trusted" in as_html(failed)
+    assert "Verified" not in as_html(failed).partition("</section>")[0]
+
+
+def test_words_for_a_point_and_for_everything() -> None:
+    for value, words in ((0.0, "is a point"), (2000.0, "at its upper end")):
+        estimate = attrs.evolve(PLAUSIBLE.sharpness_dimension, value=value, codimension=2000 - value)
+        assert words in explanations.dimension_in_words(attrs.evolve(PLAUSIBLE, sharpness_dimension=estimate))
+
+
+def test_layers_are_bars_of_their_share_in_page_and_terminal() -> None:
+    assert [row.eigenvalue_share for row in layer_rows(PLAUSIBLE)] == [0.25, 1.0, 0.0]
+    page, text = as_html(PLAUSIBLE), as_text(PLAUSIBLE)
+    assert "width: 25.00%" in page
+    lines = {
+        name: next(line for line in text.splitlines() if line.startswith(name)) for name in ("stem", "head", "dead")
+    }
+    assert [lines[name].count("#") for name in lines] == [3, 12, 0]
+    assert "3 ± 0.25" in lines["stem"]
+    assert "4.0 [3.0, 5.0]" in lines["head"]
+
+
+def test_bar_lengths() -> None:
+    assert bar_lengths([1.0, 4.0, -2.0, None, math.nan, math.inf]) == (0.25, 1.0, 0.0, 0.0, 0.0, 0.0)
+    assert bar_lengths([]) == ()
+    assert bar_lengths([0.0]) == (0.0,)

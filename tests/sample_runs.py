@@ -1,0 +1,65 @@
+"""Records as an analysis leaves them, for the tests of reports."""
+
+import math
+
+import attrs
+import numpy as np
+
+from sdkeras.dimension.records import EdgeOfStability, RdsSharpness, SharpnessDimension, Warning
+from sdkeras.records import Verification
+from sdkeras.reporting import schema
+
+ESTIMATE = SharpnessDimension(
+    value=1530.25,
+    interval=(1520.5, 1540.0),
+    codimension=469.75,
+    codimension_interval=(460.0, 479.5),
+    definition_value=None,
+    definition_interval=(1500.0, 1540.0),
+    quantile_average=1510.0,
+    j_star=1529.5,
+    threshold_exponent=-0.01,
+    expansion=2.5,
+    expansion_negative_curvature=2.25,
+    expansion_unstable=0.25,
+    neutral_mass=1000.0,
+    margin=0.0025,
+    resolution=30.0,
+    map="sgd",
+    coordinates="weights",
+    state_size=2000,
+    estimator="slq",
+    num_runs=24,
+    num_steps=40,
+    num_hvps=960,
+    history=np.array([1500.0, 1530.25]),
+    history_half_width=np.array([math.nan, 9.75]),
+    history_runs=np.array([24.0, 30.0]),
+)
+RUN = schema.Analysis(
+    provenance=schema.Provenance("0.1.0", "2.21", "3.15", "3.11", "CPU", 0, "float32", 1234, 5.5, "ab12", "now"),
+    model=schema.ModelInfo("net", 2000, 2000, "train", "mse", ("idle/kernel",)),
+    data=schema.DataInfo(100, 32, 100),
+    optimizer=schema.OptimizerInfo("SGD", 0.1, 0.0, None, 30, False),
+    verification=Verification("reverse-over-reverse", 1e-9, "float64", 5e-7, 1e-8, 0.0, True),
+    hessian=schema.HessianSummary(
+        schema.Measured(12.0, True, residual=1e-4), None, schema.Measured(math.nan, False, stderr=math.nan)
+    ),
+    sharpness_dimension=ESTIMATE,
+    estimates=(ESTIMATE,),
+    rds_sharpness=RdsSharpness(np.array([0.5, 0.1]), np.array([0.5, 1.0]), np.array([0.1, -1.0])),
+    edge_of_stability=EdgeOfStability("H", 12.0, 20.0, 0.6, 13.0, 1.5, "Below the edge of stability: 12 of 20."),
+    spectrum=schema.SpectrumSummary(np.array([0.0, 12.0]), np.array([1999.0, 1.0])),
+    warnings=(Warning("negative-curvature", "90% of E+"),),
+)
+EMPTY = attrs.evolve(
+    RUN,
+    hessian=schema.HessianSummary(None, None, None),
+    sharpness_dimension=None,
+    estimates=(),
+    rds_sharpness=None,
+    edge_of_stability=EdgeOfStability("H", None, None, None, None, None, "No verdict."),
+    spectrum=None,
+    warnings=(),
+    partial=True,
+)
