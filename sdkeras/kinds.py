@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
 import attrs
@@ -117,6 +117,12 @@ _declared: dict[tuple[str, str], type[Any]] = {}
 def declared() -> dict[tuple[str, str], type[Any]]:
     """Estimator classes that were declared in this process, by (kind, name)."""
     return dict(_declared)
+
+
+def forget_since(known: Mapping[tuple[str, str], type[Any]]) -> None:
+    """Takes back what was declared since `declared()` gave this: names that a broken plugin took on its way."""
+    for key in set(_declared) - set(known):
+        del _declared[key]
 
 
 def _origin(cls: type[Any]) -> str:

@@ -6,23 +6,30 @@ door. A class declared in this process (a notebook, say) is found as well.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import attrs
 
 from sdkeras import kinds
 from sdkeras.errors import PluginError, UnknownEstimatorError
+from sdkeras.user_code import last_line
 
 # The kinds an analysis uses; the others serve maps and flows.
 ANALYSIS_KINDS = ("spectrum", "eigenpairs", "trace")
 
+_UNKNOWN = "unknown"
+
 
 @attrs.frozen
 class PluginInfo:
-    """One installed estimator as `sdkeras plugins list` shows it; problem is None when it loads."""
+    """One installed estimator as `sdkeras plugins list` shows it; problem is None when it loads.
+
+    A distribution whose list of entry points cannot be read has kind and name '?'.
+    """
 
     kind: str
     name: str
@@ -33,12 +40,41 @@ class PluginInfo:
 
 
 def _entry_points(kind: str) -> list[importlib.metadata.EntryPoint]:
-    entries = importlib.metadata.entry_points(group=kinds.KINDS[kind].group)
-    return sorted(entries, key=lambda entry: entry.name)
+    group = kinds.KINDS[kind].group
+    try:
+        entries = list(importlib.metadata.entry_points(group=group))
+    except Exception:  # one distribution's unreadable list makes this raise for all of them
+        entries = [entry for _, found in _distributions() if isinstance(found, list) for entry in found]
+    return sorted((entry for entry in entries if entry.group == group), key=lambda entry: entry.name)
 
 
-def _source(entry: importlib.metadata.EntryPoint) -> tuple[str, str]:
-    return (entry.dist.name, entry.dist.version) if entry.dist is not None else ("unknown", "?")
+def _distributions() -> Iterator[
+    tuple[importlib.metadata.Distribution, list[importlib.metadata.EntryPoint] | Exception]
+]:
+    """Each installed distribution with its entry points, or with what reading them raises.
+
+    Of two with the same name the first on the path counts, as for an import.
+    """
+    seen = set()
+    for distribution in importlib.metadata.distributions():
+        name = _source(distribution)[0]
+        if name != _UNKNOWN and name in seen:
+            continue
+        seen.add(name)
+        try:
+            yield distribution, list(distribution.entry_points)
+        except Exception as error:
+            yield distribution, error
+
+
+def _source(distribution: importlib.metadata.Distribution | None) -> tuple[str, str]:
+    """Name and version; an installation that was damaged has none."""
+    name = version = None
+    with contextlib.suppress(Exception):
+        if distribution is not None:
+            name = distribution.name
+            version = distribution.version
+    return name or _UNKNOWN, version or "?"
 
 
 def _check_kind(kind: str) -> None:
@@ -70,8 +106,8 @@ def get_estimator(kind: str, name: str) -> type[Any]:
     _check_kind(kind)
     entries = [entry for entry in _entry_points(kind) if entry.name == name]
     # A distribution may be visible twice (an editable install beside a wheel): one target is one claim.
-    if len({(_source(entry)[0], entry.value) for entry in entries}) > 1:
-        claims = " and ".join(sorted({f"{_source(entry)[0]} {_source(entry)[1]}" for entry in entries}))
+    if len({(_source(entry.dist)[0], entry.value) for entry in entries}) > 1:
+        claims = " and ".join(sorted({" ".join(_source(entry.dist)) for entry in entries}))
         raise PluginError(
             f"{kind} plugin '{name}' is claimed by {claims}; a name is taken once: uninstall or rename one."
         )
@@ -103,33 +139,46 @@ def _unknown(name: str, kind: str, installed: list[str]) -> str:
 
 
 def _load(kind: str, entry: importlib.metadata.EntryPoint) -> type[Any]:
-    distribution, version = _source(entry)
-    who = f"{kind} plugin '{entry.name}' (from {distribution} {version})"
+    who = f"{kind} plugin '{entry.name}' (from {' '.join(_source(entry.dist))})"
+    known = kinds.declared()
     try:
-        cls = entry.load()
+        cls: type[Any] = _import(entry, who)
+        _check_declaration(kind, entry, cls, who)
     except PluginError:
+        kinds.forget_since(known)
         raise
-    except Exception as error:  # whatever a third party's module raises must stop nothing else
-        raise PluginError(f"{who} cannot be loaded: {type(error).__name__}: {error}") from error
-    declaration = getattr(cls, "__sdkeras__", None)
-    if declaration is None:
+    return cls
+
+
+def _import(entry: importlib.metadata.EntryPoint, who: str) -> Any:
+    try:
+        return entry.load()
+    except KeyboardInterrupt:
+        raise
+    except PluginError as error:
+        raise PluginError(f"{who} cannot be loaded: {error}") from error
+    except BaseException as error:  # whatever a third party's module raises, SystemExit too, must stop nothing else
+        raise PluginError(f"{who} cannot be loaded: {last_line(error)}") from error
+
+
+def _check_declaration(kind: str, entry: importlib.metadata.EntryPoint, cls: Any, who: str) -> None:
+    declaration = vars(cls).get("__sdkeras__") if isinstance(cls, type) else None
+    if not isinstance(declaration, kinds.Declaration):
         raise PluginError(f"{who}: {entry.value} is not declared with @sdkeras.{kind}_estimator('{entry.name}').")
     if (declaration.kind, declaration.name) != (kind, entry.name):
         raise PluginError(
             f"{who}: {entry.value} declares {declaration.kind} '{declaration.name}'; the entry point's "
             "group and name must be the same."
         )
-    loaded: type[Any] = cls
-    return loaded
 
 
 def installed() -> list[PluginInfo]:
     """Every installed estimator, broken ones with their reason; loads each one's module."""
-    infos = []
+    infos = list(_misplaced())
     for kind in kinds.KINDS:
         seen = set()
         for entry in _entry_points(kind):
-            distribution, version = _source(entry)
+            distribution, version = _source(entry.dist)
             if (distribution, entry.name, entry.value) in seen:
                 continue
             seen.add((distribution, entry.name, entry.value))
@@ -140,3 +189,24 @@ def installed() -> list[PluginInfo]:
                 problem = str(error)
             infos.append(PluginInfo(kind, entry.name, distribution, version, entry.value, problem))
     return infos
+
+
+def _misplaced() -> Iterator[PluginInfo]:
+    """What claims to be an estimator where none can be found: a group that is no kind, a list that cannot be read."""
+    groups = {kind.group for kind in kinds.KINDS.values()}
+    for distribution, found in _distributions():
+        if isinstance(found, list):
+            for entry in found:
+                if entry.group.startswith("sdkeras.") and entry.group not in groups:
+                    problem = f"there is no group '{entry.group}'; the groups are: {', '.join(sorted(groups))}."
+                    yield PluginInfo("?", entry.name, *_source(distribution), entry.value, problem)
+        elif _mentions_a_group(distribution):
+            problem = f"its entry_points.txt cannot be read: {last_line(found)}"
+            yield PluginInfo("?", "?", *_source(distribution), "entry_points.txt", problem)
+
+
+def _mentions_a_group(distribution: importlib.metadata.Distribution) -> bool:
+    try:
+        return "[sdkeras." in (distribution.read_text("entry_points.txt") or "")
+    except Exception:  # not even text
+        return True

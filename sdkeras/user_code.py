@@ -8,7 +8,6 @@ import importlib
 import importlib.util
 import inspect
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -81,8 +80,12 @@ def _lives_in(name: str, folder: Path) -> bool:
 
 
 def last_line(error: BaseException) -> str:
-    """The line under a traceback: type and message of the error, in one line."""
-    line = " ".join(traceback.format_exception_only(error)[-1].split())
+    """The line under a traceback: type and message of the error, in one line; the message may be broken itself."""
+    try:
+        text = str(error)
+    except Exception:
+        text = "(its message cannot be shown)"
+    line = " ".join(f"{type(error).__name__}: {text}".split()).removesuffix(":")
     return line if len(line) <= 400 else line[:397] + "..."
 
 

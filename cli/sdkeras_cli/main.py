@@ -99,7 +99,9 @@ def _short(error: Exception) -> str:
 
 
 def _quit(message: str, status: int) -> NoReturn:
-    click.echo(f"sdkeras: {'error: ' if status != INTERRUPTED else ''}{message}", err=True)
+    from sdkeras.reporting.tables import printable  # messages quote model files and third parties' errors
+
+    click.echo(f"sdkeras: {'error: ' if status != INTERRUPTED else ''}{printable(message)}", err=True)
     sys.exit(status)
 
 

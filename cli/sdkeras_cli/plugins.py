@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import attrs
 import click
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from sdkeras import registry
-from sdkeras.errors import PluginError
+from sdkeras.errors import PluginError, SdkerasError
+from sdkeras.reporting.tables import printable
+from sdkeras.user_code import USER_ERRORS, last_line
 
 
 @click.group()
@@ -23,8 +26,10 @@ def list_plugins() -> None:
     for heading in ("kind", "name", "from", "status"):
         table.add_column(heading, overflow="fold")
     for plugin in registry.installed():
-        status = Text("ok", style="green") if plugin.problem is None else Text(f"broken: {plugin.problem}", style="red")
-        table.add_row(plugin.kind, plugin.name, f"{plugin.distribution} {plugin.version}", status)
+        problem = plugin.problem
+        status = Text("ok", style="green") if problem is None else Text(printable(f"broken: {problem}"), style="red")
+        cells = (plugin.kind, plugin.name, f"{plugin.distribution} {plugin.version}")
+        table.add_row(*(Text(printable(cell)) for cell in cells), status)
     Console(highlight=False).print(table)
 
 
@@ -43,10 +48,17 @@ def check_plugin(name: str, debug: bool) -> int:
 
     kind = registry.kind_of(name, list(KINDS))
     cls = registry.get_estimator(kind, name)
+    required = [field.name for field in attrs.fields(cls) if field.init and field.default is attrs.NOTHING]
+    if required:
+        raise PluginError(
+            f"{kind} plugin '{name}' has fields without a default: {', '.join(required)}; give each one, so that "
+            "the estimator runs without settings."
+        )
     try:
-        estimator = cls()
-    except TypeError as error:
-        raise PluginError(f"{kind} plugin '{name}' has a field without a default: {error}; give every one.") from error
-    check_estimator(estimator)
+        check_estimator(cls())
+    except SdkerasError:
+        raise
+    except USER_ERRORS as error:
+        raise PluginError(f"{kind} plugin '{name}' fails: {last_line(error)}") from error
     click.echo(f"{kind} estimator '{name}' ({cls.__module__}.{cls.__qualname__}) passes its kind's contract.")
     return 0

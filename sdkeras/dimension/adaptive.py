@@ -163,6 +163,7 @@ class _Loop:
         self.progress = progress
         self.runs: list[Spectrum] = []
         self.spent = 0
+        self.cost_per_step: float | None = None  # products; an estimator with several probes makes more than one
         self.ended: str | None = None
         self.nested_failed: tuple[float, float] | None = None
         self.history: list[tuple[float, float, float]] = []
@@ -208,6 +209,8 @@ class _Loop:
         """Adds runs up to the target, or to the end of the budget."""
         while len(self.runs) < target and self.ended is None:
             group = min(self.settings.group, target - len(self.runs))
+            if self.settings.max_hvps is not None and self.cost_per_step is None:
+                group = 1  # what a run costs is known after the first
             affordable = self._affordable()
             if affordable is not None and affordable < group:
                 group = affordable
@@ -221,6 +224,7 @@ class _Loop:
             for result in self.mapper(self._one, range(first, first + group)):
                 self.runs.append(result)
                 self.spent += result.num_matvecs
+                self.cost_per_step = result.num_matvecs / (self.steps or 1)
             self._report()
             if self.settings.deadline is not None and time.monotonic() > self.settings.deadline:
                 self.ended = "the time limit"
@@ -231,8 +235,11 @@ class _Loop:
     def _affordable(self) -> int | None:
         if self.settings.max_hvps is None:
             return None
-        cost = self.runs[-1].num_matvecs if self.runs else (self.steps or 1)
-        return (self.settings.max_hvps - self.spent) // max(cost, 1)
+        return (self.settings.max_hvps - self.spent) // max(self._cost(self.steps), 1)
+
+    def _cost(self, steps: int | None) -> int:
+        """Products of a run of so many steps, by what the last run has cost."""
+        return math.ceil((self.cost_per_step or 1) * (steps or 1))
 
     def _report(self) -> None:
         if self.progress is None or time.monotonic() - self.reported < _REPORT_EVERY:
@@ -272,7 +279,7 @@ class _Loop:
         if longer <= self.steps:
             return False
         limit = self.settings.max_hvps
-        if limit is not None and self.spent + _FEWEST_RUNS_FOR_AN_INTERVAL * longer > limit:
+        if limit is not None and self.spent + _FEWEST_RUNS_FOR_AN_INTERVAL * self._cost(longer) > limit:
             return False
         self.steps = longer
         self.runs = []

@@ -250,6 +250,19 @@ def test_budget_deadline_and_number_of_products() -> None:
     assert late.interval is None
 
 
+@pytest.mark.parametrize("max_hvps", [130, 300, 900])
+def test_the_budget_counts_products_where_a_step_makes_several(max_hvps: int) -> None:
+    one_probe = slq_run(MATRICES, 0)
+
+    def four_probes(index: int, steps: int | None) -> Spectrum:
+        rule = one_probe(index, steps)
+        return attrs.evolve(rule, num_matvecs=4 * rule.num_matvecs)
+
+    found = estimate(four_probes, steps=20, max_hvps=max_hvps, tolerance=0.001, group=4).sharpness_dimension
+    # Longer runs cost 4 * 30 products each; where three of them no longer fit, the shorter ones go on.
+    assert max_hvps - 120 < found.num_hvps <= max_hvps
+
+
 def test_interruption_keeps_the_runs_so_far() -> None:
     run = slq_run(MATRICES, 0)
 
