@@ -6,7 +6,7 @@ import datetime
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -147,7 +147,8 @@ def analyze(
         progress: Called now and then.
 
     Returns:
-        The answer. After Ctrl-C during the runs, what the runs so far say, with `partial` set.
+        The answer. After Ctrl-C, what was measured until then, with `partial` set: the runs so far, or None where
+        not even three runs are done.
 
     Raises:
         SdkerasError: Unusable model, data or options; see its subclasses.
@@ -188,6 +189,19 @@ def plan(model: Any, data: Any, **options: Any) -> Plan:
     options["settings"] = options.get("settings") or {}
     options["bound_inputs"] = options.get("bound_inputs") or {}
     return _Analysis(model, data, Options(**options), None, time.monotonic()).plan()
+
+
+@attrs.define
+class _Found:
+    """What an analysis has measured so far."""
+
+    pairs: Eigenpairs | None = None
+    edge: EdgeOfStability | None = None
+    trace: TraceEstimate | None = None
+    outcomes: list[Outcome] = attrs.field(factory=list)
+    bounds: tuple[Bound, ...] = ()
+    layers: list[LayerSharpness] = attrs.field(factory=list)
+    partial: bool = False
 
 
 class _Analysis:
@@ -290,17 +304,13 @@ class _Analysis:
         )
         self.hessian = hessian
         self._note_findings()
-        pairs, trace = self._extremes(hessian), self._trace(hessian)
-        edge = self._edge(hessian, pairs)
-        outcomes, partial = self._dimensions(hessian)
-        layers: tuple[LayerSharpness, ...] = ()
-        if options.per_layer and not partial:
-            try:
-                layers = self._layers(hessian)
-            except KeyboardInterrupt:
-                partial = True
-        first = outcomes[0] if outcomes else None
-        for outcome in outcomes:
+        found = _Found()
+        try:
+            self._measure(found)
+        except KeyboardInterrupt:
+            found.partial = True
+        first = found.outcomes[0] if found.outcomes else None
+        for outcome in found.outcomes:
             known = {note.code for note in self.warnings}
             self.warnings += [note for note in outcome.warnings if note.code not in known]
         return Analysis(
@@ -309,17 +319,33 @@ class _Analysis:
             data=DataInfo(self.source.num_samples, self.source.batch_size, self.loss.num_examples),
             optimizer=self._optimizer_info(),
             verification=hessian.verification,
-            hessian=_summary(pairs, trace),
+            hessian=_summary(found.pairs, found.trace),
             sharpness_dimension=None if first is None else first.sharpness_dimension,
-            estimates=tuple(outcome.sharpness_dimension for outcome in outcomes),
+            estimates=tuple(outcome.sharpness_dimension for outcome in found.outcomes),
             rds_sharpness=None if first is None else first.rds_sharpness,
-            edge_of_stability=edge,
+            edge_of_stability=found.edge or self._edge_of(None, reason="interrupted before it was measured"),
             spectrum=None if first is None else _compressed(first.nodes, first.weights),
-            bounds=() if first is None else self._bounds(first),
-            layers=layers,
+            bounds=found.bounds,
+            layers=tuple(found.layers),
             warnings=tuple(self.warnings),
-            partial=partial,
+            partial=found.partial,
         )
+
+    def _measure(self, found: _Found) -> None:
+        """Everything that takes time, in order of importance; what is found stays when Ctrl-C ends it."""
+        found.pairs = self._extremes(self.hessian)
+        found.edge = self._edge(self.hessian, found.pairs)
+        found.trace = self._trace(self.hessian)
+        for name in self.estimators["spectrum"]:
+            outcome = self._dimension(self.hessian, name)
+            found.outcomes.append(outcome)
+            if len(found.outcomes) == 1:
+                found.bounds = self._bounds(outcome)
+            if outcome.interrupted:
+                raise KeyboardInterrupt
+        if self.options.per_layer:
+            for layer in self._layers(self.hessian):
+                found.layers.append(layer)
 
     def _note_findings(self) -> None:
         """Warnings about the model, the data and the optimizer that the numbers rest on."""
@@ -392,11 +418,9 @@ class _Analysis:
         return estimate
 
     def _edge(self, hessian: HessianOperator, pairs: Eigenpairs) -> EdgeOfStability:
-        optimizer, limits, reason = self.optimizer, self.limits, ""
+        reason = ""
         sharpness: float | None = float(pairs.values[0])
-        operator = "H"
-        if limits is not None and limits.preconditioned:
-            operator = "P^-1/2 H P^-1/2"
+        if self.limits is not None and self.limits.preconditioned:
             diagonal = update.preconditioner(self.compiled_as, self.loss.layout)
             if diagonal is None:
                 sharpness, reason = (
@@ -409,14 +433,19 @@ class _Analysis:
                 found = self._eigen_estimator(scaled.size).estimate(scaled, seed=self.options.seed)
                 sharpness = float(found.values[0])
         batch, stderr = self._batch_sharpness(hessian)
+        return attrs.evolve(self._edge_of(sharpness, reason), batch_sharpness=batch, batch_sharpness_stderr=stderr)
+
+    def _edge_of(self, sharpness: float | None, reason: str = "") -> EdgeOfStability:
+        """The verdict on a sharpness, before the batch sharpness is known."""
+        optimizer, limits = self.optimizer, self.limits
         threshold = None if limits is None else limits.upper
         return EdgeOfStability(
-            operator=operator,
+            operator="P^-1/2 H P^-1/2" if limits is not None and limits.preconditioned else "H",
             sharpness=sharpness,
             threshold=threshold,
             ratio=None if sharpness is None or threshold is None else sharpness / threshold,
-            batch_sharpness=batch,
-            batch_sharpness_stderr=stderr,
+            batch_sharpness=None,
+            batch_sharpness_stderr=None,
             verdict=stability.verdict(
                 sharpness,
                 limits,
@@ -441,19 +470,6 @@ class _Analysis:
             return None, None
         error = float(np.std(ratios, ddof=1) / np.sqrt(len(ratios))) if len(ratios) > 1 else None
         return float(np.mean(ratios)), error
-
-    def _dimensions(self, hessian: HessianOperator) -> tuple[list[Outcome], bool]:
-        outcomes: list[Outcome] = []
-        for name in self.estimators["spectrum"]:
-            try:
-                outcomes.append(self._dimension(hessian, name))
-            except KeyboardInterrupt:
-                if not outcomes:
-                    raise
-                return outcomes, True
-            if outcomes[-1].interrupted:
-                return outcomes, True
-        return outcomes, False
 
     def _dimension(self, hessian: HessianOperator, name: str, block: slice | None = None) -> Outcome:
         """SD by one spectrum estimator, of the whole Hessian or of a diagonal block."""
@@ -519,13 +535,22 @@ class _Analysis:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _layers(self, hessian: HessianOperator) -> tuple[LayerSharpness, ...]:
+    def _layers(self, hessian: HessianOperator) -> Iterator[LayerSharpness]:
         name = self.estimators["spectrum"][0]
+
+        def dimension(block: slice) -> Outcome | None:
+            if self._budget_ended():
+                return None
+            outcome = self._dimension(hessian, name, block)
+            if outcome.interrupted:
+                raise KeyboardInterrupt
+            return outcome
+
         return layerwise.by_layer(
             _Watched(hessian, self._tick),
             self.loss.layout.layers,
             largest=lambda block: self._eigen_estimator(block.size).estimate(block, seed=self.options.seed),
-            dimension=lambda block: None if self._budget_ended() else self._dimension(hessian, name, block),
+            dimension=dimension,
             seed=self.options.seed,
             tell=self._tell,
         )
@@ -766,7 +791,8 @@ def _configured(cls: type[Any], settings: Mapping[str, Any]) -> Any:
         return cls(**settings)
     except (TypeError, ValueError) as error:
         fields = ", ".join(field.name for field in attrs.fields(cls)) or "none"
-        raise SdkerasError(f"settings of {cls.__name__}: {error.args[0]}; its fields are: {fields}.") from error
+        reason = error.args[0] if error.args else type(error).__name__
+        raise SdkerasError(f"settings of {cls.__name__}: {reason}; its fields are: {fields}.") from error
 
 
 def _with_loss(model: Any, options: Options) -> Any:
@@ -801,19 +827,24 @@ def _loss_name(loss: Any) -> str:
     return str(getattr(loss, "name", None) or getattr(loss, "__name__", type(loss).__name__))
 
 
-def _summary(pairs: Eigenpairs, trace: TraceEstimate) -> HessianSummary:
-    def measured(position: int) -> Measured:
-        return Measured(
-            value=float(pairs.values[position]),
-            converged=bool(pairs.converged[position]),
-            residual=float(pairs.residuals[position]),
+def _summary(pairs: Eigenpairs | None, trace: TraceEstimate | None) -> HessianSummary:
+    def measured(position: int) -> Measured | None:
+        return (
+            None
+            if pairs is None
+            else Measured(
+                value=float(pairs.values[position]),
+                converged=bool(pairs.converged[position]),
+                residual=float(pairs.residuals[position]),
+            )
         )
 
-    enough = trace.stderr <= 0.05 * abs(trace.value)
     return HessianSummary(
         largest=measured(0),
         smallest=measured(-1),
-        trace=Measured(value=trace.value, converged=bool(enough), stderr=trace.stderr),
+        trace=None
+        if trace is None
+        else Measured(trace.value, bool(trace.stderr <= 0.05 * abs(trace.value)), stderr=trace.stderr),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -25,8 +25,8 @@ def by_layer(
     dimension: Callable[[slice], Outcome | None],
     seed: int,
     tell: Callable[[str], None],
-) -> tuple[LayerSharpness, ...]:
-    """Largest eigenvalue, trace and codimension of each layer's diagonal block.
+) -> Iterator[LayerSharpness]:
+    """Largest eigenvalue, trace and codimension of each layer's diagonal block, one after the other.
 
     Args:
         hessian: The data-set Hessian.
@@ -39,23 +39,19 @@ def by_layer(
     """
     tell("traces of the layers")
     traces = block_traces(hessian, blocks, seed=seed)
-    found = []
     for name, block in blocks.items():
         tell(f"layer {name}")
         pairs = largest(RestrictedOperator(hessian, block))
         outcome = dimension(block)
         estimate = None if outcome is None else outcome.sharpness_dimension
-        found.append(
-            LayerSharpness(
-                name=name,
-                num_parameters=block.stop - block.start,
-                largest=Measured(float(pairs.values[0]), bool(pairs.converged[0]), float(pairs.residuals[0])),
-                trace=traces[name],
-                codimension=None if estimate is None else estimate.codimension,
-                codimension_interval=None if estimate is None else estimate.codimension_interval,
-            )
+        yield LayerSharpness(
+            name=name,
+            num_parameters=block.stop - block.start,
+            largest=Measured(float(pairs.values[0]), bool(pairs.converged[0]), float(pairs.residuals[0])),
+            trace=traces[name],
+            codimension=None if estimate is None else estimate.codimension,
+            codimension_interval=None if estimate is None else estimate.codimension_interval,
         )
-    return tuple(found)
 
 
 def block_traces(hessian: SymmetricOperator, blocks: Mapping[str, slice], *, seed: int) -> dict[str, Measured]:

@@ -136,3 +136,40 @@ def test_memory_limit_does_without_reorthogonalisation(trained: keras.Model, dig
     run = sdkeras.analyze(trained, digits, memory_gb=1e-5, tolerance=0.5, max_hvps=6000)
     codes = {warning.code for warning in run.warnings}
     assert {"no-reorthogonalisation", "mass-correction-off"} <= codes
+
+
+@pytest.mark.parametrize(
+    ("stage", "known"),
+    [
+        ("largest and smallest", set()),
+        ("batch sharpness", {"largest"}),
+        ("trace of", {"largest", "edge"}),
+        ("layer ", {"largest", "edge", "trace", "dimension"}),
+    ],
+)
+def test_ctrl_c_keeps_what_was_measured(trained: keras.Model, digits, stage: str, known: set[str]) -> None:
+    def interrupt(step) -> None:
+        if step.stage.startswith(stage):
+            raise KeyboardInterrupt
+
+    run = sdkeras.analyze(trained, digits, tolerance=0.9, per_layer=True, progress=interrupt)
+    assert run.partial
+    assert run.verification.passed
+    measured = {
+        "largest": run.hessian.largest,
+        "edge": run.edge_of_stability.ratio,
+        "trace": run.hessian.trace,
+        "dimension": run.sharpness_dimension,
+    }
+    assert {name for name, value in measured.items() if value is not None} == known
+    assert sdkeras.Analysis.from_json(run.to_json()) == run
+    assert "Interrupted" in str(run)
+
+
+def test_ctrl_c_before_anything_is_measured_ends_it(trained: keras.Model, digits) -> None:
+    def interrupt(step) -> None:
+        if "verifying" in step.stage:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sdkeras.analyze(trained, digits, progress=interrupt)

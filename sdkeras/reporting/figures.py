@@ -26,6 +26,8 @@ _COLOURS[_WARN] = "var(--warn)"
 _SIZE = (5.6, 3.5)
 _FONT = 12
 _BINS = 90
+# A threshold more than so many times the largest eigenvalue away is said in words; the axis would hold nothing else.
+_FARTHEST = 1e4
 
 
 @attrs.frozen
@@ -49,9 +51,15 @@ def spectral_density(run: Analysis) -> Figure | None:
         return None
     nodes, weights = run.spectrum.nodes, run.spectrum.weights
     edge = run.edge_of_stability
-    threshold = edge.threshold if edge.operator == "H" and edge.threshold and math.isfinite(edge.threshold) else None
-    scale = float(np.max(np.abs(nodes))) or 1.0
+    scale = max(float(np.max(np.abs(nodes))), 1e-90)
     linear = 1e-3 * scale
+    threshold, beyond = None, ""
+    if edge.operator == "H" and edge.threshold is not None and math.isfinite(edge.threshold):
+        if abs(edge.threshold) <= _FARTHEST * scale:
+            threshold = edge.threshold
+            beyond = " A step overshoots along directions to the right of the threshold."
+        else:
+            beyond = f" The stability threshold, {number(edge.threshold, 3)}, is far to the right of them all."
     ends = [float(nodes.min()), float(nodes.max()), 0.0, *([] if threshold is None else [threshold])]
     low, high = np.arcsinh(min(ends) / linear), np.arcsinh(max(ends) / linear)
     room = 0.04 * max(high - low, 1.0)
@@ -69,7 +77,6 @@ def spectral_density(run: Analysis) -> Figure | None:
         if threshold is not None:
             _mark(axes, threshold, f"threshold {number(threshold, 3)}")
 
-    beyond = "" if threshold is None else " A step overshoots along directions to the right of the threshold."
     return Figure(
         "Spectral density",
         _svg("density", "Spectral density of the Hessian", draw),

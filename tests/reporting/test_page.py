@@ -162,6 +162,14 @@ def test_the_threshold_of_another_operator_is_not_drawn_over_the_hessian() -> No
     assert "threshold" not in figures.spectral_density(attrs.evolve(PLAUSIBLE, edge_of_stability=edge)).svg
 
 
+@pytest.mark.parametrize(("threshold", "drawn"), [(20.0, True), (1e6, False), (1e300, False), (0.0, True)])
+def test_a_threshold_out_of_sight_is_said_in_words(threshold: float, drawn: bool) -> None:
+    edge = attrs.evolve(PLAUSIBLE.edge_of_stability, threshold=threshold)
+    figure = figures.spectral_density(attrs.evolve(PLAUSIBLE, edge_of_stability=edge))
+    assert ("threshold" in figure.svg) == drawn
+    assert ("far to the right" in figure.caption) != drawn
+
+
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_tiny_states_have_a_page(size: int) -> None:
     nodes = np.linspace(-1, 5, size)
