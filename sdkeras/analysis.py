@@ -22,7 +22,7 @@ from sdkeras.dimension.adaptive import AdaptiveSettings, Context, Outcome, estim
 from sdkeras.dimension.bounds import Facts, bounds, check_inputs
 from sdkeras.dimension.exponents import ExponentMap
 from sdkeras.dimension.records import Bound, EdgeOfStability, Warning
-from sdkeras.errors import ModelError, SdkerasError
+from sdkeras.errors import ModelError, PluginError, SdkerasError
 from sdkeras.memory import available_memory, peak_memory
 from sdkeras.operators import assumptions, batches, precision, update
 from sdkeras.operators.base import Array, DiagonallyScaledOperator, RestrictedOperator, SymmetricOperator
@@ -41,6 +41,7 @@ from sdkeras.reporting.schema import (
     Provenance,
     SpectrumSummary,
 )
+from sdkeras.user_code import last_line
 
 DEFAULT_SAMPLES = 4096
 MAPS = ("auto", "hessian")
@@ -392,7 +393,7 @@ class _Analysis:
     def _extremes(self, hessian: HessianOperator) -> Eigenpairs:
         self._tell("largest and smallest eigenvalue of the data-set Hessian")
         watched = _Watched(hessian, self._tick)
-        estimate: Eigenpairs = self._eigen_estimator(hessian.size).estimate(watched, seed=self.options.seed)
+        estimate: Eigenpairs = _estimate(self._eigen_estimator(hessian.size), watched, self.options.seed)
         return estimate
 
     def _eigen_estimator(self, size: int) -> Any:
@@ -414,7 +415,7 @@ class _Analysis:
         if name == "randomized-trace":
             own.setdefault("tolerance", 0.02)
         estimator = _configured(registry.get_estimator("trace", name), own)
-        estimate: TraceEstimate = estimator.estimate(_Watched(hessian, self._tick), seed=self.options.seed)
+        estimate: TraceEstimate = _estimate(estimator, _Watched(hessian, self._tick), self.options.seed)
         return estimate
 
     def _edge(self, hessian: HessianOperator, pairs: Eigenpairs) -> EdgeOfStability:
@@ -430,7 +431,7 @@ class _Analysis:
             else:
                 self._tell("largest eigenvalue of the preconditioned Hessian")
                 scaled = DiagonallyScaledOperator(_Watched(hessian, self._tick), 1.0 / np.sqrt(diagonal))
-                found = self._eigen_estimator(scaled.size).estimate(scaled, seed=self.options.seed)
+                found = _estimate(self._eigen_estimator(scaled.size), scaled, self.options.seed)
                 sharpness = float(found.values[0])
         batch, stderr = self._batch_sharpness(hessian)
         return attrs.evolve(self._edge_of(sharpness, reason), batch_sharpness=batch, batch_sharpness_stderr=stderr)
@@ -491,7 +492,7 @@ class _Analysis:
             seed = int(np.random.SeedSequence([options.seed, index]).generate_state(1)[0])
             view: SymmetricOperator = hessian.on_minibatch(index)
             source = view if block is None else RestrictedOperator(view, block)
-            spectrum: Spectrum = chosen.estimate(source, seed=seed)
+            spectrum: Spectrum = _estimate(chosen, source, seed)
             return spectrum
 
         if can_skip and num_steps is not None and not self._fits(num_steps):
@@ -549,7 +550,7 @@ class _Analysis:
         return layerwise.by_layer(
             _Watched(hessian, self._tick),
             self.loss.layout.layers,
-            largest=lambda block: self._eigen_estimator(block.size).estimate(block, seed=self.options.seed),
+            largest=lambda block: _estimate(self._eigen_estimator(block.size), block, self.options.seed),
             dimension=dimension,
             seed=self.options.seed,
             tell=self._tell,
@@ -793,6 +794,24 @@ def _configured(cls: type[Any], settings: Mapping[str, Any]) -> Any:
         fields = ", ".join(field.name for field in attrs.fields(cls)) or "none"
         reason = error.args[0] if error.args else type(error).__name__
         raise SdkerasError(f"settings of {cls.__name__}: {reason}; its fields are: {fields}.") from error
+
+
+def _estimate(estimator: Any, source: SymmetricOperator, seed: int) -> Any:
+    """One run of an estimator, anybody's: what it raises is told as its failure, not as a bug of the analysis.
+
+    Raises:
+        PluginError: It raised something that is neither ours nor a shortage of memory.
+    """
+    try:
+        return estimator.estimate(source, seed=seed)
+    except (SdkerasError, MemoryError):
+        raise
+    except Exception as error:
+        declared = type(estimator).__sdkeras__
+        raise PluginError(
+            f"{declared.kind} estimator '{declared.name}' ({type(estimator).__module__}) failed on an operator of "
+            f"{source.size:,} dimensions: {last_line(error)}; try other settings of it or another estimator."
+        ) from error
 
 
 def _with_loss(model: Any, options: Options) -> Any:

@@ -1,14 +1,15 @@
 """The whole analysis on small trained nets: estimates agree with exact ones, and runs repeat to the bit."""
 
+import attrs
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import sdkeras
-from sdkeras import analysis
+from sdkeras import analysis, kinds
 from sdkeras.datasets import load_digits
-from sdkeras.errors import SdkerasError
+from sdkeras.errors import PluginError, SdkerasError
 
 layers = keras.layers
 CE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -136,6 +137,19 @@ def test_memory_limit_does_without_reorthogonalisation(trained: keras.Model, dig
     run = sdkeras.analyze(trained, digits, memory_gb=1e-5, tolerance=0.5, max_hvps=6000)
     codes = {warning.code for warning in run.warnings}
     assert {"no-reorthogonalisation", "mass-correction-off"} <= codes
+
+
+def test_an_estimator_that_fails_is_named(trained: keras.Model, digits, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kinds, "_declared", dict(kinds._declared))
+
+    @sdkeras.trace_estimator("fragile")
+    @attrs.frozen
+    class Fragile:
+        def estimate(self, source: sdkeras.SymmetricOperator, *, seed: int) -> sdkeras.TraceEstimate:
+            raise ZeroDivisionError("of its own")
+
+    with pytest.raises(PluginError, match=r"trace estimator 'fragile' .* failed .* ZeroDivisionError: of its own"):
+        sdkeras.analyze(trained, digits, estimators=["fragile"], tolerance=0.9)
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def command(
     """
     del debug
     for name in estimators:
-        registry.kind_of(name, registry.ANALYSIS_KINDS)
+        registry.get_estimator(registry.kind_of(name, registry.ANALYSIS_KINDS), name)
     settings = _settings(assignments)
     bound_inputs = _bound_inputs(bound_texts)
     condition = None if expression is None else conditions.parse(expression)

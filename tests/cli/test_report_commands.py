@@ -1,5 +1,6 @@
 """`report`, `plugins check` and `--fail-if`: no TensorFlow, one message, exit statuses."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -7,11 +8,13 @@ from pathlib import Path
 
 import attrs
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import sdkeras
 from sdkeras import kinds
 from sdkeras.errors import SdkerasError
-from sdkeras_cli import conditions
+from sdkeras_cli import analyze, conditions
 from sdkeras_cli import main as cli_main
 
 
@@ -153,3 +156,10 @@ def test_plugins_check(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
 def test_bad_bound_inputs(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("analyze", "no-such-model.keras", "--data", "x.npz", "--bound", text) == 2
     assert "no file" not in capsys.readouterr().err
+
+
+@given(st.text() | st.from_regex(r"[a-z_.0-9]+ (<|>=|!=) \S+( (and|or) [a-z_.0-9]+ < [0-9]+)?", fullmatch=True))
+def test_no_text_of_an_option_leaves_a_traceback(text: str) -> None:
+    for parse in (conditions.parse, lambda t: analyze._bound_inputs((t,)), lambda t: analyze._settings((t,))):
+        with contextlib.suppress(SdkerasError):
+            parse(text)
