@@ -110,6 +110,8 @@ def exponents(run: Analysis) -> Figure | None:
                 f"t* = {number(threshold, 3)}",
                 (0.02, threshold),
                 xycoords=("axes fraction", "data"),
+                xytext=(0, -3),
+                textcoords="offset points",
                 color=_SOFT,
                 va="top",
                 fontsize=_FONT,

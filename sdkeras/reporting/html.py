@@ -42,7 +42,7 @@ def as_html(run: Analysis) -> str:
     headline, _, detail = run.edge_of_stability.verdict.partition(": ")
     return environment.get_template("report.html.j2").render(
         run=run,
-        headline=headline,
+        headline=headline.rstrip("."),
         detail=detail[:1].upper() + detail[1:],
         edge_in_words=explanations.edge_in_words(run.edge_of_stability),
         dimension_in_words=explanations.dimension_in_words(run),

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import sdkeras
-from sample_runs import RUN
+from sample_runs import EMPTY, RUN
 from sdkeras.dimension.exponents import ExponentMap, rds_sharpness
 from sdkeras.dimension.records import EdgeOfStability, SharpnessDimension
 from sdkeras.reporting import explanations, figures, schema
@@ -108,8 +108,9 @@ def test_the_page_loads_nothing_and_is_well_formed() -> None:
     assert len(page) < 200_000
 
 
-def test_ids_are_unique_and_every_link_has_its_target() -> None:
-    tags = _Tags(as_html(PLAUSIBLE)).tags
+@pytest.mark.parametrize("run", [PLAUSIBLE, RUN, EMPTY], ids=["all", "some", "nothing"])
+def test_ids_are_unique_and_every_link_has_its_target(run: schema.Analysis) -> None:
+    tags = _Tags(as_html(run)).tags
     ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     links = [str(a[name]) for _, a in tags for name in ("href", "xlink:href") if name in a]
@@ -262,7 +263,7 @@ def test_the_edge_is_said_in_words_and_shown_on_the_gauge(ratio: float | None, w
     edge = attrs.evolve(PLAUSIBLE.edge_of_stability, ratio=ratio)
     assert words in explanations.edge_in_words(edge)
     page = as_html(attrs.evolve(PLAUSIBLE, edge_of_stability=edge))
-    shown = re.findall(r'class="fill" style="width: ([^"]*)"', page)
+    shown = re.findall(r'class="fill[ a-z]*" style="width: ([^"]*)"', page)
     assert shown == ([] if gauge is None else [gauge])
 
 
