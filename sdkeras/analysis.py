@@ -364,6 +364,13 @@ class _Analysis:
                 f"products are differences of float32 gradients, good to {check.finite_difference_error:.1g}; "
                 "analyse in float64 for better ones (--dtype float64).",
             )
+        reduced = precision.reduced_policies(self.compiled_as)
+        if reduced:
+            self._warn(
+                "reduced-precision",
+                f"the model computes in {', '.join(reduced)}; it was analysed in {self.options.dtype} throughout, at "
+                "the same weights: training itself rounds more coarsely than these products.",
+            )
         for note in self.loss.notes:
             self._warn("data", f"{note}.")
         unconnected = self.loss.engine(self.options.product_mode).unconnected

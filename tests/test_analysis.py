@@ -9,7 +9,7 @@ import tensorflow as tf
 import sdkeras
 from sdkeras import analysis, kinds
 from sdkeras.datasets import load_digits
-from sdkeras.errors import PluginError, SdkerasError
+from sdkeras.errors import ModelError, PluginError, SdkerasError
 
 layers = keras.layers
 CE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -137,6 +137,25 @@ def test_memory_limit_does_without_reorthogonalisation(trained: keras.Model, dig
     run = sdkeras.analyze(trained, digits, memory_gb=1e-5, tolerance=0.5, max_hvps=6000)
     codes = {warning.code for warning in run.warnings}
     assert {"no-reorthogonalisation", "mass-correction-off"} <= codes
+
+
+@pytest.mark.parametrize("policy", ["float16", "mixed_float16", "mixed_bfloat16", "float32"])
+def test_reduced_precision_is_analysed_in_float32_and_said(policy: str, digits) -> None:
+    inner = [layers.Flatten(), layers.Dense(4, "tanh", dtype=policy), layers.Dense(10, dtype=policy)]
+    model = keras.Sequential([keras.Input((8, 8)), *inner])
+    model.compile(keras.optimizers.SGD(0.25), CE)
+    run = sdkeras.analyze(model, digits, tolerance=0.9, samples=64, max_hvps=10)
+    said = [warning.message for warning in run.warnings if warning.code == "reduced-precision"]
+    assert len(said) == (policy != "float32")
+    assert all(policy in message and "in float32 throughout" in message for message in said)
+    assert run.provenance.dtype == "float32"
+
+
+def test_a_model_without_a_loss_is_told_so(digits) -> None:
+    model = keras.Sequential([keras.Input((8, 8)), layers.Flatten(), layers.Dense(10)])
+    model.compile(keras.optimizers.SGD(0.25))
+    with pytest.raises(ModelError, match="compiled without a loss"):
+        sdkeras.analyze(model, digits)
 
 
 def test_an_estimator_that_fails_is_named(trained: keras.Model, digits, monkeypatch: pytest.MonkeyPatch) -> None:

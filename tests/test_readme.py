@@ -1,36 +1,95 @@
-"""Every Python block of the README runs, and its shell commands name options that exist."""
+"""What the README says to type runs: its Python blocks, its shell commands, and every option of the table."""
 
 import re
+import shlex
 from pathlib import Path
 
+import keras
+import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from sdkeras_cli.analyze import command
+from oracles import rotated
+from sdkeras.operators.base import DenseOperator
+from sdkeras_cli import main as cli_main
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=lambda block: re.sub(r"\W+", " ", block)[-40:])
 def test_python_blocks_run(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "readme"}
     exec(block, namespace)
     if "MeanDiagonal" in namespace:
-        import numpy as np
-
-        from oracles import rotated
-        from sdkeras.operators.base import DenseOperator
-
         values = np.linspace(1, 2, 40)
         found = namespace["MeanDiagonal"](num_probes=400).estimate(DenseOperator(rotated(values)), seed=0)
         assert abs(found.value - values.sum()) < 5 * found.stderr
 
 
-def test_options_exist() -> None:
-    help_text = CliRunner().invoke(command, ["--help"]).output
-    table = README.split("## Your own model")[1].split("## From Python")[0]
-    options = set(re.findall(r"(--[a-z][a-z-]+)", table))
-    assert len(options) > 10
-    assert all(option in help_text for option in options), options
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files that the README's commands name."""
+    place = tmp_path_factory.mktemp("readme")
+    generator = np.random.default_rng(0)
+    x, y = generator.standard_normal((200, 5)).astype("float32"), generator.integers(0, 3, 200)
+    layers = [keras.layers.Dense(4, "tanh", name="dense"), keras.layers.Dense(3, name="dense_1")]
+    model = keras.Sequential([keras.Input((5,)), *layers])
+    model.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(x, y, verbose=0)
+    model.save(place / "model.keras")
+    np.savez(place / "train.npz", x=x, y=y)
+    (place / "my_layers.py").write_text("")
+    return place
+
+
+def call(line: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(cli_main, "tensorflow_settings", lambda: None)
+    words = shlex.split(line, comments=True)
+    assert words[0] == "sdkeras"
+    with pytest.raises(SystemExit) as end:
+        cli_main.main(words[1:])
+    return int(end.value.code or 0)
+
+
+TABLE = README.split("## Your own model")[1].split("## From Python")[0]
+OPTIONS = [cell for row in re.findall(r"^\|.*\|$", TABLE, flags=re.MULTILINE) for cell in re.findall(r"`(--.*?)`", row)]
+
+
+def test_the_table_has_options() -> None:
+    assert len(OPTIONS) > 15
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_options_of_the_table_are_understood(options: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = f"sdkeras analyze model.keras --data train.npz {options}"
+    assert call(line if "--dry-run" in line else f"{line} --dry-run", folder, monkeypatch) == 0
+
+
+def test_commands_of_the_shell_blocks_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("sdkeras")]
+    assert len(lines) >= 1
+    for line in lines:
+        assert call(f"{line} --max-hvps 500 --quiet", folder, monkeypatch) == 0
+    assert call("sdkeras report run.json --html report.html", folder, monkeypatch) == 0
+    assert (folder / "report.html").read_text().startswith("<!doctype html>")
+
+
+def test_the_entry_point_of_the_readme_is_toml() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11 or newer")
+    (block,) = blocks("toml")
+    assert tomllib.loads(block) == {
+        "project": {"entry-points": {"sdkeras.trace": {"mean-diagonal": "your_package:MeanDiagonal"}}}
+    }
+
+
+def test_links_of_the_readme_and_the_examples_lead_somewhere() -> None:
+    root = Path(__file__).parent.parent
+    for page in (root / "README.md", *(root / "examples").rglob("*.md")):
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"

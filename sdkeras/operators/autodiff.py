@@ -72,6 +72,28 @@ def exact_moments() -> Iterator[None]:
                 tf.nn.moments = _moments_original
 
 
+def inexact_moments(graph: Any) -> list[str]:
+    """Names of the variances in a graph and its functions that `tf.nn.moments` of TensorFlow made.
+
+    Their mark is a squared difference of x and a stopped mean of the same x. Finite differences in float32 may be
+    too noisy to tell that their second derivatives are wrong, so they are looked for by name.
+    """
+    found = []
+    for nodes in (graph.node, *(function.node_def for function in graph.library.function)):
+        by_name = {node.name: node for node in nodes}
+
+        def made_by(name: str, operation: str, nodes: dict[str, Any] = by_name) -> Any:
+            node = nodes.get(name.partition(":")[0])
+            return node if node is not None and node.op == operation else None
+
+        for node in nodes:
+            stop = made_by(node.input[1], "StopGradient") if node.op == "SquaredDifference" else None
+            mean = made_by(stop.input[0], "Mean") if stop is not None else None
+            if mean is not None and mean.input[0].partition(":")[0] == node.input[0].partition(":")[0]:
+                found.append(str(node.name))
+    return found
+
+
 class Engine:
     """The compiled functions of one `BatchLoss`; the batch, its seeds and weights are arguments.
 
@@ -102,29 +124,30 @@ class Engine:
         self._many: Any = None
         self._evaluate = self._traced(self._evaluate_graph, self._vector)
         self._gradient = self._traced(self._gradient_graph, self._vector)
+        self._inexact = inexact_moments(self._evaluate.graph.as_graph_def())
         self._product: Any = None
         self.mode = ""
         self.verification: Any = None
 
     # Compilation
 
-    def with_products(self, product_mode: str) -> Engine:
-        """A copy that also makes products; it shares the compiled gradient.
+    def with_products(self, product_mode: str, batch: Any) -> Engine:
+        """A copy that also makes products, tried on a batch; it shares the compiled gradient.
 
         Raises:
-            ModelError: Unknown mode, or TensorFlow cannot build products of this model.
+            ModelError: Unknown mode, or TensorFlow cannot make products of this model.
         """
         engine = copy.copy(self)
         engine.refused = {}
         engine._count_lock = threading.Lock()
-        engine._build_product(product_mode)
+        engine._build_product(product_mode, batch)
         return engine
 
     def _traced(self, graph: Any, *leading: Any) -> Any:
         with exact_moments():
             return tf.function(graph, jit_compile=False, autograph=False).get_concrete_function(*leading, *self._specs)
 
-    def _build_product(self, product_mode: str) -> None:
+    def _build_product(self, product_mode: str, batch: Any) -> None:
         if product_mode != "auto" and product_mode not in PRODUCT_MODES:
             raise ModelError(f"product mode {product_mode!r} is unknown; use auto, {', '.join(PRODUCT_MODES)}.")
         for mode in PRODUCT_MODES if product_mode == "auto" else (product_mode,):
@@ -133,15 +156,25 @@ class Engine:
                 "forward-over-reverse": self._forward_over_reverse,
                 "finite-differences": self._finite_differences,
             }[mode]
+            if mode != "finite-differences" and self._inexact:
+                self.refused[mode] = (
+                    f"{self._inexact[0]} is tf.nn.moments in a function traced before sdkeras could put its own in "
+                    "place (a SavedModel, a tf.function that has run); TensorFlow's second derivatives are wrong for it"
+                )
+                continue
             try:
                 self._product = self._traced(graph, self._vector, self._vector)
+                # Some operations fail only when they run (the gradient of a while loop's body).
+                self.product(self.point, tf.zeros_like(self.point), batch)
+            except tf.errors.ResourceExhaustedError:
+                raise
             except (LookupError, TypeError, ValueError, NotImplementedError, tf.errors.OpError) as error:
                 self.refused[mode] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
                 continue
             self.mode = mode
             return
         reasons = "; ".join(f"{mode}: {reason}" for mode, reason in self.refused.items())
-        raise ModelError(f"TensorFlow cannot build Hessian-vector products of this model ({reasons}).")
+        raise ModelError(f"TensorFlow cannot make Hessian-vector products of this model ({reasons}).")
 
     # Graphs: what is traced
 

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from sdkeras.errors import DataError, ModelError, NonFiniteError
+from sdkeras.errors import DataError, ModelError, NonFiniteError, SdkerasError
 from sdkeras.operators import batches, precision
 from sdkeras.operators.autodiff import Engine
 from sdkeras.operators.base import Array
@@ -118,6 +118,12 @@ class BatchLoss:
                 "loss whose reduction is not None."
             )
         return total, extra, counts
+
+    def at(self, batch: Batch) -> float:
+        """The loss of a batch at the model's weights, without weights and not compiled."""
+        flat = [tf.cast(part, self.dtype) if part.dtype.is_floating else part for part in batch.tensors]
+        parts = [tf.convert_to_tensor(variable) for variable in self.analysed]
+        return float(self(parts, tf.constant(batch.seeds), flat)[0])
 
     def in_precision(self, dtype: str) -> BatchLoss:
         """The same function in another precision, on a copy of the model.
@@ -242,20 +248,42 @@ class EmpiricalLoss:
             _build(model, self.source)
         analysed = model if precision.is_pure(model, dtype) else precision.in_precision(model, dtype)
         chosen = {id(variable) for variable in select_variables(model.trainable_variables, params)}
-        self.function = BatchLoss(
-            analysed,
-            self.source.structure,
-            training=mode == "train",
-            # Positions and names are the given model's: a copy in another precision may name its layers anew.
-            positions=tuple(k for k, variable in enumerate(model.trainable_variables) if id(variable) in chosen),
-            layout=Layout.of([v for v in model.trainable_variables if id(v) in chosen]),
-            dtype=dtype,
-            loss_fn=loss_fn,
-        )
-        self.gradients = Engine(self.function, self.specs())
+        # Positions and names are the given model's: a copy in another precision may name its layers anew.
+        positions = tuple(k for k, variable in enumerate(model.trainable_variables) if id(variable) in chosen)
+        layout = Layout.of([model.trainable_variables[position] for position in positions])
+
+        def function(of: Any, training: bool, dtype: str) -> BatchLoss:
+            return BatchLoss(
+                of,
+                self.source.structure,
+                training=training,
+                positions=positions,
+                layout=layout,
+                dtype=dtype,
+                loss_fn=loss_fn,
+            )
+
+        self.function = function(analysed, mode == "train", dtype)
         self._engines: dict[str, Engine] = {}
-        self.batches = self._weighted(self.source.epoch(num_samples, seed))
-        value = self.value()
+        try:
+            self.gradients = Engine(self.function, self.specs())
+            self.batches = self._weighted(self.source.epoch(num_samples, seed))
+            value = self.value()
+            if dtype == "float64" and precision.is_pure(model, "float32"):
+                # In inference mode: dropout masks differ between precisions.
+                own, copy = (function(model, False, "float32"), function(analysed, False, dtype))
+                precision.require_same_loss(own.at(self.batches[0]), copy.at(self.batches[0]), dtype)
+        except (SdkerasError, MemoryError, tf.errors.ResourceExhaustedError):
+            raise
+        except Exception as error:  # whatever a layer or a loss raises when it is called
+            if "No loss to compute" in str(error):
+                raise ModelError(
+                    "the model was compiled without a loss and adds none of its own; give the loss it was trained with "
+                    "(--loss NAME)."
+                ) from error
+            raise ModelError(
+                f"the loss and its gradient cannot be computed in {dtype}: {precision.reason(error)}"
+            ) from error
         if not np.isfinite(value):
             raise NonFiniteError(
                 f"the loss at the model's weights is {value}; check the weights, the data and the loss "
@@ -286,7 +314,7 @@ class EmpiricalLoss:
     def engine(self, product_mode: str = "auto") -> Engine:
         """The compiled gradient and products of this loss; made once per mode, shared by all batches."""
         if product_mode not in self._engines:
-            self._engines[product_mode] = self.gradients.with_products(product_mode)
+            self._engines[product_mode] = self.gradients.with_products(product_mode, self.batches[0])
         return self._engines[product_mode]
 
     def specs(self) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,13 @@ import tensorflow as tf
 from sdkeras.errors import ModelError
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64", "mixed_float16", "mixed_bfloat16")
+
+
+def reason(error: BaseException) -> str:
+    """Type and text of an exception in one line; Keras and TensorFlow write several, some in bold."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    line = " ".join(f"{type(error).__name__}: {text}".split())
+    return line if len(line) <= 300 else f"{line[:297]}..."
 
 
 def is_pure(model: Any, dtype: str) -> bool:
@@ -29,6 +37,12 @@ def is_pure(model: Any, dtype: str) -> bool:
         and (loss is None or loss.dtype == dtype)
         and all(part.dtype == dtype for part in parts)
     )
+
+
+def reduced_policies(model: Any) -> tuple[str, ...]:
+    """Names of the 16-bit and mixed policies in which layers of the model compute."""
+    names = {layer.dtype_policy.name for layer in model._flatten_layers() if hasattr(layer, "dtype_policy")}
+    return tuple(sorted(name for name in names if name.endswith("16")))
 
 
 def in_precision(model: Any, dtype: str) -> Any:
@@ -55,8 +69,7 @@ def in_precision(model: Any, dtype: str) -> Any:
     except Exception as error:  # user classes may raise anything when rebuilt
         raise ModelError(
             f"the model cannot be rebuilt in {dtype} from its configuration "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); give its custom "
-            "layers and losses a working get_config()."
+            f"({reason(error)}); give its custom layers and losses a working get_config()."
         ) from error
     _copy_weights(model, clone)
     if not is_pure(clone, dtype):
@@ -75,6 +88,20 @@ def default_precision(dtype: str) -> Iterator[None]:
     finally:
         keras.config.set_floatx(floatx)
         keras.config.set_dtype_policy(policy)
+
+
+def require_same_loss(original: float, rebuilt: float, dtype: str) -> None:
+    """Refuses a rebuilt model whose loss is another function, not the same one up to rounding.
+
+    Raises:
+        ModelError: The losses of the same batch differ by more than 1e-3 of their size.
+    """
+    # 1e-5: a loss near zero is all rounding (and Keras clips probabilities at 1e-7).
+    if abs(original - rebuilt) > 1e-3 * max(abs(original), abs(rebuilt)) + 1e-5:
+        raise ModelError(
+            f"the model rebuilt in {dtype} from its configuration has another loss ({rebuilt:.6g} instead of "
+            f"{original:.6g}); some layer or loss leaves something out of its get_config()."
+        )
 
 
 def _rewritten(config: Any, dtype: str) -> Any:
@@ -99,6 +126,8 @@ def _loss_in(loss: Any, dtype: str) -> Any:
         rebuilt = type(loss).from_config(loss.get_config())
         if keras.backend.standardize_dtype(rebuilt.dtype) != dtype:
             rebuilt = type(loss).from_config({**loss.get_config(), "dtype": dtype})
+        if hasattr(loss, "_fn_kwargs"):  # Keras leaves options out of some configurations, as Huber's delta
+            rebuilt._fn_kwargs = dict(loss._fn_kwargs)
         return rebuilt
     return loss
 

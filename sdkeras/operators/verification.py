@@ -88,7 +88,7 @@ def _verify(loss: EmpiricalLoss, engine: Any) -> Verification:
     own = engine.dtype.name
     passed = (
         error < _ALLOWED[close]
-        and asymmetry < (_ALLOWED_ASYMMETRY[own] if engine.mode != "finite-differences" else _ALLOWED["float32"])
+        and asymmetry < _allowed_asymmetry(engine, directions[0], products[0], batch)
         and drift < _ALLOWED_DRIFT[own]
         # The float64 clone may be right and the products that are used all the same wrong.
         and rounding < _ALLOWED["float32"]
@@ -103,6 +103,16 @@ def _verify(loss: EmpiricalLoss, engine: Any) -> Verification:
         passed=bool(passed),
         details="; ".join(details),
     )
+
+
+def _allowed_asymmetry(engine: Any, direction: Array, product: Array, batch: Batch) -> float:
+    """What rounding may leave of symmetry; differences in float64 say themselves how good they are."""
+    if engine.mode != "finite-differences":
+        return _ALLOWED_ASYMMETRY[engine.dtype.name]
+    if engine.dtype == np.float32:
+        return _ALLOWED["float32"]
+    noise = _distance(product, _difference(engine, direction, batch, _STEPS["float64"][0] / 3))
+    return min(max(_ALLOWED["float64"], 3 * noise), _ALLOWED["float32"])
 
 
 def _product(engine: Any, direction: Array, batch: Batch) -> Array:
@@ -137,14 +147,13 @@ def _reference(loss: EmpiricalLoss, engine: Any, batch: Batch) -> tuple[Any, Bat
         doubled = attrs.evolve(batch, tensors=tensors)
         specs = [tf.TensorSpec([None, *part.shape[1:]], part.dtype) for part in tensors]
         mode = "auto" if engine.mode == "finite-differences" else engine.mode
-        reference = autodiff.Engine(twin, specs).with_products(mode)
+        reference = autodiff.Engine(twin, specs).with_products(mode, doubled)
         single, double = (float(e.evaluate(e.point, b)[0]) for e, b in ((engine, batch), (reference, doubled)))
-        # The same function up to rounding; dropout masks differ between precisions, so the values may.
-        if not _random(function) and abs(single - double) > 1e-3 * max(abs(single), abs(double)):
-            raise ModelError(f"its float64 clone has another loss ({double:.6g} instead of {single:.6g}).")
+        # Dropout masks differ between precisions, so the values may.
+        if not _random(function):
+            precision.require_same_loss(single, double, "float64")
     except Exception as error:  # whatever a user's layer raises in float64 only costs the sharper check
-        text = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        return None, batch, f"no float64 clone ({text})"
+        return None, batch, f"no float64 clone ({precision.reason(error)})"
     return reference, doubled, ""
 
 
@@ -230,12 +239,23 @@ def _failure(loss: EmpiricalLoss, result: Verification) -> str:
     elif result.finite_difference_error >= _ALLOWED[close]:
         faults = suspects(loss.function.model)
         why = (
-            f"Layers at fault: {', '.join(faults)}; TensorFlow's second derivatives are wrong for them. Use product "
-            "mode finite-differences in float64 (--product-mode finite-differences --dtype float64)"
+            f"Layers at fault: {', '.join(faults)}; TensorFlow's second derivatives are wrong for them (or they stop "
+            "gradients on purpose, and there is no Hessian). Use product mode finite-differences in float64 "
+            "(--product-mode finite-differences --dtype float64)"
             if faults
-            else "Either TensorFlow's second derivatives are wrong for this model, or its weights sit on a kink (a "
-            "ReLU of exactly 0, as with all-zero weights), where there is no Hessian. Try product mode "
-            "finite-differences in float64, or other weights"
+            else "Either TensorFlow's second derivatives are wrong for this model, or a layer stops gradients on "
+            "purpose, or its weights sit on a kink (a ReLU of exactly 0, as with all-zero weights); in the last two "
+            "cases there is no Hessian. Try product mode finite-differences in float64, or other weights"
+        )
+    elif (
+        result.symmetry_error >= _ALLOWED_ASYMMETRY[loss.dtype.name]
+        and result.repeatability_error < _ALLOWED_DRIFT[loss.dtype.name]
+    ):
+        why = (
+            "The products are the derivative of the gradient that TensorFlow computes, but that is not symmetric, so "
+            "that it is no gradient of the loss: a layer stops or approximates gradients (as random rotations and "
+            "zooms of hidden images do). There is no Hessian of this training; leave that layer out, or use it in "
+            "inference mode or before the first weights only"
         )
     elif result.hvp_relative_error >= _ALLOWED["float32"]:
         why = "Products in float32 are far from those in float64; analyse in float64 (--dtype float64)"
@@ -279,12 +299,18 @@ def _layer_is_wrong(layer: Any, shape: list[int]) -> bool:
                 value = tf.reduce_sum(tf.square(layer(at) - target))
         return tape.gradient(value, at)
 
-    with autodiff.exact_moments():
+    def product() -> Any:
         with tf.GradientTape() as tape:
             tape.watch(x)
             slope = gradient(x)
         none = tf.UnconnectedGradients.ZERO
-        product = tape.gradient(slope, x, output_gradients=v, unconnected_gradients=none).numpy()
-        step = _STEPS["float64"][0] / float(tf.norm(v))
-        difference = (gradient(x + step * v) - gradient(x - step * v)).numpy() / (2 * step)
-    return _distance(product, difference) > _ALLOWED["float64"]
+        return tape.gradient(slope, x, output_gradients=tf.sin(v), unconnected_gradients=none)
+
+    with autodiff.exact_moments():
+        # Compiled, and along a direction that is computed and used once, as inside a model: TensorFlow then reuses
+        # its buffer, which makes max pooling with strides 1 and same padding wrong.
+        found = tf.function(product, autograph=False)().numpy()
+        along = tf.sin(v)
+        step = _STEPS["float64"][0] / float(tf.norm(along))
+        difference = (gradient(x + step * along) - gradient(x - step * along)).numpy() / (2 * step)
+    return _distance(found, difference) > _ALLOWED["float64"]

@@ -185,6 +185,11 @@ def test_a_wrong_product_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from sdkeras.operators import autodiff
 
     monkeypatch.setattr(autodiff, "exact_moments", contextlib.nullcontext)
+    loss = sdkeras.EmpiricalLoss(mlp(layers.LayerNormalization()), (X, Y))
+    by_differences = sdkeras.HessianOperator(loss).verification
+    assert by_differences.mode == "finite-differences"
+    assert "tf.nn.moments" in by_differences.details
+    monkeypatch.setattr(autodiff, "inexact_moments", lambda graph: [])
     with pytest.raises(VerificationError):
         sdkeras.HessianOperator(sdkeras.EmpiricalLoss(mlp(layers.LayerNormalization()), (X, Y)))
 
@@ -352,3 +357,86 @@ def test_a_wrong_float32_product_does_not_pass_beside_a_right_float64_clone(monk
     monkeypatch.setattr(engine, "product", lambda *arguments: 1.02 * right(*arguments))
     with pytest.raises(VerificationError, match="analyse in float64"):
         sdkeras.HessianOperator(loss)
+
+
+def test_a_function_traced_earlier_keeps_its_wrong_moments_and_is_not_differentiated_twice() -> None:
+    """A tf.function that has run holds TensorFlow's variance, whatever sdkeras puts in its place afterwards."""
+
+    class Standardised(layers.Layer):
+        @tf.function
+        def call(self, x):
+            mean, variance = tf.nn.moments(x, [-1], keepdims=True)
+            return (x - mean) / tf.sqrt(variance + 1e-3)
+
+    model = mlp(Standardised())
+    model.predict(X, verbose=0)
+    model(X[:3])
+    operator = sdkeras.HessianOperator(sdkeras.EmpiricalLoss(model, (X, Y)))
+    assert operator.verification.mode == "finite-differences"
+    assert "tf.nn.moments" in operator.verification.details
+    with pytest.raises(ModelError, match=r"tf\.nn\.moments"):
+        sdkeras.HessianOperator(sdkeras.EmpiricalLoss(model, (X, Y)), product_mode="reverse-over-reverse")
+
+
+def test_a_loss_keeps_its_options_in_float64() -> None:
+    """Keras leaves Huber's delta out of its configuration."""
+    model = mlp(loss=keras.losses.Huber(delta=0.1))
+    single, double = (sdkeras.EmpiricalLoss(model, (X, np.eye(3)[Y]), dtype=dtype) for dtype in ("float32", "float64"))
+    assert np.isclose(single.value(), double.value(), rtol=1e-6)
+
+
+@keras.saving.register_keras_serializable("sdkeras.tests")
+class Forgetful(layers.Layer):
+    """Leaves its factor out of its configuration."""
+
+    def __init__(self, factor: float = 1.0, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.factor = factor
+
+    def get_config(self):
+        return {"name": self.name, "dtype": self.dtype}
+
+    def call(self, x):
+        return self.factor * x
+
+
+def test_a_copy_with_another_loss_is_refused() -> None:
+    model = mlp(Forgetful(3.0))
+    assert sdkeras.HessianOperator(sdkeras.EmpiricalLoss(model, (X, Y))).verification.passed
+    with pytest.raises(ModelError, match=r"another loss .* get_config"):
+        sdkeras.EmpiricalLoss(model, (X, Y), dtype="float64")
+
+
+def test_what_a_layer_raises_becomes_one_message() -> None:
+    class Picky(layers.Layer):
+        def compute_output_spec(self, x):
+            return keras.KerasTensor(x.shape, x.dtype)
+
+        def call(self, x):
+            raise RuntimeError("not today")
+
+    with pytest.raises(ModelError, match=r"cannot be computed in float32: RuntimeError: .*not today"):
+        sdkeras.EmpiricalLoss(mlp(Picky()), (X, Y))
+
+
+def test_a_layer_that_stops_gradients_is_named() -> None:
+    class OneSided(layers.Layer):
+        def call(self, x):
+            return x * keras.ops.stop_gradient(keras.ops.flip(x, axis=-1))
+
+    with pytest.raises(VerificationError, match=r"OneSided \(side\); .* stop gradients on purpose"):
+        sdkeras.HessianOperator(sdkeras.EmpiricalLoss(mlp(OneSided(name="side")), (X, Y)))
+
+
+def test_max_pooling_that_goes_wrong_in_graphs_only_is_named() -> None:
+    """With strides 1 and same padding TensorFlow's second gradient writes over its own input."""
+    pooled = (layers.Dense(20), layers.Reshape((5, 4, 1)), layers.MaxPooling2D(2, 1, "same", name="pool"))
+    with pytest.raises(VerificationError, match=r"Layers at fault: MaxPooling2D \(pool\);"):
+        sdkeras.HessianOperator(sdkeras.EmpiricalLoss(mlp(*pooled, layers.Flatten()), (X, Y)))
+
+
+def test_a_gradient_that_is_only_near_the_loss_is_refused() -> None:
+    """TensorFlow's gradient of a shifted image is a shift back, which is not the transpose."""
+    shifted = (layers.Dense(16), layers.Reshape((4, 4, 1)), layers.RandomTranslation(0.3, 0.3), layers.Flatten())
+    with pytest.raises(VerificationError, match="no gradient of the loss: a layer stops or approximates gradients"):
+        sdkeras.HessianOperator(sdkeras.EmpiricalLoss(mlp(*shifted), (X, Y)))

@@ -1,4 +1,4 @@
-"""For authors of estimators: operators with known spectra, and the check that every estimator must pass."""
+"""The check that every estimator must pass: its kind's contract, run on operators with known spectra."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ from typing import Any
 
 import attrs
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike
 
 from sdkeras.errors import NonFiniteError, PluginError
 from sdkeras.kinds import KINDS
-from sdkeras.linalg.orthogonal import thin_qr
 from sdkeras.operators.base import Array, DenseOperator, FunctionOperator, SymmetricOperator
 from sdkeras.records import Eigenpairs, FloatArray, LyapunovExponents, SingularValues, Spectrum, TraceEstimate
-
-__all__ = ["CountingOperator", "MatrixFlow", "MatrixMap", "check_estimator", "dense_operator", "rotation"]
+from sdkeras.testing.operators import CountingOperator, MatrixFlow, MatrixMap, dense_operator, rotation
 
 _SEED = 3
 # Negative, zero, repeated and well separated eigenvalues in one spectrum.
@@ -25,90 +22,6 @@ _SINGULAR_VALUES = np.linspace(0.5, 2.0, 8)
 # a million (Student's t, 31 degrees of freedom).
 _UNBIASED_SEEDS = 32
 _UNBIASED_Z = 6.0
-
-
-def rotation(size: int, *, seed: int) -> FloatArray:
-    """A random orthogonal matrix, uniform (Haar), shape [size, size]."""
-    return thin_qr(np.random.default_rng([seed, 20]).standard_normal((size, size)))[0]
-
-
-def dense_operator(eigenvalues: ArrayLike, *, seed: int = 0, dtype: DTypeLike = np.float64) -> DenseOperator:
-    """Q diag(eigenvalues) Q' with a random rotation Q.
-
-    The rotation matters: on a diagonal matrix random signs give the exact trace and the exact quadrature weights,
-    and a test there would see no variance at all.
-
-    Args:
-        eigenvalues: Shape [n].
-        seed: Of the rotation.
-        dtype: Of the matrix and so of the products.
-    """
-    values = np.asarray(eigenvalues, np.float64)
-    q = rotation(len(values), seed=seed)
-    matrix = (q * values) @ q.T
-    return DenseOperator(((matrix + matrix.T) / 2).astype(dtype))
-
-
-class CountingOperator(SymmetricOperator):
-    """An operator that counts its products: `count` grows by one for each vector multiplied."""
-
-    def __init__(self, operator: SymmetricOperator) -> None:
-        self.operator = operator
-        self.size = operator.size
-        self.dtype = operator.dtype
-        self.count = 0
-
-    def matvec(self, vector: Array) -> Array:
-        self.count += 1
-        return self.operator.matvec(vector)
-
-    def matmat(self, matrix: Array) -> Array:
-        self.count += matrix.shape[1]
-        return self.operator.matmat(matrix)
-
-
-class MatrixMap:
-    """The linear map of a square matrix [n, n], with its products counted."""
-
-    def __init__(self, matrix: Array) -> None:
-        self.matrix = matrix
-        self.size = len(matrix)
-        self.dtype = matrix.dtype
-        self.count = 0
-
-    def jvp(self, vector: Array) -> Array:
-        self.count += 1
-        product: Array = self.matrix @ vector
-        return product
-
-    def vjp(self, vector: Array) -> Array:
-        self.count += 1
-        product: Array = self.matrix.T @ vector
-        return product
-
-
-class MatrixFlow:
-    """The tangent flow that multiplies by the same matrix [n, n] in every step; its state is the step's number."""
-
-    def __init__(self, matrix: Array) -> None:
-        self.matrix = matrix
-        self.size = len(matrix)
-        self.dtype = matrix.dtype
-        self.num_steps = 0
-
-    def reset(self, seed: int) -> None:
-        self.num_steps = 0
-
-    def step(self, tangents: Array) -> Array:
-        self.num_steps += 1
-        product: Array = self.matrix @ tangents
-        return product
-
-    def state(self) -> Any:
-        return self.num_steps
-
-    def restore(self, state: Any) -> None:
-        self.num_steps = state
 
 
 def check_estimator(estimator: Any) -> None:
