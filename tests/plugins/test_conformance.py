@@ -44,6 +44,7 @@ def test_no_built_in_estimator_is_left_out():
 
 @pytest.fixture(autouse=True)
 def _forget_declarations(monkeypatch):
+    sdkeras.registry.installed()  # the built-ins' own declarations are made once in a process and must stay
     monkeypatch.setattr(kinds, "_declared", dict(kinds._declared))
 
 
