@@ -203,6 +203,7 @@ class EmpiricalLoss:
 
     Attributes:
         size: Number of parameters analysed.
+        variables: The given model's own variables, which `layout` describes.
         layout: Their names and shapes.
         point: Their values, shape [size].
         gradients: The compiled loss and gradient; `engine` adds products to it.
@@ -241,7 +242,8 @@ class EmpiricalLoss:
         if not model.built:
             _build(model, self.source)
         analysed = model if precision.is_pure(model, dtype) else precision.in_precision(model, dtype)
-        chosen = {id(variable) for variable in select_variables(model.trainable_variables, params)}
+        self.variables = select_variables(model.trainable_variables, params)
+        chosen = {id(variable) for variable in self.variables}
         self.function = BatchLoss(
             analysed,
             self.source.structure,
