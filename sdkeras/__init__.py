@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sdkeras.operators.base import LinearMap, SymmetricOperator, TangentFlow
     from sdkeras.operators.hessian import HessianOperator
     from sdkeras.operators.loss import EmpiricalLoss
+    from sdkeras.operators.update_map import UpdateMap
     from sdkeras.records import Eigenpairs, LyapunovExponents, SingularValues, Spectrum, TraceEstimate
     from sdkeras.registry import get_estimator
     from sdkeras.reporting.schema import Analysis
@@ -42,6 +43,7 @@ __all__ = [
     "SymmetricOperator",
     "TangentFlow",
     "TraceEstimate",
+    "UpdateMap",
     "analyze",
     "eigenpairs_estimator",
     "get_estimator",
@@ -64,6 +66,7 @@ _HOME = {
     "SymmetricOperator": "sdkeras.operators.base",
     "TangentFlow": "sdkeras.operators.base",
     "TraceEstimate": "sdkeras.records",
+    "UpdateMap": "sdkeras.operators.update_map",
     "analyze": "sdkeras.analysis",
     "eigenpairs_estimator": "sdkeras.kinds",
     "get_estimator": "sdkeras.registry",

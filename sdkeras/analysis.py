@@ -20,7 +20,7 @@ from sdkeras import layerwise, loading, registry
 from sdkeras.dimension import stability
 from sdkeras.dimension.adaptive import AdaptiveSettings, Context, Outcome, estimate_sharpness_dimension
 from sdkeras.dimension.bounds import Facts, bounds, check_inputs
-from sdkeras.dimension.exponents import ExponentMap
+from sdkeras.dimension.exponents import ExponentMap, exponent_map
 from sdkeras.dimension.records import Bound, EdgeOfStability, Warning
 from sdkeras.errors import ModelError, PluginError, SdkerasError
 from sdkeras.memory import available_memory, peak_memory
@@ -126,8 +126,10 @@ def analyze(
         params: Regular expression of the trainable variables to analyse; all by default.
         samples: Random subset for the data-set Hessian. Minibatches are drawn from all the data.
         mode: 'train' or 'inference'.
-        map: 'auto' takes the true Jacobian of plain SGD and |1 - eta alpha| for every other optimizer;
-            'hessian' takes |1 - eta alpha| always, as the paper does.
+        map: 'auto' takes the true step of the optimizer where it is known: SGD, with momentum on the state of weights
+            and velocity; Adam, AdamW and RMSprop with their second moments frozen. For every other optimizer, and
+            where there are no second moments yet, it takes |1 - eta alpha|, and says so. 'hessian' takes
+            |1 - eta alpha| always, as the paper does.
         dtype: 'float32' or 'float64'.
         product_mode: 'auto', 'reverse-over-reverse', 'forward-over-reverse' or 'finite-differences'.
         estimators: Names of estimators: spectrum ones estimate SD, one after the other; an eigenpairs or
@@ -249,8 +251,9 @@ class _Analysis:
         # Bytes that bases and dense matrices may take; read once, since what is free falls as they are made.
         self.memory = _MEMORY_SHARE * available_memory() if options.memory_gb is None else options.memory_gb * 1e9
         self.decay = self.optimizer.weight_decay if self.optimizer else 0.0
-        self.exponents = self._map()
         self.limits = self._limits()
+        self.scaling, self.unscaled = self._scaling()
+        self.exponents = self._map()
 
     # What is analysed
 
@@ -267,18 +270,30 @@ class _Analysis:
             )
         return float(rate), "given" if given is not None else "file"
 
+    def _scaling(self) -> tuple[Array | None, str]:
+        """P^-1/2 of an adaptive optimizer, shape [n], float64; or None, and why an adaptive one has none."""
+        if self.limits is None or not self.limits.preconditioned:
+            return None, ""
+        diagonal = update.preconditioner(self.compiled_as, self.loss.layout)
+        if diagonal is None:
+            return None, "the optimizer in the file has taken no step, so it has no second moments"
+        if not (np.all(np.isfinite(diagonal)) and np.all(diagonal > 0)):
+            return None, "the optimizer's second moments are not all positive and finite"
+        return 1.0 / np.sqrt(diagonal), ""
+
     def _map(self) -> ExponentMap:
         optimizer = self.optimizer
-        plain = optimizer is not None and optimizer.name == "SGD" and not optimizer.momentum
-        if plain and self.options.map == "auto":
-            return ExponentMap("sgd", self.rate, self.decay)
         if self.options.map == "auto":
-            name = "no optimizer is known" if optimizer is None else f"the optimizer is {_described(optimizer)}"
+            name, reason = _own_map(optimizer)
+            reason = reason or self.unscaled
+            if optimizer is not None and not reason:
+                momentum = optimizer.momentum or 0.0
+                return exponent_map(name, self.rate, momentum=momentum, weight_decay=self.decay)
             self._warn(
                 "hessian-map",
-                f"{name}; the map |1 - eta*alpha| of the Hessian was analysed, not the optimizer's own step.",
+                f"{reason}; the map |1 - eta*alpha| of the Hessian was analysed, not the optimizer's own step.",
             )
-        return ExponentMap("hessian", self.rate, 0.0)
+        return exponent_map("hessian", self.rate)
 
     def _limits(self) -> stability.Thresholds | None:
         if self.optimizer is None:
@@ -325,7 +340,9 @@ class _Analysis:
             estimates=tuple(outcome.sharpness_dimension for outcome in found.outcomes),
             rds_sharpness=None if first is None else first.rds_sharpness,
             edge_of_stability=found.edge or self._edge_of(None, reason="interrupted before it was measured"),
-            spectrum=None if first is None else _compressed(first.nodes, first.weights),
+            spectrum=None
+            if first is None
+            else _compressed(first.nodes, first.weights, _operator(self.exponents.preconditioned)),
             bounds=found.bounds,
             layers=tuple(found.layers),
             warnings=tuple(self.warnings),
@@ -426,29 +443,24 @@ class _Analysis:
         return estimate
 
     def _edge(self, hessian: HessianOperator, pairs: Eigenpairs) -> EdgeOfStability:
-        reason = ""
         sharpness: float | None = float(pairs.values[0])
-        if self.limits is not None and self.limits.preconditioned:
-            diagonal = update.preconditioner(self.compiled_as, self.loss.layout)
-            if diagonal is None:
-                sharpness, reason = (
-                    None,
-                    "the optimizer in the file has taken no step, so it has no second moments",
-                )
-            else:
-                self._tell("largest eigenvalue of the preconditioned Hessian")
-                scaled = DiagonallyScaledOperator(_Watched(hessian, self._tick), 1.0 / np.sqrt(diagonal))
-                found = _estimate(self._eigen_estimator(scaled.size), scaled, self.options.seed)
-                sharpness = float(found.values[0])
+        if self.scaling is not None:
+            self._tell("largest eigenvalue of the preconditioned Hessian")
+            scaled = DiagonallyScaledOperator(_Watched(hessian, self._tick), self.scaling)
+            found = _estimate(self._eigen_estimator(scaled.size), scaled, self.options.seed)
+            sharpness = float(found.values[0])
+        elif self.unscaled:
+            sharpness = None
         batch, stderr = self._batch_sharpness(hessian)
-        return attrs.evolve(self._edge_of(sharpness, reason), batch_sharpness=batch, batch_sharpness_stderr=stderr)
+        edge = self._edge_of(sharpness, self.unscaled)
+        return attrs.evolve(edge, batch_sharpness=batch, batch_sharpness_stderr=stderr)
 
     def _edge_of(self, sharpness: float | None, reason: str = "") -> EdgeOfStability:
         """The verdict on a sharpness, before the batch sharpness is known."""
         optimizer, limits = self.optimizer, self.limits
         threshold = None if limits is None else limits.upper
         return EdgeOfStability(
-            operator="P^-1/2 H P^-1/2" if limits is not None and limits.preconditioned else "H",
+            operator=_operator(limits is not None and limits.preconditioned),
             sharpness=sharpness,
             threshold=threshold,
             ratio=None if sharpness is None or threshold is None else sharpness / threshold,
@@ -480,7 +492,7 @@ class _Analysis:
         return float(np.mean(ratios)), error
 
     def _dimension(self, hessian: HessianOperator, name: str, block: slice | None = None) -> Outcome:
-        """SD by one spectrum estimator, of the whole Hessian or of a diagonal block."""
+        """SD by one spectrum estimator, of the whole operator or of a diagonal block."""
         options = self.options
         size = hessian.size if block is None else block.stop - block.start
         own = dict(options.settings.get(name, {}))
@@ -497,8 +509,9 @@ class _Analysis:
             if can_skip and steps is not None and not self._fits(steps):
                 chosen = attrs.evolve(chosen, reorthogonalize=False)
             seed = int(np.random.SeedSequence([options.seed, index]).generate_state(1)[0])
-            view: SymmetricOperator = hessian.on_minibatch(index)
-            source = view if block is None else RestrictedOperator(view, block)
+            source = self._on_minibatch(hessian, index)
+            if block is not None:
+                source = RestrictedOperator(source, block)
             spectrum: Spectrum = _estimate(chosen, source, seed)
             return spectrum
 
@@ -542,6 +555,17 @@ class _Analysis:
             )
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+    def _on_minibatch(self, hessian: HessianOperator, index: int) -> SymmetricOperator:
+        """The operator whose eigenvalues the map takes: a minibatch's Hessian, or P^-1/2 H P^-1/2.
+
+        The scaled one has no `reduced` form: directions that the first kernel does not feel are no longer orthogonal
+        to those it feels.
+        """
+        view = hessian.on_minibatch(index)
+        if self.scaling is None or not self.exponents.preconditioned:
+            return view
+        return DiagonallyScaledOperator(view, self.scaling)
 
     def _layers(self, hessian: HessianOperator) -> Iterator[LayerSharpness]:
         name = self.estimators["spectrum"][0]
@@ -597,8 +621,9 @@ class _Analysis:
         return bounds(facts, guessed | given, frozenset(guessed))
 
     def _unstable_above(self) -> float | None:
-        """The upper threshold where it is one for the Hessian's own eigenvalues."""
-        return self.limits.upper if self.limits is not None and not self.limits.preconditioned else None
+        """The upper threshold where it is one for the eigenvalues that the map takes."""
+        same = self.limits is not None and self.limits.preconditioned == self.exponents.preconditioned
+        return self.limits.upper if self.limits is not None and same else None
 
     # The plan
 
@@ -625,7 +650,7 @@ class _Analysis:
         per_run = size if steps is None else steps
         # Verification makes about ten products; eigenpairs and trace take about 40 + 32 on every batch.
         products = 10 + 72 * num_batches + _MIN_RUNS + runs * per_run
-        if self.limits is not None and self.limits.preconditioned:
+        if self.scaling is not None:
             products += 40 * num_batches
         if self.options.per_layer:
             layers = self.loss.layout.layers.values()
@@ -638,7 +663,7 @@ class _Analysis:
         memory = peak_memory() + basis + self.workers * (3 * activations + 8 * size * self.loss.dtype.itemsize)
         return Plan(
             num_parameters=size,
-            state_size=size,
+            state_size=self.exponents.branches * size,
             map=self.exponents.name,
             num_batches=num_batches,
             num_runs=runs,
@@ -742,11 +767,22 @@ def _in_order(function: Callable[[int], Spectrum], indices: Iterable[int]) -> It
     return (function(index) for index in indices)
 
 
-def _described(optimizer: update.OptimizerSettings) -> str:
-    if optimizer.name == "SGD" and optimizer.momentum:
-        kind = "Nesterov momentum" if optimizer.nesterov else "momentum"
-        return f"SGD with {kind} {optimizer.momentum:g}"
-    return optimizer.name
+def _own_map(optimizer: update.OptimizerSettings | None) -> tuple[str, str]:
+    """Name of the optimizer's own map, or why there is none."""
+    if optimizer is None:
+        return "", "no optimizer is known"
+    momentum = optimizer.momentum or 0.0
+    with_momentum = "nesterov" if optimizer.nesterov else "heavy-ball"
+    names = {"SGD": with_momentum if momentum else "sgd", "Adam": "adam", "AdamW": "adam", "RMSprop": "rmsprop"}
+    if optimizer.name not in names:
+        return "", f"the optimizer is {optimizer.name}"
+    if not 0.0 <= momentum < 1.0:
+        return "", f"the momentum {momentum:g} of {optimizer.name} is not between 0 and 1"
+    return names[optimizer.name], ""
+
+
+def _operator(preconditioned: bool) -> str:
+    return "P^-1/2 H P^-1/2" if preconditioned else "H"
 
 
 def _check_options(options: Options) -> None:
@@ -874,7 +910,7 @@ def _summary(pairs: Eigenpairs | None, trace: TraceEstimate | None) -> HessianSu
     )
 
 
-def _compressed(nodes: Array, weights: Array) -> SpectrumSummary:
+def _compressed(nodes: Array, weights: Array, operator: str) -> SpectrumSummary:
     """At most 2,000 nodes: neighbours of about equal mass share are merged into their mean."""
     if len(nodes) > _MAX_NODES:
         edges = np.unique(np.linspace(0, len(nodes), _MAX_NODES + 1).astype(int)[:-1])
@@ -883,7 +919,7 @@ def _compressed(nodes: Array, weights: Array) -> SpectrumSummary:
         plain = np.add.reduceat(nodes, edges) / np.diff(np.append(edges, len(nodes)))
         nodes = np.where(mass > 0, moment / np.where(mass > 0, mass, 1.0), plain)
         weights = mass
-    return SpectrumSummary(np.asarray(nodes, np.float64), np.asarray(weights, np.float64))
+    return SpectrumSummary(np.asarray(nodes, np.float64), np.asarray(weights, np.float64), operator)
 
 
 def _device() -> str:

@@ -195,24 +195,76 @@ class SingularValues:
         _same_length(self, "log_values", "weights")
 
 
+def _no_history() -> FloatArray:
+    return np.zeros((0, 0))
+
+
 @attrs.frozen
 class LyapunovExponents:
     """Leading Lyapunov exponents per step, largest first, with block standard errors.
 
+    The steps after the transient are cut into consecutive blocks of equal length; `history` has the running means at
+    their ends. Steps after the last whole block count in `values` and not in `stderr`.
+
     Attributes:
         values: Exponents, natural logarithm per step, descending, shape [k].
-        stderr: Standard errors, shape [k].
+        stderr: Standard errors, shape [k]: spread of the block means. 0 says nothing where there are fewer than
+            two blocks.
         num_steps: Steps averaged over, after the transient.
         seed: Seed of the start frame and the trajectory.
+        history: Running means of the same directions, one row after each block, shape [number of blocks, k]; empty
+            if it was not kept.
+        block_size: Steps in a block.
+        transient: Steps discarded before them.
+        num_tangents: Tangent vectors carried through a step, the transient's included: k for each step.
+        stopped_at: Step, counted from 1 with the transient, whose product held NaN or infinity and ended the run
+            early: the trajectory diverged. None if it did not.
+        log_det: Mean of ln|det J| per step where the exponents are all there are (k = the flow's size), which is
+            their sum; else None.
+        rounding: What rounding may have done to each exponent, per step, shape [k]; None if it was not followed.
+        num_resolved: The leading exponents that rounding has left intact. Those after them were at some step below
+            what the dtype resolves beside the largest, and their values are upper ends: the Jacobian may be
+            singular there, the exponent -infinity. None: all of them.
     """
 
     values: FloatArray = attrs.field(converter=_float_array, validator=[_vector, _finite], eq=_ARRAYS_EQUAL)
     stderr: FloatArray = attrs.field(converter=_float_array, validator=[_vector, _finite], eq=_ARRAYS_EQUAL)
     num_steps: int = attrs.field(validator=attrs.validators.ge(1))
     seed: int
+    history: FloatArray = attrs.field(
+        factory=_no_history, converter=_float_array, validator=_finite, eq=_ARRAYS_EQUAL, repr=False
+    )
+    block_size: int = attrs.field(default=1, validator=attrs.validators.ge(1))
+    transient: int = attrs.field(default=0, validator=attrs.validators.ge(0))
+    num_tangents: int | None = None
+    stopped_at: int | None = None
+    log_det: float | None = attrs.field(default=None, validator=_finite)
+    rounding: FloatArray | None = attrs.field(
+        default=None, converter=_optional_float_array, validator=[_vector, _finite], eq=_ARRAYS_EQUAL
+    )
+    num_resolved: int | None = None
 
     def __attrs_post_init__(self) -> None:
-        _same_length(self, "values", "stderr")
+        _same_length(self, "values", "stderr", "rounding")
+        if self.history.size and (self.history.ndim != 2 or self.history.shape[1] != len(self.values)):
+            raise ValueError(
+                f"LyapunovExponents.history has shape {self.history.shape}, expected [blocks, {len(self.values)}]."
+            )
+        if self.history.size and len(self.history) * self.block_size > self.num_steps:
+            raise ValueError(
+                f"LyapunovExponents.history has {len(self.history)} blocks of {self.block_size} steps, "
+                f"more than the {self.num_steps} steps of the run."
+            )
+        if self.num_resolved is not None and not 0 <= self.num_resolved <= len(self.values):
+            raise ValueError(
+                f"LyapunovExponents.num_resolved is {self.num_resolved}, expected 0 to {len(self.values)}."
+            )
+
+    @property
+    def block_means(self) -> FloatArray:
+        """Mean of each block, shape [number of blocks, k]; (0, 0) without a history."""
+        counts = np.arange(1.0, len(self.history) + 1)[:, None]
+        return np.diff(counts * self.history, axis=0, prepend=0.0) if self.history.size else self.history
 
 
 @attrs.frozen

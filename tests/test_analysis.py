@@ -7,11 +7,14 @@ import pytest
 import tensorflow as tf
 
 import sdkeras
+from oracles import rotated
 from sdkeras import analysis, kinds
 from sdkeras.datasets import load_digits
+from sdkeras.dimension.exponents import ExponentMap
 from sdkeras.errors import ModelError, PluginError, SdkerasError
 
 layers = keras.layers
+SCALED = "P^-1/2 H P^-1/2"
 CE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
@@ -63,18 +66,22 @@ def test_datasets_keep_their_batches(trained: keras.Model, digits) -> None:
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "operator", "threshold"),
+    ("optimizer", "operator", "threshold", "own_map"),
     [
-        (keras.optimizers.SGD(0.125, momentum=0.5), "H", 24.0),
-        (keras.optimizers.SGD(0.125, momentum=0.5, nesterov=True), "H", 12.0),
-        (keras.optimizers.SGD(0.125, weight_decay=0.5), "H", 15.5),
-        (keras.optimizers.Adam(0.125), "P^-1/2 H P^-1/2", 304.0),
-        (keras.optimizers.RMSprop(0.125), "P^-1/2 H P^-1/2", 16.0),
-        (keras.optimizers.Lion(0.125), "H", None),
+        (keras.optimizers.SGD(0.125, momentum=0.5), "H", 24.0, ("heavy-ball", "balanced")),
+        (keras.optimizers.SGD(0.125, momentum=0.5, nesterov=True), "H", 12.0, ("nesterov", "balanced")),
+        (keras.optimizers.SGD(0.125, weight_decay=0.5), "H", 15.5, ("sgd", "weights")),
+        (keras.optimizers.Adam(0.125), SCALED, 304.0, ("adam", "preconditioned balanced")),
+        (keras.optimizers.AdamW(0.125, weight_decay=0.5), SCALED, 294.5, ("adam", "preconditioned balanced")),
+        (keras.optimizers.RMSprop(0.125), SCALED, 16.0, ("rmsprop", "preconditioned weights")),
+        (keras.optimizers.RMSprop(0.125, momentum=0.5), SCALED, 24.0, ("rmsprop", "preconditioned balanced")),
+        (keras.optimizers.Lion(0.125), "H", None, ("hessian", "weights")),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
-def test_thresholds_of_real_optimizers(optimizer, operator: str, threshold: float | None, digits) -> None:
+def test_maps_and_thresholds_of_real_optimizers(
+    optimizer, operator: str, threshold: float | None, own_map: tuple[str, str], digits
+) -> None:
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((8, 8)), layers.Flatten(), layers.Dense(4, "tanh"), layers.Dense(10)])
     model.compile(optimizer, CE)
@@ -84,15 +91,141 @@ def test_thresholds_of_real_optimizers(optimizer, operator: str, threshold: floa
     assert edge.operator == operator
     assert edge.threshold == (None if threshold is None else pytest.approx(threshold, rel=1e-6))
     codes = {warning.code for warning in run.warnings}
-    plain = type(optimizer).__name__ == "SGD" and not optimizer.momentum
-    assert run.sharpness_dimension.map == ("sgd" if plain else "hessian")
-    assert ("hessian-map" in codes) == (not plain)
+    estimate = run.sharpness_dimension
+    assert (estimate.map, estimate.coordinates) == own_map
+    assert estimate.state_size == run.model.num_trainable_analysed * (2 if "balanced" in own_map[1] else 1)
+    assert ("hessian-map" in codes) == (threshold is None)
+    assert "weight-decay-ignored" not in codes
+    assert run.spectrum.operator == operator
     if operator != "H":
         loss = sdkeras.EmpiricalLoss(model, digits, batch_size=64, num_samples=128)
         p = analysis.update.preconditioner(model, loss.layout)
         dense = sdkeras.HessianOperator(loss).matmat(np.eye(loss.size, dtype="float32")).astype(np.float64)
         top = np.linalg.eigvalsh((dense + dense.T) / 2 / np.sqrt(np.outer(p, p)))[-1]
         assert edge.sharpness == pytest.approx(top, rel=5e-3)
+
+
+def balanced_jacobian(optimizer, h: np.ndarray, p: np.ndarray, decay: float) -> np.ndarray:
+    """2n x 2n matrix of one momentum step in balanced coordinates, from theory and not from its blocks."""
+    n, identity = len(h), np.eye(len(h))
+    eta = float(optimizer.learning_rate)
+    if isinstance(optimizer, keras.optimizers.SGD):
+        beta, kick = optimizer.momentum, eta * h
+    else:
+        beta = optimizer.beta_1
+        kick = eta * (1 - beta) * h / np.sqrt(np.outer(p, p))
+    b = beta if getattr(optimizer, "nesterov", False) else np.sqrt(beta)
+    ahead = beta if getattr(optimizer, "nesterov", False) else 0.0
+    raw = np.block(
+        [
+            [(1 - eta * decay) * identity - (1 + ahead) * kick, beta * (ahead if ahead else 1.0) * identity],
+            [-kick, beta * identity],
+        ]
+    )
+    into = np.block([[identity, b**2 / (1 - beta) * identity], [np.zeros((n, n)), b / (1 - beta) * identity]])
+    return into @ raw @ np.linalg.inv(into)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        keras.optimizers.SGD(0.125, momentum=0.5),
+        keras.optimizers.SGD(0.125, momentum=0.5, nesterov=True, weight_decay=1e-3),
+        keras.optimizers.AdamW(0.00390625, weight_decay=0.01),
+    ],
+    ids=["heavy-ball", "nesterov", "adamw"],
+)
+def test_slq_agrees_with_dense_steps_of_momentum(optimizer, digits) -> None:
+    """Exact spectra give what an SVD of the whole step gives, and quadrature agrees with them.
+
+    Batches of 12 leave directions flat in the first kernel of 16 inputs: a Hessian splits there, P^-1/2 H P^-1/2
+    does not.
+    """
+    keras.utils.set_random_seed(0)
+    data = digits[0][:, 2:6, 2:6], digits[1]
+    model = keras.Sequential([keras.Input((4, 4)), layers.Flatten(), layers.Dense(4, "tanh"), layers.Dense(10)])
+    model.compile(optimizer, CE)
+    model.fit(*data, epochs=10, batch_size=12, verbose=0)
+    run = sdkeras.analyze(model, data, batch_size=12, exact_minibatches=24, tolerance=0.3, dtype="float64")
+    exact, slq = run.estimates
+    loss = sdkeras.EmpiricalLoss(model, data, batch_size=12, dtype="float64")
+    hessian = sdkeras.HessianOperator(loss)
+    n = loss.size
+    p = analysis.update.preconditioner(model, loss.layout)
+    p = np.ones(n) if p is None else p
+    z = []
+    for index in range(24):
+        dense = hessian.on_minibatch(index).matmat(np.eye(n))
+        jacobian = balanced_jacobian(optimizer, (dense + dense.T) / 2, p, optimizer.weight_decay or 0.0)
+        z.append(np.log(np.linalg.svd(jacobian, compute_uv=False)))
+    pooled = sdkeras.sharpness_dimension(np.concatenate(z), np.full(2 * n * 24, 1 / 24))
+    assert exact.state_size == 2 * n
+    assert exact.value == pytest.approx(pooled, abs=1e-5)
+    assert exact.definition_value == pytest.approx(sdkeras.sharpness_dimension(np.mean(z, axis=0)), abs=1e-5)
+    assert np.allclose(run.rds_sharpness.leading, np.mean(z, axis=0)[:32], atol=1e-8)
+    assert exact.interval[0] <= slq.interval[1]
+    assert slq.interval[0] <= exact.interval[1]
+    assert exact.definition_interval[0] <= slq.definition_interval[1]
+    assert slq.definition_interval[0] <= exact.definition_interval[1]
+
+
+@pytest.mark.parametrize(("beta", "nesterov"), [(0.5, False), (0.5, True), (0.75, False)])
+def test_exponents_are_those_of_the_step_that_keras_takes(beta: float, nesterov: bool) -> None:
+    """On a quadratic loss Keras' own update is linear in weights and slot: its matrix is read off column by column."""
+    alpha = np.array([-3.0, 0.0, 0.5, 9.0, 28.0])
+    h = rotated(alpha)
+    columns = []
+    for unit in np.eye(10):
+        weights = keras.Variable(unit[:5], dtype="float64")
+        optimizer = keras.optimizers.SGD(0.125, momentum=beta, nesterov=nesterov, weight_decay=0.5)
+        optimizer.build([weights])
+        (slot,) = optimizer.momentums
+        slot.assign(unit[5:])
+        optimizer.apply([tf.constant(h @ unit[:5])])
+        columns.append(np.concatenate([weights.numpy(), slot.numpy()]))
+    b = beta if nesterov else np.sqrt(beta)
+    identity = np.eye(5)
+    into = np.block([[identity, b**2 / (1 - beta) * identity], [np.zeros((5, 5)), b / (1 - beta) * identity]])
+    step = into @ np.array(columns).T @ np.linalg.inv(into)
+    exponents = ExponentMap("nesterov" if nesterov else "heavy-ball", 0.125, 0.5, beta)
+    expected = np.log(np.linalg.svd(step, compute_uv=False))
+    assert np.allclose(np.sort(exponents(alpha)), np.sort(expected), atol=1e-6)
+
+
+def test_the_map_of_the_hessian_where_it_is_asked_for_or_there_is_no_other(digits) -> None:
+    model = keras.Sequential([keras.Input((8, 8)), layers.Flatten(), layers.Dense(4, "tanh"), layers.Dense(10)])
+
+    def analysed(optimizer, **options):
+        model.compile(optimizer, CE)
+        return sdkeras.analyze(model, digits, tolerance=0.9, max_hvps=10, samples=128, **options)
+
+    asked = analysed(keras.optimizers.SGD(0.125, momentum=0.5, weight_decay=0.1), map="hessian")
+    codes = {warning.code: warning.message for warning in asked.warnings}
+    assert asked.sharpness_dimension.map == "hessian"
+    assert "hessian-map" not in codes
+    assert "weight-decay-ignored" in codes
+    assert asked.sharpness_dimension.state_size == asked.model.num_trainable_analysed
+    untrained = analysed(keras.optimizers.AdamW(0.125))
+    codes = {warning.code: warning.message for warning in untrained.warnings}
+    assert untrained.sharpness_dimension.map == "hessian"
+    assert "taken no step" in codes["hessian-map"]
+    assert "weight-decay-ignored" in codes
+    assert untrained.edge_of_stability.ratio is None
+    assert untrained.spectrum.operator == "H"
+    assert analysis.plan(model, digits).state_size == untrained.model.num_trainable_analysed
+    model.compile(keras.optimizers.SGD(0.125, momentum=0.5), CE)
+    assert analysis.plan(model, digits).state_size == 2 * untrained.model.num_trainable_analysed
+    assert analysis.plan(model, digits).map == "heavy-ball"
+
+
+def test_second_moments_of_zero_are_no_preconditioner(digits) -> None:
+    model = keras.Sequential([keras.Input((8, 8)), layers.Flatten(), layers.Dense(4, "tanh"), layers.Dense(10)])
+    model.compile(keras.optimizers.Adam(0.125), CE)
+    model.fit(*digits, epochs=1, batch_size=250, verbose=0)  # some pixels are always 0
+    model.optimizer.epsilon = 0.0
+    run = sdkeras.analyze(model, digits, tolerance=0.9, max_hvps=10, samples=128)
+    assert run.sharpness_dimension.map == "hessian"
+    assert any(w.code == "hessian-map" and "not all positive" in w.message for w in run.warnings)
 
 
 def test_batch_sharpness_is_a_mean_of_rayleigh_quotients(trained: keras.Model, digits) -> None:

@@ -40,7 +40,14 @@ _PRODUCT_MODES = ("auto", "reverse-over-reverse", "forward-over-reverse", "finit
 @click.option("--params", metavar="REGEX", help="Analyse only the variables whose path this finds.")
 @click.option("--samples", type=_COUNT, default=4096, show_default=True, help="Samples for the data-set Hessian.")
 @click.option("--mode", type=click.Choice(["train", "inference"]), default="train", show_default=True)
-@click.option("--map", "step_map", type=click.Choice(["auto", "hessian"]), default="auto", show_default=True)
+@click.option(
+    "--map",
+    "step_map",
+    type=click.Choice(["auto", "hessian"]),
+    default="auto",
+    show_default=True,
+    help="auto: the optimizer's own step where it is known; hessian: |1 - eta*alpha|.",
+)
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True)
 @click.option("--product-mode", type=click.Choice(_PRODUCT_MODES), default="auto", show_default=True)
 @click.option("--estimator", "estimators", multiple=True, help="Estimator to use; repeatable.")

@@ -16,7 +16,7 @@ import scipy.stats
 
 from sdkeras.dimension import cautions, pooling
 from sdkeras.dimension.exponents import ExponentMap, rds_sharpness
-from sdkeras.dimension.records import RdsSharpness, SharpnessDimension, Warning
+from sdkeras.dimension.records import FrozenLyapunov, RdsSharpness, SharpnessDimension, Warning
 from sdkeras.dimension.sharpness import Crossing, crossing
 from sdkeras.records import FloatArray, Progress, Spectrum
 
@@ -38,7 +38,8 @@ class AdaptiveSettings:
     """When the loop has seen enough.
 
     Attributes:
-        tolerance: Half-width wanted, relative to the codimension; 0.5 dimensions at the least.
+        tolerance: Half-width wanted, relative to the codimension (with momentum to what curvature moves, see
+            `summarise`); 0.5 dimensions at the least.
         min_runs: Runs before the first look.
         fixed_runs: Exactly this many runs instead, or None.
         max_hvps: Products at most, discarded runs included, or None.
@@ -63,8 +64,8 @@ class Outcome:
     Attributes:
         sharpness_dimension: The estimate with its evidence.
         rds_sharpness: RDS sharpness exponents from the same runs.
-        nodes: Pooled spectrum, ascending, shape [k].
-        weights: Its masses, sum d.
+        nodes: Pooled spectrum of the operator, ascending, shape [k].
+        weights: Its masses, sum n.
         warnings: What the reader must know.
         interrupted: True after Ctrl-C.
     """
@@ -82,9 +83,9 @@ class Context:
     """What does not change while the loop runs.
 
     Attributes:
-        size: d.
-        exponents: The map alpha -> z.
-        unstable_above: The optimizer's own upper threshold, or None; splits E+.
+        size: Dimension n of the operator.
+        exponents: The map alpha -> z; the state has d = branches * n dimensions.
+        unstable_above: The optimizer's own upper threshold for alpha, or None; splits E+.
         ignored_decay: Weight decay that the map leaves out.
         product_error: Relative error of a product.
         estimator: Name of the spectrum estimator.
@@ -97,14 +98,20 @@ class Context:
     product_error: float
     estimator: str
 
+    @property
+    def state_size(self) -> int:
+        return self.exponents.branches * self.size
+
 
 @attrs.frozen(eq=False)
 class Summary:
-    """One look at the runs so far."""
+    """One look at the runs so far; z and masses are those of each run's exponents."""
 
     atoms: list[pooling.Atoms]
     z: list[FloatArray]
+    masses: list[FloatArray]
     crossing: Crossing
+    scale: float
     half_width: float | None
     interval: tuple[float, float] | None
     total_interval: tuple[float, float]
@@ -123,10 +130,10 @@ def estimate_sharpness_dimension(
 ) -> Outcome:
     """Runs until the interval is as narrow as asked for.
 
-    Pooled SD = SD of the mixture of all runs' measures. With phi_r = sum_l w_rl (1 + z_rl/|t*|)_+ at the pooled
-    t*, SD = mean of phi_r, and its interval is that of a mean of independent values. A run's coarser rule gives
-    the same with 0.7 m steps: if the two differ by more than max(tolerance/4, SE/2), m grows by half and the
-    runs start again.
+    Pooled SD = SD of the mixture of all runs' measures of exponents: one or two for each node, with the node's weight.
+    With phi_r = sum_l w_rl (1 + z_rl/|t*|)_+ at the pooled t*, SD = mean of phi_r, and its interval is that of a mean
+    of independent values. A run's coarser rule gives the same with 0.7 m steps: if the two differ by more than
+    max(tolerance/4, SE/2), m grows by half and the runs start again.
 
     Args:
         run: (i, num_steps) -> Spectrum of run i.
@@ -202,8 +209,7 @@ class _Loop:
             target = math.ceil(_RUN_GROWTH * len(self.runs))
 
     def wanted(self, summary: Summary) -> float:
-        codimension = self.context.size - summary.crossing.value
-        return max(self.settings.tolerance * codimension, _ABSOLUTE_TOLERANCE)
+        return max(self.settings.tolerance * summary.scale, _ABSOLUTE_TOLERANCE)
 
     def _extend(self, target: int) -> None:
         """Adds runs up to the target, or to the end of the budget."""
@@ -287,52 +293,71 @@ class _Loop:
 
 
 def summarise(runs: list[Spectrum], context: Context) -> Summary:
-    """Pools the runs and takes the interval of their mean."""
-    eta = context.exponents.learning_rate
-    excess = pooling.repeated_eigenvalues(runs, eta)
+    """Pools the runs and takes the interval of their mean.
+
+    `scale` is what the half-width is judged by: the codimension. With momentum that holds the n directions of the
+    velocity, which every step contracts, and SD may lie on either side of n; there the scale is the number of
+    dimensions that curvature adds or takes, sum over eigenvalues of w |phi(alpha) - phi(0)|, phi(alpha) the sum of
+    (1 + z/|t*|)_+ over both exponents.
+    """
+    exponents, size = context.exponents, float(context.state_size)
+    excess = pooling.repeated_eigenvalues(runs, exponents.rate)
     correct = excess is None
-    atoms = [pooling.as_atoms(run, eta, correct) for run in runs]
-    z = [context.exponents(one.nodes) for one in atoms]
-    pooled_z = np.concatenate(z)
-    pooled_w = np.concatenate([one.weights for one in atoms]) / len(runs)
+    atoms = [pooling.as_atoms(run, exponents.rate, correct) for run in runs]
+    z = [exponents(one.nodes) for one in atoms]
+    masses = [exponents.spread(one.weights) for one in atoms]
+    pooled_z, pooled_w = np.concatenate(z), np.concatenate(masses) / len(runs)
     where = crossing(pooled_z, pooled_w)
-    where = attrs.evolve(where, value=min(where.value, float(context.size)))  # masses sum to d up to rounding
-    totals = np.array([float(one.weights @ exponents) for one, exponents in zip(atoms, z, strict=True)])
+    where = attrs.evolve(where, value=min(where.value, size))  # masses sum to d up to rounding
+    totals = np.array([float(w @ own) for w, own in zip(masses, z, strict=True)])
     total_half = _half_width(totals)
     total_interval = (where.total - total_half, where.total + total_half)
-    difference = None
+    difference, scale = None, size - where.value
     half: float | None
     interval: tuple[float, float] | None
     if where.threshold_exponent is None:
         if where.value > 0:  # saturated: the lower end is where the sum would cross if it were smaller
             low = crossing(pooled_z, pooled_w, offset=-total_half).value if math.isfinite(total_half) else 0.0
-            interval = (min(low, float(context.size)), float(context.size))
+            interval = (min(low, size), size)
         else:
-            growth = np.array([_positive_part(one, exponents) for one, exponents in zip(atoms, z, strict=True)])
-            interval = (0.0, min(float(context.size), growth.mean() + _half_width(growth)))
+            growth = _growth(z, masses)
+            interval = (0.0, min(size, growth.mean() + _half_width(growth)))
         half = interval[1] - interval[0]
     else:
         tau = 1.0 / abs(where.threshold_exponent)
-        phi = np.array([_phi(one.weights, exponents, tau) for one, exponents in zip(atoms, z, strict=True)])
+        phi = np.array([_phi(w, own, tau) for w, own in zip(masses, z, strict=True)])
         half = _half_width(phi)
-        interval = (max(0.0, where.value - half), min(float(context.size), where.value + half))
-        if all(one.nested is not None for one in atoms):
-            coarse = [
-                _phi(one.nested[1], context.exponents(one.nested[0]), tau) for one in atoms if one.nested is not None
-            ]
+        interval = (max(0.0, where.value - half), min(size, where.value + half))
+        if exponents.branches > 1:
+            scale = _moved(atoms, exponents, tau)
+        nested = [one.nested for one in atoms if one.nested is not None]
+        if len(nested) == len(atoms):
+            coarse = [_phi(exponents.spread(weights), exponents(nodes), tau) for nodes, weights in nested]
             changes = phi - np.array(coarse)
             difference = (float(changes.mean()), _half_width(changes))
     if len(runs) < _FEWEST_RUNS_FOR_AN_INTERVAL:
         half = interval = None
-    return Summary(atoms, z, where, half, interval, total_interval, difference, excess)
+    return Summary(atoms, z, masses, where, scale, half, interval, total_interval, difference, excess)
 
 
 def _phi(weights: FloatArray, z: FloatArray, tau: float) -> float:
     return float(weights @ np.maximum(0.0, 1.0 + tau * z))
 
 
-def _positive_part(atoms: pooling.Atoms, z: FloatArray) -> float:
-    return float(atoms.weights @ np.maximum(z, 0.0))
+def _moved(atoms: list[pooling.Atoms], exponents: ExponentMap, tau: float) -> float:
+    """Mean over runs of sum w |phi(alpha) - phi(0)|."""
+
+    def phi(alpha: FloatArray) -> FloatArray:
+        values: FloatArray = np.maximum(0.0, 1.0 + tau * exponents(alpha)).reshape(-1, len(alpha)).sum(axis=0)
+        return values
+
+    neutral = phi(np.zeros(1))
+    return float(np.mean([one.weights @ np.abs(phi(one.nodes) - neutral) for one in atoms]))
+
+
+def _growth(z: list[FloatArray], masses: list[FloatArray]) -> FloatArray:
+    """E+ of each run."""
+    return np.array([float(w @ np.maximum(own, 0.0)) for w, own in zip(masses, z, strict=True)])
 
 
 def _half_width(values: FloatArray) -> float:
@@ -347,17 +372,16 @@ def _standard_error(summary: Summary, context: Context) -> float:
     """Standard error of the pooled SD, from its half-width."""
     runs = len(summary.atoms)
     if summary.half_width is None or runs < 2:
-        return float(context.size)
+        return float(context.state_size)
     return summary.half_width / float(scipy.stats.t.ppf(0.5 + _CONFIDENCE / 2, runs - 1))
 
 
 def _outcome(loop: _Loop, summary: Summary) -> Outcome:
-    context, where = loop.context, summary.crossing
-    size = float(context.size)
+    context, where, exponents = loop.context, summary.crossing, loop.context.exponents
+    size = float(context.state_size)
     exact = all(run.exact for run in loop.runs)
-    runs = [(z, one.weights) for z, one in zip(summary.z, summary.atoms, strict=True)]
-    average = pooling.quantile_average(runs, size)
-    ordered, ordered_half = _ordered(average, context.size)
+    average = pooling.quantile_average(list(zip(summary.z, summary.masses, strict=True)), size)
+    ordered, ordered_half = _ordered(average, context.state_size)
     lower = max(0.0, ordered - ordered_half)
     definition_interval = None
     if summary.interval is not None and math.isfinite(ordered_half):
@@ -365,13 +389,13 @@ def _outcome(loop: _Loop, summary: Summary) -> Outcome:
         definition_interval = (lower, max(lower, upper))
     nodes = np.concatenate([one.nodes for one in summary.atoms])
     weights = np.concatenate([one.weights for one in summary.atoms]) / len(summary.atoms)
-    z = np.concatenate(summary.z)
-    gains = weights * np.maximum(z, 0.0)
+    z, masses = np.concatenate(summary.z), np.concatenate(summary.masses) / len(summary.atoms)
+    gains, origins = masses * np.maximum(z, 0.0), np.concatenate([exponents.spread(one.nodes) for one in summary.atoms])
     t_star = where.threshold_exponent
-    neutral = None if t_star is None else float(weights[np.abs(z) < _NEUTRAL * abs(t_star)].sum())
+    neutral = None if t_star is None else float(masses[np.abs(z) < _NEUTRAL * abs(t_star)].sum())
     expansion = float(gains.sum())
     margin = expansion / neutral if neutral else None
-    unstable = 0.0 if context.unstable_above is None else float(gains[nodes > context.unstable_above].sum())
+    unstable = 0.0 if context.unstable_above is None else float(gains[origins > context.unstable_above].sum())
     interval = summary.interval
     history = np.array(loop.history, dtype=np.float64).reshape(-1, 3)
     estimate = SharpnessDimension(
@@ -385,14 +409,14 @@ def _outcome(loop: _Loop, summary: Summary) -> Outcome:
         j_star=where.j_star,
         threshold_exponent=t_star,
         expansion=expansion,
-        expansion_negative_curvature=float(gains[nodes < 0].sum()),
+        expansion_negative_curvature=float(gains[origins < 0].sum()),
         expansion_unstable=unstable,
         neutral_mass=neutral,
         margin=margin,
-        resolution=None if t_star is None else context.exponents.learning_rate * float(np.ptp(nodes)) / abs(t_star),
-        map=context.exponents.name,
-        coordinates=context.exponents.coordinates,
-        state_size=context.size,
+        resolution=None if t_star is None else exponents.rate * float(np.ptp(nodes)) / abs(t_star),
+        map=exponents.name,
+        coordinates=exponents.coordinates,
+        state_size=context.state_size,
         estimator=context.estimator,
         num_runs=len(loop.runs),
         num_steps=None if exact else loop.steps,
@@ -400,11 +424,12 @@ def _outcome(loop: _Loop, summary: Summary) -> Outcome:
         history=history[:, 0],
         history_half_width=history[:, 1],
         history_runs=history[:, 2],
+        frozen_lyapunov=_frozen_lyapunov(summary, context) if exponents.branches > 1 else None,
     )
-    growth = np.array([_positive_part(one, own) for one, own in zip(summary.atoms, summary.z, strict=True)])
+    growth = _growth(summary.z, summary.masses)
     notes = cautions.cautions(
         estimate,
-        exponents=context.exponents,
+        exponents=exponents,
         product_error=context.product_error,
         ignored_decay=context.ignored_decay,
         largest=float(np.max(np.abs(nodes))),
@@ -416,6 +441,7 @@ def _outcome(loop: _Loop, summary: Summary) -> Outcome:
         correctable=exact or all(run.residuals is not None for run in loop.runs),
         ended=loop.ended,
         target=loop.wanted(summary),
+        scale=summary.scale,
     )
     order = np.argsort(nodes, kind="stable")
     return Outcome(
@@ -425,6 +451,21 @@ def _outcome(loop: _Loop, summary: Summary) -> Outcome:
         weights=weights[order],
         warnings=notes,
         interrupted=loop.interrupted,
+    )
+
+
+def _frozen_lyapunov(summary: Summary, context: Context) -> FrozenLyapunov:
+    """The formulas of SD and lambda_1 on ln |mu| in place of ln sigma."""
+    size = float(context.state_size)
+    runs = [
+        (context.exponents.log_eigenvalues(one.nodes), masses)
+        for one, masses in zip(summary.atoms, summary.masses, strict=True)
+    ]
+    log_mu = np.concatenate([own for own, _ in runs])
+    pooled = crossing(log_mu, np.concatenate(summary.masses) / len(runs))
+    average = pooling.quantile_average(runs, size)
+    return FrozenLyapunov(
+        dimension=min(pooled.value, size), leading=float(rds_sharpness(average.z, average.widths).leading[0])
     )
 
 

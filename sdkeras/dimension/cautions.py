@@ -26,6 +26,7 @@ def cautions(
     correctable: bool,
     ended: str | None,
     target: float,
+    scale: float,
 ) -> tuple[Warning, ...]:
     """The warnings of an estimate, most important first.
 
@@ -43,6 +44,7 @@ def cautions(
         correctable: Whether the estimator reports residuals.
         ended: What ended the runs before the tolerance was met, or None.
         target: Half-width asked for.
+        scale: What half-widths are judged by, see `adaptive.summarise`.
     """
     notes: list[Warning] = []
 
@@ -50,8 +52,8 @@ def cautions(
         notes.append(Warning(code, message))
 
     d = estimate.state_size
-    eta = exponents.learning_rate
-    allowed = 10 * max(_FLOOR, eta * largest * product_error, eta * ignored_decay)
+    rate = exponents.rate
+    allowed = 10 * max(_FLOOR, rate * largest * product_error, rate * ignored_decay)
     if estimate.margin is not None and estimate.margin < allowed:
         note(
             "ill-conditioned",
@@ -85,11 +87,11 @@ def cautions(
             f"the estimator {estimate.estimator} gives no coarser rule, so the number of steps was not checked.",
         )
     half = None if estimate.interval is None else 0.5 * (estimate.interval[1] - estimate.interval[0])
-    if half is not None and half > _WIDE * max(estimate.codimension, 5.0):
+    if half is not None and half > _WIDE * max(scale, 5.0):
+        what = "codimension" if exponents.branches == 1 else "number of dimensions that curvature adds or takes,"
         note(
             "wide-interval",
-            f"the interval's half-width {half:.3g} is {half / max(estimate.codimension, 1e-12):.0%} of the "
-            f"codimension {estimate.codimension:.4g}.",
+            f"the interval's half-width {half:.3g} is {half / max(scale, 1e-12):.0%} of the {what} {scale:.4g}.",
         )
     if estimate.expansion > 0 and estimate.expansion_negative_curvature > 0.5 * estimate.expansion:
         share = estimate.expansion_negative_curvature / estimate.expansion
@@ -97,6 +99,13 @@ def cautions(
             "negative-curvature",
             f"{share:.0%} of E+ comes from negative curvature: lambda_1 > 0 here is negative curvature, not the "
             "edge of stability.",
+        )
+    stable = estimate.expansion - estimate.expansion_negative_curvature - estimate.expansion_unstable
+    if exponents.branches > 1 and stable > 0.5 * estimate.expansion:
+        note(
+            "transient-growth",
+            f"{stable / estimate.expansion:.0%} of E+ comes from stable directions, in which momentum stretches for a "
+            "step or two before it contracts: lambda_1 > 0 here is no instability (see the frozen Lyapunov exponents).",
         )
     if guard is not None:
         note(

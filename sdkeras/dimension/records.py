@@ -17,6 +17,23 @@ def _interval(value: Any) -> tuple[float, float] | None:
 
 
 @attrs.frozen
+class FrozenLyapunov:
+    """What the spectra would give if every step saw the same minibatch and the same P for ever ("frozen Lyapunov").
+
+    ln |mu| of the eigenvalues mu of the step's blocks in place of the log singular values: the same in all
+    coordinates and without the growth of a moment that momentum makes in stable directions. It is no Lyapunov
+    exponent of training, whose steps differ.
+
+    Attributes:
+        dimension: The formula of SD on ln |mu|, pooled over minibatches.
+        leading: Mean over minibatches of the largest ln |mu|; above 0 a step is unstable in the optimizer's own sense.
+    """
+
+    dimension: float
+    leading: float
+
+
+@attrs.frozen
 class SharpnessDimension:
     """One estimate of the sharpness dimension (SD) with everything needed to judge it.
 
@@ -40,10 +57,11 @@ class SharpnessDimension:
         neutral_mass: n0, the mass with |z| < 1e-3 |t*|.
         margin: E+/n0: what the mean of the neutral exponents would have to be wrong by to change the answer;
             None where neutral_mass is 0 (the margin is infinite) or None.
-        resolution: rho = eta * (alpha_max - alpha_min) / |t*|; the steps needed grow with its root.
-        map: The map whose Jacobian was analysed.
+        resolution: rho = r * (alpha_max - alpha_min) / |t*|, r = |dz/dalpha| at alpha = 0: eta, or
+            eta/(1 - momentum) for SGD and RMSprop with momentum. The steps needed grow with its root.
+        map: The map whose Jacobian was analysed, see `sdkeras.dimension.exponents.ExponentMap`.
         coordinates: The coordinates its singular values refer to.
-        state_size: Dimension d of the state analysed.
+        state_size: Dimension d of the state analysed: the n parameters, or 2n with the velocity of momentum.
         estimator: Spectrum estimator.
         num_runs: Independent runs (minibatch and probe).
         num_steps: Lanczos steps of a run; None for exact spectra.
@@ -51,6 +69,7 @@ class SharpnessDimension:
         history: Running value, one entry per checkpoint of the adaptive loop, shape [k].
         history_half_width: Half-width of the interval at the same points, shape [k].
         history_runs: Number of runs at the same points, shape [k].
+        frozen_lyapunov: The same from eigenvalues of the step's blocks; None without momentum, where |mu| = sigma.
     """
 
     value: float
@@ -78,6 +97,7 @@ class SharpnessDimension:
     history: FloatArray = attrs.field(factory=lambda: np.zeros(0), eq=_ARRAYS_EQUAL, repr=False)
     history_half_width: FloatArray = attrs.field(factory=lambda: np.zeros(0), eq=_ARRAYS_EQUAL, repr=False)
     history_runs: FloatArray = attrs.field(factory=lambda: np.zeros(0), eq=_ARRAYS_EQUAL, repr=False)
+    frozen_lyapunov: FrozenLyapunov | None = None
 
 
 @attrs.frozen

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from sdkeras.linalg.orthogonal import thin_qr
+
 
 def rademacher_probes(size: int, num_probes: int, *, seed: int, dtype: DTypeLike, stream: int = 0) -> NDArray[Any]:
     """Independent entries +1 or -1 with equal chance.
@@ -34,3 +36,9 @@ def start_vector(size: int, *, seed: int, dtype: DTypeLike, stream: int = 0) -> 
     vector = np.random.default_rng([seed, 11, stream]).standard_normal(size)
     vector /= np.linalg.norm(vector)
     return vector.astype(dtype)
+
+
+def start_frame(size: int, num_vectors: int, *, seed: int, dtype: DTypeLike) -> NDArray[Any]:
+    """Orthonormal columns, uniform (Haar), shape [size, num_vectors]."""
+    matrix = np.random.default_rng([seed, 12]).standard_normal((size, num_vectors))
+    return thin_qr(matrix)[0].astype(dtype)

@@ -241,7 +241,7 @@ class Engine:
         return tf.math.divide_no_nan(ahead - behind, 2 * step)
 
     def _many_products(self, vectorized: bool) -> Any:
-        """Products with the rows of a matrix over one shared first pass."""
+        """The gradient, and products with the rows of a matrix, over one shared first pass."""
 
         def graph(point: Any, rows: Any, seeds: Any, weights: Any, *flat: Any) -> Any:
             parts = self._split(point)
@@ -253,8 +253,8 @@ class Engine:
                 return self._pull_back(tape, gradients, parts, vector)
 
             if vectorized:
-                return tf.vectorized_map(product, rows, fallback_to_while_loop=False)
-            return tf.map_fn(product, rows)
+                return self._join(gradients), tf.vectorized_map(product, rows, fallback_to_while_loop=False)
+            return self._join(gradients), tf.map_fn(product, rows)
 
         return self._traced(graph, self._vector, tf.TensorSpec([None, self.size], self.function.dtype))
 
@@ -293,6 +293,12 @@ class Engine:
         """Weighted products with each row, [k, n] -> [k, n]."""
         if self.mode != "reverse-over-reverse":
             return tf.stack([self.product(point, row, batch) for row in tf.unstack(rows)])
+        return self.gradient_and_products(point, rows, batch)[1]
+
+    def gradient_and_products(self, point: Any, rows: Any, batch: Any) -> Any:
+        """Weighted gradient, [n], and weighted products with each row, [k, n] -> [k, n], over one shared pass."""
+        if self.mode != "reverse-over-reverse":
+            return self.gradient(point, batch), self.products(point, rows, batch)
         arguments = self._arguments(batch)
         with self._count_lock:
             if self._many is None:

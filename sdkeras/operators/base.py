@@ -67,7 +67,14 @@ class LinearMap(Protocol):
 
 
 class TangentFlow(Protocol):
-    """A trajectory that carries tangent vectors along: one call, one step."""
+    """A trajectory that carries tangent vectors along: one call, one step.
+
+    `reset` puts it at its start, with the randomness of the seed. `step` multiplies tangents [n, k] by the Jacobian
+    of the next step and makes that step. `state` gives all that the later steps depend on, in values that
+    `sdkeras.checkpoints.save_checkpoint` can write (NumPy arrays, numbers, text, and lists, tuples or dicts of them),
+    and `restore` goes back there, in another process too. A trajectory that has diverged gives tangents of NaN or
+    infinity, or raises NonFiniteError. One that was asked to stop raises Interrupted in place of the next step.
+    """
 
     @property
     def size(self) -> int: ...

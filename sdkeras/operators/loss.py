@@ -209,6 +209,7 @@ class EmpiricalLoss:
 
     Attributes:
         size: Number of parameters analysed.
+        variables: The given model's own variables, which `layout` describes.
         layout: Their names and shapes.
         point: Their values, shape [size].
         gradients: The compiled loss and gradient; `engine` adds products to it.
@@ -247,7 +248,8 @@ class EmpiricalLoss:
         if not model.built:
             _build(model, self.source)
         analysed = model if precision.is_pure(model, dtype) else precision.in_precision(model, dtype)
-        chosen = {id(variable) for variable in select_variables(model.trainable_variables, params)}
+        self.variables = select_variables(model.trainable_variables, params)
+        chosen = {id(variable) for variable in self.variables}
         # Positions and names are the given model's: a copy in another precision may name its layers anew.
         positions = tuple(k for k, variable in enumerate(model.trainable_variables) if id(variable) in chosen)
         layout = Layout.of([model.trainable_variables[position] for position in positions])

@@ -59,11 +59,24 @@ def dimension_in_words(run: Analysis) -> str | None:
             f"On average a training step contracts volumes of no dimension, up to all {size:,}: SD is at its upper "
             "end and tells nothing apart."
         )
+    weights = run.model.num_trainable_analysed
+    with_velocity = size > weights
     words = (
-        f"The weights can move in {size:,} directions. A training step multiplies small distances by a factor in each; "
-        "the sharpness dimension is the largest dimension of a volume that such steps do not shrink on average, here "
-        f"{dimension(value)}. What training has pinned down is the rest, the codimension: {pinned} directions. "
+        f"The state of this training, weights and the optimizer's velocity, can move in {size:,} directions. "
+        if with_velocity
+        else f"The weights can move in {size:,} directions. "
+    ) + (
+        "A training step multiplies small distances by a factor in each; the sharpness dimension is the largest "
+        f"dimension of a volume that such steps do not shrink on average, here {dimension(value)}. "
     )
+    if with_velocity:
+        words += (
+            "Momentum damps the velocity's directions whatever the loss is: a flat loss would leave the "
+            f"{weights:,} of the weights (less with weight decay), here it is {dimension(abs(weights - value))} "
+            f"{'fewer' if value < weights else 'more'}. The rest, the codimension, is {pinned}. "
+        )
+    else:
+        words += f"What training has pinned down is the rest, the codimension: {pinned} directions. "
     if estimate.neutral_mass is not None and estimate.neutral_mass > 0:
         words += (
             f"Most of the dimension is not chaos but flatness: {dimension(estimate.neutral_mass)} directions are "

@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 import numpy as np
 
-from sdkeras.dimension.exponents import ExponentMap
+from sdkeras.dimension.exponents import ExponentMap, exponent_map
 from sdkeras.records import FloatArray
 from sdkeras.reporting.numbers import dimension, number
 from sdkeras.reporting.schema import Analysis
@@ -46,15 +46,16 @@ def figures(run: Analysis) -> tuple[Figure, ...]:
 
 
 def spectral_density(run: Analysis) -> Figure | None:
-    """Number of eigenvalues of a minibatch Hessian in bins, with the stability threshold."""
+    """Number of eigenvalues of a minibatch's operator in bins, with its stability threshold."""
     if run.spectrum is None or not _usable(run.spectrum.nodes, run.spectrum.weights):
         return None
     nodes, weights = run.spectrum.nodes, run.spectrum.weights
     edge = run.edge_of_stability
+    matrix = "Hessian" if run.spectrum.operator == "H" else "preconditioned Hessian"
     scale = max(float(np.max(np.abs(nodes))), 1e-90)
     linear = 1e-3 * scale
     threshold, beyond = None, ""
-    if edge.operator == "H" and edge.threshold is not None and math.isfinite(edge.threshold):
+    if edge.operator == run.spectrum.operator and edge.threshold is not None and math.isfinite(edge.threshold):
         if abs(edge.threshold) <= _FARTHEST * scale:
             threshold = edge.threshold
             beyond = " A step overshoots along directions to the right of the threshold."
@@ -72,14 +73,14 @@ def spectral_density(run: Analysis) -> Figure | None:
         axes.set_yscale("log")
         axes.set_ylim(floor, 3 * float(mass.max()))
         _asinh(axes, "x", linear, float(edges[0]), float(edges[-1]))
-        axes.set_xlabel("eigenvalue of the Hessian of a minibatch")
+        axes.set_xlabel(f"eigenvalue of the {matrix} of a minibatch")
         axes.set_ylabel("eigenvalues per bin")
         if threshold is not None:
             _mark(axes, threshold, f"threshold {number(threshold, 3)}")
 
     return Figure(
         "Spectral density",
-        _svg("density", "Spectral density of the Hessian", draw),
+        _svg("density", f"Spectral density of the {matrix}", draw),
         "How many directions have which curvature: almost all of them are flat (the peak at 0), a few are steep, and "
         f"those left of 0 curve downwards.{beyond}",
     )
@@ -170,17 +171,16 @@ def cumulative(run: Analysis) -> Figure | None:
 
 
 def cumulative_exponents(run: Analysis) -> tuple[FloatArray, FloatArray] | None:
-    """Mass and sum of the pooled exponents, largest first: (U_j, L_j), both of the spectrum's length.
+    """Mass and sum of the pooled exponents, largest first: (U_j, L_j), one entry for each exponent of each node.
 
     None where the record's map is unknown or its spectrum is empty.
     """
-    exponent_map = _exponent_map(run)
-    if exponent_map is None or run.spectrum is None or not _usable(run.spectrum.nodes, run.spectrum.weights):
+    made = _exponent_map(run)
+    if made is None or run.spectrum is None or not _usable(run.spectrum.nodes, run.spectrum.weights):
         return None
-    z = exponent_map(run.spectrum.nodes)
+    z, weights = made(run.spectrum.nodes), made.spread(run.spectrum.weights)
     order = np.argsort(-z, kind="stable")
-    weights = run.spectrum.weights[order]
-    return np.cumsum(weights), np.cumsum(weights * z[order])
+    return np.cumsum(weights[order]), np.cumsum(weights[order] * z[order])
 
 
 def convergence(run: Analysis) -> Figure | None:
@@ -211,12 +211,15 @@ def convergence(run: Analysis) -> Figure | None:
 
 
 def _exponent_map(run: Analysis) -> ExponentMap | None:
-    """The map of the record, or None where its exponents are not a function of the Hessian's eigenvalues alone."""
-    rate, decay = run.optimizer.learning_rate, run.optimizer.weight_decay or 0.0
-    name = run.sharpness_dimension.map if run.sharpness_dimension is not None else ""
-    if not (math.isfinite(rate) and rate > 0 and math.isfinite(decay)):
+    """The map of the record, or None where its exponents are no function of the spectrum alone."""
+    optimizer, estimate = run.optimizer, run.sharpness_dimension
+    rate, decay = optimizer.learning_rate, optimizer.weight_decay or 0.0
+    if estimate is None or not (math.isfinite(rate) and math.isfinite(decay)):
         return None
-    return {"sgd": ExponentMap("sgd", rate, decay), "hessian": ExponentMap("hessian", rate)}.get(name)
+    try:
+        return exponent_map(estimate.map, rate, momentum=optimizer.momentum or 0.0, weight_decay=decay)
+    except ValueError:  # a map of a later version, or settings that no step has
+        return None
 
 
 def _usable(*arrays: FloatArray) -> bool:

@@ -97,7 +97,9 @@ def _cards(run: Analysis) -> tuple[_Card, ...]:
                 "Codimension",
                 dimension(estimate.codimension, half),
                 interval(span),
-                "directions that training has pinned down",
+                "directions that training has pinned down"
+                if estimate.frozen_lyapunov is None
+                else "directions that contract on average, the velocity's among them",
             )
         )
     if rds is not None and len(rds.leading):

@@ -107,10 +107,17 @@ class HessianSummary:
 
 @attrs.frozen
 class SpectrumSummary:
-    """The pooled spectrum of the minibatch Hessians: sum of weights[j] * delta(nodes[j]), total mass d."""
+    """The pooled spectrum of the minibatches' operators: sum of weights[j] * delta(nodes[j]), total mass n.
+
+    Attributes:
+        nodes: Eigenvalues, ascending, shape [k].
+        weights: Their masses, shape [k].
+        operator: 'H' or 'P^-1/2 H P^-1/2', whose eigenvalues they are.
+    """
 
     nodes: FloatArray = attrs.field(eq=attrs.cmp_using(eq=np.array_equal))
     weights: FloatArray = attrs.field(eq=attrs.cmp_using(eq=np.array_equal))
+    operator: str = "H"
 
 
 @attrs.frozen
@@ -122,7 +129,8 @@ class LayerSharpness:
         num_parameters: Size of the block.
         largest: Largest eigenvalue of the block of the data-set Hessian.
         trace: Its trace; the layers' traces sum to the whole one's.
-        codimension: Codimension of the block's own SD (pooled), as if the other layers stood still.
+        codimension: Codimension of the block's own SD (pooled) under the run's map, as if the other layers stood
+            still; with momentum the block's velocity is in it.
         codimension_interval: Its 95 % interval.
     """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from sdkeras.dimension.records import BoundInput, SharpnessDimension
+from sdkeras.dimension.records import BoundInput, FrozenLyapunov, SharpnessDimension
 from sdkeras.reporting.numbers import bar_lengths, dimension, estimated, interval, measured, number, root_ratio
 from sdkeras.reporting.schema import Analysis
 
@@ -126,16 +126,27 @@ def _dimension(estimate: SharpnessDimension, num_samples: int) -> Table:
         rows.append(("definition's value in", interval(estimate.definition_interval), "Def. 4.1, bracketed"))
     negative, unstable = estimate.expansion_negative_curvature, estimate.expansion_unstable
     split = f"{number(negative, 3)} negative curvature, {number(unstable, 3)} unstable"
+    frozen = estimate.frozen_lyapunov
+    if frozen is not None:
+        split += f", {number(estimate.expansion - negative - unstable, 3)} transient"
     margin = "infinite" if estimate.neutral_mass == 0 else number(estimate.margin, 3)
     rows += [
         ("j*", dimension(estimate.j_star), f"threshold exponent {number(estimate.threshold_exponent, 3)}"),
         ("E+ (sum of z > 0)", number(estimate.expansion), split),
         ("neutral directions", dimension(estimate.neutral_mass), f"margin {margin}"),
         ("map", estimate.map, f"coordinates: {estimate.coordinates}"),
+        *_frozen(frozen),
         ("cost", f"{estimate.num_runs:,} runs{steps}", f"{estimate.num_hvps:,} products"),
         ("sqrt(SD/n)", number(root_ratio(estimate.value, num_samples)), "to compare runs by, on the same data"),
     ]
     return Table("dimension", f"Sharpness dimension ({estimate.estimator})", tuple(rows))
+
+
+def _frozen(frozen: FrozenLyapunov | None) -> list[tuple[str, str, str]]:
+    if frozen is None:
+        return []
+    leading = f"SD's formula on ln |μ|, as if every step were the same; leading {number(frozen.leading, 3)}"
+    return [("frozen Lyapunov", dimension(frozen.dimension), leading)]
 
 
 def _bounds(run: Analysis) -> list[Table]:

@@ -102,6 +102,39 @@ def run_over_products(found: sdkeras.HessianOperator, steps: int = 40) -> float:
     return run / products
 
 
+def update_maps(width: int) -> dict[str, sdkeras.UpdateMap]:
+    """Training steps of an MLP on one minibatch, one per optimizer."""
+    x, y = GENERATOR.standard_normal((256, 784)).astype("float32"), GENERATOR.integers(0, 10, 256)
+    made = {}
+    for name, optimizer in {
+        "SGD with momentum": keras.optimizers.SGD(0.1, momentum=0.9),
+        "AdamW": keras.optimizers.AdamW(1e-3),
+        "AdamW, global_clipnorm": keras.optimizers.AdamW(1e-3, global_clipnorm=1.0),
+    }.items():
+        keras.utils.set_random_seed(0)
+        model = mlp(784, width, 2)
+        model.compile(optimizer, CE)
+        model.fit(x, y, batch_size=128, verbose=0)
+        loss = sdkeras.EmpiricalLoss(model, (x, y), batch_size=128)
+        made[name] = sdkeras.UpdateMap(loss, model.optimizer).on_minibatch(0)
+    return made
+
+
+def tangent_over_product(step: sdkeras.UpdateMap, repeat: int) -> float:
+    """One product with the step's Jacobian over one with the Hessian of the same batch, arrays in and out."""
+    hessian = sdkeras.HessianOperator(step.loss).on_batch(step.loss.minibatch(0))
+    v = GENERATOR.standard_normal(step.size).astype("float32")
+    product, tangent = medians(lambda: hessian.matvec(v[: hessian.size]), lambda: step.jvp(v), repeat=repeat)
+    return tangent / product
+
+
+def block_over_singles(step: sdkeras.UpdateMap, tangents: int = 32) -> float:
+    block = GENERATOR.standard_normal((step.size, tangents)).astype("float32")
+    columns = list(np.ascontiguousarray(block.T))
+    singles, several = medians(lambda: [step.jvp(v) for v in columns], lambda: step.jvp(block), repeat=9)
+    return several / singles
+
+
 def main() -> None:
     rows: list[tuple[str, str, str, bool]] = []
 
@@ -120,6 +153,13 @@ def main() -> None:
     add(f"product / gradient, transformer {former.size:,}", product_over_gradient(former, 9), 2.3, "gradients")
     add(f"64 probes on one minibatch, MLP {small.size:,}", probes_over_gradient(small), 0.3, "gradients each")
     add(f"SLQ run of 40 steps / its products, MLP {large.size:,}", run_over_products(large), 1.3, "times")
+
+    for width, repeat in ((16, 200), (256, 60)):
+        for name, step in update_maps(width).items():
+            where = f"{name}, MLP {step.num_weights:,}"
+            add(f"step JVP / Hessian product, {where}", tangent_over_product(step, repeat), 1.3, "times")
+            target = 0.7 if width == 16 else None
+            add(f"32 step JVPs at once / one by one, {where}", block_over_singles(step), target, "times")
 
     exact = sdkeras.get_estimator("spectrum", "exact")()
     exact.estimate(small, seed=0)

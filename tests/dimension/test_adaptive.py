@@ -36,21 +36,28 @@ SPECTRA = population(400)
 MATRICES = [rotated(values, seed=index) for index, values in enumerate(SPECTRA)]
 
 
-def pooled(spectra: list[np.ndarray], eta: float = ETA) -> float:
-    z = np.concatenate([ExponentMap("sgd", eta)(values) for values in spectra])
+PLAIN = ExponentMap("sgd", ETA)
+HEAVY_BALL = ExponentMap("heavy-ball", ETA / 4, momentum=0.75)
+# Decay makes the flat directions contract, so that SD ends among them or before.
+DECAYING = ExponentMap("adam", ETA, 1e-2, 0.9)
+NESTEROV = ExponentMap("nesterov", ETA / 4, momentum=0.75)
+
+
+def pooled(spectra: list[np.ndarray], exponents: ExponentMap = PLAIN) -> float:
+    z = np.concatenate([exponents(values) for values in spectra])
     return sdkeras.sharpness_dimension(z, np.full(len(z), 1 / len(spectra)))
 
 
-def definition(spectra: list[np.ndarray], eta: float = ETA) -> float:
-    z = np.mean([np.sort(ExponentMap("sgd", eta)(values))[::-1] for values in spectra], axis=0)
+def definition(spectra: list[np.ndarray], exponents: ExponentMap = PLAIN) -> float:
+    z = np.mean([np.sort(exponents(values))[::-1] for values in spectra], axis=0)
     return sdkeras.sharpness_dimension(z)
 
 
-def context(size: int = SIZE, eta: float = ETA, **changes: object) -> Context:
+def context(size: int = SIZE, **changes: object) -> Context:
     made = Context(
         size=size,
-        exponents=ExponentMap("sgd", eta),
-        unstable_above=2 / eta,
+        exponents=PLAIN,
+        unstable_above=2 / ETA,
         ignored_decay=0.0,
         product_error=1e-7,
         estimator="slq",
@@ -86,11 +93,12 @@ def codes(outcome) -> set[str]:
     return {warning.code for warning in outcome.warnings}
 
 
-def coverage(num_seeds: int) -> tuple[int, int]:
-    truth, by_definition = pooled(SPECTRA), definition(SPECTRA)
+def coverage(num_seeds: int, exponents: ExponentMap = PLAIN) -> tuple[int, int]:
+    truth, by_definition = pooled(SPECTRA, exponents), definition(SPECTRA, exponents)
     hits = definition_hits = 0
     for seed in range(num_seeds):
-        found = estimate(slq_run(MATRICES, seed), steps=30, tolerance=0.08).sharpness_dimension
+        ctx = context(exponents=exponents)
+        found = estimate(slq_run(MATRICES, seed), ctx, steps=30, tolerance=0.08).sharpness_dimension
         low, high = found.interval
         hits += low <= truth <= high
         low, high = found.definition_interval
@@ -103,6 +111,21 @@ def test_coverage_quick() -> None:
     hits, definition_hits = coverage(40)
     assert hits >= 34
     assert definition_hits >= 34
+
+
+@pytest.mark.parametrize("exponents", [HEAVY_BALL, DECAYING, NESTEROV], ids=lambda one: one.name)
+def test_coverage_quick_with_momentum(exponents: ExponentMap) -> None:
+    hits, definition_hits = coverage(40, exponents)
+    assert hits >= 34
+    assert definition_hits >= 34
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("exponents", [HEAVY_BALL, DECAYING, NESTEROV], ids=lambda one: one.name)
+def test_coverage_with_momentum(exponents: ExponentMap) -> None:
+    hits, definition_hits = coverage(300, exponents)
+    assert 266 <= hits <= 299
+    assert definition_hits >= 270
 
 
 @pytest.mark.slow
@@ -127,6 +150,84 @@ def test_exact_spectra_give_the_definition_and_the_pooled_value() -> None:
     assert found.codimension == pytest.approx(SIZE - found.value)
     low, high = found.interval
     assert low < found.value < high
+
+
+@pytest.mark.parametrize("exponents", [HEAVY_BALL, DECAYING, NESTEROV], ids=lambda one: one.name)
+def test_exact_spectra_with_momentum_are_those_of_the_whole_state(exponents: ExponentMap) -> None:
+    few = SPECTRA[:24]
+    outcome = estimate(exact_run(few), context(exponents=exponents, unstable_above=12.0), steps=None, fixed_runs=24)
+    found = outcome.sharpness_dimension
+    z = [exponents(values) for values in few]
+    assert (found.map, found.state_size, found.codimension) == (exponents.name, 2 * SIZE, 2 * SIZE - found.value)
+    assert found.value == pytest.approx(pooled(few, exponents), abs=1e-9)
+    assert found.definition_value == pytest.approx(definition(few, exponents), abs=1e-6)
+    assert 0 < found.interval[0] < found.value < found.interval[1] < 2 * SIZE
+    assert np.allclose(outcome.rds_sharpness.leading, np.mean([np.sort(one)[::-1] for one in z], axis=0)[:32])
+    assert outcome.weights.sum() == pytest.approx(SIZE)
+    positive = [np.maximum(one, 0).reshape(2, -1).sum(axis=0) for one in z]
+    assert found.expansion == pytest.approx(np.mean([one.sum() for one in positive]))
+    for part, chosen in (
+        (found.expansion_negative_curvature, lambda values: values < 0),
+        (found.expansion_unstable, lambda values: values > 12.0),
+    ):
+        own = np.mean([one[chosen(values)].sum() for one, values in zip(positive, few, strict=True)])
+        assert part == pytest.approx(own)
+        assert part > 0
+    flat = np.mean([np.sum(np.abs(one) < 1e-3 * abs(found.threshold_exponent)) for one in z])
+    assert found.neutral_mass == pytest.approx(flat)
+    span = np.ptp(np.concatenate(few))
+    assert found.resolution == pytest.approx(exponents.rate * span / abs(found.threshold_exponent))
+    moduli = np.array([np.sort(exponents.log_eigenvalues(values))[::-1] for values in few])
+    frozen = sdkeras.sharpness_dimension(moduli.ravel(), np.full(moduli.size, 1 / 24))
+    assert found.frozen_lyapunov.dimension == pytest.approx(frozen)
+    assert found.frozen_lyapunov.leading == pytest.approx(moduli[:, 0].mean())
+    assert found.frozen_lyapunov.dimension < found.value
+
+
+def test_there_is_no_frozen_lyapunov_spectrum_beside_a_symmetric_step() -> None:
+    assert estimate(exact_run(SPECTRA[:24]), steps=None).sharpness_dimension.frozen_lyapunov is None
+
+
+def test_an_accepted_eigenvalue_has_mass_1_in_both_exponents() -> None:
+    exponents = HEAVY_BALL
+    outcome = estimate(slq_run(MATRICES, 0), context(exponents=exponents), fixed_runs=24)
+    assert "mass-correction-off" not in codes(outcome)
+    largest = np.sort(outcome.nodes)[::-1][:24]
+    assert np.allclose(outcome.weights[np.argsort(-outcome.nodes)[:24]] * 24, 1.0)
+    # The leading exponents are those of the sharpest directions, one each.
+    assert outcome.rds_sharpness.leading[0] < exponents(largest)[0]
+
+
+def test_half_widths_with_momentum_are_judged_by_what_curvature_moves() -> None:
+    """The velocity's n directions contract whatever the loss: 5 % of a codimension that holds them is no tolerance."""
+    generator = np.random.default_rng(0)
+    spectra = [
+        np.concatenate([np.zeros(1000), generator.lognormal(2.0, 0.5, 12), -generator.lognormal(0, 0.5, 4)])
+        for _ in range(2000)
+    ]
+    ctx = context(size=1016, exponents=HEAVY_BALL)
+    outcome = estimate(exact_run(spectra), ctx, steps=None)
+    found = outcome.sharpness_dimension
+    z = np.array([HEAVY_BALL(values).reshape(2, -1) for values in spectra[: found.num_runs]])
+    phi = np.maximum(0, 1 + z / abs(found.threshold_exponent)).sum(axis=1)
+    neutral = np.maximum(0, 1 + HEAVY_BALL(np.zeros(1)) / abs(found.threshold_exponent)).sum()
+    moved = np.abs(phi - neutral).sum(axis=1).mean()
+    half = 0.5 * (found.interval[1] - found.interval[0])
+    assert found.codimension > 40 * moved
+    assert 0.5 < half < 0.05 * moved
+    assert found.num_runs > 24
+    early = estimate(exact_run(spectra), ctx, steps=None, fixed_runs=6)
+    assert any(w.code == "wide-interval" and "curvature adds or takes" in w.message for w in early.warnings)
+
+
+def test_transient_growth_is_no_instability() -> None:
+    stable = [np.concatenate([np.zeros(30), np.linspace(1, 60, 6)])] * 24
+    momentum = ExponentMap("heavy-ball", ETA / 4, momentum=0.75)
+    ctx = context(size=36, exponents=momentum, unstable_above=3.5 / (ETA / 4))
+    outcome = estimate(exact_run(stable), ctx, steps=None)
+    assert "transient-growth" in codes(outcome)
+    assert outcome.sharpness_dimension.frozen_lyapunov.leading == 0.0
+    assert "transient-growth" not in codes(estimate(exact_run(stable), context(size=36), steps=None))
 
 
 def test_rds_exponents_are_averaged_order_statistics() -> None:

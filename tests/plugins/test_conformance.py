@@ -28,6 +28,10 @@ SETTINGS = [
     ("trace", "randomized-trace", {"num_probes": 4, "method": "hutch++"}),
     ("trace", "randomized-trace", {"num_probes": 20, "method": "hutch++"}),
     ("trace", "randomized-trace", {"num_probes": 90, "method": "hutch++"}),
+    ("lyapunov", "lyapunov-qr", {}),
+    ("lyapunov", "lyapunov-qr", {"num_exponents": None, "num_steps": 200}),
+    ("lyapunov", "lyapunov-qr", {"num_exponents": 1, "num_steps": 1, "transient": 0}),
+    ("lyapunov", "lyapunov-qr", {"num_exponents": 3, "num_steps": 5000, "tolerance": 0.01}),
 ]
 
 

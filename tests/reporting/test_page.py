@@ -152,10 +152,58 @@ def test_the_cumulative_curve_crosses_zero_at_the_dimension() -> None:
 
 
 def test_a_map_of_a_later_version_has_no_cumulative_curve() -> None:
-    estimate = attrs.evolve(PLAUSIBLE.sharpness_dimension, map="heavy-ball")
+    estimate = attrs.evolve(PLAUSIBLE.sharpness_dimension, map="full")
     run = attrs.evolve(PLAUSIBLE, sharpness_dimension=estimate)
     assert figures.cumulative(run) is None
     assert len(svgs(as_html(run))) == 3
+
+
+@pytest.mark.parametrize("name", ["heavy-ball", "nesterov", "adam", "rmsprop"])
+def test_the_cumulative_curve_of_a_momentum_map_is_drawn_from_the_file_alone(name: str) -> None:
+    exponent_map = ExponentMap(name, 0.1, 0.01, 0.9)
+    nodes, weights = PLAUSIBLE.spectrum.nodes, PLAUSIBLE.spectrum.weights
+    value = sdkeras.sharpness_dimension(exponent_map(nodes), np.tile(weights, 2))
+    estimate = attrs.evolve(
+        PLAUSIBLE.sharpness_dimension,
+        value=value,
+        map=name,
+        state_size=4000,
+        frozen_lyapunov=sdkeras.dimension.records.FrozenLyapunov(12.5, 0.25),
+    )
+    run = attrs.evolve(
+        PLAUSIBLE,
+        sharpness_dimension=estimate,
+        estimates=(estimate,),
+        optimizer=attrs.evolve(PLAUSIBLE.optimizer, momentum=0.9, weight_decay=0.01),
+    )
+    run = schema.Analysis.from_json(run.to_json())
+    mass, total = figures.cumulative_exponents(run)
+    assert mass[-1] == pytest.approx(4000)
+    after = int(np.flatnonzero(total < 0)[0])
+    crossing = np.interp(0.0, [-total[after - 1], -total[after]], [mass[after - 1], mass[after]])
+    assert crossing == pytest.approx(value, abs=1e-6)
+    page, text = as_html(run), as_text(run)
+    assert len(svgs(page)) == 4
+    assert "velocity, can move in 4,000 directions" in page
+    for report in (page, text):
+        assert "frozen Lyapunov" in report
+        assert "leading 0.25" in report
+    assert "frozen Lyapunov" not in as_text(PLAUSIBLE)
+
+
+def test_the_density_names_its_operator_and_marks_that_operators_threshold() -> None:
+    operator = "P^-1/2 H P^-1/2"
+    run = attrs.evolve(
+        PLAUSIBLE,
+        spectrum=attrs.evolve(PLAUSIBLE.spectrum, operator=operator),
+        edge_of_stability=attrs.evolve(PLAUSIBLE.edge_of_stability, operator=operator),
+    )
+    svg = figures.spectral_density(run).svg
+    assert "eigenvalue of the preconditioned Hessian" in svg
+    assert "threshold 20" in svg
+    assert "preconditioned" not in figures.spectral_density(PLAUSIBLE).svg
+    other = attrs.evolve(run, edge_of_stability=PLAUSIBLE.edge_of_stability)
+    assert "threshold" not in figures.spectral_density(other).svg
 
 
 def test_the_threshold_of_another_operator_is_not_drawn_over_the_hessian() -> None:

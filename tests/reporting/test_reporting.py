@@ -43,6 +43,14 @@ def test_paths_of_the_schema() -> None:
     assert document["sharpness_dimension"]["history_half_width"][0] is None
 
 
+def test_a_file_from_before_the_maps_of_optimizers_is_read() -> None:
+    document = json.loads(RUN.to_json())
+    for estimate in (document["sharpness_dimension"], *document["estimates"]):
+        del estimate["frozen_lyapunov"]
+    del document["spectrum"]["operator"]
+    assert schema.Analysis.from_json(json.dumps(document)) == RUN
+
+
 def test_unknown_paths_are_ignored_and_a_newer_schema_is_refused() -> None:
     document = json.loads(RUN.to_json()) | {"later": 1}
     assert schema.Analysis.from_json(json.dumps(document)) == RUN

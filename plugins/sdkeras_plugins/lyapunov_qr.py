@@ -1,0 +1,321 @@
+"""Leading Lyapunov exponents of a trajectory by repeated QR decompositions."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from sdkeras.checkpoints import fingerprint, load_checkpoint, save_checkpoint
+from sdkeras.errors import NonFiniteError, SdkerasError
+from sdkeras.finite import finite
+from sdkeras.kinds import lyapunov_estimator
+from sdkeras.linalg.orthogonal import thin_qr
+from sdkeras.linalg.probes import start_frame
+from sdkeras.operators.base import TangentFlow
+from sdkeras.records import BoolArray, FloatArray, LyapunovExponents
+
+# Standard errors rest on 32 to 63 blocks: at 64 they are merged in pairs. Fewer would not know their own spread
+# (32 know it to 13 %, 1/sqrt(2 * 31)); more would be shorter, and short blocks are not independent. As the blocks grow
+# with the run, whatever its length, the correlation time of the trajectory falls below them in time.
+_FEWEST_BLOCKS = 32
+# Products of a network are right to 3 to 10 eps in norm, so every r_ii is known to 10 eps times the largest column;
+# a third of what is below 30 eps times it, or more, may be rounding.
+_ROUNDING = 10.0
+_UNRESOLVED = 30.0
+# Steps between two decompositions at most, where nothing grows or shrinks: no reason to wait longer.
+_LONGEST_INTERVAL = 64
+
+
+@lyapunov_estimator("lyapunov-qr")
+@attrs.frozen
+class LyapunovQr:
+    """Lyapunov exponents ell_i = mean of ln R_ii, J_t V_t = V_(t+1) R with orthonormal V and positive R_ii.
+
+    The frame V starts at random, from the seed. A transient is discarded, in which the trajectory comes to its
+    attractor and the frame to its directions; an error of order 1/num_steps stays from what is not over by then.
+    The decomposition is made every q steps only: q is the largest for which the frame's condition number, growing at
+    the fastest rate seen so far, stays below eps^(-1/2) (ln: 8 in float32, 18 in float64), so that an ln R_ii is right
+    to about eps^(1/2) even at the end of an interval. One step may exceed it; `rounding` and `num_resolved` of the
+    result say what that did. R is the same for every q but for rounding. With k = size the exponents sum to the mean
+    of ln|det J| exactly.
+
+    A column that a singular Jacobian has taken to zero, or below what the dtype resolves beside the largest, counts
+    as 30 eps times the largest, its upper end: an exponent of -infinity cannot be told from a very negative one by
+    rounded numbers. The frame goes on with another orthonormal vector, and `num_resolved` says which exponents are
+    upper ends.
+
+    A step that gives NaN or infinity after at least one was measured ends the run: the trajectory diverged, the
+    result holds the steps before it, and `stopped_at` says where.
+
+    With `checkpoint` the run is kept in that file and goes on from it, bit for bit as if it had not been interrupted,
+    on the same machine and versions. The same file takes a finished run further with a larger num_steps. It is
+    refused for another seed, num_exponents, transient, or flow (told by its state after `reset`).
+
+    Attributes:
+        num_exponents: k; None for all. Never more than the flow's size.
+        num_steps: Steps to measure over, at most.
+        transient: Steps to discard before.
+        tolerance: Stop once every standard error is at most this, per step, by blocks and by pairs of blocks, which
+            are less correlated; at least 32 steps. None makes all steps.
+        checkpoint: File to keep the run in and to go on from, or None.
+        checkpoint_interval: Steps between two writings of it.
+
+    Reference: Benettin, Galgani, Giorgilli, Strelcyn (1980); Dieci, Russell, Van Vleck (1997) for the QR form.
+    """
+
+    num_exponents: int | None = 10
+    num_steps: int = attrs.field(default=1000, validator=attrs.validators.ge(1))
+    transient: int = attrs.field(default=100, validator=attrs.validators.ge(0))
+    tolerance: float | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.gt(0.0)))
+    checkpoint: str | None = None
+    checkpoint_interval: int = attrs.field(default=100, validator=attrs.validators.ge(1))
+
+    def __attrs_post_init__(self) -> None:
+        if self.num_exponents is not None and self.num_exponents < 1:
+            raise ValueError(f"num_exponents={self.num_exponents} must be at least 1, or None for all of them.")
+
+    def estimate(self, source: TangentFlow, *, seed: int) -> LyapunovExponents:
+        """The exponents, largest first, with block standard errors and the running means.
+
+        Raises:
+            NonFiniteError: A step gives NaN or infinity before anything was measured; the message says which.
+            SdkerasError: The checkpoint is damaged or of another run, or cannot be written.
+            ValueError: The flow returns tangents of another shape.
+        """
+        run = self._begin(source, seed)
+        while not self._is_done(run):
+            _advance(run, source)
+            if self.checkpoint is not None and (self._is_done(run) or run.step % self.checkpoint_interval == 0):
+                flow = source.state() if run.stopped_at is None else None
+                save_checkpoint(self.checkpoint, [_identity(run), attrs.asdict(run), flow])
+        return _result(run)
+
+    def _begin(self, source: TangentFlow, seed: int) -> _Run:
+        """A new run at its start, or the checkpoint's where it was; the flow stands at the same place."""
+        source.reset(seed)
+        wanted = source.size if self.num_exponents is None else min(self.num_exponents, source.size)
+        start = _Run(
+            frame=start_frame(source.size, wanted, seed=seed, dtype=source.dtype),
+            flow=fingerprint(source.state()) if self.checkpoint is not None else "",
+            seed=seed,
+            transient=self.transient,
+        )
+        if self.checkpoint is None or not os.path.exists(self.checkpoint):
+            return start
+        content = load_checkpoint(self.checkpoint)
+        try:
+            identity, fields, flow = content
+            if identity != _identity(start):
+                differing = [name for name, value in _identity(start).items() if identity[name] != value]
+                raise SdkerasError(
+                    f"{self.checkpoint} is the checkpoint of another run (it differs in: {', '.join(differing)}); "
+                    "delete it to start again, or name another."
+                )
+            run = _Run(**fields)
+        except (TypeError, ValueError, KeyError) as error:
+            raise SdkerasError(
+                f"{self.checkpoint} is not a checkpoint of lyapunov-qr; delete it to start again, or name another."
+            ) from error
+        if run.stopped_at is None:
+            source.restore(flow)
+        return run
+
+    def _is_done(self, run: _Run) -> bool:
+        if run.stopped_at is not None or run.step >= self.transient + self.num_steps:
+            return True
+        at_block_end = run.pending == 0 and run.partial_steps == 0
+        if self.tolerance is None or not at_block_end or len(run.blocks) < _FEWEST_BLOCKS:
+            return False
+        pairs = len(run.blocks) // 2
+        paired = run.blocks[: 2 * pairs].reshape(pairs, 2, -1).sum(axis=1)
+        errors = [_stderr(run.blocks, run.block_size), _stderr(paired, 2 * run.block_size)]
+        return bool(np.max(errors) <= self.tolerance)
+
+
+@attrs.define(eq=False)
+class _Run:
+    """A run between two steps, all of it: what a checkpoint keeps, besides the flow's state.
+
+    Attributes:
+        frame: Tangents, shape [n, k]; orthonormal if `pending` is 0.
+        flow: Fingerprint of the flow's state at the start; "" without a checkpoint.
+        seed, transient: Of the run.
+        step: Steps made.
+        pending: Those since the last decomposition.
+        interval: Steps q between two of them.
+        growth: Fastest growth of the logarithm of the frame's condition number so far, per step.
+        blocks: Sums of ln R_ii over the whole blocks, shape [number of blocks, k].
+        block_size: Steps in a block.
+        partial: Sum over the block under way, shape [k].
+        partial_steps: Its steps, up to the last decomposition.
+        rounding: Sum of the error of each ln R_ii, shape [k].
+        unresolved: Directions that were ever below what the dtype resolves, shape [k].
+        stopped_at: Step that gave NaN or infinity, or None.
+    """
+
+    frame: NDArray[Any]
+    flow: str
+    seed: int
+    transient: int
+    step: int = 0
+    pending: int = 0
+    interval: int = 1
+    growth: float = 0.0
+    blocks: FloatArray = attrs.field(default=attrs.Factory(lambda self: self._zeros(0), takes_self=True))
+    block_size: int = 1
+    partial: FloatArray = attrs.field(default=attrs.Factory(lambda self: self._zeros(), takes_self=True))
+    partial_steps: int = 0
+    rounding: FloatArray = attrs.field(default=attrs.Factory(lambda self: self._zeros(), takes_self=True))
+    unresolved: BoolArray = attrs.field(
+        default=attrs.Factory(lambda self: self._zeros().astype(np.bool_), takes_self=True)
+    )
+    stopped_at: int | None = None
+
+    def _zeros(self, *shape: int) -> FloatArray:
+        return np.zeros((*shape, self.frame.shape[1]))
+
+
+def _identity(run: _Run) -> dict[str, Any]:
+    """What two runs must share for one to go on where the other stopped."""
+    return {
+        "size": run.frame.shape[0],
+        "num_exponents": run.frame.shape[1],
+        "dtype": run.frame.dtype.str,
+        "seed": run.seed,
+        "transient": run.transient,
+        "the flow's start": run.flow,
+    }
+
+
+def _advance(run: _Run, source: TangentFlow) -> None:
+    """One step of the flow, with a decomposition where one is due."""
+    step, pending = run.step + 1, run.pending + 1
+    due = pending >= run.interval or step == run.transient
+    measuring = step > run.transient
+    if measuring:
+        due = due or run.partial_steps + pending == run.block_size
+    try:
+        frame = _stepped(source, run.frame, step)
+        found = _decompose(frame, step) if due else None
+    except NonFiniteError:
+        if run.step <= run.transient:
+            raise
+        run.stopped_at = step
+        return
+    run.step, run.pending, run.frame = step, pending, frame
+    if found is None:
+        return
+    run.frame, run.pending = found.frame, 0
+    if measuring:
+        run.partial = run.partial + found.logs
+        run.partial_steps += pending
+        run.rounding = run.rounding + found.rounding
+        run.unresolved = run.unresolved | found.unresolved
+        if run.partial_steps == run.block_size:
+            _close_block(run)
+    run.growth = max(run.growth, found.spread / pending)
+    bound = -0.5 * math.log(float(np.finfo(run.frame.dtype).eps))
+    longest = int(bound / run.growth) if run.growth * _LONGEST_INTERVAL > bound else _LONGEST_INTERVAL
+    # A rate seen over few steps may be a slow one's start: lengthen the interval by doubling only.
+    run.interval = max(1, min(2 * run.interval, longest))
+
+
+def _stepped(source: TangentFlow, frame: NDArray[Any], step: int) -> NDArray[Any]:
+    """The frame after one step, in memory of its own, so that a flow may use its buffers again."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        moved = np.array(source.step(frame), dtype=source.dtype, order="C")
+    if moved.shape != frame.shape:
+        raise ValueError(f"the flow returns tangents of shape {moved.shape}, expected {frame.shape}.")
+    return finite(moved, f"the tangents after step {step} of the trajectory")
+
+
+@attrs.frozen(eq=False)
+class _Decomposition:
+    """What one QR decomposition found.
+
+    Attributes:
+        frame: Q, orthonormal.
+        logs: ln R_ii, those unresolved at their upper end, shape [k].
+        rounding: What rounding may have done to each, shape [k].
+        unresolved: Which are below what the dtype resolves, shape [k].
+        spread: Logarithm of the largest entry of R over the smallest R_ii, 1 being counted among both.
+    """
+
+    frame: NDArray[Any]
+    logs: FloatArray
+    rounding: FloatArray
+    unresolved: BoolArray
+    spread: float
+
+
+def _decompose(frame: NDArray[Any], step: int) -> _Decomposition:
+    q, r = thin_qr(frame)
+    finite(q, f"the orthonormalised tangents after step {step} of the trajectory")
+    finite(r, f"the growth of the tangents after step {step} of the trajectory")
+    limits = np.finfo(frame.dtype)
+    eps, tiny = float(limits.eps), float(limits.tiny)
+    r = r.astype(np.float64)
+    # Not the largest column's norm, within sqrt(k) of it, whose squares overflow shortly before a divergence.
+    largest = float(np.max(np.abs(r)))
+    floor = max(_UNRESOLVED * eps * largest, tiny)
+    unresolved = np.diagonal(r) < floor
+    diagonal = np.maximum(np.diagonal(r), floor)
+    return _Decomposition(
+        frame=np.ascontiguousarray(q),
+        logs=np.log(diagonal),
+        rounding=_ROUNDING * eps * largest / diagonal,
+        unresolved=unresolved,
+        # With 1 among both the growth of the vectors themselves, towards overflow or underflow, is bounded too.
+        spread=math.log(max(largest, 1.0)) - math.log(min(float(diagonal.min()), 1.0)),
+    )
+
+
+def _close_block(run: _Run) -> None:
+    run.blocks = np.concatenate([run.blocks, run.partial[None]])
+    run.partial, run.partial_steps = np.zeros_like(run.partial), 0
+    if len(run.blocks) == 2 * _FEWEST_BLOCKS:
+        run.blocks = run.blocks[0::2] + run.blocks[1::2]
+        run.block_size *= 2
+
+
+def _stderr(blocks: FloatArray, block_size: int, num_steps: int | None = None) -> FloatArray:
+    """Standard error of the mean per step over num_steps (those of the blocks by default) from sums over blocks."""
+    if len(blocks) < 2:
+        return np.zeros(blocks.shape[1])
+    steps = len(blocks) * block_size if num_steps is None else num_steps
+    # The variance of a sum over b steps is b times that of one, for blocks longer than the correlation time.
+    error: FloatArray = np.std(blocks, axis=0, ddof=1) / math.sqrt(block_size * steps)
+    return error
+
+
+def _result(run: _Run) -> LyapunovExponents:
+    """The record of a run as it stands; the run stays as it is, so that it can go on as if nobody had looked."""
+    total, rounding, unresolved = run.blocks.sum(axis=0) + run.partial, run.rounding, run.unresolved
+    if run.pending > 0:
+        last = _decompose(run.frame, run.step)
+        total, rounding, unresolved = total + last.logs, rounding + last.rounding, unresolved | last.unresolved
+    steps = run.step - run.transient
+    values = total / steps
+    order = np.argsort(-values, kind="stable")
+    counts = run.block_size * np.arange(1.0, len(run.blocks) + 1)[:, None]
+    doubtful = np.flatnonzero(unresolved[order])
+    num_resolved = int(doubtful[0]) if len(doubtful) else len(values)
+    return LyapunovExponents(
+        values=values[order],
+        stderr=_stderr(run.blocks, run.block_size, steps)[order],
+        num_steps=steps,
+        seed=run.seed,
+        history=(np.cumsum(run.blocks, axis=0) / counts)[:, order],
+        block_size=run.block_size,
+        transient=run.transient,
+        num_tangents=len(values) * run.step,
+        stopped_at=run.stopped_at,
+        log_det=float(values.sum()) if num_resolved == run.frame.shape[0] else None,
+        rounding=rounding[order] / steps,
+        num_resolved=num_resolved,
+    )
