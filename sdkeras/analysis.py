@@ -41,7 +41,7 @@ from sdkeras.reporting.schema import (
     Provenance,
     SpectrumSummary,
 )
-from sdkeras.user_code import last_line
+from sdkeras.user_code import USER_ERRORS, last_line
 
 DEFAULT_SAMPLES = 4096
 MAPS = ("auto", "hessian")
@@ -362,7 +362,7 @@ class _Analysis:
             if outcome.interrupted:
                 raise KeyboardInterrupt
         if self.options.per_layer:
-            for layer in self._layers(self.hessian):
+            for layer in self._layers(self.hessian, found.outcomes[0].sharpness_dimension.num_hvps):
                 found.layers.append(layer)
 
     def _note_findings(self) -> None:
@@ -491,7 +491,9 @@ class _Analysis:
         error = float(np.std(ratios, ddof=1) / np.sqrt(len(ratios))) if len(ratios) > 1 else None
         return float(np.mean(ratios)), error
 
-    def _dimension(self, hessian: HessianOperator, name: str, block: slice | None = None) -> Outcome:
+    def _dimension(
+        self, hessian: HessianOperator, name: str, block: slice | None = None, most_products: int | None = None
+    ) -> Outcome:
         """SD by one spectrum estimator, of the whole operator or of a diagonal block."""
         options = self.options
         size = hessian.size if block is None else block.stop - block.start
@@ -521,12 +523,13 @@ class _Analysis:
                 f"{workers} Lanczos bases of {num_steps} x {hessian.size} do not fit {self.memory / 1e9:.1f} GB: "
                 "the runs do without reorthogonalisation and without mass correction.",
             )
-        spent = hessian.num_products
+        limits = [] if options.max_hvps is None else [max(0, options.max_hvps - hessian.num_products)]
+        limits += [] if most_products is None else [most_products]
         settings = AdaptiveSettings(
             tolerance=options.tolerance,
             min_runs=_MIN_RUNS,
             fixed_runs=options.exact_minibatches if name == "exact" else None,
-            max_hvps=None if options.max_hvps is None else max(0, options.max_hvps - spent),
+            max_hvps=min(limits) if limits else None,
             deadline=None if options.time_limit is None else self.started + options.time_limit,
             group=workers,
         )
@@ -567,13 +570,15 @@ class _Analysis:
             return view
         return DiagonallyScaledOperator(view, self.scaling)
 
-    def _layers(self, hessian: HessianOperator) -> Iterator[LayerSharpness]:
+    def _layers(self, hessian: HessianOperator, num_hvps: int) -> Iterator[LayerSharpness]:
+        """The blocks one after the other; their dimensions share as many products as the whole one has taken."""
         name = self.estimators["spectrum"][0]
+        share = num_hvps // len(self.loss.layout.layers)
 
         def dimension(block: slice) -> Outcome | None:
             if self._budget_ended():
                 return None
-            outcome = self._dimension(hessian, name, block)
+            outcome = self._dimension(hessian, name, block, share)
             if outcome.interrupted:
                 raise KeyboardInterrupt
             return outcome
@@ -817,11 +822,13 @@ def _by_kind(options: Options) -> dict[str, Any]:
         spectrum = [_DEFAULT_ESTIMATOR]
     chosen["spectrum"] = [*(["exact"] if exact else []), *spectrum]
     used = {*chosen["spectrum"], chosen["eigenpairs"], chosen["trace"]}
-    for name in options.settings:
+    for name, settings in options.settings.items():
         if name not in used:
             raise SdkerasError(
                 f"settings were given for '{name}', which is not used here; used are: {', '.join(sorted(used))}."
             )
+        kind = registry.kind_of(name, registry.ANALYSIS_KINDS)
+        _configured(registry.get_estimator(kind, name), settings)
     return chosen
 
 
@@ -849,11 +856,11 @@ def _estimate(estimator: Any, source: SymmetricOperator, seed: int) -> Any:
         return estimator.estimate(source, seed=seed)
     except (SdkerasError, MemoryError):
         raise
-    except Exception as error:
+    except USER_ERRORS as error:  # SystemExit too: a plugin must not end the command as if all were well
         declared = type(estimator).__sdkeras__
         raise PluginError(
             f"{declared.kind} estimator '{declared.name}' ({type(estimator).__module__}) failed on an operator of "
-            f"{source.size:,} dimensions: {last_line(error)}; try other settings of it or another estimator."
+            f"{source.size:,} dimensions: {last_line(error).rstrip('.')}; try other settings of it or another one."
         ) from error
 
 

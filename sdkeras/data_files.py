@@ -162,10 +162,11 @@ def _from_folder(path: Path) -> Any:
     import tensorflow as tf
 
     if not (path / "dataset_spec.pb").is_file():
-        if any(path.glob("*/snapshot.metadata")) or (path / "snapshot.metadata").is_file():
+        caches = [file.parent for file in (*path.glob("*/snapshot.metadata"), *path.glob("snapshot.metadata"))]
+        if any(not (folder / "dataset_spec.pb").is_file() for folder in caches):
             raise DataError(
                 f"folder {str(path)!r} is a cache of Dataset.snapshot(), which cannot be read back; write the "
-                f"dataset with dataset.save('{path.name}-saved') and give that folder."
+                f"dataset with dataset.save('{path.resolve().name}-saved') and give that folder."
             )
         raise DataError(
             f"folder {str(path)!r} was not written by tf.data.Dataset.save (it has no dataset_spec.pb); write it with "

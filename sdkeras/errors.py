@@ -32,8 +32,8 @@ class OperatorSizeError(SdkerasError):
     """The operator is too large (memory) or too small for what was asked of it."""
 
 
-class NonFiniteError(SdkerasError):
-    """A product, a gradient or a loss came out NaN or infinite."""
+class NonFiniteError(SdkerasError, ValueError):
+    """A product, a gradient, a loss or a result came out NaN or infinite."""
 
 
 class VerificationError(SdkerasError):

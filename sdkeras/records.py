@@ -11,6 +11,8 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from sdkeras.errors import NonFiniteError
+
 FloatArray: TypeAlias = NDArray[np.float64]
 BoolArray: TypeAlias = NDArray[np.bool_]
 
@@ -32,9 +34,9 @@ def _bool_array(value: Any) -> BoolArray:
 
 def _finite(instance: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
     if value is not None and not np.all(np.isfinite(value)):
-        raise ValueError(
-            f"{type(instance).__name__}.{attribute.name} must be finite, but holds NaN or infinity; "
-            "an estimator must stop and say so before it returns such values."
+        raise NonFiniteError(
+            f"{type(instance).__name__}.{attribute.name} must be finite, but holds NaN or infinity; check the products "
+            "it came from."
         )
 
 

@@ -272,6 +272,37 @@ def test_memory_limit_does_without_reorthogonalisation(trained: keras.Model, dig
     assert {"no-reorthogonalisation", "mass-correction-off"} <= codes
 
 
+def test_a_convex_net_whose_exponents_are_rounding_has_an_honest_interval(digits) -> None:
+    """Softmax regression has null directions and no negative curvature: SD is 0 or their number by a sign of 1e-7."""
+    model = keras.Sequential([keras.Input((8, 8)), layers.Flatten(), layers.Dense(10)])
+    model.compile(keras.optimizers.SGD(0.5), CE)
+    model.fit(*digits, batch_size=64, epochs=5, verbose=0)
+    run = sdkeras.analyze(model, digits, batch_size=64, exact_minibatches=6)
+    exact, slq = run.estimates
+    # Ten of 650 at least: softmax does not feel a shift of all logits.
+    assert max(exact.interval[1], slq.interval[1]) >= 10
+    for estimate in run.estimates:
+        assert estimate.value > 0 or estimate.interval[1] > 10
+    assert slq.interval[0] <= exact.interval[1]
+    assert exact.interval[0] <= slq.interval[1]
+    assert {warning.code for warning in run.warnings} & {"zero-or-neutral", "ill-conditioned"}
+
+
+def test_layers_share_as_many_products_as_the_whole(trained: keras.Model, digits) -> None:
+    whole = sdkeras.analyze(trained, digits, tolerance=0.1)
+    run = sdkeras.analyze(trained, digits, tolerance=0.1, per_layer=True)
+    spent = run.provenance.num_hvps - whole.provenance.num_hvps
+    # Beside the dimensions: traces by 32 probes and eigenpairs of at most 100 steps, each on every batch.
+    batches = -(-len(digits[0]) // 32)
+    assert spent <= whole.sharpness_dimension.num_hvps + (32 + 100 * len(run.layers)) * batches + 40 * len(run.layers)
+    assert all(layer.codimension_interval is not None for layer in run.layers)
+
+
+def test_settings_are_checked_before_the_work(trained: keras.Model, digits) -> None:
+    with pytest.raises(SdkerasError, match="num_steps"):
+        analysis.plan(trained, digits, settings={"slq": {"num_steps": -3}})
+
+
 @pytest.mark.parametrize("policy", ["float16", "mixed_float16", "mixed_bfloat16", "float32"])
 def test_reduced_precision_is_analysed_in_float32_and_said(policy: str, digits) -> None:
     inner = [layers.Flatten(), layers.Dense(4, "tanh", dtype=policy), layers.Dense(10, dtype=policy)]
@@ -300,8 +331,16 @@ def test_an_estimator_that_fails_is_named(trained: keras.Model, digits, monkeypa
         def estimate(self, source: sdkeras.SymmetricOperator, *, seed: int) -> sdkeras.TraceEstimate:
             raise ZeroDivisionError("of its own")
 
+    @sdkeras.trace_estimator("quits")
+    @attrs.frozen
+    class Quits:
+        def estimate(self, source: sdkeras.SymmetricOperator, *, seed: int) -> sdkeras.TraceEstimate:
+            raise SystemExit(0)  # analyze must not end as if all were well
+
     with pytest.raises(PluginError, match=r"trace estimator 'fragile' .* failed .* ZeroDivisionError: of its own"):
         sdkeras.analyze(trained, digits, estimators=["fragile"], tolerance=0.9)
+    with pytest.raises(PluginError, match=r"trace estimator 'quits' .* failed .* SystemExit: 0"):
+        sdkeras.analyze(trained, digits, estimators=["quits"], tolerance=0.9)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 
 from oracles import rotated
 from sdkeras.operators.base import DenseOperator
+from sdkeras.testing import check_estimator
 from sdkeras_cli import main as cli_main
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -28,6 +29,7 @@ def test_python_blocks_run(block: str, tmp_path: Path, monkeypatch: pytest.Monke
         values = np.linspace(1, 2, 40)
         found = namespace["MeanDiagonal"](num_probes=400).estimate(DenseOperator(rotated(values)), seed=0)
         assert abs(found.value - values.sum()) < 5 * found.stderr
+        check_estimator(namespace["MeanDiagonal"]())  # as the README says of it
 
 
 @pytest.fixture(scope="module")

@@ -175,12 +175,15 @@ class _Loop:
         self.nested_failed: tuple[float, float] | None = None
         self.history: list[tuple[float, float, float]] = []
         self.interrupted = False
+        self.shorter: tuple[int | None, list[Spectrum]] | None = None  # runs before the number of steps was raised
         self.reported = -math.inf
 
     def outcome(self) -> Outcome:
         try:
             self._loop()
         except KeyboardInterrupt:
+            if len(self.runs) < _FEWEST_RUNS_FOR_AN_INTERVAL and self.shorter is not None:
+                self.steps, self.runs = self.shorter  # more runs of fewer steps say more than one or two
             if not self.runs:
                 raise
             self.interrupted = True
@@ -221,7 +224,7 @@ class _Loop:
             if affordable is not None and affordable < group:
                 group = affordable
             if group <= 0:
-                self.ended = f"the budget of {self.settings.max_hvps} products"
+                self.ended = "the limit on products"
                 if not self.runs:  # one run at least: there is nothing to report otherwise
                     group = 1
                 else:
@@ -287,6 +290,7 @@ class _Loop:
         limit = self.settings.max_hvps
         if limit is not None and self.spent + _FEWEST_RUNS_FOR_AN_INTERVAL * self._cost(longer) > limit:
             return False
+        self.shorter = (self.steps, self.runs)
         self.steps = longer
         self.runs = []
         return True
@@ -323,6 +327,8 @@ def summarise(runs: list[Spectrum], context: Context) -> Summary:
             growth = _growth(z, masses)
             interval = (0.0, min(size, growth.mean() + _half_width(growth)))
         half = interval[1] - interval[0]
+        if where.value <= 0:  # more runs do not help against rounding, so it does not count in the half-width
+            interval = (0.0, max(interval[1], _if_neutral(pooled_z, pooled_w, atoms, context)))
     else:
         tau = 1.0 / abs(where.threshold_exponent)
         phi = np.array([_phi(w, own, tau) for w, own in zip(masses, z, strict=True)])
@@ -338,6 +344,18 @@ def summarise(runs: list[Spectrum], context: Context) -> Summary:
     if len(runs) < _FEWEST_RUNS_FOR_AN_INTERVAL:
         half = interval = None
     return Summary(atoms, z, masses, where, scale, half, interval, total_interval, difference, excess)
+
+
+def _if_neutral(z: FloatArray, masses: FloatArray, atoms: list[pooling.Atoms], context: Context) -> float:
+    """SD if every exponent were 0 that cannot be told from 0.
+
+    Exact null directions come out as +-1e-7 by rounding, and as one value with their nearly flat neighbours by too few
+    steps: neutral is here what is below 1e-3 of the mean exponent, since there is no t* to compare with.
+    """
+    largest = max(float(np.max(np.abs(one.nodes))) for one in atoms)
+    rounding = context.exponents.rate * largest * max(context.product_error, float(np.finfo(np.float64).eps))
+    neutral = max(10 * rounding, _NEUTRAL * abs(float(masses @ z)) / context.state_size)
+    return min(crossing(np.where(np.abs(z) <= neutral, 0.0, z), masses).value, float(context.state_size))
 
 
 def _phi(weights: FloatArray, z: FloatArray, tau: float) -> float:

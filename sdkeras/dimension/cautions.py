@@ -61,8 +61,11 @@ def cautions(
             f"{estimate.neutral_mass:.6g} neutral exponents would change it, and they are known to about "
             f"{allowed / 10:.2g} (rounding of the products, or weight decay that the map leaves out).",
         )
-    if expansion_stderr is not None and estimate.expansion < _SIGNIFICANT * expansion_stderr:
+    maybe_neutral = estimate.value <= 0 and estimate.interval is not None and estimate.interval[1] > 0
+    if expansion_stderr is not None and (estimate.expansion < _SIGNIFICANT * expansion_stderr or maybe_neutral):
         neutral = 0.0 if estimate.neutral_mass is None else estimate.neutral_mass
+        if maybe_neutral and estimate.interval is not None:
+            neutral = estimate.interval[1]
         note(
             "zero-or-neutral",
             f"the sum of positive exponents E+ = {estimate.expansion:.3g} is not clearly above 0 (standard error "
@@ -97,8 +100,8 @@ def cautions(
         share = estimate.expansion_negative_curvature / estimate.expansion
         note(
             "negative-curvature",
-            f"{share:.0%} of E+ comes from negative curvature: lambda_1 > 0 here is negative curvature, not the "
-            "edge of stability.",
+            f"{share:.0%} of E+, the sum of the positive exponents, comes from negative curvature: lambda_1 > 0 here "
+            "is negative curvature, not the edge of stability.",
         )
     stable = estimate.expansion - estimate.expansion_negative_curvature - estimate.expansion_unstable
     if exponents.branches > 1 and stable > 0.5 * estimate.expansion:

@@ -81,8 +81,8 @@ def spectral_density(run: Analysis) -> Figure | None:
     return Figure(
         "Spectral density",
         _svg("density", f"Spectral density of the {matrix}", draw),
-        "How many directions have which curvature: almost all of them are flat (the peak at 0), a few are steep, and "
-        f"those left of 0 curve downwards.{beyond}",
+        "How many directions have which curvature: flat ones near 0, steep ones to the right, and those left of 0 "
+        f"curve downwards.{beyond}",
     )
 
 

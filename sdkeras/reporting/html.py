@@ -88,7 +88,7 @@ def _cards(run: Analysis) -> tuple[_Card, ...]:
                 "Sharpness dimension",
                 dimension(estimate.value, half),
                 f"{interval(span)} of {estimate.state_size:,}",
-                "directions that a step does not contract on average",
+                "largest dimension of a volume that steps do not shrink on average",
             )
         )
         span = estimate.codimension_interval
@@ -105,7 +105,10 @@ def _cards(run: Analysis) -> tuple[_Card, ...]:
     if rds is not None and len(rds.leading):
         cards.append(
             _Card(
-                "RDS sharpness λ₁", number(float(rds.leading[0]), 3), "per step", "fastest stretching, as a logarithm"
+                "RDS sharpness λ₁",
+                number(float(rds.leading[0]), 3),
+                "per step",
+                "the fastest stretching of distances, as a logarithm; 0 is neutral",
             )
         )
     if estimate is not None:
@@ -114,7 +117,7 @@ def _cards(run: Analysis) -> tuple[_Card, ...]:
                 "√(SD/n)",
                 number(root_ratio(estimate.value, run.data.num_samples)),
                 f"n = {run.data.num_samples:,} samples",
-                "the number to compare runs by, on the same data",
+                "compares runs on the same data: smaller goes with a smaller bound",
             )
         )
     return tuple(cards)

@@ -249,11 +249,17 @@ def write_atomically(path: str | os.PathLike[str], text: str) -> None:
     """
     target = Path(path)
     try:
+        if is_stream(target):
+            with target.open("w", encoding="utf-8") as stream:
+                stream.write(text)
+            return
+        target = target.resolve()  # what a link points to is written, not the link
+        mode = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask()
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
                 file.write(text)
-            os.chmod(temporary, 0o666 & ~_umask())
+            os.chmod(temporary, mode)
             os.replace(temporary, target)
         except BaseException:  # Ctrl-C as well must leave nothing behind
             with contextlib.suppress(OSError):
@@ -261,6 +267,11 @@ def write_atomically(path: str | os.PathLike[str], text: str) -> None:
             raise
     except (OSError, ValueError) as error:
         raise SdkerasError(f"{os.fspath(path)} cannot be written: {_reason(error)}; choose another place.") from error
+
+
+def is_stream(target: Path) -> bool:
+    """Whether the path is a device or a pipe, which is written to and never replaced by a file."""
+    return target.parts[:2] == ("/", "dev") or (target.exists() and not target.is_file())
 
 
 def _reason(error: OSError | ValueError) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import threading
 from pathlib import Path
 
 import attrs
@@ -171,6 +172,30 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(
         RUN.save(target)
     assert list(tmp_path.iterdir()) == [target]
     assert schema.Analysis.load(target) == EMPTY
+
+
+def test_links_streams_and_permissions_are_kept(tmp_path: Path) -> None:
+    target, link, pipe = tmp_path / "target.json", tmp_path / "link.json", tmp_path / "pipe"
+    EMPTY.save(target)
+    target.chmod(0o640)
+    link.symlink_to(target)
+    RUN.save(link)
+    assert link.is_symlink()
+    assert schema.Analysis.load(target) == RUN
+    assert target.stat().st_mode & 0o777 == 0o640
+    os.mkfifo(pipe)
+    read = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
+    reader.start()
+    RUN.save(pipe)
+    reader.join()
+    assert read == [RUN.to_json()]
+    assert pipe.is_fifo()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["link.json", "pipe", "target.json"]
+    if Path("/dev/full").is_char_device():
+        with pytest.raises(SdkerasError, match="No space left"):
+            RUN.save("/dev/full")
+        assert Path("/dev/full").is_char_device()
 
 
 def test_nothing_half_written(tmp_path: Path) -> None:
