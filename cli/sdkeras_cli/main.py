@@ -15,6 +15,7 @@ from sdkeras.errors import SdkerasError
 
 _COMMANDS = {
     "analyze": ("sdkeras_cli.analyze", "Analyse a saved model: Hessian, edge of stability, sharpness dimension."),
+    "lyapunov": ("sdkeras_cli.lyapunov", "Lyapunov exponents along real training steps from a saved model on."),
     "demo": ("sdkeras_cli.demo", "Train a small net on real digits and analyse it."),
     "report": ("sdkeras_cli.report", "Show the report of a run.json again, or write its page."),
     "plugins": ("sdkeras_cli.plugins", "Show the installed estimators, or check one."),

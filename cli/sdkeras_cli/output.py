@@ -10,12 +10,17 @@ from sdkeras.errors import SdkerasError
 
 
 def check_apart(outputs: list[str], inputs: list[str]) -> None:
-    """Refuses to write a report over what is analysed, or over the other report."""
-    if len({os.path.realpath(path) for path in outputs}) < len(outputs):
-        raise SdkerasError(f"--json and --html both say {outputs[0]}; give each a file of its own.")
+    """Refuses to write over what is analysed, or two things to one file."""
+    places: set[str] = set()
+    for path in outputs:
+        if os.path.realpath(path) in places:
+            raise SdkerasError(f"two outputs both say {path}; give each a file of its own.")
+        places.add(os.path.realpath(path))
     for path in outputs:
         if os.path.realpath(path) in {os.path.realpath(file) for file in inputs}:
-            raise SdkerasError(f"{path} is the input and would be overwritten; choose another place for the report.")
+            raise SdkerasError(
+                f"{path} is the input and would be overwritten; choose another place for what is written."
+            )
 
 
 def check_writable(path: str) -> None:
@@ -25,7 +30,7 @@ def check_writable(path: str) -> None:
         SdkerasError: Its folder is missing or cannot be written to.
     """
     if not path:
-        raise SdkerasError("the name of the file to write is empty; give one to --json or --html.")
+        raise SdkerasError("the name of a file to write is empty; give one, or leave its option out.")
     target = Path(path)
     try:
         if target.is_dir():
