@@ -20,13 +20,15 @@ if TYPE_CHECKING:
         spectrum_estimator,
         trace_estimator,
     )
+    from sdkeras.lyapunov_run import lyapunov
     from sdkeras.operators.base import LinearMap, SymmetricOperator, TangentFlow
     from sdkeras.operators.hessian import HessianOperator
     from sdkeras.operators.loss import EmpiricalLoss
+    from sdkeras.operators.training_flow import TrainingFlow
     from sdkeras.operators.update_map import UpdateMap
     from sdkeras.records import Eigenpairs, LyapunovExponents, SingularValues, Spectrum, TraceEstimate
     from sdkeras.registry import get_estimator
-    from sdkeras.reporting.schema import Analysis
+    from sdkeras.reporting.schema import Analysis, LyapunovRun
 
 __version__ = "0.1.0"
 
@@ -37,16 +39,19 @@ __all__ = [
     "HessianOperator",
     "LinearMap",
     "LyapunovExponents",
+    "LyapunovRun",
     "SdkerasError",
     "SingularValues",
     "Spectrum",
     "SymmetricOperator",
     "TangentFlow",
     "TraceEstimate",
+    "TrainingFlow",
     "UpdateMap",
     "analyze",
     "eigenpairs_estimator",
     "get_estimator",
+    "lyapunov",
     "lyapunov_estimator",
     "sharpness_dimension",
     "singular_values_estimator",
@@ -61,15 +66,18 @@ _HOME = {
     "HessianOperator": "sdkeras.operators.hessian",
     "LinearMap": "sdkeras.operators.base",
     "LyapunovExponents": "sdkeras.records",
+    "LyapunovRun": "sdkeras.reporting.schema",
     "SingularValues": "sdkeras.records",
     "Spectrum": "sdkeras.records",
     "SymmetricOperator": "sdkeras.operators.base",
     "TangentFlow": "sdkeras.operators.base",
     "TraceEstimate": "sdkeras.records",
+    "TrainingFlow": "sdkeras.operators.training_flow",
     "UpdateMap": "sdkeras.operators.update_map",
     "analyze": "sdkeras.analysis",
     "eigenpairs_estimator": "sdkeras.kinds",
     "get_estimator": "sdkeras.registry",
+    "lyapunov": "sdkeras.lyapunov_run",
     "lyapunov_estimator": "sdkeras.kinds",
     "sharpness_dimension": "sdkeras.dimension.sharpness",
     "singular_values_estimator": "sdkeras.kinds",

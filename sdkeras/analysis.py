@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
 import os
-import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,30 +13,30 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-import sdkeras
-from sdkeras import layerwise, loading, registry
+from sdkeras import layerwise, loading, lyapunov_run, registry
 from sdkeras.dimension import stability
 from sdkeras.dimension.adaptive import AdaptiveSettings, Context, Outcome, estimate_sharpness_dimension
 from sdkeras.dimension.bounds import Facts, bounds, check_inputs
 from sdkeras.dimension.exponents import ExponentMap, exponent_map
-from sdkeras.dimension.records import Bound, EdgeOfStability, Warning
+from sdkeras.dimension.records import Bound, EdgeOfStability, SharpnessDimension, Warning
 from sdkeras.errors import ModelError, PluginError, SdkerasError
 from sdkeras.memory import available_memory, peak_memory
 from sdkeras.operators import assumptions, batches, precision, update
 from sdkeras.operators.base import Array, DiagonallyScaledOperator, RestrictedOperator, SymmetricOperator
 from sdkeras.operators.hessian import HessianOperator
-from sdkeras.operators.loss import EmpiricalLoss, check_model
+from sdkeras.operators.loss import EmpiricalLoss
+from sdkeras.operators.update_map import UpdateMap
+from sdkeras.provenance import loss_name, optimizer_info, provenance, with_loss
 from sdkeras.records import Eigenpairs, Progress, Spectrum, TraceEstimate
 from sdkeras.reporting.schema import (
     Analysis,
     DataInfo,
     HessianSummary,
     LayerSharpness,
+    LyapunovSummary,
     Measured,
     ModelInfo,
-    OptimizerInfo,
     Plan,
-    Provenance,
     SpectrumSummary,
 )
 from sdkeras.user_code import USER_ERRORS, last_line
@@ -81,6 +79,7 @@ class Options:
     seed: int = 0
     allow_unverified: bool = False
     per_layer: bool = False
+    lyapunov: int | None = None
     bound_inputs: Mapping[str, float] = attrs.field(factory=dict)
     estimate_bound_inputs: bool = False
     workers: int | None = None
@@ -110,6 +109,7 @@ def analyze(
     seed: int = 0,
     allow_unverified: bool = False,
     per_layer: bool = False,
+    lyapunov: int | None = None,
     bound_inputs: Mapping[str, float] | None = None,
     estimate_bound_inputs: bool = False,
     workers: int | None = None,
@@ -144,6 +144,8 @@ def analyze(
         seed: Of everything random.
         allow_unverified: Go on with an operator that failed its verification.
         per_layer: Largest eigenvalue, trace and codimension of each layer's diagonal block as well.
+        lyapunov: So many Lyapunov exponents along training from here as well, over 1,000 steps (`sdkeras.lyapunov` has
+            the settings); neither max_hvps nor time_limit cuts them short.
         bound_inputs: Inputs of the generalization bounds by name, see `sdkeras.dimension.bounds.INPUTS`.
         estimate_bound_inputs: Estimate B and L, where they are not given, from single examples (lower ends).
         workers: Threads; default 1, or one per core where TensorFlow has one intra-op thread.
@@ -178,6 +180,7 @@ def analyze(
         seed=seed,
         allow_unverified=allow_unverified,
         per_layer=per_layer,
+        lyapunov=lyapunov,
         bound_inputs=bound_inputs or {},
         estimate_bound_inputs=estimate_bound_inputs,
         workers=workers,
@@ -204,6 +207,7 @@ class _Found:
     outcomes: list[Outcome] = attrs.field(factory=list)
     bounds: tuple[Bound, ...] = ()
     layers: list[LayerSharpness] = attrs.field(factory=list)
+    lyapunov: LyapunovSummary | None = None
     partial: bool = False
 
 
@@ -227,7 +231,7 @@ class _Analysis:
         check_inputs(options.bound_inputs)
         self.optimizer = update.read_settings(getattr(model, "optimizer", None))
         self.compiled_as = model
-        self.model = _with_loss(model, options)
+        self.model = with_loss(model, options.loss, options.dtype)
         self.rate, self.rate_source = self._learning_rate()
         if isinstance(data, (tuple, list)) and len(data) in (2, 3):
             loading.check_data(self.model, *data)
@@ -320,9 +324,13 @@ class _Analysis:
         )
         self.hessian = hessian
         self._note_findings()
+        # Before the work, so that an optimizer without a step is told at once.
+        step = self._training_step()
         found = _Found()
         try:
             self._measure(found)
+            if step is not None:
+                self._lyapunov(step, found)
         except KeyboardInterrupt:
             found.partial = True
         first = found.outcomes[0] if found.outcomes else None
@@ -330,10 +338,16 @@ class _Analysis:
             known = {note.code for note in self.warnings}
             self.warnings += [note for note in outcome.warnings if note.code not in known]
         return Analysis(
-            provenance=self._provenance(),
+            provenance=provenance(
+                self.source,
+                seed=options.seed,
+                dtype=options.dtype,
+                num_hvps=hessian.num_products,
+                started=self.started,
+            ),
             model=self._model_info(),
             data=DataInfo(self.source.num_samples, self.source.batch_size, self.loss.num_examples),
-            optimizer=self._optimizer_info(),
+            optimizer=optimizer_info(self.optimizer, self.rate, self.rate_source),
             verification=hessian.verification,
             hessian=_summary(found.pairs, found.trace),
             sharpness_dimension=None if first is None else first.sharpness_dimension,
@@ -345,6 +359,7 @@ class _Analysis:
             else _compressed(first.nodes, first.weights, _operator(self.exponents.preconditioned)),
             bounds=found.bounds,
             layers=tuple(found.layers),
+            lyapunov=found.lyapunov,
             warnings=tuple(self.warnings),
             partial=found.partial,
         )
@@ -362,8 +377,41 @@ class _Analysis:
             if outcome.interrupted:
                 raise KeyboardInterrupt
         if self.options.per_layer:
-            for layer in self._layers(self.hessian, found.outcomes[0].sharpness_dimension.num_hvps):
+            for layer in self._layers(self.hessian, found.outcomes[0].sharpness_dimension):
                 found.layers.append(layer)
+
+    def _training_step(self) -> UpdateMap | None:
+        """The map of the optimizer's step, where Lyapunov exponents are asked for."""
+        wanted = self.options.lyapunov
+        if wanted is None:
+            return None
+        self._tell("compiling and verifying the training step")
+        self.stepper = lyapunov_run.training_optimizer(
+            self.compiled_as,
+            self.loss,
+            self.options.learning_rate,
+            changed=self.model is not self.compiled_as,
+            warnings=self.warnings,
+        )
+        step = UpdateMap(
+            self.loss,
+            self.stepper,
+            product_mode=self.options.product_mode,
+            allow_unverified=self.options.allow_unverified,
+        )
+        lyapunov_run.check_count(wanted, step)
+        return step
+
+    def _lyapunov(self, step: UpdateMap, found: _Found) -> None:
+        followed = lyapunov_run.follow(
+            step,
+            lyapunov_run.LyapunovSettings(num_exponents=self.options.lyapunov, seed=self.options.seed),
+            about=lyapunov_run.identity(self.stepper, self.model),
+            progress=self.progress,
+        )
+        known = {note.code for note in self.warnings}
+        self.warnings += [note for note in followed.warnings if note.code not in known]
+        found.lyapunov, found.partial = followed.summary, followed.interrupted
 
     def _note_findings(self) -> None:
         """Warnings about the model, the data and the optimizer that the numbers rest on."""
@@ -570,15 +618,19 @@ class _Analysis:
             return view
         return DiagonallyScaledOperator(view, self.scaling)
 
-    def _layers(self, hessian: HessianOperator, num_hvps: int) -> Iterator[LayerSharpness]:
+    def _layers(self, hessian: HessianOperator, whole: SharpnessDimension) -> Iterator[LayerSharpness]:
         """The blocks one after the other; their dimensions share as many products as the whole one has taken."""
         name = self.estimators["spectrum"][0]
-        share = num_hvps // len(self.loss.layout.layers)
+
+        def share(block: slice) -> int:
+            if whole.num_steps is None:  # exact: as many minibatches as the whole
+                return whole.num_runs * int(block.stop - block.start)
+            return whole.num_hvps // len(self.loss.layout.layers)
 
         def dimension(block: slice) -> Outcome | None:
             if self._budget_ended():
                 return None
-            outcome = self._dimension(hessian, name, block, share)
+            outcome = self._dimension(hessian, name, block, share(block))
             if outcome.interrupted:
                 raise KeyboardInterrupt
             return outcome
@@ -661,6 +713,9 @@ class _Analysis:
             layers = self.loss.layout.layers.values()
             products += 32 * num_batches
             products += sum(40 * num_batches + runs * min(per_run, part.stop - part.start) for part in layers)
+        if self.options.lyapunov is not None:
+            settings = lyapunov_run.LyapunovSettings()
+            products += self.options.lyapunov * (settings.num_steps + settings.transient)
         if steps is None:
             basis = self._dense_bytes() * self._workers_for(name)
         else:
@@ -714,37 +769,8 @@ class _Analysis:
             num_parameters=int(sum(np.prod(v.shape, dtype=np.int64) for v in trainable)),
             num_trainable_analysed=self.loss.size,
             mode=self.options.mode,
-            loss=_loss_name(self.model.loss),
+            loss=loss_name(self.model.loss),
             unconnected=self.loss.engine(self.options.product_mode).unconnected,
-        )
-
-    def _optimizer_info(self) -> OptimizerInfo:
-        optimizer = self.optimizer
-        if optimizer is None:
-            return OptimizerInfo("unknown", self.rate, learning_rate_source=self.rate_source)
-        return OptimizerInfo(
-            name=optimizer.name,
-            learning_rate=self.rate,
-            momentum=optimizer.momentum,
-            weight_decay=optimizer.weight_decay,
-            iterations=optimizer.iterations,
-            nesterov=optimizer.nesterov,
-            learning_rate_source=self.rate_source,
-        )
-
-    def _provenance(self) -> Provenance:
-        return Provenance(
-            sdkeras=sdkeras.__version__,
-            tensorflow=str(tf.__version__),
-            keras=str(keras.__version__),
-            python=platform.python_version(),
-            device=_device(),
-            seed=self.options.seed,
-            dtype=self.options.dtype,
-            num_hvps=self.hessian.num_products,
-            seconds=time.monotonic() - self.started,
-            data_digest=self.source.digest(),
-            created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         )
 
 
@@ -794,7 +820,7 @@ def _check_options(options: Options) -> None:
     def refuse(what: str, value: Any, expected: str) -> None:
         raise SdkerasError(f"{what} is {value!r}; it must be {expected}.")
 
-    for name in ("samples", "exact_minibatches", "max_hvps", "time_limit", "memory_gb", "workers"):
+    for name in ("samples", "exact_minibatches", "max_hvps", "time_limit", "memory_gb", "workers", "lyapunov"):
         value = getattr(options, name)
         if value is not None and not value > 0:
             refuse(name, value, "positive")
@@ -804,6 +830,11 @@ def _check_options(options: Options) -> None:
         refuse("map", options.map, f"one of {', '.join(MAPS)}")
     if options.seed < 0:
         refuse("seed", options.seed, "0 or more")
+    if options.lyapunov is not None and (options.params is not None or options.mode != "train"):
+        raise SdkerasError(
+            "Lyapunov exponents are of training as it is, of all variables and in training mode; leave out params and "
+            "mode, or the exponents (--lyapunov)."
+        )
 
 
 def _by_kind(options: Options) -> dict[str, Any]:
@@ -864,36 +895,10 @@ def _estimate(estimator: Any, source: SymmetricOperator, seed: int) -> Any:
         ) from error
 
 
-def _with_loss(model: Any, options: Options) -> Any:
-    """The model, or a copy compiled with the loss that was given."""
-    check_model(model, needs_loss=options.loss is None)
-    if options.loss is None:
-        return model
-    copy = precision.in_precision(model, options.dtype)
-    try:
-        if isinstance(options.loss, str):
-            keras.losses.get(options.loss)
-        with precision.default_precision(options.dtype):
-            copy.compile(optimizer="sgd", loss=options.loss)
-    except ValueError as error:
-        raise ModelError(f"the loss {options.loss!r} is unknown to Keras; give one of keras.losses.") from error
-    return copy
-
-
 def _num_workers(asked: int | None) -> int:
     if asked is not None:
         return asked
     return (os.cpu_count() or 1) if tf.config.threading.get_intra_op_parallelism_threads() == 1 else 1
-
-
-def _loss_name(loss: Any) -> str:
-    if isinstance(loss, str):
-        return loss
-    if isinstance(loss, dict):
-        return ", ".join(f"{name}: {_loss_name(part)}" for name, part in loss.items())
-    if isinstance(loss, (list, tuple)):
-        return ", ".join(_loss_name(part) for part in loss)
-    return str(getattr(loss, "name", None) or getattr(loss, "__name__", type(loss).__name__))
 
 
 def _summary(pairs: Eigenpairs | None, trace: TraceEstimate | None) -> HessianSummary:
@@ -927,11 +932,3 @@ def _compressed(nodes: Array, weights: Array, operator: str) -> SpectrumSummary:
         nodes = np.where(mass > 0, moment / np.where(mass > 0, mass, 1.0), plain)
         weights = mass
     return SpectrumSummary(np.asarray(nodes, np.float64), np.asarray(weights, np.float64), operator)
-
-
-def _device() -> str:
-    gpus = tf.config.list_physical_devices("GPU")
-    if gpus:
-        details = tf.config.experimental.get_device_details(gpus[0])
-        return str(details.get("device_name", "GPU"))
-    return f"CPU ({platform.machine()})"

@@ -40,3 +40,9 @@ class VerificationError(SdkerasError):
     """The operator failed its check against finite differences, symmetry or repeatability."""
 
     exit_status = 4
+
+
+class Interrupted(SdkerasError):
+    """A trajectory was asked to stop, and does before its next step; the steps so far are whole."""
+
+    exit_status = 130

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import os
 from typing import Any
 
 import attrs
@@ -12,34 +10,33 @@ import click
 from sdkeras import registry
 from sdkeras.errors import SdkerasError
 from sdkeras_cli import conditions
+from sdkeras_cli.inputs import COUNT, POSITIVE, PRODUCT_MODES, FiniteRange, check_inputs, input_files, load
 from sdkeras_cli.output import check_apart, check_writable
 
-
-class _Finite(click.FloatRange):
-    """A range of numbers without NaN and infinity, which click lets through."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        number = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number.", param, ctx)
-        return number
-
-
-_POSITIVE = _Finite(min=0, min_open=True)
-_FRACTION = _Finite(min=0, max=1, min_open=True, max_open=True)
-_COUNT = click.IntRange(min=1)
-_PRODUCT_MODES = ("auto", "reverse-over-reverse", "forward-over-reverse", "finite-differences")
+_FRACTION = FiniteRange(min=0, max=1, min_open=True, max_open=True)
 
 
 @click.command()
-@click.argument("model")
-@click.option("--data", required=True, help="FILE.npz, X.npy,Y.npy, a tf.data folder, or module:callable.")
-@click.option("--batch-size", type=_COUNT, help="Of training; default 32, or the data set's own.")
-@click.option("--learning-rate", type=_POSITIVE, help="In place of the one in the file.")
+@click.argument("model", type=click.Path())
+@click.option(
+    "--data",
+    type=click.Path(),
+    required=True,
+    metavar="DATA",
+    help="FILE.npz, X.npy,Y.npy, a tf.data folder, or module:callable.",
+)
+@click.option("--batch-size", type=COUNT, help="Of training; default 32, or the data set's own.")
+@click.option("--learning-rate", type=POSITIVE, help="In place of the one in the file.")
 @click.option("--loss", help="Name of a Keras loss, in place of the compiled one.")
 @click.option("--params", metavar="REGEX", help="Analyse only the variables whose path this finds.")
-@click.option("--samples", type=_COUNT, default=4096, show_default=True, help="Samples for the data-set Hessian.")
-@click.option("--mode", type=click.Choice(["train", "inference"]), default="train", show_default=True)
+@click.option("--samples", type=COUNT, default=4096, show_default=True, help="Samples for the data-set Hessian.")
+@click.option(
+    "--mode",
+    type=click.Choice(["train", "inference"]),
+    default="train",
+    show_default=True,
+    help="Of dropout and batch normalization.",
+)
 @click.option(
     "--map",
     "step_map",
@@ -49,24 +46,25 @@ _PRODUCT_MODES = ("auto", "reverse-over-reverse", "forward-over-reverse", "finit
     help="auto: the optimizer's own step where it is known; hessian: |1 - eta*alpha|.",
 )
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True)
-@click.option("--product-mode", type=click.Choice(_PRODUCT_MODES), default="auto", show_default=True)
+@click.option("--product-mode", type=click.Choice(PRODUCT_MODES), default="auto", show_default=True)
 @click.option("--estimator", "estimators", multiple=True, help="Estimator to use; repeatable.")
 @click.option("--set", "assignments", multiple=True, metavar="NAME.FIELD=VALUE", help="A setting of an estimator.")
 @click.option("--exact", is_flag=True, help="Exact spectra of minibatches as well (small models).")
-@click.option("--exact-minibatches", type=_COUNT, help="How many; adaptive by default.")
+@click.option("--exact-minibatches", type=COUNT, help="How many; adaptive by default.")
 @click.option("--tolerance", type=_FRACTION, default=0.05, show_default=True, help="Half-width over the codimension.")
-@click.option("--max-hvps", type=_COUNT, help="Hessian-vector products at most.")
-@click.option("--time-limit", type=_POSITIVE, metavar="SECONDS")
-@click.option("--memory", type=_POSITIVE, metavar="GB", help="Memory for bases and dense matrices.")
+@click.option("--max-hvps", type=COUNT, help="Limit on products; what must be done is done.")
+@click.option("--time-limit", type=POSITIVE, metavar="SECONDS")
+@click.option("--memory", type=POSITIVE, metavar="GB", help="Memory for bases and dense matrices.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--allow-unverified", is_flag=True, help="Go on with an operator that failed its verification.")
 @click.option("--per-layer", is_flag=True, help="Largest eigenvalue, trace and codimension of each layer's block.")
+@click.option("--lyapunov", type=COUNT, metavar="K", help="K Lyapunov exponents along training from here as well.")
 @click.option("--bound", "bound_texts", multiple=True, metavar="NAME=VALUE", help="An input of the bounds; repeatable.")
 @click.option("--estimate-bound-inputs", is_flag=True, help="Estimate loss_bound and lipschitz where not given.")
-@click.option("--custom-objects", metavar="FILE", help="Python file with the model's own classes.")
+@click.option("--custom-objects", type=click.Path(), metavar="FILE", help="Python file with the model's own classes.")
 @click.option("--unsafe", is_flag=True, help="Load Lambda layers, whose code is in the model file.")
-@click.option("--json", "json_path", metavar="OUT", help="Write run.json here.")
-@click.option("--html", "html_path", metavar="OUT", help="Write the report page here.")
+@click.option("--json", "json_path", type=click.Path(), metavar="OUT", help="Write run.json here.")
+@click.option("--html", "html_path", type=click.Path(), metavar="OUT", help="Write the report page here.")
 @click.option("--fail-if", "expression", metavar="EXPR", help="Exit with 3 if it holds: PATH OP NUMBER [and|or ...].")
 @click.option("--dry-run", is_flag=True, help="Show what would be done and what it would cost.")
 @click.option("--quiet", is_flag=True, help="No progress and no report.")
@@ -101,11 +99,10 @@ def command(
     bound_inputs = _bound_inputs(bound_texts)
     condition = None if expression is None else conditions.parse(expression)
     outputs = [path for path in (json_path, html_path) if path is not None]
-    _check_inputs(model, data, custom_objects)
-    check_apart(outputs, [model, data, *data.split(","), *([custom_objects] if custom_objects else [])])
-    if not dry_run:
-        for path in outputs:
-            check_writable(path)
+    check_inputs(model, data, custom_objects)
+    check_apart(outputs, input_files(model, data, custom_objects))
+    for path in outputs:
+        check_writable(path)
     options |= {"estimators": estimators, "settings": settings, "map": step_map, "memory_gb": memory}
     options["bound_inputs"] = bound_inputs
     return run(
@@ -144,27 +141,20 @@ def run(
     import keras
     from rich.console import Console
 
-    from sdkeras import analysis, loading
+    from sdkeras import analysis
     from sdkeras.reporting.html import save_html
     from sdkeras.reporting.terminal import render, render_plan
 
-    objects = loading.load_custom_objects(custom_objects) if custom_objects else None
-    model = loading.load_model(model_path, custom_objects=objects, safe_mode=not unsafe)
-    problem = loading.compile_problem(model)
-    if problem and not getattr(model, "compiled", False) and options.get("loss") is None:
-        raise SdkerasError(problem)
-    if problem:
-        click.echo(f"sdkeras: warning: {problem}", err=True)
-    data = loading.load_data(data_spec)
+    loaded = load(model_path, data_spec, custom_objects=custom_objects, unsafe=unsafe, loss=options.get("loss"))
     console = Console(highlight=False)
     if dry_run:
-        console.print(render_plan(analysis.plan(model, data, **options)))
+        console.print(render_plan(analysis.plan(loaded.model, loaded.data, **options)))
         written = [path for path in (json_path, html_path) if path is not None]
         click.echo(f"files to be written: {', '.join(written) or 'none'}")  # rich would break a path at the margin
         return 0
-    scope = keras.saving.custom_object_scope(objects or {})  # copies in other precisions need them as well
+    scope = keras.saving.custom_object_scope(loaded.custom_objects)  # copies in other precisions need them as well
     with scope, progress_bar(quiet) as progress:
-        answer = analysis.analyze(model, data, **options, progress=progress)
+        answer = analysis.analyze(loaded.model, loaded.data, **options, progress=progress)
     if json_path is not None:
         answer.save(json_path)
     if html_path is not None:
@@ -172,18 +162,6 @@ def run(
     if not quiet:
         console.print(render(answer))
     return INTERRUPTED if answer.partial else fail_if(answer, condition)
-
-
-def _check_inputs(model: str, data: str, custom_objects: str | None) -> None:
-    """Refuses files that are not there, before TensorFlow takes its seconds to start."""
-    if not os.path.exists(model):
-        raise SdkerasError(f"there is no file {model}; give the path of a .keras or .h5 model.")
-    files = data.split(",") if data.endswith(".npy") else [data] if data.endswith(".npz") else []
-    for file in files:
-        if not os.path.exists(file):
-            raise SdkerasError(f"there is no data file {file}; check the path.")
-    if custom_objects is not None and not os.path.isfile(custom_objects):
-        raise SdkerasError(f"--custom-objects: there is no file {custom_objects}; give the Python file.")
 
 
 def _bound_inputs(texts: tuple[str, ...]) -> dict[str, float]:

@@ -127,7 +127,10 @@ def _check_path(path: str) -> None:
 
 
 def _fields(kind: Any) -> dict[str, Any]:
-    return typing.get_type_hints(kind) if isinstance(kind, type) and attrs.has(kind) else {}
+    if not (isinstance(kind, type) and attrs.has(kind)):
+        return {}
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in attrs.fields(kind)}
 
 
 def _item(kind: Any, part: str) -> Any:

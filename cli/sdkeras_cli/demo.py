@@ -24,6 +24,8 @@ _LEARNING_RATE = 0.2
 def command(output_dir: str, seed: int, quiet: bool, debug: bool) -> int:
     """Train a small net on the 1,797 digits of UCI and analyse it."""
     del debug
+    if not output_dir:
+        raise SdkerasError("--output-dir is empty; name a folder for the demo's files.")
     folder = Path(output_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)

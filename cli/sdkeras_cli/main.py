@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
+import errno
 import importlib
+import signal
 import sys
 import traceback
 from typing import Any, NoReturn
@@ -15,12 +18,14 @@ from sdkeras.errors import SdkerasError
 
 _COMMANDS = {
     "analyze": ("sdkeras_cli.analyze", "Analyse a saved model: Hessian, edge of stability, sharpness dimension."),
+    "lyapunov": ("sdkeras_cli.lyapunov", "Lyapunov exponents along real training steps from a saved model on."),
     "demo": ("sdkeras_cli.demo", "Train a small net on real digits and analyse it."),
     "report": ("sdkeras_cli.report", "Show the report of a run.json again, or write its page."),
     "plugins": ("sdkeras_cli.plugins", "Show the installed estimators, or check one."),
 }
 
 INTERRUPTED = 130
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class _LazyGroup(click.Group):
@@ -49,6 +54,8 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Runs the command line and exits: 0 done, 2 wrong use, 3 --fail-if held, 4 unverified, 130 interrupted."""
     _print_everywhere()
+    with contextlib.suppress(ValueError):  # not the main thread: somebody else's program
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # job queues end a job so: what was measured is kept
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     try:
@@ -74,6 +81,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            _quit(f"the output cannot be written: {error.strerror}.", 2)
         _quit(f"internal error: {_short(error)}; run again with --debug for the traceback, and please report it.", 1)
     sys.exit(status if isinstance(status, int) else 0)
 

@@ -7,15 +7,21 @@ import tempfile
 from pathlib import Path
 
 from sdkeras.errors import SdkerasError
+from sdkeras.reporting.schema import is_stream
 
 
 def check_apart(outputs: list[str], inputs: list[str]) -> None:
-    """Refuses to write a report over what is analysed, or over the other report."""
-    if len({os.path.realpath(path) for path in outputs}) < len(outputs):
-        raise SdkerasError(f"--json and --html both say {outputs[0]}; give each a file of its own.")
+    """Refuses to write over what is analysed, or two things to one file."""
+    places: set[str] = set()
+    for path in outputs:
+        if os.path.realpath(path) in places:
+            raise SdkerasError(f"two outputs both say {path}; give each a file of its own.")
+        places.add(os.path.realpath(path))
     for path in outputs:
         if os.path.realpath(path) in {os.path.realpath(file) for file in inputs}:
-            raise SdkerasError(f"{path} is the input and would be overwritten; choose another place for the report.")
+            raise SdkerasError(
+                f"{path} is the input and would be overwritten; choose another place for what is written."
+            )
 
 
 def check_writable(path: str) -> None:
@@ -25,16 +31,18 @@ def check_writable(path: str) -> None:
         SdkerasError: Its folder is missing or cannot be written to.
     """
     if not path:
-        raise SdkerasError("the name of the file to write is empty; give one to --json or --html.")
+        raise SdkerasError("the name of a file to write is empty; give one, or leave its option out.")
     target = Path(path)
     try:
+        if not target.is_dir() and is_stream(target):
+            return  # written to at the end; to open a pipe now would wait for its reader
         if target.is_dir():
             raise SdkerasError(f"{path} is a folder; give the name of a file to write.")
         if not target.parent.is_dir():
             raise SdkerasError(f"the folder of {path} does not exist; create it or choose another place.")
         # The report comes through a temporary file beside it, so that is what must work; os.access says yes to
         # root even where nothing can be made.
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}."):
+        with tempfile.NamedTemporaryFile(dir=target.resolve().parent, prefix=f".{target.name}."):
             pass
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 from rich.console import Console
 
-from sdkeras.reporting.schema import Analysis
+from sdkeras.errors import SdkerasError
+from sdkeras.reporting.schema import Analysis, load_document
 from sdkeras_cli import conditions
 from sdkeras_cli.output import check_apart, check_writable
 
@@ -13,19 +14,23 @@ CONDITION_HELD = 3
 
 
 @click.command()
-@click.argument("run_json", metavar="RUN.json")
-@click.option("--html", "html_path", metavar="OUT", help="Write the report page here.")
+@click.argument("run_json", type=click.Path(), metavar="RUN.json")
+@click.option("--html", "html_path", type=click.Path(), metavar="OUT", help="Write the report page here.")
 @click.option("--fail-if", "expression", metavar="EXPR", help="Exit with 3 if it holds: PATH OP NUMBER [and|or ...].")
 @click.option("--quiet", is_flag=True, help="No report in the terminal.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def command(run_json: str, html_path: str | None, expression: str | None, quiet: bool, debug: bool) -> int:
-    """Show the report of RUN.json, in the terminal or as a page."""
+    """Show the report of RUN.json (of analyze or lyapunov), in the terminal or as a page."""
     del debug
     condition = None if expression is None else conditions.parse(expression)
     if html_path is not None:
         check_apart([html_path], [run_json])
         check_writable(html_path)
-    run = Analysis.load(run_json)
+    run = load_document(run_json)
+    if condition is not None and not isinstance(run, Analysis):
+        raise SdkerasError(
+            f"{run_json} is an answer of sdkeras lyapunov; --fail-if compares numbers of sdkeras analyze."
+        )
     if html_path is not None:
         from sdkeras.reporting.html import save_html
 
@@ -34,7 +39,7 @@ def command(run_json: str, html_path: str | None, expression: str | None, quiet:
         from sdkeras.reporting.terminal import render
 
         Console(highlight=False).print(render(run))
-    return fail_if(run, condition)
+    return fail_if(run, condition) if isinstance(run, Analysis) else 0
 
 
 def fail_if(run: Analysis, condition: conditions.Expression | None) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdkeras.checkpoints import fingerprint, load_checkpoint, save_checkpoint
-from sdkeras.errors import NonFiniteError, SdkerasError
+from sdkeras.errors import Interrupted, NonFiniteError, SdkerasError
 from sdkeras.finite import finite
 from sdkeras.kinds import lyapunov_estimator
 from sdkeras.linalg.orthogonal import thin_qr
@@ -83,17 +83,29 @@ class LyapunovQr:
         """The exponents, largest first, with block standard errors and the running means.
 
         Raises:
+            Interrupted: The flow was asked to stop before anything was measured; later, the result has the steps so
+                far. The checkpoint is written in both cases.
             NonFiniteError: A step gives NaN or infinity before anything was measured; the message says which.
             SdkerasError: The checkpoint is damaged or of another run, or cannot be written.
             ValueError: The flow returns tangents of another shape.
         """
         run = self._begin(source, seed)
         while not self._is_done(run):
-            _advance(run, source)
-            if self.checkpoint is not None and (self._is_done(run) or run.step % self.checkpoint_interval == 0):
-                flow = source.state() if run.stopped_at is None else None
-                save_checkpoint(self.checkpoint, [_identity(run), attrs.asdict(run), flow])
+            try:
+                _advance(run, source)
+            except Interrupted:
+                self._save(run, source)
+                if run.step <= run.transient:
+                    raise
+                break
+            if self._is_done(run) or run.step % self.checkpoint_interval == 0:
+                self._save(run, source)
         return _result(run)
+
+    def _save(self, run: _Run, source: TangentFlow) -> None:
+        if self.checkpoint is not None:
+            flow = source.state() if run.stopped_at is None else None
+            save_checkpoint(self.checkpoint, [_identity(run), attrs.asdict(run), flow])
 
     def _begin(self, source: TangentFlow, seed: int) -> _Run:
         """A new run at its start, or the checkpoint's where it was; the flow stands at the same place."""

@@ -7,7 +7,7 @@ import math
 from sdkeras.dimension.records import EdgeOfStability
 from sdkeras.dimension.stability import EDGE
 from sdkeras.reporting.numbers import dimension, estimated, number
-from sdkeras.reporting.schema import Analysis
+from sdkeras.reporting.schema import Analysis, LyapunovSummary
 
 
 def edge_in_words(edge: EdgeOfStability) -> str:
@@ -108,3 +108,32 @@ def trust_in_words(run: Analysis) -> str:
         steps = "" if estimate.num_steps is None else f" of {estimate.num_steps} steps"
         words += f"Intervals cover 95 % and rest on {estimate.num_runs:,} runs{steps}. "
     return words + f"{run.provenance.num_hvps:,} products in all."
+
+
+def trajectory_in_words(found: LyapunovSummary) -> str:
+    """What the leading exponent says of the training, in one sentence after its number."""
+    first = number(float(found.values[0]), 3)
+    per_step = f"ell_1 = {first} per step"
+    if found.stopped_at is not None:
+        return f"The training diverged: NaN or infinity at step {found.stopped_at:,} from here."
+    if found.dimension.status == "undetermined":
+        return f"No verdict on the trajectory: {found.dimension.reason}."
+    if found.values[0] < 0:
+        return f"The training settles: nearby trajectories come together ({per_step})."
+    return f"The training wanders: nearby trajectories come apart ({per_step})."
+
+
+def attractor_in_words(found: LyapunovSummary) -> str:
+    """What D_s is, and how far it is known."""
+    meaning = (
+        "Two copies of this training, a hair apart and fed the same minibatches, come apart or together by the factor "
+        "exp(ell_1) a step; sums of the leading exponents say the same of areas, volumes and so on. D_s is the number "
+        "of dimensions at which volumes stop growing: under the paper's assumptions, which one trajectory cannot show, "
+        "an upper end of the dimension of what training wanders on. "
+    )
+    answer = found.dimension
+    if answer.status == "determined" and answer.value == 0:
+        return meaning + "Here everything contracts: copies end in the same place, and D_s is 0."
+    if answer.status == "determined":
+        return meaning + "It is free of the units of weights and velocities."
+    return meaning + f"Here it is not known to a point: {answer.reason}."

@@ -17,7 +17,7 @@ import numpy as np
 from sdkeras.dimension.exponents import ExponentMap, exponent_map
 from sdkeras.records import FloatArray
 from sdkeras.reporting.numbers import dimension, number
-from sdkeras.reporting.schema import Analysis
+from sdkeras.reporting.schema import Analysis, LyapunovSummary
 
 # Drawn in these colours, which the page replaces by its own: one figure for light and dark.
 _INK, _SOFT, _LINE, _ACCENT, _WARN = "#010101", "#020202", "#030303", "#040404", "#050505"
@@ -28,6 +28,10 @@ _FONT = 12
 _BINS = 90
 # A threshold more than so many times the largest eigenvalue away is said in words; the axis would hold nothing else.
 _FARTHEST = 1e4
+
+
+# Exponents whose running means are drawn, before lines lie on lines.
+_MOST_LINES = 6
 
 
 @attrs.frozen
@@ -208,6 +212,77 @@ def convergence(run: Analysis) -> Figure | None:
         "The estimate after so many runs, with its interval. It should have settled; where the number of steps was "
         "raised the runs began again.",
     )
+
+
+def trajectory_figures(found: LyapunovSummary) -> tuple[Figure, ...]:
+    """The figures of the Lyapunov exponents along training that there are numbers for."""
+    made = (lyapunov_exponents(found), lyapunov_convergence(found))
+    return tuple(figure for figure in made if figure is not None)
+
+
+def lyapunov_exponents(found: LyapunovSummary) -> Figure | None:
+    """The leading Lyapunov exponents with their standard errors."""
+    values, errors = found.values, found.stderr
+    if not _usable(values, errors):
+        return None
+    ranks = np.arange(1.0, len(values) + 1)
+    resolved = ranks <= (len(values) if found.num_resolved is None else found.num_resolved)
+
+    def draw(axes: Any) -> None:
+        for part, colour in ((resolved, _ACCENT), (~resolved, _SOFT)):
+            axes.errorbar(
+                ranks[part], values[part], errors[part], color=colour, fmt="o", markersize=5, elinewidth=1.6, capsize=3
+            )
+        axes.axhline(0, color=_INK, linewidth=0.9)
+        axes.set_xlim(0.5, len(values) + 0.5)
+        axes.set_xlabel("exponent, largest first")
+        axes.set_ylabel("Lyapunov exponent per step")
+        axes.locator_params(axis="x", integer=True, nbins=8)
+        _plain_ticks(axes)
+
+    rest = "" if np.all(resolved) else " Those in grey are upper ends: rounding hides how far down they are."
+    return Figure(
+        "Lyapunov exponents",
+        _svg("lyapunov", "Lyapunov exponents by rank", draw),
+        "By what factor (its natural logarithm) a step of training stretches or contracts nearby trajectories in the "
+        f"long run, direction by direction, with standard errors. Above 0 they come apart.{rest}",
+    )
+
+
+def lyapunov_convergence(found: LyapunovSummary) -> Figure | None:
+    """Running means of the leading exponents over the steps."""
+    means = found.history[:_MOST_LINES]
+    if len(means[0]) < 2 or not _usable(*means):
+        return None
+    steps = found.block_size * np.arange(1.0, len(means[0]) + 1)
+    # The first blocks are averages over a handful of steps and would set the scale.
+    settled = np.stack(means)[:, len(steps) // 8 :]
+    room = 0.08 * float(np.ptp(settled)) or 1e-3 * float(np.max(np.abs(settled))) or 1.0
+
+    def draw(axes: Any) -> None:
+        for rank, line in enumerate(means):
+            axes.plot(steps, line, color=_ACCENT, alpha=1.0 - 0.12 * rank, linewidth=2.2 if rank == 0 else 1.4)
+        axes.axhline(0, color=_INK, linewidth=0.9)
+        axes.set_ylim(float(settled.min()) - room, float(settled.max()) + room)
+        axes.set_xlabel("steps averaged over")
+        axes.set_ylabel("mean so far, per step")
+        axes.locator_params(axis="x", nbins=5)
+        axes.xaxis.set_major_formatter(lambda tick, _: number(round(tick, 6), 6))
+        _plain_ticks(axes)
+
+    return Figure(
+        "Convergence of the exponents",
+        _svg("lyapunov-convergence", "Running means of the leading exponents over the steps", draw),
+        f"The {'leading exponent' if len(means) == 1 else f'{len(means)} leading exponents'} as the mean over so many "
+        "steps, the thick line the first. They should have settled; while they drift, training has not come to its "
+        "attractor, and a longer transient is due.",
+    )
+
+
+def _plain_ticks(axes: Any) -> None:
+    """Ticks of the vertical axis as the reports write numbers, few of them."""
+    axes.locator_params(axis="y", nbins=6)
+    axes.yaxis.set_major_formatter(lambda tick, _: number(float(f"{tick:.6g}"), 3))
 
 
 def _exponent_map(run: Analysis) -> ExponentMap | None:

@@ -10,10 +10,10 @@ import jinja2
 import markupsafe
 
 from sdkeras.reporting import explanations
-from sdkeras.reporting.figures import figures
+from sdkeras.reporting.figures import figures, trajectory_figures
 from sdkeras.reporting.numbers import dimension, interval, number, root_ratio
-from sdkeras.reporting.schema import Analysis, write_atomically
-from sdkeras.reporting.tables import layer_rows, printable, tables
+from sdkeras.reporting.schema import Analysis, LyapunovRun, LyapunovSummary, write_atomically
+from sdkeras.reporting.tables import attractor_dimension, exponent, layer_rows, printable, tables
 
 # The gauge shows ratios up to here; the edge is in its middle.
 _GAUGE_END = 2.0
@@ -29,7 +29,7 @@ class _Card:
     meaning: str
 
 
-def as_html(run: Analysis) -> str:
+def as_html(run: Analysis | LyapunovRun) -> str:
     """The page; whatever came from a model or a data file is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("sdkeras.reporting"),
@@ -39,6 +39,21 @@ def as_html(run: Analysis) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    found = run.lyapunov
+    along = {
+        "attractor_in_words": "" if found is None else explanations.attractor_in_words(found),
+        "trajectory_figures": () if found is None else trajectory_figures(found),
+    }
+    if isinstance(run, LyapunovRun):
+        headline, _, detail = explanations.trajectory_in_words(run.lyapunov).partition(": ")
+        return environment.get_template("lyapunov.html.j2").render(
+            run=run,
+            headline=headline.rstrip("."),
+            detail=detail[:1].upper() + detail[1:],
+            cards=_trajectory_cards(run.lyapunov),
+            tables=tables(run),
+            **along,
+        )
     headline, _, detail = run.edge_of_stability.verdict.partition(": ")
     return environment.get_template("report.html.j2").render(
         run=run,
@@ -53,10 +68,11 @@ def as_html(run: Analysis) -> str:
         figures=figures(run),
         layers=layer_rows(run),
         tables=tables(run),
+        **along,
     )
 
 
-def save_html(run: Analysis, path: str | os.PathLike[str]) -> None:
+def save_html(run: Analysis | LyapunovRun, path: str | os.PathLike[str]) -> None:
     """Writes the page, all of it or nothing.
 
     Raises:
@@ -121,3 +137,23 @@ def _cards(run: Analysis) -> tuple[_Card, ...]:
             )
         )
     return tuple(cards)
+
+
+def _trajectory_cards(found: LyapunovSummary) -> tuple[_Card, ...]:
+    value, remark = attractor_dimension(found)
+    first, _, evidence = exponent(found, 0).partition(" ")
+    return (
+        _Card(
+            "Leading exponent ell_1",
+            first,
+            evidence,
+            "per step: above 0 nearby trajectories come apart, below 0 together",
+        ),
+        _Card("Attractor dimension D_s", value, remark, "where volumes stop growing along this training"),
+        _Card(
+            "Steps",
+            f"{found.num_steps:,}",
+            f"of {found.num_steps_asked:,}, after {found.transient:,} discarded",
+            "real training steps, on copies, from the checkpoint on",
+        ),
+    )

@@ -11,12 +11,13 @@ import tempfile
 import types
 import typing
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import attrs
 import cattrs
 import numpy as np
 
+from sdkeras.dimension.lyapunov import LyapunovDimension
 from sdkeras.dimension.records import Bound, EdgeOfStability, RdsSharpness, SharpnessDimension, Warning
 from sdkeras.errors import SdkerasError
 from sdkeras.records import FloatArray, Verification
@@ -142,11 +143,152 @@ class LayerSharpness:
     codimension_interval: tuple[float, float] | None
 
 
-@attrs.frozen(eq=False)
-class Analysis:
-    """The whole answer; attribute names are the paths in run.json.
+@attrs.frozen
+class StepVerification:
+    """What the checks of the map of a training step found, beside those of its Hessian-vector products.
+
+    Attributes:
+        step_error: The map's step against one step of the optimizer itself, relative to how far each variable moved;
+            NaN if no copy of the optimizer could be made.
+        finite_difference_error: J v against central differences, relative.
+        checked: What the differences were of: 'map', or 'update' (the rest are the Hessian's products).
+        jvp_relative_error: What rounding costs a product J v.
+        adjoint_error: |u'(J v) - (J'u)'v|, relative.
+        passed: Whether every check met its tolerance.
+        details: What else to know, in words.
+    """
+
+    step_error: float
+    finite_difference_error: float
+    checked: str
+    jvp_relative_error: float
+    adjoint_error: float
+    passed: bool
+    details: str = ""
+
+
+@attrs.frozen
+class LyapunovSummary:
+    """Leading Lyapunov exponents along real training steps from the checkpoint on.
+
+    Attributes:
+        values: Natural logarithm per step, descending, shape [k].
+        stderr: Standard errors from blocks of steps, shape [k].
+        rounding: What rounding may have done to each, shape [k], or None.
+        num_resolved: The leading exponents that rounding left intact, or None for all.
+        history: For each exponent its running means at the ends of the blocks.
+        block_size: Steps in a block.
+        num_steps: Steps averaged over.
+        num_steps_asked: Steps that were asked for.
+        transient: Steps made and discarded before them.
+        stopped_at: Step at which the trajectory diverged, counted from 1 with the transient, or None.
+        log_det: Mean of ln|det J| per step where the exponents are all there are, or None.
+        dimension: D_s, as far as it is known.
+        num_weights: Weights in the state; the rest are the optimizer's slots.
+        verification: Checks of the step and its Jacobian.
+    """
+
+    values: FloatArray = attrs.field(eq=attrs.cmp_using(eq=np.array_equal))
+    stderr: FloatArray = attrs.field(eq=attrs.cmp_using(eq=np.array_equal))
+    rounding: FloatArray | None = attrs.field(eq=attrs.cmp_using(eq=np.array_equal))
+    num_resolved: int | None
+    history: tuple[FloatArray, ...] = attrs.field(eq=attrs.cmp_using(eq=np.array_equal), repr=False)
+    block_size: int
+    num_steps: int
+    num_steps_asked: int
+    transient: int
+    stopped_at: int | None
+    log_det: float | None
+    dimension: LyapunovDimension
+    num_weights: int
+    verification: StepVerification
+
+    def __attrs_post_init__(self) -> None:
+        k = len(self.values)
+        lengths = [len(self.stderr), len(self.history), *([] if self.rounding is None else [len(self.rounding)])]
+        if k == 0 or set(lengths) != {k}:
+            raise ValueError(f"LyapunovSummary: {k} values, and lists beside them of {lengths} entries.")
+        if len({len(means) for means in self.history}) > 1:
+            raise ValueError("LyapunovSummary.history has exponents of different length.")
+
+
+_Doc = TypeVar("_Doc", bound="_Document")
+
+
+class _Document:
+    """A record that is written to a JSON file of its own and read back.
 
     Two are equal if their JSON is: arrays by element, NaN equal to NaN.
+
+    Attributes:
+        DOCUMENT: What the file says it is; "" for an analysis, whose files have never said.
+        WRITTEN_BY: File and command, for messages.
+    """
+
+    DOCUMENT: ClassVar[str] = ""
+    WRITTEN_BY: ClassVar[tuple[str, str]] = ("run.json", "sdkeras analyze")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Document) and type(self) is type(other) and self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        return hash(self.to_json())
+
+    def __str__(self) -> str:
+        from sdkeras.reporting.terminal import as_text
+
+        return as_text(self)  # type: ignore[arg-type]  # the two kinds are made below
+
+    def to_json(self) -> str:
+        """The JSON text: strict JSON, NaN and infinities as null."""
+        document = _converter().unstructure(self)
+        if self.DOCUMENT:
+            document = {"document": self.DOCUMENT, **document}
+        return json.dumps(_without_nan(document), indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls: type[_Doc], text: str, where: str = "the text") -> _Doc:
+        """Reads what `to_json` wrote; unknown paths are ignored.
+
+        Raises:
+            SdkerasError: Not such a document, or one of a newer schema.
+        """
+        return cls._structured(_parsed(text, where, cls.WRITTEN_BY), where)
+
+    @classmethod
+    def _structured(cls: type[_Doc], document: dict[str, Any], where: str) -> _Doc:
+        name, command = cls.WRITTEN_BY
+        if document.get("document", "") != cls.DOCUMENT:
+            kind = document.get("document", "")
+            what = f"says that it is {kind!r}" if kind else "is a run.json of sdkeras analyze"
+            raise SdkerasError(f"{where} {what}; give a {name} written by {command}.")
+        try:
+            return _converter().structure(document, cls)
+        except Exception as error:  # cattrs groups whatever the fields raised
+            detail = "; ".join(cattrs.transform_error(error)[:3])
+            raise SdkerasError(f"{where} is not a complete {name}: {detail}; write it again with {command}.") from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the file, all of it or nothing.
+
+        Raises:
+            SdkerasError: The file cannot be written.
+        """
+        write_atomically(path, self.to_json())
+
+    @classmethod
+    def load(cls: type[_Doc], path: str | os.PathLike[str]) -> _Doc:
+        """Reads the file.
+
+        Raises:
+            SdkerasError: Missing, unreadable or another kind of file.
+        """
+        return cls.from_json(_text_of(path, cls.WRITTEN_BY), os.fspath(path))
+
+
+@attrs.frozen(eq=False)
+class Analysis(_Document):
+    """The whole answer; attribute names are the paths in run.json.
 
     `sharpness_dimension` is the first of `estimates` (exact when asked for, else slq).
     """
@@ -164,81 +306,80 @@ class Analysis:
     spectrum: SpectrumSummary | None
     bounds: tuple[Bound, ...] = ()
     layers: tuple[LayerSharpness, ...] = ()
+    lyapunov: LyapunovSummary | None = None
     warnings: tuple[Warning, ...] = ()
     partial: bool = False
     schema_version: int = SCHEMA_VERSION
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Analysis) and self.to_json() == other.to_json()
 
-    def __hash__(self) -> int:
-        return hash(self.to_json())
+@attrs.frozen(eq=False)
+class LyapunovRun(_Document):
+    """The answer of `sdkeras.lyapunov`; attribute names are the paths in its file.
 
-    def __str__(self) -> str:
-        from sdkeras.reporting.terminal import as_text
+    Attributes:
+        data: Of training; `num_samples_hessian` are those that the checks ran on.
+        verification: Checks of the Hessian-vector products in the step's Jacobian; `lyapunov.verification` has
+            those of the step.
+        partial: Whether Ctrl-C ended it before the steps that were asked for.
+    """
 
-        return as_text(self)
+    DOCUMENT = "lyapunov"
+    WRITTEN_BY = ("lyapunov.json", "sdkeras lyapunov")
 
-    def to_json(self) -> str:
-        """The JSON text of run.json: strict JSON, NaN and infinities as null."""
-        document = _converter().unstructure(self)
-        # A room that a later version fills; a reader may rely on the path.
-        document |= {"lyapunov": None}
-        return json.dumps(_without_nan(document), indent=1, allow_nan=False) + "\n"
+    provenance: Provenance
+    model: ModelInfo
+    data: DataInfo
+    optimizer: OptimizerInfo
+    verification: Verification
+    lyapunov: LyapunovSummary
+    warnings: tuple[Warning, ...] = ()
+    partial: bool = False
+    schema_version: int = SCHEMA_VERSION
 
-    @classmethod
-    def from_json(cls, text: str, where: str = "the text") -> Analysis:
-        """Reads what `to_json` wrote; unknown paths are ignored.
 
-        Raises:
-            SdkerasError: Not such a document, or one of a newer schema.
-        """
-        try:
-            document = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise SdkerasError(f"{where} is not JSON ({error}); give a run.json written by sdkeras analyze.") from error
-        if not isinstance(document, dict) or "schema_version" not in document:
-            raise SdkerasError(f"{where} has no schema_version; give a run.json written by sdkeras analyze.")
-        version = document["schema_version"]
-        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-            raise SdkerasError(
-                f"{where} has schema_version {version!r}, which is none; give a run.json written by sdkeras analyze."
-            )
-        if version > SCHEMA_VERSION:
-            raise SdkerasError(
-                f"{where} has schema version {version!r}, this sdkeras reads up to {SCHEMA_VERSION}; update sdkeras."
-            )
-        try:
-            return _converter().structure(document, cls)
-        except Exception as error:  # cattrs groups whatever the fields raised
-            detail = "; ".join(cattrs.transform_error(error)[:3])
-            raise SdkerasError(
-                f"{where} is not a complete run.json: {detail}; write it again with sdkeras analyze."
-            ) from error
+def load_document(path: str | os.PathLike[str]) -> Analysis | LyapunovRun:
+    """Reads a file of either kind; it says itself which it is.
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes run.json, all of it or nothing.
+    Raises:
+        SdkerasError: Missing, unreadable or neither.
+    """
+    written_by = ("run.json", "sdkeras analyze or sdkeras lyapunov")
+    where = os.fspath(path)
+    document = _parsed(_text_of(path, written_by), where, written_by)
+    kind = LyapunovRun if document.get("document") == LyapunovRun.DOCUMENT else Analysis
+    return kind._structured(document, where)
 
-        Raises:
-            SdkerasError: The file cannot be written.
-        """
-        write_atomically(path, self.to_json())
 
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Analysis:
-        """Reads a run.json.
+def _text_of(path: str | os.PathLike[str], written_by: tuple[str, str]) -> str:
+    name, command = written_by
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else _reason(error)
+        raise SdkerasError(
+            f"{os.fspath(path)} cannot be read: {reason}; give a {name} written by {command}."
+        ) from error
 
-        Raises:
-            SdkerasError: Missing, unreadable or not a run.json.
-        """
-        try:
-            text = Path(path).read_text(encoding="utf-8-sig")
-        except (OSError, ValueError) as error:
-            reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else _reason(error)
-            raise SdkerasError(
-                f"{os.fspath(path)} cannot be read: {reason}; give a run.json written by sdkeras analyze."
-            ) from error
-        return cls.from_json(text, os.fspath(path))
+
+def _parsed(text: str, where: str, written_by: tuple[str, str]) -> dict[str, Any]:
+    """The text as a JSON object of a schema version that this sdkeras reads."""
+    name, command = written_by
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise SdkerasError(f"{where} is not JSON ({error}); give a {name} written by {command}.") from error
+    if not isinstance(document, dict) or "schema_version" not in document:
+        raise SdkerasError(f"{where} has no schema_version; give a {name} written by {command}.")
+    version = document["schema_version"]
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise SdkerasError(
+            f"{where} has schema_version {version!r}, which is none; give a {name} written by {command}."
+        )
+    if version > SCHEMA_VERSION:
+        raise SdkerasError(
+            f"{where} has schema version {version!r}, this sdkeras reads up to {SCHEMA_VERSION}; update sdkeras."
+        )
+    return document
 
 
 def write_atomically(path: str | os.PathLike[str], text: str) -> None:

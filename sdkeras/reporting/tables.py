@@ -6,7 +6,10 @@ import attrs
 
 from sdkeras.dimension.records import BoundInput, FrozenLyapunov, SharpnessDimension
 from sdkeras.reporting.numbers import bar_lengths, dimension, estimated, interval, measured, number, root_ratio
-from sdkeras.reporting.schema import Analysis
+from sdkeras.reporting.schema import Analysis, LyapunovRun, LyapunovSummary
+
+# Exponents in a table of their own rows; the figure has them all.
+_MOST_EXPONENTS = 12
 
 
 @attrs.frozen
@@ -58,8 +61,10 @@ def layer_rows(run: Analysis) -> tuple[LayerRow, ...]:
     )
 
 
-def tables(run: Analysis) -> tuple[Table, ...]:
+def tables(run: Analysis | LyapunovRun) -> tuple[Table, ...]:
     """All tables of a report, in order."""
+    if isinstance(run, LyapunovRun):
+        return (_lyapunov(run.lyapunov), _training(run), _verification(run), _provenance(run))
     made = [_hessian(run), _edge(run)]
     made += [_dimension(estimate, run.data.num_samples) for estimate in run.estimates]
     if run.rds_sharpness is not None:
@@ -72,7 +77,70 @@ def tables(run: Analysis) -> tuple[Table, ...]:
                 (("lambda_1 ...", leading, "leading"), ("lambda_d", number(last), "last")),
             )
         )
+    if run.lyapunov is not None:
+        made.append(_lyapunov(run.lyapunov))
     return (*made, *_bounds(run), _verification(run), _provenance(run))
+
+
+def exponent(found: LyapunovSummary, position: int) -> str:
+    """An exponent with its standard error, where there are blocks enough for one."""
+    value = number(found.values[position], 3)
+    if len(found.history[position]) < 2:
+        return f"{value} (no standard error)"
+    return f"{value} ± {found.stderr[position]:.2g}"
+
+
+def attractor_dimension(found: LyapunovSummary) -> tuple[str, str]:
+    """D_s, as far as it is known, and why it is not known better."""
+    answer = found.dimension
+    if answer.value is not None:
+        return estimated(answer.value, answer.interval), f"d = {answer.size:,}"
+    if answer.interval is not None:
+        return f"in {interval(answer.interval)}", f"d = {answer.size:,}; {answer.reason}"
+    return "undetermined", answer.reason
+
+
+def _lyapunov(found: LyapunovSummary) -> Table:
+    shown = min(len(found.values), _MOST_EXPONENTS)
+    resolved = len(found.values) if found.num_resolved is None else found.num_resolved
+    rows = [
+        (f"ell_{k + 1}", exponent(found, k), "" if k < resolved else "an upper end, by rounding") for k in range(shown)
+    ]
+    if shown < len(found.values):
+        last = len(found.values)
+        rows.append((f"ell_{last}", exponent(found, last - 1), f"the last of {last:,}"))
+    rows.append(("D_s", *attractor_dimension(found)))
+    if found.log_det is not None:
+        rows.append(("sum of all", number(found.log_det), "mean of ln |det J|"))
+    slots = found.dimension.size - found.num_weights
+    rows.append(("state", f"{found.dimension.size:,}", f"{found.num_weights:,} weights, {slots:,} of the optimizer"))
+    averaged = (
+        f"after {found.transient:,}; standard errors from {len(found.history[0]):,} blocks of {found.block_size:,}"
+    )
+    rows.append(("steps", f"{found.num_steps:,} of {found.num_steps_asked:,}", averaged))
+    if found.stopped_at is not None:
+        rows.append(("stopped", f"at step {found.stopped_at:,}", "the trajectory diverged: NaN or infinity"))
+    check = found.verification
+    rows.append(
+        (
+            "step verified" if check.passed else "step NOT verified",
+            f"{check.step_error:.1e}",
+            f"against the optimizer's own; its Jacobian {check.finite_difference_error:.1e} against differences",
+        )
+    )
+    return Table("lyapunov", "Lyapunov exponents along training (per step)", tuple(rows))
+
+
+def _training(run: LyapunovRun) -> Table:
+    return Table(
+        "training",
+        "The training that was followed",
+        (
+            ("optimizer", run.optimizer.name, _optimizer(run)),
+            ("iteration", number(run.optimizer.iterations), "where it starts"),
+            ("minibatches", f"of {run.data.batch_size:,}", f"from {run.data.num_samples:,} samples"),
+        ),
+    )
 
 
 def _hessian(run: Analysis) -> Table:
@@ -103,7 +171,7 @@ def _edge(run: Analysis) -> Table:
     )
 
 
-def _optimizer(run: Analysis) -> str:
+def _optimizer(run: Analysis | LyapunovRun) -> str:
     optimizer = run.optimizer
     parts = [f"{optimizer.name}, learning rate {optimizer.learning_rate:.4g} ({optimizer.learning_rate_source})"]
     if optimizer.momentum:
@@ -174,7 +242,7 @@ def _input(entry: BoundInput) -> tuple[str, str, str]:
     return entry.name, number(entry.value), f"{entry.symbol}: {entry.meaning}; {source}"
 
 
-def _verification(run: Analysis) -> Table:
+def _verification(run: Analysis | LyapunovRun) -> Table:
     check = run.verification
     return Table(
         "verification",
@@ -192,7 +260,7 @@ def _verification(run: Analysis) -> Table:
     )
 
 
-def _provenance(run: Analysis) -> Table:
+def _provenance(run: Analysis | LyapunovRun) -> Table:
     made, model = run.provenance, run.model
     analysed = f"{model.num_trainable_analysed:,} of {model.num_parameters:,} trainable parameters"
     return Table(

@@ -10,28 +10,27 @@ from rich.panel import Panel
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from sdkeras.reporting.explanations import trajectory_in_words
 from sdkeras.reporting.numbers import headline
-from sdkeras.reporting.schema import Analysis, Plan
-from sdkeras.reporting.tables import layer_rows, printable, tables
+from sdkeras.reporting.schema import Analysis, LyapunovRun, Plan
+from sdkeras.reporting.tables import Table, attractor_dimension, layer_rows, printable, tables
 
 _BAR_WIDTH = 12
 
 
-def render(run: Analysis) -> RenderableType:
+def render(run: Analysis | LyapunovRun) -> RenderableType:
     """The whole report: verdict first, then the dimension, the warnings and the tables."""
-    first: list[RenderableType] = [Text(printable(run.edge_of_stability.verdict), style="bold")]
-    if run.sharpness_dimension is not None:
-        first.append(Text(headline(run.sharpness_dimension) + "."))
+    first: list[RenderableType] = [Text(printable(line), style=style) for line, style in _verdict(run)]
     if run.partial:
         first.append(Text("Interrupted: what the runs so far say.", style="bold yellow"))
-    if not run.verification.passed:
+    if not _verified(run):
         first.append(Text("UNVERIFIED: the operator failed its check; do not trust these numbers.", style="bold red"))
     parts: list[RenderableType] = [Panel(Group(*first), title=escape(printable(run.model.name)))]
     for warning in run.warnings:
         parts.append(Text.assemble((f"{printable(warning.code)}: ", "yellow"), printable(warning.message)))
-    if run.layers:
+    if isinstance(run, Analysis) and run.layers:
         parts += [Text(""), _layers(run)]
-    for table in tables(run):
+    for table in _without_empty_bounds(run):
         grid = RichTable(title=escape(table.title), title_justify="left", title_style="bold", box=None, pad_edge=False)
         grid.add_column(min_width=22)
         grid.add_column(overflow="fold")
@@ -43,10 +42,43 @@ def render(run: Analysis) -> RenderableType:
     return Group(*parts)
 
 
+def _verdict(run: Analysis | LyapunovRun) -> list[tuple[str, str]]:
+    """Lines and their styles."""
+    if isinstance(run, LyapunovRun):
+        lines = [(trajectory_in_words(run.lyapunov), "bold")]
+        if run.lyapunov.dimension.interval is not None:
+            value, remark = attractor_dimension(run.lyapunov)
+            lines.append((f"Attractor dimension D_s {value} ({remark}).", ""))
+        return lines
+    lines = [(run.edge_of_stability.verdict, "bold")]
+    if run.sharpness_dimension is not None:
+        lines.append((f"{headline(run.sharpness_dimension)}.", ""))
+    if run.lyapunov is not None:
+        lines.append((trajectory_in_words(run.lyapunov), ""))
+    return lines
+
+
+def _verified(run: Analysis | LyapunovRun) -> bool:
+    return run.verification.passed and (run.lyapunov is None or run.lyapunov.verification.passed)
+
+
+def _without_empty_bounds(run: Analysis | LyapunovRun) -> list[Table]:
+    """The tables; where no input of a bound is known, a line in place of terms that are all missing."""
+    shown = list(tables(run))
+    bounds = run.bounds if isinstance(run, Analysis) else ()
+    if not bounds or any(term.value is not None for bound in bounds for term in bound.terms):
+        return shown
+    how = "give inputs: --bound NAME=VALUE, --estimate-bound-inputs"
+    rows = tuple((bound.theorem, bound.verdict, how) for bound in bounds)
+    known = [table for table in shown if table.about not in ("bound", "inputs")]
+    known.insert([table.about for table in known].index("assumptions"), Table("bound", "Generalization bounds", rows))
+    return known
+
+
 def _layers(run: Analysis) -> RichTable:
     """Where the sharpness sits: a bar for each layer's largest eigenvalue beside its numbers."""
     grid = RichTable(
-        title="Each layer's diagonal block of the Hessian",
+        title="Each layer's diagonal block of the Hessian" + (" (interrupted: not all layers)" if run.partial else ""),
         title_justify="left",
         title_style="bold",
         box=None,
@@ -87,7 +119,7 @@ def render_plan(plan: Plan) -> RenderableType:
     return grid
 
 
-def as_text(run: Analysis, width: int = 100) -> str:
+def as_text(run: Analysis | LyapunovRun, width: int = 100) -> str:
     """The report as plain text."""
     console = Console(file=io.StringIO(), width=width, color_system=None, highlight=False)
     console.print(render(run))

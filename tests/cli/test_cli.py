@@ -306,6 +306,13 @@ def test_failed_verification_is_status_4(files: Path, tmp_path: Path, in_process
     assert any(w["code"] == "unverified" for w in json.loads((tmp_path / "run.json").read_text())["warnings"])
 
 
+@pytest.mark.parametrize("options", [["--json", "."], ["--set", "slq.num_steps=-3"], ["--html", "no/such/page.html"]])
+def test_dry_run_refuses_what_the_run_would_refuse(files: Path, in_process, options: list[str]) -> None:
+    status, _, err = in_process("analyze", files / "model.keras", "--data", files / "data.npz", "--dry-run", *options)
+    assert status == 2
+    assert err.count("sdkeras: error:") == 1
+
+
 def test_dry_run_plans_and_writes_nothing(files: Path, tmp_path: Path, in_process) -> None:
     folder = tmp_path / ("a folder [bold] with a long name " * 3)
     folder.mkdir()

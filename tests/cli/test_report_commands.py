@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -163,3 +164,40 @@ def test_no_text_of_an_option_leaves_a_traceback(text: str) -> None:
     for parse in (conditions.parse, lambda t: analyze._bound_inputs((t,)), lambda t: analyze._settings((t,))):
         with contextlib.suppress(SdkerasError):
             parse(text)
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs /dev/full")
+def test_a_full_disk_behind_the_output_is_one_message(run_json: Path) -> None:
+    code = "from sdkeras_cli.main import main; main()"
+    with open("/dev/full", "w") as full:
+        run = subprocess.run(
+            [sys.executable, "-c", code, "report", str(run_json)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert run.returncode == 2
+    assert "No space left" in run.stderr
+    assert "internal error" not in run.stderr
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does(run_json: Path) -> None:
+    code = (
+        "import os, signal\nfrom sdkeras_cli import main, report\n"
+        "report.load_document = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\nmain.main()"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, "report", str(run_json)], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 130
+    assert run.stderr.strip() == "sdkeras: interrupted."
+
+
+@pytest.mark.parametrize("words", ["sdkeras report ru", "sdkeras analyze mo", "sdkeras analyze model.keras --json ru"])
+def test_file_names_complete_in_the_shell(words: str) -> None:
+    environment = os.environ | {"_SDKERAS_COMPLETE": "bash_complete", "COMP_WORDS": words}
+    environment["COMP_CWORD"] = str(len(words.split()) - 1)
+    code = "from sdkeras_cli.main import cli; cli(prog_name='sdkeras')"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert run.stdout.startswith("file,")

@@ -1,0 +1,87 @@
+"""`sdkeras lyapunov`: exponents along real training steps; options in, one library call, reports out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from sdkeras_cli.inputs import COUNT, POSITIVE, PRODUCT_MODES, check_inputs, input_files, load
+from sdkeras_cli.output import check_apart, check_writable
+
+
+@click.command()
+@click.argument("model", type=click.Path())
+@click.option(
+    "--data",
+    type=click.Path(),
+    required=True,
+    metavar="DATA",
+    help="FILE.npz, X.npy,Y.npy, a tf.data folder, or module:callable.",
+)
+@click.option("--batch-size", type=COUNT, help="Of training; default 32, or the data set's own.")
+@click.option("--num-exponents", type=COUNT, metavar="K", help="Default 10, or all where the state has fewer.")
+@click.option("--steps", "num_steps", type=COUNT, default=1000, show_default=True, help="Steps to average over.")
+@click.option("--transient", type=click.IntRange(min=0), default=100, show_default=True, help="Steps before them.")
+@click.option("--learning-rate", type=POSITIVE, help="In place of the one in the file, or of its schedule.")
+@click.option("--loss", help="Name of a Keras loss, in place of the compiled one.")
+@click.option("--samples", type=COUNT, help="How much of an endless data set to read.")
+@click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True)
+@click.option("--product-mode", type=click.Choice(PRODUCT_MODES), default="auto", show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--initial-slots", is_flag=True, help="For an optimizer without a step: the slots it would start with.")
+@click.option("--allow-unverified", is_flag=True, help="Go on with a step that failed its verification.")
+@click.option(
+    "--checkpoint", type=click.Path(), metavar="FILE", help="Keep the run here, and go on from it if it is there."
+)
+@click.option("--checkpoint-interval", type=COUNT, default=100, show_default=True, help="Steps between two writings.")
+@click.option("--custom-objects", type=click.Path(), metavar="FILE", help="Python file with the model's own classes.")
+@click.option("--unsafe", is_flag=True, help="Load Lambda layers, whose code is in the model file.")
+@click.option("--json", "json_path", type=click.Path(), metavar="OUT", help="Write the answer here.")
+@click.option("--html", "html_path", type=click.Path(), metavar="OUT", help="Write the report page here.")
+@click.option("--quiet", is_flag=True, help="No progress and no report.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def command(
+    model: str,
+    data: str,
+    custom_objects: str | None,
+    unsafe: bool,
+    json_path: str | None,
+    html_path: str | None,
+    quiet: bool,
+    debug: bool,
+    **options: Any,
+) -> int:
+    """Lyapunov exponents of the training of MODEL (.keras or .h5), and the dimension D_s of its attractor.
+
+    Training goes on from the file, on copies, with its own optimizer on the same data; nothing is changed.
+    Ctrl-C ends it after the step under way; with --checkpoint the same command goes on from there.
+    """
+    del debug
+    check_inputs(model, data, custom_objects)
+    outputs = [path for path in (json_path, html_path, options["checkpoint"]) if path is not None]
+    check_apart(outputs, input_files(model, data, custom_objects))
+    for path in outputs:
+        check_writable(path)
+
+    from sdkeras_cli.main import INTERRUPTED, tensorflow_settings
+    from sdkeras_cli.progress import progress_bar
+
+    tensorflow_settings()
+    import keras
+    from rich.console import Console
+
+    from sdkeras.lyapunov_run import lyapunov
+    from sdkeras.reporting.html import save_html
+    from sdkeras.reporting.terminal import render
+
+    loaded = load(model, data, custom_objects=custom_objects, unsafe=unsafe, loss=options["loss"])
+    with keras.saving.custom_object_scope(loaded.custom_objects), progress_bar(quiet) as progress:
+        answer = lyapunov(loaded.model, loaded.data, **options, progress=progress)
+    if json_path is not None:
+        answer.save(json_path)
+    if html_path is not None:
+        save_html(answer, html_path)
+    if not quiet:
+        Console(highlight=False).print(render(answer))
+    return INTERRUPTED if answer.partial else 0

@@ -1,0 +1,203 @@
+"""`sdkeras lyapunov` as people meet it: reports, exit statuses, and runs that were ended half-way."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import sdkeras
+from sdkeras_cli import main as cli_main
+
+layers = keras.layers
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("files")
+    keras.utils.set_random_seed(0)
+    generator = np.random.default_rng(0)
+    x, y = generator.standard_normal((40, 3)).astype("float32"), generator.integers(0, 2, 40)
+    np.savez(folder / "data.npz", x=x, y=y)
+    np.savez(folder / "shape.npz", x=x[:, :2], y=y)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(3, "tanh"), layers.Dense(2)])
+    model.compile(keras.optimizers.SGD(0.5, momentum=0.5), loss)
+    model.fit(x, y, epochs=2, verbose=0)
+    model.save(folder / "model.keras")
+    untrained = keras.models.clone_model(model)
+    untrained.compile(keras.optimizers.Adam(0.5), loss)
+    untrained.save(folder / "untrained.keras")
+    bare = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
+    bare.save(folder / "bare.keras")
+    np.savez(folder / "other.npz", x=x)
+    return folder
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch):
+    """The command in this process, where TensorFlow runs already and its threads are set."""
+    monkeypatch.setattr(cli_main, "tensorflow_settings", lambda: None)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with CliRunner().isolation() as (out, err, _):
+            with pytest.raises(SystemExit) as caught:
+                cli_main.main([str(argument) for argument in arguments])
+            return int(caught.value.code or 0), out.getvalue().decode(), err.getvalue().decode()
+
+    return run
+
+
+def started(*arguments: object, folder: Path) -> subprocess.Popen:
+    code = "from sdkeras_cli.main import main; main()"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, "lyapunov", *map(str, arguments)],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_run_and_its_reports(files: Path, tmp_path: Path, in_process) -> None:
+    out, page = tmp_path / "out.json", tmp_path / "out.html"
+    status, shown, err = in_process(
+        *("lyapunov", files / "model.keras", "--data", files / "data.npz", "--batch-size", 16, "--num-exponents", 5),
+        *("--steps", 24, "--transient", 4, "--learning-rate", 0.25, "--json", out, "--html", page),
+    )
+    assert status == 0, err
+    assert "ell_5" in shown
+    assert "D_s" in shown
+    found = sdkeras.LyapunovRun.load(out)
+    assert found.data.batch_size == 16
+    assert found.optimizer.learning_rate == 0.25
+    assert len(found.lyapunov.values) == 5
+    assert (found.lyapunov.num_steps, found.lyapunov.transient) == (24, 4)
+    status, again, _ = in_process("report", out)
+    assert status == 0
+    assert again == shown
+    status, _, _ = in_process("report", out, "--html", tmp_path / "again.html")
+    assert status == 0
+    assert (tmp_path / "again.html").read_text() == page.read_text()
+    assert page.read_text().count("<svg") == 2
+    status, _, err = in_process("report", out, "--fail-if", "hessian.largest.value > 1")
+    assert status == 2
+    assert "sdkeras lyapunov" in err
+
+
+BAD = [
+    (["none.keras", "--data", "data.npz"], "no file none.keras"),
+    (["model.keras", "--data", "none.npz"], "none.npz"),
+    (["model.keras", "--data", "shape.npz"], "shape"),
+    (["model.keras", "--data", "data.npz", "--batch-size", "1000"], "larger than the data"),
+    (["model.keras", "--data", "data.npz", "--steps", "0"], "--steps"),
+    (["model.keras", "--data", "data.npz", "--num-exponents", "0"], "--num-exponents"),
+    (["model.keras", "--data", "data.npz", "--num-exponents", "41"], "exceeds the size of the state, 40"),
+    (["model.keras", "--data", "data.npz", "--learning-rate", "nan"], "not a finite number"),
+    (["model.keras", "--data", "data.npz", "--loss", "no_such_loss"], "no_such_loss"),
+    (["model.keras", "--data", "data.npz", "--checkpoint", "no/such/file"], "does not exist"),
+    (["model.keras", "--data", "data.npz", "--checkpoint", "model.keras"], "overwritten"),
+    (["model.keras", "--data", "data.npz", "--checkpoint", "out", "--json", "./out"], "a file of its own"),
+    (["model.keras", "--data", "data.npz", "--html", "out", "--json", "out"], "a file of its own"),
+    (["model.keras", "--data", "data.npz", "--checkpoint", "other.npz"], "cannot be read as a checkpoint"),
+    (["model.keras", "--data", "data.npz", "--json", "no/such/run.json"], "does not exist"),
+    (["bare.keras", "--data", "data.npz"], "--loss"),
+    (["bare.keras", "--data", "data.npz", "--loss", "sparse_categorical_crossentropy"], "--learning-rate"),
+    (["model.keras", "--data", "data.npz", "--custom-objects", "no.py"], "no.py"),
+    (["model.keras"], "--data"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_bad_input_is_one_message_and_status_2(
+    arguments: list[str], message: str, files: Path, tmp_path: Path, in_process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(files)
+    before = {path: path.read_bytes() for path in files.iterdir()}
+    extra = [] if "--json" in arguments else ["--json", str(tmp_path / "run.json")]
+    status, _, err = in_process("lyapunov", *arguments, *extra)
+    assert status == 2, err
+    assert message in err
+    assert "Traceback" not in err
+    assert err.count("sdkeras: error:") == 1
+    assert list(tmp_path.iterdir()) == []
+    assert {path: path.read_bytes() for path in files.iterdir()} == before
+
+
+def test_killed_and_interrupted_it_goes_on_bit_for_bit(files: Path, tmp_path: Path) -> None:
+    """SIGKILL loses the steps since the last writing, SIGINT none; what comes out is what a whole run gives."""
+    options = ["model.keras", "--data", "data.npz", "--num-exponents", "3", "--steps", "500", "--transient", "20"]
+    kept, out = tmp_path / "kept.npz", tmp_path / "out.json"
+    resumable = [*options, "--checkpoint", kept, "--checkpoint-interval", "20", "--json", out]
+    whole = started(*options, "--json", tmp_path / "whole.json", "--quiet", folder=files)
+    run = started(*resumable, folder=files)
+    _wait_for(kept, run)
+    run.kill()
+    run.communicate()
+    first = kept.read_bytes()
+    assert not out.exists()
+    run = started(*resumable, folder=files)
+    _wait_for(kept, run, beside=first)
+    run.send_signal(signal.SIGINT)
+    _, err = run.communicate()
+    assert run.returncode == 130, err
+    part = sdkeras.LyapunovRun.load(out)
+    assert part.partial
+    assert 0 < part.lyapunov.num_steps < 500
+    run = started(*resumable, folder=files)
+    shown, err = run.communicate()
+    assert run.returncode == 0, err
+    assert whole.wait() == 0
+    assert "500 of 500" in shown
+    documents = [json.loads(path.read_text()) for path in (out, tmp_path / "whole.json")]
+    for document in documents:
+        del document["provenance"]
+    assert documents[0] == documents[1]
+
+
+def test_an_optimizer_that_has_taken_no_step_is_told(files: Path, in_process) -> None:
+    """Keras builds it on loading, with the slots that training would start with."""
+    status, shown, err = in_process(
+        *("lyapunov", files / "untrained.keras", "--data", files / "data.npz", "--steps", 2, "--num-exponents", 1),
+        *("--transient", 0),
+    )
+    assert status == 0, err
+    assert "initial-slots: the optimizer Adam has taken no step" in shown
+
+
+def _wait_for(file: Path, run: subprocess.Popen, beside: bytes = b"") -> None:
+    """Until the run has written the file (anew)."""
+    deadline = time.monotonic() + 60
+    while not (file.exists() and file.read_bytes() != beside):
+        assert run.poll() is None, run.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_cheap_mistakes_are_found_before_tensorflow_starts(files: Path) -> None:
+    code = (
+        "import sys\nfrom sdkeras_cli.main import main\n"
+        "for line in sys.argv[1:]:\n    try:\n        main(line.split())\n"
+        "    except SystemExit as end:\n        assert end.code == 2, line\n"
+        "assert not {'tensorflow', 'keras'} & set(sys.modules)"
+    )
+    lines = [
+        "lyapunov none.keras --data data.npz",
+        "lyapunov model.keras --data data.npz --steps 0",
+        "lyapunov model.keras --data data.npz --checkpoint model.keras",
+        "lyapunov model.keras --data data.npz --checkpoint no/such/file",
+    ]
+    run = subprocess.run(
+        [sys.executable, "-c", code, *lines], capture_output=True, text=True, cwd=files, check=False, env=os.environ
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.count("sdkeras: error:") == len(lines)

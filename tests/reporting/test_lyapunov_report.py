@@ -1,0 +1,149 @@
+"""The record of `sdkeras lyapunov`: JSON there and back, and its reports, alone and within an analysis."""
+
+import json
+import math
+from pathlib import Path
+
+import attrs
+import numpy as np
+import pytest
+
+from sample_runs import RUN
+from sdkeras.dimension.lyapunov import LyapunovDimension
+from sdkeras.errors import SdkerasError
+from sdkeras.reporting import figures, schema
+from sdkeras.reporting.html import as_html
+from sdkeras.reporting.terminal import as_text
+
+FOUND = schema.LyapunovSummary(
+    values=np.array([0.0125, -0.25, -0.5]),
+    stderr=np.array([0.0015, 0.002, 0.004]),
+    rounding=np.array([1e-7, 1e-7, 1e-6]),
+    num_resolved=2,
+    history=tuple(np.linspace(2.0, 1.0, 20) * value for value in (0.0125, -0.25, -0.5)),
+    block_size=5,
+    num_steps=102,
+    num_steps_asked=200,
+    transient=10,
+    stopped_at=None,
+    log_det=None,
+    dimension=LyapunovDimension("determined", 1.05, (1.03, 1.07), "", 1, -0.25, 40, 3, 102),
+    num_weights=20,
+    verification=schema.StepVerification(math.nan, 1e-9, "map", 1e-7, 1e-9, True, "no copy"),
+)
+ALONE = schema.LyapunovRun(
+    provenance=RUN.provenance,
+    model=attrs.evolve(RUN.model, name="<b>net"),
+    data=RUN.data,
+    optimizer=RUN.optimizer,
+    verification=RUN.verification,
+    lyapunov=FOUND,
+    warnings=RUN.warnings,
+    partial=True,
+)
+WITHIN = attrs.evolve(RUN, lyapunov=FOUND)
+UNKNOWN = attrs.evolve(
+    FOUND,
+    dimension=LyapunovDimension(
+        "undetermined", None, None, "the trajectory diverged at step 113", None, None, 40, 3, 102
+    ),
+    stopped_at=113,
+    history=tuple(np.zeros((3, 1))),
+)
+
+
+@pytest.mark.parametrize(
+    "run", [ALONE, WITHIN, attrs.evolve(ALONE, lyapunov=UNKNOWN)], ids=["alone", "within", "unknown"]
+)
+def test_saved_and_loaded_are_equal(run, tmp_path: Path) -> None:
+    run.save(tmp_path / "run.json")
+    loaded = schema.load_document(tmp_path / "run.json")
+    assert type(loaded) is type(run)
+    assert loaded == run
+    assert loaded.lyapunov.history[1].tolist() == run.lyapunov.history[1].tolist()
+    assert math.isnan(loaded.lyapunov.verification.step_error)
+    assert loaded != attrs.evolve(run, lyapunov=attrs.evolve(FOUND, num_steps=101))
+
+
+def test_each_kind_is_refused_as_the_other() -> None:
+    assert json.loads(ALONE.to_json())["document"] == "lyapunov"
+    with pytest.raises(SdkerasError, match=r"says that it is 'lyapunov'; give a run.json written by sdkeras analyze"):
+        schema.Analysis.from_json(ALONE.to_json())
+    with pytest.raises(SdkerasError, match=r"is a run.json of sdkeras analyze; give a lyapunov.json"):
+        schema.LyapunovRun.from_json(RUN.to_json())
+
+
+def test_a_file_from_before_is_read() -> None:
+    document = json.loads(RUN.to_json())
+    assert document["lyapunov"] is None
+    del document["lyapunov"]
+    assert schema.Analysis.from_json(json.dumps(document)) == RUN
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("lyapunov", "history"), [[1.0], [2.0]]),
+        (("lyapunov", "history"), [[1.0], [2.0], [3.0, 4.0]]),
+        (("lyapunov", "history"), [1.0, 2.0, 3.0]),
+        (("lyapunov", "stderr"), [1.0]),
+        (("lyapunov", "values"), []),
+        (("lyapunov", "num_steps"), "many"),
+        (("lyapunov", "dimension", "status"), "certain"),
+        (("lyapunov", "dimension", "value"), None),
+        (("lyapunov", "verification"), None),
+        (("lyapunov",), None),
+        (("partial",), 1),
+    ],
+    ids=str,
+)
+def test_a_damaged_record_is_refused(path: tuple[str, ...], value: object) -> None:
+    document = json.loads(ALONE.to_json())
+    place = document
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    with pytest.raises(SdkerasError, match=r"^old\.json is not a complete lyapunov\.json: .*sdkeras lyapunov"):
+        schema.LyapunovRun.from_json(json.dumps(document), "old.json")
+
+
+def test_the_reports_hold_the_numbers_and_their_evidence() -> None:
+    for run in (ALONE, WITHIN):
+        text, page = as_text(run), as_html(run)
+        for shown in (text, page):
+            for words in ("0.0125 ± 0.0015", "1.050 [1.030, 1.070]", "102 of 200", "an upper end, by rounding"):
+                assert words in shown, words
+            assert "nearby trajectories come apart" in shown.replace("\n", " ") or run is WITHIN
+        assert page.count("<svg") == len(figures.trajectory_figures(FOUND)) + (
+            len(figures.figures(run)) if run is WITHIN else 0
+        )
+        assert 'id="training"' in page
+        assert 'href="#training"' in page
+    assert "<b>net" not in as_html(ALONE)
+    assert "Interrupted" in as_html(ALONE)
+    assert "Interrupted" in as_text(ALONE)
+    assert "The training wanders" in as_text(WITHIN)
+    assert 'id="training"' not in as_html(RUN)
+
+
+def test_a_divergence_and_a_failed_check_are_told_first() -> None:
+    failed = attrs.evolve(UNKNOWN, verification=attrs.evolve(FOUND.verification, passed=False))
+    for run in (attrs.evolve(ALONE, lyapunov=failed), attrs.evolve(WITHIN, lyapunov=failed)):
+        text = as_text(run)
+        assert "NaN or infinity at step 113" in text
+        assert "UNVERIFIED" in text
+        assert "no standard error" in text
+        assert "Unverified" in as_html(run)
+
+
+def test_figures_with_error_bars_and_running_means() -> None:
+    exponents, convergence = figures.trajectory_figures(FOUND)
+    for figure in (exponents, convergence):
+        assert "var(--accent)" in figure.svg
+        assert "#0" not in figure.svg.replace("#0e", "")
+        assert "currentColor" in figure.svg
+    assert "var(--soft)" in exponents.svg
+    assert "grey" in exponents.caption
+    assert "grey" not in figures.lyapunov_exponents(attrs.evolve(FOUND, num_resolved=None)).caption
+    assert figures.lyapunov_convergence(UNKNOWN) is None
+    assert figures.lyapunov_exponents(attrs.evolve(FOUND, values=np.array([math.inf, 0.0, 0.0]))) is None
