@@ -184,7 +184,7 @@ def main() -> None:
     )
     print(f"Keras {keras.__version__}, NumPy {np.__version__}\n\n| what | measured | target | met |\n|---|---|---|---|")
     for name, value, wanted, met in rows:
-        print(f"| {name} | {value} | {wanted or '-'} | {'yes' if met else '**no**'} |")
+        print(f"| {name} | {value} | {wanted or '-'} | {('yes' if met else '**no**') if wanted else '-'} |")
 
 
 if __name__ == "__main__":
