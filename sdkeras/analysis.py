@@ -429,6 +429,9 @@ class _Analysis:
                 f"products are differences of float32 gradients, good to {check.finite_difference_error:.1g}; "
                 "analyse in float64 for better ones (--dtype float64).",
             )
+        clipped = assumptions.logits_as_probabilities(self.loss)
+        if clipped is not None:
+            self._warn("logits-as-probabilities", clipped)
         reduced = precision.reduced_policies(self.compiled_as)
         if reduced:
             self._warn(

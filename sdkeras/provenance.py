@@ -30,13 +30,33 @@ def with_loss(model: Any, loss: Any, dtype: str) -> Any:
         return model
     made = precision.in_precision(model, dtype)
     try:
-        if isinstance(loss, str):
-            keras.losses.get(loss)
         with precision.default_precision(dtype):
-            made.compile(optimizer="sgd", loss=loss)
+            made.compile(optimizer="sgd", loss=_named_loss(loss) if isinstance(loss, str) else loss)
     except ValueError as error:
-        raise ModelError(f"the loss {loss!r} is unknown to Keras; give one of keras.losses.") from error
+        raise ModelError(
+            f"the loss {loss!r} is unknown to Keras; give one of keras.losses, as mse, or of logits, as "
+            "sparse_categorical_crossentropy:from_logits."
+        ) from error
     return made
+
+
+def _named_loss(name: str) -> Any:
+    """The loss of this name; 'NAME:from_logits' is the one that takes logits in place of probabilities.
+
+    Raises:
+        ValueError: There is none.
+    """
+    base, colon, option = name.partition(":")
+    if not colon:
+        return keras.losses.get(name)
+    wanted = base.replace("_", "").lower()
+    for cls in vars(keras.losses).values():
+        if isinstance(cls, type) and cls.__name__.lower() == wanted and option == "from_logits":
+            try:
+                return cls(from_logits=True)
+            except TypeError as error:
+                raise ValueError(f"{cls.__name__} takes no logits") from error
+    raise ValueError(f"no loss {name}")
 
 
 def loss_name(loss: Any) -> str:

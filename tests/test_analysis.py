@@ -315,6 +315,27 @@ def test_reduced_precision_is_analysed_in_float32_and_said(policy: str, digits) 
     assert run.provenance.dtype == "float32"
 
 
+def test_logits_under_a_loss_of_probabilities_are_told(digits) -> None:
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((8, 8)), layers.Flatten(), layers.Dense(10)])
+    model.compile(keras.optimizers.SGD(0.25), CE)
+    options = {"tolerance": 0.9, "samples": 64, "max_hvps": 10}
+    run = sdkeras.analyze(model, digits, loss="sparse_categorical_crossentropy", allow_unverified=True, **options)
+    assert "logits-as-probabilities" in {warning.code for warning in run.warnings}
+    told = sdkeras.analyze(model, digits, loss="sparse_categorical_crossentropy:from_logits", **options)
+    own = sdkeras.analyze(model, digits, **options)
+    assert told.hessian.largest.value == pytest.approx(own.hessian.largest.value, rel=1e-5)
+    for other in (told, own):
+        assert "logits-as-probabilities" not in {warning.code for warning in other.warnings}
+    soft = keras.Sequential([keras.Input((8, 8)), layers.Flatten(), layers.Dense(10, "softmax")])
+    soft.compile(keras.optimizers.SGD(0.25), "sparse_categorical_crossentropy")
+    found = sdkeras.analyze(soft, digits, **options)
+    assert "logits-as-probabilities" not in {warning.code for warning in found.warnings}
+    for name in ("mse:from_logits", "sparse_categorical_crossentropy:logits", "nothing:from_logits"):
+        with pytest.raises(ModelError, match="is unknown to Keras"):
+            sdkeras.analyze(model, digits, loss=name, **options)
+
+
 def test_a_model_without_a_loss_is_told_so(digits) -> None:
     model = keras.Sequential([keras.Input((8, 8)), layers.Flatten(), layers.Dense(10)])
     model.compile(keras.optimizers.SGD(0.25))

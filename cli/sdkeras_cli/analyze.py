@@ -27,7 +27,7 @@ _FRACTION = FiniteRange(min=0, max=1, min_open=True, max_open=True)
 )
 @click.option("--batch-size", type=COUNT, help="Of training; default 32, or the data set's own.")
 @click.option("--learning-rate", type=POSITIVE, help="In place of the one in the file.")
-@click.option("--loss", help="Name of a Keras loss, in place of the compiled one.")
+@click.option("--loss", help="Name of a Keras loss, or NAME:from_logits, in place of the compiled one.")
 @click.option("--params", metavar="REGEX", help="Analyse only the variables whose path this finds.")
 @click.option("--samples", type=COUNT, default=4096, show_default=True, help="Samples for the data-set Hessian.")
 @click.option(

@@ -24,7 +24,7 @@ from sdkeras_cli.output import check_apart, check_writable
 @click.option("--steps", "num_steps", type=COUNT, default=1000, show_default=True, help="Steps to average over.")
 @click.option("--transient", type=click.IntRange(min=0), default=100, show_default=True, help="Steps before them.")
 @click.option("--learning-rate", type=POSITIVE, help="In place of the one in the file, or of its schedule.")
-@click.option("--loss", help="Name of a Keras loss, in place of the compiled one.")
+@click.option("--loss", help="Name of a Keras loss, or NAME:from_logits, in place of the compiled one.")
 @click.option("--samples", type=COUNT, help="How much of an endless data set to read.")
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True)
 @click.option("--product-mode", type=click.Choice(PRODUCT_MODES), default="auto", show_default=True)

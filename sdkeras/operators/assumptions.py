@@ -7,6 +7,7 @@ from typing import Any
 import attrs
 import keras
 import numpy as np
+import tensorflow as tf
 
 from sdkeras.operators.loss import Batch, EmpiricalLoss
 
@@ -70,6 +71,17 @@ _BOUNDED_LOSSES = frozenset(
         "tversky",
     }
 )
+_OF_PROBABILITIES = frozenset(
+    {
+        "sparse_categorical_crossentropy",
+        "categorical_crossentropy",
+        "categorical_focal_crossentropy",
+        "binary_crossentropy",
+        "binary_focal_crossentropy",
+    }
+)
+# Sums of a float16 softmax.
+_PROBABILITY_SLACK = 1e-3
 _EXAMPLES = 256
 
 
@@ -104,6 +116,33 @@ def losses(model: Any) -> tuple[str, ...]:
 def unbounded_loss(model: Any) -> str | None:
     """The first compiled loss that has no upper bound, or None."""
     return next((name for name in losses(model) if name and name not in _BOUNDED_LOSSES), None)
+
+
+def logits_as_probabilities(loss: EmpiricalLoss) -> str | None:
+    """Says so if a cross-entropy that takes probabilities gets outputs that are none; None if all is well.
+
+    Keras clips such outputs in silence: the loss is then flat almost everywhere and as steep as 1e7 elsewhere.
+    """
+    model = loss.function.model
+    names = losses(model)
+    if len(names) != 1 or names[0] not in _OF_PROBABILITIES:
+        return None
+    if getattr(model.loss, "_fn_kwargs", {}).get("from_logits", False):
+        return None
+    few = tf.nest.pack_sequence_as(loss.source.structure, [part[:64] for part in loss.batches[0].tensors])
+    try:
+        with keras.StatelessScope():
+            outputs = np.asarray(model(few[0], training=False), np.float64)
+    except Exception:  # several outputs, or a model that is called in its own train_step only
+        return None
+    low, high = float(outputs.min()), float(outputs.max())
+    if low >= -_PROBABILITY_SLACK and high <= 1 + _PROBABILITY_SLACK:
+        return None
+    return (
+        f"the loss {names[0]} takes probabilities, but the model's outputs run from {low:.3g} to {high:.3g}, and Keras "
+        "clips them in silence; if they are logits, the loss must say so (from_logits=True when compiling, --loss "
+        f"{names[0]}:from_logits here)."
+    )
 
 
 def estimated_inputs(loss: EmpiricalLoss) -> dict[str, float]:
