@@ -41,14 +41,15 @@ def with_loss(model: Any, loss: Any, dtype: str) -> Any:
 
 
 def _named_loss(name: str) -> Any:
-    """The loss of this name; 'NAME:from_logits' is the one that takes logits in place of probabilities.
+    """The name, once Keras has been seen to know it; for 'NAME:from_logits' the loss that takes logits.
 
     Raises:
         ValueError: There is none.
     """
     base, colon, option = name.partition(":")
     if not colon:
-        return keras.losses.get(name)
+        keras.losses.get(name)
+        return name
     wanted = base.replace("_", "").lower()
     for cls in vars(keras.losses).values():
         if isinstance(cls, type) and cls.__name__.lower() == wanted and option == "from_logits":
