@@ -263,11 +263,21 @@ def _unresponsive(rule: UpdateRule, where: UpdateMap, generator: Any) -> int:
 
 
 def _adjoint_error(where: UpdateMap, direction: Array, state: Array, generator: Any) -> float:
-    """|u'(J v) - (J'u)'v| with u in the inverse units of v, so that each variable counts."""
-    units = np.ones(where.size)
-    for part in where.layout.slices:
-        size = float(np.sqrt(np.mean(state[part] ** 2)))
-        units[part] = size if part.start >= where.num_weights and size > 0 else 1.0
+    """|u'(J v) - (J'u)'v| with u in the inverse units of v, so that each kind of slot counts.
+
+    The unit of a slot is its size, but not below a tenth of the largest of its kind (momentum, velocity, ...): where no
+    gradient arrives but rounding, as at biases before batch normalization, products are rounding as well.
+    """
+    units, largest = np.ones(where.size), dict[str, float]()
+    slots = [
+        (name.rpartition("_")[2], part, float(np.sqrt(np.mean(state[part] ** 2))))
+        for name, part in zip(where.layout.names, where.layout.slices, strict=True)
+        if part.start >= where.num_weights
+    ]
+    for kind, _, size in slots:
+        largest[kind] = max(size, largest.get(kind, 0.0))
+    for kind, part, size in slots:
+        units[part] = max(size, 0.1 * largest[kind]) or 1.0
     v = direction.astype(where.dtype)
     u = (generator.standard_normal(where.size) / units).astype(where.dtype)
     pushed, pulled = where.jvp(v).astype(np.float64), where.vjp(u).astype(np.float64)

@@ -459,3 +459,31 @@ def test_a_wrong_derivative_is_refused(monkeypatch: pytest.MonkeyPatch, transpos
     assert not found.passed
     assert (found.finite_difference_error < 1e-8) == transpose_only
     assert (found.adjoint_error > 1e-7) == transpose_only
+
+
+@pytest.mark.usefixtures("_single_precision")
+def test_a_slot_of_rounding_alone_does_not_fail_the_adjoint_check() -> None:
+    """The bias before batch normalization has no gradient but rounding, and so has its velocity."""
+    keras.utils.set_random_seed(0)
+    generator = np.random.default_rng(0)
+    x, y = generator.standard_normal((70, 6)).astype("float32"), generator.integers(0, 3, 70)
+    model = keras.Sequential(
+        [
+            keras.Input((6,)),
+            keras.layers.Dense(5),
+            keras.layers.BatchNormalization(),
+            keras.layers.Activation("tanh"),
+            keras.layers.Dense(3),
+        ]
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.125, momentum=0.9, nesterov=True, weight_decay=1e-4), loss)
+    model.fit(x, y, batch_size=16, epochs=10, verbose=0)
+    step = sdkeras.UpdateMap(sdkeras.EmpiricalLoss(model, (x, y), batch_size=16), model.optimizer)
+    bias = next(
+        part
+        for name, part in zip(step.layout.names, step.layout.slices, strict=True)
+        if "bias" in name and "momentum" in name
+    )
+    assert 0 < np.max(np.abs(step.state[bias])) < 1e-6
+    assert step.verification.adjoint_error < 1e-6
