@@ -11,7 +11,7 @@ from sdkeras import registry
 from sdkeras.errors import SdkerasError
 from sdkeras_cli import conditions
 from sdkeras_cli.inputs import COUNT, POSITIVE, PRODUCT_MODES, FiniteRange, check_inputs, input_files, load
-from sdkeras_cli.output import check_apart, check_writable
+from sdkeras_cli.output import check_outputs, write_reports
 
 _FRACTION = FiniteRange(min=0, max=1, min_open=True, max_open=True)
 
@@ -100,9 +100,7 @@ def command(
     condition = None if expression is None else conditions.parse(expression)
     outputs = [path for path in (json_path, html_path) if path is not None]
     check_inputs(model, data, custom_objects)
-    check_apart(outputs, input_files(model, data, custom_objects))
-    for path in outputs:
-        check_writable(path)
+    check_outputs(outputs, input_files(model, data, custom_objects))
     options |= {"estimators": estimators, "settings": settings, "map": step_map, "memory_gb": memory}
     options["bound_inputs"] = bound_inputs
     return run(
@@ -142,25 +140,18 @@ def run(
     from rich.console import Console
 
     from sdkeras import analysis
-    from sdkeras.reporting.html import save_html
-    from sdkeras.reporting.terminal import render, render_plan
+    from sdkeras.reporting.terminal import render_plan
 
     loaded = load(model_path, data_spec, custom_objects=custom_objects, unsafe=unsafe, loss=options.get("loss"))
-    console = Console(highlight=False)
     if dry_run:
-        console.print(render_plan(analysis.plan(loaded.model, loaded.data, **options)))
+        Console(highlight=False).print(render_plan(analysis.plan(loaded.model, loaded.data, **options)))
         written = [path for path in (json_path, html_path) if path is not None]
         click.echo(f"files to be written: {', '.join(written) or 'none'}")  # rich would break a path at the margin
         return 0
     scope = keras.saving.custom_object_scope(loaded.custom_objects)  # copies in other precisions need them as well
     with scope, progress_bar(quiet) as progress:
         answer = analysis.analyze(loaded.model, loaded.data, **options, progress=progress)
-    if json_path is not None:
-        answer.save(json_path)
-    if html_path is not None:
-        save_html(answer, html_path)
-    if not quiet:
-        console.print(render(answer))
+    write_reports(answer, json_path, html_path, quiet=quiet)
     return INTERRUPTED if answer.partial else fail_if(answer, condition)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from sdkeras_cli.inputs import COUNT, POSITIVE, PRODUCT_MODES, check_inputs, input_files, load
-from sdkeras_cli.output import check_apart, check_writable
+from sdkeras_cli.output import check_outputs, write_reports
 
 
 @click.command()
@@ -60,28 +60,18 @@ def command(
     del debug
     check_inputs(model, data, custom_objects)
     outputs = [path for path in (json_path, html_path, options["checkpoint"]) if path is not None]
-    check_apart(outputs, input_files(model, data, custom_objects))
-    for path in outputs:
-        check_writable(path)
+    check_outputs(outputs, input_files(model, data, custom_objects))
 
     from sdkeras_cli.main import INTERRUPTED, tensorflow_settings
     from sdkeras_cli.progress import progress_bar
 
     tensorflow_settings()
     import keras
-    from rich.console import Console
 
     from sdkeras.lyapunov_run import lyapunov
-    from sdkeras.reporting.html import save_html
-    from sdkeras.reporting.terminal import render
 
     loaded = load(model, data, custom_objects=custom_objects, unsafe=unsafe, loss=options["loss"])
     with keras.saving.custom_object_scope(loaded.custom_objects), progress_bar(quiet) as progress:
         answer = lyapunov(loaded.model, loaded.data, **options, progress=progress)
-    if json_path is not None:
-        answer.save(json_path)
-    if html_path is not None:
-        save_html(answer, html_path)
-    if not quiet:
-        Console(highlight=False).print(render(answer))
+    write_reports(answer, json_path, html_path, quiet=quiet)
     return INTERRUPTED if answer.partial else 0

@@ -1,4 +1,4 @@
-"""Output files, checked before the work starts."""
+"""Output files: checked before the work starts, written at its end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from sdkeras.errors import SdkerasError
-from sdkeras.reporting.schema import is_stream
+from sdkeras.reporting.schema import Analysis, LyapunovRun, is_stream
 
 
 def check_apart(outputs: list[str], inputs: list[str]) -> None:
@@ -22,6 +22,29 @@ def check_apart(outputs: list[str], inputs: list[str]) -> None:
             raise SdkerasError(
                 f"{path} is the input and would be overwritten; choose another place for what is written."
             )
+
+
+def check_outputs(outputs: list[str], inputs: list[str]) -> None:
+    """Refuses outputs that would overwrite an input or one another, or that cannot be written."""
+    check_apart(outputs, inputs)
+    for path in outputs:
+        check_writable(path)
+
+
+def write_reports(answer: Analysis | LyapunovRun, json_path: str | None, html_path: str | None, *, quiet: bool) -> None:
+    """The answer as JSON and as a page where asked for, and in the terminal unless quiet."""
+    if json_path is not None:
+        answer.save(json_path)
+    if html_path is not None:
+        from sdkeras.reporting.html import save_html
+
+        save_html(answer, html_path)
+    if not quiet:
+        from rich.console import Console
+
+        from sdkeras.reporting.terminal import render
+
+        Console(highlight=False).print(render(answer))
 
 
 def check_writable(path: str) -> None:

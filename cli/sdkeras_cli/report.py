@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import click
-from rich.console import Console
 
 from sdkeras.errors import SdkerasError
 from sdkeras.reporting.schema import Analysis, load_document
 from sdkeras_cli import conditions
-from sdkeras_cli.output import check_apart, check_writable
+from sdkeras_cli.output import check_outputs, write_reports
 
 CONDITION_HELD = 3
 
@@ -24,21 +23,13 @@ def command(run_json: str, html_path: str | None, expression: str | None, quiet:
     del debug
     condition = None if expression is None else conditions.parse(expression)
     if html_path is not None:
-        check_apart([html_path], [run_json])
-        check_writable(html_path)
+        check_outputs([html_path], [run_json])
     run = load_document(run_json)
     if condition is not None and not isinstance(run, Analysis):
         raise SdkerasError(
             f"{run_json} is an answer of sdkeras lyapunov; --fail-if compares numbers of sdkeras analyze."
         )
-    if html_path is not None:
-        from sdkeras.reporting.html import save_html
-
-        save_html(run, html_path)
-    if not quiet and html_path is None:
-        from sdkeras.reporting.terminal import render
-
-        Console(highlight=False).print(render(run))
+    write_reports(run, None, html_path, quiet=quiet or html_path is not None)
     return fail_if(run, condition) if isinstance(run, Analysis) else 0
 
 
