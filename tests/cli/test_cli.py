@@ -12,11 +12,9 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 import sdkeras
 from sdkeras import records
-from sdkeras_cli import main as cli_main
 from sdkeras_cli import progress
 
 layers = keras.layers
@@ -68,21 +66,6 @@ def sdkeras_command(*arguments: object, folder: Path | None = None, **environmen
         env=os.environ | environment,
         check=False,
     )
-
-
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch):
-    """The command in this process, where TensorFlow runs already and its threads are set."""
-    monkeypatch.setattr(cli_main, "tensorflow_settings", lambda: None)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        runner = CliRunner()
-        with runner.isolation() as (out, err, _):
-            with pytest.raises(SystemExit) as caught:
-                cli_main.main([str(argument) for argument in arguments])
-            return int(caught.value.code or 0), out.getvalue().decode(), err.getvalue().decode()
-
-    return run
 
 
 def test_quick_commands_load_no_tensorflow() -> None:

@@ -11,10 +11,8 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 import sdkeras
-from sdkeras_cli import main as cli_main
 
 layers = keras.layers
 
@@ -39,20 +37,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bare.save(folder / "bare.keras")
     np.savez(folder / "other.npz", x=x)
     return folder
-
-
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch):
-    """The command in this process, where TensorFlow runs already and its threads are set."""
-    monkeypatch.setattr(cli_main, "tensorflow_settings", lambda: None)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        with CliRunner().isolation() as (out, err, _):
-            with pytest.raises(SystemExit) as caught:
-                cli_main.main([str(argument) for argument in arguments])
-            return int(caught.value.code or 0), out.getvalue().decode(), err.getvalue().decode()
-
-    return run
 
 
 def started(*arguments: object, folder: Path) -> subprocess.Popen:
