@@ -12,6 +12,7 @@ from sdkeras import analysis, kinds
 from sdkeras.datasets import load_digits
 from sdkeras.dimension.exponents import ExponentMap
 from sdkeras.errors import ModelError, PluginError, SdkerasError
+from sdkeras.operators import update
 
 layers = keras.layers
 SCALED = "P^-1/2 H P^-1/2"
@@ -99,7 +100,7 @@ def test_maps_and_thresholds_of_real_optimizers(
     assert run.spectrum.operator == operator
     if operator != "H":
         loss = sdkeras.EmpiricalLoss(model, digits, batch_size=64, num_samples=128)
-        p = analysis.update.preconditioner(model, loss.layout)
+        p = update.preconditioner(model, loss.layout)
         dense = sdkeras.HessianOperator(loss).matmat(np.eye(loss.size, dtype="float32")).astype(np.float64)
         top = np.linalg.eigvalsh((dense + dense.T) / 2 / np.sqrt(np.outer(p, p)))[-1]
         assert edge.sharpness == pytest.approx(top, rel=5e-3)
@@ -151,7 +152,7 @@ def test_slq_agrees_with_dense_steps_of_momentum(optimizer, digits) -> None:
     loss = sdkeras.EmpiricalLoss(model, data, batch_size=12, dtype="float64")
     hessian = sdkeras.HessianOperator(loss)
     n = loss.size
-    p = analysis.update.preconditioner(model, loss.layout)
+    p = update.preconditioner(model, loss.layout)
     p = np.ones(n) if p is None else p
     z = []
     for index in range(24):

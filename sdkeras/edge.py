@@ -1,0 +1,56 @@
+"""The edge of stability: sharpness against the optimizer's own threshold, and the batch sharpness."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sdkeras.dimension import stability
+from sdkeras.dimension.records import EdgeOfStability
+from sdkeras.operators.hessian import HessianOperator
+from sdkeras.subject import Subject, operator_name
+
+
+def edge_of_stability(subject: Subject, sharpness: float | None, reason: str = "") -> EdgeOfStability:
+    """The verdict on the largest eigenvalue of the threshold's own operator, before the batch sharpness is known.
+
+    Args:
+        subject: What is analysed.
+        sharpness: The eigenvalue, or None where it is unknown.
+        reason: Why it is unknown.
+    """
+    optimizer, limits = subject.optimizer, subject.limits
+    threshold = None if limits is None else limits.upper
+    return EdgeOfStability(
+        operator=operator_name(limits is not None and limits.preconditioned),
+        sharpness=sharpness,
+        threshold=threshold,
+        ratio=None if sharpness is None or threshold is None else sharpness / threshold,
+        batch_sharpness=None,
+        batch_sharpness_stderr=None,
+        verdict=stability.verdict(
+            sharpness,
+            limits,
+            optimizer="plain SGD" if optimizer is None else optimizer.name,
+            learning_rate=subject.rate,
+            reason=reason,
+        ),
+    )
+
+
+def batch_sharpness(hessian: HessianOperator, num_minibatches: int) -> tuple[float | None, float | None]:
+    """Mean over minibatches of g'Hg/|g|^2 (mean of ratios) and its standard error.
+
+    Reference: Andreyev and Beneventano (2024).
+    """
+    ratios = []
+    for index in range(num_minibatches):
+        view = hessian.on_minibatch(index)
+        gradient = view.gradient()
+        norm = float(np.linalg.norm(gradient))
+        if norm > 0:
+            direction = (gradient / norm).astype(view.dtype)
+            ratios.append(float(direction.astype(np.float64) @ view.matvec(direction)))
+    if not ratios:
+        return None, None
+    error = float(np.std(ratios, ddof=1) / np.sqrt(len(ratios))) if len(ratios) > 1 else None
+    return float(np.mean(ratios)), error

@@ -1,0 +1,70 @@
+"""Warnings about the model, the data and the optimizer that an analysis' numbers rest on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import keras
+
+from sdkeras.dimension.records import Warning
+from sdkeras.operators import assumptions, precision, update
+from sdkeras.operators.hessian import HessianOperator
+from sdkeras.subject import Subject
+
+
+def findings(subject: Subject, hessian: HessianOperator) -> Iterator[Warning]:
+    """What the reader must know before any number."""
+    check, options, optimizer = hessian.verification, subject.options, subject.optimizer
+    if not check.passed:
+        yield Warning(
+            "unverified",
+            f"the operator FAILED its verification (error {check.finite_difference_error:.2g} against finite "
+            f"differences, symmetry error {check.symmetry_error:.2g}) and was used all the same: no number here "
+            "can be trusted.",
+        )
+    if check.mode == "finite-differences" and options.dtype == "float32":
+        yield Warning(
+            "finite-differences",
+            f"products are differences of float32 gradients, good to {check.finite_difference_error:.1g}; "
+            "analyse in float64 for better ones (--dtype float64).",
+        )
+    clipped = assumptions.logits_as_probabilities(subject.loss)
+    if clipped is not None:
+        yield Warning("logits-as-probabilities", clipped)
+    reduced = precision.reduced_policies(subject.compiled_as)
+    if reduced:
+        yield Warning(
+            "reduced-precision",
+            f"the model computes in {', '.join(reduced)}; it was analysed in {options.dtype} throughout, at "
+            "the same weights: training itself rounds more coarsely than these products.",
+        )
+    for note in subject.loss.notes:
+        yield Warning("data", f"{note}.")
+    unconnected = subject.loss.engine(options.product_mode).unconnected
+    if unconnected:
+        yield Warning(
+            "unconnected",
+            f"the loss does not depend on {', '.join(unconnected)}; these parameters count as flat directions.",
+        )
+    if type(subject.model).train_step not in (keras.Model.train_step, keras.Sequential.train_step):
+        yield Warning("train-step", "the model has its own train_step; compute_loss was analysed instead of it.")
+    if optimizer is not None:
+        yield from (Warning(code, message) for code, message in optimizer.notes)
+        yield from _about_decay(subject, optimizer)
+
+
+def _about_decay(subject: Subject, optimizer: update.OptimizerSettings) -> Iterator[Warning]:
+    decay = subject.decay
+    if decay and subject.exponents.name == "hessian":
+        yield Warning(
+            "weight-decay-ignored",
+            f"the weight decay {decay:g} of {optimizer.name} is not in the map |1 - eta*alpha|: "
+            f"with it, neutral directions contract by {subject.rate * decay:.2g} a step.",
+        )
+    excluded = update.excluded_from_decay(subject.compiled_as, subject.loss.layout)
+    if decay and excluded:
+        yield Warning(
+            "weight-decay-exclusions",
+            f"the optimizer excludes {len(excluded)} variables from weight decay ({', '.join(excluded[:4])}); "
+            "the analysis applies it to all.",
+        )

@@ -1,0 +1,70 @@
+"""What an analysis can be told, and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from sdkeras.errors import SdkerasError
+
+DEFAULT_SAMPLES = 4096
+MAPS = ("auto", "hessian")
+
+
+@attrs.frozen(kw_only=True)
+class Options:
+    """Everything `analyze` can be told; see there."""
+
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    loss: Any = None
+    params: str | None = None
+    samples: int = DEFAULT_SAMPLES
+    mode: str = "train"
+    map: str = "auto"
+    dtype: str = "float32"
+    product_mode: str = "auto"
+    estimators: tuple[str, ...] = ()
+    settings: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
+    exact: bool = False
+    exact_minibatches: int | None = None
+    tolerance: float = 0.05
+    max_hvps: int | None = None
+    time_limit: float | None = None
+    memory_gb: float | None = None
+    seed: int = 0
+    allow_unverified: bool = False
+    per_layer: bool = False
+    lyapunov: int | None = None
+    bound_inputs: Mapping[str, float] = attrs.field(factory=dict)
+    estimate_bound_inputs: bool = False
+    workers: int | None = None
+
+
+def check_options(options: Options) -> None:
+    """Refuses values out of their range, and options that contradict each other.
+
+    Raises:
+        SdkerasError: See above.
+    """
+
+    def refuse(what: str, value: Any, expected: str) -> None:
+        raise SdkerasError(f"{what} is {value!r}; it must be {expected}.")
+
+    for name in ("samples", "exact_minibatches", "max_hvps", "time_limit", "memory_gb", "workers", "lyapunov"):
+        value = getattr(options, name)
+        if value is not None and not value > 0:
+            refuse(name, value, "positive")
+    if not 0 < options.tolerance < 1:
+        refuse("tolerance", options.tolerance, "between 0 and 1")
+    if options.map not in MAPS:
+        refuse("map", options.map, f"one of {', '.join(MAPS)}")
+    if options.seed < 0:
+        refuse("seed", options.seed, "0 or more")
+    if options.lyapunov is not None and (options.params is not None or options.mode != "train"):
+        raise SdkerasError(
+            "Lyapunov exponents are of training as it is, of all variables and in training mode; leave out params and "
+            "mode, or the exponents (--lyapunov)."
+        )
