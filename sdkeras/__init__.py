@@ -28,12 +28,15 @@ if TYPE_CHECKING:
     from sdkeras.operators.update_map import UpdateMap
     from sdkeras.records import Eigenpairs, LyapunovExponents, SingularValues, Spectrum, TraceEstimate
     from sdkeras.registry import get_estimator
+    from sdkeras.reporting.compare import compare
+    from sdkeras.reporting.comparison import Comparison
     from sdkeras.reporting.schema import Analysis, LyapunovRun
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Analysis",
+    "Comparison",
     "Eigenpairs",
     "EmpiricalLoss",
     "HessianOperator",
@@ -49,6 +52,7 @@ __all__ = [
     "TrainingFlow",
     "UpdateMap",
     "analyze",
+    "compare",
     "eigenpairs_estimator",
     "get_estimator",
     "lyapunov",
@@ -61,6 +65,7 @@ __all__ = [
 
 _HOME = {
     "Analysis": "sdkeras.reporting.schema",
+    "Comparison": "sdkeras.reporting.comparison",
     "Eigenpairs": "sdkeras.records",
     "EmpiricalLoss": "sdkeras.operators.loss",
     "HessianOperator": "sdkeras.operators.hessian",
@@ -75,6 +80,7 @@ _HOME = {
     "TrainingFlow": "sdkeras.operators.training_flow",
     "UpdateMap": "sdkeras.operators.update_map",
     "analyze": "sdkeras.analysis",
+    "compare": "sdkeras.reporting.compare",
     "eigenpairs_estimator": "sdkeras.kinds",
     "get_estimator": "sdkeras.registry",
     "lyapunov": "sdkeras.lyapunov_run",

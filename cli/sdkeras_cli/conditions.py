@@ -16,6 +16,7 @@ import attrs
 
 from sdkeras.errors import SdkerasError
 from sdkeras.records import FloatArray
+from sdkeras.reporting.comparison import Comparison
 from sdkeras.reporting.schema import Analysis
 
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
@@ -27,6 +28,9 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
     "!=": operator.ne,
 }
 _FORM = re.compile(r"\s*([\w.]+)\s*(<=|>=|==|!=|<|>)\s*(\S+)\s*")
+# Before a path, of two runs: B minus A, of A, of B.
+OF_TWO = ("delta", "a", "b")
+NumberAt = Callable[[str], float]
 _EXAMPLE = "for example 'edge_of_stability.ratio > 1.1 or sharpness_dimension.codimension < 20'"
 
 
@@ -38,23 +42,13 @@ class Condition:
     symbol: str
     number: float
 
-    def holds(self, document: Any) -> bool:
-        """Whether it holds in a run.json document.
+    def holds(self, number_at: NumberAt) -> bool:
+        """Whether it holds of the number at its path.
 
         Raises:
-            SdkerasError: There is no number at the path in this run.
+            SdkerasError: There is no number at the path.
         """
-        value = document
-        for part in self.path.split("."):
-            if isinstance(value, dict):
-                value = value.get(part)
-            else:
-                value = value[int(part)] if isinstance(value, list) and int(part) < len(value) else None
-        if value is None:
-            raise SdkerasError(f"--fail-if: {self.path} is null in this run, so {self} can be neither true nor false.")
-        if not isinstance(value, (int, float)):
-            raise SdkerasError(f"--fail-if: {self.path} is {json.dumps(value)[:60]}, not a number; name a path to one.")
-        return _COMPARE[self.symbol](float(value), self.number)
+        return _COMPARE[self.symbol](number_at(self.path), self.number)
 
     def __str__(self) -> str:
         return f"{self.path} {self.symbol} {self.number:g}"
@@ -66,28 +60,69 @@ class Expression:
 
     alternatives: tuple[tuple[Condition, ...], ...]
 
-    def holds(self, run: Analysis) -> bool:
+    def holds(self, number_at: NumberAt) -> bool:
         """Whether it holds; every comparison is looked at, so that a null never hides behind an `or`.
 
         Raises:
-            SdkerasError: A path has no number in this run.
+            SdkerasError: A path has no number.
         """
-        document = json.loads(run.to_json())
-        found = [[condition.holds(document) for condition in group] for group in self.alternatives]
+        found = [[condition.holds(number_at) for condition in group] for group in self.alternatives]
         return any(all(group) for group in found)
 
 
-def parse(text: str) -> Expression:
+def numbers_of(run: Analysis, name: str = "this run") -> NumberAt:
+    """The numbers of a run by their paths; a path without one is an error."""
+    document = json.loads(run.to_json())
+
+    def number_at(path: str) -> float:
+        value = document
+        for part in path.split("."):
+            if isinstance(value, dict):
+                value = value.get(part)
+            else:
+                value = value[int(part)] if isinstance(value, list) and int(part) < len(value) else None
+        if value is None:
+            raise SdkerasError(f"--fail-if: {path} is null in {name}, so the condition can be neither true nor false.")
+        if not isinstance(value, (int, float)):
+            raise SdkerasError(f"--fail-if: {path} is {json.dumps(value)[:60]}, not a number; name a path to one.")
+        return float(value)
+
+    return number_at
+
+
+def numbers_of_two(a: Analysis, b: Analysis, comparison: Comparison) -> NumberAt:
+    """The numbers of B by their paths; with a prefix those of A or B, or B minus A where that means something."""
+    of_a, of_b = numbers_of(a, "A"), numbers_of(b, "B")
+
+    def number_at(path: str) -> float:
+        prefix, _, rest = path.partition(".")
+        if prefix not in OF_TWO:
+            return of_b(path)
+        if prefix != "delta":
+            return (of_a if prefix == "a" else of_b)(rest)
+        reason = comparison.why_incomparable(rest)
+        if reason:
+            raise SdkerasError(f"--fail-if: {rest} of A and B are not comparable: {reason}.")
+        return of_b(rest) - of_a(rest)
+
+    return number_at
+
+
+def parse(text: str, prefixes: tuple[str, ...] = ()) -> Expression:
     """The expression of `--fail-if`.
+
+    Args:
+        text: As given.
+        prefixes: What may stand before a path of run.json, with a dot.
 
     Raises:
         SdkerasError: Not of the form, or a path that no run.json has.
     """
-    alternatives = re.split(r"\bor\b", text)
-    return Expression(tuple(tuple(_condition(part) for part in re.split(r"\band\b", group)) for group in alternatives))
+    groups = [re.split(r"\band\b", group) for group in re.split(r"\bor\b", text)]
+    return Expression(tuple(tuple(_condition(part, prefixes) for part in group) for group in groups))
 
 
-def _condition(text: str) -> Condition:
+def _condition(text: str, prefixes: tuple[str, ...]) -> Condition:
     match = _FORM.fullmatch(text)
     if match is None:
         raise SdkerasError(f"--fail-if: '{text.strip()}' is not of the form PATH OP NUMBER; {_EXAMPLE}.")
@@ -98,7 +133,8 @@ def _condition(text: str) -> Condition:
         number = math.nan
     if math.isnan(number):
         raise SdkerasError(f"--fail-if: '{digits}' is not a number; {_EXAMPLE}.")
-    _check_path(path)
+    first, _, rest = path.partition(".")
+    _check_path(rest if first in prefixes and rest else path)
     return Condition(path, symbol, number)
 
 

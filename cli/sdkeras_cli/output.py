@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from sdkeras.errors import SdkerasError
+from sdkeras.reporting.comparison import Comparison
 from sdkeras.reporting.schema import Analysis, LyapunovRun, is_stream
 
 
@@ -31,7 +32,9 @@ def check_outputs(outputs: list[str], inputs: list[str]) -> None:
         check_writable(path)
 
 
-def write_reports(answer: Analysis | LyapunovRun, json_path: str | None, html_path: str | None, *, quiet: bool) -> None:
+def write_reports(
+    answer: Analysis | LyapunovRun | Comparison, json_path: str | None, html_path: str | None, *, quiet: bool
+) -> None:
     """The answer as JSON and as a page where asked for, and in the terminal unless quiet."""
     if json_path is not None:
         answer.save(json_path)

@@ -35,7 +35,12 @@ def command(run_json: str, html_path: str | None, expression: str | None, quiet:
 
 def fail_if(run: Analysis, condition: conditions.Expression | None) -> int:
     """The exit status that `--fail-if` asks for."""
-    if condition is None or not condition.holds(run):
+    return 0 if condition is None else status_of(condition, conditions.numbers_of(run))
+
+
+def status_of(condition: conditions.Expression, number_at: conditions.NumberAt) -> int:
+    """The exit status of a condition on numbers at paths; says so where it holds."""
+    if not condition.holds(number_at):
         return 0
     met = [c for group in condition.alternatives for c in group]
     click.echo(f"sdkeras: --fail-if holds: {' / '.join(map(str, met))}", err=True)

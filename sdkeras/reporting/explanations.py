@@ -9,6 +9,12 @@ from sdkeras.dimension.stability import EDGE
 from sdkeras.reporting.numbers import dimension, estimated, number
 from sdkeras.reporting.schema import Analysis, LyapunovSummary
 
+# Of the errors in a comparison.
+ERRORS_IN_WORDS = (
+    "± is half of a 95 % interval. The two runs count as independent: half-widths add in quadrature, each on the side "
+    "that faces the other value; residuals and brackets, which are bounds, add as they are."
+)
+
 
 def edge_in_words(edge: EdgeOfStability) -> str:
     """What the ratio of sharpness and threshold means for somebody who trains."""

@@ -9,11 +9,21 @@ import attrs
 import jinja2
 import markupsafe
 
+import sdkeras
 from sdkeras.reporting import explanations
+from sdkeras.reporting.comparison import Comparison
 from sdkeras.reporting.figures import figures, trajectory_figures
 from sdkeras.reporting.numbers import dimension, interval, number, root_ratio
 from sdkeras.reporting.schema import Analysis, LyapunovRun, LyapunovSummary, write_atomically
-from sdkeras.reporting.tables import attractor_dimension, exponent, layer_rows, printable, tables
+from sdkeras.reporting.tables import (
+    attractor_dimension,
+    difference_groups,
+    exponent,
+    layer_rows,
+    not_comparable,
+    printable,
+    tables,
+)
 
 # The gauge shows ratios up to here; the edge is in its middle.
 _GAUGE_END = 2.0
@@ -29,7 +39,7 @@ class _Card:
     meaning: str
 
 
-def as_html(run: Analysis | LyapunovRun) -> str:
+def as_html(run: Analysis | LyapunovRun | Comparison) -> str:
     """The page; whatever came from a model or a data file is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("sdkeras.reporting"),
@@ -39,6 +49,17 @@ def as_html(run: Analysis | LyapunovRun) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    if isinstance(run, Comparison):
+        headline, _, detail = run.summary.partition("; ")
+        return environment.get_template("comparison.html.j2").render(
+            comparison=run,
+            headline=headline.rstrip("."),
+            detail=detail[:1].upper() + detail[1:],
+            groups=difference_groups(run),
+            not_comparable=not_comparable(run),
+            errors_in_words=explanations.ERRORS_IN_WORDS,
+            made_by=sdkeras.__version__,
+        )
     found = run.lyapunov
     along = {
         "attractor_in_words": "" if found is None else explanations.attractor_in_words(found),
@@ -72,7 +93,7 @@ def as_html(run: Analysis | LyapunovRun) -> str:
     )
 
 
-def save_html(run: Analysis | LyapunovRun, path: str | os.PathLike[str]) -> None:
+def save_html(run: Analysis | LyapunovRun | Comparison, path: str | os.PathLike[str]) -> None:
     """Writes the page, all of it or nothing.
 
     Raises:

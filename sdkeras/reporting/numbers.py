@@ -81,3 +81,15 @@ def bar_lengths(values: Sequence[float | None]) -> tuple[float, ...]:
     known = [value if value is not None and 0 < value < math.inf else 0.0 for value in values]
     longest = max(known, default=0.0)
     return tuple(value / longest if longest else 0.0 for value in known)
+
+
+def with_error(value: float, error: float | None) -> str:
+    """The number, rounded at the second digit of its error, with it; alone where there is none."""
+    if not error or not math.isfinite(error):
+        return number(value)
+    decimals = 1 - math.floor(math.log10(error))
+    if decimals > 6:
+        digits = max(1, decimals + 1 + math.floor(math.log10(abs(value)))) if value else 1
+        return f"{value:.{min(digits, 17)}g} ± {error:.2g}"
+    shown = max(decimals, 0)
+    return f"{round(value, decimals):,.{shown}f} ± {round(error, decimals):,.{shown}f}"

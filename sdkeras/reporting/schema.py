@@ -212,10 +212,10 @@ class LyapunovSummary:
             raise ValueError("LyapunovSummary.history has exponents of different length.")
 
 
-_Doc = TypeVar("_Doc", bound="_Document")
+_Doc = TypeVar("_Doc", bound="Document")
 
 
-class _Document:
+class Document:
     """A record that is written to a JSON file of its own and read back.
 
     Two are equal if their JSON is: arrays by element, NaN equal to NaN.
@@ -229,7 +229,7 @@ class _Document:
     WRITTEN_BY: ClassVar[tuple[str, str]] = ("run.json", "sdkeras analyze")
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Document) and type(self) is type(other) and self.to_json() == other.to_json()
+        return isinstance(other, Document) and type(self) is type(other) and self.to_json() == other.to_json()
 
     def __hash__(self) -> int:
         return hash(self.to_json())
@@ -237,7 +237,7 @@ class _Document:
     def __str__(self) -> str:
         from sdkeras.reporting.terminal import as_text
 
-        return as_text(self)  # type: ignore[arg-type]  # the two kinds are made below
+        return as_text(self)  # type: ignore[arg-type]  # its kinds are made below
 
     def to_json(self) -> str:
         """The JSON text: strict JSON, NaN and infinities as null."""
@@ -287,7 +287,7 @@ class _Document:
 
 
 @attrs.frozen(eq=False)
-class Analysis(_Document):
+class Analysis(Document):
     """The whole answer; attribute names are the paths in run.json.
 
     `sharpness_dimension` is the first of `estimates` (exact when asked for, else slq).
@@ -313,7 +313,7 @@ class Analysis(_Document):
 
 
 @attrs.frozen(eq=False)
-class LyapunovRun(_Document):
+class LyapunovRun(Document):
     """The answer of `sdkeras.lyapunov`; attribute names are the paths in its file.
 
     Attributes:

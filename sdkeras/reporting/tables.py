@@ -5,6 +5,7 @@ from __future__ import annotations
 import attrs
 
 from sdkeras.dimension.records import BoundInput, FrozenLyapunov, SharpnessDimension
+from sdkeras.reporting.comparison import Comparison
 from sdkeras.reporting.numbers import bar_lengths, dimension, estimated, interval, measured, number, root_ratio
 from sdkeras.reporting.schema import Analysis, LyapunovRun, LyapunovSummary
 
@@ -80,6 +81,44 @@ def tables(run: Analysis | LyapunovRun) -> tuple[Table, ...]:
     if run.lyapunov is not None:
         made.append(_lyapunov(run.lyapunov))
     return (*made, *_bounds(run), _verification(run), _provenance(run))
+
+
+@attrs.frozen
+class DifferenceRow:
+    """A number of both runs in a table: `outcome` as in `NumberDifference`, and what to say of the difference."""
+
+    label: str
+    a: str
+    b: str
+    verdict: str
+    outcome: str
+
+
+def difference_groups(comparison: Comparison) -> tuple[tuple[str, tuple[DifferenceRow, ...]], ...]:
+    """The numbers of a comparison under their titles; of the exponents the leading ones.
+
+    Why numbers are not comparable is said once, by `not_comparable`, unless it is of one row alone.
+    """
+    unseen = {f"lyapunov.values.{k}" for k in range(_MOST_EXPONENTS, len(comparison.numbers))}
+    said = {f"not comparable: {entry.reason}" for entry in comparison.incomparable}
+    groups: dict[str, list[DifferenceRow]] = {}
+    for row in comparison.numbers:
+        if row.path not in unseen:
+            verdict = row.outcome if row.verdict in said else row.verdict
+            groups.setdefault(row.group, []).append(
+                DifferenceRow(row.label, str(row.a), str(row.b), verdict, row.outcome)
+            )
+    return tuple((title, tuple(rows)) for title, rows in groups.items())
+
+
+def not_comparable(comparison: Comparison) -> tuple[str, ...]:
+    """What has no difference among the numbers, and why, in sentences."""
+    rows = {row.verdict for row in comparison.numbers if row.outcome == "not comparable"}
+    return tuple(
+        f"Not comparable: {entry.what}: {entry.reason}."
+        for entry in comparison.incomparable
+        if f"not comparable: {entry.reason}" in rows
+    )
 
 
 def exponent(found: LyapunovSummary, position: int) -> str:

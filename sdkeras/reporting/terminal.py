@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
@@ -10,16 +11,27 @@ from rich.panel import Panel
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from sdkeras.reporting.explanations import trajectory_in_words
+from sdkeras.reporting.comparison import Comparison
+from sdkeras.reporting.explanations import ERRORS_IN_WORDS, trajectory_in_words
 from sdkeras.reporting.numbers import headline
 from sdkeras.reporting.schema import Analysis, LyapunovRun, Plan
-from sdkeras.reporting.tables import Table, attractor_dimension, layer_rows, printable, tables
+from sdkeras.reporting.tables import (
+    Table,
+    attractor_dimension,
+    difference_groups,
+    layer_rows,
+    not_comparable,
+    printable,
+    tables,
+)
 
 _BAR_WIDTH = 12
 
 
-def render(run: Analysis | LyapunovRun) -> RenderableType:
+def render(run: Analysis | LyapunovRun | Comparison) -> RenderableType:
     """The whole report: verdict first, then the dimension, the warnings and the tables."""
+    if isinstance(run, Comparison):
+        return _comparison(run)
     first: list[RenderableType] = [Text(printable(line), style=style) for line, style in _verdict(run)]
     if run.partial:
         first.append(Text("Interrupted: what the runs so far say.", style="bold yellow"))
@@ -56,6 +68,46 @@ def _verdict(run: Analysis | LyapunovRun) -> list[tuple[str, str]]:
     if run.lyapunov is not None:
         lines.append((trajectory_in_words(run.lyapunov), ""))
     return lines
+
+
+def _comparison(comparison: Comparison) -> RenderableType:
+    """What differs: the settings first, since they say what the numbers may mean; then the numbers by group."""
+    a, b = comparison.a, comparison.b
+    parts: list[RenderableType] = [Panel(Text(printable(comparison.summary), style="bold"), title="B minus A")]
+    for name, side in (("A", a), ("B", b)):
+        parts.append(Text(printable(f"{name}: {side.name} ({side.model}, {side.created})"), style="bold"))
+        parts.append(Text(printable(f"   {side.verdict}")))
+        if not side.verified:
+            parts.append(Text(f"   {name} is UNVERIFIED: do not trust its numbers.", style="bold red"))
+        if side.partial:
+            parts.append(Text(f"   {name} was interrupted.", style="bold yellow"))
+    if comparison.identical:
+        return Group(*parts)
+    if comparison.settings:
+        rows = [(each.label, each.a, each.b) for each in comparison.settings]
+        parts += [Text(""), _columns("Settings that differ", ("", "A", "B"), rows)]
+    for line in not_comparable(comparison):
+        parts.append(Text(printable(line), style="bold yellow"))
+    for note in comparison.notes:
+        parts.append(Text.assemble(("note: ", "yellow"), printable(note)))
+    for title, numbers in difference_groups(comparison):
+        lines = [(row.label, row.a, row.b, row.verdict) for row in numbers]
+        parts += [Text(""), _columns(title, ("", "A", "B", "B minus A"), lines)]
+    if comparison.numbers:
+        parts += [Text(""), Text(ERRORS_IN_WORDS, style="dim")]
+    return Group(*parts)
+
+
+def _columns(title: str, names: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> RichTable:
+    """A table with headed columns; the first is the row's label."""
+    grid = RichTable(
+        title=escape(title), title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim"
+    )
+    for name in names:
+        grid.add_column(name, overflow="fold")
+    for row in rows:
+        grid.add_row(*(Text(printable(cell)) for cell in row))
+    return grid
 
 
 def _verified(run: Analysis | LyapunovRun) -> bool:
@@ -119,7 +171,7 @@ def render_plan(plan: Plan) -> RenderableType:
     return grid
 
 
-def as_text(run: Analysis | LyapunovRun, width: int = 100) -> str:
+def as_text(run: Analysis | LyapunovRun | Comparison, width: int = 100) -> str:
     """The report as plain text."""
     console = Console(file=io.StringIO(), width=width, color_system=None, highlight=False)
     console.print(render(run))

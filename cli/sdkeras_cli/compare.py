@@ -1,0 +1,54 @@
+"""`sdkeras compare A.json B.json`: what differs between two runs, without TensorFlow."""
+
+from __future__ import annotations
+
+import click
+
+from sdkeras.errors import SdkerasError
+from sdkeras.reporting.compare import compare
+from sdkeras.reporting.schema import Analysis, load_document
+from sdkeras_cli import conditions
+from sdkeras_cli.output import check_outputs, write_reports
+from sdkeras_cli.report import status_of
+
+
+@click.command()
+@click.argument("a_json", type=click.Path(), metavar="A.json")
+@click.argument("b_json", type=click.Path(), metavar="B.json")
+@click.option("--json", "json_path", type=click.Path(), metavar="OUT", help="Write the comparison here.")
+@click.option("--html", "html_path", type=click.Path(), metavar="OUT", help="Write the page here.")
+@click.option(
+    "--fail-if",
+    "expression",
+    metavar="EXPR",
+    help="Exit with 3 if it holds: PATH OP NUMBER [and|or ...], of B; delta.PATH is B minus A, a.PATH is of A.",
+)
+@click.option("--quiet", is_flag=True, help="Nothing in the terminal.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def command(
+    a_json: str,
+    b_json: str,
+    json_path: str | None,
+    html_path: str | None,
+    expression: str | None,
+    quiet: bool,
+    debug: bool,
+) -> int:
+    """Show what differs between A.json and B.json (both of analyze, or both of lyapunov): settings, then numbers.
+
+    Differences are B minus A, with the error that the intervals of both give.
+    """
+    del debug
+    condition = None if expression is None else conditions.parse(expression, prefixes=conditions.OF_TWO)
+    check_outputs([path for path in (json_path, html_path) if path is not None], [a_json, b_json])
+    a, b = load_document(a_json), load_document(b_json)
+    found = compare(a, b, names=(a_json, b_json))
+    numbers = None
+    if condition is not None:
+        if not isinstance(a, Analysis) or not isinstance(b, Analysis):
+            raise SdkerasError(
+                f"{b_json} is an answer of sdkeras lyapunov; --fail-if compares numbers of sdkeras analyze."
+            )
+        numbers = conditions.numbers_of_two(a, b, found)
+    write_reports(found, json_path, html_path, quiet=quiet)
+    return 0 if condition is None or numbers is None else status_of(condition, numbers)
