@@ -176,8 +176,8 @@ def block_spectrum(run: Analysis) -> Figure | None:
         "Position and velocity",
         _svg("blocks", "Exponents of the blocks of position and velocity over the eigenvalue", draw),
         "With momentum each eigenvalue has two exponents. Solid: the logarithms of the singular values of its block, "
-        "from which the sharpness dimension is taken, with the eigenvalues found as dots. Dashed: the moduli of its own "
-        "eigenvalues, what would be left if every step saw the same matrix; only where these are above 0 does a "
+        "from which the sharpness dimension is taken, with the eigenvalues found as dots. Dashed: the moduli of its "
+        "own eigenvalues, what would be left if every step saw the same matrix; only where these are above 0 does a "
         "direction grow in the long run.",
     )
 
