@@ -148,6 +148,27 @@ class DiagonallyScaledOperator(SymmetricOperator):
         return product
 
 
+class DiagonallyShiftedOperator(SymmetricOperator):
+    """A + W for a diagonal W: weight decay of its own for each variable, beside the Hessian."""
+
+    def __init__(self, operator: SymmetricOperator, diagonal: Array) -> None:
+        diagonal = np.asarray(diagonal)
+        if diagonal.shape != (operator.size,) or not np.all(np.isfinite(diagonal)):
+            raise ValueError(f"the diagonal must be finite and of shape ({operator.size},), got {diagonal.shape}.")
+        self.operator = operator
+        self.diagonal = diagonal.astype(operator.dtype)
+        self.size = operator.size
+        self.dtype = operator.dtype
+
+    def matvec(self, vector: Array) -> Array:
+        product: Array = np.asarray(self.operator.matvec(vector)) + self.diagonal * vector
+        return product
+
+    def matmat(self, matrix: Array) -> Array:
+        product: Array = np.asarray(self.operator.matmat(matrix)) + self.diagonal[:, None] * matrix
+        return product
+
+
 class RestrictedOperator(SymmetricOperator):
     """The diagonal block of an operator on a range of coordinates; a product costs one of the whole operator."""
 

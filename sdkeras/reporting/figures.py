@@ -55,7 +55,7 @@ def spectral_density(run: Analysis) -> Figure | None:
         return None
     nodes, weights = run.spectrum.nodes, run.spectrum.weights
     edge = run.edge_of_stability
-    matrix = "Hessian" if run.spectrum.operator == "H" else "preconditioned Hessian"
+    matrix = _matrix(run.spectrum.operator)
     scale = max(float(np.max(np.abs(nodes))), 1e-90)
     linear = 1e-3 * scale
     threshold, beyond = None, ""
@@ -166,7 +166,7 @@ def block_spectrum(run: Analysis) -> Figure | None:
         shown = shown[shown >= smallest]
         top = 0.1 * (float(shown.max()) - float(shown.min())) or 0.1
         axes.set_ylim(float(shown.min()) - top, float(shown.max()) + top)
-        axes.set_xlabel("eigenvalue of the " + ("Hessian" if spectrum.operator == "H" else "preconditioned Hessian"))
+        axes.set_xlabel(f"eigenvalue of the {_matrix(spectrum.operator)}")
         axes.set_ylabel("exponent per step")
         _plain_ticks(axes)
         if nodes.min() < threshold < nodes.max():
@@ -334,12 +334,20 @@ def _exponent_map(run: Analysis) -> ExponentMap | None:
     """The map of the record, or None where its exponents are no function of the spectrum alone."""
     optimizer, estimate = run.optimizer, run.sharpness_dimension
     rate, decay = optimizer.learning_rate, optimizer.weight_decay or 0.0
+    if run.spectrum is not None and run.spectrum.operator.endswith(" + W"):
+        decay = 0.0  # it is in the eigenvalues
     if estimate is None or not (math.isfinite(rate) and math.isfinite(decay)):
         return None
     try:
         return exponent_map(estimate.map, rate, momentum=optimizer.momentum or 0.0, weight_decay=decay)
     except ValueError:  # a map of a later version, or settings that no step has
         return None
+
+
+def _matrix(operator: str) -> str:
+    """An operator's name in words."""
+    words = "preconditioned Hessian" if operator.startswith("P") else "Hessian"
+    return words + (" plus weight decay" if operator.endswith(" + W") else "")
 
 
 def _usable(*arrays: FloatArray) -> bool:
