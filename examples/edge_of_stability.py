@@ -1,22 +1,26 @@
 """Four optimizers, each at its own edge of stability, on 1,000 digits.
 
 Trains a tanh MLP with the mean squared error by plain Keras and measures along the way, with the operators of sdkeras:
-full-batch gradient descent at three learning rates (the sharpness rises, then hovers at 2/eta), SGD (the batch
-sharpness settles at 2/eta), full-batch heavy ball (2(1+beta)/eta) and full-batch Adam (the preconditioned sharpness,
-2(1+beta1)/((1-beta1) eta) = 38/eta). Draws the courses and prints what came out over the last quarter of the steps.
+full-batch gradient descent at three learning rates (the sharpness rises, then hovers at 2/eta), SGD (its batch
+sharpness is reported to settle at 2/eta), full-batch heavy ball (2(1+beta)/eta) and full-batch Adam (preconditioned
+sharpness, 2(1+beta1)/((1-beta1) eta) = 38/eta). Draws the courses and prints what came out over the last quarter.
 
-    python examples/edge_of_stability.py [--steps N] [--quick] [--out PNG]
+    python examples/edge_of_stability.py [--steps N] [--every N] [--quick] [--out PNG]
 """
+
+import argparse
+from pathlib import Path
 
 import attrs
 import keras
 import numpy as np
 import tensorflow as tf
+from matplotlib.figure import Figure
 
 import sdkeras
 from sdkeras.datasets import load_digits
 from sdkeras.dimension.stability import thresholds
-from sdkeras.operators.base import DiagonallyScaledOperator, FunctionOperator
+from sdkeras.operators.base import DiagonallyScaledOperator
 from sdkeras.operators.update import preconditioner
 
 SAMPLES = 1000
@@ -27,7 +31,7 @@ LANCZOS = sdkeras.get_estimator("eigenpairs", "lanczos")(num_smallest=0, num_ste
 
 @attrs.frozen
 class Setting:
-    """One training: its optimizer, minibatch and number of steps, and which course is compared with the threshold."""
+    """One training: its optimizer, minibatch and number of steps, and what is compared with the threshold."""
 
     name: str
     optimizer: str
@@ -41,19 +45,20 @@ class Setting:
     def threshold(self) -> float:
         return thresholds(self.optimizer, self.learning_rate, momentum=self.momentum).upper
 
-    def build(self):
+    def build(self) -> keras.optimizers.Optimizer:
         if self.optimizer == "Adam":
             return keras.optimizers.Adam(self.learning_rate, beta_1=self.momentum)
         return keras.optimizers.SGD(self.learning_rate, momentum=self.momentum)
 
 
+# Every threshold lies above what is watched at the first weights (sharpness 1), where training can rise to it.
 SETTINGS = (
-    Setting("gradient descent", "SGD", 2.0, 4000),
-    Setting("gradient descent", "SGD", 1.0, 4000),
-    Setting("gradient descent", "SGD", 0.5, 4000),
-    Setting("SGD, batches of 16", "SGD", 0.5, 8000, batch_size=16, watched="batch sharpness"),
-    Setting("heavy ball", "SGD", 0.5, 4000, momentum=0.9),
-    Setting("Adam", "Adam", 1e-3, 4000, momentum=0.9, watched="preconditioned sharpness"),
+    Setting("gradient descent", "SGD", 1.0, 8000),
+    Setting("gradient descent", "SGD", 1.3, 8000),
+    Setting("gradient descent", "SGD", 1.6, 8000),
+    Setting("SGD", "SGD", 2.5, 16_000, batch_size=16, watched="batch sharpness"),
+    Setting("heavy ball", "SGD", 2.4, 8000, momentum=0.9),
+    Setting("Adam", "Adam", 3e-3, 8000, momentum=0.9, watched="preconditioned sharpness"),
 )
 
 
@@ -64,71 +69,61 @@ class Measure(keras.callbacks.Callback):
         super().__init__()
         self.setting, self.data, self.every = setting, data, every
         self.steps: list[int] = []
-        self.courses: dict[str, list[float]] = {"loss": [], "sharpness": []}
-        self.step = 0
+        self.courses: dict[str, list[float]] = {}
 
     def on_train_begin(self, logs=None) -> None:
-        self.loss = sdkeras.EmpiricalLoss(self.model, self.data)
-        self.hessian = sdkeras.HessianOperator(self.loss)  # verified here, once; below only its point moves
-        self.engine = self.loss.engine()
-        if self.setting.batch_size < SAMPLES:
-            self.minibatches = sdkeras.EmpiricalLoss(self.model, self.data, batch_size=self.setting.batch_size)
+        def hessian(batch_size):
+            return sdkeras.HessianOperator(sdkeras.EmpiricalLoss(self.model, self.data, batch_size))
+
+        self.whole = hessian(None)
+        self.minibatches = hessian(self.setting.batch_size) if self.setting.watched == "batch sharpness" else None
 
     def on_train_batch_end(self, batch, logs=None) -> None:
-        self.step += 1
-        if self.step % self.every == 0:
-            self.measure()
-
-    def measure(self) -> None:
-        point = tf.concat([tf.reshape(v, [-1]) for v in self.model.trainable_variables], axis=0)
-        (whole,) = self.loss.batches
-
-        def product(vector):
-            return self.engine.product(point, tf.constant(vector), whole).numpy()
-
-        hessian = FunctionOperator(self.loss.size, product, self.loss.dtype)
-        self.steps.append(self.step)
-        self.courses["loss"].append(float(self.engine.evaluate(point, whole)[0]))
-        self.courses["sharpness"].append(largest(hessian))
-        if self.setting.watched == "batch sharpness":
-            for name, value in self.batch_sharpness(point).items():
+        if (batch + 1) % self.every == 0:
+            self.steps.append(batch + 1)
+            for name, value in self.measure().items():
                 self.courses.setdefault(name, []).append(value)
-        if self.setting.watched == "preconditioned sharpness":
-            scaled = DiagonallyScaledOperator(hessian, preconditioner(self.model, self.loss.layout) ** -0.5)
-            self.courses.setdefault("preconditioned sharpness", []).append(largest(scaled))
 
-    def batch_sharpness(self, point) -> dict[str, float]:
+    def measure(self) -> dict[str, float]:
+        loss = self.whole.loss.now()
+        hessian = self.whole.at(loss)
+        found = {"loss": loss.value(), "sharpness": largest(hessian)}
+        if self.setting.watched == "preconditioned sharpness":
+            scaled = DiagonallyScaledOperator(hessian, preconditioner(self.model, loss.layout) ** -0.5)
+            found["preconditioned sharpness"] = largest(scaled)
+        if self.minibatches is not None:
+            found |= self.batch_sharpness()
+        return found
+
+    def batch_sharpness(self) -> dict[str, float]:
         """g'Hg/|g|^2, g and H of a minibatch: the mean of the ratios, and the ratio of the means."""
+        hessian = self.minibatches.at(self.minibatches.loss.now())
         curvatures, squares = [], []
         for index in range(MINIBATCHES):
-            batch = self.minibatches.minibatch(self.step * MINIBATCHES + index)
-            gradient = self.engine.gradient(point, batch)
-            curvatures.append(float(tf.tensordot(gradient, self.engine.product(point, gradient, batch), 1)))
-            squares.append(float(tf.tensordot(gradient, gradient, 1)))
+            view = hessian.on_minibatch(self.steps[-1] * MINIBATCHES + index)  # others at every measurement
+            gradient = view.gradient()
+            curvatures.append(gradient @ view.matvec(gradient.astype("float32")))
+            squares.append(gradient @ gradient)
         ratios = np.divide(curvatures, squares)
-        return {
-            "batch sharpness": float(np.mean(ratios)),
-            "ratio of means": float(np.sum(curvatures) / np.sum(squares)),
-        }
+        return {"batch sharpness": float(ratios.mean()), "ratio of the means": float(sum(curvatures) / sum(squares))}
 
-    @property
-    def late(self) -> np.ndarray:
-        """The watched course over the last part of the steps, in units of its threshold."""
-        course = np.array(self.courses[self.setting.watched]) / self.setting.threshold
-        return course[np.array(self.steps) > LATE * self.setting.steps]
+    def late(self, name: str) -> np.ndarray:
+        """A course over the last part of the steps, in units of the threshold."""
+        values = np.array(self.courses[name]) / self.setting.threshold
+        return values[np.array(self.steps) > LATE * self.setting.steps]
 
 
-def largest(operator) -> float:
+def largest(operator: sdkeras.SymmetricOperator) -> float:
     return float(LANCZOS.estimate(operator, seed=0).values[0])
 
 
-def train(setting: Setting, every: int, width: int = 32) -> Measure:
+def train(setting: Setting, every: int) -> Measure:
     """Trains from the same first weights in every setting."""
     keras.utils.set_random_seed(0)
     x, y = load_digits()
     x, y = x[:SAMPLES].reshape(SAMPLES, 64), np.eye(10, dtype="float32")[y[:SAMPLES]]
-    x = x - x.mean(axis=0)  # the mean image would make a large eigenvalue that training first takes away
-    layers = [keras.layers.Dense(width, "tanh"), keras.layers.Dense(width, "tanh"), keras.layers.Dense(10)]
+    x = x - x.mean(axis=0)  # the mean image would make one large eigenvalue, which training first takes away
+    layers = [keras.layers.Dense(32, "tanh"), keras.layers.Dense(32, "tanh"), keras.layers.Dense(10)]
     model = keras.Sequential([keras.Input((64,)), *layers])
     model.compile(setting.build(), "mse", jit_compile=False)
     if setting.batch_size == SAMPLES:
@@ -136,6 +131,67 @@ def train(setting: Setting, every: int, width: int = 32) -> Measure:
     else:
         data = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(SAMPLES, seed=0)
         data = data.batch(setting.batch_size, drop_remainder=True).repeat()
-    measure = Measure(setting, (x, y), every)
-    model.fit(data, steps_per_epoch=setting.steps, epochs=1, verbose=0, callbacks=[measure])
-    return measure
+    measured = Measure(setting, (x, y), every)
+    model.fit(data, steps_per_epoch=setting.steps, verbose=0, callbacks=[measured])
+    return measured
+
+
+def table(measured: list[Measure]) -> str:
+    """What came out over the last part of the steps, in units of the threshold, as a markdown table."""
+    lines = [
+        "| training | learning rate | threshold | quantity | its mean / threshold | lowest to highest | last loss |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for one in measured:
+        setting = one.setting
+        beside = ["ratio of the means", "sharpness"] if setting.watched == "batch sharpness" else []
+        for name in [setting.watched, *beside]:
+            late = one.late(name)
+            lines.append(
+                f"| {setting.name} | {setting.learning_rate:g} | {setting.threshold:.4g} | {name} | "
+                f"{late.mean():.3f} | {late.min():.3f} to {late.max():.3f} | {one.courses['loss'][-1]:.1e} |"
+            )
+    return "\n".join(lines)
+
+
+def draw(measured: list[Measure]) -> Figure:
+    """Four panels, one for each optimizer; dashed lines are thresholds."""
+    panels = {
+        "gradient descent": "Full-batch gradient descent: sharpness, and 2/η",
+        "SGD": "SGD, batches of 16: batch sharpness, and 2/η",
+        "heavy ball": "Full-batch heavy ball, β = 0.9: sharpness, and 2(1+β)/η",
+        "Adam": "Full-batch Adam: preconditioned sharpness, and 38/η",
+    }
+    figure = Figure(figsize=(12, 8), layout="constrained")
+    for axes, (name, title) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
+        for position, one in enumerate(one for one in measured if one.setting.name == name):
+            setting, color = one.setting, f"C{position}"
+            axes.plot(one.steps, one.courses[setting.watched], color=color, label=f"η = {setting.learning_rate:g}")
+            axes.axhline(setting.threshold, color=color, linestyle="--", linewidth=1)
+            if setting.watched == "batch sharpness":
+                axes.plot(one.steps, one.courses["sharpness"], color="C7", label="sharpness")
+        axes.set_title(title, fontsize=12)
+        axes.set_xlabel("step")
+        axes.set_ylim(bottom=0)
+        axes.legend(loc="lower right", frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Four optimizers at their edge of stability.")
+    parser.add_argument("--steps", type=int, help="of every training, in place of 8,000 (SGD: 16,000)")
+    parser.add_argument("--every", type=int, default=40, help="steps between two measurements (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="200 steps, to see that it runs; far from any edge")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".png"), help="the figure")
+    options = parser.parse_args()
+    steps = 200 if options.quick else options.steps
+    settings = SETTINGS if steps is None else [attrs.evolve(setting, steps=steps) for setting in SETTINGS]
+    measured = [train(setting, options.every) for setting in settings]
+    draw(measured).savefig(options.out, dpi=100)
+    print(table(measured))
+    print(f"\nThe figure is in {options.out}.")
+
+
+if __name__ == "__main__":
+    main()

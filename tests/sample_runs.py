@@ -5,6 +5,7 @@ import math
 import attrs
 import numpy as np
 
+from sdkeras.dimension.lyapunov import LyapunovDimension
 from sdkeras.dimension.records import EdgeOfStability, RdsSharpness, SharpnessDimension, Warning
 from sdkeras.records import Verification
 from sdkeras.reporting import schema
@@ -63,3 +64,20 @@ EMPTY = attrs.evolve(
     warnings=(),
     partial=True,
 )
+FOUND = schema.LyapunovSummary(
+    values=np.array([0.5, -0.25]),
+    stderr=np.array([0.03, 0.04]),
+    rounding=np.array([0.0, 0.0]),
+    num_resolved=None,
+    history=tuple(np.zeros((2, 12))),
+    block_size=5,
+    num_steps=60,
+    num_steps_asked=60,
+    transient=10,
+    stopped_at=None,
+    log_det=0.25,
+    dimension=LyapunovDimension("bracketed", None, (1.0, 3.0), "two of four are known", 2, None, 4, 2, 60),
+    num_weights=4,
+    verification=schema.StepVerification(0.0, 1e-9, "map", 1e-7, 1e-9, True),
+)
+ALONE = schema.LyapunovRun(RUN.provenance, RUN.model, RUN.data, RUN.optimizer, RUN.verification, FOUND)

@@ -116,7 +116,7 @@ def _summary(identical: bool, settings: tuple[SettingDifference, ...], numbers: 
         return "No setting and no number differs: the rest is when they were made, cost, and what only one has."
     first = {0: "No setting differs", 1: "1 setting differs"}.get(len(settings), f"{len(settings)} settings differ")
     moved = [row.error is None for row in numbers if row.outcome in ("rose", "fell")]
-    text = f"{first}; of {len(numbers)} numbers that both have {len(moved) - sum(moved)} changed beyond the error"
+    text = f"{first}; of {len(numbers)} numbers that both have, {len(moved) - sum(moved)} changed beyond the error"
     apart = sum(row.outcome == "not comparable" for row in numbers)
     for count, words in ((sum(moved), "changed without an error bar"), (apart, "cannot be compared")):
         text += f", {count} {words}" if count else ""

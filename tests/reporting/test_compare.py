@@ -1,0 +1,331 @@
+"""The comparison of two runs: errors of differences by hand, what must not be subtracted, and the reports."""
+
+import math
+from pathlib import Path
+
+import attrs
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import sdkeras
+from sample_runs import ALONE, EMPTY, ESTIMATE, FOUND, RUN
+from sdkeras.dimension.lyapunov import LyapunovDimension
+from sdkeras.errors import SdkerasError
+from sdkeras.reporting import schema
+from sdkeras.reporting.comparison import Comparison, NumberDifference, Quantity, number_difference
+from sdkeras.reporting.html import as_html
+from sdkeras.reporting.numbers import with_error
+from sdkeras.reporting.tables import difference_groups
+from sdkeras.reporting.terminal import as_text
+
+
+def changed(**fields: object) -> schema.Analysis:
+    """RUN with another estimate of the sharpness dimension."""
+    estimate = attrs.evolve(ESTIMATE, **fields)
+    return attrs.evolve(RUN, sharpness_dimension=estimate, estimates=(estimate,))
+
+
+def row(found: Comparison, path: str) -> NumberDifference:
+    (only,) = [entry for entry in found.numbers if entry.path == path]
+    return only
+
+
+def difference(a: Quantity, b: Quantity) -> NumberDifference:
+    return number_difference("x", "X", "x", a, b)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "change", "error", "outcome"),
+    [
+        # 3-4-5: sampling errors add in quadrature
+        (Quantity(10, (7, 13), "interval"), Quantity(20, (16, 24), "interval"), 10, 5, "rose"),
+        (Quantity(20, (17, 23), "interval"), Quantity(10, (6, 14), "standard error"), -10, 5, "fell"),
+        (Quantity(10, (7, 13), "interval"), Quantity(14, (10, 18), "interval"), 4, 5, "within the error"),
+        # lopsided: the sides that face each other, 3 above A and 4 below B, and 9 and 9 the other way round
+        (Quantity(10, (1, 13), "interval"), Quantity(20, (16, 29), "interval"), 10, 5, "rose"),
+        (Quantity(20, (16, 29), "interval"), Quantity(10, (1, 13), "interval"), -10, 5, "fell"),
+        # bounds add as they are
+        (Quantity(10, (7, 13), "residual"), Quantity(20, (16, 24), "residual"), 10, 7, "rose"),
+        # brackets: B lies above A by 1 to 21
+        (Quantity(None, (0, 9), "bracket"), Quantity(None, (10, 21), "bracket"), 11, 10, "rose"),
+        (Quantity(None, (0, 9), "bracket"), Quantity(None, (8, 21), "bracket"), 10, 11, "within the error"),
+        (Quantity(10, (7, 13), "interval"), Quantity(20, (16, 24), "residual"), 10, 7, "rose"),
+        (Quantity(10, (10, 10), "exact"), Quantity(20, (16, 24), "interval"), 10, 4, "rose"),
+        (Quantity(20, (20, 20), "exact"), Quantity(10, (10, 10), "exact"), -10, 0, "fell"),
+        (Quantity(20.0), Quantity(10, (9, 11), "interval"), -10, None, "fell"),
+        (Quantity(20, (19, 21), "interval"), Quantity(20, (18, 22), "interval"), 0, math.sqrt(5), "within the error"),
+        (Quantity(20, (19, 21), "interval"), Quantity(20, (19, 21), "interval"), 0, math.sqrt(2), "equal"),
+        (Quantity(20.0), Quantity(20.0), 0, None, "equal"),
+    ],
+)
+def test_the_error_of_a_difference(a, b, change, error, outcome) -> None:
+    found = difference(a, b)
+    assert found.difference == change
+    assert found.error == (None if error is None else pytest.approx(error, rel=1e-12))
+    assert found.outcome == outcome
+
+
+def test_verdicts_in_words() -> None:
+    a = Quantity(1530.25, (1526.25, 1534.25), "interval")
+    assert difference(a, Quantity(1499.0)).verdict == "fell by 31.25; B has no error bar"
+    assert difference(a, Quantity(1499.0, (1499, 1499), "exact")).verdict == "fell by 31.2 ± 4.0"
+    wide = Quantity(1561.25, (1521.45, 1570), "interval")
+    assert difference(a, wide).verdict == "no difference beyond the error (31 ± 40)"
+    assert difference(Quantity(1.0), Quantity(2.0)).verdict == "rose by 1; neither has an error bar"
+    loose = Quantity(3.0, (2.0, 4.0), "residual", "did not converge")
+    assert difference(Quantity(1.0, (1.0, 1.0), "exact"), loose).verdict == "rose by 2.0 ± 1.0; B did not converge"
+    assert number_difference("x", "X", "x", a, a, incomparable="why").verdict == "not comparable: why"
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (31.4, 4.04, "31.4 ± 4.0"),
+        (-31.4, 40.0, "-31 ± 40"),
+        (1234567.0, 4321.0, "1,234,600 ± 4,300"),
+        (0.00123456, 0.000078, "0.001235 ± 0.000078"),
+        (1.53e-9, 2e-10, "1.53e-09 ± 2e-10"),
+        (0.0, 2e-10, "0 ± 2e-10"),
+        (2.5, None, "2.5"),
+        (2.5, 0.0, "2.5"),
+    ],
+)
+def test_a_number_with_its_error(value: float, error: float | None, text: str) -> None:
+    assert with_error(value, error) == text
+
+
+@given(st.floats(-1e300, 1e300), st.floats(1e-300, 1e300))
+def test_any_number_can_be_shown_with_its_error(value: float, error: float) -> None:
+    assert "±" in with_error(value, error)
+
+
+def test_the_error_covers_the_difference_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(0)
+    a, b = generator.normal(0, 3, 4000), generator.normal(10, 4, 4000)
+    half = 1.959964
+    covered = 0
+    for one, other in zip(a, b, strict=True):
+        found = difference(
+            Quantity(one, (one - 3 * half, one + 3 * half), "interval"),
+            Quantity(other, (other - 4 * half, other + 4 * half), "interval"),
+        )
+        assert found.difference is not None
+        assert found.error is not None
+        covered += abs(found.difference - 10) <= found.error
+    # 5 standard errors of a share of 0.95 among 4,000
+    assert covered / 4000 == pytest.approx(0.95, abs=5 * math.sqrt(0.95 * 0.05 / 4000))
+
+
+def test_identical_runs_do_not_differ() -> None:
+    for run in (RUN, EMPTY, ALONE):
+        found = sdkeras.compare(run, run)
+        assert found.identical
+        assert found.summary.startswith("Nothing differs")
+        assert not found.settings
+        assert not found.incomparable
+        assert {entry.outcome for entry in found.numbers} <= {"equal"}
+        assert "Nothing differs" in as_text(found)
+        assert "Nothing differs" in as_html(found)
+
+
+def test_runs_that_differ_in_time_alone() -> None:
+    later = attrs.evolve(RUN, provenance=attrs.evolve(RUN.provenance, created="later", seconds=9.0, num_hvps=5))
+    found = sdkeras.compare(RUN, later)
+    assert not found.identical
+    assert found.summary.startswith("No setting and no number differs")
+
+
+def test_the_numbers_of_an_analysis() -> None:
+    b = attrs.evolve(
+        changed(
+            value=1500.0,
+            interval=(1490.0, 1508.0),
+            codimension=500.0,
+            codimension_interval=(492.0, 510.0),
+            definition_interval=(1300.0, 1400.0),
+            expansion=3.0,
+        ),
+        edge_of_stability=attrs.evolve(
+            RUN.edge_of_stability, threshold=10.0, ratio=1.2, batch_sharpness=23.0, batch_sharpness_stderr=2.0
+        ),
+        optimizer=attrs.evolve(RUN.optimizer, learning_rate=0.2),
+        provenance=attrs.evolve(RUN.provenance, tensorflow="2.22"),
+    )
+    found = sdkeras.compare(RUN, b, names=("old.json", "new.json"))
+    assert [entry.path for entry in found.settings] == ["provenance.tensorflow", "optimizer.learning_rate"]
+    assert (found.settings[1].a, found.settings[1].b) == ("0.1", "0.2")
+    # A's lower end is 9.75 away, B's upper end 8
+    value, codimension = row(found, "sharpness_dimension.value"), row(found, "sharpness_dimension.codimension")
+    assert value.difference == -30.25
+    assert value.error == pytest.approx(math.hypot(9.75, 8.0))
+    assert (codimension.difference, codimension.error) == (30.25, pytest.approx(math.hypot(9.75, 8.0)))
+    assert (value.outcome, codimension.outcome) == ("fell", "rose")
+    # brackets [1500, 1540] and [1300, 1400]: 100 to 240 lower
+    definition = row(found, "sharpness_dimension.definition_value")
+    assert (definition.difference, definition.error, definition.outcome) == (-170.0, 70.0, "fell")
+    assert "no difference" not in definition.verdict
+    assert row(found, "sharpness_dimension.expansion").verdict == "rose by 0.5; neither has an error bar"
+    assert row(found, "edge_of_stability.sharpness").outcome == "equal"
+    assert row(found, "edge_of_stability.threshold").verdict == "fell by 10"
+    # the residual of the eigenvalue over the thresholds: 1e-4/20 + 1e-4/10
+    assert row(found, "edge_of_stability.ratio").error == pytest.approx(1.5e-5)
+    # standard errors 1.5 and 2: 95 % of 2.5
+    batch = row(found, "edge_of_stability.batch_sharpness")
+    assert batch.error == pytest.approx(1.959964 * 2.5, rel=1e-6)
+    assert batch.outcome == "rose"
+    assert not [entry for entry in found.numbers if entry.path in ("hessian.smallest.value", "hessian.trace.value")]
+    assert found.a.name == "old.json"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("map", "hessian", "map sgd against hessian"),
+        ("coordinates", "balanced", "coordinates weights against balanced"),
+        ("state_size", 4000, "state size 2,000 against 4,000"),
+    ],
+)
+def test_dimensions_of_other_maps_are_not_subtracted(field: str, value: object, words: str) -> None:
+    found = sdkeras.compare(RUN, changed(**{field: value}))
+    dimensions = [e for e in found.numbers if e.path.startswith(("sharpness_dimension.", "rds_sharpness."))]
+    assert len(dimensions) > 8
+    for entry in dimensions:
+        assert entry.verdict == f"not comparable: {words}"
+        assert entry.difference is None
+        assert entry.error is None
+    for path in ("sharpness_dimension.value", "sharpness_dimension.interval.0", "estimates.0.value"):
+        assert found.why_incomparable(path) == words
+    assert not found.why_incomparable("edge_of_stability.sharpness")
+    assert row(found, "edge_of_stability.sharpness").outcome == "equal"
+    for shown in (as_text(found), as_html(found)):
+        assert words in " ".join(shown.split())
+    assert f"sharpness_dimension.{field}" in [entry.path for entry in found.settings]
+
+
+def test_sharpness_of_another_operator_is_not_subtracted_but_the_ratio_is() -> None:
+    edge = attrs.evolve(RUN.edge_of_stability, operator="P^-1/2 H P^-1/2", sharpness=38.0, threshold=40.0, ratio=0.95)
+    found = sdkeras.compare(RUN, attrs.evolve(RUN, edge_of_stability=edge))
+    for name in ("sharpness", "threshold"):
+        assert row(found, f"edge_of_stability.{name}").outcome == "not comparable"
+    ratio = row(found, "edge_of_stability.ratio")
+    assert ratio.difference == pytest.approx(0.35)
+    assert "B has no error bar" in ratio.verdict
+
+
+def layer(name: str, size: int, top: float) -> schema.LayerSharpness:
+    return schema.LayerSharpness(
+        name,
+        size,
+        schema.Measured(top, True, residual=0.5),
+        schema.Measured(3.0, False, stderr=0.25),
+        4.0,
+        (3.0, 5.0),
+    )
+
+
+def test_layers_are_matched_by_name() -> None:
+    a = attrs.evolve(RUN, layers=(layer("stem", 10, 2.0), layer("head", 10, 8.0), layer("old", 10, 1.0)))
+    b = attrs.evolve(RUN, layers=(layer("head", 20, 18.0), layer("stem", 10, 2.0), layer("new", 10, 1.0)))
+    found = sdkeras.compare(a, b)
+    head = row(found, "layers.0.largest.value")
+    assert (head.group, head.difference, head.error) == ("Layer head", 10.0, 1.0)
+    assert row(found, "layers.1.largest.value").difference == 0
+    assert row(found, "layers.0.codimension").verdict == "not comparable: num parameters 10 against 20"
+    assert row(found, "layers.1.codimension").outcome == "equal"
+    assert not [entry for entry in found.numbers if entry.path.startswith("layers.2")]
+    assert any("Only A has: layer old" in note for note in found.notes)
+    assert any("Only B has: layer new" in note for note in found.notes)
+    assert found.why_incomparable("layers.0.trace.value")
+
+
+def test_the_numbers_of_a_trajectory() -> None:
+    b = attrs.evolve(
+        ALONE,
+        lyapunov=attrs.evolve(
+            FOUND,
+            values=np.array([0.1, -0.26]),
+            stderr=np.array([0.04, 0.04]),
+            rounding=np.array([0.02, 0.0]),
+            num_steps=80,
+            log_det=-0.16,
+            dimension=LyapunovDimension("determined", 3.5, (3.25, 3.75), "", 3, -0.5, 4, 4, 60),
+            num_resolved=1,
+        ),
+    )
+    found = sdkeras.compare(ALONE, b)
+    assert [entry.path for entry in found.settings] == ["lyapunov.num_steps"]
+    first = row(found, "lyapunov.values.0")
+    assert first.difference == pytest.approx(-0.4)
+    assert first.error == pytest.approx(math.hypot(1.959964 * 0.03, 1.959964 * 0.04 + 0.02), rel=1e-6)
+    assert first.outcome == "fell"
+    assert "B has an upper end, by rounding" in row(found, "lyapunov.values.1").verdict
+    # bracket [1, 3] against 3.5 [3.25, 3.75]
+    dimension = row(found, "lyapunov.dimension.value")
+    assert (dimension.difference, dimension.error, dimension.outcome) == (1.5, 1.25, "rose")
+    larger = attrs.evolve(FOUND, dimension=attrs.evolve(FOUND.dimension, size=8))
+    found = sdkeras.compare(ALONE, attrs.evolve(ALONE, lyapunov=larger))
+    assert row(found, "lyapunov.dimension.value").verdict == "not comparable: state size 4 against 8"
+    assert row(found, "lyapunov.values.0").outcome == "equal"
+
+
+def test_many_exponents_are_kept_and_the_leading_ones_shown() -> None:
+    many = attrs.evolve(
+        FOUND,
+        values=np.linspace(1, -1, 40),
+        stderr=np.full(40, 0.1),
+        rounding=None,
+        history=tuple(np.zeros((40, 12))),
+    )
+    found = sdkeras.compare(attrs.evolve(ALONE, lyapunov=many), attrs.evolve(ALONE, lyapunov=many, partial=True))
+    assert row(found, "lyapunov.values.39")
+    ((_, rows),) = difference_groups(found)
+    assert [entry.label for entry in rows] == [*(f"ell_{k}" for k in range(1, 13)), "D_s", "sum of all exponents"]
+
+
+def test_what_to_know_before_the_numbers() -> None:
+    b = attrs.evolve(
+        EMPTY,
+        provenance=attrs.evolve(RUN.provenance, data_digest="ff"),
+        model=attrs.evolve(RUN.model, loss="mae"),
+        data=attrs.evolve(RUN.data, num_samples=5000),
+        verification=attrs.evolve(RUN.verification, passed=False),
+    )
+    found = sdkeras.compare(RUN, b)
+    notes = " ".join(found.notes)
+    for words in ("The data differ", "loss mse against mae", "of 100 of 5,000 samples", "Only A has: sharpness, of H"):
+        assert words in notes
+    assert "Warned of only in A: negative-curvature" in notes
+    assert not found.numbers
+    for shown in (as_text(found), as_html(found)):
+        assert "nverified" in shown or "UNVERIFIED" in shown
+        assert "interrupted" in shown
+
+
+def test_an_analysis_is_not_compared_with_a_trajectory() -> None:
+    with pytest.raises(SdkerasError, match=r"A is an answer of sdkeras analyze, B is an answer of sdkeras lyapunov"):
+        sdkeras.compare(RUN, ALONE)
+
+
+def test_saved_and_loaded_are_equal(tmp_path: Path) -> None:
+    found = sdkeras.compare(RUN, changed(map="hessian", value=1500.0, definition_interval=None))
+    found.save(tmp_path / "comparison.json")
+    assert sdkeras.Comparison.load(tmp_path / "comparison.json") == found
+    with pytest.raises(SdkerasError, match=r"says that it is 'comparison'; give a run.json"):
+        schema.Analysis.load(tmp_path / "comparison.json")
+    RUN.save(tmp_path / "run.json")
+    with pytest.raises(SdkerasError, match=r"give a comparison.json written by sdkeras compare"):
+        sdkeras.Comparison.load(tmp_path / "run.json")
+
+
+def test_the_page_is_safe_and_holds_the_rows() -> None:
+    hostile = '"><script>alert(1)</script>{{ 7 * 7 }}'
+    b = attrs.evolve(changed(expansion=3.0), model=attrs.evolve(RUN.model, name=hostile))
+    page = as_html(sdkeras.compare(RUN, b, names=(hostile, "b.json")))
+    assert "<script" not in page
+    assert "49" not in page.replace("{{ 7 * 7 }}", "").partition("</style>")[2].partition("Edge of stability")[0]
+    assert "default-src 'none'" in page
+    assert "http://" not in page
+    assert "https://" not in page
+    assert page.count("rose by 0.5") == 1
