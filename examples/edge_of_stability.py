@@ -132,7 +132,7 @@ def train(setting: Setting, every: int) -> Measure:
         data = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(SAMPLES, seed=0)
         data = data.batch(setting.batch_size, drop_remainder=True).repeat()
     measured = Measure(setting, (x, y), every)
-    model.fit(data, steps_per_epoch=setting.steps, verbose=0, callbacks=[measured])
+    model.fit(data, steps_per_epoch=setting.steps, shuffle=False, verbose=0, callbacks=[measured])
     return measured
 
 
@@ -166,7 +166,8 @@ def draw(measured: list[Measure]) -> Figure:
     for axes, (name, title) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
         for position, one in enumerate(one for one in measured if one.setting.name == name):
             setting, color = one.setting, f"C{position}"
-            axes.plot(one.steps, one.courses[setting.watched], color=color, label=f"η = {setting.learning_rate:g}")
+            label = f"{setting.watched}, η = {setting.learning_rate:g}"
+            axes.plot(one.steps, one.courses[setting.watched], color=color, label=label)
             axes.axhline(setting.threshold, color=color, linestyle="--", linewidth=1)
             if setting.watched == "batch sharpness":
                 axes.plot(one.steps, one.courses["sharpness"], color="C7", label="sharpness")
