@@ -5,7 +5,7 @@ full-batch gradient descent at three learning rates (the sharpness rises, then h
 sharpness is reported to settle at 2/eta), full-batch heavy ball (2(1+beta)/eta) and full-batch Adam (preconditioned
 sharpness, 2(1+beta1)/((1-beta1) eta) = 38/eta). Draws the courses and prints what came out over the last quarter.
 
-    python examples/edge_of_stability.py [--steps N] [--every N] [--quick] [--out PNG]
+    python examples/edge_of_stability.py [--steps N] [--quick] [--out PNG]
 """
 
 import argparse
@@ -24,6 +24,7 @@ from sdkeras.operators.base import DiagonallyScaledOperator
 from sdkeras.operators.update import preconditioner
 
 SAMPLES = 1000
+MEASUREMENTS = 200  # along a training
 MINIBATCHES = 48  # of one measurement of the batch sharpness
 LATE = 0.75  # from this part of the steps on, what is seen counts as settled
 LANCZOS = sdkeras.get_estimator("eigenpairs", "lanczos")(num_smallest=0, num_steps=60, tolerance=1e-3)
@@ -56,7 +57,7 @@ SETTINGS = (
     Setting("gradient descent", "SGD", 1.0, 8000),
     Setting("gradient descent", "SGD", 1.3, 8000),
     Setting("gradient descent", "SGD", 1.6, 8000),
-    Setting("SGD", "SGD", 2.5, 16_000, batch_size=16, watched="batch sharpness"),
+    Setting("SGD", "SGD", 2.5, 60_000, batch_size=16, watched="batch sharpness"),
     Setting("heavy ball", "SGD", 2.4, 8000, momentum=0.9),
     Setting("Adam", "Adam", 3e-3, 8000, momentum=0.9, watched="preconditioned sharpness"),
 )
@@ -181,14 +182,13 @@ def draw(measured: list[Measure]) -> Figure:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Four optimizers at their edge of stability.")
-    parser.add_argument("--steps", type=int, help="of every training, in place of 8,000 (SGD: 16,000)")
-    parser.add_argument("--every", type=int, default=40, help="steps between two measurements (default: %(default)s)")
+    parser.add_argument("--steps", type=int, help="of every training, in place of 8,000 (SGD: 60,000)")
     parser.add_argument("--quick", action="store_true", help="200 steps, to see that it runs; far from any edge")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".png"), help="the figure")
     options = parser.parse_args()
     steps = 200 if options.quick else options.steps
     settings = SETTINGS if steps is None else [attrs.evolve(setting, steps=steps) for setting in SETTINGS]
-    measured = [train(setting, options.every) for setting in settings]
+    measured = [train(setting, every=max(10, setting.steps // MEASUREMENTS)) for setting in settings]
     draw(measured).savefig(options.out, dpi=100)
     print(table(measured))
     print(f"\nThe figure is in {options.out}.")

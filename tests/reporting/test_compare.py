@@ -209,6 +209,9 @@ def test_sharpness_of_another_operator_is_not_subtracted_but_the_ratio_is() -> N
     found = sdkeras.compare(RUN, attrs.evolve(RUN, edge_of_stability=edge))
     for name in ("sharpness", "threshold"):
         assert row(found, f"edge_of_stability.{name}").outcome == "not comparable"
+    # The residual of H's eigenvalue is none of the other operator's, even where the two values are the same.
+    same = attrs.evolve(RUN, edge_of_stability=attrs.evolve(edge, sharpness=12.0))
+    assert row(sdkeras.compare(same, same), "edge_of_stability.sharpness").a.evidence == "none"
     ratio = row(found, "edge_of_stability.ratio")
     assert ratio.difference == pytest.approx(0.35)
     assert "B has no error bar" in ratio.verdict
