@@ -11,6 +11,12 @@ from sdkeras.errors import NonFiniteError, PluginError
 SETTINGS = [
     ("spectrum", "exact", {}),
     ("spectrum", "exact", {"chunk": 5}),
+    ("spectrum", "sd-kde", {}),
+    ("spectrum", "sd-kde", {"num_steps": 5, "bandwidth": 0.3, "learning_rate": 0.1}),
+    ("spectrum", "sd-ps", {}),
+    ("spectrum", "sd-ps", {"num_quantiles": 1, "bandwidth": 1e-9, "learning_rate": 20.0}),
+    ("spectrum", "sd-slq", {}),
+    ("spectrum", "sd-slq", {"bin_width": 2.0, "bin_edge": 0.7, "reorthogonalize": False}),
     ("spectrum", "slq", {}),
     ("spectrum", "slq", {"num_steps": 1}),
     ("spectrum", "slq", {"num_steps": 10}),
@@ -71,7 +77,7 @@ CHANGES = {
         right, residuals=np.random.default_rng().random(len(right.nodes))
     ),
     "the result says seed": lambda right, source: attrs.evolve(right, seed=0),
-    "the spectrum's mean .* is outside": lambda right, source: attrs.evolve(right, nodes=right.nodes + 100),
+    "the spectrum's mean .* is outside": lambda right, source: attrs.evolve(right, nodes=right.nodes + 100, reach=50.0),
     "but its residual is": lambda right, source: attrs.evolve(
         right, nodes=right.nodes + 0.01, residuals=np.zeros(len(right.nodes))
     ),
