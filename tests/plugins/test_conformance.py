@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import sdkeras
-from sdkeras import kinds, testing
+from sdkeras import kinds, registry, testing
 from sdkeras.errors import NonFiniteError, PluginError
 
 SETTINGS = [
@@ -48,13 +48,13 @@ def test_every_built_in_estimator_conforms(kind, name, settings):
 
 def test_no_built_in_estimator_is_left_out():
     # Those of this distribution; a developer's machine may have others.
-    ours = {(info.kind, info.name) for info in sdkeras.registry.installed() if info.distribution == "sdkeras"}
+    ours = {(info.kind, info.name) for info in registry.installed() if info.distribution == "sdkeras"}
     assert ours == {(kind, name) for kind, name, _ in SETTINGS}
 
 
 @pytest.fixture(autouse=True)
 def _forget_declarations(monkeypatch):
-    sdkeras.registry.installed()  # the built-ins' own declarations are made once in a process and must stay
+    registry.installed()  # the built-ins' own declarations are made once in a process and must stay
     monkeypatch.setattr(kinds, "_declared", dict(kinds._declared))
 
 
