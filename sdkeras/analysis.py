@@ -10,12 +10,20 @@ from typing import Any
 import attrs
 import numpy as np
 
-from sdkeras import layerwise, lyapunov_run, registry
+from sdkeras import layerwise, lyapunov_run
 from sdkeras.dimension.adaptive import AdaptiveSettings, Context, Outcome, estimate_sharpness_dimension
 from sdkeras.dimension.bounds import Facts, bounds, check_inputs
 from sdkeras.dimension.records import Bound, EdgeOfStability, SharpnessDimension, Warning
 from sdkeras.edge import batch_sharpness, edge_of_stability
-from sdkeras.estimators import Watched, chosen, configured, estimate, estimator_of_extremes, estimator_of_trace
+from sdkeras.estimators import (
+    Watched,
+    chosen,
+    estimate,
+    estimator_of_extremes,
+    estimator_of_spectrum,
+    estimator_of_trace,
+    settings_of,
+)
 from sdkeras.findings import findings
 from sdkeras.operators import assumptions
 from sdkeras.operators.base import Array, DiagonallyScaledOperator, RestrictedOperator
@@ -189,6 +197,8 @@ class _Analysis:
         self._tell("reading the model and the data")
         self.subject = Subject(model, data, options)
         self.loss, self.warnings = self.subject.loss, self.subject.warnings
+        for name in self.estimators.spectrum:  # whether each knows the map, before the work
+            estimator_of_spectrum(name, options.settings.get(name, {}), self.subject.exponents)
         # Once, since what memory is free falls as bases and matrices are made.
         self.resources = resources(
             self.loss.size, self.loss.dtype.itemsize, memory_gb=options.memory_gb, workers=options.workers
@@ -333,14 +343,13 @@ class _Analysis:
         """SD by one spectrum estimator, of the whole operator or of a diagonal block."""
         options = self.options
         size = hessian.size if block is None else block.stop - block.start
-        own = dict(options.settings.get(name, {}))
-        cls = registry.get_estimator("spectrum", name)
-        if name == "exact":
-            own.setdefault("memory_gb", self.resources.memory / 1e9)
-        estimator = configured(cls, own)
+        estimator = estimator_of_spectrum(name, options.settings.get(name, {}), self.subject.exponents)
+        recorded = settings_of(estimator)
+        if name == "exact" and estimator.memory_gb is None:
+            estimator = attrs.evolve(estimator, memory_gb=self.resources.memory / 1e9)
         num_steps = getattr(estimator, "num_steps", None)
         workers = self.resources.workers_for(name)
-        can_skip = "reorthogonalize" in attrs.fields_dict(cls)
+        can_skip = "reorthogonalize" in recorded
 
         def run(index: int, steps: int | None) -> Spectrum:
             one = estimator if steps is None else attrs.evolve(estimator, num_steps=steps)
@@ -376,6 +385,7 @@ class _Analysis:
             ignored_decay=self.subject.ignored_decay,
             product_error=hessian.verification.hvp_relative_error,
             estimator=name,
+            settings=recorded,
         )
 
         def report(step: Progress) -> None:

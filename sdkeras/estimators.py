@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
 
 from sdkeras import registry
+from sdkeras.dimension.exponents import ExponentMap
 from sdkeras.errors import PluginError, SdkerasError
 from sdkeras.operators.base import Array, SymmetricOperator
 from sdkeras.options import Options
@@ -79,6 +81,35 @@ def estimator_of_extremes(name: str, settings: Mapping[str, Any], *, most_steps:
     if name == "power-iteration":
         own.setdefault("which", "both")
     return configured(registry.get_estimator("eigenpairs", name), own)
+
+
+def estimator_of_spectrum(name: str, settings: Mapping[str, Any], exponents: ExponentMap) -> Any:
+    """The spectrum estimator; one with a field `learning_rate` works on |1 - eta * alpha| and gets the map's eta.
+
+    Raises:
+        SdkerasError: It has that field, and the map is another one; or it was set to another rate than the map's.
+    """
+    cls, own, rate = registry.get_estimator("spectrum", name), dict(settings), exponents.learning_rate
+    if "learning_rate" in attrs.fields_dict(cls):
+        if not exponents.plain:
+            raise SdkerasError(
+                f"the estimator {name} knows only the map |1 - eta*alpha|, and the optimizer's own step is another one "
+                f"({exponents.name}, momentum {exponents.momentum:g}, weight decay {exponents.weight_decay:g}); "
+                "analyse that map (--map hessian), or take another estimator."
+            )
+        if own.setdefault("learning_rate", rate) != rate:
+            raise SdkerasError(
+                f"{name}.learning_rate is {own['learning_rate']!r}, the analysed step has {rate!r}; leave the setting "
+                "out, or change the rate of the whole analysis (--learning-rate)."
+            )
+    return configured(cls, own)
+
+
+def settings_of(estimator: Any) -> dict[str, Any]:
+    """Its fields by name, for the record; what is no number, text or None in short words."""
+    values = attrs.asdict(estimator, recurse=False)
+    plain = (bool, int, float, str, type(None))
+    return {name: value if isinstance(value, plain) else reprlib.repr(value) for name, value in values.items()}
 
 
 def estimator_of_trace(name: str, settings: Mapping[str, Any]) -> Any:

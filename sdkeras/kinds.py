@@ -84,7 +84,12 @@ def eigenpairs_estimator(name: str) -> Callable[[type[E]], type[E]]:
 
 
 def spectrum_estimator(name: str) -> Callable[[type[S]], type[S]]:
-    """Declares an estimator of the whole spectrum: SymmetricOperator -> Spectrum."""
+    """Declares an estimator of the whole spectrum: SymmetricOperator -> Spectrum.
+
+    One with a field `learning_rate` works on the map |1 - eta * alpha|: the analysis sets the field, and refuses the
+    estimator where the map is another one. Its fields `bin_width` and `bandwidth` are in units of eta * alpha, and the
+    analysis compares them with |t*|.
+    """
     return lambda cls: _declare(KINDS["spectrum"], name, cls)
 
 

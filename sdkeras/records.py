@@ -104,6 +104,8 @@ class Spectrum:
         nested: The same run's coarser rule (fewer steps), or None; it costs no products of its own.
         density: A smoothed density on a grid, for plots: pair (points, values), or None.
         exact: True if the nodes are the eigenvalues themselves (to roundoff) and not a quadrature rule.
+        reach: How far beyond the operator's extreme eigenvalues bins or smoothing may have put a node; 0 for nodes
+            that were not moved.
     """
 
     nodes: FloatArray = attrs.field(converter=_float_array, validator=[_vector, _finite], eq=_ARRAYS_EQUAL)
@@ -116,6 +118,7 @@ class Spectrum:
     nested: Spectrum | None = None
     density: tuple[FloatArray, FloatArray] | None = attrs.field(default=None, eq=_ARRAYS_EQUAL, repr=False)
     exact: bool = False
+    reach: float = attrs.field(default=0.0, validator=[_finite, attrs.validators.ge(0.0)])
 
     def __attrs_post_init__(self) -> None:
         _same_length(self, "nodes", "weights", "residuals")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import attrs
 import numpy as np
@@ -89,6 +90,7 @@ class Context:
         ignored_decay: Weight decay that the map leaves out.
         product_error: Relative error of a product.
         estimator: Name of the spectrum estimator.
+        settings: Its fields by name.
     """
 
     size: int
@@ -97,6 +99,7 @@ class Context:
     ignored_decay: float
     product_error: float
     estimator: str
+    settings: Mapping[str, Any] = attrs.field(factory=dict)
 
     @property
     def state_size(self) -> int:
@@ -443,6 +446,7 @@ def _outcome(loop: _Loop, summary: Summary) -> Outcome:
         history_half_width=history[:, 1],
         history_runs=history[:, 2],
         frozen_lyapunov=_frozen_lyapunov(summary, context) if exponents.branches > 1 else None,
+        settings=dict(context.settings),
     )
     growth = _growth(summary.z, summary.masses)
     notes = cautions.cautions(
@@ -453,6 +457,7 @@ def _outcome(loop: _Loop, summary: Summary) -> Outcome:
         largest=float(np.max(np.abs(nodes))),
         expansion_stderr=float(np.std(growth, ddof=1) / math.sqrt(len(growth))) if len(growth) > 1 else None,
         total_interval=summary.total_interval,
+        mean_exponent=where.total / size,
         nested=loop.nested_failed,
         nested_checked=exact or summary.nested_difference is not None or t_star is None,
         guard=summary.excess,

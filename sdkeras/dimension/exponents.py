@@ -68,6 +68,11 @@ class ExponentMap:
         return self.name in PRECONDITIONED
 
     @property
+    def plain(self) -> bool:
+        """Whether z = ln|1 - eta * alpha|, without momentum and decay."""
+        return not self.momentum and not self.weight_decay
+
+    @property
     def coordinates(self) -> str:
         """What the singular values refer to; 'preconditioned' is P^1/2 w in place of w, and so for v."""
         return ("preconditioned " if self.preconditioned else "") + ("balanced" if self.momentum else "weights")

@@ -244,9 +244,22 @@ def _dimension(estimate: SharpnessDimension, num_samples: int) -> Table:
         ("map", estimate.map, f"coordinates: {estimate.coordinates}"),
         *_frozen(frozen),
         ("cost", f"{estimate.num_runs:,} runs{steps}", f"{estimate.num_hvps:,} products"),
+        *_settings(estimate),
         ("sqrt(SD/n)", number(root_ratio(estimate.value, num_samples)), "to compare runs by, on the same data"),
     ]
     return Table("dimension", f"Sharpness dimension ({estimate.estimator})", tuple(rows))
+
+
+def _settings(estimate: SharpnessDimension) -> list[tuple[str, str, str]]:
+    """The estimator's fields, where it is one with a scale of its own, on which its value depends."""
+    if "learning_rate" not in estimate.settings:
+        return []
+    values = [
+        f"{name} {value:g}"
+        for name, value in estimate.settings.items()
+        if isinstance(value, (int, float)) and name not in ("num_steps", "reorthogonalize", "learning_rate")
+    ]
+    return [("settings", printable(", ".join(values)), f"of {estimate.estimator}")]
 
 
 def _frozen(frozen: FrozenLyapunov | None) -> list[tuple[str, str, str]]:

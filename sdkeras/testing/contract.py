@@ -113,7 +113,8 @@ def _check_values(
 ) -> None:
     if isinstance(result, Spectrum):
         mean = float(result.weights @ result.nodes) / len(truth)
-        inside = truth.min() - tolerance <= mean <= truth.max() + tolerance
+        allowed = tolerance + result.reach
+        inside = truth.min() - allowed <= mean <= truth.max() + allowed
         contract.require(inside, f"the spectrum's mean {mean:g} is outside {truth.min():g} to {truth.max():g}", where)
         if result.residuals is not None:
             _check_residuals(contract, result.nodes, result.residuals, truth, tolerance, where)

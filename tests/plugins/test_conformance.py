@@ -5,12 +5,18 @@ import numpy as np
 import pytest
 
 import sdkeras
-from sdkeras import kinds, testing
+from sdkeras import kinds, registry, testing
 from sdkeras.errors import NonFiniteError, PluginError
 
 SETTINGS = [
     ("spectrum", "exact", {}),
     ("spectrum", "exact", {"chunk": 5}),
+    ("spectrum", "sd-kde", {}),
+    ("spectrum", "sd-kde", {"num_steps": 5, "bandwidth": 0.3, "learning_rate": 0.1}),
+    ("spectrum", "sd-ps", {}),
+    ("spectrum", "sd-ps", {"num_quantiles": 1, "bandwidth": 1e-9, "learning_rate": 20.0}),
+    ("spectrum", "sd-slq", {}),
+    ("spectrum", "sd-slq", {"bin_width": 2.0, "bin_edge": 0.7, "reorthogonalize": False}),
     ("spectrum", "slq", {}),
     ("spectrum", "slq", {"num_steps": 1}),
     ("spectrum", "slq", {"num_steps": 10}),
@@ -42,13 +48,13 @@ def test_every_built_in_estimator_conforms(kind, name, settings):
 
 def test_no_built_in_estimator_is_left_out():
     # Those of this distribution; a developer's machine may have others.
-    ours = {(info.kind, info.name) for info in sdkeras.registry.installed() if info.distribution == "sdkeras"}
+    ours = {(info.kind, info.name) for info in registry.installed() if info.distribution == "sdkeras"}
     assert ours == {(kind, name) for kind, name, _ in SETTINGS}
 
 
 @pytest.fixture(autouse=True)
 def _forget_declarations(monkeypatch):
-    sdkeras.registry.installed()  # the built-ins' own declarations are made once in a process and must stay
+    registry.installed()  # the built-ins' own declarations are made once in a process and must stay
     monkeypatch.setattr(kinds, "_declared", dict(kinds._declared))
 
 
@@ -71,7 +77,7 @@ CHANGES = {
         right, residuals=np.random.default_rng().random(len(right.nodes))
     ),
     "the result says seed": lambda right, source: attrs.evolve(right, seed=0),
-    "the spectrum's mean .* is outside": lambda right, source: attrs.evolve(right, nodes=right.nodes + 100),
+    "the spectrum's mean .* is outside": lambda right, source: attrs.evolve(right, nodes=right.nodes + 100, reach=50.0),
     "but its residual is": lambda right, source: attrs.evolve(
         right, nodes=right.nodes + 0.01, residuals=np.zeros(len(right.nodes))
     ),
