@@ -16,10 +16,9 @@ def finite(array: NDArray[Any], what: str) -> NDArray[Any]:
     Raises:
         NonFiniteError: It holds NaN or infinity.
     """
-    # One pass of BLAS without a temporary; squares may overflow while every entry is finite, hence the second look.
-    flat = array.ravel(order="K")
+    # One pass without a temporary; the sum may overflow while every entry is finite, hence the second look.
     with np.errstate(over="ignore", invalid="ignore"):
-        total = flat @ flat
+        total = np.sum(array)
     if not np.isfinite(total) and not np.all(np.isfinite(array)):
         raise NonFiniteError(
             f"{what} holds NaN or infinity; check the weights and the data for extreme values, or work in float64."

@@ -8,7 +8,7 @@ update.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -64,7 +64,7 @@ class Diagonals:
                 terms = [[d[own] if isinstance(d, np.ndarray) else d for d in row] for row in diagonals]
                 self._tiles.append((own, where, terms, list(zip(*terms, strict=True))))
 
-    def push(self, tangents: Array, slopes: Array) -> Array:
+    def push(self, tangents: Array, slopes: Iterable[Array]) -> Array:
         out = np.empty_like(tangents)
         scratch = np.empty(TILE, tangents.dtype)
         for tangent, slope, row in zip(tangents, slopes, out, strict=True):

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any
 
+import attrs
 import numpy as np
 
 from sdkeras.operators.base import Array
-from sdkeras.operators.linearized import TILE, Linearized
+from sdkeras.operators.linearized import TILE, Diagonals
 
 
+@attrs.frozen
 class NormClip:
     """C(g) = g min(1, limit / |g|), of each group of entries by itself.
 
     Its derivative is symmetric: the identity where |g| <= limit, else (limit / |g|) (I - e e') with e = g / |g|.
 
-    Args:
+    Attributes:
         limit: Largest norm, positive.
         groups: Where each group lies in the gradient; together they cover it.
     """
 
-    def __init__(self, limit: float, groups: Sequence[slice]) -> None:
-        self.limit = limit
-        self.groups = tuple(groups)
+    limit: float
+    groups: tuple[slice, ...]
 
     def derivative(self, gradient: Array) -> NormClipDerivative:
         """The derivative at a gradient, shape [n]."""
@@ -42,32 +43,37 @@ class NormClipDerivative:
                 self._active.append((part, scale, unit))
         self._partly = len(self._active) < len(clip.groups)
 
-    def __call__(self, slopes: Array) -> Array:
-        """Products with the rows of a matrix, [k, n] to [k, n]; the rows themselves where nothing is clipped."""
+    def rows(self, slopes: Array) -> Iterator[Array]:
+        """Products with each row, shape [n]; one buffer serves all of them, so each lasts until the next."""
         if not self._active:
-            return slopes
-        found = slopes.copy() if self._partly else np.empty_like(slopes)
-        for row, given in zip(found, slopes, strict=True):
+            yield from slopes
+            return
+        found = np.empty_like(slopes[0])
+        for given in slopes:
+            if self._partly:
+                found[...] = given
             for part, scale, unit in self._active:
                 along = np.dot(unit, given[part])
                 for start in range(part.start, part.stop, TILE):
                     own = slice(start, min(start + TILE, part.stop))
-                    np.multiply(unit[start - part.start : own.stop - part.start], -along, out=row[own])
-                    np.add(row[own], given[own], out=row[own])
-                    np.multiply(row[own], scale, out=row[own])
-        return found
+                    np.multiply(unit[start - part.start : own.stop - part.start], -along, out=found[own])
+                    np.add(found[own], given[own], out=found[own])
+                    np.multiply(found[own], scale, out=found[own])
+            yield found
 
 
 class Clipped:
-    """dU of an update that clips the gradient by norm and goes on with the clipped one alone."""
+    """dU of an update that clips the gradient by norm and treats each weight by itself from there on."""
 
-    def __init__(self, clip: NormClipDerivative, rest: Linearized) -> None:
+    def __init__(self, clip: NormClipDerivative, rest: Diagonals) -> None:
         self._clip = clip
         self._rest = rest
 
     def push(self, tangents: Array, slopes: Array) -> Array:
-        return self._rest.push(tangents, self._clip(slopes))
+        return self._rest.push(tangents, self._clip.rows(slopes))
 
     def pull(self, cotangents: Array) -> tuple[Array, Array]:
         pulled, slopes = self._rest.pull(cotangents)
-        return pulled, self._clip(slopes)
+        for row, product in zip(slopes, self._clip.rows(slopes), strict=True):
+            row[...] = product
+        return pulled, slopes

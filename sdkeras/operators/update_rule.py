@@ -444,7 +444,7 @@ class UpdateRule:
         limits = [getattr(optimizer, name, None) or 0.0 for name in ("clipnorm", "global_clipnorm")]
         if not max(limits) > 0:
             return None, None
-        clip = NormClip(max(limits), layout.slices if limits[0] > 0 else [slice(0, layout.size)])
+        clip = NormClip(max(limits), layout.slices if limits[0] > 0 else (slice(0, layout.size),))
         reads, _, _ = self._dependencies(layout, [*self._slots, *self._held], behind_clip=True)
         if any(key[0] == "unclipped" for keys in reads.values() for key in keys if isinstance(key, tuple)):
             return None, None
@@ -463,10 +463,9 @@ class UpdateRule:
             with tf.GradientTape() as tape:
                 tape.watch(at)
                 found = _joined(self._clipped(self._split(at, len(self._trainable))))
-            pairs = [
-                (found.numpy(), min(1.0, 1.0 / factor) * gradient),
-                (tape.gradient(found, at, tf.constant(cotangent)).numpy(), clip.derivative(gradient)(cotangent[None])[0]),
-            ]
+            pulled = tape.gradient(found, at, tf.constant(cotangent)).numpy()
+            expected = next(clip.derivative(gradient).rows(cotangent[None]))
+            pairs = [(found.numpy(), min(1.0, 1.0 / factor) * gradient), (pulled, expected)]
             if any(np.linalg.norm(one - other) > 1e-9 * np.linalg.norm(other) for one, other in pairs):
                 return False
         return True
@@ -643,10 +642,10 @@ class UpdateRule:
         if self._kinds is not None:
             new, _, diagonals, *advanced = self._function("diagonals", "")(state, gradient, *held)
             made = [[compressed(diagonal) for diagonal in row] for row in diagonals.numpy()]
-            linear: Linearized = Diagonals(self._kinds, made)
-            if self._clip is not None:
-                linear = Clipped(self._clip.derivative(np.asarray(gradient)), linear)
-            return new, advanced, linear
+            rest = Diagonals(self._kinds, made)
+            if self._clip is None:
+                return new, advanced, rest
+            return new, advanced, Clipped(self._clip.derivative(gradient.numpy()), rest)
 
         def product(kind: str, *blocks: Array) -> Any:
             """Of one row by the function of vectors, which is compiled sooner, or of several."""

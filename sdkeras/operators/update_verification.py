@@ -158,9 +158,7 @@ def _verify(step: UpdateMap, optimizer: Any, hessian: Verification) -> UpdateVer
 def _dense(rule: UpdateRule, slope: Array) -> list[Any]:
     """A flat gradient as one tensor for each variable."""
     shapes = rule.layout.shapes[: len(rule.missing)]
-    return [
-        tf.constant(slope[part].reshape(shape)) for part, shape in zip(rule.layout.slices, shapes, strict=False)
-    ]
+    return [tf.constant(slope[part].reshape(shape)) for part, shape in zip(rule.layout.slices, shapes, strict=False)]
 
 
 def _lookup_error(step: UpdateMap, rule: UpdateRule, optimizer: Any, state: Array) -> float:
@@ -181,9 +179,8 @@ def _step_error(
 ) -> float:
     """One step of the rule against `apply` of a loaded clone, relative to how far each variable moved.
 
-    Args:
-        gradients: One for each variable, tensors or `tf.IndexedSlices`, in float64; the rule gets them dense.
-        dtype: Of the map: the clone starts from slots rounded to it, as the map's are.
+    Gradients are tensors or `tf.IndexedSlices`, in float64; the rule gets them dense. The clone's slots are rounded to
+    `dtype`, as the map's are.
     """
     given = list(optimizer._trainable_variables)
     names = len(given)
@@ -330,15 +327,16 @@ def _failure(result: UpdateVerification) -> str:
     if _ALLOWED_STEP <= result.lookup_error == result.step_error:
         why = (
             "Training gives the optimizer the gradient of an embedding row by row (tf.IndexedSlices), and Keras clips "
-            "and squares a row that a batch looks up twice as two rows; the map has their sum, as for any other weight. "
-            "Train with SGD without clipping, or with gradient accumulation, which sums first"
+            "and squares a row that a batch looks up twice as two rows; the map has their sum, as for any other "
+            "weight. Train with SGD without clipping, or with gradient accumulation, which sums first"
         )
     elif not result.step_error < _ALLOWED_STEP:
         why = (
             "The optimizer's update is not a function of its Keras variables and its configuration (an attribute "
-            "changed after construction, a get_config() that leaves something out, state elsewhere, or the .value of a "
-            "variable kept and read after an assignment to it, as ScheduleFreeAdamW of Keras does: TensorFlow then reads "
-            "the new value); rebuild it so that type(optimizer).from_config(optimizer.get_config()) takes the same step"
+            "changed after construction, a get_config() that leaves something out, state elsewhere, or the .value of "
+            "a variable kept and read after an assignment to it, as ScheduleFreeAdamW of Keras does: TensorFlow then "
+            "reads the new value); rebuild it so that type(optimizer).from_config(optimizer.get_config()) takes the "
+            "same step"
         )
     elif not result.jvp_relative_error < _ALLOWED_ROUNDING:
         why = "Products in float32 are far from those in float64; analyse in float64 (dtype='float64')"
