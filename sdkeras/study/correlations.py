@@ -221,9 +221,11 @@ def kendall_tau_b(first: FloatArray, second: FloatArray, counts: FloatArray | No
 
 def coefficient(value: float | None, interval: tuple[float, float] | None = None) -> str:
     """A coefficient between -1 and 1 as text, with its interval."""
-    if value is None:
+    if value is None or math.isnan(value):
         return ABSENT
-    return f"{value:+.2f}" + ("" if interval is None else f" [{interval[0]:+.2f}, {interval[1]:+.2f}]")
+    # Adding 0 leaves no -0.00.
+    first, *ends = (f"{round(each, 2) + 0.0:+.2f}" for each in (value, *(interval or ())))
+    return f"{first} [{', '.join(ends)}]" if ends else first
 
 
 def _row(

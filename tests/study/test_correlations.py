@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 
 from sdkeras.errors import SdkerasError
-from sdkeras.study.correlations import Correlations, Run, correlate, kendall_tau_b
+from sdkeras.study.correlations import Correlations, Run, coefficient, correlate, kendall_tau_b
 
 
 def table(values: list, gaps: list, **settings: list) -> list[Run]:
@@ -215,6 +215,12 @@ def test_csv_and_text_have_every_row() -> None:
     assert len(text) == 5
     assert f"{found.rows[0].tau_b:+.2f} [" in text[1]
     assert "6 (3 missing)" in text[3]
+
+
+def test_coefficients_as_text() -> None:
+    assert coefficient(-0.001) == "+0.00"
+    assert coefficient(0.126, (-0.5, 1.0)) == "+0.13 [-0.50, +1.00]"
+    assert coefficient(None) == coefficient(math.nan) == "-"
 
 
 def test_runs_that_cannot_be_grouped_are_refused() -> None:
