@@ -14,8 +14,8 @@ from sdkeras.linalg.probes import rademacher_probes
 
 # Entries of the random matrix made at a time.
 _BLOCK = 2**24
-# Pairs whose distances are compared: so many of each call, the last of all kept.
-_PAIRS_PER_CALL, _MOST_PAIRS = 12, 48
+# Pairs whose distances are compared: so many are drawn in each call (some twice), the last of all kept.
+_PAIRS_PER_CALL, _MOST_PAIRS = 36, 48
 
 
 @attrs.frozen
@@ -81,8 +81,9 @@ class Projection:
 
     def _compare(self, differences: NDArray[Any], made: NDArray[Any]) -> None:
         """Distances of some pairs of this call's points, the first of all among them, before and after."""
-        for _ in range(_PAIRS_PER_CALL):
-            i, j = self._generator.choice(len(made) + 1, 2, replace=False)
+        count = len(made) + 1
+        drawn = (self._generator.choice(count, 2, replace=False) for _ in range(_PAIRS_PER_CALL))
+        for i, j in sorted({(int(min(pair)), int(max(pair))) for pair in drawn}):
             length = _apart(differences, i, j)
             if length > 0:
                 self._ratios.append(_apart(made, i, j) / length)

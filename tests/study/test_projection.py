@@ -33,8 +33,15 @@ def test_distances_are_kept_within_the_bound() -> None:
     assert found.bound == pytest.approx(distortion_bound(50, 600))
     assert np.max(np.abs(ratios - 1)) < found.bound < 0.4
     assert abs(ratios.mean() - 1) < 0.05
-    assert found.num_pairs == 24
+    assert found.num_pairs == 48
     assert 0 < found.measured <= np.max(np.abs(np.sqrt(ratios) - 1)) + 1e-6
+
+
+def test_no_pair_counts_twice_in_a_call() -> None:
+    """Three points, the first of them the origin: the pairs of the other two with it and with each other."""
+    made = Projection(40, 20, seed=0)
+    made(np.random.default_rng(2).standard_normal((3, 40)))
+    assert made.distortion(3).num_pairs == 5  # the first point is met as itself and as the origin
 
 
 def test_the_bound_solves_its_equation_and_says_where_it_promises_nothing() -> None:
