@@ -383,24 +383,25 @@ def _parsed(text: str, where: str, written_by: tuple[str, str]) -> dict[str, Any
     return document
 
 
-def write_atomically(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a text file through a temporary file and a rename, so that no half-written file is left.
+def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Writes a file, text in UTF-8, through a temporary file and a rename, so that no half-written file is left.
 
     Raises:
         SdkerasError: The file cannot be written.
     """
     target = Path(path)
     try:
+        data = content.encode("utf-8") if isinstance(content, str) else content
         if is_stream(target):
-            with target.open("w", encoding="utf-8") as stream:
-                stream.write(text)
+            with target.open("wb") as stream:
+                stream.write(data)
             return
         target = target.resolve()  # what a link points to is written, not the link
         mode = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask()
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
             os.chmod(temporary, mode)
             os.replace(temporary, target)
         except BaseException:  # Ctrl-C as well must leave nothing behind
