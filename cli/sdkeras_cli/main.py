@@ -21,6 +21,7 @@ _COMMANDS = {
     "lyapunov": ("sdkeras_cli.lyapunov", "Lyapunov exponents along real training steps from a saved model on."),
     "demo": ("sdkeras_cli.demo", "Train a small net on real digits and analyse it."),
     "report": ("sdkeras_cli.report", "Show the report of a run.json again, or write its page."),
+    "track": ("sdkeras_cli.track", "Show a training over time, from the log that the callback wrote."),
     "plugins": ("sdkeras_cli.plugins", "Show the installed estimators, or check one."),
 }
 
