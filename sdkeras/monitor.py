@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 import sdkeras
@@ -20,7 +18,9 @@ from sdkeras.estimators import configured, estimate, estimator_of_largest, estim
 from sdkeras.linalg.probes import warm_start
 from sdkeras.operators.base import Array, DiagonallyScaledOperator, SymmetricOperator
 from sdkeras.operators.hessian import HessianOperator
+from sdkeras.operators.update import steps_taken
 from sdkeras.options import Options, check_options
+from sdkeras.provenance import utc_now
 from sdkeras.records import Eigenpairs, Spectrum, TraceEstimate
 from sdkeras.reporting.run_log import Header, Measurement, Reading
 from sdkeras.resources import resources
@@ -34,7 +34,9 @@ DEFAULT_TOLERANCE = 0.2
 _EIGEN_TOLERANCE = 1e-2
 _TRACE_PROBES = 16
 _RUNS = 8
-# At most three times what the least number of runs takes at 40 steps.
+# To begin with; where the nested check asks for more, later measurements begin with those.
+_STEPS = 20
+# Three times what the least number of runs takes at 40 steps.
 _MOST_PRODUCTS = 1000
 # Cautions that every measurement would repeat: its intervals say the same.
 _USUAL = ("interval-scope", "wide-interval")
@@ -92,6 +94,7 @@ class Monitor:
         self.resources = resources(loss.size, loss.dtype.itemsize, memory_gb=None, workers=None)
         self.hessian = HessianOperator(loss, workers=self.resources.workers)
         self._vectors: dict[str, Array] = {}
+        self._num_steps = _STEPS
 
     def header(self) -> Header:
         """What a log says of this monitor."""
@@ -153,9 +156,9 @@ class Monitor:
             values["hessian_trace"] = Reading(trace.value, bool(close), stderr=trace.stderr)
         return Measurement(
             source=source,
-            step=steps_taken(self.subject.compiled_as),
+            step=steps_taken(self.subject.compiled_as.optimizer),
             epoch=epoch,
-            time=now(),
+            time=utc_now(),
             seconds=time.perf_counter() - started,
             num_hvps=self.hessian.num_products - before,
             learning_rate=None if subject is None else subject.rate,
@@ -209,10 +212,11 @@ class Monitor:
             run,
             subject.context(hessian, "slq"),
             AdaptiveSettings(tolerance=subject.options.tolerance, min_runs=_RUNS, max_hvps=_MOST_PRODUCTS),
-            num_steps=cls().num_steps,
+            num_steps=self._num_steps,
         )
         if outcome.interrupted:
             raise KeyboardInterrupt
+        self._num_steps = outcome.sharpness_dimension.num_steps or self._num_steps
         return outcome
 
 
@@ -238,9 +242,9 @@ def failed_measurement(
     """NaN for every measure, and why."""
     return Measurement(
         source="fit",
-        step=steps_taken(model),
+        step=steps_taken(model.optimizer),
         epoch=epoch,
-        time=now(),
+        time=utc_now(),
         seconds=0.0,
         num_hvps=0,
         learning_rate=None,
@@ -252,13 +256,3 @@ def failed_measurement(
         metrics=dict(metrics),
         notes=(f"the measurement failed: {reason}",),
     )
-
-
-def steps_taken(model: Any) -> int:
-    """Updates of the weights so far, by the optimizer under a loss-scaling wrapper."""
-    optimizer = getattr(model, "optimizer", None)
-    return 0 if optimizer is None else int(np.asarray(getattr(optimizer, "inner_optimizer", optimizer).iterations))
-
-
-def now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

@@ -23,9 +23,9 @@ from sdkeras.monitor import (
     Monitor,
     check_measures,
     failed_measurement,
-    steps_taken,
 )
 from sdkeras.operators import batches
+from sdkeras.operators.update import steps_taken
 from sdkeras.options import Options, check_options
 from sdkeras.reporting import run_log
 from sdkeras.reporting.run_log import Header, Measurement
@@ -39,11 +39,10 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
     """Measures during `fit` and writes the numbers into the logs of every epoch.
 
     `sharpness`: largest eigenvalue of the data-set Hessian. `sharpness_ratio`: the optimizer's own sharpness over its
-    stability threshold, 1 is the edge. `rds_sharpness`, `sharpness_dimension`, `sharpness_codimension`: lambda_1, SD
-    and d - SD of the optimizer's step. `hessian_trace`. `sharpness_age`: epochs since the measurement. History, the
-    progress line and all callbacks after this one see them: CSVLogger, TensorBoard,
-    ModelCheckpoint(monitor="sharpness"), EarlyStopping(monitor="sharpness_ratio", mode="min") (the direction must be
-    said).
+    stability threshold, 1 is the edge (NaN where none is known). `rds_sharpness`, `sharpness_dimension`,
+    `sharpness_codimension`: lambda_1, SD and d - SD of the optimizer's step. `hessian_trace`. `sharpness_age`: epochs
+    since the measurement. History, the progress line and all callbacks after this one see them: CSVLogger,
+    TensorBoard, ModelCheckpoint, EarlyStopping(monitor="sharpness_ratio", mode="min") (the direction must be said).
 
     The first epoch is measured. A later one is skipped while the time of all measurements, compilation included, and
     of the next would exceed `max_overhead` times that of training; it repeats the last numbers. One that fails gives
@@ -91,7 +90,6 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         check_options(Options(batch_size=batch_size, samples=samples, tolerance=tolerance, seed=seed))
         if not hasattr(data, "element_spec") and not isinstance(data, keras.utils.PyDataset):
             batches.as_source(data, batch_size=batch_size, default_batch_size=None, limit=samples)
-        self.every = every
         self.measures = check_measures(measures)
         self._make = functools.partial(
             Monitor,
@@ -113,11 +111,12 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         self._epochs = 0
         self._steps = 0
         self._said: set[str] = set()
-        if every != "epoch":
+        self._interval = None if isinstance(every, str) else every
+        if self._interval is not None:
             self.on_train_batch_end = self._after_batch
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self._steps = steps_taken(self.model)
+        self._steps = steps_taken(self.model.optimizer)
         self.spacing.resume()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
@@ -128,7 +127,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._epochs = epoch + 1
-        if not self._is_of_this_model() or (self.every == "epoch" and self._may_measure()):
+        if not self._is_of_this_model() or (self._interval is None and self._may_measure()):
             self._measure(logs or {})
         self._age = 0 if self._fresh else self._age + 1
         self._fresh = False
@@ -138,9 +137,9 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
 
     def _after_batch(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Counts by the optimizer: a call is not a step where steps_per_execution or accumulation say otherwise."""
-        before, self._steps = self._steps, steps_taken(self.model)
-        assert isinstance(self.every, int)
-        if self._steps // self.every > before // self.every and (not self._is_of_this_model() or self._may_measure()):
+        before, self._steps = self._steps, steps_taken(self.model.optimizer)
+        due = self._interval is not None and self._steps // self._interval > before // self._interval
+        if due and (not self._is_of_this_model() or self._may_measure()):
             self._measure(logs or {})
 
     def _is_of_this_model(self) -> bool:

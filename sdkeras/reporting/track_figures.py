@@ -30,7 +30,11 @@ def edge_over_time(measured: Sequence[Measurement]) -> Figure | None:
     if not known.any():
         return None
     steps = _steps(measured)
-    what = "sharpness" if all(found.operator == "H" for found in measured if found.operator) else "its own sharpness"
+    what = (
+        "sharpness"
+        if all(found.operator == "H" for found in measured if found.operator)
+        else "preconditioned sharpness"
+    )
     values = np.concatenate([sharpness[known], thresholds[known]])
     positive = bool(np.all(values > 0))
     logarithmic = positive and float(values.max()) > _FAR * float(values.min())
@@ -53,7 +57,7 @@ def edge_over_time(measured: Sequence[Measurement]) -> Figure | None:
     return Figure(
         "Sharpness against the threshold",
         _svg("edge", "Sharpness and stability threshold over the steps", draw),
-        f"The solid line is the optimizer's {what}, the dashed one the threshold at its learning rate then. Full-batch "
+        f"The solid line is the {what}, the dashed one the optimizer's threshold at its learning rate then. Full-batch "
         "training often climbs to the threshold and stays there: the edge of stability.",
     )
 

@@ -11,7 +11,8 @@ import tensorflow as tf
 
 from sdkeras.callbacks import SharpnessDimension, sharpness_dimension
 from sdkeras.errors import DataError, ModelError, SdkerasError
-from sdkeras.monitor import MEASURES, now, steps_taken
+from sdkeras.monitor import MEASURES
+from sdkeras.operators.update import steps_taken
 from sdkeras.reporting.run_log import Header, Measurement, Reading, read_run_log
 from small_nets import X, Y, net
 
@@ -51,7 +52,7 @@ class StandIn:
         if self.count in self.error:
             raise self.error[self.count]
         values = {name: Reading(self.scale * self.count, True) for name in self.measures}
-        place = {"source": "fit", "step": steps_taken(self.model), "epoch": epoch, "time": now()}
+        place = {"source": "fit", "step": steps_taken(self.model.optimizer), "epoch": epoch, "time": "now"}
         numbers = {"seconds": 0.0, "num_hvps": 1, "learning_rate": 0.1, "threshold": 20.0}
         return Measurement(
             **place, **numbers, operator="H", map="sgd", state_size=51, values=values, metrics=dict(metrics)
