@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 import sdkeras
@@ -34,8 +35,9 @@ DEFAULT_TOLERANCE = 0.2
 _EIGEN_TOLERANCE = 1e-2
 _TRACE_PROBES = 16
 _RUNS = 8
-# To begin with; where the nested check asks for more, later measurements begin with those.
-_STEPS = 20
+# To begin with; where the nested check asks for more, later measurements begin with those. It says nothing where SD is
+# 0 or d, which too few steps also make of many neutral directions: then the runs take the usual number at least.
+_STEPS, _USUAL_STEPS = 20, 40
 # Three times what the least number of runs takes at 40 steps.
 _MOST_PRODUCTS = 1000
 # Cautions that every measurement would repeat: its intervals say the same.
@@ -93,6 +95,8 @@ class Monitor:
         loss = self.subject.loss
         self.resources = resources(loss.size, loss.dtype.itemsize, memory_gb=None, workers=None)
         self.hessian = HessianOperator(loss, workers=self.resources.workers)
+        if "hessian_trace" in self.measures:  # compiled here, so that the first measurement takes as long as the others
+            self.hessian.on_batch(loss.batches[0]).rows(np.zeros((2, loss.size), loss.dtype))
         self._vectors: dict[str, Array] = {}
         self._num_steps = _STEPS
 
@@ -148,7 +152,8 @@ class Monitor:
             if subject is not None:
                 outcome = self._dimension(subject, hessian)
                 notes += [each.message for each in (*subject.warnings, *outcome.warnings) if each.code not in _USUAL]
-            values |= {name: value for name, value in _readings(outcome).items() if name in self.measures}
+            known = _readings(outcome, self.subject.options.tolerance)
+            values |= {name: value for name, value in known.items() if name in self.measures}
         if "hessian_trace" in self.measures:
             estimator = estimator_of_trace("randomized-trace", {"num_probes": _TRACE_PROBES})
             trace: TraceEstimate = estimate(estimator, hessian, self.subject.options.seed)
@@ -208,27 +213,34 @@ class Monitor:
             spectrum: Spectrum = estimate(one, subject.on_minibatch(hessian, index), seed_of_run(seed, index))
             return spectrum
 
-        outcome = estimate_sharpness_dimension(
-            run,
-            subject.context(hessian, "slq"),
-            AdaptiveSettings(tolerance=subject.options.tolerance, min_runs=_RUNS, max_hvps=_MOST_PRODUCTS),
-            num_steps=self._num_steps,
-        )
-        if outcome.interrupted:
-            raise KeyboardInterrupt
-        self._num_steps = outcome.sharpness_dimension.num_steps or self._num_steps
-        return outcome
+        while True:
+            outcome = estimate_sharpness_dimension(
+                run,
+                subject.context(hessian, "slq"),
+                AdaptiveSettings(tolerance=subject.options.tolerance, min_runs=_RUNS, max_hvps=_MOST_PRODUCTS),
+                num_steps=self._num_steps,
+            )
+            if outcome.interrupted:
+                raise KeyboardInterrupt
+            found = outcome.sharpness_dimension
+            self._num_steps = found.num_steps or self._num_steps
+            few = self._num_steps < min(_USUAL_STEPS, hessian.size)
+            if found.threshold_exponent is not None or not few:
+                return outcome
+            self._num_steps = _USUAL_STEPS
 
 
 _UNKNOWN = Reading(float("nan"), False)
 
 
-def _readings(outcome: Outcome | None) -> dict[str, Reading]:
+def _readings(outcome: Outcome | None, tolerance: float) -> dict[str, Reading]:
     """The leading exponent, SD and the codimension."""
     if outcome is None:
         return dict.fromkeys(DIMENSION, _UNKNOWN)
     found = outcome.sharpness_dimension
     converged = "budget-ended" not in {warning.code for warning in outcome.warnings}
+    if found.threshold_exponent is None and found.interval is not None:  # at 0 or d the runs end whatever the interval
+        converged = found.interval[1] - found.interval[0] <= 2 * tolerance * max(found.codimension, 1.0)
     return {
         "rds_sharpness": Reading(float(outcome.rds_sharpness.leading[0]), converged),
         "sharpness_dimension": Reading(found.value, converged, interval=found.interval),

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import sdkeras
+from sdkeras.datasets import load_digits
 from sdkeras.monitor import MEASURES, Monitor, check_measures
 from sdkeras.options import Options
 from sdkeras.subject import Subject
@@ -51,6 +52,40 @@ def test_nothing_is_traced_after_the_first_measurement_and_the_numbers_move(moni
     assert after.threshold == 2 * 1.5 / 0.25
     assert after.value("sharpness_ratio") == after.value("sharpness") / after.threshold
     assert after.value("sharpness_dimension") + after.value("sharpness_codimension") == pytest.approx(2 * 57)
+
+
+def test_linear_regression_has_its_closed_form() -> None:
+    """H = 2/N X'X whatever the weights; one minibatch of all the data, so that the exponents are exact."""
+    target = X @ np.arange(1.0, 6.0, dtype="float32")
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(1, use_bias=False)])
+    model.compile(keras.optimizers.SGD(0.25), "mse")
+    alphas = np.linalg.eigvalsh(2 / len(X) * X.T.astype(np.float64) @ X)
+    monitor = Monitor(model, (X, target), batch_size=len(X))
+    for _ in range(2):
+        found = monitor.measure()
+        assert found.value("sharpness") == pytest.approx(alphas[-1], rel=1e-5)
+        assert found.value("sharpness_ratio") == pytest.approx(alphas[-1] * 0.25 / 2, rel=1e-5)
+        z = np.log(np.abs(1 - 0.25 * alphas))
+        assert np.sort(z)[-2] <= found.value("rds_sharpness") <= z.max() + 1e-6  # quadrature blurs neighbours
+        assert found.value("sharpness_dimension") == sdkeras.sharpness_dimension(z) == 0.0
+        trace = found.values["hessian_trace"]
+        assert abs(trace.value - alphas.sum()) < 5 * trace.stderr
+        model.fit(X, target, batch_size=len(X), epochs=3, verbose=0)
+
+
+def test_many_neutral_directions_are_not_called_none() -> None:
+    """Constant pixels and softmax leave 117 exact zeros of 650; 20 steps alone call all contracting, and are certain."""
+    x, y = load_digits()
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((8, 8)), keras.layers.Flatten(), keras.layers.Dense(10)])
+    model.compile(keras.optimizers.SGD(0.5), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(x, y, batch_size=64, verbose=0)
+    found = Monitor(model, (x, y), measures=("sharpness_dimension",), batch_size=64).measure()
+    reading = found.values["sharpness_dimension"]
+    assert reading.interval[0] == reading.value == 0.0
+    assert reading.interval[1] > 161  # the definition's value, from exact spectra of 24 minibatches
+    assert not reading.converged
+    assert any("neutral directions" in note for note in found.notes)
 
 
 def test_the_same_weights_give_the_same_numbers_up_to_the_start_of_lanczos(monitored) -> None:
