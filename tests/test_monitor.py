@@ -74,7 +74,7 @@ def test_linear_regression_has_its_closed_form() -> None:
 
 
 def test_many_neutral_directions_are_not_called_none() -> None:
-    """Constant pixels and softmax leave 117 exact zeros of 650; 20 steps alone call all contracting, and are certain."""
+    """Constant pixels and softmax leave 117 exact zeros of 650; 20 steps alone are certain that all contract."""
     x, y = load_digits()
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((8, 8)), keras.layers.Flatten(), keras.layers.Dense(10)])

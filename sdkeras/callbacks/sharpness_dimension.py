@@ -161,9 +161,9 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
 
     def _measure(self, logs: Mapping[str, Any]) -> None:
         spent = self.spacing.spent
-        metrics = {name: float(value) for name, value in logs.items() if np.ndim(value) == 0}
+        metrics = {name: float(value) for name, value in logs.items() if isinstance(value, (int, float, np.number))}
         if not self._is_of_this_model():
-            self._monitor, self._watched = None, _identity(self.model)
+            self._monitor = None
         try:
             with same_randomness():
                 if self._monitor is None:
@@ -173,8 +173,10 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
                 with self.spacing.spending():
                     found = self._monitor.measure(epoch=self._epochs, metrics=metrics)
         except Exception as error:  # whatever a layer, TensorFlow or a lack of memory raises: training goes on
-            self._say_once(str(error), f"a measurement failed, its numbers are NaN: {last_line(error)}")
-            found = failed_measurement(self.model, self.measures, self._epochs, metrics, last_line(error))
+            reason = last_line(error)
+            self._say_once(reason, f"a measurement failed, its numbers are NaN: {reason}")
+            found = failed_measurement(self.model, self.measures, self._epochs, metrics, reason)
+        self._watched = _identity(self.model)
         found = attrs.evolve(found, seconds=self.spacing.spent - spent)
         self.measurements.append(found)
         self._latest = {key: reading.value for key, reading in found.values.items()}
@@ -198,7 +200,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
 
 def _identity(model: Any) -> tuple[Any, ...]:
     """What a monitor rests on: another optimizer, loss or set of variables needs another one."""
-    return (model, model.optimizer, model._compile_loss, *model.trainable_variables)
+    return (model, model.optimizer, getattr(model, "_compile_loss", None), *model.trainable_variables)
 
 
 def _made(folder: str | os.PathLike[str]) -> Path:

@@ -161,6 +161,8 @@ def read_run_log(path: str | os.PathLike[str]) -> RunLog:
             break
         else:
             measurements.append(from_plain(document, Measurement, where))
+    if lines == [b""]:
+        raise SdkerasError(f"{place} is empty: nothing has been measured yet; look again after the first epoch.")
     if header is None:
         raise SdkerasError(f"{place} does not begin with the header of a log; give one written by {_WRITTEN_BY}.")
     return RunLog(header, tuple(measurements), tuple(notes))

@@ -189,6 +189,19 @@ def test_ctrl_c_in_a_measurement_goes_through(stand_in) -> None:
     assert fit(callback, epochs=1)["sharpness"] == [1.0]  # another model, another monitor
 
 
+def test_ctrl_c_while_compiling_leaves_the_model_to_be_measured(stand_in, monkeypatch: pytest.MonkeyPatch) -> None:
+    callback, model = watch(max_overhead=1e-9), net(keras.optimizers.SGD(0.1))
+
+    def interrupted(self, *given: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stand_in, "__init__", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fit(callback, model=model)
+    assert fit(callback, model=model)["sharpness_age"] == [0, 1, 2]
+
+
 def test_a_model_compiled_anew_gets_functions_of_its_own(stand_in) -> None:
     model, callback = net(keras.optimizers.SGD(0.1)), watch(max_overhead=1e-9)
     fit(callback, model=model)

@@ -92,7 +92,7 @@ def test_a_record_is_one_write_and_reaches_the_disk(tmp_path: Path, monkeypatch:
     ("text", "message"),
     [
         (None, "cannot be read: No such file or directory; give a folder with a sharpness.jsonl"),
-        ("", "does not begin with the header of a log"),
+        ("", "is empty: nothing has been measured yet"),
         ('{"step": 3}\n', "does not begin with the header of a log"),
         ("[1, 2]\n", "does not begin with the header of a log"),
         ('{"schema_version": 2}\n', "line 1 has schema version 2, this sdkeras reads up to 1; update sdkeras"),
