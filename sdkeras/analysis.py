@@ -11,7 +11,7 @@ import attrs
 import numpy as np
 
 from sdkeras import layerwise, lyapunov_run
-from sdkeras.dimension.adaptive import AdaptiveSettings, Context, Outcome, estimate_sharpness_dimension
+from sdkeras.dimension.adaptive import AdaptiveSettings, Outcome, estimate_sharpness_dimension
 from sdkeras.dimension.bounds import Facts, bounds, check_inputs
 from sdkeras.dimension.records import Bound, EdgeOfStability, SharpnessDimension, Warning
 from sdkeras.edge import batch_sharpness, edge_of_stability
@@ -22,6 +22,7 @@ from sdkeras.estimators import (
     estimator_of_extremes,
     estimator_of_spectrum,
     estimator_of_trace,
+    seed_of_run,
     settings_of,
 )
 from sdkeras.findings import findings
@@ -355,11 +356,10 @@ class _Analysis:
             one = estimator if steps is None else attrs.evolve(estimator, num_steps=steps)
             if can_skip and steps is not None and not self.resources.fits(steps):
                 one = attrs.evolve(one, reorthogonalize=False)
-            seed = int(np.random.SeedSequence([options.seed, index]).generate_state(1)[0])
             source = self.subject.on_minibatch(hessian, index)
             if block is not None:
                 source = RestrictedOperator(source, block)
-            spectrum: Spectrum = estimate(one, source, seed)
+            spectrum: Spectrum = estimate(one, source, seed_of_run(options.seed, index))
             return spectrum
 
         if can_skip and num_steps is not None and not self.resources.fits(num_steps):
@@ -378,15 +378,7 @@ class _Analysis:
             deadline=None if options.time_limit is None else self.started + options.time_limit,
             group=workers,
         )
-        context = Context(
-            size=size,
-            exponents=self.subject.exponents,
-            unstable_above=self.subject.unstable_above(),
-            ignored_decay=self.subject.ignored_decay,
-            product_error=hessian.verification.hvp_relative_error,
-            estimator=name,
-            settings=recorded,
-        )
+        context = attrs.evolve(self.subject.context(hessian, name, size), settings=recorded)
 
         def report(step: Progress) -> None:
             if self.progress is not None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
+import numpy as np
 
 from sdkeras import registry
 from sdkeras.dimension.exponents import ExponentMap
@@ -19,6 +20,9 @@ _DEFAULT_SPECTRUM = "slq"
 _EIGEN_STEPS = 100
 # Fewer Lanczos steps than this do not resolve the ends of a spectrum; power iteration takes over.
 _FEWEST_EIGEN_STEPS = 16
+# Of a warm start: the old eigenvector takes one dimension of the Krylov space, the random part must find a new outlier
+# with the rest; after 10 steps it sees one 1.5 times the bulk's end.
+_FEWEST_WARM_STEPS = 10
 
 
 @attrs.frozen
@@ -110,6 +114,29 @@ def settings_of(estimator: Any) -> dict[str, Any]:
     values = attrs.asdict(estimator, recurse=False)
     plain = (bool, int, float, str, type(None))
     return {name: value if isinstance(value, plain) else reprlib.repr(value) for name, value in values.items()}
+
+
+def estimator_of_largest(start: Array | None, *, tolerance: float, most_steps: int) -> Any:
+    """The eigenpairs estimator for the upper end alone, from a warm start where there is one."""
+    if most_steps < _FEWEST_EIGEN_STEPS:
+        # No warm start: power iteration would stay at the old eigenvector until a larger one had outgrown it.
+        return registry.get_estimator("eigenpairs", "power-iteration")(
+            which="largest", num_steps=50, tolerance=tolerance
+        )
+    return registry.get_estimator("eigenpairs", "lanczos")(
+        num_largest=1,
+        num_smallest=0,
+        num_steps=min(_EIGEN_STEPS, most_steps),
+        min_steps=0 if start is None else _FEWEST_WARM_STEPS,
+        tolerance=tolerance,
+        eigenvectors=True,
+        start=start,
+    )
+
+
+def seed_of_run(seed: int, index: int) -> int:
+    """The seed of run number `index`: the same whatever runs went before."""
+    return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
 
 
 def estimator_of_trace(name: str, settings: Mapping[str, Any]) -> Any:

@@ -16,6 +16,7 @@ import copy
 import logging
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -186,8 +187,16 @@ class Engine:
         return engine
 
     def _traced(self, graph: Any, *leading: Any) -> Any:
-        with exact_moments():
-            return tf.function(graph, jit_compile=False, autograph=False).get_concrete_function(*leading, *self._specs)
+        def trace() -> Any:
+            function = tf.function(graph, jit_compile=False, autograph=False)
+            with exact_moments():
+                return function.get_concrete_function(*leading, *self._specs)
+
+        if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+            return trace()
+        # Inside a strategy's scope Keras divides losses by the number of replicas; a scope ends at its thread.
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(trace).result()
 
     def _build_product(self, product_mode: str, batch: Any) -> None:
         if product_mode != "auto" and product_mode not in PRODUCT_MODES:

@@ -214,6 +214,7 @@ class LyapunovSummary:
 
 
 _Doc = TypeVar("_Doc", bound="Document")
+_Rec = TypeVar("_Rec")
 
 
 class Document:
@@ -425,6 +426,24 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def as_plain(record: Any) -> Any:
+    """A record as what strict JSON can hold: dicts, lists, texts and numbers, null for what is not finite."""
+    return _without_nan(_converter().unstructure(record))
+
+
+def from_plain(value: Any, cls: type[_Rec], where: str) -> _Rec:
+    """The record that `as_plain` has taken apart.
+
+    Raises:
+        SdkerasError: Something else; the message begins with `where`.
+    """
+    try:
+        record: _Rec = _converter().structure(value, cls)
+        return record
+    except Exception as error:  # cattrs groups whatever the fields raised
+        raise SdkerasError(f"{where}: {'; '.join(cattrs.transform_error(error)[:3])}.") from error
 
 
 @functools.cache

@@ -15,7 +15,7 @@ import scipy.stats
 from sdkeras.errors import SdkerasError
 from sdkeras.records import FloatArray
 from sdkeras.reporting.numbers import ABSENT
-from sdkeras.reporting.schema import SCHEMA_VERSION, _Document
+from sdkeras.reporting.schema import SCHEMA_VERSION, Document
 
 TARGETS = ("accuracy_gap", "loss_gap")
 _CONFIDENCE = 0.95
@@ -91,7 +91,7 @@ class MeasureCorrelation:
 
 
 @attrs.frozen(eq=False)
-class Correlations(_Document):
+class Correlations(Document):
     """Every measure with every gap.
 
     Attributes:
