@@ -140,7 +140,7 @@ class Subject:
                 "hessian-map",
                 f"{reason}; the map |1 - eta*alpha| of the Hessian was analysed, not the optimizer's own step.",
             )
-        return exponent_map("hessian", self.rate)
+        return exponent_map("hessian", self.rate)  # with the map full, never asked
 
     def _limits(self) -> stability.Thresholds | None:
         if self.optimizer is None:

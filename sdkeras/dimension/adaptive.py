@@ -15,7 +15,7 @@ import numpy as np
 import scipy.stats
 
 from sdkeras.dimension import cautions, pooling
-from sdkeras.dimension.exponents import ExponentMap, rds_sharpness
+from sdkeras.dimension.exponents import Exponents, rds_sharpness
 from sdkeras.dimension.records import FrozenLyapunov, RdsSharpness, SharpnessDimension, Warning
 from sdkeras.dimension.sharpness import Crossing, crossing
 from sdkeras.records import FloatArray, Progress, Spectrum
@@ -84,7 +84,8 @@ class Context:
 
     Attributes:
         size: Dimension n of the operator.
-        exponents: The map alpha -> z; the state has d = branches * n dimensions.
+        exponents: The map alpha -> z, or sigma -> z for singular values of the whole step, which are then what is
+            called eigenvalues here; the state has d = branches * n dimensions.
         unstable_above: The optimizer's own upper threshold for alpha, or None; splits E+.
         ignored_decay: Weight decay that the map leaves out.
         product_error: Relative error of a product.
@@ -92,7 +93,7 @@ class Context:
     """
 
     size: int
-    exponents: ExponentMap
+    exponents: Exponents
     unstable_above: float | None
     ignored_decay: float
     product_error: float
@@ -305,9 +306,9 @@ def summarise(runs: list[Spectrum], context: Context) -> Summary:
     (1 + z/|t*|)_+ over both exponents.
     """
     exponents, size = context.exponents, float(context.state_size)
-    excess = pooling.repeated_eigenvalues(runs, exponents.rate)
+    excess = pooling.repeated_eigenvalues(runs, exponents)
     correct = excess is None
-    atoms = [pooling.as_atoms(run, exponents.rate, correct) for run in runs]
+    atoms = [pooling.as_atoms(run, exponents, correct) for run in runs]
     z = [exponents(one.nodes) for one in atoms]
     masses = [exponents.spread(one.weights) for one in atoms]
     pooled_z, pooled_w = np.concatenate(z), np.concatenate(masses) / len(runs)
@@ -362,7 +363,7 @@ def _phi(weights: FloatArray, z: FloatArray, tau: float) -> float:
     return float(weights @ np.maximum(0.0, 1.0 + tau * z))
 
 
-def _moved(atoms: list[pooling.Atoms], exponents: ExponentMap, tau: float) -> float:
+def _moved(atoms: list[pooling.Atoms], exponents: Exponents, tau: float) -> float:
     """Mean over runs of sum w |phi(alpha) - phi(0)|."""
 
     def phi(alpha: FloatArray) -> FloatArray:

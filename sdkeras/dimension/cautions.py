@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sdkeras.dimension.exponents import ExponentMap
+from sdkeras.dimension.exponents import FULL, Exponents
 from sdkeras.dimension.records import SharpnessDimension, Warning
 
 # A neutral exponent is known to the rounding of ln(|1 - x|) at x ~ 0.
@@ -14,7 +14,7 @@ _SIGNIFICANT = 3.0
 def cautions(
     estimate: SharpnessDimension,
     *,
-    exponents: ExponentMap,
+    exponents: Exponents,
     product_error: float,
     ignored_decay: float,
     largest: float,
@@ -111,10 +111,11 @@ def cautions(
             "step or two before it contracts: lambda_1 > 0 here is no instability (see the frozen Lyapunov exponents).",
         )
     if guard is not None:
+        what = "singular values" if exponents.name == FULL else "eigenvalues"
         note(
             "mass-correction-off",
-            f"converged Ritz values carry more mass than simple eigenvalues would ({guard:.1f} standard "
-            "deviations): there are repeated eigenvalues, so raw quadrature weights were used.",
+            f"converged Ritz values carry more mass than simple {what} would ({guard:.1f} standard deviations): there "
+            f"are repeated {what}, so raw quadrature weights were used.",
         )
     elif not correctable:
         note(

@@ -1,0 +1,79 @@
+"""The whole Jacobian of the optimizer's real step, for any optimizer: what an analysis with the map 'full' is of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from sdkeras.dimension.exponents import SingularValueMap
+from sdkeras.dimension.records import Warning
+from sdkeras.operators.base import LinearMap
+from sdkeras.operators.coordinates import ConjugatedMap, training_coordinates
+from sdkeras.operators.update_map import UpdateMap
+from sdkeras.records import FloatArray, SingularValues, Spectrum
+
+OPERATOR = "singular values of J"
+
+
+class FullMap:
+    """A step's Jacobian J on weights and slots, in coordinates that its name tells.
+
+    Attributes:
+        step: The step.
+        coordinates: C of C J C^-1.
+        exponents: The map sigma -> ln sigma.
+    """
+
+    def __init__(self, step: UpdateMap) -> None:
+        self.step = step
+        self.coordinates = training_coordinates(step)
+        self.exponents = SingularValueMap(self.coordinates.name)
+
+    @property
+    def size(self) -> int:
+        return self.step.size
+
+    @property
+    def product_error(self) -> float:
+        """Relative error of a product."""
+        return self.step.verification.jvp_relative_error
+
+    def on_minibatch(self, index: int) -> LinearMap:
+        """C J C^-1 of training's update number `index`, from the state as it is."""
+        return ConjugatedMap(self.step.on_minibatch(index), self.coordinates)
+
+    def warnings(self, nodes: FloatArray) -> Iterator[Warning]:
+        """What the reader must know, given the singular values that were found."""
+        slots = self.size - self.step.num_weights
+        units = (
+            f"mix units, those of {self.step.num_weights:,} weights and of {slots:,} entries of the optimizer's slots, "
+            f"and depend on how these are scaled; here: {self.coordinates.name}"
+            if slots
+            else "are of the weights as they are: the optimizer has no slots"
+        )
+        yield Warning(
+            "full-map",
+            f"singular values of one whole step {units}. sigma_1 = {float(np.max(nodes)):.3g}. Compare them, and SD, "
+            "with values in the same coordinates only; D_s along training (--lyapunov) does not depend on them.",
+        )
+        yield from (Warning(code, words) for code, words in self.step.notes)
+        if not self.step.verification.passed:
+            yield Warning(
+                "unverified-step",
+                "the training step's map FAILED its verification and was used all the same: its singular values "
+                "cannot be trusted.",
+            )
+
+
+def as_spectrum(found: SingularValues) -> Spectrum:
+    """The same rule with nodes sigma, ascending."""
+    return Spectrum(
+        nodes=np.exp(found.log_values)[::-1],
+        weights=found.weights[::-1],
+        num_matvecs=found.num_matvecs,
+        seed=found.seed,
+        residuals=None if found.residuals is None else found.residuals[::-1],
+        nested=None if found.nested is None else as_spectrum(found.nested),
+        exact=found.exact,
+    )
