@@ -8,6 +8,7 @@ import numpy as np
 
 from sdkeras.dimension.exponents import SingularValueMap
 from sdkeras.dimension.records import Warning
+from sdkeras.operators import update
 from sdkeras.operators.base import LinearMap
 from sdkeras.operators.coordinates import ConjugatedMap, training_coordinates
 from sdkeras.operators.update_map import UpdateMap
@@ -57,6 +58,12 @@ class FullMap:
             f"singular values of one whole step {units}. sigma_1 = {float(np.max(nodes)):.3g}. Compare them, and SD, "
             "with values in the same coordinates only; D_s along training (--lyapunov) does not depend on them.",
         )
+        used = update.read_settings(self.step.optimizer)
+        if slots and used is not None and not used.iterations:
+            yield Warning(
+                "initial-slots",
+                f"the optimizer {used.name} has taken no step; the slots are those that training starts with.",
+            )
         yield from (Warning(code, words) for code, words in self.step.notes)
         if not self.step.verification.passed:
             yield Warning(
