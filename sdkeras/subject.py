@@ -99,11 +99,7 @@ class Subject:
         return self.limits.upper if self.limits is not None and same else None
 
     def on_minibatch(self, hessian: HessianOperator, index: int) -> SymmetricOperator:
-        """The operator whose eigenvalues the map takes: a minibatch's Hessian, or P^-1/2 H P^-1/2, and W where it is.
-
-        Only the Hessian itself has a `reduced` form: after scaling, directions that the first kernel does not feel are
-        no longer orthogonal to those it feels.
-        """
+        """The operator whose eigenvalues the map takes: a minibatch's H or P^-1/2 H P^-1/2, plus W where it is."""
         view: SymmetricOperator = hessian.on_minibatch(index)
         if self.scaling is not None and self.exponents.preconditioned:
             view = DiagonallyScaledOperator(view, self.scaling)

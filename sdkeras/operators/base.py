@@ -48,11 +48,14 @@ class Reduction:
         operator: A restricted to an invariant subspace.
         eigenvalue: The one eigenvalue on the orthogonal complement.
         multiplicity: Dimension of that complement; operator.size + multiplicity = size of A.
+        scaled: For a diagonal D, shape [n], an operator of the smaller size that has, beside `multiplicity` zeros, the
+            eigenvalues of D A D if `eigenvalue` is 0; or None where it is not known.
     """
 
     operator: SymmetricOperator
     eigenvalue: float
     multiplicity: int
+    scaled: Callable[[Array], SymmetricOperator] | None = None
 
 
 class LinearMap(Protocol):
@@ -146,6 +149,13 @@ class DiagonallyScaledOperator(SymmetricOperator):
         scaled = self.diagonal[:, None] * matrix
         product: Array = self.diagonal[:, None] * np.asarray(self.operator.matmat(scaled))
         return product
+
+    def reduced(self) -> Reduction | None:
+        """As many zeros as A has, and the other eigenvalues in an operator of the smaller size."""
+        found = self.operator.reduced()
+        if found is None or found.scaled is None or found.eigenvalue != 0:
+            return None
+        return Reduction(found.scaled(self.diagonal), 0.0, found.multiplicity)
 
 
 class DiagonallyShiftedOperator(SymmetricOperator):
