@@ -263,7 +263,7 @@ class _Analysis:
             found.outcomes.append(outcome)
             if len(found.outcomes) == 1:
                 if self.full is not None:
-                    self.warnings += self.full.warnings(outcome.nodes)
+                    self.warnings += self.full.warnings(outcome)
                 found.bounds = self._bounds(outcome)
             if outcome.interrupted:
                 raise KeyboardInterrupt

@@ -6,15 +6,19 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from sdkeras.dimension.adaptive import Outcome
 from sdkeras.dimension.exponents import SingularValueMap
 from sdkeras.dimension.records import Warning
+from sdkeras.linalg.lanczos import BREAKDOWN
 from sdkeras.operators import update
 from sdkeras.operators.base import LinearMap
 from sdkeras.operators.coordinates import ConjugatedMap, training_coordinates
 from sdkeras.operators.update_map import UpdateMap
-from sdkeras.records import FloatArray, SingularValues, Spectrum
+from sdkeras.records import SingularValues, Spectrum
 
 OPERATOR = "singular values of J"
+# Share of t* that rounding may blur an exponent by before it is told of.
+_COARSE = 0.1
 
 
 class FullMap:
@@ -44,8 +48,9 @@ class FullMap:
         """C J C^-1 of training's update number `index`, from the state as it is."""
         return ConjugatedMap(self.step.on_minibatch(index), self.coordinates)
 
-    def warnings(self, nodes: FloatArray) -> Iterator[Warning]:
-        """What the reader must know, given the singular values that were found."""
+    def warnings(self, found: Outcome) -> Iterator[Warning]:
+        """What the reader must know, given what was found."""
+        largest, threshold = float(np.max(found.nodes)), found.sharpness_dimension.threshold_exponent
         slots = self.size - self.step.num_weights
         units = (
             f"mix units, those of {self.step.num_weights:,} weights and of {slots:,} entries of the optimizer's slots, "
@@ -55,9 +60,17 @@ class FullMap:
         )
         yield Warning(
             "full-map",
-            f"singular values of one whole step {units}. sigma_1 = {float(np.max(nodes)):.3g}. Compare them, and SD, "
+            f"singular values of one whole step {units}. sigma_1 = {largest:.3g}. Compare them, and SD, "
             "with values in the same coordinates only; D_s along training (--lyapunov) does not depend on them.",
         )
+        resolved = BREAKDOWN * float(np.finfo(self.step.dtype).eps) * largest
+        if threshold is not None and resolved > _COARSE * abs(threshold):
+            yield Warning(
+                "unresolved",
+                f"beside sigma_1 = {largest:.3g} singular values are told apart to about {resolved:.1g} in "
+                f"{self.step.dtype.name}, and exponents near 0 decide at t* = {threshold:.2g}"
+                + ("; analyse in float64 (--dtype float64)." if self.step.dtype == np.float32 else "."),
+            )
         used = update.read_settings(self.step.optimizer)
         if slots and used is not None and not used.iterations:
             yield Warning(

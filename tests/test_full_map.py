@@ -1,6 +1,7 @@
 """SD of the whole step against finite differences of `train_on_batch`, and against the maps it must agree with."""
 
 import re
+from types import SimpleNamespace
 
 import attrs
 import keras
@@ -163,6 +164,18 @@ def test_updates_by_signs_are_told_of() -> None:
     assert "J holds no curvature" in notes["degenerate"]
     # J is diag(1, beta_2) up to a coupling scaled to 1e-6: every direction of the weights is neutral.
     assert run.sharpness_dimension.value == pytest.approx(12, abs=1e-3)
+
+
+def test_a_large_singular_value_that_hides_the_rest_in_float32_is_told_of() -> None:
+    model = trained(optimizers.Adam(RATE))
+    estimate = SimpleNamespace(threshold_exponent=-0.01)
+    for dtype, largest, told in (("float32", 1e4, True), ("float32", 10.0, False), ("float64", 1e4, False)):
+        loss = sdkeras.EmpiricalLoss(model, BATCH, batch_size=8, dtype=dtype)
+        full = full_map.FullMap(sdkeras.UpdateMap(loss, model.optimizer))
+        found = SimpleNamespace(nodes=np.array([0.9, largest]), sharpness_dimension=estimate)
+        notes = {note.code: note.message for note in full.warnings(found)}
+        assert ("unresolved" in notes) == told
+        assert not told or "told apart to about 0.04 in float32" in notes["unresolved"]
 
 
 def test_what_the_map_is_not_for_is_refused() -> None:

@@ -24,7 +24,8 @@ class GolubKahan:
     2m - 1; each of the m steps takes a product with J and one with J'. All n steps give all singular values.
 
     The bidiagonal form keeps what J itself resolves, down to about eps * sigma_1 (1e-7 sigma_1 in float32), where
-    Lanczos on J'J would end at sqrt(eps) * sigma_1. Below that a value is rounding. The nodes are Ritz values of J'J,
+    Lanczos on J'J would end at sqrt(eps) * sigma_1. Below that a value is rounding, and values that differ by less than
+    30 eps sigma_1 count as one: work in float64 where sigma_1 is far above the rest. The nodes are Ritz values of J'J,
     which resolve the largest singular values first: many small ones of different size near 0 come out as few nodes
     among them, since J'J hardly tells 1e-3 from 1e-5. `nested` shows when a sum over nodes needs more steps. Values
     below 1e-12 count as 1e-12.

@@ -1,6 +1,5 @@
 """`sdkeras analyze --map full` on a real net, and what it answers to wrong use."""
 
-import re
 from pathlib import Path
 
 import keras
@@ -36,10 +35,7 @@ def test_a_net_of_adagrad(files: Path, tmp_path: Path, in_process) -> None:
     chosen = ("--set", "golub-kahan.num_steps=50", "--exact-minibatches", 4, "--max-hvps", 9000, "--tolerance", 0.4)
     code, text, error = in_process(*common, *chosen, "--json", out, "--html", page)
     assert code == 0, error
-    assert re.search(
-        r"full-map: singular values of one whole step mix units, those of 118 weights and of 118",
-        " ".join(text.split()),
-    )
+    assert "full-map: singular values of one whole step mix units, those of 118 weights" in " ".join(text.split())
     found = sdkeras.Analysis.load(out)
     exact, quadrature = found.estimates
     assert [exact.estimator, quadrature.estimator] == ["dense-svd", "golub-kahan"]
