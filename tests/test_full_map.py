@@ -25,9 +25,9 @@ Y = np.random.default_rng(1).integers(0, 2, 24)
 BATCH = (X[:8], Y[:8])
 
 
-def trained(optimizer: object, steps: int = 3) -> keras.Model:
+def trained(optimizer: object, steps: int = 3, dtype: str = "float64") -> keras.Model:
     keras.utils.set_random_seed(0)
-    with precision.default_precision("float64"):
+    with precision.default_precision(dtype):
         model = keras.Sequential([keras.Input((2,)), layers.Dense(2, "tanh"), layers.Dense(2)])
         model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         for _ in range(steps):
@@ -167,9 +167,9 @@ def test_updates_by_signs_are_told_of() -> None:
 
 
 def test_a_large_singular_value_that_hides_the_rest_in_float32_is_told_of() -> None:
-    model = trained(optimizers.Adam(RATE))
     estimate = SimpleNamespace(threshold_exponent=-0.01)
     for dtype, largest, told in (("float32", 1e4, True), ("float32", 10.0, False), ("float64", 1e4, False)):
+        model = trained(optimizers.Adam(RATE), dtype=dtype)
         loss = sdkeras.EmpiricalLoss(model, BATCH, batch_size=8, dtype=dtype)
         full = full_map.FullMap(sdkeras.UpdateMap(loss, model.optimizer))
         found = SimpleNamespace(nodes=np.array([0.9, largest]), sharpness_dimension=estimate)

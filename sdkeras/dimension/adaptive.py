@@ -134,7 +134,8 @@ def estimate_sharpness_dimension(
     Pooled SD = SD of the mixture of all runs' measures of exponents: one or two for each node, with the node's weight.
     With phi_r = sum_l w_rl (1 + z_rl/|t*|)_+ at the pooled t*, SD = mean of phi_r, and its interval is that of a mean
     of independent values. A run's coarser rule gives the same with 0.7 m steps: if the two differ by more than
-    max(tolerance/4, SE/2), m grows by half and the runs start again.
+    max(tolerance/4, SE/2), m grows by half and the runs start again. Where SD = d, the sum of all exponents takes the
+    place of phi: a coarse rule misses the smallest exponents, and SD might fall below d with them.
 
     Args:
         run: (i, num_steps) -> Spectrum of run i.
@@ -318,12 +319,17 @@ def summarise(runs: list[Spectrum], context: Context) -> Summary:
     total_half = _half_width(totals)
     total_interval = (where.total - total_half, where.total + total_half)
     difference, scale = None, size - where.value
+    nested = [one.nested for one in atoms if one.nested is not None]
     half: float | None
     interval: tuple[float, float] | None
     if where.threshold_exponent is None:
         if where.value > 0:  # saturated: the lower end is where the sum would cross if it were smaller
             low = crossing(pooled_z, pooled_w, offset=-total_half).value if math.isfinite(total_half) else 0.0
             interval = (min(low, size), size)
+            if len(nested) == len(atoms):  # how far below d SD would be, were the sum to change as much again
+                coarse_totals = [_total(exponents, *rule) for rule in nested]
+                change = abs(float(np.mean(totals - np.array(coarse_totals))))
+                difference = (where.value - crossing(pooled_z, pooled_w, offset=-change).value, 0.0)
         else:
             growth = _growth(z, masses)
             interval = (0.0, min(size, growth.mean() + _half_width(growth)))
@@ -337,7 +343,6 @@ def summarise(runs: list[Spectrum], context: Context) -> Summary:
         interval = (max(0.0, where.value - half), min(size, where.value + half))
         if exponents.branches > 1:
             scale = _moved(atoms, exponents, tau)
-        nested = [one.nested for one in atoms if one.nested is not None]
         if len(nested) == len(atoms):
             coarse = [_phi(exponents.spread(weights), exponents(nodes), tau) for nodes, weights in nested]
             changes = phi - np.array(coarse)
@@ -361,6 +366,11 @@ def _if_neutral(z: FloatArray, masses: FloatArray, atoms: list[pooling.Atoms], c
 
 def _phi(weights: FloatArray, z: FloatArray, tau: float) -> float:
     return float(weights @ np.maximum(0.0, 1.0 + tau * z))
+
+
+def _total(exponents: Exponents, nodes: FloatArray, weights: FloatArray) -> float:
+    """Sum of all exponents."""
+    return float(exponents.spread(weights) @ exponents(nodes))
 
 
 def _moved(atoms: list[pooling.Atoms], exponents: Exponents, tau: float) -> float:
@@ -455,7 +465,7 @@ def _outcome(loop: _Loop, summary: Summary) -> Outcome:
         expansion_stderr=float(np.std(growth, ddof=1) / math.sqrt(len(growth))) if len(growth) > 1 else None,
         total_interval=summary.total_interval,
         nested=loop.nested_failed,
-        nested_checked=exact or summary.nested_difference is not None or t_star is None,
+        nested_checked=exact or summary.nested_difference is not None or where.value <= 0,
         guard=summary.excess,
         correctable=exact or all(run.residuals is not None for run in loop.runs),
         ended=loop.ended,

@@ -1,5 +1,6 @@
 """The estimators of singular values: quadrature against all of them, evidence, refusals; and their use for SD."""
 
+import attrs
 import numpy as np
 import pytest
 
@@ -131,3 +132,28 @@ def test_neutral_singular_values_are_never_taken_as_simple() -> None:
     assert list(accepted(1.0 + 1e-7)) == [True, False]
     assert list(accepted(1.01)) == [True, True]
     assert SingularValueMap("weights")(np.array([0.0, 1.0]))[0] == np.log(1e-12)
+
+
+def test_a_few_steps_that_miss_the_small_ones_do_not_make_sd_saturated() -> None:
+    """As of Adam: singular values up to 100, and small ones that the first Krylov spaces do not tell from the bulk."""
+    values = np.concatenate([np.geomspace(100, 3, 30), np.linspace(1.2, 0.85, 120), np.geomspace(0.1, 0.005, 50)])
+    matrices = [matrix_of(values, seed) for seed in range(6)]
+    truth = sharpness(estimator("dense-svd").estimate(MatrixMap(matrices[0]), seed=0))
+    assert truth < 195
+    made = estimator("golub-kahan", num_steps=20)
+
+    def run(index: int, steps: int):
+        one = attrs.evolve(made, num_steps=steps)
+        return as_spectrum(one.estimate(MatrixMap(matrices[index % 6]), seed=index))
+
+    context = Context(200, SingularValueMap("weights"), None, 0.0, 1e-16, "golub-kahan")
+    short = AdaptiveSettings(fixed_runs=24, max_steps=20)
+    missed = estimate_sharpness_dimension(run, context, short, num_steps=20)
+    assert missed.sharpness_dimension.value > 199.9
+    assert "nested-check-failed" in {note.code for note in missed.warnings}
+    found = estimate_sharpness_dimension(run, context, AdaptiveSettings(fixed_runs=24), num_steps=20)
+    assert found.sharpness_dimension.num_steps > 20
+    low, high = found.sharpness_dimension.interval
+    assert low - 0.5 < truth < high + 0.5
+    assert high < 200
+    assert "nested-check-failed" not in {note.code for note in found.warnings}
