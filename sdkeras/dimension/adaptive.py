@@ -29,6 +29,9 @@ _ABSOLUTE_TOLERANCE = 0.5
 _STEP_GROWTH = 1.5
 _RUN_GROWTH = 1.25
 _NEUTRAL = 1e-3
+# A sum of logarithms falls by about as much with each factor 1/0.7 in steps while small exponents are still missed
+# (measured), and ten of these make 35 times the steps.
+_MORE_CHANGES = 10
 # Looking at the runs costs a little with each of them: seconds between two progress reports.
 _REPORT_EVERY = 0.2
 
@@ -326,10 +329,10 @@ def summarise(runs: list[Spectrum], context: Context) -> Summary:
         if where.value > 0:  # saturated: the lower end is where the sum would cross if it were smaller
             low = crossing(pooled_z, pooled_w, offset=-total_half).value if math.isfinite(total_half) else 0.0
             interval = (min(low, size), size)
-            if len(nested) == len(atoms):  # how far below d SD would be, were the sum to change as much again
+            if len(nested) == len(atoms):  # how far below d SD would be, were the sum to go on as it has changed
                 coarse_totals = [_total(exponents, *rule) for rule in nested]
                 change = abs(float(np.mean(totals - np.array(coarse_totals))))
-                difference = (where.value - crossing(pooled_z, pooled_w, offset=-change).value, 0.0)
+                difference = (where.value - crossing(pooled_z, pooled_w, offset=-_MORE_CHANGES * change).value, 0.0)
         else:
             growth = _growth(z, masses)
             interval = (0.0, min(size, growth.mean() + _half_width(growth)))
