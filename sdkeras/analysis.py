@@ -10,14 +10,17 @@ from typing import Any
 import attrs
 import numpy as np
 
-from sdkeras import layerwise, lyapunov_run
+from sdkeras import full_map, layerwise, lyapunov_run, registry
 from sdkeras.dimension.adaptive import AdaptiveSettings, Outcome, estimate_sharpness_dimension
 from sdkeras.dimension.bounds import Facts, bounds, check_inputs
+from sdkeras.dimension.exponents import Exponents
 from sdkeras.dimension.records import Bound, EdgeOfStability, SharpnessDimension, Warning
 from sdkeras.edge import batch_sharpness, edge_of_stability
 from sdkeras.estimators import (
+    DENSE,
     Watched,
     chosen,
+    configured,
     estimate,
     estimator_of_extremes,
     estimator_of_spectrum,
@@ -26,6 +29,7 @@ from sdkeras.estimators import (
     settings_of,
 )
 from sdkeras.findings import findings
+from sdkeras.full_map import FullMap, as_spectrum
 from sdkeras.operators import assumptions
 from sdkeras.operators.base import Array, DiagonallyScaledOperator, RestrictedOperator
 from sdkeras.operators.hessian import HessianOperator
@@ -96,11 +100,13 @@ def analyze(
         map: 'auto' takes the true step of the optimizer where it is known: SGD, with momentum on the state of weights
             and velocity; Adam, AdamW and RMSprop with their second moments frozen. For every other optimizer, and
             where there are no second moments yet, it takes |1 - eta alpha|, and says so. 'hessian' takes
-            |1 - eta alpha| always, as the paper does.
+            |1 - eta alpha| always, as the paper does. 'full' takes the singular values of the real step's Jacobian on
+            weights and slots, for any optimizer, in coordinates that the answer names and that its values depend on.
         dtype: 'float32' or 'float64'.
         product_mode: 'auto', 'reverse-over-reverse', 'forward-over-reverse' or 'finite-differences'.
-        estimators: Names of estimators: spectrum ones estimate SD, one after the other; an eigenpairs or
-            trace one replaces the default for the data-set Hessian. Default: slq, lanczos, randomized-trace.
+        estimators: Names of estimators: spectrum ones (for the map 'full' singular_values ones) estimate SD, one
+            after the other; an eigenpairs or trace one replaces the default for the data-set Hessian. Default: slq
+            (golub-kahan), lanczos, randomized-trace.
         settings: Fields of estimators by name, for example {"slq": {"num_steps": 80}}.
         exact: Exact spectra of minibatches first (small models).
         exact_minibatches: How many of them; adaptive by default.
@@ -192,6 +198,7 @@ class _Analysis:
         self.options = options
         self.started = started
         self.progress = progress
+        self.full: FullMap | None = None
         self.estimators = chosen(options)
         check_options(options)
         check_inputs(options.bound_inputs)
@@ -220,10 +227,13 @@ class _Analysis:
         self.warnings += findings(self.subject, hessian)
         # Before the work, so that an optimizer without a step is told at once.
         step = self._training_step()
+        if step is not None and options.map == "full":
+            self._tell("scaling of the optimizer's slots")
+            self.full = FullMap(step)
         found = _Found()
         try:
             self._measure(found)
-            if step is not None:
+            if step is not None and options.lyapunov is not None:
                 self._lyapunov(step, found)
         except KeyboardInterrupt:
             found.partial = True
@@ -248,7 +258,7 @@ class _Analysis:
             estimates=tuple(outcome.sharpness_dimension for outcome in found.outcomes),
             rds_sharpness=None if first is None else first.rds_sharpness,
             edge_of_stability=found.edge or edge_of_stability(self.subject, None, "interrupted before it was measured"),
-            spectrum=None if first is None else _compressed(first.nodes, first.weights, self.subject.operator),
+            spectrum=None if first is None else _compressed(first.nodes, first.weights, self._operator()),
             bounds=found.bounds,
             layers=tuple(found.layers),
             lyapunov=found.lyapunov,
@@ -265,6 +275,8 @@ class _Analysis:
             outcome = self._dimension(self.hessian, name)
             found.outcomes.append(outcome)
             if len(found.outcomes) == 1:
+                if self.full is not None:
+                    self.warnings += self.full.warnings(outcome)
                 found.bounds = self._bounds(outcome)
             if outcome.interrupted:
                 raise KeyboardInterrupt
@@ -273,9 +285,9 @@ class _Analysis:
                 found.layers.append(layer)
 
     def _training_step(self) -> UpdateMap | None:
-        """The map of the optimizer's step, where Lyapunov exponents are asked for."""
+        """The map of the optimizer's step, where Lyapunov exponents or its singular values are asked for."""
         wanted = self.options.lyapunov
-        if wanted is None:
+        if wanted is None and self.options.map != "full":
             return None
         self._tell("compiling and verifying the training step")
         self.stepper = lyapunov_run.training_optimizer(
@@ -342,43 +354,60 @@ class _Analysis:
         self, hessian: HessianOperator, name: str, block: slice | None = None, most_products: int | None = None
     ) -> Outcome:
         """SD by one spectrum estimator, of the whole operator or of a diagonal block."""
-        options = self.options
+        options, full, room = self.options, self.full, self.resources
         size = hessian.size if block is None else block.stop - block.start
-        estimator = estimator_of_spectrum(name, options.settings.get(name, {}), self.subject.exponents)
+        if full is not None:
+            size = full.size
+            room = attrs.evolve(room, size=size, bases=2)
+        own = options.settings.get(name, {})
+        if full is None:
+            estimator = estimator_of_spectrum(name, own, self.subject.exponents)
+        else:
+            estimator = configured(registry.get_estimator(self.estimators.kind, name), own)
         recorded = settings_of(estimator)
-        if name == "exact" and estimator.memory_gb is None:
-            estimator = attrs.evolve(estimator, memory_gb=self.resources.memory / 1e9)
+        if name in DENSE and estimator.memory_gb is None:
+            estimator = attrs.evolve(estimator, memory_gb=room.memory / 1e9)
         num_steps = getattr(estimator, "num_steps", None)
-        workers = self.resources.workers_for(name)
+        workers = room.workers_for(name)
         can_skip = "reorthogonalize" in recorded
 
         def run(index: int, steps: int | None) -> Spectrum:
             one = estimator if steps is None else attrs.evolve(estimator, num_steps=steps)
-            if can_skip and steps is not None and not self.resources.fits(steps):
+            if can_skip and steps is not None and not room.fits(steps):
                 one = attrs.evolve(one, reorthogonalize=False)
+            if full is not None:
+                return as_spectrum(estimate(one, full.on_minibatch(index), seed_of_run(options.seed, index)))
             source = self.subject.on_minibatch(hessian, index)
             if block is not None:
                 source = RestrictedOperator(source, block)
             spectrum: Spectrum = estimate(one, source, seed_of_run(options.seed, index))
             return spectrum
 
-        if can_skip and num_steps is not None and not self.resources.fits(num_steps):
+        if can_skip and num_steps is not None and not room.fits(num_steps):
             self._warn(
                 "no-reorthogonalisation",
-                f"{workers} Lanczos bases of {num_steps} x {hessian.size} do not fit "
-                f"{self.resources.memory / 1e9:.1f} GB: the runs do without reorthogonalisation and without mass "
+                f"{workers * room.bases} Lanczos bases of {num_steps} x {room.size} do not fit "
+                f"{room.memory / 1e9:.1f} GB: the runs do without reorthogonalisation and without mass "
                 "correction.",
             )
         limits = [] if options.max_hvps is None else [max(0, options.max_hvps - hessian.num_products)]
         limits += [] if most_products is None else [most_products]
         settings = AdaptiveSettings(
             tolerance=options.tolerance,
-            fixed_runs=options.exact_minibatches if name == "exact" else None,
+            fixed_runs=options.exact_minibatches if name in DENSE else None,
             max_hvps=min(limits) if limits else None,
             deadline=None if options.time_limit is None else self.started + options.time_limit,
             group=workers,
         )
         context = attrs.evolve(self.subject.context(hessian, name, size), settings=recorded)
+        if full is not None:
+            context = attrs.evolve(
+                context,
+                exponents=self._exponents(),
+                unstable_above=None,
+                ignored_decay=0.0,
+                product_error=full.product_error,
+            )
 
         def report(step: Progress) -> None:
             if self.progress is not None:
@@ -452,11 +481,9 @@ class _Analysis:
             kinks=assumptions.kinks(self.subject.model),
             clipped=any(note.code == "clipping" for note in self.warnings),
             unbounded_loss=assumptions.unbounded_loss(self.subject.model),
-            smallest_exponent=float(np.min(self.subject.exponents(outcome.nodes))),
+            smallest_exponent=float(np.min(self._exponents()(outcome.nodes))),
         )
         return bounds(facts, guessed | given, frozenset(guessed))
-
-    # The plan
 
     # The plan
 
@@ -464,6 +491,12 @@ class _Analysis:
         return planned(self.subject, self.estimators, self.resources)
 
     # Pieces
+
+    def _exponents(self) -> Exponents:
+        return self.subject.exponents if self.full is None else self.full.exponents
+
+    def _operator(self) -> str:
+        return self.subject.operator if self.full is None else full_map.OPERATOR
 
     def _tell(self, stage: str) -> None:
         self.stage = stage

@@ -12,11 +12,16 @@ import numpy as np
 from sdkeras import registry
 from sdkeras.dimension.exponents import ExponentMap
 from sdkeras.errors import PluginError, SdkerasError
-from sdkeras.operators.base import Array, SymmetricOperator
+from sdkeras.operators.base import Array, LinearMap, SymmetricOperator
 from sdkeras.options import Options
 from sdkeras.user_code import USER_ERRORS, last_line
 
-_DEFAULT_SPECTRUM = "slq"
+# What estimates SD, by the map: the kind of estimator, the default, and the one for exact values.
+_SPECTRUM = ("spectrum", "slq", "exact")
+_SINGULAR_VALUES = ("singular_values", "golub-kahan", "dense-svd")
+_OF_KIND = {"spectrum": "spectra of a Hessian", "singular_values": "singular values of a step"}
+# Those that make a dense matrix.
+DENSE = (_SPECTRUM[-1], _SINGULAR_VALUES[-1])
 _EIGEN_STEPS = 100
 # Fewer Lanczos steps than this do not resolve the ends of a spectrum; power iteration takes over.
 _FEWEST_EIGEN_STEPS = 16
@@ -27,37 +32,50 @@ _FEWEST_WARM_STEPS = 10
 
 @attrs.frozen
 class Chosen:
-    """Names of the estimators to use: spectrum ones in order, exact first when asked for; one of each other kind."""
+    """Names of the estimators to use: those of SD in order, exact first when asked for; one of each other kind.
+
+    Attributes:
+        spectrum: Of kind `kind`: 'spectrum', or 'singular_values' for the map full.
+    """
 
     spectrum: tuple[str, ...]
     eigenpairs: str = "lanczos"
     trace: str = "randomized-trace"
+    kind: str = "spectrum"
 
 
 def chosen(options: Options) -> Chosen:
     """The estimators that the options name, or the defaults.
 
     Raises:
-        SdkerasError: An unknown one, or settings of one that is not used or does not have them.
+        SdkerasError: An unknown one, one that does not serve the map, or settings of one that is not used or does not
+            have them.
     """
-    names: dict[str, list[str]] = {"spectrum": [], "eigenpairs": ["lanczos"], "trace": ["randomized-trace"]}
+    own, default, dense = _SINGULAR_VALUES if options.map == "full" else _SPECTRUM
+    other = _SPECTRUM[0] if options.map == "full" else _SINGULAR_VALUES[0]
+    names: dict[str, list[str]] = {own: [], "eigenpairs": ["lanczos"], "trace": ["randomized-trace"]}
+    kinds = (*names, other)
     for name in options.estimators:
-        kind = registry.kind_of(name, registry.ANALYSIS_KINDS)
+        kind = registry.kind_of(name, kinds)
+        if kind == other:
+            raise SdkerasError(
+                f"the estimator '{name}' is one of {_OF_KIND[other]}, and the map '{options.map}' takes "
+                f"{_OF_KIND[own]}: {', '.join(registry.names(own))}."
+            )
         registry.get_estimator(kind, name)
         names[kind].append(name)
-    spectrum = [name for name in names["spectrum"] if name != "exact"]
-    exact = options.exact or options.exact_minibatches is not None or "exact" in names["spectrum"]
-    if not names["spectrum"]:
-        spectrum = [_DEFAULT_SPECTRUM]
-    found = Chosen((*(["exact"] if exact else []), *spectrum), names["eigenpairs"][-1], names["trace"][-1])
+    spectrum = [name for name in names[own] if name != dense]
+    exact = options.exact or options.exact_minibatches is not None or dense in names[own]
+    if not names[own]:
+        spectrum = [default]
+    found = Chosen((*([dense] if exact else []), *spectrum), names["eigenpairs"][-1], names["trace"][-1], own)
     used = {*found.spectrum, found.eigenpairs, found.trace}
     for name, settings in options.settings.items():
         if name not in used:
             raise SdkerasError(
                 f"settings were given for '{name}', which is not used here; used are: {', '.join(sorted(used))}."
             )
-        kind = registry.kind_of(name, registry.ANALYSIS_KINDS)
-        configured(registry.get_estimator(kind, name), settings)
+        configured(registry.get_estimator(registry.kind_of(name, kinds), name), settings)
     return found
 
 
@@ -146,7 +164,7 @@ def estimator_of_trace(name: str, settings: Mapping[str, Any]) -> Any:
     return configured(registry.get_estimator("trace", name), own)
 
 
-def estimate(estimator: Any, source: SymmetricOperator, seed: int) -> Any:
+def estimate(estimator: Any, source: SymmetricOperator | LinearMap, seed: int) -> Any:
     """One run of an estimator, anybody's: what it raises is told as its failure, not as a bug of the analysis.
 
     Raises:

@@ -198,9 +198,9 @@ def _checked(kind: Kind, name: str, estimate: Callable[..., Any]) -> Callable[..
                 f"{kind.name} plugin '{name}': estimate() returns {type(result).__name__}, "
                 f"expected {kind.result.__name__} (from {_origin(type(self))})."
             )
-        if isinstance(result, Spectrum) and not _weights_sum_to(result, source.size):
+        if isinstance(result, (Spectrum, SingularValues)) and not _weights_sum_to(result, source.size):
             raise PluginError(
-                f"spectrum plugin '{name}': the weights sum to {result.size:g}, expected the operator's size "
+                f"{kind.name} plugin '{name}': the weights sum to {result.size:g}, expected the operator's size "
                 f"{source.size} (from {_origin(type(self))})."
             )
         return result
@@ -208,5 +208,5 @@ def _checked(kind: Kind, name: str, estimate: Callable[..., Any]) -> Callable[..
     return checked
 
 
-def _weights_sum_to(spectrum: Spectrum, size: int) -> bool:
-    return bool(np.isclose(spectrum.size, size, rtol=WEIGHT_SUM_TOLERANCE))
+def _weights_sum_to(result: Spectrum | SingularValues, size: int) -> bool:
+    return bool(np.isclose(result.size, size, rtol=WEIGHT_SUM_TOLERANCE))

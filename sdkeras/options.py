@@ -10,7 +10,7 @@ import attrs
 from sdkeras.errors import SdkerasError
 
 DEFAULT_SAMPLES = 4096
-MAPS = ("auto", "hessian")
+MAPS = ("auto", "hessian", "full")
 
 
 @attrs.frozen(kw_only=True)
@@ -63,6 +63,16 @@ def check_options(options: Options) -> None:
         refuse("map", options.map, f"one of {', '.join(MAPS)}")
     if options.seed < 0:
         refuse("seed", options.seed, "0 or more")
+    if options.map == "full" and (options.params is not None or options.mode != "train"):
+        raise SdkerasError(
+            "the map full is of training's step as it is, of all variables and in training mode; leave out params and "
+            "mode, or take the map auto (--map auto)."
+        )
+    if options.map == "full" and options.per_layer:
+        raise SdkerasError(
+            "per_layer takes diagonal blocks of the Hessian, and the map full is of the whole step, whose singular "
+            "values do not split by layers; leave out one of them (--per-layer, --map full)."
+        )
     if options.lyapunov is not None and (options.params is not None or options.mode != "train"):
         raise SdkerasError(
             "Lyapunov exponents are of training as it is, of all variables and in training mode; leave out params and "

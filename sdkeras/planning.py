@@ -8,8 +8,9 @@ import attrs
 
 from sdkeras import lyapunov_run, registry
 from sdkeras.dimension.adaptive import AdaptiveSettings
-from sdkeras.estimators import Chosen
+from sdkeras.estimators import DENSE, Chosen
 from sdkeras.memory import peak_memory
+from sdkeras.operators.update_map import state_size
 from sdkeras.reporting.schema import Plan
 from sdkeras.resources import Resources
 from sdkeras.subject import Subject
@@ -24,13 +25,17 @@ def planned(subject: Subject, estimators: Chosen, resources: Resources) -> Plan:
     gradient, activations = _timed_gradient(subject)
     name = estimators.spectrum[0]
     num_batches, size, min_runs = len(loss.batches), loss.size, AdaptiveSettings().min_runs
+    full = options.map == "full"
+    state = _full_state(subject) if full else subject.exponents.branches * size
+    source = state if full else size  # of what the estimator sees
+    resources = attrs.evolve(resources, size=source, bases=2 if full else 1)
     steps: int | None = None
-    fields = attrs.fields_dict(registry.get_estimator("spectrum", name))
+    fields = attrs.fields_dict(registry.get_estimator(estimators.kind, name))
     if "num_steps" in fields:
         own = options.settings.get(name, {})
-        steps = min(int(own.get("num_steps", fields["num_steps"].default)), size)
-    runs = (options.exact_minibatches or min_runs) if name == "exact" else min_runs
-    per_run = size if steps is None else steps
+        steps = min(int(own.get("num_steps", fields["num_steps"].default)), source)
+    runs = (options.exact_minibatches or min_runs) if name in DENSE else min_runs
+    per_run = source if steps is None else resources.bases * steps
     # Verification makes about ten products; eigenpairs and trace take about 40 + 32 on every batch.
     products = 10 + 72 * num_batches + min_runs + runs * per_run
     if subject.scaling is not None:
@@ -49,8 +54,8 @@ def planned(subject: Subject, estimators: Chosen, resources: Resources) -> Plan:
     memory = peak_memory() + basis + workers * (3 * activations + 8 * size * resources.itemsize)
     return Plan(
         num_parameters=size,
-        state_size=subject.exponents.branches * size,
-        map=subject.exponents.name,
+        state_size=state,
+        map=options.map if full else subject.exponents.name,
         num_batches=num_batches,
         num_runs=runs,
         num_steps=steps,
@@ -59,6 +64,18 @@ def planned(subject: Subject, estimators: Chosen, resources: Resources) -> Plan:
         seconds=products * gradient * _GRADIENTS_PER_PRODUCT / max(1, workers),
         seconds_per_gradient=gradient,
     )
+
+
+def _full_state(subject: Subject) -> int:
+    """Size of the state of the optimizer's own step."""
+    optimizer = lyapunov_run.training_optimizer(
+        subject.compiled_as,
+        subject.loss,
+        subject.options.learning_rate,
+        changed=subject.model is not subject.compiled_as,
+        warnings=[],
+    )
+    return state_size(subject.loss, optimizer)
 
 
 def _timed_gradient(subject: Subject) -> tuple[float, int]:

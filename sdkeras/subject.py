@@ -169,7 +169,7 @@ class Subject:
                 "hessian-map",
                 f"{reason}; the map |1 - eta*alpha| of the Hessian was analysed, not the optimizer's own step.",
             )
-        return exponent_map("hessian", self.rate)
+        return exponent_map("hessian", self.rate)  # of the map full nothing asks for it
 
     def _limits(self) -> stability.Thresholds | None:
         if self.optimizer is None:

@@ -284,7 +284,7 @@ def test_batch_sharpness_is_a_mean_of_rayleigh_quotients(trained: keras.Model, d
 def test_bad_options(trained: keras.Model, digits) -> None:
     for options, message in (
         ({"tolerance": 0.0}, "tolerance"),
-        ({"map": "full"}, "map"),
+        ({"map": "whole"}, "map"),
         ({"estimators": ["lancsoz"]}, "did you mean 'lanczos'"),
         ({"settings": {"slq": {"steps": 3}}}, "num_steps"),
         ({"settings": {"power-iteration": {}}}, "not used here"),

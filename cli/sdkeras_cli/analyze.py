@@ -40,10 +40,11 @@ _FRACTION = FiniteRange(min=0, max=1, min_open=True, max_open=True)
 @click.option(
     "--map",
     "step_map",
-    type=click.Choice(["auto", "hessian"]),
+    type=click.Choice(["auto", "hessian", "full"]),
     default="auto",
     show_default=True,
-    help="auto: the optimizer's own step where it is known; hessian: |1 - eta*alpha|.",
+    help="auto: the optimizer's own step where it is known; hessian: |1 - eta*alpha|; full: singular values of the "
+    "whole step of any optimizer.",
 )
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True)
 @click.option("--product-mode", type=click.Choice(PRODUCT_MODES), default="auto", show_default=True)

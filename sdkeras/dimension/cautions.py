@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sdkeras.dimension.exponents import ExponentMap
+from sdkeras.dimension.exponents import FULL, Exponents
 from sdkeras.dimension.records import SharpnessDimension, Warning
 
 # A neutral exponent is known to the rounding of ln(|1 - x|) at x ~ 0.
@@ -18,7 +18,7 @@ _COARSE = 0.05
 def cautions(
     estimate: SharpnessDimension,
     *,
-    exponents: ExponentMap,
+    exponents: Exponents,
     product_error: float,
     ignored_decay: float,
     largest: float,
@@ -123,10 +123,11 @@ def cautions(
             "step or two before it contracts: lambda_1 > 0 here is no instability (see the frozen Lyapunov exponents).",
         )
     if guard is not None:
+        what = "singular values" if exponents.name == FULL else "eigenvalues"
         note(
             "mass-correction-off",
-            f"converged Ritz values carry more mass than simple eigenvalues would ({guard:.1f} standard "
-            "deviations): there are repeated eigenvalues, so raw quadrature weights were used.",
+            f"converged Ritz values carry more mass than simple {what} would ({guard:.1f} standard deviations): there "
+            f"are repeated {what}, so raw quadrature weights were used.",
         )
     elif not correctable:
         note(

@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 import numpy as np
 
-from sdkeras.dimension.exponents import ExponentMap, exponent_map
+from sdkeras.dimension.exponents import FULL, ExponentMap, Exponents, SingularValueMap, exponent_map
 from sdkeras.records import FloatArray
 from sdkeras.reporting.numbers import dimension, number
 from sdkeras.reporting.schema import Analysis, LyapunovSummary
@@ -50,7 +50,12 @@ def figures(run: Analysis) -> tuple[Figure, ...]:
 
 
 def spectral_density(run: Analysis) -> Figure | None:
-    """Number of eigenvalues of a minibatch's operator in bins, with its stability threshold."""
+    """Number of eigenvalues of a minibatch's operator in bins, with its stability threshold.
+
+    None for the map full, whose spectrum is of singular values: the exponents' figure shows their logarithms.
+    """
+    if run.sharpness_dimension is not None and run.sharpness_dimension.map == FULL:
+        return None
     if run.spectrum is None or not _usable(run.spectrum.nodes, run.spectrum.weights):
         return None
     nodes, weights = run.spectrum.nodes, run.spectrum.weights
@@ -140,7 +145,7 @@ def exponents(run: Analysis) -> Figure | None:
 def block_spectrum(run: Analysis) -> Figure | None:
     """ln sigma and ln |mu| of the 2x2 block of position and velocity (u, v) over the eigenvalue it belongs to."""
     made, spectrum, estimate = _exponent_map(run), run.spectrum, run.sharpness_dimension
-    if made is None or made.branches == 1 or spectrum is None or estimate is None:
+    if not isinstance(made, ExponentMap) or made.branches == 1 or spectrum is None or estimate is None:
         return None
     if not _usable(spectrum.nodes, spectrum.weights):
         return None
@@ -330,12 +335,14 @@ def _plain_ticks(axes: Any) -> None:
     axes.yaxis.set_major_formatter(lambda tick, _: number(float(f"{tick:.6g}"), 3))
 
 
-def _exponent_map(run: Analysis) -> ExponentMap | None:
+def _exponent_map(run: Analysis) -> Exponents | None:
     """The map of the record, or None where its exponents are no function of the spectrum alone."""
     optimizer, estimate = run.optimizer, run.sharpness_dimension
     rate, decay = optimizer.learning_rate, optimizer.weight_decay or 0.0
     if run.spectrum is not None and run.spectrum.operator.endswith(" + W"):
         decay = 0.0  # it is in the eigenvalues
+    if estimate is not None and estimate.map == FULL:
+        return SingularValueMap(estimate.coordinates)
     if estimate is None or not (math.isfinite(rate) and math.isfinite(decay)):
         return None
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import attrs
 
+from sdkeras.dimension.exponents import FULL
 from sdkeras.dimension.records import BoundInput, FrozenLyapunov, SharpnessDimension
 from sdkeras.reporting.comparison import Comparison
 from sdkeras.reporting.numbers import bar_lengths, dimension, estimated, interval, measured, number, root_ratio
@@ -233,6 +234,8 @@ def _dimension(estimate: SharpnessDimension, num_samples: int) -> Table:
         rows.append(("definition's value in", interval(estimate.definition_interval), "Def. 4.1, bracketed"))
     negative, unstable = estimate.expansion_negative_curvature, estimate.expansion_unstable
     split = f"{number(negative, 3)} negative curvature, {number(unstable, 3)} unstable"
+    if estimate.map == FULL:
+        split = "a singular value does not tell the curvature it comes from"
     frozen = estimate.frozen_lyapunov
     if frozen is not None:
         split += f", {number(estimate.expansion - negative - unstable, 3)} transient"
@@ -241,7 +244,7 @@ def _dimension(estimate: SharpnessDimension, num_samples: int) -> Table:
         ("j*", dimension(estimate.j_star), f"threshold exponent {number(estimate.threshold_exponent, 3)}"),
         ("E+ (sum of z > 0)", number(estimate.expansion), split),
         ("neutral directions", dimension(estimate.neutral_mass), f"margin {margin}"),
-        ("map", estimate.map, f"coordinates: {estimate.coordinates}"),
+        ("map", _map(estimate), f"coordinates: {estimate.coordinates}"),
         *_frozen(frozen),
         ("cost", f"{estimate.num_runs:,} runs{steps}", f"{estimate.num_hvps:,} products"),
         *_settings(estimate),
@@ -260,6 +263,10 @@ def _settings(estimate: SharpnessDimension) -> list[tuple[str, str, str]]:
         if isinstance(value, (int, float)) and name not in ("num_steps", "reorthogonalize", "learning_rate")
     ]
     return [("settings", printable(", ".join(values)), f"of {estimate.estimator}")]
+
+
+def _map(estimate: SharpnessDimension) -> str:
+    return "full (the optimizer's whole step)" if estimate.map == FULL else estimate.map
 
 
 def _frozen(frozen: FrozenLyapunov | None) -> list[tuple[str, str, str]]:

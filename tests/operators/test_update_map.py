@@ -11,6 +11,7 @@ import tensorflow as tf
 import sdkeras
 from sdkeras.errors import ModelError, NonFiniteError, VerificationError
 from sdkeras.operators import precision, update_rule
+from trainer import Trainer
 
 layers = keras.layers
 optimizers = keras.optimizers
@@ -58,54 +59,6 @@ def step_of(model: keras.Model, data: object = (X, Y), **options: object) -> sdk
 
 def dense(step: sdkeras.UpdateMap) -> np.ndarray:
     return step.jvp(np.eye(step.size))
-
-
-class Trainer:
-    """`train_on_batch` as a function of the flat state: everything else is put back before each step."""
-
-    def __init__(self, model: keras.Model, names: tuple[str, ...], data: tuple = (X, Y)) -> None:
-        self.model = model
-        self.data = data
-        self.every = [*model.variables, *model.optimizer.variables]
-        self.start = [np.asarray(v).copy() for v in self.every]
-        by_path: dict[str, list] = {}
-        for variable in (
-            *model.trainable_variables,
-            *getattr(model.optimizer, "inner_optimizer", model.optimizer).variables,
-        ):
-            by_path.setdefault(variable.path, []).append(variable)
-        self.variables = [by_path[n.split("#")[0]][int((n + "#1").split("#")[1]) - 1] for n in names]
-
-    def state(self) -> np.ndarray:
-        return np.concatenate([np.asarray(v).ravel() for v in self.variables])
-
-    def put(self, state: np.ndarray) -> None:
-        for variable, value in zip(self.every, self.start, strict=True):
-            variable.assign(value)
-        sizes = np.cumsum([int(np.prod(v.shape)) for v in self.variables])[:-1]
-        for variable, part in zip(self.variables, np.split(state, sizes), strict=True):
-            variable.assign(part.reshape(variable.shape))
-
-    def __call__(self, state: np.ndarray, *batches: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        self.put(state)
-        for x, y in batches or (self.data,):
-            self.model.train_on_batch(x, y)
-        return self.state()
-
-    def jacobian(self, state: np.ndarray, step: sdkeras.UpdateMap) -> tuple[np.ndarray, np.ndarray]:
-        """Central differences, and which columns have one.
-
-        Slots move in their own units; what is never negative (second moments) in proportion, so that 0 stays 0.
-        """
-        scale = np.ones(len(state))
-        for part in step.layout.slices[len(self.model.trainable_variables) :]:
-            scale[part] = state[part] if np.all(state[part] >= 0) else np.sqrt(np.mean(state[part] ** 2))
-        columns = []
-        for k, size in enumerate(scale):
-            shift = np.zeros(len(state))
-            shift[k] = 1e-5 * size
-            columns.append((self(state + shift) - self(state - shift)) / (2e-5 * (size or 1.0)))
-        return np.stack(columns, axis=1), scale != 0
 
 
 def excluding(optimizer: object, **what: object) -> object:
@@ -191,7 +144,7 @@ def test_step_and_jacobian_are_those_of_train_on_batch(case: str) -> None:
     elementwise, make = CASES[case]
     model = trained(make())
     step = step_of(model)
-    trainer = Trainer(model, step.layout.names)
+    trainer = Trainer(model, step.layout.names, (X, Y))
     start = trainer.state()
     assert np.array_equal(step.state, start)
     assert np.max(np.abs(step.apply() - trainer(start))) < 1e-14
@@ -267,7 +220,7 @@ def test_nothing_is_touched() -> None:
 def test_advance_is_training_and_resumes_bit_equal(make) -> None:
     model = trained(make())
     step = step_of(model)
-    trainer = Trainer(model, step.layout.names)
+    trainer = Trainer(model, step.layout.names, (X, Y))
     state, held = step.state, step.held
     tangents = np.linalg.qr(np.random.default_rng(2).standard_normal((step.size, 3)))[0]
     seen = []
@@ -307,7 +260,7 @@ def test_accumulated_gradients_make_one_update() -> None:
     loss = sdkeras.EmpiricalLoss(model, (X, Y), batch_size=2, dtype="float64")
     step = sdkeras.UpdateMap(loss, model.optimizer)
     assert "gradient-accumulation" in dict(step.notes)
-    trainer = Trainer(model, step.layout.names)
+    trainer = Trainer(model, step.layout.names, (X, Y))
     state, held, used = step.state, step.held, []
     for index in range(2):
         batches = step.training_batches(index)
