@@ -16,7 +16,7 @@ import attrs
 
 from sdkeras.errors import SdkerasError
 from sdkeras.records import FloatArray
-from sdkeras.reporting.schema import Analysis
+from sdkeras.reporting.schema import Analysis, LyapunovRun
 
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
@@ -27,7 +27,10 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
     "!=": operator.ne,
 }
 _FORM = re.compile(r"\s*([\w.]+)\s*(<=|>=|==|!=|<|>)\s*(\S+)\s*")
-_EXAMPLE = "for example 'edge_of_stability.ratio > 1.1 or sharpness_dimension.codimension < 20'"
+_EXAMPLES = {
+    Analysis: "for example 'edge_of_stability.ratio > 1.1 or sharpness_dimension.codimension < 20'",
+    LyapunovRun: "for example 'lyapunov.values.0 > 0.01 or lyapunov.sharpest.value > 20'",
+}
 
 
 @attrs.frozen
@@ -66,7 +69,7 @@ class Expression:
 
     alternatives: tuple[tuple[Condition, ...], ...]
 
-    def holds(self, run: Analysis) -> bool:
+    def holds(self, run: Analysis | LyapunovRun) -> bool:
         """Whether it holds; every comparison is looked at, so that a null never hides behind an `or`.
 
         Raises:
@@ -77,41 +80,45 @@ class Expression:
         return any(all(group) for group in found)
 
 
-def parse(text: str) -> Expression:
-    """The expression of `--fail-if`.
+def parse(text: str, document: type[Analysis | LyapunovRun] = Analysis) -> Expression:
+    """The expression of `--fail-if`, for runs of this kind.
 
     Raises:
-        SdkerasError: Not of the form, or a path that no run.json has.
+        SdkerasError: Not of the form, or a path that no file of this kind has.
     """
+
+    def condition(part: str) -> Condition:
+        return _condition(part, document)
+
     alternatives = re.split(r"\bor\b", text)
-    return Expression(tuple(tuple(_condition(part) for part in re.split(r"\band\b", group)) for group in alternatives))
+    return Expression(tuple(tuple(map(condition, re.split(r"\band\b", group))) for group in alternatives))
 
 
-def _condition(text: str) -> Condition:
-    match = _FORM.fullmatch(text)
+def _condition(text: str, document: type[Any]) -> Condition:
+    match, example = _FORM.fullmatch(text), _EXAMPLES[document]
     if match is None:
-        raise SdkerasError(f"--fail-if: '{text.strip()}' is not of the form PATH OP NUMBER; {_EXAMPLE}.")
+        raise SdkerasError(f"--fail-if: '{text.strip()}' is not of the form PATH OP NUMBER; {example}.")
     path, symbol, digits = match.groups()
     try:
         number = float(digits)
     except ValueError:
         number = math.nan
     if math.isnan(number):
-        raise SdkerasError(f"--fail-if: '{digits}' is not a number; {_EXAMPLE}.")
-    _check_path(path)
+        raise SdkerasError(f"--fail-if: '{digits}' is not a number; {example}.")
+    _check_path(path, document)
     return Condition(path, symbol, number)
 
 
-def _check_path(path: str) -> None:
-    """Refuses a path that leads to no number in any run.json."""
-    kind: Any = Analysis
+def _check_path(path: str, document: type[Any]) -> None:
+    """Refuses a path that leads to no number in any file of this kind."""
+    kind: Any = document
     parts = path.split(".")
     for position, part in enumerate(parts):
         fields = _fields(kind)
         if fields:
             if part not in fields:
                 near = difflib.get_close_matches(part, fields, n=1)
-                where = ".".join(parts[:position]) or "run.json"
+                where = ".".join(parts[:position]) or document.WRITTEN_BY[0]
                 hint = f"did you mean '{near[0]}'? " if near else ""
                 raise SdkerasError(f"--fail-if: {where} has no '{part}'; {hint}it has: {', '.join(fields)}.")
             kind = _not_none(fields[part])
@@ -119,7 +126,9 @@ def _check_path(path: str) -> None:
             kind = item
         else:
             where = ".".join(parts[:position])
-            raise SdkerasError(f"--fail-if: {where} has no '{part}'; lists take a number from 0, {_EXAMPLE}.")
+            raise SdkerasError(
+                f"--fail-if: {where} has no '{part}'; lists take a number from 0, {_EXAMPLES[document]}."
+            )
     if kind not in (int, float, bool):
         inside = list(_fields(kind))
         hint = f"go on with one of: {', '.join(inside)}" if inside else "name a path to one"

@@ -273,8 +273,9 @@ def sharpest_dimension(
     for entry in steps:
         if entry.dimension is None:
             continue
-        name = "SD" if entry.num_window_steps == 1 else f"SD^({entry.num_window_steps})"
-        found.append(SharpestDimension(name, entry.dimension, f"an upper end of D_s over the same steps{without}"))
+        found.append(
+            SharpestDimension(entry.name, entry.dimension, f"an upper end of D_s over the same steps{without}")
+        )
     if supremum is not None:
         found.append(SharpestDimension("SD over snapshots", supremum, f"an upper end of D_s{without}"))
     _check_order(steps, lyapunov)
