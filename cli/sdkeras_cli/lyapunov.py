@@ -86,11 +86,11 @@ def command(
     """
     del debug
     options["settings"] = estimator_settings(assignments, ("lyapunov",))
-    settings_of(**options)
     condition = None if expression is None else conditions.parse(expression, LyapunovRun)
     check_inputs(model, data, custom_objects)
     outputs = [path for path in (json_path, html_path, options["checkpoint"]) if path is not None]
     check_outputs(outputs, input_files(model, data, custom_objects))
+    settings_of(**options)  # they are checked before TensorFlow takes its seconds to start
 
     from sdkeras_cli.main import INTERRUPTED, tensorflow_settings
     from sdkeras_cli.progress import progress_bar

@@ -300,8 +300,16 @@ def window_dimensions(found: LyapunovSummary) -> Figure | None:
         axes.plot(lengths, values, color=_ACCENT, linewidth=2.2, marker="o", markersize=5)
         if answer.interval is not None:
             axes.axhspan(*answer.interval, color=_WARN, alpha=0.2, linewidth=0)
-            place = ((0.02, answer.interval[1]), ("axes fraction", "data"))
-            axes.annotate("D_s", *place, (3, -4), "offset points", color=_WARN, va="top", fontsize=_FONT)
+            axes.annotate(
+                "D_s",
+                (0.02, answer.interval[1]),
+                xycoords=("axes fraction", "data"),
+                xytext=(0, -4),
+                textcoords="offset points",
+                color=_WARN,
+                va="top",
+                fontsize=_FONT,
+            )
         if answer.value is not None:
             axes.axhline(answer.value, color=_WARN, linewidth=1.6)
         axes.set_xscale("log", base=2)
@@ -324,8 +332,8 @@ def window_dimensions(found: LyapunovSummary) -> Figure | None:
     return Figure(
         "SD of several steps taken as one",
         _svg("windows", "Sharpness dimension of m steps taken as one, against m", draw),
-        "What one step stretches the next may shrink again. Over the same training steps the dimension of m steps taken "
-        f"as one is at most that of any length that divides m, and at least D_s. {band}{missing}",
+        "What one step stretches the next may shrink again. Over the same training steps the dimension of m steps "
+        f"taken as one is at most that of any length that divides m, and at least D_s. {band}{missing}",
     )
 
 
