@@ -89,7 +89,8 @@ def test_windows_over_the_same_steps(files: Path, tmp_path: Path, in_process) ->
     assert len(found.lyapunov.values) == 40
     assert found.lyapunov.log_det == pytest.approx(20 * np.log(0.5), abs=1e-8)
     assert "Dimensions over the same 32 steps" in shown
-    assert f"SD^(8)                {sd_8:.1f}" in shown
+    rows = {line.split()[0]: line.split()[1] for line in shown.splitlines() if line.startswith("SD")}
+    assert rows == {"SD": f"{sd:.1f}", "SD^(2)": f"{sd_2:.1f}", "SD^(8)": f"{sd_8:.1f}"}
     assert page.read_text().count("<svg") == 3
     for expression, expected in (
         (f"lyapunov.windows.2.dimension < {sd_2 + 1}", 3),
