@@ -401,7 +401,7 @@ class _Analysis:
             size=size,
             exponents=self.subject.exponents,
             unstable_above=self.subject.unstable_above(),
-            ignored_decay=self.subject.decay - self.subject.exponents.weight_decay,
+            ignored_decay=self.subject.ignored_decay,
             product_error=hessian.verification.hvp_relative_error,
             estimator=name,
         )

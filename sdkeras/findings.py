@@ -61,10 +61,10 @@ def _about_decay(subject: Subject, optimizer: update.OptimizerSettings) -> Itera
             f"the weight decay {decay:g} of {optimizer.name} is not in the map |1 - eta*alpha|: "
             f"with it, neutral directions contract by {subject.rate * decay:.2g} a step.",
         )
-    excluded = update.excluded_from_decay(subject.compiled_as, subject.loss.layout)
-    if decay and excluded:
+    excluded = subject.excluded
+    if excluded and subject.shift is None and subject.exponents.name != "hessian":
         yield Warning(
             "weight-decay-exclusions",
             f"the optimizer excludes {len(excluded)} variables from weight decay ({', '.join(excluded[:4])}); "
-            "the analysis applies it to all.",
+            "the 2x2 blocks of momentum apply it to all.",
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import numpy as np
 
 from sdkeras import loading
@@ -12,7 +13,7 @@ from sdkeras.dimension.exponents import ExponentMap, exponent_map
 from sdkeras.dimension.records import Warning
 from sdkeras.errors import ModelError
 from sdkeras.operators import batches, update
-from sdkeras.operators.base import Array, DiagonallyScaledOperator, SymmetricOperator
+from sdkeras.operators.base import Array, DiagonallyScaledOperator, DiagonallyShiftedOperator, SymmetricOperator
 from sdkeras.operators.hessian import HessianOperator
 from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.options import Options
@@ -32,6 +33,8 @@ class Subject:
         loss: The loss over them at the model's weights.
         limits: The optimizer's stability thresholds, or None where they are unknown.
         scaling: P^-1/2 of an adaptive optimizer, shape [n], float64; or None, and `unscaled` says why.
+        excluded: Paths of the variables that weight decay leaves out.
+        shift: The decay of each parameter, shape [n], where some are left out and the map can take it; or None.
         exponents: The map from eigenvalues to exponents.
         warnings: What the reader must know of all that.
 
@@ -66,7 +69,14 @@ class Subject:
         )
         self.limits = self._limits()
         self.scaling, self.unscaled = self._scaling()
+        self.excluded = update.excluded_from_decay(model, self.loss.layout) if self.decay else []
         self.exponents = self._map()
+        self.shift: Array | None = None
+        if self.excluded and self.exponents.weight_decay and self.exponents.branches == 1:
+            # I - eta (A + W) with W of unequal entries: the decay goes into the operator. With momentum, A and W would
+            # have to share eigenvectors for 2x2 blocks to exist.
+            self.shift = self._decay_of_each()
+            self.exponents = attrs.evolve(self.exponents, weight_decay=0.0)
 
     def warn(self, code: str, message: str) -> None:
         self.warnings.append(Warning(code, message))
@@ -74,23 +84,34 @@ class Subject:
     @property
     def operator(self) -> str:
         """Whose eigenvalues the map takes."""
-        return operator_name(self.exponents.preconditioned)
+        return operator_name(self.exponents.preconditioned) + ("" if self.shift is None else " + W")
+
+    @property
+    def ignored_decay(self) -> float:
+        """Weight decay that the map leaves out."""
+        return self.decay - self.exponents.weight_decay if self.shift is None else 0.0
 
     def unstable_above(self) -> float | None:
         """The upper threshold where it is one for the eigenvalues that the map takes."""
+        if self.shift is not None:
+            return 2.0 / self.rate
         same = self.limits is not None and self.limits.preconditioned == self.exponents.preconditioned
         return self.limits.upper if self.limits is not None and same else None
 
     def on_minibatch(self, hessian: HessianOperator, index: int) -> SymmetricOperator:
-        """The operator whose eigenvalues the map takes: a minibatch's Hessian, or P^-1/2 H P^-1/2.
+        """The operator whose eigenvalues the map takes: a minibatch's H or P^-1/2 H P^-1/2, plus W where it is."""
+        view: SymmetricOperator = hessian.on_minibatch(index)
+        if self.scaling is not None and self.exponents.preconditioned:
+            view = DiagonallyScaledOperator(view, self.scaling)
+        return view if self.shift is None else DiagonallyShiftedOperator(view, self.shift)
 
-        The scaled one has no `reduced` form: directions that the first kernel does not feel are no longer orthogonal
-        to those it feels.
-        """
-        view = hessian.on_minibatch(index)
-        if self.scaling is None or not self.exponents.preconditioned:
-            return view
-        return DiagonallyScaledOperator(view, self.scaling)
+    def _decay_of_each(self) -> Array:
+        """Weight decay of each parameter, shape [n], float64."""
+        layout, decay = self.loss.layout, np.full(self.loss.size, self.decay)
+        for name, part in zip(layout.names, layout.slices, strict=True):
+            if name in self.excluded:
+                decay[part] = 0.0
+        return decay
 
     def _scaling(self) -> tuple[Array | None, str]:
         """P^-1/2 of an adaptive optimizer; or None, and why an adaptive one has none."""

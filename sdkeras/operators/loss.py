@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -46,14 +47,15 @@ class Batch:
 class BatchLoss:
     """Loss of a Keras model on one batch: (parameters, batch) -> scalar; the model is never touched.
 
-    Everything but the analysed parameters is held at its value of now: other weights, batch-normalization
-    averages, seed states (an argument, beside the batch).
+    Everything but the analysed parameters is held at its value when this is made: other weights, batch-normalization
+    averages; seed states belong to the batch.
 
     Attributes:
         layout: Names and shapes of the analysed parameters.
         positions: Where they stand among the model's trainable variables.
         analysed: The variables themselves.
         point: Their values, one flat vector, shape [n].
+        held: Values of the other variables, in the model's order.
     """
 
     def __init__(
@@ -75,27 +77,43 @@ class BatchLoss:
         self.dtype = dtype
         self.loss_fn = loss_fn
         self.analysed = [model.trainable_variables[position] for position in positions]
-        self.point = self.layout.flatten(self.analysed, np.dtype(dtype))
         generators = [generator for layer in model._flatten_layers() for generator in layer._seed_generators]
         self._seed_states = [generator.state for generator in generators]
         mapped = {id(variable) for variable in [*self.analysed, *self._seed_states]}
-        self._held = [
-            (variable, tf.constant(np.asarray(variable)))
-            for variable in [*model.trainable_variables, *model.non_trainable_variables]
-            if id(variable) not in mapped
-        ]
+        variables = [*model.trainable_variables, *model.non_trainable_variables]
+        self._held_positions = [k for k, variable in enumerate(variables) if id(variable) not in mapped]
+        self._held_variables = [variables[k] for k in self._held_positions]
+        self._num_tensors = len(tf.nest.flatten(structure))
         self.reductions = _reductions(model)
+        self.point: Array = self.layout.flatten(self.analysed, np.dtype(dtype))
+        self.held: tuple[Any, ...] = _values(self._held_variables, self._held_variables)
 
     @property
     def num_seeds(self) -> int:
         return len(self._seed_states)
 
+    def at(self, point: Array, model: Any = None) -> BatchLoss:
+        """The same function at another point; with a model of the same architecture, held values are that model's."""
+        view = copy.copy(self)
+        view.point = np.asarray(point, self.dtype)
+        if model is not None:
+            variables = [*model.trainable_variables, *model.non_trainable_variables]
+            view.held = _values([variables[k] for k in self._held_positions], self._held_variables)
+        return view
+
     def __call__(self, parts: list[Any], seeds: Any, flat: list[Any]) -> tuple[Any, Any, Any]:
-        """Total loss, its part from `model.losses`, and the denominators of the outputs' losses."""
+        """Total loss, its part from `model.losses`, and the denominators of the outputs' losses.
+
+        Args:
+            parts: The parameters.
+            seeds: State of each seed generator, shape [g, 2].
+            flat: Tensors of the batch, then the held values.
+        """
+        held, flat = flat[self._num_tensors :], flat[: self._num_tensors]
         batch = tf.nest.pack_sequence_as(self.structure, flat)
         x, y = _plain(batch[0]), _plain(batch[1])
         sample_weight = _plain(batch[2]) if len(batch) == 3 else None
-        mapping = [*self._held, *zip(self.analysed, parts, strict=True)]
+        mapping = [*zip(self._held_variables, held, strict=True), *zip(self.analysed, parts, strict=True)]
         mapping += [(state, tf.cast(seeds[position], state.dtype)) for position, state in enumerate(self._seed_states)]
         with precision.default_precision(self.dtype), keras.StatelessScope(mapping, collect_losses=True):
             if self.loss_fn is not None:
@@ -119,11 +137,11 @@ class BatchLoss:
             )
         return total, extra, counts
 
-    def at(self, batch: Batch) -> float:
+    def eagerly(self, batch: Batch) -> float:
         """The loss of a batch at the model's weights, without weights and not compiled."""
         flat = [tf.cast(part, self.dtype) if part.dtype.is_floating else part for part in batch.tensors]
         parts = [tf.convert_to_tensor(variable) for variable in self.analysed]
-        return float(self(parts, tf.constant(batch.seeds), flat)[0])
+        return float(self(parts, tf.constant(batch.seeds), [*flat, *self.held])[0])
 
     def in_precision(self, dtype: str) -> BatchLoss:
         """The same function in another precision, on a copy of the model.
@@ -131,7 +149,7 @@ class BatchLoss:
         Raises:
             ModelError: The model cannot be rebuilt in it.
         """
-        return BatchLoss(
+        made = BatchLoss(
             precision.in_precision(self.model, dtype),
             self.structure,
             training=self.training,
@@ -140,6 +158,14 @@ class BatchLoss:
             dtype=dtype,
             loss_fn=self.loss_fn,
         )
+        made.point = self.point.astype(dtype)
+        made.held = _values(list(self.held), made._held_variables)
+        return made
+
+
+def _values(values: list[Any], like: list[Any]) -> tuple[Any, ...]:
+    """Values, of variables or tensors, in the precisions of other variables."""
+    return tuple(tf.cast(np.asarray(value), own.dtype) for value, own in zip(values, like, strict=True))
 
 
 def _plain(tree: Any) -> Any:
@@ -211,7 +237,7 @@ class EmpiricalLoss:
         size: Number of parameters analysed.
         variables: The given model's own variables, which `layout` describes.
         layout: Their names and shapes.
-        point: Their values, shape [size].
+        point: Their values when the loss was made, shape [size]; `now` and `at` are the loss at others.
         gradients: The compiled loss and gradient; `engine` adds products to it.
 
     Raises:
@@ -248,6 +274,7 @@ class EmpiricalLoss:
         if not model.built:
             _build(model, self.source)
         analysed = model if precision.is_pure(model, dtype) else precision.in_precision(model, dtype)
+        self._given = model
         self.variables = select_variables(model.trainable_variables, params)
         chosen = {id(variable) for variable in self.variables}
         # Positions and names are the given model's: a copy in another precision may name its layers anew.
@@ -266,15 +293,15 @@ class EmpiricalLoss:
             )
 
         self.function = function(analysed, mode == "train", dtype)
-        self._engines: dict[str, Engine] = {}
+        self._engines: dict[str, Engine] = {}  # shared by all views
         try:
             self.gradients = Engine(self.function, self.specs())
             self.batches = self._weighted(self.source.epoch(num_samples, seed))
             value = self.value()
             if dtype == "float64" and precision.is_pure(model, "float32"):
                 # In inference mode: dropout masks differ between precisions.
-                own, copy = (function(model, False, "float32"), function(analysed, False, dtype))
-                precision.require_same_loss(own.at(self.batches[0]), copy.at(self.batches[0]), dtype)
+                own, double = (function(model, False, "float32"), function(analysed, False, dtype))
+                precision.require_same_loss(own.eagerly(self.batches[0]), double.eagerly(self.batches[0]), dtype)
         except (SdkerasError, MemoryError, tf.errors.ResourceExhaustedError):
             raise
         except Exception as error:  # whatever a layer or a loss raises when it is called
@@ -314,10 +341,30 @@ class EmpiricalLoss:
         return sum(batch.num_examples for batch in self.batches)
 
     def engine(self, product_mode: str = "auto") -> Engine:
-        """The compiled gradient and products of this loss; made once per mode, shared by all batches."""
+        """The compiled gradient and products of this loss; made once per mode, shared by all batches and points."""
         if product_mode not in self._engines:
             self._engines[product_mode] = self.gradients.with_products(product_mode, self.batches[0])
-        return self._engines[product_mode]
+        return self._engines[product_mode].at(self.function)
+
+    def at(self, point: Any) -> EmpiricalLoss:
+        """The same function at other weights, shape [size], by the same compiled functions.
+
+        Raises:
+            ValueError: Another shape.
+        """
+        if np.shape(point) != (self.size,):
+            raise ValueError(f"a point has shape ({self.size},), got {tuple(np.shape(point))}.")
+        return self._moved(self.function.at(np.asarray(point)))
+
+    def now(self) -> EmpiricalLoss:
+        """The same function at the weights that the model has now, and with its other variables as they are now."""
+        point = self.layout.flatten(self.variables, self.dtype)
+        return self._moved(self.function.at(point, self._given))
+
+    def _moved(self, function: BatchLoss) -> EmpiricalLoss:
+        view = copy.copy(self)
+        view.function, view.gradients = function, self.gradients.at(function)
+        return view
 
     def specs(self) -> list[Any]:
         """Shapes and dtypes of a batch's tensors, the batch axis left open."""

@@ -10,6 +10,7 @@ direction of the complement decides.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -87,6 +88,52 @@ class SubspaceOperator(SymmetricOperator):
         return self.project(self.operator.rows(rows)).T
 
 
+class ScaledSubspaceOperator(SymmetricOperator):
+    """G^1/2 (E' A E) G^1/2 with G = E' D^2 E for a diagonal D: the nonzero eigenvalues of D A D.
+
+    For A = E (E' A E) E' the product D A D = F (E' A E) F' with F = D E has the nonzero eigenvalues of
+    (E' A E) (F'F). G falls into one small matrix for each column of a kernel and the diagonal of the rest.
+    """
+
+    def __init__(self, subspace: SubspaceOperator, diagonal: Array) -> None:
+        self.subspace = subspace
+        self.size = subspace.size
+        self.dtype = subspace.dtype
+        self._roots = [
+            (small, diagonal[own] if basis is None else _root(basis, diagonal[own].reshape(shape)))
+            for own, small, basis, shape in subspace._pieces
+        ]
+
+    def _scaled(self, matrix: Array) -> Array:
+        """G^1/2 V, shape [size, k] -> [size, k]."""
+        product = np.empty_like(matrix)
+        for small, root in self._roots:
+            part = matrix[small]
+            if root.ndim == 1:
+                product[small] = root[:, None] * part
+            else:  # [q, r, r] times [q, r, k], the coordinates being [r, q]
+                columns = part.reshape(root.shape[1], root.shape[0], -1).transpose(1, 0, 2)
+                product[small] = (root @ columns).transpose(1, 0, 2).reshape(part.shape)
+        return product
+
+    def matvec(self, vector: Array) -> Array:
+        return self.matmat(np.asarray(vector)[:, None])[:, 0]
+
+    def matmat(self, matrix: Array) -> Array:
+        scaled = self._scaled(np.asarray(matrix, self.dtype))
+        return self._scaled(np.ascontiguousarray(self.subspace.matmat(scaled)))
+
+
+def _root(basis: Array, diagonal: Array) -> Array:
+    """(B' D_c^2 B)^1/2 for each column c of a kernel [p, q], shape [q, r, r], in the basis' precision."""
+    squared = np.square(diagonal.astype(np.float64)).T
+    wide = basis.astype(np.float64)
+    values, vectors = np.linalg.eigh(np.einsum("pr,qp,ps->qrs", wide, squared, wide, optimize=True))
+    roots = (vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]) @ vectors.transpose(0, 2, 1)
+    found: Array = roots.astype(basis.dtype)
+    return found
+
+
 def reduction(operator: HessianOperator) -> Reduction | None:
     """The splitting for the operator's batches, or None where there is none (that is worth having)."""
     factors, eigenvalue = [], None
@@ -102,7 +149,8 @@ def reduction(operator: HessianOperator) -> Reduction | None:
     if not factors or eigenvalue is None:
         return None
     small = SubspaceOperator(operator, factors)
-    return Reduction(small, eigenvalue, operator.size - small.size)
+    scaled = functools.partial(ScaledSubspaceOperator, small)
+    return Reduction(small, eigenvalue, operator.size - small.size, scaled if eigenvalue == 0 else None)
 
 
 def _root_mean_square_eigenvalue(operator: HessianOperator, generator: np.random.Generator) -> float:

@@ -28,8 +28,8 @@ _FONT = 12
 _BINS = 90
 # A threshold more than so many times the largest eigenvalue away is said in words; the axis would hold nothing else.
 _FARTHEST = 1e4
-
-
+# Of a curve over the eigenvalues.
+_CURVE_POINTS = 400
 # Exponents whose running means are drawn, before lines lie on lines.
 _MOST_LINES = 6
 # Points with error bars, before they are a line with a band.
@@ -47,7 +47,7 @@ class Figure:
 
 def figures(run: Analysis) -> tuple[Figure, ...]:
     """The figures that this run has the numbers for, in the page's order."""
-    made = (spectral_density(run), exponents(run), cumulative(run), convergence(run))
+    made = (spectral_density(run), exponents(run), block_spectrum(run), cumulative(run), convergence(run))
     return tuple(figure for figure in made if figure is not None)
 
 
@@ -57,7 +57,7 @@ def spectral_density(run: Analysis) -> Figure | None:
         return None
     nodes, weights = run.spectrum.nodes, run.spectrum.weights
     edge = run.edge_of_stability
-    matrix = "Hessian" if run.spectrum.operator == "H" else "preconditioned Hessian"
+    matrix = _matrix(run.spectrum.operator)
     scale = max(float(np.max(np.abs(nodes))), 1e-90)
     linear = 1e-3 * scale
     threshold, beyond = None, ""
@@ -136,6 +136,51 @@ def exponents(run: Analysis) -> Figure | None:
         "By what factor (its natural logarithm) a training step stretches (above 0) or contracts (below 0) distances "
         "between nearby weights, direction by direction, largest first. The horizontal axis is spread out at both "
         "ends.",
+    )
+
+
+def block_spectrum(run: Analysis) -> Figure | None:
+    """ln sigma and ln |mu| of the 2x2 block of position and velocity (u, v) over the eigenvalue it belongs to."""
+    made, spectrum, estimate = _exponent_map(run), run.spectrum, run.sharpness_dimension
+    if made is None or made.branches == 1 or spectrum is None or estimate is None:
+        return None
+    if not _usable(spectrum.nodes, spectrum.weights):
+        return None
+    nodes = spectrum.nodes
+    linear = 1e-3 * max(float(np.max(np.abs(nodes))), 1e-90)
+    low, high = np.arcsinh(float(nodes.min()) / linear), np.arcsinh(float(nodes.max()) / linear)
+    alpha = np.sinh(np.linspace(low, high, _CURVE_POINTS)) * linear
+    z, growth, at_nodes = made(alpha), made.log_eigenvalues(alpha), made(nodes)
+    smallest = math.log(made.momentum) * 3  # below it only the factor of a step that hits the minimum, ln 0 at most
+    inside = at_nodes >= smallest
+    edge = run.edge_of_stability
+    threshold = edge.threshold if edge.operator == spectrum.operator and edge.threshold is not None else math.inf
+
+    def draw(axes: Any) -> None:
+        for part in (slice(0, _CURVE_POINTS), slice(_CURVE_POINTS, None)):
+            axes.plot(alpha, z[part], color=_ACCENT, linewidth=2.2)
+            axes.plot(alpha, growth[part], color=_SOFT, linewidth=1.4, linestyle="--")
+        axes.plot(made.spread(nodes)[inside], at_nodes[inside], color=_ACCENT, linestyle="", marker=".", markersize=4)
+        axes.axhline(0, color=_INK, linewidth=0.9)
+        room = 0.05 * (high - low) or 0.5
+        _asinh(axes, "x", linear, float(np.sinh(low - room) * linear), float(np.sinh(high + room) * linear))
+        shown = np.concatenate([z, growth])
+        shown = shown[shown >= smallest]
+        top = 0.1 * (float(shown.max()) - float(shown.min())) or 0.1
+        axes.set_ylim(float(shown.min()) - top, float(shown.max()) + top)
+        axes.set_xlabel(f"eigenvalue of the {_matrix(spectrum.operator)}")
+        axes.set_ylabel("exponent per step")
+        _plain_ticks(axes)
+        if nodes.min() < threshold < nodes.max():
+            _mark(axes, threshold, f"threshold {number(threshold, 3)}")
+
+    return Figure(
+        "Position and velocity",
+        _svg("blocks", "Exponents of the blocks of position and velocity over the eigenvalue", draw),
+        "With momentum each eigenvalue has two exponents. Solid: the logarithms of the singular values of its block, "
+        "from which the sharpness dimension is taken, with the eigenvalues found as dots. Dashed: the moduli of its "
+        "own eigenvalues, what would be left if every step saw the same matrix; only where these are above 0 does a "
+        "direction grow in the long run.",
     )
 
 
@@ -347,12 +392,20 @@ def _exponent_map(run: Analysis) -> ExponentMap | None:
     """The map of the record, or None where its exponents are no function of the spectrum alone."""
     optimizer, estimate = run.optimizer, run.sharpness_dimension
     rate, decay = optimizer.learning_rate, optimizer.weight_decay or 0.0
+    if run.spectrum is not None and run.spectrum.operator.endswith(" + W"):
+        decay = 0.0  # it is in the eigenvalues
     if estimate is None or not (math.isfinite(rate) and math.isfinite(decay)):
         return None
     try:
         return exponent_map(estimate.map, rate, momentum=optimizer.momentum or 0.0, weight_decay=decay)
     except ValueError:  # a map of a later version, or settings that no step has
         return None
+
+
+def _matrix(operator: str) -> str:
+    """An operator's name in words."""
+    words = "preconditioned Hessian" if operator.startswith("P") else "Hessian"
+    return words + (" plus weight decay" if operator.endswith(" + W") else "")
 
 
 def _usable(*arrays: FloatArray) -> bool:

@@ -114,7 +114,8 @@ class SpectrumSummary:
     Attributes:
         nodes: Eigenvalues, ascending, shape [k].
         weights: Their masses, shape [k].
-        operator: 'H' or 'P^-1/2 H P^-1/2', whose eigenvalues they are.
+        operator: 'H' or 'P^-1/2 H P^-1/2', whose eigenvalues they are; with ' + W' the weight decay W of each parameter
+            is in it.
     """
 
     nodes: FloatArray = attrs.field(eq=attrs.cmp_using(eq=np.array_equal))

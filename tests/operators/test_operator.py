@@ -8,6 +8,7 @@ import tensorflow as tf
 import sdkeras
 from sdkeras.errors import DataError, ModelError, NonFiniteError, VerificationError
 from sdkeras.operators import precision, update
+from sdkeras.operators.base import DiagonallyScaledOperator
 
 layers = keras.layers
 CE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -26,7 +27,7 @@ def mlp(*inner: object, optimizer: object = "sgd", loss: object = CE) -> keras.M
     return model
 
 
-def dense(operator: sdkeras.HessianOperator) -> np.ndarray:
+def dense(operator: sdkeras.SymmetricOperator) -> np.ndarray:
     return operator.matmat(np.eye(operator.size, dtype=operator.dtype))
 
 
@@ -291,6 +292,36 @@ def test_data_subspace_reduction_is_exact(kernel: str | None) -> None:
     whole = np.linalg.eigvalsh(dense(view))
     expected = np.sort(np.concatenate([small, np.full(split.multiplicity, split.eigenvalue)]))
     assert np.allclose(whole, expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("first", ["dense", "embedding"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_reduction_of_a_diagonally_scaled_hessian_is_exact(first: str, dtype: str) -> None:
+    generator = np.random.default_rng(0)
+    if first == "dense":
+        inputs, x = [keras.Input((30,)), layers.Dense(4, "tanh")], generator.standard_normal((22, 30))
+    else:
+        inputs = [keras.Input((3,), dtype="int32"), layers.Embedding(40, 3), layers.Flatten(), layers.Dense(4, "tanh")]
+        x = generator.integers(0, 40, (22, 3))
+    model = keras.Sequential([*inputs, layers.Dense(3)])
+    model.compile("sgd", CE)
+    operator = sdkeras.HessianOperator(sdkeras.EmpiricalLoss(model, (x, Y), batch_size=8, dtype=dtype))
+    diagonal = np.exp(2 * generator.standard_normal(operator.size))
+    scaled = DiagonallyScaledOperator(operator.on_minibatch(0), diagonal)
+    split = scaled.reduced()
+    assert split.multiplicity >= 22 * 3
+    assert split.operator.size + split.multiplicity == operator.size
+    whole = np.linalg.eigvalsh(dense(scaled).astype(np.float64))
+    expected = np.sort(np.concatenate([np.linalg.eigvalsh(dense(split.operator)), np.zeros(split.multiplicity)]))
+    assert np.allclose(whole, expected, atol={"float32": 1e-5, "float64": 1e-12}[dtype] * np.abs(whole).max())
+
+
+def test_a_scaled_hessian_whose_complement_is_not_zero_has_no_reduction() -> None:
+    model = keras.Sequential([keras.Input((30,)), layers.Dense(4, "tanh", kernel_regularizer="l2"), layers.Dense(3)])
+    model.compile("sgd", CE)
+    data = (np.random.default_rng(0).standard_normal((22, 30)), Y)
+    operator = sdkeras.HessianOperator(sdkeras.EmpiricalLoss(model, data, batch_size=8, dtype="float64"))
+    assert DiagonallyScaledOperator(operator.on_minibatch(0), np.ones(operator.size)).reduced() is None
 
 
 def test_reduction_is_refused_where_the_kernel_is_felt_elsewhere() -> None:

@@ -183,7 +183,9 @@ def test_the_cumulative_curve_of_a_momentum_map_is_drawn_from_the_file_alone(nam
     crossing = np.interp(0.0, [-total[after - 1], -total[after]], [mass[after - 1], mass[after]])
     assert crossing == pytest.approx(value, abs=1e-6)
     page, text = as_html(run), as_text(run)
-    assert len(svgs(page)) == 4
+    assert len(svgs(page)) == 5
+    assert "Position and velocity" in page
+    assert "Position and velocity" not in as_html(PLAUSIBLE)
     assert "velocity, can move in 4,000 directions" in page
     for report in (page, text):
         assert "frozen Lyapunov" in report
