@@ -451,11 +451,12 @@ def _summary(
 def _window_warnings(
     found: LyapunovSummary, exponents: LyapunovExponents, settings: LyapunovSettings, cut: bool
 ) -> Iterator[Warning]:
-    if found.coordinates == "raw":
+    if found.coordinates not in (None, "weights", "balanced"):
         yield Warning(
-            "raw-coordinates",
+            "mixed-units",
             f"the state is {found.num_weights:,} weights and {found.dimension.size - found.num_weights:,} slots of the "
-            "optimizer in units of their own; SD and SD^(m) are of this raw state and depend on those units.",
+            f"optimizer in units of their own; SD and SD^(m) are of this state in the coordinates "
+            f"'{found.coordinates}' and depend on them.",
         )
     if cut:
         yield Warning("windows-interrupted", "Ctrl-C came while the windows were evaluated; there is no SD^(m).")

@@ -51,7 +51,7 @@ def test_the_order_along_training(momentum: float, nesterov: bool) -> None:
     if momentum and not nesterov:
         assert found.values.sum() == pytest.approx(12 * np.log(momentum * (1 - 4 * RATE * decay)), abs=1e-9)
         assert found.log_det_stderr == pytest.approx(0.0, abs=1e-12)
-    assert {warning.code for warning in run.warnings}.isdisjoint({"raw-coordinates", "other-steps"})
+    assert {warning.code for warning in run.warnings}.isdisjoint({"mixed-units", "other-steps"})
     assert sdkeras.LyapunovRun.from_json(run.to_json()) == run
 
 
@@ -93,7 +93,7 @@ def test_other_optimizers_are_raw_and_say_so() -> None:
     model = classifier(keras.optimizers.Adam(0.01))
     run = sdkeras.lyapunov(model, (X, Y), batch_size=4, num_steps=12, transient=2, windows=(2,))
     assert run.lyapunov.coordinates == "raw"
-    message = next(warning.message for warning in run.warnings if warning.code == "raw-coordinates")
+    message = next(warning.message for warning in run.warnings if warning.code == "mixed-units")
     assert "12 weights and 24 slots" in message
     assert run.lyapunov.windows[0].size == 36
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import sdkeras
+from sdkeras.datasets import load_digits
 
 layers = keras.layers
 
@@ -100,6 +101,37 @@ def test_windows_over_the_same_steps(files: Path, tmp_path: Path, in_process) ->
     ):
         status, _, err = in_process("report", out, "--fail-if", expression, "--quiet")
         assert status == expected, err
+
+
+def test_windows_of_a_net_on_real_digits(tmp_path: Path, in_process) -> None:
+    """Minibatches of the 1,797 digits, in single precision: the order holds to what that resolves."""
+    x, y = load_digits()
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            layers.AveragePooling2D(4),
+            layers.Flatten(),
+            layers.Dense(3, "tanh"),
+            layers.Dense(10),
+        ]
+    )
+    model.compile(keras.optimizers.SGD(0.5), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(x[..., None], y, batch_size=64, epochs=2, verbose=0)
+    model.save(tmp_path / "model.keras")
+    np.savez(tmp_path / "data.npz", x=x[..., None], y=y)
+    status, _, err = in_process(
+        *("lyapunov", tmp_path / "model.keras", "--data", tmp_path / "data.npz", "--batch-size", 64, "--steps", 64),
+        *("--windows", "1,4,16", "--quiet", "--json", tmp_path / "out.json"),
+    )
+    assert status == 0, err
+    found = sdkeras.LyapunovRun.load(tmp_path / "out.json").lyapunov
+    assert (found.coordinates, len(found.values), found.dimension.size) == ("weights", 55, 55)
+    sd, sd_4, sd_16 = (window.dimension for window in found.windows)
+    assert sd_16 <= sd_4 + 0.02 <= sd + 0.04
+    assert sd_16 < sd - 1
+    assert sdkeras.sharpness_dimension(found.values) <= sd_16 + 0.02
+    assert found.values.sum() == pytest.approx(found.log_det, abs=1e-4)
 
 
 def test_fail_if_and_settings_of_the_estimator(files: Path, in_process) -> None:
