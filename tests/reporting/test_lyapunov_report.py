@@ -175,7 +175,7 @@ def test_the_figure_of_windows() -> None:
     bracket = LyapunovDimension("bracketed", None, (2.0, 3.0), "make more steps", 1, None, 40, 3, 96)
     bracketed = figures.window_dimensions(attrs.evolve(WINDOWED, dimension=bracket))
     assert "D_s lies in the band" in bracketed.caption
-    assert "fill: var(--warn)" in bracketed.svg
+    assert "fill: var(--warn); opacity: 0.2" in bracketed.svg
     assert figures.window_dimensions(FOUND) is None
     assert figures.window_dimensions(attrs.evolve(WINDOWED, windows=(window(2, None, "hidden"),))) is None
     # One window, and windows that all say the same: the axes still have a height.
