@@ -20,8 +20,8 @@ DEFAULT_ESTIMATOR = "lyapunov-qr"
 DEFAULT_EXPONENTS = 10
 # Fields of an estimator that have settings of their own here.
 _SHARED = ("num_exponents", "num_steps", "transient", "checkpoint", "checkpoint_interval")
-# The singular values of one matrix of this size take half a minute on a core (0.2 s at 1,000), and there is one for each
-# step and for each window.
+# The singular values of one matrix of this size take half a minute on a core (0.2 s at 1,000), and there is one for
+# each step and for each window.
 _LARGEST_DENSE = 5000
 # Float64 matrices that a window's product and its singular values take at once, beside the kept Jacobians.
 _WORKING_MATRICES = 8
