@@ -95,7 +95,7 @@ def lyapunov_dimension(
 
     Returns:
         A point, a bracket, or 'undetermined' with the reason: the trajectory diverged, there is no standard error,
-        or the interval of ell_1 contains 0, so that D_s may be 0 or anything.
+        the interval of ell_1 contains 0, or ell_1 < 0 is too small for so few steps: D_s may then be 0 or anything.
 
     Raises:
         ValueError: More exponents than dimensions, or none.
@@ -137,6 +137,17 @@ def lyapunov_dimension(
     if abs(sums[0]) <= half[0]:
         return answer("undetermined", None, f"the 95 % interval of ell_1, {ell[0]:.3g} +- {half[0]:.2g}, contains 0")
     if sums[0] < 0:
+        # A random vector has a component of about 1/sqrt(d) along a neutral direction: while the frame turns towards it
+        # the vector may shrink by that factor although nothing contracts in the end.
+        fallen = -float(sums[0]) * exponents.num_steps
+        if fallen < 0.5 * math.log(size):
+            return answer(
+                "undetermined",
+                None,
+                f"ell_1 = {ell[0]:.3g} adds up to {-fallen:.2g} over {exponents.num_steps:,} steps, no further than a "
+                f"frame of {size:,} dimensions may fall while it turns to a neutral direction "
+                f"({-0.5 * math.log(size):.2g}); make more steps",
+            )
         return answer("determined", (0.0, 0.0), value=0.0)
 
     resolved = k if exponents.num_resolved is None else exponents.num_resolved
