@@ -137,16 +137,14 @@ def lyapunov_dimension(
     if abs(sums[0]) <= half[0]:
         return answer("undetermined", None, f"the 95 % interval of ell_1, {ell[0]:.3g} +- {half[0]:.2g}, contains 0")
     if sums[0] < 0:
-        # A random vector has a component of about 1/sqrt(d) along a neutral direction: while the frame turns towards it
-        # the vector may shrink by that factor although nothing contracts in the end.
         fallen = -float(sums[0]) * exponents.num_steps
-        if fallen < 0.5 * math.log(size):
+        if fallen < _turn(size):
             return answer(
                 "undetermined",
                 None,
                 f"ell_1 = {ell[0]:.3g} adds up to {-fallen:.2g} over {exponents.num_steps:,} steps, no further than a "
-                f"frame of {size:,} dimensions may fall while it turns to a neutral direction "
-                f"({-0.5 * math.log(size):.2g}); make more steps",
+                f"frame in {size:,} dimensions may fall while it turns to a neutral direction ({-_turn(size):.2g}); "
+                "make more steps",
             )
         return answer("determined", (0.0, 0.0), value=0.0)
 
@@ -178,6 +176,15 @@ def lyapunov_dimension(
     else:
         return answer("determined", interval, value=float(j_star + sums[j_star - 1] / abs(ell[j_star])))
     return answer("bracketed", interval, reason)
+
+
+def _turn(size: int) -> float:
+    """How far the logarithm of a random vector's length may fall, at 95 %, while it turns to a neutral direction.
+
+    Its component there is |z|/sqrt(d), z normal, and what is left in the end. A frame of one dimension has no turn.
+    """
+    least = float(scipy.special.ndtri(0.5 + (1 - _CONFIDENCE) / 2))
+    return 0.5 * math.log(size) - math.log(least) if size > 1 else 0.0
 
 
 def _half_widths(exponents: LyapunovExponents) -> tuple[float, FloatArray, float]:
