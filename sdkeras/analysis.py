@@ -12,10 +12,11 @@ import numpy as np
 
 from sdkeras import full_map, layerwise, lyapunov_run, registry
 from sdkeras.dimension.adaptive import AdaptiveSettings, Outcome, estimate_sharpness_dimension
-from sdkeras.dimension.bounds import Facts, bounds, check_inputs
+from sdkeras.dimension.bounds import Facts, bounds, check_inputs, facts_along
 from sdkeras.dimension.exponents import Exponents
 from sdkeras.dimension.records import Bound, EdgeOfStability, SharpnessDimension, Warning
 from sdkeras.edge import batch_sharpness, edge_of_stability
+from sdkeras.errors import Interrupted
 from sdkeras.estimators import (
     DENSE,
     Watched,
@@ -30,12 +31,13 @@ from sdkeras.estimators import (
 )
 from sdkeras.findings import findings
 from sdkeras.full_map import FullMap, as_spectrum
+from sdkeras.lyapunov_settings import LyapunovSettings
 from sdkeras.operators import assumptions
 from sdkeras.operators.base import Array, DiagonallyScaledOperator, RestrictedOperator
 from sdkeras.operators.hessian import HessianOperator
 from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.operators.update_map import UpdateMap
-from sdkeras.options import DEFAULT_SAMPLES, Options, check_options
+from sdkeras.options import DEFAULT_SAMPLES, DEFAULT_STEPS, DEFAULT_TRANSIENT, Options, check_options
 from sdkeras.planning import planned
 from sdkeras.provenance import loss_name, optimizer_info, provenance
 from sdkeras.records import Eigenpairs, Progress, Spectrum, TraceEstimate
@@ -81,6 +83,8 @@ def analyze(
     allow_unverified: bool = False,
     per_layer: bool = False,
     lyapunov: int | None = None,
+    lyapunov_steps: int = DEFAULT_STEPS,
+    lyapunov_transient: int = DEFAULT_TRANSIENT,
     bound_inputs: Mapping[str, float] | None = None,
     estimate_bound_inputs: bool = False,
     workers: int | None = None,
@@ -117,8 +121,10 @@ def analyze(
         seed: Of everything random.
         allow_unverified: Go on with an operator that failed its verification.
         per_layer: Largest eigenvalue, trace and codimension of each layer's diagonal block as well.
-        lyapunov: So many Lyapunov exponents along training from here as well, over 1,000 steps (`sdkeras.lyapunov` has
-            the settings); neither max_hvps nor time_limit cuts them short.
+        lyapunov: So many Lyapunov exponents along training from here as well (`sdkeras.lyapunov` has more settings);
+            max_hvps does not cut them short. If they determine D_s, the bounds are taken at it.
+        lyapunov_steps: Steps to average them over.
+        lyapunov_transient: Steps made before, and discarded.
         bound_inputs: Inputs of the generalization bounds by name, see `sdkeras.dimension.bounds.INPUTS`.
         estimate_bound_inputs: Estimate B and L, where they are not given, from single examples (lower ends).
         workers: Threads; default 1, or one per core where TensorFlow has one intra-op thread.
@@ -154,6 +160,8 @@ def analyze(
         allow_unverified=allow_unverified,
         per_layer=per_layer,
         lyapunov=lyapunov,
+        lyapunov_steps=lyapunov_steps,
+        lyapunov_transient=lyapunov_transient,
         bound_inputs=bound_inputs or {},
         estimate_bound_inputs=estimate_bound_inputs,
         workers=workers,
@@ -178,6 +186,8 @@ class _Found:
     edge: EdgeOfStability | None = None
     trace: TraceEstimate | None = None
     outcomes: list[Outcome] = attrs.field(factory=list)
+    facts: Facts | None = None
+    bound_inputs: Mapping[str, float] = attrs.field(factory=dict)
     bounds: tuple[Bound, ...] = ()
     layers: list[LayerSharpness] = attrs.field(factory=list)
     lyapunov: LyapunovSummary | None = None
@@ -277,7 +287,8 @@ class _Analysis:
             if len(found.outcomes) == 1:
                 if self.full is not None:
                     self.warnings += self.full.warnings(outcome)
-                found.bounds = self._bounds(outcome)
+                found.facts, found.bound_inputs = self._facts(outcome), self._bound_inputs()
+                found.bounds = self._bounds(found.facts, found.bound_inputs)
             if outcome.interrupted:
                 raise KeyboardInterrupt
         if self.options.per_layer:
@@ -303,19 +314,36 @@ class _Analysis:
             product_mode=self.options.product_mode,
             allow_unverified=self.options.allow_unverified,
         )
-        lyapunov_run.check_count(wanted, step)
+        self._trajectory().check_exponents(step.size, step.num_weights)
         return step
 
-    def _lyapunov(self, step: UpdateMap, found: _Found) -> None:
-        followed = lyapunov_run.follow(
-            step,
-            lyapunov_run.LyapunovSettings(num_exponents=self.options.lyapunov, seed=self.options.seed),
-            about=lyapunov_run.identity(self.stepper, self.subject.model),
-            progress=self.progress,
+    def _trajectory(self) -> LyapunovSettings:
+        options = self.options
+        return LyapunovSettings(
+            num_exponents=options.lyapunov,
+            num_steps=options.lyapunov_steps,
+            transient=options.lyapunov_transient,
+            seed=options.seed,
         )
+
+    def _lyapunov(self, step: UpdateMap, found: _Found) -> None:
+        limit = self.options.time_limit
+        try:
+            followed = lyapunov_run.follow(
+                step,
+                self._trajectory(),
+                about=lyapunov_run.identity(self.stepper, self.subject.model),
+                deadline=None if limit is None else self.started + limit,
+                progress=self.progress,
+            )
+        except Interrupted as ended:
+            self._warn("time-limit", f"there are no Lyapunov exponents: {ended}")
+            return
         known = {note.code for note in self.warnings}
         self.warnings += [note for note in followed.warnings if note.code not in known]
         found.lyapunov, found.partial = followed.summary, followed.interrupted
+        if found.facts is not None:
+            found.bounds = self._bounds(facts_along(found.facts, followed.summary.dimension), found.bound_inputs)
 
     def _extremes(self, hessian: HessianOperator) -> Eigenpairs:
         self._tell("largest and smallest eigenvalue of the data-set Hessian")
@@ -458,23 +486,26 @@ class _Analysis:
             seconds is not None and time.monotonic() - self.started >= seconds
         )
 
-    def _bounds(self, outcome: Outcome) -> tuple[Bound, ...]:
-        estimate, given = outcome.sharpness_dimension, dict(self.options.bound_inputs)
-        guessed: dict[str, float] = {}
-        if self.options.estimate_bound_inputs:
-            self._tell("inputs of the bounds")
-            singles = EmpiricalLoss(
-                self.subject.model,
-                self.subject.source,
-                mode="inference",
-                params=self.options.params,
-                dtype=self.options.dtype,
-                num_samples=self.options.samples,
-                seed=self.options.seed,
-            )
-            found = assumptions.estimated_inputs(singles)
-            guessed = {name: value for name, value in found.items() if name not in given}
-        facts = Facts(
+    def _bound_inputs(self) -> Mapping[str, float]:
+        """Inputs of the bounds: those given, and estimates of others where they are asked for."""
+        given = dict(self.options.bound_inputs)
+        if not self.options.estimate_bound_inputs:
+            return given
+        self._tell("inputs of the bounds")
+        singles = EmpiricalLoss(
+            self.subject.model,
+            self.subject.source,
+            mode="inference",
+            params=self.options.params,
+            dtype=self.options.dtype,
+            num_samples=self.options.samples,
+            seed=self.options.seed,
+        )
+        return assumptions.estimated_inputs(singles) | given
+
+    def _facts(self, outcome: Outcome) -> Facts:
+        estimate = outcome.sharpness_dimension
+        return Facts(
             dimension=estimate.value if estimate.definition_value is None else estimate.definition_value,
             state_size=estimate.state_size,
             num_samples=self.subject.source.num_samples,
@@ -483,9 +514,9 @@ class _Analysis:
             unbounded_loss=assumptions.unbounded_loss(self.subject.model),
             smallest_exponent=float(np.min(self._exponents()(outcome.nodes))),
         )
-        return bounds(facts, guessed | given, frozenset(guessed))
 
-    # The plan
+    def _bounds(self, facts: Facts, inputs: Mapping[str, float]) -> tuple[Bound, ...]:
+        return bounds(facts, inputs, frozenset(inputs) - set(self.options.bound_inputs))
 
     def plan(self) -> Plan:
         return planned(self.subject, self.estimators, self.resources)

@@ -12,7 +12,7 @@ import numpy as np
 from sdkeras import registry
 from sdkeras.dimension.exponents import ExponentMap
 from sdkeras.errors import PluginError, SdkerasError
-from sdkeras.operators.base import Array, LinearMap, SymmetricOperator
+from sdkeras.operators.base import Array, LinearMap, SymmetricOperator, TangentFlow
 from sdkeras.options import Options
 from sdkeras.user_code import USER_ERRORS, last_line
 
@@ -164,7 +164,7 @@ def estimator_of_trace(name: str, settings: Mapping[str, Any]) -> Any:
     return configured(registry.get_estimator("trace", name), own)
 
 
-def estimate(estimator: Any, source: SymmetricOperator | LinearMap, seed: int) -> Any:
+def estimate(estimator: Any, source: SymmetricOperator | LinearMap | TangentFlow, seed: int) -> Any:
     """One run of an estimator, anybody's: what it raises is told as its failure, not as a bug of the analysis.
 
     Raises:
@@ -177,7 +177,7 @@ def estimate(estimator: Any, source: SymmetricOperator | LinearMap, seed: int) -
     except USER_ERRORS as error:  # SystemExit too: a plugin must not end the command as if all were well
         declared = type(estimator).__sdkeras__
         raise PluginError(
-            f"{declared.kind} estimator '{declared.name}' ({type(estimator).__module__}) failed on an operator of "
+            f"{declared.kind} estimator '{declared.name}' ({type(estimator).__module__}) failed on "
             f"{source.size:,} dimensions: {last_line(error).rstrip('.')}; try other settings of it or another one."
         ) from error
 

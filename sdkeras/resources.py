@@ -8,10 +8,7 @@ import attrs
 import tensorflow as tf
 
 from sdkeras.estimators import DENSE
-from sdkeras.memory import available_memory
-
-# Share of the machine's memory that Lanczos bases may take when no limit is given.
-_MEMORY_SHARE = 0.6
+from sdkeras.memory import memory_limit
 
 
 @attrs.frozen
@@ -49,8 +46,7 @@ class Resources:
 
 def resources(size: int, itemsize: int, *, memory_gb: float | None, workers: int | None) -> Resources:
     """What is given, or a share of what is free now and a thread per core where TensorFlow leaves the cores free."""
-    memory = _MEMORY_SHARE * available_memory() if memory_gb is None else memory_gb * 1e9
     if workers is None:
         single = tf.config.threading.get_intra_op_parallelism_threads() == 1
         workers = (os.cpu_count() or 1) if single else 1
-    return Resources(memory, workers, size, itemsize)
+    return Resources(memory_limit(memory_gb), workers, size, itemsize)

@@ -208,6 +208,8 @@ class Bound:
         verdict: 'vacuous' (even the known terms reach B, the loss's range), 'undetermined' (terms are missing), or
             that the bound is below B if every assumption holds.
         assumptions: Each with what is known of it.
+        dimension_name: The dimension in its terms: 'SD' (local, at the checkpoint) or 'D_s' (along training).
+        dimension_reason: Why that one.
     """
 
     theorem: str
@@ -217,3 +219,5 @@ class Bound:
     total: float | None
     verdict: str
     assumptions: tuple[Assumption, ...]
+    dimension_name: str = "SD"
+    dimension_reason: str = ""

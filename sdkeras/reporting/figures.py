@@ -32,6 +32,8 @@ _FARTHEST = 1e4
 _CURVE_POINTS = 400
 # Exponents whose running means are drawn, before lines lie on lines.
 _MOST_LINES = 6
+# Points with error bars, before they are a line with a band.
+_MOST_MARKERS = 60
 
 
 @attrs.frozen
@@ -266,7 +268,7 @@ def convergence(run: Analysis) -> Figure | None:
 
 def trajectory_figures(found: LyapunovSummary) -> tuple[Figure, ...]:
     """The figures of the Lyapunov exponents along training that there are numbers for."""
-    made = (lyapunov_exponents(found), lyapunov_convergence(found))
+    made = (lyapunov_exponents(found), lyapunov_convergence(found), window_dimensions(found))
     return tuple(figure for figure in made if figure is not None)
 
 
@@ -280,6 +282,11 @@ def lyapunov_exponents(found: LyapunovSummary) -> Figure | None:
 
     def draw(axes: Any) -> None:
         for part, colour in ((resolved, _ACCENT), (~resolved, _SOFT)):
+            if len(values) > _MOST_MARKERS:
+                axes.plot(ranks[part], values[part], color=colour, linewidth=2.2)
+                low, high = values[part] - errors[part], values[part] + errors[part]
+                axes.fill_between(ranks[part], low, high, color=colour, alpha=0.2, linewidth=0)
+                continue
             axes.errorbar(
                 ranks[part], values[part], errors[part], color=colour, fmt="o", markersize=5, elinewidth=1.6, capsize=3
             )
@@ -326,6 +333,57 @@ def lyapunov_convergence(found: LyapunovSummary) -> Figure | None:
         f"The {'leading exponent' if len(means) == 1 else f'{len(means)} leading exponents'} as the mean over so many "
         "steps, the thick line the first. They should have settled; while they drift, training has not come to its "
         "attractor, and a longer transient is due.",
+    )
+
+
+def window_dimensions(found: LyapunovSummary) -> Figure | None:
+    """SD^(m) against m, with D_s over the same steps beside them."""
+    known = [(window.num_window_steps, window.dimension) for window in found.windows if window.dimension is not None]
+    answer, size = found.dimension, found.dimension.size
+    lengths, values = np.array([m for m, _ in known], np.float64), np.array([value for _, value in known])
+    ends = np.array([*values, *(answer.interval or ())])
+    if not known or not _usable(ends):
+        return None
+    room = 0.1 * float(np.ptp(ends)) or 0.05 * float(np.max(ends)) or 1.0
+
+    def draw(axes: Any) -> None:
+        axes.plot(lengths, values, color=_ACCENT, linewidth=2.2, marker="o", markersize=5)
+        if answer.interval is not None:
+            axes.axhspan(*answer.interval, color=_WARN, alpha=0.2, linewidth=0)
+            axes.annotate(
+                "D_s",
+                (0.02, answer.interval[1]),
+                xycoords=("axes fraction", "data"),
+                xytext=(0, -4),
+                textcoords="offset points",
+                color=_WARN,
+                va="top",
+                fontsize=_FONT,
+            )
+        if answer.value is not None:
+            axes.axhline(answer.value, color=_WARN, linewidth=1.6)
+        axes.set_xscale("log", base=2)
+        axes.set_xlim(0.8 * lengths[0], 1.25 * lengths[-1])
+        shown = lengths[:: 1 + (len(lengths) - 1) // 8]
+        axes.set_xticks(shown, [number(m) for m in shown])
+        axes.set_xticks([], minor=True)
+        axes.set_ylim(float(ends.min()) - room, float(ends.max()) + room)
+        axes.set_xlabel("training steps taken as one, m")
+        axes.set_ylabel(f"dimension, of {size:,}")
+        _plain_ticks(axes)
+
+    unknown = [f"{window.num_window_steps:,}" for window in found.windows if window.dimension is None]
+    missing = f" Undetermined, and not drawn: m = {', '.join(unknown)}." if unknown else ""
+    band = {
+        "determined": "The line is D_s, the band its 95 % interval.",
+        "bracketed": "D_s lies in the band.",
+        "undetermined": "D_s is undetermined here.",
+    }[answer.status]
+    return Figure(
+        "SD of several steps taken as one",
+        _svg("windows", "Sharpness dimension of m steps taken as one, against m", draw),
+        "What one step stretches the next may shrink again. Over the same training steps the dimension of m steps "
+        f"taken as one is at most that of any length that divides m, and at least D_s. {band}{missing}",
     )
 
 
