@@ -12,13 +12,13 @@ import numpy as np
 
 from sdkeras import layerwise, lyapunov_run, registry
 from sdkeras.dimension.adaptive import AdaptiveSettings, Context, Outcome, estimate_sharpness_dimension
-from sdkeras.dimension.bounds import Facts, bounds, check_inputs
-from sdkeras.dimension.records import Bound, EdgeOfStability, SharpnessDimension, Warning
+from sdkeras.dimension.bounds import Facts, bounds, check_inputs, facts_over
+from sdkeras.dimension.records import Bound, EdgeOfStability, SharpnessDimension, Supremum, Warning
 from sdkeras.edge import batch_sharpness, edge_of_stability
 from sdkeras.estimators import Watched, chosen, configured, estimate, estimator_of_extremes, estimator_of_trace
 from sdkeras.findings import findings
 from sdkeras.operators import assumptions
-from sdkeras.operators.base import Array, DiagonallyScaledOperator, RestrictedOperator
+from sdkeras.operators.base import Array, DiagonallyScaledOperator, RestrictedOperator, SymmetricOperator
 from sdkeras.operators.hessian import HessianOperator
 from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.operators.update_map import UpdateMap
@@ -38,6 +38,7 @@ from sdkeras.reporting.schema import (
     SpectrumSummary,
 )
 from sdkeras.resources import resources
+from sdkeras.snapshots import SupremumOverSnapshots, about_step, follow
 from sdkeras.subject import Subject
 
 _MAX_NODES = 2000
@@ -68,6 +69,8 @@ def analyze(
     allow_unverified: bool = False,
     per_layer: bool = False,
     lyapunov: int | None = None,
+    snapshots: int | None = None,
+    every: int | None = None,
     bound_inputs: Mapping[str, float] | None = None,
     estimate_bound_inputs: bool = False,
     workers: int | None = None,
@@ -104,6 +107,11 @@ def analyze(
         per_layer: Largest eigenvalue, trace and codimension of each layer's diagonal block as well.
         lyapunov: So many Lyapunov exponents along training from here as well, over 1,000 steps (`sdkeras.lyapunov` has
             the settings); neither max_hvps nor time_limit cuts them short.
+        snapshots: SD with the supremum of its definition as well, over so many states of training, this one the first;
+            training goes on from here on a copy, with the real optimizer. The minibatches are those of the first
+            estimate, so that both cost about so many times its products; with max_hvps or time_limit it is held to
+            its share.
+        every: Training steps between two snapshots.
         bound_inputs: Inputs of the generalization bounds by name, see `sdkeras.dimension.bounds.INPUTS`.
         estimate_bound_inputs: Estimate B and L, where they are not given, from single examples (lower ends).
         workers: Threads; default 1, or one per core where TensorFlow has one intra-op thread.
@@ -139,6 +147,8 @@ def analyze(
         allow_unverified=allow_unverified,
         per_layer=per_layer,
         lyapunov=lyapunov,
+        snapshots=snapshots,
+        every=every,
         bound_inputs=bound_inputs or {},
         estimate_bound_inputs=estimate_bound_inputs,
         workers=workers,
@@ -163,6 +173,9 @@ class _Found:
     edge: EdgeOfStability | None = None
     trace: TraceEstimate | None = None
     outcomes: list[Outcome] = attrs.field(factory=list)
+    supremum: Supremum | None = None
+    facts: Facts | None = None
+    bound_inputs: Mapping[str, float] = attrs.field(factory=dict)
     bounds: tuple[Bound, ...] = ()
     layers: list[LayerSharpness] = attrs.field(factory=list)
     lyapunov: LyapunovSummary | None = None
@@ -211,11 +224,16 @@ class _Analysis:
         step = self._training_step()
         found = _Found()
         try:
-            self._measure(found)
-            if step is not None:
+            self._measure(found, step)
+            if step is not None and options.lyapunov is not None:
                 self._lyapunov(step, found)
         except KeyboardInterrupt:
             found.partial = True
+        if options.snapshots is not None and found.supremum is None:
+            reason = "it was interrupted" if found.partial else "the budget ended"
+            self._warn(
+                "no-supremum", f"{reason} before one minibatch was done at every snapshot: there is no supremum."
+            )
         first = found.outcomes[0] if found.outcomes else None
         for outcome in found.outcomes:
             known = {note.code for note in self.warnings}
@@ -241,11 +259,12 @@ class _Analysis:
             bounds=found.bounds,
             layers=tuple(found.layers),
             lyapunov=found.lyapunov,
+            supremum=found.supremum,
             warnings=tuple(self.warnings),
             partial=found.partial,
         )
 
-    def _measure(self, found: _Found) -> None:
+    def _measure(self, found: _Found, step: UpdateMap | None) -> None:
         """Everything that takes time, in order of importance; what is found stays when Ctrl-C ends it."""
         found.pairs = self._extremes(self.hessian)
         found.edge = self._edge(self.hessian, found.pairs)
@@ -254,17 +273,20 @@ class _Analysis:
             outcome = self._dimension(self.hessian, name)
             found.outcomes.append(outcome)
             if len(found.outcomes) == 1:
-                found.bounds = self._bounds(outcome)
+                found.facts, found.bound_inputs = self._facts(outcome), self._bound_inputs()
+                found.bounds = self._bounds(found.facts, found.bound_inputs)
             if outcome.interrupted:
                 raise KeyboardInterrupt
+            if step is not None and self.options.snapshots is not None and len(found.outcomes) == 1:
+                self._supremum(step, found, outcome)
         if self.options.per_layer:
             for layer in self._layers(self.hessian, found.outcomes[0].sharpness_dimension):
                 found.layers.append(layer)
 
     def _training_step(self) -> UpdateMap | None:
-        """The map of the optimizer's step, where Lyapunov exponents are asked for."""
+        """The map of the optimizer's step, where Lyapunov exponents or snapshots are asked for."""
         wanted = self.options.lyapunov
-        if wanted is None:
+        if wanted is None and self.options.snapshots is None:
             return None
         self._tell("compiling and verifying the training step")
         self.stepper = lyapunov_run.training_optimizer(
@@ -293,6 +315,33 @@ class _Analysis:
         known = {note.code for note in self.warnings}
         self.warnings += [note for note in followed.warnings if note.code not in known]
         found.lyapunov, found.partial = followed.summary, followed.interrupted
+
+    def _supremum(self, step: UpdateMap, found: _Found, outcome: Outcome) -> None:
+        """SD with the supremum over snapshots, from the minibatches of the first estimate; kept as far as it came."""
+        options, name = self.options, self.estimators.spectrum[0]
+        count, every = int(options.snapshots or 0), int(options.every or 0)
+        known = {note.code for note in self.warnings}
+        self.warnings += [note for note in about_step(step) if note.code not in known]
+        trajectory = follow(
+            step, self.hessian, self.subject, count=count, every=every, deadline=self._deadline(), tell=self._tell
+        )
+        estimator, num_steps = self._estimator(name), outcome.sharpness_dimension.num_steps
+        over = SupremumOverSnapshots(
+            trajectory, outcome, self.subject, lambda source, i: self._spectrum(estimator, source, i, num_steps)
+        )
+        workers = self.resources.workers_for(name)
+        pool = ThreadPoolExecutor(workers)
+        try:
+            over.measure(group=workers, mapper=pool.map if workers > 1 else map, affords=self._affords, tell=self._tell)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            self.warnings += over.warnings()
+            if over.runs and found.facts is not None:
+                found.supremum = over.result(count, every)
+                found.facts = attrs.evolve(
+                    facts_over(found.facts, found.supremum), smallest_exponent=over.smallest_exponent
+                )
+                found.bounds = self._bounds(found.facts, found.bound_inputs)
 
     def _extremes(self, hessian: HessianOperator) -> Eigenpairs:
         self._tell("largest and smallest eigenvalue of the data-set Hessian")
@@ -333,40 +382,34 @@ class _Analysis:
         """SD by one spectrum estimator, of the whole operator or of a diagonal block."""
         options = self.options
         size = hessian.size if block is None else block.stop - block.start
-        own = dict(options.settings.get(name, {}))
-        cls = registry.get_estimator("spectrum", name)
-        if name == "exact":
-            own.setdefault("memory_gb", self.resources.memory / 1e9)
-        estimator = configured(cls, own)
+        estimator = self._estimator(name)
         num_steps = getattr(estimator, "num_steps", None)
         workers = self.resources.workers_for(name)
-        can_skip = "reorthogonalize" in attrs.fields_dict(cls)
 
         def run(index: int, steps: int | None) -> Spectrum:
-            one = estimator if steps is None else attrs.evolve(estimator, num_steps=steps)
-            if can_skip and steps is not None and not self.resources.fits(steps):
-                one = attrs.evolve(one, reorthogonalize=False)
-            seed = int(np.random.SeedSequence([options.seed, index]).generate_state(1)[0])
             source = self.subject.on_minibatch(hessian, index)
-            if block is not None:
-                source = RestrictedOperator(source, block)
-            spectrum: Spectrum = estimate(one, source, seed)
-            return spectrum
+            return self._spectrum(
+                estimator, source if block is None else RestrictedOperator(source, block), index, steps
+            )
 
-        if can_skip and num_steps is not None and not self.resources.fits(num_steps):
+        if _can_skip(estimator) and num_steps is not None and not self.resources.fits(num_steps):
             self._warn(
                 "no-reorthogonalisation",
                 f"{workers} Lanczos bases of {num_steps} x {hessian.size} do not fit "
                 f"{self.resources.memory / 1e9:.1f} GB: the runs do without reorthogonalisation and without mass "
                 "correction.",
             )
-        limits = [] if options.max_hvps is None else [max(0, options.max_hvps - hessian.num_products)]
+        share = 1 if block is not None or name != self.estimators.spectrum[0] else options.snapshots or 1
+        limits = [] if options.max_hvps is None else [max(0, options.max_hvps - hessian.num_products) // share]
         limits += [] if most_products is None else [most_products]
+        deadline = self._deadline()
+        if deadline is not None:  # the supremum sees the same minibatches at every snapshot
+            deadline -= max(0.0, deadline - time.monotonic()) * (1 - 1 / share)
         settings = AdaptiveSettings(
             tolerance=options.tolerance,
             fixed_runs=options.exact_minibatches if name == "exact" else None,
             max_hvps=min(limits) if limits else None,
-            deadline=None if options.time_limit is None else self.started + options.time_limit,
+            deadline=deadline,
             group=workers,
         )
         context = Context(
@@ -395,6 +438,22 @@ class _Analysis:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
+    def _estimator(self, name: str) -> Any:
+        """The spectrum estimator of this name with its settings."""
+        own = dict(self.options.settings.get(name, {}))
+        if name == "exact":
+            own.setdefault("memory_gb", self.resources.memory / 1e9)
+        return configured(registry.get_estimator("spectrum", name), own)
+
+    def _spectrum(self, estimator: Any, source: SymmetricOperator, index: int, steps: int | None) -> Spectrum:
+        """Run number `index` of a spectrum estimator, with so many steps where it takes any."""
+        one = estimator if steps is None else attrs.evolve(estimator, num_steps=steps)
+        if _can_skip(estimator) and steps is not None and not self.resources.fits(steps):
+            one = attrs.evolve(one, reorthogonalize=False)
+        seed = int(np.random.SeedSequence([self.options.seed, index]).generate_state(1)[0])
+        spectrum: Spectrum = estimate(one, source, seed)
+        return spectrum
+
     def _layers(self, hessian: HessianOperator, whole: SharpnessDimension) -> Iterator[LayerSharpness]:
         """The blocks one after the other; their dimensions share as many products as the whole one has taken."""
         name = self.estimators.spectrum[0]
@@ -421,29 +480,40 @@ class _Analysis:
             tell=self._tell,
         )
 
+    def _deadline(self) -> float | None:
+        return None if self.options.time_limit is None else self.started + self.options.time_limit
+
     def _budget_ended(self) -> bool:
         products, seconds = self.options.max_hvps, self.options.time_limit
         return (products is not None and self.hessian.num_products >= products) or (
             seconds is not None and time.monotonic() - self.started >= seconds
         )
 
-    def _bounds(self, outcome: Outcome) -> tuple[Bound, ...]:
-        estimate, given = outcome.sharpness_dimension, dict(self.options.bound_inputs)
-        guessed: dict[str, float] = {}
-        if self.options.estimate_bound_inputs:
-            self._tell("inputs of the bounds")
-            singles = EmpiricalLoss(
-                self.subject.model,
-                self.subject.source,
-                mode="inference",
-                params=self.options.params,
-                dtype=self.options.dtype,
-                num_samples=self.options.samples,
-                seed=self.options.seed,
-            )
-            found = assumptions.estimated_inputs(singles)
-            guessed = {name: value for name, value in found.items() if name not in given}
-        facts = Facts(
+    def _affords(self, products: int) -> bool:
+        """Whether the budget has room for so many products more."""
+        limit = self.options.max_hvps
+        return not self._budget_ended() and (limit is None or self.hessian.num_products + products <= limit)
+
+    def _bound_inputs(self) -> Mapping[str, float]:
+        """Inputs of the bounds: those given, and estimates of others where they are asked for."""
+        given = dict(self.options.bound_inputs)
+        if not self.options.estimate_bound_inputs:
+            return given
+        self._tell("inputs of the bounds")
+        singles = EmpiricalLoss(
+            self.subject.model,
+            self.subject.source,
+            mode="inference",
+            params=self.options.params,
+            dtype=self.options.dtype,
+            num_samples=self.options.samples,
+            seed=self.options.seed,
+        )
+        return assumptions.estimated_inputs(singles) | given
+
+    def _facts(self, outcome: Outcome) -> Facts:
+        estimate = outcome.sharpness_dimension
+        return Facts(
             dimension=estimate.value if estimate.definition_value is None else estimate.definition_value,
             state_size=estimate.state_size,
             num_samples=self.subject.source.num_samples,
@@ -452,9 +522,9 @@ class _Analysis:
             unbounded_loss=assumptions.unbounded_loss(self.subject.model),
             smallest_exponent=float(np.min(self.subject.exponents(outcome.nodes))),
         )
-        return bounds(facts, guessed | given, frozenset(guessed))
 
-    # The plan
+    def _bounds(self, facts: Facts, inputs: Mapping[str, float]) -> tuple[Bound, ...]:
+        return bounds(facts, inputs, frozenset(inputs) - set(self.options.bound_inputs))
 
     # The plan
 
@@ -485,6 +555,11 @@ class _Analysis:
             loss=loss_name(self.subject.model.loss),
             unconnected=self.loss.engine(self.options.product_mode).unconnected,
         )
+
+
+def _can_skip(estimator: Any) -> bool:
+    """Whether it can do without reorthogonalisation, and so without a basis in memory."""
+    return "reorthogonalize" in attrs.fields_dict(type(estimator))
 
 
 def _in_order(function: Callable[[int], Spectrum], indices: Iterable[int]) -> Iterable[Spectrum]:

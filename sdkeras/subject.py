@@ -81,16 +81,17 @@ class Subject:
         same = self.limits is not None and self.limits.preconditioned == self.exponents.preconditioned
         return self.limits.upper if self.limits is not None and same else None
 
-    def on_minibatch(self, hessian: HessianOperator, index: int) -> SymmetricOperator:
+    def on_minibatch(self, hessian: HessianOperator, index: int, scaling: Array | None = None) -> SymmetricOperator:
         """The operator whose eigenvalues the map takes: a minibatch's Hessian, or P^-1/2 H P^-1/2.
 
-        The scaled one has no `reduced` form: directions that the first kernel does not feel are no longer orthogonal
-        to those it feels.
+        P is the checkpoint's unless another `scaling` = P^-1/2 is given. The scaled operator has no `reduced` form:
+        directions that the first kernel does not feel are no longer orthogonal to those it feels.
         """
         view = hessian.on_minibatch(index)
-        if self.scaling is None or not self.exponents.preconditioned:
+        scaling = self.scaling if scaling is None else scaling
+        if scaling is None or not self.exponents.preconditioned:
             return view
-        return DiagonallyScaledOperator(view, self.scaling)
+        return DiagonallyScaledOperator(view, scaling)
 
     def _scaling(self) -> tuple[Array | None, str]:
         """P^-1/2 of an adaptive optimizer; or None, and why an adaptive one has none."""
@@ -99,9 +100,8 @@ class Subject:
         diagonal = update.preconditioner(self.compiled_as, self.loss.layout)
         if diagonal is None:
             return None, "the optimizer in the file has taken no step, so it has no second moments"
-        if not (np.all(np.isfinite(diagonal)) and np.all(diagonal > 0)):
-            return None, "the optimizer's second moments are not all positive and finite"
-        return 1.0 / np.sqrt(diagonal), ""
+        found = inverse_root(diagonal)
+        return found, "" if found is not None else "the optimizer's second moments are not all positive and finite"
 
     def _map(self) -> ExponentMap:
         optimizer = self.optimizer
@@ -128,6 +128,11 @@ class Subject:
             nesterov=self.optimizer.nesterov,
             weight_decay=self.decay,
         )
+
+
+def inverse_root(diagonal: Array) -> Array | None:
+    """P^-1/2, or None where P is not positive and finite."""
+    return 1.0 / np.sqrt(diagonal) if np.all(np.isfinite(diagonal)) and np.all(diagonal > 0) else None
 
 
 def operator_name(preconditioned: bool) -> str:

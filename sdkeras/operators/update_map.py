@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -57,6 +58,7 @@ class UpdateMap:
         dtype: Of the products.
         num_weights: Length n of its first part, the weights.
         layout: Names and shapes of the state's variables.
+        optimizer: The optimizer, or the stand-in with its first slots; not to be changed.
         verification: What the checks found.
         notes: Pairs (code, words): what is held or left out, clipping, zero second moments, updates without
             derivative.
@@ -85,6 +87,7 @@ class UpdateMap:
         own = _with_slots(loss, optimizer, initial_slots)
         lost = [name in self._engine.unconnected for name in loss.layout.names]
         self._rule = UpdateRule(own, loss.layout, lost, loss.function.dtype)
+        self.optimizer = own
         self._batches: Sequence[Batch] = loss.batches
         self._place(self._rule.state, self._rule.held)
         self.verification: UpdateVerification = update_verification.verified(self, own, allow_unverified)
@@ -107,6 +110,11 @@ class UpdateMap:
         return self._rule.layout
 
     @property
+    def slot_positions(self) -> list[int]:
+        """Where each of the state's slots stands in the optimizer's `variables`."""
+        return self._rule.positions()[0]
+
+    @property
     def microbatches(self) -> int:
         """Batches whose mean gradient makes one update: 1 without gradient accumulation."""
         return self._rule.microbatches
@@ -126,6 +134,35 @@ class UpdateMap:
     def num_products(self) -> int:
         """Hessian products on single batches that the shared engine has made so far, for whatever purpose."""
         return int(self._engine.num_products)
+
+    # What the optimizer reads, at any state along training
+
+    def slot(self, name: str, state: Array) -> Array:
+        """One slot of all weights in a state, end to end, shape [N] -> [n], float64.
+
+        Args:
+            name: The optimizer's list of them, for example '_velocities'. Those that are no part of the state, since
+                no gradient reaches their weights, have the optimizer's own values.
+            state: Shape [N].
+        """
+        slices = self.layout.slices[len(self.loss.layout.names) :]
+        places = dict(zip(self.slot_positions, slices, strict=True))
+        positions = {id(variable): position for position, variable in enumerate(self.optimizer.variables)}
+        found = [(variable, places.get(positions[id(variable)])) for variable in getattr(self.optimizer, name)]
+        return np.concatenate(
+            [np.ravel(np.asarray(v, np.float64) if place is None else state[place]) for v, place in found]
+        ).astype(np.float64)
+
+    def iterations(self, held: Mapping[str, Any]) -> int:
+        """Updates made when these are the held values."""
+        return int(held[self._rule.iteration_name]) // self.microbatches
+
+    def learning_rate(self, held: Mapping[str, Any]) -> float | None:
+        """The rate of the step from these held values where it follows a schedule; None where it does not move."""
+        rate = getattr(self.optimizer, "_learning_rate", None)
+        if not isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+            return None
+        return float(np.asarray(rate(held[self._rule.iteration_name])))
 
     # Views: other batches, another state; the compiled functions are shared
 

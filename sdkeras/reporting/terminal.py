@@ -10,7 +10,7 @@ from rich.panel import Panel
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from sdkeras.reporting.explanations import trajectory_in_words
+from sdkeras.reporting.explanations import supremum_headline, trajectory_in_words
 from sdkeras.reporting.numbers import headline
 from sdkeras.reporting.schema import Analysis, LyapunovRun, Plan
 from sdkeras.reporting.tables import Table, attractor_dimension, layer_rows, printable, tables
@@ -53,6 +53,8 @@ def _verdict(run: Analysis | LyapunovRun) -> list[tuple[str, str]]:
     lines = [(run.edge_of_stability.verdict, "bold")]
     if run.sharpness_dimension is not None:
         lines.append((f"{headline(run.sharpness_dimension)}.", ""))
+    if run.supremum is not None:
+        lines.append((supremum_headline(run.supremum), ""))
     if run.lyapunov is not None:
         lines.append((trajectory_in_words(run.lyapunov), ""))
     return lines
@@ -110,6 +112,7 @@ def render_plan(plan: Plan) -> RenderableType:
         ("state of the map", f"{plan.state_size:,} ({plan.map})"),
         ("data-set Hessian", f"{plan.num_batches:,} batches"),
         ("runs to start with", f"{plan.num_runs:,}{steps}"),
+        *_snapshots(plan),
         ("products", f"about {plan.num_hvps:,}"),
         ("peak memory", f"about {plan.peak_memory / 1e9:.2f} GB"),
         ("one gradient", f"{1e3 * plan.seconds_per_gradient:.3g} ms"),
@@ -117,6 +120,13 @@ def render_plan(plan: Plan) -> RenderableType:
     ):
         grid.add_row(label, value)
     return grid
+
+
+def _snapshots(plan: Plan) -> list[tuple[str, str]]:
+    if plan.num_snapshots is None or plan.every is None:
+        return []
+    steps = (plan.num_snapshots - 1) * plan.every
+    return [("supremum", f"over {plan.num_snapshots:,} snapshots, {plan.every:,} steps apart ({steps:,} steps)")]
 
 
 def as_text(run: Analysis | LyapunovRun, width: int = 100) -> str:
