@@ -125,7 +125,8 @@ class Supremum:
         single_point_value: From snapshot 0 alone: same minibatches, same estimator.
         per_snapshot_values: From each snapshot alone.
         approximate: True for quadrature rules, whose errors a maximum turns into a bias upwards; False for exact
-            spectra.
+            spectra. Measured on digits nets with d of 760 and 1,520, four snapshots: the rise over the checkpoint came
+            out 1.2, 1.3 and 2.2 times the exact one (SGD, AdamW, momentum), 2 to 8 dimensions too high.
         estimator: Spectrum estimator.
         num_hvps: Products spent beyond those of the single-point estimate, whose runs are snapshot 0.
         map, coordinates, state_size: As in `SharpnessDimension`.
