@@ -12,9 +12,9 @@ import numpy as np
 
 from sdkeras import full_map, layerwise, lyapunov_run, registry
 from sdkeras.dimension.adaptive import AdaptiveSettings, Outcome, estimate_sharpness_dimension
-from sdkeras.dimension.bounds import Facts, bounds, check_inputs, facts_along
+from sdkeras.dimension.bounds import Facts, bounds, check_inputs, facts_along, facts_over
 from sdkeras.dimension.exponents import Exponents
-from sdkeras.dimension.records import Bound, EdgeOfStability, SharpnessDimension, Warning
+from sdkeras.dimension.records import Bound, EdgeOfStability, SharpnessDimension, Supremum, Warning
 from sdkeras.edge import batch_sharpness, edge_of_stability
 from sdkeras.errors import Interrupted
 from sdkeras.estimators import (
@@ -33,7 +33,7 @@ from sdkeras.findings import findings
 from sdkeras.full_map import FullMap, as_spectrum
 from sdkeras.lyapunov_settings import LyapunovSettings
 from sdkeras.operators import assumptions
-from sdkeras.operators.base import Array, DiagonallyScaledOperator, RestrictedOperator
+from sdkeras.operators.base import Array, DiagonallyScaledOperator, RestrictedOperator, SymmetricOperator
 from sdkeras.operators.hessian import HessianOperator
 from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.operators.update_map import UpdateMap
@@ -52,7 +52,8 @@ from sdkeras.reporting.schema import (
     Plan,
     SpectrumSummary,
 )
-from sdkeras.resources import resources
+from sdkeras.resources import Resources, resources
+from sdkeras.snapshots import SupremumOverSnapshots, about_step, follow
 from sdkeras.subject import Subject
 
 _MAX_NODES = 2000
@@ -85,6 +86,8 @@ def analyze(
     lyapunov: int | None = None,
     lyapunov_steps: int = DEFAULT_STEPS,
     lyapunov_transient: int = DEFAULT_TRANSIENT,
+    snapshots: int | None = None,
+    every: int | None = None,
     bound_inputs: Mapping[str, float] | None = None,
     estimate_bound_inputs: bool = False,
     workers: int | None = None,
@@ -125,6 +128,11 @@ def analyze(
             max_hvps does not cut them short. If they determine D_s, the bounds are taken at it.
         lyapunov_steps: Steps to average them over.
         lyapunov_transient: Steps made before, and discarded.
+        snapshots: SD with the supremum of its definition as well, over so many states of training, this one the first;
+            training goes on from here on a copy, with the real optimizer. The minibatches are those of the first
+            estimate, so that both cost about so many times its products; with max_hvps or time_limit it is held to
+            its share.
+        every: Training steps between two snapshots.
         bound_inputs: Inputs of the generalization bounds by name, see `sdkeras.dimension.bounds.INPUTS`.
         estimate_bound_inputs: Estimate B and L, where they are not given, from single examples (lower ends).
         workers: Threads; default 1, or one per core where TensorFlow has one intra-op thread.
@@ -162,6 +170,8 @@ def analyze(
         lyapunov=lyapunov,
         lyapunov_steps=lyapunov_steps,
         lyapunov_transient=lyapunov_transient,
+        snapshots=snapshots,
+        every=every,
         bound_inputs=bound_inputs or {},
         estimate_bound_inputs=estimate_bound_inputs,
         workers=workers,
@@ -186,6 +196,7 @@ class _Found:
     edge: EdgeOfStability | None = None
     trace: TraceEstimate | None = None
     outcomes: list[Outcome] = attrs.field(factory=list)
+    supremum: Supremum | None = None
     facts: Facts | None = None
     bound_inputs: Mapping[str, float] = attrs.field(factory=dict)
     bounds: tuple[Bound, ...] = ()
@@ -242,11 +253,16 @@ class _Analysis:
             self.full = FullMap(step)
         found = _Found()
         try:
-            self._measure(found)
+            self._measure(found, step)
             if step is not None and options.lyapunov is not None:
                 self._lyapunov(step, found)
         except KeyboardInterrupt:
             found.partial = True
+        if options.snapshots is not None and found.supremum is None:
+            reason = "it was interrupted" if found.partial else "the budget ended"
+            self._warn(
+                "no-supremum", f"{reason} before one minibatch was done at every snapshot: there is no supremum."
+            )
         first = found.outcomes[0] if found.outcomes else None
         for outcome in found.outcomes:
             known = {note.code for note in self.warnings}
@@ -272,11 +288,12 @@ class _Analysis:
             bounds=found.bounds,
             layers=tuple(found.layers),
             lyapunov=found.lyapunov,
+            supremum=found.supremum,
             warnings=tuple(self.warnings),
             partial=found.partial,
         )
 
-    def _measure(self, found: _Found) -> None:
+    def _measure(self, found: _Found, step: UpdateMap | None) -> None:
         """Everything that takes time, in order of importance; what is found stays when Ctrl-C ends it."""
         found.pairs = self._extremes(self.hessian)
         found.edge = self._edge(self.hessian, found.pairs)
@@ -291,14 +308,16 @@ class _Analysis:
                 found.bounds = self._bounds(found.facts, found.bound_inputs)
             if outcome.interrupted:
                 raise KeyboardInterrupt
+            if step is not None and self.options.snapshots is not None and len(found.outcomes) == 1:
+                self._supremum(step, found, outcome)
         if self.options.per_layer:
             for layer in self._layers(self.hessian, found.outcomes[0].sharpness_dimension):
                 found.layers.append(layer)
 
     def _training_step(self) -> UpdateMap | None:
-        """The map of the optimizer's step, where Lyapunov exponents or its singular values are asked for."""
+        """The map of the optimizer's step, where Lyapunov exponents, its singular values or snapshots are asked for."""
         wanted = self.options.lyapunov
-        if wanted is None and self.options.map != "full":
+        if wanted is None and self.options.map != "full" and self.options.snapshots is None:
             return None
         self._tell("compiling and verifying the training step")
         self.stepper = lyapunov_run.training_optimizer(
@@ -345,6 +364,33 @@ class _Analysis:
         if found.facts is not None:
             found.bounds = self._bounds(facts_along(found.facts, followed.summary.dimension), found.bound_inputs)
 
+    def _supremum(self, step: UpdateMap, found: _Found, outcome: Outcome) -> None:
+        """SD with the supremum over snapshots, from the minibatches of the first estimate; kept as far as it came."""
+        options, name = self.options, self.estimators.spectrum[0]
+        count, every = int(options.snapshots or 0), int(options.every or 0)
+        known = {note.code for note in self.warnings}
+        self.warnings += [note for note in about_step(step) if note.code not in known]
+        trajectory = follow(
+            step, self.hessian, self.subject, count=count, every=every, deadline=self._deadline(), tell=self._tell
+        )
+        estimator, num_steps = self._estimator(name, self.resources), outcome.sharpness_dimension.num_steps
+        over = SupremumOverSnapshots(
+            trajectory, outcome, self.subject, lambda source, i: self._spectrum(estimator, source, i, num_steps)
+        )
+        workers = self.resources.workers_for(name)
+        pool = ThreadPoolExecutor(workers)
+        try:
+            over.measure(group=workers, mapper=pool.map if workers > 1 else map, affords=self._affords, tell=self._tell)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            self.warnings += over.warnings()
+            if over.runs and found.facts is not None:
+                found.supremum = over.result(count, every)
+                found.facts = attrs.evolve(
+                    facts_over(found.facts, found.supremum), smallest_exponent=over.smallest_exponent
+                )
+                found.bounds = self._bounds(found.facts, found.bound_inputs)
+
     def _extremes(self, hessian: HessianOperator) -> Eigenpairs:
         self._tell("largest and smallest eigenvalue of the data-set Hessian")
         watched = Watched(hessian, self._tick)
@@ -387,44 +433,38 @@ class _Analysis:
         if full is not None:
             size = full.size
             room = attrs.evolve(room, size=size, bases=2)
-        own = options.settings.get(name, {})
-        if full is None:
-            estimator = estimator_of_spectrum(name, own, self.subject.exponents)
-        else:
-            estimator = configured(registry.get_estimator(self.estimators.kind, name), own)
-        recorded = settings_of(estimator)
-        if name in DENSE and estimator.memory_gb is None:
-            estimator = attrs.evolve(estimator, memory_gb=room.memory / 1e9)
+        estimator = self._estimator(name, room)
+        recorded = self._settings(name)
         num_steps = getattr(estimator, "num_steps", None)
         workers = room.workers_for(name)
-        can_skip = "reorthogonalize" in recorded
 
         def run(index: int, steps: int | None) -> Spectrum:
-            one = estimator if steps is None else attrs.evolve(estimator, num_steps=steps)
-            if can_skip and steps is not None and not room.fits(steps):
-                one = attrs.evolve(one, reorthogonalize=False)
             if full is not None:
+                one = _with_steps(estimator, steps, room)
                 return as_spectrum(estimate(one, full.on_minibatch(index), seed_of_run(options.seed, index)))
             source = self.subject.on_minibatch(hessian, index)
-            if block is not None:
-                source = RestrictedOperator(source, block)
-            spectrum: Spectrum = estimate(one, source, seed_of_run(options.seed, index))
-            return spectrum
+            return self._spectrum(
+                estimator, source if block is None else RestrictedOperator(source, block), index, steps
+            )
 
-        if can_skip and num_steps is not None and not room.fits(num_steps):
+        if _can_skip(estimator) and num_steps is not None and not room.fits(num_steps):
             self._warn(
                 "no-reorthogonalisation",
                 f"{workers * room.bases} Lanczos bases of {num_steps} x {room.size} do not fit "
                 f"{room.memory / 1e9:.1f} GB: the runs do without reorthogonalisation and without mass "
                 "correction.",
             )
-        limits = [] if options.max_hvps is None else [max(0, options.max_hvps - hessian.num_products)]
+        share = 1 if block is not None or name != self.estimators.spectrum[0] else options.snapshots or 1
+        limits = [] if options.max_hvps is None else [max(0, options.max_hvps - hessian.num_products) // share]
         limits += [] if most_products is None else [most_products]
+        deadline = self._deadline()
+        if deadline is not None:  # the supremum sees the same minibatches at every snapshot
+            deadline -= max(0.0, deadline - time.monotonic()) * (1 - 1 / share)
         settings = AdaptiveSettings(
             tolerance=options.tolerance,
             fixed_runs=options.exact_minibatches if name in DENSE else None,
             max_hvps=min(limits) if limits else None,
-            deadline=None if options.time_limit is None else self.started + options.time_limit,
+            deadline=deadline,
             group=workers,
         )
         context = attrs.evolve(self.subject.context(hessian, name, size), settings=recorded)
@@ -454,6 +494,29 @@ class _Analysis:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
+    def _estimator(self, name: str, room: Resources) -> Any:
+        """The spectrum estimator of this name with its settings, a dense one held to the memory."""
+        estimator = self._as_set(name)
+        if name in DENSE and estimator.memory_gb is None:
+            return attrs.evolve(estimator, memory_gb=room.memory / 1e9)
+        return estimator
+
+    def _settings(self, name: str) -> dict[str, Any]:
+        """Its fields for the record."""
+        return settings_of(self._as_set(name))
+
+    def _as_set(self, name: str) -> Any:
+        own = self.options.settings.get(name, {})
+        if self.full is None:
+            return estimator_of_spectrum(name, own, self.subject.exponents)
+        return configured(registry.get_estimator(self.estimators.kind, name), own)
+
+    def _spectrum(self, estimator: Any, source: SymmetricOperator, index: int, steps: int | None) -> Spectrum:
+        """Run number `index` of a spectrum estimator, with so many steps where it takes any."""
+        one = _with_steps(estimator, steps, self.resources)
+        spectrum: Spectrum = estimate(one, source, seed_of_run(self.options.seed, index))
+        return spectrum
+
     def _layers(self, hessian: HessianOperator, whole: SharpnessDimension) -> Iterator[LayerSharpness]:
         """The blocks one after the other; their dimensions share as many products as the whole one has taken."""
         name = self.estimators.spectrum[0]
@@ -480,11 +543,19 @@ class _Analysis:
             tell=self._tell,
         )
 
+    def _deadline(self) -> float | None:
+        return None if self.options.time_limit is None else self.started + self.options.time_limit
+
     def _budget_ended(self) -> bool:
         products, seconds = self.options.max_hvps, self.options.time_limit
         return (products is not None and self.hessian.num_products >= products) or (
             seconds is not None and time.monotonic() - self.started >= seconds
         )
+
+    def _affords(self, products: int) -> bool:
+        """Whether the budget has room for so many products more."""
+        limit = self.options.max_hvps
+        return not self._budget_ended() and (limit is None or self.hessian.num_products + products <= limit)
 
     def _bound_inputs(self) -> Mapping[str, float]:
         """Inputs of the bounds: those given, and estimates of others where they are asked for."""
@@ -551,6 +622,19 @@ class _Analysis:
             loss=loss_name(self.subject.model.loss),
             unconnected=self.loss.engine(self.options.product_mode).unconnected,
         )
+
+
+def _with_steps(estimator: Any, steps: int | None, room: Resources) -> Any:
+    """The estimator with so many steps, without reorthogonalisation where its bases do not fit the memory."""
+    if steps is None:
+        return estimator
+    own = {"reorthogonalize": False} if _can_skip(estimator) and not room.fits(steps) else {}
+    return attrs.evolve(estimator, num_steps=steps, **own)
+
+
+def _can_skip(estimator: Any) -> bool:
+    """Whether it can do without reorthogonalisation, and so without a basis in memory."""
+    return "reorthogonalize" in attrs.fields_dict(type(estimator))
 
 
 def _in_order(function: Callable[[int], Spectrum], indices: Iterable[int]) -> Iterable[Spectrum]:

@@ -43,6 +43,8 @@ class Options:
     lyapunov: int | None = None
     lyapunov_steps: int = DEFAULT_STEPS
     lyapunov_transient: int = DEFAULT_TRANSIENT
+    snapshots: int | None = None
+    every: int | None = None
     bound_inputs: Mapping[str, float] = attrs.field(factory=dict)
     estimate_bound_inputs: bool = False
     workers: int | None = None
@@ -85,4 +87,25 @@ def check_options(options: Options) -> None:
         raise SdkerasError(
             "Lyapunov exponents are of training as it is, of all variables and in training mode; leave out params and "
             "mode, or the exponents (--lyapunov)."
+        )
+    _check_snapshots(options)
+
+
+def _check_snapshots(options: Options) -> None:
+    count, every = options.snapshots, options.every
+    if count is None and every is None:
+        return
+    if count is None or every is None:
+        raise SdkerasError(
+            f"snapshots is {count} and every is {every}; a supremum over snapshots needs both: how many (--snapshots "
+            "N) and the training steps between two (--every M)."
+        )
+    if count < 2:
+        raise SdkerasError(f"snapshots is {count}; it must be 2 or more, the checkpoint itself being the first.")
+    if every < 1:
+        raise SdkerasError(f"every is {every}; it must be at least 1 step.")
+    if options.params is not None or options.mode != "train":
+        raise SdkerasError(
+            "snapshots are of training as it is, of all variables and in training mode; leave out params and mode, or "
+            "the snapshots (--snapshots)."
         )

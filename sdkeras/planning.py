@@ -51,13 +51,21 @@ def planned(subject: Subject, estimators: Chosen, resources: Resources) -> Plan:
         layers = loss.layout.layers.values()
         products += 32 * num_batches
         products += sum(40 * num_batches + runs * min(per_run, part.stop - part.start) for part in layers)
+    training_steps, kept = 0, 0
+    if options.snapshots is not None and options.every is not None:
+        later = options.snapshots - 1
+        products += later * runs * per_run
+        training_steps = later * options.every
+        # Weights of each snapshot, P^-1/2 where there is one, and the spectra of all minibatches.
+        kept = later * size * (resources.itemsize + (8 if subject.scaling is not None else 0))
+        kept += options.snapshots * runs * 16 * per_run
     if options.lyapunov is not None:
         products += options.lyapunov * (options.lyapunov_steps + options.lyapunov_transient)
     if steps is None:
         basis = resources.dense_bytes() * resources.workers_for(name)
     else:
         basis = resources.basis_bytes(steps if resources.fits(steps) else 4) * workers
-    memory = peak_memory() + basis + workers * (3 * activations + 8 * size * resources.itemsize)
+    memory = peak_memory() + basis + kept + workers * (3 * activations + 8 * size * resources.itemsize)
     return Plan(
         num_parameters=size,
         state_size=state,
@@ -67,8 +75,10 @@ def planned(subject: Subject, estimators: Chosen, resources: Resources) -> Plan:
         num_steps=steps,
         num_hvps=products,
         peak_memory=int(memory),
-        seconds=products * gradient * _GRADIENTS_PER_PRODUCT / max(1, workers),
+        seconds=gradient * (products * _GRADIENTS_PER_PRODUCT / max(1, workers) + training_steps),
         seconds_per_gradient=gradient,
+        num_snapshots=options.snapshots,
+        every=options.every,
     )
 
 

@@ -120,11 +120,15 @@ class Subject:
         same = self.limits is not None and self.limits.preconditioned == self.exponents.preconditioned
         return self.limits.upper if self.limits is not None and same else None
 
-    def on_minibatch(self, hessian: HessianOperator, index: int) -> SymmetricOperator:
-        """The operator whose eigenvalues the map takes: a minibatch's H or P^-1/2 H P^-1/2, plus W where it is."""
+    def on_minibatch(self, hessian: HessianOperator, index: int, scaling: Array | None = None) -> SymmetricOperator:
+        """The operator whose eigenvalues the map takes: a minibatch's H or P^-1/2 H P^-1/2, plus W where it is.
+
+        P is the checkpoint's unless another `scaling` = P^-1/2 is given.
+        """
         view: SymmetricOperator = hessian.on_minibatch(index)
-        if self.scaling is not None and self.exponents.preconditioned:
-            view = DiagonallyScaledOperator(view, self.scaling)
+        scaling = self.scaling if scaling is None else scaling
+        if scaling is not None and self.exponents.preconditioned:
+            view = DiagonallyScaledOperator(view, scaling)
         return view if self.shift is None else DiagonallyShiftedOperator(view, self.shift)
 
     def context(self, hessian: HessianOperator, estimator: str, size: int | None = None) -> Context:
@@ -153,9 +157,8 @@ class Subject:
         diagonal = update.preconditioner(self.compiled_as, self.loss.layout)
         if diagonal is None:
             return None, "the optimizer in the file has taken no step, so it has no second moments"
-        if not (np.all(np.isfinite(diagonal)) and np.all(diagonal > 0)):
-            return None, "the optimizer's second moments are not all positive and finite"
-        return 1.0 / np.sqrt(diagonal), ""
+        found = inverse_root(diagonal)
+        return found, "" if found is not None else "the optimizer's second moments are not all positive and finite"
 
     def _map(self) -> ExponentMap:
         optimizer = self.optimizer
@@ -182,6 +185,11 @@ class Subject:
             nesterov=self.optimizer.nesterov,
             weight_decay=self.decay,
         )
+
+
+def inverse_root(diagonal: Array) -> Array | None:
+    """P^-1/2, or None where P is not positive and finite."""
+    return 1.0 / np.sqrt(diagonal) if np.all(np.isfinite(diagonal)) and np.all(diagonal > 0) else None
 
 
 def operator_name(preconditioned: bool) -> str:

@@ -72,6 +72,7 @@ class Outcome:
         weights: Its masses, sum n.
         warnings: What the reader must know.
         interrupted: True after Ctrl-C.
+        runs: The runs themselves, in order.
     """
 
     sharpness_dimension: SharpnessDimension
@@ -80,6 +81,7 @@ class Outcome:
     weights: FloatArray
     warnings: tuple[Warning, ...]
     interrupted: bool
+    runs: tuple[Spectrum, ...]
 
 
 @attrs.frozen
@@ -416,7 +418,7 @@ def _outcome(loop: _Loop, summary: Summary) -> Outcome:
     size = float(context.state_size)
     exact = all(run.exact for run in loop.runs)
     average = pooling.quantile_average(list(zip(summary.z, summary.masses, strict=True)), size)
-    ordered, ordered_half = _ordered(average, context.state_size)
+    ordered, ordered_half = dimension_of_average(average, context.state_size)
     lower = max(0.0, ordered - ordered_half)
     definition_interval = None
     if summary.interval is not None and math.isfinite(ordered_half):
@@ -488,6 +490,7 @@ def _outcome(loop: _Loop, summary: Summary) -> Outcome:
         weights=weights[order],
         warnings=notes,
         interrupted=loop.interrupted,
+        runs=tuple(loop.runs),
     )
 
 
@@ -506,7 +509,7 @@ def _frozen_lyapunov(summary: Summary, context: Context) -> FrozenLyapunov:
     )
 
 
-def _ordered(average: pooling.QuantileAverage, size: int) -> tuple[float, float]:
+def dimension_of_average(average: pooling.QuantileAverage, size: int) -> tuple[float, float]:
     """SD of the averaged quantile function and the half-width of its interval.
 
     SD = U + tau * integral of the average over (0, U), U where 1 + tau z turns negative; per run the same

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import attrs
 
 from sdkeras.dimension.lyapunov import LyapunovDimension
-from sdkeras.dimension.records import Assumption, Bound, BoundInput, BoundTerm
+from sdkeras.dimension.records import Assumption, Bound, BoundInput, BoundTerm, Supremum
 from sdkeras.errors import SdkerasError
 
 # What may be given, its letter in the paper, and what it must be.
@@ -37,14 +37,14 @@ class Facts:
     """What an analysis knows of the assumptions; None where it knows nothing.
 
     Attributes:
-        dimension: The dimension that enters the bounds: SD, or another by `facts_along`.
+        dimension: The dimension that enters the bounds: SD, or another by `facts_over` or `facts_along`.
         state_size: d.
         num_samples: n.
         kinks: Layers and activations that are not twice differentiable (ReLU, max-pooling), by name.
         clipped: Whether the optimizer clips gradients.
         unbounded_loss: Name of a loss that has no upper bound, or None.
         smallest_exponent: Smallest exponent seen; the Jacobian is singular where it is -infinity.
-        dimension_name: Which dimension it is: 'SD' or 'D_s'.
+        dimension_name: Which dimension it is: 'SD', 'sup SD' or 'D_s'.
         dimension_reason: Why that one, in words.
         local: What the dimension was taken over, in words: all that is known of the attractor.
     """
@@ -74,16 +74,40 @@ def facts_along(facts: Facts, along: LyapunovDimension) -> Facts:
     """
     if along.value is None:
         return attrs.evolve(facts, dimension_reason=f"{facts.dimension_reason}; D_s is {along.status}: {along.reason}")
+    measured = "the local SD" if facts.dimension_name == "SD" else "SD over the snapshots"
     return attrs.evolve(
         facts,
         dimension=along.value,
         state_size=along.size,
         dimension_name="D_s",
         dimension_reason=(
-            f"D_s is determined over {along.num_steps:,} steps from here, and at most the SD of the theorem; the local "
-            f"SD, {facts.dimension:,.1f} of {facts.state_size:,}, has no order with it"
+            f"D_s is determined over {along.num_steps:,} steps from here, and at most the SD of the theorem; "
+            f"{measured}, {facts.dimension:,.1f} of {facts.state_size:,}, has no order with it"
         ),
         local=f"D_s is of one trajectory of {along.num_steps:,} steps",
+    )
+
+
+def facts_over(facts: Facts, supremum: Supremum) -> Facts:
+    """The facts with SD's supremum over snapshots, which is the SD of the theorems as far as it was measured.
+
+    Args:
+        facts: With the local SD.
+        supremum: Over the snapshots; the facts stay as they are where only the checkpoint was reached.
+    """
+    count = supremum.num_snapshots
+    if count < 2:
+        return facts
+    about = "approximately, from quadrature" if supremum.approximate else "from exact spectra"
+    return attrs.evolve(
+        facts,
+        dimension=supremum.value,
+        state_size=supremum.state_size,
+        dimension_name="sup SD",
+        dimension_reason=(
+            f"the theorems' SD has a supremum over the attractor; it was measured over {count:,} snapshots ({about})"
+        ),
+        local=f"SD is the supremum over {count:,} snapshots, up to {supremum.steps[-1]:,} steps from here",
     )
 
 

@@ -135,14 +135,40 @@ def quantile_average(runs: Sequence[tuple[FloatArray, FloatArray]], size: float)
         runs: Exponents and masses of each run; masses sum to `size`.
         size: d.
     """
+    steps, widths, middles = _common_steps(runs, size)
+    total = np.zeros(len(middles))
+    for step in steps:
+        total += _at(step, middles)
+    return QuantileAverage(total / len(steps), widths, steps)
+
+
+def quantile_functions(runs: Sequence[tuple[FloatArray, FloatArray]], size: float) -> tuple[FloatArray, FloatArray]:
+    """The runs' quantile functions as step functions with the same steps.
+
+    Args:
+        runs: Exponents and masses of each run; masses sum to `size`.
+        size: d.
+
+    Returns:
+        (z, widths): values, each row descending, shape [runs, k]; and the mass of each step, shape [k].
+    """
+    steps, widths, middles = _common_steps(runs, size)
+    return np.stack([_at(step, middles) for step in steps]), widths
+
+
+def _common_steps(
+    runs: Sequence[tuple[FloatArray, FloatArray]], size: float
+) -> tuple[list[tuple[FloatArray, FloatArray]], FloatArray, FloatArray]:
+    """(z descending, mass up to there) of each run; widths and middles of the steps that all of them have together."""
     steps = []
     for z, weights in runs:
         order = np.argsort(-z, kind="stable")
         mass = np.cumsum(weights[order])
         steps.append((z[order], mass * (size / mass[-1])))
     edges = np.unique(np.round(np.concatenate([[0.0], *(mass for _, mass in steps)]), 9))
-    middles = 0.5 * (edges[1:] + edges[:-1])
-    total = np.zeros(len(middles))
-    for z, mass in steps:
-        total += z[np.minimum(np.searchsorted(mass, middles), len(z) - 1)]
-    return QuantileAverage(total / len(steps), np.diff(edges), steps)
+    return steps, np.diff(edges), 0.5 * (edges[1:] + edges[:-1])
+
+
+def _at(step: tuple[FloatArray, FloatArray], masses: FloatArray) -> FloatArray:
+    z, mass = step
+    return z[np.minimum(np.searchsorted(mass, masses), len(z) - 1)]

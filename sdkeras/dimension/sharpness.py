@@ -77,4 +77,6 @@ def crossing(z: FloatArray, weights: FloatArray, offset: float = 0.0) -> Crossin
         return Crossing(0.0, 0.0, None, total)
     last = int(reached[-1])
     t_star = float(z[last + 1])
-    return Crossing(float(masses[last] + sums[last] / abs(t_star)), float(masses[last]), t_star, total)
+    # The quotient may round to more than the next mass, beyond which the sum is negative.
+    value = min(masses[last] + sums[last] / abs(t_star), masses[last + 1])
+    return Crossing(float(value), float(masses[last]), t_star, total)

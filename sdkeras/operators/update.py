@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -131,17 +132,28 @@ def preconditioner(model: Any, layout: Layout) -> Array | None:
     name, t = type(optimizer).__name__, int(np.asarray(optimizer.iterations))
     if name not in ADAPTIVE or not optimizer.built or t == 0:
         return None
-    second = _flat(optimizer, "_velocities", layout)
-    if name == "RMSprop":
+    return diagonal(optimizer, t, lambda slots: _flat(optimizer, slots, layout))
+
+
+def diagonal(optimizer: Any, iterations: int, slot: Callable[[str], Array]) -> Array:
+    """P of an adaptive optimizer after so many steps, see `preconditioner`.
+
+    Args:
+        optimizer: One of ADAPTIVE, for its settings.
+        iterations: Steps taken, at least 1.
+        slot: The optimizer's slots by the name of their list, flat, float64.
+    """
+    second = slot("_velocities")
+    if type(optimizer).__name__ == "RMSprop":
         if optimizer.centered:
-            second = second - _flat(optimizer, "_average_gradients", layout) ** 2
+            second = second - slot("_average_gradients") ** 2
         root: Array = np.sqrt(np.maximum(second, 0.0) + optimizer.epsilon)
         return root
     if optimizer.amsgrad:
-        second = _flat(optimizer, "_velocity_hats", layout)
-    correction = (1.0 - optimizer.beta_1**t) / np.sqrt(1.0 - optimizer.beta_2**t)
-    diagonal: Array = (np.sqrt(second) + optimizer.epsilon) * correction
-    return diagonal
+        second = slot("_velocity_hats")
+    correction = (1.0 - optimizer.beta_1**iterations) / np.sqrt(1.0 - optimizer.beta_2**iterations)
+    of_adam: Array = (np.sqrt(second) + optimizer.epsilon) * correction
+    return of_adam
 
 
 def _flat(optimizer: Any, slots: str, layout: Layout) -> Array:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -133,6 +134,35 @@ class UpdateMap:
     def num_products(self) -> int:
         """Hessian products on single batches that the shared engine has made so far, for whatever purpose."""
         return int(self._engine.num_products)
+
+    # What the optimizer reads, at any state along training
+
+    def slot(self, name: str, state: Array) -> Array:
+        """One slot of all weights in a state, end to end, shape [N] -> [n], float64.
+
+        Args:
+            name: The optimizer's list of them, for example '_velocities'. Those that are no part of the state, since
+                no gradient reaches their weights, have the optimizer's own values.
+            state: Shape [N].
+        """
+        slices = self.layout.slices[len(self.loss.layout.names) :]
+        places = dict(zip(self.slot_positions, slices, strict=True))
+        positions = {id(variable): position for position, variable in enumerate(self.optimizer.variables)}
+        found = [(variable, places.get(positions[id(variable)])) for variable in getattr(self.optimizer, name)]
+        return np.concatenate(
+            [np.ravel(np.asarray(v, np.float64) if place is None else state[place]) for v, place in found]
+        ).astype(np.float64)
+
+    def iterations(self, held: Mapping[str, Any]) -> int:
+        """Updates made when these are the held values."""
+        return int(held[self._rule.iteration_name]) // self.microbatches
+
+    def learning_rate(self, held: Mapping[str, Any]) -> float | None:
+        """The rate of the step from these held values where it follows a schedule; None where it does not move."""
+        rate = getattr(self.optimizer, "_learning_rate", None)
+        if not isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+            return None
+        return float(np.asarray(rate(held[self._rule.iteration_name])))
 
     # Views: other batches, another state; the compiled functions are shared
 

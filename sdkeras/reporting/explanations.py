@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from sdkeras.dimension.exponents import FULL
-from sdkeras.dimension.records import EdgeOfStability
+from sdkeras.dimension.records import EdgeOfStability, Supremum
 from sdkeras.dimension.stability import EDGE
 from sdkeras.reporting.numbers import dimension, estimated, number
 from sdkeras.reporting.schema import Analysis, LyapunovSummary
@@ -156,3 +156,38 @@ def attractor_in_words(found: LyapunovSummary) -> str:
     if answer.status == "determined":
         return meaning + "It is free of the units of weights and velocities."
     return meaning + f"Here it is not known to a point: {answer.reason}."
+
+
+def supremum_headline(found: Supremum) -> str:
+    """The supremum in one line, beside the value at the checkpoint."""
+    about = "approximately " if found.approximate else ""
+    return (
+        f"Supremum over {found.num_snapshots:,} snapshots of training: {about}"
+        f"{estimated(found.value, found.interval)}; at the checkpoint alone, the same way, "
+        f"{dimension(found.single_point_value)}."
+    )
+
+
+def supremum_in_words(found: Supremum) -> str:
+    """What the supremum is, and how far it may be believed."""
+    words = (
+        f"Training went on from the checkpoint, on a copy, for {found.steps[-1]:,} steps of its own optimizer. For "
+        f"each minibatch and each direction the strongest stretching among the {found.num_snapshots:,} snapshots was "
+        "kept, and only then averaged: the sharpness dimension of the definition, with these snapshots in place of the "
+        "attractor. More snapshots can only raise it, so it is a lower end. "
+    )
+    if found.num_snapshots < 2:
+        words = "Only the checkpoint itself was reached, so this is the value at one point. "
+    else:
+        raised = found.value - found.single_point_value
+        words += (
+            f"It lies {dimension(raised)} above the checkpoint's own. "
+            if raised >= 0.05  # what a tenth shows
+            else "It hardly differs from the checkpoint's own: the spectrum does not move along these steps. "
+        )
+    if found.approximate:
+        words += (
+            "It is approximate: each spectrum is a quadrature with errors of its own, and the largest of several such "
+            "numbers lies too high on average. Exact spectra (--exact) are free of that."
+        )
+    return words.strip()

@@ -266,6 +266,37 @@ def convergence(run: Analysis) -> Figure | None:
     )
 
 
+def supremum_figures(run: Analysis) -> tuple[Figure, ...]:
+    """SD of each snapshot alone as points, the supremum over all of them as a line."""
+    found = run.supremum
+    if found is None or found.num_snapshots < 2:
+        return ()
+    steps, values = np.array(found.steps, dtype=np.float64), found.per_snapshot_values
+    span = np.array(found.interval or (found.value, found.value))
+    if not (_usable(steps, values) and _usable(span)):
+        return ()
+
+    def draw(axes: Any) -> None:
+        axes.axhspan(*span, color=_WARN, alpha=0.2, linewidth=0)
+        axes.axhline(found.value, color=_WARN, linewidth=1.6)
+        axes.plot(steps, values, color=_ACCENT, linestyle="none", marker="o", markersize=6)
+        axes.set_xlabel("training steps from the checkpoint")
+        axes.set_ylabel("sharpness dimension")
+        axes.locator_params(nbins=5)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(lambda tick, _: number(round(tick, 6), 6))
+
+    return (
+        Figure(
+            "Snapshots and their supremum",
+            _svg("supremum", "Sharpness dimension of each snapshot, and the supremum over them", draw),
+            f"Points: each snapshot alone, on the same minibatches. Line: the supremum ({dimension(found.value)}) with "
+            "its 95 % interval. It can lie above all points, since different directions stretch most at different "
+            "snapshots.",
+        ),
+    )
+
+
 def trajectory_figures(found: LyapunovSummary) -> tuple[Figure, ...]:
     """The figures of the Lyapunov exponents along training that there are numbers for."""
     made = (lyapunov_exponents(found), lyapunov_convergence(found), window_dimensions(found))

@@ -12,7 +12,7 @@ import markupsafe
 import sdkeras
 from sdkeras.reporting import explanations
 from sdkeras.reporting.comparison import Comparison
-from sdkeras.reporting.figures import figures, trajectory_figures
+from sdkeras.reporting.figures import figures, supremum_figures, trajectory_figures
 from sdkeras.reporting.numbers import dimension, interval, number, root_ratio
 from sdkeras.reporting.schema import Analysis, LyapunovRun, LyapunovSummary, write_atomically
 from sdkeras.reporting.tables import (
@@ -92,6 +92,8 @@ def as_html(run: Analysis | LyapunovRun | Comparison) -> str:
         ratio=number(run.edge_of_stability.ratio, 3),
         cards=_cards(run),
         figures=figures(run),
+        supremum_in_words="" if run.supremum is None else explanations.supremum_in_words(run.supremum),
+        supremum_figures=supremum_figures(run),
         layers=layer_rows(run),
         tables=tables(run),
         **along,

@@ -19,7 +19,7 @@ import numpy as np
 
 from sdkeras.dimension.lyapunov import LyapunovDimension, SharpestDimension
 from sdkeras.dimension.m_step import MStepSharpness
-from sdkeras.dimension.records import Bound, EdgeOfStability, RdsSharpness, SharpnessDimension, Warning
+from sdkeras.dimension.records import Bound, EdgeOfStability, RdsSharpness, SharpnessDimension, Supremum, Warning
 from sdkeras.errors import SdkerasError
 from sdkeras.records import FloatArray, Verification
 
@@ -304,7 +304,8 @@ class Document:
 class Analysis(Document):
     """The whole answer; attribute names are the paths in run.json.
 
-    `sharpness_dimension` is the first of `estimates` (exact when asked for, else slq).
+    `sharpness_dimension` is the first of `estimates` (exact when asked for, else slq), at the checkpoint; `supremum` is
+    over snapshots of training from there on, where they were asked for.
     """
 
     provenance: Provenance
@@ -321,6 +322,7 @@ class Analysis(Document):
     bounds: tuple[Bound, ...] = ()
     layers: tuple[LayerSharpness, ...] = ()
     lyapunov: LyapunovSummary | None = None
+    supremum: Supremum | None = None
     warnings: tuple[Warning, ...] = ()
     partial: bool = False
     schema_version: int = SCHEMA_VERSION
@@ -535,6 +537,8 @@ class Plan:
         peak_memory: Bytes.
         seconds: Estimated from one timed gradient.
         seconds_per_gradient: That gradient.
+        num_snapshots: Snapshots of a supremum, or None.
+        every: Steps between two of them.
     """
 
     num_parameters: int
@@ -547,6 +551,8 @@ class Plan:
     peak_memory: int
     seconds: float
     seconds_per_gradient: float
+    num_snapshots: int | None = None
+    every: int | None = None
 
 
 @attrs.frozen

@@ -5,13 +5,14 @@ from __future__ import annotations
 import attrs
 
 from sdkeras.dimension.exponents import FULL
-from sdkeras.dimension.records import BoundInput, FrozenLyapunov, SharpnessDimension
+from sdkeras.dimension.records import BoundInput, FrozenLyapunov, SharpnessDimension, Supremum
 from sdkeras.reporting.comparison import Comparison
 from sdkeras.reporting.numbers import ABSENT, bar_lengths, dimension, estimated, interval, measured, number, root_ratio
 from sdkeras.reporting.schema import Analysis, LyapunovRun, LyapunovSummary
 
 # Exponents in a table of their own rows; the figure has them all.
 _MOST_EXPONENTS = 12
+_MOST_SNAPSHOTS = 12
 
 
 @attrs.frozen
@@ -69,6 +70,8 @@ def tables(run: Analysis | LyapunovRun) -> tuple[Table, ...]:
         return (*_along(run.lyapunov), _training(run), _verification(run), _provenance(run))
     made = [_hessian(run), _edge(run)]
     made += [_dimension(estimate, run.data.num_samples) for estimate in run.estimates]
+    if run.supremum is not None:
+        made.append(_supremum(run.supremum))
     if run.rds_sharpness is not None:
         leading = ", ".join(f"{value:.4g}" for value in run.rds_sharpness.leading[:6])
         last = run.rds_sharpness.values[-1] if len(run.rds_sharpness.values) else None
@@ -294,6 +297,34 @@ def _settings(estimate: SharpnessDimension) -> list[tuple[str, str, str]]:
 
 def _map(estimate: SharpnessDimension) -> str:
     return "full (the optimizer's whole step)" if estimate.map == FULL else estimate.map
+
+
+def _supremum(found: Supremum) -> Table:
+    """The supremum beside each snapshot's own value; snapshots in the middle of many are left to the figure."""
+    steps = list(zip(found.steps, found.per_snapshot_values, found.learning_rates, strict=True))
+    shown = steps if len(steps) <= _MOST_SNAPSHOTS else [*steps[: _MOST_SNAPSHOTS - 1], steps[-1]]
+    kind = "approximate, from quadrature" if found.approximate else "from exact spectra"
+    rows = [
+        ("supremum", estimated(found.value, found.interval), f"95 % interval over minibatches; {kind}"),
+        ("codimension", dimension(found.codimension), f"d = {found.state_size:,}"),
+        *(
+            (
+                "checkpoint alone" if step == 0 else f"after {step:,} steps",
+                dimension(float(value)),
+                f"learning rate {rate:.4g}",
+            )
+            for step, value, rate in shown
+        ),
+    ]
+    asked = "" if found.num_snapshots == found.num_snapshots_asked else f" of {found.num_snapshots_asked:,}"
+    rows.append(("snapshots", f"{found.num_snapshots:,}{asked}", f"{found.every:,} steps apart"))
+    if found.stopped_at is not None:
+        rows.append(("stopped", f"at step {found.stopped_at:,}", "the trajectory diverged"))
+    rows += [
+        ("map", found.map, f"coordinates: {found.coordinates}"),
+        ("cost", f"{found.num_minibatches:,} minibatches", f"{found.num_hvps:,} products more ({found.estimator})"),
+    ]
+    return Table("supremum", "Supremum over snapshots (Def. 4.1)", tuple(rows))
 
 
 def _frozen(frozen: FrozenLyapunov | None) -> list[tuple[str, str, str]]:

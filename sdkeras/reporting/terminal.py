@@ -12,7 +12,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from sdkeras.reporting.comparison import Comparison
-from sdkeras.reporting.explanations import ERRORS_IN_WORDS, trajectory_in_words
+from sdkeras.reporting.explanations import ERRORS_IN_WORDS, supremum_headline, trajectory_in_words
 from sdkeras.reporting.numbers import headline
 from sdkeras.reporting.schema import Analysis, LyapunovPlan, LyapunovRun, Plan
 from sdkeras.reporting.tables import (
@@ -69,6 +69,8 @@ def _verdict(run: Analysis | LyapunovRun) -> list[tuple[str, str]]:
     lines = [(run.edge_of_stability.verdict, "bold")]
     if run.sharpness_dimension is not None:
         lines.append((f"{headline(run.sharpness_dimension)}.", ""))
+    if run.supremum is not None:
+        lines.append((supremum_headline(run.supremum), ""))
     if run.lyapunov is not None:
         lines.append((trajectory_in_words(run.lyapunov), ""))
     return lines
@@ -178,6 +180,7 @@ def _planned_analysis(plan: Plan) -> list[tuple[str, str]]:
         ("state of the map", f"{plan.state_size:,} ({plan.map})"),
         ("data-set Hessian", f"{plan.num_batches:,} batches"),
         ("runs to start with", f"{plan.num_runs:,}{steps}"),
+        *_snapshots(plan),
     ]
 
 
@@ -191,6 +194,13 @@ def _planned_trajectory(plan: LyapunovPlan) -> list[tuple[str, str]]:
         ("steps", f"{plan.num_steps:,} after {plan.transient:,}"),
         *dense,
     ]
+
+
+def _snapshots(plan: Plan) -> list[tuple[str, str]]:
+    if plan.num_snapshots is None or plan.every is None:
+        return []
+    steps = (plan.num_snapshots - 1) * plan.every
+    return [("supremum", f"over {plan.num_snapshots:,} snapshots, {plan.every:,} steps apart ({steps:,} steps)")]
 
 
 def as_text(run: Analysis | LyapunovRun | Comparison, width: int = 100) -> str:

@@ -1,0 +1,63 @@
+"""The sharpness dimension with the supremum of Definition 4.1, taken over snapshots of a trajectory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import attrs
+import numpy as np
+
+from sdkeras.dimension import pooling
+from sdkeras.dimension.adaptive import dimension_of_average
+from sdkeras.records import FloatArray
+
+Measure = tuple[FloatArray, FloatArray]
+
+_FEWEST_RUNS_FOR_AN_INTERVAL = 3
+
+
+@attrs.frozen(eq=False)
+class SupremumEstimate:
+    """SD of the exponents with the supremum, and of each snapshot alone.
+
+    Attributes:
+        value: In dimensions, between 0 and d.
+        interval: 95 % confidence interval over the runs, or None below 3 runs.
+        per_snapshot: SD of the averaged quantile functions of each snapshot; `value` is at least the largest.
+    """
+
+    value: float
+    interval: tuple[float, float] | None
+    per_snapshot: FloatArray
+
+
+def estimate_supremum(runs: Sequence[Sequence[Measure]], size: int) -> SupremumEstimate:
+    """SD of lambda_k = mean over runs of max over snapshots of the run's k-th largest exponent.
+
+    A run is one minibatch, and with quadrature one probe, seen at every snapshot. Its quantile function z_rs(u),
+    0 < u <= d, gives the k-th largest exponent at k - 1 < u < k. The maximum over s is taken at each u, then the mean
+    over runs, then SD (Def. 4.2). For exact spectra this is Definition 4.1 with these snapshots in place of the
+    attractor. For quadrature rules it is approximate: the maximum of functions with errors of their own lies too high
+    on average.
+
+    The interval is that of a mean of independent values: with zbar the averaged maximum, SD is the minimum over tau of
+    the integral of (1 + tau zbar)_+, so that to first order it changes with a run by tau* times the integral of the
+    run's maximum up to where 1 + tau* zbar turns negative. Coverage measured on toys of 24 runs: 0.91 to 0.94; of 96:
+    0.94 to 0.955.
+
+    Args:
+        runs: For each run (z, masses) at every snapshot, in the same order; masses sum to `size`.
+        size: d.
+    """
+    functions = [pooling.quantile_functions(snapshots, size) for snapshots in runs]
+
+    def dimension(values: Iterable[FloatArray]) -> tuple[float, float]:
+        # The same steps whatever is averaged, so that a larger function cannot come out with a smaller SD by rounding.
+        steps = [(z, widths) for z, (_, widths) in zip(values, functions, strict=True)]
+        value, half = dimension_of_average(pooling.quantile_average(steps, size), size)
+        return min(value, float(size)), half
+
+    value, half = dimension(np.max(z, axis=0) for z, _ in functions)
+    alone = [dimension(z[snapshot] for z, _ in functions)[0] for snapshot in range(len(runs[0]))]
+    interval = (max(0.0, value - half), min(float(size), value + half))
+    return SupremumEstimate(value, interval if len(runs) >= _FEWEST_RUNS_FOR_AN_INTERVAL else None, np.array(alone))
