@@ -222,13 +222,13 @@ class SupremumOverSnapshots:
         size = first.branches * self.subject.loss.size
         pairs = list(enumerate(snapshot.exponents for snapshot in snapshots))
         repeated = (
-            pooling.repeated_eigenvalues([run[place] for run in self.runs], exponents.rate)
+            pooling.repeated_eigenvalues([run[place] for run in self.runs], exponents)
             for place, exponents in pairs
         )
         correct = all(excess is None for excess in repeated)
         measures = []
         for run in self.runs:
-            atoms = [(exponents, pooling.as_atoms(run[place], exponents.rate, correct)) for place, exponents in pairs]
+            atoms = [(exponents, pooling.as_atoms(run[place], exponents, correct)) for place, exponents in pairs]
             measures.append([(exponents(one.nodes), exponents.spread(one.weights)) for exponents, one in atoms])
         found = estimate_supremum(measures, size)
         self.smallest_exponent = min(float(np.min(z)) for run in measures for z, _ in run)
