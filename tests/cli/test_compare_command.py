@@ -86,7 +86,7 @@ def test_fail_if(files, second: int, expression: str, status: int, capsys: pytes
 
 
 def test_prefixes_are_of_compare_alone() -> None:
-    conditions.parse("delta.edge_of_stability.ratio > 1", conditions.OF_TWO)
+    conditions.parse("delta.edge_of_stability.ratio > 1", prefixes=conditions.OF_TWO)
     with pytest.raises(SdkerasError, match="has no 'delta'"):
         conditions.parse("delta.edge_of_stability.ratio > 1")
 
