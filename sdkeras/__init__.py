@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sdkeras.errors import SdkerasError
 
 if TYPE_CHECKING:
+    from sdkeras import callbacks as callbacks
     from sdkeras.analysis import analyze
     from sdkeras.dimension.sharpness import sharpness_dimension
     from sdkeras.kinds import (
@@ -97,8 +98,10 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(_HOME[name]), name)
         globals()[name] = value
         return value
+    if name == "callbacks":  # a package, which the import puts into this one
+        return importlib.import_module("sdkeras.callbacks")
     raise AttributeError(f"module 'sdkeras' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "callbacks"})

@@ -10,19 +10,34 @@ from typing import Any
 import attrs
 import numpy as np
 
-from sdkeras import layerwise, lyapunov_run, registry
-from sdkeras.dimension.adaptive import AdaptiveSettings, Context, Outcome, estimate_sharpness_dimension
-from sdkeras.dimension.bounds import Facts, bounds, check_inputs
+from sdkeras import full_map, layerwise, lyapunov_run, registry
+from sdkeras.dimension.adaptive import AdaptiveSettings, Outcome, estimate_sharpness_dimension
+from sdkeras.dimension.bounds import Facts, bounds, check_inputs, facts_along
+from sdkeras.dimension.exponents import Exponents
 from sdkeras.dimension.records import Bound, EdgeOfStability, SharpnessDimension, Warning
 from sdkeras.edge import batch_sharpness, edge_of_stability
-from sdkeras.estimators import Watched, chosen, configured, estimate, estimator_of_extremes, estimator_of_trace
+from sdkeras.errors import Interrupted
+from sdkeras.estimators import (
+    DENSE,
+    Watched,
+    chosen,
+    configured,
+    estimate,
+    estimator_of_extremes,
+    estimator_of_spectrum,
+    estimator_of_trace,
+    seed_of_run,
+    settings_of,
+)
 from sdkeras.findings import findings
+from sdkeras.full_map import FullMap, as_spectrum
+from sdkeras.lyapunov_settings import LyapunovSettings
 from sdkeras.operators import assumptions
 from sdkeras.operators.base import Array, DiagonallyScaledOperator, RestrictedOperator
 from sdkeras.operators.hessian import HessianOperator
 from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.operators.update_map import UpdateMap
-from sdkeras.options import DEFAULT_SAMPLES, Options, check_options
+from sdkeras.options import DEFAULT_SAMPLES, DEFAULT_STEPS, DEFAULT_TRANSIENT, Options, check_options
 from sdkeras.planning import planned
 from sdkeras.provenance import loss_name, optimizer_info, provenance
 from sdkeras.records import Eigenpairs, Progress, Spectrum, TraceEstimate
@@ -68,6 +83,8 @@ def analyze(
     allow_unverified: bool = False,
     per_layer: bool = False,
     lyapunov: int | None = None,
+    lyapunov_steps: int = DEFAULT_STEPS,
+    lyapunov_transient: int = DEFAULT_TRANSIENT,
     bound_inputs: Mapping[str, float] | None = None,
     estimate_bound_inputs: bool = False,
     workers: int | None = None,
@@ -87,11 +104,13 @@ def analyze(
         map: 'auto' takes the true step of the optimizer where it is known: SGD, with momentum on the state of weights
             and velocity; Adam, AdamW and RMSprop with their second moments frozen. For every other optimizer, and
             where there are no second moments yet, it takes |1 - eta alpha|, and says so. 'hessian' takes
-            |1 - eta alpha| always, as the paper does.
+            |1 - eta alpha| always, as the paper does. 'full' takes the singular values of the real step's Jacobian on
+            weights and slots, for any optimizer, in coordinates that the answer names and that its values depend on.
         dtype: 'float32' or 'float64'.
         product_mode: 'auto', 'reverse-over-reverse', 'forward-over-reverse' or 'finite-differences'.
-        estimators: Names of estimators: spectrum ones estimate SD, one after the other; an eigenpairs or
-            trace one replaces the default for the data-set Hessian. Default: slq, lanczos, randomized-trace.
+        estimators: Names of estimators: spectrum ones (for the map 'full' singular_values ones) estimate SD, one
+            after the other; an eigenpairs or trace one replaces the default for the data-set Hessian. Default: slq
+            (golub-kahan), lanczos, randomized-trace.
         settings: Fields of estimators by name, for example {"slq": {"num_steps": 80}}.
         exact: Exact spectra of minibatches first (small models).
         exact_minibatches: How many of them; adaptive by default.
@@ -102,8 +121,10 @@ def analyze(
         seed: Of everything random.
         allow_unverified: Go on with an operator that failed its verification.
         per_layer: Largest eigenvalue, trace and codimension of each layer's diagonal block as well.
-        lyapunov: So many Lyapunov exponents along training from here as well, over 1,000 steps (`sdkeras.lyapunov` has
-            the settings); neither max_hvps nor time_limit cuts them short.
+        lyapunov: So many Lyapunov exponents along training from here as well (`sdkeras.lyapunov` has more settings);
+            max_hvps does not cut them short. If they determine D_s, the bounds are taken at it.
+        lyapunov_steps: Steps to average them over.
+        lyapunov_transient: Steps made before, and discarded.
         bound_inputs: Inputs of the generalization bounds by name, see `sdkeras.dimension.bounds.INPUTS`.
         estimate_bound_inputs: Estimate B and L, where they are not given, from single examples (lower ends).
         workers: Threads; default 1, or one per core where TensorFlow has one intra-op thread.
@@ -139,6 +160,8 @@ def analyze(
         allow_unverified=allow_unverified,
         per_layer=per_layer,
         lyapunov=lyapunov,
+        lyapunov_steps=lyapunov_steps,
+        lyapunov_transient=lyapunov_transient,
         bound_inputs=bound_inputs or {},
         estimate_bound_inputs=estimate_bound_inputs,
         workers=workers,
@@ -163,6 +186,8 @@ class _Found:
     edge: EdgeOfStability | None = None
     trace: TraceEstimate | None = None
     outcomes: list[Outcome] = attrs.field(factory=list)
+    facts: Facts | None = None
+    bound_inputs: Mapping[str, float] = attrs.field(factory=dict)
     bounds: tuple[Bound, ...] = ()
     layers: list[LayerSharpness] = attrs.field(factory=list)
     lyapunov: LyapunovSummary | None = None
@@ -183,12 +208,15 @@ class _Analysis:
         self.options = options
         self.started = started
         self.progress = progress
+        self.full: FullMap | None = None
         self.estimators = chosen(options)
         check_options(options)
         check_inputs(options.bound_inputs)
         self._tell("reading the model and the data")
         self.subject = Subject(model, data, options)
         self.loss, self.warnings = self.subject.loss, self.subject.warnings
+        for name in self.estimators.spectrum:  # whether each knows the map, before the work
+            estimator_of_spectrum(name, options.settings.get(name, {}), self.subject.exponents)
         # Once, since what memory is free falls as bases and matrices are made.
         self.resources = resources(
             self.loss.size, self.loss.dtype.itemsize, memory_gb=options.memory_gb, workers=options.workers
@@ -209,10 +237,13 @@ class _Analysis:
         self.warnings += findings(self.subject, hessian)
         # Before the work, so that an optimizer without a step is told at once.
         step = self._training_step()
+        if step is not None and options.map == "full":
+            self._tell("scaling of the optimizer's slots")
+            self.full = FullMap(step)
         found = _Found()
         try:
             self._measure(found)
-            if step is not None:
+            if step is not None and options.lyapunov is not None:
                 self._lyapunov(step, found)
         except KeyboardInterrupt:
             found.partial = True
@@ -237,7 +268,7 @@ class _Analysis:
             estimates=tuple(outcome.sharpness_dimension for outcome in found.outcomes),
             rds_sharpness=None if first is None else first.rds_sharpness,
             edge_of_stability=found.edge or edge_of_stability(self.subject, None, "interrupted before it was measured"),
-            spectrum=None if first is None else _compressed(first.nodes, first.weights, self.subject.operator),
+            spectrum=None if first is None else _compressed(first.nodes, first.weights, self._operator()),
             bounds=found.bounds,
             layers=tuple(found.layers),
             lyapunov=found.lyapunov,
@@ -254,7 +285,10 @@ class _Analysis:
             outcome = self._dimension(self.hessian, name)
             found.outcomes.append(outcome)
             if len(found.outcomes) == 1:
-                found.bounds = self._bounds(outcome)
+                if self.full is not None:
+                    self.warnings += self.full.warnings(outcome)
+                found.facts, found.bound_inputs = self._facts(outcome), self._bound_inputs()
+                found.bounds = self._bounds(found.facts, found.bound_inputs)
             if outcome.interrupted:
                 raise KeyboardInterrupt
         if self.options.per_layer:
@@ -262,9 +296,9 @@ class _Analysis:
                 found.layers.append(layer)
 
     def _training_step(self) -> UpdateMap | None:
-        """The map of the optimizer's step, where Lyapunov exponents are asked for."""
+        """The map of the optimizer's step, where Lyapunov exponents or its singular values are asked for."""
         wanted = self.options.lyapunov
-        if wanted is None:
+        if wanted is None and self.options.map != "full":
             return None
         self._tell("compiling and verifying the training step")
         self.stepper = lyapunov_run.training_optimizer(
@@ -280,19 +314,36 @@ class _Analysis:
             product_mode=self.options.product_mode,
             allow_unverified=self.options.allow_unverified,
         )
-        lyapunov_run.check_count(wanted, step)
+        self._trajectory().check_exponents(step.size, step.num_weights)
         return step
 
-    def _lyapunov(self, step: UpdateMap, found: _Found) -> None:
-        followed = lyapunov_run.follow(
-            step,
-            lyapunov_run.LyapunovSettings(num_exponents=self.options.lyapunov, seed=self.options.seed),
-            about=lyapunov_run.identity(self.stepper, self.subject.model),
-            progress=self.progress,
+    def _trajectory(self) -> LyapunovSettings:
+        options = self.options
+        return LyapunovSettings(
+            num_exponents=options.lyapunov,
+            num_steps=options.lyapunov_steps,
+            transient=options.lyapunov_transient,
+            seed=options.seed,
         )
+
+    def _lyapunov(self, step: UpdateMap, found: _Found) -> None:
+        limit = self.options.time_limit
+        try:
+            followed = lyapunov_run.follow(
+                step,
+                self._trajectory(),
+                about=lyapunov_run.identity(self.stepper, self.subject.model),
+                deadline=None if limit is None else self.started + limit,
+                progress=self.progress,
+            )
+        except Interrupted as ended:
+            self._warn("time-limit", f"there are no Lyapunov exponents: {ended}")
+            return
         known = {note.code for note in self.warnings}
         self.warnings += [note for note in followed.warnings if note.code not in known]
         found.lyapunov, found.partial = followed.summary, followed.interrupted
+        if found.facts is not None:
+            found.bounds = self._bounds(facts_along(found.facts, followed.summary.dimension), found.bound_inputs)
 
     def _extremes(self, hessian: HessianOperator) -> Eigenpairs:
         self._tell("largest and smallest eigenvalue of the data-set Hessian")
@@ -331,52 +382,60 @@ class _Analysis:
         self, hessian: HessianOperator, name: str, block: slice | None = None, most_products: int | None = None
     ) -> Outcome:
         """SD by one spectrum estimator, of the whole operator or of a diagonal block."""
-        options = self.options
+        options, full, room = self.options, self.full, self.resources
         size = hessian.size if block is None else block.stop - block.start
-        own = dict(options.settings.get(name, {}))
-        cls = registry.get_estimator("spectrum", name)
-        if name == "exact":
-            own.setdefault("memory_gb", self.resources.memory / 1e9)
-        estimator = configured(cls, own)
+        if full is not None:
+            size = full.size
+            room = attrs.evolve(room, size=size, bases=2)
+        own = options.settings.get(name, {})
+        if full is None:
+            estimator = estimator_of_spectrum(name, own, self.subject.exponents)
+        else:
+            estimator = configured(registry.get_estimator(self.estimators.kind, name), own)
+        recorded = settings_of(estimator)
+        if name in DENSE and estimator.memory_gb is None:
+            estimator = attrs.evolve(estimator, memory_gb=room.memory / 1e9)
         num_steps = getattr(estimator, "num_steps", None)
-        workers = self.resources.workers_for(name)
-        can_skip = "reorthogonalize" in attrs.fields_dict(cls)
+        workers = room.workers_for(name)
+        can_skip = "reorthogonalize" in recorded
 
         def run(index: int, steps: int | None) -> Spectrum:
             one = estimator if steps is None else attrs.evolve(estimator, num_steps=steps)
-            if can_skip and steps is not None and not self.resources.fits(steps):
+            if can_skip and steps is not None and not room.fits(steps):
                 one = attrs.evolve(one, reorthogonalize=False)
-            seed = int(np.random.SeedSequence([options.seed, index]).generate_state(1)[0])
+            if full is not None:
+                return as_spectrum(estimate(one, full.on_minibatch(index), seed_of_run(options.seed, index)))
             source = self.subject.on_minibatch(hessian, index)
             if block is not None:
                 source = RestrictedOperator(source, block)
-            spectrum: Spectrum = estimate(one, source, seed)
+            spectrum: Spectrum = estimate(one, source, seed_of_run(options.seed, index))
             return spectrum
 
-        if can_skip and num_steps is not None and not self.resources.fits(num_steps):
+        if can_skip and num_steps is not None and not room.fits(num_steps):
             self._warn(
                 "no-reorthogonalisation",
-                f"{workers} Lanczos bases of {num_steps} x {hessian.size} do not fit "
-                f"{self.resources.memory / 1e9:.1f} GB: the runs do without reorthogonalisation and without mass "
+                f"{workers * room.bases} Lanczos bases of {num_steps} x {room.size} do not fit "
+                f"{room.memory / 1e9:.1f} GB: the runs do without reorthogonalisation and without mass "
                 "correction.",
             )
         limits = [] if options.max_hvps is None else [max(0, options.max_hvps - hessian.num_products)]
         limits += [] if most_products is None else [most_products]
         settings = AdaptiveSettings(
             tolerance=options.tolerance,
-            fixed_runs=options.exact_minibatches if name == "exact" else None,
+            fixed_runs=options.exact_minibatches if name in DENSE else None,
             max_hvps=min(limits) if limits else None,
             deadline=None if options.time_limit is None else self.started + options.time_limit,
             group=workers,
         )
-        context = Context(
-            size=size,
-            exponents=self.subject.exponents,
-            unstable_above=self.subject.unstable_above(),
-            ignored_decay=self.subject.ignored_decay,
-            product_error=hessian.verification.hvp_relative_error,
-            estimator=name,
-        )
+        context = attrs.evolve(self.subject.context(hessian, name, size), settings=recorded)
+        if full is not None:
+            context = attrs.evolve(
+                context,
+                exponents=self._exponents(),
+                unstable_above=None,
+                ignored_decay=0.0,
+                product_error=full.product_error,
+            )
 
         def report(step: Progress) -> None:
             if self.progress is not None:
@@ -427,41 +486,48 @@ class _Analysis:
             seconds is not None and time.monotonic() - self.started >= seconds
         )
 
-    def _bounds(self, outcome: Outcome) -> tuple[Bound, ...]:
-        estimate, given = outcome.sharpness_dimension, dict(self.options.bound_inputs)
-        guessed: dict[str, float] = {}
-        if self.options.estimate_bound_inputs:
-            self._tell("inputs of the bounds")
-            singles = EmpiricalLoss(
-                self.subject.model,
-                self.subject.source,
-                mode="inference",
-                params=self.options.params,
-                dtype=self.options.dtype,
-                num_samples=self.options.samples,
-                seed=self.options.seed,
-            )
-            found = assumptions.estimated_inputs(singles)
-            guessed = {name: value for name, value in found.items() if name not in given}
-        facts = Facts(
+    def _bound_inputs(self) -> Mapping[str, float]:
+        """Inputs of the bounds: those given, and estimates of others where they are asked for."""
+        given = dict(self.options.bound_inputs)
+        if not self.options.estimate_bound_inputs:
+            return given
+        self._tell("inputs of the bounds")
+        singles = EmpiricalLoss(
+            self.subject.model,
+            self.subject.source,
+            mode="inference",
+            params=self.options.params,
+            dtype=self.options.dtype,
+            num_samples=self.options.samples,
+            seed=self.options.seed,
+        )
+        return assumptions.estimated_inputs(singles) | given
+
+    def _facts(self, outcome: Outcome) -> Facts:
+        estimate = outcome.sharpness_dimension
+        return Facts(
             dimension=estimate.value if estimate.definition_value is None else estimate.definition_value,
             state_size=estimate.state_size,
             num_samples=self.subject.source.num_samples,
             kinks=assumptions.kinks(self.subject.model),
             clipped=any(note.code == "clipping" for note in self.warnings),
             unbounded_loss=assumptions.unbounded_loss(self.subject.model),
-            smallest_exponent=float(np.min(self.subject.exponents(outcome.nodes))),
+            smallest_exponent=float(np.min(self._exponents()(outcome.nodes))),
         )
-        return bounds(facts, guessed | given, frozenset(guessed))
 
-    # The plan
-
-    # The plan
+    def _bounds(self, facts: Facts, inputs: Mapping[str, float]) -> tuple[Bound, ...]:
+        return bounds(facts, inputs, frozenset(inputs) - set(self.options.bound_inputs))
 
     def plan(self) -> Plan:
         return planned(self.subject, self.estimators, self.resources)
 
     # Pieces
+
+    def _exponents(self) -> Exponents:
+        return self.subject.exponents if self.full is None else self.full.exponents
+
+    def _operator(self) -> str:
+        return self.subject.operator if self.full is None else full_map.OPERATOR
 
     def _tell(self, stage: str) -> None:
         self.stage = stage

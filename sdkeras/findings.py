@@ -48,7 +48,7 @@ def findings(subject: Subject, hessian: HessianOperator) -> Iterator[Warning]:
         )
     if type(subject.model).train_step not in (keras.Model.train_step, keras.Sequential.train_step):
         yield Warning("train-step", "the model has its own train_step; compute_loss was analysed instead of it.")
-    if optimizer is not None:
+    if optimizer is not None and options.map != "full":  # whose step is the optimizer's own, with notes of its own
         yield from (Warning(code, message) for code, message in optimizer.notes)
         yield from _about_decay(subject, optimizer)
 

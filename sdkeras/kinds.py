@@ -84,7 +84,12 @@ def eigenpairs_estimator(name: str) -> Callable[[type[E]], type[E]]:
 
 
 def spectrum_estimator(name: str) -> Callable[[type[S]], type[S]]:
-    """Declares an estimator of the whole spectrum: SymmetricOperator -> Spectrum."""
+    """Declares an estimator of the whole spectrum: SymmetricOperator -> Spectrum.
+
+    One with a field `learning_rate` works on the map |1 - eta * alpha|: the analysis sets the field, and refuses the
+    estimator where the map is another one. Its fields `bin_width` and `bandwidth` are in units of eta * alpha, and the
+    analysis compares them with |t*|.
+    """
     return lambda cls: _declare(KINDS["spectrum"], name, cls)
 
 
@@ -193,9 +198,9 @@ def _checked(kind: Kind, name: str, estimate: Callable[..., Any]) -> Callable[..
                 f"{kind.name} plugin '{name}': estimate() returns {type(result).__name__}, "
                 f"expected {kind.result.__name__} (from {_origin(type(self))})."
             )
-        if isinstance(result, Spectrum) and not _weights_sum_to(result, source.size):
+        if isinstance(result, (Spectrum, SingularValues)) and not _weights_sum_to(result, source.size):
             raise PluginError(
-                f"spectrum plugin '{name}': the weights sum to {result.size:g}, expected the operator's size "
+                f"{kind.name} plugin '{name}': the weights sum to {result.size:g}, expected the operator's size "
                 f"{source.size} (from {_origin(type(self))})."
             )
         return result
@@ -203,5 +208,5 @@ def _checked(kind: Kind, name: str, estimate: Callable[..., Any]) -> Callable[..
     return checked
 
 
-def _weights_sum_to(spectrum: Spectrum, size: int) -> bool:
-    return bool(np.isclose(spectrum.size, size, rtol=WEIGHT_SUM_TOLERANCE))
+def _weights_sum_to(result: Spectrum | SingularValues, size: int) -> bool:
+    return bool(np.isclose(result.size, size, rtol=WEIGHT_SUM_TOLERANCE))

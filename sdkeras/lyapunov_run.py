@@ -8,58 +8,47 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
 import keras
 import numpy as np
 
-from sdkeras import loading, registry
-from sdkeras.dimension.lyapunov import lyapunov_dimension
+from sdkeras import loading
+from sdkeras.dimension.lyapunov import LyapunovDimension, lyapunov_dimension
 from sdkeras.dimension.records import Warning
+from sdkeras.dimension.same_steps import SameSteps, over_same_steps
 from sdkeras.errors import Interrupted, ModelError, SdkerasError
+from sdkeras.estimators import estimate
+from sdkeras.lyapunov_settings import DEFAULT_ESTIMATOR, LyapunovSettings, settings_of
 from sdkeras.operators import batches, update
-from sdkeras.operators.base import Array
+from sdkeras.operators.base import Array, TangentFlow
+from sdkeras.operators.coordinates import training_coordinates
+from sdkeras.operators.dense_flow import DenseFlow
 from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.operators.training_flow import TrainingFlow
-from sdkeras.operators.update_map import UpdateMap
+from sdkeras.operators.update_map import UpdateMap, state_size
 from sdkeras.operators.update_rule import inner, is_function, loaded_clone, parts_of, replica
+from sdkeras.options import DEFAULT_STEPS, DEFAULT_TRANSIENT
+from sdkeras.planning import planned_trajectory
 from sdkeras.provenance import loss_name, optimizer_info, provenance, with_loss
 from sdkeras.records import LyapunovExponents, Progress
-from sdkeras.reporting.schema import DataInfo, LyapunovRun, LyapunovSummary, ModelInfo, StepVerification
+from sdkeras.reporting.schema import (
+    DataInfo,
+    LyapunovPlan,
+    LyapunovRun,
+    LyapunovSummary,
+    ModelInfo,
+    StepVerification,
+)
 
-DEFAULT_EXPONENTS = 10
-DEFAULT_STEPS = 1000
-DEFAULT_TRANSIENT = 100
 # Samples of the loss that the map is checked on; the trajectory draws from all of them.
 _CHECKED_SAMPLES = 4096
 
 # Halves of the run further apart than so many standard errors are told of: once in 16,000 runs by chance.
 _DRIFT = 4.0
 _FEWEST_BLOCKS = 8
-
-
-@attrs.frozen(kw_only=True)
-class LyapunovSettings:
-    """How a trajectory is followed; see `lyapunov`."""
-
-    num_exponents: int | None = None
-    num_steps: int = DEFAULT_STEPS
-    transient: int = DEFAULT_TRANSIENT
-    seed: int = 0
-    checkpoint: str | None = None
-    checkpoint_interval: int = 100
-
-    def __attrs_post_init__(self) -> None:
-        least = {"num_exponents": 1, "num_steps": 1, "transient": 0, "seed": 0, "checkpoint_interval": 1}
-        for name, low in least.items():
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise SdkerasError(f"{name} is {value}; it must be at least {low}.")
-        if self.checkpoint is not None:
-            _check_folder(self.checkpoint)
 
 
 def lyapunov(
@@ -80,17 +69,25 @@ def lyapunov(
     allow_unverified: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_interval: int = 100,
+    windows: Sequence[int] = (),
+    memory_gb: float | None = None,
+    estimator: str = DEFAULT_ESTIMATOR,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    time_limit: float | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> LyapunovRun:
     """Leading Lyapunov exponents and D_s along real training steps from the model's state on.
 
     Training goes on, on copies, with the compiled optimizer; tangent vectors go along with it.
 
+    With `windows` the dense Jacobians of the num_steps steps are kept, and SD, SD^(m) for each m and D_s come from the
+    same steps, in the same coordinates: D_s <= SD^(m) <= SD.
+
     Args:
         model: A `keras.Model`, compiled and trained for at least one step. It is not changed.
         data: (x, y[, sample_weight]), a batched `tf.data.Dataset`, or a `keras.utils.PyDataset`.
         batch_size: That of training; default 32, or a dataset's own.
-        num_exponents: Exponents to compute; default 10, or all where the state has fewer.
+        num_exponents: Exponents to compute; default 10, or all where the state has fewer; with windows all.
         num_steps: Steps to average over.
         transient: Steps made before, and discarded.
         learning_rate: In place of the optimizer's, or of its schedule.
@@ -104,6 +101,13 @@ def lyapunov(
         checkpoint: File to keep the run in and to go on from, bit for bit; the same file takes a finished run
             further with a larger num_steps.
         checkpoint_interval: Steps between two writings of it.
+        windows: Lengths m, each a divisor of num_steps; 1 is always among them. Not with a checkpoint, which holds no
+            Jacobians.
+        memory_gb: Memory for the windows' Jacobians; default 60 % of what is free.
+        estimator: Name of the lyapunov estimator.
+        settings: Fields of it by its name, for example {"lyapunov-qr": {"tolerance": 0.001}}.
+        time_limit: Seconds after which no further step is begun, as after Ctrl-C. The windows of the steps so far are
+            still evaluated.
         progress: Called after every step.
 
     Returns:
@@ -111,21 +115,117 @@ def lyapunov(
 
     Raises:
         KeyboardInterrupt: Ctrl-C before anything was measured (the checkpoint is written).
+        Interrupted: The time limit, likewise.
         SdkerasError: Unusable model, data, options or checkpoint; see its subclasses.
     """
     started = time.monotonic()
-    settings = LyapunovSettings(
+    given = settings_of(
         num_exponents=num_exponents,
         num_steps=num_steps,
         transient=transient,
         seed=seed,
         checkpoint=None if checkpoint is None else os.fspath(checkpoint),
         checkpoint_interval=checkpoint_interval,
+        windows=windows,
+        memory_gb=memory_gb,
+        estimator=estimator,
+        settings=settings,
+        time_limit=time_limit,
     )
-    if learning_rate is not None and not (np.isfinite(learning_rate) and learning_rate > 0):
-        raise SdkerasError(f"learning_rate is {learning_rate!r}; it must be positive and finite.")
     if progress is not None:
         progress(Progress("reading the model and the data", 0))
+    training = _training(
+        model,
+        data,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        loss=loss,
+        samples=samples,
+        dtype=dtype,
+        seed=seed,
+    )
+    if given.windows:
+        size = state_size(training.function, training.optimizer, initial_slots=initial_slots)
+        given.check_dense(size, training.function.dtype.itemsize)
+    if progress is not None:
+        progress(Progress("compiling and verifying the training step", 0))
+    step = UpdateMap(
+        training.function,
+        training.optimizer,
+        initial_slots=initial_slots,
+        product_mode=product_mode,
+        allow_unverified=allow_unverified,
+    )
+    followed = follow(
+        step,
+        given,
+        about=identity(training.optimizer, training.model),
+        deadline=None if time_limit is None else started + time_limit,
+        progress=progress,
+    )
+    function, source, used = training.function, training.function.source, training.used
+    return LyapunovRun(
+        provenance=provenance(source, seed=seed, dtype=dtype, num_hvps=step.num_products, started=started),
+        model=ModelInfo(
+            name=str(model.name),
+            num_parameters=function.size,
+            num_trainable_analysed=function.size,
+            mode="train",
+            loss=loss_name(training.model.loss),
+            unconnected=function.engine(product_mode).unconnected,
+        ),
+        data=DataInfo(source.num_samples, source.batch_size, function.num_examples),
+        optimizer=optimizer_info(
+            used,
+            float("nan") if used is None or used.learning_rate is None else used.learning_rate,
+            "file" if learning_rate is None else "given",
+        ),
+        verification=step.verification.hessian,
+        lyapunov=followed.summary,
+        warnings=(*training.notes, *followed.warnings),
+        partial=followed.interrupted or followed.timed_out,
+    )
+
+
+def plan(model: Any, data: Any, **options: Any) -> LyapunovPlan:
+    """What `lyapunov` would do with the same arguments, from one timed gradient; nothing else is computed."""
+    known = {name: options.get(name) for name in ("batch_size", "learning_rate", "loss", "samples")}
+    training = _training(model, data, **known, dtype=options.get("dtype", "float32"), seed=options.get("seed", 0))
+    settings = settings_of(**options)
+    size = state_size(training.function, training.optimizer, initial_slots=options.get("initial_slots", False))
+    settings.check_dense(size, training.function.dtype.itemsize)
+    return planned_trajectory(training.function, size, settings)
+
+
+@attrs.frozen
+class _Training:
+    """The training to follow: model, loss and optimizer as its steps have them, and what to know of them."""
+
+    model: Any
+    function: EmpiricalLoss
+    optimizer: Any
+    used: update.OptimizerSettings | None
+    notes: list[Warning]
+
+
+def _training(
+    model: Any,
+    data: Any,
+    *,
+    batch_size: int | None,
+    learning_rate: float | None,
+    loss: Any,
+    samples: int | None,
+    dtype: str,
+    seed: int,
+) -> _Training:
+    """Model, data and optimizer read and checked; nothing is multiplied yet.
+
+    Raises:
+        SdkerasError: They are unusable; see its subclasses.
+    """
+    if learning_rate is not None and not (np.isfinite(learning_rate) and learning_rate > 0):
+        raise SdkerasError(f"learning_rate is {learning_rate!r}; it must be positive and finite.")
     fitted = with_loss(model, loss, dtype)
     if isinstance(data, (tuple, list)) and len(data) in (2, 3):
         loading.check_data(fitted, *data)
@@ -148,47 +248,17 @@ def lyapunov(
                 "slots it starts with.",
             )
         )
-    if progress is not None:
-        progress(Progress("compiling and verifying the training step", 0))
-    step = UpdateMap(
-        function,
-        optimizer,
-        initial_slots=initial_slots,
-        product_mode=product_mode,
-        allow_unverified=allow_unverified,
-    )
-    followed = follow(step, settings, about=identity(optimizer, fitted), progress=progress)
-    unconnected = function.engine(product_mode).unconnected
-    return LyapunovRun(
-        provenance=provenance(source, seed=seed, dtype=dtype, num_hvps=step.num_products, started=started),
-        model=ModelInfo(
-            name=str(model.name),
-            num_parameters=function.size,
-            num_trainable_analysed=function.size,
-            mode="train",
-            loss=loss_name(fitted.loss),
-            unconnected=unconnected,
-        ),
-        data=DataInfo(source.num_samples, source.batch_size, function.num_examples),
-        optimizer=optimizer_info(
-            used,
-            float("nan") if used is None or used.learning_rate is None else used.learning_rate,
-            "file" if learning_rate is None else "given",
-        ),
-        verification=step.verification.hessian,
-        lyapunov=followed.summary,
-        warnings=(*notes, *followed.warnings),
-        partial=followed.interrupted,
-    )
+    return _Training(fitted, function, optimizer, used, notes)
 
 
 @attrs.frozen
 class Followed:
-    """A trajectory's summary, what to know of it, and whether Ctrl-C ended it."""
+    """A trajectory's summary, what to know of it, and whether Ctrl-C or the time limit ended it."""
 
     summary: LyapunovSummary
     warnings: tuple[Warning, ...]
     interrupted: bool
+    timed_out: bool
 
 
 def follow(
@@ -196,45 +266,79 @@ def follow(
     settings: LyapunovSettings,
     *,
     about: Mapping[str, str],
+    deadline: float | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Followed:
     """Exponents and D_s along the steps of a map from its own state on.
 
+    Args:
+        step: The map.
+        settings: How to follow it.
+        about: What else tells this trajectory from others, see `TrainingFlow`.
+        deadline: Time of `time.monotonic` after which no step is begun.
+        progress: Called after every step.
+
     Raises:
         KeyboardInterrupt: Ctrl-C before anything was measured.
-        SdkerasError: More exponents than the state has, or a checkpoint of another run.
+        Interrupted: The deadline, likewise.
+        SdkerasError: More exponents than the state has, Jacobians that do not fit the memory, or a checkpoint of
+            another run.
     """
-    wanted = settings.num_exponents
-    check_count(wanted, step)
-    estimator = registry.get_estimator("lyapunov", "lyapunov-qr")(
-        num_exponents=min(DEFAULT_EXPONENTS, step.size) if wanted is None else wanted,
-        num_steps=settings.num_steps,
-        transient=settings.transient,
-        checkpoint=settings.checkpoint,
-        checkpoint_interval=settings.checkpoint_interval,
-    )
-    flow = _Watched(TrainingFlow(step, about), step, settings, progress)
+    settings.check_exponents(step.size, step.num_weights)
+    settings.check_dense(step.size, step.dtype.itemsize)
+    estimator = settings.made_estimator(settings.exponents_of(step.size))
+    training = TrainingFlow(step, about)
+    dense = None
+    if settings.windows:
+        coordinates = training_coordinates(step)
+        dense = DenseFlow(training, coordinates, transient=settings.transient, num_steps=settings.num_steps)
+    flow = _Watched(dense or training, training, step, settings, deadline, progress)
     with _deferred_interrupt(flow):
         try:
-            exponents: LyapunovExponents = estimator.estimate(flow, seed=settings.seed)
+            exponents: LyapunovExponents = estimate(estimator, flow, settings.seed)
         except Interrupted:
+            if flow.timed_out:
+                raise Interrupted(
+                    f"the time limit ended it after step {training.index:,}, before a step was measured (the first "
+                    f"{settings.transient:,} are discarded); give more seconds (--time-limit), or a shorter transient."
+                ) from None
             raise KeyboardInterrupt from None
     unfinished = exponents.num_steps < settings.num_steps and exponents.stopped_at is None
-    summary = _summary(exponents, step, settings)
-    return Followed(summary, tuple(_warnings(summary, step)), flow.stopping and unfinished)
-
-
-def check_count(wanted: int | None, step: UpdateMap) -> None:
-    """Refuses more exponents than there are.
-
-    Raises:
-        SdkerasError: See above.
-    """
-    if wanted is not None and wanted > step.size:
-        raise SdkerasError(
-            f"num_exponents={wanted} exceeds the size of the state, {step.size} ({step.num_weights} weights and "
-            f"{step.size - step.num_weights} slots); use num_exponents <= {step.size} ({step.size} gives all of them)."
+    same, cut = None, False
+    if dense is not None:
+        if progress is not None:
+            progress(Progress("singular values of the steps and of their products", step.num_products))
+        try:
+            same = _over_same_steps(dense, exponents, settings)
+        except KeyboardInterrupt:  # the exponents stay
+            cut = True
+    summary = _summary(exponents, step, settings, same, None if dense is None else dense.coordinates.name)
+    warnings = [*_warnings(summary, step), *_window_warnings(summary, exponents, settings, cut)]
+    if flow.timed_out and unfinished:
+        warnings.append(
+            Warning(
+                "time-limit",
+                f"the time limit ended the trajectory: {exponents.num_steps:,} of {settings.num_steps:,} steps were "
+                "measured.",
+            )
         )
+    return Followed(
+        summary,
+        tuple(warnings),
+        interrupted=cut or (flow.stopping and not flow.timed_out and unfinished),
+        timed_out=flow.timed_out and unfinished,
+    )
+
+
+def _over_same_steps(dense: DenseFlow, exponents: LyapunovExponents, settings: LyapunovSettings) -> SameSteps:
+    comparable = _comparable(exponents, settings) and exponents.num_steps <= dense.num_kept
+    count = exponents.num_steps if comparable else dense.num_kept
+    return over_same_steps(dense.jacobians[:count], exponents, settings.windows, comparable=comparable)
+
+
+def _comparable(exponents: LyapunovExponents, settings: LyapunovSettings) -> bool:
+    """Whether the exponents are over the steps after the transient, as the kept Jacobians are."""
+    return exponents.transient == settings.transient and exponents.num_steps <= settings.num_steps
 
 
 class _Watched:
@@ -242,16 +346,21 @@ class _Watched:
 
     def __init__(
         self,
-        flow: TrainingFlow,
+        flow: TangentFlow,
+        training: TrainingFlow,
         step: UpdateMap,
         settings: LyapunovSettings,
+        deadline: float | None,
         progress: Callable[[Progress], None] | None,
     ) -> None:
         self.flow = flow
+        self.training = training
         self.map = step
         self.total = settings.transient + settings.num_steps
+        self.deadline = deadline
         self.progress = progress
         self.stopping = False
+        self.timed_out = False
         self.size = flow.size
         self.dtype = flow.dtype
 
@@ -259,11 +368,13 @@ class _Watched:
         self.flow.reset(seed)
 
     def step(self, tangents: Array) -> Array:
+        if not self.stopping and self.deadline is not None and time.monotonic() >= self.deadline:
+            self.stopping = self.timed_out = True
         if self.stopping:
-            raise Interrupted(f"interrupted after step {self.flow.index} of the trajectory.")
+            raise Interrupted(f"interrupted after step {self.training.index} of the trajectory.")
         moved = self.flow.step(tangents)
         if self.progress is not None:
-            stage = f"training step {self.flow.index:,} of {self.total:,}"
+            stage = f"training step {self.training.index:,} of {self.total:,}"
             self.progress(Progress(stage, self.map.num_products))
         return moved
 
@@ -296,7 +407,14 @@ def _deferred_interrupt(flow: _Watched) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _summary(exponents: LyapunovExponents, step: UpdateMap, settings: LyapunovSettings) -> LyapunovSummary:
+def _summary(
+    exponents: LyapunovExponents,
+    step: UpdateMap,
+    settings: LyapunovSettings,
+    same: SameSteps | None,
+    coordinates: str | None,
+) -> LyapunovSummary:
+    dimension: LyapunovDimension = lyapunov_dimension(exponents, step.size) if same is None else same.lyapunov
     checked = step.verification
     empty = np.zeros((0, len(exponents.values)))
     return LyapunovSummary(
@@ -310,8 +428,9 @@ def _summary(exponents: LyapunovExponents, step: UpdateMap, settings: LyapunovSe
         num_steps_asked=settings.num_steps,
         transient=exponents.transient,
         stopped_at=exponents.stopped_at,
-        log_det=exponents.log_det,
-        dimension=lyapunov_dimension(exponents, step.size),
+        log_det=exponents.log_det if same is None or same.log_det is None else same.log_det,
+        log_det_stderr=None if same is None else same.log_det_stderr,
+        dimension=dimension,
         num_weights=step.num_weights,
         verification=StepVerification(
             step_error=checked.step_error,
@@ -322,7 +441,32 @@ def _summary(exponents: LyapunovExponents, step: UpdateMap, settings: LyapunovSe
             passed=checked.passed,
             details=checked.details,
         ),
+        windows=() if same is None else same.windows,
+        sharpest=None if same is None else same.sharpest,
+        coordinates=coordinates,
+        estimator=settings.estimator,
     )
+
+
+def _window_warnings(
+    found: LyapunovSummary, exponents: LyapunovExponents, settings: LyapunovSettings, cut: bool
+) -> Iterator[Warning]:
+    if found.coordinates not in (None, "weights", "balanced"):
+        yield Warning(
+            "mixed-units",
+            f"the state is {found.num_weights:,} weights and {found.dimension.size - found.num_weights:,} slots of the "
+            f"optimizer in units of their own; SD and SD^(m) are of this state in the coordinates "
+            f"'{found.coordinates}' and depend on them.",
+        )
+    if cut:
+        yield Warning("windows-interrupted", "Ctrl-C came while the windows were evaluated; there is no SD^(m).")
+    if settings.windows and not _comparable(exponents, settings):
+        yield Warning(
+            "other-steps",
+            f"the estimator '{settings.estimator}' measured {exponents.num_steps:,} steps after "
+            f"{exponents.transient:,}, the windows are over {settings.num_steps:,} after {settings.transient:,}: D_s "
+            "and SD^(m) are not comparable.",
+        )
 
 
 def _warnings(found: LyapunovSummary, step: UpdateMap) -> Iterator[Warning]:
@@ -425,16 +569,3 @@ def identity(optimizer: Any, model: Any) -> dict[str, str]:
     own = inner(optimizer)
     settings = json.dumps(own.get_config(), sort_keys=True, default=lambda value: type(value).__name__)
     return {"loss": loss_name(model.loss), "optimizer": f"{type(own).__name__} {settings}"}
-
-
-def _check_folder(checkpoint: str) -> None:
-    """Refuses a checkpoint that could not be written, before the work.
-
-    Raises:
-        SdkerasError: See above.
-    """
-    target = Path(checkpoint)
-    if not checkpoint or target.is_dir() or not target.parent.is_dir() or not os.access(target.parent, os.W_OK):
-        raise SdkerasError(
-            f"the checkpoint {checkpoint!r} cannot be written there; give the name of a file in a folder that exists."
-        )

@@ -6,6 +6,9 @@ import os
 import resource
 import sys
 
+# Share of the free memory that bases and dense matrices may take when no limit is given.
+_MEMORY_SHARE = 0.6
+
 
 def available_memory() -> int:
     """Bytes of memory that are free or can be freed."""
@@ -17,6 +20,11 @@ def available_memory() -> int:
     except OSError:
         pass
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def memory_limit(gigabytes: float | None) -> float:
+    """Bytes that bases and dense matrices may take: what is given, or a share of what is free now."""
+    return _MEMORY_SHARE * available_memory() if gigabytes is None else gigabytes * 1e9
 
 
 def peak_memory() -> int:

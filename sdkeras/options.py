@@ -10,7 +10,10 @@ import attrs
 from sdkeras.errors import SdkerasError
 
 DEFAULT_SAMPLES = 4096
-MAPS = ("auto", "hessian")
+# Of a trajectory.
+DEFAULT_STEPS = 1000
+DEFAULT_TRANSIENT = 100
+MAPS = ("auto", "hessian", "full")
 
 
 @attrs.frozen(kw_only=True)
@@ -38,6 +41,8 @@ class Options:
     allow_unverified: bool = False
     per_layer: bool = False
     lyapunov: int | None = None
+    lyapunov_steps: int = DEFAULT_STEPS
+    lyapunov_transient: int = DEFAULT_TRANSIENT
     bound_inputs: Mapping[str, float] = attrs.field(factory=dict)
     estimate_bound_inputs: bool = False
     workers: int | None = None
@@ -53,7 +58,8 @@ def check_options(options: Options) -> None:
     def refuse(what: str, value: Any, expected: str) -> None:
         raise SdkerasError(f"{what} is {value!r}; it must be {expected}.")
 
-    for name in ("samples", "exact_minibatches", "max_hvps", "time_limit", "memory_gb", "workers", "lyapunov"):
+    counts = ("samples", "exact_minibatches", "max_hvps", "time_limit", "memory_gb", "workers", "lyapunov")
+    for name in (*counts, "lyapunov_steps"):
         value = getattr(options, name)
         if value is not None and not value > 0:
             refuse(name, value, "positive")
@@ -63,6 +69,18 @@ def check_options(options: Options) -> None:
         refuse("map", options.map, f"one of {', '.join(MAPS)}")
     if options.seed < 0:
         refuse("seed", options.seed, "0 or more")
+    if options.map == "full" and (options.params is not None or options.mode != "train"):
+        raise SdkerasError(
+            "the map full is of training's step as it is, of all variables and in training mode; leave out params and "
+            "mode, or take the map auto (--map auto)."
+        )
+    if options.map == "full" and options.per_layer:
+        raise SdkerasError(
+            "per_layer takes diagonal blocks of the Hessian, and the map full is of the whole step, whose singular "
+            "values do not split by layers; leave out one of them (--per-layer, --map full)."
+        )
+    if options.lyapunov_transient < 0:
+        refuse("lyapunov_transient", options.lyapunov_transient, "0 or more")
     if options.lyapunov is not None and (options.params is not None or options.mode != "train"):
         raise SdkerasError(
             "Lyapunov exponents are of training as it is, of all variables and in training mode; leave out params and "

@@ -1,38 +1,50 @@
-"""What an analysis would do and cost, from one timed gradient."""
+"""What an analysis, or a trajectory, would do and cost, from one timed gradient."""
 
 from __future__ import annotations
 
 import time
 
 import attrs
+import numpy as np
 
 from sdkeras import lyapunov_run, registry
 from sdkeras.dimension.adaptive import AdaptiveSettings
-from sdkeras.estimators import Chosen
+from sdkeras.estimators import DENSE, Chosen
+from sdkeras.lyapunov_settings import LyapunovSettings
 from sdkeras.memory import peak_memory
-from sdkeras.reporting.schema import Plan
+from sdkeras.operators.loss import EmpiricalLoss
+from sdkeras.operators.update_map import state_size
+from sdkeras.reporting.schema import LyapunovPlan, Plan
 from sdkeras.resources import Resources
 from sdkeras.subject import Subject
 
 # A Hessian-vector product takes about this many gradients (1.5-2.8 measured).
 _GRADIENTS_PER_PRODUCT = 2.5
+# Products that the checks of the Hessian-vector products make, and those of the step's map.
+_CHECKS, _STEP_CHECKS = 10, 20
+# Size of the matrix whose singular values are timed; the time grows like the cube.
+_TIMED_SIZE = 200
 
 
 def planned(subject: Subject, estimators: Chosen, resources: Resources) -> Plan:
     """The plan of an analysis; runs one gradient four times and nothing else."""
     options, loss, workers = subject.options, subject.loss, resources.workers
-    gradient, activations = _timed_gradient(subject)
+    gradient, activations = _timed_gradient(loss)
     name = estimators.spectrum[0]
     num_batches, size, min_runs = len(loss.batches), loss.size, AdaptiveSettings().min_runs
+    full = options.map == "full"
+    state = _full_state(subject) if full else subject.exponents.branches * size
+    source = state if full else size  # of what the estimator sees
+    resources = attrs.evolve(resources, size=source, bases=2 if full else 1)
     steps: int | None = None
-    fields = attrs.fields_dict(registry.get_estimator("spectrum", name))
+    fields = attrs.fields_dict(registry.get_estimator(estimators.kind, name))
     if "num_steps" in fields:
         own = options.settings.get(name, {})
-        steps = min(int(own.get("num_steps", fields["num_steps"].default)), size)
-    runs = (options.exact_minibatches or min_runs) if name == "exact" else min_runs
-    per_run = size if steps is None else steps
-    # Verification makes about ten products; eigenpairs and trace take about 40 + 32 on every batch.
-    products = 10 + 72 * num_batches + min_runs + runs * per_run
+        steps = min(int(own.get("num_steps", fields["num_steps"].default)), source)
+    runs = (options.exact_minibatches or min_runs) if name in DENSE else min_runs
+    per_run = source if steps is None else resources.bases * steps
+    # Eigenpairs and trace take about 40 + 32 on every batch.
+    products = _CHECKS + 72 * num_batches + min_runs + runs * per_run
     if subject.scaling is not None:
         products += 40 * num_batches
     if options.per_layer:
@@ -40,8 +52,7 @@ def planned(subject: Subject, estimators: Chosen, resources: Resources) -> Plan:
         products += 32 * num_batches
         products += sum(40 * num_batches + runs * min(per_run, part.stop - part.start) for part in layers)
     if options.lyapunov is not None:
-        settings = lyapunov_run.LyapunovSettings()
-        products += options.lyapunov * (settings.num_steps + settings.transient)
+        products += options.lyapunov * (options.lyapunov_steps + options.lyapunov_transient)
     if steps is None:
         basis = resources.dense_bytes() * resources.workers_for(name)
     else:
@@ -49,8 +60,8 @@ def planned(subject: Subject, estimators: Chosen, resources: Resources) -> Plan:
     memory = peak_memory() + basis + workers * (3 * activations + 8 * size * resources.itemsize)
     return Plan(
         num_parameters=size,
-        state_size=subject.exponents.branches * size,
-        map=subject.exponents.name,
+        state_size=state,
+        map=options.map if full else subject.exponents.name,
         num_batches=num_batches,
         num_runs=runs,
         num_steps=steps,
@@ -61,9 +72,61 @@ def planned(subject: Subject, estimators: Chosen, resources: Resources) -> Plan:
     )
 
 
-def _timed_gradient(subject: Subject) -> tuple[float, int]:
+def _full_state(subject: Subject) -> int:
+    """Size of the state of the optimizer's own step."""
+    optimizer = lyapunov_run.training_optimizer(
+        subject.compiled_as,
+        subject.loss,
+        subject.options.learning_rate,
+        changed=subject.model is not subject.compiled_as,
+        warnings=[],
+    )
+    return state_size(subject.loss, optimizer)
+
+
+def planned_trajectory(loss: EmpiricalLoss, size: int, settings: LyapunovSettings) -> LyapunovPlan:
+    """The plan of a trajectory with a state of this size; runs one gradient four times and nothing else.
+
+    Raises:
+        SdkerasError: More exponents than the state has.
+    """
+    settings.check_exponents(size, loss.size)
+    gradient, activations = _timed_gradient(loss)
+    count, itemsize = settings.exponents_of(size), loss.dtype.itemsize
+    per_step = size if settings.windows else count
+    products = _CHECKS + _STEP_CHECKS + settings.transient * count + settings.num_steps * per_step
+    seconds = products * gradient * _GRADIENTS_PER_PRODUCT
+    # Each step once for SD, each window once, and the determinants.
+    matrices = sum(settings.num_steps // m for m in settings.windows) + len(settings.windows[1:]) * settings.num_steps
+    if settings.windows:
+        seconds += matrices * _seconds_of_singular_values(size)
+    memory = peak_memory() + 3 * activations + 4 * size * per_step * itemsize
+    return LyapunovPlan(
+        num_parameters=loss.size,
+        state_size=size,
+        num_exponents=count,
+        num_steps=settings.num_steps,
+        transient=settings.transient,
+        windows=settings.windows,
+        num_hvps=products,
+        peak_memory=int(memory + settings.dense_bytes(size, itemsize)),
+        seconds=seconds,
+        seconds_per_gradient=gradient,
+    )
+
+
+def _seconds_of_singular_values(size: int) -> float:
+    """Estimated for a dense matrix of this size from a smaller one."""
+    timed = min(size, _TIMED_SIZE)
+    matrix = np.random.default_rng(0).standard_normal((timed, timed))
+    start = time.perf_counter()
+    np.linalg.svd(matrix, compute_uv=False)
+    return (time.perf_counter() - start) * (size / timed) ** 3
+
+
+def _timed_gradient(loss: EmpiricalLoss) -> tuple[float, int]:
     """Seconds of a minibatch's gradient, and bytes that it took."""
-    engine, batch = subject.loss.gradients, subject.loss.minibatch(0)
+    engine, batch = loss.gradients, loss.minibatch(0)
     before = peak_memory()
     engine.gradient(engine.point, batch).numpy()
     times = []

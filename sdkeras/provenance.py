@@ -99,8 +99,13 @@ def provenance(source: Source, *, seed: int, dtype: str, num_hvps: int, started:
         num_hvps=num_hvps,
         seconds=time.monotonic() - started,
         data_digest=source.digest(),
-        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        created=utc_now(),
     )
+
+
+def utc_now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def _device() -> str:

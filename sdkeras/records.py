@@ -16,6 +16,10 @@ from sdkeras.errors import NonFiniteError
 FloatArray: TypeAlias = NDArray[np.float64]
 BoolArray: TypeAlias = NDArray[np.bool_]
 
+# ln(0) has no finite value: singular values and factors of a step below this count as it. An additive epsilon would
+# shift every neutral direction instead (+0.8 dimensions at 1e-6).
+SMALLEST_FACTOR = 1e-12
+
 # Quadrature weights come from float32 products; their sum is exact to a few times m * eps(float64).
 WEIGHT_SUM_TOLERANCE = 1e-6
 
@@ -104,6 +108,8 @@ class Spectrum:
         nested: The same run's coarser rule (fewer steps), or None; it costs no products of its own.
         density: A smoothed density on a grid, for plots: pair (points, values), or None.
         exact: True if the nodes are the eigenvalues themselves (to roundoff) and not a quadrature rule.
+        reach: How far beyond the operator's extreme eigenvalues bins or smoothing may have put a node; 0 for nodes
+            that were not moved.
     """
 
     nodes: FloatArray = attrs.field(converter=_float_array, validator=[_vector, _finite], eq=_ARRAYS_EQUAL)
@@ -116,6 +122,7 @@ class Spectrum:
     nested: Spectrum | None = None
     density: tuple[FloatArray, FloatArray] | None = attrs.field(default=None, eq=_ARRAYS_EQUAL, repr=False)
     exact: bool = False
+    reach: float = attrs.field(default=0.0, validator=[_finite, attrs.validators.ge(0.0)])
 
     def __attrs_post_init__(self) -> None:
         _same_length(self, "nodes", "weights", "residuals")
@@ -182,19 +189,39 @@ class SingularValues:
     """Log singular values of a linear map with their multiplicities, largest first.
 
     Attributes:
-        log_values: ln(sigma), descending, shape [k].
-        weights: How many singular values each entry stands for, shape [k].
+        log_values: ln(sigma), descending, shape [k]; finite, so that a singular value of 0 stands at a floor.
+        weights: How many singular values each entry stands for, >= 0, sum = the map's size, shape [k].
         num_matvecs: Products spent (JVPs and VJPs together).
         seed: Seed of the start vector.
+        residuals: |J'y - sigma x| of each entry with J x = sigma y, |x| = |y| = 1, in units of sigma, shape [k]; a
+            singular value lies within it. None if unknown.
+        nested: The same run's coarser rule (fewer steps), or None; it costs no products of its own.
+        exact: True if the entries are the singular values themselves (to roundoff) and not a quadrature rule.
     """
 
     log_values: FloatArray = attrs.field(converter=_float_array, validator=[_vector, _finite], eq=_ARRAYS_EQUAL)
     weights: FloatArray = attrs.field(converter=_float_array, validator=[_vector, _finite], eq=_ARRAYS_EQUAL)
     num_matvecs: int = attrs.field(validator=attrs.validators.ge(0))
     seed: int
+    residuals: FloatArray | None = attrs.field(
+        default=None, converter=_optional_float_array, validator=[_vector, _finite], eq=_ARRAYS_EQUAL
+    )
+    nested: SingularValues | None = None
+    exact: bool = False
 
     def __attrs_post_init__(self) -> None:
-        _same_length(self, "log_values", "weights")
+        _same_length(self, "log_values", "weights", "residuals")
+        if len(self.log_values) == 0:
+            raise ValueError("SingularValues.log_values is empty; a map has at least one singular value.")
+        if np.any(self.weights < 0):
+            raise ValueError(f"SingularValues.weights must be >= 0, smallest is {self.weights.min():.3g}.")
+        if np.any(np.diff(self.log_values) > 0):
+            raise ValueError("SingularValues.log_values must be sorted, largest first.")
+
+    @property
+    def size(self) -> float:
+        """Sum of the weights: the size of the map."""
+        return float(self.weights.sum())
 
 
 def _no_history() -> FloatArray:

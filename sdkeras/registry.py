@@ -18,8 +18,8 @@ from sdkeras import kinds
 from sdkeras.errors import PluginError, UnknownEstimatorError
 from sdkeras.user_code import last_line
 
-# The kinds an analysis uses; the others serve maps and flows.
-ANALYSIS_KINDS = ("spectrum", "eigenpairs", "trace")
+# The kinds an analysis uses.
+ANALYSIS_KINDS = ("spectrum", "singular_values", "eigenpairs", "trace")
 
 _UNKNOWN = "unknown"
 

@@ -7,10 +7,8 @@ import os
 import attrs
 import tensorflow as tf
 
-from sdkeras.memory import available_memory
-
-# Share of the machine's memory that Lanczos bases may take when no limit is given.
-_MEMORY_SHARE = 0.6
+from sdkeras.estimators import DENSE
+from sdkeras.memory import memory_limit
 
 
 @attrs.frozen
@@ -22,32 +20,33 @@ class Resources:
         workers: Threads over runs.
         size: n.
         itemsize: Bytes of a number.
+        bases: That a run keeps: one, or with singular values one for either side.
     """
 
     memory: float
     workers: int
     size: int
     itemsize: int
+    bases: int = 1
 
     def dense_bytes(self) -> int:
         return 8 * self.size**2
 
     def basis_bytes(self, steps: int) -> int:
-        return steps * self.size * self.itemsize
+        return steps * self.bases * self.size * self.itemsize
 
     def fits(self, steps: int) -> bool:
         """Whether the Lanczos bases of all workers fit the memory."""
         return self.basis_bytes(steps) * self.workers <= self.memory
 
     def workers_for(self, name: str) -> int:
-        """Runs of a spectrum estimator that go on side by side; an exact one holds a dense matrix each."""
-        return 1 if name == "exact" and self.dense_bytes() * self.workers > self.memory else self.workers
+        """Runs of an estimator that go on side by side; an exact one holds a dense matrix each."""
+        return 1 if name in DENSE and self.dense_bytes() * self.workers > self.memory else self.workers
 
 
 def resources(size: int, itemsize: int, *, memory_gb: float | None, workers: int | None) -> Resources:
     """What is given, or a share of what is free now and a thread per core where TensorFlow leaves the cores free."""
-    memory = _MEMORY_SHARE * available_memory() if memory_gb is None else memory_gb * 1e9
     if workers is None:
         single = tf.config.threading.get_intra_op_parallelism_threads() == 1
         workers = (os.cpu_count() or 1) if single else 1
-    return Resources(memory, workers, size, itemsize)
+    return Resources(memory_limit(memory_gb), workers, size, itemsize)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import attrs
@@ -9,6 +10,7 @@ import numpy as np
 
 from sdkeras import loading
 from sdkeras.dimension import stability
+from sdkeras.dimension.adaptive import Context
 from sdkeras.dimension.exponents import ExponentMap, exponent_map
 from sdkeras.dimension.records import Warning
 from sdkeras.errors import ModelError
@@ -45,11 +47,9 @@ class Subject:
     def __init__(self, model: Any, data: Any, options: Options) -> None:
         self.options = options
         self.warnings: list[Warning] = []
-        self.optimizer = update.read_settings(getattr(model, "optimizer", None))
         self.compiled_as = model
         self.model = with_loss(model, options.loss, options.dtype)
-        self.rate, self.rate_source = _learning_rate(self.optimizer, options.learning_rate)
-        self.decay = self.optimizer.weight_decay if self.optimizer else 0.0
+        self._read_settings()
         if isinstance(data, (tuple, list)) and len(data) in (2, 3):
             loading.check_data(self.model, *data)
         self.source = batches.as_source(
@@ -67,9 +67,31 @@ class Subject:
             num_samples=options.samples,
             seed=options.seed,
         )
+        self._derive()
+
+    def now(self) -> Subject:
+        """The same subject as its model and optimizer are now, by the same compiled loss.
+
+        Raises:
+            ModelError: The learning rate is 0 by now.
+        """
+        view = copy.copy(self)
+        view.warnings, view.loss = [], self.loss.now()
+        view._read_settings()
+        view._derive()
+        return view
+
+    def _read_settings(self) -> None:
+        """What the optimizer says of itself."""
+        self.optimizer = update.read_settings(getattr(self.compiled_as, "optimizer", None))
+        self.rate, self.rate_source = _learning_rate(self.optimizer, self.options.learning_rate)
+        self.decay = self.optimizer.weight_decay if self.optimizer else 0.0
+
+    def _derive(self) -> None:
+        """What follows from the settings and the slots: thresholds, scaling and map."""
         self.limits = self._limits()
         self.scaling, self.unscaled = self._scaling()
-        self.excluded = update.excluded_from_decay(model, self.loss.layout) if self.decay else []
+        self.excluded = update.excluded_from_decay(self.compiled_as, self.loss.layout) if self.decay else []
         self.exponents = self._map()
         self.shift: Array | None = None
         if self.excluded and self.exponents.weight_decay and self.exponents.branches == 1:
@@ -105,6 +127,17 @@ class Subject:
             view = DiagonallyScaledOperator(view, self.scaling)
         return view if self.shift is None else DiagonallyShiftedOperator(view, self.shift)
 
+    def context(self, hessian: HessianOperator, estimator: str, size: int | None = None) -> Context:
+        """What the estimation of SD must know, by a spectrum estimator on the whole operator or a block of it."""
+        return Context(
+            size=hessian.size if size is None else size,
+            exponents=self.exponents,
+            unstable_above=self.unstable_above(),
+            ignored_decay=self.ignored_decay,
+            product_error=hessian.verification.hvp_relative_error,
+            estimator=estimator,
+        )
+
     def _decay_of_each(self) -> Array:
         """Weight decay of each parameter, shape [n], float64."""
         layout, decay = self.loss.layout, np.full(self.loss.size, self.decay)
@@ -136,7 +169,7 @@ class Subject:
                 "hessian-map",
                 f"{reason}; the map |1 - eta*alpha| of the Hessian was analysed, not the optimizer's own step.",
             )
-        return exponent_map("hessian", self.rate)
+        return exponent_map("hessian", self.rate)  # of the map full nothing asks for it
 
     def _limits(self) -> stability.Thresholds | None:
         if self.optimizer is None:

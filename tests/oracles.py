@@ -26,3 +26,12 @@ def finite_difference_hessian(loss: Any, step: float = 2e-6) -> np.ndarray:
         columns.append((loss.gradient(loss.point + shift) - loss.gradient(loss.point - shift)) / (2 * step))
     matrix = np.stack(columns, axis=1)
     return (matrix + matrix.T) / 2
+
+
+def matrix_of(singular_values: Any, seed: int = 0, *, with_right: bool = False) -> Any:
+    """U diag(singular_values) V' with random orthogonal U and V, never symmetric; and V if asked."""
+    values = np.asarray(singular_values, dtype=np.float64)
+    draws = np.random.default_rng(seed).standard_normal((2, len(values), len(values)))
+    left, right = (np.linalg.qr(draw)[0] for draw in draws)
+    matrix = (left * values) @ right.T
+    return (matrix, right) if with_right else matrix

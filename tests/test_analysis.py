@@ -284,7 +284,7 @@ def test_batch_sharpness_is_a_mean_of_rayleigh_quotients(trained: keras.Model, d
 def test_bad_options(trained: keras.Model, digits) -> None:
     for options, message in (
         ({"tolerance": 0.0}, "tolerance"),
-        ({"map": "full"}, "map"),
+        ({"map": "whole"}, "map"),
         ({"estimators": ["lancsoz"]}, "did you mean 'lanczos'"),
         ({"settings": {"slq": {"steps": 3}}}, "num_steps"),
         ({"settings": {"power-iteration": {}}}, "not used here"),
@@ -305,6 +305,41 @@ def test_other_estimators_by_name(trained: keras.Model, digits) -> None:
     usual = sdkeras.analyze(trained, digits, tolerance=0.5)
     assert run.hessian.largest.value == pytest.approx(usual.hessian.largest.value, rel=1e-2)
     assert run.hessian.trace.value == pytest.approx(usual.hessian.trace.value, rel=0.3)
+
+
+def test_the_papers_estimators_beside_the_quadrature(trained: keras.Model, digits) -> None:
+    names = ["sd-kde", "slq", "sd-slq", "sd-ps"]
+    settings = {name: {"num_steps": 40} for name in names}
+    settings["sd-kde"] |= {"bandwidth": 1e-4}
+    settings["sd-ps"] |= {"num_quantiles": 100}
+    run = sdkeras.analyze(trained, digits, estimators=names, settings=settings, tolerance=0.9, samples=64)
+    kde, slq, histogram, quantiles = run.estimates
+    assert [estimate.estimator for estimate in run.estimates] == names
+    assert run.sharpness_dimension is kde
+    assert kde.settings["bandwidth"] == 1e-4
+    assert kde.settings["learning_rate"] == histogram.settings["learning_rate"] == 0.25
+    assert slq.settings == {"num_steps": 40, "reorthogonalize": True}
+    assert kde.interval[0] <= slq.interval[1]
+    assert slq.interval[0] <= kde.interval[1]
+    assert quantiles.num_steps == 40
+    assert quantiles.settings["num_quantiles"] == 100
+    told = {warning.code for warning in run.warnings}
+    assert {"coarse-bins", "coarse-quantiles", "nested-check-missing", "mass-correction-off"} <= told
+    read = sdkeras.Analysis.from_json(run.to_json())
+    assert read == run
+    assert read.sharpness_dimension.settings == kde.settings
+    assert "offset 1e-06, bandwidth 0.0001" in str(run)
+
+
+def test_the_papers_estimators_refuse_the_map_of_momentum(trained: keras.Model, digits) -> None:
+    model = keras.models.clone_model(trained)
+    model.compile(keras.optimizers.SGD(0.25, momentum=0.5), CE)
+    options = {"estimators": ["sd-ps"], "tolerance": 0.9, "samples": 64, "max_hvps": 10}
+    for function in (sdkeras.analyze, analysis.plan):
+        with pytest.raises(SdkerasError, match=r"sd-ps knows only .* \(heavy-ball, momentum 0\.5, .*--map hessian"):
+            function(model, digits, **options)
+    run = sdkeras.analyze(model, digits, map="hessian", **options)
+    assert run.sharpness_dimension.map == "hessian"
 
 
 def test_memory_limit_does_without_reorthogonalisation(trained: keras.Model, digits) -> None:

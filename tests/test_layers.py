@@ -65,6 +65,15 @@ def test_light_rooms_never_load_tensorflow(room: str) -> None:
         assert not {name for name in reached if not name.startswith("sdkeras.operators.base")}, file
 
 
+def test_the_statistics_of_a_study_load_no_tensorflow() -> None:
+    files = {file.name: file for file in FILES if room_of(file) == "sdkeras.study"}
+    for name in ("__init__.py", "topology.py", "correlations.py", "heat_map.py", "projection.py"):
+        names = imports(files[name], only_at_start=False)
+        assert not {each.split(".")[0] for each in names} & HEAVY, name
+        own = ("sdkeras.analysis", "sdkeras.loading", "sdkeras.operators", "sdkeras.study.recorder")
+        assert not [each for each in names if each.startswith(own)], name
+
+
 def test_dimension_and_linalg_are_numpy_and_scipy_only() -> None:
     for file in FILES:
         if room_of(file) in ("sdkeras.dimension", "sdkeras.linalg"):

@@ -1,6 +1,5 @@
 """`sdkeras.lyapunov` against closed forms, products of differenced `train_on_batch`, and itself interrupted."""
 
-import functools
 import os
 import signal
 
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 
 import sdkeras
-from sdkeras import lyapunov_run
 from sdkeras.errors import ModelError, SdkerasError
 from sdkeras.linalg.probes import start_frame
 from sdkeras.operators import precision
@@ -256,13 +254,12 @@ def test_wrong_use_is_told(options: dict, message: str) -> None:
         sdkeras.lyapunov(classifier(keras.optimizers.SGD(0.5)), (X, Y), **options)
 
 
-def test_an_analysis_has_them_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_analysis_has_them_too() -> None:
     """With the same steps and seed they are those of `lyapunov`, number by number."""
-    fewer = functools.partial(lyapunov_run.LyapunovSettings, num_steps=40, transient=5)
-    monkeypatch.setattr(lyapunov_run, "LyapunovSettings", fewer)
     model = classifier(keras.optimizers.SGD(0.5, momentum=0.5))
     before = everything(model)
-    run = sdkeras.analyze(model, (X, Y), batch_size=4, lyapunov=2, max_hvps=1, seed=3)
+    options = {"lyapunov": 2, "lyapunov_steps": 40, "lyapunov_transient": 5}
+    run = sdkeras.analyze(model, (X, Y), batch_size=4, max_hvps=1, seed=3, **options)
     assert everything(model) == before
     alone = sdkeras.lyapunov(model, (X, Y), batch_size=4, num_exponents=2, seed=3, num_steps=40, transient=5)
     assert run.lyapunov == alone.lyapunov

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-import attrs
 import click
 
 from sdkeras import registry
 from sdkeras.errors import SdkerasError
+from sdkeras.options import DEFAULT_STEPS, DEFAULT_TRANSIENT
 from sdkeras_cli import conditions
-from sdkeras_cli.inputs import COUNT, POSITIVE, PRODUCT_MODES, FiniteRange, check_inputs, input_files, load
-from sdkeras_cli.output import check_outputs, write_reports
+from sdkeras_cli.inputs import (
+    COUNT,
+    NOT_NEGATIVE,
+    POSITIVE,
+    PRODUCT_MODES,
+    FiniteRange,
+    check_inputs,
+    input_files,
+    load,
+)
+from sdkeras_cli.options import estimator_settings
+from sdkeras_cli.output import check_outputs, show_plan, write_reports
 
 _FRACTION = FiniteRange(min=0, max=1, min_open=True, max_open=True)
 
@@ -40,10 +50,11 @@ _FRACTION = FiniteRange(min=0, max=1, min_open=True, max_open=True)
 @click.option(
     "--map",
     "step_map",
-    type=click.Choice(["auto", "hessian"]),
+    type=click.Choice(["auto", "hessian", "full"]),
     default="auto",
     show_default=True,
-    help="auto: the optimizer's own step where it is known; hessian: |1 - eta*alpha|.",
+    help="auto: the optimizer's own step where it is known; hessian: |1 - eta*alpha|; full: singular values of the "
+    "whole step of any optimizer.",
 )
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True)
 @click.option("--product-mode", type=click.Choice(PRODUCT_MODES), default="auto", show_default=True)
@@ -55,10 +66,12 @@ _FRACTION = FiniteRange(min=0, max=1, min_open=True, max_open=True)
 @click.option("--max-hvps", type=COUNT, help="Limit on products; what must be done is done.")
 @click.option("--time-limit", type=POSITIVE, metavar="SECONDS")
 @click.option("--memory", type=POSITIVE, metavar="GB", help="Memory for bases and dense matrices.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=NOT_NEGATIVE, default=0, show_default=True)
 @click.option("--allow-unverified", is_flag=True, help="Go on with an operator that failed its verification.")
 @click.option("--per-layer", is_flag=True, help="Largest eigenvalue, trace and codimension of each layer's block.")
 @click.option("--lyapunov", type=COUNT, metavar="K", help="K Lyapunov exponents along training from here as well.")
+@click.option("--lyapunov-steps", type=COUNT, default=DEFAULT_STEPS, show_default=True, help="Averaged over.")
+@click.option("--lyapunov-transient", type=NOT_NEGATIVE, default=DEFAULT_TRANSIENT, show_default=True, help="Before.")
 @click.option("--bound", "bound_texts", multiple=True, metavar="NAME=VALUE", help="An input of the bounds; repeatable.")
 @click.option("--estimate-bound-inputs", is_flag=True, help="Estimate loss_bound and lipschitz where not given.")
 @click.option("--custom-objects", type=click.Path(), metavar="FILE", help="Python file with the model's own classes.")
@@ -95,7 +108,7 @@ def command(
     del debug
     for name in estimators:
         registry.get_estimator(registry.kind_of(name, registry.ANALYSIS_KINDS), name)
-    settings = _settings(assignments)
+    settings = estimator_settings(assignments, registry.ANALYSIS_KINDS)
     bound_inputs = _bound_inputs(bound_texts)
     condition = None if expression is None else conditions.parse(expression)
     outputs = [path for path in (json_path, html_path) if path is not None]
@@ -137,16 +150,13 @@ def run(
 
     tensorflow_settings()
     import keras
-    from rich.console import Console
 
     from sdkeras import analysis
-    from sdkeras.reporting.terminal import render_plan
 
     loaded = load(model_path, data_spec, custom_objects=custom_objects, unsafe=unsafe, loss=options.get("loss"))
     if dry_run:
-        Console(highlight=False).print(render_plan(analysis.plan(loaded.model, loaded.data, **options)))
         written = [path for path in (json_path, html_path) if path is not None]
-        click.echo(f"files to be written: {', '.join(written) or 'none'}")  # rich would break a path at the margin
+        show_plan(analysis.plan(loaded.model, loaded.data, **options), written)
         return 0
     scope = keras.saving.custom_object_scope(loaded.custom_objects)  # copies in other precisions need them as well
     with scope, progress_bar(quiet) as progress:
@@ -170,37 +180,3 @@ def _bound_inputs(texts: tuple[str, ...]) -> dict[str, float]:
             raise SdkerasError(f"--bound {text}: expected NAME=VALUE with a number, for example loss_bound=2.3.")
     check_inputs(found)
     return found
-
-
-def _settings(assignments: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """NAME.FIELD=VALUE as values of the fields' types, by estimator."""
-    settings: dict[str, dict[str, Any]] = {}
-    for assignment in assignments:
-        path, equals, text = assignment.partition("=")
-        name, dot, field = path.partition(".")
-        if not (equals and dot and name and field):
-            raise SdkerasError(f"--set {assignment}: expected NAME.FIELD=VALUE, for example slq.num_steps=80.")
-        cls = registry.get_estimator(registry.kind_of(name, registry.ANALYSIS_KINDS), name)
-        fields = attrs.fields_dict(cls)
-        if field not in fields:
-            raise SdkerasError(f"--set {assignment}: '{name}' has no field '{field}'; it has: {', '.join(fields)}.")
-        settings.setdefault(name, {})[field] = _value(assignment, str(fields[field].type), text)
-    return settings
-
-
-def _value(assignment: str, type_name: str, text: str) -> Any:
-    """The text as the field's type; annotations are strings under `from __future__ import annotations`."""
-    if "None" in type_name and text.lower() == "none":
-        return None
-    try:
-        if "bool" in type_name:
-            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
-        if "int" in type_name:
-            return int(text)
-        if "float" in type_name:
-            return float(text)
-    except (ValueError, KeyError) as error:
-        raise SdkerasError(f"--set {assignment}: '{text}' is not a value of type {type_name}.") from error
-    if "str" in type_name:
-        return text
-    raise SdkerasError(f"--set {assignment}: this field can be set from Python only.")

@@ -17,7 +17,7 @@ import attrs
 from sdkeras.errors import SdkerasError
 from sdkeras.records import FloatArray
 from sdkeras.reporting.comparison import Comparison
-from sdkeras.reporting.schema import Analysis
+from sdkeras.reporting.schema import Analysis, LyapunovRun
 
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
@@ -31,7 +31,10 @@ _FORM = re.compile(r"\s*([\w.]+)\s*(<=|>=|==|!=|<|>)\s*(\S+)\s*")
 # Before a path, of two runs: B minus A, of A, of B.
 OF_TWO = ("delta", "a", "b")
 NumberAt = Callable[[str], float]
-_EXAMPLE = "for example 'edge_of_stability.ratio > 1.1 or sharpness_dimension.codimension < 20'"
+_EXAMPLES = {
+    Analysis: "for example 'edge_of_stability.ratio > 1.1 or sharpness_dimension.codimension < 20'",
+    LyapunovRun: "for example 'lyapunov.values.0 > 0.01 or lyapunov.sharpest.value > 20'",
+}
 
 
 @attrs.frozen
@@ -70,7 +73,7 @@ class Expression:
         return any(all(group) for group in found)
 
 
-def numbers_of(run: Analysis, name: str = "this run") -> NumberAt:
+def numbers_of(run: Analysis | LyapunovRun, name: str = "this run") -> NumberAt:
     """The numbers of a run by their paths; a path without one is an error."""
     document = json.loads(run.to_json())
 
@@ -90,7 +93,7 @@ def numbers_of(run: Analysis, name: str = "this run") -> NumberAt:
     return number_at
 
 
-def numbers_of_two(a: Analysis, b: Analysis, comparison: Comparison) -> NumberAt:
+def numbers_of_two(a: Analysis | LyapunovRun, b: Analysis | LyapunovRun, comparison: Comparison) -> NumberAt:
     """The numbers of B by their paths; with a prefix those of A or B, or B minus A where that means something."""
     of_a, of_b = numbers_of(a, "A"), numbers_of(b, "B")
 
@@ -108,46 +111,51 @@ def numbers_of_two(a: Analysis, b: Analysis, comparison: Comparison) -> NumberAt
     return number_at
 
 
-def parse(text: str, prefixes: tuple[str, ...] = ()) -> Expression:
-    """The expression of `--fail-if`.
+def parse(text: str, document: type[Analysis | LyapunovRun] = Analysis, prefixes: tuple[str, ...] = ()) -> Expression:
+    """The expression of `--fail-if`, for runs of this kind.
 
     Args:
         text: As given.
+        document: The kind of file whose paths it names.
         prefixes: What may stand before a path of run.json, with a dot.
 
     Raises:
-        SdkerasError: Not of the form, or a path that no run.json has.
+        SdkerasError: Not of the form, or a path that no file of this kind has.
     """
-    groups = [re.split(r"\band\b", group) for group in re.split(r"\bor\b", text)]
-    return Expression(tuple(tuple(_condition(part, prefixes) for part in group) for group in groups))
+
+    def condition(part: str) -> Condition:
+        return _condition(part, document, prefixes)
+
+    alternatives = re.split(r"\bor\b", text)
+    return Expression(tuple(tuple(map(condition, re.split(r"\band\b", group))) for group in alternatives))
 
 
-def _condition(text: str, prefixes: tuple[str, ...]) -> Condition:
-    match = _FORM.fullmatch(text)
+def _condition(text: str, document: type[Any], prefixes: tuple[str, ...]) -> Condition:
+    match, example = _FORM.fullmatch(text), _EXAMPLES[document]
     if match is None:
-        raise SdkerasError(f"--fail-if: '{text.strip()}' is not of the form PATH OP NUMBER; {_EXAMPLE}.")
+        raise SdkerasError(f"--fail-if: '{text.strip()}' is not of the form PATH OP NUMBER; {example}.")
     path, symbol, digits = match.groups()
     try:
         number = float(digits)
     except ValueError:
         number = math.nan
     if math.isnan(number):
-        raise SdkerasError(f"--fail-if: '{digits}' is not a number; {_EXAMPLE}.")
+        raise SdkerasError(f"--fail-if: '{digits}' is not a number; {example}.")
     first, _, rest = path.partition(".")
-    _check_path(rest if first in prefixes and rest else path)
+    _check_path(rest if first in prefixes and rest else path, document)
     return Condition(path, symbol, number)
 
 
-def _check_path(path: str) -> None:
-    """Refuses a path that leads to no number in any run.json."""
-    kind: Any = Analysis
+def _check_path(path: str, document: type[Any]) -> None:
+    """Refuses a path that leads to no number in any file of this kind."""
+    kind: Any = document
     parts = path.split(".")
     for position, part in enumerate(parts):
         fields = _fields(kind)
         if fields:
             if part not in fields:
                 near = difflib.get_close_matches(part, fields, n=1)
-                where = ".".join(parts[:position]) or "run.json"
+                where = ".".join(parts[:position]) or document.WRITTEN_BY[0]
                 hint = f"did you mean '{near[0]}'? " if near else ""
                 raise SdkerasError(f"--fail-if: {where} has no '{part}'; {hint}it has: {', '.join(fields)}.")
             kind = _not_none(fields[part])
@@ -155,7 +163,9 @@ def _check_path(path: str) -> None:
             kind = item
         else:
             where = ".".join(parts[:position])
-            raise SdkerasError(f"--fail-if: {where} has no '{part}'; lists take a number from 0, {_EXAMPLE}.")
+            raise SdkerasError(
+                f"--fail-if: {where} has no '{part}'; lists take a number from 0, {_EXAMPLES[document]}."
+            )
     if kind not in (int, float, bool):
         inside = list(_fields(kind))
         hint = f"go on with one of: {', '.join(inside)}" if inside else "name a path to one"

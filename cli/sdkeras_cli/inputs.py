@@ -24,6 +24,7 @@ class FiniteRange(click.FloatRange):
 
 POSITIVE = FiniteRange(min=0, min_open=True)
 COUNT = click.IntRange(min=1)
+NOT_NEGATIVE = click.IntRange(min=0)
 PRODUCT_MODES = ("auto", "reverse-over-reverse", "forward-over-reverse", "finite-differences")
 
 

@@ -6,9 +6,11 @@ import os
 import tempfile
 from pathlib import Path
 
+import click
+
 from sdkeras.errors import SdkerasError
 from sdkeras.reporting.comparison import Comparison
-from sdkeras.reporting.schema import Analysis, LyapunovRun, is_stream
+from sdkeras.reporting.schema import Analysis, LyapunovPlan, LyapunovRun, Plan, is_stream
 
 
 def check_apart(outputs: list[str], inputs: list[str]) -> None:
@@ -48,6 +50,16 @@ def write_reports(
         from sdkeras.reporting.terminal import render
 
         Console(highlight=False).print(render(answer))
+
+
+def show_plan(plan: Plan | LyapunovPlan, outputs: list[str]) -> None:
+    """The plan of `--dry-run`, and which files would be written."""
+    from rich.console import Console
+
+    from sdkeras.reporting.terminal import render_plan
+
+    Console(highlight=False).print(render_plan(plan))
+    click.echo(f"files to be written: {', '.join(outputs) or 'none'}")  # rich would break a path at the margin
 
 
 def check_writable(path: str) -> None:

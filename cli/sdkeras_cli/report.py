@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import click
 
-from sdkeras.errors import SdkerasError
-from sdkeras.reporting.schema import Analysis, load_document
+from sdkeras.reporting.schema import Analysis, LyapunovRun, load_document
 from sdkeras_cli import conditions
 from sdkeras_cli.output import check_outputs, write_reports
 
@@ -21,19 +20,15 @@ CONDITION_HELD = 3
 def command(run_json: str, html_path: str | None, expression: str | None, quiet: bool, debug: bool) -> int:
     """Show the report of RUN.json (of analyze or lyapunov), in the terminal or as a page."""
     del debug
-    condition = None if expression is None else conditions.parse(expression)
     if html_path is not None:
         check_outputs([html_path], [run_json])
     run = load_document(run_json)
-    if condition is not None and not isinstance(run, Analysis):
-        raise SdkerasError(
-            f"{run_json} is an answer of sdkeras lyapunov; --fail-if compares numbers of sdkeras analyze."
-        )
+    condition = None if expression is None else conditions.parse(expression, type(run))
     write_reports(run, None, html_path, quiet=quiet or html_path is not None)
-    return fail_if(run, condition) if isinstance(run, Analysis) else 0
+    return fail_if(run, condition)
 
 
-def fail_if(run: Analysis, condition: conditions.Expression | None) -> int:
+def fail_if(run: Analysis | LyapunovRun, condition: conditions.Expression | None) -> int:
     """The exit status that `--fail-if` asks for."""
     return 0 if condition is None else status_of(condition, conditions.numbers_of(run))
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import attrs
 import numpy as np
 import scipy.linalg
-from numpy.typing import NDArray
 
 from sdkeras.errors import OperatorSizeError, SdkerasError
-from sdkeras.finite import finite
 from sdkeras.kinds import spectrum_estimator
+from sdkeras.linalg.dense import transposed_matrix
 from sdkeras.memory import available_memory
 from sdkeras.operators.base import SymmetricOperator
 from sdkeras.records import FloatArray, Spectrum
@@ -86,15 +83,8 @@ def _dense(operator: SymmetricOperator, chunk: int) -> FloatArray:
         SdkerasError: Its products are not symmetric.
         NonFiniteError: They hold NaN or infinity.
     """
-    size = operator.size
-    matrix = np.empty((size, size))
-    for start in range(0, size, chunk):
-        stop = min(start + chunk, size)
-        identity: NDArray[Any] = np.zeros((size, stop - start), operator.dtype)
-        identity[np.arange(start, stop), np.arange(stop - start)] = 1
-        columns = finite(np.asarray(operator.matmat(identity)), f"the product with unit vectors {start} to {stop - 1}")
-        # Columns of A written as rows, which are contiguous: A' has the same symmetric part.
-        matrix[start:stop] = columns.T
+    # Columns of A written as rows: A' has the same symmetric part.
+    matrix = transposed_matrix(operator.matmat, operator.size, operator.dtype, chunk)
     asymmetry, scale = _symmetrize(matrix)
     if asymmetry > _ALLOWED_ASYMMETRY * scale:
         raise SdkerasError(

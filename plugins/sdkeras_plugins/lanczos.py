@@ -33,6 +33,8 @@ class Lanczos:
         num_largest: Eigenvalues wanted from the upper end.
         num_smallest: From the lower end.
         num_steps: Products at most.
+        min_steps: Products at least: from a start near an eigenvector its residual is small at once, before the rest
+            of the spectrum has been seen.
         tolerance: See above.
         eigenvectors: Return unit eigenvectors.
         start: Start vector [n], or eigenvectors of an earlier run [n, k] whose sum is used. It must not be
@@ -44,6 +46,7 @@ class Lanczos:
     num_largest: int = attrs.field(default=1, validator=attrs.validators.ge(0))
     num_smallest: int = attrs.field(default=1, validator=attrs.validators.ge(0))
     num_steps: int = attrs.field(default=100, validator=attrs.validators.ge(1))
+    min_steps: int = attrs.field(default=0, validator=attrs.validators.ge(0))
     tolerance: float = attrs.field(default=1e-3, validator=attrs.validators.gt(0.0))
     eigenvectors: bool = False
     start: Any = attrs.field(default=None, eq=False, repr=False)
@@ -94,7 +97,8 @@ class Lanczos:
 
     def _converged(self, alpha: FloatArray, beta: FloatArray, size: int) -> bool:
         count, broken = len(alpha), beta[-1] == 0.0
-        if (count % _CHECK_EVERY and not broken) or count < min(self.num_largest + self.num_smallest, size):
+        fewest = max(self.num_largest + self.num_smallest, self.min_steps)
+        if (count % _CHECK_EVERY and not broken) or count < min(fewest, size):
             return False
         theta, vectors = ritz(alpha, beta[:-1])
         residuals = beta[-1] * np.abs(vectors[-1, self._wanted(count)])

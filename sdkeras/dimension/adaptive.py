@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import attrs
 import numpy as np
 import scipy.stats
 
 from sdkeras.dimension import cautions, pooling
-from sdkeras.dimension.exponents import ExponentMap, rds_sharpness
+from sdkeras.dimension.exponents import Exponents, rds_sharpness
 from sdkeras.dimension.records import FrozenLyapunov, RdsSharpness, SharpnessDimension, Warning
 from sdkeras.dimension.sharpness import Crossing, crossing
 from sdkeras.records import FloatArray, Progress, Spectrum
@@ -29,6 +30,9 @@ _ABSOLUTE_TOLERANCE = 0.5
 _STEP_GROWTH = 1.5
 _RUN_GROWTH = 1.25
 _NEUTRAL = 1e-3
+# A sum of logarithms falls by about as much with each factor 1/0.7 in steps while small exponents are still missed
+# (measured), and ten of these make 35 times the steps.
+_MORE_CHANGES = 10
 # Looking at the runs costs a little with each of them: seconds between two progress reports.
 _REPORT_EVERY = 0.2
 
@@ -84,19 +88,22 @@ class Context:
 
     Attributes:
         size: Dimension n of the operator.
-        exponents: The map alpha -> z; the state has d = branches * n dimensions.
+        exponents: The map alpha -> z, or sigma -> z for singular values of the whole step, which are then what is
+            called eigenvalues here; the state has d = branches * n dimensions.
         unstable_above: The optimizer's own upper threshold for alpha, or None; splits E+.
         ignored_decay: Weight decay that the map leaves out.
         product_error: Relative error of a product.
         estimator: Name of the spectrum estimator.
+        settings: Its fields by name.
     """
 
     size: int
-    exponents: ExponentMap
+    exponents: Exponents
     unstable_above: float | None
     ignored_decay: float
     product_error: float
     estimator: str
+    settings: Mapping[str, Any] = attrs.field(factory=dict)
 
     @property
     def state_size(self) -> int:
@@ -133,7 +140,8 @@ def estimate_sharpness_dimension(
     Pooled SD = SD of the mixture of all runs' measures of exponents: one or two for each node, with the node's weight.
     With phi_r = sum_l w_rl (1 + z_rl/|t*|)_+ at the pooled t*, SD = mean of phi_r, and its interval is that of a mean
     of independent values. A run's coarser rule gives the same with 0.7 m steps: if the two differ by more than
-    max(tolerance/4, SE/2), m grows by half and the runs start again.
+    max(tolerance/4, SE/2), m grows by half and the runs start again. Where SD = d, the sum of all exponents takes the
+    place of phi: a coarse rule misses the smallest exponents, and SD might fall below d with them.
 
     Args:
         run: (i, num_steps) -> Spectrum of run i.
@@ -305,9 +313,9 @@ def summarise(runs: list[Spectrum], context: Context) -> Summary:
     (1 + z/|t*|)_+ over both exponents.
     """
     exponents, size = context.exponents, float(context.state_size)
-    excess = pooling.repeated_eigenvalues(runs, exponents.rate)
+    excess = pooling.repeated_eigenvalues(runs, exponents)
     correct = excess is None
-    atoms = [pooling.as_atoms(run, exponents.rate, correct) for run in runs]
+    atoms = [pooling.as_atoms(run, exponents, correct) for run in runs]
     z = [exponents(one.nodes) for one in atoms]
     masses = [exponents.spread(one.weights) for one in atoms]
     pooled_z, pooled_w = np.concatenate(z), np.concatenate(masses) / len(runs)
@@ -317,12 +325,17 @@ def summarise(runs: list[Spectrum], context: Context) -> Summary:
     total_half = _half_width(totals)
     total_interval = (where.total - total_half, where.total + total_half)
     difference, scale = None, size - where.value
+    nested = [one.nested for one in atoms if one.nested is not None]
     half: float | None
     interval: tuple[float, float] | None
     if where.threshold_exponent is None:
         if where.value > 0:  # saturated: the lower end is where the sum would cross if it were smaller
             low = crossing(pooled_z, pooled_w, offset=-total_half).value if math.isfinite(total_half) else 0.0
             interval = (min(low, size), size)
+            if len(nested) == len(atoms):  # how far below d SD would be, were the sum to go on as it has changed
+                coarse_totals = [_total(exponents, *rule) for rule in nested]
+                change = abs(float(np.mean(totals - np.array(coarse_totals))))
+                difference = (where.value - crossing(pooled_z, pooled_w, offset=-_MORE_CHANGES * change).value, 0.0)
         else:
             growth = _growth(z, masses)
             interval = (0.0, min(size, growth.mean() + _half_width(growth)))
@@ -336,7 +349,6 @@ def summarise(runs: list[Spectrum], context: Context) -> Summary:
         interval = (max(0.0, where.value - half), min(size, where.value + half))
         if exponents.branches > 1:
             scale = _moved(atoms, exponents, tau)
-        nested = [one.nested for one in atoms if one.nested is not None]
         if len(nested) == len(atoms):
             coarse = [_phi(exponents.spread(weights), exponents(nodes), tau) for nodes, weights in nested]
             changes = phi - np.array(coarse)
@@ -362,7 +374,12 @@ def _phi(weights: FloatArray, z: FloatArray, tau: float) -> float:
     return float(weights @ np.maximum(0.0, 1.0 + tau * z))
 
 
-def _moved(atoms: list[pooling.Atoms], exponents: ExponentMap, tau: float) -> float:
+def _total(exponents: Exponents, nodes: FloatArray, weights: FloatArray) -> float:
+    """Sum of all exponents."""
+    return float(exponents.spread(weights) @ exponents(nodes))
+
+
+def _moved(atoms: list[pooling.Atoms], exponents: Exponents, tau: float) -> float:
     """Mean over runs of sum w |phi(alpha) - phi(0)|."""
 
     def phi(alpha: FloatArray) -> FloatArray:
@@ -443,6 +460,7 @@ def _outcome(loop: _Loop, summary: Summary) -> Outcome:
         history_half_width=history[:, 1],
         history_runs=history[:, 2],
         frozen_lyapunov=_frozen_lyapunov(summary, context) if exponents.branches > 1 else None,
+        settings=dict(context.settings),
     )
     growth = _growth(summary.z, summary.masses)
     notes = cautions.cautions(
@@ -453,8 +471,9 @@ def _outcome(loop: _Loop, summary: Summary) -> Outcome:
         largest=float(np.max(np.abs(nodes))),
         expansion_stderr=float(np.std(growth, ddof=1) / math.sqrt(len(growth))) if len(growth) > 1 else None,
         total_interval=summary.total_interval,
+        mean_exponent=where.total / size,
         nested=loop.nested_failed,
-        nested_checked=exact or summary.nested_difference is not None or t_star is None,
+        nested_checked=exact or summary.nested_difference is not None or where.value <= 0,
         guard=summary.excess,
         correctable=exact or all(run.residuals is not None for run in loop.runs),
         ended=loop.ended,

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 import attrs
 
+from sdkeras.dimension.lyapunov import LyapunovDimension
 from sdkeras.dimension.records import Assumption, Bound, BoundInput, BoundTerm
 from sdkeras.errors import SdkerasError
 
@@ -36,13 +37,16 @@ class Facts:
     """What an analysis knows of the assumptions; None where it knows nothing.
 
     Attributes:
-        dimension: SD, the sharpest value that is determined.
+        dimension: The dimension that enters the bounds: SD, or another by `facts_along`.
         state_size: d.
         num_samples: n.
         kinks: Layers and activations that are not twice differentiable (ReLU, max-pooling), by name.
         clipped: Whether the optimizer clips gradients.
         unbounded_loss: Name of a loss that has no upper bound, or None.
         smallest_exponent: Smallest exponent seen; the Jacobian is singular where it is -infinity.
+        dimension_name: Which dimension it is: 'SD' or 'D_s'.
+        dimension_reason: Why that one, in words.
+        local: What the dimension was taken over, in words: all that is known of the attractor.
     """
 
     dimension: float
@@ -52,6 +56,35 @@ class Facts:
     clipped: bool = False
     unbounded_loss: str | None = None
     smallest_exponent: float | None = None
+    dimension_name: str = "SD"
+    dimension_reason: str = "the local SD at this checkpoint"
+    local: str = "this is the local SD at one checkpoint, not the supremum"
+
+
+def facts_along(facts: Facts, along: LyapunovDimension) -> Facts:
+    """The facts with the sharpest dimension that is determined: D_s of a trajectory where it is a point.
+
+    The theorems are about the attractor's dimension, which is at most D_s, and D_s at most their SD, the one with a
+    supremum over the attractor. The local SD at one checkpoint has no order with D_s, so it makes no difference which
+    is smaller.
+
+    Args:
+        facts: With SD.
+        along: D_s. Where it is only bracketed or undetermined the facts stay with SD.
+    """
+    if along.value is None:
+        return attrs.evolve(facts, dimension_reason=f"{facts.dimension_reason}; D_s is {along.status}: {along.reason}")
+    return attrs.evolve(
+        facts,
+        dimension=along.value,
+        state_size=along.size,
+        dimension_name="D_s",
+        dimension_reason=(
+            f"D_s is determined over {along.num_steps:,} steps from here, and at most the SD of the theorem; the local "
+            f"SD, {facts.dimension:,.1f} of {facts.state_size:,}, has no order with it"
+        ),
+        local=f"D_s is of one trajectory of {along.num_steps:,} steps",
+    )
 
 
 def check_inputs(inputs: Mapping[str, float]) -> None:
@@ -74,6 +107,8 @@ def check_inputs(inputs: Mapping[str, float]) -> None:
 
 def bounds(facts: Facts, inputs: Mapping[str, float], estimated: frozenset[str] = frozenset()) -> tuple[Bound, ...]:
     """Theorem 4.5 and Theorem B.5 with these inputs.
+
+    SD below stands for the dimension that the facts have.
 
     Theorem 4.5, with probability at least 1 - zeta - gamma: gap <= 2 L delta + 2 B sqrt(4 SD ln(1/delta)/n)
     + (I_inf + ln(1/zeta))/sqrt(n) + C B^2/sqrt(n).
@@ -99,9 +134,10 @@ def bounds(facts: Facts, inputs: Mapping[str, float], estimated: frozenset[str] 
     information, zeta, constant = given["mutual_information"], given["zeta"], given["constant"]
     luck = None if information is None or zeta is None else information + math.log(1 / zeta)
     cube_root = None if given["stability"] is None else given["stability"] ** (1 / 3)
+    name = facts.dimension_name
     attractor = (
         BoundTerm("2 L delta", _product(2, lipschitz, delta)),
-        BoundTerm("2 B sqrt(4 SD ln(1/delta)/n)", _product(2, loss_bound, spread, 1 / root)),
+        BoundTerm(f"2 B sqrt(4 {name} ln(1/delta)/n)", _product(2, loss_bound, spread, 1 / root)),
         BoundTerm("(I_inf + ln(1/zeta))/sqrt(n)", _product(luck, 1 / root)),
         BoundTerm("C B^2/sqrt(n)", _product(constant, loss_bound, loss_bound, 1 / root)),
     )
@@ -109,7 +145,7 @@ def bounds(facts: Facts, inputs: Mapping[str, float], estimated: frozenset[str] 
         BoundTerm("2 B/n", _product(2, loss_bound, 1 / n)),
         BoundTerm("2 delta L", _product(2, delta, lipschitz)),
         BoundTerm("2 beta_n^(1/3)", _product(2, cube_root)),
-        BoundTerm("2 beta_n^(1/3) B sqrt(4 SD ln(1/delta))", _product(2, cube_root, loss_bound, spread)),
+        BoundTerm(f"2 beta_n^(1/3) B sqrt(4 {name} ln(1/delta))", _product(2, cube_root, loss_bound, spread)),
     )
     made = []
     for theorem, terms, used, assumptions in (
@@ -132,6 +168,8 @@ def bounds(facts: Facts, inputs: Mapping[str, float], estimated: frozenset[str] 
                 total=total,
                 verdict=_verdict(math.fsum(known), total, loss_bound, "loss_bound" in estimated),
                 assumptions=assumptions,
+                dimension_name=name,
+                dimension_reason=facts.dimension_reason,
             )
         )
     return tuple(made)
@@ -168,7 +206,7 @@ def _assumptions(facts: Facts, delta: float | None) -> tuple[Assumption, ...]:
         Assumption(
             "1 <= j* < d",
             "holds" if inside else "fails",
-            f"SD is {facts.dimension:,.1f} of {facts.state_size:,}",
+            f"{facts.dimension_name} is {facts.dimension:,.1f} of {facts.state_size:,}",
         ),
         Assumption(
             "0 < delta < 1", "unknown" if delta is None else "holds", "delta is not given" if delta is None else ""
@@ -191,9 +229,7 @@ def _assumptions(facts: Facts, delta: float | None) -> tuple[Assumption, ...]:
             "fails" if facts.unbounded_loss else "unknown",
             f"not globally for {facts.unbounded_loss}" if facts.unbounded_loss else "",
         ),
-        Assumption(
-            "SD over the whole attractor", "unknown", "this is the local SD at one checkpoint, not the supremum"
-        ),
+        Assumption("SD over the whole attractor", "unknown", facts.local),
     )
 
 

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from sdkeras.dimension.exponents import ExponentMap
+from collections.abc import Iterator
+
+from sdkeras.dimension.exponents import FULL, Exponents
 from sdkeras.dimension.records import SharpnessDimension, Warning
 
 # A neutral exponent is known to the rounding of ln(|1 - x|) at x ~ 0.
 _FLOOR = 1e-12
 _WIDE = 0.1
 _SIGNIFICANT = 3.0
+# Bins and kernels wider than this share of |t*| move the crossing.
+_COARSE = 0.05
 
 
 def cautions(
     estimate: SharpnessDimension,
     *,
-    exponents: ExponentMap,
+    exponents: Exponents,
     product_error: float,
     ignored_decay: float,
     largest: float,
     expansion_stderr: float | None,
     total_interval: tuple[float, float],
+    mean_exponent: float,
     nested: tuple[float, float] | None,
     nested_checked: bool,
     guard: float | None,
@@ -38,6 +43,7 @@ def cautions(
         largest: Largest |eigenvalue| seen.
         expansion_stderr: Standard error of E+, or None.
         total_interval: Interval of the sum of all exponents.
+        mean_exponent: Their mean; what a width is compared with where there is no t*.
         nested: (mean difference, allowed) of a failed nested check, or None.
         nested_checked: Whether the check could be made (or was not needed).
         guard: Excess of the accepted masses in standard deviations if the mass correction was switched off.
@@ -53,14 +59,18 @@ def cautions(
 
     d = estimate.state_size
     rate = exponents.rate
-    allowed = 10 * max(_FLOOR, rate * largest * product_error, rate * ignored_decay)
+    widest, offset = _width(estimate), _own(estimate, "offset")
+    allowed = 10 * max(_FLOOR, rate * largest * product_error, rate * ignored_decay, offset)
     if estimate.margin is not None and estimate.margin < allowed:
         note(
             "ill-conditioned",
             f"the answer rests on neutral directions: an error of {estimate.margin:.2g} in the mean of "
             f"{estimate.neutral_mass:.6g} neutral exponents would change it, and they are known to about "
-            f"{allowed / 10:.2g} (rounding of the products, or weight decay that the map leaves out).",
+            f"{allowed / 10:.2g} (rounding of the products, weight decay that the map leaves out, or the estimator's "
+            "offset).",
         )
+    for code, message in _coarseness(estimate, mean_exponent):
+        note(code, message)
     maybe_neutral = estimate.value <= 0 and estimate.interval is not None and estimate.interval[1] > 0
     if expansion_stderr is not None and (estimate.expansion < _SIGNIFICANT * expansion_stderr or maybe_neutral):
         neutral = 0.0 if estimate.neutral_mass is None else estimate.neutral_mass
@@ -96,7 +106,9 @@ def cautions(
             "wide-interval",
             f"the interval's half-width {half:.3g} is {half / max(scale, 1e-12):.0%} of the {what} {scale:.4g}.",
         )
-    if estimate.expansion > 0 and estimate.expansion_negative_curvature > 0.5 * estimate.expansion:
+    # Bins and kernels put neutral directions on either side of 0; half a width each is no curvature.
+    curved = estimate.expansion_negative_curvature - 0.5 * widest * d
+    if estimate.expansion > 0 and curved > 0.5 * estimate.expansion:
         share = estimate.expansion_negative_curvature / estimate.expansion
         note(
             "negative-curvature",
@@ -111,10 +123,11 @@ def cautions(
             "step or two before it contracts: lambda_1 > 0 here is no instability (see the frozen Lyapunov exponents).",
         )
     if guard is not None:
+        what = "singular values" if exponents.name == FULL else "eigenvalues"
         note(
             "mass-correction-off",
-            f"converged Ritz values carry more mass than simple eigenvalues would ({guard:.1f} standard "
-            "deviations): there are repeated eigenvalues, so raw quadrature weights were used.",
+            f"converged Ritz values carry more mass than simple {what} would ({guard:.1f} standard deviations): there "
+            f"are repeated {what}, so raw quadrature weights were used.",
         )
     elif not correctable:
         note(
@@ -129,3 +142,36 @@ def cautions(
         scope = f"the gap to the definition, the quadrature error at {estimate.num_steps} steps, and a small bias"
     note("interval-scope", f"The interval covers sampling of minibatches and probes; it excludes {scope}.")
     return tuple(notes)
+
+
+def _own(estimate: SharpnessDimension, name: str) -> float:
+    """A setting of an estimator that works on z (it has a learning rate), in units of z; 0 where it has none."""
+    value = estimate.settings.get(name) if "learning_rate" in estimate.settings else None
+    return float(value) if isinstance(value, (int, float)) else 0.0
+
+
+def _width(estimate: SharpnessDimension) -> float:
+    return max(_own(estimate, "bin_width"), _own(estimate, "bandwidth"))
+
+
+def _coarseness(estimate: SharpnessDimension, mean_exponent: float) -> Iterator[tuple[str, str]]:
+    """What bins, kernels and quantiles may have done to the value."""
+    t_star = estimate.threshold_exponent
+    what = "|t*|" if t_star is not None else "the mean exponent's size"
+    scale = abs(mean_exponent if t_star is None else t_star)
+    for code, setting in (("coarse-bins", "bin_width"), ("coarse-bandwidth", "bandwidth")):
+        width = _own(estimate, setting)
+        if width > _COARSE * scale:
+            yield (
+                code,
+                f"the {setting.replace('_', ' ')} {width:.3g} of {estimate.estimator} is more than {_COARSE} of {what} "
+                f"{scale:.3g}: it moves neutral directions far enough to decide the answer; take a smaller one (--set "
+                f"{estimate.estimator}.{setting}=F), or the estimator slq.",
+            )
+    count = _own(estimate, "num_quantiles")
+    if 0 < count < estimate.state_size:
+        yield (
+            "coarse-quantiles",
+            f"{count:,.0f} quantiles of {estimate.estimator} stand for {estimate.state_size:,} directions, "
+            f"{estimate.state_size / count:.3g} each: fewer than half of that at an end of the spectrum are lost.",
+        )

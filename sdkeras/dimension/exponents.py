@@ -1,18 +1,15 @@
-"""From eigenvalues to log singular values of a training step, by its optimizer; and the RDS sharpness exponents."""
+"""From what an estimator finds to log singular values of a training step; and the RDS sharpness exponents."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import attrs
 import numpy as np
 
 from sdkeras.dimension.records import RdsSharpness
-from sdkeras.records import FloatArray
+from sdkeras.records import SMALLEST_FACTOR, FloatArray
 
-# A singular step would have z = -inf; the floor keeps sums finite without shifting neutral directions, which
-# an additive epsilon would (+0.8 dimensions at 1e-6).
-_SMALLEST_FACTOR = 1e-12
 _NUM_LEADING = 32
 _NUM_LEVELS = 512
 
@@ -68,6 +65,11 @@ class ExponentMap:
         return self.name in PRECONDITIONED
 
     @property
+    def plain(self) -> bool:
+        """Whether z = ln|1 - eta * alpha|, without momentum and decay."""
+        return not self.momentum and not self.weight_decay
+
+    @property
     def coordinates(self) -> str:
         """What the singular values refer to; 'preconditioned' is P^1/2 w in place of w, and so for v."""
         return ("preconditioned " if self.preconditioned else "") + ("balanced" if self.momentum else "weights")
@@ -76,6 +78,10 @@ class ExponentMap:
     def rate(self) -> float:
         """-dz/dalpha of the neutral exponent at alpha = 0 without decay: the step along a flat direction."""
         return self.learning_rate / (1.0 if self.name == "adam" else 1.0 - self.momentum)
+
+    def departure(self, alpha: FloatArray) -> FloatArray:
+        """How far the neutral exponent of each eigenvalue is from 0, to first order, shape [k]."""
+        return np.abs(self.rate * alpha)
 
     def spread(self, values: FloatArray) -> FloatArray:
         """One value for each exponent from one for each eigenvalue, [k] -> [branches * k]: masses, for example."""
@@ -92,7 +98,7 @@ class ExponentMap:
         """
         if not self.momentum:
             factor = np.abs(1.0 - self.learning_rate * (self.weight_decay + alpha))
-            exponents: FloatArray = np.log(np.maximum(factor, _SMALLEST_FACTOR))
+            exponents: FloatArray = np.log(np.maximum(factor, SMALLEST_FACTOR))
             return exponents
         return _floored(*_log_singular_values(*self._block(alpha)))
 
@@ -112,6 +118,49 @@ class ExponentMap:
         return self.rate * alpha, self.learning_rate * self.weight_decay, self.momentum, q
 
 
+FULL = "full"
+
+
+@attrs.frozen
+class SingularValueMap:
+    """Singular values sigma of a step's whole Jacobian -> z = ln sigma; has what `ExponentMap` has.
+
+    For the map 'full', of any optimizer: nothing is known of a curvature that a singular value belongs to.
+
+    Attributes:
+        coordinates: What the singular values refer to.
+    """
+
+    coordinates: str
+    name: str = attrs.field(default=FULL, init=False)
+    branches: int = attrs.field(default=1, init=False)
+    rate: float = attrs.field(default=1.0, init=False)  # |dz/dsigma| of a neutral direction, sigma = 1
+
+    def departure(self, sigma: FloatArray) -> FloatArray:
+        """How far each exponent is from 0, shape [k]."""
+        return np.abs(self(sigma))
+
+    def spread(self, values: FloatArray) -> FloatArray:
+        """The values: each singular value has one exponent."""
+        return values
+
+    def __call__(self, sigma: FloatArray) -> FloatArray:
+        """Log singular values, floored at ln 1e-12, shape [k] -> [k]."""
+        exponents: FloatArray = np.log(np.maximum(sigma, SMALLEST_FACTOR))
+        return exponents
+
+    def log_eigenvalues(self, sigma: FloatArray) -> FloatArray:
+        """Unknown: a singular value says nothing of eigenvalues.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError("eigenvalues of a step do not follow from its singular values")
+
+
+Exponents: TypeAlias = "ExponentMap | SingularValueMap"
+
+
 def exponent_map(name: str, learning_rate: float, *, momentum: float = 0.0, weight_decay: float = 0.0) -> ExponentMap:
     """The map of this name, given all that the optimizer has; what the map does not use is left out.
 
@@ -123,7 +172,7 @@ def exponent_map(name: str, learning_rate: float, *, momentum: float = 0.0, weig
 
 
 def _floored(larger: FloatArray, smaller: FloatArray) -> FloatArray:
-    exponents: FloatArray = np.maximum(np.concatenate([larger, smaller]), np.log(_SMALLEST_FACTOR))
+    exponents: FloatArray = np.maximum(np.concatenate([larger, smaller]), np.log(SMALLEST_FACTOR))
     return exponents
 
 

@@ -95,7 +95,7 @@ def lyapunov_dimension(
 
     Returns:
         A point, a bracket, or 'undetermined' with the reason: the trajectory diverged, there is no standard error,
-        or the interval of ell_1 contains 0, so that D_s may be 0 or anything.
+        the interval of ell_1 contains 0, or ell_1 < 0 is too small for so few steps: D_s may then be 0 or anything.
 
     Raises:
         ValueError: More exponents than dimensions, or none.
@@ -137,6 +137,15 @@ def lyapunov_dimension(
     if abs(sums[0]) <= half[0]:
         return answer("undetermined", None, f"the 95 % interval of ell_1, {ell[0]:.3g} +- {half[0]:.2g}, contains 0")
     if sums[0] < 0:
+        fallen = -float(sums[0]) * exponents.num_steps
+        if fallen < _turn(size):
+            return answer(
+                "undetermined",
+                None,
+                f"ell_1 = {ell[0]:.3g} adds up to {-fallen:.2g} over {exponents.num_steps:,} steps, no further than a "
+                f"frame in {size:,} dimensions may fall while it turns to a neutral direction ({-_turn(size):.2g}); "
+                "make more steps",
+            )
         return answer("determined", (0.0, 0.0), value=0.0)
 
     resolved = k if exponents.num_resolved is None else exponents.num_resolved
@@ -167,6 +176,15 @@ def lyapunov_dimension(
     else:
         return answer("determined", interval, value=float(j_star + sums[j_star - 1] / abs(ell[j_star])))
     return answer("bracketed", interval, reason)
+
+
+def _turn(size: int) -> float:
+    """How far the logarithm of a random vector's length may fall, at 95 %, while it turns to a neutral direction.
+
+    Its component there is |z|/sqrt(d), z normal, and what is left in the end. A frame of one dimension has no turn.
+    """
+    least = float(scipy.special.ndtri(0.5 + (1 - _CONFIDENCE) / 2))
+    return 0.5 * math.log(size) - math.log(least) if size > 1 else 0.0
 
 
 def _half_widths(exponents: LyapunovExponents) -> tuple[float, FloatArray, float]:
@@ -273,8 +291,9 @@ def sharpest_dimension(
     for entry in steps:
         if entry.dimension is None:
             continue
-        name = "SD" if entry.num_window_steps == 1 else f"SD^({entry.num_window_steps})"
-        found.append(SharpestDimension(name, entry.dimension, f"an upper end of D_s over the same steps{without}"))
+        found.append(
+            SharpestDimension(entry.name, entry.dimension, f"an upper end of D_s over the same steps{without}")
+        )
     if supremum is not None:
         found.append(SharpestDimension("SD over snapshots", supremum, f"an upper end of D_s{without}"))
     _check_order(steps, lyapunov)

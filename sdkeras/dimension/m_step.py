@@ -44,6 +44,11 @@ class MStepSharpness:
     method: str
     reason: str = ""
 
+    @property
+    def name(self) -> str:
+        """'SD', or 'SD^(m)' with its m."""
+        return "SD" if self.num_window_steps == 1 else f"SD^({self.num_window_steps})"
+
 
 def m_step_sharpness(jacobians: Sequence[NDArray[Any]], windows: Sequence[int] = (1,)) -> tuple[MStepSharpness, ...]:
     """SD^(m) over one trajectory for several window lengths m.

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import attrs
 import numpy as np
 
+from sdkeras.dimension.exponents import Exponents
 from sdkeras.records import FloatArray, Spectrum
 
 # Acceptance of a Ritz value as a simple, converged eigenvalue of mass 1: its residual is small beside the gap
@@ -26,14 +27,14 @@ _NUM_PLACES = 64
 
 @attrs.frozen(eq=False)
 class Atoms:
-    """One run's measure: eigenvalue nodes with masses that sum to n, and the same for its coarser rule."""
+    """One run's measure: nodes with masses that sum to n, and the same for its coarser rule."""
 
     nodes: FloatArray
     weights: FloatArray
     nested: tuple[FloatArray, FloatArray] | None
 
 
-def _accepted(spectrum: Spectrum, rate: float) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def _accepted(spectrum: Spectrum, exponents: Exponents) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     """Which nodes count as simple eigenvalues: contiguous from either end."""
     nodes, count = spectrum.nodes, len(spectrum.nodes)
     if spectrum.residuals is None or spectrum.exact or count < 2:
@@ -43,7 +44,7 @@ def _accepted(spectrum: Spectrum, rate: float) -> np.ndarray[tuple[int], np.dtyp
     good = (
         (spectrum.residuals < _RESIDUAL_OVER_GAP * gap)
         & (spectrum.weights < _LARGEST_WEIGHT)
-        & (np.abs(rate * nodes) > _SMALLEST_STEP)
+        & (exponents.departure(nodes) > _SMALLEST_STEP)
     )
     from_left = np.logical_and.accumulate(good)
     from_right = np.logical_and.accumulate(good[::-1])[::-1]
@@ -51,9 +52,9 @@ def _accepted(spectrum: Spectrum, rate: float) -> np.ndarray[tuple[int], np.dtyp
     return accepted
 
 
-def _corrected(spectrum: Spectrum, rate: float) -> FloatArray:
+def _corrected(spectrum: Spectrum, exponents: Exponents) -> FloatArray:
     """Weights with mass 1 on every accepted node and the rest rescaled to what remains of n."""
-    accepted = _accepted(spectrum, rate)
+    accepted = _accepted(spectrum, exponents)
     count = int(accepted.sum())
     rest = float(spectrum.weights[~accepted].sum())
     remaining = spectrum.size - count
@@ -62,7 +63,7 @@ def _corrected(spectrum: Spectrum, rate: float) -> FloatArray:
     return np.where(accepted, 1.0, spectrum.weights * (remaining / rest))
 
 
-def repeated_eigenvalues(runs: Sequence[Spectrum], rate: float) -> float | None:
+def repeated_eigenvalues(runs: Sequence[Spectrum], exponents: Exponents) -> float | None:
     """Excess of the accepted masses over 1 each, in standard deviations of chi^2_1 sums, if it gives them away.
 
     A repeated eigenvalue shows as one Ritz value with the mass of all its copies; the correction would lose
@@ -70,12 +71,12 @@ def repeated_eigenvalues(runs: Sequence[Spectrum], rate: float) -> float | None:
 
     Args:
         runs: The runs' spectra.
-        rate: Exponent per unit of eigenvalue at 0, `ExponentMap.rate`; tells neutral directions.
+        exponents: The map; tells neutral directions.
 
     Returns:
         The largest excess that says that eigenvalues are repeated, or None.
     """
-    accepted = [run.weights[_accepted(run, rate)] for run in runs]
+    accepted = [run.weights[_accepted(run, exponents)] for run in runs]
     found = [_excess(np.concatenate(accepted), _EXCESS_OVERALL)]
     for place in range(min(_NUM_PLACES, max(len(masses) for masses in accepted))):
         for index in (place, -1 - place):
@@ -94,11 +95,11 @@ def _excess(masses: FloatArray, least_mean: float) -> float | None:
     return excess if excess > _GUARD and masses.mean() > least_mean else None
 
 
-def as_atoms(run: Spectrum, rate: float, correct: bool) -> Atoms:
+def as_atoms(run: Spectrum, exponents: Exponents, correct: bool) -> Atoms:
     """One run's atoms, its exact masses corrected if asked."""
 
     def weights(spectrum: Spectrum) -> FloatArray:
-        return _corrected(spectrum, rate) if correct else spectrum.weights
+        return _corrected(spectrum, exponents) if correct else spectrum.weights
 
     nested = None if run.nested is None else (run.nested.nodes, weights(run.nested))
     return Atoms(run.nodes, weights(run), nested)

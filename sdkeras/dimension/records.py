@@ -70,6 +70,7 @@ class SharpnessDimension:
         history_half_width: Half-width of the interval at the same points, shape [k].
         history_runs: Number of runs at the same points, shape [k].
         frozen_lyapunov: The same from eigenvalues of the step's blocks; None without momentum, where |mu| = sigma.
+        settings: The estimator's own fields by name, as the runs began (`num_steps` above is theirs at the end).
     """
 
     value: float
@@ -98,6 +99,7 @@ class SharpnessDimension:
     history_half_width: FloatArray = attrs.field(factory=lambda: np.zeros(0), eq=_ARRAYS_EQUAL, repr=False)
     history_runs: FloatArray = attrs.field(factory=lambda: np.zeros(0), eq=_ARRAYS_EQUAL, repr=False)
     frozen_lyapunov: FrozenLyapunov | None = None
+    settings: dict[str, Any] = attrs.field(factory=dict)
 
 
 @attrs.frozen
@@ -206,6 +208,8 @@ class Bound:
         verdict: 'vacuous' (even the known terms reach B, the loss's range), 'undetermined' (terms are missing), or
             that the bound is below B if every assumption holds.
         assumptions: Each with what is known of it.
+        dimension_name: The dimension in its terms: 'SD' (local, at the checkpoint) or 'D_s' (along training).
+        dimension_reason: Why that one.
     """
 
     theorem: str
@@ -215,3 +219,5 @@ class Bound:
     total: float | None
     verdict: str
     assumptions: tuple[Assumption, ...]
+    dimension_name: str = "SD"
+    dimension_reason: str = ""

@@ -18,7 +18,7 @@ from sdkeras.records import FloatArray
 # Rounding divided by a small beta on the way can leave more and hide the end of the Krylov space. This does little
 # harm: the process goes on in a direction made of rounding, orthogonal to the basis and coupled to it by that little.
 # A larger threshold would: it would end the run at a small bulk beside large outliers and call the result exact.
-_BREAKDOWN = 30.0
+BREAKDOWN = 30.0
 
 
 @attrs.frozen(eq=False)
@@ -107,14 +107,14 @@ def lanczos(
                 f"the product of Lanczos step {step + 1} holds NaN or infinity; check the weights and the data for "
                 "extreme values, or work in float64."
             )
-        _subtract(residual, alpha[step], current, work)
+        subtract(residual, alpha[step], current, work)
         coupling = beta[step - 1] if step > 0 else 0.0
         if coupling > 0.0:
-            _subtract(residual, coupling, basis[(step - 1) % len(basis)], work)
+            subtract(residual, coupling, basis[(step - 1) % len(basis)], work)
         left = orthogonalize(residual, basis[: step + 1], work) if reorthogonalize else norm(residual)
         # Row sums of T: within a factor of two of |T|, hence of what this space sees of |A|.
         scale = max(scale, abs(alpha[step]) + left + coupling)
-        broken = left <= _BREAKDOWN * eps * scale
+        broken = left <= BREAKDOWN * eps * scale
         beta[step] = 0.0 if broken else left
         done = step + 1
         if done == num_steps:
@@ -134,7 +134,7 @@ def lanczos(
     return _cut(alpha, beta, basis, num_steps, keep=reorthogonalize, invariant=complete or bool(broken))
 
 
-def _subtract(vector: NDArray[Any], factor: float, other: NDArray[Any], work: NDArray[Any]) -> None:
+def subtract(vector: NDArray[Any], factor: float, other: NDArray[Any], work: NDArray[Any]) -> None:
     """vector <- vector - factor * other, in place."""
     np.multiply(other, vector.dtype.type(factor), out=work)
     vector -= work

@@ -38,6 +38,23 @@ def start_vector(size: int, *, seed: int, dtype: DTypeLike, stream: int = 0) -> 
     return vector.astype(dtype)
 
 
+def warm_start(vectors: NDArray[Any], *, seed: int, dtype: DTypeLike) -> NDArray[Any]:
+    """A unit vector near earlier eigenvectors that can still find others, shape [size].
+
+    The sum of the vectors and a random one, of equal length: from the vectors alone a Krylov space would see an
+    eigenvalue that has grown outside their span only by rounding.
+
+    Args:
+        vectors: Columns, shape [size, k].
+        seed: Of the random part.
+        dtype: Of the result.
+    """
+    known = np.asarray(vectors, np.float64).sum(axis=1)
+    start = known / np.linalg.norm(known) + start_vector(len(known), seed=seed, dtype=np.float64)
+    unit: NDArray[Any] = (start / np.linalg.norm(start)).astype(dtype)
+    return unit
+
+
 def start_frame(size: int, num_vectors: int, *, seed: int, dtype: DTypeLike) -> NDArray[Any]:
     """Orthonormal columns, uniform (Haar), shape [size, num_vectors]."""
     matrix = np.random.default_rng([seed, 12]).standard_normal((size, num_vectors))

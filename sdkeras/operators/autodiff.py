@@ -16,6 +16,7 @@ import copy
 import logging
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -118,6 +119,7 @@ class Engine:
         mode: The product mode in use, '' while it makes no products.
         point: The flat parameter vector of the model, a tensor of shape [n].
         unconnected: Parameters the loss does not depend on; their gradient is zero.
+        looked_up: Parameters whose gradient TensorFlow makes row by row of what was looked up (`tf.IndexedSlices`).
         num_products: Hessian-vector products so far.
         refused: Why product modes before this one could not be built.
         verification: What the checks found, once they ran.
@@ -130,6 +132,7 @@ class Engine:
         self.point = tf.constant(function.point)
         self.held: tuple[Any, ...] = function.held
         self.unconnected: tuple[str, ...] = ()
+        self.looked_up: tuple[str, ...] = ()
         self.refused: dict[str, str] = {}
         self._shared = _Shared()
         self._vector = tf.TensorSpec([self.size], function.dtype)
@@ -184,8 +187,16 @@ class Engine:
         return engine
 
     def _traced(self, graph: Any, *leading: Any) -> Any:
-        with exact_moments():
-            return tf.function(graph, jit_compile=False, autograph=False).get_concrete_function(*leading, *self._specs)
+        def trace() -> Any:
+            function = tf.function(graph, jit_compile=False, autograph=False)
+            with exact_moments():
+                return function.get_concrete_function(*leading, *self._specs)
+
+        if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+            return trace()
+        # Inside a strategy's scope Keras divides losses by the number of replicas; a scope ends at its thread.
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(trace).result()
 
     def _build_product(self, product_mode: str, batch: Any) -> None:
         if product_mode != "auto" and product_mode not in PRODUCT_MODES:
@@ -230,14 +241,18 @@ class Engine:
         total, extra, _ = self.function(parts, seeds, list(flat))
         return weights[0] * total + (weights[1] - weights[0]) * extra
 
-    def _gradients(self, parts: list[Any], seeds: Any, weights: Any, flat: Any) -> list[Any]:
+    def _raw_gradients(self, parts: list[Any], seeds: Any, weights: Any, flat: Any) -> list[Any]:
         with tf.GradientTape() as tape:
             tape.watch(parts)
             loss = self._loss(parts, seeds, weights, flat)
-        gradients = tape.gradient(loss, parts)
-        self.unconnected = tuple(
-            name for name, gradient in zip(self.function.layout.names, gradients, strict=True) if gradient is None
-        )
+        found: list[Any] = tape.gradient(loss, parts)
+        return found
+
+    def _gradients(self, parts: list[Any], seeds: Any, weights: Any, flat: Any) -> list[Any]:
+        gradients = self._raw_gradients(parts, seeds, weights, flat)
+        named = list(zip(self.function.layout.names, gradients, strict=True))
+        self.unconnected = tuple(name for name, gradient in named if gradient is None)
+        self.looked_up = tuple(name for name, gradient in named if isinstance(gradient, tf.IndexedSlices))
         return [
             tf.zeros_like(part) if gradient is None else tf.convert_to_tensor(gradient)
             for part, gradient in zip(parts, gradients, strict=True)
@@ -311,6 +326,18 @@ class Engine:
     def gradient(self, point: Any, batch: Any) -> Any:
         """Weighted gradient on a batch, shape [n]."""
         return self._gradient(point, *self._arguments(batch))
+
+    def raw_gradients(self, point: Any, batch: Any) -> list[Any]:
+        """The weighted gradient on a batch as training gives it to the optimizer, one for each variable.
+
+        Tensors, `tf.IndexedSlices` for what was looked up, None for what is unconnected. Traced anew on every call.
+        """
+
+        def graph(point: Any, seeds: Any, weights: Any, *flat: Any) -> Any:
+            return self._raw_gradients(self._split(point), seeds, weights, flat)
+
+        found: list[Any] = self._traced(graph, self._vector)(point, *self._arguments(batch))
+        return found
 
     def total_gradient(self, point: Any, batches: Sequence[Any]) -> Array:
         """Sum of the weighted gradients over batches, shape [n], float64, one gradient in memory at a time.

@@ -59,7 +59,7 @@ class Reduction:
 
 
 class LinearMap(Protocol):
-    """A square matrix known by its products with vectors from either side."""
+    """A square matrix known by its products from either side: with vectors [n], or with the columns of [n, k]."""
 
     @property
     def size(self) -> int: ...

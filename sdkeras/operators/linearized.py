@@ -1,13 +1,14 @@
 """The derivative of an optimizer's update at one state, ready for products from either side. NumPy in and out.
 
 dU maps tangents of the state x = (w, s) and of the gradient g to one of the next state. Most optimizers treat each
-weight by itself: dU is then a few diagonals, made once per state, and a product is as many multiplications. Where
-weights meet (clipping by norm, Lamb, Adafactor, Muon) the products are those of the compiled update.
+weight by itself: dU is then a few diagonals, made once per state, and a product is as many multiplications; a clip by
+norm in front of that is `norm_clip`. Where weights meet (Lamb, Adafactor, Muon) the products are those of the compiled
+update.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -19,7 +20,7 @@ Diagonal: TypeAlias = "np.floating[Any] | Array | None"
 
 
 # Entries worked on at a time: a dozen passes over them should stay in the cache.
-_TILE = 32768
+TILE = 32768
 
 
 class Linearized(Protocol):
@@ -56,16 +57,16 @@ class Diagonals:
         self._tiles = []
         for parts in zip(*kinds, strict=True):  # one variable's part of each kind
             start, size = parts[0].start, parts[0].stop - parts[0].start
-            for low in range(0, size, _TILE):
-                high = min(low + _TILE, size)
+            for low in range(0, size, TILE):
+                high = min(low + TILE, size)
                 own = slice(start + low, start + high)
                 where = [slice(part.start + low, part.start + high) for part in parts]
                 terms = [[d[own] if isinstance(d, np.ndarray) else d for d in row] for row in diagonals]
                 self._tiles.append((own, where, terms, list(zip(*terms, strict=True))))
 
-    def push(self, tangents: Array, slopes: Array) -> Array:
+    def push(self, tangents: Array, slopes: Iterable[Array]) -> Array:
         out = np.empty_like(tangents)
-        scratch = np.empty(_TILE, tangents.dtype)
+        scratch = np.empty(TILE, tangents.dtype)
         for tangent, slope, row in zip(tangents, slopes, out, strict=True):
             for own, where, terms, _ in self._tiles:
                 inputs = [*(tangent[part] for part in where), slope[own]]
@@ -76,7 +77,7 @@ class Diagonals:
     def pull(self, cotangents: Array) -> tuple[Array, Array]:
         out = np.empty_like(cotangents)
         slopes = np.empty((len(cotangents), self._tiles[-1][0].stop), cotangents.dtype)
-        scratch = np.empty(_TILE, cotangents.dtype)
+        scratch = np.empty(TILE, cotangents.dtype)
         for cotangent, row, slope in zip(cotangents, out, slopes, strict=True):
             for own, where, _, columns in self._tiles:
                 inputs = [cotangent[part] for part in where]

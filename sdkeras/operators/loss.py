@@ -111,13 +111,13 @@ class BatchLoss:
         """
         held, flat = flat[self._num_tensors :], flat[: self._num_tensors]
         batch = tf.nest.pack_sequence_as(self.structure, flat)
-        x, y = _plain(batch[0]), _plain(batch[1])
-        sample_weight = _plain(batch[2]) if len(batch) == 3 else None
+        x, y = plain(batch[0]), plain(batch[1])
+        sample_weight = plain(batch[2]) if len(batch) == 3 else None
         mapping = [*zip(self._held_variables, held, strict=True), *zip(self.analysed, parts, strict=True)]
         mapping += [(state, tf.cast(seeds[position], state.dtype)) for position, state in enumerate(self._seed_states)]
         with precision.default_precision(self.dtype), keras.StatelessScope(mapping, collect_losses=True):
             if self.loss_fn is not None:
-                total = tf.convert_to_tensor(self.loss_fn(self.model, _plain(batch)))
+                total = tf.convert_to_tensor(self.loss_fn(self.model, plain(batch)))
                 extra = tf.zeros([], total.dtype)
                 counts = tf.cast(tf.shape(flat[0])[:1], total.dtype)
             else:
@@ -168,11 +168,11 @@ def _values(values: list[Any], like: list[Any]) -> tuple[Any, ...]:
     return tuple(tf.cast(np.asarray(value), own.dtype) for value, own in zip(values, like, strict=True))
 
 
-def _plain(tree: Any) -> Any:
+def plain(tree: Any) -> Any:
     """tf.nest's tuples as Keras takes them (lists of inputs), a single leaf as itself."""
     if isinstance(tree, dict):
-        return {key: _plain(value) for key, value in tree.items()}
-    return [_plain(value) for value in tree] if isinstance(tree, (list, tuple)) else tree
+        return {key: plain(value) for key, value in tree.items()}
+    return [plain(value) for value in tree] if isinstance(tree, (list, tuple)) else tree
 
 
 def _reductions(model: Any) -> list[str]:
@@ -452,6 +452,6 @@ def _build(model: Any, source: batches.Source) -> None:
     """Builds a subclassed model by one call on one sample."""
     sample = tf.nest.pack_sequence_as(source.structure, [tf.constant(part) for part in source.take(slice(0, 1))])
     try:
-        model(_plain(sample[0]), training=False)
+        model(plain(sample[0]), training=False)
     except Exception as error:
         raise DataError(f"the model cannot be called on the data: {str(error).splitlines()[0]}") from error

@@ -21,7 +21,8 @@ class TrainingFlow:
     Step t is one update of the optimizer on minibatch t (minibatches t k .. t k + k - 1 with accumulation over k),
     drawn as `fit` draws them: permute, cut, drop the tail, next epoch; with its own dropout masks, and with learning
     rate, iteration and other held values advanced. It starts at the map's own state. Everything runs on arrays:
-    neither the model nor its optimizer changes.
+    neither the model nor its optimizer changes. The moving averages of batch normalization are not advanced: in
+    training mode they do not enter the loss. With a loss in inference mode they are constants, as training's are not.
 
     Args:
         step: The map of the compiled model.

@@ -43,6 +43,11 @@ def _inner(optimizer: Any) -> Any:
     return getattr(optimizer, "inner_optimizer", optimizer)
 
 
+def steps_taken(optimizer: Any) -> int:
+    """Updates of the weights so far; 0 for no optimizer."""
+    return 0 if optimizer is None else int(np.asarray(_inner(optimizer).iterations))
+
+
 def read_settings(optimizer: Any) -> OptimizerSettings | None:
     """Settings of a Keras optimizer, or None for no optimizer."""
     if optimizer is None:
@@ -61,7 +66,7 @@ def read_settings(optimizer: Any) -> OptimizerSettings | None:
         momentum=None if momentum is None else float(momentum),
         nesterov=bool(getattr(optimizer, "nesterov", False)),
         weight_decay=float(decay or 0.0),
-        iterations=int(np.asarray(optimizer.iterations)),
+        iterations=steps_taken(optimizer),
         notes=_notes(optimizer),
     )
 

@@ -57,6 +57,7 @@ class UpdateMap:
         dtype: Of the products.
         num_weights: Length n of its first part, the weights.
         layout: Names and shapes of the state's variables.
+        optimizer: The optimizer, or the stand-in with its first slots; not to be changed.
         verification: What the checks found.
         notes: Pairs (code, words): what is held or left out, clipping, zero second moments, updates without
             derivative.
@@ -85,6 +86,7 @@ class UpdateMap:
         own = _with_slots(loss, optimizer, initial_slots)
         lost = [name in self._engine.unconnected for name in loss.layout.names]
         self._rule = UpdateRule(own, loss.layout, lost, loss.function.dtype)
+        self.optimizer = own
         self._batches: Sequence[Batch] = loss.batches
         self._place(self._rule.state, self._rule.held)
         self.verification: UpdateVerification = update_verification.verified(self, own, allow_unverified)
@@ -105,6 +107,11 @@ class UpdateMap:
     @property
     def layout(self) -> Layout:
         return self._rule.layout
+
+    @property
+    def slot_positions(self) -> list[int]:
+        """Where each of the state's slots stands in the optimizer's `variables`."""
+        return self._rule.positions()[0]
 
     @property
     def microbatches(self) -> int:
@@ -276,6 +283,17 @@ class UpdateMap:
         parts = [function(rows[start : start + _BLOCK]) for start in range(0, len(rows), _BLOCK)]
         found = np.concatenate(parts) if len(parts) > 1 else parts[0]
         return _as_given(found, array, "a product with the step's Jacobian")
+
+
+def state_size(loss: EmpiricalLoss, optimizer: Any, *, initial_slots: bool = False) -> int:
+    """Length N of the state of a step, from the graph of one update; nothing is multiplied or verified.
+
+    Raises:
+        ModelError: As for `UpdateMap`.
+    """
+    own = _with_slots(loss, optimizer, initial_slots)
+    lost = [name in loss.gradients.unconnected for name in loss.layout.names]
+    return UpdateRule(own, loss.layout, lost, loss.function.dtype).size
 
 
 def _sum(function: Callable[[Batch], Any], batches: Sequence[Batch]) -> Any:

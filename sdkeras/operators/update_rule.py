@@ -24,6 +24,7 @@ from sdkeras.operators import precision
 from sdkeras.operators.base import Array
 from sdkeras.operators.layout import Layout
 from sdkeras.operators.linearized import Compiled, Diagonals, Linearized, compressed
+from sdkeras.operators.norm_clip import Clipped, NormClip
 from sdkeras.operators.roots import exact_roots
 
 # Operations whose result in one place depends on their inputs in that place only.
@@ -61,6 +62,15 @@ class _Functional(keras.optimizers.Optimizer):  # type: ignore[misc]
             if self._use_weight_decay(variable):
                 decay, rate = (tf.cast(x, variable.dtype) for x in (self.weight_decay, self.learning_rate))
                 variable.assign(variable.value - variable.value * decay * rate)
+
+    def clipped(self, grads: Sequence[Any]) -> list[Any]:
+        """Keras' own clipping."""
+        found: list[Any] = super()._clip_gradients(grads)
+        return found
+
+    def _clip_gradients(self, grads: Sequence[Any]) -> list[Any]:
+        stand_in = vars(self).get("_stand_in")
+        return self.clipped(grads) if stand_in is None else stand_in(grads)
 
     def _backend_update_step(
         self, grads: Sequence[Any], trainable_variables: Sequence[Any], learning_rate: Any
@@ -279,6 +289,9 @@ class UpdateRule:
         self.held = {name: _value(v).copy() for name, v in zip(self.held_names, held, strict=True)}
         self._align()
         self._kinds = self._elementwise(layout)
+        self._clip: NormClip | None = None
+        if self._kinds is None:
+            self._clip, self._kinds = self._behind_clip(layout)
         self.changed = tuple(
             name for name, variable in zip(self.held_names, held, strict=True) if id(variable) in self._writes
         )
@@ -343,15 +356,21 @@ class UpdateRule:
         used.add(id(self._optimizer._iterations))  # SGD never reads it, but a run that goes on wants to know
         return slots, [variable for variable in others if id(variable) in used - kept]
 
-    def _dependencies(self, layout: Layout, others: list[Any]) -> tuple[dict[Any, frozenset[Any]], set[Any], list[Any]]:
-        """For each variable that the update writes, which inputs its new value depends on."""
+    def _dependencies(
+        self, layout: Layout, others: list[Any], behind_clip: bool = False
+    ) -> tuple[dict[Any, frozenset[Any]], set[Any], list[Any]]:
+        """For each variable that the update writes, which inputs its new value depends on.
+
+        Inputs are variables and ('gradient', k); with `behind_clip` the latter are the clipped gradients, and what
+        depends on the others all the same depends on ('unclipped', k).
+        """
         variables = [*self._trainable, *others]
         keys: list[Any] = [id(variable) for variable in variables]
         unknown: list[Any] = []
         written: list[Any] = []
 
-        def graph(values: list[Any], gradients: list[Any]) -> list[Any]:
-            scope = self._applied(variables, values, gradients)
+        def graph(values: list[Any], gradients: list[Any], clipped: list[Any] | None = None) -> list[Any]:
+            scope = self._applied(variables, values, gradients, clipped)
             unknown.extend(scope.unknown)
             outputs = []
             for variable, value in zip(variables, values, strict=True):
@@ -363,7 +382,8 @@ class UpdateRule:
 
         values = [tf.TensorSpec(v.shape, v.dtype) for v in variables]
         gradients = [tf.TensorSpec(shape, self.dtype) for shape in layout.shapes]
-        traced = tf.function(graph, autograph=False, jit_compile=False).get_concrete_function(values, gradients)
+        specs = [values, gradients, gradients] if behind_clip else [values, gradients]
+        traced = tf.function(graph, autograph=False, jit_compile=False).get_concrete_function(*specs)
         writing = [op.type for op in traced.graph.get_operations() if op.type.startswith(("Assign", "ResourceScatter"))]
         if writing:
             raise ModelError(
@@ -371,7 +391,8 @@ class UpdateRule:
                 f"own ({writing[0]}), so its step is no function of its Keras variables; let it assign by "
                 "self.assign(variable, value) to variables made by add_variable."
             )
-        keys += [("gradient", k) for k in range(len(gradients))]
+        kinds = ["unclipped", "gradient"] if behind_clip else ["gradient"]
+        keys += [(kind, k) for kind in kinds for k in range(len(gradients))]
         self._dependent = _reached(traced.graph, dict(zip((t.ref() for t in traced.inputs), keys, strict=True)))
         outputs = (self._dependent[tensor.ref()] for tensor in traced.outputs)
         self._graph = traced.graph
@@ -413,14 +434,78 @@ class UpdateRule:
             return None
         return [list(kind) for kind in zip(*own, strict=True)]
 
-    def _applied(self, variables: Sequence[Any], values: Sequence[Any], gradients: Sequence[Any]) -> Any:
-        """The scope after one apply of the optimizer's own code."""
-        given = [None if lost else gradient for lost, gradient in zip(self.missing, gradients, strict=True)]
-        with precision.default_precision(self.dtype), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Gradients do not exist")
-            with _Recording(list(zip(variables, values, strict=True))) as scope:
-                self._optimizer.apply(given, self._trainable)
+    def _behind_clip(self, layout: Layout) -> tuple[NormClip | None, list[list[slice]] | None]:
+        """A clip by norm and the kinds of entries behind it, if the update is an elementwise one of clipped gradients.
+
+        The clip is where the optimizer asks Keras for it: with its result replaced, nothing may depend on the gradients
+        but through that, and what Keras does there must have the derivative that is known in closed form.
+        """
+        optimizer = self._optimizer
+        limits = [getattr(optimizer, name, None) or 0.0 for name in ("clipnorm", "global_clipnorm")]
+        if not max(limits) > 0:
+            return None, None
+        clip = NormClip(max(limits), layout.slices if limits[0] > 0 else (slice(0, layout.size),))
+        reads, _, _ = self._dependencies(layout, [*self._slots, *self._held], behind_clip=True)
+        if any(key[0] == "unclipped" for keys in reads.values() for key in keys if isinstance(key, tuple)):
+            return None, None
+        kinds = self._elementwise(layout)
+        return (clip, kinds) if kinds is not None and self._is_clip(clip) else (None, None)
+
+    def _is_clip(self, clip: NormClip) -> bool:
+        """Whether values and derivative of Keras' clipping are this one's, at gradients on either side of the limit."""
+        generator = np.random.default_rng(0)
+        counted = np.repeat([not lost for lost in self.missing], self.layout.sizes[: len(self.missing)])
+        for factor in (0.5, 3.0):
+            gradient, cotangent = generator.standard_normal((2, self.num_weights)) * counted
+            for part in clip.groups:
+                gradient[part] *= factor * clip.limit / (np.linalg.norm(gradient[part]) or 1.0)
+            at = tf.constant(gradient)
+            with tf.GradientTape() as tape:
+                tape.watch(at)
+                found = _joined(self._clipped(self._split(at, len(self._trainable))))
+            pulled = tape.gradient(found, at, tf.constant(cotangent)).numpy()
+            expected = next(clip.derivative(gradient).rows(cotangent[None]))
+            pairs = [(found.numpy(), min(1.0, 1.0 / factor) * gradient), (pulled, expected)]
+            if any(np.linalg.norm(one - other) > 1e-9 * np.linalg.norm(other) for one, other in pairs):
+                return False
+        return True
+
+    def _applied(
+        self, variables: Sequence[Any], values: Sequence[Any], gradients: Sequence[Any], clipped: Any = None
+    ) -> Any:
+        """The scope after one apply of the optimizer's own code, with its clipped gradients replaced by those given."""
+        given = self._kept(gradients)
+        if clipped is not None:
+            replaced = [gradient for gradient in self._kept(clipped) if gradient is not None]
+
+            def stand_in(grads: Sequence[Any]) -> list[Any]:
+                arrived = [gradient for gradient in given if gradient is not None]
+                same = len(grads) == len(arrived) and all(a is b for a, b in zip(grads, arrived, strict=True))
+                return replaced if same else self._optimizer.clipped(grads)
+
+            vars(self._optimizer)["_stand_in"] = stand_in
+        try:
+            with precision.default_precision(self.dtype), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Gradients do not exist")
+                with _Recording(list(zip(variables, values, strict=True))) as scope:
+                    self._optimizer.apply(given, self._trainable)
+        finally:
+            vars(self._optimizer)["_stand_in"] = None
         return scope
+
+    def _clipped(self, gradients: Sequence[Any]) -> list[Any]:
+        """Gradients as Keras clips them; those that the loss leaves out stay as they are."""
+        kept = [k for k, lost in enumerate(self.missing) if not lost]
+        found = list(gradients)
+        with precision.default_precision(gradients[0].dtype.name):
+            clipped = self._optimizer.clipped([found[k] for k in kept])
+        for k, gradient in zip(kept, clipped, strict=True):
+            found[k] = gradient
+        return found
+
+    def _kept(self, gradients: Sequence[Any]) -> list[Any]:
+        """The gradients, None where the loss leaves a variable without one."""
+        return [None if lost else gradient for lost, gradient in zip(self.missing, gradients, strict=True)]
 
     # Graphs: what is traced
 
@@ -428,12 +513,14 @@ class UpdateRule:
         pieces = tf.split(vector, list(self.layout.sizes[:count]))
         return [tf.reshape(piece, shape) for piece, shape in zip(pieces, self.layout.shapes[:count], strict=True)]
 
-    def _new_parts(self, parts: list[Any], gradients: list[Any], held: Sequence[Any]) -> tuple[list[Any], Any]:
+    def _new_parts(
+        self, parts: list[Any], gradients: list[Any], held: Sequence[Any], clipped: list[Any] | None = None
+    ) -> tuple[list[Any], Any]:
         """New values of the state's variables and the held ones, and how many roots are zero, and of how many."""
         variables = [*self._trainable, *self._slots, *self._held]
         counts: list[tuple[Any, Any]] = []
         with exact_roots(counts):
-            scope = self._applied(variables, [*parts, *held], gradients)
+            scope = self._applied(variables, [*parts, *held], gradients, clipped)
         totals = [tf.add_n(list(column)) for column in zip(*counts, strict=True)] or [tf.zeros([], tf.int64)] * 2
         return [scope.get_current_value(variable) for variable in variables], tf.stack(totals)
 
@@ -444,18 +531,20 @@ class UpdateRule:
         return _joined(found[:count]), roots, *found[count:]
 
     def _diagonals_graph(self, state: Any, gradient: Any, *held: Any) -> tuple[Any, ...]:
-        """Next state, (zero roots, roots), the diagonals [kind, kind or gradient, n], next held values."""
+        """Next state, (zero roots, roots), the diagonals [kind, kind or (clipped) gradient, n], next held values."""
         assert self._kinds is not None
         count, num = len(self.layout.names), len(self._trainable)
         position = {(part.start, part.stop): k for k, part in enumerate(self.layout.slices)}
         kinds = [[position[part.start, part.stop] for part in kind] for kind in self._kinds]
         parts, gradients = self._split(state, count), self._split(gradient, num)
+        clipped = self._clipped(gradients) if self._clip is not None else None
+        last = gradients if clipped is None else clipped
         with exact_roots(), tf.GradientTape(persistent=True) as tape:
-            tape.watch([*parts, *gradients])
-            found, roots = self._new_parts(parts, gradients, held)
+            tape.watch([*parts, *last])
+            found, roots = self._new_parts(parts, gradients, held, clipped)
         rows = []
         for kind in kinds:
-            inputs = [*([parts[k] for k in other] for other in kinds), gradients]
+            inputs = [*([parts[k] for k in other] for other in kinds), last]
             pulled = tape.gradient([found[k] for k in kind], inputs, unconnected_gradients=tf.UnconnectedGradients.ZERO)
             rows.append(tf.stack([_joined(part) for part in pulled]))
         return _joined(found[:count]), roots, tf.stack(rows), *found[count:]
@@ -553,7 +642,10 @@ class UpdateRule:
         if self._kinds is not None:
             new, _, diagonals, *advanced = self._function("diagonals", "")(state, gradient, *held)
             made = [[compressed(diagonal) for diagonal in row] for row in diagonals.numpy()]
-            return new, advanced, Diagonals(self._kinds, made)
+            rest = Diagonals(self._kinds, made)
+            if self._clip is None:
+                return new, advanced, rest
+            return new, advanced, Clipped(self._clip.derivative(gradient.numpy()), rest)
 
         def product(kind: str, *blocks: Array) -> Any:
             """Of one row by the function of vectors, which is compiled sooner, or of several."""

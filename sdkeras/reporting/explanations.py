@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from sdkeras.dimension.exponents import FULL
 from sdkeras.dimension.records import EdgeOfStability
 from sdkeras.dimension.stability import EDGE
 from sdkeras.reporting.numbers import dimension, estimated, number
@@ -66,9 +67,13 @@ def dimension_in_words(run: Analysis) -> str | None:
             "end and tells nothing apart."
         )
     weights = run.model.num_trainable_analysed
-    with_velocity = size > weights
+    whole = estimate.map == FULL and size > weights
+    with_velocity = size > weights and not whole
     words = (
-        f"The state of this training, weights and the optimizer's velocity, can move in {size:,} directions. "
+        f"The state of this training, {weights:,} weights and {size - weights:,} entries of the optimizer's slots, can "
+        f"move in {size:,} directions. "
+        if whole
+        else f"The state of this training, weights and the optimizer's velocity, can move in {size:,} directions. "
         if with_velocity
         else f"The weights can move in {size:,} directions. "
     ) + (
@@ -81,6 +86,12 @@ def dimension_in_words(run: Analysis) -> str | None:
             f"{weights:,} of the weights (less with weight decay), here it is {dimension(abs(weights - value))} "
             f"{'fewer' if value < weights else 'more'}. The rest, the codimension, is {pinned}. "
         )
+    elif whole:
+        words += (
+            f"The rest, the codimension, is {pinned}; averages that forget contract whatever the loss is. Weights and "
+            f"slots have different units, and these values are for one choice of them ({estimate.coordinates}): "
+            "compare them with runs in the same coordinates only. "
+        )
     else:
         words += f"What training has pinned down is the rest, the codimension: {pinned} directions. "
     if estimate.neutral_mass is not None and estimate.neutral_mass > 0:
@@ -91,6 +102,8 @@ def dimension_in_words(run: Analysis) -> str | None:
             else f"{dimension(estimate.neutral_mass)} directions are neutral: a step changes distances along them "
             "hardly at all. "
         )
+    if whole:
+        return words
     return (
         words + "Between runs on the same data a smaller dimension goes with a smaller bound on the generalization gap."
     )

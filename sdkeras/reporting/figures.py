@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 import numpy as np
 
-from sdkeras.dimension.exponents import ExponentMap, exponent_map
+from sdkeras.dimension.exponents import FULL, ExponentMap, Exponents, SingularValueMap, exponent_map
 from sdkeras.records import FloatArray
 from sdkeras.reporting.numbers import dimension, number
 from sdkeras.reporting.schema import Analysis, LyapunovSummary
@@ -32,6 +32,8 @@ _FARTHEST = 1e4
 _CURVE_POINTS = 400
 # Exponents whose running means are drawn, before lines lie on lines.
 _MOST_LINES = 6
+# Points with error bars, before they are a line with a band.
+_MOST_MARKERS = 60
 
 
 @attrs.frozen
@@ -50,7 +52,12 @@ def figures(run: Analysis) -> tuple[Figure, ...]:
 
 
 def spectral_density(run: Analysis) -> Figure | None:
-    """Number of eigenvalues of a minibatch's operator in bins, with its stability threshold."""
+    """Number of eigenvalues of a minibatch's operator in bins, with its stability threshold.
+
+    None for the map full, whose spectrum is of singular values: the exponents' figure shows their logarithms.
+    """
+    if run.sharpness_dimension is not None and run.sharpness_dimension.map == FULL:
+        return None
     if run.spectrum is None or not _usable(run.spectrum.nodes, run.spectrum.weights):
         return None
     nodes, weights = run.spectrum.nodes, run.spectrum.weights
@@ -140,7 +147,7 @@ def exponents(run: Analysis) -> Figure | None:
 def block_spectrum(run: Analysis) -> Figure | None:
     """ln sigma and ln |mu| of the 2x2 block of position and velocity (u, v) over the eigenvalue it belongs to."""
     made, spectrum, estimate = _exponent_map(run), run.spectrum, run.sharpness_dimension
-    if made is None or made.branches == 1 or spectrum is None or estimate is None:
+    if not isinstance(made, ExponentMap) or made.branches == 1 or spectrum is None or estimate is None:
         return None
     if not _usable(spectrum.nodes, spectrum.weights):
         return None
@@ -261,7 +268,7 @@ def convergence(run: Analysis) -> Figure | None:
 
 def trajectory_figures(found: LyapunovSummary) -> tuple[Figure, ...]:
     """The figures of the Lyapunov exponents along training that there are numbers for."""
-    made = (lyapunov_exponents(found), lyapunov_convergence(found))
+    made = (lyapunov_exponents(found), lyapunov_convergence(found), window_dimensions(found))
     return tuple(figure for figure in made if figure is not None)
 
 
@@ -275,6 +282,11 @@ def lyapunov_exponents(found: LyapunovSummary) -> Figure | None:
 
     def draw(axes: Any) -> None:
         for part, colour in ((resolved, _ACCENT), (~resolved, _SOFT)):
+            if len(values) > _MOST_MARKERS:
+                axes.plot(ranks[part], values[part], color=colour, linewidth=2.2)
+                low, high = values[part] - errors[part], values[part] + errors[part]
+                axes.fill_between(ranks[part], low, high, color=colour, alpha=0.2, linewidth=0)
+                continue
             axes.errorbar(
                 ranks[part], values[part], errors[part], color=colour, fmt="o", markersize=5, elinewidth=1.6, capsize=3
             )
@@ -324,18 +336,71 @@ def lyapunov_convergence(found: LyapunovSummary) -> Figure | None:
     )
 
 
+def window_dimensions(found: LyapunovSummary) -> Figure | None:
+    """SD^(m) against m, with D_s over the same steps beside them."""
+    known = [(window.num_window_steps, window.dimension) for window in found.windows if window.dimension is not None]
+    answer, size = found.dimension, found.dimension.size
+    lengths, values = np.array([m for m, _ in known], np.float64), np.array([value for _, value in known])
+    ends = np.array([*values, *(answer.interval or ())])
+    if not known or not _usable(ends):
+        return None
+    room = 0.1 * float(np.ptp(ends)) or 0.05 * float(np.max(ends)) or 1.0
+
+    def draw(axes: Any) -> None:
+        axes.plot(lengths, values, color=_ACCENT, linewidth=2.2, marker="o", markersize=5)
+        if answer.interval is not None:
+            axes.axhspan(*answer.interval, color=_WARN, alpha=0.2, linewidth=0)
+            axes.annotate(
+                "D_s",
+                (0.02, answer.interval[1]),
+                xycoords=("axes fraction", "data"),
+                xytext=(0, -4),
+                textcoords="offset points",
+                color=_WARN,
+                va="top",
+                fontsize=_FONT,
+            )
+        if answer.value is not None:
+            axes.axhline(answer.value, color=_WARN, linewidth=1.6)
+        axes.set_xscale("log", base=2)
+        axes.set_xlim(0.8 * lengths[0], 1.25 * lengths[-1])
+        shown = lengths[:: 1 + (len(lengths) - 1) // 8]
+        axes.set_xticks(shown, [number(m) for m in shown])
+        axes.set_xticks([], minor=True)
+        axes.set_ylim(float(ends.min()) - room, float(ends.max()) + room)
+        axes.set_xlabel("training steps taken as one, m")
+        axes.set_ylabel(f"dimension, of {size:,}")
+        _plain_ticks(axes)
+
+    unknown = [f"{window.num_window_steps:,}" for window in found.windows if window.dimension is None]
+    missing = f" Undetermined, and not drawn: m = {', '.join(unknown)}." if unknown else ""
+    band = {
+        "determined": "The line is D_s, the band its 95 % interval.",
+        "bracketed": "D_s lies in the band.",
+        "undetermined": "D_s is undetermined here.",
+    }[answer.status]
+    return Figure(
+        "SD of several steps taken as one",
+        _svg("windows", "Sharpness dimension of m steps taken as one, against m", draw),
+        "What one step stretches the next may shrink again. Over the same training steps the dimension of m steps "
+        f"taken as one is at most that of any length that divides m, and at least D_s. {band}{missing}",
+    )
+
+
 def _plain_ticks(axes: Any) -> None:
     """Ticks of the vertical axis as the reports write numbers, few of them."""
     axes.locator_params(axis="y", nbins=6)
     axes.yaxis.set_major_formatter(lambda tick, _: number(float(f"{tick:.6g}"), 3))
 
 
-def _exponent_map(run: Analysis) -> ExponentMap | None:
+def _exponent_map(run: Analysis) -> Exponents | None:
     """The map of the record, or None where its exponents are no function of the spectrum alone."""
     optimizer, estimate = run.optimizer, run.sharpness_dimension
     rate, decay = optimizer.learning_rate, optimizer.weight_decay or 0.0
     if run.spectrum is not None and run.spectrum.operator.endswith(" + W"):
         decay = 0.0  # it is in the eigenvalues
+    if estimate is not None and estimate.map == FULL:
+        return SingularValueMap(estimate.coordinates)
     if estimate is None or not (math.isfinite(rate) and math.isfinite(decay)):
         return None
     try:

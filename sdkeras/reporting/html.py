@@ -30,7 +30,7 @@ _GAUGE_END = 2.0
 
 
 @attrs.frozen
-class _Card:
+class Card:
     """One of the large numbers at the top: its name, value, evidence, and what it is."""
 
     name: str
@@ -39,9 +39,9 @@ class _Card:
     meaning: str
 
 
-def as_html(run: Analysis | LyapunovRun | Comparison) -> str:
-    """The page; whatever came from a model or a data file is escaped."""
-    environment = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """The templates, in which whatever came from a model or a data file is escaped."""
+    return jinja2.Environment(
         loader=jinja2.PackageLoader("sdkeras.reporting"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -49,9 +49,14 @@ def as_html(run: Analysis | LyapunovRun | Comparison) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def as_html(run: Analysis | LyapunovRun | Comparison) -> str:
+    """The page; whatever came from a model or a data file is escaped."""
+    templates = environment()
     if isinstance(run, Comparison):
         headline, _, detail = run.summary.partition("; ")
-        return environment.get_template("comparison.html.j2").render(
+        return templates.get_template("comparison.html.j2").render(
             comparison=run,
             headline=headline.rstrip("."),
             detail=detail[:1].upper() + detail[1:],
@@ -67,7 +72,7 @@ def as_html(run: Analysis | LyapunovRun | Comparison) -> str:
     }
     if isinstance(run, LyapunovRun):
         headline, _, detail = explanations.trajectory_in_words(run.lyapunov).partition(": ")
-        return environment.get_template("lyapunov.html.j2").render(
+        return templates.get_template("lyapunov.html.j2").render(
             run=run,
             headline=headline.rstrip("."),
             detail=detail[:1].upper() + detail[1:],
@@ -76,7 +81,7 @@ def as_html(run: Analysis | LyapunovRun | Comparison) -> str:
             **along,
         )
     headline, _, detail = run.edge_of_stability.verdict.partition(": ")
-    return environment.get_template("report.html.j2").render(
+    return templates.get_template("report.html.j2").render(
         run=run,
         headline=headline.rstrip("."),
         detail=detail[:1].upper() + detail[1:],
@@ -114,14 +119,14 @@ def _gauge_position(ratio: float | None) -> float | None:
     return round(100 * min(max(ratio, 0.0), _GAUGE_END) / _GAUGE_END, 2)
 
 
-def _cards(run: Analysis) -> tuple[_Card, ...]:
+def _cards(run: Analysis) -> tuple[Card, ...]:
     estimate, rds = run.sharpness_dimension, run.rds_sharpness
     cards = []
     if estimate is not None:
         span = estimate.interval
         half = None if span is None else 0.5 * (span[1] - span[0])
         cards.append(
-            _Card(
+            Card(
                 "Sharpness dimension",
                 dimension(estimate.value, half),
                 f"{interval(span)} of {estimate.state_size:,}",
@@ -130,7 +135,7 @@ def _cards(run: Analysis) -> tuple[_Card, ...]:
         )
         span = estimate.codimension_interval
         cards.append(
-            _Card(
+            Card(
                 "Codimension",
                 dimension(estimate.codimension, half),
                 interval(span),
@@ -141,7 +146,7 @@ def _cards(run: Analysis) -> tuple[_Card, ...]:
         )
     if rds is not None and len(rds.leading):
         cards.append(
-            _Card(
+            Card(
                 "RDS sharpness λ₁",
                 number(float(rds.leading[0]), 3),
                 "per step",
@@ -150,7 +155,7 @@ def _cards(run: Analysis) -> tuple[_Card, ...]:
         )
     if estimate is not None:
         cards.append(
-            _Card(
+            Card(
                 "√(SD/n)",
                 number(root_ratio(estimate.value, run.data.num_samples)),
                 f"n = {run.data.num_samples:,} samples",
@@ -160,18 +165,18 @@ def _cards(run: Analysis) -> tuple[_Card, ...]:
     return tuple(cards)
 
 
-def _trajectory_cards(found: LyapunovSummary) -> tuple[_Card, ...]:
+def _trajectory_cards(found: LyapunovSummary) -> tuple[Card, ...]:
     value, remark = attractor_dimension(found)
     first, _, evidence = exponent(found, 0).partition(" ")
     return (
-        _Card(
+        Card(
             "Leading exponent ell_1",
             first,
             evidence,
             "per step: above 0 nearby trajectories come apart, below 0 together",
         ),
-        _Card("Attractor dimension D_s", value, remark, "where volumes stop growing along this training"),
-        _Card(
+        Card("Attractor dimension D_s", value, remark, "where volumes stop growing along this training"),
+        Card(
             "Steps",
             f"{found.num_steps:,}",
             f"of {found.num_steps_asked:,}, after {found.transient:,} discarded",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from sdkeras.dimension.exponents import FULL
 from sdkeras.dimension.records import SharpnessDimension
 from sdkeras.reporting.schema import Measured
 
@@ -73,6 +74,7 @@ def headline(estimate: SharpnessDimension) -> str:
     return (
         f"Sharpness dimension {estimated(estimate.value, estimate.interval)} of {estimate.state_size:,}; "
         f"codimension {estimated(estimate.codimension, estimate.codimension_interval)}"
+        + (f" (map full, {estimate.coordinates})" if estimate.map == FULL else "")
     )
 
 

@@ -17,7 +17,8 @@ import attrs
 import cattrs
 import numpy as np
 
-from sdkeras.dimension.lyapunov import LyapunovDimension
+from sdkeras.dimension.lyapunov import LyapunovDimension, SharpestDimension
+from sdkeras.dimension.m_step import MStepSharpness
 from sdkeras.dimension.records import Bound, EdgeOfStability, RdsSharpness, SharpnessDimension, Warning
 from sdkeras.errors import SdkerasError
 from sdkeras.records import FloatArray, Verification
@@ -183,10 +184,16 @@ class LyapunovSummary:
         num_steps_asked: Steps that were asked for.
         transient: Steps made and discarded before them.
         stopped_at: Step at which the trajectory diverged, counted from 1 with the transient, or None.
-        log_det: Mean of ln|det J| per step where the exponents are all there are, or None.
+        log_det: Mean of ln|det J| per step where the exponents are all there are or the Jacobians dense, or None.
         dimension: D_s, as far as it is known.
         num_weights: Weights in the state; the rest are the optimizer's slots.
         verification: Checks of the step and its Jacobian.
+        windows: SD (m = 1) and SD^(m) over the same steps, where windows were asked for.
+        sharpest: The smallest dimension that is determined over these steps, or None.
+        coordinates: What the singular values behind `windows` refer to, and the exponents beside them: 'weights',
+            'balanced' (momentum) or 'raw'. None without windows.
+        log_det_stderr: Standard error of log_det from blocks of steps, from dense Jacobians.
+        estimator: Lyapunov estimator.
     """
 
     values: FloatArray = attrs.field(eq=attrs.cmp_using(eq=np.array_equal))
@@ -203,6 +210,11 @@ class LyapunovSummary:
     dimension: LyapunovDimension
     num_weights: int
     verification: StepVerification
+    windows: tuple[MStepSharpness, ...] = ()
+    sharpest: SharpestDimension | None = None
+    coordinates: str | None = None
+    log_det_stderr: float | None = None
+    estimator: str = "lyapunov-qr"
 
     def __attrs_post_init__(self) -> None:
         k = len(self.values)
@@ -214,6 +226,7 @@ class LyapunovSummary:
 
 
 _Doc = TypeVar("_Doc", bound="Document")
+_Rec = TypeVar("_Rec")
 
 
 class Document:
@@ -321,7 +334,7 @@ class LyapunovRun(Document):
         data: Of training; `num_samples_hessian` are those that the checks ran on.
         verification: Checks of the Hessian-vector products in the step's Jacobian; `lyapunov.verification` has
             those of the step.
-        partial: Whether Ctrl-C ended it before the steps that were asked for.
+        partial: Whether Ctrl-C or the time limit ended it before the steps that were asked for.
     """
 
     DOCUMENT = "lyapunov"
@@ -383,24 +396,25 @@ def _parsed(text: str, where: str, written_by: tuple[str, str]) -> dict[str, Any
     return document
 
 
-def write_atomically(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a text file through a temporary file and a rename, so that no half-written file is left.
+def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Writes a file, text in UTF-8, through a temporary file and a rename, so that no half-written file is left.
 
     Raises:
         SdkerasError: The file cannot be written.
     """
     target = Path(path)
     try:
+        data = content.encode("utf-8") if isinstance(content, str) else content
         if is_stream(target):
-            with target.open("w", encoding="utf-8") as stream:
-                stream.write(text)
+            with target.open("wb") as stream:
+                stream.write(data)
             return
         target = target.resolve()  # what a link points to is written, not the link
         mode = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask()
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
             os.chmod(temporary, mode)
             os.replace(temporary, target)
         except BaseException:  # Ctrl-C as well must leave nothing behind
@@ -424,6 +438,24 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def as_plain(record: Any) -> Any:
+    """A record as what strict JSON can hold: dicts, lists, texts and numbers, null for what is not finite."""
+    return _without_nan(_converter().unstructure(record))
+
+
+def from_plain(value: Any, cls: type[_Rec], where: str) -> _Rec:
+    """The record that `as_plain` has taken apart.
+
+    Raises:
+        SdkerasError: Something else; the message begins with `where`.
+    """
+    try:
+        record: _Rec = _converter().structure(value, cls)
+        return record
+    except Exception as error:  # cattrs groups whatever the fields raised
+        raise SdkerasError(f"{where}: {'; '.join(cattrs.transform_error(error)[:3])}.") from error
 
 
 @functools.cache
@@ -511,6 +543,35 @@ class Plan:
     num_batches: int
     num_runs: int
     num_steps: int | None
+    num_hvps: int
+    peak_memory: int
+    seconds: float
+    seconds_per_gradient: float
+
+
+@attrs.frozen
+class LyapunovPlan:
+    """What following a trajectory would do and cost (`sdkeras lyapunov --dry-run`).
+
+    Attributes:
+        num_parameters: Weights.
+        state_size: Dimension of the optimizer's state.
+        num_exponents: Exponents.
+        num_steps: Steps to average over.
+        transient: Steps before them.
+        windows: Lengths of windows; with any the Jacobians are dense.
+        num_hvps: Products on one minibatch in all.
+        peak_memory: Bytes.
+        seconds: Estimated from one timed gradient, and from the singular values of one matrix.
+        seconds_per_gradient: That gradient.
+    """
+
+    num_parameters: int
+    state_size: int
+    num_exponents: int
+    num_steps: int
+    transient: int
+    windows: tuple[int, ...]
     num_hvps: int
     peak_memory: int
     seconds: float

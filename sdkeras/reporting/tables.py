@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import attrs
 
+from sdkeras.dimension.exponents import FULL
 from sdkeras.dimension.records import BoundInput, FrozenLyapunov, SharpnessDimension
 from sdkeras.reporting.comparison import Comparison
-from sdkeras.reporting.numbers import bar_lengths, dimension, estimated, interval, measured, number, root_ratio
+from sdkeras.reporting.numbers import ABSENT, bar_lengths, dimension, estimated, interval, measured, number, root_ratio
 from sdkeras.reporting.schema import Analysis, LyapunovRun, LyapunovSummary
 
 # Exponents in a table of their own rows; the figure has them all.
@@ -65,7 +66,7 @@ def layer_rows(run: Analysis) -> tuple[LayerRow, ...]:
 def tables(run: Analysis | LyapunovRun) -> tuple[Table, ...]:
     """All tables of a report, in order."""
     if isinstance(run, LyapunovRun):
-        return (_lyapunov(run.lyapunov), _training(run), _verification(run), _provenance(run))
+        return (*_along(run.lyapunov), _training(run), _verification(run), _provenance(run))
     made = [_hessian(run), _edge(run)]
     made += [_dimension(estimate, run.data.num_samples) for estimate in run.estimates]
     if run.rds_sharpness is not None:
@@ -79,7 +80,7 @@ def tables(run: Analysis | LyapunovRun) -> tuple[Table, ...]:
             )
         )
     if run.lyapunov is not None:
-        made.append(_lyapunov(run.lyapunov))
+        made += _along(run.lyapunov)
     return (*made, *_bounds(run), _verification(run), _provenance(run))
 
 
@@ -139,6 +140,33 @@ def attractor_dimension(found: LyapunovSummary) -> tuple[str, str]:
     return "undetermined", answer.reason
 
 
+def sharpest(found: LyapunovSummary) -> tuple[str, str]:
+    """The smallest dimension that is determined over the same steps, and why it may be taken."""
+    if found.sharpest is None:
+        return "none is determined", ""
+    return f"{found.sharpest.name} {dimension(found.sharpest.value)}", found.sharpest.reason
+
+
+def _along(found: LyapunovSummary) -> list[Table]:
+    return [_lyapunov(found), *([_windows(found)] if found.windows else [])]
+
+
+def _windows(found: LyapunovSummary) -> Table:
+    rows = []
+    for window in found.windows:
+        count = window.num_steps // window.num_window_steps
+        remark = f"mean over {count:,} windows; {window.method}" if window.num_window_steps > 1 else "of single steps"
+        if window.dimension is None:
+            rows.append((window.name, "undetermined", window.reason))
+        else:
+            rows.append((window.name, dimension(window.dimension), remark))
+    rows += [("D_s", *attractor_dimension(found)), ("sharpest", *sharpest(found))]
+    rows.append(("coordinates", found.coordinates or ABSENT, "of the singular values, and of the exponents above"))
+    if found.log_det is not None and found.log_det_stderr is not None:
+        rows.append(("mean of ln |det J|", f"{number(found.log_det)} ± {found.log_det_stderr:.2g}", "per step"))
+    return Table("windows", f"Dimensions over the same {found.num_steps:,} steps", tuple(rows))
+
+
 def _lyapunov(found: LyapunovSummary) -> Table:
     shown = min(len(found.values), _MOST_EXPONENTS)
     resolved = len(found.values) if found.num_resolved is None else found.num_resolved
@@ -149,7 +177,7 @@ def _lyapunov(found: LyapunovSummary) -> Table:
         last = len(found.values)
         rows.append((f"ell_{last}", exponent(found, last - 1), f"the last of {last:,}"))
     rows.append(("D_s", *attractor_dimension(found)))
-    if found.log_det is not None:
+    if found.log_det is not None and len(found.values) == found.dimension.size:
         rows.append(("sum of all", number(found.log_det), "mean of ln |det J|"))
     slots = found.dimension.size - found.num_weights
     rows.append(("state", f"{found.dimension.size:,}", f"{found.num_weights:,} weights, {slots:,} of the optimizer"))
@@ -233,6 +261,8 @@ def _dimension(estimate: SharpnessDimension, num_samples: int) -> Table:
         rows.append(("definition's value in", interval(estimate.definition_interval), "Def. 4.1, bracketed"))
     negative, unstable = estimate.expansion_negative_curvature, estimate.expansion_unstable
     split = f"{number(negative, 3)} negative curvature, {number(unstable, 3)} unstable"
+    if estimate.map == FULL:
+        split = "a singular value does not tell the curvature it comes from"
     frozen = estimate.frozen_lyapunov
     if frozen is not None:
         split += f", {number(estimate.expansion - negative - unstable, 3)} transient"
@@ -241,12 +271,29 @@ def _dimension(estimate: SharpnessDimension, num_samples: int) -> Table:
         ("j*", dimension(estimate.j_star), f"threshold exponent {number(estimate.threshold_exponent, 3)}"),
         ("E+ (sum of z > 0)", number(estimate.expansion), split),
         ("neutral directions", dimension(estimate.neutral_mass), f"margin {margin}"),
-        ("map", estimate.map, f"coordinates: {estimate.coordinates}"),
+        ("map", _map(estimate), f"coordinates: {estimate.coordinates}"),
         *_frozen(frozen),
         ("cost", f"{estimate.num_runs:,} runs{steps}", f"{estimate.num_hvps:,} products"),
+        *_settings(estimate),
         ("sqrt(SD/n)", number(root_ratio(estimate.value, num_samples)), "to compare runs by, on the same data"),
     ]
     return Table("dimension", f"Sharpness dimension ({estimate.estimator})", tuple(rows))
+
+
+def _settings(estimate: SharpnessDimension) -> list[tuple[str, str, str]]:
+    """The estimator's fields, where it is one with a scale of its own, on which its value depends."""
+    if "learning_rate" not in estimate.settings:
+        return []
+    values = [
+        f"{name} {value:g}"
+        for name, value in estimate.settings.items()
+        if isinstance(value, (int, float)) and name not in ("num_steps", "reorthogonalize", "learning_rate")
+    ]
+    return [("settings", printable(", ".join(values)), f"of {estimate.estimator}")]
+
+
+def _map(estimate: SharpnessDimension) -> str:
+    return "full (the optimizer's whole step)" if estimate.map == FULL else estimate.map
 
 
 def _frozen(frozen: FrozenLyapunov | None) -> list[tuple[str, str, str]]:
@@ -264,6 +311,7 @@ def _bounds(run: Analysis) -> list[Table]:
             (term.formula, number(term.value), "" if term.value is not None else "an input is missing")
             for term in bound.terms
         ]
+        rows.append(("dimension", bound.dimension_name, bound.dimension_reason))
         rows.append(("sum of the known terms", number(bound.partial_sum), "a lower end of the bound"))
         rows.append(("bound", number(bound.total), bound.verdict))
         made.append(Table("bound", f"Generalization bound, {bound.theorem}: {bound.verdict}", tuple(rows)))

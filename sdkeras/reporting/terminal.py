@@ -14,7 +14,7 @@ from rich.text import Text
 from sdkeras.reporting.comparison import Comparison
 from sdkeras.reporting.explanations import ERRORS_IN_WORDS, trajectory_in_words
 from sdkeras.reporting.numbers import headline
-from sdkeras.reporting.schema import Analysis, LyapunovRun, Plan
+from sdkeras.reporting.schema import Analysis, LyapunovPlan, LyapunovRun, Plan
 from sdkeras.reporting.tables import (
     Table,
     attractor_dimension,
@@ -22,10 +22,12 @@ from sdkeras.reporting.tables import (
     layer_rows,
     not_comparable,
     printable,
+    sharpest,
     tables,
 )
 
 _BAR_WIDTH = 12
+_MORE = ", more if the tolerance asks for more runs"
 
 
 def render(run: Analysis | LyapunovRun | Comparison) -> RenderableType:
@@ -61,6 +63,8 @@ def _verdict(run: Analysis | LyapunovRun) -> list[tuple[str, str]]:
         if run.lyapunov.dimension.interval is not None:
             value, remark = attractor_dimension(run.lyapunov)
             lines.append((f"Attractor dimension D_s {value} ({remark}).", ""))
+        if run.lyapunov.windows:
+            lines.append((f"Sharpest dimension over the same steps: {sharpest(run.lyapunov)[0]}.", ""))
         return lines
     lines = [(run.edge_of_stability.verdict, "bold")]
     if run.sharpness_dimension is not None:
@@ -148,25 +152,43 @@ def _layers(run: Analysis) -> RichTable:
     return grid
 
 
-def render_plan(plan: Plan) -> RenderableType:
-    """The plan of an analysis as a table."""
+def render_plan(plan: Plan | LyapunovPlan) -> RenderableType:
+    """The plan of an analysis or of a trajectory as a table."""
     grid = RichTable(title="Plan", title_justify="left", title_style="bold", box=None, pad_edge=False)
     grid.add_column(min_width=22)
     grid.add_column()
     grid.show_header = False
-    steps = "" if plan.num_steps is None else f" of {plan.num_steps} steps"
     for label, value in (
+        *(_planned_trajectory(plan) if isinstance(plan, LyapunovPlan) else _planned_analysis(plan)),
+        ("products", f"about {plan.num_hvps:,}"),
+        ("peak memory", f"about {plan.peak_memory / 1e9:.2f} GB"),
+        ("one gradient", f"{1e3 * plan.seconds_per_gradient:.3g} ms"),
+        ("time", f"about {plan.seconds:.3g} s" + ("" if isinstance(plan, LyapunovPlan) else _MORE)),
+    ):
+        grid.add_row(label, value)
+    return grid
+
+
+def _planned_analysis(plan: Plan) -> list[tuple[str, str]]:
+    steps = "" if plan.num_steps is None else f" of {plan.num_steps} steps"
+    return [
         ("parameters analysed", f"{plan.num_parameters:,}"),
         ("state of the map", f"{plan.state_size:,} ({plan.map})"),
         ("data-set Hessian", f"{plan.num_batches:,} batches"),
         ("runs to start with", f"{plan.num_runs:,}{steps}"),
-        ("products", f"about {plan.num_hvps:,}"),
-        ("peak memory", f"about {plan.peak_memory / 1e9:.2f} GB"),
-        ("one gradient", f"{1e3 * plan.seconds_per_gradient:.3g} ms"),
-        ("time", f"about {plan.seconds:.3g} s, more if the tolerance asks for more runs"),
-    ):
-        grid.add_row(label, value)
-    return grid
+    ]
+
+
+def _planned_trajectory(plan: LyapunovPlan) -> list[tuple[str, str]]:
+    lengths = ", ".join(map(str, plan.windows))
+    dense = [("windows", f"of {lengths} steps, from dense Jacobians")] if plan.windows else []
+    slots = plan.state_size - plan.num_parameters
+    return [
+        ("state", f"{plan.state_size:,} ({plan.num_parameters:,} weights, {slots:,} of the optimizer)"),
+        ("exponents", f"{plan.num_exponents:,}"),
+        ("steps", f"{plan.num_steps:,} after {plan.transient:,}"),
+        *dense,
+    ]
 
 
 def as_text(run: Analysis | LyapunovRun | Comparison, width: int = 100) -> str:

@@ -10,8 +10,16 @@ import numpy as np
 
 from sdkeras.errors import NonFiniteError, PluginError
 from sdkeras.kinds import KINDS
-from sdkeras.operators.base import Array, DenseOperator, FunctionOperator, SymmetricOperator
-from sdkeras.records import Eigenpairs, FloatArray, LyapunovExponents, SingularValues, Spectrum, TraceEstimate
+from sdkeras.operators.base import Array, DenseOperator, FunctionOperator
+from sdkeras.records import (
+    SMALLEST_FACTOR,
+    Eigenpairs,
+    FloatArray,
+    LyapunovExponents,
+    SingularValues,
+    Spectrum,
+    TraceEstimate,
+)
 from sdkeras.testing.operators import CountingOperator, MatrixFlow, MatrixMap, dense_operator, rotation
 
 _SEED = 3
@@ -27,10 +35,11 @@ _UNBIASED_Z = 6.0
 def check_estimator(estimator: Any) -> None:
     """Runs an estimator through its kind's contract.
 
-    Checked for float32 and float64, on a spectrum with negative, zero and repeated eigenvalues, on one dimension
-    and on a zero operator: the class is declared, the result has the kind's type, the same seed gives the same
-    numbers, `num_matvecs` counts the products that were spent, weights sum to the size, values lie where the
-    spectrum is, residuals hold, a trace is unbiased, and an operator that gives NaN raises NonFiniteError.
+    Checked for float32 and float64, on a spectrum with negative, zero and repeated eigenvalues (singular values), on
+    one dimension and on a zero operator: the class is declared, the result has the kind's type, the same seed gives
+    the same numbers, `num_matvecs` counts the products that were spent, weights sum to the size, values lie where the
+    spectrum is, residuals hold, a trace and the mean square of singular values are unbiased, and an operator that
+    gives NaN raises NonFiniteError.
 
     Args:
         estimator: An instance with the settings to check, for example `MySLQ(num_steps=20)`.
@@ -113,7 +122,8 @@ def _check_values(
 ) -> None:
     if isinstance(result, Spectrum):
         mean = float(result.weights @ result.nodes) / len(truth)
-        inside = truth.min() - tolerance <= mean <= truth.max() + tolerance
+        allowed = tolerance + result.reach
+        inside = truth.min() - allowed <= mean <= truth.max() + allowed
         contract.require(inside, f"the spectrum's mean {mean:g} is outside {truth.min():g} to {truth.max():g}", where)
         if result.residuals is not None:
             _check_residuals(contract, result.nodes, result.residuals, truth, tolerance, where)
@@ -133,38 +143,50 @@ def _check_values(
                 where,
             )
     elif isinstance(result, TraceEstimate):
-        _check_unbiased(contract, operator, float(truth.sum()), tolerance * len(truth), where)
+        _check_unbiased(contract, operator, _value, float(truth.sum()), tolerance * len(truth), "the trace", where)
 
 
 def _check_residuals(
     contract: _Contract, values: FloatArray, residuals: FloatArray, truth: FloatArray, tolerance: float, where: str
 ) -> None:
-    """An eigenvalue lies within the residual of each value."""
+    """An eigenvalue (a singular value) lies within the residual of each value."""
     distances = np.min(np.abs(values[:, None] - truth), axis=1)
     worst = int(np.argmax(distances - residuals))
     contract.require(
         bool(distances[worst] <= residuals[worst] + tolerance),
-        f"the value {values[worst]:g} is {distances[worst]:.2g} from the nearest eigenvalue, but its residual is "
+        f"the value {values[worst]:g} is {distances[worst]:.2g} from the nearest true one, but its residual is "
         f"{residuals[worst]:.2g}",
         where,
     )
 
 
 def _check_unbiased(
-    contract: _Contract, operator: SymmetricOperator, truth: float, tolerance: float, where: str
+    contract: _Contract,
+    source: Any,
+    quantity: Callable[[Any], float],
+    truth: float,
+    tolerance: float,
+    what: str,
+    where: str,
 ) -> None:
-    values = [contract.run(operator, where, seed).value for seed in range(_UNBIASED_SEEDS)]
+    """The mean of a quantity of the result over many seeds is the truth."""
+    values = [quantity(contract.run(source, where, seed)) for seed in range(_UNBIASED_SEEDS)]
     mean, error = float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values)))
     contract.require(
         abs(mean - truth) <= _UNBIASED_Z * error + tolerance,
-        f"the mean over {_UNBIASED_SEEDS} seeds is {mean:g} +- {error:.2g}, the trace is {truth:g}",
+        f"the mean over {_UNBIASED_SEEDS} seeds is {mean:g} +- {error:.2g}, {what} is {truth:g}",
         where,
     )
 
 
-def _general_matrix(dtype: np.dtype[Any]) -> Array:
-    size = len(_SINGULAR_VALUES)
-    matrix: Array = (rotation(size, seed=1) * _SINGULAR_VALUES) @ rotation(size, seed=2).T
+def _value(result: TraceEstimate) -> float:
+    return result.value
+
+
+def _general_matrix(singular_values: FloatArray, dtype: np.dtype[Any]) -> Array:
+    """A matrix of these singular values that is not symmetric."""
+    size = len(singular_values)
+    matrix: Array = (rotation(size, seed=1) * singular_values) @ rotation(size, seed=2).T
     return matrix.astype(dtype)
 
 
@@ -174,23 +196,42 @@ def _log_tolerance(dtype: np.dtype[Any]) -> float:
 
 
 def _check_singular_values(contract: _Contract, dtype: np.dtype[Any]) -> None:
-    where = f"a matrix with singular values from 0.5 to 2, {dtype.name}"
-    matrix = _general_matrix(dtype)
-    result, source = contract.run_twice(lambda: MatrixMap(matrix), where)
-    values: SingularValues = result
-    contract.require(
-        values.num_matvecs == source.count,
-        f"num_matvecs is {values.num_matvecs}, but {source.count} products were spent",
-        where,
-    )
-    _check_logs(contract, values.log_values, _log_tolerance(dtype), where)
-    contract.require(bool(np.all(values.weights >= 0)), "weights are negative", where)
-    contract.require_nan_error(MatrixMap(np.full_like(matrix, np.nan)), f"products of NaN, {dtype.name}")
+    for name, truth in (
+        ("singular values from 0.5 to 2", _SINGULAR_VALUES),
+        ("small, zero and repeated singular values", np.abs(_EIGENVALUES)),
+        ("one dimension", np.array([2.0])),
+        ("a zero map", np.zeros(6)),
+    ):
+        where = f"{name}, {dtype.name}"
+        matrix = _general_matrix(truth, dtype)
+        result, source = contract.run_twice(lambda matrix=matrix: MatrixMap(matrix), where)  # type: ignore[misc]
+        contract.require(
+            result.num_matvecs == source.count,
+            f"num_matvecs is {result.num_matvecs}, but {source.count} products were spent (J and J' together)",
+            where,
+        )
+        tolerance = 10 * len(truth) * float(np.finfo(dtype).eps) * float(np.max(truth)) + 2 * SMALLEST_FACTOR
+        values = np.exp(result.log_values)
+        inside = np.all(values >= truth.min() - tolerance) and np.all(values <= truth.max() + tolerance)
+        contract.require(bool(inside), f"values are outside {truth.min():g} to {truth.max():g}: {values}", where)
+        if result.residuals is not None:
+            _check_residuals(contract, values, result.residuals, truth, tolerance, where)
+        # Every rule, however coarse, has the right mean square: its probe's |J v|^2.
+        scale = len(truth) * max(1.0, float(np.max(truth)))
+        total = float(truth @ truth)
+        _check_unbiased(contract, MatrixMap(matrix), _squares, total, scale * tolerance, "|J|^2 (Frobenius)", where)
+    matrix = np.full((8, 8), np.nan, dtype)
+    contract.require_nan_error(MatrixMap(matrix), f"products of NaN, {dtype.name}")
+
+
+def _squares(result: SingularValues) -> float:
+    """|J|^2 (Frobenius) by the rule."""
+    return float(result.weights @ np.exp(2 * result.log_values))
 
 
 def _check_lyapunov(contract: _Contract, dtype: np.dtype[Any]) -> None:
     where = f"a constant map with singular values from 0.5 to 2, {dtype.name}"
-    matrix = _general_matrix(dtype)
+    matrix = _general_matrix(_SINGULAR_VALUES, dtype)
     result, _ = contract.run_twice(lambda: MatrixFlow(matrix), where)
     exponents: LyapunovExponents = result
     contract.require(bool(np.all(exponents.stderr >= 0)), "standard errors are negative", where)

@@ -53,7 +53,7 @@ class CountingOperator(SymmetricOperator):
 
 
 class MatrixMap:
-    """The linear map of a square matrix [n, n], with its products counted."""
+    """The linear map of a square matrix [n, n]; `count` grows by one for each vector multiplied, from either side."""
 
     def __init__(self, matrix: Array) -> None:
         self.matrix = matrix
@@ -62,12 +62,12 @@ class MatrixMap:
         self.count = 0
 
     def jvp(self, vector: Array) -> Array:
-        self.count += 1
+        self.count += 1 if vector.ndim == 1 else vector.shape[1]
         product: Array = self.matrix @ vector
         return product
 
     def vjp(self, vector: Array) -> Array:
-        self.count += 1
+        self.count += 1 if vector.ndim == 1 else vector.shape[1]
         product: Array = self.matrix.T @ vector
         return product
 

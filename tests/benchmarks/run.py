@@ -135,6 +135,30 @@ def block_over_singles(step: sdkeras.UpdateMap, tangents: int = 32) -> float:
     return several / singles
 
 
+def fit_with_callback_over_alone(epochs: int = 20, copies: int = 48, repeat: int = 3) -> tuple[float, int]:
+    """CPU time of fit with the callback at its defaults over fit alone, and measurements made; epochs of seconds."""
+    x, y = digit_images()
+    x, y = np.tile(x, (copies, 1)), np.tile(y, copies)
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(repeat):
+        for own, watched in zip(times, (False, True), strict=True):
+            keras.utils.set_random_seed(0)
+            model = mlp(784, 256, 2)
+            model.compile(keras.optimizers.AdamW(1e-3), CE)
+            watch = sdkeras.callbacks.SharpnessDimension((x, y), batch_size=128)
+            start = time.process_time()
+            model.fit(x, y, batch_size=128, epochs=epochs, verbose=0, callbacks=[watch] * watched)
+            own.append(time.process_time() - start)
+    alone, both = map(statistics.median, times)
+    return both / alone, len(watch.measurements)
+
+
+def digit_images() -> tuple[np.ndarray, np.ndarray]:
+    """The digits as flat images of 28 x 28."""
+    x, y = load_digits()
+    return np.repeat(np.repeat(np.pad(x, ((0, 0), (3, 3), (3, 3))), 2, 1), 2, 2).reshape(len(x), -1), y
+
+
 def main() -> None:
     rows: list[tuple[str, str, str, bool]] = []
 
@@ -166,8 +190,7 @@ def main() -> None:
     (seconds,) = medians(lambda: exact.estimate(small, seed=0), repeat=3, clock=time.perf_counter)
     add(f"exact spectrum of one minibatch, MLP {small.size:,}", seconds, 2.0, "s")
 
-    x, y = load_digits()
-    images = np.repeat(np.repeat(np.pad(x, ((0, 0), (3, 3), (3, 3))), 2, 1), 2, 2).reshape(len(x), -1)
+    images, y = digit_images()
     model = mlp(784, 256, 2)
     model.compile(keras.optimizers.SGD(0.1), CE)
     model.fit(images, y, epochs=5, batch_size=128, verbose=0)
@@ -178,6 +201,10 @@ def main() -> None:
     assert estimate is not None
     what = f"whole analyze, trained MLP {large.size:,} ({estimate.num_runs} runs, {run.provenance.num_hvps:,} products)"
     add(what, seconds, 30.0, "s")
+
+    ratio, measurements = fit_with_callback_over_alone()
+    what = f"fit with the callback / fit alone, 20 epochs, MLP {large.size:,} ({measurements} measurements)"
+    add(what, ratio, 1.1, "times")
 
     print(
         f"\n{platform.processor() or platform.machine()}, {os.cpu_count()} cores, TensorFlow {tf.__version__}, ", end=""

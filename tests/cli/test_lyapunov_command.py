@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import sdkeras
+from sdkeras.datasets import load_digits
 
 layers = keras.layers
 
@@ -73,7 +74,108 @@ def test_a_run_and_its_reports(files: Path, tmp_path: Path, in_process) -> None:
     assert page.read_text().count("<svg") == 2
     status, _, err = in_process("report", out, "--fail-if", "hessian.largest.value > 1")
     assert status == 2
-    assert "sdkeras lyapunov" in err
+    assert "lyapunov.json has no 'hessian'" in err
+
+
+def test_windows_over_the_same_steps(files: Path, tmp_path: Path, in_process) -> None:
+    out, page = tmp_path / "out.json", tmp_path / "out.html"
+    common = ("lyapunov", files / "model.keras", "--data", files / "data.npz", "--batch-size", 16)
+    wanted = ("--steps", 32, "--transient", 4, "--windows", "2, 8", "--dtype", "float64")
+    status, shown, err = in_process(*common, *wanted, "--json", out, "--html", page)
+    assert status == 0, err
+    found = sdkeras.LyapunovRun.load(out)
+    sd, sd_2, sd_8 = (window.dimension for window in found.lyapunov.windows)
+    assert sd_8 <= sd_2 <= sd
+    assert found.lyapunov.coordinates == "balanced"
+    assert len(found.lyapunov.values) == 40
+    assert found.lyapunov.log_det == pytest.approx(20 * np.log(0.5), abs=1e-8)
+    assert "Dimensions over the same 32 steps" in shown
+    rows = {line.split()[0]: line.split()[1] for line in shown.splitlines() if line.startswith("SD")}
+    assert rows == {"SD": f"{sd:.1f}", "SD^(2)": f"{sd_2:.1f}", "SD^(8)": f"{sd_8:.1f}"}
+    assert page.read_text().count("<svg") == 3
+    for expression, expected in (
+        (f"lyapunov.windows.2.dimension < {sd_2 + 1}", 3),
+        (f"lyapunov.sharpest.value > {sd + 1}", 0),
+        ("lyapunov.values.40 > 0", 2),
+        ("lyapunov.nothing > 0", 2),
+    ):
+        status, _, err = in_process("report", out, "--fail-if", expression, "--quiet")
+        assert status == expected, err
+
+
+def test_windows_of_a_net_on_real_digits(tmp_path: Path, in_process) -> None:
+    """Minibatches of the 1,797 digits, in single precision: the order holds to what that resolves."""
+    x, y = load_digits()
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            layers.AveragePooling2D(4),
+            layers.Flatten(),
+            layers.Dense(3, "tanh"),
+            layers.Dense(10),
+        ]
+    )
+    model.compile(keras.optimizers.SGD(0.5), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(x[..., None], y, batch_size=64, epochs=2, verbose=0)
+    model.save(tmp_path / "model.keras")
+    np.savez(tmp_path / "data.npz", x=x[..., None], y=y)
+    status, _, err = in_process(
+        *("lyapunov", tmp_path / "model.keras", "--data", tmp_path / "data.npz", "--batch-size", 64, "--steps", 64),
+        *("--windows", "1,4,16", "--quiet", "--json", tmp_path / "out.json"),
+    )
+    assert status == 0, err
+    found = sdkeras.LyapunovRun.load(tmp_path / "out.json").lyapunov
+    assert (found.coordinates, len(found.values), found.dimension.size) == ("weights", 55, 55)
+    sd, sd_4, sd_16 = (window.dimension for window in found.windows)
+    assert sd_16 <= sd_4 + 0.02 <= sd + 0.04
+    assert sd_16 < sd - 1
+    assert sdkeras.sharpness_dimension(found.values) <= sd_16 + 0.02
+    assert found.values.sum() == pytest.approx(found.log_det, abs=1e-4)
+
+
+def test_fail_if_and_settings_of_the_estimator(files: Path, in_process) -> None:
+    common = (
+        "lyapunov",
+        files / "model.keras",
+        "--data",
+        files / "data.npz",
+        "--steps",
+        64,
+        "--transient",
+        0,
+        "--quiet",
+    )
+    common += ("--num-exponents", 1, "--set", "lyapunov-qr.tolerance=10", "--estimator", "lyapunov-qr")
+    status, _, err = in_process(*common, "--fail-if", "lyapunov.num_steps == 32 and lyapunov.values.0 < 10")
+    assert status == 3, err
+    assert "--fail-if holds" in err
+
+
+def test_a_dry_run_writes_nothing(files: Path, tmp_path: Path, in_process) -> None:
+    out = tmp_path / "out.json"
+    status, shown, err = in_process(
+        *("lyapunov", files / "model.keras", "--data", files / "data.npz", "--steps", 40, "--windows", "1,4"),
+        *("--dry-run", "--json", out),
+    )
+    assert status == 0, err
+    for words in ("40 (20 weights, 20 of the optimizer)", "40 after 100", "of 1, 4 steps", "peak memory", str(out)):
+        assert words in shown, words
+    assert not out.exists()
+
+
+def test_a_time_limit_gives_a_partial_answer(files: Path, tmp_path: Path, in_process) -> None:
+    out = tmp_path / "out.json"
+    common = ("lyapunov", files / "model.keras", "--data", files / "data.npz", "--num-exponents", 1, "--quiet")
+    status, _, err = in_process(*common, "--transient", 0, "--steps", 1_000_000, "--time-limit", 4, "--json", out)
+    assert status == 130, err
+    found = sdkeras.LyapunovRun.load(out)
+    assert found.partial
+    assert 0 < found.lyapunov.num_steps < 1_000_000
+    assert found.provenance.seconds < 20
+    status, _, err = in_process(*common, "--time-limit", 0.001)
+    assert status == 130
+    assert "before a step was measured" in err
 
 
 BAD = [
@@ -85,6 +187,21 @@ BAD = [
     (["model.keras", "--data", "data.npz", "--num-exponents", "0"], "--num-exponents"),
     (["model.keras", "--data", "data.npz", "--num-exponents", "41"], "exceeds the size of the state, 40"),
     (["model.keras", "--data", "data.npz", "--learning-rate", "nan"], "not a finite number"),
+    (["model.keras", "--data", "data.npz", "--windows", "3"], "take 2 or 4 in its place, or 999 or 1,002 steps"),
+    (["model.keras", "--data", "data.npz", "--windows", "two"], "'two' is not a valid integer"),
+    (["model.keras", "--data", "data.npz", "--windows", "1,,2"], "'' is not a valid integer"),
+    (["model.keras", "--data", "data.npz", "--windows", "2", "--checkpoint", "run.npz"], "holds no Jacobians"),
+    (["model.keras", "--data", "data.npz", "--windows", "2", "--memory", "0.001"], "of a state of 40 dimensions need"),
+    (["model.keras", "--data", "data.npz", "--dry-run", "--windows", "2", "--memory", "0.001"], "at most 140 steps"),
+    (["model.keras", "--data", "data.npz", "--dry-run", "--num-exponents", "41"], "exceeds the size of the state, 40"),
+    (["model.keras", "--data", "data.npz", "--estimator", "slq"], "no lyapunov estimator 'slq'"),
+    (["model.keras", "--data", "data.npz", "--set", "slq.num_steps=3"], "no installed estimator 'slq'"),
+    (["model.keras", "--data", "data.npz", "--set", "tolerance=3"], "for example lyapunov-qr.tolerance=0.001"),
+    (["model.keras", "--data", "data.npz", "--set", "lyapunov-qr.transient=3"], "is a setting of the run"),
+    (["model.keras", "--data", "data.npz", "--set", "lyapunov-qr.tolerance=x"], "is not a value of type"),
+    (["model.keras", "--data", "data.npz", "--fail-if", "lyapunov.dimension > 3"], "go on with one of: status, value"),
+    (["model.keras", "--data", "data.npz", "--fail-if", "hessian.trace.value > 3"], "lyapunov.json has no 'hessian'"),
+    (["model.keras", "--data", "data.npz", "--time-limit", "0"], "--time-limit"),
     (["model.keras", "--data", "data.npz", "--loss", "no_such_loss"], "no_such_loss"),
     (["model.keras", "--data", "data.npz", "--checkpoint", "no/such/file"], "does not exist"),
     (["model.keras", "--data", "data.npz", "--checkpoint", "model.keras"], "overwritten"),
@@ -179,6 +296,10 @@ def test_cheap_mistakes_are_found_before_tensorflow_starts(files: Path) -> None:
         "lyapunov model.keras --data data.npz --steps 0",
         "lyapunov model.keras --data data.npz --checkpoint model.keras",
         "lyapunov model.keras --data data.npz --checkpoint no/such/file",
+        "lyapunov model.keras --data data.npz --windows 3",
+        "lyapunov model.keras --data data.npz --windows 2 --checkpoint run.npz",
+        "lyapunov model.keras --data data.npz --fail-if lyapunov.value>3",
+        "lyapunov model.keras --data data.npz --set lyapunov-qr.depth=3",
     ]
     run = subprocess.run(
         [sys.executable, "-c", code, *lines], capture_output=True, text=True, cwd=files, check=False, env=os.environ

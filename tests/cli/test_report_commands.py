@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sdkeras
-from sdkeras import kinds
+from sdkeras import kinds, registry
 from sdkeras.errors import SdkerasError
-from sdkeras_cli import analyze, conditions
+from sdkeras_cli import analyze, conditions, options
 from sdkeras_cli import main as cli_main
 
 
@@ -161,7 +161,11 @@ def test_bad_bound_inputs(text: str, capsys: pytest.CaptureFixture[str]) -> None
 
 @given(st.text() | st.from_regex(r"[a-z_.0-9]+ (<|>=|!=) \S+( (and|or) [a-z_.0-9]+ < [0-9]+)?", fullmatch=True))
 def test_no_text_of_an_option_leaves_a_traceback(text: str) -> None:
-    for parse in (conditions.parse, lambda t: analyze._bound_inputs((t,)), lambda t: analyze._settings((t,))):
+    for parse in (
+        conditions.parse,
+        lambda t: analyze._bound_inputs((t,)),
+        lambda t: options.estimator_settings((t,), registry.ANALYSIS_KINDS),
+    ):
         with contextlib.suppress(SdkerasError):
             parse(text)
 

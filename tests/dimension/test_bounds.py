@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from sdkeras.dimension.bounds import INPUTS, Facts, bounds
+from sdkeras.dimension.bounds import INPUTS, Facts, bounds, facts_along
+from sdkeras.dimension.lyapunov import LyapunovDimension
 from sdkeras.errors import SdkerasError
 
 # SD = 25 and delta = 1/e make sqrt(4 SD ln(1/delta)) = 10; n = 400 has the root 20.
@@ -98,3 +99,27 @@ def test_assumptions_say_what_is_known() -> None:
 def test_bad_inputs(given: dict[str, float], message: str) -> None:
     with pytest.raises(SdkerasError, match=message):
         bounds(FACTS, given)
+
+
+def test_d_s_where_it_is_determined_and_sd_where_it_is_not() -> None:
+    """D_s whichever is smaller: the local SD is no upper end of the attractor's dimension."""
+    facts, inputs = Facts(25.0, 100, 400), {"loss_bound": 1.0, "delta": math.exp(-1)}
+    for value in (9.0, 36.0):
+        along = LyapunovDimension("determined", value, (value - 1, value + 1), "", int(value), -0.5, 200, 200, 1000)
+        for bound in bounds(facts_along(facts, along), inputs):
+            assert bound.dimension_name == "D_s"
+            assert "25.0 of 100" in bound.dimension_reason
+            assert "1,000 steps" in bound.dimension_reason
+            assert not any(" SD " in term.formula for term in bound.terms)
+            remarks = {each.name: each.remark for each in bound.assumptions}
+            assert remarks["1 <= j* < d"] == f"D_s is {value} of 200"
+            assert "one trajectory" in remarks["SD over the whole attractor"]
+        assert bounds(facts_along(facts, along), inputs)[0].terms[1].value == pytest.approx(
+            2 * 2 * math.sqrt(value) / 20
+        )
+    for status, interval in (("bracketed", (3.0, 9.0)), ("undetermined", None)):
+        along = LyapunovDimension(status, None, interval, "make more steps", 3, None, 200, 3, 1000)
+        found = bounds(facts_along(facts, along), inputs)
+        assert [bound.dimension_name for bound in found] == ["SD", "SD"]
+        assert f"D_s is {status}: make more steps" in found[0].dimension_reason
+        assert found[0].terms == bounds(facts, inputs)[0].terms

@@ -94,6 +94,23 @@ def test_a_first_exponent_that_may_be_0_determines_nothing(stderr):
             assert found.value == pytest.approx(1.1 if first > 0 else 0.0)
 
 
+def test_a_neutral_direction_is_not_taken_for_a_contracting_one():
+    """J = diag(1, .5, ..., .5): D_s >= 1, and until the frame has turned every ln R_ii is negative."""
+    jacobians = np.stack([np.diag([1.0, *([0.5] * 19)])] * 12)
+    settings = LyapunovQr(num_exponents=1, num_steps=12, transient=0)
+    found = settings.estimate(MatrixSequence(jacobians), seed=0)
+    assert -0.5 * np.log(20) - 2.77 < 12 * found.values[0] < -0.3
+    answer = lyapunov_dimension(LyapunovExponents(found.values, [1e-6], num_steps=12, seed=0), 20)
+    assert answer.status == "undetermined"
+    assert "turns to a neutral direction (-4.3)" in answer.reason
+    components = np.abs(np.random.default_rng(1).standard_normal((4000, 20)))
+    falls = -np.log(components[:, 0] / np.linalg.norm(components, axis=1))
+    assert np.mean(falls < 4.3) == pytest.approx(0.95, abs=0.015)
+    # The same exponent over ten times the steps has fallen further than a turn explains.
+    longer = LyapunovExponents(found.values, [1e-6], num_steps=120, seed=0)
+    assert lyapunov_dimension(longer, 20).value == 0.0
+
+
 def test_rounding_counts_as_error():
     neutral = exponents([1e-7, -0.5], stderr=1e-9)
     assert lyapunov_dimension(neutral, 2).status == "determined"

@@ -56,6 +56,23 @@ def test_it_goes_where_training_goes() -> None:
     assert not first & second
 
 
+def test_moving_averages_do_not_enter_the_trajectory() -> None:
+    """Training moves them, the flow does not, and both arrive at the same weights."""
+    model = net(keras.optimizers.SGD(0.125, momentum=0.5), layers.BatchNormalization())
+    flow = flow_of(model)
+    averages = [np.asarray(v).copy() for v in model.non_trainable_variables]
+    source = sdkeras.EmpiricalLoss(model, (X, Y), batch_size=4, dtype="float64").source
+    for _ in range(6):
+        flow.step(np.eye(flow.size, 1))
+    for index in range(6):
+        model.train_on_batch(*source.minibatch(index, 0))
+    moved = [np.max(np.abs(v - a)) for v, a in zip(model.non_trainable_variables, averages, strict=True)]
+    assert len(moved) == 2
+    assert min(moved) > 1e-3
+    weights = np.concatenate([np.asarray(v).ravel() for v in model.trainable_variables])
+    np.testing.assert_allclose(flow.state()["state"][: len(weights)], weights, rtol=1e-11, atol=1e-13)
+
+
 def test_a_state_goes_through_a_file_bit_for_bit(tmp_path) -> None:
     """With dropout, whose masks are drawn anew each step."""
     model = net(keras.optimizers.AdamW(0.01), layers.Dropout(0.5, seed=3))

@@ -11,6 +11,7 @@ import tensorflow as tf
 import sdkeras
 from sdkeras.errors import ModelError, NonFiniteError, VerificationError
 from sdkeras.operators import precision, update_rule
+from trainer import Trainer
 
 layers = keras.layers
 optimizers = keras.optimizers
@@ -60,53 +61,6 @@ def dense(step: sdkeras.UpdateMap) -> np.ndarray:
     return step.jvp(np.eye(step.size))
 
 
-class Trainer:
-    """`train_on_batch` as a function of the flat state: everything else is put back before each step."""
-
-    def __init__(self, model: keras.Model, names: tuple[str, ...]) -> None:
-        self.model = model
-        self.every = [*model.variables, *model.optimizer.variables]
-        self.start = [np.asarray(v).copy() for v in self.every]
-        by_path: dict[str, list] = {}
-        for variable in (
-            *model.trainable_variables,
-            *getattr(model.optimizer, "inner_optimizer", model.optimizer).variables,
-        ):
-            by_path.setdefault(variable.path, []).append(variable)
-        self.variables = [by_path[n.split("#")[0]][int((n + "#1").split("#")[1]) - 1] for n in names]
-
-    def state(self) -> np.ndarray:
-        return np.concatenate([np.asarray(v).ravel() for v in self.variables])
-
-    def put(self, state: np.ndarray) -> None:
-        for variable, value in zip(self.every, self.start, strict=True):
-            variable.assign(value)
-        sizes = np.cumsum([int(np.prod(v.shape)) for v in self.variables])[:-1]
-        for variable, part in zip(self.variables, np.split(state, sizes), strict=True):
-            variable.assign(part.reshape(variable.shape))
-
-    def __call__(self, state: np.ndarray, *batches: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        self.put(state)
-        for x, y in batches or ((X, Y),):
-            self.model.train_on_batch(x, y)
-        return self.state()
-
-    def jacobian(self, state: np.ndarray, step: sdkeras.UpdateMap) -> tuple[np.ndarray, np.ndarray]:
-        """Central differences, and which columns have one.
-
-        Slots move in their own units; what is never negative (second moments) in proportion, so that 0 stays 0.
-        """
-        scale = np.ones(len(state))
-        for part in step.layout.slices[len(self.model.trainable_variables) :]:
-            scale[part] = state[part] if np.all(state[part] >= 0) else np.sqrt(np.mean(state[part] ** 2))
-        columns = []
-        for k, size in enumerate(scale):
-            shift = np.zeros(len(state))
-            shift[k] = 1e-5 * size
-            columns.append((self(state + shift) - self(state - shift)) / (2e-5 * (size or 1.0)))
-        return np.stack(columns, axis=1), scale != 0
-
-
 def excluding(optimizer: object, **what: object) -> object:
     optimizer.exclude_from_weight_decay(**what)
     return optimizer
@@ -119,6 +73,27 @@ class Mixing(optimizers.SGD):
         super().update_step(keras.ops.flip(gradient, 0), variable, learning_rate)
 
 
+class Averaging(optimizers.SGD):
+    """Clips by norm, and then removes half the mean of each gradient."""
+
+    def _clip_gradients(self, grads):
+        return [g - 0.5 * tf.reduce_mean(g) for g in super()._clip_gradients(grads)]
+
+
+class ClippingAgain(optimizers.SGD):
+    """What Keras clips is not the gradient itself."""
+
+    def _clip_gradients(self, grads):
+        return super()._clip_gradients([g * tf.norm(g) for g in grads])
+
+
+class Squashing(optimizers.SGD):
+    """Another clip by norm: g / (1 + |g| / limit), at every norm."""
+
+    def _clip_by_norm(self, values, axes=None):
+        return values / (1 + tf.norm(values) / self.clipnorm)
+
+
 def by_layer() -> object:
     if not hasattr(optimizers, "MultiOptimizer"):
         pytest.skip("this Keras has no MultiOptimizer")
@@ -127,17 +102,20 @@ def by_layer() -> object:
     )
 
 
-# How each map comes about: `elementwise` by diagonals, the others by compiled products of the whole update.
+# How each map comes about: `elementwise` by diagonals, behind a clip by norm or not; the others by compiled products of
+# the whole update.
 CASES = {
     "sgd": (True, lambda: optimizers.SGD(RATE)),
     "sgd momentum": (True, lambda: optimizers.SGD(RATE, momentum=0.9)),
     "sgd nesterov and decay": (True, lambda: optimizers.SGD(RATE, momentum=0.9, nesterov=True, weight_decay=0.1)),
-    "sgd clipnorm": (False, lambda: optimizers.SGD(RATE, clipnorm=0.05)),
+    "sgd clipnorm": (True, lambda: optimizers.SGD(RATE, clipnorm=0.05)),
     "sgd schedule": (True, lambda: optimizers.SGD(optimizers.schedules.ExponentialDecay(RATE, 3, 0.5), momentum=0.5)),
     "adam": (True, lambda: optimizers.Adam(RATE)),
     "adam amsgrad": (True, lambda: optimizers.Adam(RATE, amsgrad=True)),
     "adam clipvalue": (True, lambda: optimizers.Adam(RATE, clipvalue=0.03)),
-    "adam global clipnorm": (False, lambda: optimizers.Adam(RATE, global_clipnorm=0.05)),
+    "adam global clipnorm": (True, lambda: optimizers.Adam(RATE, global_clipnorm=0.05)),
+    "adam far below the clipnorm": (True, lambda: optimizers.Adam(RATE, global_clipnorm=100.0)),
+    "nadam clipnorm": (True, lambda: optimizers.Nadam(RATE, clipnorm=0.01)),
     "adamw without biases": (True, lambda: excluding(optimizers.AdamW(RATE, weight_decay=0.5), var_names=["bias"])),
     "adamax": (True, lambda: optimizers.Adamax(RATE)),
     "nadam": (True, lambda: optimizers.Nadam(RATE)),
@@ -149,10 +127,14 @@ CASES = {
     "lion": (True, lambda: optimizers.Lion(2.0**-6)),
     "adafactor": (False, lambda: optimizers.Adafactor(RATE)),
     "lamb": (False, lambda: optimizers.Lamb(RATE)),
+    "lamb global clipnorm": (False, lambda: optimizers.Lamb(RATE, global_clipnorm=0.05)),
     "muon": (False, lambda: optimizers.Muon(RATE)),
     "one for each kind": (False, by_layer),
     "function of no arguments": (True, lambda: optimizers.SGD(lambda: RATE)),
     "a class of one's own": (False, lambda: Mixing(RATE, momentum=0.5)),
+    "gradients mixed behind the clip": (False, lambda: Averaging(RATE, clipnorm=0.05)),
+    "gradients changed before the clip": (False, lambda: ClippingAgain(RATE, global_clipnorm=0.05)),
+    "a clip of one's own": (False, lambda: Squashing(RATE, clipnorm=0.05)),
 }
 
 
@@ -162,7 +144,7 @@ def test_step_and_jacobian_are_those_of_train_on_batch(case: str) -> None:
     elementwise, make = CASES[case]
     model = trained(make())
     step = step_of(model)
-    trainer = Trainer(model, step.layout.names)
+    trainer = Trainer(model, step.layout.names, (X, Y))
     start = trainer.state()
     assert np.array_equal(step.state, start)
     assert np.max(np.abs(step.apply() - trainer(start))) < 1e-14
@@ -238,7 +220,7 @@ def test_nothing_is_touched() -> None:
 def test_advance_is_training_and_resumes_bit_equal(make) -> None:
     model = trained(make())
     step = step_of(model)
-    trainer = Trainer(model, step.layout.names)
+    trainer = Trainer(model, step.layout.names, (X, Y))
     state, held = step.state, step.held
     tangents = np.linalg.qr(np.random.default_rng(2).standard_normal((step.size, 3)))[0]
     seen = []
@@ -278,7 +260,7 @@ def test_accumulated_gradients_make_one_update() -> None:
     loss = sdkeras.EmpiricalLoss(model, (X, Y), batch_size=2, dtype="float64")
     step = sdkeras.UpdateMap(loss, model.optimizer)
     assert "gradient-accumulation" in dict(step.notes)
-    trainer = Trainer(model, step.layout.names)
+    trainer = Trainer(model, step.layout.names, (X, Y))
     state, held, used = step.state, step.held, []
     for index in range(2):
         batches = step.training_batches(index)
@@ -317,7 +299,7 @@ def test_tangents_of_zero_roots_are_nan_without_the_guard(monkeypatch: pytest.Mo
     monkeypatch.setattr(update_rule, "exact_roots", lambda counts=None: contextlib.nullcontext())
     x = X * [1.0, 0.0]
     model = keras.Sequential([keras.Input((2,)), layers.Dense(2, "tanh"), layers.Dense(2)])
-    model.compile(optimizers.Adam(RATE, global_clipnorm=1.0), cross_entropy())
+    model.compile(optimizers.Lamb(RATE), cross_entropy())
     model.train_on_batch(x, Y)
     with pytest.raises(NonFiniteError):
         step_of(model, (x, Y))
@@ -336,6 +318,116 @@ def test_optimizer_without_slots() -> None:
     assert np.allclose(step.apply()[:12], np.concatenate([np.ravel(v) for v in model.trainable_variables]), atol=1e-14)
     assert not np.allclose(step.apply()[:12], start[:12])
     assert step_of(net(optimizers.SGD(RATE))).size == 12  # no slots to miss
+
+
+@pytest.mark.parametrize("limits", [{"clipnorm": 0.05}, {"global_clipnorm": 0.05}])
+def test_clip_in_closed_form(limits: dict[str, float]) -> None:
+    """SGD: J = I - rate C H with C = (c/|g|)(I - g g'/|g|^2), of each variable or of the whole gradient."""
+    model = trained(optimizers.SGD(RATE, **limits))
+    step = step_of(model)
+    hessian, g = sdkeras.HessianOperator(step.loss).matvec, step.loss.gradient()
+    parts = step.layout.slices if "clipnorm" in limits else [slice(0, step.size)]
+    clip = np.eye(step.size)
+    for part in parts:
+        own = g[part]
+        norm = np.linalg.norm(own)
+        if norm > 0.05:
+            clip[part, part] = 0.05 / norm * (np.eye(len(own)) - np.outer(own, own) / norm**2)
+    assert not np.array_equal(clip, np.eye(step.size))
+    matrix = np.stack([hessian(row) for row in np.eye(step.size)])
+    assert np.allclose(dense(step), np.eye(step.size) - RATE * clip @ matrix, atol=1e-14)
+    assert not np.allclose(dense(step), np.eye(step.size) - RATE * 0.99 * clip @ matrix, atol=1e-6)
+
+
+@pytest.mark.usefixtures("_single_precision")
+@pytest.mark.parametrize("limits", [{"clipnorm": 0.05}, {"global_clipnorm": 0.05}])
+def test_clip_in_float32_is_the_float64_one_rounded(limits: dict[str, float]) -> None:
+    model = trained(optimizers.Adam(RATE, **limits))
+    single = sdkeras.UpdateMap(sdkeras.EmpiricalLoss(model, (X, Y)), model.optimizer)
+    double = step_of(model)
+    assert single._rule._clip is not None
+    assert single.verification.jvp_relative_error < 1e-4
+    scale = np.max(np.abs(dense(double)))
+    assert np.allclose(dense(single), dense(double), atol=1e-5 * scale)
+    assert np.allclose(single.vjp(np.eye(single.size)), dense(double).T, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("limit", [{"clipnorm": 0.05}, {"global_clipnorm": 0.05}])
+def test_clip_of_a_zero_gradient_is_the_identity(limit: dict[str, float]) -> None:
+    """Zero weights behind a zero target: no gradient anywhere, and J = I - rate H."""
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(1, kernel_initializer="zeros")])
+    model.compile(optimizers.SGD(RATE, **limit), "mse")
+    model.train_on_batch(X, np.zeros((8, 1)))
+    step = step_of(model, (X, np.zeros((8, 1))))
+    assert step._rule._clip is not None
+    design = np.hstack([X, np.ones((8, 1))])
+    assert np.allclose(dense(step), np.eye(3) - RATE * 2 / 8 * design.T @ design, atol=1e-14)
+
+
+ONCE = np.array([[0, 1, 2], [3, 4, 5]])  # no row is looked up twice in a batch
+TWICE = np.array([[0, 1, 1], [3, 1, 5]])
+EMBEDDED = {
+    "sgd": lambda: optimizers.SGD(RATE, momentum=0.5),
+    "sgd clipnorm": lambda: optimizers.SGD(RATE, clipnorm=0.02),
+    "adam": lambda: optimizers.Adam(RATE),
+    "adam global clipnorm": lambda: optimizers.Adam(RATE, global_clipnorm=0.05),
+    "adam accumulated": lambda: optimizers.Adam(RATE, gradient_accumulation_steps=2),
+}
+
+
+def embedding(optimizer: object, tokens: np.ndarray) -> tuple[keras.Model, tuple]:
+    first = [keras.Input((3,), dtype="int32"), layers.Embedding(7, 2), layers.Flatten()]
+    model = keras.Sequential([*first, layers.Dense(2, "tanh"), layers.Dense(2)])
+    model.compile(optimizer, cross_entropy())
+    data = (tokens, np.array([0, 1]))
+    for _ in range(4):
+        model.train_on_batch(*data)
+    return model, data
+
+
+@pytest.mark.parametrize("case", EMBEDDED)
+def test_embeddings_whose_rows_are_looked_up_once(case: str) -> None:
+    """Real training gives their gradients as rows, the map has them dense."""
+    model, data = embedding(EMBEDDED[case](), ONCE)
+    step = step_of(model, data)
+    batches = (data,) * step.microbatches
+    trainer = Trainer(model, step.layout.names, data)
+    start = trainer.state()
+    assert np.max(np.abs(step.apply() - trainer(start, *batches))) < 1e-14
+    assert step._engine.looked_up == (model.trainable_variables[0].path,)
+    tangent = np.random.default_rng(0).standard_normal(step.size)
+    slots = slice(step.num_weights, None)
+    tangent[slots] *= start[slots]  # second moments in proportion, so that 0 stays 0
+    shift = 1e-6 * tangent
+    truth = (trainer(start + shift, *batches) - trainer(start - shift, *batches)) / 2e-6
+    assert np.max(np.abs(step.jvp(tangent) - truth)) < 1e-5 * np.max(np.abs(truth))
+
+
+@pytest.mark.parametrize("case", EMBEDDED)
+def test_rows_looked_up_twice_are_refused_where_keras_takes_them_apart(case: str) -> None:
+    """Keras clips and squares the rows of a sparse gradient one by one; sums of them make another step."""
+    model, data = embedding(EMBEDDED[case](), TWICE)
+    linear = case in ("sgd", "adam accumulated")
+    if not linear:
+        with pytest.raises(VerificationError, match="looks up twice"):
+            step_of(model, data)
+    with contextlib.nullcontext() if linear else pytest.warns(UserWarning, match="looks up twice"):
+        step = step_of(model, data, allow_unverified=True)
+    trainer = Trainer(model, step.layout.names, data)
+    apart = np.max(np.abs(step.apply() - trainer(trainer.state(), *(data,) * step.microbatches)))
+    assert (apart < 1e-14) == linear
+    assert (step.verification.lookup_error < 1e-12) == linear
+    assert step.verification.passed == linear
+
+
+def test_a_model_trained_in_float64_can_be_analysed_in_float32() -> None:
+    """The optimizer's slots keep their float64; the step is checked from slots rounded as the map has them."""
+    model = trained(optimizers.Adam(RATE))
+    step = sdkeras.UpdateMap(sdkeras.EmpiricalLoss(model, (X, Y)), model.optimizer)
+    assert step.dtype == np.float32
+    assert np.asarray(model.optimizer.variables[2]).dtype == np.float64
+    assert step.verification.step_error < 1e-12
+    assert np.allclose(dense(step), dense(step_of(model)), atol=1e-4 * np.max(np.abs(dense(step))))
 
 
 @pytest.mark.usefixtures("_single_precision")
@@ -435,6 +527,9 @@ def test_a_step_that_is_not_the_optimizers_is_refused() -> None:
     with pytest.raises(VerificationError, match="differs from the optimizer's own") as caught:
         step_of(trained(Forgetful(factor=0.5, learning_rate=RATE)))
     assert caught.value.exit_status == 4
+    if hasattr(optimizers, "ScheduleFreeAdamW"):
+        with pytest.raises(VerificationError, match=r"kept and read after an assignment"):
+            step_of(trained(optimizers.ScheduleFreeAdamW(RATE)))
     with pytest.raises(ModelError, match="add_variable"):
         step_of(trained(Hidden(learning_rate=RATE)))
 

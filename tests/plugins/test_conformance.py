@@ -5,12 +5,18 @@ import numpy as np
 import pytest
 
 import sdkeras
-from sdkeras import kinds, testing
+from sdkeras import kinds, registry, testing
 from sdkeras.errors import NonFiniteError, PluginError
 
 SETTINGS = [
     ("spectrum", "exact", {}),
     ("spectrum", "exact", {"chunk": 5}),
+    ("spectrum", "sd-kde", {}),
+    ("spectrum", "sd-kde", {"num_steps": 5, "bandwidth": 0.3, "learning_rate": 0.1}),
+    ("spectrum", "sd-ps", {}),
+    ("spectrum", "sd-ps", {"num_quantiles": 1, "bandwidth": 1e-9, "learning_rate": 20.0}),
+    ("spectrum", "sd-slq", {}),
+    ("spectrum", "sd-slq", {"bin_width": 2.0, "bin_edge": 0.7, "reorthogonalize": False}),
     ("spectrum", "slq", {}),
     ("spectrum", "slq", {"num_steps": 1}),
     ("spectrum", "slq", {"num_steps": 10}),
@@ -28,6 +34,12 @@ SETTINGS = [
     ("trace", "randomized-trace", {"num_probes": 4, "method": "hutch++"}),
     ("trace", "randomized-trace", {"num_probes": 20, "method": "hutch++"}),
     ("trace", "randomized-trace", {"num_probes": 90, "method": "hutch++"}),
+    ("singular_values", "dense-svd", {}),
+    ("singular_values", "dense-svd", {"chunk": 5}),
+    ("singular_values", "golub-kahan", {}),
+    ("singular_values", "golub-kahan", {"num_steps": 1}),
+    ("singular_values", "golub-kahan", {"num_steps": 10}),
+    ("singular_values", "golub-kahan", {"num_steps": 10, "reorthogonalize": False}),
     ("lyapunov", "lyapunov-qr", {}),
     ("lyapunov", "lyapunov-qr", {"num_exponents": None, "num_steps": 200}),
     ("lyapunov", "lyapunov-qr", {"num_exponents": 1, "num_steps": 1, "transient": 0}),
@@ -42,13 +54,13 @@ def test_every_built_in_estimator_conforms(kind, name, settings):
 
 def test_no_built_in_estimator_is_left_out():
     # Those of this distribution; a developer's machine may have others.
-    ours = {(info.kind, info.name) for info in sdkeras.registry.installed() if info.distribution == "sdkeras"}
+    ours = {(info.kind, info.name) for info in registry.installed() if info.distribution == "sdkeras"}
     assert ours == {(kind, name) for kind, name, _ in SETTINGS}
 
 
 @pytest.fixture(autouse=True)
 def _forget_declarations(monkeypatch):
-    sdkeras.registry.installed()  # the built-ins' own declarations are made once in a process and must stay
+    registry.installed()  # the built-ins' own declarations are made once in a process and must stay
     monkeypatch.setattr(kinds, "_declared", dict(kinds._declared))
 
 
@@ -71,7 +83,7 @@ CHANGES = {
         right, residuals=np.random.default_rng().random(len(right.nodes))
     ),
     "the result says seed": lambda right, source: attrs.evolve(right, seed=0),
-    "the spectrum's mean .* is outside": lambda right, source: attrs.evolve(right, nodes=right.nodes + 100),
+    "the spectrum's mean .* is outside": lambda right, source: attrs.evolve(right, nodes=right.nodes + 100, reach=50.0),
     "but its residual is": lambda right, source: attrs.evolve(
         right, nodes=right.nodes + 0.01, residuals=np.zeros(len(right.nodes))
     ),
@@ -168,24 +180,58 @@ def test_a_lyapunov_plugin_is_checked():
         testing.check_estimator(lyapunov_plugin(1))
 
 
-def singular_values_plugin(count):
+def singular_values_plugin(change):
+    """A plugin that is right but for what `change` does to its result and to the map it sees."""
+
     @sdkeras.singular_values_estimator("suspect")
     @attrs.frozen
-    class Dense:
+    class Suspect:
         def estimate(self, source: sdkeras.LinearMap, *, seed: int) -> sdkeras.records.SingularValues:
-            matrix = np.stack([source.jvp(row) for row in np.eye(source.size, dtype=source.dtype)], axis=1)
-            if not np.all(np.isfinite(matrix)):
-                raise NonFiniteError("a product holds NaN")
-            logs = np.log(np.linalg.svd(matrix.astype(np.float64), compute_uv=False))
-            return sdkeras.records.SingularValues(logs, np.ones(source.size), num_matvecs=count, seed=seed)
+            right = sdkeras.get_estimator("singular_values", "golub-kahan")(num_steps=10)
+            return change(right, source, seed)
 
-    return Dense()
+    return Suspect()
 
 
-def test_a_singular_values_plugin_is_checked():
-    testing.check_estimator(singular_values_plugin(8))
-    with pytest.raises(PluginError, match="num_matvecs is 9, but 8 products were spent"):
-        testing.check_estimator(singular_values_plugin(9))
+class WithoutAdjoint:
+    """A map whose products from the left are those from the right."""
+
+    def __init__(self, source):
+        self.size, self.dtype = source.size, source.dtype
+        self.jvp = self.vjp = source.jvp
+
+
+def changed(**change):
+    """The right result with some of its fields made from it anew."""
+
+    def apply(right, source, seed):
+        found = right.estimate(source, seed=seed)
+        return attrs.evolve(found, **{name: make(found) for name, make in change.items()})
+
+    return apply
+
+
+WRONG_SINGULAR_VALUES = {
+    "num_matvecs is 3, but .* products were spent": changed(num_matvecs=lambda found: 3),
+    "values are outside 0.5 to 2: .2.55": lambda right, source, seed: right.estimate(WithoutAdjoint(source), seed=seed),
+    "is .* from the nearest true one, but its residual is": changed(
+        log_values=lambda found: 0.99 * found.log_values, residuals=lambda found: 0 * found.residuals
+    ),
+    "the mean over 32 seeds": changed(
+        weights=lambda found: np.full_like(found.weights, found.size / len(found.weights))
+    ),
+    "the weights sum to": changed(weights=lambda found: 0.99 * found.weights),
+}
+
+
+@pytest.mark.parametrize("message", WRONG_SINGULAR_VALUES)
+def test_a_singular_values_plugin_that_breaks_the_contract_is_found_out(message):
+    with pytest.raises(PluginError, match=f"singular_values plugin 'suspect': .*{message}"):
+        testing.check_estimator(singular_values_plugin(WRONG_SINGULAR_VALUES[message]))
+
+
+def test_a_right_singular_values_plugin_passes():
+    testing.check_estimator(singular_values_plugin(changed()))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

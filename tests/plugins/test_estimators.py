@@ -8,6 +8,7 @@ import scipy.sparse.linalg
 import sdkeras
 from oracles import rotated
 from sdkeras.errors import NonFiniteError, OperatorSizeError, SdkerasError
+from sdkeras.linalg.probes import warm_start
 from sdkeras.operators.base import DenseOperator, DiagonallyScaledOperator, FunctionOperator, Reduction
 
 VALUES = np.concatenate([np.linspace(-0.5, 1.0, 90), [-4.0, -3.0, 6.0, 8.0, 12.0]])
@@ -86,6 +87,44 @@ def test_lanczos_warm_start_saves_products() -> None:
     assert np.allclose(warm.values, cold.values, atol=1e-5)
     with pytest.raises(ValueError, match="warm start"):
         make("eigenpairs", "lanczos", start=np.zeros(202)).estimate(operator, seed=0)
+
+
+def test_lanczos_from_a_mixed_start_follows_a_moving_operator_with_fewer_products() -> None:
+    size, generator = 400, np.random.default_rng(0)
+    values = np.concatenate([np.linspace(0, 1, size - 3), [1.05, 1.1, 1.2]])
+    frame, turn = np.linalg.qr(generator.standard_normal((size, size)))[0], generator.standard_normal((size, size))
+    turn = 1e-3 * (turn - turn.T)
+    cold = warm = 0
+    known = None
+    for step in range(6):
+        vectors = np.linalg.qr(frame + step * frame @ turn)[0]
+        operator = DenseOperator((vectors * values) @ vectors.T)
+        options = {"num_largest": 1, "num_smallest": 0, "tolerance": 1e-3, "eigenvectors": True}
+        alone = make("eigenpairs", "lanczos", **options).estimate(operator, seed=step)
+        if known is not None:
+            start = warm_start(known, seed=step, dtype=np.float64)
+            found = make("eigenpairs", "lanczos", start=start, min_steps=10, **options).estimate(operator, seed=step)
+            assert found.values[0] == pytest.approx(1.2, abs=1e-3)
+            cold, warm = cold + alone.num_matvecs, warm + found.num_matvecs
+            known = found.vectors
+        else:
+            known = alone.vectors
+    assert warm < 0.8 * cold
+
+
+def test_a_mixed_start_finds_an_eigenvalue_that_has_outgrown_the_old_one() -> None:
+    size = 400
+    values = np.concatenate([np.linspace(-1, 1, size - 2), [2.0, 2.2]])
+    before, after = rotated(values), rotated(np.concatenate([values[:-2], [2.4, 2.2]]))
+    options = {"num_largest": 1, "num_smallest": 0, "tolerance": 1e-2, "eigenvectors": True}
+    known = make("eigenpairs", "lanczos", **options).estimate(DenseOperator(before), seed=0).vectors
+    stuck = make("eigenpairs", "lanczos", start=known, **options).estimate(DenseOperator(after), seed=0)
+    assert stuck.values[0] == pytest.approx(2.2, abs=0.01)  # what the mixture is for: converged, and wrong
+    assert stuck.converged[0]
+    for seed in range(20):
+        start = warm_start(known, seed=seed, dtype=np.float64)
+        found = make("eigenpairs", "lanczos", start=start, min_steps=10, **options)
+        assert found.estimate(DenseOperator(after), seed=seed).values[0] == pytest.approx(2.4, abs=0.01)
 
 
 @pytest.mark.parametrize(

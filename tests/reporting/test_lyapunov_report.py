@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from sample_runs import RUN
-from sdkeras.dimension.lyapunov import LyapunovDimension
+from sdkeras.dimension.lyapunov import LyapunovDimension, SharpestDimension
+from sdkeras.dimension.m_step import MStepSharpness
 from sdkeras.errors import SdkerasError
 from sdkeras.reporting import figures, schema
 from sdkeras.reporting.html import as_html
@@ -52,8 +53,24 @@ UNKNOWN = attrs.evolve(
 )
 
 
+def window(m: int, dimension: float | None, reason: str = "") -> MStepSharpness:
+    return MStepSharpness(m, 96, np.array([0.5, -0.25]), 2, 40, dimension, "explicit products", reason)
+
+
+WINDOWED = attrs.evolve(
+    FOUND,
+    windows=(window(1, 6.5), window(2, 4.25), window(3, 3.5), window(8, None, "rounding hides them")),
+    sharpest=SharpestDimension("D_s", 1.05, "the Lyapunov exponents determine it"),
+    coordinates="balanced",
+    log_det=-3.5,
+    log_det_stderr=0.25,
+)
+
+
 @pytest.mark.parametrize(
-    "run", [ALONE, WITHIN, attrs.evolve(ALONE, lyapunov=UNKNOWN)], ids=["alone", "within", "unknown"]
+    "run",
+    [ALONE, attrs.evolve(ALONE, lyapunov=WINDOWED), WITHIN, attrs.evolve(ALONE, lyapunov=UNKNOWN)],
+    ids=["alone", "windowed", "within", "unknown"],
 )
 def test_saved_and_loaded_are_equal(run, tmp_path: Path) -> None:
     run.save(tmp_path / "run.json")
@@ -78,6 +95,10 @@ def test_a_file_from_before_is_read() -> None:
     assert document["lyapunov"] is None
     del document["lyapunov"]
     assert schema.Analysis.from_json(json.dumps(document)) == RUN
+    document = json.loads(ALONE.to_json())
+    for name in ("windows", "sharpest", "coordinates", "log_det_stderr", "estimator"):
+        del document["lyapunov"][name]
+    assert schema.LyapunovRun.from_json(json.dumps(document)) == ALONE
 
 
 @pytest.mark.parametrize(
@@ -124,6 +145,57 @@ def test_the_reports_hold_the_numbers_and_their_evidence() -> None:
     assert "Interrupted" in as_text(ALONE)
     assert "The training wanders" in as_text(WITHIN)
     assert 'id="training"' not in as_html(RUN)
+
+
+def test_windows_have_a_table_a_figure_and_a_line_of_their_own() -> None:
+    run = attrs.evolve(ALONE, lyapunov=WINDOWED)
+    text, page = as_text(run), as_html(run)
+    for shown in (text, page):
+        for words in ("SD^(2)", "4.2", "mean over 48 windows", "rounding hides them", "balanced", "-3.5 ± 0.25"):
+            assert words in shown, words
+    assert "Sharpest dimension over the same steps: D_s 1.1." in text
+    assert "sum of all" not in text  # three exponents of 40
+    assert page.count("<svg") == 3
+    assert "Dimensions over the same" not in as_text(ALONE)
+    assert "none is determined" in as_text(attrs.evolve(ALONE, lyapunov=attrs.evolve(WINDOWED, sharpest=None)))
+
+
+def test_the_figure_of_windows() -> None:
+    *_, figure = figures.trajectory_figures(WINDOWED)
+    assert figure.title == "SD of several steps taken as one"
+    assert "band its 95 % interval" in figure.caption
+    assert "not drawn: m = 8" in figure.caption
+    assert "var(--warn)" in figure.svg
+    assert ">D_s<" in figure.svg
+    for length in (1, 2, 3):
+        assert f">{length}<" in figure.svg
+    unknown = figures.window_dimensions(attrs.evolve(WINDOWED, dimension=UNKNOWN.dimension))
+    assert "D_s is undetermined here" in unknown.caption
+    assert "var(--warn)" not in unknown.svg
+    bracket = LyapunovDimension("bracketed", None, (2.0, 3.0), "make more steps", 1, None, 40, 3, 96)
+    bracketed = figures.window_dimensions(attrs.evolve(WINDOWED, dimension=bracket))
+    assert "D_s lies in the band" in bracketed.caption
+    assert "fill: var(--warn); opacity: 0.2" in bracketed.svg
+    assert figures.window_dimensions(FOUND) is None
+    assert figures.window_dimensions(attrs.evolve(WINDOWED, windows=(window(2, None, "hidden"),))) is None
+    # One window, and windows that all say the same: the axes still have a height.
+    same = attrs.evolve(WINDOWED, windows=(window(1, 6.0), window(2, 6.0)), dimension=UNKNOWN.dimension)
+    assert figures.window_dimensions(same) is not None
+    assert figures.window_dimensions(attrs.evolve(WINDOWED, windows=(window(1, 0.0),), dimension=UNKNOWN.dimension))
+
+
+def test_many_exponents_are_a_line_with_a_band() -> None:
+    many = attrs.evolve(
+        FOUND,
+        values=np.linspace(0.1, -1.0, 200),
+        stderr=np.full(200, 0.01),
+        rounding=None,
+        history=tuple(np.zeros((200, 0))),
+        num_resolved=150,
+    )
+    figure = figures.lyapunov_exponents(many)
+    assert len(figure.svg) < 60_000
+    assert "var(--soft)" in figure.svg
 
 
 def test_a_divergence_and_a_failed_check_are_told_first() -> None:

@@ -152,7 +152,7 @@ def test_the_cumulative_curve_crosses_zero_at_the_dimension() -> None:
 
 
 def test_a_map_of_a_later_version_has_no_cumulative_curve() -> None:
-    estimate = attrs.evolve(PLAUSIBLE.sharpness_dimension, map="full")
+    estimate = attrs.evolve(PLAUSIBLE.sharpness_dimension, map="later")
     run = attrs.evolve(PLAUSIBLE, sharpness_dimension=estimate)
     assert figures.cumulative(run) is None
     assert len(svgs(as_html(run))) == 3

@@ -44,10 +44,10 @@ def test_paths_of_the_schema() -> None:
     assert document["sharpness_dimension"]["history_half_width"][0] is None
 
 
-def test_a_file_from_before_the_maps_of_optimizers_is_read() -> None:
+def test_a_file_from_before_later_blocks_is_read() -> None:
     document = json.loads(RUN.to_json())
     for estimate in (document["sharpness_dimension"], *document["estimates"]):
-        del estimate["frozen_lyapunov"]
+        del estimate["frozen_lyapunov"], estimate["settings"]
     del document["spectrum"]["operator"]
     assert schema.Analysis.from_json(json.dumps(document)) == RUN
 

@@ -1,0 +1,60 @@
+"""All singular values of a small map: every column by products, the rest by LAPACK."""
+
+from __future__ import annotations
+
+import attrs
+import numpy as np
+import scipy.linalg
+
+from sdkeras.errors import OperatorSizeError
+from sdkeras.kinds import singular_values_estimator
+from sdkeras.linalg.dense import transposed_matrix
+from sdkeras.memory import available_memory
+from sdkeras.operators.base import LinearMap
+from sdkeras.records import SMALLEST_FACTOR, SingularValues
+
+
+@singular_values_estimator("dense-svd")
+@attrs.frozen
+class DenseSvd:
+    """All singular values of the map, to the rounding of its products: eps * sigma_1, in the products' dtype.
+
+    Columns come from block products J I, singular values from LAPACK in float64. Values below 1e-12 count as 1e-12.
+
+    Attributes:
+        memory_gb: Refuse beyond this much memory; None means what the machine has free.
+        chunk: Columns made at once.
+    """
+
+    memory_gb: float | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.gt(0.0)))
+    chunk: int = attrs.field(default=64, validator=attrs.validators.ge(1))
+
+    def estimate(self, source: LinearMap, *, seed: int) -> SingularValues:
+        """Each singular value with weight 1.
+
+        Raises:
+            OperatorSizeError: The dense matrix would not fit the memory; found before any of it is made.
+            NonFiniteError: A product holds NaN or infinity.
+        """
+        limit = available_memory() if self.memory_gb is None else int(self.memory_gb * 1e9)
+        needed = memory_needed(source.size, self.chunk)
+        if needed > limit:
+            raise OperatorSizeError(
+                f"the singular values of {source.size} dimensions need {needed / 1e9:.1f} GB, and {limit / 1e9:.1f} GB "
+                "may be used; take the golub-kahan estimator, or more memory (--memory)."
+            )
+        matrix = transposed_matrix(source.jvp, source.size, source.dtype, self.chunk)
+        # The transpose of a C-ordered array is what LAPACK wants (no copy).
+        values = scipy.linalg.svdvals(matrix.T, overwrite_a=True, check_finite=False)
+        return SingularValues(
+            log_values=np.log(np.maximum(values, SMALLEST_FACTOR)),
+            weights=np.ones(source.size),
+            num_matvecs=source.size,
+            seed=seed,
+            exact=True,
+        )
+
+
+def memory_needed(size: int, chunk: int = 64) -> int:
+    """Bytes at the peak, beside the map's own: the float64 matrix, LAPACK's work space, a chunk and its products."""
+    return 8 * size * (size + 2 * chunk + 64)

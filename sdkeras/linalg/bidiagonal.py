@@ -1,0 +1,150 @@
+"""Golub-Kahan-Lanczos bidiagonalisation: Lanczos for singular values, from products with J and with J'."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import numpy as np
+import scipy.linalg
+from numpy.typing import NDArray
+
+from sdkeras.errors import NonFiniteError
+from sdkeras.linalg.lanczos import BREAKDOWN, subtract
+from sdkeras.linalg.orthogonal import norm, orthogonalize
+from sdkeras.records import FloatArray
+
+
+@attrs.frozen(eq=False)
+class Bidiagonalization:
+    """J V = U B and J' U = V B' + beta[m - 1] v e_m' with orthonormal V and U: what one run found.
+
+    Attributes:
+        alpha: Diagonal of the upper bidiagonal B, shape [m], >= 0.
+        beta: Its superdiagonal and, last, the norm of the residual, shape [m]; 0 there after a breakdown.
+        invariant: True if V spans an invariant space of J'J: B's singular values are exact.
+        num_products: Products made, with J and J' together.
+    """
+
+    alpha: FloatArray
+    beta: FloatArray
+    invariant: bool
+    num_products: int
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.alpha)
+
+    def rule(self, num_steps: int | None = None) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Gauss quadrature of the measure of J'J that the start vector sees, with nodes sigma.
+
+        B = P diag(sigma) Q': node j is sigma[j], its weight Q[0, j]^2, since B'B is the tridiagonal matrix of Lanczos
+        on J'J. With x = V Q[:, j] and y = U P[:, j], J x = sigma[j] y, and the residual |J' y - sigma[j] x| is
+        beta[m - 1] |P[m - 1, j]|: a singular value lies within it of the node.
+
+        Args:
+            num_steps: The first m' <= m steps only; their B is the leading part of B. All by default.
+
+        Returns:
+            (nodes, weights, residuals), each of shape [m']; nodes ascending, weights with sum 1.
+
+        Reference: Golub and Kahan (1965); Golub and Meurant (1994).
+        """
+        count = self.num_steps if num_steps is None else num_steps
+        matrix = np.diag(self.alpha[:count]) + np.diag(self.beta[: count - 1], 1)
+        left, nodes, right = scipy.linalg.svd(matrix)
+        weights = right[:, 0] ** 2
+        residuals = self.beta[count - 1] * np.abs(left[-1])
+        return nodes[::-1], (weights / weights.sum())[::-1], residuals[::-1]
+
+
+def bidiagonalize(
+    jvp: Callable[[NDArray[Any]], NDArray[Any]],
+    vjp: Callable[[NDArray[Any]], NDArray[Any]],
+    start: NDArray[Any],
+    num_steps: int,
+    *,
+    reorthogonalize: bool = True,
+) -> Bidiagonalization:
+    """Bidiagonalises a square matrix on the Krylov space of J'J and a start vector.
+
+    A step takes one product with J and one with J', subtracts the local two-term recurrence and orthogonalises against
+    the whole of its own basis. Vectors stay in the dtype of `start`; scalars are float64.
+
+    Args:
+        jvp: J v, [n] -> [n].
+        vjp: J' u, [n] -> [n].
+        start: Start vector, shape [n], finite and not zero.
+        num_steps: Steps m at most, m >= 1; never more than n are made.
+        reorthogonalize: Keep both bases and orthogonalise against all of them. Without it the density stays right, but
+            converged singular values come back as ghosts.
+
+    Returns:
+        The bidiagonalisation; fewer steps than asked for after a breakdown. alpha ~ 0 (J has a null vector in the
+        Krylov space, B gets a zero row) and beta ~ 0 both mean that the space is invariant.
+
+    Raises:
+        NonFiniteError: A product holds NaN or infinity.
+        ValueError: The start vector is zero or not finite, or a product has another shape.
+
+    Reference: Golub and Van Loan, Matrix Computations (4th ed.), section 10.4.
+    """
+    if not 0.0 < norm(start) < np.inf:
+        raise ValueError(f"the start vector has norm {norm(start):g}; give a finite vector that is not zero.")
+    size, dtype = len(start), start.dtype
+    num_steps = min(num_steps, size)
+    zero = BREAKDOWN * float(np.finfo(dtype).eps)
+    rows = num_steps if reorthogonalize else 2
+    # Allocated whole; the system touches pages only as steps are made.
+    right, left = np.empty((rows, size), dtype), np.empty((rows, size), dtype)
+    right[0] = start / dtype.type(norm(start))
+    alpha, beta = np.zeros(num_steps), np.zeros(num_steps)
+    residual, work = np.empty(size, dtype), np.empty(size, dtype)
+    scale = 0.0
+
+    def length(basis: NDArray[Any], count: int) -> float:
+        """Norm of the residual once it is orthogonal to the basis."""
+        return orthogonalize(residual, basis[:count], work) if reorthogonalize and count else norm(residual)
+
+    for step in range(num_steps):
+        now, before = step % rows, (step - 1) % rows
+        _multiply(jvp, right[now], residual, step)
+        coupling = beta[step - 1] if step > 0 else 0.0
+        if coupling > 0.0:
+            subtract(residual, coupling, left[before], work)
+        found = length(left, step)
+        # Row sums of B: within a factor of two of |B|, hence of what this space sees of |J|.
+        scale = max(scale, found + coupling)
+        if found <= zero * scale:
+            return Bidiagonalization(alpha[: step + 1], beta[: step + 1], True, 2 * step + 1)
+        alpha[step] = found
+        np.divide(residual, dtype.type(found), out=left[now])
+        if step + 1 == size and reorthogonalize:  # n orthonormal vectors span everything
+            return Bidiagonalization(alpha, beta, True, 2 * step + 1)
+        _multiply(vjp, left[now], residual, step)
+        subtract(residual, found, right[now], work)
+        remaining = length(right, step + 1)
+        scale = max(scale, found + remaining)
+        if remaining <= zero * scale:
+            return Bidiagonalization(alpha[: step + 1], beta[: step + 1], True, 2 * step + 2)
+        beta[step] = remaining
+        if step + 1 < num_steps:
+            np.divide(residual, dtype.type(remaining), out=right[(step + 1) % rows])
+    return Bidiagonalization(alpha, beta, False, 2 * num_steps)
+
+
+def _multiply(
+    product: Callable[[NDArray[Any]], NDArray[Any]], vector: NDArray[Any], out: NDArray[Any], step: int
+) -> None:
+    """out <- the product, which must be finite."""
+    found = np.asarray(product(vector))
+    if found.shape != out.shape:
+        raise ValueError(f"the map's product has shape {found.shape}, expected {out.shape}.")
+    np.copyto(out, found, casting="same_kind")
+    # One NaN or infinity is enough to make the norm one.
+    if not np.isfinite(norm(out)):
+        raise NonFiniteError(
+            f"a product of Golub-Kahan step {step + 1} holds NaN or infinity; check the weights, the optimizer's slots "
+            "and the data for extreme values, or work in float64."
+        )

@@ -1,0 +1,270 @@
+"""The numbers of a training under way: built once for a model, measured again at whatever weights it has then."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import sdkeras
+from sdkeras import registry
+from sdkeras.dimension.adaptive import AdaptiveSettings, Outcome, estimate_sharpness_dimension
+from sdkeras.edge import edge_of_stability
+from sdkeras.errors import ModelError, SdkerasError
+from sdkeras.estimators import configured, estimate, estimator_of_largest, estimator_of_trace, seed_of_run
+from sdkeras.linalg.probes import warm_start
+from sdkeras.operators.base import Array, DiagonallyScaledOperator, SymmetricOperator
+from sdkeras.operators.hessian import HessianOperator
+from sdkeras.operators.update import steps_taken
+from sdkeras.options import Options, check_options
+from sdkeras.provenance import utc_now
+from sdkeras.records import Eigenpairs, Spectrum, TraceEstimate
+from sdkeras.reporting.run_log import Header, Measurement, Reading
+from sdkeras.resources import resources
+from sdkeras.subject import Subject
+
+DIMENSION = ("rds_sharpness", "sharpness_dimension", "sharpness_codimension")
+MEASURES = ("sharpness", "sharpness_ratio", *DIMENSION, "hessian_trace")
+DEFAULT_SAMPLES = 1024
+DEFAULT_TOLERANCE = 0.2
+# An eigenvalue's error is the residual squared over its gap to the next: with 1e-2 of itself, well below 1 %.
+_EIGEN_TOLERANCE = 1e-2
+_TRACE_PROBES = 16
+_RUNS = 8
+# To begin with; where the nested check asks for more, later measurements begin with those. It says nothing where SD is
+# 0 or d, which too few steps also make of many neutral directions: then the runs take the usual number at least.
+_STEPS, _USUAL_STEPS = 20, 40
+# Three times what the least number of runs takes at 40 steps.
+_MOST_PRODUCTS = 1000
+# Cautions that every measurement would repeat: its intervals say the same.
+_USUAL = ("interval-scope", "wide-interval")
+
+
+def check_measures(measures: Sequence[str]) -> tuple[str, ...]:
+    """The measures in the order of `MEASURES`.
+
+    Raises:
+        SdkerasError: None, or an unknown one.
+    """
+    given = (measures,) if isinstance(measures, str) else tuple(measures)
+    unknown = [name for name in given if name not in MEASURES]
+    if unknown or not given:
+        what = f"{unknown[0]!r} is no measure" if unknown else "no measure was asked for"
+        raise SdkerasError(f"{what}; there are: {', '.join(MEASURES)}.")
+    return tuple(name for name in MEASURES if name in given)
+
+
+class Monitor:
+    """Measures a model as it is now, with functions compiled once.
+
+    Minibatches, probes and dropout masks are the same at every measurement, so that differences between two are the
+    weights'. The largest eigenvalue is sought from the last one's eigenvector on.
+
+    Args:
+        model: A compiled `keras.Model`.
+        data: As in `sdkeras.analyze`.
+        measures: Which numbers, of `MEASURES`.
+        batch_size: That of training; default 32, or a dataset's own.
+        samples: Random subset for the data-set Hessian.
+        tolerance: Half-width of SD's interval wanted, relative to the codimension.
+        seed: Of everything random.
+
+    Raises:
+        SdkerasError: Unusable model, data or options; products that fail their verification.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        data: Any,
+        *,
+        measures: Sequence[str] = MEASURES,
+        batch_size: int | None = None,
+        samples: int = DEFAULT_SAMPLES,
+        tolerance: float = DEFAULT_TOLERANCE,
+        seed: int = 0,
+    ) -> None:
+        options = Options(batch_size=batch_size, samples=samples, tolerance=tolerance, seed=seed)
+        check_options(options)
+        self.measures = check_measures(measures)
+        self.subject = Subject(model, data, options)
+        loss = self.subject.loss
+        self.resources = resources(loss.size, loss.dtype.itemsize, memory_gb=None, workers=None)
+        self.hessian = HessianOperator(loss, workers=self.resources.workers)
+        if "hessian_trace" in self.measures:  # compiled here, so that the first measurement takes as long as the others
+            self.hessian.on_batch(loss.batches[0]).rows(np.zeros((2, loss.size), loss.dtype))
+        self._vectors: dict[str, Array] = {}
+        self._num_steps = _STEPS
+
+    def header(self) -> Header:
+        """What a log says of this monitor."""
+        source, optimizer = self.subject.source, self.subject.optimizer
+        return Header(
+            sdkeras=sdkeras.__version__,
+            tensorflow=str(tf.__version__),
+            keras=str(keras.__version__),
+            model=str(self.subject.model.name),
+            num_parameters=self.hessian.size,
+            optimizer="unknown" if optimizer is None else optimizer.name,
+            num_samples=source.num_samples,
+            num_samples_hessian=self.subject.loss.num_examples,
+            batch_size=source.batch_size,
+            data_digest=source.digest(),
+            seed=self.subject.options.seed,
+            measures=self.measures,
+        )
+
+    def measure(
+        self, *, source: str = "fit", epoch: int | None = None, metrics: Mapping[str, float] | None = None
+    ) -> Measurement:
+        """The model as it is now.
+
+        Where the optimizer allows none (a learning rate of 0), the ratio, the exponents and the dimension are NaN.
+
+        Args:
+            source: Where the weights are from, for the log.
+            epoch: Epochs finished.
+            metrics: Losses and metrics of the training, for the log.
+
+        Raises:
+            SdkerasError: A product is NaN or infinite.
+            KeyboardInterrupt: Ctrl-C.
+        """
+        started, before, notes = time.perf_counter(), self.hessian.num_products, []
+        values: dict[str, Reading] = {}
+        hessian = self.hessian.at(self.subject.loss.now())
+        try:
+            subject: Subject | None = self.subject.now()
+        except ModelError as error:
+            subject = None
+            notes.append(str(error))
+        edge = None if subject is None else edge_of_stability(subject, None)
+        if "sharpness" in self.measures:
+            values["sharpness"] = self._largest(hessian, "H")
+        if "sharpness_ratio" in self.measures:
+            values["sharpness_ratio"] = self._ratio(subject, hessian, values.get("sharpness"), notes)
+        outcome = None
+        if set(DIMENSION) & set(self.measures):
+            if subject is not None:
+                outcome = self._dimension(subject, hessian)
+                notes += [each.message for each in (*subject.warnings, *outcome.warnings) if each.code not in _USUAL]
+            known = _readings(outcome, self.subject.options.tolerance)
+            values |= {name: value for name, value in known.items() if name in self.measures}
+        if "hessian_trace" in self.measures:
+            estimator = estimator_of_trace("randomized-trace", {"num_probes": _TRACE_PROBES})
+            trace: TraceEstimate = estimate(estimator, hessian, self.subject.options.seed)
+            close = trace.stderr <= 0.05 * abs(trace.value)
+            values["hessian_trace"] = Reading(trace.value, bool(close), stderr=trace.stderr)
+        return Measurement(
+            source=source,
+            step=steps_taken(self.subject.compiled_as.optimizer),
+            epoch=epoch,
+            time=utc_now(),
+            seconds=time.perf_counter() - started,
+            num_hvps=self.hessian.num_products - before,
+            learning_rate=None if subject is None else subject.rate,
+            threshold=None if edge is None else edge.threshold,
+            operator="H" if edge is None else edge.operator,
+            map="" if outcome is None else outcome.sharpness_dimension.map,
+            state_size=0 if outcome is None else outcome.sharpness_dimension.state_size,
+            values=values,
+            metrics=dict(metrics or {}),
+            notes=tuple(dict.fromkeys(notes)),
+        )
+
+    def _largest(self, operator: SymmetricOperator, name: str) -> Reading:
+        """The largest eigenvalue, from the last eigenvector of the operator of this name."""
+        seed, known = self.subject.options.seed, self._vectors.get(name)
+        start = None if known is None else warm_start(known, seed=seed, dtype=operator.dtype)
+        most = int(self.resources.memory // (4 * operator.size * self.resources.itemsize))
+        estimator = estimator_of_largest(start, tolerance=_EIGEN_TOLERANCE, most_steps=most)
+        found: Eigenpairs = estimate(estimator, operator, seed)
+        if found.vectors is not None:
+            self._vectors[name] = found.vectors
+        return Reading(float(found.values[0]), bool(found.converged[0]), residual=float(found.residuals[0]))
+
+    def _ratio(
+        self, subject: Subject | None, hessian: HessianOperator, sharpness: Reading | None, notes: list[str]
+    ) -> Reading:
+        """Sharpness over the optimizer's threshold, both of the threshold's own operator."""
+        if subject is None or subject.limits is None or subject.unscaled:
+            if subject is not None:
+                notes.append(edge_of_stability(subject, None, subject.unscaled).verdict)
+            return _UNKNOWN
+        if subject.scaling is not None:
+            found = self._largest(DiagonallyScaledOperator(hessian, subject.scaling), "P^-1/2 H P^-1/2")
+        else:
+            found = self._largest(hessian, "H") if sharpness is None else sharpness
+        upper = subject.limits.upper
+        residual = None if found.residual is None else found.residual / upper
+        return Reading(found.value / upper, found.converged, residual=residual)
+
+    def _dimension(self, subject: Subject, hessian: HessianOperator) -> Outcome:
+        seed = subject.options.seed
+        cls = registry.get_estimator("spectrum", "slq")
+
+        def run(index: int, steps: int | None) -> Spectrum:
+            fits = steps is None or self.resources.fits(steps)
+            one = configured(cls, {"num_steps": steps, "reorthogonalize": fits})
+            spectrum: Spectrum = estimate(one, subject.on_minibatch(hessian, index), seed_of_run(seed, index))
+            return spectrum
+
+        while True:
+            outcome = estimate_sharpness_dimension(
+                run,
+                subject.context(hessian, "slq"),
+                AdaptiveSettings(tolerance=subject.options.tolerance, min_runs=_RUNS, max_hvps=_MOST_PRODUCTS),
+                num_steps=self._num_steps,
+            )
+            if outcome.interrupted:
+                raise KeyboardInterrupt
+            found = outcome.sharpness_dimension
+            self._num_steps = found.num_steps or self._num_steps
+            few = self._num_steps < min(_USUAL_STEPS, hessian.size)
+            if found.threshold_exponent is not None or not few:
+                return outcome
+            self._num_steps = _USUAL_STEPS
+
+
+_UNKNOWN = Reading(float("nan"), False)
+
+
+def _readings(outcome: Outcome | None, tolerance: float) -> dict[str, Reading]:
+    """The leading exponent, SD and the codimension."""
+    if outcome is None:
+        return dict.fromkeys(DIMENSION, _UNKNOWN)
+    found = outcome.sharpness_dimension
+    converged = "budget-ended" not in {warning.code for warning in outcome.warnings}
+    if found.threshold_exponent is None and found.interval is not None:  # at 0 or d the runs end whatever the interval
+        converged = found.interval[1] - found.interval[0] <= 2 * tolerance * max(found.codimension, 1.0)
+    return {
+        "rds_sharpness": Reading(float(outcome.rds_sharpness.leading[0]), converged),
+        "sharpness_dimension": Reading(found.value, converged, interval=found.interval),
+        "sharpness_codimension": Reading(found.codimension, converged, interval=found.codimension_interval),
+    }
+
+
+def failed_measurement(
+    model: Any, measures: Sequence[str], epoch: int | None, metrics: Mapping[str, float], reason: str
+) -> Measurement:
+    """NaN for every measure, and why."""
+    return Measurement(
+        source="fit",
+        step=steps_taken(model.optimizer),
+        epoch=epoch,
+        time=utc_now(),
+        seconds=0.0,
+        num_hvps=0,
+        learning_rate=None,
+        threshold=None,
+        operator="",
+        map="",
+        state_size=0,
+        values=dict.fromkeys(measures, _UNKNOWN),
+        metrics=dict(metrics),
+        notes=(f"the measurement failed: {reason}",),
+    )

@@ -1,0 +1,235 @@
+"""The log of a training: what was measured on its way, one JSON line a measurement, readable while it grows.
+
+A line is appended by one write with O_APPEND and synchronised, so that a reader sees whole lines and a crash loses the
+last one at most.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from sdkeras.errors import SdkerasError
+from sdkeras.reporting.schema import as_plain, from_plain
+
+FILE_NAME = "sharpness.jsonl"
+SCHEMA_VERSION = 1
+_WRITTEN_BY = "sdkeras.callbacks.SharpnessDimension(..., log_dir=...)"
+
+
+@attrs.frozen
+class Header:
+    """What is measured, and with what.
+
+    Attributes:
+        sdkeras, tensorflow, keras: Versions.
+        model: Name of the model.
+        num_parameters: Parameters analysed.
+        optimizer: Class name of its optimizer.
+        num_samples: Samples of the data; `data_digest` is of all of them.
+        num_samples_hessian: Those that the data-set Hessian ran on.
+        batch_size: Of the minibatches.
+        seed: Of everything random in the measurements.
+        measures: Keys of what is measured.
+    """
+
+    sdkeras: str
+    tensorflow: str
+    keras: str
+    model: str
+    num_parameters: int
+    optimizer: str
+    num_samples: int
+    num_samples_hessian: int
+    batch_size: int
+    data_digest: str
+    seed: int
+    measures: tuple[str, ...]
+
+
+@attrs.frozen
+class Reading:
+    """One number with its evidence: 95 % interval, standard error, or residual of an eigenvalue.
+
+    NaN is what could not be measured.
+    """
+
+    value: float
+    converged: bool
+    interval: tuple[float, float] | None = None
+    stderr: float | None = None
+    residual: float | None = None
+
+
+@attrs.frozen
+class Measurement:
+    """What was found at one place of a training.
+
+    Attributes:
+        source: 'fit', or the name of the checkpoint that was looked at.
+        step: Updates of the weights until then, the optimizer's own count.
+        epoch: Epochs finished, or None where it is not known.
+        time: UTC, ISO 8601.
+        seconds: What it took, compilation included.
+        num_hvps: Hessian-vector products on single batches.
+        learning_rate: At this step.
+        threshold: Upper stability threshold of the optimizer, or None where none is known.
+        operator: The threshold's own operator, 'H' or 'P^-1/2 H P^-1/2'.
+        map: The map whose exponents and dimension are meant; '' without them.
+        state_size: Dimension of the state of that map; 0 without them.
+        values: By the keys of the callback.
+        metrics: Losses and metrics of the training at that time.
+        notes: What the reader must know, a failure for example.
+    """
+
+    source: str
+    step: int
+    epoch: int | None
+    time: str
+    seconds: float
+    num_hvps: int
+    learning_rate: float | None
+    threshold: float | None
+    operator: str
+    map: str
+    state_size: int
+    values: dict[str, Reading]
+    metrics: dict[str, float]
+    notes: tuple[str, ...] = ()
+
+    def value(self, key: str) -> float | None:
+        """A number without its evidence; None where it was not asked for."""
+        return self.values[key].value if key in self.values else None
+
+
+@attrs.frozen
+class RunLog:
+    """What a log holds.
+
+    Attributes:
+        header: The last header.
+        measurements: In the order of the file.
+        notes: What of the file could not be read, and where its header changed.
+    """
+
+    header: Header
+    measurements: tuple[Measurement, ...]
+    notes: tuple[str, ...] = ()
+
+
+def place_of(path: str | os.PathLike[str]) -> Path:
+    """The log in a folder, or the file itself."""
+    return Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
+
+
+def read_run_log(path: str | os.PathLike[str]) -> RunLog:
+    """Reads a log, or the log in a folder; broken lines are left out, and that is noted.
+
+    Raises:
+        SdkerasError: There is none, it is no such log, or it is one of a later version.
+    """
+    place = place_of(path)
+    try:
+        lines = place.read_bytes().split(b"\n")
+    except OSError as error:
+        raise SdkerasError(
+            f"{place} cannot be read: {error.strerror or error}; give a folder with a {FILE_NAME}, or such a file, as "
+            f"{_WRITTEN_BY} writes it."
+        ) from error
+    header: Header | None = None
+    measurements: list[Measurement] = []
+    notes: list[str] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{place}, line {number}"
+        document = _parsed(line)
+        if document is None:
+            what = "breaks off" if number == len(lines) else "is broken"
+            notes.append(f"line {number} {what} (a crash, or a writer at work) and was left out")
+        elif "schema_version" in document:
+            found = _header(document, where)
+            if header is not None and attrs.evolve(found, measures=()) != attrs.evolve(header, measures=()):
+                notes.append(f"from line {number} on the log is of another model, optimizer, data set or version")
+            header = found
+        elif header is None:
+            break
+        else:
+            measurements.append(from_plain(document, Measurement, where))
+    if lines == [b""]:
+        raise SdkerasError(f"{place} is empty: nothing has been measured yet; look again after the first epoch.")
+    if header is None:
+        raise SdkerasError(f"{place} does not begin with the header of a log; give one written by {_WRITTEN_BY}.")
+    return RunLog(header, tuple(measurements), tuple(notes))
+
+
+def append(path: str | os.PathLike[str], record: Header | Measurement) -> None:
+    """Appends a record as one line, whole or not at all, and returns when it is on the disk.
+
+    A header equal to the file's last one is not written again. After a last line without its end a new one is begun.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    document = as_plain(record)
+    if isinstance(record, Header):
+        document = {"schema_version": SCHEMA_VERSION, **document}
+        if _last_header(path) == document:
+            return
+    line = json.dumps(document, allow_nan=False).encode() + b"\n"
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        size = os.fstat(handle).st_size
+        if size and os.pread(handle, 1, size - 1) != b"\n":
+            line = b"\n" + line
+        written = os.write(handle, line)
+        if written < len(line):
+            raise OSError(f"{written} of {len(line)} bytes were written; is the disk full?")
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _last_header(path: str | os.PathLike[str]) -> Mapping[str, Any] | None:
+    if not os.path.exists(path):
+        return None
+    documents = map(_parsed, Path(path).read_bytes().split(b"\n"))
+    headers = [document for document in documents if document is not None and "schema_version" in document]
+    return headers[-1] if headers else None
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """The JSON object of a line; None for a broken one."""
+    try:
+        document = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _header(document: dict[str, Any], where: str) -> Header:
+    version = document["schema_version"]
+    if version != SCHEMA_VERSION:
+        raise SdkerasError(
+            f"{where} has schema version {version!r}, this sdkeras reads up to {SCHEMA_VERSION}; update sdkeras."
+        )
+    return from_plain(document, Header, where)
+
+
+def trajectory(log: RunLog) -> tuple[Measurement, ...]:
+    """The measurements along one training, by step.
+
+    Where the steps of `fit` go back, training has gone back (a restored backup, a fresh start): what was measured
+    beyond is of weights that were given up, and is left out.
+    """
+    kept: list[Measurement] = []
+    for found in log.measurements:
+        if found.source == "fit":
+            kept = [earlier for earlier in kept if earlier.source != "fit" or earlier.step < found.step]
+        kept.append(found)
+    return tuple(sorted(kept, key=lambda found: found.step))

@@ -1,0 +1,199 @@
+"""A training over time, from its log: what the terminal and the page say of it."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import attrs
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from sdkeras.dimension.stability import EDGE
+from sdkeras.reporting.html import Card, environment
+from sdkeras.reporting.numbers import ABSENT, dimension, estimated, interval, number
+from sdkeras.reporting.run_log import Measurement, Reading, RunLog, trajectory
+from sdkeras.reporting.schema import write_atomically
+from sdkeras.reporting.tables import printable
+from sdkeras.reporting.track_figures import track_figures
+
+# What a terminal has room for; the page has it all.
+_MOST_ROWS = 30
+_NARROW = ("source", "step", "epoch", "sharpness", "ratio", "λ₁", "SD", "codimension", "loss")
+
+
+@attrs.frozen
+class Row:
+    """The cells of one measurement, in the order of `Rows.columns`, and whether there was nothing to measure."""
+
+    cells: tuple[str, ...]
+    failed: bool
+
+
+@attrs.frozen
+class Rows:
+    """The table of a log; columns without a number are left out."""
+
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+
+def verdict(log: RunLog) -> str:
+    """Where the training stood when it was last compared with its threshold, and when it first came to the edge."""
+    found = [each for each in trajectory(log) if _finite(each, "sharpness_ratio")]
+    if not found:
+        return "No verdict: no measurement compares the sharpness with the optimizer's threshold."
+    last = found[-1]
+    ratio = last.values["sharpness_ratio"].value
+    where = "Below" if ratio < EDGE[0] else "At" if ratio <= EDGE[1] else "Above"
+    text = (
+        f"{where} the edge of stability at step {last.step:,}: sharpness is {number(ratio, 3)} times the threshold "
+        f"{number(last.threshold)} of {log.header.optimizer} at learning rate {number(last.learning_rate)}."
+    )
+    reached = [each.step for each in found if each.values["sharpness_ratio"].value >= EDGE[0]]
+    return f"{text} It was at {EDGE[0]:g} or above first at step {reached[0]:,}." if reached else text
+
+
+def notes(log: RunLog) -> tuple[str, ...]:
+    """What the reader must know: of the file, and of the last measurement that has something to say."""
+    measured = trajectory(log)
+    own = list(log.notes)
+    left_out = len(log.measurements) - len(measured)
+    if left_out:
+        own.append(f"training went back, and {left_out} measurements beyond that step are left out")
+    failed = [each for each in measured if _failed(each)]
+    if failed:
+        own.append(f"{len(failed)} of {len(measured)} measurements failed, the last one: {'; '.join(failed[-1].notes)}")
+    said = [each for each in measured if each.notes and not _failed(each)]
+    return (*own, *(f"step {said[-1].step:,}: {note}" for note in (said[-1].notes if said else ())))
+
+
+def table(log: RunLog) -> Rows:
+    """All measurements."""
+    measured = trajectory(log)
+    columns = {
+        "source": [each.source if each.source != "fit" else "" for each in measured],
+        "step": [f"{each.step:,}" for each in measured],
+        "epoch": [number(each.epoch) for each in measured],
+        "sharpness": [_cell(each, "sharpness") for each in measured],
+        "threshold": [number(each.threshold) for each in measured],
+        "ratio": [_cell(each, "sharpness_ratio", 3) for each in measured],
+        "λ₁": [_cell(each, "rds_sharpness", 3) for each in measured],
+        "SD": [_dimension(each, "sharpness_dimension") for each in measured],
+        "codimension": [_dimension(each, "sharpness_codimension") for each in measured],
+        "trace": [_cell(each, "hessian_trace") for each in measured],
+        "loss": [number(each.metrics.get("loss")) for each in measured],
+        "val_loss": [number(each.metrics.get("val_loss")) for each in measured],
+        "learning rate": [number(each.learning_rate) for each in measured],
+        "seconds": [number(each.seconds, 2) for each in measured],
+    }
+    shown = {name: cells for name, cells in columns.items() if set(cells) - {"", ABSENT}}
+    rows = zip(*shown.values(), strict=True)
+    return Rows(tuple(shown), tuple(Row(cells, _failed(each)) for cells, each in zip(rows, measured, strict=True)))
+
+
+def cards(log: RunLog) -> tuple[Card, ...]:
+    """The last numbers."""
+    measured = trajectory(log)
+    made = []
+
+    def last(key: str) -> Measurement | None:
+        return next((each for each in reversed(measured) if _finite(each, key)), None)
+
+    found = last("sharpness_ratio")
+    if found is not None:
+        value = number(found.values["sharpness_ratio"].value, 3)
+        made.append(Card("Sharpness / threshold", value, f"at step {found.step:,}", "1 is the edge of stability"))
+    for key, name, meaning in (
+        ("sharpness_codimension", "Codimension", "directions of the state that steps contract on average"),
+        ("sharpness_dimension", "Sharpness dimension", "dimension of a volume that steps do not shrink on average"),
+    ):
+        found = last(key)
+        if found is not None:
+            reading = found.values[key]
+            of = f"{interval(reading.interval)} of {found.state_size:,}"
+            made.append(Card(name, dimension(reading.value, _half_width(reading)), of, meaning))
+    found = last("rds_sharpness")
+    if found is not None:
+        value = number(found.values["rds_sharpness"].value, 3)
+        made.append(Card("RDS sharpness λ₁", value, "per step", "the fastest stretching of distances; 0 is neutral"))
+    return tuple(made)
+
+
+def render(log: RunLog) -> RenderableType:
+    """The log in a terminal: verdict, last numbers, notes, and the last measurements without their intervals."""
+    first = [Text(verdict(log), style="bold")]
+    first += [Text(f"{card.name} {card.value} ({card.evidence}): {card.meaning}") for card in cards(log)]
+    parts: list[RenderableType] = [Panel(Group(*first), title=escape(printable(log.header.model)))]
+    parts += [Text(printable(note), style="yellow") for note in notes(log)]
+    content = table(log)
+    shown = [k for k, name in enumerate(content.columns) if name in _NARROW]
+    grid = RichTable(title="Measurements", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for k in shown:
+        grid.add_column(content.columns[k], justify="right")
+    for row in content.rows[-_MOST_ROWS:]:
+        cells = (Text(printable(row.cells[k]).partition(" [")[0]) for k in shown)
+        grid.add_row(*cells, style="dim" if row.failed else "")
+    if len(content.rows) > _MOST_ROWS:
+        grid.caption = f"the last {_MOST_ROWS} of {len(content.rows):,}"
+    return Group(*parts, Text(""), grid)
+
+
+def as_html(log: RunLog) -> str:
+    """The page; whatever came from a model or a data file is escaped."""
+    headline, _, detail = verdict(log).partition(": ")
+    measured = trajectory(log)
+    return (
+        environment()
+        .get_template("track.html.j2")
+        .render(
+            log=log,
+            headline=headline.rstrip("."),
+            detail=detail[:1].upper() + detail[1:],
+            cards=cards(log),
+            notes=notes(log),
+            figures=track_figures(measured),
+            table=table(log),
+            seconds=number(sum(each.seconds for each in measured), 3),
+            products=f"{sum(each.num_hvps for each in measured):,}",
+        )
+    )
+
+
+def save_html(log: RunLog, path: str | os.PathLike[str]) -> None:
+    """Writes the page, all of it or nothing.
+
+    Raises:
+        SdkerasError: The file cannot be written.
+    """
+    write_atomically(path, as_html(log))
+
+
+def _finite(found: Measurement, key: str) -> bool:
+    value = found.value(key)
+    return value is not None and math.isfinite(value)
+
+
+def _failed(found: Measurement) -> bool:
+    return all(math.isnan(reading.value) for reading in found.values.values())
+
+
+def _cell(found: Measurement, key: str, digits: int = 4) -> str:
+    reading = found.values.get(key)
+    if reading is None:
+        return ABSENT
+    return number(reading.value, digits) + ("" if reading.converged or math.isnan(reading.value) else " ?")
+
+
+def _dimension(found: Measurement, key: str) -> str:
+    reading = found.values.get(key)
+    if reading is None or math.isnan(reading.value):
+        return ABSENT
+    return estimated(reading.value, reading.interval)
+
+
+def _half_width(reading: Reading) -> float | None:
+    return None if reading.interval is None else 0.5 * (reading.interval[1] - reading.interval[0])

@@ -1,0 +1,163 @@
+"""The figures of a training over time, over the steps of the optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from sdkeras.records import FloatArray
+from sdkeras.reporting.figures import _ACCENT, _FONT, _INK, _SOFT, _WARN, Figure, _plain_ticks, _svg
+from sdkeras.reporting.numbers import number
+from sdkeras.reporting.run_log import Measurement
+
+# Sharpness and threshold farther apart than this share an axis that is logarithmic.
+_FAR = 5.0
+
+
+def track_figures(measured: Sequence[Measurement]) -> tuple[Figure, ...]:
+    """The figures that there are numbers for, in the page's order."""
+    made = (edge_over_time(measured), codimension(measured), dimension(measured), *gaps(measured))
+    return tuple(figure for figure in made if figure is not None)
+
+
+def edge_over_time(measured: Sequence[Measurement]) -> Figure | None:
+    """Sharpness of the threshold's own operator, and the threshold."""
+    thresholds = _array([found.threshold for found in measured])
+    sharpness = _array([found.value("sharpness_ratio") for found in measured]) * thresholds
+    known = np.isfinite(sharpness)
+    if not known.any():
+        return None
+    steps = _steps(measured)
+    what = (
+        "sharpness"
+        if all(found.operator == "H" for found in measured if found.operator)
+        else "preconditioned sharpness"
+    )
+    values = np.concatenate([sharpness[known], thresholds[known]])
+    positive = bool(np.all(values > 0))
+    logarithmic = positive and float(values.max()) > _FAR * float(values.min())
+
+    def draw(axes: Any) -> None:
+        axes.plot(steps[known], thresholds[known], color=_WARN, linewidth=1.6, linestyle="--")
+        axes.plot(steps[known], sharpness[known], color=_ACCENT, linewidth=2.2, marker="o", markersize=4)
+        if logarithmic:
+            axes.set_yscale("log")
+            axes.set_ylim(0.5 * float(values.min()), 2.5 * float(values.max()))
+            axes.yaxis.set_major_formatter(lambda tick, _: number(float(f"{tick:.6g}"), 3))
+            axes.yaxis.set_minor_formatter(lambda tick, _: "")
+        else:
+            axes.set_ylim(min(0.0, 1.1 * float(values.min())), 1.2 * float(values.max()))
+            _plain_ticks(axes)
+        _label(axes, steps[known], thresholds[known], "threshold", _WARN)
+        _over_steps(axes)
+        axes.set_ylabel("largest eigenvalue")
+
+    return Figure(
+        "Sharpness against the threshold",
+        _svg("edge", "Sharpness and stability threshold over the steps", draw),
+        f"The solid line is the {what}, the dashed one the optimizer's threshold at its learning rate then. Full-batch "
+        "training often climbs to the threshold and stays there: the edge of stability.",
+    )
+
+
+def codimension(measured: Sequence[Measurement]) -> Figure | None:
+    """Codimension with its intervals."""
+    return _with_intervals(
+        measured,
+        "sharpness_codimension",
+        "Codimension",
+        "Directions of the state that a step contracts on average, with 95 % intervals. More of them: training has "
+        "pinned down more.",
+    )
+
+
+def dimension(measured: Sequence[Measurement]) -> Figure | None:
+    """Sharpness dimension with its intervals."""
+    return _with_intervals(
+        measured,
+        "sharpness_dimension",
+        "Sharpness dimension",
+        "The largest dimension of a volume that steps do not shrink on average, with 95 % intervals.",
+    )
+
+
+def gaps(measured: Sequence[Measurement]) -> list[Figure]:
+    """Validation loss minus loss, and accuracy minus validation accuracy, where the logs hold them."""
+    names = {name for found in measured for name in found.metrics}
+    pairs = sorted(name for name in names if f"val_{name}" in names and (name == "loss" or name.endswith("accuracy")))
+    made = []
+    for place, name in enumerate(pairs):
+        sign = 1.0 if name == "loss" else -1.0
+        own = _array([found.metrics.get(name) for found in measured])
+        gap = sign * (_array([found.metrics.get(f"val_{name}") for found in measured]) - own)
+        if not np.isfinite(gap).any():
+            continue
+        quantity = "loss" if name == "loss" else "accuracy"
+        terms = "validation loss - loss" if name == "loss" else "accuracy - validation accuracy"
+        made.append(
+            Figure(
+                f"Generalization gap of the {quantity}",
+                _svg(f"gap{place}", f"Generalization gap of the {quantity}", _line(measured, gap, terms)),
+                f"{terms[:1].upper()}{terms[1:]}: what the bounds are about. The training side is Keras' mean over "
+                "the epoch, while the weights moved, and with dropout where there is some.",
+            )
+        )
+    return made
+
+
+def _line(measured: Sequence[Measurement], values: FloatArray, label: str) -> Callable[[Any], None]:
+    known = np.isfinite(values)
+
+    def draw(axes: Any) -> None:
+        axes.plot(_steps(measured)[known], values[known], color=_ACCENT, linewidth=2.2, marker="o", markersize=4)
+        axes.axhline(0, color=_INK, linewidth=0.9)
+        _plain_ticks(axes)
+        _over_steps(axes)
+        axes.set_ylabel(label)
+
+    return draw
+
+
+def _with_intervals(measured: Sequence[Measurement], key: str, title: str, caption: str) -> Figure | None:
+    readings = [found.values.get(key) for found in measured]
+    values = _array([None if reading is None else reading.value for reading in readings])
+    known = np.isfinite(values)
+    if not known.any():
+        return None
+    spans = [None if reading is None else reading.interval for reading in readings]
+    low = _array([None if span is None else span[0] for span in spans])
+    high = _array([None if span is None else span[1] for span in spans])
+    bounded = known & np.isfinite(low) & np.isfinite(high)
+    steps = _steps(measured)
+
+    def draw(axes: Any) -> None:
+        axes.vlines(steps[bounded], low[bounded], high[bounded], color=_SOFT, linewidth=1.6)
+        axes.plot(steps[known], values[known], color=_ACCENT, linewidth=2.2, marker="o", markersize=4)
+        axes.locator_params(axis="y", nbins=6)
+        axes.yaxis.set_major_formatter(lambda tick, _: number(float(f"{tick:.6g}"), 6))
+        _over_steps(axes)
+        axes.set_ylabel(title.lower())
+
+    return Figure(title, _svg(key.replace("_", "-"), f"{title} over the steps", draw), caption)
+
+
+def _label(axes: Any, x: FloatArray, y: FloatArray, text: str, colour: str) -> None:
+    axes.annotate(
+        text, (x[0], y[0]), xytext=(0, 5), textcoords="offset points", color=colour, va="bottom", fontsize=_FONT
+    )
+
+
+def _over_steps(axes: Any) -> None:
+    axes.set_xlabel("step")
+    axes.locator_params(axis="x", nbins=5, integer=True)
+    axes.xaxis.set_major_formatter(lambda tick, _: number(round(tick, 6), 6))
+
+
+def _steps(measured: Sequence[Measurement]) -> FloatArray:
+    return _array([float(found.step) for found in measured])
+
+
+def _array(values: Sequence[float | None]) -> FloatArray:
+    return np.array([np.nan if value is None or not abs(value) < 1e100 else value for value in values], np.float64)

@@ -1,0 +1,1 @@
+"""Many runs: trajectories of weights, their topology, and which measures go with generalization."""

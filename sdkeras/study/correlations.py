@@ -1,0 +1,343 @@
+"""Which measures go with generalization over many runs: Kendall's tau-b and granulated coefficients."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+import numpy as np
+import scipy.stats
+
+from sdkeras.errors import SdkerasError
+from sdkeras.records import FloatArray
+from sdkeras.reporting.numbers import ABSENT
+from sdkeras.reporting.schema import SCHEMA_VERSION, Document
+
+TARGETS = ("accuracy_gap", "loss_gap")
+_CONFIDENCE = 0.95
+# Fewer units resampled have too few distinct resamples for an interval of 95 %; five have 126.
+_FEWEST_RESAMPLED = 5
+
+
+@attrs.frozen(kw_only=True)
+class Run:
+    """One trained model.
+
+    Attributes:
+        settings: Its hyperparameters, the seed among them if runs differ in it.
+        measures: Numbers that may go with generalization; None or NaN where there is none.
+        accuracy_gap: |train accuracy - test accuracy|, or None.
+        loss_gap: |train loss - test loss|, or None.
+    """
+
+    settings: Mapping[str, Any]
+    measures: Mapping[str, float | None]
+    accuracy_gap: float | None = None
+    loss_gap: float | None = None
+
+
+@attrs.frozen
+class Granulated:
+    """psi of one hyperparameter: the mean of tau-b over groups of runs that differ in nothing else.
+
+    Attributes:
+        setting: The hyperparameter.
+        psi: The mean, or None where no group has a tau-b.
+        interval: 95 % bootstrap interval over groups; None below 5 groups.
+        num_groups: Groups in the mean.
+        num_skipped: Groups left out: fewer than 2 runs with both values, or one of the two the same in all runs.
+    """
+
+    setting: str
+    psi: float | None
+    interval: tuple[float, float] | None
+    num_groups: int
+    num_skipped: int
+
+
+@attrs.frozen
+class MeasureCorrelation:
+    """How one measure goes with one gap.
+
+    Attributes:
+        measure: Name of the measure.
+        target: 'accuracy_gap' or 'loss_gap'.
+        tau_b: Kendall's tau-b over all runs; None where it is undefined (fewer than 2 runs, or all values equal).
+        interval: 95 % bootstrap interval of it over runs; None below 5 runs.
+        p_value: Two-sided, of independent runs without association; None where tau_b is.
+        num_usable: Bootstrap resamples in which tau-b is defined; the interval is over these.
+        num_runs: Runs with both values.
+        num_missing: Runs without one of them, left out.
+        granulated: psi of each hyperparameter, in the order of `Correlations.settings`.
+        psi_mean: Mean of those psi that are defined; None if none is.
+        psi_mean_interval: Bootstrap interval over the groups of each; None where one of them has none.
+    """
+
+    measure: str
+    target: str
+    tau_b: float | None
+    interval: tuple[float, float] | None
+    p_value: float | None
+    num_usable: int
+    num_runs: int
+    num_missing: int
+    granulated: tuple[Granulated, ...]
+    psi_mean: float | None
+    psi_mean_interval: tuple[float, float] | None
+
+
+@attrs.frozen(eq=False)
+class Correlations(Document):
+    """Every measure with every gap.
+
+    Attributes:
+        rows: One for each measure and gap.
+        settings: Hyperparameters that vary and have a psi, in the order of the runs' first.
+        num_runs: Runs in the table.
+        num_resamples: Of the bootstrap.
+        seed: Of the bootstrap.
+    """
+
+    DOCUMENT = "correlations"
+    WRITTEN_BY = ("correlations.json", "sdkeras study")
+
+    rows: tuple[MeasureCorrelation, ...]
+    settings: tuple[str, ...]
+    num_runs: int
+    num_resamples: int
+    seed: int
+    schema_version: int = SCHEMA_VERSION
+
+    def __str__(self) -> str:
+        lines = [self.header(), *self.cells()]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+    def header(self) -> tuple[str, ...]:
+        """Titles of the columns of `cells`."""
+        return ("measure", "gap", "tau-b", "p", *(f"psi {name}" for name in self.settings), "mean psi", "runs")
+
+    def cells(self) -> tuple[tuple[str, ...], ...]:
+        """The rows as text, for a table."""
+        return tuple(
+            (
+                row.measure,
+                row.target.removesuffix("_gap"),
+                coefficient(row.tau_b, row.interval),
+                ABSENT if row.p_value is None else f"{row.p_value:.2g}",
+                *(coefficient(part.psi, part.interval) for part in row.granulated),
+                coefficient(row.psi_mean, row.psi_mean_interval),
+                f"{row.num_runs}" + (f" ({row.num_missing} missing)" if row.num_missing else ""),
+            )
+            for row in self.rows
+        )
+
+    def to_csv(self) -> str:
+        """One line for each measure and gap; absent values are empty."""
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        names = ["measure", "target", *_spread("tau_b"), "p_value", "num_usable", "num_runs", "num_missing"]
+        for setting in self.settings:
+            names += [*_spread(f"psi_{setting}"), f"num_groups_{setting}", f"num_skipped_{setting}"]
+        writer.writerow([*names, *_spread("psi_mean")])
+        for row in self.rows:
+            values = [row.measure, row.target, *_limits(row.tau_b, row.interval)]
+            values += [row.p_value, row.num_usable, row.num_runs, row.num_missing]
+            for part in row.granulated:
+                values += [*_limits(part.psi, part.interval), part.num_groups, part.num_skipped]
+            writer.writerow([*values, *_limits(row.psi_mean, row.psi_mean_interval)])
+        return buffer.getvalue()
+
+
+def correlate(
+    runs: Sequence[Run], *, held: Sequence[str] = ("seed",), num_resamples: int = 2000, seed: int = 0
+) -> Correlations:
+    """Kendall's tau-b and the granulated coefficients of every measure with every gap that the runs have.
+
+    psi_h is the mean of tau-b over groups of runs that differ only in hyperparameter h. A group of fewer than 2 runs,
+    or in which the measure or the gap does not vary, is skipped: it counts in no mean.
+
+    Args:
+        runs: At least 2, with the same settings, no two alike in all of them.
+        held: Settings that make no psi of their own and are kept equal within every group.
+        num_resamples: Bootstrap resamples (percentile; of runs for tau-b, of groups for psi).
+        seed: Of the bootstrap.
+
+    Raises:
+        SdkerasError: Runs that cannot be grouped, or no measure or gap at all.
+
+    Reference: Jiang et al., "Fantastic Generalization Measures and Where to Find Them" (2019).
+    """
+    if num_resamples < 100:
+        raise SdkerasError(f"num_resamples is {num_resamples}; an interval of 95 % needs at least 100.")
+    names = _setting_names(runs)
+    settings = tuple(name for name in names if name not in held and len({run.settings[name] for run in runs}) > 1)
+    groups = {name: _groups(runs, name, names) for name in settings}
+    measures = list(dict.fromkeys(name for run in runs for name in run.measures))
+    gaps = {target: _values([getattr(run, target) for run in runs]) for target in TARGETS}
+    targets = [target for target, values in gaps.items() if not np.all(np.isnan(values))]
+    if not measures or not targets:
+        raise SdkerasError("the runs have no measure, or neither an accuracy gap nor a loss gap; give both sides.")
+    rows = []
+    for measure in measures:
+        values = _values([run.measures.get(measure) for run in runs])
+        rows += [_row(measure, target, values, gaps[target], groups, num_resamples, seed) for target in targets]
+    return Correlations(tuple(rows), settings, len(runs), num_resamples, seed)
+
+
+def kendall_tau_b(first: FloatArray, second: FloatArray, counts: FloatArray | None = None) -> FloatArray:
+    """Kendall's tau-b of pairs that occur so many times, for many tables of counts at once.
+
+    tau-b = (C - D) / sqrt((pairs not tied in the first) (pairs not tied in the second)).
+
+    Args:
+        first: Shape [n]; infinities are ranks like others.
+        second: Shape [n].
+        counts: How often each occurs, shape [tables, n]; None for once.
+
+    Returns:
+        Shape [tables]; NaN where all values of one side are equal.
+    """
+    signs = []
+    for values in (first, second):
+        ranks = scipy.stats.rankdata(values, "dense")
+        signs.append(np.sign(ranks[:, None] - ranks))
+    weights = np.ones((1, len(first))) if counts is None else counts
+
+    def total(matrix: FloatArray) -> FloatArray:
+        made: FloatArray = np.sum(weights @ matrix * weights, axis=1)
+        return made
+
+    untied = np.sqrt(total(np.abs(signs[0])) * total(np.abs(signs[1])))
+    found: FloatArray = np.divide(
+        total(signs[0] * signs[1]), untied, out=np.full(len(weights), np.nan), where=untied > 0
+    )
+    return found
+
+
+def coefficient(value: float | None, interval: tuple[float, float] | None = None) -> str:
+    """A coefficient between -1 and 1 as text, with its interval."""
+    if value is None or math.isnan(value):
+        return ABSENT
+    # Adding 0 leaves no -0.00.
+    first, *ends = (f"{round(each, 2) + 0.0:+.2f}" for each in (value, *(interval or ())))
+    return f"{first} [{', '.join(ends)}]" if ends else first
+
+
+def _row(
+    measure: str,
+    target: str,
+    values: FloatArray,
+    gap: FloatArray,
+    groups: Mapping[str, Sequence[FloatArray]],
+    num_resamples: int,
+    seed: int,
+) -> MeasureCorrelation:
+    known = ~(np.isnan(values) | np.isnan(gap))
+    count = int(np.count_nonzero(known))
+    first, second = values[known], gap[known]
+    tau, p_value = scipy.stats.kendalltau(first, second) if count > 1 else (math.nan, math.nan)
+    resampled = kendall_tau_b(first, second, _resamples(count, num_resamples, [seed, 21])) if count else np.zeros(0)
+    granulated, means, resampled_means = [], [], []
+    for position, (setting, members) in enumerate(groups.items()):
+        taus = [_tau(values[group], gap[group]) for group in (group[known[group]] for group in members)]
+        defined = np.array([each for each in taus if each is not None])
+        drawn = _resamples(len(defined), num_resamples, [seed, 22, position]) @ defined / max(1, len(defined))
+        interval = _interval(drawn, len(defined))
+        psi = float(np.mean(defined)) if len(defined) else None
+        granulated.append(Granulated(setting, psi, interval, len(defined), len(taus) - len(defined)))
+        if psi is not None:
+            means.append(psi)
+            resampled_means.append((drawn, len(defined)))
+    return MeasureCorrelation(
+        measure=measure,
+        target=target,
+        tau_b=None if math.isnan(tau) else float(tau),
+        interval=None if math.isnan(tau) else _interval(resampled, count),
+        p_value=None if math.isnan(tau) else float(p_value),
+        num_usable=int(np.count_nonzero(~np.isnan(resampled))),
+        num_runs=count,
+        num_missing=len(values) - count,
+        granulated=tuple(granulated),
+        psi_mean=float(np.mean(means)) if means else None,
+        psi_mean_interval=_interval(
+            np.mean([drawn for drawn, _ in resampled_means], axis=0), min(size for _, size in resampled_means)
+        )
+        if means
+        else None,
+    )
+
+
+def _tau(first: FloatArray, second: FloatArray) -> float | None:
+    found = float(kendall_tau_b(first, second)[0]) if len(first) > 1 else math.nan
+    return None if math.isnan(found) else found
+
+
+def _resamples(size: int, count: int, seed: Sequence[int]) -> FloatArray:
+    """How often each of `size` units occurs in bootstrap samples, shape [count, size]."""
+    if not size:
+        return np.zeros((count, 0))
+    drawn = np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), size=count)
+    return drawn.astype(np.float64)
+
+
+def _interval(resampled: FloatArray, size: int) -> tuple[float, float] | None:
+    """Percentiles of the defined values of enough resampled units."""
+    usable = resampled[~np.isnan(resampled)]
+    if size < _FEWEST_RESAMPLED or 2 * len(usable) < len(resampled):
+        return None
+    low, high = np.quantile(usable, [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def _setting_names(runs: Sequence[Run]) -> tuple[str, ...]:
+    """Names of the settings, the same in all runs.
+
+    Raises:
+        SdkerasError: They are not, or runs are alike in all of them.
+    """
+    if len(runs) < 2:
+        raise SdkerasError(f"a correlation needs at least 2 runs, got {len(runs)}.")
+    names = tuple(runs[0].settings)
+    seen: dict[tuple[Any, ...], int] = {}
+    for number, run in enumerate(runs):
+        if set(run.settings) != set(names):
+            other = ", ".join(sorted(set(names) ^ set(run.settings)))
+            raise SdkerasError(f"run {number} differs from run 0 in which settings it has ({other}); give all to all.")
+        for name, value in run.settings.items():
+            if not isinstance(value, (str, int, float, type(None))) or value != value:
+                raise SdkerasError(
+                    f"run {number}: the setting {name} is {value!r}; a setting is text, a number that is not NaN, or "
+                    "None."
+                )
+        key = tuple(run.settings[name] for name in names)
+        if key in seen:
+            raise SdkerasError(
+                f"runs {seen[key]} and {number} have the same settings; tell them apart by a setting (seed)."
+            )
+        seen[key] = number
+    return names
+
+
+def _groups(runs: Sequence[Run], setting: str, names: Sequence[str]) -> list[Any]:
+    """Indices of the runs that differ in nothing but one setting, an array for each combination of the others."""
+    found: dict[tuple[Any, ...], list[int]] = {}
+    for number, run in enumerate(runs):
+        found.setdefault(tuple(run.settings[name] for name in names if name != setting), []).append(number)
+    return [np.array(members) for members in found.values()]
+
+
+def _values(given: Sequence[float | None]) -> FloatArray:
+    return np.array([math.nan if value is None else value for value in given], np.float64)
+
+
+def _spread(name: str) -> tuple[str, str, str]:
+    return name, f"{name}_low", f"{name}_high"
+
+
+def _limits(value: float | None, interval: tuple[float, float] | None) -> tuple[float | None, ...]:
+    return (value, *(interval or (None, None)))

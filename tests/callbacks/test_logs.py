@@ -1,0 +1,294 @@
+"""What other callbacks see, when measurements are skipped, and what a failing one does; the measuring is a stand-in."""
+
+import csv
+import logging
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from sdkeras.callbacks import SharpnessDimension, sharpness_dimension
+from sdkeras.errors import DataError, ModelError, SdkerasError
+from sdkeras.monitor import MEASURES
+from sdkeras.operators.update import steps_taken
+from sdkeras.reporting.run_log import Header, Measurement, Reading, read_run_log
+from small_nets import X, Y, net
+
+KEYS = {*MEASURES, "sharpness_age"}
+
+
+class Clock:
+    """Seconds that pass when it is told so."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+class StandIn:
+    """Measures 1, 2, 3, ... times `scale`; `cost` seconds each, `compilation` once."""
+
+    clock = Clock()
+    cost = compilation = 0.0
+    scale = 1.0
+    made = 0
+    error: dict[int, BaseException]
+
+    def __init__(self, model, data, *, measures, **options) -> None:
+        type(self).made += 1
+        self.clock.seconds += self.compilation
+        self.model, self.measures, self.options, self.count = model, measures, options, 0
+
+    def header(self) -> Header:
+        return Header("0", "0", "0", "small", 51, "SGD", 96, 96, 16, "ab", 0, self.measures)
+
+    def measure(self, *, epoch, metrics) -> Measurement:
+        self.count += 1
+        self.clock.seconds += self.cost
+        if self.count in self.error:
+            raise self.error[self.count]
+        values = {name: Reading(self.scale * self.count, True) for name in self.measures}
+        place = {"source": "fit", "step": steps_taken(self.model.optimizer), "epoch": epoch, "time": "now"}
+        numbers = {"seconds": 0.0, "num_hvps": 1, "learning_rate": 0.1, "threshold": 20.0}
+        return Measurement(
+            **place, **numbers, operator="H", map="sgd", state_size=51, values=values, metrics=dict(metrics)
+        )
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
+    made = type("OneStandIn", (StandIn,), {"clock": Clock(), "error": {}})
+    monkeypatch.setattr(sharpness_dimension, "Monitor", made)
+    return made
+
+
+class Tick(keras.callbacks.Callback):
+    """An epoch of training takes ten seconds."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock = clock
+
+    def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
+        self.clock.seconds += 10.0
+
+
+def watch(**options: object) -> SharpnessDimension:
+    return SharpnessDimension((X, Y), **{"batch_size": 16, "max_overhead": None, **options})
+
+
+def fit(*callbacks: keras.callbacks.Callback, model: keras.Model | None = None, epochs: int = 3, **options: object):
+    model = model or net(keras.optimizers.SGD(0.1))
+    options = {"batch_size": 16, "verbose": 0, **options}
+    return model.fit(X, Y, epochs=epochs, callbacks=list(callbacks), **options).history
+
+
+def test_history_and_csv_hold_every_key_every_epoch(stand_in, tmp_path: Path) -> None:
+    history = fit(watch(), keras.callbacks.CSVLogger(tmp_path / "log.csv"), validation_data=(X, Y))
+    assert set(history) > KEYS
+    assert history["sharpness"] == [1.0, 2.0, 3.0]
+    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
+    assert [float(row["sharpness_ratio"]) for row in rows] == [1.0, 2.0, 3.0]
+    assert [float(row["sharpness_age"]) for row in rows] == [0, 0, 0]
+
+
+def test_tensorboard_holds_every_key(stand_in, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="tf.summary needs it")
+    fit(watch(), keras.callbacks.TensorBoard(tmp_path))
+    found: dict[str, list[float]] = {}
+    for file in (tmp_path / "train").glob("events.*"):
+        for record in tf.data.TFRecordDataset(str(file)):
+            for value in tf.compat.v1.Event.FromString(record.numpy()).summary.value:
+                if value.tag.startswith("epoch_"):
+                    found.setdefault(value.tag, []).append(tf.make_ndarray(value.tensor).item())
+    assert found["epoch_sharpness_codimension"] == [1.0, 2.0, 3.0]
+    assert {f"epoch_{key}" for key in KEYS} <= set(found)
+
+
+def test_only_the_measures_asked_for_are_written(stand_in) -> None:
+    history = fit(watch(measures=("hessian_trace", "sharpness")))
+    assert {*KEYS} & set(history) == {"sharpness", "hessian_trace", "sharpness_age"}
+
+
+def test_early_stopping_and_checkpoints_watch_the_keys(stand_in, tmp_path: Path) -> None:
+    stand_in.scale = -1.0
+    stopping = keras.callbacks.EarlyStopping("sharpness_ratio", mode="max", patience=1)
+    best = keras.callbacks.ModelCheckpoint(
+        str(tmp_path / "{epoch}-{sharpness:.0f}.keras"), monitor="sharpness", mode="min", save_best_only=True
+    )
+    history = fit(watch(), stopping, best, epochs=10)
+    assert history["sharpness_ratio"] == [-1.0, -2.0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1--1.keras", "2--2.keras"]
+
+
+def test_epochs_are_skipped_until_the_share_of_time_allows_the_next(stand_in, caplog) -> None:
+    stand_in.compilation, stand_in.cost = 4.0, 2.0
+    callback = watch(max_overhead=0.2)
+    callback.spacing.clock = stand_in.clock
+    history = fit(callback, Tick(stand_in.clock), epochs=9)
+    # Epoch 1: 6 s spent. The next needs (6 + 2)/0.2 = 40 s of training, epoch 4; then (8 + 2)/0.2 = 50 s, epoch 5;
+    # then one an epoch.
+    assert history["sharpness_age"] == [0, 1, 2, 0, 0, 0, 0, 0, 0]
+    assert history["sharpness"] == [1, 1, 1, 2, 3, 4, 5, 6, 7]
+    assert callback.spacing.spent <= 0.2 * callback.spacing.training
+    assert callback.spacing.training == 90.0
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 1
+    assert "have taken 6 s so far" in said[0]
+    assert "the last one 2 s" in said[0]
+    assert "waits for 20 s more" in said[0]
+
+
+def test_time_between_two_fits_is_not_training(stand_in) -> None:
+    stand_in.cost = 5.0
+    callback = watch(max_overhead=0.5)
+    callback.spacing.clock = stand_in.clock
+    model = net(keras.optimizers.SGD(0.1))
+    fit(callback, Tick(stand_in.clock), model=model, epochs=1)
+    stand_in.clock.seconds += 1000.0
+    history = fit(callback, Tick(stand_in.clock), model=model, epochs=3, initial_epoch=1)
+    assert history["sharpness_age"] == [0, 0]
+    assert callback.spacing.training == 30.0
+    assert stand_in.made == 1
+
+
+def test_a_failing_measurement_is_told_and_training_goes_on(stand_in, caplog, tmp_path: Path) -> None:
+    stand_in.error = {2: ValueError("the layer\nfell over")}
+    history = fit(watch(log_dir=tmp_path), epochs=3)
+    assert history["sharpness"][0] == 1.0
+    assert np.isnan(history["sharpness"][1])
+    assert history["sharpness"][2] == 3.0
+    assert history["sharpness_age"] == [0, 0, 0]
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert "ValueError: the layer fell over" in caplog.text
+    log = read_run_log(tmp_path)
+    assert "the layer fell over" in log.measurements[1].notes[0]
+    assert np.isnan(log.measurements[1].value("sharpness"))
+
+
+def test_a_monitor_that_cannot_be_made_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    def refuse(*given: object, **named: object) -> None:
+        raise ModelError("no such model")
+
+    monkeypatch.setattr(sharpness_dimension, "Monitor", refuse)
+    history = fit(watch())
+    assert np.isnan(history["sharpness"]).all()
+    assert len(caplog.records) == 1
+
+
+def test_ctrl_c_in_a_measurement_goes_through(stand_in) -> None:
+    stand_in.error = {2: KeyboardInterrupt()}
+    callback = watch()
+    with pytest.raises(KeyboardInterrupt):
+        fit(callback)
+    assert len(callback.measurements) == 1
+    assert fit(callback, epochs=1)["sharpness"] == [1.0]  # another model, another monitor
+
+
+def test_ctrl_c_while_compiling_leaves_the_model_to_be_measured(stand_in, monkeypatch: pytest.MonkeyPatch) -> None:
+    callback, model = watch(max_overhead=1e-9), net(keras.optimizers.SGD(0.1))
+
+    def interrupted(self, *given: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stand_in, "__init__", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fit(callback, model=model)
+    assert fit(callback, model=model)["sharpness_age"] == [0, 1, 2]
+
+
+def test_a_model_compiled_anew_gets_functions_of_its_own(stand_in) -> None:
+    model, callback = net(keras.optimizers.SGD(0.1)), watch(max_overhead=1e-9)
+    fit(callback, model=model)
+    assert stand_in.made == 1
+    model.compile(keras.optimizers.SGD(0.1), model.loss)
+    assert fit(callback, model=model)["sharpness_age"] == [0, 1, 2]  # measured at once, whatever the limit
+    assert stand_in.made == 2
+
+
+@pytest.mark.parametrize(("per_execution", "expected"), [(1, [4, 8, 12, 16]), (3, [6, 9, 12, 18])])
+def test_steps_are_counted_by_the_optimizer(stand_in, per_execution: int, expected: list[int], tmp_path: Path) -> None:
+    model = net(keras.optimizers.SGD(0.1), steps_per_execution=per_execution)
+    callback = watch(every=4, log_dir=tmp_path)
+    history = fit(callback, model=model)  # 6 steps an epoch
+    assert [found.step for found in callback.measurements] == expected
+    assert callback.measurements[0].epoch == 0
+    assert [found.step for found in read_run_log(tmp_path).measurements] == expected
+    by_epoch = [sum(step <= 6 * (epoch + 1) for step in expected) for epoch in range(3)]
+    assert history["sharpness"] == by_epoch
+
+
+def test_an_epoch_shorter_than_the_steps_is_measured_the_first_time(stand_in) -> None:
+    callback = watch(every=100)
+    history = fit(callback)
+    assert history["sharpness_age"] == [0, 1, 2]
+    assert [found.step for found in callback.measurements] == [6]
+
+
+def test_batches_are_followed_only_where_steps_are_asked_for(stand_in) -> None:
+    """Keras waits for the device between batches for whoever has a hook of its own there."""
+    assert getattr(watch().on_train_batch_end, "_is_default", False)
+    assert not getattr(watch(every=5).on_train_batch_end, "_is_default", False)
+
+
+def test_backup_and_restore(stand_in, tmp_path: Path) -> None:
+    class Crash(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: object = None) -> None:
+            if epoch == 1:
+                raise RuntimeError("power cut")
+
+    model = net(keras.optimizers.SGD(0.1))
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit(
+            watch(log_dir=tmp_path / "run"),
+            Crash(),
+            keras.callbacks.BackupAndRestore(tmp_path / "backup"),
+            model=model,
+            epochs=4,
+        )
+    again = net(keras.optimizers.SGD(0.1))
+    restore = keras.callbacks.BackupAndRestore(tmp_path / "backup")
+    callback = watch(log_dir=tmp_path / "run")
+    history = fit(callback, restore, model=again, epochs=4)
+    assert len(history["sharpness"]) == 3
+    assert [found.step for found in callback.measurements] == [12, 18, 24]
+    assert [found.step for found in read_run_log(tmp_path / "run").measurements] == [6, 12, 12, 18, 24]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"every": 0}, "every is 0; it must be 'epoch' or a number of steps"),
+        ({"every": "batch"}, "every is 'batch'"),
+        ({"max_overhead": 0.0}, "max_overhead is 0.0; it must be positive, or None"),
+        ({"measures": ("sharpnes",)}, "'sharpnes' is no measure; there are: sharpness, sharpness_ratio"),
+        ({"measures": ()}, "no measure was asked for"),
+        ({"samples": 0}, "samples is 0"),
+        ({"tolerance": 2.0}, "tolerance is 2.0"),
+        ({"log_dir": "/dev/null/run"}, "cannot be written: Not a directory; choose another log_dir"),
+    ],
+)
+def test_wrong_arguments_are_refused_at_once(options: dict[str, object], message: str) -> None:
+    with pytest.raises(SdkerasError, match=message.replace("(", r"\(")):
+        watch(**options)
+
+
+def test_data_that_do_not_fit_together_are_refused_at_once() -> None:
+    with pytest.raises(DataError, match="different numbers of samples"):
+        SharpnessDimension((X, Y[:-1]))
+    with pytest.raises(DataError, match="larger than the data"):
+        SharpnessDimension((X, Y), batch_size=1000)
+
+
+def test_a_log_that_cannot_be_written_any_more_is_told_once(stand_in, caplog, tmp_path: Path) -> None:
+    callback = watch(log_dir=tmp_path / "run")
+    (tmp_path / "run" / "sharpness.jsonl").unlink()
+    (tmp_path / "run").rmdir()
+    assert fit(callback)["sharpness"] == [1.0, 2.0, 3.0]
+    assert len(caplog.records) == 1
+    assert "cannot be written" in caplog.text

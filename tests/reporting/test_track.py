@@ -1,0 +1,145 @@
+"""A training over time in the terminal and as a page: the log's numbers, safe whatever the names are."""
+
+import io
+import math
+import re
+
+import attrs
+import numpy as np
+import pytest
+from rich.console import Console
+
+from reporting.test_page import HOSTILE, _Tags
+from sample_log import FOUND, HEADER
+from sdkeras.reporting import track_figures
+from sdkeras.reporting.run_log import Measurement, Reading, RunLog
+from sdkeras.reporting.track import as_html, notes, render, table, verdict
+
+NAN = Reading(math.nan, False)
+
+
+def measured(step: int, ratio: float, **changes: object) -> Measurement:
+    values = {
+        **FOUND.values,
+        "sharpness_ratio": Reading(ratio, True),
+        "rds_sharpness": Reading(0.01, True),
+        "hessian_trace": Reading(9.0, step > 10, stderr=1.0),
+    }
+    metrics = {"loss": 1.0 / step, "val_loss": 1.5 / step, "accuracy": 0.9, "val_accuracy": 0.8}
+    return attrs.evolve(FOUND, **{"step": step, "values": values, "metrics": metrics, **changes})
+
+
+FAILED = measured(40, math.nan, values=dict.fromkeys(FOUND.values, NAN), notes=("the measurement failed: oh",))
+LOG = RunLog(HEADER, (measured(10, 0.5), measured(20, 0.95), measured(30, 1.02), FAILED))
+
+
+def text(log: RunLog, width: int = 100) -> str:
+    console = Console(width=width, color_system=None, highlight=False, file=io.StringIO())
+    console.print(render(log))
+    return console.file.getvalue()
+
+
+def test_the_verdict_is_of_the_last_number_and_tells_when_the_edge_was_reached() -> None:
+    assert verdict(LOG) == (
+        "At the edge of stability at step 30: sharpness is 1.02 times the threshold 20 of SGD at learning rate 0.1. "
+        "It was at 0.9 or above first at step 20."
+    )
+    assert verdict(attrs.evolve(LOG, measurements=LOG.measurements[:1])).startswith("Below the edge of stability at")
+    assert verdict(attrs.evolve(LOG, measurements=(FAILED,))).startswith("No verdict: ")
+    assert "1 of 4 measurements failed, the last one: the measurement failed: oh" in notes(LOG)
+    assert notes(LOG)[-1] == "step 30: a note"
+
+
+def test_the_terminal_shows_each_measurement() -> None:
+    shown = text(LOG, 80)
+    assert max(len(line) for line in shown.splitlines()) <= 80
+    rows = [line.split() for line in shown.splitlines() if re.match(r" *\d+ +1 ", line)]
+    assert [row[0] for row in rows] == ["10", "20", "30", "40"]
+    assert rows[1] == ["20", "1", "12", "0.95", "0.01", "1,530", "470", "0.05"]
+    assert rows[3][2:7] == ["-"] * 5
+    many = attrs.evolve(LOG, measurements=tuple(measured(k, 0.5) for k in range(1, 100)))
+    assert "the last 30 of 99" in text(many)
+
+
+def test_columns_without_a_number_are_left_out() -> None:
+    assert "source" not in table(LOG).columns
+    assert table(LOG).rows[0].cells[table(LOG).columns.index("trace")] == "9 ?"
+    bare = attrs.evolve(FOUND, values={"sharpness": FOUND.values["sharpness"]}, metrics={}, epoch=None)
+    assert table(RunLog(HEADER, (bare,))).columns == (
+        "step", "sharpness", "threshold", "learning rate", "seconds",
+    )  # fmt: skip
+    other = RunLog(HEADER, (attrs.evolve(bare, source="epoch-1.keras"),))
+    assert table(other).rows[0].cells[0] == "epoch-1.keras"
+
+
+def test_the_page_loads_nothing_and_is_well_formed() -> None:
+    page = as_html(LOG)
+    found = _Tags(page)
+    assert not found.open
+    assert not {tag for tag, _ in found.tags} & {"script", "link", "iframe", "object", "embed", "img", "form"}
+    ids = [attributes["id"] for _, attributes in found.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    links = [str(a[name]) for _, a in found.tags for name in ("href", "xlink:href", "src") if name in a]
+    assert {link[1:] for link in links} <= set(ids)
+    assert "url(h" not in page
+    titles = re.findall(r"<figure class=\"figure\"><h3>(.*?)</h3>", page)
+    assert titles == [
+        "Sharpness against the threshold",
+        "Codimension",
+        "Sharpness dimension",
+        "Generalization gap of the accuracy",
+        "Generalization gap of the loss",
+    ]
+    assert not re.findall(r"#0[1-5]0[1-5]0[1-5]", page)
+
+
+def test_names_of_any_kind_are_shown_and_nothing_more() -> None:
+    log = RunLog(
+        attrs.evolve(HEADER, model=HOSTILE, optimizer=HOSTILE, data_digest=HOSTILE),
+        (measured(10, 0.5, source=HOSTILE, notes=(HOSTILE,), metrics={HOSTILE: 1.0, f"val_{HOSTILE}": 2.0}),),
+        (HOSTILE,),
+    )
+    page = as_html(log)
+    assert not _Tags(page).open
+    assert "<script" not in page
+    assert "49" not in re.findall(r"<title>(.*?)</title>", page)[0]
+    assert "alert(1)" in text(log)
+
+
+@pytest.mark.parametrize("log", [RunLog(HEADER, ()), RunLog(HEADER, (FAILED,)), RunLog(HEADER, LOG.measurements[:1])])
+def test_logs_with_little_in_them_make_a_page(log: RunLog) -> None:
+    assert not _Tags(as_html(log)).open
+    assert HEADER.model in text(log)
+
+
+def test_the_figures_draw_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is handed to the axes, in the data's own units."""
+    drawn: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+
+    class Axes:
+        def __init__(self, name: str) -> None:
+            self.lines = drawn.setdefault(name, [])
+
+        def plot(self, x, y, **style) -> None:
+            self.lines.append((np.asarray(x), np.asarray(y)))
+
+        def vlines(self, x, low, high, **style) -> None:
+            self.lines.append((np.asarray(low), np.asarray(high)))
+
+        def __getattr__(self, name: str):
+            return lambda *given, **named: self
+
+        xaxis = yaxis = property(lambda self: self)
+
+    monkeypatch.setattr(track_figures, "_svg", lambda name, label, draw: draw(Axes(name)) or "")
+    track_figures.track_figures(LOG.measurements)
+    (steps, thresholds), (_, sharpness) = drawn["edge"]
+    assert steps.tolist() == [10, 20, 30]
+    assert thresholds.tolist() == [20, 20, 20]
+    assert np.allclose(sharpness, [10, 19, 20.4])
+    (low, high), (_, values) = drawn["sharpness-codimension"]
+    assert set(low) == {460.0}
+    assert set(high) == {480.0}
+    assert set(values) == {470.0}
+    assert np.allclose(drawn["gap1"][0][1], [0.5 / 10, 0.5 / 20, 0.5 / 30, 0.5 / 40])
+    assert np.allclose(drawn["gap0"][0][1], 0.1)

@@ -1,0 +1,238 @@
+"""Kendall's tau-b by hand and against SciPy, granulated coefficients by hand, the bootstrap's coverage."""
+
+import csv
+import io
+import itertools
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from sdkeras.errors import SdkerasError
+from sdkeras.study.correlations import Correlations, Run, coefficient, correlate, kendall_tau_b
+
+
+def table(values: list, gaps: list, **settings: list) -> list[Run]:
+    names = list(settings)
+    rows = list(zip(values, gaps, *settings.values(), strict=True))
+    return [
+        Run(settings=dict(zip(names, row[2:], strict=True)), measures={"m": row[0]}, accuracy_gap=row[1])
+        for row in rows
+    ]
+
+
+def only(found: Correlations):
+    (row,) = found.rows
+    return row
+
+
+# tau-b
+
+
+def test_tau_b_by_hand_with_ties() -> None:
+    """x = 1 1 2 3, y = 1 2 2 3: pairs (12) tied in x, (23) tied in y, the other four concordant: 4 / sqrt(5 * 5)."""
+    x, y = np.array([1.0, 1, 2, 3]), np.array([1.0, 2, 2, 3])
+    assert kendall_tau_b(x, y)[0] == pytest.approx(4 / 5)
+    row = only(correlate(table([1, 1, 2, 3], [1, 2, 2, 3], run=[0, 1, 2, 3])))
+    assert row.tau_b == pytest.approx(4 / 5)
+    assert row.num_runs == 4
+
+
+def test_tau_b_is_scipys_with_ties_and_with_repeated_runs() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 6, 30).astype(float)
+    y = x + rng.integers(0, 4, 30)
+    y[3] = math.inf
+    counts = rng.integers(0, 4, (20, 30))
+    expected = [scipy.stats.kendalltau(np.repeat(x, c), np.repeat(y, c))[0] for c in counts]
+    np.testing.assert_allclose(kendall_tau_b(x, y, counts.astype(float)), expected, rtol=1e-12, atol=1e-14)
+    row = only(correlate(table(list(x), list(y), run=list(range(30)))))
+    assert (row.tau_b, row.p_value) == pytest.approx(scipy.stats.kendalltau(x, y), rel=1e-12)
+    assert row.tau_b != pytest.approx(scipy.stats.kendalltau(x, y, variant="c")[0], abs=1e-3)
+
+
+def test_where_nothing_varies_there_is_no_coefficient() -> None:
+    row = only(correlate(table([1.0] * 6, [1, 2, 3, 4, 5, 6], rate=[1, 2, 3, 4, 5, 6])))
+    assert (row.tau_b, row.interval, row.p_value, row.num_usable) == (None, None, None, 0)
+    (part,) = row.granulated
+    assert (part.psi, part.interval, part.num_groups, part.num_skipped) == (None, None, 0, 1)
+    assert (row.psi_mean, row.psi_mean_interval) == (None, None)
+
+
+# Granulated coefficients
+
+
+def test_granulated_coefficients_of_a_grid_by_hand() -> None:
+    """2 rates x 2 batch sizes x 2 seeds; the pairs within groups, counted by hand.
+
+    (rate, batch, seed): measure, gap        rate varies in the groups (batch, seed), the batch size in (rate, seed)
+    (0,0,0): 1, 1   (1,0,0): 2, 3            batch 0, seed 0: +1     rate 0, seed 0: 1->2, 1->2: +1
+    (0,1,0): 2, 2   (1,1,0): 4, 1            batch 1, seed 0: -1     rate 1, seed 0: 2->4, 3->1: -1
+    (0,0,1): 1, 2   (1,0,1): 3, 5            batch 0, seed 1: +1     rate 0, seed 1: 1->0, 2->1: +1
+    (0,1,1): 0, 1   (1,1,1): 0, 4            batch 1, seed 1: tied   rate 1, seed 1: 3->0, 5->4: +1
+    psi_rate = (1 - 1 + 1) / 3 = 1/3, psi_batch = (1 - 1 + 1 + 1) / 4 = 1/2, mean 5/12; a tie as 0 would give 1/4.
+    """
+    settings = list(itertools.product((0, 1), (0, 1), (0, 1)))  # seed, batch, rate
+    values = [1, 2, 2, 4, 1, 3, 0, 0]
+    gaps = [1, 3, 2, 1, 2, 5, 1, 4]
+    columns = dict(zip(("seed", "batch", "rate"), map(list, zip(*settings, strict=True)), strict=True))
+    found = correlate(table(values, gaps, **columns))
+    assert found.settings == ("batch", "rate")
+    row = only(found)
+    batch, rate = row.granulated
+    assert rate.psi == pytest.approx(1 / 3)
+    assert (rate.num_groups, rate.num_skipped) == (3, 1)
+    assert batch.psi == pytest.approx(1 / 2)
+    assert (batch.num_groups, batch.num_skipped) == (4, 0)
+    assert row.psi_mean == pytest.approx(5 / 12)
+    assert rate.interval is None  # three groups
+    # The seed as a hyperparameter of its own, if that is asked for.
+    assert correlate(table(values, gaps, **columns), held=()).settings == ("seed", "batch", "rate")
+
+
+def test_a_measure_that_only_follows_one_setting_has_no_psi_for_the_other() -> None:
+    """Simpson: within each batch size the gap falls with the measure, over all runs it rises."""
+    settings = [(rate, batch) for batch in range(5) for rate in range(5)]
+    values = [10 * batch + rate for rate, batch in settings]
+    gaps = [10 * batch - rate for rate, batch in settings]
+    rates, batches = map(list, zip(*settings, strict=True))
+    row = only(correlate(table(values, gaps, rate=rates, batch=batches)))
+    assert row.tau_b == pytest.approx((250 - 50) / 300)
+    assert [part.psi for part in row.granulated] == [-1, 1]
+    assert [part.interval for part in row.granulated] == [(-1, -1), (1, 1)]
+    assert row.psi_mean == 0
+    assert row.psi_mean_interval == (0, 0)
+
+
+def test_missing_values_are_left_out_and_counted() -> None:
+    values = [1.0, None, 3.0, 2.0, math.nan, 5.0]
+    runs = table(values, [1, 9, 3, 2, 0, None], rate=[0, 1, 2, 3, 4, 5])
+    runs[2] = Run(settings={"rate": 2}, measures={"m": 3.0, "other": 1.0}, accuracy_gap=3.0, loss_gap=0.5)
+    rows = {(row.measure, row.target): row for row in correlate(runs).rows}
+    assert set(rows) == set(itertools.product(("m", "other"), ("accuracy_gap", "loss_gap")))
+    row = rows["m", "accuracy_gap"]
+    assert (row.tau_b, row.num_runs, row.num_missing) == (1, 3, 3)
+    assert row.granulated[0].psi == 1
+    row = rows["other", "loss_gap"]
+    assert (row.tau_b, row.num_runs, row.num_missing) == (None, 1, 5)
+
+
+def test_the_same_number_under_another_order_of_runs() -> None:
+    rng = np.random.default_rng(1)
+    settings = [(rate, batch) for rate in range(4) for batch in range(4)]
+    runs = table(
+        list(rng.random(16)), list(rng.random(16)), rate=[s[0] for s in settings], batch=[s[1] for s in settings]
+    )
+    first, second = only(correlate(runs)), only(correlate(runs[::-1]))
+    assert first.tau_b == pytest.approx(second.tau_b)
+    assert [p.psi for p in first.granulated] == pytest.approx([p.psi for p in second.granulated])
+
+
+# Bootstrap
+
+
+def test_the_bootstrap_is_seeded() -> None:
+    rng = np.random.default_rng(2)
+    runs = table(list(rng.random(20)), list(rng.random(20)), rate=list(range(20)))
+    assert correlate(runs, seed=1) == correlate(runs, seed=1)
+    assert only(correlate(runs, seed=1)).interval != only(correlate(runs, seed=2)).interval
+    assert only(correlate(runs)).num_usable == 2000
+
+
+def test_intervals_cover_the_truth() -> None:
+    """Normal pairs of correlation r have tau = 2/pi arcsin r. 300 tables of 30 runs: 95 % +- 5 standard errors, the
+    percentile interval's own shortfall at 30 runs (2 % or so) allowed for below."""
+    r, repeats = 0.6, 300
+    truth = 2 / math.pi * math.asin(r)
+    covered = halved = 0
+    for k in range(repeats):
+        x, noise = np.random.default_rng([3, k]).standard_normal((2, 30))
+        row = only(correlate(table(list(x), list(r * x + 0.8 * noise), rate=list(range(30))), num_resamples=400))
+        low, high = row.interval
+        covered += low <= truth <= high
+        middle, half = (low + high) / 2, (high - low) / 4
+        halved += middle - half <= truth <= middle + half
+    error = 5 * math.sqrt(0.05 * 0.95 / repeats)
+    assert 0.93 - error < covered / repeats < 0.95 + error
+    assert halved / repeats < 0.93 - error
+
+
+def test_intervals_of_psi_cover_the_truth() -> None:
+    """Groups of two runs that agree with probability p: psi = 2p - 1 over 20 groups."""
+    p, covered = 0.7, 0
+    for k in range(200):
+        agree = np.random.default_rng([4, k]).random(20) < p
+        values, gaps = [0.0, 1.0] * 20, [g for a in agree for g in ((0.0, 1.0) if a else (1.0, 0.0))]
+        runs = table(values, gaps, rate=[0, 1] * 20, batch=[g for g in range(20) for _ in range(2)])
+        part = next(each for each in only(correlate(runs, num_resamples=400)).granulated if each.setting == "rate")
+        low, high = part.interval
+        covered += low - 1e-9 <= 2 * p - 1 <= high + 1e-9
+    assert 0.87 < covered / 200 < 0.99  # the mean of 20 signs moves in steps of 0.1
+
+
+# Output
+
+
+def some() -> Correlations:
+    rng = np.random.default_rng(5)
+    settings = [(rate, batch) for rate in (0.1, 0.2, 0.3) for batch in (32, 64, 128)]
+    runs = [
+        Run(
+            settings={"rate": rate, "batch": batch},
+            measures={"SD": float(rng.random()), 'a, "b"': None if rate == 0.1 else float(rng.random())},
+            accuracy_gap=float(rng.random()),
+            loss_gap=float(rng.random()),
+        )
+        for rate, batch in settings
+    ]
+    return correlate(runs)
+
+
+def test_json_gives_the_record_back(tmp_path) -> None:
+    found = some()
+    found.save(tmp_path / "correlations.json")
+    assert Correlations.load(tmp_path / "correlations.json") == found
+    assert Correlations.load(tmp_path / "correlations.json").rows == found.rows
+    with pytest.raises(SdkerasError, match=r"correlations\.json"):
+        Correlations.from_json('{"schema_version": 1}')
+
+
+def test_csv_and_text_have_every_row() -> None:
+    found = some()
+    read = list(csv.DictReader(io.StringIO(found.to_csv())))
+    assert len(read) == len(found.rows) == 4
+    for line, row in zip(read, found.rows, strict=True):
+        assert (line["measure"], line["target"]) == (row.measure, row.target)
+        assert float(line["tau_b"]) == row.tau_b
+        assert float(line["tau_b_low"]) == row.interval[0]
+        assert float(line["psi_rate"]) == row.granulated[0].psi
+        assert line["psi_rate_low"] == ""  # three groups
+        assert int(line["num_runs"]) == row.num_runs
+        assert None not in line.values()
+    assert all(len(cells) == len(found.header()) for cells in found.cells())
+    text = str(found).splitlines()
+    assert len(text) == 5
+    assert f"{found.rows[0].tau_b:+.2f} [" in text[1]
+    assert "6 (3 missing)" in text[3]
+
+
+def test_coefficients_as_text() -> None:
+    assert coefficient(-0.001) == "+0.00"
+    assert coefficient(0.126, (-0.5, 1.0)) == "+0.13 [-0.50, +1.00]"
+    assert coefficient(None) == coefficient(math.nan) == "-"
+
+
+def test_runs_that_cannot_be_grouped_are_refused() -> None:
+    with pytest.raises(SdkerasError, match="at least 2 runs"):
+        correlate(table([1], [1], rate=[1]))
+    with pytest.raises(SdkerasError, match="runs 0 and 2 have the same settings"):
+        correlate(table([1, 2, 3], [1, 2, 3], rate=[1, 2, 1]))
+    with pytest.raises(SdkerasError, match=r"run 1 .*\(batch\)"):
+        correlate([*table([1], [1], rate=[1]), *table([1], [1], rate=[2], batch=[1])])
+    with pytest.raises(SdkerasError, match="rate is nan"):
+        correlate(table([1, 2], [1, 2], rate=[1, math.nan]))
+    with pytest.raises(SdkerasError, match="neither an accuracy gap"):
+        correlate(table([1, 2], [None, None], rate=[1, 2]))
+    with pytest.raises(SdkerasError, match="num_resamples"):
+        correlate(table([1, 2], [1, 2], rate=[1, 2]), num_resamples=10)

@@ -1,0 +1,169 @@
+"""Spanning trees against SciPy's; dimensions of sets whose dimension is known."""
+
+import numpy as np
+import pytest
+from scipy.sparse.csgraph import minimum_spanning_tree
+from scipy.spatial.distance import cdist, pdist, squareform
+
+from sdkeras.errors import NonFiniteError, SdkerasError
+from sdkeras.study import topology
+from sdkeras.study.topology import e_alpha, euclidean_distances, loss_distances, ph_dimension, spanning_tree_edges
+
+
+def points(n: int = 60, d: int = 4, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((n, d))
+
+
+def cantor(rng: np.random.Generator, n: int, axes: int) -> np.ndarray:
+    digits = 2 * rng.integers(0, 2, (n, axes, 30))
+    return (digits * 3.0 ** -np.arange(1, 31)).sum(axis=2)
+
+
+# Distances
+
+
+def test_euclidean_distances_are_scipys_in_ragged_blocks(monkeypatch) -> None:
+    monkeypatch.setattr(topology, "_BLOCK_BYTES", 8 * 4 * 7)
+    x = points()
+    found = euclidean_distances(x)
+    np.testing.assert_allclose(found, squareform(pdist(x)), rtol=1e-12, atol=0)
+    assert np.array_equal(found, found.T)
+
+
+def test_close_points_far_from_the_origin_keep_their_distances() -> None:
+    """Where |a|^2 + |b|^2 - 2ab would cancel: steps of 1e-7 on a path of length 1, 1e4 away from 0."""
+    x = 1e4 + points(40, 6) * 0.1
+    x = np.concatenate([x, x + 1e-7 * points(40, 6, seed=1), x[:3]])
+    found = euclidean_distances(x)
+    # a and b are known to eps * 1e4 only; SciPy subtracts the same numbers. The centre costs as much again.
+    np.testing.assert_allclose(found, cdist(x, x), rtol=1e-9, atol=4e-12 * np.sqrt(6))
+    assert np.array_equal(found[80:, :3].diagonal(), np.zeros(3))
+
+
+def test_loss_distances_are_mean_absolute_differences(monkeypatch) -> None:
+    monkeypatch.setattr(topology, "_BLOCK_BYTES", 8 * 5 * 7)
+    losses = np.abs(points(23, 5)).astype(np.float32)
+    expected = np.abs(losses[:, None].astype(float) - losses).mean(axis=2)
+    np.testing.assert_allclose(loss_distances(losses), expected, rtol=1e-12, atol=1e-15)
+
+
+# Trees
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0])
+def test_trees_are_scipys(alpha: float) -> None:
+    distances = euclidean_distances(points(150))
+    edges = minimum_spanning_tree(distances).data
+    assert len(edges) == 149
+    np.testing.assert_allclose(np.sort(spanning_tree_edges(distances)), np.sort(edges), rtol=1e-14)
+    assert e_alpha(distances, alpha) == pytest.approx(np.sum(edges**alpha), rel=1e-13)
+    some = np.random.default_rng(3).permutation(150)[:40]
+    inner = minimum_spanning_tree(distances[np.ix_(some, some)]).data
+    np.testing.assert_allclose(np.sort(spanning_tree_edges(distances, some)), np.sort(inner), rtol=1e-14)
+
+
+def test_points_at_distance_zero_are_one() -> None:
+    """SciPy's tree of a matrix with zeros falls apart; that of the distinct points is the truth."""
+    x = points(30)
+    twice = np.concatenate([x, x[:12], x[:5]])
+    distances = euclidean_distances(twice)
+    truth = minimum_spanning_tree(euclidean_distances(x)).sum()
+    assert e_alpha(distances) == pytest.approx(truth, rel=1e-13)
+    assert minimum_spanning_tree(distances).sum() != pytest.approx(truth, rel=1e-3)
+    found = ph_dimension(distances)
+    assert (found.num_points, found.num_merged) == (30, 17)
+    assert found.slope == pytest.approx(ph_dimension(distances[:30, :30]).slope, rel=1e-13)
+
+
+def test_e_alpha_of_a_path_by_hand() -> None:
+    """Points 0, 1, 3, 6 on a line: edges 1, 2, 3."""
+    distances = euclidean_distances(np.array([[3.0], [0], [6], [1]]))
+    assert e_alpha(distances) == 6
+    assert e_alpha(distances, 2.0) == 14
+    assert e_alpha(np.zeros((5, 5))) == 0
+
+
+# Dimensions. The bias of 1,500 points is part of the tolerance: the boundary's for cubes, -0.04 d^2/3 or so.
+
+
+@pytest.mark.parametrize(
+    ("make", "alpha", "truth", "tolerance"),
+    [
+        (lambda rng, n: rng.random((n, 1)), 0.5, 1.0, 0.04),
+        (lambda rng, n: rng.random((n, 2)), 1.0, 2.0, 0.12),
+        (lambda rng, n: rng.random((n, 3)), 1.0, 3.0, 0.3),
+        (lambda rng, n: cantor(rng, n, 1), 0.3, np.log(2) / np.log(3), 0.06),
+        (lambda rng, n: cantor(rng, n, 2), 0.5, 2 * np.log(2) / np.log(3), 0.1),
+        (lambda rng, n: np.cumsum(rng.standard_normal((n, 3)), axis=0), 1.0, 2.0, 0.35),
+        (lambda rng, n: np.cumsum(rng.standard_normal((n, 12)), axis=0), 1.0, 2.0, 0.4),
+    ],
+    ids=["interval", "square", "cube", "cantor", "cantor-square", "walk-3", "walk-12"],
+)
+def test_dimensions_that_are_known(make, alpha: float, truth: float, tolerance: float) -> None:
+    found = ph_dimension(euclidean_distances(make(np.random.default_rng(7), 1500)), alpha, num_repeats=4)
+    assert found.value is not None
+    assert abs(found.value - truth) < tolerance
+    assert found.stderr is not None
+    assert 0 < found.stderr < 0.1 * truth
+    assert found.sizes[0] == 150
+    assert found.sizes[-1] == found.num_points == 1500
+
+
+def test_a_flat_sheet_in_many_dimensions_keeps_its_dimension() -> None:
+    """An isometry changes nothing; nor does the unit of length."""
+    rng = np.random.default_rng(0)
+    x = rng.random((400, 2))
+    frame = np.linalg.qr(rng.standard_normal((50, 2)))[0]
+    flat, embedded = (ph_dimension(euclidean_distances(y), num_repeats=3) for y in (x, 1e-3 * x @ frame.T + 1))
+    assert embedded.value == pytest.approx(flat.value, rel=1e-8)
+
+
+def test_the_standard_error_is_that_of_fresh_points_or_more() -> None:
+    """Over 30 sets of 300 points: their spread is between 0.3 and 1.2 of the mean standard error."""
+    made = [
+        ph_dimension(euclidean_distances(np.random.default_rng([9, k]).random((300, 2))), num_repeats=5, seed=k)
+        for k in range(30)
+    ]
+    spread = np.std([found.value for found in made], ddof=1)
+    assert 0.3 < spread / np.mean([found.stderr for found in made]) < 1.2
+
+
+def test_where_the_formula_does_not_hold_it_says_so() -> None:
+    rng = np.random.default_rng(0)
+    found = ph_dimension(euclidean_distances(cantor(rng, 400, 1)), alpha=2.0)  # above the dimension, .63
+    assert found.value is None
+    assert found.stderr is None
+    assert "not above alpha" in found.reason
+    # All distances equal: E_alpha = n - 1, the set has no finite dimension.
+    found = ph_dimension(1.0 - np.eye(200))
+    assert found.value is None
+    assert "slope below 1" in found.reason
+    assert found.slope == pytest.approx(1, abs=0.05)
+    found = ph_dimension(euclidean_distances(np.repeat(points(19), 10, axis=0)))
+    assert found.value is None
+    assert found.num_points == 19
+    assert "too few" in found.reason
+
+
+def test_the_seed_makes_the_subsamples() -> None:
+    distances = euclidean_distances(points(100))
+    assert ph_dimension(distances, seed=1) == ph_dimension(distances, seed=1)
+    assert ph_dimension(distances, seed=1).slope != ph_dimension(distances, seed=2).slope
+
+
+def test_what_is_no_set_of_points_is_refused() -> None:
+    distances = euclidean_distances(points())
+    with pytest.raises(SdkerasError, match=r"\[n, n\].*euclidean_distances"):
+        e_alpha(points())
+    with pytest.raises(SdkerasError, match="symmetric"):
+        e_alpha(np.triu(distances))
+    with pytest.raises(SdkerasError, match="at least 0"):
+        e_alpha(-distances)
+    with pytest.raises(SdkerasError, match="alpha is 0"):
+        e_alpha(distances, 0)
+    with pytest.raises(SdkerasError, match="num_repeats"):
+        ph_dimension(distances, num_repeats=1)
+    with pytest.raises(SdkerasError, match="at least 2 points"):
+        euclidean_distances(points(1))
+    with pytest.raises(NonFiniteError):
+        loss_distances(np.array([[1.0, np.nan], [0, 0]]))
