@@ -54,6 +54,7 @@ _SETTINGS = (
     ("sharpness_dimension.coordinates", "coordinates"),
     ("sharpness_dimension.state_size", "size of the state"),
     ("sharpness_dimension.estimator", "estimator"),
+    ("sharpness_dimension.settings", "settings of the estimator"),
     ("lyapunov.estimator", "estimator of the exponents"),
     ("lyapunov.num_steps", "steps of the exponents"),
     ("lyapunov.transient", "steps before them"),
@@ -155,6 +156,8 @@ def _setting(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_setting(entry)}" for name, entry in value.items()) or "none"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 

@@ -154,6 +154,10 @@ def test_the_numbers_of_an_analysis() -> None:
         optimizer=attrs.evolve(RUN.optimizer, learning_rate=0.2),
         provenance=attrs.evolve(RUN.provenance, tensorflow="2.22"),
     )
+    finer = sdkeras.compare(changed(settings={"bins": 1000.0}), changed(settings={"bins": 2000.0}))
+    ((setting,), same) = finer.settings, {entry.outcome for entry in finer.numbers}
+    assert (setting.path, setting.a, setting.b) == ("sharpness_dimension.settings", "bins 1000", "bins 2000")
+    assert same == {"equal"}
     found = sdkeras.compare(RUN, b, names=("old.json", "new.json"))
     assert [entry.path for entry in found.settings] == ["provenance.tensorflow", "optimizer.learning_rate"]
     assert (found.settings[1].a, found.settings[1].b) == ("0.1", "0.2")
