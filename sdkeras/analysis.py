@@ -226,7 +226,7 @@ class _Analysis:
         self._tell("reading the model and the data")
         self.subject = Subject(model, data, options)
         self.loss, self.warnings = self.subject.loss, self.subject.warnings
-        for name in self.estimators.spectrum:  # whether each knows the map, before the work
+        for name in self.estimators.spectrum if options.map != "full" else ():  # each must know the map
             estimator_of_spectrum(name, options.settings.get(name, {}), self.subject.exponents)
         # Once, since what memory is free falls as bases and matrices are made.
         self.resources = resources(

@@ -89,10 +89,10 @@ def test_a_quadratic_has_the_dimension_of_its_multipliers(count: int | None) -> 
         assert high == pytest.approx(expected, abs=1e-7)
 
 
-def test_other_optimizers_are_raw_and_say_so() -> None:
+def test_the_slots_of_other_optimizers_are_scaled_by_kind_and_it_is_said() -> None:
     model = classifier(keras.optimizers.Adam(0.01))
     run = sdkeras.lyapunov(model, (X, Y), batch_size=4, num_steps=12, transient=2, windows=(2,))
-    assert run.lyapunov.coordinates == "raw"
+    assert run.lyapunov.coordinates.startswith("diagonal scaling: momentum x ")
     message = next(warning.message for warning in run.warnings if warning.code == "mixed-units")
     assert "12 weights and 24 slots" in message
     assert run.lyapunov.windows[0].size == 36

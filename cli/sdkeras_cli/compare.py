@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import click
 
-from sdkeras.errors import SdkerasError
 from sdkeras.reporting.compare import compare
-from sdkeras.reporting.schema import Analysis, load_document
+from sdkeras.reporting.schema import load_document
 from sdkeras_cli import conditions
 from sdkeras_cli.output import check_outputs, write_reports
 from sdkeras_cli.report import status_of
@@ -39,16 +38,9 @@ def command(
     Differences are B minus A, with the error that the intervals of both give.
     """
     del debug
-    condition = None if expression is None else conditions.parse(expression, prefixes=conditions.OF_TWO)
     check_outputs([path for path in (json_path, html_path) if path is not None], [a_json, b_json])
     a, b = load_document(a_json), load_document(b_json)
     found = compare(a, b, names=(a_json, b_json))
-    numbers = None
-    if condition is not None:
-        if not isinstance(a, Analysis) or not isinstance(b, Analysis):
-            raise SdkerasError(
-                f"{b_json} is an answer of sdkeras lyapunov; --fail-if compares numbers of sdkeras analyze."
-            )
-        numbers = conditions.numbers_of_two(a, b, found)
+    condition = None if expression is None else conditions.parse(expression, type(b), conditions.OF_TWO)
     write_reports(found, json_path, html_path, quiet=quiet)
-    return 0 if condition is None or numbers is None else status_of(condition, numbers)
+    return 0 if condition is None else status_of(condition, conditions.numbers_of_two(a, b, found))

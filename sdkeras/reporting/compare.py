@@ -54,10 +54,13 @@ _SETTINGS = (
     ("sharpness_dimension.coordinates", "coordinates"),
     ("sharpness_dimension.state_size", "size of the state"),
     ("sharpness_dimension.estimator", "estimator"),
+    ("sharpness_dimension.settings", "settings of the estimator"),
+    ("lyapunov.estimator", "estimator of the exponents"),
     ("lyapunov.num_steps", "steps of the exponents"),
     ("lyapunov.transient", "steps before them"),
     ("lyapunov.num_weights", "weights in the trajectory's state"),
     ("lyapunov.dimension.size", "size of the trajectory's state"),
+    ("lyapunov.coordinates", "coordinates of its windows"),
     ("partial", "interrupted"),
 )
 # What makes a sharpness dimension another quantity, and what is another quantity with it.
@@ -153,6 +156,8 @@ def _setting(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_setting(entry)}" for name, entry in value.items()) or "none"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
@@ -183,10 +188,20 @@ def _barriers(a: Any, b: Any) -> Iterator[Incomparable]:
                     f"{path} by position", (f"{path}.*",), f"A and B have other {path}, or in another order"
                 )
     if a.lyapunov is not None and b.lyapunov is not None:
-        reason = _against(a.lyapunov.dimension, b.lyapunov.dimension, ("size",))
-        if reason:
-            paths = ("lyapunov.dimension.*", "lyapunov.log_det")
-            yield Incomparable("D_s and the sum of all exponents", paths, f"state {reason}")
+        yield from _trajectory_barriers(a.lyapunov, b.lyapunov)
+
+
+def _trajectory_barriers(a: LyapunovSummary, b: LyapunovSummary) -> Iterator[Incomparable]:
+    size = _against(a.dimension, b.dimension, ("size",))
+    if size:
+        paths = ("lyapunov.dimension.*", "lyapunov.log_det")
+        yield Incomparable("D_s and the sum of all exponents", paths, f"state {size}")
+    if a.windows and b.windows:
+        lengths = [", ".join(str(window.num_window_steps) for window in found.windows) for found in (a, b)]
+        reasons = [size, _against(a, b, ("coordinates",))]
+        reasons.append("" if lengths[0] == lengths[1] else f"lengths {lengths[0]} against {lengths[1]}")
+        if any(reasons):
+            yield Incomparable("SD over windows", ("lyapunov.windows.*",), "; ".join(filter(None, reasons)))
 
 
 # Numbers
@@ -293,7 +308,10 @@ def _lyapunov(found: LyapunovSummary) -> Iterator[tuple[str, str, Quantity]]:
             quantity = Quantity(float(value), remark="has an upper end, by rounding")
         yield f"values.{k}", f"ell_{k + 1}", quantity
     yield "dimension.value", "D_s", _spanned(found.dimension.value, found.dimension.interval)
-    yield "log_det", "sum of all exponents", Quantity(found.log_det)
+    half = None if found.log_det_stderr is None else _STANDARD_ERRORS * found.log_det_stderr
+    yield "log_det", "sum of all exponents", _bounded(found.log_det, half, "standard error")
+    for k, window in enumerate(found.windows):
+        yield f"windows.{k}.dimension", f"{window.name} along the trajectory", Quantity(window.dimension)
 
 
 def _layers(a: Analysis, b: Analysis, barriers: tuple[Incomparable, ...]) -> Iterator[NumberDifference]:

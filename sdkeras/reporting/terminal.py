@@ -104,16 +104,14 @@ def _comparison(comparison: Comparison) -> RenderableType:
     return Group(*parts)
 
 
-def _columns(title: str, names: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> RichTable:
-    """A table with headed columns; the first is the row's label."""
-    grid = RichTable(
-        title=escape(title), title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim"
-    )
+def _columns(title: str, names: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> RenderableType:
+    """A table with headed columns under a title, which may be wider; the first column is the row's label."""
+    grid = RichTable(box=None, pad_edge=False, header_style="dim")
     for name in names:
         grid.add_column(name, overflow="fold")
     for row in rows:
         grid.add_row(*(Text(printable(cell)) for cell in row))
-    return grid
+    return Group(Text(printable(title), style="bold"), grid)
 
 
 def _verified(run: Analysis | LyapunovRun) -> bool:

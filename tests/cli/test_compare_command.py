@@ -9,7 +9,7 @@ import attrs
 import pytest
 
 import sdkeras
-from sample_runs import ALONE, ESTIMATE, RUN
+from sample_runs import ALONE, ESTIMATE, FOUND, RUN
 from sdkeras.errors import SdkerasError
 from sdkeras_cli import conditions
 from sdkeras_cli import main as cli_main
@@ -86,7 +86,7 @@ def test_fail_if(files, second: int, expression: str, status: int, capsys: pytes
 
 
 def test_prefixes_are_of_compare_alone() -> None:
-    conditions.parse("delta.edge_of_stability.ratio > 1", conditions.OF_TWO)
+    conditions.parse("delta.edge_of_stability.ratio > 1", prefixes=conditions.OF_TWO)
     with pytest.raises(SdkerasError, match="has no 'delta'"):
         conditions.parse("delta.edge_of_stability.ratio > 1")
 
@@ -115,8 +115,20 @@ def test_bad_input_is_one_message(files, tmp_path: Path, capsys: pytest.CaptureF
     assert sdkeras.Analysis.load(files[1]).sharpness_dimension.value == 1500.0
 
 
-def test_conditions_are_of_analyses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ALONE.save(tmp_path / "l.json")
-    assert call("compare", tmp_path / "l.json", tmp_path / "l.json") == 0
-    assert call("compare", tmp_path / "l.json", tmp_path / "l.json", "--fail-if", "partial == 1") == 2
-    assert f"{tmp_path / 'l.json'} is an answer of sdkeras lyapunov" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("expression", "status"),
+    [
+        ("delta.lyapunov.values.0 == 0.25", 3),
+        ("a.lyapunov.values.0 > 0.5", 0),
+        ("delta.lyapunov.dimension.value > 0", 2),  # null in both
+        ("edge_of_stability.ratio > 0", 2),  # of no trajectory
+    ],
+)
+def test_fail_if_of_trajectories(
+    tmp_path: Path, expression: str, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ALONE.save(tmp_path / "a.json")
+    faster = attrs.evolve(FOUND, values=FOUND.values + 0.25)
+    attrs.evolve(ALONE, lyapunov=faster).save(tmp_path / "b.json")
+    assert call("compare", tmp_path / "a.json", tmp_path / "b.json", "--quiet", "--fail-if", expression) == status
+    assert len(capsys.readouterr().err.splitlines()) == (status != 0)

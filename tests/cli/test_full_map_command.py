@@ -85,4 +85,4 @@ def test_singular_values_need_the_map(files: Path, in_process) -> None:
     command = ("analyze", files / "model.keras", "--data", files / "data.npz", "--estimator", "golub-kahan")
     code, _, error = in_process(*command)
     assert code == 2
-    assert "the map 'auto' takes spectra of a Hessian: exact, slq" in error
+    assert "the map 'auto' takes spectra of a Hessian: exact, sd-kde, sd-ps, sd-slq, slq" in error

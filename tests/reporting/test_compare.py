@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import sdkeras
 from sample_runs import ALONE, EMPTY, ESTIMATE, FOUND, RUN
 from sdkeras.dimension.lyapunov import LyapunovDimension
+from sdkeras.dimension.m_step import MStepSharpness
 from sdkeras.errors import SdkerasError
 from sdkeras.reporting import schema
 from sdkeras.reporting.comparison import Comparison, NumberDifference, Quantity, number_difference
@@ -153,6 +154,10 @@ def test_the_numbers_of_an_analysis() -> None:
         optimizer=attrs.evolve(RUN.optimizer, learning_rate=0.2),
         provenance=attrs.evolve(RUN.provenance, tensorflow="2.22"),
     )
+    finer = sdkeras.compare(changed(settings={"bins": 1000.0}), changed(settings={"bins": 2000.0}))
+    ((setting,), same) = finer.settings, {entry.outcome for entry in finer.numbers}
+    assert (setting.path, setting.a, setting.b) == ("sharpness_dimension.settings", "bins 1000", "bins 2000")
+    assert same == {"equal"}
     found = sdkeras.compare(RUN, b, names=("old.json", "new.json"))
     assert [entry.path for entry in found.settings] == ["provenance.tensorflow", "optimizer.learning_rate"]
     assert (found.settings[1].a, found.settings[1].b) == ("0.1", "0.2")
@@ -271,6 +276,27 @@ def test_the_numbers_of_a_trajectory() -> None:
     found = sdkeras.compare(ALONE, attrs.evolve(ALONE, lyapunov=larger))
     assert row(found, "lyapunov.dimension.value").verdict == "not comparable: state size 4 against 8"
     assert row(found, "lyapunov.values.0").outcome == "equal"
+
+
+def test_windows_of_a_trajectory() -> None:
+    def window(m: int, dimension: float | None) -> MStepSharpness:
+        return MStepSharpness(m, 60, np.array([0.1, -1.0]), 2, 4, dimension, "explicit products")
+
+    def run(*windows: MStepSharpness, coordinates: str = "weights") -> schema.LyapunovRun:
+        return attrs.evolve(ALONE, lyapunov=attrs.evolve(FOUND, windows=windows, coordinates=coordinates))
+
+    a = run(window(1, 3.0), window(5, 2.5), window(10, None))
+    found = sdkeras.compare(a, run(window(1, 3.25), window(5, 2.0), window(10, 1.0)))
+    differences = [e.difference for e in found.numbers if e.path.startswith("lyapunov.windows.")]
+    assert differences == [0.25, -0.5]
+    assert row(found, "lyapunov.windows.1.dimension").verdict == "fell by 0.5; neither has an error bar"
+    for other, words in (
+        (run(window(1, 3.0), window(6, 2.5)), "lengths 1, 5, 10 against 1, 6"),
+        (run(*a.lyapunov.windows, coordinates="raw"), "coordinates weights against raw"),
+    ):
+        found = sdkeras.compare(a, other)
+        assert row(found, "lyapunov.windows.1.dimension").verdict == f"not comparable: {words}"
+        assert found.why_incomparable("lyapunov.windows.0.exponents.0") == words
 
 
 def test_many_exponents_are_kept_and_the_leading_ones_shown() -> None:
