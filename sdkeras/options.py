@@ -81,6 +81,11 @@ def check_options(options: Options) -> None:
             "per_layer takes diagonal blocks of the Hessian, and the map full is of the whole step, whose singular "
             "values do not split by layers; leave out one of them (--per-layer, --map full)."
         )
+    if options.map == "full" and options.snapshots is not None:
+        raise SdkerasError(
+            "the supremum over snapshots is of the maps auto and hessian, whose exponents come from a Hessian's spectrum; "
+            "leave out one of them (--snapshots, --map full)."
+        )
     if options.lyapunov_transient < 0:
         refuse("lyapunov_transient", options.lyapunov_transient, "0 or more")
     if options.lyapunov is not None and (options.params is not None or options.mode != "train"):

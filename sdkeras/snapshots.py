@@ -222,8 +222,7 @@ class SupremumOverSnapshots:
         size = first.branches * self.subject.loss.size
         pairs = list(enumerate(snapshot.exponents for snapshot in snapshots))
         repeated = (
-            pooling.repeated_eigenvalues([run[place] for run in self.runs], exponents)
-            for place, exponents in pairs
+            pooling.repeated_eigenvalues([run[place] for run in self.runs], exponents) for place, exponents in pairs
         )
         correct = all(excess is None for excess in repeated)
         measures = []
