@@ -83,8 +83,8 @@ def check_options(options: Options) -> None:
         )
     if options.map == "full" and options.snapshots is not None:
         raise SdkerasError(
-            "the supremum over snapshots is of the maps auto and hessian, whose exponents come from a Hessian's spectrum; leave "
-            "out one of them (--snapshots, --map full)."
+            "the supremum over snapshots is of the maps auto and hessian, whose exponents come from a Hessian's spectrum; "
+            "leave out one of them (--snapshots, --map full)."
         )
     if options.lyapunov_transient < 0:
         refuse("lyapunov_transient", options.lyapunov_transient, "0 or more")
