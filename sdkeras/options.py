@@ -83,7 +83,7 @@ def check_options(options: Options) -> None:
         )
     if options.map == "full" and options.snapshots is not None:
         raise SdkerasError(
-            "the supremum over snapshots is of the maps auto and hessian, whose exponents come from a Hessian's spectrum; "
+            "the supremum over snapshots is of the maps auto and hessian, of a Hessian's spectrum; "
             "leave out one of them (--snapshots, --map full)."
         )
     if options.lyapunov_transient < 0:
