@@ -8,11 +8,9 @@ import numpy as np
 from sdkeras.kinds import singular_values_estimator
 from sdkeras.linalg.bidiagonal import Bidiagonalization, bidiagonalize
 from sdkeras.linalg.probes import rademacher_probes
+from sdkeras.linalg.tridiagonal import coarser_steps
 from sdkeras.operators.base import LinearMap
 from sdkeras.records import SMALLEST_FACTOR, SingularValues
-
-# As for `slq`: the coarser rule has 7/10 of the steps; below this many it would say nothing.
-_FEWEST_STEPS_FOR_NESTED = 4
 
 
 @singular_values_estimator("golub-kahan")
@@ -49,11 +47,9 @@ class GolubKahan:
         """
         probe = rademacher_probes(source.size, 1, seed=seed, dtype=source.dtype)[0]
         run = bidiagonalize(source.jvp, source.vjp, probe, self.num_steps, reorthogonalize=self.reorthogonalize)
-        nested = None
         # After a breakdown the rule is exact for this probe: there is nothing to check.
-        if not run.invariant and run.num_steps >= _FEWEST_STEPS_FOR_NESTED:
-            coarser = run.num_steps * 7 // 10
-            nested = self._rule(run, coarser, source.size, seed, 2 * coarser)
+        coarser = None if run.invariant else coarser_steps(run.num_steps)
+        nested = None if coarser is None else self._rule(run, coarser, source.size, seed, 2 * coarser)
         return attrs.evolve(self._rule(run, run.num_steps, source.size, seed, run.num_products), nested=nested)
 
     def _rule(self, run: Bidiagonalization, num_steps: int, size: int, seed: int, num_products: int) -> SingularValues:

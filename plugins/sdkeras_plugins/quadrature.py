@@ -7,13 +7,9 @@ import attrs
 from sdkeras.kinds import spectrum_estimator
 from sdkeras.linalg.lanczos import Tridiagonalization, lanczos
 from sdkeras.linalg.probes import rademacher_probes
-from sdkeras.linalg.tridiagonal import quadrature
+from sdkeras.linalg.tridiagonal import coarser_steps, quadrature
 from sdkeras.operators.base import SymmetricOperator
 from sdkeras.records import Spectrum
-
-# The coarser rule that checks the number of steps has 7/10 of them (free: T_m contains it); below this many steps
-# it would say nothing.
-_FEWEST_STEPS_FOR_NESTED = 4
 
 
 @spectrum_estimator("slq")
@@ -43,10 +39,9 @@ class StochasticLanczosQuadrature:
         """
         probe = rademacher_probes(source.size, 1, seed=seed, dtype=source.dtype)[0]
         run = lanczos(source.matvec, probe, self.num_steps, reorthogonalize=self.reorthogonalize)
-        nested = None
         # After a breakdown the rule is exact for this probe: there is nothing to check.
-        if not run.invariant and run.num_steps >= _FEWEST_STEPS_FOR_NESTED:
-            nested = self._rule(run, run.num_steps * 7 // 10, source.size, seed)
+        coarser = None if run.invariant else coarser_steps(run.num_steps)
+        nested = None if coarser is None else self._rule(run, coarser, source.size, seed)
         return attrs.evolve(self._rule(run, run.num_steps, source.size, seed), nested=nested)
 
     def _rule(self, run: Tridiagonalization, num_steps: int, size: int, seed: int) -> Spectrum:

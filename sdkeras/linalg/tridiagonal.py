@@ -7,6 +7,15 @@ import scipy.linalg
 
 from sdkeras.records import FloatArray
 
+# The coarser rule that checks the number of steps has 7/10 of them (free: T_m contains it); below this many steps
+# it would say nothing.
+_FEWEST_STEPS_FOR_NESTED = 4
+
+
+def coarser_steps(num_steps: int) -> int | None:
+    """Steps of the coarser rule nested in one of so many steps, or None where they are too few for one."""
+    return num_steps * 7 // 10 if num_steps >= _FEWEST_STEPS_FOR_NESTED else None
+
 
 def ritz(alpha: FloatArray, beta: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Eigenvalues and eigenvectors of T = tridiag(beta, alpha, beta).
