@@ -12,7 +12,8 @@ import markupsafe
 import sdkeras
 from sdkeras.reporting import explanations
 from sdkeras.reporting.comparison import Comparison
-from sdkeras.reporting.figures import figures, supremum_figures, trajectory_figures
+from sdkeras.reporting.figures import figures, supremum_figures
+from sdkeras.reporting.lyapunov_figures import trajectory_figures
 from sdkeras.reporting.numbers import dimension, interval, number, root_ratio
 from sdkeras.reporting.schema import Analysis, LyapunovRun, LyapunovSummary, write_atomically
 from sdkeras.reporting.tables import (

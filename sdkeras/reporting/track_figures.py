@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sdkeras.records import FloatArray
-from sdkeras.reporting.figures import _ACCENT, _FONT, _INK, _SOFT, _WARN, Figure, _plain_ticks, _svg
+from sdkeras.reporting.drawing import ACCENT, FONT_SIZE, INK, SOFT, WARN, Figure, plain_ticks, svg
 from sdkeras.reporting.numbers import number
 from sdkeras.reporting.run_log import Measurement
 
@@ -40,8 +40,8 @@ def edge_over_time(measured: Sequence[Measurement]) -> Figure | None:
     logarithmic = positive and float(values.max()) > _FAR * float(values.min())
 
     def draw(axes: Any) -> None:
-        axes.plot(steps[known], thresholds[known], color=_WARN, linewidth=1.6, linestyle="--")
-        axes.plot(steps[known], sharpness[known], color=_ACCENT, linewidth=2.2, marker="o", markersize=4)
+        axes.plot(steps[known], thresholds[known], color=WARN, linewidth=1.6, linestyle="--")
+        axes.plot(steps[known], sharpness[known], color=ACCENT, linewidth=2.2, marker="o", markersize=4)
         if logarithmic:
             axes.set_yscale("log")
             axes.set_ylim(0.5 * float(values.min()), 2.5 * float(values.max()))
@@ -49,14 +49,14 @@ def edge_over_time(measured: Sequence[Measurement]) -> Figure | None:
             axes.yaxis.set_minor_formatter(lambda tick, _: "")
         else:
             axes.set_ylim(min(0.0, 1.1 * float(values.min())), 1.2 * float(values.max()))
-            _plain_ticks(axes)
-        _label(axes, steps[known], thresholds[known], "threshold", _WARN)
+            plain_ticks(axes)
+        _label(axes, steps[known], thresholds[known], "threshold", WARN)
         _over_steps(axes)
         axes.set_ylabel("largest eigenvalue")
 
     return Figure(
         "Sharpness against the threshold",
-        _svg("edge", "Sharpness and stability threshold over the steps", draw),
+        svg("edge", "Sharpness and stability threshold over the steps", draw),
         f"The solid line is the {what}, the dashed one the optimizer's threshold at its learning rate then. Full-batch "
         "training often climbs to the threshold and stays there: the edge of stability.",
     )
@@ -99,7 +99,7 @@ def gaps(measured: Sequence[Measurement]) -> list[Figure]:
         made.append(
             Figure(
                 f"Generalization gap of the {quantity}",
-                _svg(f"gap{place}", f"Generalization gap of the {quantity}", _line(measured, gap, terms)),
+                svg(f"gap{place}", f"Generalization gap of the {quantity}", _line(measured, gap, terms)),
                 f"{terms[:1].upper()}{terms[1:]}: what the bounds are about. The training side is Keras' mean over "
                 "the epoch, while the weights moved, and with dropout where there is some.",
             )
@@ -111,9 +111,9 @@ def _line(measured: Sequence[Measurement], values: FloatArray, label: str) -> Ca
     known = np.isfinite(values)
 
     def draw(axes: Any) -> None:
-        axes.plot(_steps(measured)[known], values[known], color=_ACCENT, linewidth=2.2, marker="o", markersize=4)
-        axes.axhline(0, color=_INK, linewidth=0.9)
-        _plain_ticks(axes)
+        axes.plot(_steps(measured)[known], values[known], color=ACCENT, linewidth=2.2, marker="o", markersize=4)
+        axes.axhline(0, color=INK, linewidth=0.9)
+        plain_ticks(axes)
         _over_steps(axes)
         axes.set_ylabel(label)
 
@@ -133,19 +133,19 @@ def _with_intervals(measured: Sequence[Measurement], key: str, title: str, capti
     steps = _steps(measured)
 
     def draw(axes: Any) -> None:
-        axes.vlines(steps[bounded], low[bounded], high[bounded], color=_SOFT, linewidth=1.6)
-        axes.plot(steps[known], values[known], color=_ACCENT, linewidth=2.2, marker="o", markersize=4)
+        axes.vlines(steps[bounded], low[bounded], high[bounded], color=SOFT, linewidth=1.6)
+        axes.plot(steps[known], values[known], color=ACCENT, linewidth=2.2, marker="o", markersize=4)
         axes.locator_params(axis="y", nbins=6)
         axes.yaxis.set_major_formatter(lambda tick, _: number(float(f"{tick:.6g}"), 6))
         _over_steps(axes)
         axes.set_ylabel(title.lower())
 
-    return Figure(title, _svg(key.replace("_", "-"), f"{title} over the steps", draw), caption)
+    return Figure(title, svg(key.replace("_", "-"), f"{title} over the steps", draw), caption)
 
 
 def _label(axes: Any, x: FloatArray, y: FloatArray, text: str, colour: str) -> None:
     axes.annotate(
-        text, (x[0], y[0]), xytext=(0, 5), textcoords="offset points", color=colour, va="bottom", fontsize=_FONT
+        text, (x[0], y[0]), xytext=(0, 5), textcoords="offset points", color=colour, va="bottom", fontsize=FONT_SIZE
     )
 
 
