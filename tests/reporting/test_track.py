@@ -131,7 +131,7 @@ def test_the_figures_draw_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
 
         xaxis = yaxis = property(lambda self: self)
 
-    monkeypatch.setattr(track_figures, "_svg", lambda name, label, draw: draw(Axes(name)) or "")
+    monkeypatch.setattr(track_figures, "svg", lambda name, label, draw: draw(Axes(name)) or "")
     track_figures.track_figures(LOG.measurements)
     (steps, thresholds), (_, sharpness) = drawn["edge"]
     assert steps.tolist() == [10, 20, 30]
