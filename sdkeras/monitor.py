@@ -35,9 +35,8 @@ DEFAULT_TOLERANCE = 0.2
 _EIGEN_TOLERANCE = 1e-2
 _TRACE_PROBES = 16
 _RUNS = 8
-# To begin with; where the nested check asks for more, later measurements begin with those. It says nothing where SD is
-# 0 or d, which too few steps also make of many neutral directions: then the runs take the usual number at least.
-_STEPS, _USUAL_STEPS = 20, 40
+# To begin with; where the nested check asks for more, later measurements begin with those.
+_STEPS = 20
 # Three times what the least number of runs takes at 40 steps.
 _MOST_PRODUCTS = 1000
 # Cautions that every measurement would repeat: its intervals say the same.
@@ -213,21 +212,16 @@ class Monitor:
             spectrum: Spectrum = estimate(one, subject.on_minibatch(hessian, index), seed_of_run(seed, index))
             return spectrum
 
-        while True:
-            outcome = estimate_sharpness_dimension(
-                run,
-                subject.context(hessian, "slq"),
-                AdaptiveSettings(tolerance=subject.options.tolerance, min_runs=_RUNS, max_hvps=_MOST_PRODUCTS),
-                num_steps=self._num_steps,
-            )
-            if outcome.interrupted:
-                raise KeyboardInterrupt
-            found = outcome.sharpness_dimension
-            self._num_steps = found.num_steps or self._num_steps
-            few = self._num_steps < min(_USUAL_STEPS, hessian.size)
-            if found.threshold_exponent is not None or not few:
-                return outcome
-            self._num_steps = _USUAL_STEPS
+        outcome = estimate_sharpness_dimension(
+            run,
+            subject.context(hessian, "slq"),
+            AdaptiveSettings(tolerance=subject.options.tolerance, min_runs=_RUNS, max_hvps=_MOST_PRODUCTS),
+            num_steps=self._num_steps,
+        )
+        if outcome.interrupted:
+            raise KeyboardInterrupt
+        self._num_steps = outcome.sharpness_dimension.num_steps or self._num_steps
+        return outcome
 
 
 _UNKNOWN = Reading(float("nan"), False)

@@ -143,7 +143,8 @@ def estimate_sharpness_dimension(
     With phi_r = sum_l w_rl (1 + z_rl/|t*|)_+ at the pooled t*, SD = mean of phi_r, and its interval is that of a mean
     of independent values. A run's coarser rule gives the same with 0.7 m steps: if the two differ by more than
     max(tolerance/4, SE/2), m grows by half and the runs start again. Where SD = d, the sum of all exponents takes the
-    place of phi: a coarse rule misses the smallest exponents, and SD might fall below d with them.
+    place of phi: a coarse rule misses the smallest exponents, and SD might fall below d with them. Where SD = 0, the
+    largest exponent does: a coarse rule makes one value below 0 of neutral directions and their neighbours.
 
     Args:
         run: (i, num_steps) -> Spectrum of run i.
@@ -343,7 +344,14 @@ def summarise(runs: list[Spectrum], context: Context) -> Summary:
             interval = (0.0, min(size, growth.mean() + _half_width(growth)))
         half = interval[1] - interval[0]
         if where.value <= 0:  # more runs do not help against rounding, so it does not count in the half-width
-            interval = (0.0, max(interval[1], _if_neutral(pooled_z, pooled_w, atoms, context)))
+            neutral = _if_neutral(pooled_z, pooled_w, atoms, context)
+            if len(nested) == len(atoms):  # the largest exponents, were they to go on rising as they have
+                tops = [(np.max(own), np.max(exponents(rule[0]))) for own, rule in zip(z, nested, strict=True)]
+                rise = float(np.mean([fine - coarse for fine, coarse in tops]))
+                risen = _if_within(_MORE_CHANGES * max(rise, 0.0), pooled_z, pooled_w, size)
+                difference = (min(0.0, neutral - risen), 0.0)
+                neutral = max(neutral, risen)
+            interval = (0.0, max(interval[1], neutral))
     else:
         tau = 1.0 / abs(where.threshold_exponent)
         phi = np.array([_phi(w, own, tau) for w, own in zip(masses, z, strict=True)])
@@ -369,7 +377,12 @@ def _if_neutral(z: FloatArray, masses: FloatArray, atoms: list[pooling.Atoms], c
     largest = max(float(np.max(np.abs(one.nodes))) for one in atoms)
     rounding = context.exponents.rate * largest * max(context.product_error, float(np.finfo(np.float64).eps))
     neutral = max(10 * rounding, _NEUTRAL * abs(float(masses @ z)) / context.state_size)
-    return min(crossing(np.where(np.abs(z) <= neutral, 0.0, z), masses).value, float(context.state_size))
+    return _if_within(neutral, z, masses, float(context.state_size))
+
+
+def _if_within(bound: float, z: FloatArray, masses: FloatArray, size: float) -> float:
+    """SD if every exponent of at most this modulus were 0."""
+    return min(crossing(np.where(np.abs(z) <= bound, 0.0, z), masses).value, size)
 
 
 def _phi(weights: FloatArray, z: FloatArray, tau: float) -> float:
@@ -475,7 +488,7 @@ def _outcome(loop: _Loop, summary: Summary) -> Outcome:
         total_interval=summary.total_interval,
         mean_exponent=where.total / size,
         nested=loop.nested_failed,
-        nested_checked=exact or summary.nested_difference is not None or where.value <= 0,
+        nested_checked=exact or summary.nested_difference is not None,
         guard=summary.excess,
         correctable=exact or all(run.residuals is not None for run in loop.runs),
         ended=loop.ended,

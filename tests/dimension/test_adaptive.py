@@ -308,6 +308,30 @@ def test_saturated_and_zero() -> None:
     assert found.codimension == 20
 
 
+@pytest.mark.parametrize("steps", [4, 8])
+def test_too_few_steps_do_not_make_a_dimension_of_zero(steps: int) -> None:
+    """Half the directions are neutral, and a short run sees them as one value with their gently curved neighbours."""
+    values = np.concatenate([np.full(100, -1e-9), np.geomspace(1e-3, 5, 100)])
+    matrices = [rotated(values, seed=index) for index in range(4)]
+    short = estimate(slq_run(matrices, 0), context(size=200), steps=steps, max_steps=steps)
+    assert short.sharpness_dimension.value == 0
+    assert short.sharpness_dimension.interval[1] >= pooled([values]) > 99
+    assert "nested-check-failed" in codes(short)
+    longer = estimate(slq_run(matrices, 0), context(size=200), steps=steps).sharpness_dimension
+    assert longer.num_steps > steps
+    assert longer.interval[0] <= pooled([values]) <= longer.interval[1]
+    assert longer.interval[1] < 0.6 * 200
+
+
+def test_steady_decay_makes_a_dimension_of_zero_without_more_steps() -> None:
+    values = np.concatenate([np.zeros(100), np.geomspace(1e-3, 5, 100)])
+    ctx = context(size=200, exponents=ExponentMap("sgd", ETA, 1e-2))
+    outcome = estimate(slq_run([rotated(values, seed=0)], 0), ctx, steps=40)
+    assert outcome.sharpness_dimension.interval == (0, 0)
+    assert outcome.sharpness_dimension.num_steps == 40
+    assert "nested-check-failed" not in codes(outcome)
+
+
 def test_a_total_near_zero_is_called_saturated_with_a_one_sided_interval() -> None:
     generator = np.random.default_rng(0)
     spectra = []
