@@ -265,8 +265,7 @@ class _Analysis:
             )
         first = found.outcomes[0] if found.outcomes else None
         for outcome in found.outcomes:
-            known = {note.code for note in self.warnings}
-            self.warnings += [note for note in outcome.warnings if note.code not in known]
+            self._add(outcome.warnings)
         return Analysis(
             provenance=provenance(
                 self.subject.source,
@@ -358,8 +357,7 @@ class _Analysis:
         except Interrupted as ended:
             self._warn("time-limit", f"there are no Lyapunov exponents: {ended}")
             return
-        known = {note.code for note in self.warnings}
-        self.warnings += [note for note in followed.warnings if note.code not in known]
+        self._add(followed.warnings)
         found.lyapunov, found.partial = followed.summary, followed.interrupted
         if found.facts is not None:
             found.bounds = self._bounds(facts_along(found.facts, followed.summary.dimension), found.bound_inputs)
@@ -368,8 +366,7 @@ class _Analysis:
         """SD with the supremum over snapshots, from the minibatches of the first estimate; kept as far as it came."""
         options, name = self.options, self.estimators.spectrum[0]
         count, every = int(options.snapshots or 0), int(options.every or 0)
-        known = {note.code for note in self.warnings}
-        self.warnings += [note for note in about_step(step) if note.code not in known]
+        self._add(about_step(step))
         trajectory = follow(
             step, self.hessian, self.subject, count=count, every=every, deadline=self._deadline(), tell=self._tell
         )
@@ -608,6 +605,11 @@ class _Analysis:
         if self.progress is not None:
             spent = self.hessian.num_products if hasattr(self, "hessian") else 0
             self.progress(Progress(self.stage, spent))
+
+    def _add(self, notes: Iterable[Warning]) -> None:
+        """Those whose code is not there yet."""
+        known = {note.code for note in self.warnings}
+        self.warnings += [note for note in notes if note.code not in known]
 
     def _warn(self, code: str, message: str) -> None:
         self.warnings.append(Warning(code, message))

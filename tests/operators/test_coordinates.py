@@ -7,7 +7,6 @@ import pytest
 import sdkeras
 from sdkeras.dimension.exponents import exponent_map
 from sdkeras.errors import NonFiniteError, SdkerasError
-from sdkeras.operators import precision
 from sdkeras.operators.coordinates import balanced, training_coordinates
 from sdkeras.operators.dense_flow import DenseFlow
 
@@ -15,13 +14,7 @@ layers = keras.layers
 RATE = 0.125
 X = np.random.default_rng(0).standard_normal((11, 3))
 Y = np.random.default_rng(1).integers(0, 2, 11)
-
-
-@pytest.fixture(autouse=True)
-def _double_precision():
-    keras.utils.set_random_seed(0)
-    with precision.default_precision("float64"):
-        yield
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 def step_of(optimizer: keras.optimizers.Optimizer, inner: str = "tanh") -> sdkeras.UpdateMap:

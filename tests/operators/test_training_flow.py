@@ -7,18 +7,11 @@ import pytest
 import sdkeras
 from sdkeras.checkpoints import load_checkpoint, save_checkpoint
 from sdkeras.errors import NonFiniteError, SdkerasError
-from sdkeras.operators import precision
 
 layers = keras.layers
 X = np.random.default_rng(0).standard_normal((11, 3))
 Y = np.random.default_rng(1).integers(0, 2, 11)
-
-
-@pytest.fixture(autouse=True)
-def _double_precision():
-    keras.utils.set_random_seed(0)
-    with precision.default_precision("float64"):
-        yield
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 def net(optimizer: keras.optimizers.Optimizer, *inner: keras.layers.Layer) -> keras.Model:

@@ -18,18 +18,11 @@ optimizers = keras.optimizers
 RATE = 0.125  # Keras keeps the rate in float32; this one is exact there
 X = np.random.default_rng(0).standard_normal((8, 2))
 Y = np.random.default_rng(1).integers(0, 2, 8)
-
-
-@pytest.fixture(autouse=True)
-def _double_precision():
-    """Everything real in float64, so that Keras' own steps have 16 digits as well."""
-    keras.utils.set_random_seed(0)
-    with precision.default_precision("float64"):
-        yield
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 @pytest.fixture
-def _single_precision(_double_precision: None):
+def _single_precision(double_precision: None):
     with precision.default_precision("float32"):
         yield
 
