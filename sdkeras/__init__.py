@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sdkeras.reporting.compare import compare
     from sdkeras.reporting.comparison import Comparison
     from sdkeras.reporting.schema import Analysis, LyapunovRun
+    from sdkeras.tracking import track
 
 __version__ = "0.1.0"
 
@@ -62,6 +63,7 @@ __all__ = [
     "singular_values_estimator",
     "spectrum_estimator",
     "trace_estimator",
+    "track",
 ]
 
 _HOME = {
@@ -90,6 +92,7 @@ _HOME = {
     "singular_values_estimator": "sdkeras.kinds",
     "spectrum_estimator": "sdkeras.kinds",
     "trace_estimator": "sdkeras.kinds",
+    "track": "sdkeras.tracking",
 }
 
 

@@ -22,7 +22,7 @@ from sdkeras.data_fit import check_data
 from sdkeras.errors import ModelError
 from sdkeras.user_code import last_line, load_custom_objects
 
-__all__ = ["check_data", "compile_problem", "load_custom_objects", "load_data", "load_model"]
+__all__ = ["check_data", "compile_problem", "load_custom_objects", "load_data", "load_model", "load_weights"]
 
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _ZIP_MAGIC = b"PK"
@@ -74,6 +74,67 @@ def compile_problem(model: Any) -> str | None:
     """Why loss and optimizer of a loaded model are missing or not as they were saved; None if nothing is wrong."""
     problem = getattr(model, _PROBLEM, None)
     return problem if isinstance(problem, str) else None
+
+
+def load_weights(path: str, model: Any) -> str:
+    """Reads a `.weights.h5` file into a model and its optimizer.
+
+    Where the file holds no state of the optimizer, it is that of an optimizer that has made no step.
+
+    Returns:
+        What of the optimizer could not be read, or "".
+
+    Raises:
+        ModelError: Missing, damaged, of another architecture, or not finite.
+    """
+    optimizer = getattr(model, "optimizer", None)
+    saved = _saved_slots(path)
+    if optimizer is not None and not optimizer.built:
+        optimizer.build(model.trainable_variables)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model.load_weights(path)
+    except Exception as error:  # another architecture fails in many ways
+        raise ModelError(
+            f"the weights in {path!r} do not fit the model: {_short(str(error)) or last_line(error)}; give the model "
+            "they were saved from (--model)."
+        ) from error
+    lost = "" if saved else "the file holds no state of the optimizer"
+    if saved and optimizer is not None:
+        unread = any("Skipping variable loading for optimizer" in str(warning.message) for warning in caught)
+        if unread:
+            lost = f"the file's optimizer has {saved} variables, the model's {len(optimizer.variables)}"
+    if lost and optimizer is not None:
+        _as_if_new(optimizer, model)
+        lost += "; it is as if no step had been made."
+    _check_finite(path, model)
+    return lost if optimizer is not None else ""
+
+
+def _saved_slots(path: str) -> int:
+    """Variables of the optimizer in a file of weights."""
+    import h5py
+
+    try:
+        if not Path(path).is_file():
+            raise ModelError(f"there is no file {path!r}; check the path.")
+        with h5py.File(path, "r") as file:
+            if "layers" not in file and "vars" not in file:
+                raise ModelError(
+                    f"{path!r} holds no weights as Keras 3 saves them; write them with model.save_weights()."
+                )
+            return len(file["optimizer/vars"]) if "optimizer/vars" in file else 0
+    except OSError as error:
+        raise _damaged(path, "weights", last_line(error)) from error
+
+
+def _as_if_new(optimizer: Any, model: Any) -> None:
+    """Puts every variable of the optimizer at its start, so that nothing stale is read."""
+    fresh = type(optimizer).from_config(optimizer.get_config())
+    fresh.build(model.trainable_variables)
+    for variable, value in zip(optimizer.variables, fresh.variables, strict=True):
+        variable.assign(value)
 
 
 @attrs.frozen

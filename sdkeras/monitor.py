@@ -31,14 +31,14 @@ DIMENSION = ("rds_sharpness", "sharpness_dimension", "sharpness_codimension")
 MEASURES = ("sharpness", "sharpness_ratio", *DIMENSION, "hessian_trace")
 DEFAULT_SAMPLES = 1024
 DEFAULT_TOLERANCE = 0.2
+# Three times what the least number of runs takes at 40 steps.
+DEFAULT_MAX_HVPS = 1000
 # An eigenvalue's error is the residual squared over its gap to the next: with 1e-2 of itself, well below 1 %.
 _EIGEN_TOLERANCE = 1e-2
 _TRACE_PROBES = 16
 _RUNS = 8
 # To begin with; where the nested check asks for more, later measurements begin with those.
 _STEPS = 20
-# Three times what the least number of runs takes at 40 steps.
-_MOST_PRODUCTS = 1000
 # Cautions that every measurement would repeat: its intervals say the same.
 _USUAL = ("interval-scope", "wide-interval")
 
@@ -67,10 +67,10 @@ class Monitor:
         model: A compiled `keras.Model`.
         data: As in `sdkeras.analyze`.
         measures: Which numbers, of `MEASURES`.
-        batch_size: That of training; default 32, or a dataset's own.
         samples: Random subset for the data-set Hessian.
         tolerance: Half-width of SD's interval wanted, relative to the codimension.
-        seed: Of everything random.
+        max_hvps: Products of a measurement's exponents and dimension at most.
+        **options: More of `sdkeras.analyze`: batch_size, learning_rate, loss, params, mode, dtype, memory_gb, seed.
 
     Raises:
         SdkerasError: Unusable model, data or options; products that fail their verification.
@@ -82,17 +82,17 @@ class Monitor:
         data: Any,
         *,
         measures: Sequence[str] = MEASURES,
-        batch_size: int | None = None,
         samples: int = DEFAULT_SAMPLES,
         tolerance: float = DEFAULT_TOLERANCE,
-        seed: int = 0,
+        max_hvps: int = DEFAULT_MAX_HVPS,
+        **options: Any,
     ) -> None:
-        options = Options(batch_size=batch_size, samples=samples, tolerance=tolerance, seed=seed)
-        check_options(options)
+        chosen = Options(samples=samples, tolerance=tolerance, max_hvps=max_hvps, **options)
+        check_options(chosen)
         self.measures = check_measures(measures)
-        self.subject = Subject(model, data, options)
+        self.subject = Subject(model, data, chosen)
         loss = self.subject.loss
-        self.resources = resources(loss.size, loss.dtype.itemsize, memory_gb=None, workers=None)
+        self.resources = resources(loss.size, loss.dtype.itemsize, memory_gb=chosen.memory_gb, workers=None)
         self.hessian = HessianOperator(loss, workers=self.resources.workers)
         if "hessian_trace" in self.measures:  # compiled here, so that the first measurement takes as long as the others
             self.hessian.on_batch(loss.batches[0]).rows(np.zeros((2, loss.size), loss.dtype))
@@ -116,6 +116,25 @@ class Monitor:
             seed=self.subject.options.seed,
             measures=self.measures,
         )
+
+    def state(self) -> dict[str, Any]:
+        """What a measurement leaves for the next: nested values for `sdkeras.checkpoints`."""
+        return {"vectors": dict(self._vectors), "num_steps": self._num_steps}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state` returned."""
+        self._vectors, self._num_steps = dict(state["vectors"]), int(state["num_steps"])
+
+    def take(self, model: Any) -> None:
+        """Puts another model's weights and optimizer variables into this one's, which must have the same."""
+        own = self.subject.compiled_as
+        pairs = list(zip(own.variables, model.variables, strict=True))
+        if self.subject.model is not own:  # a copy that is compiled with another loss
+            pairs += zip(self.subject.model.variables, model.variables, strict=True)
+        for optimizer, other in [(own.optimizer, model.optimizer)] if own.optimizer is not None else []:
+            pairs += zip(optimizer.variables, other.variables, strict=True)
+        for variable, value in pairs:
+            variable.assign(value)
 
     def measure(
         self, *, source: str = "fit", epoch: int | None = None, metrics: Mapping[str, float] | None = None
@@ -215,7 +234,7 @@ class Monitor:
         outcome = estimate_sharpness_dimension(
             run,
             subject.context(hessian, "slq"),
-            AdaptiveSettings(tolerance=subject.options.tolerance, min_runs=_RUNS, max_hvps=_MOST_PRODUCTS),
+            AdaptiveSettings(tolerance=subject.options.tolerance, min_runs=_RUNS, max_hvps=subject.options.max_hvps),
             num_steps=self._num_steps,
         )
         if outcome.interrupted:
@@ -243,12 +262,18 @@ def _readings(outcome: Outcome | None, tolerance: float) -> dict[str, Reading]:
 
 
 def failed_measurement(
-    model: Any, measures: Sequence[str], epoch: int | None, metrics: Mapping[str, float], reason: str
+    measures: Sequence[str],
+    reason: str,
+    *,
+    source: str = "fit",
+    step: int = 0,
+    epoch: int | None = None,
+    metrics: Mapping[str, float] | None = None,
 ) -> Measurement:
     """NaN for every measure, and why."""
     return Measurement(
-        source="fit",
-        step=steps_taken(model.optimizer),
+        source=source,
+        step=step,
         epoch=epoch,
         time=utc_now(),
         seconds=0.0,
@@ -259,6 +284,6 @@ def failed_measurement(
         map="",
         state_size=0,
         values=dict.fromkeys(measures, _UNKNOWN),
-        metrics=dict(metrics),
+        metrics=dict(metrics or {}),
         notes=(f"the measurement failed: {reason}",),
     )

@@ -52,11 +52,15 @@ class Subject:
         self._read_settings()
         if isinstance(data, (tuple, list)) and len(data) in (2, 3):
             loading.check_data(self.model, *data)
-        self.source = batches.as_source(
-            data,
-            batch_size=options.batch_size,
-            default_batch_size=batches.DEFAULT_BATCH_SIZE,
-            limit=options.samples,
+        self.source = (
+            data
+            if isinstance(data, batches.Source)
+            else batches.as_source(
+                data,
+                batch_size=options.batch_size,
+                default_batch_size=batches.DEFAULT_BATCH_SIZE,
+                limit=options.samples,
+            )
         )
         self.loss = EmpiricalLoss(
             self.model,

@@ -17,7 +17,8 @@ import attrs
 from sdkeras.errors import SdkerasError
 from sdkeras.records import FloatArray
 from sdkeras.reporting.comparison import Comparison
-from sdkeras.reporting.schema import Analysis, LyapunovRun
+from sdkeras.reporting.run_log import Measurement
+from sdkeras.reporting.schema import Analysis, LyapunovRun, as_plain
 
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
@@ -31,9 +32,11 @@ _FORM = re.compile(r"\s*([\w.]+)\s*(<=|>=|==|!=|<|>)\s*(\S+)\s*")
 # Before a path, of two runs: B minus A, of A, of B.
 OF_TWO = ("delta", "a", "b")
 NumberAt = Callable[[str], float]
+Record = Analysis | LyapunovRun | Measurement
 _EXAMPLES = {
     Analysis: "for example 'edge_of_stability.ratio > 1.1 or sharpness_dimension.codimension < 20'",
     LyapunovRun: "for example 'lyapunov.values.0 > 0.01 or lyapunov.sharpest.value > 20'",
+    Measurement: "for example 'values.sharpness_ratio.value > 1.1'",
 }
 
 
@@ -73,9 +76,9 @@ class Expression:
         return any(all(group) for group in found)
 
 
-def numbers_of(run: Analysis | LyapunovRun, name: str = "this run") -> NumberAt:
+def numbers_of(run: Record, name: str = "this run") -> NumberAt:
     """The numbers of a run by their paths; a path without one is an error."""
-    document = json.loads(run.to_json())
+    document = as_plain(run)
 
     def number_at(path: str) -> float:
         value = document
@@ -111,7 +114,7 @@ def numbers_of_two(a: Analysis | LyapunovRun, b: Analysis | LyapunovRun, compari
     return number_at
 
 
-def parse(text: str, document: type[Analysis | LyapunovRun] = Analysis, prefixes: tuple[str, ...] = ()) -> Expression:
+def parse(text: str, document: type[Record] = Analysis, prefixes: tuple[str, ...] = ()) -> Expression:
     """The expression of `--fail-if`, for runs of this kind.
 
     Args:
@@ -153,11 +156,12 @@ def _check_path(path: str, document: type[Any]) -> None:
     for position, part in enumerate(parts):
         fields = _fields(kind)
         if typing.get_origin(kind) is dict:
-            kind = float  # an estimator's own settings: which there are is known once it has run
+            held = typing.get_args(kind)[1]
+            kind = held if attrs.has(held) else float  # which there are is known once it has run
         elif fields:
             if part not in fields:
                 near = difflib.get_close_matches(part, fields, n=1)
-                where = ".".join(parts[:position]) or document.WRITTEN_BY[0]
+                where = ".".join(parts[:position]) or getattr(document, "WRITTEN_BY", ("a measurement",))[0]
                 hint = f"did you mean '{near[0]}'? " if near else ""
                 raise SdkerasError(f"--fail-if: {where} has no '{part}'; {hint}it has: {', '.join(fields)}.")
             kind = _not_none(fields[part])

@@ -1,33 +1,162 @@
-"""`sdkeras track RUN`: a training over time, from the log that the callback has written, without TensorFlow."""
+"""`sdkeras track`: a training over time, from the callback's log, or from its checkpoints."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
+from sdkeras.checkpoint_files import in_order
+from sdkeras.errors import SdkerasError
 from sdkeras.reporting import run_log
+from sdkeras.reporting.run_log import Measurement, RunLog
+from sdkeras_cli import conditions
+from sdkeras_cli.inputs import COUNT, NOT_NEGATIVE, POSITIVE, FiniteRange, check_inputs
 from sdkeras_cli.output import check_outputs
+
+_FRACTION = FiniteRange(min=0, max=1, min_open=True, max_open=True)
+_DEFAULT_FOLDER = "track"
 
 
 @click.command()
-@click.argument("run", type=click.Path())
+@click.argument("paths", nargs=-1, required=True, type=click.Path(), metavar="RUN | CHECKPOINT...")
+@click.option("--data", type=click.Path(), metavar="DATA", help="Measure checkpoints on it: FILE.npz, X.npy,Y.npy, ...")
+@click.option("--test-data", type=click.Path(), metavar="DATA", help="Loss and metrics on both, for the gap.")
+@click.option("--model", type=click.Path(), metavar="FILE", help="The compiled model that .weights.h5 files are of.")
+@click.option("--out", "log_dir", type=click.Path(), metavar="DIR", help="Folder of the log; default: track.")
+@click.option("--measures", metavar="NAME,NAME,...", help="Of the callback's keys; default: all.")
+@click.option("--batch-size", type=COUNT, help="Of training; default 32, or the data set's own.")
+@click.option("--learning-rate", type=POSITIVE, help="In place of the ones in the files.")
+@click.option("--loss", help="Name of a Keras loss, or NAME:from_logits, in place of the compiled one.")
+@click.option("--params", metavar="REGEX", help="Analyse only the variables whose path this finds.")
+@click.option("--samples", type=COUNT, help="Samples for the data-set Hessian; default 1024.")
+@click.option("--mode", type=click.Choice(["train", "inference"]), help="Of dropout and the like; default train.")
+@click.option("--dtype", type=click.Choice(["float32", "float64"]), help="Default float32.")
+@click.option("--tolerance", type=_FRACTION, help="Half-width over the codimension; default 0.2.")
+@click.option("--max-hvps", type=COUNT, help="Products for a checkpoint's exponents; default 1000.")
+@click.option("--memory", "memory_gb", type=POSITIVE, metavar="GB", help="Memory for bases and dense matrices.")
+@click.option("--seed", type=NOT_NEGATIVE, help="Default 0.")
+@click.option("--custom-objects", type=click.Path(), metavar="FILE", help="Python file with the model's own classes.")
+@click.option("--unsafe", is_flag=True, help="Load Lambda layers, whose code is in the files.")
 @click.option("--html", "html_path", type=click.Path(), metavar="OUT", help="Write the page here.")
-@click.option("--quiet", is_flag=True, help="No table in the terminal.")
+@click.option("--fail-if", "expression", metavar="EXPR", help="Exit with 3 if it holds for the last measurement.")
+@click.option("--dry-run", is_flag=True, help="Show which checkpoints are measured already and which would be.")
+@click.option("--quiet", is_flag=True, help="No progress and no table.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
-def command(run: str, html_path: str | None, quiet: bool, debug: bool) -> int:
-    """Show the training whose log is RUN, or in the folder RUN, while it runs or afterwards.
+def command(
+    paths: tuple[str, ...],
+    html_path: str | None,
+    expression: str | None,
+    dry_run: bool,
+    quiet: bool,
+    debug: bool,
+    **given: Any,
+) -> int:
+    """Show a training over time: sharpness against the threshold, exponents, sharpness dimension.
 
-    sdkeras.callbacks.SharpnessDimension(..., log_dir=RUN) writes the log.
+    Without --data: the log RUN, or the log in the folder RUN, that sdkeras.callbacks.SharpnessDimension(...,
+    log_dir=RUN) writes, while it trains or afterwards.
+
+    With --data: CHECKPOINTs (files, folders, patterns) are measured in their order, and the log is kept in --out.
+    Interrupted or killed, the same command measures the rest.
     """
     del debug
+    condition = None if expression is None else conditions.parse(expression, Measurement)
+    chosen = {name: value for name, value in given.items() if value not in (None, False)}
+    if "data" in chosen:
+        return _measure(list(paths), chosen, html_path, condition, dry_run=dry_run, quiet=quiet)
+    if len(paths) > 1 or paths[0].endswith((".keras", ".h5")):
+        raise SdkerasError("checkpoints are measured on data; give them (--data DATA).")
+    if chosen or dry_run:
+        raise SdkerasError(
+            f"{', '.join(map(_option, chosen)) or '--dry-run'}: for checkpoints only; give their data as well (--data)."
+        )
     if html_path is not None:
-        check_outputs([html_path], [str(run_log.place_of(run))])
-    log = run_log.read_run_log(run)
+        check_outputs([html_path], [str(run_log.place_of(paths[0]))])
+    return _show(run_log.read_run_log(paths[0]), html_path, condition, quiet=quiet or html_path is not None)
+
+
+def _measure(
+    given: list[str],
+    chosen: dict[str, Any],
+    html_path: str | None,
+    condition: conditions.Expression | None,
+    *,
+    dry_run: bool,
+    quiet: bool,
+) -> int:
+    paths = in_order(given)
+    folder = chosen.pop("log_dir", _DEFAULT_FOLDER)
+    data, test_data, custom_objects = (chosen.pop(name, None) for name in ("data", "test_data", "custom_objects"))
+    check_inputs(chosen.get("model", paths[0]), data, custom_objects)
+    if test_data is not None:
+        check_inputs(paths[0], test_data, None)
+    if html_path is not None:
+        check_outputs([html_path], [*paths, data])
+    if "measures" in chosen:
+        chosen["measures"] = [name.strip() for name in chosen["measures"].split(",")]
+
+    from sdkeras_cli.main import tensorflow_settings
+    from sdkeras_cli.progress import progress_bar
+
+    if dry_run:
+        _show_plan(paths, folder, html_path)
+        return 0
+    tensorflow_settings()
+    from sdkeras import loading
+    from sdkeras.tracking import track
+
+    objects = loading.load_custom_objects(custom_objects) if custom_objects else None
+    safe_mode = not chosen.pop("unsafe", False)
+    with progress_bar(quiet) as progress:
+        log = track(
+            paths,
+            loading.load_data(data),
+            test_data=None if test_data is None else loading.load_data(test_data),
+            log_dir=folder,
+            custom_objects=objects,
+            safe_mode=safe_mode,
+            progress=progress,
+            **chosen,
+        )
+    status = _show(log, html_path, condition, quiet=quiet)
+    failed = [found for found in log.measurements if found.failed]
+    for found in failed:
+        click.echo(f"sdkeras: error: {found.source}: {'; '.join(found.notes)}", err=True)
+    return 2 if failed else status
+
+
+def _show(log: RunLog, html_path: str | None, condition: conditions.Expression | None, *, quiet: bool) -> int:
+    """The log as a page and in the terminal; the exit status that `--fail-if` asks for."""
     from sdkeras.reporting.track import render, save_html
+    from sdkeras_cli.report import status_of
 
     if html_path is not None:
         save_html(log, html_path)
-    if not quiet and html_path is None:
+    if not quiet:
         from rich.console import Console
 
         Console(highlight=False).print(render(log))
-    return 0
+    if condition is None:
+        return 0
+    measured = run_log.trajectory(log)
+    if not measured:
+        raise SdkerasError("--fail-if: the log holds no measurement yet.")
+    return status_of(condition, conditions.numbers_of(measured[-1], "the last measurement"))
+
+
+def _show_plan(paths: list[str], folder: str, html_path: str | None) -> None:
+    from sdkeras.reporting.run_log import pending, read_run_log
+
+    left = pending(paths, folder)
+    for path in paths:
+        click.echo(f"{'to measure' if path in left else 'measured'}  {path}")
+    done = [] if len(left) == len(paths) else [each for each in read_run_log(folder).measurements if not each.failed]
+    estimate = f", about {len(left) * sum(each.seconds for each in done) / len(done):.0f} s" if done and left else ""
+    click.echo(f"{len(left)} of {len(paths)} checkpoints to measure{estimate}")
+    files = [f"{folder}/{run_log.FILE_NAME}", *([html_path] if html_path else [])]
+    click.echo(f"files to be written: {', '.join(files)}")
+
+
+def _option(name: str) -> str:
+    return "--" + {"log_dir": "out", "memory_gb": "memory"}.get(name, name).replace("_", "-")

@@ -6,7 +6,6 @@ import functools
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -100,7 +99,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
             tolerance=tolerance,
             seed=seed,
         )
-        self.log_path = None if log_dir is None else _made(log_dir)
+        self.log_path = None if log_dir is None else run_log.place_in(log_dir)
         self.spacing = Spacing(max_overhead)
         self.measurements: list[Measurement] = []
         self._monitor: Monitor | None = None
@@ -175,7 +174,9 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         except Exception as error:  # whatever a layer, TensorFlow or a lack of memory raises: training goes on
             reason = last_line(error)
             self._say_once(reason, f"a measurement failed, its numbers are NaN: {reason}")
-            found = failed_measurement(self.model, self.measures, self._epochs, metrics, reason)
+            found = failed_measurement(
+                self.measures, reason, step=steps_taken(self.model.optimizer), epoch=self._epochs, metrics=metrics
+            )
         self._watched = _identity(self.model)
         found = attrs.evolve(found, seconds=self.spacing.spent - spent)
         self.measurements.append(found)
@@ -201,19 +202,3 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
 def _identity(model: Any) -> tuple[Any, ...]:
     """What a monitor rests on: another optimizer, loss or set of variables needs another one."""
     return (model, model.optimizer, getattr(model, "_compile_loss", None), *model.trainable_variables)
-
-
-def _made(folder: str | os.PathLike[str]) -> Path:
-    """The log's path in a folder, which is made.
-
-    Raises:
-        SdkerasError: It cannot be made, or not written to.
-    """
-    place = Path(folder) / run_log.FILE_NAME
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with place.open("ab"):
-            pass
-    except OSError as error:
-        raise SdkerasError(f"{place} cannot be written: {error.strerror or error}; choose another log_dir.") from error
-    return place

@@ -7,19 +7,21 @@ last one at most.
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 
+from sdkeras.checkpoint_files import digest
 from sdkeras.errors import SdkerasError
 from sdkeras.reporting.schema import as_plain, from_plain
 
 FILE_NAME = "sharpness.jsonl"
 SCHEMA_VERSION = 1
-_WRITTEN_BY = "sdkeras.callbacks.SharpnessDimension(..., log_dir=...)"
+_WRITTEN_BY = "sdkeras.callbacks.SharpnessDimension(..., log_dir=...) or `sdkeras track CHECKPOINT... --data DATA`"
 
 
 @attrs.frozen
@@ -36,6 +38,7 @@ class Header:
         batch_size: Of the minibatches.
         seed: Of everything random in the measurements.
         measures: Keys of what is measured.
+        settings: Options that the numbers depend on, as text; empty in a log of the callback.
     """
 
     sdkeras: str
@@ -50,6 +53,7 @@ class Header:
     data_digest: str
     seed: int
     measures: tuple[str, ...]
+    settings: dict[str, str] = attrs.field(factory=dict)
 
 
 @attrs.frozen
@@ -85,6 +89,7 @@ class Measurement:
         values: By the keys of the callback.
         metrics: Losses and metrics of the training at that time.
         notes: What the reader must know, a failure for example.
+        digest: Of the checkpoint's file; "" for 'fit'.
     """
 
     source: str
@@ -101,6 +106,12 @@ class Measurement:
     values: dict[str, Reading]
     metrics: dict[str, float]
     notes: tuple[str, ...] = ()
+    digest: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether not one number was found."""
+        return all(math.isnan(reading.value) for reading in self.values.values())
 
     def value(self, key: str) -> float | None:
         """A number without its evidence; None where it was not asked for."""
@@ -125,6 +136,22 @@ class RunLog:
 def place_of(path: str | os.PathLike[str]) -> Path:
     """The log in a folder, or the file itself."""
     return Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
+
+
+def place_in(folder: str | os.PathLike[str]) -> Path:
+    """The log's path in a folder, which is made.
+
+    Raises:
+        SdkerasError: It cannot be made, or not written to.
+    """
+    place = Path(folder) / FILE_NAME
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with place.open("ab"):
+            pass
+    except OSError as error:
+        raise SdkerasError(f"{place} cannot be written: {error.strerror or error}; choose another folder.") from error
+    return place
 
 
 def read_run_log(path: str | os.PathLike[str]) -> RunLog:
@@ -166,6 +193,23 @@ def read_run_log(path: str | os.PathLike[str]) -> RunLog:
     if header is None:
         raise SdkerasError(f"{place} does not begin with the header of a log; give one written by {_WRITTEN_BY}.")
     return RunLog(header, tuple(measurements), tuple(notes))
+
+
+def has_lines(place: Path) -> bool:
+    """Whether a log holds a whole line; a crash can leave a part of the first one."""
+    return place.is_file() and b"\n" in place.read_bytes()
+
+
+def by_digest(log: RunLog) -> dict[str, Measurement]:
+    """The measurements of checkpoints that did not fail, by the digest of their files."""
+    return {found.digest: found for found in log.measurements if found.digest and not found.failed}
+
+
+def pending(paths: Sequence[str], folder: str | os.PathLike[str]) -> list[str]:
+    """Those checkpoints that the log in a folder does not have as they are now."""
+    place = Path(folder) / FILE_NAME
+    done = by_digest(read_run_log(place)) if has_lines(place) else {}
+    return [path for path in paths if digest(path) not in done]
 
 
 def append(path: str | os.PathLike[str], record: Header | Measurement) -> None:
@@ -225,11 +269,13 @@ def trajectory(log: RunLog) -> tuple[Measurement, ...]:
     """The measurements along one training, by step.
 
     Where the steps of `fit` go back, training has gone back (a restored backup, a fresh start): what was measured
-    beyond is of weights that were given up, and is left out.
+    beyond is of weights that were given up, and is left out. Of a checkpoint the last measurement counts.
     """
     kept: list[Measurement] = []
     for found in log.measurements:
         if found.source == "fit":
             kept = [earlier for earlier in kept if earlier.source != "fit" or earlier.step < found.step]
+        else:
+            kept = [earlier for earlier in kept if earlier.source != found.source]
         kept.append(found)
     return tuple(sorted(kept, key=lambda found: found.step))

@@ -64,10 +64,10 @@ def notes(log: RunLog) -> tuple[str, ...]:
     left_out = len(log.measurements) - len(measured)
     if left_out:
         own.append(f"training went back, and {left_out} measurements beyond that step are left out")
-    failed = [each for each in measured if _failed(each)]
+    failed = [each for each in measured if each.failed]
     if failed:
         own.append(f"{len(failed)} of {len(measured)} measurements failed, the last one: {'; '.join(failed[-1].notes)}")
-    said = [each for each in measured if each.notes and not _failed(each)]
+    said = [each for each in measured if each.notes and not each.failed]
     return (*own, *(f"step {said[-1].step:,}: {note}" for note in (said[-1].notes if said else ())))
 
 
@@ -92,7 +92,7 @@ def table(log: RunLog) -> Rows:
     }
     shown = {name: cells for name, cells in columns.items() if set(cells) - {"", ABSENT}}
     rows = zip(*shown.values(), strict=True)
-    return Rows(tuple(shown), tuple(Row(cells, _failed(each)) for cells, each in zip(rows, measured, strict=True)))
+    return Rows(tuple(shown), tuple(Row(cells, each.failed) for cells, each in zip(rows, measured, strict=True)))
 
 
 def cards(log: RunLog) -> tuple[Card, ...]:
@@ -175,10 +175,6 @@ def save_html(log: RunLog, path: str | os.PathLike[str]) -> None:
 def _finite(found: Measurement, key: str) -> bool:
     value = found.value(key)
     return value is not None and math.isfinite(value)
-
-
-def _failed(found: Measurement) -> bool:
-    return all(math.isnan(reading.value) for reading in found.values.values())
 
 
 def _cell(found: Measurement, key: str, digits: int = 4) -> str:

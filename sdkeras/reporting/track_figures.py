@@ -100,11 +100,16 @@ def gaps(measured: Sequence[Measurement]) -> list[Figure]:
             Figure(
                 f"Generalization gap of the {quantity}",
                 svg(f"gap{place}", f"Generalization gap of the {quantity}", _line(measured, gap, terms)),
-                f"{terms[:1].upper()}{terms[1:]}: what the bounds are about. The training side is Keras' mean over "
-                "the epoch, while the weights moved, and with dropout where there is some.",
+                f"{terms[:1].upper()}{terms[1:]}: what the bounds are about. {_sides(measured)}",
             )
         )
     return made
+
+
+def _sides(measured: Sequence[Measurement]) -> str:
+    if all(found.source != "fit" for found in measured):
+        return "Both sides are of the checkpoint's weights, in inference mode."
+    return "The training side is Keras' mean over the epoch, with the weights and the dropout masks of each step."
 
 
 def _line(measured: Sequence[Measurement], values: FloatArray, label: str) -> Callable[[Any], None]:

@@ -4,8 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pytest
+
 from sample_log import FOUND, HEADER
 from sdkeras.reporting.run_log import FILE_NAME, append
+from small_nets import X, Y, net
 
 
 def test_the_command(in_process, tmp_path: Path) -> None:
@@ -43,3 +47,58 @@ def test_no_tensorflow_is_loaded_until_the_callback_is_named(tmp_path: Path) -> 
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert (tmp_path / "page.html").exists()
+
+
+def test_checkpoints_in_the_terminal(in_process, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = net()
+    for epoch in (1, 2):
+        model.fit(X, Y, batch_size=16, verbose=0)
+        model.save(f"epoch_{epoch}.keras")
+    np.savez("train.npz", x=X, y=Y)
+    words = ("track", "*.keras", "--data", "train.npz", "--batch-size", 16, "--measures", "sharpness,sharpness_ratio")
+    status, out, _ = in_process(*words, "--dry-run")
+    assert (status, Path("track").exists()) == (0, False)
+    assert "2 of 2 checkpoints to measure" in out
+    status, out, err = in_process(*words, "--html", "page.html")
+    assert (status, err) == (0, "")
+    assert "epoch_2.keras" in out
+    assert Path("page.html").read_text().startswith("<!doctype html>")
+    assert "0 of 2 checkpoints to measure" in in_process(*words, "--dry-run")[1]
+    assert in_process(*words, "--fail-if", "values.sharpness.value > 1e6")[0] == 0
+    assert in_process(*words, "--fail-if", "values.sharpness.value > 1e-6")[0] == 3
+    status, out, err = in_process("track", "track", "--fail-if", "step >= 12")
+    assert (status, "Measurements" in out) == (3, True)
+    Path("epoch_3.keras").write_bytes(b"PK nothing")
+    status, out, err = in_process(*words)
+    assert status == 2
+    assert "epoch_3.keras: the measurement failed: model file" in err
+    assert "epoch_2.keras" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("a.keras",), "give them (--data DATA)"),
+        (("run", "--out", "x", "--seed", 3), "--out, --seed: for checkpoints only"),
+        (("run", "--dry-run"), "--dry-run: for checkpoints only"),
+        (("no*.keras", "--data", "train.npz"), "no file fits"),
+        (("train.npz", "--data", "train.npz"), "is no checkpoint"),
+        (("a.keras", "--data", "none.npz"), "no data file none.npz"),
+        (("a.weights.h5", "--data", "train.npz"), "give the model they are of (--model FILE)"),
+        (("a.keras", "--data", "train.npz", "--measures", "sharpness,colour"), "'colour' is no measure"),
+        (("a.keras", "--data", "train.npz", "--fail-if", "values.sharpness > 1"), "go on with one of: value"),
+        (("a.keras", "--data", "train.npz", "--fail-if", "colour > 1"), "has no 'colour'"),
+        (("a.keras", "--data", "train.npz", "--html", "a.keras"), "would be overwritten"),
+    ],
+)
+def test_wrong_use_is_one_clear_line(in_process, tmp_path: Path, monkeypatch, words, message) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.keras", "a.weights.h5"):
+        Path(name).write_bytes(b"PK")
+    np.savez("train.npz", x=X, y=Y)
+    status, out, err = in_process("track", *words)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+    assert not Path("track").exists() or not Path("track/sharpness.jsonl").read_bytes()

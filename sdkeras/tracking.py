@@ -1,0 +1,305 @@
+"""Saved checkpoints of a training measured in their order, resumable: a monitor, a run log, and what joins them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import attrs
+import keras
+import tensorflow as tf
+
+from sdkeras import loading
+from sdkeras.checkpoint_files import WEIGHTS_SUFFIX, digest, in_order
+from sdkeras.checkpoints import load_checkpoint, save_checkpoint
+from sdkeras.errors import Interrupted, ModelError, SdkerasError
+from sdkeras.monitor import (
+    DEFAULT_MAX_HVPS,
+    DEFAULT_SAMPLES,
+    DEFAULT_TOLERANCE,
+    MEASURES,
+    Monitor,
+    check_measures,
+    failed_measurement,
+)
+from sdkeras.operators import batches
+from sdkeras.operators.batches import Source
+from sdkeras.provenance import loss_name
+from sdkeras.records import Progress
+from sdkeras.reporting import run_log
+from sdkeras.reporting.run_log import Measurement, RunLog
+
+_STATE = "sharpness-state.npz"
+# Of the checkpoint measured last and the one before: a kill may come before or after its line in the log.
+_KEPT = 2
+
+
+def track(
+    checkpoints: Sequence[str | os.PathLike[str]],
+    data: Any,
+    *,
+    log_dir: str | os.PathLike[str],
+    model: str | os.PathLike[str] | None = None,
+    test_data: Any = None,
+    measures: Sequence[str] = MEASURES,
+    custom_objects: Mapping[str, Any] | None = None,
+    safe_mode: bool = True,
+    progress: Callable[[Progress], None] | None = None,
+    **options: Any,
+) -> RunLog:
+    """Measures checkpoints one after the other and keeps the numbers in a run log.
+
+    Compiled and verified once for all checkpoints of one architecture, loss and optimizer; minibatches, probes and
+    masks are the same at each, and eigenvectors start from those of the checkpoint before. Killed at any point and
+    called again, it measures the rest, with the same numbers as if it had not been killed. A checkpoint is known by
+    its content: one that has changed is measured anew. One that cannot be measured gives NaN and a note, and is tried
+    again by the next call.
+
+    Args:
+        checkpoints: .keras, .h5 or .weights.h5 files, folders and patterns, see `sdkeras.checkpoint_files.in_order`.
+        data: The training data, as in `sdkeras.analyze`.
+        log_dir: Folder for `sharpness.jsonl` and what a resumed call goes on from; made if missing.
+        model: For .weights.h5: file of the compiled model whose weights they are.
+        test_data: Also evaluate loss and metrics on both, in inference mode: the generalization gap.
+        measures: Which numbers; see `sdkeras.callbacks.SharpnessDimension`.
+        custom_objects: The user's own classes.
+        safe_mode: Keras' own, see `sdkeras.loading.load_model`.
+        progress: Called with what is done now.
+        **options: Of `sdkeras.monitor.Monitor`.
+
+    Returns:
+        The log, with one measurement for each of the checkpoints, in order.
+
+    Raises:
+        SdkerasError: No checkpoint, unusable data or options, a log of other settings, or not one checkpoint could be
+            measured.
+        KeyboardInterrupt: Ctrl-C; what was measured is in the log.
+    """
+    paths = in_order(checkpoints)
+    if model is None and any(path.endswith(WEIGHTS_SUFFIX) for path in paths):
+        raise SdkerasError(f"{WEIGHTS_SUFFIX} files hold weights only; give the model they are of (--model FILE).")
+    run = _Tracking(log_dir, data, test_data, check_measures(measures), options, progress)
+    with keras.saving.custom_object_scope(dict(custom_objects or {})):
+        run.read = _Reader(None if model is None else os.fspath(model), dict(custom_objects or {}), safe_mode)
+        try:
+            return run.over(paths)
+        except OSError as error:
+            raise SdkerasError(f"{run.place} cannot be written: {error.strerror or error}.") from error
+
+
+class _Reader:
+    """Models as checkpoints have them."""
+
+    def __init__(self, base: str | None, custom_objects: dict[str, Any], safe_mode: bool) -> None:
+        self.base, self.custom_objects, self.safe_mode = base, custom_objects, safe_mode
+        self.of_weights: Any = None
+
+    def __call__(self, path: str, *, needs_loss: bool) -> tuple[Any, str]:
+        """(model, what of its optimizer could not be read).
+
+        Raises:
+            ModelError: It cannot be read, or needs a loss and has none.
+        """
+        if not path.endswith(WEIGHTS_SUFFIX):
+            return self._model(path, needs_loss)
+        if self.of_weights is None:
+            self.of_weights, _ = self._model(str(self.base), needs_loss)
+        return self.of_weights, loading.load_weights(path, self.of_weights)
+
+    def _model(self, path: str, needs_loss: bool) -> tuple[Any, str]:
+        model = loading.load_model(path, custom_objects=self.custom_objects, safe_mode=self.safe_mode)
+        problem = loading.compile_problem(model) or ""
+        if needs_loss and not getattr(model, "compiled", False):
+            raise ModelError(problem or f"{path!r} was saved without its loss; give it (--loss NAME).")
+        return model, problem
+
+
+class _Tracking:
+    """One call of `track`."""
+
+    def __init__(
+        self,
+        log_dir: str | os.PathLike[str],
+        data: Any,
+        test_data: Any,
+        measures: tuple[str, ...],
+        options: dict[str, Any],
+        progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self.place = run_log.place_in(log_dir)
+        self.state_path = self.place.parent / _STATE
+        self.source = _source(data, options)
+        self.given = data if isinstance(data, (tuple, list)) else self.source
+        self.test = None if test_data is None else _source(test_data, options)
+        self.measures, self.options, self.progress = measures, options, progress
+        self.monitor: Monitor | None = None
+        self.read: Callable[..., tuple[Any, str]] = _Reader(None, {}, True)
+        self.states: list[dict[str, Any]] = []
+        self.waiting: list[Measurement] = []  # failures before there is a monitor, and with it a header
+        self.first_error: SdkerasError | None = None
+        self.before = ""  # digest of the checkpoint measured last
+
+    def over(self, paths: list[str]) -> RunLog:
+        done = self._done()
+        found: list[Measurement] = []
+        for place, path in enumerate(paths):
+            content = digest(path)
+            known = done.get(content)
+            if known is None:
+                self._tell(f"checkpoint {place + 1} of {len(paths)}: {os.path.basename(path)}")
+                last = found[-1].step if found else 0
+                found.append(self._measured(path, content, place, last))
+            elif known.source == path:
+                found.append(known)
+            else:  # the same content under another name
+                found.append(attrs.evolve(known, source=path))
+                run_log.append(self.place, found[-1])
+            if not found[-1].failed:
+                self.before = content
+        if self.first_error is not None and all(each.failed for each in found):
+            raise self.first_error
+        return attrs.evolve(run_log.read_run_log(self.place), measurements=tuple(found))
+
+    def _done(self) -> dict[str, Measurement]:
+        """What the log has already, by digest, once its settings have been seen to be the same."""
+        if not run_log.has_lines(self.place):
+            return {}
+        log = run_log.read_run_log(self.place)
+        mine = {
+            "data_digest": self.source.digest(),
+            "num_samples": self.source.num_samples,
+            "batch_size": self.source.batch_size,
+            "seed": self.options.get("seed", 0),
+            "measures": self.measures,
+            "settings": self._settings(),
+        }
+        if not log.header.settings:
+            raise SdkerasError(
+                f"{self.place} was written while a model trained (sdkeras.callbacks); choose another folder (--out)."
+            )
+        for name, own in mine.items():
+            theirs = getattr(log.header, name)
+            if theirs != own:
+                raise SdkerasError(
+                    f"the measurements in {self.place} are of {name} {_words(theirs)}, these would be of "
+                    f"{_words(own)}; choose another folder (--out), or take the settings of the log."
+                )
+        with contextlib.suppress(SdkerasError):  # without it the next eigenvectors are found from a random start
+            self.states = list(load_checkpoint(self.state_path))
+        return run_log.by_digest(log)
+
+    def _settings(self) -> dict[str, str]:
+        """All options that a number depends on, as text."""
+        defaults = {"samples": DEFAULT_SAMPLES, "tolerance": DEFAULT_TOLERANCE, "max_hvps": DEFAULT_MAX_HVPS}
+        given = {name: value for name, value in self.options.items() if name not in ("seed", "batch_size", "memory_gb")}
+        known = {name: value for name, value in sorted((defaults | given).items()) if value is not None}
+        own = {name: loss_name(value) if name == "loss" else str(value) for name, value in known.items()}
+        return {**own, "test_digest": "" if self.test is None else self.test.digest()}
+
+    def _measured(self, path: str, content: str, place: int, last: int) -> Measurement:
+        """The numbers of a checkpoint, in the log as well; one that cannot be read stands at the last one's step."""
+        try:
+            monitor, note = self._at(path)
+            self._restore(monitor)
+            found = monitor.measure(source=path, metrics=self._metrics(monitor))
+        except Interrupted:
+            raise
+        except SdkerasError as error:
+            self.first_error = self.first_error or error
+            failed = failed_measurement(self.measures, str(error), source=path, step=last)
+            self.waiting.append(failed)
+            if self.monitor is not None:
+                self._write(self.monitor)
+            return failed
+        notes = [*found.notes, *([note] if note else [])]
+        if found.step == 0 and place > 0:
+            notes.append("the file knows no steps of its optimizer; the place in the order stands for their number.")
+            found = attrs.evolve(found, step=place)
+        found = attrs.evolve(found, digest=content, notes=tuple(notes))
+        self._keep(monitor, content)
+        self.waiting.append(found)
+        self._write(monitor)
+        return found
+
+    def _write(self, monitor: Monitor) -> None:
+        """What waits, under the header of the monitor."""
+        run_log.append(self.place, attrs.evolve(monitor.header(), settings=self._settings()))
+        while self.waiting:
+            run_log.append(self.place, self.waiting[0])
+            del self.waiting[0]
+
+    def _at(self, path: str) -> tuple[Monitor, str]:
+        """A monitor at this checkpoint, the last one where it serves, and what the reader must know of the file."""
+        model, note = self.read(path, needs_loss=self.options.get("loss") is None)
+        if self.monitor is not None and _recipe(self.monitor.subject.compiled_as) == _recipe(model):
+            self.monitor.take(model)
+        else:
+            self.monitor = Monitor(model, self.given, measures=self.measures, **self.options)
+        return self.monitor, note
+
+    def _restore(self, monitor: Monitor) -> None:
+        """What the measurement of the checkpoint before has left, where it was not this monitor's own."""
+        for state in self.states:
+            if state["digest"] == self.before and state["size"] == monitor.hessian.size:
+                monitor.restore(state["monitor"])
+
+    def _keep(self, monitor: Monitor, content: str) -> None:
+        """Beside the last one, since the log may end before or after this measurement."""
+        state = {"digest": content, "size": monitor.hessian.size, "monitor": monitor.state()}
+        self.states = [*(kept for kept in self.states if kept["digest"] != content), state][-_KEPT:]
+        save_checkpoint(self.state_path, self.states)
+
+    def _metrics(self, monitor: Monitor) -> dict[str, float]:
+        """Loss and metrics on training and test data, in inference mode."""
+        if self.test is None:
+            return {}
+        found: dict[str, float] = {}
+        for prefix, source in (("", self.source), ("val_", self.test)):
+            x, y, *weights = tf.nest.pack_sequence_as(source.structure, list(source.arrays))
+            logs = monitor.subject.model.evaluate(
+                x, y, source.batch_size, sample_weight=weights[0] if weights else None, verbose=0, return_dict=True
+            )
+            found |= {f"{prefix}{name}": float(value) for name, value in logs.items()}
+        return found
+
+    def _tell(self, stage: str) -> None:
+        if self.progress is not None:
+            self.progress(Progress(stage=stage, num_hvps=0))
+
+
+def _source(data: Any, options: Mapping[str, Any]) -> Source:
+    return batches.as_source(
+        data,
+        batch_size=options.get("batch_size"),
+        default_batch_size=batches.DEFAULT_BATCH_SIZE,
+        limit=options.get("samples"),
+    )
+
+
+def _recipe(model: Any) -> str:
+    """What two models must share for one's compiled functions to be the other's: all but the variables' values."""
+    config = keras.saving.serialize_keras_object(model)
+    shapes = [(tuple(variable.shape), str(variable.dtype)) for variable in model.variables]
+    optimizer = getattr(model, "optimizer", None)
+    shapes += [(tuple(variable.shape), str(variable.dtype)) for variable in getattr(optimizer, "variables", ())]
+    return json.dumps([_without_rate(config), shapes], sort_keys=True, default=str)
+
+
+def _without_rate(config: Any) -> Any:
+    """A configuration without what differs from file to file: a plain learning rate, which is a variable, and ids."""
+    if isinstance(config, dict):
+        return {
+            name: _without_rate(part)
+            for name, part in config.items()
+            if name != "shared_object_id" and not (name == "learning_rate" and isinstance(part, (int, float)))
+        }
+    return [_without_rate(part) for part in config] if isinstance(config, (list, tuple)) else config
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {text}" for name, text in value.items() if text) or "the defaults"
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
