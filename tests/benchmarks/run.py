@@ -135,8 +135,11 @@ def block_over_singles(step: sdkeras.UpdateMap, tangents: int = 32) -> float:
     return several / singles
 
 
-def fit_with_callback_over_alone(epochs: int = 20, copies: int = 48, repeat: int = 3) -> tuple[float, int]:
-    """CPU time of fit with the callback at its defaults over fit alone, and measurements made; epochs of seconds."""
+def fit_with_callback_over_alone(epochs: int = 60, copies: int = 48, repeat: int = 3) -> tuple[float, int]:
+    """Wall time of fit with the callback at its defaults over fit alone, and measurements made; epochs of seconds.
+
+    Wall time, since that is what the callback promises: its measurements use both cores.
+    """
     x, y = digit_images()
     x, y = np.tile(x, (copies, 1)), np.tile(y, copies)
     times: tuple[list[float], list[float]] = ([], [])
@@ -146,9 +149,9 @@ def fit_with_callback_over_alone(epochs: int = 20, copies: int = 48, repeat: int
             model = mlp(784, 256, 2)
             model.compile(keras.optimizers.AdamW(1e-3), CE)
             watch = sdkeras.callbacks.SharpnessDimension((x, y), batch_size=128)
-            start = time.process_time()
+            start = time.perf_counter()
             model.fit(x, y, batch_size=128, epochs=epochs, verbose=0, callbacks=[watch] * watched)
-            own.append(time.process_time() - start)
+            own.append(time.perf_counter() - start)
     alone, both = map(statistics.median, times)
     return both / alone, len(watch.measurements)
 
@@ -203,7 +206,7 @@ def main() -> None:
     add(what, seconds, 30.0, "s")
 
     ratio, measurements = fit_with_callback_over_alone()
-    what = f"fit with the callback / fit alone, 20 epochs, MLP {large.size:,} ({measurements} measurements)"
+    what = f"fit with the callback / fit alone, 60 epochs, MLP {large.size:,} ({measurements} measurements)"
     add(what, ratio, 1.1, "times")
 
     print(
