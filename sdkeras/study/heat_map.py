@@ -40,6 +40,11 @@ def save_heat_map(found: Correlations, path: str | os.PathLike[str]) -> None:
     write_atomically(path, _drawn(found, suffix))
 
 
+def as_svg(found: Correlations) -> str:
+    """The picture of `save_heat_map` as SVG text."""
+    return _drawn(found, "svg").decode("utf-8")
+
+
 def _drawn(found: Correlations, suffix: str) -> bytes:
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg

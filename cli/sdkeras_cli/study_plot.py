@@ -1,0 +1,31 @@
+"""`sdkeras study plot DIR`: each measure against the gaps, without TensorFlow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("folder", type=click.Path(), metavar="DIR")
+@click.option("--quiet", is_flag=True, help="Nothing in the terminal.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def command(folder: str, quiet: bool, debug: bool) -> int:
+    """Draw each measure of the study in DIR against each gap: a panel a measure, colour by learning rate.
+
+    Writes accuracy_gap.png, accuracy_gap.svg, loss_gap.png and loss_gap.svg into DIR.
+    """
+    del debug
+    from sdkeras.study.correlations import TARGETS
+    from sdkeras.study.results import read_results
+    from sdkeras.study.scatter import has_gap, save_scatter
+
+    results = read_results(folder)
+    drawn = [target for target in TARGETS if has_gap(results, target)] or [TARGETS[-1]]
+    names = [f"{target}.{suffix}" for target in drawn for suffix in ("png", "svg")]
+    for name in names:
+        save_scatter(results, name.partition(".")[0], Path(folder) / name)
+    if not quiet:
+        click.echo(f"written: {', '.join(names)} in {click.format_filename(folder)}")
+    return 0
