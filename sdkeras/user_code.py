@@ -187,7 +187,6 @@ def find_function(spec: str, folder: Path, what: str = "data") -> Callable[..., 
     if not callable(value):
         raise DataError(
             f"{what} {spec!r}: '{attribute}' is a {type(value).__name__}, not a function; put the {what} into a "
-            "function that returns "
-            + ("them." if what == "data" else "it.")
+            "function that returns " + ("them." if what == "data" else "it.")
         )
     return value  # type: ignore[no-any-return]

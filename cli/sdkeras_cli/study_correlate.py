@@ -35,6 +35,8 @@ def command(folder: str, quiet: bool, debug: bool) -> int:
         from rich.console import Console
 
         Console(highlight=False).print(render(results, found))
-        click.echo(f"written: runs.csv, correlations.csv, correlations.json, heat_map.png, heat_map.svg, study.html "
-                   f"in {click.format_filename(folder)}")
+        click.echo(
+            f"written: runs.csv, correlations.csv, correlations.json, heat_map.png, heat_map.svg, study.html "
+            f"in {click.format_filename(folder)}"
+        )
     return 0

@@ -20,7 +20,9 @@ from sdkeras_cli.inputs import COUNT
 @click.option("--dry-run", is_flag=True, help="Show the runs and what is done; do nothing.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
-def command(grid: str, out: str, full: bool, jobs: int | None, retry: bool, dry_run: bool, quiet: bool, debug: bool) -> int:
+def command(
+    grid: str, out: str, full: bool, jobs: int | None, retry: bool, dry_run: bool, quiet: bool, debug: bool
+) -> int:
     """Train and measure the runs that GRID.toml defines, in the folder DIR.
 
     The same command goes on where an earlier one has stopped, and adds the runs of values that were added to the grid.

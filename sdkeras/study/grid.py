@@ -110,7 +110,8 @@ class Study(Document):
         shared: dict[str, Any] = {
             key: getattr(self, key) for key in ("model", "data", "test_data", "epochs", "steps", "stop")
         }
-        return {**shared, "trajectory": as_plain(self.trajectory) if self.records else None}
+        recorded = [column for column in columns(self.measures) if "-backward-" in column]
+        return {**shared, "recorded": {"for": sorted(recorded), **as_plain(self.trajectory)} if recorded else None}
 
     def measured_by(self, column: str) -> dict[str, Any]:
         """What the value in a column of the table rests on beside the training: the settings it was measured with."""
@@ -154,8 +155,9 @@ def read_study(path: str, *, full: bool = False) -> Study:
         if full:
             if not isinstance(over, dict):
                 raise SdkerasError("it has no table [full], so there is nothing for --full; leave it out.")
+            _check_tables(tables, "")
             _check_tables(over, "full.")
-            tables = {name: {**tables.get(name, {}), **over.get(name, {})} for name in {**tables, **over}}
+            tables = {name: _put_over(tables.get(name, {}), over.get(name, {})) for name in {**tables, **over}}
         return _study(tables)
     except SdkerasError as error:
         raise SdkerasError(f"{path}: {error}") from error
@@ -213,8 +215,17 @@ def _study(tables: Mapping[str, Any]) -> Study:
         analysis=_analysis(tables.get("analysis", {}), measures),
     )
     if made.test_data is None and not _FUNCTION.fullmatch(made.data):
-        raise SdkerasError("[study] needs test_data, or data = 'module:callable' that gives ((x, y), (x_test, y_test)).")
+        raise SdkerasError(
+            "[study] needs test_data, or data = 'module:callable' that gives ((x, y), (x_test, y_test))."
+        )
     return made
+
+
+def _put_over(table: Any, over: Mapping[str, Any]) -> dict[str, Any]:
+    """Key by key; epochs take the place of steps, and the other way round."""
+    lengths = {"epochs", "steps"}
+    kept = {key: value for key, value in dict(table).items() if not (key in lengths and lengths & set(over))}
+    return {**kept, **over}
 
 
 def _check_tables(tables: Mapping[str, Any], where: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from sdkeras.analysis import analyze
 from sdkeras.errors import SdkerasError
 from sdkeras.memory import memory_limit
+from sdkeras.records import FloatArray
 from sdkeras.reporting.schema import Analysis
 from sdkeras.study.grid import GridRun, Study
 from sdkeras.study.measures import ESTIMATOR_OF, READ, analysis_options, columns, parts_of_column
@@ -94,9 +95,7 @@ def _read(answer: Analysis, name: str) -> _Found:
     return found.value, found.residual if found.stderr is None else found.stderr, ""
 
 
-def _trajectory(
-    study: Study, run: GridRun, model: Any, data: StudyData, folder: RunFolder, kind: str
-) -> Trajectory:
+def _trajectory(study: Study, run: GridRun, model: Any, data: StudyData, folder: RunFolder, kind: str) -> Trajectory:
     if kind == "backward":
         if not folder.trajectory.exists():
             raise SdkerasError(
@@ -118,6 +117,14 @@ def _trajectory(
     )
 
 
+def _distances(trajectory: Trajectory, metric: str) -> FloatArray:
+    if metric == "euclidean":
+        return euclidean_distances(trajectory.iterates)
+    if trajectory.losses is None:
+        raise SdkerasError("its recorded trajectory has no losses; delete the run's folder to train it again")
+    return loss_distances(trajectory.losses)
+
+
 def _of_trajectory(study: Study, trajectory: Trajectory, wanted: list[str]) -> dict[str, _Found]:
     """E_alpha and the dimension in each metric that is wanted."""
     found: dict[str, _Found] = {}
@@ -125,8 +132,7 @@ def _of_trajectory(study: Study, trajectory: Trajectory, wanted: list[str]) -> d
         return dict.fromkeys(wanted, (None, None, f"the trajectory diverged at step {trajectory.stopped_at:,}"))
     alpha = study.trajectory.alpha
     for metric in dict.fromkeys(parts_of_column(column)[2] for column in wanted):
-        points = trajectory.iterates if metric == "euclidean" else trajectory.losses
-        distances = euclidean_distances(points) if metric == "euclidean" else loss_distances(points)
+        distances = _distances(trajectory, metric)
         for column in (each for each in wanted if parts_of_column(each)[2] == metric):
             if parts_of_column(column)[0] == "e_alpha":
                 found[column] = e_alpha(distances, alpha), None, ""

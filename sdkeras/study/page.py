@@ -86,7 +86,7 @@ def as_html(results: Results, found: Correlations) -> str:
             length=length,
             headline=headline(found),
             notes=notes(results, found),
-            heat_map=Markup(_inline(as_svg(found))),  # noqa: S704  # drawn here, names in it as text
+            heat_map=Markup(_inline(as_svg(found))),  # drawn here, names in it as text
             found=found,
             made_by=sdkeras.__version__,
         )

@@ -124,7 +124,9 @@ def plan_study(study: Study, folder: str | os.PathLike[str], *, jobs: int | None
             state = FAILED
         states.append(RunState(run, state, failure))
     if trained_before:
-        notes.append(f"measures that are new or have other settings are taken of trained runs: {_listed(trained_before)}.")
+        notes.append(
+            f"measures that are new or have other settings are taken of trained runs: {_listed(trained_before)}."
+        )
     names = {run.name for run in study.runs}
     there = runs_folder(folder)
     others = tuple(sorted(each.name for each in there.iterdir() if each.name not in names)) if there.is_dir() else ()
@@ -177,7 +179,9 @@ def run_study(
         study.save(Path(folder) / STUDY_FILE)
         to_do = plan.to_do(retry)
         if to_do:
-            _Pool(study, Path(folder), Path(code), min(plan.jobs, len(to_do)), progress).do([each.run for each in to_do])
+            _Pool(study, Path(folder), Path(code), min(plan.jobs, len(to_do)), progress).do(
+                [each.run for each in to_do]
+            )
         after = plan_study(study, folder, jobs=jobs)
     failures = [each.failure for each in after.runs if each.failure is not None]
     if len(failures) == len(after.runs):

@@ -50,18 +50,21 @@ class StudyData:
         if not isinstance(train, tuple):
             for what, there in (
                 ("batch sizes", "batch_size" in study.grid),
-                ("the distance of losses (metric data)", any(name.endswith("-data") for name in columns(study.measures))),
+                (
+                    "the distance of losses (metric data)",
+                    any(name.endswith("-data") for name in columns(study.measures)),
+                ),
             ):
                 if there:
                     raise DataError(f"data {study.data!r} come in batches of their own, and {what} need arrays x, y.")
         return cls(train, test)
 
-    def examples(self, count: int) -> tuple[Any, Any]:
+    def examples(self, count: int) -> Any:
         """(x, y) of so many examples of training (or all), the same ones for all runs."""
         x, y = self.train[:2]
         total = len(tf.nest.flatten(y)[0])
         chosen = np.sort(np.random.default_rng(0).permutation(total)[:count])
-        return tuple(tf.nest.map_structure(lambda leaf: leaf[chosen], part) for part in (x, y))  # type: ignore[return-value]
+        return tuple(tf.nest.map_structure(lambda leaf: leaf[chosen], part) for part in (x, y))
 
 
 def factory(study: Study) -> Callable[..., Any]:
@@ -127,7 +130,7 @@ def train(study: Study, run: GridRun, make: Callable[..., Any], data: StudyData,
     for scored, what in zip(scores, ("training", "test"), strict=True):
         if not math.isfinite(scored.loss):
             raise NonFiniteError(f"training diverged: the loss over the {what} data is {scored.loss} at its end")
-    if recorder is not None:
+    if recorder is not None and recorder.trajectory is not None:
         recorder.trajectory.save(folder.trajectory)
     _save(model, folder.model)
     trained = Trained(
