@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 
@@ -17,26 +15,13 @@ def command(folder: str, quiet: bool, debug: bool) -> int:
     Writes runs.csv, correlations.csv, correlations.json, heat_map.png, heat_map.svg and study.html into DIR.
     """
     del debug
-    from sdkeras.reporting.schema import write_atomically
-    from sdkeras.study.heat_map import save_heat_map
-    from sdkeras.study.page import render, save_html
-    from sdkeras.study.results import read_results
+    from sdkeras.study.page import render
+    from sdkeras.study.reports import FILES, correlate_study
 
-    results = read_results(folder)
-    found = results.correlations()
-    place = Path(folder)
-    write_atomically(place / "runs.csv", results.to_csv())
-    write_atomically(place / "correlations.csv", found.to_csv())
-    found.save(place / "correlations.json")
-    for name in ("heat_map.png", "heat_map.svg"):
-        save_heat_map(found, place / name)
-    save_html(results, found, place / "study.html")
+    results, found = correlate_study(folder)
     if not quiet:
         from rich.console import Console
 
         Console(highlight=False).print(render(results, found))
-        click.echo(
-            f"written: runs.csv, correlations.csv, correlations.json, heat_map.png, heat_map.svg, study.html "
-            f"in {click.format_filename(folder)}"
-        )
+        click.echo(f"written: {', '.join(FILES)} in {click.format_filename(folder)}")
     return 0

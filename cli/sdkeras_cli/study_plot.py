@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 
@@ -17,15 +15,9 @@ def command(folder: str, quiet: bool, debug: bool) -> int:
     Writes accuracy_gap.png, accuracy_gap.svg, loss_gap.png and loss_gap.svg into DIR.
     """
     del debug
-    from sdkeras.study.correlations import TARGETS
-    from sdkeras.study.results import read_results
-    from sdkeras.study.scatter import has_gap, save_scatter
+    from sdkeras.study.reports import plot_study
 
-    results = read_results(folder)
-    drawn = [target for target in TARGETS if has_gap(results, target)] or [TARGETS[-1]]
-    names = [f"{target}.{suffix}" for target in drawn for suffix in ("png", "svg")]
-    for name in names:
-        save_scatter(results, name.partition(".")[0], Path(folder) / name)
+    names = plot_study(folder)
     if not quiet:
         click.echo(f"written: {', '.join(names)} in {click.format_filename(folder)}")
     return 0

@@ -170,11 +170,14 @@ def run_name(settings: Mapping[str, Any]) -> str:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What differs between two definitions of training, in words."""
-    return [
-        f"{name} was {old.get(name)!r} and is {new.get(name)!r}"
-        for name in {**old, **new}
-        if old.get(name) != new.get(name)
-    ]
+    found = []
+    for name in {**old, **new}:
+        before, now = old.get(name), new.get(name)
+        if isinstance(before, Mapping) and isinstance(now, Mapping):
+            found += [f"{name}.{each}" for each in differences(before, now)]
+        elif before != now:
+            found.append(f"{name} was {before!r} and is {now!r}")
+    return found
 
 
 def _study(tables: Mapping[str, Any]) -> Study:

@@ -31,7 +31,7 @@ def headline(found: Correlations) -> str:
     with_it = [row for row in rows if row.target == best.target]
     gap = best.target.replace("_", " ")
     of = f"of {len(with_it)} measures" if len(with_it) > 1 else "the one measure"
-    return f"{best.measure} goes most with the {gap}: tau-b {best.tau_b:+.2f}, {of}"
+    return f"{best.measure} goes most with the {gap}: tau-b {best.tau_b:+.2f} over {best.num_runs} runs, {of}"
 
 
 def notes(results: Results, found: Correlations) -> tuple[str, ...]:
@@ -42,6 +42,11 @@ def notes(results: Results, found: Correlations) -> tuple[str, ...]:
         made.append(f"{len(results.others)} runs of the folder are not in the grid and are in no coefficient")
     if any(row.trained is not None and row.trained.accuracy_gap is None for row in results.done):
         made.append("the model is compiled without metrics=['accuracy'], so there is no accuracy gap")
+    versions = {row.trained.code for row in results.done if row.trained is not None}
+    if len(versions) > 1:
+        made.append(
+            f"the file of the model's factory has changed between runs: they are of {len(versions)} versions of it"
+        )
     few = [row for row in found.rows if row.tau_b is not None and row.interval is None]
     if few:
         made.append(f"with {len(results.done)} runs there are no intervals; 5 are the least")

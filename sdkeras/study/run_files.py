@@ -34,6 +34,7 @@ class Trained:
         ended_by: Why it ended: 'epochs', 'steps', or the threshold that was reached.
         train: Scores over the data of training.
         test: Scores over those of the test.
+        code: SHA-256 of the file of the model's factory (first 16 hex digits), "" where it has none.
         history: What `fit` logged at each epoch.
         seconds: Wall time.
     """
@@ -45,6 +46,7 @@ class Trained:
     ended_by: str
     train: Scores
     test: Scores
+    code: str
     history: dict[str, list[float]]
     seconds: float
 

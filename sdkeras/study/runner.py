@@ -99,7 +99,7 @@ def plan_study(study: Study, folder: str | os.PathLike[str], *, jobs: int | None
         SdkerasError: The folder holds runs that were trained by another definition, or damaged files.
     """
     states, seconds = [], []
-    trained_before: set[str] = set()
+    remeasured: set[str] = set()
     by = study.by_column()
     notes = []
     for run in study.runs:
@@ -117,16 +117,14 @@ def plan_study(study: Study, folder: str | os.PathLike[str], *, jobs: int | None
             state = TRAINED if missing else DONE
             measured = files.measured()
             if missing and measured is not None:
-                trained_before.update(missing)
+                remeasured.update(missing)
             if measured is not None and not missing:
                 seconds.append(trained.seconds + measured.seconds)
         if failure is not None:
             state = FAILED
         states.append(RunState(run, state, failure))
-    if trained_before:
-        notes.append(
-            f"measures that are new or have other settings are taken of trained runs: {_listed(trained_before)}."
-        )
+    if remeasured:
+        notes.append(f"measures that are new or have other settings are taken of trained runs: {_listed(remeasured)}.")
     names = {run.name for run in study.runs}
     there = runs_folder(folder)
     others = tuple(sorted(each.name for each in there.iterdir() if each.name not in names)) if there.is_dir() else ()
@@ -210,6 +208,7 @@ class _Pool:
         ]
         self.jobs = jobs
         self.progress = progress
+        self.log = folder / "workers.log"
         self.selector = selectors.DefaultSelector()
         self.workers: list[_Process] = []
 
@@ -244,7 +243,7 @@ class _Pool:
             self.selector.close()
 
     def _start(self) -> _Process:
-        worker = _Process(self.command)
+        worker = _Process(self.command, self.log)
         self.workers.append(worker)
         self.selector.register(worker.output, selectors.EVENT_READ, worker)
         return worker
@@ -282,19 +281,21 @@ class _Pool:
 class _Process:
     """One worker process."""
 
-    def __init__(self, command: list[str]) -> None:
+    def __init__(self, command: list[str], log: Path) -> None:
         environment = {**os.environ, **dict.fromkeys(_ONE_THREAD, "1"), "KERAS_BACKEND": "tensorflow"}
         environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         environment.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
         # A session of its own: Ctrl-C in the terminal is for the parent, which ends it.
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-            start_new_session=True,
-        )
+        with log.open("ab") as errors:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=environment,
+                start_new_session=True,
+            )
+        self.log = log
         assert self.process.stdout is not None
         self.output = self.process.stdout
         self.run: GridRun | None = None
@@ -325,7 +326,7 @@ class _Process:
         if status is None:
             return "its process ended its output"
         if status >= 0:
-            return f"its process ended with exit status {status}"
+            return f"its process ended with exit status {status} (what it printed is in {self.log})"
         name = signal.Signals(-status).name if -status in set(signal.Signals) else str(-status)
         out_of_memory = " (the system was out of memory, perhaps)" if name == "SIGKILL" else ""
         return f"its process was killed by {name}{out_of_memory}"

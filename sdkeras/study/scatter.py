@@ -18,7 +18,7 @@ from sdkeras.study.measures import columns
 from sdkeras.study.results import Results, Row
 
 _FONT = 11
-_PANEL = (3.4, 2.9)  # inches
+_PANEL = (3.4, 3.1)  # inches
 _ACROSS = 4
 _DOTS = 150  # per inch, for PNG
 _MARKERS = "osD^vP*X<>pH"
@@ -96,7 +96,7 @@ def _panel(
         )
     values = np.array([[row.value(name), _gap(row, target)] for row in shown], np.float64).reshape(-1, 2)
     tau = float(kendall_tau_b(values[:, 0], values[:, 1])[0]) if len(values) > 1 else math.nan
-    axes.set_title(f"{name}: tau-b {coefficient(tau)}", fontsize=_FONT, parse_math=False)
+    axes.set_title(f"{name}\ntau-b {coefficient(tau)}", fontsize=_FONT - 1, parse_math=False)
     axes.locator_params(axis="x", nbins=4)
     axes.locator_params(axis="y", nbins=5)
     axes.xaxis.set_major_formatter(lambda tick, _: number(float(f"{tick:.6g}"), 5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import math
 import os
@@ -141,6 +142,7 @@ def train(study: Study, run: GridRun, make: Callable[..., Any], data: StudyData,
         ended_by=watch.ended_by or ("steps" if study.steps else "epochs"),
         train=scores[0],
         test=scores[1],
+        code=_digest(make),
         history={name: [float(value) for value in values] for name, values in history.items()},
         seconds=time.monotonic() - started,
     )
@@ -165,6 +167,15 @@ def made_model(study: Study, settings: Mapping[str, Any], make: Callable[..., An
     if not getattr(model, "compiled", False):
         raise ModelError(f"model {study.model!r} returned a model that is not compiled; call model.compile in it.")
     return model
+
+
+def _digest(function: Callable[..., Any]) -> str:
+    """SHA-256 of the file that it is defined in, first 16 hex digits; "" where there is none."""
+    try:
+        file = inspect.getsourcefile(inspect.unwrap(function))
+        return "" if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+    except (TypeError, OSError):
+        return ""
 
 
 def _arguments(function: Callable[..., Any]) -> list[str] | None:

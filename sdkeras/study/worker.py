@@ -28,9 +28,7 @@ def main(arguments: list[str]) -> None:
     """Serves jobs until the input ends."""
     study_file, runs, code, share = arguments
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    silent = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):
-        os.dup2(silent, stream)
+    os.dup2(2, 1)
     jobs: queue.Queue[dict[str, Any]] = queue.Queue()
     threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
     _quiet_tensorflow()

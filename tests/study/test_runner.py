@@ -127,6 +127,21 @@ def test_a_killed_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert calls(tmp_path) == ["good 0.1", "wait 0.1", "wait 0.1"]
 
 
+def test_ctrl_c_ends_the_command_and_its_workers(tmp_path: Path) -> None:
+    grid = written(tmp_path, moods='["wait"]')
+    command = [Path(sys.executable).parent / "sdkeras", "study", "run", grid, "--out", tmp_path / "out"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 120
+    while calls(tmp_path) != ["wait 0.1"] and time.monotonic() < until:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err.strip() == "sdkeras: interrupted."
+    assert not _alive(int((tmp_path / "calls.txt").read_text().split()[-1]))
+    assert read_results(tmp_path / "out").summary() == "0 of 1 runs done, 1 to do"
+
+
 def _alive(process: int) -> bool:
     try:
         status = Path(f"/proc/{process}/stat").read_text()
