@@ -94,16 +94,16 @@ class Results:
     def header(self) -> tuple[str, ...]:
         """Titles of the columns of `cells`."""
         gaps = ("train accuracy", "test accuracy", "accuracy gap", "train loss", "test loss", "loss gap")
-        return (*self.varied(), *gaps, *columns(self.study.measures), "state")
+        return (*self.varied(), "state", *gaps, *columns(self.study.measures))
 
     def cells(self) -> tuple[tuple[str, ...], ...]:
         """The table as text."""
         return tuple(
             (
                 *(_shown(row.state.run.settings[name]) for name in self.varied()),
+                row.state.state,
                 *(number(value) for value in _scores(row)),
                 *(number(row.value(column)) for column in columns(self.study.measures)),
-                row.state.state,
             )
             for row in self.rows
         )

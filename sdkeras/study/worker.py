@@ -124,7 +124,7 @@ class _Worker:
 @contextlib.contextmanager
 def _logged(path: Path) -> Iterator[None]:
     """What is printed meanwhile, by C++ too, goes to the end of a file."""
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     kept = [os.dup(stream) for stream in (1, 2)]
     try:
         for stream in (1, 2):

@@ -41,7 +41,7 @@ class Page(HTMLParser):
         self.loads += [
             str(value) for name, value in attrs if name in ("src", "href") and not str(value).startswith("#")
         ]
-        assert tag not in ("script", "img")
+        assert tag not in ("script", "img", "image")
 
 
 def made_up(folder: Path, *, failed: bool = True) -> Path:
