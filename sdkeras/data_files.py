@@ -56,11 +56,33 @@ def load_data(spec: str) -> Any:
         return _from_npz(spec)
     if path.suffix == ".npy":
         return _from_npy(spec)
-    if _CALLABLE.fullmatch(spec) and not exists:
+    if is_function(spec) and not exists:
         return _from_callable(spec)
     if not exists:
         raise DataError(f"data {spec!r} does not exist; give {FORMS}.")
     raise DataError(f"data {spec!r} is of no kind that sdkeras reads; give {FORMS}.")
+
+
+def is_function(spec: str) -> bool:
+    """Whether it has the form of `module:callable`."""
+    return _CALLABLE.fullmatch(spec) is not None
+
+
+def load_both(spec: str) -> tuple[Any, Any]:
+    """Data of training and of the test, from one `module:callable` that returns ((x, y), (x_test, y_test)).
+
+    Raises:
+        DataError: As for `load_data`, or it does not return two parts.
+    """
+    if not is_function(spec):
+        raise DataError(f"data {spec!r} are those of training only; give those of the test as well.")
+    both = call_user_function(spec)
+    if not (isinstance(both, (tuple, list)) and len(both) == 2):
+        raise DataError(
+            f"data of {spec!r}: the callable returned {_described(both)}; without data of the test beside it must "
+            "return ((x, y), (x_test, y_test))."
+        )
+    return _returned(f"of {spec!r} (training)", both[0]), _returned(f"of {spec!r} (test)", both[1])
 
 
 def _from_npz(path: str) -> tuple[Any, ...]:
@@ -203,13 +225,16 @@ def _first_line(error: Exception | None) -> str:
 
 
 def _from_callable(spec: str) -> Any:
+    return _returned(f"of {spec!r}", call_user_function(spec))
+
+
+def _returned(where: str, data: Any) -> Any:
+    """What a function of the user's returned, checked."""
     import keras
     import tensorflow as tf
 
-    data = call_user_function(spec)
     if isinstance(data, (tf.data.Dataset, keras.utils.PyDataset)):
         return data
-    where = f"of {spec!r}"
     if isinstance(data, Mapping):
         return _checked(where, _choose(where, data))
     if isinstance(data, (tuple, list)) and len(data) in (2, 3):

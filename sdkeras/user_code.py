@@ -137,42 +137,56 @@ def load_custom_objects(file: str) -> dict[str, Any]:
     return {**own, **found.registered}
 
 
+def own_objects(function: Callable[..., Any], folder: Path) -> dict[str, Any]:
+    """The user's classes and functions in the module of a function, by their names there, for `custom_objects`."""
+    return {
+        name: value
+        for name, value in vars(sys.modules[function.__module__]).items()
+        if (inspect.isclass(value) or inspect.isfunction(value)) and _lives_in(value.__module__, folder)
+    }
+
+
 def call_user_function(spec: str) -> Any:
     """The value that `module:callable` returns; the current folder is on the path while it is imported and called.
 
     Raises:
         DataError: No such module or callable, or an exception inside.
     """
-    module_name, _, attribute = spec.partition(":")
     folder = Path.cwd().resolve()
     try:
         with user_import(folder):
-            return _find(module_name, attribute, spec, folder)()
+            return find_function(spec, folder)()
     except DataError:
         raise
     except USER_ERRORS as error:
         raise DataError(f"data {spec!r} failed: {last_line(error)}; correct the user code.") from error
 
 
-def _find(module_name: str, attribute: str, spec: str, folder: Path) -> Callable[[], Any]:
+def find_function(spec: str, folder: Path, what: str = "data") -> Callable[..., Any]:
+    """The callable of `module:callable`, imported; call it within `user_import`.
+
+    Raises:
+        DataError: No such module or callable; the message begins with `what`. What the module raises passes.
+    """
+    module_name, _, attribute = spec.partition(":")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
         raise DataError(
-            f"data {spec!r}: there is no module '{module_name}' in {folder} and none is installed; "
+            f"{what} {spec!r}: there is no module '{module_name}' in {folder} and none is installed; "
             "MODULE:CALLABLE takes a module's name without folder or .py."
         ) from error
     value: Any = module
     for part in attribute.split("."):
         if not hasattr(value, part):
             where = getattr(module, "__file__", None) or "built in"
-            raise DataError(f"data {spec!r}: module '{module_name}' ({where}) has no '{attribute}'.")
+            raise DataError(f"{what} {spec!r}: module '{module_name}' ({where}) has no '{attribute}'.")
         value = getattr(value, part)
     if not callable(value):
         raise DataError(
-            f"data {spec!r}: '{attribute}' is a {type(value).__name__}, not a function; put the data into a "
-            "function that returns them."
+            f"{what} {spec!r}: '{attribute}' is a {type(value).__name__}, not a function; put the {what} into a "
+            "function that returns " + ("them." if what == "data" else "it.")
         )
     return value  # type: ignore[no-any-return]

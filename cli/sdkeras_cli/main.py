@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import contextlib
 import errno
-import importlib
 import signal
 import sys
 import traceback
@@ -15,6 +14,7 @@ import click
 
 import sdkeras
 from sdkeras.errors import SdkerasError
+from sdkeras_cli.lazy_group import LazyGroup
 
 _COMMANDS = {
     "analyze": ("sdkeras_cli.analyze", "Analyse a saved model: Hessian, edge of stability, sharpness dimension."),
@@ -23,6 +23,7 @@ _COMMANDS = {
     "report": ("sdkeras_cli.report", "Show the report of a run.json again, or write its page."),
     "compare": ("sdkeras_cli.compare", "What differs between two run.json files, with the errors."),
     "track": ("sdkeras_cli.track", "Show a training over time, from the log that the callback wrote."),
+    "study": ("sdkeras_cli.study", "Many trainings, and which measures go with generalization."),
     "plugins": ("sdkeras_cli.plugins", "Show the installed estimators, or check one."),
 }
 
@@ -30,24 +31,7 @@ INTERRUPTED = 130
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class _LazyGroup(click.Group):
-    """Sub-commands by name; their modules are imported when they are called."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
-            return None
-        command: click.Command = importlib.import_module(_COMMANDS[cmd_name][0]).command
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
-
-
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, modules=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(sdkeras.__version__, prog_name="sdkeras", message="%(prog)s %(version)s")
 def cli() -> None:
     """What kind of place in weight space has your Keras training found?"""

@@ -40,6 +40,11 @@ def save_heat_map(found: Correlations, path: str | os.PathLike[str]) -> None:
     write_atomically(path, _drawn(found, suffix))
 
 
+def as_svg(found: Correlations) -> str:
+    """The picture of `save_heat_map` as SVG text."""
+    return _drawn(found, "svg").decode("utf-8")
+
+
 def _drawn(found: Correlations, suffix: str) -> bytes:
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -71,7 +76,10 @@ def _panel(axes: Any, rows: list[MeasureCorrelation], columns: list[str]) -> Non
 
     values = np.array([_coefficients(row) for row in rows], np.float64)
     colours = matplotlib.colormaps["RdBu_r"].with_extremes(bad="0.92")
-    axes.imshow(np.ma.masked_invalid(values), cmap=colours, vmin=-1, vmax=1, aspect="auto")
+    # Squares and no image: a page that loads nothing shows none.
+    edges = [np.arange(length + 1) - 0.5 for length in values.shape]
+    axes.pcolormesh(edges[1], edges[0], np.ma.masked_invalid(values), cmap=colours, vmin=-1, vmax=1)
+    axes.invert_yaxis()
     axes.set_xticks(range(len(columns)), columns, rotation=35, ha="right", rotation_mode="anchor", parse_math=False)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

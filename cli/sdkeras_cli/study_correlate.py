@@ -1,0 +1,27 @@
+"""`sdkeras study correlate DIR`: coefficients of every measure with the gaps, without TensorFlow."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command()
+@click.argument("folder", type=click.Path(), metavar="DIR")
+@click.option("--quiet", is_flag=True, help="Nothing in the terminal.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def command(folder: str, quiet: bool, debug: bool) -> int:
+    """Correlate the measures of the study in DIR with its generalization gaps.
+
+    Writes runs.csv, correlations.csv, correlations.json, heat_map.png, heat_map.svg and study.html into DIR.
+    """
+    del debug
+    from sdkeras.study.page import render
+    from sdkeras.study.reports import FILES, correlate_study
+
+    results, found = correlate_study(folder)
+    if not quiet:
+        from rich.console import Console
+
+        Console(highlight=False).print(render(results, found))
+        click.echo(f"written: {', '.join(FILES)} in {click.format_filename(folder)}")
+    return 0

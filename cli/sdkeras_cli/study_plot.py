@@ -1,0 +1,23 @@
+"""`sdkeras study plot DIR`: each measure against the gaps, without TensorFlow."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command()
+@click.argument("folder", type=click.Path(), metavar="DIR")
+@click.option("--quiet", is_flag=True, help="Nothing in the terminal.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def command(folder: str, quiet: bool, debug: bool) -> int:
+    """Draw each measure of the study in DIR against each gap: a panel a measure, colour by learning rate.
+
+    Writes accuracy_gap.png, accuracy_gap.svg, loss_gap.png and loss_gap.svg into DIR.
+    """
+    del debug
+    from sdkeras.study.reports import plot_study
+
+    names = plot_study(folder)
+    if not quiet:
+        click.echo(f"written: {', '.join(names)} in {click.format_filename(folder)}")
+    return 0

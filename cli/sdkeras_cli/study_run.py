@@ -1,0 +1,84 @@
+"""`sdkeras study run GRID.toml --out DIR`: the trainings of a grid with their measures, resumable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from sdkeras.study.grid import read_study
+from sdkeras.study.runner import DONE, FAILED, TRAINED, Finished, StudyPlan, plan_study, run_study
+from sdkeras_cli.inputs import COUNT
+
+
+@click.command()
+@click.argument("grid", type=click.Path(), metavar="GRID.toml")
+@click.option("--out", type=click.Path(file_okay=False), required=True, metavar="DIR", help="Folder of the study.")
+@click.option("--full", is_flag=True, help="The sizes under [full] of the file.")
+@click.option("--jobs", type=COUNT, help="Processes side by side; default one for each core.")
+@click.option("--retry", is_flag=True, help="Do failed runs again.")
+@click.option("--dry-run", is_flag=True, help="Show the runs and what is done; do nothing.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def command(
+    grid: str, out: str, full: bool, jobs: int | None, retry: bool, dry_run: bool, quiet: bool, debug: bool
+) -> int:
+    """Train and measure the runs that GRID.toml defines, in the folder DIR.
+
+    The same command goes on where an earlier one has stopped, and adds the runs of values that were added to the grid.
+    Modules and relative paths in GRID.toml are looked for in its folder.
+    """
+    del debug
+    study = read_study(grid, full=full)
+    plan = plan_study(study, out, jobs=jobs)
+    if dry_run:
+        _show(plan, retry)
+        return 0
+    if not quiet:
+        for line in (*plan.notes, f"{_standing(plan)}; {_estimate(plan, retry)}"):
+            click.echo(line)
+    code = Path(grid).resolve().parent
+    after = run_study(study, out, code=code, jobs=jobs, retry=retry, progress=None if quiet else _tell)
+    if not quiet:
+        click.echo(_standing(after))
+        failed = sum(each.state == FAILED for each in after.runs)
+        if failed:
+            click.echo(f"{failed} failed; their reasons are in the table. --retry does them again.")
+        click.echo(f"next: sdkeras study correlate {click.format_filename(out)}")
+    return 0
+
+
+def _standing(plan: StudyPlan) -> str:
+    done = sum(each.state == DONE for each in plan.runs)
+    trained = sum(each.state == TRAINED for each in plan.runs)
+    return f"{done} of {len(plan.runs)} runs are done" + (f", {trained} only trained" if trained else "")
+
+
+def _estimate(plan: StudyPlan, retry: bool) -> str:
+    to_do = len(plan.to_do(retry))
+    jobs = f"{plan.jobs} side by side"
+    if plan.seconds is None:
+        return f"{to_do} to do, {jobs}; how long is known after the first"
+    return f"{to_do} to do, {jobs}, in about {_duration(plan.seconds * to_do / plan.jobs)}"
+
+
+def _show(plan: StudyPlan, retry: bool) -> None:
+    for each in plan.runs:
+        why = f" ({each.failure.stage}: {each.failure.reason})" if each.failure is not None else ""
+        click.echo(f"{each.run.name}: {each.state}{why}")
+    for line in (*plan.notes, f"{_standing(plan)}; {_estimate(plan, retry)}"):
+        click.echo(line)
+
+
+def _tell(finished: Finished) -> None:
+    how = "done" if finished.failure is None else f"FAILED in {finished.failure.stage}: {finished.failure.reason}"
+    left = f"; {_duration(finished.remaining)} left" if finished.num_finished < finished.num_to_do else ""
+    click.echo(
+        f"[{finished.num_finished}/{finished.num_to_do}] {finished.run.name} {how}, {_duration(finished.seconds)}{left}"
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,142 @@
+"""The measures of one trained run: one analysis for all that are of it, one trajectory for all that are of that."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from sdkeras.analysis import analyze
+from sdkeras.errors import SdkerasError
+from sdkeras.memory import memory_limit
+from sdkeras.records import FloatArray
+from sdkeras.reporting.schema import Analysis
+from sdkeras.study.grid import GridRun, Study
+from sdkeras.study.measures import ESTIMATOR_OF, READ, analysis_options, columns, parts_of_column
+from sdkeras.study.recorder import Trajectory, simulate
+from sdkeras.study.run_files import Measured, RunFolder, Value
+from sdkeras.study.topology import e_alpha, euclidean_distances, loss_distances, ph_dimension
+from sdkeras.study.training import StudyData
+
+# Value, error and, without a value, the reason.
+_Found = tuple[float | None, float | None, str]
+
+
+def measure(
+    study: Study, run: GridRun, model: Any, data: StudyData, folder: RunFolder, wanted: tuple[str, ...], share: int
+) -> Measured:
+    """Takes the measures of the columns and writes run.json, if an analysis is among them, and last measures.json.
+
+    Args:
+        study: The study.
+        run: The run.
+        model: Its trained model.
+        data: The study's.
+        folder: Files of the run.
+        wanted: Columns to measure; what was measured of others stays.
+        share: Processes that share the memory.
+
+    Raises:
+        SdkerasError: The analysis or the trajectory failed.
+    """
+    started = time.monotonic()
+    before = folder.measured()
+    of = columns(study.measures)
+    found: dict[str, _Found] = {}
+    analysed = tuple(name for name in wanted if of[name] in (*ESTIMATOR_OF, *READ))
+    if analysed:
+        found |= _analysed(study, run, model, data, folder, analysed, share)
+    for kind in ("backward", "forward"):
+        of_kind = [column for column in wanted if column not in analysed and f"-{kind}-" in column]
+        if of_kind:
+            found |= _of_trajectory(study, _trajectory(study, run, model, data, folder, kind), of_kind)
+    values = {} if before is None else dict(before.values)
+    values |= {column: Value(*found[column], study.measured_by(column)) for column in wanted}
+    ordered = {column: values[column] for column in (*of, *values)}
+    spent = time.monotonic() - started
+    measured = Measured(ordered, spent + (0.0 if before is None else before.seconds))
+    folder.write(folder.measures, measured)
+    return measured
+
+
+def _analysed(
+    study: Study, run: GridRun, model: Any, data: StudyData, folder: RunFolder, names: tuple[str, ...], share: int
+) -> dict[str, _Found]:
+    answer = analyze(
+        model,
+        data.train,
+        batch_size=run.settings.get("batch_size"),
+        seed=run.settings["seed"],
+        memory_gb=memory_limit(None) / share / 1e9,
+        workers=1,
+        **{**analysis_options(study.measures), **study.analysis},
+    )
+    answer.save(folder.analysis)
+    return {name: _read(answer, name) for name in names}
+
+
+def _read(answer: Analysis, name: str) -> _Found:
+    """One measure of an analysis."""
+    if name in ESTIMATOR_OF:
+        estimates = [each for each in answer.estimates if each.estimator == ESTIMATOR_OF[name]]
+        if not estimates:
+            return None, None, "the budget of the analysis ended before it"
+        # Definition 4.1 where the spectra are exact.
+        value = estimates[0].value if estimates[0].definition_value is None else estimates[0].definition_value
+        span = estimates[0].interval
+        return value, None if span is None else 0.5 * (span[1] - span[0]), ""
+    if name == "lambda_1":
+        sharpness = answer.rds_sharpness
+        if sharpness is None or not len(sharpness.leading):
+            return None, None, "the analysis has no exponents"
+        return float(sharpness.leading[0]), None, ""
+    found = answer.hessian.largest if name == "sharpness" else answer.hessian.trace
+    if found is None:
+        return None, None, "the analysis has none"
+    return found.value, found.residual if found.stderr is None else found.stderr, ""
+
+
+def _trajectory(study: Study, run: GridRun, model: Any, data: StudyData, folder: RunFolder, kind: str) -> Trajectory:
+    if kind == "backward":
+        if not folder.trajectory.exists():
+            raise SdkerasError(
+                "its recorded trajectory has been removed after the measures were taken; delete the run's folder to "
+                "train it again"
+            )
+        return Trajectory.load(folder.trajectory)
+    asked = study.trajectory
+    with_losses = any("-forward-data" in column for column in columns(study.measures))
+    return simulate(
+        model,
+        data.train,
+        steps=asked.steps,
+        batch_size=run.settings.get("batch_size"),
+        every=asked.every,
+        projection=asked.projection,
+        seed=run.settings["seed"],
+        losses_on=data.examples(asked.examples) if with_losses else None,
+    )
+
+
+def _distances(trajectory: Trajectory, metric: str) -> FloatArray:
+    if metric == "euclidean":
+        return euclidean_distances(trajectory.iterates)
+    if trajectory.losses is None:
+        raise SdkerasError("its recorded trajectory has no losses; delete the run's folder to train it again")
+    return loss_distances(trajectory.losses)
+
+
+def _of_trajectory(study: Study, trajectory: Trajectory, wanted: list[str]) -> dict[str, _Found]:
+    """E_alpha and the dimension in each metric that is wanted."""
+    found: dict[str, _Found] = {}
+    if trajectory.stopped_at is not None:
+        return dict.fromkeys(wanted, (None, None, f"the trajectory diverged at step {trajectory.stopped_at:,}"))
+    alpha = study.trajectory.alpha
+    for metric in dict.fromkeys(parts_of_column(column)[2] for column in wanted):
+        distances = _distances(trajectory, metric)
+        for column in (each for each in wanted if parts_of_column(each)[2] == metric):
+            if parts_of_column(column)[0] == "e_alpha":
+                found[column] = e_alpha(distances, alpha), None, ""
+            else:
+                made = ph_dimension(distances, alpha)
+                found[column] = made.value, made.stderr, made.reason
+    return found

@@ -1,0 +1,188 @@
+"""The runs of a finished or unfinished study as one table, read from its folder."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from sdkeras.errors import SdkerasError
+from sdkeras.reporting.numbers import ABSENT, number
+from sdkeras.study.correlations import Correlations, Run, correlate
+from sdkeras.study.grid import Study
+from sdkeras.study.measures import columns
+from sdkeras.study.run_files import Measured, RunFolder, Trained
+from sdkeras.study.runner import DONE, FAILED, STUDY_FILE, RunState, plan_study, runs_folder
+
+
+@attrs.frozen
+class Row:
+    """One run of the table; `trained` and `measured` are None as far as it has not come."""
+
+    state: RunState
+    trained: Trained | None
+    measured: Measured | None
+
+    @property
+    def done(self) -> bool:
+        """Whether it has all measures."""
+        return self.state.state == DONE
+
+    def value(self, column: str) -> float | None:
+        """A measure, or None where there is none."""
+        found = None if self.measured is None else self.measured.values.get(column)
+        return None if found is None else found.value
+
+
+@attrs.frozen
+class Results:
+    """A study with its runs.
+
+    Attributes:
+        study: Its definition.
+        rows: All runs of the grid.
+        others: Folders of runs that are not in it.
+    """
+
+    study: Study
+    rows: tuple[Row, ...]
+    others: tuple[str, ...]
+
+    @property
+    def done(self) -> tuple[Row, ...]:
+        """The runs that count."""
+        return tuple(row for row in self.rows if row.done)
+
+    def varied(self) -> tuple[str, ...]:
+        """Settings with more than one value."""
+        return tuple(name for name, values in self.study.grid.items() if len(values) > 1)
+
+    def summary(self) -> str:
+        """How many runs there are and how they stand."""
+        counts = {state: sum(row.state.state == state for row in self.rows) for state in (DONE, FAILED)}
+        rest = len(self.rows) - sum(counts.values())
+        parts = [f"{counts[DONE]} of {len(self.rows)} runs done"]
+        parts += [f"{counts[FAILED]} failed"] if counts[FAILED] else []
+        parts += [f"{rest} to do"] if rest else []
+        return ", ".join(parts)
+
+    def failures(self) -> tuple[tuple[str, str], ...]:
+        """Name and reason of each failed run."""
+        found = [(row.state.run.name, row.state.failure) for row in self.rows]
+        return tuple((name, f"{failed.stage}: {failed.reason}") for name, failed in found if failed is not None)
+
+    def undetermined(self) -> tuple[str, ...]:
+        """Measures that some done runs have no number of, with the reasons."""
+        found: dict[tuple[str, str], int] = {}
+        for row in self.done:
+            for column in columns(self.study.measures):
+                value = None if row.measured is None else row.measured.values.get(column)
+                if value is not None and value.value is None:
+                    found[column, value.reason] = found.get((column, value.reason), 0) + 1
+        by_column: dict[str, list[tuple[str, int]]] = {}
+        for (column, reason), count in found.items():
+            by_column.setdefault(column, []).append((reason, count))
+        return tuple(
+            f"{column} has no number in {sum(count for _, count in reasons)} runs, for example: {reasons[0][0]}"
+            for column, reasons in by_column.items()
+        )
+
+    def header(self) -> tuple[str, ...]:
+        """Titles of the columns of `cells`."""
+        gaps = ("train accuracy", "test accuracy", "accuracy gap", "train loss", "test loss", "loss gap")
+        return (*self.varied(), "state", *gaps, *columns(self.study.measures))
+
+    def cells(self) -> tuple[tuple[str, ...], ...]:
+        """The table as text."""
+        return tuple(
+            (
+                *(_shown(row.state.run.settings[name]) for name in self.varied()),
+                row.state.state,
+                *(number(value) for value in _scores(row)),
+                *(number(row.value(column)) for column in columns(self.study.measures)),
+            )
+            for row in self.rows
+        )
+
+    def to_csv(self) -> str:
+        """The table in full precision; absent values are empty."""
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        of = tuple(columns(self.study.measures))
+        scores = ("train_accuracy", "test_accuracy", "accuracy_gap", "train_loss", "test_loss", "loss_gap")
+        errors = [name for column in of for name in (column, f"{column}_error")]
+        writer.writerow(["run", "state", *self.study.grid, *scores, "epochs", "steps", "ended_by", *errors, "reason"])
+        for row in self.rows:
+            values: list[Any] = [row.state.run.name, row.state.state, *row.state.run.settings.values(), *_scores(row)]
+            trained = row.trained
+            values += [None] * 3 if trained is None else [trained.num_epochs, trained.num_steps, trained.ended_by]
+            for column in of:
+                found = None if row.measured is None else row.measured.values.get(column)
+                values += [None, None] if found is None else [found.value, found.error]
+            failure = row.state.failure
+            writer.writerow([*values, "" if failure is None else f"{failure.stage}: {failure.reason}"])
+        return buffer.getvalue()
+
+    def correlations(self) -> Correlations:
+        """Of every measure with both gaps, over the runs that are done.
+
+        Raises:
+            SdkerasError: Fewer than 2 are.
+        """
+        done = self.done
+        if len(done) < 2:
+            raise SdkerasError(
+                f"{self.summary()}; a correlation needs at least 2 that are done. Go on with sdkeras study run."
+            )
+        of = columns(self.study.measures)
+        return correlate(
+            [
+                Run(
+                    settings=row.state.run.settings,
+                    measures={column: row.value(column) for column in of},
+                    accuracy_gap=None if row.trained is None else row.trained.accuracy_gap,
+                    loss_gap=None if row.trained is None else row.trained.loss_gap,
+                )
+                for row in done
+            ]
+        )
+
+
+def read_results(folder: str | os.PathLike[str]) -> Results:
+    """Reads the folder of a study.
+
+    Raises:
+        SdkerasError: It is none, or files in it are damaged.
+    """
+    path = Path(folder) / STUDY_FILE
+    if not path.is_file():
+        raise SdkerasError(f"{os.fspath(folder)} holds no study; give the folder that sdkeras study run --out named.")
+    study = Study.load(path)
+    plan = plan_study(study, folder)
+    rows = []
+    for state in plan.runs:
+        files = RunFolder(runs_folder(folder) / state.run.name)
+        rows.append(Row(state, files.trained(), files.measured()))
+    return Results(study, tuple(rows), plan.others)
+
+
+def _scores(row: Row) -> tuple[float | None, ...]:
+    found = row.trained
+    if found is None:
+        return (None,) * 6
+    return (
+        found.train.accuracy,
+        found.test.accuracy,
+        found.accuracy_gap,
+        found.train.loss,
+        found.test.loss,
+        found.loss_gap,
+    )
+
+
+def _shown(value: Any) -> str:
+    return (str(value).lower() if isinstance(value, bool) else f"{value}") or ABSENT

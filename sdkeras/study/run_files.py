@@ -1,0 +1,150 @@
+"""The folder of one run: what is in it, and so how far the run has come."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import attrs
+
+from sdkeras.errors import SdkerasError
+from sdkeras.reporting.schema import as_plain, from_plain, write_atomically
+
+_Rec = TypeVar("_Rec")
+
+
+@attrs.frozen
+class Scores:
+    """Loss, and accuracy where the model is compiled with it, over all of some data in inference mode."""
+
+    loss: float
+    accuracy: float | None
+
+
+@attrs.frozen
+class Trained:
+    """A finished training.
+
+    Attributes:
+        settings: Its hyperparameters.
+        training: What all runs of its study share, see `Study.training`.
+        num_epochs: Whole epochs.
+        num_steps: Steps of the optimizer.
+        ended_by: Why it ended: 'epochs', 'steps', or the threshold that was reached.
+        train: Scores over the data of training.
+        test: Scores over those of the test.
+        code: SHA-256 of the file of the model's factory (first 16 hex digits), "" where it has none.
+        history: What `fit` logged at each epoch.
+        seconds: Wall time.
+    """
+
+    settings: dict[str, Any]
+    training: dict[str, Any]
+    num_epochs: int
+    num_steps: int
+    ended_by: str
+    train: Scores
+    test: Scores
+    code: str
+    history: dict[str, list[float]]
+    seconds: float
+
+    @property
+    def accuracy_gap(self) -> float | None:
+        """|train accuracy - test accuracy|."""
+        if self.train.accuracy is None or self.test.accuracy is None:
+            return None
+        return abs(self.train.accuracy - self.test.accuracy)
+
+    @property
+    def loss_gap(self) -> float:
+        """|train loss - test loss|."""
+        return abs(self.train.loss - self.test.loss)
+
+
+@attrs.frozen
+class Value:
+    """One measure of one run.
+
+    Attributes:
+        value: The number, or None where there is none.
+        error: Standard error or half-width of the interval, or None where that is unknown.
+        reason: Why there is no number.
+        by: The settings it was measured with, see `Study.measured_by`.
+    """
+
+    value: float | None
+    error: float | None
+    reason: str
+    by: dict[str, Any]
+
+
+@attrs.frozen
+class Measured:
+    """The measures of one run by column, and what they took in seconds."""
+
+    values: dict[str, Value]
+    seconds: float
+
+
+@attrs.frozen
+class Failed:
+    """Why a run failed, and in what: 'training' or 'measuring'."""
+
+    stage: str
+    reason: str
+
+
+class RunFolder:
+    """The files of one run; each is written whole or not at all, and the last one of a stage says that it is done."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.settings = path / "settings.json"
+        self.model = path / "model.keras"
+        self.trajectory = path / "trajectory.npz"
+        self.training = path / "training.json"
+        self.analysis = path / "run.json"
+        self.measures = path / "measures.json"
+        self.failure = path / "failed.json"
+        self.log = path / "log.txt"
+
+    def trained(self) -> Trained | None:
+        """The finished training, or None."""
+        return self._read(self.training, Trained)
+
+    def measured(self) -> Measured | None:
+        """The measures so far, or None."""
+        return self._read(self.measures, Measured)
+
+    def failed(self) -> Failed | None:
+        """Why it failed the last time, or None."""
+        return self._read(self.failure, Failed)
+
+    def missing(self, by: dict[str, dict[str, Any]]) -> tuple[str, ...]:
+        """Columns of a study that are not measured yet, or were with other settings.
+
+        Args:
+            by: The settings of each column, see `Study.measured_by`.
+        """
+        found = self.measured()
+        values = {} if found is None else found.values
+        return tuple(column for column, wanted in by.items() if column not in values or values[column].by != wanted)
+
+    def write(self, path: Path, record: Any) -> None:
+        """Writes one of its files as JSON."""
+        write_atomically(path, json.dumps(as_plain(record), indent=1, allow_nan=False) + "\n")
+
+    @staticmethod
+    def _read(path: Path, kind: type[_Rec]) -> _Rec | None:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise SdkerasError(f"{path} cannot be read: {error}; delete it, and the run is done again.") from error
+        try:
+            return from_plain(json.loads(text), kind, str(path))
+        except (ValueError, SdkerasError) as error:
+            raise SdkerasError(f"{path} is damaged ({error}); delete it, and the run is done again.") from error

@@ -1,0 +1,288 @@
+"""One training of a study: the user's model, its data, and the files that it leaves."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import keras
+import numpy as np
+import tensorflow as tf
+
+from sdkeras.data_files import load_both, load_data
+from sdkeras.errors import DataError, ModelError, NonFiniteError, SdkerasError
+from sdkeras.study.grid import OF_THE_RUNNER, GridRun, Study
+from sdkeras.study.measures import columns
+from sdkeras.study.recorder import TrajectoryRecorder
+from sdkeras.study.run_files import RunFolder, Scores, Trained
+from sdkeras.user_code import USER_ERRORS, find_function, last_line
+
+# Examples of one batch where only sums over all of them are wanted.
+_EVALUATED = 1024
+
+
+@attrs.frozen
+class StudyData:
+    """Data of training and of the test, each (x, y[, sample_weight]) or a data set in batches."""
+
+    train: Any
+    test: Any
+
+    @classmethod
+    def of(cls, study: Study) -> StudyData:
+        """Reads them; relative paths and modules are looked for in the current folder.
+
+        Raises:
+            DataError: They cannot be read, or come in batches of their own although the grid has batch sizes.
+        """
+        # A function that draws at random draws the same in every worker.
+        keras.utils.set_random_seed(0)
+        if study.test_data is None:
+            train, test = load_both(study.data)
+        else:
+            train, test = load_data(study.data), load_data(study.test_data)
+        if not isinstance(train, tuple):
+            for what, there in (
+                ("batch sizes", "batch_size" in study.grid),
+                (
+                    "the distance of losses (metric data)",
+                    any(name.endswith("-data") for name in columns(study.measures)),
+                ),
+            ):
+                if there:
+                    raise DataError(f"data {study.data!r} come in batches of their own, and {what} need arrays x, y.")
+        return cls(train, test)
+
+    def examples(self, count: int) -> Any:
+        """(x, y) of so many examples of training (or all), the same ones for all runs."""
+        x, y = self.train[:2]
+        total = len(tf.nest.flatten(y)[0])
+        chosen = np.sort(np.random.default_rng(0).permutation(total)[:count])
+        return tuple(tf.nest.map_structure(lambda leaf: leaf[chosen], part) for part in (x, y))
+
+
+def factory(study: Study) -> Callable[..., Any]:
+    """The model's factory, which takes all settings of the grid but those of the runner.
+
+    Raises:
+        SdkerasError: There is none, it cannot be imported, or it does not take a setting.
+    """
+    try:
+        found = find_function(study.model, Path.cwd().resolve(), "model")
+    except SdkerasError:
+        raise
+    except USER_ERRORS as error:
+        raise ModelError(f"model {study.model!r} failed: {last_line(error)}; correct the user code.") from error
+    taken = _arguments(found)
+    for name in study.grid:
+        if taken is not None and name not in taken and name not in OF_THE_RUNNER:
+            raise ModelError(
+                f"the grid has {name}, which the factory {study.model!r} does not take; it takes: "
+                f"{', '.join(taken) or 'nothing'}. Add the argument, or leave the setting out."
+            )
+    return found
+
+
+def train(study: Study, run: GridRun, make: Callable[..., Any], data: StudyData, folder: RunFolder) -> Trained:
+    """Trains one run and writes model.keras, the trajectory if one is wanted, and last training.json.
+
+    The same settings give the same weights whatever ran before in this process.
+
+    Raises:
+        SdkerasError: The user's code failed, or training diverged.
+    """
+    started = time.monotonic()
+    # Names of layers and variables count on in a process.
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(run.settings["seed"])
+    model = made_model(study, run.settings, make)
+    x, y, weights = (*data.train, None)[:3] if isinstance(data.train, tuple) else (data.train, None, None)
+    batch_size = run.settings.get("batch_size", 32) if isinstance(data.train, tuple) else None
+    per_epoch = math.ceil(len(tf.nest.flatten(y)[0]) / batch_size) if batch_size else len(x)
+    epochs = study.epochs or math.ceil((study.steps or 0) / per_epoch)
+    watch = _Watch(study)
+    recorder = _recorder(study, data, 0 if study.stop else (study.steps or epochs * per_epoch))
+    try:
+        history = model.fit(
+            x,
+            y,
+            sample_weight=weights,
+            batch_size=batch_size,
+            epochs=epochs,
+            verbose=0,
+            callbacks=[watch, *([_StopAt(study.steps)] if study.steps else []), *([recorder] if recorder else [])],
+        ).history
+    except SdkerasError:
+        raise
+    except USER_ERRORS as error:
+        raise ModelError(f"training failed: {last_line(error)}") from error
+    if watch.diverged:
+        raise NonFiniteError(f"training diverged: the loss was {watch.diverged} in epoch {len(history['loss'])}")
+    if not all(np.all(np.isfinite(variable.numpy())) for variable in model.trainable_variables):
+        raise NonFiniteError("training diverged: a weight is NaN or infinite at its end")
+    scores = [_scores(model, part) for part in (data.train, data.test)]
+    for scored, what in zip(scores, ("training", "test"), strict=True):
+        if not math.isfinite(scored.loss):
+            raise NonFiniteError(f"training diverged: the loss over the {what} data is {scored.loss} at its end")
+    if recorder is not None and recorder.trajectory is not None:
+        recorder.trajectory.save(folder.trajectory)
+    _save(model, folder.model)
+    trained = Trained(
+        settings=run.settings,
+        training=study.training(),
+        num_epochs=len(history["loss"]),
+        num_steps=int(model.optimizer.iterations.numpy()),
+        ended_by=watch.ended_by or ("steps" if study.steps else "epochs"),
+        train=scores[0],
+        test=scores[1],
+        code=_digest(make),
+        history={name: [float(value) for value in values] for name, values in history.items()},
+        seconds=time.monotonic() - started,
+    )
+    folder.write(folder.training, trained)
+    return trained
+
+
+def made_model(study: Study, settings: Mapping[str, Any], make: Callable[..., Any]) -> Any:
+    """The user's compiled model for these settings.
+
+    Raises:
+        ModelError: The factory failed, or returned something else.
+    """
+    taken = _arguments(make)
+    own = {name: value for name, value in settings.items() if taken is None or name in taken}
+    try:
+        model = make(**own)
+    except USER_ERRORS as error:
+        raise ModelError(f"model {study.model!r} failed: {last_line(error)}") from error
+    if not isinstance(model, keras.Model):
+        raise ModelError(f"model {study.model!r} returned a {type(model).__name__}; it must return a keras.Model.")
+    if not getattr(model, "compiled", False):
+        raise ModelError(f"model {study.model!r} returned a model that is not compiled; call model.compile in it.")
+    return model
+
+
+def _digest(function: Callable[..., Any]) -> str:
+    """SHA-256 of the file that it is defined in, first 16 hex digits; "" where there is none."""
+    try:
+        file = inspect.getsourcefile(inspect.unwrap(function))
+        return "" if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+    except (TypeError, OSError):
+        return ""
+
+
+def _arguments(function: Callable[..., Any]) -> list[str] | None:
+    """Names that it takes as keywords; None where it takes any."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+        return None
+    return [each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+
+
+class _Watch(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no types
+    """Ends training at a threshold, and where the loss is no number."""
+
+    def __init__(self, study: Study) -> None:
+        super().__init__()
+        self._study = study
+        self.ended_by = ""
+        self.diverged = ""
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        logs = logs or {}
+        loss = float(logs.get("loss", math.nan))
+        if not math.isfinite(loss):
+            self.diverged = str(loss)
+            self.model.stop_training = True
+        for rule, threshold in self._study.stop.items():
+            quantity, _, side = rule.partition("_")
+            value = loss if quantity == "loss" else accuracy_in(logs)
+            if value is None:
+                raise ModelError(f"stop has {rule}, and the model is compiled without metrics=['accuracy'].")
+            if value < threshold if side == "below" else value > threshold:
+                self.ended_by = f"{quantity} {side} {threshold:g}"
+                self.model.stop_training = True
+
+
+class _StopAt(keras.callbacks.Callback):  # type: ignore[misc]
+    """Ends training after so many steps of the optimizer."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self._steps = steps
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if int(self.model.optimizer.iterations.numpy()) >= self._steps:
+            self.model.stop_training = True
+
+
+class _LateRecorder(TrajectoryRecorder):
+    """A recorder that does nothing before a step, since only the last iterates are kept."""
+
+    def __init__(self, after: int, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._after = after
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self._iteration() > self._after:
+            super().on_train_batch_end(batch, logs)
+        else:
+            self._reached = self._iteration()
+
+
+def _recorder(study: Study, data: StudyData, num_steps: int) -> TrajectoryRecorder | None:
+    """What records the last iterates; with `num_steps` 0 the end is not known before."""
+    if not study.records:
+        return None
+    asked = study.trajectory
+    with_losses = any("-backward-data" in column for column in columns(study.measures))
+    return _LateRecorder(
+        max(0, num_steps - asked.steps),
+        every=asked.every,
+        last=asked.steps // asked.every,
+        projection=asked.projection,
+        losses_on=data.examples(asked.examples) if with_losses else None,
+    )
+
+
+def _scores(model: Any, data: Any) -> Scores:
+    if isinstance(data, tuple):
+        x, y, weights = (*data, None)[:3]
+        found = model.evaluate(x, y, sample_weight=weights, batch_size=_EVALUATED, verbose=0, return_dict=True)
+    else:
+        found = model.evaluate(data, verbose=0, return_dict=True)
+    return Scores(float(found["loss"]), accuracy_in(found))
+
+
+def accuracy_in(logs: Mapping[str, Any]) -> float | None:
+    """The accuracy that the model is compiled with, unweighted; None without one."""
+    for name, value in logs.items():
+        if name in ("accuracy", "acc") or name.endswith("_accuracy"):
+            return float(value)
+    return None
+
+
+def _save(model: Any, path: Path) -> None:
+    """Writes the model, all of it or nothing.
+
+    Raises:
+        ModelError: Keras cannot save it.
+    """
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # its suffix is the format
+    try:
+        model.save(temporary)
+        os.replace(temporary, path)
+    except Exception as error:
+        raise ModelError(f"the model cannot be saved: {last_line(error)}") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,157 @@
+"""The definition of a study: what is read, what is put over it, and what is refused in one clear line."""
+
+from pathlib import Path
+
+import pytest
+
+from sdkeras.errors import SdkerasError
+from sdkeras.study.grid import Study, differences, read_study, run_name
+from sdkeras.study.measures import columns
+
+GOOD = """
+[study]
+model = "nets:net"
+data = "nets:data"
+epochs = 5
+stop = { loss_below = 0.1 }
+
+[grid]
+seed = [1, 2]
+width = [8, 16]
+batch_size = 32
+learning_rate = [0.1, 1e-5, 2.0]
+
+[measures]
+lambda_1 = {}
+sd = { minibatches = 4 }
+sd-kde = { bandwidth = 0.01 }
+e_alpha = { trajectory = "backward" }
+ph_dimension = { trajectory = ["forward"], metric = ["data"] }
+
+[full.study]
+steps = 700
+
+[full.grid]
+seed = 5
+
+[full.trajectory]
+steps = 5000
+"""
+
+
+def read(folder: Path, text: str, **options: bool) -> Study:
+    path = folder / "grid.toml"
+    path.write_text(text)
+    return read_study(str(path), **options)
+
+
+def test_a_study_is_the_product_of_its_lists(tmp_path: Path) -> None:
+    study = read(tmp_path, GOOD)
+    assert list(study.grid) == ["learning_rate", "batch_size", "width", "seed"]
+    assert len(study.runs) == 12
+    assert study.runs[0].name == "lr0.1-bs32-width8-seed1"
+    assert study.runs[-1].name == "lr2-bs32-width16-seed2"
+    assert study.runs[4].settings == {"learning_rate": 1e-5, "batch_size": 32, "width": 8, "seed": 1}
+    assert study.runs[4].name == "lr1e-05-bs32-width8-seed1"
+    assert list(columns(study.measures)) == [
+        *("lambda_1", "sd", "sd-kde", "e_alpha-backward-euclidean", "e_alpha-backward-data"),
+        "ph_dimension-forward-data",
+    ]
+    assert study.records
+    assert Study.from_json(study.to_json()) == study
+    assert Study.from_json(study.to_json()).runs == study.runs
+
+
+def test_the_order_in_the_file_makes_no_difference(tmp_path: Path) -> None:
+    study = read(tmp_path, GOOD)
+    other = read(tmp_path, GOOD.replace("seed = [1, 2]\n", "").replace("2.0]", "2.0]\nseed = [1, 2]"))
+    assert other.runs == study.runs
+    assert other.training() == study.training()
+
+
+def test_a_grid_without_a_seed_has_one(tmp_path: Path) -> None:
+    assert read(tmp_path, GOOD.replace("seed = [1, 2]\n", "")).runs[0].name.endswith("-seed0")
+
+
+def test_full_is_put_over_key_by_key(tmp_path: Path) -> None:
+    study = read(tmp_path, GOOD, full=True)
+    assert (study.epochs, study.steps) == (None, 700)
+    assert study.stop == {"loss_below": 0.1}
+    assert study.grid["seed"] == (5,)
+    assert study.grid["width"] == (8, 16)
+    assert study.trajectory.steps == 5000
+    with pytest.raises(SdkerasError, match=r"no table \[full\]"):
+        read(tmp_path, GOOD.partition("[full.study]")[0], full=True)
+
+
+def test_differences_name_what_changed(tmp_path: Path) -> None:
+    study, full = read(tmp_path, GOOD), read(tmp_path, GOOD, full=True)
+    found = differences(study.training(), full.training())
+    assert found[:2] == ["epochs was 5 and is None", "steps was None and is 700"]
+    assert differences(study.training(), study.training()) == []
+    # Iterates are recorded while training: other ones would need another training.
+    changed = read(tmp_path, GOOD.replace('trajectory = "backward"', 'metric = "data"'))
+    assert len(differences(study.training(), changed.training())) == 1
+    # Measures of the trained model would not.
+    assert differences(study.training(), read(tmp_path, GOOD.replace("lambda_1", "trace")).training()) == []
+
+
+def test_values_rest_on_their_settings_alone(tmp_path: Path) -> None:
+    study = read(tmp_path, GOOD)
+    longer = read(tmp_path, GOOD + "\n[trajectory]\nsteps = 2000\n")
+    assert study.measured_by("sd") == longer.measured_by("sd")
+    assert study.measured_by("ph_dimension-forward-data") != longer.measured_by("ph_dimension-forward-data")
+    other = read(tmp_path, GOOD.replace("0.01 }", "0.02 }"))
+    assert study.measured_by("sd-kde") != other.measured_by("sd-kde")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("[study]", "[study", "is not TOML"),
+        ("[grid]", "[gird]", r"no table \[gird\]"),
+        ("[study]\n", "[study]\nepoch = 3\n", r"\[study\] has no 'epoch'"),
+        ("epochs = 5\n", "", "either epochs or steps"),
+        ("epochs = 5\n", "epochs = 5\nsteps = 3\n", "either epochs or steps"),
+        ("epochs = 5\n", "epochs = 0\n", "epochs is 0"),
+        ('"nets:net"', '"nets.py"', "module:callable"),
+        ('"nets:data"', '"train.npz"', "needs test_data"),
+        ('model = "nets:net"\n', "", "needs model"),
+        ("loss_below", "loss_under", "no 'loss_under'"),
+        ("= 0.1 }", '= "low" }', "it must be a number"),
+        ("seed = [1, 2]", "seed = [-1]", "seed has the value -1"),
+        ("batch_size = 32", "batch_size = 3.5", "batch_size has the value 3.5"),
+        ("[0.1, 1e-5, 2.0]", "[0.1, -2.0]", "learning_rate has the value -2.0"),
+        ("[0.1, 1e-5, 2.0]", "[0.1, 0.1]", "twice"),
+        ("[0.1, 1e-5, 2.0]", "[]", "is empty"),
+        ("[8, 16]", "[[8], [16]]", r"width has the value \[8\]"),
+        ("lambda_1 = {}", "lambda1 = {}", "did you mean 'lambda_1'"),
+        ("lambda_1 = {}", "lambda_1 = 3", "give a table"),
+        ("lambda_1 = {}", "lambda_1 = { runs = 2 }", "has no setting 'runs'"),
+        ("minibatches = 4", "minibatches = 0", "at least 1"),
+        ("bandwidth = 0.01", "band = 0.01", "sd-kde"),
+        ('"backward"', '"sideways"', "one of forward, backward"),
+        ("[full.study]", "[analysis]\ntolerance = 3.0\n[full.study]", r"\[analysis\] tolerance is 3.0"),
+        ("[full.study]", "[analysis]\nbatch_size = 3\n[full.study]", "no 'batch_size'"),
+        ("[full.study]", '[analysis]\nmap = "full"\n[full.study]', "take 'auto' or 'hessian'"),
+        ("[full.study]", "[trajectory]\nsteps = 5\n[full.study]", "at least 20 iterates"),
+        ("[full.study]", "[trajectory]\nalpha = 0\n[full.study]", "alpha is 0"),
+    ],
+)
+def test_what_is_wrong_is_said(tmp_path: Path, old: str, new: str, said: str) -> None:
+    assert old in GOOD
+    with pytest.raises(SdkerasError, match=said) as caught:
+        read(tmp_path, GOOD.replace(old, new, 1))
+    assert str(caught.value).count("\n") == 0 or "TOML" in said
+    assert "grid.toml" in str(caught.value)
+
+
+def test_a_missing_file_is_said(tmp_path: Path) -> None:
+    with pytest.raises(SdkerasError, match="cannot be read"):
+        read_study(str(tmp_path / "none.toml"))
+
+
+def test_names_of_folders_hold_no_separators() -> None:
+    assert (
+        run_name({"learning_rate": 0.1, "optimizer": "a/b c", "nesterov": True}) == "lr0.1-optimizera_b_c-nesterovtrue"
+    )

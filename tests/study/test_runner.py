@@ -1,0 +1,150 @@
+"""Runs of a study in processes of their own: failures, resumption after a kill, changed definitions."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sdkeras.errors import SdkerasError
+from sdkeras.study.grid import read_study
+from sdkeras.study.results import read_results
+from sdkeras.study.runner import Finished, plan_study, run_study
+from study.small_study import calls, written
+
+
+def states(plan) -> dict[str, str]:
+    return {each.run.name: each.state for each in plan.runs}
+
+
+def run(grid: Path, **options: object):
+    return run_study(read_study(str(grid)), grid.parent / "out", code=grid.parent, jobs=1, **options)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study in which one run succeeds and three fail, each in its own way."""
+    folder = tmp_path_factory.mktemp("study")
+    lines: list[Finished] = []
+    grid = written(folder, moods='["good", "raise", "kill", "nan"]')
+    after = run(grid, progress=lines.append)
+    assert states(after) == {
+        "lr0.1-bs8-moodgood-seed0": "done",
+        "lr0.1-bs8-moodraise-seed0": "failed",
+        "lr0.1-bs8-moodkill-seed0": "failed",
+        "lr0.1-bs8-moodnan-seed0": "failed",
+    }
+    assert [line.num_finished for line in lines] == [1, 2, 3, 4]
+    assert lines[-1].remaining == 0
+    assert [line.failure is None for line in lines] == [True, False, False, False]
+    results = read_results(folder / "out")
+    assert results.summary() == "1 of 4 runs done, 3 failed"
+    (folder / "reasons.json").write_text(json.dumps(dict(results.failures())))
+    return folder
+
+
+def test_failed_runs_are_written_down_with_their_reasons(folder: Path) -> None:
+    reasons = json.loads((folder / "reasons.json").read_text())
+    assert "RuntimeError: bad mood" in reasons["lr0.1-bs8-moodraise-seed0"]
+    assert "training: its process was killed by SIGKILL" in reasons["lr0.1-bs8-moodkill-seed0"]
+    assert "training diverged: the loss was nan in epoch 1" in reasons["lr0.1-bs8-moodnan-seed0"]
+    log = (folder / "out/runs/lr0.1-bs8-moodraise-seed0/log.txt").read_text()
+    assert "Traceback" in log
+    assert "the factory speaks" in log
+    good = folder / "out/runs/lr0.1-bs8-moodgood-seed0"
+    assert json.loads((good / "settings.json").read_text())["learning_rate"] == 0.1
+    assert {file.name for file in good.iterdir()} == {
+        *("settings.json", "training.json", "measures.json", "model.keras", "log.txt")
+    }
+
+
+def test_the_same_call_goes_on_and_repeats_nothing(folder: Path) -> None:
+    before = calls(folder)
+    grid = written(folder, rates="[0.1, 0.2]", moods='["good", "raise"]')
+    plan = plan_study(read_study(str(grid)), folder / "out")
+    assert len(plan.others) == 2
+    assert [each.run.settings["learning_rate"] for each in plan.to_do(retry=False)] == [0.2, 0.2]
+    run(grid)
+    assert calls(folder)[len(before) :] == ["good 0.2", "raise 0.2"]
+    assert read_results(folder / "out").summary() == "2 of 4 runs done, 2 failed"
+
+    # Failed runs on request; a training whose measures were lost is measured only, to the same numbers.
+    measures = folder / "out/runs/lr0.1-bs8-moodgood-seed0/measures.json"
+    values = json.loads(measures.read_text())["values"]
+    measures.unlink()
+    (folder / "cured").touch()
+    before = calls(folder)
+    assert set(states(run(grid, retry=True)).values()) == {"done"}
+    assert calls(folder)[len(before) :] == ["raise 0.1", "raise 0.2"]
+    assert json.loads(measures.read_text())["values"] == values
+    # The numbers are of the settings, whatever ran before in the same process and in which order.
+    rows = {row.state.run.name: row for row in read_results(folder / "out").rows}
+    for rate in ("0.1", "0.2"):
+        good, cured = (rows[f"lr{rate}-bs8-mood{mood}-seed0"] for mood in ("good", "raise"))
+        assert good.value("e_alpha-forward-euclidean") == cured.value("e_alpha-forward-euclidean") > 0
+        assert good.trained.history == cured.trained.history
+    assert calls(folder)[len(before) + 2 :] == []
+    run(grid)
+    assert calls(folder)[len(before) + 2 :] == []
+
+
+def test_another_definition_is_noticed(folder: Path) -> None:
+    grid = written(folder, epochs=3)
+    with pytest.raises(SdkerasError, match="another definition: epochs was 2 and is 3"):
+        run(grid)
+    new = 'e_alpha = { trajectory = "forward", metric = "euclidean" }\nsharpness = {}'
+    plan = plan_study(read_study(str(written(folder, measures=new))), folder / "out")
+    assert states(plan) == {"lr0.1-bs8-moodgood-seed0": "trained"}
+    assert "sharpness" in plan.notes[0]
+
+
+def test_a_killed_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    grid = written(tmp_path, moods='["good", "wait"]')
+    script = (
+        "from sdkeras.study.grid import read_study; from sdkeras.study.runner import run_study; "
+        f"run_study(read_study({str(grid)!r}), {str(tmp_path / 'out')!r}, code={str(tmp_path)!r}, jobs=1)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script])
+    until = time.monotonic() + 120
+    while calls(tmp_path) != ["good 0.1", "wait 0.1"] and time.monotonic() < until:
+        time.sleep(0.1)
+    with pytest.raises(SdkerasError, match="in use by another"):
+        run(grid)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    worker = int((tmp_path / "calls.txt").read_text().split()[-1])
+    until = time.monotonic() + 20
+    while _alive(worker) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not _alive(worker)
+    assert read_results(tmp_path / "out").summary() == "1 of 2 runs done, 1 to do"
+    (tmp_path / "cured").touch()
+    assert set(states(run(grid)).values()) == {"done"}
+    assert calls(tmp_path) == ["good 0.1", "wait 0.1", "wait 0.1"]
+
+
+def test_ctrl_c_ends_the_command_and_its_workers(tmp_path: Path) -> None:
+    grid = written(tmp_path, moods='["wait"]')
+    command = [Path(sys.executable).parent / "sdkeras", "study", "run", grid, "--out", tmp_path / "out"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 120
+    while calls(tmp_path) != ["wait 0.1"] and time.monotonic() < until:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err.strip() == "sdkeras: interrupted."
+    assert not _alive(int((tmp_path / "calls.txt").read_text().split()[-1]))
+    assert read_results(tmp_path / "out").summary() == "0 of 1 runs done, 1 to do"
+
+
+def _alive(process: int) -> bool:
+    try:
+        status = Path(f"/proc/{process}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
