@@ -13,7 +13,6 @@ Jacobian, advanced along training by `UpdateMap.advance`.
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,9 +25,11 @@ from sdkeras.errors import ModelError
 from sdkeras.finite import finite
 from sdkeras.operators import update_verification
 from sdkeras.operators.base import Array
+from sdkeras.operators.autodiff import Engine
 from sdkeras.operators.layout import Layout
 from sdkeras.operators.linearized import Linearized
 from sdkeras.operators.loss import Batch, EmpiricalLoss
+from sdkeras.operators.slopes import Gradient, RowByRow, Slopes, Summed
 from sdkeras.operators.update_rule import UpdateRule, inner, is_function, loaded_clone, parts_of, replica
 from sdkeras.operators.update_verification import UpdateVerification
 
@@ -85,8 +86,7 @@ class UpdateMap:
         self.loss = loss
         self._engine = loss.engine(product_mode)
         own = _with_slots(loss, optimizer, initial_slots)
-        lost = [name in self._engine.unconnected for name in loss.layout.names]
-        self._rule = UpdateRule(own, loss.layout, lost, loss.function.dtype)
+        self._rule, self._slopes = _rule_and_slopes(own, loss.layout, self._engine)
         self.optimizer = own
         self._batches: Sequence[Batch] = loss.batches
         self._place(self._rule.state, self._rule.held)
@@ -180,7 +180,7 @@ class UpdateMap:
         """The map whose gradient is the weighted sum over these batches."""
         view = copy.copy(self)
         view._batches = _as_batches(batches)
-        view._slope, view._linear = None, None
+        view._found, view._linear = None, None
         return view
 
     def at(self, state: Any, held: Mapping[str, Any] | None = None) -> UpdateMap:
@@ -193,7 +193,7 @@ class UpdateMap:
         self._state = tf.constant(np.asarray(state), self.dtype)
         self._point = self._state[: self.num_weights]
         self._held = self._rule.constants(dict(held))
-        self._slope: Any = None
+        self._found: Gradient | None = None
         self._linear: Linearized | None = None
 
     # The step and its Jacobian
@@ -205,7 +205,7 @@ class UpdateMap:
             at, slope = self._state, self._gradient()
         else:
             at = self._tensor(_checked(state, (self.size,), "a state"))
-            slope = _sum(lambda batch: self._engine.gradient(at[: self.num_weights], batch), self._batches)
+            slope = self._slopes.gradient(at[: self.num_weights], self._batches)
         new, _ = self._rule.update(at, slope, self._held)
         return new if is_tensor else finite(new.numpy(), "the next state")
 
@@ -253,7 +253,7 @@ class UpdateMap:
         batches = _as_batches(batches)
         point = at[: self.num_weights]
         if tangents is None:
-            slope = _sum(lambda batch: self._engine.gradient(point, batch), batches)
+            slope = self._slopes.gradient(point, batches)
             new, advanced = self._rule.update(at, slope, constants)
             pushed = None
         else:
@@ -261,11 +261,9 @@ class UpdateMap:
             parts = []
             for start in range(0, len(rows), _BLOCK):
                 block = rows[start : start + _BLOCK]
-                turns = tf.constant(block[:, : self.num_weights])
-                both = functools.partial(self._engine.gradient_and_products, point, turns)
-                slope, slopes = _sum(both, batches)
+                slope, slopes = self._slopes.both(point, block[:, : self.num_weights], batches)
                 new, advanced, linear = self._rule.linearize(at, slope, constants)
-                parts.append(linear.push(block, slopes.numpy()))
+                parts.append(linear.push(block, slopes))
             pushed = _as_given(np.concatenate(parts) if len(parts) > 1 else parts[0], tangents, "a tangent of the step")
         return _as_given(new.numpy(), state, "the next state"), self._rule.named(advanced), pushed
 
@@ -280,32 +278,23 @@ class UpdateMap:
         _checked(given, (self.size, *given.shape[1:2]), "tangents and cotangents")
         return _transposed(given) if given.ndim == 2 else np.ascontiguousarray(given)[None]
 
-    def _gradient(self) -> Any:
-        if self._slope is None:
-            self._slope = _sum(lambda batch: self._engine.gradient(self._point, batch), self._batches)
-        return self._slope
+    def _gradient(self) -> Gradient:
+        if self._found is None:
+            self._found = self._slopes.gradient(self._point, self._batches)
+        return self._found
 
     def _linearized(self) -> Linearized:
         if self._linear is None:
             self._linear = self._rule.linearize(self._state, self._gradient(), self._held)[2]
         return self._linear
 
-    def _products(self, rows: Array) -> Array:
-        """Hessian products of the rows, [k, n], summed over the view's batches."""
-        if len(rows) == 1:
-            vector = tf.constant(rows[0])
-            product: Array = _sum(lambda batch: self._engine.product(self._point, vector, batch), self._batches).numpy()
-            return product[None]
-        block = tf.constant(rows)
-        products: Array = _sum(lambda batch: self._engine.products(self._point, block, batch), self._batches).numpy()
-        return products
-
     def _push(self, rows: Array) -> Array:
-        return self._linearized().push(rows, self._products(rows[:, : self.num_weights]))
+        slopes = self._slopes.along(self._point, np.ascontiguousarray(rows[:, : self.num_weights]), self._batches)
+        return self._linearized().push(rows, slopes)
 
     def _pull(self, rows: Array) -> Array:
         pulled, slopes = self._linearized().pull(rows)
-        pulled[:, : self.num_weights] += self._products(slopes)
+        pulled[:, : self.num_weights] += self._slopes.back(self._point, self._gradient(), slopes, self._batches)
         return pulled
 
     def _by_rows(self, array: Any, function: Callable[[Array], Array]) -> Any:
@@ -326,12 +315,17 @@ def state_size(loss: EmpiricalLoss, optimizer: Any, *, initial_slots: bool = Fal
     return UpdateRule(own, loss.layout, lost, loss.function.dtype).size
 
 
-def _sum(function: Callable[[Batch], Any], batches: Sequence[Batch]) -> Any:
-    """Sum over batches of a tensor or of each of several."""
-    total = function(batches[0])
-    for batch in batches[1:]:
-        total = tf.nest.map_structure(lambda first, second: first + second, total, function(batch))
-    return total
+def _rule_and_slopes(optimizer: Any, layout: Layout, engine: Engine) -> tuple[UpdateRule, Slopes]:
+    """The update and its gradients: summed over lookups, or row by row where the step is not a function of the sums."""
+    lost = [name in engine.unconnected for name in layout.names]
+    rule = UpdateRule(optimizer, layout, lost, engine.function.dtype)
+    looked_up = [k for k, name in enumerate(layout.names) if name in engine.looked_up]
+    # Accumulators of several batches sum first; dG' c of rows is a reverse pass over a reverse pass.
+    if looked_up and rule.microbatches == 1 and engine.mode == "reverse-over-reverse":
+        apart = UpdateRule(optimizer, layout, lost, engine.function.dtype, looked_up)
+        if not apart.sums_rows():
+            return apart, RowByRow(engine)
+    return rule, Summed(engine)
 
 
 def _transposed(matrix: Array) -> Array:
@@ -426,8 +420,8 @@ def _notes(step: UpdateMap, optimizer: Any) -> tuple[tuple[str, str], ...]:
                     (
                         "clipping",
                         f"the step clips gradients ({field}={limit:g}, of each {over} gradient; the gradient here has "
-                        f"norm {float(np.linalg.norm(step._gradient().numpy())):.3g} and largest entry "
-                        f"{float(np.max(np.abs(step._gradient().numpy()))):.3g}); the map has kinks at the limit.",
+                        f"norm {float(np.linalg.norm(step._gradient().values)):.3g} and largest entry "
+                        f"{float(np.max(np.abs(step._gradient().values))):.3g}); the map has kinks at the limit.",
                     )
                 )
         if getattr(part, "use_ema", False):

@@ -22,6 +22,7 @@ from sdkeras.finite import finite
 from sdkeras.operators import precision, verification
 from sdkeras.operators.base import Array
 from sdkeras.operators.layout import Layout
+from sdkeras.operators.slopes import Gradient, parted
 from sdkeras.operators.update_rule import UpdateRule, loaded_clone, replica
 from sdkeras.records import Verification
 
@@ -100,11 +101,11 @@ def _verify(step: UpdateMap, optimizer: Any, hessian: Verification) -> UpdateVer
     rule = step._rule
     double = rule
     if rule.dtype != "float64":
-        double = UpdateRule(optimizer, step.loss.layout, rule.missing, "float64")
+        double = UpdateRule(optimizer, step.loss.layout, rule.missing, "float64", rule.looked_up)
     state = step.state.astype(np.float64)
-    slope = step._gradient().numpy().astype(np.float64)
     try:
-        step_error = _step_error(double, optimizer, state, _dense(double, slope), step.dtype)
+        gradient = _in_double(step._gradient())
+        step_error = _step_error(double, optimizer, state, gradient, _parted(double, gradient), step.dtype)
         lookup_error = _lookup_error(step, double, optimizer, state)
         step_error = max(step_error, lookup_error)
     except ModelError as reason:
@@ -125,7 +126,7 @@ def _verify(step: UpdateMap, optimizer: Any, hessian: Verification) -> UpdateVer
     for direction in directions:
         product = where.jvp(direction.astype(rule.dtype)).astype(np.float64)
         reference, difference = _differences(where, double, direction, whole)
-        errors.append(_distance(reference, difference, rule.layout))
+        errors.append(_distance(reference, difference, rule.layout, _rounding(state, direction, where)))
         rounding.append(_apart(product, reference, rule.layout))
     unresponsive = _unresponsive(double, where, generator)
     error, drift = float(np.median(errors)), max(float(np.median(rounding)), float(np.finfo(rule.dtype).eps))
@@ -155,32 +156,42 @@ def _verify(step: UpdateMap, optimizer: Any, hessian: Verification) -> UpdateVer
     )
 
 
-def _dense(rule: UpdateRule, slope: Array) -> list[Any]:
-    """A flat gradient as one tensor for each variable."""
-    shapes = rule.layout.shapes[: len(rule.missing)]
-    return [tf.constant(slope[part].reshape(shape)) for part, shape in zip(rule.layout.slices, shapes, strict=False)]
+def _in_double(gradient: Gradient) -> Gradient:
+    return attrs.evolve(gradient, values=tf.cast(gradient.values, tf.float64))
+
+
+def _parted(rule: UpdateRule, gradient: Gradient) -> list[Any]:
+    """A gradient as training gives it to the optimizer, one for each variable."""
+    names, shapes = rule.layout.names[: len(rule.missing)], rule.layout.shapes[: len(rule.missing)]
+    return parted(gradient.values, gradient.rows, rule.looked_up, Layout(names, shapes))
 
 
 def _lookup_error(step: UpdateMap, rule: UpdateRule, optimizer: Any, state: Array) -> float:
-    """The error of the step where the optimizer gets gradients of lookups row by row, as training gives them.
+    """The error of a map that sums gradients of lookups, where the optimizer gets them row by row as in training.
 
     With accumulation over several batches Keras sums them first.
     """
-    if not step._engine.looked_up or rule.microbatches > 1:
+    if not step._engine.looked_up or rule.looked_up or rule.microbatches > 1:
         return 0.0
     raw = step._engine.raw_gradients(step._point, step.loss.minibatch(0))
-    zeros = _dense(rule, np.zeros(rule.num_weights))
+    zeros = _parted(rule, Gradient(tf.zeros([rule.num_weights], tf.float64)))
     gradients = [zero if found is None else tf.cast(found, tf.float64) for found, zero in zip(raw, zeros, strict=True)]
-    return _step_error(rule, optimizer, state, gradients, step.dtype)
+    total = tf.concat([tf.reshape(tf.convert_to_tensor(gradient), [-1]) for gradient in gradients], axis=0)
+    return _step_error(rule, optimizer, state, Gradient(total), gradients, step.dtype)
 
 
 def _step_error(
-    rule: UpdateRule, optimizer: Any, state: Array, gradients: Sequence[Any], dtype: np.dtype[Any]
+    rule: UpdateRule,
+    optimizer: Any,
+    state: Array,
+    gradient: Gradient,
+    gradients: Sequence[Any],
+    dtype: np.dtype[Any],
 ) -> float:
     """One step of the rule against `apply` of a loaded clone, relative to how far each variable moved.
 
-    Gradients are tensors or `tf.IndexedSlices`, in float64; the rule gets them dense. The clone's slots are rounded to
-    `dtype`, as the map's are.
+    The rule gets `gradient`, the clone `gradients`, both in float64. The clone's slots are rounded to `dtype`, as the
+    map's are.
     """
     given = list(optimizer._trainable_variables)
     names = len(given)
@@ -191,8 +202,7 @@ def _step_error(
     positions = rule.positions()
     for k in positions[0]:
         clone.variables[k].assign(np.asarray(clone.variables[k]).astype(dtype))
-    slope = tf.concat([tf.reshape(tf.convert_to_tensor(gradient), [-1]) for gradient in gradients], axis=0)
-    gradients = [None if lost else gradient for lost, gradient in zip(rule.missing, gradients, strict=True)]
+    gradients = [None if lost else own for lost, own in zip(rule.missing, gradients, strict=True)]
     if rule.microbatches > 1:
         clone._iterations.assign(rule.held[rule.iteration_name] - (rule.microbatches - 1))
         for accumulator in clone._accumulated_gradients:
@@ -204,7 +214,7 @@ def _step_error(
             clone.apply(gradients, weights)
     if rule.microbatches > 1:  # the held iteration is that of the next update
         clone._iterations.assign(clone._iterations + (rule.microbatches - 1))
-    new, advanced = rule.update(tf.constant(state), slope, rule.constants(rule.held))
+    new, advanced = rule.update(tf.constant(state), gradient, rule.constants(rule.held))
     new = new.numpy()
     real = [np.asarray(variable) for variable in clone.variables]
     pairs = [
@@ -250,25 +260,46 @@ def _differences(where: UpdateMap, rule: UpdateRule, direction: Array, whole: bo
         ends = [[where.apply(state + sign * h * scale * direction) for sign in (1, -1)] for h in _STEPS]
         product = where.jvp(direction)
     else:
-        slope = where._gradient().numpy().astype(np.float64)
-        turn = where._products(direction[None, :cut].astype(where.dtype))[0].astype(np.float64)
+        gradient = _in_double(where._gradient())
+        tangent = direction[None, :cut].astype(where.dtype)
+        turn = where._slopes.along(where._point, tangent, where._batches).astype(np.float64)
         held = rule.constants(where.held)
 
         def moved(h: float) -> Array:
-            at, g = tf.constant(state + h * direction), tf.constant(slope + h * turn)
-            new: Array = rule.update(at, g, held)[0].numpy()
+            at, ahead = tf.constant(state + h * direction), attrs.evolve(gradient, values=gradient.values + h * turn[0])
+            new: Array = rule.update(at, ahead, held)[0].numpy()
             return new
 
         ends = [[moved(sign * h * scale) for sign in (1, -1)] for h in _STEPS]
-        product = rule.linearize(tf.constant(state), tf.constant(slope), held)[2].push(direction[None], turn[None])[0]
+        product = rule.linearize(tf.constant(state), gradient, held)[2].push(direction[None], turn)[0]
     finite(product, "a product with the step's Jacobian")
     return product, [(ahead - behind) / (2 * h * scale) for (ahead, behind), h in zip(ends, _STEPS, strict=True)]
 
 
-def _distance(product: Array, differences: list[Array], layout: Layout) -> float:
+def _rounding(state: Array, direction: Array, where: UpdateMap) -> Array:
+    """What rounding alone may make of a central difference over the longest step, by entry of the state.
+
+    Of the largest of the same kind (weights, momenta, ...): a gradient that is 0 but for rounding, as at the biases of
+    the keys of attention, is rounded as the others are.
+    """
+    step = max(_STEPS) / max(1.0, float(np.linalg.norm(direction[: where.num_weights])))
+    found, largest = np.zeros(where.size), dict[str, float]()
+    kinds = [_kind(where, name, part) for name, part in zip(where.layout.names, where.layout.slices, strict=True)]
+    for kind, part in zip(kinds, where.layout.slices, strict=True):
+        largest[kind] = max(largest.get(kind, 0.0), float(np.max(np.abs(state[part]))))
+    for kind, part in zip(kinds, where.layout.slices, strict=True):
+        found[part] = _ROUNDINGS * np.finfo(np.float64).eps * largest[kind] / step
+    return found
+
+
+def _kind(where: UpdateMap, name: str, part: slice) -> str:
+    return "weight" if part.start < where.num_weights else name.rpartition("_")[2]
+
+
+def _distance(product: Array, differences: list[Array], layout: Layout, rounding: Array) -> float:
     """Largest over the variables of |J v - difference| / |J v|, each entry at its best step, beyond rounding."""
     apart = np.min([np.abs(product - difference) for difference in differences], axis=0)
-    return _largest(apart, product, layout)
+    return _largest(np.maximum(apart - rounding, 0.0), product, layout)
 
 
 def _apart(first: Array, second: Array, layout: Layout) -> float:
@@ -286,11 +317,11 @@ def _largest(apart: Array, scale: Array, layout: Layout) -> float:
 
 def _unresponsive(rule: UpdateRule, where: UpdateMap, generator: Any) -> int:
     """Weights whose next value does not move, to first order, when the gradient does."""
-    cut = where.num_weights
-    slopes = generator.uniform(0.5, 1.5, cut) * generator.choice([-1.0, 1.0], cut)
-    state, slope = (tf.cast(value, tf.float64) for value in (where._state, where._gradient()))
-    held = rule.constants(where.held)
-    pushed = rule.linearize(state, slope, held)[2].push(np.zeros((1, rule.size)), slopes[None])[0]
+    cut, gradient = where.num_weights, _in_double(where._gradient())
+    size = int(gradient.values.shape[0])
+    slopes = generator.uniform(0.5, 1.5, size) * generator.choice([-1.0, 1.0], size)
+    state, held = tf.cast(where._state, tf.float64), rule.constants(where.held)
+    pushed = rule.linearize(state, gradient, held)[2].push(np.zeros((1, rule.size)), slopes[None])[0]
     return int(np.sum(pushed[:cut] == 0))
 
 
@@ -302,7 +333,7 @@ def _adjoint_error(where: UpdateMap, direction: Array, state: Array, generator: 
     """
     units, largest = np.ones(where.size), dict[str, float]()
     slots = [
-        (name.rpartition("_")[2], part, float(np.sqrt(np.mean(state[part] ** 2))))
+        (_kind(where, name, part), part, float(np.sqrt(np.mean(state[part] ** 2))))
         for name, part in zip(where.layout.names, where.layout.slices, strict=True)
         if part.start >= where.num_weights
     ]
