@@ -1,4 +1,4 @@
-"""The derivative of an update that treats each weight by itself, along gradients that come row by row. NumPy in and out.
+"""dU of an update that treats each weight by itself, along gradients that come row by row. NumPy in and out.
 
 A weight that a batch looks up several times moves by several entries of the gradient G; the derivative in G is one
 number for each of them and each kind of state, and their products are summed into the row they are of.
@@ -51,11 +51,10 @@ class Lookups:
 
     def pull(self, cotangent: Array, slope: Array) -> None:
         """From a cotangent of the next state, [N], this part of one of G."""
-        terms = (
-            diagonal * cotangent[part].reshape(self.sums.shape[0], -1)[self.rows]
-            for part, diagonal in zip(self.kinds, self.diagonals, strict=True)
-        )
-        slope[self.given] = sum(terms).ravel()
+        slope[self.given] = 0
+        for part, diagonal in zip(self.kinds, self.diagonals, strict=True):
+            own = cotangent[part].reshape(self.sums.shape[0], -1)[self.rows]
+            slope[self.given] += (diagonal * own).ravel()
 
 
 class RowDiagonals:

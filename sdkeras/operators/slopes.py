@@ -202,7 +202,9 @@ class RowByRow:
         return gradient, self._merged([slopes.numpy() for _, slopes, *_ in made], gradient.counts)
 
     def back(self, point: Any, gradient: Gradient, cotangents: Array, batches: Sequence[Batch]) -> Array:
-        pieces = np.split(cotangents, self._cuts([sum(column) for column in zip(*gradient.counts, strict=True)]), axis=1)
+        pieces = np.split(
+            cotangents, self._cuts([sum(column) for column in zip(*gradient.counts, strict=True)]), axis=1
+        )
         done = [0] * len(pieces)
         total: Array = np.zeros((len(cotangents), self._engine.size), cotangents.dtype)
         for batch, counts in zip(batches, gradient.counts, strict=True):

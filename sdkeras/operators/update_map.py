@@ -24,8 +24,8 @@ import tensorflow as tf
 from sdkeras.errors import ModelError
 from sdkeras.finite import finite
 from sdkeras.operators import update_verification
-from sdkeras.operators.base import Array
 from sdkeras.operators.autodiff import Engine
+from sdkeras.operators.base import Array
 from sdkeras.operators.layout import Layout
 from sdkeras.operators.linearized import Linearized
 from sdkeras.operators.loss import Batch, EmpiricalLoss
@@ -450,6 +450,15 @@ def _notes(step: UpdateMap, optimizer: Any) -> tuple[tuple[str, str], ...]:
                 "zero-second-moments",
                 f"{checked.zero_roots:,} of {checked.num_roots:,} square roots in the update are of exactly 0 (second "
                 "moments of weights that never had a gradient); their derivative is taken as 0.",
+            )
+        )
+    if checked.zero_signs:
+        notes.append(
+            (
+                "zero-signs",
+                f"{checked.zero_signs:,} of {step.num_weights:,} weights have a gradient and slots of exactly 0 in an "
+                "update by signs (inputs that are always 0); the derivative of sign(0) is taken as 0, and the checks "
+                "of the derivative leave their slots where they are.",
             )
         )
     if checked.unresponsive:

@@ -265,6 +265,7 @@ class UpdateRule:
         state: The optimizer's slots of now after the weights, shape [N].
         held: What the update reads beside the state, by name.
         changed: Names of the held values that a step advances.
+        has_signs: Whether the update takes signs, which jump at 0.
 
     Raises:
         ModelError: The update writes to variables behind Keras' back, or overwrites weights by gradients.
@@ -304,6 +305,7 @@ class UpdateRule:
         self.held = {name: _value(v).copy() for name, v in zip(self.held_names, held, strict=True)}
         self._align()
         self._weights = layout
+        self.has_signs = _has_signs(self._graph)
         self._kinds = self._elementwise(layout)
         self._clip: NormClip | None = None
         if self._kinds is None:
@@ -748,17 +750,25 @@ class UpdateRule:
                 )
                 for k, own in zip(self.looked_up, rows, strict=True)
             ]
-            rest = RowDiagonals(rest, plain, lookups)
+            rest = RowDiagonals(Diagonals(self._kinds, made), plain, lookups)
         if self._clip is None:
             return rest
         return Clipped(self._clip_of(self._clip, places).derivative(gradient.values.numpy()), rest)
 
+    def unmoved(self, state: Array, gradient: Gradient) -> int:
+        """How many weights have a gradient and slots that are all exactly 0; none where weights meet."""
+        if self._kinds is None:
+            return 0
+        parts = parted(abs(gradient.values), gradient.rows, self.looked_up, self._weights)
+        zero = _joined([tf.convert_to_tensor(part) for part in parts]).numpy() == 0
+        for kind in self._kinds[1:]:
+            zero &= np.concatenate([state[part] for part in kind]) == 0
+        return int(np.sum(zero))
+
     def sums_rows(self) -> bool:
         """Whether a row that is looked up twice moves as by one gradient, the sum, however large the gradients are."""
         generator = np.random.default_rng(0)
-        once, twice = (
-            tuple(tf.zeros([count], tf.int32) for _ in self.looked_up) for count in (1, 2)
-        )
+        once, twice = (tuple(tf.zeros([count], tf.int32) for _ in self.looked_up) for count in (1, 2))
         widths = [int(np.prod(self._weights.shapes[k][1:])) for k in self.looked_up]
         state, held = tf.constant(self.state, self.dtype), self.constants(self.held)
         for size in _SIZES:
@@ -775,6 +785,12 @@ class UpdateRule:
             if np.any(np.abs(summed - separate) > rounding):
                 return False
         return True
+
+
+def _has_signs(graph: Any) -> bool:
+    definition = graph.as_graph_def()
+    nodes = [definition.node, *(function.node_def for function in definition.library.function)]
+    return any(node.op == "Sign" for own in nodes for node in own)
 
 
 def _joined(parts: Sequence[Any]) -> Any:

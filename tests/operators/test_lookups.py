@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 import sdkeras
-from sdkeras.operators import precision
+from sdkeras.errors import VerificationError
+from sdkeras.operators import precision, row_diagonals, slopes
 from trainer import Trainer
 
 layers = keras.layers
@@ -115,13 +116,108 @@ def check(model: keras.Model, by_row: bool) -> None:
     assert bool(step._rule.looked_up) == by_row
 
 
-@pytest.mark.parametrize("case", OPTIMIZERS)
+def some(cases: dict, *fast: str) -> list:
+    return [pytest.param(case, marks=() if case in fast else pytest.mark.slow) for case in cases]
+
+
+@pytest.mark.parametrize("case", some(OPTIMIZERS, "adam", "lion clipnorm", "sgd", "adam global clipnorm", "adafactor"))
 def test_step_and_jacobian_where_rows_are_looked_up_twice(case: str) -> None:
     by_row, make = OPTIMIZERS[case]
     check(trained(make(), flat()), by_row)
 
 
-@pytest.mark.parametrize("case", MODELS)
+@pytest.mark.parametrize("case", some(MODELS, "two lookups", "kernel as well"))
 def test_step_and_jacobian_of_other_lookups(case: str) -> None:
     by_row, make = MODELS[case]
     check(trained(optimizers.AdamW(RATE), make()), by_row)
+
+
+def test_training_goes_where_the_flow_goes() -> None:
+    """Its tangents are the products of the Jacobians, and vectors one by one have those of a block."""
+    model = trained(optimizers.AdamW(RATE, global_clipnorm=0.05), flat())
+    loss = sdkeras.EmpiricalLoss(model, (TOKENS, LABELS), batch_size=2, dtype="float64")
+    step = sdkeras.UpdateMap(loss, model.optimizer)
+    flow = sdkeras.TrainingFlow(step)
+    tangents = np.random.default_rng(0).standard_normal((flow.size, 3))
+    expected, state, held = tangents, step.state, step.held
+    for index in range(3):
+        view = step.at(state, held).on_minibatch(index)
+        expected = np.stack([view.jvp(column) for column in expected.T], axis=1)
+        state, held, _ = step.advance(state, held, step.training_batches(index))
+        tangents = flow.step(tangents)
+    np.testing.assert_allclose(tangents, expected, rtol=1e-11, atol=1e-12)
+    for index in range(3):
+        model.train_on_batch(*loss.source.minibatch(index, 0))
+    weights = np.concatenate([np.ravel(v) for v in model.trainable_variables])
+    np.testing.assert_allclose(flow.state()["state"][: len(weights)], weights, rtol=1e-11, atol=1e-13)
+
+
+def test_several_batches_are_one_step_along_all_their_rows() -> None:
+    model = trained(optimizers.Adam(RATE), flat())
+    whole = step_of(model)
+    loss = sdkeras.EmpiricalLoss(model, (TOKENS, LABELS), batch_size=2, dtype="float64")
+    parts = sdkeras.UpdateMap(loss, model.optimizer)
+    assert len(loss.batches) == 2
+    assert np.allclose(parts.apply(), whole.apply(), rtol=0, atol=1e-14)
+    vectors = np.random.default_rng(0).standard_normal((whole.size, 2))
+    for product, other in ((parts.jvp, whole.jvp), (parts.vjp, whole.vjp)):
+        expected = other(vectors)
+        assert np.allclose(product(vectors), expected, rtol=1e-11, atol=1e-12 * np.max(np.abs(expected)))
+
+
+def test_float32_map_is_the_float64_map_rounded() -> None:
+    with precision.default_precision("float32"):
+        model = trained(optimizers.Adam(RATE), flat())
+        single, double = step_of(model, "float32"), step_of(model)
+    assert single.verification.checked == "update"
+    scale = np.max(np.abs(double.jvp(np.eye(double.size))))
+    for made, exact in ((single.jvp, double.jvp), (single.vjp, double.vjp)):
+        assert np.allclose(made(np.eye(single.size)), exact(np.eye(double.size)), atol=1e-5 * scale)
+
+
+def test_products_row_by_row_need_reverse_over_reverse() -> None:
+    model = trained(optimizers.Adam(RATE), flat())
+    with pytest.raises(VerificationError, match=r"looks up twice.*forward-over-reverse"):
+        step_of(model, product_mode="forward-over-reverse")
+
+
+@pytest.mark.parametrize("wrong", ["order", "diagonal"])
+def test_wrong_rows_are_refused(monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
+    model = trained(optimizers.Adam(RATE), flat())
+    if wrong == "order":
+        right = slopes.RowByRow.both
+
+        def both(self, *given):
+            gradient, turn = right(self, *given)
+            turn = turn.copy()
+            turn[:, :4] = turn[:, [2, 3, 0, 1]]  # the first two rows of the embedding's gradient
+            return gradient, turn
+
+        monkeypatch.setattr(slopes.RowByRow, "both", both)
+    else:
+        right_add = row_diagonals.Lookups.add
+        monkeypatch.setattr(row_diagonals.Lookups, "add", lambda self, slope, out: right_add(self, 1.01 * slope, out))
+    with pytest.raises(VerificationError, match="failed its verification"):
+        step_of(model)
+
+
+@pytest.mark.parametrize("limit", [None, 0.02])
+def test_signs_of_exactly_zero(limit: float | None) -> None:
+    """An input that is always 0: its weights have neither gradient nor momentum, and their sign does not move them."""
+    x, y = np.random.default_rng(0).standard_normal((8, 2)) * [1.0, 0.0], np.arange(8) % 2
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(2, "tanh"), layers.Dense(2)])
+    model.compile(
+        optimizers.Lion(2.0**-6, clipnorm=limit), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    for _ in range(3):
+        model.train_on_batch(x, y)
+    loss = sdkeras.EmpiricalLoss(model, (x, y), dtype="float64")
+    step = sdkeras.UpdateMap(loss, model.optimizer)
+    assert step.verification.passed
+    assert step.verification.zero_signs == 2
+    assert "2 of 12" in dict(step.notes)["zero-signs"]
+    jacobian = step.jvp(np.eye(step.size))
+    assert np.array_equal(jacobian[: step.num_weights], np.eye(step.size)[: step.num_weights])
+    decay = float(np.float32(0.99))
+    assert np.allclose(np.diag(jacobian)[step.num_weights :], decay)
+    assert "zero-signs" not in dict(step_of(trained(optimizers.SGD(RATE), flat())).notes)
