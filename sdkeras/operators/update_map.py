@@ -6,6 +6,7 @@ x' = U(w, g, s) with g the gradient of the batch's loss at w, so that with H its
     J t   = dU (t_w, H t_w, t_s)             one Hessian product and the derivative of the update, both ways;
     J' u  = (c_w + H c_g, c_s), (c_w, c_g, c_s) = dU' u.
 
+Where an optimizer squares or clips the gradient of each lookup of an embedding by itself, g is row by row (`slopes`).
 Learning rate, iteration, schedules and other scalars that evolve by themselves are held: constants of the
 Jacobian, advanced along training by `UpdateMap.advance`.
 """
@@ -61,8 +62,8 @@ class UpdateMap:
         layout: Names and shapes of the state's variables.
         optimizer: The optimizer, or the stand-in with its first slots; not to be changed.
         verification: What the checks found.
-        notes: Pairs (code, words): what is held or left out, clipping, zero second moments, updates without
-            derivative.
+        notes: Pairs (code, words): what is held or left out, clipping, zero second moments, signs of 0,
+            updates without derivative.
 
     Raises:
         ModelError: The optimizer has no slots yet, or was built for other variables.
