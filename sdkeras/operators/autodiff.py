@@ -15,7 +15,7 @@ import contextlib
 import copy
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -71,6 +71,18 @@ def exact_moments() -> Iterator[None]:
             _moments_depth -= 1
             if _moments_depth == 0:
                 tf.nn.moments = _moments_original
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """While it lasts, TensorFlow does not print the whole graph when it cannot vectorize an operation."""
+    log = logging.getLogger("tensorflow")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def inexact_moments(graph: Any) -> list[str]:
@@ -370,19 +382,16 @@ class Engine:
         shared = self._shared
         with shared.lock:
             if shared.many is None:
-                shared.many = self._first_many(point, rows, arguments)
+                shared.many = self.first_of(self._many_products, point, rows, *arguments)
             shared.num_products += int(rows.shape[0])
         return shared.many(point, rows, *arguments)
 
-    def _first_many(self, point: Any, rows: Any, arguments: tuple[Any, ...]) -> Any:
-        log = logging.getLogger("tensorflow")
-        level = log.level
-        log.setLevel(logging.CRITICAL)  # TensorFlow prints the whole graph when it cannot vectorize an operation
-        try:
-            many = self._many_products(vectorized=True)
-            many(point, rows[:2], *arguments)
-        except Exception:  # no vectorized form of some operation; TensorFlow raises several types for it
-            many = self._many_products(vectorized=False)
-        finally:
-            log.setLevel(level)
+    def first_of(self, make: Callable[[bool], Any], *arguments: Any) -> Any:
+        """What `make` compiles for the rows of a matrix, vectorized where TensorFlow can and mapped where it cannot."""
+        with quiet():
+            try:
+                many = make(True)
+                many(*arguments)
+            except Exception:  # no vectorized form of some operation; TensorFlow raises several types for it
+                many = make(False)
         return many

@@ -10,6 +10,7 @@ import numpy as np
 
 from sdkeras.operators.base import Array
 from sdkeras.operators.linearized import TILE, Diagonals
+from sdkeras.operators.row_diagonals import RowDiagonals
 
 
 @attrs.frozen
@@ -65,7 +66,7 @@ class NormClipDerivative:
 class Clipped:
     """dU of an update that clips the gradient by norm and treats each weight by itself from there on."""
 
-    def __init__(self, clip: NormClipDerivative, rest: Diagonals) -> None:
+    def __init__(self, clip: NormClipDerivative, rest: Diagonals | RowDiagonals) -> None:
         self._clip = clip
         self._rest = rest
 

@@ -6,6 +6,7 @@ x' = U(w, g, s) with g the gradient of the batch's loss at w, so that with H its
     J t   = dU (t_w, H t_w, t_s)             one Hessian product and the derivative of the update, both ways;
     J' u  = (c_w + H c_g, c_s), (c_w, c_g, c_s) = dU' u.
 
+Where an optimizer squares or clips the gradient of each lookup of an embedding by itself, g is row by row (`slopes`).
 Learning rate, iteration, schedules and other scalars that evolve by themselves are held: constants of the
 Jacobian, advanced along training by `UpdateMap.advance`.
 """
@@ -13,7 +14,6 @@ Jacobian, advanced along training by `UpdateMap.advance`.
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,10 +25,12 @@ import tensorflow as tf
 from sdkeras.errors import ModelError
 from sdkeras.finite import finite
 from sdkeras.operators import update_verification
+from sdkeras.operators.autodiff import Engine
 from sdkeras.operators.base import Array
 from sdkeras.operators.layout import Layout
 from sdkeras.operators.linearized import Linearized
 from sdkeras.operators.loss import Batch, EmpiricalLoss
+from sdkeras.operators.slopes import Gradient, RowByRow, Slopes, Summed
 from sdkeras.operators.update_rule import UpdateRule, inner, is_function, loaded_clone, parts_of, replica
 from sdkeras.operators.update_verification import UpdateVerification
 
@@ -60,8 +62,8 @@ class UpdateMap:
         layout: Names and shapes of the state's variables.
         optimizer: The optimizer, or the stand-in with its first slots; not to be changed.
         verification: What the checks found.
-        notes: Pairs (code, words): what is held or left out, clipping, zero second moments, updates without
-            derivative.
+        notes: Pairs (code, words): what is held or left out, clipping, zero second moments, signs of 0,
+            updates without derivative.
 
     Raises:
         ModelError: The optimizer has no slots yet, or was built for other variables.
@@ -85,8 +87,7 @@ class UpdateMap:
         self.loss = loss
         self._engine = loss.engine(product_mode)
         own = _with_slots(loss, optimizer, initial_slots)
-        lost = [name in self._engine.unconnected for name in loss.layout.names]
-        self._rule = UpdateRule(own, loss.layout, lost, loss.function.dtype)
+        self._rule, self._slopes = _rule_and_slopes(own, loss.layout, self._engine)
         self.optimizer = own
         self._batches: Sequence[Batch] = loss.batches
         self._place(self._rule.state, self._rule.held)
@@ -180,7 +181,7 @@ class UpdateMap:
         """The map whose gradient is the weighted sum over these batches."""
         view = copy.copy(self)
         view._batches = _as_batches(batches)
-        view._slope, view._linear = None, None
+        view._found, view._linear = None, None
         return view
 
     def at(self, state: Any, held: Mapping[str, Any] | None = None) -> UpdateMap:
@@ -193,7 +194,7 @@ class UpdateMap:
         self._state = tf.constant(np.asarray(state), self.dtype)
         self._point = self._state[: self.num_weights]
         self._held = self._rule.constants(dict(held))
-        self._slope: Any = None
+        self._found: Gradient | None = None
         self._linear: Linearized | None = None
 
     # The step and its Jacobian
@@ -205,7 +206,7 @@ class UpdateMap:
             at, slope = self._state, self._gradient()
         else:
             at = self._tensor(_checked(state, (self.size,), "a state"))
-            slope = _sum(lambda batch: self._engine.gradient(at[: self.num_weights], batch), self._batches)
+            slope = self._slopes.gradient(at[: self.num_weights], self._batches)
         new, _ = self._rule.update(at, slope, self._held)
         return new if is_tensor else finite(new.numpy(), "the next state")
 
@@ -253,7 +254,7 @@ class UpdateMap:
         batches = _as_batches(batches)
         point = at[: self.num_weights]
         if tangents is None:
-            slope = _sum(lambda batch: self._engine.gradient(point, batch), batches)
+            slope = self._slopes.gradient(point, batches)
             new, advanced = self._rule.update(at, slope, constants)
             pushed = None
         else:
@@ -261,11 +262,9 @@ class UpdateMap:
             parts = []
             for start in range(0, len(rows), _BLOCK):
                 block = rows[start : start + _BLOCK]
-                turns = tf.constant(block[:, : self.num_weights])
-                both = functools.partial(self._engine.gradient_and_products, point, turns)
-                slope, slopes = _sum(both, batches)
+                slope, slopes = self._slopes.both(point, block[:, : self.num_weights], batches)
                 new, advanced, linear = self._rule.linearize(at, slope, constants)
-                parts.append(linear.push(block, slopes.numpy()))
+                parts.append(linear.push(block, slopes))
             pushed = _as_given(np.concatenate(parts) if len(parts) > 1 else parts[0], tangents, "a tangent of the step")
         return _as_given(new.numpy(), state, "the next state"), self._rule.named(advanced), pushed
 
@@ -280,32 +279,23 @@ class UpdateMap:
         _checked(given, (self.size, *given.shape[1:2]), "tangents and cotangents")
         return _transposed(given) if given.ndim == 2 else np.ascontiguousarray(given)[None]
 
-    def _gradient(self) -> Any:
-        if self._slope is None:
-            self._slope = _sum(lambda batch: self._engine.gradient(self._point, batch), self._batches)
-        return self._slope
+    def _gradient(self) -> Gradient:
+        if self._found is None:
+            self._found = self._slopes.gradient(self._point, self._batches)
+        return self._found
 
     def _linearized(self) -> Linearized:
         if self._linear is None:
             self._linear = self._rule.linearize(self._state, self._gradient(), self._held)[2]
         return self._linear
 
-    def _products(self, rows: Array) -> Array:
-        """Hessian products of the rows, [k, n], summed over the view's batches."""
-        if len(rows) == 1:
-            vector = tf.constant(rows[0])
-            product: Array = _sum(lambda batch: self._engine.product(self._point, vector, batch), self._batches).numpy()
-            return product[None]
-        block = tf.constant(rows)
-        products: Array = _sum(lambda batch: self._engine.products(self._point, block, batch), self._batches).numpy()
-        return products
-
     def _push(self, rows: Array) -> Array:
-        return self._linearized().push(rows, self._products(rows[:, : self.num_weights]))
+        slopes = self._slopes.along(self._point, np.ascontiguousarray(rows[:, : self.num_weights]), self._batches)
+        return self._linearized().push(rows, slopes)
 
     def _pull(self, rows: Array) -> Array:
         pulled, slopes = self._linearized().pull(rows)
-        pulled[:, : self.num_weights] += self._products(slopes)
+        pulled[:, : self.num_weights] += self._slopes.back(self._point, self._gradient(), slopes, self._batches)
         return pulled
 
     def _by_rows(self, array: Any, function: Callable[[Array], Array]) -> Any:
@@ -326,12 +316,17 @@ def state_size(loss: EmpiricalLoss, optimizer: Any, *, initial_slots: bool = Fal
     return UpdateRule(own, loss.layout, lost, loss.function.dtype).size
 
 
-def _sum(function: Callable[[Batch], Any], batches: Sequence[Batch]) -> Any:
-    """Sum over batches of a tensor or of each of several."""
-    total = function(batches[0])
-    for batch in batches[1:]:
-        total = tf.nest.map_structure(lambda first, second: first + second, total, function(batch))
-    return total
+def _rule_and_slopes(optimizer: Any, layout: Layout, engine: Engine) -> tuple[UpdateRule, Slopes]:
+    """The update and its gradients: summed over lookups, or row by row where the step is not a function of the sums."""
+    lost = [name in engine.unconnected for name in layout.names]
+    rule = UpdateRule(optimizer, layout, lost, engine.function.dtype)
+    looked_up = [k for k, name in enumerate(layout.names) if name in engine.looked_up]
+    # Accumulators of several batches sum first; dG' c of rows is a reverse pass over a reverse pass.
+    if looked_up and rule.microbatches == 1 and engine.mode == "reverse-over-reverse":
+        apart = UpdateRule(optimizer, layout, lost, engine.function.dtype, looked_up)
+        if not apart.sums_rows():
+            return apart, RowByRow(engine)
+    return rule, Summed(engine)
 
 
 def _transposed(matrix: Array) -> Array:
@@ -426,8 +421,8 @@ def _notes(step: UpdateMap, optimizer: Any) -> tuple[tuple[str, str], ...]:
                     (
                         "clipping",
                         f"the step clips gradients ({field}={limit:g}, of each {over} gradient; the gradient here has "
-                        f"norm {float(np.linalg.norm(step._gradient().numpy())):.3g} and largest entry "
-                        f"{float(np.max(np.abs(step._gradient().numpy()))):.3g}); the map has kinks at the limit.",
+                        f"norm {float(np.linalg.norm(step._gradient().values)):.3g} and largest entry "
+                        f"{float(np.max(np.abs(step._gradient().values))):.3g}); the map has kinks at the limit.",
                     )
                 )
         if getattr(part, "use_ema", False):
@@ -456,6 +451,15 @@ def _notes(step: UpdateMap, optimizer: Any) -> tuple[tuple[str, str], ...]:
                 "zero-second-moments",
                 f"{checked.zero_roots:,} of {checked.num_roots:,} square roots in the update are of exactly 0 (second "
                 "moments of weights that never had a gradient); their derivative is taken as 0.",
+            )
+        )
+    if checked.zero_signs:
+        notes.append(
+            (
+                "zero-signs",
+                f"{checked.zero_signs:,} of {step.num_weights:,} weights have a gradient and slots of exactly 0 in an "
+                "update by signs (inputs that are always 0); the derivative of sign(0) is taken as 0, and the checks "
+                "of the derivative leave their slots where they are.",
             )
         )
     if checked.unresponsive:

@@ -21,11 +21,14 @@ import tensorflow as tf
 
 from sdkeras.errors import ModelError
 from sdkeras.operators import precision
+from sdkeras.operators.autodiff import quiet
 from sdkeras.operators.base import Array
 from sdkeras.operators.layout import Layout
 from sdkeras.operators.linearized import Compiled, Diagonals, Linearized, compressed
 from sdkeras.operators.norm_clip import Clipped, NormClip
 from sdkeras.operators.roots import exact_roots
+from sdkeras.operators.row_diagonals import Lookups, RowDiagonals
+from sdkeras.operators.slopes import Gradient, parted
 
 # Operations whose result in one place depends on their inputs in that place only.
 _ELEMENTWISE = {
@@ -34,6 +37,8 @@ _ELEMENTWISE = {
     *("Equal", "NotEqual", "Greater", "GreaterEqual", "Less", "LessEqual", "LogicalAnd", "LogicalNot", "LogicalOr"),
     *("Identity", "StopGradient", "OnesLike", "ZerosLike"),
 }
+# Of gradients: below and above any limit they could be clipped at.
+_SIZES = (1e-6, 1.0, 1e9)
 _EXCLUSIONS = ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern")
 
 
@@ -44,13 +49,13 @@ class _Functional(keras.optimizers.Optimizer):  # type: ignore[misc]
     """
 
     def assign(self, variable: Any, value: Any) -> None:
-        variable.assign(tf.cast(value, variable.dtype))
+        variable.assign(_summed(value, variable.dtype))
 
     def assign_add(self, variable: Any, value: Any) -> None:
-        variable.assign(variable.value + tf.cast(value, variable.dtype))
+        variable.assign(variable.value + _summed(value, variable.dtype))
 
     def assign_sub(self, variable: Any, value: Any) -> None:
-        variable.assign(variable.value - tf.cast(value, variable.dtype))
+        variable.assign(variable.value - _summed(value, variable.dtype))
 
     def _var_key(self, variable: Any) -> Any:
         return super()._var_key(_stored(variable))
@@ -101,6 +106,11 @@ class _Recording(keras.StatelessScope):  # type: ignore[misc]
         if value is None and all(variable is not other for other in self.unknown):
             self.unknown.append(variable)
         return value
+
+
+def _summed(value: Any, dtype: Any) -> Any:
+    """A tensor; rows of a sparse gradient are summed, as assignments to a resource sum them."""
+    return tf.convert_to_tensor(tf.cast(value, dtype))
 
 
 def _stored(variable: Any) -> Any:
@@ -245,6 +255,8 @@ class UpdateRule:
         layout: Names and shapes of its trainable variables.
         missing: For each of them, whether the loss leaves it without a gradient; Keras skips those.
         dtype: Precision of the arithmetic, 'float32' or 'float64'.
+        looked_up: Positions of the variables whose gradient arrives row by row (`tf.IndexedSlices`), one row for each
+            lookup; dense ones otherwise.
 
     Attributes:
         layout: Names and shapes of the state: the trainable variables, then the slots.
@@ -253,13 +265,17 @@ class UpdateRule:
         state: The optimizer's slots of now after the weights, shape [N].
         held: What the update reads beside the state, by name.
         changed: Names of the held values that a step advances.
+        has_signs: Whether the update takes signs, which jump at 0.
 
     Raises:
         ModelError: The update writes to variables behind Keras' back, or overwrites weights by gradients.
     """
 
-    def __init__(self, optimizer: Any, layout: Layout, missing: Sequence[bool], dtype: str) -> None:
+    def __init__(
+        self, optimizer: Any, layout: Layout, missing: Sequence[bool], dtype: str, looked_up: Sequence[int] = ()
+    ) -> None:
         self.dtype = dtype
+        self.looked_up = tuple(looked_up)
         self.missing = tuple(missing)
         self.num_weights = layout.size
         stand = _Stand(dtype)
@@ -288,6 +304,8 @@ class UpdateRule:
         self.state = self.layout.flatten([_value(v) for v in [*self._trainable, *slots]], np.dtype(dtype))
         self.held = {name: _value(v).copy() for name, v in zip(self.held_names, held, strict=True)}
         self._align()
+        self._weights = layout
+        self.has_signs = _has_signs(self._graph)
         self._kinds = self._elementwise(layout)
         self._clip: NormClip | None = None
         if self._kinds is None:
@@ -454,21 +472,49 @@ class UpdateRule:
     def _is_clip(self, clip: NormClip) -> bool:
         """Whether values and derivative of Keras' clipping are this one's, at gradients on either side of the limit."""
         generator = np.random.default_rng(0)
-        counted = np.repeat([not lost for lost in self.missing], self.layout.sizes[: len(self.missing)])
+        twice = [np.zeros(2, np.int32) for _ in self.looked_up]
+        places = self._places(twice)
+        clip = self._clip_of(clip, places)
+        size = places[-1].stop
         for factor in (0.5, 3.0):
-            gradient, cotangent = generator.standard_normal((2, self.num_weights)) * counted
+            gradient = generator.standard_normal(size)
+            cotangent = tf.constant(generator.standard_normal(self.num_weights))
+            for lost, part in zip(self.missing, places, strict=True):
+                gradient[part] *= not lost
             for part in clip.groups:
                 gradient[part] *= factor * clip.limit / (np.linalg.norm(gradient[part]) or 1.0)
+
+            def summed(at: Any, clips: bool) -> Any:
+                gradients = parted(at, twice, self.looked_up, self._weights)
+                kept = self._kept(self._clipped(gradients) if clips else gradients)
+                zeros = [tf.zeros(shape, at.dtype) for shape in self._weights.shapes]
+                return _joined(
+                    [zero if own is None else tf.convert_to_tensor(own) for own, zero in zip(kept, zeros, strict=True)]
+                )
+
             at = tf.constant(gradient)
-            with tf.GradientTape() as tape:
+            with tf.GradientTape(persistent=True) as tape:
                 tape.watch(at)
-                found = _joined(self._clipped(self._split(at, len(self._trainable))))
-            pulled = tape.gradient(found, at, tf.constant(cotangent)).numpy()
-            expected = next(clip.derivative(gradient).rows(cotangent[None]))
-            pairs = [(found.numpy(), min(1.0, 1.0 / factor) * gradient), (pulled, expected)]
+                found, plain = summed(at, True), summed(at, False)
+            pulled = tape.gradient(found, at, cotangent).numpy()
+            expected = next(clip.derivative(gradient).rows(tape.gradient(plain, at, cotangent).numpy()[None]))
+            pairs = [(found.numpy(), min(1.0, 1.0 / factor) * plain.numpy()), (pulled, expected)]
             if any(np.linalg.norm(one - other) > 1e-9 * np.linalg.norm(other) for one, other in pairs):
                 return False
         return True
+
+    def _places(self, rows: Sequence[Any]) -> list[slice]:
+        """Where each variable's gradient lies among all of them, given the rows of those looked up."""
+        sizes = list(self._weights.sizes)
+        for k, own in zip(self.looked_up, rows, strict=True):
+            sizes[k] = int(own.shape[0]) * int(np.prod(self._weights.shapes[k][1:]))
+        ends = [int(end) for end in np.cumsum(sizes)]
+        return [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+
+    def _clip_of(self, clip: NormClip, places: Sequence[slice]) -> NormClip:
+        """The clip with its groups where they lie in a gradient row by row."""
+        groups = tuple(places) if len(clip.groups) > 1 else (slice(0, places[-1].stop),)
+        return NormClip(clip.limit, groups)
 
     def _applied(
         self, variables: Sequence[Any], values: Sequence[Any], gradients: Sequence[Any], clipped: Any = None
@@ -524,30 +570,41 @@ class UpdateRule:
         totals = [tf.add_n(list(column)) for column in zip(*counts, strict=True)] or [tf.zeros([], tf.int64)] * 2
         return [scope.get_current_value(variable) for variable in variables], tf.stack(totals)
 
-    def _update_graph(self, state: Any, gradient: Any, *held: Any) -> tuple[Any, ...]:
+    def _update_graph(self, state: Any, gradient: Any, *rest: Any) -> tuple[Any, ...]:
         """Next state, (zero roots, roots), next held values."""
         count = len(self.layout.names)
-        found, roots = self._new_parts(self._split(state, count), self._split(gradient, len(self._trainable)), held)
+        rows, held = rest[: len(self.looked_up)], rest[len(self.looked_up) :]
+        gradients = parted(gradient, rows, self.looked_up, self._weights)
+        found, roots = self._new_parts(self._split(state, count), gradients, held)
         return _joined(found[:count]), roots, *found[count:]
 
-    def _diagonals_graph(self, state: Any, gradient: Any, *held: Any) -> tuple[Any, ...]:
-        """Next state, (zero roots, roots), the diagonals [kind, kind or (clipped) gradient, n], next held values."""
+    def _diagonals_graph(self, state: Any, gradient: Any, *rest: Any) -> tuple[Any, ...]:
+        """Next state, (zero roots, roots), the diagonals [kind, kind, n] in the state and [kind, size of G] in the
+        (clipped) gradient, next held values."""
         assert self._kinds is not None
-        count, num = len(self.layout.names), len(self._trainable)
+        count = len(self.layout.names)
+        rows, held = rest[: len(self.looked_up)], rest[len(self.looked_up) :]
         position = {(part.start, part.stop): k for k, part in enumerate(self.layout.slices)}
         kinds = [[position[part.start, part.stop] for part in kind] for kind in self._kinds]
-        parts, gradients = self._split(state, count), self._split(gradient, num)
+        parts, gradients = self._split(state, count), parted(gradient, rows, self.looked_up, self._weights)
         clipped = self._clipped(gradients) if self._clip is not None else None
-        last = gradients if clipped is None else clipped
+        last = [getattr(own, "values", own) for own in (gradients if clipped is None else clipped)]
         with exact_roots(), tf.GradientTape(persistent=True) as tape:
             tape.watch([*parts, *last])
             found, roots = self._new_parts(parts, gradients, held, clipped)
-        rows = []
+        of_state, of_gradient = [], []
+        zero = tf.UnconnectedGradients.ZERO
         for kind in kinds:
-            inputs = [*([parts[k] for k in other] for other in kinds), last]
-            pulled = tape.gradient([found[k] for k in kind], inputs, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-            rows.append(tf.stack([_joined(part) for part in pulled]))
-        return _joined(found[:count]), roots, tf.stack(rows), *found[count:]
+            new = [found[k] for k in kind]
+            inputs = [[parts[k] for k in other] for other in kinds]
+            *pulled, slopes = tape.gradient(new, [*inputs, last], unconnected_gradients=zero)
+            of_state.append(tf.stack([_joined(part) for part in pulled]))
+            if clipped is not None:  # a clip may sum rows; one row moves as all of a weight do
+                for k, own in zip(self.looked_up, rows, strict=True):
+                    if not isinstance(clipped[k], tf.IndexedSlices):
+                        slopes[k] = tf.gather(slopes[k], own)
+            of_gradient.append(_joined(slopes))
+        return _joined(found[:count]), roots, tf.stack(of_state), tf.stack(of_gradient), *found[count:]
 
     def _pull(self, tape: Any, new: Any, inputs: list[Any], cotangent: Any) -> list[Any]:
         pulled: list[Any] = tape.gradient(
@@ -555,21 +612,21 @@ class UpdateRule:
         )
         return pulled
 
-    def _backward_graph(self, many: str, state: Any, gradient: Any, cotangents: Any, *held: Any) -> Any:
+    def _backward_graph(self, many: str, state: Any, gradient: Any, cotangents: Any, *rest: Any) -> Any:
         with exact_roots(), tf.GradientTape(persistent=many != "") as tape:
             tape.watch([state, gradient])
-            new = self._update_graph(state, gradient, *held)[0]
+            new = self._update_graph(state, gradient, *rest)[0]
         with exact_roots():
             return _over_rows(many, lambda row: tuple(self._pull(tape, new, [state, gradient], row)), cotangents)
 
-    def _forward_graph(self, many: str, state: Any, gradient: Any, rows: Any, slopes: Any, *held: Any) -> Any:
+    def _forward_graph(self, many: str, state: Any, gradient: Any, rows: Any, slopes: Any, *rest: Any) -> Any:
         """Tangents of the next state: the derivative of the linear map u -> u'J in u."""
         dual = tf.ones([self.size], self.dtype)
         with exact_roots(), tf.GradientTape(persistent=many != "") as outer:
             outer.watch(dual)
             with tf.GradientTape() as tape:
                 tape.watch([state, gradient])
-                new, _, *_ = self._update_graph(state, gradient, *held)
+                new, _, *_ = self._update_graph(state, gradient, *rest)
             pulled = self._pull(tape, new, [state, gradient], dual)
 
             def forward(pair: Any) -> Any:
@@ -585,9 +642,11 @@ class UpdateRule:
         if name not in self._functions:
             rank = [None] if many else []
             state = tf.TensorSpec([self.size], self.dtype)
-            gradient = tf.TensorSpec([self.num_weights], self.dtype)
+            width = None if self.looked_up else self.num_weights
+            gradient = tf.TensorSpec([width], self.dtype)
             rows = tf.TensorSpec([*rank, self.size], self.dtype)
-            slopes = tf.TensorSpec([*rank, self.num_weights], self.dtype)
+            slopes = tf.TensorSpec([*rank, width], self.dtype)
+            lookups = [tf.TensorSpec([None], tf.int32) for _ in self.looked_up]
             held = [tf.TensorSpec(v.shape, v.dtype) for v in self._held]
             graph, specs = {
                 "update": (self._update_graph, [state, gradient]),
@@ -596,7 +655,7 @@ class UpdateRule:
                 "backward": (lambda *given: self._backward_graph(many, *given), [state, gradient, rows]),
             }[kind]
             traced = tf.function(graph, autograph=False, jit_compile=False)
-            self._functions[name] = traced.get_concrete_function(*specs, *held)
+            self._functions[name] = traced.get_concrete_function(*specs, *lookups, *held)
         return self._functions[name]
 
     def _rows_function(self, kind: str, is_block: bool) -> Any:
@@ -604,7 +663,8 @@ class UpdateRule:
             return self._function(kind, "")
         if f"{kind} mapped" not in self._functions:
             try:
-                return self._function(kind, "vectorized")
+                with quiet():
+                    return self._function(kind, "vectorized")
             except Exception:  # no vectorized form of some operation; TensorFlow raises several types for it
                 pass
         return self._function(kind, "mapped")
@@ -627,31 +687,30 @@ class UpdateRule:
     def named(self, held: Sequence[Any]) -> dict[str, Array]:
         return {name: value.numpy() for name, value in zip(self.held_names, held, strict=True)}
 
-    def update(self, state: Any, gradient: Any, held: Sequence[Any]) -> tuple[Any, list[Any]]:
+    def update(self, state: Any, gradient: Gradient, held: Sequence[Any]) -> tuple[Any, list[Any]]:
         """Next state and held values."""
-        new, _, *advanced = self._function("update", "")(state, gradient, *held)
+        new, _, *advanced = self._function("update", "")(state, gradient.values, *gradient.rows, *held)
         return new, advanced
 
-    def zero_roots(self, state: Any, gradient: Any, held: Sequence[Any]) -> tuple[int, int]:
+    def zero_roots(self, state: Any, gradient: Gradient, held: Sequence[Any]) -> tuple[int, int]:
         """How many arguments of square roots are exactly 0 in this update, and how many there are."""
-        zeros, roots = self._function("update", "")(state, gradient, *held)[1].numpy()
+        zeros, roots = self._function("update", "")(state, gradient.values, *gradient.rows, *held)[1].numpy()
         return int(zeros), int(roots)
 
-    def linearize(self, state: Any, gradient: Any, held: Sequence[Any]) -> tuple[Any, list[Any], Linearized]:
+    def linearize(self, state: Any, gradient: Gradient, held: Sequence[Any]) -> tuple[Any, list[Any], Linearized]:
         """Next state and held values, and the derivative there."""
+        values = gradient.values
         if self._kinds is not None:
-            new, _, diagonals, *advanced = self._function("diagonals", "")(state, gradient, *held)
-            made = [[compressed(diagonal) for diagonal in row] for row in diagonals.numpy()]
-            rest = Diagonals(self._kinds, made)
-            if self._clip is None:
-                return new, advanced, rest
-            return new, advanced, Clipped(self._clip.derivative(gradient.numpy()), rest)
+            arguments = (state, values, *gradient.rows, *held)
+            new, _, of_state, of_gradient, *advanced = self._function("diagonals", "")(*arguments)
+            linear: Linearized = self._by_diagonals(of_state.numpy(), of_gradient.numpy(), gradient)
+            return new, advanced, linear
 
         def product(kind: str, *blocks: Array) -> Any:
             """Of one row by the function of vectors, which is compiled sooner, or of several."""
             several = len(blocks[0]) > 1
             given = [tf.constant(block if several else block[0], self.dtype) for block in blocks]
-            found = self._rows_function(kind, several)(state, gradient, *given, *held)
+            found = self._rows_function(kind, several)(state, values, *given, *gradient.rows, *held)
             return tf.nest.map_structure(lambda part: part.numpy() if several else part.numpy()[None], found)
 
         def push(tangents: Array, slopes: Array) -> Array:
@@ -664,6 +723,75 @@ class UpdateRule:
 
         return *self.update(state, gradient, held), Compiled(push, pull)
 
+    def _by_diagonals(self, of_state: Array, of_gradient: Array, gradient: Gradient) -> Linearized:
+        assert self._kinds is not None
+        rows = [own.numpy() for own in gradient.rows]
+        places, slices = self._places(rows), self._weights.slices
+        plain = [(slices[k], places[k]) for k in range(len(places)) if k not in self.looked_up]
+        if self.looked_up:
+            summed = np.zeros((len(of_gradient), self.num_weights), of_gradient.dtype)
+            for own, given in plain:
+                summed[:, own] = of_gradient[:, given]
+        else:
+            summed = of_gradient
+        made = [
+            [*(compressed(diagonal) for diagonal in row), compressed(last)]
+            for row, last in zip(of_state, summed, strict=True)
+        ]
+        rest: Diagonals | RowDiagonals = Diagonals(self._kinds, made)
+        if self.looked_up:
+            lookups = [
+                Lookups.of(
+                    places[k],
+                    [kind[k] for kind in self._kinds],
+                    own,
+                    [last[places[k]] for last in of_gradient],
+                    self._weights.shapes[k],
+                )
+                for k, own in zip(self.looked_up, rows, strict=True)
+            ]
+            rest = RowDiagonals(Diagonals(self._kinds, made), plain, lookups)
+        if self._clip is None:
+            return rest
+        return Clipped(self._clip_of(self._clip, places).derivative(gradient.values.numpy()), rest)
+
+    def unmoved(self, state: Array, gradient: Gradient) -> int:
+        """How many weights have a gradient and slots that are all exactly 0; none where weights meet."""
+        if self._kinds is None:
+            return 0
+        parts = parted(abs(gradient.values), gradient.rows, self.looked_up, self._weights)
+        zero = _joined([tf.convert_to_tensor(part) for part in parts]).numpy() == 0
+        for kind in self._kinds[1:]:
+            zero &= np.concatenate([state[part] for part in kind]) == 0
+        return int(np.sum(zero))
+
+    def sums_rows(self) -> bool:
+        """Whether a row that is looked up twice moves as by one gradient, the sum, however large the gradients are."""
+        generator = np.random.default_rng(0)
+        once, twice = (tuple(tf.zeros([count], tf.int32) for _ in self.looked_up) for count in (1, 2))
+        widths = [int(np.prod(self._weights.shapes[k][1:])) for k in self.looked_up]
+        state, held = tf.constant(self.state, self.dtype), self.constants(self.held)
+        for size in _SIZES:
+            apart = [size * generator.standard_normal((2, width)) for width in widths]
+            found = []
+            for rows, count in ((once, 1), (twice, 2)):
+                parts = [np.zeros(length) for length in self._weights.sizes]
+                for k, own in zip(self.looked_up, apart, strict=True):
+                    parts[k] = (np.sum(own, axis=0) if count == 1 else own).ravel()
+                values = tf.constant(np.concatenate(parts), self.dtype)
+                found.append(self.update(state, Gradient(values, rows), held)[0].numpy().astype(np.float64))
+            summed, separate = found
+            rounding = 32 * np.finfo(self.dtype).eps * (np.abs(self.state) + np.abs(summed - self.state) + size)
+            if np.any(np.abs(summed - separate) > rounding):
+                return False
+        return True
+
+
+def _has_signs(graph: Any) -> bool:
+    definition = graph.as_graph_def()
+    nodes = [definition.node, *(function.node_def for function in definition.library.function)]
+    return any(node.op == "Sign" for own in nodes for node in own)
+
 
 def _joined(parts: Sequence[Any]) -> Any:
     return tf.concat([tf.reshape(part, [-1]) for part in parts], axis=0)
@@ -673,10 +801,9 @@ def _over_rows(many: str, function: Any, rows: Any) -> Any:
     if many == "vectorized":
         return tf.vectorized_map(function, rows, fallback_to_while_loop=False)
     if many == "mapped":
-        first = tf.nest.flatten(rows)[0]
         signature = tf.nest.map_structure(
             lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype),
-            function(tf.nest.map_structure(lambda block: tf.zeros(block.shape[1:], first.dtype), rows)),
+            function(tf.nest.map_structure(lambda block: block[0], rows)),
         )
         return tf.map_fn(function, rows, fn_output_signature=signature)
     return function(rows)

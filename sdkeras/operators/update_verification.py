@@ -22,6 +22,7 @@ from sdkeras.finite import finite
 from sdkeras.operators import precision, verification
 from sdkeras.operators.base import Array
 from sdkeras.operators.layout import Layout
+from sdkeras.operators.slopes import Gradient, Summed, parted
 from sdkeras.operators.update_rule import UpdateRule, loaded_clone, replica
 from sdkeras.records import Verification
 
@@ -60,6 +61,8 @@ class UpdateVerification:
         degenerate: Whether that is every weight, so that J holds no curvature at all.
         passed: Whether every check met its tolerance.
         details: What else to know, in words.
+        zero_signs: Weights whose gradient and slots are exactly 0 in an update by signs; the derivative of sign(0) is
+            taken as 0, and the checks do not move them.
         lookup_error: The part of `step_error` from gradients of lookups (embeddings) that come row by row, as training
             gives them, on minibatch 0; 0 where there are none.
     """
@@ -77,6 +80,7 @@ class UpdateVerification:
     passed: bool
     details: str = ""
     lookup_error: float = 0.0
+    zero_signs: int = 0
 
 
 def verified(step: UpdateMap, optimizer: Any, allow_unverified: bool) -> UpdateVerification:
@@ -100,11 +104,11 @@ def _verify(step: UpdateMap, optimizer: Any, hessian: Verification) -> UpdateVer
     rule = step._rule
     double = rule
     if rule.dtype != "float64":
-        double = UpdateRule(optimizer, step.loss.layout, rule.missing, "float64")
+        double = UpdateRule(optimizer, step.loss.layout, rule.missing, "float64", rule.looked_up)
     state = step.state.astype(np.float64)
-    slope = step._gradient().numpy().astype(np.float64)
     try:
-        step_error = _step_error(double, optimizer, state, _dense(double, slope), step.dtype)
+        gradient = _in_double(step._gradient())
+        step_error = _step_error(double, optimizer, state, gradient, _parted(double, gradient), step.dtype)
         lookup_error = _lookup_error(step, double, optimizer, state)
         step_error = max(step_error, lookup_error)
     except ModelError as reason:
@@ -119,16 +123,18 @@ def _verify(step: UpdateMap, optimizer: Any, hessian: Verification) -> UpdateVer
         state = where.state.astype(np.float64)
         details.append("derivatives were checked one step on, since a slot is all zero")
     generator = np.random.default_rng([step.loss.seed, 6])
-    directions = [_direction(state, rule.layout, step.num_weights, generator) for _ in range(_NUM_DIRECTIONS)]
+    directions = [_direction(state, rule, generator) for _ in range(_NUM_DIRECTIONS)]
     whole = rule.dtype == "float64"
     errors, rounding = [], []
     for direction in directions:
         product = where.jvp(direction.astype(rule.dtype)).astype(np.float64)
         reference, difference = _differences(where, double, direction, whole)
-        errors.append(_distance(reference, difference, rule.layout))
+        rounding_of_steps = _rounding(state, direction, where) if whole else np.zeros(where.size)
+        errors.append(_distance(reference, difference, rule.layout, rounding_of_steps))
         rounding.append(_apart(product, reference, rule.layout))
     unresponsive = _unresponsive(double, where, generator)
-    error, drift = float(np.median(errors)), max(float(np.median(rounding)), float(np.finfo(rule.dtype).eps))
+    error = max(float(np.median(errors)), 0.0 if whole else _row_error(where, directions[0]))
+    drift = max(float(np.median(rounding)), float(np.finfo(rule.dtype).eps))
     adjoint = _adjoint_error(where, directions[0], state, generator)
     by_differences = step._engine.mode == "finite-differences"
     passed = (
@@ -152,35 +158,46 @@ def _verify(step: UpdateMap, optimizer: Any, hessian: Verification) -> UpdateVer
         passed=bool(passed),
         details="; ".join(details),
         lookup_error=lookup_error,
+        zero_signs=rule.unmoved(step.state, step._gradient()) if rule.has_signs else 0,
     )
 
 
-def _dense(rule: UpdateRule, slope: Array) -> list[Any]:
-    """A flat gradient as one tensor for each variable."""
-    shapes = rule.layout.shapes[: len(rule.missing)]
-    return [tf.constant(slope[part].reshape(shape)) for part, shape in zip(rule.layout.slices, shapes, strict=False)]
+def _in_double(gradient: Gradient) -> Gradient:
+    return attrs.evolve(gradient, values=tf.cast(gradient.values, tf.float64))
+
+
+def _parted(rule: UpdateRule, gradient: Gradient) -> list[Any]:
+    """A gradient as training gives it to the optimizer, one for each variable."""
+    names, shapes = rule.layout.names[: len(rule.missing)], rule.layout.shapes[: len(rule.missing)]
+    return parted(gradient.values, gradient.rows, rule.looked_up, Layout(names, shapes))
 
 
 def _lookup_error(step: UpdateMap, rule: UpdateRule, optimizer: Any, state: Array) -> float:
-    """The error of the step where the optimizer gets gradients of lookups row by row, as training gives them.
+    """The error of a map that sums gradients of lookups, where the optimizer gets them row by row as in training.
 
     With accumulation over several batches Keras sums them first.
     """
-    if not step._engine.looked_up or rule.microbatches > 1:
+    if not step._engine.looked_up or rule.looked_up or rule.microbatches > 1:
         return 0.0
     raw = step._engine.raw_gradients(step._point, step.loss.minibatch(0))
-    zeros = _dense(rule, np.zeros(rule.num_weights))
+    zeros = _parted(rule, Gradient(tf.zeros([rule.num_weights], tf.float64)))
     gradients = [zero if found is None else tf.cast(found, tf.float64) for found, zero in zip(raw, zeros, strict=True)]
-    return _step_error(rule, optimizer, state, gradients, step.dtype)
+    total = tf.concat([tf.reshape(tf.convert_to_tensor(gradient), [-1]) for gradient in gradients], axis=0)
+    return _step_error(rule, optimizer, state, Gradient(total), gradients, step.dtype)
 
 
 def _step_error(
-    rule: UpdateRule, optimizer: Any, state: Array, gradients: Sequence[Any], dtype: np.dtype[Any]
+    rule: UpdateRule,
+    optimizer: Any,
+    state: Array,
+    gradient: Gradient,
+    gradients: Sequence[Any],
+    dtype: np.dtype[Any],
 ) -> float:
     """One step of the rule against `apply` of a loaded clone, relative to how far each variable moved.
 
-    Gradients are tensors or `tf.IndexedSlices`, in float64; the rule gets them dense. The clone's slots are rounded to
-    `dtype`, as the map's are.
+    The rule gets `gradient`, the clone `gradients`, both in float64. The clone's slots are rounded to `dtype`, as the
+    map's are.
     """
     given = list(optimizer._trainable_variables)
     names = len(given)
@@ -191,8 +208,7 @@ def _step_error(
     positions = rule.positions()
     for k in positions[0]:
         clone.variables[k].assign(np.asarray(clone.variables[k]).astype(dtype))
-    slope = tf.concat([tf.reshape(tf.convert_to_tensor(gradient), [-1]) for gradient in gradients], axis=0)
-    gradients = [None if lost else gradient for lost, gradient in zip(rule.missing, gradients, strict=True)]
+    gradients = [None if lost else own for lost, own in zip(rule.missing, gradients, strict=True)]
     if rule.microbatches > 1:
         clone._iterations.assign(rule.held[rule.iteration_name] - (rule.microbatches - 1))
         for accumulator in clone._accumulated_gradients:
@@ -204,7 +220,7 @@ def _step_error(
             clone.apply(gradients, weights)
     if rule.microbatches > 1:  # the held iteration is that of the next update
         clone._iterations.assign(clone._iterations + (rule.microbatches - 1))
-    new, advanced = rule.update(tf.constant(state), slope, rule.constants(rule.held))
+    new, advanced = rule.update(tf.constant(state), gradient, rule.constants(rule.held))
     new = new.numpy()
     real = [np.asarray(variable) for variable in clone.variables]
     pairs = [
@@ -227,14 +243,18 @@ def _step_distance(mine: Array, real: Array, before: Array) -> float:
     return error / moved if moved > 0 else (0.0 if error == 0 else float("inf"))
 
 
-def _direction(state: Array, layout: Layout, num_weights: int, generator: Any) -> Array:
-    """A random tangent in each variable's own units; what is never negative (second moments) moves in proportion."""
+def _direction(state: Array, rule: UpdateRule, generator: Any) -> Array:
+    """A random tangent in each variable's own units.
+
+    What is never negative (second moments) moves in proportion, and so do all slots of an update by signs: what is
+    exactly 0 stays so, where a sign would jump.
+    """
     found = generator.standard_normal(state.size)
-    for part in layout.slices:
+    for part in rule.layout.slices:
         own = state[part]
-        if part.start < num_weights:
+        if part.start < rule.num_weights:
             continue
-        if np.all(own >= 0):
+        if rule.has_signs or np.all(own >= 0):
             found[part] *= own
         else:
             found[part] *= np.sqrt(np.mean(own**2))
@@ -250,25 +270,46 @@ def _differences(where: UpdateMap, rule: UpdateRule, direction: Array, whole: bo
         ends = [[where.apply(state + sign * h * scale * direction) for sign in (1, -1)] for h in _STEPS]
         product = where.jvp(direction)
     else:
-        slope = where._gradient().numpy().astype(np.float64)
-        turn = where._products(direction[None, :cut].astype(where.dtype))[0].astype(np.float64)
+        gradient = _in_double(where._gradient())
+        tangent = direction[None, :cut].astype(where.dtype)
+        turn = where._slopes.along(where._point, tangent, where._batches).astype(np.float64)
         held = rule.constants(where.held)
 
         def moved(h: float) -> Array:
-            at, g = tf.constant(state + h * direction), tf.constant(slope + h * turn)
-            new: Array = rule.update(at, g, held)[0].numpy()
+            at, ahead = tf.constant(state + h * direction), attrs.evolve(gradient, values=gradient.values + h * turn[0])
+            new: Array = rule.update(at, ahead, held)[0].numpy()
             return new
 
         ends = [[moved(sign * h * scale) for sign in (1, -1)] for h in _STEPS]
-        product = rule.linearize(tf.constant(state), tf.constant(slope), held)[2].push(direction[None], turn[None])[0]
+        product = rule.linearize(tf.constant(state), gradient, held)[2].push(direction[None], turn)[0]
     finite(product, "a product with the step's Jacobian")
     return product, [(ahead - behind) / (2 * h * scale) for (ahead, behind), h in zip(ends, _STEPS, strict=True)]
 
 
-def _distance(product: Array, differences: list[Array], layout: Layout) -> float:
+def _rounding(state: Array, direction: Array, where: UpdateMap) -> Array:
+    """What rounding alone may make of a central difference over the longest step, by entry of the state.
+
+    Of the largest of the same kind (weights, momenta, ...): a gradient that is 0 but for rounding, as at the biases of
+    the keys of attention, is rounded as the others are.
+    """
+    step = max(_STEPS) / max(1.0, float(np.linalg.norm(direction[: where.num_weights])))
+    found, largest = np.zeros(where.size), dict[str, float]()
+    kinds = [_kind(where, name, part) for name, part in zip(where.layout.names, where.layout.slices, strict=True)]
+    for kind, part in zip(kinds, where.layout.slices, strict=True):
+        largest[kind] = max(largest.get(kind, 0.0), float(np.max(np.abs(state[part]))))
+    for kind, part in zip(kinds, where.layout.slices, strict=True):
+        found[part] = _ROUNDINGS * np.finfo(np.float64).eps * largest[kind] / step
+    return found
+
+
+def _kind(where: UpdateMap, name: str, part: slice) -> str:
+    return "weight" if part.start < where.num_weights else name.rpartition("_")[2]
+
+
+def _distance(product: Array, differences: list[Array], layout: Layout, rounding: Array) -> float:
     """Largest over the variables of |J v - difference| / |J v|, each entry at its best step, beyond rounding."""
     apart = np.min([np.abs(product - difference) for difference in differences], axis=0)
-    return _largest(apart, product, layout)
+    return _largest(np.maximum(apart - rounding, 0.0), product, layout)
 
 
 def _apart(first: Array, second: Array, layout: Layout) -> float:
@@ -284,13 +325,29 @@ def _largest(apart: Array, scale: Array, layout: Layout) -> float:
     return max(errors)
 
 
+def _row_error(where: UpdateMap, direction: Array) -> float:
+    """The derivative of a gradient row by row, summed over lookups, against the Hessian's product that was checked.
+
+    0 where rounding explains it.
+    """
+    rule, tangent = where._rule, direction[None, : where.num_weights].astype(where.dtype)
+    if not rule.looked_up:
+        return 0.0
+    turn = where._slopes.along(where._point, tangent, where._batches)[0]
+    rows = attrs.evolve(where._gradient(), values=tf.constant(turn))
+    total = np.concatenate([np.ravel(tf.convert_to_tensor(part)) for part in _parted(rule, rows)])
+    product = Summed(where._engine).along(where._point, tangent, where._batches)[0]
+    apart, size = float(np.linalg.norm(total - product)), float(np.linalg.norm(product))
+    return apart / max(size, 1e-30) if apart > _ALLOWED_ROUNDING * size else 0.0
+
+
 def _unresponsive(rule: UpdateRule, where: UpdateMap, generator: Any) -> int:
     """Weights whose next value does not move, to first order, when the gradient does."""
-    cut = where.num_weights
-    slopes = generator.uniform(0.5, 1.5, cut) * generator.choice([-1.0, 1.0], cut)
-    state, slope = (tf.cast(value, tf.float64) for value in (where._state, where._gradient()))
-    held = rule.constants(where.held)
-    pushed = rule.linearize(state, slope, held)[2].push(np.zeros((1, rule.size)), slopes[None])[0]
+    cut, gradient = where.num_weights, _in_double(where._gradient())
+    size = int(gradient.values.shape[0])
+    slopes = generator.uniform(0.5, 1.5, size) * generator.choice([-1.0, 1.0], size)
+    state, held = tf.cast(where._state, tf.float64), rule.constants(where.held)
+    pushed = rule.linearize(state, gradient, held)[2].push(np.zeros((1, rule.size)), slopes[None])[0]
     return int(np.sum(pushed[:cut] == 0))
 
 
@@ -302,7 +359,7 @@ def _adjoint_error(where: UpdateMap, direction: Array, state: Array, generator: 
     """
     units, largest = np.ones(where.size), dict[str, float]()
     slots = [
-        (name.rpartition("_")[2], part, float(np.sqrt(np.mean(state[part] ** 2))))
+        (_kind(where, name, part), part, float(np.sqrt(np.mean(state[part] ** 2))))
         for name, part in zip(where.layout.names, where.layout.slices, strict=True)
         if part.start >= where.num_weights
     ]
@@ -327,8 +384,9 @@ def _failure(result: UpdateVerification) -> str:
     if _ALLOWED_STEP <= result.lookup_error == result.step_error:
         why = (
             "Training gives the optimizer the gradient of an embedding row by row (tf.IndexedSlices), and Keras clips "
-            "and squares a row that a batch looks up twice as two rows; the map has their sum, as for any other "
-            "weight. Train with SGD without clipping, or with gradient accumulation, which sums first"
+            "and squares a row that a batch looks up twice as two rows; the map has their sum, since products row by "
+            "row need the product mode reverse-over-reverse and this is "
+            f"{result.hessian.mode}. Train with SGD without clipping, or with gradient accumulation, which sums first"
         )
     elif not result.step_error < _ALLOWED_STEP:
         why = (
