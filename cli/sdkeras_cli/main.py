@@ -23,6 +23,7 @@ _COMMANDS = {
     "report": ("sdkeras_cli.report", "Show the report of a run.json again, or write its page."),
     "compare": ("sdkeras_cli.compare", "What differs between two run.json files, with the errors."),
     "track": ("sdkeras_cli.track", "Show a training over time, from the log that the callback wrote."),
+    "study": ("sdkeras_cli.study", "Measures of generalization: how large a trajectory of the weights is."),
     "plugins": ("sdkeras_cli.plugins", "Show the installed estimators, or check one."),
 }
 
