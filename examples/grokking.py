@@ -46,6 +46,8 @@ MEASURES = {
     "E_alpha": "E_alpha, Euclidean",
     "E_alpha, data": "E_alpha, data-dependent",
 }
+# In the table beside the measures: what any quantity that only falls, or only rises, with time would get.
+CONTROL = "step"
 KEYS = {"SD": "sharpness_dimension", "lambda_1": "rds_sharpness", "sharpness": "sharpness", "trace": "hessian_trace"}
 
 
@@ -101,6 +103,8 @@ class Trained:
         return np.array([each.metrics[name] for each in self.found])
 
     def measure(self, name: str) -> np.ndarray:
+        if name == CONTROL:
+            return self.steps
         if name not in KEYS:
             return self.metric(name)
         return np.array([each.values[KEYS[name]].value for each in self.found])
@@ -165,7 +169,7 @@ def evaluated(model: keras.Model, x: np.ndarray, y: np.ndarray) -> tuple[float, 
 
 def taus(trained: Trained, chosen: np.ndarray) -> dict[tuple[str, str], str]:
     """tau-b with its bootstrap interval over the chosen checkpoints, by measure and gap."""
-    courses = {name: trained.measure(name) for name in MEASURES}
+    courses = {name: trained.measure(name) for name in (*MEASURES, CONTROL)}
     accuracy, loss = trained.gaps("accuracy"), trained.gaps("loss")
     runs = [
         Run(
@@ -191,7 +195,7 @@ def table(all_trained: Sequence[Trained]) -> str:
     for trained in all_trained:
         every = taus(trained, np.full(len(trained.found), True))
         fitted = taus(trained, trained.fitted())
-        for name in MEASURES:
+        for name in (*MEASURES, CONTROL):
             cells = [known.get((name, gap), "-") for known in (every, fitted) for gap in ("accuracy_gap", "loss_gap")]
             lines.append(f"| {trained.setting.name} | {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -255,9 +259,10 @@ def main() -> None:
     options = parser.parse_args()
     settings, checkpoints = SETTINGS, CHECKPOINTS
     if options.quick:
-        settings, checkpoints = [attrs.evolve(each, steps=40, modulus=11) for each in SETTINGS], 4
+        settings = [attrs.evolve(each, name=f"{each.name}-quick", steps=40, modulus=11) for each in SETTINGS]
+        checkpoints = 4
     elif options.full:
-        settings = [attrs.evolve(each, batches=1) for each in SETTINGS]
+        settings = [attrs.evolve(each, name=f"{each.name}-full", steps=20_000, batches=1) for each in SETTINGS]
     trained = [train(each, options.out / each.name, checkpoints) for each in settings]
     draw(trained).savefig(options.figure, dpi=100)
     print(*map(summary, trained), "", table(trained), sep="\n")

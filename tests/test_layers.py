@@ -67,10 +67,17 @@ def test_light_rooms_never_load_tensorflow(room: str) -> None:
 
 def test_the_statistics_of_a_study_load_no_tensorflow() -> None:
     files = {file.name: file for file in FILES if room_of(file) == "sdkeras.study"}
-    for name in ("__init__.py", "topology.py", "correlations.py", "heat_map.py", "projection.py"):
+    light = ("__init__.py", "topology.py", "correlations.py", "heat_map.py", "projection.py")
+    for name in (*light, "trajectory.py", "trajectory_measures.py", "trajectory_report.py"):
         names = imports(files[name], only_at_start=False)
         assert not {each.split(".")[0] for each in names} & HEAVY, name
-        own = ("sdkeras.analysis", "sdkeras.loading", "sdkeras.operators", "sdkeras.study.recorder")
+        own = (
+            "sdkeras.analysis",
+            "sdkeras.loading",
+            "sdkeras.operators",
+            "sdkeras.study.recorder",
+            "sdkeras.study.forward",
+        )
         assert not [each for each in names if each.startswith(own)], name
 
 

@@ -59,7 +59,7 @@ def test_the_table_is_kendalls(example: ModuleType, trained) -> None:
         expected = kendalltau(trained.measure(name), trained.gaps("loss")).statistic
         assert found[name, "loss_gap"].startswith(example.coefficient(expected)), name
     text = example.table([trained])
-    assert len(text.splitlines()) == 2 + len(example.MEASURES)
+    assert len(text.splitlines()) == 2 + len(example.MEASURES) + 1
     assert f"train accuracy {example.FITTED:.0%}" in example.summary(trained)
     assert len(example.draw([trained]).axes) == 2 * len(example.MEASURES)
 
@@ -89,6 +89,6 @@ def test_the_script_runs(tmp_path: Path) -> None:
     out = tmp_path / "figure.png"
     command = [sys.executable, str(EXAMPLES / "grokking.py"), "--quick", "--out", str(tmp_path / "run")]
     run = subprocess.run([*command, "--figure", str(out)], capture_output=True, text=True, check=True)
-    assert len([line for line in run.stdout.splitlines() if line.startswith("| ")]) == 1 + 12
+    assert len([line for line in run.stdout.splitlines() if line.startswith("| ")]) == 1 + 14
     assert "nan" not in run.stdout
     assert out.read_bytes().startswith(b"\x89PNG")
