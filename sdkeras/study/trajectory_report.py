@@ -47,7 +47,7 @@ def headline(found: TrajectoryMeasures) -> str:
 def what(found: TrajectoryMeasures) -> str:
     """Which iterates they are."""
     made = found.simulation
-    training = "recorded training" if made is None else f"{made.num_steps:,} simulated steps from the checkpoint on"
+    training = "a recorded trajectory" if made is None else f"{made.num_steps:,} simulated steps from the checkpoint on"
     unit = "iterations" if made is None else "steps"
     return (
         f"{found.num_iterates:,} iterates of {training}, {unit} {found.first_iteration:,} to {found.last_iteration:,}"

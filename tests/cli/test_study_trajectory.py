@@ -45,7 +45,7 @@ def test_a_recorded_file(files: Path, tmp_path: Path, in_process: Command) -> No
     assert found == measure(Trajectory.load(files / "recorded.npz"), 0.7, seed=4)
     assert found.num_iterates == 60
     assert found.num_examples == 9
-    assert "60 iterates of recorded training" in text
+    assert "60 iterates of a recorded trajectory" in text
     assert "alpha = 0.7" in text
     assert page.read_text().count("<svg") == 2
     assert "http" not in page.read_text().replace("http://www.w3.org", "").replace("http-equiv", "")

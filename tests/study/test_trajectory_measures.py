@@ -62,7 +62,7 @@ def test_the_answer_reads_back_and_says_what_it_is() -> None:
     assert TrajectoryMeasures.from_json(found.to_json()) == found
     assert found.warnings == ()
     text = str(found)
-    assert "400 iterates of recorded training, iterations 10 to 2,005" in text
+    assert "400 iterates of a recorded trajectory, iterations 10 to 2,005" in text
     assert f"{found.euclidean.e_alpha:,.0f}"[:3] in text
     page = as_html(found)
     assert len(figures(found)) == 2
