@@ -134,7 +134,7 @@ def lyapunov(
     )
     if progress is not None:
         progress(Progress("reading the model and the data", 0))
-    training = _training(
+    training = read_training(
         model,
         data,
         batch_size=batch_size,
@@ -190,7 +190,7 @@ def lyapunov(
 def plan(model: Any, data: Any, **options: Any) -> LyapunovPlan:
     """What `lyapunov` would do with the same arguments, from one timed gradient; nothing else is computed."""
     known = {name: options.get(name) for name in ("batch_size", "learning_rate", "loss", "samples")}
-    training = _training(model, data, **known, dtype=options.get("dtype", "float32"), seed=options.get("seed", 0))
+    training = read_training(model, data, **known, dtype=options.get("dtype", "float32"), seed=options.get("seed", 0))
     settings = settings_of(**options)
     size = state_size(training.function, training.optimizer, initial_slots=options.get("initial_slots", False))
     settings.check_dense(size, training.function.dtype.itemsize)
@@ -198,7 +198,7 @@ def plan(model: Any, data: Any, **options: Any) -> LyapunovPlan:
 
 
 @attrs.frozen
-class _Training:
+class Training:
     """The training to follow: model, loss and optimizer as its steps have them, and what to know of them."""
 
     model: Any
@@ -208,7 +208,7 @@ class _Training:
     notes: list[Warning]
 
 
-def _training(
+def read_training(
     model: Any,
     data: Any,
     *,
@@ -218,7 +218,7 @@ def _training(
     samples: int | None,
     dtype: str,
     seed: int,
-) -> _Training:
+) -> Training:
     """Model, data and optimizer read and checked; nothing is multiplied yet.
 
     Raises:
@@ -248,7 +248,7 @@ def _training(
                 "slots it starts with.",
             )
         )
-    return _Training(fitted, function, optimizer, used, notes)
+    return Training(fitted, function, optimizer, used, notes)
 
 
 @attrs.frozen

@@ -29,7 +29,7 @@ _TIMED_SIZE = 200
 def planned(subject: Subject, estimators: Chosen, resources: Resources) -> Plan:
     """The plan of an analysis; runs one gradient four times and nothing else."""
     options, loss, workers = subject.options, subject.loss, resources.workers
-    gradient, activations = _timed_gradient(loss)
+    gradient, activations = timed_gradient(loss)
     name = estimators.spectrum[0]
     num_batches, size, min_runs = len(loss.batches), loss.size, AdaptiveSettings().min_runs
     full = options.map == "full"
@@ -101,7 +101,7 @@ def planned_trajectory(loss: EmpiricalLoss, size: int, settings: LyapunovSetting
         SdkerasError: More exponents than the state has.
     """
     settings.check_exponents(size, loss.size)
-    gradient, activations = _timed_gradient(loss)
+    gradient, activations = timed_gradient(loss)
     count, itemsize = settings.exponents_of(size), loss.dtype.itemsize
     per_step = size if settings.windows else count
     products = _CHECKS + _STEP_CHECKS + settings.transient * count + settings.num_steps * per_step
@@ -134,7 +134,7 @@ def _seconds_of_singular_values(size: int) -> float:
     return (time.perf_counter() - start) * (size / timed) ** 3
 
 
-def _timed_gradient(loss: EmpiricalLoss) -> tuple[float, int]:
+def timed_gradient(loss: EmpiricalLoss) -> tuple[float, int]:
     """Seconds of a minibatch's gradient, and bytes that it took."""
     engine, batch = loss.gradients, loss.minibatch(0)
     before = peak_memory()

@@ -22,7 +22,7 @@ _COMMANDS = {
     "demo": ("sdkeras_cli.demo", "Train a small net on real digits and analyse it."),
     "report": ("sdkeras_cli.report", "Show the report of a run.json again, or write its page."),
     "compare": ("sdkeras_cli.compare", "What differs between two run.json files, with the errors."),
-    "track": ("sdkeras_cli.track", "Show a training over time, from the log that the callback wrote."),
+    "track": ("sdkeras_cli.track", "A training over time: from the callback's log, or from its checkpoints."),
     "study": ("sdkeras_cli.study", "Many trainings, and which measures go with generalization."),
     "plugins": ("sdkeras_cli.plugins", "Show the installed estimators, or check one."),
 }

@@ -353,6 +353,28 @@ class LyapunovRun(Document):
     schema_version: int = SCHEMA_VERSION
 
 
+@attrs.frozen
+class Simulation:
+    """The training of which a trajectory is the continuation: real steps, on copies, from a saved model on.
+
+    Attributes:
+        data: Of training; `num_samples_hessian` are those that the step's checks ran on.
+        num_steps: Steps made.
+        step_error: The simulated step against one step of the optimizer itself, relative to how far each variable
+            moved; NaN if no copy of the optimizer could be made.
+        verified: Whether every check of the step met its tolerance.
+    """
+
+    provenance: Provenance
+    model: ModelInfo
+    data: DataInfo
+    optimizer: OptimizerInfo
+    num_steps: int
+    step_error: float
+    verified: bool
+    warnings: tuple[Warning, ...] = ()
+
+
 def load_document(path: str | os.PathLike[str]) -> Analysis | LyapunovRun:
     """Reads a file of either kind; it says itself which it is.
 

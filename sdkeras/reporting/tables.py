@@ -8,7 +8,7 @@ from sdkeras.dimension.exponents import FULL
 from sdkeras.dimension.records import BoundInput, FrozenLyapunov, SharpnessDimension, Supremum
 from sdkeras.reporting.comparison import Comparison
 from sdkeras.reporting.numbers import ABSENT, bar_lengths, dimension, estimated, interval, measured, number, root_ratio
-from sdkeras.reporting.schema import Analysis, LyapunovRun, LyapunovSummary
+from sdkeras.reporting.schema import Analysis, LyapunovRun, LyapunovSummary, Simulation
 
 # Exponents in a table of their own rows; the figure has them all.
 _MOST_EXPONENTS = 12
@@ -85,6 +85,11 @@ def tables(run: Analysis | LyapunovRun) -> tuple[Table, ...]:
     if run.lyapunov is not None:
         made += _along(run.lyapunov)
     return (*made, *_bounds(run), _verification(run), _provenance(run))
+
+
+def simulation_tables(found: Simulation) -> tuple[Table, ...]:
+    """The training that a simulated trajectory goes on with."""
+    return _training(found), _provenance(found)
 
 
 @attrs.frozen
@@ -201,7 +206,7 @@ def _lyapunov(found: LyapunovSummary) -> Table:
     return Table("lyapunov", "Lyapunov exponents along training (per step)", tuple(rows))
 
 
-def _training(run: LyapunovRun) -> Table:
+def _training(run: LyapunovRun | Simulation) -> Table:
     return Table(
         "training",
         "The training that was followed",
@@ -241,7 +246,7 @@ def _edge(run: Analysis) -> Table:
     )
 
 
-def _optimizer(run: Analysis | LyapunovRun) -> str:
+def _optimizer(run: Analysis | LyapunovRun | Simulation) -> str:
     optimizer = run.optimizer
     parts = [f"{optimizer.name}, learning rate {optimizer.learning_rate:.4g} ({optimizer.learning_rate_source})"]
     if optimizer.momentum:
@@ -378,7 +383,7 @@ def _verification(run: Analysis | LyapunovRun) -> Table:
     )
 
 
-def _provenance(run: Analysis | LyapunovRun) -> Table:
+def _provenance(run: Analysis | LyapunovRun | Simulation) -> Table:
     made, model = run.provenance, run.model
     analysed = f"{model.num_trainable_analysed:,} of {model.num_parameters:,} trainable parameters"
     return Table(

@@ -11,7 +11,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from sdkeras.checkpoints import load_checkpoint, save_checkpoint
 from sdkeras.errors import ModelError, NonFiniteError, OperatorSizeError, SdkerasError
 from sdkeras.memory import available_memory
 from sdkeras.operators import batches
@@ -20,7 +19,8 @@ from sdkeras.operators.layout import Layout
 from sdkeras.operators.loss import EmpiricalLoss, check_model, plain, tensor_dtype
 from sdkeras.operators.update_map import UpdateMap
 from sdkeras.operators.update_rule import inner
-from sdkeras.study.projection import Distortion, Projection
+from sdkeras.study.projection import Projection
+from sdkeras.study.trajectory import Trajectory
 
 DEFAULT_LAST = 5000
 # Bytes of iterates that wait to be projected together: one pass over the random matrix serves them all.
@@ -28,56 +28,6 @@ _WAITING_BYTES = 2**27
 # Examples whose losses are taken at once.
 _CHUNK = 1024
 _DTYPES = ("float32", "float64")
-
-
-@attrs.frozen(eq=False)
-class Trajectory:
-    """Iterates of the weights in the order of training.
-
-    Attributes:
-        iterates: Trainable variables as one vector in model order, or their projection; shape [steps, n or k]. A
-            projection is of the differences from the first iterate that was seen.
-        iterations: The optimizer's iteration after which each was taken (of a simulation: the steps from the
-            checkpoint on), shape [steps].
-        losses: Loss of each example of `losses_on` at each iterate, in inference mode, without regularisers; shape
-            [steps, examples], or None.
-        num_parameters: n.
-        distortion: What the projection does to distances; None without one.
-        seed: Of the projection, and of the minibatches if simulated.
-        stopped_at: Iteration at which weights or losses came out NaN or infinite; what is kept ends before it. None if
-            none did.
-    """
-
-    iterates: Array
-    iterations: Array
-    losses: Array | None
-    num_parameters: int
-    distortion: Distortion | None
-    seed: int
-    stopped_at: int | None
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a .npz file, all of it or nothing.
-
-        Raises:
-            SdkerasError: The file cannot be written.
-        """
-        save_checkpoint(path, {"trajectory": 1, **attrs.asdict(self)})
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Trajectory:
-        """Reads what `save` wrote.
-
-        Raises:
-            SdkerasError: Missing, damaged or another kind of file.
-        """
-        held = load_checkpoint(path)
-        names = {field.name for field in attrs.fields(cls)}
-        if not isinstance(held, dict) or held.pop("trajectory", None) != 1 or set(held) != names:
-            raise SdkerasError(f"{os.fspath(path)} is no trajectory; give a file that Trajectory.save wrote.")
-        if held["distortion"] is not None:
-            held["distortion"] = Distortion(**held["distortion"])
-        return cls(**held)
 
 
 @attrs.frozen(kw_only=True)
@@ -225,9 +175,20 @@ def simulate(
     source = batches.as_source(data, batch_size=batch_size, default_batch_size=batches.DEFAULT_BATCH_SIZE, limit=None)
     loss = EmpiricalLoss(model, source, dtype=dtype, num_samples=max(source.batch_size, 1024), seed=seed)
     step = UpdateMap(loss, model.optimizer, initial_slots=initial_slots, allow_unverified=allow_unverified)
+    return record(step, model, settings, steps, progress)
+
+
+def record(
+    step: UpdateMap,
+    model: Any,
+    settings: RecordingSettings,
+    steps: int,
+    progress: Callable[[int], None] | None = None,
+) -> Trajectory:
+    """The trajectory of so many steps of a map from its own state on; `model` takes the losses."""
     recording = _Recording(model, settings)
     state, held = step.state, step.held
-    parts = list(zip(loss.layout.slices, loss.layout.shapes, strict=True))
+    parts = list(zip(step.loss.layout.slices, step.loss.layout.shapes, strict=True))
     for count in range(1, steps + 1):
         try:
             state, held, _ = step.advance(state, held, step.training_batches(count - 1))
@@ -235,7 +196,7 @@ def simulate(
             recording.stopped_at = count
         if recording.stopped_at is not None:
             break
-        if count % every == 0:
+        if count % settings.every == 0:
             recording.add(count, [state[part].reshape(shape) for part, shape in parts])
         if progress is not None:
             progress(count)

@@ -1,6 +1,5 @@
 """The example of the edge of stability: it runs, and full-batch gradient descent does hover at 2/eta."""
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -9,17 +8,14 @@ from types import ModuleType
 import attrs
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "edge_of_stability.py"
+from example_scripts import EXAMPLES, load_script
+
+SCRIPT = EXAMPLES / "edge_of_stability.py"
 
 
 @pytest.fixture(scope="module")
 def example() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("edge_of_stability", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("edge_of_stability")
 
 
 def test_the_thresholds_are_the_published_ones(example: ModuleType) -> None:

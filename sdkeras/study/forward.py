@@ -1,0 +1,268 @@
+"""The trajectory that training would take from a checkpoint on, simulated and measured."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import numpy as np
+import tensorflow as tf
+
+from sdkeras.errors import NonFiniteError, SdkerasError
+from sdkeras.lyapunov_run import Training, read_training
+from sdkeras.memory import peak_memory
+from sdkeras.operators.update_map import UpdateMap
+from sdkeras.planning import timed_gradient
+from sdkeras.provenance import loss_name, optimizer_info, provenance
+from sdkeras.records import Progress
+from sdkeras.reporting.schema import DataInfo, ModelInfo, Simulation
+from sdkeras.study.recorder import DEFAULT_LAST, ExampleLosses, RecordingSettings, record
+from sdkeras.study.trajectory_measures import TrajectoryMeasures, check_memory, distance_bytes, measure
+
+DEFAULT_EXAMPLES = 1000
+# Seconds of the distances and trees of one metric for a pair of iterates (0.5 and 0.6 microseconds measured), and
+# for a pair and an example.
+_SECONDS_PER_PAIR, _SECONDS_PER_LOSS_PAIR = 6e-7, 2e-10
+# What a simulated step takes beside its gradient, in seconds: the optimizer's rule and the way to NumPy and back.
+_SECONDS_PER_STEP = 1e-3
+
+
+@attrs.frozen(kw_only=True)
+class ForwardSettings:
+    """What is simulated and kept; see `forward`."""
+
+    steps: int = DEFAULT_LAST
+    every: int = 1
+    projection: int | None = None
+    losses_on: int = DEFAULT_EXAMPLES
+    seed: int = 0
+    memory_gb: float | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if self.losses_on < 0:
+            raise SdkerasError(f"losses_on is {self.losses_on}; it must be a number of examples, or 0 for none.")
+        self.recording(None)
+        if self.steps < 2 * self.every:
+            raise SdkerasError(f"steps is {self.steps}; a trajectory of 2 iterates needs at least {2 * self.every}.")
+
+    @property
+    def num_iterates(self) -> int:
+        return self.steps // self.every
+
+    def recording(self, losses_on: tuple[Any, Any] | None) -> RecordingSettings:
+        """What of the trajectory is kept."""
+        return RecordingSettings(
+            every=self.every,
+            last=max(2, self.steps // max(1, self.every)),
+            projection=self.projection,
+            seed=self.seed,
+            losses_on=losses_on,
+        )
+
+
+@attrs.frozen
+class ForwardPlan:
+    """What a simulation would do and cost.
+
+    Attributes:
+        num_parameters: Weights.
+        num_columns: Numbers kept of each iterate.
+        num_steps: Steps.
+        num_iterates: Iterates kept.
+        num_examples: Examples whose losses are kept.
+        peak_memory: Bytes.
+        seconds: Estimated from one timed gradient.
+        seconds_per_gradient: That gradient.
+    """
+
+    num_parameters: int
+    num_columns: int
+    num_steps: int
+    num_iterates: int
+    num_examples: int
+    peak_memory: int
+    seconds: float
+    seconds_per_gradient: float
+
+
+def forward(
+    model: Any,
+    data: Any,
+    *,
+    steps: int = DEFAULT_LAST,
+    every: int = 1,
+    alpha: float = 1.0,
+    projection: int | None = None,
+    losses_on: int = DEFAULT_EXAMPLES,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    loss: Any = None,
+    samples: int | None = None,
+    seed: int = 0,
+    initial_slots: bool = False,
+    allow_unverified: bool = False,
+    memory_gb: float | None = None,
+    save: str | os.PathLike[str] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> TrajectoryMeasures:
+    """E_alpha and PH dimension of the steps that training would make from the model's state on.
+
+    Real steps of the compiled optimizer on real minibatches, on copies, in float32.
+
+    Args:
+        model: A `keras.Model`, compiled. It is not changed.
+        data: (x, y[, sample_weight]), a batched `tf.data.Dataset`, or a `keras.utils.PyDataset`.
+        steps: Training steps.
+        every: Steps between two iterates that are kept.
+        alpha: Power of the edges.
+        projection: Dimension of a random projection of the iterates, or None.
+        losses_on: Examples, drawn at random, whose losses make the data-dependent distance; 0 for none.
+        batch_size: That of training; default 32, or a dataset's own.
+        learning_rate: In place of the optimizer's, or of its schedule.
+        loss: In place of the compiled one.
+        samples: How much of an endless data set to read.
+        seed: Of minibatches, dropout masks, examples, projection and subsamples.
+        initial_slots: For an optimizer that has not trained yet: start with the slots it would start with.
+        allow_unverified: Go on with a step that failed its verification.
+        memory_gb: Memory for iterates and distances; default 60 % of what is free.
+        save: File (.npz) to keep the trajectory in, or None.
+        progress: Called after every step.
+
+    Raises:
+        NonFiniteError: The training diverges. What came before is in `save`.
+        SdkerasError: Unusable model, data or settings; see its subclasses.
+    """
+    started = time.monotonic()
+    settings = ForwardSettings(
+        steps=steps, every=every, projection=projection, losses_on=losses_on, seed=seed, memory_gb=memory_gb
+    )
+
+    def tell(stage: str) -> None:
+        if progress is not None:
+            progress(Progress(stage, 0))
+
+    tell("reading the model and the data")
+    training = _read(model, data, batch_size, learning_rate, loss, samples, seed)
+    examples = _examples(training, settings)
+    check_memory(_bytes(training, settings), settings.num_iterates, memory_gb)
+    tell("compiling and verifying the training step")
+    step = UpdateMap(
+        training.function, training.optimizer, initial_slots=initial_slots, allow_unverified=allow_unverified
+    )
+    trajectory = record(
+        step,
+        training.model,
+        settings.recording(examples),
+        steps,
+        lambda count: tell(f"step {count:,} of {steps:,}"),
+    )
+    if save is not None:
+        trajectory.save(save)
+    if trajectory.stopped_at is not None:
+        kept = "" if save is None else f" The {len(trajectory.iterates):,} iterates before are in {os.fspath(save)}."
+        raise NonFiniteError(
+            f"the simulated training diverged: weights or losses came out NaN or infinite at step "
+            f"{trajectory.stopped_at:,} of {steps:,}; take a smaller learning rate or fewer steps.{kept}"
+        )
+    found = measure(trajectory, alpha, seed=seed, memory_gb=memory_gb, progress=tell)
+    return attrs.evolve(found, simulation=_simulation(training, step, steps, seed, learning_rate, started))
+
+
+def plan(
+    model: Any,
+    data: Any,
+    *,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    loss: Any = None,
+    samples: int | None = None,
+    settings: ForwardSettings,
+) -> ForwardPlan:
+    """What `forward` would do, from one timed gradient; nothing else is computed."""
+    training = _read(model, data, batch_size, learning_rate, loss, samples, settings.seed)
+    function, count = training.function, settings.num_iterates
+    examples = min(settings.losses_on, function.source.num_samples)
+    gradient, activations = timed_gradient(function)
+    # A third of a gradient's work is its forward pass.
+    losses = count * gradient * examples / function.source.batch_size / 3
+    metrics = 2 if examples else 1
+    trees = count**2 * (metrics * _SECONDS_PER_PAIR + examples * _SECONDS_PER_LOSS_PAIR)
+    return ForwardPlan(
+        num_parameters=function.size,
+        num_columns=settings.projection or function.size,
+        num_steps=settings.steps,
+        num_iterates=count,
+        num_examples=examples,
+        peak_memory=int(peak_memory() + 3 * activations + _bytes(training, settings)),
+        seconds=settings.steps * (gradient + _SECONDS_PER_STEP) + losses + trees,
+        seconds_per_gradient=gradient,
+    )
+
+
+def _read(
+    model: Any,
+    data: Any,
+    batch_size: int | None,
+    learning_rate: float | None,
+    loss: Any,
+    samples: int | None,
+    seed: int,
+) -> Training:
+    return read_training(
+        model,
+        data,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        loss=loss,
+        samples=samples,
+        dtype="float32",
+        seed=seed,
+    )
+
+
+def _examples(training: Training, settings: ForwardSettings) -> tuple[Any, Any] | None:
+    """Examples of the training data, at random; checked here, before the first step."""
+    source = training.function.source
+    count = min(settings.losses_on, source.num_samples)
+    if not count:
+        return None
+    chosen = np.sort(np.random.default_rng([settings.seed, 24]).choice(source.num_samples, count, replace=False))
+    x, y = tf.nest.pack_sequence_as(source.structure, source.take(chosen))[:2]
+    ExampleLosses(training.model, x, y)
+    return x, y
+
+
+def _bytes(training: Training, settings: ForwardSettings) -> int:
+    """Memory of iterates, losses and distances."""
+    examples = min(settings.losses_on, training.function.source.num_samples)
+    columns = (settings.projection or training.function.size) + examples
+    return 4 * settings.num_iterates * columns + distance_bytes(settings.num_iterates)
+
+
+def _simulation(
+    training: Training, step: UpdateMap, steps: int, seed: int, learning_rate: float | None, started: float
+) -> Simulation:
+    function, used = training.function, training.used
+    return Simulation(
+        provenance=provenance(function.source, seed=seed, dtype="float32", num_hvps=step.num_products, started=started),
+        model=ModelInfo(
+            name=str(training.model.name),
+            num_parameters=function.size,
+            num_trainable_analysed=function.size,
+            mode="train",
+            loss=loss_name(training.model.loss),
+        ),
+        data=DataInfo(function.source.num_samples, function.source.batch_size, function.num_examples),
+        optimizer=optimizer_info(
+            used,
+            float("nan") if used is None or used.learning_rate is None else used.learning_rate,
+            "file" if learning_rate is None else "given",
+        ),
+        num_steps=steps,
+        step_error=step.verification.step_error,
+        verified=step.verification.passed,
+        warnings=tuple(training.notes),
+    )

@@ -1,0 +1,118 @@
+"""`sdkeras study trajectory`: of a recorded file and simulated from a model on, from the options to the files."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from sdkeras.study.forward import forward
+from sdkeras.study.recorder import TrajectoryRecorder
+from sdkeras.study.trajectory import Trajectory
+from sdkeras.study.trajectory_measures import TrajectoryMeasures, measure
+
+Command = Callable[..., tuple[int, str, str]]
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((60, 3)).astype(np.float32)
+Y = RNG.integers(0, 2, 60)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("files")
+    np.savez(folder / "data.npz", x=X, y=Y)
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, "tanh"), keras.layers.Dense(2)], name="small")
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.5, momentum=0.5), loss)
+    recorder = TrajectoryRecorder(path=folder / "recorded.npz", losses_on=(X[:9], Y[:9]))
+    model.fit(X, Y, batch_size=10, epochs=10, verbose=0, callbacks=[recorder])
+    model.save(folder / "model.keras")
+    wild = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    wild.compile(keras.optimizers.SGD(1e6), "mse")
+    wild.save(folder / "wild.keras")
+    np.savez(folder / "wild.npz", x=X, y=X[:, :1])
+    return folder
+
+
+def test_a_recorded_file(files: Path, tmp_path: Path, in_process: Command) -> None:
+    out, page = tmp_path / "out.json", tmp_path / "out.html"
+    options = ("--alpha", 0.7, "--seed", 4, "--json", out, "--html", page)
+    status, text, error = in_process("study", "trajectory", files / "recorded.npz", *options)
+    assert (status, error) == (0, "")
+    found = TrajectoryMeasures.load(out)
+    assert found == measure(Trajectory.load(files / "recorded.npz"), 0.7, seed=4)
+    assert found.num_iterates == 60
+    assert found.num_examples == 9
+    assert "60 iterates of a recorded trajectory" in text
+    assert "alpha = 0.7" in text
+    assert page.read_text().count("<svg") == 2
+    assert "http" not in page.read_text().replace("http://www.w3.org", "").replace("http-equiv", "")
+    assert in_process("study", "trajectory", files / "recorded.npz", "--quiet") == (0, "", "")
+
+
+def test_a_simulation_is_one_library_call(files: Path, tmp_path: Path, in_process: Command) -> None:
+    model, data = files / "model.keras", files / "data.npz"
+    before = model.read_bytes()
+    out, kept = tmp_path / "out.json", tmp_path / "kept.npz"
+    options = ("--steps", 80, "--every", 2, "--losses-on", 20, "--batch-size", 10, "--projection", 5)
+    status, text, error = in_process(
+        "study", "trajectory", model, "--data", data, *options, "--json", out, "--save", kept
+    )
+    assert status == 0, error
+    assert model.read_bytes() == before
+    own = forward(keras.models.load_model(model), (X, Y), steps=80, every=2, losses_on=20, batch_size=10, projection=5)
+    found = TrajectoryMeasures.load(out)
+    assert found.euclidean == own.euclidean
+    assert found.data == own.data
+    assert found.num_columns == 5
+    assert found.distortion.measured > 0
+    assert "distances off by up to" in text
+    assert "40 iterates of 80 simulated steps" in text
+    status, _, _ = in_process("study", "trajectory", kept, "--json", tmp_path / "again.json", "--quiet")
+    assert status == 0
+    assert TrajectoryMeasures.load(tmp_path / "again.json").euclidean == found.euclidean
+
+
+def test_a_dry_run_writes_nothing(files: Path, tmp_path: Path, in_process: Command) -> None:
+    out = tmp_path / "out.json"
+    status, text, _ = in_process(
+        "study", "trajectory", files / "model.keras", "--data", files / "data.npz", "--dry-run", "--json", out
+    )
+    assert status == 0
+    assert "5,000 iterates" in text
+    assert f"files to be written: {out}" in text
+    status, text, _ = in_process("study", "trajectory", files / "recorded.npz", "--dry-run")
+    assert status == 0
+    assert "60 iterates of 26 weights, losses of 9 examples" in text
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("model.keras",), "--data"),
+        (("none.keras", "--data", "data.npz"), "there is no file"),
+        (("none.npz",), "there is no file"),
+        (("data.npz",), "no trajectory"),
+        (("recorded.npz", "--steps", "9"), "--steps is of a simulation"),
+        (("recorded.npz", "--data", "data.npz"), "--data is of a simulation"),
+        (("recorded.npz", "--json", "recorded.npz"), "would be overwritten"),
+        (("recorded.npz", "--memory", "1e-6"), "keep fewer iterates"),
+        (("recorded.npz", "--alpha", "nan"), "not a finite number"),
+        (("model.keras", "--data", "data.npz", "--memory", "1e-6"), "keep fewer iterates"),
+        (("model.keras", "--data", "data.npz", "--steps", "9", "--every", "5"), "too few for 2 iterates"),
+        (("model.keras", "--data", "data.npz", "--json", "o.json", "--save", "o.json"), "two outputs"),
+        (("wild.keras", "--data", "wild.npz", "--steps", "50", "--allow-unverified", "--initial-slots"), "diverged"),
+    ],
+)
+def test_what_goes_wrong_is_one_line(
+    files: Path, monkeypatch: pytest.MonkeyPatch, in_process: Command, arguments: tuple[str, ...], said: str
+) -> None:
+    monkeypatch.chdir(files)
+    status, text, error = in_process("study", "trajectory", *arguments)
+    assert (status, text) == (2, "")
+    assert error.startswith("sdkeras: error: ")
+    assert error.count("\n") == 1
+    assert said in error
