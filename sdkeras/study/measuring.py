@@ -12,10 +12,11 @@ from sdkeras.records import FloatArray
 from sdkeras.reporting.schema import Analysis
 from sdkeras.study.grid import GridRun, Study
 from sdkeras.study.measures import ESTIMATOR_OF, READ, analysis_options, columns, parts_of_column
-from sdkeras.study.recorder import Trajectory, simulate
+from sdkeras.study.recorder import simulate
 from sdkeras.study.run_files import Measured, RunFolder, Value
 from sdkeras.study.topology import e_alpha, euclidean_distances, loss_distances, ph_dimension
 from sdkeras.study.training import StudyData
+from sdkeras.study.trajectory import Trajectory
 
 # Value, error and, without a value, the reason.
 _Found = tuple[float | None, float | None, str]
