@@ -76,6 +76,7 @@ def analyze(
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     exact: bool = False,
     exact_minibatches: int | None = None,
+    runs: int | None = None,
     tolerance: float = 0.05,
     max_hvps: int | None = None,
     time_limit: float | None = None,
@@ -117,6 +118,7 @@ def analyze(
         settings: Fields of estimators by name, for example {"slq": {"num_steps": 80}}.
         exact: Exact spectra of minibatches first (small models).
         exact_minibatches: How many of them; adaptive by default.
+        runs: Runs (minibatch and probe) of each estimator that is not exact, in place of the tolerance.
         tolerance: Half-width of SD's interval wanted, relative to the codimension.
         max_hvps: Products at most in all, verification included; what must be done is done all the same.
         time_limit: Seconds at most, likewise.
@@ -160,6 +162,7 @@ def analyze(
         settings=settings or {},
         exact=exact,
         exact_minibatches=exact_minibatches,
+        runs=runs,
         tolerance=tolerance,
         max_hvps=max_hvps,
         time_limit=time_limit,
@@ -459,7 +462,7 @@ class _Analysis:
             deadline -= max(0.0, deadline - time.monotonic()) * (1 - 1 / share)
         settings = AdaptiveSettings(
             tolerance=options.tolerance,
-            fixed_runs=options.exact_minibatches if name in DENSE else None,
+            fixed_runs=options.exact_minibatches if name in DENSE else options.runs,
             max_hvps=min(limits) if limits else None,
             deadline=deadline,
             group=workers,

@@ -33,6 +33,7 @@ class Options:
     settings: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
     exact: bool = False
     exact_minibatches: int | None = None
+    runs: int | None = None
     tolerance: float = 0.05
     max_hvps: int | None = None
     time_limit: float | None = None
@@ -60,7 +61,7 @@ def check_options(options: Options) -> None:
     def refuse(what: str, value: Any, expected: str) -> None:
         raise SdkerasError(f"{what} is {value!r}; it must be {expected}.")
 
-    counts = ("samples", "exact_minibatches", "max_hvps", "time_limit", "memory_gb", "workers", "lyapunov")
+    counts = ("samples", "exact_minibatches", "runs", "max_hvps", "time_limit", "memory_gb", "workers", "lyapunov")
     for name in (*counts, "lyapunov_steps"):
         value = getattr(options, name)
         if value is not None and not value > 0:

@@ -41,7 +41,7 @@ def planned(subject: Subject, estimators: Chosen, resources: Resources) -> Plan:
     if "num_steps" in fields:
         own = options.settings.get(name, {})
         steps = min(int(own.get("num_steps", fields["num_steps"].default)), source)
-    runs = (options.exact_minibatches or min_runs) if name in DENSE else min_runs
+    runs = (options.exact_minibatches if name in DENSE else options.runs) or min_runs
     per_run = source if steps is None else resources.bases * steps
     # Eigenpairs and trace take about 40 + 32 on every batch.
     products = _CHECKS + 72 * num_batches + min_runs + runs * per_run

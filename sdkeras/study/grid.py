@@ -35,7 +35,7 @@ OF_THE_RUNNER = ("batch_size", "seed")
 _TABLES = ("study", "grid", "measures", "trajectory", "analysis")
 _STUDY_KEYS = ("name", "text", "model", "data", "test_data", "epochs", "steps", "stop")
 _STOP_KEYS = ("loss_below", "loss_above", "accuracy_below", "accuracy_above")
-_ANALYSIS_KEYS = ("samples", "mode", "map", "dtype", "product_mode", "tolerance", "max_hvps", "time_limit")
+_ANALYSIS_KEYS = ("samples", "mode", "map", "dtype", "product_mode", "runs", "tolerance", "max_hvps", "time_limit")
 _FUNCTION = re.compile(r"[^/\\:,]+:[A-Za-z_][\w.]*")
 _MOST_RUNS = 100_000
 

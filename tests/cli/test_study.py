@@ -22,6 +22,9 @@ sharpness = {}
 trace = {}
 e_alpha = {}
 ph_dimension = { trajectory = "backward" }
+
+[analysis]
+runs = 30
 """
 
 
@@ -125,6 +128,7 @@ def test_a_study_from_the_command_to_its_figures(in_process, tmp_path: Path) -> 
     assert found["sd"].value == run.estimates[0].definition_value
     assert [each.estimator for each in run.estimates] == ["exact", "slq"]
     assert found["slq"].value == run.estimates[1].value
+    assert [each.num_runs for each in run.estimates] == [3, 30]
     assert found["lambda_1"].value == run.rds_sharpness.leading[0]
     assert found["sharpness"].value == run.hessian.largest.value
     assert found["trace"].value == run.hessian.trace.value
