@@ -692,6 +692,15 @@ class UpdateRule:
         new, _, *advanced = self._function("update", "")(state, gradient.values, *gradient.rows, *held)
         return new, advanced
 
+    def rates(self, held: Sequence[Any]) -> list[float]:
+        """The learning rates that the update computes from these held values, of the optimizer and its parts."""
+
+        def graph(*values: Any) -> list[Any]:
+            with precision.default_precision(self.dtype), _Recording(list(zip(self._held, values, strict=True))):
+                return [tf.convert_to_tensor(part.learning_rate) for part in parts_of(self._optimizer)]
+
+        return [float(rate) for rate in tf.function(graph, autograph=False)(*held)]
+
     def zero_roots(self, state: Any, gradient: Gradient, held: Sequence[Any]) -> tuple[int, int]:
         """How many arguments of square roots are exactly 0 in this update, and how many there are."""
         zeros, roots = self._function("update", "")(state, gradient.values, *gradient.rows, *held)[1].numpy()

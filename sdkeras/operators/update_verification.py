@@ -9,11 +9,13 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -23,7 +25,7 @@ from sdkeras.operators import precision, verification
 from sdkeras.operators.base import Array
 from sdkeras.operators.layout import Layout
 from sdkeras.operators.slopes import Gradient, Summed, parted
-from sdkeras.operators.update_rule import UpdateRule, loaded_clone, replica
+from sdkeras.operators.update_rule import UpdateRule, loaded_clone, parts_of, replica
 from sdkeras.records import Verification
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ _NUM_DIRECTIONS = 3
 # Relative to the length of the step, beyond what rounding of the state itself makes (`_ROUNDINGS` of its entries).
 _ALLOWED_STEP = 1e-9
 _ROUNDINGS = 16
+# Of a schedule's rate, relative to its first or its present one: some roundings of float32.
+_ALLOWED_RATE = 4 * float(np.finfo(np.float32).eps)
 # Central differences in float64 agree to 1e-8 or so where the map is smooth; the longest step of these that is
 # short enough depends on the smallest second moment, so each entry takes its best.
 _ALLOWED_DIFFERENCE = 1e-5
@@ -213,6 +217,8 @@ def _step_error(
         clone._iterations.assign(rule.held[rule.iteration_name] - (rule.microbatches - 1))
         for accumulator in clone._accumulated_gradients:
             accumulator.assign(tf.zeros_like(accumulator))
+    if not _with_rates_of(rule, clone):
+        return float("inf")
     before = [np.asarray(variable).copy() for variable in clone.variables]
     with precision.default_precision("float64"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Gradients do not exist")
@@ -232,6 +238,24 @@ def _step_error(
         if place is not None:
             pairs.append((value.numpy().ravel(), real[place].ravel(), before[place].ravel()))
     return max(_step_distance(*(np.asarray(part, np.float64) for part in pair)) for pair in pairs)
+
+
+def _with_rates_of(rule: UpdateRule, clone: Any) -> bool:
+    """Gives the clone the rates of the rule where they follow schedules; False if they are not the schedules' own.
+
+    Keras computes a schedule in float32, with another rounding in a graph than without one. The steps are compared at
+    one rate, and the rates apart from them: near the end of a decay they are small differences of larger numbers.
+    """
+    iteration = rule.held[rule.iteration_name]
+    for part, mine in zip(parts_of(clone), rule.rates(rule.constants(rule.held)), strict=True):
+        schedule = part._learning_rate
+        if not isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
+            continue
+        own, first = (float(np.asarray(schedule(tf.constant(at)))) for at in (iteration, np.zeros_like(iteration)))
+        if not abs(mine - own) <= _ALLOWED_RATE * max(abs(own), abs(first)):
+            return False
+        part._learning_rate = functools.partial(tf.constant, mine, tf.float32)
+    return True
 
 
 def _step_distance(mine: Array, real: Array, before: Array) -> float:

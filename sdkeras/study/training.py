@@ -103,18 +103,17 @@ def train(study: Study, run: GridRun, make: Callable[..., Any], data: StudyData,
     keras.utils.clear_session()
     keras.utils.set_random_seed(run.settings["seed"])
     model = made_model(study, run.settings, make)
-    x, y, weights = (*data.train, None)[:3] if isinstance(data.train, tuple) else (data.train, None, None)
-    batch_size = run.settings.get("batch_size", 32) if isinstance(data.train, tuple) else None
-    per_epoch = math.ceil(len(tf.nest.flatten(y)[0]) / batch_size) if batch_size else len(x)
-    epochs = study.epochs or math.ceil((study.steps or 0) / per_epoch)
+    batches, per_epoch = data.train, 0
+    if isinstance(data.train, tuple):
+        batch_size = run.settings.get("batch_size", 32)
+        batches, per_epoch = shuffled(data.train, batch_size, run.settings["seed"])
+    epochs = study.epochs or math.ceil((study.steps or 0) / (per_epoch or len(batches)))
     watch = _Watch(study)
-    recorder = _recorder(study, data, 0 if study.stop else (study.steps or epochs * per_epoch))
+    recorder = _recorder(study, data, 0 if study.stop else (study.steps or epochs * (per_epoch or len(batches))))
     try:
         history = model.fit(
-            x,
-            y,
-            sample_weight=weights,
-            batch_size=batch_size,
+            batches,
+            steps_per_epoch=per_epoch or None,
             epochs=epochs,
             verbose=0,
             callbacks=[watch, *([_StopAt(study.steps)] if study.steps else []), *([recorder] if recorder else [])],
@@ -148,6 +147,32 @@ def train(study: Study, run: GridRun, make: Callable[..., Any], data: StudyData,
     )
     folder.write(folder.training, trained)
     return trained
+
+
+def shuffled(data: tuple[Any, ...], batch_size: int, seed: int) -> tuple[tf.data.Dataset, int]:
+    """Endless batches of arrays, in another order in every epoch, and how many make one.
+
+    After `keras.utils.set_random_seed` Keras' own shuffling of arrays gives every epoch of a `fit` the same order.
+    """
+    arrays = tf.nest.map_structure(_as_keras_reads, data)
+    total = len(tf.nest.flatten(arrays)[0])
+
+    def order(epoch: Any) -> Any:
+        return tf.argsort(tf.random.stateless_uniform([total], tf.stack([tf.cast(seed, tf.int64), epoch])))
+
+    def batches_of(epoch: Any) -> tf.data.Dataset:
+        return tf.data.Dataset.from_tensor_slices(order(epoch)).batch(batch_size)
+
+    def gathered(places: Any) -> Any:
+        return tf.nest.map_structure(lambda array: tf.gather(array, places), arrays)
+
+    made = tf.data.Dataset.range(np.iinfo(np.int64).max).flat_map(batches_of).map(gathered)
+    return made.prefetch(1), math.ceil(total / batch_size)
+
+
+def _as_keras_reads(array: Any) -> Any:
+    array = np.asarray(array)
+    return tf.convert_to_tensor(array.astype(keras.config.floatx()) if array.dtype.kind == "f" else array)
 
 
 def made_model(study: Study, settings: Mapping[str, Any], make: Callable[..., Any]) -> Any:

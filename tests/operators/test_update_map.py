@@ -557,3 +557,32 @@ def test_a_slot_of_rounding_alone_does_not_fail_the_adjoint_check() -> None:
     )
     assert 0 < np.max(np.abs(step.state[bias])) < 1e-6
     assert step.verification.adjoint_error < 1e-6
+
+
+@pytest.mark.parametrize("iteration", [60, 240])
+@pytest.mark.parametrize("schedule", ["cosine", "exponential"])
+def test_a_schedule_is_not_refused_for_the_rounding_of_its_rate(schedule: str, iteration: int) -> None:
+    """Keras computes it in float32, with other roundings in a graph than without one."""
+    made = {
+        "cosine": keras.optimizers.schedules.CosineDecay(0.1, 288),
+        "exponential": keras.optimizers.schedules.ExponentialDecay(0.1, 100, 0.5),
+    }[schedule]
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(3, "tanh"), layers.Dense(2)])
+    model.compile(optimizers.SGD(made, momentum=0.9), cross_entropy())
+    model.train_on_batch(X, Y)
+    model.optimizer.iterations.assign(iteration)
+    step = sdkeras.UpdateMap(sdkeras.EmpiricalLoss(model, (X, Y), dtype="float64"), model.optimizer)
+    assert step.verification.passed
+    assert step.verification.step_error < 1e-9
+
+
+def test_a_rate_that_is_not_the_schedules_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(2)])
+    model.compile(optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.1, 288)), cross_entropy())
+    model.train_on_batch(X, Y)
+    own = update_rule.UpdateRule.rates
+    monkeypatch.setattr(
+        update_rule.UpdateRule, "rates", lambda rule, held: [1.00001 * rate for rate in own(rule, held)]
+    )
+    with pytest.raises(VerificationError, match="step differs"):
+        sdkeras.UpdateMap(sdkeras.EmpiricalLoss(model, (X, Y), dtype="float64"), model.optimizer)
