@@ -143,6 +143,11 @@ def _check_weights(x: Any, sample_weight: Any) -> None:
                 f"sample_weight has shape {np.shape(leaf)}, but x has {counts.pop()[0]} samples; give one weight per "
                 "sample."
             )
+        if leaf is not None and np.size(leaf) and np.min(np.asarray(leaf)) < 0:
+            raise DataError(
+                f"sample_weight has negative entries, the smallest {np.min(np.asarray(leaf)):g}: the weighted mean of "
+                "the losses would be no mean; give weights of 0 or more."
+            )
 
 
 # Outputs

@@ -89,6 +89,13 @@ def check_options(options: Options) -> None:
         )
     if options.lyapunov_transient < 0:
         refuse("lyapunov_transient", options.lyapunov_transient, "0 or more")
+    if options.lyapunov is None and (options.lyapunov_steps, options.lyapunov_transient) != (
+        DEFAULT_STEPS,
+        DEFAULT_TRANSIENT,
+    ):
+        raise SdkerasError(
+            "lyapunov_steps and lyapunov_transient are of Lyapunov exponents, and none are asked for (--lyapunov K)."
+        )
     if options.lyapunov is not None and (options.params is not None or options.mode != "train"):
         raise SdkerasError(
             "Lyapunov exponents are of training as it is, of all variables and in training mode; leave out params and "

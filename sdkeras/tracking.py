@@ -15,7 +15,7 @@ import tensorflow as tf
 from sdkeras import loading
 from sdkeras.checkpoint_files import WEIGHTS_SUFFIX, digest, in_order
 from sdkeras.checkpoints import load_checkpoint, save_checkpoint
-from sdkeras.errors import Interrupted, ModelError, SdkerasError
+from sdkeras.errors import DataError, Interrupted, ModelError, SdkerasError
 from sdkeras.monitor import (
     DEFAULT_MAX_HVPS,
     DEFAULT_SAMPLES,
@@ -160,6 +160,8 @@ class _Tracking:
             if not found[-1].failed:
                 self.before = content
         if self.first_error is not None and all(each.failed for each in found):
+            if not run_log.has_lines(self.place):
+                self.place.unlink()
             raise self.first_error
         return attrs.evolve(run_log.read_run_log(self.place), measurements=tuple(found))
 
@@ -237,6 +239,11 @@ class _Tracking:
         if self.monitor is not None and _recipe(self.monitor.subject.compiled_as) == _recipe(model):
             self.monitor.take(model)
         else:
+            if self.test is not None:
+                try:
+                    loading.check_data(model, *_parts(self.test))
+                except DataError as error:
+                    raise DataError(f"test data: {error}") from error
             self.monitor = Monitor(model, self.given, measures=self.measures, **self.options)
         return self.monitor, note
 
@@ -258,7 +265,7 @@ class _Tracking:
             return {}
         found: dict[str, float] = {}
         for prefix, source in (("", self.source), ("val_", self.test)):
-            x, y, *weights = tf.nest.pack_sequence_as(source.structure, list(source.arrays))
+            x, y, *weights = _parts(source)
             logs = monitor.subject.model.evaluate(
                 x, y, source.batch_size, sample_weight=weights[0] if weights else None, verbose=0, return_dict=True
             )
@@ -277,6 +284,11 @@ def _source(data: Any, options: Mapping[str, Any]) -> Source:
         default_batch_size=batches.DEFAULT_BATCH_SIZE,
         limit=options.get("samples"),
     )
+
+
+def _parts(source: Source) -> tuple[Any, ...]:
+    """(x, y) or (x, y, sample_weight) as the model takes them."""
+    return tuple(tf.nest.pack_sequence_as(source.structure, list(source.arrays)))
 
 
 def _recipe(model: Any) -> str:

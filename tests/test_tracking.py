@@ -221,3 +221,9 @@ def test_another_loss_is_used_at_every_checkpoint(folder, tmp_path) -> None:
     run = sdkeras.analyze(keras.saving.load_model(names[1]), onehot, batch_size=50, samples=300, loss=loss)
     assert log.measurements[1].value("sharpness") == pytest.approx(run.hessian.largest.value, rel=0.02)
     assert log.measurements[0].value("sharpness") != pytest.approx(run.hessian.largest.value, rel=0.02)
+
+
+def test_unfit_test_data_are_refused_before_anything_is_measured(folder, tmp_path) -> None:
+    with pytest.raises(SdkerasError, match="test data: "):
+        track([folder / "epoch_8.keras"], TRAIN, test_data=(X[:50, :4], Y[:50]), log_dir=tmp_path, **SETTINGS)
+    assert not (tmp_path / "sharpness.jsonl").exists()

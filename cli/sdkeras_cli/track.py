@@ -65,8 +65,10 @@ def command(
     chosen = {name: value for name, value in given.items() if value not in (None, False)}
     if "data" in chosen:
         return _measure(list(paths), chosen, html_path, condition, dry_run=dry_run, quiet=quiet)
-    if len(paths) > 1 or paths[0].endswith((".keras", ".h5")):
+    if any(path.endswith((".keras", ".h5", ".hdf5")) for path in paths):
         raise SdkerasError("checkpoints are measured on data; give them (--data DATA).")
+    if len(paths) > 1:
+        raise SdkerasError(f"{' and '.join(paths)}: one log at a time; checkpoints need data (--data DATA).")
     if chosen or dry_run:
         raise SdkerasError(
             f"{', '.join(map(_option, chosen)) or '--dry-run'}: for checkpoints only; give their data as well (--data)."

@@ -80,6 +80,7 @@ def test_checkpoints_in_the_terminal(in_process, tmp_path: Path, monkeypatch) ->
     ("words", "message"),
     [
         (("a.keras",), "give them (--data DATA)"),
+        (("run", "other"), "one log at a time"),
         (("run", "--out", "x", "--seed", 3), "--out, --seed: for checkpoints only"),
         (("run", "--dry-run"), "--dry-run: for checkpoints only"),
         (("no*.keras", "--data", "train.npz"), "no file fits"),
