@@ -6,6 +6,7 @@ import numpy as np
 
 from sdkeras.dimension import stability
 from sdkeras.dimension.records import EdgeOfStability
+from sdkeras.linalg.orthogonal import dot, norm
 from sdkeras.operators.hessian import HessianOperator
 from sdkeras.subject import Subject, operator_name
 
@@ -46,10 +47,11 @@ def batch_sharpness(hessian: HessianOperator, num_minibatches: int) -> tuple[flo
     for index in range(num_minibatches):
         view = hessian.on_minibatch(index)
         gradient = view.gradient()
-        norm = float(np.linalg.norm(gradient))
-        if norm > 0:
-            direction = (gradient / norm).astype(view.dtype)
-            ratios.append(float(direction.astype(np.float64) @ view.matvec(direction)))
+        length = norm(gradient)
+        if length > 0:
+            direction = (gradient / length).astype(view.dtype)
+            del gradient
+            ratios.append(dot(direction, view.matvec(direction)))
     if not ratios:
         return None, None
     error = float(np.std(ratios, ddof=1) / np.sqrt(len(ratios))) if len(ratios) > 1 else None
