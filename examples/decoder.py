@@ -4,8 +4,8 @@ Learned positions, pre-LayerNormalization, causal multi-head attention, a GELU M
 that is tied to the token embedding (`keras.layers.ReversibleEmbedding`). Only layers of Keras are used, so that a saved
 file loads without code of its own. The loss is the cross-entropy of the logits at every position.
 
-With the head tied, the gradient of the embedding is one dense matrix, and positions are looked up once: the whole step of
-any optimizer can be analysed (--map full, --lyapunov). An embedding of its own, of which a batch looks up rows twice,
+With the head tied, the gradient of the embedding is one dense matrix, and positions are looked up once: the whole step
+of any optimizer can be analysed (--map full, --lyapunov). An embedding by itself, whose rows a batch looks up twice,
 makes Keras' Adam square each row by itself, and sdkeras refuses that step.
 """
 

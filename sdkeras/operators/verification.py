@@ -131,7 +131,8 @@ def _verify(loss: EmpiricalLoss, engine: Any, memory: float | None) -> Verificat
 
 
 def _direction(loss: EmpiricalLoss, engine: Any, number: int) -> Array:
-    return np.random.default_rng([loss.seed, 4, number]).standard_normal(engine.size).astype(engine.dtype)
+    drawn: Array = np.random.default_rng([loss.seed, 4, number]).standard_normal(engine.size)
+    return drawn.astype(engine.dtype)
 
 
 def _asymmetry(first: Array, image: Array, other: Array, product: Array) -> float:
