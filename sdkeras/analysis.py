@@ -16,7 +16,7 @@ from sdkeras.dimension.adaptive import AdaptiveSettings, Outcome, estimate_sharp
 from sdkeras.dimension.bounds import Facts, bounds, check_inputs, facts_along, facts_over
 from sdkeras.dimension.exponents import Exponents
 from sdkeras.dimension.records import Bound, EdgeOfStability, SharpnessDimension, Supremum, Warning
-from sdkeras.edge import batch_sharpness, edge_of_stability
+from sdkeras.edge import batch_sharpness, edge_of_stability, num_minibatches
 from sdkeras.errors import Interrupted
 from sdkeras.estimators import (
     DENSE,
@@ -59,8 +59,6 @@ from sdkeras.snapshots import SupremumOverSnapshots, about_step, follow
 from sdkeras.subject import Subject
 
 _MAX_NODES = 2000
-# The batch sharpness takes at most this part of a limited number of products, and at least so many minibatches.
-_PART_FOR_BATCH_SHARPNESS, _FEWEST_MINIBATCHES = 20, 3
 
 
 def analyze(
@@ -427,10 +425,7 @@ class _Analysis:
         elif subject.unscaled:
             sharpness = None
         self._tell("batch sharpness")
-        count, limit = AdaptiveSettings().min_runs, self.options.max_hvps
-        if limit is not None:
-            count = min(count, max(_FEWEST_MINIBATCHES, limit // _PART_FOR_BATCH_SHARPNESS))
-        batch, stderr = batch_sharpness(hessian, count)
+        batch, stderr = batch_sharpness(hessian, num_minibatches(self.options.max_hvps))
         edge = edge_of_stability(subject, sharpness, subject.unscaled)
         return attrs.evolve(edge, batch_sharpness=batch, batch_sharpness_stderr=stderr)
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from sdkeras.dimension import stability
+from sdkeras.dimension.adaptive import AdaptiveSettings
 from sdkeras.dimension.records import EdgeOfStability
 from sdkeras.linalg.orthogonal import dot, norm
 from sdkeras.operators.hessian import HessianOperator
 from sdkeras.subject import Subject, operator_name
+
+# The batch sharpness takes at most this part of a limited number of products, and at least so many minibatches.
+_PART_OF_PRODUCTS, _FEWEST_MINIBATCHES = 20, 3
 
 
 def edge_of_stability(subject: Subject, sharpness: float | None, reason: str = "") -> EdgeOfStability:
@@ -36,6 +40,12 @@ def edge_of_stability(subject: Subject, sharpness: float | None, reason: str = "
             reason=reason,
         ),
     )
+
+
+def num_minibatches(max_hvps: int | None) -> int:
+    """Of the batch sharpness, within a limit on the products of the whole analysis."""
+    count = AdaptiveSettings().min_runs
+    return count if max_hvps is None else min(count, max(_FEWEST_MINIBATCHES, max_hvps // _PART_OF_PRODUCTS))
 
 
 def batch_sharpness(hessian: HessianOperator, num_minibatches: int) -> tuple[float | None, float | None]:

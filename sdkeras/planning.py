@@ -9,6 +9,7 @@ import numpy as np
 
 from sdkeras import lyapunov_run, registry
 from sdkeras.dimension.adaptive import AdaptiveSettings
+from sdkeras.edge import num_minibatches
 from sdkeras.estimators import DENSE, Chosen
 from sdkeras.lyapunov_settings import LyapunovSettings
 from sdkeras.memory import memory_limit, peak_memory, used_memory
@@ -47,13 +48,15 @@ def planned(subject: Subject, estimators: Chosen, resources: Resources) -> Plan:
         steps = min(int(own.get("num_steps", fields["num_steps"].default)), source)
     runs = (options.exact_minibatches or min_runs) if name in DENSE else min_runs
     per_run = source if steps is None else resources.bases * steps
-    # Eigenpairs and trace take about 40 + 32 on every batch.
-    products = _CHECKS + 72 * num_batches + min_runs
+    # Eigenpairs and trace take about 40 + 32 on every batch, unless they are held to fewer.
+    pairs = min(40, int(options.settings.get(estimators.eigenpairs, {}).get("num_steps", 40)))
+    probes = min(32, int(options.settings.get(estimators.trace, {}).get("num_probes", 32)))
+    products = _CHECKS + (pairs + probes) * num_batches + num_minibatches(options.max_hvps)
     if options.max_hvps is not None:
         runs = min(runs, max(1, (options.max_hvps - products) // per_run))
     products += runs * per_run
     if subject.scaling is not None:
-        products += 40 * num_batches
+        products += pairs * num_batches
     if options.per_layer:
         layers = loss.layout.layers.values()
         products += 32 * num_batches

@@ -81,6 +81,15 @@ def test_bases_may_take_what_the_products_leave() -> None:
     assert resources(1_000_000, 4, memory_gb=0.01, workers=1).memory > 0
 
 
+def test_large_products_do_not_go_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tensorflow.config.threading.get_intra_op_parallelism_threads", lambda: 1)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    both = 2 * 2 * VECTORS * 4e6 / 1e9  # products of two workers, and as much for bases
+    assert resources(1_000_000, 4, memory_gb=1.01 * both, workers=None).workers == 2
+    assert resources(1_000_000, 4, memory_gb=0.99 * both, workers=None).workers == 1
+    assert resources(1_000_000, 4, memory_gb=0.99 * both, workers=2).workers == 2
+
+
 def test_the_budget_is_shared_by_the_estimators(trained: keras.Model) -> None:
     options = {"batch_size": 16, "estimators": ["sd-kde", "slq"], "tolerance": 0.001, "samples": 16, "seed": 1}
     options["settings"] = {"sd-kde": {"num_steps": 10}, "slq": {"num_steps": 10}}
@@ -96,4 +105,6 @@ def test_a_plan_knows_the_limit_on_products(trained: keras.Model) -> None:
     held = analysis.plan(trained, (X, Y), batch_size=16, samples=16, max_hvps=300)
     assert free.num_hvps > 900
     assert held.num_hvps <= 300
-    assert held.num_runs == (300 - (free.num_hvps - free.num_runs * free.num_steps)) // free.num_steps
+    assert 3 <= held.num_runs < free.num_runs
+    few = {"lanczos": {"num_steps": 5}, "randomized-trace": {"num_probes": 3}}
+    assert analysis.plan(trained, (X, Y), batch_size=16, samples=16, settings=few).num_hvps == free.num_hvps - 64
