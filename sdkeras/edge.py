@@ -7,7 +7,7 @@ import numpy as np
 from sdkeras.dimension import stability
 from sdkeras.dimension.adaptive import AdaptiveSettings
 from sdkeras.dimension.records import EdgeOfStability
-from sdkeras.linalg.orthogonal import dot, norm
+from sdkeras.long_vectors import dot, norm
 from sdkeras.operators.hessian import HessianOperator
 from sdkeras.subject import Subject, operator_name
 

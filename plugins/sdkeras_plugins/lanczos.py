@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from sdkeras.kinds import eigenpairs_estimator
 from sdkeras.linalg.lanczos import lanczos
-from sdkeras.linalg.orthogonal import norm
 from sdkeras.linalg.probes import start_vector
 from sdkeras.linalg.tridiagonal import ritz
+from sdkeras.long_vectors import norm
 from sdkeras.operators.base import SymmetricOperator
 from sdkeras.records import Eigenpairs, FloatArray
 

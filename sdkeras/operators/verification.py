@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from sdkeras.errors import ModelError, VerificationError
 from sdkeras.finite import finite
-from sdkeras.linalg.orthogonal import dot, norm
+from sdkeras.long_vectors import dot, norm
 from sdkeras.memory import available_memory, used_memory
 from sdkeras.operators import autodiff, precision
 from sdkeras.operators.base import Array
