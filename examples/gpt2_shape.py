@@ -2,7 +2,8 @@
 
 The plan comes first, from one timed gradient; if it needs more memory than it may take, nothing is started. Tokens are
 random unless --text takes them from the documentation of Python (bytes as ids). Then the analysis: extremes and trace
-of the Hessian, and SD by the paper's SD-KDE and by sdkeras' own quadrature, without reorthogonalisation. At the end the
+of the Hessian, and SD by the paper's SD-KDE and by sdkeras' own quadrature. The basis of a run is kept where it fits
+beside the products (14 GB: up to 16 steps); with more steps the runs do without reorthogonalisation. At the end the
 predicted and the measured peak of memory stand side by side.
 
     python examples/gpt2_shape.py [--memory GB] [--max-hvps N] [--save FOLDER] [--width W --depth D --vocabulary V]
