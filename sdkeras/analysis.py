@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from sdkeras.dimension.adaptive import AdaptiveSettings, Outcome, estimate_sharp
 from sdkeras.dimension.bounds import Facts, bounds, check_inputs, facts_along, facts_over
 from sdkeras.dimension.exponents import Exponents
 from sdkeras.dimension.records import Bound, EdgeOfStability, SharpnessDimension, Supremum, Warning
-from sdkeras.edge import batch_sharpness, edge_of_stability
+from sdkeras.edge import batch_sharpness, edge_of_stability, num_minibatches
 from sdkeras.errors import Interrupted
 from sdkeras.estimators import (
     DENSE,
@@ -32,6 +33,7 @@ from sdkeras.estimators import (
 from sdkeras.findings import findings
 from sdkeras.full_map import FullMap, as_spectrum
 from sdkeras.lyapunov_settings import LyapunovSettings
+from sdkeras.memory import memory_limit
 from sdkeras.operators import assumptions
 from sdkeras.operators.base import Array, DiagonallyScaledOperator, RestrictedOperator, SymmetricOperator
 from sdkeras.operators.hessian import HessianOperator
@@ -188,7 +190,9 @@ def plan(model: Any, data: Any, **options: Any) -> Plan:
     options["estimators"] = tuple(options.get("estimators", ()))
     options["settings"] = options.get("settings") or {}
     options["bound_inputs"] = options.get("bound_inputs") or {}
-    return _Analysis(model, data, Options(**options), None, time.monotonic()).plan()
+    found = _Analysis(model, data, Options(**options), None, time.monotonic()).plan()
+    gc.collect()  # compiled functions are cyclic; an analysis that follows needs their memory
+    return found
 
 
 @attrs.define
@@ -246,6 +250,7 @@ class _Analysis:
             product_mode=options.product_mode,
             allow_unverified=options.allow_unverified,
             workers=self.resources.workers,
+            memory=memory_limit(options.memory_gb),
         )
         self.hessian = hessian
         self.warnings += findings(self.subject, hessian)
@@ -420,7 +425,7 @@ class _Analysis:
         elif subject.unscaled:
             sharpness = None
         self._tell("batch sharpness")
-        batch, stderr = batch_sharpness(hessian, AdaptiveSettings().min_runs)
+        batch, stderr = batch_sharpness(hessian, num_minibatches(self.options.max_hvps))
         edge = edge_of_stability(subject, sharpness, subject.unscaled)
         return attrs.evolve(edge, batch_sharpness=batch, batch_sharpness_stderr=stderr)
 
@@ -454,7 +459,7 @@ class _Analysis:
                 f"{room.memory / 1e9:.1f} GB: the runs do without reorthogonalisation and without mass "
                 "correction.",
             )
-        share = 1 if block is not None or name != self.estimators.spectrum[0] else options.snapshots or 1
+        share = 1 if block is not None else self._share(name)
         limits = [] if options.max_hvps is None else [max(0, options.max_hvps - hessian.num_products) // share]
         limits += [] if most_products is None else [most_products]
         deadline = self._deadline()
@@ -493,6 +498,15 @@ class _Analysis:
             )
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+    def _share(self, name: str) -> int:
+        """Into how many parts the budget left is divided, one of them for this estimator of the whole.
+
+        Those after it get as much, and so does each snapshot after the first.
+        """
+        names = self.estimators.spectrum
+        after = len(names) - 1 - names.index(name)
+        return after + ((self.options.snapshots or 1) if name == names[0] else 1)
 
     def _estimator(self, name: str, room: Resources) -> Any:
         """The spectrum estimator of this name with its settings, a dense one held to the memory."""

@@ -67,7 +67,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Any:
         return _unpacked(json.loads(str(arrays[_LAYOUT])), arrays)
     except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise SdkerasError(
-            f"{os.fspath(path)} cannot be read as a checkpoint: {_words(error)}; delete it to start again, or name another."
+            f"{os.fspath(path)} cannot be read as a checkpoint: {_words(error)}; delete it to start again, or name "
+            "another."
         ) from error
 
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from sdkeras.dimension import stability
+from sdkeras.dimension.adaptive import AdaptiveSettings
 from sdkeras.dimension.records import EdgeOfStability
+from sdkeras.long_vectors import dot, norm
 from sdkeras.operators.hessian import HessianOperator
 from sdkeras.subject import Subject, operator_name
+
+# The batch sharpness takes at most this part of a limited number of products, and at least so many minibatches.
+_PART_OF_PRODUCTS, _FEWEST_MINIBATCHES = 20, 3
 
 
 def edge_of_stability(subject: Subject, sharpness: float | None, reason: str = "") -> EdgeOfStability:
@@ -37,6 +42,12 @@ def edge_of_stability(subject: Subject, sharpness: float | None, reason: str = "
     )
 
 
+def num_minibatches(max_hvps: int | None) -> int:
+    """Of the batch sharpness, within a limit on the products of the whole analysis."""
+    count = AdaptiveSettings().min_runs
+    return count if max_hvps is None else min(count, max(_FEWEST_MINIBATCHES, max_hvps // _PART_OF_PRODUCTS))
+
+
 def batch_sharpness(hessian: HessianOperator, num_minibatches: int) -> tuple[float | None, float | None]:
     """Mean over minibatches of g'Hg/|g|^2 (mean of ratios) and its standard error.
 
@@ -46,10 +57,11 @@ def batch_sharpness(hessian: HessianOperator, num_minibatches: int) -> tuple[flo
     for index in range(num_minibatches):
         view = hessian.on_minibatch(index)
         gradient = view.gradient()
-        norm = float(np.linalg.norm(gradient))
-        if norm > 0:
-            direction = (gradient / norm).astype(view.dtype)
-            ratios.append(float(direction.astype(np.float64) @ view.matvec(direction)))
+        length = norm(gradient)
+        if length > 0:
+            direction = (gradient / length).astype(view.dtype)
+            del gradient
+            ratios.append(dot(direction, view.matvec(direction)))
     if not ratios:
         return None, None
     error = float(np.std(ratios, ddof=1) / np.sqrt(len(ratios))) if len(ratios) > 1 else None

@@ -23,7 +23,8 @@ _OF_KIND = {"spectrum": "spectra of a Hessian", "singular_values": "singular val
 # Those that make a dense matrix.
 DENSE = (_SPECTRUM[-1], _SINGULAR_VALUES[-1])
 _EIGEN_STEPS = 100
-# Fewer Lanczos steps than this do not resolve the ends of a spectrum; power iteration takes over.
+# Fewer Lanczos steps than this do not resolve the ends of a spectrum; it goes without reorthogonalisation then, or,
+# where an eigenvector is wanted, power iteration takes over.
 _FEWEST_EIGEN_STEPS = 16
 # Of a warm start: the old eigenvector takes one dimension of the Krylov space, the random part must find a new outlier
 # with the rest; after 10 steps it sees one 1.5 times the bulk's end.
@@ -94,12 +95,12 @@ def configured(cls: type[Any], settings: Mapping[str, Any]) -> Any:
 
 
 def estimator_of_extremes(name: str, settings: Mapping[str, Any], *, most_steps: int) -> Any:
-    """The eigenpairs estimator for both ends of a spectrum, with as many steps as the memory has room for."""
+    """The eigenpairs estimator for both ends of a spectrum, without its basis where the memory has no room for it."""
     own = dict(settings)
-    if name == "lanczos" and most_steps < _FEWEST_EIGEN_STEPS:
-        return registry.get_estimator("eigenpairs", "power-iteration")(which="both", num_steps=50)
     if name == "lanczos":
-        own.setdefault("num_steps", min(_EIGEN_STEPS, most_steps))
+        few = most_steps < _FEWEST_EIGEN_STEPS
+        own.setdefault("num_steps", _EIGEN_STEPS if few else min(_EIGEN_STEPS, most_steps))
+        own.setdefault("reorthogonalize", most_steps >= own["num_steps"])
     if name == "power-iteration":
         own.setdefault("which", "both")
     return configured(registry.get_estimator("eigenpairs", name), own)

@@ -27,6 +27,15 @@ def memory_limit(gigabytes: float | None) -> float:
     return _MEMORY_SHARE * available_memory() if gigabytes is None else gigabytes * 1e9
 
 
+def used_memory() -> int:
+    """Bytes this process has resident now; the most it had so far where the system does not say."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return peak_memory()
+
+
 def peak_memory() -> int:
     """Bytes this process had resident at most so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

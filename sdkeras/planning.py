@@ -9,9 +9,11 @@ import numpy as np
 
 from sdkeras import lyapunov_run, registry
 from sdkeras.dimension.adaptive import AdaptiveSettings
+from sdkeras.edge import num_minibatches
 from sdkeras.estimators import DENSE, Chosen
 from sdkeras.lyapunov_settings import LyapunovSettings
-from sdkeras.memory import peak_memory
+from sdkeras.memory import memory_limit, peak_memory, used_memory
+from sdkeras.operators import verification
 from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.operators.update_map import state_size
 from sdkeras.reporting.schema import LyapunovPlan, Plan
@@ -22,6 +24,9 @@ from sdkeras.subject import Subject
 _GRADIENTS_PER_PRODUCT = 2.5
 # Products that the checks of the Hessian-vector products make, and those of the step's map.
 _CHECKS, _STEP_CHECKS = 10, 20
+# Of a product and what goes on around it, beside the weights and the bases; and bytes that compiling it takes (measured
+# with a decoder of 8 and 40 million parameters).
+_WORKING_VECTORS, _COMPILED = 9, 5e8
 # Size of the matrix whose singular values are timed; the time grows like the cube.
 _TIMED_SIZE = 200
 
@@ -43,10 +48,15 @@ def planned(subject: Subject, estimators: Chosen, resources: Resources) -> Plan:
         steps = min(int(own.get("num_steps", fields["num_steps"].default)), source)
     runs = (options.exact_minibatches if name in DENSE else options.runs) or min_runs
     per_run = source if steps is None else resources.bases * steps
-    # Eigenpairs and trace take about 40 + 32 on every batch.
-    products = _CHECKS + 72 * num_batches + min_runs + runs * per_run
+    # Eigenpairs and trace take about 40 + 32 on every batch, unless they are held to fewer.
+    pairs = min(40, int(options.settings.get(estimators.eigenpairs, {}).get("num_steps", 40)))
+    probes = min(32, int(options.settings.get(estimators.trace, {}).get("num_probes", 32)))
+    products = _CHECKS + (pairs + probes) * num_batches + num_minibatches(options.max_hvps)
+    if options.max_hvps is not None:
+        runs = min(runs, max(1, (options.max_hvps - products) // per_run))
+    products += runs * per_run
     if subject.scaling is not None:
-        products += 40 * num_batches
+        products += pairs * num_batches
     if options.per_layer:
         layers = loss.layout.layers.values()
         products += 32 * num_batches
@@ -65,7 +75,11 @@ def planned(subject: Subject, estimators: Chosen, resources: Resources) -> Plan:
         basis = resources.dense_bytes() * resources.workers_for(name)
     else:
         basis = resources.basis_bytes(steps if resources.fits(steps) else 4) * workers
-    memory = peak_memory() + basis + kept + workers * (3 * activations + 8 * size * resources.itemsize)
+    working = basis + workers * (3 * activations + _WORKING_VECTORS * size * resources.itemsize)
+    limit = memory_limit(options.memory_gb)
+    if loss.dtype == np.float32 and not verification.no_room(size, limit):
+        working = max(working, verification.clone_bytes(size))
+    memory = max(peak_memory(), used_memory() + _COMPILED + kept + working)
     return Plan(
         num_parameters=size,
         state_size=state,
@@ -110,7 +124,7 @@ def planned_trajectory(loss: EmpiricalLoss, size: int, settings: LyapunovSetting
     matrices = sum(settings.num_steps // m for m in settings.windows) + len(settings.windows[1:]) * settings.num_steps
     if settings.windows:
         seconds += matrices * _seconds_of_singular_values(size)
-    memory = peak_memory() + 3 * activations + 4 * size * per_step * itemsize
+    memory = peak_memory() + 3 * (activations + loss.size * itemsize) + 4 * size * per_step * itemsize
     return LyapunovPlan(
         num_parameters=loss.size,
         state_size=size,
@@ -135,7 +149,7 @@ def _seconds_of_singular_values(size: int) -> float:
 
 
 def timed_gradient(loss: EmpiricalLoss) -> tuple[float, int]:
-    """Seconds of a minibatch's gradient, and bytes that it took."""
+    """Seconds of a minibatch's gradient, and bytes that it took beside vectors of the weights' length."""
     engine, batch = loss.gradients, loss.minibatch(0)
     before = peak_memory()
     engine.gradient(engine.point, batch).numpy()
@@ -144,4 +158,5 @@ def timed_gradient(loss: EmpiricalLoss) -> tuple[float, int]:
         start = time.perf_counter()
         engine.gradient(engine.point, batch).numpy()
         times.append(time.perf_counter() - start)
-    return min(times), max(0, peak_memory() - before)
+    vectors = 3 * loss.size * loss.dtype.itemsize  # the weights' pieces, the gradient's, and the gradient
+    return min(times), max(0, peak_memory() - before - vectors)

@@ -52,7 +52,8 @@ def test_the_library_never_imports_plugins_or_the_command_line(file: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "room", ["errors", "records", "kinds", "registry", "linalg", "dimension", "reporting", "memory", "finite"]
+    "room",
+    ["errors", "records", "kinds", "registry", "linalg", "dimension", "reporting", "memory", "finite", "long_vectors"],
 )
 def test_light_rooms_never_load_tensorflow(room: str) -> None:
     files = [file for file in FILES if room_of(file) == f"sdkeras.{room}"]

@@ -1,4 +1,4 @@
-"""Extreme eigenpairs by Lanczos with full reorthogonalisation."""
+"""Extreme eigenpairs by Lanczos, with full reorthogonalisation where the memory has room for it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from sdkeras.kinds import eigenpairs_estimator
 from sdkeras.linalg.lanczos import lanczos
-from sdkeras.linalg.orthogonal import norm
 from sdkeras.linalg.probes import start_vector
 from sdkeras.linalg.tridiagonal import ritz
+from sdkeras.long_vectors import norm
 from sdkeras.operators.base import SymmetricOperator
 from sdkeras.records import Eigenpairs, FloatArray
 
@@ -37,6 +37,9 @@ class Lanczos:
             of the spectrum has been seen.
         tolerance: See above.
         eigenvectors: Return unit eigenvectors.
+        reorthogonalize: Keep the basis. Without it three vectors are enough; the ends of the spectrum are as right
+            (Paige 1971), but converged values come back as copies, so that only one at each end can be asked for, and
+            no eigenvectors.
         start: Start vector [n], or eigenvectors of an earlier run [n, k] whose sum is used. It must not be
             nearly orthogonal to the wanted eigenvectors, or others are found.
 
@@ -49,11 +52,17 @@ class Lanczos:
     min_steps: int = attrs.field(default=0, validator=attrs.validators.ge(0))
     tolerance: float = attrs.field(default=1e-3, validator=attrs.validators.gt(0.0))
     eigenvectors: bool = False
+    reorthogonalize: bool = True
     start: Any = attrs.field(default=None, eq=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         if self.num_largest + self.num_smallest == 0:
             raise ValueError("num_largest and num_smallest are both 0; ask for one eigenvalue at least.")
+        if not self.reorthogonalize and (max(self.num_largest, self.num_smallest) > 1 or self.eigenvectors):
+            raise ValueError(
+                "without reorthogonalisation Lanczos gives the largest and the smallest eigenvalue alone; set "
+                "num_largest and num_smallest to at most 1 and eigenvectors to False, or reorthogonalize to True."
+            )
 
     def estimate(self, source: SymmetricOperator, *, seed: int) -> Eigenpairs:
         """The wanted eigenvalues, largest first.
@@ -69,7 +78,15 @@ class Lanczos:
         def converged(alpha: FloatArray, beta: FloatArray) -> bool:
             return self._converged(alpha, beta, source.size)
 
-        run = lanczos(source.matvec, start, self.num_steps, until=converged, restart=another)
+        keep = self.reorthogonalize
+        run = lanczos(
+            source.matvec,
+            start,
+            self.num_steps,
+            reorthogonalize=keep,
+            until=converged,
+            restart=another if keep else None,
+        )
         theta, vectors = ritz(run.alpha, run.beta[:-1])
         # Rounding of the products bounds what a residual can mean.
         scale = float(np.max(np.abs(theta)))

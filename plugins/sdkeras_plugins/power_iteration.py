@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from sdkeras.finite import finite
 from sdkeras.kinds import eigenpairs_estimator
-from sdkeras.linalg.orthogonal import dot, norm
 from sdkeras.linalg.probes import start_vector
+from sdkeras.long_vectors import dot, norm
 from sdkeras.operators.base import SymmetricOperator
 from sdkeras.records import Eigenpairs, FloatArray
 from sdkeras_plugins.lanczos import initial_vector

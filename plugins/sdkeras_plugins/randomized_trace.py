@@ -20,6 +20,8 @@ METHODS = ("hutchinson", "hutch++")
 # Probes multiplied at once. The tolerance is looked at after each chunk: a standard error from 16 probes is itself
 # known to 18 % (1 / sqrt(2 * 15)), good enough to stop by.
 _CHUNK = 16
+# Fewer where so many probes would take more than this.
+_CHUNK_BYTES = 5e8
 # One product each for the sketch and its image, and two probes for a standard error.
 _FEWEST_FOR_HUTCH_PLUS_PLUS = 4
 
@@ -77,14 +79,17 @@ class RandomizedTrace:
     ) -> TraceEstimate:
         """Mean of z'Az over probes (projected off the columns of `known`), plus an offset that is exact."""
         samples: list[float] = []
+        most = int(min(_CHUNK, max(1, _CHUNK_BYTES // (source.size * source.dtype.itemsize))))
+        stream = 0  # the sketch's
         while len(samples) < num_probes:
-            count = min(_CHUNK, num_probes - len(samples))
-            # Stream 0 is the sketch's.
-            stream = 1 + len(samples) // _CHUNK
+            count = min(most, num_probes - len(samples), _CHUNK - len(samples) % _CHUNK)
+            stream += 1
             probes = rademacher_probes(source.size, count, seed=seed, dtype=source.dtype, stream=stream).T
             if known is not None:
                 probes = probes - known @ (known.T @ probes)
             samples += _column_dots(probes, _products(source, probes))
+            if len(samples) % _CHUNK and len(samples) < num_probes:
+                continue
             value = offset + float(np.mean(samples))
             stderr = float(np.std(samples, ddof=1) / np.sqrt(len(samples)))
             if self.tolerance is not None and stderr <= self.tolerance * abs(value):

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdkeras.errors import NonFiniteError
-from sdkeras.linalg.orthogonal import dot, norm, orthogonalize
+from sdkeras.linalg.orthogonal import orthogonalize
+from sdkeras.long_vectors import dot, norm
 from sdkeras.records import FloatArray
 
 # A residual of so many eps * |A| counts as zero: three times the error of a network's products, 3 to 10 eps in norm

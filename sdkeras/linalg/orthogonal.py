@@ -1,4 +1,4 @@
-"""Inner products and orthogonalisation of long vectors."""
+"""Orthogonalisation of long vectors."""
 
 from __future__ import annotations
 
@@ -7,31 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Entries turned into float64 at a time: they stay in the cache, and OpenBLAS starts no threads for so few.
-_BLOCK = 8192
+from sdkeras.long_vectors import norm
 
 # A pass leaves components of about eps * |before| along the basis, hence eps * |before| / |after| of what remains.
 # Above this share that is 2 eps at most; below it a second pass is made, and two are always enough
 # (Parlett 1980, section 6-9; Giraud et al. 2005 for the bound).
 _CANCELLATION = 0.5
-
-
-def dot(first: NDArray[Any], second: NDArray[Any]) -> float:
-    """Inner product of two vectors [n] in float64, without a float64 copy of either.
-
-    In float32 the squares of a saturated network's products (entries of 1e-20) would vanish.
-    """
-    total = 0.0
-    for start in range(0, len(first), _BLOCK):
-        part = first[start : start + _BLOCK].astype(np.float64, copy=False)
-        other = part if second is first else second[start : start + _BLOCK].astype(np.float64, copy=False)
-        total += float(np.dot(part, other))
-    return total
-
-
-def norm(vector: NDArray[Any]) -> float:
-    """Euclidean norm of a vector [n], accumulated in float64."""
-    return float(np.sqrt(dot(vector, vector)))
 
 
 def orthogonalize(vector: NDArray[Any], basis: NDArray[Any], work: NDArray[Any]) -> float:

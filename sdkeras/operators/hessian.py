@@ -16,8 +16,9 @@ from sdkeras.operators.base import Array, Reduction, SymmetricOperator
 from sdkeras.operators.loss import Batch, EmpiricalLoss
 from sdkeras.records import Verification
 
-# Rows of one block product. More share the first pass no better, and memory grows with them.
-_BLOCK = 64
+# Rows of one block product. More share the first pass no better, and memory grows with them; long ones are so few that
+# they take no more than this, or one by one.
+_BLOCK, _BLOCK_BYTES = 64, 5e8
 
 
 class HessianOperator(SymmetricOperator):
@@ -31,6 +32,7 @@ class HessianOperator(SymmetricOperator):
         product_mode: 'auto', 'reverse-over-reverse', 'forward-over-reverse' or 'finite-differences'.
         allow_unverified: Keep an operator that failed its verification (`verification.passed` is False).
         workers: Threads over batches; results are summed in order.
+        memory: Bytes that the process may have resident while the products are verified; default what is free.
 
     Attributes:
         size: Number of parameters n.
@@ -49,6 +51,7 @@ class HessianOperator(SymmetricOperator):
         product_mode: str = "auto",
         allow_unverified: bool = False,
         workers: int = 1,
+        memory: float | None = None,
     ) -> None:
         self.loss = loss
         self.size = loss.size
@@ -58,7 +61,7 @@ class HessianOperator(SymmetricOperator):
         self._batches: Sequence[Batch] = loss.batches
         self._workers = min(workers, len(loss.batches))
         self._threads: ThreadPoolExecutor | None = None
-        self.verification: Verification = verification.verified(loss, self._engine, allow_unverified)
+        self.verification: Verification = verification.verified(loss, self._engine, allow_unverified, memory)
 
     def _pool(self) -> ThreadPoolExecutor:
         if self._threads is None:
@@ -108,10 +111,14 @@ class HessianOperator(SymmetricOperator):
 
     def rows(self, rows: Any) -> Any:
         """H r for each row r, shape [k, n] -> [k, n]; a block of rows at a time, since all of them share memory."""
-        parts = [
-            self._apply(block, (int(np.shape(block)[0]), self.size), self._engine.products)
-            for block in (rows[start : start + _BLOCK] for start in range(0, int(np.shape(rows)[0]), _BLOCK))
-        ]
+        count = int(min(_BLOCK, _BLOCK_BYTES // (self.size * self.dtype.itemsize)))
+        if count <= 1:  # no block shares its first pass, and the compiled products with several are not needed
+            parts = [self.matvec(rows[k])[None] for k in range(int(np.shape(rows)[0]))]
+        else:
+            parts = [
+                self._apply(block, (int(np.shape(block)[0]), self.size), self._engine.products)
+                for block in (rows[start : start + count] for start in range(0, int(np.shape(rows)[0]), count))
+            ]
         if len(parts) == 1:
             return parts[0]
         return tf.concat(parts, axis=0) if tf.is_tensor(rows) else np.concatenate(parts)

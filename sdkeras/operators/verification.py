@@ -7,6 +7,7 @@ its second ones are not), in a float64 clone of the model where one can be made:
 
 from __future__ import annotations
 
+import gc
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ import tensorflow as tf
 
 from sdkeras.errors import ModelError, VerificationError
 from sdkeras.finite import finite
+from sdkeras.long_vectors import dot, norm
+from sdkeras.memory import available_memory, used_memory
 from sdkeras.operators import autodiff, precision
 from sdkeras.operators.base import Array
 from sdkeras.records import Verification
@@ -26,21 +29,33 @@ if TYPE_CHECKING:
 
 _NUM_DIRECTIONS = 3
 _ALLOWED = {"float64": 1e-5, "float32": 1e-2}
-_STEPS = {"float64": (1e-4, 1e-5, 1e-6, 1e-7), "float32": (3e-2, 1e-2, 3e-3, 1e-3)}
+# Along a unit direction; the more parameters, the smaller the product beside the gradient's rounding, and the longer
+# the best step: 0.1 for 8 million.
+_STEPS = {"float64": (1e-4, 1e-5, 1e-6, 1e-7), "float32": (3e-2, 1e-2, 3e-3, 1e-3, 1e-1, 3e-1)}
+# Float64 numbers for each parameter that a float64 clone, its products and differences hold at once (measured).
+_DOUBLES, _SMALL = 14, 1e8
 # The products' own rounding is 3e-7..1e-6 in float32; scalar products of random vectors average it out.
 _ALLOWED_ASYMMETRY = {"float64": 1e-9, "float32": 1e-4}
 # Bit-equal on most devices; parallel reductions may reorder sums.
 _ALLOWED_DRIFT = {"float64": 1e-12, "float32": 1e-5}
 
 
-def verified(loss: EmpiricalLoss, engine: Any, allow_unverified: bool) -> Verification:
+def verified(loss: EmpiricalLoss, engine: Any, allow_unverified: bool, memory: float | None = None) -> Verification:
     """Checks the engine once (the result is kept with it) and refuses one that is wrong.
+
+    Args:
+        loss: Whose engine it is.
+        engine: With products.
+        allow_unverified: See below.
+        memory: Bytes that the process may have resident; None: what is free now.
 
     Raises:
         VerificationError: A check failed and `allow_unverified` is False.
     """
     if engine.verification is None:
-        engine.verification = _verify(loss, engine)
+        engine.verification = _verify(loss, engine, memory)
+        if clone_bytes(engine.size) > _SMALL:
+            gc.collect()  # Keras models and compiled functions are cyclic: a large clone would stay for long
     result: Verification = engine.verification
     if not result.passed:
         message = _failure(loss, result)
@@ -50,45 +65,55 @@ def verified(loss: EmpiricalLoss, engine: Any, allow_unverified: bool) -> Verifi
     return result
 
 
-def _verify(loss: EmpiricalLoss, engine: Any) -> Verification:
+def _verify(loss: EmpiricalLoss, engine: Any, memory: float | None) -> Verification:
     batch = attrs.evolve(loss.batches[0], data_weight=1.0, extra_weight=1.0)
-    generator = np.random.default_rng([loss.seed, 4])
-    directions = [generator.standard_normal(engine.size).astype(engine.dtype) for _ in range(_NUM_DIRECTIONS)]
     details = [f"{mode} was not available ({reason})" for mode, reason in engine.refused.items()]
-    products = [_product(engine, direction, batch) for direction in directions]
-
-    reference, reference_batch, reason = _reference(loss, engine, batch)
+    reference, reference_batch, reason = _reference(loss, engine, batch, memory)
     if reason:
         details.append(reason)
-    if reference is not None:
-        if engine.mode == "finite-differences":  # the float32 product is what is in question
-            errors = [
-                _distance(product, _difference(reference, direction, reference_batch, _STEPS["float64"][0]))
-                for product, direction in zip(products, directions, strict=True)
-            ]
-            error, dtype, close = float(np.median(errors)), "float64", engine.dtype.name
+    by_differences = engine.mode == "finite-differences"
+    errors, noise, roundings = [], [], []
+    asymmetry = 0.0
+    # One direction at a time: three with their products would be six vectors more.
+    for number in range(_NUM_DIRECTIONS):
+        direction = _direction(loss, engine, number)
+        product = _product(engine, direction, batch)
+        if number == 0:
+            first, image = direction, product
+        elif number == 1:
+            asymmetry = _asymmetry(first, image, direction, product)
+        if reference is None:
+            errors.append(_closest(engine, direction, product, batch))
+            continue
+        exact = product if reference is engine else _product(reference, direction, reference_batch)
+        roundings.append(_distance(product, exact))
+        if by_differences:  # the float32 product is what is in question
+            step = _STEPS["float64"][0]
+            errors.append(_distance(product, _difference(reference, direction, reference_batch, step)))
         else:
-            error, certain = _float64_error(reference, directions, reference_batch)
-            dtype = close = "float64"
-            if not certain:
-                reference = None
-                details.append("finite differences are not smooth enough in float64, so float32 decided")
-    if reference is None:
-        error, dtype = _float32_error(engine, directions, products, batch), engine.dtype.name
-        close = "float32"
+            error, apart = _in_float64(reference, direction, exact, reference_batch)
+            errors.append(error)
+            noise.append(apart)
+        del exact
 
-    forward = float(directions[0] @ products[1].astype(np.float64))
-    backward = float(directions[1] @ products[0].astype(np.float64))
-    scale = max(np.linalg.norm(directions[0]) * np.linalg.norm(products[1]), np.finfo(np.float64).tiny)
-    asymmetry = abs(forward - backward) / float(scale)
-    drift = _distance(products[0], _product(engine, directions[0], batch))
-    rounding = _rounding_error(loss, engine, reference, directions, products, batch, reference_batch)
+    error, dtype = float(np.median(errors)), engine.dtype.name if reference is None else "float64"
+    close = engine.dtype.name if by_differences else dtype
     if reference is not None and reference is not engine:
         engine.num_products += reference.num_products
+    # Differences that disagree among themselves as much as with the product say nothing (float32 inside a
+    # custom layer, kinks everywhere).
+    if noise and error >= _ALLOWED["float64"] and float(np.median(noise)) >= error / 3:
+        reference = None
+        details.append("finite differences are not smooth enough in float64, so float32 decided")
+        error, dtype = _float32_error(loss, engine, batch), engine.dtype.name
+    if reference is None:
+        close = "float32"
+    drift = _distance(image, _product(engine, first, batch))
+    rounding = _rounding_error(loss, engine, first, image, batch, [] if reference is None else roundings)
     own = engine.dtype.name
     passed = (
         error < _ALLOWED[close]
-        and asymmetry < _allowed_asymmetry(engine, directions[0], products[0], batch)
+        and asymmetry < _allowed_asymmetry(engine, first, image, batch)
         and drift < _ALLOWED_DRIFT[own]
         # The float64 clone may be right and the products that are used all the same wrong.
         and rounding < _ALLOWED["float32"]
@@ -103,6 +128,17 @@ def _verify(loss: EmpiricalLoss, engine: Any) -> Verification:
         passed=bool(passed),
         details="; ".join(details),
     )
+
+
+def _direction(loss: EmpiricalLoss, engine: Any, number: int) -> Array:
+    drawn: Array = np.random.default_rng([loss.seed, 4, number]).standard_normal(engine.size)
+    return drawn.astype(engine.dtype)
+
+
+def _asymmetry(first: Array, image: Array, other: Array, product: Array) -> float:
+    """|u'Hv - v'Hu| / (|u| |Hv|), u the first direction, v the other."""
+    scale = max(norm(first) * norm(product), float(np.finfo(np.float64).tiny))
+    return abs(dot(first, product) - dot(other, image)) / scale
 
 
 def _allowed_asymmetry(engine: Any, direction: Array, product: Array, batch: Batch) -> float:
@@ -123,23 +159,26 @@ def _product(engine: Any, direction: Array, batch: Batch) -> Array:
 def _difference(engine: Any, direction: Array, batch: Batch, step: float) -> Array:
     """Central difference of the gradient along the direction, over a step of this length."""
     vector = tf.constant(direction, engine.dtype)
-    scale = tf.constant(step / float(np.linalg.norm(direction)), engine.dtype)
-    ahead = engine.gradient(engine.point + scale * vector, batch).numpy().astype(np.float64)
-    behind = engine.gradient(engine.point - scale * vector, batch).numpy().astype(np.float64)
-    return finite((ahead - behind) / (2 * float(scale)), "a difference of gradients")
+    scale = tf.constant(step / norm(direction), engine.dtype)
+    difference: Array = engine.gradient(engine.point + scale * vector, batch).numpy()
+    difference -= engine.gradient(engine.point - scale * vector, batch).numpy()
+    difference /= engine.dtype.type(2 * float(scale))
+    return finite(difference, "a difference of gradients")
 
 
 def _distance(first: Array, second: Array) -> float:
     """|a - b| / max(|a|, |b|); 0 if both vanish."""
-    scale = max(float(np.linalg.norm(first)), float(np.linalg.norm(second)))
-    difference = float(np.linalg.norm(np.asarray(first, np.float64) - np.asarray(second, np.float64)))
-    return difference / scale if scale > 0 else 0.0
+    scale = max(norm(first), norm(second))
+    return norm(first - second) / scale if scale > 0 else 0.0
 
 
-def _reference(loss: EmpiricalLoss, engine: Any, batch: Batch) -> tuple[Any, Batch, str]:
+def _reference(loss: EmpiricalLoss, engine: Any, batch: Batch, memory: float | None) -> tuple[Any, Batch, str]:
     """A float64 engine of the same loss, its batch, and why there is none."""
     if engine.dtype == np.float64:
         return engine, batch, ""
+    reason = no_room(engine.size, memory)
+    if reason:
+        return None, batch, reason
     function = loss.function
     try:
         twin = function.in_precision("float64")
@@ -157,71 +196,71 @@ def _reference(loss: EmpiricalLoss, engine: Any, batch: Batch) -> tuple[Any, Bat
     return reference, doubled, ""
 
 
+def clone_bytes(size: int) -> int:
+    """What a check in a float64 clone takes for so many parameters."""
+    return 8 * _DOUBLES * size
+
+
+def no_room(size: int, memory: float | None) -> str:
+    """Why there is no memory for a float64 clone, or ''; a small one is made whatever the limit."""
+    needed = clone_bytes(size)
+    left = available_memory() if memory is None else max(0.0, memory - used_memory())
+    if needed <= max(left, _SMALL):
+        return ""
+    return f"no float64 clone (it takes {needed / 1e9:.1f} GB, and {left / 1e9:.1f} GB are left)"
+
+
 def _random(function: Any) -> bool:
     return bool(function.training and function.num_seeds)
 
 
-def _float64_error(reference: Any, directions: list[Array], batch: Batch) -> tuple[float, bool]:
-    """Median error of float64 products against differences, and whether the differences can be trusted.
+def _in_float64(reference: Any, direction: Array, product: Array, batch: Batch) -> tuple[float, float]:
+    """The error of a float64 product against differences, and how far these are apart where it does not match.
 
     A network of ReLUs has kinks on the way: the fewer the shorter the step, and a wrong product matches at none.
     """
-    errors, noise = [], []
-    for direction in directions:
-        product = _product(reference, direction, batch)
-        last, own, apart = None, [], [np.inf]
-        for step in _STEPS["float64"]:
-            difference = _difference(reference, direction, batch, step)
-            own.append(_distance(product, difference))
-            if own[-1] < _ALLOWED["float64"]:
-                break
-            if last is not None:
-                apart.append(_distance(difference, last))
-            last = difference
-        errors.append(min(own))
-        noise.append(min(apart))
-    error = float(np.median(errors))
-    # Differences that disagree among themselves as much as with the product say nothing (float32 inside a
-    # custom layer, kinks everywhere).
-    certain = error < _ALLOWED["float64"] or float(np.median(noise)) < error / 3
-    return error, certain
+    last, errors, apart = None, [], [np.inf]
+    for step in _STEPS["float64"]:
+        difference = _difference(reference, direction, batch, step)
+        errors.append(_distance(product, difference))
+        if errors[-1] < _ALLOWED["float64"]:
+            break
+        if last is not None:
+            apart.append(_distance(difference, last))
+        last = difference
+    return min(errors), min(apart)
 
 
-def _float32_error(engine: Any, directions: list[Array], products: list[Array], batch: Batch) -> float:
+def _float32_error(loss: EmpiricalLoss, engine: Any, batch: Batch) -> float:
     """The best step's error per direction; the median, so that 2 of 3 directions must pass."""
-    best = [
-        min(_distance(product, _difference(engine, direction, batch, step)) for step in _STEPS["float32"])
-        for direction, product in zip(directions, products, strict=True)
-    ]
-    return float(np.median(best))
+    directions = (_direction(loss, engine, number) for number in range(_NUM_DIRECTIONS))
+    return float(np.median([_closest(engine, one, _product(engine, one, batch), batch) for one in directions]))
+
+
+def _closest(engine: Any, direction: Array, product: Array, batch: Batch) -> float:
+    """The error of the best step, the first that is clearly good enough."""
+    errors = []
+    for step in _STEPS["float32"]:
+        errors.append(_distance(product, _difference(engine, direction, batch, step)))
+        if errors[-1] < _ALLOWED["float32"] / 10:
+            break
+    return min(errors)
 
 
 def _rounding_error(
-    loss: EmpiricalLoss,
-    engine: Any,
-    reference: Any,
-    directions: list[Array],
-    products: list[Array],
-    batch: Batch,
-    reference_batch: Batch,
+    loss: EmpiricalLoss, engine: Any, direction: Array, product: Array, batch: Batch, known: list[float]
 ) -> float:
-    """What rounding costs a product, relative to its norm."""
+    """What rounding costs a product, relative to its norm; `known` are distances to float64 products, if any."""
     eps = float(np.finfo(engine.dtype).eps)
     if engine.dtype == np.float64:
         return eps
-    if reference is not None and not _random(loss.function):
-        exact = [_product(reference, direction, reference_batch) for direction in directions]
-        return max(
-            eps,
-            float(np.median([_distance(one, other) for one, other in zip(products, exact, strict=True)])),
-        )
+    if known and not _random(loss.function):
+        return max(eps, float(np.median(known)))
     # No float64 product of the same function: perturb every weight by one rounding instead, which is what
     # evaluating in float32 amounts to (backward error).
-    generator = np.random.default_rng([loss.seed, 5])
-    noise = 1.0 + eps * generator.uniform(-1, 1, engine.size).astype(np.float32)
-    vector = tf.constant(directions[0], engine.dtype)
-    moved = engine.product(engine.point * noise, vector, batch).numpy()
-    return max(eps, _distance(products[0], moved))
+    noise = 1.0 + eps * np.random.default_rng([loss.seed, 5]).uniform(-1, 1, engine.size).astype(np.float32)
+    moved = engine.product(engine.point * noise, tf.constant(direction, engine.dtype), batch).numpy()
+    return max(eps, _distance(product, moved))
 
 
 def _failure(loss: EmpiricalLoss, result: Verification) -> str:
@@ -313,4 +352,4 @@ def _layer_is_wrong(layer: Any, shape: list[int]) -> bool:
         along = tf.sin(v)
         step = _STEPS["float64"][0] / float(tf.norm(along))
         difference = (gradient(x + step * along) - gradient(x - step * along)).numpy() / (2 * step)
-    return _distance(found, difference) > _ALLOWED["float64"]
+    return _distance(found.ravel(), difference.ravel()) > _ALLOWED["float64"]

@@ -3,7 +3,8 @@ import pytest
 
 from sdkeras.errors import NonFiniteError
 from sdkeras.finite import finite
-from sdkeras.linalg.orthogonal import dot, norm, orthogonalize, thin_qr
+from sdkeras.linalg.orthogonal import orthogonalize, thin_qr
+from sdkeras.long_vectors import dot, norm
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
