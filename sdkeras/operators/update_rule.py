@@ -132,6 +132,12 @@ def parts_of(optimizer: Any) -> list[Any]:
     return [optimizer, *getattr(optimizer, "_inner_optimizers", [])]
 
 
+def scheduled_parts(optimizer: Any) -> list[Any]:
+    """Those of `parts_of` whose learning rate follows a schedule. A `MultiOptimizer` itself has no rate."""
+    schedule = keras.optimizers.schedules.LearningRateSchedule
+    return [part for part in parts_of(optimizer) if isinstance(part._learning_rate, schedule)]
+
+
 def is_function(rate: Any) -> bool:
     """Whether a learning rate is a plain Python function, neither a number nor a schedule."""
     return callable(rate) and not isinstance(rate, (keras.Variable, keras.optimizers.schedules.LearningRateSchedule))
@@ -693,11 +699,11 @@ class UpdateRule:
         return new, advanced
 
     def rates(self, held: Sequence[Any]) -> list[float]:
-        """The learning rates that the update computes from these held values, of the optimizer and its parts."""
+        """The learning rates that the update computes from these held values, of each of `scheduled_parts`."""
 
         def graph(*values: Any) -> list[Any]:
             with precision.default_precision(self.dtype), _Recording(list(zip(self._held, values, strict=True))):
-                return [tf.convert_to_tensor(part.learning_rate) for part in parts_of(self._optimizer)]
+                return [tf.convert_to_tensor(part.learning_rate) for part in scheduled_parts(self._optimizer)]
 
         return [float(rate) for rate in tf.function(graph, autograph=False)(*held)]
 

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -25,7 +24,7 @@ from sdkeras.operators import precision, verification
 from sdkeras.operators.base import Array
 from sdkeras.operators.layout import Layout
 from sdkeras.operators.slopes import Gradient, Summed, parted
-from sdkeras.operators.update_rule import UpdateRule, loaded_clone, parts_of, replica
+from sdkeras.operators.update_rule import UpdateRule, loaded_clone, replica, scheduled_parts
 from sdkeras.records import Verification
 
 if TYPE_CHECKING:
@@ -247,10 +246,8 @@ def _with_rates_of(rule: UpdateRule, clone: Any) -> bool:
     one rate, and the rates apart from them: near the end of a decay they are small differences of larger numbers.
     """
     iteration = rule.held[rule.iteration_name]
-    for part, mine in zip(parts_of(clone), rule.rates(rule.constants(rule.held)), strict=True):
+    for part, mine in zip(scheduled_parts(clone), rule.rates(rule.constants(rule.held)), strict=True):
         schedule = part._learning_rate
-        if not isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
-            continue
         own, first = (float(np.asarray(schedule(tf.constant(at)))) for at in (iteration, np.zeros_like(iteration)))
         if not abs(mine - own) <= _ALLOWED_RATE * max(abs(own), abs(first)):
             return False

@@ -270,7 +270,7 @@ def test_backup_and_restore(stand_in, tmp_path: Path) -> None:
         ({"measures": ()}, "no measure was asked for"),
         ({"samples": 0}, "samples is 0"),
         ({"tolerance": 2.0}, "tolerance is 2.0"),
-        ({"log_dir": "/dev/null/run"}, "cannot be written: Not a directory; choose another log_dir"),
+        ({"log_dir": "/dev/null/run"}, "cannot be written: Not a directory; choose another folder"),
     ],
 )
 def test_wrong_arguments_are_refused_at_once(options: dict[str, object], message: str) -> None:

@@ -90,8 +90,9 @@ class Squashing(optimizers.SGD):
 def by_layer() -> object:
     if not hasattr(optimizers, "MultiOptimizer"):
         pytest.skip("this Keras has no MultiOptimizer")
+    decaying = optimizers.schedules.ExponentialDecay(RATE, 3, 0.5)
     return optimizers.MultiOptimizer(
-        optimizers.OptimizerMap(optimizers.SGD(RATE, momentum=0.5), {".*bias": optimizers.Adam(RATE)})
+        optimizers.OptimizerMap(optimizers.SGD(decaying, momentum=0.5), {".*bias": optimizers.Adam(RATE)})
     )
 
 

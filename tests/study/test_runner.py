@@ -130,7 +130,13 @@ def test_a_killed_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
 def test_ctrl_c_ends_the_command_and_its_workers(tmp_path: Path) -> None:
     grid = written(tmp_path, moods='["wait"]')
     command = [Path(sys.executable).parent / "sdkeras", "study", "run", grid, "--out", tmp_path / "out"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells ignore it in what they run behind
+    )
     until = time.monotonic() + 120
     while calls(tmp_path) != ["wait 0.1"] and time.monotonic() < until:
         time.sleep(0.1)
