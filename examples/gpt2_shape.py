@@ -2,16 +2,16 @@
 
 The plan comes first, from one timed gradient; if it needs more memory than it may take, nothing is started. Tokens are
 random unless --text takes them from the documentation of Python (bytes as ids). Then the analysis: extremes and trace
-of the Hessian, and SD by the paper's SD-KDE and by sdkeras' own quadrature. The basis of a run is kept where it fits
-beside the products (14 GB: up to 16 steps); with more steps the runs do without reorthogonalisation. At the end the
-predicted and the measured peak of memory stand side by side.
+of the Hessian, and SD by the paper's SD-KDE and by sdkeras' own quadrature, without reorthogonalisation: a basis of 20
+steps would take 10 GB more (--reorthogonalize keeps it). At the end the predicted and the measured peak of memory stand
+side by side.
 
     python examples/gpt2_shape.py [--memory GB] [--max-hvps N] [--save FOLDER] [--width W --depth D --vocabulary V]
 
 --save writes gpt2.keras and tokens.npz (0.5 GB) and analyses nothing, for the command line:
 
-    sdkeras analyze FOLDER/gpt2.keras --data FOLDER/tokens.npz --batch-size 2 --samples 2 --memory 14 --max-hvps 130 \
-        --estimator sd-kde --estimator slq --set slq.num_steps=10 --set sd-kde.num_steps=10
+    sdkeras analyze FOLDER/gpt2.keras --data FOLDER/tokens.npz --batch-size 2 --samples 2 --memory 14 --max-hvps 180 \
+        --estimator sd-kde --estimator slq --set slq.num_steps=20 --set sd-kde.num_steps=20
 """
 
 import argparse
@@ -43,6 +43,7 @@ def tokens(vocabulary: int, context: int, text: bool) -> tuple[np.ndarray, np.nd
 def settings(options: argparse.Namespace) -> dict:
     """What `sdkeras.analyze` is told: few steps and few runs, and the Hessian of one batch in place of all data."""
     steps = options.steps
+    run = {"num_steps": steps, "reorthogonalize": options.reorthogonalize}
     return {
         "batch_size": 2,
         "samples": 2,
@@ -50,9 +51,9 @@ def settings(options: argparse.Namespace) -> dict:
         "max_hvps": options.max_hvps,
         "estimators": ("sd-kde", "slq"),
         "settings": {
-            "sd-kde": {"num_steps": steps},
-            "slq": {"num_steps": steps},
-            "lanczos": {"num_steps": 2 * steps},
+            "sd-kde": run,
+            "slq": run,
+            "lanczos": run,
             "randomized-trace": {"num_probes": 4},
         },
     }
@@ -61,8 +62,9 @@ def settings(options: argparse.Namespace) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description="A decoder of GPT-2 small's shape, analysed in a given memory.")
     parser.add_argument("--memory", type=float, default=14.0, help="GB for the whole process; default 14")
-    parser.add_argument("--max-hvps", type=int, default=130, help="Hessian-vector products; default 130")
-    parser.add_argument("--steps", type=int, default=10, help="Lanczos steps of a run; default 10")
+    parser.add_argument("--max-hvps", type=int, default=180, help="Hessian-vector products; default 180")
+    parser.add_argument("--steps", type=int, default=20, help="Lanczos steps of a run; default 20")
+    parser.add_argument("--reorthogonalize", action="store_true", help="keep the bases of the runs")
     parser.add_argument("--learning-rate", type=float, default=0.01, help="of plain SGD; default 0.01")
     parser.add_argument("--vocabulary", type=int, default=50257)
     parser.add_argument("--context", type=int, default=64, help="tokens of a sample; GPT-2 takes up to 1,024")

@@ -8,13 +8,12 @@ from typing import Any
 from sdkeras.analysis import analyze
 from sdkeras.errors import SdkerasError
 from sdkeras.memory import memory_limit
-from sdkeras.records import FloatArray
 from sdkeras.reporting.schema import Analysis
+from sdkeras.study import trajectory_measures
 from sdkeras.study.grid import GridRun, Study
 from sdkeras.study.measures import ESTIMATOR_OF, READ, analysis_options, columns, parts_of_column
 from sdkeras.study.recorder import simulate
 from sdkeras.study.run_files import Measured, RunFolder, Value
-from sdkeras.study.topology import e_alpha, euclidean_distances, loss_distances, ph_dimension
 from sdkeras.study.training import StudyData
 from sdkeras.study.trajectory import Trajectory
 
@@ -49,7 +48,7 @@ def measure(
     for kind in ("backward", "forward"):
         of_kind = [column for column in wanted if column not in analysed and f"-{kind}-" in column]
         if of_kind:
-            found |= _of_trajectory(study, _trajectory(study, run, model, data, folder, kind), of_kind)
+            found |= _of_trajectory(study, _trajectory(study, run, model, data, folder, kind), of_kind, share)
     values = {} if before is None else dict(before.values)
     values |= {column: Value(*found[column], study.measured_by(column)) for column in wanted}
     ordered = {column: values[column] for column in (*of, *values)}
@@ -118,26 +117,22 @@ def _trajectory(study: Study, run: GridRun, model: Any, data: StudyData, folder:
     )
 
 
-def _distances(trajectory: Trajectory, metric: str) -> FloatArray:
-    if metric == "euclidean":
-        return euclidean_distances(trajectory.iterates)
-    if trajectory.losses is None:
-        raise SdkerasError("its recorded trajectory has no losses; delete the run's folder to train it again")
-    return loss_distances(trajectory.losses)
-
-
-def _of_trajectory(study: Study, trajectory: Trajectory, wanted: list[str]) -> dict[str, _Found]:
+def _of_trajectory(study: Study, trajectory: Trajectory, wanted: list[str], share: int) -> dict[str, _Found]:
     """E_alpha and the dimension in each metric that is wanted."""
-    found: dict[str, _Found] = {}
     if trajectory.stopped_at is not None:
         return dict.fromkeys(wanted, (None, None, f"the trajectory diverged at step {trajectory.stopped_at:,}"))
-    alpha = study.trajectory.alpha
-    for metric in dict.fromkeys(parts_of_column(column)[2] for column in wanted):
-        distances = _distances(trajectory, metric)
-        for column in (each for each in wanted if parts_of_column(each)[2] == metric):
-            if parts_of_column(column)[0] == "e_alpha":
-                found[column] = e_alpha(distances, alpha), None, ""
-            else:
-                made = ph_dimension(distances, alpha)
-                found[column] = made.value, made.stderr, made.reason
+    memory = memory_limit(None) / share / 1e9
+    of = trajectory_measures.measure(trajectory, study.trajectory.alpha, memory_gb=memory)
+    found: dict[str, _Found] = {}
+    for column in wanted:
+        measure, _, metric = parts_of_column(column)
+        trees = of.euclidean if metric == "euclidean" else of.data
+        if trees is None:
+            raise SdkerasError("its recorded trajectory has no losses; delete the run's folder to train it again")
+        dimension = trees.ph_dimension
+        by_measure = {
+            "e_alpha": (trees.e_alpha, None, ""),
+            "ph_dimension": (dimension.value, dimension.stderr, dimension.reason),
+        }
+        found[column] = by_measure[measure]
     return found
