@@ -9,36 +9,20 @@ import click
 from sdkeras import registry
 from sdkeras.errors import SdkerasError
 from sdkeras.options import DEFAULT_STEPS, DEFAULT_TRANSIENT
-from sdkeras_cli import conditions
-from sdkeras_cli.inputs import (
-    COUNT,
-    NOT_NEGATIVE,
-    POSITIVE,
-    PRODUCT_MODES,
-    FiniteRange,
-    check_inputs,
-    input_files,
-    load,
-)
-from sdkeras_cli.options import estimator_settings
+from sdkeras_cli import conditions, shared
+from sdkeras_cli.inputs import check_inputs, input_files, load
 from sdkeras_cli.output import check_outputs, show_plan, write_reports
-
-_FRACTION = FiniteRange(min=0, max=1, min_open=True, max_open=True)
+from sdkeras_cli.settings import estimator_settings
+from sdkeras_cli.shared import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE
 
 
 @click.command()
 @click.argument("model", type=click.Path())
-@click.option(
-    "--data",
-    type=click.Path(),
-    required=True,
-    metavar="DATA",
-    help="FILE.npz, X.npy,Y.npy, a tf.data folder, or module:callable.",
-)
-@click.option("--batch-size", type=COUNT, help="Of training; default 32, or the data set's own.")
-@click.option("--learning-rate", type=POSITIVE, help="In place of the one in the file.")
-@click.option("--loss", help="Name of a Keras loss, or NAME:from_logits, in place of the compiled one.")
-@click.option("--params", metavar="REGEX", help="Analyse only the variables whose path this finds.")
+@shared.data
+@shared.batch_size
+@shared.learning_rate
+@shared.loss
+@shared.params
 @click.option("--samples", type=COUNT, default=4096, show_default=True, help="Samples for the data-set Hessian.")
 @click.option(
     "--mode",
@@ -56,18 +40,18 @@ _FRACTION = FiniteRange(min=0, max=1, min_open=True, max_open=True)
     help="auto: the optimizer's own step where it is known; hessian: |1 - eta*alpha|; full: singular values of the "
     "whole step of any optimizer.",
 )
-@click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True)
-@click.option("--product-mode", type=click.Choice(PRODUCT_MODES), default="auto", show_default=True)
+@shared.dtype
+@shared.product_mode
 @click.option("--estimator", "estimators", multiple=True, help="Estimator to use; repeatable.")
-@click.option("--set", "assignments", multiple=True, metavar="NAME.FIELD=VALUE", help="A setting of an estimator.")
+@shared.settings
 @click.option("--exact", is_flag=True, help="Exact spectra of minibatches as well (small models).")
 @click.option("--exact-minibatches", type=COUNT, help="How many (with --exact or without); adaptive by default.")
-@click.option("--tolerance", type=_FRACTION, default=0.05, show_default=True, help="Half-width over the codimension.")
+@click.option("--tolerance", type=FRACTION, default=0.05, show_default=True, help="Half-width over the codimension.")
 @click.option("--max-hvps", type=COUNT, help="Limit on products; what must be done is done.")
 @click.option("--time-limit", type=POSITIVE, metavar="SECONDS")
-@click.option("--memory", type=POSITIVE, metavar="GB", help="Memory for bases and dense matrices.")
-@click.option("--seed", type=NOT_NEGATIVE, default=0, show_default=True)
-@click.option("--allow-unverified", is_flag=True, help="Go on with an operator that failed its verification.")
+@shared.memory("bases and dense matrices")
+@shared.seed
+@shared.allow_unverified("an operator")
 @click.option("--per-layer", is_flag=True, help="Largest eigenvalue, trace and codimension of each layer's block.")
 @click.option("--lyapunov", type=COUNT, metavar="K", help="K Lyapunov exponents along training from here as well.")
 @click.option("--lyapunov-steps", type=COUNT, default=DEFAULT_STEPS, show_default=True, help="Averaged over.")
@@ -76,14 +60,14 @@ _FRACTION = FiniteRange(min=0, max=1, min_open=True, max_open=True)
 @click.option("--every", type=COUNT, metavar="M", help="Training steps between two snapshots.")
 @click.option("--bound", "bound_texts", multiple=True, metavar="NAME=VALUE", help="An input of the bounds; repeatable.")
 @click.option("--estimate-bound-inputs", is_flag=True, help="Estimate loss_bound and lipschitz where not given.")
-@click.option("--custom-objects", type=click.Path(), metavar="FILE", help="Python file with the model's own classes.")
-@click.option("--unsafe", is_flag=True, help="Load Lambda layers, whose code is in the model file.")
-@click.option("--json", "json_path", type=click.Path(), metavar="OUT", help="Write run.json here.")
-@click.option("--html", "html_path", type=click.Path(), metavar="OUT", help="Write the report page here.")
-@click.option("--fail-if", "expression", metavar="EXPR", help="Exit with 3 if it holds: PATH OP NUMBER [and|or ...].")
-@click.option("--dry-run", is_flag=True, help="Show what would be done and what it would cost.")
-@click.option("--quiet", is_flag=True, help="No progress and no report.")
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@shared.custom_objects
+@shared.unsafe
+@shared.json
+@shared.html
+@shared.fail_if
+@shared.dry_run
+@shared.quiet
+@shared.debug
 def command(
     model: str,
     data: str,
@@ -97,7 +81,6 @@ def command(
     assignments: tuple[str, ...],
     estimators: tuple[str, ...],
     step_map: str,
-    memory: float | None,
     bound_texts: tuple[str, ...],
     expression: str | None,
     **options: Any,
@@ -116,7 +99,7 @@ def command(
     outputs = [path for path in (json_path, html_path) if path is not None]
     check_inputs(model, data, custom_objects)
     check_outputs(outputs, input_files(model, data, custom_objects))
-    options |= {"estimators": estimators, "settings": settings, "map": step_map, "memory_gb": memory}
+    options |= {"estimators": estimators, "settings": settings, "map": step_map}
     options["bound_inputs"] = bound_inputs
     return run(
         model,

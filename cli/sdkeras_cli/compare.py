@@ -6,7 +6,7 @@ import click
 
 from sdkeras.reporting.compare import compare
 from sdkeras.reporting.schema import load_document
-from sdkeras_cli import conditions
+from sdkeras_cli import conditions, shared
 from sdkeras_cli.output import check_outputs, write_reports
 from sdkeras_cli.report import status_of
 
@@ -14,16 +14,16 @@ from sdkeras_cli.report import status_of
 @click.command()
 @click.argument("a_json", type=click.Path(), metavar="A.json")
 @click.argument("b_json", type=click.Path(), metavar="B.json")
-@click.option("--json", "json_path", type=click.Path(), metavar="OUT", help="Write the comparison here.")
-@click.option("--html", "html_path", type=click.Path(), metavar="OUT", help="Write the page here.")
+@shared.json
+@shared.html
 @click.option(
     "--fail-if",
     "expression",
     metavar="EXPR",
     help="Exit with 3 if it holds: PATH OP NUMBER [and|or ...], of B; delta.PATH is B minus A, a.PATH is of A.",
 )
-@click.option("--quiet", is_flag=True, help="Nothing in the terminal.")
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@shared.quiet
+@shared.debug
 def command(
     a_json: str,
     b_json: str,

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from sdkeras.errors import SdkerasError
-from sdkeras_cli import analyze
+from sdkeras_cli import analyze, shared
 from sdkeras_cli.output import check_writable
 
 _EPOCHS = 30
@@ -19,8 +19,8 @@ _LEARNING_RATE = 0.2
 @click.command()
 @click.option("--output-dir", default="sdkeras-demo", show_default=True, metavar="DIR")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
-@click.option("--quiet", is_flag=True, help="No progress and no report.")
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@shared.quiet
+@shared.debug
 def command(output_dir: str, seed: int, quiet: bool, debug: bool) -> int:
     """Train a small net on the 1,797 digits of UCI and analyse it."""
     del debug

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from typing import Any
 
@@ -10,22 +9,6 @@ import attrs
 import click
 
 from sdkeras.errors import SdkerasError
-
-
-class FiniteRange(click.FloatRange):
-    """A range of numbers without NaN and infinity, which click lets through."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        number = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number.", param, ctx)
-        return number
-
-
-POSITIVE = FiniteRange(min=0, min_open=True)
-COUNT = click.IntRange(min=1)
-NOT_NEGATIVE = click.IntRange(min=0)
-PRODUCT_MODES = ("auto", "reverse-over-reverse", "forward-over-reverse", "finite-differences")
 
 
 def check_inputs(model: str, data: str, custom_objects: str | None) -> None:

@@ -12,6 +12,7 @@ from sdkeras import registry
 from sdkeras.errors import PluginError, SdkerasError
 from sdkeras.reporting.tables import printable
 from sdkeras.user_code import USER_ERRORS, last_line
+from sdkeras_cli import shared
 
 
 @click.group()
@@ -35,7 +36,7 @@ def list_plugins() -> None:
 
 @command.command("check", short_help="Run an estimator through its kind's contract.")
 @click.argument("name")
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@shared.debug
 def check_plugin(name: str, debug: bool) -> int:
     """Run the estimator NAME, with its default settings, through its kind's contract.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from sdkeras.reporting.schema import Analysis, LyapunovRun, load_document
-from sdkeras_cli import conditions
+from sdkeras_cli import conditions, shared
 from sdkeras_cli.output import check_outputs, write_reports
 
 CONDITION_HELD = 3
@@ -13,10 +13,10 @@ CONDITION_HELD = 3
 
 @click.command()
 @click.argument("run_json", type=click.Path(), metavar="RUN.json")
-@click.option("--html", "html_path", type=click.Path(), metavar="OUT", help="Write the report page here.")
-@click.option("--fail-if", "expression", metavar="EXPR", help="Exit with 3 if it holds: PATH OP NUMBER [and|or ...].")
-@click.option("--quiet", is_flag=True, help="No report in the terminal.")
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@shared.html
+@shared.fail_if
+@shared.quiet
+@shared.debug
 def command(run_json: str, html_path: str | None, expression: str | None, quiet: bool, debug: bool) -> int:
     """Show the report of RUN.json (of analyze or lyapunov), in the terminal or as a page."""
     del debug

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import click
 
+from sdkeras_cli import shared
+
 
 @click.command()
 @click.argument("folder", type=click.Path(), metavar="DIR")
-@click.option("--quiet", is_flag=True, help="Nothing in the terminal.")
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@shared.quiet
+@shared.debug
 def command(folder: str, quiet: bool, debug: bool) -> int:
     """Correlate the measures of the study in DIR with its generalization gaps.
 

@@ -8,7 +8,8 @@ import click
 
 from sdkeras.study.grid import read_study
 from sdkeras.study.runner import DONE, FAILED, TRAINED, Finished, StudyPlan, plan_study, run_study
-from sdkeras_cli.inputs import COUNT
+from sdkeras_cli import shared
+from sdkeras_cli.shared import COUNT
 
 
 @click.command()
@@ -18,8 +19,8 @@ from sdkeras_cli.inputs import COUNT
 @click.option("--jobs", type=COUNT, help="Processes side by side; default one for each core.")
 @click.option("--retry", is_flag=True, help="Do failed runs again.")
 @click.option("--dry-run", is_flag=True, help="Show the runs and what is done; do nothing.")
-@click.option("--quiet", is_flag=True, help="No progress.")
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@shared.quiet
+@shared.debug
 def command(
     grid: str, out: str, full: bool, jobs: int | None, retry: bool, dry_run: bool, quiet: bool, debug: bool
 ) -> int:

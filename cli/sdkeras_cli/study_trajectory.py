@@ -8,8 +8,10 @@ import click
 from click.core import ParameterSource
 
 from sdkeras.errors import SdkerasError
-from sdkeras_cli.inputs import COUNT, NOT_NEGATIVE, POSITIVE, check_inputs, input_files, load
+from sdkeras_cli import shared
+from sdkeras_cli.inputs import check_inputs, input_files, load
 from sdkeras_cli.output import check_outputs
+from sdkeras_cli.shared import COUNT, NOT_NEGATIVE, POSITIVE
 
 if TYPE_CHECKING:
     from sdkeras.study.forward import ForwardPlan
@@ -36,22 +38,22 @@ _OF_BOTH = ("source", "alpha", "seed", "memory_gb", "json_path", "html_path", "d
     help="Examples of the data-dependent distance, at random; 0 for none.",
 )
 @click.option("--alpha", type=POSITIVE, default=1.0, show_default=True, help="Power of the edges.")
-@click.option("--batch-size", type=COUNT, help="Of training; default 32, or the data set's own.")
-@click.option("--learning-rate", type=POSITIVE, help="In place of the one in the file, or of its schedule.")
-@click.option("--loss", help="Name of a Keras loss, or NAME:from_logits, in place of the compiled one.")
+@shared.batch_size
+@shared.learning_rate
+@shared.loss
 @click.option("--samples", type=COUNT, help="How much of an endless data set to read.")
-@click.option("--seed", type=NOT_NEGATIVE, default=0, show_default=True)
-@click.option("--initial-slots", is_flag=True, help="For an optimizer without a step: the slots it would start with.")
-@click.option("--allow-unverified", is_flag=True, help="Go on with a step that failed its verification.")
-@click.option("--memory", "memory_gb", type=POSITIVE, metavar="GB", help="Memory for iterates and distances.")
-@click.option("--custom-objects", type=click.Path(), metavar="FILE", help="Python file with the model's own classes.")
-@click.option("--unsafe", is_flag=True, help="Load Lambda layers, whose code is in the model file.")
+@shared.seed
+@shared.initial_slots
+@shared.allow_unverified("a step")
+@shared.memory("iterates and distances")
+@shared.custom_objects
+@shared.unsafe
 @click.option("--save", type=click.Path(), metavar="TRAJECTORY.npz", help="Keep the simulated trajectory here.")
-@click.option("--json", "json_path", type=click.Path(), metavar="OUT", help="Write the answer here.")
-@click.option("--html", "html_path", type=click.Path(), metavar="OUT", help="Write the page here.")
-@click.option("--dry-run", is_flag=True, help="Show what would be done and what it would cost.")
-@click.option("--quiet", is_flag=True, help="No progress and no report.")
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@shared.json
+@shared.html
+@shared.dry_run
+@shared.quiet
+@shared.debug
 @click.pass_context
 def command(
     context: click.Context,

@@ -10,11 +10,11 @@ from sdkeras.checkpoint_files import in_order
 from sdkeras.errors import SdkerasError
 from sdkeras.reporting import run_log
 from sdkeras.reporting.run_log import Measurement, RunLog
-from sdkeras_cli import conditions
-from sdkeras_cli.inputs import COUNT, NOT_NEGATIVE, POSITIVE, FiniteRange, check_inputs
+from sdkeras_cli import conditions, shared
+from sdkeras_cli.inputs import check_inputs
 from sdkeras_cli.output import check_outputs
+from sdkeras_cli.shared import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE
 
-_FRACTION = FiniteRange(min=0, max=1, min_open=True, max_open=True)
 _DEFAULT_FOLDER = "track"
 
 
@@ -25,24 +25,24 @@ _DEFAULT_FOLDER = "track"
 @click.option("--model", type=click.Path(), metavar="FILE", help="The compiled model that .weights.h5 files are of.")
 @click.option("--out", "log_dir", type=click.Path(), metavar="DIR", help="Folder of the log; default: track.")
 @click.option("--measures", metavar="NAME,NAME,...", help="Of the callback's keys; default: all.")
-@click.option("--batch-size", type=COUNT, help="Of training; default 32, or the data set's own.")
+@shared.batch_size
 @click.option("--learning-rate", type=POSITIVE, help="In place of the ones in the files.")
-@click.option("--loss", help="Name of a Keras loss, or NAME:from_logits, in place of the compiled one.")
-@click.option("--params", metavar="REGEX", help="Analyse only the variables whose path this finds.")
+@shared.loss
+@shared.params
 @click.option("--samples", type=COUNT, help="Samples for the data-set Hessian; default 1024.")
 @click.option("--mode", type=click.Choice(["train", "inference"]), help="Of dropout and the like; default train.")
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), help="Default float32.")
-@click.option("--tolerance", type=_FRACTION, help="Half-width over the codimension; default 0.2.")
+@click.option("--tolerance", type=FRACTION, help="Half-width over the codimension; default 0.2.")
 @click.option("--max-hvps", type=COUNT, help="Products for a checkpoint's exponents; default 1000.")
-@click.option("--memory", "memory_gb", type=POSITIVE, metavar="GB", help="Memory for bases and dense matrices.")
+@shared.memory("bases and dense matrices")
 @click.option("--seed", type=NOT_NEGATIVE, help="Default 0.")
-@click.option("--custom-objects", type=click.Path(), metavar="FILE", help="Python file with the model's own classes.")
-@click.option("--unsafe", is_flag=True, help="Load Lambda layers, whose code is in the files.")
-@click.option("--html", "html_path", type=click.Path(), metavar="OUT", help="Write the page here.")
+@shared.custom_objects
+@shared.unsafe
+@shared.html
 @click.option("--fail-if", "expression", metavar="EXPR", help="Exit with 3 if it holds for the last measurement.")
 @click.option("--dry-run", is_flag=True, help="Show which checkpoints are measured already and which would be.")
-@click.option("--quiet", is_flag=True, help="No progress and no table.")
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@shared.quiet
+@shared.debug
 def command(
     paths: tuple[str, ...],
     html_path: str | None,

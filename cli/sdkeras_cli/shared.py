@@ -1,0 +1,77 @@
+"""Options that several commands have, and the numbers that options take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+class FiniteRange(click.FloatRange):
+    """A range of numbers without NaN and infinity, which click lets through."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+POSITIVE = FiniteRange(min=0, min_open=True)
+FRACTION = FiniteRange(min=0, max=1, min_open=True, max_open=True)
+COUNT = click.IntRange(min=1)
+NOT_NEGATIVE = click.IntRange(min=0)
+
+data = click.option(
+    "--data",
+    type=click.Path(),
+    required=True,
+    metavar="DATA",
+    help="FILE.npz, X.npy,Y.npy, a tf.data folder, or module:callable.",
+)
+batch_size = click.option("--batch-size", type=COUNT, help="Of training; default 32, or the data set's own.")
+learning_rate = click.option(
+    "--learning-rate", type=POSITIVE, help="In place of the one in the file, or of its schedule."
+)
+loss = click.option("--loss", help="Name of a Keras loss, or NAME:from_logits, in place of the compiled one.")
+params = click.option("--params", metavar="REGEX", help="Analyse only the variables whose path this finds.")
+dtype = click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True)
+product_mode = click.option(
+    "--product-mode",
+    type=click.Choice(["auto", "reverse-over-reverse", "forward-over-reverse", "finite-differences"]),
+    default="auto",
+    show_default=True,
+)
+settings = click.option(
+    "--set", "assignments", multiple=True, metavar="NAME.FIELD=VALUE", help="A setting of an estimator."
+)
+seed = click.option("--seed", type=NOT_NEGATIVE, default=0, show_default=True)
+initial_slots = click.option(
+    "--initial-slots", is_flag=True, help="For an optimizer without a step: the slots it would start with."
+)
+custom_objects = click.option(
+    "--custom-objects", type=click.Path(), metavar="FILE", help="Python file with the model's own classes."
+)
+unsafe = click.option("--unsafe", is_flag=True, help="Load Lambda layers, whose code is in the model file.")
+json = click.option("--json", "json_path", type=click.Path(), metavar="OUT", help="Write the answer here.")
+html = click.option("--html", "html_path", type=click.Path(), metavar="OUT", help="Write the report page here.")
+fail_if = click.option(
+    "--fail-if", "expression", metavar="EXPR", help="Exit with 3 if it holds: PATH OP NUMBER [and|or ...]."
+)
+dry_run = click.option("--dry-run", is_flag=True, help="Show what would be done and what it would cost.")
+quiet = click.option("--quiet", is_flag=True, help="Nothing in the terminal but errors.")
+debug = click.option("--debug", is_flag=True, help="Show tracebacks.")
+
+
+def memory(what_for: str) -> Callable[[_Command], _Command]:
+    """--memory, and what may be of that size."""
+    return click.option("--memory", "memory_gb", type=POSITIVE, metavar="GB", help=f"Memory for {what_for}.")
+
+
+def allow_unverified(what: str) -> Callable[[_Command], _Command]:
+    """--allow-unverified, and what may be unverified."""
+    return click.option("--allow-unverified", is_flag=True, help=f"Go on with {what} that failed its verification.")
