@@ -23,15 +23,19 @@ from sdkeras.study.results import Results
 
 
 def headline(found: Correlations) -> str:
-    """Which measure goes most with which gap."""
-    rows = [row for row in found.rows if row.tau_b is not None]
+    """Which measure goes most with which gap, and which most against that gap."""
+    rows = [(float(row.tau_b), row) for row in found.rows if row.tau_b is not None]
     if not rows:
         return "No measure has a tau-b: all values of it, or of the gaps, are equal"
-    best = max(rows, key=lambda row: abs(row.tau_b or 0.0))
-    with_it = [row for row in rows if row.target == best.target]
+    tau, best = max(rows, key=lambda pair: pair[0])
     gap = best.target.replace("_", " ")
-    of = f"of {len(with_it)} measures" if len(with_it) > 1 else "the one measure"
-    return f"{best.measure} goes most with the {gap}: tau-b {best.tau_b:+.2f} over {best.num_runs} runs, {of}"
+    if tau <= 0:
+        return f"No measure goes with a gap: the largest tau-b is {best.measure}'s with the {gap}, {tau:+.2f}"
+    others = [pair for pair in rows if pair[1].target == best.target and pair[1] is not best]
+    of = f"of {len(others) + 1} measures" if others else "the one measure"
+    text = f"{best.measure} goes most with the {gap}: tau-b {tau:+.2f} over {best.num_runs} runs, {of}"
+    least, worst = min(others, key=lambda pair: pair[0], default=(tau, best))
+    return text + (f"; most against it goes {worst.measure}: {least:+.2f}" if least < 0 else "")
 
 
 def notes(results: Results, found: Correlations) -> tuple[str, ...]:
