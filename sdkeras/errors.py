@@ -28,6 +28,18 @@ class UnknownEstimatorError(PluginError):
     """No estimator of that kind and name is installed."""
 
 
+class MapError(SdkerasError):
+    """An estimator does not know the map to be analysed.
+
+    Attributes:
+        estimator: Its name.
+    """
+
+    def __init__(self, estimator: str, message: str) -> None:
+        super().__init__(message)
+        self.estimator = estimator
+
+
 class OperatorSizeError(SdkerasError):
     """The operator is too large (memory) or too small for what was asked of it."""
 

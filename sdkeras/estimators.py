@@ -11,7 +11,7 @@ import numpy as np
 
 from sdkeras import registry
 from sdkeras.dimension.exponents import ExponentMap
-from sdkeras.errors import PluginError, SdkerasError
+from sdkeras.errors import MapError, PluginError, SdkerasError
 from sdkeras.operators.base import Array, LinearMap, SymmetricOperator, TangentFlow
 from sdkeras.options import Options
 from sdkeras.user_code import USER_ERRORS, last_line
@@ -110,15 +110,18 @@ def estimator_of_spectrum(name: str, settings: Mapping[str, Any], exponents: Exp
     """The spectrum estimator; one with a field `learning_rate` works on |1 - eta * alpha| and gets the map's eta.
 
     Raises:
-        SdkerasError: It has that field, and the map is another one; or it was set to another rate than the map's.
+        MapError: It has that field, and the map is another one.
+        SdkerasError: It was set to another rate than the map's.
     """
     cls, own, rate = registry.get_estimator("spectrum", name), dict(settings), exponents.learning_rate
     if "learning_rate" in attrs.fields_dict(cls):
         if not exponents.plain:
-            raise SdkerasError(
+            raise MapError(
+                name,
                 f"the estimator {name} knows only the map |1 - eta*alpha|, and the optimizer's own step is another one "
                 f"({exponents.name}, momentum {exponents.momentum:g}, weight decay {exponents.weight_decay:g}); "
-                "analyse that map (--map hessian), or take another estimator."
+                "analyse that map (--map hessian; in a study map = 'hessian' under [analysis]), or take another "
+                "estimator.",
             )
         if own.setdefault("learning_rate", rate) != rate:
             raise SdkerasError(

@@ -20,7 +20,7 @@ import numpy as np
 from sdkeras.data_files import load_data
 from sdkeras.data_fit import check_data
 from sdkeras.errors import ModelError
-from sdkeras.user_code import last_line, load_custom_objects
+from sdkeras.user_code import is_name_of_keras, last_line, load_custom_objects
 
 __all__ = ["check_data", "compile_problem", "load_custom_objects", "load_data", "load_model", "load_weights"]
 
@@ -346,6 +346,8 @@ def _why_not(path: str, error: Exception, safe_mode: bool) -> str:
     if unknown:
         *kinds, name = unknown[-1]
         kind = next(kind for kind in kinds if kind)
+        if is_name_of_keras(name):
+            return f"model file {path!r} cannot be loaded: {_homonym(name)}."
         return (
             f"model file {path!r} uses the {kind} '{name}', which Keras does not know; give the Python file that "
             "defines it with --custom-objects FILE (custom_objects in Python)."
@@ -377,11 +379,20 @@ def _compile_message(path: str, error: Exception, config: dict[str, Any]) -> str
     reason = _short(str(error))
     if unknown:
         reason = f"Keras does not know '{unknown[-1][-1]}'"
+        if is_name_of_keras(unknown[-1][-1]):
+            reason = _homonym(unknown[-1][-1])
     elif "string indices must be integers" in reason:  # how the .h5 reader fails on the name of an unknown function
         reason = "Keras does not know one of these names"
     return (
         f"{path!r} was loaded without its compiled part ({', '.join(parts) or 'unreadable'}): {reason}. Give the "
         "Python file that defines its own parts with --custom-objects FILE, or say --loss and --learning-rate."
+    )
+
+
+def _homonym(name: str) -> str:
+    return (
+        f"it uses a function '{name}' of its author's own, and Keras has one of that name; give it another name, or "
+        "register it (keras.saving.register_keras_serializable), and save again"
     )
 
 

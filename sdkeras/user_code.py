@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,10 @@ from sdkeras.errors import DataError, ModelError
 
 # What user code can raise that is the user's error and not ours; Ctrl-C is neither.
 USER_ERRORS = (Exception, SystemExit)
+_COLOUR = re.compile("\x1b\\[[0-9;]*m")
+_PLACE_IN_GRAPH = re.compile(
+    r"\s*$|\s*File \"|Graph execution error:|Detected at node|<stack traces|in user code:|\s*\[\[\{\{node"
+)
 
 
 @attrs.define
@@ -82,9 +87,11 @@ def _lives_in(name: str, folder: Path) -> bool:
 def last_line(error: BaseException) -> str:
     """The line under a traceback: type and message of the error, in one line; the message may be broken itself."""
     try:
-        text = str(error)
+        text = _COLOUR.sub("", str(error))
     except Exception:
         text = "(its message cannot be shown)"
+    # TensorFlow tells where in the graph before it tells what.
+    text = "\n".join(line for line in text.splitlines() if not _PLACE_IN_GRAPH.match(line)) or text
     line = " ".join(f"{type(error).__name__}: {text}".split()).removesuffix(":")
     return line if len(line) <= 400 else line[:397] + "..."
 
@@ -100,7 +107,9 @@ def load_custom_objects(file: str) -> dict[str, Any]:
 
     Returns:
         name -> class or function: everything defined in the file (or imported by it from files beside it), under
-        its name there, and everything registered, under its registered name ("package>name").
+        its name there, and everything registered, under its registered name ("package>name"). A function by a name
+        that Keras has too (a helper `mse`) is left out: Keras would put it in place of its own wherever a model's file
+        says "mse". Registered, it is told apart.
 
     Raises:
         ModelError: There is no such file, it is not Python, or running it raises an exception.
@@ -132,18 +141,36 @@ def load_custom_objects(file: str) -> dict[str, Any]:
     own = {
         key: value
         for key, value in vars(module).items()
-        if (inspect.isclass(value) or inspect.isfunction(value)) and value.__module__ in found.modules
+        if _is_object(key, value) and value.__module__ in found.modules
     }
     return {**own, **found.registered}
 
 
 def own_objects(function: Callable[..., Any], folder: Path) -> dict[str, Any]:
-    """The user's classes and functions in the module of a function, by their names there, for `custom_objects`."""
+    """The user's classes and functions in the module of a function, as `load_custom_objects` takes them of a file."""
     return {
         name: value
         for name, value in vars(sys.modules[function.__module__]).items()
-        if (inspect.isclass(value) or inspect.isfunction(value)) and _lives_in(value.__module__, folder)
+        if _is_object(name, value) and _lives_in(value.__module__, folder)
     }
+
+
+def _is_object(name: str, value: Any) -> bool:
+    """Whether it is a class, or a function of a name that Keras has not."""
+    return inspect.isclass(value) or (inspect.isfunction(value) and not is_name_of_keras(name))
+
+
+def is_name_of_keras(name: str) -> bool:
+    """Whether Keras has a function or a word of that name: a loss, metric, activation, initializer and so on."""
+    import keras
+
+    if name.lower() in ("accuracy", "acc", "crossentropy", "ce"):  # Keras has words of its own for these
+        return True
+    for kind in ("activations", "constraints", "initializers", "losses", "metrics", "regularizers"):
+        with contextlib.suppress(ValueError, TypeError), keras.saving.custom_object_scope({}):
+            if getattr(keras, kind).get(name) is not None:
+                return True
+    return False
 
 
 def call_user_function(spec: str) -> Any:
@@ -186,7 +213,7 @@ def find_function(spec: str, folder: Path, what: str = "data") -> Callable[..., 
         value = getattr(value, part)
     if not callable(value):
         raise DataError(
-            f"{what} {spec!r}: '{attribute}' is a {type(value).__name__}, not a function; put the {what} into a "
+            f"{what} {spec!r}: '{attribute}' is no function but of type {type(value).__name__}; put the {what} into a "
             "function that returns " + ("them." if what == "data" else "it.")
         )
     return value  # type: ignore[no-any-return]

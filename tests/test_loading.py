@@ -251,6 +251,29 @@ def test_custom_objects_are_returned_and_leave_nothing_behind(user_file, tmp_pat
     assert float(again["my_loss"](np.ones((1, 2)), np.zeros((1, 2)))[0]) == 50.0
 
 
+def test_a_helper_of_a_name_that_keras_has_is_no_custom_object(tmp_path):
+    (tmp_path / "o.py").write_text(
+        "def mse(a, b):\n    return 100.0 * (a - b) ** 2\n\ndef relu(x):\n    return x\n\ndef mine(x):\n    return x\n"
+    )
+    objects = load_custom_objects(str(tmp_path / "o.py"))
+    assert set(objects) == {"mine"}
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    model.save(tmp_path / "word.keras")
+    loaded = load_model(str(tmp_path / "word.keras"), custom_objects=objects)
+    x = np.ones((4, 3), "float32")
+    assert loaded.evaluate(x, x[:, :1], verbose=0) == model.evaluate(x, x[:, :1], verbose=0) > 0
+
+    def mse(a, b):
+        return keras.ops.mean((a - b) ** 4, axis=-1)
+
+    model.compile("sgd", mse)
+    model.save(tmp_path / "own.keras")
+    problem = compile_problem(load_model(str(tmp_path / "own.keras"), custom_objects=objects))
+    assert "it uses a function 'mse' of its author's own, and Keras has one of that name" in problem
+    assert "register it" in problem
+
+
 def test_custom_objects_give_back_a_registration_that_they_replace(tmp_path):
     class Earlier(keras.layers.Layer):
         pass

@@ -27,7 +27,31 @@ def command(
     """Train and measure the runs that GRID.toml defines, in the folder DIR.
 
     The same command goes on where an earlier one has stopped, and adds the runs of values that were added to the grid.
-    Modules and relative paths in GRID.toml are looked for in its folder.
+    Modules and relative paths in GRID.toml are looked for in its folder. The least that it holds:
+
+    \b
+      [study]
+      model = "models:net"      # net(learning_rate, ...) -> compiled keras.Model
+      data = "models:data"      # data() -> (x, y), (x_test, y_test)
+      epochs = 20               # or steps = 5000
+      [grid]                    # arguments of net; batch_size and seed
+      learning_rate = [0.1, 0.2]
+      batch_size = [16, 64]
+      [measures]
+      slq = {}
+      sharpness = {}
+
+    \b
+    [study] as well: name, text, test_data (data and test_data may be files, as for
+      analyze), stop = { loss_below, loss_above, accuracy_below, accuracy_above }
+    [measures]: sd = { minibatches }, slq, sd-slq, sd-kde, sd-ps (fields of the
+      estimator), lambda_1, sharpness, trace, and of trajectories of the weights
+      e_alpha, ph_dimension = { trajectory = "forward" and/or "backward",
+      metric = "euclidean" and/or "data" }
+    [trajectory]: steps, every, alpha, examples, projection
+    [analysis]: samples, mode, map, dtype, product_mode, runs, tolerance,
+      max_hvps, time_limit, as for analyze
+    [full.study], [full.grid] and so on: what --full puts over these
     """
     del debug
     study = read_study(grid, full=full)

@@ -118,8 +118,9 @@ class Study(Document):
         measure = columns(self.measures)[column]
         if measure in OF_TRAJECTORIES:
             return {"trajectory": as_plain(self.trajectory)}
-        # All that come from an analysis are of the same one, which shares its budget among them.
-        together = {name: given for name, given in self.measures.items() if name not in OF_TRAJECTORIES}
+        # All that come from an analysis are of the same one, which shares its budget among its estimators and has
+        # lambda_1, sharpness and trace at any rate.
+        together = {name: self.measures[name] for name in ESTIMATOR_OF if name in self.measures}
         return {"measures": together, "analysis": dict(self.analysis)}
 
     def by_column(self) -> dict[str, dict[str, Any]]:

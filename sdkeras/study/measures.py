@@ -12,8 +12,9 @@ from sdkeras import registry
 from sdkeras.errors import SdkerasError
 from sdkeras.estimators import configured
 
-# Those that are the sharpness dimension, and the spectrum estimator that each is by.
-ESTIMATOR_OF = {"sd": "exact", "sd-slq": "sd-slq", "sd-kde": "sd-kde", "sd-ps": "sd-ps", "slq": "slq"}
+# Those that are the sharpness dimension, and the spectrum estimator that each is by. The first of these in a study is
+# the one that lambda_1 is by, so those that do not round an exponent to the middle of a bin come first.
+ESTIMATOR_OF = {"sd": "exact", "slq": "slq", "sd-ps": "sd-ps", "sd-kde": "sd-kde", "sd-slq": "sd-slq"}
 # Those that every analysis has.
 READ = ("lambda_1", "sharpness", "trace")
 # Those of a trajectory of the weights.
@@ -118,7 +119,7 @@ def check_measures(measures: Settings) -> None:
 
 def analysis_options(measures: Settings) -> dict[str, Any]:
     """What `sdkeras.analyze` is told to take all of these measures at once."""
-    wanted = [name for name in measures if name in ESTIMATOR_OF]
+    wanted = [name for name in ESTIMATOR_OF if name in measures]
     settings = {ESTIMATOR_OF[name]: dict(measures[name]) for name in wanted if name != _EXACT and measures[name]}
     return {
         "estimators": tuple(ESTIMATOR_OF[name] for name in wanted),

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from sdkeras.analysis import analyze
-from sdkeras.errors import SdkerasError
+from sdkeras.errors import MapError, SdkerasError
 from sdkeras.memory import memory_limit
 from sdkeras.reporting.schema import Analysis
 from sdkeras.study import trajectory_measures
@@ -61,17 +61,42 @@ def measure(
 def _analysed(
     study: Study, run: GridRun, model: Any, data: StudyData, folder: RunFolder, names: tuple[str, ...], share: int
 ) -> dict[str, _Found]:
-    answer = analyze(
-        model,
-        data.train,
-        batch_size=run.settings.get("batch_size"),
-        seed=run.settings["seed"],
-        memory_gb=memory_limit(None) / share / 1e9,
-        workers=1,
-        **{**analysis_options(study.measures), **study.analysis},
-    )
+    there = _made_before(study, folder)
+    if there is not None and all(name in READ for name in names):
+        return {name: _read(there, name) for name in names}
+    measures, unfit = dict(study.measures), {}
+    while True:
+        try:
+            answer = analyze(
+                model,
+                data.train,
+                batch_size=run.settings.get("batch_size"),
+                seed=run.settings["seed"],
+                memory_gb=memory_limit(None) / share / 1e9,
+                workers=1,
+                **{**analysis_options(measures), **study.analysis},
+            )
+            break
+        except MapError as error:  # before any work; the other measures can be taken
+            name = next(name for name, estimator in ESTIMATOR_OF.items() if estimator == error.estimator)
+            unfit[name] = str(error)
+            del measures[name]
+            if not any(name in measures for name in names):
+                raise
     answer.save(folder.analysis)
-    return {name: _read(answer, name) for name in names}
+    return {name: (None, None, unfit[name]) if name in unfit else _read(answer, name) for name in names}
+
+
+def _made_before(study: Study, folder: RunFolder) -> Analysis | None:
+    """The analysis on file, if measures of it were taken with the study's settings."""
+    before, of = folder.measured(), columns(study.measures)
+    taken = [] if before is None else [name for name in before.values if of.get(name) in (*ESTIMATOR_OF, *READ)]
+    if before is None or not any(before.values[name].by == study.measured_by(name) for name in taken):
+        return None
+    try:
+        return Analysis.load(folder.analysis)
+    except SdkerasError:
+        return None
 
 
 def _read(answer: Analysis, name: str) -> _Found:

@@ -98,6 +98,10 @@ def plan_study(study: Study, folder: str | os.PathLike[str], *, jobs: int | None
     Raises:
         SdkerasError: The folder holds runs that were trained by another definition, or damaged files.
     """
+    if runs_folder(folder).exists() and not runs_folder(folder).is_dir():
+        raise SdkerasError(
+            f"{runs_folder(folder)} is a file, and must be the folder of the runs; choose another --out."
+        )
     states, seconds = [], []
     remeasured: set[str] = set()
     by = study.by_column()
@@ -107,6 +111,7 @@ def plan_study(study: Study, folder: str | os.PathLike[str], *, jobs: int | None
         trained, failure = files.trained(), files.failed()
         state = NEW
         if trained is not None:
+            _check_recorded(trained.training, study, folder)
             changed = differences(trained.training, json.loads(json.dumps(study.training())))
             if changed:
                 raise SdkerasError(
@@ -132,6 +137,15 @@ def plan_study(study: Study, folder: str | os.PathLike[str], *, jobs: int | None
         notes.append(f"{len(others)} runs of the folder are not in this grid; they stay, and are in no table.")
     mean = sum(seconds) / len(seconds) if seconds else None
     return StudyPlan(tuple(states), others, tuple(notes), mean, default_jobs() if jobs is None else jobs)
+
+
+def _check_recorded(trained: Mapping[str, Any], study: Study, folder: str | os.PathLike[str]) -> None:
+    recorded = study.training()["recorded"]
+    if recorded is not None and trained.get("recorded") is None:
+        raise SdkerasError(
+            f"{', '.join(recorded['for'])} are of the iterates of training, which the runs in {os.fspath(folder)} have "
+            "not recorded; name another folder (--out), or take trajectory = 'forward', which is simulated afterwards."
+        )
 
 
 def run_study(

@@ -26,6 +26,8 @@ from sdkeras.user_code import USER_ERRORS, find_function, last_line
 
 # Examples of one batch where only sums over all of them are wanted.
 _EVALUATED = 1024
+# Relative, between a model's loss and that of its copy from the file; sums in another order differ by 1e-6 or so.
+_SAME_LOSS = 1e-3
 
 
 @attrs.frozen
@@ -58,6 +60,12 @@ class StudyData:
             ):
                 if there:
                     raise DataError(f"data {study.data!r} come in batches of their own, and {what} need arrays x, y.")
+            return cls(train, test)
+        total, most = len(tf.nest.flatten(train[1])[0]), max(study.grid.get("batch_size", (1,)))
+        if most > total:
+            raise DataError(
+                f"[grid] batch_size has the value {most}, and training has {total:,} samples; take smaller batches."
+            )
         return cls(train, test)
 
     def examples(self, count: int) -> Any:
@@ -81,6 +89,12 @@ def factory(study: Study) -> Callable[..., Any]:
     except USER_ERRORS as error:
         raise ModelError(f"model {study.model!r} failed: {last_line(error)}; correct the user code.") from error
     taken = _arguments(found)
+    missing = [name for name in _arguments(found, needed=True) or () if name not in study.grid]
+    if missing:
+        raise ModelError(
+            f"the factory {study.model!r} needs {' and '.join(missing)}, which the grid has not; name values under "
+            "[grid], or give the argument a default."
+        )
     for name in study.grid:
         if taken is not None and name not in taken and name not in OF_THE_RUNNER:
             raise ModelError(
@@ -115,6 +129,7 @@ def train(study: Study, run: GridRun, make: Callable[..., Any], data: StudyData,
             batches,
             steps_per_epoch=per_epoch or None,
             epochs=epochs,
+            shuffle=False,
             verbose=0,
             callbacks=[watch, *([_StopAt(study.steps)] if study.steps else []), *([recorder] if recorder else [])],
         ).history
@@ -147,6 +162,21 @@ def train(study: Study, run: GridRun, make: Callable[..., Any], data: StudyData,
     )
     folder.write(folder.training, trained)
     return trained
+
+
+def check_read_back(model: Any, data: StudyData, trained: Trained) -> None:
+    """Refuses a model that its file does not describe: a function of the user's that Keras takes for one of its own.
+
+    Raises:
+        ModelError: Its loss over the data of training is not the one that was recorded.
+    """
+    now, then = _scores(model, data.train).loss, trained.train.loss
+    if not abs(now - then) <= _SAME_LOSS * max(abs(now), abs(then)):
+        raise ModelError(
+            f"the model read back from its file has the training loss {now:.6g}, and had {then:.6g} when it was "
+            "trained. Keras has taken another function or class than the one that was trained: give functions of your "
+            "own names that Keras has not, or register them (keras.saving.register_keras_serializable)"
+        )
 
 
 def shuffled(data: tuple[Any, ...], batch_size: int, seed: int) -> tuple[tf.data.Dataset, int]:
@@ -188,7 +218,9 @@ def made_model(study: Study, settings: Mapping[str, Any], make: Callable[..., An
     except USER_ERRORS as error:
         raise ModelError(f"model {study.model!r} failed: {last_line(error)}") from error
     if not isinstance(model, keras.Model):
-        raise ModelError(f"model {study.model!r} returned a {type(model).__name__}; it must return a keras.Model.")
+        raise ModelError(
+            f"model {study.model!r} returned an object of type {type(model).__name__}; it must return a keras.Model."
+        )
     if not getattr(model, "compiled", False):
         raise ModelError(f"model {study.model!r} returned a model that is not compiled; call model.compile in it.")
     return model
@@ -203,15 +235,19 @@ def _digest(function: Callable[..., Any]) -> str:
         return ""
 
 
-def _arguments(function: Callable[..., Any]) -> list[str] | None:
-    """Names that it takes as keywords; None where it takes any."""
+def _arguments(function: Callable[..., Any], *, needed: bool = False) -> list[str] | None:
+    """Names that it takes as keywords, or of those that it `needed`; None where it takes any."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
         return None
-    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+    if not needed and any(each.kind is each.VAR_KEYWORD for each in parameters):
         return None
-    return [each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    return [
+        each.name
+        for each in parameters
+        if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY) and (each.default is each.empty or not needed)
+    ]
 
 
 class _Watch(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no types

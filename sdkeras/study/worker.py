@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sdkeras.errors import SdkerasError
+from sdkeras.errors import SdkerasError, VerificationError
 from sdkeras.study.grid import GridRun, Study, run_name
-from sdkeras.study.run_files import RunFolder
+from sdkeras.study.run_files import RunFolder, Trained
 from sdkeras.user_code import USER_ERRORS, last_line, own_objects, user_import
 
 
@@ -65,6 +65,7 @@ class _Worker:
     def answer(self, job: dict[str, Any]) -> dict[str, Any]:
         """Does a job; what goes wrong is in the answer."""
         stage = "loading"
+        trained: Trained | None = None
         log = self.runs / job["run"] / "log.txt" if "run" in job else Path(os.devnull)
         with _logged(log):
             try:
@@ -76,16 +77,17 @@ class _Worker:
                     raise SdkerasError(f"the settings {run.settings} are not those of {run.name}.")
                 folder = RunFolder(self.runs / run.name)
                 stage = "training"
-                if folder.trained() is None:
-                    self._train(run, make, data, folder)
+                trained = folder.trained() or self._train(run, make, data, folder)
                 stage = "measuring"
-                self._measure(run, make, data, folder)
+                self._measure(run, make, data, folder, trained)
                 return {}
             except USER_ERRORS as error:
                 traceback.print_exc()
                 if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
                     return {"stage": stage, "reason": f"out of memory ({last_line(error)})"}
                 reason = str(error) if isinstance(error, SdkerasError) else last_line(error)
+                if isinstance(error, VerificationError) and trained is not None:
+                    reason = f"after a training that ended at a loss of {trained.train.loss:.3g}, {reason}"
                 return {"stage": stage, "reason": " ".join(reason.split())}
 
     def _load(self) -> tuple[Any, Any]:
@@ -95,16 +97,17 @@ class _Worker:
             self._loaded = factory(self.study), StudyData.of(self.study)
         return self._loaded
 
-    def _train(self, run: GridRun, make: Any, data: Any, folder: RunFolder) -> None:
+    def _train(self, run: GridRun, make: Any, data: Any, folder: RunFolder) -> Trained:
         from sdkeras.study.training import train
 
-        train(self.study, run, make, data, folder)
+        return train(self.study, run, make, data, folder)
 
-    def _measure(self, run: GridRun, make: Any, data: Any, folder: RunFolder) -> None:
+    def _measure(self, run: GridRun, make: Any, data: Any, folder: RunFolder, trained: Trained) -> None:
         import keras
 
         from sdkeras.loading import compile_problem, load_model
         from sdkeras.study.measuring import measure
+        from sdkeras.study.training import check_read_back
 
         wanted = folder.missing(self.study.by_column())
         if wanted:
@@ -113,10 +116,14 @@ class _Worker:
             with keras.saving.custom_object_scope(own_objects(make, Path.cwd().resolve())):
                 # From the file always, so that a resumed run has the numbers of one that was not interrupted. The code
                 # in it is the user's own.
-                model = load_model(str(folder.model), safe_mode=False)
+                try:
+                    model = load_model(str(folder.model), safe_mode=False)
+                except SdkerasError as error:
+                    raise SdkerasError(f"{error} Or delete {folder.path}, and the run is trained again.") from error
                 problem = compile_problem(model)
                 if problem:
                     raise SdkerasError(problem)
+                check_read_back(model, data, trained)
                 measure(self.study, run, model, data, folder, wanted, self.share)
         folder.trajectory.unlink(missing_ok=True)
 

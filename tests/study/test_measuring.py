@@ -1,0 +1,189 @@
+"""What a worker makes of the user's model: the measures that fit it, the right one read back, errors in one line."""
+
+import itertools
+import json
+from pathlib import Path
+
+import attrs
+import pytest
+
+import sdkeras
+from sdkeras.errors import DataError, ModelError, SdkerasError
+from sdkeras.study.grid import Study, read_study
+from sdkeras.study.run_files import RunFolder
+from sdkeras.study.runner import plan_study
+from sdkeras.study.training import StudyData, factory
+from sdkeras.study.worker import _Worker
+
+MODULE = """
+import keras
+import numpy as np
+
+X = np.random.default_rng(0).normal(size=(60, 3)).astype("float32")
+
+
+def data(labels=lambda x: x[:, :1] * x[:, 1:2]):
+    y = labels(X)
+    return (X[:40], y[:40]), (X[40:], y[40:])
+
+
+def wrong_labels():
+    return data(lambda x: np.full(len(x), 7))
+
+
+def net(learning_rate, momentum=0.0, activation="tanh", loss="mse"):
+    model = keras.Sequential(
+        [keras.Input((3,)), keras.layers.Dense(5, activation=activation), keras.layers.Dense(1)]
+    )
+    model.compile(keras.optimizers.SGD(learning_rate, momentum), loss)
+    return model
+
+
+def classifier(learning_rate):
+    return net(learning_rate, loss="sparse_categorical_crossentropy")
+"""
+HOMONYMS = """
+
+def mse(a, b):
+    return 100.0 * keras.ops.mean((a - b) ** 2, axis=-1)
+
+
+def relu(x):
+    return 2.0 * keras.ops.relu(x)
+
+
+def own_relu(learning_rate):
+    return net(learning_rate, activation=relu)
+"""
+GRID = """
+[study]
+model = "{module}:{model}"
+data = "{module}:{data}"
+epochs = 2
+
+[grid]
+learning_rate = {rate}
+batch_size = 8
+{grid}
+
+[measures]
+{measures}
+
+[analysis]
+runs = 3
+"""
+_COUNT = itertools.count()
+
+
+@pytest.fixture
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Writes a study with a module of its own, and gives the study."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def make(code: str = MODULE, **settings: str) -> Study:
+        name = f"nets_to_measure_{next(_COUNT)}"
+        (tmp_path / f"{name}.py").write_text(code)
+        given = {"model": "net", "data": "data", "rate": "0.1", "grid": "", "measures": "sharpness = {}", **settings}
+        (tmp_path / "grid.toml").write_text(GRID.format(module=name, **given))
+        return read_study(str(tmp_path / "grid.toml"))
+
+    return make
+
+
+def done(study: Study) -> RunFolder:
+    """The only run, trained and measured."""
+    runs = Path("out/runs")
+    (run,) = study.runs
+    folder = RunFolder(runs / run.name)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    answer = _Worker(study, runs, 1).answer({"run": run.name, "settings": run.settings})
+    if answer:
+        raise SdkerasError(f"{answer['stage']}: {answer['reason']}")
+    return folder
+
+
+def test_a_measure_that_does_not_know_the_map_has_a_reason_and_the_others_a_value(written) -> None:
+    measures = "sd-slq = {}\nslq = { num_steps = 8 }\nsharpness = {}"
+    folder = done(written(grid="momentum = 0.9", measures=measures))
+    values = folder.measured().values
+    assert values["sd-slq"].value is None
+    assert "sd-slq knows only the map |1 - eta*alpha|" in values["sd-slq"].reason
+    assert "map = 'hessian' under [analysis]" in values["sd-slq"].reason
+    run = sdkeras.Analysis.load(folder.analysis)
+    assert values["slq"].value == run.sharpness_dimension.value
+    assert values["sharpness"].value == run.hessian.largest.value
+    with pytest.raises(SdkerasError, match="measuring: the estimator sd-slq knows only"):
+        done(written(grid="momentum = 0.8", measures="sd-slq = {}"))
+
+
+def test_lambda_1_is_by_the_estimator_that_rounds_least_in_any_order(written) -> None:
+    wide = "sd-slq = { bin_width = 10.0, num_steps = 8 }\nslq = { num_steps = 8 }\nlambda_1 = {}"
+    folder = done(written(measures=wide))
+    run = sdkeras.Analysis.load(folder.analysis)
+    assert [each.estimator for each in run.estimates] == ["slq", "sd-slq"]
+    assert 0 < folder.measured().values["lambda_1"].value < 1
+
+
+def test_a_measure_that_every_analysis_has_is_read_from_the_one_on_file(written) -> None:
+    folder = done(written(measures="slq = { num_steps = 8 }\nsharpness = {}"))
+    before = folder.analysis.stat().st_mtime_ns
+    folder = done(written(measures="slq = { num_steps = 8 }\nsharpness = {}\ntrace = {}\nlambda_1 = {}"))
+    values, run = folder.measured().values, sdkeras.Analysis.load(folder.analysis)
+    assert folder.analysis.stat().st_mtime_ns == before
+    assert values["trace"].value == run.hessian.trace.value
+    assert values["lambda_1"].value == run.rds_sharpness.leading[0]
+    done(written(measures="slq = { num_steps = 9 }\nsharpness = {}"))
+    assert folder.analysis.stat().st_mtime_ns > before
+
+
+def test_a_helper_does_not_take_the_place_of_keras_own_function(written) -> None:
+    plain = done(written()).measured().values["sharpness"].value
+    Path("out").rename("before")
+    shadowed = done(written(MODULE + HOMONYMS)).measured().values["sharpness"].value
+    assert shadowed == plain
+
+
+def test_a_model_that_its_file_does_not_describe_is_refused(written) -> None:
+    """Keras writes any activation called relu as its own."""
+    with pytest.raises(SdkerasError, match="measuring: the model read back from its file has the training loss"):
+        done(written(MODULE + HOMONYMS, model="own_relu"))
+
+
+def test_what_tensorflow_says_comes_before_where(written) -> None:
+    with pytest.raises(SdkerasError, match=r"training failed: InvalidArgumentError: Received a label value of 7 which"):
+        done(written(model="classifier", data="wrong_labels"))
+
+
+def test_a_damaged_model_can_be_trained_again(written) -> None:
+    study = written(measures="sharpness = {}")
+    folder = done(study)
+    folder.measures.unlink()
+    folder.model.write_bytes(folder.model.read_bytes()[:300])
+    with pytest.raises(SdkerasError, match=r"Or delete out/runs/lr0.1-bs8-seed0, and the run is trained again\."):
+        done(study)
+
+
+def test_settings_that_cannot_train_are_refused_before(written) -> None:
+    with pytest.raises(ModelError, match="needs learning_rate, which the grid has not; name values under"):
+        factory(attrs.evolve(written(), grid={"seed": (0,)}))
+    with pytest.raises(DataError, match="batch_size has the value 64, and training has 40 samples"):
+        StudyData.of(attrs.evolve(written(), grid={"batch_size": (8, 64)}))
+
+
+def test_iterates_that_were_not_recorded_and_a_file_in_the_way(written) -> None:
+    done(written())
+    later = written(measures='e_alpha = { trajectory = "backward", metric = "euclidean" }')
+    # The same code and data, under their old name.
+    later = attrs.evolve(later, **{key: _trained()[key] for key in ("model", "data")})
+    with pytest.raises(SdkerasError, match="e_alpha-backward-euclidean are of the iterates of training"):
+        plan_study(later, "out")
+    Path("other").mkdir()
+    Path("other/runs").touch()
+    with pytest.raises(SdkerasError, match="other/runs is a file"):
+        plan_study(later, "other")
+
+
+def _trained() -> dict:
+    (file,) = Path("out/runs").glob("*/training.json")
+    return json.loads(file.read_text())["training"]
