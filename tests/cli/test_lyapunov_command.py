@@ -167,12 +167,12 @@ def test_a_dry_run_writes_nothing(files: Path, tmp_path: Path, in_process) -> No
 def test_a_time_limit_gives_a_partial_answer(files: Path, tmp_path: Path, in_process) -> None:
     out = tmp_path / "out.json"
     common = ("lyapunov", files / "model.keras", "--data", files / "data.npz", "--num-exponents", 1, "--quiet")
-    status, _, err = in_process(*common, "--transient", 0, "--steps", 1_000_000, "--time-limit", 4, "--json", out)
+    status, _, err = in_process(*common, "--transient", 0, "--steps", 1_000_000, "--time-limit", 10, "--json", out)
     assert status == 130, err
     found = sdkeras.LyapunovRun.load(out)
     assert found.partial
     assert 0 < found.lyapunov.num_steps < 1_000_000
-    assert found.provenance.seconds < 20
+    assert found.provenance.seconds < 60
     status, _, err = in_process(*common, "--time-limit", 0.001)
     assert status == 130
     assert "before a step was measured" in err
