@@ -629,7 +629,9 @@ class _Analysis:
         self.warnings += [note for note in notes if note.code not in known]
 
     def _warn(self, code: str, message: str) -> None:
-        self.warnings.append(Warning(code, message))
+        note = Warning(code, message)
+        if note not in self.warnings:  # several estimators may say the same
+            self.warnings.append(note)
 
     def _model_info(self) -> ModelInfo:
         trainable = self.subject.model.trainable_variables
