@@ -48,6 +48,13 @@ class RecordingSettings:
                 raise SdkerasError(f"{name} is {value}; it must be at least {low}.")
         if self.dtype not in _DTYPES:
             raise SdkerasError(f"dtype must be 'float32' or 'float64', got {self.dtype!r}.")
+        given = self.losses_on
+        if given is not None and not (isinstance(given, (tuple, list)) and len(given) == 2):
+            shape = f" of shape {tuple(given.shape)}" if hasattr(given, "shape") else ""
+            length = f" of length {len(given)}" if isinstance(given, (tuple, list)) else ""
+            raise SdkerasError(
+                f"losses_on is a {type(given).__name__}{shape}{length}; give a pair (x, y) of examples and their targets."
+            )
 
 
 class TrajectoryRecorder(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no types
