@@ -52,8 +52,8 @@ def load_data(spec: str) -> Any:
 def load_training_data(spec: str) -> tuple[Any, str]:
     """Data of training as `load_data` reads them, and what to know of them, or "".
 
-    Where a function returns ((x_train, y_train), (x_test, y_test)), as the data of a study, they are the first pair. With
-    as many samples in both pairs they cannot be told from two inputs and two targets, and stay these.
+    Where a function returns ((x_train, y_train), (x_test, y_test)), as the data of a study, they are the first pair.
+    With as many samples in both pairs they cannot be told from two inputs and two targets, and stay these.
 
     Raises:
         DataError: As for `load_data`.
@@ -118,7 +118,7 @@ def load_both(spec: str) -> tuple[Any, Any]:
     both = call_user_function(spec)
     if not (isinstance(both, (tuple, list)) and len(both) == 2):
         raise DataError(
-            f"data of {spec!r}: the callable returned {_described(both)}; without data of the test beside it must "
+            f"data of {spec!r}: the callable returned {described(both)}; without data of the test beside it must "
             "return ((x, y), (x_test, y_test))."
         )
     return _returned(f"of {spec!r} (training)", both[0]), _returned(f"of {spec!r} (test)", both[1])
@@ -275,12 +275,13 @@ def _returned(where: str, data: Any) -> Any:
     if isinstance(data, (tuple, list)) and len(data) in (2, 3):
         return _checked(where, [part for part in data if part is not None])
     raise DataError(
-        f"data {where}: the callable returned {_described(data)}; it must return (x, y) or (x, y, sample_weight) "
+        f"data {where}: the callable returned {described(data)}; it must return (x, y) or (x, y, sample_weight) "
         "arrays, a tf.data.Dataset or a keras.utils.PyDataset."
     )
 
 
-def _described(value: Any) -> str:
+def described(value: Any) -> str:
+    """What kind of value it is, for messages."""
     if value is None:
         return "None"
     shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
@@ -298,9 +299,10 @@ def _checked(where: str, parts: list[Any]) -> tuple[Any, ...]:
     )
     if len(set(lengths.values())) > 1:
         told = ", ".join(f"{name} {length}" for name, length in lengths.items())
-        both = f" {TWO_PAIRS}" if len(parts) == 2 and all(map(is_pair, parts)) else ""
+        instead = f" {TWO_PAIRS}" if len(parts) == 2 and all(map(is_pair, parts)) else ""
         raise DataError(
-            f"data {where}: the arrays have different numbers of samples ({told}); their first axes must be equal.{both}"
+            f"data {where}: the arrays have different numbers of samples ({told}); their first axes must be "
+            f"equal.{instead}"
         )
     if 0 in lengths.values():
         raise DataError(f"data {where} has 0 samples; at least one is needed.")

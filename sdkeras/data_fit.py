@@ -75,10 +75,10 @@ def is_pair(value: Any) -> bool:
 
 
 def words_of(error: Exception) -> str:
-    """What Keras or TensorFlow says is wrong, in one line, without colours, frames and the arguments of the call."""
+    """What Keras or TensorFlow says is wrong, in one line, without colours, frames, the arguments of the call and a full stop."""
     text = _FRAMES.sub("", _COLOURS.sub("", str(error))).partition(_ARGUMENTS)[0].strip()
     kind = f"{type(error).__name__}: "
-    line = " ".join((kind + text.removeprefix(kind)).split())
+    line = " ".join((kind + text.removeprefix(kind)).split()).rstrip(".: ")
     return line if len(line) <= 400 else line[:397] + "..."
 
 
@@ -200,8 +200,8 @@ def _outputs(model: Any, x: Any) -> Any:
         return None  # a model with its own train_step and no call
     except Exception as error:
         raise DataError(
-            f"the model cannot be called on the data: {words_of(error)} The data have x of {_tree_shapes(x)}; give "
-            "data of the shape and kind the model was trained on."
+            f"the model cannot be called on the data: {words_of(error)}. The data have x of {_tree_shapes(x)}; "
+            "give data of the shape and kind the model was trained on."
         ) from error
 
 

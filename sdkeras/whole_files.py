@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import tempfile
 from collections.abc import Callable
@@ -27,8 +28,9 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], object
     target = Path(path)
     try:
         if is_stream(target):
-            with target.open("wb") as stream:
-                write(stream)
+            content = io.BytesIO()  # a .npz seeks while it is written
+            write(content)
+            target.write_bytes(content.getvalue())
             return
         target = target.resolve()  # what a link points to is written, not the link
         mode = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask()

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from sdkeras.data_files import described
 from sdkeras.data_fit import check_data, words_of
 from sdkeras.errors import DataError, ModelError, NonFiniteError, OperatorSizeError, SdkerasError
 from sdkeras.memory import available_memory
@@ -51,11 +52,7 @@ class RecordingSettings:
             raise SdkerasError(f"dtype must be 'float32' or 'float64', got {self.dtype!r}.")
         given = self.losses_on
         if given is not None and not (isinstance(given, (tuple, list)) and len(given) == 2):
-            shape = f" of shape {tuple(given.shape)}" if hasattr(given, "shape") else ""
-            length = f" of length {len(given)}" if isinstance(given, (tuple, list)) else ""
-            raise SdkerasError(
-                f"losses_on is a {type(given).__name__}{shape}{length}; give a pair (x, y) of examples and their targets."
-            )
+            raise SdkerasError(f"losses_on is {described(given)}; give a pair (x, y) of examples and their targets.")
 
 
 class TrajectoryRecorder(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no types
@@ -322,8 +319,8 @@ def _tried_losses(model: Any, x: Any, y: Any) -> ExampleLosses:
         raise
     except Exception as error:  # whatever the model's layers and its loss raise
         raise DataError(
-            f"losses_on: the losses of these examples cannot be taken: {words_of(error)} Give examples and targets as "
-            "the model is trained on."
+            f"losses_on: the losses of these examples cannot be taken: {words_of(error)}. Give examples and targets "
+            "as the model is trained on."
         ) from error
     return losses
 
