@@ -75,7 +75,7 @@ def is_pair(value: Any) -> bool:
 
 
 def words_of(error: Exception) -> str:
-    """What Keras or TensorFlow says is wrong, in one line, without colours, frames, the arguments of the call and a full stop."""
+    """What Keras or TensorFlow says is wrong: one line without full stop, colours, frames or arguments of the call."""
     text = _FRAMES.sub("", _COLOURS.sub("", str(error))).partition(_ARGUMENTS)[0].strip()
     kind = f"{type(error).__name__}: "
     line = " ".join((kind + text.removeprefix(kind)).split()).rstrip(".: ")
