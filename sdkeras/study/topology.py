@@ -159,7 +159,7 @@ def e_alpha(distances: ArrayLike, alpha: float = 1.0) -> float:
     """
     edges = spanning_tree_edges(distances)
     found = power_sum(edges, alpha)
-    if np.any(edges) and not is_held(found):
+    if math.isnan(found):
         raise SdkerasError(
             f"E_alpha at alpha = {alpha:g} is {log_power_sum(edges, alpha):.4g} in its logarithm, which float64 does "
             "not hold; take a smaller alpha."
@@ -168,20 +168,17 @@ def e_alpha(distances: ArrayLike, alpha: float = 1.0) -> float:
 
 
 def power_sum(edges: FloatArray, alpha: float) -> float:
-    """Sum of |edge|^alpha; infinite or close to 0 where float64 does not hold it, see `is_held`."""
+    """Sum of |edge|^alpha; NaN where it is beyond the range in which float64 has all its digits."""
     with np.errstate(over="ignore", under="ignore"):
-        return float(np.sum(edges ** _positive(alpha)))
+        found = float(np.sum(edges ** _positive(alpha)))
+    held = np.finfo(np.float64).tiny <= found < math.inf
+    return found if held or not np.any(edges) else math.nan
 
 
 def log_power_sum(edges: FloatArray, alpha: float) -> float:
     """Its logarithm, also where float64 does not hold the sum; edges are not all 0."""
     longest = float(edges.max())
     return alpha * math.log(longest) + math.log(power_sum(edges / longest, alpha))
-
-
-def is_held(found: float) -> bool:
-    """Whether a positive sum is in the range in which float64 has all its digits."""
-    return float(np.finfo(np.float64).tiny) <= found < math.inf
 
 
 def ph_dimension(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import attrs
@@ -18,7 +19,6 @@ from sdkeras.study.projection import Distortion
 from sdkeras.study.topology import (
     PersistentHomologyDimension,
     euclidean_distances,
-    is_held,
     loss_distances,
     ph_dimension,
     power_sum,
@@ -40,8 +40,8 @@ class TreeMeasures:
 
     Attributes:
         e_alpha: Sum over the edges of the tree of all points of |edge|^alpha. A number of these points, without
-            sampling error; it grows with their number, so that only trajectories of as many iterates compare. Infinite
-            or close to 0 where float64 does not hold it: a warning then says so.
+            sampling error; it grows with their number, so that only trajectories of as many iterates compare. NaN
+            where float64 does not hold it: a warning then says so.
         ph_dimension: alpha / (1 - slope) of ln E_alpha against ln n over subsamples, with the regression.
     """
 
@@ -188,14 +188,12 @@ def _warnings(trajectory: Trajectory, found: dict[str, TreeMeasures | None]) -> 
         notes.append(Warning("uneven-steps", "the iterates are not the same number of iterations apart."))
     for name, measured in found.items():
         fit = None if measured is None else measured.ph_dimension
-        if measured is not None and fit is not None and fit.num_points > 1 and not is_held(measured.e_alpha):
-            side = "over" if measured.e_alpha > 1 else "under"
-            log = f" (ln E_alpha is {fit.log_e_alpha[-1]:.4g})" if len(fit.log_e_alpha) else ""
+        if measured is not None and fit is not None and math.isnan(measured.e_alpha):
+            log = f" (its logarithm is {fit.log_e_alpha[-1]:.4g})" if len(fit.log_e_alpha) else ""
             notes.append(
                 Warning(
                     "e-alpha-range",
-                    f"{name}: E_alpha at alpha = {fit.alpha:g} {side}flows float64{log}; the value is none, take a "
-                    "smaller alpha.",
+                    f"{name}: float64 does not hold E_alpha at alpha = {fit.alpha:g}{log}; take a smaller alpha.",
                 )
             )
         if fit is not None and fit.num_merged:

@@ -56,7 +56,7 @@ def test_an_alpha_far_out_has_its_reason(files: Path, tmp_path: Path, in_process
     out = tmp_path / "out.json"
     status, text, error = in_process("study", "trajectory", files / "recorded.npz", "--alpha", "1e9", "--json", out)
     assert (status, error) == (0, "")
-    assert "e-alpha-range: Euclidean: E_alpha" in text
+    assert "e-alpha-range: Euclidean: float64 does not hold E_alpha" in text
     found = TrajectoryMeasures.load(out)
     assert found.euclidean.ph_dimension.reason
     assert found.data.ph_dimension.reason
