@@ -294,11 +294,10 @@ class _Recording:
         )
 
     def _project(self) -> None:
-        whole = [count for count in self._waiting if count < self._count]
-        if self._projection is None or not whole:
+        if self._projection is None or not self._waiting:
             return
-        rows = np.array(whole) % self._rows
-        self._iterates[rows] = self._projection(np.stack([self._waiting[count] for count in whole]))
+        rows = np.array(list(self._waiting)) % self._rows
+        self._iterates[rows] = self._projection(np.stack(list(self._waiting.values())))
         self._waiting = {}
 
 
