@@ -314,7 +314,7 @@ def _tried_losses(model: Any, x: Any, y: Any) -> ExampleLosses:
         losses(model.trainable_variables)
     except DataError as error:
         raise DataError(f"losses_on: {error}") from error
-    except ModelError:
+    except SdkerasError:
         raise
     except Exception as error:  # whatever the model's layers and its loss raise
         raise DataError(
