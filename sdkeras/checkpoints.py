@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import tempfile
 import zipfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sdkeras.errors import SdkerasError
+from sdkeras.whole_files import write_whole
 
 # Booleans, integers, floats, complex numbers, bytes and text: what .npy holds without pickle.
 _KINDS = "biufcSU"
@@ -35,24 +33,7 @@ def save_checkpoint(path: str | os.PathLike[str], value: Any) -> None:
         SdkerasError: The value holds something else, or the file cannot be written.
     """
     layout, arrays = _packed(value)
-    target = Path(path)
-    try:
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, allow_pickle=False, **{_LAYOUT: np.array(layout)}, **arrays)
-                file.flush()
-                # The rename must not reach the disk before the data do.
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except BaseException:  # Ctrl-C as well must leave nothing behind
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
-    except OSError as error:
-        raise SdkerasError(
-            f"{os.fspath(path)} cannot be written: {error.strerror or error}; choose another place."
-        ) from error
+    write_whole(path, lambda file: np.savez(file, allow_pickle=False, **{_LAYOUT: np.array(layout)}, **arrays))
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sdkeras.data_fit import TWO_PAIRS, is_pair
 from sdkeras.errors import DataError
 from sdkeras.user_code import call_user_function, last_line
 
@@ -45,6 +46,44 @@ def load_data(spec: str) -> Any:
         DataError: Missing or unreadable, without the arrays expected, of unequal lengths, empty, not numeric,
             or not finite. Batches of a Dataset are checked where they are read.
     """
+    return _load(spec, _returned)
+
+
+def load_training_data(spec: str) -> tuple[Any, str]:
+    """Data of training as `load_data` reads them, and what to know of them, or "".
+
+    Where a function returns ((x_train, y_train), (x_test, y_test)), as the data of a study, they are the first pair.
+    With as many samples in both pairs they cannot be told from two inputs and two targets, and stay these.
+
+    Raises:
+        DataError: As for `load_data`.
+    """
+    notes = []
+
+    def returned(where: str, data: Any) -> Any:
+        if not _is_both(data):
+            return _returned(where, data)
+        train, test = (len(part[0]) for part in data)
+        notes.append(
+            f"data {where}: the callable returned two pairs of {train:,} and {test:,} samples; the first, as "
+            "(x_train, y_train), is analysed."
+        )
+        return _returned(where, data[0])
+
+    data = _load(spec, returned)
+    return data, " ".join(notes)
+
+
+def _is_both(data: Any) -> bool:
+    """Whether it is ((x_train, y_train), (x_test, y_test)) for sure: of one length in each pair, of two in both."""
+    if not (isinstance(data, (tuple, list)) and len(data) == 2 and all(map(is_pair, data))):
+        return False
+    (train, labels), (test, test_labels) = data
+    return len(train) == len(labels) and len(test) == len(test_labels) and len(train) != len(test)
+
+
+def _load(spec: str, returned: Callable[[str, Any], Any]) -> Any:
+    """What `spec` names; `returned` checks what a function of the user's returns."""
     try:
         path = Path(spec)
         is_folder, exists = path.is_dir(), path.exists()
@@ -57,7 +96,7 @@ def load_data(spec: str) -> Any:
     if path.suffix == ".npy":
         return _from_npy(spec)
     if is_function(spec) and not exists:
-        return _from_callable(spec)
+        return returned(f"of {spec!r}", call_user_function(spec))
     if not exists:
         raise DataError(f"data {spec!r} does not exist; give {FORMS}.")
     raise DataError(f"data {spec!r} is of no kind that sdkeras reads; give {FORMS}.")
@@ -79,7 +118,7 @@ def load_both(spec: str) -> tuple[Any, Any]:
     both = call_user_function(spec)
     if not (isinstance(both, (tuple, list)) and len(both) == 2):
         raise DataError(
-            f"data of {spec!r}: the callable returned {_described(both)}; without data of the test beside it must "
+            f"data of {spec!r}: the callable returned {described(both)}; without data of the test beside it must "
             "return ((x, y), (x_test, y_test))."
         )
     return _returned(f"of {spec!r} (training)", both[0]), _returned(f"of {spec!r} (test)", both[1])
@@ -224,10 +263,6 @@ def _first_line(error: Exception | None) -> str:
     return f"{type(error).__name__}: {' '.join(text.split())[:300]}"
 
 
-def _from_callable(spec: str) -> Any:
-    return _returned(f"of {spec!r}", call_user_function(spec))
-
-
 def _returned(where: str, data: Any) -> Any:
     """What a function of the user's returned, checked."""
     import keras
@@ -240,12 +275,13 @@ def _returned(where: str, data: Any) -> Any:
     if isinstance(data, (tuple, list)) and len(data) in (2, 3):
         return _checked(where, [part for part in data if part is not None])
     raise DataError(
-        f"data {where}: the callable returned {_described(data)}; it must return (x, y) or (x, y, sample_weight) "
+        f"data {where}: the callable returned {described(data)}; it must return (x, y) or (x, y, sample_weight) "
         "arrays, a tf.data.Dataset or a keras.utils.PyDataset."
     )
 
 
-def _described(value: Any) -> str:
+def described(value: Any) -> str:
+    """What kind of value it is, for messages."""
     if value is None:
         return "None"
     shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
@@ -263,8 +299,10 @@ def _checked(where: str, parts: list[Any]) -> tuple[Any, ...]:
     )
     if len(set(lengths.values())) > 1:
         told = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        instead = f" {TWO_PAIRS}" if len(parts) == 2 and all(map(is_pair, parts)) else ""
         raise DataError(
-            f"data {where}: the arrays have different numbers of samples ({told}); their first axes must be equal."
+            f"data {where}: the arrays have different numbers of samples ({told}); their first axes must be "
+            f"equal.{instead}"
         )
     if 0 in lengths.values():
         raise DataError(f"data {where} has 0 samples; at least one is needed.")

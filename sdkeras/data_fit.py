@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sdkeras.errors import DataError
-from sdkeras.user_code import last_line
 
 Array = NDArray[Any]
 Shape = tuple[int | None, ...]
@@ -33,6 +33,12 @@ _ELEMENTWISE = (
     ("squared_hinge", "SquaredHinge"),
 )
 _SPARSE = (("sparse_categorical_crossentropy", "SparseCategoricalCrossentropy"),)
+# How Keras and TensorFlow decorate a message: colours, the frames of traced code, the arguments of the call.
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_FRAMES = re.compile(r"in user code:\s*(?:\n *File .*\n.*)+\s*")
+_ARGUMENTS = "Arguments received by"
+# What data that do not fit may be instead.
+TWO_PAIRS = "If they are ((x_train, y_train), (x_test, y_test)), give one of the pairs."
 
 
 def check_data(model: Any, x: Any, y: Any, sample_weight: Any = None) -> None:
@@ -51,6 +57,32 @@ def check_data(model: Any, x: Any, y: Any, sample_weight: Any = None) -> None:
     Raises:
         DataError: Wrong shape, number or names of inputs or targets; labels that are no class of the model.
     """
+    try:
+        _check_data(model, x, y, sample_weight)
+    except DataError as error:
+        if sample_weight is None and is_pair(x) and is_pair(y):
+            raise DataError(f"{error} {TWO_PAIRS}") from error
+        raise
+
+
+def is_pair(value: Any) -> bool:
+    """Whether it is two arrays: two inputs or two targets, or the (x, y) of training or of the test."""
+    return (
+        isinstance(value, (tuple, list))
+        and len(value) == 2
+        and all(len(getattr(part, "shape", ())) > 0 for part in value)
+    )
+
+
+def words_of(error: Exception) -> str:
+    """What Keras or TensorFlow says is wrong: one line without full stop, colours, frames or arguments of the call."""
+    text = _FRAMES.sub("", _COLOURS.sub("", str(error))).partition(_ARGUMENTS)[0].strip()
+    kind = f"{type(error).__name__}: "
+    line = " ".join((kind + text.removeprefix(kind)).split()).rstrip(".: ")
+    return line if len(line) <= 400 else line[:397] + "..."
+
+
+def _check_data(model: Any, x: Any, y: Any, sample_weight: Any) -> None:
     import keras
 
     _check_inputs(model, x)
@@ -168,8 +200,8 @@ def _outputs(model: Any, x: Any) -> Any:
         return None  # a model with its own train_step and no call
     except Exception as error:
         raise DataError(
-            f"the model cannot be called on the data: {last_line(error)} The data have x of {_tree_shapes(x)}; give "
-            "data of the shape and kind the model was trained on."
+            f"the model cannot be called on the data: {words_of(error)}. The data have x of {_tree_shapes(x)}; "
+            "give data of the shape and kind the model was trained on."
         ) from error
 
 

@@ -17,12 +17,20 @@ from typing import Any
 import attrs
 import numpy as np
 
-from sdkeras.data_files import load_data
+from sdkeras.data_files import load_data, load_training_data
 from sdkeras.data_fit import check_data
 from sdkeras.errors import ModelError
 from sdkeras.user_code import is_name_of_keras, last_line, load_custom_objects
 
-__all__ = ["check_data", "compile_problem", "load_custom_objects", "load_data", "load_model", "load_weights"]
+__all__ = [
+    "check_data",
+    "compile_problem",
+    "load_custom_objects",
+    "load_data",
+    "load_model",
+    "load_training_data",
+    "load_weights",
+]
 
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _ZIP_MAGIC = b"PK"

@@ -65,6 +65,25 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["run.npz"]
 
 
+def test_a_file_has_the_permissions_that_the_umask_gives(tmp_path):
+    """As a file that open() makes; one that was there keeps its own."""
+    path = tmp_path / "run.npz"
+    before = os.umask(0o027)
+    try:
+        save_checkpoint(path, 1)
+        assert path.stat().st_mode & 0o777 == 0o640
+        path.chmod(0o600)
+        save_checkpoint(path, 2)
+        assert path.stat().st_mode & 0o777 == 0o600
+    finally:
+        os.umask(before)
+    (tmp_path / "link.npz").symlink_to(path)
+    save_checkpoint(tmp_path / "link.npz", 3)
+    assert load_checkpoint(path) == 3
+    save_checkpoint(os.devnull, 4)
+    assert not os.path.isfile(os.devnull)
+
+
 def test_a_folder_that_is_not_there_is_told(tmp_path):
     with pytest.raises(SdkerasError, match="cannot be written: No such file"):
         save_checkpoint(tmp_path / "missing" / "run.npz", 1)

@@ -15,7 +15,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sdkeras.errors import DataError, ModelError, SdkerasError
-from sdkeras.loading import check_data, compile_problem, load_custom_objects, load_data, load_model
+from sdkeras.loading import (
+    check_data,
+    compile_problem,
+    load_custom_objects,
+    load_data,
+    load_model,
+    load_training_data,
+)
 
 X = np.linspace(-1, 1, 24, dtype=np.float32).reshape(8, 3)
 Y = np.arange(8) % 4
@@ -807,6 +814,11 @@ def ragged(): return [[1, 2], [3]], np.arange(2)
 def fails(): raise KeyError("no such column")
 def quits(): raise SystemExit(3)
 def needs(argument): return argument
+def both(): return (np.ones((4, 3)), np.arange(4)), (np.ones((2, 3)), np.arange(2))
+def listed(): return [[np.ones((4, 3)), np.arange(4)], [np.ones((2, 3)), np.arange(2)]]
+def equal(): return (np.ones((4, 3)), np.arange(4)), (np.ones((4, 3)), np.arange(4))
+def crossed(): return (np.ones((4, 3)), np.arange(2)), (np.ones((4, 3)), np.arange(2))
+def weighed(): return (np.ones((4, 3)), np.arange(4), np.ones(4)), (np.ones((2, 3)), np.arange(2))
 class Group:
     @staticmethod
     def arrays(): return arrays()
@@ -843,6 +855,32 @@ def test_callable_that_returns_arrays(user_module, name, length):
     assert len(data[1]) == 4
     assert sys.path == before
     assert not {"my_data", "helper_for_data"} & set(sys.modules)
+
+
+@pytest.mark.parametrize("name", ["both", "listed"])
+def test_of_training_and_test_data_the_training_pair_is_taken_and_told(user_module, name):
+    (x, y), note = load_training_data(f"my_data:{name}")
+    assert (x.shape, y.shape) == ((4, 3), (4,))
+    assert "two pairs of 4 and 2 samples; the first" in note
+    assert load_training_data("my_data:arrays")[1] == ""
+    with pytest.raises(DataError) as error:  # of other data nobody knows which pair is meant
+        load_data(f"my_data:{name}")
+    ours(error, "different numbers of samples", "(x_train, y_train)")
+
+
+def test_pairs_that_may_be_two_inputs_stay_these(user_module):
+    (x, y), note = load_training_data("my_data:equal")
+    assert note == ""
+    assert [len(part) for part in (x, y)] == [2, 2]
+    with pytest.raises(DataError) as error:
+        check_data(tiny(), x, y)
+    ours(error, "the data have 2", "If they are ((x_train, y_train), (x_test, y_test)), give one")
+    with pytest.raises(DataError) as error:
+        check_data(tiny(), (x[0], x[0]), y[0])
+    assert "x_train" not in str(error.value)
+    for name in ("crossed", "weighed"):
+        with pytest.raises(DataError, match="different numbers"):
+            load_training_data(f"my_data:{name}")
 
 
 def test_callable_that_returns_a_dataset(user_module):

@@ -52,4 +52,18 @@ def load(model_path: str, data_spec: str, *, custom_objects: str | None, unsafe:
         raise SdkerasError(problem)
     if problem:
         click.echo(f"sdkeras: warning: {problem}", err=True)
-    return Loaded(model, loading.load_data(data_spec), objects or {})
+    return Loaded(model, load_training_data(data_spec), objects or {})
+
+
+def load_training_data(spec: str) -> Any:
+    """Data of training; what to know of them is told.
+
+    Raises:
+        SdkerasError: They cannot be loaded.
+    """
+    from sdkeras import loading
+
+    data, note = loading.load_training_data(spec)
+    if note:
+        click.echo(f"sdkeras: warning: {note}", err=True)
+    return data

@@ -10,7 +10,8 @@ import click
 
 from sdkeras.errors import SdkerasError
 from sdkeras.reporting.comparison import Comparison
-from sdkeras.reporting.schema import Analysis, LyapunovPlan, LyapunovRun, Plan, is_stream
+from sdkeras.reporting.schema import Analysis, LyapunovPlan, LyapunovRun, Plan
+from sdkeras.whole_files import is_stream
 
 
 def check_apart(outputs: list[str], inputs: list[str]) -> None:

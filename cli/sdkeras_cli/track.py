@@ -11,7 +11,7 @@ from sdkeras.errors import SdkerasError
 from sdkeras.reporting import run_log
 from sdkeras.reporting.run_log import Measurement, RunLog
 from sdkeras_cli import conditions, shared
-from sdkeras_cli.inputs import check_inputs
+from sdkeras_cli.inputs import check_inputs, load_training_data
 from sdkeras_cli.output import check_outputs
 from sdkeras_cli.shared import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE
 
@@ -113,7 +113,7 @@ def _measure(
     with progress_bar(quiet) as progress:
         log = track(
             paths,
-            loading.load_data(data),
+            load_training_data(data),
             test_data=None if test_data is None else loading.load_data(test_data),
             log_dir=folder,
             custom_objects=objects,

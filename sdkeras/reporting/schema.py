@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import math
 import os
-import tempfile
 import types
 import typing
 from pathlib import Path
@@ -22,6 +20,7 @@ from sdkeras.dimension.m_step import MStepSharpness
 from sdkeras.dimension.records import Bound, EdgeOfStability, RdsSharpness, SharpnessDimension, Supremum, Warning
 from sdkeras.errors import SdkerasError
 from sdkeras.records import FloatArray, Verification
+from sdkeras.whole_files import reason_of, write_whole
 
 SCHEMA_VERSION = 1
 
@@ -393,7 +392,7 @@ def _text_of(path: str | os.PathLike[str], written_by: tuple[str, str]) -> str:
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
-        reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else _reason(error)
+        reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else reason_of(error)
         raise SdkerasError(
             f"{os.fspath(path)} cannot be read: {reason}; give a {name} written by {command}."
         ) from error
@@ -421,47 +420,12 @@ def _parsed(text: str, where: str, written_by: tuple[str, str]) -> dict[str, Any
 
 
 def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Writes a file, text in UTF-8, through a temporary file and a rename, so that no half-written file is left.
+    """Writes a file, text in UTF-8, all of it or nothing.
 
     Raises:
         SdkerasError: The file cannot be written.
     """
-    target = Path(path)
-    try:
-        data = content.encode("utf-8") if isinstance(content, str) else content
-        if is_stream(target):
-            with target.open("wb") as stream:
-                stream.write(data)
-            return
-        target = target.resolve()  # what a link points to is written, not the link
-        mode = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask()
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            os.chmod(temporary, mode)
-            os.replace(temporary, target)
-        except BaseException:  # Ctrl-C as well must leave nothing behind
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
-    except (OSError, ValueError) as error:
-        raise SdkerasError(f"{os.fspath(path)} cannot be written: {_reason(error)}; choose another place.") from error
-
-
-def is_stream(target: Path) -> bool:
-    """Whether the path is a device or a pipe, which is written to and never replaced by a file."""
-    return target.parts[:2] == ("/", "dev") or (target.exists() and not target.is_file())
-
-
-def _reason(error: OSError | ValueError) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    write_whole(path, lambda file: file.write(content.encode("utf-8") if isinstance(content, str) else content))
 
 
 def as_plain(record: Any) -> Any:

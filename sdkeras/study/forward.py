@@ -11,6 +11,7 @@ import attrs
 import numpy as np
 import tensorflow as tf
 
+from sdkeras.dimension.records import Warning
 from sdkeras.errors import NonFiniteError, SdkerasError
 from sdkeras.lyapunov_run import Training, read_training
 from sdkeras.memory import peak_memory
@@ -19,6 +20,7 @@ from sdkeras.planning import timed_gradient
 from sdkeras.provenance import loss_name, optimizer_info, provenance
 from sdkeras.records import Progress
 from sdkeras.reporting.schema import DataInfo, ModelInfo, Simulation
+from sdkeras.study.projection import check_dimension
 from sdkeras.study.recorder import DEFAULT_LAST, ExampleLosses, RecordingSettings, record
 from sdkeras.study.trajectory_measures import TrajectoryMeasures, check_memory, distance_bytes, measure
 
@@ -145,7 +147,7 @@ def forward(
             progress(Progress(stage, 0))
 
     tell("reading the model and the data")
-    training = _read(model, data, batch_size, learning_rate, loss, samples, seed)
+    training = _read(model, data, batch_size, learning_rate, loss, samples, settings)
     examples = _examples(training, settings)
     check_memory(_bytes(training, settings), settings.num_iterates, memory_gb)
     tell("compiling and verifying the training step")
@@ -168,7 +170,11 @@ def forward(
             f"{trajectory.stopped_at:,} of {steps:,}; take a smaller learning rate or fewer steps.{kept}"
         )
     found = measure(trajectory, alpha, seed=seed, memory_gb=memory_gb, progress=tell)
-    return attrs.evolve(found, simulation=_simulation(training, step, steps, seed, learning_rate, started))
+    return attrs.evolve(
+        found,
+        simulation=_simulation(training, step, steps, seed, learning_rate, started),
+        warnings=(*_few(training, losses_on), *found.warnings),
+    )
 
 
 def plan(
@@ -182,7 +188,7 @@ def plan(
     settings: ForwardSettings,
 ) -> ForwardPlan:
     """What `forward` would do, from one timed gradient; nothing else is computed."""
-    training = _read(model, data, batch_size, learning_rate, loss, samples, settings.seed)
+    training = _read(model, data, batch_size, learning_rate, loss, samples, settings)
     function, count = training.function, settings.num_iterates
     examples = min(settings.losses_on, function.source.num_samples)
     gradient, activations = timed_gradient(function)
@@ -209,9 +215,9 @@ def _read(
     learning_rate: float | None,
     loss: Any,
     samples: int | None,
-    seed: int,
+    settings: ForwardSettings,
 ) -> Training:
-    return read_training(
+    training = read_training(
         model,
         data,
         batch_size=batch_size,
@@ -219,8 +225,19 @@ def _read(
         loss=loss,
         samples=samples,
         dtype="float32",
-        seed=seed,
+        seed=settings.seed,
     )
+    check_dimension(training.function.size, settings.projection)
+    return training
+
+
+def _few(training: Training, asked: int) -> tuple[Warning, ...]:
+    """Says where more examples were asked for than there are; the default is up to so many."""
+    there = training.function.source.num_samples
+    if asked <= there or asked == DEFAULT_EXAMPLES:
+        return ()
+    message = f"losses of {asked:,} examples were asked for, and the data have {there:,}; those of all were taken."
+    return (Warning("losses-on", message),)
 
 
 def _examples(training: Training, settings: ForwardSettings) -> tuple[Any, Any] | None:

@@ -10,6 +10,7 @@ import numpy as np
 import scipy.optimize
 from numpy.typing import NDArray
 
+from sdkeras.errors import SdkerasError
 from sdkeras.linalg.probes import rademacher_probes
 
 # Entries of the random matrix made at a time.
@@ -45,9 +46,13 @@ class Projection:
         size: n, dimension of the points.
         dimension: k, that of their projections.
         seed: Of the signs.
+
+    Raises:
+        SdkerasError: k is not below n.
     """
 
     def __init__(self, size: int, dimension: int, seed: int) -> None:
+        check_dimension(size, dimension)
         self._size, self._dimension, self._seed = size, dimension, seed
         self._first: NDArray[Any] | None = None
         self._ratios: list[float] = []
@@ -88,6 +93,18 @@ class Projection:
             if length > 0:
                 self._ratios.append(_apart(made, i, j) / length)
         del self._ratios[:-_MOST_PAIRS]
+
+
+def check_dimension(size: int, dimension: int | None) -> None:
+    """Refuses a projection that would not shorten the points; None is no projection.
+
+    Raises:
+        SdkerasError: See above.
+    """
+    if dimension is not None and dimension >= size:
+        raise SdkerasError(
+            f"projection is {dimension:,}, and there are {size:,} weights; it must be below their number, or left out."
+        )
 
 
 def _apart(rows: NDArray[Any], i: int, j: int) -> float:

@@ -11,7 +11,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from sdkeras.errors import ModelError, NonFiniteError, OperatorSizeError, SdkerasError
+from sdkeras.data_files import described
+from sdkeras.data_fit import check_data, words_of
+from sdkeras.errors import DataError, ModelError, NonFiniteError, OperatorSizeError, SdkerasError
 from sdkeras.memory import available_memory
 from sdkeras.operators import batches
 from sdkeras.operators.base import Array
@@ -19,7 +21,7 @@ from sdkeras.operators.layout import Layout
 from sdkeras.operators.loss import EmpiricalLoss, check_model, plain, tensor_dtype
 from sdkeras.operators.update_map import UpdateMap
 from sdkeras.operators.update_rule import inner
-from sdkeras.study.projection import Projection
+from sdkeras.study.projection import Projection, check_dimension
 from sdkeras.study.trajectory import Trajectory
 
 DEFAULT_LAST = 5000
@@ -48,6 +50,9 @@ class RecordingSettings:
                 raise SdkerasError(f"{name} is {value}; it must be at least {low}.")
         if self.dtype not in _DTYPES:
             raise SdkerasError(f"dtype must be 'float32' or 'float64', got {self.dtype!r}.")
+        given = self.losses_on
+        if given is not None and not (isinstance(given, (tuple, list)) and len(given) == 2):
+            raise SdkerasError(f"losses_on is {described(given)}; give a pair (x, y) of examples and their targets.")
 
 
 class TrajectoryRecorder(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no types
@@ -62,17 +67,20 @@ class TrajectoryRecorder(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         dtype: Of what is kept, 'float32' or 'float64'.
         projection: Dimension k of a random projection of the iterates, or None to keep all weights.
         seed: Of the projection.
-        path: File (.npz) to write when training ends, or None.
+        path: File (.npz) to write when training ends, or None. After Ctrl-C or an error `fit` tells no callback that it
+            has ended: then call `save`.
         losses_on: (x, y): also keep the loss of each of these examples at each iterate, for the data-dependent
             distance. By the model's own loss, in inference mode (no dropout, moving averages in batch
             normalization), without regularisers.
 
     Attributes:
-        trajectory: The `Trajectory` after training; None before.
+        trajectory: The `Trajectory` of what was recorded so far, whether training goes on, has ended or was
+            interrupted; None before it begins. Made when asked for, a copy of all that is kept.
 
     Raises:
-        SdkerasError: Settings out of range; when training starts also OperatorSizeError (what is to be kept does not
-            fit into memory), and ModelError or DataError for losses that cannot be taken.
+        SdkerasError: Settings out of range; before the first step also a projection to no fewer numbers than weights,
+            OperatorSizeError (what is to be kept does not fit into memory), and ModelError or DataError for losses
+            that cannot be taken. (A model without input shape is built, and these are told, at its first batch.)
 
     Example:
         recorder = TrajectoryRecorder(last=1000, losses_on=(x[:500], y[:500]))
@@ -95,32 +103,54 @@ class TrajectoryRecorder(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
             every=every, last=last, dtype=dtype, projection=projection, seed=seed, losses_on=losses_on
         )
         self.path = path
-        self.trajectory: Trajectory | None = None
+        self._recording: _Recording | None = None
+        self._made: Trajectory | None = None
+
+    @property
+    def trajectory(self) -> Trajectory | None:
+        if self._made is None and self._recording is not None:
+            self._made = self._recording.finished()
+        return self._made
+
+    def save(self, path: str | os.PathLike[str] | None = None) -> None:
+        """Writes what was recorded so far, all of it or nothing.
+
+        Args:
+            path: File (.npz); None for the recorder's own.
+
+        Raises:
+            SdkerasError: No training has begun, no path is known, or the file cannot be written.
+        """
+        place, found = self.path if path is None else path, self.trajectory
+        if found is None:
+            raise SdkerasError("nothing is recorded yet; give the recorder to fit (callbacks=[recorder]) first.")
+        if place is None:
+            raise SdkerasError("the recorder has no path; give one, save('trajectory.npz').")
+        found.save(place)
 
     def on_train_begin(self, logs: Any = None) -> None:
-        self.trajectory = None
-        self._recording: _Recording | None = None
+        self._made = None
+        self._recording = _Recording(self.model, self.settings) if self.model.built else None
         self._reached = self._iteration()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        # The model of a Sequential without input shape is built by the first batch.
         if self._recording is None:
             self._recording = _Recording(self.model, self.settings)
         iteration = self._iteration()
         if iteration // self.settings.every > self._reached // self.settings.every:
             self._recording.add(iteration, self.model.trainable_variables)
+            self._made = None
         self._reached = iteration
 
     def _iteration(self) -> int:
         return int(inner(self.model.optimizer).iterations.numpy())
 
     def on_train_end(self, logs: Any = None) -> None:
-        if self._recording is None:
+        if self.trajectory is None:
             return
-        self.trajectory = self._recording.finished()
         self._recording = None
         if self.path is not None:
-            self.trajectory.save(self.path)
+            self.save()
 
 
 def simulate(
@@ -204,24 +234,29 @@ def record(
 
 
 class _Recording:
-    """The last iterates of a trajectory under way, in rings."""
+    """The last iterates of a trajectory under way, in rings.
+
+    A ring has a row to spare, and an iterate counts when all of it is there: Ctrl-C may come anywhere in between.
+    """
 
     def __init__(self, model: Any, settings: RecordingSettings) -> None:
         self._settings = settings
         self._layout = Layout.of(model.trainable_variables)
-        self._losses_of = None if settings.losses_on is None else ExampleLosses(model, *settings.losses_on)
+        check_dimension(self._layout.size, settings.projection)
+        self._losses_of = None if settings.losses_on is None else _tried_losses(model, *settings.losses_on)
         size = self._layout.size if settings.projection is None else settings.projection
         examples = 0 if self._losses_of is None else self._losses_of.num_examples
         _check_memory(size + examples, settings)
-        self._iterates = np.empty((settings.last, size), settings.dtype)
-        self._losses = np.empty((settings.last, examples), settings.dtype) if examples else None
-        self._iterations = np.empty(settings.last, np.int64)
+        self._rows = settings.last + 1
+        self._iterates = np.empty((self._rows, size), settings.dtype)
+        self._losses = np.empty((self._rows, examples), settings.dtype) if examples else None
+        self._iterations = np.empty(self._rows, np.int64)
         self._count = 0
         self.stopped_at: int | None = None
         self._projection = (
             None if settings.projection is None else Projection(self._layout.size, settings.projection, settings.seed)
         )
-        self._waiting: list[Array] = []
+        self._waiting: dict[int, Array] = {}
 
     def add(self, iteration: int, weights: Sequence[Any]) -> None:
         """One more iterate: the values of the trainable variables, in model order."""
@@ -232,22 +267,22 @@ class _Recording:
         if not np.all(np.isfinite(vector)) or (losses is not None and not np.all(np.isfinite(losses))):
             self.stopped_at = iteration
             return
-        row = self._count % self._settings.last
+        row = self._count % self._rows
         self._iterations[row] = iteration
         if self._losses is not None:
             self._losses[row] = losses
-        self._count += 1
         if self._projection is None:
             self._iterates[row] = vector
-            return
-        self._waiting.append(vector)
+        else:
+            self._waiting[self._count] = vector
+        self._count += 1
         if len(self._waiting) * vector.nbytes >= _WAITING_BYTES or len(self._waiting) == self._settings.last:
             self._project()
 
     def finished(self) -> Trajectory:
         """What is kept, oldest first."""
         self._project()
-        kept = np.arange(max(0, self._count - self._settings.last), self._count) % self._settings.last
+        kept = np.arange(max(0, self._count - self._settings.last), self._count) % self._rows
         return Trajectory(
             iterates=self._iterates[kept],
             iterations=self._iterations[kept],
@@ -261,9 +296,32 @@ class _Recording:
     def _project(self) -> None:
         if self._projection is None or not self._waiting:
             return
-        rows = np.arange(self._count - len(self._waiting), self._count) % self._settings.last
-        self._iterates[rows] = self._projection(np.stack(self._waiting))
-        self._waiting = []
+        rows = np.array(list(self._waiting)) % self._rows
+        self._iterates[rows] = self._projection(np.stack(list(self._waiting.values())))
+        self._waiting = {}
+
+
+def _tried_losses(model: Any, x: Any, y: Any) -> ExampleLosses:
+    """Losses of these examples, taken once, so that what does not fit is told before the first step.
+
+    Raises:
+        ModelError: As for `ExampleLosses`.
+        DataError: The examples do not fit the model or its loss.
+    """
+    try:
+        losses = ExampleLosses(model, x, y)
+        check_data(model, x, y)
+        losses(model.trainable_variables)
+    except DataError as error:
+        raise DataError(f"losses_on: {error}") from error
+    except SdkerasError:
+        raise
+    except Exception as error:  # whatever the model's layers and its loss raise
+        raise DataError(
+            f"losses_on: the losses of these examples cannot be taken: {words_of(error)}. Give examples and targets "
+            "as the model is trained on."
+        ) from error
+    return losses
 
 
 class ExampleLosses:

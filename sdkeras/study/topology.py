@@ -6,6 +6,7 @@ losses.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -152,11 +153,32 @@ def e_alpha(distances: ArrayLike, alpha: float = 1.0) -> float:
         E_alpha, in the unit of the distances to the power alpha; 0 if all points are one.
 
     Raises:
-        SdkerasError: Not a matrix of distances, or alpha is not positive.
+        SdkerasError: Not a matrix of distances, alpha is not positive, or float64 does not hold E_alpha.
 
     Reference: arXiv 2604.19740, Sec. 5.
     """
-    return float(np.sum(spanning_tree_edges(distances) ** _positive(alpha)))
+    edges = spanning_tree_edges(distances)
+    found = power_sum(edges, alpha)
+    if math.isnan(found):
+        raise SdkerasError(
+            f"E_alpha at alpha = {alpha:g} is {log_power_sum(edges, alpha):.4g} in its logarithm, which float64 does "
+            "not hold; take a smaller alpha."
+        )
+    return found
+
+
+def power_sum(edges: FloatArray, alpha: float) -> float:
+    """Sum of |edge|^alpha; NaN where it is beyond the range in which float64 has all its digits."""
+    with np.errstate(over="ignore", under="ignore"):
+        found = float(np.sum(edges ** _positive(alpha)))
+    held = np.finfo(np.float64).tiny <= found < math.inf
+    return found if held or not np.any(edges) else math.nan
+
+
+def log_power_sum(edges: FloatArray, alpha: float) -> float:
+    """Its logarithm, also where float64 does not hold the sum; edges are not all 0."""
+    longest = float(edges.max())
+    return alpha * math.log(longest) + math.log(power_sum(edges / longest, alpha))
 
 
 def ph_dimension(
@@ -207,17 +229,20 @@ def ph_dimension(
             made, reason=f"{n} distinct points of {len(matrix)} are too few; {2 * _SMALLEST} are the least."
         )
     sizes = np.unique(np.round(np.geomspace(max(_SMALLEST, n / 10), n, _NUM_SIZES)).astype(int))
-    logs = np.full((num_repeats, len(sizes)), np.log(np.sum(_tree(matrix, kept) ** power)))
+    logs = np.full((num_repeats, len(sizes)), log_power_sum(_tree(matrix, kept), power))
     for repeat in range(num_repeats):
         order = np.random.default_rng([seed, 20, repeat]).permutation(kept)
-        logs[repeat, :-1] = [np.log(np.sum(_tree(matrix, order[:size]) ** power)) for size in sizes[:-1]]
+        logs[repeat, :-1] = [log_power_sum(_tree(matrix, order[:size]), power) for size in sizes[:-1]]
     x = np.log(sizes)
     x -= x.mean()
-    slopes = logs @ x / (x @ x)
-    mean = logs.mean(axis=0)
-    slope = float(slopes.mean())
-    residual = float(np.sqrt(np.mean((mean - mean.mean() - slope * x) ** 2)))
-    error = float(np.std(slopes, ddof=1))
+    with np.errstate(over="ignore", invalid="ignore"):
+        slopes = logs @ x / (x @ x)
+        mean = logs.mean(axis=0)
+        slope = float(slopes.mean())
+        residual = float(np.sqrt(np.mean((mean - mean.mean() - slope * x) ** 2)))
+        error = float(np.std(slopes, ddof=1))
+    if not np.all(np.isfinite([slope, residual, error])):
+        return attrs.evolve(made, reason=f"float64 does not hold ln E_alpha at alpha = {power:g}; use a smaller alpha.")
     made = attrs.evolve(
         made,
         slope=slope,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import attrs
@@ -17,10 +18,11 @@ from sdkeras.reporting.schema import SCHEMA_VERSION, Document, Simulation
 from sdkeras.study.projection import Distortion
 from sdkeras.study.topology import (
     PersistentHomologyDimension,
-    e_alpha,
     euclidean_distances,
     loss_distances,
     ph_dimension,
+    power_sum,
+    spanning_tree_edges,
 )
 from sdkeras.study.trajectory import Trajectory
 
@@ -38,7 +40,8 @@ class TreeMeasures:
 
     Attributes:
         e_alpha: Sum over the edges of the tree of all points of |edge|^alpha. A number of these points, without
-            sampling error; it grows with their number, so that only trajectories of as many iterates compare.
+            sampling error; it grows with their number, so that only trajectories of as many iterates compare. NaN
+            where float64 does not hold it: a warning then says so.
         ph_dimension: alpha / (1 - slope) of ln E_alpha against ln n over subsamples, with the regression.
     """
 
@@ -126,7 +129,10 @@ def measure(
             progress(f"minimum spanning trees, {what}")
         try:
             matrix = distances(points)
-            return TreeMeasures(e_alpha(matrix, alpha), ph_dimension(matrix, alpha, num_repeats=num_repeats, seed=seed))
+            return TreeMeasures(
+                power_sum(spanning_tree_edges(matrix), alpha),
+                ph_dimension(matrix, alpha, num_repeats=num_repeats, seed=seed),
+            )
         except NonFiniteError as error:
             raise NonFiniteError(f"the trajectory cannot be measured: {error}") from error
 
@@ -182,6 +188,14 @@ def _warnings(trajectory: Trajectory, found: dict[str, TreeMeasures | None]) -> 
         notes.append(Warning("uneven-steps", "the iterates are not the same number of iterations apart."))
     for name, measured in found.items():
         fit = None if measured is None else measured.ph_dimension
+        if measured is not None and fit is not None and math.isnan(measured.e_alpha):
+            log = f" (its logarithm is {fit.log_e_alpha[-1]:.4g})" if len(fit.log_e_alpha) else ""
+            notes.append(
+                Warning(
+                    "e-alpha-range",
+                    f"{name}: float64 does not hold E_alpha at alpha = {fit.alpha:g}{log}; take a smaller alpha.",
+                )
+            )
         if fit is not None and fit.num_merged:
             notes.append(
                 Warning("equal-iterates", f"{name}: {fit.num_merged:,} iterates are at distance 0 from another.")

@@ -52,6 +52,24 @@ def test_a_recorded_file(files: Path, tmp_path: Path, in_process: Command) -> No
     assert in_process("study", "trajectory", files / "recorded.npz", "--quiet") == (0, "", "")
 
 
+def test_an_alpha_far_out_has_its_reason(files: Path, tmp_path: Path, in_process: Command) -> None:
+    out = tmp_path / "out.json"
+    status, text, error = in_process("study", "trajectory", files / "recorded.npz", "--alpha", "1e9", "--json", out)
+    assert (status, error) == (0, "")
+    assert "e-alpha-range: Euclidean: float64 does not hold E_alpha" in text
+    found = TrajectoryMeasures.load(out)
+    assert found.euclidean.ph_dimension.reason
+    assert found.data.ph_dimension.reason
+    assert [warning.code for warning in found.warnings].count("e-alpha-range") == 2
+
+
+def test_more_examples_than_there_are(files: Path, in_process: Command) -> None:
+    options = ("--steps", 20, "--losses-on", 100_000)
+    status, text, _ = in_process("study", "trajectory", files / "model.keras", "--data", files / "data.npz", *options)
+    assert status == 0
+    assert "losses of 100,000 examples were asked for, and the data have 60" in " ".join(text.split())
+
+
 def test_a_simulation_is_one_library_call(files: Path, tmp_path: Path, in_process: Command) -> None:
     model, data = files / "model.keras", files / "data.npz"
     before = model.read_bytes()
@@ -103,6 +121,8 @@ def test_a_dry_run_writes_nothing(files: Path, tmp_path: Path, in_process: Comma
         (("recorded.npz", "--alpha", "nan"), "not a finite number"),
         (("model.keras", "--data", "data.npz", "--memory", "1e-6"), "keep fewer iterates"),
         (("model.keras", "--data", "data.npz", "--steps", "9", "--every", "5"), "too few for 2 iterates"),
+        (("model.keras", "--data", "data.npz", "--projection", "100000"), "there are 26 weights"),
+        (("model.keras", "--data", "data.npz", "--projection", "26", "--dry-run"), "there are 26 weights"),
         (("model.keras", "--data", "data.npz", "--json", "o.json", "--save", "o.json"), "two outputs"),
         (("wild.keras", "--data", "wild.npz", "--steps", "50", "--allow-unverified", "--initial-slots"), "diverged"),
     ],

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sdkeras.errors import ModelError, OperatorSizeError, SdkerasError
+from sdkeras.errors import DataError, ModelError, OperatorSizeError, SdkerasError
 from sdkeras.operators import batches, precision
 from sdkeras.study import recorder as module
 from sdkeras.study.recorder import ExampleLosses, Trajectory, TrajectoryRecorder, simulate
@@ -79,6 +79,97 @@ def test_a_second_fit_is_a_new_trajectory() -> None:
     assert np.array_equal(recorder.trajectory.iterates[-1], weights(model))
 
 
+class Stops(keras.callbacks.Callback):
+    """Ctrl-C at a step."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self._step = step
+
+    def on_train_batch_begin(self, batch, logs=None) -> None:
+        self._step -= 1
+        if self._step == 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("projection", [None, 5])
+def test_what_was_recorded_before_an_interruption_is_there(tmp_path, projection: int | None) -> None:
+    recorder = TrajectoryRecorder(projection=projection, last=6, path=tmp_path / "run.npz", losses_on=(X, Y))
+    with pytest.raises(SdkerasError, match="nothing is recorded"):
+        recorder.save()
+    model, witness = net(), Witness()
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, Stops(10), recorder, witness)
+    found = recorder.trajectory
+    assert found.iterations.tolist() == [4, 5, 6, 7, 8, 9]
+    assert found.losses.shape == (6, 22)
+    if projection is None:
+        assert np.array_equal(found.iterates, np.stack(witness.seen[3:]))
+    assert not (tmp_path / "run.npz").exists()
+    recorder.save()
+    recorder.save(tmp_path / "other.npz")
+    for name in ("run.npz", "other.npz"):
+        assert np.array_equal(Trajectory.load(tmp_path / name).iterates, found.iterates)
+    fit(model, recorder, epochs=1)
+    assert recorder.trajectory.iterations.tolist() == [10, 11, 12, 13, 14]
+    assert Trajectory.load(tmp_path / "run.npz").iterations.tolist() == [10, 11, 12, 13, 14]
+    pathless = TrajectoryRecorder()
+    fit(net(), pathless, epochs=1)
+    with pytest.raises(SdkerasError, match="has no path"):
+        pathless.save()
+
+
+def test_a_trajectory_under_way_can_be_looked_at() -> None:
+    """At every step, with a projection as well: the rest comes out as if nobody had looked."""
+
+    class Looks(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None) -> None:
+            assert full.trajectory.iterations[-1] == projected.trajectory.iterations[-1] == len(witness.seen)
+            assert np.array_equal(full.trajectory.iterates[-1], witness.seen[-1])
+
+    full, projected, witness = TrajectoryRecorder(last=4), TrajectoryRecorder(last=4, projection=9), Witness()
+    unseen = TrajectoryRecorder(last=4, projection=9)
+    assert full.trajectory is None
+    fit(net(), unseen, full, projected, witness, Looks())
+    assert np.array_equal(full.trajectory.iterates, np.stack(witness.seen[-4:]))
+    np.testing.assert_allclose(projected.trajectory.iterates, unseen.trajectory.iterates, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("projection", [None, 5])
+def test_an_iterate_that_is_half_written_does_not_count(monkeypatch, projection: int | None) -> None:
+    """Ctrl-C within the writing of the seventh, with the ring full: the six before it, none of them touched."""
+    model = net()
+    settings = module.RecordingSettings(last=6, projection=projection, losses_on=(X, Y))
+    whole, broken = (module._Recording(model, settings) for _ in range(2))
+    values = [[np.full(v.shape, float(step), np.float32) for v in model.trainable_variables] for step in range(1, 9)]
+    for step in range(1, 8):
+        whole.add(step, values[step])
+        broken.add(step, values[step])
+
+    class Torn(np.ndarray):
+        def __setitem__(self, where, what) -> None:
+            super().__setitem__(where, what)
+            raise KeyboardInterrupt
+
+    expected = whole.finished()
+
+    class TornDict(dict):
+        def __setitem__(self, where, what) -> None:
+            super().__setitem__(where, what)
+            raise KeyboardInterrupt
+
+    if projection is None:
+        broken._losses = broken._losses.view(Torn)
+    else:
+        broken._waiting = TornDict(broken._waiting)
+    with pytest.raises(KeyboardInterrupt):
+        broken.add(8, values[0])
+    found = broken.finished()
+    assert found.iterations.tolist() == expected.iterations.tolist() == [2, 3, 4, 5, 6, 7]
+    assert np.array_equal(found.iterates, expected.iterates)
+    assert np.array_equal(found.losses, expected.losses)
+
+
 def test_steps_per_execution_are_counted_by_the_optimizer() -> None:
     recorder = TrajectoryRecorder(every=2)
     fit(net(steps_per_execution=3), recorder, epochs=1)
@@ -129,12 +220,13 @@ def test_losses_of_two_outputs_add_up() -> None:
     np.testing.assert_allclose(losses, expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("waiting", [1, 26 * 4 * 4, 2**20])
+@pytest.mark.parametrize("waiting", [1, 2818 * 4 * 4, 2**20])
 def test_projections_keep_distances(monkeypatch, waiting: int) -> None:
     """However many wait to be projected together, and past the end of the ring."""
     monkeypatch.setattr(module, "_WAITING_BYTES", waiting)
     full, projected = TrajectoryRecorder(last=7), TrajectoryRecorder(last=7, projection=2000, seed=4)
-    fit(net(), full, projected)
+    fit(net(layers.Dense(400, "tanh")), full, projected)
+    assert full.trajectory.num_parameters == 2818
     found = projected.trajectory
     assert found.iterates.shape == (7, 2000)
     assert found.iterations.tolist() == full.trajectory.iterations.tolist()
@@ -208,6 +300,10 @@ def test_what_cannot_be_recorded_is_refused(monkeypatch) -> None:
         TrajectoryRecorder(dtype="float16")
     with pytest.raises(SdkerasError, match="steps is 3"):
         simulate(net(), (X, Y), steps=3, every=2)
+    with pytest.raises(SdkerasError, match=r"losses_on is a ndarray of shape \(22, 3\); give a pair \(x, y\)"):
+        TrajectoryRecorder(losses_on=X)
+    with pytest.raises(SdkerasError, match="tuple of length 3"):
+        TrajectoryRecorder(losses_on=(X, Y, Y))
     with pytest.raises(SdkerasError, match="different numbers of samples"):
         fit(net(), TrajectoryRecorder(losses_on=(X, Y[:3])))
     with pytest.raises(ModelError, match="not compiled"):
@@ -220,3 +316,53 @@ def test_what_cannot_be_recorded_is_refused(monkeypatch) -> None:
     monkeypatch.setattr(module, "available_memory", lambda: 1000)
     with pytest.raises(OperatorSizeError, match="projection"):
         fit(net(), TrajectoryRecorder())
+
+
+class Subclassed(keras.Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = layers.Dense(2)
+
+    def call(self, x):
+        return self.dense(x)
+
+
+@pytest.mark.parametrize(
+    ("make", "x", "y", "said"),
+    [
+        (
+            net,
+            np.zeros((5, 4)),
+            Y[:5],
+            r"the model expects inputs of shape \(None, 3\), the data have x of shape \(5, 4\)",
+        ),
+        (Subclassed, np.zeros((5, 4)), Y[:5], r"expected axis -1 of input shape to have value 3.*\(2, 4\)\. The data"),
+        (lambda: keras.Sequential([layers.Dense(2)]), np.zeros((5, 4)), Y[:5], r"inputs of shape \(None, 3\)"),
+        (net, X, Y + 1, "y holds the label 2"),
+        (net, X, np.zeros((22, 3)), r"losses of these examples cannot be taken: .*Dimensions must be equal"),
+    ],
+    ids=["sequential", "subclassed", "unbuilt", "labels", "loss"],
+)
+def test_examples_that_do_not_fit_are_told_before_the_first_step(make, x, y, said: str) -> None:
+    """In one line, without Keras' colours and frames; without an input shape the first batch must show it."""
+    model, custom = make(), y.ndim > 1
+    sparse = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    loss = (lambda true, output: keras.ops.mean((true - output) ** 2, axis=-1)) if custom else sparse
+    model.compile("sgd", loss)
+    targets, first = np.eye(2)[Y] if custom else Y, Witness()
+    with pytest.raises(DataError, match=f"^losses_on: .*{said}") as error:
+        model.fit(X, targets, batch_size=5, verbose=0, callbacks=[first, TrajectoryRecorder(losses_on=(x, y))])
+    assert not {"\n", "\x1b"} & set(str(error.value))
+    assert "in user code" not in str(error.value)
+    assert len(first.seen) == (0 if make is net else 1)
+
+
+def test_a_projection_shortens() -> None:
+    for projection in (26, 2000):
+        recorder, witness = TrajectoryRecorder(projection=projection), Witness()
+        with pytest.raises(SdkerasError, match=f"projection is {projection:,}, and there are 26 weights"):
+            fit(net(), witness, recorder)
+        assert not witness.seen
+        with pytest.raises(SdkerasError, match="there are 26 weights"):
+            simulate(net(), (X, Y), steps=4, projection=projection, initial_slots=True)
+    fit(net(), TrajectoryRecorder(projection=25), epochs=1)

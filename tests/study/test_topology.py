@@ -7,7 +7,14 @@ from scipy.spatial.distance import cdist, pdist, squareform
 
 from sdkeras.errors import NonFiniteError, SdkerasError
 from sdkeras.study import topology
-from sdkeras.study.topology import e_alpha, euclidean_distances, loss_distances, ph_dimension, spanning_tree_edges
+from sdkeras.study.topology import (
+    e_alpha,
+    euclidean_distances,
+    log_power_sum,
+    loss_distances,
+    ph_dimension,
+    spanning_tree_edges,
+)
 
 
 def points(n: int = 60, d: int = 4, seed: int = 0) -> np.ndarray:
@@ -143,6 +150,24 @@ def test_where_the_formula_does_not_hold_it_says_so() -> None:
     assert found.value is None
     assert found.num_points == 19
     assert "too few" in found.reason
+
+
+def test_alphas_far_out_are_told_and_warn_of_nothing(recwarn) -> None:
+    """E_alpha of a path of edges 1, 2, 3 at alpha = 1e4 is 3^1e4 (1 + ...): its logarithm is 1e4 ln 3."""
+    path = euclidean_distances(np.array([[0.0], [1], [3], [6]]))
+    assert log_power_sum(spanning_tree_edges(path), 1e4) == pytest.approx(1e4 * np.log(3), rel=1e-12)
+    assert log_power_sum(spanning_tree_edges(path), 2.0) == pytest.approx(np.log(14), rel=1e-13)
+    with pytest.raises(SdkerasError, match=r"alpha = 10000 is 1\.099e\+04 in its logarithm"):
+        e_alpha(path, 1e4)
+    with pytest.raises(SdkerasError, match="take a smaller alpha"):
+        e_alpha(path / 100, 1e4)
+    assert e_alpha(np.zeros((4, 4)), 1e4) == 0
+    for alpha in (1e9, 1e200, 1e308):
+        found = ph_dimension(euclidean_distances(10 * points(100)), alpha, num_repeats=3)
+        assert found.value is None
+        assert found.reason
+        assert "nan" not in found.reason
+    assert not list(recwarn)
 
 
 def test_the_seed_makes_the_subsamples() -> None:

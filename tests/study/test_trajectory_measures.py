@@ -91,6 +91,25 @@ def test_cautions() -> None:
     assert "too few" in str(few)
 
 
+@pytest.mark.parametrize("scale", [10.0, 1e-3])
+def test_an_e_alpha_that_float64_does_not_hold_is_told(recwarn, scale: float) -> None:
+    found = measure(trajectory(scale * WALK), 1e9)
+    assert np.isnan(found.euclidean.e_alpha)
+    (warning,) = [warning for warning in found.warnings if warning.code == "e-alpha-range"]
+    longest = minimum_spanning_tree(squareform(pdist(scale * WALK))).data.max()  # E_alpha is its power, or nearly
+    logarithm = float(warning.message.split("its logarithm is ")[1].split(")")[0])
+    assert logarithm == pytest.approx(1e9 * np.log(longest), rel=1e-3)
+    assert found.euclidean.ph_dimension.value is None
+    assert found.euclidean.ph_dimension.reason
+    assert "float64 does not hold E_alpha" in " ".join(str(found).split())
+    as_html(found)
+    assert TrajectoryMeasures.from_json(found.to_json()) == found
+    same = measure(trajectory(np.ones((9, 2))))
+    assert same.euclidean.e_alpha == 0
+    assert "e-alpha-range" not in [warning.code for warning in same.warnings]
+    assert not list(recwarn)
+
+
 def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SdkerasError, match="has 1 iterates, distances need at least 2; it diverged at iteration 9"):
         measure(trajectory(WALK[:1], stopped_at=9))
@@ -180,6 +199,11 @@ def test_the_losses_are_of_training_examples() -> None:
     every = forward(model, (X, Y), losses_on=1000, **settings)
     expected = tree_of(squareform(pdist(whole.losses.astype(float), "cityblock")) / 40, 1.0)
     assert every.num_examples == 40
+    assert "losses-on" not in [warning.code for warning in (*every.warnings, *found.warnings)]
+    more = forward(model, (X, Y), losses_on=100_000, **settings)
+    assert more.data == every.data
+    (warning,) = [warning for warning in more.warnings if warning.code == "losses-on"]
+    assert "losses of 100,000 examples were asked for, and the data have 40" in warning.message
     assert every.data.e_alpha == pytest.approx(expected, rel=1e-5)
     assert forward(model, (X, Y), losses_on=0, **settings).data is None
 
@@ -205,5 +229,11 @@ def test_a_plan_computes_nothing_and_settings_are_checked() -> None:
         ForwardSettings(steps=19, every=10)
     with pytest.raises(SdkerasError, match="losses_on"):
         ForwardSettings(losses_on=-1)
+    for call in (
+        lambda: plan(net(), (X, Y), settings=ForwardSettings(projection=8)),
+        lambda: forward(net(), (X, Y), projection=8),
+    ):
+        with pytest.raises(SdkerasError, match="projection is 8, and there are 8 weights"):
+            call()
     with pytest.raises(OperatorSizeError, match="1,000 iterates"):
         forward(net(), (X, Y), steps=1000, memory_gb=1e-3)
