@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -155,9 +156,10 @@ def _of_trajectory(study: Study, trajectory: Trajectory, wanted: list[str], shar
         if trees is None:
             raise SdkerasError("its recorded trajectory has no losses; delete the run's folder to train it again")
         dimension = trees.ph_dimension
-        by_measure = {
-            "e_alpha": (trees.e_alpha, None, ""),
-            "ph_dimension": (dimension.value, dimension.stderr, dimension.reason),
-        }
-        found[column] = by_measure[measure]
+        if measure == "ph_dimension":
+            found[column] = dimension.value, dimension.stderr, dimension.reason
+        elif math.isfinite(trees.e_alpha):
+            found[column] = trees.e_alpha, None, ""
+        else:
+            found[column] = None, None, f"float64 does not hold it at alpha = {study.trajectory.alpha:g}"
     return found
