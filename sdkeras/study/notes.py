@@ -8,7 +8,7 @@ import attrs
 
 from sdkeras.reporting.numbers import counted
 from sdkeras.study.analyses import OF_A_MAP
-from sdkeras.study.correlations import Correlations
+from sdkeras.study.correlations import FEWEST_RESAMPLED, Correlations
 from sdkeras.study.results import Results, Row
 
 
@@ -23,8 +23,14 @@ def notes(results: Results, found: Correlations) -> tuple[str, ...]:
         made.append(
             f"The file of the model's factory has changed between runs: they are of {len(versions)} versions of it."
         )
-    if any(row.tau_b is not None and row.interval is None for row in found.rows):
-        made.append(f"With {counted(len(results.done), 'run')} there are no intervals; 5 are the least.")
+    few = {row.measure: row.num_runs for row in found.rows if row.tau_b is not None and row.interval is None}
+    if len(results.done) < FEWEST_RESAMPLED:
+        made.append(
+            f"With {counted(len(results.done), 'run')} there are no intervals; {FEWEST_RESAMPLED} are the least."
+        )
+    elif few:
+        listed = ", ".join(f"{measure} with {counted(count, 'run')}" for measure, count in few.items())
+        made.append(f"No interval has {listed}: too few runs or too few different values.")
     return tuple(made)
 
 

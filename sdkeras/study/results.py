@@ -20,6 +20,9 @@ from sdkeras.study.run_files import Measured, RunFolder, Trained
 from sdkeras.study.runner import DONE, FAILED, STUDY_FILE, RunState, plan_study, runs_folder
 
 
+_COMMAND = "sdkeras study run GRID.toml --out DIR"
+
+
 @attrs.frozen
 class Row:
     """One run of the table; `trained`, `measured` and `analysed` are None as far as it has not come."""
@@ -132,9 +135,7 @@ class Results:
                 found = None if row.measured is None else row.measured.values.get(column)
                 values += [None, None] if found is None else [found.value, found.error]
             analysed = row.analysed
-            values += (
-                [None] * 3 if analysed is None else [analysed.map, analysed.state_size, ";".join(analysed.codes)]
-            )
+            values += [None] * 3 if analysed is None else [analysed.map, analysed.state_size, ";".join(analysed.codes)]
             failure = row.state.failure
             writer.writerow([*values, "" if failure is None else f"{failure.stage}: {failure.reason}"])
         return buffer.getvalue()
@@ -151,12 +152,12 @@ class Results:
         to_do = sum(row.state.state not in (DONE, FAILED) for row in self.rows)
         failures = self.failures()
         if len(self.rows) < 2:
-            advice = "Give a setting under [grid] more values, and do them with sdkeras study run"
-            advice += " --retry." if failures else "."
+            advice = f"Give a setting under [grid] more values, and say {_COMMAND}{' --retry' if failures else ''}."
         elif done + to_do >= 2:
-            advice = "Go on with sdkeras study run."
+            advice = f"Go on with {_COMMAND}."
         else:
-            advice = f"Mend the cause ({failures[0][1].rstrip('.')}) and say sdkeras study run GRID.toml --out DIR --retry."
+            name, reason = failures[0]
+            advice = f"Mend what made them fail and say {_COMMAND} --retry. The first, {name}, failed in {reason}"
         raise SdkerasError(f"{self.summary()}; {wanted} needs at least 2 that are done. {advice}")
 
     def correlations(self) -> Correlations:

@@ -23,6 +23,7 @@ _ACROSS = 4
 _DOTS = 150  # per inch, for PNG
 _MARKERS = "osD^vP*X<>pH"
 _TITLES = {"accuracy_gap": "|train accuracy - test accuracy|", "loss_gap": "|train loss - test loss|"}
+_BAR = {"ecolor": "0.6", "elinewidth": 1.0}
 # What colours and markers tell, in the order of preference.
 _COLOURED, _MARKED = ("learning_rate", "weight_decay"), ("batch_size",)
 
@@ -96,7 +97,7 @@ def _panel(
         )
         error = _error(row, name)
         if error is not None:
-            axes.errorbar(row.value(name), _gap(row, target), xerr=error, fmt="none", ecolor="0.6", elinewidth=1)
+            axes.errorbar(row.value(name), _gap(row, target), xerr=error, fmt="none", zorder=1, **_BAR)
     values = np.array([[row.value(name), _gap(row, target)] for row in shown], np.float64).reshape(-1, 2)
     tau = float(kendall_tau_b(values[:, 0], values[:, 1])[0]) if len(values) > 1 else math.nan
     axes.set_title(f"{name}\ntau-b {coefficient(tau)}", fontsize=_FONT - 1, parse_math=False)
