@@ -30,7 +30,7 @@ _PARTS = {
     "forward": "Of iterates that were simulated from the end of training on.",
     "backward": "Of the last iterates of training itself.",
     "euclidean": "The distance of two iterates is that of their weights.",
-    "data": "The distance of two iterates is the mean over training examples of the absolute difference of their losses.",
+    "data": "The distance of two iterates is the mean absolute difference of their losses, over training examples.",
 }
 _COEFFICIENTS = {
     "gap": "The absolute value of training minus test, |train - test|. An untrained run whose test accuracy is above "

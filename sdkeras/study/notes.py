@@ -105,8 +105,8 @@ def _identical(rows: Sequence[Row]) -> list[str]:
     by_settings: dict[tuple[str, ...], list[list[Row]]] = {}
     for group in alike.values():
         if len(group) > 1:
-            first = group[0].state.run.settings
-            differ = tuple(name for name in first if len({row.state.run.settings[name] for row in group}) > 1)
+            names = group[0].state.run.settings
+            differ = tuple(name for name in names if len({row.state.run.settings[name] for row in group}) > 1)
             by_settings.setdefault(differ, []).append(group)
     made = []
     for differ, groups in by_settings.items():

@@ -25,13 +25,12 @@ from sdkeras.study.measures import columns
 from sdkeras.study.notes import notes, warnings_by_code
 from sdkeras.study.results import Results
 
-
 # Of the p value, from which on a coefficient says nothing clear.
 _CLEAR = 0.05
 
 
 def headline(found: Correlations) -> str:
-    """Which measure goes most with which gap, and which most against that gap, as far as p values and intervals bear."""
+    """Which measure goes most with which gap, and which most against it, as far as p values bear them out."""
     rows = [(float(row.tau_b), row) for row in found.rows if row.tau_b is not None]
     if not rows:
         return "No measure has a tau-b: all values of it, or of the gaps, are equal"

@@ -19,7 +19,6 @@ from sdkeras.study.measures import columns
 from sdkeras.study.run_files import Measured, RunFolder, Trained
 from sdkeras.study.runner import DONE, FAILED, STUDY_FILE, RunState, plan_study, runs_folder
 
-
 _COMMAND = "sdkeras study run GRID.toml --out DIR"
 
 
@@ -97,7 +96,8 @@ class Results:
         for (column, reason), count in found.items():
             by_column.setdefault(column, []).append((reason, count))
         return tuple(
-            f"{column} has no number in {counted(sum(count for _, count in reasons), 'run')}, for example: {reasons[0][0]}"
+            f"{column} has no number in {counted(sum(count for _, count in reasons), 'run')}, "
+            f"for example: {reasons[0][0]}"
             for column, reasons in by_column.items()
         )
 
