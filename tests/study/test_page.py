@@ -28,6 +28,7 @@ FOUR = [1.0, 2.0, 3.0, 4.0]
 EIGHT = [float(k) for k in range(8)]
 MIXED = [2.0, 1.0, 4.0, 3.0]  # four of six pairs in order: (4 - 2) / 6
 ODD = [1.0, 0.0, 3.0, 2.0, 5.0, 4.0, 7.0, 6.0]  # 24 of 28 pairs in order: 20 / 28
+WEAK = [2.0, 3.0, 0.0, 1.0, 7.0, 6.0, 4.0, 5.0]  # 19 of 28 pairs in order: 10 / 28
 
 TABLES = """
 [study]
@@ -107,6 +108,11 @@ def in_one_line(text: str) -> str:
             {"down": EIGHT[::-1], "few": [0.0, 1.0, 2.0] + [np.nan] * 5},
             "No measure goes clearly with a gap: the largest tau-b is few's with the loss gap, +1.00 over 3 runs "
             "(p = 0.33); clearly against the loss gap goes down: -1.00",
+        ),
+        (
+            {"weak": WEAK},
+            "No measure goes clearly with a gap: the largest tau-b is weak's with the loss gap, +0.36 over 8 runs "
+            "(p = 0.28)",
         ),
         (
             {"half": MIXED},
