@@ -14,6 +14,8 @@ from sdkeras_cli import shared
 def command(folder: str, quiet: bool, debug: bool) -> int:
     """Draw each measure of the study in DIR against each gap: a panel a measure, colour by learning rate.
 
+    A bar is ± the error of a value, where that is known.
+
     Writes accuracy_gap.png, accuracy_gap.svg, loss_gap.png and loss_gap.svg into DIR.
     """
     del debug

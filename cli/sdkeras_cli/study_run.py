@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from sdkeras.reporting.numbers import counted
 from sdkeras.study.grid import read_study
 from sdkeras.study.runner import DONE, FAILED, TRAINED, Finished, StudyPlan, plan_study, run_study
 from sdkeras_cli import shared
@@ -68,15 +69,18 @@ def command(
         click.echo(_standing(after))
         failed = sum(each.state == FAILED for each in after.runs)
         if failed:
-            click.echo(f"{failed} failed; their reasons are in the table. --retry does them again.")
-        click.echo(f"next: sdkeras study correlate {click.format_filename(out)}")
+            click.echo(f"{failed} failed; the reasons are in the table. --retry does them again.")
+        if sum(each.state == DONE for each in after.runs) > 1:
+            click.echo(f"next: sdkeras study correlate {click.format_filename(out)}")
     return 0
 
 
 def _standing(plan: StudyPlan) -> str:
     done = sum(each.state == DONE for each in plan.runs)
     trained = sum(each.state == TRAINED for each in plan.runs)
-    return f"{done} of {len(plan.runs)} runs are done" + (f", {trained} only trained" if trained else "")
+    return f"{done} of {counted(len(plan.runs), 'run')} {'is' if done == 1 else 'are'} done" + (
+        f", {trained} only trained" if trained else ""
+    )
 
 
 def _estimate(plan: StudyPlan, retry: bool) -> str:

@@ -25,6 +25,11 @@ def number(value: float | None, digits: int = 4) -> str:
     return f"{value:.{digits}g}"
 
 
+def counted(count: int, noun: str) -> str:
+    """So many of something: "1 run", "2 runs"."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
 def dimension(value: float | None, half_width: float | None = None) -> str:
     """A dimension, rounded at the second digit of its uncertainty (a tenth without one)."""
     if value is None or math.isnan(value):

@@ -20,7 +20,7 @@ from sdkeras.reporting.schema import SCHEMA_VERSION, Document
 TARGETS = ("accuracy_gap", "loss_gap")
 _CONFIDENCE = 0.95
 # Fewer units resampled have too few distinct resamples for an interval of 95 %; five have 126.
-_FEWEST_RESAMPLED = 5
+FEWEST_RESAMPLED = 5
 
 
 @attrs.frozen(kw_only=True)
@@ -288,7 +288,7 @@ def _resamples(size: int, count: int, seed: Sequence[int]) -> FloatArray:
 def _interval(resampled: FloatArray, size: int) -> tuple[float, float] | None:
     """Percentiles of the defined values of enough resampled units."""
     usable = resampled[~np.isnan(resampled)]
-    if size < _FEWEST_RESAMPLED or 2 * len(usable) < len(resampled):
+    if size < FEWEST_RESAMPLED or 2 * len(usable) < len(resampled):
         return None
     low, high = np.quantile(usable, [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2])
     return float(low), float(high)

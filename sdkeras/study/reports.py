@@ -37,9 +37,10 @@ def plot_study(folder: str | os.PathLike[str]) -> tuple[str, ...]:
     """Draws each measure against each gap that the runs have, as PNG and SVG into the folder; returns their names.
 
     Raises:
-        SdkerasError: It is no folder of a study, no run is done, or a file cannot be written.
+        SdkerasError: It is no folder of a study, fewer than 2 runs are done, or a file cannot be written.
     """
     results = read_results(folder)
+    results.check_enough("a scatter plot")
     drawn = [target for target in TARGETS if has_gap(results, target)] or [TARGETS[-1]]
     names = tuple(f"{target}.{suffix}" for target in drawn for suffix in ("png", "svg"))
     for name in names:

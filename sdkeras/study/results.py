@@ -11,21 +11,25 @@ from typing import Any
 import attrs
 
 from sdkeras.errors import SdkerasError
-from sdkeras.reporting.numbers import ABSENT, number
+from sdkeras.reporting.numbers import ABSENT, counted, number
+from sdkeras.study.analyses import Analysed, needs_analysis, read_analysis
 from sdkeras.study.correlations import Correlations, Run, correlate
 from sdkeras.study.grid import Study
 from sdkeras.study.measures import columns
 from sdkeras.study.run_files import Measured, RunFolder, Trained
 from sdkeras.study.runner import DONE, FAILED, STUDY_FILE, RunState, plan_study, runs_folder
 
+_COMMAND = "sdkeras study run GRID.toml --out DIR"
+
 
 @attrs.frozen
 class Row:
-    """One run of the table; `trained` and `measured` are None as far as it has not come."""
+    """One run of the table; `trained`, `measured` and `analysed` are None as far as it has not come."""
 
     state: RunState
     trained: Trained | None
     measured: Measured | None
+    analysed: Analysed | None = None
 
     @property
     def done(self) -> bool:
@@ -36,6 +40,11 @@ class Row:
         """A measure, or None where there is none."""
         found = None if self.measured is None else self.measured.values.get(column)
         return None if found is None else found.value
+
+    def error(self, column: str) -> float | None:
+        """Of that measure, or None where it is unknown."""
+        found = None if self.measured is None else self.measured.values.get(column)
+        return None if found is None else found.error
 
 
 @attrs.frozen
@@ -65,7 +74,7 @@ class Results:
         """How many runs there are and how they stand."""
         counts = {state: sum(row.state.state == state for row in self.rows) for state in (DONE, FAILED)}
         rest = len(self.rows) - sum(counts.values())
-        parts = [f"{counts[DONE]} of {len(self.rows)} runs done"]
+        parts = [f"{counts[DONE]} of {counted(len(self.rows), 'run')} done"]
         parts += [f"{counts[FAILED]} failed"] if counts[FAILED] else []
         parts += [f"{rest} to do"] if rest else []
         return ", ".join(parts)
@@ -87,7 +96,8 @@ class Results:
         for (column, reason), count in found.items():
             by_column.setdefault(column, []).append((reason, count))
         return tuple(
-            f"{column} has no number in {sum(count for _, count in reasons)} runs, for example: {reasons[0][0]}"
+            f"{column} has no number in {counted(sum(count for _, count in reasons), 'run')}, "
+            f"for example: {reasons[0][0]}"
             for column, reasons in by_column.items()
         )
 
@@ -115,7 +125,8 @@ class Results:
         of = tuple(columns(self.study.measures))
         scores = ("train_accuracy", "test_accuracy", "accuracy_gap", "train_loss", "test_loss", "loss_gap")
         errors = [name for column in of for name in (column, f"{column}_error")]
-        writer.writerow(["run", "state", *self.study.grid, *scores, "epochs", "steps", "ended_by", *errors, "reason"])
+        ending, of_analysis = ("epochs", "steps", "ended_by"), ("map", "state_size", "warnings")
+        writer.writerow(["run", "state", *self.study.grid, *scores, *ending, *errors, *of_analysis, "reason"])
         for row in self.rows:
             values: list[Any] = [row.state.run.name, row.state.state, *row.state.run.settings.values(), *_scores(row)]
             trained = row.trained
@@ -123,9 +134,31 @@ class Results:
             for column in of:
                 found = None if row.measured is None else row.measured.values.get(column)
                 values += [None, None] if found is None else [found.value, found.error]
+            analysed = row.analysed
+            values += [None] * 3 if analysed is None else [analysed.map, analysed.state_size, ";".join(analysed.codes)]
             failure = row.state.failure
             writer.writerow([*values, "" if failure is None else f"{failure.stage}: {failure.reason}"])
         return buffer.getvalue()
+
+    def check_enough(self, wanted: str) -> None:
+        """Refuses what needs more runs.
+
+        Raises:
+            SdkerasError: Fewer than 2 are done; the message says how to get more.
+        """
+        done = len(self.done)
+        if done >= 2:
+            return
+        to_do = sum(row.state.state not in (DONE, FAILED) for row in self.rows)
+        failures = self.failures()
+        if len(self.rows) < 2:
+            advice = f"Give a setting under [grid] more values, and say {_COMMAND}{' --retry' if failures else ''}."
+        elif done + to_do >= 2:
+            advice = f"Go on with {_COMMAND}."
+        else:
+            name, reason = failures[0]
+            advice = f"Mend what made them fail and say {_COMMAND} --retry. The first, {name}, failed in {reason}"
+        raise SdkerasError(f"{self.summary()}; {wanted} needs at least 2 that are done. {advice}")
 
     def correlations(self) -> Correlations:
         """Of every measure with both gaps, over the runs that are done.
@@ -133,11 +166,7 @@ class Results:
         Raises:
             SdkerasError: Fewer than 2 are.
         """
-        done = self.done
-        if len(done) < 2:
-            raise SdkerasError(
-                f"{self.summary()}; a correlation needs at least 2 that are done. Go on with sdkeras study run."
-            )
+        self.check_enough("a correlation")
         of = columns(self.study.measures)
         return correlate(
             [
@@ -147,7 +176,7 @@ class Results:
                     accuracy_gap=None if row.trained is None else row.trained.accuracy_gap,
                     loss_gap=None if row.trained is None else row.trained.loss_gap,
                 )
-                for row in done
+                for row in self.done
             ]
         )
 
@@ -166,7 +195,8 @@ def read_results(folder: str | os.PathLike[str]) -> Results:
     rows = []
     for state in plan.runs:
         files = RunFolder(runs_folder(folder) / state.run.name)
-        rows.append(Row(state, files.trained(), files.measured()))
+        analysed = read_analysis(files.analysis) if state.state == DONE and needs_analysis(study.measures) else None
+        rows.append(Row(state, files.trained(), files.measured(), analysed))
     return Results(study, tuple(rows), plan.others)
 
 

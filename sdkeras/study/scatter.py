@@ -23,12 +23,13 @@ _ACROSS = 4
 _DOTS = 150  # per inch, for PNG
 _MARKERS = "osD^vP*X<>pH"
 _TITLES = {"accuracy_gap": "|train accuracy - test accuracy|", "loss_gap": "|train loss - test loss|"}
+_BAR = {"ecolor": "0.6", "elinewidth": 1.0}
 # What colours and markers tell, in the order of preference.
 _COLOURED, _MARKED = ("learning_rate", "weight_decay"), ("batch_size",)
 
 
 def save_scatter(results: Results, target: str, path: Path) -> None:
-    """Draws the runs that are done.
+    """Draws the runs that are done, with a bar of ± its error where a value has one.
 
     Args:
         results: Of the study.
@@ -94,6 +95,9 @@ def _panel(
             markeredgecolor="0.25",
             markeredgewidth=0.5,
         )
+        error = _error(row, name)
+        if error is not None:
+            axes.errorbar(row.value(name), _gap(row, target), xerr=error, fmt="none", zorder=1, **_BAR)
     values = np.array([[row.value(name), _gap(row, target)] for row in shown], np.float64).reshape(-1, 2)
     tau = float(kendall_tau_b(values[:, 0], values[:, 1])[0]) if len(values) > 1 else math.nan
     axes.set_title(f"{name}\ntau-b {coefficient(tau)}", fontsize=_FONT - 1, parse_math=False)
@@ -144,6 +148,12 @@ def _colour(value: Any, levels: list[Any]) -> Any:
 
 def _marker(value: Any, levels: list[Any]) -> str:
     return _MARKERS[levels.index(value) % len(_MARKERS)] if value in levels else "o"
+
+
+def _error(row: Row, name: str) -> float | None:
+    """Half the length of the bar, or None where there is none to draw."""
+    error = row.error(name)
+    return error if error is not None and 0 < error < math.inf else None
 
 
 def _gap(row: Row, target: str) -> float | None:

@@ -149,6 +149,15 @@ def test_a_study_from_the_command_to_its_figures(in_process, tmp_path: Path) -> 
     status, shown, err = in_process("study", "correlate", out)
     assert (status, err) == (0, "")
     assert "2 of 2 runs done" in shown
+    with (out / "runs.csv").open() as file:
+        row = next(row for row in csv.DictReader(file) if row["learning_rate"] == "0.3")
+    assert (row["map"], int(row["state_size"])) == (run.sharpness_dimension.map, run.sharpness_dimension.state_size)
+    assert row["warnings"].split(";") == list(dict.fromkeys(warning.code for warning in run.warnings))
+    files.analysis.write_text("{")
+    status, _, err = in_process("study", "plot", out)
+    assert status == 2
+    assert f"Delete {files.path}, and the run is done again." in err
+    run.save(files.analysis)
     assert in_process("study", "plot", out)[0] == 0
 
 
@@ -172,7 +181,7 @@ def test_correlations_page_and_figures_are_of_the_done_runs(in_process, tmp_path
     assert not [each for each in page.loads if not each.startswith("#")]
     said = " ".join(" ".join(page.texts).split())
     assert "oh <script>no</script>" in said
-    assert "e_alpha-forward-euclidean has no number in 1 runs, for example: too few points." in said
+    assert "e_alpha-forward-euclidean has no number in 1 run, for example: too few points." in said
     assert "<svg" in (out / "study.html").read_text()
     assert in_process("study", "plot", out)[0] == 0
     made = {file.name for file in out.iterdir()}
