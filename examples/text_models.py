@@ -3,6 +3,7 @@
 from typing import Any
 
 import keras
+import numpy as np
 from decoder import build, compiled
 
 from sdkeras.datasets import character_windows, load_documentation_text
@@ -12,9 +13,11 @@ _TRAIN, _TEST = 2000, 1000
 
 
 def characters() -> tuple[tuple[Any, Any], tuple[Any, Any]]:
-    """2,000 windows of 32 characters of Python's documentation for training and 1,000 for the test."""
-    train, test = character_windows(load_documentation_text(), CONTEXT)
-    return (train[0][:_TRAIN], train[1][:_TRAIN]), (test[0][:_TEST], test[1][:_TEST])
+    """2,000 windows of 32 characters of Python's documentation for training and 1,000 from among them for the test."""
+    (x, y), _ = character_windows(load_documentation_text(), CONTEXT)
+    order = np.random.default_rng(0).permutation(_TRAIN + _TEST)
+    train, test = order[:_TRAIN], order[_TRAIN:]
+    return (x[train], y[train]), (x[test], y[test])
 
 
 def sgd(learning_rate: float) -> keras.Model:
