@@ -18,6 +18,7 @@ from typing import Any
 import attrs
 
 from sdkeras.errors import SdkerasError
+from sdkeras.reporting.numbers import counted
 from sdkeras.study.grid import GridRun, Study, differences
 from sdkeras.study.run_files import Failed, RunFolder
 
@@ -134,7 +135,7 @@ def plan_study(study: Study, folder: str | os.PathLike[str], *, jobs: int | None
     there = runs_folder(folder)
     others = tuple(sorted(each.name for each in there.iterdir() if each.name not in names)) if there.is_dir() else ()
     if others:
-        notes.append(f"{len(others)} runs of the folder are not in this grid; they stay, and are in no table.")
+        notes.append(f"not in this grid, and in no table: {counted(len(others), 'run')} of the folder.")
     mean = sum(seconds) / len(seconds) if seconds else None
     return StudyPlan(tuple(states), others, tuple(notes), mean, default_jobs() if jobs is None else jobs)
 
@@ -197,8 +198,9 @@ def run_study(
         after = plan_study(study, folder, jobs=jobs)
     failures = [each.failure for each in after.runs if each.failure is not None]
     if len(failures) == len(after.runs):
+        all_of_them = "the only run has" if len(failures) == 1 else f"all {len(failures)} runs have"
         raise SdkerasError(
-            f"all {len(failures)} runs have failed; the first in {failures[0].stage}: {failures[0].reason.rstrip('.')}."
+            f"{all_of_them} failed; the first in {failures[0].stage}: {failures[0].reason.rstrip('.')}."
             + (" Say --retry to try again." if not to_do else "")
         )
     return after
