@@ -10,6 +10,7 @@ import pytest
 
 from oracles import rotated
 from sdkeras.operators.base import DenseOperator
+from sdkeras.study.grid import read_study
 from sdkeras.testing import check_estimator
 from sdkeras_cli import main as cli_main
 
@@ -83,10 +84,17 @@ def test_commands_of_the_shell_blocks_run(folder: Path, monkeypatch: pytest.Monk
 
 def test_the_entry_point_of_the_readme_is_toml() -> None:
     tomllib = pytest.importorskip("tomllib", reason="Python 3.11 or newer")
-    (block,) = blocks("toml")
+    _, block = blocks("toml")
     assert tomllib.loads(block) == {
         "project": {"entry-points": {"sdkeras.trace": {"mean-diagonal": "your_package:MeanDiagonal"}}}
     }
+
+
+def test_the_study_of_the_readme_can_be_run(tmp_path: Path) -> None:
+    (tmp_path / "grid.toml").write_text(blocks("toml")[0])
+    study = read_study(str(tmp_path / "grid.toml"))
+    assert len(study.runs) == 12
+    assert study.records
 
 
 def test_links_of_the_readme_and_the_examples_lead_somewhere() -> None:

@@ -192,7 +192,7 @@ def test_ctrl_c_outside_the_runs_is_a_short_message(files: Path, tmp_path: Path,
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loading, "load_data", interrupt)
+    monkeypatch.setattr(loading, "load_training_data", interrupt)
     out = tmp_path / "run.json"
     status, _, err = in_process("analyze", files / "model.keras", "--data", files / "data.npz", "--json", out)
     assert status == 130

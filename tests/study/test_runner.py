@@ -145,7 +145,7 @@ def test_ctrl_c_ends_the_command_and_its_workers(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert err.strip() == "sdkeras: interrupted."
     assert not _alive(int((tmp_path / "calls.txt").read_text().split()[-1]))
-    assert read_results(tmp_path / "out").summary() == "0 of 1 runs done, 1 to do"
+    assert read_results(tmp_path / "out").summary() == "0 of 1 run done, 1 to do"
 
 
 def _alive(process: int) -> bool:
