@@ -72,6 +72,9 @@ class Monitor:
         max_hvps: Products of a measurement's exponents and dimension at most.
         **options: More of `sdkeras.analyze`: batch_size, learning_rate, loss, params, mode, dtype, memory_gb, seed.
 
+    Attributes:
+        out_of_time: Whether the last measurement's exponents and dimension would have taken longer than it was given.
+
     Raises:
         SdkerasError: Unusable model, data or options; products that fail their verification.
     """
@@ -96,6 +99,7 @@ class Monitor:
         self.hessian = HessianOperator(loss, workers=self.resources.workers)
         if "hessian_trace" in self.measures:  # compiled here, so that the first measurement takes as long as the others
             self.hessian.on_batch(loss.batches[0]).rows(np.zeros((2, loss.size), loss.dtype))
+        self.out_of_time = False
         self._vectors: dict[str, Array] = {}
         self._num_steps = _STEPS
 
@@ -137,7 +141,12 @@ class Monitor:
             variable.assign(value)
 
     def measure(
-        self, *, source: str = "fit", epoch: int | None = None, metrics: Mapping[str, float] | None = None
+        self,
+        *,
+        source: str = "fit",
+        epoch: int | None = None,
+        metrics: Mapping[str, float] | None = None,
+        seconds: float | None = None,
     ) -> Measurement:
         """The model as it is now.
 
@@ -147,12 +156,15 @@ class Monitor:
             source: Where the weights are from, for the log.
             epoch: Epochs finished.
             metrics: Losses and metrics of the training, for the log.
+            seconds: Time after which no more runs are begun for the exponents and the dimension, which have not
+                converged then; None for no limit.
 
         Raises:
             SdkerasError: A product is NaN or infinite.
             KeyboardInterrupt: Ctrl-C.
         """
         started, before, notes = time.perf_counter(), self.hessian.num_products, []
+        deadline = None if seconds is None else time.monotonic() + seconds
         values: dict[str, Reading] = {}
         hessian = self.hessian.at(self.subject.loss.now())
         try:
@@ -165,18 +177,16 @@ class Monitor:
             values["sharpness"] = self._largest(hessian, "H")
         if "sharpness_ratio" in self.measures:
             values["sharpness_ratio"] = self._ratio(subject, hessian, values.get("sharpness"), notes)
+        trace = self._trace(hessian) if "hessian_trace" in self.measures else None
         outcome = None
         if set(DIMENSION) & set(self.measures):
             if subject is not None:
-                outcome = self._dimension(subject, hessian)
+                outcome = self._dimension(subject, hessian, deadline)
                 notes += [each.message for each in (*subject.warnings, *outcome.warnings) if each.code not in _USUAL]
             known = _readings(outcome, self.subject.options.tolerance)
             values |= {name: value for name, value in known.items() if name in self.measures}
-        if "hessian_trace" in self.measures:
-            estimator = estimator_of_trace("randomized-trace", {"num_probes": _TRACE_PROBES})
-            trace: TraceEstimate = estimate(estimator, hessian, self.subject.options.seed)
-            close = trace.stderr <= 0.05 * abs(trace.value)
-            values["hessian_trace"] = Reading(trace.value, bool(close), stderr=trace.stderr)
+        if trace is not None:
+            values["hessian_trace"] = trace
         return Measurement(
             source=source,
             step=steps_taken(self.subject.compiled_as.optimizer),
@@ -221,7 +231,12 @@ class Monitor:
         residual = None if found.residual is None else found.residual / upper
         return Reading(found.value / upper, found.converged, residual=residual)
 
-    def _dimension(self, subject: Subject, hessian: HessianOperator) -> Outcome:
+    def _trace(self, hessian: HessianOperator) -> Reading:
+        estimator = estimator_of_trace("randomized-trace", {"num_probes": _TRACE_PROBES})
+        found: TraceEstimate = estimate(estimator, hessian, self.subject.options.seed)
+        return Reading(found.value, bool(found.stderr <= 0.05 * abs(found.value)), stderr=found.stderr)
+
+    def _dimension(self, subject: Subject, hessian: HessianOperator, deadline: float | None) -> Outcome:
         seed = subject.options.seed
         cls = registry.get_estimator("spectrum", "slq")
 
@@ -234,11 +249,17 @@ class Monitor:
         outcome = estimate_sharpness_dimension(
             run,
             subject.context(hessian, "slq"),
-            AdaptiveSettings(tolerance=subject.options.tolerance, min_runs=_RUNS, max_hvps=subject.options.max_hvps),
+            AdaptiveSettings(
+                tolerance=subject.options.tolerance,
+                min_runs=_RUNS,
+                max_hvps=subject.options.max_hvps,
+                deadline=deadline,
+            ),
             num_steps=self._num_steps,
         )
         if outcome.interrupted:
             raise KeyboardInterrupt
+        self.out_of_time = outcome.out_of_time
         self._num_steps = outcome.sharpness_dimension.num_steps or self._num_steps
         return outcome
 

@@ -44,10 +44,12 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
     TensorBoard, ModelCheckpoint, EarlyStopping(monitor="sharpness_ratio", mode="min") (the direction must be said).
 
     The first epoch is measured. A later one is skipped while the time of all measurements, compilation included, and
-    of the next would exceed `max_overhead` times that of training; it repeats the last numbers. One that fails gives
-    NaN, a warning of the logger 'sdkeras', and training goes on. Weights, optimizer, seeds and metrics are those of a
-    training without the callback; only a shuffled `tf.data.Dataset` must not be given to `fit` and here, since every
-    reading of it moves the order of the next one: make it twice.
+    of the next would exceed `max_overhead` times that of training; it repeats the last numbers. A measurement that
+    needs more time than it may take stops adding runs: exponents and dimension have wider intervals and are marked as
+    not converged, and the next one waits until it may take twice that. One that fails gives NaN, a warning of the
+    logger 'sdkeras', and training goes on. Weights, optimizer, seeds and metrics are those of a training without the
+    callback; only a shuffled `tf.data.Dataset` must not be given to `fit` and here, since every reading of it moves
+    the order of the next one: make it twice.
 
     Args:
         data: (x, y[, sample_weight]), a batched `tf.data.Dataset` or a `keras.utils.PyDataset`, as in
@@ -163,6 +165,8 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         metrics = {name: float(value) for name, value in logs.items() if isinstance(value, (int, float, np.number))}
         if not self._is_of_this_model():
             self._monitor = None
+        # The first of a model is always made, and whole.
+        limit = None if self._monitor is None else self.spacing.allowed()
         try:
             with same_randomness():
                 if self._monitor is None:
@@ -170,7 +174,9 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
                         self._monitor = self._make(self.model)
                     self._write(self._monitor.header())
                 with self.spacing.spending():
-                    found = self._monitor.measure(epoch=self._epochs, metrics=metrics)
+                    found = self._monitor.measure(epoch=self._epochs, metrics=metrics, seconds=limit)
+                if self._monitor.out_of_time:  # rather one that converges, later
+                    self.spacing.expected *= 2
         except Exception as error:  # whatever a layer, TensorFlow or a lack of memory raises: training goes on
             reason = last_line(error)
             self._say_once(reason, f"a measurement failed, its numbers are NaN: {reason}")

@@ -17,7 +17,7 @@ class Spacing:
     Attributes:
         training: Seconds of training until the clock last changed hands.
         spent: Seconds of measurements, compilation included.
-        expected: Seconds that the next one will take, as the last did.
+        expected: Seconds that the next one will take: what the last one took, unless its user knows better.
     """
 
     def __init__(self, max_overhead: float | None, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -54,7 +54,14 @@ class Spacing:
 
     def wait(self) -> float:
         """Seconds of training until the next measurement is within the limit; 0 if it is now."""
-        if self.max_overhead is None or self.spent == 0.0:
+        allowed = self.allowed()
+        if self.max_overhead is None or allowed is None:
             return 0.0
+        return max(0.0, (self.expected - allowed) / self.max_overhead)
+
+    def allowed(self) -> float | None:
+        """Seconds that a measurement may take now; None for no limit, and before the first."""
+        if self.max_overhead is None or self.spent == 0.0:
+            return None
         going = 0.0 if self._since is None else self.clock() - self._since
-        return max(0.0, (self.spent + self.expected) / self.max_overhead - self.training - going)
+        return self.max_overhead * (self.training + going) - self.spent

@@ -73,6 +73,7 @@ class Outcome:
         warnings: What the reader must know.
         interrupted: True after Ctrl-C.
         runs: The runs themselves, in order.
+        out_of_time: The deadline ended the runs, or left no time for longer ones that the nested check asked for.
     """
 
     sharpness_dimension: SharpnessDimension
@@ -82,6 +83,7 @@ class Outcome:
     warnings: tuple[Warning, ...]
     interrupted: bool
     runs: tuple[Spectrum, ...]
+    out_of_time: bool = False
 
 
 @attrs.frozen
@@ -188,6 +190,8 @@ class _Loop:
         self.interrupted = False
         self.shorter: tuple[int | None, list[Spectrum]] | None = None  # runs before the number of steps was raised
         self.reported = -math.inf
+        self.started = time.monotonic()
+        self.out_of_time = False
 
     def outcome(self) -> Outcome:
         try:
@@ -247,7 +251,7 @@ class _Loop:
                 self.cost_per_step = result.num_matvecs / (self.steps or 1)
             self._report()
             if self.settings.deadline is not None and time.monotonic() > self.settings.deadline:
-                self.ended = "the time limit"
+                self.ended, self.out_of_time = "the time limit", True
 
     def _one(self, index: int) -> Spectrum:
         return self.run(index, self.steps)
@@ -299,7 +303,12 @@ class _Loop:
         if longer <= self.steps:
             return False
         limit = self.settings.max_hvps
-        if limit is not None and self.spent + _FEWEST_RUNS_FOR_AN_INTERVAL * self._cost(longer) > limit:
+        needed = _FEWEST_RUNS_FOR_AN_INTERVAL * self._cost(longer)
+        if limit is not None and self.spent + needed > limit:
+            return False
+        deadline, now = self.settings.deadline, time.monotonic()
+        if deadline is not None and now + needed * (now - self.started) / max(self.spent, 1) > deadline:
+            self.out_of_time = True
             return False
         self.shorter = (self.steps, self.runs)
         self.steps = longer
@@ -504,6 +513,7 @@ def _outcome(loop: _Loop, summary: Summary) -> Outcome:
         warnings=notes,
         interrupted=loop.interrupted,
         runs=tuple(loop.runs),
+        out_of_time=loop.out_of_time,
     )
 
 

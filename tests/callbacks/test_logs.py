@@ -42,13 +42,16 @@ class StandIn:
         type(self).made += 1
         self.clock.seconds += self.compilation
         self.model, self.measures, self.options, self.count = model, measures, options, 0
+        type(self).given = self.given = []
 
     def header(self) -> Header:
         return Header("0", "0", "0", "small", 51, "SGD", 96, 96, 16, "ab", 0, self.measures)
 
-    def measure(self, *, epoch, metrics) -> Measurement:
+    def measure(self, *, epoch, metrics, seconds) -> Measurement:
         self.count += 1
-        self.clock.seconds += self.cost
+        self.given.append(seconds)
+        self.out_of_time = seconds is not None and seconds < self.cost
+        self.clock.seconds += seconds if self.out_of_time else self.cost
         if self.count in self.error:
             raise self.error[self.count]
         values = {name: Reading(self.scale * self.count, True) for name in self.measures}
@@ -141,6 +144,23 @@ def test_epochs_are_skipped_until_the_share_of_time_allows_the_next(stand_in, ca
     assert "have taken 6 s so far" in said[0]
     assert "the last one 2 s" in said[0]
     assert "waits for 20 s more" in said[0]
+
+
+def test_a_measurement_that_grows_stays_within_the_share_and_gets_more_time_later(stand_in) -> None:
+    stand_in.cost = 1.0
+    callback = watch(max_overhead=0.1)
+    callback.spacing.clock = stand_in.clock
+
+    class Grow(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: object = None) -> None:
+            stand_in.cost = 3.5
+            assert epoch == 0 or callback.spacing.spent <= 0.1 * callback.spacing.training + 1e-9
+
+    history = fit(callback, Grow(), Tick(stand_in.clock), epochs=10)
+    # Epoch 1: 1 s. Epoch 2: (1 + 1)/0.1 = 20 s of training, and the second has 1 s, too few; so has the third 2 s at
+    # 40 s, and the fourth would have 4 s at 80 s and takes 3.5.
+    assert history["sharpness_age"] == [0, 0, 1, 0, 1, 2, 3, 0, 1, 2]
+    assert stand_in.given == [None, pytest.approx(1.0), pytest.approx(2.0), pytest.approx(4.0)]
 
 
 def test_time_between_two_fits_is_not_training(stand_in) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 import sdkeras
 from oracles import rotated
+from sdkeras.dimension import adaptive
 from sdkeras.dimension.adaptive import AdaptiveSettings, Context, estimate_sharpness_dimension
 from sdkeras.dimension.exponents import ExponentMap
 from sdkeras.dimension.pooling import quantile_average
@@ -291,6 +292,27 @@ def test_nested_check_raises_the_number_of_steps() -> None:
     assert low - 2 <= pooled([values]) <= high + 2
     capped = estimate(slq_run(matrices, 0), context(size=170), steps=4, tolerance=0.02, max_steps=4)
     assert "nested-check-failed" in codes(capped)
+
+
+def test_longer_runs_that_the_deadline_leaves_no_time_for_are_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A product takes a second: 24 runs of 4 steps are over at 96 s, and three longer ones would take 18 s or more."""
+    values = np.concatenate([np.linspace(-0.5, 15, 130), -np.geomspace(1e-4, 3, 40)])
+    made, clock = slq_run([rotated(values, seed=index) for index in range(6)], 0), [0.0]
+    monkeypatch.setattr(adaptive.time, "monotonic", lambda: clock[0])
+
+    def run(index: int, steps: int | None):
+        found = made(index, steps)
+        clock[0] += found.num_matvecs
+        return found
+
+    for deadline, most in ((110.0, 4), (1e6, math.inf)):
+        clock[0] = 0.0
+        outcome = estimate(run, context(size=170), steps=4, tolerance=0.02, deadline=deadline)
+        assert outcome.out_of_time == (most == 4)
+        assert outcome.sharpness_dimension.num_steps <= most
+        assert outcome.sharpness_dimension.interval is not None
+        assert clock[0] <= deadline + 4
+    assert outcome.sharpness_dimension.num_steps > 4
 
 
 def test_saturated_and_zero() -> None:
