@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdkeras.checkpoints import fingerprint, load_checkpoint, save_checkpoint
+from sdkeras.dimension.blocks import standard_error
 from sdkeras.errors import Interrupted, NonFiniteError, SdkerasError
 from sdkeras.finite import finite
 from sdkeras.kinds import lyapunov_estimator
@@ -60,8 +61,7 @@ class LyapunovQr:
         num_exponents: k; None for all. Never more than the flow's size.
         num_steps: Steps to measure over, at most.
         transient: Steps to discard before.
-        tolerance: Stop once every standard error is at most this, per step, by blocks and by pairs of blocks, which
-            are less correlated; at least 32 steps. None makes all steps.
+        tolerance: Stop once every standard error is at most this, per step; at least 32 steps. None makes all steps.
         checkpoint: File to keep the run in and to go on from, or None.
         checkpoint_interval: Steps between two writings of it.
 
@@ -143,10 +143,8 @@ class LyapunovQr:
         at_block_end = run.pending == 0 and run.partial_steps == 0
         if self.tolerance is None or not at_block_end or len(run.blocks) < _FEWEST_BLOCKS:
             return False
-        pairs = len(run.blocks) // 2
-        paired = run.blocks[: 2 * pairs].reshape(pairs, 2, -1).sum(axis=1)
-        errors = [_stderr(run.blocks, run.block_size), _stderr(paired, 2 * run.block_size)]
-        return bool(np.max(errors) <= self.tolerance)
+        means = run.blocks / run.block_size
+        return bool(np.max(standard_error(means, run.block_size, len(means) * run.block_size)) <= self.tolerance)
 
 
 @attrs.define(eq=False)
@@ -295,16 +293,6 @@ def _close_block(run: _Run) -> None:
         run.block_size *= 2
 
 
-def _stderr(blocks: FloatArray, block_size: int, num_steps: int | None = None) -> FloatArray:
-    """Standard error of the mean per step over num_steps (those of the blocks by default) from sums over blocks."""
-    if len(blocks) < 2:
-        return np.zeros(blocks.shape[1])
-    steps = len(blocks) * block_size if num_steps is None else num_steps
-    # The variance of a sum over b steps is b times that of one, for blocks longer than the correlation time.
-    error: FloatArray = np.std(blocks, axis=0, ddof=1) / math.sqrt(block_size * steps)
-    return error
-
-
 def _result(run: _Run) -> LyapunovExponents:
     """The record of a run as it stands; the run stays as it is, so that it can go on as if nobody had looked."""
     total, rounding, unresolved = run.blocks.sum(axis=0) + run.partial, run.rounding, run.unresolved
@@ -319,7 +307,7 @@ def _result(run: _Run) -> LyapunovExponents:
     num_resolved = int(doubtful[0]) if len(doubtful) else len(values)
     return LyapunovExponents(
         values=values[order],
-        stderr=_stderr(run.blocks, run.block_size, steps)[order],
+        stderr=standard_error(run.blocks / run.block_size, run.block_size, steps)[order],
         num_steps=steps,
         seed=run.seed,
         history=(np.cumsum(run.blocks, axis=0) / counts)[:, order],

@@ -10,6 +10,7 @@ import attrs
 import numpy as np
 import scipy.special
 
+from sdkeras.dimension.blocks import half_width
 from sdkeras.dimension.m_step import MStepSharpness
 from sdkeras.records import FloatArray, LyapunovExponents
 
@@ -136,16 +137,15 @@ def lyapunov_dimension(
     quantile, half, last_half = _half_widths(exponents)
     if abs(sums[0]) <= half[0]:
         return answer("undetermined", None, f"the 95 % interval of ell_1, {ell[0]:.3g} +- {half[0]:.2g}, contains 0")
+    moved = float(sums[0]) * exponents.num_steps
+    if abs(moved) < _turn(size):
+        return answer(
+            "undetermined",
+            None,
+            f"ell_1 = {ell[0]:.3g} adds up to {moved:.2g} over {exponents.num_steps:,} steps, no further than a frame "
+            f"in {size:,} dimensions may rise or fall while it turns ({_turn(size):.2g}); make more steps",
+        )
     if sums[0] < 0:
-        fallen = -float(sums[0]) * exponents.num_steps
-        if fallen < _turn(size):
-            return answer(
-                "undetermined",
-                None,
-                f"ell_1 = {ell[0]:.3g} adds up to {-fallen:.2g} over {exponents.num_steps:,} steps, no further than a "
-                f"frame in {size:,} dimensions may fall while it turns to a neutral direction ({-_turn(size):.2g}); "
-                "make more steps",
-            )
         return answer("determined", (0.0, 0.0), value=0.0)
 
     resolved = k if exponents.num_resolved is None else exponents.num_resolved
@@ -179,9 +179,10 @@ def lyapunov_dimension(
 
 
 def _turn(size: int) -> float:
-    """How far the logarithm of a random vector's length may fall, at 95 %, while it turns to a neutral direction.
+    """How far the logarithm of a random vector's length may move, at 95 %, while it turns to a neutral direction.
 
-    Its component there is |z|/sqrt(d), z normal, and what is left in the end. A frame of one dimension has no turn.
+    Its component there is |z|/sqrt(d), z normal, and what is left in the end where directions are orthogonal, a fall.
+    Where they are not, as those of weights and velocity, it may rise as far. A frame of one dimension has no turn.
     """
     least = float(scipy.special.ndtri(0.5 + (1 - _CONFIDENCE) / 2))
     return 0.5 * math.log(size) - math.log(least) if size > 1 else 0.0
@@ -193,18 +194,14 @@ def _half_widths(exponents: LyapunovExponents) -> tuple[float, FloatArray, float
     means = exponents.block_means
     if len(means):
         quantile = float(scipy.special.stdtrit(len(means) - 1, tail))
-        # As the exponents' own: the spread of block means, for the mean over all the steps. Directions go together.
-        scale = math.sqrt(exponents.block_size / exponents.num_steps)
-        errors = np.std(np.cumsum(means, axis=1), axis=0, ddof=1) * scale
+        # Of the sums themselves, since directions go together.
+        sums = half_width(np.cumsum(means, axis=1), exponents.block_size, exponents.num_steps, _CONFIDENCE)
+        last = half_width(means[:, -1:], exponents.block_size, exponents.num_steps, _CONFIDENCE)[0]
     else:
         quantile = float(scipy.special.ndtri(tail))
-        errors = np.cumsum(exponents.stderr)
-    rounding = np.zeros(len(errors)) if exponents.rounding is None else exponents.rounding
-    return (
-        quantile,
-        quantile * errors + np.cumsum(rounding),
-        float(quantile * exponents.stderr[-1] + rounding[-1]),
-    )
+        sums, last = quantile * np.cumsum(exponents.stderr), quantile * exponents.stderr[-1]
+    rounding = np.zeros(len(sums)) if exponents.rounding is None else exponents.rounding
+    return quantile, sums + np.cumsum(rounding), float(last + rounding[-1])
 
 
 def _lower_end(lower: FloatArray, size: int, total: float | None) -> float:
