@@ -111,11 +111,11 @@ def test_a_neutral_direction_is_not_taken_for_a_contracting_one():
 
 
 def test_a_small_rise_is_not_taken_for_chaos():
-    # 0.3 over 100 steps with a small error: weights and velocity are not orthogonal, and a turn explains it.
-    answer = lyapunov_dimension(exponents([0.003, -0.01], stderr=1e-5, num_steps=100), 170)
+    # 0.3 over 1,000 steps with a small error: weights and velocity are not orthogonal, and a turn explains it.
+    answer = lyapunov_dimension(exponents([0.0003, -0.01], stderr=1e-6, num_steps=1000), 170)
     assert answer.status == "undetermined"
-    assert "adds up to 0.3 over 100 steps" in answer.reason
-    longer = lyapunov_dimension(exponents([0.003, -0.01], stderr=1e-5, num_steps=10_000), 170)
+    assert "adds up to 0.3 over 1,000 steps" in answer.reason
+    longer = lyapunov_dimension(exponents([0.0003, -0.01], stderr=1e-6, num_steps=100_000), 170)
     assert "adds up" not in longer.reason
 
 
