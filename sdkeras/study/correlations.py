@@ -47,7 +47,7 @@ class Granulated:
     Attributes:
         setting: The hyperparameter.
         psi: The mean, or None where no group has a tau-b.
-        interval: 95 % bootstrap interval over groups; None below 5 groups.
+        interval: 95 % bootstrap interval over groups; None below 5 groups, or where all have the same tau-b.
         num_groups: Groups in the mean.
         num_skipped: Groups left out: fewer than 2 runs with both values, or one of the two the same in all runs.
     """
@@ -247,7 +247,8 @@ def _row(
         taus = [_tau(values[group], gap[group]) for group in (group[known[group]] for group in members)]
         defined = np.array([each for each in taus if each is not None])
         drawn = _resamples(len(defined), num_resamples, [seed, 22, position]) @ defined / max(1, len(defined))
-        interval = _interval(drawn, len(defined))
+        # Groups that all say the same have no spread to resample, and few of them are no certainty.
+        interval = _interval(drawn, len(defined)) if len(set(defined)) > 1 else None
         psi = float(np.mean(defined)) if len(defined) else None
         granulated.append(Granulated(setting, psi, interval, len(defined), len(taus) - len(defined)))
         if psi is not None:
@@ -267,7 +268,7 @@ def _row(
         psi_mean_interval=_interval(
             np.mean([drawn for drawn, _ in resampled_means], axis=0), min(size for _, size in resampled_means)
         )
-        if means
+        if means and any(part.interval is not None for part in granulated)
         else None,
     )
 

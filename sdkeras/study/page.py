@@ -39,22 +39,28 @@ def headline(found: Correlations) -> str:
     tau, best = max(clear, key=lambda pair: pair[0], default=(0.0, first))
     against = [pair for pair in clear if tau <= 0 or pair[1].target == best.target]
     least, worst = min(against, key=lambda pair: pair[0], default=(0.0, first))
+    falling = sum(value < 0 for value, row in against if row.target == worst.target)
+    others = f", of {falling} that clearly do" if falling > 1 else ""
+    falling_most = f"goes {worst.measure}: {coefficient(least)}{others}"
     if tau <= 0:
         clearly = " clearly" if largest > 0 else ""
-        return (
+        text = (
             f"No measure goes{clearly} with a gap: the largest tau-b is {first.measure}'s with the {_gap(first)}, "
             f"{coefficient(largest)} over {counted(first.num_runs, 'run')} (p = {first.p_value:.2g})"
-        ) + (f"; clearly against the {_gap(worst)} goes {worst.measure}: {coefficient(least)}" if least < 0 else "")
+        )
+        return text + (f"; most against the {_gap(worst)} {falling_most}" if least < 0 else "")
     count = sum(row.target == best.target for _, row in rows)
     of = f"of {count} measures" if count > 1 else "the one measure"
     how = "most" if tau == largest else "clearly"
     text = f"{best.measure} goes {how} with the {_gap(best)}: tau-b {coefficient(tau)}"
     text += f" over {counted(best.num_runs, 'run')}, {of}"
-    return text + (f"; most against it goes {worst.measure}: {coefficient(least)}" if least < 0 else "")
+    return text + (f"; most against it {falling_most}" if least < 0 else "")
 
 
 def _clear(row: MeasureCorrelation) -> bool:
-    return row.interval is not None and row.p_value is not None and row.p_value < _CLEAR
+    """Whether its interval leaves 0 out and it is rare without association."""
+    apart = row.interval is not None and not row.interval[0] <= 0 <= row.interval[1]
+    return apart and row.p_value is not None and row.p_value < _CLEAR
 
 
 def _gap(row: MeasureCorrelation) -> str:

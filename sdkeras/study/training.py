@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from sdkeras.data_files import load_both, load_data
+from sdkeras.data_files import load_both, load_data, load_training_data
 from sdkeras.errors import DataError, ModelError, NonFiniteError, SdkerasError
 from sdkeras.study.grid import OF_THE_RUNNER, GridRun, Study
 from sdkeras.study.measures import columns
@@ -49,7 +49,12 @@ class StudyData:
         if study.test_data is None:
             train, test = load_both(study.data)
         else:
-            train, test = load_data(study.data), load_data(study.test_data)
+            train, note = load_training_data(study.data)
+            if note:
+                raise DataError(
+                    f"[study] test_data is given, and data has a test pair too ({note}); leave test_data out."
+                )
+            test = load_data(study.test_data)
         if not isinstance(train, tuple):
             for what, there in (
                 ("batch sizes", "batch_size" in study.grid),
@@ -66,6 +71,8 @@ class StudyData:
             raise DataError(
                 f"[grid] batch_size has the value {most}, and training has {total:,} samples; take smaller batches."
             )
+        if study.records:
+            _check_recorded_steps(study, total)
         return cls(train, test)
 
     def examples(self, count: int) -> Any:
@@ -74,6 +81,18 @@ class StudyData:
         total = len(tf.nest.flatten(y)[0])
         chosen = np.sort(np.random.default_rng(0).permutation(total)[:count])
         return tuple(tf.nest.map_structure(lambda leaf: leaf[chosen], part) for part in (x, y))
+
+
+def _check_recorded_steps(study: Study, total: int) -> None:
+    """Refuses trajectories that would not be as long in all runs: E_alpha grows with the number of iterates."""
+    for batch_size in study.grid.get("batch_size", (32,)):
+        trained = study.steps or (study.epochs or 0) * math.ceil(total / batch_size)
+        if trained < study.trajectory.steps:
+            raise DataError(
+                f"[trajectory] steps is {study.trajectory.steps:,}, and runs of batch size {batch_size} train "
+                f"{trained:,} steps: trajectories would not be as long in all runs, and E_alpha grows with their "
+                "length; take fewer."
+            )
 
 
 def factory(study: Study) -> Callable[..., Any]:

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import attrs
+import numpy as np
 import pytest
 
 import sdkeras
@@ -169,6 +170,19 @@ def test_settings_that_cannot_train_are_refused_before(written) -> None:
         factory(attrs.evolve(written(), grid={"seed": (0,)}))
     with pytest.raises(DataError, match="batch_size has the value 64, and training has 40 samples"):
         StudyData.of(attrs.evolve(written(), grid={"batch_size": (8, 64)}))
+
+
+def test_trajectories_of_other_lengths_and_two_test_sets_are_refused(written) -> None:
+    study = written(measures='e_alpha = { trajectory = "backward" }')  # 2 epochs of 40/8 steps
+    with pytest.raises(DataError, match=r"steps is 1,000, and runs of batch size 8 train 10 steps"):
+        StudyData.of(study)
+    few = attrs.evolve(study.trajectory, steps=20)
+    with pytest.raises(DataError, match=r"train 10 steps"):
+        StudyData.of(attrs.evolve(study, trajectory=few))
+    assert len(StudyData.of(attrs.evolve(study, trajectory=few, epochs=4)).train[0]) == 40
+    np.savez("test.npz", x=np.ones((5, 3)), y=np.ones((5, 1)))
+    with pytest.raises(DataError, match="test_data is given, and there is a test pair already"):
+        StudyData.of(attrs.evolve(written(), test_data="test.npz"))
 
 
 def test_iterates_that_were_not_recorded_and_a_file_in_the_way(written) -> None:

@@ -107,7 +107,7 @@ def in_one_line(text: str) -> str:
         (
             {"down": EIGHT[::-1], "few": [0.0, 1.0, 2.0] + [np.nan] * 5},
             "No measure goes clearly with a gap: the largest tau-b is few's with the loss gap, +1.00 over 3 runs "
-            "(p = 0.33); clearly against the loss gap goes down: -1.00",
+            "(p = 0.33); most against the loss gap goes down: -1.00",
         ),
         (
             {"weak": WEAK},
