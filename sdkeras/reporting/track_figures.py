@@ -44,6 +44,9 @@ def edge_over_time(measured: Sequence[Measurement]) -> Figure | None:
         axes.plot(steps[known], sharpness[known], color=ACCENT, linewidth=2.2, marker="o", markersize=4)
         if logarithmic:
             axes.set_yscale("log")
+            from matplotlib.ticker import LogLocator
+
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             axes.set_ylim(0.5 * float(values.min()), 2.5 * float(values.max()))
             axes.yaxis.set_major_formatter(lambda tick, _: number(float(f"{tick:.6g}"), 3))
             axes.yaxis.set_minor_formatter(lambda tick, _: "")

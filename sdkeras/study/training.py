@@ -52,7 +52,7 @@ class StudyData:
             train, note = load_training_data(study.data)
             if note:
                 raise DataError(
-                    f"[study] test_data is given, and data has a test pair too ({note}); leave test_data out."
+                    f"[study] test_data is given, and there is a test pair already ({note.rstrip('.')}); leave it out."
                 )
             test = load_data(study.test_data)
         if not isinstance(train, tuple):
