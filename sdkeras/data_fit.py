@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdkeras.errors import DataError
+from sdkeras.user_code import COLOURS, in_one_line
 
 Array = NDArray[Any]
 Shape = tuple[int | None, ...]
@@ -33,8 +34,7 @@ _ELEMENTWISE = (
     ("squared_hinge", "SquaredHinge"),
 )
 _SPARSE = (("sparse_categorical_crossentropy", "SparseCategoricalCrossentropy"),)
-# How Keras and TensorFlow decorate a message: colours, the frames of traced code, the arguments of the call.
-_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+# How Keras and TensorFlow decorate a message, beside colours: the frames of traced code, the arguments of the call.
 _FRAMES = re.compile(r"in user code:\s*(?:\n *File .*\n.*)+\s*")
 _ARGUMENTS = "Arguments received by"
 # What data that do not fit may be instead.
@@ -76,10 +76,9 @@ def is_pair(value: Any) -> bool:
 
 def words_of(error: Exception) -> str:
     """What Keras or TensorFlow says is wrong: one line without full stop, colours, frames or arguments of the call."""
-    text = _FRAMES.sub("", _COLOURS.sub("", str(error))).partition(_ARGUMENTS)[0].strip()
+    text = _FRAMES.sub("", COLOURS.sub("", str(error))).partition(_ARGUMENTS)[0].strip()
     kind = f"{type(error).__name__}: "
-    line = " ".join((kind + text.removeprefix(kind)).split()).rstrip(".: ")
-    return line if len(line) <= 400 else line[:397] + "..."
+    return in_one_line((kind + text.removeprefix(kind)).rstrip(".: \n"))
 
 
 def _check_data(model: Any, x: Any, y: Any, sample_weight: Any) -> None:

@@ -165,6 +165,7 @@ class Monitor:
         """
         started, before, notes = time.perf_counter(), self.hessian.num_products, []
         deadline = None if seconds is None else time.monotonic() + seconds
+        self.out_of_time = False
         values: dict[str, Reading] = {}
         hessian = self.hessian.at(self.subject.loss.now())
         try:

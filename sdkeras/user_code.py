@@ -19,7 +19,7 @@ from sdkeras.errors import DataError, ModelError
 
 # What user code can raise that is the user's error and not ours; Ctrl-C is neither.
 USER_ERRORS = (Exception, SystemExit)
-_COLOUR = re.compile("\x1b\\[[0-9;]*m")
+COLOURS = re.compile("\x1b\\[[0-9;]*m")
 _PLACE_IN_GRAPH = re.compile(
     r"\s*$|\s*File \"|Graph execution error:|Detected at node|<stack traces|in user code:|\s*\[\[\{\{node"
 )
@@ -87,12 +87,17 @@ def _lives_in(name: str, folder: Path) -> bool:
 def last_line(error: BaseException) -> str:
     """The line under a traceback: type and message of the error, in one line; the message may be broken itself."""
     try:
-        text = _COLOUR.sub("", str(error))
+        text = COLOURS.sub("", str(error))
     except Exception:
         text = "(its message cannot be shown)"
     # TensorFlow tells where in the graph before it tells what.
     text = "\n".join(line for line in text.splitlines() if not _PLACE_IN_GRAPH.match(line)) or text
-    line = " ".join(f"{type(error).__name__}: {text}".split()).removesuffix(":")
+    return in_one_line(f"{type(error).__name__}: {text}".rstrip().removesuffix(":"))
+
+
+def in_one_line(text: str) -> str:
+    """The text with single spaces, cut at 400 characters."""
+    line = " ".join(text.split())
     return line if len(line) <= 400 else line[:397] + "..."
 
 
@@ -167,7 +172,7 @@ def is_name_of_keras(name: str) -> bool:
     if name.lower() in ("accuracy", "acc", "crossentropy", "ce"):  # Keras has words of its own for these
         return True
     for kind in ("activations", "constraints", "initializers", "losses", "metrics", "regularizers"):
-        with contextlib.suppress(ValueError, TypeError), keras.saving.custom_object_scope({}):
+        with contextlib.suppress(ValueError, TypeError):
             if getattr(keras, kind).get(name) is not None:
                 return True
     return False

@@ -60,14 +60,7 @@ from sdkeras_cli.shared import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE
 @click.option("--every", type=COUNT, metavar="M", help="Training steps between two snapshots.")
 @click.option("--bound", "bound_texts", multiple=True, metavar="NAME=VALUE", help="An input of the bounds; repeatable.")
 @click.option("--estimate-bound-inputs", is_flag=True, help="Estimate loss_bound and lipschitz where not given.")
-@shared.custom_objects
-@shared.unsafe
-@shared.json
-@shared.html
-@shared.fail_if
-@shared.dry_run
-@shared.quiet
-@shared.debug
+@shared.of_a_run
 def command(
     model: str,
     data: str,

@@ -52,14 +52,7 @@ def _lengths(context: click.Context, option: click.Parameter, text: str | None) 
 @click.option("--time-limit", type=POSITIVE, metavar="SECONDS", help="Ends it as Ctrl-C does.")
 @click.option("--estimator", default=DEFAULT_ESTIMATOR, show_default=True, help="Lyapunov estimator to use.")
 @shared.settings
-@shared.custom_objects
-@shared.unsafe
-@shared.json
-@shared.html
-@shared.fail_if
-@shared.dry_run
-@shared.quiet
-@shared.debug
+@shared.of_a_run
 def command(
     model: str,
     data: str,

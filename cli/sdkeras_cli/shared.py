@@ -75,3 +75,10 @@ def memory(what_for: str) -> Callable[[_Command], _Command]:
 def allow_unverified(what: str) -> Callable[[_Command], _Command]:
     """--allow-unverified, and what may be unverified."""
     return click.option("--allow-unverified", is_flag=True, help=f"Go on with {what} that failed its verification.")
+
+
+def of_a_run(command: _Command) -> _Command:
+    """The last options of a command that works on a model: its classes, where the answer goes, how much is said."""
+    for option in reversed((custom_objects, unsafe, json, html, fail_if, dry_run, quiet, debug)):
+        command = option(command)
+    return command

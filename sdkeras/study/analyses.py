@@ -9,7 +9,7 @@ import attrs
 from sdkeras.dimension.records import Warning
 from sdkeras.errors import SdkerasError
 from sdkeras.reporting.schema import Analysis
-from sdkeras.study.measures import ESTIMATOR_OF, READ, Settings
+from sdkeras.study.measures import ESTIMATOR_OF, OF_ANALYSES, Settings
 
 # The columns whose values are of a map and its state, and compare only within it.
 OF_A_MAP = (*ESTIMATOR_OF, "lambda_1")
@@ -37,7 +37,7 @@ class Analysed:
 
 def needs_analysis(measures: Settings) -> bool:
     """Whether a measure of the study is read from an analysis."""
-    return any(name in (*ESTIMATOR_OF, *READ) for name in measures)
+    return any(name in OF_ANALYSES for name in measures)
 
 
 def read_analysis(path: Path) -> Analysed | None:

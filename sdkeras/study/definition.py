@@ -9,7 +9,7 @@ from typing import Any
 from sdkeras.reporting.numbers import counted
 from sdkeras.reporting.schema import as_plain
 from sdkeras.study.grid import Study
-from sdkeras.study.measures import OF_TRAJECTORIES
+from sdkeras.study.measures import OF_ANALYSES, OF_TRAJECTORIES
 
 _DEFAULTS = "defaults"
 
@@ -27,7 +27,7 @@ def definition(study: Study) -> tuple[tuple[str, str], ...]:
     rows += [("varied", _settings(varied))] if varied else []
     rows += [("the same in all runs", _settings(constant))] if constant else []
     rows += [(f"measure {name}", _settings(given) or _DEFAULTS) for name, given in study.measures.items()]
-    if any(name not in OF_TRAJECTORIES for name in study.measures):
+    if any(name in OF_ANALYSES for name in study.measures):
         rows.append(("[analysis]", _settings(study.analysis) or _DEFAULTS))
     if any(name in OF_TRAJECTORIES for name in study.measures):
         rows.append(("[trajectory]", _settings(as_plain(study.trajectory))))

@@ -22,6 +22,7 @@ from sdkeras.study.measures import (
     check_measures,
     columns,
 )
+from sdkeras.whole_files import reason_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -145,8 +146,7 @@ def read_study(path: str, *, full: bool = False) -> Study:
     try:
         text = Path(path).read_bytes()
     except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise SdkerasError(f"the study {path} cannot be read: {reason}; give a TOML file.") from error
+        raise SdkerasError(f"the study {path} cannot be read: {reason_of(error)}; give a TOML file.") from error
     try:
         tables = tomllib.loads(text.decode("utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -17,6 +17,7 @@ from sdkeras.estimators import configured
 ESTIMATOR_OF = {"sd": "exact", "slq": "slq", "sd-ps": "sd-ps", "sd-kde": "sd-kde", "sd-slq": "sd-slq"}
 # Those that every analysis has.
 READ = ("lambda_1", "sharpness", "trace")
+OF_ANALYSES = (*ESTIMATOR_OF, *READ)
 # Those of a trajectory of the weights.
 OF_TRAJECTORIES = ("e_alpha", "ph_dimension")
 NAMES = (*ESTIMATOR_OF, *READ, *OF_TRAJECTORIES)

@@ -12,7 +12,7 @@ from sdkeras.memory import memory_limit
 from sdkeras.reporting.schema import Analysis
 from sdkeras.study import trajectory_measures
 from sdkeras.study.grid import GridRun, Study
-from sdkeras.study.measures import ESTIMATOR_OF, READ, analysis_options, columns, parts_of_column
+from sdkeras.study.measures import ESTIMATOR_OF, OF_ANALYSES, READ, analysis_options, columns, parts_of_column
 from sdkeras.study.recorder import simulate
 from sdkeras.study.run_files import Measured, RunFolder, Value
 from sdkeras.study.training import StudyData
@@ -43,9 +43,13 @@ def measure(
     before = folder.measured()
     of = columns(study.measures)
     found: dict[str, _Found] = {}
-    analysed = tuple(name for name in wanted if of[name] in (*ESTIMATOR_OF, *READ))
+    analysed = tuple(name for name in wanted if of[name] in OF_ANALYSES)
     if analysed:
-        found |= _analysed(study, run, model, data, folder, analysed, share)
+        there = _made_before(study, before, folder) if all(name in READ for name in analysed) else None
+        if there is not None:
+            found |= {name: _read(there, name) for name in analysed}
+        else:
+            found |= _analysed(study, run, model, data, folder, analysed, share)
     for kind in ("backward", "forward"):
         of_kind = [column for column in wanted if column not in analysed and f"-{kind}-" in column]
         if of_kind:
@@ -62,9 +66,6 @@ def measure(
 def _analysed(
     study: Study, run: GridRun, model: Any, data: StudyData, folder: RunFolder, names: tuple[str, ...], share: int
 ) -> dict[str, _Found]:
-    there = _made_before(study, folder)
-    if there is not None and all(name in READ for name in names):
-        return {name: _read(there, name) for name in names}
     measures, unfit = dict(study.measures), {}
     while True:
         try:
@@ -88,11 +89,11 @@ def _analysed(
     return {name: (None, None, unfit[name]) if name in unfit else _read(answer, name) for name in names}
 
 
-def _made_before(study: Study, folder: RunFolder) -> Analysis | None:
+def _made_before(study: Study, before: Measured | None, folder: RunFolder) -> Analysis | None:
     """The analysis on file, if measures of it were taken with the study's settings."""
-    before, of = folder.measured(), columns(study.measures)
-    taken = [] if before is None else [name for name in before.values if of.get(name) in (*ESTIMATOR_OF, *READ)]
-    if before is None or not any(before.values[name].by == study.measured_by(name) for name in taken):
+    known, of = {} if before is None else before.values, columns(study.measures)
+    taken = [name for name in known if of.get(name) in OF_ANALYSES]
+    if not any(known[name].by == study.measured_by(name) for name in taken):
         return None
     try:
         return Analysis.load(folder.analysis)

@@ -99,21 +99,21 @@ def plan_study(study: Study, folder: str | os.PathLike[str], *, jobs: int | None
     Raises:
         SdkerasError: The folder holds runs that were trained by another definition, or damaged files.
     """
-    if runs_folder(folder).exists() and not runs_folder(folder).is_dir():
-        raise SdkerasError(
-            f"{runs_folder(folder)} is a file, and must be the folder of the runs; choose another --out."
-        )
+    there = runs_folder(folder)
+    if there.exists() and not there.is_dir():
+        raise SdkerasError(f"{there} is a file, and must be the folder of the runs; choose another --out.")
     states, seconds = [], []
     remeasured: set[str] = set()
     by = study.by_column()
+    training = json.loads(json.dumps(study.training()))
     notes = []
     for run in study.runs:
-        files = RunFolder(runs_folder(folder) / run.name)
+        files = RunFolder(there / run.name)
         trained, failure = files.trained(), files.failed()
         state = NEW
         if trained is not None:
-            _check_recorded(trained.training, study, folder)
-            changed = differences(trained.training, json.loads(json.dumps(study.training())))
+            _check_recorded(trained.training, training, folder)
+            changed = differences(trained.training, training)
             if changed:
                 raise SdkerasError(
                     f"{os.fspath(folder)} holds runs of another definition: {'; '.join(changed)}. Name another folder "
@@ -132,7 +132,6 @@ def plan_study(study: Study, folder: str | os.PathLike[str], *, jobs: int | None
     if remeasured:
         notes.append(f"measures that are new or have other settings are taken of trained runs: {_listed(remeasured)}.")
     names = {run.name for run in study.runs}
-    there = runs_folder(folder)
     others = tuple(sorted(each.name for each in there.iterdir() if each.name not in names)) if there.is_dir() else ()
     if others:
         notes.append(f"not in this grid, and in no table: {counted(len(others), 'run')} of the folder.")
@@ -140,8 +139,8 @@ def plan_study(study: Study, folder: str | os.PathLike[str], *, jobs: int | None
     return StudyPlan(tuple(states), others, tuple(notes), mean, default_jobs() if jobs is None else jobs)
 
 
-def _check_recorded(trained: Mapping[str, Any], study: Study, folder: str | os.PathLike[str]) -> None:
-    recorded = study.training()["recorded"]
+def _check_recorded(trained: Mapping[str, Any], wanted: Mapping[str, Any], folder: str | os.PathLike[str]) -> None:
+    recorded = wanted["recorded"]
     if recorded is not None and trained.get("recorded") is None:
         raise SdkerasError(
             f"{', '.join(recorded['for'])} are of the iterates of training, which the runs in {os.fspath(folder)} have "
