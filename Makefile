@@ -20,8 +20,8 @@ bench: $(VENV)/installed-test
 	$(BIN)/python tests/benchmarks/run.py
 
 $(VENV)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-		{ echo "sdkeras needs Python 3.10 or newer; say which one: make demo PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "sdkeras needs Python 3.11 or newer; say which one: make demo PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 

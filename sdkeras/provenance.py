@@ -105,7 +105,7 @@ def provenance(source: Source, *, seed: int, dtype: str, num_hvps: int, started:
 
 def utc_now() -> str:
     """The time in UTC, ISO 8601, to the second."""
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _device() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-import sys
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,6 @@ from sdkeras.study.measures import (
     columns,
 )
 from sdkeras.whole_files import reason_of
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:  # the same parser before it was in the library
-    import tomli as tomllib
 
 # Their order in a run's name, with their short names; settings of the user's own stand between these and the seed.
 _SHORT = {"learning_rate": "lr", "batch_size": "bs", "weight_decay": "wd"}
