@@ -214,6 +214,7 @@ class _Pool:
         self.runs = runs_folder(folder).resolve()
         self.command = [
             sys.executable,
+            "-P",  # no module is imported from the current folder, which may be that of the study
             "-m",
             "sdkeras.study.worker",
             str((folder / STUDY_FILE).resolve()),
@@ -267,6 +268,7 @@ class _Pool:
         run = waiting.popleft()
         files = RunFolder(self.runs / run.name)
         files.path.mkdir(exist_ok=True)
+        files.tidy()
         files.write(files.settings, run.settings)
         files.failure.unlink(missing_ok=True)
         worker.begin(run)

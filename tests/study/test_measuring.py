@@ -160,8 +160,8 @@ def test_a_damaged_model_can_be_trained_again(written) -> None:
     study = written(measures="sharpness = {}")
     folder = done(study)
     folder.measures.unlink()
-    folder.model.write_bytes(folder.model.read_bytes()[:300])
-    with pytest.raises(SdkerasError, match=r"Or delete out/runs/lr0.1-bs8-seed0, and the run is trained again\."):
+    folder.weights.write_bytes(folder.weights.read_bytes()[:300])
+    with pytest.raises(SdkerasError, match=r"is damaged.* Delete out/runs/lr0.1-bs8-seed0, and the run is trained ag"):
         done(study)
 
 
