@@ -78,6 +78,7 @@ class StudyData:
             )
         if study.records:
             _check_recorded_steps(study, total)
+        _by_class(study, train)
         return cls(train, test)
 
     def examples(self, count: int) -> Any:
@@ -86,6 +87,24 @@ class StudyData:
         total = len(tf.nest.flatten(y)[0])
         chosen = np.sort(np.random.default_rng(0).permutation(total)[:count])
         return tuple(tf.nest.map_structure(lambda leaf: leaf[chosen], part) for part in (x, y))
+
+
+def _by_class(study: Study, data: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Arrays with the sample weights that `fit` makes of the study's class weights.
+
+    Raises:
+        DataError: There are sample weights already, or several arrays of targets.
+    """
+    if study.weights_by_class is None:
+        return data
+    from sdkeras.class_weights import sample_weights
+
+    if len(data) != 2 or tf.nest.is_nested(data[1]):
+        raise DataError(
+            "[study] class_weight needs data (x, y) with one array of targets and without sample weights, as Keras' "
+            "fit does; multiply the class weights into sample weights, and leave class_weight out."
+        )
+    return (*data, sample_weights(np.asarray(data[1]), study.weights_by_class, per_step=False))
 
 
 def _check_recorded_steps(study: Study, total: int) -> None:
@@ -139,10 +158,10 @@ def train(study: Study, run: GridRun, make: Callable[..., Any], data: StudyData,
     started = time.monotonic()
     model = _fresh(study, run, make)
     optimizer = _optimizer_digest(model)
-    batches, per_epoch = data.train, 0
+    batches, per_epoch, class_weight = data.train, 0, study.weights_by_class
     if isinstance(data.train, tuple):
-        batch_size = run.settings.get("batch_size", 32)
-        batches, per_epoch = shuffled(data.train, batch_size, run.settings["seed"])
+        batch_size, class_weight = run.settings.get("batch_size", 32), None
+        batches, per_epoch = shuffled(_by_class(study, data.train), batch_size, run.settings["seed"])
     epochs = study.epochs or math.ceil((study.steps or 0) / (per_epoch or len(batches)))
     watch = _Watch(study)
     recorder = _recorder(study, data, 0 if study.stop else (study.steps or epochs * (per_epoch or len(batches))))
@@ -153,6 +172,7 @@ def train(study: Study, run: GridRun, make: Callable[..., Any], data: StudyData,
             epochs=epochs,
             shuffle=False,
             verbose=0,
+            class_weight=class_weight,
             callbacks=[watch, *([_StopAt(study.steps)] if study.steps else []), *([recorder] if recorder else [])],
         ).history
     except SdkerasError:

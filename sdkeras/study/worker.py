@@ -70,6 +70,11 @@ class _Worker:
         with _logged(log):
             try:
                 make, data = self._load()
+                stage = "checking" if "check" in job else stage
+                if "check" in job:
+                    from sdkeras.study.planned_rates import check_rates
+
+                    return {"notes": check_rates(self.study, job["check"], make, data)}
                 if "run" not in job:
                     return {}
                 run = GridRun(job["run"], job["settings"])
