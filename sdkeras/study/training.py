@@ -269,7 +269,9 @@ def _load_weights(model: Any, path: Path, trained: Trained, advice: str) -> None
             f"{path} is damaged, or its weights do not fit the model of the factory: {last_line(error)} {advice}"
         ) from error
     names = {model.optimizer.name, inner(model.optimizer).name}
-    unread = any(f"Skipping variable loading for optimizer '{name}'" in str(w.message) for w in caught for name in names)
+    unread = any(
+        f"Skipping variable loading for optimizer '{name}'" in str(w.message) for w in caught for name in names
+    )
     if unread or _steps_of(model) != trained.num_steps:
         raise ModelError(
             f"{path} does not hold the state of the factory's optimizer {type(inner(model.optimizer)).__name__} after "

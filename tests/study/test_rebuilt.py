@@ -203,7 +203,9 @@ def test_another_factory_is_noticed(done, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"the file of the factory .* is another one than when .* Delete"):
         attrs.evolve(there, trained=attrs.evolve(there.trained, optimizer="", code="0" * 16)).again()
     fewer = attrs.evolve(there.trained, num_steps=5)
-    with pytest.raises(ModelError, match=r"does not hold the state of the factory's optimizer Adam after 5 steps\. Del"):
+    with pytest.raises(
+        ModelError, match=r"does not hold the state of the factory's optimizer Adam after 5 steps\. Del"
+    ):
         attrs.evolve(there, trained=fewer).again()
     other = attrs.evolve(there.trained.train, loss=2 * there.trained.train.loss)
     with pytest.raises(ModelError, match=r"has the training loss .*, and had .* when it was trained; restore"):
