@@ -90,6 +90,8 @@ def _no_rate(model: Any, steps: int, given: float | str | None) -> str:
     optimizer = inner(model.optimizer)
     if isinstance(given, float | int):
         return ""
+    if model.built:  # which optimizers of several train variables is known then
+        model.optimizer.build(model.trainable_variables)
     for each in parts_of(optimizer):
         each._iterations.assign(steps)
     choices = "'peak', 'mean', 'step:N' or a number"

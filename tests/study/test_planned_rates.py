@@ -36,12 +36,12 @@ def weighted_data():
 
 
 def net(learning_rate, optimizer="cosine"):
-    layer = keras.layers.Dense(1, kernel_initializer="zeros", use_bias=False)
+    layer = keras.layers.Dense(1, kernel_initializer="zeros", use_bias=optimizer == "two")
     model = keras.Sequential([keras.Input((3,)), layer])
     optimizers = {
         "constant": lambda: O.SGD(learning_rate),
         "cosine": lambda: O.SGD(O.schedules.CosineDecay(learning_rate, 20)),
-        "two": lambda: O.MultiOptimizer(O.OptimizerMap(O.SGD(learning_rate), {"none": O.Adam(0.5)})),
+        "two": lambda: O.MultiOptimizer(O.OptimizerMap(O.SGD(learning_rate), {".*bias": O.Adam(0.1)})),
         "broken": lambda: 1 / 0,
     }
     model.compile(optimizers[optimizer](), keras.losses.BinaryCrossentropy(from_logits=True))
@@ -86,8 +86,8 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def checked(study: Study) -> dict:
-    answer = _Worker(study, Path("runs"), 1).answer({"check": [run.settings for run in study.runs]})
-    return answer
+    """What a worker answers before the first training."""
+    return _Worker(study, Path("runs"), 1).answer({"check": [run.settings for run in study.runs]})
 
 
 def done(study: Study) -> RunFolder:
@@ -148,8 +148,8 @@ def test_what_the_check_answers_is_told_raised_or_survived(written, monkeypatch:
     assert dead.killed
     assert pool.workers == []
     assert _Pool(study, Path("out"), Path(), 1).checks_rates
-    for other in ('sharpness = {}\ntrace = {}\ne_alpha = { trajectory = "backward" }',):
-        assert not _Pool(written(measures=other), Path("out"), Path(), 1).checks_rates
+    other = written(measures="sharpness = {}\ntrace = {}\ne_alpha = {}")
+    assert not _Pool(other, Path("out"), Path(), 1).checks_rates
 
 
 @rates
@@ -161,16 +161,12 @@ def test_at_rate_0_all_is_measured_that_needs_none(written) -> None:
     assert values["sharpness"].value > 0
     assert values["trace"].value > 0
     # With a rate added, the same training is measured again. The schedule starts at its peak, 0.5.
-    study = written(measures=measures, analysis='learning_rate = "peak"')
-    known = read_study("grid.toml")
-    assert known == study
-    by_rate = {}
-    for rate in ('"peak"', "0.5", "0.25"):
-        Path("out").exists() and Path("out").rename(f"before {rate.strip(chr(34))}")
-        by_rate[rate] = done(written(measures=measures, analysis=f"learning_rate = {rate}")).measured().values
-    assert by_rate['"peak"']["slq"].value == by_rate["0.5"]["slq"].value is not None
-    assert by_rate["0.5"]["lambda_1"].value != by_rate["0.25"]["lambda_1"].value
-    assert by_rate["0.5"]["sharpness"].value == values["sharpness"].value
+    by_rate = []
+    for rate in ('"peak"', "0.5"):
+        Path("out").rename(f"before {len(by_rate)}")
+        by_rate.append(done(written(measures=measures, analysis=f"learning_rate = {rate}")).measured().values)
+    assert all(by_rate[0][name].value == by_rate[1][name].value is not None for name in ("slq", "lambda_1"))
+    assert by_rate[1]["sharpness"].value == values["sharpness"].value
 
 
 @rates
@@ -211,14 +207,9 @@ def test_class_weights_are_of_the_training_and_of_its_measures(written) -> None:
     weight = np.array([by_class[int(label)] for label in y])
 
     # Gradient descent and the Hessian of the weighted logistic loss, in float64.
-    def descended(start: np.ndarray, steps: int) -> list[np.ndarray]:
-        path = [start]
-        for _ in range(steps):
-            slope = weight * (1 / (1 + np.exp(-x @ path[-1])) - y)
-            path.append(path[-1] - 0.5 * x.T @ slope / len(x))
-        return path
-
-    last = descended(np.zeros(3), 3)[-1]
+    last = np.zeros(3)
+    for _ in range(3):
+        last = last - 0.5 * x.T @ (weight * (1 / (1 + np.exp(-x @ last)) - y)) / len(x)
     probability = 1 / (1 + np.exp(-x @ last))
     hessian = (x * (weight * probability * (1 - probability))[:, None]).T @ x / len(x)
     values = folder.measured().values
@@ -226,7 +217,8 @@ def test_class_weights_are_of_the_training_and_of_its_measures(written) -> None:
     assert values["sharpness"].value == pytest.approx(np.linalg.eigvalsh(hessian)[-1], rel=1e-5)
     plain = np.linalg.eigvalsh((x * (probability * (1 - probability))[:, None]).T @ x / len(x))[-1]
     assert abs(plain / values["sharpness"].value - 1) > 0.5
-    assert study == Study.from_json(study.to_json()) if hasattr(Study, "from_json") else True
+    study.save("study.json")
+    assert Study.load("study.json").weights_by_class == by_class
     assert ("class weights", "0 = 1.0, 1 = 9.0") in definition(study)
     assert values["e_alpha-forward-euclidean"].value > 0
 
