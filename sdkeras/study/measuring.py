@@ -177,6 +177,8 @@ def _of_trajectory(study: Study, trajectory: Trajectory, wanted: list[str], shar
         dimension = trees.ph_dimension
         if measure == "ph_dimension":
             found[column] = dimension.value, dimension.stderr, dimension.reason
+        elif trees.e_alpha == 0:
+            found[column] = None, None, "all iterates are equal; at a learning rate of 0 training does not move"
         elif math.isfinite(trees.e_alpha):
             found[column] = trees.e_alpha, None, ""
         else:
