@@ -107,6 +107,7 @@ def _plain_matrix(name: str, advice: str) -> NDArray[Any] | None:
     Raises:
         SdkerasError: Unreadable, several arrays, or no finite matrix of 2 rows or more.
     """
+    array: NDArray[Any]
     try:
         # Nothing is ever unpickled.
         with open(name, "rb") as file:

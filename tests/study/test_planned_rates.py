@@ -138,7 +138,7 @@ def test_what_the_check_answers_is_told_raised_or_survived(written, monkeypatch:
     first, second = _Asked(answer={"notes": ["a", "b"]}), _Asked(answer={})
     assert pool._check_rates(first, list(study.runs)) is first
     assert told == ["a", "b"]
-    with pytest.raises(SdkerasError, match="^none of them$"):
+    with pytest.raises(SdkerasError, match=r"^none of them$"):
         pool._check_rates(_Asked(answer={"stage": "checking", "reason": "none of them"}), list(study.runs))
     dead = _Asked(answer={"stage": "loading", "reason": "its process was killed"})
     pool.workers.append(dead)
