@@ -128,6 +128,8 @@ class BatchLoss:
                 total = tf.convert_to_tensor(self.loss_fn(self.model, plain(batch)))
                 extra = tf.zeros([], total.dtype)
                 counts = tf.cast(tf.shape(flat[0])[:1], total.dtype)
+                total = total if factors is None else total * factors[0]
+                self.reductions[:], self.in_doubt[:] = ["mean"], [getattr(self.loss_fn, "__name__", "loss_fn")]
             else:
                 outputs = self.model(x, training=self.training)
                 with denominators.recording(factors, tf.cast(tf.shape(flat[0])[0], self.dtype)) as recorder:
@@ -273,6 +275,8 @@ class EmpiricalLoss:
         try:
             self.gradients = Engine(self.function, self.specs())
             self.batches = self._weighted(self.source.epoch(num_samples, seed))
+            if len(self.batches) > 1 and self.function.in_doubt:
+                self.notes += _coupling(function(analysed, False, dtype), self.batches[0])
             value = self.value()
             if dtype == "float64" and precision.is_pure(model, "float32"):
                 # In inference mode: dropout masks differ between precisions.
@@ -405,6 +409,42 @@ def _shares(counts: Array, examples: Array, reductions: list[str]) -> tuple[Arra
     if np.all(np.abs(relative - 1) < 1e-6):
         return shares, [()] * len(shares)
     return shares, [tuple(map(float, row)) for row in relative]
+
+
+def _coupling(function: BatchLoss, batch: Batch) -> list[str]:
+    """A note if the loss of a few examples is not that of their halves put together.
+
+    Args:
+        function: In inference mode: with batch statistics it never is.
+        batch: The examples are its first ones.
+    """
+    size = min(8, batch.num_examples)
+    cuts = (slice(0, size), slice(0, size // 2), slice(size // 2, size))
+    parts = [tf.convert_to_tensor(variable) for variable in function.analysed]
+
+    def evaluated(cut: slice, factors: Any = None) -> Array:
+        tensors = [part[cut] for part in batch.tensors]
+        total, extra, counts = function(parts, tf.constant(batch.seeds), [*tensors, *function.held], factors)
+        return np.array([total - extra, *counts], np.float64)
+
+    if size < 2:
+        return []
+    try:
+        whole, *halves = (evaluated(cut) for cut in cuts)
+        examples = np.array([size // 2, size - size // 2], np.float64)
+        shares, relative = _shares(np.array([half[1:] for half in halves]), examples, function.reductions)
+        joined = sum(
+            share * evaluated(cut, tf.constant(factors, function.dtype) if factors else None)[0]
+            for share, factors, cut in zip(shares, relative, cuts[1:], strict=True)
+        )
+    except Exception:  # a model or a loss that takes no part of a batch: nothing is known
+        return []
+    if abs(joined - whole[0]) <= np.sqrt(np.finfo(function.dtype).eps) * abs(whole[0]):
+        return []
+    return [
+        f"the loss of a batch is not a mean over its examples ({', '.join(function.in_doubt)}), so that loss and "
+        "Hessian over the data depend on the batch size: they are the means over the batches, weighted by examples"
+    ]
 
 
 def tensor_dtype(array: Array, dtype: str) -> str:
