@@ -168,7 +168,7 @@ def estimated_inputs(loss: EmpiricalLoss) -> dict[str, float]:
 
 def _example(batch: Batch, position: int) -> Batch:
     tensors = tuple(part[position : position + 1] for part in batch.tensors)
-    return attrs.evolve(batch, tensors=tensors, data_weight=1.0, extra_weight=1.0, num_examples=1)
+    return attrs.evolve(batch, tensors=tensors, data_weight=1.0, extra_weight=1.0, loss_weights=(), num_examples=1)
 
 
 def _leaves(tree: Any) -> list[Any]:
