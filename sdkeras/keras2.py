@@ -84,8 +84,8 @@ def _loss(stored: Any) -> Any:
     return [_loss(part) for part in stored] if isinstance(stored, list) else stored
 
 
-def iterations(names: Sequence[str], values: Sequence[Any]) -> int:
-    """Steps taken, from the variables of an optimizer of Keras 2: they come first, as `iteration` or `iter`."""
+def iterations(names: Sequence[str], values: Sequence[Any]) -> int | None:
+    """Steps taken, from the variables of an optimizer, which begin with `iteration` or `iter`; None without."""
     if names and "iter" in names[0].rpartition("/")[2] and getattr(values[0], "size", 0) == 1:
         return int(values[0])
-    return 0
+    return None

@@ -491,7 +491,7 @@ def _about_loss(model: Any, config: _Config) -> Iterator[Warning]:
     from sdkeras import losses
     from sdkeras.operators.compiling import unstored_compile_arguments
 
-    outputs = getattr(model, "outputs", None)
+    outputs = getattr(model, "outputs", None) or []
     flat = bool(outputs) and all(len(output.shape) <= _FLAT for output in outputs)
     stored = config.compiled.get("loss")
     yield from losses.unstored_arguments(getattr(model, "loss", None), stored, flat=flat, of_keras=not config.keras_2)
@@ -522,15 +522,15 @@ def _restore_slots(path: str, model: Any, again: bool, caught: list[str]) -> str
                     model.load_weights(weights)
                     lost = next(filter(None, (_lost_slots(str(each.message)) for each in said)), None)
             if lost is not None:
-                _without_slots(model, _steps_in(weights))
+                _without_slots(model, _steps_in(weights) or 0)
             return lost
     except Exception as error:  # weights in another format, or what a class of the user's raises
         _without_slots(model, 0)
         return last_line(error)
 
 
-def _steps_in(weights: str) -> int:
-    """Steps of the optimizer in a file of weights; its variables begin with them."""
+def _steps_in(weights: str) -> int | None:
+    """Steps of the optimizer in a file of weights, whose variables begin with them; None where there are none."""
     import h5py
 
     with h5py.File(weights, "r") as file:
@@ -538,7 +538,7 @@ def _steps_in(weights: str) -> int:
             first = file[group].get("0") if group in file else None
             if first is not None and first.shape == ():
                 return int(first[()])
-    return 0
+    return None
 
 
 def _without_slots(model: Any, iterations: int) -> None:
@@ -564,12 +564,14 @@ def _slots_from_keras_2(path: str, model: Any, config: _Config) -> str | None:
     fresh = type(optimizer).from_config(optimizer.get_config())
     few = len(fresh.variables)
     fresh.build(model.trainable_variables)
-    if not steps or len(fresh.variables) == few:  # nothing to lose
-        fresh.iterations.assign(steps)
+    if steps == 0 or len(fresh.variables) == few:  # nothing to lose
+        fresh.iterations.assign(steps or 0)
         model.optimizer = fresh
         return None
-    _without_slots(model, steps)
-    return f"it was written by Keras 2 (version {config.version}), which Keras 3 does not read"
+    _without_slots(model, steps or 0)
+    if steps is None:
+        return f"Keras 2 (version {config.version}) left it out of the file, and its number of steps"
+    return f"Keras 2 (version {config.version}) wrote it in a form that Keras 3 does not read"
 
 
 def _lost_slots(warning: str) -> str | None:
@@ -609,7 +611,7 @@ def _lost_h5_slots(path: str, model: Any) -> str | None:
             lost = f"the file's {name} {value.shape} does not match {slot.path} {tuple(slot.shape)}"
     if lost:
         if len(values) > _NUM_SCALARS:
-            _without_slots(model, keras2.iterations(names, values))
+            _without_slots(model, keras2.iterations(names, values) or 0)
             return lost
         return None
     for slot, value in zip(slots, values, strict=True):

@@ -154,12 +154,8 @@ def _plain(name: str) -> str:
 @functools.cache
 def _classes() -> dict[str, type]:
     """Keras' classes of losses by the name of their function."""
-    classes: dict[str, type] = {}
-    cls: Any
-    for cls in vars(keras.losses).values():
-        if inspect.isclass(cls) and cls is not keras.losses.Loss:
-            classes[str(cls().fn.__name__)] = cls
-    return classes
+    members: list[Any] = [value for value in vars(keras.losses).values() if inspect.isclass(value)]
+    return {str(cls().fn.__name__): cls for cls in members if cls is not keras.losses.Loss}
 
 
 def _loss_class(name: str) -> type | None:
@@ -167,9 +163,9 @@ def _loss_class(name: str) -> type | None:
     own = keras.saving.get_registered_object(name)
     if inspect.isclass(own) and issubclass(own, keras.losses.Loss):
         return own
-    for function, cls in _classes().items():
+    for known, cls in _classes().items():
         default = inspect.signature(cls).parameters["name"].default
-        if _plain(name) in (_plain(function), _plain(cls.__name__), _plain(str(default))):
+        if _plain(name) in (_plain(known), _plain(cls.__name__), _plain(str(default))):
             return cls
     try:
         function = keras.losses.get(name)
@@ -185,6 +181,13 @@ def function_name(function: Any) -> str:
     """MODULE:FUNCTION of a function."""
     name = getattr(function, "__qualname__", type(function).__name__)
     return f"{getattr(function, '__module__', '')}:{name}"
+
+
+def words_of(model: Any, loss: Any, loss_fn: LossFn | None) -> str:
+    """The loss that is analysed: the user's own function as it was given, or the one of a compiled model."""
+    if loss_fn is not None:
+        return loss if isinstance(loss, str) else function_name(loss_fn)
+    return loss_words(model.loss)
 
 
 def loss_words(loss: Any) -> str:
