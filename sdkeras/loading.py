@@ -373,7 +373,7 @@ def _compiled_part(
         return _Read(None, about_loss)
     name = type(getattr(model.optimizer, "inner_optimizer", model.optimizer)).__name__
     return _Read(
-        f"the state of the optimizer {name} in {path!r} (its moments or velocities) could not be restored: {lost}.",
+        f"the optimizer's state in {path!r} (moments or velocities of {name}) could not be restored: {lost}.",
         about_loss,
     )
 
