@@ -37,11 +37,11 @@ from sdkeras.memory import memory_limit
 from sdkeras.operators import assumptions
 from sdkeras.operators.base import Array, DiagonallyScaledOperator, RestrictedOperator, SymmetricOperator
 from sdkeras.operators.hessian import HessianOperator
-from sdkeras.operators.loss import EmpiricalLoss
+from sdkeras.operators.loss import EmpiricalLoss, LossFn
 from sdkeras.operators.update_map import UpdateMap
 from sdkeras.options import DEFAULT_SAMPLES, DEFAULT_STEPS, DEFAULT_TRANSIENT, Options, check_options
 from sdkeras.planning import planned
-from sdkeras.provenance import loss_name, optimizer_info, provenance
+from sdkeras.provenance import optimizer_info, provenance
 from sdkeras.records import Eigenpairs, Progress, Spectrum, TraceEstimate
 from sdkeras.reporting.schema import (
     Analysis,
@@ -68,6 +68,7 @@ def analyze(
     batch_size: int | None = None,
     learning_rate: float | None = None,
     loss: Any = None,
+    loss_fn: LossFn | None = None,
     params: str | None = None,
     samples: int = DEFAULT_SAMPLES,
     mode: str = "train",
@@ -103,7 +104,10 @@ def analyze(
         data: (x, y[, sample_weight]), a batched `tf.data.Dataset`, or a `keras.utils.PyDataset`.
         batch_size: That of training; default 32, or a dataset's own.
         learning_rate: In place of the optimizer's.
-        loss: In place of the compiled one (needed for an uncompiled model).
+        loss: Replaces the compiled one (needed for an uncompiled model): a name with arguments, 'huber:delta=0.1', a
+            loss of Keras, or the name of a `loss_fn`, 'FILE.py:FUNCTION' or 'MODULE:FUNCTION'.
+        loss_fn: Replaces the compiled loss by a function (model, batch) that runs the model itself, as a training step
+            of one's own does; see `sdkeras.EmpiricalLoss`.
         params: Regular expression of the trainable variables to analyse; all by default.
         samples: Random subset for the data-set Hessian. Minibatches are drawn from all the data.
         mode: 'train' or 'inference'.
@@ -154,6 +158,7 @@ def analyze(
         batch_size=batch_size,
         learning_rate=learning_rate,
         loss=loss,
+        loss_fn=loss_fn,
         params=params,
         samples=samples,
         mode=mode,
@@ -358,7 +363,7 @@ class _Analysis:
             followed = lyapunov_run.follow(
                 step,
                 self._trajectory(),
-                about=lyapunov_run.identity(self.stepper, self.subject.model),
+                about=lyapunov_run.identity(self.stepper, self.subject.model, self.subject.function_words),
                 deadline=None if limit is None else self.started + limit,
                 progress=self.progress,
             )
@@ -640,7 +645,7 @@ class _Analysis:
             num_parameters=int(sum(np.prod(v.shape, dtype=np.int64) for v in trainable)),
             num_trainable_analysed=self.loss.size,
             mode=self.options.mode,
-            loss=loss_name(self.subject.model.loss),
+            loss=self.subject.loss_words,
             unconnected=self.loss.engine(self.options.product_mode).unconnected,
         )
 

@@ -15,7 +15,7 @@ import attrs
 import keras
 import numpy as np
 
-from sdkeras import loading
+from sdkeras import loading, losses
 from sdkeras.dimension.lyapunov import LyapunovDimension, lyapunov_dimension
 from sdkeras.dimension.records import Warning
 from sdkeras.dimension.same_steps import SameSteps, over_same_steps
@@ -26,7 +26,7 @@ from sdkeras.operators import batches, update
 from sdkeras.operators.base import Array, TangentFlow
 from sdkeras.operators.coordinates import training_coordinates
 from sdkeras.operators.dense_flow import DenseFlow
-from sdkeras.operators.loss import EmpiricalLoss
+from sdkeras.operators.loss import EmpiricalLoss, LossFn
 from sdkeras.operators.training_flow import TrainingFlow
 from sdkeras.operators.update_map import UpdateMap, state_size
 from sdkeras.operators.update_rule import inner, is_function, loaded_clone, parts_of, replica
@@ -61,6 +61,7 @@ def lyapunov(
     transient: int = DEFAULT_TRANSIENT,
     learning_rate: float | None = None,
     loss: Any = None,
+    loss_fn: LossFn | None = None,
     samples: int | None = None,
     dtype: str = "float32",
     product_mode: str = "auto",
@@ -91,7 +92,8 @@ def lyapunov(
         num_steps: Steps to average over.
         transient: Steps made before, and discarded.
         learning_rate: In place of the optimizer's, or of its schedule.
-        loss: In place of the compiled one.
+        loss: Replaces the compiled one, as in `sdkeras.analyze`.
+        loss_fn: Likewise.
         samples: How much of an endless data set to read.
         dtype: 'float32' or 'float64'.
         product_mode: 'auto', 'reverse-over-reverse', 'forward-over-reverse' or 'finite-differences'.
@@ -140,6 +142,7 @@ def lyapunov(
         batch_size=batch_size,
         learning_rate=learning_rate,
         loss=loss,
+        loss_fn=loss_fn,
         samples=samples,
         dtype=dtype,
         seed=seed,
@@ -159,7 +162,7 @@ def lyapunov(
     followed = follow(
         step,
         given,
-        about=identity(training.optimizer, training.model),
+        about=identity(training.optimizer, training.model, training.function_words),
         deadline=None if time_limit is None else started + time_limit,
         progress=progress,
     )
@@ -171,7 +174,7 @@ def lyapunov(
             num_parameters=function.size,
             num_trainable_analysed=function.size,
             mode="train",
-            loss=loss_name(training.model.loss),
+            loss=training.loss_words,
             unconnected=function.engine(product_mode).unconnected,
         ),
         data=DataInfo(source.num_samples, source.batch_size, function.num_examples),
@@ -189,7 +192,7 @@ def lyapunov(
 
 def plan(model: Any, data: Any, **options: Any) -> LyapunovPlan:
     """What `lyapunov` would do with the same arguments, from one timed gradient; nothing else is computed."""
-    known = {name: options.get(name) for name in ("batch_size", "learning_rate", "loss", "samples")}
+    known = {name: options.get(name) for name in ("batch_size", "learning_rate", "loss", "loss_fn", "samples")}
     training = read_training(model, data, **known, dtype=options.get("dtype", "float32"), seed=options.get("seed", 0))
     settings = settings_of(**options)
     size = state_size(training.function, training.optimizer, initial_slots=options.get("initial_slots", False))
@@ -199,13 +202,18 @@ def plan(model: Any, data: Any, **options: Any) -> LyapunovPlan:
 
 @attrs.frozen
 class Training:
-    """The training to follow: model, loss and optimizer as its steps have them, and what to know of them."""
+    """The training to follow: model, loss and optimizer as its steps have them, and what to know of them.
+
+    `loss_words` is the loss with its arguments, `function_words` the same where it is a function of the user's, or "".
+    """
 
     model: Any
     function: EmpiricalLoss
     optimizer: Any
     used: update.OptimizerSettings | None
     notes: list[Warning]
+    loss_words: str
+    function_words: str
 
 
 def read_training(
@@ -215,6 +223,7 @@ def read_training(
     batch_size: int | None,
     learning_rate: float | None,
     loss: Any,
+    loss_fn: LossFn | None = None,
     samples: int | None,
     dtype: str,
     seed: int,
@@ -226,17 +235,19 @@ def read_training(
     """
     if learning_rate is not None and not (np.isfinite(learning_rate) and learning_rate > 0):
         raise SdkerasError(f"learning_rate is {learning_rate!r}; it must be positive and finite.")
-    fitted = with_loss(model, loss, dtype)
+    own = losses.own_function(loss, loss_fn)
+    fitted = model if own is not None else with_loss(model, loss, dtype)
     if isinstance(data, (tuple, list)) and len(data) in (2, 3):
         loading.check_data(fitted, *data)
     source = batches.as_source(
         data, batch_size=batch_size, default_batch_size=batches.DEFAULT_BATCH_SIZE, limit=samples
     )
-    function = EmpiricalLoss(fitted, source, dtype=dtype, num_samples=_CHECKED_SAMPLES, seed=seed)
-    notes = [Warning("data", f"{note}.") for note in function.notes]
+    function = EmpiricalLoss(fitted, source, dtype=dtype, num_samples=_CHECKED_SAMPLES, seed=seed, loss_fn=own)
+    notes = list(loading.caveats(model, with_loss=loss is None and own is None))
+    notes += [Warning("data", f"{note}.") for note in function.notes]
     optimizer = training_optimizer(model, function, learning_rate, changed=fitted is not model, warnings=notes)
     used = update.read_settings(optimizer)
-    if type(model).train_step not in (keras.Model.train_step, keras.Sequential.train_step):
+    if own is None and type(model).train_step not in (keras.Model.train_step, keras.Sequential.train_step):
         notes.append(
             Warning("train-step", "the model has its own train_step; the optimizer's step on compute_loss was taken.")
         )
@@ -248,7 +259,8 @@ def read_training(
                 "slots it starts with.",
             )
         )
-    return Training(fitted, function, optimizer, used, notes)
+    words = losses.words_of(fitted, loss, own)
+    return Training(fitted, function, optimizer, used, notes, words, words if own is not None else "")
 
 
 @attrs.frozen
@@ -564,8 +576,8 @@ def _set_rate(optimizer: Any, rate: float) -> None:
         optimizer.learning_rate = rate
 
 
-def identity(optimizer: Any, model: Any) -> dict[str, str]:
+def identity(optimizer: Any, model: Any, loss: str = "") -> dict[str, str]:
     """What two runs must share, beside state and data, to be of one trajectory."""
     own = inner(optimizer)
     settings = json.dumps(own.get_config(), sort_keys=True, default=lambda value: type(value).__name__)
-    return {"loss": loss_name(model.loss), "optimizer": f"{type(own).__name__} {settings}"}
+    return {"loss": loss or loss_name(model.loss), "optimizer": f"{type(own).__name__} {settings}"}

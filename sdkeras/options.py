@@ -23,6 +23,7 @@ class Options:
     batch_size: int | None = None
     learning_rate: float | None = None
     loss: Any = None
+    loss_fn: Any = None
     params: str | None = None
     samples: int = DEFAULT_SAMPLES
     mode: str = "train"

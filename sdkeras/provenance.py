@@ -11,9 +11,10 @@ import keras
 import tensorflow as tf
 
 import sdkeras
-from sdkeras.errors import ModelError
+from sdkeras import losses
 from sdkeras.operators import precision
 from sdkeras.operators.batches import Source
+from sdkeras.operators.compiling import compile_as
 from sdkeras.operators.loss import check_model
 from sdkeras.operators.update import OptimizerSettings
 from sdkeras.reporting.schema import OptimizerInfo, Provenance
@@ -23,45 +24,21 @@ def with_loss(model: Any, loss: Any, dtype: str) -> Any:
     """The model, or where a loss is given a copy compiled with it.
 
     Raises:
-        ModelError: Not a compiled model, or a loss that Keras does not know.
+        ModelError: Not a compiled model, a loss that Keras does not know, or an argument that the loss has not.
     """
     check_model(model, needs_loss=loss is None)
     if loss is None:
         return model
+    with precision.default_precision(dtype):
+        chosen = losses.from_spec(loss) if isinstance(loss, str) else loss
     made = precision.in_precision(model, dtype)
-    try:
-        with precision.default_precision(dtype):
-            made.compile(optimizer="sgd", loss=_named_loss(loss) if isinstance(loss, str) else loss)
-    except ValueError as error:
-        raise ModelError(
-            f"the loss {loss!r} is unknown to Keras; give one of keras.losses, as mse, or of logits, as "
-            "sparse_categorical_crossentropy:from_logits."
-        ) from error
+    with precision.default_precision(dtype):
+        compile_as(made, {"optimizer": "sgd", "loss": chosen})
     return made
 
 
-def _named_loss(name: str) -> Any:
-    """The name, once Keras has been seen to know it; for 'NAME:from_logits' the loss that takes logits.
-
-    Raises:
-        ValueError: There is none.
-    """
-    base, colon, option = name.partition(":")
-    if not colon:
-        keras.losses.get(name)
-        return name
-    wanted = base.replace("_", "").lower()
-    for cls in vars(keras.losses).values():
-        if isinstance(cls, type) and cls.__name__.lower() == wanted and option == "from_logits":
-            try:
-                return cls(from_logits=True)
-            except TypeError as error:
-                raise ValueError(f"{cls.__name__} takes no logits") from error
-    raise ValueError(f"no loss {name}")
-
-
 def loss_name(loss: Any) -> str:
-    """A compiled loss in words, in whatever structure it was given."""
+    """The name of a compiled loss, in whatever structure it was given, without its arguments."""
     if isinstance(loss, str):
         return loss
     if isinstance(loss, dict):

@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 import numpy as np
 
-from sdkeras import loading
+from sdkeras import loading, losses
 from sdkeras.dimension import stability
 from sdkeras.dimension.adaptive import Context
 from sdkeras.dimension.exponents import ExponentMap, exponent_map
@@ -48,7 +48,10 @@ class Subject:
         self.options = options
         self.warnings: list[Warning] = []
         self.compiled_as = model
-        self.model = with_loss(model, options.loss, options.dtype)
+        self.loss_fn = losses.own_function(options.loss, options.loss_fn)
+        self.model = model if self.loss_fn is not None else with_loss(model, options.loss, options.dtype)
+        given = options.loss is not None or self.loss_fn is not None
+        self.warnings += loading.caveats(model, with_loss=not given)
         self._read_settings()
         if isinstance(data, (tuple, list)) and len(data) in (2, 3):
             loading.check_data(self.model, *data)
@@ -70,6 +73,7 @@ class Subject:
             dtype=options.dtype,
             num_samples=options.samples,
             seed=options.seed,
+            loss_fn=self.loss_fn,
         )
         self._derive()
 
@@ -106,6 +110,16 @@ class Subject:
 
     def warn(self, code: str, message: str) -> None:
         self.warnings.append(Warning(code, message))
+
+    @property
+    def loss_words(self) -> str:
+        """The loss that is analysed, with its arguments."""
+        return losses.words_of(self.model, self.options.loss, self.loss_fn)
+
+    @property
+    def function_words(self) -> str:
+        """The same where it is a function of the user's, or ""."""
+        return self.loss_words if self.loss_fn is not None else ""
 
     @property
     def operator(self) -> str:
@@ -160,7 +174,9 @@ class Subject:
             return None, ""
         diagonal = update.preconditioner(self.compiled_as, self.loss.layout)
         if diagonal is None:
-            return None, "the optimizer in the file has taken no step, so it has no second moments"
+            taken = self.optimizer is not None and self.optimizer.iterations > 0
+            why = "could not be read" if taken else "do not exist yet, since it has taken no step"
+            return None, f"the second moments of the optimizer in the file {why}"
         found = inverse_root(diagonal)
         return found, "" if found is not None else "the optimizer's second moments are not all positive and finite"
 

@@ -12,7 +12,7 @@ import attrs
 import keras
 import tensorflow as tf
 
-from sdkeras import loading
+from sdkeras import loading, losses
 from sdkeras.checkpoint_files import WEIGHTS_SUFFIX, digest, in_order
 from sdkeras.checkpoints import load_checkpoint, save_checkpoint
 from sdkeras.errors import DataError, Interrupted, ModelError, SdkerasError
@@ -27,7 +27,6 @@ from sdkeras.monitor import (
 )
 from sdkeras.operators import batches
 from sdkeras.operators.batches import Source
-from sdkeras.provenance import loss_name
 from sdkeras.records import Progress
 from sdkeras.reporting import run_log
 from sdkeras.reporting.run_log import Measurement, RunLog
@@ -111,10 +110,10 @@ class _Reader:
 
     def _model(self, path: str, needs_loss: bool) -> tuple[Any, str]:
         model = loading.load_model(path, custom_objects=self.custom_objects, safe_mode=self.safe_mode)
-        problem = loading.compile_problem(model) or ""
         if needs_loss and not getattr(model, "compiled", False):
+            problem = loading.compile_problem(model)
             raise ModelError(problem or f"{path!r} was saved without its loss; give it (--loss NAME).")
-        return model, problem
+        return model, " ".join(each.message for each in loading.caveats(model, with_loss=needs_loss))
 
 
 class _Tracking:
@@ -198,7 +197,8 @@ class _Tracking:
         defaults = {"samples": DEFAULT_SAMPLES, "tolerance": DEFAULT_TOLERANCE, "max_hvps": DEFAULT_MAX_HVPS}
         given = {name: value for name, value in self.options.items() if name not in ("seed", "batch_size", "memory_gb")}
         known = {name: value for name, value in sorted((defaults | given).items()) if value is not None}
-        own = {name: loss_name(value) if name == "loss" else str(value) for name, value in known.items()}
+        words = {"loss": losses.loss_words, "loss_fn": losses.function_name}
+        own = {name: words.get(name, str)(value) for name, value in known.items()}
         return {**own, "test_digest": "" if self.test is None else self.test.digest()}
 
     def _measured(self, path: str, content: str, place: int, last: int) -> Measurement:
@@ -235,7 +235,8 @@ class _Tracking:
 
     def _at(self, path: str) -> tuple[Monitor, str]:
         """A monitor at this checkpoint, the last one where it serves, and what the reader must know of the file."""
-        model, note = self.read(path, needs_loss=self.options.get("loss") is None)
+        own = any(self.options.get(name) is not None for name in ("loss", "loss_fn"))
+        model, note = self.read(path, needs_loss=not own)
         if self.monitor is not None and _recipe(self.monitor.subject.compiled_as) == _recipe(model):
             self.monitor.take(model)
         else:
@@ -263,6 +264,10 @@ class _Tracking:
         """Loss and metrics on training and test data, in inference mode."""
         if self.test is None:
             return {}
+        if not getattr(monitor.subject.model, "compiled", False):
+            raise ModelError(
+                "loss and metrics on test data are of a compiled model; compile it, or leave out test_data."
+            )
         found: dict[str, float] = {}
         for prefix, source in (("", self.source), ("val_", self.test)):
             x, y, *weights = _parts(source)

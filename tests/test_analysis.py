@@ -407,8 +407,13 @@ def test_logits_under_a_loss_of_probabilities_are_told(digits) -> None:
     soft.compile(keras.optimizers.SGD(0.25), "sparse_categorical_crossentropy")
     found = sdkeras.analyze(soft, digits, **options)
     assert "logits-as-probabilities" not in {warning.code for warning in found.warnings}
-    for name in ("mse:from_logits", "sparse_categorical_crossentropy:logits", "nothing:from_logits"):
-        with pytest.raises(ModelError, match="is unknown to Keras"):
+    for name, why in (
+        ("mse:from_logits", "mse has no argument 'from_logits'"),
+        ("sparse_categorical_crossentropy:logits", "did you mean 'from_logits'"),
+        ("nothing:from_logits", "Keras has no loss 'nothing' either"),
+        ("nothing", "is unknown to Keras"),
+    ):
+        with pytest.raises(ModelError, match=why):
             sdkeras.analyze(model, digits, loss=name, **options)
 
 

@@ -37,7 +37,12 @@ batch_size = click.option("--batch-size", type=COUNT, help="Of training; default
 learning_rate = click.option(
     "--learning-rate", type=POSITIVE, help="In place of the one in the file, or of its schedule."
 )
-loss = click.option("--loss", help="Name of a Keras loss, or NAME:from_logits, in place of the compiled one.")
+loss = click.option(
+    "--loss",
+    metavar="LOSS",
+    help="Replaces the compiled one: NAME[:FIELD[=VALUE]...] of a Keras loss, as huber:delta=0.1, or FILE.py:FUNCTION "
+    "or MODULE:FUNCTION for a loss_fn(model, batch).",
+)
 params = click.option("--params", metavar="REGEX", help="Analyse only the variables whose path this finds.")
 dtype = click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True)
 product_mode = click.option(

@@ -125,10 +125,13 @@ class BatchLoss:
         mapping += [(state, tf.cast(seeds[position], state.dtype)) for position, state in enumerate(self._seed_states)]
         with precision.default_precision(self.dtype), keras.StatelessScope(mapping, collect_losses=True):
             if self.loss_fn is not None:
-                total = tf.convert_to_tensor(self.loss_fn(self.model, plain(batch)))
-                extra = tf.zeros([], total.dtype)
-                counts = tf.cast(tf.shape(flat[0])[:1], total.dtype)
+                value, count = self.loss_fn(self.model, plain(batch)), tf.shape(flat[0])[0]
+                if isinstance(value, (tuple, list)) and len(value) == 2:
+                    value, count = value[0] / tf.cast(value[1], value[0].dtype), value[1]
+                total = tf.convert_to_tensor(value)
                 total = total if factors is None else total * factors[0]
+                extra = tf.zeros([], total.dtype)
+                counts = tf.reshape(tf.cast(count, total.dtype), [1])
                 self.reductions[:], self.in_doubt[:] = ["mean"], [getattr(self.loss_fn, "__name__", "loss_fn")]
             else:
                 outputs = self.model(x, training=self.training)
@@ -209,7 +212,12 @@ class EmpiricalLoss:
         dtype: 'float32' or 'float64'. A model in another precision is rebuilt from its configuration.
         num_samples: Analyse a random subset of this many samples (whole batches of a dataset).
         seed: Seed of the order, the subset and the dropout masks.
-        loss_fn: Loss in place of the compiled one: (model, (x, y[, sample_weight])) -> scalar.
+        loss_fn: Replaces the compiled loss: (model, (x, y[, sample_weight])) -> scalar or (sum, denominator), in
+            TensorFlow or keras.ops. It runs the model itself, model(x, training=True) for training's dropout masks and
+            batch statistics (`mode` does not reach it), and returns what training minimises on the batch: a scalar is
+            a mean over its examples and counts by their number; (sum, denominator) is the loss sum / denominator and
+            counts by its denominator (tokens, weights). Regularisers are in it where training adds them: loss +
+            sum(model.losses) after the call, in a sum times the denominator.
 
     Attributes:
         size: Number of parameters analysed.

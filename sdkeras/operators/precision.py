@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from sdkeras.errors import ModelError
+from sdkeras.operators.compiling import compile_as
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64", "mixed_float16", "mixed_bfloat16")
 
@@ -71,7 +72,8 @@ def in_precision(model: Any, dtype: str) -> Any:
         with keras.saving.custom_object_scope(custom), default_precision(dtype):
             if getattr(model, "compiled", False):
                 weights = model.get_compile_config().get("loss_weights") if model._compile_config else None
-                clone.compile(optimizer="sgd", loss=_loss_in(model.loss, dtype), loss_weights=weights)
+                arguments = {"optimizer": "sgd", "loss": _loss_in(model.loss, dtype), "loss_weights": weights}
+                compile_as(clone, arguments)
     except Exception as error:  # user classes may raise anything when rebuilt
         raise ModelError(
             f"the model cannot be rebuilt in {dtype} from its configuration "
