@@ -75,6 +75,7 @@ def test_datasets_keep_their_batches(trained: keras.Model, digits) -> None:
         (keras.optimizers.SGD(0.125, weight_decay=0.5), "H", 15.5, ("sgd", "weights")),
         (keras.optimizers.Adam(0.125), SCALED, 304.0, ("adam", "preconditioned balanced")),
         (keras.optimizers.AdamW(0.125, weight_decay=0.5), SCALED, 294.5, ("adam", "preconditioned balanced")),
+        (keras.optimizers.Nadam(0.125), SCALED, 30.4 / 0.28, ("nadam", "preconditioned balanced")),
         (keras.optimizers.RMSprop(0.125), SCALED, 16.0, ("rmsprop", "preconditioned weights")),
         (keras.optimizers.RMSprop(0.125, momentum=0.5), SCALED, 24.0, ("rmsprop", "preconditioned balanced")),
         (keras.optimizers.Lion(0.125), "H", None, ("hessian", "weights")),
