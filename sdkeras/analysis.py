@@ -16,7 +16,7 @@ from sdkeras.dimension.adaptive import AdaptiveSettings, Outcome, estimate_sharp
 from sdkeras.dimension.bounds import Facts, bounds, check_inputs, facts_along, facts_over
 from sdkeras.dimension.exponents import Exponents
 from sdkeras.dimension.records import Bound, EdgeOfStability, SharpnessDimension, Supremum, Warning
-from sdkeras.edge import batch_sharpness, edge_of_stability, num_minibatches
+from sdkeras.edge import batch_sharpness, edge_of_stability, num_minibatches, target_error
 from sdkeras.errors import Interrupted
 from sdkeras.estimators import (
     DENSE,
@@ -425,9 +425,11 @@ class _Analysis:
         elif subject.unscaled:
             sharpness = None
         self._tell("batch sharpness")
-        batch, stderr = batch_sharpness(hessian, num_minibatches(self.options.max_hvps))
+        batch = batch_sharpness(
+            hessian, num_minibatches(self.options.max_hvps), target=target_error(self.options.tolerance)
+        )
         edge = edge_of_stability(subject, sharpness, subject.unscaled)
-        return attrs.evolve(edge, batch_sharpness=batch, batch_sharpness_stderr=stderr)
+        return attrs.evolve(edge, **attrs.asdict(batch))
 
     def _dimension(
         self, hessian: HessianOperator, name: str, block: slice | None = None, most_products: int | None = None

@@ -185,8 +185,13 @@ class EdgeOfStability:
         threshold: Upper stability threshold for that eigenvalue, or None where none is known.
         ratio: sharpness / threshold.
         batch_sharpness: Mean over minibatches of g'Hg/|g|^2 (Andreyev and Beneventano 2024), or None.
-        batch_sharpness_stderr: Its standard error over minibatches.
+        batch_sharpness_stderr: Its standard error over minibatches, as if they were independent; those of one epoch
+            partition the data, which makes it rather too large.
         verdict: One sentence.
+        batch_sharpness_ratio_of_means: Mean of g'Hg over mean of |g|^2, which gives large gradients more weight.
+        batch_sharpness_ratio_of_means_stderr: Its standard error, by the delta method.
+        batch_sharpness_minibatches: Minibatches that both are from, None in files of version 0.1.
+        batch_sharpness_skipped: Share of the minibatches whose gradient is 0, which have no ratio.
     """
 
     operator: str
@@ -196,6 +201,10 @@ class EdgeOfStability:
     batch_sharpness: float | None
     batch_sharpness_stderr: float | None
     verdict: str
+    batch_sharpness_ratio_of_means: float | None = None
+    batch_sharpness_ratio_of_means_stderr: float | None = None
+    batch_sharpness_minibatches: int | None = None
+    batch_sharpness_skipped: float | None = None
 
 
 @attrs.frozen
