@@ -676,9 +676,14 @@ def _summary(pairs: Eigenpairs | None, trace: TraceEstimate | None) -> HessianSu
             )
         )
 
+    largest, smallest = measured(0), measured(-1)
+    absolute = largest
+    if largest is not None and smallest is not None and -smallest.value > largest.value:
+        absolute = attrs.evolve(smallest, value=-smallest.value)
     return HessianSummary(
-        largest=measured(0),
-        smallest=measured(-1),
+        largest=largest,
+        smallest=smallest,
+        largest_absolute=absolute,
         trace=None
         if trace is None
         else Measured(trace.value, bool(trace.stderr <= 0.05 * abs(trace.value)), stderr=trace.stderr),

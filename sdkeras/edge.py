@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import attrs
 import numpy as np
@@ -11,13 +10,14 @@ import numpy as np
 from sdkeras.dimension import stability
 from sdkeras.dimension.adaptive import AdaptiveSettings
 from sdkeras.dimension.records import EdgeOfStability
+from sdkeras.dimension.stability import BATCH_SHARPNESS_ERROR
 from sdkeras.long_vectors import dot, norm
 from sdkeras.operators.hessian import HessianOperator
 from sdkeras.records import FloatArray
 from sdkeras.subject import Subject, operator_name
 
-# The batch sharpness aims at this relative standard error at the usual tolerance of an analysis.
-TARGET_ERROR, _USUAL_TOLERANCE = 0.02, 0.05
+# Tolerance of an analysis at which the batch sharpness aims at its usual error.
+_USUAL_TOLERANCE = 0.05
 _MOST_MINIBATCHES = 1000
 # It takes at most this part of a limited number of products, and at least so many minibatches.
 _PART_OF_PRODUCTS, _FEWEST_MINIBATCHES = 20, 3
@@ -62,7 +62,7 @@ def num_minibatches(max_hvps: int | None) -> int:
 
 def target_error(tolerance: float) -> float:
     """Relative standard error to aim at, by the tolerance of the whole analysis: 2 %, more where that is loose."""
-    return max(TARGET_ERROR, TARGET_ERROR * tolerance / _USUAL_TOLERANCE)
+    return BATCH_SHARPNESS_ERROR * max(1.0, tolerance / _USUAL_TOLERANCE)
 
 
 def expected_minibatches(max_hvps: int | None, tolerance: float) -> int:
@@ -87,8 +87,7 @@ def batch_sharpness(
     hessian: HessianOperator,
     most: int = _MOST_MINIBATCHES,
     *,
-    target: float = TARGET_ERROR,
-    go_on: Callable[[], bool] | None = None,
+    target: float = BATCH_SHARPNESS_ERROR,
 ) -> BatchSharpness:
     """Mean over minibatches B of g'Hg/|g|^2, and the ratio of the means of g'Hg and |g|^2; g, H of the loss on B.
 
@@ -102,7 +101,6 @@ def batch_sharpness(
         hessian: Of the loss, for its minibatches.
         most: Minibatches at most.
         target: Relative standard error to aim at.
-        go_on: Asked before each minibatch; False ends the measurement.
 
     Reference: Andreyev and Beneventano (2024), arXiv 2412.20553.
     """
@@ -119,8 +117,6 @@ def batch_sharpness(
     rows: list[tuple[float, float]] = []  # |g| and g'Hg/|g|^2
     count = 0
     while count < most and not (count and count % block == 0 and _known(rows, target)):
-        if go_on is not None and not go_on():
-            break
         rows.append(_along_the_gradient(hessian.on_minibatch(count)))
         count += 1
     lengths, ratios = np.array(rows).reshape(-1, 2).T

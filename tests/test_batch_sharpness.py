@@ -118,10 +118,6 @@ def test_a_limit_below_what_the_target_needs_binds() -> None:
     assert batch_sharpness(operator, 5).batch_sharpness_minibatches == 5
     assert batch_sharpness(operator, target=1e-6).batch_sharpness_minibatches == 1000
     assert batch_sharpness(Regression(source_of(80, 8)), target=1e-6).batch_sharpness_minibatches == 990
-    left = iter([True] * 7 + [False])
-    assert batch_sharpness(operator, go_on=lambda: next(left)).batch_sharpness_minibatches == 7
-    none = batch_sharpness(operator, go_on=lambda: False)
-    assert (none.batch_sharpness, none.batch_sharpness_minibatches) == (None, 0)
 
 
 def test_one_minibatch_has_no_error_unless_it_is_all_there_is() -> None:

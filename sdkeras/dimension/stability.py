@@ -9,6 +9,8 @@ import attrs
 # "At the edge": what full-batch training hovers in, once progressive sharpening has brought it there
 # (Cohen et al. 2021, Figure 1).
 EDGE = (0.9, 1.1)
+# Relative standard error that the batch sharpness aims at.
+BATCH_SHARPNESS_ERROR = 0.02
 
 
 @attrs.frozen
@@ -53,7 +55,8 @@ def thresholds(
         The thresholds, or None where no such threshold is known.
 
     Reference: Cohen et al. (2021), arXiv 2103.00065, for SGD and momentum; Cohen et al. (2022),
-    arXiv 2207.14484, for Adam; Nadam and all with decay from the Jury conditions of the 2x2 blocks.
+    arXiv 2207.14484, for Adam; Regis and Chewi (2026), arXiv 2605.06821, for Nadam; with decay from the Jury
+    conditions of the 2x2 blocks.
     """
     eta, beta, twice = learning_rate, momentum or 0.0, 2.0 - learning_rate * weight_decay
     if optimizer == "SGD":
