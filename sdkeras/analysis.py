@@ -108,8 +108,9 @@ def analyze(
         samples: Random subset for the data-set Hessian. Minibatches are drawn from all the data.
         mode: 'train' or 'inference'.
         map: 'auto' takes the true step of the optimizer where it is known: SGD, with momentum on the state of weights
-            and velocity; Adam, AdamW and RMSprop with their second moments frozen. For every other optimizer, and
-            where there are no second moments yet, it takes |1 - eta alpha|, and says so. 'hessian' takes
+            and velocity; Adam, AdamW, Nadam and RMSprop with their second moments frozen as the step just taken left
+            them (not training's own random dynamical system, in which they move). For every other optimizer, and where
+            there are no second moments yet, it takes |1 - eta alpha|, and says so. 'hessian' takes
             |1 - eta alpha| always, as the paper does. 'full' takes the singular values of the real step's Jacobian on
             weights and slots, for any optimizer, in coordinates that the answer names and that its values depend on.
         dtype: 'float32' or 'float64'.
@@ -600,6 +601,12 @@ class _Analysis:
             clipped=any(note.code == "clipping" for note in self.warnings),
             unbounded_loss=assumptions.unbounded_loss(self.subject.model),
             smallest_exponent=float(np.min(self._exponents()(outcome.nodes))),
+            training=assumptions.training(
+                self.subject.model,
+                getattr(self.subject.compiled_as, "optimizer", None),
+                estimate.map,
+                self.subject.source.minibatches_per_epoch,
+            ),
         )
 
     def _bounds(self, facts: Facts, inputs: Mapping[str, float]) -> tuple[Bound, ...]:

@@ -21,8 +21,8 @@ _USUAL_TOLERANCE = 0.05
 _MOST_MINIBATCHES = 1000
 # It takes at most this part of a limited number of products, and at least so many minibatches.
 _PART_OF_PRODUCTS, _FEWEST_MINIBATCHES = 20, 3
-# Relative standard deviation of the ratio over minibatches of 32 digits: 0.30 to 0.42 for MLPs at various times, 1.2 for
-# a convolutional net with batch normalization.
+# Relative standard deviation of the ratio over minibatches of 32 digits: 0.30 to 0.42 for MLPs early and late in
+# training, 1.2 for a convolutional net with batch normalization.
 _USUAL_ERROR = 0.4
 
 

@@ -1,4 +1,4 @@
-"""Batch sharpness: linear regression, whose gradient and Hessian on a minibatch are known, by the product's own sampler."""
+"""Batch sharpness of linear regression, whose gradient and Hessian on a minibatch are known, by the real sampler."""
 
 import copy
 from types import SimpleNamespace

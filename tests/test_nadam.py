@@ -26,7 +26,7 @@ def late_nadam(start: np.ndarray, diagonal: np.ndarray, beta: float, decay: floa
 
 
 def growth_per_step(alpha: np.ndarray, beta: float, decay: float, num_steps: int = 200) -> np.ndarray:
-    """ln of the factor by which weight and momentum of each eigenvalue grow a step, over the second half of the steps."""
+    """ln of the factor by which weight and momentum of each eigenvalue grow a step, in the second half of the steps."""
     p = np.linspace(2.0, 4.0, len(alpha))
     weights, optimizer = late_nadam(np.full(len(alpha), 1e-12), p, beta, decay)
     sizes = []

@@ -44,7 +44,7 @@ class SharpnessDimension:
     Attributes:
         value: Pooled SD, in dimensions, between 0 and state_size.
         interval: 95 % confidence interval of the pooled SD at the number of steps used.
-        codimension: state_size - value: the directions that contract on average.
+        codimension: state_size - value; neutral directions and dead parameters do not change it.
         codimension_interval: Its interval.
         definition_value: SD of the averaged order statistics (Def. 4.1), exact spectra only.
         definition_interval: An interval for the definition's value.
@@ -272,8 +272,8 @@ class Bound:
         terms: All of them, each >= 0.
         partial_sum: Sum of the known terms, a lower end of the total.
         total: Sum of all terms; None where one is missing.
-        verdict: 'vacuous' (even the known terms reach B, the loss's range), 'undetermined' (terms are missing), or
-            that the bound is below B if every assumption holds.
+        verdict: 'vacuous' (even the known terms reach B, the loss's range), 'undetermined' (terms are missing, or an
+            assumption fails), or that the bound is below B if every assumption holds.
         assumptions: Each with what is known of it.
         dimension_name: The dimension in its terms: 'SD' (local, at the checkpoint), 'sup SD' (over snapshots) or 'D_s'
             (along training).

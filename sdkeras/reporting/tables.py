@@ -257,7 +257,7 @@ def _edge(run: Analysis) -> Table:
 def _batch_sharpness(edge: EdgeOfStability) -> list[tuple[str, str, str]]:
     """Both forms with their standard errors, and whether these met what was aimed at."""
     count = edge.batch_sharpness_minibatches
-    over = "over minibatches" if count is None else f"over {counted(count, "minibatch", "minibatches")}"
+    over = "over minibatches" if count is None else f"over {counted(count, 'minibatch', 'minibatches')}"
     rows = [("batch sharpness", edge.batch_sharpness, edge.batch_sharpness_stderr, f"mean of g'Hg/|g|² {over}")]
     if edge.batch_sharpness_ratio_of_means is not None:
         quotient, error = edge.batch_sharpness_ratio_of_means, edge.batch_sharpness_ratio_of_means_stderr
