@@ -2,18 +2,53 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import attrs
 import numpy as np
 
-from sdkeras.errors import ModelError
+from sdkeras.errors import ModelError, SdkerasError
 from sdkeras.operators.base import Array
 from sdkeras.operators.layout import Layout
 
 # Optimizers whose step with a frozen second moment is preconditioned gradient descent (with momentum).
 ADAPTIVE = ("Adam", "AdamW", "RMSprop")
+
+# Rates of a schedule that can be asked for by name, beside 'step:N'.
+_NAMED_RATES = ("peak", "mean")
+
+
+def parse_learning_rate(text: float | str) -> float | str:
+    """A learning rate as it is given: a number, or which rate of the optimizer's schedule to take.
+
+    Args:
+        text: A number, its digits, 'peak', 'mean' or 'step:N'.
+
+    Returns:
+        The number, positive and finite; or 'peak', 'mean' or 'step:N' with N >= 0 without leading zeros.
+
+    Raises:
+        SdkerasError: Anything else.
+    """
+    if isinstance(text, str):
+        word = text.strip()
+        name, colon, digits = word.partition(":")
+        if word in _NAMED_RATES:
+            return word
+        if name == "step" and colon and digits.isascii() and digits.isdigit() and len(digits) < 19:
+            return f"step:{int(digits)}"
+    try:
+        rate = math.nan if isinstance(text, bool) else float(text)
+    except (TypeError, ValueError, OverflowError):
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise SdkerasError(
+            f"the learning rate is {text!r}; it must be a positive finite number, or, of the optimizer's schedule, "
+            "'peak', 'mean' or 'step:N' (the rate that step N of the training used, counted from 0)."
+        )
+    return rate
 
 
 @attrs.frozen
