@@ -25,20 +25,25 @@ def edge_of_stability(subject: Subject, sharpness: float | None, reason: str = "
     """
     optimizer, limits = subject.optimizer, subject.limits
     threshold = None if limits is None else limits.upper
-    return EdgeOfStability(
-        operator=operator_name(limits is not None and limits.preconditioned),
-        sharpness=sharpness,
-        threshold=threshold,
-        ratio=None if sharpness is None or threshold is None else sharpness / threshold,
-        batch_sharpness=None,
-        batch_sharpness_stderr=None,
-        verdict=stability.verdict(
+    verdict = (
+        f"No verdict: {subject.no_rate}"
+        if subject.rate is None
+        else stability.verdict(
             sharpness,
             limits,
             optimizer="plain SGD" if optimizer is None else optimizer.name,
             learning_rate=subject.rate,
             reason=reason,
-        ),
+        )
+    )
+    return EdgeOfStability(
+        operator=operator_name(subject.preconditioned),
+        sharpness=sharpness,
+        threshold=threshold,
+        ratio=None if sharpness is None or threshold is None else sharpness / threshold,
+        batch_sharpness=None,
+        batch_sharpness_stderr=None,
+        verdict=verdict,
     )
 
 
