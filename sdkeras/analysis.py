@@ -12,7 +12,7 @@ import attrs
 import numpy as np
 
 from sdkeras import full_map, layerwise, lyapunov_run, registry
-from sdkeras.dimension.adaptive import AdaptiveSettings, Outcome, estimate_sharpness_dimension
+from sdkeras.dimension.adaptive import AdaptiveSettings, Context, Outcome, estimate_sharpness_dimension
 from sdkeras.dimension.bounds import Facts, bounds, check_inputs, facts_along, facts_over
 from sdkeras.dimension.exponents import Exponents
 from sdkeras.dimension.records import Bound, EdgeOfStability, SharpnessDimension, Supremum, Warning
@@ -494,15 +494,18 @@ class _Analysis:
             deadline=deadline,
             group=workers,
         )
-        context = attrs.evolve(self.subject.context(hessian, name, size), settings=recorded)
         if full is not None:
-            context = attrs.evolve(
-                context,
-                exponents=self._exponents(),
+            context = Context(
+                size=size,
+                exponents=full.exponents,
                 unstable_above=None,
                 ignored_decay=0.0,
                 product_error=full.product_error,
+                estimator=name,
+                settings=recorded,
             )
+        else:
+            context = attrs.evolve(self.subject.context(hessian, name, size), settings=recorded)
 
         def report(step: Progress) -> None:
             if self.progress is not None:

@@ -9,6 +9,7 @@ from sdkeras.dimension.adaptive import AdaptiveSettings
 from sdkeras.dimension.records import EdgeOfStability
 from sdkeras.long_vectors import dot, norm
 from sdkeras.operators.hessian import HessianOperator
+from sdkeras.reporting.numbers import rate_source_in_words
 from sdkeras.subject import Subject, operator_name
 
 # The batch sharpness takes at most this part of a limited number of products, and at least so many minibatches.
@@ -33,6 +34,7 @@ def edge_of_stability(subject: Subject, sharpness: float | None, reason: str = "
             limits,
             optimizer="plain SGD" if optimizer is None else optimizer.name,
             learning_rate=subject.rate,
+            rate_source="" if subject.rate_source == "file" else rate_source_in_words(subject.rate_source),
             reason=reason,
         )
     )

@@ -126,6 +126,7 @@ class Monitor:
             data_digest=source.digest(),
             seed=self.subject.options.seed,
             measures=self.measures,
+            batch_size_source=source.batch_size_source,
         )
 
     def state(self) -> dict[str, Any]:

@@ -261,6 +261,9 @@ def _learning_rate(
         else f"the {source} learning rate of the schedule {type(schedule).__name__} is {found:g}"
     )
     choices = "F" if schedule is None else "F, or peak, mean or step:N of the schedule"
+    if schedule is not None and optimizer.iterations:
+        last = f"step:{optimizer.iterations - 1}"
+        choices += f"; the last step, {last}, used {update.scheduled_rate(compiled, last):.4g}"
     return None, source, f"{where}; give another one (--learning-rate {choices})."
 
 

@@ -7,7 +7,18 @@ import attrs
 from sdkeras.dimension.exponents import FULL
 from sdkeras.dimension.records import BoundInput, FrozenLyapunov, SharpnessDimension, Supremum
 from sdkeras.reporting.comparison import Comparison
-from sdkeras.reporting.numbers import ABSENT, bar_lengths, dimension, estimated, interval, measured, number, root_ratio
+from sdkeras.reporting.numbers import (
+    ABSENT,
+    bar_lengths,
+    batch_size_in_words,
+    dimension,
+    estimated,
+    interval,
+    measured,
+    number,
+    rate_in_words,
+    root_ratio,
+)
 from sdkeras.reporting.schema import Analysis, LyapunovRun, LyapunovSummary, Simulation
 
 # Exponents in a table of their own rows; the figure has them all.
@@ -226,29 +237,39 @@ def _hessian(run: Analysis) -> Table:
         ("trace", run.hessian.trace),
     ):
         rows.append((label, *measured(value)))
+    if run.edge_of_stability.operator != "H":
+        rows.append(_batch_sharpness(run))
     return Table("hessian", f"Hessian of the loss over {run.data.num_samples_hessian:,} samples", tuple(rows))
 
 
 def _edge(run: Analysis) -> Table:
     edge = run.edge_of_stability
-    batch = number(edge.batch_sharpness)
+    rows = [
+        (sharpness_name(edge.operator), number(edge.sharpness), f"largest eigenvalue of {edge.operator}"),
+        ("threshold", number(edge.threshold), f"{_optimizer(run)}"),
+        ("ratio", number(edge.ratio, 3), "1 is the edge"),
+    ]
+    if edge.operator == "H":  # it is no multiple of another operator's threshold
+        rows.append(_batch_sharpness(run))
+    return Table("edge", "Edge of stability", tuple(rows))
+
+
+def sharpness_name(operator: str) -> str:
+    """What the largest eigenvalue of a threshold's operator is called."""
+    return "sharpness" if operator == "H" else "preconditioned sharpness"
+
+
+def _batch_sharpness(run: Analysis) -> tuple[str, str, str]:
+    edge = run.edge_of_stability
+    value = number(edge.batch_sharpness)
     if edge.batch_sharpness_stderr is not None:
-        batch += f" ± {edge.batch_sharpness_stderr:.2g}"
-    return Table(
-        "edge",
-        "Edge of stability",
-        (
-            ("sharpness", number(edge.sharpness), f"largest eigenvalue of {edge.operator}"),
-            ("threshold", number(edge.threshold), f"{_optimizer(run)}"),
-            ("ratio", number(edge.ratio, 3), "1 is the edge"),
-            ("batch sharpness", batch, "mean of g'Hg/|g|² over minibatches"),
-        ),
-    )
+        value += f" ± {edge.batch_sharpness_stderr:.2g}"
+    return "batch sharpness", value, "mean of g'Hg/|g|² over minibatches, of H"
 
 
 def _optimizer(run: Analysis | LyapunovRun | Simulation) -> str:
     optimizer = run.optimizer
-    parts = [f"{optimizer.name}, learning rate {optimizer.learning_rate:.4g} ({optimizer.learning_rate_source})"]
+    parts = [f"{optimizer.name}, {rate_in_words(optimizer)}"]
     if optimizer.momentum:
         parts.append(f"{'Nesterov ' if optimizer.nesterov else ''}momentum {optimizer.momentum:g}")
     if optimizer.weight_decay:
@@ -392,7 +413,11 @@ def _provenance(run: Analysis | LyapunovRun | Simulation) -> Table:
         (
             ("model", model.name, f"{analysed}; {model.mode} mode"),
             ("loss", model.loss, ""),
-            ("data", f"{run.data.num_samples:,} samples", f"batch size {run.data.batch_size}; {made.data_digest}"),
+            (
+                "data",
+                f"{run.data.num_samples:,} samples",
+                f"{batch_size_in_words(run.data.batch_size, run.data.batch_size_source)}; {made.data_digest}",
+            ),
             ("cost", f"{made.seconds:.1f} s", f"{made.num_hvps:,} products in {made.dtype}, seed {made.seed}"),
             ("made with", f"sdkeras {made.sdkeras}", f"TensorFlow {made.tensorflow}, Keras {made.keras}"),
             ("on", made.device, f"Python {made.python}, {made.created}"),
