@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,8 @@ ADAPTIVE = ("Adam", "AdamW", "RMSprop")
 
 # Rates of a schedule that can be asked for by name, beside 'step:N'.
 _NAMED_RATES = ("peak", "mean")
+# Steps of a schedule that are evaluated one by one; to compile more takes as long as a few hundred.
+_EAGER_STEPS = 200
 
 
 class StepNotTaken(ModelError):
@@ -200,12 +203,16 @@ def _rates_at(schedule: Any, iterations: Any) -> Array:
     def rate(iteration: Any) -> Any:
         return tf.cast(tf.convert_to_tensor(schedule(iteration)), tf.float64)
 
-    try:
-        graph = tf.function(lambda steps: tf.map_fn(rate, steps, fn_output_signature=tf.float64), autograph=False)
-        rates: Array = graph(tf.constant(iterations, tf.int64)).numpy()
-    except Exception:  # a user's schedule that only runs eagerly, and may raise anything in a graph
-        rates = np.asarray([float(np.asarray(schedule(tf.constant(each, tf.int64)))) for each in iterations])
-    return rates
+    def over(steps: Any) -> Any:
+        return tf.map_fn(rate, steps, fn_output_signature=tf.float64)
+
+    if len(iterations) > _EAGER_STEPS:  # 20 microseconds a step against 600
+        # A user's schedule that only runs eagerly may raise anything in a graph.
+        with contextlib.suppress(Exception):
+            graph = tf.function(over, autograph=False).get_concrete_function(tf.TensorSpec([None], tf.int64))
+            rates: Array = graph(tf.constant(iterations, tf.int64)).numpy()
+            return rates
+    return np.asarray([float(np.asarray(schedule(tf.constant(each, tf.int64)))) for each in iterations])
 
 
 def _notes(optimizer: Any) -> tuple[tuple[str, str], ...]:
