@@ -12,12 +12,13 @@ import attrs
 import numpy as np
 
 from sdkeras import full_map, layerwise, lyapunov_run, registry
-from sdkeras.dimension.adaptive import AdaptiveSettings, Outcome, estimate_sharpness_dimension
+from sdkeras.dimension.adaptive import AdaptiveSettings, Context, Outcome, estimate_sharpness_dimension
 from sdkeras.dimension.bounds import Facts, bounds, check_inputs, facts_along, facts_over
 from sdkeras.dimension.exponents import Exponents
 from sdkeras.dimension.records import Bound, EdgeOfStability, SharpnessDimension, Supremum, Warning
+from sdkeras.dimension.spectral_density import pooled_spectrum
 from sdkeras.edge import batch_sharpness, edge_of_stability, num_minibatches, target_error
-from sdkeras.errors import Interrupted
+from sdkeras.errors import Interrupted, ModelError
 from sdkeras.estimators import (
     DENSE,
     Watched,
@@ -27,6 +28,7 @@ from sdkeras.estimators import (
     estimator_of_extremes,
     estimator_of_spectrum,
     estimator_of_trace,
+    has_own_rate,
     seed_of_run,
     settings_of,
 )
@@ -34,18 +36,18 @@ from sdkeras.findings import findings
 from sdkeras.full_map import FullMap, as_spectrum
 from sdkeras.lyapunov_settings import LyapunovSettings
 from sdkeras.memory import memory_limit
-from sdkeras.operators import assumptions
+from sdkeras.operators import assumptions, update
 from sdkeras.operators.base import Array, DiagonallyScaledOperator, RestrictedOperator, SymmetricOperator
 from sdkeras.operators.hessian import HessianOperator
 from sdkeras.operators.loss import EmpiricalLoss, LossFn
 from sdkeras.operators.update_map import UpdateMap
 from sdkeras.options import DEFAULT_SAMPLES, DEFAULT_STEPS, DEFAULT_TRANSIENT, Options, check_options
 from sdkeras.planning import planned
-from sdkeras.provenance import optimizer_info, provenance
+from sdkeras.provenance import data_info, provenance
 from sdkeras.records import Eigenpairs, Progress, Spectrum, TraceEstimate
+from sdkeras.reporting.numbers import counted
 from sdkeras.reporting.schema import (
     Analysis,
-    DataInfo,
     HessianSummary,
     LayerSharpness,
     LyapunovSummary,
@@ -66,7 +68,7 @@ def analyze(
     data: Any,
     *,
     batch_size: int | None = None,
-    learning_rate: float | None = None,
+    learning_rate: float | str | None = None,
     loss: Any = None,
     loss_fn: LossFn | None = None,
     params: str | None = None,
@@ -103,7 +105,10 @@ def analyze(
         model: A `keras.Model`, compiled as it was trained.
         data: (x, y[, sample_weight]), a batched `tf.data.Dataset`, or a `keras.utils.PyDataset`.
         batch_size: That of training; default 32, or a dataset's own.
-        learning_rate: In place of the optimizer's.
+        learning_rate: In place of the optimizer's: a number; or, where it has a schedule, 'peak' or 'mean' over the
+            steps so far, or 'step:N', the rate that step N used, counted from 0. Without a learning rate (0 at the end
+            of a schedule, or several in a MultiOptimizer) threshold, ratio, exponents, sharpness dimension and bounds
+            are None, and everything else is measured. The map 'full' takes the rates that the optimizer has.
         loss: Replaces the compiled one (needed for an uncompiled model): a name with arguments, 'huber:delta=0.1', a
             loss of Keras, or the name of a `loss_fn`, 'FILE.py:FUNCTION' or 'MODULE:FUNCTION'.
         loss_fn: Replaces the compiled loss by a function (model, batch) that runs the model itself, as a training step
@@ -209,6 +214,7 @@ class _Found:
     edge: EdgeOfStability | None = None
     trace: TraceEstimate | None = None
     outcomes: list[Outcome] = attrs.field(factory=list)
+    spectrum: SpectrumSummary | None = None
     supremum: Supremum | None = None
     facts: Facts | None = None
     bound_inputs: Mapping[str, float] = attrs.field(factory=dict)
@@ -239,7 +245,9 @@ class _Analysis:
         self._tell("reading the model and the data")
         self.subject = Subject(model, data, options)
         self.loss, self.warnings = self.subject.loss, self.subject.warnings
-        for name in self.estimators.spectrum if options.map != "full" else ():  # each must know the map
+        if self.subject.rate is None and options.learning_rate is not None:
+            raise ModelError(self.subject.no_rate)
+        for name in self.estimators.spectrum if self._maps_spectra else ():  # each must know the map
             estimator_of_spectrum(name, options.settings.get(name, {}), self.subject.exponents)
         # Once, since what memory is free falls as bases and matrices are made.
         self.resources = resources(
@@ -260,6 +268,12 @@ class _Analysis:
         )
         self.hessian = hessian
         self.warnings += findings(self.subject, hessian)
+        if self.subject.rate is None and options.map != "full":
+            self._warn(
+                "no-learning-rate",
+                "threshold, ratio, exponents, sharpness dimension and bounds need a learning rate and are missing: "
+                + self.subject.no_rate,
+            )
         # Before the work, so that an optimizer without a step is told at once.
         step = self._training_step()
         if step is not None and options.map == "full":
@@ -272,7 +286,7 @@ class _Analysis:
                 self._lyapunov(step, found)
         except KeyboardInterrupt:
             found.partial = True
-        if options.snapshots is not None and found.supremum is None:
+        if options.snapshots is not None and found.supremum is None and self._maps_spectra:
             reason = "it was interrupted" if found.partial else "the budget ended"
             self._warn(
                 "no-supremum", f"{reason} before one minibatch was done at every snapshot: there is no supremum."
@@ -289,15 +303,15 @@ class _Analysis:
                 started=self.started,
             ),
             model=self._model_info(),
-            data=DataInfo(self.subject.source.num_samples, self.subject.source.batch_size, self.loss.num_examples),
-            optimizer=optimizer_info(self.subject.optimizer, self.subject.rate, self.subject.rate_source),
+            data=data_info(self.loss),
+            optimizer=self.subject.optimizer_info(),
             verification=hessian.verification,
             hessian=_summary(found.pairs, found.trace),
             sharpness_dimension=None if first is None else first.sharpness_dimension,
             estimates=tuple(outcome.sharpness_dimension for outcome in found.outcomes),
             rds_sharpness=None if first is None else first.rds_sharpness,
             edge_of_stability=found.edge or edge_of_stability(self.subject, None, "interrupted before it was measured"),
-            spectrum=None if first is None else _compressed(first.nodes, first.weights, self._operator()),
+            spectrum=found.spectrum if first is None else _compressed(first.nodes, first.weights, self._operator()),
             bounds=found.bounds,
             layers=tuple(found.layers),
             lyapunov=found.lyapunov,
@@ -311,7 +325,9 @@ class _Analysis:
         found.pairs = self._extremes(self.hessian)
         found.edge = self._edge(self.hessian, found.pairs)
         found.trace = self._trace(self.hessian)
-        for name in self.estimators.spectrum:
+        if self.full is None and not self._maps_spectra:
+            self._spectrum_alone(found)
+        for name in self.estimators.spectrum if self.full is not None or self._maps_spectra else ():
             outcome = self._dimension(self.hessian, name)
             found.outcomes.append(outcome)
             if len(found.outcomes) == 1:
@@ -324,13 +340,18 @@ class _Analysis:
             if step is not None and self.options.snapshots is not None and len(found.outcomes) == 1:
                 self._supremum(step, found, outcome)
         if self.options.per_layer:
-            for layer in self._layers(self.hessian, found.outcomes[0].sharpness_dimension):
+            whole = found.outcomes[0].sharpness_dimension if found.outcomes else None
+            for layer in self._layers(self.hessian, whole):
                 found.layers.append(layer)
 
     def _training_step(self) -> UpdateMap | None:
         """The map of the optimizer's step, where Lyapunov exponents, its singular values or snapshots are asked for."""
-        wanted = self.options.lyapunov
-        if wanted is None and self.options.map != "full" and self.options.snapshots is None:
+        options = self.options
+        snapshots = (options.snapshots or 1) - 1 if self._maps_spectra else 0
+        steps = 1 if options.map == "full" else snapshots * (options.every or 0)
+        if options.lyapunov is not None:
+            steps = max(steps, options.lyapunov_transient + options.lyapunov_steps)
+        if not steps:
             return None
         self._tell("compiling and verifying the training step")
         self.stepper = lyapunov_run.training_optimizer(
@@ -340,6 +361,7 @@ class _Analysis:
             changed=self.subject.model is not self.subject.compiled_as,
             warnings=self.warnings,
         )
+        update.check_rates(self.stepper, steps)
         step = UpdateMap(
             self.loss,
             self.stepper,
@@ -480,15 +502,18 @@ class _Analysis:
             deadline=deadline,
             group=workers,
         )
-        context = attrs.evolve(self.subject.context(hessian, name, size), settings=recorded)
         if full is not None:
-            context = attrs.evolve(
-                context,
-                exponents=self._exponents(),
+            context = Context(
+                size=size,
+                exponents=full.exponents,
                 unstable_above=None,
                 ignored_decay=0.0,
                 product_error=full.product_error,
+                estimator=name,
+                settings=recorded,
             )
+        else:
+            context = attrs.evolve(self.subject.context(hessian, name, size), settings=recorded)
 
         def report(step: Progress) -> None:
             if self.progress is not None:
@@ -506,6 +531,47 @@ class _Analysis:
             )
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+    def _spectrum_alone(self, found: _Found) -> None:
+        """The pooled spectrum of the minibatches' Hessians, where without a learning rate nothing is made of it."""
+        names = [name for name in self.estimators.spectrum if not has_own_rate(name)]
+        if not names:
+            used = ", ".join(self.estimators.spectrum)
+            self._warn("no-spectrum", f"there is no spectrum: {used} can only be run with a learning rate.")
+            return
+        options, room, name = self.options, self.resources, names[0]
+        own = configured(registry.get_estimator("spectrum", name), options.settings.get(name, {}))
+        if name in DENSE and own.memory_gb is None:
+            own = attrs.evolve(own, memory_gb=room.memory / 1e9)
+        steps = getattr(own, "num_steps", None)
+        steps = None if steps is None else min(steps, self.hessian.size)
+        workers = room.workers_for(name)
+        self._tell(f"spectrum ({name})")
+
+        def run(index: int) -> Spectrum:
+            return self._spectrum(own, self.subject.on_minibatch(self.hessian, index), index, steps)
+
+        pool = ThreadPoolExecutor(workers)
+        try:
+            pooled = pooled_spectrum(
+                run,
+                num_runs=(options.exact_minibatches if name in DENSE else options.runs) or AdaptiveSettings().min_runs,
+                max_hvps=None if options.max_hvps is None else max(0, options.max_hvps - self.hessian.num_products),
+                deadline=self._deadline(),
+                group=workers,
+                mapper=pool.map if workers > 1 else map,
+            )
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+        found.spectrum = _compressed(pooled.nodes, pooled.weights, self._operator())
+        self._warn(
+            "spectrum-alone",
+            f"the spectrum is pooled over {counted(pooled.num_runs, 'run')} on Hessians of minibatches ({name}"
+            + ("" if steps is None else f", {steps} steps")
+            + "); no interval says how far it is known.",
+        )
+        if pooled.interrupted:
+            raise KeyboardInterrupt
 
     def _share(self, name: str) -> int:
         """Into how many parts the budget left is divided, one of them for this estimator of the whole.
@@ -539,19 +605,19 @@ class _Analysis:
         spectrum: Spectrum = estimate(one, source, seed_of_run(self.options.seed, index))
         return spectrum
 
-    def _layers(self, hessian: HessianOperator, whole: SharpnessDimension) -> Iterator[LayerSharpness]:
+    def _layers(self, hessian: HessianOperator, whole: SharpnessDimension | None) -> Iterator[LayerSharpness]:
         """The blocks one after the other; their dimensions share as many products as the whole one has taken."""
         name = self.estimators.spectrum[0]
 
-        def share(block: slice) -> int:
+        def share(block: slice, whole: SharpnessDimension) -> int:
             if whole.num_steps is None:  # exact: as many minibatches as the whole
                 return whole.num_runs * int(block.stop - block.start)
             return whole.num_hvps // len(self.loss.layout.layers)
 
         def dimension(block: slice) -> Outcome | None:
-            if self._budget_ended():
+            if whole is None or self._budget_ended():
                 return None
-            outcome = self._dimension(hessian, name, block, share(block))
+            outcome = self._dimension(hessian, name, block, share(block, whole))
             if outcome.interrupted:
                 raise KeyboardInterrupt
             return outcome
@@ -621,6 +687,11 @@ class _Analysis:
         return planned(self.subject, self.estimators, self.resources)
 
     # Pieces
+
+    @property
+    def _maps_spectra(self) -> bool:
+        """Whether exponents are made from eigenvalues: neither without a learning rate nor for the map full."""
+        return self.subject.rate is not None and self.options.map != "full"
 
     def _exponents(self) -> Exponents:
         return self.subject.exponents if self.full is None else self.full.exponents

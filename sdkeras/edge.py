@@ -14,6 +14,7 @@ from sdkeras.dimension.stability import BATCH_SHARPNESS_ERROR
 from sdkeras.long_vectors import dot, norm
 from sdkeras.operators.hessian import HessianOperator
 from sdkeras.records import FloatArray
+from sdkeras.reporting.numbers import rate_source_in_words
 from sdkeras.subject import Subject, operator_name
 
 # Tolerance of an analysis at which the batch sharpness aims at its usual error.
@@ -36,20 +37,26 @@ def edge_of_stability(subject: Subject, sharpness: float | None, reason: str = "
     """
     optimizer, limits = subject.optimizer, subject.limits
     threshold = None if limits is None else limits.upper
+    verdict = (
+        f"No verdict: {subject.no_rate}"
+        if subject.rate is None
+        else stability.verdict(
+            sharpness,
+            limits,
+            optimizer="plain SGD" if optimizer is None else optimizer.name,
+            learning_rate=subject.rate,
+            rate_source="" if subject.rate_source == "file" else rate_source_in_words(subject.rate_source),
+            reason=reason,
+        )
+    )
     return EdgeOfStability(
-        operator=operator_name(limits is not None and limits.preconditioned),
+        operator=operator_name(subject.preconditioned),
         sharpness=sharpness,
         threshold=threshold,
         ratio=None if sharpness is None or threshold is None else sharpness / threshold,
         batch_sharpness=None,
         batch_sharpness_stderr=None,
-        verdict=stability.verdict(
-            sharpness,
-            limits,
-            optimizer="plain SGD" if optimizer is None else optimizer.name,
-            learning_rate=subject.rate,
-            reason=reason,
-        ),
+        verdict=verdict,
     )
 
 

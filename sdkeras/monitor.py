@@ -14,7 +14,7 @@ import sdkeras
 from sdkeras import registry
 from sdkeras.dimension.adaptive import AdaptiveSettings, Outcome, estimate_sharpness_dimension
 from sdkeras.edge import edge_of_stability
-from sdkeras.errors import ModelError, SdkerasError
+from sdkeras.errors import SdkerasError
 from sdkeras.estimators import configured, estimate, estimator_of_largest, estimator_of_trace, seed_of_run
 from sdkeras.linalg.probes import warm_start
 from sdkeras.operators.base import Array, DiagonallyScaledOperator, SymmetricOperator
@@ -29,6 +29,8 @@ from sdkeras.subject import Subject
 
 DIMENSION = ("rds_sharpness", "sharpness_dimension", "sharpness_codimension")
 MEASURES = ("sharpness", "sharpness_ratio", *DIMENSION, "hessian_trace")
+# Keys that come with a measure: numerator and denominator of the ratio.
+_BESIDE = {"sharpness_ratio": ("sharpness_preconditioned", "sharpness_threshold")}
 DEFAULT_SAMPLES = 1024
 DEFAULT_TOLERANCE = 0.2
 # Three times what the least number of runs takes at 40 steps.
@@ -55,6 +57,11 @@ def check_measures(measures: Sequence[str]) -> tuple[str, ...]:
         what = f"{unknown[0]!r} is no measure" if unknown else "no measure was asked for"
         raise SdkerasError(f"{what}; there are: {', '.join(MEASURES)}.")
     return tuple(name for name in MEASURES if name in given)
+
+
+def keys_of(measures: Sequence[str]) -> tuple[str, ...]:
+    """The keys of a measurement's values, in order; a failed one has them all as well."""
+    return tuple(key for name in measures for key in (*_BESIDE.get(name, ()), name))
 
 
 class Monitor:
@@ -119,6 +126,7 @@ class Monitor:
             data_digest=source.digest(),
             seed=self.subject.options.seed,
             measures=self.measures,
+            batch_size_source=source.batch_size_source,
         )
 
     def state(self) -> dict[str, Any]:
@@ -150,7 +158,7 @@ class Monitor:
     ) -> Measurement:
         """The model as it is now.
 
-        Where the optimizer allows none (a learning rate of 0), the ratio, the exponents and the dimension are NaN.
+        Without a learning rate to take a step with (0, or several), threshold, ratio, exponents and dimension are NaN.
 
         Args:
             source: Where the weights are from, for the log.
@@ -168,20 +176,18 @@ class Monitor:
         self.out_of_time = False
         values: dict[str, Reading] = {}
         hessian = self.hessian.at(self.subject.loss.now())
-        try:
-            subject: Subject | None = self.subject.now()
-        except ModelError as error:
-            subject = None
-            notes.append(str(error))
-        edge = None if subject is None else edge_of_stability(subject, None)
+        subject = self.subject.now()
+        if subject.rate is None and set(self.measures) & {"sharpness_ratio", *DIMENSION}:
+            notes.append(subject.no_rate)
+        edge = edge_of_stability(subject, None)
         if "sharpness" in self.measures:
             values["sharpness"] = self._largest(hessian, "H")
         if "sharpness_ratio" in self.measures:
-            values["sharpness_ratio"] = self._ratio(subject, hessian, values.get("sharpness"), notes)
+            values |= self._ratio(subject, hessian, values.get("sharpness"), notes)
         trace = self._trace(hessian) if "hessian_trace" in self.measures else None
         outcome = None
         if set(DIMENSION) & set(self.measures):
-            if subject is not None:
+            if subject.rate is not None:
                 outcome = self._dimension(subject, hessian, deadline)
                 notes += [each.message for each in (*subject.warnings, *outcome.warnings) if each.code not in _USUAL]
             known = _readings(outcome, self.subject.options.tolerance)
@@ -195,9 +201,9 @@ class Monitor:
             time=utc_now(),
             seconds=time.perf_counter() - started,
             num_hvps=self.hessian.num_products - before,
-            learning_rate=None if subject is None else subject.rate,
-            threshold=None if edge is None else edge.threshold,
-            operator="H" if edge is None else edge.operator,
+            learning_rate=subject.stored_rate if subject.rate is None else subject.rate,
+            threshold=edge.threshold,
+            operator=edge.operator,
             map="" if outcome is None else outcome.sharpness_dimension.map,
             state_size=0 if outcome is None else outcome.sharpness_dimension.state_size,
             values=values,
@@ -217,20 +223,28 @@ class Monitor:
         return Reading(float(found.values[0]), bool(found.converged[0]), residual=float(found.residuals[0]))
 
     def _ratio(
-        self, subject: Subject | None, hessian: HessianOperator, sharpness: Reading | None, notes: list[str]
-    ) -> Reading:
-        """Sharpness over the optimizer's threshold, both of the threshold's own operator."""
-        if subject is None or subject.limits is None or subject.unscaled:
-            if subject is not None:
-                notes.append(edge_of_stability(subject, None, subject.unscaled).verdict)
-            return _UNKNOWN
+        self, subject: Subject, hessian: HessianOperator, sharpness: Reading | None, notes: list[str]
+    ) -> dict[str, Reading]:
+        """The largest eigenvalue of the threshold's own operator, the threshold, and their ratio.
+
+        The operator is P^-1/2 H P^-1/2 for an adaptive optimizer; for every other one it is H, and the first value is
+        the sharpness. What needs a learning rate is NaN without one.
+        """
         if subject.scaling is not None:
-            found = self._largest(DiagonallyScaledOperator(hessian, subject.scaling), "P^-1/2 H P^-1/2")
+            numerator = self._largest(DiagonallyScaledOperator(hessian, subject.scaling), "P^-1/2 H P^-1/2")
+        elif subject.unscaled:
+            numerator = _UNKNOWN
         else:
-            found = self._largest(hessian, "H") if sharpness is None else sharpness
-        upper = subject.limits.upper
-        residual = None if found.residual is None else found.residual / upper
-        return Reading(found.value / upper, found.converged, residual=residual)
+            numerator = self._largest(hessian, "H") if sharpness is None else sharpness
+        threshold, ratio = _UNKNOWN, _UNKNOWN
+        if subject.limits is not None:
+            upper = subject.limits.upper
+            residual = None if numerator.residual is None else numerator.residual / upper
+            threshold = Reading(upper, True)
+            ratio = Reading(numerator.value / upper, numerator.converged, residual=residual)
+        if subject.rate is not None and (subject.limits is None or subject.unscaled):
+            notes.append(edge_of_stability(subject, None, subject.unscaled).verdict)
+        return dict(zip(keys_of(["sharpness_ratio"]), (numerator, threshold, ratio), strict=True))
 
     def _trace(self, hessian: HessianOperator) -> Reading:
         estimator = estimator_of_trace("randomized-trace", {"num_probes": _TRACE_PROBES})
@@ -305,7 +319,7 @@ def failed_measurement(
         operator="",
         map="",
         state_size=0,
-        values=dict.fromkeys(measures, _UNKNOWN),
+        values=dict.fromkeys(keys_of(measures), _UNKNOWN),
         metrics=dict(metrics or {}),
         notes=(f"the measurement failed: {reason}",),
     )

@@ -21,7 +21,7 @@ class Options:
     """Everything `analyze` can be told; see there."""
 
     batch_size: int | None = None
-    learning_rate: float | None = None
+    learning_rate: float | str | None = None
     loss: Any = None
     loss_fn: Any = None
     params: str | None = None

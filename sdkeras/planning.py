@@ -13,9 +13,10 @@ from sdkeras.edge import expected_minibatches
 from sdkeras.estimators import DENSE, Chosen
 from sdkeras.lyapunov_settings import LyapunovSettings
 from sdkeras.memory import memory_limit, peak_memory, used_memory
-from sdkeras.operators import verification
+from sdkeras.operators import update, verification
 from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.operators.update_map import state_size
+from sdkeras.provenance import data_info
 from sdkeras.reporting.schema import LyapunovPlan, Plan
 from sdkeras.resources import Resources
 from sdkeras.subject import Subject
@@ -38,7 +39,8 @@ def planned(subject: Subject, estimators: Chosen, resources: Resources) -> Plan:
     name = estimators.spectrum[0]
     num_batches, size, min_runs = len(loss.batches), loss.size, AdaptiveSettings().min_runs
     full = options.map == "full"
-    state = _full_state(subject) if full else subject.exponents.branches * size
+    mapped = subject.rate is not None
+    state = _full_state(subject) if full else subject.exponents.branches * size if mapped else size
     source = state if full else size  # of what the estimator sees
     resources = attrs.evolve(resources, size=source, bases=2 if full else 1)
     steps: int | None = None
@@ -63,7 +65,7 @@ def planned(subject: Subject, estimators: Chosen, resources: Resources) -> Plan:
         products += 32 * num_batches
         products += sum(40 * num_batches + runs * min(per_run, part.stop - part.start) for part in layers)
     training_steps, kept = 0, 0
-    if options.snapshots is not None and options.every is not None:
+    if options.snapshots is not None and options.every is not None and mapped:
         later = options.snapshots - 1
         products += later * runs * per_run
         training_steps = later * options.every
@@ -84,7 +86,7 @@ def planned(subject: Subject, estimators: Chosen, resources: Resources) -> Plan:
     return Plan(
         num_parameters=size,
         state_size=state,
-        map=options.map if full else subject.exponents.name,
+        map=options.map if full else subject.exponents.name if mapped else "none",
         num_batches=num_batches,
         num_runs=runs,
         num_steps=steps,
@@ -92,8 +94,10 @@ def planned(subject: Subject, estimators: Chosen, resources: Resources) -> Plan:
         peak_memory=int(memory),
         seconds=gradient * (products * _GRADIENTS_PER_PRODUCT / max(1, workers) + training_steps),
         seconds_per_gradient=gradient,
-        num_snapshots=options.snapshots,
-        every=options.every,
+        num_snapshots=options.snapshots if mapped else None,
+        every=options.every if mapped else None,
+        optimizer=subject.optimizer_info(),
+        data=data_info(loss),
     )
 
 
@@ -106,6 +110,7 @@ def _full_state(subject: Subject) -> int:
         changed=subject.model is not subject.compiled_as,
         warnings=[],
     )
+    update.check_rates(optimizer, 1)
     return state_size(subject.loss, optimizer)
 
 

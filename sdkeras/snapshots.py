@@ -111,7 +111,7 @@ def _snapshot(
 ) -> tuple[Snapshot | None, str]:
     """The snapshot after so many steps; or None, and why its exponents are undefined."""
     rate = step.learning_rate(held)
-    rate = subject.rate if rate is None else rate
+    rate = subject.exponents.learning_rate if rate is None else rate
     if not (np.isfinite(rate) and rate > 0):
         return None, f"the schedule's learning rate is {rate:g} after step {index:,}"
     scaling = None

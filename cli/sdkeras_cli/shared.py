@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
+from sdkeras.errors import SdkerasError
+
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -34,8 +36,22 @@ data = click.option(
     help="FILE.npz, X.npy,Y.npy, a tf.data folder, or module:callable.",
 )
 batch_size = click.option("--batch-size", type=COUNT, help="Of training; default 32, or the data set's own.")
+
+
+def _learning_rate(context: click.Context, option: click.Parameter, text: str | None) -> float | str | None:
+    from sdkeras.operators.update import parse_learning_rate
+
+    try:
+        return None if text is None else parse_learning_rate(text)
+    except SdkerasError as error:
+        raise click.BadParameter(str(error), context, option) from error
+
+
 learning_rate = click.option(
-    "--learning-rate", type=POSITIVE, help="In place of the one in the file, or of its schedule."
+    "--learning-rate",
+    callback=_learning_rate,
+    metavar="F|peak|mean|step:N",
+    help="In place of the one in the file: a number, or of its schedule the peak or mean so far, or that of step N.",
 )
 loss = click.option(
     "--loss",

@@ -13,7 +13,7 @@ from sdkeras.reporting.run_log import Measurement, RunLog
 from sdkeras_cli import conditions, shared
 from sdkeras_cli.inputs import check_inputs, load_training_data
 from sdkeras_cli.output import check_outputs
-from sdkeras_cli.shared import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE
+from sdkeras_cli.shared import COUNT, FRACTION, NOT_NEGATIVE
 
 _DEFAULT_FOLDER = "track"
 
@@ -26,7 +26,7 @@ _DEFAULT_FOLDER = "track"
 @click.option("--out", "log_dir", type=click.Path(), metavar="DIR", help="Folder of the log; default: track.")
 @click.option("--measures", metavar="NAME,NAME,...", help="Of the callback's keys; default: all.")
 @shared.batch_size
-@click.option("--learning-rate", type=POSITIVE, help="In place of the ones in the files.")
+@shared.learning_rate
 @shared.loss
 @shared.params
 @click.option("--samples", type=COUNT, help="Samples for the data-set Hessian; default 1024.")

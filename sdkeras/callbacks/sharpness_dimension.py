@@ -37,8 +37,10 @@ _LOG = logging.getLogger("sdkeras")
 class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no types
     """Measures during `fit` and writes the numbers into the logs of every epoch.
 
-    `sharpness`: largest eigenvalue of the data-set Hessian. `sharpness_ratio`: the optimizer's own sharpness over its
-    stability threshold, 1 is the edge (NaN where none is known). `rds_sharpness`, `sharpness_dimension`,
+    `sharpness`: largest (algebraic) eigenvalue of the data-set Hessian H. `sharpness_ratio`, 1 is the edge:
+    `sharpness_preconditioned` over `sharpness_threshold`, the largest eigenvalue of the operator that the optimizer's
+    stability threshold is of (P^-1/2 H P^-1/2 for Adam, AdamW and RMSprop; else H, and it is the sharpness) and the
+    threshold (NaN where none is known, or without a learning rate). `rds_sharpness`, `sharpness_dimension`,
     `sharpness_codimension`: lambda_1, SD and d - SD of the optimizer's step. `hessian_trace`. `sharpness_age`: epochs
     since the measurement. History, the progress line and all callbacks after this one see them: CSVLogger,
     TensorBoard, ModelCheckpoint, EarlyStopping(monitor="sharpness_ratio", mode="min") (the direction must be said).

@@ -31,6 +31,7 @@ class Source:
         batch_size: Size of a full minibatch.
         given: The data's own batches as index ranges, or None where batches are cut from permutations.
         note: What the reader should know of how the data were read, or "".
+        batch_size_source: Where the batch size came from: 'given', 'dataset' or 'assumed'; "" for all in one batch.
     """
 
     arrays: tuple[Array, ...]
@@ -38,6 +39,7 @@ class Source:
     batch_size: int
     given: tuple[tuple[int, int], ...] | None = None
     note: str = ""
+    batch_size_source: str = ""
 
     @property
     def num_samples(self) -> int:
@@ -135,7 +137,8 @@ def as_source(data: Any, *, batch_size: int | None, default_batch_size: int | No
             f"use a batch size of at most {total}."
         )
     size = batch_size or min(default_batch_size or total, total)
-    return Source(tuple(arrays), structure, size)
+    origin = "given" if batch_size else "assumed" if default_batch_size else ""
+    return Source(tuple(arrays), structure, size, batch_size_source=origin)
 
 
 def _as_triple(data: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -209,10 +212,10 @@ def _from_batches(data: Any, batch_size: int | None, limit: int | None) -> Sourc
         if batch_size > total:
             raise DataError(f"the batch size {batch_size} is larger than the data, which have {total} samples.")
         note = f"the dataset's batches of {own_size} were re-batched to {batch_size}"
-        return Source(joined, structure, batch_size, None, note)
+        return Source(joined, structure, batch_size, None, note, "given")
     ends = np.cumsum(sizes)
     given = tuple((int(end) - size, int(end)) for end, size in zip(ends, sizes, strict=True))
-    return Source(joined, structure, own_size, given)
+    return Source(joined, structure, own_size, given, batch_size_source="dataset")
 
 
 def _endless(data: Any) -> bool:

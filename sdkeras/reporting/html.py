@@ -14,7 +14,15 @@ from sdkeras.reporting import explanations
 from sdkeras.reporting.comparison import Comparison
 from sdkeras.reporting.figures import figures, supremum_figures
 from sdkeras.reporting.lyapunov_figures import trajectory_figures
-from sdkeras.reporting.numbers import dimension, interval, number, root_ratio
+from sdkeras.reporting.numbers import (
+    batch_size_in_words,
+    dimension,
+    interval,
+    measured,
+    number,
+    root_ratio,
+    taken_for_granted,
+)
 from sdkeras.reporting.schema import Analysis, LyapunovRun, LyapunovSummary, write_atomically
 from sdkeras.reporting.tables import (
     attractor_dimension,
@@ -23,6 +31,7 @@ from sdkeras.reporting.tables import (
     layer_rows,
     not_comparable,
     printable,
+    sharpness_name,
     tables,
 )
 
@@ -70,6 +79,8 @@ def as_html(run: Analysis | LyapunovRun | Comparison) -> str:
     along = {
         "attractor_in_words": "" if found is None else explanations.attractor_in_words(found),
         "trajectory_figures": () if found is None else trajectory_figures(found),
+        "taken_for_granted": taken_for_granted(run),
+        "batch_size": batch_size_in_words(run.data.batch_size, run.data.batch_size_source),
     }
     if isinstance(run, LyapunovRun):
         headline, _, detail = explanations.trajectory_in_words(run.lyapunov).partition(": ")
@@ -91,6 +102,8 @@ def as_html(run: Analysis | LyapunovRun | Comparison) -> str:
         trust_in_words=explanations.trust_in_words(run),
         gauge=_gauge_position(run.edge_of_stability.ratio),
         ratio=number(run.edge_of_stability.ratio, 3),
+        sharpness=f"{sharpness_name(run.edge_of_stability.operator)} {number(run.edge_of_stability.sharpness)}",
+        threshold=number(run.edge_of_stability.threshold),
         cards=_cards(run),
         figures=figures(run),
         supremum_in_words="" if run.supremum is None else explanations.supremum_in_words(run.supremum),
@@ -125,6 +138,14 @@ def _gauge_position(ratio: float | None) -> float | None:
 def _cards(run: Analysis) -> tuple[Card, ...]:
     estimate, rds = run.sharpness_dimension, run.rds_sharpness
     cards = []
+    if estimate is None and run.hessian.largest is not None:
+        value, evidence = measured(run.hessian.largest)
+        meaning = "largest eigenvalue of the Hessian: the steepest curvature of the loss"
+        cards.append(Card("Sharpness", value, evidence, meaning))
+    if estimate is None and run.hessian.trace is not None:
+        cards.append(
+            Card("Trace", *measured(run.hessian.trace), "sum of the Hessian's eigenvalues: all curvature together")
+        )
     if estimate is not None:
         span = estimate.interval
         half = None if span is None else 0.5 * (span[1] - span[0])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from sdkeras.dimension.exponents import FULL
 from sdkeras.dimension.records import SharpnessDimension
-from sdkeras.reporting.schema import Measured
+from sdkeras.reporting.schema import Analysis, LyapunovPlan, LyapunovRun, Measured, OptimizerInfo, Plan
 
 ABSENT = "-"
 
@@ -72,6 +72,36 @@ def measured(value: Measured | None) -> tuple[str, str]:
     else:
         evidence = ""
     return number(value.value), evidence + ("" if value.converged else ", not converged")
+
+
+def rate_in_words(optimizer: OptimizerInfo) -> str:
+    """The learning rate and where it came from."""
+    if math.isnan(optimizer.learning_rate):
+        parts = ", ".join(f"{part.name} {number(part.learning_rate)}" for part in optimizer.parts)
+        return f"learning rates {parts} ({optimizer.learning_rate_source})" if parts else "learning rate unknown"
+    return f"learning rate {optimizer.learning_rate:.4g} ({rate_source_in_words(optimizer.learning_rate_source)})"
+
+
+def rate_source_in_words(source: str) -> str:
+    """'file' and 'given' as they are; 'peak', 'mean' and 'step:N' with what they are of."""
+    return source if source in ("file", "given") else f"{source.replace(':', ' ')} of its schedule"
+
+
+def batch_size_in_words(size: int, source: str) -> str:
+    """The batch size, and whether it was assumed."""
+    return f"batch size {size:,}" + (" assumed" if source == "assumed" else "")
+
+
+def taken_for_granted(run: Analysis | LyapunovRun | Plan | LyapunovPlan) -> str:
+    """What was not read from the model and its data: a learning rate that was given, a batch size that was assumed."""
+    optimizer, data = run.optimizer, run.data
+    words = []
+    if optimizer is not None and optimizer.learning_rate_source != "file" and not optimizer.learning_rate_missing:
+        words.append(rate_in_words(optimizer))
+    if data is not None and data.batch_size_source == "assumed":
+        words.append(batch_size_in_words(data.batch_size, data.batch_size_source))
+    text = ", ".join(words)
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 
 def headline(estimate: SharpnessDimension) -> str:

@@ -39,6 +39,7 @@ class Header:
         seed: Of everything random in the measurements.
         measures: Keys of what is measured.
         settings: Options that the numbers depend on, as text; empty in a log of the callback.
+        batch_size_source: Where the batch size came from: 'given', 'dataset', 'assumed', or "" where it is not known.
     """
 
     sdkeras: str
@@ -54,6 +55,7 @@ class Header:
     seed: int
     measures: tuple[str, ...]
     settings: dict[str, str] = attrs.field(factory=dict)
+    batch_size_source: str = ""
 
 
 @attrs.frozen
@@ -81,12 +83,13 @@ class Measurement:
         time: UTC, ISO 8601.
         seconds: What it took, compilation included.
         num_hvps: Hessian-vector products on single batches.
-        learning_rate: At this step.
+        learning_rate: At this step; 0 or None where exponents and thresholds have none to be of.
         threshold: Upper stability threshold of the optimizer, or None where none is known.
         operator: The threshold's own operator, 'H' or 'P^-1/2 H P^-1/2'.
         map: The map whose exponents and dimension are meant; '' without them.
         state_size: Dimension of the state of that map; 0 without them.
-        values: By the keys of the callback.
+        values: By the keys of the callback. Logs of version 0.1.0 have no `sharpness_preconditioned` and
+            `sharpness_threshold`, see `numerator`.
         metrics: Losses and metrics of the training at that time.
         notes: What the reader must know, a failure for example.
         digest: Of the checkpoint's file; "" for 'fit'.
@@ -116,6 +119,14 @@ class Measurement:
     def value(self, key: str) -> float | None:
         """A number without its evidence; None where it was not asked for."""
         return self.values[key].value if key in self.values else None
+
+    @property
+    def numerator(self) -> float | None:
+        """Of the ratio: the largest eigenvalue of the threshold's own operator; None where it was not measured."""
+        if "sharpness_preconditioned" in self.values or self.threshold is None:
+            return self.value("sharpness_preconditioned")
+        ratio = self.value("sharpness_ratio")
+        return None if ratio is None else ratio * self.threshold
 
 
 @attrs.frozen

@@ -11,12 +11,14 @@ from sdkeras.reporting.comparison import Comparison
 from sdkeras.reporting.numbers import (
     ABSENT,
     bar_lengths,
+    batch_size_in_words,
     counted,
     dimension,
     estimated,
     interval,
     measured,
     number,
+    rate_in_words,
     root_ratio,
 )
 from sdkeras.reporting.schema import Analysis, LyapunovRun, LyapunovSummary, Simulation
@@ -237,28 +239,37 @@ def _hessian(run: Analysis) -> Table:
         meaning = "the smallest eigenvalue's; the sharpness in the paper's tables"
         rows.append(("largest in absolute value", value, f"{evidence}; {meaning}"))
     rows.append(("trace", *measured(hessian.trace)))
+    if run.edge_of_stability.operator != "H":
+        rows += _batch_sharpness(run.edge_of_stability)
     return Table("hessian", f"Hessian of the loss over {run.data.num_samples_hessian:,} samples", tuple(rows))
 
 
 def _edge(run: Analysis) -> Table:
     edge = run.edge_of_stability
-    return Table(
-        "edge",
-        "Edge of stability",
+    rows = [
         (
-            ("sharpness", number(edge.sharpness), f"algebraically largest eigenvalue of {edge.operator}"),
-            ("threshold", number(edge.threshold), f"{_optimizer(run)}"),
-            ("ratio", number(edge.ratio, 3), "1 is the edge"),
-            *_batch_sharpness(edge),
+            sharpness_name(edge.operator),
+            number(edge.sharpness),
+            f"algebraically largest eigenvalue of {edge.operator}",
         ),
-    )
+        ("threshold", number(edge.threshold), f"{_optimizer(run)}"),
+        ("ratio", number(edge.ratio, 3), "1 is the edge"),
+    ]
+    if edge.operator == "H":  # it is no multiple of another operator's threshold
+        rows += _batch_sharpness(edge)
+    return Table("edge", "Edge of stability", tuple(rows))
+
+
+def sharpness_name(operator: str) -> str:
+    """What the largest eigenvalue of a threshold's operator is called."""
+    return "sharpness" if operator == "H" else "preconditioned sharpness"
 
 
 def _batch_sharpness(edge: EdgeOfStability) -> list[tuple[str, str, str]]:
     """Both forms with their standard errors, and whether these met what was aimed at."""
     count = edge.batch_sharpness_minibatches
     over = "over minibatches" if count is None else f"over {counted(count, 'minibatch', 'minibatches')}"
-    rows = [("batch sharpness", edge.batch_sharpness, edge.batch_sharpness_stderr, f"mean of g'Hg/|g|² {over}")]
+    rows = [("batch sharpness", edge.batch_sharpness, edge.batch_sharpness_stderr, f"mean of g'Hg/|g|² {over}, of H")]
     if edge.batch_sharpness_ratio_of_means is not None:
         quotient, error = edge.batch_sharpness_ratio_of_means, edge.batch_sharpness_ratio_of_means_stderr
         rows.append(("ratio of means", quotient, error, "mean of g'Hg over mean of |g|²"))
@@ -282,7 +293,7 @@ def _relative_error(value: float | None, error: float | None) -> str:
 
 def _optimizer(run: Analysis | LyapunovRun | Simulation) -> str:
     optimizer = run.optimizer
-    parts = [f"{optimizer.name}, learning rate {optimizer.learning_rate:.4g} ({optimizer.learning_rate_source})"]
+    parts = [f"{optimizer.name}, {rate_in_words(optimizer)}"]
     if optimizer.momentum:
         parts.append(f"{'Nesterov ' if optimizer.nesterov else ''}momentum {optimizer.momentum:g}")
     if optimizer.weight_decay:
@@ -426,7 +437,11 @@ def _provenance(run: Analysis | LyapunovRun | Simulation) -> Table:
         (
             ("model", model.name, f"{analysed}; {model.mode} mode"),
             ("loss", model.loss, ""),
-            ("data", f"{run.data.num_samples:,} samples", f"batch size {run.data.batch_size}; {made.data_digest}"),
+            (
+                "data",
+                f"{run.data.num_samples:,} samples",
+                f"{batch_size_in_words(run.data.batch_size, run.data.batch_size_source)}; {made.data_digest}",
+            ),
             ("cost", f"{made.seconds:.1f} s", f"{made.num_hvps:,} products in {made.dtype}, seed {made.seed}"),
             ("made with", f"sdkeras {made.sdkeras}", f"TensorFlow {made.tensorflow}, Keras {made.keras}"),
             ("on", made.device, f"Python {made.python}, {made.created}"),

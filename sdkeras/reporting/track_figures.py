@@ -25,8 +25,8 @@ def track_figures(measured: Sequence[Measurement]) -> tuple[Figure, ...]:
 def edge_over_time(measured: Sequence[Measurement]) -> Figure | None:
     """Sharpness of the threshold's own operator, and the threshold."""
     thresholds = _array([found.threshold for found in measured])
-    sharpness = _array([found.value("sharpness_ratio") for found in measured]) * thresholds
-    known = np.isfinite(sharpness)
+    sharpness = _array([found.numerator for found in measured])
+    known = np.isfinite(sharpness) & np.isfinite(thresholds)
     if not known.any():
         return None
     steps = _steps(measured)
