@@ -16,7 +16,7 @@ from sdkeras.dimension.adaptive import AdaptiveSettings, Outcome, estimate_sharp
 from sdkeras.dimension.bounds import Facts, bounds, check_inputs, facts_along, facts_over
 from sdkeras.dimension.exponents import Exponents
 from sdkeras.dimension.records import Bound, EdgeOfStability, SharpnessDimension, Supremum, Warning
-from sdkeras.edge import batch_sharpness, edge_of_stability, num_minibatches
+from sdkeras.edge import batch_sharpness, edge_of_stability, num_minibatches, target_error
 from sdkeras.errors import Interrupted
 from sdkeras.estimators import (
     DENSE,
@@ -112,8 +112,9 @@ def analyze(
         samples: Random subset for the data-set Hessian. Minibatches are drawn from all the data.
         mode: 'train' or 'inference'.
         map: 'auto' takes the true step of the optimizer where it is known: SGD, with momentum on the state of weights
-            and velocity; Adam, AdamW and RMSprop with their second moments frozen. For every other optimizer, and
-            where there are no second moments yet, it takes |1 - eta alpha|, and says so. 'hessian' takes
+            and velocity; Adam, AdamW, Nadam and RMSprop with their second moments frozen as the step just taken left
+            them (not training's own random dynamical system, in which they move). For every other optimizer, and where
+            there are no second moments yet, it takes |1 - eta alpha|, and says so. 'hessian' takes
             |1 - eta alpha| always, as the paper does. 'full' takes the singular values of the real step's Jacobian on
             weights and slots, for any optimizer, in coordinates that the answer names and that its values depend on.
         dtype: 'float32' or 'float64'.
@@ -430,9 +431,11 @@ class _Analysis:
         elif subject.unscaled:
             sharpness = None
         self._tell("batch sharpness")
-        batch, stderr = batch_sharpness(hessian, num_minibatches(self.options.max_hvps))
+        batch = batch_sharpness(
+            hessian, num_minibatches(self.options.max_hvps), target=target_error(self.options.tolerance)
+        )
         edge = edge_of_stability(subject, sharpness, subject.unscaled)
-        return attrs.evolve(edge, batch_sharpness=batch, batch_sharpness_stderr=stderr)
+        return attrs.evolve(edge, **attrs.asdict(batch))
 
     def _dimension(
         self, hessian: HessianOperator, name: str, block: slice | None = None, most_products: int | None = None
@@ -603,6 +606,12 @@ class _Analysis:
             clipped=any(note.code == "clipping" for note in self.warnings),
             unbounded_loss=assumptions.unbounded_loss(self.subject.model),
             smallest_exponent=float(np.min(self._exponents()(outcome.nodes))),
+            training=assumptions.training(
+                self.subject.model,
+                getattr(self.subject.compiled_as, "optimizer", None),
+                estimate.map,
+                self.subject.source.minibatches_per_epoch,
+            ),
         )
 
     def _bounds(self, facts: Facts, inputs: Mapping[str, float]) -> tuple[Bound, ...]:
@@ -679,9 +688,14 @@ def _summary(pairs: Eigenpairs | None, trace: TraceEstimate | None) -> HessianSu
             )
         )
 
+    largest, smallest = measured(0), measured(-1)
+    absolute = largest
+    if largest is not None and smallest is not None and -smallest.value > largest.value:
+        absolute = attrs.evolve(smallest, value=-smallest.value)
     return HessianSummary(
-        largest=measured(0),
-        smallest=measured(-1),
+        largest=largest,
+        smallest=smallest,
+        largest_absolute=absolute,
         trace=None
         if trace is None
         else Measured(trace.value, bool(trace.stderr <= 0.05 * abs(trace.value)), stderr=trace.stderr),

@@ -58,6 +58,13 @@ def findings(subject: Subject, hessian: HessianOperator) -> Iterator[Warning]:
     if optimizer is not None and options.map != "full":  # whose step is the optimizer's own, with notes of its own
         yield from (Warning(code, message) for code, message in optimizer.notes)
         yield from _about_decay(subject, optimizer)
+        if subject.exponents.preconditioned:
+            yield Warning(
+                "frozen-preconditioner",
+                f"SD and its exponents are of a step with P, from the second moments of {optimizer.name} as the last "
+                "step left them, held fixed. Training moves P, so that they are not of training's own random dynamical "
+                "system: neither D_s <= SD nor the bounds are about them (--map full, --lyapunov take the real step).",
+            )
 
 
 def _about_decay(subject: Subject, optimizer: update.OptimizerSettings) -> Iterator[Warning]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from sdkeras import lyapunov_run, registry
 from sdkeras.dimension.adaptive import AdaptiveSettings
-from sdkeras.edge import num_minibatches
+from sdkeras.edge import expected_minibatches
 from sdkeras.estimators import DENSE, Chosen
 from sdkeras.lyapunov_settings import LyapunovSettings
 from sdkeras.memory import memory_limit, peak_memory, used_memory
@@ -51,7 +51,8 @@ def planned(subject: Subject, estimators: Chosen, resources: Resources) -> Plan:
     # Eigenpairs and trace take about 40 + 32 on every batch, unless they are held to fewer.
     pairs = min(40, int(options.settings.get(estimators.eigenpairs, {}).get("num_steps", 40)))
     probes = min(32, int(options.settings.get(estimators.trace, {}).get("num_probes", 32)))
-    products = _CHECKS + (pairs + probes) * num_batches + num_minibatches(options.max_hvps)
+    products = _CHECKS + (pairs + probes) * num_batches
+    products += expected_minibatches(options.max_hvps, options.tolerance)
     if options.max_hvps is not None:
         runs = min(runs, max(1, (options.max_hvps - products) // per_run))
     products += runs * per_run

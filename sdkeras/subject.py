@@ -235,7 +235,13 @@ def _own_map(optimizer: update.OptimizerSettings | None) -> tuple[str, str]:
         return "", "no optimizer is known"
     momentum = optimizer.momentum or 0.0
     with_momentum = "nesterov" if optimizer.nesterov else "heavy-ball"
-    names = {"SGD": with_momentum if momentum else "sgd", "Adam": "adam", "AdamW": "adam", "RMSprop": "rmsprop"}
+    names = {
+        "SGD": with_momentum if momentum else "sgd",
+        "Adam": "adam",
+        "AdamW": "adam",
+        "Nadam": "nadam",
+        "RMSprop": "rmsprop",
+    }
     if optimizer.name not in names:
         return "", f"the optimizer is {optimizer.name}"
     if not 0.0 <= momentum < 1.0:

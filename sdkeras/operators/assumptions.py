@@ -9,6 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from sdkeras.dimension.bounds import Training
+from sdkeras.dimension.exponents import PRECONDITIONED
 from sdkeras.operators.loss import Batch, EmpiricalLoss
 
 # Not twice continuously differentiable.
@@ -80,6 +82,10 @@ _OF_PROBABILITIES = frozenset(
         "binary_focal_crossentropy",
     }
 )
+# Optimizers whose update is corrected for a start from moments of 0, and the share of the correction that is left when
+# it counts as settled.
+_CORRECTED = ("Adam", "AdamW", "Nadam", "Adamax", "Lamb")
+_SETTLED = 1e-3
 # Sums of a float16 softmax.
 _PROBABILITY_SLACK = 1e-3
 _EXAMPLES = 256
@@ -97,6 +103,72 @@ def kinks(model: Any) -> tuple[str, ...]:
             if name in _KINKED_ACTIVATIONS and kind not in _KINKED_LAYERS:
                 found.append(f"{name} ({layer.name})")
     return (*dict.fromkeys(found), *(f"{name} (loss)" for name in losses(model) if name in _KINKED_LOSSES))
+
+
+def training(model: Any, optimizer: Any, map_name: str, minibatches_per_epoch: int) -> Training:
+    """What is known of the map that training iterates.
+
+    Args:
+        model: With its compiled loss.
+        optimizer: Of the training, or None.
+        map_name: The map whose SD was measured.
+        minibatches_per_epoch: Of the training.
+    """
+    if optimizer is None:
+        return Training(other_map="no optimizer is known")
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    name = type(optimizer).__name__
+    stationary = "the optimizer has no schedule (what a callback changes cannot be seen)"
+    if minibatches_per_epoch > 1:
+        stationary += (
+            f"; an epoch draws its {minibatches_per_epoch:,} minibatches without replacement, so that training is "
+            "stationary over whole epochs only"
+        )
+    return Training(
+        other_map=_other_map(optimizer, map_name),
+        time_dependence=_time_dependence(optimizer),
+        stationary=stationary,
+        absorbing=_absorbing(model, optimizer),
+        kinks=(
+            *(("sign (Lion)",) if name == "Lion" else ()),
+            *(("maximum (Adamax)",) if name == "Adamax" else ()),
+            *((f"maximum (amsgrad of {name})",) if getattr(optimizer, "amsgrad", False) else ()),
+        ),
+    )
+
+
+def _other_map(optimizer: Any, map_name: str) -> str:
+    name = type(optimizer).__name__
+    if map_name in PRECONDITIONED:
+        return (
+            f"the map {map_name} holds the second moments of {name} as the last step left them, and training moves them"
+        )
+    decay, momentum = getattr(optimizer, "weight_decay", None), getattr(optimizer, "momentum", None)
+    if map_name == "hessian" and (name != "SGD" or decay or momentum):
+        extras = [word for word, held in (("momentum", momentum), ("weight decay", decay)) if held and name == "SGD"]
+        return f"the map |1 - eta*alpha| is not the step of {name}" + (
+            f" with {' and '.join(extras)}" if extras else ""
+        )
+    return ""
+
+
+def _time_dependence(optimizer: Any) -> str:
+    schedule, name = getattr(optimizer, "_learning_rate", None), type(optimizer).__name__
+    if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
+        return f"the learning rate follows {type(schedule).__name__}"
+    t, beta = int(np.asarray(optimizer.iterations)), getattr(optimizer, "beta_2", None)
+    if name in _CORRECTED and beta is not None and beta**t > _SETTLED:
+        return f"the bias correction of {name} still moves: 1 - beta2^t is {1 - beta**t:.3g} after {t:,} steps"
+    return ""
+
+
+def _absorbing(model: Any, optimizer: Any) -> str:
+    regularized = any(getattr(variable, "regularizer", None) is not None for variable in model.trainable_variables)
+    if regularized or getattr(optimizer, "weight_decay", None):
+        return "weight decay or a regulariser pulls weights back, which shows none by itself"
+    if any("crossentropy" in name for name in losses(model)):
+        return "with cross-entropy, no weight decay and data that the net separates there is none"
+    return "nothing here shows one"
 
 
 def losses(model: Any) -> tuple[str, ...]:
@@ -168,7 +240,7 @@ def estimated_inputs(loss: EmpiricalLoss) -> dict[str, float]:
 
 def _example(batch: Batch, position: int) -> Batch:
     tensors = tuple(part[position : position + 1] for part in batch.tensors)
-    return attrs.evolve(batch, tensors=tensors, data_weight=1.0, extra_weight=1.0, num_examples=1)
+    return attrs.evolve(batch, tensors=tensors, data_weight=1.0, extra_weight=1.0, loss_weights=(), num_examples=1)
 
 
 def _leaves(tree: Any) -> list[Any]:

@@ -13,7 +13,9 @@ from sdkeras.operators.base import Array
 from sdkeras.operators.layout import Layout
 
 # Optimizers whose step with a frozen second moment is preconditioned gradient descent (with momentum).
-ADAPTIVE = ("Adam", "AdamW", "RMSprop")
+ADAPTIVE = ("Adam", "AdamW", "Nadam", "RMSprop")
+# Before this step Nadam's momentum schedule moves its stability threshold by more than a hundredth at beta_1 = 0.9.
+_NADAM_SETTLED = 140
 
 
 @attrs.frozen
@@ -23,7 +25,7 @@ class OptimizerSettings:
     Attributes:
         name: Class name, for example 'SGD' or 'AdamW'.
         learning_rate: At the stored step, schedules evaluated; None if it could not be read.
-        momentum: SGD's and RMSprop's momentum, Adam's beta_1; None where there is none.
+        momentum: SGD's and RMSprop's momentum, Adam's and Nadam's beta_1; None where there is none.
         nesterov: Whether SGD's momentum is Nesterov's.
         weight_decay: Decoupled decay; 0 where none is set.
         iterations: Steps taken.
@@ -92,6 +94,16 @@ def _notes(optimizer: Any) -> tuple[tuple[str, str], ...]:
                 "weights in the model, which are off the trajectory.",
             )
         )
+    if type(optimizer).__name__ == "Nadam" and steps_taken(optimizer) < _NADAM_SETTLED:
+        beta, t = float(optimizer.beta_1), steps_taken(optimizer)
+        notes.append(
+            (
+                "nadam-schedule",
+                f"Nadam's momentum rises to beta_1 = {beta:g} over its first {_NADAM_SETTLED} steps and is at "
+                f"{beta * (1 - 0.5 * 0.96**t):.3g} after {t}; the analysed step and its threshold are those of later "
+                "steps, and the threshold of this one is lower.",
+            )
+        )
     steps = getattr(optimizer, "gradient_accumulation_steps", None)
     if steps:
         notes.append(
@@ -117,8 +129,10 @@ def preconditioner(model: Any, layout: Layout) -> Array | None:
     """The diagonal P of an adaptive optimizer at its stored slots, flat in the layout's order, float64.
 
     With P frozen one step is w - eta * P^-1 m. This is the P of the last step taken, t = iterations:
-    Adam and AdamW (sqrt(v) + eps)(1 - beta1^t) / sqrt(1 - beta2^t) (amsgrad: v_hat); RMSprop
-    sqrt(v + eps), centered: sqrt(v - gbar^2 + eps).
+    Adam and AdamW (sqrt(v) + eps)(1 - beta1^t) / sqrt(1 - beta2^t) (amsgrad: v_hat); Nadam
+    sqrt(v / (1 - beta2^t)) + eps; RMSprop sqrt(v + eps), centered: sqrt(v - gbar^2 + eps). The P of the next step
+    differs early in training: Adam's is larger by (1 - beta1^(t+1)) / (1 - beta1^t) where gradients are steady, 1.9 at
+    t = 1.
 
     Returns:
         P, or None for an optimizer without a preconditioner of this form, or one that has taken no step.
@@ -149,6 +163,9 @@ def diagonal(optimizer: Any, iterations: int, slot: Callable[[str], Array]) -> A
             second = second - slot("_average_gradients") ** 2
         root: Array = np.sqrt(np.maximum(second, 0.0) + optimizer.epsilon)
         return root
+    if type(optimizer).__name__ == "Nadam":
+        of_nadam: Array = np.sqrt(second / (1.0 - optimizer.beta_2**iterations)) + optimizer.epsilon
+        return of_nadam
     if optimizer.amsgrad:
         second = slot("_velocity_hats")
     correction = (1.0 - optimizer.beta_1**iterations) / np.sqrt(1.0 - optimizer.beta_2**iterations)

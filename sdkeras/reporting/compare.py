@@ -273,6 +273,10 @@ def _edge(run: Analysis) -> Iterator[tuple[str, str, Quantity]]:
     error = edge.batch_sharpness_stderr
     half = None if error is None else _STANDARD_ERRORS * error
     yield "batch_sharpness", "batch sharpness", _bounded(edge.batch_sharpness, half, "standard error")
+    error = edge.batch_sharpness_ratio_of_means_stderr
+    half = None if error is None else _STANDARD_ERRORS * error
+    quotient = _bounded(edge.batch_sharpness_ratio_of_means, half, "standard error")
+    yield "batch_sharpness_ratio_of_means", "batch sharpness, ratio of means", quotient
 
 
 def _dimension(found: SharpnessDimension) -> Iterator[tuple[str, str, Quantity]]:

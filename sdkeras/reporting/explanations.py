@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from sdkeras.dimension.exponents import FULL
+from sdkeras.dimension.exponents import FULL, PRECONDITIONED
 from sdkeras.dimension.records import EdgeOfStability, Supremum
 from sdkeras.dimension.stability import EDGE
 from sdkeras.reporting.numbers import dimension, estimated, number
@@ -25,8 +25,9 @@ def edge_in_words(edge: EdgeOfStability) -> str:
             "overshoot and grow. Here the two could not be compared."
         )
     meaning = (
-        "Sharpness is the steepest curvature of the loss at these weights. Every optimizer has a steepest curvature "
-        "that it can follow at its learning rate, the threshold; beyond it steps overshoot and grow. "
+        "Sharpness is the steepest upward curvature of the loss at these weights, the algebraically largest eigenvalue. "
+        "Every optimizer has a steepest curvature that it can follow at its learning rate, the threshold; beyond it "
+        "steps overshoot and grow. "
     )
     if edge.ratio <= 0:
         return meaning + "Here nothing curves upwards, so no step overshoots."
@@ -58,13 +59,13 @@ def dimension_in_words(run: Analysis) -> str | None:
     pinned = estimated(codimension, estimate.codimension_interval)
     if value <= 0:
         return (
-            f"On average a training step pulls nearby weights together in all {size:,} directions: the attractor of "
-            "the training is a point."
+            f"On average a training step from here contracts distances in all {size:,} directions: SD is 0. Were it so "
+            "everywhere that training goes, its attractor would be a point."
         )
     if codimension <= 0:
         return (
-            f"On average a training step contracts volumes of no dimension, up to all {size:,}: SD is at its upper "
-            "end and tells nothing apart."
+            f"On average a training step from here contracts volumes of no dimension, up to all {size:,}: SD is at its "
+            "upper bound and tells nothing apart."
         )
     weights = run.model.num_trainable_analysed
     whole = estimate.map == FULL and size > weights
@@ -78,7 +79,9 @@ def dimension_in_words(run: Analysis) -> str | None:
         else f"The weights can move in {size:,} directions. "
     ) + (
         "A training step multiplies small distances by a factor in each; the sharpness dimension is the largest "
-        f"dimension of a volume that such steps do not shrink on average, here {dimension(value)}. "
+        f"dimension whose volumes such steps do not contract on average, here {dimension(value)}. It is not the number "
+        "of directions that a step does not contract: contracting ones count until the expansion of the others is used "
+        "up. "
     )
     if with_velocity:
         words += (
@@ -93,7 +96,7 @@ def dimension_in_words(run: Analysis) -> str | None:
             "compare them with runs in the same coordinates only. "
         )
     else:
-        words += f"What training has pinned down is the rest, the codimension: {pinned} directions. "
+        words += f"The rest, the codimension, is {pinned}; neutral directions and dead parameters do not change it. "
     if estimate.neutral_mass is not None and estimate.neutral_mass > 0:
         words += (
             f"Most of the dimension is not chaos but flatness: {dimension(estimate.neutral_mass)} directions are "
@@ -102,10 +105,16 @@ def dimension_in_words(run: Analysis) -> str | None:
             else f"{dimension(estimate.neutral_mass)} directions are neutral: a step changes distances along them "
             "hardly at all. "
         )
+    if estimate.map in PRECONDITIONED:
+        words += (
+            f"It is of a step with the second moments of {run.optimizer.name} held fixed, as the last step left them. "
+            "Training moves them, so that it is not of training's own random dynamical system. "
+        )
     if whole:
         return words
-    return (
-        words + "Between runs on the same data a smaller dimension goes with a smaller bound on the generalization gap."
+    return words + (
+        "The bounds on the generalization gap grow with it, which compares runs on the same data; at one checkpoint it "
+        "bounds nothing by itself."
     )
 
 
@@ -146,9 +155,9 @@ def attractor_in_words(found: LyapunovSummary) -> str:
     """What D_s is, and how far it is known."""
     meaning = (
         "Two copies of this training, a hair apart and fed the same minibatches, come apart or together by the factor "
-        "exp(ell_1) a step; sums of the leading exponents say the same of areas, volumes and so on. D_s is the number "
-        "of dimensions at which volumes stop growing: under the paper's assumptions, which one trajectory cannot show, "
-        "an upper end of the dimension of what training wanders on. "
+        "exp(ell_1) a step; sums of the leading exponents say the same of areas, volumes and so on. D_s is the "
+        "dimension at which volumes stop growing: under the paper's assumptions, which one trajectory cannot show, an "
+        "upper bound for the dimension of what training wanders on. "
     )
     answer = found.dimension
     if answer.status == "determined" and answer.value == 0:

@@ -133,7 +133,7 @@ def _cards(run: Analysis) -> tuple[Card, ...]:
                 "Sharpness dimension",
                 dimension(estimate.value, half),
                 f"{interval(span)} of {estimate.state_size:,}",
-                "largest dimension of a volume that steps do not shrink on average",
+                "largest dimension whose volumes steps do not contract on average",
             )
         )
         span = estimate.codimension_interval
@@ -142,9 +142,9 @@ def _cards(run: Analysis) -> tuple[Card, ...]:
                 "Codimension",
                 dimension(estimate.codimension, half),
                 interval(span),
-                "directions that training has pinned down"
+                "the rest of the state; neutral directions do not change it"
                 if estimate.frozen_lyapunov is None
-                else "directions that contract on average, the velocity's among them",
+                else "the rest of the state, the velocity's share in it",
             )
         )
     if rds is not None and len(rds.leading):
@@ -162,7 +162,7 @@ def _cards(run: Analysis) -> tuple[Card, ...]:
                 "√(SD/n)",
                 number(root_ratio(estimate.value, run.data.num_samples)),
                 f"n = {run.data.num_samples:,} samples",
-                "compares runs on the same data: smaller goes with a smaller bound",
+                "compares runs on the same data; the bounds grow with it",
             )
         )
     return tuple(cards)

@@ -99,11 +99,26 @@ class Measured:
 
 @attrs.frozen
 class HessianSummary:
-    """Of the data-set Hessian: largest and smallest eigenvalue, and trace."""
+    """Extreme eigenvalues and trace of the data-set Hessian.
+
+    Attributes:
+        largest: The algebraically largest eigenvalue, which is what `sharpness` means here.
+        smallest: The algebraically smallest one.
+        trace: Sum of all eigenvalues.
+        largest_absolute: Largest absolute value of an eigenvalue, the sharpness of the paper's tables. It differs from
+            `largest` where negative curvature is steeper, as it may be early in training. None in files of version 0.1.
+    """
 
     largest: Measured | None
     smallest: Measured | None
     trace: Measured | None
+    largest_absolute: Measured | None = None
+
+    @property
+    def steepest_is_negative(self) -> bool:
+        """Whether the eigenvalue of largest absolute value is the smallest one."""
+        absolute, largest = self.largest_absolute, self.largest
+        return absolute is not None and largest is not None and absolute.value > largest.value
 
 
 @attrs.frozen

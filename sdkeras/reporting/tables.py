@@ -5,9 +5,20 @@ from __future__ import annotations
 import attrs
 
 from sdkeras.dimension.exponents import FULL
-from sdkeras.dimension.records import BoundInput, FrozenLyapunov, SharpnessDimension, Supremum
+from sdkeras.dimension.records import BoundInput, EdgeOfStability, FrozenLyapunov, SharpnessDimension, Supremum
+from sdkeras.dimension.stability import BATCH_SHARPNESS_ERROR
 from sdkeras.reporting.comparison import Comparison
-from sdkeras.reporting.numbers import ABSENT, bar_lengths, dimension, estimated, interval, measured, number, root_ratio
+from sdkeras.reporting.numbers import (
+    ABSENT,
+    bar_lengths,
+    counted,
+    dimension,
+    estimated,
+    interval,
+    measured,
+    number,
+    root_ratio,
+)
 from sdkeras.reporting.schema import Analysis, LyapunovRun, LyapunovSummary, Simulation
 
 # Exponents in a table of their own rows; the figure has them all.
@@ -219,31 +230,54 @@ def _training(run: LyapunovRun | Simulation) -> Table:
 
 
 def _hessian(run: Analysis) -> Table:
-    rows = []
-    for label, value in (
-        ("largest eigenvalue", run.hessian.largest),
-        ("smallest eigenvalue", run.hessian.smallest),
-        ("trace", run.hessian.trace),
-    ):
-        rows.append((label, *measured(value)))
+    hessian = run.hessian
+    rows = [("largest eigenvalue", *measured(hessian.largest)), ("smallest eigenvalue", *measured(hessian.smallest))]
+    if hessian.steepest_is_negative and hessian.largest_absolute is not None:
+        value, evidence = measured(hessian.largest_absolute)
+        meaning = "the smallest eigenvalue's; the sharpness in the paper's tables"
+        rows.append(("largest in absolute value", value, f"{evidence}; {meaning}"))
+    rows.append(("trace", *measured(hessian.trace)))
     return Table("hessian", f"Hessian of the loss over {run.data.num_samples_hessian:,} samples", tuple(rows))
 
 
 def _edge(run: Analysis) -> Table:
     edge = run.edge_of_stability
-    batch = number(edge.batch_sharpness)
-    if edge.batch_sharpness_stderr is not None:
-        batch += f" ± {edge.batch_sharpness_stderr:.2g}"
     return Table(
         "edge",
         "Edge of stability",
         (
-            ("sharpness", number(edge.sharpness), f"largest eigenvalue of {edge.operator}"),
+            ("sharpness", number(edge.sharpness), f"algebraically largest eigenvalue of {edge.operator}"),
             ("threshold", number(edge.threshold), f"{_optimizer(run)}"),
             ("ratio", number(edge.ratio, 3), "1 is the edge"),
-            ("batch sharpness", batch, "mean of g'Hg/|g|² over minibatches"),
+            *_batch_sharpness(edge),
         ),
     )
+
+
+def _batch_sharpness(edge: EdgeOfStability) -> list[tuple[str, str, str]]:
+    """Both forms with their standard errors, and whether these met what was aimed at."""
+    count = edge.batch_sharpness_minibatches
+    over = "over minibatches" if count is None else f"over {counted(count, 'minibatch', 'minibatches')}"
+    rows = [("batch sharpness", edge.batch_sharpness, edge.batch_sharpness_stderr, f"mean of g'Hg/|g|² {over}")]
+    if edge.batch_sharpness_ratio_of_means is not None:
+        quotient, error = edge.batch_sharpness_ratio_of_means, edge.batch_sharpness_ratio_of_means_stderr
+        rows.append(("ratio of means", quotient, error, "mean of g'Hg over mean of |g|²"))
+    made = []
+    for label, value, error, meaning in rows:
+        shown = number(value) if error is None else f"{number(value)} ± {error:.2g}"
+        made.append((label, shown, meaning + (_relative_error(value, error) if count else "")))
+    if edge.batch_sharpness_skipped:
+        made.append(("skipped", f"{edge.batch_sharpness_skipped:.2%}", "minibatches whose gradient is 0"))
+    return made
+
+
+def _relative_error(value: float | None, error: float | None) -> str:
+    """Whether the standard error is as small as was aimed at."""
+    if not value or error is None:
+        return ""
+    relative = error / abs(value)
+    met = "met" if relative <= BATCH_SHARPNESS_ERROR else "not met"
+    return f"; standard error {100 * relative:.2g} %, aim of {100 * BATCH_SHARPNESS_ERROR:g} % {met}"
 
 
 def _optimizer(run: Analysis | LyapunovRun | Simulation) -> str:

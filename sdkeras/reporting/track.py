@@ -108,8 +108,12 @@ def cards(log: RunLog) -> tuple[Card, ...]:
         value = number(found.values["sharpness_ratio"].value, 3)
         made.append(Card("Sharpness / threshold", value, f"at step {found.step:,}", "1 is the edge of stability"))
     for key, name, meaning in (
-        ("sharpness_codimension", "Codimension", "directions of the state that steps contract on average"),
-        ("sharpness_dimension", "Sharpness dimension", "dimension of a volume that steps do not shrink on average"),
+        ("sharpness_codimension", "Codimension", "the rest of the state; neutral directions do not change it"),
+        (
+            "sharpness_dimension",
+            "Sharpness dimension",
+            "largest dimension whose volumes steps do not contract on average",
+        ),
     ):
         found = last(key)
         if found is not None:

@@ -71,8 +71,8 @@ def codimension(measured: Sequence[Measurement]) -> Figure | None:
         measured,
         "sharpness_codimension",
         "Codimension",
-        "Directions of the state that a step contracts on average, with 95 % intervals. More of them: training has "
-        "pinned down more.",
+        "The size of the state minus the sharpness dimension, with 95 % intervals. Neutral directions and dead "
+        "parameters do not change it.",
     )
 
 
@@ -82,7 +82,7 @@ def dimension(measured: Sequence[Measurement]) -> Figure | None:
         measured,
         "sharpness_dimension",
         "Sharpness dimension",
-        "The largest dimension of a volume that steps do not shrink on average, with 95 % intervals.",
+        "The largest dimension whose volumes steps do not contract on average, with 95 % intervals.",
     )
 
 
