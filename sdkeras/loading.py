@@ -333,11 +333,11 @@ def _load(path: str, custom_objects: dict[str, Any], safe_mode: bool, config: _C
             except Exception as again:
                 raise ModelError(_why_not(path, again, safe_mode, config)) from again
         texts = [str(warning.message) for warning in caught]
-        return model, _compiled_part(path, model, config, failure, texts, custom_objects)
+        return model, _compiled_part(path, model, config, failure, texts, options)
 
 
 def _compiled_part(
-    path: str, model: Any, config: _Config, failure: Exception | None, caught: list[str], objects: dict[str, Any]
+    path: str, model: Any, config: _Config, failure: Exception | None, caught: list[str], options: dict[str, Any]
 ) -> _Read:
     """Sees to it that loss and optimizer are the file's, or that there are none, and says which."""
     is_h5 = not path.endswith(".keras")
@@ -352,15 +352,16 @@ def _compiled_part(
     again = config.keras_2 or (_own_way(model, config) and not _is_as_stored(model, config, is_h5))
     if again:
         try:
-            _compile_as_stored(model, config, is_h5)
+            _compile_as_stored(model, config, is_h5, options["safe_mode"])
             failure = None
         except Exception as error:
             failure = error
     if failure is not None:
         _uncompile(model)
-        return _Read(_compile_message(path, failure, config, objects))
+        return _Read(_compile_message(path, failure, config, options["custom_objects"]))
     about_loss = tuple(_about_loss(model, config))
-    if not is_h5 and "optimizer" not in config.compiled and not _restores_itself(model):
+    named = "optimizer" in config.compiled or "loss" not in config.compiled  # neither: in the class's own words
+    if not is_h5 and not named and not _restores_itself(model):
         # Keras' default (rmsprop) was put in its place.
         model.optimizer = None
         return _Read(
@@ -435,12 +436,12 @@ def _agree(stored: Any, now: Any) -> bool:
     return bool(stored == now)
 
 
-def _compile_as_stored(model: Any, config: _Config, is_h5: bool) -> None:
+def _compile_as_stored(model: Any, config: _Config, is_h5: bool, safe_mode: bool) -> None:
     """Compiles a model with the optimizer, loss, weights and metrics of its file; raises whatever Keras raises."""
     from sdkeras.operators.compiling import compile_as
 
     stored = keras2.translated(config.compiled) if config.keras_2 else config.compiled
-    arguments = _h5_arguments(stored) if is_h5 or config.keras_2 else _arguments(stored)
+    arguments = _h5_arguments(stored) if is_h5 or config.keras_2 else _arguments(stored, safe_mode)
     if not {"optimizer", "loss"} & set(arguments):  # of get_compile_config() of its own, and its own compile() knows
         model.compile(**arguments)
     else:
@@ -450,10 +451,11 @@ def _compile_as_stored(model: Any, config: _Config, is_h5: bool) -> None:
         optimizer.build(model.trainable_variables)
 
 
-def _arguments(stored: dict[str, Any]) -> dict[str, Any]:
+def _arguments(stored: dict[str, Any], safe_mode: bool) -> dict[str, Any]:
     import keras
 
-    return {name: keras.saving.deserialize_keras_object(value) for name, value in stored.items()}
+    read = keras.saving.deserialize_keras_object
+    return {name: read(value, safe_mode=safe_mode) for name, value in stored.items()}
 
 
 def _h5_arguments(stored: dict[str, Any]) -> dict[str, Any]:

@@ -127,7 +127,8 @@ class BatchLoss:
             if self.loss_fn is not None:
                 value, count = self.loss_fn(self.model, plain(batch)), tf.shape(flat[0])[0]
                 if isinstance(value, (tuple, list)) and len(value) == 2:
-                    value, count = value[0] / tf.cast(value[1], value[0].dtype), value[1]
+                    count = value[1]  # 0 where nothing in the batch counts
+                    value = tf.math.divide_no_nan(value[0], tf.cast(count, value[0].dtype))
                 total = tf.convert_to_tensor(value)
                 total = total if factors is None else total * factors[0]
                 extra = tf.zeros([], total.dtype)
