@@ -143,8 +143,10 @@ def estimate_sharpness_dimension(
 
     Pooled SD = SD of the mixture of all runs' measures of exponents: one or two for each node, with the node's weight.
     With phi_r = sum_l w_rl (1 + z_rl/|t*|)_+ at the pooled t*, SD = mean of phi_r, and its interval is that of a mean
-    of independent values. A run's coarser rule gives the same with 0.7 m steps: if the two differ by more than
-    max(tolerance/4, SE/2), m grows by half and the runs start again. Where SD = d, the sum of all exponents takes the
+    of independent values. Minibatches of one epoch are not independent: they partition the data, so that means over
+    many of them vary less than means of independent draws, and the interval is conservative. A run's coarser rule gives
+    the same with 0.7 m steps: if the two, with raw weights, differ by more than max(tolerance/4, SE/2), m grows by half
+    and the runs start again. Where SD = d, the sum of all exponents takes the
     place of phi: a coarse rule misses the smallest exponents, and SD might fall below d with them. Where SD = 0, the
     largest exponent does: a coarse rule makes one value below 0 of neutral directions and their neighbours.
 
@@ -248,7 +250,8 @@ class _Loop:
             for result in self.mapper(self._one, range(first, first + group)):
                 self.runs.append(result)
                 self.spent += result.num_matvecs
-                self.cost_per_step = result.num_matvecs / (self.steps or 1)
+                # A run whose Krylov space ended costs less than the next one may.
+                self.cost_per_step = max(self.cost_per_step or 0.0, result.num_matvecs / (self.steps or 1))
             self._report()
             if self.settings.deadline is not None and time.monotonic() > self.settings.deadline:
                 self.ended, self.out_of_time = "the time limit", True
@@ -262,7 +265,7 @@ class _Loop:
         return (self.settings.max_hvps - self.spent) // max(self._cost(self.steps), 1)
 
     def _cost(self, steps: int | None) -> int:
-        """Products of a run of so many steps, by what the last run has cost."""
+        """Products of a run of so many steps, by what the dearest run has cost."""
         return math.ceil((self.cost_per_step or 1) * (steps or 1))
 
     def _report(self) -> None:
@@ -287,7 +290,7 @@ class _Loop:
 
     def _failed_nested_check(self, summary: Summary) -> tuple[float, float] | None:
         """(mean difference, allowed) if more steps would change the answer, else None."""
-        if summary.nested_difference is None:
+        if summary.nested_difference is None or all(map(pooling.has_ended, self.runs)):
             return None
         mean, _ = summary.nested_difference
         # SE/2 of the estimate itself: a quadrature error below it cannot be told from sampling error.
@@ -337,16 +340,16 @@ def summarise(runs: list[Spectrum], context: Context) -> Summary:
     total_half = _half_width(totals)
     total_interval = (where.total - total_half, where.total + total_half)
     difference, scale = None, size - where.value
-    nested = [one.nested for one in atoms if one.nested is not None]
+    nested = pooling.coarser_rules(runs)
     half: float | None
     interval: tuple[float, float] | None
     if where.threshold_exponent is None:
         if where.value > 0:  # saturated: the lower end is where the sum would cross if it were smaller
             low = crossing(pooled_z, pooled_w, offset=-total_half).value if math.isfinite(total_half) else 0.0
             interval = (min(low, size), size)
-            if len(nested) == len(atoms):  # how far below d SD would be, were the sum to go on as it has changed
-                coarse_totals = [_total(exponents, *rule) for rule in nested]
-                change = abs(float(np.mean(totals - np.array(coarse_totals))))
+            if nested is not None:  # how far below d SD would be, were the sum to go on as it has changed
+                totals_of = [np.array([_total(exponents, rule) for rule in rules]) for rules in (runs, nested)]
+                change = abs(float(np.mean(totals_of[0] - totals_of[1])))
                 difference = (where.value - crossing(pooled_z, pooled_w, offset=-_MORE_CHANGES * change).value, 0.0)
         else:
             growth = _growth(z, masses)
@@ -354,8 +357,8 @@ def summarise(runs: list[Spectrum], context: Context) -> Summary:
         half = interval[1] - interval[0]
         if where.value <= 0:  # more runs do not help against rounding, so it does not count in the half-width
             neutral = _if_neutral(pooled_z, pooled_w, atoms, context)
-            if len(nested) == len(atoms):  # the largest exponents, were they to go on rising as they have
-                tops = [(np.max(own), np.max(exponents(rule[0]))) for own, rule in zip(z, nested, strict=True)]
+            if nested is not None:  # the largest exponents, were they to go on rising as they have
+                tops = [(np.max(own), np.max(exponents(rule.nodes))) for own, rule in zip(z, nested, strict=True)]
                 rise = float(np.mean([fine - coarse for fine, coarse in tops]))
                 risen = _if_within(_MORE_CHANGES * max(rise, 0.0), pooled_z, pooled_w, size)
                 difference = (min(0.0, neutral - risen), 0.0)
@@ -368,9 +371,12 @@ def summarise(runs: list[Spectrum], context: Context) -> Summary:
         interval = (max(0.0, where.value - half), min(size, where.value + half))
         if exponents.branches > 1:
             scale = _moved(atoms, exponents, tau)
-        if len(nested) == len(atoms):
-            coarse = [_phi(exponents.spread(weights), exponents(nodes), tau) for nodes, weights in nested]
-            changes = phi - np.array(coarse)
+        if nested is not None:
+            fine, coarse = (
+                np.array([_phi(exponents.spread(rule.weights), exponents(rule.nodes), tau) for rule in rules])
+                for rules in (runs, nested)
+            )
+            changes = fine - coarse
             difference = (float(changes.mean()), _half_width(changes))
     if len(runs) < _FEWEST_RUNS_FOR_AN_INTERVAL:
         half = interval = None
@@ -398,9 +404,9 @@ def _phi(weights: FloatArray, z: FloatArray, tau: float) -> float:
     return float(weights @ np.maximum(0.0, 1.0 + tau * z))
 
 
-def _total(exponents: Exponents, nodes: FloatArray, weights: FloatArray) -> float:
-    """Sum of all exponents."""
-    return float(exponents.spread(weights) @ exponents(nodes))
+def _total(exponents: Exponents, rule: Spectrum) -> float:
+    """Sum of all exponents, with raw weights."""
+    return float(exponents.spread(rule.weights) @ exponents(rule.nodes))
 
 
 def _moved(atoms: list[pooling.Atoms], exponents: Exponents, tau: float) -> float:
@@ -497,7 +503,7 @@ def _outcome(loop: _Loop, summary: Summary) -> Outcome:
         total_interval=summary.total_interval,
         mean_exponent=where.total / size,
         nested=loop.nested_failed,
-        nested_checked=exact or summary.nested_difference is not None,
+        nested_checked=summary.nested_difference is not None or all(map(pooling.has_ended, loop.runs)),
         guard=summary.excess,
         correctable=exact or all(run.residuals is not None for run in loop.runs),
         ended=loop.ended,
