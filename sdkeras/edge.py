@@ -7,6 +7,7 @@ import numpy as np
 from sdkeras.dimension import stability
 from sdkeras.dimension.adaptive import AdaptiveSettings
 from sdkeras.dimension.records import EdgeOfStability
+from sdkeras.errors import BudgetError
 from sdkeras.long_vectors import dot, norm
 from sdkeras.operators.hessian import HessianOperator
 from sdkeras.subject import Subject, operator_name
@@ -48,20 +49,36 @@ def num_minibatches(max_hvps: int | None) -> int:
     return count if max_hvps is None else min(count, max(_FEWEST_MINIBATCHES, max_hvps // _PART_OF_PRODUCTS))
 
 
+def _rayleigh_quotient(view: HessianOperator) -> float | None:
+    """g'Hg/|g|^2 of one minibatch; None where its gradient is 0."""
+    gradient = view.gradient()
+    length = norm(gradient)
+    if length == 0:
+        return None
+    direction = (gradient / length).astype(view.dtype)
+    del gradient
+    return dot(direction, view.matvec(direction))
+
+
 def batch_sharpness(hessian: HessianOperator, num_minibatches: int) -> tuple[float | None, float | None]:
-    """Mean over minibatches of g'Hg/|g|^2 (mean of ratios) and its standard error.
+    """Mean over minibatches of g'Hg/|g|^2 (mean of ratios) and its standard error; over fewer where the budget ends.
+
+    Raises:
+        BudgetError: It has no room for one minibatch.
 
     Reference: Andreyev and Beneventano (2024).
     """
-    ratios = []
+    ratios: list[float] = []
     for index in range(num_minibatches):
         view = hessian.on_minibatch(index)
-        gradient = view.gradient()
-        length = norm(gradient)
-        if length > 0:
-            direction = (gradient / length).astype(view.dtype)
-            del gradient
-            ratios.append(dot(direction, view.matvec(direction)))
+        try:
+            ratio = _rayleigh_quotient(view)
+        except BudgetError:
+            if not ratios:
+                raise
+            break
+        if ratio is not None:
+            ratios.append(ratio)
     if not ratios:
         return None, None
     error = float(np.std(ratios, ddof=1) / np.sqrt(len(ratios))) if len(ratios) > 1 else None

@@ -15,17 +15,19 @@ import attrs
 import numpy as np
 import scipy.stats
 
+from sdkeras.budget import PRODUCTS, TIME
 from sdkeras.dimension import cautions, pooling
 from sdkeras.dimension.exponents import Exponents, rds_sharpness
 from sdkeras.dimension.records import FrozenLyapunov, RdsSharpness, SharpnessDimension, Warning
 from sdkeras.dimension.sharpness import Crossing, crossing
+from sdkeras.errors import BudgetError
 from sdkeras.records import FloatArray, Progress, Spectrum
 
 Run = Callable[[int, int | None], Spectrum]
 Mapper = Callable[[Callable[[int], Spectrum], Iterable[int]], Iterable[Spectrum]]
 
 _CONFIDENCE = 0.95
-_FEWEST_RUNS_FOR_AN_INTERVAL = 3
+FEWEST_RUNS_FOR_AN_INTERVAL = 3
 _ABSOLUTE_TOLERANCE = 0.5
 _STEP_GROWTH = 1.5
 _RUN_GROWTH = 1.25
@@ -50,6 +52,7 @@ class AdaptiveSettings:
         deadline: time.monotonic() at which to stop, or None.
         max_steps: Steps of a run at most.
         group: Runs handed to the mapper at once; what an interruption can lose.
+        required: One run is made even if there is no room for it.
     """
 
     tolerance: float = 0.05
@@ -59,6 +62,7 @@ class AdaptiveSettings:
     deadline: float | None = None
     max_steps: int = 400
     group: int = 1
+    required: bool = True
 
 
 @attrs.frozen(eq=False)
@@ -160,6 +164,7 @@ def estimate_sharpness_dimension(
 
     Raises:
         KeyboardInterrupt: Ctrl-C before the first run was complete.
+        BudgetError: The limits leave no room for one run, and none is required.
     """
     loop = _Loop(run, context, settings, num_steps, mapper, progress)
     return loop.outcome()
@@ -199,8 +204,7 @@ class _Loop:
         try:
             self._loop()
         except KeyboardInterrupt:
-            if len(self.runs) < _FEWEST_RUNS_FOR_AN_INTERVAL and self.shorter is not None:
-                self.steps, self.runs = self.shorter  # more runs of fewer steps say more than one or two
+            self._fall_back()
             if not self.runs:
                 raise
             self.interrupted = True
@@ -212,6 +216,8 @@ class _Loop:
         target = settings.fixed_runs or settings.min_runs
         while True:
             self._extend(target)
+            if self.ended is not None:
+                self._fall_back()
             summary = summarise(self.runs, self.context)
             self._note(summary)
             if self.ended is not None:
@@ -228,33 +234,49 @@ class _Loop:
                 return
             target = math.ceil(_RUN_GROWTH * len(self.runs))
 
+    def _fall_back(self) -> None:
+        """Takes the runs before the number of steps was raised, if there are too few after."""
+        if len(self.runs) < FEWEST_RUNS_FOR_AN_INTERVAL and self.shorter is not None:
+            self.steps, self.runs = self.shorter
+
     def wanted(self, summary: Summary) -> float:
         return max(self.settings.tolerance * summary.scale, _ABSOLUTE_TOLERANCE)
 
     def _extend(self, target: int) -> None:
         """Adds runs up to the target, or to the end of the budget."""
+        deadline = self.settings.deadline
         while len(self.runs) < target and self.ended is None:
+            late = deadline is not None and time.monotonic() > deadline
             group = min(self.settings.group, target - len(self.runs))
             if self.settings.max_hvps is not None and self.cost_per_step is None:
                 group = 1  # what a run costs is known after the first
             affordable = self._affordable()
             if affordable is not None and affordable < group:
                 group = affordable
-            if group <= 0:
-                self.ended = "the limit on products"
-                if not self.runs:  # one run at least: there is nothing to report otherwise
-                    group = 1
-                else:
+            if group <= 0 or late:
+                self.ended, self.out_of_time = (TIME, True) if late else (PRODUCTS, False)
+                if self.runs or self.shorter is not None:
                     return
-            first = len(self.runs)
+                if not self.settings.required:
+                    raise BudgetError(self.ended)
+                group = 1
+            self._add(group)
+            if self.runs:
+                self._report()
+
+    def _add(self, group: int) -> None:
+        """One group of runs, or those of it for which there is room."""
+        first = len(self.runs)
+        try:
             for result in self.mapper(self._one, range(first, first + group)):
                 self.runs.append(result)
                 self.spent += result.num_matvecs
                 # A run whose Krylov space ended costs less than the next one may.
                 self.cost_per_step = max(self.cost_per_step or 0.0, result.num_matvecs / (self.steps or 1))
-            self._report()
-            if self.settings.deadline is not None and time.monotonic() > self.settings.deadline:
-                self.ended, self.out_of_time = "the time limit", True
+        except BudgetError as error:
+            self.ended, self.out_of_time = error.reason, error.reason == TIME
+            if not self.runs and self.shorter is None:
+                raise
 
     def _one(self, index: int) -> Spectrum:
         return self.run(index, self.steps)
@@ -306,7 +328,7 @@ class _Loop:
         if longer <= self.steps:
             return False
         limit = self.settings.max_hvps
-        needed = _FEWEST_RUNS_FOR_AN_INTERVAL * self._cost(longer)
+        needed = FEWEST_RUNS_FOR_AN_INTERVAL * self._cost(longer)
         if limit is not None and self.spent + needed > limit:
             return False
         deadline, now = self.settings.deadline, time.monotonic()
@@ -378,7 +400,7 @@ def summarise(runs: list[Spectrum], context: Context) -> Summary:
             )
             changes = fine - coarse
             difference = (float(changes.mean()), _half_width(changes))
-    if len(runs) < _FEWEST_RUNS_FOR_AN_INTERVAL:
+    if len(runs) < FEWEST_RUNS_FOR_AN_INTERVAL:
         half = interval = None
     return Summary(atoms, z, masses, where, scale, half, interval, total_interval, difference, excess)
 
