@@ -14,7 +14,7 @@ import attrs
 import numpy as np
 
 from sdkeras import full_map, layerwise, lyapunov_run, registry
-from sdkeras.budget import Budget
+from sdkeras.budget import KEPT, Budget
 from sdkeras.dimension import stability
 from sdkeras.dimension.adaptive import (
     FEWEST_RUNS_FOR_AN_INTERVAL,
@@ -68,9 +68,8 @@ from sdkeras.snapshots import SupremumOverSnapshots, about_step, follow
 from sdkeras.subject import Subject
 
 _MAX_NODES = 2000
-# Of a limited budget, what is kept for the sharpness dimension and what comes after it; and what each of the two
-# eigenvalue stages before may take of the part before it.
-_KEPT, _EIGENVALUES = 0.5, 0.5
+# What each of the two eigenvalue stages may take of what is left before the sharpness dimension.
+_EIGENVALUES = 0.5
 # Seconds beyond the time limit, or share of it, that are not worth a note.
 _NEGLIGIBLE, _NEGLIGIBLE_SHARE = 0.05, 0.01
 
@@ -327,7 +326,7 @@ class _Analysis:
 
     def _measure(self, found: _Found, step: UpdateMap | None) -> None:
         """Everything that takes time, in order of importance; what is found stays when Ctrl-C ends it."""
-        before = self.budget.part(1 - _KEPT)
+        before = self.budget.part(1 - KEPT)
         found.pairs = self._measured(
             "largest and smallest eigenvalue of the data-set Hessian",
             lambda: self._extremes(before.part(_EIGENVALUES)),
@@ -704,13 +703,13 @@ class _Analysis:
             took = [f"{what} took {more:,}" for what, more, _ in self.exceeded if more]
             self._warn(
                 "limit-exceeded",
-                f"{products:,} products beyond the limit of {self.options.max_hvps:,}: {' and '.join(took)}.",
+                f"{products:,} products beyond the limit of {self.options.max_hvps:,}: {_listed(took)}.",
             )
         if late:
             took = [f"{what} took {more:.2g} s" for what, _, more in self.exceeded if more > 0.1 * seconds]
             rest = seconds - sum(more for *_, more in self.exceeded)
             took += [f"products under way {rest:.2g} s"] if rest > 0.1 * seconds else []
-            self._warn("limit-exceeded", f"{seconds:.2g} s beyond the time limit of {limit:g} s: {' and '.join(took)}.")
+            self._warn("limit-exceeded", f"{seconds:.2g} s beyond the time limit of {limit:g} s: {_listed(took)}.")
 
     def _bound_inputs(self) -> Mapping[str, float]:
         """Inputs of the bounds: those given, and estimates of others where they are asked for."""
@@ -787,6 +786,11 @@ class _Analysis:
             loss=loss_name(self.subject.model.loss),
             unconnected=self.loss.engine(self.options.product_mode).unconnected,
         )
+
+
+def _listed(items: Sequence[str]) -> str:
+    """ "a, b and c"."""
+    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
 
 
 def _runs_to_afford(index: int) -> int:

@@ -9,6 +9,8 @@ import attrs
 
 from sdkeras.errors import BudgetError
 
+# Part of what verification leaves of a limited budget that is kept for the sharpness dimension and what follows it.
+KEPT = 0.5
 PRODUCTS, TIME = "the limit on products", "the time limit"
 
 
