@@ -11,6 +11,7 @@ from sdkeras.dimension import stability
 from sdkeras.dimension.adaptive import AdaptiveSettings
 from sdkeras.dimension.records import EdgeOfStability
 from sdkeras.dimension.stability import BATCH_SHARPNESS_ERROR
+from sdkeras.errors import BudgetError
 from sdkeras.long_vectors import dot, norm
 from sdkeras.operators.hessian import HessianOperator
 from sdkeras.records import FloatArray
@@ -109,6 +110,9 @@ def batch_sharpness(
         most: Minibatches at most.
         target: Relative standard error to aim at.
 
+    Raises:
+        BudgetError: The budget has no room for one minibatch; where it ends later, there are fewer.
+
     Reference: Andreyev and Beneventano (2024), arXiv 2412.20553.
     """
     source = hessian.loss.source
@@ -124,7 +128,12 @@ def batch_sharpness(
     rows: list[tuple[float, float]] = []  # |g| and g'Hg/|g|^2
     count = 0
     while count < most and not (count and count % block == 0 and _known(rows, target)):
-        rows.append(_along_the_gradient(hessian.on_minibatch(count)))
+        try:
+            rows.append(_along_the_gradient(hessian.on_minibatch(count)))
+        except BudgetError:
+            if not rows:
+                raise
+            break
         count += 1
     lengths, ratios = np.array(rows).reshape(-1, 2).T
     kept = lengths > 0

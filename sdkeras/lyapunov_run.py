@@ -16,6 +16,7 @@ import keras
 import numpy as np
 
 from sdkeras import loading, losses
+from sdkeras.budget import PRODUCTS, TIME
 from sdkeras.dimension.lyapunov import LyapunovDimension, lyapunov_dimension
 from sdkeras.dimension.records import Warning
 from sdkeras.dimension.same_steps import SameSteps, over_same_steps
@@ -297,6 +298,7 @@ def follow(
     *,
     about: Mapping[str, str],
     deadline: float | None = None,
+    max_products: int | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Followed:
     """Exponents and D_s along the steps of a map from its own state on.
@@ -306,11 +308,12 @@ def follow(
         settings: How to follow it.
         about: What else tells this trajectory from others, see `TrainingFlow`.
         deadline: Time of `time.monotonic` after which no step is begun.
+        max_products: Count of the map's products, `step.num_products`, that no step begun may exceed.
         progress: Called after every step.
 
     Raises:
         KeyboardInterrupt: Ctrl-C before anything was measured.
-        Interrupted: The deadline, likewise.
+        Interrupted: The deadline or the limit on products, likewise.
         SdkerasError: More exponents than the state has, Jacobians that do not fit the memory, or a checkpoint of
             another run.
     """
@@ -322,15 +325,16 @@ def follow(
     if settings.windows:
         coordinates = training_coordinates(step)
         dense = DenseFlow(training, coordinates, transient=settings.transient, num_steps=settings.num_steps)
-    flow = _Watched(dense or training, training, step, settings, deadline, progress)
+    flow = _Watched(dense or training, training, step, settings, deadline, max_products, progress)
     with _deferred_interrupt(flow):
         try:
             exponents: LyapunovExponents = estimate(estimator, flow, settings.seed)
         except Interrupted:
             if flow.timed_out:
+                more = "seconds (--time-limit)" if flow.limit == TIME else "products (--max-hvps)"
                 raise Interrupted(
-                    f"the time limit ended it after step {training.index:,}, before a step was measured (the first "
-                    f"{settings.transient:,} are discarded); give more seconds (--time-limit), or a shorter transient."
+                    f"{flow.limit} ended it after step {training.index:,}, before a step was measured (the first "
+                    f"{settings.transient:,} are discarded); give more {more}, or a shorter transient."
                 ) from None
             raise KeyboardInterrupt from None
     unfinished = exponents.num_steps < settings.num_steps and exponents.stopped_at is None
@@ -347,8 +351,8 @@ def follow(
     if flow.timed_out and unfinished:
         warnings.append(
             Warning(
-                "time-limit",
-                f"the time limit ended the trajectory: {exponents.num_steps:,} of {settings.num_steps:,} steps were "
+                limit_code(flow.limit),
+                f"{flow.limit} ended the trajectory: {exponents.num_steps:,} of {settings.num_steps:,} steps were "
                 "measured.",
             )
         )
@@ -358,6 +362,11 @@ def follow(
         interrupted=cut or (flow.stopping and not flow.timed_out and unfinished),
         timed_out=flow.timed_out and unfinished,
     )
+
+
+def limit_code(limit: str) -> str:
+    """The code of a warning about the limit that ended a trajectory."""
+    return "time-limit" if limit == TIME else "limit-on-products"
 
 
 def _over_same_steps(dense: DenseFlow, exponents: LyapunovExponents, settings: LyapunovSettings) -> SameSteps:
@@ -381,6 +390,7 @@ class _Watched:
         step: UpdateMap,
         settings: LyapunovSettings,
         deadline: float | None,
+        max_products: int | None,
         progress: Callable[[Progress], None] | None,
     ) -> None:
         self.flow = flow
@@ -388,7 +398,9 @@ class _Watched:
         self.map = step
         self.total = settings.transient + settings.num_steps
         self.deadline = deadline
+        self.max_products = max_products
         self.progress = progress
+        self.limit = TIME
         self.stopping = False
         self.timed_out = False
         self.size = flow.size
@@ -400,6 +412,11 @@ class _Watched:
     def step(self, tangents: Array) -> Array:
         if not self.stopping and self.deadline is not None and time.monotonic() >= self.deadline:
             self.stopping = self.timed_out = True
+        if not self.stopping and self.max_products is not None:
+            cost = tangents.shape[1] * self.map.microbatches
+            if self.map.num_products + cost > self.max_products:
+                self.stopping = self.timed_out = True
+                self.limit = PRODUCTS
         if self.stopping:
             raise Interrupted(f"interrupted after step {self.training.index} of the trajectory.")
         moved = self.flow.step(tangents)

@@ -8,6 +8,7 @@ import attrs
 import numpy as np
 
 from sdkeras import lyapunov_run, registry
+from sdkeras.budget import KEPT
 from sdkeras.dimension.adaptive import AdaptiveSettings
 from sdkeras.edge import expected_minibatches
 from sdkeras.estimators import DENSE, Chosen
@@ -53,13 +54,17 @@ def planned(subject: Subject, estimators: Chosen, resources: Resources) -> Plan:
     # Eigenpairs and trace take about 40 + 32 on every batch, unless they are held to fewer.
     pairs = min(40, int(options.settings.get(estimators.eigenpairs, {}).get("num_steps", 40)))
     probes = min(32, int(options.settings.get(estimators.trace, {}).get("num_probes", 32)))
-    products = _CHECKS + (pairs + probes) * num_batches
-    products += expected_minibatches(options.max_hvps, options.tolerance)
+    before = (pairs * (1 if subject.scaling is None else 2) + probes) * num_batches
+    before += expected_minibatches(options.max_hvps, options.tolerance)
+    # A run that the budget has no room for is made all the same, unless it is a dense one.
+    fewest, required = (0, _CHECKS) if name in DENSE else (1, _CHECKS + per_run)
     if options.max_hvps is not None:
-        runs = min(runs, max(1, (options.max_hvps - products) // per_run))
-    products += runs * per_run
-    if subject.scaling is not None:
-        products += pairs * num_batches
+        left = max(0, options.max_hvps - _CHECKS)
+        before = min(before, int(left * (1 - KEPT)))
+        stages = len(estimators.spectrum) - 1 + (options.snapshots or 1)
+        stages += options.per_layer + (options.lyapunov is not None)
+        runs = min(runs, max(fewest, (left - before) // (stages * per_run)))
+    products = _CHECKS + before + runs * per_run
     if options.per_layer:
         layers = loss.layout.layers.values()
         products += 32 * num_batches
@@ -74,6 +79,12 @@ def planned(subject: Subject, estimators: Chosen, resources: Resources) -> Plan:
         kept += options.snapshots * runs * 16 * per_run
     if options.lyapunov is not None:
         products += options.lyapunov * (options.lyapunov_steps + options.lyapunov_transient)
+    if options.max_hvps is not None:
+        products = min(products, max(options.max_hvps, required))
+    per_product = gradient * _GRADIENTS_PER_PRODUCT / max(1, workers)
+    seconds = per_product * products + gradient * training_steps
+    if options.time_limit is not None:
+        seconds = min(seconds, max(options.time_limit, per_product * required))
     if steps is None:
         basis = resources.dense_bytes() * resources.workers_for(name)
     else:
@@ -92,7 +103,7 @@ def planned(subject: Subject, estimators: Chosen, resources: Resources) -> Plan:
         num_steps=steps,
         num_hvps=products,
         peak_memory=int(memory),
-        seconds=gradient * (products * _GRADIENTS_PER_PRODUCT / max(1, workers) + training_steps),
+        seconds=seconds,
         seconds_per_gradient=gradient,
         num_snapshots=options.snapshots if mapped else None,
         every=options.every if mapped else None,

@@ -13,7 +13,7 @@ from sdkeras.dimension.adaptive import Outcome
 from sdkeras.dimension.exponents import ExponentMap
 from sdkeras.dimension.records import Supremum, Warning
 from sdkeras.dimension.supremum import estimate_supremum
-from sdkeras.errors import NonFiniteError
+from sdkeras.errors import BudgetError, NonFiniteError
 from sdkeras.operators import update
 from sdkeras.operators.base import Array, SymmetricOperator
 from sdkeras.operators.hessian import HessianOperator
@@ -183,7 +183,10 @@ class SupremumOverSnapshots:
                 f"supremum over {len(self.trajectory.snapshots)} snapshots: minibatch {len(self.runs) + 1:,} of "
                 f"{self.num_wanted:,}"
             )
-            self._extend(count, mapper)
+            try:
+                self._extend(count, mapper)
+            except BudgetError:  # inside a run: what is complete stays
+                return
 
     def _extend(self, count: int, mapper: Mapper) -> None:
         first = len(self.runs)

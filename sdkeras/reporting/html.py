@@ -22,6 +22,7 @@ from sdkeras.reporting.numbers import (
     number,
     root_ratio,
     taken_for_granted,
+    undetermined,
 )
 from sdkeras.reporting.schema import Analysis, LyapunovRun, LyapunovSummary, write_atomically
 from sdkeras.reporting.tables import (
@@ -137,6 +138,8 @@ def _gauge_position(ratio: float | None) -> float | None:
 
 def _cards(run: Analysis) -> tuple[Card, ...]:
     estimate, rds = run.sharpness_dimension, run.rds_sharpness
+    if (estimate is None and explanations.is_limited(run)) or (estimate is not None and estimate.interval is None):
+        return _cards_without_dimension(run, 0 if estimate is None else estimate.num_runs)
     cards = []
     if estimate is None and run.hessian.largest is not None:
         value, evidence = measured(run.hessian.largest)
@@ -186,6 +189,30 @@ def _cards(run: Analysis) -> tuple[Card, ...]:
                 "compares runs on the same data; the bounds grow with it",
             )
         )
+    return tuple(cards)
+
+
+def _cards_without_dimension(run: Analysis, num_runs: int) -> tuple[Card, ...]:
+    """Says that the dimension is not determined, and what else is known: no number without its evidence."""
+    cards = [
+        Card(
+            "Sharpness dimension",
+            "not determined",
+            undetermined(num_runs, explanations.is_limited(run)),
+            "a value without an interval says nothing",
+        )
+    ]
+    for name, found, meaning in (
+        ("Largest eigenvalue", run.hessian.largest, "steepest curvature of the loss over the data"),
+        ("Trace", run.hessian.trace, "sum of the curvatures in all directions"),
+    ):
+        if found is not None:
+            cards.append(Card(name, *measured(found), meaning))
+    edge = run.edge_of_stability
+    if edge.batch_sharpness is not None and edge.batch_sharpness_stderr is not None:
+        evidence = f"± {edge.batch_sharpness_stderr:.2g}"
+        meaning = "curvature along a minibatch's own gradient"
+        cards.append(Card("Batch sharpness", number(edge.batch_sharpness), evidence, meaning))
     return tuple(cards)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from sdkeras.dimension.adaptive import FEWEST_RUNS_FOR_AN_INTERVAL
 from sdkeras.dimension.exponents import FULL
 from sdkeras.dimension.records import SharpnessDimension
 from sdkeras.reporting.schema import Analysis, LyapunovPlan, LyapunovRun, Measured, OptimizerInfo, Plan
@@ -104,8 +105,21 @@ def taken_for_granted(run: Analysis | LyapunovRun | Plan | LyapunovPlan) -> str:
     return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 
-def headline(estimate: SharpnessDimension) -> str:
-    """The dimension in one line."""
+def undetermined(num_runs: int, limited: bool, noun: str = "run") -> str:
+    """Why a dimension has no interval: "1 run within the limit; 3 are needed"."""
+    runs = "no " + noun if not num_runs else counted(num_runs, noun)
+    return f"{runs}{' within the limit' if limited else ''}; {FEWEST_RUNS_FOR_AN_INTERVAL} are needed"
+
+
+def headline(estimate: SharpnessDimension, limited: bool = False) -> str:
+    """The dimension in one line; a value without an interval is none.
+
+    Args:
+        estimate: The dimension.
+        limited: Whether a limit ended its runs.
+    """
+    if estimate.interval is None:
+        return f"Sharpness dimension not determined ({undetermined(estimate.num_runs, limited)})"
     return (
         f"Sharpness dimension {estimated(estimate.value, estimate.interval)} of {estimate.state_size:,}; "
         f"codimension {estimated(estimate.codimension, estimate.codimension_interval)}"

@@ -166,7 +166,8 @@ class LayerSharpness:
     Attributes:
         name: Path of the layer.
         num_parameters: Size of the block.
-        largest: Largest eigenvalue of the block of the data-set Hessian.
+        largest: Largest eigenvalue of the block of the data-set Hessian; None, like each of the following, where the
+            budget left no room for it.
         trace: Its trace; the layers' traces sum to the whole one's.
         codimension: Codimension of the block's own SD (pooled) under the run's map, as if the other layers stood
             still; with momentum the block's velocity is in it.
@@ -175,8 +176,8 @@ class LayerSharpness:
 
     name: str
     num_parameters: int
-    largest: Measured
-    trace: Measured
+    largest: Measured | None
+    trace: Measured | None
     codimension: float | None
     codimension_interval: tuple[float, float] | None
 

@@ -21,7 +21,7 @@ from sdkeras.reporting.numbers import (
     rate_in_words,
     root_ratio,
 )
-from sdkeras.reporting.schema import Analysis, LyapunovRun, LyapunovSummary, Simulation
+from sdkeras.reporting.schema import Analysis, LyapunovRun, LyapunovSummary, Measured, Simulation
 
 # Exponents in a table of their own rows; the figure has them all.
 _MOST_EXPONENTS = 12
@@ -61,20 +61,24 @@ class LayerRow:
 
 def layer_rows(run: Analysis) -> tuple[LayerRow, ...]:
     """The diagonal block of each layer; empty where they were not asked for."""
-    eigenvalues = bar_lengths([layer.largest.value for layer in run.layers])
-    traces = bar_lengths([layer.trace.value for layer in run.layers])
+    eigenvalues = bar_lengths([None if layer.largest is None else layer.largest.value for layer in run.layers])
+    traces = bar_lengths([None if layer.trace is None else layer.trace.value for layer in run.layers])
     return tuple(
         LayerRow(
             layer.name,
             f"{layer.num_parameters:,}",
             *measured(layer.largest),
             eigenvalue,
-            number(layer.trace.value) + ("" if layer.trace.stderr is None else f" ± {layer.trace.stderr:.2g}"),
+            "not estimated" if layer.trace is None else _with_stderr(layer.trace),
             trace,
             "not estimated" if layer.codimension is None else estimated(layer.codimension, layer.codimension_interval),
         )
         for layer, eigenvalue, trace in zip(run.layers, eigenvalues, traces, strict=True)
     )
+
+
+def _with_stderr(found: Measured) -> str:
+    return number(found.value) + ("" if found.stderr is None else f" ± {found.stderr:.2g}")
 
 
 def tables(run: Analysis | LyapunovRun) -> tuple[Table, ...]:

@@ -12,8 +12,14 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from sdkeras.reporting.comparison import Comparison
-from sdkeras.reporting.explanations import ERRORS_IN_WORDS, supremum_headline, trajectory_in_words
-from sdkeras.reporting.numbers import batch_size_in_words, headline, rate_in_words, taken_for_granted
+from sdkeras.reporting.explanations import (
+    ERRORS_IN_WORDS,
+    is_limited,
+    known_in_words,
+    supremum_headline,
+    trajectory_in_words,
+)
+from sdkeras.reporting.numbers import batch_size_in_words, headline, rate_in_words, taken_for_granted, undetermined
 from sdkeras.reporting.schema import Analysis, LyapunovPlan, LyapunovRun, Plan
 from sdkeras.reporting.tables import (
     Table,
@@ -70,7 +76,11 @@ def _verdict(run: Analysis | LyapunovRun) -> list[tuple[str, str]]:
         return lines
     lines = [(run.edge_of_stability.verdict, "bold")]
     if run.sharpness_dimension is not None:
-        lines.append((f"{headline(run.sharpness_dimension)}.", ""))
+        lines.append((f"{headline(run.sharpness_dimension, is_limited(run))}.", ""))
+    elif is_limited(run):
+        lines.append((f"Sharpness dimension not determined ({undetermined(0, True)}).", ""))
+    if run.sharpness_dimension is None or run.sharpness_dimension.interval is None:
+        lines += [(f"Known all the same: {known}.", "") for known in [known_in_words(run)] if known]
     if run.supremum is not None:
         lines.append((supremum_headline(run.supremum), ""))
     if run.lyapunov is not None:

@@ -8,7 +8,6 @@ import keras
 import numpy as np
 import pytest
 
-from sdkeras.errors import SdkerasError
 from sdkeras.study import trajectory
 from sdkeras.study.forward import forward
 from sdkeras.study.recorder import TrajectoryRecorder
