@@ -41,11 +41,10 @@ from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.operators.update_map import UpdateMap
 from sdkeras.options import DEFAULT_SAMPLES, DEFAULT_STEPS, DEFAULT_TRANSIENT, Options, check_options
 from sdkeras.planning import planned
-from sdkeras.provenance import loss_name, optimizer_info, provenance
+from sdkeras.provenance import data_info, loss_name, optimizer_info, provenance
 from sdkeras.records import Eigenpairs, Progress, Spectrum, TraceEstimate
 from sdkeras.reporting.schema import (
     Analysis,
-    DataInfo,
     HessianSummary,
     LayerSharpness,
     LyapunovSummary,
@@ -68,6 +67,7 @@ def analyze(
     batch_size: int | None = None,
     learning_rate: float | None = None,
     loss: Any = None,
+    class_weight: Mapping[int, float] | None = None,
     params: str | None = None,
     samples: int = DEFAULT_SAMPLES,
     mode: str = "train",
@@ -104,6 +104,7 @@ def analyze(
         batch_size: That of training; default 32, or a dataset's own.
         learning_rate: In place of the optimizer's.
         loss: In place of the compiled one (needed for an uncompiled model).
+        class_weight: That of `fit`, which no file holds: weights by class, {0: 1.0, 1: 9.0}; others weigh 1.
         params: Regular expression of the trainable variables to analyse; all by default.
         samples: Random subset for the data-set Hessian. Minibatches are drawn from all the data.
         mode: 'train' or 'inference'.
@@ -154,6 +155,7 @@ def analyze(
         batch_size=batch_size,
         learning_rate=learning_rate,
         loss=loss,
+        class_weight=class_weight,
         params=params,
         samples=samples,
         mode=mode,
@@ -283,7 +285,7 @@ class _Analysis:
                 started=self.started,
             ),
             model=self._model_info(),
-            data=DataInfo(self.subject.source.num_samples, self.subject.source.batch_size, self.loss.num_examples),
+            data=data_info(self.subject.source, self.loss.num_examples),
             optimizer=optimizer_info(self.subject.optimizer, self.subject.rate, self.subject.rate_source),
             verification=hessian.verification,
             hessian=_summary(found.pairs, found.trace),

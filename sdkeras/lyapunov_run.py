@@ -32,10 +32,9 @@ from sdkeras.operators.update_map import UpdateMap, state_size
 from sdkeras.operators.update_rule import inner, is_function, loaded_clone, parts_of, replica
 from sdkeras.options import DEFAULT_STEPS, DEFAULT_TRANSIENT
 from sdkeras.planning import planned_trajectory
-from sdkeras.provenance import loss_name, optimizer_info, provenance, with_loss
+from sdkeras.provenance import data_info, loss_name, optimizer_info, provenance, with_loss
 from sdkeras.records import LyapunovExponents, Progress
 from sdkeras.reporting.schema import (
-    DataInfo,
     LyapunovPlan,
     LyapunovRun,
     LyapunovSummary,
@@ -61,6 +60,7 @@ def lyapunov(
     transient: int = DEFAULT_TRANSIENT,
     learning_rate: float | None = None,
     loss: Any = None,
+    class_weight: Mapping[int, float] | None = None,
     samples: int | None = None,
     dtype: str = "float32",
     product_mode: str = "auto",
@@ -92,6 +92,7 @@ def lyapunov(
         transient: Steps made before, and discarded.
         learning_rate: In place of the optimizer's, or of its schedule.
         loss: In place of the compiled one.
+        class_weight: That of `fit`, which no file holds: weights by class, {0: 1.0, 1: 9.0}; others weigh 1.
         samples: How much of an endless data set to read.
         dtype: 'float32' or 'float64'.
         product_mode: 'auto', 'reverse-over-reverse', 'forward-over-reverse' or 'finite-differences'.
@@ -140,6 +141,7 @@ def lyapunov(
         batch_size=batch_size,
         learning_rate=learning_rate,
         loss=loss,
+        class_weight=class_weight,
         samples=samples,
         dtype=dtype,
         seed=seed,
@@ -174,7 +176,7 @@ def lyapunov(
             loss=loss_name(training.model.loss),
             unconnected=function.engine(product_mode).unconnected,
         ),
-        data=DataInfo(source.num_samples, source.batch_size, function.num_examples),
+        data=data_info(source, function.num_examples),
         optimizer=optimizer_info(
             used,
             float("nan") if used is None or used.learning_rate is None else used.learning_rate,
@@ -189,7 +191,7 @@ def lyapunov(
 
 def plan(model: Any, data: Any, **options: Any) -> LyapunovPlan:
     """What `lyapunov` would do with the same arguments, from one timed gradient; nothing else is computed."""
-    known = {name: options.get(name) for name in ("batch_size", "learning_rate", "loss", "samples")}
+    known = {name: options.get(name) for name in ("batch_size", "learning_rate", "loss", "class_weight", "samples")}
     training = read_training(model, data, **known, dtype=options.get("dtype", "float32"), seed=options.get("seed", 0))
     settings = settings_of(**options)
     size = state_size(training.function, training.optimizer, initial_slots=options.get("initial_slots", False))
@@ -218,6 +220,7 @@ def read_training(
     samples: int | None,
     dtype: str,
     seed: int,
+    class_weight: Mapping[int, float] | None = None,
 ) -> Training:
     """Model, data and optimizer read and checked; nothing is multiplied yet.
 
@@ -230,7 +233,11 @@ def read_training(
     if isinstance(data, (tuple, list)) and len(data) in (2, 3):
         loading.check_data(fitted, *data)
     source = batches.as_source(
-        data, batch_size=batch_size, default_batch_size=batches.DEFAULT_BATCH_SIZE, limit=samples
+        data,
+        batch_size=batch_size,
+        default_batch_size=batches.DEFAULT_BATCH_SIZE,
+        limit=samples,
+        class_weight=class_weight,
     )
     function = EmpiricalLoss(fitted, source, dtype=dtype, num_samples=_CHECKED_SAMPLES, seed=seed)
     notes = [Warning("data", f"{note}.") for note in function.notes]

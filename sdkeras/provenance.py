@@ -16,7 +16,7 @@ from sdkeras.operators import precision
 from sdkeras.operators.batches import Source
 from sdkeras.operators.loss import check_model
 from sdkeras.operators.update import OptimizerSettings
-from sdkeras.reporting.schema import OptimizerInfo, Provenance
+from sdkeras.reporting.schema import DataInfo, OptimizerInfo, Provenance
 
 
 def with_loss(model: Any, loss: Any, dtype: str) -> Any:
@@ -84,6 +84,13 @@ def optimizer_info(optimizer: OptimizerSettings | None, rate: float, source: str
         nesterov=optimizer.nesterov,
         learning_rate_source=source,
     )
+
+
+def data_info(source: Source, num_samples_hessian: int) -> DataInfo:
+    """The data of a report."""
+    weights = source.class_weight
+    named = None if weights is None else {str(label): weight for label, weight in weights.items()}
+    return DataInfo(source.num_samples, source.batch_size, num_samples_hessian, named)
 
 
 def provenance(source: Source, *, seed: int, dtype: str, num_hvps: int, started: float) -> Provenance:

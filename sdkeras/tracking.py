@@ -283,6 +283,7 @@ def _source(data: Any, options: Mapping[str, Any]) -> Source:
         batch_size=options.get("batch_size"),
         default_batch_size=batches.DEFAULT_BATCH_SIZE,
         limit=options.get("samples"),
+        class_weight=options.get("class_weight"),
     )
 
 

@@ -22,6 +22,7 @@ from sdkeras_cli.shared import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE
 @shared.batch_size
 @shared.learning_rate
 @shared.loss
+@shared.class_weight
 @shared.params
 @click.option("--samples", type=COUNT, default=4096, show_default=True, help="Samples for the data-set Hessian.")
 @click.option(

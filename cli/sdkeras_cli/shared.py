@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
+from sdkeras import class_weights
+
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -38,6 +40,12 @@ learning_rate = click.option(
     "--learning-rate", type=POSITIVE, help="In place of the one in the file, or of its schedule."
 )
 loss = click.option("--loss", help="Name of a Keras loss, or NAME:from_logits, in place of the compiled one.")
+class_weight = click.option(
+    "--class-weight",
+    metavar="CLASS=W,...",
+    callback=lambda context, option, text: None if text is None else class_weights.parsed(text),
+    help="fit's class_weight, which no file holds: 0=1.0,1=9.0; other classes weigh 1.",
+)
 params = click.option("--params", metavar="REGEX", help="Analyse only the variables whose path this finds.")
 dtype = click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True)
 product_mode = click.option(

@@ -28,6 +28,7 @@ _DEFAULT_FOLDER = "track"
 @shared.batch_size
 @click.option("--learning-rate", type=POSITIVE, help="In place of the ones in the files.")
 @shared.loss
+@shared.class_weight
 @shared.params
 @click.option("--samples", type=COUNT, help="Samples for the data-set Hessian; default 1024.")
 @click.option("--mode", type=click.Choice(["train", "inference"]), help="Of dropout and the like; default train.")

@@ -34,6 +34,7 @@ _SETTINGS = (
     ("provenance.data_digest", "data digest"),
     ("data.num_samples", "samples"),
     ("data.batch_size", "batch size"),
+    ("data.class_weight", "class weights"),
     ("data.num_samples_hessian", "samples of the Hessian"),
     ("model.name", "model"),
     ("model.num_parameters", "parameters"),

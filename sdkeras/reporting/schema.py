@@ -67,11 +67,15 @@ class ModelInfo:
 
 @attrs.frozen
 class DataInfo:
-    """num_samples in the data; the data-set Hessian ran on num_samples_hessian of them."""
+    """num_samples in the data; the data-set Hessian ran on num_samples_hessian of them.
+
+    class_weight: Weights by class, None without them.
+    """
 
     num_samples: int
     batch_size: int
     num_samples_hessian: int
+    class_weight: dict[str, float] | None = None
 
 
 @attrs.frozen

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import attrs
 
 from sdkeras.dimension.exponents import FULL
@@ -383,6 +385,13 @@ def _verification(run: Analysis | LyapunovRun) -> Table:
     )
 
 
+def class_weights_in_words(weights: Mapping[str, float] | None) -> str:
+    """Class weights for a reader, or nothing."""
+    if not weights:
+        return ""
+    return "class weights " + ", ".join(f"{label}: {weight:g}" for label, weight in weights.items())
+
+
 def _provenance(run: Analysis | LyapunovRun | Simulation) -> Table:
     made, model = run.provenance, run.model
     analysed = f"{model.num_trainable_analysed:,} of {model.num_parameters:,} trainable parameters"
@@ -391,7 +400,7 @@ def _provenance(run: Analysis | LyapunovRun | Simulation) -> Table:
         "Provenance",
         (
             ("model", model.name, f"{analysed}; {model.mode} mode"),
-            ("loss", model.loss, ""),
+            ("loss", model.loss, class_weights_in_words(run.data.class_weight)),
             ("data", f"{run.data.num_samples:,} samples", f"batch size {run.data.batch_size}; {made.data_digest}"),
             ("cost", f"{made.seconds:.1f} s", f"{made.num_hvps:,} products in {made.dtype}, seed {made.seed}"),
             ("made with", f"sdkeras {made.sdkeras}", f"TensorFlow {made.tensorflow}, Keras {made.keras}"),
