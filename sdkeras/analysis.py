@@ -11,9 +11,10 @@ from typing import Any
 import attrs
 import numpy as np
 
-from sdkeras import full_map, layerwise, lyapunov_run, registry
+from sdkeras import bounding, full_map, layerwise, lyapunov_run, registry
+from sdkeras.answers import compressed, model_info
 from sdkeras.dimension.adaptive import AdaptiveSettings, Outcome, estimate_sharpness_dimension
-from sdkeras.dimension.bounds import Facts, bounds, check_inputs, facts_along, facts_over
+from sdkeras.dimension.bounds import Facts, bounds, facts_along, facts_over
 from sdkeras.dimension.exponents import Exponents
 from sdkeras.dimension.records import Bound, EdgeOfStability, SharpnessDimension, Supremum, Warning
 from sdkeras.edge import batch_sharpness, edge_of_stability, num_minibatches
@@ -34,14 +35,12 @@ from sdkeras.findings import findings
 from sdkeras.full_map import FullMap, as_spectrum
 from sdkeras.lyapunov_settings import LyapunovSettings
 from sdkeras.memory import memory_limit
-from sdkeras.operators import assumptions
-from sdkeras.operators.base import Array, DiagonallyScaledOperator, RestrictedOperator, SymmetricOperator
+from sdkeras.operators.base import DiagonallyScaledOperator, RestrictedOperator, SymmetricOperator
 from sdkeras.operators.hessian import HessianOperator
-from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.operators.update_map import UpdateMap
 from sdkeras.options import DEFAULT_SAMPLES, DEFAULT_STEPS, DEFAULT_TRANSIENT, Options, check_options
 from sdkeras.planning import planned
-from sdkeras.provenance import data_info, loss_name, optimizer_info, provenance
+from sdkeras.provenance import data_info, optimizer_info, provenance
 from sdkeras.records import Eigenpairs, Progress, Spectrum, TraceEstimate
 from sdkeras.reporting.schema import (
     Analysis,
@@ -49,15 +48,11 @@ from sdkeras.reporting.schema import (
     LayerSharpness,
     LyapunovSummary,
     Measured,
-    ModelInfo,
     Plan,
-    SpectrumSummary,
 )
 from sdkeras.resources import Resources, resources
 from sdkeras.snapshots import SupremumOverSnapshots, about_step, follow
 from sdkeras.subject import Subject
-
-_MAX_NODES = 2000
 
 
 def analyze(
@@ -231,7 +226,6 @@ class _Analysis:
         self.full: FullMap | None = None
         self.estimators = chosen(options)
         check_options(options)
-        check_inputs(options.bound_inputs)
         self._tell("reading the model and the data")
         self.subject = Subject(model, data, options)
         self.loss, self.warnings = self.subject.loss, self.subject.warnings
@@ -284,7 +278,7 @@ class _Analysis:
                 num_hvps=hessian.num_products,
                 started=self.started,
             ),
-            model=self._model_info(),
+            model=model_info(self.subject, self.options.product_mode),
             data=data_info(self.subject.source, self.loss.num_examples),
             optimizer=optimizer_info(self.subject.optimizer, self.subject.rate, self.subject.rate_source),
             verification=hessian.verification,
@@ -293,7 +287,7 @@ class _Analysis:
             estimates=tuple(outcome.sharpness_dimension for outcome in found.outcomes),
             rds_sharpness=None if first is None else first.rds_sharpness,
             edge_of_stability=found.edge or edge_of_stability(self.subject, None, "interrupted before it was measured"),
-            spectrum=None if first is None else _compressed(first.nodes, first.weights, self._operator()),
+            spectrum=None if first is None else compressed(first.nodes, first.weights, self._operator()),
             bounds=found.bounds,
             layers=tuple(found.layers),
             lyapunov=found.lyapunov,
@@ -579,27 +573,14 @@ class _Analysis:
         if not self.options.estimate_bound_inputs:
             return given
         self._tell("inputs of the bounds")
-        singles = EmpiricalLoss(
-            self.subject.model,
-            self.subject.source,
-            mode="inference",
-            params=self.options.params,
-            dtype=self.options.dtype,
-            num_samples=self.options.samples,
-            seed=self.options.seed,
-        )
-        return assumptions.estimated_inputs(singles) | given
+        return bounding.inputs_at(bounding.loss_of_single_examples(self.subject), given)
 
     def _facts(self, outcome: Outcome) -> Facts:
-        estimate = outcome.sharpness_dimension
-        return Facts(
-            dimension=estimate.value if estimate.definition_value is None else estimate.definition_value,
-            state_size=estimate.state_size,
-            num_samples=self.subject.source.num_samples,
-            kinks=assumptions.kinks(self.subject.model),
-            clipped=any(note.code == "clipping" for note in self.warnings),
-            unbounded_loss=assumptions.unbounded_loss(self.subject.model),
+        return bounding.facts_at(
+            self.subject,
+            outcome.sharpness_dimension,
             smallest_exponent=float(np.min(self._exponents()(outcome.nodes))),
+            clipped=any(note.code == "clipping" for note in self.warnings),
         )
 
     def _bounds(self, facts: Facts, inputs: Mapping[str, float]) -> tuple[Bound, ...]:
@@ -634,17 +615,6 @@ class _Analysis:
         note = Warning(code, message)
         if note not in self.warnings:  # several estimators may say the same
             self.warnings.append(note)
-
-    def _model_info(self) -> ModelInfo:
-        trainable = self.subject.model.trainable_variables
-        return ModelInfo(
-            name=str(self.subject.model.name),
-            num_parameters=int(sum(np.prod(v.shape, dtype=np.int64) for v in trainable)),
-            num_trainable_analysed=self.loss.size,
-            mode=self.options.mode,
-            loss=loss_name(self.subject.model.loss),
-            unconnected=self.loss.engine(self.options.product_mode).unconnected,
-        )
 
 
 def _with_steps(estimator: Any, steps: int | None, room: Resources) -> Any:
@@ -683,15 +653,3 @@ def _summary(pairs: Eigenpairs | None, trace: TraceEstimate | None) -> HessianSu
         if trace is None
         else Measured(trace.value, bool(trace.stderr <= 0.05 * abs(trace.value)), stderr=trace.stderr),
     )
-
-
-def _compressed(nodes: Array, weights: Array, operator: str) -> SpectrumSummary:
-    """At most 2,000 nodes: neighbours of about equal mass share are merged into their mean."""
-    if len(nodes) > _MAX_NODES:
-        edges = np.unique(np.linspace(0, len(nodes), _MAX_NODES + 1).astype(int)[:-1])
-        mass = np.add.reduceat(weights, edges)
-        moment = np.add.reduceat(weights * nodes, edges)
-        plain = np.add.reduceat(nodes, edges) / np.diff(np.append(edges, len(nodes)))
-        nodes = np.where(mass > 0, moment / np.where(mass > 0, mass, 1.0), plain)
-        weights = mass
-    return SpectrumSummary(np.asarray(nodes, np.float64), np.asarray(weights, np.float64), operator)

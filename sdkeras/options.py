@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 
 from sdkeras import class_weights
+from sdkeras.dimension.bounds import check_inputs
 from sdkeras.errors import SdkerasError
 
 DEFAULT_SAMPLES = 4096
@@ -71,6 +72,7 @@ def check_options(options: Options) -> None:
     if not 0 < options.tolerance < 1:
         refuse("tolerance", options.tolerance, "between 0 and 1")
     class_weights.checked(options.class_weight)
+    check_inputs(options.bound_inputs)
     if options.map not in MAPS:
         refuse("map", options.map, f"one of {', '.join(MAPS)}")
     if options.seed < 0:
