@@ -1,12 +1,23 @@
-"""Parts of an answer that every measurement of a subject writes alike."""
+"""Answers from measurements: the parts that are written alike whoever measured, and a monitor's measurement as one."""
 
 from __future__ import annotations
 
+import math
+import time
+
+import attrs
 import numpy as np
 
+from sdkeras.dimension.adaptive import Outcome
+from sdkeras.dimension.records import EdgeOfStability, Warning
+from sdkeras.edge import edge_of_stability
+from sdkeras.findings import findings
 from sdkeras.operators.base import Array
-from sdkeras.provenance import loss_name
-from sdkeras.reporting.schema import ModelInfo, SpectrumSummary
+from sdkeras.operators.hessian import HessianOperator
+from sdkeras.provenance import data_info, loss_name, optimizer_info, provenance
+from sdkeras.reporting import schema
+from sdkeras.reporting.run_log import Measurement, Reading
+from sdkeras.reporting.schema import Analysis, HessianSummary, ModelInfo, SpectrumSummary
 from sdkeras.subject import Subject
 
 _MAX_NODES = 2000
@@ -35,3 +46,74 @@ def compressed(nodes: Array, weights: Array, operator: str) -> SpectrumSummary:
         nodes = np.where(mass > 0, moment / np.where(mass > 0, mass, 1.0), plain)
         weights = mass
     return SpectrumSummary(np.asarray(nodes, np.float64), np.asarray(weights, np.float64), operator)
+
+
+@attrs.frozen
+class Measured:
+    """A measurement of a monitor, and what a report of it needs beside its numbers.
+
+    `subject` is None where the optimizer allowed no step, and `outcome` where SD was not measured.
+    """
+
+    measurement: Measurement
+    subject: Subject | None
+    hessian: HessianOperator
+    outcome: Outcome | None
+
+
+def answer_of(last: Measured, first: Subject, about: str) -> Analysis:
+    """A measurement as an analysis; `first` stands for the subject where the optimizer allowed none."""
+    measurement, outcome, subject = last.measurement, last.outcome, last.subject or first
+    options, values = subject.options, measurement.values
+    warnings = [*findings(subject, last.hessian), *subject.warnings, *(outcome.warnings if outcome else ())]
+    warnings += [] if last.subject else [Warning("no-map", measurement.notes[0])]
+    estimates = () if outcome is None else (outcome.sharpness_dimension,)
+    return Analysis(
+        provenance=provenance(
+            subject.source,
+            seed=options.seed,
+            dtype=options.dtype,
+            num_hvps=measurement.num_hvps,
+            started=time.monotonic() - measurement.seconds,
+        ),
+        model=model_info(subject, options.product_mode),
+        data=data_info(subject.source, subject.loss.num_examples),
+        optimizer=optimizer_info(
+            subject.optimizer,
+            math.nan if measurement.learning_rate is None else measurement.learning_rate,
+            subject.rate_source if last.subject else "file",
+        ),
+        verification=last.hessian.verification,
+        hessian=HessianSummary(
+            largest=_with_evidence(values.get("sharpness")),
+            smallest=None,
+            trace=_with_evidence(values.get("hessian_trace")),
+        ),
+        sharpness_dimension=estimates[0] if estimates else None,
+        estimates=estimates,
+        rds_sharpness=None if outcome is None else outcome.rds_sharpness,
+        edge_of_stability=_edge(last, first),
+        spectrum=None if outcome is None else compressed(outcome.nodes, outcome.weights, subject.operator),
+        bounds=measurement.bounds,
+        warnings=(*dict.fromkeys(warnings), Warning("while-training", about)),
+    )
+
+
+def _with_evidence(reading: Reading | None) -> schema.Measured | None:
+    if reading is None or math.isnan(reading.value):
+        return None
+    return schema.Measured(reading.value, reading.converged, residual=reading.residual, stderr=reading.stderr)
+
+
+def _edge(last: Measured, first: Subject) -> EdgeOfStability:
+    """The verdict on the sharpness that the ratio is of; on H's where that is the threshold's own operator."""
+    measurement, subject = last.measurement, last.subject
+    ratio, sharpness = measurement.value("sharpness_ratio"), measurement.value("sharpness")
+    if subject is None:
+        unknown = edge_of_stability(first, None, measurement.notes[0])
+        return attrs.evolve(unknown, threshold=None, verdict=f"No verdict: {measurement.notes[0]}")
+    if ratio is not None and math.isfinite(ratio) and measurement.threshold is not None:
+        sharpness = ratio * measurement.threshold
+    elif subject.limits is None or subject.limits.preconditioned:
+        sharpness = None
+    return edge_of_stability(subject, sharpness, subject.unscaled or "its sharpness was not measured")

@@ -16,6 +16,7 @@ from typing import Any
 import attrs
 
 from sdkeras.checkpoint_files import digest
+from sdkeras.dimension.records import Bound
 from sdkeras.errors import SdkerasError
 from sdkeras.reporting.schema import as_plain, from_plain
 
@@ -39,6 +40,7 @@ class Header:
         seed: Of everything random in the measurements.
         measures: Keys of what is measured.
         settings: Options that the numbers depend on, as text; empty in a log of the callback.
+        class_weight: Weights by class in the measured loss, None without them.
     """
 
     sdkeras: str
@@ -54,6 +56,7 @@ class Header:
     seed: int
     measures: tuple[str, ...]
     settings: dict[str, str] = attrs.field(factory=dict)
+    class_weight: dict[str, float] | None = None
 
 
 @attrs.frozen
@@ -90,6 +93,7 @@ class Measurement:
         metrics: Losses and metrics of the training at that time.
         notes: What the reader must know, a failure for example.
         digest: Of the checkpoint's file; "" for 'fit'.
+        bounds: The generalization bounds at this SD, term by term; empty where SD was not measured.
     """
 
     source: str
@@ -107,6 +111,7 @@ class Measurement:
     metrics: dict[str, float]
     notes: tuple[str, ...] = ()
     digest: str = ""
+    bounds: tuple[Bound, ...] = ()
 
     @property
     def failed(self) -> bool:

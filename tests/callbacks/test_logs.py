@@ -11,12 +11,13 @@ import tensorflow as tf
 
 from sdkeras.callbacks import SharpnessDimension, sharpness_dimension
 from sdkeras.errors import DataError, ModelError, SdkerasError
-from sdkeras.monitor import MEASURES
+from sdkeras.monitor import MEASURES, log_keys
 from sdkeras.operators.update import steps_taken
 from sdkeras.reporting.run_log import Header, Measurement, Reading, read_run_log
 from small_nets import X, Y, net
 
-KEYS = {*MEASURES, "sharpness_age"}
+KEYS = {*MEASURES, "bound_scale", "sharpness_age"}
+NAN = pytest.approx(float("nan"), nan_ok=True)
 
 
 class Clock:
@@ -42,6 +43,7 @@ class StandIn:
         type(self).made += 1
         self.clock.seconds += self.compilation
         self.model, self.measures, self.options, self.count = model, measures, options, 0
+        self.keys = log_keys(measures, options["bound_inputs"], options["estimate_bound_inputs"])
         type(self).given = self.given = []
 
     def header(self) -> Header:
@@ -54,12 +56,18 @@ class StandIn:
         self.clock.seconds += seconds if self.out_of_time else self.cost
         if self.count in self.error:
             raise self.error[self.count]
-        values = {name: Reading(self.scale * self.count, True) for name in self.measures}
+        values = {name: Reading(self.scale * self.count, True) for name in self.keys}
         place = {"source": "fit", "step": steps_taken(self.model.optimizer), "epoch": epoch, "time": "now"}
         numbers = {"seconds": 0.0, "num_hvps": 1, "learning_rate": 0.1, "threshold": 20.0}
         return Measurement(
             **place, **numbers, operator="H", map="sgd", state_size=51, values=values, metrics=dict(metrics)
         )
+
+    def training_loss(self) -> tuple[float, None]:
+        return 1.0, None
+
+    def answer(self, about: str) -> None:
+        return None
 
 
 @pytest.fixture
@@ -113,7 +121,7 @@ def test_tensorboard_holds_every_key(stand_in, tmp_path: Path) -> None:
 
 
 def test_only_the_measures_asked_for_are_written(stand_in) -> None:
-    history = fit(watch(measures=("hessian_trace", "sharpness")))
+    history = fit(watch(measures=("hessian_trace", "sharpness")))  # and without SD no scale of the bounds
     assert {*KEYS} & set(history) == {"sharpness", "hessian_trace", "sharpness_age"}
 
 
@@ -129,21 +137,22 @@ def test_early_stopping_and_checkpoints_watch_the_keys(stand_in, tmp_path: Path)
 
 
 def test_epochs_are_skipped_until_the_share_of_time_allows_the_next(stand_in, caplog) -> None:
-    stand_in.compilation, stand_in.cost = 4.0, 2.0
+    stand_in.compilation, stand_in.cost = 4.0, 5.0
     callback = watch(max_overhead=0.2)
     callback.spacing.clock = stand_in.clock
     history = fit(callback, Tick(stand_in.clock), epochs=9)
-    # Epoch 1: 6 s spent. The next needs (6 + 2)/0.2 = 40 s of training, epoch 4; then (8 + 2)/0.2 = 50 s, epoch 5;
-    # then one an epoch.
-    assert history["sharpness_age"] == [0, 1, 2, 0, 0, 0, 0, 0, 0]
-    assert history["sharpness"] == [1, 1, 1, 2, 3, 4, 5, 6, 7]
+    # Epoch 1: 5 s spent, beside 4 s of compilation. The next needs (5 + 5)/0.2 = 50 s of training, epoch 5; then
+    # (10 + 5)/0.2 = 75 s, epoch 8.
+    assert history["sharpness_age"] == [0, 1, 2, 3, 0, 1, 2, 0, 1]
+    assert history["sharpness"] == [1, NAN, NAN, NAN, 2, NAN, NAN, 3, NAN]
+    assert history["bound_scale"] == [1, NAN, NAN, NAN, 2, NAN, NAN, 3, NAN]
     assert callback.spacing.spent <= 0.2 * callback.spacing.training
     assert callback.spacing.training == 90.0
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 1
-    assert "have taken 6 s so far" in said[0]
-    assert "the last one 2 s" in said[0]
-    assert "waits for 20 s more" in said[0]
+    assert "have taken 5 s so far" in said[0]
+    assert "the last one 5 s" in said[0]
+    assert "waits for 30 s more" in said[0]
 
 
 def test_a_measurement_that_grows_stays_within_the_share_and_gets_more_time_later(stand_in) -> None:
@@ -240,7 +249,7 @@ def test_steps_are_counted_by_the_optimizer(stand_in, per_execution: int, expect
     assert callback.measurements[0].epoch == 0
     assert [found.step for found in read_run_log(tmp_path).measurements] == expected
     by_epoch = [sum(step <= 6 * (epoch + 1) for step in expected) for epoch in range(3)]
-    assert history["sharpness"] == by_epoch
+    assert history["sharpness"] == by_epoch  # each epoch has one
 
 
 def test_an_epoch_shorter_than_the_steps_is_measured_the_first_time(stand_in) -> None:
