@@ -117,6 +117,7 @@ class Monitor:
         max_hvps: int = DEFAULT_MAX_HVPS,
         **options: Any,
     ) -> None:
+        options["bound_inputs"] = options.get("bound_inputs") or {}
         chosen = Options(samples=samples, tolerance=tolerance, max_hvps=max_hvps, **options)
         check_options(chosen)
         self.measures = check_measures(measures)
@@ -220,9 +221,9 @@ class Monitor:
             known = _readings(outcome, self.subject.options.tolerance)
             values |= {name: value for name, value in known.items() if name in self.measures}
         bounds = () if outcome is None or subject is None else self._bounds(subject, outcome)
-        values |= self._of_bounds(outcome, bounds)
         if trace is not None:
             values["hessian_trace"] = trace
+        values |= self._of_bounds(outcome, bounds)
         measurement = Measurement(
             source=source,
             step=steps_taken(self.subject.compiled_as.optimizer),

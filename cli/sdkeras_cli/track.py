@@ -35,6 +35,8 @@ _DEFAULT_FOLDER = "track"
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), help="Default float32.")
 @click.option("--tolerance", type=FRACTION, help="Half-width over the codimension; default 0.2.")
 @click.option("--max-hvps", type=COUNT, help="Products for a checkpoint's exponents; default 1000.")
+@shared.bound
+@shared.estimate_bound_inputs
 @shared.memory("bases and dense matrices")
 @click.option("--seed", type=NOT_NEGATIVE, help="Default 0.")
 @shared.custom_objects
@@ -162,4 +164,4 @@ def _show_plan(paths: list[str], folder: str, html_path: str | None) -> None:
 
 
 def _option(name: str) -> str:
-    return "--" + {"log_dir": "out", "memory_gb": "memory"}.get(name, name).replace("_", "-")
+    return "--" + {"log_dir": "out", "memory_gb": "memory", "bound_inputs": "bound"}.get(name, name).replace("_", "-")
