@@ -150,9 +150,9 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
             bound_inputs=bound_inputs or {},
             estimate_bound_inputs=estimate_bound_inputs,
         )
+        self.report = None if report is None else ReportFolder(report)
         folder = report if log_dir is None else log_dir
         self.log_path = None if folder is None else run_log.place_in(folder)
-        self.report = None if report is None else ReportFolder(report)
         self.spacing = Spacing(max_overhead)
         self.plan = None if count is None else Plan(count)
         self.carry_forward = carry_forward

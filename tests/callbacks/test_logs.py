@@ -299,6 +299,11 @@ def test_backup_and_restore(stand_in, tmp_path: Path) -> None:
         ({"measures": ()}, "no measure was asked for"),
         ({"samples": 0}, "samples is 0"),
         ({"tolerance": 2.0}, "tolerance is 2.0"),
+        ({"num_measurements": 0}, "num_measurements is 0; it must be at least 1"),
+        ({"class_weight": {1: -1.0}}, "gives class 1 the weight -1.0"),
+        ({"bound_inputs": {"gamma": 1.0}}, "a bound has no input 'gamma'"),
+        ({"bound_inputs": {"delta": 0.1}, "measures": ("sharpness",)}, "the bounds need the sharpness dimension"),
+        ({"report": "/dev/null/run"}, "/dev/null/run cannot be made: Not a directory"),
         ({"log_dir": "/dev/null/run"}, "cannot be written: Not a directory; choose another folder"),
     ],
 )
@@ -321,3 +326,111 @@ def test_a_log_that_cannot_be_written_any_more_is_told_once(stand_in, caplog, tm
     assert fit(callback)["sharpness"] == [1.0, 2.0, 3.0]
     assert len(caplog.records) == 1
     assert "cannot be written" in caplog.text
+
+
+def test_carry_forward_repeats_the_last_numbers_for_early_stopping(stand_in) -> None:
+    stand_in.cost, stand_in.scale = 4.0, -1.0  # (4 + 4)/0.1 = 80 s of training: epoch 8
+
+    def run(**options: object) -> dict[str, list[float]]:
+        callback = watch(max_overhead=0.1, **options)
+        callback.spacing.clock = stand_in.clock
+        stopping = keras.callbacks.EarlyStopping("sharpness", mode="min", patience=2)
+        return fit(callback, stopping, Tick(stand_in.clock), epochs=9)
+
+    carried = run(carry_forward=True)
+    assert carried["sharpness"] == [-1, -1, -1]  # no better for two epochs
+    assert carried["sharpness_age"] == [0, 1, 2]
+    blank = run()
+    assert blank["sharpness"] == [-1, NAN, NAN]  # NaN is no improvement either
+
+
+@pytest.mark.parametrize("carry_forward", [False, True])
+def test_the_columns_are_the_same_every_epoch_where_the_first_is_not_measured(
+    stand_in, tmp_path: Path, carry_forward: bool
+) -> None:
+    inputs = {"loss_bound": 1.0, "lipschitz": 1.0, "delta": 0.1, "stability": 0.1}
+    callback = watch(num_measurements=1, bound_inputs=inputs, carry_forward=carry_forward)
+    fit(callback, keras.callbacks.CSVLogger(tmp_path / "log.csv"))
+    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
+    assert [float(row["generalization_bound"]) for row in rows] == [NAN, NAN, 1.0]
+    assert [float(row["bound_scale"]) for row in rows] == [NAN, NAN, 1.0]
+    assert [float(row["sharpness_age"]) for row in rows] == [1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("options", "keys"),
+    [
+        ({}, {"bound_scale"}),
+        ({"bound_inputs": {"delta": 0.1}}, {"bound_scale"}),
+        ({"bound_inputs": {"delta": 0.1, "stability": 0.1}}, {"bound_scale"}),
+        (
+            {"bound_inputs": {"delta": 0.1, "stability": 0.1}, "estimate_bound_inputs": True},
+            {"bound_scale", "generalization_bound"},
+        ),
+        ({"measures": ("sharpness",)}, set()),
+    ],
+)
+def test_keys_of_the_bounds_are_there_where_they_can_be_known(
+    stand_in, options: dict[str, object], keys: set[str]
+) -> None:
+    assert {"bound_scale", "generalization_bound"} & set(fit(watch(**options), epochs=1)) == keys
+
+
+@pytest.mark.parametrize(
+    ("count", "epochs", "expected"),
+    [(1, 9, [9]), (2, 9, [1, 9]), (3, 9, [1, 5, 9]), (4, 9, [1, 4, 7, 9]), (9, 9, list(range(1, 10)))],
+)
+def test_a_number_of_measurements_is_spread_whatever_they_cost(
+    stand_in, count: int, epochs: int, expected: list[int]
+) -> None:
+    stand_in.cost = 1000.0
+    callback = watch(max_overhead=1e-3, num_measurements=count)
+    callback.spacing.clock = stand_in.clock
+    history = fit(callback, Tick(stand_in.clock), epochs=epochs)
+    assert [found.epoch for found in callback.measurements] == expected
+    assert [age == 0 for age in history["sharpness_age"]] == [epoch in expected for epoch in range(1, epochs + 1)]
+    assert set(stand_in.given) == {None}  # each may take its time
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_number_of_measurements_within_epochs(stand_in, known: bool) -> None:
+    """24 steps in 4 epochs; a generator does not say how many steps an epoch has until the first has ended."""
+    callback = watch(every=2, num_measurements=5)
+    data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(16)
+    data = data if known else data.filter(lambda x, y: True)
+    net(keras.optimizers.SGD(0.1)).fit(data, epochs=4, verbose=0, callbacks=[callback])
+    measured = callback.measurements
+    assert [found.epoch for found in measured] == [0, 1, 2, 3, 4]
+    assert (len(measured), measured[0].step) == (5, 2)
+    if known:  # Keras counts a step too many at the end of data of unknown length
+        assert [found.step for found in measured] == [2, 8, 14, 20, 24]
+
+
+def test_more_measurements_than_there_are_opportunities(stand_in, caplog) -> None:
+    callback = watch(num_measurements=7)
+    assert fit(callback)["sharpness"] == [1.0, 2.0, 3.0]
+    assert "3 of num_measurements=7 were made" in caplog.text
+    assert "every is 'epoch'" in caplog.text
+
+
+def test_a_number_of_measurements_counts_each_fit(stand_in) -> None:
+    callback, model = watch(num_measurements=2), net(keras.optimizers.SGD(0.1))
+    fit(callback, model=model, epochs=5)
+    fit(callback, model=model, epochs=9, initial_epoch=5)
+    assert [found.epoch for found in callback.measurements] == [1, 5, 6, 9]
+
+
+def test_a_monitor_that_cannot_be_made_is_not_tried_every_epoch(stand_in) -> None:
+    """Compilation is no overhead, unless it is for nothing."""
+    callback = watch(max_overhead=0.1)
+    callback.spacing.clock = stand_in.clock
+    tries = []
+
+    def refuse(*given: object, **named: object) -> None:
+        tries.append(stand_in.clock.seconds)
+        stand_in.clock.seconds += 4.0
+        raise ModelError("no such model")
+
+    callback._make = refuse
+    fit(callback, Tick(stand_in.clock), epochs=9)
+    assert len(tries) == 2  # 8 s with the next: 80 s of training
