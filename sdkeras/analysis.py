@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import attrs
 import numpy as np
 
-from sdkeras import full_map, layerwise, lyapunov_run, registry
+from sdkeras import bounding, full_map, layerwise, lyapunov_run, registry
+from sdkeras.answers import MISSING_WITHOUT_A_RATE, compressed, model_info
 from sdkeras.budget import KEPT, Budget
 from sdkeras.dimension import stability
 from sdkeras.dimension.adaptive import (
@@ -23,7 +24,7 @@ from sdkeras.dimension.adaptive import (
     Outcome,
     estimate_sharpness_dimension,
 )
-from sdkeras.dimension.bounds import Facts, bounds, check_inputs, facts_along, facts_over
+from sdkeras.dimension.bounds import Facts, bounds, facts_along, facts_over
 from sdkeras.dimension.exponents import Exponents
 from sdkeras.dimension.records import Bound, EdgeOfStability, SharpnessDimension, Supremum, Warning
 from sdkeras.dimension.spectral_density import pooled_spectrum
@@ -46,10 +47,10 @@ from sdkeras.findings import findings
 from sdkeras.full_map import FullMap, as_spectrum
 from sdkeras.lyapunov_settings import LyapunovSettings
 from sdkeras.memory import memory_limit
-from sdkeras.operators import assumptions, update
+from sdkeras.operators import update
 from sdkeras.operators.base import Array, DiagonallyScaledOperator, RestrictedOperator, SymmetricOperator
 from sdkeras.operators.hessian import HessianOperator
-from sdkeras.operators.loss import EmpiricalLoss, LossFn
+from sdkeras.operators.loss import LossFn
 from sdkeras.operators.update_map import UpdateMap
 from sdkeras.options import DEFAULT_SAMPLES, DEFAULT_STEPS, DEFAULT_TRANSIENT, Options, check_options
 from sdkeras.planning import planned
@@ -62,7 +63,6 @@ from sdkeras.reporting.schema import (
     LayerSharpness,
     LyapunovSummary,
     Measured,
-    ModelInfo,
     Plan,
     SpectrumSummary,
 )
@@ -70,7 +70,6 @@ from sdkeras.resources import Resources, resources
 from sdkeras.snapshots import SupremumOverSnapshots, about_step, follow
 from sdkeras.subject import Subject
 
-_MAX_NODES = 2000
 # What each of the two eigenvalue stages may take of what is left before the sharpness dimension.
 _EIGENVALUES = 0.5
 # Seconds beyond the time limit, or share of it, that are not worth a note.
@@ -87,6 +86,7 @@ def analyze(
     learning_rate: float | str | None = None,
     loss: Any = None,
     loss_fn: LossFn | None = None,
+    class_weight: Mapping[int, float] | None = None,
     params: str | None = None,
     samples: int = DEFAULT_SAMPLES,
     mode: str = "train",
@@ -129,6 +129,7 @@ def analyze(
             loss of Keras, or the name of a `loss_fn`, 'FILE.py:FUNCTION' or 'MODULE:FUNCTION'.
         loss_fn: Replaces the compiled loss by a function (model, batch) that runs the model itself, as a training step
             of one's own does; see `sdkeras.EmpiricalLoss`.
+        class_weight: That of `fit`, which no file holds: weights by class, {0: 1.0, 1: 9.0}; others weigh 1.
         params: Regular expression of the trainable variables to analyse; all by default.
         samples: Random subset for the data-set Hessian. Minibatches are drawn from all the data.
         mode: 'train' or 'inference'.
@@ -184,6 +185,7 @@ def analyze(
         learning_rate=learning_rate,
         loss=loss,
         loss_fn=loss_fn,
+        class_weight=class_weight,
         params=params,
         samples=samples,
         mode=mode,
@@ -263,7 +265,6 @@ class _Analysis:
         self.exceeded: list[tuple[str, int, float]] = []
         self.estimators = chosen(options)
         check_options(options)
-        check_inputs(options.bound_inputs)
         self._tell("reading the model and the data")
         self.subject = Subject(model, data, options)
         self.loss, self.warnings = self.subject.loss, self.subject.warnings
@@ -295,8 +296,7 @@ class _Analysis:
             if self.subject.rate is None and options.map != "full":
                 self._warn(
                     "no-learning-rate",
-                    "threshold, ratio, exponents, sharpness dimension and bounds need a learning rate and are missing: "
-                    + self.subject.no_rate,
+                    f"{MISSING_WITHOUT_A_RATE}: {self.subject.no_rate}",
                 )
             # Before the work, so that an optimizer without a step is told at once.
             step = self._training_step()
@@ -327,8 +327,8 @@ class _Analysis:
                 num_hvps=hessian.num_products,
                 started=self.started,
             ),
-            model=self._model_info(),
-            data=data_info(self.loss),
+            model=model_info(self.subject, self.options.product_mode),
+            data=data_info(self.subject.source, self.loss.num_examples),
             optimizer=self.subject.optimizer_info(),
             verification=hessian.verification,
             hessian=_summary(found.pairs, found.trace),
@@ -336,7 +336,7 @@ class _Analysis:
             estimates=tuple(outcome.sharpness_dimension for outcome in found.outcomes),
             rds_sharpness=None if first is None else first.rds_sharpness,
             edge_of_stability=found.edge or edge_of_stability(self.subject, None, "interrupted before it was measured"),
-            spectrum=found.spectrum if first is None else _compressed(first.nodes, first.weights, self._operator()),
+            spectrum=found.spectrum if first is None else compressed(first.nodes, first.weights, self._operator()),
             bounds=found.bounds,
             layers=tuple(found.layers),
             lyapunov=found.lyapunov,
@@ -654,7 +654,7 @@ class _Analysis:
             )
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-        found.spectrum = _compressed(pooled.nodes, pooled.weights, self._operator())
+        found.spectrum = compressed(pooled.nodes, pooled.weights, self._operator())
         self._warn(
             "spectrum-alone",
             f"the spectrum is pooled over {counted(pooled.num_runs, 'run')} on Hessians of minibatches ({name}"
@@ -806,33 +806,14 @@ class _Analysis:
             self._warn("not-measured", f"inputs of the bounds: {BudgetError(late)}")
             return given
         self._tell("inputs of the bounds")
-        singles = EmpiricalLoss(
-            self.subject.model,
-            self.subject.source,
-            mode="inference",
-            params=self.options.params,
-            dtype=self.options.dtype,
-            num_samples=self.options.samples,
-            seed=self.options.seed,
-        )
-        return assumptions.estimated_inputs(singles) | given
+        return bounding.inputs_at(bounding.loss_of_single_examples(self.subject), given)
 
     def _facts(self, outcome: Outcome) -> Facts:
-        estimate = outcome.sharpness_dimension
-        return Facts(
-            dimension=estimate.value if estimate.definition_value is None else estimate.definition_value,
-            state_size=estimate.state_size,
-            num_samples=self.subject.source.num_samples,
-            kinks=assumptions.kinks(self.subject.model),
-            clipped=any(note.code == "clipping" for note in self.warnings),
-            unbounded_loss=assumptions.unbounded_loss(self.subject.model),
+        return bounding.facts_at(
+            self.subject,
+            outcome.sharpness_dimension,
             smallest_exponent=float(np.min(self._exponents()(outcome.nodes))),
-            training=assumptions.training(
-                self.subject.model,
-                getattr(self.subject.compiled_as, "optimizer", None),
-                estimate.map,
-                self.subject.source.minibatches_per_epoch,
-            ),
+            clipped=any(note.code == "clipping" for note in self.warnings),
         )
 
     def _bounds(self, facts: Facts, inputs: Mapping[str, float]) -> tuple[Bound, ...]:
@@ -871,17 +852,6 @@ class _Analysis:
         note = Warning(code, message)
         if note not in self.warnings:  # several estimators may say the same
             self.warnings.append(note)
-
-    def _model_info(self) -> ModelInfo:
-        trainable = self.subject.model.trainable_variables
-        return ModelInfo(
-            name=str(self.subject.model.name),
-            num_parameters=int(sum(np.prod(v.shape, dtype=np.int64) for v in trainable)),
-            num_trainable_analysed=self.loss.size,
-            mode=self.options.mode,
-            loss=self.subject.loss_words,
-            unconnected=self.loss.engine(self.options.product_mode).unconnected,
-        )
 
 
 def _listed(items: Sequence[str]) -> str:
@@ -945,15 +915,3 @@ def _summary(pairs: Eigenpairs | None, trace: TraceEstimate | None) -> HessianSu
         if trace is None
         else Measured(trace.value, bool(trace.stderr <= 0.05 * abs(trace.value)), stderr=trace.stderr),
     )
-
-
-def _compressed(nodes: Array, weights: Array, operator: str) -> SpectrumSummary:
-    """At most 2,000 nodes: neighbours of about equal mass share are merged into their mean."""
-    if len(nodes) > _MAX_NODES:
-        edges = np.unique(np.linspace(0, len(nodes), _MAX_NODES + 1).astype(int)[:-1])
-        mass = np.add.reduceat(weights, edges)
-        moment = np.add.reduceat(weights * nodes, edges)
-        plain = np.add.reduceat(nodes, edges) / np.diff(np.append(edges, len(nodes)))
-        nodes = np.where(mass > 0, moment / np.where(mass > 0, mass, 1.0), plain)
-        weights = mass
-    return SpectrumSummary(np.asarray(nodes, np.float64), np.asarray(weights, np.float64), operator)

@@ -63,6 +63,7 @@ def lyapunov(
     learning_rate: float | str | None = None,
     loss: Any = None,
     loss_fn: LossFn | None = None,
+    class_weight: Mapping[int, float] | None = None,
     samples: int | None = None,
     dtype: str = "float32",
     product_mode: str = "auto",
@@ -96,6 +97,7 @@ def lyapunov(
             'peak' or 'mean' over the steps so far, or 'step:N', the rate that step N used, counted from 0.
         loss: Replaces the compiled one, as in `sdkeras.analyze`.
         loss_fn: Likewise.
+        class_weight: That of `fit`, which no file holds: weights by class, {0: 1.0, 1: 9.0}; others weigh 1.
         samples: How much of an endless data set to read.
         dtype: 'float32' or 'float64'.
         product_mode: 'auto', 'reverse-over-reverse', 'forward-over-reverse' or 'finite-differences'.
@@ -145,6 +147,7 @@ def lyapunov(
         learning_rate=learning_rate,
         loss=loss,
         loss_fn=loss_fn,
+        class_weight=class_weight,
         samples=samples,
         dtype=dtype,
         seed=seed,
@@ -180,7 +183,7 @@ def lyapunov(
             loss=training.loss_words,
             unconnected=function.engine(product_mode).unconnected,
         ),
-        data=data_info(function),
+        data=data_info(source, function.num_examples),
         optimizer=training.optimizer_info(learning_rate),
         verification=step.verification.hessian,
         lyapunov=followed.summary,
@@ -191,7 +194,8 @@ def lyapunov(
 
 def plan(model: Any, data: Any, **options: Any) -> LyapunovPlan:
     """What `lyapunov` would do with the same arguments, from one timed gradient; nothing else is computed."""
-    known = {name: options.get(name) for name in ("batch_size", "learning_rate", "loss", "loss_fn", "samples")}
+    names = ("batch_size", "learning_rate", "loss", "loss_fn", "class_weight", "samples")
+    known = {name: options.get(name) for name in names}
     settings = settings_of(**options)
     training = read_training(
         model,
@@ -205,7 +209,9 @@ def plan(model: Any, data: Any, **options: Any) -> LyapunovPlan:
     settings.check_dense(size, training.function.dtype.itemsize)
     made = planned_trajectory(training.function, size, settings)
     return attrs.evolve(
-        made, optimizer=training.optimizer_info(known["learning_rate"]), data=data_info(training.function)
+        made,
+        optimizer=training.optimizer_info(known["learning_rate"]),
+        data=data_info(training.function.source, training.function.num_examples),
     )
 
 
@@ -245,6 +251,7 @@ def read_training(
     dtype: str,
     seed: int,
     num_steps: int = 1,
+    class_weight: Mapping[int, float] | None = None,
 ) -> Training:
     """Model, data and optimizer read and checked; nothing is multiplied yet.
 
@@ -258,7 +265,11 @@ def read_training(
     if isinstance(data, (tuple, list)) and len(data) in (2, 3):
         loading.check_data(fitted, *data)
     source = batches.as_source(
-        data, batch_size=batch_size, default_batch_size=batches.DEFAULT_BATCH_SIZE, limit=samples
+        data,
+        batch_size=batch_size,
+        default_batch_size=batches.DEFAULT_BATCH_SIZE,
+        limit=samples,
+        class_weight=class_weight,
     )
     function = EmpiricalLoss(fitted, source, dtype=dtype, num_samples=_CHECKED_SAMPLES, seed=seed, loss_fn=own)
     notes = list(loading.caveats(model, with_loss=loss is None and own is None))

@@ -108,7 +108,7 @@ def planned(subject: Subject, estimators: Chosen, resources: Resources) -> Plan:
         num_snapshots=options.snapshots if mapped else None,
         every=options.every if mapped else None,
         optimizer=subject.optimizer_info(),
-        data=data_info(loss),
+        data=data_info(loss.source, loss.num_examples),
     )
 
 

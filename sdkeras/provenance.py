@@ -15,7 +15,7 @@ from sdkeras import losses
 from sdkeras.operators import precision
 from sdkeras.operators.batches import Source
 from sdkeras.operators.compiling import compile_as
-from sdkeras.operators.loss import EmpiricalLoss, check_model
+from sdkeras.operators.loss import check_model
 from sdkeras.operators.update import OptimizerSettings
 from sdkeras.reporting.schema import DataInfo, OptimizerInfo, OptimizerPart, Provenance
 
@@ -74,10 +74,11 @@ def optimizer_info(
     )
 
 
-def data_info(loss: EmpiricalLoss) -> DataInfo:
-    """The data of a report, as a loss has read them."""
-    source = loss.source
-    return DataInfo(source.num_samples, source.batch_size, loss.num_examples, source.batch_size_source)
+def data_info(source: Source, num_samples_hessian: int) -> DataInfo:
+    """The data of a report."""
+    weights = source.class_weight
+    named = None if weights is None else {str(label): weight for label, weight in weights.items()}
+    return DataInfo(source.num_samples, source.batch_size, num_samples_hessian, source.batch_size_source, named)
 
 
 def provenance(source: Source, *, seed: int, dtype: str, num_hvps: int, started: float) -> Provenance:

@@ -67,6 +67,7 @@ class Subject:
                 batch_size=options.batch_size,
                 default_batch_size=batches.DEFAULT_BATCH_SIZE,
                 limit=options.samples,
+                class_weight=options.class_weight,
             )
         )
         self.loss = EmpiricalLoss(

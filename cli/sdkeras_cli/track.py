@@ -28,12 +28,15 @@ _DEFAULT_FOLDER = "track"
 @shared.batch_size
 @shared.learning_rate
 @shared.loss
+@shared.class_weight
 @shared.params
 @click.option("--samples", type=COUNT, help="Samples for the data-set Hessian; default 1024.")
 @click.option("--mode", type=click.Choice(["train", "inference"]), help="Of dropout and the like; default train.")
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), help="Default float32.")
 @click.option("--tolerance", type=FRACTION, help="Half-width over the codimension; default 0.2.")
 @click.option("--max-hvps", type=COUNT, help="Products for a checkpoint's exponents; default 1000.")
+@shared.bound
+@shared.estimate_bound_inputs
 @shared.memory("bases and dense matrices")
 @click.option("--seed", type=NOT_NEGATIVE, help="Default 0.")
 @shared.custom_objects
@@ -161,4 +164,4 @@ def _show_plan(paths: list[str], folder: str, html_path: str | None) -> None:
 
 
 def _option(name: str) -> str:
-    return "--" + {"log_dir": "out", "memory_gb": "memory"}.get(name, name).replace("_", "-")
+    return "--" + {"log_dir": "out", "memory_gb": "memory", "bound_inputs": "bound"}.get(name, name).replace("_", "-")

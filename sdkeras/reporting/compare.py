@@ -35,6 +35,7 @@ _SETTINGS = (
     ("data.num_samples", "samples"),
     ("data.batch_size", "batch size"),
     ("data.batch_size_source", "batch size from"),
+    ("data.class_weight", "class weights"),
     ("data.num_samples_hessian", "samples of the Hessian"),
     ("model.name", "model"),
     ("model.num_parameters", "parameters"),

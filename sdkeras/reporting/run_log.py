@@ -16,6 +16,7 @@ from typing import Any
 import attrs
 
 from sdkeras.checkpoint_files import digest
+from sdkeras.dimension.records import Bound
 from sdkeras.errors import SdkerasError
 from sdkeras.reporting.schema import as_plain, from_plain
 
@@ -40,6 +41,7 @@ class Header:
         measures: Keys of what is measured.
         settings: Options that the numbers depend on, as text; empty in a log of the callback.
         batch_size_source: Where the batch size came from: 'given', 'dataset', 'assumed', or "" where it is not known.
+        class_weight: Weights by class in the measured loss, None without them.
     """
 
     sdkeras: str
@@ -56,6 +58,7 @@ class Header:
     measures: tuple[str, ...]
     settings: dict[str, str] = attrs.field(factory=dict)
     batch_size_source: str = ""
+    class_weight: dict[str, float] | None = None
 
 
 @attrs.frozen
@@ -93,6 +96,7 @@ class Measurement:
         metrics: Losses and metrics of the training at that time.
         notes: What the reader must know, a failure for example.
         digest: Of the checkpoint's file; "" for 'fit'.
+        bounds: The generalization bounds at this SD, term by term; empty where SD was not measured.
     """
 
     source: str
@@ -110,6 +114,7 @@ class Measurement:
     metrics: dict[str, float]
     notes: tuple[str, ...] = ()
     digest: str = ""
+    bounds: tuple[Bound, ...] = ()
 
     @property
     def failed(self) -> bool:

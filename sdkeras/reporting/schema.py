@@ -71,12 +71,14 @@ class DataInfo:
 
     Attributes:
         batch_size_source: Where the batch size came from: 'given', 'dataset', 'assumed', or "" where it is not known.
+        class_weight: Weights by class, None without them.
     """
 
     num_samples: int
     batch_size: int
     num_samples_hessian: int
     batch_size_source: str = ""
+    class_weight: dict[str, float] | None = None
 
 
 @attrs.frozen

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import attrs
 
 from sdkeras.dimension.exponents import FULL
@@ -432,6 +434,13 @@ def _verification(run: Analysis | LyapunovRun) -> Table:
     )
 
 
+def class_weights_in_words(weights: Mapping[str, float] | None) -> str:
+    """Class weights for a reader, or nothing."""
+    if not weights:
+        return ""
+    return "class weights " + ", ".join(f"{label}: {weight:g}" for label, weight in weights.items())
+
+
 def _provenance(run: Analysis | LyapunovRun | Simulation) -> Table:
     made, model = run.provenance, run.model
     analysed = f"{model.num_trainable_analysed:,} of {model.num_parameters:,} trainable parameters"
@@ -440,7 +449,7 @@ def _provenance(run: Analysis | LyapunovRun | Simulation) -> Table:
         "Provenance",
         (
             ("model", model.name, f"{analysed}; {model.mode} mode"),
-            ("loss", model.loss, ""),
+            ("loss", model.loss, class_weights_in_words(run.data.class_weight)),
             (
                 "data",
                 f"{run.data.num_samples:,} samples",

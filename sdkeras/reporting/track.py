@@ -82,6 +82,8 @@ def notes(log: RunLog) -> tuple[str, ...]:
     failed = [each for each in measured if each.failed]
     if failed:
         own.append(f"{len(failed)} of {len(measured)} measurements failed, the last one: {'; '.join(failed[-1].notes)}")
+    if log.header.class_weight and any(each.source == "fit" and "val_loss" in each.metrics for each in measured):
+        own.append("fit weighs the loss by class and the validation loss not: their difference is no gap")
     said = [each for each in measured if each.notes and not each.failed]
     return (*own, *(f"step {said[-1].step:,}: {note}" for note in (said[-1].notes if said else ())))
 
@@ -100,6 +102,8 @@ def table(log: RunLog) -> Rows:
         "λ₁": [_cell(each, "rds_sharpness", 3) for each in measured],
         "SD": [_dimension(each, "sharpness_dimension") for each in measured],
         "codimension": [_dimension(each, "sharpness_codimension") for each in measured],
+        "sqrt(SD/n)": [_cell(each, "bound_scale", 3) for each in measured],
+        "bound": [_cell(each, "generalization_bound") for each in measured],
         "trace": [_cell(each, "hessian_trace") for each in measured],
         "loss": [number(each.metrics.get("loss")) for each in measured],
         "val_loss": [number(each.metrics.get("val_loss")) for each in measured],
@@ -138,6 +142,14 @@ def cards(log: RunLog) -> tuple[Card, ...]:
             reading = found.values[key]
             of = f"{interval(reading.interval)} of {found.state_size:,}"
             made.append(Card(name, dimension(reading.value, _half_width(reading)), of, meaning))
+    found = last("bound_scale")
+    if found is not None:
+        reading = found.values["bound_scale"]
+        total = found.value("generalization_bound")
+        meaning = "what the generalization bounds grow with"
+        if total is not None and math.isfinite(total):
+            meaning += f"; the bound itself is {number(total)}"
+        made.append(Card("Scale of the bounds", number(reading.value, 3), interval(reading.interval), meaning))
     found = last("rds_sharpness")
     if found is not None:
         value = number(found.values["rds_sharpness"].value, 3)
