@@ -74,8 +74,8 @@ def track(
         The log, with one measurement for each of the checkpoints, in order.
 
     Raises:
-        SdkerasError: No checkpoint, unusable data or options, a log of other settings, or not one checkpoint could be
-            measured.
+        SdkerasError: No checkpoint, unusable data or options, a log of other settings or that another process writes,
+            or not one checkpoint could be measured.
         KeyboardInterrupt: Ctrl-C; what was measured is in the log.
     """
     paths = in_order(checkpoints)
@@ -85,7 +85,8 @@ def track(
     with keras.saving.custom_object_scope(dict(custom_objects or {})):
         run.read = _Reader(None if model is None else os.fspath(model), dict(custom_objects or {}), safe_mode)
         try:
-            return run.over(paths)
+            with contextlib.closing(run_log.claim(run.place)):
+                return run.over(paths)
         except OSError as error:
             raise SdkerasError(f"{run.place} cannot be written: {error.strerror or error}.") from error
 

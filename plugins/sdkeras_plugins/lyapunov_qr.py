@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from typing import Any
@@ -17,6 +18,7 @@ from sdkeras.finite import finite
 from sdkeras.kinds import lyapunov_estimator
 from sdkeras.linalg.orthogonal import thin_qr
 from sdkeras.linalg.probes import start_frame
+from sdkeras.locks import only_writer
 from sdkeras.operators.base import TangentFlow
 from sdkeras.records import BoolArray, FloatArray, LyapunovExponents
 
@@ -30,6 +32,7 @@ _ROUNDING = 10.0
 _UNRESOLVED = 30.0
 # Steps between two decompositions at most, where nothing grows or shrinks: no reason to wait longer.
 _LONGEST_INTERVAL = 64
+_IN_USE = "wait until it has ended, end it, or name another checkpoint"
 
 
 @lyapunov_estimator("lyapunov-qr")
@@ -86,9 +89,13 @@ class LyapunovQr:
             Interrupted: The flow was asked to stop before anything was measured; later, the result has the steps so
                 far. The checkpoint is written in both cases.
             NonFiniteError: A step gives NaN or infinity before anything was measured; the message says which.
-            SdkerasError: The checkpoint is damaged or of another run, or cannot be written.
+            SdkerasError: The checkpoint is damaged, of another run or in use by one, or cannot be written.
             ValueError: The flow returns tangents of another shape.
         """
+        with contextlib.nullcontext() if self.checkpoint is None else only_writer(self.checkpoint, _IN_USE):
+            return self._followed(source, seed)
+
+    def _followed(self, source: TangentFlow, seed: int) -> LyapunovExponents:
         run = self._begin(source, seed)
         while not self._is_done(run):
             try:

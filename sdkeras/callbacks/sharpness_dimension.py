@@ -15,6 +15,7 @@ import numpy as np
 from sdkeras.callbacks.randomness import same_randomness
 from sdkeras.callbacks.spacing import Spacing
 from sdkeras.errors import SdkerasError
+from sdkeras.locks import Claim
 from sdkeras.monitor import (
     DEFAULT_SAMPLES,
     DEFAULT_TOLERANCE,
@@ -68,7 +69,8 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         measurements: The measurements so far, with their evidence.
 
     Raises:
-        SdkerasError: Arguments out of their range, arrays that do not fit together, a folder that cannot be made.
+        SdkerasError: Arguments out of their range, arrays that do not fit together, a folder that cannot be made. When
+            training begins: another process writes the log.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
             seed=seed,
         )
         self.log_path = None if log_dir is None else run_log.place_in(log_dir)
+        self._claim: Claim | None = None
         self.spacing = Spacing(max_overhead)
         self.measurements: list[Measurement] = []
         self._monitor: Monitor | None = None
@@ -118,10 +121,14 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._steps = steps_taken(self.model.optimizer)
+        if self.log_path is not None:
+            self._claim = run_log.claim(self.log_path)
         self.spacing.resume()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self.spacing.pause()
+        if self._claim is not None:
+            self._claim.close()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._epochs = epoch
@@ -194,10 +201,15 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
     def _write(self, record: Header | Measurement) -> None:
         if self.log_path is None:
             return
+        if self._claim is not None and self._claim.lost:
+            self._say_once("log", f"{self.log_path} is written by a later training of this process, and no more by this")
+            return
         try:
             run_log.append(self.log_path, record)
         except OSError as error:
             self._say_once("log", f"{self.log_path} cannot be written: {error.strerror or error}")
+        except SdkerasError as error:
+            self._say_once("log", str(error))
 
     def _say_once(self, what: str, message: str) -> None:
         if what not in self._said:

@@ -17,7 +17,9 @@ import attrs
 
 from sdkeras.checkpoint_files import digest
 from sdkeras.errors import SdkerasError
+from sdkeras.locks import Claim
 from sdkeras.reporting.schema import as_plain, from_plain
+from sdkeras.whole_files import open_own, reason_of, shown
 
 FILE_NAME = "sharpness.jsonl"
 SCHEMA_VERSION = 1
@@ -147,11 +149,19 @@ def place_in(folder: str | os.PathLike[str]) -> Path:
     place = Path(folder) / FILE_NAME
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        with place.open("ab"):
-            pass
-    except OSError as error:
-        raise SdkerasError(f"{place} cannot be written: {error.strerror or error}; choose another folder.") from error
+        os.close(open_own(place, os.O_WRONLY | os.O_APPEND | os.O_CREAT))
+    except (OSError, ValueError) as error:
+        raise SdkerasError(f"{shown(place)} cannot be written: {reason_of(error)}; choose another folder.") from error
     return place
+
+
+def claim(place: Path) -> Claim:
+    """The right to write a log.
+
+    Raises:
+        SdkerasError: Another process writes it.
+    """
+    return Claim(place, "wait until it has ended, end it, or choose another folder")
 
 
 def read_run_log(path: str | os.PathLike[str]) -> RunLog:
@@ -219,6 +229,7 @@ def append(path: str | os.PathLike[str], record: Header | Measurement) -> None:
 
     Raises:
         OSError: It cannot be written.
+        SdkerasError: It is a link, or no file.
     """
     document = as_plain(record)
     if isinstance(record, Header):
@@ -226,7 +237,7 @@ def append(path: str | os.PathLike[str], record: Header | Measurement) -> None:
         if _last_header(path) == document:
             return
     line = json.dumps(document, allow_nan=False).encode() + b"\n"
-    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    handle = open_own(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
     try:
         size = os.fstat(handle).st_size
         if size and os.pread(handle, 1, size - 1) != b"\n":

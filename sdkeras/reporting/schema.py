@@ -281,13 +281,17 @@ class Document:
             detail = "; ".join(cattrs.transform_error(error)[:3])
             raise SdkerasError(f"{where} is not a complete {name}: {detail}; write it again with {command}.") from error
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, follow_links: bool = True) -> None:
         """Writes the file, all of it or nothing.
+
+        Args:
+            path: File to write.
+            follow_links: Write what a symbolic link points to; False refuses a link.
 
         Raises:
             SdkerasError: The file cannot be written.
         """
-        write_atomically(path, self.to_json())
+        write_atomically(path, self.to_json(), follow_links=follow_links)
 
     @classmethod
     def load(cls: type[_Doc], path: str | os.PathLike[str]) -> _Doc:
@@ -419,13 +423,19 @@ def _parsed(text: str, where: str, written_by: tuple[str, str]) -> dict[str, Any
     return document
 
 
-def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
+def write_atomically(path: str | os.PathLike[str], content: str | bytes, *, follow_links: bool = True) -> None:
     """Writes a file, text in UTF-8, all of it or nothing.
+
+    Args:
+        path: File to write.
+        content: All of it.
+        follow_links: Write what a symbolic link points to; False refuses a link, as a file that no user has named.
 
     Raises:
         SdkerasError: The file cannot be written.
     """
-    write_whole(path, lambda file: file.write(content.encode("utf-8") if isinstance(content, str) else content))
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    write_whole(path, lambda file: file.write(data), follow_links=follow_links)
 
 
 def as_plain(record: Any) -> Any:

@@ -134,7 +134,7 @@ class RunFolder:
 
     def write(self, path: Path, record: Any) -> None:
         """Writes one of its files as JSON."""
-        write_atomically(path, json.dumps(as_plain(record), indent=1, allow_nan=False) + "\n")
+        write_atomically(path, json.dumps(as_plain(record), indent=1, allow_nan=False) + "\n", follow_links=False)
 
     @staticmethod
     def _read(path: Path, kind: type[_Rec]) -> _Rec | None:

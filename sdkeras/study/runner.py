@@ -11,16 +11,18 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 
 from sdkeras.errors import SdkerasError
+from sdkeras.locks import only_writer
 from sdkeras.reporting.numbers import counted
 from sdkeras.study.grid import GridRun, Study, differences
 from sdkeras.study.run_files import Failed, RunFolder
+from sdkeras.whole_files import open_own
 
 STUDY_FILE = "study.json"
 # Libraries of linear algebra, which would each take all cores.
@@ -186,9 +188,9 @@ def run_study(
         runs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SdkerasError(f"{os.fspath(runs)} cannot be made: {error.strerror}; choose another place.") from error
-    with _locked(Path(folder)):
+    with only_writer(folder, "wait until it has ended, or name another folder"):
         plan = plan_study(study, folder, jobs=jobs)
-        study.save(Path(folder) / STUDY_FILE)
+        study.save(Path(folder) / STUDY_FILE, follow_links=False)
         to_do = plan.to_do(retry)
         if to_do:
             _Pool(study, Path(folder), Path(code), min(plan.jobs, len(to_do)), progress).do(
@@ -301,7 +303,7 @@ class _Process:
         environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         environment.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
         # A session of its own: Ctrl-C in the terminal is for the parent, which ends it.
-        with log.open("ab") as errors:
+        with os.fdopen(open_own(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as errors:
             self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -359,28 +361,6 @@ class _Process:
         with contextlib.suppress(OSError):  # it has ended; its output says so
             self.process.stdin.write((json.dumps(job) + "\n").encode())
             self.process.stdin.flush()
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Refuses a second run of the same folder at the same time; the system lifts the lock when the process ends.
-
-    Raises:
-        SdkerasError: It is locked.
-    """
-    try:
-        import fcntl
-    except ImportError:  # no such locks on this system
-        yield
-        return
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise SdkerasError(
-                f"{folder} is in use by another sdkeras study run; wait until it has ended, or name another folder."
-            ) from error
-        yield
 
 
 def _listed(names: set[str]) -> str:
