@@ -219,7 +219,7 @@ def _temporary(target: Path) -> Iterator[BinaryIO]:
     while True:
         temporary = str(beside(target, f".{secrets.token_hex(_RANDOM // 2)}{_ENDING}"))
         with contextlib.suppress(FileExistsError):
-            file = open(temporary, "xb", opener=_for_the_owner)
+            file = open(temporary, "xb", opener=_for_the_owner)  # noqa: SIM115  # closed below
             lock(file.fileno())
             if is_at(file.fileno(), temporary):  # and was not removed as a leftover before it was locked
                 break

@@ -202,7 +202,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         if self.log_path is None:
             return
         if self._claim is not None and self._claim.lost:
-            self._say_once("log", f"{self.log_path} is written by a later training of this process, and no more by this")
+            self._say_once("log", f"{self.log_path} belongs to a later training of this process now")
             return
         try:
             run_log.append(self.log_path, record)
