@@ -45,20 +45,18 @@ def write_reports(
 
         save_html(answer, html_path)
     if not quiet:
-        from rich.console import Console
-
         from sdkeras.reporting.terminal import render
+        from sdkeras_cli.console import console
 
-        Console(highlight=False).print(render(answer))
+        console().print(render(answer))
 
 
 def show_plan(plan: Plan | LyapunovPlan, outputs: list[str]) -> None:
     """The plan of `--dry-run`, and which files would be written."""
-    from rich.console import Console
-
     from sdkeras.reporting.terminal import render_plan
+    from sdkeras_cli.console import console
 
-    Console(highlight=False).print(render_plan(plan))
+    console().print(render_plan(plan))
     click.echo(f"files to be written: {', '.join(outputs) or 'none'}")  # rich would break a path at the margin
 
 

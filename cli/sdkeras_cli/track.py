@@ -136,9 +136,9 @@ def _show(log: RunLog, html_path: str | None, condition: conditions.Expression |
     if html_path is not None:
         save_html(log, html_path)
     if not quiet:
-        from rich.console import Console
+        from sdkeras_cli.console import console
 
-        Console(highlight=False).print(render(log))
+        console().print(render(log))
     if condition is None:
         return 0
     measured = run_log.trajectory(log)
