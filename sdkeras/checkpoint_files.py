@@ -58,12 +58,14 @@ def _files(text: str) -> list[str]:
             (os.fspath(path) for path in Path(text).iterdir() if path.name.endswith(_SUFFIXES)), key=_natural
         )
         if not found:
-            raise SdkerasError(f"the folder {text} holds no checkpoint; they end in .keras, .h5 or {WEIGHTS_SUFFIX}.")
+            raise SdkerasError(
+                f"the folder {shown(text)} holds no checkpoint; they end in .keras, .h5 or {WEIGHTS_SUFFIX}."
+            )
         return found
     if glob.has_magic(text) and not os.path.exists(text):
         found = sorted(glob.glob(text, recursive=True), key=_natural)
         if not found:
-            raise SdkerasError(f"no file fits {text}; check the pattern.")
+            raise SdkerasError(f"no file fits {shown(text)}; check the pattern.")
         return found
     return [text]
 

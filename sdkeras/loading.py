@@ -221,7 +221,7 @@ def _keras_config(path: str, start: bytes) -> _Config:
                 )
             bad = archive.testzip()
             if bad is not None:
-                raise _damaged(path, ".keras", f"checksum of its part {bad} is wrong")
+                raise _damaged(path, ".keras", f"checksum of its part {bad!r} is wrong")
             if archive.getinfo("config.json").file_size > _LARGEST_CONFIG:
                 raise _damaged(path, ".keras", "its configuration is larger than that of any model")
             config = json.loads(archive.read("config.json"))

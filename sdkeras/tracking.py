@@ -31,6 +31,7 @@ from sdkeras.provenance import loss_name
 from sdkeras.records import Progress
 from sdkeras.reporting import run_log
 from sdkeras.reporting.run_log import Measurement, RunLog
+from sdkeras.whole_files import shown
 
 _STATE = "sharpness-state.npz"
 # Of the checkpoint measured last and the one before: a kill may come before or after its line in the log.
@@ -88,7 +89,7 @@ def track(
             with contextlib.closing(run_log.claim(run.place)):
                 return run.over(paths)
         except OSError as error:
-            raise SdkerasError(f"{run.place} cannot be written: {error.strerror or error}.") from error
+            raise SdkerasError(f"{shown(run.place)} cannot be written: {error.strerror or error}.") from error
 
 
 class _Reader:
@@ -181,17 +182,18 @@ class _Tracking:
         }
         if not log.header.settings:
             raise SdkerasError(
-                f"{self.place} was written while a model trained (sdkeras.callbacks); choose another folder (--out)."
+                f"{shown(self.place)} was written while a model trained (sdkeras.callbacks); choose another folder "
+                "(--out)."
             )
         for name, own in mine.items():
             theirs = getattr(log.header, name)
             if theirs != own:
                 raise SdkerasError(
-                    f"the measurements in {self.place} are of {name} {_words(theirs)}, these would be of "
+                    f"the measurements in {shown(self.place)} are of {name} {_words(theirs)}, these would be of "
                     f"{_words(own)}; choose another folder (--out), or take the settings of the log."
                 )
         with contextlib.suppress(SdkerasError):  # without it the next eigenvectors are found from a random start
-            self.states = list(load_checkpoint(self.state_path))
+            self.states = _states(load_checkpoint(self.state_path))
         return run_log.by_digest(log)
 
     def _settings(self) -> dict[str, str]:
@@ -276,6 +278,18 @@ class _Tracking:
     def _tell(self, stage: str) -> None:
         if self.progress is not None:
             self.progress(Progress(stage=stage, num_hvps=0))
+
+
+def _states(held: Any) -> list[dict[str, Any]]:
+    """The states in a checkpoint that can be gone on from; damaged ones are left out."""
+    kept = []
+    for state in held if isinstance(held, list) else ():
+        with contextlib.suppress(TypeError, KeyError, AttributeError):
+            size, num_steps, vectors = state["size"], state["monitor"]["num_steps"], state["monitor"]["vectors"]
+            fit = all(each.ndim == 2 and each.shape[0] == size and each.dtype.kind == "f" for each in vectors.values())
+            if fit and isinstance(state["digest"], str) and num_steps > 0:
+                kept.append(state)
+    return kept
 
 
 def _source(data: Any, options: Mapping[str, Any]) -> Source:

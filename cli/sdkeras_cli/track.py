@@ -10,6 +10,7 @@ from sdkeras.checkpoint_files import in_order
 from sdkeras.errors import SdkerasError
 from sdkeras.reporting import run_log
 from sdkeras.reporting.run_log import Measurement, RunLog
+from sdkeras.whole_files import shown
 from sdkeras_cli import conditions, shared
 from sdkeras_cli.inputs import check_inputs, load_training_data
 from sdkeras_cli.output import check_outputs
@@ -68,7 +69,9 @@ def command(
     if any(path.endswith((".keras", ".h5", ".hdf5")) for path in paths):
         raise SdkerasError("checkpoints are measured on data; give them (--data DATA).")
     if len(paths) > 1:
-        raise SdkerasError(f"{' and '.join(paths)}: one log at a time; checkpoints need data (--data DATA).")
+        raise SdkerasError(
+            f"{' and '.join(map(shown, paths))}: one log at a time; checkpoints need data (--data DATA)."
+        )
     if chosen or dry_run:
         raise SdkerasError(
             f"{', '.join(map(_option, chosen)) or '--dry-run'}: for checkpoints only; give their data as well (--data)."
@@ -124,7 +127,7 @@ def _measure(
     status = _show(log, html_path, condition, quiet=quiet)
     failed = [found for found in log.measurements if found.failed]
     for found in failed:
-        click.echo(f"sdkeras: error: {found.source}: {'; '.join(found.notes)}", err=True)
+        click.echo(f"sdkeras: error: {shown(found.source)}: {'; '.join(found.notes)}", err=True)
     return 2 if failed else status
 
 

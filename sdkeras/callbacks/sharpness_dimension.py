@@ -30,6 +30,7 @@ from sdkeras.options import Options, check_options
 from sdkeras.reporting import run_log
 from sdkeras.reporting.run_log import Header, Measurement
 from sdkeras.user_code import last_line
+from sdkeras.whole_files import shown
 
 _AGE = "sharpness_age"
 _LOG = logging.getLogger("sdkeras")
@@ -202,12 +203,12 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         if self.log_path is None:
             return
         if self._claim is not None and self._claim.lost:
-            self._say_once("log", f"{self.log_path} belongs to a later training of this process now")
+            self._say_once("log", f"{shown(self.log_path)} belongs to a later training of this process now")
             return
         try:
             run_log.append(self.log_path, record)
         except OSError as error:
-            self._say_once("log", f"{self.log_path} cannot be written: {error.strerror or error}")
+            self._say_once("log", f"{shown(self.log_path)} cannot be written: {error.strerror or error}")
         except SdkerasError as error:
             self._say_once("log", str(error))
 

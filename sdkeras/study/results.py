@@ -17,6 +17,7 @@ from sdkeras.study.grid import Study
 from sdkeras.study.measures import columns
 from sdkeras.study.run_files import Measured, RunFolder, Trained
 from sdkeras.study.runner import DONE, FAILED, STUDY_FILE, RunState, plan_study, runs_folder
+from sdkeras.whole_files import shown
 
 _COMMAND = "sdkeras study run GRID.toml --out DIR"
 
@@ -186,7 +187,7 @@ def read_results(folder: str | os.PathLike[str]) -> Results:
     """
     path = Path(folder) / STUDY_FILE
     if not path.is_file():
-        raise SdkerasError(f"{os.fspath(folder)} holds no study; give the folder that sdkeras study run --out named.")
+        raise SdkerasError(f"{shown(folder)} holds no study; give the folder that sdkeras study run --out named.")
     study = Study.load(path)
     plan = plan_study(study, folder)
     rows = []

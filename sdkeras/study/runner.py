@@ -22,7 +22,7 @@ from sdkeras.locks import only_writer
 from sdkeras.reporting.numbers import counted
 from sdkeras.study.grid import GridRun, Study, differences
 from sdkeras.study.run_files import Failed, RunFolder
-from sdkeras.whole_files import open_own
+from sdkeras.whole_files import open_own, shown
 
 STUDY_FILE = "study.json"
 # Libraries of linear algebra, which would each take all cores.
@@ -103,7 +103,7 @@ def plan_study(study: Study, folder: str | os.PathLike[str], *, jobs: int | None
     """
     there = runs_folder(folder)
     if there.exists() and not there.is_dir():
-        raise SdkerasError(f"{there} is a file, and must be the folder of the runs; choose another --out.")
+        raise SdkerasError(f"{shown(there)} is a file, and must be the folder of the runs; choose another --out.")
     states, seconds = [], []
     remeasured: set[str] = set()
     by = study.by_column()
@@ -118,7 +118,7 @@ def plan_study(study: Study, folder: str | os.PathLike[str], *, jobs: int | None
             changed = differences(trained.training, training)
             if changed:
                 raise SdkerasError(
-                    f"{os.fspath(folder)} holds runs of another definition: {'; '.join(changed)}. Name another folder "
+                    f"{shown(folder)} holds runs of another definition: {'; '.join(changed)}. Name another folder "
                     "(--out), or restore the definition."
                 )
             missing = files.missing(by)
@@ -145,7 +145,7 @@ def _check_recorded(trained: Mapping[str, Any], wanted: Mapping[str, Any], folde
     recorded = wanted["recorded"]
     if recorded is not None and trained.get("recorded") is None:
         raise SdkerasError(
-            f"{', '.join(recorded['for'])} are of the iterates of training, which the runs in {os.fspath(folder)} have "
+            f"{', '.join(recorded['for'])} are of the iterates of training, which the runs in {shown(folder)} have "
             "not recorded; name another folder (--out), or take trajectory = 'forward', which is simulated afterwards."
         )
 
@@ -187,7 +187,7 @@ def run_study(
     try:
         runs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SdkerasError(f"{os.fspath(runs)} cannot be made: {error.strerror}; choose another place.") from error
+        raise SdkerasError(f"{shown(runs)} cannot be made: {error.strerror}; choose another place.") from error
     with only_writer(folder, "wait until it has ended, or name another folder"):
         plan = plan_study(study, folder, jobs=jobs)
         study.save(Path(folder) / STUDY_FILE, follow_links=False)

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from sdkeras.checkpoints import load_checkpoint, save_checkpoint
 from sdkeras.errors import SdkerasError
+from sdkeras.reading import blamed_on
 from sdkeras.study.projection import Distortion
+from sdkeras.whole_files import check_is_file, shown
 
 
 @attrs.frozen(eq=False)
@@ -44,6 +46,9 @@ class Trajectory:
         rows, steps = np.asarray(self.iterates), np.asarray(self.iterations)
         losses = rows if self.losses is None else np.asarray(self.losses)
         kinds = {array.dtype.kind for array in (rows, steps, losses)}
+        counts = (self.num_parameters, self.seed, *([] if self.stopped_at is None else [self.stopped_at]))
+        if not all(isinstance(count, (int, np.integer)) and count >= 0 for count in counts):
+            raise ValueError("Trajectory: num_parameters, seed and stopped_at must be whole numbers.")
         if rows.ndim != 2 or losses.ndim != 2 or not kinds <= set("iuf"):
             raise ValueError("Trajectory: iterates and losses must be matrices of numbers.")
         if not steps.shape == (len(rows),) == (len(losses),):
@@ -66,9 +71,10 @@ class Trajectory:
         Raises:
             SdkerasError: Missing, damaged or another kind of file.
         """
-        name, advice = os.fspath(path), "give a file that TrajectoryRecorder or sdkeras study trajectory --save wrote."
+        name, advice = shown(path), "give a file that TrajectoryRecorder or sdkeras study trajectory --save wrote."
         if not os.path.exists(path):
             raise SdkerasError(f"there is no file {name}; {advice}")
+        check_is_file(path, SdkerasError, advice)
         try:
             held = load_checkpoint(path)
         except SdkerasError as error:
@@ -76,9 +82,7 @@ class Trajectory:
         names = {field.name for field in attrs.fields(cls)}
         if not isinstance(held, dict) or held.pop("trajectory", None) != 1 or set(held) != names:
             raise SdkerasError(f"{name} is no trajectory; {advice}")
-        try:
+        with blamed_on(f"{name} is no whole trajectory", advice):
             if held["distortion"] is not None:
                 held["distortion"] = Distortion(**held["distortion"])
             return cls(**held)
-        except (TypeError, ValueError) as error:
-            raise SdkerasError(f"{name} is no whole trajectory ({error}); {advice}") from error
