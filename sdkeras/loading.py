@@ -26,6 +26,7 @@ from sdkeras.data_fit import check_data
 from sdkeras.dimension.records import Warning
 from sdkeras.errors import ModelError
 from sdkeras.user_code import is_name_of_keras, last_line, load_custom_objects
+from sdkeras.whole_files import check_is_file
 
 __all__ = [
     "caveats",
@@ -41,6 +42,8 @@ __all__ = [
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _ZIP_MAGIC = b"PK"
 _READ = "_sdkeras_read"
+# Bytes of a configuration: a thousand layers have a few million.
+_LARGEST_CONFIG = 2**28
 
 # Names that Keras 3 writes into .h5 files (compile(loss="mse")) and cannot read back from them.
 _H5_LOSS_NAMES = ("mse", "mae", "mape", "msle", "bce", "kld", "MSE", "MAE", "MAPE", "MSLE", "BCE", "KLD")
@@ -58,6 +61,12 @@ _OF_COMPILING = re.compile(r"Skipping variable loading for optimizer|`compile\(\
 # Dimensions of outputs that hold one vector for each example.
 _FLAT = 2
 _UNSAFE = re.compile(r"safe_mode|unsafe.deserialization", re.IGNORECASE)
+# What Keras refuses in safe mode that is no code in the file, but another file.
+_OUTSIDE_WORDS = {
+    "vocabulary file outside": "the vocabulary of a layer from a file outside of it",
+    "external SavedModel": "a SavedModel outside of it (TFSMLayer)",
+}
+_OUTSIDE = re.compile("|".join(_OUTSIDE_WORDS))
 
 
 def load_model(path: str, *, custom_objects: dict[str, Any] | None = None, safe_mode: bool = True) -> Any:
@@ -209,7 +218,9 @@ def _read_config(path: str) -> _Config:
         raise ModelError(f"model file {path!r} cannot be opened: {last_line(error)}.") from error
     if missing:
         raise ModelError(f"model file {path!r} does not exist; check the path.")
-    if file.is_dir():
+    if not file.is_dir():
+        check_is_file(path, ModelError, "give a .keras or .h5 file.")
+    else:
         kind = "a SavedModel folder" if (file / "saved_model.pb").exists() else "a folder"
         raise ModelError(
             f"{path!r} is {kind}, which Keras 3 cannot load as a model; load it where it was made and save it with "
@@ -252,7 +263,9 @@ def _keras_config(path: str, start: bytes) -> _Config:
                 )
             bad = archive.testzip()
             if bad is not None:
-                raise _damaged(path, ".keras", f"checksum of its part {bad} is wrong")
+                raise _damaged(path, ".keras", f"checksum of its part {bad!r} is wrong")
+            if archive.getinfo("config.json").file_size > _LARGEST_CONFIG:
+                raise _damaged(path, ".keras", "its configuration is larger than that of any model")
             text = archive.read("config.json").decode()
             config = json.loads(text)
             metadata = json.loads(archive.read("metadata.json")) if "metadata.json" in names else {}
@@ -647,6 +660,11 @@ def _why_not(path: str, error: Exception, safe_mode: bool, config: _Config) -> s
         return (
             f"model file {path!r} uses the {kind} '{name}', which Keras does not know; give the Python file that "
             "defines it with --custom-objects FILE (custom_objects in Python)."
+        )
+    if safe_mode and (outside := _OUTSIDE.search(text)) is not None:
+        return (
+            f"model file {path!r} reads {_OUTSIDE_WORDS[outside[0]]}, which sdkeras does not open for a model file; "
+            "save the model again with all that it needs in one .keras file."
         )
     if safe_mode and _UNSAFE.search(text):
         return (

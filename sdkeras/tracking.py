@@ -31,6 +31,7 @@ from sdkeras.operators.batches import Source
 from sdkeras.records import Progress
 from sdkeras.reporting import run_log
 from sdkeras.reporting.run_log import Measurement, RunLog
+from sdkeras.whole_files import shown
 
 _STATE = "sharpness-state.npz"
 # Of the checkpoint measured last and the one before: a kill may come before or after its line in the log.
@@ -75,8 +76,8 @@ def track(
         The log, with one measurement for each of the checkpoints, in order.
 
     Raises:
-        SdkerasError: No checkpoint, unusable data or options, a log of other settings, or not one checkpoint could be
-            measured.
+        SdkerasError: No checkpoint, unusable data or options, a log of other settings or that another process writes,
+            or not one checkpoint could be measured.
         KeyboardInterrupt: Ctrl-C; what was measured is in the log.
     """
     paths = in_order(checkpoints)
@@ -86,9 +87,10 @@ def track(
     with keras.saving.custom_object_scope(dict(custom_objects or {})):
         run.read = _Reader(None if model is None else os.fspath(model), dict(custom_objects or {}), safe_mode)
         try:
-            return run.over(paths)
+            with contextlib.closing(run_log.claim(run.place)):
+                return run.over(paths)
         except OSError as error:
-            raise SdkerasError(f"{run.place} cannot be written: {error.strerror or error}.") from error
+            raise SdkerasError(f"{shown(run.place)} cannot be written: {error.strerror or error}.") from error
 
 
 class _Reader:
@@ -182,17 +184,18 @@ class _Tracking:
         }
         if not log.header.settings:
             raise SdkerasError(
-                f"{self.place} was written while a model trained (sdkeras.callbacks); choose another folder (--out)."
+                f"{shown(self.place)} was written while a model trained (sdkeras.callbacks); choose another folder "
+                "(--out)."
             )
         for name, own in mine.items():
             theirs = getattr(log.header, name)
             if theirs != own:
                 raise SdkerasError(
-                    f"the measurements in {self.place} are of {name} {_words(theirs)}, these would be of "
+                    f"the measurements in {shown(self.place)} are of {name} {_words(theirs)}, these would be of "
                     f"{_words(own)}; choose another folder (--out), or take the settings of the log."
                 )
         with contextlib.suppress(SdkerasError):  # without it the next eigenvectors are found from a random start
-            self.states = list(load_checkpoint(self.state_path))
+            self.states = _states(load_checkpoint(self.state_path))
         return run_log.by_digest(log)
 
     def _settings(self) -> dict[str, str]:
@@ -284,6 +287,18 @@ class _Tracking:
     def _tell(self, stage: str) -> None:
         if self.progress is not None:
             self.progress(Progress(stage=stage, num_hvps=0))
+
+
+def _states(held: Any) -> list[dict[str, Any]]:
+    """The states in a checkpoint that can be gone on from; damaged ones are left out."""
+    kept = []
+    for state in held if isinstance(held, list) else ():
+        with contextlib.suppress(TypeError, KeyError, AttributeError):
+            size, num_steps, vectors = state["size"], state["monitor"]["num_steps"], state["monitor"]["vectors"]
+            fit = all(each.ndim == 2 and each.shape[0] == size and each.dtype.kind == "f" for each in vectors.values())
+            if fit and isinstance(state["digest"], str) and num_steps > 0:
+                kept.append(state)
+    return kept
 
 
 def _source(data: Any, options: Mapping[str, Any]) -> Source:

@@ -119,7 +119,8 @@ def run(
     quiet: bool = False,
 ) -> int:
     """Loads, analyses, reports; returns the exit status."""
-    from sdkeras_cli.main import INTERRUPTED, tensorflow_settings
+    from sdkeras_cli.interrupts import INTERRUPTED
+    from sdkeras_cli.main import tensorflow_settings
     from sdkeras_cli.progress import progress_bar
     from sdkeras_cli.report import fail_if
 

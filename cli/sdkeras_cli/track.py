@@ -10,6 +10,7 @@ from sdkeras.checkpoint_files import in_order
 from sdkeras.errors import SdkerasError
 from sdkeras.reporting import run_log
 from sdkeras.reporting.run_log import Measurement, RunLog
+from sdkeras.whole_files import shown
 from sdkeras_cli import conditions, shared
 from sdkeras_cli.inputs import check_inputs, load_training_data
 from sdkeras_cli.output import check_outputs
@@ -71,7 +72,9 @@ def command(
     if any(path.endswith((".keras", ".h5", ".hdf5")) for path in paths):
         raise SdkerasError("checkpoints are measured on data; give them (--data DATA).")
     if len(paths) > 1:
-        raise SdkerasError(f"{' and '.join(paths)}: one log at a time; checkpoints need data (--data DATA).")
+        raise SdkerasError(
+            f"{' and '.join(map(shown, paths))}: one log at a time; checkpoints need data (--data DATA)."
+        )
     if chosen or dry_run:
         raise SdkerasError(
             f"{', '.join(map(_option, chosen)) or '--dry-run'}: for checkpoints only; give their data as well (--data)."
@@ -127,7 +130,7 @@ def _measure(
     status = _show(log, html_path, condition, quiet=quiet)
     failed = [found for found in log.measurements if found.failed]
     for found in failed:
-        click.echo(f"sdkeras: error: {found.source}: {'; '.join(found.notes)}", err=True)
+        click.echo(f"sdkeras: error: {shown(found.source)}: {'; '.join(found.notes)}", err=True)
     return 2 if failed else status
 
 
@@ -139,9 +142,9 @@ def _show(log: RunLog, html_path: str | None, condition: conditions.Expression |
     if html_path is not None:
         save_html(log, html_path)
     if not quiet:
-        from rich.console import Console
+        from sdkeras_cli.console import console
 
-        Console(highlight=False).print(render(log))
+        console().print(render(log))
     if condition is None:
         return 0
     measured = run_log.trajectory(log)

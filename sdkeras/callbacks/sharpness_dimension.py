@@ -19,6 +19,7 @@ from sdkeras.callbacks.randomness import same_randomness
 from sdkeras.callbacks.report_folder import ReportFolder
 from sdkeras.callbacks.spacing import Plan, Spacing
 from sdkeras.errors import SdkerasError
+from sdkeras.locks import Claim
 from sdkeras.monitor import (
     DEFAULT_SAMPLES,
     DEFAULT_TOLERANCE,
@@ -34,6 +35,7 @@ from sdkeras.options import Options, check_options
 from sdkeras.reporting import run_log
 from sdkeras.reporting.run_log import Header, Measurement, RunLog
 from sdkeras.user_code import last_line
+from sdkeras.whole_files import shown
 
 _AGE = "sharpness_age"
 _LOG = logging.getLogger("sdkeras")
@@ -95,7 +97,8 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         measurements: The measurements so far, with their evidence.
 
     Raises:
-        SdkerasError: Arguments out of their range, arrays that do not fit together, a folder that cannot be made.
+        SdkerasError: Arguments out of their range, arrays that do not fit together, a folder that cannot be made. When
+            training begins: another process writes the log.
     """
 
     def __init__(
@@ -155,6 +158,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         self.report = None if report is None else ReportFolder(report)
         folder = report if log_dir is None else log_dir
         self.log_path = None if folder is None else run_log.place_in(folder)
+        self._claim: Claim | None = None
         self.spacing = Spacing(max_overhead)
         self.plan = None if count is None else Plan(count)
         self.carry_forward = carry_forward
@@ -186,6 +190,8 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         self._check = None if own_step else LossCheck()
         if self.plan is not None:
             self.plan.begin()
+        if self.log_path is not None:
+            self._claim = run_log.claim(self.log_path)
         self.spacing.resume()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
@@ -199,6 +205,8 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
                 f"opportunities: every is {self._interval or 'epoch'!r}; a smaller number of steps gives more.",
             )
         self.spacing.pause()
+        if self._claim is not None:
+            self._claim.close()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._epochs = epoch
@@ -363,10 +371,15 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
     def _write(self, record: Header | Measurement) -> None:
         if self.log_path is None:
             return
+        if self._claim is not None and self._claim.lost:
+            self._say_once("log", f"{shown(self.log_path)} belongs to a later training of this process now")
+            return
         try:
             run_log.append(self.log_path, record)
         except OSError as error:
-            self._say_once("log", f"{self.log_path} cannot be written: {error.strerror or error}")
+            self._say_once("log", f"{shown(self.log_path)} cannot be written: {error.strerror or error}")
+        except SdkerasError as error:
+            self._say_once("log", str(error))
         if isinstance(record, Header):
             self._log = None
         elif self._log is not None:

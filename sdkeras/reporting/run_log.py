@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,10 @@ import attrs
 from sdkeras.checkpoint_files import digest
 from sdkeras.dimension.records import Bound
 from sdkeras.errors import SdkerasError
+from sdkeras.locks import Claim
+from sdkeras.reading import blamed_on, parsed_json
 from sdkeras.reporting.schema import as_plain, from_plain
+from sdkeras.whole_files import check_is_file, open_own, reason_of, shown
 
 FILE_NAME = "sharpness.jsonl"
 SCHEMA_VERSION = 1
@@ -163,11 +166,19 @@ def place_in(folder: str | os.PathLike[str]) -> Path:
     place = Path(folder) / FILE_NAME
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        with place.open("ab"):
-            pass
-    except OSError as error:
-        raise SdkerasError(f"{place} cannot be written: {error.strerror or error}; choose another folder.") from error
+        os.close(open_own(place, os.O_WRONLY | os.O_APPEND | os.O_CREAT))
+    except (OSError, ValueError) as error:
+        raise SdkerasError(f"{shown(place)} cannot be written: {reason_of(error)}; choose another folder.") from error
     return place
+
+
+def claim(place: Path) -> Claim:
+    """The right to write a log.
+
+    Raises:
+        SdkerasError: Another process writes it.
+    """
+    return Claim(place, "wait until it has ended, end it, or choose another folder")
 
 
 def read_run_log(path: str | os.PathLike[str]) -> RunLog:
@@ -177,23 +188,24 @@ def read_run_log(path: str | os.PathLike[str]) -> RunLog:
         SdkerasError: There is none, it is no such log, or it is one of a later version.
     """
     place = place_of(path)
-    try:
-        lines = place.read_bytes().split(b"\n")
-    except OSError as error:
-        raise SdkerasError(
-            f"{place} cannot be read: {error.strerror or error}; give a folder with a {FILE_NAME}, or such a file, as "
-            f"{_WRITTEN_BY} writes it."
-        ) from error
+    advice = f"give a folder with a {FILE_NAME}, or such a file, as {_WRITTEN_BY} writes it."
+    check_is_file(place, SdkerasError, advice)
+    with blamed_on(f"{shown(place)} cannot be read", advice), place.open("rb") as lines:
+        return _read(lines, shown(place))
+
+
+def _read(lines: Iterable[bytes], place: str) -> RunLog:
     header: Header | None = None
     measurements: list[Measurement] = []
     notes: list[str] = []
+    number = 0
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         where = f"{place}, line {number}"
         document = _parsed(line)
         if document is None:
-            what = "breaks off" if number == len(lines) else "is broken"
+            what = "is broken" if line.endswith(b"\n") else "breaks off"
             notes.append(f"line {number} {what} (a crash, or a writer at work) and was left out")
         elif "schema_version" in document:
             found = _header(document, where)
@@ -203,8 +215,8 @@ def read_run_log(path: str | os.PathLike[str]) -> RunLog:
         elif header is None:
             break
         else:
-            measurements.append(from_plain(document, Measurement, where))
-    if lines == [b""]:
+            measurements.append(from_plain(document, Measurement, where, "remove the line."))
+    if not number:
         raise SdkerasError(f"{place} is empty: nothing has been measured yet; look again after the first epoch.")
     if header is None:
         raise SdkerasError(f"{place} does not begin with the header of a log; give one written by {_WRITTEN_BY}.")
@@ -235,6 +247,7 @@ def append(path: str | os.PathLike[str], record: Header | Measurement) -> None:
 
     Raises:
         OSError: It cannot be written.
+        SdkerasError: It is a link, or no file.
     """
     document = as_plain(record)
     if isinstance(record, Header):
@@ -242,7 +255,7 @@ def append(path: str | os.PathLike[str], record: Header | Measurement) -> None:
         if _last_header(path) == document:
             return
     line = json.dumps(document, allow_nan=False).encode() + b"\n"
-    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    handle = open_own(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
     try:
         size = os.fstat(handle).st_size
         if size and os.pread(handle, 1, size - 1) != b"\n":
@@ -266,8 +279,8 @@ def _last_header(path: str | os.PathLike[str]) -> Mapping[str, Any] | None:
 def _parsed(line: bytes) -> dict[str, Any] | None:
     """The JSON object of a line; None for a broken one."""
     try:
-        document = json.loads(line)
-    except (ValueError, RecursionError):
+        document = parsed_json(line)
+    except ValueError:
         return None
     return document if isinstance(document, dict) else None
 
@@ -276,9 +289,9 @@ def _header(document: dict[str, Any], where: str) -> Header:
     version = document["schema_version"]
     if version != SCHEMA_VERSION:
         raise SdkerasError(
-            f"{where} has schema version {version!r}, this sdkeras reads up to {SCHEMA_VERSION}; update sdkeras."
+            f"{where} has schema version {version!r:.40}, this sdkeras reads up to {SCHEMA_VERSION}; update sdkeras."
         )
-    return from_plain(document, Header, where)
+    return from_plain(document, Header, where, "remove the line.")
 
 
 def trajectory(log: RunLog) -> tuple[Measurement, ...]:
@@ -287,11 +300,14 @@ def trajectory(log: RunLog) -> tuple[Measurement, ...]:
     Where the steps of `fit` go back, training has gone back (a restored backup, a fresh start): what was measured
     beyond is of weights that were given up, and is left out. Of a checkpoint the last measurement counts.
     """
-    kept: list[Measurement] = []
-    for found in log.measurements:
+    fitted: list[tuple[int, int, Measurement]] = []  # their steps ascend
+    saved: dict[str, tuple[int, int, Measurement]] = {}
+    for place, found in enumerate(log.measurements):
+        entry = (found.step, place, found)
         if found.source == "fit":
-            kept = [earlier for earlier in kept if earlier.source != "fit" or earlier.step < found.step]
+            while fitted and fitted[-1][0] >= found.step:
+                fitted.pop()
+            fitted.append(entry)
         else:
-            kept = [earlier for earlier in kept if earlier.source != found.source]
-        kept.append(found)
-    return tuple(sorted(kept, key=lambda found: found.step))
+            saved[found.source] = entry
+    return tuple(found for *_, found in sorted([*fitted, *saved.values()], key=lambda entry: entry[:2]))

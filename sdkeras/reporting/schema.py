@@ -19,8 +19,9 @@ from sdkeras.dimension.lyapunov import LyapunovDimension, SharpestDimension
 from sdkeras.dimension.m_step import MStepSharpness
 from sdkeras.dimension.records import Bound, EdgeOfStability, RdsSharpness, SharpnessDimension, Supremum, Warning
 from sdkeras.errors import SdkerasError
+from sdkeras.reading import blamed_on, parsed_json
 from sdkeras.records import FloatArray, Verification
-from sdkeras.whole_files import reason_of, write_whole
+from sdkeras.whole_files import check_is_file, shown, write_whole
 
 SCHEMA_VERSION = 1
 
@@ -313,21 +314,21 @@ class Document:
         name, command = cls.WRITTEN_BY
         if document.get("document", "") != cls.DOCUMENT:
             kind = document.get("document", "")
-            what = f"says that it is {kind!r}" if kind else "is a run.json of sdkeras analyze"
+            what = f"says that it is {kind!r:.40}" if kind else "is a run.json of sdkeras analyze"
             raise SdkerasError(f"{where} {what}; give a {name} written by {command}.")
-        try:
-            return _converter().structure(document, cls)
-        except Exception as error:  # cattrs groups whatever the fields raised
-            detail = "; ".join(cattrs.transform_error(error)[:3])
-            raise SdkerasError(f"{where} is not a complete {name}: {detail}; write it again with {command}.") from error
+        return from_plain(document, cls, f"{where} is not a complete {name}", f"write it again with {command}.")
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, follow_links: bool = True) -> None:
         """Writes the file, all of it or nothing.
+
+        Args:
+            path: File to write.
+            follow_links: Write what a symbolic link points to; False refuses a link.
 
         Raises:
             SdkerasError: The file cannot be written.
         """
-        write_atomically(path, self.to_json())
+        write_atomically(path, self.to_json(), follow_links=follow_links)
 
     @classmethod
     def load(cls: type[_Doc], path: str | os.PathLike[str]) -> _Doc:
@@ -336,7 +337,7 @@ class Document:
         Raises:
             SdkerasError: Missing, unreadable or another kind of file.
         """
-        return cls.from_json(_text_of(path, cls.WRITTEN_BY), os.fspath(path))
+        return cls.from_json(_text_of(path, cls.WRITTEN_BY), shown(path))
 
 
 @attrs.frozen(eq=False)
@@ -421,7 +422,7 @@ def load_document(path: str | os.PathLike[str]) -> Analysis | LyapunovRun:
         SdkerasError: Missing, unreadable or neither.
     """
     written_by = ("run.json", "sdkeras analyze or sdkeras lyapunov")
-    where = os.fspath(path)
+    where = shown(path)
     document = _parsed(_text_of(path, written_by), where, written_by)
     kind = LyapunovRun if document.get("document") == LyapunovRun.DOCUMENT else Analysis
     return kind._structured(document, where)
@@ -429,28 +430,23 @@ def load_document(path: str | os.PathLike[str]) -> Analysis | LyapunovRun:
 
 def _text_of(path: str | os.PathLike[str], written_by: tuple[str, str]) -> str:
     name, command = written_by
-    try:
+    advice = f"give a {name} written by {command}."
+    check_is_file(path, SdkerasError, advice)
+    with blamed_on(f"{shown(path)} cannot be read", advice):
         return Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else reason_of(error)
-        raise SdkerasError(
-            f"{os.fspath(path)} cannot be read: {reason}; give a {name} written by {command}."
-        ) from error
 
 
 def _parsed(text: str, where: str, written_by: tuple[str, str]) -> dict[str, Any]:
     """The text as a JSON object of a schema version that this sdkeras reads."""
     name, command = written_by
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise SdkerasError(f"{where} is not JSON ({error}); give a {name} written by {command}.") from error
+    with blamed_on(f"{where} is not JSON", f"give a {name} written by {command}."):
+        document = parsed_json(text)
     if not isinstance(document, dict) or "schema_version" not in document:
         raise SdkerasError(f"{where} has no schema_version; give a {name} written by {command}.")
     version = document["schema_version"]
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise SdkerasError(
-            f"{where} has schema_version {version!r}, which is none; give a {name} written by {command}."
+            f"{where} has schema_version {version!r:.40}, which is none; give a {name} written by {command}."
         )
     if version > SCHEMA_VERSION:
         raise SdkerasError(
@@ -459,13 +455,19 @@ def _parsed(text: str, where: str, written_by: tuple[str, str]) -> dict[str, Any
     return document
 
 
-def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
+def write_atomically(path: str | os.PathLike[str], content: str | bytes, *, follow_links: bool = True) -> None:
     """Writes a file, text in UTF-8, all of it or nothing.
+
+    Args:
+        path: File to write.
+        content: All of it.
+        follow_links: Write what a symbolic link points to; False refuses a link, as a file that no user has named.
 
     Raises:
         SdkerasError: The file cannot be written.
     """
-    write_whole(path, lambda file: file.write(content.encode("utf-8") if isinstance(content, str) else content))
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    write_whole(path, lambda file: file.write(data), follow_links=follow_links)
 
 
 def as_plain(record: Any) -> Any:
@@ -473,17 +475,21 @@ def as_plain(record: Any) -> Any:
     return _without_nan(_converter().unstructure(record))
 
 
-def from_plain(value: Any, cls: type[_Rec], where: str) -> _Rec:
+def from_plain(value: Any, cls: type[_Rec], where: str, advice: str = "write it again.") -> _Rec:
     """The record that `as_plain` has taken apart.
 
     Raises:
-        SdkerasError: Something else; the message begins with `where`.
+        SdkerasError: Something else; the message begins with `where` and ends with the advice.
     """
-    try:
-        record: _Rec = _converter().structure(value, cls)
-        return record
-    except Exception as error:  # cattrs groups whatever the fields raised
-        raise SdkerasError(f"{where}: {'; '.join(cattrs.transform_error(error)[:3])}.") from error
+    with blamed_on(where, advice):
+        try:
+            record: _Rec = _converter().structure(value, cls)
+            return record
+        except Exception as error:  # cattrs groups whatever the fields raised
+            reasons = [
+                reason if len(reason) <= 200 else f"{reason[:197]}..." for reason in cattrs.transform_error(error)
+            ]
+            raise SdkerasError(f"{where}: {'; '.join(reasons[:3])}; {advice}") from error
 
 
 @functools.cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 
 import attrs
 from rich.console import Group, RenderableType
@@ -30,6 +31,8 @@ from sdkeras.reporting.track_figures import track_figures
 
 # What a terminal has room for; the page has it all.
 _MOST_ROWS = 30
+# Measurements that the page draws and lists: more cannot be told apart, and would make it slow to write and to read.
+_MOST_DRAWN = 2000
 _PRECONDITIONED = "preconditioned"
 _NARROW = (
     *("source", "step", "epoch", "sharpness", _PRECONDITIONED, "threshold", "ratio"),
@@ -90,7 +93,10 @@ def notes(log: RunLog) -> tuple[str, ...]:
 
 def table(log: RunLog) -> Rows:
     """All measurements."""
-    measured = trajectory(log)
+    return _rows(trajectory(log))
+
+
+def _rows(measured: Sequence[Measurement]) -> Rows:
     columns = {
         "source": [each.source if each.source != "fit" else "" for each in measured],
         "step": [f"{each.step:,}" for each in measured],
@@ -166,16 +172,17 @@ def render(log: RunLog) -> RenderableType:
     first += [Text(f"{card.name} {card.value} ({card.evidence}): {card.meaning}") for card in cards(log)]
     parts: list[RenderableType] = [Panel(Group(*first), title=escape(printable(log.header.model)))]
     parts += [Text(printable(note), style="yellow") for note in notes(log)]
-    content = table(log)
+    measured = trajectory(log)
+    content = _rows(measured[-_MOST_ROWS:])
     shown = [k for k, name in enumerate(content.columns) if name in _NARROW]
     grid = RichTable(title="Measurements", title_justify="left", title_style="bold", box=None, pad_edge=False)
     for k in shown:
         grid.add_column(content.columns[k], justify="right")
-    for row in content.rows[-_MOST_ROWS:]:
+    for row in content.rows:
         cells = (Text(printable(row.cells[k]).partition(" [")[0]) for k in shown)
         grid.add_row(*cells, style="dim" if row.failed else "")
-    if len(content.rows) > _MOST_ROWS:
-        grid.caption = f"the last {_MOST_ROWS} of {len(content.rows):,}"
+    if len(measured) > _MOST_ROWS:
+        grid.caption = f"the last {_MOST_ROWS} of {len(measured):,}"
     return Group(*parts, Text(""), grid)
 
 
@@ -183,6 +190,10 @@ def as_html(log: RunLog) -> str:
     """The page; whatever came from a model or a data file is escaped."""
     headline, _, detail = verdict(log).partition(": ")
     measured = trajectory(log)
+    drawn = _thinned(measured)
+    thinned = (
+        f"figures and table show {len(drawn):,} of {len(measured):,} measurements, evenly spaced; the log has them all",
+    )
     return (
         environment()
         .get_template("track.html.j2")
@@ -192,9 +203,9 @@ def as_html(log: RunLog) -> str:
             detail=detail[:1].upper() + detail[1:],
             cards=cards(log),
             batch_size=batch_size_in_words(log.header.batch_size, log.header.batch_size_source),
-            notes=notes(log),
-            figures=track_figures(measured),
-            table=table(log),
+            notes=notes(log) + (thinned if len(drawn) < len(measured) else ()),
+            figures=track_figures(drawn),
+            table=_rows(drawn),
             seconds=number(sum(each.seconds for each in measured), 3),
             products=f"{sum(each.num_hvps for each in measured):,}",
         )
@@ -208,6 +219,14 @@ def save_html(log: RunLog, path: str | os.PathLike[str]) -> None:
         SdkerasError: The file cannot be written.
     """
     write_atomically(path, as_html(log))
+
+
+def _thinned(measured: Sequence[Measurement]) -> Sequence[Measurement]:
+    """At most `_MOST_DRAWN`, evenly spaced, the first and the last among them."""
+    last = len(measured) - 1
+    if last < _MOST_DRAWN:
+        return measured
+    return [measured[round(k * last / (_MOST_DRAWN - 1))] for k in range(_MOST_DRAWN)]
 
 
 def _finite(found: Measurement, key: str) -> bool:
