@@ -16,7 +16,7 @@ from sdkeras.whole_files import write_whole
 
 # Booleans, integers, floats, complex numbers, bytes and text: what .npy holds without pickle.
 _KINDS = "biufcSU"
-_LAYOUT = "layout"
+LAYOUT = "layout"
 
 
 def save_checkpoint(path: str | os.PathLike[str], value: Any) -> None:
@@ -33,7 +33,7 @@ def save_checkpoint(path: str | os.PathLike[str], value: Any) -> None:
         SdkerasError: The value holds something else, or the file cannot be written.
     """
     layout, arrays = _packed(value)
-    write_whole(path, lambda file: np.savez(file, allow_pickle=False, **{_LAYOUT: np.array(layout)}, **arrays))
+    write_whole(path, lambda file: np.savez(file, allow_pickle=False, **{LAYOUT: np.array(layout)}, **arrays))
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Any:
@@ -45,7 +45,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Any:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        return _unpacked(json.loads(str(arrays[_LAYOUT])), arrays)
+        return _unpacked(json.loads(str(arrays[LAYOUT])), arrays)
     except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise SdkerasError(
             f"{os.fspath(path)} cannot be read as a checkpoint: {_words(error)}; delete it to start again, or name "

@@ -69,6 +69,8 @@ def findings(subject: Subject, hessian: HessianOperator) -> Iterator[Warning]:
 
 def _about_decay(subject: Subject, optimizer: update.OptimizerSettings) -> Iterator[Warning]:
     decay = subject.decay
+    if subject.rate is None:
+        return
     if decay and subject.exponents.name == "hessian":
         yield Warning(
             "weight-decay-ignored",

@@ -17,7 +17,7 @@ from sdkeras.operators.batches import Source
 from sdkeras.operators.compiling import compile_as
 from sdkeras.operators.loss import check_model
 from sdkeras.operators.update import OptimizerSettings
-from sdkeras.reporting.schema import OptimizerInfo, Provenance
+from sdkeras.reporting.schema import DataInfo, OptimizerInfo, OptimizerPart, Provenance
 
 
 def with_loss(model: Any, loss: Any, dtype: str) -> Any:
@@ -48,10 +48,19 @@ def loss_name(loss: Any) -> str:
     return str(getattr(loss, "name", None) or getattr(loss, "__name__", type(loss).__name__))
 
 
-def optimizer_info(optimizer: OptimizerSettings | None, rate: float, source: str) -> OptimizerInfo:
-    """The optimizer of a report; the learning rate and where it came from are the analysis' own."""
+def optimizer_info(
+    optimizer: OptimizerSettings | None, rate: float, source: str, *, missing: str = ""
+) -> OptimizerInfo:
+    """The optimizer of a report; the learning rate and where it came from are the analysis' own.
+
+    Args:
+        optimizer: Its settings, or None.
+        rate: The learning rate; 0 or NaN where a step cannot be analysed with it.
+        source: Where it came from.
+        missing: Why a step cannot be analysed with it, or "".
+    """
     if optimizer is None:
-        return OptimizerInfo("unknown", rate, learning_rate_source=source)
+        return OptimizerInfo("unknown", rate, learning_rate_source=source, learning_rate_missing=missing)
     return OptimizerInfo(
         name=optimizer.name,
         learning_rate=rate,
@@ -60,7 +69,16 @@ def optimizer_info(optimizer: OptimizerSettings | None, rate: float, source: str
         iterations=optimizer.iterations,
         nesterov=optimizer.nesterov,
         learning_rate_source=source,
+        learning_rate_missing=missing,
+        parts=tuple(OptimizerPart(name, float("nan") if own is None else own) for name, own in optimizer.rates),
     )
+
+
+def data_info(source: Source, num_samples_hessian: int) -> DataInfo:
+    """The data of a report."""
+    weights = source.class_weight
+    named = None if weights is None else {str(label): weight for label, weight in weights.items()}
+    return DataInfo(source.num_samples, source.batch_size, num_samples_hessian, source.batch_size_source, named)
 
 
 def provenance(source: Source, *, seed: int, dtype: str, num_hvps: int, started: float) -> Provenance:

@@ -24,6 +24,7 @@ from sdkeras.monitor import (
     Monitor,
     check_measures,
     failed_measurement,
+    log_keys,
 )
 from sdkeras.operators import batches
 from sdkeras.operators.batches import Source
@@ -67,7 +68,8 @@ def track(
         custom_objects: The user's own classes.
         safe_mode: Keras' own, see `sdkeras.loading.load_model`.
         progress: Called with what is done now.
-        **options: Of `sdkeras.monitor.Monitor`.
+        **options: Of `sdkeras.monitor.Monitor`; bound_inputs and estimate_bound_inputs for the generalization bounds
+            at each checkpoint, class_weight where `fit` had one.
 
     Returns:
         The log, with one measurement for each of the checkpoints, in order.
@@ -134,6 +136,7 @@ class _Tracking:
         self.given = data if isinstance(data, (tuple, list)) else self.source
         self.test = None if test_data is None else _source(test_data, options)
         self.measures, self.options, self.progress = measures, options, progress
+        self.keys = log_keys(measures, options.get("bound_inputs"), bool(options.get("estimate_bound_inputs")))
         self.monitor: Monitor | None = None
         self.read: Callable[..., tuple[Any, str]] = _Reader(None, {}, True)
         self.states: list[dict[str, Any]] = []
@@ -198,7 +201,8 @@ class _Tracking:
         given = {name: value for name, value in self.options.items() if name not in ("seed", "batch_size", "memory_gb")}
         known = {name: value for name, value in sorted((defaults | given).items()) if value is not None}
         words = {"loss": losses.loss_words, "loss_fn": losses.function_name}
-        own = {name: words.get(name, str)(value) for name, value in known.items()}
+        own = {name: words.get(name, _text)(value) for name, value in known.items()}
+        own = {name: text for name, text in own.items() if text}
         return {**own, "test_digest": "" if self.test is None else self.test.digest()}
 
     def _measured(self, path: str, content: str, place: int, last: int) -> Measurement:
@@ -211,7 +215,7 @@ class _Tracking:
             raise
         except SdkerasError as error:
             self.first_error = self.first_error or error
-            failed = failed_measurement(self.measures, str(error), source=path, step=last)
+            failed = failed_measurement(self.keys, str(error), source=path, step=last)
             self.waiting.append(failed)
             if self.monitor is not None:
                 self._write(self.monitor)
@@ -288,6 +292,7 @@ def _source(data: Any, options: Mapping[str, Any]) -> Source:
         batch_size=options.get("batch_size"),
         default_batch_size=batches.DEFAULT_BATCH_SIZE,
         limit=options.get("samples"),
+        class_weight=options.get("class_weight"),
     )
 
 
@@ -314,6 +319,13 @@ def _without_rate(config: Any) -> Any:
             if name != "shared_object_id" and not (name == "learning_rate" and isinstance(part, (int, float)))
         }
     return [_without_rate(part) for part in config] if isinstance(config, (list, tuple)) else config
+
+
+def _text(value: Any) -> str:
+    """An option's value; nothing for what is not asked for, whichever way it was left out."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}={number:g}" for name, number in sorted(value.items()))
+    return "" if value is False else str(value)
 
 
 def _words(value: Any) -> str:

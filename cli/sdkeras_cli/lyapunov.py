@@ -39,6 +39,7 @@ def _lengths(context: click.Context, option: click.Parameter, text: str | None) 
 @shared.memory("the windows' Jacobians")
 @shared.learning_rate
 @shared.loss
+@shared.class_weight
 @click.option("--samples", type=COUNT, help="How much of an endless data set to read.")
 @shared.dtype
 @shared.product_mode

@@ -13,7 +13,7 @@ from sdkeras.reporting.run_log import Measurement, RunLog
 from sdkeras_cli import conditions, shared
 from sdkeras_cli.inputs import check_inputs, load_training_data
 from sdkeras_cli.output import check_outputs
-from sdkeras_cli.shared import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE
+from sdkeras_cli.shared import COUNT, FRACTION, NOT_NEGATIVE
 
 _DEFAULT_FOLDER = "track"
 
@@ -26,14 +26,17 @@ _DEFAULT_FOLDER = "track"
 @click.option("--out", "log_dir", type=click.Path(), metavar="DIR", help="Folder of the log; default: track.")
 @click.option("--measures", metavar="NAME,NAME,...", help="Of the callback's keys; default: all.")
 @shared.batch_size
-@click.option("--learning-rate", type=POSITIVE, help="In place of the ones in the files.")
+@shared.learning_rate
 @shared.loss
+@shared.class_weight
 @shared.params
 @click.option("--samples", type=COUNT, help="Samples for the data-set Hessian; default 1024.")
 @click.option("--mode", type=click.Choice(["train", "inference"]), help="Of dropout and the like; default train.")
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), help="Default float32.")
 @click.option("--tolerance", type=FRACTION, help="Half-width over the codimension; default 0.2.")
 @click.option("--max-hvps", type=COUNT, help="Products for a checkpoint's exponents; default 1000.")
+@shared.bound
+@shared.estimate_bound_inputs
 @shared.memory("bases and dense matrices")
 @click.option("--seed", type=NOT_NEGATIVE, help="Default 0.")
 @shared.custom_objects
@@ -161,4 +164,4 @@ def _show_plan(paths: list[str], folder: str, html_path: str | None) -> None:
 
 
 def _option(name: str) -> str:
-    return "--" + {"log_dir": "out", "memory_gb": "memory"}.get(name, name).replace("_", "-")
+    return "--" + {"log_dir": "out", "memory_gb": "memory", "bound_inputs": "bound"}.get(name, name).replace("_", "-")

@@ -16,6 +16,7 @@ from typing import Any
 import attrs
 
 from sdkeras.checkpoint_files import digest
+from sdkeras.dimension.records import Bound
 from sdkeras.errors import SdkerasError
 from sdkeras.reporting.schema import as_plain, from_plain
 
@@ -39,6 +40,8 @@ class Header:
         seed: Of everything random in the measurements.
         measures: Keys of what is measured.
         settings: Options that the numbers depend on, as text; empty in a log of the callback.
+        batch_size_source: Where the batch size came from: 'given', 'dataset', 'assumed', or "" where it is not known.
+        class_weight: Weights by class in the measured loss, None without them.
     """
 
     sdkeras: str
@@ -54,6 +57,8 @@ class Header:
     seed: int
     measures: tuple[str, ...]
     settings: dict[str, str] = attrs.field(factory=dict)
+    batch_size_source: str = ""
+    class_weight: dict[str, float] | None = None
 
 
 @attrs.frozen
@@ -81,15 +86,17 @@ class Measurement:
         time: UTC, ISO 8601.
         seconds: What it took, compilation included.
         num_hvps: Hessian-vector products on single batches.
-        learning_rate: At this step.
+        learning_rate: At this step; 0 or None where exponents and thresholds have none to be of.
         threshold: Upper stability threshold of the optimizer, or None where none is known.
         operator: The threshold's own operator, 'H' or 'P^-1/2 H P^-1/2'.
         map: The map whose exponents and dimension are meant; '' without them.
         state_size: Dimension of the state of that map; 0 without them.
-        values: By the keys of the callback.
+        values: By the keys of the callback. Logs of version 0.1.0 have no `sharpness_preconditioned` and
+            `sharpness_threshold`, see `numerator`.
         metrics: Losses and metrics of the training at that time.
         notes: What the reader must know, a failure for example.
         digest: Of the checkpoint's file; "" for 'fit'.
+        bounds: The generalization bounds at this SD, term by term; empty where SD was not measured.
     """
 
     source: str
@@ -107,6 +114,7 @@ class Measurement:
     metrics: dict[str, float]
     notes: tuple[str, ...] = ()
     digest: str = ""
+    bounds: tuple[Bound, ...] = ()
 
     @property
     def failed(self) -> bool:
@@ -116,6 +124,14 @@ class Measurement:
     def value(self, key: str) -> float | None:
         """A number without its evidence; None where it was not asked for."""
         return self.values[key].value if key in self.values else None
+
+    @property
+    def numerator(self) -> float | None:
+        """Of the ratio: the largest eigenvalue of the threshold's own operator; None where it was not measured."""
+        if "sharpness_preconditioned" in self.values or self.threshold is None:
+            return self.value("sharpness_preconditioned")
+        ratio = self.value("sharpness_ratio")
+        return None if ratio is None else ratio * self.threshold
 
 
 @attrs.frozen

@@ -67,16 +67,38 @@ class ModelInfo:
 
 @attrs.frozen
 class DataInfo:
-    """num_samples in the data; the data-set Hessian ran on num_samples_hessian of them."""
+    """num_samples in the data; the data-set Hessian ran on num_samples_hessian of them.
+
+    Attributes:
+        batch_size_source: Where the batch size came from: 'given', 'dataset', 'assumed', or "" where it is not known.
+        class_weight: Weights by class, None without them.
+    """
 
     num_samples: int
     batch_size: int
     num_samples_hessian: int
+    batch_size_source: str = ""
+    class_weight: dict[str, float] | None = None
+
+
+@attrs.frozen
+class OptimizerPart:
+    """One of the optimizers in a MultiOptimizer."""
+
+    name: str
+    learning_rate: float
 
 
 @attrs.frozen
 class OptimizerInfo:
-    """The optimizer as the file has it; None where it has no such setting or where none was compiled."""
+    """The optimizer as the file has it; None where it has no such setting or where none was compiled.
+
+    Attributes:
+        learning_rate: Of the analysed step; NaN where the optimizer has none or several.
+        learning_rate_source: 'file', 'given', or 'peak', 'mean' or 'step:N' of its schedule.
+        learning_rate_missing: Why nothing that needs a learning rate was computed; "" where it was.
+        parts: The optimizers that a MultiOptimizer trains variables with.
+    """
 
     name: str
     learning_rate: float
@@ -85,6 +107,8 @@ class OptimizerInfo:
     iterations: int | None = None
     nesterov: bool | None = None
     learning_rate_source: str = "file"
+    learning_rate_missing: str = ""
+    parts: tuple[OptimizerPart, ...] = ()
 
 
 @attrs.frozen
@@ -144,7 +168,8 @@ class LayerSharpness:
     Attributes:
         name: Path of the layer.
         num_parameters: Size of the block.
-        largest: Largest eigenvalue of the block of the data-set Hessian.
+        largest: Largest eigenvalue of the block of the data-set Hessian; None, like each of the following, where the
+            budget left no room for it.
         trace: Its trace; the layers' traces sum to the whole one's.
         codimension: Codimension of the block's own SD (pooled) under the run's map, as if the other layers stood
             still; with momentum the block's velocity is in it.
@@ -153,8 +178,8 @@ class LayerSharpness:
 
     name: str
     num_parameters: int
-    largest: Measured
-    trace: Measured
+    largest: Measured | None
+    trace: Measured | None
     codimension: float | None
     codimension_interval: tuple[float, float] | None
 
@@ -540,6 +565,8 @@ class Plan:
         seconds_per_gradient: That gradient.
         num_snapshots: Snapshots of a supremum, or None.
         every: Steps between two of them.
+        optimizer: As the analysis would take it, with its learning rate.
+        data: Samples and batch size.
     """
 
     num_parameters: int
@@ -554,6 +581,8 @@ class Plan:
     seconds_per_gradient: float
     num_snapshots: int | None = None
     every: int | None = None
+    optimizer: OptimizerInfo | None = None
+    data: DataInfo | None = None
 
 
 @attrs.frozen
@@ -571,6 +600,8 @@ class LyapunovPlan:
         peak_memory: Bytes.
         seconds: Estimated from one timed gradient, and from the singular values of one matrix.
         seconds_per_gradient: That gradient.
+        optimizer: As the trajectory would take it, with its learning rate.
+        data: Samples and batch size.
     """
 
     num_parameters: int
@@ -583,3 +614,5 @@ class LyapunovPlan:
     peak_memory: int
     seconds: float
     seconds_per_gradient: float
+    optimizer: OptimizerInfo | None = None
+    data: DataInfo | None = None

@@ -29,9 +29,12 @@ _SHORT = {"learning_rate": "lr", "batch_size": "bs", "weight_decay": "wd"}
 # What the runner itself uses of a run's settings; all others are for the model's factory.
 OF_THE_RUNNER = ("batch_size", "seed")
 _TABLES = ("study", "grid", "measures", "trajectory", "analysis")
-_STUDY_KEYS = ("name", "text", "model", "data", "test_data", "epochs", "steps", "stop")
+_STUDY_KEYS = ("name", "text", "model", "data", "test_data", "epochs", "steps", "stop", "class_weight")
 _STOP_KEYS = ("loss_below", "loss_above", "accuracy_below", "accuracy_above")
-_ANALYSIS_KEYS = ("samples", "mode", "map", "dtype", "product_mode", "runs", "tolerance", "max_hvps", "time_limit")
+_ANALYSIS_KEYS = (
+    *("learning_rate", "samples", "mode", "map", "dtype", "product_mode", "runs", "tolerance", "max_hvps"),
+    "time_limit",
+)
 _FUNCTION = re.compile(r"[^/\\:,]+:[A-Za-z_][\w.]*")
 _MOST_RUNS = 100_000
 
@@ -67,6 +70,7 @@ class Study(Document):
         measures: What to measure, with settings, see `sdkeras.study.measures`.
         trajectory: Iterates for `e_alpha` and `ph_dimension`.
         analysis: Options of `sdkeras.analyze`.
+        class_weight: Weights of the loss by class (digits), in training and in every measure; {} for none.
     """
 
     DOCUMENT = "study"
@@ -84,6 +88,7 @@ class Study(Document):
     measures: dict[str, dict[str, Any]]
     trajectory: TrajectorySettings
     analysis: dict[str, Any]
+    class_weight: dict[str, float] = attrs.field(factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -97,6 +102,11 @@ class Study(Document):
         )
 
     @property
+    def weights_by_class(self) -> dict[int, float] | None:
+        """`class_weight` as Keras and `sdkeras.analyze` take it."""
+        return {int(label): weight for label, weight in self.class_weight.items()} or None
+
+    @property
     def records(self) -> bool:
         """Whether iterates are recorded while training."""
         return any("-backward-" in column for column in columns(self.measures))
@@ -106,6 +116,7 @@ class Study(Document):
         shared: dict[str, Any] = {
             key: getattr(self, key) for key in ("model", "data", "test_data", "epochs", "steps", "stop")
         }
+        shared["class_weight"] = self.class_weight or None
         recorded = [column for column in columns(self.measures) if "-backward-" in column]
         return {**shared, "recorded": {"for": sorted(recorded), **as_plain(self.trajectory)} if recorded else None}
 
@@ -127,7 +138,7 @@ class Study(Document):
 def read_study(path: str, *, full: bool = False) -> Study:
     """Reads the TOML file of a study.
 
-    Tables: [study] name, text, model, data, test_data, epochs or steps, stop; [grid] a value or a list of values for
+    Tables: [study] name, text, model, data, test_data, epochs or steps, stop, class_weight; [grid] a value or a list of values for
     each setting; [measures] a table of settings for each name; [trajectory] and [analysis], optional. [full.study],
     [full.grid] and so on hold what `full` puts over these, key by key.
 
@@ -212,6 +223,7 @@ def _study(tables: Mapping[str, Any]) -> Study:
         measures={name: dict(settings) for name, settings in measures.items()},
         trajectory=TrajectorySettings(**tables.get("trajectory", {})),
         analysis=_analysis(tables.get("analysis", {}), measures),
+        class_weight=_class_weight(given.get("class_weight")),
     )
     if made.test_data is None and not _FUNCTION.fullmatch(made.data):
         raise SdkerasError(
@@ -249,6 +261,22 @@ def _stop(given: Any) -> dict[str, float]:
         if type(value) not in (int, float):
             raise SdkerasError(f"[study] stop.{key} is {value!r}; it must be a number.")
     return {key: float(value) for key, value in given.items()}
+
+
+def _class_weight(given: Any) -> dict[str, float]:
+    """Weights by class; a TOML table has its classes as texts."""
+    if given is None:
+        return {}
+    from sdkeras.class_weights import checked
+
+    example = "class_weight = { 0 = 1.0, 1 = 9.0 }"
+    if not isinstance(given, dict) or not all(re.fullmatch("[0-9]{1,9}", label) for label in given):
+        raise SdkerasError(f"[study] class_weight is {given!r}; it must be a table of weights by class, {example}.")
+    try:
+        weights = checked({int(label): weight for label, weight in given.items()})
+    except SdkerasError as error:
+        raise SdkerasError(f"[study] {error}") from error
+    return {str(label): weight for label, weight in (weights or {}).items()}
 
 
 def _grid(given: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
@@ -295,8 +323,14 @@ def _check_setting(name: str, value: Any) -> None:
 
 
 def _analysis(given: Mapping[str, Any], measures: Mapping[str, Any]) -> dict[str, Any]:
+    if "class_weight" in given:
+        raise SdkerasError("[analysis] has no class_weight; put it under [study], for training and analysis alike.")
     _known("analysis", given, _ANALYSIS_KEYS)
     try:
+        if "learning_rate" in given:
+            from sdkeras.operators.update import parse_learning_rate
+
+            given = {**given, "learning_rate": parse_learning_rate(given["learning_rate"])}
         check_options(Options(**{**analysis_options(measures), **given}))
     except (SdkerasError, TypeError) as error:
         raise SdkerasError(f"[analysis] {error}") from error

@@ -20,6 +20,7 @@ import attrs
 from sdkeras.errors import SdkerasError
 from sdkeras.reporting.numbers import counted
 from sdkeras.study.grid import GridRun, Study, differences
+from sdkeras.study.measures import needing_a_rate
 from sdkeras.study.run_files import Failed, RunFolder
 
 STUDY_FILE = "study.json"
@@ -156,6 +157,7 @@ def run_study(
     jobs: int | None = None,
     retry: bool = False,
     progress: Callable[[Finished], None] | None = None,
+    notice: Callable[[str], None] | None = None,
 ) -> StudyPlan:
     """Trains and measures the runs of a study that are not done yet.
 
@@ -170,13 +172,14 @@ def run_study(
         jobs: Processes side by side, each with one thread; default one for each core.
         retry: Failed runs as well.
         progress: Called after each run.
+        notice: Called before the first training with each sentence about measures that will have no value.
 
     Returns:
         How the runs stand at the end.
 
     Raises:
-        SdkerasError: The folder is of another definition or in use, the user's code or data cannot be loaded, or no
-            run of the study has succeeded.
+        SdkerasError: The folder is of another definition or in use, the user's code or data cannot be loaded, no
+            measure could be taken of any run, or no run of the study has succeeded.
         KeyboardInterrupt: Ctrl-C; finished runs are kept.
     """
     if jobs is not None and jobs < 1:
@@ -191,9 +194,8 @@ def run_study(
         study.save(Path(folder) / STUDY_FILE)
         to_do = plan.to_do(retry)
         if to_do:
-            _Pool(study, Path(folder), Path(code), min(plan.jobs, len(to_do)), progress).do(
-                [each.run for each in to_do]
-            )
+            pool = _Pool(study, Path(folder), Path(code), min(plan.jobs, len(to_do)), progress, notice)
+            pool.do([each.run for each in to_do])
         after = plan_study(study, folder, jobs=jobs)
     failures = [each.failure for each in after.runs if each.failure is not None]
     if len(failures) == len(after.runs):
@@ -209,11 +211,18 @@ class _Pool:
     """Worker processes and the runs that they do."""
 
     def __init__(
-        self, study: Study, folder: Path, code: Path, jobs: int, progress: Callable[[Finished], None] | None
+        self,
+        study: Study,
+        folder: Path,
+        code: Path,
+        jobs: int,
+        progress: Callable[[Finished], None] | None = None,
+        notice: Callable[[str], None] | None = None,
     ) -> None:
         self.runs = runs_folder(folder).resolve()
         self.command = [
             sys.executable,
+            "-P",  # no module is imported from the current folder, which may be that of the study
             "-m",
             "sdkeras.study.worker",
             str((folder / STUDY_FILE).resolve()),
@@ -223,6 +232,8 @@ class _Pool:
         ]
         self.jobs = jobs
         self.progress = progress
+        self.notice = notice
+        self.checks_rates = bool(needing_a_rate(study.measures, study.analysis))
         self.log = folder / "workers.log"
         self.selector = selectors.DefaultSelector()
         self.workers: list[_Process] = []
@@ -236,6 +247,8 @@ class _Pool:
             answer = first.ask({})
             if answer:
                 raise SdkerasError(answer["reason"])
+            if self.checks_rates:
+                first = self._check_rates(first, runs)
             self._next(first, waiting)
             while len(self.workers) < self.jobs and waiting:
                 self._next(self._start(), waiting)
@@ -257,6 +270,24 @@ class _Pool:
                 worker.kill()
             self.selector.close()
 
+    def _check_rates(self, worker: _Process, runs: list[GridRun]) -> _Process:
+        """Says before the first training which measures will lack a learning rate; gives a worker that lives.
+
+        Raises:
+            SdkerasError: No measure could be taken of any run.
+        """
+        answer = worker.ask({"check": [run.settings for run in runs]})
+        if answer.get("stage") == "checking":
+            raise SdkerasError(answer["reason"])
+        for note in answer.get("notes", ()):
+            if self.notice is not None:
+                self.notice(note)
+        if "notes" in answer:
+            return worker
+        # A factory has ended the process, and will do so as a failed run.
+        self._put_away(worker)
+        return self._start()
+
     def _start(self) -> _Process:
         worker = _Process(self.command, self.log)
         self.workers.append(worker)
@@ -267,6 +298,7 @@ class _Pool:
         run = waiting.popleft()
         files = RunFolder(self.runs / run.name)
         files.path.mkdir(exist_ok=True)
+        files.tidy()
         files.write(files.settings, run.settings)
         files.failure.unlink(missing_ok=True)
         worker.begin(run)
@@ -287,10 +319,13 @@ class _Pool:
             files.write(files.failure, failure)
         worker.run = None
         if broken:
-            self.selector.unregister(worker.output)
-            worker.kill()
-            self.workers.remove(worker)
+            self._put_away(worker)
         return failure
+
+    def _put_away(self, worker: _Process) -> None:
+        self.selector.unregister(worker.output)
+        worker.kill()
+        self.workers.remove(worker)
 
 
 class _Process:

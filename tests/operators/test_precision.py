@@ -28,8 +28,9 @@ def net(layer: Any, data: Any) -> keras.Model:
     keras.utils.set_random_seed(0)
     inputs = keras.Input(data.shape[1:], dtype="string" if data.dtype == object else str(data.dtype))
     hidden = layer(inputs)
-    if "int" in hidden.dtype:
-        hidden = layers.Flatten()(layers.Embedding(40, 3)(hidden))
+    if "int" in hidden.dtype:  # positions in a vocabulary
+        hidden = layers.Embedding(40, 3)(hidden)
+    hidden = layers.Flatten()(hidden) if len(hidden.shape) > 2 else hidden
     model = keras.Model(inputs, layers.Dense(2)(layers.Dense(3, "tanh")(hidden)))
     model.compile("sgd", "mse")
     return model

@@ -58,7 +58,7 @@ def test_failed_runs_are_written_down_with_their_reasons(folder: Path) -> None:
     good = folder / "out/runs/lr0.1-bs8-moodgood-seed0"
     assert json.loads((good / "settings.json").read_text())["learning_rate"] == 0.1
     assert {file.name for file in good.iterdir()} == {
-        *("settings.json", "training.json", "measures.json", "model.keras", "log.txt")
+        *("settings.json", "training.json", "measures.json", "model.weights.h5", "log.txt")
     }
 
 
