@@ -62,16 +62,17 @@ def in_precision(model: Any, dtype: str) -> Any:
     """
     try:
         custom = {type(layer).__name__: type(layer) for layer in model._flatten_layers()}
-        with _named_functions(model) as functions, keras.saving.custom_object_scope({**custom, **functions}):
-            with default_precision(dtype):
-                config = keras.saving.serialize_keras_object(model)
-                config.pop("compile_config", None)
-                clone = keras.saving.deserialize_keras_object(_rewritten(config, dtype))
-                if not clone.built and model.built:
-                    clone.build(model.input_shape)
-        with keras.saving.custom_object_scope(custom), default_precision(dtype):
+        with _named_functions(model) as functions, default_precision(dtype):
+            config = keras.saving.serialize_keras_object(model)
+            config.pop("compile_config", None)
+            # Not in a scope, which would hide the classes of the scope around it.
+            known = {**custom, **functions}
+            clone = keras.saving.deserialize_keras_object(_rewritten(config, dtype), custom_objects=known)
+            if not clone.built and model.built:
+                clone.build(model.input_shape)
+        with default_precision(dtype):
             if getattr(model, "compiled", False):
-                weights = model.get_compile_config().get("loss_weights") if model._compile_config else None
+                weights = model._compile_config.config.get("loss_weights") if model._compile_config else None
                 arguments = {"optimizer": "sgd", "loss": _loss_in(model.loss, dtype), "loss_weights": weights}
                 compile_as(clone, arguments)
     except Exception as error:  # user classes may raise anything when rebuilt
