@@ -534,8 +534,10 @@ class _Analysis:
                 budget.require(cost * _runs_to_afford(index))
             return self._spectrum(estimator, source, index, steps)
 
+        first = iter([required])  # once: run 0 is made again where the loop starts again with more steps
+
         def run(index: int, steps: int | None) -> Spectrum:
-            if index or not required or steps != num_steps:
+            if index or not next(first, False):
                 return one_run(index, steps, part)
             with self._required(f"the first run of {name}"):
                 return one_run(index, steps, None)
