@@ -60,7 +60,7 @@ def planned(subject: Subject, estimators: Chosen, resources: Resources) -> Plan:
     fewest, required = (0, _CHECKS) if name in DENSE else (1, _CHECKS + per_run)
     if options.max_hvps is not None:
         left = max(0, options.max_hvps - _CHECKS)
-        before = min(before, int(left * (1 - KEPT)))
+        before = min(before, int(left * (1 - KEPT)), max(0, left - fewest * per_run))
         stages = len(estimators.spectrum) - 1 + (options.snapshots or 1)
         stages += options.per_layer + (options.lyapunov is not None)
         runs = min(runs, max(fewest, (left - before) // (stages * per_run)))
