@@ -14,7 +14,7 @@ import attrs
 import numpy as np
 
 from sdkeras import bounding, full_map, layerwise, lyapunov_run, registry
-from sdkeras.answers import MISSING_WITHOUT_A_RATE, compressed, model_info
+from sdkeras.answers import compressed, model_info, without_a_rate
 from sdkeras.budget import KEPT, PRODUCTS, TIME, Budget
 from sdkeras.dimension import stability
 from sdkeras.dimension.adaptive import (
@@ -296,7 +296,7 @@ class _Analysis:
             if self.subject.rate is None and options.map != "full":
                 self._warn(
                     "no-learning-rate",
-                    f"{MISSING_WITHOUT_A_RATE}: {self.subject.no_rate}",
+                    without_a_rate(self.subject),
                 )
             # Before the work, so that an optimizer without a step is told at once.
             step = self._training_step()
@@ -383,22 +383,11 @@ class _Analysis:
 
     def _training_step(self) -> UpdateMap | None:
         """The map of the optimizer's step, where Lyapunov exponents, its singular values or snapshots are asked for."""
-        options = self.options
-        snapshots = (options.snapshots or 1) - 1 if self._maps_spectra else 0
-        steps = 1 if options.map == "full" else snapshots * (options.every or 0)
-        if options.lyapunov is not None:
-            steps = max(steps, options.lyapunov_transient + options.lyapunov_steps)
+        steps = self._training_steps()
         if not steps:
             return None
         self._tell("compiling and verifying the training step")
-        self.stepper = lyapunov_run.training_optimizer(
-            self.subject.compiled_as,
-            self.loss,
-            self.options.learning_rate,
-            changed=self.subject.model is not self.subject.compiled_as,
-            warnings=self.warnings,
-        )
-        update.check_rates(self.stepper, steps)
+        self.stepper = self._stepper(steps)
         step = UpdateMap(
             self.loss,
             self.stepper,
@@ -407,6 +396,31 @@ class _Analysis:
         )
         self._trajectory().check_exponents(step.size, step.num_weights)
         return step
+
+    def _training_steps(self) -> int:
+        """How many steps of training the analysis takes or differentiates."""
+        options = self.options
+        snapshots = (options.snapshots or 1) - 1 if self._maps_spectra else 0
+        steps = 1 if options.map == "full" else snapshots * (options.every or 0)
+        if options.lyapunov is None:
+            return steps
+        return max(steps, options.lyapunov_transient + options.lyapunov_steps)
+
+    def _stepper(self, steps: int) -> Any:
+        """The optimizer of these steps.
+
+        Raises:
+            ModelError: None is known, or its learning rate is 0 at all of them.
+        """
+        stepper = lyapunov_run.training_optimizer(
+            self.subject.compiled_as,
+            self.loss,
+            self.options.learning_rate,
+            changed=self.subject.model is not self.subject.compiled_as,
+            warnings=self.warnings,
+        )
+        update.check_rates(stepper, steps)
+        return stepper
 
     def _trajectory(self) -> LyapunovSettings:
         options = self.options
@@ -836,6 +850,8 @@ class _Analysis:
         return bounds(facts, inputs, frozenset(inputs) - set(self.options.bound_inputs))
 
     def plan(self) -> Plan:
+        if self._training_steps():
+            self._stepper(self._training_steps())
         return planned(self.subject, self.estimators, self.resources)
 
     # Pieces

@@ -14,7 +14,7 @@ from sdkeras.edge import expected_minibatches
 from sdkeras.estimators import DENSE, Chosen
 from sdkeras.lyapunov_settings import LyapunovSettings
 from sdkeras.memory import memory_limit, peak_memory, used_memory
-from sdkeras.operators import update, verification
+from sdkeras.operators import verification
 from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.operators.update_map import state_size
 from sdkeras.provenance import data_info
@@ -121,7 +121,6 @@ def _full_state(subject: Subject) -> int:
         changed=subject.model is not subject.compiled_as,
         warnings=[],
     )
-    update.check_rates(optimizer, 1)
     return state_size(subject.loss, optimizer)
 
 
