@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-import zipfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from sdkeras.data_fit import TWO_PAIRS, is_pair
 from sdkeras.errors import DataError
+from sdkeras.reading import in_words
 from sdkeras.user_code import call_user_function, last_line
+from sdkeras.whole_files import check_is_file
 
 Array = NDArray[Any]
 
@@ -125,13 +127,8 @@ def load_both(spec: str) -> tuple[Any, Any]:
 
 
 def _from_npz(path: str) -> tuple[Any, ...]:
-    archive = _open(path, ".npz")
-    try:
-        with archive:
-            stored = _Archive(path, archive)
-            return _checked(f"{path!r}", _choose(f"{path!r}", stored))
-    except zipfile.BadZipFile as error:
-        raise _unreadable(path, last_line(error)) from error
+    with _open(path, ".npz") as archive:
+        return _checked(f"{path!r}", _choose(f"{path!r}", _Archive(path, archive)))
 
 
 class _Archive(Mapping[str, Any]):
@@ -142,7 +139,7 @@ class _Archive(Mapping[str, Any]):
         self._archive = archive
 
     def __getitem__(self, name: str) -> Any:
-        return _read(f"{self._path}' ('{name}')", lambda: self._archive[name])
+        return _read(f"{self._path!r} ({name!r})", lambda: self._archive[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._archive.files)
@@ -164,7 +161,8 @@ def _from_npy(spec: str) -> tuple[Any, ...]:
 
 def _open(path: str, kind: str) -> Any:
     """An array from an .npy file, an archive from an .npz file."""
-    if not Path(path).is_file():
+    check_is_file(path, DataError, f"give data as {FORMS}.")
+    if not Path(path).exists():
         raise DataError(f"data file {path!r} does not exist; check the path.")
     try:
         with open(path, "rb") as stream:
@@ -174,26 +172,30 @@ def _open(path: str, kind: str) -> Any:
     if not start:
         raise DataError(f"data file {path!r} is empty (0 bytes); write it again.")
     if start.startswith(_ZIP_MAGICS if kind == ".npz" else _NPY_MAGIC):
-        return _read(f"{path}'", lambda: np.load(path, allow_pickle=False))
-    raise _unreadable(path, f"it does not begin as an {kind} file does; if it is a pickle, data are never unpickled")
+        return _read(repr(path), lambda: np.load(path, allow_pickle=False))
+    raise _unreadable(
+        repr(path), f"it does not begin as an {kind} file does; if it is a pickle, data are never unpickled"
+    )
 
 
 def _read(where: str, read: Callable[[], Any]) -> Any:
-    """What `read` returns, its failures told as the file's."""
+    """What `read` returns, its failures told as the file's, which `where` names."""
     try:
-        return read()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # NumPy's, of headers that are damaged
+            return read()
     except Exception as error:
         if "allow_pickle" in str(error):
             raise DataError(
-                f"data file '{where} holds Python objects, and data are never unpickled, since that could run code; "
+                f"data file {where} holds Python objects, and data are never unpickled, since that could run code; "
                 "store one numeric array per name (pad ragged rows, encode text as numbers)."
             ) from error
-        raise _unreadable(where.rstrip("'"), last_line(error)) from error
+        raise _unreadable(where, in_words(error)) from error
 
 
-def _unreadable(path: str, why: str) -> DataError:
+def _unreadable(where: str, why: str) -> DataError:
     return DataError(
-        f"data file {path!r} is not readable as NumPy data ({why}); write it again, "
+        f"data file {where} is not readable as NumPy data ({why}); write it again, "
         "numpy.savez(FILE, x=x, y=y) or numpy.save."
     )
 

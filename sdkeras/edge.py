@@ -11,9 +11,11 @@ from sdkeras.dimension import stability
 from sdkeras.dimension.adaptive import AdaptiveSettings
 from sdkeras.dimension.records import EdgeOfStability
 from sdkeras.dimension.stability import BATCH_SHARPNESS_ERROR
+from sdkeras.errors import BudgetError
 from sdkeras.long_vectors import dot, norm
 from sdkeras.operators.hessian import HessianOperator
 from sdkeras.records import FloatArray
+from sdkeras.reporting.numbers import rate_source_in_words
 from sdkeras.subject import Subject, operator_name
 
 # Tolerance of an analysis at which the batch sharpness aims at its usual error.
@@ -36,20 +38,26 @@ def edge_of_stability(subject: Subject, sharpness: float | None, reason: str = "
     """
     optimizer, limits = subject.optimizer, subject.limits
     threshold = None if limits is None else limits.upper
+    verdict = (
+        f"No verdict: {subject.no_rate}"
+        if subject.rate is None
+        else stability.verdict(
+            sharpness,
+            limits,
+            optimizer="plain SGD" if optimizer is None else optimizer.name,
+            learning_rate=subject.rate,
+            rate_source="" if subject.rate_source == "file" else rate_source_in_words(subject.rate_source),
+            reason=reason,
+        )
+    )
     return EdgeOfStability(
-        operator=operator_name(limits is not None and limits.preconditioned),
+        operator=operator_name(subject.preconditioned),
         sharpness=sharpness,
         threshold=threshold,
         ratio=None if sharpness is None or threshold is None else sharpness / threshold,
         batch_sharpness=None,
         batch_sharpness_stderr=None,
-        verdict=stability.verdict(
-            sharpness,
-            limits,
-            optimizer="plain SGD" if optimizer is None else optimizer.name,
-            learning_rate=subject.rate,
-            reason=reason,
-        ),
+        verdict=verdict,
     )
 
 
@@ -102,6 +110,9 @@ def batch_sharpness(
         most: Minibatches at most.
         target: Relative standard error to aim at.
 
+    Raises:
+        BudgetError: The budget has no room for one minibatch; where it ends later, there are fewer.
+
     Reference: Andreyev and Beneventano (2024), arXiv 2412.20553.
     """
     source = hessian.loss.source
@@ -117,7 +128,12 @@ def batch_sharpness(
     rows: list[tuple[float, float]] = []  # |g| and g'Hg/|g|^2
     count = 0
     while count < most and not (count and count % block == 0 and _known(rows, target)):
-        rows.append(_along_the_gradient(hessian.on_minibatch(count)))
+        try:
+            rows.append(_along_the_gradient(hessian.on_minibatch(count)))
+        except BudgetError:
+            if not rows:
+                raise
+            break
         count += 1
     lengths, ratios = np.array(rows).reshape(-1, 2).T
     kept = lengths > 0

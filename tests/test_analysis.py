@@ -90,7 +90,7 @@ def test_maps_and_thresholds_of_real_optimizers(
     model = keras.Sequential([keras.Input((8, 8)), layers.Flatten(), layers.Dense(4, "tanh"), layers.Dense(10)])
     model.compile(optimizer, CE)
     model.fit(*digits, epochs=1, batch_size=64, verbose=0)
-    run = sdkeras.analyze(model, digits, batch_size=64, tolerance=0.9, max_hvps=10, samples=128)
+    run = sdkeras.analyze(model, digits, batch_size=64, tolerance=0.9, runs=1, samples=128)
     edge = run.edge_of_stability
     assert edge.operator == operator
     assert edge.threshold == (None if threshold is None else pytest.approx(threshold, rel=1e-6))
@@ -244,7 +244,7 @@ def test_the_map_of_the_hessian_where_it_is_asked_for_or_there_is_no_other(digit
 
     def analysed(optimizer, **options):
         model.compile(optimizer, CE)
-        return sdkeras.analyze(model, digits, tolerance=0.9, max_hvps=10, samples=128, **options)
+        return sdkeras.analyze(model, digits, tolerance=0.9, runs=1, samples=128, **options)
 
     asked = analysed(keras.optimizers.SGD(0.125, momentum=0.5, weight_decay=0.1), map="hessian")
     codes = {warning.code: warning.message for warning in asked.warnings}
@@ -270,7 +270,7 @@ def test_second_moments_of_zero_are_no_preconditioner(digits) -> None:
     model.compile(keras.optimizers.Adam(0.125), CE)
     model.fit(*digits, epochs=1, batch_size=250, verbose=0)  # some pixels are always 0
     model.optimizer.epsilon = 0.0
-    run = sdkeras.analyze(model, digits, tolerance=0.9, max_hvps=10, samples=128)
+    run = sdkeras.analyze(model, digits, tolerance=0.9, runs=1, samples=128)
     assert run.sharpness_dimension.map == "hessian"
     assert any(w.code == "hessian-map" and "not all positive" in w.message for w in run.warnings)
 
@@ -356,7 +356,7 @@ def test_the_papers_estimators_beside_the_quadrature(trained: keras.Model, digit
 def test_the_papers_estimators_refuse_the_map_of_momentum(trained: keras.Model, digits) -> None:
     model = keras.models.clone_model(trained)
     model.compile(keras.optimizers.SGD(0.25, momentum=0.5), CE)
-    options = {"estimators": ["sd-ps"], "tolerance": 0.9, "samples": 64, "max_hvps": 10}
+    options = {"estimators": ["sd-ps"], "tolerance": 0.9, "samples": 64, "runs": 1}
     for function in (sdkeras.analyze, analysis.plan):
         with pytest.raises(SdkerasError, match=r"sd-ps knows only .* \(heavy-ball, momentum 0\.5, .*--map hessian"):
             function(model, digits, **options)
@@ -406,7 +406,7 @@ def test_reduced_precision_is_analysed_in_float32_and_said(policy: str, digits) 
     inner = [layers.Flatten(), layers.Dense(4, "tanh", dtype=policy), layers.Dense(10, dtype=policy)]
     model = keras.Sequential([keras.Input((8, 8)), *inner])
     model.compile(keras.optimizers.SGD(0.25), CE)
-    run = sdkeras.analyze(model, digits, tolerance=0.9, samples=64, max_hvps=10)
+    run = sdkeras.analyze(model, digits, tolerance=0.9, samples=64, runs=1)
     said = [warning.message for warning in run.warnings if warning.code == "reduced-precision"]
     assert len(said) == (policy != "float32")
     assert all(policy in message and "in float32 throughout" in message for message in said)
@@ -417,7 +417,7 @@ def test_logits_under_a_loss_of_probabilities_are_told(digits) -> None:
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((8, 8)), layers.Flatten(), layers.Dense(10)])
     model.compile(keras.optimizers.SGD(0.25), CE)
-    options = {"tolerance": 0.9, "samples": 64, "max_hvps": 10}
+    options = {"tolerance": 0.9, "samples": 64, "runs": 1}
     run = sdkeras.analyze(model, digits, loss="sparse_categorical_crossentropy", allow_unverified=True, **options)
     assert "logits-as-probabilities" in {warning.code for warning in run.warnings}
     told = sdkeras.analyze(model, digits, loss="sparse_categorical_crossentropy:from_logits", **options)
@@ -429,8 +429,13 @@ def test_logits_under_a_loss_of_probabilities_are_told(digits) -> None:
     soft.compile(keras.optimizers.SGD(0.25), "sparse_categorical_crossentropy")
     found = sdkeras.analyze(soft, digits, **options)
     assert "logits-as-probabilities" not in {warning.code for warning in found.warnings}
-    for name in ("mse:from_logits", "sparse_categorical_crossentropy:logits", "nothing:from_logits"):
-        with pytest.raises(ModelError, match="is unknown to Keras"):
+    for name, why in (
+        ("mse:from_logits", "mse has no argument 'from_logits'"),
+        ("sparse_categorical_crossentropy:logits", "did you mean 'from_logits'"),
+        ("nothing:from_logits", "Keras has no loss 'nothing' either"),
+        ("nothing", "is unknown to Keras"),
+    ):
+        with pytest.raises(ModelError, match=why):
             sdkeras.analyze(model, digits, loss=name, **options)
 
 

@@ -44,14 +44,16 @@ def command(
 
     \b
     [study] as well: name, text, test_data (data and test_data may be files, as for
-      analyze), stop = { loss_below, loss_above, accuracy_below, accuracy_above }
+      analyze), stop = { loss_below, loss_above, accuracy_below, accuracy_above },
+      class_weight = { 0 = 1.0, 1 = 9.0 }, as for fit
     [measures]: sd = { minibatches }, slq, sd-slq, sd-kde, sd-ps (fields of the
       estimator), lambda_1, sharpness, trace, and of trajectories of the weights
       e_alpha, ph_dimension = { trajectory = "forward" and/or "backward",
       metric = "euclidean" and/or "data" }
     [trajectory]: steps, every, alpha, examples, projection
-    [analysis]: samples, mode, map, dtype, product_mode, runs, tolerance,
-      max_hvps, time_limit, as for analyze
+    [analysis]: learning_rate = 0.1, "peak", "mean" or "step:N" of a schedule,
+      samples, mode, map, dtype, product_mode, runs, tolerance, max_hvps,
+      time_limit, as for analyze
     [full.study], [full.grid] and so on: what --full puts over these
     """
     del debug
@@ -64,7 +66,8 @@ def command(
         for line in (*plan.notes, f"{_standing(plan)}; {_estimate(plan, retry)}"):
             click.echo(line)
     code = Path(grid).resolve().parent
-    after = run_study(study, out, code=code, jobs=jobs, retry=retry, progress=None if quiet else _tell)
+    tell, notice = (None, None) if quiet else (_tell, click.echo)
+    after = run_study(study, out, code=code, jobs=jobs, retry=retry, progress=tell, notice=notice)
     if not quiet:
         click.echo(_standing(after))
         failed = sum(each.state == FAILED for each in after.runs)

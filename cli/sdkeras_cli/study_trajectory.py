@@ -22,7 +22,7 @@ _OF_BOTH = ("source", "alpha", "seed", "memory_gb", "json_path", "html_path", "d
 
 
 @click.command()
-@click.argument("source", type=click.Path(), metavar="MODEL|TRAJECTORY.npz")
+@click.argument("source", type=click.Path(), metavar="MODEL|TRAJECTORY")
 @click.option(
     "--data", type=click.Path(), metavar="DATA", help="FILE.npz, X.npy,Y.npy, a tf.data folder, or module:callable."
 )
@@ -69,12 +69,12 @@ def command(
 ) -> int:
     """Measure how large a trajectory of the weights is: E_alpha and PH dimension.
 
-    Of MODEL, whose training with DATA is simulated on from there, or of a TRAJECTORY.npz that
-    sdkeras.study.recorder.TrajectoryRecorder, or --save, wrote.
+    Of MODEL, whose training with DATA is simulated on from there, or of a TRAJECTORY (.npz) that
+    sdkeras.study.recorder.TrajectoryRecorder, or --save, wrote, or that is a plain matrix, steps x weights (.npz, .npy).
     """
     del debug
     outputs = [path for path in (json_path, html_path, options["save"]) if path is not None]
-    if source.endswith(".npz"):
+    if source.endswith((".npz", ".npy")):
         _refuse_simulation(context)
         check_outputs(outputs, [source])
         found = _recorded(source, options["alpha"], options["seed"], options["memory_gb"], dry_run)
@@ -93,7 +93,7 @@ def _refuse_simulation(context: click.Context) -> None:
         name = option.name or ""
         if name not in _OF_BOTH and context.get_parameter_source(name) is not ParameterSource.DEFAULT:
             raise SdkerasError(
-                f"{option.opts[0]} is of a simulation, and a recorded trajectory (.npz) is measured as it is; leave "
+                f"{option.opts[0]} is of a simulation, and a recorded trajectory (.npz, .npy) is measured as it is; leave "
                 f"{option.opts[0]} out, or give a model."
             )
 
@@ -123,7 +123,7 @@ def _simulated(
 ) -> TrajectoryMeasures | None:
     if data is None:
         raise SdkerasError(
-            "a model needs the data it is trained with: give --data DATA (a recorded trajectory ends in .npz)."
+            "a model needs the data it is trained with: give --data DATA (a recorded trajectory ends in .npz or .npy)."
         )
     check_inputs(model, data, custom_objects)
     check_outputs(outputs, input_files(model, data, custom_objects))
@@ -151,9 +151,8 @@ def _simulated(
 
 
 def _show(found: ForwardPlan) -> None:
-    from rich.console import Console
-
     from sdkeras.study.trajectory_report import rows_of
+    from sdkeras_cli.console import console
 
     rows = (
         ("weights", f"{found.num_parameters:,}", f"{found.num_columns:,} numbers kept of each iterate"),
@@ -163,7 +162,7 @@ def _show(found: ForwardPlan) -> None:
         ("one gradient", f"{1e3 * found.seconds_per_gradient:.3g} ms", ""),
         ("time", f"about {found.seconds:.3g} s", ""),
     )
-    Console(highlight=False).print(rows_of("Plan", rows))
+    console().print(rows_of("Plan", rows))
 
 
 def _write(found: TrajectoryMeasures, json_path: str | None, html_path: str | None, quiet: bool) -> None:
@@ -174,6 +173,6 @@ def _write(found: TrajectoryMeasures, json_path: str | None, html_path: str | No
     if html_path is not None:
         save_html(found, html_path)
     if not quiet:
-        from rich.console import Console
+        from sdkeras_cli.console import console
 
-        Console(highlight=False).print(render(found))
+        console().print(render(found))

@@ -28,6 +28,11 @@ INPUTS = {
     "stability": ("beta_n", "algorithmic stability of the training, beta_n^(-2/3) a divisor of n"),
     "constant": ("C", "constant of the theorem"),
 }
+# Which inputs each theorem takes.
+THEOREMS = {
+    "Theorem 4.5": tuple(name for name in INPUTS if name != "stability"),
+    "Theorem B.5": ("loss_bound", "lipschitz", "delta", "stability"),
+}
 _FRACTIONS = ("delta", "zeta")
 _POSITIVE = ("loss_bound", "lipschitz", "stability")
 
@@ -196,12 +201,11 @@ def bounds(facts: Facts, inputs: Mapping[str, float], estimated: frozenset[str] 
         BoundTerm(f"2 beta_n^(1/3) B sqrt(4 {name} ln(1/delta))", _product(2, cube_root, loss_bound, spread)),
     )
     made = []
-    for theorem, terms, used, assumptions in (
-        ("Theorem 4.5", attractor, [name for name in INPUTS if name != "stability"], _assumptions(facts, delta)),
+    for theorem, terms, assumptions in (
+        ("Theorem 4.5", attractor, _assumptions(facts, delta)),
         (
             "Theorem B.5",
             stable,
-            ["loss_bound", "lipschitz", "delta", "stability"],
             (
                 *_assumptions(facts, delta),
                 _stability(given["stability"]),
@@ -215,7 +219,9 @@ def bounds(facts: Facts, inputs: Mapping[str, float], estimated: frozenset[str] 
         made.append(
             Bound(
                 theorem=theorem,
-                inputs=tuple(BoundInput(name, *INPUTS[name], given[name], name in estimated) for name in used),
+                inputs=tuple(
+                    BoundInput(name, *INPUTS[name], given[name], name in estimated) for name in THEOREMS[theorem]
+                ),
                 terms=terms,
                 partial_sum=math.fsum(known),
                 total=total,

@@ -94,6 +94,7 @@ def verdict(
     *,
     optimizer: str,
     learning_rate: float,
+    rate_source: str = "",
     reason: str = "",
 ) -> str:
     """Where the training stands, in one sentence.
@@ -103,9 +104,10 @@ def verdict(
         limits: The optimizer's thresholds, or None.
         optimizer: Its name.
         learning_rate: eta.
+        rate_source: Where it came from, in words; "" where it need not be said.
         reason: Why there is no ratio, where there is none.
     """
-    rate = f"{optimizer} at learning rate {learning_rate:.4g}"
+    rate = f"{optimizer} at learning rate {learning_rate:.4g}" + (f" ({rate_source})" if rate_source else "")
     why = f" ({reason})" if reason else ""
     if limits is None:
         return f"No verdict: no stability threshold is known for {optimizer}{why}."

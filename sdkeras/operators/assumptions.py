@@ -89,6 +89,8 @@ _SETTLED = 1e-3
 # Sums of a float16 softmax.
 _PROBABILITY_SLACK = 1e-3
 _EXAMPLES = 256
+# Inputs of the bounds that can be estimated.
+ESTIMATED = ("loss_bound", "lipschitz")
 
 
 def kinks(model: Any) -> tuple[str, ...]:
@@ -234,13 +236,13 @@ def estimated_inputs(loss: EmpiricalLoss) -> dict[str, float]:
             values.append(float(total))
             norms.append(float(np.linalg.norm(engine.gradient(engine.point, one).numpy().astype(np.float64))))
         left -= min(left, batch.num_examples)
-    found = {"loss_bound": max(values), "lipschitz": max(norms)}
+    found = dict(zip(ESTIMATED, (max(values), max(norms)), strict=True))
     return {name: value for name, value in found.items() if np.isfinite(value) and value > 0}
 
 
 def _example(batch: Batch, position: int) -> Batch:
     tensors = tuple(part[position : position + 1] for part in batch.tensors)
-    return attrs.evolve(batch, tensors=tensors, data_weight=1.0, extra_weight=1.0, num_examples=1)
+    return attrs.evolve(batch, tensors=tensors, data_weight=1.0, extra_weight=1.0, loss_weights=(), num_examples=1)
 
 
 def _leaves(tree: Any) -> list[Any]:

@@ -7,7 +7,7 @@ which are read once, in order, and kept.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from sdkeras import class_weights
 from sdkeras.errors import DataError
 from sdkeras.operators.base import Array
 
@@ -31,6 +32,8 @@ class Source:
         batch_size: Size of a full minibatch.
         given: The data's own batches as index ranges, or None where batches are cut from permutations.
         note: What the reader should know of how the data were read, or "".
+        batch_size_source: Where the batch size came from: 'given', 'dataset' or 'assumed'; "" for all in one batch.
+        class_weight: Weights by class that the sample weights were made from, or None.
     """
 
     arrays: tuple[Array, ...]
@@ -38,6 +41,8 @@ class Source:
     batch_size: int
     given: tuple[tuple[int, int], ...] | None = None
     note: str = ""
+    batch_size_source: str = ""
+    class_weight: Mapping[int, float] | None = None
 
     @property
     def num_samples(self) -> int:
@@ -102,7 +107,14 @@ class Source:
         ]
 
 
-def as_source(data: Any, *, batch_size: int | None, default_batch_size: int | None, limit: int | None) -> Source:
+def as_source(
+    data: Any,
+    *,
+    batch_size: int | None,
+    default_batch_size: int | None,
+    limit: int | None,
+    class_weight: Mapping[int, float] | None = None,
+) -> Source:
     """Reads data in any of the forms `Model.fit` takes.
 
     Args:
@@ -111,11 +123,36 @@ def as_source(data: Any, *, batch_size: int | None, default_batch_size: int | No
         batch_size: The size the user asked for, or None.
         default_batch_size: Size when none was given; None means all samples in one batch.
         limit: How many samples to read of an endless dataset.
+        class_weight: Weights by class, as `Model.fit` takes them; each sample gets the weight of its target's class.
 
     Raises:
         DataError: Empty, endless without a limit, of unequal lengths, not numeric, not finite, or smaller
-            than the batch size that was given.
+            than the batch size that was given; or data that cannot be weighted by class.
     """
+    source = _read(data, batch_size=batch_size, default_batch_size=default_batch_size, limit=limit)
+    known = class_weights.checked(class_weight)
+    return source if known is None else _weighted(source, known, isinstance(data, tf.data.Dataset))
+
+
+def _weighted(source: Source, class_weight: Mapping[int, float], per_step: bool) -> Source:
+    """The same data with the sample weights that `fit` would make of class weights."""
+    if len(source.structure) == 3:
+        raise DataError(
+            "class_weight and sample weights in the data do not go together, in Keras' fit either; multiply them into "
+            "the sample weights, or leave one of them out."
+        )
+    if len(source.structure) != 2 or len(tf.nest.flatten(source.structure[1])) != 1:
+        raise DataError(
+            "class_weight needs data with one array of targets, as in Keras' fit; for several outputs give sample "
+            "weights in the data."
+        )
+    weights = class_weights.sample_weights(source.arrays[-1], class_weight, per_step=per_step)
+    structure = (*source.structure, weights)
+    return attrs.evolve(source, arrays=(*source.arrays, weights), structure=structure, class_weight=class_weight)
+
+
+def _read(data: Any, *, batch_size: int | None, default_batch_size: int | None, limit: int | None) -> Source:
+    """`as_source` without class weights."""
     if batch_size is not None and batch_size < 1:
         raise DataError(f"the batch size must be at least 1, got {batch_size}.")
     if isinstance(data, (tf.data.Dataset, keras.utils.PyDataset)):
@@ -135,7 +172,8 @@ def as_source(data: Any, *, batch_size: int | None, default_batch_size: int | No
             f"use a batch size of at most {total}."
         )
     size = batch_size or min(default_batch_size or total, total)
-    return Source(tuple(arrays), structure, size)
+    origin = "given" if batch_size else "assumed" if default_batch_size else ""
+    return Source(tuple(arrays), structure, size, batch_size_source=origin)
 
 
 def _as_triple(data: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -209,10 +247,10 @@ def _from_batches(data: Any, batch_size: int | None, limit: int | None) -> Sourc
         if batch_size > total:
             raise DataError(f"the batch size {batch_size} is larger than the data, which have {total} samples.")
         note = f"the dataset's batches of {own_size} were re-batched to {batch_size}"
-        return Source(joined, structure, batch_size, None, note)
+        return Source(joined, structure, batch_size, None, note, "given")
     ends = np.cumsum(sizes)
     given = tuple((int(end) - size, int(end)) for end, size in zip(ends, sizes, strict=True))
-    return Source(joined, structure, own_size, given)
+    return Source(joined, structure, own_size, given, batch_size_source="dataset")
 
 
 def _endless(data: Any) -> bool:

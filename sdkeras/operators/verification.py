@@ -66,7 +66,11 @@ def verified(loss: EmpiricalLoss, engine: Any, allow_unverified: bool, memory: f
 
 
 def _verify(loss: EmpiricalLoss, engine: Any, memory: float | None) -> Verification:
-    batch = attrs.evolve(loss.batches[0], data_weight=1.0, extra_weight=1.0)
+    # The first batch in which something counts: all targets of one may be masked.
+    first = next(
+        (batch for batch in loss.batches if not batch.loss_weights or any(batch.loss_weights)), loss.batches[0]
+    )
+    batch = attrs.evolve(first, data_weight=1.0, extra_weight=1.0, loss_weights=())
     details = [f"{mode} was not available ({reason})" for mode, reason in engine.refused.items()]
     reference, reference_batch, reason = _reference(loss, engine, batch, memory)
     if reason:

@@ -7,7 +7,7 @@ import math
 from sdkeras.dimension.exponents import FULL, PRECONDITIONED
 from sdkeras.dimension.records import EdgeOfStability, Supremum
 from sdkeras.dimension.stability import EDGE
-from sdkeras.reporting.numbers import dimension, estimated, number
+from sdkeras.reporting.numbers import dimension, estimated, measured, number, undetermined
 from sdkeras.reporting.schema import Analysis, LyapunovSummary
 
 # Of the errors in a comparison.
@@ -48,11 +48,34 @@ def edge_in_words(edge: EdgeOfStability) -> str:
     )
 
 
+def is_limited(run: Analysis) -> bool:
+    """Whether a limit on products or time has left something out, or ended runs."""
+    return any(warning.code in ("budget-ended", "not-measured") for warning in run.warnings)
+
+
+def known_in_words(run: Analysis) -> str:
+    """Numbers of the loss that do not need the sharpness dimension; "" where there are none."""
+    edge = run.edge_of_stability
+    known = []
+    for label, found in (("largest eigenvalue", run.hessian.largest), ("trace", run.hessian.trace)):
+        if found is not None:
+            value, evidence = measured(found)
+            known.append(f"{label} {value} ({evidence})")
+    if edge.batch_sharpness is not None and edge.batch_sharpness_stderr is not None:
+        known.append(f"batch sharpness {number(edge.batch_sharpness)} ± {edge.batch_sharpness_stderr:.2g}")
+    return ", ".join(known)
+
+
 def dimension_in_words(run: Analysis) -> str | None:
     """What the sharpness dimension of this run says; None where there is none."""
     estimate = run.sharpness_dimension
     if estimate is None:
         return None
+    if estimate.interval is None:
+        return (
+            f"It is not determined: {undetermined(estimate.num_runs, is_limited(run))} for an interval, and a value "
+            "without one says nothing. Give more products or more time."
+        )
     size, value, codimension = estimate.state_size, estimate.value, estimate.codimension
     if not (math.isfinite(value) and math.isfinite(codimension)):
         return None
@@ -132,7 +155,7 @@ def trust_in_words(run: Analysis) -> str:
         f"{check.hvp_relative_error:.1e}. "
     )
     estimate = run.sharpness_dimension
-    if estimate is not None:
+    if estimate is not None and estimate.interval is not None:
         steps = "" if estimate.num_steps is None else f" of {estimate.num_steps} steps"
         words += f"Intervals cover 95 % and rest on {estimate.num_runs:,} runs{steps}. "
     return words + f"{run.provenance.num_hvps:,} products in all."
@@ -170,6 +193,9 @@ def attractor_in_words(found: LyapunovSummary) -> str:
 def supremum_headline(found: Supremum) -> str:
     """The supremum in one line, beside the value at the checkpoint."""
     about = "approximately " if found.approximate else ""
+    if found.interval is None:
+        why = undetermined(found.num_minibatches, False, "minibatch")
+        return f"Supremum over {found.num_snapshots:,} snapshots of training: not determined ({why})."
     return (
         f"Supremum over {found.num_snapshots:,} snapshots of training: {about}"
         f"{estimated(found.value, found.interval)}; at the checkpoint alone, the same way, "

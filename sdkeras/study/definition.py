@@ -24,6 +24,8 @@ def definition(study: Study) -> tuple[tuple[str, str], ...]:
     constant = {name: values[0] for name, values in study.grid.items() if len(values) == 1}
     varied = {name: list(values) for name, values in study.grid.items() if len(values) > 1}
     rows = [("model", study.model), ("data", data), ("training", f"{length(study)}{stop}")]
+    if study.class_weight:
+        rows.append(("class weights", _settings(study.class_weight)))
     rows += [("varied", _settings(varied))] if varied else []
     rows += [("the same in all runs", _settings(constant))] if constant else []
     rows += [(f"measure {name}", _settings(given) or _DEFAULTS) for name, given in study.measures.items()]

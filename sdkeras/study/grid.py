@@ -13,6 +13,7 @@ import attrs
 
 from sdkeras.errors import SdkerasError
 from sdkeras.options import Options, check_options
+from sdkeras.reading import blamed_on
 from sdkeras.reporting.schema import SCHEMA_VERSION, Document, as_plain
 from sdkeras.study.measures import (
     ESTIMATOR_OF,
@@ -22,16 +23,19 @@ from sdkeras.study.measures import (
     check_measures,
     columns,
 )
-from sdkeras.whole_files import reason_of
+from sdkeras.whole_files import check_is_file, shown
 
 # Their order in a run's name, with their short names; settings of the user's own stand between these and the seed.
 _SHORT = {"learning_rate": "lr", "batch_size": "bs", "weight_decay": "wd"}
 # What the runner itself uses of a run's settings; all others are for the model's factory.
 OF_THE_RUNNER = ("batch_size", "seed")
 _TABLES = ("study", "grid", "measures", "trajectory", "analysis")
-_STUDY_KEYS = ("name", "text", "model", "data", "test_data", "epochs", "steps", "stop")
+_STUDY_KEYS = ("name", "text", "model", "data", "test_data", "epochs", "steps", "stop", "class_weight")
 _STOP_KEYS = ("loss_below", "loss_above", "accuracy_below", "accuracy_above")
-_ANALYSIS_KEYS = ("samples", "mode", "map", "dtype", "product_mode", "runs", "tolerance", "max_hvps", "time_limit")
+_ANALYSIS_KEYS = (
+    *("learning_rate", "samples", "mode", "map", "dtype", "product_mode", "runs", "tolerance", "max_hvps"),
+    "time_limit",
+)
 _FUNCTION = re.compile(r"[^/\\:,]+:[A-Za-z_][\w.]*")
 _MOST_RUNS = 100_000
 
@@ -67,6 +71,7 @@ class Study(Document):
         measures: What to measure, with settings, see `sdkeras.study.measures`.
         trajectory: Iterates for `e_alpha` and `ph_dimension`.
         analysis: Options of `sdkeras.analyze`.
+        class_weight: Weights of the loss by class (digits), in training and in every measure; {} for none.
     """
 
     DOCUMENT = "study"
@@ -84,6 +89,7 @@ class Study(Document):
     measures: dict[str, dict[str, Any]]
     trajectory: TrajectorySettings
     analysis: dict[str, Any]
+    class_weight: dict[str, float] = attrs.field(factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -97,6 +103,11 @@ class Study(Document):
         )
 
     @property
+    def weights_by_class(self) -> dict[int, float] | None:
+        """`class_weight` as Keras and `sdkeras.analyze` take it."""
+        return {int(label): weight for label, weight in self.class_weight.items()} or None
+
+    @property
     def records(self) -> bool:
         """Whether iterates are recorded while training."""
         return any("-backward-" in column for column in columns(self.measures))
@@ -106,6 +117,7 @@ class Study(Document):
         shared: dict[str, Any] = {
             key: getattr(self, key) for key in ("model", "data", "test_data", "epochs", "steps", "stop")
         }
+        shared["class_weight"] = self.class_weight or None
         recorded = [column for column in columns(self.measures) if "-backward-" in column]
         return {**shared, "recorded": {"for": sorted(recorded), **as_plain(self.trajectory)} if recorded else None}
 
@@ -127,7 +139,7 @@ class Study(Document):
 def read_study(path: str, *, full: bool = False) -> Study:
     """Reads the TOML file of a study.
 
-    Tables: [study] name, text, model, data, test_data, epochs or steps, stop; [grid] a value or a list of values for
+    Tables: [study] name, text, model, data, test_data, epochs or steps, stop, class_weight; [grid] a value or a list of values for
     each setting; [measures] a table of settings for each name; [trajectory] and [analysis], optional. [full.study],
     [full.grid] and so on hold what `full` puts over these, key by key.
 
@@ -138,14 +150,11 @@ def read_study(path: str, *, full: bool = False) -> Study:
     Raises:
         SdkerasError: Missing, no TOML, or a definition that cannot be run; the message names the file.
     """
-    try:
+    check_is_file(path, SdkerasError, "give a TOML file.")
+    with blamed_on(f"the study {shown(path)} cannot be read", "give a TOML file."):
         text = Path(path).read_bytes()
-    except (OSError, ValueError) as error:
-        raise SdkerasError(f"the study {path} cannot be read: {reason_of(error)}; give a TOML file.") from error
-    try:
+    with blamed_on(f"the study {shown(path)} is not TOML", "correct the file."):
         tables = tomllib.loads(text.decode("utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SdkerasError(f"the study {path} is not TOML: {error}; correct the file.") from error
     try:
         over = tables.pop("full", None)
         if full:
@@ -154,9 +163,10 @@ def read_study(path: str, *, full: bool = False) -> Study:
             _check_tables(tables, "")
             _check_tables(over, "full.")
             tables = {name: _put_over(tables.get(name, {}), over.get(name, {})) for name in {**tables, **over}}
-        return _study(tables)
+        with blamed_on("it defines no study", "correct the file."):
+            return _study(tables)
     except SdkerasError as error:
-        raise SdkerasError(f"{path}: {error}") from error
+        raise SdkerasError(f"{shown(path)}: {error}") from error
 
 
 def run_name(settings: Mapping[str, Any]) -> str:
@@ -212,6 +222,7 @@ def _study(tables: Mapping[str, Any]) -> Study:
         measures={name: dict(settings) for name, settings in measures.items()},
         trajectory=TrajectorySettings(**tables.get("trajectory", {})),
         analysis=_analysis(tables.get("analysis", {}), measures),
+        class_weight=_class_weight(given.get("class_weight")),
     )
     if made.test_data is None and not _FUNCTION.fullmatch(made.data):
         raise SdkerasError(
@@ -251,6 +262,22 @@ def _stop(given: Any) -> dict[str, float]:
     return {key: float(value) for key, value in given.items()}
 
 
+def _class_weight(given: Any) -> dict[str, float]:
+    """Weights by class; a TOML table has its classes as texts."""
+    if given is None:
+        return {}
+    from sdkeras.class_weights import checked
+
+    example = "class_weight = { 0 = 1.0, 1 = 9.0 }"
+    if not isinstance(given, dict) or not all(re.fullmatch("[0-9]{1,9}", label) for label in given):
+        raise SdkerasError(f"[study] class_weight is {given!r}; it must be a table of weights by class, {example}.")
+    try:
+        weights = checked({int(label): weight for label, weight in given.items()})
+    except SdkerasError as error:
+        raise SdkerasError(f"[study] {error}") from error
+    return {str(label): weight for label, weight in (weights or {}).items()}
+
+
 def _grid(given: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
     """The values of each setting, in the order of names; always with a seed."""
     lists = {name: tuple(value) if isinstance(value, list) else (value,) for name, value in given.items()}
@@ -279,7 +306,7 @@ def _grid(given: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
 
 def _check_setting(name: str, value: Any) -> None:
     expected = ""
-    number = type(value) in (int, float) and abs(value) < float("inf")
+    number = type(value) in (int, float) and abs(value) < (2**64 if type(value) is int else float("inf"))
     if name == "learning_rate" and not (number and value > 0):
         expected = "a positive number"
     elif name == "weight_decay" and not (number and value >= 0):
@@ -295,8 +322,14 @@ def _check_setting(name: str, value: Any) -> None:
 
 
 def _analysis(given: Mapping[str, Any], measures: Mapping[str, Any]) -> dict[str, Any]:
+    if "class_weight" in given:
+        raise SdkerasError("[analysis] has no class_weight; put it under [study], for training and analysis alike.")
     _known("analysis", given, _ANALYSIS_KEYS)
     try:
+        if "learning_rate" in given:
+            from sdkeras.operators.update import parse_learning_rate
+
+            given = {**given, "learning_rate": parse_learning_rate(given["learning_rate"])}
         check_options(Options(**{**analysis_options(measures), **given}))
     except (SdkerasError, TypeError) as error:
         raise SdkerasError(f"[analysis] {error}") from error

@@ -118,6 +118,11 @@ def check_measures(measures: Settings) -> None:
                 raise SdkerasError(f"[measures] {name}: {error}") from error
 
 
+def needing_a_rate(measures: Settings, analysis: Mapping[str, Any]) -> tuple[str, ...]:
+    """The measures that have no value without a learning rate."""
+    return () if analysis.get("map") == "full" else tuple(n for n in measures if n in ESTIMATOR_OF or n == "lambda_1")
+
+
 def analysis_options(measures: Settings) -> dict[str, Any]:
     """What `sdkeras.analyze` is told to take all of these measures at once."""
     wanted = [name for name in ESTIMATOR_OF if name in measures]

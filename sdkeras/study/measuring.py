@@ -9,7 +9,7 @@ from typing import Any
 from sdkeras.analysis import analyze
 from sdkeras.errors import MapError, SdkerasError
 from sdkeras.memory import memory_limit
-from sdkeras.reporting.schema import Analysis
+from sdkeras.reporting.schema import Analysis, OptimizerInfo
 from sdkeras.study import trajectory_measures
 from sdkeras.study.grid import GridRun, Study
 from sdkeras.study.measures import ESTIMATOR_OF, OF_ANALYSES, READ, analysis_options, columns, parts_of_column
@@ -76,7 +76,7 @@ def _analysed(
                 seed=run.settings["seed"],
                 memory_gb=memory_limit(None) / share / 1e9,
                 workers=1,
-                **{**analysis_options(measures), **study.analysis},
+                **{**analysis_options(measures), **_weighted(study), **study.analysis},
             )
             break
         except MapError as error:  # before any work; the other measures can be taken
@@ -85,7 +85,7 @@ def _analysed(
             del measures[name]
             if not any(name in measures for name in names):
                 raise
-    answer.save(folder.analysis)
+    answer.save(folder.analysis, follow_links=False)
     return {name: (None, None, unfit[name]) if name in unfit else _read(answer, name) for name in names}
 
 
@@ -106,7 +106,7 @@ def _read(answer: Analysis, name: str) -> _Found:
     if name in ESTIMATOR_OF:
         estimates = [each for each in answer.estimates if each.estimator == ESTIMATOR_OF[name]]
         if not estimates:
-            return None, None, "the budget of the analysis ended before it"
+            return None, None, without_a_rate(answer.optimizer) or "the budget of the analysis ended before it"
         # Definition 4.1 where the spectra are exact.
         value = estimates[0].value if estimates[0].definition_value is None else estimates[0].definition_value
         span = estimates[0].interval
@@ -114,12 +114,23 @@ def _read(answer: Analysis, name: str) -> _Found:
     if name == "lambda_1":
         sharpness = answer.rds_sharpness
         if sharpness is None or not len(sharpness.leading):
-            return None, None, "the analysis has no exponents"
+            return None, None, without_a_rate(answer.optimizer) or "the analysis has no exponents"
         return float(sharpness.leading[0]), None, ""
     found = answer.hessian.largest if name == "sharpness" else answer.hessian.trace
     if found is None:
         return None, None, "the analysis has none"
     return found.value, found.residual if found.stderr is None else found.stderr, ""
+
+
+def without_a_rate(optimizer: OptimizerInfo) -> str:
+    """Why an analysis could take no measure that needs a learning rate; "" where it had one."""
+    rate = optimizer.learning_rate
+    if math.isnan(rate):
+        return f"{optimizer.name} has no single learning rate; add learning_rate = NUMBER under [analysis]"
+    if rate > 0:
+        return ""
+    after = "" if optimizer.iterations is None else f" after {optimizer.iterations:,} steps"
+    return f"the learning rate is {rate:g}{after}; add learning_rate = 'peak' under [analysis]"
 
 
 def _trajectory(study: Study, run: GridRun, model: Any, data: StudyData, folder: RunFolder, kind: str) -> Trajectory:
@@ -141,7 +152,14 @@ def _trajectory(study: Study, run: GridRun, model: Any, data: StudyData, folder:
         projection=asked.projection,
         seed=run.settings["seed"],
         losses_on=data.examples(asked.examples) if with_losses else None,
+        **_weighted(study),
     )
+
+
+def _weighted(study: Study) -> dict[str, Any]:
+    """The study's class weights as an argument, if it has any."""
+    weights = study.weights_by_class
+    return {} if weights is None else {"class_weight": weights}
 
 
 def _of_trajectory(study: Study, trajectory: Trajectory, wanted: list[str], share: int) -> dict[str, _Found]:
@@ -159,6 +177,8 @@ def _of_trajectory(study: Study, trajectory: Trajectory, wanted: list[str], shar
         dimension = trees.ph_dimension
         if measure == "ph_dimension":
             found[column] = dimension.value, dimension.stderr, dimension.reason
+        elif trees.e_alpha == 0:
+            found[column] = None, None, "all iterates are equal; at a learning rate of 0 training does not move"
         elif math.isfinite(trees.e_alpha):
             found[column] = trees.e_alpha, None, ""
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -167,6 +167,7 @@ def simulate(
     losses_on: tuple[Any, Any] | None = None,
     initial_slots: bool = False,
     allow_unverified: bool = False,
+    class_weight: Mapping[int, float] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Trajectory:
     """The trajectory that training would take from here on: real steps of the compiled optimizer, on copies.
@@ -186,6 +187,7 @@ def simulate(
         losses_on: As for `TrajectoryRecorder`.
         initial_slots: For an optimizer that has not trained yet: start with the slots it would start with.
         allow_unverified: Go on with a step that failed its verification.
+        class_weight: That of `fit`: weights by class, {0: 1.0, 1: 9.0}; others weigh 1.
         progress: Called with the number of steps made after each.
 
     Raises:
@@ -202,7 +204,10 @@ def simulate(
     )
     if steps < 2 * every:
         raise SdkerasError(f"steps is {steps}; a trajectory of 2 iterates needs at least {2 * every}.")
-    source = batches.as_source(data, batch_size=batch_size, default_batch_size=batches.DEFAULT_BATCH_SIZE, limit=None)
+    weighted: dict[str, Any] = {} if class_weight is None else {"class_weight": class_weight}
+    source = batches.as_source(
+        data, batch_size=batch_size, default_batch_size=batches.DEFAULT_BATCH_SIZE, limit=None, **weighted
+    )
     loss = EmpiricalLoss(model, source, dtype=dtype, num_samples=max(source.batch_size, 1024), seed=seed)
     step = UpdateMap(loss, model.optimizer, initial_slots=initial_slots, allow_unverified=allow_unverified)
     return record(step, model, settings, steps, progress)

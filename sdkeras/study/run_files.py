@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, TypeVar
 
 import attrs
 
 from sdkeras.errors import SdkerasError
+from sdkeras.reading import blamed_on, parsed_json
 from sdkeras.reporting.schema import as_plain, from_plain, write_atomically
+from sdkeras.whole_files import check_is_file, shown
 
 _Rec = TypeVar("_Rec")
 
@@ -37,6 +40,8 @@ class Trained:
         code: SHA-256 of the file of the model's factory (first 16 hex digits), "" where it has none.
         history: What `fit` logged at each epoch.
         seconds: Wall time.
+        optimizer: SHA-256 of the configuration of the factory's optimizer (first 16 hex digits), "" where Keras cannot
+            serialise it, and in folders of version 0.1.0.
     """
 
     settings: dict[str, Any]
@@ -49,6 +54,7 @@ class Trained:
     code: str
     history: dict[str, list[float]]
     seconds: float
+    optimizer: str = ""
 
     @property
     def accuracy_gap(self) -> float | None:
@@ -102,13 +108,31 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.settings = path / "settings.json"
-        self.model = path / "model.keras"
+        self.weights = path / "model.weights.h5"
+        # Version 0.1.0 wrote the whole model; only the weights in it are read.
+        self.old_model = path / "model.keras"
         self.trajectory = path / "trajectory.npz"
         self.training = path / "training.json"
         self.analysis = path / "run.json"
         self.measures = path / "measures.json"
         self.failure = path / "failed.json"
         self.log = path / "log.txt"
+
+    def tidy(self) -> None:
+        """Removes unfinished files that a killed process has left, and a link in place of the log.
+
+        Call it while no other process writes in the folder.
+        """
+        if self.log.is_symlink():
+            self.log.unlink()
+        starts = tuple(f".{file.name}." for file in vars(self).values() if file != self.path)
+        for entry in self.path.iterdir():
+            if not entry.name.startswith(starts):
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
 
     def trained(self) -> Trained | None:
         """The finished training, or None."""
@@ -134,17 +158,15 @@ class RunFolder:
 
     def write(self, path: Path, record: Any) -> None:
         """Writes one of its files as JSON."""
-        write_atomically(path, json.dumps(as_plain(record), indent=1, allow_nan=False) + "\n")
+        write_atomically(path, json.dumps(as_plain(record), indent=1, allow_nan=False) + "\n", follow_links=False)
 
     @staticmethod
     def _read(path: Path, kind: type[_Rec]) -> _Rec | None:
-        try:
-            text = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            raise SdkerasError(f"{path} cannot be read: {error}; delete it, and the run is done again.") from error
-        try:
-            return from_plain(json.loads(text), kind, str(path))
-        except (ValueError, SdkerasError) as error:
-            raise SdkerasError(f"{path} is damaged ({error}); delete it, and the run is done again.") from error
+        advice = "delete it, and the run is done again."
+        check_is_file(path, SdkerasError, advice)
+        with blamed_on(f"{shown(path)} is damaged", advice):
+            try:
+                text = path.read_text(encoding="utf-8")
+            except FileNotFoundError:
+                return None
+            return from_plain(parsed_json(text), kind, f"{shown(path)} is damaged", advice)

@@ -11,16 +11,19 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 
 from sdkeras.errors import SdkerasError
+from sdkeras.locks import only_writer
 from sdkeras.reporting.numbers import counted
 from sdkeras.study.grid import GridRun, Study, differences
+from sdkeras.study.measures import needing_a_rate
 from sdkeras.study.run_files import Failed, RunFolder
+from sdkeras.whole_files import open_own, shown
 
 STUDY_FILE = "study.json"
 # Libraries of linear algebra, which would each take all cores.
@@ -101,7 +104,7 @@ def plan_study(study: Study, folder: str | os.PathLike[str], *, jobs: int | None
     """
     there = runs_folder(folder)
     if there.exists() and not there.is_dir():
-        raise SdkerasError(f"{there} is a file, and must be the folder of the runs; choose another --out.")
+        raise SdkerasError(f"{shown(there)} is a file, and must be the folder of the runs; choose another --out.")
     states, seconds = [], []
     remeasured: set[str] = set()
     by = study.by_column()
@@ -116,7 +119,7 @@ def plan_study(study: Study, folder: str | os.PathLike[str], *, jobs: int | None
             changed = differences(trained.training, training)
             if changed:
                 raise SdkerasError(
-                    f"{os.fspath(folder)} holds runs of another definition: {'; '.join(changed)}. Name another folder "
+                    f"{shown(folder)} holds runs of another definition: {'; '.join(changed)}. Name another folder "
                     "(--out), or restore the definition."
                 )
             missing = files.missing(by)
@@ -143,7 +146,7 @@ def _check_recorded(trained: Mapping[str, Any], wanted: Mapping[str, Any], folde
     recorded = wanted["recorded"]
     if recorded is not None and trained.get("recorded") is None:
         raise SdkerasError(
-            f"{', '.join(recorded['for'])} are of the iterates of training, which the runs in {os.fspath(folder)} have "
+            f"{', '.join(recorded['for'])} are of the iterates of training, which the runs in {shown(folder)} have "
             "not recorded; name another folder (--out), or take trajectory = 'forward', which is simulated afterwards."
         )
 
@@ -156,6 +159,7 @@ def run_study(
     jobs: int | None = None,
     retry: bool = False,
     progress: Callable[[Finished], None] | None = None,
+    notice: Callable[[str], None] | None = None,
 ) -> StudyPlan:
     """Trains and measures the runs of a study that are not done yet.
 
@@ -170,13 +174,14 @@ def run_study(
         jobs: Processes side by side, each with one thread; default one for each core.
         retry: Failed runs as well.
         progress: Called after each run.
+        notice: Called before the first training with each sentence about measures that will have no value.
 
     Returns:
         How the runs stand at the end.
 
     Raises:
-        SdkerasError: The folder is of another definition or in use, the user's code or data cannot be loaded, or no
-            run of the study has succeeded.
+        SdkerasError: The folder is of another definition or in use, the user's code or data cannot be loaded, no
+            measure could be taken of any run, or no run of the study has succeeded.
         KeyboardInterrupt: Ctrl-C; finished runs are kept.
     """
     if jobs is not None and jobs < 1:
@@ -185,15 +190,14 @@ def run_study(
     try:
         runs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SdkerasError(f"{os.fspath(runs)} cannot be made: {error.strerror}; choose another place.") from error
-    with _locked(Path(folder)):
+        raise SdkerasError(f"{shown(runs)} cannot be made: {error.strerror}; choose another place.") from error
+    with only_writer(folder, "wait until it has ended, or name another folder"):
         plan = plan_study(study, folder, jobs=jobs)
-        study.save(Path(folder) / STUDY_FILE)
+        study.save(Path(folder) / STUDY_FILE, follow_links=False)
         to_do = plan.to_do(retry)
         if to_do:
-            _Pool(study, Path(folder), Path(code), min(plan.jobs, len(to_do)), progress).do(
-                [each.run for each in to_do]
-            )
+            pool = _Pool(study, Path(folder), Path(code), min(plan.jobs, len(to_do)), progress, notice)
+            pool.do([each.run for each in to_do])
         after = plan_study(study, folder, jobs=jobs)
     failures = [each.failure for each in after.runs if each.failure is not None]
     if len(failures) == len(after.runs):
@@ -209,11 +213,18 @@ class _Pool:
     """Worker processes and the runs that they do."""
 
     def __init__(
-        self, study: Study, folder: Path, code: Path, jobs: int, progress: Callable[[Finished], None] | None
+        self,
+        study: Study,
+        folder: Path,
+        code: Path,
+        jobs: int,
+        progress: Callable[[Finished], None] | None = None,
+        notice: Callable[[str], None] | None = None,
     ) -> None:
         self.runs = runs_folder(folder).resolve()
         self.command = [
             sys.executable,
+            "-P",  # no module is imported from the current folder, which may be that of the study
             "-m",
             "sdkeras.study.worker",
             str((folder / STUDY_FILE).resolve()),
@@ -223,6 +234,8 @@ class _Pool:
         ]
         self.jobs = jobs
         self.progress = progress
+        self.notice = notice
+        self.checks_rates = bool(needing_a_rate(study.measures, study.analysis))
         self.log = folder / "workers.log"
         self.selector = selectors.DefaultSelector()
         self.workers: list[_Process] = []
@@ -236,6 +249,8 @@ class _Pool:
             answer = first.ask({})
             if answer:
                 raise SdkerasError(answer["reason"])
+            if self.checks_rates:
+                first = self._check_rates(first, runs)
             self._next(first, waiting)
             while len(self.workers) < self.jobs and waiting:
                 self._next(self._start(), waiting)
@@ -257,6 +272,24 @@ class _Pool:
                 worker.kill()
             self.selector.close()
 
+    def _check_rates(self, worker: _Process, runs: list[GridRun]) -> _Process:
+        """Says before the first training which measures will lack a learning rate; gives a worker that lives.
+
+        Raises:
+            SdkerasError: No measure could be taken of any run.
+        """
+        answer = worker.ask({"check": [run.settings for run in runs]})
+        if answer.get("stage") == "checking":
+            raise SdkerasError(answer["reason"])
+        for note in answer.get("notes", ()):
+            if self.notice is not None:
+                self.notice(note)
+        if "notes" in answer:
+            return worker
+        # A factory has ended the process, and will do so as a failed run.
+        self._put_away(worker)
+        return self._start()
+
     def _start(self) -> _Process:
         worker = _Process(self.command, self.log)
         self.workers.append(worker)
@@ -267,6 +300,7 @@ class _Pool:
         run = waiting.popleft()
         files = RunFolder(self.runs / run.name)
         files.path.mkdir(exist_ok=True)
+        files.tidy()
         files.write(files.settings, run.settings)
         files.failure.unlink(missing_ok=True)
         worker.begin(run)
@@ -287,10 +321,13 @@ class _Pool:
             files.write(files.failure, failure)
         worker.run = None
         if broken:
-            self.selector.unregister(worker.output)
-            worker.kill()
-            self.workers.remove(worker)
+            self._put_away(worker)
         return failure
+
+    def _put_away(self, worker: _Process) -> None:
+        self.selector.unregister(worker.output)
+        worker.kill()
+        self.workers.remove(worker)
 
 
 class _Process:
@@ -301,7 +338,7 @@ class _Process:
         environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         environment.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
         # A session of its own: Ctrl-C in the terminal is for the parent, which ends it.
-        with log.open("ab") as errors:
+        with os.fdopen(open_own(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as errors:
             self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -359,28 +396,6 @@ class _Process:
         with contextlib.suppress(OSError):  # it has ended; its output says so
             self.process.stdin.write((json.dumps(job) + "\n").encode())
             self.process.stdin.flush()
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Refuses a second run of the same folder at the same time; the system lifts the lock when the process ends.
-
-    Raises:
-        SdkerasError: It is locked.
-    """
-    try:
-        import fcntl
-    except ImportError:  # no such locks on this system
-        yield
-        return
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise SdkerasError(
-                f"{folder} is in use by another sdkeras study run; wait until it has ended, or name another folder."
-            ) from error
-        yield
 
 
 def _listed(names: set[str]) -> str:

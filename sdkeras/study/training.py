@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 import math
-import os
+import shutil
+import tempfile
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,11 +21,13 @@ import tensorflow as tf
 
 from sdkeras.data_files import load_both, load_data, load_training_data
 from sdkeras.errors import DataError, ModelError, NonFiniteError, SdkerasError
+from sdkeras.operators.update_rule import inner
 from sdkeras.study.grid import OF_THE_RUNNER, GridRun, Study
 from sdkeras.study.measures import columns
 from sdkeras.study.recorder import TrajectoryRecorder
 from sdkeras.study.run_files import RunFolder, Scores, Trained
 from sdkeras.user_code import USER_ERRORS, find_function, last_line
+from sdkeras.whole_files import write_whole
 
 # Examples of one batch where only sums over all of them are wanted.
 _EVALUATED = 1024
@@ -73,6 +78,7 @@ class StudyData:
             )
         if study.records:
             _check_recorded_steps(study, total)
+        _by_class(study, train)
         return cls(train, test)
 
     def examples(self, count: int) -> Any:
@@ -81,6 +87,24 @@ class StudyData:
         total = len(tf.nest.flatten(y)[0])
         chosen = np.sort(np.random.default_rng(0).permutation(total)[:count])
         return tuple(tf.nest.map_structure(lambda leaf: leaf[chosen], part) for part in (x, y))
+
+
+def _by_class(study: Study, data: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Arrays with the sample weights that `fit` makes of the study's class weights.
+
+    Raises:
+        DataError: There are sample weights already, or several arrays of targets.
+    """
+    if study.weights_by_class is None:
+        return data
+    from sdkeras.class_weights import sample_weights
+
+    if len(data) != 2 or tf.nest.is_nested(data[1]):
+        raise DataError(
+            "[study] class_weight needs data (x, y) with one array of targets and without sample weights, as Keras' "
+            "fit does; multiply the class weights into sample weights, and leave class_weight out."
+        )
+    return (*data, sample_weights(np.asarray(data[1]), study.weights_by_class, per_step=False))
 
 
 def _check_recorded_steps(study: Study, total: int) -> None:
@@ -124,7 +148,7 @@ def factory(study: Study) -> Callable[..., Any]:
 
 
 def train(study: Study, run: GridRun, make: Callable[..., Any], data: StudyData, folder: RunFolder) -> Trained:
-    """Trains one run and writes model.keras, the trajectory if one is wanted, and last training.json.
+    """Trains one run and writes model.weights.h5, the trajectory if one is wanted, and last training.json.
 
     The same settings give the same weights whatever ran before in this process.
 
@@ -132,14 +156,12 @@ def train(study: Study, run: GridRun, make: Callable[..., Any], data: StudyData,
         SdkerasError: The user's code failed, or training diverged.
     """
     started = time.monotonic()
-    # Names of layers and variables count on in a process.
-    keras.utils.clear_session()
-    keras.utils.set_random_seed(run.settings["seed"])
-    model = made_model(study, run.settings, make)
-    batches, per_epoch = data.train, 0
+    model = _fresh(study, run, make)
+    optimizer = _optimizer_digest(model)
+    batches, per_epoch, class_weight = data.train, 0, study.weights_by_class
     if isinstance(data.train, tuple):
-        batch_size = run.settings.get("batch_size", 32)
-        batches, per_epoch = shuffled(data.train, batch_size, run.settings["seed"])
+        batch_size, class_weight = run.settings.get("batch_size", 32), None
+        batches, per_epoch = shuffled(_by_class(study, data.train), batch_size, run.settings["seed"])
     epochs = study.epochs or math.ceil((study.steps or 0) / (per_epoch or len(batches)))
     watch = _Watch(study)
     recorder = _recorder(study, data, 0 if study.stop else (study.steps or epochs * (per_epoch or len(batches))))
@@ -150,6 +172,7 @@ def train(study: Study, run: GridRun, make: Callable[..., Any], data: StudyData,
             epochs=epochs,
             shuffle=False,
             verbose=0,
+            class_weight=class_weight,
             callbacks=[watch, *([_StopAt(study.steps)] if study.steps else []), *([recorder] if recorder else [])],
         ).history
     except SdkerasError:
@@ -166,35 +189,93 @@ def train(study: Study, run: GridRun, make: Callable[..., Any], data: StudyData,
             raise NonFiniteError(f"training diverged: the loss over the {what} data is {scored.loss} at its end")
     if recorder is not None and recorder.trajectory is not None:
         recorder.trajectory.save(folder.trajectory)
-    _save(model, folder.model)
+    _save_weights(model, folder.weights)
     trained = Trained(
         settings=run.settings,
         training=study.training(),
         num_epochs=len(history["loss"]),
-        num_steps=int(model.optimizer.iterations.numpy()),
+        num_steps=_steps_of(model),
         ended_by=watch.ended_by or ("steps" if study.steps else "epochs"),
         train=scores[0],
         test=scores[1],
         code=_digest(make),
         history={name: [float(value) for value in values] for name, values in history.items()},
         seconds=time.monotonic() - started,
+        optimizer=optimizer,
     )
     folder.write(folder.training, trained)
     return trained
 
 
-def check_read_back(model: Any, data: StudyData, trained: Trained) -> None:
-    """Refuses a model that its file does not describe: a function of the user's that Keras takes for one of its own.
+def rebuilt(
+    study: Study, run: GridRun, make: Callable[..., Any], data: StudyData, folder: RunFolder, trained: Trained
+) -> Any:
+    """The trained model: made by the factory once more, with the weights and the optimizer's state of the run's files.
+
+    Nothing in the folder is executed: only arrays are read from it.
 
     Raises:
-        ModelError: Its loss over the data of training is not the one that was recorded.
+        ModelError: The files are missing or damaged, or the factory makes another model than the one that was trained.
     """
-    now, then = _scores(model, data.train).loss, trained.train.loss
-    if not abs(now - then) <= _SAME_LOSS * max(abs(now), abs(then)):
+    advice = f"Delete {folder.path}, and the run is trained again."
+    model = _fresh(study, run, make)
+    known, now = (trained.optimizer, _optimizer_digest(model)) if trained.optimizer else (trained.code, _digest(make))
+    if known != now:
         raise ModelError(
-            f"the model read back from its file has the training loss {now:.6g}, and had {then:.6g} when it was "
-            "trained. Keras has taken another function or class than the one that was trained: give functions of your "
-            "own names that Keras has not, or register them (keras.saving.register_keras_serializable)"
+            f"the {'optimizer' if trained.optimizer else 'file'} of the factory {study.model!r} is another one than "
+            f"when the run was trained; restore it. {advice}"
+        )
+    if not model.built:
+        inputs = data.train[0] if isinstance(data.train, tuple) else next(iter(data.train))[0]
+        model(tf.nest.map_structure(lambda leaf: leaf[:1], inputs))
+    path = folder.weights if folder.weights.exists() or not folder.old_model.exists() else folder.old_model
+    _load_weights(model, path, trained, advice)
+    then, back = trained.train.loss, _scores(model, data.train).loss
+    if not abs(back - then) <= _SAME_LOSS * max(abs(back), abs(then)):
+        raise ModelError(
+            f"the factory {study.model!r}, with the weights in {path}, has the training loss {back:.6g}, and had "
+            f"{then:.6g} when it was trained; restore the factory and the data. {advice}"
+        )
+    return model
+
+
+def _fresh(study: Study, run: GridRun, make: Callable[..., Any]) -> Any:
+    """The factory's model, the same for the same settings whatever ran before in this process."""
+    # Names of layers and variables count on in a process.
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(run.settings["seed"])
+    return made_model(study, run.settings, make)
+
+
+def _steps_of(model: Any) -> int:
+    return int(model.optimizer.iterations.numpy())
+
+
+def _load_weights(model: Any, path: Path, trained: Trained, advice: str) -> None:
+    """Reads the arrays of a .weights.h5 file, or of the one inside a .keras file, whose configuration is not read.
+
+    Raises:
+        ModelError: Missing, damaged, or of another architecture or optimizer.
+    """
+    if not path.is_file():
+        raise ModelError(f"there is no file {path} with the weights of the trained model. {advice}")
+    model.optimizer.build(model.trainable_variables)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model.load_weights(path)
+    except USER_ERRORS as error:
+        raise ModelError(
+            f"{path} is damaged, or its weights do not fit the model of the factory: {last_line(error)} {advice}"
+        ) from error
+    names = {model.optimizer.name, inner(model.optimizer).name}
+    unread = any(
+        f"Skipping variable loading for optimizer '{name}'" in str(w.message) for w in caught for name in names
+    )
+    if unread or _steps_of(model) != trained.num_steps:
+        raise ModelError(
+            f"{path} does not hold the state of the factory's optimizer {type(inner(model.optimizer)).__name__} after "
+            f"{trained.num_steps:,} steps. {advice}"
         )
 
 
@@ -252,6 +333,16 @@ def _digest(function: Callable[..., Any]) -> str:
         return "" if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
     except (TypeError, OSError):
         return ""
+
+
+def _optimizer_digest(model: Any) -> str:
+    """SHA-256 of the optimizer's class and settings, first 16 hex digits; "" where Keras cannot serialise it."""
+    try:
+        config = keras.saving.serialize_keras_object(model.optimizer)
+        text = json.dumps(config, sort_keys=True, default=lambda entry: type(entry).__name__)
+    except USER_ERRORS:
+        return ""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _arguments(function: Callable[..., Any], *, needed: bool = False) -> list[str] | None:
@@ -352,17 +443,16 @@ def accuracy_in(logs: Mapping[str, Any]) -> float | None:
     return None
 
 
-def _save(model: Any, path: Path) -> None:
-    """Writes the model, all of it or nothing.
+def _save_weights(model: Any, path: Path) -> None:
+    """Writes the weights and the optimizer's state, all of it or nothing.
 
     Raises:
-        ModelError: Keras cannot save it.
+        ModelError: Keras cannot save them.
     """
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # its suffix is the format
-    try:
-        model.save(temporary)
-        os.replace(temporary, path)
-    except Exception as error:
-        raise ModelError(f"the model cannot be saved: {last_line(error)}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        try:
+            model.save_weights(Path(folder) / path.name)
+        except USER_ERRORS as error:
+            raise ModelError(f"the weights cannot be saved: {last_line(error)}") from error
+        with (Path(folder) / path.name).open("rb") as saved:
+            write_whole(path, lambda file: shutil.copyfileobj(saved, file))

@@ -9,9 +9,16 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from sdkeras.checkpoints import load_checkpoint, save_checkpoint
+from sdkeras.checkpoints import LAYOUT, load_checkpoint, save_checkpoint
 from sdkeras.errors import SdkerasError
+from sdkeras.reading import blamed_on
 from sdkeras.study.projection import Distortion
+from sdkeras.whole_files import check_is_file, shown
+
+# Names of the matrix in a .npz of several arrays.
+_MATRICES = ("trajectory", "weights")
+# Numbers of a matrix that are checked at once.
+_BLOCK = 2**24
 
 
 @attrs.frozen(eq=False)
@@ -44,6 +51,9 @@ class Trajectory:
         rows, steps = np.asarray(self.iterates), np.asarray(self.iterations)
         losses = rows if self.losses is None else np.asarray(self.losses)
         kinds = {array.dtype.kind for array in (rows, steps, losses)}
+        counts = (self.num_parameters, self.seed, *([] if self.stopped_at is None else [self.stopped_at]))
+        if not all(isinstance(count, (int, np.integer)) and count >= 0 for count in counts):
+            raise ValueError("Trajectory: num_parameters, seed and stopped_at must be whole numbers.")
         if rows.ndim != 2 or losses.ndim != 2 or not kinds <= set("iuf"):
             raise ValueError("Trajectory: iterates and losses must be matrices of numbers.")
         if not steps.shape == (len(rows),) == (len(losses),):
@@ -61,14 +71,27 @@ class Trajectory:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Trajectory:
-        """Reads what `save` wrote.
+        """Reads what `save` wrote, or a plain matrix with a row for each step and a column for each weight.
+
+        Args:
+            path: A file of `save`; a .npy, which is mapped into memory and not read as a whole; or a .npz with one
+                array, or with one named 'trajectory' or 'weights'.
 
         Raises:
-            SdkerasError: Missing, damaged or another kind of file.
+            SdkerasError: Missing, damaged, another kind of file, or no finite matrix of 2 rows or more.
         """
-        name, advice = os.fspath(path), "give a file that TrajectoryRecorder or sdkeras study trajectory --save wrote."
+        name = shown(path)
+        advice = (
+            "give a file that TrajectoryRecorder or sdkeras study trajectory --save wrote, or a matrix, steps x "
+            "weights, of floating-point numbers (.npy, or .npz with one array or one named 'trajectory' or 'weights')."
+        )
         if not os.path.exists(path):
             raise SdkerasError(f"there is no file {name}; {advice}")
+        check_is_file(path, SdkerasError, advice)
+        matrix = _plain_matrix(path, advice)
+        if matrix is not None:
+            rows, columns = matrix.shape
+            return cls(matrix, np.arange(rows), None, num_parameters=columns, distortion=None, seed=0, stopped_at=None)
         try:
             held = load_checkpoint(path)
         except SdkerasError as error:
@@ -76,9 +99,39 @@ class Trajectory:
         names = {field.name for field in attrs.fields(cls)}
         if not isinstance(held, dict) or held.pop("trajectory", None) != 1 or set(held) != names:
             raise SdkerasError(f"{name} is no trajectory; {advice}")
-        try:
+        with blamed_on(f"{name} is no whole trajectory", advice):
             if held["distortion"] is not None:
                 held["distortion"] = Distortion(**held["distortion"])
             return cls(**held)
-        except (TypeError, ValueError) as error:
-            raise SdkerasError(f"{name} is no whole trajectory ({error}); {advice}") from error
+
+
+def _plain_matrix(path: str | os.PathLike[str], advice: str) -> NDArray[Any] | None:
+    """The matrix in a .npy or .npz file; None where the file is one of `Trajectory.save`.
+
+    Raises:
+        SdkerasError: Unreadable, several arrays, or no finite matrix of 2 rows or more.
+    """
+    name = shown(path)
+    with blamed_on(f"{name} cannot be read as a trajectory", advice):
+        # Nothing is ever unpickled.
+        with open(path, "rb") as file:
+            archive = file.read(2) == b"PK"
+        if not archive:
+            array, where = np.load(path, mmap_mode="r", allow_pickle=False), name
+        else:
+            with np.load(path, allow_pickle=False) as stored:
+                if LAYOUT in stored.files:
+                    return None
+                arrays = stored.files if len(stored.files) == 1 else [key for key in _MATRICES if key in stored.files]
+                if len(arrays) != 1:
+                    listed = ", ".join(stored.files[:5]) or "none"
+                    raise SdkerasError(f"{name} is no trajectory: its arrays are {listed}; {advice}")
+                array, where = stored[arrays[0]], f"{name}, array {arrays[0]!r},"
+    if array.ndim != 2 or array.dtype.kind != "f" or array.dtype.itemsize > 8 or array.shape[1] < 1:
+        raise SdkerasError(f"{where} is of shape {array.shape} and type {array.dtype}; {advice}")
+    if len(array) < 2:
+        raise SdkerasError(f"{where} has {len(array)} rows, and a trajectory needs at least 2 steps; {advice}")
+    for index, row in enumerate(array):
+        if not all(np.isfinite(row[k : k + _BLOCK]).all() for k in range(0, len(row), _BLOCK)):
+            raise SdkerasError(f"{where} holds NaN or infinity, first in row {index}; cut it before that step.")
+    return array

@@ -22,6 +22,9 @@ from sdkeras.errors import SdkerasError, VerificationError
 from sdkeras.study.grid import GridRun, Study, run_name
 from sdkeras.study.run_files import RunFolder, Trained
 from sdkeras.user_code import USER_ERRORS, last_line, own_objects, user_import
+from sdkeras.whole_files import open_own
+
+_APPENDING = os.O_WRONLY | os.O_CREAT | os.O_APPEND
 
 
 def main(arguments: list[str]) -> None:
@@ -70,6 +73,11 @@ class _Worker:
         with _logged(log):
             try:
                 make, data = self._load()
+                stage = "checking" if "check" in job else stage
+                if "check" in job:
+                    from sdkeras.study.planned_rates import check_rates
+
+                    return {"notes": check_rates(self.study, job["check"], make, data)}
                 if "run" not in job:
                     return {}
                 run = GridRun(job["run"], job["settings"])
@@ -105,25 +113,15 @@ class _Worker:
     def _measure(self, run: GridRun, make: Any, data: Any, folder: RunFolder, trained: Trained) -> None:
         import keras
 
-        from sdkeras.loading import compile_problem, load_model
         from sdkeras.study.measuring import measure
-        from sdkeras.study.training import check_read_back
+        from sdkeras.study.training import rebuilt
 
         wanted = folder.missing(self.study.by_column())
         if wanted:
-            keras.utils.clear_session()
             # Copies of the model in other precisions need its classes as well.
             with keras.saving.custom_object_scope(own_objects(make, Path.cwd().resolve())):
-                # From the file always, so that a resumed run has the numbers of one that was not interrupted. The code
-                # in it is the user's own.
-                try:
-                    model = load_model(str(folder.model), safe_mode=False)
-                except SdkerasError as error:
-                    raise SdkerasError(f"{error} Or delete {folder.path}, and the run is trained again.") from error
-                problem = compile_problem(model)
-                if problem:
-                    raise SdkerasError(problem)
-                check_read_back(model, data, trained)
+                # From the files always, so that a resumed run has the numbers of one that was not interrupted.
+                model = rebuilt(self.study, run, make, data, folder, trained)
                 measure(self.study, run, model, data, folder, wanted, self.share)
         folder.trajectory.unlink(missing_ok=True)
 
@@ -131,7 +129,7 @@ class _Worker:
 @contextlib.contextmanager
 def _logged(path: Path) -> Iterator[None]:
     """What is printed meanwhile, by C++ too, goes to the end of a file."""
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    file = os.open(path, os.O_WRONLY) if path == Path(os.devnull) else open_own(path, _APPENDING)
     kept = [os.dup(stream) for stream in (1, 2)]
     try:
         for stream in (1, 2):

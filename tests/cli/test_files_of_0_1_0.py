@@ -1,4 +1,4 @@
-"""Files that sdkeras 0.1.0 wrote (tests/data/v0.1.0) are read by every later version, and its commands go on from them."""
+"""Files that sdkeras 0.1.0 wrote (tests/data/v0.1.0) are read by every later version; commands go on from them."""
 
 import json
 import shutil
@@ -68,7 +68,7 @@ def test_a_run_log_keeps_its_measurements(in_process: Any, name: str, count: int
     for line, measurement in zip(lines[1:], log.measurements, strict=True):
         for key, reading in line["values"].items():
             assert measurement.values[key].value == reading["value"]
-    status, out, err = in_process("track", DATA / name, "--html", tmp_path / "page.html")
+    status, _, err = in_process("track", DATA / name, "--html", tmp_path / "page.html")
     assert (status, err) == (0, "")
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
 

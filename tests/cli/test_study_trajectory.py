@@ -1,5 +1,6 @@
 """`sdkeras study trajectory`: of a recorded file and simulated from a model on, from the options to the files."""
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 
+from sdkeras.study import trajectory
 from sdkeras.study.forward import forward
 from sdkeras.study.recorder import TrajectoryRecorder
 from sdkeras.study.trajectory import Trajectory
@@ -33,6 +35,16 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     wild.compile(keras.optimizers.SGD(1e6), "mse")
     wild.save(folder / "wild.keras")
     np.savez(folder / "wild.npz", x=X, y=X[:, :1])
+    np.save(folder / "vector.npy", np.ones(5))
+    np.savez(folder / "vector.npz", trajectory=np.ones(5))
+    np.save(folder / "whole.npy", np.ones((5, 2), int))
+    np.save(folder / "objects.npy", np.array([[None, 1.0]] * 3), allow_pickle=True)
+    np.savez(folder / "objects.npz", np.array([[None, 1.0]] * 3))
+    np.save(folder / "short.npy", np.ones((1, 4)))
+    np.save(folder / "nan.npy", np.where(np.arange(12).reshape(6, 2) == 7, np.nan, 1.0))
+    np.savez(folder / "both.npz", trajectory=np.ones((5, 2)), weights=np.ones((5, 2)))
+    for kind in ("vector.npy", "vector.npz"):
+        (folder / f"cut.{kind[-3:]}").write_bytes((folder / kind).read_bytes()[:130])
     return folder
 
 
@@ -50,6 +62,50 @@ def test_a_recorded_file(files: Path, tmp_path: Path, in_process: Command) -> No
     assert page.read_text().count("<svg") == 2
     assert "http" not in page.read_text().replace("http://www.w3.org", "").replace("http-equiv", "")
     assert in_process("study", "trajectory", files / "recorded.npz", "--quiet") == (0, "", "")
+
+
+@pytest.mark.parametrize("kind", ["<f8", ">f4", "<f2", "fortran", "one", "named"])
+def test_a_plain_matrix(tmp_path: Path, in_process: Command, kind: str) -> None:
+    points = np.random.default_rng(1).random((60, 7))
+    values = points.astype(kind if kind in ("<f8", ">f4", "<f2") else "<f8")
+    path, out = tmp_path / f"t.{'npz' if kind in ('one', 'named') else 'npy'}", tmp_path / "out.json"
+    if kind == "one":
+        np.savez(path, anything=values)
+    elif kind == "named":
+        np.savez_compressed(path, weights=values, losses=np.ones(60))
+    else:
+        np.save(path, np.asfortranarray(values) if kind == "fortran" else values)
+    status, text, error = in_process("study", "trajectory", path, "--json", out)
+    assert (status, error) == (0, "")
+    found = TrajectoryMeasures.load(out)
+    # A minimum spanning tree by Prim, straight from its definition.
+    points = values.astype(np.float64)
+    distances = np.linalg.norm(points[:, None] - points, axis=-1)
+    reached, length = distances[0].copy(), 0.0
+    inside = np.arange(60) == 0
+    for _ in range(59):
+        k = int(np.argmin(np.where(inside, np.inf, reached)))
+        length, inside[k] = length + reached[k], True
+        reached = np.minimum(reached, distances[k])
+    # 59 edges, each a root of a sum with the rounding of float64 at distances near 1.
+    assert found.euclidean.e_alpha == pytest.approx(length, rel=1e-12)
+    assert (found.num_iterates, found.num_parameters, found.data) == (60, 7, None)
+    assert (found.first_iteration, found.last_iteration) == (0, 59)
+    assert "60 iterates of a recorded trajectory" in text
+
+
+def test_a_large_matrix_is_not_read_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trajectory, "_BLOCK", 2**18)
+    path, size = tmp_path / "sparse.npy", 2**26
+    np.lib.format.open_memmap(path, "w+", np.float32, (4, size // 16)).flush()
+    tracemalloc.start()
+    try:
+        iterates = Trajectory.load(path).iterates
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert iterates.nbytes == size
+    assert peak < size / 16
 
 
 def test_an_alpha_far_out_has_its_reason(files: Path, tmp_path: Path, in_process: Command) -> None:
@@ -113,7 +169,17 @@ def test_a_dry_run_writes_nothing(files: Path, tmp_path: Path, in_process: Comma
         (("model.keras",), "--data"),
         (("none.keras", "--data", "data.npz"), "there is no file"),
         (("none.npz",), "there is no file"),
-        (("data.npz",), "no trajectory"),
+        (("data.npz",), "no trajectory: its arrays are x, y; give a file"),
+        (("vector.npy",), "vector.npy is of shape (5,) and type float64; give"),
+        (("vector.npz",), "array 'trajectory', is of shape (5,)"),
+        (("whole.npy",), "is of shape (5, 2) and type int64; give"),
+        (("objects.npy",), "objects.npy holds Python objects, which are never unpickled"),
+        (("objects.npz",), "objects.npz holds Python objects, which are never unpickled"),
+        (("short.npy",), "has 1 rows, and a trajectory needs at least 2 steps"),
+        (("nan.npy",), "holds NaN or infinity, first in row 3; cut it before that step"),
+        (("both.npz",), "its arrays are trajectory, weights; give"),
+        (("cut.npy",), "cut.npy is no trajectory, or damaged"),
+        (("cut.npz",), "cut.npz is no trajectory, or damaged"),
         (("recorded.npz", "--steps", "9"), "--steps is of a simulation"),
         (("recorded.npz", "--data", "data.npz"), "--data is of a simulation"),
         (("recorded.npz", "--json", "recorded.npz"), "would be overwritten"),

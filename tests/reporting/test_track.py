@@ -41,8 +41,8 @@ def text(log: RunLog, width: int = 100) -> str:
 
 def test_the_verdict_is_of_the_last_number_and_tells_when_the_edge_was_reached() -> None:
     assert verdict(LOG) == (
-        "At the edge of stability at step 30: sharpness is 1.02 times the threshold 20 of SGD at learning rate 0.1. "
-        "It was at 0.9 or above first at step 20."
+        "At the edge of stability at step 30: sharpness 20.4 is 1.02 times the threshold 20 of SGD at learning rate "
+        "0.1. It was at 0.9 or above first at step 20."
     )
     assert verdict(attrs.evolve(LOG, measurements=LOG.measurements[:1])).startswith("Below the edge of stability at")
     assert verdict(attrs.evolve(LOG, measurements=(FAILED,))).startswith("No verdict: ")
@@ -55,8 +55,8 @@ def test_the_terminal_shows_each_measurement() -> None:
     assert max(len(line) for line in shown.splitlines()) <= 80
     rows = [line.split() for line in shown.splitlines() if re.match(r" *\d+ +1 ", line)]
     assert [row[0] for row in rows] == ["10", "20", "30", "40"]
-    assert rows[1] == ["20", "1", "12", "0.95", "0.01", "1,530", "470", "0.05"]
-    assert rows[3][2:7] == ["-"] * 5
+    assert rows[1] == ["20", "1", "12", "20", "0.95", "0.01", "1,530", "470", "0.05"]
+    assert rows[3][2:8] == ["-", "20", *["-"] * 4]
     many = attrs.evolve(LOG, measurements=tuple(measured(k, 0.5) for k in range(1, 100)))
     assert "the last 30 of 99" in text(many)
 

@@ -145,10 +145,15 @@ def test_a_helper_does_not_take_the_place_of_keras_own_function(written) -> None
     assert shadowed == plain
 
 
-def test_a_model_that_its_file_does_not_describe_is_refused(written) -> None:
-    """Keras writes any activation called relu as its own."""
-    with pytest.raises(SdkerasError, match="measuring: the model read back from its file has the training loss"):
-        done(written(MODULE + HOMONYMS, model="own_relu"))
+def test_a_function_by_a_name_of_keras_is_the_one_that_was_trained(written) -> None:
+    """Keras writes any activation called relu as its own; the model comes from the factory, not from a file."""
+    shadowed = done(written(MODULE + HOMONYMS, model="own_relu")).measured().values["sharpness"].value
+    Path("out").rename("before")
+    renamed = HOMONYMS.replace("def relu", "def doubled").replace("=relu", "=doubled")
+    assert shadowed == done(written(MODULE + renamed, model="own_relu")).measured().values["sharpness"].value
+    Path("out").rename("renamed")
+    half = HOMONYMS.replace("2.0 * keras", "keras")
+    assert shadowed != done(written(MODULE + half, model="own_relu")).measured().values["sharpness"].value
 
 
 def test_what_tensorflow_says_comes_before_where(written) -> None:
@@ -160,8 +165,8 @@ def test_a_damaged_model_can_be_trained_again(written) -> None:
     study = written(measures="sharpness = {}")
     folder = done(study)
     folder.measures.unlink()
-    folder.model.write_bytes(folder.model.read_bytes()[:300])
-    with pytest.raises(SdkerasError, match=r"Or delete out/runs/lr0.1-bs8-seed0, and the run is trained again\."):
+    folder.weights.write_bytes(folder.weights.read_bytes()[:300])
+    with pytest.raises(SdkerasError, match=r"is damaged.* Delete out/runs/lr0.1-bs8-seed0, and the run is trained ag"):
         done(study)
 
 

@@ -58,7 +58,7 @@ def test_failed_runs_are_written_down_with_their_reasons(folder: Path) -> None:
     good = folder / "out/runs/lr0.1-bs8-moodgood-seed0"
     assert json.loads((good / "settings.json").read_text())["learning_rate"] == 0.1
     assert {file.name for file in good.iterdir()} == {
-        *("settings.json", "training.json", "measures.json", "model.keras", "log.txt")
+        *("settings.json", "training.json", "measures.json", "model.weights.h5", "log.txt")
     }
 
 
@@ -112,7 +112,7 @@ def test_a_killed_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
     until = time.monotonic() + 120
     while calls(tmp_path) != ["good 0.1", "wait 0.1"] and time.monotonic() < until:
         time.sleep(0.1)
-    with pytest.raises(SdkerasError, match="in use by another"):
+    with pytest.raises(SdkerasError, match=f"in use by process {process.pid} on "):
         run(grid)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()

@@ -1,0 +1,243 @@
+"""Trainings whose schedule ends at 0, and class weights: told before, trained, and measured as far as it goes."""
+
+import importlib.util
+import itertools
+from pathlib import Path
+from types import SimpleNamespace
+
+import attrs
+import numpy as np
+import pytest
+
+from sdkeras.errors import DataError, SdkerasError
+from sdkeras.operators import update
+from sdkeras.study.definition import definition
+from sdkeras.study.grid import Study, read_study
+from sdkeras.study.run_files import RunFolder
+from sdkeras.study.runner import _Pool
+from sdkeras.study.training import StudyData
+from sdkeras.study.worker import _Worker
+
+MODULE = """
+import keras
+import numpy as np
+
+X = np.random.default_rng(0).normal(size=(60, 3)).astype("float32")
+Y = (X[:, 0] + 0.5 * X[:, 1] > 0).astype("int64")
+O = keras.optimizers
+
+
+def data():
+    return (X[:40], Y[:40]), (X[40:], Y[40:])
+
+
+def weighted_data():
+    return (X[:40], Y[:40], np.ones(40)), (X[40:], Y[40:])
+
+
+def net(learning_rate, optimizer="cosine"):
+    layer = keras.layers.Dense(1, kernel_initializer="zeros", use_bias=optimizer == "two")
+    model = keras.Sequential([keras.Input((3,)), layer])
+    optimizers = {
+        "constant": lambda: O.SGD(learning_rate),
+        "cosine": lambda: O.SGD(O.schedules.CosineDecay(learning_rate, 20)),
+        "two": lambda: O.MultiOptimizer(O.OptimizerMap(O.SGD(learning_rate), {".*bias": O.Adam(0.1)})),
+        "broken": lambda: 1 / 0,
+    }
+    model.compile(optimizers[optimizer](), keras.losses.BinaryCrossentropy(from_logits=True))
+    return model
+"""
+GRID = """
+[study]
+model = "{module}:net"
+data = "{module}:{data}"
+epochs = {epochs}
+{study}
+[grid]
+learning_rate = 0.5
+batch_size = {batch_size}
+optimizer = {optimizer}
+[measures]
+{measures}
+[analysis]
+runs = 3
+{analysis}
+"""
+_COUNT = itertools.count()
+rates = pytest.mark.skipif(not hasattr(update, "parse_learning_rate"), reason="analyze cannot do without a rate yet")
+weights = pytest.mark.skipif(importlib.util.find_spec("sdkeras.class_weights") is None, reason="no class weights yet")
+
+
+@pytest.fixture
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Writes a study with a module of its own, and gives the study."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def make(**settings: object) -> Study:
+        module = f"nets_with_rates_{next(_COUNT)}"
+        (tmp_path / f"{module}.py").write_text(MODULE)
+        known = {"epochs": 4, "batch_size": 8, "optimizer": ["cosine"], "measures": "slq = {}\nsharpness = {}"}
+        texts = {"data": "data", "study": "", "analysis": "", **known, **settings}
+        (tmp_path / "grid.toml").write_text(GRID.format(module=module, **texts))
+        return read_study("grid.toml")
+
+    return make
+
+
+def checked(study: Study) -> dict:
+    """What a worker answers before the first training."""
+    return _Worker(study, Path("runs"), 1).answer({"check": [run.settings for run in study.runs]})
+
+
+def done(study: Study) -> RunFolder:
+    """The only run, trained and measured."""
+    (run,) = study.runs
+    folder = RunFolder(Path("out/runs") / run.name)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    assert _Worker(study, Path("out/runs"), 1).answer({"run": run.name, "settings": run.settings}) == {}
+    return folder
+
+
+def test_a_schedule_that_will_end_at_0_is_told_before_the_trainings(written) -> None:
+    assert checked(written(epochs=3)) == {"notes": ()}
+    assert checked(written(optimizer=["constant"])) == {"notes": ()}
+    # 40 examples in batches of 8 make 20 steps; those of 16 only 12. A broken factory is a failed run's matter.
+    several = written(batch_size="[8, 16]", optimizer=["cosine", "constant", "broken"])
+    (note,) = checked(several)["notes"]
+    assert note.startswith(
+        "slq needs a learning rate, and in 1 setting of 6 the schedule CosineDecay ends at 0 after 20"
+    )
+    assert "add learning_rate = 'peak' under [analysis]" in note
+
+
+def test_only_where_no_measure_can_be_taken_nothing_is_trained(written) -> None:
+    refused = checked(written(measures="slq = {}\nlambda_1 = {}"))
+    assert refused["stage"] == "checking"
+    assert refused["reason"].startswith("no measure can be taken of any run: slq, lambda_1 need a learning rate, and")
+    assert "notes" in checked(written(measures="slq = {}", optimizer=["cosine", "constant"]))
+    assert "notes" in checked(written(measures="slq = {}", study="stop = { loss_below = 0.1 }"))
+
+
+class _Asked(SimpleNamespace):
+    """In place of a worker process."""
+
+    output = SimpleNamespace()
+
+    def ask(self, job: dict) -> dict:
+        assert "check" in job
+        return self.answer
+
+    def kill(self) -> None:
+        self.killed = True
+
+
+def test_what_the_check_answers_is_told_raised_or_survived(written, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, told = written(), []
+    pool = _Pool(study, Path("out"), Path(), 1, notice=told.append)
+    first, second = _Asked(answer={"notes": ["a", "b"]}), _Asked(answer={})
+    assert pool._check_rates(first, list(study.runs)) is first
+    assert told == ["a", "b"]
+    with pytest.raises(SdkerasError, match="^none of them$"):
+        pool._check_rates(_Asked(answer={"stage": "checking", "reason": "none of them"}), list(study.runs))
+    dead = _Asked(answer={"stage": "loading", "reason": "its process was killed"})
+    pool.workers.append(dead)
+    monkeypatch.setattr(pool, "_start", lambda: second)
+    monkeypatch.setattr(pool.selector, "unregister", lambda output: None)
+    assert pool._check_rates(dead, list(study.runs)) is second
+    assert dead.killed
+    assert pool.workers == []
+    assert _Pool(study, Path("out"), Path(), 1).checks_rates
+    other = written(measures="sharpness = {}\ntrace = {}\ne_alpha = {}")
+    assert not _Pool(other, Path("out"), Path(), 1).checks_rates
+
+
+@rates
+def test_at_rate_0_all_is_measured_that_needs_none(written) -> None:
+    measures = "slq = {}\nlambda_1 = {}\nsharpness = {}\ntrace = {}"
+    values = done(written(measures=measures)).measured().values
+    reason = "the learning rate is 0 after 20 steps; add learning_rate = 'peak' under [analysis]"
+    assert [(values[name].value, values[name].reason) for name in ("slq", "lambda_1")] == [(None, reason)] * 2
+    assert values["sharpness"].value > 0
+    assert values["trace"].value > 0
+    # With a rate added, the same training is measured again. The schedule starts at its peak, 0.5.
+    by_rate = []
+    for rate in ('"peak"', "0.5"):
+        Path("out").rename(f"before {len(by_rate)}")
+        by_rate.append(done(written(measures=measures, analysis=f"learning_rate = {rate}")).measured().values)
+    assert all(by_rate[0][name].value == by_rate[1][name].value is not None for name in ("slq", "lambda_1"))
+    assert by_rate[1]["sharpness"].value == values["sharpness"].value
+
+
+@rates
+@pytest.mark.parametrize("rate", ["0", "-1", "inf", '"top"', '"step:-1"', "true"])
+def test_a_rate_that_is_none_is_refused_with_the_definition(written, rate: str) -> None:
+    with pytest.raises(SdkerasError, match=r"grid\.toml: \[analysis\] the learning rate is .*; it must be a positive"):
+        written(analysis=f"learning_rate = {rate}")
+
+
+@rates
+def test_a_rate_that_the_trainings_will_not_have_is_told_before(written) -> None:
+    refused = checked(written(analysis='learning_rate = "step:20"'))
+    assert "slq, sharpness need a learning rate, and in 1 setting of 1 [analysis] learning_rate is" in refused["reason"]
+    assert "step 20, and training has taken 20 steps" in refused["reason"]
+    assert checked(written(analysis='learning_rate = "step:19"')) == {"notes": ()}
+    assert (
+        "has no learning-rate schedule"
+        in checked(written(optimizer=["constant"], analysis='learning_rate = "mean"'))["reason"]
+    )
+    assert (
+        "MultiOptimizer has no single one; add learning_rate = NUMBER"
+        in checked(written(optimizer=["two"]))["notes"][0]
+    )
+
+
+@weights
+def test_class_weights_are_of_the_training_and_of_its_measures(written) -> None:
+    by_class = {0: 1.0, 1: 9.0}
+    study = written(
+        epochs=3,
+        batch_size=40,
+        optimizer=["constant"],
+        measures='sharpness = {}\ntrace = {}\ne_alpha = { trajectory = "forward", metric = "euclidean" }',
+        study="class_weight = { 0 = 1.0, 1 = 9.0 }",
+    )
+    folder, data = done(study), StudyData.of(study)
+    x, y = data.train[0].astype(np.float64), data.train[1]
+    weight = np.array([by_class[int(label)] for label in y])
+
+    # Gradient descent and the Hessian of the weighted logistic loss, in float64.
+    last = np.zeros(3)
+    for _ in range(3):
+        last = last - 0.5 * x.T @ (weight * (1 / (1 + np.exp(-x @ last)) - y)) / len(x)
+    probability = 1 / (1 + np.exp(-x @ last))
+    hessian = (x * (weight * probability * (1 - probability))[:, None]).T @ x / len(x)
+    values = folder.measured().values
+    # float32 weights after 3 steps, and a Hessian with entries of order 1: some tens of eps = 1.2e-7.
+    assert values["sharpness"].value == pytest.approx(np.linalg.eigvalsh(hessian)[-1], rel=1e-5)
+    plain = np.linalg.eigvalsh((x * (probability * (1 - probability))[:, None]).T @ x / len(x))[-1]
+    assert abs(plain / values["sharpness"].value - 1) > 0.5
+    study.save("study.json")
+    assert Study.load("study.json").weights_by_class == by_class
+    assert ("class weights", "0 = 1.0, 1 = 9.0") in definition(study)
+    assert values["e_alpha-forward-euclidean"].value > 0
+
+
+@weights
+def test_class_weights_that_do_not_fit_are_refused(written) -> None:
+    for text, said in (
+        ("{ a = 1.0 }", "must be a table of weights by class"),
+        ("{ 0 = -1.0 }", "weights are finite numbers >= 0"),
+        ("3", "must be a table of weights by class"),
+        ("{}", "must map classes to weights"),
+    ):
+        with pytest.raises(SdkerasError, match=rf"\[study\] class_weight.*{said}"):
+            written(study=f"class_weight = {text}")
+    with pytest.raises(SdkerasError, match="put it under \\[study\\]"):
+        written(analysis="class_weight = { 0 = 1.0 }")
+    study = written(data="weighted_data", study="class_weight = { 0 = 1.0 }")
+    with pytest.raises(DataError, match="needs data \\(x, y\\) with one array of targets and without sample weights"):
+        StudyData.of(study)
+    other = attrs.evolve(study, class_weight={})
+    assert other.training()["class_weight"] is None
+    assert study.training()["class_weight"] == {"0": 1.0}

@@ -1,0 +1,216 @@
+"""A trained model comes back from the user's factory and the arrays in its folder, bit by bit, and runs no code of theirs."""
+
+import itertools
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import attrs
+import keras
+import numpy as np
+import pytest
+
+from sdkeras.errors import ModelError
+from sdkeras.study import training
+from sdkeras.study.grid import Study, read_study
+from sdkeras.study.measuring import measure
+from sdkeras.study.run_files import RunFolder, Trained
+from sdkeras.study.runner import _Pool
+from sdkeras.study.training import StudyData, factory, rebuilt, train
+from sdkeras.user_code import own_objects
+
+MODULE = """
+import keras
+import numpy as np
+
+O = keras.optimizers
+X = np.random.default_rng(0).normal(size=(60, 3)).astype("float32")
+OPTIMIZERS = {
+    "sgd": lambda rate: O.SGD(O.schedules.CosineDecay(rate, 40), momentum=0.9),
+    "adam": lambda rate: O.Adam(rate, amsgrad=True),
+    "nadam": lambda rate: O.Nadam(rate, weight_decay=0.01),
+    "two": lambda rate: O.MultiOptimizer(O.OptimizerMap(O.SGD(rate), {".*kernel": O.Adam(rate)})),
+    "scaled": lambda rate: O.LossScaleOptimizer(O.RMSprop(rate, momentum=0.5)),
+}
+
+
+def data():
+    y = X[:, :1] * X[:, 1:2]
+    return (X[:40], y[:40]), (X[40:], y[40:])
+
+
+@keras.saving.register_keras_serializable("rebuilt")
+class Loss(keras.losses.MeanSquaredError):
+    pass
+
+
+def net(learning_rate, optimizer):
+    dense, layers = keras.layers.Dense, [keras.layers.BatchNormalization(), keras.layers.Dropout(0.2)]
+    # Without keras.Input: it has no weights before it sees data.
+    model = keras.Sequential([dense(5, "tanh"), *layers, dense(1)])
+    model.compile(OPTIMIZERS[optimizer](learning_rate), Loss())
+    return model
+"""
+GRID = """
+[study]
+model = "{module}:net"
+data = "{module}:data"
+epochs = 2
+[grid]
+learning_rate = 0.1
+batch_size = 16
+optimizer = "{optimizer}"
+[measures]
+slq = {{ num_steps = 8 }}
+lambda_1 = {{}}
+sharpness = {{}}
+trace = {{}}
+[analysis]
+runs = 3
+"""
+_COUNT = itertools.count()
+
+
+@attrs.frozen
+class Done:
+    """One trained run with the model as `fit` left it."""
+
+    study: Study
+    folder: RunFolder
+    data: StudyData
+    trained: Trained
+    live: keras.Model
+
+    def again(self) -> keras.Model:
+        """The model rebuilt."""
+        return rebuilt(self.study, self.study.runs[0], factory(self.study), self.data, self.folder, self.trained)
+
+    def values(self, model: keras.Model) -> dict[str, tuple[float, float]]:
+        """Every measure of the study by the worker's own way."""
+        columns = tuple(self.study.by_column())
+        objects = own_objects(factory(self.study), Path.cwd().resolve())
+        with keras.saving.custom_object_scope(objects):
+            measured = measure(self.study, self.study.runs[0], model, self.data, self.folder, columns, 1)
+        return {name: (each.value, each.error) for name, each in measured.values.items()}
+
+
+@pytest.fixture
+def done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Trains the run of one optimizer."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    save = training._save_weights
+
+    def make(optimizer: str) -> Done:
+        module = f"nets_to_rebuild_{next(_COUNT)}"
+        (tmp_path / f"{module}.py").write_text(MODULE)
+        (tmp_path / "grid.toml").write_text(GRID.format(module=module, optimizer=optimizer))
+        study = read_study("grid.toml")
+        folder = RunFolder(tmp_path / "out" / "runs" / study.runs[0].name)
+        folder.path.mkdir(parents=True)
+        models = []
+        monkeypatch.setattr(training, "_save_weights", lambda model, path: (models.append(model), save(model, path)))
+        data = StudyData.of(study)
+        trained = train(study, study.runs[0], factory(study), data, folder)
+        return Done(study, folder, data, trained, models[0])
+
+    return make
+
+
+def state(model: keras.Model) -> list[np.ndarray]:
+    """Weights and moving averages, then everything that the optimizer keeps, its rate included.
+
+    Keras saves no states of random generators; every measure draws by seeds of its own.
+    """
+    return [keras.ops.convert_to_numpy(each) for each in (*model.weights, *model.optimizer.variables)]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "nadam", "two", "scaled"])
+def test_weights_and_optimizer_come_back_bit_by_bit(done, optimizer: str) -> None:
+    there = done(optimizer)
+    before = state(there.live)
+    after = state(there.again())
+    assert len(before) == len(after) > 12
+    for left, right in zip(before, after, strict=True):
+        assert left.dtype == right.dtype
+        assert np.array_equal(left, right)
+    assert there.trained.num_steps == 6
+
+
+def test_measured_later_it_has_the_numbers_of_right_after_training(done) -> None:
+    there = done("adam")
+    right_after = there.values(there.live)
+    assert there.values(there.again()) == right_after
+    # A folder of version 0.1.0: the whole model, of which only the arrays are read.
+    there.live.save(there.folder.old_model)
+    there.folder.weights.unlink()
+    old = attrs.evolve(there, trained=attrs.evolve(there.trained, optimizer=""))
+    assert there.values(old.again()) == right_after
+    assert all(value != 0 for value, _ in right_after.values())
+    # The test sees whether slots come back: lambda_1 is another one with others.
+    for slot in there.live.optimizer.variables:
+        if "velocity" in slot.path:
+            slot.assign(2 * slot)
+    assert there.values(there.live)["lambda_1"] != right_after["lambda_1"]
+
+
+@pytest.mark.parametrize("place", ["old_model", "weights"])
+@pytest.mark.parametrize("kind", [".keras", ".h5"])
+def test_code_in_a_file_of_the_folder_is_never_run(done, tmp_path: Path, place: str, kind: str) -> None:
+    there, marker = done("sgd"), tmp_path / "marker"
+    write = f"open({str(marker)!r}, 'a').write('ran') and None"
+    lambda_of = eval(f"lambda x: [x, {write}][0]")
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Lambda(lambda_of), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    trap = tmp_path / f"trap{kind}"
+    model.save(trap)
+    marker.unlink()
+    keras.saving.load_model(trap, safe_mode=False, compile=False)
+    assert marker.exists()
+    marker.unlink()
+
+    there.folder.weights.unlink()
+    shutil.copy(trap, getattr(there.folder, place))
+    with pytest.raises(ModelError, match=r"(is damaged, or its weights do not fit|does not hold the state).*Delete"):
+        there.again()
+    # The same code beside the right weights.
+    there.live.save_weights(there.folder.weights)
+    there.again()
+    assert not marker.exists()
+
+
+def test_no_module_of_the_current_folder_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "queue.py").write_text("open('marker', 'w')")
+    (tmp_path / "attrs.py").write_text("open('marker', 'w')")
+    monkeypatch.chdir(tmp_path)
+    grid = GRID.format(module="nets", optimizer="sgd")
+    (tmp_path / "grid.toml").write_text(grid)
+    pool = _Pool(read_study("grid.toml"), tmp_path, tmp_path / "code", 1, None)
+    ended = subprocess.run(pool.command, input=b"", capture_output=True, timeout=60)
+    pool.selector.close()
+    assert b"Traceback" not in ended.stderr
+    assert not (tmp_path / "marker").exists()
+    without = [part for part in pool.command if part != "-P"]
+    subprocess.run(without, input=b"", capture_output=True, timeout=60)
+    assert (tmp_path / "marker").exists()
+
+
+def test_another_factory_is_noticed(done, tmp_path: Path) -> None:
+    there = done("adam")
+    with pytest.raises(ModelError, match=r"the optimizer of the factory .* is another one than when .* Delete"):
+        attrs.evolve(there, trained=attrs.evolve(there.trained, optimizer="0" * 16)).again()
+    with pytest.raises(ModelError, match=r"the file of the factory .* is another one than when .* Delete"):
+        attrs.evolve(there, trained=attrs.evolve(there.trained, optimizer="", code="0" * 16)).again()
+    fewer = attrs.evolve(there.trained, num_steps=5)
+    with pytest.raises(
+        ModelError, match=r"does not hold the state of the factory's optimizer Adam after 5 steps\. Del"
+    ):
+        attrs.evolve(there, trained=fewer).again()
+    other = attrs.evolve(there.trained.train, loss=2 * there.trained.train.loss)
+    with pytest.raises(ModelError, match=r"has the training loss .*, and had .* when it was trained; restore"):
+        attrs.evolve(there, trained=attrs.evolve(there.trained, train=other)).again()
+    there.folder.weights.unlink()
+    with pytest.raises(ModelError, match=r"there is no file .*model\.weights\.h5 with the weights"):
+        there.again()
+    assert json.loads(there.folder.training.read_text())["optimizer"] == there.trained.optimizer != ""
