@@ -13,6 +13,7 @@ from sdkeras.datasets import load_digits
 from sdkeras.dimension.exponents import ExponentMap
 from sdkeras.errors import ModelError, PluginError, SdkerasError
 from sdkeras.operators import update
+from sdkeras.records import Eigenpairs
 from sdkeras.reporting import figures
 
 layers = keras.layers
@@ -99,6 +100,10 @@ def test_maps_and_thresholds_of_real_optimizers(
     assert estimate.state_size == run.model.num_trainable_analysed * (2 if "balanced" in own_map[1] else 1)
     assert ("hessian-map" in codes) == (threshold is None)
     assert "weight-decay-ignored" not in codes
+    assert ("frozen-preconditioner" in codes) == (operator == SCALED)
+    known = {each.name: each.status for each in run.bounds[0].assumptions}
+    real_step = operator == "H" and threshold is not None
+    assert known["the dimension is of training's own step"] == ("not contradicted" if real_step else "fails")
     assert run.spectrum.operator == operator
     if operator != "H":
         loss = sdkeras.EmpiricalLoss(model, digits, batch_size=64, num_samples=128)
@@ -284,6 +289,18 @@ def test_batch_sharpness_is_a_mean_of_rayleigh_quotients(trained: keras.Model, d
         squares.append(g @ g)
     assert edge.batch_sharpness == pytest.approx(np.mean(np.divide(products, squares)), rel=1e-4)
     assert edge.batch_sharpness_ratio_of_means == pytest.approx(np.sum(products) / np.sum(squares), rel=1e-4)
+
+
+@pytest.mark.parametrize(("values", "absolute"), [([2.0, -1.0], 2.0), ([1.0, -2.0], 2.0), ([-1.0, -2.0], 2.0)])
+def test_the_largest_absolute_eigenvalue_is_that_of_either_end(values: list[float], absolute: float) -> None:
+    pairs = Eigenpairs(np.array(values), np.array([1e-3, 2e-3]), np.array([True, False]), 10, 0)
+    found = analysis._summary(pairs, None)
+    at = int(np.argmax(np.abs(values)))
+    assert (found.largest.value, found.smallest.value) == tuple(values)
+    assert found.largest_absolute.value == absolute
+    assert (found.largest_absolute.residual, found.largest_absolute.converged) == ((1e-3, 2e-3)[at], at == 0)
+    assert found.steepest_is_negative == (at == 1)
+    assert analysis._summary(None, None).largest_absolute is None
 
 
 def test_bad_options(trained: keras.Model, digits) -> None:

@@ -302,7 +302,7 @@ def _assumptions(facts: Facts, delta: float | None) -> tuple[Assumption, ...]:
         Assumption(
             "non-singular Jacobian",
             "fails" if singular else "unknown" if lowest is None else "not contradicted",
-            "" if lowest is None else f"smallest exponent {lowest:.3g}",
+            "no exponent was measured" if lowest is None else f"smallest exponent {lowest:.3g}",
         ),
         Assumption("bounded distortion (eq. 13)", "unknown", "neither a checkpoint nor one trajectory can show it"),
         Assumption(

@@ -25,9 +25,9 @@ def edge_in_words(edge: EdgeOfStability) -> str:
             "overshoot and grow. Here the two could not be compared."
         )
     meaning = (
-        "Sharpness is the steepest upward curvature of the loss at these weights, the algebraically largest eigenvalue. "
-        "Every optimizer has a steepest curvature that it can follow at its learning rate, the threshold; beyond it "
-        "steps overshoot and grow. "
+        "Sharpness is the steepest upward curvature of the loss at these weights, the algebraically largest "
+        "eigenvalue. Every optimizer has a steepest curvature that it can follow at its learning rate, the threshold; "
+        "beyond it steps overshoot and grow. "
     )
     if edge.ratio <= 0:
         return meaning + "Here nothing curves upwards, so no step overshoots."
