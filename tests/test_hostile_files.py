@@ -232,9 +232,7 @@ def test_no_weights_are_read_from_outside(files: Path, tmp_path: Path, kind: str
             file["link"] = h5py.ExternalLink(str(tmp_path / "secret.h5"), "/secret")
             group[name] = h5py.SoftLink("/link")
         else:
-            group.create_dataset(
-                name, (3, 2), "f4", external=[(str(tmp_path / "secret.bin"), 0, h5py.h5f.UNLIMITED)]
-            )
+            group.create_dataset(name, (3, 2), "f4", external=[(str(tmp_path / "secret.bin"), 0, h5py.h5f.UNLIMITED)])
 
     path = with_weights(files / "model.keras", tmp_path / "evil.keras", change)
     refused(path)
