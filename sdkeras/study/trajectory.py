@@ -111,13 +111,9 @@ def _plain_matrix(path: str | os.PathLike[str], advice: str) -> NDArray[Any] | N
     Raises:
         SdkerasError: Unreadable, several arrays, or no finite matrix of 2 rows or more.
     """
-<<<<<<< HEAD
     name = shown(path)
-    with blamed_on(f"{name} cannot be read as a trajectory", advice):
-=======
     array: NDArray[Any]
-    try:
->>>>>>> wt-study
+    with blamed_on(f"{name} cannot be read as a trajectory", advice):
         # Nothing is ever unpickled.
         with open(path, "rb") as file:
             archive = file.read(2) == b"PK"
