@@ -50,7 +50,7 @@ def net(*hidden: keras.Layer, optimizer: keras.optimizers.Optimizer, outputs: in
 
 def warnings_of(model: keras.Model, data: object, fitted: object, caplog, **options: object) -> list[str]:
     """What is said of a training on `fitted` while the callback looks at `data`."""
-    fit = {"epochs": options.pop("epochs", 6), "verbose": 0, "class_weight": options.pop("fit_class_weight", None)}
+    fit = {"epochs": options.pop("epochs", 5), "verbose": 0, "class_weight": options.pop("fit_class_weight", None)}
     x, y, weights = (*fitted, None)[:3] if isinstance(fitted, tuple) else (fitted, None, None)
     if y is not None:
         fit |= {"batch_size": 32, "sample_weight": weights}
@@ -78,8 +78,8 @@ ORDINARY = {
     ),
     "fast descent": lambda: (net(layers.Dense(64, "relu"), optimizer=Adam(2e-2)), (X, Y), (X, Y), {}),
     "short": lambda: (net(layers.Dense(64, "relu"), optimizer=Adam(2e-2)), (X, Y), (X, Y), {"epochs": 2}),
-    "edge of stability": lambda: (net(layers.Dense(32, "tanh"), optimizer=SGD(0.5)), (X, Y), (X, Y), {"epochs": 10}),
-    "overfitted": lambda: (net(layers.Dense(64, "relu"), optimizer=Adam(3e-2)), (X, Y), (X, Y), {"epochs": 12}),
+    "edge of stability": lambda: (net(layers.Dense(32, "tanh"), optimizer=SGD(0.5)), (X, Y), (X, Y), {"epochs": 8}),
+    "overfitted": lambda: (net(layers.Dense(64, "relu"), optimizer=Adam(3e-2)), (X, Y), (X, Y), {"epochs": 8}),
     "sample weights": lambda: (
         net(layers.Dense(16, "tanh"), optimizer=Adam(1e-2)),
         batched(X, Y, WEIGHTS),
@@ -137,7 +137,7 @@ OTHER = {
     ),
     "class weights on this side only": lambda: ((X, Y), (X, Y), {"class_weight": ODD}),
     "sample weights": lambda: ((X, Y), (X, Y, np.full(256, 0.3, "float32")), {}),
-    "other data": lambda: ((X, np.roll(Y, 1)), (X, Y), {}),
+    "other data": lambda: ((X, np.roll(Y, 1)), (X, Y), {"epochs": 8}),
 }
 
 

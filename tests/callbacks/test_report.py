@@ -36,6 +36,13 @@ def fit(model: keras.Model, *callbacks: keras.callbacks.Callback, **options: obj
     return model.fit(X, Y, batch_size=16, verbose=0, callbacks=callbacks, **options).history
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages that hold one word, for tests of when they are written."""
+    for page in (report_folder.html, report_folder.track):
+        monkeypatch.setattr(page, "save_html", lambda shown, path: path.write_text("drawn"))
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A training that ends by itself, with every input of Theorem 4.5."""
@@ -144,10 +151,8 @@ class End(keras.callbacks.Callback):
 
 
 @pytest.mark.parametrize("how", ["done", "stopped", "exception", "Ctrl-C"])
-def test_the_folder_is_there_however_fit_ends(how: str, tmp_path, monkeypatch) -> None:
+def test_the_folder_is_there_however_fit_ends(how: str, tmp_path, undrawn) -> None:
     """Only the first epoch is measured in time; a training that ends by itself is measured at its last weights."""
-    for page in (report_folder.html, report_folder.track):
-        monkeypatch.setattr(page, "save_html", lambda shown, path: path.write_text("drawn"))
     model = net()
     callback = watch(max_overhead=1e-9, measures=("sharpness_dimension",), report=tmp_path)
     raised = {"exception": RuntimeError, "Ctrl-C": KeyboardInterrupt}.get(how)
@@ -177,7 +182,7 @@ def run_steps(model: keras.Model) -> int:
     return int(model.optimizer.iterations.numpy())
 
 
-def test_weights_that_early_stopping_brings_back_are_measured_where_it_comes_before(tmp_path) -> None:
+def test_weights_that_early_stopping_brings_back_are_measured_where_it_comes_before(tmp_path, undrawn) -> None:
     model = net()
     stopping = keras.callbacks.EarlyStopping("loss", mode="max", patience=2, restore_best_weights=True)
     callback = watch(measures=("sharpness",), report=tmp_path)
@@ -192,7 +197,7 @@ def test_weights_that_early_stopping_brings_back_are_measured_where_it_comes_bef
     assert all(not found.bounds for found in log.measurements)
 
 
-def test_a_measurement_that_fails_leaves_the_report_of_the_one_before(tmp_path, caplog) -> None:
+def test_a_measurement_that_fails_leaves_the_report_of_the_one_before(tmp_path, undrawn, caplog) -> None:
     class Break(keras.callbacks.Callback):
         def on_epoch_end(self, epoch: int, logs: object = None) -> None:
             self.model.layers[-1].bias.assign([math.nan] * 3)
@@ -209,7 +214,7 @@ def test_a_report_that_cannot_be_written_is_told_once_and_training_goes_on(tmp_p
     assert len([record for record in caplog.records if "the report in" in record.getMessage()]) == 1
 
 
-def test_a_schedule_at_its_end_has_a_report_without_a_step(tmp_path) -> None:
+def test_a_schedule_at_its_end_has_a_report_without_a_step(tmp_path, undrawn) -> None:
     model = net()
     model.compile(keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.5, 18)), LOSS)
     fit(model, watch(measures=("sharpness", "sharpness_dimension"), report=tmp_path))
@@ -233,7 +238,7 @@ def test_class_weights_reach_the_measurements(tmp_path) -> None:
     """The largest eigenvalue of the Hessian with the weights of fit as sample weights."""
     weights, model = {0: 1.0, 1: 9.0}, net()
     callback = watch(measures=("sharpness",), class_weight=weights, report=tmp_path)
-    fit(model, callback, class_weight=weights)
+    fit(model, callback, class_weight=weights, epochs=1)
     each = np.where(Y == 1, 9.0, 1.0)
     operator = sdkeras.HessianOperator(sdkeras.EmpiricalLoss(model, (X, Y, each), 16))
     expected = np.linalg.eigvalsh(operator.matmat(np.eye(operator.size, dtype="float32")))[-1]
