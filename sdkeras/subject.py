@@ -57,7 +57,7 @@ class Subject:
         given = options.loss is not None or self.loss_fn is not None
         self.warnings += loading.caveats(model, with_loss=not given)
         self._read_settings()
-        if isinstance(data, (tuple, list)) and len(data) in (2, 3):
+        if isinstance(data, (tuple, list)) and len(data) in (1, 2, 3):
             loading.check_data(self.model, *data, own_loss=self.loss_fn is not None)
         self.source = (
             data
