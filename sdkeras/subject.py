@@ -199,8 +199,9 @@ class Subject:
         diagonal = update.preconditioner(self.compiled_as, self.loss.layout)
         if diagonal is None:
             taken = self.optimizer is not None and self.optimizer.iterations > 0
-            why = "could not be read" if taken else "do not exist yet, since it has taken no step"
-            return None, f"the second moments of the optimizer in the file {why}"
+            if taken:
+                return None, "the second moments of the optimizer in the file could not be read"
+            return None, "the optimizer in the file has taken no step, so it has no second moments"
         found = inverse_root(diagonal)
         return found, "" if found is not None else "the optimizer's second moments are not all positive and finite"
 
