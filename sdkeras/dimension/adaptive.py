@@ -1,4 +1,4 @@
-"""The sharpness dimension from independent runs: how many, how long, and with what interval.
+"""The sharpness dimension from runs on fresh minibatches: how many, how long, and with what interval.
 
 The loop sees no model: it is given a callable run(i, num_steps) -> Spectrum, run i being the spectrum of a
 fresh minibatch's Hessian as seen by a fresh probe.

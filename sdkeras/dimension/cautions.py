@@ -142,7 +142,11 @@ def cautions(
     scope = "the gap to the definition's value and a second-order bias (E[SD] <= SD, O(1/runs))"
     if estimate.num_steps is not None:
         scope = f"the gap to the definition, the quadrature error at {estimate.num_steps} steps, and a small bias"
-    note("interval-scope", f"The interval covers sampling of minibatches and probes; it excludes {scope}.")
+    note(
+        "interval-scope",
+        "The interval covers sampling of minibatches and probes and takes runs as independent; minibatches of one epoch "
+        f"partition the data, which makes it conservative. It excludes {scope}.",
+    )
     return tuple(notes)
 
 
