@@ -14,8 +14,8 @@ import attrs
 import numpy as np
 
 from sdkeras import bounding, full_map, layerwise, lyapunov_run, registry
-from sdkeras.answers import MISSING_WITHOUT_A_RATE, compressed, model_info
-from sdkeras.budget import KEPT, Budget
+from sdkeras.answers import compressed, model_info, without_a_rate
+from sdkeras.budget import KEPT, PRODUCTS, TIME, Budget
 from sdkeras.dimension import stability
 from sdkeras.dimension.adaptive import (
     FEWEST_RUNS_FOR_AN_INTERVAL,
@@ -296,7 +296,7 @@ class _Analysis:
             if self.subject.rate is None and options.map != "full":
                 self._warn(
                     "no-learning-rate",
-                    f"{MISSING_WITHOUT_A_RATE}: {self.subject.no_rate}",
+                    without_a_rate(self.subject),
                 )
             # Before the work, so that an optimizer without a step is told at once.
             step = self._training_step()
@@ -347,7 +347,7 @@ class _Analysis:
 
     def _measure(self, found: _Found, step: UpdateMap | None) -> None:
         """Everything that takes time, in order of importance; what is found stays when Ctrl-C ends it."""
-        before = self.budget.part(1 - KEPT)
+        before = self._before_dimension()
         found.pairs = self._measured(
             "largest and smallest eigenvalue of the data-set Hessian",
             lambda: self._extremes(before.part(_EIGENVALUES)),
@@ -358,7 +358,7 @@ class _Analysis:
             self._spectrum_alone(found)
         for name in self.estimators.spectrum if self.full is not None or self._maps_spectra else ():
             required = not found.outcomes and name not in DENSE  # whose runs may cost any number of products
-            snapshots = (self.options.snapshots or 1) if name == self.estimators.spectrum[0] else 1
+            snapshots = 1 if found.outcomes else self.options.snapshots or 1
             part = self.budget.part(1 / (snapshots + self._num_later(name)))
             outcome = self._measured(
                 f"sharpness dimension ({name})", functools.partial(self._dimension, name, part, required=required)
@@ -383,22 +383,11 @@ class _Analysis:
 
     def _training_step(self) -> UpdateMap | None:
         """The map of the optimizer's step, where Lyapunov exponents, its singular values or snapshots are asked for."""
-        options = self.options
-        snapshots = (options.snapshots or 1) - 1 if self._maps_spectra else 0
-        steps = 1 if options.map == "full" else snapshots * (options.every or 0)
-        if options.lyapunov is not None:
-            steps = max(steps, options.lyapunov_transient + options.lyapunov_steps)
+        steps = self._training_steps()
         if not steps:
             return None
         self._tell("compiling and verifying the training step")
-        self.stepper = lyapunov_run.training_optimizer(
-            self.subject.compiled_as,
-            self.loss,
-            self.options.learning_rate,
-            changed=self.subject.model is not self.subject.compiled_as,
-            warnings=self.warnings,
-        )
-        update.check_rates(self.stepper, steps)
+        self.stepper = self._stepper(steps)
         step = UpdateMap(
             self.loss,
             self.stepper,
@@ -407,6 +396,31 @@ class _Analysis:
         )
         self._trajectory().check_exponents(step.size, step.num_weights)
         return step
+
+    def _training_steps(self) -> int:
+        """How many steps of training the analysis takes or differentiates."""
+        options = self.options
+        snapshots = (options.snapshots or 1) - 1 if self._maps_spectra else 0
+        steps = 1 if options.map == "full" else snapshots * (options.every or 0)
+        if options.lyapunov is None:
+            return steps
+        return max(steps, options.lyapunov_transient + options.lyapunov_steps)
+
+    def _stepper(self, steps: int) -> Any:
+        """The optimizer of these steps.
+
+        Raises:
+            ModelError: None is known, or its learning rate is 0 at all of them.
+        """
+        stepper = lyapunov_run.training_optimizer(
+            self.subject.compiled_as,
+            self.loss,
+            self.options.learning_rate,
+            changed=self.subject.model is not self.subject.compiled_as,
+            warnings=self.warnings,
+        )
+        update.check_rates(stepper, steps)
+        return stepper
 
     def _trajectory(self) -> LyapunovSettings:
         options = self.options
@@ -438,7 +452,7 @@ class _Analysis:
 
     def _supremum(self, step: UpdateMap, found: _Found, outcome: Outcome) -> None:
         """SD with the supremum over snapshots, from the minibatches of the first estimate; kept as far as it came."""
-        options, name = self.options, self.estimators.spectrum[0]
+        options, name = self.options, outcome.sharpness_dimension.estimator
         count, every = int(options.snapshots or 0), int(options.every or 0)
         self._add(about_step(step))
         part = self._part(name, count - 1)
@@ -564,8 +578,10 @@ class _Analysis:
                 budget.require(cost * _runs_to_afford(index))
             return self._spectrum(estimator, source, index, steps)
 
+        first = iter([required])  # once: run 0 is made again where the loop starts again with more steps
+
         def run(index: int, steps: int | None) -> Spectrum:
-            if index or not required or steps != num_steps:
+            if index or not next(first, False):
                 return one_run(index, steps, part)
             with self._required(f"the first run of {name}"):
                 return one_run(index, steps, None)
@@ -605,7 +621,7 @@ class _Analysis:
 
         pool = ThreadPoolExecutor(workers)
         try:
-            return estimate_sharpness_dimension(
+            outcome = estimate_sharpness_dimension(
                 run,
                 context,
                 settings,
@@ -615,6 +631,10 @@ class _Analysis:
             )
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+        runs, wanted = len(outcome.runs), settings.fixed_runs or FEWEST_RUNS_FOR_AN_INTERVAL
+        if name in DENSE and runs < min(wanted, FEWEST_RUNS_FOR_AN_INTERVAL) and not outcome.interrupted:
+            raise BudgetError(TIME if outcome.out_of_time else PRODUCTS)  # another estimator may have an interval
+        return outcome
 
     def _spectrum_alone(self, found: _Found) -> None:
         """The pooled spectrum of the minibatches' Hessians, where without a learning rate nothing is made of it."""
@@ -668,6 +688,15 @@ class _Analysis:
         """A stage's share of the budget left; what comes after this spectrum estimator gets as much, stage by stage."""
         return self.budget.part(parts / (parts + self._num_later(name)))
 
+    def _before_dimension(self) -> Budget:
+        """What the stages before the sharpness dimension may take: no part of its first run, if that has room."""
+        part, names = self.budget.part(1 - KEPT), [name for name in self.estimators.spectrum if name not in DENSE]
+        if part.most is None or self.budget.left is None or not names:
+            return part
+        size, bases = (self.loss.size, 1) if self.full is None else (self.full.size, 2)
+        one_run = bases * min(getattr(self._as_set(names[0]), "num_steps", 0), size)
+        return attrs.evolve(part, most=min(part.most, self._spent() + max(0, self.budget.left - one_run)))
+
     def _num_later(self, name: str) -> int:
         """Stages after a spectrum estimator of the whole: other estimators, the layers, the trajectory."""
         names, options = self.estimators.spectrum, self.options
@@ -698,7 +727,8 @@ class _Analysis:
 
     def _layers(self, whole: SharpnessDimension | None) -> Iterator[LayerSharpness]:
         """The blocks one after the other; their dimensions share as many products as the whole one has taken."""
-        name, blocks = self.estimators.spectrum[0], self.loss.layout.layers
+        name, blocks = self.estimators.spectrum[-1], self.loss.layout.layers
+        name = name if whole is None else whole.estimator
         budget = self._part(self.estimators.spectrum[-1]) if not self.options.lyapunov else self.budget.part(0.5)
         stages = 2 * len(blocks)  # left: an eigenvalue and a dimension of each
 
@@ -820,6 +850,8 @@ class _Analysis:
         return bounds(facts, inputs, frozenset(inputs) - set(self.options.bound_inputs))
 
     def plan(self) -> Plan:
+        if self._training_steps():
+            self._stepper(self._training_steps())
         return planned(self.subject, self.estimators, self.resources)
 
     # Pieces

@@ -21,9 +21,15 @@ from sdkeras.reporting.schema import Analysis, HessianSummary, ModelInfo, Spectr
 from sdkeras.subject import Subject
 
 _MAX_NODES = 2000
-MISSING_WITHOUT_A_RATE = (
-    "threshold, ratio, exponents, sharpness dimension and bounds need a learning rate and are missing"
-)
+
+
+def without_a_rate(subject: Subject) -> str:
+    """What is missing from an answer without a learning rate, and why."""
+    supremum = " and its supremum" if subject.options.snapshots is not None else ""
+    return (
+        f"threshold, ratio, exponents, sharpness dimension{supremum} and bounds need a learning rate and are missing: "
+        f"{subject.no_rate}"
+    )
 
 
 def model_info(subject: Subject, product_mode: str) -> ModelInfo:
@@ -70,7 +76,7 @@ def answer_of(last: Measured, about: str) -> Analysis:
     options, values = subject.options, measurement.values
     warnings = [*findings(subject, last.hessian), *subject.warnings, *(outcome.warnings if outcome else ())]
     if subject.rate is None:
-        warnings.append(Warning("no-learning-rate", f"{MISSING_WITHOUT_A_RATE}: {subject.no_rate}"))
+        warnings.append(Warning("no-learning-rate", without_a_rate(subject)))
     estimates = () if outcome is None else (outcome.sharpness_dimension,)
     return Analysis(
         provenance=provenance(

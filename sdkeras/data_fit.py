@@ -41,7 +41,7 @@ _ARGUMENTS = "Arguments received by"
 TWO_PAIRS = "If they are ((x_train, y_train), (x_test, y_test)), give one of the pairs."
 
 
-def check_data(model: Any, x: Any, y: Any, sample_weight: Any = None) -> None:
+def check_data(model: Any, x: Any, y: Any, sample_weight: Any = None, *, own_loss: bool = False) -> None:
     """Refuses arrays that the model cannot be called on or its loss cannot be taken of.
 
     Inputs are compared with the shapes that Sequential and functional models declare; then every built model is
@@ -53,12 +53,13 @@ def check_data(model: Any, x: Any, y: Any, sample_weight: Any = None) -> None:
         x: Inputs, an array or a structure (dict, list, tuple) of arrays, as `fit` takes them.
         y: Targets, likewise.
         sample_weight: One weight per sample, or None.
+        own_loss: Whether a function of the user's takes the targets, as it likes; they are not checked then.
 
     Raises:
         DataError: Wrong shape, number or names of inputs or targets; labels that are no class of the model.
     """
     try:
-        _check_data(model, x, y, sample_weight)
+        _check_data(model, x, y, sample_weight, own_loss)
     except DataError as error:
         if sample_weight is None and is_pair(x) and is_pair(y):
             raise DataError(f"{error} {TWO_PAIRS}") from error
@@ -81,13 +82,13 @@ def words_of(error: Exception) -> str:
     return in_one_line((kind + text.removeprefix(kind)).rstrip(".: \n"))
 
 
-def _check_data(model: Any, x: Any, y: Any, sample_weight: Any) -> None:
+def _check_data(model: Any, x: Any, y: Any, sample_weight: Any, own_loss: bool) -> None:
     import keras
 
     _check_inputs(model, x)
     _check_weights(x, sample_weight)
     outputs = _outputs(model, x)
-    losses = getattr(model, "loss", None)
+    losses = None if own_loss else getattr(model, "loss", None)
     if outputs is None or losses is None:
         return
     names, shapes = _named(model, outputs)

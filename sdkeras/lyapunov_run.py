@@ -263,7 +263,7 @@ def read_training(
     own = losses.own_function(loss, loss_fn)
     fitted = model if own is not None else with_loss(model, loss, dtype)
     if isinstance(data, (tuple, list)) and len(data) in (2, 3):
-        loading.check_data(fitted, *data)
+        loading.check_data(fitted, *data, own_loss=own is not None)
     source = batches.as_source(
         data,
         batch_size=batch_size,

@@ -14,7 +14,7 @@ from sdkeras.edge import expected_minibatches
 from sdkeras.estimators import DENSE, Chosen
 from sdkeras.lyapunov_settings import LyapunovSettings
 from sdkeras.memory import memory_limit, peak_memory, used_memory
-from sdkeras.operators import update, verification
+from sdkeras.operators import verification
 from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.operators.update_map import state_size
 from sdkeras.provenance import data_info
@@ -60,7 +60,7 @@ def planned(subject: Subject, estimators: Chosen, resources: Resources) -> Plan:
     fewest, required = (0, _CHECKS) if name in DENSE else (1, _CHECKS + per_run)
     if options.max_hvps is not None:
         left = max(0, options.max_hvps - _CHECKS)
-        before = min(before, int(left * (1 - KEPT)))
+        before = min(before, int(left * (1 - KEPT)), max(0, left - fewest * per_run))
         stages = len(estimators.spectrum) - 1 + (options.snapshots or 1)
         stages += options.per_layer + (options.lyapunov is not None)
         runs = min(runs, max(fewest, (left - before) // (stages * per_run)))
@@ -121,7 +121,6 @@ def _full_state(subject: Subject) -> int:
         changed=subject.model is not subject.compiled_as,
         warnings=[],
     )
-    update.check_rates(optimizer, 1)
     return state_size(subject.loss, optimizer)
 
 

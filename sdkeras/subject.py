@@ -58,7 +58,7 @@ class Subject:
         self.warnings += loading.caveats(model, with_loss=not given)
         self._read_settings()
         if isinstance(data, (tuple, list)) and len(data) in (2, 3):
-            loading.check_data(self.model, *data)
+            loading.check_data(self.model, *data, own_loss=self.loss_fn is not None)
         self.source = (
             data
             if isinstance(data, batches.Source)

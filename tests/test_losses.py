@@ -162,6 +162,20 @@ def test_a_sum_with_its_denominator_does_not_depend_on_the_batch_size(batch_size
     assert np.allclose(hessian, 2 * inputs.T @ (mask[:, None] * inputs) / mask.sum(), rtol=1e-10)
 
 
+def of_two_targets(model, batch):
+    x, y = batch
+    return keras.ops.mean((model(x, training=True) - y[:, :1] - y[:, 1:]) ** 2)
+
+
+def test_targets_that_only_the_function_understands():
+    model = linear(keras.losses.MeanSquaredError())
+    subject = Subject(model, (X, np.hstack([Y, Y**2, Y])[:, :2]), Options(loss_fn=of_two_targets))
+    error = X.astype(np.float64) @ np.asarray(model.trainable_variables[0], np.float64) - Y - Y**2
+    assert subject.loss.value() == pytest.approx(np.mean(error**2), rel=1e-5)
+    with pytest.raises(SdkerasError, match=r"\(10, 4\)"):
+        Subject(model, (np.hstack([X, Y]), Y), Options(loss_fn=of_two_targets))
+
+
 CODE = """
 import keras
 from helper import strength

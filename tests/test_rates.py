@@ -9,6 +9,7 @@ import attrs
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import sdkeras
 from sdkeras import analysis
@@ -173,6 +174,8 @@ def test_a_step_at_rate_0_is_refused_with_advice(options) -> None:
     model = trained(decayed())
     with pytest.raises(ModelError, match=r"learning rate of SGD is 0 .* is the identity.* peak, mean or step:N"):
         sdkeras.analyze(model, (X, TARGET), batch_size=BATCH, **options)
+    with pytest.raises(ModelError, match="is the identity"):
+        analysis.plan(model, (X, TARGET), batch_size=BATCH, **options)
     with pytest.raises(ModelError, match=r"is 0 over all 25 steps"):
         sdkeras.lyapunov(model, (X, TARGET), batch_size=BATCH, num_steps=20, transient=5)
 
@@ -186,5 +189,8 @@ def test_what_was_given_or_assumed_stands_in_the_headline(analysed) -> None:
     page = as_html(other)
     assert "Learning rate 0.25 (given), batch size 32 assumed." in page[: page.index("Every number")]
     assert (other.data.batch_size_source, run.data.batch_size_source) == ("assumed", "given")
+    batches = tf.data.Dataset.from_tensor_slices((X, TARGET)).batch(24)
+    own = as_source(batches, batch_size=None, default_batch_size=32, limit=None)
+    assert (own.batch_size, own.batch_size_source) == (24, "dataset")
     old = attrs.evolve(other, data=attrs.evolve(other.data, batch_size_source=""))
     assert "batch size 32 assumed" not in str(old)

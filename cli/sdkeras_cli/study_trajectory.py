@@ -70,7 +70,8 @@ def command(
     """Measure how large a trajectory of the weights is: E_alpha and PH dimension.
 
     Of MODEL, whose training with DATA is simulated on from there, or of a TRAJECTORY (.npz) that
-    sdkeras.study.recorder.TrajectoryRecorder, or --save, wrote, or that is a plain matrix, steps x weights (.npz, .npy).
+    sdkeras.study.recorder.TrajectoryRecorder, or --save, wrote, or that is a plain matrix, steps x weights (.npz,
+    .npy).
     """
     del debug
     outputs = [path for path in (json_path, html_path, options["save"]) if path is not None]
@@ -93,8 +94,8 @@ def _refuse_simulation(context: click.Context) -> None:
         name = option.name or ""
         if name not in _OF_BOTH and context.get_parameter_source(name) is not ParameterSource.DEFAULT:
             raise SdkerasError(
-                f"{option.opts[0]} is of a simulation, and a recorded trajectory (.npz, .npy) is measured as it is; leave "
-                f"{option.opts[0]} out, or give a model."
+                f"{option.opts[0]} is of a simulation, and a recorded trajectory (.npz, .npy) is measured as it is; "
+                f"leave {option.opts[0]} out, or give a model."
             )
 
 

@@ -139,9 +139,9 @@ class Study(Document):
 def read_study(path: str, *, full: bool = False) -> Study:
     """Reads the TOML file of a study.
 
-    Tables: [study] name, text, model, data, test_data, epochs or steps, stop, class_weight; [grid] a value or a list of values for
-    each setting; [measures] a table of settings for each name; [trajectory] and [analysis], optional. [full.study],
-    [full.grid] and so on hold what `full` puts over these, key by key.
+    Tables: [study] name, text, model, data, test_data, epochs or steps, stop, class_weight; [grid] a value or a list of
+    values for each setting; [measures] a table of settings for each name; [trajectory] and [analysis], optional.
+    [full.study], [full.grid] and so on hold what `full` puts over these, key by key.
 
     Args:
         path: The file.

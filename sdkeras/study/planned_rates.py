@@ -75,6 +75,7 @@ def _planned_steps(study: Study, settings: Mapping[str, Any], data: StudyData) -
     """Steps of a whole training, or None where the number of batches is not known."""
     if study.steps is not None:
         return study.steps
+    per_epoch: int
     if isinstance(data.train, tuple):
         per_epoch = math.ceil(len(tf.nest.flatten(data.train[1])[0]) / settings.get("batch_size", 32))
     else:

@@ -112,6 +112,7 @@ def _plain_matrix(path: str | os.PathLike[str], advice: str) -> NDArray[Any] | N
         SdkerasError: Unreadable, several arrays, or no finite matrix of 2 rows or more.
     """
     name = shown(path)
+    array: NDArray[Any]
     with blamed_on(f"{name} cannot be read as a trajectory", advice):
         # Nothing is ever unpickled.
         with open(path, "rb") as file:

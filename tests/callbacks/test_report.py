@@ -146,7 +146,8 @@ class End(keras.callbacks.Callback):
 @pytest.mark.parametrize("how", ["done", "stopped", "exception", "Ctrl-C"])
 def test_the_folder_is_there_however_fit_ends(how: str, tmp_path, monkeypatch) -> None:
     """Only the first epoch is measured in time; a training that ends by itself is measured at its last weights."""
-    monkeypatch.setattr(report_folder.html, "save_html", lambda run, path: path.write_text(run.to_json()))
+    for page in (report_folder.html, report_folder.track):
+        monkeypatch.setattr(page, "save_html", lambda shown, path: path.write_text("drawn"))
     model = net()
     callback = watch(max_overhead=1e-9, measures=("sharpness_dimension",), report=tmp_path)
     raised = {"exception": RuntimeError, "Ctrl-C": KeyboardInterrupt}.get(how)
@@ -211,7 +212,7 @@ def test_a_report_that_cannot_be_written_is_told_once_and_training_goes_on(tmp_p
 def test_a_schedule_at_its_end_has_a_report_without_a_step(tmp_path) -> None:
     model = net()
     model.compile(keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.5, 18)), LOSS)
-    fit(model, watch(report=tmp_path))
+    fit(model, watch(measures=("sharpness", "sharpness_dimension"), report=tmp_path))
     run = sdkeras.Analysis.load(tmp_path / "run.json")
     assert run.sharpness_dimension is None
     assert run.bounds == ()

@@ -13,9 +13,11 @@ from sdkeras.errors import DataError, SdkerasError
 from sdkeras.operators import update
 from sdkeras.study.definition import definition
 from sdkeras.study.grid import Study, read_study
+from sdkeras.study.measuring import _of_trajectory
 from sdkeras.study.run_files import RunFolder
 from sdkeras.study.runner import _Pool
 from sdkeras.study.training import StudyData
+from sdkeras.study.trajectory import Trajectory
 from sdkeras.study.worker import _Worker
 
 MODULE = """
@@ -138,7 +140,7 @@ def test_what_the_check_answers_is_told_raised_or_survived(written, monkeypatch:
     first, second = _Asked(answer={"notes": ["a", "b"]}), _Asked(answer={})
     assert pool._check_rates(first, list(study.runs)) is first
     assert told == ["a", "b"]
-    with pytest.raises(SdkerasError, match="^none of them$"):
+    with pytest.raises(SdkerasError, match=r"^none of them$"):
         pool._check_rates(_Asked(answer={"stage": "checking", "reason": "none of them"}), list(study.runs))
     dead = _Asked(answer={"stage": "loading", "reason": "its process was killed"})
     pool.workers.append(dead)
@@ -167,6 +169,14 @@ def test_at_rate_0_all_is_measured_that_needs_none(written) -> None:
         by_rate.append(done(written(measures=measures, analysis=f"learning_rate = {rate}")).measured().values)
     assert all(by_rate[0][name].value == by_rate[1][name].value is not None for name in ("slq", "lambda_1"))
     assert by_rate[1]["sharpness"].value == values["sharpness"].value
+
+
+def test_a_trajectory_that_does_not_move_has_no_length(written) -> None:
+    study = written(measures='e_alpha = { trajectory = "forward", metric = "euclidean" }')
+    points = np.ones((30, 3))
+    still = Trajectory(points, np.arange(30), None, num_parameters=3, distortion=None, seed=0, stopped_at=None)
+    (found,) = _of_trajectory(study, still, ["e_alpha-forward-euclidean"], 1).values()
+    assert found == (None, None, "all iterates are equal; at a learning rate of 0 training does not move")
 
 
 @rates

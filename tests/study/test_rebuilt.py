@@ -1,4 +1,4 @@
-"""A trained model comes back from the user's factory and the arrays in its folder, bit by bit, and runs no code of theirs."""
+"""A trained model comes back from the user's factory and the arrays in its folder, bit by bit; no code in it runs."""
 
 import itertools
 import json

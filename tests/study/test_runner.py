@@ -17,6 +17,11 @@ from sdkeras.study.runner import Finished, plan_study, run_study
 from study.small_study import calls, written
 
 
+def twice(*whom: str) -> list[str]:
+    """The factory is called to train a run and again to measure it."""
+    return [each for each in whom for _ in range(2)]
+
+
 def states(plan) -> dict[str, str]:
     return {each.run.name: each.state for each in plan.runs}
 
@@ -69,7 +74,7 @@ def test_the_same_call_goes_on_and_repeats_nothing(folder: Path) -> None:
     assert len(plan.others) == 2
     assert [each.run.settings["learning_rate"] for each in plan.to_do(retry=False)] == [0.2, 0.2]
     run(grid)
-    assert calls(folder)[len(before) :] == ["good 0.2", "raise 0.2"]
+    assert calls(folder)[len(before) :] == [*twice("good 0.2"), "raise 0.2"]
     assert read_results(folder / "out").summary() == "2 of 4 runs done, 2 failed"
 
     # Failed runs on request; a training whose measures were lost is measured only, to the same numbers.
@@ -79,7 +84,7 @@ def test_the_same_call_goes_on_and_repeats_nothing(folder: Path) -> None:
     (folder / "cured").touch()
     before = calls(folder)
     assert set(states(run(grid, retry=True)).values()) == {"done"}
-    assert calls(folder)[len(before) :] == ["raise 0.1", "raise 0.2"]
+    assert calls(folder)[len(before) :] == ["good 0.1", *twice("raise 0.1", "raise 0.2")]
     assert json.loads(measures.read_text())["values"] == values
     # The numbers are of the settings, whatever ran before in the same process and in which order.
     rows = {row.state.run.name: row for row in read_results(folder / "out").rows}
@@ -87,9 +92,9 @@ def test_the_same_call_goes_on_and_repeats_nothing(folder: Path) -> None:
         good, cured = (rows[f"lr{rate}-bs8-mood{mood}-seed0"] for mood in ("good", "raise"))
         assert good.value("e_alpha-forward-euclidean") == cured.value("e_alpha-forward-euclidean") > 0
         assert good.trained.history == cured.trained.history
-    assert calls(folder)[len(before) + 2 :] == []
+    assert calls(folder)[len(before) + 5 :] == []
     run(grid)
-    assert calls(folder)[len(before) + 2 :] == []
+    assert calls(folder)[len(before) + 5 :] == []
 
 
 def test_another_definition_is_noticed(folder: Path) -> None:
@@ -110,7 +115,7 @@ def test_a_killed_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
     )
     process = subprocess.Popen([sys.executable, "-c", script])
     until = time.monotonic() + 120
-    while calls(tmp_path) != ["good 0.1", "wait 0.1"] and time.monotonic() < until:
+    while calls(tmp_path) != [*twice("good 0.1"), "wait 0.1"] and time.monotonic() < until:
         time.sleep(0.1)
     with pytest.raises(SdkerasError, match=f"in use by process {process.pid} on "):
         run(grid)
@@ -124,7 +129,7 @@ def test_a_killed_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert read_results(tmp_path / "out").summary() == "1 of 2 runs done, 1 to do"
     (tmp_path / "cured").touch()
     assert set(states(run(grid)).values()) == {"done"}
-    assert calls(tmp_path) == ["good 0.1", "wait 0.1", "wait 0.1"]
+    assert calls(tmp_path) == [*twice("good 0.1"), "wait 0.1", *twice("wait 0.1")]
 
 
 def test_ctrl_c_ends_the_command_and_its_workers(tmp_path: Path) -> None:
