@@ -100,7 +100,7 @@ def read_settings(optimizer: Any) -> OptimizerSettings | None:
     if optimizer is None:
         return None
     optimizer = _inner(optimizer)
-    name, parts = type(optimizer).__name__, _parts(optimizer)
+    name, parts = type(optimizer).__name__, parts_of(optimizer)
     rates = tuple((type(part).__name__, _rate(part)) for part in parts) if parts != [optimizer] else ()
     different = {rate for _, rate in rates}
     rate = next(iter(different)) if len(different) == 1 else _rate(optimizer)
@@ -118,7 +118,7 @@ def read_settings(optimizer: Any) -> OptimizerSettings | None:
     )
 
 
-def _parts(optimizer: Any) -> list[Any]:
+def parts_of(optimizer: Any) -> list[Any]:
     """The optimizer itself, or those of a MultiOptimizer that train variables (all of them before the first step)."""
     parts = list(getattr(optimizer, "_inner_optimizers", []))
     return [part for part in parts if part.built] or parts or [optimizer]
@@ -138,13 +138,13 @@ def check_rates(optimizer: Any, steps: int) -> None:
         ModelError: They are.
     """
     optimizer = _inner(optimizer)
-    for part in _parts(optimizer):
+    for part in parts_of(optimizer):
         schedule, first = schedule_of(part), int(np.asarray(part._iterations))
         k = int(getattr(part, "gradient_accumulation_steps", None) or 1)
         rates = [_rate(part)] if schedule is None else _rates_at(schedule, first + np.arange(steps * k))
         if any(rate is None or rate != 0 for rate in rates):
             return
-    several = len(_parts(optimizer)) > 1
+    several = len(parts_of(optimizer)) > 1
     span = "now" if steps == 1 else f"over all {steps:,} steps from here"
     raise ModelError(
         f"{'all learning rates' if several else 'the learning rate'} of {type(optimizer).__name__} "
@@ -183,7 +183,7 @@ def scheduled_rate(optimizer: Any, which: str) -> float:
     schedule, optimizer = schedule_of(optimizer), _inner(optimizer)
     name, taken = type(optimizer).__name__, max(1, steps_taken(optimizer))
     if schedule is None:
-        why = "has several learning rates" if _parts(optimizer) != [optimizer] else "has no learning-rate schedule"
+        why = "has several learning rates" if parts_of(optimizer) != [optimizer] else "has no learning-rate schedule"
         raise ModelError(f"the learning rate is to be {which} of a schedule, and {name} {why}; give a number instead.")
     k = int(getattr(optimizer, "gradient_accumulation_steps", None) or 1)
     if which.startswith("step:"):
