@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-all bench clean
+.PHONY: demo test test-all test-kernels bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/sdkeras demo
@@ -15,6 +15,13 @@ test: $(VENV)/installed-test
 
 test-all: test
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m slow
+
+# The numerical packages under the arithmetic of other processors: order of summation, fused products.
+test-kernels: $(VENV)/installed-test
+	for kernel in Haswell Sandybridge Prescott; do \
+		OPENBLAS_CORETYPE=$$kernel $(BIN)/python -m pytest -q -n 2 -m "not slow" tests/linalg tests/dimension tests/plugins \
+			|| exit 1; \
+	done
 
 bench: $(VENV)/installed-test
 	$(BIN)/python tests/benchmarks/run.py

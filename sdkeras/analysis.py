@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import gc
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 import numpy as np
 
-from sdkeras import full_map, layerwise, lyapunov_run, registry
-from sdkeras.dimension.adaptive import AdaptiveSettings, Outcome, estimate_sharpness_dimension
-from sdkeras.dimension.bounds import Facts, bounds, check_inputs, facts_along, facts_over
+from sdkeras import bounding, full_map, layerwise, lyapunov_run, registry
+from sdkeras.answers import compressed, model_info, without_a_rate
+from sdkeras.budget import KEPT, PRODUCTS, TIME, Budget
+from sdkeras.dimension import stability
+from sdkeras.dimension.adaptive import (
+    FEWEST_RUNS_FOR_AN_INTERVAL,
+    AdaptiveSettings,
+    Context,
+    Outcome,
+    estimate_sharpness_dimension,
+)
+from sdkeras.dimension.bounds import Facts, bounds, facts_along, facts_over
 from sdkeras.dimension.exponents import Exponents
 from sdkeras.dimension.records import Bound, EdgeOfStability, SharpnessDimension, Supremum, Warning
-from sdkeras.edge import batch_sharpness, edge_of_stability, num_minibatches
-from sdkeras.errors import Interrupted
+from sdkeras.dimension.spectral_density import pooled_spectrum
+from sdkeras.edge import BatchSharpness, batch_sharpness, edge_of_stability, num_minibatches, target_error
+from sdkeras.errors import BudgetError, Interrupted, ModelError
 from sdkeras.estimators import (
     DENSE,
     Watched,
@@ -27,6 +39,7 @@ from sdkeras.estimators import (
     estimator_of_extremes,
     estimator_of_spectrum,
     estimator_of_trace,
+    has_own_rate,
     seed_of_run,
     settings_of,
 )
@@ -34,23 +47,22 @@ from sdkeras.findings import findings
 from sdkeras.full_map import FullMap, as_spectrum
 from sdkeras.lyapunov_settings import LyapunovSettings
 from sdkeras.memory import memory_limit
-from sdkeras.operators import assumptions
+from sdkeras.operators import update
 from sdkeras.operators.base import Array, DiagonallyScaledOperator, RestrictedOperator, SymmetricOperator
 from sdkeras.operators.hessian import HessianOperator
-from sdkeras.operators.loss import EmpiricalLoss
+from sdkeras.operators.loss import LossFn
 from sdkeras.operators.update_map import UpdateMap
 from sdkeras.options import DEFAULT_SAMPLES, DEFAULT_STEPS, DEFAULT_TRANSIENT, Options, check_options
 from sdkeras.planning import planned
-from sdkeras.provenance import loss_name, optimizer_info, provenance
+from sdkeras.provenance import data_info, provenance
 from sdkeras.records import Eigenpairs, Progress, Spectrum, TraceEstimate
+from sdkeras.reporting.numbers import counted
 from sdkeras.reporting.schema import (
     Analysis,
-    DataInfo,
     HessianSummary,
     LayerSharpness,
     LyapunovSummary,
     Measured,
-    ModelInfo,
     Plan,
     SpectrumSummary,
 )
@@ -58,7 +70,12 @@ from sdkeras.resources import Resources, resources
 from sdkeras.snapshots import SupremumOverSnapshots, about_step, follow
 from sdkeras.subject import Subject
 
-_MAX_NODES = 2000
+# What each of the two eigenvalue stages may take of what is left before the sharpness dimension.
+_EIGENVALUES = 0.5
+# Seconds beyond the time limit, or share of it, that are not worth a note.
+_NEGLIGIBLE, _NEGLIGIBLE_SHARE = 0.05, 0.01
+
+_T = TypeVar("_T")
 
 
 def analyze(
@@ -66,8 +83,10 @@ def analyze(
     data: Any,
     *,
     batch_size: int | None = None,
-    learning_rate: float | None = None,
+    learning_rate: float | str | None = None,
     loss: Any = None,
+    loss_fn: LossFn | None = None,
+    class_weight: Mapping[int, float] | None = None,
     params: str | None = None,
     samples: int = DEFAULT_SAMPLES,
     mode: str = "train",
@@ -102,14 +121,22 @@ def analyze(
         model: A `keras.Model`, compiled as it was trained.
         data: (x, y[, sample_weight]), a batched `tf.data.Dataset`, or a `keras.utils.PyDataset`.
         batch_size: That of training; default 32, or a dataset's own.
-        learning_rate: In place of the optimizer's.
-        loss: In place of the compiled one (needed for an uncompiled model).
+        learning_rate: In place of the optimizer's: a number; or, where it has a schedule, 'peak' or 'mean' over the
+            steps so far, or 'step:N', the rate that step N used, counted from 0. Without a learning rate (0 at the end
+            of a schedule, or several in a MultiOptimizer) threshold, ratio, exponents, sharpness dimension and bounds
+            are None, and everything else is measured. The map 'full' takes the rates that the optimizer has.
+        loss: Replaces the compiled one (needed for an uncompiled model): a name with arguments, 'huber:delta=0.1', a
+            loss of Keras, or the name of a `loss_fn`, 'FILE.py:FUNCTION' or 'MODULE:FUNCTION'.
+        loss_fn: Replaces the compiled loss by a function (model, batch) that runs the model itself, as a training step
+            of one's own does; see `sdkeras.EmpiricalLoss`.
+        class_weight: That of `fit`, which no file holds: weights by class, {0: 1.0, 1: 9.0}; others weigh 1.
         params: Regular expression of the trainable variables to analyse; all by default.
         samples: Random subset for the data-set Hessian. Minibatches are drawn from all the data.
         mode: 'train' or 'inference'.
         map: 'auto' takes the true step of the optimizer where it is known: SGD, with momentum on the state of weights
-            and velocity; Adam, AdamW and RMSprop with their second moments frozen. For every other optimizer, and
-            where there are no second moments yet, it takes |1 - eta alpha|, and says so. 'hessian' takes
+            and velocity; Adam, AdamW, Nadam and RMSprop with their second moments frozen as the step just taken left
+            them (not training's own random dynamical system, in which they move). For every other optimizer, and where
+            there are no second moments yet, it takes |1 - eta alpha|, and says so. 'hessian' takes
             |1 - eta alpha| always, as the paper does. 'full' takes the singular values of the real step's Jacobian on
             weights and slots, for any optimizer, in coordinates that the answer names and that its values depend on.
         dtype: 'float32' or 'float64'.
@@ -122,14 +149,17 @@ def analyze(
         exact_minibatches: How many of them; adaptive by default.
         runs: Runs (minibatch and probe) of each estimator that is not exact, in place of the tolerance.
         tolerance: Half-width of SD's interval wanted, relative to the codimension.
-        max_hvps: Products at most in all, verification included; what must be done is done all the same.
-        time_limit: Seconds at most, likewise.
+        max_hvps: Budget of Hessian-vector products for all that is measured, verification included; half of what
+            verification leaves is kept for SD and what follows it. Tracing, verification and one run of SD are done
+            even when it is exhausted, and a warning says by how much they exceeded it. A measurement for which it had
+            no room is None, with the reason in a warning.
+        time_limit: Budget of seconds from the start of `analyze`, likewise; a product under way is finished.
         memory_gb: Memory for bases and dense matrices.
         seed: Of everything random.
         allow_unverified: Go on with an operator that failed its verification.
         per_layer: Largest eigenvalue, trace and codimension of each layer's diagonal block as well.
-        lyapunov: So many Lyapunov exponents along training from here as well (`sdkeras.lyapunov` has more settings);
-            max_hvps does not cut them short. If they determine D_s, the bounds are taken at it.
+        lyapunov: So many Lyapunov exponents along training from here as well (`sdkeras.lyapunov` has more settings).
+            If they determine D_s, the bounds are taken at it.
         lyapunov_steps: Steps to average them over.
         lyapunov_transient: Steps made before, and discarded.
         snapshots: SD with the supremum of its definition as well, over so many states of training, this one the first;
@@ -154,6 +184,8 @@ def analyze(
         batch_size=batch_size,
         learning_rate=learning_rate,
         loss=loss,
+        loss_fn=loss_fn,
+        class_weight=class_weight,
         params=params,
         samples=samples,
         mode=mode,
@@ -203,6 +235,7 @@ class _Found:
     edge: EdgeOfStability | None = None
     trace: TraceEstimate | None = None
     outcomes: list[Outcome] = attrs.field(factory=list)
+    spectrum: SpectrumSummary | None = None
     supremum: Supremum | None = None
     facts: Facts | None = None
     bound_inputs: Mapping[str, float] = attrs.field(factory=dict)
@@ -227,38 +260,49 @@ class _Analysis:
         self.started = started
         self.progress = progress
         self.full: FullMap | None = None
+        limit = options.time_limit
+        self.budget = Budget(self._spent, options.max_hvps, None if limit is None else started + limit)
+        self.exceeded: list[tuple[str, int, float]] = []
         self.estimators = chosen(options)
         check_options(options)
-        check_inputs(options.bound_inputs)
         self._tell("reading the model and the data")
         self.subject = Subject(model, data, options)
         self.loss, self.warnings = self.subject.loss, self.subject.warnings
-        for name in self.estimators.spectrum if options.map != "full" else ():  # each must know the map
+        if self.subject.rate is None and options.learning_rate is not None:
+            raise ModelError(self.subject.no_rate)
+        for name in self.estimators.spectrum if self._maps_spectra else ():  # each must know the map
             estimator_of_spectrum(name, options.settings.get(name, {}), self.subject.exponents)
         # Once, since what memory is free falls as bases and matrices are made.
         self.resources = resources(
             self.loss.size, self.loss.dtype.itemsize, memory_gb=options.memory_gb, workers=options.workers
         )
+        self.exceeded.append(("reading", *self.budget.beyond()))
 
     # The work
 
     def answer(self) -> Analysis:
         options = self.options
-        self._tell("compiling and verifying the Hessian-vector product")
-        hessian = HessianOperator(
-            self.loss,
-            product_mode=options.product_mode,
-            allow_unverified=options.allow_unverified,
-            workers=self.resources.workers,
-            memory=memory_limit(options.memory_gb),
-        )
-        self.hessian = hessian
-        self.warnings += findings(self.subject, hessian)
-        # Before the work, so that an optimizer without a step is told at once.
-        step = self._training_step()
-        if step is not None and options.map == "full":
-            self._tell("scaling of the optimizer's slots")
-            self.full = FullMap(step)
+        with self._required("tracing and verification"):
+            self._tell("compiling and verifying the Hessian-vector product")
+            hessian = HessianOperator(
+                self.loss,
+                product_mode=options.product_mode,
+                allow_unverified=options.allow_unverified,
+                workers=self.resources.workers,
+                memory=memory_limit(options.memory_gb),
+            )
+            self.hessian = hessian
+            self.warnings += findings(self.subject, hessian)
+            if self.subject.rate is None and options.map != "full":
+                self._warn(
+                    "no-learning-rate",
+                    without_a_rate(self.subject),
+                )
+            # Before the work, so that an optimizer without a step is told at once.
+            step = self._training_step()
+            if step is not None and options.map == "full":
+                self._tell("scaling of the optimizer's slots")
+                self.full = FullMap(step)
         found = _Found()
         try:
             self._measure(found, step)
@@ -266,7 +310,7 @@ class _Analysis:
                 self._lyapunov(step, found)
         except KeyboardInterrupt:
             found.partial = True
-        if options.snapshots is not None and found.supremum is None:
+        if options.snapshots is not None and found.supremum is None and self._maps_spectra:
             reason = "it was interrupted" if found.partial else "the budget ended"
             self._warn(
                 "no-supremum", f"{reason} before one minibatch was done at every snapshot: there is no supremum."
@@ -274,6 +318,7 @@ class _Analysis:
         first = found.outcomes[0] if found.outcomes else None
         for outcome in found.outcomes:
             self._add(outcome.warnings)
+        self._tell_of_excess()
         return Analysis(
             provenance=provenance(
                 self.subject.source,
@@ -282,16 +327,16 @@ class _Analysis:
                 num_hvps=hessian.num_products,
                 started=self.started,
             ),
-            model=self._model_info(),
-            data=DataInfo(self.subject.source.num_samples, self.subject.source.batch_size, self.loss.num_examples),
-            optimizer=optimizer_info(self.subject.optimizer, self.subject.rate, self.subject.rate_source),
+            model=model_info(self.subject, self.options.product_mode),
+            data=data_info(self.subject.source, self.loss.num_examples),
+            optimizer=self.subject.optimizer_info(),
             verification=hessian.verification,
             hessian=_summary(found.pairs, found.trace),
             sharpness_dimension=None if first is None else first.sharpness_dimension,
             estimates=tuple(outcome.sharpness_dimension for outcome in found.outcomes),
             rds_sharpness=None if first is None else first.rds_sharpness,
             edge_of_stability=found.edge or edge_of_stability(self.subject, None, "interrupted before it was measured"),
-            spectrum=None if first is None else _compressed(first.nodes, first.weights, self._operator()),
+            spectrum=found.spectrum if first is None else compressed(first.nodes, first.weights, self._operator()),
             bounds=found.bounds,
             layers=tuple(found.layers),
             lyapunov=found.lyapunov,
@@ -302,11 +347,24 @@ class _Analysis:
 
     def _measure(self, found: _Found, step: UpdateMap | None) -> None:
         """Everything that takes time, in order of importance; what is found stays when Ctrl-C ends it."""
-        found.pairs = self._extremes(self.hessian)
-        found.edge = self._edge(self.hessian, found.pairs)
-        found.trace = self._trace(self.hessian)
-        for name in self.estimators.spectrum:
-            outcome = self._dimension(self.hessian, name)
+        before = self._before_dimension()
+        found.pairs = self._measured(
+            "largest and smallest eigenvalue of the data-set Hessian",
+            lambda: self._extremes(before.part(_EIGENVALUES)),
+        )
+        found.edge = self._edge(before, found.pairs)
+        found.trace = self._measured("trace of the data-set Hessian", lambda: self._trace(self.hessian.within(before)))
+        if self.full is None and not self._maps_spectra:
+            self._spectrum_alone(found)
+        for name in self.estimators.spectrum if self.full is not None or self._maps_spectra else ():
+            required = not found.outcomes and name not in DENSE  # whose runs may cost any number of products
+            snapshots = 1 if found.outcomes else self.options.snapshots or 1
+            part = self.budget.part(1 / (snapshots + self._num_later(name)))
+            outcome = self._measured(
+                f"sharpness dimension ({name})", functools.partial(self._dimension, name, part, required=required)
+            )
+            if outcome is None:
+                continue
             found.outcomes.append(outcome)
             if len(found.outcomes) == 1:
                 if self.full is not None:
@@ -318,22 +376,18 @@ class _Analysis:
             if step is not None and self.options.snapshots is not None and len(found.outcomes) == 1:
                 self._supremum(step, found, outcome)
         if self.options.per_layer:
-            for layer in self._layers(self.hessian, found.outcomes[0].sharpness_dimension):
+            whole = found.outcomes[0].sharpness_dimension if found.outcomes else None
+            for layer in self._layers(whole):
                 found.layers.append(layer)
+            self._tell_of_cut_layers(found.layers)
 
     def _training_step(self) -> UpdateMap | None:
         """The map of the optimizer's step, where Lyapunov exponents, its singular values or snapshots are asked for."""
-        wanted = self.options.lyapunov
-        if wanted is None and self.options.map != "full" and self.options.snapshots is None:
+        steps = self._training_steps()
+        if not steps:
             return None
         self._tell("compiling and verifying the training step")
-        self.stepper = lyapunov_run.training_optimizer(
-            self.subject.compiled_as,
-            self.loss,
-            self.options.learning_rate,
-            changed=self.subject.model is not self.subject.compiled_as,
-            warnings=self.warnings,
-        )
+        self.stepper = self._stepper(steps)
         step = UpdateMap(
             self.loss,
             self.stepper,
@@ -342,6 +396,31 @@ class _Analysis:
         )
         self._trajectory().check_exponents(step.size, step.num_weights)
         return step
+
+    def _training_steps(self) -> int:
+        """How many steps of training the analysis takes or differentiates."""
+        options = self.options
+        snapshots = (options.snapshots or 1) - 1 if self._maps_spectra else 0
+        steps = 1 if options.map == "full" else snapshots * (options.every or 0)
+        if options.lyapunov is None:
+            return steps
+        return max(steps, options.lyapunov_transient + options.lyapunov_steps)
+
+    def _stepper(self, steps: int) -> Any:
+        """The optimizer of these steps.
+
+        Raises:
+            ModelError: None is known, or its learning rate is 0 at all of them.
+        """
+        stepper = lyapunov_run.training_optimizer(
+            self.subject.compiled_as,
+            self.loss,
+            self.options.learning_rate,
+            changed=self.subject.model is not self.subject.compiled_as,
+            warnings=self.warnings,
+        )
+        update.check_rates(stepper, steps)
+        return stepper
 
     def _trajectory(self) -> LyapunovSettings:
         options = self.options
@@ -353,17 +432,18 @@ class _Analysis:
         )
 
     def _lyapunov(self, step: UpdateMap, found: _Found) -> None:
-        limit = self.options.time_limit
         try:
             followed = lyapunov_run.follow(
                 step,
                 self._trajectory(),
-                about=lyapunov_run.identity(self.stepper, self.subject.model),
-                deadline=None if limit is None else self.started + limit,
+                about=lyapunov_run.identity(self.stepper, self.subject.model, self.subject.function_words),
+                deadline=self.budget.deadline,
+                max_products=self.budget.most,
                 progress=self.progress,
             )
         except Interrupted as ended:
-            self._warn("time-limit", f"there are no Lyapunov exponents: {ended}")
+            code = lyapunov_run.limit_code(self.budget.over(self.options.lyapunov or 0))
+            self._warn(code, f"there are no Lyapunov exponents: {ended}")
             return
         self._add(followed.warnings)
         found.lyapunov, found.partial = followed.summary, followed.interrupted
@@ -372,11 +452,18 @@ class _Analysis:
 
     def _supremum(self, step: UpdateMap, found: _Found, outcome: Outcome) -> None:
         """SD with the supremum over snapshots, from the minibatches of the first estimate; kept as far as it came."""
-        options, name = self.options, self.estimators.spectrum[0]
+        options, name = self.options, outcome.sharpness_dimension.estimator
         count, every = int(options.snapshots or 0), int(options.every or 0)
         self._add(about_step(step))
+        part = self._part(name, count - 1)
         trajectory = follow(
-            step, self.hessian, self.subject, count=count, every=every, deadline=self._deadline(), tell=self._tell
+            step,
+            self.hessian.within(part),
+            self.subject,
+            count=count,
+            every=every,
+            deadline=part.deadline,
+            tell=self._tell,
         )
         estimator, num_steps = self._estimator(name, self.resources), outcome.sharpness_dimension.num_steps
         over = SupremumOverSnapshots(
@@ -385,7 +472,12 @@ class _Analysis:
         workers = self.resources.workers_for(name)
         pool = ThreadPoolExecutor(workers)
         try:
-            over.measure(group=workers, mapper=pool.map if workers > 1 else map, affords=self._affords, tell=self._tell)
+            over.measure(
+                group=workers,
+                mapper=pool.map if workers > 1 else map,
+                affords=lambda products: not part.over(products),
+                tell=self._tell,
+            )
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             self.warnings += over.warnings()
@@ -396,10 +488,11 @@ class _Analysis:
                 )
                 found.bounds = self._bounds(found.facts, found.bound_inputs)
 
-    def _extremes(self, hessian: HessianOperator) -> Eigenpairs:
+    def _extremes(self, budget: Budget) -> Eigenpairs:
         self._tell("largest and smallest eigenvalue of the data-set Hessian")
-        watched = Watched(hessian, self._tick)
-        found: Eigenpairs = estimate(self._eigen_estimator(hessian.size), watched, self.options.seed)
+        watched = Watched(self.hessian.within(budget), self._tick)
+        found: Eigenpairs = estimate(self._eigen_estimator(watched.size), watched, self.options.seed)
+        self._tell_if_cut("largest and smallest eigenvalue of the data-set Hessian", found, budget)
         return found
 
     def _eigen_estimator(self, size: int) -> Any:
@@ -414,26 +507,52 @@ class _Analysis:
         found: TraceEstimate = estimate(estimator, Watched(hessian, self._tick), self.options.seed)
         return found
 
-    def _edge(self, hessian: HessianOperator, pairs: Eigenpairs) -> EdgeOfStability:
+    def _edge(self, budget: Budget, pairs: Eigenpairs | None) -> EdgeOfStability:
         subject = self.subject
-        sharpness: float | None = float(pairs.values[0])
         if subject.scaling is not None:
-            self._tell("largest eigenvalue of the preconditioned Hessian")
-            scaled = DiagonallyScaledOperator(Watched(hessian, self._tick), subject.scaling)
-            found = estimate(self._eigen_estimator(scaled.size), scaled, self.options.seed)
-            sharpness = float(found.values[0])
+            pairs = self._measured(
+                "largest eigenvalue of the preconditioned Hessian",
+                functools.partial(self._scaled_extremes, budget.part(_EIGENVALUES), subject.scaling),
+            )
         elif subject.unscaled:
-            sharpness = None
+            pairs = None
+        batch = (
+            self._measured("batch sharpness", lambda: self._batch_sharpness(self.hessian.within(budget)))
+            or BatchSharpness()
+        )
+        reason = subject.unscaled or ("" if pairs is not None else "the budget left no room for it")
+        edge = edge_of_stability(subject, None if pairs is None else float(pairs.values[0]), reason)
+        if pairs is not None and not pairs.converged[0] and self.budget.is_limited:
+            edge = attrs.evolve(edge, verdict=_verdict_of_lower_bound(edge, float(pairs.residuals[0])))
+        return attrs.evolve(edge, **attrs.asdict(batch))
+
+    def _scaled_extremes(self, budget: Budget, scaling: Array) -> Eigenpairs:
+        self._tell("largest eigenvalue of the preconditioned Hessian")
+        scaled = DiagonallyScaledOperator(Watched(self.hessian.within(budget), self._tick), scaling)
+        found: Eigenpairs = estimate(self._eigen_estimator(scaled.size), scaled, self.options.seed)
+        self._tell_if_cut("largest eigenvalue of the preconditioned Hessian", found, budget)
+        return found
+
+    def _batch_sharpness(self, hessian: HessianOperator) -> BatchSharpness:
         self._tell("batch sharpness")
-        batch, stderr = batch_sharpness(hessian, num_minibatches(self.options.max_hvps))
-        edge = edge_of_stability(subject, sharpness, subject.unscaled)
-        return attrs.evolve(edge, batch_sharpness=batch, batch_sharpness_stderr=stderr)
+        most, target = num_minibatches(self.options.max_hvps), target_error(self.options.tolerance)
+        return batch_sharpness(hessian, most, target=target)
 
     def _dimension(
-        self, hessian: HessianOperator, name: str, block: slice | None = None, most_products: int | None = None
+        self,
+        name: str,
+        part: Budget,
+        block: slice | None = None,
+        most_products: int | None = None,
+        *,
+        required: bool = False,
     ) -> Outcome:
-        """SD by one spectrum estimator, of the whole operator or of a diagonal block."""
-        options, full, room = self.options, self.full, self.resources
+        """SD by one spectrum estimator, of the whole operator or of a diagonal block.
+
+        Raises:
+            BudgetError: There is no room for one run, and none is required.
+        """
+        options, full, room, hessian = self.options, self.full, self.resources, self.hessian
         size = hessian.size if block is None else block.stop - block.start
         if full is not None:
             size = full.size
@@ -443,14 +562,29 @@ class _Analysis:
         num_steps = getattr(estimator, "num_steps", None)
         workers = room.workers_for(name)
 
-        def run(index: int, steps: int | None) -> Spectrum:
+        def one_run(index: int, steps: int | None, budget: Budget | None) -> Spectrum:
             if full is not None:
                 one = _with_steps(estimator, steps, room)
-                return as_spectrum(estimate(one, full.on_minibatch(index), seed_of_run(options.seed, index)))
-            source = self.subject.on_minibatch(hessian, index)
-            return self._spectrum(
-                estimator, source if block is None else RestrictedOperator(source, block), index, steps
-            )
+                step = full.on_minibatch(index, budget)
+                if budget is not None and name in DENSE:
+                    budget.require(size * _runs_to_afford(index))
+                return as_spectrum(estimate(one, step, seed_of_run(options.seed, index)))
+            source = self.subject.on_minibatch(hessian.within(budget), index)
+            if block is not None:
+                source = RestrictedOperator(source, block)
+            if budget is not None and budget.most is not None and name in DENSE:
+                reduction = source.reduced()
+                cost = size if reduction is None else reduction.operator.size
+                budget.require(cost * _runs_to_afford(index))
+            return self._spectrum(estimator, source, index, steps)
+
+        first = iter([required])  # once: run 0 is made again where the loop starts again with more steps
+
+        def run(index: int, steps: int | None) -> Spectrum:
+            if index or not next(first, False):
+                return one_run(index, steps, part)
+            with self._required(f"the first run of {name}"):
+                return one_run(index, steps, None)
 
         if _can_skip(estimator) and num_steps is not None and not room.fits(num_steps):
             self._warn(
@@ -459,28 +593,27 @@ class _Analysis:
                 f"{room.memory / 1e9:.1f} GB: the runs do without reorthogonalisation and without mass "
                 "correction.",
             )
-        share = 1 if block is not None else self._share(name)
-        limits = [] if options.max_hvps is None else [max(0, options.max_hvps - hessian.num_products) // share]
-        limits += [] if most_products is None else [most_products]
-        deadline = self._deadline()
-        if deadline is not None:  # the supremum sees the same minibatches at every snapshot
-            deadline -= max(0.0, deadline - time.monotonic()) * (1 - 1 / share)
+        limits = [limit for limit in (part.left, most_products) if limit is not None]
         settings = AdaptiveSettings(
             tolerance=options.tolerance,
             fixed_runs=options.exact_minibatches if name in DENSE else options.runs,
             max_hvps=min(limits) if limits else None,
-            deadline=deadline,
+            deadline=part.deadline,
             group=workers,
+            required=required,
         )
-        context = attrs.evolve(self.subject.context(hessian, name, size), settings=recorded)
         if full is not None:
-            context = attrs.evolve(
-                context,
-                exponents=self._exponents(),
+            context = Context(
+                size=size,
+                exponents=full.exponents,
                 unstable_above=None,
                 ignored_decay=0.0,
                 product_error=full.product_error,
+                estimator=name,
+                settings=recorded,
             )
+        else:
+            context = attrs.evolve(self.subject.context(hessian, name, size), settings=recorded)
 
         def report(step: Progress) -> None:
             if self.progress is not None:
@@ -488,7 +621,7 @@ class _Analysis:
 
         pool = ThreadPoolExecutor(workers)
         try:
-            return estimate_sharpness_dimension(
+            outcome = estimate_sharpness_dimension(
                 run,
                 context,
                 settings,
@@ -498,15 +631,76 @@ class _Analysis:
             )
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+        runs, wanted = len(outcome.runs), settings.fixed_runs or FEWEST_RUNS_FOR_AN_INTERVAL
+        if name in DENSE and runs < min(wanted, FEWEST_RUNS_FOR_AN_INTERVAL) and not outcome.interrupted:
+            raise BudgetError(TIME if outcome.out_of_time else PRODUCTS)  # another estimator may have an interval
+        return outcome
 
-    def _share(self, name: str) -> int:
-        """Into how many parts the budget left is divided, one of them for this estimator of the whole.
+    def _spectrum_alone(self, found: _Found) -> None:
+        """The pooled spectrum of the minibatches' Hessians, where without a learning rate nothing is made of it."""
+        names = [name for name in self.estimators.spectrum if not has_own_rate(name)]
+        if not names:
+            used = ", ".join(self.estimators.spectrum)
+            self._warn("no-spectrum", f"there is no spectrum: {used} can only be run with a learning rate.")
+            return
+        options, room, name = self.options, self.resources, names[0]
+        own = configured(registry.get_estimator("spectrum", name), options.settings.get(name, {}))
+        if name in DENSE and own.memory_gb is None:
+            own = attrs.evolve(own, memory_gb=room.memory / 1e9)
+        steps = getattr(own, "num_steps", None)
+        steps = None if steps is None else min(steps, self.hessian.size)
+        workers = room.workers_for(name)
+        part = self._part(self.estimators.spectrum[-1])
+        self._tell(f"spectrum ({name})")
 
-        Those after it get as much, and so does each snapshot after the first.
-        """
-        names = self.estimators.spectrum
-        after = len(names) - 1 - names.index(name)
-        return after + ((self.options.snapshots or 1) if name == names[0] else 1)
+        def one_run(index: int) -> Spectrum:
+            return self._spectrum(own, self.subject.on_minibatch(self.hessian, index), index, steps)
+
+        def run(index: int) -> Spectrum:
+            if index:
+                return one_run(index)
+            with self._required(f"the first run of {name}"):
+                return one_run(index)
+
+        pool = ThreadPoolExecutor(workers)
+        try:
+            pooled = pooled_spectrum(
+                run,
+                num_runs=(options.exact_minibatches if name in DENSE else options.runs) or AdaptiveSettings().min_runs,
+                max_hvps=part.left,
+                deadline=part.deadline,
+                group=workers,
+                mapper=pool.map if workers > 1 else map,
+            )
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+        found.spectrum = compressed(pooled.nodes, pooled.weights, self._operator())
+        self._warn(
+            "spectrum-alone",
+            f"the spectrum is pooled over {counted(pooled.num_runs, 'run')} on Hessians of minibatches ({name}"
+            + ("" if steps is None else f", {steps} steps")
+            + "); no interval says how far it is known.",
+        )
+        if pooled.interrupted:
+            raise KeyboardInterrupt
+
+    def _part(self, name: str, parts: int = 1) -> Budget:
+        """A stage's share of the budget left; what comes after this spectrum estimator gets as much, stage by stage."""
+        return self.budget.part(parts / (parts + self._num_later(name)))
+
+    def _before_dimension(self) -> Budget:
+        """What the stages before the sharpness dimension may take: no part of its first run, if that has room."""
+        part, names = self.budget.part(1 - KEPT), [name for name in self.estimators.spectrum if name not in DENSE]
+        if part.most is None or self.budget.left is None or not names:
+            return part
+        size, bases = (self.loss.size, 1) if self.full is None else (self.full.size, 2)
+        one_run = bases * min(getattr(self._as_set(names[0]), "num_steps", 0), size)
+        return attrs.evolve(part, most=min(part.most, self._spent() + max(0, self.budget.left - one_run)))
+
+    def _num_later(self, name: str) -> int:
+        """Stages after a spectrum estimator of the whole: other estimators, the layers, the trajectory."""
+        names, options = self.estimators.spectrum, self.options
+        return len(names) - 1 - names.index(name) + options.per_layer + (options.lyapunov is not None)
 
     def _estimator(self, name: str, room: Resources) -> Any:
         """The spectrum estimator of this name with its settings, a dense one held to the memory."""
@@ -531,82 +725,141 @@ class _Analysis:
         spectrum: Spectrum = estimate(one, source, seed_of_run(self.options.seed, index))
         return spectrum
 
-    def _layers(self, hessian: HessianOperator, whole: SharpnessDimension) -> Iterator[LayerSharpness]:
+    def _layers(self, whole: SharpnessDimension | None) -> Iterator[LayerSharpness]:
         """The blocks one after the other; their dimensions share as many products as the whole one has taken."""
-        name = self.estimators.spectrum[0]
+        name, blocks = self.estimators.spectrum[-1], self.loss.layout.layers
+        name = name if whole is None else whole.estimator
+        budget = self._part(self.estimators.spectrum[-1]) if not self.options.lyapunov else self.budget.part(0.5)
+        stages = 2 * len(blocks)  # left: an eigenvalue and a dimension of each
 
-        def share(block: slice) -> int:
+        def next_part() -> Budget:
+            nonlocal stages
+            stages -= 1
+            return budget.part(1 / (stages + 1))
+
+        def share(block: slice) -> int | None:
+            if whole is None:
+                return None
             if whole.num_steps is None:  # exact: as many minibatches as the whole
                 return whole.num_runs * int(block.stop - block.start)
-            return whole.num_hvps // len(self.loss.layout.layers)
+            return whole.num_hvps // len(blocks)
+
+        def largest(block: slice) -> Eigenpairs:
+            operator = RestrictedOperator(Watched(self.hessian.within(next_part()), self._tick), block)
+            pairs: Eigenpairs = estimate(self._eigen_estimator(operator.size), operator, self.options.seed)
+            return pairs
 
         def dimension(block: slice) -> Outcome | None:
-            if self._budget_ended():
+            part = next_part()
+            if self.full is None and not self._maps_spectra:
                 return None
-            outcome = self._dimension(hessian, name, block, share(block))
+            outcome = self._dimension(name, part, block, share(block))
             if outcome.interrupted:
                 raise KeyboardInterrupt
             return outcome
 
         return layerwise.by_layer(
-            Watched(hessian, self._tick),
-            self.loss.layout.layers,
-            largest=lambda block: estimate(self._eigen_estimator(block.size), block, self.options.seed),
+            Watched(self.hessian.within(budget.part(1 / 3)), self._tick),
+            blocks,
+            largest=largest,
             dimension=dimension,
             seed=self.options.seed,
             tell=self._tell,
         )
 
-    def _deadline(self) -> float | None:
-        return None if self.options.time_limit is None else self.started + self.options.time_limit
+    def _tell_of_cut_layers(self, layers: Sequence[LayerSharpness]) -> None:
+        """Names what the budget left no room for in which layers."""
+        measured = ("largest", "trace", "codimension") if self._maps_spectra else ("largest", "trace")
+        for what in measured:
+            names = [layer.name for layer in layers if getattr(layer, what) is None]
+            if names:
+                label = "largest eigenvalue" if what == "largest" else what
+                self._warn(
+                    "not-measured",
+                    f"{label} of {len(names):,} of the {len(layers):,} layers ({', '.join(names[:4])}"
+                    f"{', ...' if len(names) > 4 else ''}): the budget left no room for it.",
+                )
 
-    def _budget_ended(self) -> bool:
-        products, seconds = self.options.max_hvps, self.options.time_limit
-        return (products is not None and self.hessian.num_products >= products) or (
-            seconds is not None and time.monotonic() - self.started >= seconds
-        )
+    # The budget
 
-    def _affords(self, products: int) -> bool:
-        """Whether the budget has room for so many products more."""
-        limit = self.options.max_hvps
-        return not self._budget_ended() and (limit is None or self.hessian.num_products + products <= limit)
+    def _spent(self) -> int:
+        return self.hessian.num_products if hasattr(self, "hessian") else 0
+
+    def _measured(self, what: str, stage: Callable[[], _T]) -> _T | None:
+        """What a stage measures; None, with the reason in a warning, where the budget has no room for it."""
+        try:
+            return stage()
+        except BudgetError as error:
+            self._warn("not-measured", f"{what}: {error}")
+            return None
+
+    def _tell_if_cut(self, what: str, pairs: Eigenpairs, budget: Budget) -> None:
+        """Says that eigenvalues have not converged in their part of a limited budget."""
+        if budget.is_limited and not pairs.converged.all():
+            reached = f"{pairs.num_matvecs:,} steps, residual {float(np.max(pairs.residuals)):.2g}"
+            self._warn("not-converged", f"{what}: the budget ended the iteration before it converged ({reached}).")
+
+    @contextlib.contextmanager
+    def _required(self, what: str) -> Iterator[None]:
+        """A stage that is done whatever the budget; by how much it has exceeded it is kept for the note."""
+        products, seconds = self.budget.beyond()
+        try:
+            yield
+        finally:
+            later = self.budget.beyond()
+            self.exceeded.append((what, later[0] - products, later[1] - seconds))
+
+    def _tell_of_excess(self) -> None:
+        """Names what has exceeded the limits, and by how much."""
+        products, seconds = self.budget.beyond()
+        limit = self.options.time_limit or 0.0
+        late = seconds > max(_NEGLIGIBLE, _NEGLIGIBLE_SHARE * limit)
+        if products:
+            took = [f"{what} took {more:,}" for what, more, _ in self.exceeded if more]
+            self._warn(
+                "limit-exceeded",
+                f"{products:,} products beyond the limit of {self.options.max_hvps:,}: {_listed(took)}.",
+            )
+        if late:
+            took = [f"{what} took {more:.2g} s" for what, _, more in self.exceeded if more > 0.1 * seconds]
+            rest = seconds - sum(more for *_, more in self.exceeded)
+            took += [f"products under way {rest:.2g} s"] if rest > 0.1 * seconds else []
+            self._warn("limit-exceeded", f"{seconds:.2g} s beyond the time limit of {limit:g} s: {_listed(took)}.")
 
     def _bound_inputs(self) -> Mapping[str, float]:
         """Inputs of the bounds: those given, and estimates of others where they are asked for."""
         given = dict(self.options.bound_inputs)
         if not self.options.estimate_bound_inputs:
             return given
+        late = self.budget.over()
+        if late:
+            self._warn("not-measured", f"inputs of the bounds: {BudgetError(late)}")
+            return given
         self._tell("inputs of the bounds")
-        singles = EmpiricalLoss(
-            self.subject.model,
-            self.subject.source,
-            mode="inference",
-            params=self.options.params,
-            dtype=self.options.dtype,
-            num_samples=self.options.samples,
-            seed=self.options.seed,
-        )
-        return assumptions.estimated_inputs(singles) | given
+        return bounding.inputs_at(bounding.loss_of_single_examples(self.subject), given)
 
     def _facts(self, outcome: Outcome) -> Facts:
-        estimate = outcome.sharpness_dimension
-        return Facts(
-            dimension=estimate.value if estimate.definition_value is None else estimate.definition_value,
-            state_size=estimate.state_size,
-            num_samples=self.subject.source.num_samples,
-            kinks=assumptions.kinks(self.subject.model),
-            clipped=any(note.code == "clipping" for note in self.warnings),
-            unbounded_loss=assumptions.unbounded_loss(self.subject.model),
+        return bounding.facts_at(
+            self.subject,
+            outcome.sharpness_dimension,
             smallest_exponent=float(np.min(self._exponents()(outcome.nodes))),
+            clipped=any(note.code == "clipping" for note in self.warnings),
         )
 
     def _bounds(self, facts: Facts, inputs: Mapping[str, float]) -> tuple[Bound, ...]:
         return bounds(facts, inputs, frozenset(inputs) - set(self.options.bound_inputs))
 
     def plan(self) -> Plan:
+        if self._training_steps():
+            self._stepper(self._training_steps())
         return planned(self.subject, self.estimators, self.resources)
 
     # Pieces
+
+    @property
+    def _maps_spectra(self) -> bool:
+        """Whether exponents are made from eigenvalues: neither without a learning rate nor for the map full."""
+        return self.subject.rate is not None and self.options.map != "full"
 
     def _exponents(self) -> Exponents:
         return self.subject.exponents if self.full is None else self.full.exponents
@@ -620,8 +873,7 @@ class _Analysis:
 
     def _tick(self) -> None:
         if self.progress is not None:
-            spent = self.hessian.num_products if hasattr(self, "hessian") else 0
-            self.progress(Progress(self.stage, spent))
+            self.progress(Progress(self.stage, self._spent()))
 
     def _add(self, notes: Iterable[Warning]) -> None:
         """Those whose code is not there yet."""
@@ -633,16 +885,25 @@ class _Analysis:
         if note not in self.warnings:  # several estimators may say the same
             self.warnings.append(note)
 
-    def _model_info(self) -> ModelInfo:
-        trainable = self.subject.model.trainable_variables
-        return ModelInfo(
-            name=str(self.subject.model.name),
-            num_parameters=int(sum(np.prod(v.shape, dtype=np.int64) for v in trainable)),
-            num_trainable_analysed=self.loss.size,
-            mode=self.options.mode,
-            loss=loss_name(self.subject.model.loss),
-            unconnected=self.loss.engine(self.options.product_mode).unconnected,
-        )
+
+def _listed(items: Sequence[str]) -> str:
+    """ "a, b and c"."""
+    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
+
+
+def _runs_to_afford(index: int) -> int:
+    """Dense runs that there must be room for before run number `index`: fewer than three give no interval."""
+    return max(1, FEWEST_RUNS_FOR_AN_INTERVAL - index)
+
+
+def _verdict_of_lower_bound(edge: EdgeOfStability, residual: float) -> str:
+    """The verdict on an eigenvalue whose iteration was cut short: what it has reached is a lower bound."""
+    if edge.ratio is None or edge.ratio > stability.EDGE[1]:
+        return edge.verdict
+    return (
+        f"No verdict within the limit: the sharpness is at least {edge.sharpness:.4g} (not converged, residual "
+        f"{residual:.2g}), {edge.ratio:.2g} times the threshold {edge.threshold:.4g}."
+    )
 
 
 def _with_steps(estimator: Any, steps: int | None, room: Resources) -> Any:
@@ -674,22 +935,15 @@ def _summary(pairs: Eigenpairs | None, trace: TraceEstimate | None) -> HessianSu
             )
         )
 
+    largest, smallest = measured(0), measured(-1)
+    absolute = largest
+    if largest is not None and smallest is not None and -smallest.value > largest.value:
+        absolute = attrs.evolve(smallest, value=-smallest.value)
     return HessianSummary(
-        largest=measured(0),
-        smallest=measured(-1),
+        largest=largest,
+        smallest=smallest,
+        largest_absolute=absolute,
         trace=None
         if trace is None
         else Measured(trace.value, bool(trace.stderr <= 0.05 * abs(trace.value)), stderr=trace.stderr),
     )
-
-
-def _compressed(nodes: Array, weights: Array, operator: str) -> SpectrumSummary:
-    """At most 2,000 nodes: neighbours of about equal mass share are merged into their mean."""
-    if len(nodes) > _MAX_NODES:
-        edges = np.unique(np.linspace(0, len(nodes), _MAX_NODES + 1).astype(int)[:-1])
-        mass = np.add.reduceat(weights, edges)
-        moment = np.add.reduceat(weights * nodes, edges)
-        plain = np.add.reduceat(nodes, edges) / np.diff(np.append(edges, len(nodes)))
-        nodes = np.where(mass > 0, moment / np.where(mass > 0, mass, 1.0), plain)
-        weights = mass
-    return SpectrumSummary(np.asarray(nodes, np.float64), np.asarray(weights, np.float64), operator)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sdkeras.errors import SdkerasError
+from sdkeras.whole_files import check_is_file, shown
 
 WEIGHTS_SUFFIX = ".weights.h5"
 _SUFFIXES = (".keras", ".h5", ".hdf5")
@@ -34,7 +35,8 @@ def in_order(given: Sequence[str | os.PathLike[str]]) -> list[str]:
     found = list(dict.fromkeys(path for text in texts for path in _files(text)))
     for path in found:
         if not path.endswith(_SUFFIXES):
-            raise SdkerasError(f"{path} is no checkpoint: its name must end in .keras, .h5 or {WEIGHTS_SUFFIX}.")
+            raise SdkerasError(f"{shown(path)} is no checkpoint: its name must end in .keras, .h5 or {WEIGHTS_SUFFIX}.")
+        check_is_file(path, SdkerasError, "give the file of a checkpoint.")
     return found
 
 
@@ -56,16 +58,22 @@ def _files(text: str) -> list[str]:
             (os.fspath(path) for path in Path(text).iterdir() if path.name.endswith(_SUFFIXES)), key=_natural
         )
         if not found:
-            raise SdkerasError(f"the folder {text} holds no checkpoint; they end in .keras, .h5 or {WEIGHTS_SUFFIX}.")
+            raise SdkerasError(
+                f"the folder {shown(text)} holds no checkpoint; they end in .keras, .h5 or {WEIGHTS_SUFFIX}."
+            )
         return found
     if glob.has_magic(text) and not os.path.exists(text):
         found = sorted(glob.glob(text, recursive=True), key=_natural)
         if not found:
-            raise SdkerasError(f"no file fits {text}; check the pattern.")
+            raise SdkerasError(f"no file fits {shown(text)}; check the pattern.")
         return found
     return [text]
 
 
 def _natural(text: str) -> list[tuple[int, str]]:
-    """Digits count as numbers."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
+    """Digits count as numbers: by their length first, without zeros before them."""
+    pieces = re.split(r"([0-9]+)", text)  # the odd ones are digits; int() takes no more than 4,300 of them
+    numbers = [digits.lstrip("0") for digits in pieces[1::2]]
+    signs = [(-1, piece) for piece in pieces]
+    signs[1::2] = [(len(number), number) for number in numbers]
+    return signs

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import zipfile
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sdkeras.errors import SdkerasError
-from sdkeras.whole_files import write_whole
+from sdkeras.reading import blamed_on
+from sdkeras.whole_files import check_is_file, shown, write_whole
 
 # Booleans, integers, floats, complex numbers, bytes and text: what .npy holds without pickle.
 _KINDS = "biufcSU"
@@ -42,19 +42,12 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Any:
     Raises:
         SdkerasError: Missing, damaged or another kind of file.
     """
-    try:
+    advice = "delete it to start again, or name another."
+    check_is_file(path, SdkerasError, advice)
+    with blamed_on(f"{shown(path)} cannot be read as a checkpoint", advice):
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         return _unpacked(json.loads(str(arrays[LAYOUT])), arrays)
-    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise SdkerasError(
-            f"{os.fspath(path)} cannot be read as a checkpoint: {_words(error)}; delete it to start again, or name "
-            "another."
-        ) from error
-
-
-def _words(error: Exception) -> str:
-    return f"it has no part named {error}" if isinstance(error, KeyError) else str(error)
 
 
 def fingerprint(value: Any) -> str:

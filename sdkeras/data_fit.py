@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -37,11 +38,13 @@ _SPARSE = (("sparse_categorical_crossentropy", "SparseCategoricalCrossentropy"),
 # How Keras and TensorFlow decorate a message, beside colours: the frames of traced code, the arguments of the call.
 _FRAMES = re.compile(r"in user code:\s*(?:\n *File .*\n.*)+\s*")
 _ARGUMENTS = "Arguments received by"
+# Bytes of an array that are looked at at once: the array may be a file larger than the memory.
+_BLOCK = 2**25
 # What data that do not fit may be instead.
 TWO_PAIRS = "If they are ((x_train, y_train), (x_test, y_test)), give one of the pairs."
 
 
-def check_data(model: Any, x: Any, y: Any, sample_weight: Any = None) -> None:
+def check_data(model: Any, x: Any, y: Any = None, sample_weight: Any = None, *, own_loss: bool = False) -> None:
     """Refuses arrays that the model cannot be called on or its loss cannot be taken of.
 
     Inputs are compared with the shapes that Sequential and functional models declare; then every built model is
@@ -51,18 +54,54 @@ def check_data(model: Any, x: Any, y: Any, sample_weight: Any = None) -> None:
     Args:
         model: A `keras.Model`, compiled or not.
         x: Inputs, an array or a structure (dict, list, tuple) of arrays, as `fit` takes them.
-        y: Targets, likewise.
+        y: Targets, likewise; None for a model whose loss takes none.
         sample_weight: One weight per sample, or None.
+        own_loss: Whether a function of the user's takes the targets, as it likes; they are not checked then.
 
     Raises:
         DataError: Wrong shape, number or names of inputs or targets; labels that are no class of the model.
     """
     try:
-        _check_data(model, x, y, sample_weight)
+        _check_data(model, x, y, sample_weight, own_loss)
     except DataError as error:
         if sample_weight is None and is_pair(x) and is_pair(y):
             raise DataError(f"{error} {TWO_PAIRS}") from error
         raise
+
+
+def usable(leaf: Any) -> Array | None:
+    """An array of numbers, booleans or text; None for what cannot be analysed (dates, objects, complex numbers)."""
+    array = np.asarray(leaf)
+    if array.dtype == object:
+        entries = set(map(type, array.flat))
+        if entries and entries <= {str, np.str_}:
+            array = array.astype(np.str_)
+        elif entries == {bytes}:
+            array = array.astype(np.bytes_)
+    if array.dtype.kind in "US" or (array.dtype.kind in "biuf" and array.dtype.itemsize <= 8):
+        return array
+    return None
+
+
+def blocks(array: Any) -> Iterator[Array]:
+    """The samples in order, a few at a time."""
+    rows = max(1, _BLOCK * len(array) // max(array.nbytes, 1))
+    for start in range(0, len(array), rows):
+        yield array[start : start + rows]
+
+
+def first_not_finite(array: Any) -> tuple[int, ...] | None:
+    """Index of the first NaN or infinity, None where there is none."""
+    if array.dtype.kind != "f":
+        return None
+    before = 0
+    for block in blocks(array):
+        finite = np.isfinite(block)
+        if not finite.all():
+            first, *inner = np.unravel_index(int(np.argmin(finite)), block.shape)
+            return (before + int(first), *map(int, inner))
+        before += len(block)
+    return None
 
 
 def is_pair(value: Any) -> bool:
@@ -81,19 +120,26 @@ def words_of(error: Exception) -> str:
     return in_one_line((kind + text.removeprefix(kind)).rstrip(".: \n"))
 
 
-def _check_data(model: Any, x: Any, y: Any, sample_weight: Any) -> None:
+def _check_data(model: Any, x: Any, y: Any, sample_weight: Any, own_loss: bool) -> None:
     import keras
 
     _check_inputs(model, x)
     _check_weights(x, sample_weight)
     outputs = _outputs(model, x)
-    losses = getattr(model, "loss", None)
+    losses = None if own_loss else getattr(model, "loss", None)
     if outputs is None or losses is None:
         return
     names, shapes = _named(model, outputs)
     targets = _per_output(y, names, "targets")
     chosen = _per_output(losses, names, "losses")
     if chosen is None:
+        return
+    if y is None:
+        if any(loss is not None for loss in chosen):
+            raise DataError(
+                "the data have no targets y, and the model was compiled with a loss that compares its outputs with "
+                "targets; give them too (an autoencoder's targets are its inputs)."
+            )
         return
     if targets is None:
         if all(loss is not None for loss in chosen):

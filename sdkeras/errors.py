@@ -54,6 +54,18 @@ class VerificationError(SdkerasError):
     exit_status = 4
 
 
+class BudgetError(SdkerasError):
+    """A limit on products or time leaves no room for the next product; an operator raises it in place of one.
+
+    Attributes:
+        reason: Which limit.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason} left no room for it.")
+        self.reason = reason
+
+
 class Interrupted(SdkerasError):
     """A trajectory was asked to stop, and does before its next step; the steps so far are whole."""
 

@@ -114,7 +114,7 @@ def estimator_of_spectrum(name: str, settings: Mapping[str, Any], exponents: Exp
         SdkerasError: It was set to another rate than the map's.
     """
     cls, own, rate = registry.get_estimator("spectrum", name), dict(settings), exponents.learning_rate
-    if "learning_rate" in attrs.fields_dict(cls):
+    if has_own_rate(name):
         if not exponents.plain:
             raise MapError(
                 name,
@@ -129,6 +129,11 @@ def estimator_of_spectrum(name: str, settings: Mapping[str, Any], exponents: Exp
                 "out, or change the rate of the whole analysis (--learning-rate)."
             )
     return configured(cls, own)
+
+
+def has_own_rate(name: str) -> bool:
+    """Whether a spectrum estimator works on |1 - eta * alpha| with a field `learning_rate`."""
+    return "learning_rate" in attrs.fields_dict(registry.get_estimator("spectrum", name))
 
 
 def settings_of(estimator: Any) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def findings(subject: Subject, hessian: HessianOperator) -> Iterator[Warning]:
             f"products are differences of float32 gradients, good to {check.finite_difference_error:.1g}; "
             "analyse in float64 for better ones (--dtype float64).",
         )
-    clipped = assumptions.logits_as_probabilities(subject.loss)
+    clipped = None if subject.loss_fn is not None else assumptions.logits_as_probabilities(subject.loss)
     if clipped is not None:
         yield Warning("logits-as-probabilities", clipped)
     reduced = precision.reduced_policies(subject.compiled_as)
@@ -46,15 +46,31 @@ def findings(subject: Subject, hessian: HessianOperator) -> Iterator[Warning]:
             "unconnected",
             f"the loss does not depend on {', '.join(unconnected)}; these parameters count as flat directions.",
         )
-    if type(subject.model).train_step not in (keras.Model.train_step, keras.Sequential.train_step):
-        yield Warning("train-step", "the model has its own train_step; compute_loss was analysed instead of it.")
+    if subject.loss_fn is None and type(subject.model).train_step not in (
+        keras.Model.train_step,
+        keras.Sequential.train_step,
+    ):
+        yield Warning(
+            "train-step",
+            "the model has its own train_step; compute_loss was analysed instead of it. If it trains another loss, "
+            "give that as a loss_fn(model, batch) (--loss FILE.py:FUNCTION).",
+        )
     if optimizer is not None and options.map != "full":  # whose step is the optimizer's own, with notes of its own
         yield from (Warning(code, message) for code, message in optimizer.notes)
         yield from _about_decay(subject, optimizer)
+        if subject.rate is not None and subject.exponents.preconditioned:
+            yield Warning(
+                "frozen-preconditioner",
+                f"SD and its exponents are of a step with P, from the second moments of {optimizer.name} as the last "
+                "step left them, held fixed. Training moves P, so that they are not of training's own random dynamical "
+                "system: neither D_s <= SD nor the bounds are about them (--map full, --lyapunov take the real step).",
+            )
 
 
 def _about_decay(subject: Subject, optimizer: update.OptimizerSettings) -> Iterator[Warning]:
     decay = subject.decay
+    if subject.rate is None:
+        return
     if decay and subject.exponents.name == "hessian":
         yield Warning(
             "weight-decay-ignored",

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from sdkeras.budget import Budget
 from sdkeras.dimension.adaptive import Outcome
 from sdkeras.dimension.exponents import SingularValueMap
 from sdkeras.dimension.records import Warning
 from sdkeras.linalg.lanczos import BREAKDOWN
 from sdkeras.operators import update
-from sdkeras.operators.base import LinearMap
+from sdkeras.operators.base import Array, LinearMap
 from sdkeras.operators.coordinates import ConjugatedMap, training_coordinates
 from sdkeras.operators.update_map import UpdateMap
 from sdkeras.records import SingularValues, Spectrum
@@ -19,6 +20,27 @@ from sdkeras.records import SingularValues, Spectrum
 OPERATOR = "singular values of J"
 # Share of t* that rounding may blur an exponent by before it is told of.
 _COARSE = 0.1
+
+
+class LimitedMap:
+    """A linear map whose products raise BudgetError where the budget has no room for them."""
+
+    def __init__(self, source: LinearMap, budget: Budget) -> None:
+        self.source = source
+        self.budget = budget
+        self.size = source.size
+        self.dtype = source.dtype
+
+    def jvp(self, vector: Array) -> Array:
+        self._require(vector)
+        return self.source.jvp(vector)
+
+    def vjp(self, vector: Array) -> Array:
+        self._require(vector)
+        return self.source.vjp(vector)
+
+    def _require(self, vector: Array) -> None:
+        self.budget.require(1 if np.ndim(vector) == 1 else np.shape(vector)[1])
 
 
 class FullMap:
@@ -44,9 +66,10 @@ class FullMap:
         """Relative error of a product."""
         return self.step.verification.jvp_relative_error
 
-    def on_minibatch(self, index: int) -> LinearMap:
-        """C J C^-1 of training's update number `index`, from the state as it is."""
-        return ConjugatedMap(self.step.on_minibatch(index), self.coordinates)
+    def on_minibatch(self, index: int, budget: Budget | None = None) -> LinearMap:
+        """C J C^-1 of training's update number `index`, from the state as it is; its products within the budget."""
+        step = ConjugatedMap(self.step.on_minibatch(index), self.coordinates)
+        return step if budget is None else LimitedMap(step, budget)
 
     def warnings(self, found: Outcome) -> Iterator[Warning]:
         """What the reader must know, given what was found."""

@@ -15,31 +15,32 @@ import attrs
 import keras
 import numpy as np
 
-from sdkeras import loading
+from sdkeras import loading, losses
+from sdkeras.budget import PRODUCTS, TIME
 from sdkeras.dimension.lyapunov import LyapunovDimension, lyapunov_dimension
 from sdkeras.dimension.records import Warning
 from sdkeras.dimension.same_steps import SameSteps, over_same_steps
-from sdkeras.errors import Interrupted, ModelError, SdkerasError
+from sdkeras.errors import Interrupted, ModelError
 from sdkeras.estimators import estimate
 from sdkeras.lyapunov_settings import DEFAULT_ESTIMATOR, LyapunovSettings, settings_of
 from sdkeras.operators import batches, update
 from sdkeras.operators.base import Array, TangentFlow
 from sdkeras.operators.coordinates import training_coordinates
 from sdkeras.operators.dense_flow import DenseFlow
-from sdkeras.operators.loss import EmpiricalLoss
+from sdkeras.operators.loss import EmpiricalLoss, LossFn
 from sdkeras.operators.training_flow import TrainingFlow
 from sdkeras.operators.update_map import UpdateMap, state_size
 from sdkeras.operators.update_rule import inner, is_function, loaded_clone, parts_of, replica
 from sdkeras.options import DEFAULT_STEPS, DEFAULT_TRANSIENT
 from sdkeras.planning import planned_trajectory
-from sdkeras.provenance import loss_name, optimizer_info, provenance, with_loss
+from sdkeras.provenance import data_info, loss_name, optimizer_info, provenance, with_loss
 from sdkeras.records import LyapunovExponents, Progress
 from sdkeras.reporting.schema import (
-    DataInfo,
     LyapunovPlan,
     LyapunovRun,
     LyapunovSummary,
     ModelInfo,
+    OptimizerInfo,
     StepVerification,
 )
 
@@ -59,8 +60,10 @@ def lyapunov(
     num_exponents: int | None = None,
     num_steps: int = DEFAULT_STEPS,
     transient: int = DEFAULT_TRANSIENT,
-    learning_rate: float | None = None,
+    learning_rate: float | str | None = None,
     loss: Any = None,
+    loss_fn: LossFn | None = None,
+    class_weight: Mapping[int, float] | None = None,
     samples: int | None = None,
     dtype: str = "float32",
     product_mode: str = "auto",
@@ -90,8 +93,11 @@ def lyapunov(
         num_exponents: Exponents to compute; default 10, or all where the state has fewer; with windows all.
         num_steps: Steps to average over.
         transient: Steps made before, and discarded.
-        learning_rate: In place of the optimizer's, or of its schedule.
-        loss: In place of the compiled one.
+        learning_rate: In place of the optimizer's, or of its schedule, at every step: a number; or, of its schedule,
+            'peak' or 'mean' over the steps so far, or 'step:N', the rate that step N used, counted from 0.
+        loss: Replaces the compiled one, as in `sdkeras.analyze`.
+        loss_fn: Likewise.
+        class_weight: That of `fit`, which no file holds: weights by class, {0: 1.0, 1: 9.0}; others weigh 1.
         samples: How much of an endless data set to read.
         dtype: 'float32' or 'float64'.
         product_mode: 'auto', 'reverse-over-reverse', 'forward-over-reverse' or 'finite-differences'.
@@ -140,9 +146,12 @@ def lyapunov(
         batch_size=batch_size,
         learning_rate=learning_rate,
         loss=loss,
+        loss_fn=loss_fn,
+        class_weight=class_weight,
         samples=samples,
         dtype=dtype,
         seed=seed,
+        num_steps=transient + num_steps,
     )
     if given.windows:
         size = state_size(training.function, training.optimizer, initial_slots=initial_slots)
@@ -159,11 +168,11 @@ def lyapunov(
     followed = follow(
         step,
         given,
-        about=identity(training.optimizer, training.model),
+        about=identity(training.optimizer, training.model, training.function_words),
         deadline=None if time_limit is None else started + time_limit,
         progress=progress,
     )
-    function, source, used = training.function, training.function.source, training.used
+    function, source = training.function, training.function.source
     return LyapunovRun(
         provenance=provenance(source, seed=seed, dtype=dtype, num_hvps=step.num_products, started=started),
         model=ModelInfo(
@@ -171,15 +180,11 @@ def lyapunov(
             num_parameters=function.size,
             num_trainable_analysed=function.size,
             mode="train",
-            loss=loss_name(training.model.loss),
+            loss=training.loss_words,
             unconnected=function.engine(product_mode).unconnected,
         ),
-        data=DataInfo(source.num_samples, source.batch_size, function.num_examples),
-        optimizer=optimizer_info(
-            used,
-            float("nan") if used is None or used.learning_rate is None else used.learning_rate,
-            "file" if learning_rate is None else "given",
-        ),
+        data=data_info(source, function.num_examples),
+        optimizer=training.optimizer_info(learning_rate),
         verification=step.verification.hessian,
         lyapunov=followed.summary,
         warnings=(*training.notes, *followed.warnings),
@@ -189,23 +194,49 @@ def lyapunov(
 
 def plan(model: Any, data: Any, **options: Any) -> LyapunovPlan:
     """What `lyapunov` would do with the same arguments, from one timed gradient; nothing else is computed."""
-    known = {name: options.get(name) for name in ("batch_size", "learning_rate", "loss", "samples")}
-    training = read_training(model, data, **known, dtype=options.get("dtype", "float32"), seed=options.get("seed", 0))
+    names = ("batch_size", "learning_rate", "loss", "loss_fn", "class_weight", "samples")
+    known = {name: options.get(name) for name in names}
     settings = settings_of(**options)
+    training = read_training(
+        model,
+        data,
+        **known,
+        dtype=options.get("dtype", "float32"),
+        seed=options.get("seed", 0),
+        num_steps=settings.transient + settings.num_steps,
+    )
     size = state_size(training.function, training.optimizer, initial_slots=options.get("initial_slots", False))
     settings.check_dense(size, training.function.dtype.itemsize)
-    return planned_trajectory(training.function, size, settings)
+    made = planned_trajectory(training.function, size, settings)
+    return attrs.evolve(
+        made,
+        optimizer=training.optimizer_info(known["learning_rate"]),
+        data=data_info(training.function.source, training.function.num_examples),
+    )
 
 
 @attrs.frozen
 class Training:
-    """The training to follow: model, loss and optimizer as its steps have them, and what to know of them."""
+    """The training to follow: model, loss and optimizer as its steps have them, and what to know of them.
+
+    `loss_words` is the loss with its arguments, `function_words` the same where it is a function of the user's, or "".
+    """
 
     model: Any
     function: EmpiricalLoss
     optimizer: Any
     used: update.OptimizerSettings | None
     notes: list[Warning]
+    loss_words: str
+    function_words: str
+
+    def optimizer_info(self, learning_rate: float | str | None) -> OptimizerInfo:
+        """The optimizer for a report, given the learning rate that was asked for, if any."""
+        rate = None if self.used is None else self.used.learning_rate
+        source = "file" if learning_rate is None else update.parse_learning_rate(learning_rate)
+        return optimizer_info(
+            self.used, float("nan") if rate is None else rate, source if isinstance(source, str) else "given"
+        )
 
 
 def read_training(
@@ -213,30 +244,40 @@ def read_training(
     data: Any,
     *,
     batch_size: int | None,
-    learning_rate: float | None,
+    learning_rate: float | str | None,
     loss: Any,
+    loss_fn: LossFn | None = None,
     samples: int | None,
     dtype: str,
     seed: int,
+    num_steps: int = 1,
+    class_weight: Mapping[int, float] | None = None,
 ) -> Training:
     """Model, data and optimizer read and checked; nothing is multiplied yet.
 
     Raises:
-        SdkerasError: They are unusable; see its subclasses.
+        SdkerasError: They are unusable, or the learning rate is 0 at all of the steps; see its subclasses.
     """
-    if learning_rate is not None and not (np.isfinite(learning_rate) and learning_rate > 0):
-        raise SdkerasError(f"learning_rate is {learning_rate!r}; it must be positive and finite.")
-    fitted = with_loss(model, loss, dtype)
-    if isinstance(data, (tuple, list)) and len(data) in (2, 3):
-        loading.check_data(fitted, *data)
+    if learning_rate is not None:
+        update.parse_learning_rate(learning_rate)
+    own = losses.own_function(loss, loss_fn)
+    fitted = model if own is not None else with_loss(model, loss, dtype)
+    if isinstance(data, (tuple, list)) and len(data) in (1, 2, 3):
+        loading.check_data(fitted, *data, own_loss=own is not None)
     source = batches.as_source(
-        data, batch_size=batch_size, default_batch_size=batches.DEFAULT_BATCH_SIZE, limit=samples
+        data,
+        batch_size=batch_size,
+        default_batch_size=batches.DEFAULT_BATCH_SIZE,
+        limit=samples,
+        class_weight=class_weight,
     )
-    function = EmpiricalLoss(fitted, source, dtype=dtype, num_samples=_CHECKED_SAMPLES, seed=seed)
-    notes = [Warning("data", f"{note}.") for note in function.notes]
+    function = EmpiricalLoss(fitted, source, dtype=dtype, num_samples=_CHECKED_SAMPLES, seed=seed, loss_fn=own)
+    notes = list(loading.caveats(model, with_loss=loss is None and own is None))
+    notes += [Warning("data", f"{note}.") for note in function.notes]
     optimizer = training_optimizer(model, function, learning_rate, changed=fitted is not model, warnings=notes)
+    update.check_rates(optimizer, num_steps)
     used = update.read_settings(optimizer)
-    if type(model).train_step not in (keras.Model.train_step, keras.Sequential.train_step):
+    if own is None and type(model).train_step not in (keras.Model.train_step, keras.Sequential.train_step):
         notes.append(
             Warning("train-step", "the model has its own train_step; the optimizer's step on compute_loss was taken.")
         )
@@ -248,7 +289,8 @@ def read_training(
                 "slots it starts with.",
             )
         )
-    return Training(fitted, function, optimizer, used, notes)
+    words = losses.words_of(fitted, loss, own)
+    return Training(fitted, function, optimizer, used, notes, words, words if own is not None else "")
 
 
 @attrs.frozen
@@ -267,6 +309,7 @@ def follow(
     *,
     about: Mapping[str, str],
     deadline: float | None = None,
+    max_products: int | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Followed:
     """Exponents and D_s along the steps of a map from its own state on.
@@ -276,11 +319,12 @@ def follow(
         settings: How to follow it.
         about: What else tells this trajectory from others, see `TrainingFlow`.
         deadline: Time of `time.monotonic` after which no step is begun.
+        max_products: Count of the map's products, `step.num_products`, that no step begun may exceed.
         progress: Called after every step.
 
     Raises:
         KeyboardInterrupt: Ctrl-C before anything was measured.
-        Interrupted: The deadline, likewise.
+        Interrupted: The deadline or the limit on products, likewise.
         SdkerasError: More exponents than the state has, Jacobians that do not fit the memory, or a checkpoint of
             another run.
     """
@@ -292,15 +336,16 @@ def follow(
     if settings.windows:
         coordinates = training_coordinates(step)
         dense = DenseFlow(training, coordinates, transient=settings.transient, num_steps=settings.num_steps)
-    flow = _Watched(dense or training, training, step, settings, deadline, progress)
+    flow = _Watched(dense or training, training, step, settings, deadline, max_products, progress)
     with _deferred_interrupt(flow):
         try:
             exponents: LyapunovExponents = estimate(estimator, flow, settings.seed)
         except Interrupted:
             if flow.timed_out:
+                more = "seconds (--time-limit)" if flow.limit == TIME else "products (--max-hvps)"
                 raise Interrupted(
-                    f"the time limit ended it after step {training.index:,}, before a step was measured (the first "
-                    f"{settings.transient:,} are discarded); give more seconds (--time-limit), or a shorter transient."
+                    f"{flow.limit} ended it after step {training.index:,}, before a step was measured (the first "
+                    f"{settings.transient:,} are discarded); give more {more}, or a shorter transient."
                 ) from None
             raise KeyboardInterrupt from None
     unfinished = exponents.num_steps < settings.num_steps and exponents.stopped_at is None
@@ -317,8 +362,8 @@ def follow(
     if flow.timed_out and unfinished:
         warnings.append(
             Warning(
-                "time-limit",
-                f"the time limit ended the trajectory: {exponents.num_steps:,} of {settings.num_steps:,} steps were "
+                limit_code(flow.limit),
+                f"{flow.limit} ended the trajectory: {exponents.num_steps:,} of {settings.num_steps:,} steps were "
                 "measured.",
             )
         )
@@ -328,6 +373,11 @@ def follow(
         interrupted=cut or (flow.stopping and not flow.timed_out and unfinished),
         timed_out=flow.timed_out and unfinished,
     )
+
+
+def limit_code(limit: str) -> str:
+    """The code of a warning about the limit that ended a trajectory."""
+    return "time-limit" if limit == TIME else "limit-on-products"
 
 
 def _over_same_steps(dense: DenseFlow, exponents: LyapunovExponents, settings: LyapunovSettings) -> SameSteps:
@@ -351,6 +401,7 @@ class _Watched:
         step: UpdateMap,
         settings: LyapunovSettings,
         deadline: float | None,
+        max_products: int | None,
         progress: Callable[[Progress], None] | None,
     ) -> None:
         self.flow = flow
@@ -358,7 +409,9 @@ class _Watched:
         self.map = step
         self.total = settings.transient + settings.num_steps
         self.deadline = deadline
+        self.max_products = max_products
         self.progress = progress
+        self.limit = TIME
         self.stopping = False
         self.timed_out = False
         self.size = flow.size
@@ -370,6 +423,11 @@ class _Watched:
     def step(self, tangents: Array) -> Array:
         if not self.stopping and self.deadline is not None and time.monotonic() >= self.deadline:
             self.stopping = self.timed_out = True
+        if not self.stopping and self.max_products is not None:
+            cost = tangents.shape[1] * self.map.microbatches
+            if self.map.num_products + cost > self.max_products:
+                self.stopping = self.timed_out = True
+                self.limit = PRODUCTS
         if self.stopping:
             raise Interrupted(f"interrupted after step {self.training.index} of the trajectory.")
         moved = self.flow.step(tangents)
@@ -520,14 +578,17 @@ def _drift(found: LyapunovSummary) -> tuple[float, float] | None:
 
 
 def training_optimizer(
-    model: Any, loss: EmpiricalLoss, rate: float | None, *, changed: bool, warnings: list[Warning]
+    model: Any, loss: EmpiricalLoss, rate: float | str | None, *, changed: bool, warnings: list[Warning]
 ) -> Any:
     """The model's optimizer, or a copy of it with another learning rate or for the copy of the model.
 
+    The rate is a number or says which of the optimizer's schedule; None leaves it as it is.
+
     Raises:
-        ModelError: There is none, or the rate cannot be replaced.
+        SdkerasError: There is no optimizer, the rate cannot be replaced, or is not one.
     """
     own = getattr(model, "optimizer", None)
+    rate = None if rate is None else _as_number(own, rate)
     if own is None:
         if rate is None:
             raise ModelError("the learning rate is unknown; give it (--learning-rate F).")
@@ -543,6 +604,17 @@ def training_optimizer(
     if rate is not None:
         _set_rate(own, rate)
     return own
+
+
+def _as_number(optimizer: Any, rate: float | str) -> float:
+    """The learning rate, computed from the optimizer's schedule where it says which of its."""
+    known = update.parse_learning_rate(rate)
+    if not isinstance(known, str):
+        return known
+    found = update.scheduled_rate(optimizer, known)
+    if not found > 0:
+        raise ModelError(f"the {known} learning rate of the schedule is {found:g}; give another one.")
+    return found
 
 
 def _set_rate(optimizer: Any, rate: float) -> None:
@@ -564,8 +636,8 @@ def _set_rate(optimizer: Any, rate: float) -> None:
         optimizer.learning_rate = rate
 
 
-def identity(optimizer: Any, model: Any) -> dict[str, str]:
+def identity(optimizer: Any, model: Any, loss: str = "") -> dict[str, str]:
     """What two runs must share, beside state and data, to be of one trajectory."""
     own = inner(optimizer)
     settings = json.dumps(own.get_config(), sort_keys=True, default=lambda value: type(value).__name__)
-    return {"loss": loss_name(model.loss), "optimizer": f"{type(own).__name__} {settings}"}
+    return {"loss": loss or loss_name(model.loss), "optimizer": f"{type(own).__name__} {settings}"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,24 +12,33 @@ import numpy as np
 import tensorflow as tf
 
 import sdkeras
-from sdkeras import registry
+from sdkeras import bounding, registry
+from sdkeras.answers import Measured, answer_of
 from sdkeras.dimension.adaptive import AdaptiveSettings, Outcome, estimate_sharpness_dimension
+from sdkeras.dimension.bounds import bounds as bounds_with
+from sdkeras.dimension.records import Bound
 from sdkeras.edge import edge_of_stability
-from sdkeras.errors import ModelError, SdkerasError
+from sdkeras.errors import SdkerasError
 from sdkeras.estimators import configured, estimate, estimator_of_largest, estimator_of_trace, seed_of_run
 from sdkeras.linalg.probes import warm_start
 from sdkeras.operators.base import Array, DiagonallyScaledOperator, SymmetricOperator
 from sdkeras.operators.hessian import HessianOperator
 from sdkeras.operators.update import steps_taken
 from sdkeras.options import Options, check_options
-from sdkeras.provenance import utc_now
+from sdkeras.provenance import data_info, utc_now
 from sdkeras.records import Eigenpairs, Spectrum, TraceEstimate
+from sdkeras.reporting.numbers import root_ratio
 from sdkeras.reporting.run_log import Header, Measurement, Reading
+from sdkeras.reporting.schema import Analysis
 from sdkeras.resources import resources
 from sdkeras.subject import Subject
 
 DIMENSION = ("rds_sharpness", "sharpness_dimension", "sharpness_codimension")
 MEASURES = ("sharpness", "sharpness_ratio", *DIMENSION, "hessian_trace")
+# Keys that come with a measure: numerator and denominator of the ratio.
+_BESIDE = {"sharpness_ratio": ("sharpness_preconditioned", "sharpness_threshold")}
+# What follows from SD and the bounds' inputs, beside the measures.
+BOUND_SCALE, TOTAL_BOUND = "bound_scale", "generalization_bound"
 DEFAULT_SAMPLES = 1024
 DEFAULT_TOLERANCE = 0.2
 # Three times what the least number of runs takes at 40 steps.
@@ -57,6 +67,30 @@ def check_measures(measures: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in MEASURES if name in given)
 
 
+def keys_of(measures: Sequence[str]) -> tuple[str, ...]:
+    """The measures, each after the keys that come with it."""
+    return tuple(key for name in measures for key in (*_BESIDE.get(name, ()), name))
+
+
+def log_keys(measures: Sequence[str], bound_inputs: Mapping[str, float] | None, estimate: bool) -> tuple[str, ...]:
+    """The keys of every measurement, a failed one included: those of the measures, and those of the bounds.
+
+    `bound_scale` is there where SD is measured, `generalization_bound` where a theorem has every input as well.
+
+    Raises:
+        SdkerasError: Bounds are asked for, and SD is not measured.
+    """
+    if not set(DIMENSION) & set(measures):
+        if bound_inputs or estimate:
+            raise SdkerasError(
+                f"the bounds need the sharpness dimension, and the measures are {', '.join(measures)}; add "
+                "sharpness_dimension to them, or leave out the inputs of the bounds."
+            )
+        return keys_of(measures)
+    complete = bounding.is_complete(bound_inputs or {}, estimate)
+    return (*keys_of(measures), BOUND_SCALE, *([TOTAL_BOUND] if complete else []))
+
+
 class Monitor:
     """Measures a model as it is now, with functions compiled once.
 
@@ -70,7 +104,8 @@ class Monitor:
         samples: Random subset for the data-set Hessian.
         tolerance: Half-width of SD's interval wanted, relative to the codimension.
         max_hvps: Products of a measurement's exponents and dimension at most.
-        **options: More of `sdkeras.analyze`: batch_size, learning_rate, loss, params, mode, dtype, memory_gb, seed.
+        **options: More of `sdkeras.analyze`: batch_size, learning_rate, loss, class_weight, params, mode, dtype,
+            memory_gb, seed, bound_inputs, estimate_bound_inputs.
 
     Attributes:
         out_of_time: Whether the last measurement's exponents and dimension would have taken longer than it was given.
@@ -90,15 +125,21 @@ class Monitor:
         max_hvps: int = DEFAULT_MAX_HVPS,
         **options: Any,
     ) -> None:
+        options["bound_inputs"] = options.get("bound_inputs") or {}
         chosen = Options(samples=samples, tolerance=tolerance, max_hvps=max_hvps, **options)
         check_options(chosen)
         self.measures = check_measures(measures)
+        self.keys = log_keys(self.measures, chosen.bound_inputs, chosen.estimate_bound_inputs)
         self.subject = Subject(model, data, chosen)
         loss = self.subject.loss
         self.resources = resources(loss.size, loss.dtype.itemsize, memory_gb=chosen.memory_gb, workers=None)
         self.hessian = HessianOperator(loss, workers=self.resources.workers)
         if "hessian_trace" in self.measures:  # compiled here, so that the first measurement takes as long as the others
             self.hessian.on_batch(loss.batches[0]).rows(np.zeros((2, loss.size), loss.dtype))
+        self._singles = bounding.loss_of_single_examples(self.subject) if chosen.estimate_bound_inputs else None
+        if self._singles is not None:  # compiled here as well
+            self._singles.gradients.gradient(self._singles.gradients.point, self._singles.batches[0])
+        self._last: Measured | None = None
         self.out_of_time = False
         self._vectors: dict[str, Array] = {}
         self._num_steps = _STEPS
@@ -119,6 +160,8 @@ class Monitor:
             data_digest=source.digest(),
             seed=self.subject.options.seed,
             measures=self.measures,
+            batch_size_source=source.batch_size_source,
+            class_weight=data_info(source, 0).class_weight,
         )
 
     def state(self) -> dict[str, Any]:
@@ -150,7 +193,7 @@ class Monitor:
     ) -> Measurement:
         """The model as it is now.
 
-        Where the optimizer allows none (a learning rate of 0), the ratio, the exponents and the dimension are NaN.
+        Without a learning rate to take a step with (0, or several), threshold, ratio, exponents and dimension are NaN.
 
         Args:
             source: Where the weights are from, for the log.
@@ -168,42 +211,98 @@ class Monitor:
         self.out_of_time = False
         values: dict[str, Reading] = {}
         hessian = self.hessian.at(self.subject.loss.now())
-        try:
-            subject: Subject | None = self.subject.now()
-        except ModelError as error:
-            subject = None
-            notes.append(str(error))
-        edge = None if subject is None else edge_of_stability(subject, None)
+        subject = self.subject.now()
+        if subject.rate is None and set(self.measures) & {"sharpness_ratio", *DIMENSION}:
+            notes.append(subject.no_rate)
+        edge = edge_of_stability(subject, None)
         if "sharpness" in self.measures:
             values["sharpness"] = self._largest(hessian, "H")
         if "sharpness_ratio" in self.measures:
-            values["sharpness_ratio"] = self._ratio(subject, hessian, values.get("sharpness"), notes)
+            values |= self._ratio(subject, hessian, values.get("sharpness"), notes)
         trace = self._trace(hessian) if "hessian_trace" in self.measures else None
         outcome = None
         if set(DIMENSION) & set(self.measures):
-            if subject is not None:
+            if subject.rate is not None:
                 outcome = self._dimension(subject, hessian, deadline)
                 notes += [each.message for each in (*subject.warnings, *outcome.warnings) if each.code not in _USUAL]
             known = _readings(outcome, self.subject.options.tolerance)
             values |= {name: value for name, value in known.items() if name in self.measures}
+        bounds = () if outcome is None else self._bounds(subject, outcome)
         if trace is not None:
             values["hessian_trace"] = trace
-        return Measurement(
+        values |= self._of_bounds(outcome, bounds)
+        measurement = Measurement(
             source=source,
             step=steps_taken(self.subject.compiled_as.optimizer),
             epoch=epoch,
             time=utc_now(),
             seconds=time.perf_counter() - started,
             num_hvps=self.hessian.num_products - before,
-            learning_rate=None if subject is None else subject.rate,
-            threshold=None if edge is None else edge.threshold,
-            operator="H" if edge is None else edge.operator,
+            learning_rate=subject.stored_rate if subject.rate is None else subject.rate,
+            threshold=edge.threshold,
+            operator=edge.operator,
             map="" if outcome is None else outcome.sharpness_dimension.map,
             state_size=0 if outcome is None else outcome.sharpness_dimension.state_size,
             values=values,
             metrics=dict(metrics or {}),
             notes=tuple(dict.fromkeys(notes)),
+            bounds=bounds,
         )
+        self._last = Measured(measurement, subject, hessian, outcome)
+        return measurement
+
+    def answer(self, about: str) -> Analysis | None:
+        """The last measurement as `analyze` would have it; null what was not measured, None before the first.
+
+        Args:
+            about: When it was measured, for the reader.
+        """
+        return None if self._last is None else answer_of(self._last, about)
+
+    def training_loss(self) -> tuple[float, float | None]:
+        """The loss at the model's weights as `fit` logs it, a mean over batches, and its standard error.
+
+        The error is of the choice of batches and masks: 0 for all the data in one batch, None for one batch of more.
+        """
+        now = self.subject.loss.now()
+        losses = [float(now.gradients.evaluate(now.gradients.point, batch)[0]) for batch in now.batches]
+        sizes = [batch.num_examples for batch in now.batches]
+        if len(losses) > 1:
+            error: float | None = float(np.std(losses, ddof=1) / np.sqrt(len(losses)))
+        else:
+            error = 0.0 if sum(sizes) == self.subject.source.num_samples else None
+        return float(np.average(losses, weights=sizes)), error
+
+    def _bounds(self, subject: Subject, outcome: Outcome) -> tuple[Bound, ...]:
+        """Both theorems at this SD, with what is given and estimated of their inputs."""
+        optimizer, given = subject.optimizer, subject.options.bound_inputs
+        facts = bounding.facts_at(
+            subject,
+            outcome.sharpness_dimension,
+            smallest_exponent=float(np.min(subject.exponents(outcome.nodes))),
+            clipped=optimizer is not None and any(code == "clipping" for code, _ in optimizer.notes),
+        )
+        inputs = bounding.inputs_at(None if self._singles is None else self._singles.now(), given)
+        return bounds_with(facts, inputs, frozenset(inputs) - set(given))
+
+    def _of_bounds(self, outcome: Outcome | None, bounds: Sequence[Bound]) -> dict[str, Reading]:
+        """sqrt(SD/n), and the total of the first theorem that has one; NaN where they are not known."""
+        known: dict[str, Reading] = {}
+        if outcome is not None:
+            n, reading = (
+                self.subject.source.num_samples,
+                _readings(outcome, self.subject.options.tolerance)[DIMENSION[1]],
+            )
+            low, high = reading.interval or (math.nan, math.nan)
+            ends = tuple(root_ratio(end, n) for end in (low, high))
+            known[BOUND_SCALE] = Reading(
+                _or_nan(root_ratio(reading.value, n)),
+                reading.converged,
+                interval=None if ends[0] is None or ends[1] is None else (ends[0], ends[1]),
+            )
+            totals = [bound.total for bound in bounds if bound.total is not None]
+            known[TOTAL_BOUND] = Reading(_or_nan(totals[0] if totals else None), reading.converged)
+        return {key: known.get(key, _UNKNOWN) for key in self.keys if key in (BOUND_SCALE, TOTAL_BOUND)}
 
     def _largest(self, operator: SymmetricOperator, name: str) -> Reading:
         """The largest eigenvalue, from the last eigenvector of the operator of this name."""
@@ -217,20 +316,28 @@ class Monitor:
         return Reading(float(found.values[0]), bool(found.converged[0]), residual=float(found.residuals[0]))
 
     def _ratio(
-        self, subject: Subject | None, hessian: HessianOperator, sharpness: Reading | None, notes: list[str]
-    ) -> Reading:
-        """Sharpness over the optimizer's threshold, both of the threshold's own operator."""
-        if subject is None or subject.limits is None or subject.unscaled:
-            if subject is not None:
-                notes.append(edge_of_stability(subject, None, subject.unscaled).verdict)
-            return _UNKNOWN
+        self, subject: Subject, hessian: HessianOperator, sharpness: Reading | None, notes: list[str]
+    ) -> dict[str, Reading]:
+        """The largest eigenvalue of the threshold's own operator, the threshold, and their ratio.
+
+        The operator is P^-1/2 H P^-1/2 for an adaptive optimizer; for every other one it is H, and the first value is
+        the sharpness. What needs a learning rate is NaN without one.
+        """
         if subject.scaling is not None:
-            found = self._largest(DiagonallyScaledOperator(hessian, subject.scaling), "P^-1/2 H P^-1/2")
+            numerator = self._largest(DiagonallyScaledOperator(hessian, subject.scaling), "P^-1/2 H P^-1/2")
+        elif subject.unscaled:
+            numerator = _UNKNOWN
         else:
-            found = self._largest(hessian, "H") if sharpness is None else sharpness
-        upper = subject.limits.upper
-        residual = None if found.residual is None else found.residual / upper
-        return Reading(found.value / upper, found.converged, residual=residual)
+            numerator = self._largest(hessian, "H") if sharpness is None else sharpness
+        threshold, ratio = _UNKNOWN, _UNKNOWN
+        if subject.limits is not None:
+            upper = subject.limits.upper
+            residual = None if numerator.residual is None else numerator.residual / upper
+            threshold = Reading(upper, True)
+            ratio = Reading(numerator.value / upper, numerator.converged, residual=residual)
+        if subject.rate is not None and (subject.limits is None or subject.unscaled):
+            notes.append(edge_of_stability(subject, None, subject.unscaled).verdict)
+        return dict(zip(keys_of(["sharpness_ratio"]), (numerator, threshold, ratio), strict=True))
 
     def _trace(self, hessian: HessianOperator) -> Reading:
         estimator = estimator_of_trace("randomized-trace", {"num_probes": _TRACE_PROBES})
@@ -268,6 +375,10 @@ class Monitor:
 _UNKNOWN = Reading(float("nan"), False)
 
 
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
 def _readings(outcome: Outcome | None, tolerance: float) -> dict[str, Reading]:
     """The leading exponent, SD and the codimension."""
     if outcome is None:
@@ -284,7 +395,7 @@ def _readings(outcome: Outcome | None, tolerance: float) -> dict[str, Reading]:
 
 
 def failed_measurement(
-    measures: Sequence[str],
+    keys: Sequence[str],
     reason: str,
     *,
     source: str = "fit",
@@ -292,7 +403,7 @@ def failed_measurement(
     epoch: int | None = None,
     metrics: Mapping[str, float] | None = None,
 ) -> Measurement:
-    """NaN for every measure, and why."""
+    """NaN for every key, see `log_keys`, and why."""
     return Measurement(
         source=source,
         step=step,
@@ -305,7 +416,7 @@ def failed_measurement(
         operator="",
         map="",
         state_size=0,
-        values=dict.fromkeys(measures, _UNKNOWN),
+        values=dict.fromkeys(keys, _UNKNOWN),
         metrics=dict(metrics or {}),
         notes=(f"the measurement failed: {reason}",),
     )

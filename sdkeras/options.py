@@ -7,6 +7,8 @@ from typing import Any
 
 import attrs
 
+from sdkeras import class_weights
+from sdkeras.dimension.bounds import check_inputs
 from sdkeras.errors import SdkerasError
 
 DEFAULT_SAMPLES = 4096
@@ -21,8 +23,10 @@ class Options:
     """Everything `analyze` can be told; see there."""
 
     batch_size: int | None = None
-    learning_rate: float | None = None
+    learning_rate: float | str | None = None
     loss: Any = None
+    loss_fn: Any = None
+    class_weight: Mapping[int, float] | None = None
     params: str | None = None
     samples: int = DEFAULT_SAMPLES
     mode: str = "train"
@@ -68,6 +72,8 @@ def check_options(options: Options) -> None:
             refuse(name, value, "positive")
     if not 0 < options.tolerance < 1:
         refuse("tolerance", options.tolerance, "between 0 and 1")
+    class_weights.checked(options.class_weight)
+    check_inputs(options.bound_inputs)
     if options.map not in MAPS:
         refuse("map", options.map, f"one of {', '.join(MAPS)}")
     if options.seed < 0:

@@ -8,14 +8,16 @@ import attrs
 import numpy as np
 
 from sdkeras import lyapunov_run, registry
+from sdkeras.budget import KEPT
 from sdkeras.dimension.adaptive import AdaptiveSettings
-from sdkeras.edge import num_minibatches
+from sdkeras.edge import expected_minibatches
 from sdkeras.estimators import DENSE, Chosen
 from sdkeras.lyapunov_settings import LyapunovSettings
 from sdkeras.memory import memory_limit, peak_memory, used_memory
 from sdkeras.operators import verification
 from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.operators.update_map import state_size
+from sdkeras.provenance import data_info
 from sdkeras.reporting.schema import LyapunovPlan, Plan
 from sdkeras.resources import Resources
 from sdkeras.subject import Subject
@@ -38,7 +40,8 @@ def planned(subject: Subject, estimators: Chosen, resources: Resources) -> Plan:
     name = estimators.spectrum[0]
     num_batches, size, min_runs = len(loss.batches), loss.size, AdaptiveSettings().min_runs
     full = options.map == "full"
-    state = _full_state(subject) if full else subject.exponents.branches * size
+    mapped = subject.rate is not None
+    state = _full_state(subject) if full else subject.exponents.branches * size if mapped else size
     source = state if full else size  # of what the estimator sees
     resources = attrs.evolve(resources, size=source, bases=2 if full else 1)
     steps: int | None = None
@@ -51,18 +54,23 @@ def planned(subject: Subject, estimators: Chosen, resources: Resources) -> Plan:
     # Eigenpairs and trace take about 40 + 32 on every batch, unless they are held to fewer.
     pairs = min(40, int(options.settings.get(estimators.eigenpairs, {}).get("num_steps", 40)))
     probes = min(32, int(options.settings.get(estimators.trace, {}).get("num_probes", 32)))
-    products = _CHECKS + (pairs + probes) * num_batches + num_minibatches(options.max_hvps)
+    before = (pairs * (1 if subject.scaling is None else 2) + probes) * num_batches
+    before += expected_minibatches(options.max_hvps, options.tolerance)
+    # A run that the budget has no room for is made all the same, unless it is a dense one.
+    fewest, required = (0, _CHECKS) if name in DENSE else (1, _CHECKS + per_run)
     if options.max_hvps is not None:
-        runs = min(runs, max(1, (options.max_hvps - products) // per_run))
-    products += runs * per_run
-    if subject.scaling is not None:
-        products += pairs * num_batches
+        left = max(0, options.max_hvps - _CHECKS)
+        before = min(before, int(left * (1 - KEPT)), max(0, left - fewest * per_run))
+        stages = len(estimators.spectrum) - 1 + (options.snapshots or 1)
+        stages += options.per_layer + (options.lyapunov is not None)
+        runs = min(runs, max(fewest, (left - before) // (stages * per_run)))
+    products = _CHECKS + before + runs * per_run
     if options.per_layer:
         layers = loss.layout.layers.values()
         products += 32 * num_batches
         products += sum(40 * num_batches + runs * min(per_run, part.stop - part.start) for part in layers)
     training_steps, kept = 0, 0
-    if options.snapshots is not None and options.every is not None:
+    if options.snapshots is not None and options.every is not None and mapped:
         later = options.snapshots - 1
         products += later * runs * per_run
         training_steps = later * options.every
@@ -71,6 +79,12 @@ def planned(subject: Subject, estimators: Chosen, resources: Resources) -> Plan:
         kept += options.snapshots * runs * 16 * per_run
     if options.lyapunov is not None:
         products += options.lyapunov * (options.lyapunov_steps + options.lyapunov_transient)
+    if options.max_hvps is not None:
+        products = min(products, max(options.max_hvps, required))
+    per_product = gradient * _GRADIENTS_PER_PRODUCT / max(1, workers)
+    seconds = per_product * products + gradient * training_steps
+    if options.time_limit is not None:
+        seconds = min(seconds, max(options.time_limit, per_product * required))
     if steps is None:
         basis = resources.dense_bytes() * resources.workers_for(name)
     else:
@@ -83,16 +97,18 @@ def planned(subject: Subject, estimators: Chosen, resources: Resources) -> Plan:
     return Plan(
         num_parameters=size,
         state_size=state,
-        map=options.map if full else subject.exponents.name,
+        map=options.map if full else subject.exponents.name if mapped else "none",
         num_batches=num_batches,
         num_runs=runs,
         num_steps=steps,
         num_hvps=products,
         peak_memory=int(memory),
-        seconds=gradient * (products * _GRADIENTS_PER_PRODUCT / max(1, workers) + training_steps),
+        seconds=seconds,
         seconds_per_gradient=gradient,
-        num_snapshots=options.snapshots,
-        every=options.every,
+        num_snapshots=options.snapshots if mapped else None,
+        every=options.every if mapped else None,
+        optimizer=subject.optimizer_info(),
+        data=data_info(loss.source, loss.num_examples),
     )
 
 

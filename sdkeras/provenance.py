@@ -11,57 +11,34 @@ import keras
 import tensorflow as tf
 
 import sdkeras
-from sdkeras.errors import ModelError
+from sdkeras import losses
 from sdkeras.operators import precision
 from sdkeras.operators.batches import Source
+from sdkeras.operators.compiling import compile_as
 from sdkeras.operators.loss import check_model
 from sdkeras.operators.update import OptimizerSettings
-from sdkeras.reporting.schema import OptimizerInfo, Provenance
+from sdkeras.reporting.schema import DataInfo, OptimizerInfo, OptimizerPart, Provenance
 
 
 def with_loss(model: Any, loss: Any, dtype: str) -> Any:
     """The model, or where a loss is given a copy compiled with it.
 
     Raises:
-        ModelError: Not a compiled model, or a loss that Keras does not know.
+        ModelError: Not a compiled model, a loss that Keras does not know, or an argument that the loss has not.
     """
     check_model(model, needs_loss=loss is None)
     if loss is None:
         return model
+    with precision.default_precision(dtype):
+        chosen = losses.from_spec(loss) if isinstance(loss, str) else loss
     made = precision.in_precision(model, dtype)
-    try:
-        with precision.default_precision(dtype):
-            made.compile(optimizer="sgd", loss=_named_loss(loss) if isinstance(loss, str) else loss)
-    except ValueError as error:
-        raise ModelError(
-            f"the loss {loss!r} is unknown to Keras; give one of keras.losses, as mse, or of logits, as "
-            "sparse_categorical_crossentropy:from_logits."
-        ) from error
+    with precision.default_precision(dtype):
+        compile_as(made, {"optimizer": "sgd", "loss": chosen})
     return made
 
 
-def _named_loss(name: str) -> Any:
-    """The name, once Keras has been seen to know it; for 'NAME:from_logits' the loss that takes logits.
-
-    Raises:
-        ValueError: There is none.
-    """
-    base, colon, option = name.partition(":")
-    if not colon:
-        keras.losses.get(name)
-        return name
-    wanted = base.replace("_", "").lower()
-    for cls in vars(keras.losses).values():
-        if isinstance(cls, type) and cls.__name__.lower() == wanted and option == "from_logits":
-            try:
-                return cls(from_logits=True)
-            except TypeError as error:
-                raise ValueError(f"{cls.__name__} takes no logits") from error
-    raise ValueError(f"no loss {name}")
-
-
 def loss_name(loss: Any) -> str:
-    """A compiled loss in words, in whatever structure it was given."""
+    """The name of a compiled loss, in whatever structure it was given, without its arguments."""
     if isinstance(loss, str):
         return loss
     if isinstance(loss, dict):
@@ -71,10 +48,19 @@ def loss_name(loss: Any) -> str:
     return str(getattr(loss, "name", None) or getattr(loss, "__name__", type(loss).__name__))
 
 
-def optimizer_info(optimizer: OptimizerSettings | None, rate: float, source: str) -> OptimizerInfo:
-    """The optimizer of a report; the learning rate and where it came from are the analysis' own."""
+def optimizer_info(
+    optimizer: OptimizerSettings | None, rate: float, source: str, *, missing: str = ""
+) -> OptimizerInfo:
+    """The optimizer of a report; the learning rate and where it came from are the analysis' own.
+
+    Args:
+        optimizer: Its settings, or None.
+        rate: The learning rate; 0 or NaN where a step cannot be analysed with it.
+        source: Where it came from.
+        missing: Why a step cannot be analysed with it, or "".
+    """
     if optimizer is None:
-        return OptimizerInfo("unknown", rate, learning_rate_source=source)
+        return OptimizerInfo("unknown", rate, learning_rate_source=source, learning_rate_missing=missing)
     return OptimizerInfo(
         name=optimizer.name,
         learning_rate=rate,
@@ -83,7 +69,16 @@ def optimizer_info(optimizer: OptimizerSettings | None, rate: float, source: str
         iterations=optimizer.iterations,
         nesterov=optimizer.nesterov,
         learning_rate_source=source,
+        learning_rate_missing=missing,
+        parts=tuple(OptimizerPart(name, float("nan") if own is None else own) for name, own in optimizer.rates),
     )
+
+
+def data_info(source: Source, num_samples_hessian: int) -> DataInfo:
+    """The data of a report."""
+    weights = source.class_weight
+    named = None if weights is None else {str(label): weight for label, weight in weights.items()}
+    return DataInfo(source.num_samples, source.batch_size, num_samples_hessian, source.batch_size_source, named)
 
 
 def provenance(source: Source, *, seed: int, dtype: str, num_hvps: int, started: float) -> Provenance:

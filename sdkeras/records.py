@@ -105,7 +105,8 @@ class Spectrum:
         num_matvecs: Products spent.
         seed: Seed of the probe.
         residuals: Residual |A v - theta v| of each node as a Ritz value, shape [m], or None if unknown.
-        nested: The same run's coarser rule (fewer steps), or None; it costs no products of its own.
+        nested: The same run's coarser rule (fewer steps), its own where its Krylov space ended before; None without
+            one. It costs no products of its own.
         density: A smoothed density on a grid, for plots: pair (points, values), or None.
         exact: True if the nodes are the eigenvalues themselves (to roundoff) and not a quadrature rule.
         reach: How far beyond the operator's extreme eigenvalues bins or smoothing may have put a node; 0 for nodes
@@ -195,7 +196,8 @@ class SingularValues:
         seed: Seed of the start vector.
         residuals: |J'y - sigma x| of each entry with J x = sigma y, |x| = |y| = 1, in units of sigma, shape [k]; a
             singular value lies within it. None if unknown.
-        nested: The same run's coarser rule (fewer steps), or None; it costs no products of its own.
+        nested: The same run's coarser rule (fewer steps), its own where its Krylov space ended before; None without
+            one. It costs no products of its own.
         exact: True if the entries are the singular values themselves (to roundoff) and not a quadrature rule.
     """
 

@@ -13,7 +13,7 @@ from sdkeras.dimension.adaptive import Outcome
 from sdkeras.dimension.exponents import ExponentMap
 from sdkeras.dimension.records import Supremum, Warning
 from sdkeras.dimension.supremum import estimate_supremum
-from sdkeras.errors import NonFiniteError
+from sdkeras.errors import BudgetError, NonFiniteError
 from sdkeras.operators import update
 from sdkeras.operators.base import Array, SymmetricOperator
 from sdkeras.operators.hessian import HessianOperator
@@ -111,7 +111,7 @@ def _snapshot(
 ) -> tuple[Snapshot | None, str]:
     """The snapshot after so many steps; or None, and why its exponents are undefined."""
     rate = step.learning_rate(held)
-    rate = subject.rate if rate is None else rate
+    rate = subject.exponents.learning_rate if rate is None else rate
     if not (np.isfinite(rate) and rate > 0):
         return None, f"the schedule's learning rate is {rate:g} after step {index:,}"
     scaling = None
@@ -183,7 +183,10 @@ class SupremumOverSnapshots:
                 f"supremum over {len(self.trajectory.snapshots)} snapshots: minibatch {len(self.runs) + 1:,} of "
                 f"{self.num_wanted:,}"
             )
-            self._extend(count, mapper)
+            try:
+                self._extend(count, mapper)
+            except BudgetError:  # inside a run: what is complete stays
+                return
 
     def _extend(self, count: int, mapper: Mapper) -> None:
         first = len(self.runs)

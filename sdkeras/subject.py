@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 import numpy as np
 
-from sdkeras import loading
+from sdkeras import loading, losses
 from sdkeras.dimension import stability
 from sdkeras.dimension.adaptive import Context
 from sdkeras.dimension.exponents import ExponentMap, exponent_map
@@ -19,7 +19,8 @@ from sdkeras.operators.base import Array, DiagonallyScaledOperator, DiagonallySh
 from sdkeras.operators.hessian import HessianOperator
 from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.options import Options
-from sdkeras.provenance import with_loss
+from sdkeras.provenance import optimizer_info, with_loss
+from sdkeras.reporting.schema import OptimizerInfo
 
 
 class Subject:
@@ -29,15 +30,18 @@ class Subject:
         compiled_as: The model as it was given, with its optimizer.
         model: The same, or a copy compiled with the loss that was given.
         optimizer: Settings of its optimizer, or None.
-        rate: Learning rate of the analysed step, and `rate_source`, where it came from.
+        rate: Learning rate of the analysed step, or None where there is none, and `no_rate` says why.
+        rate_source: Where it came from: 'file', 'given', or 'peak', 'mean' or 'step:N' of the schedule.
+        stored_rate: The optimizer's own rate now, 0 included; NaN where it has none or several.
         decay: Weight decay.
         source: The data.
         loss: The loss over them at the model's weights.
         limits: The optimizer's stability thresholds, or None where they are unknown.
+        preconditioned: Whether the threshold's own operator is P^-1/2 H P^-1/2.
         scaling: P^-1/2 of an adaptive optimizer, shape [n], float64; or None, and `unscaled` says why.
         excluded: Paths of the variables that weight decay leaves out.
         shift: The decay of each parameter, shape [n], where some are left out and the map can take it; or None.
-        exponents: The map from eigenvalues to exponents.
+        exponents: The map from eigenvalues to exponents; there is none without a learning rate.
         warnings: What the reader must know of all that.
 
     Raises:
@@ -48,10 +52,13 @@ class Subject:
         self.options = options
         self.warnings: list[Warning] = []
         self.compiled_as = model
-        self.model = with_loss(model, options.loss, options.dtype)
+        self.loss_fn = losses.own_function(options.loss, options.loss_fn)
+        self.model = model if self.loss_fn is not None else with_loss(model, options.loss, options.dtype)
+        given = options.loss is not None or self.loss_fn is not None
+        self.warnings += loading.caveats(model, with_loss=not given)
         self._read_settings()
-        if isinstance(data, (tuple, list)) and len(data) in (2, 3):
-            loading.check_data(self.model, *data)
+        if isinstance(data, (tuple, list)) and len(data) in (1, 2, 3):
+            loading.check_data(self.model, *data, own_loss=self.loss_fn is not None)
         self.source = (
             data
             if isinstance(data, batches.Source)
@@ -60,6 +67,7 @@ class Subject:
                 batch_size=options.batch_size,
                 default_batch_size=batches.DEFAULT_BATCH_SIZE,
                 limit=options.samples,
+                class_weight=options.class_weight,
             )
         )
         self.loss = EmpiricalLoss(
@@ -70,15 +78,12 @@ class Subject:
             dtype=options.dtype,
             num_samples=options.samples,
             seed=options.seed,
+            loss_fn=self.loss_fn,
         )
         self._derive()
 
     def now(self) -> Subject:
-        """The same subject as its model and optimizer are now, by the same compiled loss.
-
-        Raises:
-            ModelError: The learning rate is 0 by now.
-        """
+        """The same subject as its model and optimizer are now, by the same compiled loss."""
         view = copy.copy(self)
         view.warnings, view.loss = [], self.loss.now()
         view._read_settings()
@@ -87,30 +92,63 @@ class Subject:
 
     def _read_settings(self) -> None:
         """What the optimizer says of itself."""
-        self.optimizer = update.read_settings(getattr(self.compiled_as, "optimizer", None))
-        self.rate, self.rate_source = _learning_rate(self.optimizer, self.options.learning_rate)
+        compiled = getattr(self.compiled_as, "optimizer", None)
+        self.optimizer = update.read_settings(compiled)
+        stored = None if self.optimizer is None else self.optimizer.learning_rate
+        self.stored_rate = float("nan") if stored is None else stored
+        self.rate, self.rate_source, self.no_rate = _learning_rate(compiled, self.optimizer, self.options.learning_rate)
         self.decay = self.optimizer.weight_decay if self.optimizer else 0.0
 
     def _derive(self) -> None:
         """What follows from the settings and the slots: thresholds, scaling and map."""
         self.limits = self._limits()
+        adaptive = self.optimizer is not None and self.optimizer.name in update.ADAPTIVE
+        self.preconditioned = adaptive if self.limits is None else self.limits.preconditioned
         self.scaling, self.unscaled = self._scaling()
         self.excluded = update.excluded_from_decay(self.compiled_as, self.loss.layout) if self.decay else []
-        self.exponents = self._map()
+        self._exponents = None if self.rate is None else self._map(self.rate)
         self.shift: Array | None = None
-        if self.excluded and self.exponents.weight_decay and self.exponents.branches == 1:
+        made = self._exponents
+        if self.excluded and made is not None and made.weight_decay and made.branches == 1:
             # I - eta (A + W) with W of unequal entries: the decay goes into the operator. With momentum, A and W would
             # have to share eigenvectors for 2x2 blocks to exist.
             self.shift = self._decay_of_each()
-            self.exponents = attrs.evolve(self.exponents, weight_decay=0.0)
+            self._exponents = attrs.evolve(made, weight_decay=0.0)
 
     def warn(self, code: str, message: str) -> None:
         self.warnings.append(Warning(code, message))
 
+    def optimizer_info(self) -> OptimizerInfo:
+        """The optimizer for a report."""
+        rate = self.stored_rate if self.rate is None else self.rate
+        return optimizer_info(self.optimizer, rate, self.rate_source, missing=self.no_rate)
+
+    @property
+    def exponents(self) -> ExponentMap:
+        """The map from eigenvalues to exponents.
+
+        Raises:
+            ModelError: There is no learning rate.
+        """
+        if self._exponents is None:
+            raise ModelError(self.no_rate)
+        return self._exponents
+
+    @property
+    def loss_words(self) -> str:
+        """The loss that is analysed, with its arguments."""
+        return losses.words_of(self.model, self.options.loss, self.loss_fn)
+
+    @property
+    def function_words(self) -> str:
+        """The same where it is a function of the user's, or ""."""
+        return self.loss_words if self.loss_fn is not None else ""
+
     @property
     def operator(self) -> str:
-        """Whose eigenvalues the map takes."""
-        return operator_name(self.exponents.preconditioned) + ("" if self.shift is None else " + W")
+        """Whose eigenvalues the map takes; without a learning rate the Hessian's are taken."""
+        preconditioned = self._exponents is not None and self.exponents.preconditioned
+        return operator_name(preconditioned) + ("" if self.shift is None else " + W")
 
     @property
     def ignored_decay(self) -> float:
@@ -120,7 +158,7 @@ class Subject:
     def unstable_above(self) -> float | None:
         """The upper threshold where it is one for the eigenvalues that the map takes."""
         if self.shift is not None:
-            return 2.0 / self.rate
+            return 2.0 / self.exponents.learning_rate
         same = self.limits is not None and self.limits.preconditioned == self.exponents.preconditioned
         return self.limits.upper if self.limits is not None and same else None
 
@@ -131,7 +169,7 @@ class Subject:
         """
         view: SymmetricOperator = hessian.on_minibatch(index)
         scaling = self.scaling if scaling is None else scaling
-        if scaling is not None and self.exponents.preconditioned:
+        if scaling is not None and self._exponents is not None and self.exponents.preconditioned:
             view = DiagonallyScaledOperator(view, scaling)
         return view if self.shift is None else DiagonallyShiftedOperator(view, self.shift)
 
@@ -156,29 +194,34 @@ class Subject:
 
     def _scaling(self) -> tuple[Array | None, str]:
         """P^-1/2 of an adaptive optimizer; or None, and why an adaptive one has none."""
-        if self.limits is None or not self.limits.preconditioned:
+        if not self.preconditioned:
             return None, ""
         diagonal = update.preconditioner(self.compiled_as, self.loss.layout)
         if diagonal is None:
+            taken = self.optimizer is not None and self.optimizer.iterations > 0
+            if taken:
+                return None, "the second moments of the optimizer in the file could not be read"
             return None, "the optimizer in the file has taken no step, so it has no second moments"
         found = inverse_root(diagonal)
         return found, "" if found is not None else "the optimizer's second moments are not all positive and finite"
 
-    def _map(self) -> ExponentMap:
+    def _map(self, rate: float) -> ExponentMap:
         optimizer = self.optimizer
         if self.options.map == "auto":
             name, reason = _own_map(optimizer)
             reason = reason or self.unscaled
             if optimizer is not None and not reason:
                 momentum = optimizer.momentum or 0.0
-                return exponent_map(name, self.rate, momentum=momentum, weight_decay=self.decay)
+                return exponent_map(name, rate, momentum=momentum, weight_decay=self.decay)
             self.warn(
                 "hessian-map",
                 f"{reason}; the map |1 - eta*alpha| of the Hessian was analysed, not the optimizer's own step.",
             )
-        return exponent_map("hessian", self.rate)  # of the map full nothing asks for it
+        return exponent_map("hessian", rate)  # of the map full nothing asks for it
 
     def _limits(self) -> stability.Thresholds | None:
+        if self.rate is None:
+            return None
         if self.optimizer is None:
             self.warn("optimizer-unknown", "no optimizer is known; the threshold 2/eta of plain SGD was taken.")
             return stability.thresholds("SGD", self.rate)
@@ -200,17 +243,56 @@ def operator_name(preconditioned: bool) -> str:
     return "P^-1/2 H P^-1/2" if preconditioned else "H"
 
 
-def _learning_rate(optimizer: update.OptimizerSettings | None, given: float | None) -> tuple[float, str]:
-    rate = given if given is not None else (optimizer.learning_rate if optimizer else None)
-    if rate is None:
-        raise ModelError("the learning rate is unknown; give it (--learning-rate F).")
-    if not (np.isfinite(rate) and rate > 0):
-        where = "given" if given is not None else "stored in the model (a schedule that has decayed?)"
-        raise ModelError(
-            f"the learning rate {where} is {rate:g}; a training step needs one that is positive and finite "
-            "(--learning-rate F)."
-        )
-    return float(rate), "given" if given is not None else "file"
+def _learning_rate(
+    compiled: Any, optimizer: update.OptimizerSettings | None, given: float | str | None
+) -> tuple[float | None, str, str]:
+    """(rate, where it came from, ""), or (None, where, why there is none and what to do).
+
+    Raises:
+        SdkerasError: The given one is no learning rate, or of a schedule where there is none.
+    """
+    if given is not None:
+        rate = update.parse_learning_rate(given)
+        if not isinstance(rate, str):
+            return rate, "given", ""
+        if optimizer is None:
+            raise ModelError(f"the learning rate is to be {rate} of a schedule, and no optimizer is known.")
+        try:
+            found, source = update.scheduled_rate(compiled, rate), rate
+        except update.StepNotTaken as error:
+            return None, rate, str(error)
+    else:
+        if optimizer is None:
+            return None, "file", "no optimizer is known, and so no learning rate; give it (--learning-rate F)."
+        if optimizer.learning_rate is None:
+            return None, "file", _without_a_rate(optimizer)
+        found, source = optimizer.learning_rate, "file"
+    if np.isfinite(found) and found > 0:
+        return found, source, ""
+    schedule = update.schedule_of(compiled)
+    where = (
+        f"the learning rate of {optimizer.name} is {found:g}"
+        if schedule is None
+        else f"the learning rate is {found:g}, which the schedule {type(schedule).__name__} has come to after "
+        f"{optimizer.iterations:,} steps"
+        if source == "file"
+        else f"the {source} learning rate of the schedule {type(schedule).__name__} is {found:g}"
+    )
+    choices = "F" if schedule is None else "F, or peak, mean or step:N of the schedule"
+    if schedule is not None and optimizer.iterations:
+        last = f"step:{optimizer.iterations - 1}"
+        choices += f"; the last step, {last}, used {update.scheduled_rate(compiled, last):.4g}"
+    return None, source, f"{where}; give another one (--learning-rate {choices})."
+
+
+def _without_a_rate(optimizer: update.OptimizerSettings) -> str:
+    if not optimizer.rates:
+        return f"the learning rate of {optimizer.name} cannot be read; give it (--learning-rate F)."
+    rates = ", ".join(f"{name} {'unknown' if rate is None else f'{rate:g}'}" for name, rate in optimizer.rates)
+    return (
+        f"the optimizer {optimizer.name} has several learning rates ({rates}), and a threshold is of one; give one "
+        "(--learning-rate F), or take the whole step with the rates it has (--map full, sdkeras lyapunov)."
+    )
 
 
 def _own_map(optimizer: update.OptimizerSettings | None) -> tuple[str, str]:
@@ -219,7 +301,13 @@ def _own_map(optimizer: update.OptimizerSettings | None) -> tuple[str, str]:
         return "", "no optimizer is known"
     momentum = optimizer.momentum or 0.0
     with_momentum = "nesterov" if optimizer.nesterov else "heavy-ball"
-    names = {"SGD": with_momentum if momentum else "sgd", "Adam": "adam", "AdamW": "adam", "RMSprop": "rmsprop"}
+    names = {
+        "SGD": with_momentum if momentum else "sgd",
+        "Adam": "adam",
+        "AdamW": "adam",
+        "Nadam": "nadam",
+        "RMSprop": "rmsprop",
+    }
     if optimizer.name not in names:
         return "", f"the optimizer is {optimizer.name}"
     if not 0.0 <= momentum < 1.0:

@@ -12,7 +12,7 @@ import attrs
 import keras
 import tensorflow as tf
 
-from sdkeras import loading
+from sdkeras import loading, losses
 from sdkeras.checkpoint_files import WEIGHTS_SUFFIX, digest, in_order
 from sdkeras.checkpoints import load_checkpoint, save_checkpoint
 from sdkeras.errors import DataError, Interrupted, ModelError, SdkerasError
@@ -24,13 +24,15 @@ from sdkeras.monitor import (
     Monitor,
     check_measures,
     failed_measurement,
+    log_keys,
 )
 from sdkeras.operators import batches
 from sdkeras.operators.batches import Source
-from sdkeras.provenance import loss_name
+from sdkeras.operators.loss import plain
 from sdkeras.records import Progress
 from sdkeras.reporting import run_log
 from sdkeras.reporting.run_log import Measurement, RunLog
+from sdkeras.whole_files import shown
 
 _STATE = "sharpness-state.npz"
 # Of the checkpoint measured last and the one before: a kill may come before or after its line in the log.
@@ -68,14 +70,15 @@ def track(
         custom_objects: The user's own classes.
         safe_mode: Keras' own, see `sdkeras.loading.load_model`.
         progress: Called with what is done now.
-        **options: Of `sdkeras.monitor.Monitor`.
+        **options: Of `sdkeras.monitor.Monitor`; bound_inputs and estimate_bound_inputs for the generalization bounds
+            at each checkpoint, class_weight where `fit` had one.
 
     Returns:
         The log, with one measurement for each of the checkpoints, in order.
 
     Raises:
-        SdkerasError: No checkpoint, unusable data or options, a log of other settings, or not one checkpoint could be
-            measured.
+        SdkerasError: No checkpoint, unusable data or options, a log of other settings or that another process writes,
+            or not one checkpoint could be measured.
         KeyboardInterrupt: Ctrl-C; what was measured is in the log.
     """
     paths = in_order(checkpoints)
@@ -85,9 +88,10 @@ def track(
     with keras.saving.custom_object_scope(dict(custom_objects or {})):
         run.read = _Reader(None if model is None else os.fspath(model), dict(custom_objects or {}), safe_mode)
         try:
-            return run.over(paths)
+            with contextlib.closing(run_log.claim(run.place)):
+                return run.over(paths)
         except OSError as error:
-            raise SdkerasError(f"{run.place} cannot be written: {error.strerror or error}.") from error
+            raise SdkerasError(f"{shown(run.place)} cannot be written: {error.strerror or error}.") from error
 
 
 class _Reader:
@@ -111,10 +115,10 @@ class _Reader:
 
     def _model(self, path: str, needs_loss: bool) -> tuple[Any, str]:
         model = loading.load_model(path, custom_objects=self.custom_objects, safe_mode=self.safe_mode)
-        problem = loading.compile_problem(model) or ""
         if needs_loss and not getattr(model, "compiled", False):
+            problem = loading.compile_problem(model)
             raise ModelError(problem or f"{path!r} was saved without its loss; give it (--loss NAME).")
-        return model, problem
+        return model, " ".join(each.message for each in loading.caveats(model, with_loss=needs_loss))
 
 
 class _Tracking:
@@ -135,6 +139,7 @@ class _Tracking:
         self.given = data if isinstance(data, (tuple, list)) else self.source
         self.test = None if test_data is None else _source(test_data, options)
         self.measures, self.options, self.progress = measures, options, progress
+        self.keys = log_keys(measures, options.get("bound_inputs"), bool(options.get("estimate_bound_inputs")))
         self.monitor: Monitor | None = None
         self.read: Callable[..., tuple[Any, str]] = _Reader(None, {}, True)
         self.states: list[dict[str, Any]] = []
@@ -180,17 +185,18 @@ class _Tracking:
         }
         if not log.header.settings:
             raise SdkerasError(
-                f"{self.place} was written while a model trained (sdkeras.callbacks); choose another folder (--out)."
+                f"{shown(self.place)} was written while a model trained (sdkeras.callbacks); choose another folder "
+                "(--out)."
             )
         for name, own in mine.items():
             theirs = getattr(log.header, name)
             if theirs != own:
                 raise SdkerasError(
-                    f"the measurements in {self.place} are of {name} {_words(theirs)}, these would be of "
+                    f"the measurements in {shown(self.place)} are of {name} {_words(theirs)}, these would be of "
                     f"{_words(own)}; choose another folder (--out), or take the settings of the log."
                 )
         with contextlib.suppress(SdkerasError):  # without it the next eigenvectors are found from a random start
-            self.states = list(load_checkpoint(self.state_path))
+            self.states = _states(load_checkpoint(self.state_path))
         return run_log.by_digest(log)
 
     def _settings(self) -> dict[str, str]:
@@ -198,7 +204,9 @@ class _Tracking:
         defaults = {"samples": DEFAULT_SAMPLES, "tolerance": DEFAULT_TOLERANCE, "max_hvps": DEFAULT_MAX_HVPS}
         given = {name: value for name, value in self.options.items() if name not in ("seed", "batch_size", "memory_gb")}
         known = {name: value for name, value in sorted((defaults | given).items()) if value is not None}
-        own = {name: loss_name(value) if name == "loss" else str(value) for name, value in known.items()}
+        words = {"loss": losses.loss_words, "loss_fn": losses.function_name}
+        own = {name: words.get(name, _text)(value) for name, value in known.items()}
+        own = {name: text for name, text in own.items() if text}
         return {**own, "test_digest": "" if self.test is None else self.test.digest()}
 
     def _measured(self, path: str, content: str, place: int, last: int) -> Measurement:
@@ -211,7 +219,7 @@ class _Tracking:
             raise
         except SdkerasError as error:
             self.first_error = self.first_error or error
-            failed = failed_measurement(self.measures, str(error), source=path, step=last)
+            failed = failed_measurement(self.keys, str(error), source=path, step=last)
             self.waiting.append(failed)
             if self.monitor is not None:
                 self._write(self.monitor)
@@ -235,7 +243,8 @@ class _Tracking:
 
     def _at(self, path: str) -> tuple[Monitor, str]:
         """A monitor at this checkpoint, the last one where it serves, and what the reader must know of the file."""
-        model, note = self.read(path, needs_loss=self.options.get("loss") is None)
+        own = any(self.options.get(name) is not None for name in ("loss", "loss_fn"))
+        model, note = self.read(path, needs_loss=not own)
         if self.monitor is not None and _recipe(self.monitor.subject.compiled_as) == _recipe(model):
             self.monitor.take(model)
         else:
@@ -263,11 +272,24 @@ class _Tracking:
         """Loss and metrics on training and test data, in inference mode."""
         if self.test is None:
             return {}
+        if not getattr(monitor.subject.model, "compiled", False):
+            raise ModelError(
+                "loss and metrics on test data are of a compiled model; compile it, or leave out test_data."
+            )
         found: dict[str, float] = {}
         for prefix, source in (("", self.source), ("val_", self.test)):
-            x, y, *weights = _parts(source)
-            logs = monitor.subject.model.evaluate(
-                x, y, source.batch_size, sample_weight=weights[0] if weights else None, verbose=0, return_dict=True
+            model, whole = monitor.subject.model, () if source.is_bucketed else _parts(source)
+            logs = (
+                model.evaluate(_Batches(source), verbose=0, return_dict=True)
+                if source.is_bucketed
+                else model.evaluate(
+                    whole[0],
+                    whole[1] if len(whole) > 1 else None,
+                    source.batch_size,
+                    sample_weight=whole[2] if len(whole) > 2 else None,
+                    verbose=0,
+                    return_dict=True,
+                )
             )
             found |= {f"{prefix}{name}": float(value) for name, value in logs.items()}
         return found
@@ -277,13 +299,42 @@ class _Tracking:
             self.progress(Progress(stage=stage, num_hvps=0))
 
 
+def _states(held: Any) -> list[dict[str, Any]]:
+    """The states in a checkpoint that can be gone on from; damaged ones are left out."""
+    kept = []
+    for state in held if isinstance(held, list) else ():
+        with contextlib.suppress(TypeError, KeyError, AttributeError):
+            size, num_steps, vectors = state["size"], state["monitor"]["num_steps"], state["monitor"]["vectors"]
+            fit = all(each.ndim == 2 and each.shape[0] == size and each.dtype.kind == "f" for each in vectors.values())
+            if fit and isinstance(state["digest"], str) and num_steps > 0:
+                kept.append(state)
+    return kept
+
+
 def _source(data: Any, options: Mapping[str, Any]) -> Source:
     return batches.as_source(
         data,
         batch_size=options.get("batch_size"),
         default_batch_size=batches.DEFAULT_BATCH_SIZE,
         limit=options.get("samples"),
+        class_weight=options.get("class_weight"),
     )
+
+
+class _Batches(keras.utils.PyDataset):  # type: ignore[misc]  # Keras has no types
+    """A source's own batches, which differ in shape, for Keras to evaluate."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__()
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source.given or ())
+
+    def __getitem__(self, index: int) -> Any:
+        start, stop = (self._source.given or ())[index]
+        batch = tf.nest.pack_sequence_as(self._source.structure, list(self._source.take(slice(start, stop))))
+        return tuple(plain(part) for part in batch)
 
 
 def _parts(source: Source) -> tuple[Any, ...]:
@@ -309,6 +360,13 @@ def _without_rate(config: Any) -> Any:
             if name != "shared_object_id" and not (name == "learning_rate" and isinstance(part, (int, float)))
         }
     return [_without_rate(part) for part in config] if isinstance(config, (list, tuple)) else config
+
+
+def _text(value: Any) -> str:
+    """An option's value; nothing for what is not asked for, whichever way it was left out."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}={number:g}" for name, number in sorted(value.items()))
+    return "" if value is False else str(value)
 
 
 def _words(value: Any) -> str:

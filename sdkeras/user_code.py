@@ -101,6 +101,63 @@ def in_one_line(text: str) -> str:
     return line if len(line) <= 400 else line[:397] + "..."
 
 
+def _import_file(file: str, option: str, advice: str) -> tuple[Any, UserImport]:
+    """The module of a Python file, and what its import brought.
+
+    Raises:
+        ModelError: There is no such file, it is not Python, or running it raises an exception.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise ModelError(f"{option} {file!r} is not a file; {advice}.")
+    if path.suffix != ".py":
+        raise ModelError(f"{option} {file!r} is not a Python file; its name must end in .py.")
+    path = path.resolve()
+    # A name of its own, so that a file called keras.py or losses.py hides no other module.
+    digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
+    name = f"sdkeras_user_{path.stem.replace('.', '_')}_{digest}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ModelError(f"{option} {file!r} cannot be imported as Python.")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        with user_import(path.parent) as found:
+            sys.modules[name] = module
+            spec.loader.exec_module(module)
+    except USER_ERRORS as error:
+        raise ModelError(
+            f"{option} {file!r} failed while it was imported: {last_line(error)}; correct the file."
+        ) from error
+    return module, found
+
+
+def load_function(spec: str, what: str) -> Callable[..., Any]:
+    """The user's function that `FILE.py:function` or `module:function` names.
+
+    Raises:
+        ModelError: The file cannot be imported, or has no such function.
+        DataError: There is no such module or function in it.
+    """
+    file, _, name = spec.rpartition(":")
+    if file.endswith(".py"):
+        module, _ = _import_file(file, f"--{what}", "give FILE.py:FUNCTION")
+        function = getattr(module, name, None)
+        if inspect.isclass(function) or not callable(function):
+            names = [key for key, value in vars(module).items() if inspect.isfunction(value)]
+            raise ModelError(
+                f"--{what} {spec!r}: the file defines no function '{name}'; it has: {', '.join(names) or 'none'}."
+            )
+        return function  # type: ignore[no-any-return]
+    folder = Path.cwd().resolve()
+    try:
+        with user_import(folder):
+            return find_function(spec, folder, what)
+    except DataError:
+        raise
+    except USER_ERRORS as error:
+        raise ModelError(f"{what} {spec!r} failed: {last_line(error)}; correct the user code.") from error
+
+
 def load_custom_objects(file: str) -> dict[str, Any]:
     """The classes and functions of the user's Python file, as Keras takes them in `custom_objects`.
 
@@ -119,30 +176,9 @@ def load_custom_objects(file: str) -> dict[str, Any]:
     Raises:
         ModelError: There is no such file, it is not Python, or running it raises an exception.
     """
-    path = Path(file)
-    if not path.is_file():
-        raise ModelError(
-            f"--custom-objects {file!r} is not a file; give the Python file that defines the model's own layers, "
-            "losses or optimizers."
-        )
-    if path.suffix != ".py":
-        raise ModelError(f"--custom-objects {file!r} is not a Python file; its name must end in .py.")
-    path = path.resolve()
-    # A name of its own, so that a file called keras.py or losses.py hides no other module.
-    digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
-    name = f"sdkeras_user_{path.stem.replace('.', '_')}_{digest}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ModelError(f"--custom-objects {file!r} cannot be imported as Python.")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        with user_import(path.parent) as found:
-            sys.modules[name] = module
-            spec.loader.exec_module(module)
-    except USER_ERRORS as error:
-        raise ModelError(
-            f"--custom-objects {file!r} failed while it was imported: {last_line(error)}; correct the file."
-        ) from error
+    module, found = _import_file(
+        file, "--custom-objects", "give the Python file that defines the model's own layers, losses or optimizers"
+    )
     own = {
         key: value
         for key, value in vars(module).items()

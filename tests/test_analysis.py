@@ -13,6 +13,7 @@ from sdkeras.datasets import load_digits
 from sdkeras.dimension.exponents import ExponentMap
 from sdkeras.errors import ModelError, PluginError, SdkerasError
 from sdkeras.operators import update
+from sdkeras.records import Eigenpairs
 from sdkeras.reporting import figures
 
 layers = keras.layers
@@ -75,6 +76,7 @@ def test_datasets_keep_their_batches(trained: keras.Model, digits) -> None:
         (keras.optimizers.SGD(0.125, weight_decay=0.5), "H", 15.5, ("sgd", "weights")),
         (keras.optimizers.Adam(0.125), SCALED, 304.0, ("adam", "preconditioned balanced")),
         (keras.optimizers.AdamW(0.125, weight_decay=0.5), SCALED, 294.5, ("adam", "preconditioned balanced")),
+        (keras.optimizers.Nadam(0.125), SCALED, 30.4 / 0.28, ("nadam", "preconditioned balanced")),
         (keras.optimizers.RMSprop(0.125), SCALED, 16.0, ("rmsprop", "preconditioned weights")),
         (keras.optimizers.RMSprop(0.125, momentum=0.5), SCALED, 24.0, ("rmsprop", "preconditioned balanced")),
         (keras.optimizers.Lion(0.125), "H", None, ("hessian", "weights")),
@@ -88,7 +90,7 @@ def test_maps_and_thresholds_of_real_optimizers(
     model = keras.Sequential([keras.Input((8, 8)), layers.Flatten(), layers.Dense(4, "tanh"), layers.Dense(10)])
     model.compile(optimizer, CE)
     model.fit(*digits, epochs=1, batch_size=64, verbose=0)
-    run = sdkeras.analyze(model, digits, batch_size=64, tolerance=0.9, max_hvps=10, samples=128)
+    run = sdkeras.analyze(model, digits, batch_size=64, tolerance=0.9, runs=1, samples=128)
     edge = run.edge_of_stability
     assert edge.operator == operator
     assert edge.threshold == (None if threshold is None else pytest.approx(threshold, rel=1e-6))
@@ -98,6 +100,10 @@ def test_maps_and_thresholds_of_real_optimizers(
     assert estimate.state_size == run.model.num_trainable_analysed * (2 if "balanced" in own_map[1] else 1)
     assert ("hessian-map" in codes) == (threshold is None)
     assert "weight-decay-ignored" not in codes
+    assert ("frozen-preconditioner" in codes) == (operator == SCALED)
+    known = {each.name: each.status for each in run.bounds[0].assumptions}
+    real_step = operator == "H" and threshold is not None
+    assert known["the dimension is of training's own step"] == ("not contradicted" if real_step else "fails")
     assert run.spectrum.operator == operator
     if operator != "H":
         loss = sdkeras.EmpiricalLoss(model, digits, batch_size=64, num_samples=128)
@@ -238,7 +244,7 @@ def test_the_map_of_the_hessian_where_it_is_asked_for_or_there_is_no_other(digit
 
     def analysed(optimizer, **options):
         model.compile(optimizer, CE)
-        return sdkeras.analyze(model, digits, tolerance=0.9, max_hvps=10, samples=128, **options)
+        return sdkeras.analyze(model, digits, tolerance=0.9, runs=1, samples=128, **options)
 
     asked = analysed(keras.optimizers.SGD(0.125, momentum=0.5, weight_decay=0.1), map="hessian")
     codes = {warning.code: warning.message for warning in asked.warnings}
@@ -264,7 +270,7 @@ def test_second_moments_of_zero_are_no_preconditioner(digits) -> None:
     model.compile(keras.optimizers.Adam(0.125), CE)
     model.fit(*digits, epochs=1, batch_size=250, verbose=0)  # some pixels are always 0
     model.optimizer.epsilon = 0.0
-    run = sdkeras.analyze(model, digits, tolerance=0.9, max_hvps=10, samples=128)
+    run = sdkeras.analyze(model, digits, tolerance=0.9, runs=1, samples=128)
     assert run.sharpness_dimension.map == "hessian"
     assert any(w.code == "hessian-map" and "not all positive" in w.message for w in run.warnings)
 
@@ -273,12 +279,28 @@ def test_batch_sharpness_is_a_mean_of_rayleigh_quotients(trained: keras.Model, d
     run = sdkeras.analyze(trained, digits, batch_size=50, tolerance=0.9, seed=2)
     loss = sdkeras.EmpiricalLoss(trained, digits, batch_size=50, seed=2)
     operator = sdkeras.HessianOperator(loss)
-    ratios = []
-    for index in range(24):
+    edge = run.edge_of_stability
+    products, squares = [], []
+    assert edge.batch_sharpness_minibatches == 30  # whole epochs of 10; the tolerance of 0.9 asks for no more
+    for index in range(30):
         view = operator.on_minibatch(index)
         g = view.gradient()
-        ratios.append(g @ view.matvec(g) / (g @ g))
-    assert run.edge_of_stability.batch_sharpness == pytest.approx(np.mean(ratios), rel=1e-4)
+        products.append(g @ view.matvec(g))
+        squares.append(g @ g)
+    assert edge.batch_sharpness == pytest.approx(np.mean(np.divide(products, squares)), rel=1e-4)
+    assert edge.batch_sharpness_ratio_of_means == pytest.approx(np.sum(products) / np.sum(squares), rel=1e-4)
+
+
+@pytest.mark.parametrize(("values", "absolute"), [([2.0, -1.0], 2.0), ([1.0, -2.0], 2.0), ([-1.0, -2.0], 2.0)])
+def test_the_largest_absolute_eigenvalue_is_that_of_either_end(values: list[float], absolute: float) -> None:
+    pairs = Eigenpairs(np.array(values), np.array([1e-3, 2e-3]), np.array([True, False]), 10, 0)
+    found = analysis._summary(pairs, None)
+    at = int(np.argmax(np.abs(values)))
+    assert (found.largest.value, found.smallest.value) == tuple(values)
+    assert found.largest_absolute.value == absolute
+    assert (found.largest_absolute.residual, found.largest_absolute.converged) == ((1e-3, 2e-3)[at], at == 0)
+    assert found.steepest_is_negative == (at == 1)
+    assert analysis._summary(None, None).largest_absolute is None
 
 
 def test_bad_options(trained: keras.Model, digits) -> None:
@@ -334,7 +356,7 @@ def test_the_papers_estimators_beside_the_quadrature(trained: keras.Model, digit
 def test_the_papers_estimators_refuse_the_map_of_momentum(trained: keras.Model, digits) -> None:
     model = keras.models.clone_model(trained)
     model.compile(keras.optimizers.SGD(0.25, momentum=0.5), CE)
-    options = {"estimators": ["sd-ps"], "tolerance": 0.9, "samples": 64, "max_hvps": 10}
+    options = {"estimators": ["sd-ps"], "tolerance": 0.9, "samples": 64, "runs": 1}
     for function in (sdkeras.analyze, analysis.plan):
         with pytest.raises(SdkerasError, match=r"sd-ps knows only .* \(heavy-ball, momentum 0\.5, .*--map hessian"):
             function(model, digits, **options)
@@ -384,7 +406,7 @@ def test_reduced_precision_is_analysed_in_float32_and_said(policy: str, digits) 
     inner = [layers.Flatten(), layers.Dense(4, "tanh", dtype=policy), layers.Dense(10, dtype=policy)]
     model = keras.Sequential([keras.Input((8, 8)), *inner])
     model.compile(keras.optimizers.SGD(0.25), CE)
-    run = sdkeras.analyze(model, digits, tolerance=0.9, samples=64, max_hvps=10)
+    run = sdkeras.analyze(model, digits, tolerance=0.9, samples=64, runs=1)
     said = [warning.message for warning in run.warnings if warning.code == "reduced-precision"]
     assert len(said) == (policy != "float32")
     assert all(policy in message and "in float32 throughout" in message for message in said)
@@ -395,7 +417,7 @@ def test_logits_under_a_loss_of_probabilities_are_told(digits) -> None:
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((8, 8)), layers.Flatten(), layers.Dense(10)])
     model.compile(keras.optimizers.SGD(0.25), CE)
-    options = {"tolerance": 0.9, "samples": 64, "max_hvps": 10}
+    options = {"tolerance": 0.9, "samples": 64, "runs": 1}
     run = sdkeras.analyze(model, digits, loss="sparse_categorical_crossentropy", allow_unverified=True, **options)
     assert "logits-as-probabilities" in {warning.code for warning in run.warnings}
     told = sdkeras.analyze(model, digits, loss="sparse_categorical_crossentropy:from_logits", **options)
@@ -407,8 +429,13 @@ def test_logits_under_a_loss_of_probabilities_are_told(digits) -> None:
     soft.compile(keras.optimizers.SGD(0.25), "sparse_categorical_crossentropy")
     found = sdkeras.analyze(soft, digits, **options)
     assert "logits-as-probabilities" not in {warning.code for warning in found.warnings}
-    for name in ("mse:from_logits", "sparse_categorical_crossentropy:logits", "nothing:from_logits"):
-        with pytest.raises(ModelError, match="is unknown to Keras"):
+    for name, why in (
+        ("mse:from_logits", "mse has no argument 'from_logits'"),
+        ("sparse_categorical_crossentropy:logits", "did you mean 'from_logits'"),
+        ("nothing:from_logits", "Keras has no loss 'nothing' either"),
+        ("nothing", "is unknown to Keras"),
+    ):
+        with pytest.raises(ModelError, match=why):
             sdkeras.analyze(model, digits, loss=name, **options)
 
 

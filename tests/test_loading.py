@@ -415,19 +415,22 @@ def test_mixed_precision_keeps_its_optimizer_state_in_a_float32_session(tmp_path
 
 
 class OwnCompile(keras.Sequential):
-    def compile(self, rate=0.1):
+    def compile(self, rate=0.125):
         super().compile(optimizer=keras.optimizers.SGD(rate), loss="mse")
 
 
 def test_model_with_a_compile_of_its_own(tmp_path):
     model = OwnCompile([keras.Input((3,)), keras.layers.Dense(2)])
-    model.compile()
+    model.compile(rate=0.25)
     path = str(tmp_path / "own.keras")
     model.save(path)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
         loaded = load_model(path, custom_objects={"OwnCompile": OwnCompile})
-    assert "compile() of its own" in compile_problem(loaded)
+    assert compile_problem(loaded) is None
+    assert float(loaded.optimizer.learning_rate) == 0.25
+    assert loaded.loss == "mse"
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

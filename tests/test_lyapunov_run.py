@@ -259,7 +259,7 @@ def test_an_analysis_has_them_too() -> None:
     model = classifier(keras.optimizers.SGD(0.5, momentum=0.5))
     before = everything(model)
     options = {"lyapunov": 2, "lyapunov_steps": 40, "lyapunov_transient": 5}
-    run = sdkeras.analyze(model, (X, Y), batch_size=4, max_hvps=1, seed=3, **options)
+    run = sdkeras.analyze(model, (X, Y), batch_size=4, runs=1, seed=3, **options)
     assert everything(model) == before
     alone = sdkeras.lyapunov(model, (X, Y), batch_size=4, num_exponents=2, seed=3, num_steps=40, transient=5)
     assert run.lyapunov == alone.lyapunov

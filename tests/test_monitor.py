@@ -6,7 +6,7 @@ import pytest
 
 import sdkeras
 from sdkeras.datasets import load_digits
-from sdkeras.monitor import MEASURES, Monitor, check_measures
+from sdkeras.monitor import MEASURES, Monitor, check_measures, failed_measurement, keys_of
 from sdkeras.options import Options
 from sdkeras.subject import Subject
 from small_nets import X, Y, net
@@ -39,7 +39,9 @@ def test_nothing_is_traced_after_the_first_measurement_and_the_numbers_move(moni
     model, monitor = monitored
     before = monitor.measure(epoch=1, metrics={"loss": 2.0})
     assert (before.step, before.epoch, before.metrics) == (0, 1, {"loss": 2.0})
-    assert tuple(before.values) == MEASURES
+    keys = (*keys_of(MEASURES), "bound_scale")
+    assert tuple(before.values) == keys
+    assert tuple(failed_measurement(keys, "out of memory").values) == keys
     model.fit(X, Y, batch_size=16, epochs=2, verbose=0)
     calls = Counted.calls
     after = monitor.measure(source="later.keras")
@@ -50,6 +52,8 @@ def test_nothing_is_traced_after_the_first_measurement_and_the_numbers_move(moni
     assert after.value("sharpness") == pytest.approx(top, rel=2e-3)
     assert before.value("sharpness") != pytest.approx(top, rel=1e-2)
     assert after.threshold == 2 * 1.5 / 0.25
+    assert after.value("sharpness_preconditioned") == after.value("sharpness")
+    assert after.value("sharpness_threshold") == after.threshold
     assert after.value("sharpness_ratio") == after.value("sharpness") / after.threshold
     assert after.value("sharpness_dimension") + after.value("sharpness_codimension") == pytest.approx(2 * 57)
 
@@ -110,8 +114,10 @@ def test_a_subject_follows_its_optimizer(monitored) -> None:
         found = monitor.measure()
         assert "learning rate" in found.notes[0]
         assert found.values["sharpness"].converged
-        assert np.isnan([found.value(name) for name in MEASURES[1:5]]).all()
+        assert np.isnan([found.value(name) for name in ("sharpness_threshold", *MEASURES[1:5])]).all()
+        assert found.value("sharpness_preconditioned") == found.value("sharpness")
         assert np.isfinite(found.value("hessian_trace"))
+        assert (found.learning_rate, found.threshold, found.operator) == (0.0, None, "H")
     finally:
         model.optimizer.learning_rate = 0.25
 
@@ -129,6 +135,26 @@ def test_second_moments_are_read_anew_and_their_absence_is_said() -> None:
     assert np.array_equal(moved.scaling, fresh.scaling)
     assert np.array_equal(moved.loss.point, fresh.loss.point)
     assert not moved.warnings
+
+
+def test_numerator_and_threshold_of_an_adaptive_optimizer_are_of_its_own_operator() -> None:
+    """Linear regression: H = 2/N X'X, and P = sqrt(v + eps) of RMSprop; H's own eigenvalue is another one."""
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(1, use_bias=False)])
+    model.compile(keras.optimizers.RMSprop(0.125), "mse")
+    target = X @ np.arange(1.0, 6.0, dtype="float32")
+    model.fit(X, target, batch_size=16, verbose=0)
+    found = Monitor(model, (X, target), batch_size=16, measures=("sharpness", "sharpness_ratio")).measure()
+    curvature = 2 / len(X) * X.T.astype(np.float64) @ X
+    slots = next(v for v in model.optimizer.variables if v.shape == (5, 1))
+    scaling = (np.asarray(slots, np.float64).ravel() + model.optimizer.epsilon) ** -0.25
+    largest = np.linalg.eigvalsh(curvature)[-1]
+    preconditioned = np.linalg.eigvalsh(scaling[:, None] * curvature * scaling)[-1]
+    assert abs(preconditioned - largest) > 0.1 * largest
+    # The eigenvalue's error is the squared residual over a gap: 1e-4 of it at the monitor's tolerance.
+    assert found.value("sharpness") == pytest.approx(largest, rel=1e-4)
+    assert found.value("sharpness_preconditioned") == pytest.approx(preconditioned, rel=1e-4)
+    assert found.value("sharpness_threshold") == found.threshold == 2 / 0.125
+    assert found.value("sharpness_ratio") == found.value("sharpness_preconditioned") / found.threshold
 
 
 def test_ctrl_c_ends_a_measurement_and_leaves_the_monitor_usable(monitored, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,15 +22,34 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.mark.parametrize("block", blocks("python"), ids=lambda block: re.sub(r"\W+", " ", block)[-40:])
-def test_python_blocks_run(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_blocks_run(
+    block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "readme"}
     exec(block, namespace)
+    if "the terminal report" in block:
+        check_what_it_prints(block, capsys.readouterr().out)
     if "MeanDiagonal" in namespace:
         values = np.linspace(1, 2, 40)
         found = namespace["MeanDiagonal"](num_probes=400).estimate(DenseOperator(rotated(values)), seed=0)
         assert abs(found.value - values.sum()) < 5 * found.stderr
         check_estimator(namespace["MeanDiagonal"]())  # as the README says of it
+
+
+def check_what_it_prints(block: str, printed: str) -> None:
+    """SD lies inside its range with an interval, and where the comment in the block says, within both intervals."""
+    said, found = (
+        [float(value.replace(",", "")) for value in re.search(HEADLINE, text).groups()] for text in (block, printed)
+    )
+    value, low, high, size = found
+    assert 1 < low < value < high < size - 1
+    assert size == said[3]
+    assert low <= said[2]
+    assert said[1] <= high
+
+
+HEADLINE = r"Sharpness dimension ([\d,.]+) \[([\d,.]+), ([\d,.]+)\] of ([\d,]+);"
 
 
 @pytest.fixture(scope="module")

@@ -213,6 +213,54 @@ def test_a_log_of_other_settings_is_refused(folder, tracked, tmp_path) -> None:
         track([folder / "epoch_8.weights.h5"], TRAIN, log_dir=tmp_path)
 
 
+def test_bounds_and_class_weights_at_each_checkpoint(folder, tmp_path) -> None:
+    """Those of analyze, from estimated inputs; a log of other inputs or weights is refused."""
+    inputs, weights = {"delta": 0.1, "zeta": 0.05, "mutual_information": 1.0, "constant": 1.0}, {0: 5.0, 3: 0.5}
+    options = {**SETTINGS, "measures": ("sharpness_dimension",), "class_weight": weights}
+    options |= {"bound_inputs": inputs, "estimate_bound_inputs": True}
+    names = [folder / "epoch_8.keras", folder / "epoch_11.keras"]
+    log = track(names, TRAIN, log_dir=tmp_path, **options)
+    each = np.array([weights.get(int(label), 1.0) for label in TRAIN[1]])
+    run = sdkeras.analyze(
+        keras.saving.load_model(names[1]),
+        (*TRAIN, each),
+        batch_size=50,
+        samples=300,
+        runs=3,
+        bound_inputs=inputs,
+        estimate_bound_inputs=True,
+    )
+    (found, _), (expected, _) = log.measurements[1].bounds, run.bounds
+    for mine, theirs in zip(found.inputs, expected.inputs, strict=True):
+        assert (mine.name, mine.estimated) == (theirs.name, theirs.estimated)
+        assert mine.value == pytest.approx(theirs.value, rel=1e-5)
+    sd, b = log.measurements[1].value("sharpness_dimension"), found.inputs[0].value
+    assert found.terms[1].value == pytest.approx(2 * b * np.sqrt(4 * sd * np.log(10) / 300))
+    assert log.measurements[1].value("bound_scale") == pytest.approx(np.sqrt(sd / 300))
+    assert log.measurements[1].value("generalization_bound") == found.total
+    assert log.header.class_weight == {"0": 5.0, "3": 0.5}
+    again = track(names, TRAIN, log_dir=tmp_path, **{**options, "bound_inputs": dict(reversed(inputs.items()))})
+    assert again.measurements == log.measurements
+    for changes in (
+        {"bound_inputs": {**inputs, "delta": 0.2}},
+        {"estimate_bound_inputs": False},
+        {"class_weight": {0: 5.0}},
+        {"class_weight": None},
+    ):
+        with pytest.raises(SdkerasError, match="choose another folder"):
+            track(names, TRAIN, log_dir=tmp_path, **{**options, **changes})
+    with pytest.raises(SdkerasError, match="the bounds need the sharpness dimension"):
+        track(names, TRAIN, log_dir=tmp_path / "other", **{**options, "measures": ("sharpness",)})
+
+
+def test_a_log_without_bounds_goes_on_with_options_left_out_in_any_way(folder, tmp_path) -> None:
+    names = [folder / "epoch_8.keras"]
+    log = track(names, TRAIN, log_dir=tmp_path, measures=("sharpness",), **SETTINGS)
+    absent = {"bound_inputs": {}, "estimate_bound_inputs": False, "class_weight": None}
+    assert track(names, TRAIN, log_dir=tmp_path, measures=("sharpness",), **SETTINGS, **absent) == log
+    assert not {*absent} & set(log.header.settings)
+
+
 def test_another_loss_is_used_at_every_checkpoint(folder, tmp_path) -> None:
     names = [folder / "epoch_8.keras", folder / "epoch_11.keras"]
     loss = "categorical_hinge"

@@ -7,7 +7,6 @@ from typing import Any
 import click
 
 from sdkeras import registry
-from sdkeras.errors import SdkerasError
 from sdkeras.options import DEFAULT_STEPS, DEFAULT_TRANSIENT
 from sdkeras_cli import conditions, shared
 from sdkeras_cli.inputs import check_inputs, input_files, load
@@ -22,6 +21,7 @@ from sdkeras_cli.shared import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE
 @shared.batch_size
 @shared.learning_rate
 @shared.loss
+@shared.class_weight
 @shared.params
 @click.option("--samples", type=COUNT, default=4096, show_default=True, help="Samples for the data-set Hessian.")
 @click.option(
@@ -47,8 +47,8 @@ from sdkeras_cli.shared import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE
 @click.option("--exact", is_flag=True, help="Exact spectra of minibatches as well (small models).")
 @click.option("--exact-minibatches", type=COUNT, help="How many (with --exact or without); adaptive by default.")
 @click.option("--tolerance", type=FRACTION, default=0.05, show_default=True, help="Half-width over the codimension.")
-@click.option("--max-hvps", type=COUNT, help="Limit on products; what must be done is done.")
-@click.option("--time-limit", type=POSITIVE, metavar="SECONDS")
+@click.option("--max-hvps", type=COUNT, help="Budget of products for all stages; required steps run anyway.")
+@click.option("--time-limit", type=POSITIVE, metavar="SECONDS", help="Budget of time for all stages, likewise.")
 @shared.memory("bases and dense matrices")
 @shared.seed
 @shared.allow_unverified("an operator")
@@ -58,8 +58,8 @@ from sdkeras_cli.shared import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE
 @click.option("--lyapunov-transient", type=NOT_NEGATIVE, default=DEFAULT_TRANSIENT, show_default=True, help="Before.")
 @click.option("--snapshots", type=COUNT, metavar="N", help="The supremum over N snapshots of training as well.")
 @click.option("--every", type=COUNT, metavar="M", help="Training steps between two snapshots.")
-@click.option("--bound", "bound_texts", multiple=True, metavar="NAME=VALUE", help="An input of the bounds; repeatable.")
-@click.option("--estimate-bound-inputs", is_flag=True, help="Estimate loss_bound and lipschitz where not given.")
+@shared.bound
+@shared.estimate_bound_inputs
 @shared.of_a_run
 def command(
     model: str,
@@ -74,7 +74,6 @@ def command(
     assignments: tuple[str, ...],
     estimators: tuple[str, ...],
     step_map: str,
-    bound_texts: tuple[str, ...],
     expression: str | None,
     **options: Any,
 ) -> int:
@@ -87,13 +86,11 @@ def command(
     for name in estimators:
         registry.get_estimator(registry.kind_of(name, registry.ANALYSIS_KINDS), name)
     settings = estimator_settings(assignments, registry.ANALYSIS_KINDS)
-    bound_inputs = _bound_inputs(bound_texts)
     condition = None if expression is None else conditions.parse(expression)
     outputs = [path for path in (json_path, html_path) if path is not None]
     check_inputs(model, data, custom_objects)
     check_outputs(outputs, input_files(model, data, custom_objects))
     options |= {"estimators": estimators, "settings": settings, "map": step_map}
-    options["bound_inputs"] = bound_inputs
     return run(
         model,
         data,
@@ -122,7 +119,8 @@ def run(
     quiet: bool = False,
 ) -> int:
     """Loads, analyses, reports; returns the exit status."""
-    from sdkeras_cli.main import INTERRUPTED, tensorflow_settings
+    from sdkeras_cli.interrupts import INTERRUPTED
+    from sdkeras_cli.main import tensorflow_settings
     from sdkeras_cli.progress import progress_bar
     from sdkeras_cli.report import fail_if
 
@@ -141,20 +139,3 @@ def run(
         answer = analysis.analyze(loaded.model, loaded.data, **options, progress=progress)
     write_reports(answer, json_path, html_path, quiet=quiet)
     return INTERRUPTED if answer.partial else fail_if(answer, condition)
-
-
-def _bound_inputs(texts: tuple[str, ...]) -> dict[str, float]:
-    """NAME=VALUE as numbers by name."""
-    from sdkeras.dimension.bounds import check_inputs
-
-    found: dict[str, float] = {}
-    for text in texts:
-        name, equals, digits = text.partition("=")
-        try:
-            found[name] = float(digits)
-        except ValueError:
-            equals = ""
-        if not (equals and name):
-            raise SdkerasError(f"--bound {text}: expected NAME=VALUE with a number, for example loss_bound=2.3.")
-    check_inputs(found)
-    return found

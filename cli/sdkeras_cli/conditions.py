@@ -31,6 +31,16 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
 _FORM = re.compile(r"\s*([\w.]+)\s*(<=|>=|==|!=|<|>)\s*(\S+)\s*")
 # Before a path, of two runs: B minus A, of A, of B.
 OF_TWO = ("delta", "a", "b")
+# Blocks of run.json that are empty, or hold nulls, without a learning rate.
+_NEED_A_RATE = (
+    "sharpness_dimension",
+    "estimates",
+    "rds_sharpness",
+    "edge_of_stability",
+    "bounds",
+    "layers",
+    "supremum",
+)
 NumberAt = Callable[[str], float]
 Record = Analysis | LyapunovRun | Measurement
 _EXAMPLES = {
@@ -88,12 +98,23 @@ def numbers_of(run: Record, name: str = "this run") -> NumberAt:
             else:
                 value = value[int(part)] if isinstance(value, list) and int(part) < len(value) else None
         if value is None:
-            raise SdkerasError(f"--fail-if: {path} is null in {name}, so the condition can be neither true nor false.")
+            reason = _reason(run, path.partition(".")[0])
+            raise SdkerasError(
+                f"--fail-if: {path} is null in {name}, so the condition can be neither true nor false"
+                + (f": {reason}" if reason else ".")
+            )
         if not isinstance(value, (int, float)):
             raise SdkerasError(f"--fail-if: {path} is {json.dumps(value)[:60]}, not a number; name a path to one.")
         return float(value)
 
     return number_at
+
+
+def _reason(run: Record, block: str) -> str:
+    """Why a number of this block may be missing, as far as the run says."""
+    if isinstance(run, Measurement):
+        return "; ".join(run.notes)
+    return run.optimizer.learning_rate_missing if block in _NEED_A_RATE else ""
 
 
 def numbers_of_two(a: Analysis | LyapunovRun, b: Analysis | LyapunovRun, comparison: Comparison) -> NumberAt:

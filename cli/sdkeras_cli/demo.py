@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from sdkeras.errors import SdkerasError
+from sdkeras.whole_files import shown
 from sdkeras_cli import analyze, shared
 from sdkeras_cli.output import check_writable
 
@@ -30,7 +31,9 @@ def command(output_dir: str, seed: int, quiet: bool, debug: bool) -> int:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SdkerasError(f"the folder {output_dir} cannot be made: {error.strerror}; choose another.") from error
+        raise SdkerasError(
+            f"the folder {shown(output_dir)} cannot be made: {error.strerror}; choose another."
+        ) from error
     model, data = str(folder / "model.keras"), str(folder / "data.npz")
     json_path, html_path = str(folder / "run.json"), str(folder / "report.html")
     for path in (model, data, json_path, html_path):

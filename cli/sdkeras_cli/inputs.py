@@ -9,18 +9,19 @@ import attrs
 import click
 
 from sdkeras.errors import SdkerasError
+from sdkeras.whole_files import shown
 
 
 def check_inputs(model: str, data: str, custom_objects: str | None) -> None:
     """Refuses files that are not there, before TensorFlow takes its seconds to start."""
     if not os.path.exists(model):
-        raise SdkerasError(f"there is no file {model}; give the path of a .keras or .h5 model.")
+        raise SdkerasError(f"there is no file {shown(model)}; give the path of a .keras or .h5 model.")
     files = data.split(",") if data.endswith(".npy") else [data] if data.endswith(".npz") else []
     for file in files:
         if not os.path.exists(file):
-            raise SdkerasError(f"there is no data file {file}; check the path.")
+            raise SdkerasError(f"there is no data file {shown(file)}; check the path.")
     if custom_objects is not None and not os.path.isfile(custom_objects):
-        raise SdkerasError(f"--custom-objects: there is no file {custom_objects}; give the Python file.")
+        raise SdkerasError(f"--custom-objects: there is no file {shown(custom_objects)}; give the Python file.")
 
 
 def input_files(model: str, data: str, custom_objects: str | None) -> list[str]:

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from sdkeras_cli import interrupts
+
 
 class LazyGroup(click.Group):
     """Sub-commands by name; each is the `command` of its module.
@@ -26,7 +28,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.modules:
             return None
-        command: click.Command = importlib.import_module(self.modules[cmd_name][0]).command
+        with interrupts.ending():
+            command: click.Command = importlib.import_module(self.modules[cmd_name][0]).command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

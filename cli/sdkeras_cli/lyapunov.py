@@ -39,6 +39,7 @@ def _lengths(context: click.Context, option: click.Parameter, text: str | None) 
 @shared.memory("the windows' Jacobians")
 @shared.learning_rate
 @shared.loss
+@shared.class_weight
 @click.option("--samples", type=COUNT, help="How much of an endless data set to read.")
 @shared.dtype
 @shared.product_mode
@@ -80,7 +81,8 @@ def command(
     check_outputs(outputs, input_files(model, data, custom_objects))
     settings_of(**options)  # they are checked before TensorFlow takes its seconds to start
 
-    from sdkeras_cli.main import INTERRUPTED, tensorflow_settings
+    from sdkeras_cli.interrupts import INTERRUPTED
+    from sdkeras_cli.main import tensorflow_settings
     from sdkeras_cli.progress import progress_bar
     from sdkeras_cli.report import fail_if
 

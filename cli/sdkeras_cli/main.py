@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import codecs
-import contextlib
 import errno
-import signal
 import sys
 import traceback
 from typing import Any, NoReturn
@@ -14,6 +12,8 @@ import click
 
 import sdkeras
 from sdkeras.errors import SdkerasError
+from sdkeras_cli import interrupts
+from sdkeras_cli.interrupts import INTERRUPTED
 from sdkeras_cli.lazy_group import LazyGroup
 
 _COMMANDS = {
@@ -27,7 +27,6 @@ _COMMANDS = {
     "plugins": ("sdkeras_cli.plugins", "Show the installed estimators, or check one."),
 }
 
-INTERRUPTED = 130
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -39,13 +38,14 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Runs the command line and exits: 0 done, 2 wrong use, 3 --fail-if held, 4 unverified, 130 interrupted."""
+    if arguments is None:
+        interrupts.install()
     _print_everywhere()
-    with contextlib.suppress(ValueError):  # not the main thread: somebody else's program
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # job queues end a job so: what was measured is kept
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     try:
-        status = cli.main(args=given, standalone_mode=False)
+        with interrupts.raised():
+            status = cli.main(args=given, standalone_mode=False)
     except click.exceptions.Abort:
         _quit("interrupted.", INTERRUPTED)
     except KeyboardInterrupt:
@@ -65,11 +65,15 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except MemoryError:
         _quit("out of memory; analyse fewer parameters (--params), a smaller batch, or say --memory GB.", 2)
     except Exception as error:
+        if interrupts.was_raised():  # a library has turned it into an error of its own
+            _quit("interrupted.", INTERRUPTED)
         if debug:
             raise
         if isinstance(error, OSError) and error.errno in _NO_ROOM:
             _quit(f"the output cannot be written: {error.strerror}.", 2)
         _quit(f"internal error: {_short(error)}; run again with --debug for the traceback, and please report it.", 1)
+    if status == INTERRUPTED:  # what there was until then has been written
+        _quit("interrupted.", INTERRUPTED)
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -97,6 +101,7 @@ def _quit(message: str, status: int) -> NoReturn:
     from sdkeras.reporting.tables import printable  # messages quote model files and third parties' errors
 
     click.echo(f"sdkeras: {'error: ' if status != INTERRUPTED else ''}{printable(message)}", err=True)
+    interrupts.said()
     sys.exit(status)
 
 
@@ -120,7 +125,9 @@ def tensorflow_settings() -> None:
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 2)  # TensorFlow's C++ greets on stderr before its log level counts
     try:
-        import tensorflow
+        with interrupts.ending():
+            import keras  # noqa: F401
+            import tensorflow
     finally:
         os.dup2(stderr, 2)
         os.close(silent)

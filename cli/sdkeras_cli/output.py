@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 import click
@@ -11,7 +10,7 @@ import click
 from sdkeras.errors import SdkerasError
 from sdkeras.reporting.comparison import Comparison
 from sdkeras.reporting.schema import Analysis, LyapunovPlan, LyapunovRun, Plan
-from sdkeras.whole_files import is_stream
+from sdkeras.whole_files import check_room, is_stream, reason_of, shown
 
 
 def check_apart(outputs: list[str], inputs: list[str]) -> None:
@@ -19,12 +18,12 @@ def check_apart(outputs: list[str], inputs: list[str]) -> None:
     places: set[str] = set()
     for path in outputs:
         if os.path.realpath(path) in places:
-            raise SdkerasError(f"two outputs both say {path}; give each a file of its own.")
+            raise SdkerasError(f"two outputs both say {shown(path)}; give each a file of its own.")
         places.add(os.path.realpath(path))
     for path in outputs:
         if os.path.realpath(path) in {os.path.realpath(file) for file in inputs}:
             raise SdkerasError(
-                f"{path} is the input and would be overwritten; choose another place for what is written."
+                f"{shown(path)} is the input and would be overwritten; choose another place for what is written."
             )
 
 
@@ -46,20 +45,18 @@ def write_reports(
 
         save_html(answer, html_path)
     if not quiet:
-        from rich.console import Console
-
         from sdkeras.reporting.terminal import render
+        from sdkeras_cli.console import console
 
-        Console(highlight=False).print(render(answer))
+        console().print(render(answer))
 
 
 def show_plan(plan: Plan | LyapunovPlan, outputs: list[str]) -> None:
     """The plan of `--dry-run`, and which files would be written."""
-    from rich.console import Console
-
     from sdkeras.reporting.terminal import render_plan
+    from sdkeras_cli.console import console
 
-    Console(highlight=False).print(render_plan(plan))
+    console().print(render_plan(plan))
     click.echo(f"files to be written: {', '.join(outputs) or 'none'}")  # rich would break a path at the margin
 
 
@@ -76,13 +73,11 @@ def check_writable(path: str) -> None:
         if not target.is_dir() and is_stream(target):
             return  # written to at the end; to open a pipe now would wait for its reader
         if target.is_dir():
-            raise SdkerasError(f"{path} is a folder; give the name of a file to write.")
+            raise SdkerasError(f"{shown(path)} is a folder; give the name of a file to write.")
         if not target.parent.is_dir():
-            raise SdkerasError(f"the folder of {path} does not exist; create it or choose another place.")
+            raise SdkerasError(f"the folder of {shown(path)} does not exist; create it or choose another place.")
         # The report comes through a temporary file beside it, so that is what must work; os.access says yes to
         # root even where nothing can be made.
-        with tempfile.NamedTemporaryFile(dir=target.resolve().parent, prefix=f".{target.name}."):
-            pass
+        check_room(target)
     except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise SdkerasError(f"{path} cannot be written: {reason}; choose another place.") from error
+        raise SdkerasError(f"{shown(path)} cannot be written: {reason_of(error)}; choose another place.") from error

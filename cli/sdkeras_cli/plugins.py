@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import attrs
 import click
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -13,6 +12,7 @@ from sdkeras.errors import PluginError, SdkerasError
 from sdkeras.reporting.tables import printable
 from sdkeras.user_code import USER_ERRORS, last_line
 from sdkeras_cli import shared
+from sdkeras_cli.console import console
 
 
 @click.group()
@@ -31,7 +31,7 @@ def list_plugins() -> None:
         status = Text("ok", style="green") if problem is None else Text(printable(f"broken: {problem}"), style="red")
         cells = (plugin.kind, plugin.name, f"{plugin.distribution} {plugin.version}")
         table.add_row(*(Text(printable(cell)) for cell in cells), status)
-    Console(highlight=False).print(table)
+    console().print(table)
 
 
 @command.command("check", short_help="Run an estimator through its kind's contract.")

@@ -7,11 +7,11 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from sdkeras import records
 from sdkeras.reporting.numbers import dimension
+from sdkeras_cli.console import console
 
 
 def _share_done(half_width: float, target: float) -> float:
@@ -34,7 +34,7 @@ def progress_bar(quiet: bool) -> Iterator[Callable[[records.Progress], None] | N
         TextColumn("{task.fields[detail]}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
         task = bar.add_task("starting", total=None, detail="")
 
         def show(step: records.Progress) -> None:

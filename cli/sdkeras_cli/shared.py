@@ -8,6 +8,9 @@ from typing import Any, TypeVar
 
 import click
 
+from sdkeras import class_weights
+from sdkeras.errors import SdkerasError
+
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -26,6 +29,35 @@ FRACTION = FiniteRange(min=0, max=1, min_open=True, max_open=True)
 COUNT = click.IntRange(min=1)
 NOT_NEGATIVE = click.IntRange(min=0)
 
+
+def _bound_inputs(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> dict[str, float] | None:
+    """NAME=VALUE as numbers by name."""
+    from sdkeras.dimension.bounds import check_inputs
+
+    known: dict[str, float] = {}
+    for text in texts:
+        name, equals, digits = text.partition("=")
+        try:
+            known[name] = float(digits)
+        except ValueError:
+            equals = ""
+        if not (equals and name):
+            raise SdkerasError(f"--bound {text}: expected NAME=VALUE with a number, for example loss_bound=2.3.")
+    check_inputs(known)
+    return known or None
+
+
+bound = click.option(
+    "--bound",
+    "bound_inputs",
+    multiple=True,
+    callback=_bound_inputs,
+    metavar="NAME=VALUE",
+    help="An input of the bounds; repeatable.",
+)
+estimate_bound_inputs = click.option(
+    "--estimate-bound-inputs", is_flag=True, help="Estimate loss_bound and lipschitz where not given."
+)
 data = click.option(
     "--data",
     type=click.Path(),
@@ -34,10 +66,35 @@ data = click.option(
     help="FILE.npz, X.npy,Y.npy, a tf.data folder, or module:callable.",
 )
 batch_size = click.option("--batch-size", type=COUNT, help="Of training; default 32, or the data set's own.")
+
+
+def _learning_rate(context: click.Context, option: click.Parameter, text: str | None) -> float | str | None:
+    from sdkeras.operators.update import parse_learning_rate
+
+    try:
+        return None if text is None else parse_learning_rate(text)
+    except SdkerasError as error:
+        raise click.BadParameter(str(error), context, option) from error
+
+
 learning_rate = click.option(
-    "--learning-rate", type=POSITIVE, help="In place of the one in the file, or of its schedule."
+    "--learning-rate",
+    callback=_learning_rate,
+    metavar="F|peak|mean|step:N",
+    help="In place of the one in the file: a number, or of its schedule the peak or mean so far, or that of step N.",
 )
-loss = click.option("--loss", help="Name of a Keras loss, or NAME:from_logits, in place of the compiled one.")
+loss = click.option(
+    "--loss",
+    metavar="LOSS",
+    help="Replaces the compiled one: NAME[:FIELD[=VALUE]...] of a Keras loss, as huber:delta=0.1, or FILE.py:FUNCTION "
+    "or MODULE:FUNCTION for a loss_fn(model, batch).",
+)
+class_weight = click.option(
+    "--class-weight",
+    metavar="CLASS=W,...",
+    callback=lambda context, option, text: None if text is None else class_weights.parsed(text),
+    help="fit's class_weight, which no file holds: 0=1.0,1=9.0; other classes weigh 1.",
+)
 params = click.option("--params", metavar="REGEX", help="Analyse only the variables whose path this finds.")
 dtype = click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True)
 product_mode = click.option(

@@ -22,8 +22,8 @@ def command(folder: str, quiet: bool, debug: bool) -> int:
 
     results, found = correlate_study(folder)
     if not quiet:
-        from rich.console import Console
+        from sdkeras_cli.console import console
 
-        Console(highlight=False).print(render(results, found))
+        console().print(render(results, found))
         click.echo(f"written: {', '.join(FILES)} in {click.format_filename(folder)}")
     return 0

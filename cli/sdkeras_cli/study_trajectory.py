@@ -152,9 +152,8 @@ def _simulated(
 
 
 def _show(found: ForwardPlan) -> None:
-    from rich.console import Console
-
     from sdkeras.study.trajectory_report import rows_of
+    from sdkeras_cli.console import console
 
     rows = (
         ("weights", f"{found.num_parameters:,}", f"{found.num_columns:,} numbers kept of each iterate"),
@@ -164,7 +163,7 @@ def _show(found: ForwardPlan) -> None:
         ("one gradient", f"{1e3 * found.seconds_per_gradient:.3g} ms", ""),
         ("time", f"about {found.seconds:.3g} s", ""),
     )
-    Console(highlight=False).print(rows_of("Plan", rows))
+    console().print(rows_of("Plan", rows))
 
 
 def _write(found: TrajectoryMeasures, json_path: str | None, html_path: str | None, quiet: bool) -> None:
@@ -175,6 +174,6 @@ def _write(found: TrajectoryMeasures, json_path: str | None, html_path: str | No
     if html_path is not None:
         save_html(found, html_path)
     if not quiet:
-        from rich.console import Console
+        from sdkeras_cli.console import console
 
-        Console(highlight=False).print(render(found))
+        console().print(render(found))

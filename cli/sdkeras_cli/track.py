@@ -10,10 +10,11 @@ from sdkeras.checkpoint_files import in_order
 from sdkeras.errors import SdkerasError
 from sdkeras.reporting import run_log
 from sdkeras.reporting.run_log import Measurement, RunLog
+from sdkeras.whole_files import shown
 from sdkeras_cli import conditions, shared
 from sdkeras_cli.inputs import check_inputs, load_training_data
 from sdkeras_cli.output import check_outputs
-from sdkeras_cli.shared import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE
+from sdkeras_cli.shared import COUNT, FRACTION, NOT_NEGATIVE
 
 _DEFAULT_FOLDER = "track"
 
@@ -26,14 +27,17 @@ _DEFAULT_FOLDER = "track"
 @click.option("--out", "log_dir", type=click.Path(), metavar="DIR", help="Folder of the log; default: track.")
 @click.option("--measures", metavar="NAME,NAME,...", help="Of the callback's keys; default: all.")
 @shared.batch_size
-@click.option("--learning-rate", type=POSITIVE, help="In place of the ones in the files.")
+@shared.learning_rate
 @shared.loss
+@shared.class_weight
 @shared.params
 @click.option("--samples", type=COUNT, help="Samples for the data-set Hessian; default 1024.")
 @click.option("--mode", type=click.Choice(["train", "inference"]), help="Of dropout and the like; default train.")
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), help="Default float32.")
 @click.option("--tolerance", type=FRACTION, help="Half-width over the codimension; default 0.2.")
 @click.option("--max-hvps", type=COUNT, help="Products for a checkpoint's exponents; default 1000.")
+@shared.bound
+@shared.estimate_bound_inputs
 @shared.memory("bases and dense matrices")
 @click.option("--seed", type=NOT_NEGATIVE, help="Default 0.")
 @shared.custom_objects
@@ -68,7 +72,9 @@ def command(
     if any(path.endswith((".keras", ".h5", ".hdf5")) for path in paths):
         raise SdkerasError("checkpoints are measured on data; give them (--data DATA).")
     if len(paths) > 1:
-        raise SdkerasError(f"{' and '.join(paths)}: one log at a time; checkpoints need data (--data DATA).")
+        raise SdkerasError(
+            f"{' and '.join(map(shown, paths))}: one log at a time; checkpoints need data (--data DATA)."
+        )
     if chosen or dry_run:
         raise SdkerasError(
             f"{', '.join(map(_option, chosen)) or '--dry-run'}: for checkpoints only; give their data as well (--data)."
@@ -124,7 +130,7 @@ def _measure(
     status = _show(log, html_path, condition, quiet=quiet)
     failed = [found for found in log.measurements if found.failed]
     for found in failed:
-        click.echo(f"sdkeras: error: {found.source}: {'; '.join(found.notes)}", err=True)
+        click.echo(f"sdkeras: error: {shown(found.source)}: {'; '.join(found.notes)}", err=True)
     return 2 if failed else status
 
 
@@ -136,9 +142,9 @@ def _show(log: RunLog, html_path: str | None, condition: conditions.Expression |
     if html_path is not None:
         save_html(log, html_path)
     if not quiet:
-        from rich.console import Console
+        from sdkeras_cli.console import console
 
-        Console(highlight=False).print(render(log))
+        console().print(render(log))
     if condition is None:
         return 0
     measured = run_log.trajectory(log)
@@ -161,4 +167,4 @@ def _show_plan(paths: list[str], folder: str, html_path: str | None) -> None:
 
 
 def _option(name: str) -> str:
-    return "--" + {"log_dir": "out", "memory_gb": "memory"}.get(name, name).replace("_", "-")
+    return "--" + {"log_dir": "out", "memory_gb": "memory", "bound_inputs": "bound"}.get(name, name).replace("_", "-")

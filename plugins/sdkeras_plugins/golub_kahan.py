@@ -47,10 +47,12 @@ class GolubKahan:
         """
         probe = rademacher_probes(source.size, 1, seed=seed, dtype=source.dtype)[0]
         run = bidiagonalize(source.jvp, source.vjp, probe, self.num_steps, reorthogonalize=self.reorthogonalize)
-        # After a breakdown the rule is exact for this probe: there is nothing to check.
-        coarser = None if run.invariant else coarser_steps(run.num_steps)
-        nested = None if coarser is None else self._rule(run, coarser, source.size, seed, 2 * coarser)
-        return attrs.evolve(self._rule(run, run.num_steps, source.size, seed, run.num_products), nested=nested)
+        whole = self._rule(run, run.num_steps, source.size, seed, run.num_products)
+        # Where the Krylov space ends sooner, the coarser rule is the run's own.
+        coarser = coarser_steps(min(self.num_steps, source.size))
+        if coarser is None or coarser >= run.num_steps:
+            return whole if coarser is None else attrs.evolve(whole, nested=whole)
+        return attrs.evolve(whole, nested=self._rule(run, coarser, source.size, seed, 2 * coarser))
 
     def _rule(self, run: Bidiagonalization, num_steps: int, size: int, seed: int, num_products: int) -> SingularValues:
         nodes, weights, residuals = run.rule(num_steps)

@@ -65,10 +65,11 @@ class Lanczos:
             )
 
     def estimate(self, source: SymmetricOperator, *, seed: int) -> Eigenpairs:
-        """The wanted eigenvalues, largest first.
+        """The wanted eigenvalues, largest first; where the budget ends the run, as far as they have converged.
 
         Raises:
             NonFiniteError: A product holds NaN or infinity.
+            BudgetError: The budget has no room for as many products as there are pairs wanted.
         """
         start = initial_vector(self.start, source, seed)
 
@@ -86,6 +87,7 @@ class Lanczos:
             reorthogonalize=keep,
             until=converged,
             restart=another if keep else None,
+            fewest=min(self.num_largest + self.num_smallest, source.size),
         )
         theta, vectors = ritz(run.alpha, run.beta[:-1])
         # Rounding of the products bounds what a residual can mean.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from typing import Any
@@ -17,8 +18,11 @@ from sdkeras.finite import finite
 from sdkeras.kinds import lyapunov_estimator
 from sdkeras.linalg.orthogonal import thin_qr
 from sdkeras.linalg.probes import start_frame
+from sdkeras.locks import only_writer
 from sdkeras.operators.base import TangentFlow
+from sdkeras.reading import blamed_on
 from sdkeras.records import BoolArray, FloatArray, LyapunovExponents
+from sdkeras.whole_files import shown
 
 # Standard errors rest on 32 to 63 blocks: at 64 they are merged in pairs. Fewer would not know their own spread
 # (32 know it to 13 %, 1/sqrt(2 * 31)); more would be shorter, and short blocks are not independent. As the blocks grow
@@ -30,6 +34,7 @@ _ROUNDING = 10.0
 _UNRESOLVED = 30.0
 # Steps between two decompositions at most, where nothing grows or shrinks: no reason to wait longer.
 _LONGEST_INTERVAL = 64
+_IN_USE = "wait until it has ended, end it, or name another checkpoint"
 
 
 @lyapunov_estimator("lyapunov-qr")
@@ -86,9 +91,13 @@ class LyapunovQr:
             Interrupted: The flow was asked to stop before anything was measured; later, the result has the steps so
                 far. The checkpoint is written in both cases.
             NonFiniteError: A step gives NaN or infinity before anything was measured; the message says which.
-            SdkerasError: The checkpoint is damaged or of another run, or cannot be written.
+            SdkerasError: The checkpoint is damaged, of another run or in use by one, or cannot be written.
             ValueError: The flow returns tangents of another shape.
         """
+        with contextlib.nullcontext() if self.checkpoint is None else only_writer(self.checkpoint, _IN_USE):
+            return self._followed(source, seed)
+
+    def _followed(self, source: TangentFlow, seed: int) -> LyapunovExponents:
         run = self._begin(source, seed)
         while not self._is_done(run):
             try:
@@ -119,22 +128,19 @@ class LyapunovQr:
         )
         if self.checkpoint is None or not os.path.exists(self.checkpoint):
             return start
+        advice = "delete it to start again, or name another."
         content = load_checkpoint(self.checkpoint)
-        try:
+        with blamed_on(f"{shown(self.checkpoint)} is not a checkpoint of lyapunov-qr", advice):
             identity, fields, flow = content
             if identity != _identity(start):
-                differing = [name for name, value in _identity(start).items() if identity[name] != value]
+                differing = ", ".join(name for name, value in _identity(start).items() if identity[name] != value)
                 raise SdkerasError(
-                    f"{self.checkpoint} is the checkpoint of another run (it differs in: {', '.join(differing)}); "
-                    "delete it to start again, or name another."
+                    f"{shown(self.checkpoint)} is the checkpoint of another run (it differs in: {differing}); {advice}"
                 )
             run = _Run(**fields)
-        except (TypeError, ValueError, KeyError) as error:
-            raise SdkerasError(
-                f"{self.checkpoint} is not a checkpoint of lyapunov-qr; delete it to start again, or name another."
-            ) from error
-        if run.stopped_at is None:
-            source.restore(flow)
+            _check(run, start)
+            if run.stopped_at is None:
+                source.restore(flow)
         return run
 
     def _is_done(self, run: _Run) -> bool:
@@ -188,6 +194,27 @@ class _Run:
 
     def _zeros(self, *shape: int) -> FloatArray:
         return np.zeros((*shape, self.frame.shape[1]))
+
+
+def _check(run: _Run, start: _Run) -> None:
+    """Refuses a run whose fields are not of the types and shapes that those of a run have.
+
+    Raises:
+        ValueError: A field is not.
+    """
+    for field in attrs.fields(_Run):
+        value, first = getattr(run, field.name), getattr(start, field.name)
+        if isinstance(first, np.ndarray):
+            shape = first.shape if field.name != "blocks" else (len(value), *first.shape[1:])
+            alike = isinstance(value, np.ndarray) and value.shape == shape and value.dtype == first.dtype
+            alike = alike and bool(np.all(np.isfinite(value)))
+        else:
+            alike = type(value) is type(first) or (field.name == "stopped_at" and type(value) is int)
+        if not alike:
+            raise ValueError(f"its {field.name} is none of a run")
+    counts = (run.step, run.pending, run.interval - 1, run.block_size - 1, run.partial_steps)
+    if min(counts) < 0 or not math.isfinite(run.growth) or len(run.blocks) >= 2 * _FEWEST_BLOCKS:
+        raise ValueError("its counts are none of a run")
 
 
 def _identity(run: _Run) -> dict[str, Any]:

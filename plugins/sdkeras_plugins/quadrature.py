@@ -39,9 +39,9 @@ class StochasticLanczosQuadrature:
         """
         probe = rademacher_probes(source.size, 1, seed=seed, dtype=source.dtype)[0]
         run = lanczos(source.matvec, probe, self.num_steps, reorthogonalize=self.reorthogonalize)
-        # After a breakdown the rule is exact for this probe: there is nothing to check.
-        coarser = None if run.invariant else coarser_steps(run.num_steps)
-        nested = None if coarser is None else self._rule(run, coarser, source.size, seed)
+        # Where the Krylov space ends sooner, the coarser rule is the run's own.
+        coarser = coarser_steps(min(self.num_steps, source.size))
+        nested = None if coarser is None else self._rule(run, min(coarser, run.num_steps), source.size, seed)
         return attrs.evolve(self._rule(run, run.num_steps, source.size, seed), nested=nested)
 
     def _rule(self, run: Tridiagonalization, num_steps: int, size: int, seed: int) -> Spectrum:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from sdkeras.errors import BudgetError
 from sdkeras.finite import finite
 from sdkeras.kinds import trace_estimator
 from sdkeras.linalg.orthogonal import thin_qr
@@ -24,6 +26,8 @@ _CHUNK = 16
 _CHUNK_BYTES = 5e8
 # One product each for the sketch and its image, and two probes for a standard error.
 _FEWEST_FOR_HUTCH_PLUS_PLUS = 4
+# Fewer give no standard error.
+_FEWEST_PROBES = 2
 
 
 @trace_estimator("randomized-trace")
@@ -53,10 +57,11 @@ class RandomizedTrace:
             raise ValueError(f"num_probes={self.num_probes} is too few for hutch++, which needs at least 4.")
 
     def estimate(self, source: SymmetricOperator, *, seed: int) -> TraceEstimate:
-        """The trace with the standard error of the mean over probes.
+        """The trace with the standard error of the mean over probes; over fewer where the budget ends them.
 
         Raises:
             NonFiniteError: A product holds NaN or infinity.
+            BudgetError: The budget has no room for two probes, or for the sketch.
         """
         if self.method == "hutchinson":
             return self._hutchinson(source, self.num_probes, seed)
@@ -87,7 +92,13 @@ class RandomizedTrace:
             probes = rademacher_probes(source.size, count, seed=seed, dtype=source.dtype, stream=stream).T
             if known is not None:
                 probes = probes - known @ (known.T @ probes)
-            samples += _column_dots(probes, _products(source, probes))
+            try:
+                samples += _column_dots(probes, _products(source, probes))
+            except BudgetError:
+                samples += _one_by_one(source, probes)
+                if len(samples) < _FEWEST_PROBES:
+                    raise
+                num_probes = len(samples)
             if len(samples) % _CHUNK and len(samples) < num_probes:
                 continue
             value = offset + float(np.mean(samples))
@@ -101,6 +112,15 @@ class RandomizedTrace:
             seed=seed,
             num_probes=len(samples),
         )
+
+
+def _one_by_one(source: SymmetricOperator, probes: NDArray[Any]) -> list[float]:
+    """z'Az of the leading probes for which the budget has room."""
+    samples: list[float] = []
+    with contextlib.suppress(BudgetError):
+        for probe in probes.T[:, :, None]:
+            samples += _column_dots(probe, _products(source, probe))
+    return samples
 
 
 def _chunks(matrix: NDArray[Any]) -> Iterator[NDArray[Any]]:

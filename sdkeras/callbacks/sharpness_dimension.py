@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,9 +14,12 @@ import attrs
 import keras
 import numpy as np
 
+from sdkeras.callbacks.loss_check import LossCheck
 from sdkeras.callbacks.randomness import same_randomness
-from sdkeras.callbacks.spacing import Spacing
+from sdkeras.callbacks.report_folder import ReportFolder
+from sdkeras.callbacks.spacing import Plan, Spacing
 from sdkeras.errors import SdkerasError
+from sdkeras.locks import Claim
 from sdkeras.monitor import (
     DEFAULT_SAMPLES,
     DEFAULT_TOLERANCE,
@@ -22,13 +27,15 @@ from sdkeras.monitor import (
     Monitor,
     check_measures,
     failed_measurement,
+    log_keys,
 )
 from sdkeras.operators import batches
 from sdkeras.operators.update import steps_taken
 from sdkeras.options import Options, check_options
 from sdkeras.reporting import run_log
-from sdkeras.reporting.run_log import Header, Measurement
+from sdkeras.reporting.run_log import Header, Measurement, RunLog
 from sdkeras.user_code import last_line
+from sdkeras.whole_files import shown
 
 _AGE = "sharpness_age"
 _LOG = logging.getLogger("sdkeras")
@@ -37,38 +44,61 @@ _LOG = logging.getLogger("sdkeras")
 class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no types
     """Measures during `fit` and writes the numbers into the logs of every epoch.
 
-    `sharpness`: largest eigenvalue of the data-set Hessian. `sharpness_ratio`: the optimizer's own sharpness over its
-    stability threshold, 1 is the edge (NaN where none is known). `rds_sharpness`, `sharpness_dimension`,
-    `sharpness_codimension`: lambda_1, SD and d - SD of the optimizer's step. `hessian_trace`. `sharpness_age`: epochs
-    since the measurement. History, the progress line and all callbacks after this one see them: CSVLogger,
-    TensorBoard, ModelCheckpoint, EarlyStopping(monitor="sharpness_ratio", mode="min") (the direction must be said).
+    `sharpness`: largest (algebraic) eigenvalue of the data-set Hessian H. `sharpness_ratio`, 1 is the edge:
+    `sharpness_preconditioned` over `sharpness_threshold`, the largest eigenvalue of the operator that the optimizer's
+    stability threshold is of (P^-1/2 H P^-1/2 for Adam, AdamW, Nadam and RMSprop; else H, and it is the sharpness) and
+    the threshold (NaN where none is known, or without a learning rate). `rds_sharpness`, `sharpness_dimension`,
+    `sharpness_codimension`: lambda_1, SD and d - SD of the optimizer's step. `hessian_trace`. `bound_scale`:
+    sqrt(SD/n), what the generalization bounds grow with; `generalization_bound`: the bound itself, where every input
+    of a theorem is known. `sharpness_age`: epochs since the measurement. History, the progress line and all callbacks
+    after this one see them: CSVLogger, TensorBoard, ModelCheckpoint, EarlyStopping(monitor="sharpness_ratio",
+    mode="min") (the direction must be said).
 
-    The first epoch is measured. A later one is skipped while the time of all measurements, compilation included, and
-    of the next would exceed `max_overhead` times that of training; it repeats the last numbers. A measurement that
-    needs more time than it may take stops adding runs: exponents and dimension have wider intervals and are marked as
-    not converged, and the next one waits until it may take twice that. One that fails gives NaN, a warning of the
-    logger 'sdkeras', and training goes on. Weights, optimizer, seeds and metrics are those of a training without the
-    callback; only a shuffled `tf.data.Dataset` must not be given to `fit` and here, since every reading of it moves
-    the order of the next one: make it twice.
+    The first epoch is measured. A later one is skipped while the time of all measurements and of the next would exceed
+    `max_overhead` times that of training; compilation does not count. An epoch without a measurement logs NaN, or with
+    `carry_forward` the last numbers again, which EarlyStopping and ModelCheckpoint need: NaN never improves. A
+    measurement that needs more time than it may take stops adding runs: exponents and dimension have wider intervals
+    and are marked as not converged, and the next one waits until it may take twice that. One that fails gives NaN, a
+    warning of the logger 'sdkeras', and training goes on. Weights, optimizer, seeds and metrics are those of a
+    training without the callback; only a shuffled `tf.data.Dataset` must not be given to `fit` and here, since every
+    reading of it moves the order of the next one: make it twice.
+
+    Keras shows a callback neither the data nor the class weights of `fit`: give both here as well. The callback
+    compares its own loss with the one that `fit` logs, and warns once where they cannot be the same function.
 
     Args:
         data: (x, y[, sample_weight]), a batched `tf.data.Dataset` or a `keras.utils.PyDataset`, as in
             `sdkeras.analyze`: the training data, or a fixed part of them.
         every: 'epoch', or a number of updates of the weights: then `on_train_batch_end` is used, without which Keras
             need not wait for the device between batches.
-        measures: Which of the keys; all but `sharpness_age`, which is always there, by default.
+        measures: Which of the keys, beside those of the bounds and `sharpness_age`; all by default.
         batch_size: That of training; default 32, or a dataset's own.
         max_overhead: See above; None measures every time.
         samples: Random subset for the data-set Hessian.
         tolerance: Half-width of SD's interval wanted, relative to the codimension.
-        seed: Of the subset, the minibatches and the probes, which are the same every time.
-        log_dir: Folder for `sharpness.jsonl`: each measurement with its evidence, appended (`sdkeras track`).
+        seed: Seed of the subset, the minibatches and the probes, which are the same every time.
+        log_dir: Folder for `sharpness.jsonl`: each measurement with its evidence and the bounds term by term, appended
+            (`sdkeras track`). Default: that of the report.
+        class_weight: The one that `fit` is given.
+        num_measurements: Make this many measurements in each `fit`, spread evenly from the first opportunity (`every`)
+            to the end of its epochs, whatever `max_overhead` says; fewer only where training ends early or has fewer
+            opportunities.
+        carry_forward: Repeat the last numbers in epochs without a measurement, in place of NaN.
+        bound_inputs: Inputs of the generalization bounds by name, see `sdkeras.dimension.bounds.INPUTS`.
+        estimate_bound_inputs: Estimate B and L, where they are not given, from single examples at each measurement
+            (lower bounds).
+        report: Folder for run.json and report.html of the last measurement, as `sdkeras analyze` writes them, and
+            track.html of all of them. They are written after each measurement, so that they are there however `fit`
+            ends: Keras tells no callback of an exception or Ctrl-C, and the folder then holds the last measurement
+            before it. When `fit` ends by itself, weights that have not been measured yet are. To have them of the
+            weights that EarlyStopping(restore_best_weights=True) brings back, put this callback after it.
 
     Attributes:
         measurements: The measurements so far, with their evidence.
 
     Raises:
-        SdkerasError: Arguments out of their range, arrays that do not fit together, a folder that cannot be made.
+        SdkerasError: Arguments out of their range, arrays that do not fit together, a folder that cannot be made. When
+            training begins: another process writes the log.
     """
 
     def __init__(
@@ -82,16 +112,37 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         tolerance: float = DEFAULT_TOLERANCE,
         seed: int = 0,
         log_dir: str | os.PathLike[str] | None = None,
+        class_weight: Mapping[int, float] | None = None,
+        num_measurements: int | None = None,
+        carry_forward: bool = False,
+        bound_inputs: Mapping[str, float] | None = None,
+        estimate_bound_inputs: bool = False,
+        report: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
         if every != "epoch" and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
             raise SdkerasError(f"every is {every!r}; it must be 'epoch' or a number of steps, at least 1.")
         if max_overhead is not None and not max_overhead > 0:
             raise SdkerasError(f"max_overhead is {max_overhead!r}; it must be positive, or None for no limit.")
-        check_options(Options(batch_size=batch_size, samples=samples, tolerance=tolerance, seed=seed))
+        count = num_measurements
+        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+            raise SdkerasError(f"num_measurements is {count!r}; it must be at least 1, or None for no such number.")
+        check_options(
+            Options(
+                batch_size=batch_size,
+                samples=samples,
+                tolerance=tolerance,
+                seed=seed,
+                class_weight=class_weight,
+                bound_inputs=bound_inputs or {},
+            )
+        )
         if not hasattr(data, "element_spec") and not isinstance(data, keras.utils.PyDataset):
-            batches.as_source(data, batch_size=batch_size, default_batch_size=None, limit=samples)
+            batches.as_source(
+                data, batch_size=batch_size, default_batch_size=None, limit=samples, class_weight=class_weight
+            )
         self.measures = check_measures(measures)
+        self.keys = log_keys(self.measures, bound_inputs, estimate_bound_inputs)
         self._make = functools.partial(
             Monitor,
             data=data,
@@ -100,13 +151,29 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
             samples=samples,
             tolerance=tolerance,
             seed=seed,
+            class_weight=class_weight,
+            bound_inputs=bound_inputs or {},
+            estimate_bound_inputs=estimate_bound_inputs,
         )
-        self.log_path = None if log_dir is None else run_log.place_in(log_dir)
+        self.report = None if report is None else ReportFolder(report)
+        folder = report if log_dir is None else log_dir
+        self.log_path = None if folder is None else run_log.place_in(folder)
+        self._claim: Claim | None = None
         self.spacing = Spacing(max_overhead)
+        self.plan = None if count is None else Plan(count)
+        self.carry_forward = carry_forward
         self.measurements: list[Measurement] = []
         self._monitor: Monitor | None = None
         self._watched: tuple[Any, ...] = ()
-        self._latest: dict[str, float] = {}
+        self._unknown = dict.fromkeys(self.keys, math.nan)
+        self._latest = self._unknown
+        self._check: LossCheck | None = None
+        self._log: RunLog | None = None  # as the file has it, where there is a report
+        self._measured_at = b""  # a digest of the weights, where there is a report to write of them
+        self._finished: tuple[int, dict[str, float]] = (-1, {})  # step and metrics at the last end of an epoch
+        self._first_epoch: int | None = None
+        self._batches: int | None = None  # of an epoch, once it is known
+        self._seen: int | None = None  # of the epoch under way
         self._age = 0
         self._fresh = False  # measured since the last end of an epoch
         self._epochs = 0
@@ -118,30 +185,94 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._steps = steps_taken(self.model.optimizer)
+        self._first_epoch, self._batches = None, (self.params or {}).get("steps")
+        own_step = type(self.model).train_step not in (keras.Model.train_step, keras.Sequential.train_step)
+        self._check = None if own_step else LossCheck()
+        if self.plan is not None:
+            self.plan.begin()
+        if self.log_path is not None:
+            self._claim = run_log.claim(self.log_path)
         self.spacing.resume()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        if self.report is not None:
+            self.save_report()
+        self._tell_of_another_loss(ended=True)
+        if self.plan is not None and self.plan.made < self.plan.count and not self.model.stop_training:
+            self._say_once(
+                "plan",
+                f"{self.plan.made} of num_measurements={self.plan.count} were made, since the training has no more "
+                f"opportunities: every is {self._interval or 'epoch'!r}; a smaller number of steps gives more.",
+            )
         self.spacing.pause()
+        if self._claim is not None:
+            self._claim.close()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._epochs = epoch
+        if self._first_epoch is None:
+            self._first_epoch = epoch
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._epochs = epoch + 1
-        if not self._is_of_this_model() or (self._interval is None and self._may_measure()):
-            self._measure(logs or {})
+        self._batches = self._batches or self._seen
+        metrics = _numbers(logs or {})
+        if self._due(self._progress(0.0), ends_epoch=True):
+            self._measure(metrics)
+        if self._check is not None:
+            self._check.epoch_ended(epoch + 1, metrics.get("loss"))
+            self._tell_of_another_loss()
+        self._finished = (steps_taken(self.model.optimizer), metrics)
         self._age = 0 if self._fresh else self._age + 1
-        self._fresh = False
         if logs is not None:
-            logs.update(self._latest)
+            logs.update(self._latest if self._fresh or self.carry_forward else self._unknown)
             logs[_AGE] = self._age
+        self._fresh = False
+
+    def save_report(self) -> None:
+        """Writes the report of the weights as they are now, measuring them unless the last measurement is of them.
+
+        `fit` does it when it ends by itself; call it after one that an exception or Ctrl-C has ended.
+
+        Raises:
+            SdkerasError: No folder was given, or the model is not trained by `fit` yet.
+        """
+        if self.report is None:
+            raise SdkerasError("there is no folder for a report; give one (report=DIR).")
+        if self.model is None:
+            raise SdkerasError("there is nothing to report yet; fit a model with this callback first.")
+        step = steps_taken(self.model.optimizer)
+        metrics = self._finished[1] if self._finished[0] == step else {}
+        about = f"measured when fit ended, at step {step:,}."
+        if self._measured_at and self._measured_at == _digest(self.model) and self._is_of_this_model():
+            self._write_report(about)
+        else:
+            self._measure(metrics, about=about)
 
     def _after_batch(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Counts by the optimizer: a call is not a step where steps_per_execution or accumulation say otherwise."""
         before, self._steps = self._steps, steps_taken(self.model.optimizer)
-        due = self._interval is not None and self._steps // self._interval > before // self._interval
-        if due and (not self._is_of_this_model() or self._may_measure()):
-            self._measure(logs or {})
+        self._seen = batch + 1
+        passed = self._interval is not None and self._steps // self._interval > before // self._interval
+        within = None if self._batches is None else (batch + 1) / self._batches
+        if passed and self._due(self._progress(within), ends_epoch=False):
+            self._measure(_numbers(logs or {}), within=True)
+
+    def _progress(self, within: float | None) -> float | None:
+        """The part of this `fit` that is done, with a part of the epoch under way; None where it is not known."""
+        epochs = (self.params or {}).get("epochs")
+        if within is None or epochs is None or self._first_epoch is None:
+            return None
+        return (self._epochs - self._first_epoch + within) / max(1, int(epochs) - self._first_epoch)
+
+    def _due(self, progress: float | None, *, ends_epoch: bool) -> bool:
+        """Whether to measure now."""
+        if self.plan is not None:
+            last = progress is not None and progress >= 1.0
+            return (not ends_epoch or self._interval is None or last) and self.plan.due(progress)
+        if ends_epoch and self._interval is not None:
+            return not self._is_of_this_model()
+        return not self._is_of_this_model() or self._may_measure()
 
     def _is_of_this_model(self) -> bool:
         """Whether there are numbers of this model as it is compiled now."""
@@ -154,55 +285,123 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
             found = self.spacing
             self._say_once(
                 "spacing",
-                f"measurements have taken {found.spent:.3g} s so far, compilation included, and the last one "
+                f"measurements have taken {found.spent:.3g} s so far, without compilation, and the last one "
                 f"{found.expected:.3g} s; to stay within {found.max_overhead:.3g} of the time of training, the next "
                 f"one waits for {wait:.3g} s more of it (max_overhead=None measures every time).",
             )
         return wait == 0
 
-    def _measure(self, logs: Mapping[str, Any]) -> None:
-        spent = self.spacing.spent
-        metrics = {name: float(value) for name, value in logs.items() if isinstance(value, (int, float, np.number))}
+    def _measure(self, metrics: Mapping[str, float], *, within: bool = False, about: str = "") -> None:
+        """Measures, logs and reports; `within` an epoch, or at its end, or when `fit` has ended, which `about` says."""
+        started = self.spacing.clock()
         if not self._is_of_this_model():
             self._monitor = None
-        # The first of a model is always made, and whole.
-        limit = None if self._monitor is None else self.spacing.allowed()
+        # The first of a model is always made, and whole; so are those that were asked for by number, and the last.
+        whole = self._monitor is None or self.plan is not None or about
+        limit = None if whole else self.spacing.allowed()
+        failed = True
+        if self.plan is not None and not about:
+            self.plan.made += 1
         try:
             with same_randomness():
                 if self._monitor is None:
-                    with self.spacing.spending(again=False):
+                    with self.spacing.compiling():
                         self._monitor = self._make(self.model)
                     self._write(self._monitor.header())
                 with self.spacing.spending():
                     found = self._monitor.measure(epoch=self._epochs, metrics=metrics, seconds=limit)
+                    if self._check is not None and not about:
+                        self._check.measured(self._epochs, *self._monitor.training_loss(), within=within)
+                failed = False
                 if self._monitor.out_of_time:  # rather one that converges, later
                     self.spacing.expected *= 2
         except Exception as error:  # whatever a layer, TensorFlow or a lack of memory raises: training goes on
             reason = last_line(error)
             self._say_once(reason, f"a measurement failed, its numbers are NaN: {reason}")
             found = failed_measurement(
-                self.measures, reason, step=steps_taken(self.model.optimizer), epoch=self._epochs, metrics=metrics
+                self.keys, reason, step=steps_taken(self.model.optimizer), epoch=self._epochs, metrics=metrics
             )
         self._watched = _identity(self.model)
-        found = attrs.evolve(found, seconds=self.spacing.spent - spent)
-        self.measurements.append(found)
-        self._latest = {key: reading.value for key, reading in found.values.items()}
-        self._fresh = True
-        if self._monitor is not None:
-            self._write(found)
+        found = attrs.evolve(found, seconds=self.spacing.clock() - started)
+        # Weights that another callback brought back stand nowhere in the training's log.
+        if not (about and self.measurements and self.measurements[-1].step == found.step):
+            self.measurements.append(found)
+            if self._monitor is not None:
+                self._write(found)
+        if not about:
+            self._latest = {key: reading.value for key, reading in found.values.items()}
+            self._fresh = True
+        if self.report is not None and not failed:
+            self._measured_at = _digest(self.model)
+            step = f"measured while the model trained, at step {found.step:,}, after {self._epochs:,} epochs"
+            self._write_report(about or f"{step}; whatever training did after that is not in it.")
+
+    def _write_report(self, about: str) -> None:
+        """The folder of the report as of the last measurement."""
+        monitor = self._monitor
+        if self.report is None or monitor is None:
+            return
+        try:
+            with same_randomness(), self.spacing.also():
+                answer = monitor.answer(about)
+                if self._log is None:
+                    self._log = self._log_so_far(monitor)
+                if answer is not None:
+                    self.report.write(answer, self._log)
+        except Exception as error:  # a full disk, or a library that draws: training goes on
+            self._say_once("report", f"the report in {self.report.folder} cannot be written: {last_line(error)}")
+
+    def _log_so_far(self, monitor: Monitor) -> RunLog:
+        """What the log holds, trainings before this one included; what was measured here where it cannot be read."""
+        try:
+            return run_log.read_run_log(str(self.log_path))
+        except SdkerasError:
+            return RunLog(monitor.header(), tuple(self.measurements))
+
+    def _tell_of_another_loss(self, *, ended: bool = False) -> None:
+        words = None if self._check is None else self._check.disagreement(ended=ended)
+        if words is not None:
+            self._say_once(
+                "loss",
+                f"{words}: fit minimises another loss than the one that is measured here, and every number is of the "
+                "latter. Keras hides class_weight and the data of fit from callbacks: give the same to this one "
+                "(class_weight=..., data=(x, y, sample_weight)).",
+            )
 
     def _write(self, record: Header | Measurement) -> None:
         if self.log_path is None:
             return
+        if self._claim is not None and self._claim.lost:
+            self._say_once("log", f"{shown(self.log_path)} belongs to a later training of this process now")
+            return
         try:
             run_log.append(self.log_path, record)
         except OSError as error:
-            self._say_once("log", f"{self.log_path} cannot be written: {error.strerror or error}")
+            self._say_once("log", f"{shown(self.log_path)} cannot be written: {error.strerror or error}")
+        except SdkerasError as error:
+            self._say_once("log", str(error))
+        if isinstance(record, Header):
+            self._log = None
+        elif self._log is not None:
+            self._log = attrs.evolve(self._log, measurements=(*self._log.measurements, record))
 
     def _say_once(self, what: str, message: str) -> None:
         if what not in self._said:
             self._said.add(what)
             _LOG.warning("sdkeras: %s", message)
+
+
+def _numbers(logs: Mapping[str, Any]) -> dict[str, float]:
+    """What of Keras' logs is a number."""
+    return {name: float(value) for name, value in logs.items() if isinstance(value, (int, float, np.number))}
+
+
+def _digest(model: Any) -> bytes:
+    """Of the weights, those of other callbacks' making included."""
+    state = hashlib.sha256()
+    for variable in model.weights:
+        state.update(np.ascontiguousarray(variable).tobytes())
+    return state.digest()
 
 
 def _identity(model: Any) -> tuple[Any, ...]:

@@ -16,7 +16,7 @@ class Spacing:
 
     Attributes:
         training: Seconds of training until the clock last changed hands.
-        spent: Seconds of measurements, compilation included.
+        spent: Seconds of measurements; compilation counts only where it failed.
         expected: Seconds that the next one will take: what the last one took, unless its user knows better.
     """
 
@@ -39,17 +39,37 @@ class Spacing:
         self._since = None
 
     @contextlib.contextmanager
-    def spending(self, *, again: bool = True) -> Iterator[None]:
-        """Scope of a measurement; `again` is False for what is done once, as compilation."""
+    def spending(self) -> Iterator[None]:
+        """Scope of a measurement."""
         self.pause()
         started = self.clock()
         try:
             yield
         finally:
-            took = self.clock() - started
-            self.spent += took
-            if again:
-                self.expected = took
+            self.expected = self.clock() - started
+            self.spent += self.expected
+            self.resume()
+
+    @contextlib.contextmanager
+    def also(self) -> Iterator[None]:
+        """Scope of what belongs to the measurement just made."""
+        took = self.expected
+        with self.spending():
+            yield
+        self.expected += took
+
+    @contextlib.contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Scope of what is done once; it is no overhead of the measurements unless it fails and is tried again."""
+        self.pause()
+        started = self.clock()
+        try:
+            yield
+        except BaseException:
+            self.expected = self.clock() - started
+            self.spent += self.expected
+            raise
+        finally:
             self.resume()
 
     def wait(self) -> float:
@@ -65,3 +85,40 @@ class Spacing:
             return None
         going = 0.0 if self._since is None else self.clock() - self._since
         return self.max_overhead * (self.training + going) - self.spent
+
+
+class Plan:
+    """A number of measurements, spread evenly over a training from its first opportunity to its end.
+
+    Args:
+        count: How many.
+
+    Attributes:
+        made: Measurements since the training began.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.begin()
+
+    def begin(self) -> None:
+        """A training begins."""
+        self.made = 0
+        self._first = 0.0
+
+    def due(self, progress: float | None) -> bool:
+        """Whether to measure at this opportunity.
+
+        Args:
+            progress: The part of the training that is done, up to 1; None where its length is not known yet.
+        """
+        if self.made >= self.count:
+            return False
+        if progress is None:
+            return self.made == 0 and self.count > 1
+        if self.count == 1:
+            return progress >= 1.0
+        if self.made == 0:
+            self._first = progress
+        # Rounding of a quotient must not put the end of an epoch before it.
+        return progress >= self._first + self.made * (1.0 - self._first) / (self.count - 1) - 1e-9

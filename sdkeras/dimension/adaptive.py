@@ -1,4 +1,4 @@
-"""The sharpness dimension from independent runs: how many, how long, and with what interval.
+"""The sharpness dimension from runs on fresh minibatches: how many, how long, and with what interval.
 
 The loop sees no model: it is given a callable run(i, num_steps) -> Spectrum, run i being the spectrum of a
 fresh minibatch's Hessian as seen by a fresh probe.
@@ -15,17 +15,19 @@ import attrs
 import numpy as np
 import scipy.stats
 
+from sdkeras.budget import PRODUCTS, TIME
 from sdkeras.dimension import cautions, pooling
 from sdkeras.dimension.exponents import Exponents, rds_sharpness
 from sdkeras.dimension.records import FrozenLyapunov, RdsSharpness, SharpnessDimension, Warning
 from sdkeras.dimension.sharpness import Crossing, crossing
+from sdkeras.errors import BudgetError
 from sdkeras.records import FloatArray, Progress, Spectrum
 
 Run = Callable[[int, int | None], Spectrum]
 Mapper = Callable[[Callable[[int], Spectrum], Iterable[int]], Iterable[Spectrum]]
 
 _CONFIDENCE = 0.95
-_FEWEST_RUNS_FOR_AN_INTERVAL = 3
+FEWEST_RUNS_FOR_AN_INTERVAL = 3
 _ABSOLUTE_TOLERANCE = 0.5
 _STEP_GROWTH = 1.5
 _RUN_GROWTH = 1.25
@@ -50,6 +52,7 @@ class AdaptiveSettings:
         deadline: time.monotonic() at which to stop, or None.
         max_steps: Steps of a run at most.
         group: Runs handed to the mapper at once; what an interruption can lose.
+        required: One run is made even if there is no room for it.
     """
 
     tolerance: float = 0.05
@@ -59,6 +62,7 @@ class AdaptiveSettings:
     deadline: float | None = None
     max_steps: int = 400
     group: int = 1
+    required: bool = True
 
 
 @attrs.frozen(eq=False)
@@ -143,8 +147,10 @@ def estimate_sharpness_dimension(
 
     Pooled SD = SD of the mixture of all runs' measures of exponents: one or two for each node, with the node's weight.
     With phi_r = sum_l w_rl (1 + z_rl/|t*|)_+ at the pooled t*, SD = mean of phi_r, and its interval is that of a mean
-    of independent values. A run's coarser rule gives the same with 0.7 m steps: if the two differ by more than
-    max(tolerance/4, SE/2), m grows by half and the runs start again. Where SD = d, the sum of all exponents takes the
+    of independent values. Minibatches of one epoch are not independent: they partition the data, so that means over
+    many of them vary less than means of independent draws, and the interval is conservative. A run's coarser rule gives
+    the same with 0.7 m steps: if the two, with raw weights, differ by more than max(tolerance/4, SE/2), m grows by half
+    and the runs start again. Where SD = d, the sum of all exponents takes the
     place of phi: a coarse rule misses the smallest exponents, and SD might fall below d with them. Where SD = 0, the
     largest exponent does: a coarse rule makes one value below 0 of neutral directions and their neighbours.
 
@@ -158,6 +164,7 @@ def estimate_sharpness_dimension(
 
     Raises:
         KeyboardInterrupt: Ctrl-C before the first run was complete.
+        BudgetError: The limits leave no room for one run, and none is required.
     """
     loop = _Loop(run, context, settings, num_steps, mapper, progress)
     return loop.outcome()
@@ -197,8 +204,7 @@ class _Loop:
         try:
             self._loop()
         except KeyboardInterrupt:
-            if len(self.runs) < _FEWEST_RUNS_FOR_AN_INTERVAL and self.shorter is not None:
-                self.steps, self.runs = self.shorter  # more runs of fewer steps say more than one or two
+            self._fall_back()
             if not self.runs:
                 raise
             self.interrupted = True
@@ -210,6 +216,8 @@ class _Loop:
         target = settings.fixed_runs or settings.min_runs
         while True:
             self._extend(target)
+            if self.ended is not None:
+                self._fall_back()
             summary = summarise(self.runs, self.context)
             self._note(summary)
             if self.ended is not None:
@@ -226,32 +234,49 @@ class _Loop:
                 return
             target = math.ceil(_RUN_GROWTH * len(self.runs))
 
+    def _fall_back(self) -> None:
+        """Takes the runs before the number of steps was raised, if there are too few after."""
+        if len(self.runs) < FEWEST_RUNS_FOR_AN_INTERVAL and self.shorter is not None:
+            self.steps, self.runs = self.shorter
+
     def wanted(self, summary: Summary) -> float:
         return max(self.settings.tolerance * summary.scale, _ABSOLUTE_TOLERANCE)
 
     def _extend(self, target: int) -> None:
         """Adds runs up to the target, or to the end of the budget."""
+        deadline = self.settings.deadline
         while len(self.runs) < target and self.ended is None:
+            late = deadline is not None and time.monotonic() > deadline
             group = min(self.settings.group, target - len(self.runs))
             if self.settings.max_hvps is not None and self.cost_per_step is None:
                 group = 1  # what a run costs is known after the first
             affordable = self._affordable()
             if affordable is not None and affordable < group:
                 group = affordable
-            if group <= 0:
-                self.ended = "the limit on products"
-                if not self.runs:  # one run at least: there is nothing to report otherwise
-                    group = 1
-                else:
+            if group <= 0 or late:
+                self.ended, self.out_of_time = (TIME, True) if late else (PRODUCTS, False)
+                if self.runs or self.shorter is not None:
                     return
-            first = len(self.runs)
+                if not self.settings.required:
+                    raise BudgetError(self.ended)
+                group = 1
+            self._add(group)
+            if self.runs:
+                self._report()
+
+    def _add(self, group: int) -> None:
+        """One group of runs, or those of it for which there is room."""
+        first = len(self.runs)
+        try:
             for result in self.mapper(self._one, range(first, first + group)):
                 self.runs.append(result)
                 self.spent += result.num_matvecs
-                self.cost_per_step = result.num_matvecs / (self.steps or 1)
-            self._report()
-            if self.settings.deadline is not None and time.monotonic() > self.settings.deadline:
-                self.ended, self.out_of_time = "the time limit", True
+                # A run whose Krylov space ended costs less than the next one may.
+                self.cost_per_step = max(self.cost_per_step or 0.0, result.num_matvecs / (self.steps or 1))
+        except BudgetError as error:
+            self.ended, self.out_of_time = error.reason, error.reason == TIME
+            if not self.runs and self.shorter is None:
+                raise
 
     def _one(self, index: int) -> Spectrum:
         return self.run(index, self.steps)
@@ -262,7 +287,7 @@ class _Loop:
         return (self.settings.max_hvps - self.spent) // max(self._cost(self.steps), 1)
 
     def _cost(self, steps: int | None) -> int:
-        """Products of a run of so many steps, by what the last run has cost."""
+        """Products of a run of so many steps, by what the dearest run has cost."""
         return math.ceil((self.cost_per_step or 1) * (steps or 1))
 
     def _report(self) -> None:
@@ -287,7 +312,7 @@ class _Loop:
 
     def _failed_nested_check(self, summary: Summary) -> tuple[float, float] | None:
         """(mean difference, allowed) if more steps would change the answer, else None."""
-        if summary.nested_difference is None:
+        if summary.nested_difference is None or all(map(pooling.has_ended, self.runs)):
             return None
         mean, _ = summary.nested_difference
         # SE/2 of the estimate itself: a quadrature error below it cannot be told from sampling error.
@@ -303,7 +328,7 @@ class _Loop:
         if longer <= self.steps:
             return False
         limit = self.settings.max_hvps
-        needed = _FEWEST_RUNS_FOR_AN_INTERVAL * self._cost(longer)
+        needed = FEWEST_RUNS_FOR_AN_INTERVAL * self._cost(longer)
         if limit is not None and self.spent + needed > limit:
             return False
         deadline, now = self.settings.deadline, time.monotonic()
@@ -337,16 +362,16 @@ def summarise(runs: list[Spectrum], context: Context) -> Summary:
     total_half = _half_width(totals)
     total_interval = (where.total - total_half, where.total + total_half)
     difference, scale = None, size - where.value
-    nested = [one.nested for one in atoms if one.nested is not None]
+    nested = pooling.coarser_rules(runs)
     half: float | None
     interval: tuple[float, float] | None
     if where.threshold_exponent is None:
         if where.value > 0:  # saturated: the lower end is where the sum would cross if it were smaller
             low = crossing(pooled_z, pooled_w, offset=-total_half).value if math.isfinite(total_half) else 0.0
             interval = (min(low, size), size)
-            if len(nested) == len(atoms):  # how far below d SD would be, were the sum to go on as it has changed
-                coarse_totals = [_total(exponents, *rule) for rule in nested]
-                change = abs(float(np.mean(totals - np.array(coarse_totals))))
+            if nested is not None:  # how far below d SD would be, were the sum to go on as it has changed
+                totals_of = [np.array([_total(exponents, rule) for rule in rules]) for rules in (runs, nested)]
+                change = abs(float(np.mean(totals_of[0] - totals_of[1])))
                 difference = (where.value - crossing(pooled_z, pooled_w, offset=-_MORE_CHANGES * change).value, 0.0)
         else:
             growth = _growth(z, masses)
@@ -354,8 +379,8 @@ def summarise(runs: list[Spectrum], context: Context) -> Summary:
         half = interval[1] - interval[0]
         if where.value <= 0:  # more runs do not help against rounding, so it does not count in the half-width
             neutral = _if_neutral(pooled_z, pooled_w, atoms, context)
-            if len(nested) == len(atoms):  # the largest exponents, were they to go on rising as they have
-                tops = [(np.max(own), np.max(exponents(rule[0]))) for own, rule in zip(z, nested, strict=True)]
+            if nested is not None:  # the largest exponents, were they to go on rising as they have
+                tops = [(np.max(own), np.max(exponents(rule.nodes))) for own, rule in zip(z, nested, strict=True)]
                 rise = float(np.mean([fine - coarse for fine, coarse in tops]))
                 risen = _if_within(_MORE_CHANGES * max(rise, 0.0), pooled_z, pooled_w, size)
                 difference = (min(0.0, neutral - risen), 0.0)
@@ -368,11 +393,14 @@ def summarise(runs: list[Spectrum], context: Context) -> Summary:
         interval = (max(0.0, where.value - half), min(size, where.value + half))
         if exponents.branches > 1:
             scale = _moved(atoms, exponents, tau)
-        if len(nested) == len(atoms):
-            coarse = [_phi(exponents.spread(weights), exponents(nodes), tau) for nodes, weights in nested]
-            changes = phi - np.array(coarse)
+        if nested is not None:
+            fine, coarse = (
+                np.array([_phi(exponents.spread(rule.weights), exponents(rule.nodes), tau) for rule in rules])
+                for rules in (runs, nested)
+            )
+            changes = fine - coarse
             difference = (float(changes.mean()), _half_width(changes))
-    if len(runs) < _FEWEST_RUNS_FOR_AN_INTERVAL:
+    if len(runs) < FEWEST_RUNS_FOR_AN_INTERVAL:
         half = interval = None
     return Summary(atoms, z, masses, where, scale, half, interval, total_interval, difference, excess)
 
@@ -398,9 +426,9 @@ def _phi(weights: FloatArray, z: FloatArray, tau: float) -> float:
     return float(weights @ np.maximum(0.0, 1.0 + tau * z))
 
 
-def _total(exponents: Exponents, nodes: FloatArray, weights: FloatArray) -> float:
-    """Sum of all exponents."""
-    return float(exponents.spread(weights) @ exponents(nodes))
+def _total(exponents: Exponents, rule: Spectrum) -> float:
+    """Sum of all exponents, with raw weights."""
+    return float(exponents.spread(rule.weights) @ exponents(rule.nodes))
 
 
 def _moved(atoms: list[pooling.Atoms], exponents: Exponents, tau: float) -> float:
@@ -497,7 +525,7 @@ def _outcome(loop: _Loop, summary: Summary) -> Outcome:
         total_interval=summary.total_interval,
         mean_exponent=where.total / size,
         nested=loop.nested_failed,
-        nested_checked=exact or summary.nested_difference is not None,
+        nested_checked=summary.nested_difference is not None or all(map(pooling.has_ended, loop.runs)),
         guard=summary.excess,
         correctable=exact or all(run.residuals is not None for run in loop.runs),
         ended=loop.ended,

@@ -10,7 +10,7 @@ Reference: Tuci, Korkmaz, Simsekli, Birdal (2026), arXiv 2604.19740, Theorems 4.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import attrs
 
@@ -28,8 +28,32 @@ INPUTS = {
     "stability": ("beta_n", "algorithmic stability of the training, beta_n^(-2/3) a divisor of n"),
     "constant": ("C", "constant of the theorem"),
 }
+# Which inputs each theorem takes.
+THEOREMS = {
+    "Theorem 4.5": tuple(name for name in INPUTS if name != "stability"),
+    "Theorem B.5": ("loss_bound", "lipschitz", "delta", "stability"),
+}
 _FRACTIONS = ("delta", "zeta")
 _POSITIVE = ("loss_bound", "lipschitz", "stability")
+
+
+@attrs.frozen
+class Training:
+    """What is known of the map that training iterates, each in words; "" where nothing speaks against it.
+
+    Attributes:
+        other_map: Why the map whose SD was measured is not training's own step.
+        time_dependence: What makes the step depend on time: a schedule, a bias correction.
+        stationary: Over what training's steps are stationary.
+        absorbing: What is known of an absorbing set.
+        kinks: Parts of the optimizer's update that are not twice differentiable, by name.
+    """
+
+    other_map: str = ""
+    time_dependence: str = ""
+    stationary: str = "nothing is known of the optimizer"
+    absorbing: str = "nothing here shows one"
+    kinks: tuple[str, ...] = ()
 
 
 @attrs.frozen
@@ -47,6 +71,7 @@ class Facts:
         dimension_name: Which dimension it is: 'SD', 'sup SD' or 'D_s'.
         dimension_reason: Why that one, in words.
         local: What the dimension was taken over, in words: all that is known of the attractor.
+        training: What is known of the map that training iterates.
     """
 
     dimension: float
@@ -58,7 +83,8 @@ class Facts:
     smallest_exponent: float | None = None
     dimension_name: str = "SD"
     dimension_reason: str = "the local SD at this checkpoint"
-    local: str = "this is the local SD at one checkpoint, not the supremum"
+    local: str = "this is the local SD at one checkpoint, not the supremum, and bounds no dimension by itself"
+    training: Training = Training()
 
 
 def facts_along(facts: Facts, along: LyapunovDimension) -> Facts:
@@ -85,6 +111,7 @@ def facts_along(facts: Facts, along: LyapunovDimension) -> Facts:
             f"{measured}, {facts.dimension:,.1f} of {facts.state_size:,}, has no order with it"
         ),
         local=f"D_s is of one trajectory of {along.num_steps:,} steps",
+        training=attrs.evolve(facts.training, other_map=""),  # D_s is of real steps
     )
 
 
@@ -158,7 +185,9 @@ def bounds(facts: Facts, inputs: Mapping[str, float], estimated: frozenset[str] 
     information, zeta, constant = given["mutual_information"], given["zeta"], given["constant"]
     luck = None if information is None or zeta is None else information + math.log(1 / zeta)
     cube_root = None if given["stability"] is None else given["stability"] ** (1 / 3)
-    name = facts.dimension_name
+    name, reason = facts.dimension_name, facts.dimension_reason
+    if facts.training.other_map:
+        reason += f"; it is not of training's own random dynamical system: {facts.training.other_map}"
     attractor = (
         BoundTerm("2 L delta", _product(2, lipschitz, delta)),
         BoundTerm(f"2 B sqrt(4 {name} ln(1/delta)/n)", _product(2, loss_bound, spread, 1 / root)),
@@ -172,13 +201,17 @@ def bounds(facts: Facts, inputs: Mapping[str, float], estimated: frozenset[str] 
         BoundTerm(f"2 beta_n^(1/3) B sqrt(4 {name} ln(1/delta))", _product(2, cube_root, loss_bound, spread)),
     )
     made = []
-    for theorem, terms, used, assumptions in (
-        ("Theorem 4.5", attractor, [name for name in INPUTS if name != "stability"], _assumptions(facts, delta)),
+    for theorem, terms, assumptions in (
+        ("Theorem 4.5", attractor, _assumptions(facts, delta)),
         (
             "Theorem B.5",
             stable,
-            ["loss_bound", "lipschitz", "delta", "stability"],
-            (*_assumptions(facts, delta), _divisor(n, given["stability"]), _expectation()),
+            (
+                *_assumptions(facts, delta),
+                _stability(given["stability"]),
+                _divisor(n, given["stability"]),
+                _expectation(),
+            ),
         ),
     ):
         known = [term.value for term in terms if term.value is not None]
@@ -186,14 +219,16 @@ def bounds(facts: Facts, inputs: Mapping[str, float], estimated: frozenset[str] 
         made.append(
             Bound(
                 theorem=theorem,
-                inputs=tuple(BoundInput(name, *INPUTS[name], given[name], name in estimated) for name in used),
+                inputs=tuple(
+                    BoundInput(name, *INPUTS[name], given[name], name in estimated) for name in THEOREMS[theorem]
+                ),
                 terms=terms,
                 partial_sum=math.fsum(known),
                 total=total,
-                verdict=_verdict(math.fsum(known), total, loss_bound, "loss_bound" in estimated),
+                verdict=_verdict(math.fsum(known), total, loss_bound, "loss_bound" in estimated, assumptions),
                 assumptions=assumptions,
                 dimension_name=name,
-                dimension_reason=facts.dimension_reason,
+                dimension_reason=reason,
             )
         )
     return tuple(made)
@@ -204,19 +239,25 @@ def _product(*factors: float | None) -> float | None:
     return math.prod(known) if len(known) == len(factors) else None
 
 
-def _verdict(partial: float, total: float | None, loss_bound: float | None, guessed: bool) -> str:
+def _verdict(
+    partial: float, total: float | None, loss_bound: float | None, guessed: bool, assumptions: Iterable[Assumption]
+) -> str:
     """A gap of losses in [0, B] is at most B: a bound above it says nothing."""
     if loss_bound is not None and partial >= loss_bound:
         return "vacuous" + (" (at the estimated B)" if guessed else "")
     if loss_bound is None or total is None:
         return "undetermined"
+    failing = [each.name for each in assumptions if each.status == "fails"]
+    if failing:
+        return f"undetermined: the terms stay below B, and an assumption fails ({failing[0]})"
     return "below B if every assumption holds" + (" and the estimates are right" if guessed else "")
 
 
 def _assumptions(facts: Facts, delta: float | None) -> tuple[Assumption, ...]:
-    inside = 0 < facts.dimension < facts.state_size
-    if facts.kinks:
-        smooth = Assumption("twice continuously differentiable map", "fails", f"kinks of {', '.join(facts.kinks[:6])}")
+    training, inside = facts.training, 1 <= facts.dimension < facts.state_size
+    kinks = (*facts.kinks, *training.kinks)
+    if kinks:
+        smooth = Assumption("twice continuously differentiable map", "fails", f"kinks of {', '.join(kinks[:6])}")
     elif facts.clipped:
         smooth = Assumption("twice continuously differentiable map", "fails", "gradient clipping has kinks")
     else:
@@ -227,6 +268,27 @@ def _assumptions(facts: Facts, delta: float | None) -> tuple[Assumption, ...]:
     # ln 1e-12 stands for ln 0 in the exponents.
     singular = lowest is not None and lowest < math.log(1e-11)
     return (
+        Assumption(
+            "unique compact random pullback attractor",
+            "unknown",
+            f"it exists where there is an absorbing set (Prop. 4.1): {training.absorbing}",
+        ),
+        Assumption(
+            "integrability on the attractor (4.4.2)",
+            "unknown",
+            "a mean over the whole attractor"
+            + ("" if lowest is None else "; the exponents that were measured are finite" if not singular else ""),
+        ),
+        Assumption(
+            "time-homogeneous random dynamical system",
+            "fails" if training.time_dependence else "not contradicted",
+            training.time_dependence or training.stationary,
+        ),
+        Assumption(
+            "the dimension is of training's own step",
+            "fails" if training.other_map else "not contradicted",
+            training.other_map and f"{training.other_map}; neither D_s <= SD nor the theorem is about this number",
+        ),
         Assumption(
             "1 <= j* < d",
             "holds" if inside else "fails",
@@ -240,18 +302,22 @@ def _assumptions(facts: Facts, delta: float | None) -> tuple[Assumption, ...]:
         Assumption(
             "non-singular Jacobian",
             "fails" if singular else "unknown" if lowest is None else "not contradicted",
-            "" if lowest is None else f"smallest exponent {lowest:.3g}",
+            "no exponent was measured" if lowest is None else f"smallest exponent {lowest:.3g}",
         ),
-        Assumption("bounded distortion (eq. 13)", "unknown", "one checkpoint cannot show it"),
+        Assumption("bounded distortion (eq. 13)", "unknown", "neither a checkpoint nor one trajectory can show it"),
         Assumption(
             "loss in [0, B]",
             "fails" if facts.unbounded_loss else "unknown",
-            f"{facts.unbounded_loss} has no upper bound" if facts.unbounded_loss else "",
+            f"{facts.unbounded_loss} has no upper bound"
+            if facts.unbounded_loss
+            else "the loss's range is not known here",
         ),
         Assumption(
             "loss Lipschitz in the weights",
             "fails" if facts.unbounded_loss else "unknown",
-            f"not globally for {facts.unbounded_loss}" if facts.unbounded_loss else "",
+            f"not globally for {facts.unbounded_loss}"
+            if facts.unbounded_loss
+            else "gradients at these weights say nothing of others",
         ),
         Assumption("SD over the whole attractor", "unknown", facts.local),
     )
@@ -270,3 +336,8 @@ def _divisor(n: int, beta: float | None) -> Assumption:
 
 def _expectation() -> Assumption:
     return Assumption("expectation over data sets", "unknown", "one data set was seen; the terms are its sample")
+
+
+def _stability(beta: float | None) -> Assumption:
+    remark = "beta_n is not given" if beta is None else "beta_n is an input; nothing here measures it"
+    return Assumption("beta_n-stable training", "unknown", remark)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from sdkeras.dimension.exponents import FULL, Exponents
@@ -82,7 +83,7 @@ def cautions(
             f"{expansion_stderr:.2g}): the dimension may be 0 or the number of neutral directions "
             f"({neutral:.6g}).",
         )
-    if total_interval[0] <= 0 <= total_interval[1] and estimate.value > 0:
+    if -math.inf < total_interval[0] <= 0 <= total_interval[1] and estimate.value > 0:
         note(
             "saturated",
             f"the sum of all exponents may be 0 (interval {total_interval[0]:.3g} to {total_interval[1]:.3g}): "
@@ -136,11 +137,16 @@ def cautions(
         )
     if ended is not None and (half is None or half > target):
         width = "no interval yet" if half is None else f"half-width {half:.3g}"
-        note("budget-ended", f"{ended} ended the runs at {width}; {target:.3g} was asked for.")
+        runs = f"{estimate.num_runs:,} run" + ("" if estimate.num_runs == 1 else "s")
+        note("budget-ended", f"{ended} stopped {estimate.estimator} after {runs}: {width} (target {target:.3g}).")
     scope = "the gap to the definition's value and a second-order bias (E[SD] <= SD, O(1/runs))"
     if estimate.num_steps is not None:
         scope = f"the gap to the definition, the quadrature error at {estimate.num_steps} steps, and a small bias"
-    note("interval-scope", f"The interval covers sampling of minibatches and probes; it excludes {scope}.")
+    note(
+        "interval-scope",
+        "The interval covers sampling of minibatches and probes and takes runs as independent; minibatches of one epoch "
+        f"partition the data, which makes it conservative. It excludes {scope}.",
+    )
     return tuple(notes)
 
 

@@ -13,7 +13,9 @@ from sdkeras.records import SMALLEST_FACTOR, FloatArray
 _NUM_LEADING = 32
 _NUM_LEVELS = 512
 
-PRECONDITIONED = ("adam", "rmsprop")
+PRECONDITIONED = ("adam", "nadam", "rmsprop")
+_WITH_BETA_1 = ("adam", "nadam")
+_WITH_NESTEROV = ("nesterov", "nadam")
 _WITHOUT_MOMENTUM = ("sgd", "hessian")
 MAPS = (*_WITHOUT_MOMENTUM, "heavy-ball", "nesterov", *PRECONDITIONED)
 
@@ -34,10 +36,11 @@ class ExponentMap:
         heavy-ball                 [[s - a, beta], [-a, beta]]
         nesterov                   [[s - a (1 + beta), beta^2], [-a, beta]]
         adam                       heavy ball with a = eta (1 - beta) alpha
+        nadam                      nesterov with a = eta (1 - beta) alpha
         rmsprop                    sgd, or heavy ball where there is momentum
         hessian                    1 - a, whatever the optimizer (the paper's map)
 
-    alpha belongs to the Hessian H, for adam and rmsprop to P^-1/2 H P^-1/2 with the preconditioner P frozen.
+    alpha belongs to the Hessian H, for adam, nadam and rmsprop to P^-1/2 H P^-1/2 with the preconditioner P frozen.
     Singular values of a block depend on how v is scaled, so they are taken in balanced coordinates
     u = w + b^2/(1 - beta) * v and p = b/(1 - beta) * v with b = sqrt(beta) for heavy ball, beta for Nesterov: a step
     without curvature and decay is then exactly diag(1, beta).
@@ -46,7 +49,7 @@ class ExponentMap:
         name: One of MAPS.
         learning_rate: eta > 0.
         weight_decay: Decoupled decay in the map.
-        momentum: beta, 0 <= beta < 1; Adam's beta_1. With 0 the velocity is no part of the state.
+        momentum: beta, 0 <= beta < 1; beta_1 of Adam and Nadam. With 0 the velocity is no part of the state.
     """
 
     name: str = attrs.field(validator=attrs.validators.in_(MAPS))
@@ -77,7 +80,7 @@ class ExponentMap:
     @property
     def rate(self) -> float:
         """-dz/dalpha of the neutral exponent at alpha = 0 without decay: the step along a flat direction."""
-        return self.learning_rate / (1.0 if self.name == "adam" else 1.0 - self.momentum)
+        return self.learning_rate / (1.0 if self.name in _WITH_BETA_1 else 1.0 - self.momentum)
 
     def departure(self, alpha: FloatArray) -> FloatArray:
         """How far the neutral exponent of each eigenvalue is from 0, to first order, shape [k]."""
@@ -114,7 +117,7 @@ class ExponentMap:
 
         A = a/(1 - beta), D = eta * weight_decay, q = beta for heavy ball and beta^2 for Nesterov.
         """
-        q = self.momentum**2 if self.name == "nesterov" else self.momentum
+        q = self.momentum**2 if self.name in _WITH_NESTEROV else self.momentum
         return self.rate * alpha, self.learning_rate * self.weight_decay, self.momentum, q
 
 

@@ -27,11 +27,10 @@ _NUM_PLACES = 64
 
 @attrs.frozen(eq=False)
 class Atoms:
-    """One run's measure: nodes with masses that sum to n, and the same for its coarser rule."""
+    """One run's measure: nodes with masses that sum to n."""
 
     nodes: FloatArray
     weights: FloatArray
-    nested: tuple[FloatArray, FloatArray] | None
 
 
 def _accepted(spectrum: Spectrum, exponents: Exponents) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
@@ -97,12 +96,27 @@ def _excess(masses: FloatArray, least_mean: float) -> float | None:
 
 def as_atoms(run: Spectrum, exponents: Exponents, correct: bool) -> Atoms:
     """One run's atoms, its exact masses corrected if asked."""
+    return Atoms(run.nodes, _corrected(run, exponents) if correct else run.weights)
 
-    def weights(spectrum: Spectrum) -> FloatArray:
-        return _corrected(spectrum, exponents) if correct else spectrum.weights
 
-    nested = None if run.nested is None else (run.nested.nodes, weights(run.nested))
-    return Atoms(run.nodes, weights(run), nested)
+def has_ended(run: Spectrum) -> bool:
+    """Whether more steps would give the same rule: all eigenvalues, or a Krylov space that is invariant."""
+    return run.exact or (run.residuals is not None and not np.any(run.residuals))
+
+
+def coarser_rules(runs: Sequence[Spectrum]) -> list[Spectrum] | None:
+    """The coarser rule of each run, to compare with its own: both with raw weights.
+
+    The exact-mass correction would set the nodes that one of them accepts and the other does not to mass 1 in one
+    alone: over a run this moves SD by some dimensions, hundreds of times the error of the quadrature.
+
+    Returns:
+        One rule for each run, its own where it has no coarser one since its Krylov space ended; None where no run
+        has one.
+    """
+    if all(run.nested is None for run in runs):
+        return None
+    return [run if run.nested is None else run.nested for run in runs]
 
 
 @attrs.frozen(eq=False)

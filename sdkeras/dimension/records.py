@@ -44,7 +44,7 @@ class SharpnessDimension:
     Attributes:
         value: Pooled SD, in dimensions, between 0 and state_size.
         interval: 95 % confidence interval of the pooled SD at the number of steps used.
-        codimension: state_size - value: the directions that contract on average.
+        codimension: state_size - value; neutral directions and dead parameters do not change it.
         codimension_interval: Its interval.
         definition_value: SD of the averaged order statistics (Def. 4.1), exact spectra only.
         definition_interval: An interval for the definition's value.
@@ -185,8 +185,13 @@ class EdgeOfStability:
         threshold: Upper stability threshold for that eigenvalue, or None where none is known.
         ratio: sharpness / threshold.
         batch_sharpness: Mean over minibatches of g'Hg/|g|^2 (Andreyev and Beneventano 2024), or None.
-        batch_sharpness_stderr: Its standard error over minibatches.
+        batch_sharpness_stderr: Its standard error over minibatches, as if they were independent; those of one epoch
+            partition the data, which makes it rather too large.
         verdict: One sentence.
+        batch_sharpness_ratio_of_means: Mean of g'Hg over mean of |g|^2, which gives large gradients more weight.
+        batch_sharpness_ratio_of_means_stderr: Its standard error, by the delta method.
+        batch_sharpness_minibatches: Minibatches that both are from, None in files of version 0.1.
+        batch_sharpness_skipped: Share of the minibatches whose gradient is 0, which have no ratio.
     """
 
     operator: str
@@ -196,6 +201,10 @@ class EdgeOfStability:
     batch_sharpness: float | None
     batch_sharpness_stderr: float | None
     verdict: str
+    batch_sharpness_ratio_of_means: float | None = None
+    batch_sharpness_ratio_of_means_stderr: float | None = None
+    batch_sharpness_minibatches: int | None = None
+    batch_sharpness_skipped: float | None = None
 
 
 @attrs.frozen
@@ -263,8 +272,8 @@ class Bound:
         terms: All of them, each >= 0.
         partial_sum: Sum of the known terms, a lower end of the total.
         total: Sum of all terms; None where one is missing.
-        verdict: 'vacuous' (even the known terms reach B, the loss's range), 'undetermined' (terms are missing), or
-            that the bound is below B if every assumption holds.
+        verdict: 'vacuous' (even the known terms reach B, the loss's range), 'undetermined' (terms are missing, or an
+            assumption fails), or that the bound is below B if every assumption holds.
         assumptions: Each with what is known of it.
         dimension_name: The dimension in its terms: 'SD' (local, at the checkpoint), 'sup SD' (over snapshots) or 'D_s'
             (along training).

@@ -9,6 +9,8 @@ import attrs
 # "At the edge": what full-batch training hovers in, once progressive sharpening has brought it there
 # (Cohen et al. 2021, Figure 1).
 EDGE = (0.9, 1.1)
+# Relative standard error that the batch sharpness aims at.
+BATCH_SHARPNESS_ERROR = 0.02
 
 
 @attrs.frozen
@@ -36,16 +38,16 @@ def thresholds(
     nesterov: bool = False,
     weight_decay: float = 0.0,
 ) -> Thresholds | None:
-    """Thresholds of a Keras optimizer; P of Adam, AdamW and RMSprop counts as frozen.
+    """Thresholds of a Keras optimizer; P of Adam, AdamW, Nadam and RMSprop counts as frozen.
 
     s = 1 - eta * wd. SGD (1 + s)/eta; heavy ball (1 + s)(1 + beta)/eta; Nesterov
-    (1 + s)(1 + beta)/((1 + 2 beta) eta); Adam and AdamW heavy ball with a = eta (1 - beta1) alpha; RMSprop like
-    SGD or heavy ball.
+    (1 + s)(1 + beta)/((1 + 2 beta) eta); Adam and AdamW heavy ball with a = eta (1 - beta1) alpha; Nadam Nesterov
+    with the same a, once its momentum schedule has settled; RMSprop like SGD or heavy ball.
 
     Args:
         optimizer: Keras class name.
         learning_rate: eta.
-        momentum: beta of SGD and RMSprop, beta_1 of Adam.
+        momentum: beta of SGD and RMSprop, beta_1 of Adam and Nadam.
         nesterov: SGD's Nesterov momentum.
         weight_decay: Decoupled decay wd.
 
@@ -53,7 +55,8 @@ def thresholds(
         The thresholds, or None where no such threshold is known.
 
     Reference: Cohen et al. (2021), arXiv 2103.00065, for SGD and momentum; Cohen et al. (2022),
-    arXiv 2207.14484, for Adam; with decay from the Jury conditions of the 2x2 blocks.
+    arXiv 2207.14484, for Adam; Regis and Chewi (2026), arXiv 2605.06821, for Nadam; with decay from the Jury
+    conditions of the 2x2 blocks.
     """
     eta, beta, twice = learning_rate, momentum or 0.0, 2.0 - learning_rate * weight_decay
     if optimizer == "SGD":
@@ -68,6 +71,10 @@ def thresholds(
     if optimizer in ("Adam", "AdamW"):
         formula = _formula("2(1+beta1)", "((1-beta1)*eta)", weight_decay)
         return Thresholds(-weight_decay, twice * (1 + beta) / ((1 - beta) * eta), formula, preconditioned=True)
+    if optimizer == "Nadam":
+        formula = _formula("2(1+beta1)", "((1-beta1)(1+2beta1)*eta)", weight_decay)
+        upper = twice * (1 + beta) / ((1 - beta) * (1 + 2 * beta) * eta)
+        return Thresholds(-weight_decay, upper, formula, preconditioned=True)
     if optimizer == "RMSprop":
         formula = _formula("2(1+mu)" if beta else "2", "eta", weight_decay)
         upper = twice * (1 + beta) / eta
@@ -87,6 +94,7 @@ def verdict(
     *,
     optimizer: str,
     learning_rate: float,
+    rate_source: str = "",
     reason: str = "",
 ) -> str:
     """Where the training stands, in one sentence.
@@ -96,9 +104,10 @@ def verdict(
         limits: The optimizer's thresholds, or None.
         optimizer: Its name.
         learning_rate: eta.
+        rate_source: Where it came from, in words; "" where it need not be said.
         reason: Why there is no ratio, where there is none.
     """
-    rate = f"{optimizer} at learning rate {learning_rate:.4g}"
+    rate = f"{optimizer} at learning rate {learning_rate:.4g}" + (f" ({rate_source})" if rate_source else "")
     why = f" ({reason})" if reason else ""
     if limits is None:
         return f"No verdict: no stability threshold is known for {optimizer}{why}."

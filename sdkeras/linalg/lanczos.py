@@ -9,7 +9,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from sdkeras.errors import NonFiniteError
+from sdkeras.errors import BudgetError, NonFiniteError
 from sdkeras.linalg.orthogonal import orthogonalize
 from sdkeras.long_vectors import dot, norm
 from sdkeras.records import FloatArray
@@ -56,6 +56,7 @@ def lanczos(
     reorthogonalize: bool = True,
     until: Callable[[FloatArray, FloatArray], bool] | None = None,
     restart: Callable[[int], NDArray[Any]] | None = None,
+    fewest: int | None = None,
 ) -> Tridiagonalization:
     """Tridiagonalises a symmetric operator on the Krylov space of a start vector.
 
@@ -73,12 +74,14 @@ def lanczos(
         restart: Makes a new vector [n] from the number of steps done: after a breakdown that `until` does not
             accept, the process goes on with its part orthogonal to the basis, and T gets a zero off-diagonal
             entry there. None ends the run at a breakdown. Needs reorthogonalisation.
+        fewest: From this many steps on, a product that raises BudgetError ends the run; None passes the error on.
 
     Returns:
         The tridiagonalisation; fewer steps than asked for after a breakdown.
 
     Raises:
         NonFiniteError: A product holds NaN or infinity.
+        BudgetError: From a product, see `fewest`.
         ValueError: The start vector is zero or not finite, or a product has another shape.
 
     Reference: Golub and Van Loan, Matrix Computations (4th ed.), section 10.1; Paige (1972) for the local
@@ -97,7 +100,12 @@ def lanczos(
     scale = 0.0
     for step in range(num_steps):
         current = basis[step % len(basis)]
-        product = np.asarray(matvec(current))
+        try:
+            product = np.asarray(matvec(current))
+        except BudgetError:
+            if fewest is None or step < fewest:
+                raise
+            return _cut(alpha, beta, basis, step, keep=reorthogonalize, invariant=False)
         if product.shape != (size,):
             raise ValueError(f"the operator's product has shape {product.shape}, expected ({size},).")
         np.copyto(residual, product, casting="same_kind")

@@ -150,7 +150,7 @@ class Engine:
         self._vector = tf.TensorSpec([self.size], function.dtype)
         self._specs = [
             tf.TensorSpec([function.num_seeds, 2], tf.int64),
-            tf.TensorSpec([2], function.dtype),
+            tf.TensorSpec([None], function.dtype),  # of the data, of model.losses, and relative ones of each loss
             *specs,
             *(tf.TensorSpec(value.shape, value.dtype) for value in function.held),
         ]
@@ -250,7 +250,7 @@ class Engine:
         return tf.concat([tf.reshape(part, [-1]) for part in parts], axis=0)
 
     def _loss(self, parts: list[Any], seeds: Any, weights: Any, flat: Any) -> Any:
-        total, extra, _ = self.function(parts, seeds, list(flat))
+        total, extra, _ = self.function(parts, seeds, list(flat), weights[2:])
         return weights[0] * total + (weights[1] - weights[0]) * extra
 
     def _raw_gradients(self, parts: list[Any], seeds: Any, weights: Any, flat: Any) -> list[Any]:
@@ -271,8 +271,7 @@ class Engine:
         ]
 
     def _evaluate_graph(self, point: Any, seeds: Any, weights: Any, *flat: Any) -> Any:
-        del weights
-        return self.function(self._split(point), seeds, list(flat))
+        return self.function(self._split(point), seeds, list(flat), weights[2:])
 
     def _gradient_graph(self, point: Any, seeds: Any, weights: Any, *flat: Any) -> Any:
         return self._join(self._gradients(self._split(point), seeds, weights, flat))
@@ -328,11 +327,12 @@ class Engine:
     # Calls
 
     def _arguments(self, batch: Any) -> tuple[Any, ...]:
-        weights = np.array([batch.data_weight, batch.extra_weight], self.dtype)
+        relative = batch.loss_weights or (1.0,) * len(self.function.reductions)
+        weights = np.array([batch.data_weight, batch.extra_weight, *relative], self.dtype)
         return (tf.constant(batch.seeds), tf.constant(weights), *batch.tensors, *self.held)
 
     def evaluate(self, point: Any, batch: Any) -> Any:
-        """Loss, its part from model.losses, and the outputs' denominators on a batch, without weights."""
+        """Loss, with the batch's relative weights only, its part from model.losses, and the losses' denominators."""
         return self._evaluate(point, *self._arguments(batch))
 
     def gradient(self, point: Any, batch: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from sdkeras.budget import Budget
 from sdkeras.finite import finite
 from sdkeras.operators import subspace, verification
 from sdkeras.operators.base import Array, Reduction, SymmetricOperator
@@ -61,6 +62,7 @@ class HessianOperator(SymmetricOperator):
         self._batches: Sequence[Batch] = loss.batches
         self._workers = min(workers, len(loss.batches))
         self._threads: ThreadPoolExecutor | None = None
+        self._budget: Budget | None = None
         self.verification: Verification = verification.verified(loss, self._engine, allow_unverified, memory)
 
     def _pool(self) -> ThreadPoolExecutor:
@@ -85,6 +87,16 @@ class HessianOperator(SymmetricOperator):
         view = copy.copy(self)
         view.loss, view._engine = loss, loss.engine(self._product_mode)
         return view
+
+    def within(self, budget: Budget | None) -> HessianOperator:
+        """The same operator, whose products raise BudgetError where the budget has no room for them."""
+        view = copy.copy(self)
+        view._budget = budget
+        return view
+
+    def _require(self, products: int) -> None:
+        if self._budget is not None:
+            self._budget.require(products)
 
     def on_minibatch(self, index: int) -> HessianOperator:
         """Hessian of training's minibatch number `index`, by the same compiled products."""
@@ -125,6 +137,7 @@ class HessianOperator(SymmetricOperator):
 
     def gradient(self) -> Array:
         """The gradient over the operator's batches, shape [n], float64."""
+        self._require(0)
         return self._engine.total_gradient(self._engine.point, self._batches)
 
     def _apply(self, array: Any, shape: tuple[int, ...], product: Any) -> Any:
@@ -136,9 +149,12 @@ class HessianOperator(SymmetricOperator):
         def one(batch: Batch) -> Any:
             return product(self._engine.point, vector, batch)
 
+        self._require(len(self._batches) * (1 if len(shape) == 1 else shape[0]))
         total: Any = None
         # A group of batches at a time: the products of all of them at once may not fit the memory.
         for start in range(0, len(self._batches), self._workers):
+            if start:
+                self._require(0)  # one pass over the data may take long
             group = self._batches[start : start + self._workers]
             parts = [one(group[0])] if len(group) == 1 else list(self._pool().map(one, group))
             for part in parts:

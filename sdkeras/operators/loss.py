@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from sdkeras.errors import DataError, ModelError, NonFiniteError, SdkerasError
-from sdkeras.operators import batches, precision
+from sdkeras.operators import batches, denominators, precision
 from sdkeras.operators.autodiff import Engine
 from sdkeras.operators.base import Array
 from sdkeras.operators.layout import Layout, select_variables
@@ -35,6 +35,8 @@ class Batch:
         data_weight: Weight of the compiled loss of this batch in the total.
         extra_weight: Weight of `model.losses` (regularisers, add_loss) in the total.
         num_examples: Examples in the batch.
+        loss_weights: Weight of each compiled loss relative to `data_weight`, in the order in which Keras computes
+            them; () for 1.
     """
 
     tensors: tuple[Any, ...]
@@ -42,6 +44,7 @@ class Batch:
     data_weight: float
     extra_weight: float
     num_examples: int
+    loss_weights: tuple[float, ...] = ()
 
 
 class BatchLoss:
@@ -56,6 +59,9 @@ class BatchLoss:
         analysed: The variables themselves.
         point: Their values, one flat vector, shape [n].
         held: Values of the other variables, in the model's order.
+        reductions: How Keras reduces each compiled loss ('sum', 'sum_over_batch_size', ...), known once the loss has
+            been computed or traced.
+        in_doubt: Names of the losses that may couple the examples of a batch, known then as well.
     """
 
     def __init__(
@@ -84,7 +90,8 @@ class BatchLoss:
         self._held_positions = [k for k, variable in enumerate(variables) if id(variable) not in mapped]
         self._held_variables = [variables[k] for k in self._held_positions]
         self._num_tensors = len(tf.nest.flatten(structure))
-        self.reductions = _reductions(model)
+        self.reductions: list[str] = []
+        self.in_doubt: list[str] = []
         self.point: Array = self.layout.flatten(self.analysed, np.dtype(dtype))
         self.held: tuple[Any, ...] = _values(self._held_variables, self._held_variables)
 
@@ -101,35 +108,44 @@ class BatchLoss:
             view.held = _values([variables[k] for k in self._held_positions], self._held_variables)
         return view
 
-    def __call__(self, parts: list[Any], seeds: Any, flat: list[Any]) -> tuple[Any, Any, Any]:
-        """Total loss, its part from `model.losses`, and the denominators of the outputs' losses.
+    def __call__(self, parts: list[Any], seeds: Any, flat: list[Any], factors: Any = None) -> tuple[Any, Any, Any]:
+        """Total loss, its part from `model.losses`, and what each compiled loss divides by, shape [losses].
 
         Args:
             parts: The parameters.
             seeds: State of each seed generator, shape [g, 2].
             flat: Tensors of the batch, then the held values.
+            factors: The compiled losses are multiplied by them; None for 1.
         """
         held, flat = flat[self._num_tensors :], flat[: self._num_tensors]
         batch = tf.nest.pack_sequence_as(self.structure, flat)
-        x, y = plain(batch[0]), plain(batch[1])
+        x, y = plain(batch[0]), plain(batch[1]) if len(batch) > 1 else None
         sample_weight = plain(batch[2]) if len(batch) == 3 else None
         mapping = [*zip(self._held_variables, held, strict=True), *zip(self.analysed, parts, strict=True)]
         mapping += [(state, tf.cast(seeds[position], state.dtype)) for position, state in enumerate(self._seed_states)]
         with precision.default_precision(self.dtype), keras.StatelessScope(mapping, collect_losses=True):
             if self.loss_fn is not None:
-                total = tf.convert_to_tensor(self.loss_fn(self.model, plain(batch)))
+                value, count = self.loss_fn(self.model, plain(batch)), tf.shape(flat[0])[0]
+                if isinstance(value, (tuple, list)) and len(value) == 2:
+                    count = value[1]  # 0 where nothing in the batch counts
+                    value = tf.math.divide_no_nan(value[0], tf.cast(count, value[0].dtype))
+                total = tf.convert_to_tensor(value)
+                total = total if factors is None else total * factors[0]
                 extra = tf.zeros([], total.dtype)
-                counts = tf.cast(tf.shape(flat[0])[:1], total.dtype)
+                counts = tf.reshape(tf.cast(count, total.dtype), [1])
+                self.reductions[:], self.in_doubt[:] = ["mean"], [getattr(self.loss_fn, "__name__", "loss_fn")]
             else:
                 outputs = self.model(x, training=self.training)
-                total = tf.convert_to_tensor(
-                    self.model._compute_loss(
-                        x=x, y=y, y_pred=outputs, sample_weight=sample_weight, training=self.training
+                with denominators.recording(factors, tf.cast(tf.shape(flat[0])[0], self.dtype)) as recorder:
+                    total = tf.convert_to_tensor(
+                        self.model._compute_loss(
+                            x=x, y=y, y_pred=outputs, sample_weight=sample_weight, training=self.training
+                        )
                     )
-                )
                 extras = [tf.reduce_sum(tf.cast(loss, total.dtype)) for loss in self.model.losses]
                 extra = tf.add_n(extras) if extras else tf.zeros([], total.dtype)
-                counts = _denominators(outputs, sample_weight, self.reductions, tf.shape(flat[0])[0], total.dtype)
+                counts = tf.stack(recorder.counts) if recorder.counts else tf.zeros([0], self.dtype)
+                self.reductions[:], self.in_doubt[:] = recorder.reductions, recorder.in_doubt
         if total.shape.rank != 0:
             raise ModelError(
                 f"the loss of a batch has shape {tuple(total.shape)}, expected a scalar; compile the model with a "
@@ -137,10 +153,14 @@ class BatchLoss:
             )
         return total, extra, counts
 
-    def eagerly(self, batch: Batch) -> float:
-        """The loss of a batch at the model's weights, without weights and not compiled."""
+    def eagerly(self, batch: Batch, *, rounded: bool = False) -> float:
+        """The loss of a batch at the model's weights (or one rounding away), without weights and not compiled."""
         flat = [tf.cast(part, self.dtype) if part.dtype.is_floating else part for part in batch.tensors]
         parts = [tf.convert_to_tensor(variable) for variable in self.analysed]
+        if rounded:
+            signs = np.random.default_rng(0)
+            eps = float(np.finfo(self.dtype).eps)
+            parts = [part * (1 + eps * tf.cast(signs.choice([-1, 1], part.shape), part.dtype)) for part in parts]
         return float(self(parts, tf.constant(batch.seeds), [*flat, *self.held])[0])
 
     def in_precision(self, dtype: str) -> BatchLoss:
@@ -175,50 +195,16 @@ def plain(tree: Any) -> Any:
     return [plain(value) for value in tree] if isinstance(tree, (list, tuple)) else tree
 
 
-def _reductions(model: Any) -> list[str]:
-    losses = tf.nest.flatten(getattr(model, "loss", None))
-    return [
-        str(loss.reduction) if isinstance(loss, keras.losses.Loss) else "sum_over_batch_size"
-        for loss in losses
-        if loss is not None
-    ]
-
-
-def _denominators(outputs: Any, sample_weight: Any, reductions: list[str], examples: Any, dtype: Any) -> Any:
-    """What each output's loss divides by, up to a factor that is the same for every batch; shape [outputs].
-
-    A mean divides by the elements (hence by examples, up to a factor), or by the valid tokens of a mask, or
-    by the sum of the sample weights; a sum by nothing.
-    """
-    leaves = tf.nest.flatten(outputs)
-    weights = tf.nest.flatten(sample_weight) if sample_weight is not None else [None]
-    counts = []
-    for position, leaf in enumerate(leaves):
-        reduction = reductions[position % len(reductions)] if reductions else "sum_over_batch_size"
-        mask = getattr(leaf, "_keras_mask", None)
-        weight = weights[position % len(weights)]
-        if reduction == "sum":
-            count = tf.ones([], dtype)
-        elif reduction == "mean_with_sample_weight" and weight is not None:
-            valid = tf.cast(weight, dtype)
-            if mask is not None:
-                valid = tf.cast(mask, dtype) * tf.reshape(valid, tf.shape(mask)[: valid.shape.rank or 1])
-            count = tf.reduce_sum(valid)
-        elif mask is not None:
-            count = tf.reduce_sum(tf.cast(mask, dtype))
-        else:
-            count = tf.cast(examples, dtype)
-        counts.append(count)
-    return tf.stack(counts)
-
-
 class EmpiricalLoss:
     """One fixed function of the weights: the loss of a compiled Keras model over given data.
 
-    L(w) = sum over batches b of share_b * (compiled loss of b) + (regularisers and add_loss, once).
-    For a mean loss share_b is batch b's share of the loss's own denominator (examples, valid tokens, sum of
-    sample weights), so that a ragged last batch does not weigh as much as a full one; for
-    reduction="sum" it is 1. Mode, order, dropout masks (one per batch) and every other weight are fixed.
+    L(w) = sum over compiled losses k and batches b of share_kb * (loss k of b) + (regularisers and add_loss, once).
+    For a mean share_kb is batch b's share of what loss k divides by (examples, valid tokens of a mask or beside
+    `ignore_class`, sum of sample weights); for reduction="sum" it is 1. L is thus the loss of all the data in one
+    batch, whatever the batch size, unless batch statistics, dropout masks, the model or a loss itself couple the
+    examples of a batch: `Circle`, `Dice` and `Tversky` without axes that leave the batch out, and functions of the
+    user's that are no mean over examples do, and a note says so. For those L is the mean of the batches' losses,
+    weighted by their examples. Mode, order, dropout masks (one per batch) and every other weight are fixed.
 
     Args:
         model: A built `keras.Model` (Keras 3 on TensorFlow), compiled unless `loss_fn` is given.
@@ -231,7 +217,12 @@ class EmpiricalLoss:
         dtype: 'float32' or 'float64'. A model in another precision is rebuilt from its configuration.
         num_samples: Analyse a random subset of this many samples (whole batches of a dataset).
         seed: Seed of the order, the subset and the dropout masks.
-        loss_fn: Loss in place of the compiled one: (model, (x, y[, sample_weight])) -> scalar.
+        loss_fn: Replaces the compiled loss: (model, (x, y[, sample_weight])) -> scalar or (sum, denominator), in
+            TensorFlow or keras.ops. It runs the model itself, model(x, training=True) for training's dropout masks and
+            batch statistics (`mode` does not reach it), and returns what training minimises on the batch: a scalar is
+            a mean over its examples and counts by their number; (sum, denominator) is the loss sum / denominator and
+            counts by its denominator (tokens, weights). Regularisers are in it where training adds them: loss +
+            sum(model.losses) after the call, in a sum times the denominator.
 
     Attributes:
         size: Number of parameters analysed.
@@ -297,11 +288,18 @@ class EmpiricalLoss:
         try:
             self.gradients = Engine(self.function, self.specs())
             self.batches = self._weighted(self.source.epoch(num_samples, seed))
+            if len(self.batches) > 1 and self.function.in_doubt:
+                self.notes += _coupling(function(analysed, False, dtype), self.batches[0])
             value = self.value()
             if dtype == "float64" and precision.is_pure(model, "float32"):
                 # In inference mode: dropout masks differ between precisions.
                 own, double = (function(model, False, "float32"), function(analysed, False, dtype))
-                precision.require_same_loss(own.eagerly(self.batches[0]), double.eagerly(self.batches[0]), dtype)
+                single, rounded, twin = (
+                    own.eagerly(self.batches[0]),
+                    own.eagerly(self.batches[0], rounded=True),
+                    double.eagerly(self.batches[0]),
+                )
+                precision.require_same_loss(single, twin, dtype, abs(rounded - single))
         except (SdkerasError, MemoryError, tf.errors.ResourceExhaustedError):
             raise
         except Exception as error:  # whatever a layer or a loss raises when it is called
@@ -314,10 +312,18 @@ class EmpiricalLoss:
                 f"the loss and its gradient cannot be computed in {dtype}: {precision.reason(error)}"
             ) from error
         if not np.isfinite(value):
-            raise NonFiniteError(
-                f"the loss at the model's weights is {value}; check the weights, the data and the loss "
-                "before analysing curvature."
-            )
+            raise NonFiniteError(f"the loss at the model's weights is {value}; {self._why_not_finite()}.")
+
+    def _why_not_finite(self) -> str:
+        point = np.asarray(self.point, np.float64)
+        bad = int(np.count_nonzero(~np.isfinite(point)))
+        if bad:
+            return f"{bad} of the {point.size} weights are NaN or infinite: take a checkpoint from before"
+        largest = float(np.max(np.abs(point), initial=0.0))
+        if largest > 1e6:
+            more = "" if self.dtype == np.float64 else " or analyse in float64 (--dtype float64)"
+            return f"the largest weight is {largest:.2g}, and {self.dtype.name} overflows; check the training{more}"
+        return "check the data and the loss before analysing curvature"
 
     @property
     def layout(self) -> Layout:
@@ -368,8 +374,8 @@ class EmpiricalLoss:
 
     def specs(self) -> list[Any]:
         """Shapes and dtypes of a batch's tensors, the batch axis left open."""
-        sample = self.source.take(slice(0, 1))
-        return [tf.TensorSpec([None, *part.shape[1:]], tensor_dtype(part, self.function.dtype)) for part in sample]
+        dtype = self.function.dtype
+        return [tf.TensorSpec([None, *array.shape[1:]], tensor_dtype(array, dtype)) for array in self.source.arrays]
 
     def minibatch(self, index: int) -> Batch:
         """Full-size minibatch number `index` of training, with its own dropout masks and weight 1."""
@@ -405,28 +411,72 @@ class EmpiricalLoss:
         engine = self.gradients
         counts = np.array([engine.evaluate(engine.point, batch)[2].numpy() for batch in made], dtype=np.float64)
         examples = np.array([batch.num_examples for batch in made], dtype=np.float64)
-        sums = bool(self.function.reductions) and set(self.function.reductions) == {"sum"}
-        if sums and self.function.loss_fn is None:
-            shares = np.ones(len(made))
-        else:
-            columns = counts / counts.sum(axis=0)
-            shares = columns[:, 0]
-            # Shares are ratios of counts in the analysis precision: equal to a few eps when they are equal.
-            if np.max(np.abs(columns - shares[:, None])) > 1e-5 * np.max(shares):
-                shares = examples / examples.sum()
-                self.notes.append(
-                    "the outputs' losses divide by different counts (masks or sample weights differ between "
-                    "outputs), so batches of the data-set Hessian were weighted by their examples"
-                )
+        shares, relative = _shares(counts, examples, self.function.reductions)
         return [
-            attrs.evolve(batch, data_weight=float(share), extra_weight=float(part))
-            for batch, share, part in zip(made, shares, examples / examples.sum(), strict=True)
+            attrs.evolve(batch, data_weight=float(share), extra_weight=float(share), loss_weights=factors)
+            for batch, share, factors in zip(made, shares, relative, strict=True)
         ]
 
 
-def tensor_dtype(array: Array, dtype: str) -> str:
-    """Floating-point data take the analysis precision; integers and booleans keep theirs."""
-    return dtype if array.dtype.kind == "f" else str(array.dtype)
+def _shares(counts: Array, examples: Array, reductions: list[str]) -> tuple[Array, list[tuple[float, ...]]]:
+    """Each batch's share of the examples, and beside it the relative weights of its losses.
+
+    Args:
+        counts: What each loss divides a batch by, shape [batches, losses].
+        examples: Of each batch, shape [batches].
+        reductions: Of each loss.
+    """
+    shares = examples / examples.sum()
+    total = counts.sum(axis=0)
+    # Where all targets are masked there is nothing to divide, and the loss is 0.
+    relative = np.divide(counts, total, out=np.zeros_like(counts), where=total != 0) / shares[:, None]
+    relative[:, [reduction == "sum" for reduction in reductions]] = 1 / shares[:, None]
+    # Counts are float32 sums: weights that differ from 1 by their rounding alone are 1.
+    if np.all(np.abs(relative - 1) < 1e-6):
+        return shares, [()] * len(shares)
+    return shares, [tuple(map(float, row)) for row in relative]
+
+
+def _coupling(function: BatchLoss, batch: Batch) -> list[str]:
+    """A note if the loss of a few examples is not that of their halves put together.
+
+    Args:
+        function: In inference mode: with batch statistics it never is.
+        batch: The examples are its first ones.
+    """
+    size = min(8, batch.num_examples)
+    cuts = (slice(0, size), slice(0, size // 2), slice(size // 2, size))
+    parts = [tf.convert_to_tensor(variable) for variable in function.analysed]
+
+    def evaluated(cut: slice, factors: Any = None) -> Array:
+        tensors = [part[cut] for part in batch.tensors]
+        total, extra, counts = function(parts, tf.constant(batch.seeds), [*tensors, *function.held], factors)
+        return np.array([total - extra, *counts], np.float64)
+
+    if size < 2:
+        return []
+    try:
+        whole, *halves = (evaluated(cut) for cut in cuts)
+        examples = np.array([size // 2, size - size // 2], np.float64)
+        shares, relative = _shares(np.array([half[1:] for half in halves]), examples, function.reductions)
+        joined = sum(
+            share * evaluated(cut, tf.constant(factors, function.dtype) if factors else None)[0]
+            for share, factors, cut in zip(shares, relative, cuts[1:], strict=True)
+        )
+    except Exception:  # a model or a loss that takes no part of a batch: nothing is known
+        return []
+    if abs(joined - whole[0]) <= np.sqrt(np.finfo(function.dtype).eps) * abs(whole[0]):
+        return []
+    return [
+        f"the loss of a batch is not a mean over its examples ({', '.join(function.in_doubt)}), so that loss and "
+        "Hessian over the data depend on the batch size: they are the means over the batches, weighted by examples"
+    ]
+
+
+def tensor_dtype(array: Any, dtype: str) -> str:
+    """Floating-point data take the analysis precision; integers, booleans and text keep theirs."""
+    kinds = {"f": dtype, "U": "string", "S": "string"}
+    return kinds.get(array.dtype.kind) or str(array.dtype)
 
 
 def check_model(model: Any, *, needs_loss: bool) -> None:

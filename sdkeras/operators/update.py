@@ -2,18 +2,62 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Callable
 from typing import Any
 
 import attrs
 import numpy as np
 
-from sdkeras.errors import ModelError
+from sdkeras.errors import ModelError, SdkerasError
 from sdkeras.operators.base import Array
 from sdkeras.operators.layout import Layout
 
 # Optimizers whose step with a frozen second moment is preconditioned gradient descent (with momentum).
-ADAPTIVE = ("Adam", "AdamW", "RMSprop")
+ADAPTIVE = ("Adam", "AdamW", "Nadam", "RMSprop")
+# Before this step Nadam's momentum schedule moves its stability threshold by more than a hundredth at beta_1 = 0.9.
+_NADAM_SETTLED = 140
+
+# Rates of a schedule that can be asked for by name, beside 'step:N'.
+_NAMED_RATES = ("peak", "mean")
+# Steps of a schedule that are evaluated one by one; to compile more takes as long as a few hundred.
+_EAGER_STEPS = 200
+
+
+class StepNotTaken(ModelError):
+    """Training has not come to the step whose learning rate was asked for."""
+
+
+def parse_learning_rate(text: float | str) -> float | str:
+    """A learning rate as it is given: a number, or which rate of the optimizer's schedule to take.
+
+    Args:
+        text: A number, its digits, 'peak', 'mean' or 'step:N'.
+
+    Returns:
+        The number, positive and finite; or 'peak', 'mean' or 'step:N' with N >= 0 without leading zeros.
+
+    Raises:
+        SdkerasError: Anything else.
+    """
+    if isinstance(text, str):
+        word = text.strip()
+        name, colon, digits = word.partition(":")
+        if word in _NAMED_RATES:
+            return word
+        if name == "step" and colon and digits.isascii() and digits.isdigit() and len(digits) < 19:
+            return f"step:{int(digits)}"
+    try:
+        rate = math.nan if isinstance(text, bool) else float(text)
+    except (TypeError, ValueError, OverflowError):
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise SdkerasError(
+            f"the learning rate is {text!r}; it must be a positive finite number, or, of the optimizer's schedule, "
+            "'peak', 'mean' or 'step:N' (the rate that step N of the training used, counted from 0)."
+        )
+    return rate
 
 
 @attrs.frozen
@@ -23,10 +67,11 @@ class OptimizerSettings:
     Attributes:
         name: Class name, for example 'SGD' or 'AdamW'.
         learning_rate: At the stored step, schedules evaluated; None if it could not be read.
-        momentum: SGD's and RMSprop's momentum, Adam's beta_1; None where there is none.
+        momentum: SGD's and RMSprop's momentum, Adam's and Nadam's beta_1; None where there is none.
         nesterov: Whether SGD's momentum is Nesterov's.
         weight_decay: Decoupled decay; 0 where none is set.
         iterations: Steps taken.
+        rates: Of a MultiOptimizer: class name and learning rate of each optimizer that trains variables.
         notes: What makes the real step differ from the analysed one (clipping, averaging, ...), in words.
     """
 
@@ -36,6 +81,7 @@ class OptimizerSettings:
     nesterov: bool
     weight_decay: float
     iterations: int
+    rates: tuple[tuple[str, float | None], ...] = ()
     notes: tuple[tuple[str, str], ...] = ()
 
 
@@ -54,11 +100,10 @@ def read_settings(optimizer: Any) -> OptimizerSettings | None:
     if optimizer is None:
         return None
     optimizer = _inner(optimizer)
-    name = type(optimizer).__name__
-    try:
-        rate: float | None = float(np.asarray(optimizer.learning_rate))
-    except (AttributeError, TypeError, ValueError):
-        rate = None
+    name, parts = type(optimizer).__name__, parts_of(optimizer)
+    rates = tuple((type(part).__name__, _rate(part)) for part in parts) if parts != [optimizer] else ()
+    different = {rate for _, rate in rates}
+    rate = next(iter(different)) if len(different) == 1 else _rate(optimizer)
     momentum = getattr(optimizer, "momentum", getattr(optimizer, "beta_1", None))
     decay = getattr(optimizer, "weight_decay", None)
     return OptimizerSettings(
@@ -68,8 +113,108 @@ def read_settings(optimizer: Any) -> OptimizerSettings | None:
         nesterov=bool(getattr(optimizer, "nesterov", False)),
         weight_decay=float(decay or 0.0),
         iterations=steps_taken(optimizer),
-        notes=_notes(optimizer),
+        rates=rates,
+        notes=tuple(dict.fromkeys(note for part in parts for note in _notes(part))),
     )
+
+
+def parts_of(optimizer: Any) -> list[Any]:
+    """The optimizer itself, or those of a MultiOptimizer that train variables (all of them before the first step)."""
+    parts = list(getattr(optimizer, "_inner_optimizers", []))
+    return [part for part in parts if part.built] or parts or [optimizer]
+
+
+def _rate(optimizer: Any) -> float | None:
+    try:
+        return float(np.asarray(optimizer.learning_rate))
+    except (AttributeError, TypeError, ValueError):
+        return None
+
+
+def check_rates(optimizer: Any, steps: int) -> None:
+    """Refuses an optimizer whose learning rates are all 0 over this many steps from now on.
+
+    Raises:
+        ModelError: They are.
+    """
+    optimizer = _inner(optimizer)
+    for part in parts_of(optimizer):
+        schedule, first = schedule_of(part), int(np.asarray(part._iterations))
+        k = int(getattr(part, "gradient_accumulation_steps", None) or 1)
+        rates = [_rate(part)] if schedule is None else _rates_at(schedule, first + np.arange(steps * k))
+        if any(rate is None or rate != 0 for rate in rates):
+            return
+    several = len(parts_of(optimizer)) > 1
+    span = "now" if steps == 1 else f"over all {steps:,} steps from here"
+    raise ModelError(
+        f"{'all learning rates' if several else 'the learning rate'} of {type(optimizer).__name__} "
+        f"{'are' if several else 'is'} 0 {span}, so that a training step is the identity, whatever the loss (but for "
+        "what is left of a momentum); "
+        + (
+            "set them in the model and save it again."
+            if several
+            else "give another one (--learning-rate F, or peak, mean or step:N of a schedule)."
+        )
+    )
+
+
+def schedule_of(optimizer: Any) -> Any:
+    """The learning-rate schedule of a Keras optimizer, or None."""
+    import keras
+
+    rate = getattr(_inner(optimizer), "_learning_rate", None)
+    return rate if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule) else None
+
+
+def scheduled_rate(optimizer: Any, which: str) -> float:
+    """A learning rate of the training so far, computed from the optimizer's schedule.
+
+    Step n of the training, counted from 0, used the schedule's value at iteration n; with gradient accumulation over k
+    batches at n k + k - 1, where the update happens. Before the first step that step counts as the training so far.
+
+    Args:
+        optimizer: A Keras optimizer with a schedule.
+        which: 'peak' or 'mean' over the steps taken, or 'step:N'.
+
+    Raises:
+        ModelError: It has no schedule.
+        StepNotTaken: Training has not taken step N.
+    """
+    schedule, optimizer = schedule_of(optimizer), _inner(optimizer)
+    name, taken = type(optimizer).__name__, max(1, steps_taken(optimizer))
+    if schedule is None:
+        why = "has several learning rates" if parts_of(optimizer) != [optimizer] else "has no learning-rate schedule"
+        raise ModelError(f"the learning rate is to be {which} of a schedule, and {name} {why}; give a number instead.")
+    k = int(getattr(optimizer, "gradient_accumulation_steps", None) or 1)
+    if which.startswith("step:"):
+        step = int(which.partition(":")[2])
+        if step >= taken:
+            raise StepNotTaken(
+                f"the learning rate is to be that of step {step:,}, and training has taken {taken:,} steps so far, 0 "
+                f"to {taken - 1:,}; give one of these, peak, mean or a number."
+            )
+        return float(_rates_at(schedule, np.asarray([step * k + k - 1]))[0])
+    rates = _rates_at(schedule, np.arange(taken) * k + k - 1)
+    return float(np.max(rates) if which == "peak" else np.mean(rates))
+
+
+def _rates_at(schedule: Any, iterations: Any) -> Array:
+    """The schedule's value at each iteration, float64."""
+    import tensorflow as tf
+
+    def rate(iteration: Any) -> Any:
+        return tf.cast(tf.convert_to_tensor(schedule(iteration)), tf.float64)
+
+    def over(steps: Any) -> Any:
+        return tf.map_fn(rate, steps, fn_output_signature=tf.float64)
+
+    if len(iterations) > _EAGER_STEPS:  # 20 microseconds a step against 600
+        # A user's schedule that only runs eagerly may raise anything in a graph.
+        with contextlib.suppress(Exception):
+            graph = tf.function(over, autograph=False).get_concrete_function(tf.TensorSpec([None], tf.int64))
+            rates: Array = graph(tf.constant(iterations, tf.int64)).numpy()
+            return rates
+    return np.asarray([float(np.asarray(schedule(tf.constant(each, tf.int64)))) for each in iterations])
 
 
 def _notes(optimizer: Any) -> tuple[tuple[str, str], ...]:
@@ -90,6 +235,16 @@ def _notes(optimizer: Any) -> tuple[tuple[str, str], ...]:
                 "averaged-weights",
                 f"the optimizer averages weights (ema_momentum={optimizer.ema_momentum:g}); fit leaves averaged "
                 "weights in the model, which are off the trajectory.",
+            )
+        )
+    if type(optimizer).__name__ == "Nadam" and steps_taken(optimizer) < _NADAM_SETTLED:
+        beta, t = float(optimizer.beta_1), steps_taken(optimizer)
+        notes.append(
+            (
+                "nadam-schedule",
+                f"Nadam's momentum rises to beta_1 = {beta:g} over its first {_NADAM_SETTLED} steps and is at "
+                f"{beta * (1 - 0.5 * 0.96**t):.3g} after {t}; the analysed step and its threshold are those of later "
+                "steps, and the threshold of this one is lower.",
             )
         )
     steps = getattr(optimizer, "gradient_accumulation_steps", None)
@@ -117,8 +272,10 @@ def preconditioner(model: Any, layout: Layout) -> Array | None:
     """The diagonal P of an adaptive optimizer at its stored slots, flat in the layout's order, float64.
 
     With P frozen one step is w - eta * P^-1 m. This is the P of the last step taken, t = iterations:
-    Adam and AdamW (sqrt(v) + eps)(1 - beta1^t) / sqrt(1 - beta2^t) (amsgrad: v_hat); RMSprop
-    sqrt(v + eps), centered: sqrt(v - gbar^2 + eps).
+    Adam and AdamW (sqrt(v) + eps)(1 - beta1^t) / sqrt(1 - beta2^t) (amsgrad: v_hat); Nadam
+    sqrt(v / (1 - beta2^t)) + eps; RMSprop sqrt(v + eps), centered: sqrt(v - gbar^2 + eps). The P of the next step
+    differs early in training: Adam's is larger by (1 - beta1^(t+1)) / (1 - beta1^t) where gradients are steady, 1.9 at
+    t = 1.
 
     Returns:
         P, or None for an optimizer without a preconditioner of this form, or one that has taken no step.
@@ -149,6 +306,9 @@ def diagonal(optimizer: Any, iterations: int, slot: Callable[[str], Array]) -> A
             second = second - slot("_average_gradients") ** 2
         root: Array = np.sqrt(np.maximum(second, 0.0) + optimizer.epsilon)
         return root
+    if type(optimizer).__name__ == "Nadam":
+        of_nadam: Array = np.sqrt(second / (1.0 - optimizer.beta_2**iterations)) + optimizer.epsilon
+        return of_nadam
     if optimizer.amsgrad:
         second = slot("_velocity_hats")
     correction = (1.0 - optimizer.beta_1**iterations) / np.sqrt(1.0 - optimizer.beta_2**iterations)

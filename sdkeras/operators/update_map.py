@@ -384,11 +384,16 @@ def _with_slots(loss: EmpiricalLoss, optimizer: Any, initial_slots: bool) -> Any
     made = loaded_clone(own, [replica(variable) for variable in loss.variables])
     if len(_slots(made)) and not initial_slots:
         raise ModelError(
-            f"the optimizer {type(own).__name__} has taken no step, so it has no slots (moments, velocities) yet and "
-            "the state of training is not defined; train at least one step first (model.fit), or ask for the slots it "
-            "would start with (initial_slots=True)."
+            f"the optimizer {type(own).__name__} {_why_no_slots(own)} and the state of training is not defined; train "
+            "at least one step first (model.fit), or ask for the slots it would start with (initial_slots=True)."
         )
     return made
+
+
+def _why_no_slots(optimizer: Any) -> str:
+    if int(np.asarray(optimizer.iterations)):
+        return "has no slots (moments, velocities) here, since they could not be read from its file,"
+    return "has taken no step, so it has no slots (moments, velocities) yet"
 
 
 def _slots(optimizer: Any) -> list[Any]:

@@ -28,10 +28,15 @@ if TYPE_CHECKING:
     from sdkeras.operators.loss import Batch, EmpiricalLoss
 
 _NUM_DIRECTIONS = 3
+_BELOW = "below what"  # ... float32 or float64 resolves: said in the details, and read there
 _ALLOWED = {"float64": 1e-5, "float32": 1e-2}
 # Along a unit direction; the more parameters, the smaller the product beside the gradient's rounding, and the longer
 # the best step: 0.1 for 8 million.
 _STEPS = {"float64": (1e-4, 1e-5, 1e-6, 1e-7), "float32": (3e-2, 1e-2, 3e-3, 1e-3, 1e-1, 3e-1)}
+# Weights larger than this (root mean square) are moved by as much more in further, first steps.
+_LARGE = 10.0
+# Rounding of a gradient beside what moving each weight by one rounding does to it (measured: 0.3 to 5).
+_ROUNDINGS = 10.0
 # Float64 numbers for each parameter that a float64 clone, its products and differences hold at once (measured).
 _DOUBLES, _SMALL = 14, 1e8
 # The products' own rounding is 3e-7..1e-6 in float32; scalar products of random vectors average it out.
@@ -66,7 +71,7 @@ def verified(loss: EmpiricalLoss, engine: Any, allow_unverified: bool, memory: f
 
 
 def _verify(loss: EmpiricalLoss, engine: Any, memory: float | None) -> Verification:
-    batch = attrs.evolve(loss.batches[0], data_weight=1.0, extra_weight=1.0)
+    batch = attrs.evolve(_first_counted(loss), data_weight=1.0, extra_weight=1.0, loss_weights=())
     details = [f"{mode} was not available ({reason})" for mode, reason in engine.refused.items()]
     reference, reference_batch, reason = _reference(loss, engine, batch, memory)
     if reason:
@@ -88,7 +93,7 @@ def _verify(loss: EmpiricalLoss, engine: Any, memory: float | None) -> Verificat
         exact = product if reference is engine else _product(reference, direction, reference_batch)
         roundings.append(_distance(product, exact))
         if by_differences:  # the float32 product is what is in question
-            step = _STEPS["float64"][0]
+            step = _steps(reference)[0]
             errors.append(_distance(product, _difference(reference, direction, reference_batch, step)))
         else:
             error, apart = _in_float64(reference, direction, exact, reference_batch)
@@ -118,6 +123,19 @@ def _verify(loss: EmpiricalLoss, engine: Any, memory: float | None) -> Verificat
         # The float64 clone may be right and the products that are used all the same wrong.
         and rounding < _ALLOWED["float32"]
     )
+    judge, its_batch = (engine, batch) if reference is None else (reference, reference_batch)
+    if own == "float32" and _vanishes(engine, image, batch, 1.0 if passed and reference is None else 100.0):
+        # Without a clone nothing else shows that such products are rounding.
+        below, passed = own, passed and reference is not None
+    elif not passed and (
+        _vanishes(judge, _product(judge, first, its_batch), its_batch, 100.0)
+        or (error >= _ALLOWED[close] and _is_rounding(judge, first, its_batch, _ALLOWED[close]))
+    ):
+        below = judge.dtype.name
+    else:
+        below = ""
+    if below and not passed:
+        details.append(f"loss and curvature are {_BELOW} {below} resolves")
     return Verification(
         mode=engine.mode,
         finite_difference_error=error,
@@ -128,6 +146,12 @@ def _verify(loss: EmpiricalLoss, engine: Any, memory: float | None) -> Verificat
         passed=bool(passed),
         details="; ".join(details),
     )
+
+
+def _first_counted(loss: EmpiricalLoss) -> Batch:
+    """The first batch whose targets are not all masked."""
+    counted = (batch for batch in loss.batches if not batch.loss_weights or any(batch.loss_weights))
+    return next(counted, loss.batches[0])
 
 
 def _direction(loss: EmpiricalLoss, engine: Any, number: int) -> Array:
@@ -166,6 +190,48 @@ def _difference(engine: Any, direction: Array, batch: Batch, step: float) -> Arr
     return finite(difference, "a difference of gradients")
 
 
+def _steps(engine: Any) -> tuple[float, ...]:
+    """Lengths of the steps to try, in order."""
+    steps = _STEPS[engine.dtype.name]
+    size = norm(np.asarray(engine.point)) / np.sqrt(engine.size)
+    return (*(step * size for step in steps), *steps) if size > _LARGE else steps
+
+
+def _is_rounding(engine: Any, direction: Array, batch: Batch, allowed: float) -> bool:
+    """Whether no step leaves differences that are better than allowed, whatever they say."""
+    product = norm(_product(engine, direction, batch))
+    gradient = engine.gradient(engine.point, batch).numpy()
+    moved = engine.gradient(engine.point * _one_rounding(engine), batch).numpy()
+    noise = _ROUNDINGS * max(norm(moved - gradient), float(np.finfo(engine.dtype).eps) * norm(gradient))
+    scale = norm(direction)
+    return not any(
+        noise * scale / step <= allowed * max(product, norm(_difference(engine, direction, batch, step)))
+        for step in _steps(engine)
+    )
+
+
+def _vanishes(engine: Any, product: Array, batch: Batch, times: float) -> bool:
+    """Whether rounding may take what little there is: probabilities of 1 - eps/2 are 1, and their curvature is 0.
+
+    A loss of size 1 has the rounding eps, and so has what a change of the weights by their own size makes of it: by
+    the gradient |w| |g|, by the Hessian |w|^2 |H|, with |H v| for |H| (they are about equal for a normal v).
+    """
+    rounding = times * float(np.finfo(engine.dtype).eps)
+    size = norm(np.asarray(engine.point))
+    return bool(
+        abs(float(engine.evaluate(engine.point, batch)[0])) < 10 * rounding
+        and size * norm(engine.gradient(engine.point, batch).numpy()) < 1e2 * rounding
+        and size**2 * norm(product) < 1e4 * rounding
+    )
+
+
+def _one_rounding(engine: Any) -> Array:
+    """Factors that move every weight by up to one rounding."""
+    eps = np.finfo(engine.dtype).eps
+    factors: Array = 1.0 + eps * np.random.default_rng([engine.size, 5]).uniform(-1, 1, engine.size)
+    return factors.astype(engine.dtype)
+
+
 def _distance(first: Array, second: Array) -> float:
     """|a - b| / max(|a|, |b|); 0 if both vanish."""
     scale = max(norm(first), norm(second))
@@ -190,7 +256,8 @@ def _reference(loss: EmpiricalLoss, engine: Any, batch: Batch, memory: float | N
         single, double = (float(e.evaluate(e.point, b)[0]) for e, b in ((engine, batch), (reference, doubled)))
         # Dropout masks differ between precisions, so the values may.
         if not _random(function):
-            precision.require_same_loss(single, double, "float64")
+            moved = float(engine.evaluate(engine.point * _one_rounding(engine), batch)[0])
+            precision.require_same_loss(single, double, "float64", abs(moved - single))
     except Exception as error:  # whatever a user's layer raises in float64 only costs the sharper check
         return None, batch, f"no float64 clone ({precision.reason(error)})"
     return reference, doubled, ""
@@ -220,7 +287,7 @@ def _in_float64(reference: Any, direction: Array, product: Array, batch: Batch) 
     A network of ReLUs has kinks on the way: the fewer the shorter the step, and a wrong product matches at none.
     """
     last, errors, apart = None, [], [np.inf]
-    for step in _STEPS["float64"]:
+    for step in _steps(reference):
         difference = _difference(reference, direction, batch, step)
         errors.append(_distance(product, difference))
         if errors[-1] < _ALLOWED["float64"]:
@@ -240,7 +307,7 @@ def _float32_error(loss: EmpiricalLoss, engine: Any, batch: Batch) -> float:
 def _closest(engine: Any, direction: Array, product: Array, batch: Batch) -> float:
     """The error of the best step, the first that is clearly good enough."""
     errors = []
-    for step in _STEPS["float32"]:
+    for step in _steps(engine):
         errors.append(_distance(product, _difference(engine, direction, batch, step)))
         if errors[-1] < _ALLOWED["float32"] / 10:
             break
@@ -272,6 +339,17 @@ def _failure(loss: EmpiricalLoss, result: Verification) -> str:
         f"{result.hvp_relative_error:.2g}"
     )
     by_differences = result.mode == "finite-differences"
+    if _BELOW in result.details:
+        digits = "float32" if f"{_BELOW} float32" in result.details else "float64"
+        advice = (
+            "analyse in float64 (--dtype float64)"
+            if loss.dtype == np.float32
+            else "take weights from before the loss vanished, or of another size"
+        )
+        return (
+            f"the operator cannot be verified: loss and curvature are {_BELOW} {digits} resolves ({numbers}). No layer "
+            f"is known to be at fault; {advice}, or allow an unverified operator (--allow-unverified)."
+        )
     close = "float32" if by_differences else result.finite_difference_dtype
     if by_differences and loss.dtype == np.float32:
         why = "Differences of float32 gradients are too noisy here; analyse in float64 (--dtype float64)"
@@ -297,7 +375,10 @@ def _failure(loss: EmpiricalLoss, result: Verification) -> str:
             "inference mode or before the first weights only"
         )
     elif result.hvp_relative_error >= _ALLOWED["float32"]:
-        why = "Products in float32 are far from those in float64; analyse in float64 (--dtype float64)"
+        why = (
+            "Products in float32 are far from those in float64: the curvature is below what float32 resolves; analyse "
+            "in float64 (--dtype float64)"
+        )
     else:
         why = "Something in the model is random or changes between two products; try inference mode"
     return (
@@ -352,4 +433,6 @@ def _layer_is_wrong(layer: Any, shape: list[int]) -> bool:
         along = tf.sin(v)
         step = _STEPS["float64"][0] / float(tf.norm(along))
         difference = (gradient(x + step * along) - gradient(x - step * along)).numpy() / (2 * step)
-    return _distance(found.ravel(), difference.ravel()) > _ALLOWED["float64"]
+        rounding = _ROUNDINGS * np.finfo(np.float64).eps * float(tf.norm(gradient(x))) / step
+    apart, scale = norm((found - difference).ravel()), max(norm(found.ravel()), norm(difference.ravel()))
+    return bool(apart > _ALLOWED["float64"] * scale + rounding)

@@ -34,6 +34,8 @@ _SETTINGS = (
     ("provenance.data_digest", "data digest"),
     ("data.num_samples", "samples"),
     ("data.batch_size", "batch size"),
+    ("data.batch_size_source", "batch size from"),
+    ("data.class_weight", "class weights"),
     ("data.num_samples_hessian", "samples of the Hessian"),
     ("model.name", "model"),
     ("model.num_parameters", "parameters"),
@@ -133,7 +135,7 @@ def _settings(a: Any, b: Any) -> Iterator[SettingDifference]:
         if None in held:
             continue
         values = [getattr(record, path.rpartition(".")[2]) for record in held]
-        if values[0] != values[1]:
+        if values[0] != values[1] and "" not in values and not all(value != value for value in values):
             texts = [_setting(value) for value in values]
             if texts[0] == texts[1]:
                 texts = [repr(value) for value in values]
@@ -272,7 +274,11 @@ def _edge(run: Analysis) -> Iterator[tuple[str, str, Quantity]]:
     yield "ratio", "ratio to the threshold", ratio
     error = edge.batch_sharpness_stderr
     half = None if error is None else _STANDARD_ERRORS * error
-    yield "batch_sharpness", "batch sharpness", _bounded(edge.batch_sharpness, half, "standard error")
+    yield "batch_sharpness", "batch sharpness, of H", _bounded(edge.batch_sharpness, half, "standard error")
+    error = edge.batch_sharpness_ratio_of_means_stderr
+    half = None if error is None else _STANDARD_ERRORS * error
+    quotient = _bounded(edge.batch_sharpness_ratio_of_means, half, "standard error")
+    yield "batch_sharpness_ratio_of_means", "batch sharpness of H, ratio of means", quotient
 
 
 def _dimension(found: SharpnessDimension) -> Iterator[tuple[str, str, Quantity]]:
@@ -346,6 +352,8 @@ def _notes(a: Any, b: Any) -> Iterator[str]:
     if reason:
         yield f"The Hessians are of different functions: {reason}."
     for name, run in (("A", a), ("B", b)):
+        if run.optimizer.learning_rate_missing:
+            yield f"{name} has nothing that needs a learning rate: {run.optimizer.learning_rate_missing}"
         used, total = run.data.num_samples_hessian, run.data.num_samples
         if isinstance(run, Analysis) and used < total:
             yield (

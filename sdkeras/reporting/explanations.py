@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from sdkeras.dimension.exponents import FULL
+from sdkeras.dimension.exponents import FULL, PRECONDITIONED
 from sdkeras.dimension.records import EdgeOfStability, Supremum
 from sdkeras.dimension.stability import EDGE
-from sdkeras.reporting.numbers import dimension, estimated, number
+from sdkeras.reporting.numbers import dimension, estimated, measured, number, undetermined
 from sdkeras.reporting.schema import Analysis, LyapunovSummary
 
 # Of the errors in a comparison.
@@ -25,8 +25,9 @@ def edge_in_words(edge: EdgeOfStability) -> str:
             "overshoot and grow. Here the two could not be compared."
         )
     meaning = (
-        "Sharpness is the steepest curvature of the loss at these weights. Every optimizer has a steepest curvature "
-        "that it can follow at its learning rate, the threshold; beyond it steps overshoot and grow. "
+        "Sharpness is the steepest upward curvature of the loss at these weights, the algebraically largest "
+        "eigenvalue. Every optimizer has a steepest curvature that it can follow at its learning rate, the threshold; "
+        "beyond it steps overshoot and grow. "
     )
     if edge.ratio <= 0:
         return meaning + "Here nothing curves upwards, so no step overshoots."
@@ -47,24 +48,47 @@ def edge_in_words(edge: EdgeOfStability) -> str:
     )
 
 
+def is_limited(run: Analysis) -> bool:
+    """Whether a limit on products or time has left something out, or ended runs."""
+    return any(warning.code in ("budget-ended", "not-measured") for warning in run.warnings)
+
+
+def known_in_words(run: Analysis) -> str:
+    """Numbers of the loss that do not need the sharpness dimension; "" where there are none."""
+    edge = run.edge_of_stability
+    known = []
+    for label, found in (("largest eigenvalue", run.hessian.largest), ("trace", run.hessian.trace)):
+        if found is not None:
+            value, evidence = measured(found)
+            known.append(f"{label} {value} ({evidence})")
+    if edge.batch_sharpness is not None and edge.batch_sharpness_stderr is not None:
+        known.append(f"batch sharpness {number(edge.batch_sharpness)} ± {edge.batch_sharpness_stderr:.2g}")
+    return ", ".join(known)
+
+
 def dimension_in_words(run: Analysis) -> str | None:
     """What the sharpness dimension of this run says; None where there is none."""
     estimate = run.sharpness_dimension
     if estimate is None:
         return None
+    if estimate.interval is None:
+        return (
+            f"It is not determined: {undetermined(estimate.num_runs, is_limited(run))} for an interval, and a value "
+            "without one says nothing. Give more products or more time."
+        )
     size, value, codimension = estimate.state_size, estimate.value, estimate.codimension
     if not (math.isfinite(value) and math.isfinite(codimension)):
         return None
     pinned = estimated(codimension, estimate.codimension_interval)
     if value <= 0:
         return (
-            f"On average a training step pulls nearby weights together in all {size:,} directions: the attractor of "
-            "the training is a point."
+            f"On average a training step from here contracts distances in all {size:,} directions: SD is 0. Were it so "
+            "everywhere that training goes, its attractor would be a point."
         )
     if codimension <= 0:
         return (
-            f"On average a training step contracts volumes of no dimension, up to all {size:,}: SD is at its upper "
-            "end and tells nothing apart."
+            f"On average a training step from here contracts volumes of no dimension, up to all {size:,}: SD is at its "
+            "upper bound and tells nothing apart."
         )
     weights = run.model.num_trainable_analysed
     whole = estimate.map == FULL and size > weights
@@ -78,7 +102,9 @@ def dimension_in_words(run: Analysis) -> str | None:
         else f"The weights can move in {size:,} directions. "
     ) + (
         "A training step multiplies small distances by a factor in each; the sharpness dimension is the largest "
-        f"dimension of a volume that such steps do not shrink on average, here {dimension(value)}. "
+        f"dimension whose volumes such steps do not contract on average, here {dimension(value)}. It is not the number "
+        "of directions that a step does not contract: contracting ones count until the expansion of the others is used "
+        "up. "
     )
     if with_velocity:
         words += (
@@ -93,7 +119,7 @@ def dimension_in_words(run: Analysis) -> str | None:
             "compare them with runs in the same coordinates only. "
         )
     else:
-        words += f"What training has pinned down is the rest, the codimension: {pinned} directions. "
+        words += f"The rest, the codimension, is {pinned}; neutral directions and dead parameters do not change it. "
     if estimate.neutral_mass is not None and estimate.neutral_mass > 0:
         words += (
             f"Most of the dimension is not chaos but flatness: {dimension(estimate.neutral_mass)} directions are "
@@ -102,10 +128,16 @@ def dimension_in_words(run: Analysis) -> str | None:
             else f"{dimension(estimate.neutral_mass)} directions are neutral: a step changes distances along them "
             "hardly at all. "
         )
+    if estimate.map in PRECONDITIONED:
+        words += (
+            f"It is of a step with the second moments of {run.optimizer.name} held fixed, as the last step left them. "
+            "Training moves them, so that it is not of training's own random dynamical system. "
+        )
     if whole:
         return words
-    return (
-        words + "Between runs on the same data a smaller dimension goes with a smaller bound on the generalization gap."
+    return words + (
+        "The bounds on the generalization gap grow with it, which compares runs on the same data; at one checkpoint it "
+        "bounds nothing by itself."
     )
 
 
@@ -123,7 +155,7 @@ def trust_in_words(run: Analysis) -> str:
         f"{check.hvp_relative_error:.1e}. "
     )
     estimate = run.sharpness_dimension
-    if estimate is not None:
+    if estimate is not None and estimate.interval is not None:
         steps = "" if estimate.num_steps is None else f" of {estimate.num_steps} steps"
         words += f"Intervals cover 95 % and rest on {estimate.num_runs:,} runs{steps}. "
     return words + f"{run.provenance.num_hvps:,} products in all."
@@ -146,9 +178,9 @@ def attractor_in_words(found: LyapunovSummary) -> str:
     """What D_s is, and how far it is known."""
     meaning = (
         "Two copies of this training, a hair apart and fed the same minibatches, come apart or together by the factor "
-        "exp(ell_1) a step; sums of the leading exponents say the same of areas, volumes and so on. D_s is the number "
-        "of dimensions at which volumes stop growing: under the paper's assumptions, which one trajectory cannot show, "
-        "an upper end of the dimension of what training wanders on. "
+        "exp(ell_1) a step; sums of the leading exponents say the same of areas, volumes and so on. D_s is the "
+        "dimension at which volumes stop growing: under the paper's assumptions, which one trajectory cannot show, an "
+        "upper bound for the dimension of what training wanders on. "
     )
     answer = found.dimension
     if answer.status == "determined" and answer.value == 0:
@@ -161,6 +193,9 @@ def attractor_in_words(found: LyapunovSummary) -> str:
 def supremum_headline(found: Supremum) -> str:
     """The supremum in one line, beside the value at the checkpoint."""
     about = "approximately " if found.approximate else ""
+    if found.interval is None:
+        why = undetermined(found.num_minibatches, False, "minibatch")
+        return f"Supremum over {found.num_snapshots:,} snapshots of training: not determined ({why})."
     return (
         f"Supremum over {found.num_snapshots:,} snapshots of training: {about}"
         f"{estimated(found.value, found.interval)}; at the checkpoint alone, the same way, "

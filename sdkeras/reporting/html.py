@@ -14,7 +14,16 @@ from sdkeras.reporting import explanations
 from sdkeras.reporting.comparison import Comparison
 from sdkeras.reporting.figures import figures, supremum_figures
 from sdkeras.reporting.lyapunov_figures import trajectory_figures
-from sdkeras.reporting.numbers import dimension, interval, number, root_ratio
+from sdkeras.reporting.numbers import (
+    batch_size_in_words,
+    dimension,
+    interval,
+    measured,
+    number,
+    root_ratio,
+    taken_for_granted,
+    undetermined,
+)
 from sdkeras.reporting.schema import Analysis, LyapunovRun, LyapunovSummary, write_atomically
 from sdkeras.reporting.tables import (
     attractor_dimension,
@@ -23,6 +32,7 @@ from sdkeras.reporting.tables import (
     layer_rows,
     not_comparable,
     printable,
+    sharpness_name,
     tables,
 )
 
@@ -70,6 +80,8 @@ def as_html(run: Analysis | LyapunovRun | Comparison) -> str:
     along = {
         "attractor_in_words": "" if found is None else explanations.attractor_in_words(found),
         "trajectory_figures": () if found is None else trajectory_figures(found),
+        "taken_for_granted": taken_for_granted(run),
+        "batch_size": batch_size_in_words(run.data.batch_size, run.data.batch_size_source),
     }
     if isinstance(run, LyapunovRun):
         headline, _, detail = explanations.trajectory_in_words(run.lyapunov).partition(": ")
@@ -91,6 +103,8 @@ def as_html(run: Analysis | LyapunovRun | Comparison) -> str:
         trust_in_words=explanations.trust_in_words(run),
         gauge=_gauge_position(run.edge_of_stability.ratio),
         ratio=number(run.edge_of_stability.ratio, 3),
+        sharpness=f"{sharpness_name(run.edge_of_stability.operator)} {number(run.edge_of_stability.sharpness)}",
+        threshold=number(run.edge_of_stability.threshold),
         cards=_cards(run),
         figures=figures(run),
         supremum_in_words="" if run.supremum is None else explanations.supremum_in_words(run.supremum),
@@ -124,7 +138,17 @@ def _gauge_position(ratio: float | None) -> float | None:
 
 def _cards(run: Analysis) -> tuple[Card, ...]:
     estimate, rds = run.sharpness_dimension, run.rds_sharpness
+    if (estimate is None and explanations.is_limited(run)) or (estimate is not None and estimate.interval is None):
+        return _cards_without_dimension(run, 0 if estimate is None else estimate.num_runs)
     cards = []
+    if estimate is None and run.hessian.largest is not None:
+        value, evidence = measured(run.hessian.largest)
+        meaning = "largest eigenvalue of the Hessian: the steepest curvature of the loss"
+        cards.append(Card("Sharpness", value, evidence, meaning))
+    if estimate is None and run.hessian.trace is not None:
+        cards.append(
+            Card("Trace", *measured(run.hessian.trace), "sum of the Hessian's eigenvalues: all curvature together")
+        )
     if estimate is not None:
         span = estimate.interval
         half = None if span is None else 0.5 * (span[1] - span[0])
@@ -133,7 +157,7 @@ def _cards(run: Analysis) -> tuple[Card, ...]:
                 "Sharpness dimension",
                 dimension(estimate.value, half),
                 f"{interval(span)} of {estimate.state_size:,}",
-                "largest dimension of a volume that steps do not shrink on average",
+                "largest dimension whose volumes steps do not contract on average",
             )
         )
         span = estimate.codimension_interval
@@ -142,9 +166,9 @@ def _cards(run: Analysis) -> tuple[Card, ...]:
                 "Codimension",
                 dimension(estimate.codimension, half),
                 interval(span),
-                "directions that training has pinned down"
+                "the rest of the state; neutral directions do not change it"
                 if estimate.frozen_lyapunov is None
-                else "directions that contract on average, the velocity's among them",
+                else "the rest of the state, the velocity's share in it",
             )
         )
     if rds is not None and len(rds.leading):
@@ -162,9 +186,33 @@ def _cards(run: Analysis) -> tuple[Card, ...]:
                 "√(SD/n)",
                 number(root_ratio(estimate.value, run.data.num_samples)),
                 f"n = {run.data.num_samples:,} samples",
-                "compares runs on the same data: smaller goes with a smaller bound",
+                "compares runs on the same data; the bounds grow with it",
             )
         )
+    return tuple(cards)
+
+
+def _cards_without_dimension(run: Analysis, num_runs: int) -> tuple[Card, ...]:
+    """Says that the dimension is not determined, and what else is known: no number without its evidence."""
+    cards = [
+        Card(
+            "Sharpness dimension",
+            "not determined",
+            undetermined(num_runs, explanations.is_limited(run)),
+            "a value without an interval says nothing",
+        )
+    ]
+    for name, found, meaning in (
+        ("Largest eigenvalue", run.hessian.largest, "steepest curvature of the loss over the data"),
+        ("Trace", run.hessian.trace, "sum of the curvatures in all directions"),
+    ):
+        if found is not None:
+            cards.append(Card(name, *measured(found), meaning))
+    edge = run.edge_of_stability
+    if edge.batch_sharpness is not None and edge.batch_sharpness_stderr is not None:
+        evidence = f"± {edge.batch_sharpness_stderr:.2g}"
+        meaning = "curvature along a minibatch's own gradient"
+        cards.append(Card("Batch sharpness", number(edge.batch_sharpness), evidence, meaning))
     return tuple(cards)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from sdkeras.dimension.adaptive import FEWEST_RUNS_FOR_AN_INTERVAL
 from sdkeras.dimension.exponents import FULL
 from sdkeras.dimension.records import SharpnessDimension
-from sdkeras.reporting.schema import Measured
+from sdkeras.reporting.schema import Analysis, LyapunovPlan, LyapunovRun, Measured, OptimizerInfo, Plan
 
 ABSENT = "-"
 
@@ -25,9 +26,9 @@ def number(value: float | None, digits: int = 4) -> str:
     return f"{value:.{digits}g}"
 
 
-def counted(count: int, noun: str) -> str:
+def counted(count: int, noun: str, plural: str = "") -> str:
     """So many of something: "1 run", "2 runs"."""
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 def dimension(value: float | None, half_width: float | None = None) -> str:
@@ -74,8 +75,51 @@ def measured(value: Measured | None) -> tuple[str, str]:
     return number(value.value), evidence + ("" if value.converged else ", not converged")
 
 
-def headline(estimate: SharpnessDimension) -> str:
-    """The dimension in one line."""
+def rate_in_words(optimizer: OptimizerInfo) -> str:
+    """The learning rate and where it came from."""
+    if math.isnan(optimizer.learning_rate):
+        parts = ", ".join(f"{part.name} {number(part.learning_rate)}" for part in optimizer.parts)
+        return f"learning rates {parts} ({optimizer.learning_rate_source})" if parts else "learning rate unknown"
+    return f"learning rate {optimizer.learning_rate:.4g} ({rate_source_in_words(optimizer.learning_rate_source)})"
+
+
+def rate_source_in_words(source: str) -> str:
+    """'file' and 'given' as they are; 'peak', 'mean' and 'step:N' with what they are of."""
+    return source if source in ("file", "given") else f"{source.replace(':', ' ')} of its schedule"
+
+
+def batch_size_in_words(size: int, source: str) -> str:
+    """The batch size, and whether it was assumed."""
+    return f"batch size {size:,}" + (" assumed" if source == "assumed" else "")
+
+
+def taken_for_granted(run: Analysis | LyapunovRun | Plan | LyapunovPlan) -> str:
+    """What was not read from the model and its data: a learning rate that was given, a batch size that was assumed."""
+    optimizer, data = run.optimizer, run.data
+    words = []
+    if optimizer is not None and optimizer.learning_rate_source != "file" and not optimizer.learning_rate_missing:
+        words.append(rate_in_words(optimizer))
+    if data is not None and data.batch_size_source == "assumed":
+        words.append(batch_size_in_words(data.batch_size, data.batch_size_source))
+    text = ", ".join(words)
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
+
+
+def undetermined(num_runs: int, limited: bool, noun: str = "run") -> str:
+    """Why a dimension has no interval: "1 run within the limit; 3 are needed"."""
+    runs = "no " + noun if not num_runs else counted(num_runs, noun)
+    return f"{runs}{' within the limit' if limited else ''}; {FEWEST_RUNS_FOR_AN_INTERVAL} are needed"
+
+
+def headline(estimate: SharpnessDimension, limited: bool = False) -> str:
+    """The dimension in one line; a value without an interval is none.
+
+    Args:
+        estimate: The dimension.
+        limited: Whether a limit ended its runs.
+    """
+    if estimate.interval is None:
+        return f"Sharpness dimension not determined ({undetermined(estimate.num_runs, limited)})"
     return (
         f"Sharpness dimension {estimated(estimate.value, estimate.interval)} of {estimate.state_size:,}; "
         f"codimension {estimated(estimate.codimension, estimate.codimension_interval)}"

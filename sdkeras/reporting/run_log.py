@@ -9,15 +9,19 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 
 from sdkeras.checkpoint_files import digest
+from sdkeras.dimension.records import Bound
 from sdkeras.errors import SdkerasError
+from sdkeras.locks import Claim
+from sdkeras.reading import blamed_on, parsed_json
 from sdkeras.reporting.schema import as_plain, from_plain
+from sdkeras.whole_files import check_is_file, open_own, reason_of, shown
 
 FILE_NAME = "sharpness.jsonl"
 SCHEMA_VERSION = 1
@@ -39,6 +43,8 @@ class Header:
         seed: Of everything random in the measurements.
         measures: Keys of what is measured.
         settings: Options that the numbers depend on, as text; empty in a log of the callback.
+        batch_size_source: Where the batch size came from: 'given', 'dataset', 'assumed', or "" where it is not known.
+        class_weight: Weights by class in the measured loss, None without them.
     """
 
     sdkeras: str
@@ -54,6 +60,8 @@ class Header:
     seed: int
     measures: tuple[str, ...]
     settings: dict[str, str] = attrs.field(factory=dict)
+    batch_size_source: str = ""
+    class_weight: dict[str, float] | None = None
 
 
 @attrs.frozen
@@ -81,15 +89,17 @@ class Measurement:
         time: UTC, ISO 8601.
         seconds: What it took, compilation included.
         num_hvps: Hessian-vector products on single batches.
-        learning_rate: At this step.
+        learning_rate: At this step; 0 or None where exponents and thresholds have none to be of.
         threshold: Upper stability threshold of the optimizer, or None where none is known.
         operator: The threshold's own operator, 'H' or 'P^-1/2 H P^-1/2'.
         map: The map whose exponents and dimension are meant; '' without them.
         state_size: Dimension of the state of that map; 0 without them.
-        values: By the keys of the callback.
+        values: By the keys of the callback. Logs of version 0.1.0 have no `sharpness_preconditioned` and
+            `sharpness_threshold`, see `numerator`.
         metrics: Losses and metrics of the training at that time.
         notes: What the reader must know, a failure for example.
         digest: Of the checkpoint's file; "" for 'fit'.
+        bounds: The generalization bounds at this SD, term by term; empty where SD was not measured.
     """
 
     source: str
@@ -107,6 +117,7 @@ class Measurement:
     metrics: dict[str, float]
     notes: tuple[str, ...] = ()
     digest: str = ""
+    bounds: tuple[Bound, ...] = ()
 
     @property
     def failed(self) -> bool:
@@ -116,6 +127,14 @@ class Measurement:
     def value(self, key: str) -> float | None:
         """A number without its evidence; None where it was not asked for."""
         return self.values[key].value if key in self.values else None
+
+    @property
+    def numerator(self) -> float | None:
+        """Of the ratio: the largest eigenvalue of the threshold's own operator; None where it was not measured."""
+        if "sharpness_preconditioned" in self.values or self.threshold is None:
+            return self.value("sharpness_preconditioned")
+        ratio = self.value("sharpness_ratio")
+        return None if ratio is None else ratio * self.threshold
 
 
 @attrs.frozen
@@ -147,11 +166,19 @@ def place_in(folder: str | os.PathLike[str]) -> Path:
     place = Path(folder) / FILE_NAME
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        with place.open("ab"):
-            pass
-    except OSError as error:
-        raise SdkerasError(f"{place} cannot be written: {error.strerror or error}; choose another folder.") from error
+        os.close(open_own(place, os.O_WRONLY | os.O_APPEND | os.O_CREAT))
+    except (OSError, ValueError) as error:
+        raise SdkerasError(f"{shown(place)} cannot be written: {reason_of(error)}; choose another folder.") from error
     return place
+
+
+def claim(place: Path) -> Claim:
+    """The right to write a log.
+
+    Raises:
+        SdkerasError: Another process writes it.
+    """
+    return Claim(place, "wait until it has ended, end it, or choose another folder")
 
 
 def read_run_log(path: str | os.PathLike[str]) -> RunLog:
@@ -161,23 +188,24 @@ def read_run_log(path: str | os.PathLike[str]) -> RunLog:
         SdkerasError: There is none, it is no such log, or it is one of a later version.
     """
     place = place_of(path)
-    try:
-        lines = place.read_bytes().split(b"\n")
-    except OSError as error:
-        raise SdkerasError(
-            f"{place} cannot be read: {error.strerror or error}; give a folder with a {FILE_NAME}, or such a file, as "
-            f"{_WRITTEN_BY} writes it."
-        ) from error
+    advice = f"give a folder with a {FILE_NAME}, or such a file, as {_WRITTEN_BY} writes it."
+    check_is_file(place, SdkerasError, advice)
+    with blamed_on(f"{shown(place)} cannot be read", advice), place.open("rb") as lines:
+        return _read(lines, shown(place))
+
+
+def _read(lines: Iterable[bytes], place: str) -> RunLog:
     header: Header | None = None
     measurements: list[Measurement] = []
     notes: list[str] = []
+    number = 0
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         where = f"{place}, line {number}"
         document = _parsed(line)
         if document is None:
-            what = "breaks off" if number == len(lines) else "is broken"
+            what = "is broken" if line.endswith(b"\n") else "breaks off"
             notes.append(f"line {number} {what} (a crash, or a writer at work) and was left out")
         elif "schema_version" in document:
             found = _header(document, where)
@@ -187,8 +215,8 @@ def read_run_log(path: str | os.PathLike[str]) -> RunLog:
         elif header is None:
             break
         else:
-            measurements.append(from_plain(document, Measurement, where))
-    if lines == [b""]:
+            measurements.append(from_plain(document, Measurement, where, "remove the line."))
+    if not number:
         raise SdkerasError(f"{place} is empty: nothing has been measured yet; look again after the first epoch.")
     if header is None:
         raise SdkerasError(f"{place} does not begin with the header of a log; give one written by {_WRITTEN_BY}.")
@@ -219,6 +247,7 @@ def append(path: str | os.PathLike[str], record: Header | Measurement) -> None:
 
     Raises:
         OSError: It cannot be written.
+        SdkerasError: It is a link, or no file.
     """
     document = as_plain(record)
     if isinstance(record, Header):
@@ -226,7 +255,7 @@ def append(path: str | os.PathLike[str], record: Header | Measurement) -> None:
         if _last_header(path) == document:
             return
     line = json.dumps(document, allow_nan=False).encode() + b"\n"
-    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    handle = open_own(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
     try:
         size = os.fstat(handle).st_size
         if size and os.pread(handle, 1, size - 1) != b"\n":
@@ -250,8 +279,8 @@ def _last_header(path: str | os.PathLike[str]) -> Mapping[str, Any] | None:
 def _parsed(line: bytes) -> dict[str, Any] | None:
     """The JSON object of a line; None for a broken one."""
     try:
-        document = json.loads(line)
-    except (ValueError, RecursionError):
+        document = parsed_json(line)
+    except ValueError:
         return None
     return document if isinstance(document, dict) else None
 
@@ -260,9 +289,9 @@ def _header(document: dict[str, Any], where: str) -> Header:
     version = document["schema_version"]
     if version != SCHEMA_VERSION:
         raise SdkerasError(
-            f"{where} has schema version {version!r}, this sdkeras reads up to {SCHEMA_VERSION}; update sdkeras."
+            f"{where} has schema version {version!r:.40}, this sdkeras reads up to {SCHEMA_VERSION}; update sdkeras."
         )
-    return from_plain(document, Header, where)
+    return from_plain(document, Header, where, "remove the line.")
 
 
 def trajectory(log: RunLog) -> tuple[Measurement, ...]:
@@ -271,11 +300,14 @@ def trajectory(log: RunLog) -> tuple[Measurement, ...]:
     Where the steps of `fit` go back, training has gone back (a restored backup, a fresh start): what was measured
     beyond is of weights that were given up, and is left out. Of a checkpoint the last measurement counts.
     """
-    kept: list[Measurement] = []
-    for found in log.measurements:
+    fitted: list[tuple[int, int, Measurement]] = []  # their steps ascend
+    saved: dict[str, tuple[int, int, Measurement]] = {}
+    for place, found in enumerate(log.measurements):
+        entry = (found.step, place, found)
         if found.source == "fit":
-            kept = [earlier for earlier in kept if earlier.source != "fit" or earlier.step < found.step]
+            while fitted and fitted[-1][0] >= found.step:
+                fitted.pop()
+            fitted.append(entry)
         else:
-            kept = [earlier for earlier in kept if earlier.source != found.source]
-        kept.append(found)
-    return tuple(sorted(kept, key=lambda found: found.step))
+            saved[found.source] = entry
+    return tuple(found for *_, found in sorted([*fitted, *saved.values()], key=lambda entry: entry[:2]))

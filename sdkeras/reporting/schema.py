@@ -19,8 +19,9 @@ from sdkeras.dimension.lyapunov import LyapunovDimension, SharpestDimension
 from sdkeras.dimension.m_step import MStepSharpness
 from sdkeras.dimension.records import Bound, EdgeOfStability, RdsSharpness, SharpnessDimension, Supremum, Warning
 from sdkeras.errors import SdkerasError
+from sdkeras.reading import blamed_on, parsed_json
 from sdkeras.records import FloatArray, Verification
-from sdkeras.whole_files import reason_of, write_whole
+from sdkeras.whole_files import check_is_file, shown, write_whole
 
 SCHEMA_VERSION = 1
 
@@ -67,16 +68,38 @@ class ModelInfo:
 
 @attrs.frozen
 class DataInfo:
-    """num_samples in the data; the data-set Hessian ran on num_samples_hessian of them."""
+    """num_samples in the data; the data-set Hessian ran on num_samples_hessian of them.
+
+    Attributes:
+        batch_size_source: Where the batch size came from: 'given', 'dataset', 'assumed', or "" where it is not known.
+        class_weight: Weights by class, None without them.
+    """
 
     num_samples: int
     batch_size: int
     num_samples_hessian: int
+    batch_size_source: str = ""
+    class_weight: dict[str, float] | None = None
+
+
+@attrs.frozen
+class OptimizerPart:
+    """One of the optimizers in a MultiOptimizer."""
+
+    name: str
+    learning_rate: float
 
 
 @attrs.frozen
 class OptimizerInfo:
-    """The optimizer as the file has it; None where it has no such setting or where none was compiled."""
+    """The optimizer as the file has it; None where it has no such setting or where none was compiled.
+
+    Attributes:
+        learning_rate: Of the analysed step; NaN where the optimizer has none or several.
+        learning_rate_source: 'file', 'given', or 'peak', 'mean' or 'step:N' of its schedule.
+        learning_rate_missing: Why nothing that needs a learning rate was computed; "" where it was.
+        parts: The optimizers that a MultiOptimizer trains variables with.
+    """
 
     name: str
     learning_rate: float
@@ -85,6 +108,8 @@ class OptimizerInfo:
     iterations: int | None = None
     nesterov: bool | None = None
     learning_rate_source: str = "file"
+    learning_rate_missing: str = ""
+    parts: tuple[OptimizerPart, ...] = ()
 
 
 @attrs.frozen
@@ -99,11 +124,26 @@ class Measured:
 
 @attrs.frozen
 class HessianSummary:
-    """Of the data-set Hessian: largest and smallest eigenvalue, and trace."""
+    """Extreme eigenvalues and trace of the data-set Hessian.
+
+    Attributes:
+        largest: The algebraically largest eigenvalue, which is what `sharpness` means here.
+        smallest: The algebraically smallest one.
+        trace: Sum of all eigenvalues.
+        largest_absolute: Largest absolute value of an eigenvalue, the sharpness of the paper's tables. It differs from
+            `largest` where negative curvature is steeper, as it may be early in training. None in files of version 0.1.
+    """
 
     largest: Measured | None
     smallest: Measured | None
     trace: Measured | None
+    largest_absolute: Measured | None = None
+
+    @property
+    def steepest_is_negative(self) -> bool:
+        """Whether the eigenvalue of largest absolute value is the smallest one."""
+        absolute, largest = self.largest_absolute, self.largest
+        return absolute is not None and largest is not None and absolute.value > largest.value
 
 
 @attrs.frozen
@@ -129,7 +169,8 @@ class LayerSharpness:
     Attributes:
         name: Path of the layer.
         num_parameters: Size of the block.
-        largest: Largest eigenvalue of the block of the data-set Hessian.
+        largest: Largest eigenvalue of the block of the data-set Hessian; None, like each of the following, where the
+            budget left no room for it.
         trace: Its trace; the layers' traces sum to the whole one's.
         codimension: Codimension of the block's own SD (pooled) under the run's map, as if the other layers stood
             still; with momentum the block's velocity is in it.
@@ -138,8 +179,8 @@ class LayerSharpness:
 
     name: str
     num_parameters: int
-    largest: Measured
-    trace: Measured
+    largest: Measured | None
+    trace: Measured | None
     codimension: float | None
     codimension_interval: tuple[float, float] | None
 
@@ -273,21 +314,21 @@ class Document:
         name, command = cls.WRITTEN_BY
         if document.get("document", "") != cls.DOCUMENT:
             kind = document.get("document", "")
-            what = f"says that it is {kind!r}" if kind else "is a run.json of sdkeras analyze"
+            what = f"says that it is {kind!r:.40}" if kind else "is a run.json of sdkeras analyze"
             raise SdkerasError(f"{where} {what}; give a {name} written by {command}.")
-        try:
-            return _converter().structure(document, cls)
-        except Exception as error:  # cattrs groups whatever the fields raised
-            detail = "; ".join(cattrs.transform_error(error)[:3])
-            raise SdkerasError(f"{where} is not a complete {name}: {detail}; write it again with {command}.") from error
+        return from_plain(document, cls, f"{where} is not a complete {name}", f"write it again with {command}.")
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, follow_links: bool = True) -> None:
         """Writes the file, all of it or nothing.
+
+        Args:
+            path: File to write.
+            follow_links: Write what a symbolic link points to; False refuses a link.
 
         Raises:
             SdkerasError: The file cannot be written.
         """
-        write_atomically(path, self.to_json())
+        write_atomically(path, self.to_json(), follow_links=follow_links)
 
     @classmethod
     def load(cls: type[_Doc], path: str | os.PathLike[str]) -> _Doc:
@@ -296,7 +337,7 @@ class Document:
         Raises:
             SdkerasError: Missing, unreadable or another kind of file.
         """
-        return cls.from_json(_text_of(path, cls.WRITTEN_BY), os.fspath(path))
+        return cls.from_json(_text_of(path, cls.WRITTEN_BY), shown(path))
 
 
 @attrs.frozen(eq=False)
@@ -381,7 +422,7 @@ def load_document(path: str | os.PathLike[str]) -> Analysis | LyapunovRun:
         SdkerasError: Missing, unreadable or neither.
     """
     written_by = ("run.json", "sdkeras analyze or sdkeras lyapunov")
-    where = os.fspath(path)
+    where = shown(path)
     document = _parsed(_text_of(path, written_by), where, written_by)
     kind = LyapunovRun if document.get("document") == LyapunovRun.DOCUMENT else Analysis
     return kind._structured(document, where)
@@ -389,28 +430,23 @@ def load_document(path: str | os.PathLike[str]) -> Analysis | LyapunovRun:
 
 def _text_of(path: str | os.PathLike[str], written_by: tuple[str, str]) -> str:
     name, command = written_by
-    try:
+    advice = f"give a {name} written by {command}."
+    check_is_file(path, SdkerasError, advice)
+    with blamed_on(f"{shown(path)} cannot be read", advice):
         return Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else reason_of(error)
-        raise SdkerasError(
-            f"{os.fspath(path)} cannot be read: {reason}; give a {name} written by {command}."
-        ) from error
 
 
 def _parsed(text: str, where: str, written_by: tuple[str, str]) -> dict[str, Any]:
     """The text as a JSON object of a schema version that this sdkeras reads."""
     name, command = written_by
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise SdkerasError(f"{where} is not JSON ({error}); give a {name} written by {command}.") from error
+    with blamed_on(f"{where} is not JSON", f"give a {name} written by {command}."):
+        document = parsed_json(text)
     if not isinstance(document, dict) or "schema_version" not in document:
         raise SdkerasError(f"{where} has no schema_version; give a {name} written by {command}.")
     version = document["schema_version"]
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise SdkerasError(
-            f"{where} has schema_version {version!r}, which is none; give a {name} written by {command}."
+            f"{where} has schema_version {version!r:.40}, which is none; give a {name} written by {command}."
         )
     if version > SCHEMA_VERSION:
         raise SdkerasError(
@@ -419,13 +455,19 @@ def _parsed(text: str, where: str, written_by: tuple[str, str]) -> dict[str, Any
     return document
 
 
-def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
+def write_atomically(path: str | os.PathLike[str], content: str | bytes, *, follow_links: bool = True) -> None:
     """Writes a file, text in UTF-8, all of it or nothing.
+
+    Args:
+        path: File to write.
+        content: All of it.
+        follow_links: Write what a symbolic link points to; False refuses a link, as a file that no user has named.
 
     Raises:
         SdkerasError: The file cannot be written.
     """
-    write_whole(path, lambda file: file.write(content.encode("utf-8") if isinstance(content, str) else content))
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    write_whole(path, lambda file: file.write(data), follow_links=follow_links)
 
 
 def as_plain(record: Any) -> Any:
@@ -433,17 +475,21 @@ def as_plain(record: Any) -> Any:
     return _without_nan(_converter().unstructure(record))
 
 
-def from_plain(value: Any, cls: type[_Rec], where: str) -> _Rec:
+def from_plain(value: Any, cls: type[_Rec], where: str, advice: str = "write it again.") -> _Rec:
     """The record that `as_plain` has taken apart.
 
     Raises:
-        SdkerasError: Something else; the message begins with `where`.
+        SdkerasError: Something else; the message begins with `where` and ends with the advice.
     """
-    try:
-        record: _Rec = _converter().structure(value, cls)
-        return record
-    except Exception as error:  # cattrs groups whatever the fields raised
-        raise SdkerasError(f"{where}: {'; '.join(cattrs.transform_error(error)[:3])}.") from error
+    with blamed_on(where, advice):
+        try:
+            record: _Rec = _converter().structure(value, cls)
+            return record
+        except Exception as error:  # cattrs groups whatever the fields raised
+            reasons = [
+                reason if len(reason) <= 200 else f"{reason[:197]}..." for reason in cattrs.transform_error(error)
+            ]
+            raise SdkerasError(f"{where}: {'; '.join(reasons[:3])}; {advice}") from error
 
 
 @functools.cache
@@ -525,6 +571,8 @@ class Plan:
         seconds_per_gradient: That gradient.
         num_snapshots: Snapshots of a supremum, or None.
         every: Steps between two of them.
+        optimizer: As the analysis would take it, with its learning rate.
+        data: Samples and batch size.
     """
 
     num_parameters: int
@@ -539,6 +587,8 @@ class Plan:
     seconds_per_gradient: float
     num_snapshots: int | None = None
     every: int | None = None
+    optimizer: OptimizerInfo | None = None
+    data: DataInfo | None = None
 
 
 @attrs.frozen
@@ -556,6 +606,8 @@ class LyapunovPlan:
         peak_memory: Bytes.
         seconds: Estimated from one timed gradient, and from the singular values of one matrix.
         seconds_per_gradient: That gradient.
+        optimizer: As the trajectory would take it, with its learning rate.
+        data: Samples and batch size.
     """
 
     num_parameters: int
@@ -568,3 +620,5 @@ class LyapunovPlan:
     peak_memory: int
     seconds: float
     seconds_per_gradient: float
+    optimizer: OptimizerInfo | None = None
+    data: DataInfo | None = None

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import attrs
 
 from sdkeras.dimension.exponents import FULL
-from sdkeras.dimension.records import BoundInput, FrozenLyapunov, SharpnessDimension, Supremum
+from sdkeras.dimension.records import BoundInput, EdgeOfStability, FrozenLyapunov, SharpnessDimension, Supremum
+from sdkeras.dimension.stability import BATCH_SHARPNESS_ERROR
 from sdkeras.reporting.comparison import Comparison
-from sdkeras.reporting.numbers import ABSENT, bar_lengths, dimension, estimated, interval, measured, number, root_ratio
-from sdkeras.reporting.schema import Analysis, LyapunovRun, LyapunovSummary, Simulation
+from sdkeras.reporting.numbers import (
+    ABSENT,
+    bar_lengths,
+    batch_size_in_words,
+    counted,
+    dimension,
+    estimated,
+    interval,
+    measured,
+    number,
+    rate_in_words,
+    root_ratio,
+)
+from sdkeras.reporting.schema import Analysis, LyapunovRun, LyapunovSummary, Measured, Simulation
 
 # Exponents in a table of their own rows; the figure has them all.
 _MOST_EXPONENTS = 12
@@ -48,20 +63,24 @@ class LayerRow:
 
 def layer_rows(run: Analysis) -> tuple[LayerRow, ...]:
     """The diagonal block of each layer; empty where they were not asked for."""
-    eigenvalues = bar_lengths([layer.largest.value for layer in run.layers])
-    traces = bar_lengths([layer.trace.value for layer in run.layers])
+    eigenvalues = bar_lengths([None if layer.largest is None else layer.largest.value for layer in run.layers])
+    traces = bar_lengths([None if layer.trace is None else layer.trace.value for layer in run.layers])
     return tuple(
         LayerRow(
             layer.name,
             f"{layer.num_parameters:,}",
             *measured(layer.largest),
             eigenvalue,
-            number(layer.trace.value) + ("" if layer.trace.stderr is None else f" ± {layer.trace.stderr:.2g}"),
+            "not estimated" if layer.trace is None else _with_stderr(layer.trace),
             trace,
             "not estimated" if layer.codimension is None else estimated(layer.codimension, layer.codimension_interval),
         )
         for layer, eigenvalue, trace in zip(run.layers, eigenvalues, traces, strict=True)
     )
+
+
+def _with_stderr(found: Measured) -> str:
+    return number(found.value) + ("" if found.stderr is None else f" ± {found.stderr:.2g}")
 
 
 def tables(run: Analysis | LyapunovRun) -> tuple[Table, ...]:
@@ -219,36 +238,68 @@ def _training(run: LyapunovRun | Simulation) -> Table:
 
 
 def _hessian(run: Analysis) -> Table:
-    rows = []
-    for label, value in (
-        ("largest eigenvalue", run.hessian.largest),
-        ("smallest eigenvalue", run.hessian.smallest),
-        ("trace", run.hessian.trace),
-    ):
-        rows.append((label, *measured(value)))
+    hessian = run.hessian
+    rows = [("largest eigenvalue", *measured(hessian.largest)), ("smallest eigenvalue", *measured(hessian.smallest))]
+    if hessian.steepest_is_negative and hessian.largest_absolute is not None:
+        value, evidence = measured(hessian.largest_absolute)
+        meaning = "the smallest eigenvalue's; the sharpness in the paper's tables"
+        rows.append(("largest in absolute value", value, f"{evidence}; {meaning}"))
+    rows.append(("trace", *measured(hessian.trace)))
+    if run.edge_of_stability.operator != "H":
+        rows += _batch_sharpness(run.edge_of_stability)
     return Table("hessian", f"Hessian of the loss over {run.data.num_samples_hessian:,} samples", tuple(rows))
 
 
 def _edge(run: Analysis) -> Table:
     edge = run.edge_of_stability
-    batch = number(edge.batch_sharpness)
-    if edge.batch_sharpness_stderr is not None:
-        batch += f" ± {edge.batch_sharpness_stderr:.2g}"
-    return Table(
-        "edge",
-        "Edge of stability",
+    rows = [
         (
-            ("sharpness", number(edge.sharpness), f"largest eigenvalue of {edge.operator}"),
-            ("threshold", number(edge.threshold), f"{_optimizer(run)}"),
-            ("ratio", number(edge.ratio, 3), "1 is the edge"),
-            ("batch sharpness", batch, "mean of g'Hg/|g|² over minibatches"),
+            sharpness_name(edge.operator),
+            number(edge.sharpness),
+            f"algebraically largest eigenvalue of {edge.operator}",
         ),
-    )
+        ("threshold", number(edge.threshold), f"{_optimizer(run)}"),
+        ("ratio", number(edge.ratio, 3), "1 is the edge"),
+    ]
+    if edge.operator == "H":  # it is no multiple of another operator's threshold
+        rows += _batch_sharpness(edge)
+    return Table("edge", "Edge of stability", tuple(rows))
+
+
+def sharpness_name(operator: str) -> str:
+    """What the largest eigenvalue of a threshold's operator is called."""
+    return "sharpness" if operator == "H" else "preconditioned sharpness"
+
+
+def _batch_sharpness(edge: EdgeOfStability) -> list[tuple[str, str, str]]:
+    """Both forms with their standard errors, and whether these met what was aimed at."""
+    count = edge.batch_sharpness_minibatches
+    over = "over minibatches" if count is None else f"over {counted(count, 'minibatch', 'minibatches')}"
+    rows = [("batch sharpness", edge.batch_sharpness, edge.batch_sharpness_stderr, f"mean of g'Hg/|g|² {over}, of H")]
+    if edge.batch_sharpness_ratio_of_means is not None:
+        quotient, error = edge.batch_sharpness_ratio_of_means, edge.batch_sharpness_ratio_of_means_stderr
+        rows.append(("ratio of means", quotient, error, "mean of g'Hg over mean of |g|²"))
+    made = []
+    for label, value, error, meaning in rows:
+        shown = number(value) if error is None else f"{number(value)} ± {error:.2g}"
+        made.append((label, shown, meaning + (_relative_error(value, error) if count else "")))
+    if edge.batch_sharpness_skipped:
+        made.append(("skipped", f"{edge.batch_sharpness_skipped:.2%}", "minibatches whose gradient is 0"))
+    return made
+
+
+def _relative_error(value: float | None, error: float | None) -> str:
+    """Whether the standard error is as small as was aimed at."""
+    if not value or error is None:
+        return ""
+    relative = error / abs(value)
+    met = "met" if relative <= BATCH_SHARPNESS_ERROR else "not met"
+    return f"; standard error {100 * relative:.2g} %, aim of {100 * BATCH_SHARPNESS_ERROR:g} % {met}"
 
 
 def _optimizer(run: Analysis | LyapunovRun | Simulation) -> str:
     optimizer = run.optimizer
-    parts = [f"{optimizer.name}, learning rate {optimizer.learning_rate:.4g} ({optimizer.learning_rate_source})"]
+    parts = [f"{optimizer.name}, {rate_in_words(optimizer)}"]
     if optimizer.momentum:
         parts.append(f"{'Nesterov ' if optimizer.nesterov else ''}momentum {optimizer.momentum:g}")
     if optimizer.weight_decay:
@@ -383,6 +434,13 @@ def _verification(run: Analysis | LyapunovRun) -> Table:
     )
 
 
+def class_weights_in_words(weights: Mapping[str, float] | None) -> str:
+    """Class weights for a reader, or nothing."""
+    if not weights:
+        return ""
+    return "class weights " + ", ".join(f"{label}: {weight:g}" for label, weight in weights.items())
+
+
 def _provenance(run: Analysis | LyapunovRun | Simulation) -> Table:
     made, model = run.provenance, run.model
     analysed = f"{model.num_trainable_analysed:,} of {model.num_parameters:,} trainable parameters"
@@ -391,8 +449,12 @@ def _provenance(run: Analysis | LyapunovRun | Simulation) -> Table:
         "Provenance",
         (
             ("model", model.name, f"{analysed}; {model.mode} mode"),
-            ("loss", model.loss, ""),
-            ("data", f"{run.data.num_samples:,} samples", f"batch size {run.data.batch_size}; {made.data_digest}"),
+            ("loss", model.loss, class_weights_in_words(run.data.class_weight)),
+            (
+                "data",
+                f"{run.data.num_samples:,} samples",
+                f"{batch_size_in_words(run.data.batch_size, run.data.batch_size_source)}; {made.data_digest}",
+            ),
             ("cost", f"{made.seconds:.1f} s", f"{made.num_hvps:,} products in {made.dtype}, seed {made.seed}"),
             ("made with", f"sdkeras {made.sdkeras}", f"TensorFlow {made.tensorflow}, Keras {made.keras}"),
             ("on", made.device, f"Python {made.python}, {made.created}"),

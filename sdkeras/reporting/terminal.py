@@ -12,8 +12,14 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from sdkeras.reporting.comparison import Comparison
-from sdkeras.reporting.explanations import ERRORS_IN_WORDS, supremum_headline, trajectory_in_words
-from sdkeras.reporting.numbers import headline
+from sdkeras.reporting.explanations import (
+    ERRORS_IN_WORDS,
+    is_limited,
+    known_in_words,
+    supremum_headline,
+    trajectory_in_words,
+)
+from sdkeras.reporting.numbers import batch_size_in_words, headline, rate_in_words, taken_for_granted, undetermined
 from sdkeras.reporting.schema import Analysis, LyapunovPlan, LyapunovRun, Plan
 from sdkeras.reporting.tables import (
     Table,
@@ -35,6 +41,8 @@ def render(run: Analysis | LyapunovRun | Comparison) -> RenderableType:
     if isinstance(run, Comparison):
         return _comparison(run)
     first: list[RenderableType] = [Text(printable(line), style=style) for line, style in _verdict(run)]
+    if taken_for_granted(run):
+        first.append(Text(taken_for_granted(run), style="yellow"))
     if run.partial:
         first.append(Text("Interrupted: what the runs so far say.", style="bold yellow"))
     if not _verified(run):
@@ -68,7 +76,11 @@ def _verdict(run: Analysis | LyapunovRun) -> list[tuple[str, str]]:
         return lines
     lines = [(run.edge_of_stability.verdict, "bold")]
     if run.sharpness_dimension is not None:
-        lines.append((f"{headline(run.sharpness_dimension)}.", ""))
+        lines.append((f"{headline(run.sharpness_dimension, is_limited(run))}.", ""))
+    elif is_limited(run):
+        lines.append((f"Sharpness dimension not determined ({undetermined(0, True)}).", ""))
+    if run.sharpness_dimension is None or run.sharpness_dimension.interval is None:
+        lines += [(f"Known all the same: {known}.", "") for known in [known_in_words(run)] if known]
     if run.supremum is not None:
         lines.append((supremum_headline(run.supremum), ""))
     if run.lyapunov is not None:
@@ -161,6 +173,7 @@ def render_plan(plan: Plan | LyapunovPlan) -> RenderableType:
     grid.add_column()
     grid.show_header = False
     for label, value in (
+        *_planned_step(plan),
         *(_planned_trajectory(plan) if isinstance(plan, LyapunovPlan) else _planned_analysis(plan)),
         ("products", f"about {plan.num_hvps:,}"),
         ("peak memory", f"about {plan.peak_memory / 1e9:.2f} GB"),
@@ -169,6 +182,17 @@ def render_plan(plan: Plan | LyapunovPlan) -> RenderableType:
     ):
         grid.add_row(label, value)
     return grid
+
+
+def _planned_step(plan: Plan | LyapunovPlan) -> list[tuple[str, str]]:
+    rows = []
+    if plan.optimizer is not None:
+        rows.append(("optimizer", f"{printable(plan.optimizer.name)}, {rate_in_words(plan.optimizer)}"))
+        if plan.optimizer.learning_rate_missing:
+            rows.append(("not computed", f"what needs a learning rate: {plan.optimizer.learning_rate_missing}"))
+    if plan.data is not None:
+        rows.append(("minibatches", batch_size_in_words(plan.data.batch_size, plan.data.batch_size_source)))
+    return rows
 
 
 def _planned_analysis(plan: Plan) -> list[tuple[str, str]]:

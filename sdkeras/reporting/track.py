@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 
 import attrs
 from rich.console import Group, RenderableType
@@ -14,15 +15,29 @@ from rich.text import Text
 
 from sdkeras.dimension.stability import EDGE
 from sdkeras.reporting.html import Card, environment
-from sdkeras.reporting.numbers import ABSENT, dimension, estimated, interval, number
+from sdkeras.reporting.numbers import (
+    ABSENT,
+    batch_size_in_words,
+    dimension,
+    estimated,
+    interval,
+    number,
+    rate_source_in_words,
+)
 from sdkeras.reporting.run_log import Measurement, Reading, RunLog, trajectory
 from sdkeras.reporting.schema import write_atomically
-from sdkeras.reporting.tables import printable
+from sdkeras.reporting.tables import printable, sharpness_name
 from sdkeras.reporting.track_figures import track_figures
 
 # What a terminal has room for; the page has it all.
 _MOST_ROWS = 30
-_NARROW = ("source", "step", "epoch", "sharpness", "ratio", "λ₁", "SD", "codimension", "loss")
+# Measurements that the page draws and lists: more cannot be told apart, and would make it slow to write and to read.
+_MOST_DRAWN = 2000
+_PRECONDITIONED = "preconditioned"
+_NARROW = (
+    *("source", "step", "epoch", "sharpness", _PRECONDITIONED, "threshold", "ratio"),
+    *("λ₁", "SD", "codimension", "loss"),
+)
 
 
 @attrs.frozen
@@ -45,13 +60,16 @@ def verdict(log: RunLog) -> str:
     """Where the training stood when it was last compared with its threshold, and when it first came to the edge."""
     found = [each for each in trajectory(log) if _finite(each, "sharpness_ratio")]
     if not found:
-        return "No verdict: no measurement compares the sharpness with the optimizer's threshold."
+        reasons = [note for each in trajectory(log) if "sharpness_ratio" in each.values for note in each.notes]
+        why = reasons[-1].removeprefix("No verdict: ") if reasons else ""
+        return f"No verdict: {why or 'no measurement compares the sharpness with the threshold of the optimizer.'}"
     last = found[-1]
     ratio = last.values["sharpness_ratio"].value
     where = "Below" if ratio < EDGE[0] else "At" if ratio <= EDGE[1] else "Above"
     text = (
-        f"{where} the edge of stability at step {last.step:,}: sharpness is {number(ratio, 3)} times the threshold "
-        f"{number(last.threshold)} of {log.header.optimizer} at learning rate {number(last.learning_rate)}."
+        f"{where} the edge of stability at step {last.step:,}: {sharpness_name(last.operator)} "
+        f"{number(last.numerator)} is {number(ratio, 3)} times the threshold {number(last.threshold)} of "
+        f"{log.header.optimizer} at learning rate {number(last.learning_rate)}{_rate_source(log)}."
     )
     reached = [each.step for each in found if each.values["sharpness_ratio"].value >= EDGE[0]]
     return f"{text} It was at {EDGE[0]:g} or above first at step {reached[0]:,}." if reached else text
@@ -67,23 +85,31 @@ def notes(log: RunLog) -> tuple[str, ...]:
     failed = [each for each in measured if each.failed]
     if failed:
         own.append(f"{len(failed)} of {len(measured)} measurements failed, the last one: {'; '.join(failed[-1].notes)}")
+    if log.header.class_weight and any(each.source == "fit" and "val_loss" in each.metrics for each in measured):
+        own.append("fit weighs the loss by class and the validation loss not: their difference is no gap")
     said = [each for each in measured if each.notes and not each.failed]
     return (*own, *(f"step {said[-1].step:,}: {note}" for note in (said[-1].notes if said else ())))
 
 
 def table(log: RunLog) -> Rows:
     """All measurements."""
-    measured = trajectory(log)
+    return _rows(trajectory(log))
+
+
+def _rows(measured: Sequence[Measurement]) -> Rows:
     columns = {
         "source": [each.source if each.source != "fit" else "" for each in measured],
         "step": [f"{each.step:,}" for each in measured],
         "epoch": [number(each.epoch) for each in measured],
         "sharpness": [_cell(each, "sharpness") for each in measured],
+        _PRECONDITIONED: [_numerator(each) if each.operator not in ("", "H") else ABSENT for each in measured],
         "threshold": [number(each.threshold) for each in measured],
         "ratio": [_cell(each, "sharpness_ratio", 3) for each in measured],
         "λ₁": [_cell(each, "rds_sharpness", 3) for each in measured],
         "SD": [_dimension(each, "sharpness_dimension") for each in measured],
         "codimension": [_dimension(each, "sharpness_codimension") for each in measured],
+        "sqrt(SD/n)": [_cell(each, "bound_scale", 3) for each in measured],
+        "bound": [_cell(each, "generalization_bound") for each in measured],
         "trace": [_cell(each, "hessian_trace") for each in measured],
         "loss": [number(each.metrics.get("loss")) for each in measured],
         "val_loss": [number(each.metrics.get("val_loss")) for each in measured],
@@ -106,16 +132,30 @@ def cards(log: RunLog) -> tuple[Card, ...]:
     found = last("sharpness_ratio")
     if found is not None:
         value = number(found.values["sharpness_ratio"].value, 3)
-        made.append(Card("Sharpness / threshold", value, f"at step {found.step:,}", "1 is the edge of stability"))
+        name = sharpness_name(found.operator)
+        evidence = f"{number(found.numerator)} / {number(found.threshold)} at step {found.step:,}"
+        made.append(Card(f"{name.capitalize()} / threshold", value, evidence, "1 is the edge of stability"))
     for key, name, meaning in (
-        ("sharpness_codimension", "Codimension", "directions of the state that steps contract on average"),
-        ("sharpness_dimension", "Sharpness dimension", "dimension of a volume that steps do not shrink on average"),
+        ("sharpness_codimension", "Codimension", "the rest of the state; neutral directions do not change it"),
+        (
+            "sharpness_dimension",
+            "Sharpness dimension",
+            "largest dimension whose volumes steps do not contract on average",
+        ),
     ):
         found = last(key)
         if found is not None:
             reading = found.values[key]
             of = f"{interval(reading.interval)} of {found.state_size:,}"
             made.append(Card(name, dimension(reading.value, _half_width(reading)), of, meaning))
+    found = last("bound_scale")
+    if found is not None:
+        reading = found.values["bound_scale"]
+        total = found.value("generalization_bound")
+        meaning = "what the generalization bounds grow with"
+        if total is not None and math.isfinite(total):
+            meaning += f"; the bound itself is {number(total)}"
+        made.append(Card("Scale of the bounds", number(reading.value, 3), interval(reading.interval), meaning))
     found = last("rds_sharpness")
     if found is not None:
         value = number(found.values["rds_sharpness"].value, 3)
@@ -126,19 +166,23 @@ def cards(log: RunLog) -> tuple[Card, ...]:
 def render(log: RunLog) -> RenderableType:
     """The log in a terminal: verdict, last numbers, notes, and the last measurements without their intervals."""
     first = [Text(verdict(log), style="bold")]
+    if log.header.batch_size_source == "assumed":
+        words = batch_size_in_words(log.header.batch_size, log.header.batch_size_source)
+        first.append(Text(f"{words.capitalize()}.", style="yellow"))
     first += [Text(f"{card.name} {card.value} ({card.evidence}): {card.meaning}") for card in cards(log)]
     parts: list[RenderableType] = [Panel(Group(*first), title=escape(printable(log.header.model)))]
     parts += [Text(printable(note), style="yellow") for note in notes(log)]
-    content = table(log)
+    measured = trajectory(log)
+    content = _rows(measured[-_MOST_ROWS:])
     shown = [k for k, name in enumerate(content.columns) if name in _NARROW]
     grid = RichTable(title="Measurements", title_justify="left", title_style="bold", box=None, pad_edge=False)
     for k in shown:
         grid.add_column(content.columns[k], justify="right")
-    for row in content.rows[-_MOST_ROWS:]:
+    for row in content.rows:
         cells = (Text(printable(row.cells[k]).partition(" [")[0]) for k in shown)
         grid.add_row(*cells, style="dim" if row.failed else "")
-    if len(content.rows) > _MOST_ROWS:
-        grid.caption = f"the last {_MOST_ROWS} of {len(content.rows):,}"
+    if len(measured) > _MOST_ROWS:
+        grid.caption = f"the last {_MOST_ROWS} of {len(measured):,}"
     return Group(*parts, Text(""), grid)
 
 
@@ -146,6 +190,10 @@ def as_html(log: RunLog) -> str:
     """The page; whatever came from a model or a data file is escaped."""
     headline, _, detail = verdict(log).partition(": ")
     measured = trajectory(log)
+    drawn = _thinned(measured)
+    thinned = (
+        f"figures and table show {len(drawn):,} of {len(measured):,} measurements, evenly spaced; the log has them all",
+    )
     return (
         environment()
         .get_template("track.html.j2")
@@ -154,9 +202,10 @@ def as_html(log: RunLog) -> str:
             headline=headline.rstrip("."),
             detail=detail[:1].upper() + detail[1:],
             cards=cards(log),
-            notes=notes(log),
-            figures=track_figures(measured),
-            table=table(log),
+            batch_size=batch_size_in_words(log.header.batch_size, log.header.batch_size_source),
+            notes=notes(log) + (thinned if len(drawn) < len(measured) else ()),
+            figures=track_figures(drawn),
+            table=_rows(drawn),
             seconds=number(sum(each.seconds for each in measured), 3),
             products=f"{sum(each.num_hvps for each in measured):,}",
         )
@@ -172,9 +221,33 @@ def save_html(log: RunLog, path: str | os.PathLike[str]) -> None:
     write_atomically(path, as_html(log))
 
 
+def _thinned(measured: Sequence[Measurement]) -> Sequence[Measurement]:
+    """At most `_MOST_DRAWN`, evenly spaced, the first and the last among them."""
+    last = len(measured) - 1
+    if last < _MOST_DRAWN:
+        return measured
+    return [measured[round(k * last / (_MOST_DRAWN - 1))] for k in range(_MOST_DRAWN)]
+
+
 def _finite(found: Measurement, key: str) -> bool:
     value = found.value(key)
     return value is not None and math.isfinite(value)
+
+
+def _rate_source(log: RunLog) -> str:
+    """Of a learning rate that was not the optimizer's own."""
+    setting = log.header.settings.get("learning_rate", "")
+    if not setting:
+        return ""
+    return f" ({rate_source_in_words(setting if setting[0].isalpha() else 'given')})"
+
+
+def _numerator(found: Measurement) -> str:
+    """The ratio's, with the mark of what has not converged."""
+    reading = found.values.get("sharpness_ratio")
+    value = found.numerator
+    known = value is not None and math.isfinite(value)
+    return number(value) + (" ?" if known and reading is not None and not reading.converged else "")
 
 
 def _cell(found: Measurement, key: str, digits: int = 4) -> str:

@@ -18,15 +18,21 @@ _FAR = 5.0
 
 def track_figures(measured: Sequence[Measurement]) -> tuple[Figure, ...]:
     """The figures that there are numbers for, in the page's order."""
-    made = (edge_over_time(measured), codimension(measured), dimension(measured), *gaps(measured))
+    made = (
+        edge_over_time(measured),
+        codimension(measured),
+        dimension(measured),
+        bound_scale(measured),
+        *gaps(measured),
+    )
     return tuple(figure for figure in made if figure is not None)
 
 
 def edge_over_time(measured: Sequence[Measurement]) -> Figure | None:
     """Sharpness of the threshold's own operator, and the threshold."""
     thresholds = _array([found.threshold for found in measured])
-    sharpness = _array([found.value("sharpness_ratio") for found in measured]) * thresholds
-    known = np.isfinite(sharpness)
+    sharpness = _array([found.numerator for found in measured])
+    known = np.isfinite(sharpness) & np.isfinite(thresholds)
     if not known.any():
         return None
     steps = _steps(measured)
@@ -71,8 +77,8 @@ def codimension(measured: Sequence[Measurement]) -> Figure | None:
         measured,
         "sharpness_codimension",
         "Codimension",
-        "Directions of the state that a step contracts on average, with 95 % intervals. More of them: training has "
-        "pinned down more.",
+        "The size of the state minus the sharpness dimension, with 95 % intervals. Neutral directions and dead "
+        "parameters do not change it.",
     )
 
 
@@ -82,7 +88,47 @@ def dimension(measured: Sequence[Measurement]) -> Figure | None:
         measured,
         "sharpness_dimension",
         "Sharpness dimension",
-        "The largest dimension of a volume that steps do not shrink on average, with 95 % intervals.",
+        "The largest dimension whose volumes steps do not contract on average, with 95 % intervals.",
+    )
+
+
+def bound_scale(measured: Sequence[Measurement]) -> Figure | None:
+    """What the bounds grow with, sqrt(SD/n), beside the gap of the loss where it is known; each on an axis of its own.
+
+    Their units differ: the bounds multiply the scale by B and more, which no model shows.
+    """
+    scale = _array([found.value("bound_scale") for found in measured])
+    known = np.isfinite(scale)
+    if not known.any():
+        return None
+    gap = _array([found.metrics.get("val_loss") for found in measured])
+    gap = gap - _array([found.metrics.get("loss") for found in measured])
+    beside, steps = np.isfinite(gap), _steps(measured)
+
+    def draw(axes: Any) -> None:
+        axes.plot(steps[known], scale[known], color=WARN, linewidth=1.6, linestyle="--", marker="s", markersize=4)
+        axes.set_ylim(0, 1.2 * float(scale[known].max()) or 1.0)
+        plain_ticks(axes)
+        axes.set_ylabel("sqrt(SD/n), dashed")
+        if beside.any():
+            right = axes.twinx()
+            right.spines["right"].set_visible(True)
+            right.plot(steps[beside], gap[beside], color=ACCENT, linewidth=2.2, marker="o", markersize=4)
+            right.axhline(0, color=INK, linewidth=0.9)
+            plain_ticks(right)
+            right.set_ylabel("validation loss - loss, solid")
+        _over_steps(axes)
+
+    what = "The dashed line is sqrt(SD/n), which both bounds grow with; they multiply it by inputs of their own"
+    totals = [found for found in measured if np.isfinite(_array([found.value("generalization_bound")])[0])]
+    if totals:
+        last, bound = totals[-1], next(bound for bound in totals[-1].bounds if bound.total is not None)
+        what += f" (at step {last.step:,} {bound.theorem} comes to {number(bound.total)}: {bound.verdict})"
+    solid = " The solid line is the real gap of the loss, on the right axis." if beside.any() else ""
+    return Figure(
+        "Scale of the bounds" + (" and gap of the loss" if beside.any() else ""),
+        svg("bound", "Scale of the generalization bounds over the steps", draw),
+        f"{what}.{solid} Compare how they move, not how large they are.",
     )
 
 

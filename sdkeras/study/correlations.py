@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +12,7 @@ import scipy.stats
 
 from sdkeras.errors import SdkerasError
 from sdkeras.records import FloatArray
+from sdkeras.reporting.csv_text import as_csv
 from sdkeras.reporting.numbers import ABSENT
 from sdkeras.reporting.schema import SCHEMA_VERSION, Document
 
@@ -138,19 +137,17 @@ class Correlations(Document):
 
     def to_csv(self) -> str:
         """One line for each measure and gap; absent values are empty."""
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
         names = ["measure", "target", *_spread("tau_b"), "p_value", "num_usable", "num_runs", "num_missing"]
         for setting in self.settings:
             names += [*_spread(f"psi_{setting}"), f"num_groups_{setting}", f"num_skipped_{setting}"]
-        writer.writerow([*names, *_spread("psi_mean")])
+        rows: list[list[Any]] = [[*names, *_spread("psi_mean")]]
         for row in self.rows:
             values = [row.measure, row.target, *_limits(row.tau_b, row.interval)]
             values += [row.p_value, row.num_usable, row.num_runs, row.num_missing]
             for part in row.granulated:
                 values += [*_limits(part.psi, part.interval), part.num_groups, part.num_skipped]
-            writer.writerow([*values, *_limits(row.psi_mean, row.psi_mean_interval)])
-        return buffer.getvalue()
+            rows.append([*values, *_limits(row.psi_mean, row.psi_mean_interval)])
+        return as_csv(rows)
 
 
 def correlate(

@@ -17,7 +17,7 @@ from sdkeras.lyapunov_run import Training, read_training
 from sdkeras.memory import peak_memory
 from sdkeras.operators.update_map import UpdateMap
 from sdkeras.planning import timed_gradient
-from sdkeras.provenance import loss_name, optimizer_info, provenance
+from sdkeras.provenance import optimizer_info, provenance
 from sdkeras.records import Progress
 from sdkeras.reporting.schema import DataInfo, ModelInfo, Simulation
 from sdkeras.study.projection import check_dimension
@@ -124,7 +124,7 @@ def forward(
         losses_on: Examples, drawn at random, whose losses make the data-dependent distance; 0 for none.
         batch_size: That of training; default 32, or a dataset's own.
         learning_rate: In place of the optimizer's, or of its schedule.
-        loss: In place of the compiled one.
+        loss: Replaces the compiled one, as in `sdkeras.analyze`.
         samples: How much of an endless data set to read.
         seed: Of minibatches, dropout masks, examples, projection and subsamples.
         initial_slots: For an optimizer that has not trained yet: start with the slots it would start with.
@@ -227,6 +227,11 @@ def _read(
         dtype="float32",
         seed=settings.seed,
     )
+    if training.function_words and settings.losses_on:
+        raise SdkerasError(
+            f"losses of single examples are of a compiled loss, and the loss is {training.function_words}; ask for "
+            "none (--losses-on 0)."
+        )
     check_dimension(training.function.size, settings.projection)
     return training
 
@@ -270,7 +275,7 @@ def _simulation(
             num_parameters=function.size,
             num_trainable_analysed=function.size,
             mode="train",
-            loss=loss_name(training.model.loss),
+            loss=training.loss_words,
         ),
         data=DataInfo(function.source.num_samples, function.source.batch_size, function.num_examples),
         optimizer=optimizer_info(

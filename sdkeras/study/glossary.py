@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from sdkeras.study.measures import OF_TRAJECTORIES, parts_of_column
 
-_SD = "the largest dimension of a volume that training steps do not shrink on average"
+_SD = "the largest dimension whose volumes training steps do not contract on average"
 _MEASURES = {
     "sd": f"Sharpness dimension, {_SD}; from all eigenvalues of the Hessians of single minibatches.",
     "sd-slq": "Sharpness dimension by the paper's SD-SLQ: Lanczos quadrature of minibatch Hessians, with the exponents "
@@ -19,12 +19,14 @@ _MEASURES = {
     "lambda_1": "The leading RDS-sharpness exponent: the mean over minibatches of the logarithm of the largest factor "
     "by which a training step stretches a small distance; above 0 it stretches. Not the largest eigenvalue of the "
     "Hessian, which is sharpness.",
-    "sharpness": "The largest eigenvalue of the Hessian of the loss over the training data.",
+    "sharpness": "The algebraically largest eigenvalue of the Hessian of the loss over the training data. The paper's "
+    "tables have the largest absolute value, which is another one where negative curvature is steeper.",
     "trace": "The trace of that Hessian, the sum of all its eigenvalues.",
     "e_alpha": "Total length of the minimum spanning tree of the iterates, each edge to the power alpha. It grows with "
     "their number, which is the same in all runs of a study.",
     "ph_dimension": "Persistent homology dimension of the iterates: alpha / (1 - s), where s is how fast ln e_alpha "
-    "grows with ln of the number of iterates.",
+    "grows with ln of the number of iterates. Its standard error is that of the regression; gaps in the set that come "
+    "at regular scales move it by more.",
 }
 _PARTS = {
     "forward": "Of iterates that were simulated from the end of training on.",

@@ -13,6 +13,7 @@ import attrs
 
 from sdkeras.errors import SdkerasError
 from sdkeras.options import Options, check_options
+from sdkeras.reading import blamed_on
 from sdkeras.reporting.schema import SCHEMA_VERSION, Document, as_plain
 from sdkeras.study.measures import (
     ESTIMATOR_OF,
@@ -22,7 +23,7 @@ from sdkeras.study.measures import (
     check_measures,
     columns,
 )
-from sdkeras.whole_files import reason_of
+from sdkeras.whole_files import check_is_file, shown
 
 # Their order in a run's name, with their short names; settings of the user's own stand between these and the seed.
 _SHORT = {"learning_rate": "lr", "batch_size": "bs", "weight_decay": "wd"}
@@ -149,14 +150,11 @@ def read_study(path: str, *, full: bool = False) -> Study:
     Raises:
         SdkerasError: Missing, no TOML, or a definition that cannot be run; the message names the file.
     """
-    try:
+    check_is_file(path, SdkerasError, "give a TOML file.")
+    with blamed_on(f"the study {shown(path)} cannot be read", "give a TOML file."):
         text = Path(path).read_bytes()
-    except (OSError, ValueError) as error:
-        raise SdkerasError(f"the study {path} cannot be read: {reason_of(error)}; give a TOML file.") from error
-    try:
+    with blamed_on(f"the study {shown(path)} is not TOML", "correct the file."):
         tables = tomllib.loads(text.decode("utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SdkerasError(f"the study {path} is not TOML: {error}; correct the file.") from error
     try:
         over = tables.pop("full", None)
         if full:
@@ -165,9 +163,10 @@ def read_study(path: str, *, full: bool = False) -> Study:
             _check_tables(tables, "")
             _check_tables(over, "full.")
             tables = {name: _put_over(tables.get(name, {}), over.get(name, {})) for name in {**tables, **over}}
-        return _study(tables)
+        with blamed_on("it defines no study", "correct the file."):
+            return _study(tables)
     except SdkerasError as error:
-        raise SdkerasError(f"{path}: {error}") from error
+        raise SdkerasError(f"{shown(path)}: {error}") from error
 
 
 def run_name(settings: Mapping[str, Any]) -> str:
@@ -307,7 +306,7 @@ def _grid(given: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
 
 def _check_setting(name: str, value: Any) -> None:
     expected = ""
-    number = type(value) in (int, float) and abs(value) < float("inf")
+    number = type(value) in (int, float) and abs(value) < (2**64 if type(value) is int else float("inf"))
     if name == "learning_rate" and not (number and value > 0):
         expected = "a positive number"
     elif name == "weight_decay" and not (number and value >= 0):

@@ -85,7 +85,7 @@ def _analysed(
             del measures[name]
             if not any(name in measures for name in names):
                 raise
-    answer.save(folder.analysis)
+    answer.save(folder.analysis, follow_links=False)
     return {name: (None, None, unfit[name]) if name in unfit else _read(answer, name) for name in names}
 
 

@@ -24,9 +24,9 @@ def correlate_study(folder: str | os.PathLike[str]) -> tuple[Results, Correlatio
     results = read_results(folder)
     found = results.correlations()
     place = Path(folder)
-    write_atomically(place / "runs.csv", results.to_csv())
-    write_atomically(place / "correlations.csv", found.to_csv())
-    found.save(place / "correlations.json")
+    write_atomically(place / "runs.csv", results.to_csv(), follow_links=False)
+    write_atomically(place / "correlations.csv", found.to_csv(), follow_links=False)
+    found.save(place / "correlations.json", follow_links=False)
     for name in ("heat_map.png", "heat_map.svg"):
         save_heat_map(found, place / name)
     save_html(results, found, place / "study.html")

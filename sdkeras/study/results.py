@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import attrs
 
 from sdkeras.errors import SdkerasError
+from sdkeras.reporting.csv_text import as_csv
 from sdkeras.reporting.numbers import ABSENT, counted, number
 from sdkeras.study.analyses import Analysed, needs_analysis, read_analysis
 from sdkeras.study.correlations import Correlations, Run, correlate
@@ -18,6 +17,7 @@ from sdkeras.study.grid import Study
 from sdkeras.study.measures import columns
 from sdkeras.study.run_files import Measured, RunFolder, Trained
 from sdkeras.study.runner import DONE, FAILED, STUDY_FILE, RunState, plan_study, runs_folder
+from sdkeras.whole_files import shown
 
 _COMMAND = "sdkeras study run GRID.toml --out DIR"
 
@@ -120,13 +120,11 @@ class Results:
 
     def to_csv(self) -> str:
         """The table in full precision; absent values are empty."""
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
         of = tuple(columns(self.study.measures))
         scores = ("train_accuracy", "test_accuracy", "accuracy_gap", "train_loss", "test_loss", "loss_gap")
         errors = [name for column in of for name in (column, f"{column}_error")]
         ending, of_analysis = ("epochs", "steps", "ended_by"), ("map", "state_size", "warnings")
-        writer.writerow(["run", "state", *self.study.grid, *scores, *ending, *errors, *of_analysis, "reason"])
+        rows: list[list[Any]] = [["run", "state", *self.study.grid, *scores, *ending, *errors, *of_analysis, "reason"]]
         for row in self.rows:
             values: list[Any] = [row.state.run.name, row.state.state, *row.state.run.settings.values(), *_scores(row)]
             trained = row.trained
@@ -137,8 +135,8 @@ class Results:
             analysed = row.analysed
             values += [None] * 3 if analysed is None else [analysed.map, analysed.state_size, ";".join(analysed.codes)]
             failure = row.state.failure
-            writer.writerow([*values, "" if failure is None else f"{failure.stage}: {failure.reason}"])
-        return buffer.getvalue()
+            rows.append([*values, "" if failure is None else f"{failure.stage}: {failure.reason}"])
+        return as_csv(rows)
 
     def check_enough(self, wanted: str) -> None:
         """Refuses what needs more runs.
@@ -189,7 +187,7 @@ def read_results(folder: str | os.PathLike[str]) -> Results:
     """
     path = Path(folder) / STUDY_FILE
     if not path.is_file():
-        raise SdkerasError(f"{os.fspath(folder)} holds no study; give the folder that sdkeras study run --out named.")
+        raise SdkerasError(f"{shown(folder)} holds no study; give the folder that sdkeras study run --out named.")
     study = Study.load(path)
     plan = plan_study(study, folder)
     rows = []

@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 import attrs
 
 from sdkeras.errors import SdkerasError
+from sdkeras.reading import blamed_on, parsed_json
 from sdkeras.reporting.schema import as_plain, from_plain, write_atomically
+from sdkeras.whole_files import check_is_file, shown
 
 _Rec = TypeVar("_Rec")
 
@@ -156,17 +158,15 @@ class RunFolder:
 
     def write(self, path: Path, record: Any) -> None:
         """Writes one of its files as JSON."""
-        write_atomically(path, json.dumps(as_plain(record), indent=1, allow_nan=False) + "\n")
+        write_atomically(path, json.dumps(as_plain(record), indent=1, allow_nan=False) + "\n", follow_links=False)
 
     @staticmethod
     def _read(path: Path, kind: type[_Rec]) -> _Rec | None:
-        try:
-            text = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            raise SdkerasError(f"{path} cannot be read: {error}; delete it, and the run is done again.") from error
-        try:
-            return from_plain(json.loads(text), kind, str(path))
-        except (ValueError, SdkerasError) as error:
-            raise SdkerasError(f"{path} is damaged ({error}); delete it, and the run is done again.") from error
+        advice = "delete it, and the run is done again."
+        check_is_file(path, SdkerasError, advice)
+        with blamed_on(f"{shown(path)} is damaged", advice):
+            try:
+                text = path.read_text(encoding="utf-8")
+            except FileNotFoundError:
+                return None
+            return from_plain(parsed_json(text), kind, f"{shown(path)} is damaged", advice)

@@ -11,17 +11,19 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 
 from sdkeras.errors import SdkerasError
+from sdkeras.locks import only_writer
 from sdkeras.reporting.numbers import counted
 from sdkeras.study.grid import GridRun, Study, differences
 from sdkeras.study.measures import needing_a_rate
 from sdkeras.study.run_files import Failed, RunFolder
+from sdkeras.whole_files import open_own, shown
 
 STUDY_FILE = "study.json"
 # Libraries of linear algebra, which would each take all cores.
@@ -102,7 +104,7 @@ def plan_study(study: Study, folder: str | os.PathLike[str], *, jobs: int | None
     """
     there = runs_folder(folder)
     if there.exists() and not there.is_dir():
-        raise SdkerasError(f"{there} is a file, and must be the folder of the runs; choose another --out.")
+        raise SdkerasError(f"{shown(there)} is a file, and must be the folder of the runs; choose another --out.")
     states, seconds = [], []
     remeasured: set[str] = set()
     by = study.by_column()
@@ -117,7 +119,7 @@ def plan_study(study: Study, folder: str | os.PathLike[str], *, jobs: int | None
             changed = differences(trained.training, training)
             if changed:
                 raise SdkerasError(
-                    f"{os.fspath(folder)} holds runs of another definition: {'; '.join(changed)}. Name another folder "
+                    f"{shown(folder)} holds runs of another definition: {'; '.join(changed)}. Name another folder "
                     "(--out), or restore the definition."
                 )
             missing = files.missing(by)
@@ -144,7 +146,7 @@ def _check_recorded(trained: Mapping[str, Any], wanted: Mapping[str, Any], folde
     recorded = wanted["recorded"]
     if recorded is not None and trained.get("recorded") is None:
         raise SdkerasError(
-            f"{', '.join(recorded['for'])} are of the iterates of training, which the runs in {os.fspath(folder)} have "
+            f"{', '.join(recorded['for'])} are of the iterates of training, which the runs in {shown(folder)} have "
             "not recorded; name another folder (--out), or take trajectory = 'forward', which is simulated afterwards."
         )
 
@@ -188,10 +190,10 @@ def run_study(
     try:
         runs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SdkerasError(f"{os.fspath(runs)} cannot be made: {error.strerror}; choose another place.") from error
-    with _locked(Path(folder)):
+        raise SdkerasError(f"{shown(runs)} cannot be made: {error.strerror}; choose another place.") from error
+    with only_writer(folder, "wait until it has ended, or name another folder"):
         plan = plan_study(study, folder, jobs=jobs)
-        study.save(Path(folder) / STUDY_FILE)
+        study.save(Path(folder) / STUDY_FILE, follow_links=False)
         to_do = plan.to_do(retry)
         if to_do:
             pool = _Pool(study, Path(folder), Path(code), min(plan.jobs, len(to_do)), progress, notice)
@@ -336,7 +338,7 @@ class _Process:
         environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         environment.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
         # A session of its own: Ctrl-C in the terminal is for the parent, which ends it.
-        with log.open("ab") as errors:
+        with os.fdopen(open_own(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as errors:
             self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -394,28 +396,6 @@ class _Process:
         with contextlib.suppress(OSError):  # it has ended; its output says so
             self.process.stdin.write((json.dumps(job) + "\n").encode())
             self.process.stdin.flush()
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Refuses a second run of the same folder at the same time; the system lifts the lock when the process ends.
-
-    Raises:
-        SdkerasError: It is locked.
-    """
-    try:
-        import fcntl
-    except ImportError:  # no such locks on this system
-        yield
-        return
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise SdkerasError(
-                f"{folder} is in use by another sdkeras study run; wait until it has ended, or name another folder."
-            ) from error
-        yield
 
 
 def _listed(names: set[str]) -> str:

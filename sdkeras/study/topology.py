@@ -40,7 +40,8 @@ class PersistentHomologyDimension:
 
     Attributes:
         value: alpha / (1 - slope), or None where it is undetermined.
-        stderr: Standard error of it, from that of the slope; None where the value is.
+        stderr: Standard error of it, that of the regression alone: from that of the slope; None where the value is.
+            A set with gaps at regular scales is off by more: Cantor dust of dimension 1.262 gave 1.376 +- 0.012.
         reason: Why it is undetermined; empty if it is not.
         alpha: Power of the edges.
         slope: s, of ln E_alpha against ln n; None with too few points.

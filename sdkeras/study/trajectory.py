@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from sdkeras.checkpoints import LAYOUT, load_checkpoint, save_checkpoint
 from sdkeras.errors import SdkerasError
+from sdkeras.reading import blamed_on
 from sdkeras.study.projection import Distortion
+from sdkeras.whole_files import check_is_file, shown
 
 # Names of the matrix in a .npz of several arrays.
 _MATRICES = ("trajectory", "weights")
@@ -49,6 +51,9 @@ class Trajectory:
         rows, steps = np.asarray(self.iterates), np.asarray(self.iterations)
         losses = rows if self.losses is None else np.asarray(self.losses)
         kinds = {array.dtype.kind for array in (rows, steps, losses)}
+        counts = (self.num_parameters, self.seed, *([] if self.stopped_at is None else [self.stopped_at]))
+        if not all(isinstance(count, (int, np.integer)) and count >= 0 for count in counts):
+            raise ValueError("Trajectory: num_parameters, seed and stopped_at must be whole numbers.")
         if rows.ndim != 2 or losses.ndim != 2 or not kinds <= set("iuf"):
             raise ValueError("Trajectory: iterates and losses must be matrices of numbers.")
         if not steps.shape == (len(rows),) == (len(losses),):
@@ -75,14 +80,15 @@ class Trajectory:
         Raises:
             SdkerasError: Missing, damaged, another kind of file, or no finite matrix of 2 rows or more.
         """
-        name = os.fspath(path)
+        name = shown(path)
         advice = (
             "give a file that TrajectoryRecorder or sdkeras study trajectory --save wrote, or a matrix, steps x "
             "weights, of floating-point numbers (.npy, or .npz with one array or one named 'trajectory' or 'weights')."
         )
         if not os.path.exists(path):
             raise SdkerasError(f"there is no file {name}; {advice}")
-        matrix = _plain_matrix(name, advice)
+        check_is_file(path, SdkerasError, advice)
+        matrix = _plain_matrix(path, advice)
         if matrix is not None:
             rows, columns = matrix.shape
             return cls(matrix, np.arange(rows), None, num_parameters=columns, distortion=None, seed=0, stopped_at=None)
@@ -93,46 +99,35 @@ class Trajectory:
         names = {field.name for field in attrs.fields(cls)}
         if not isinstance(held, dict) or held.pop("trajectory", None) != 1 or set(held) != names:
             raise SdkerasError(f"{name} is no trajectory; {advice}")
-        try:
+        with blamed_on(f"{name} is no whole trajectory", advice):
             if held["distortion"] is not None:
                 held["distortion"] = Distortion(**held["distortion"])
             return cls(**held)
-        except (TypeError, ValueError) as error:
-            raise SdkerasError(f"{name} is no whole trajectory ({error}); {advice}") from error
 
 
-def _plain_matrix(name: str, advice: str) -> NDArray[Any] | None:
+def _plain_matrix(path: str | os.PathLike[str], advice: str) -> NDArray[Any] | None:
     """The matrix in a .npy or .npz file; None where the file is one of `Trajectory.save`.
 
     Raises:
         SdkerasError: Unreadable, several arrays, or no finite matrix of 2 rows or more.
     """
+    name = shown(path)
     array: NDArray[Any]
-    try:
+    with blamed_on(f"{name} cannot be read as a trajectory", advice):
         # Nothing is ever unpickled.
-        with open(name, "rb") as file:
+        with open(path, "rb") as file:
             archive = file.read(2) == b"PK"
         if not archive:
-            array, where = np.load(name, mmap_mode="r", allow_pickle=False), name
+            array, where = np.load(path, mmap_mode="r", allow_pickle=False), name
         else:
-            with np.load(name, allow_pickle=False) as stored:
+            with np.load(path, allow_pickle=False) as stored:
                 if LAYOUT in stored.files:
                     return None
                 arrays = stored.files if len(stored.files) == 1 else [key for key in _MATRICES if key in stored.files]
                 if len(arrays) != 1:
                     listed = ", ".join(stored.files[:5]) or "none"
                     raise SdkerasError(f"{name} is no trajectory: its arrays are {listed}; {advice}")
-                array, where = stored[arrays[0]], f"{name}, array '{arrays[0]}',"
-    except SdkerasError:
-        raise
-    except MemoryError as error:
-        raise SdkerasError(
-            f"{name} does not fit into memory; save it as .npy, which is not read as a whole."
-        ) from error
-    except Exception as error:  # damaged files fail in many ways
-        objects = "allow_pickle" in str(error) or "Python objects" in str(error)
-        what = "holds Python objects, which are never unpickled" if objects else "is no trajectory"
-        raise SdkerasError(f"{name} {what}, or damaged; {advice}") from error
+                array, where = stored[arrays[0]], f"{name}, array {arrays[0]!r},"
     if array.ndim != 2 or array.dtype.kind != "f" or array.dtype.itemsize > 8 or array.shape[1] < 1:
         raise SdkerasError(f"{where} is of shape {array.shape} and type {array.dtype}; {advice}")
     if len(array) < 2:

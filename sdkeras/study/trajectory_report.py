@@ -77,7 +77,7 @@ def _tree(name: str, found: TreeMeasures, alpha: float) -> Table:
         (
             "PH dimension",
             ABSENT if fit.value is None else with_error(fit.value, fit.stderr),
-            fit.reason or "alpha / (1 - slope), with standard error",
+            fit.reason or "alpha / (1 - slope), with the standard error of the regression",
         ),
     ]
     if fit.slope is not None and fit.residual is not None:

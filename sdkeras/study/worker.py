@@ -22,6 +22,9 @@ from sdkeras.errors import SdkerasError, VerificationError
 from sdkeras.study.grid import GridRun, Study, run_name
 from sdkeras.study.run_files import RunFolder, Trained
 from sdkeras.user_code import USER_ERRORS, last_line, own_objects, user_import
+from sdkeras.whole_files import open_own
+
+_APPENDING = os.O_WRONLY | os.O_CREAT | os.O_APPEND
 
 
 def main(arguments: list[str]) -> None:
@@ -126,7 +129,7 @@ class _Worker:
 @contextlib.contextmanager
 def _logged(path: Path) -> Iterator[None]:
     """What is printed meanwhile, by C++ too, goes to the end of a file."""
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    file = os.open(path, os.O_WRONLY) if path == Path(os.devnull) else open_own(path, _APPENDING)
     kept = [os.dup(stream) for stream in (1, 2)]
     try:
         for stream in (1, 2):

@@ -25,6 +25,7 @@ from sdkeras.testing.layer_models import (
     Problem,
     QuarticLoss,
     SquaredWrapper,
+    adapted,
     between,
     bits,
     first,
@@ -236,6 +237,14 @@ _STRINGS = "takes strings"
 _INTEGERS = "takes integers"
 
 
+def _adapted_lookup(output_mode: str) -> Case:
+    """Integers up to 7, after a vocabulary of those up to 5."""
+    make = first(
+        lambda: adapted(layers.IntegerLookup(output_mode=output_mode), integers(20, 4)), integers(N, 4, high=8)
+    )
+    return _layer("IntegerLookup", make, f"adapted, {output_mode}", no_derivative=_INTEGERS)
+
+
 _LAYERS: list[Case] = [
     # Layers at large
     _plain("Activation", (5,), activation="tanh"),
@@ -321,6 +330,7 @@ _LAYERS: list[Case] = [
     _plain("LayerNormalization", (3, 4)),
     _plain("LayerNormalization", (3, 4), "two axes", axis=(1, 2)),
     _plain("Normalization", (4,), mean=[0.1, -0.2, 0.3, 0.0], variance=[0.5, 1.0, 2.0, 0.7]),
+    _layer("Normalization", between(lambda: adapted(layers.Normalization(), 2 + 3 * normal(20, 4)), (4,)), "adapted"),
     _plain("RMSNormalization", (3, 4)),
     _plain("UnitNormalization", (3, 4)),
     # Activations as layers
@@ -504,6 +514,11 @@ _LAYERS: list[Case] = [
     ),
     _plain("Discretization", (5,), bin_boundaries=[-1.0, 0.0, 1.0], output_mode="one_hot"),
     _layer(
+        "Discretization",
+        between(lambda: adapted(layers.Discretization(num_bins=4, output_mode="one_hot"), normal(20, 5)), (5,)),
+        "adapted",
+    ),
+    _layer(
         "HashedCrossing",
         first(lambda: layers.HashedCrossing(num_bins=5, output_mode="one_hot"), integers(N, 1), integers(N, 1, high=3)),
         no_derivative=_INTEGERS,
@@ -518,14 +533,27 @@ _LAYERS: list[Case] = [
         first(lambda: layers.IntegerLookup(vocabulary=[1, 2, 4], output_mode="multi_hot"), integers(N, 4)),
         no_derivative=_INTEGERS,
     ),
+    *(_adapted_lookup(mode) for mode in ("multi_hot", "tf_idf")),
     _layer(
         "StringLookup",
         first(lambda: layers.StringLookup(vocabulary=_VOCABULARY, output_mode="multi_hot"), words(N, 4)),
         no_derivative=_STRINGS,
     ),
     _layer(
+        "StringLookup",
+        first(lambda: adapted(layers.StringLookup(output_mode="multi_hot"), words(20, 4)), words(N, 4)),
+        "adapted",
+        no_derivative=_STRINGS,
+    ),
+    _layer(
         "TextVectorization",
         first(lambda: layers.TextVectorization(vocabulary=_VOCABULARY, output_mode="multi_hot"), words(N, 1)),
+        no_derivative=_STRINGS,
+    ),
+    _layer(
+        "TextVectorization",
+        first(lambda: adapted(layers.TextVectorization(output_mode="tf_idf"), words(20, 1)), words(N, 1)),
+        "adapted",
         no_derivative=_STRINGS,
     ),
 ]

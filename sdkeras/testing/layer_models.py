@@ -59,6 +59,9 @@ def _compiled(inputs: Any, outputs: Any, loss: Any) -> Any:
     for variable in model.non_trainable_variables:
         if "float" in str(variable.dtype):
             variable.assign((np.asarray(variable) + 0.1) * rng.uniform(0.5, 1.5, variable.shape))
+    for layer in model._flatten_layers():
+        if layer.variables and hasattr(layer, "finalize_state"):  # what it computes with is made of its variables
+            layer.finalize_state()
     return model
 
 
@@ -112,6 +115,12 @@ def first(make: Make, *arrays: Any) -> Build:
         return Problem(model, arrays[0] if len(arrays) == 1 else list(arrays), _classes())
 
     return build
+
+
+def adapted(layer: Any, data: Any) -> Any:
+    """A preprocessing layer that has learned from data."""
+    layer.adapt(data)
+    return layer
 
 
 def masked(make: Make, *, mask_zero: bool = False) -> Build:

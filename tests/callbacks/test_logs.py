@@ -11,12 +11,13 @@ import tensorflow as tf
 
 from sdkeras.callbacks import SharpnessDimension, sharpness_dimension
 from sdkeras.errors import DataError, ModelError, SdkerasError
-from sdkeras.monitor import MEASURES
+from sdkeras.monitor import MEASURES, log_keys
 from sdkeras.operators.update import steps_taken
 from sdkeras.reporting.run_log import Header, Measurement, Reading, read_run_log
 from small_nets import X, Y, net
 
-KEYS = {*MEASURES, "sharpness_age"}
+KEYS = {*MEASURES, "bound_scale", "sharpness_age"}
+NAN = pytest.approx(float("nan"), nan_ok=True)
 
 
 class Clock:
@@ -42,6 +43,7 @@ class StandIn:
         type(self).made += 1
         self.clock.seconds += self.compilation
         self.model, self.measures, self.options, self.count = model, measures, options, 0
+        self.keys = log_keys(measures, options["bound_inputs"], options["estimate_bound_inputs"])
         type(self).given = self.given = []
 
     def header(self) -> Header:
@@ -54,12 +56,18 @@ class StandIn:
         self.clock.seconds += seconds if self.out_of_time else self.cost
         if self.count in self.error:
             raise self.error[self.count]
-        values = {name: Reading(self.scale * self.count, True) for name in self.measures}
+        values = {name: Reading(self.scale * self.count, True) for name in self.keys}
         place = {"source": "fit", "step": steps_taken(self.model.optimizer), "epoch": epoch, "time": "now"}
         numbers = {"seconds": 0.0, "num_hvps": 1, "learning_rate": 0.1, "threshold": 20.0}
         return Measurement(
             **place, **numbers, operator="H", map="sgd", state_size=51, values=values, metrics=dict(metrics)
         )
+
+    def training_loss(self) -> tuple[float, None]:
+        return 1.0, None
+
+    def answer(self, about: str) -> None:
+        return None
 
 
 @pytest.fixture
@@ -113,7 +121,7 @@ def test_tensorboard_holds_every_key(stand_in, tmp_path: Path) -> None:
 
 
 def test_only_the_measures_asked_for_are_written(stand_in) -> None:
-    history = fit(watch(measures=("hessian_trace", "sharpness")))
+    history = fit(watch(measures=("hessian_trace", "sharpness")))  # and without SD no scale of the bounds
     assert {*KEYS} & set(history) == {"sharpness", "hessian_trace", "sharpness_age"}
 
 
@@ -129,21 +137,22 @@ def test_early_stopping_and_checkpoints_watch_the_keys(stand_in, tmp_path: Path)
 
 
 def test_epochs_are_skipped_until_the_share_of_time_allows_the_next(stand_in, caplog) -> None:
-    stand_in.compilation, stand_in.cost = 4.0, 2.0
+    stand_in.compilation, stand_in.cost = 4.0, 5.0
     callback = watch(max_overhead=0.2)
     callback.spacing.clock = stand_in.clock
     history = fit(callback, Tick(stand_in.clock), epochs=9)
-    # Epoch 1: 6 s spent. The next needs (6 + 2)/0.2 = 40 s of training, epoch 4; then (8 + 2)/0.2 = 50 s, epoch 5;
-    # then one an epoch.
-    assert history["sharpness_age"] == [0, 1, 2, 0, 0, 0, 0, 0, 0]
-    assert history["sharpness"] == [1, 1, 1, 2, 3, 4, 5, 6, 7]
+    # Epoch 1: 5 s spent, beside 4 s of compilation. The next needs (5 + 5)/0.2 = 50 s of training, epoch 5; then
+    # (10 + 5)/0.2 = 75 s, epoch 8.
+    assert history["sharpness_age"] == [0, 1, 2, 3, 0, 1, 2, 0, 1]
+    assert history["sharpness"] == [1, NAN, NAN, NAN, 2, NAN, NAN, 3, NAN]
+    assert history["bound_scale"] == [1, NAN, NAN, NAN, 2, NAN, NAN, 3, NAN]
     assert callback.spacing.spent <= 0.2 * callback.spacing.training
     assert callback.spacing.training == 90.0
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 1
-    assert "have taken 6 s so far" in said[0]
-    assert "the last one 2 s" in said[0]
-    assert "waits for 20 s more" in said[0]
+    assert "have taken 5 s so far" in said[0]
+    assert "the last one 5 s" in said[0]
+    assert "waits for 30 s more" in said[0]
 
 
 def test_a_measurement_that_grows_stays_within_the_share_and_gets_more_time_later(stand_in) -> None:
@@ -240,7 +249,7 @@ def test_steps_are_counted_by_the_optimizer(stand_in, per_execution: int, expect
     assert callback.measurements[0].epoch == 0
     assert [found.step for found in read_run_log(tmp_path).measurements] == expected
     by_epoch = [sum(step <= 6 * (epoch + 1) for step in expected) for epoch in range(3)]
-    assert history["sharpness"] == by_epoch
+    assert history["sharpness"] == by_epoch  # each epoch has one
 
 
 def test_an_epoch_shorter_than_the_steps_is_measured_the_first_time(stand_in) -> None:
@@ -290,6 +299,11 @@ def test_backup_and_restore(stand_in, tmp_path: Path) -> None:
         ({"measures": ()}, "no measure was asked for"),
         ({"samples": 0}, "samples is 0"),
         ({"tolerance": 2.0}, "tolerance is 2.0"),
+        ({"num_measurements": 0}, "num_measurements is 0; it must be at least 1"),
+        ({"class_weight": {1: -1.0}}, "gives class 1 the weight -1.0"),
+        ({"bound_inputs": {"gamma": 1.0}}, "a bound has no input 'gamma'"),
+        ({"bound_inputs": {"delta": 0.1}, "measures": ("sharpness",)}, "the bounds need the sharpness dimension"),
+        ({"report": "/dev/null/run"}, "/dev/null/run cannot be made: Not a directory"),
         ({"log_dir": "/dev/null/run"}, "cannot be written: Not a directory; choose another folder"),
     ],
 )
@@ -312,3 +326,111 @@ def test_a_log_that_cannot_be_written_any_more_is_told_once(stand_in, caplog, tm
     assert fit(callback)["sharpness"] == [1.0, 2.0, 3.0]
     assert len(caplog.records) == 1
     assert "cannot be written" in caplog.text
+
+
+def test_carry_forward_repeats_the_last_numbers_for_early_stopping(stand_in) -> None:
+    stand_in.cost, stand_in.scale = 4.0, -1.0  # (4 + 4)/0.1 = 80 s of training: epoch 8
+
+    def run(**options: object) -> dict[str, list[float]]:
+        callback = watch(max_overhead=0.1, **options)
+        callback.spacing.clock = stand_in.clock
+        stopping = keras.callbacks.EarlyStopping("sharpness", mode="min", patience=2)
+        return fit(callback, stopping, Tick(stand_in.clock), epochs=9)
+
+    carried = run(carry_forward=True)
+    assert carried["sharpness"] == [-1, -1, -1]  # no better for two epochs
+    assert carried["sharpness_age"] == [0, 1, 2]
+    blank = run()
+    assert blank["sharpness"] == [-1, NAN, NAN]  # NaN is no improvement either
+
+
+@pytest.mark.parametrize("carry_forward", [False, True])
+def test_the_columns_are_the_same_every_epoch_where_the_first_is_not_measured(
+    stand_in, tmp_path: Path, carry_forward: bool
+) -> None:
+    inputs = {"loss_bound": 1.0, "lipschitz": 1.0, "delta": 0.1, "stability": 0.1}
+    callback = watch(num_measurements=1, bound_inputs=inputs, carry_forward=carry_forward)
+    fit(callback, keras.callbacks.CSVLogger(tmp_path / "log.csv"))
+    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
+    assert [float(row["generalization_bound"]) for row in rows] == [NAN, NAN, 1.0]
+    assert [float(row["bound_scale"]) for row in rows] == [NAN, NAN, 1.0]
+    assert [float(row["sharpness_age"]) for row in rows] == [1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("options", "keys"),
+    [
+        ({}, {"bound_scale"}),
+        ({"bound_inputs": {"delta": 0.1}}, {"bound_scale"}),
+        ({"bound_inputs": {"delta": 0.1, "stability": 0.1}}, {"bound_scale"}),
+        (
+            {"bound_inputs": {"delta": 0.1, "stability": 0.1}, "estimate_bound_inputs": True},
+            {"bound_scale", "generalization_bound"},
+        ),
+        ({"measures": ("sharpness",)}, set()),
+    ],
+)
+def test_keys_of_the_bounds_are_there_where_they_can_be_known(
+    stand_in, options: dict[str, object], keys: set[str]
+) -> None:
+    assert {"bound_scale", "generalization_bound"} & set(fit(watch(**options), epochs=1)) == keys
+
+
+@pytest.mark.parametrize(
+    ("count", "epochs", "expected"),
+    [(1, 9, [9]), (2, 9, [1, 9]), (3, 9, [1, 5, 9]), (4, 9, [1, 4, 7, 9]), (9, 9, list(range(1, 10)))],
+)
+def test_a_number_of_measurements_is_spread_whatever_they_cost(
+    stand_in, count: int, epochs: int, expected: list[int]
+) -> None:
+    stand_in.cost = 1000.0
+    callback = watch(max_overhead=1e-3, num_measurements=count)
+    callback.spacing.clock = stand_in.clock
+    history = fit(callback, Tick(stand_in.clock), epochs=epochs)
+    assert [found.epoch for found in callback.measurements] == expected
+    assert [age == 0 for age in history["sharpness_age"]] == [epoch in expected for epoch in range(1, epochs + 1)]
+    assert set(stand_in.given) == {None}  # each may take its time
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_number_of_measurements_within_epochs(stand_in, known: bool) -> None:
+    """24 steps in 4 epochs; a generator does not say how many steps an epoch has until the first has ended."""
+    callback = watch(every=2, num_measurements=5)
+    data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(16)
+    data = data if known else data.filter(lambda x, y: True)
+    net(keras.optimizers.SGD(0.1)).fit(data, epochs=4, verbose=0, callbacks=[callback])
+    measured = callback.measurements
+    if known:
+        assert [found.step for found in measured] == [2, 8, 14, 20, 24]
+    else:  # Keras counts a step too many at the end of data of unknown length
+        assert [found.epoch for found in measured] == [0, 1, 2, 2, 4]
+
+
+def test_more_measurements_than_there_are_opportunities(stand_in, caplog) -> None:
+    callback = watch(num_measurements=7)
+    assert fit(callback)["sharpness"] == [1.0, 2.0, 3.0]
+    assert "3 of num_measurements=7 were made" in caplog.text
+    assert "every is 'epoch'" in caplog.text
+
+
+def test_a_number_of_measurements_counts_each_fit(stand_in) -> None:
+    callback, model = watch(num_measurements=2), net(keras.optimizers.SGD(0.1))
+    fit(callback, model=model, epochs=5)
+    fit(callback, model=model, epochs=9, initial_epoch=5)
+    assert [found.epoch for found in callback.measurements] == [1, 5, 6, 9]
+
+
+def test_a_monitor_that_cannot_be_made_is_not_tried_every_epoch(stand_in) -> None:
+    """Compilation is no overhead, unless it is for nothing."""
+    callback = watch(max_overhead=0.1)
+    callback.spacing.clock = stand_in.clock
+    tries = []
+
+    def refuse(*given: object, **named: object) -> None:
+        tries.append(stand_in.clock.seconds)
+        stand_in.clock.seconds += 4.0
+        raise ModelError("no such model")
+
+    callback._make = refuse
+    fit(callback, Tick(stand_in.clock), epochs=9)
+    assert len(tries) == 2  # 8 s with the next: 80 s of training

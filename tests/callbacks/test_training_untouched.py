@@ -23,8 +23,10 @@ def trained(callbacks: list[keras.callbacks.Callback]) -> tuple[list[np.ndarray]
 
 
 @pytest.fixture(scope="module")
-def with_and_without():
-    callback = SharpnessDimension((X, Y), batch_size=16, max_overhead=None, samples=80, tolerance=0.5)
+def with_and_without(tmp_path_factory):
+    """With all that a measurement can do: estimates from single examples, and drawing."""
+    more = {"estimate_bound_inputs": True, "report": tmp_path_factory.mktemp("report")}
+    callback = SharpnessDimension((X, Y), batch_size=16, max_overhead=None, samples=80, tolerance=0.5, **more)
     return trained([]), trained([callback]), callback
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import sdkeras
 from sdkeras import kinds, registry
 from sdkeras.errors import SdkerasError
-from sdkeras_cli import analyze, conditions, settings
+from sdkeras_cli import conditions, settings, shared
 from sdkeras_cli import main as cli_main
 
 
@@ -163,7 +163,7 @@ def test_bad_bound_inputs(text: str, capsys: pytest.CaptureFixture[str]) -> None
 def test_no_text_of_an_option_leaves_a_traceback(text: str) -> None:
     for parse in (
         conditions.parse,
-        lambda t: analyze._bound_inputs((t,)),
+        lambda t: shared._bound_inputs(None, None, (t,)),
         lambda t: settings.estimator_settings((t,), registry.ANALYSIS_KINDS),
     ):
         with contextlib.suppress(SdkerasError):

@@ -1,5 +1,6 @@
 """`sdkeras track`: the log of a folder or a file, in the terminal and as a page."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -56,7 +57,8 @@ def test_checkpoints_in_the_terminal(in_process, tmp_path: Path, monkeypatch) ->
         model.fit(X, Y, batch_size=16, verbose=0)
         model.save(f"epoch_{epoch}.keras")
     np.savez("train.npz", x=X, y=Y)
-    words = ("track", "*.keras", "--data", "train.npz", "--batch-size", 16, "--measures", "sharpness,sharpness_ratio")
+    words = ("track", "*.keras", "--data", "train.npz", "--batch-size", 16, "--class-weight", "0=1.0,1=9.0")
+    words += ("--measures", "sharpness,sharpness_dimension", "--bound", "delta=0.1", "--estimate-bound-inputs")
     status, out, _ = in_process(*words, "--dry-run")
     assert (status, Path("track").exists()) == (0, False)
     assert "2 of 2 checkpoints to measure" in out
@@ -69,6 +71,11 @@ def test_checkpoints_in_the_terminal(in_process, tmp_path: Path, monkeypatch) ->
     assert in_process(*words, "--fail-if", "values.sharpness.value > 1e-6")[0] == 3
     status, out, err = in_process("track", "track", "--fail-if", "step >= 12")
     assert (status, "Measurements" in out) == (3, True)
+    header, first, _ = map(json.loads, Path("track/sharpness.jsonl").read_text().splitlines())
+    assert header["class_weight"] == {"0": 1.0, "1": 9.0}
+    known = {entry["name"]: (entry["value"], entry["estimated"]) for entry in first["bounds"][0]["inputs"]}
+    assert known["delta"] == (0.1, False)
+    assert known["loss_bound"][1]
     Path("epoch_3.keras").write_bytes(b"PK nothing")
     status, out, err = in_process(*words)
     assert status == 2
@@ -82,6 +89,14 @@ def test_checkpoints_in_the_terminal(in_process, tmp_path: Path, monkeypatch) ->
         (("a.keras",), "give them (--data DATA)"),
         (("run", "other"), "one log at a time"),
         (("run", "--out", "x", "--seed", 3), "--out, --seed: for checkpoints only"),
+        (("run", "--bound", "delta=0.1"), "--bound: for checkpoints only"),
+        (("run", "--class-weight", "0=1.0"), "--class-weight: for checkpoints only"),
+        (("a.keras", "--data", "train.npz", "--class-weight", "0:1"), "'0:1' is not CLASS=WEIGHT"),
+        (("a.keras", "--data", "train.npz", "--bound", "delta=2"), "it must lie between 0 and 1"),
+        (
+            ("a.keras", "--data", "train.npz", "--measures", "sharpness", "--bound", "delta=0.1"),
+            "the bounds need the sharpness dimension",
+        ),
         (("run", "--dry-run"), "--dry-run: for checkpoints only"),
         (("no*.keras", "--data", "train.npz"), "no file fits"),
         (("train.npz", "--data", "train.npz"), "is no checkpoint"),

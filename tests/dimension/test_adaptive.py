@@ -294,6 +294,80 @@ def test_nested_check_raises_the_number_of_steps() -> None:
     assert "nested-check-failed" in codes(capped)
 
 
+def large_population(count: int) -> list[np.ndarray]:
+    """300 directions, of which runs of 40 steps converge about as many as runs of 28 or a few more."""
+    generator = np.random.default_rng(1)
+    flat = 1e-3 * generator.standard_normal((count, 270))
+    outliers = np.geomspace(15, 0.5, 18) * generator.uniform(0.8, 1.2, (count, 18))
+    negative = -np.geomspace(1.5, 0.1, 12) * generator.uniform(0.6, 1.4, (count, 12))
+    return list(np.concatenate([flat, outliers, negative], axis=1))
+
+
+def test_runs_do_not_start_again_by_chance() -> None:
+    """40 steps are enough here: both rules agree to 0.01, while correcting each by itself moves them by dimensions."""
+    matrices = [rotated(values, seed=index) for index, values in enumerate(large_population(12))]
+    found = [estimate(slq_run(matrices, seed), context(size=300)) for seed in range(6)]
+    assert [outcome.sharpness_dimension.num_steps for outcome in found] == [40] * 6
+    assert not any("nested-check-failed" in codes(outcome) for outcome in found)
+
+
+# Krylov spaces that end before the coarser rule's 28 steps, between them and 40, and not at all.
+SHORT = [np.repeat([9.0, 2.0, -1.0, 5.0], 20)]
+MIDDLE = [np.concatenate([np.linspace(-2, 14, 30), np.full(50, 1e-3)])]
+LONG = [np.concatenate([np.linspace(-0.5, 15, 60), -np.geomspace(1e-4, 3, 20)])]
+
+
+def own_difference(run: Spectrum, tau: float) -> float:
+    """Sum over nodes of w (1 + z/|t*|)_+ of a run's rule less that of its coarser one, weights as they are."""
+    fine, coarse = (
+        float(rule.weights @ np.maximum(0.0, 1.0 + tau * np.log(np.abs(1.0 - ETA * rule.nodes))))
+        for rule in (run, run.nested)
+    )
+    return fine - coarse
+
+
+def test_each_run_counts_in_the_nested_check_whether_its_krylov_space_ended_or_not() -> None:
+    kinds = [slq_run([rotated(values[0])], 0) for values in (SHORT, MIDDLE, LONG)]
+    runs = [kinds[index % 3](index, 40) for index in range(24)]
+    assert [len(run.nodes) for run in runs[:3]] == [4, 32, 40]
+    assert [len(run.nested.nodes) for run in runs[:3]] == [4, 28, 28]
+    summary = adaptive.summarise(runs, context())
+    tau = 1 / abs(summary.crossing.threshold_exponent)
+    differences = np.array([own_difference(run, tau) for run in runs])
+    assert np.all(differences[::3] == 0)
+    assert np.all(differences[1::3] != 0)
+    assert summary.nested_difference[0] == pytest.approx(differences.mean(), rel=1e-9)
+    # An estimator whose ended runs have no coarser rule: they count as no difference.
+    bare = [attrs.evolve(run, nested=None) if index % 3 == 0 else run for index, run in enumerate(runs)]
+    assert adaptive.summarise(bare, context()).nested_difference == summary.nested_difference
+
+
+def test_runs_that_ended_are_checked_and_never_begun_again() -> None:
+    for spectrum, length in ((SHORT[0], 4), (MIDDLE[0], 32)):
+        run, lengths = slq_run([rotated(spectrum)], 0), []
+
+        def counted(index: int, steps: int | None, run=run, lengths=lengths) -> Spectrum:
+            lengths.append(steps)
+            return run(index, steps)
+
+        outcome = estimate(counted, tolerance=0.001, fixed_runs=24)
+        assert len(outcome.runs[0].nodes) == length
+        assert lengths == [40] * 24
+        assert not codes(outcome) & {"nested-check-missing", "nested-check-failed"}
+
+
+def test_one_run_that_ended_does_not_switch_the_nested_check_off() -> None:
+    values = np.concatenate([np.linspace(-0.5, 15, 130), -np.geomspace(1e-4, 3, 40)])
+    ended, other = slq_run([rotated(np.repeat([10.0, -1.0], 85))], 0), slq_run([rotated(values)], 0)
+
+    def run(index: int, steps: int | None) -> Spectrum:
+        return (ended if index == 5 else other)(index, steps)
+
+    capped = estimate(run, context(size=170), steps=4, tolerance=0.02, max_steps=4)
+    assert "nested-check-failed" in codes(capped)
+    assert "nested-check-missing" not in codes(capped)
+
+
 def test_longer_runs_that_the_deadline_leaves_no_time_for_are_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     """A product takes a second: 24 runs of 4 steps are over at 96 s, and three longer ones would take 18 s or more."""
     values = np.concatenate([np.linspace(-0.5, 15, 130), -np.geomspace(1e-4, 3, 40)])

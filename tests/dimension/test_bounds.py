@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from sdkeras.dimension.bounds import INPUTS, Facts, bounds, facts_along
+from sdkeras.dimension.bounds import INPUTS, Facts, Training, bounds, facts_along
 from sdkeras.dimension.lyapunov import LyapunovDimension
 from sdkeras.errors import SdkerasError
 
@@ -82,6 +82,68 @@ def test_assumptions_say_what_is_known() -> None:
     assert plain["0 < delta < 1"] == "unknown"
     assert plain["1 <= j* < d"] == "holds"
     assert plain["twice continuously differentiable map"] == "not contradicted"
+
+
+def test_every_assumption_is_listed() -> None:
+    attractor, stable = (
+        {each.name: (each.status, each.remark) for each in bound.assumptions} for bound in bounds(FACTS, {})
+    )
+    assert set(attractor) == {
+        "unique compact random pullback attractor",
+        "integrability on the attractor (4.4.2)",
+        "time-homogeneous random dynamical system",
+        "the dimension is of training's own step",
+        "1 <= j* < d",
+        "0 < delta < 1",
+        "delta below delta_(n, gamma)",
+        "twice continuously differentiable map",
+        "non-singular Jacobian",
+        "bounded distortion (eq. 13)",
+        "loss in [0, B]",
+        "loss Lipschitz in the weights",
+        "SD over the whole attractor",
+    }
+    assert set(stable) - set(attractor) == {
+        "beta_n-stable training",
+        "beta_n^(-2/3) an integer divisor of n",
+        "expectation over data sets",
+    }
+    for status, remark in (*attractor.values(), *stable.values()):
+        assert status in ("holds", "fails", "not contradicted", "unknown")
+        assert remark or status in ("holds", "not contradicted")
+
+
+def test_a_frozen_preconditioner_is_not_of_training_but_d_s_is() -> None:
+    training = Training(other_map="the map adam holds P", time_dependence="a schedule", kinks=("sign (Lion)",))
+    facts = Facts(25.0, 100, 400, training=training)
+    frozen = bounds(facts, {})[0]
+    known = {each.name: each for each in frozen.assumptions}
+    assert known["the dimension is of training's own step"].status == "fails"
+    assert "neither D_s <= SD" in known["the dimension is of training's own step"].remark
+    assert "not of training's own random dynamical system" in frozen.dimension_reason
+    assert known["time-homogeneous random dynamical system"].status == "fails"
+    assert known["twice continuously differentiable map"].remark == "kinks of sign (Lion)"
+    along = LyapunovDimension("determined", 9.0, (8.0, 10.0), "", 9, -0.5, 200, 200, 1000)
+    real = bounds(facts_along(facts, along), {})[0]
+    known = {each.name: each for each in real.assumptions}
+    assert known["the dimension is of training's own step"].status == "not contradicted"
+    assert known["time-homogeneous random dynamical system"].status == "fails"
+    assert "own random dynamical system" not in real.dimension_reason
+
+
+def test_a_dimension_below_one_has_no_j() -> None:
+    for dimension, status in ((0.5, "fails"), (1.0, "holds"), (99.5, "holds"), (100.0, "fails")):
+        known = {each.name: each.status for each in bounds(Facts(dimension, 100, 400), {})[0].assumptions}
+        assert known["1 <= j* < d"] == status
+
+
+def test_no_verdict_below_b_where_an_assumption_fails() -> None:
+    small = ALL | {"loss_bound": 1000.0, "constant": 0.0}
+    facts = Facts(25.0, 100, 10**8, unbounded_loss="mse")
+    verdict = bounds(facts, small)[0].verdict
+    assert verdict.startswith("undetermined")
+    assert "loss in [0, B]" in verdict
+    assert bounds(facts, ALL)[0].verdict == "vacuous"  # above B whatever the assumptions are
 
 
 @pytest.mark.parametrize(

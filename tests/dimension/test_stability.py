@@ -25,8 +25,18 @@ def test_vectors() -> None:
     assert found.preconditioned
 
 
+def test_nadam_has_nesterovs_threshold_over_one_minus_beta_1() -> None:
+    found = thresholds("Nadam", 1.0, momentum=0.9)
+    assert found.upper == pytest.approx(3.8 / 0.28, rel=1e-14)  # 13.57
+    assert found.preconditioned
+    nesterov = thresholds("SGD", 0.125, momentum=0.75, nesterov=True, weight_decay=0.5)
+    nadam = thresholds("Nadam", 0.125, momentum=0.75, weight_decay=0.5)
+    assert nadam.upper == pytest.approx(nesterov.upper / 0.25, rel=1e-14)
+    assert nadam.formula == "(2-eta*wd)(1+beta1)/((1-beta1)(1+2beta1)*eta)"
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.5])
-@pytest.mark.parametrize("kind", ["sgd", "heavy_ball", "nesterov", "adam", "rmsprop"])
+@pytest.mark.parametrize("kind", ["sgd", "heavy_ball", "nesterov", "adam", "nadam", "rmsprop"])
 def test_the_block_is_stable_exactly_between_the_thresholds(kind: str, decay: float) -> None:
     eta, beta = 0.125, 0.5
     s = 1 - eta * decay
@@ -35,15 +45,18 @@ def test_the_block_is_stable_exactly_between_the_thresholds(kind: str, decay: fl
         "heavy_ball": ("SGD", {"momentum": beta}),
         "nesterov": ("SGD", {"momentum": beta, "nesterov": True}),
         "adam": ("AdamW", {"momentum": beta}),
+        "nadam": ("Nadam", {"momentum": beta}),
         "rmsprop": ("RMSprop", {"momentum": beta}),
     }[kind]
     limits = thresholds(name, eta, weight_decay=decay, **settings)
 
     def radius(alpha: float) -> float:
-        a = eta * alpha * (1 - beta if kind == "adam" else 1)
+        a = eta * alpha * (1 - beta if kind in ("adam", "nadam") else 1)
+        ahead = [[s - a * (1 + beta), beta**2], [-a, beta]]
         block = {
             "sgd": [[s - a]],
-            "nesterov": [[s - a * (1 + beta), beta**2], [-a, beta]],
+            "nesterov": ahead,
+            "nadam": ahead,
         }.get(kind, [[s - a, beta], [-a, beta]])
         return max(abs(np.linalg.eigvals(block)))
 
@@ -54,7 +67,7 @@ def test_the_block_is_stable_exactly_between_the_thresholds(kind: str, decay: fl
 
 
 def test_unknown_optimizers_have_no_threshold() -> None:
-    for name in ("Lion", "Adagrad", "Adadelta", "Ftrl", "Adamax", "Nadam", "Adafactor", "Lamb", "Muon"):
+    for name in ("Lion", "Adagrad", "Adadelta", "Ftrl", "Adamax", "Adafactor", "Lamb", "Muon"):
         assert thresholds(name, 0.1, momentum=0.9) is None
 
 

@@ -13,7 +13,7 @@ from sdkeras.dimension.exponents import MAPS, ExponentMap, exponent_map
 
 ETA = 0.125
 SIZE = 12
-MOMENTUM_MAPS = ("heavy-ball", "nesterov", "adam", "rmsprop")
+MOMENTUM_MAPS = ("heavy-ball", "nesterov", "adam", "nadam", "rmsprop")
 # Flat, nearly flat, between the thresholds, above the upper one, and negative.
 EIGENVALUES = np.array([0.0, 0.0, 1e-9, -1e-7, 0.01, 0.3, 2.0, 9.0, 24.0, 28.0, -0.5, -3.0])
 
@@ -35,12 +35,17 @@ def gradient_step(name: str, beta: float, decay: float, h: np.ndarray, p: np.nda
         m = m + (h @ w - m) * (1 - beta)
         return s * w - ETA * m / p, m
 
+    def nadam(w, m):
+        gradient = h @ w
+        m = m + (gradient - m) * (1 - beta)
+        return s * w - ETA * (beta * m + (1 - beta) * gradient) / p, m
+
     def rmsprop(w, m):
         m = beta * m + ETA * (h @ w) / p
         return s * w - m, m
 
-    steps = {"heavy-ball": heavy_ball, "nesterov": nesterov, "adam": adam, "rmsprop": rmsprop}
-    velocity = {"adam": -ETA / p, "rmsprop": -np.ones(len(p))}.get(name, np.ones(len(p)))
+    steps = {"heavy-ball": heavy_ball, "nesterov": nesterov, "adam": adam, "nadam": nadam, "rmsprop": rmsprop}
+    velocity = {"adam": -ETA / p, "nadam": -ETA / p, "rmsprop": -np.ones(len(p))}.get(name, np.ones(len(p)))
     return steps[name], velocity
 
 
@@ -50,7 +55,7 @@ def dense_jacobian(name: str, beta: float, decay: float, h: np.ndarray, p: np.nd
     n = len(h)
     columns = [np.concatenate(step(unit[:n], unit[n:])) for unit in np.eye(2 * n)]
     raw = np.array(columns).T
-    b = beta if name == "nesterov" else np.sqrt(beta)
+    b = beta if name in ("nesterov", "nadam") else np.sqrt(beta)
     root = np.diag(np.sqrt(p))
     v = np.diag(np.sqrt(p) * velocity)
     into = np.block([[root, b**2 / (1 - beta) * v], [np.zeros((n, n)), b / (1 - beta) * v]])
@@ -60,7 +65,7 @@ def dense_jacobian(name: str, beta: float, decay: float, h: np.ndarray, p: np.nd
 def preconditioned(name: str, eigenvalues: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """H and P such that the map's operator has these eigenvalues; P = 1 where there is none."""
     p = np.random.default_rng(1).uniform(0.2, 5.0, len(eigenvalues))
-    p = p if name in ("adam", "rmsprop") else np.ones(len(eigenvalues))
+    p = p if name in ("adam", "nadam", "rmsprop") else np.ones(len(eigenvalues))
     return np.sqrt(np.outer(p, p)) * rotated(eigenvalues), p, eigenvalues
 
 
@@ -171,6 +176,8 @@ def test_a_singular_step_has_the_floor() -> None:
         ("nesterov", 0.5, "balanced", 2),
         ("adam", 0.5, "preconditioned balanced", 2),
         ("adam", 0.0, "preconditioned weights", 1),
+        ("nadam", 0.5, "preconditioned balanced", 2),
+        ("nadam", 0.0, "preconditioned weights", 1),
         ("rmsprop", 0.5, "preconditioned balanced", 2),
         ("rmsprop", 0.0, "preconditioned weights", 1),
     ],

@@ -334,12 +334,13 @@ def test_reduction_is_refused_where_the_kernel_is_felt_elsewhere() -> None:
     assert operator.on_minibatch(0).reduced() is None
 
 
-@pytest.mark.parametrize("name", ["Adam", "AdamW", "RMSprop", "amsgrad", "centered"])
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "Nadam", "RMSprop", "amsgrad", "centered"])
 def test_preconditioner_reproduces_the_last_step(name: str) -> None:
     """w_t - w_{t-1} = -eta (decay) - eta P^-1 m, with m and v from the slots: checked on a real train step."""
     optimizer = {
         "Adam": lambda: keras.optimizers.Adam(0.01),
         "AdamW": lambda: keras.optimizers.AdamW(0.01, weight_decay=0.1),
+        "Nadam": lambda: keras.optimizers.Nadam(0.01),
         "RMSprop": lambda: keras.optimizers.RMSprop(0.01),
         "amsgrad": lambda: keras.optimizers.Adam(0.01, amsgrad=True),
         "centered": lambda: keras.optimizers.RMSprop(0.01, centered=True),
@@ -356,6 +357,9 @@ def test_preconditioner_reproduces_the_last_step(name: str) -> None:
     else:
         direction = loss.layout.flatten(model.optimizer._momentums, np.float64)
         # Keras divides m by 1 - beta1^t and P holds that factor.
+    if name == "Nadam":  # m and the gradient by the momenta u_1 ... u_(t+1), whose product starts the next correction
+        u = 0.9 * (1 - 0.5 * 0.96 ** np.arange(1, int(model.optimizer.iterations) + 2))
+        direction = direction * u[-1] / (1 - np.prod(u)) + gradient * (1 - u[-2]) / (1 - np.prod(u[:-1]))
     decayed = before * (1 - 0.01 * 0.1) if name == "AdamW" else before
     assert np.allclose(after, decayed - 0.01 * direction / diagonal, atol=2e-6)
 

@@ -30,10 +30,19 @@ def everything(model: keras.Model) -> list[bytes]:
     return [np.asarray(v).tobytes() for v in (*model.variables, *model.optimizer.variables)]
 
 
-def test_it_goes_where_training_goes() -> None:
+def halving() -> keras.optimizers.schedules.LearningRateSchedule:
+    return keras.optimizers.schedules.ExponentialDecay(0.125, 2, 0.5)
+
+
+def several_rates() -> keras.optimizers.Optimizer:
+    parts = {".*bias": keras.optimizers.Adam(halving())}
+    return keras.optimizers.MultiOptimizer(keras.optimizers.OptimizerMap(keras.optimizers.SGD(0.25, 0.5), parts))
+
+
+@pytest.mark.parametrize("make", [lambda: keras.optimizers.Adam(halving()), several_rates])
+def test_it_goes_where_training_goes(make) -> None:
     """Also past the end of an epoch and with a schedule: two batches of 4 a pass, three are dropped."""
-    schedule = keras.optimizers.schedules.ExponentialDecay(0.125, 2, 0.5)
-    model = net(keras.optimizers.Adam(schedule))
+    model = net(make())
     flow = flow_of(model)
     before = everything(model)
     source = sdkeras.EmpiricalLoss(model, (X, Y), batch_size=4, dtype="float64").source

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import sdkeras
 from sample_runs import EMPTY, RUN
 from sdkeras.dimension.exponents import ExponentMap, rds_sharpness
-from sdkeras.dimension.records import EdgeOfStability, SharpnessDimension
+from sdkeras.dimension.records import EdgeOfStability, FrozenLyapunov, SharpnessDimension
 from sdkeras.reporting import explanations, figures, schema
 from sdkeras.reporting.html import as_html
 from sdkeras.reporting.numbers import bar_lengths
@@ -321,8 +321,8 @@ def test_the_first_screen_says_verdict_dimension_and_trust() -> None:
     page = as_html(PLAUSIBLE)
     first = page[page.index("<main>") : page.index('id="notes"')]
     assert "<h1>Below the edge of stability</h1>" in first
-    assert "directions that training has pinned down" in first
     assert "The weights can move in 2,000 directions" in first
+    assert "largest dimension whose volumes" in first
     assert "Verified" in first
     failed = attrs.evolve(PLAUSIBLE, verification=attrs.evolve(PLAUSIBLE.verification, passed=False))
     assert "no number here can be trusted" in as_html(failed)
@@ -330,9 +330,72 @@ def test_the_first_screen_says_verdict_dimension_and_trust() -> None:
 
 
 def test_words_for_a_point_and_for_everything() -> None:
-    for value, words in ((0.0, "is a point"), (2000.0, "at its upper end")):
+    for value, words in ((0.0, "would be a point"), (2000.0, "at its upper bound")):
         estimate = attrs.evolve(PLAUSIBLE.sharpness_dimension, value=value, codimension=2000 - value)
         assert words in explanations.dimension_in_words(attrs.evolve(PLAUSIBLE, sharpness_dimension=estimate))
+
+
+@pytest.mark.parametrize("name", ["sgd", "heavy-ball", "adam", "full"])
+def test_no_page_says_more_of_sd_than_it_is(name: str) -> None:
+    """SD is no number of directions, and bounds nothing at one checkpoint; with P frozen it is not of training."""
+    momentum = name in ("heavy-ball", "adam")
+    estimate = attrs.evolve(
+        PLAUSIBLE.sharpness_dimension,
+        map=name,
+        state_size=4000 if momentum else 2000,
+        frozen_lyapunov=FrozenLyapunov(1990.0, 0.1) if momentum else None,
+    )
+    run = attrs.evolve(PLAUSIBLE, sharpness_dimension=estimate, estimates=(estimate,))
+    page = re.sub(r"\s+", " ", as_html(run))
+    for wrong in (
+        r"counts the directions",
+        r"pinned down",
+        r"(?<!not the )number of (the )?directions (that|which) (a step|steps)",
+        r"directions that contract on average",
+        r"smaller bound",
+    ):
+        assert not re.search(wrong, page), wrong
+    assert "bounds nothing by itself" in page
+    assert "It is not the number of directions that a step does not contract" in page
+    frozen = "so that it is not of training&#39;s own random dynamical system"
+    assert (frozen in page) == (name == "adam")
+
+
+def test_both_forms_of_batch_sharpness_with_their_errors() -> None:
+    edge = attrs.evolve(
+        PLAUSIBLE.edge_of_stability,
+        batch_sharpness=10.0,
+        batch_sharpness_stderr=0.125,
+        batch_sharpness_ratio_of_means=16.0,
+        batch_sharpness_ratio_of_means_stderr=0.5,
+        batch_sharpness_minibatches=1200,
+        batch_sharpness_skipped=0.125,
+    )
+    run = attrs.evolve(PLAUSIBLE, edge_of_stability=edge)
+    for text in (as_text(run, width=200), as_html(run)):
+        assert "10 ± 0.12" in text
+        assert "over 1,200 minibatches; standard error 1.2 %, aim of 2 % met" in text
+        assert "16 ± 0.5" in text
+        assert "standard error 3.1 %, aim of 2 % not met" in text
+        assert "12.50%" in text
+    old = as_text(PLAUSIBLE, width=200)  # a file of version 0.1 has neither the count nor the other form
+    assert "batch sharpness" in old
+    assert "ratio of means" not in old
+    assert " met" not in old
+
+
+@pytest.mark.parametrize(("smallest", "shown"), [(-9.0, False), (-15.0, True)])
+def test_the_largest_absolute_eigenvalue_is_named_where_it_is_another(smallest: float, shown: bool) -> None:
+    top = PLAUSIBLE.hessian.largest
+    low = schema.Measured(smallest, True, residual=1e-4)
+    absolute = attrs.evolve(low, value=-smallest) if shown else top
+    hessian = schema.HessianSummary(top, low, PLAUSIBLE.hessian.trace, absolute)
+    run = attrs.evolve(PLAUSIBLE, hessian=hessian)
+    assert hessian.steepest_is_negative == shown
+    for text in (as_text(run, width=200), as_html(run)):
+        assert ("largest in absolute value" in text) == shown
+        assert "algebraically largest eigenvalue of H" in text
+    assert schema.Analysis.from_json(run.to_json()).hessian.largest_absolute == absolute
 
 
 def test_layers_are_bars_of_their_share_in_page_and_terminal() -> None:

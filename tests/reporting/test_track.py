@@ -11,6 +11,7 @@ from rich.console import Console
 
 from reporting.test_page import HOSTILE, _Tags
 from sample_log import FOUND, HEADER
+from sdkeras.dimension.bounds import Facts, bounds
 from sdkeras.reporting import track_figures
 from sdkeras.reporting.run_log import Measurement, Reading, RunLog
 from sdkeras.reporting.track import as_html, notes, render, table, verdict
@@ -41,8 +42,8 @@ def text(log: RunLog, width: int = 100) -> str:
 
 def test_the_verdict_is_of_the_last_number_and_tells_when_the_edge_was_reached() -> None:
     assert verdict(LOG) == (
-        "At the edge of stability at step 30: sharpness is 1.02 times the threshold 20 of SGD at learning rate 0.1. "
-        "It was at 0.9 or above first at step 20."
+        "At the edge of stability at step 30: sharpness 20.4 is 1.02 times the threshold 20 of SGD at learning rate "
+        "0.1. It was at 0.9 or above first at step 20."
     )
     assert verdict(attrs.evolve(LOG, measurements=LOG.measurements[:1])).startswith("Below the edge of stability at")
     assert verdict(attrs.evolve(LOG, measurements=(FAILED,))).startswith("No verdict: ")
@@ -55,8 +56,8 @@ def test_the_terminal_shows_each_measurement() -> None:
     assert max(len(line) for line in shown.splitlines()) <= 80
     rows = [line.split() for line in shown.splitlines() if re.match(r" *\d+ +1 ", line)]
     assert [row[0] for row in rows] == ["10", "20", "30", "40"]
-    assert rows[1] == ["20", "1", "12", "0.95", "0.01", "1,530", "470", "0.05"]
-    assert rows[3][2:7] == ["-"] * 5
+    assert rows[1] == ["20", "1", "12", "20", "0.95", "0.01", "1,530", "470", "0.05"]
+    assert rows[3][2:8] == ["-", "20", *["-"] * 4]
     many = attrs.evolve(LOG, measurements=tuple(measured(k, 0.5) for k in range(1, 100)))
     assert "the last 30 of 99" in text(many)
 
@@ -143,3 +144,48 @@ def test_the_figures_draw_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(values) == {470.0}
     assert np.allclose(drawn["gap1"][0][1], [0.5 / 10, 0.5 / 20, 0.5 / 30, 0.5 / 40])
     assert np.allclose(drawn["gap0"][0][1], 0.1)
+
+
+def test_the_scale_of_the_bounds_is_drawn_beside_the_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two axes with the log's numbers; without validation losses only the scale."""
+    drawn: list[tuple[list[float], list[float]]] = []
+
+    class Axes:
+        def plot(self, x, y, **style) -> None:
+            drawn.append((list(x), list(y)))
+
+        def twinx(self) -> "Axes":
+            return Axes()
+
+        spines = property(lambda self: {"right": self})
+
+        def __getattr__(self, name: str):
+            return lambda *given, **named: self
+
+        xaxis = yaxis = property(lambda self: self)
+
+    monkeypatch.setattr(track_figures, "svg", lambda name, label, draw: draw(Axes()) or "")
+    inputs = {"loss_bound": 1.0, "lipschitz": 1.0, "delta": 0.1, "stability": 1e-3}
+    found = bounds(Facts(1530.0, 2000, 100), inputs)
+
+    def at(step: int, scale: float, total: float) -> Measurement:
+        own = {"bound_scale": Reading(scale, True, interval=(3.8, 4.0)), "generalization_bound": Reading(total, True)}
+        return attrs.evolve(measured(step, 0.5), values={**FOUND.values, **own}, bounds=found)
+
+    log = RunLog(HEADER, (at(10, 3.9, math.nan), at(20, 3.5, found[1].total), FAILED))
+    figure = track_figures.bound_scale(log.measurements)
+    assert drawn == [([10, 20], [3.9, 3.5]), ([10, 20, 40], pytest.approx([0.05, 0.025, 0.0125]))]
+    assert f"at step 20 Theorem B.5 comes to {found[1].total:.4g}" in figure.caption
+    assert figure.title == "Scale of the bounds and gap of the loss"
+    assert {"sqrt(SD/n)", "bound"} <= set(table(log).columns)
+    assert "Scale of the bounds 3.5" in text(log)
+    drawn.clear()
+    alone = track_figures.bound_scale([attrs.evolve(each, metrics={}) for each in log.measurements])
+    assert (len(drawn), alone.title) == (1, "Scale of the bounds")
+    assert track_figures.bound_scale(LOG.measurements) is None
+
+
+def test_a_gap_between_a_weighted_and_an_unweighted_loss_is_called_none() -> None:
+    weighted = attrs.evolve(LOG, header=attrs.evolve(HEADER, class_weight={"0": 1.0, "1": 9.0}))
+    assert any("their difference is no gap" in note for note in notes(weighted))
+    assert not any("their difference is no gap" in note for note in notes(LOG))

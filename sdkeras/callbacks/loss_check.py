@@ -1,0 +1,81 @@
+"""Whether the callback measures the loss that training minimises, from what both sides say of its value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import attrs
+
+# Standard errors of a mean over batches: a part of the training data has another loss than all of them.
+_ERRORS = 3.0
+# Beside them, part of the loss: masks of dropout, batches of another composition, and weights that swing within an
+# epoch, so that its last ones are no typical ones. Ordinary trainings (tests/callbacks/test_loss_check.py) are at most
+# 0.22 of it outside the means.
+_SHARE = 1 / 3
+# Comparisons in a row that must disagree to the same side.
+_IN_A_ROW = 3
+
+
+@attrs.frozen
+class _Own:
+    """A loss of the callback's own, after so many whole epochs; `within` the next one or at the end of the last."""
+
+    epochs: int
+    within: bool
+    loss: float
+    error: float
+
+    @property
+    def neighbours(self) -> tuple[int, ...]:
+        """The epochs whose means it must lie between: it is at the end of one and the start of the next."""
+        return (self.epochs, self.epochs + 1, *([self.epochs + 2] if self.within else []))
+
+
+class LossCheck:
+    """Compares losses at known weights with the means that `fit` logs of the epochs before and after.
+
+    A mean over an epoch is of moving weights: where the loss changes, it lies before the loss at the epoch's end, and
+    the next mean behind it. A loss far outside both, again and again to the same side, is of another function: of
+    class weights, sample weights or data that only one side has.
+    """
+
+    def __init__(self) -> None:
+        self._own: list[_Own] = []
+        self._means: dict[int, float] = {}
+        self._sides: list[int] = []
+        self._words = ""
+
+    def measured(self, epochs: int, loss: float, error: float | None, *, within: bool) -> None:
+        """A loss at the weights after so many whole epochs, or within the next one."""
+        if error is not None and math.isfinite(loss) and not (within and epochs == 0):
+            self._own.append(_Own(epochs, within, loss, error))
+
+    def epoch_ended(self, epochs: int, mean: float | None) -> None:
+        """The mean that `fit` logs of epoch number `epochs`, the first being 1."""
+        if mean is None or not math.isfinite(mean):
+            self._own, self._means = [], {}
+            return
+        self._means = {epoch: value for epoch, value in self._means.items() if epoch >= epochs - 2} | {epochs: mean}
+        ready = [own for own in self._own if own.neighbours[-1] <= epochs]
+        self._own = [own for own in self._own if own.neighbours[-1] > epochs]
+        for own in ready:
+            means = [self._means[epoch] for epoch in own.neighbours if epoch in self._means]
+            if len(means) == len(own.neighbours):
+                self._compare(own, means)
+
+    def _compare(self, own: _Own, means: Sequence[float]) -> None:
+        low, high = min(means), max(means)
+        slack = _ERRORS * own.error + _SHARE * max(abs(low), abs(high), abs(own.loss))
+        side = 1 if own.loss > high + slack else -1 if own.loss < low - slack else 0
+        self._sides = [*self._sides, side][-_IN_A_ROW:]
+        if side:
+            self._words = (
+                f"fit logged a loss of {means[0]:.4g} for epoch {own.neighbours[0]} and {means[-1]:.4g} for epoch "
+                f"{own.neighbours[-1]}, but on the data of the callback it was {own.loss:.4g} in between"
+            )
+
+    def disagreement(self, *, ended: bool = False) -> str | None:
+        """What disagrees, in words, once it is beyond doubt: three times in a row, or always in a short training."""
+        enough = len(self._sides) >= (1 if ended else _IN_A_ROW)
+        return self._words if enough and set(self._sides) in ({1}, {-1}) else None

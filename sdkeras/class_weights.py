@@ -1,0 +1,88 @@
+"""Class weights by the rules of `Model.fit`: one weight per sample, looked up by the class of its target."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdkeras.errors import DataError, SdkerasError
+
+_EXAMPLE = "for example {0: 1.0, 1: 9.0} (--class-weight 0=1.0,1=9.0)"
+
+
+def checked(class_weight: Mapping[int, float] | None) -> dict[int, float] | None:
+    """The weights with plain numbers for keys and values, by ascending class; None for none.
+
+    Raises:
+        SdkerasError: It is no mapping, is empty, or holds a class that is no integer or a weight that is not a finite
+            number >= 0.
+    """
+    if class_weight is None:
+        return None
+    if not isinstance(class_weight, Mapping) or not class_weight:
+        raise SdkerasError(f"class_weight is {class_weight!r}; it must map classes to weights, {_EXAMPLE}.")
+    weights: dict[int, float] = {}
+    for label, weight in class_weight.items():
+        if isinstance(label, bool) or not isinstance(label, (int, np.integer)) or label < 0:
+            raise SdkerasError(f"class_weight has the class {label!r}; classes are integers >= 0, {_EXAMPLE}.")
+        number = isinstance(weight, (int, float, np.number)) and not isinstance(weight, bool)
+        if not number or not math.isfinite(float(weight)) or float(weight) < 0:
+            raise SdkerasError(
+                f"class_weight gives class {label} the weight {weight!r}; weights are finite numbers >= 0, {_EXAMPLE}."
+            )
+        weights[int(label)] = float(weight)
+    return dict(sorted(weights.items()))
+
+
+def parsed(text: str) -> dict[int, float]:
+    """The weights that a text like '0=1.0,1=9.0' stands for.
+
+    Raises:
+        SdkerasError: It is no such text, or names a class twice.
+    """
+    weights: dict[int, float] = {}
+    for entry in text.split(","):
+        label, _, weight = entry.partition("=")
+        try:
+            known = int(label)
+            twice = known in weights
+            weights[known] = float(weight)
+        except ValueError:
+            raise SdkerasError(
+                f"--class-weight {text}: {entry!r} is not CLASS=WEIGHT; give weights like 0=1.0,1=9.0."
+            ) from None
+        if twice:
+            raise SdkerasError(f"--class-weight {text}: class {known} is named twice; give each class once.")
+    return checked(weights) or {}
+
+
+def sample_weights(targets: NDArray[Any], class_weight: Mapping[int, float], *, per_step: bool) -> NDArray[np.float32]:
+    """The weight of each sample, as Keras looks it up; classes without a weight weigh 1.
+
+    Targets of one axis, or with a last axis of 1, are classes (floats are rounded); otherwise the class is where the
+    last axis is largest.
+
+    Args:
+        targets: Of one output, first axis = samples.
+        class_weight: Weights by class.
+        per_step: Whether targets with further axes give a weight for each entry of them: Keras does that for a
+            `tf.data.Dataset` and fails for arrays.
+
+    Raises:
+        DataError: Targets with further axes where they cannot be weighted.
+    """
+    labels = targets
+    if targets.ndim > 1:
+        labels = np.squeeze(targets, -1) if targets.shape[-1] == 1 else np.argmax(targets, axis=-1)
+    if labels.ndim > 1 and not per_step:
+        raise DataError(
+            f"class_weight needs one class per sample, and the targets have the shape {targets.shape}, which Keras' "
+            "fit cannot weight by class either; give sample weights in the data, or a tf.data.Dataset."
+        )
+    classes, places = np.unique(np.round(labels).astype(np.int64), return_inverse=True)
+    weights = np.array([class_weight.get(int(label), 1.0) for label in classes], np.float32)
+    return weights[places.reshape(labels.shape)]

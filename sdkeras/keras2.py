@@ -1,0 +1,91 @@
+"""Files that Keras 2 wrote: how to tell them, and their compile configuration in the words of Keras 3."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+# Written by its own classes of layers, for TensorFlow operations between layers.
+_OPERATIONS = ("TFOpLambda", "SlicingOpLambda", "ClassMethod", "InstanceMethod", "InstanceProperty")
+_CLASSES = (*_OPERATIONS, "Functional", "Model", "Sequential")
+
+# Of optimizers: what Keras 3 has no more, and never changed a step.
+_DROPPED = ("jit_compile", "is_legacy_optimizer", "decay", "lr")
+_SCHEDULE = {"module": "keras.optimizers.schedules", "registered_name": None}
+_REDUCTIONS = {"auto": "sum_over_batch_size", "none": None}
+
+
+def is_keras_2(version: str) -> bool:
+    """Whether a version of Keras is 1 or 2 (of tf.keras, "2.4.0" or "2.2.4-tf")."""
+    return version.partition(".")[0] in ("1", "2")
+
+
+def is_class_of_keras_2(name: str) -> bool:
+    """Whether Keras 3 does not know a class because it was one of Keras 2, not of the user's."""
+    return name in _CLASSES
+
+
+def cannot_load(path: str, version: str, config_text: str, reason: str) -> str:
+    """The message for a model that Keras 3 cannot build from a file of Keras 2."""
+    operations = [name for name in _OPERATIONS if f'"{name}"' in config_text]
+    if operations:
+        reason = f"it holds TensorFlow operations between layers ({operations[0]}), which Keras 3 cannot rebuild"
+    text = f"model file {path!r} was written by Keras 2 (version {version}), and Keras 3 cannot load it: {reason}. "
+    if path.endswith(".keras") and not operations:
+        return text + (
+            "Load it with tf_keras (pip install tf-keras) and save it with model.save('model.h5'), which is read here."
+        )
+    return text + (
+        "Load it with tf_keras (pip install tf-keras), build the same model in Keras 3, copy the weights with "
+        "new_model.set_weights(old_model.get_weights()), compile it and save it with new_model.save('model.keras')."
+    )
+
+
+def translated(compiled: dict[str, Any]) -> dict[str, Any]:
+    """A stored compile configuration of Keras 2, as Keras 3 writes it into .h5 files (`training_config`)."""
+    changed = {name: value for name, value in compiled.items() if name != "optimizer"}
+    changed["optimizer_config"] = _optimizer(compiled.get("optimizer_config", compiled.get("optimizer")))
+    changed["loss"] = _loss(changed.get("loss"))
+    # Measured for the user during training; Keras 2 stores classes that Keras 3 has not.
+    for key in ("metrics", "weighted_metrics"):
+        changed.pop(key, None)
+    return changed
+
+
+def _optimizer(stored: Any) -> Any:
+    if not isinstance(stored, dict):
+        return stored
+    config = dict(stored.get("config") or {})
+    rate = config.get("learning_rate", config.get("lr"))
+    decay = config.get("decay")
+    config = {name: value for name, value in config.items() if name not in _DROPPED}
+    if rate is not None:
+        config["learning_rate"] = rate
+    if isinstance(rate, dict):
+        settings = {
+            name: value for name, value in (rate.get("config") or {}).items() if (name, value) != ("name", None)
+        }
+        config["learning_rate"] = {**_SCHEDULE, **rate, "config": settings}
+    elif decay:  # rate / (1 + decay * iterations)
+        settings = {"initial_learning_rate": rate, "decay_steps": 1, "decay_rate": decay}
+        config["learning_rate"] = {**_SCHEDULE, "class_name": "InverseTimeDecay", "config": settings}
+    return {"class_name": str(stored.get("class_name")).removeprefix("Custom>"), "config": config}
+
+
+def _loss(stored: Any) -> Any:
+    if isinstance(stored, dict) and isinstance(stored.get("config"), dict) and "class_name" in stored:
+        config = {name: value for name, value in stored["config"].items() if name != "fn"}
+        if "reduction" in config:
+            config["reduction"] = _REDUCTIONS.get(config["reduction"], config["reduction"])
+        kept = {"registered_name": stored["registered_name"]} if stored.get("registered_name") else {}
+        return {"class_name": stored["class_name"], "config": config, **kept}
+    if isinstance(stored, dict) and "class_name" not in stored:
+        return {name: _loss(part) for name, part in stored.items()}
+    return [_loss(part) for part in stored] if isinstance(stored, list) else stored
+
+
+def iterations(names: Sequence[str], values: Sequence[Any]) -> int | None:
+    """Steps taken, from the variables of an optimizer, which begin with `iteration` or `iter`; None without."""
+    if names and "iter" in names[0].rpartition("/")[2] and getattr(values[0], "size", 0) == 1:
+        return int(values[0])
+    return None

@@ -1,0 +1,76 @@
+"""What reading a damaged or hostile file raises, told as the file's fault in one message."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from sdkeras.errors import SdkerasError
+
+# Counts, steps and seeds of real runs fit into 64 bits; what is larger overflows wherever it is used as a float.
+_LARGEST = 2**64
+
+
+@contextlib.contextmanager
+def blamed_on(
+    where: str, advice: str, error: type[SdkerasError] = SdkerasError, *, but: tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
+    """Scope of a reader: whatever is raised in it becomes one message that begins with `where`.
+
+    Parsers raise what they like for bytes that nobody has written on purpose: RecursionError, MemoryError, zlib.error,
+    NotImplementedError, RuntimeError. Their warnings are about the file as well, and are dropped.
+
+    Args:
+        where: What is read, and what it cannot be: "x.npz cannot be read as a checkpoint".
+        advice: What to do.
+        error: Class of the error.
+        but: Errors that are not the file's fault.
+
+    Raises:
+        SdkerasError: Something was raised; of the class `error` unless it is one already.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except SdkerasError:
+        raise
+    except but:
+        raise
+    except Exception as fault:
+        raise error(f"{where}: {in_words(fault)}; {advice}") from fault
+
+
+def in_words(fault: Exception) -> str:
+    """Why something cannot be read, in one line of at most 300 characters."""
+    if isinstance(fault, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(fault, MemoryError):
+        return "it says that it is larger than the memory"
+    if isinstance(fault, KeyError):
+        return f"it has no part named {fault}"
+    if isinstance(fault, UnicodeDecodeError):
+        return "not UTF-8 text"
+    text = " ".join(str(fault.strerror or fault if isinstance(fault, OSError) else fault).split())
+    return (text if len(text) <= 300 else text[:297] + "...") or type(fault).__name__
+
+
+def parsed_json(text: str | bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: It is no JSON, is nested too deeply, or has an integer of more than 64 bits.
+    """
+    try:
+        return json.loads(text, parse_int=_integer)
+    except (RecursionError, MemoryError) as error:
+        raise ValueError(in_words(error)) from error
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 21 or not -_LARGEST < (value := int(digits)) < _LARGEST:
+        raise ValueError(f"the integer {digits[:20]}... has more than 64 bits")
+    return value
