@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable
 from typing import Any
 
 import attrs
 import numpy as np
 
-from sdkeras.errors import ModelError, SdkerasError
+from sdkeras.errors import ModelError
 from sdkeras.operators.base import Array
 from sdkeras.operators.layout import Layout
 
@@ -19,45 +18,12 @@ ADAPTIVE = ("Adam", "AdamW", "Nadam", "RMSprop")
 # Before this step Nadam's momentum schedule moves its stability threshold by more than a hundredth at beta_1 = 0.9.
 _NADAM_SETTLED = 140
 
-# Rates of a schedule that can be asked for by name, beside 'step:N'.
-_NAMED_RATES = ("peak", "mean")
 # Steps of a schedule that are evaluated one by one; to compile more takes as long as a few hundred.
 _EAGER_STEPS = 200
 
 
 class StepNotTaken(ModelError):
     """Training has not come to the step whose learning rate was asked for."""
-
-
-def parse_learning_rate(text: float | str) -> float | str:
-    """A learning rate as it is given: a number, or which rate of the optimizer's schedule to take.
-
-    Args:
-        text: A number, its digits, 'peak', 'mean' or 'step:N'.
-
-    Returns:
-        The number, positive and finite; or 'peak', 'mean' or 'step:N' with N >= 0 without leading zeros.
-
-    Raises:
-        SdkerasError: Anything else.
-    """
-    if isinstance(text, str):
-        word = text.strip()
-        name, colon, digits = word.partition(":")
-        if word in _NAMED_RATES:
-            return word
-        if name == "step" and colon and digits.isascii() and digits.isdigit() and len(digits) < 19:
-            return f"step:{int(digits)}"
-    try:
-        rate = math.nan if isinstance(text, bool) else float(text)
-    except (TypeError, ValueError, OverflowError):
-        rate = math.nan
-    if not 0 < rate < math.inf:
-        raise SdkerasError(
-            f"the learning rate is {text!r}; it must be a positive finite number, or, of the optimizer's schedule, "
-            "'peak', 'mean' or 'step:N' (the rate that step N of the training used, counted from 0)."
-        )
-    return rate
 
 
 @attrs.frozen
