@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sdkeras.data_fit import TWO_PAIRS, first_not_finite, is_pair, usable
+from sdkeras.data_fit import TWO_PAIRS, check_kind, first_not_finite, is_pair
 from sdkeras.errors import DataError
 from sdkeras.reading import in_words
 from sdkeras.user_code import call_user_function, last_line
@@ -322,15 +322,13 @@ def _check_part(where: str, name: str, part: Any, lengths: dict[str, int]) -> An
     if isinstance(part, (tuple, list)) and any(hasattr(value, "shape") for value in part):
         return tuple(_check_part(where, f"{name}[{i}]", value, lengths) for i, value in enumerate(part))
     try:
-        array = usable(part)
+        array = check_kind(part)
+    except DataError as error:
+        raise DataError(f"data {where}: {name}: {error}") from error
     except Exception as error:
         raise DataError(f"data {where}: {name} is no array ({last_line(error)}); give numbers.") from error
     if array is None:
-        raise DataError(
-            f"data {where}: {name} has dtype {np.asarray(part).dtype}; only booleans, integers and floats of up to 64 "
-            "bits can be analysed, and text where the model encodes it. Encode dates and categories as numbers, split "
-            "complex ones into two."
-        )
+        raise DataError(f"data {where}: {name} is None; give an array.")
     if array.ndim == 0:
         raise DataError(f"data {where}: {name} is a single number; its first axis must be the samples.")
     lengths[name] = len(array)

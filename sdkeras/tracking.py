@@ -278,19 +278,13 @@ class _Tracking:
             )
         found: dict[str, float] = {}
         for prefix, source in (("", self.source), ("val_", self.test)):
-            model, whole = monitor.subject.model, () if source.is_bucketed else _parts(source)
-            logs = (
-                model.evaluate(_Batches(source), verbose=0, return_dict=True)
-                if source.is_bucketed
-                else model.evaluate(
-                    whole[0],
-                    whole[1] if len(whole) > 1 else None,
-                    source.batch_size,
-                    sample_weight=whole[2] if len(whole) > 2 else None,
-                    verbose=0,
-                    return_dict=True,
-                )
-            )
+            model = monitor.subject.model
+            if source.is_bucketed:
+                logs = model.evaluate(_Batches(source), verbose=0, return_dict=True)
+            else:
+                names = ("x", "y", "sample_weight")
+                whole = dict(zip(names, _parts(source), strict=False))
+                logs = model.evaluate(**whole, batch_size=source.batch_size, verbose=0, return_dict=True)
             found |= {f"{prefix}{name}": float(value) for name, value in logs.items()}
         return found
 
@@ -338,8 +332,10 @@ class _Batches(keras.utils.PyDataset):  # type: ignore[misc]  # Keras has no typ
 
 
 def _parts(source: Source) -> tuple[Any, ...]:
-    """(x, y) or (x, y, sample_weight) as the model takes them."""
-    return tuple(tf.nest.pack_sequence_as(source.structure, list(source.arrays)))
+    """(x,), (x, y) or (x, y, sample_weight) as the model takes them; of batches of different shapes the first one."""
+    first = source.given[0] if source.is_bucketed and source.given else None
+    arrays = source.arrays if first is None else source.take(slice(*first))
+    return tuple(tf.nest.pack_sequence_as(source.structure, list(arrays)))
 
 
 def _recipe(model: Any) -> str:
