@@ -152,26 +152,27 @@ class _Tracking:
         found: list[Measurement] = []
         for place, path in enumerate(paths):
             content = digest(path)
-            known = done.get(content)
-            if known is None:
+            known = done.get(content, {})
+            if not known:
                 self._tell(f"checkpoint {place + 1} of {len(paths)}: {os.path.basename(path)}")
                 last = found[-1].step if found else 0
                 found.append(self._measured(path, content, place, last))
-            elif known.source == path:
-                found.append(known)
+            elif path in known:
+                found.append(known[path])
             else:  # the same content under another name
-                found.append(attrs.evolve(known, source=path))
+                found.append(attrs.evolve(next(iter(known.values())), source=path))
                 run_log.append(self.place, found[-1])
             if not found[-1].failed:
                 self.before = content
+                done.setdefault(content, {})[path] = found[-1]
         if self.first_error is not None and all(each.failed for each in found):
             if not run_log.has_lines(self.place):
                 self.place.unlink()
             raise self.first_error
         return attrs.evolve(run_log.read_run_log(self.place), measurements=tuple(found))
 
-    def _done(self) -> dict[str, Measurement]:
-        """What the log has already, by digest, once its settings have been seen to be the same."""
+    def _done(self) -> dict[str, dict[str, Measurement]]:
+        """What the log has already, by digest and name, once its settings have been seen to be the same."""
         if not run_log.has_lines(self.place):
             return {}
         log = run_log.read_run_log(self.place)
