@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sdkeras.data_fit import TWO_PAIRS, first_not_finite, is_pair, usable
+from sdkeras.data_fit import TWO_PAIRS, check_kind, first_not_finite, is_pair
 from sdkeras.errors import DataError
 from sdkeras.reading import in_words
 from sdkeras.user_code import call_user_function, last_line
@@ -127,7 +129,7 @@ def load_both(spec: str) -> tuple[Any, Any]:
 
 
 def _from_npz(path: str) -> tuple[Any, ...]:
-    with _open(path, ".npz") as archive:
+    with _open(path, ".npz") as stream, _loaded(path, stream) as archive:
         return _checked(f"{path!r}", _choose(f"{path!r}", _Archive(path, archive)))
 
 
@@ -155,29 +157,38 @@ def _from_npy(spec: str) -> tuple[Any, ...]:
             f"data {spec!r}: inputs and targets are two files, X.npy,Y.npy, joined by a comma (a third one holds "
             f"sample weights; X.npy alone is for a model that takes no targets); got {len(paths)}."
         )
-    arrays = [_open(path, ".npy") for path in paths]
+    arrays = []
+    for path in paths:
+        with _open(path, ".npy"):
+            # Mapped, since it may be larger than the memory.
+            arrays.append(_read(repr(path), functools.partial(np.load, path, mmap_mode="r", allow_pickle=False)))
     return _checked(f"{spec!r}", arrays)
 
 
-def _open(path: str, kind: str) -> Any:
-    """An array from an .npy file, an archive from an .npz file."""
+def _loaded(path: str, stream: BinaryIO) -> Any:
+    """The array of an .npy file, the archive of an .npz file; NumPy would leave open what it fails to read."""
+    return _read(repr(path), lambda: np.load(stream, allow_pickle=False))
+
+
+@contextlib.contextmanager
+def _open(path: str, kind: str) -> Iterator[BinaryIO]:
+    """The file, at its start, once it has been seen to begin as one of this kind."""
     check_is_file(path, DataError, f"give data as {FORMS}.")
     if not Path(path).exists():
         raise DataError(f"data file {path!r} does not exist; check the path.")
     try:
-        with open(path, "rb") as stream:
-            start = stream.read(6)
+        stream = open(path, "rb")  # noqa: SIM115  # closed below
     except OSError as error:
         raise DataError(f"data file {path!r} cannot be read: {last_line(error)}.") from error
-    if not start:
-        raise DataError(f"data file {path!r} is empty (0 bytes); write it again.")
-    if start.startswith(_ZIP_MAGICS if kind == ".npz" else _NPY_MAGIC):
-        # A .npy file may be larger than the memory; of an archive mmap_mode is not taken.
-        mapped: Literal["r"] | None = "r" if kind == ".npy" else None
-        return _read(repr(path), lambda: np.load(path, mmap_mode=mapped, allow_pickle=False))
-    raise _unreadable(
-        repr(path), f"it does not begin as an {kind} file does; if it is a pickle, data are never unpickled"
-    )
+    with stream:
+        start = stream.read(6)
+        if not start:
+            raise DataError(f"data file {path!r} is empty (0 bytes); write it again.")
+        if not start.startswith(_ZIP_MAGICS if kind == ".npz" else _NPY_MAGIC):
+            why = f"it does not begin as an {kind} file does; if it is a pickle, data are never unpickled"
+            raise _unreadable(repr(path), why)
+        stream.seek(0)
+        yield stream
 
 
 def _read(where: str, read: Callable[[], Any]) -> Any:
@@ -322,15 +333,13 @@ def _check_part(where: str, name: str, part: Any, lengths: dict[str, int]) -> An
     if isinstance(part, (tuple, list)) and any(hasattr(value, "shape") for value in part):
         return tuple(_check_part(where, f"{name}[{i}]", value, lengths) for i, value in enumerate(part))
     try:
-        array = usable(part)
+        array = check_kind(part)
+    except DataError as error:
+        raise DataError(f"data {where}: {name}: {error}") from error
     except Exception as error:
         raise DataError(f"data {where}: {name} is no array ({last_line(error)}); give numbers.") from error
     if array is None:
-        raise DataError(
-            f"data {where}: {name} has dtype {np.asarray(part).dtype}; only booleans, integers and floats of up to 64 "
-            "bits can be analysed, and text where the model encodes it. Encode dates and categories as numbers, split "
-            "complex ones into two."
-        )
+        raise DataError(f"data {where}: {name} is None; give an array.")
     if array.ndim == 0:
         raise DataError(f"data {where}: {name} is a single number; its first axis must be the samples.")
     lengths[name] = len(array)

@@ -120,9 +120,34 @@ def words_of(error: Exception) -> str:
     return in_one_line((kind + text.removeprefix(kind)).rstrip(".: \n"))
 
 
+def check_kind(leaf: Any) -> Array | None:
+    """The array of numbers, booleans or text that a leaf of the data is; None for None.
+
+    Raises:
+        DataError: It is a ragged or sparse tensor, or of another kind.
+    """
+    if leaf is None:
+        return None
+    if hasattr(leaf, "nested_row_splits") or hasattr(leaf, "dense_shape"):
+        raise DataError(
+            f"the data hold a {type(leaf).__name__}; make it dense, for example with .to_tensor() or padded_batch. "
+            "Batches of a dataset may have different lengths."
+        )
+    array = usable(leaf)
+    if array is None:
+        raise DataError(
+            f"the data hold an array of dtype {np.asarray(leaf).dtype}; only booleans, integers and floats of up to 64 "
+            "bits can be analysed, and text where the model encodes it. Encode dates and categories as numbers, split "
+            "complex numbers into two."
+        )
+    return array
+
+
 def _check_data(model: Any, x: Any, y: Any, sample_weight: Any, own_loss: bool) -> None:
     import keras
 
+    for leaf in (*_leaves(x), *_leaves(y), *_leaves(sample_weight)):
+        check_kind(leaf)
     _check_inputs(model, x)
     _check_weights(x, sample_weight)
     outputs = _outputs(model, x)
@@ -134,12 +159,7 @@ def _check_data(model: Any, x: Any, y: Any, sample_weight: Any, own_loss: bool) 
     chosen = _per_output(losses, names, "losses")
     if chosen is None:
         return
-    if y is None:
-        if any(loss is not None for loss in chosen):
-            raise DataError(
-                "the data have no targets y, and the model was compiled with a loss that compares its outputs with "
-                "targets; give them too (an autoencoder's targets are its inputs)."
-            )
+    if y is None:  # whether the loss takes none is seen when it is computed
         return
     if targets is None:
         if all(loss is not None for loss in chosen):

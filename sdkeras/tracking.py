@@ -152,26 +152,27 @@ class _Tracking:
         found: list[Measurement] = []
         for place, path in enumerate(paths):
             content = digest(path)
-            known = done.get(content)
-            if known is None:
+            known = done.get(content, {})
+            if not known:
                 self._tell(f"checkpoint {place + 1} of {len(paths)}: {os.path.basename(path)}")
                 last = found[-1].step if found else 0
                 found.append(self._measured(path, content, place, last))
-            elif known.source == path:
-                found.append(known)
+            elif path in known:
+                found.append(known[path])
             else:  # the same content under another name
-                found.append(attrs.evolve(known, source=path))
+                found.append(attrs.evolve(next(iter(known.values())), source=path))
                 run_log.append(self.place, found[-1])
             if not found[-1].failed:
                 self.before = content
+                done.setdefault(content, {})[path] = found[-1]
         if self.first_error is not None and all(each.failed for each in found):
             if not run_log.has_lines(self.place):
                 self.place.unlink()
             raise self.first_error
         return attrs.evolve(run_log.read_run_log(self.place), measurements=tuple(found))
 
-    def _done(self) -> dict[str, Measurement]:
-        """What the log has already, by digest, once its settings have been seen to be the same."""
+    def _done(self) -> dict[str, dict[str, Measurement]]:
+        """What the log has already, by digest and name, once its settings have been seen to be the same."""
         if not run_log.has_lines(self.place):
             return {}
         log = run_log.read_run_log(self.place)
@@ -278,19 +279,13 @@ class _Tracking:
             )
         found: dict[str, float] = {}
         for prefix, source in (("", self.source), ("val_", self.test)):
-            model, whole = monitor.subject.model, () if source.is_bucketed else _parts(source)
-            logs = (
-                model.evaluate(_Batches(source), verbose=0, return_dict=True)
-                if source.is_bucketed
-                else model.evaluate(
-                    whole[0],
-                    whole[1] if len(whole) > 1 else None,
-                    source.batch_size,
-                    sample_weight=whole[2] if len(whole) > 2 else None,
-                    verbose=0,
-                    return_dict=True,
-                )
-            )
+            model = monitor.subject.model
+            if source.is_bucketed:
+                logs = model.evaluate(_Batches(source), verbose=0, return_dict=True)
+            else:
+                names = ("x", "y", "sample_weight")
+                whole = dict(zip(names, _parts(source), strict=False))
+                logs = model.evaluate(**whole, batch_size=source.batch_size, verbose=0, return_dict=True)
             found |= {f"{prefix}{name}": float(value) for name, value in logs.items()}
         return found
 
@@ -338,8 +333,10 @@ class _Batches(keras.utils.PyDataset):  # type: ignore[misc]  # Keras has no typ
 
 
 def _parts(source: Source) -> tuple[Any, ...]:
-    """(x, y) or (x, y, sample_weight) as the model takes them."""
-    return tuple(tf.nest.pack_sequence_as(source.structure, list(source.arrays)))
+    """(x,), (x, y) or (x, y, sample_weight) as the model takes them; of batches of different shapes the first one."""
+    first = source.given[0] if source.is_bucketed and source.given else None
+    arrays = source.arrays if first is None else source.take(slice(*first))
+    return tuple(tf.nest.pack_sequence_as(source.structure, list(arrays)))
 
 
 def _recipe(model: Any) -> str:

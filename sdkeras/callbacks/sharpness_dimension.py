@@ -33,7 +33,7 @@ from sdkeras.operators import batches
 from sdkeras.operators.update import steps_taken
 from sdkeras.options import Options, check_options
 from sdkeras.reporting import run_log
-from sdkeras.reporting.run_log import Header, Measurement, RunLog
+from sdkeras.reporting.run_log import Beginning, Header, Measurement, RunLog
 from sdkeras.user_code import last_line
 from sdkeras.whole_files import shown
 
@@ -172,6 +172,8 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         self._measured_at = b""  # a digest of the weights, where there is a report to write of them
         self._finished: tuple[int, dict[str, float]] = (-1, {})  # step and metrics at the last end of an epoch
         self._first_epoch: int | None = None
+        self._header: Header | None = None  # of the monitor, until it stands in the log
+        self._began: Beginning | None = None  # of this `fit`, likewise
         self._batches: int | None = None  # of an epoch, once it is known
         self._seen: int | None = None  # of the epoch under way
         self._age = 0
@@ -184,7 +186,6 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
             self.on_train_batch_end = self._after_batch
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self._steps = steps_taken(self.model.optimizer)
         self._first_epoch, self._batches = None, (self.params or {}).get("steps")
         own_step = type(self.model).train_step not in (keras.Model.train_step, keras.Sequential.train_step)
         self._check = None if own_step else LossCheck()
@@ -210,8 +211,9 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._epochs = epoch
-        if self._first_epoch is None:
-            self._first_epoch = epoch
+        if self._first_epoch is None:  # a backup is restored by now, whichever of the callbacks comes first
+            self._first_epoch, self._steps = epoch, steps_taken(self.model.optimizer)
+            self._began = Beginning(self._steps, epoch)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._epochs = epoch + 1
@@ -307,7 +309,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
                 if self._monitor is None:
                     with self.spacing.compiling():
                         self._monitor = self._make(self.model)
-                    self._write(self._monitor.header())
+                    self._header = self._monitor.header()
                 with self.spacing.spending():
                     found = self._monitor.measure(epoch=self._epochs, metrics=metrics, seconds=limit)
                     if self._check is not None and not about:
@@ -322,12 +324,12 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
                 self.keys, reason, step=steps_taken(self.model.optimizer), epoch=self._epochs, metrics=metrics
             )
         self._watched = _identity(self.model)
-        found = attrs.evolve(found, seconds=self.spacing.clock() - started)
+        found = attrs.evolve(found, seconds=self.spacing.clock() - started, began=self._began)
         # Weights that another callback brought back stand nowhere in the training's log.
         if not (about and self.measurements and self.measurements[-1].step == found.step):
             self.measurements.append(found)
-            if self._monitor is not None:
-                self._write(found)
+            if self._monitor is not None and self._write(found):
+                self._began = None
         if not about:
             self._latest = {key: reading.value for key, reading in found.values.items()}
             self._fresh = True
@@ -368,22 +370,27 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
                 "(class_weight=..., data=(x, y, sample_weight)).",
             )
 
-    def _write(self, record: Header | Measurement) -> None:
+    def _write(self, found: Measurement) -> bool:
+        """Appends to the log, after the header where it has none of this model yet; whether it holds it now."""
         if self.log_path is None:
-            return
+            return False
         if self._claim is not None and self._claim.lost:
             self._say_once("log", f"{shown(self.log_path)} belongs to a later training of this process now")
-            return
+            return False
         try:
-            run_log.append(self.log_path, record)
+            if self._header is not None:
+                run_log.append(self.log_path, self._header)
+                self._header = self._log = None
+            run_log.append(self.log_path, found)
+            return True
         except OSError as error:
             self._say_once("log", f"{shown(self.log_path)} cannot be written: {error.strerror or error}")
         except SdkerasError as error:
             self._say_once("log", str(error))
-        if isinstance(record, Header):
-            self._log = None
-        elif self._log is not None:
-            self._log = attrs.evolve(self._log, measurements=(*self._log.measurements, record))
+        finally:
+            if self._log is not None:
+                self._log = attrs.evolve(self._log, measurements=(*self._log.measurements, found))
+        return False
 
     def _say_once(self, what: str, message: str) -> None:
         if what not in self._said:

@@ -144,8 +144,8 @@ def cautions(
         scope = f"the gap to the definition, the quadrature error at {estimate.num_steps} steps, and a small bias"
     note(
         "interval-scope",
-        "The interval covers sampling of minibatches and probes and takes runs as independent; minibatches of one epoch "
-        f"partition the data, which makes it conservative. It excludes {scope}.",
+        "The interval covers sampling of minibatches and probes and takes runs as independent; minibatches of one "
+        f"epoch partition the data, which makes it conservative. It excludes {scope}.",
     )
     return tuple(notes)
 

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from sdkeras import class_weights
-from sdkeras.data_fit import blocks, first_not_finite, usable
+from sdkeras.data_fit import blocks, check_kind, first_not_finite
 from sdkeras.errors import DataError
 from sdkeras.operators.base import Array
 
@@ -208,7 +208,7 @@ def _read(data: Any, *, batch_size: int | None, default_batch_size: int | None, 
             f"got {type(data).__name__}{f' of length {len(data)}' if isinstance(data, (tuple, list)) else ''}."
         )
     structure = _as_triple(tuple(data))
-    arrays = [_array(leaf) for leaf in tf.nest.flatten(structure)]
+    arrays = [check_kind(leaf) for leaf in tf.nest.flatten(structure)]
     _check(arrays)
     total = arrays[0].shape[0]
     if batch_size is not None and batch_size > total:
@@ -239,21 +239,6 @@ def _tuples(tree: Any) -> Any:
         nested = any(isinstance(leaf, dict) or len(getattr(leaf, "shape", ())) > 0 for leaf in tree)
         return tuple(_tuples(leaf) for leaf in tree) if nested else np.asarray(tree)
     return tree
-
-
-def _array(leaf: Any) -> Array:
-    if isinstance(leaf, (tf.RaggedTensor, tf.compat.v1.ragged.RaggedTensorValue, tf.SparseTensor)):
-        raise DataError(
-            f"the data hold a {type(leaf).__name__}; make it dense, for example with .to_tensor() or padded_batch. "
-            "Batches of a dataset may have different lengths."
-        )
-    array = usable(leaf)
-    if array is None:
-        raise DataError(
-            f"the data hold an array of dtype {np.asarray(leaf).dtype}; only numbers, booleans and text can be "
-            "analysed. Encode dates and categories as numbers first, and split complex numbers into two."
-        )
-    return array
 
 
 def _check(arrays: Sequence[Array]) -> None:
@@ -288,7 +273,7 @@ def _from_batches(data: Any, batch_size: int | None, limit: int | None) -> Sourc
         if len(batch) not in (1, 2, 3):
             raise DataError("each batch of the dataset must be x, (x, y) or (x, y, sample_weight).")
         structure = _as_triple(tuple(batch))
-        arrays = [_array(leaf) for leaf in tf.nest.flatten(structure)]
+        arrays = [check_kind(leaf) for leaf in tf.nest.flatten(structure)]
         try:
             _check(arrays)
         except DataError as error:
@@ -312,8 +297,8 @@ def _from_batches(data: Any, batch_size: int | None, limit: int | None) -> Sourc
     if batch_size is not None and batch_size != own_size:
         if any(isinstance(array, Pieces) for array in joined):
             raise DataError(
-                f"the dataset's batches have different shapes and cannot be re-batched to {batch_size}; leave the batch "
-                "size out, or pad all of them to one shape."
+                f"the dataset's batches have different shapes and cannot be re-batched to {batch_size}; leave the "
+                "batch size out, or pad all of them to one shape."
             )
         if batch_size > total:
             raise DataError(f"the batch size {batch_size} is larger than the data, which have {total} samples.")

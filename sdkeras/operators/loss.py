@@ -303,6 +303,11 @@ class EmpiricalLoss:
         except (SdkerasError, MemoryError, tf.errors.ResourceExhaustedError):
             raise
         except Exception as error:  # whatever a layer or a loss raises when it is called
+            if len(self.source.structure) == 1 and getattr(model, "loss", None) is not None:
+                raise DataError(
+                    "the data have no targets y, and the model was compiled with a loss that compares its outputs with "
+                    "targets; give them too (an autoencoder's targets are its inputs)."
+                ) from error
             if "No loss to compute" in str(error):
                 raise ModelError(
                     "the model was compiled without a loss and adds none of its own; give the loss it was trained with "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from sdkeras.dimension.records import Bound
 from sdkeras.errors import SdkerasError
 from sdkeras.locks import Claim
 from sdkeras.reading import blamed_on, parsed_json
+from sdkeras.reporting.numbers import counted
 from sdkeras.reporting.schema import as_plain, from_plain
 from sdkeras.whole_files import check_is_file, open_own, reason_of, shown
 
@@ -79,6 +80,14 @@ class Reading:
 
 
 @attrs.frozen
+class Beginning:
+    """Where a call of `fit` began: the optimizer's steps, and epochs, that were done before it."""
+
+    step: int
+    epoch: int
+
+
+@attrs.frozen
 class Measurement:
     """What was found at one place of a training.
 
@@ -100,6 +109,7 @@ class Measurement:
         notes: What the reader must know, a failure for example.
         digest: Of the checkpoint's file; "" for 'fit'.
         bounds: The generalization bounds at this SD, term by term; empty where SD was not measured.
+        began: Where its `fit` began, in the first line of each `fit`; None in all others, and in logs of 0.1.0.
     """
 
     source: str
@@ -118,6 +128,7 @@ class Measurement:
     notes: tuple[str, ...] = ()
     digest: str = ""
     bounds: tuple[Bound, ...] = ()
+    began: Beginning | None = None
 
     @property
     def failed(self) -> bool:
@@ -228,9 +239,13 @@ def has_lines(place: Path) -> bool:
     return place.is_file() and b"\n" in place.read_bytes()
 
 
-def by_digest(log: RunLog) -> dict[str, Measurement]:
-    """The measurements of checkpoints that did not fail, by the digest of their files."""
-    return {found.digest: found for found in log.measurements if found.digest and not found.failed}
+def by_digest(log: RunLog) -> dict[str, dict[str, Measurement]]:
+    """The measurements of checkpoints that did not fail, by the digest of their files and then by their names."""
+    done: dict[str, dict[str, Measurement]] = {}
+    for found in log.measurements:
+        if found.digest and not found.failed:
+            done.setdefault(found.digest, {})[found.source] = found
+    return done
 
 
 def pending(paths: Sequence[str], folder: str | os.PathLike[str]) -> list[str]:
@@ -297,17 +312,60 @@ def _header(document: dict[str, Any], where: str) -> Header:
 def trajectory(log: RunLog) -> tuple[Measurement, ...]:
     """The measurements along one training, by step.
 
-    Where the steps of `fit` go back, training has gone back (a restored backup, a fresh start): what was measured
-    beyond is of weights that were given up, and is left out. Of a checkpoint the last measurement counts.
+    Where the steps of `fit` go back, or a `fit` began at an earlier one, training has gone back (a restored backup, a
+    fresh start): what was measured beyond is of weights that were given up, and is left out. Of a checkpoint the last
+    measurement counts.
     """
-    fitted: list[tuple[int, int, Measurement]] = []  # their steps ascend
-    saved: dict[str, tuple[int, int, Measurement]] = {}
-    for place, found in enumerate(log.measurements):
-        entry = (found.step, place, found)
-        if found.source == "fit":
-            while fitted and fitted[-1][0] >= found.step:
-                fitted.pop()
-            fitted.append(entry)
-        else:
-            saved[found.source] = entry
+    fitted, _ = _fitted(log)
+    saved = {found.source: (found.step, place, found) for place, found in _checkpoints(log)}
     return tuple(found for *_, found in sorted([*fitted, *saved.values()], key=lambda entry: entry[:2]))
+
+
+def breaks(log: RunLog) -> tuple[str, ...]:
+    """Where the log is not of one uninterrupted training, in words: what is missing, and what is there twice."""
+    _, words = _fitted(log)
+    again = list(_checkpoints(log))
+    count = len(again) - len({found.source for _, found in again})
+    if count:
+        words.append(f"of {counted(count, 'checkpoint')} measured again, the last measurement is shown")
+    return tuple(words)
+
+
+def _checkpoints(log: RunLog) -> Iterator[tuple[int, Measurement]]:
+    return ((place, found) for place, found in enumerate(log.measurements) if found.source != "fit")
+
+
+def _fitted(log: RunLog) -> tuple[list[tuple[int, int, Measurement]], list[str]]:
+    """(step, place in the file, measurement) of `fit`, their steps ascending, and what happened on the way."""
+    fitted: list[tuple[int, int, Measurement]] = []
+    words: list[str] = []
+    for place, found in enumerate(log.measurements):
+        if found.source != "fit":
+            continue
+        began, count = found.began, len(fitted)
+        while fitted and (fitted[-1][0] >= found.step or (began is not None and fitted[-1][0] > began.step)):
+            last = fitted.pop()[2]
+        if len(fitted) < count:
+            back = found.step if began is None else began.step
+            words.append(
+                f"training went back to step {back:,}: {counted(count - len(fitted), 'measurement')} beyond it, up to "
+                f"step {last.step:,}, belong to weights that were given up and are left out"
+            )
+        if began is not None:
+            words += _joined(fitted[-1][2] if fitted else None, began)
+        fitted.append((found.step, place, found))
+    return fitted, words
+
+
+def _joined(last: Measurement | None, began: Beginning) -> Iterator[str]:
+    """What is between the last measurement that counts and a `fit` that goes on from it, unless it is nothing."""
+    if began.step and (last is None or last.step < began.step):
+        before = (
+            "there is no measurement before it" if last is None else f"the last one before it is of step {last.step:,}"
+        )
+        yield f"training was continued at step {began.step:,}, after {began.epoch:,} epochs, and {before}: the log has a gap"
+    if began.step and last is not None and last.epoch is not None and last.epoch > began.epoch:
+        yield (
+            f"from step {began.step:,} on epochs are counted from {began.epoch:,} again: a later call of fit, or an epoch "
+            "trained twice because a backup's epoch was older than its weights"
+        )

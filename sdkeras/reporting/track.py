@@ -24,7 +24,7 @@ from sdkeras.reporting.numbers import (
     number,
     rate_source_in_words,
 )
-from sdkeras.reporting.run_log import Measurement, Reading, RunLog, trajectory
+from sdkeras.reporting.run_log import Measurement, Reading, RunLog, breaks, trajectory
 from sdkeras.reporting.schema import write_atomically
 from sdkeras.reporting.tables import printable, sharpness_name
 from sdkeras.reporting.track_figures import track_figures
@@ -33,6 +33,8 @@ from sdkeras.reporting.track_figures import track_figures
 _MOST_ROWS = 30
 # Measurements that the page draws and lists: more cannot be told apart, and would make it slow to write and to read.
 _MOST_DRAWN = 2000
+# Gaps and returns that are told one by one.
+_MOST_BREAKS = 4
 _PRECONDITIONED = "preconditioned"
 _NARROW = (
     *("source", "step", "epoch", "sharpness", _PRECONDITIONED, "threshold", "ratio"),
@@ -78,17 +80,17 @@ def verdict(log: RunLog) -> str:
 def notes(log: RunLog) -> tuple[str, ...]:
     """What the reader must know: of the file, and of the last measurement that has something to say."""
     measured = trajectory(log)
-    own = list(log.notes)
-    left_out = len(log.measurements) - len(measured)
-    if left_out:
-        own.append(f"training went back, and {left_out} measurements beyond that step are left out")
+    said = breaks(log)
+    own = [*log.notes, *said[:_MOST_BREAKS]]
+    if len(said) > _MOST_BREAKS:
+        own.append(f"and so {len(said) - _MOST_BREAKS:,} times more")
     failed = [each for each in measured if each.failed]
     if failed:
         own.append(f"{len(failed)} of {len(measured)} measurements failed, the last one: {'; '.join(failed[-1].notes)}")
     if log.header.class_weight and any(each.source == "fit" and "val_loss" in each.metrics for each in measured):
         own.append("fit weighs the loss by class and the validation loss not: their difference is no gap")
-    said = [each for each in measured if each.notes and not each.failed]
-    return (*own, *(f"step {said[-1].step:,}: {note}" for note in (said[-1].notes if said else ())))
+    noted = [each for each in measured if each.notes and not each.failed]
+    return (*own, *(f"step {noted[-1].step:,}: {note}" for note in (noted[-1].notes if noted else ())))
 
 
 def table(log: RunLog) -> Rows:

@@ -1,0 +1,163 @@
+"""A training that is killed and restored by BackupAndRestore: what its log says, whichever callback comes first."""
+
+import os
+from pathlib import Path
+
+import attrs
+import keras
+import pytest
+
+from callbacks.test_logs import Clock, StandIn, fit, net, watch
+from sample_log import FOUND, HEADER
+from sdkeras.callbacks import sharpness_dimension
+from sdkeras.reporting import run_log
+from sdkeras.reporting.run_log import Beginning, Measurement, RunLog, breaks, read_run_log, trajectory
+from sdkeras.reporting.track import as_html, notes
+
+EPOCHS, STEPS = 4, 6
+
+
+class PowerCut(Exception):
+    pass
+
+
+class Cut(keras.callbacks.Callback):
+    """Ends the process, as far as the disk can tell, at the end of an epoch."""
+
+    def __init__(self, epoch: int) -> None:
+        super().__init__()
+        self.at = epoch
+
+    def on_epoch_end(self, epoch: int, logs: object = None) -> None:
+        if epoch + 1 == self.at:
+            raise PowerCut
+
+
+@pytest.fixture(autouse=True)
+def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharpness_dimension, "Monitor", type("One", (StandIn,), {"clock": Clock(), "error": {}}))
+
+
+@pytest.fixture(scope="module")
+def model() -> keras.Model:
+    return net(keras.optimizers.SGD(0.1))
+
+
+def trained(model: keras.Model, folder: Path, order: str, *, cut: tuple[int, int] | None = None, **options) -> None:
+    """One call of `fit`; `cut` is the place in the list of callbacks and the epoch."""
+    model.optimizer.iterations.assign(0)  # as in a new process
+    model._initial_epoch = 0
+    callbacks = {"w": watch(log_dir=folder, **options), "b": keras.callbacks.BackupAndRestore(folder / "backup")}
+    listed = [callbacks[letter] for letter in order]
+    if cut is not None:
+        listed.insert(cut[0], Cut(cut[1]))
+    try:
+        fit(*listed, model=model, epochs=EPOCHS)
+    except PowerCut:
+        assert cut is not None
+
+
+def steps(log: RunLog) -> list[int]:
+    return [found.step for found in log.measurements]
+
+
+@pytest.mark.parametrize(
+    ("order", "place", "in_file", "shown", "words"),
+    [
+        ("wb", 0, [6, 12, 18, 24], [6, 12, 18, 24], ""),
+        ("wb", 1, [6, 12, 12, 18, 24], [6, 12, 18, 24], "training went back to step 6: 1 measurement beyond it"),
+        ("bw", 0, [6, 12, 18, 24], [6, 12, 18, 24], ""),
+        ("bw", 1, [6, 18, 24], [6, 18, 24], "at step 12, after 2 epochs, and the last one before it is of step 6"),
+    ],
+)
+def test_what_is_there_twice_and_what_is_missing_is_said(
+    model: keras.Model, tmp_path: Path, order: str, place: int, in_file: list[int], shown: list[int], words: str
+) -> None:
+    trained(model, tmp_path, order, cut=(place, 2))
+    trained(model, tmp_path, order)
+    log = read_run_log(tmp_path)
+    assert steps(log) == in_file
+    assert [found.step for found in trajectory(log)] == shown
+    assert len(breaks(log)) == bool(words)
+    assert words in " ".join(notes(log))
+    assert words in as_html(log)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_measurements_of_given_up_weights_are_left_out_where_the_next_one_is_later(
+    model: keras.Model, tmp_path: Path
+) -> None:
+    """Measured every 5 steps, killed after step 10, restored to step 6: step 15 follows step 5."""
+    trained(model, tmp_path, "bw", cut=(0, 2), every=5)
+    trained(model, tmp_path, "bw", every=5)
+    log = read_run_log(tmp_path)
+    assert steps(log) == [5, 10, 10, 15, 20]
+    lines = list(log.measurements)
+    lines[2] = attrs.evolve(lines[2], step=11)
+    assert [found.step for found in trajectory(attrs.evolve(log, measurements=tuple(lines)))] == [5, 11, 15, 20]
+    assert "training went back to step 6: 1 measurement beyond it, up to step 10" in breaks(log)[0]
+    assert "the last one before it is of step 5" in breaks(log)[1]
+
+
+@pytest.mark.parametrize("order", ["wb", "bw"])
+def test_steps_are_counted_from_the_restored_one(model: keras.Model, tmp_path: Path, order: str) -> None:
+    """The first batch after a restore is no multiple of the steps because the count began at 0."""
+    trained(model, tmp_path, order, cut=(0, 3), every=8)
+    trained(model, tmp_path, order, every=8)
+    assert steps(read_run_log(tmp_path)) == [6, 8, 16, 16, 24]
+
+
+def at(step: int, epoch: int, *began: int) -> Measurement:
+    return attrs.evolve(FOUND, step=step, epoch=epoch, began=Beginning(*began) if began else None)
+
+
+@pytest.mark.parametrize(
+    ("lines", "shown", "words"),
+    [
+        ([at(6, 1, 0, 0), at(12, 2), at(18, 3, 12, 2)], [6, 12, 18], []),
+        ([at(6, 1, 0, 0), at(6, 1, 0, 0)], [6], ["went back to step 0: 1 measurement beyond it, up to step 6"]),
+        ([at(6, 1, 0, 0), at(12, 1, 0, 0)], [12], ["went back to step 0"]),
+        ([at(6, 1, 0, 0), at(12, 2), at(24, 4, 6, 1)], [6, 24], ["went back to step 6: 1 measurement beyond"]),
+        ([at(12, 2, 6, 1)], [12], ["at step 6, after 1 epochs, and there is no measurement before it"]),
+        (
+            [at(6, 1, 0, 0), at(12, 2), at(18, 2, 12, 1)],
+            [6, 12, 18],
+            ["step 12 on epochs are counted from 1 again"],
+        ),
+        ([at(20, 1), at(30, 2), at(10, 1)], [10], ["went back to step 10: 2 measurements"]),  # a log of 0.1.0
+        ([attrs.evolve(FOUND, source="a"), attrs.evolve(FOUND, source="a")], [10], ["1 checkpoint measured again"]),
+    ],
+)
+def test_breaks_of_a_log(lines: list[Measurement], shown: list[int], words: list[str]) -> None:
+    log = RunLog(HEADER, tuple(lines))
+    assert [found.step for found in trajectory(log)] == shown
+    assert len(breaks(log)) == len(words)
+    assert all(expected in said for expected, said in zip(words, breaks(log), strict=True))
+
+
+def test_many_breaks_are_counted() -> None:
+    lines = [at(10 * k, 1, 10 * k - 5, 1) for k in range(1, 30)]
+    said = [note for note in notes(RunLog(HEADER, tuple(lines))) if "gap" in note or "more" in note]
+    assert len(said) == 5
+    assert said[-1] == "and so 25 times more"
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_a_line_that_cannot_be_written_is_a_gap_and_the_rest_of_the_log_is_read(
+    model: keras.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    """A disk that is full at the header, or in the middle of a line."""
+    write, calls = os.write, []
+
+    def full(handle: int, line: bytes) -> int:
+        if not line.lstrip().startswith(b"{"):  # a lock
+            return write(handle, line)
+        calls.append(line)
+        return write(handle, line[:50]) if len(calls) == failing + 1 else write(handle, line)
+
+    monkeypatch.setattr(run_log.os, "write", full)
+    trained(model, tmp_path, "wb")
+    log = read_run_log(tmp_path)
+    assert steps(log) == [[12, 18, 24], [12, 18, 24], [6, 18, 24]][failing]
+    assert "is broken (a crash, or a writer at work) and was left out" in log.notes[0]
+    assert log.measurements[0].began == Beginning(0, 0)
