@@ -102,14 +102,7 @@ class Whole:
 
 
 @pytest.fixture(scope="module")
-def in_this_process() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "_Process", InThisProcess)
-        yield
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, in_this_process: None) -> Any:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     place = tmp_path_factory.mktemp("kills")
     (place / "killed_nets.py").write_text(MODULE)
     (place / "grid.toml").write_text(GRID)
@@ -123,12 +116,22 @@ def whole(tmp_path_factory: pytest.TempPathFactory, in_this_process: None) -> An
         replace(source, target)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
-        patch.syspath_prepend(str(place))
+        _in_this_process(patch, place)
         patch.setattr(os, "replace", noted)
         run(place / "grid.toml", folder)
-        patch.setattr(os, "replace", replace)
-        yield Whole(place / "grid.toml", folder, before)
+    return Whole(place / "grid.toml", folder, before)
+
+
+@pytest.fixture
+def in_this_process(whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of the tests with real kills: worker processes have one thread each, and round in another order."""
+    _in_this_process(monkeypatch, whole.grid.parent)
+
+
+def _in_this_process(patch: pytest.MonkeyPatch, place: Path) -> None:
+    patch.setattr(runner, "_Process", InThisProcess)
+    patch.chdir(place)
+    patch.syspath_prepend(str(place))
 
 
 def run(grid: Path, folder: Path) -> None:
@@ -178,6 +181,7 @@ def test_a_run_is_written_by_these_renames(whole: Whole) -> None:
 
 
 # The first two are resumed as the third is, by training from the start.
+@pytest.mark.usefixtures("in_this_process")
 @pytest.mark.parametrize("file", [*(pytest.param(each, marks=pytest.mark.slow) for each in WRITES[:2]), *WRITES[2:]])
 def test_killed_before_any_write_it_goes_on_to_the_same_bits(whole: Whole, tmp_path: Path, file: str) -> None:
     folder = tmp_path / "out"
@@ -188,6 +192,7 @@ def test_killed_before_any_write_it_goes_on_to_the_same_bits(whole: Whole, tmp_p
     assert (folder / "runs" / FIRST / "training.json").read_bytes() == first
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_write_that_fails_is_a_failed_run_and_leaves_nothing_behind(
     whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

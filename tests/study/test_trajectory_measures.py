@@ -125,7 +125,7 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="Trajectory"):
             trajectory(WALK, **broken)
     (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04 cut off")
-    for name, said in (("none.npz", "there is no file"), ("cut.npz", "no trajectory, or damaged")):
+    for name, said in (("none.npz", "there is no file"), ("cut.npz", "cannot be read as a trajectory")):
         with pytest.raises(SdkerasError, match=said):
             Trajectory.load(tmp_path / name)
 
