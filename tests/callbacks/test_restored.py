@@ -9,7 +9,7 @@ import pytest
 
 from callbacks.test_logs import Clock, StandIn, fit, net, watch
 from sample_log import FOUND, HEADER
-from sdkeras.callbacks import sharpness_dimension
+from sdkeras.callbacks import SharpnessDimension, sharpness_dimension
 from sdkeras.reporting import run_log
 from sdkeras.reporting.run_log import Beginning, Measurement, RunLog, breaks, read_run_log, trajectory
 from sdkeras.reporting.track import as_html, notes
@@ -43,8 +43,10 @@ def model() -> keras.Model:
     return net(keras.optimizers.SGD(0.1))
 
 
-def trained(model: keras.Model, folder: Path, order: str, *, cut: tuple[int, int] | None = None, **options) -> None:
-    """One call of `fit`; `cut` is the place in the list of callbacks and the epoch."""
+def trained(
+    model: keras.Model, folder: Path, order: str, *, cut: tuple[int, int] | None = None, **options
+) -> SharpnessDimension:
+    """The callback after one call of `fit`; `cut` is the place in the list of callbacks and the epoch."""
     model.optimizer.iterations.assign(0)  # as in a new process
     model._initial_epoch = 0
     callbacks = {"w": watch(log_dir=folder, **options), "b": keras.callbacks.BackupAndRestore(folder / "backup")}
@@ -55,6 +57,7 @@ def trained(model: keras.Model, folder: Path, order: str, *, cut: tuple[int, int
         fit(*listed, model=model, epochs=EPOCHS)
     except PowerCut:
         assert cut is not None
+    return callbacks["w"]
 
 
 def steps(log: RunLog) -> list[int]:
@@ -157,8 +160,9 @@ def test_a_line_that_cannot_be_written_is_a_gap_and_the_rest_of_the_log_is_read(
         return write(handle, line[:50]) if len(calls) == failing + 1 else write(handle, line)
 
     monkeypatch.setattr(run_log.os, "write", full)
-    trained(model, tmp_path, "wb")
+    callback = trained(model, tmp_path, "wb")
+    assert [found.began for found in callback.measurements] == [Beginning(0, 0), None, None, None]
     log = read_run_log(tmp_path)
     assert steps(log) == [[12, 18, 24], [12, 18, 24], [6, 18, 24]][failing]
     assert "is broken (a crash, or a writer at work) and was left out" in log.notes[0]
-    assert log.measurements[0].began == Beginning(0, 0)
+    assert [found.began for found in log.measurements] == [Beginning(0, 0), None, None]
