@@ -31,6 +31,8 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
 _FORM = re.compile(r"\s*([\w.]+)\s*(<=|>=|==|!=|<|>)\s*(\S+)\s*")
 # Before a path, of two runs: B minus A, of A, of B.
 OF_TWO = ("delta", "a", "b")
+# Of a position in a list; int() takes no more than 4,300.
+_MOST_DIGITS = 18
 NumberAt = Callable[[str], float]
 Record = Analysis | LyapunovRun | Measurement
 _EXAMPLES = {
@@ -187,7 +189,7 @@ def _fields(kind: Any) -> dict[str, Any]:
 
 def _item(kind: Any, part: str) -> Any:
     """The type of a list's entries, if it is a list and the part a position."""
-    if not (part.isascii() and part.isdigit()):
+    if not (part.isascii() and part.isdigit() and len(part) <= _MOST_DIGITS):
         return None
     if kind == FloatArray:
         return float
