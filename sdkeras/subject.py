@@ -18,7 +18,7 @@ from sdkeras.operators import batches, update
 from sdkeras.operators.base import Array, DiagonallyScaledOperator, DiagonallyShiftedOperator, SymmetricOperator
 from sdkeras.operators.hessian import HessianOperator
 from sdkeras.operators.loss import EmpiricalLoss
-from sdkeras.options import Options
+from sdkeras.options import Options, parse_learning_rate
 from sdkeras.provenance import optimizer_info, with_loss
 from sdkeras.reporting.schema import OptimizerInfo
 
@@ -252,7 +252,7 @@ def _learning_rate(
         SdkerasError: The given one is no learning rate, or of a schedule where there is none.
     """
     if given is not None:
-        rate = update.parse_learning_rate(given)
+        rate = parse_learning_rate(given)
         if not isinstance(rate, str):
             return rate, "given", ""
         if optimizer is None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable
 from typing import Any
 
 import attrs
 import numpy as np
 
-from sdkeras.errors import ModelError, SdkerasError
+from sdkeras.errors import ModelError
 from sdkeras.operators.base import Array
 from sdkeras.operators.layout import Layout
 
@@ -19,8 +18,6 @@ ADAPTIVE = ("Adam", "AdamW", "Nadam", "RMSprop")
 # Before this step Nadam's momentum schedule moves its stability threshold by more than a hundredth at beta_1 = 0.9.
 _NADAM_SETTLED = 140
 
-# Rates of a schedule that can be asked for by name, beside 'step:N'.
-_NAMED_RATES = ("peak", "mean")
 # Steps of a schedule that are evaluated one by one; to compile more takes as long as a few hundred.
 _EAGER_STEPS = 200
 
@@ -29,6 +26,7 @@ class StepNotTaken(ModelError):
     """Training has not come to the step whose learning rate was asked for."""
 
 
+<<<<<<< HEAD
 def parse_learning_rate(text: float | str) -> float | str:
     """A learning rate as it is given: a number, or which rate of the optimizer's schedule to take.
 
@@ -60,6 +58,8 @@ def parse_learning_rate(text: float | str) -> float | str:
     return rate
 
 
+=======
+>>>>>>> wt-study
 @attrs.frozen
 class OptimizerSettings:
     """What a training step needs to know, read from a Keras optimizer.

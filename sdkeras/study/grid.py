@@ -13,8 +13,7 @@ import attrs
 
 from sdkeras.class_weights import checked
 from sdkeras.errors import SdkerasError
-from sdkeras.operators.update import parse_learning_rate
-from sdkeras.options import Options, check_options
+from sdkeras.options import Options, check_options, parse_learning_rate
 from sdkeras.reading import blamed_on
 from sdkeras.reporting.schema import SCHEMA_VERSION, Document, as_plain
 from sdkeras.study.measures import (

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from sdkeras.errors import ModelError, SdkerasError
-from sdkeras.operators.update import StepNotTaken, check_rates, parse_learning_rate, read_settings, scheduled_rate
+from sdkeras.operators.update import StepNotTaken, check_rates, read_settings, scheduled_rate
+from sdkeras.options import parse_learning_rate
 
 optimizers = keras.optimizers
 schedules = optimizers.schedules
