@@ -20,7 +20,7 @@ import pytest
 from sdkeras.errors import ModelError
 from sdkeras.loading import compile_problem, load_model, load_weights
 
-# A .keras file of a few KB must not make the process take more than this; TensorFlow itself has about 3 GB of addresses.
+# A .keras file of a few KB must not take more than this; TensorFlow itself has about 3 GB of addresses.
 _ADDRESS_SPACE = 12 * 2**30
 
 
