@@ -118,7 +118,8 @@ def at(step: int, epoch: int, *began: int) -> Measurement:
         ([at(6, 1, 0, 0), at(6, 1, 0, 0)], [6], ["went back to step 0: 1 measurement beyond it, up to step 6"]),
         ([at(6, 1, 0, 0), at(12, 1, 0, 0)], [12], ["went back to step 0"]),
         ([at(6, 1, 0, 0), at(12, 2), at(24, 4, 6, 1)], [6, 24], ["went back to step 6: 1 measurement beyond"]),
-        ([at(12, 2, 6, 1)], [12], ["at step 6, after 1 epochs, and there is no measurement before it"]),
+        ([at(12, 2, 6, 1)], [12], ["at step 6, after 1 epoch, and there is no measurement before it"]),
+        ([at(606, 1, 600, 0)], [606], []),  # a trained model, and a new log
         (
             [at(6, 1, 0, 0), at(12, 2), at(18, 2, 12, 1)],
             [6, 12, 18],
