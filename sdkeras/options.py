@@ -46,7 +46,7 @@ def parse_learning_rate(text: float | str) -> float | str:
         rate = math.nan
     if not 0 < rate < math.inf:
         raise SdkerasError(
-            f"the learning rate is {text!r}; it must be a positive finite number, or, of the optimizer's schedule, "
+            f"the learning rate is {text!r}; it must be a positive and finite number, or, of the optimizer's schedule, "
             "'peak', 'mean' or 'step:N' (the rate that step N of the training used, counted from 0)."
         )
     return rate
