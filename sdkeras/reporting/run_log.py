@@ -369,6 +369,6 @@ def _joined(last: Measurement | None, began: Beginning) -> Iterator[str]:
         )
     if began.step and last is not None and last.epoch is not None and last.epoch > began.epoch:
         yield (
-            f"from step {began.step:,} on epochs are counted from {began.epoch:,} again: a later call of fit, or an epoch "
-            "trained twice because a backup's epoch was older than its weights"
+            f"from step {began.step:,} on epochs are counted from {began.epoch:,} again: a later call of fit, or an "
+            "epoch trained twice because a backup's epoch was older than its weights"
         )
