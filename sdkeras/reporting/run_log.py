@@ -364,8 +364,8 @@ def _joined(last: Measurement | None, began: Beginning) -> Iterator[str]:
             "there is no measurement before it" if last is None else f"the last one before it is of step {last.step:,}"
         )
         yield (
-            f"training was continued at step {began.step:,}, after {counted(began.epoch, 'epoch')}, and {before}: the log "
-            "has a gap"
+            f"training was continued at step {began.step:,}, after {counted(began.epoch, 'epoch')}, and {before}: the "
+            "log has a gap"
         )
     if began.step and last is not None and last.epoch is not None and last.epoch > began.epoch:
         yield (
