@@ -192,7 +192,12 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         if self.plan is not None:
             self.plan.begin()
         if self.log_path is not None:
-            self._claim = run_log.claim(self.log_path)
+            try:
+                self._claim = run_log.claim(self.log_path)
+            except SdkerasError as error:
+                if not isinstance(error.__cause__, OSError):  # another process writes it
+                    raise
+                self._say_once("log", str(error))
         self.spacing.resume()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:

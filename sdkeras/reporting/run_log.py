@@ -360,13 +360,9 @@ def _fitted(log: RunLog) -> tuple[list[tuple[int, int, Measurement]], list[str]]
 def _joined(last: Measurement | None, began: Beginning) -> Iterator[str]:
     """What is between the last measurement that counts and a `fit` that goes on from it, unless it is nothing."""
     if began.epoch if last is None else last.step < began.step:
-        before = (
-            "there is no measurement before it" if last is None else f"the last one before it is of step {last.step:,}"
-        )
-        yield (
-            f"training was continued at step {began.step:,}, after {counted(began.epoch, 'epoch')}, and {before}: the "
-            "log has a gap"
-        )
+        before = "there is no measurement" if last is None else f"the last measurement is of step {last.step:,}"
+        epochs = counted(began.epoch, "epoch")
+        yield f"training was continued at step {began.step:,}, after {epochs}; before it {before}: the log has a gap"
     if began.step and last is not None and last.epoch is not None and last.epoch > began.epoch:
         yield (
             f"from step {began.step:,} on epochs are counted from {began.epoch:,} again: a later call of fit, or an "

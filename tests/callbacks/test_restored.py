@@ -67,7 +67,7 @@ def steps(log: RunLog) -> list[int]:
         ("wb", 0, [6, 12, 18, 24], [6, 12, 18, 24], ""),
         ("wb", 1, [6, 12, 12, 18, 24], [6, 12, 18, 24], "training went back to step 6: 1 measurement beyond it"),
         ("bw", 0, [6, 12, 18, 24], [6, 12, 18, 24], ""),
-        ("bw", 1, [6, 18, 24], [6, 18, 24], "at step 12, after 2 epochs, and the last one before it is of step 6"),
+        ("bw", 1, [6, 18, 24], [6, 18, 24], "at step 12, after 2 epochs; before it the last measurement is of step 6"),
     ],
 )
 def test_what_is_there_twice_and_what_is_missing_is_said(
@@ -96,7 +96,7 @@ def test_measurements_of_given_up_weights_are_left_out_where_the_next_one_is_lat
     lines[2] = attrs.evolve(lines[2], step=11)
     assert [found.step for found in trajectory(attrs.evolve(log, measurements=tuple(lines)))] == [5, 11, 15, 20]
     assert "training went back to step 6: 1 measurement beyond it, up to step 10" in breaks(log)[0]
-    assert "the last one before it is of step 5" in breaks(log)[1]
+    assert "before it the last measurement is of step 5" in breaks(log)[1]
 
 
 @pytest.mark.parametrize("order", ["wb", "bw"])
@@ -118,7 +118,7 @@ def at(step: int, epoch: int, *began: int) -> Measurement:
         ([at(6, 1, 0, 0), at(6, 1, 0, 0)], [6], ["went back to step 0: 1 measurement beyond it, up to step 6"]),
         ([at(6, 1, 0, 0), at(12, 1, 0, 0)], [12], ["went back to step 0"]),
         ([at(6, 1, 0, 0), at(12, 2), at(24, 4, 6, 1)], [6, 24], ["went back to step 6: 1 measurement beyond"]),
-        ([at(12, 2, 6, 1)], [12], ["at step 6, after 1 epoch, and there is no measurement before it"]),
+        ([at(12, 2, 6, 1)], [12], ["at step 6, after 1 epoch; before it there is no measurement"]),
         ([at(606, 1, 600, 0)], [606], []),  # a trained model, and a new log
         (
             [at(6, 1, 0, 0), at(12, 2), at(18, 2, 12, 1)],
