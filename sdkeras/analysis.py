@@ -70,8 +70,9 @@ from sdkeras.resources import Resources, resources
 from sdkeras.snapshots import SupremumOverSnapshots, about_step, follow
 from sdkeras.subject import Subject
 
-# What each of the two eigenvalue stages may take of what is left before the sharpness dimension.
-_EIGENVALUES = 0.5
+# What each of the two eigenvalue stages, and then the batch sharpness, may take of what is left before the sharpness
+# dimension; the trace has the rest.
+_EIGENVALUES = _BATCH_SHARPNESS = 0.5
 # Seconds beyond the time limit, or share of it, that are not worth a note.
 _NEGLIGIBLE, _NEGLIGIBLE_SHARE = 0.05, 0.01
 
@@ -517,7 +518,9 @@ class _Analysis:
         elif subject.unscaled:
             pairs = None
         batch = (
-            self._measured("batch sharpness", lambda: self._batch_sharpness(self.hessian.within(budget)))
+            self._measured(
+                "batch sharpness", lambda: self._batch_sharpness(self.hessian.within(budget.part(_BATCH_SHARPNESS)))
+            )
             or BatchSharpness()
         )
         reason = subject.unscaled or ("" if pairs is not None else "the budget left no room for it")

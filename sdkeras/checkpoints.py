@@ -45,7 +45,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Any:
     advice = "delete it to start again, or name another."
     check_is_file(path, SdkerasError, advice)
     with blamed_on(f"{shown(path)} cannot be read as a checkpoint", advice):
-        with np.load(path, allow_pickle=False) as file:
+        # NumPy leaves a file open that it fails to read, unless it got it open.
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         return _unpacked(json.loads(str(arrays[LAYOUT])), arrays)
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sdkeras.data_fit import TWO_PAIRS, is_pair
+from sdkeras.data_fit import TWO_PAIRS, check_kind, first_not_finite, is_pair
 from sdkeras.errors import DataError
 from sdkeras.reading import in_words
 from sdkeras.user_code import call_user_function, last_line
@@ -127,7 +129,7 @@ def load_both(spec: str) -> tuple[Any, Any]:
 
 
 def _from_npz(path: str) -> tuple[Any, ...]:
-    with _open(path, ".npz") as archive:
+    with _open(path, ".npz") as stream, _loaded(path, stream) as archive:
         return _checked(f"{path!r}", _choose(f"{path!r}", _Archive(path, archive)))
 
 
@@ -150,32 +152,43 @@ class _Archive(Mapping[str, Any]):
 
 def _from_npy(spec: str) -> tuple[Any, ...]:
     paths = spec.split(",")
-    if len(paths) not in (2, 3) or not all(path.endswith(".npy") for path in paths):
+    if len(paths) > 3 or not all(path.endswith(".npy") for path in paths):
         raise DataError(
             f"data {spec!r}: inputs and targets are two files, X.npy,Y.npy, joined by a comma (a third one holds "
-            f"sample weights); got {len(paths)}."
+            f"sample weights; X.npy alone is for a model that takes no targets); got {len(paths)}."
         )
-    arrays = [_open(path, ".npy") for path in paths]
+    arrays = []
+    for path in paths:
+        with _open(path, ".npy"):
+            # Mapped, since it may be larger than the memory.
+            arrays.append(_read(repr(path), functools.partial(np.load, path, mmap_mode="r", allow_pickle=False)))
     return _checked(f"{spec!r}", arrays)
 
 
-def _open(path: str, kind: str) -> Any:
-    """An array from an .npy file, an archive from an .npz file."""
+def _loaded(path: str, stream: BinaryIO) -> Any:
+    """The array of an .npy file, the archive of an .npz file; NumPy would leave open what it fails to read."""
+    return _read(repr(path), lambda: np.load(stream, allow_pickle=False))
+
+
+@contextlib.contextmanager
+def _open(path: str, kind: str) -> Iterator[BinaryIO]:
+    """The file, at its start, once it has been seen to begin as one of this kind."""
     check_is_file(path, DataError, f"give data as {FORMS}.")
     if not Path(path).exists():
         raise DataError(f"data file {path!r} does not exist; check the path.")
     try:
-        with open(path, "rb") as stream:
-            start = stream.read(6)
+        stream = open(path, "rb")  # noqa: SIM115  # closed below
     except OSError as error:
         raise DataError(f"data file {path!r} cannot be read: {last_line(error)}.") from error
-    if not start:
-        raise DataError(f"data file {path!r} is empty (0 bytes); write it again.")
-    if start.startswith(_ZIP_MAGICS if kind == ".npz" else _NPY_MAGIC):
-        return _read(repr(path), lambda: np.load(path, allow_pickle=False))
-    raise _unreadable(
-        repr(path), f"it does not begin as an {kind} file does; if it is a pickle, data are never unpickled"
-    )
+    with stream:
+        start = stream.read(6)
+        if not start:
+            raise DataError(f"data file {path!r} is empty (0 bytes); write it again.")
+        if not start.startswith(_ZIP_MAGICS if kind == ".npz" else _NPY_MAGIC):
+            why = f"it does not begin as an {kind} file does; if it is a pickle, data are never unpickled"
+            raise _unreadable(repr(path), why)
+        stream.seek(0)
+        yield stream
 
 
 def _read(where: str, read: Callable[[], Any]) -> Any:
@@ -208,6 +221,8 @@ def _choose(where: str, stored: Mapping[str, Any]) -> list[Any]:
         found = [_field(stored, names, name) for name in wanted]
         if found[0] is not None and found[1] is not None:
             return [part for part in found if part is not None]
+        if found[0] is not None and all(name == x or name.startswith(f"{x}/") for name in names):
+            return found[:1]  # for a model that takes no targets
     raise DataError(
         f"data {where} holds the arrays {', '.join(sorted(names)) or '(none)'}, but x and y (or x_train and y_train) "
         "are needed, and sample_weight if there is one; several inputs are x/NAME. Rename the arrays."
@@ -274,10 +289,12 @@ def _returned(where: str, data: Any) -> Any:
         return data
     if isinstance(data, Mapping):
         return _checked(where, _choose(where, data))
-    if isinstance(data, (tuple, list)) and len(data) in (2, 3):
+    if isinstance(data, (np.ndarray, tf.Tensor)):
+        data = (data,)
+    if isinstance(data, (tuple, list)) and len(data) in (1, 2, 3) and data[0] is not None:
         return _checked(where, [part for part in data if part is not None])
     raise DataError(
-        f"data {where}: the callable returned {described(data)}; it must return (x, y) or (x, y, sample_weight) "
+        f"data {where}: the callable returned {described(data)}; it must return x, (x, y) or (x, y, sample_weight) "
         "arrays, a tf.data.Dataset or a keras.utils.PyDataset."
     )
 
@@ -293,8 +310,6 @@ def described(value: Any) -> str:
 
 def _checked(where: str, parts: list[Any]) -> tuple[Any, ...]:
     """The parts with NumPy leaves, each leaf numeric and finite, all of one length."""
-    if len(parts) < 2:
-        raise DataError(f"data {where} has no targets y; give x and y.")
     lengths: dict[str, int] = {}
     checked = tuple(
         _check_part(where, name, part, lengths) for name, part in zip(("x", "y", "sample_weight"), parts, strict=False)
@@ -318,25 +333,22 @@ def _check_part(where: str, name: str, part: Any, lengths: dict[str, int]) -> An
     if isinstance(part, (tuple, list)) and any(hasattr(value, "shape") for value in part):
         return tuple(_check_part(where, f"{name}[{i}]", value, lengths) for i, value in enumerate(part))
     try:
-        array = np.asarray(part)
+        array = check_kind(part)
+    except DataError as error:
+        raise DataError(f"data {where}: {name}: {error}") from error
     except Exception as error:
         raise DataError(f"data {where}: {name} is no array ({last_line(error)}); give numbers.") from error
-    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
-        raise DataError(
-            f"data {where}: {name} has dtype {array.dtype}; only booleans, integers and floats of up to 64 bits can "
-            "be analysed. Encode text, dates and categories as numbers, split complex ones into two."
-        )
+    if array is None:
+        raise DataError(f"data {where}: {name} is None; give an array.")
     if array.ndim == 0:
         raise DataError(f"data {where}: {name} is a single number; its first axis must be the samples.")
     lengths[name] = len(array)
-    if array.dtype.kind == "f":
-        finite = np.isfinite(array)
-        if not finite.all():
-            index = tuple(int(i) for i in np.unravel_index(int(np.argmin(finite)), array.shape))
-            raise DataError(
-                f"data {where}: {name} is {array[index]} at index {list(index)} (and {array.size - int(finite.sum())} "
-                f"of {array.size} entries are not finite); remove or replace such samples."
-            )
+    bad = first_not_finite(array)
+    if bad is not None:
+        raise DataError(
+            f"data {where}: {name} is {array[bad]} at index {list(bad)}, the first entry that is not finite; remove or "
+            "replace such samples."
+        )
     if name == "sample_weight" and array.size and not array.any():
         raise DataError(f"data {where}: every sample_weight is 0, so the loss is undefined; weigh some samples.")
     return array

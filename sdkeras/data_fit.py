@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -37,11 +38,13 @@ _SPARSE = (("sparse_categorical_crossentropy", "SparseCategoricalCrossentropy"),
 # How Keras and TensorFlow decorate a message, beside colours: the frames of traced code, the arguments of the call.
 _FRAMES = re.compile(r"in user code:\s*(?:\n *File .*\n.*)+\s*")
 _ARGUMENTS = "Arguments received by"
+# Bytes of an array that are looked at at once: the array may be a file larger than the memory.
+_BLOCK = 2**25
 # What data that do not fit may be instead.
 TWO_PAIRS = "If they are ((x_train, y_train), (x_test, y_test)), give one of the pairs."
 
 
-def check_data(model: Any, x: Any, y: Any, sample_weight: Any = None, *, own_loss: bool = False) -> None:
+def check_data(model: Any, x: Any, y: Any = None, sample_weight: Any = None, *, own_loss: bool = False) -> None:
     """Refuses arrays that the model cannot be called on or its loss cannot be taken of.
 
     Inputs are compared with the shapes that Sequential and functional models declare; then every built model is
@@ -51,7 +54,7 @@ def check_data(model: Any, x: Any, y: Any, sample_weight: Any = None, *, own_los
     Args:
         model: A `keras.Model`, compiled or not.
         x: Inputs, an array or a structure (dict, list, tuple) of arrays, as `fit` takes them.
-        y: Targets, likewise.
+        y: Targets, likewise; None for a model whose loss takes none.
         sample_weight: One weight per sample, or None.
         own_loss: Whether a function of the user's takes the targets, as it likes; they are not checked then.
 
@@ -64,6 +67,41 @@ def check_data(model: Any, x: Any, y: Any, sample_weight: Any = None, *, own_los
         if sample_weight is None and is_pair(x) and is_pair(y):
             raise DataError(f"{error} {TWO_PAIRS}") from error
         raise
+
+
+def usable(leaf: Any) -> Array | None:
+    """An array of numbers, booleans or text; None for what cannot be analysed (dates, objects, complex numbers)."""
+    array = np.asarray(leaf)
+    if array.dtype == object:
+        entries = set(map(type, array.flat))
+        if entries and entries <= {str, np.str_}:
+            array = array.astype(np.str_)
+        elif entries == {bytes}:
+            array = array.astype(np.bytes_)
+    if array.dtype.kind in "US" or (array.dtype.kind in "biuf" and array.dtype.itemsize <= 8):
+        return array
+    return None
+
+
+def blocks(array: Any) -> Iterator[Array]:
+    """The samples in order, a few at a time."""
+    rows = max(1, _BLOCK * len(array) // max(array.nbytes, 1))
+    for start in range(0, len(array), rows):
+        yield array[start : start + rows]
+
+
+def first_not_finite(array: Any) -> tuple[int, ...] | None:
+    """Index of the first NaN or infinity, None where there is none."""
+    if array.dtype.kind != "f":
+        return None
+    before = 0
+    for block in blocks(array):
+        finite = np.isfinite(block)
+        if not finite.all():
+            first, *inner = np.unravel_index(int(np.argmin(finite)), block.shape)
+            return (before + int(first), *map(int, inner))
+        before += len(block)
+    return None
 
 
 def is_pair(value: Any) -> bool:
@@ -82,9 +120,34 @@ def words_of(error: Exception) -> str:
     return in_one_line((kind + text.removeprefix(kind)).rstrip(".: \n"))
 
 
+def check_kind(leaf: Any) -> Array | None:
+    """The array of numbers, booleans or text that a leaf of the data is; None for None.
+
+    Raises:
+        DataError: It is a ragged or sparse tensor, or of another kind.
+    """
+    if leaf is None:
+        return None
+    if hasattr(leaf, "nested_row_splits") or hasattr(leaf, "dense_shape"):
+        raise DataError(
+            f"the data hold a {type(leaf).__name__}; make it dense, for example with .to_tensor() or padded_batch. "
+            "Batches of a dataset may have different lengths."
+        )
+    array = usable(leaf)
+    if array is None:
+        raise DataError(
+            f"the data hold an array of dtype {np.asarray(leaf).dtype}; only booleans, integers and floats of up to 64 "
+            "bits can be analysed, and text where the model encodes it. Encode dates and categories as numbers, split "
+            "complex numbers into two."
+        )
+    return array
+
+
 def _check_data(model: Any, x: Any, y: Any, sample_weight: Any, own_loss: bool) -> None:
     import keras
 
+    for leaf in (*_leaves(x), *_leaves(y), *_leaves(sample_weight)):
+        check_kind(leaf)
     _check_inputs(model, x)
     _check_weights(x, sample_weight)
     outputs = _outputs(model, x)
@@ -95,6 +158,8 @@ def _check_data(model: Any, x: Any, y: Any, sample_weight: Any, own_loss: bool) 
     targets = _per_output(y, names, "targets")
     chosen = _per_output(losses, names, "losses")
     if chosen is None:
+        return
+    if y is None:  # whether the loss takes none is seen when it is computed
         return
     if targets is None:
         if all(loss is not None for loss in chosen):

@@ -58,7 +58,7 @@ def findings(subject: Subject, hessian: HessianOperator) -> Iterator[Warning]:
     if optimizer is not None and options.map != "full":  # whose step is the optimizer's own, with notes of its own
         yield from (Warning(code, message) for code, message in optimizer.notes)
         yield from _about_decay(subject, optimizer)
-        if subject.exponents.preconditioned:
+        if subject.rate is not None and subject.exponents.preconditioned:
             yield Warning(
                 "frozen-preconditioner",
                 f"SD and its exponents are of a step with P, from the second moments of {optimizer.name} as the last "

@@ -31,7 +31,7 @@ from sdkeras.operators.loss import EmpiricalLoss, LossFn
 from sdkeras.operators.training_flow import TrainingFlow
 from sdkeras.operators.update_map import UpdateMap, state_size
 from sdkeras.operators.update_rule import inner, is_function, loaded_clone, parts_of, replica
-from sdkeras.options import DEFAULT_STEPS, DEFAULT_TRANSIENT
+from sdkeras.options import DEFAULT_STEPS, DEFAULT_TRANSIENT, parse_learning_rate
 from sdkeras.planning import planned_trajectory
 from sdkeras.provenance import data_info, loss_name, optimizer_info, provenance, with_loss
 from sdkeras.records import LyapunovExponents, Progress
@@ -233,7 +233,7 @@ class Training:
     def optimizer_info(self, learning_rate: float | str | None) -> OptimizerInfo:
         """The optimizer for a report, given the learning rate that was asked for, if any."""
         rate = None if self.used is None else self.used.learning_rate
-        source = "file" if learning_rate is None else update.parse_learning_rate(learning_rate)
+        source = "file" if learning_rate is None else parse_learning_rate(learning_rate)
         return optimizer_info(
             self.used, float("nan") if rate is None else rate, source if isinstance(source, str) else "given"
         )
@@ -259,10 +259,10 @@ def read_training(
         SdkerasError: They are unusable, or the learning rate is 0 at all of the steps; see its subclasses.
     """
     if learning_rate is not None:
-        update.parse_learning_rate(learning_rate)
+        parse_learning_rate(learning_rate)
     own = losses.own_function(loss, loss_fn)
     fitted = model if own is not None else with_loss(model, loss, dtype)
-    if isinstance(data, (tuple, list)) and len(data) in (2, 3):
+    if isinstance(data, (tuple, list)) and len(data) in (1, 2, 3):
         loading.check_data(fitted, *data, own_loss=own is not None)
     source = batches.as_source(
         data,
@@ -608,7 +608,7 @@ def training_optimizer(
 
 def _as_number(optimizer: Any, rate: float | str) -> float:
     """The learning rate, computed from the optimizer's schedule where it says which of its."""
-    known = update.parse_learning_rate(rate)
+    known = parse_learning_rate(rate)
     if not isinstance(known, str):
         return known
     found = update.scheduled_rate(optimizer, known)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,39 @@ DEFAULT_SAMPLES = 4096
 DEFAULT_STEPS = 1000
 DEFAULT_TRANSIENT = 100
 MAPS = ("auto", "hessian", "full")
+# Rates of a schedule that can be asked for by name, beside 'step:N'.
+_NAMED_RATES = ("peak", "mean")
+
+
+def parse_learning_rate(text: float | str) -> float | str:
+    """A learning rate as it is given: a number, or which rate of the optimizer's schedule to take.
+
+    Args:
+        text: A number, its digits, 'peak', 'mean' or 'step:N'.
+
+    Returns:
+        The number, positive and finite; or 'peak', 'mean' or 'step:N' with N >= 0 without leading zeros.
+
+    Raises:
+        SdkerasError: Anything else.
+    """
+    if isinstance(text, str):
+        word = text.strip()
+        name, colon, digits = word.partition(":")
+        if word in _NAMED_RATES:
+            return word
+        if name == "step" and colon and digits.isascii() and digits.isdigit() and len(digits) < 19:
+            return f"step:{int(digits)}"
+    try:
+        rate = math.nan if isinstance(text, bool) else float(text)
+    except (TypeError, ValueError, OverflowError):
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise SdkerasError(
+            f"the learning rate is {text!r}; it must be a positive and finite number, or, of the optimizer's schedule, "
+            "'peak', 'mean' or 'step:N' (the rate that step N of the training used, counted from 0)."
+        )
+    return rate
 
 
 @attrs.frozen(kw_only=True)

@@ -18,7 +18,7 @@ from sdkeras.operators import batches, update
 from sdkeras.operators.base import Array, DiagonallyScaledOperator, DiagonallyShiftedOperator, SymmetricOperator
 from sdkeras.operators.hessian import HessianOperator
 from sdkeras.operators.loss import EmpiricalLoss
-from sdkeras.options import Options
+from sdkeras.options import Options, parse_learning_rate
 from sdkeras.provenance import optimizer_info, with_loss
 from sdkeras.reporting.schema import OptimizerInfo
 
@@ -57,7 +57,7 @@ class Subject:
         given = options.loss is not None or self.loss_fn is not None
         self.warnings += loading.caveats(model, with_loss=not given)
         self._read_settings()
-        if isinstance(data, (tuple, list)) and len(data) in (2, 3):
+        if isinstance(data, (tuple, list)) and len(data) in (1, 2, 3):
             loading.check_data(self.model, *data, own_loss=self.loss_fn is not None)
         self.source = (
             data
@@ -199,8 +199,9 @@ class Subject:
         diagonal = update.preconditioner(self.compiled_as, self.loss.layout)
         if diagonal is None:
             taken = self.optimizer is not None and self.optimizer.iterations > 0
-            why = "could not be read" if taken else "do not exist yet, since it has taken no step"
-            return None, f"the second moments of the optimizer in the file {why}"
+            if taken:
+                return None, "the second moments of the optimizer in the file could not be read"
+            return None, "the optimizer in the file has taken no step, so it has no second moments"
         found = inverse_root(diagonal)
         return found, "" if found is not None else "the optimizer's second moments are not all positive and finite"
 
@@ -251,7 +252,7 @@ def _learning_rate(
         SdkerasError: The given one is no learning rate, or of a schedule where there is none.
     """
     if given is not None:
-        rate = update.parse_learning_rate(given)
+        rate = parse_learning_rate(given)
         if not isinstance(rate, str):
             return rate, "given", ""
         if optimizer is None:

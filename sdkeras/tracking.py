@@ -28,6 +28,7 @@ from sdkeras.monitor import (
 )
 from sdkeras.operators import batches
 from sdkeras.operators.batches import Source
+from sdkeras.operators.loss import plain
 from sdkeras.records import Progress
 from sdkeras.reporting import run_log
 from sdkeras.reporting.run_log import Measurement, RunLog
@@ -278,10 +279,13 @@ class _Tracking:
             )
         found: dict[str, float] = {}
         for prefix, source in (("", self.source), ("val_", self.test)):
-            x, y, *weights = _parts(source)
-            logs = monitor.subject.model.evaluate(
-                x, y, source.batch_size, sample_weight=weights[0] if weights else None, verbose=0, return_dict=True
-            )
+            model = monitor.subject.model
+            if source.is_bucketed:
+                logs = model.evaluate(_Batches(source), verbose=0, return_dict=True)
+            else:
+                names = ("x", "y", "sample_weight")
+                whole = dict(zip(names, _parts(source), strict=False))
+                logs = model.evaluate(**whole, batch_size=source.batch_size, verbose=0, return_dict=True)
             found |= {f"{prefix}{name}": float(value) for name, value in logs.items()}
         return found
 
@@ -312,9 +316,27 @@ def _source(data: Any, options: Mapping[str, Any]) -> Source:
     )
 
 
+class _Batches(keras.utils.PyDataset):  # type: ignore[misc]  # Keras has no types
+    """A source's own batches, which differ in shape, for Keras to evaluate."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__()
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source.given or ())
+
+    def __getitem__(self, index: int) -> Any:
+        start, stop = (self._source.given or ())[index]
+        batch = tf.nest.pack_sequence_as(self._source.structure, list(self._source.take(slice(start, stop))))
+        return tuple(plain(part) for part in batch)
+
+
 def _parts(source: Source) -> tuple[Any, ...]:
-    """(x, y) or (x, y, sample_weight) as the model takes them."""
-    return tuple(tf.nest.pack_sequence_as(source.structure, list(source.arrays)))
+    """(x,), (x, y) or (x, y, sample_weight) as the model takes them; of batches of different shapes the first one."""
+    first = source.given[0] if source.is_bucketed and source.given else None
+    arrays = source.arrays if first is None else source.take(slice(*first))
+    return tuple(tf.nest.pack_sequence_as(source.structure, list(arrays)))
 
 
 def _recipe(model: Any) -> str:

@@ -68,7 +68,7 @@ def test_light_rooms_never_load_tensorflow(room: str) -> None:
 
 def test_the_statistics_of_a_study_load_no_tensorflow() -> None:
     files = {file.name: file for file in FILES if room_of(file) == "sdkeras.study"}
-    heavy = ("recorder.py", "training.py", "measuring.py", "worker.py", "forward.py")
+    heavy = ("recorder.py", "training.py", "measuring.py", "planned_rates.py", "worker.py", "forward.py")
     for name in sorted(set(files) - set(heavy)):
         names = imports(files[name], only_at_start=False)
         assert not {each.split(".")[0] for each in names} & HEAVY, name

@@ -14,14 +14,13 @@ from sdkeras.errors import BudgetError
 from sdkeras.linalg.probes import rademacher_probes
 from sdkeras.operators.base import DenseOperator
 from sdkeras.operators.hessian import HessianOperator
+from sdkeras.operators.update_map import UpdateMap
 from sdkeras.reporting.html import as_html
 
 GENERATOR = np.random.default_rng(0)
 X = GENERATOR.standard_normal((64, 5)).astype("float32")
 Y = GENERATOR.integers(0, 3, 64)
 BATCH, NUM_BATCHES, SIZE = 16, 4, 6 * 4 + 5 * 3
-# One probe's Krylov space is at most the whole; what the checks of products, and of the step, take is below this.
-ONE_RUN, CHECKS, STEP_CHECKS = SIZE, 12, 100
 
 
 def net(optimizer: object) -> keras.Model:
@@ -40,6 +39,20 @@ def sgd() -> keras.Model:
 @pytest.fixture(scope="module")
 def adam() -> keras.Model:
     return net(keras.optimizers.Adam(0.05))
+
+
+@pytest.fixture(scope="module")
+def checks(sgd: keras.Model) -> tuple[int, int]:
+    """Products that verify the Hessian, and those that verify it and the step."""
+    loss = sdkeras.EmpiricalLoss(sgd, (X, Y), batch_size=BATCH)
+    alone = HessianOperator(loss).num_products
+    return alone, UpdateMap(loss, sgd.optimizer).num_products
+
+
+def required(run: sdkeras.Analysis, checked: int) -> int:
+    """Products of the checks and of one run; a dense one is not required, and there are others then."""
+    estimate = run.sharpness_dimension
+    return checked + (estimate.num_hvps if estimate.num_runs == 1 else 0)
 
 
 def messages(run: sdkeras.Analysis, code: str) -> str:
@@ -82,20 +95,23 @@ OPTIONS = {
     ("name", "limit"),
     [("plain", 1), ("plain", 5), *((name, 60) for name in OPTIONS), ("all", 5), ("all", 400), ("adam", 60)],
 )
-def test_a_limit_on_products_binds_everywhere(name: str, limit: int, sgd: keras.Model, adam: keras.Model) -> None:
+def test_a_limit_on_products_binds_everywhere(
+    name: str, limit: int, sgd: keras.Model, adam: keras.Model, checks: tuple[int, int]
+) -> None:
     options = OPTIONS.get(name, {})
     model = adam if name == "adam" else sgd
     run = sdkeras.analyze(model, (X, Y), batch_size=BATCH, max_hvps=limit, **options)
     assert_every_absence_has_its_reason(run, options)
     spent = run.provenance.num_hvps
-    stepped = "snapshots" in options or "lyapunov" in options
-    assert spent <= max(limit, CHECKS + ONE_RUN + STEP_CHECKS * stepped)
+    checked = checks["snapshots" in options or "lyapunov" in options]
+    checked += "exact" in options  # a product tells whether the Hessian splits, and so what an exact spectrum costs
+    assert spent <= max(limit, required(run, checked))
     assert (spent > limit) == (f"{spent - limit:,} products beyond the limit" in messages(run, "limit-exceeded"))
     if spent > limit:
         assert "the first run of slq took" in messages(run, "limit-exceeded")
     assert sdkeras.Analysis.from_json(run.to_json()) == run
     plan = analysis.plan(model, (X, Y), batch_size=BATCH, max_hvps=limit, **options)
-    assert plan.num_hvps <= max(limit, CHECKS + ONE_RUN)
+    assert plan.num_hvps <= max(limit, 10 + SIZE)  # what a plan takes for the checks, and one run
 
 
 @pytest.fixture
@@ -125,8 +141,9 @@ def test_a_time_limit_binds_everywhere(
     options = OPTIONS.get(name, {})
     run = sdkeras.analyze(adam if name == "adam" else sgd, (X, Y), batch_size=BATCH, time_limit=limit, **options)
     assert_every_absence_has_its_reason(run, options)
-    # One run, and one block of 16 probes or of 64 rows that was under way.
-    assert slow[0] <= limit + 0.5 * (ONE_RUN + 64)
+    # One run, and what was under way: a product, or a block of 16 probes.
+    first = run.sharpness_dimension.num_hvps if limit < 100 else 0
+    assert slow[0] <= limit + 0.5 * (first + (1 if limit < 100 else 16))
     if limit > 100:
         assert run.sharpness_dimension.interval is not None
         assert run.hessian.largest is not None
@@ -135,10 +152,10 @@ def test_a_time_limit_binds_everywhere(
         assert "No verdict" in run.edge_of_stability.verdict
 
 
-def test_a_limit_in_real_time(sgd: keras.Model) -> None:
+def test_a_limit_in_real_time(sgd: keras.Model, checks: tuple[int, int]) -> None:
     run = sdkeras.analyze(sgd, (X, Y), batch_size=BATCH, time_limit=0.01)
     assert "tracing and verification took" in messages(run, "limit-exceeded")
-    assert run.provenance.num_hvps <= CHECKS + ONE_RUN
+    assert run.provenance.num_hvps <= required(run, checks[0])
 
 
 def greedy_estimators() -> None:

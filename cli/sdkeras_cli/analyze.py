@@ -47,8 +47,8 @@ from sdkeras_cli.shared import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE
 @click.option("--exact", is_flag=True, help="Exact spectra of minibatches as well (small models).")
 @click.option("--exact-minibatches", type=COUNT, help="How many (with --exact or without); adaptive by default.")
 @click.option("--tolerance", type=FRACTION, default=0.05, show_default=True, help="Half-width over the codimension.")
-@click.option("--max-hvps", type=COUNT, help="Limit on products; what must be done is done.")
-@click.option("--time-limit", type=POSITIVE, metavar="SECONDS")
+@click.option("--max-hvps", type=COUNT, help="Budget of products for all stages; required steps run anyway.")
+@click.option("--time-limit", type=POSITIVE, metavar="SECONDS", help="Budget of time for all stages, likewise.")
 @shared.memory("bases and dense matrices")
 @shared.seed
 @shared.allow_unverified("an operator")

@@ -34,6 +34,8 @@ _ROUNDING = 10.0
 _UNRESOLVED = 30.0
 # Steps between two decompositions at most, where nothing grows or shrinks: no reason to wait longer.
 _LONGEST_INTERVAL = 64
+# What no run reaches: steps, and the logarithm of the growth in one of them (that of the range of float64 is 1,420).
+_MOST_STEPS, _FASTEST = 2**53, 1e4
 _IN_USE = "wait until it has ended, end it, or name another checkpoint"
 
 
@@ -213,8 +215,15 @@ def _check(run: _Run, start: _Run) -> None:
         if not alike:
             raise ValueError(f"its {field.name} is none of a run")
     counts = (run.step, run.pending, run.interval - 1, run.block_size - 1, run.partial_steps)
-    if min(counts) < 0 or not math.isfinite(run.growth) or len(run.blocks) >= 2 * _FEWEST_BLOCKS:
-        raise ValueError("its counts are none of a run")
+    sums = [np.abs(each).max(initial=0.0) for each in (run.blocks, run.partial, run.rounding)]
+    if (
+        _identity(run) != _identity(start)
+        or not 0 <= min(counts) <= max(counts) <= _MOST_STEPS
+        or not 0.0 <= run.growth <= _FASTEST
+        or max(sums) > _FASTEST * (run.step + 1)
+        or len(run.blocks) >= 2 * _FEWEST_BLOCKS
+    ):
+        raise ValueError("its numbers are none of a run")
 
 
 def _identity(run: _Run) -> dict[str, Any]:

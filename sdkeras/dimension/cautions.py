@@ -16,6 +16,16 @@ _SIGNIFICANT = 3.0
 _COARSE = 0.05
 
 
+def is_unresolved(exponents: Exponents, largest: float) -> bool:
+    """Whether all exponents are rounding of factors |1 - eta*alpha| close to 1: their signs then mean nothing.
+
+    Args:
+        exponents: The map.
+        largest: Largest |eigenvalue| seen.
+    """
+    return bool(0.0 < exponents.rate * largest < _FLOOR)
+
+
 def cautions(
     estimate: SharpnessDimension,
     *,
@@ -83,6 +93,12 @@ def cautions(
             f"{expansion_stderr:.2g}): the dimension may be 0 or the number of neutral directions "
             f"({neutral:.6g}).",
         )
+    if estimate.threshold_exponent is None and is_unresolved(exponents, largest):
+        note(
+            "unresolved-rate",
+            f"at this learning rate no exponent exceeds {exponents.rate * largest:.2g}, which is rounding of the "
+            f"factors |1 - eta*alpha|: the dimension is undetermined between 0 and {d}.",
+        )
     if -math.inf < total_interval[0] <= 0 <= total_interval[1] and estimate.value > 0:
         note(
             "saturated",
@@ -142,7 +158,11 @@ def cautions(
     scope = "the gap to the definition's value and a second-order bias (E[SD] <= SD, O(1/runs))"
     if estimate.num_steps is not None:
         scope = f"the gap to the definition, the quadrature error at {estimate.num_steps} steps, and a small bias"
-    note("interval-scope", f"The interval covers sampling of minibatches and probes; it excludes {scope}.")
+    note(
+        "interval-scope",
+        "The interval covers sampling of minibatches and probes and takes runs as independent; minibatches of one "
+        f"epoch partition the data, which makes it conservative. It excludes {scope}.",
+    )
     return tuple(notes)
 
 

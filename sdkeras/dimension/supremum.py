@@ -40,9 +40,10 @@ def estimate_supremum(runs: Sequence[Sequence[Measure]], size: int) -> SupremumE
     attractor. For quadrature rules it is approximate: the maximum of functions with errors of their own lies too high
     on average.
 
-    The interval is that of a mean of independent values: with zbar the averaged maximum, SD is the minimum over tau of
-    the integral of (1 + tau zbar)_+, so that to first order it changes with a run by tau* times the integral of the
-    run's maximum up to where 1 + tau* zbar turns negative. Coverage measured on toys of 24 runs: 0.91 to 0.94; of 96:
+    The interval is that of a mean of independent values, which is conservative for minibatches of one epoch, since they
+    partition the data: with zbar the averaged maximum, SD is the minimum over tau of the integral of (1 + tau zbar)_+,
+    so that to first order it changes with a run by tau* times the integral of the run's maximum up to where
+    1 + tau* zbar turns negative. Coverage measured on toys of 24 runs: 0.91 to 0.94; of 96:
     0.94 to 0.955.
 
     Args:

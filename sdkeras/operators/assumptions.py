@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import attrs
@@ -12,6 +13,7 @@ import tensorflow as tf
 from sdkeras.dimension.bounds import Training
 from sdkeras.dimension.exponents import PRECONDITIONED
 from sdkeras.operators.loss import Batch, EmpiricalLoss
+from sdkeras.operators.update import parts_of, schedule_of
 
 # Not twice continuously differentiable.
 _KINKED_ACTIVATIONS = frozenset(
@@ -86,6 +88,7 @@ _OF_PROBABILITIES = frozenset(
 # it counts as settled.
 _CORRECTED = ("Adam", "AdamW", "Nadam", "Adamax", "Lamb")
 _SETTLED = 1e-3
+_KINKED_UPDATES = {"Lion": "sign", "Adamax": "maximum"}
 # Sums of a float16 softmax.
 _PROBABILITY_SLACK = 1e-3
 _EXAMPLES = 256
@@ -119,7 +122,7 @@ def training(model: Any, optimizer: Any, map_name: str, minibatches_per_epoch: i
     if optimizer is None:
         return Training(other_map="no optimizer is known")
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    name = type(optimizer).__name__
+    parts = parts_of(optimizer)
     stationary = "the optimizer has no schedule (what a callback changes cannot be seen)"
     if minibatches_per_epoch > 1:
         stationary += (
@@ -128,15 +131,19 @@ def training(model: Any, optimizer: Any, map_name: str, minibatches_per_epoch: i
         )
     return Training(
         other_map=_other_map(optimizer, map_name),
-        time_dependence=_time_dependence(optimizer),
+        time_dependence=next(filter(None, map(_time_dependence, parts)), ""),
         stationary=stationary,
-        absorbing=_absorbing(model, optimizer),
-        kinks=(
-            *(("sign (Lion)",) if name == "Lion" else ()),
-            *(("maximum (Adamax)",) if name == "Adamax" else ()),
-            *((f"maximum (amsgrad of {name})",) if getattr(optimizer, "amsgrad", False) else ()),
-        ),
+        absorbing=_absorbing(model, parts),
+        kinks=tuple(kink for part in parts for kink in _kinks_of_update(part)),
     )
+
+
+def _kinks_of_update(optimizer: Any) -> Iterator[str]:
+    name = type(optimizer).__name__
+    if name in _KINKED_UPDATES:
+        yield f"{_KINKED_UPDATES[name]} ({name})"
+    if getattr(optimizer, "amsgrad", False):
+        yield f"maximum (amsgrad of {name})"
 
 
 def _other_map(optimizer: Any, map_name: str) -> str:
@@ -155,8 +162,8 @@ def _other_map(optimizer: Any, map_name: str) -> str:
 
 
 def _time_dependence(optimizer: Any) -> str:
-    schedule, name = getattr(optimizer, "_learning_rate", None), type(optimizer).__name__
-    if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
+    schedule, name = schedule_of(optimizer), type(optimizer).__name__
+    if schedule is not None:
         return f"the learning rate follows {type(schedule).__name__}"
     t, beta = int(np.asarray(optimizer.iterations)), getattr(optimizer, "beta_2", None)
     if name in _CORRECTED and beta is not None and beta**t > _SETTLED:
@@ -164,9 +171,9 @@ def _time_dependence(optimizer: Any) -> str:
     return ""
 
 
-def _absorbing(model: Any, optimizer: Any) -> str:
+def _absorbing(model: Any, optimizers: list[Any]) -> str:
     regularized = any(getattr(variable, "regularizer", None) is not None for variable in model.trainable_variables)
-    if regularized or getattr(optimizer, "weight_decay", None):
+    if regularized or any(getattr(optimizer, "weight_decay", None) for optimizer in optimizers):
         return "weight decay or a regulariser pulls weights back, which shows none by itself"
     if any("crossentropy" in name for name in losses(model)):
         return "with cross-entropy, no weight decay and data that the net separates there is none"

@@ -7,7 +7,8 @@ which are read once, in order, and kept.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -16,10 +17,45 @@ import numpy as np
 import tensorflow as tf
 
 from sdkeras import class_weights
+from sdkeras.data_fit import blocks, check_kind, first_not_finite
 from sdkeras.errors import DataError
 from sdkeras.operators.base import Array
 
 DEFAULT_BATCH_SIZE = 32
+# Samples after which a dataset that does not know its length is taken for one without an end.
+_LONGEST = 10**7
+
+
+class Pieces:
+    """Arrays of batches that differ in shape beside the batch axis (bucketed sequences), as if they were joined.
+
+    Attributes:
+        shape: Of the joined array: None for an axis on which the batches differ.
+        dtype: Theirs.
+    """
+
+    def __init__(self, parts: Sequence[Array]) -> None:
+        self._parts = parts
+        self._starts = np.cumsum([0, *(len(part) for part in parts)])
+        sides = zip(*(part.shape[1:] for part in parts), strict=True)
+        self.shape: tuple[Any, ...] = (
+            int(self._starts[-1]),
+            *(side[0] if len(set(side)) == 1 else None for side in sides),
+        )
+        self.dtype = np.result_type(*parts)
+
+    def __getitem__(self, indices: slice) -> Array:
+        """Samples of one batch."""
+        start, stop, _ = indices.indices(self.shape[0])
+        place = int(np.searchsorted(self._starts, start, side="right")) - 1
+        first = int(self._starts[place])
+        if stop > self._starts[place + 1]:
+            raise DataError("samples of batches of different shapes cannot be put together; ask for one batch.")
+        return self._parts[place][start - first : stop - first]
+
+    def blocks(self) -> Iterator[Array]:
+        """The batches one after the other."""
+        return iter(self._parts)
 
 
 @attrs.frozen(eq=False)
@@ -27,8 +63,8 @@ class Source:
     """All samples, as flat arrays with a common first axis, and how they fall into minibatches.
 
     Attributes:
-        arrays: Flat list of arrays, first axis = samples.
-        structure: The nested (x, y, sample_weight) that `tf.nest.pack_sequence_as` rebuilds.
+        arrays: Flat list of arrays, first axis = samples; `Pieces` where batches differ in shape.
+        structure: The nested (x, y, sample_weight) that `tf.nest.pack_sequence_as` rebuilds; (x,) without targets.
         batch_size: Size of a full minibatch.
         given: The data's own batches as index ranges, or None where batches are cut from permutations.
         note: What the reader should know of how the data were read, or "".
@@ -36,7 +72,7 @@ class Source:
         class_weight: Weights by class that the sample weights were made from, or None.
     """
 
-    arrays: tuple[Array, ...]
+    arrays: tuple[Any, ...]
     structure: Any
     batch_size: int
     given: tuple[tuple[int, int], ...] | None = None
@@ -53,11 +89,17 @@ class Source:
         state = hashlib.sha256()
         for array in self.arrays:
             state.update(f"{array.dtype.str}{array.shape}".encode())
-            state.update(np.ascontiguousarray(array).data)
+            for block in array.blocks() if isinstance(array, Pieces) else blocks(array):
+                state.update(np.ascontiguousarray(block).tobytes())
         return state.hexdigest()[:16]
 
     def take(self, indices: Array | slice) -> tuple[Array, ...]:
         return tuple(array[indices] for array in self.arrays)
+
+    @property
+    def is_bucketed(self) -> bool:
+        """Whether its batches differ in shape, so that samples of several cannot be put together."""
+        return any(isinstance(array, Pieces) for array in self.arrays)
 
     @property
     def minibatches_per_epoch(self) -> int:
@@ -118,8 +160,9 @@ def as_source(
     """Reads data in any of the forms `Model.fit` takes.
 
     Args:
-        data: (x, y) or (x, y, sample_weight), each an array or a nested structure of arrays; or a batched
-            `tf.data.Dataset`; or a `keras.utils.PyDataset`.
+        data: (x, y) or (x, y, sample_weight), each an array or a nested structure of arrays; x or (x,) alone for a
+            model that takes no targets; or a batched `tf.data.Dataset`; or a `keras.utils.PyDataset`. Arrays hold
+            numbers, booleans or, for a model that encodes it, text. A dataset's batches may differ in shape.
         batch_size: The size the user asked for, or None.
         default_batch_size: Size when none was given; None means all samples in one batch.
         limit: How many samples to read of an endless dataset.
@@ -157,13 +200,15 @@ def _read(data: Any, *, batch_size: int | None, default_batch_size: int | None, 
         raise DataError(f"the batch size must be at least 1, got {batch_size}.")
     if isinstance(data, (tf.data.Dataset, keras.utils.PyDataset)):
         return _from_batches(data, batch_size, limit)
-    if not isinstance(data, (tuple, list)) or len(data) not in (2, 3):
+    if isinstance(data, (np.ndarray, tf.Tensor, dict)):
+        data = (data,)
+    if not isinstance(data, (tuple, list)) or len(data) not in (1, 2, 3):
         raise DataError(
-            "data must be (x, y) or (x, y, sample_weight) arrays, a tf.data.Dataset or a keras.utils.PyDataset; "
+            "data must be x, (x, y) or (x, y, sample_weight) arrays, a tf.data.Dataset or a keras.utils.PyDataset; "
             f"got {type(data).__name__}{f' of length {len(data)}' if isinstance(data, (tuple, list)) else ''}."
         )
     structure = _as_triple(tuple(data))
-    arrays = [_array(leaf) for leaf in tf.nest.flatten(structure)]
+    arrays = _arrays(structure)
     _check(arrays)
     total = arrays[0].shape[0]
     if batch_size is not None and batch_size > total:
@@ -177,9 +222,13 @@ def _read(data: Any, *, batch_size: int | None, default_batch_size: int | None, 
 
 
 def _as_triple(data: tuple[Any, ...]) -> tuple[Any, ...]:
-    """(x, y) or (x, y, w), leaves kept; absent weights are dropped from the structure."""
+    """(x,), (x, y) or (x, y, w), leaves kept; absent targets and weights are dropped from the structure."""
     parts = tuple(_tuples(part) for part in data)
-    return parts[:2] if len(parts) == 2 or parts[2] is None else parts
+    while len(parts) > 1 and parts[-1] is None:
+        parts = parts[:-1]
+    if len(parts) == 3 and parts[1] is None:
+        raise DataError("the data have sample weights and no targets; Keras weights losses of targets only.")
+    return parts
 
 
 def _tuples(tree: Any) -> Any:
@@ -192,14 +241,12 @@ def _tuples(tree: Any) -> Any:
     return tree
 
 
-def _array(leaf: Any) -> Array:
-    array = np.asarray(leaf)
-    if array.dtype == object or array.dtype.kind not in "biuf":
-        raise DataError(
-            f"the data hold an array of dtype {array.dtype}; only numbers and booleans can be analysed. "
-            "Encode text or categories as numbers first."
-        )
-    return array
+def _arrays(structure: Any) -> list[Array]:
+    """The leaves as arrays of numbers, booleans or text."""
+    arrays = [check_kind(leaf) for leaf in tf.nest.flatten(structure)]
+    if any(array is None for array in arrays):
+        raise DataError("the data hold None among their arrays; give an array in its place, or leave the part out.")
+    return [array for array in arrays if array is not None]
 
 
 def _check(arrays: Sequence[Array]) -> None:
@@ -216,10 +263,10 @@ def _check(arrays: Sequence[Array]) -> None:
     if lengths == {0}:
         raise DataError("the data have 0 samples.")
     for array in arrays:
-        if array.dtype.kind == "f" and not np.all(np.isfinite(array)):
-            bad = int(np.argmin(np.isfinite(array).reshape(array.shape[0], -1).all(axis=1)))
+        bad = first_not_finite(array)
+        if bad is not None:
             raise DataError(
-                f"the data hold NaN or infinity (first in sample {bad} of an array of shape {array.shape}); "
+                f"the data hold NaN or infinity (first in sample {bad[0]:,} of an array of shape {array.shape}); "
                 "remove or replace such samples."
             )
 
@@ -229,21 +276,38 @@ def _from_batches(data: Any, batch_size: int | None, limit: int | None) -> Sourc
     structure: Any = None
     total = 0
     for batch in _iterate(data, limit):
-        if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
-            raise DataError("each batch of the dataset must be (x, y) or (x, y, sample_weight).")
+        if not isinstance(batch, (tuple, list)):
+            batch = (batch,)
+        if len(batch) not in (1, 2, 3):
+            raise DataError("each batch of the dataset must be x, (x, y) or (x, y, sample_weight).")
         structure = _as_triple(tuple(batch))
-        arrays = [_array(leaf) for leaf in tf.nest.flatten(structure)]
-        _check(arrays)
+        arrays = _arrays(structure)
+        try:
+            _check(arrays)
+        except DataError as error:
+            raise DataError(f"batch {len(flat):,} of the dataset: {error}") from error
         flat.append(arrays)
+        if len(arrays) != len(flat[0]):
+            raise DataError(f"batch {len(flat) - 1:,} of the dataset has other parts than the first one.")
         total += arrays[0].shape[0]
         if limit is not None and total >= limit and _endless(data):
             break
+        if total > _LONGEST and _unknown_length(data):
+            raise DataError(
+                f"the dataset does not know its length and has not ended after {total:,} samples; if it has no end, "
+                "cut it with .take(n), else tell its length with tf.data.experimental.assert_cardinality(n)."
+            )
     if not flat:
         raise DataError("the dataset is empty.")
     sizes = [arrays[0].shape[0] for arrays in flat]
     joined = tuple(_join([arrays[position] for arrays in flat]) for position in range(len(flat[0])))
     own_size = sizes[0]
     if batch_size is not None and batch_size != own_size:
+        if any(isinstance(array, Pieces) for array in joined):
+            raise DataError(
+                f"the dataset's batches have different shapes and cannot be re-batched to {batch_size}; leave the "
+                "batch size out, or pad all of them to one shape."
+            )
         if batch_size > total:
             raise DataError(f"the batch size {batch_size} is larger than the data, which have {total} samples.")
         note = f"the dataset's batches of {own_size} were re-batched to {batch_size}"
@@ -259,18 +323,20 @@ def _endless(data: Any) -> bool:
     return data.num_batches is None
 
 
+def _unknown_length(data: Any) -> bool:
+    return isinstance(data, tf.data.Dataset) and bool(data.cardinality() == tf.data.UNKNOWN_CARDINALITY)
+
+
 def _iterate(data: Any, limit: int | None) -> Any:
     if _endless(data) and limit is None:
         raise DataError("the dataset has no end; say how much of it to read with --samples (num_samples).")
     if isinstance(data, tf.data.Dataset):
         spec = tf.nest.flatten(data.element_spec)
-        if not isinstance(data.element_spec, (tuple, list)):
-            raise DataError("the dataset must yield (x, y) or (x, y, sample_weight).")
         if any(leaf.shape.rank == 0 for leaf in spec):
             raise DataError("the dataset is not batched; call .batch(n) on it first.")
         return _guarded(data.as_numpy_iterator())
     count = data.num_batches
-    return (data[index] for index in (range(count) if count is not None else iter(int, 1)))
+    return (data[index] for index in (itertools.count() if count is None else range(count)))
 
 
 def _guarded(batches: Any) -> Any:
@@ -282,11 +348,11 @@ def _guarded(batches: Any) -> Any:
         raise DataError(f"the dataset cannot be read to its end: {reason}.") from error
 
 
-def _join(parts: list[Array]) -> Array:
-    """Concatenates along samples; shorter sequences are refused, since padding them would change the loss."""
-    if len({part.shape[1:] for part in parts}) > 1:
+def _join(parts: list[Array]) -> Any:
+    """The batches of one array joined along samples; as `Pieces` where that would need padding, which is no data."""
+    shapes = {part.shape[1:] for part in parts}
+    if len({len(shape) for shape in shapes}) > 1:
         raise DataError(
-            f"the dataset's batches have different shapes {sorted({part.shape[1:] for part in parts})} beside the "
-            "batch axis; pad them to one shape."
+            f"the dataset's batches have different numbers of axes: {sorted(shapes)} beside the batch axis."
         )
-    return np.concatenate(parts)
+    return Pieces(parts) if len(shapes) > 1 else np.concatenate(parts)

@@ -119,7 +119,7 @@ class BatchLoss:
         """
         held, flat = flat[self._num_tensors :], flat[: self._num_tensors]
         batch = tf.nest.pack_sequence_as(self.structure, flat)
-        x, y = plain(batch[0]), plain(batch[1])
+        x, y = plain(batch[0]), plain(batch[1]) if len(batch) > 1 else None
         sample_weight = plain(batch[2]) if len(batch) == 3 else None
         mapping = [*zip(self._held_variables, held, strict=True), *zip(self.analysed, parts, strict=True)]
         mapping += [(state, tf.cast(seeds[position], state.dtype)) for position, state in enumerate(self._seed_states)]
@@ -303,6 +303,11 @@ class EmpiricalLoss:
         except (SdkerasError, MemoryError, tf.errors.ResourceExhaustedError):
             raise
         except Exception as error:  # whatever a layer or a loss raises when it is called
+            if len(self.source.structure) == 1 and getattr(model, "loss", None) is not None:
+                raise DataError(
+                    "the data have no targets y, and the model was compiled with a loss that compares its outputs with "
+                    "targets; give them too (an autoencoder's targets are its inputs)."
+                ) from error
             if "No loss to compute" in str(error):
                 raise ModelError(
                     "the model was compiled without a loss and adds none of its own; give the loss it was trained with "
@@ -374,8 +379,8 @@ class EmpiricalLoss:
 
     def specs(self) -> list[Any]:
         """Shapes and dtypes of a batch's tensors, the batch axis left open."""
-        sample = self.source.take(slice(0, 1))
-        return [tf.TensorSpec([None, *part.shape[1:]], tensor_dtype(part, self.function.dtype)) for part in sample]
+        dtype = self.function.dtype
+        return [tf.TensorSpec([None, *array.shape[1:]], tensor_dtype(array, dtype)) for array in self.source.arrays]
 
     def minibatch(self, index: int) -> Batch:
         """Full-size minibatch number `index` of training, with its own dropout masks and weight 1."""
@@ -473,9 +478,10 @@ def _coupling(function: BatchLoss, batch: Batch) -> list[str]:
     ]
 
 
-def tensor_dtype(array: Array, dtype: str) -> str:
-    """Floating-point data take the analysis precision; integers and booleans keep theirs."""
-    return dtype if array.dtype.kind == "f" else str(array.dtype)
+def tensor_dtype(array: Any, dtype: str) -> str:
+    """Floating-point data take the analysis precision; integers, booleans and text keep theirs."""
+    kinds = {"f": dtype, "U": "string", "S": "string"}
+    return kinds.get(array.dtype.kind) or str(array.dtype)
 
 
 def check_model(model: Any, *, needs_loss: bool) -> None:

@@ -97,14 +97,18 @@ class TrainingFlow:
         """
         if not isinstance(state, dict) or set(state) != _ENTRIES:
             raise SdkerasError("this is no state of a training trajectory; give what TrainingFlow.state() returned.")
-        own = {**self._about, "state": (self.size, self.dtype.str), "held values": sorted(self._held)}
+        own = {**self._about, "state": (self.size, self.dtype.str), "held values": _shapes(self._held)}
         array = np.asarray(state["state"])
-        other = {**state["about"], "state": (array.size, array.dtype.str), "held values": sorted(state["held"])}
+        other = {**state["about"], "state": (array.size, array.dtype.str), "held values": _shapes(state["held"])}
         differing = sorted(name for name in {*own, *other} if own.get(name) != other.get(name))
         if differing:
             raise SdkerasError(f"the saved state is of another trajectory; it differs in: {', '.join(differing)}.")
         self.reset(int(state["seed"]))
         self._state, self._held, self.index = array.copy(), dict(state["held"]), int(state["step"])
+
+
+def _shapes(held: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
+    return {name: (np.shape(value), np.asarray(value).dtype.str) for name, value in held.items()}
 
 
 def _with_seed(step: UpdateMap, seed: int) -> UpdateMap:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable
 from typing import Any
 
 import attrs
 import numpy as np
 
-from sdkeras.errors import ModelError, SdkerasError
+from sdkeras.errors import ModelError
 from sdkeras.operators.base import Array
 from sdkeras.operators.layout import Layout
 
@@ -19,45 +18,12 @@ ADAPTIVE = ("Adam", "AdamW", "Nadam", "RMSprop")
 # Before this step Nadam's momentum schedule moves its stability threshold by more than a hundredth at beta_1 = 0.9.
 _NADAM_SETTLED = 140
 
-# Rates of a schedule that can be asked for by name, beside 'step:N'.
-_NAMED_RATES = ("peak", "mean")
 # Steps of a schedule that are evaluated one by one; to compile more takes as long as a few hundred.
 _EAGER_STEPS = 200
 
 
 class StepNotTaken(ModelError):
     """Training has not come to the step whose learning rate was asked for."""
-
-
-def parse_learning_rate(text: float | str) -> float | str:
-    """A learning rate as it is given: a number, or which rate of the optimizer's schedule to take.
-
-    Args:
-        text: A number, its digits, 'peak', 'mean' or 'step:N'.
-
-    Returns:
-        The number, positive and finite; or 'peak', 'mean' or 'step:N' with N >= 0 without leading zeros.
-
-    Raises:
-        SdkerasError: Anything else.
-    """
-    if isinstance(text, str):
-        word = text.strip()
-        name, colon, digits = word.partition(":")
-        if word in _NAMED_RATES:
-            return word
-        if name == "step" and colon and digits.isascii() and digits.isdigit() and len(digits) < 19:
-            return f"step:{int(digits)}"
-    try:
-        rate = math.nan if isinstance(text, bool) else float(text)
-    except (TypeError, ValueError, OverflowError):
-        rate = math.nan
-    if not 0 < rate < math.inf:
-        raise SdkerasError(
-            f"the learning rate is {text!r}; it must be a positive finite number, or, of the optimizer's schedule, "
-            "'peak', 'mean' or 'step:N' (the rate that step N of the training used, counted from 0)."
-        )
-    return rate
 
 
 @attrs.frozen
@@ -100,7 +66,7 @@ def read_settings(optimizer: Any) -> OptimizerSettings | None:
     if optimizer is None:
         return None
     optimizer = _inner(optimizer)
-    name, parts = type(optimizer).__name__, _parts(optimizer)
+    name, parts = type(optimizer).__name__, parts_of(optimizer)
     rates = tuple((type(part).__name__, _rate(part)) for part in parts) if parts != [optimizer] else ()
     different = {rate for _, rate in rates}
     rate = next(iter(different)) if len(different) == 1 else _rate(optimizer)
@@ -118,7 +84,7 @@ def read_settings(optimizer: Any) -> OptimizerSettings | None:
     )
 
 
-def _parts(optimizer: Any) -> list[Any]:
+def parts_of(optimizer: Any) -> list[Any]:
     """The optimizer itself, or those of a MultiOptimizer that train variables (all of them before the first step)."""
     parts = list(getattr(optimizer, "_inner_optimizers", []))
     return [part for part in parts if part.built] or parts or [optimizer]
@@ -138,13 +104,13 @@ def check_rates(optimizer: Any, steps: int) -> None:
         ModelError: They are.
     """
     optimizer = _inner(optimizer)
-    for part in _parts(optimizer):
+    for part in parts_of(optimizer):
         schedule, first = schedule_of(part), int(np.asarray(part._iterations))
         k = int(getattr(part, "gradient_accumulation_steps", None) or 1)
         rates = [_rate(part)] if schedule is None else _rates_at(schedule, first + np.arange(steps * k))
         if any(rate is None or rate != 0 for rate in rates):
             return
-    several = len(_parts(optimizer)) > 1
+    several = len(parts_of(optimizer)) > 1
     span = "now" if steps == 1 else f"over all {steps:,} steps from here"
     raise ModelError(
         f"{'all learning rates' if several else 'the learning rate'} of {type(optimizer).__name__} "
@@ -183,7 +149,7 @@ def scheduled_rate(optimizer: Any, which: str) -> float:
     schedule, optimizer = schedule_of(optimizer), _inner(optimizer)
     name, taken = type(optimizer).__name__, max(1, steps_taken(optimizer))
     if schedule is None:
-        why = "has several learning rates" if _parts(optimizer) != [optimizer] else "has no learning-rate schedule"
+        why = "has several learning rates" if parts_of(optimizer) != [optimizer] else "has no learning-rate schedule"
         raise ModelError(f"the learning rate is to be {which} of a schedule, and {name} {why}; give a number instead.")
     k = int(getattr(optimizer, "gradient_accumulation_steps", None) or 1)
     if which.startswith("step:"):

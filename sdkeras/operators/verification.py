@@ -71,11 +71,7 @@ def verified(loss: EmpiricalLoss, engine: Any, allow_unverified: bool, memory: f
 
 
 def _verify(loss: EmpiricalLoss, engine: Any, memory: float | None) -> Verification:
-    # The first batch in which something counts: all targets of one may be masked.
-    first = next(
-        (batch for batch in loss.batches if not batch.loss_weights or any(batch.loss_weights)), loss.batches[0]
-    )
-    batch = attrs.evolve(first, data_weight=1.0, extra_weight=1.0, loss_weights=())
+    batch = attrs.evolve(_first_counted(loss), data_weight=1.0, extra_weight=1.0, loss_weights=())
     details = [f"{mode} was not available ({reason})" for mode, reason in engine.refused.items()]
     reference, reference_batch, reason = _reference(loss, engine, batch, memory)
     if reason:
@@ -150,6 +146,12 @@ def _verify(loss: EmpiricalLoss, engine: Any, memory: float | None) -> Verificat
         passed=bool(passed),
         details="; ".join(details),
     )
+
+
+def _first_counted(loss: EmpiricalLoss) -> Batch:
+    """The first batch whose targets are not all masked."""
+    counted = (batch for batch in loss.batches if not batch.loss_weights or any(batch.loss_weights))
+    return next(counted, loss.batches[0])
 
 
 def _direction(loss: EmpiricalLoss, engine: Any, number: int) -> Array:

@@ -268,7 +268,7 @@ def _edge(run: Analysis) -> Iterator[tuple[str, str, Quantity]]:
     yield "sharpness", f"sharpness, of {edge.operator}", sharpness
     yield "threshold", "threshold", _bounded(edge.threshold, 0.0, "exact")
     ratio = Quantity(edge.ratio, remark=sharpness.remark)
-    if sharpness.interval is not None and edge.threshold is not None and edge.ratio is not None:
+    if sharpness.interval is not None and edge.threshold and edge.ratio is not None:
         low, high = sharpness.interval
         ratio = Quantity(edge.ratio, (low / edge.threshold, high / edge.threshold), "residual", sharpness.remark)
     yield "ratio", "ratio to the threshold", ratio

@@ -165,7 +165,7 @@ class RunLog:
 
 def place_of(path: str | os.PathLike[str]) -> Path:
     """The log in a folder, or the file itself."""
-    return Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
+    return Path(path) / FILE_NAME if os.path.isdir(path) else Path(path)
 
 
 def place_in(folder: str | os.PathLike[str]) -> Path:

@@ -11,8 +11,9 @@ from typing import Any
 
 import attrs
 
+from sdkeras.class_weights import checked
 from sdkeras.errors import SdkerasError
-from sdkeras.options import Options, check_options
+from sdkeras.options import Options, check_options, parse_learning_rate
 from sdkeras.reading import blamed_on
 from sdkeras.reporting.schema import SCHEMA_VERSION, Document, as_plain
 from sdkeras.study.measures import (
@@ -266,8 +267,6 @@ def _class_weight(given: Any) -> dict[str, float]:
     """Weights by class; a TOML table has its classes as texts."""
     if given is None:
         return {}
-    from sdkeras.class_weights import checked
-
     example = "class_weight = { 0 = 1.0, 1 = 9.0 }"
     if not isinstance(given, dict) or not all(re.fullmatch("[0-9]{1,9}", label) for label in given):
         raise SdkerasError(f"[study] class_weight is {given!r}; it must be a table of weights by class, {example}.")
@@ -327,8 +326,6 @@ def _analysis(given: Mapping[str, Any], measures: Mapping[str, Any]) -> dict[str
     _known("analysis", given, _ANALYSIS_KEYS)
     try:
         if "learning_rate" in given:
-            from sdkeras.operators.update import parse_learning_rate
-
             given = {**given, "learning_rate": parse_learning_rate(given["learning_rate"])}
         check_options(Options(**{**analysis_options(measures), **given}))
     except (SdkerasError, TypeError) as error:

@@ -76,7 +76,8 @@ def _analysed(
                 seed=run.settings["seed"],
                 memory_gb=memory_limit(None) / share / 1e9,
                 workers=1,
-                **{**analysis_options(measures), **_weighted(study), **study.analysis},
+                class_weight=study.weights_by_class,
+                **{**analysis_options(measures), **study.analysis},
             )
             break
         except MapError as error:  # before any work; the other measures can be taken
@@ -152,14 +153,8 @@ def _trajectory(study: Study, run: GridRun, model: Any, data: StudyData, folder:
         projection=asked.projection,
         seed=run.settings["seed"],
         losses_on=data.examples(asked.examples) if with_losses else None,
-        **_weighted(study),
+        class_weight=study.weights_by_class,
     )
-
-
-def _weighted(study: Study) -> dict[str, Any]:
-    """The study's class weights as an argument, if it has any."""
-    weights = study.weights_by_class
-    return {} if weights is None else {"class_weight": weights}
 
 
 def _of_trajectory(study: Study, trajectory: Trajectory, wanted: list[str], share: int) -> dict[str, _Found]:

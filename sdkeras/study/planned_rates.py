@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from sdkeras.errors import SdkerasError
-from sdkeras.operators.update import read_settings
+from sdkeras.operators.update import read_settings, scheduled_rate
 from sdkeras.operators.update_rule import inner, parts_of
 from sdkeras.reporting.numbers import counted
 from sdkeras.study.grid import Study
@@ -97,8 +97,6 @@ def _no_rate(model: Any, steps: int, given: float | str | None) -> str:
         each._iterations.assign(steps)
     choices = "'peak', 'mean', 'step:N' or a number"
     if given is not None:
-        from sdkeras.operators.update import scheduled_rate
-
         try:
             rate: float | None = scheduled_rate(optimizer, given)
         except SdkerasError as error:

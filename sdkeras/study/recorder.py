@@ -204,9 +204,12 @@ def simulate(
     )
     if steps < 2 * every:
         raise SdkerasError(f"steps is {steps}; a trajectory of 2 iterates needs at least {2 * every}.")
-    weighted: dict[str, Any] = {} if class_weight is None else {"class_weight": class_weight}
     source = batches.as_source(
-        data, batch_size=batch_size, default_batch_size=batches.DEFAULT_BATCH_SIZE, limit=None, **weighted
+        data,
+        batch_size=batch_size,
+        default_batch_size=batches.DEFAULT_BATCH_SIZE,
+        limit=None,
+        class_weight=class_weight,
     )
     loss = EmpiricalLoss(model, source, dtype=dtype, num_samples=max(source.batch_size, 1024), seed=seed)
     step = UpdateMap(loss, model.optimizer, initial_slots=initial_slots, allow_unverified=allow_unverified)

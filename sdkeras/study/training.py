@@ -19,6 +19,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from sdkeras.class_weights import sample_weights
 from sdkeras.data_files import load_both, load_data, load_training_data
 from sdkeras.errors import DataError, ModelError, NonFiniteError, SdkerasError
 from sdkeras.operators.update_rule import inner
@@ -97,8 +98,6 @@ def _by_class(study: Study, data: tuple[Any, ...]) -> tuple[Any, ...]:
     """
     if study.weights_by_class is None:
         return data
-    from sdkeras.class_weights import sample_weights
-
     if len(data) != 2 or tf.nest.is_nested(data[1]):
         raise DataError(
             "[study] class_weight needs data (x, y) with one array of targets and without sample weights, as Keras' "

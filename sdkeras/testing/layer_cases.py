@@ -237,6 +237,14 @@ _STRINGS = "takes strings"
 _INTEGERS = "takes integers"
 
 
+def _adapted_lookup(output_mode: str) -> Case:
+    """Integers up to 7, after a vocabulary of those up to 5."""
+    make = first(
+        lambda: adapted(layers.IntegerLookup(output_mode=output_mode), integers(20, 4)), integers(N, 4, high=8)
+    )
+    return _layer("IntegerLookup", make, f"adapted, {output_mode}", no_derivative=_INTEGERS)
+
+
 _LAYERS: list[Case] = [
     # Layers at large
     _plain("Activation", (5,), activation="tanh"),
@@ -525,18 +533,7 @@ _LAYERS: list[Case] = [
         first(lambda: layers.IntegerLookup(vocabulary=[1, 2, 4], output_mode="multi_hot"), integers(N, 4)),
         no_derivative=_INTEGERS,
     ),
-    *(
-        _layer(
-            "IntegerLookup",
-            first(
-                lambda mode=mode: adapted(layers.IntegerLookup(output_mode=mode), integers(20, 4)),
-                integers(N, 4, high=8),
-            ),
-            f"adapted, {mode}",
-            no_derivative=_INTEGERS,
-        )
-        for mode in ("multi_hot", "tf_idf")
-    ),
+    *(_adapted_lookup(mode) for mode in ("multi_hot", "tf_idf")),
     _layer(
         "StringLookup",
         first(lambda: layers.StringLookup(vocabulary=_VOCABULARY, output_mode="multi_hot"), words(N, 4)),

@@ -59,6 +59,17 @@ def test_what_makes_a_step_depend_on_time(optimizer, steps: int, words: str) -> 
     assert bool(found) == bool(words)
 
 
+def test_each_part_of_a_multi_optimizer_counts() -> None:
+    parts = keras.optimizers.OptimizerMap(
+        keras.optimizers.SGD(0.1), {".*bias": keras.optimizers.Adam(SCHEDULE, amsgrad=True, weight_decay=0.1)}
+    )
+    found = facts(keras.optimizers.MultiOptimizer(parts), "full")
+    assert "follows CosineDecay" in found.time_dependence
+    assert found.kinks == ("maximum (amsgrad of Adam)",)
+    assert "pulls weights back" in found.absorbing
+    assert found.other_map == ""
+
+
 def test_epochs_without_replacement_are_stationary_over_whole_epochs() -> None:
     assert "over whole epochs only" in facts(keras.optimizers.SGD(0.1), "sgd", per_epoch=4).stationary
     assert "epoch" not in facts(keras.optimizers.SGD(0.1), "sgd", per_epoch=1).stationary

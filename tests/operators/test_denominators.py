@@ -214,7 +214,7 @@ def root_of_the_users(y_true: Any, y_pred: Any) -> Any:
         (Both(), False),
         ("mse", False),
     ],
-    ids=str,
+    ids=["dice", "tversky", "cosine over examples", "root", "mean", "nested", "mse"],
 )
 def test_a_loss_that_couples_examples_is_told(loss: Any, couples: bool) -> None:
     x, y = UNIT[:, 0].astype("float32"), BITS[:, :, 0].astype("float32")
@@ -224,6 +224,17 @@ def test_a_loss_that_couples_examples_is_told(loss: Any, couples: bool) -> None:
     assert not whole.notes
     if couples:
         assert "depend on the batch size" in parts.notes[0]
+
+
+def test_a_loss_function_is_a_mean_over_examples() -> None:
+    def cubic(model: Any, batch: Any) -> Any:
+        return tf.reduce_mean(tf.abs(model(batch[0]) - batch[1]) ** 3)
+
+    data = (UNIT[:, 0].astype("float32"), BITS[:, :, 0].astype("float32"))
+    parts, whole = (sdkeras.EmpiricalLoss(dense("mse"), data, size, loss_fn=cubic) for size in (4, None))
+    assert np.isclose(parts.value(), whole.value(), rtol=1e-6)
+    assert np.allclose(parts.gradient(), whole.gradient(), atol=1e-6)
+    assert not parts.notes
 
 
 def test_circle_couples_examples() -> None:

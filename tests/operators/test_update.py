@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from sdkeras.errors import ModelError, SdkerasError
-from sdkeras.operators.update import StepNotTaken, check_rates, parse_learning_rate, read_settings, scheduled_rate
+from sdkeras.operators.update import StepNotTaken, check_rates, read_settings, scheduled_rate
+from sdkeras.options import parse_learning_rate
 
 optimizers = keras.optimizers
 schedules = optimizers.schedules
@@ -61,7 +62,7 @@ def test_a_rate_is_a_number_or_a_place_of_the_schedule(text, expected) -> None:
     ],
 )
 def test_anything_else_is_refused_with_what_may_be_given(text) -> None:
-    with pytest.raises(SdkerasError, match=r"positive finite number.*'peak', 'mean' or 'step:N'"):
+    with pytest.raises(SdkerasError, match=r"positive and finite.*'peak', 'mean' or 'step:N'"):
         parse_learning_rate(text)
 
 

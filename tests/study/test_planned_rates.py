@@ -1,6 +1,5 @@
 """Trainings whose schedule ends at 0, and class weights: told before, trained, and measured as far as it goes."""
 
-import importlib.util
 import itertools
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 
 from sdkeras.errors import DataError, SdkerasError
-from sdkeras.operators import update
 from sdkeras.study.definition import definition
 from sdkeras.study.grid import Study, read_study
 from sdkeras.study.measuring import _of_trajectory
@@ -66,8 +64,6 @@ runs = 3
 {analysis}
 """
 _COUNT = itertools.count()
-rates = pytest.mark.skipif(not hasattr(update, "parse_learning_rate"), reason="analyze cannot do without a rate yet")
-weights = pytest.mark.skipif(importlib.util.find_spec("sdkeras.class_weights") is None, reason="no class weights yet")
 
 
 @pytest.fixture
@@ -154,7 +150,6 @@ def test_what_the_check_answers_is_told_raised_or_survived(written, monkeypatch:
     assert not _Pool(other, Path("out"), Path(), 1).checks_rates
 
 
-@rates
 def test_at_rate_0_all_is_measured_that_needs_none(written) -> None:
     measures = "slq = {}\nlambda_1 = {}\nsharpness = {}\ntrace = {}"
     values = done(written(measures=measures)).measured().values
@@ -179,14 +174,12 @@ def test_a_trajectory_that_does_not_move_has_no_length(written) -> None:
     assert found == (None, None, "all iterates are equal; at a learning rate of 0 training does not move")
 
 
-@rates
 @pytest.mark.parametrize("rate", ["0", "-1", "inf", '"top"', '"step:-1"', "true"])
 def test_a_rate_that_is_none_is_refused_with_the_definition(written, rate: str) -> None:
-    with pytest.raises(SdkerasError, match=r"grid\.toml: \[analysis\] the learning rate is .*; it must be a positive"):
+    with pytest.raises(SdkerasError, match=r"grid\.toml: \[analysis\] the learning rate is .*; it must be positive"):
         written(analysis=f"learning_rate = {rate}")
 
 
-@rates
 def test_a_rate_that_the_trainings_will_not_have_is_told_before(written) -> None:
     refused = checked(written(analysis='learning_rate = "step:20"'))
     assert "slq, sharpness need a learning rate, and in 1 setting of 1 [analysis] learning_rate is" in refused["reason"]
@@ -202,7 +195,6 @@ def test_a_rate_that_the_trainings_will_not_have_is_told_before(written) -> None
     )
 
 
-@weights
 def test_class_weights_are_of_the_training_and_of_its_measures(written) -> None:
     by_class = {0: 1.0, 1: 9.0}
     study = written(
@@ -233,7 +225,6 @@ def test_class_weights_are_of_the_training_and_of_its_measures(written) -> None:
     assert values["e_alpha-forward-euclidean"].value > 0
 
 
-@weights
 def test_class_weights_that_do_not_fit_are_refused(written) -> None:
     for text, said in (
         ("{ a = 1.0 }", "must be a table of weights by class"),

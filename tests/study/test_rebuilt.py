@@ -18,6 +18,7 @@ from sdkeras.study.measuring import measure
 from sdkeras.study.run_files import RunFolder, Trained
 from sdkeras.study.runner import _Pool
 from sdkeras.study.training import StudyData, factory, rebuilt, train
+from sdkeras.study.worker import _Worker
 from sdkeras.user_code import own_objects
 
 MODULE = """
@@ -214,3 +215,25 @@ def test_another_factory_is_noticed(done, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"there is no file .*model\.weights\.h5 with the weights"):
         there.again()
     assert json.loads(there.folder.training.read_text())["optimizer"] == there.trained.optimizer != ""
+
+
+def test_measuring_that_version_0_1_0_did_not_finish_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "kept"
+    shutil.copytree(Path(__file__).parents[1] / "data" / "v0.1.0", kept)
+    monkeypatch.chdir(kept)
+    monkeypatch.syspath_prepend(str(kept))
+    study = read_study("grid.toml")
+    run = study.runs[1]
+    folder = RunFolder(kept / "study" / "runs" / run.name)
+    before = folder.measured()
+    assert before is not None
+    folder.measures.unlink()
+    folder.analysis.unlink()
+    assert _Worker(study, folder.path.parent, 1).answer({"run": run.name, "settings": run.settings}) == {}
+    after = folder.measured()
+    for name in ("sharpness", "trace"):
+        # Weights and data are the same to the bit; the product's rounding is of float32 and of the processor.
+        assert after.values[name].value == pytest.approx(before.values[name].value, rel=1e-4)
+    assert not folder.weights.exists()

@@ -248,7 +248,7 @@ def test_a_file_gives_the_trajectory_back(tmp_path) -> None:
         assert getattr(read, name).dtype == getattr(own, name).dtype
     assert (read.distortion, read.seed, read.num_parameters) == (own.distortion, own.seed, own.num_parameters)
     assert [path.name for path in tmp_path.iterdir()] == ["run.npz"]
-    np.savez(tmp_path / "other.npz", x=X)
+    np.savez(tmp_path / "other.npz", x=X, y=Y)
     with pytest.raises(SdkerasError, match=r"other\.npz"):
         Trajectory.load(tmp_path / "other.npz")
 
