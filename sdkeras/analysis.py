@@ -29,7 +29,7 @@ from sdkeras.dimension.exponents import Exponents
 from sdkeras.dimension.records import Bound, EdgeOfStability, SharpnessDimension, Supremum, Warning
 from sdkeras.dimension.spectral_density import pooled_spectrum
 from sdkeras.edge import BatchSharpness, batch_sharpness, edge_of_stability, num_minibatches, target_error
-from sdkeras.errors import BudgetError, Interrupted, ModelError
+from sdkeras.errors import BudgetError, Interrupted, ModelError, SdkerasError
 from sdkeras.estimators import (
     DENSE,
     Watched,
@@ -75,6 +75,9 @@ from sdkeras.subject import Subject
 _EIGENVALUES = _BATCH_SHARPNESS = 0.5
 # Seconds beyond the time limit, or share of it, that are not worth a note.
 _NEGLIGIBLE, _NEGLIGIBLE_SHARE = 0.05, 0.01
+
+# Lanczos steps: with three the coarser rule has two.
+_FEWEST_STEPS = 3
 
 _T = TypeVar("_T")
 
@@ -318,7 +321,8 @@ class _Analysis:
             )
         first = found.outcomes[0] if found.outcomes else None
         for outcome in found.outcomes:
-            self._add(outcome.warnings)
+            own = "" if outcome is first else f"{outcome.sharpness_dimension.estimator}: "
+            self._add(attrs.evolve(note, message=own + note.message) for note in outcome.warnings)
         self._tell_of_excess()
         return Analysis(
             provenance=provenance(
@@ -563,6 +567,11 @@ class _Analysis:
         estimator = self._estimator(name, room)
         recorded = self._settings(name)
         num_steps = getattr(estimator, "num_steps", None)
+        if num_steps is not None and num_steps < _FEWEST_STEPS < size:
+            raise SdkerasError(
+                f"{name}.num_steps is {num_steps}; fewer than {_FEWEST_STEPS} steps see little more than the mean "
+                "eigenvalue, and nothing shows how far the answer is off. The default is 40."
+            )
         workers = room.workers_for(name)
 
         def one_run(index: int, steps: int | None, budget: Budget | None) -> Spectrum:

@@ -16,6 +16,8 @@ DEFAULT_SAMPLES = 4096
 # Of a trajectory.
 DEFAULT_STEPS = 1000
 DEFAULT_TRANSIENT = 100
+# Gigabytes; beyond all machines, and so that bytes stay exact numbers.
+_MOST_MEMORY = 1e6
 MAPS = ("auto", "hessian", "full")
 # Rates of a schedule that can be asked for by name, beside 'step:N'.
 _NAMED_RATES = ("peak", "mean")
@@ -44,7 +46,7 @@ def parse_learning_rate(text: float | str) -> float | str:
         rate = math.nan if isinstance(text, bool) else float(text)
     except (TypeError, ValueError, OverflowError):
         rate = math.nan
-    if not 0 < rate < math.inf:
+    if not (0 < rate < math.inf and 2 / rate < math.inf):
         raise SdkerasError(
             f"the learning rate is {text!r}; it must be a positive and finite number, or, of the optimizer's schedule, "
             "'peak', 'mean' or 'step:N' (the rate that step N of the training used, counted from 0)."
@@ -104,6 +106,8 @@ def check_options(options: Options) -> None:
         value = getattr(options, name)
         if value is not None and not value > 0:
             refuse(name, value, "positive")
+    if options.memory_gb is not None and options.memory_gb > _MOST_MEMORY:
+        refuse("memory_gb", options.memory_gb, f"at most {_MOST_MEMORY:g}")
     if not 0 < options.tolerance < 1:
         refuse("tolerance", options.tolerance, "between 0 and 1")
     class_weights.checked(options.class_weight)

@@ -125,7 +125,8 @@ def cautions(
         )
     # Bins and kernels put neutral directions on either side of 0; half a width each is no curvature.
     curved = estimate.expansion_negative_curvature - 0.5 * widest * d
-    if estimate.expansion > 0 and curved > 0.5 * estimate.expansion:
+    rounding = _FLOOR + exponents.rate * largest * product_error  # of each exponent
+    if estimate.expansion > rounding * d and curved > 0.5 * estimate.expansion:
         share = estimate.expansion_negative_curvature / estimate.expansion
         note(
             "negative-curvature",
