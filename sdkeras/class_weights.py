@@ -38,7 +38,8 @@ def checked(class_weight: Mapping[int, float] | None) -> dict[int, float] | None
             )
         if float(weight) > _LARGEST:
             raise SdkerasError(
-                f"class_weight gives class {label} the weight {weight!r}, which overflows float32; scale the weights down."
+                f"class_weight gives class {label} the weight {weight!r}, which overflows float32; scale all of them "
+                "down."
             )
         weights[int(label)] = float(weight)
     return dict(sorted(weights.items()))

@@ -60,7 +60,7 @@ def check_measures(measures: Sequence[str]) -> tuple[str, ...]:
     Raises:
         SdkerasError: None, or an unknown one.
     """
-    given = (measures,) if isinstance(measures, str) else tuple(measures)
+    given = (measures,) if isinstance(measures, str) else tuple(measures or ())
     unknown = [name for name in given if name not in MEASURES]
     if unknown or not given:
         what = f"{unknown[0]!r} is no measure" if unknown else "no measure was asked for"

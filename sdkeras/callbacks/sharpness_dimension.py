@@ -120,12 +120,12 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         report: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
-        if every != "epoch" and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+        if every != "epoch" and (isinstance(every, bool) or not isinstance(every, (int, np.integer)) or every < 1):
             raise SdkerasError(f"every is {every!r}; it must be 'epoch' or a number of steps, at least 1.")
         if max_overhead is not None and not max_overhead > 0:
             raise SdkerasError(f"max_overhead is {max_overhead!r}; it must be positive, or None for no limit.")
         count = num_measurements
-        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+        if count is not None and (isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1):
             raise SdkerasError(f"num_measurements is {count!r}; it must be at least 1, or None for no such number.")
         check_options(
             Options(

@@ -107,7 +107,8 @@ def _about_bounds(measured: Sequence[Measurement]) -> list[str]:
         missing = [one.name for one in bound.inputs if one.value is None]
         value = f"known terms {number(bound.partial_sum)}" if bound.total is None else f"total {number(bound.total)}"
         lines.append(
-            f"{bound.theorem} at step {bounded[-1].step:,}: {bound.verdict}, {value}; with {', '.join(known) or 'no input'}"
+            f"{bound.theorem} at step {bounded[-1].step:,}: {bound.verdict}, {value}; with "
+            + (", ".join(known) or "no input")
             + (f"; missing {', '.join(missing)}" if missing else "")
         )
     return lines
