@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from sdkeras.reporting.schema import Analysis, LyapunovRun
     from sdkeras.tracking import track
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "Analysis",

@@ -29,7 +29,7 @@ from sdkeras.dimension.exponents import Exponents
 from sdkeras.dimension.records import Bound, EdgeOfStability, SharpnessDimension, Supremum, Warning
 from sdkeras.dimension.spectral_density import pooled_spectrum
 from sdkeras.edge import BatchSharpness, batch_sharpness, edge_of_stability, num_minibatches, target_error
-from sdkeras.errors import BudgetError, Interrupted, ModelError
+from sdkeras.errors import BudgetError, Interrupted, ModelError, SdkerasError
 from sdkeras.estimators import (
     DENSE,
     Watched,
@@ -70,10 +70,14 @@ from sdkeras.resources import Resources, resources
 from sdkeras.snapshots import SupremumOverSnapshots, about_step, follow
 from sdkeras.subject import Subject
 
-# What each of the two eigenvalue stages may take of what is left before the sharpness dimension.
-_EIGENVALUES = 0.5
+# What each of the two eigenvalue stages, and then the batch sharpness, may take of what is left before the sharpness
+# dimension; the trace has the rest.
+_EIGENVALUES = _BATCH_SHARPNESS = 0.5
 # Seconds beyond the time limit, or share of it, that are not worth a note.
 _NEGLIGIBLE, _NEGLIGIBLE_SHARE = 0.05, 0.01
+
+# Lanczos steps: with three the coarser rule has two.
+_FEWEST_STEPS = 3
 
 _T = TypeVar("_T")
 
@@ -317,7 +321,8 @@ class _Analysis:
             )
         first = found.outcomes[0] if found.outcomes else None
         for outcome in found.outcomes:
-            self._add(outcome.warnings)
+            own = "" if outcome is first else f"{outcome.sharpness_dimension.estimator}: "
+            self._add(attrs.evolve(note, message=own + note.message) for note in outcome.warnings)
         self._tell_of_excess()
         return Analysis(
             provenance=provenance(
@@ -517,7 +522,9 @@ class _Analysis:
         elif subject.unscaled:
             pairs = None
         batch = (
-            self._measured("batch sharpness", lambda: self._batch_sharpness(self.hessian.within(budget)))
+            self._measured(
+                "batch sharpness", lambda: self._batch_sharpness(self.hessian.within(budget.part(_BATCH_SHARPNESS)))
+            )
             or BatchSharpness()
         )
         reason = subject.unscaled or ("" if pairs is not None else "the budget left no room for it")
@@ -560,6 +567,11 @@ class _Analysis:
         estimator = self._estimator(name, room)
         recorded = self._settings(name)
         num_steps = getattr(estimator, "num_steps", None)
+        if num_steps is not None and num_steps < _FEWEST_STEPS < size:
+            raise SdkerasError(
+                f"{name}.num_steps is {num_steps}; fewer than {_FEWEST_STEPS} steps see little more than the mean "
+                "eigenvalue, and nothing shows how far the answer is off. The default is 40."
+            )
         workers = room.workers_for(name)
 
         def one_run(index: int, steps: int | None, budget: Budget | None) -> Spectrum:

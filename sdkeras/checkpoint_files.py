@@ -53,7 +53,7 @@ def digest(path: str) -> str:
 
 
 def _files(text: str) -> list[str]:
-    if Path(text).is_dir():
+    if os.path.isdir(text):
         found = sorted(
             (os.fspath(path) for path in Path(text).iterdir() if path.name.endswith(_SUFFIXES)), key=_natural
         )

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from sdkeras.errors import DataError, SdkerasError
 
+# Keras multiplies losses by them in float32; a loss beside it needs room too.
+_LARGEST = 1e30
 _EXAMPLE = "for example {0: 1.0, 1: 9.0} (--class-weight 0=1.0,1=9.0)"
 
 
@@ -33,6 +35,11 @@ def checked(class_weight: Mapping[int, float] | None) -> dict[int, float] | None
         if not number or not math.isfinite(float(weight)) or float(weight) < 0:
             raise SdkerasError(
                 f"class_weight gives class {label} the weight {weight!r}; weights are finite numbers >= 0, {_EXAMPLE}."
+            )
+        if float(weight) > _LARGEST:
+            raise SdkerasError(
+                f"class_weight gives class {label} the weight {weight!r}, which overflows float32; scale all of them "
+                "down."
             )
         weights[int(label)] = float(weight)
     return dict(sorted(weights.items()))
@@ -85,4 +92,8 @@ def sample_weights(targets: NDArray[Any], class_weight: Mapping[int, float], *, 
         )
     classes, places = np.unique(np.round(labels).astype(np.int64), return_inverse=True)
     weights = np.array([class_weight.get(int(label), 1.0) for label in classes], np.float32)
+    if not weights.any():
+        raise DataError(
+            "class_weight gives every class in the data the weight 0, so the loss is undefined; weigh some classes."
+        )
     return weights[places.reshape(labels.shape)]

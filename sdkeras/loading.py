@@ -507,7 +507,8 @@ def _about_loss(model: Any, config: _Config) -> Iterator[Warning]:
     from sdkeras.operators.compiling import unstored_compile_arguments
 
     outputs = getattr(model, "outputs", None) or []
-    flat = bool(outputs) and all(len(output.shape) <= _FLAT for output in outputs)
+    # A model that does not tell its outputs is taken to have one vector for each example, as nearly all have.
+    flat = all(len(output.shape) <= _FLAT for output in outputs)
     stored = config.compiled.get("loss")
     yield from losses.unstored_arguments(getattr(model, "loss", None), stored, flat=flat, of_keras=not config.keras_2)
     names = [] if _restores_itself(model) else unstored_compile_arguments(model, config.compiled)

@@ -41,7 +41,7 @@ class Claim:
         self.lost = False
         self._process = os.getpid()
         self._handle: int | None = None
-        self._path = target / _ENDING if target.is_dir() else beside(target, _ENDING)
+        self._path = target / _ENDING if os.path.isdir(target) else beside(target, _ENDING)
         self._key = os.path.join(os.path.realpath(self._path.parent), self._path.name)
         earlier = _claims.get(self._key)
         if earlier is not None and earlier._process == self._process and earlier._handle is not None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import attrs
 import keras
 import numpy as np
 import tensorflow as tf
@@ -59,7 +60,7 @@ def check_measures(measures: Sequence[str]) -> tuple[str, ...]:
     Raises:
         SdkerasError: None, or an unknown one.
     """
-    given = (measures,) if isinstance(measures, str) else tuple(measures)
+    given = (measures,) if isinstance(measures, str) else tuple(measures or ())
     unknown = [name for name in given if name not in MEASURES]
     if unknown or not given:
         what = f"{unknown[0]!r} is no measure" if unknown else "no measure was asked for"
@@ -265,7 +266,8 @@ class Monitor:
         The error is of the choice of batches and masks: 0 for all the data in one batch, None for one batch of more.
         """
         now = self.subject.loss.now()
-        losses = [float(now.gradients.evaluate(now.gradients.point, batch)[0]) for batch in now.batches]
+        plain = [attrs.evolve(batch, loss_weights=()) for batch in now.batches]  # each as if it were all the data
+        losses = [float(now.gradients.evaluate(now.gradients.point, batch)[0]) for batch in plain]
         sizes = [batch.num_examples for batch in now.batches]
         if len(losses) > 1:
             error: float | None = float(np.std(losses, ddof=1) / np.sqrt(len(losses)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ DEFAULT_SAMPLES = 4096
 # Of a trajectory.
 DEFAULT_STEPS = 1000
 DEFAULT_TRANSIENT = 100
+# Gigabytes; beyond all machines, and so that bytes stay exact numbers.
+_MOST_MEMORY = 1e6
 MAPS = ("auto", "hessian", "full")
 # Rates of a schedule that can be asked for by name, beside 'step:N'.
 _NAMED_RATES = ("peak", "mean")
@@ -44,9 +47,9 @@ def parse_learning_rate(text: float | str) -> float | str:
         rate = math.nan if isinstance(text, bool) else float(text)
     except (TypeError, ValueError, OverflowError):
         rate = math.nan
-    if not 0 < rate < math.inf:
+    if not (0 < rate < math.inf and 2 / rate < math.inf):
         raise SdkerasError(
-            f"the learning rate is {text!r}; it must be positive and finite, or, of the optimizer's schedule, "
+            f"the learning rate is {text!r}; it must be a positive and finite number, or, of the optimizer's schedule, "
             "'peak', 'mean' or 'step:N' (the rate that step N of the training used, counted from 0)."
         )
     return rate
@@ -89,6 +92,10 @@ class Options:
     workers: int | None = None
 
 
+def _is_number(value: Any, *, whole: bool = False) -> bool:
+    return isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
+
+
 def check_options(options: Options) -> None:
     """Refuses values out of their range, and options that contradict each other.
 
@@ -102,15 +109,18 @@ def check_options(options: Options) -> None:
     counts = ("samples", "exact_minibatches", "runs", "max_hvps", "time_limit", "memory_gb", "workers", "lyapunov")
     for name in (*counts, "lyapunov_steps"):
         value = getattr(options, name)
-        if value is not None and not value > 0:
-            refuse(name, value, "positive")
-    if not 0 < options.tolerance < 1:
+        whole = name not in ("time_limit", "memory_gb")
+        if value is not None and not (_is_number(value, whole=whole) and value > 0):
+            refuse(name, value, "a positive whole number" if whole else "positive")
+    if options.memory_gb is not None and options.memory_gb > _MOST_MEMORY:
+        refuse("memory_gb", options.memory_gb, f"at most {_MOST_MEMORY:g}")
+    if not (_is_number(options.tolerance) and 0 < options.tolerance < 1):
         refuse("tolerance", options.tolerance, "between 0 and 1")
     class_weights.checked(options.class_weight)
     check_inputs(options.bound_inputs)
     if options.map not in MAPS:
         refuse("map", options.map, f"one of {', '.join(MAPS)}")
-    if options.seed < 0:
+    if not _is_number(options.seed, whole=True) or options.seed < 0:
         refuse("seed", options.seed, "0 or more")
     if options.map == "full" and (options.params is not None or options.mode != "train"):
         raise SdkerasError(

@@ -208,6 +208,10 @@ class _Tracking:
         words = {"loss": losses.loss_words, "loss_fn": losses.function_name}
         own = {name: words.get(name, _text)(value) for name, value in known.items()}
         own = {name: text for name, text in own.items() if text}
+        # What these files hold decides the numbers, whatever their names.
+        file = str(known.get("loss", "")).partition(":")[0]
+        files = {"model": getattr(self.read, "base", None), "loss_file": file if file.endswith(".py") else None}
+        own |= {name: digest(path) for name, path in files.items() if path is not None}
         return {**own, "test_digest": "" if self.test is None else self.test.digest()}
 
     def _measured(self, path: str, content: str, place: int, last: int) -> Measurement:

@@ -1,5 +1,7 @@
 """Which files are checkpoints, and in what order."""
 
+import os
+
 import pytest
 
 from sdkeras.checkpoint_files import digest, in_order
@@ -30,6 +32,25 @@ def test_names_as_a_shell_writes_them_come_in_natural_order_and_others_as_given(
 
 def test_a_name_that_looks_like_a_pattern_is_itself_where_it_exists(folder) -> None:
     assert in_order(["a[1].keras"]) == ["a[1].keras"]
+
+
+@pytest.mark.parametrize("name", ["1²2.keras", "①.keras", "٣.keras", f"{'7' * 200}.keras", "\udc80.keras"])
+def test_any_name_has_a_place_in_the_order(folder, name) -> None:
+    (folder / name).touch()
+    assert name in in_order(["*.keras"])
+    assert in_order([f"{'9' * 5000}.keras", f"{'10' * 5000}.keras"])[0].startswith("9")
+
+
+def test_zeros_before_a_number_count_for_nothing(folder) -> None:
+    for name in ("s_002.keras", "s_1.keras", "s_0010.keras", "s_0.keras"):
+        (folder / name).touch()
+    assert in_order(["s_*.keras"]) == ["s_0.keras", "s_1.keras", "s_002.keras", "s_0010.keras"]
+
+
+def test_a_fifo_is_refused_and_not_waited_for(folder) -> None:
+    os.mkfifo(folder / "pipe.keras")
+    with pytest.raises(SdkerasError, match=r"pipe\.keras is a FIFO, not a file"):
+        in_order(["pipe.keras"])
 
 
 def test_what_is_no_checkpoint_is_refused(folder) -> None:

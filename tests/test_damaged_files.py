@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import random
+import re
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -369,6 +370,47 @@ def examples(count: int) -> settings:
 def test_any_change(folder: Path, kind: str, seed: int) -> None:
     name, change, read = READERS[kind]
     check(folder / name, change, read, seed)
+
+
+def _with(path: str, value: str) -> Callable[[bytes], bytes]:
+    """JSON text with the first number of this name replaced."""
+    return lambda content: re.sub(rb'("%s": )[-0-9.e+]+' % path.encode(), rb"\g<1>" + value.encode(), content, count=1)
+
+
+HOSTILE: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
+    "more samples than a float can count": ("run.json", _with("num_samples", "9" * 400)),
+    "a seed of 5,000 digits": ("run.json", _with("seed", "9" * 5000)),
+    "a threshold of 0": ("run.json", _with("threshold", "0.0")),
+    "lists in lists in run.json": ("run.json", lambda _: b'{"schema_version": 1, "model": ' + b"[" * 10**6),
+    "lists in lists in a log": ("sharpness.jsonl", lambda content: content + b"[" * 10**6 + b"\n" + content),
+    "a step of 5,000 digits": ("sharpness.jsonl", _with("step", "9" * 5000)),
+    "lists in lists in TOML": ("study.toml", lambda _: b"x = " + b"[" * 10**5),
+    "tables in tables in TOML": ("study.toml", lambda _: b"x = " + b"{a=" * 10**5),
+    "a whole number of 5,000 digits in TOML": ("study.toml", lambda content: content + b"x = " + b"9" * 5000),
+    "a rate of 400 digits": ("study.toml", lambda content: content.replace(b"[0.1, 0.2]", b"9" * 400)),
+    "steps of 400 digits": (
+        "study.toml",
+        lambda content: content.replace(b"epochs = 3\n", b"steps = " + b"9" * 400 + b"\n"),
+    ),
+    "a threshold of 400 digits": (
+        "study.toml",
+        lambda content: content.replace(b"below = 0.1", b"below = " + b"9" * 400),
+    ),
+    "lists in lists of a training": ("training.json", lambda _: b"[" * 10**6),
+    "lists in lists of a study": (
+        "study.json",
+        lambda _: b'{"schema_version": 1, "document": "study", "name": ' + b"[" * 10**6,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_content(folder: Path, case: str) -> None:
+    kind, change = HOSTILE[case]
+    name, _, read = READERS[kind]
+    whole = (folder / name).read_bytes()
+    assert change(whole) != whole
+    check(folder / name, lambda content, _: change(content), read, 0)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 The lower bound of Keras in pyproject.toml is the first version with which all of this holds.
 """
 
+import contextlib
 import io
 import json
 import subprocess
@@ -20,7 +21,7 @@ import pytest
 from sdkeras.errors import ModelError
 from sdkeras.loading import compile_problem, load_model, load_weights
 
-# A .keras file of a few KB must not make the process take more than this; TensorFlow itself has about 3 GB of addresses.
+# A .keras file of a few KB must not take more than this; TensorFlow itself has about 3 GB of addresses.
 _ADDRESS_SPACE = 12 * 2**30
 
 
@@ -142,13 +143,10 @@ def test_no_module_is_injected(files: Path, tmp_path: Path, name: str, place: st
             config.update(evil, compile_config=weights)
 
     path = with_config(files / "model.keras", tmp_path / "evil.keras", change)
-    try:
-        model = load_model(str(path))
-    except ModelError as error:
-        assert "\n" not in str(error)
-    else:  # the compiled part alone is left out
-        assert place == "loss"
-        assert compile_problem(model)
+    if place == "loss":  # the compiled part alone is left out
+        assert compile_problem(load_model(str(path)))
+    else:
+        refused(path)
     assert not marker.exists()
     from keras.src.saving.serialization_lib import in_safe_mode
 
@@ -257,10 +255,8 @@ def test_nothing_is_written_outside(files: Path, tmp_path: Path, name: str) -> N
         archive.writestr(name.replace("/outside", f"{tmp_path}/outside") if name.startswith("/") else name, "evil")
         archive.writestr("assets/harmless.txt", "text")
     before = set(tmp_path.rglob("*"))
-    try:
+    with contextlib.suppress(ModelError):
         load_model(str(path))
-    except ModelError as error:
-        assert "\n" not in str(error)
     assert set(tmp_path.rglob("*")) == before
 
 

@@ -207,6 +207,57 @@ from helper_of_mine import scale
 class Setting:
     value: int = 3
 
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_a_vocabulary_outside_of_the_file_is_no_lambda(tmp_path, suffix):
+    inside = str(tmp_path / f"inside{suffix}")
+    words = keras.layers.StringLookup(vocabulary=["a", "b"])
+    keras.Sequential([keras.Input((1,), dtype="string"), words, keras.layers.Embedding(3, 2)]).save(inside)
+    path, secret = str(tmp_path / f"model{suffix}"), tmp_path / "secret.txt"
+    secret.write_text("root\n")
+
+    def pointing(config):
+        return config.replace('"vocabulary": ["a", "b"]', f'"vocabulary": "{secret}"')
+
+    if suffix == ".keras":
+        with zipfile.ZipFile(inside) as archive, zipfile.ZipFile(path, "w") as copy:
+            for name in archive.namelist():
+                part = archive.read(name)
+                copy.writestr(name, pointing(part.decode()) if name == "config.json" else part)
+    else:
+        shutil.copy(inside, path)
+        with h5py.File(path, "r+") as file:
+            file.attrs["model_config"] = pointing(file.attrs["model_config"])
+    with pytest.raises(ModelError) as error:
+        load_model(path)
+    ours(error, path, "the vocabulary of a layer from a file outside of it")
+    for wrong in ("Lambda", "--unsafe", "safe_mode", "Python code"):
+        assert wrong not in str(error.value)
+
+
+def test_an_outside_program_is_no_lambda(tmp_path):
+    config = {"module": "keras.layers", "class_name": "TFSMLayer", "config": {"filepath": "/tmp/x", "name": "a"}}
+    path = str(tmp_path / "model.keras")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("config.json", json.dumps(config))
+        archive.writestr("metadata.json", "{}")
+        archive.writestr("model.weights.h5", b"")
+    with pytest.raises(ModelError) as error:
+        load_model(path)
+    ours(error, path, "a SavedModel outside of it")
+    assert "--unsafe" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["model.keras", "model.h5", "data.npz", "x.npy"])
+def test_a_fifo_is_refused_and_not_waited_for(tmp_path, name):
+    path = tmp_path / name
+    os.mkfifo(path)
+    with pytest.raises(SdkerasError, match=rf"{name} is a FIFO, not a file; give"):
+        if name.startswith("model"):
+            load_model(str(path))
+        else:
+            load_data(f"{path},{path}" if name.endswith("npy") else str(path))
+
+
 def my_loss(target, output):
     return scale * keras.ops.mean(keras.ops.square(target - output), -1)
 

@@ -157,7 +157,7 @@ def test_the_whole_step_needs_no_single_rate() -> None:
     model = trained(several())
     along = {"lyapunov": 1, "lyapunov_steps": 4, "lyapunov_transient": 0}
     run = sdkeras.analyze(
-        model, (X, TARGET), batch_size=BATCH, map="full", estimators=("dense-svd",), max_hvps=60, **along
+        model, (X, TARGET), batch_size=BATCH, map="full", estimators=("dense-svd",), max_hvps=600, **along
     )
     assert (run.sharpness_dimension.map, run.sharpness_dimension.state_size) == ("full", 8)
     assert "MultiOptimizer, learning rates Adam 0.0625, SGD 0.125 (file)" in " ".join(str(run).split())

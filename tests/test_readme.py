@@ -60,7 +60,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     x, y = generator.standard_normal((200, 5)).astype("float32"), generator.integers(0, 3, 200)
     layers = [keras.layers.Dense(4, "tanh", name="dense"), keras.layers.Dense(3, name="dense_1")]
     model = keras.Sequential([keras.Input((5,)), *layers])
-    model.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    rate = keras.optimizers.schedules.ExponentialDecay(0.1, 100, 0.9)
+    model.compile(keras.optimizers.SGD(rate), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     model.fit(x, y, verbose=0)
     model.save(place / "model.keras")
     np.savez(place / "train.npz", x=x, y=y)

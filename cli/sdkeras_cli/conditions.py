@@ -41,6 +41,8 @@ _NEED_A_RATE = (
     "layers",
     "supremum",
 )
+# Of a position in a list; int() takes no more than 4,300.
+_MOST_DIGITS = 18
 NumberAt = Callable[[str], float]
 Record = Analysis | LyapunovRun | Measurement
 _EXAMPLES = {
@@ -208,7 +210,7 @@ def _fields(kind: Any) -> dict[str, Any]:
 
 def _item(kind: Any, part: str) -> Any:
     """The type of a list's entries, if it is a list and the part a position."""
-    if not (part.isascii() and part.isdigit()):
+    if not (part.isascii() and part.isdigit() and len(part) <= _MOST_DIGITS):
         return None
     if kind == FloatArray:
         return float

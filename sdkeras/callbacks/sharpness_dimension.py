@@ -120,12 +120,12 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         report: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
-        if every != "epoch" and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+        if every != "epoch" and (isinstance(every, bool) or not isinstance(every, (int, np.integer)) or every < 1):
             raise SdkerasError(f"every is {every!r}; it must be 'epoch' or a number of steps, at least 1.")
         if max_overhead is not None and not max_overhead > 0:
             raise SdkerasError(f"max_overhead is {max_overhead!r}; it must be positive, or None for no limit.")
         count = num_measurements
-        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+        if count is not None and (isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1):
             raise SdkerasError(f"num_measurements is {count!r}; it must be at least 1, or None for no such number.")
         check_options(
             Options(
@@ -173,7 +173,8 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         self._finished: tuple[int, dict[str, float]] = (-1, {})  # step and metrics at the last end of an epoch
         self._first_epoch: int | None = None
         self._header: Header | None = None  # of the monitor, until it stands in the log
-        self._began: Beginning | None = None  # of this `fit`, likewise
+        self._began: Beginning | None = None  # of this `fit`, until a measurement has it
+        self._unlogged: Beginning | None = None  # likewise, until the log has it
         self._batches: int | None = None  # of an epoch, once it is known
         self._seen: int | None = None  # of the epoch under way
         self._age = 0
@@ -192,7 +193,12 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         if self.plan is not None:
             self.plan.begin()
         if self.log_path is not None:
-            self._claim = run_log.claim(self.log_path)
+            try:
+                self._claim = run_log.claim(self.log_path)
+            except SdkerasError as error:
+                if not isinstance(error.__cause__, OSError):  # another process writes it
+                    raise
+                self._say_once("log", str(error))
         self.spacing.resume()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
@@ -213,7 +219,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         self._epochs = epoch
         if self._first_epoch is None:  # a backup is restored by now, whichever of the callbacks comes first
             self._first_epoch, self._steps = epoch, steps_taken(self.model.optimizer)
-            self._began = Beginning(self._steps, epoch)
+            self._began = self._unlogged = Beginning(self._steps, epoch)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._epochs = epoch + 1
@@ -328,8 +334,9 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         # Weights that another callback brought back stand nowhere in the training's log.
         if not (about and self.measurements and self.measurements[-1].step == found.step):
             self.measurements.append(found)
-            if self._monitor is not None and self._write(found):
-                self._began = None
+            self._began = None
+            if self._monitor is not None:
+                self._write(found)
         if not about:
             self._latest = {key: reading.value for key, reading in found.values.items()}
             self._fresh = True
@@ -370,19 +377,19 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
                 "(class_weight=..., data=(x, y, sample_weight)).",
             )
 
-    def _write(self, found: Measurement) -> bool:
-        """Appends to the log, after the header where it has none of this model yet; whether it holds it now."""
+    def _write(self, found: Measurement) -> None:
+        """Appends to the log, after the header where it has none of this model yet."""
         if self.log_path is None:
-            return False
+            return
         if self._claim is not None and self._claim.lost:
             self._say_once("log", f"{shown(self.log_path)} belongs to a later training of this process now")
-            return False
+            return
         try:
             if self._header is not None:
                 run_log.append(self.log_path, self._header)
                 self._header = self._log = None
-            run_log.append(self.log_path, found)
-            return True
+            run_log.append(self.log_path, attrs.evolve(found, began=self._unlogged))
+            self._unlogged = None
         except OSError as error:
             self._say_once("log", f"{shown(self.log_path)} cannot be written: {error.strerror or error}")
         except SdkerasError as error:
@@ -390,7 +397,6 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         finally:
             if self._log is not None:
                 self._log = attrs.evolve(self._log, measurements=(*self._log.measurements, found))
-        return False
 
     def _say_once(self, what: str, message: str) -> None:
         if what not in self._said:

@@ -386,6 +386,8 @@ def summarise(runs: list[Spectrum], context: Context) -> Summary:
                 difference = (min(0.0, neutral - risen), 0.0)
                 neutral = max(neutral, risen)
             interval = (0.0, max(interval[1], neutral))
+        if cautions.is_unresolved(exponents, max(float(np.max(np.abs(one.nodes))) for one in atoms)):
+            interval = (0.0, size)
     else:
         tau = 1.0 / abs(where.threshold_exponent)
         phi = np.array([_phi(w, own, tau) for w, own in zip(masses, z, strict=True)])

@@ -10,6 +10,7 @@ Reference: Tuci, Korkmaz, Simsekli, Birdal (2026), arXiv 2604.19740, Theorems 4.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterable, Mapping
 
 import attrs
@@ -144,12 +145,15 @@ def check_inputs(inputs: Mapping[str, float]) -> None:
     Raises:
         SdkerasError: See above; the message has the names and ranges.
     """
+    if not isinstance(inputs, Mapping):
+        raise SdkerasError(f"the bounds' inputs are {inputs!r}; give them by name, such as {{'delta': 0.01}}.")
     for name, value in inputs.items():
         if name not in INPUTS:
             raise SdkerasError(f"a bound has no input '{name}'; its inputs are: {', '.join(INPUTS)}.")
         meaning = f"{INPUTS[name][0]}: {INPUTS[name][1]}"
-        if not math.isfinite(value) or value < 0:
-            raise SdkerasError(f"the bound's input {name} is {value:g}; it must be finite and >= 0 ({meaning}).")
+        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value) or value < 0:
+            shown = f"{value:g}" if isinstance(value, float) else repr(value)
+            raise SdkerasError(f"the bound's input {name} is {shown}; it must be finite and >= 0 ({meaning}).")
         if name in _FRACTIONS and not 0 < value < 1:
             raise SdkerasError(f"the bound's input {name} is {value:g}; it must lie between 0 and 1 ({meaning}).")
         if name in _POSITIVE and value == 0:

@@ -16,6 +16,16 @@ _SIGNIFICANT = 3.0
 _COARSE = 0.05
 
 
+def is_unresolved(exponents: Exponents, largest: float) -> bool:
+    """Whether all exponents are rounding of factors |1 - eta*alpha| close to 1: their signs then mean nothing.
+
+    Args:
+        exponents: The map.
+        largest: Largest |eigenvalue| seen.
+    """
+    return bool(0.0 < exponents.rate * largest < _FLOOR)
+
+
 def cautions(
     estimate: SharpnessDimension,
     *,
@@ -83,6 +93,12 @@ def cautions(
             f"{expansion_stderr:.2g}): the dimension may be 0 or the number of neutral directions "
             f"({neutral:.6g}).",
         )
+    if estimate.threshold_exponent is None and is_unresolved(exponents, largest):
+        note(
+            "unresolved-rate",
+            f"at this learning rate no exponent exceeds {exponents.rate * largest:.2g}, which is rounding of the "
+            f"factors |1 - eta*alpha|: the dimension is undetermined between 0 and {d}.",
+        )
     if -math.inf < total_interval[0] <= 0 <= total_interval[1] and estimate.value > 0:
         note(
             "saturated",
@@ -109,7 +125,8 @@ def cautions(
         )
     # Bins and kernels put neutral directions on either side of 0; half a width each is no curvature.
     curved = estimate.expansion_negative_curvature - 0.5 * widest * d
-    if estimate.expansion > 0 and curved > 0.5 * estimate.expansion:
+    rounding = _FLOOR + exponents.rate * largest * product_error  # of each exponent
+    if estimate.expansion > rounding * d and curved > 0.5 * estimate.expansion:
         share = estimate.expansion_negative_curvature / estimate.expansion
         note(
             "negative-curvature",

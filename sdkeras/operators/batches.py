@@ -208,7 +208,7 @@ def _read(data: Any, *, batch_size: int | None, default_batch_size: int | None, 
             f"got {type(data).__name__}{f' of length {len(data)}' if isinstance(data, (tuple, list)) else ''}."
         )
     structure = _as_triple(tuple(data))
-    arrays = [check_kind(leaf) for leaf in tf.nest.flatten(structure)]
+    arrays = _arrays(structure)
     _check(arrays)
     total = arrays[0].shape[0]
     if batch_size is not None and batch_size > total:
@@ -239,6 +239,14 @@ def _tuples(tree: Any) -> Any:
         nested = any(isinstance(leaf, dict) or len(getattr(leaf, "shape", ())) > 0 for leaf in tree)
         return tuple(_tuples(leaf) for leaf in tree) if nested else np.asarray(tree)
     return tree
+
+
+def _arrays(structure: Any) -> list[Array]:
+    """The leaves as arrays of numbers, booleans or text."""
+    arrays = [check_kind(leaf) for leaf in tf.nest.flatten(structure)]
+    if any(array is None for array in arrays):
+        raise DataError("the data hold None among their arrays; give an array in its place, or leave the part out.")
+    return [array for array in arrays if array is not None]
 
 
 def _check(arrays: Sequence[Array]) -> None:
@@ -273,7 +281,7 @@ def _from_batches(data: Any, batch_size: int | None, limit: int | None) -> Sourc
         if len(batch) not in (1, 2, 3):
             raise DataError("each batch of the dataset must be x, (x, y) or (x, y, sample_weight).")
         structure = _as_triple(tuple(batch))
-        arrays = [check_kind(leaf) for leaf in tf.nest.flatten(structure)]
+        arrays = _arrays(structure)
         try:
             _check(arrays)
         except DataError as error:

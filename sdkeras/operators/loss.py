@@ -125,7 +125,13 @@ class BatchLoss:
         mapping += [(state, tf.cast(seeds[position], state.dtype)) for position, state in enumerate(self._seed_states)]
         with precision.default_precision(self.dtype), keras.StatelessScope(mapping, collect_losses=True):
             if self.loss_fn is not None:
-                value, count = self.loss_fn(self.model, plain(batch)), tf.shape(flat[0])[0]
+                try:
+                    value, count = self.loss_fn(self.model, plain(batch)), tf.shape(flat[0])[0]
+                except SystemExit as error:
+                    name = getattr(self.loss_fn, "__name__", "loss_fn")
+                    raise ModelError(
+                        f"the loss function {name} ends the program ({error!r}); return a loss."
+                    ) from error
                 if isinstance(value, (tuple, list)) and len(value) == 2:
                     count = value[1]  # 0 where nothing in the batch counts
                     value = tf.math.divide_no_nan(value[0], tf.cast(count, value[0].dtype))

@@ -66,7 +66,8 @@ def read_settings(optimizer: Any) -> OptimizerSettings | None:
     if optimizer is None:
         return None
     optimizer = _inner(optimizer)
-    name, parts = type(optimizer).__name__, parts_of(optimizer)
+    # All of them: Keras gives variables other paths after loading than while fitting, so that patterns may not match.
+    name, parts = type(optimizer).__name__, list(getattr(optimizer, "_inner_optimizers", [])) or [optimizer]
     rates = tuple((type(part).__name__, _rate(part)) for part in parts) if parts != [optimizer] else ()
     different = {rate for _, rate in rates}
     rate = next(iter(different)) if len(different) == 1 else _rate(optimizer)

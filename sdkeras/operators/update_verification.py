@@ -256,6 +256,11 @@ def _with_rates_of(rule: UpdateRule, clone: Any) -> bool:
 
 
 def _step_distance(mine: Array, real: Array, before: Array) -> float:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _relative_distance(mine, real, before)
+
+
+def _relative_distance(mine: Array, real: Array, before: Array) -> float:
     apart = np.abs(mine - real) - _ROUNDINGS * np.finfo(np.float64).eps * np.maximum(np.abs(real), np.abs(before))
     error = float(np.linalg.norm(np.maximum(apart, 0.0)))
     if not np.isfinite(apart).all():

@@ -148,7 +148,7 @@ def _error(a: Quantity, b: Quantity, change: float) -> float | None:
         if quantity.evidence in BOUND:
             bounds += half
         else:
-            squares += half**2
+            squares += half * half  # not half**2, which raises where it overflows
     return math.sqrt(squares) + bounds
 
 

@@ -165,7 +165,7 @@ class RunLog:
 
 def place_of(path: str | os.PathLike[str]) -> Path:
     """The log in a folder, or the file itself."""
-    return Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
+    return Path(path) / FILE_NAME if os.path.isdir(path) else Path(path)
 
 
 def place_in(folder: str | os.PathLike[str]) -> Path:
@@ -359,13 +359,12 @@ def _fitted(log: RunLog) -> tuple[list[tuple[int, int, Measurement]], list[str]]
 
 def _joined(last: Measurement | None, began: Beginning) -> Iterator[str]:
     """What is between the last measurement that counts and a `fit` that goes on from it, unless it is nothing."""
-    if began.step and (last is None or last.step < began.step):
-        before = (
-            "there is no measurement before it" if last is None else f"the last one before it is of step {last.step:,}"
-        )
-        yield f"training was continued at step {began.step:,}, after {began.epoch:,} epochs, and {before}: the log has a gap"
+    if began.epoch if last is None else last.step < began.step:
+        before = "there is no measurement" if last is None else f"the last measurement is of step {last.step:,}"
+        epochs = counted(began.epoch, "epoch")
+        yield f"training was continued at step {began.step:,}, after {epochs}; before it {before}: the log has a gap"
     if began.step and last is not None and last.epoch is not None and last.epoch > began.epoch:
         yield (
-            f"from step {began.step:,} on epochs are counted from {began.epoch:,} again: a later call of fit, or an epoch "
-            "trained twice because a backup's epoch was older than its weights"
+            f"from step {began.step:,} on epochs are counted from {began.epoch:,} again: a later call of fit, or an "
+            "epoch trained twice because a backup's epoch was older than its weights"
         )

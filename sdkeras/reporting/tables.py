@@ -294,7 +294,7 @@ def _relative_error(value: float | None, error: float | None) -> str:
         return ""
     relative = error / abs(value)
     met = "met" if relative <= BATCH_SHARPNESS_ERROR else "not met"
-    return f"; standard error {100 * relative:.2g} %, aim of {100 * BATCH_SHARPNESS_ERROR:g} % {met}"
+    return f"; standard error {100 * relative:.3g} %, aim of {100 * BATCH_SHARPNESS_ERROR:g} % {met}"
 
 
 def _optimizer(run: Analysis | LyapunovRun | Simulation) -> str:

@@ -89,8 +89,29 @@ def notes(log: RunLog) -> tuple[str, ...]:
         own.append(f"{len(failed)} of {len(measured)} measurements failed, the last one: {'; '.join(failed[-1].notes)}")
     if log.header.class_weight and any(each.source == "fit" and "val_loss" in each.metrics for each in measured):
         own.append("fit weighs the loss by class and the validation loss not: their difference is no gap")
+    own += _about_bounds(measured)
     noted = [each for each in measured if each.notes and not each.failed]
     return (*own, *(f"step {noted[-1].step:,}: {note}" for note in (noted[-1].notes if noted else ())))
+
+
+def _about_bounds(measured: Sequence[Measurement]) -> list[str]:
+    """What each bound comes to at the last measurement with inputs for it, and which inputs are missing."""
+    bounded = [each for each in measured if any(one.value is not None for bound in each.bounds for one in bound.inputs)]
+    lines = []
+    for bound in bounded[-1].bounds if bounded else ():
+        known = [
+            f"{one.name} {number(one.value)}{' (estimated)' if one.estimated else ''}"
+            for one in bound.inputs
+            if one.value is not None
+        ]
+        missing = [one.name for one in bound.inputs if one.value is None]
+        value = f"known terms {number(bound.partial_sum)}" if bound.total is None else f"total {number(bound.total)}"
+        lines.append(
+            f"{bound.theorem} at step {bounded[-1].step:,}: {bound.verdict}, {value}; with "
+            + (", ".join(known) or "no input")
+            + (f"; missing {', '.join(missing)}" if missing else "")
+        )
+    return lines
 
 
 def table(log: RunLog) -> Rows:

@@ -17,9 +17,9 @@ from sdkeras.lyapunov_run import Training, read_training
 from sdkeras.memory import peak_memory
 from sdkeras.operators.update_map import UpdateMap
 from sdkeras.planning import timed_gradient
-from sdkeras.provenance import optimizer_info, provenance
+from sdkeras.provenance import data_info, provenance
 from sdkeras.records import Progress
-from sdkeras.reporting.schema import DataInfo, ModelInfo, Simulation
+from sdkeras.reporting.schema import ModelInfo, Simulation
 from sdkeras.study.projection import check_dimension
 from sdkeras.study.recorder import DEFAULT_LAST, ExampleLosses, RecordingSettings, record
 from sdkeras.study.trajectory_measures import TrajectoryMeasures, check_memory, distance_bytes, measure
@@ -100,7 +100,7 @@ def forward(
     projection: int | None = None,
     losses_on: int = DEFAULT_EXAMPLES,
     batch_size: int | None = None,
-    learning_rate: float | None = None,
+    learning_rate: float | str | None = None,
     loss: Any = None,
     samples: int | None = None,
     seed: int = 0,
@@ -182,7 +182,7 @@ def plan(
     data: Any,
     *,
     batch_size: int | None = None,
-    learning_rate: float | None = None,
+    learning_rate: float | str | None = None,
     loss: Any = None,
     samples: int | None = None,
     settings: ForwardSettings,
@@ -212,7 +212,7 @@ def _read(
     model: Any,
     data: Any,
     batch_size: int | None,
-    learning_rate: float | None,
+    learning_rate: float | str | None,
     loss: Any,
     samples: int | None,
     settings: ForwardSettings,
@@ -265,9 +265,9 @@ def _bytes(training: Training, settings: ForwardSettings) -> int:
 
 
 def _simulation(
-    training: Training, step: UpdateMap, steps: int, seed: int, learning_rate: float | None, started: float
+    training: Training, step: UpdateMap, steps: int, seed: int, learning_rate: float | str | None, started: float
 ) -> Simulation:
-    function, used = training.function, training.used
+    function = training.function
     return Simulation(
         provenance=provenance(function.source, seed=seed, dtype="float32", num_hvps=step.num_products, started=started),
         model=ModelInfo(
@@ -277,12 +277,8 @@ def _simulation(
             mode="train",
             loss=training.loss_words,
         ),
-        data=DataInfo(function.source.num_samples, function.source.batch_size, function.num_examples),
-        optimizer=optimizer_info(
-            used,
-            float("nan") if used is None or used.learning_rate is None else used.learning_rate,
-            "file" if learning_rate is None else "given",
-        ),
+        data=data_info(function.source, function.num_examples),
+        optimizer=training.optimizer_info(learning_rate),
         num_steps=steps,
         step_error=step.verification.step_error,
         verified=step.verification.passed,

@@ -186,7 +186,7 @@ def read_results(folder: str | os.PathLike[str]) -> Results:
         SdkerasError: It is none, or files in it are damaged.
     """
     path = Path(folder) / STUDY_FILE
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise SdkerasError(f"{shown(folder)} holds no study; give the folder that sdkeras study run --out named.")
     study = Study.load(path)
     plan = plan_study(study, folder)

@@ -103,7 +103,7 @@ def plan_study(study: Study, folder: str | os.PathLike[str], *, jobs: int | None
         SdkerasError: The folder holds runs that were trained by another definition, or damaged files.
     """
     there = runs_folder(folder)
-    if there.exists() and not there.is_dir():
+    if os.path.exists(there) and not os.path.isdir(there):
         raise SdkerasError(f"{shown(there)} is a file, and must be the folder of the runs; choose another --out.")
     states, seconds = [], []
     remeasured: set[str] = set()
@@ -135,7 +135,9 @@ def plan_study(study: Study, folder: str | os.PathLike[str], *, jobs: int | None
     if remeasured:
         notes.append(f"measures that are new or have other settings are taken of trained runs: {_listed(remeasured)}.")
     names = {run.name for run in study.runs}
-    others = tuple(sorted(each.name for each in there.iterdir() if each.name not in names)) if there.is_dir() else ()
+    others = (
+        tuple(sorted(each.name for each in there.iterdir() if each.name not in names)) if os.path.isdir(there) else ()
+    )
     if others:
         notes.append(f"not in this grid, and in no table: {counted(len(others), 'run')} of the folder.")
     mean = sum(seconds) / len(seconds) if seconds else None

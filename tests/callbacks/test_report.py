@@ -161,7 +161,9 @@ def test_the_folder_is_there_however_fit_ends(how: str, tmp_path, undrawn) -> No
     else:
         with pytest.raises(raised):
             fit(model, callback, End(how), epochs=4)
-    assert {path.name for path in tmp_path.iterdir()} == FILES
+    # Keras tells no callback of an exception: the log stays locked as long as the callback, which may report later.
+    held = set() if raised is None else {".sharpness.jsonl.lock"}
+    assert {path.name for path in tmp_path.iterdir()} == FILES | held
     run, last = sdkeras.Analysis.load(tmp_path / "run.json"), run_steps(model)
     assert last == {"done": 24, "stopped": 16, "exception": 16, "Ctrl-C": 16}[how]
     about = run.warnings[-1].message

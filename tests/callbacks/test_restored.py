@@ -9,7 +9,7 @@ import pytest
 
 from callbacks.test_logs import Clock, StandIn, fit, net, watch
 from sample_log import FOUND, HEADER
-from sdkeras.callbacks import sharpness_dimension
+from sdkeras.callbacks import SharpnessDimension, sharpness_dimension
 from sdkeras.reporting import run_log
 from sdkeras.reporting.run_log import Beginning, Measurement, RunLog, breaks, read_run_log, trajectory
 from sdkeras.reporting.track import as_html, notes
@@ -43,8 +43,10 @@ def model() -> keras.Model:
     return net(keras.optimizers.SGD(0.1))
 
 
-def trained(model: keras.Model, folder: Path, order: str, *, cut: tuple[int, int] | None = None, **options) -> None:
-    """One call of `fit`; `cut` is the place in the list of callbacks and the epoch."""
+def trained(
+    model: keras.Model, folder: Path, order: str, *, cut: tuple[int, int] | None = None, **options
+) -> SharpnessDimension:
+    """The callback after one call of `fit`; `cut` is the place in the list of callbacks and the epoch."""
     model.optimizer.iterations.assign(0)  # as in a new process
     model._initial_epoch = 0
     callbacks = {"w": watch(log_dir=folder, **options), "b": keras.callbacks.BackupAndRestore(folder / "backup")}
@@ -55,6 +57,7 @@ def trained(model: keras.Model, folder: Path, order: str, *, cut: tuple[int, int
         fit(*listed, model=model, epochs=EPOCHS)
     except PowerCut:
         assert cut is not None
+    return callbacks["w"]
 
 
 def steps(log: RunLog) -> list[int]:
@@ -67,7 +70,7 @@ def steps(log: RunLog) -> list[int]:
         ("wb", 0, [6, 12, 18, 24], [6, 12, 18, 24], ""),
         ("wb", 1, [6, 12, 12, 18, 24], [6, 12, 18, 24], "training went back to step 6: 1 measurement beyond it"),
         ("bw", 0, [6, 12, 18, 24], [6, 12, 18, 24], ""),
-        ("bw", 1, [6, 18, 24], [6, 18, 24], "at step 12, after 2 epochs, and the last one before it is of step 6"),
+        ("bw", 1, [6, 18, 24], [6, 18, 24], "at step 12, after 2 epochs; before it the last measurement is of step 6"),
     ],
 )
 def test_what_is_there_twice_and_what_is_missing_is_said(
@@ -96,7 +99,7 @@ def test_measurements_of_given_up_weights_are_left_out_where_the_next_one_is_lat
     lines[2] = attrs.evolve(lines[2], step=11)
     assert [found.step for found in trajectory(attrs.evolve(log, measurements=tuple(lines)))] == [5, 11, 15, 20]
     assert "training went back to step 6: 1 measurement beyond it, up to step 10" in breaks(log)[0]
-    assert "the last one before it is of step 5" in breaks(log)[1]
+    assert "before it the last measurement is of step 5" in breaks(log)[1]
 
 
 @pytest.mark.parametrize("order", ["wb", "bw"])
@@ -118,7 +121,8 @@ def at(step: int, epoch: int, *began: int) -> Measurement:
         ([at(6, 1, 0, 0), at(6, 1, 0, 0)], [6], ["went back to step 0: 1 measurement beyond it, up to step 6"]),
         ([at(6, 1, 0, 0), at(12, 1, 0, 0)], [12], ["went back to step 0"]),
         ([at(6, 1, 0, 0), at(12, 2), at(24, 4, 6, 1)], [6, 24], ["went back to step 6: 1 measurement beyond"]),
-        ([at(12, 2, 6, 1)], [12], ["at step 6, after 1 epochs, and there is no measurement before it"]),
+        ([at(12, 2, 6, 1)], [12], ["at step 6, after 1 epoch; before it there is no measurement"]),
+        ([at(606, 1, 600, 0)], [606], []),  # a trained model, and a new log
         (
             [at(6, 1, 0, 0), at(12, 2), at(18, 2, 12, 1)],
             [6, 12, 18],
@@ -156,8 +160,9 @@ def test_a_line_that_cannot_be_written_is_a_gap_and_the_rest_of_the_log_is_read(
         return write(handle, line[:50]) if len(calls) == failing + 1 else write(handle, line)
 
     monkeypatch.setattr(run_log.os, "write", full)
-    trained(model, tmp_path, "wb")
+    callback = trained(model, tmp_path, "wb")
+    assert [found.began for found in callback.measurements] == [Beginning(0, 0), None, None, None]
     log = read_run_log(tmp_path)
     assert steps(log) == [[12, 18, 24], [12, 18, 24], [6, 18, 24]][failing]
     assert "is broken (a crash, or a writer at work) and was left out" in log.notes[0]
-    assert log.measurements[0].began == Beginning(0, 0)
+    assert [found.began for found in log.measurements] == [Beginning(0, 0), None, None]

@@ -106,7 +106,7 @@ BAD = [
     (["model.keras", "--data", "data.npz", "--batch-size", "71"], "70 samples"),
     (["model.keras", "--data", "data.npz", "--learning-rate", "0"], "--learning-rate"),
     (["model.keras", "--data", "data.npz", "--learning-rate", "-1"], "--learning-rate"),
-    (["model.keras", "--data", "data.npz", "--learning-rate", "nan"], "not a finite number"),
+    (["model.keras", "--data", "data.npz", "--learning-rate", "nan"], "positive and finite number"),
     (["bare.keras", "--data", "data.npz"], "--loss"),
     (["model.keras", "--data", "data.npz", "--estimator", "sql"], "did you mean 'slq'"),
     (["model.keras", "--data", "data.npz", "--set", "slq.steps=3"], "num_steps"),

@@ -186,7 +186,7 @@ BAD = [
     (["model.keras", "--data", "data.npz", "--steps", "0"], "--steps"),
     (["model.keras", "--data", "data.npz", "--num-exponents", "0"], "--num-exponents"),
     (["model.keras", "--data", "data.npz", "--num-exponents", "41"], "exceeds the size of the state, 40"),
-    (["model.keras", "--data", "data.npz", "--learning-rate", "nan"], "not a finite number"),
+    (["model.keras", "--data", "data.npz", "--learning-rate", "nan"], "positive and finite number"),
     (["model.keras", "--data", "data.npz", "--windows", "3"], "take 2 or 4 in its place, or 999 or 1,002 steps"),
     (["model.keras", "--data", "data.npz", "--windows", "two"], "'two' is not a valid integer"),
     (["model.keras", "--data", "data.npz", "--windows", "1,,2"], "'' is not a valid integer"),

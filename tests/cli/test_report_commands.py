@@ -9,7 +9,8 @@ from pathlib import Path
 
 import attrs
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, example, given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 import sdkeras
@@ -159,7 +160,12 @@ def test_bad_bound_inputs(text: str, capsys: pytest.CaptureFixture[str]) -> None
     assert "no file" not in capsys.readouterr().err
 
 
+@examples(suppress_health_check=[HealthCheck.too_slow], deadline=None)  # a busy machine
 @given(st.text() | st.from_regex(r"[a-z_.0-9]+ (<|>=|!=) \S+( (and|or) [a-z_.0-9]+ < [0-9]+)?", fullmatch=True))
+@example("hessian.largest.value < " + "9" * 5000)
+@example(f"rds_sharpness.values.{'9' * 5000} < 1")
+@example(f"warnings.{'9' * 5000}.code < 1")
+@example("a.b " * 5000)
 def test_no_text_of_an_option_leaves_a_traceback(text: str) -> None:
     for parse in (
         conditions.parse,

@@ -214,7 +214,7 @@ def root_of_the_users(y_true: Any, y_pred: Any) -> Any:
         (Both(), False),
         ("mse", False),
     ],
-    ids=str,
+    ids=["dice", "tversky", "cosine over examples", "root", "mean", "nested", "mse"],
 )
 def test_a_loss_that_couples_examples_is_told(loss: Any, couples: bool) -> None:
     x, y = UNIT[:, 0].astype("float32"), BITS[:, :, 0].astype("float32")

@@ -114,3 +114,41 @@ def test_a_training_that_went_back_leaves_its_old_way() -> None:
     assert steps(at(10), at(20), at(30), at(20), at(40)) == [10, 20, 40]
     assert steps(at(10), at(20), at(5)) == [5]
     assert steps(at(30, "c.keras"), at(10, "a.keras"), at(30, "fit"), at(10, "b.keras")) == [10, 10, 30, 30]
+
+
+class Counted(int):
+    """A step that counts how often it is compared."""
+
+    comparisons = 0
+
+    def _counting(self, other: object, compare: str) -> bool:
+        Counted.comparisons += 1
+        return bool(getattr(int, compare)(self, other))
+
+    def __lt__(self, other: object) -> bool:
+        return self._counting(other, "__lt__")
+
+    def __ge__(self, other: object) -> bool:
+        return self._counting(other, "__ge__")
+
+    def __eq__(self, other: object) -> bool:
+        return self._counting(other, "__eq__")
+
+    __hash__ = int.__hash__
+
+
+@pytest.mark.parametrize("source", ["fit", "checkpoint"])
+def test_the_way_of_a_training_takes_a_few_comparisons_a_measurement(source: str) -> None:
+    """Those of every pair would be 2 million."""
+    count = 2000
+    names = ["fit"] * count if source == "fit" else [f"{k}.keras" for k in range(count)]
+    log = RunLog(HEADER, tuple(at(Counted(step), name) for step, name in enumerate(names)))
+    Counted.comparisons = 0
+    assert len(trajectory(log)) == count
+    assert 0 < Counted.comparisons < 10 * count
+
+
+def test_a_fifo_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / FILE_NAME)
+    with pytest.raises(SdkerasError, match=r"sharpness\.jsonl is a FIFO, not a file; give a folder"):
+        read_run_log(tmp_path)

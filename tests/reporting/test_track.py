@@ -12,7 +12,7 @@ from rich.console import Console
 from reporting.test_page import HOSTILE, _Tags
 from sample_log import FOUND, HEADER
 from sdkeras.dimension.bounds import Facts, bounds
-from sdkeras.reporting import track_figures
+from sdkeras.reporting import track, track_figures
 from sdkeras.reporting.run_log import Measurement, Reading, RunLog
 from sdkeras.reporting.track import as_html, notes, render, table, verdict
 
@@ -189,3 +189,29 @@ def test_a_gap_between_a_weighted_and_an_unweighted_loss_is_called_none() -> Non
     weighted = attrs.evolve(LOG, header=attrs.evolve(HEADER, class_weight={"0": 1.0, "1": 9.0}))
     assert any("their difference is no gap" in note for note in notes(weighted))
     assert not any("their difference is no gap" in note for note in notes(LOG))
+
+
+def test_the_page_of_a_long_log_draws_some_of_it_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[list[int]] = []
+    monkeypatch.setattr(track, "_MOST_DRAWN", 50)
+    monkeypatch.setattr(track, "track_figures", lambda found: drawn.append([each.step for each in found]) or ())
+    long = RunLog(HEADER, tuple(measured(step, 0.5) for step in range(1, 1001)))
+    page = as_html(long)
+    (steps,) = drawn
+    assert len(steps) == 50
+    assert (steps[0], steps[-1]) == (1, 1000)
+    assert set(np.diff(steps)) <= {20, 21}
+    assert page.count("<tr>") == 1 + 50
+    assert "figures and table show 50 of 1,000 measurements, evenly spaced; the log has them all" in page
+    assert f"{1000 * FOUND.num_hvps:,} products" in page
+    assert "measurements, evenly spaced" not in as_html(attrs.evolve(long, measurements=long.measurements[:50]))
+
+
+def test_the_terminal_formats_no_more_rows_than_it_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[float] = []
+    number = track.number
+    monkeypatch.setattr(track, "number", lambda *value: calls.append(value[0]) or number(*value))
+    for count in (100, 1000):
+        calls.clear()
+        render(RunLog(HEADER, tuple(measured(step, 0.5) for step in range(1, count + 1))))
+        assert len(calls) < 600
