@@ -117,17 +117,24 @@ def _plain_matrix(path: str | os.PathLike[str], advice: str) -> NDArray[Any] | N
         # Nothing is ever unpickled.
         with open(path, "rb") as file:
             archive = file.read(2) == b"PK"
-        if not archive:
-            array, where = np.load(path, mmap_mode="r", allow_pickle=False), name
-        else:
-            with np.load(path, allow_pickle=False) as stored:
-                if LAYOUT in stored.files:
-                    return None
-                arrays = stored.files if len(stored.files) == 1 else [key for key in _MATRICES if key in stored.files]
-                if len(arrays) != 1:
-                    listed = ", ".join(stored.files[:5]) or "none"
-                    raise SdkerasError(f"{name} is no trajectory: its arrays are {listed}; {advice}")
-                array, where = stored[arrays[0]], f"{name}, array {arrays[0]!r},"
+        try:
+            if not archive:
+                array, where = np.load(path, mmap_mode="r", allow_pickle=False), name
+            else:
+                with np.load(path, allow_pickle=False) as stored:
+                    if LAYOUT in stored.files:
+                        return None
+                    arrays = (
+                        stored.files if len(stored.files) == 1 else [key for key in _MATRICES if key in stored.files]
+                    )
+                    if len(arrays) != 1:
+                        listed = ", ".join(stored.files[:5]) or "none"
+                        raise SdkerasError(f"{name} is no trajectory: its arrays are {listed}; {advice}")
+                    array, where = stored[arrays[0]], f"{name}, array {arrays[0]!r},"
+        except ValueError as error:
+            if "allow_pickle" in str(error) or "Python objects" in str(error):
+                raise SdkerasError(f"{name} holds Python objects, which are never unpickled; {advice}") from error
+            raise
     if array.ndim != 2 or array.dtype.kind != "f" or array.dtype.itemsize > 8 or array.shape[1] < 1:
         raise SdkerasError(f"{where} is of shape {array.shape} and type {array.dtype}; {advice}")
     if len(array) < 2:
