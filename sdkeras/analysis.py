@@ -727,7 +727,7 @@ class _Analysis:
 
     def _as_set(self, name: str) -> Any:
         own = self.options.settings.get(name, {})
-        if self.full is None:
+        if self._maps_spectra:
             return estimator_of_spectrum(name, own, self.subject.exponents)
         return configured(registry.get_estimator(self.estimators.kind, name), own)
 

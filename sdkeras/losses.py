@@ -99,7 +99,7 @@ def from_spec(spec: str) -> Any:
 def _field(name: str, cls: type, part: str) -> tuple[str, Any]:
     field, equals, text = (piece.strip() for piece in part.partition("="))
     defaults = arguments(cls)
-    names = [each for each in (*defaults, "reduction") if each not in ("name", "dtype", "fn")]
+    names = [each for each in dict.fromkeys((*defaults, "reduction")) if each not in ("name", "dtype", "fn")]
     if field not in names:
         takes = f"it takes: {', '.join(names)}"
         raise ModelError(f"the loss {name} has no argument {field!r}{_near(field, names)}; {takes}.")

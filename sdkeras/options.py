@@ -19,6 +19,8 @@ DEFAULT_STEPS = 1000
 DEFAULT_TRANSIENT = 100
 # Gigabytes; beyond all machines, and so that bytes stay exact numbers.
 _MOST_MEMORY = 1e6
+MODES, DTYPES = ("train", "inference"), ("float32", "float64")
+PRODUCT_MODES = ("auto", "reverse-over-reverse", "forward-over-reverse", "finite-differences")
 MAPS = ("auto", "hessian", "full")
 # Rates of a schedule that can be asked for by name, beside 'step:N'.
 _NAMED_RATES = ("peak", "mean")
@@ -116,6 +118,9 @@ def check_options(options: Options) -> None:
         refuse("memory_gb", options.memory_gb, f"at most {_MOST_MEMORY:g}")
     if not (_is_number(options.tolerance) and 0 < options.tolerance < 1):
         refuse("tolerance", options.tolerance, "between 0 and 1")
+    for name, choices in {"mode": MODES, "dtype": DTYPES, "product_mode": PRODUCT_MODES}.items():
+        if getattr(options, name) not in choices:
+            refuse(name, getattr(options, name), f"one of {', '.join(choices)}")
     class_weights.checked(options.class_weight)
     check_inputs(options.bound_inputs)
     if options.map not in MAPS:

@@ -53,6 +53,8 @@ class Subject:
         self.warnings: list[Warning] = []
         self.compiled_as = model
         self.loss_fn = losses.own_function(options.loss, options.loss_fn)
+        if self.loss_fn is not None and options.class_weight is not None:
+            self.warn("class-weight", "the class weights are the third part of each batch that the loss function gets.")
         self.model = model if self.loss_fn is not None else with_loss(model, options.loss, options.dtype)
         given = options.loss is not None or self.loss_fn is not None
         self.warnings += loading.caveats(model, with_loss=not given)

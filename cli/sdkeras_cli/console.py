@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from rich.console import Console
 
-# Columns that a report needs at least, and those of a terminal that does not know (COLUMNS=0).
-_NARROWEST, _UNKNOWN = 40, 80
+# Columns that a report needs at least and can use at most, and those of a terminal that does not know (COLUMNS=0).
+_NARROWEST, _WIDEST, _UNKNOWN = 40, 10_000, 80
 
 
 def console(*, stderr: bool = False) -> Console:
     """A console as wide as the terminal, but never too narrow to print in."""
     made = Console(stderr=stderr, highlight=False)
-    if made.width >= _NARROWEST:
+    if _NARROWEST <= made.width <= _WIDEST:
         return made
-    return Console(stderr=stderr, highlight=False, width=_NARROWEST if made.width > 0 else _UNKNOWN)
+    width = _UNKNOWN if made.width <= 0 else min(max(made.width, _NARROWEST), _WIDEST)
+    return Console(stderr=stderr, highlight=False, width=width)

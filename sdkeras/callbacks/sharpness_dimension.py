@@ -122,7 +122,8 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         super().__init__()
         if every != "epoch" and (isinstance(every, bool) or not isinstance(every, (int, np.integer)) or every < 1):
             raise SdkerasError(f"every is {every!r}; it must be 'epoch' or a number of steps, at least 1.")
-        if max_overhead is not None and not max_overhead > 0:
+        number = isinstance(max_overhead, (int, float, np.number)) and not isinstance(max_overhead, bool)
+        if max_overhead is not None and not (number and max_overhead > 0):
             raise SdkerasError(f"max_overhead is {max_overhead!r}; it must be positive, or None for no limit.")
         count = num_measurements
         if count is not None and (isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1):

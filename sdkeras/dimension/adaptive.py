@@ -393,6 +393,8 @@ def summarise(runs: list[Spectrum], context: Context) -> Summary:
         phi = np.array([_phi(w, own, tau) for w, own in zip(masses, z, strict=True)])
         half = _half_width(phi)
         interval = (max(0.0, where.value - half), min(size, where.value + half))
+        if pooled_z.max() <= cautions.rounding(exponents, atoms, context.product_error):
+            interval = (0.0, interval[1])  # not in the half-width: more runs do not help against rounding
         if exponents.branches > 1:
             scale = _moved(atoms, exponents, tau)
         if nested is not None:

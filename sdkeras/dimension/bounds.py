@@ -319,7 +319,7 @@ def _assumptions(facts: Facts, delta: float | None) -> tuple[Assumption, ...]:
         Assumption(
             "loss Lipschitz in the weights",
             "fails" if facts.unbounded_loss else "unknown",
-            f"not globally for {facts.unbounded_loss}"
+            f"not globally for {facts.unbounded_loss} of a net of several layers"
             if facts.unbounded_loss
             else "gradients at these weights say nothing of others",
         ),

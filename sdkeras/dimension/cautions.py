@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+
+import numpy as np
 
 from sdkeras.dimension.exponents import FULL, Exponents
+from sdkeras.dimension.pooling import Atoms
 from sdkeras.dimension.records import SharpnessDimension, Warning
 
 # A neutral exponent is known to the rounding of ln(|1 - x|) at x ~ 0.
@@ -24,6 +27,12 @@ def is_unresolved(exponents: Exponents, largest: float) -> bool:
         largest: Largest |eigenvalue| seen.
     """
     return bool(0.0 < exponents.rate * largest < _FLOOR)
+
+
+def rounding(exponents: Exponents, atoms: Iterable[Atoms], product_error: float) -> float:
+    """How far exponents of neutral directions are off by rounding: z above 0 within it may be none."""
+    largest = max(float(np.max(np.abs(one.nodes))) for one in atoms)
+    return _FLOOR + exponents.rate * largest * product_error
 
 
 def cautions(
@@ -125,8 +134,8 @@ def cautions(
         )
     # Bins and kernels put neutral directions on either side of 0; half a width each is no curvature.
     curved = estimate.expansion_negative_curvature - 0.5 * widest * d
-    rounding = _FLOOR + exponents.rate * largest * product_error  # of each exponent
-    if estimate.expansion > rounding * d and curved > 0.5 * estimate.expansion:
+    resolved = estimate.expansion > _FLOOR + exponents.rate * largest * product_error
+    if resolved and curved > 0.5 * estimate.expansion:
         share = estimate.expansion_negative_curvature / estimate.expansion
         note(
             "negative-curvature",

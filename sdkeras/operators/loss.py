@@ -410,7 +410,8 @@ class EmpiricalLoss:
 
     def _batch(self, arrays: tuple[Array, ...], stream: int) -> Batch:
         dtype = self.function.dtype
-        tensors = tuple(tf.constant(part, tensor_dtype(part, dtype)) for part in arrays)
+        with np.errstate(over="ignore"):  # what float32 does not hold makes the loss infinite, which is told
+            tensors = tuple(tf.constant(part, tensor_dtype(part, dtype)) for part in arrays)
         generator = np.random.default_rng([self.seed, 3, stream])
         seeds = generator.integers(0, 2**31 - 1, size=(self.function.num_seeds, 2), dtype=np.int64)
         return Batch(tensors, seeds, 1.0, 1.0, int(arrays[0].shape[0]))

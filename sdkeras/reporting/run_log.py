@@ -26,6 +26,8 @@ from sdkeras.whole_files import check_is_file, open_own, reason_of, shown
 
 FILE_NAME = "sharpness.jsonl"
 SCHEMA_VERSION = 1
+# Bytes of a log's first line.
+_LONGEST_HEADER = 2**20
 _WRITTEN_BY = "sdkeras.callbacks.SharpnessDimension(..., log_dir=...) or `sdkeras track CHECKPOINT... --data DATA`"
 
 
@@ -187,8 +189,16 @@ def claim(place: Path) -> Claim:
     """The right to write a log.
 
     Raises:
-        SdkerasError: Another process writes it.
+        SdkerasError: Another process writes it, or the file begins with something else than a log's header.
     """
+    if place.is_file() and not place.is_symlink():
+        with place.open("rb") as file:
+            first = file.readline(_LONGEST_HEADER)
+        if first.endswith(b"\n") and "schema_version" not in (_parsed(first) or {}):
+            raise SdkerasError(
+                f"{shown(place)} does not begin with the header of a log of sdkeras, and nothing is appended to it; "
+                "choose another folder."
+            )
     return Claim(place, "wait until it has ended, end it, or choose another folder")
 
 

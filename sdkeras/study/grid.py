@@ -270,6 +270,8 @@ def _class_weight(given: Any) -> dict[str, float]:
     example = "class_weight = { 0 = 1.0, 1 = 9.0 }"
     if not isinstance(given, dict) or not all(re.fullmatch("[0-9]{1,9}", label) for label in given):
         raise SdkerasError(f"[study] class_weight is {given!r}; it must be a table of weights by class, {example}.")
+    if len({int(label) for label in given}) < len(given):
+        raise SdkerasError(f"[study] class_weight is {given!r}; it names a class twice.")
     try:
         weights = checked({int(label): weight for label, weight in given.items()})
     except SdkerasError as error:
