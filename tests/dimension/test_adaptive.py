@@ -449,8 +449,21 @@ def test_expansion_is_split_at_the_thresholds() -> None:
     assert found.expansion == pytest.approx(found.expansion_negative_curvature + found.expansion_unstable)
 
 
+def test_an_expansion_within_rounding_has_no_cause_and_may_be_none() -> None:
+    """z = 1e-8 where products are right to 1e-7: the interval reaches down to 0, and nothing is called curvature."""
+    neutral = np.concatenate([np.zeros(500), [-1e-7], np.full(3, 5.0)])
+    outcome = estimate(exact_run([neutral]), context(size=504), steps=None, fixed_runs=24)
+    found = outcome.sharpness_dimension
+    assert found.value > 0 == found.interval[0]
+    assert "ill-conditioned" in codes(outcome)
+    assert "negative-curvature" not in codes(outcome)
+    sure = estimate(exact_run([neutral]), context(size=504, product_error=1e-12), steps=None, fixed_runs=24)
+    assert sure.sharpness_dimension.interval[0] == pytest.approx(found.value, rel=1e-3)
+    assert "negative-curvature" in codes(sure)
+
+
 def test_warnings_carry_their_numbers() -> None:
-    neutral = np.concatenate([np.zeros(5000), [-1e-7], np.full(3, 5.0)])
+    neutral = np.concatenate([np.zeros(5000), [-1e-5], np.full(3, 5.0)])
     outcome = estimate(exact_run([neutral]), context(size=5004), steps=None, fixed_runs=24)
     assert {"ill-conditioned", "negative-curvature", "interval-scope"} <= codes(outcome)
     outcome = estimate(exact_run([neutral]), context(size=5004, ignored_decay=1.0), steps=None, fixed_runs=24)
