@@ -57,11 +57,12 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
     The first epoch is measured. A later one is skipped while the time of all measurements and of the next would exceed
     `max_overhead` times that of training; compilation does not count. An epoch without a measurement logs NaN, or with
     `carry_forward` the last numbers again, for callbacks that take no NaN; neither is an improvement, so that the
-    patience of EarlyStopping must be longer than the spacing. A measurement that needs more time than it may take stops adding runs: exponents and dimension have wider intervals
-    and are marked as not converged, and the next one waits until it may take twice that. One that fails gives NaN, a
-    warning of the logger 'sdkeras', and training goes on. Weights, optimizer, seeds and metrics are those of a
-    training without the callback; only a shuffled `tf.data.Dataset` must not be given to `fit` and here, since every
-    reading of it moves the order of the next one: make it twice.
+    patience of EarlyStopping must be longer than the spacing. A measurement that needs more time than it may take
+    stops adding runs: exponents and dimension have wider intervals and are marked as not converged, and the next one
+    waits until it may take twice that. One that fails gives NaN, a warning of the logger 'sdkeras', and training goes
+    on. Weights, optimizer, seeds and metrics are those of a training without the callback; only a shuffled
+    `tf.data.Dataset` must not be given to `fit` and here, since every reading of it moves the order of the next one:
+    make it twice.
 
     Keras shows a callback neither the data nor the class weights of `fit`: give both here as well. The callback
     compares its own loss with the one that `fit` logs, and warns once where they cannot be the same function.

@@ -112,7 +112,8 @@ def bound_scale(measured: Sequence[Measurement]) -> Figure | None:
         axes.set_ylabel("sqrt(SD/n), dashed")
         if beside.any():
             right = axes.twinx()
-            right.patch.set_visible(False)
+            for each in (axes, right):  # twinx shows the first one's background, which is white on a dark page
+                each.patch.set_visible(False)
             right.spines["right"].set_visible(True)
             right.plot(steps[beside], gap[beside], color=ACCENT, linewidth=2.2, marker="o", markersize=4)
             right.axhline(0, color=INK, linewidth=0.9)

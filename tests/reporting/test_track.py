@@ -130,7 +130,7 @@ def test_the_figures_draw_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
         def __getattr__(self, name: str):
             return lambda *given, **named: self
 
-        xaxis = yaxis = property(lambda self: self)
+        xaxis = yaxis = patch = property(lambda self: self)
 
     monkeypatch.setattr(track_figures, "svg", lambda name, label, draw: draw(Axes(name)) or "")
     track_figures.track_figures(LOG.measurements)
@@ -162,7 +162,7 @@ def test_the_scale_of_the_bounds_is_drawn_beside_the_gap(monkeypatch: pytest.Mon
         def __getattr__(self, name: str):
             return lambda *given, **named: self
 
-        xaxis = yaxis = property(lambda self: self)
+        xaxis = yaxis = patch = property(lambda self: self)
 
     monkeypatch.setattr(track_figures, "svg", lambda name, label, draw: draw(Axes()) or "")
     inputs = {"loss_bound": 1.0, "lipschitz": 1.0, "delta": 0.1, "stability": 1e-3}
