@@ -46,7 +46,7 @@ EXPECTED = {
     "layers.RandomTranslation (before all weights)": ("right", EXACT),
     "layers.Discretization": ("no derivative", EXACT),
     "layers.IntegerLookup (adapted, tf_idf)": ("no derivative", EXACT),
-    "layers.StringLookup": ("refused", ""),
+    "layers.StringLookup": ("no derivative", "reverse-over-reverse"),
     "layers.TorchModuleWrapper": ("not tried", ""),
     "layers.TFSMLayer (a SavedModel with LayerNormalization)": ("mended", DIFFERENCES),
     "activations.softsign": ("right", DIFFERENCES),
