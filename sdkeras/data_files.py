@@ -198,7 +198,7 @@ def _read(where: str, read: Callable[[], Any]) -> Any:
             warnings.simplefilter("ignore")  # NumPy's, of headers that are damaged
             return read()
     except Exception as error:
-        if "allow_pickle" in str(error):
+        if "allow_pickle" in str(error) or "Python objects in dtype" in str(error):
             raise DataError(
                 f"data file {where} holds Python objects, and data are never unpickled, since that could run code; "
                 "store one numeric array per name (pad ragged rows, encode text as numbers)."

@@ -227,7 +227,7 @@ def test_a_given_loss_is_that_of_the_steps() -> None:
     model, data = quadratic([3.0], keras.optimizers.SGD(RATE, momentum=0.5))
     before = everything(model)
     run = sdkeras.lyapunov(model, data, num_steps=4, transient=0, dtype="float64", loss="mae")
-    assert run.model.loss == "mae"
+    assert run.model.loss == "mean_absolute_error"
     assert everything(model) == before
     # The absolute error has no curvature where it has one at all: eigenvalues of [[1, beta], [0, beta]].
     assert run.lyapunov.log_det == pytest.approx(np.log(0.5), abs=1e-9)

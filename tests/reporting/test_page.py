@@ -374,9 +374,9 @@ def test_both_forms_of_batch_sharpness_with_their_errors() -> None:
     run = attrs.evolve(PLAUSIBLE, edge_of_stability=edge)
     for text in (as_text(run, width=200), as_html(run)):
         assert "10 ± 0.12" in text
-        assert "over 1,200 minibatches, of H; standard error 1.2 %, aim of 2 % met" in text
+        assert "over 1,200 minibatches, of H; standard error 1.25 %, aim of 2 % met" in text
         assert "16 ± 0.5" in text
-        assert "standard error 3.1 %, aim of 2 % not met" in text
+        assert "standard error 3.12 %, aim of 2 % not met" in text
         assert "12.50%" in text
     old = as_text(PLAUSIBLE, width=200)  # a file of version 0.1 has neither the count nor the other form
     assert "batch sharpness" in old

@@ -104,7 +104,8 @@ def test_a_value_of_another_type_is_refused_with_its_file_and_path(path: tuple[s
     for key in path[:-1]:
         place = place[key]
     place[path[-1]] = value
-    with pytest.raises(SdkerasError, match=rf"^old\.json .*{path[-1]}.*sdkeras analyze"):
+    named = "more than 64 bits" if value == 10**400 else path[-1]  # refused by the parser, which knows no paths
+    with pytest.raises(SdkerasError, match=rf"^old\.json .*{named}.*sdkeras analyze"):
         schema.Analysis.from_json(json.dumps(document), "old.json")
 
 

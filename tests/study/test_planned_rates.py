@@ -176,7 +176,7 @@ def test_a_trajectory_that_does_not_move_has_no_length(written) -> None:
 
 @pytest.mark.parametrize("rate", ["0", "-1", "inf", '"top"', '"step:-1"', "true"])
 def test_a_rate_that_is_none_is_refused_with_the_definition(written, rate: str) -> None:
-    with pytest.raises(SdkerasError, match=r"grid\.toml: \[analysis\] the learning rate is .*; it must be positive"):
+    with pytest.raises(SdkerasError, match=r"grid\.toml: \[analysis\] the learning rate is .*; it must be a positive"):
         written(analysis=f"learning_rate = {rate}")
 
 
