@@ -273,7 +273,7 @@ except ModelError as error:
 """
 
 
-@pytest.mark.parametrize("kind", ["weights", "layer"])
+@pytest.mark.parametrize("kind", ["weights", pytest.param("layer", marks=pytest.mark.slow)])
 def test_a_shape_that_stands_for_terabytes_is_refused(files: Path, tmp_path: Path, kind: str) -> None:
     """A dataset of a few bytes that says it holds 2^42 numbers, and a layer of as many weights."""
 

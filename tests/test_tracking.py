@@ -135,6 +135,7 @@ def command(folder, tmp_path_factory):
     return words, read_run_log(place / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lines_before_the_kill", [0, 3])
 def test_a_killed_process_goes_on_with_the_same_numbers(command, tmp_path, lines_before_the_kill) -> None:
     words, whole = command

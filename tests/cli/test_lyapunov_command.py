@@ -234,6 +234,7 @@ def test_bad_input_is_one_message_and_status_2(
     assert {path: path.read_bytes() for path in files.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_killed_and_interrupted_it_goes_on_bit_for_bit(files: Path, tmp_path: Path) -> None:
     """SIGKILL loses the steps since the last writing, SIGINT none; what comes out is what a whole run gives."""
     options = ["model.keras", "--data", "data.npz", "--num-exponents", "3", "--steps", "500", "--transient", "20"]

@@ -72,6 +72,7 @@ def test_the_products_are_the_second_derivatives_of_the_loss(decoder: ModuleType
     assert np.abs(matrix - expected).max() < 1e-7 * np.abs(expected).max()
 
 
+@pytest.mark.slow
 def test_adamws_frozen_map_and_its_whole_step_are_analysed(decoder: ModuleType) -> None:
     keras.utils.set_random_seed(0)
     model = decoder.compiled(decoder.build(7, 4, 8, 1, 2), keras.optimizers.AdamW(1e-2, weight_decay=0.01))

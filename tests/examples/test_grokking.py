@@ -64,6 +64,7 @@ def test_the_table_is_kendalls(example: ModuleType, trained) -> None:
     assert len(example.draw([trained]).axes) == 2 * len(example.MEASURES)
 
 
+@pytest.mark.slow
 def test_a_kill_loses_a_segment_at_most(example: ModuleType, tiny, trained, tmp_path: Path, monkeypatch) -> None:
     """Killed between the log's line and the checkpoint: the segment is repeated, and the rest comes out the same."""
     calls = []

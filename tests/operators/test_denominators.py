@@ -101,7 +101,7 @@ FORMS = [(masked, weights, reduction) for masked in (False, True) for weights in
 
 
 # Each loss in two of the 18 forms, other ones for each.
-@pytest.mark.parametrize("turn", range(2))
+@pytest.mark.parametrize("turn", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", LOSSES)
 def test_batches_do_not_matter(name: str, turn: int) -> None:
     masked, weights, reduction = FORMS[(5 * list(LOSSES).index(name) + 7 * turn) % len(FORMS)]

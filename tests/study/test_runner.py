@@ -107,6 +107,7 @@ def test_another_definition_is_noticed(folder: Path) -> None:
     assert "sharpness" in plan.notes[0]
 
 
+@pytest.mark.slow
 def test_a_killed_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
     grid = written(tmp_path, moods='["good", "wait"]')
     script = (

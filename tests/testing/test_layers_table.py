@@ -58,6 +58,7 @@ EXPECTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPECTED)
 def test_representatives(name: str) -> None:
     row = layers.measure(CASES[name])
