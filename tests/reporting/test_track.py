@@ -179,6 +179,11 @@ def test_the_scale_of_the_bounds_is_drawn_beside_the_gap(monkeypatch: pytest.Mon
     assert figure.title == "Scale of the bounds and gap of the loss"
     assert {"sqrt(SD/n)", "bound"} <= set(table(log).columns)
     assert "Scale of the bounds 3.5" in text(log)
+    first, second = (note for note in notes(log) if note.startswith("Theorem"))
+    assert first.startswith("Theorem 4.5 at step 20: ")
+    assert first.endswith("; missing zeta, mutual_information, constant")
+    assert f"Theorem B.5 at step 20: {found[1].verdict}, total {found[1].total:.4g}; with loss_bound 1," in second
+    assert not any(note.startswith("Theorem") for note in notes(LOG))
     drawn.clear()
     alone = track_figures.bound_scale([attrs.evolve(each, metrics={}) for each in log.measurements])
     assert (len(drawn), alone.title) == (1, "Scale of the bounds")
