@@ -150,8 +150,16 @@ class End(keras.callbacks.Callback):
             self.model.stop_training = True
 
 
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C raises, also where the tests run in the background and the shell has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("how", ["done", "stopped", "exception", "Ctrl-C"])
-def test_the_folder_is_there_however_fit_ends(how: str, tmp_path, undrawn) -> None:
+def test_the_folder_is_there_however_fit_ends(how: str, tmp_path, undrawn, ctrl_c) -> None:
     """Only the first epoch is measured in time; a training that ends by itself is measured at its last weights."""
     model = net()
     callback = watch(max_overhead=1e-9, measures=("sharpness_dimension",), report=tmp_path)

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from sdkeras.operators.assumptions import training
+from sdkeras.bounding import training_facts
 
 CE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 SCHEDULE = keras.optimizers.schedules.CosineDecay(0.1, 100)
@@ -16,7 +16,7 @@ def facts(optimizer, map_name: str, *, loss=CE, regularizer=None, steps: int = 3
     if optimizer is not None:
         optimizer.build(model.trainable_variables)
         optimizer.iterations.assign(steps)
-    return training(model, optimizer, map_name, per_epoch)
+    return training_facts(model, optimizer, map_name, per_epoch)
 
 
 @pytest.mark.parametrize(
@@ -93,4 +93,4 @@ def test_updates_with_kinks_of_their_own() -> None:
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
     model.compile(wrapped, CE)
     model.train_on_batch(np.ones((4, 2)), np.zeros(4))
-    assert "of Adam as" in training(model, wrapped, "adam", 1).other_map
+    assert "of Adam as" in training_facts(model, wrapped, "adam", 1).other_map
