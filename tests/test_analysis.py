@@ -50,6 +50,7 @@ def test_slq_agrees_with_exact_spectra(trained: keras.Model, digits) -> None:
     assert run.provenance.num_hvps >= exact.num_hvps + slq.num_hvps
 
 
+@pytest.mark.slow
 def test_same_seed_same_numbers_whatever_the_threads(trained: keras.Model, digits) -> None:
     runs = [sdkeras.analyze(trained, digits, batch_size=48, tolerance=0.3, workers=w, seed=3) for w in (1, 1, 2)]
     values = [(r.sharpness_dimension.value, r.sharpness_dimension.interval, r.hessian.largest.value) for r in runs]

@@ -355,6 +355,7 @@ print(source.num_samples, source.digest(), source.minibatch(0, 0)[0].sum(), len(
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux' /proc")
 def test_a_mapped_file_larger_than_the_memory_allowed(tmp_path: Path) -> None:
     """Checked and hashed in constant memory: 1.2 GB, of which the file system holds nothing."""

@@ -178,6 +178,7 @@ def test_a_checkpoint_that_cannot_be_read_stops_no_other(folder, tmp_path) -> No
         track([nan], TRAIN, log_dir=tmp_path / "other", **SETTINGS)
 
 
+@pytest.mark.slow
 def test_another_architecture_and_another_optimizer_get_a_monitor_of_their_own(folder, tmp_path) -> None:
     wide, plain = net(9), net(optimizer=keras.optimizers.SGD(0.05))
     for name, model in (("wide", wide), ("plain", plain)):

@@ -182,6 +182,7 @@ def test_it_is_listed_and_conforms(site: Path) -> None:
     assert "passes its kind's contract" in checked.stdout
 
 
+@pytest.mark.slow
 def test_it_analyses_and_agrees_with_the_default_beside_broken_packages(crowded: Path, files: Path) -> None:
     common = ["analyze", "model.keras", "--data", "train.npz", "--batch-size", "32", "--quiet"]
     runs = {}

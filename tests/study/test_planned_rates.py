@@ -97,6 +97,7 @@ def done(study: Study) -> RunFolder:
     return folder
 
 
+@pytest.mark.slow
 def test_a_schedule_that_will_end_at_0_is_told_before_the_trainings(written) -> None:
     assert checked(written(epochs=3)) == {"notes": ()}
     assert checked(written(optimizer=["constant"])) == {"notes": ()}
@@ -150,6 +151,7 @@ def test_what_the_check_answers_is_told_raised_or_survived(written, monkeypatch:
     assert not _Pool(other, Path("out"), Path(), 1).checks_rates
 
 
+@pytest.mark.slow
 def test_at_rate_0_all_is_measured_that_needs_none(written) -> None:
     measures = "slq = {}\nlambda_1 = {}\nsharpness = {}\ntrace = {}"
     values = done(written(measures=measures)).measured().values

@@ -139,6 +139,7 @@ def test_weights_and_optimizer_come_back_bit_by_bit(done, optimizer: str) -> Non
     assert there.trained.num_steps == 6
 
 
+@pytest.mark.slow
 def test_measured_later_it_has_the_numbers_of_right_after_training(done) -> None:
     there = done("adam")
     right_after = there.values(there.live)
@@ -197,6 +198,7 @@ def test_no_module_of_the_current_folder_is_imported(tmp_path: Path, monkeypatch
     assert (tmp_path / "marker").exists()
 
 
+@pytest.mark.slow
 def test_another_factory_is_noticed(done, tmp_path: Path) -> None:
     there = done("adam")
     with pytest.raises(ModelError, match=r"the optimizer of the factory .* is another one than when .* Delete"):
