@@ -298,10 +298,7 @@ class _Analysis:
             self.hessian = hessian
             self.warnings += findings(self.subject, hessian)
             if self.subject.rate is None and options.map != "full":
-                self._warn(
-                    "no-learning-rate",
-                    without_a_rate(self.subject),
-                )
+                self._warn("no-learning-rate", without_a_rate(self.subject))
             # Before the work, so that an optimizer without a step is told at once.
             step = self._training_step()
             if step is not None and options.map == "full":
@@ -656,9 +653,7 @@ class _Analysis:
             self._warn("no-spectrum", f"there is no spectrum: {used} can only be run with a learning rate.")
             return
         options, room, name = self.options, self.resources, names[0]
-        own = configured(registry.get_estimator("spectrum", name), options.settings.get(name, {}))
-        if name in DENSE and own.memory_gb is None:
-            own = attrs.evolve(own, memory_gb=room.memory / 1e9)
+        own = self._estimator(name, room)
         steps = getattr(own, "num_steps", None)
         steps = None if steps is None else min(steps, self.hessian.size)
         workers = room.workers_for(name)

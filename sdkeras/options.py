@@ -94,7 +94,8 @@ class Options:
     workers: int | None = None
 
 
-def _is_number(value: Any, *, whole: bool = False) -> bool:
+def is_number(value: Any, *, whole: bool = False) -> bool:
+    """Whether it is a real number, of Python or NumPy, and if asked a whole one; True and False are none."""
     return isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
 
 
@@ -112,11 +113,11 @@ def check_options(options: Options) -> None:
     for name in (*counts, "lyapunov_steps"):
         value = getattr(options, name)
         whole = name not in ("time_limit", "memory_gb")
-        if value is not None and not (_is_number(value, whole=whole) and value > 0):
+        if value is not None and not (is_number(value, whole=whole) and value > 0):
             refuse(name, value, "a positive whole number" if whole else "positive")
     if options.memory_gb is not None and options.memory_gb > _MOST_MEMORY:
         refuse("memory_gb", options.memory_gb, f"at most {_MOST_MEMORY:g}")
-    if not (_is_number(options.tolerance) and 0 < options.tolerance < 1):
+    if not (is_number(options.tolerance) and 0 < options.tolerance < 1):
         refuse("tolerance", options.tolerance, "between 0 and 1")
     for name, choices in {"mode": MODES, "dtype": DTYPES, "product_mode": PRODUCT_MODES}.items():
         if getattr(options, name) not in choices:
@@ -125,7 +126,7 @@ def check_options(options: Options) -> None:
     check_inputs(options.bound_inputs)
     if options.map not in MAPS:
         refuse("map", options.map, f"one of {', '.join(MAPS)}")
-    if not _is_number(options.seed, whole=True) or options.seed < 0:
+    if not is_number(options.seed, whole=True) or options.seed < 0:
         refuse("seed", options.seed, "0 or more")
     if options.map == "full" and (options.params is not None or options.mode != "train"):
         raise SdkerasError(

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -31,7 +31,7 @@ from sdkeras.monitor import (
 )
 from sdkeras.operators import batches
 from sdkeras.operators.update import steps_taken
-from sdkeras.options import Options, check_options
+from sdkeras.options import Options, check_options, is_number
 from sdkeras.reporting import run_log
 from sdkeras.reporting.run_log import Beginning, Header, Measurement, RunLog
 from sdkeras.user_code import last_line
@@ -121,42 +121,30 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         report: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
-        if every != "epoch" and (isinstance(every, bool) or not isinstance(every, (int, np.integer)) or every < 1):
+        if every != "epoch" and not (is_number(every, whole=True) and int(every) >= 1):
             raise SdkerasError(f"every is {every!r}; it must be 'epoch' or a number of steps, at least 1.")
-        number = isinstance(max_overhead, (int, float, np.number)) and not isinstance(max_overhead, bool)
-        if max_overhead is not None and not (number and max_overhead > 0):
+        if max_overhead is not None and not (is_number(max_overhead) and max_overhead > 0):
             raise SdkerasError(f"max_overhead is {max_overhead!r}; it must be positive, or None for no limit.")
         count = num_measurements
-        if count is not None and (isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1):
+        if count is not None and not (is_number(count, whole=True) and count >= 1):
             raise SdkerasError(f"num_measurements is {count!r}; it must be at least 1, or None for no such number.")
-        check_options(
-            Options(
-                batch_size=batch_size,
-                samples=samples,
-                tolerance=tolerance,
-                seed=seed,
-                class_weight=class_weight,
-                bound_inputs=bound_inputs or {},
-            )
-        )
+        options: dict[str, Any] = {
+            "batch_size": batch_size,
+            "samples": samples,
+            "tolerance": tolerance,
+            "seed": seed,
+            "class_weight": class_weight,
+            "bound_inputs": bound_inputs or {},
+            "estimate_bound_inputs": estimate_bound_inputs,
+        }
+        check_options(Options(**options))
         if not hasattr(data, "element_spec") and not isinstance(data, keras.utils.PyDataset):
             batches.as_source(
                 data, batch_size=batch_size, default_batch_size=None, limit=samples, class_weight=class_weight
             )
         self.measures = check_measures(measures)
         self.keys = log_keys(self.measures, bound_inputs, estimate_bound_inputs)
-        self._make = functools.partial(
-            Monitor,
-            data=data,
-            measures=self.measures,
-            batch_size=batch_size,
-            samples=samples,
-            tolerance=tolerance,
-            seed=seed,
-            class_weight=class_weight,
-            bound_inputs=bound_inputs or {},
-            estimate_bound_inputs=estimate_bound_inputs,
-        )
+        self._make: Callable[[Any], Monitor] = functools.partial(Monitor, data=data, measures=self.measures, **options)
         self.report = None if report is None else ReportFolder(report)
         folder = report if log_dir is None else log_dir
         self.log_path = None if folder is None else run_log.place_in(folder)

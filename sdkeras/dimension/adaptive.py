@@ -363,6 +363,7 @@ def summarise(runs: list[Spectrum], context: Context) -> Summary:
     total_interval = (where.total - total_half, where.total + total_half)
     difference, scale = None, size - where.value
     nested = pooling.coarser_rules(runs)
+    largest = max(float(np.max(np.abs(one.nodes))) for one in atoms)
     half: float | None
     interval: tuple[float, float] | None
     if where.threshold_exponent is None:
@@ -386,14 +387,14 @@ def summarise(runs: list[Spectrum], context: Context) -> Summary:
                 difference = (min(0.0, neutral - risen), 0.0)
                 neutral = max(neutral, risen)
             interval = (0.0, max(interval[1], neutral))
-        if cautions.is_unresolved(exponents, max(float(np.max(np.abs(one.nodes))) for one in atoms)):
+        if cautions.is_unresolved(exponents, largest):
             interval = (0.0, size)
     else:
         tau = 1.0 / abs(where.threshold_exponent)
         phi = np.array([_phi(w, own, tau) for w, own in zip(masses, z, strict=True)])
         half = _half_width(phi)
         interval = (max(0.0, where.value - half), min(size, where.value + half))
-        if pooled_z.max() <= cautions.rounding(exponents, atoms, context.product_error):
+        if pooled_z.max() <= cautions.rounding(exponents, largest, context.product_error):
             interval = (0.0, interval[1])  # not in the half-width: more runs do not help against rounding
         if exponents.branches > 1:
             scale = _moved(atoms, exponents, tau)

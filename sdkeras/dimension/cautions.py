@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-
-import numpy as np
+from collections.abc import Iterator
 
 from sdkeras.dimension.exponents import FULL, Exponents
-from sdkeras.dimension.pooling import Atoms
 from sdkeras.dimension.records import SharpnessDimension, Warning
 
 # A neutral exponent is known to the rounding of ln(|1 - x|) at x ~ 0.
@@ -29,9 +26,14 @@ def is_unresolved(exponents: Exponents, largest: float) -> bool:
     return bool(0.0 < exponents.rate * largest < _FLOOR)
 
 
-def rounding(exponents: Exponents, atoms: Iterable[Atoms], product_error: float) -> float:
-    """How far exponents of neutral directions are off by rounding: z above 0 within it may be none."""
-    largest = max(float(np.max(np.abs(one.nodes))) for one in atoms)
+def rounding(exponents: Exponents, largest: float, product_error: float) -> float:
+    """How far exponents of neutral directions are off by rounding: z above 0 within it may be none.
+
+    Args:
+        exponents: The map.
+        largest: Largest |eigenvalue| seen.
+        product_error: Relative error of a product.
+    """
     return _FLOOR + exponents.rate * largest * product_error
 
 
@@ -134,8 +136,7 @@ def cautions(
         )
     # Bins and kernels put neutral directions on either side of 0; half a width each is no curvature.
     curved = estimate.expansion_negative_curvature - 0.5 * widest * d
-    resolved = estimate.expansion > _FLOOR + exponents.rate * largest * product_error
-    if resolved and curved > 0.5 * estimate.expansion:
+    if estimate.expansion > rounding(exponents, largest, product_error) and curved > 0.5 * estimate.expansion:
         share = estimate.expansion_negative_curvature / estimate.expansion
         note(
             "negative-curvature",
