@@ -70,3 +70,8 @@ class Interrupted(SdkerasError):
     """A trajectory was asked to stop, and does before its next step; the steps so far are whole."""
 
     exit_status = 130
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """So many of something: "1 run", "2 runs"."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"

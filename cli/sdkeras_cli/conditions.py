@@ -15,10 +15,11 @@ from typing import Any
 import attrs
 
 from sdkeras.errors import SdkerasError
-from sdkeras.records import FloatArray
 from sdkeras.reporting.comparison import Comparison
-from sdkeras.reporting.run_log import Measurement
-from sdkeras.reporting.schema import Analysis, LyapunovRun, as_plain
+from sdkeras.results.answers import Analysis, LyapunovRun
+from sdkeras.results.arrays import FloatArray
+from sdkeras.results.codec import as_plain
+from sdkeras.results.log import Measurement
 
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,

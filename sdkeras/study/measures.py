@@ -8,9 +8,9 @@ from typing import Any
 
 import attrs
 
-from sdkeras import registry
 from sdkeras.errors import SdkerasError
-from sdkeras.estimators import configured
+from sdkeras.estimators import registry
+from sdkeras.estimators.select import configured
 
 # Those that are the sharpness dimension, and the spectrum estimator that each is by. The first of these in a study is
 # the one that lambda_1 is by, so those that do not round an exponent to the middle of a bin come first.
