@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 import attrs
 import numpy as np
 
+from sdkeras.errors import BudgetError
 from sdkeras.results.arrays import FloatArray
 from sdkeras.results.estimates import Spectrum
 
@@ -22,13 +23,11 @@ class PooledSpectrum:
         nodes: Eigenvalues, ascending, shape [k].
         weights: Their masses, shape [k].
         num_runs: Runs pooled, a minibatch and a probe each.
-        interrupted: Whether Ctrl-C ended them.
     """
 
     nodes: FloatArray
     weights: FloatArray
     num_runs: int
-    interrupted: bool
 
 
 def pooled_spectrum(
@@ -51,10 +50,10 @@ def pooled_spectrum(
         mapper: Applies a function to run numbers, in order; a thread pool's map, for example.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C before the first run was complete.
+        BudgetError: From the first run.
     """
     spectra: list[Spectrum] = []
-    spent, interrupted = 0, False
+    spent = 0
     try:
         while len(spectra) < num_runs:
             count = min(group, num_runs - len(spectra))
@@ -69,11 +68,10 @@ def pooled_spectrum(
             for spectrum in mapper(run, range(len(spectra), len(spectra) + count)):
                 spectra.append(spectrum)
                 spent += spectrum.num_matvecs
-    except KeyboardInterrupt:
+    except BudgetError:  # inside a run
         if not spectra:
             raise
-        interrupted = True
     nodes = np.concatenate([spectrum.nodes for spectrum in spectra])
     weights = np.concatenate([spectrum.weights for spectrum in spectra]) / len(spectra)
     order = np.argsort(nodes, kind="stable")
-    return PooledSpectrum(nodes[order], weights[order], len(spectra), interrupted)
+    return PooledSpectrum(nodes[order], weights[order], len(spectra))

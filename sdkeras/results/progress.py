@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-PRODUCTS, TIME = "the limit on products", "the time limit"
+PRODUCTS, TIME, INTERRUPT = "the limit on products", "the time limit", "Ctrl-C"
 
 
 @attrs.frozen

@@ -9,16 +9,15 @@ import numpy as np
 
 from sdkeras.dimension.adaptive import AdaptiveSettings
 from sdkeras.estimators import registry
-from sdkeras.estimators.select import DENSE, Chosen
+from sdkeras.estimators.select import DENSE
 from sdkeras.linalg.memory import memory_limit, peak_memory, used_memory
 from sdkeras.operators import verification
 from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.results.plans import LyapunovPlan, Plan
-from sdkeras.runs import problem
 from sdkeras.runs.budget import KEPT, Resources
 from sdkeras.runs.edge import expected_minibatches
 from sdkeras.runs.lyapunov_settings import LyapunovSettings
-from sdkeras.runs.problem import Subject
+from sdkeras.runs.problem import Problem
 from sdkeras.runs.provenance import data_info
 from sdkeras.training_step.map import state_size
 
@@ -33,15 +32,15 @@ _WORKING_VECTORS, _COMPILED = 9, 5e8
 _TIMED_SIZE = 200
 
 
-def planned(subject: Subject, estimators: Chosen, resources: Resources) -> Plan:
+def planned(problem: Problem, resources: Resources) -> Plan:
     """The plan of an analysis; runs one gradient four times and nothing else."""
-    options, loss, workers = subject.options, subject.loss, resources.workers
+    options, loss, workers, estimators = problem.options, problem.loss, resources.workers, problem.estimators
     gradient, activations = timed_gradient(loss)
     name = estimators.spectrum[0]
     num_batches, size, min_runs = len(loss.batches), loss.size, AdaptiveSettings().min_runs
     full = options.map == "full"
-    mapped = subject.rate is not None
-    state = _full_state(subject) if full else subject.exponents.branches * size if mapped else size
+    mapped = problem.rate is not None
+    state = _full_state(problem) if full else problem.exponents.branches * size if mapped else size
     source = state if full else size  # of what the estimator sees
     resources = attrs.evolve(resources, size=source, bases=2 if full else 1)
     steps: int | None = None
@@ -54,7 +53,7 @@ def planned(subject: Subject, estimators: Chosen, resources: Resources) -> Plan:
     # Eigenpairs and trace take about 40 + 32 on every batch, unless they are held to fewer.
     pairs = min(40, int(options.settings.get(estimators.eigenpairs, {}).get("num_steps", 40)))
     probes = min(32, int(options.settings.get(estimators.trace, {}).get("num_probes", 32)))
-    before = (pairs * (1 if subject.scaling is None else 2) + probes) * num_batches
+    before = (pairs * (1 if problem.scaling is None else 2) + probes) * num_batches
     before += expected_minibatches(options.max_hvps, options.tolerance)
     # A run that the budget has no room for is made all the same, unless it is a dense one.
     fewest, required = (0, _CHECKS) if name in DENSE else (1, _CHECKS + per_run)
@@ -75,7 +74,7 @@ def planned(subject: Subject, estimators: Chosen, resources: Resources) -> Plan:
         products += later * runs * per_run
         training_steps = later * options.every
         # Weights of each snapshot, P^-1/2 where there is one, and the spectra of all minibatches.
-        kept = later * size * (resources.itemsize + (8 if subject.scaling is not None else 0))
+        kept = later * size * (resources.itemsize + (8 if problem.scaling is not None else 0))
         kept += options.snapshots * runs * 16 * per_run
     if options.lyapunov is not None:
         products += options.lyapunov * (options.lyapunov_steps + options.lyapunov_transient)
@@ -97,7 +96,7 @@ def planned(subject: Subject, estimators: Chosen, resources: Resources) -> Plan:
     return Plan(
         num_parameters=size,
         state_size=state,
-        map=options.map if full else subject.exponents.name if mapped else "none",
+        map=options.map if full else problem.exponents.name if mapped else "none",
         num_batches=num_batches,
         num_runs=runs,
         num_steps=steps,
@@ -107,21 +106,15 @@ def planned(subject: Subject, estimators: Chosen, resources: Resources) -> Plan:
         seconds_per_gradient=gradient,
         num_snapshots=options.snapshots if mapped else None,
         every=options.every if mapped else None,
-        optimizer=subject.optimizer_info(),
+        optimizer=problem.optimizer_info(),
         data=data_info(loss.source, loss.num_examples),
     )
 
 
-def _full_state(subject: Subject) -> int:
+def _full_state(problem: Problem) -> int:
     """Size of the state of the optimizer's own step."""
-    optimizer = problem.training_optimizer(
-        subject.compiled_as,
-        subject.loss,
-        subject.options.learning_rate,
-        changed=subject.model is not subject.compiled_as,
-        warnings=[],
-    )
-    return state_size(subject.loss, optimizer)
+    optimizer, _ = problem.training_optimizer()
+    return state_size(problem.loss, optimizer)
 
 
 def planned_trajectory(loss: EmpiricalLoss, size: int, settings: LyapunovSettings) -> LyapunovPlan:
