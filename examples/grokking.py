@@ -1,14 +1,13 @@
-"""Grokking of addition modulo 97, and which measures see it coming (arXiv 2604.19740, Figures 4 and 7).
+"""Grokking of addition modulo 97, and which measures change before it (arXiv 2604.19740, Figures 4 and 7).
 
 Trains (i) a 2-layer GELU network by SGD with momentum and weight decay and (ii) a 3-layer ReLU network by SGD with
 weight decay only, by plain Keras, on 40 % of all pairs. At 100 checkpoints, uniformly spaced: sharpness dimension,
 lambda_1, sharpness and trace of the Hessian on the training data, E_alpha of all iterates since the last checkpoint,
 and the accuracies. Draws them over the steps and prints Kendall's tau-b of each with the gaps over the checkpoints.
 
-    python examples/grokking.py [--quick] [--full] [--out DIR] [--figure PNG]
+    python examples/grokking.py [--quick] [--full] [--out DIR] [--figure PNG] [--results JSON]
 
-What was measured is in DIR, a log for `sdkeras track` and a checkpoint for each training; the same command goes on from
-there.
+DIR holds a log for `sdkeras track` and a checkpoint of each training; the same command resumes from there.
 """
 
 import argparse
@@ -24,6 +23,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from matplotlib.figure import Figure
+from result_files import markdown, save
 
 from sdkeras.datasets import modular_addition
 from sdkeras.monitor import Monitor
@@ -46,7 +46,7 @@ MEASURES = {
     "E_alpha": "E_alpha, Euclidean",
     "E_alpha, data": "E_alpha, data-dependent",
 }
-# In the table beside the measures: what any quantity that only falls, or only rises, with time would get.
+# In the table beside the measures: what any quantity that only falls, or only rises, with time would score.
 CONTROL = "step"
 KEYS = {"SD": "sharpness_dimension", "lambda_1": "rds_sharpness", "sharpness": "sharpness", "trace": "hessian_trace"}
 
@@ -118,7 +118,7 @@ class Trained:
 
 
 def train(setting: Setting, folder: Path, checkpoints: int = CHECKPOINTS) -> Trained:
-    """Trains and measures; goes on from what the folder has."""
+    """Trains and measures; resumes from what the folder holds."""
     folder.mkdir(parents=True, exist_ok=True)
     log, kept = folder / FILE_NAME, folder / "checkpoint.keras"
     (x, y), test = modular_addition(setting.modulus, TRAIN_FRACTION)
@@ -152,7 +152,7 @@ def train(setting: Setting, folder: Path, checkpoints: int = CHECKPOINTS) -> Tra
 
 
 def minibatches(x: np.ndarray, y: np.ndarray, size: int, count: int, *, seed: int) -> tf.data.Dataset:
-    """So many minibatches of permuted epochs, the same for the same seed."""
+    """`count` minibatches of permuted epochs, the same for the same seed."""
     generator = np.random.default_rng(seed)
     in_epoch = len(x) // size
     epochs = [generator.permutation(len(x))[: in_epoch * size] for _ in range(math.ceil(count / in_epoch))]
@@ -167,8 +167,8 @@ def evaluated(model: keras.Model, x: np.ndarray, y: np.ndarray) -> tuple[float, 
     return float(model.compute_loss(y=y, y_pred=logits)), float(np.mean(logits.argmax(axis=1) == y))
 
 
-def taus(trained: Trained, chosen: np.ndarray) -> dict[tuple[str, str], str]:
-    """tau-b with its bootstrap interval over the chosen checkpoints, by measure and gap."""
+def taus(trained: Trained, chosen: np.ndarray) -> dict[str, dict[str, dict]]:
+    """tau-b and its bootstrap interval over the chosen checkpoints, by measure and gap."""
     courses = {name: trained.measure(name) for name in (*MEASURES, CONTROL)}
     accuracy, loss = trained.gaps("accuracy"), trained.gaps("loss")
     runs = [
@@ -180,25 +180,38 @@ def taus(trained: Trained, chosen: np.ndarray) -> dict[tuple[str, str], str]:
         )
         for k in np.flatnonzero(chosen)
     ]
-    if len(runs) < 2:
-        return {}
-    rows = correlate(runs, held=("step",)).rows
-    return {(row.measure, row.target): coefficient(row.tau_b, row.interval) for row in rows}
+    coefficients: dict[str, dict[str, dict]] = {name: {} for name in courses}
+    for row in correlate(runs, held=("step",)).rows if len(runs) > 1 else ():
+        coefficients[row.measure][row.target] = {"tau_b": row.tau_b, "interval": row.interval}
+    return coefficients
 
 
-def table(all_trained: Sequence[Trained]) -> str:
-    """Kendall's tau-b of each measure with the gaps, as a markdown table."""
-    lines = [
-        "| training | measure | accuracy gap, all | loss gap, all | accuracy gap, fitted | loss gap, fitted |",
-        "|---|---|---|---|---|---|",
-    ]
+def correlations(all_trained: Sequence[Trained]) -> list[dict]:
+    """Kendall's tau-b of each measure with the gaps, over all checkpoints and over those from the fit on."""
+    rows = []
     for trained in all_trained:
-        every = taus(trained, np.full(len(trained.found), True))
-        fitted = taus(trained, trained.fitted())
-        for name in (*MEASURES, CONTROL):
-            cells = [known.get((name, gap), "-") for known in (every, fitted) for gap in ("accuracy_gap", "loss_gap")]
-            lines.append(f"| {trained.setting.name} | {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        every, fitted = taus(trained, np.full(len(trained.found), True)), taus(trained, trained.fitted())
+        rows += [
+            {"training": trained.setting.name, "measure": name, "all": every[name], "fitted": fitted[name]}
+            for name in every
+        ]
+    return rows
+
+
+def table(rows: Sequence[dict]) -> str:
+    """The correlations as a markdown table; '-' where there are fewer than two checkpoints."""
+
+    def cell(known: dict) -> str:
+        return coefficient(known["tau_b"], known["interval"]) if known else "-"
+
+    parts = [(gap, checkpoints) for checkpoints in ("all", "fitted") for gap in ("accuracy", "loss")]
+    columns = {"training": "{training}", "measure": "{measure}"}
+    columns |= {f"{gap} gap, {checkpoints}": f"{{{gap} {checkpoints}}}" for gap, checkpoints in parts}
+    cells = [
+        row | {f"{gap} {checkpoints}": cell(row[checkpoints].get(f"{gap}_gap")) for gap, checkpoints in parts}
+        for row in rows
+    ]
+    return markdown(cells, columns)
 
 
 def summary(trained: Trained) -> str:
@@ -252,10 +265,11 @@ def draw(all_trained: Sequence[Trained]) -> Figure:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Grokking, and the measures along it.")
-    parser.add_argument("--quick", action="store_true", help="modulus 11, 4 checkpoints, to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="modulus 11, 4 checkpoints, as a smoke test")
     parser.add_argument("--full", action="store_true", help="full-batch steps, 20,000 epochs as in the paper")
     parser.add_argument("--out", type=Path, default=Path("grokking-run"), help="folder of logs and checkpoints")
     parser.add_argument("--figure", type=Path, default=Path(__file__).with_suffix(".png"))
+    parser.add_argument("--results", type=Path, metavar="JSON", help="save the numbers of the table there")
     options = parser.parse_args()
     settings, checkpoints = SETTINGS, CHECKPOINTS
     if options.quick:
@@ -265,7 +279,10 @@ def main() -> None:
         settings = [attrs.evolve(each, name=f"{each.name}-full", steps=20_000, batches=1) for each in SETTINGS]
     trained = [train(each, options.out / each.name, checkpoints) for each in settings]
     draw(trained).savefig(options.figure, dpi=100)
-    print(*map(summary, trained), "", table(trained), sep="\n")
+    rows = correlations(trained)
+    print(*map(summary, trained), "", table(rows), sep="\n")
+    if options.results is not None:
+        save(options.results, rows)
     print(f"\nThe figure is in {options.figure}.")
 
 

@@ -54,11 +54,12 @@ def test_every_checkpoint_is_measured(example: ModuleType, trained) -> None:
 
 
 def test_the_table_is_kendalls(example: ModuleType, trained) -> None:
-    found = example.taus(trained, np.full(5, True))
-    for name in example.MEASURES:
-        expected = kendalltau(trained.measure(name), trained.gaps("loss")).statistic
-        assert found[name, "loss_gap"].startswith(example.coefficient(expected)), name
-    text = example.table([trained])
+    rows = example.correlations([trained])
+    for row in rows:
+        expected = kendalltau(trained.measure(row["measure"]), trained.gaps("loss")).statistic
+        assert row["all"]["loss_gap"]["tau_b"] == pytest.approx(expected, abs=1e-12), row["measure"]
+    text = example.table(rows)
+    assert example.coefficient(rows[0]["all"]["loss_gap"]["tau_b"]) in text
     assert len(text.splitlines()) == 2 + len(example.MEASURES) + 1
     assert f"train accuracy {example.FITTED:.0%}" in example.summary(trained)
     assert len(example.draw([trained]).axes) == 2 * len(example.MEASURES)
