@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-all test-kernels bench clean
+.PHONY: demo test test-all test-kernels layers bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/sdkeras demo
@@ -11,6 +11,7 @@ test: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	PYTHONPATH=plugins:cli $(BIN)/lint-imports --no-logo
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not slow"
 
 test-all: test
@@ -22,6 +23,10 @@ test-kernels: $(VENV)/installed-test
 		OPENBLAS_CORETYPE=$$kernel $(BIN)/python -m pytest -q -n 2 -m "not slow" tests/linalg tests/dimension tests/plugins \
 			|| exit 1; \
 	done
+
+# Every layer, activation and loss of the installed Keras: are its Hessian-vector products right?
+layers: $(VENV)/installed-test
+	PYTHONPATH=tests $(BIN)/python -m layer_scan.scan
 
 bench: $(VENV)/installed-test
 	$(BIN)/python tests/benchmarks/run.py

@@ -21,8 +21,8 @@ from result_files import markdown, save
 import sdkeras
 from sdkeras.datasets import load_digits
 from sdkeras.dimension.stability import thresholds
-from sdkeras.operators.base import DiagonallyScaledOperator
-from sdkeras.operators.update import preconditioner
+from sdkeras.linalg.operators import DiagonallyScaledOperator
+from sdkeras.training_step.settings import preconditioner
 
 SAMPLES = 1000
 MEASUREMENTS = 200  # along a training

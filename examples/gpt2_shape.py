@@ -26,9 +26,9 @@ from decoder import build, compiled
 from result_files import interval_text, markdown, save
 
 import sdkeras
-from sdkeras.analysis import plan
 from sdkeras.datasets import load_documentation_text
-from sdkeras.memory import peak_memory
+from sdkeras.linalg.memory import peak_memory
+from sdkeras.runs.analyze import plan
 
 WINDOWS = 64  # that minibatches are drawn from
 

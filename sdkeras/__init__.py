@@ -8,33 +8,33 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from sdkeras._version import __version__ as __version__
 from sdkeras.errors import SdkerasError
 
 if TYPE_CHECKING:
     from sdkeras import callbacks as callbacks
-    from sdkeras.analysis import analyze
     from sdkeras.dimension.sharpness import sharpness_dimension
-    from sdkeras.kinds import (
+    from sdkeras.estimators.kinds import (
         eigenpairs_estimator,
         lyapunov_estimator,
         singular_values_estimator,
         spectrum_estimator,
         trace_estimator,
     )
-    from sdkeras.lyapunov_run import lyapunov
-    from sdkeras.operators.base import LinearMap, SymmetricOperator, TangentFlow
+    from sdkeras.estimators.registry import get_estimator
+    from sdkeras.linalg.operators import LinearMap, SymmetricOperator, TangentFlow
     from sdkeras.operators.hessian import HessianOperator
     from sdkeras.operators.loss import EmpiricalLoss
-    from sdkeras.operators.training_flow import TrainingFlow
-    from sdkeras.operators.update_map import UpdateMap
-    from sdkeras.records import Eigenpairs, LyapunovExponents, SingularValues, Spectrum, TraceEstimate
-    from sdkeras.registry import get_estimator
     from sdkeras.reporting.compare import compare
     from sdkeras.reporting.comparison import Comparison
-    from sdkeras.reporting.schema import Analysis, LyapunovRun
-    from sdkeras.tracking import track
+    from sdkeras.results.answers import Analysis, LyapunovRun
+    from sdkeras.results.estimates import Eigenpairs, LyapunovExponents, SingularValues, Spectrum, TraceEstimate
+    from sdkeras.runs.analyze import analyze
+    from sdkeras.runs.lyapunov import lyapunov
+    from sdkeras.runs.track import track
+    from sdkeras.training_step.flow import TrainingFlow
+    from sdkeras.training_step.map import UpdateMap
 
-__version__ = "0.2.0.dev0"
 
 __all__ = [
     "Analysis",
@@ -67,32 +67,32 @@ __all__ = [
 ]
 
 _HOME = {
-    "Analysis": "sdkeras.reporting.schema",
+    "Analysis": "sdkeras.results.answers",
     "Comparison": "sdkeras.reporting.comparison",
-    "Eigenpairs": "sdkeras.records",
+    "Eigenpairs": "sdkeras.results.estimates",
     "EmpiricalLoss": "sdkeras.operators.loss",
     "HessianOperator": "sdkeras.operators.hessian",
-    "LinearMap": "sdkeras.operators.base",
-    "LyapunovExponents": "sdkeras.records",
-    "LyapunovRun": "sdkeras.reporting.schema",
-    "SingularValues": "sdkeras.records",
-    "Spectrum": "sdkeras.records",
-    "SymmetricOperator": "sdkeras.operators.base",
-    "TangentFlow": "sdkeras.operators.base",
-    "TraceEstimate": "sdkeras.records",
-    "TrainingFlow": "sdkeras.operators.training_flow",
-    "UpdateMap": "sdkeras.operators.update_map",
-    "analyze": "sdkeras.analysis",
+    "LinearMap": "sdkeras.linalg.operators",
+    "LyapunovExponents": "sdkeras.results.estimates",
+    "LyapunovRun": "sdkeras.results.answers",
+    "SingularValues": "sdkeras.results.estimates",
+    "Spectrum": "sdkeras.results.estimates",
+    "SymmetricOperator": "sdkeras.linalg.operators",
+    "TangentFlow": "sdkeras.linalg.operators",
+    "TraceEstimate": "sdkeras.results.estimates",
+    "TrainingFlow": "sdkeras.training_step.flow",
+    "UpdateMap": "sdkeras.training_step.map",
+    "analyze": "sdkeras.runs.analyze",
     "compare": "sdkeras.reporting.compare",
-    "eigenpairs_estimator": "sdkeras.kinds",
-    "get_estimator": "sdkeras.registry",
-    "lyapunov": "sdkeras.lyapunov_run",
-    "lyapunov_estimator": "sdkeras.kinds",
+    "eigenpairs_estimator": "sdkeras.estimators.kinds",
+    "get_estimator": "sdkeras.estimators.registry",
+    "lyapunov": "sdkeras.runs.lyapunov",
+    "lyapunov_estimator": "sdkeras.estimators.kinds",
     "sharpness_dimension": "sdkeras.dimension.sharpness",
-    "singular_values_estimator": "sdkeras.kinds",
-    "spectrum_estimator": "sdkeras.kinds",
-    "trace_estimator": "sdkeras.kinds",
-    "track": "sdkeras.tracking",
+    "singular_values_estimator": "sdkeras.estimators.kinds",
+    "spectrum_estimator": "sdkeras.estimators.kinds",
+    "trace_estimator": "sdkeras.estimators.kinds",
+    "track": "sdkeras.runs.track",
 }
 
 

@@ -1,6 +1,21 @@
-"""Every test starts from the same seeds and leaves TensorFlow quiet."""
+"""Fixtures that several packages' tests share; every test starts with TensorFlow quiet."""
 
 import os
+from collections.abc import Iterator
+
+import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+
+@pytest.fixture
+def double_precision() -> Iterator[None]:
+    """Everything real in float64, so that Keras' own steps have 16 digits as well."""
+    import keras
+
+    from sdkeras.operators import precision
+
+    keras.utils.set_random_seed(0)
+    with precision.default_precision("float64"):
+        yield

@@ -2,7 +2,7 @@
 
 import math
 
-from sdkeras.reporting.run_log import Header, Measurement, Reading
+from sdkeras.results.log import Header, Measurement, Reading
 
 HEADER = Header("0.1.0", "2.21", "3.15", "net", 2000, "SGD", 100, 64, 32, "ab12", 0, ("sharpness", "sharpness_ratio"))
 FOUND = Measurement(

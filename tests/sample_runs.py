@@ -5,10 +5,11 @@ import math
 import attrs
 import numpy as np
 
-from sdkeras.dimension.lyapunov import LyapunovDimension
-from sdkeras.dimension.records import EdgeOfStability, RdsSharpness, SharpnessDimension, Warning
-from sdkeras.records import Verification
-from sdkeras.reporting import schema
+from sdkeras.results import answers, lyapunov, measured, verification
+from sdkeras.results.dimension import EdgeOfStability, RdsSharpness, SharpnessDimension
+from sdkeras.results.lyapunov import LyapunovDimension
+from sdkeras.results.note import Note
+from sdkeras.results.verification import Verification
 
 ESTIMATE = SharpnessDimension(
     value=1530.25,
@@ -37,25 +38,25 @@ ESTIMATE = SharpnessDimension(
     history_half_width=np.array([math.nan, 9.75]),
     history_runs=np.array([24.0, 30.0]),
 )
-RUN = schema.Analysis(
-    provenance=schema.Provenance("0.1.0", "2.21", "3.15", "3.11", "CPU", 0, "float32", 1234, 5.5, "ab12", "now"),
-    model=schema.ModelInfo("net", 2000, 2000, "train", "mse", ("idle/kernel",)),
-    data=schema.DataInfo(100, 32, 100),
-    optimizer=schema.OptimizerInfo("SGD", 0.1, 0.0, None, 30, False),
+RUN = answers.Analysis(
+    provenance=answers.Provenance("0.1.0", "2.21", "3.15", "3.11", "CPU", 0, "float32", 1234, 5.5, "ab12", "now"),
+    model=answers.ModelInfo("net", 2000, 2000, "train", "mse", ("idle/kernel",)),
+    data=answers.DataInfo(100, 32, 100),
+    optimizer=answers.OptimizerInfo("SGD", 0.1, 0.0, None, 30, False),
     verification=Verification("reverse-over-reverse", 1e-9, "float64", 5e-7, 1e-8, 0.0, True),
-    hessian=schema.HessianSummary(
-        schema.Measured(12.0, True, residual=1e-4), None, schema.Measured(math.nan, False, stderr=math.nan)
+    hessian=answers.HessianSummary(
+        measured.Measured(12.0, True, residual=1e-4), None, measured.Measured(math.nan, False, stderr=math.nan)
     ),
     sharpness_dimension=ESTIMATE,
     estimates=(ESTIMATE,),
     rds_sharpness=RdsSharpness(np.array([0.5, 0.1]), np.array([0.5, 1.0]), np.array([0.1, -1.0])),
     edge_of_stability=EdgeOfStability("H", 12.0, 20.0, 0.6, 13.0, 1.5, "Below the edge of stability: 12 of 20."),
-    spectrum=schema.SpectrumSummary(np.array([0.0, 12.0]), np.array([1999.0, 1.0])),
-    warnings=(Warning("negative-curvature", "90% of E+"),),
+    spectrum=answers.SpectrumSummary(np.array([0.0, 12.0]), np.array([1999.0, 1.0])),
+    warnings=(Note("negative-curvature", "90% of E+"),),
 )
 EMPTY = attrs.evolve(
     RUN,
-    hessian=schema.HessianSummary(None, None, None),
+    hessian=answers.HessianSummary(None, None, None),
     sharpness_dimension=None,
     estimates=(),
     rds_sharpness=None,
@@ -64,7 +65,7 @@ EMPTY = attrs.evolve(
     warnings=(),
     partial=True,
 )
-FOUND = schema.LyapunovSummary(
+FOUND = lyapunov.LyapunovSummary(
     values=np.array([0.5, -0.25]),
     stderr=np.array([0.03, 0.04]),
     rounding=np.array([0.0, 0.0]),
@@ -78,6 +79,6 @@ FOUND = schema.LyapunovSummary(
     log_det=0.25,
     dimension=LyapunovDimension("bracketed", None, (1.0, 3.0), "two of four are known", 2, None, 4, 2, 60),
     num_weights=4,
-    verification=schema.StepVerification(0.0, 1e-9, "map", 1e-7, 1e-9, True),
+    verification=verification.StepVerification(0.0, 1e-9, "map", 1e-7, 1e-9, True),
 )
-ALONE = schema.LyapunovRun(RUN.provenance, RUN.model, RUN.data, RUN.optimizer, RUN.verification, FOUND)
+ALONE = answers.LyapunovRun(RUN.provenance, RUN.model, RUN.data, RUN.optimizer, RUN.verification, FOUND)

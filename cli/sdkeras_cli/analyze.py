@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from sdkeras import registry
-from sdkeras.options import DEFAULT_STEPS, DEFAULT_TRANSIENT
+from sdkeras.estimators import registry
+from sdkeras.runs.options import DEFAULT_STEPS, DEFAULT_TRANSIENT
 from sdkeras_cli import conditions, shared
 from sdkeras_cli.inputs import check_inputs, input_files, load
 from sdkeras_cli.output import check_outputs, show_plan, write_reports
@@ -127,15 +127,15 @@ def run(
     tensorflow_settings()
     import keras
 
-    from sdkeras import analysis
+    from sdkeras.runs import analyze
 
     loaded = load(model_path, data_spec, custom_objects=custom_objects, unsafe=unsafe, loss=options.get("loss"))
     if dry_run:
         written = [path for path in (json_path, html_path) if path is not None]
-        show_plan(analysis.plan(loaded.model, loaded.data, **options), written)
+        show_plan(analyze.plan(loaded.model, loaded.data, **options), written)
         return 0
     scope = keras.saving.custom_object_scope(loaded.custom_objects)  # copies in other precisions need them as well
     with scope, progress_bar(quiet) as progress:
-        answer = analysis.analyze(loaded.model, loaded.data, **options, progress=progress)
+        answer = analyze.analyze(loaded.model, loaded.data, **options, progress=progress)
     write_reports(answer, json_path, html_path, quiet=quiet)
     return INTERRUPTED if answer.partial else fail_if(answer, condition)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from sdkeras.reporting.compare import compare
-from sdkeras.reporting.schema import load_document
+from sdkeras.results.answers import load_document
 from sdkeras_cli import conditions, shared
 from sdkeras_cli.output import check_outputs, write_reports
 from sdkeras_cli.report import status_of

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from sdkeras.errors import SdkerasError
-from sdkeras.whole_files import shown
+from sdkeras.files.atomic import shown
 from sdkeras_cli import analyze, shared
 from sdkeras_cli.output import check_writable
 

@@ -9,7 +9,7 @@ import attrs
 import click
 
 from sdkeras.errors import SdkerasError
-from sdkeras.whole_files import shown
+from sdkeras.files.atomic import shown
 
 
 def check_inputs(model: str, data: str, custom_objects: str | None) -> None:
@@ -44,11 +44,11 @@ def load(model_path: str, data_spec: str, *, custom_objects: str | None, unsafe:
     Raises:
         SdkerasError: Either cannot be loaded, or the model's loss cannot and none was given.
     """
-    from sdkeras import loading
+    from sdkeras.files import models
 
-    objects = loading.load_custom_objects(custom_objects) if custom_objects else None
-    model = loading.load_model(model_path, custom_objects=objects, safe_mode=not unsafe)
-    problem = loading.compile_problem(model)
+    objects = models.load_custom_objects(custom_objects) if custom_objects else None
+    model = models.load_model(model_path, custom_objects=objects, safe_mode=not unsafe)
+    problem = models.compile_problem(model)
     if problem and not getattr(model, "compiled", False) and loss is None:
         raise SdkerasError(problem)
     if problem:
@@ -62,9 +62,9 @@ def load_training_data(spec: str) -> Any:
     Raises:
         SdkerasError: They cannot be loaded.
     """
-    from sdkeras import loading
+    from sdkeras.files import models
 
-    data, note = loading.load_training_data(spec)
+    data, note = models.load_training_data(spec)
     if note:
         click.echo(f"sdkeras: warning: {note}", err=True)
     return data

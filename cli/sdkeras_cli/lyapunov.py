@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from sdkeras.lyapunov_settings import DEFAULT_ESTIMATOR, settings_of
-from sdkeras.options import DEFAULT_STEPS, DEFAULT_TRANSIENT
-from sdkeras.reporting.schema import LyapunovRun
+from sdkeras.results.answers import LyapunovRun
+from sdkeras.runs.lyapunov_settings import DEFAULT_ESTIMATOR, settings_of
+from sdkeras.runs.options import DEFAULT_STEPS, DEFAULT_TRANSIENT
 from sdkeras_cli import conditions, shared
 from sdkeras_cli.inputs import check_inputs, input_files, load
 from sdkeras_cli.output import check_outputs, show_plan, write_reports
@@ -89,13 +89,13 @@ def command(
     tensorflow_settings()
     import keras
 
-    from sdkeras import lyapunov_run
+    from sdkeras.runs import lyapunov
 
     loaded = load(model, data, custom_objects=custom_objects, unsafe=unsafe, loss=options["loss"])
     if dry_run:
-        show_plan(lyapunov_run.plan(loaded.model, loaded.data, **options), outputs)
+        show_plan(lyapunov.plan(loaded.model, loaded.data, **options), outputs)
         return 0
     with keras.saving.custom_object_scope(loaded.custom_objects), progress_bar(quiet) as progress:
-        answer = lyapunov_run.lyapunov(loaded.model, loaded.data, **options, progress=progress)
+        answer = lyapunov.lyapunov(loaded.model, loaded.data, **options, progress=progress)
     write_reports(answer, json_path, html_path, quiet=quiet)
     return INTERRUPTED if answer.partial else fail_if(answer, condition)

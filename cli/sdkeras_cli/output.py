@@ -8,9 +8,10 @@ from pathlib import Path
 import click
 
 from sdkeras.errors import SdkerasError
+from sdkeras.files.atomic import check_room, is_stream, reason_of, shown
 from sdkeras.reporting.comparison import Comparison
-from sdkeras.reporting.schema import Analysis, LyapunovPlan, LyapunovRun, Plan
-from sdkeras.whole_files import check_room, is_stream, reason_of, shown
+from sdkeras.results.answers import Analysis, LyapunovRun
+from sdkeras.results.plans import LyapunovPlan, Plan
 
 
 def check_apart(outputs: list[str], inputs: list[str]) -> None:

@@ -7,10 +7,10 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from sdkeras import registry
 from sdkeras.errors import PluginError, SdkerasError
+from sdkeras.estimators import registry
+from sdkeras.files.user_code import USER_ERRORS, last_line
 from sdkeras.reporting.tables import printable
-from sdkeras.user_code import USER_ERRORS, last_line
 from sdkeras_cli import shared
 from sdkeras_cli.console import console
 
@@ -44,7 +44,7 @@ def check_plugin(name: str, debug: bool) -> int:
     counted, the same numbers for the same seed, an error where products are NaN.
     """
     del debug
-    from sdkeras.kinds import KINDS
+    from sdkeras.estimators.kinds import KINDS
     from sdkeras.testing import check_estimator
 
     kind = registry.kind_of(name, list(KINDS))

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from sdkeras import records
 from sdkeras.reporting.numbers import dimension
+from sdkeras.results import progress
 from sdkeras_cli.console import console
 
 
@@ -22,7 +22,7 @@ def _share_done(half_width: float, target: float) -> float:
 
 
 @contextlib.contextmanager
-def progress_bar(quiet: bool) -> Iterator[Callable[[records.Progress], None] | None]:
+def progress_bar(quiet: bool) -> Iterator[Callable[[progress.Progress], None] | None]:
     """A callback that draws products done, running value and interval; None where nobody looks."""
     if quiet or not sys.stderr.isatty():
         yield None
@@ -37,7 +37,7 @@ def progress_bar(quiet: bool) -> Iterator[Callable[[records.Progress], None] | N
     with Progress(*columns, console=console(stderr=True), transient=True) as bar:
         task = bar.add_task("starting", total=None, detail="")
 
-        def show(step: records.Progress) -> None:
+        def show(step: progress.Progress) -> None:
             detail = f"{step.num_hvps:,} products" if step.num_hvps else ""
             total, done = None, 0.0
             if step.value is not None:

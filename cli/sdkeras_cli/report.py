@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from sdkeras.reporting.schema import Analysis, LyapunovRun, load_document
+from sdkeras.results.answers import Analysis, LyapunovRun, load_document
 from sdkeras_cli import conditions, shared
 from sdkeras_cli.output import check_outputs, write_reports
 

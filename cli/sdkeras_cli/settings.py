@@ -7,8 +7,8 @@ from typing import Any
 
 import attrs
 
-from sdkeras import registry
 from sdkeras.errors import SdkerasError
+from sdkeras.estimators import registry
 
 _EXAMPLES = {"spectrum": "slq.num_steps=80", "lyapunov": "lyapunov-qr.tolerance=0.001"}
 

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
-from sdkeras import class_weights
 from sdkeras.errors import SdkerasError
+from sdkeras.files import class_weights
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -69,7 +69,7 @@ batch_size = click.option("--batch-size", type=COUNT, help="Of training; default
 
 
 def _learning_rate(context: click.Context, option: click.Parameter, text: str | None) -> float | str | None:
-    from sdkeras.options import parse_learning_rate
+    from sdkeras.runs.options import parse_learning_rate
 
     try:
         return None if text is None else parse_learning_rate(text)

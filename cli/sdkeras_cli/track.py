@@ -6,11 +6,11 @@ from typing import Any
 
 import click
 
-from sdkeras.checkpoint_files import in_order
 from sdkeras.errors import SdkerasError
-from sdkeras.reporting import run_log
-from sdkeras.reporting.run_log import Measurement, RunLog
-from sdkeras.whole_files import shown
+from sdkeras.files.atomic import shown
+from sdkeras.files.checkpoints import in_order
+from sdkeras.results import log as run_log
+from sdkeras.results.log import Measurement, RunLog
 from sdkeras_cli import conditions, shared
 from sdkeras_cli.inputs import check_inputs, load_training_data
 from sdkeras_cli.output import check_outputs
@@ -111,16 +111,16 @@ def _measure(
         _show_plan(paths, folder, html_path)
         return 0
     tensorflow_settings()
-    from sdkeras import loading
-    from sdkeras.tracking import track
+    from sdkeras.files import models
+    from sdkeras.runs.track import track
 
-    objects = loading.load_custom_objects(custom_objects) if custom_objects else None
+    objects = models.load_custom_objects(custom_objects) if custom_objects else None
     safe_mode = not chosen.pop("unsafe", False)
     with progress_bar(quiet) as progress:
         log = track(
             paths,
             load_training_data(data),
-            test_data=None if test_data is None else loading.load_data(test_data),
+            test_data=None if test_data is None else models.load_data(test_data),
             log_dir=folder,
             custom_objects=objects,
             safe_mode=safe_mode,
@@ -154,7 +154,7 @@ def _show(log: RunLog, html_path: str | None, condition: conditions.Expression |
 
 
 def _show_plan(paths: list[str], folder: str, html_path: str | None) -> None:
-    from sdkeras.reporting.run_log import pending, read_run_log
+    from sdkeras.results.log import pending, read_run_log
 
     left = pending(paths, folder)
     for path in paths:

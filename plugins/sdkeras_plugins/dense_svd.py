@@ -7,11 +7,12 @@ import numpy as np
 import scipy.linalg
 
 from sdkeras.errors import OperatorSizeError
-from sdkeras.kinds import singular_values_estimator
+from sdkeras.estimators.kinds import singular_values_estimator
 from sdkeras.linalg.dense import transposed_matrix
-from sdkeras.memory import available_memory
-from sdkeras.operators.base import LinearMap
-from sdkeras.records import SMALLEST_FACTOR, SingularValues
+from sdkeras.linalg.memory import available_memory
+from sdkeras.linalg.operators import LinearMap
+from sdkeras.results.arrays import SMALLEST_FACTOR
+from sdkeras.results.estimates import SingularValues
 
 
 @singular_values_estimator("dense-svd")

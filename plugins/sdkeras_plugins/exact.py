@@ -7,11 +7,12 @@ import numpy as np
 import scipy.linalg
 
 from sdkeras.errors import OperatorSizeError, SdkerasError
-from sdkeras.kinds import spectrum_estimator
+from sdkeras.estimators.kinds import spectrum_estimator
 from sdkeras.linalg.dense import transposed_matrix
-from sdkeras.memory import available_memory
-from sdkeras.operators.base import SymmetricOperator
-from sdkeras.records import FloatArray, Spectrum
+from sdkeras.linalg.memory import available_memory
+from sdkeras.linalg.operators import SymmetricOperator
+from sdkeras.results.arrays import FloatArray
+from sdkeras.results.estimates import Spectrum
 
 # Products in float32 are symmetric to about 1e-6 of the norm.
 _ALLOWED_ASYMMETRY = 1e-3

@@ -5,12 +5,13 @@ from __future__ import annotations
 import attrs
 import numpy as np
 
-from sdkeras.kinds import singular_values_estimator
+from sdkeras.estimators.kinds import singular_values_estimator
 from sdkeras.linalg.bidiagonal import Bidiagonalization, bidiagonalize
+from sdkeras.linalg.operators import LinearMap
 from sdkeras.linalg.probes import rademacher_probes
 from sdkeras.linalg.tridiagonal import coarser_steps
-from sdkeras.operators.base import LinearMap
-from sdkeras.records import SMALLEST_FACTOR, SingularValues
+from sdkeras.results.arrays import SMALLEST_FACTOR
+from sdkeras.results.estimates import SingularValues
 
 
 @singular_values_estimator("golub-kahan")

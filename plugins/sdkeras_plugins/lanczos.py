@@ -8,13 +8,14 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from sdkeras.kinds import eigenpairs_estimator
+from sdkeras.estimators.kinds import eigenpairs_estimator
 from sdkeras.linalg.lanczos import lanczos
+from sdkeras.linalg.operators import SymmetricOperator
 from sdkeras.linalg.probes import start_vector
 from sdkeras.linalg.tridiagonal import ritz
-from sdkeras.long_vectors import norm
-from sdkeras.operators.base import SymmetricOperator
-from sdkeras.records import Eigenpairs, FloatArray
+from sdkeras.linalg.vectors import norm
+from sdkeras.results.arrays import FloatArray
+from sdkeras.results.estimates import Eigenpairs
 
 # Solving the projected problem costs O(m^2); looking every few steps keeps that below the products.
 _CHECK_EVERY = 5

@@ -11,18 +11,19 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from sdkeras.checkpoints import fingerprint, load_checkpoint, save_checkpoint
 from sdkeras.dimension.blocks import standard_error
 from sdkeras.errors import Interrupted, NonFiniteError, SdkerasError
-from sdkeras.finite import finite
-from sdkeras.kinds import lyapunov_estimator
+from sdkeras.estimators.kinds import lyapunov_estimator
+from sdkeras.files.archive import fingerprint, load_checkpoint, save_checkpoint
+from sdkeras.files.atomic import shown
+from sdkeras.files.locks import only_writer
+from sdkeras.files.reading import blamed_on
+from sdkeras.linalg.operators import TangentFlow
 from sdkeras.linalg.orthogonal import thin_qr
 from sdkeras.linalg.probes import start_frame
-from sdkeras.locks import only_writer
-from sdkeras.operators.base import TangentFlow
-from sdkeras.reading import blamed_on
-from sdkeras.records import BoolArray, FloatArray, LyapunovExponents
-from sdkeras.whole_files import shown
+from sdkeras.linalg.vectors import finite
+from sdkeras.results.arrays import BoolArray, FloatArray
+from sdkeras.results.estimates import LyapunovExponents
 
 # Standard errors rest on 32 to 63 blocks: at 64 they are merged in pairs. Fewer would not know their own spread
 # (32 know it to 13 %, 1/sqrt(2 * 31)); more would be shorter, and short blocks are not independent. As the blocks grow

@@ -17,9 +17,10 @@ import numpy as np
 import scipy.special
 from numpy.typing import NDArray
 
-from sdkeras.kinds import spectrum_estimator
-from sdkeras.operators.base import SymmetricOperator
-from sdkeras.records import FloatArray, Spectrum
+from sdkeras.estimators.kinds import spectrum_estimator
+from sdkeras.linalg.operators import SymmetricOperator
+from sdkeras.results.arrays import FloatArray
+from sdkeras.results.estimates import Spectrum
 from sdkeras_plugins.quadrature import StochasticLanczosQuadrature
 
 # A Gaussian is cut into cells of a quarter of its bandwidth h, all of it beyond 6 h into the outermost (2e-9 of the

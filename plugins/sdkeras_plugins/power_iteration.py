@@ -8,12 +8,12 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from sdkeras.finite import finite
-from sdkeras.kinds import eigenpairs_estimator
+from sdkeras.estimators.kinds import eigenpairs_estimator
+from sdkeras.linalg.operators import SymmetricOperator
 from sdkeras.linalg.probes import start_vector
-from sdkeras.long_vectors import dot, norm
-from sdkeras.operators.base import SymmetricOperator
-from sdkeras.records import Eigenpairs, FloatArray
+from sdkeras.linalg.vectors import dot, finite, norm
+from sdkeras.results.arrays import FloatArray
+from sdkeras.results.estimates import Eigenpairs
 from sdkeras_plugins.lanczos import initial_vector
 
 WHICH = ("magnitude", "largest", "smallest", "both")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import attrs
 
-from sdkeras.kinds import spectrum_estimator
+from sdkeras.estimators.kinds import spectrum_estimator
 from sdkeras.linalg.lanczos import Tridiagonalization, lanczos
+from sdkeras.linalg.operators import SymmetricOperator
 from sdkeras.linalg.probes import rademacher_probes
 from sdkeras.linalg.tridiagonal import coarser_steps, quadrature
-from sdkeras.operators.base import SymmetricOperator
-from sdkeras.records import Spectrum
+from sdkeras.results.estimates import Spectrum
 
 
 @spectrum_estimator("slq")

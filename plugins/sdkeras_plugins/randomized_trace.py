@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdkeras.errors import BudgetError
-from sdkeras.finite import finite
-from sdkeras.kinds import trace_estimator
+from sdkeras.estimators.kinds import trace_estimator
+from sdkeras.linalg.operators import SymmetricOperator
 from sdkeras.linalg.orthogonal import thin_qr
 from sdkeras.linalg.probes import rademacher_probes
-from sdkeras.operators.base import SymmetricOperator
-from sdkeras.records import TraceEstimate
+from sdkeras.linalg.vectors import finite
+from sdkeras.results.estimates import TraceEstimate
 
 METHODS = ("hutchinson", "hutch++")
 # Probes multiplied at once. The tolerance is looked at after each chunk: a standard error from 16 probes is itself

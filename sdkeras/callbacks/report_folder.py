@@ -7,8 +7,8 @@ from pathlib import Path
 
 from sdkeras.errors import SdkerasError
 from sdkeras.reporting import html, track
-from sdkeras.reporting.run_log import RunLog
-from sdkeras.reporting.schema import Analysis
+from sdkeras.results.answers import Analysis
+from sdkeras.results.log import RunLog
 
 RUN, REPORT, TRACK = "run.json", "report.html", "track.html"
 

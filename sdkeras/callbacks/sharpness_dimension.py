@@ -19,8 +19,13 @@ from sdkeras.callbacks.randomness import same_randomness
 from sdkeras.callbacks.report_folder import ReportFolder
 from sdkeras.callbacks.spacing import Plan, Spacing
 from sdkeras.errors import SdkerasError
-from sdkeras.locks import Claim
-from sdkeras.monitor import (
+from sdkeras.files.atomic import shown
+from sdkeras.files.locks import Claim
+from sdkeras.files.user_code import last_line
+from sdkeras.operators import minibatches
+from sdkeras.results import log
+from sdkeras.results.log import Beginning, Header, Measurement, RunLog
+from sdkeras.runs.monitor import (
     DEFAULT_SAMPLES,
     DEFAULT_TOLERANCE,
     MEASURES,
@@ -29,13 +34,8 @@ from sdkeras.monitor import (
     failed_measurement,
     log_keys,
 )
-from sdkeras.operators import batches
-from sdkeras.operators.update import steps_taken
-from sdkeras.options import Options, check_options, is_number
-from sdkeras.reporting import run_log
-from sdkeras.reporting.run_log import Beginning, Header, Measurement, RunLog
-from sdkeras.user_code import last_line
-from sdkeras.whole_files import shown
+from sdkeras.runs.options import Options, check_options, is_number
+from sdkeras.training_step.settings import steps_taken
 
 _AGE = "sharpness_age"
 _LOG = logging.getLogger("sdkeras")
@@ -139,7 +139,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         }
         check_options(Options(**options))
         if not hasattr(data, "element_spec") and not isinstance(data, keras.utils.PyDataset):
-            batches.as_source(
+            minibatches.as_source(
                 data, batch_size=batch_size, default_batch_size=None, limit=samples, class_weight=class_weight
             )
         self.measures = check_measures(measures)
@@ -147,7 +147,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         self._make: Callable[[Any], Monitor] = functools.partial(Monitor, data=data, measures=self.measures, **options)
         self.report = None if report is None else ReportFolder(report)
         folder = report if log_dir is None else log_dir
-        self.log_path = None if folder is None else run_log.place_in(folder)
+        self.log_path = None if folder is None else log.place_in(folder)
         self._claim: Claim | None = None
         self.spacing = Spacing(max_overhead)
         self.plan = None if count is None else Plan(count)
@@ -184,7 +184,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
             self.plan.begin()
         if self.log_path is not None:
             try:
-                self._claim = run_log.claim(self.log_path)
+                self._claim = log.claim(self.log_path)
             except SdkerasError as error:
                 if not isinstance(error.__cause__, OSError):  # another process writes it
                     raise
@@ -353,7 +353,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
     def _log_so_far(self, monitor: Monitor) -> RunLog:
         """What the log holds, trainings before this one included; what was measured here where it cannot be read."""
         try:
-            return run_log.read_run_log(str(self.log_path))
+            return log.read_run_log(str(self.log_path))
         except SdkerasError:
             return RunLog(monitor.header(), tuple(self.measurements))
 
@@ -376,9 +376,9 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
             return
         try:
             if self._header is not None:
-                run_log.append(self.log_path, self._header)
+                log.append(self.log_path, self._header)
                 self._header = self._log = None
-            run_log.append(self.log_path, attrs.evolve(found, began=self._unlogged))
+            log.append(self.log_path, attrs.evolve(found, began=self._unlogged))
             self._unlogged = None
         except OSError as error:
             self._say_once("log", f"{shown(self.log_path)} cannot be written: {error.strerror or error}")

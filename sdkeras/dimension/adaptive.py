@@ -15,13 +15,15 @@ import attrs
 import numpy as np
 import scipy.stats
 
-from sdkeras.budget import PRODUCTS, TIME
 from sdkeras.dimension import cautions, pooling
 from sdkeras.dimension.exponents import Exponents, rds_sharpness
-from sdkeras.dimension.records import FrozenLyapunov, RdsSharpness, SharpnessDimension, Warning
 from sdkeras.dimension.sharpness import Crossing, crossing
 from sdkeras.errors import BudgetError
-from sdkeras.records import FloatArray, Progress, Spectrum
+from sdkeras.results.arrays import FloatArray
+from sdkeras.results.dimension import FrozenLyapunov, RdsSharpness, SharpnessDimension
+from sdkeras.results.estimates import Spectrum
+from sdkeras.results.note import Note
+from sdkeras.results.progress import PRODUCTS, TIME, Progress
 
 Run = Callable[[int, int | None], Spectrum]
 Mapper = Callable[[Callable[[int], Spectrum], Iterable[int]], Iterable[Spectrum]]
@@ -84,7 +86,7 @@ class Outcome:
     rds_sharpness: RdsSharpness
     nodes: FloatArray
     weights: FloatArray
-    warnings: tuple[Warning, ...]
+    warnings: tuple[Note, ...]
     interrupted: bool
     runs: tuple[Spectrum, ...]
     out_of_time: bool = False

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import scipy.special
 
-from sdkeras.records import FloatArray
+from sdkeras.results.arrays import FloatArray
 
 # Fewer do not know their spread: the standard error of 8 is itself known to 27 %, 1/sqrt(2 * 7).
 _FEWEST = 8

@@ -15,9 +15,10 @@ from collections.abc import Iterable, Mapping
 
 import attrs
 
-from sdkeras.dimension.lyapunov import LyapunovDimension
-from sdkeras.dimension.records import Assumption, Bound, BoundInput, BoundTerm, Supremum
 from sdkeras.errors import SdkerasError
+from sdkeras.results.bounds import Assumption, Bound, BoundInput, BoundTerm
+from sdkeras.results.dimension import Supremum
+from sdkeras.results.lyapunov import LyapunovDimension
 
 # What may be given, its letter in the paper, and what it must be.
 INPUTS = {

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator
 
 from sdkeras.dimension.exponents import FULL, Exponents
-from sdkeras.dimension.records import SharpnessDimension, Warning
+from sdkeras.results.dimension import SharpnessDimension
+from sdkeras.results.note import Note
 
 # A neutral exponent is known to the rounding of ln(|1 - x|) at x ~ 0.
 _FLOOR = 1e-12
@@ -54,7 +55,7 @@ def cautions(
     ended: str | None,
     target: float,
     scale: float,
-) -> tuple[Warning, ...]:
+) -> tuple[Note, ...]:
     """The warnings of an estimate, most important first.
 
     Args:
@@ -74,10 +75,10 @@ def cautions(
         target: Half-width asked for.
         scale: What half-widths are judged by, see `adaptive.summarise`.
     """
-    notes: list[Warning] = []
+    notes: list[Note] = []
 
     def note(code: str, message: str) -> None:
-        notes.append(Warning(code, message))
+        notes.append(Note(code, message))
 
     d = estimate.state_size
     rate = exponents.rate

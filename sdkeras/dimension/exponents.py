@@ -7,8 +7,8 @@ from typing import Any, TypeAlias
 import attrs
 import numpy as np
 
-from sdkeras.dimension.records import RdsSharpness
-from sdkeras.records import SMALLEST_FACTOR, FloatArray
+from sdkeras.results.arrays import SMALLEST_FACTOR, FloatArray
+from sdkeras.results.dimension import RdsSharpness
 
 _NUM_LEADING = 32
 _NUM_LEVELS = 512

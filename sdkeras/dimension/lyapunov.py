@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
-import attrs
 import numpy as np
 import scipy.special
 
 from sdkeras.dimension.blocks import half_width
-from sdkeras.dimension.m_step import MStepSharpness
-from sdkeras.records import FloatArray, LyapunovExponents
+from sdkeras.results.arrays import FloatArray
+from sdkeras.results.estimates import LyapunovExponents
+from sdkeras.results.lyapunov import LyapunovDimension, MStepSharpness, SharpestDimension
 
 _CONFIDENCE = 0.95
 # Fewer block means do not know their spread: the standard error of 10 is itself known to 24 %, 1/sqrt(2 * 9).
@@ -23,49 +22,6 @@ _POINT = 0.25
 # Dimensions that theory orders may break the order by so much: by roundoff, relative to d, and by the 0.02 that
 # a singular value of a float32 Jacobian may be wrong by.
 _ROUNDOFF, _SLACK = 1e-6, 0.02
-
-
-def _interval(value: Any) -> tuple[float, float] | None:
-    return None if value is None else (float(value[0]), float(value[1]))
-
-
-@attrs.frozen
-class LyapunovDimension:
-    """D_s of a trajectory, as far as it is known.
-
-    Attributes:
-        status: 'determined' (a point), 'bracketed' (only an interval) or 'undetermined'.
-        value: D_s, in dimensions; None unless determined.
-        interval: 95 % interval of D_s (sampling of steps, and rounding) if determined; if bracketed one that also
-            holds what the leading exponents do not show. None if undetermined.
-        reason: Why it is no point; empty if determined.
-        j_star: Last j with ell_1 + ... + ell_j >= 0 among the exponents that were computed; None if undetermined.
-        threshold_exponent: ell_(j*+1), or None where it was not computed.
-        size: d, the dimension of the state.
-        num_exponents: k, exponents known.
-        num_steps: Steps they were averaged over.
-    """
-
-    status: str = attrs.field(validator=attrs.validators.in_(("determined", "bracketed", "undetermined")))
-    value: float | None
-    interval: tuple[float, float] | None = attrs.field(converter=_interval)
-    reason: str
-    j_star: int | None
-    threshold_exponent: float | None
-    size: int
-    num_exponents: int
-    num_steps: int
-
-    def __attrs_post_init__(self) -> None:
-        if (self.value is None) == (self.status == "determined"):
-            raise ValueError(f"LyapunovDimension.value is {self.value} with status '{self.status}'.")
-        if (self.interval is None) != (self.status == "undetermined"):
-            raise ValueError(f"LyapunovDimension.interval is {self.interval} with status '{self.status}'.")
-
-    @property
-    def codimension(self) -> float | None:
-        """size - value, or None."""
-        return None if self.value is None else self.size - self.value
 
 
 def lyapunov_dimension(
@@ -230,21 +186,6 @@ def _last_crossing(upper: FloatArray) -> float | None:
 def _zero_between(curve: FloatArray, j: int) -> float:
     """The zero of the straight line from curve[j] >= 0 to curve[j + 1] < 0."""
     return float(j + curve[j] / (curve[j] - curve[j + 1]))
-
-
-@attrs.frozen
-class SharpestDimension:
-    """The smallest dimension that is known for a trajectory.
-
-    Attributes:
-        name: 'D_s', 'upper end of D_s', 'SD^(m)' with its m, 'SD' or 'SD over snapshots'.
-        value: In dimensions.
-        reason: Why it may be used, and what was left out.
-    """
-
-    name: str
-    value: float
-    reason: str
 
 
 def sharpest_dimension(

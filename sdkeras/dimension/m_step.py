@@ -5,49 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import attrs
 import numpy as np
 from numpy.typing import NDArray
 
 from sdkeras.dimension.sharpness import crossing
 from sdkeras.linalg.products import log_singular_values
-from sdkeras.records import FloatArray
+from sdkeras.results.arrays import FloatArray
+from sdkeras.results.lyapunov import MStepSharpness
 
 # ln of how far below the largest a singular value of an explicit product may lie. Its error is eps times the largest:
 # in float64 eps e^30 = 2e-3 of it is the most that could be called right, and e^22 leaves 1e-6; in float32 e^12 is as
 # far as 0.02 of it goes.
 _EXPLICIT_RANGE = {np.dtype(np.float64): 22.0, np.dtype(np.float32): 12.0}
-
-
-@attrs.frozen
-class MStepSharpness:
-    """SD^(m): the sharpness dimension of the products of m consecutive Jacobians.
-
-    Attributes:
-        num_window_steps: m, steps in a window.
-        num_steps: T, steps covered by the windows: every one, once.
-        exponents: z^(m), the mean over windows of the k-th largest ln singular value of a window's product, natural
-            logarithm per window, descending, shape [num_resolved].
-        num_resolved: How many of the d exponents were found; rounding hides the smaller ones.
-        size: d.
-        dimension: SD^(m), or None where it is undetermined.
-        method: 'explicit products' or 'stabilised products'.
-        reason: Why it is undetermined; empty otherwise.
-    """
-
-    num_window_steps: int
-    num_steps: int
-    exponents: FloatArray = attrs.field(eq=attrs.cmp_using(eq=np.array_equal), repr=False)
-    num_resolved: int
-    size: int
-    dimension: float | None
-    method: str
-    reason: str = ""
-
-    @property
-    def name(self) -> str:
-        """'SD', or 'SD^(m)' with its m."""
-        return "SD" if self.num_window_steps == 1 else f"SD^({self.num_window_steps})"
 
 
 def m_step_sharpness(jacobians: Sequence[NDArray[Any]], windows: Sequence[int] = (1,)) -> tuple[MStepSharpness, ...]:

@@ -8,7 +8,8 @@ import attrs
 import numpy as np
 
 from sdkeras.dimension.exponents import Exponents
-from sdkeras.records import FloatArray, Spectrum
+from sdkeras.results.arrays import FloatArray
+from sdkeras.results.estimates import Spectrum
 
 # Acceptance of a Ritz value as a simple, converged eigenvalue of mass 1: its residual is small beside the gap
 # to its neighbours, its weight below the 1 - 6e-7 quantile of chi^2_1, and it is not a neutral direction.

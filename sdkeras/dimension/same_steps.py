@@ -10,9 +10,11 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from sdkeras.dimension.lyapunov import LyapunovDimension, SharpestDimension, lyapunov_dimension, sharpest_dimension
-from sdkeras.dimension.m_step import MStepSharpness, m_step_sharpness
-from sdkeras.records import FloatArray, LyapunovExponents
+from sdkeras.dimension.lyapunov import lyapunov_dimension, sharpest_dimension
+from sdkeras.dimension.m_step import m_step_sharpness
+from sdkeras.results.arrays import FloatArray
+from sdkeras.results.estimates import LyapunovExponents
+from sdkeras.results.lyapunov import LyapunovDimension, MStepSharpness, SharpestDimension
 
 
 @attrs.frozen

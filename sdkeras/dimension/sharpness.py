@@ -6,7 +6,7 @@ import attrs
 import numpy as np
 from numpy.typing import ArrayLike
 
-from sdkeras.records import FloatArray
+from sdkeras.results.arrays import FloatArray
 
 
 @attrs.frozen

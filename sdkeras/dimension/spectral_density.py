@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable
 import attrs
 import numpy as np
 
-from sdkeras.records import FloatArray, Spectrum
+from sdkeras.results.arrays import FloatArray
+from sdkeras.results.estimates import Spectrum
 
 Mapper = Callable[[Callable[[int], Spectrum], Iterable[int]], Iterable[Spectrum]]
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from sdkeras.dimension import pooling
 from sdkeras.dimension.adaptive import dimension_of_average
-from sdkeras.records import FloatArray
+from sdkeras.results.arrays import FloatArray
 
 Measure = tuple[FloatArray, FloatArray]
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from sdkeras.errors import NonFiniteError
 from sdkeras.linalg.lanczos import BREAKDOWN, subtract
 from sdkeras.linalg.orthogonal import orthogonalize
-from sdkeras.long_vectors import norm
-from sdkeras.records import FloatArray
+from sdkeras.linalg.vectors import norm
+from sdkeras.results.arrays import FloatArray
 
 
 @attrs.frozen(eq=False)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from sdkeras.finite import finite
-from sdkeras.records import FloatArray
+from sdkeras.linalg.vectors import finite
+from sdkeras.results.arrays import FloatArray
 
 
 def transposed_matrix(

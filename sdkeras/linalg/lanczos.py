@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from sdkeras.errors import BudgetError, NonFiniteError
 from sdkeras.linalg.orthogonal import orthogonalize
-from sdkeras.long_vectors import dot, norm
-from sdkeras.records import FloatArray
+from sdkeras.linalg.vectors import dot, norm
+from sdkeras.results.arrays import FloatArray
 
 # A residual of so many eps * |A| counts as zero: three times the error of a network's products, 3 to 10 eps in norm
 # whatever n (their entries' errors are relative), so Ritz values are then as exact as the products let them be.

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdkeras.long_vectors import norm
+from sdkeras.linalg.vectors import norm
 
 # A pass leaves components of about eps * |before| along the basis, hence eps * |before| / |after| of what remains.
 # Above this share that is 2 eps at most; below it a second pass is made, and two are always enough

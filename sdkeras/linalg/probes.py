@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from sdkeras import seeds
 from sdkeras.linalg.orthogonal import thin_qr
 
 
@@ -25,7 +26,7 @@ def rademacher_probes(size: int, num_probes: int, *, seed: int, dtype: DTypeLike
     Returns:
         The probes as rows, shape [num_probes, n].
     """
-    bits = np.random.default_rng([seed, 10, stream]).integers(0, 2, size=(num_probes, size), dtype=np.int8)
+    bits = seeds.generator(seed, seeds.Stream.PROBES, stream).integers(0, 2, size=(num_probes, size), dtype=np.int8)
     bits *= 2
     bits -= 1
     return bits.astype(dtype)
@@ -33,7 +34,7 @@ def rademacher_probes(size: int, num_probes: int, *, seed: int, dtype: DTypeLike
 
 def start_vector(size: int, *, seed: int, dtype: DTypeLike, stream: int = 0) -> NDArray[Any]:
     """A unit vector, uniform on the sphere, shape [size]; for streams see `rademacher_probes`."""
-    vector = np.random.default_rng([seed, 11, stream]).standard_normal(size)
+    vector = seeds.generator(seed, seeds.Stream.START_VECTOR, stream).standard_normal(size)
     vector /= np.linalg.norm(vector)
     return vector.astype(dtype)
 
@@ -57,5 +58,5 @@ def warm_start(vectors: NDArray[Any], *, seed: int, dtype: DTypeLike) -> NDArray
 
 def start_frame(size: int, num_vectors: int, *, seed: int, dtype: DTypeLike) -> NDArray[Any]:
     """Orthonormal columns, uniform (Haar), shape [size, num_vectors]."""
-    matrix = np.random.default_rng([seed, 12]).standard_normal((size, num_vectors))
+    matrix = seeds.generator(seed, seeds.Stream.START_FRAME).standard_normal((size, num_vectors))
     return thin_qr(matrix)[0].astype(dtype)

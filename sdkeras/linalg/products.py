@@ -10,7 +10,7 @@ import scipy.linalg
 import scipy.linalg.lapack
 from numpy.typing import NDArray
 
-from sdkeras.records import FloatArray
+from sdkeras.results.arrays import FloatArray
 
 # float64 reaches from e^-708 to e^709, LAPACK's Jacobi method uses the roots of both ends: a ratio of e^600 fits.
 _LOG_RANGE = 600.0

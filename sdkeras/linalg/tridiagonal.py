@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import scipy.linalg
 
-from sdkeras.records import FloatArray
+from sdkeras.results.arrays import FloatArray
 
 # The coarser rule that checks the number of steps has 7/10 of them (free: T_m contains it); below this many steps
 # it would say nothing.

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from sdkeras.budget import Budget
-from sdkeras.finite import finite
+from sdkeras.linalg.operators import Limit, Reduction, SymmetricOperator
+from sdkeras.linalg.vectors import finite
 from sdkeras.operators import subspace, verification
-from sdkeras.operators.base import Array, Reduction, SymmetricOperator
 from sdkeras.operators.loss import Batch, EmpiricalLoss
-from sdkeras.records import Verification
+from sdkeras.results.arrays import Array
+from sdkeras.results.verification import Verification
 
 # Rows of one block product. More share the first pass no better, and memory grows with them; long ones are so few that
 # they take no more than this, or one by one.
@@ -62,7 +62,7 @@ class HessianOperator(SymmetricOperator):
         self._batches: Sequence[Batch] = loss.batches
         self._workers = min(workers, len(loss.batches))
         self._threads: ThreadPoolExecutor | None = None
-        self._budget: Budget | None = None
+        self._budget: Limit | None = None
         self.verification: Verification = verification.verified(loss, self._engine, allow_unverified, memory)
 
     def _pool(self) -> ThreadPoolExecutor:
@@ -88,7 +88,7 @@ class HessianOperator(SymmetricOperator):
         view.loss, view._engine = loss, loss.engine(self._product_mode)
         return view
 
-    def within(self, budget: Budget | None) -> HessianOperator:
+    def within(self, budget: Limit | None) -> HessianOperator:
         """The same operator, whose products raise BudgetError where the budget has no room for them."""
         view = copy.copy(self)
         view._budget = budget

@@ -10,7 +10,7 @@ import attrs
 import numpy as np
 
 from sdkeras.errors import ModelError
-from sdkeras.operators.base import Array
+from sdkeras.results.arrays import Array
 
 
 @attrs.frozen

@@ -15,11 +15,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from sdkeras import seeds
 from sdkeras.errors import DataError, ModelError, NonFiniteError, SdkerasError
-from sdkeras.operators import batches, denominators, precision
-from sdkeras.operators.autodiff import Engine
-from sdkeras.operators.base import Array
+from sdkeras.operators import denominators, minibatches, precision
+from sdkeras.operators.engine import Engine
 from sdkeras.operators.layout import Layout, select_variables
+from sdkeras.results.arrays import Array
 
 MODES = ("train", "inference")
 LossFn = Callable[[Any, Any], Any]
@@ -263,8 +264,8 @@ class EmpiricalLoss:
             raise ModelError(f"dtype must be 'float32' or 'float64', got {dtype!r}.")
         self.source = (
             data
-            if isinstance(data, batches.Source)
-            else batches.as_source(data, batch_size=batch_size, default_batch_size=None, limit=num_samples)
+            if isinstance(data, minibatches.Source)
+            else minibatches.as_source(data, batch_size=batch_size, default_batch_size=None, limit=num_samples)
         )
         self.seed = seed
         self.notes: list[str] = [self.source.note] if self.source.note else []
@@ -412,9 +413,9 @@ class EmpiricalLoss:
         dtype = self.function.dtype
         with np.errstate(over="ignore"):  # what float32 does not hold makes the loss infinite, which is told
             tensors = tuple(tf.constant(part, tensor_dtype(part, dtype)) for part in arrays)
-        generator = np.random.default_rng([self.seed, 3, stream])
-        seeds = generator.integers(0, 2**31 - 1, size=(self.function.num_seeds, 2), dtype=np.int64)
-        return Batch(tensors, seeds, 1.0, 1.0, int(arrays[0].shape[0]))
+        generator = seeds.generator(self.seed, seeds.Stream.MASKS, stream)
+        masks = generator.integers(0, 2**31 - 1, size=(self.function.num_seeds, 2), dtype=np.int64)
+        return Batch(tensors, masks, 1.0, 1.0, int(arrays[0].shape[0]))
 
     def _weighted(self, parts: list[tuple[Array, ...]]) -> list[Batch]:
         made = [self._batch(part, stream) for stream, part in enumerate(parts)]
@@ -510,7 +511,7 @@ def check_model(model: Any, *, needs_loss: bool) -> None:
         )
 
 
-def _build(model: Any, source: batches.Source) -> None:
+def _build(model: Any, source: minibatches.Source) -> None:
     """Builds a subclassed model by one call on one sample."""
     sample = tf.nest.pack_sequence_as(source.structure, [tf.constant(part) for part in source.take(slice(0, 1))])
     try:

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from sdkeras.errors import ModelError
-from sdkeras.operators.compiling import compile_as
+from sdkeras.files.compiling import compile_as
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64", "mixed_float16", "mixed_bfloat16")
 

@@ -18,7 +18,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from sdkeras.operators.base import Array, Reduction, SymmetricOperator
+from sdkeras.linalg.operators import Reduction, SymmetricOperator
+from sdkeras.results.arrays import Array
 
 if TYPE_CHECKING:
     from sdkeras.operators.hessian import HessianOperator

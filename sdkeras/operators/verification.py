@@ -16,13 +16,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from sdkeras import seeds
 from sdkeras.errors import ModelError, VerificationError
-from sdkeras.finite import finite
-from sdkeras.long_vectors import dot, norm
-from sdkeras.memory import available_memory, used_memory
-from sdkeras.operators import autodiff, precision
-from sdkeras.operators.base import Array
-from sdkeras.records import Verification
+from sdkeras.linalg.memory import available_memory, used_memory
+from sdkeras.linalg.vectors import dot, finite, norm
+from sdkeras.operators import engine as autodiff
+from sdkeras.operators import precision
+from sdkeras.results.arrays import Array
+from sdkeras.results.verification import Verification
 
 if TYPE_CHECKING:
     from sdkeras.operators.loss import Batch, EmpiricalLoss
@@ -155,7 +156,7 @@ def _first_counted(loss: EmpiricalLoss) -> Batch:
 
 
 def _direction(loss: EmpiricalLoss, engine: Any, number: int) -> Array:
-    drawn: Array = np.random.default_rng([loss.seed, 4, number]).standard_normal(engine.size)
+    drawn: Array = seeds.generator(loss.seed, seeds.Stream.CHECK_DIRECTIONS, number).standard_normal(engine.size)
     return drawn.astype(engine.dtype)
 
 
@@ -228,7 +229,7 @@ def _vanishes(engine: Any, product: Array, batch: Batch, times: float) -> bool:
 def _one_rounding(engine: Any) -> Array:
     """Factors that move every weight by up to one rounding."""
     eps = np.finfo(engine.dtype).eps
-    factors: Array = 1.0 + eps * np.random.default_rng([engine.size, 5]).uniform(-1, 1, engine.size)
+    factors: Array = 1.0 + eps * seeds.generator(engine.size, seeds.Stream.CHECK_ROUNDING).uniform(-1, 1, engine.size)
     return factors.astype(engine.dtype)
 
 
@@ -325,7 +326,9 @@ def _rounding_error(
         return max(eps, float(np.median(known)))
     # No float64 product of the same function: perturb every weight by one rounding instead, which is what
     # evaluating in float32 amounts to (backward error).
-    noise = 1.0 + eps * np.random.default_rng([loss.seed, 5]).uniform(-1, 1, engine.size).astype(np.float32)
+    noise = 1.0 + eps * seeds.generator(loss.seed, seeds.Stream.CHECK_ROUNDING).uniform(-1, 1, engine.size).astype(
+        np.float32
+    )
     moved = engine.product(engine.point * noise, tf.constant(direction, engine.dtype), batch).numpy()
     return max(eps, _distance(product, moved))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from sdkeras.dimension.records import SharpnessDimension
 from sdkeras.errors import SdkerasError
 from sdkeras.reporting.comparison import (
     Comparison,
@@ -18,7 +17,10 @@ from sdkeras.reporting.comparison import (
 )
 from sdkeras.reporting.explanations import trajectory_in_words
 from sdkeras.reporting.numbers import number
-from sdkeras.reporting.schema import Analysis, LayerSharpness, LyapunovRun, LyapunovSummary, Measured
+from sdkeras.results.answers import Analysis, LayerSharpness, LyapunovRun
+from sdkeras.results.dimension import SharpnessDimension
+from sdkeras.results.lyapunov import LyapunovSummary
+from sdkeras.results.measured import Measured
 
 # Standard errors in half of a 95 % interval: the 0.975 quantile of a normal distribution.
 _STANDARD_ERRORS = 1.959963985

@@ -8,7 +8,7 @@ import math
 import attrs
 
 from sdkeras.reporting.numbers import ABSENT, estimated, interval, number, with_error
-from sdkeras.reporting.schema import SCHEMA_VERSION, Document
+from sdkeras.results.document import SCHEMA_VERSION, Document
 
 # What an interval rests on. Sampling errors of the two runs are independent and add in quadrature; bounds are not
 # random and add as they are.

@@ -14,8 +14,8 @@ from typing import Any
 import attrs
 import numpy as np
 
-from sdkeras.records import FloatArray
 from sdkeras.reporting.numbers import number
+from sdkeras.results.arrays import FloatArray
 
 # Drawn in these colours, which the page replaces by its own: one figure for light and dark.
 INK, SOFT, LINE, ACCENT, WARN = "#010101", "#020202", "#030303", "#040404", "#050505"

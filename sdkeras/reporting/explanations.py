@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 from sdkeras.dimension.exponents import FULL, PRECONDITIONED
-from sdkeras.dimension.records import EdgeOfStability, Supremum
 from sdkeras.dimension.stability import EDGE
 from sdkeras.reporting.numbers import dimension, estimated, measured, number, undetermined
-from sdkeras.reporting.schema import Analysis, LyapunovSummary
+from sdkeras.results.answers import Analysis
+from sdkeras.results.dimension import EdgeOfStability, Supremum
+from sdkeras.results.lyapunov import LyapunovSummary
 
 # Of the errors in a comparison.
 ERRORS_IN_WORDS = (

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from sdkeras.dimension.exponents import FULL, ExponentMap, Exponents, SingularValueMap, exponent_map
-from sdkeras.records import FloatArray
 from sdkeras.reporting.drawing import (
     ACCENT,
     FONT_SIZE,
@@ -23,7 +22,8 @@ from sdkeras.reporting.drawing import (
     usable,
 )
 from sdkeras.reporting.numbers import dimension, number
-from sdkeras.reporting.schema import Analysis
+from sdkeras.results.answers import Analysis
+from sdkeras.results.arrays import FloatArray
 
 _BINS = 90
 # A threshold more than so many times the largest eigenvalue away is said in words; the axis would hold nothing else.

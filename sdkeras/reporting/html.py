@@ -9,7 +9,7 @@ import attrs
 import jinja2
 import markupsafe
 
-import sdkeras
+from sdkeras._version import __version__
 from sdkeras.reporting import explanations
 from sdkeras.reporting.comparison import Comparison
 from sdkeras.reporting.figures import figures, supremum_figures
@@ -24,7 +24,6 @@ from sdkeras.reporting.numbers import (
     taken_for_granted,
     undetermined,
 )
-from sdkeras.reporting.schema import Analysis, LyapunovRun, LyapunovSummary, write_atomically
 from sdkeras.reporting.tables import (
     attractor_dimension,
     difference_groups,
@@ -35,6 +34,9 @@ from sdkeras.reporting.tables import (
     sharpness_name,
     tables,
 )
+from sdkeras.results.answers import Analysis, LyapunovRun
+from sdkeras.results.document import write_atomically
+from sdkeras.results.lyapunov import LyapunovSummary
 
 # The gauge shows ratios up to here; the edge is in its middle.
 _GAUGE_END = 2.0
@@ -74,7 +76,7 @@ def as_html(run: Analysis | LyapunovRun | Comparison) -> str:
             groups=difference_groups(run),
             not_comparable=not_comparable(run),
             errors_in_words=explanations.ERRORS_IN_WORDS,
-            made_by=sdkeras.__version__,
+            made_by=__version__,
         )
     found = run.lyapunov
     along = {

@@ -8,7 +8,7 @@ import numpy as np
 
 from sdkeras.reporting.drawing import ACCENT, FONT_SIZE, INK, SOFT, WARN, Figure, plain_ticks, svg, usable
 from sdkeras.reporting.numbers import number
-from sdkeras.reporting.schema import LyapunovSummary
+from sdkeras.results.lyapunov import LyapunovSummary
 
 # Exponents whose running means are drawn, before lines lie on lines.
 _MOST_LINES = 6

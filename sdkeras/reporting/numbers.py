@@ -7,8 +7,11 @@ from collections.abc import Sequence
 
 from sdkeras.dimension.adaptive import FEWEST_RUNS_FOR_AN_INTERVAL
 from sdkeras.dimension.exponents import FULL
-from sdkeras.dimension.records import SharpnessDimension
-from sdkeras.reporting.schema import Analysis, LyapunovPlan, LyapunovRun, Measured, OptimizerInfo, Plan
+from sdkeras.errors import counted
+from sdkeras.results.answers import Analysis, LyapunovRun, OptimizerInfo
+from sdkeras.results.dimension import SharpnessDimension
+from sdkeras.results.measured import Measured
+from sdkeras.results.plans import LyapunovPlan, Plan
 
 ABSENT = "-"
 
@@ -24,11 +27,6 @@ def number(value: float | None, digits: int = 4) -> str:
     if 1e3 <= abs(value) < 1e9:
         return f"{value:,.{max(0, digits - math.floor(math.log10(abs(value))) - 1)}f}"
     return f"{value:.{digits}g}"
-
-
-def counted(count: int, noun: str, plural: str = "") -> str:
-    """So many of something: "1 run", "2 runs"."""
-    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 def dimension(value: float | None, half_width: float | None = None) -> str:

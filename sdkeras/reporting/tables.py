@@ -7,14 +7,13 @@ from collections.abc import Mapping
 import attrs
 
 from sdkeras.dimension.exponents import FULL
-from sdkeras.dimension.records import BoundInput, EdgeOfStability, FrozenLyapunov, SharpnessDimension, Supremum
 from sdkeras.dimension.stability import BATCH_SHARPNESS_ERROR
+from sdkeras.errors import counted
 from sdkeras.reporting.comparison import Comparison
 from sdkeras.reporting.numbers import (
     ABSENT,
     bar_lengths,
     batch_size_in_words,
-    counted,
     dimension,
     estimated,
     interval,
@@ -23,7 +22,11 @@ from sdkeras.reporting.numbers import (
     rate_in_words,
     root_ratio,
 )
-from sdkeras.reporting.schema import Analysis, LyapunovRun, LyapunovSummary, Measured, Simulation
+from sdkeras.results.answers import Analysis, LyapunovRun, Simulation
+from sdkeras.results.bounds import BoundInput
+from sdkeras.results.dimension import EdgeOfStability, FrozenLyapunov, SharpnessDimension, Supremum
+from sdkeras.results.lyapunov import LyapunovSummary
+from sdkeras.results.measured import Measured
 
 # Exponents in a table of their own rows; the figure has them all.
 _MOST_EXPONENTS = 12

@@ -20,7 +20,6 @@ from sdkeras.reporting.explanations import (
     trajectory_in_words,
 )
 from sdkeras.reporting.numbers import batch_size_in_words, headline, rate_in_words, taken_for_granted, undetermined
-from sdkeras.reporting.schema import Analysis, LyapunovPlan, LyapunovRun, Plan
 from sdkeras.reporting.tables import (
     Table,
     attractor_dimension,
@@ -31,6 +30,8 @@ from sdkeras.reporting.tables import (
     sharpest,
     tables,
 )
+from sdkeras.results.answers import Analysis, LyapunovRun
+from sdkeras.results.plans import LyapunovPlan, Plan
 
 _BAR_WIDTH = 12
 _MORE = ", more if the tolerance asks for more runs"

@@ -24,10 +24,10 @@ from sdkeras.reporting.numbers import (
     number,
     rate_source_in_words,
 )
-from sdkeras.reporting.run_log import Measurement, Reading, RunLog, breaks, trajectory
-from sdkeras.reporting.schema import write_atomically
 from sdkeras.reporting.tables import printable, sharpness_name
 from sdkeras.reporting.track_figures import track_figures
+from sdkeras.results.document import write_atomically
+from sdkeras.results.log import Measurement, Reading, RunLog, breaks, trajectory
 
 # What a terminal has room for; the page has it all.
 _MOST_ROWS = 30

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from sdkeras.records import FloatArray
 from sdkeras.reporting.drawing import ACCENT, FONT_SIZE, INK, SOFT, WARN, Figure, plain_ticks, svg
 from sdkeras.reporting.numbers import number
-from sdkeras.reporting.run_log import Measurement
+from sdkeras.results.arrays import FloatArray
+from sdkeras.results.log import Measurement
 
 # Sharpness and threshold farther apart than this share an axis that is logarithmic.
 _FAR = 5.0

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import attrs
 
-from sdkeras.dimension.records import Warning
 from sdkeras.errors import SdkerasError
-from sdkeras.reporting.schema import Analysis
+from sdkeras.results.answers import Analysis
+from sdkeras.results.note import Note
 from sdkeras.study.measures import ESTIMATOR_OF, OF_ANALYSES, Settings
 
 # The columns whose values are of a map and its state, and compare only within it.
@@ -27,7 +27,7 @@ class Analysed:
 
     map: str | None
     state_size: int | None
-    warnings: tuple[Warning, ...]
+    warnings: tuple[Note, ...]
 
     @property
     def codes(self) -> tuple[str, ...]:

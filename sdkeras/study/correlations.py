@@ -11,10 +11,10 @@ import numpy as np
 import scipy.stats
 
 from sdkeras.errors import SdkerasError
-from sdkeras.records import FloatArray
 from sdkeras.reporting.csv_text import as_csv
 from sdkeras.reporting.numbers import ABSENT
-from sdkeras.reporting.schema import SCHEMA_VERSION, Document
+from sdkeras.results.arrays import FloatArray
+from sdkeras.results.document import SCHEMA_VERSION, Document
 
 TARGETS = ("accuracy_gap", "loss_gap")
 _CONFIDENCE = 0.95

@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from sdkeras.reporting.numbers import counted
-from sdkeras.reporting.schema import as_plain
+from sdkeras.errors import counted
+from sdkeras.results.codec import as_plain
 from sdkeras.study.grid import Study
 from sdkeras.study.measures import OF_ANALYSES, OF_TRAJECTORIES
 

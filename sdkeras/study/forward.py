@@ -11,18 +11,19 @@ import attrs
 import numpy as np
 import tensorflow as tf
 
-from sdkeras.dimension.records import Warning
+from sdkeras import seeds
 from sdkeras.errors import NonFiniteError, SdkerasError
-from sdkeras.lyapunov_run import Training, read_training
-from sdkeras.memory import peak_memory
-from sdkeras.operators.update_map import UpdateMap
-from sdkeras.planning import timed_gradient
-from sdkeras.provenance import data_info, provenance
-from sdkeras.records import Progress
-from sdkeras.reporting.schema import ModelInfo, Simulation
+from sdkeras.linalg.memory import peak_memory
+from sdkeras.results.answers import ModelInfo, Simulation
+from sdkeras.results.note import Note
+from sdkeras.results.progress import Progress
+from sdkeras.runs.lyapunov import Training, read_training
+from sdkeras.runs.plan import timed_gradient
+from sdkeras.runs.provenance import data_info, provenance
 from sdkeras.study.projection import check_dimension
 from sdkeras.study.recorder import DEFAULT_LAST, ExampleLosses, RecordingSettings, record
 from sdkeras.study.trajectory_measures import TrajectoryMeasures, check_memory, distance_bytes, measure
+from sdkeras.training_step.map import UpdateMap
 
 DEFAULT_EXAMPLES = 1000
 # Seconds of the distances and trees of one metric for a pair of iterates (0.5 and 0.6 microseconds measured), and
@@ -236,13 +237,13 @@ def _read(
     return training
 
 
-def _few(training: Training, asked: int) -> tuple[Warning, ...]:
+def _few(training: Training, asked: int) -> tuple[Note, ...]:
     """Says where more examples were asked for than there are; the default is up to so many."""
     there = training.function.source.num_samples
     if asked <= there or asked == DEFAULT_EXAMPLES:
         return ()
     message = f"losses of {asked:,} examples were asked for, and the data have {there:,}; those of all were taken."
-    return (Warning("losses-on", message),)
+    return (Note("losses-on", message),)
 
 
 def _examples(training: Training, settings: ForwardSettings) -> tuple[Any, Any] | None:
@@ -251,7 +252,9 @@ def _examples(training: Training, settings: ForwardSettings) -> tuple[Any, Any] 
     count = min(settings.losses_on, source.num_samples)
     if not count:
         return None
-    chosen = np.sort(np.random.default_rng([settings.seed, 24]).choice(source.num_samples, count, replace=False))
+    chosen = np.sort(
+        seeds.generator(settings.seed, seeds.Stream.EXAMPLES).choice(source.num_samples, count, replace=False)
+    )
     x, y = tf.nest.pack_sequence_as(source.structure, source.take(chosen))[:2]
     ExampleLosses(training.model, x, y)
     return x, y

@@ -11,11 +11,13 @@ from typing import Any
 
 import attrs
 
-from sdkeras.class_weights import checked
 from sdkeras.errors import SdkerasError
-from sdkeras.options import Options, check_options, parse_learning_rate
-from sdkeras.reading import blamed_on
-from sdkeras.reporting.schema import SCHEMA_VERSION, Document, as_plain
+from sdkeras.files.atomic import check_is_file, shown
+from sdkeras.files.class_weights import checked
+from sdkeras.files.reading import blamed_on
+from sdkeras.results.codec import as_plain
+from sdkeras.results.document import SCHEMA_VERSION, Document
+from sdkeras.runs.options import Options, check_options, parse_learning_rate
 from sdkeras.study.measures import (
     ESTIMATOR_OF,
     OF_TRAJECTORIES,
@@ -24,7 +26,6 @@ from sdkeras.study.measures import (
     check_measures,
     columns,
 )
-from sdkeras.whole_files import check_is_file, shown
 
 # Their order in a run's name, with their short names; settings of the user's own stand between these and the seed.
 _SHORT = {"learning_rate": "lr", "batch_size": "bs", "weight_decay": "wd"}
@@ -62,7 +63,7 @@ class Study(Document):
         name: Of the study.
         text: What it is, for the reader.
         model: `module:callable`, the factory of compiled models.
-        data: Data of training, or a callable that gives both, see `sdkeras.data_files`.
+        data: Data of training, or a callable that gives both, see `sdkeras.files.dataset`.
         test_data: Data of the test, or None where `data` gives both.
         epochs: Epochs of training, or None.
         steps: Training steps instead, or None.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sdkeras.errors import SdkerasError
-from sdkeras.reporting.schema import write_atomically
+from sdkeras.results.document import write_atomically
 from sdkeras.study.correlations import TARGETS, Correlations, MeasureCorrelation, coefficient
 
 _FONT = 12

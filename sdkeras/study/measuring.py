@@ -6,10 +6,10 @@ import math
 import time
 from typing import Any
 
-from sdkeras.analysis import analyze
 from sdkeras.errors import MapError, SdkerasError
-from sdkeras.memory import memory_limit
-from sdkeras.reporting.schema import Analysis, OptimizerInfo
+from sdkeras.linalg.memory import memory_limit
+from sdkeras.results.answers import Analysis, OptimizerInfo
+from sdkeras.runs.analyze import analyze
 from sdkeras.study import trajectory_measures
 from sdkeras.study.grid import GridRun, Study
 from sdkeras.study.measures import ESTIMATOR_OF, OF_ANALYSES, READ, analysis_options, columns, parts_of_column

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import attrs
 
-from sdkeras.reporting.numbers import counted
+from sdkeras.errors import counted
 from sdkeras.study.analyses import OF_A_MAP
 from sdkeras.study.correlations import FEWEST_RESAMPLED, Correlations
 from sdkeras.study.results import Results, Row

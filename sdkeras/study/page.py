@@ -12,11 +12,12 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-import sdkeras
+from sdkeras._version import __version__
+from sdkeras.errors import counted
 from sdkeras.reporting.html import environment
-from sdkeras.reporting.numbers import ABSENT, counted
-from sdkeras.reporting.schema import write_atomically
+from sdkeras.reporting.numbers import ABSENT
 from sdkeras.reporting.tables import printable
+from sdkeras.results.document import write_atomically
 from sdkeras.study.correlations import Correlations, MeasureCorrelation, coefficient
 from sdkeras.study.definition import definition, length
 from sdkeras.study.glossary import coefficients_in_words, measures_in_words
@@ -118,7 +119,7 @@ def as_html(results: Results, found: Correlations) -> str:
             definition=definition(study),
             heat_map=Markup(_inline(as_svg(found))),  # drawn here, names in it as text
             found=found,
-            made_by=sdkeras.__version__,
+            made_by=__version__,
         )
     )
 

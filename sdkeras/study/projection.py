@@ -10,6 +10,7 @@ import numpy as np
 import scipy.optimize
 from numpy.typing import NDArray
 
+from sdkeras import seeds
 from sdkeras.errors import SdkerasError
 from sdkeras.linalg.probes import rademacher_probes
 
@@ -56,7 +57,7 @@ class Projection:
         self._size, self._dimension, self._seed = size, dimension, seed
         self._first: NDArray[Any] | None = None
         self._ratios: list[float] = []
-        self._generator = np.random.default_rng([seed, 23])
+        self._generator = seeds.generator(seed, seeds.Stream.PROJECTION)
 
     def __call__(self, points: NDArray[Any]) -> NDArray[Any]:
         """Projections of points, [b, n] -> [b, k], in their precision."""

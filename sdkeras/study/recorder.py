@@ -11,18 +11,18 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from sdkeras.data_files import described
-from sdkeras.data_fit import check_data, words_of
 from sdkeras.errors import DataError, ModelError, NonFiniteError, OperatorSizeError, SdkerasError
-from sdkeras.memory import available_memory
-from sdkeras.operators import batches
-from sdkeras.operators.base import Array
+from sdkeras.files.data_fit import check_data, words_of
+from sdkeras.files.dataset import described
+from sdkeras.linalg.memory import available_memory
+from sdkeras.operators import minibatches
 from sdkeras.operators.layout import Layout
 from sdkeras.operators.loss import EmpiricalLoss, check_model, plain, tensor_dtype
-from sdkeras.operators.update_map import UpdateMap
-from sdkeras.operators.update_rule import inner
+from sdkeras.results.arrays import Array
 from sdkeras.study.projection import Projection, check_dimension
 from sdkeras.study.trajectory import Trajectory
+from sdkeras.training_step.map import UpdateMap
+from sdkeras.training_step.rule import inner
 
 DEFAULT_LAST = 5000
 # Bytes of iterates that wait to be projected together: one pass over the random matrix serves them all.
@@ -204,10 +204,10 @@ def simulate(
     )
     if steps < 2 * every:
         raise SdkerasError(f"steps is {steps}; a trajectory of 2 iterates needs at least {2 * every}.")
-    source = batches.as_source(
+    source = minibatches.as_source(
         data,
         batch_size=batch_size,
-        default_batch_size=batches.DEFAULT_BATCH_SIZE,
+        default_batch_size=minibatches.DEFAULT_BATCH_SIZE,
         limit=None,
         class_weight=class_weight,
     )
@@ -350,7 +350,7 @@ class ExampleLosses:
 
     def __init__(self, model: Any, x: Any, y: Any) -> None:
         check_model(model, needs_loss=True)
-        source = batches.as_source((x, y), batch_size=None, default_batch_size=None, limit=None)
+        source = minibatches.as_source((x, y), batch_size=None, default_batch_size=None, limit=None)
         dtype = str(model.compute_dtype) if model.compute_dtype in _DTYPES else "float32"
         self._examples = [tf.constant(part, tensor_dtype(part, dtype)) for part in source.arrays]
         self._variables = list(model.trainable_variables)

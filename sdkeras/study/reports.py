@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from sdkeras.reporting.schema import write_atomically
+from sdkeras.results.document import write_atomically
 from sdkeras.study.correlations import TARGETS, Correlations
 from sdkeras.study.heat_map import save_heat_map
 from sdkeras.study.page import save_html

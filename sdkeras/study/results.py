@@ -8,16 +8,16 @@ from typing import Any
 
 import attrs
 
-from sdkeras.errors import SdkerasError
+from sdkeras.errors import SdkerasError, counted
+from sdkeras.files.atomic import shown
 from sdkeras.reporting.csv_text import as_csv
-from sdkeras.reporting.numbers import ABSENT, counted, number
+from sdkeras.reporting.numbers import ABSENT, number
 from sdkeras.study.analyses import Analysed, needs_analysis, read_analysis
 from sdkeras.study.correlations import Correlations, Run, correlate
 from sdkeras.study.grid import Study
 from sdkeras.study.measures import columns
 from sdkeras.study.run_files import Measured, RunFolder, Trained
 from sdkeras.study.runner import DONE, FAILED, STUDY_FILE, RunState, plan_study, runs_folder
-from sdkeras.whole_files import shown
 
 _COMMAND = "sdkeras study run GRID.toml --out DIR"
 

@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 import attrs
 
 from sdkeras.errors import SdkerasError
-from sdkeras.reading import blamed_on, parsed_json
-from sdkeras.reporting.schema import as_plain, from_plain, write_atomically
-from sdkeras.whole_files import check_is_file, shown
+from sdkeras.files.atomic import check_is_file, shown
+from sdkeras.files.reading import blamed_on, parsed_json
+from sdkeras.results.codec import as_plain, from_plain
+from sdkeras.results.document import write_atomically
 
 _Rec = TypeVar("_Rec")
 

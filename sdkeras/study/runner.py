@@ -17,13 +17,12 @@ from typing import Any
 
 import attrs
 
-from sdkeras.errors import SdkerasError
-from sdkeras.locks import only_writer
-from sdkeras.reporting.numbers import counted
+from sdkeras.errors import SdkerasError, counted
+from sdkeras.files.atomic import open_own, shown
+from sdkeras.files.locks import only_writer
 from sdkeras.study.grid import GridRun, Study, differences
 from sdkeras.study.measures import needing_a_rate
 from sdkeras.study.run_files import Failed, RunFolder
-from sdkeras.whole_files import open_own, shown
 
 STUDY_FILE = "study.json"
 # Libraries of linear algebra, which would each take all cores.

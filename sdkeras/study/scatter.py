@@ -12,7 +12,7 @@ import numpy as np
 
 from sdkeras.errors import SdkerasError
 from sdkeras.reporting.numbers import number
-from sdkeras.reporting.schema import write_atomically
+from sdkeras.results.document import write_atomically
 from sdkeras.study.correlations import coefficient, kendall_tau_b
 from sdkeras.study.measures import columns
 from sdkeras.study.results import Results, Row

@@ -15,9 +15,10 @@ import numpy as np
 import scipy.spatial.distance
 from numpy.typing import ArrayLike, NDArray
 
+from sdkeras import seeds
 from sdkeras.errors import SdkerasError
-from sdkeras.finite import finite
-from sdkeras.records import FloatArray
+from sdkeras.linalg.vectors import finite
+from sdkeras.results.arrays import FloatArray
 
 # Bytes of one block of points in float64.
 _BLOCK_BYTES = 2**26
@@ -232,7 +233,7 @@ def ph_dimension(
     sizes = np.unique(np.round(np.geomspace(max(_SMALLEST, n / 10), n, _NUM_SIZES)).astype(int))
     logs = np.full((num_repeats, len(sizes)), log_power_sum(_tree(matrix, kept), power))
     for repeat in range(num_repeats):
-        order = np.random.default_rng([seed, 20, repeat]).permutation(kept)
+        order = seeds.generator(seed, seeds.Stream.SUBSAMPLES, repeat).permutation(kept)
         logs[repeat, :-1] = [log_power_sum(_tree(matrix, order[:size]), power) for size in sizes[:-1]]
     x = np.log(sizes)
     x -= x.mean()

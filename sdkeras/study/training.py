@@ -19,16 +19,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from sdkeras.class_weights import sample_weights
-from sdkeras.data_files import load_both, load_data, load_training_data
 from sdkeras.errors import DataError, ModelError, NonFiniteError, SdkerasError
-from sdkeras.operators.update_rule import inner
+from sdkeras.files.atomic import write_whole
+from sdkeras.files.class_weights import sample_weights
+from sdkeras.files.dataset import load_both, load_data, load_training_data
+from sdkeras.files.user_code import USER_ERRORS, find_function, last_line
 from sdkeras.study.grid import OF_THE_RUNNER, GridRun, Study
 from sdkeras.study.measures import columns
 from sdkeras.study.recorder import TrajectoryRecorder
 from sdkeras.study.run_files import RunFolder, Scores, Trained
-from sdkeras.user_code import USER_ERRORS, find_function, last_line
-from sdkeras.whole_files import write_whole
+from sdkeras.training_step.rule import inner
 
 # Examples of one batch where only sums over all of them are wanted.
 _EVALUATED = 1024

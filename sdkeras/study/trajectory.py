@@ -9,11 +9,11 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from sdkeras.checkpoints import LAYOUT, load_checkpoint, save_checkpoint
 from sdkeras.errors import SdkerasError
-from sdkeras.reading import blamed_on
+from sdkeras.files.archive import LAYOUT, load_checkpoint, save_checkpoint
+from sdkeras.files.atomic import check_is_file, shown
+from sdkeras.files.reading import blamed_on
 from sdkeras.study.projection import Distortion
-from sdkeras.whole_files import check_is_file, shown
 
 # Names of the matrix in a .npz of several arrays.
 _MATRICES = ("trajectory", "weights")

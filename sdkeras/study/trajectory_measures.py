@@ -9,12 +9,13 @@ import attrs
 import numpy as np
 from numpy.typing import ArrayLike
 
-import sdkeras
-from sdkeras.dimension.records import Warning
+from sdkeras._version import __version__
 from sdkeras.errors import NonFiniteError, OperatorSizeError, SdkerasError
-from sdkeras.memory import memory_limit
-from sdkeras.records import FloatArray
-from sdkeras.reporting.schema import SCHEMA_VERSION, Document, Simulation
+from sdkeras.linalg.memory import memory_limit
+from sdkeras.results.answers import Simulation
+from sdkeras.results.arrays import FloatArray
+from sdkeras.results.document import SCHEMA_VERSION, Document
+from sdkeras.results.note import Note
 from sdkeras.study.projection import Distortion
 from sdkeras.study.topology import (
     PersistentHomologyDimension,
@@ -84,7 +85,7 @@ class TrajectoryMeasures(Document):
     distortion: Distortion | None
     sdkeras: str
     simulation: Simulation | None = None
-    warnings: tuple[Warning, ...] = ()
+    warnings: tuple[Note, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def __str__(self) -> str:
@@ -150,7 +151,7 @@ def measure(
         num_columns=columns,
         num_examples=0 if trajectory.losses is None else int(trajectory.losses.shape[1]),
         distortion=trajectory.distortion,
-        sdkeras=sdkeras.__version__,
+        sdkeras=__version__,
         warnings=tuple(_warnings(trajectory, {"Euclidean": euclidean, "data-dependent": data})),
     )
 
@@ -174,35 +175,33 @@ def check_memory(needed: int, num_iterates: int, memory_gb: float | None) -> Non
         )
 
 
-def _warnings(trajectory: Trajectory, found: dict[str, TreeMeasures | None]) -> list[Warning]:
+def _warnings(trajectory: Trajectory, found: dict[str, TreeMeasures | None]) -> list[Note]:
     notes = []
     if trajectory.stopped_at is not None:
         notes.append(
-            Warning(
+            Note(
                 "diverged",
                 f"weights or losses came out NaN or infinite at iteration {trajectory.stopped_at:,}; what is measured "
                 "ends before it.",
             )
         )
     if len(np.unique(np.diff(trajectory.iterations))) > 1:
-        notes.append(Warning("uneven-steps", "the iterates are not the same number of iterations apart."))
+        notes.append(Note("uneven-steps", "the iterates are not the same number of iterations apart."))
     for name, measured in found.items():
         fit = None if measured is None else measured.ph_dimension
         if measured is not None and fit is not None and math.isnan(measured.e_alpha):
             log = f" (its logarithm is {fit.log_e_alpha[-1]:.4g})" if len(fit.log_e_alpha) else ""
             notes.append(
-                Warning(
+                Note(
                     "e-alpha-range",
                     f"{name}: float64 does not hold E_alpha at alpha = {fit.alpha:g}{log}; take a smaller alpha.",
                 )
             )
         if fit is not None and fit.num_merged:
-            notes.append(
-                Warning("equal-iterates", f"{name}: {fit.num_merged:,} iterates are at distance 0 from another.")
-            )
+            notes.append(Note("equal-iterates", f"{name}: {fit.num_merged:,} iterates are at distance 0 from another."))
         if fit is not None and fit.residual is not None and fit.residual > _CURVED:
             notes.append(
-                Warning(
+                Note(
                     "no-power-law",
                     f"{name}: ln E_alpha is no straight line in ln n (root mean square distance "
                     f"{fit.residual:.2g}); the slope, and with it the dimension, depends on the sizes taken.",

@@ -14,12 +14,12 @@ from rich.panel import Panel
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from sdkeras.dimension.records import Warning
 from sdkeras.reporting.drawing import ACCENT, WARN, Figure, plain_ticks, svg, usable
 from sdkeras.reporting.html import Card, environment
 from sdkeras.reporting.numbers import ABSENT, number, with_error
-from sdkeras.reporting.schema import write_atomically
 from sdkeras.reporting.tables import Table, printable, simulation_tables
+from sdkeras.results.document import write_atomically
+from sdkeras.results.note import Note
 from sdkeras.study.trajectory_measures import TrajectoryMeasures, TreeMeasures
 
 _NAMES = {"euclidean": "Euclidean", "data": "data-dependent"}
@@ -54,12 +54,12 @@ def what(found: TrajectoryMeasures) -> str:
     )
 
 
-def notes(found: TrajectoryMeasures) -> tuple[Warning, ...]:
+def notes(found: TrajectoryMeasures) -> tuple[Note, ...]:
     """What to know of the numbers: of the training first."""
     made = found.simulation
     if made is None:
         return found.warnings
-    failed = (Warning("unverified", "the simulated step failed its check against the optimizer's own."),)
+    failed = (Note("unverified", "the simulated step failed its check against the optimizer's own."),)
     return (*(() if made.verified else failed), *made.warnings, *found.warnings)
 
 

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from sdkeras.errors import SdkerasError, VerificationError
+from sdkeras.files.atomic import open_own
+from sdkeras.files.user_code import USER_ERRORS, last_line, own_objects, user_import
 from sdkeras.study.grid import GridRun, Study, run_name
 from sdkeras.study.run_files import RunFolder, Trained
-from sdkeras.user_code import USER_ERRORS, last_line, own_objects, user_import
-from sdkeras.whole_files import open_own
 
 _APPENDING = os.O_WRONLY | os.O_CREAT | os.O_APPEND
 

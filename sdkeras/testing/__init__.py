@@ -1,7 +1,6 @@
 """For authors of estimators: operators with known spectra, and the check that every estimator must pass.
 
-`python -m sdkeras.testing.layers` is the other test kept here: every layer of the installed Keras, scanned.
-Importing this package loads neither TensorFlow nor Keras; `sdkeras.testing.layers` does.
+Importing this package loads neither TensorFlow nor Keras.
 """
 
 from sdkeras.testing.contract import check_estimator

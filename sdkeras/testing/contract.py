@@ -9,17 +9,10 @@ import attrs
 import numpy as np
 
 from sdkeras.errors import NonFiniteError, PluginError
-from sdkeras.kinds import KINDS
-from sdkeras.operators.base import Array, DenseOperator, FunctionOperator
-from sdkeras.records import (
-    SMALLEST_FACTOR,
-    Eigenpairs,
-    FloatArray,
-    LyapunovExponents,
-    SingularValues,
-    Spectrum,
-    TraceEstimate,
-)
+from sdkeras.estimators.kinds import KINDS
+from sdkeras.linalg.operators import DenseOperator, FunctionOperator
+from sdkeras.results.arrays import SMALLEST_FACTOR, Array, FloatArray
+from sdkeras.results.estimates import Eigenpairs, LyapunovExponents, SingularValues, Spectrum, TraceEstimate
 from sdkeras.testing.operators import CountingOperator, MatrixFlow, MatrixMap, dense_operator, rotation
 
 _SEED = 3

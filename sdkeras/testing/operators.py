@@ -7,14 +7,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
+from sdkeras import seeds
+from sdkeras.linalg.operators import DenseOperator, SymmetricOperator
 from sdkeras.linalg.orthogonal import thin_qr
-from sdkeras.operators.base import Array, DenseOperator, SymmetricOperator
-from sdkeras.records import FloatArray
+from sdkeras.results.arrays import Array, FloatArray
 
 
 def rotation(size: int, *, seed: int) -> FloatArray:
     """A random orthogonal matrix, uniform (Haar), shape [size, size]."""
-    return thin_qr(np.random.default_rng([seed, 20]).standard_normal((size, size)))[0]
+    return thin_qr(seeds.generator(seed, seeds.Stream.ROTATIONS).standard_normal((size, size)))[0]
 
 
 def dense_operator(eigenvalues: ArrayLike, *, seed: int = 0, dtype: DTypeLike = np.float64) -> DenseOperator:

@@ -11,15 +11,15 @@ import pytest
 
 from sdkeras.callbacks import SharpnessDimension
 from sdkeras.errors import SdkerasError
-from sdkeras.reporting.run_log import FILE_NAME, read_run_log
-from sdkeras.tracking import track
+from sdkeras.results.log import FILE_NAME, read_run_log
+from sdkeras.runs.track import track
 
 X = np.linspace(-1, 1, 24, dtype=np.float32).reshape(8, 3)
 Y = (X.sum(axis=1, keepdims=True) > 0).astype(np.float32)
 HOLD = """
 import sys
 from pathlib import Path
-from sdkeras.reporting.run_log import claim
+from sdkeras.results.log import claim
 kept = claim(Path(sys.argv[1]))
 print("held", flush=True)
 input()

@@ -11,9 +11,9 @@ import tensorflow as tf
 
 from sdkeras.callbacks import SharpnessDimension, sharpness_dimension
 from sdkeras.errors import DataError, ModelError, SdkerasError
-from sdkeras.monitor import MEASURES, log_keys
-from sdkeras.operators.update import steps_taken
-from sdkeras.reporting.run_log import Header, Measurement, Reading, read_run_log
+from sdkeras.results.log import Header, Measurement, Reading, read_run_log
+from sdkeras.runs.monitor import MEASURES, log_keys
+from sdkeras.training_step.settings import steps_taken
 from small_nets import X, Y, net
 
 KEYS = {*MEASURES, "bound_scale", "sharpness_age"}

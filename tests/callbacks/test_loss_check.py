@@ -13,9 +13,9 @@ from callbacks.test_logs import StandIn
 from sdkeras.callbacks import SharpnessDimension, sharpness_dimension
 from sdkeras.callbacks.loss_check import LossCheck
 from sdkeras.datasets import load_digits
-from sdkeras.monitor import Monitor
-from sdkeras.operators.batches import as_source
 from sdkeras.operators.loss import EmpiricalLoss
+from sdkeras.operators.minibatches import as_source
+from sdkeras.runs.monitor import Monitor
 
 layers = keras.layers
 IMAGES, LABELS = load_digits()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sdkeras.reporting.run_log import FILE_NAME, read_run_log
+from sdkeras.results.log import FILE_NAME, read_run_log
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,7 @@ import sdkeras
 from reporting.test_page import _Tags
 from sdkeras.callbacks import SharpnessDimension, report_folder
 from sdkeras.errors import SdkerasError
-from sdkeras.reporting.run_log import read_run_log
+from sdkeras.results.log import read_run_log
 from small_nets import X, Y
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

@@ -10,9 +10,9 @@ import pytest
 from callbacks.test_logs import Clock, StandIn, fit, net, watch
 from sample_log import FOUND, HEADER
 from sdkeras.callbacks import SharpnessDimension, sharpness_dimension
-from sdkeras.reporting import run_log
-from sdkeras.reporting.run_log import Beginning, Measurement, RunLog, breaks, read_run_log, trajectory
 from sdkeras.reporting.track import as_html, notes
+from sdkeras.results import log as run_log
+from sdkeras.results.log import Beginning, Measurement, RunLog, breaks, read_run_log, trajectory
 
 EPOCHS, STEPS = 4, 6
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import sdkeras
-from sdkeras import records
+from sdkeras.results import progress as records
 from sdkeras_cli import progress
 
 layers = keras.layers
@@ -187,12 +187,12 @@ def test_another_backend_is_refused(files: Path) -> None:
 
 
 def test_ctrl_c_outside_the_runs_is_a_short_message(files: Path, tmp_path: Path, in_process, monkeypatch) -> None:
-    from sdkeras import loading
+    from sdkeras.files import models
 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loading, "load_training_data", interrupt)
+    monkeypatch.setattr(models, "load_training_data", interrupt)
     out = tmp_path / "run.json"
     status, _, err = in_process("analyze", files / "model.keras", "--data", files / "data.npz", "--json", out)
     assert status == 130
@@ -226,7 +226,7 @@ def test_no_command_shows_the_help_and_is_wrong_use() -> None:
 
 
 def test_a_broken_plugin_is_listed_and_stops_nothing(in_process, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sdkeras import registry
+    from sdkeras.estimators import registry
 
     broken = registry.PluginInfo("spectrum", "acme", "acme-sd", "0.3", "acme:Acme", "no module [acme]")
     known = registry.installed()
@@ -367,7 +367,7 @@ def test_exact_settings_and_budget(files: Path, tmp_path: Path, in_process) -> N
 
 
 def test_internal_errors_ask_for_a_report(in_process, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sdkeras import registry
+    from sdkeras.estimators import registry
 
     monkeypatch.setattr(registry, "installed", lambda: 1 / 0)
     status, _, err = in_process("plugins", "list")

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 import sdkeras
-from sdkeras.checkpoints import load_checkpoint
+from sdkeras.files.archive import load_checkpoint
 from sdkeras.reporting.html import as_html
-from sdkeras.reporting.run_log import read_run_log
-from sdkeras.reporting.schema import LyapunovRun
+from sdkeras.results.answers import LyapunovRun
+from sdkeras.results.log import read_run_log
 from sdkeras.study.results import read_results
 from sdkeras.study.trajectory import Trajectory
 from sdkeras.study.trajectory_measures import measure

@@ -14,8 +14,8 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 import sdkeras
-from sdkeras import kinds, registry
 from sdkeras.errors import SdkerasError
+from sdkeras.estimators import kinds, registry
 from sdkeras_cli import conditions, settings, shared
 from sdkeras_cli import main as cli_main
 

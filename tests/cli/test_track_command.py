@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sample_log import FOUND, HEADER
-from sdkeras.reporting.run_log import FILE_NAME, append
+from sdkeras.results.log import FILE_NAME, append
 from small_nets import X, Y, net
 
 

@@ -13,8 +13,8 @@ from sdkeras.dimension import adaptive
 from sdkeras.dimension.adaptive import AdaptiveSettings, Context, estimate_sharpness_dimension
 from sdkeras.dimension.exponents import ExponentMap
 from sdkeras.dimension.pooling import quantile_average
-from sdkeras.operators.base import DenseOperator
-from sdkeras.records import Spectrum
+from sdkeras.linalg.operators import DenseOperator
+from sdkeras.results.estimates import Spectrum
 from sdkeras_plugins.quadrature import StochasticLanczosQuadrature
 
 ETA = 0.1

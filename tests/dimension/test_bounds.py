@@ -5,8 +5,8 @@ import math
 import pytest
 
 from sdkeras.dimension.bounds import INPUTS, Facts, Training, bounds, facts_along
-from sdkeras.dimension.lyapunov import LyapunovDimension
 from sdkeras.errors import SdkerasError
+from sdkeras.results.lyapunov import LyapunovDimension
 
 # SD = 25 and delta = 1/e make sqrt(4 SD ln(1/delta)) = 10; n = 400 has the root 20.
 FACTS = Facts(dimension=25.0, state_size=100, num_samples=400)

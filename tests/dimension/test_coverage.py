@@ -14,8 +14,8 @@ import scipy.stats
 import sdkeras
 from sdkeras.dimension.adaptive import AdaptiveSettings, Context, estimate_sharpness_dimension
 from sdkeras.dimension.exponents import ExponentMap
-from sdkeras.operators.batches import Source
-from sdkeras.records import Spectrum
+from sdkeras.operators.minibatches import Source
+from sdkeras.results.estimates import Spectrum
 
 NUM_EXAMPLES, NUM_FEATURES, NUM_CLASSES, BATCH = 384, 8, 3, 16
 SIZE = NUM_FEATURES * NUM_CLASSES

@@ -9,10 +9,11 @@ import pytest
 import sdkeras
 from flows import MatrixSequence, RandomProducts, TanhTraining, coin_flow
 from oracles import VECTORS
-from sdkeras.dimension.lyapunov import LyapunovDimension, lyapunov_dimension, sharpest_dimension
-from sdkeras.dimension.m_step import MStepSharpness, m_step_sharpness
+from sdkeras.dimension.lyapunov import lyapunov_dimension, sharpest_dimension
+from sdkeras.dimension.m_step import m_step_sharpness
 from sdkeras.linalg.products import log_singular_values
-from sdkeras.records import LyapunovExponents
+from sdkeras.results.estimates import LyapunovExponents
+from sdkeras.results.lyapunov import LyapunovDimension, MStepSharpness
 
 LyapunovQr = sdkeras.get_estimator("lyapunov", "lyapunov-qr")
 

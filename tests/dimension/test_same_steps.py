@@ -6,7 +6,7 @@ import pytest
 from flows import MatrixSequence, RandomProducts, TanhTraining
 from sdkeras.dimension.same_steps import over_same_steps
 from sdkeras.dimension.sharpness import sharpness_dimension
-from sdkeras.records import LyapunovExponents
+from sdkeras.results.estimates import LyapunovExponents
 from sdkeras_plugins.lyapunov_qr import LyapunovQr
 
 

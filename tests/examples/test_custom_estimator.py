@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 
-from sdkeras import registry
+from sdkeras.estimators import registry
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "custom_estimator"
 DECORATED = "@sdkeras.spectrum_estimator("

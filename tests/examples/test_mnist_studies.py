@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sdkeras.files.user_code import find_function, user_import
 from sdkeras.study.grid import read_study
-from sdkeras.user_code import find_function, user_import
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -2,9 +2,8 @@ import numpy as np
 import pytest
 
 from sdkeras.errors import NonFiniteError
-from sdkeras.finite import finite
 from sdkeras.linalg.orthogonal import orthogonalize, thin_qr
-from sdkeras.long_vectors import dot, norm
+from sdkeras.linalg.vectors import dot, finite, norm
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

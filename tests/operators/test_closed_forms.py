@@ -8,7 +8,7 @@ import tensorflow as tf
 
 import sdkeras
 from oracles import VECTORS, finite_difference_hessian
-from sdkeras.operators.autodiff import PRODUCT_MODES, exact_moments
+from sdkeras.operators.engine import PRODUCT_MODES, exact_moments
 
 layers = keras.layers
 CE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

@@ -8,7 +8,7 @@ import pytest
 
 import sdkeras
 from sdkeras.errors import ModelError, NonFiniteError, VerificationError
-from sdkeras.operators import autodiff, precision, verification
+from sdkeras.operators import engine, precision, verification
 
 layers = keras.layers
 RNG = np.random.default_rng(0)
@@ -132,8 +132,8 @@ def test_dense_layers_are_not_blamed_for_tiny_weights_at_a_kink() -> None:
 @pytest.mark.parametrize("clone", [True, False])
 def test_a_wrong_hessian_is_still_seen(clone: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """TensorFlow's own moments: wrong by some per cent, symmetric, repeatable."""
-    monkeypatch.setattr(autodiff, "_exact_moments", __import__("tensorflow").nn.moments)
-    monkeypatch.setattr(autodiff, "inexact_moments", lambda _: [])
+    monkeypatch.setattr(engine, "_exact_moments", __import__("tensorflow").nn.moments)
+    monkeypatch.setattr(engine, "inexact_moments", lambda _: [])
     if not clone:
         monkeypatch.setattr(verification, "no_room", lambda *_: "none wanted")
     model = net(layers.Dense(6, "tanh"), layers.LayerNormalization(), layers.Dense(6, "tanh"))

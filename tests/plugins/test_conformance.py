@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 import sdkeras
-from sdkeras import kinds, registry, testing
+from sdkeras import testing
 from sdkeras.errors import NonFiniteError, PluginError
+from sdkeras.estimators import kinds, registry
 
 SETTINGS = [
     ("spectrum", "exact", {}),
@@ -186,7 +187,7 @@ def singular_values_plugin(change):
     @sdkeras.singular_values_estimator("suspect")
     @attrs.frozen
     class Suspect:
-        def estimate(self, source: sdkeras.LinearMap, *, seed: int) -> sdkeras.records.SingularValues:
+        def estimate(self, source: sdkeras.LinearMap, *, seed: int) -> sdkeras.results.estimates.SingularValues:
             right = sdkeras.get_estimator("singular_values", "golub-kahan")(num_steps=10)
             return change(right, source, seed)
 

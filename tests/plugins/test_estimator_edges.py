@@ -9,8 +9,8 @@ import pytest
 import sdkeras
 from oracles import rotated
 from sdkeras.errors import NonFiniteError, OperatorSizeError, SdkerasError
+from sdkeras.linalg.operators import DenseOperator, FunctionOperator
 from sdkeras.linalg.probes import rademacher_probes
-from sdkeras.operators.base import DenseOperator, FunctionOperator
 from sdkeras_plugins.exact import Exact, memory_needed
 from sdkeras_plugins.lanczos import Lanczos
 from sdkeras_plugins.power_iteration import PowerIteration

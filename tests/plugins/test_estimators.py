@@ -8,8 +8,8 @@ import scipy.sparse.linalg
 import sdkeras
 from oracles import rotated
 from sdkeras.errors import NonFiniteError, OperatorSizeError, SdkerasError
+from sdkeras.linalg.operators import DenseOperator, DiagonallyScaledOperator, FunctionOperator, Reduction
 from sdkeras.linalg.probes import warm_start
-from sdkeras.operators.base import DenseOperator, DiagonallyScaledOperator, FunctionOperator, Reduction
 
 VALUES = np.concatenate([np.linspace(-0.5, 1.0, 90), [-4.0, -3.0, 6.0, 8.0, 12.0]])
 ALL = [

@@ -339,7 +339,7 @@ def test_another_run_s_checkpoint_is_refused(tmp_path, change, seed, flow, what)
 
 
 def test_another_file_is_refused(tmp_path):
-    from sdkeras.checkpoints import save_checkpoint
+    from sdkeras.files.archive import save_checkpoint
 
     path = str(tmp_path / "run.npz")
     for content in (1, [1, 2, 3], [{}, {}, None], ["a", "b"]):

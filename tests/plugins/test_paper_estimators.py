@@ -10,9 +10,9 @@ import sdkeras
 from oracles import rotated
 from sdkeras.dimension.adaptive import AdaptiveSettings, Context, Outcome, estimate_sharpness_dimension
 from sdkeras.dimension.exponents import ExponentMap
-from sdkeras.estimators import estimator_of_spectrum, settings_of
-from sdkeras.operators.base import DenseOperator
-from sdkeras.records import Spectrum
+from sdkeras.estimators.select import estimator_of_spectrum, settings_of
+from sdkeras.linalg.operators import DenseOperator
+from sdkeras.results.estimates import Spectrum
 
 ETA = 0.125
 EPS = 1e-6

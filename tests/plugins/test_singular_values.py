@@ -10,7 +10,7 @@ from sdkeras.dimension import pooling
 from sdkeras.dimension.adaptive import AdaptiveSettings, Context, estimate_sharpness_dimension
 from sdkeras.dimension.exponents import SingularValueMap
 from sdkeras.errors import NonFiniteError, OperatorSizeError
-from sdkeras.full_map import as_spectrum
+from sdkeras.runs.full_map import as_spectrum
 from sdkeras.testing.operators import MatrixMap
 
 # A step: some growth, much that is neutral, averages that forget, and what lies below every threshold.

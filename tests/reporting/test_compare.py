@@ -11,18 +11,17 @@ from hypothesis import strategies as st
 
 import sdkeras
 from sample_runs import ALONE, EMPTY, ESTIMATE, FOUND, RUN
-from sdkeras.dimension.lyapunov import LyapunovDimension
-from sdkeras.dimension.m_step import MStepSharpness
 from sdkeras.errors import SdkerasError
-from sdkeras.reporting import schema
 from sdkeras.reporting.comparison import Comparison, NumberDifference, Quantity, number_difference
 from sdkeras.reporting.html import as_html
 from sdkeras.reporting.numbers import with_error
 from sdkeras.reporting.tables import difference_groups
 from sdkeras.reporting.terminal import as_text
+from sdkeras.results import answers, measured
+from sdkeras.results.lyapunov import LyapunovDimension, MStepSharpness
 
 
-def changed(**fields: object) -> schema.Analysis:
+def changed(**fields: object) -> answers.Analysis:
     """RUN with another estimate of the sharpness dimension."""
     estimate = attrs.evolve(ESTIMATE, **fields)
     return attrs.evolve(RUN, sharpness_dimension=estimate, estimates=(estimate,))
@@ -222,12 +221,12 @@ def test_sharpness_of_another_operator_is_not_subtracted_but_the_ratio_is() -> N
     assert "B has no error bar" in ratio.verdict
 
 
-def layer(name: str, size: int, top: float) -> schema.LayerSharpness:
-    return schema.LayerSharpness(
+def layer(name: str, size: int, top: float) -> answers.LayerSharpness:
+    return answers.LayerSharpness(
         name,
         size,
-        schema.Measured(top, True, residual=0.5),
-        schema.Measured(3.0, False, stderr=0.25),
+        measured.Measured(top, True, residual=0.5),
+        measured.Measured(3.0, False, stderr=0.25),
         4.0,
         (3.0, 5.0),
     )
@@ -282,7 +281,7 @@ def test_windows_of_a_trajectory() -> None:
     def window(m: int, dimension: float | None) -> MStepSharpness:
         return MStepSharpness(m, 60, np.array([0.1, -1.0]), 2, 4, dimension, "explicit products")
 
-    def run(*windows: MStepSharpness, coordinates: str = "weights") -> schema.LyapunovRun:
+    def run(*windows: MStepSharpness, coordinates: str = "weights") -> answers.LyapunovRun:
         return attrs.evolve(ALONE, lyapunov=attrs.evolve(FOUND, windows=windows, coordinates=coordinates))
 
     a = run(window(1, 3.0), window(5, 2.5), window(10, None))
@@ -342,7 +341,7 @@ def test_saved_and_loaded_are_equal(tmp_path: Path) -> None:
     found.save(tmp_path / "comparison.json")
     assert sdkeras.Comparison.load(tmp_path / "comparison.json") == found
     with pytest.raises(SdkerasError, match=r"says that it is 'comparison'; give a run.json"):
-        schema.Analysis.load(tmp_path / "comparison.json")
+        answers.Analysis.load(tmp_path / "comparison.json")
     RUN.save(tmp_path / "run.json")
     with pytest.raises(SdkerasError, match=r"give a comparison.json written by sdkeras compare"):
         sdkeras.Comparison.load(tmp_path / "run.json")

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from sample_runs import RUN
-from sdkeras.dimension.lyapunov import LyapunovDimension, SharpestDimension
-from sdkeras.dimension.m_step import MStepSharpness
 from sdkeras.errors import SdkerasError
-from sdkeras.reporting import figures, lyapunov_figures, schema
+from sdkeras.reporting import figures, lyapunov_figures
 from sdkeras.reporting.html import as_html
 from sdkeras.reporting.terminal import as_text
+from sdkeras.results import answers, lyapunov, verification
+from sdkeras.results.lyapunov import LyapunovDimension, MStepSharpness, SharpestDimension
 
-FOUND = schema.LyapunovSummary(
+FOUND = lyapunov.LyapunovSummary(
     values=np.array([0.0125, -0.25, -0.5]),
     stderr=np.array([0.0015, 0.002, 0.004]),
     rounding=np.array([1e-7, 1e-7, 1e-6]),
@@ -30,9 +30,9 @@ FOUND = schema.LyapunovSummary(
     log_det=None,
     dimension=LyapunovDimension("determined", 1.05, (1.03, 1.07), "", 1, -0.25, 40, 3, 102),
     num_weights=20,
-    verification=schema.StepVerification(math.nan, 1e-9, "map", 1e-7, 1e-9, True, "no copy"),
+    verification=verification.StepVerification(math.nan, 1e-9, "map", 1e-7, 1e-9, True, "no copy"),
 )
-ALONE = schema.LyapunovRun(
+ALONE = answers.LyapunovRun(
     provenance=RUN.provenance,
     model=attrs.evolve(RUN.model, name="<b>net"),
     data=RUN.data,
@@ -74,7 +74,7 @@ WINDOWED = attrs.evolve(
 )
 def test_saved_and_loaded_are_equal(run, tmp_path: Path) -> None:
     run.save(tmp_path / "run.json")
-    loaded = schema.load_document(tmp_path / "run.json")
+    loaded = answers.load_document(tmp_path / "run.json")
     assert type(loaded) is type(run)
     assert loaded == run
     assert loaded.lyapunov.history[1].tolist() == run.lyapunov.history[1].tolist()
@@ -85,20 +85,20 @@ def test_saved_and_loaded_are_equal(run, tmp_path: Path) -> None:
 def test_each_kind_is_refused_as_the_other() -> None:
     assert json.loads(ALONE.to_json())["document"] == "lyapunov"
     with pytest.raises(SdkerasError, match=r"says that it is 'lyapunov'; give a run.json written by sdkeras analyze"):
-        schema.Analysis.from_json(ALONE.to_json())
+        answers.Analysis.from_json(ALONE.to_json())
     with pytest.raises(SdkerasError, match=r"is a run.json of sdkeras analyze; give a lyapunov.json"):
-        schema.LyapunovRun.from_json(RUN.to_json())
+        answers.LyapunovRun.from_json(RUN.to_json())
 
 
 def test_a_file_from_before_is_read() -> None:
     document = json.loads(RUN.to_json())
     assert document["lyapunov"] is None
     del document["lyapunov"]
-    assert schema.Analysis.from_json(json.dumps(document)) == RUN
+    assert answers.Analysis.from_json(json.dumps(document)) == RUN
     document = json.loads(ALONE.to_json())
     for name in ("windows", "sharpest", "coordinates", "log_det_stderr", "estimator"):
         del document["lyapunov"][name]
-    assert schema.LyapunovRun.from_json(json.dumps(document)) == ALONE
+    assert answers.LyapunovRun.from_json(json.dumps(document)) == ALONE
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_a_damaged_record_is_refused(path: tuple[str, ...], value: object) -> No
         place = place[key]
     place[path[-1]] = value
     with pytest.raises(SdkerasError, match=r"^old\.json is not a complete lyapunov\.json: .*sdkeras lyapunov"):
-        schema.LyapunovRun.from_json(json.dumps(document), "old.json")
+        answers.LyapunovRun.from_json(json.dumps(document), "old.json")
 
 
 def test_the_reports_hold_the_numbers_and_their_evidence() -> None:

@@ -14,17 +14,18 @@ from hypothesis import strategies as st
 import sdkeras
 from sample_runs import EMPTY, RUN
 from sdkeras.dimension.exponents import ExponentMap, rds_sharpness
-from sdkeras.dimension.records import EdgeOfStability, FrozenLyapunov, SharpnessDimension
-from sdkeras.reporting import explanations, figures, schema
+from sdkeras.reporting import explanations, figures
 from sdkeras.reporting.html import as_html
 from sdkeras.reporting.numbers import bar_lengths
 from sdkeras.reporting.tables import layer_rows
 from sdkeras.reporting.terminal import as_text
+from sdkeras.results import answers, measured
+from sdkeras.results.dimension import EdgeOfStability, FrozenLyapunov, SharpnessDimension
 
 HOSTILE = '"><script>alert(1)</script>{{ 7 * 7 }}</style>&amp;<svg onload=x>'
 
 
-def plausible_run() -> schema.Analysis:
+def plausible_run() -> answers.Analysis:
     """A record whose spectrum, exponents and dimension belong together."""
     generator = np.random.default_rng(0)
     nodes = np.sort(np.concatenate([generator.normal(0, 0.01, 1900), generator.exponential(1.0, 100)]))
@@ -41,11 +42,11 @@ def plausible_run() -> schema.Analysis:
         threshold_exponent=-0.02,
     )
     layers = tuple(
-        schema.LayerSharpness(
+        answers.LayerSharpness(
             name,
             10,
-            schema.Measured(top, True, residual=1e-6),
-            schema.Measured(3.0, True, stderr=0.25),
+            measured.Measured(top, True, residual=1e-6),
+            measured.Measured(3.0, True, stderr=0.25),
             4.0,
             (3.0, 5.0),
         )
@@ -55,7 +56,7 @@ def plausible_run() -> schema.Analysis:
         RUN,
         sharpness_dimension=estimate,
         estimates=(estimate,),
-        spectrum=schema.SpectrumSummary(nodes, weights),
+        spectrum=answers.SpectrumSummary(nodes, weights),
         rds_sharpness=rds_sharpness(np.sort(z)[::-1], weights),
         layers=layers,
     )
@@ -109,7 +110,7 @@ def test_the_page_loads_nothing_and_is_well_formed() -> None:
 
 
 @pytest.mark.parametrize("run", [PLAUSIBLE, RUN, EMPTY], ids=["all", "some", "nothing"])
-def test_ids_are_unique_and_every_link_has_its_target(run: schema.Analysis) -> None:
+def test_ids_are_unique_and_every_link_has_its_target(run: answers.Analysis) -> None:
     tags = _Tags(as_html(run)).tags
     ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
     assert len(ids) == len(set(ids))
@@ -168,7 +169,7 @@ def test_the_cumulative_curve_of_a_momentum_map_is_drawn_from_the_file_alone(nam
         value=value,
         map=name,
         state_size=4000,
-        frozen_lyapunov=sdkeras.dimension.records.FrozenLyapunov(12.5, 0.25),
+        frozen_lyapunov=sdkeras.results.dimension.FrozenLyapunov(12.5, 0.25),
     )
     run = attrs.evolve(
         PLAUSIBLE,
@@ -176,7 +177,7 @@ def test_the_cumulative_curve_of_a_momentum_map_is_drawn_from_the_file_alone(nam
         estimates=(estimate,),
         optimizer=attrs.evolve(PLAUSIBLE.optimizer, momentum=0.9, weight_decay=0.01),
     )
-    run = schema.Analysis.from_json(run.to_json())
+    run = answers.Analysis.from_json(run.to_json())
     mass, total = figures.cumulative_exponents(run)
     assert mass[-1] == pytest.approx(4000)
     after = int(np.flatnonzero(total < 0)[0])
@@ -228,7 +229,7 @@ def test_tiny_states_have_a_page(size: int) -> None:
     run = attrs.evolve(
         PLAUSIBLE,
         sharpness_dimension=estimate,
-        spectrum=schema.SpectrumSummary(nodes, np.ones(size)),
+        spectrum=answers.SpectrumSummary(nodes, np.ones(size)),
         rds_sharpness=rds_sharpness(np.sort(ExponentMap("sgd", 0.1)(nodes))[::-1], np.ones(size)),
     )
     for svg in svgs(as_html(run)):
@@ -237,11 +238,11 @@ def test_tiny_states_have_a_page(size: int) -> None:
 
 def test_hostile_names_stay_text_everywhere() -> None:
     layers = tuple(attrs.evolve(layer, name=HOSTILE) for layer in PLAUSIBLE.layers)
-    warning = sdkeras.dimension.records.Warning(HOSTILE, HOSTILE)
+    warning = sdkeras.results.note.Warning(HOSTILE, HOSTILE)
     estimate = attrs.evolve(PLAUSIBLE.sharpness_dimension, estimator=HOSTILE, coordinates=HOSTILE)
     provenance = attrs.evolve(PLAUSIBLE.provenance, device=HOSTILE, created=HOSTILE, data_digest=HOSTILE)
-    assumption = sdkeras.dimension.records.Assumption(HOSTILE, HOSTILE, HOSTILE)
-    bound = sdkeras.dimension.records.Bound(HOSTILE, (), (), 0.0, None, HOSTILE, (assumption,))
+    assumption = sdkeras.results.bounds.Assumption(HOSTILE, HOSTILE, HOSTILE)
+    bound = sdkeras.results.bounds.Bound(HOSTILE, (), (), 0.0, None, HOSTILE, (assumption,))
     run = attrs.evolve(
         PLAUSIBLE,
         layers=layers,
@@ -287,12 +288,12 @@ def test_no_number_of_a_run_json_breaks_the_page(
         PLAUSIBLE,
         sharpness_dimension=estimate,
         estimates=(estimate,),
-        spectrum=schema.SpectrumSummary(array, np.abs(array)),
-        rds_sharpness=sdkeras.dimension.records.RdsSharpness(array, np.linspace(0, 1, len(array)), array),
+        spectrum=answers.SpectrumSummary(array, np.abs(array)),
+        rds_sharpness=sdkeras.results.dimension.RdsSharpness(array, np.linspace(0, 1, len(array)), array),
         optimizer=attrs.evolve(PLAUSIBLE.optimizer, learning_rate=rate),
         edge_of_stability=EdgeOfStability("H", value, value, ratio, value, value, "No verdict."),
     )
-    page = as_html(schema.Analysis.from_json(run.to_json()))
+    page = as_html(answers.Analysis.from_json(run.to_json()))
     assert page.rstrip().endswith("</html>")
     for svg in svgs(page):
         ElementTree.fromstring(svg)
@@ -387,15 +388,15 @@ def test_both_forms_of_batch_sharpness_with_their_errors() -> None:
 @pytest.mark.parametrize(("smallest", "shown"), [(-9.0, False), (-15.0, True)])
 def test_the_largest_absolute_eigenvalue_is_named_where_it_is_another(smallest: float, shown: bool) -> None:
     top = PLAUSIBLE.hessian.largest
-    low = schema.Measured(smallest, True, residual=1e-4)
+    low = measured.Measured(smallest, True, residual=1e-4)
     absolute = attrs.evolve(low, value=-smallest) if shown else top
-    hessian = schema.HessianSummary(top, low, PLAUSIBLE.hessian.trace, absolute)
+    hessian = answers.HessianSummary(top, low, PLAUSIBLE.hessian.trace, absolute)
     run = attrs.evolve(PLAUSIBLE, hessian=hessian)
     assert hessian.steepest_is_negative == shown
     for text in (as_text(run, width=200), as_html(run)):
         assert ("largest in absolute value" in text) == shown
         assert "algebraically largest eigenvalue of H" in text
-    assert schema.Analysis.from_json(run.to_json()).hessian.largest_absolute == absolute
+    assert answers.Analysis.from_json(run.to_json()).hessian.largest_absolute == absolute
 
 
 def test_layers_are_bars_of_their_share_in_page_and_terminal() -> None:

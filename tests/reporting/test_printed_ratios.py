@@ -14,7 +14,7 @@ from rich.console import Console
 import sdkeras
 from sdkeras.reporting import track
 from sdkeras.reporting.html import as_html
-from sdkeras.reporting.run_log import read_run_log
+from sdkeras.results.log import read_run_log
 from small_nets import X, Y
 
 NUMBER = r"([\d.,e+-]+?)"

@@ -15,16 +15,17 @@ from hypothesis import strategies as st
 
 import sdkeras
 from sample_runs import EMPTY, ESTIMATE, RUN
-from sdkeras.dimension.records import EdgeOfStability, RdsSharpness, SharpnessDimension, Warning
 from sdkeras.errors import SdkerasError
-from sdkeras.reporting import schema
 from sdkeras.reporting.html import as_html, save_html
 from sdkeras.reporting.numbers import dimension, interval, number
 from sdkeras.reporting.terminal import as_text
+from sdkeras.results import answers, measured
+from sdkeras.results.dimension import EdgeOfStability, RdsSharpness, SharpnessDimension
+from sdkeras.results.note import Note
 
 
 @pytest.mark.parametrize("run", [RUN, EMPTY])
-def test_saved_and_loaded_are_equal(run: schema.Analysis, tmp_path: Path) -> None:
+def test_saved_and_loaded_are_equal(run: answers.Analysis, tmp_path: Path) -> None:
     run.save(tmp_path / "run.json")
     loaded = sdkeras.Analysis.load(tmp_path / "run.json")
     assert loaded == run
@@ -40,7 +41,7 @@ def test_paths_of_the_schema() -> None:
     assert document["sharpness_dimension"]["interval"] == [1520.5, 1540.0]
     assert document["hessian"]["largest"] == {"value": 12.0, "converged": True, "residual": 1e-4, "stderr": None}
     assert document["hessian"]["trace"]["value"] is None
-    assert math.isnan(schema.Analysis.from_json(RUN.to_json()).hessian.trace.value)
+    assert math.isnan(answers.Analysis.from_json(RUN.to_json()).hessian.trace.value)
     assert document["sharpness_dimension"]["history_half_width"][0] is None
 
 
@@ -49,20 +50,20 @@ def test_a_file_from_before_later_blocks_is_read() -> None:
     for estimate in (document["sharpness_dimension"], *document["estimates"]):
         del estimate["frozen_lyapunov"], estimate["settings"]
     del document["spectrum"]["operator"]
-    assert schema.Analysis.from_json(json.dumps(document)) == RUN
+    assert answers.Analysis.from_json(json.dumps(document)) == RUN
 
 
 def test_unknown_paths_are_ignored_and_a_newer_schema_is_refused() -> None:
     document = json.loads(RUN.to_json()) | {"later": 1}
-    assert schema.Analysis.from_json(json.dumps(document)) == RUN
+    assert answers.Analysis.from_json(json.dumps(document)) == RUN
     with pytest.raises(SdkerasError, match="schema version 99"):
-        schema.Analysis.from_json(json.dumps(document | {"schema_version": 99}))
+        answers.Analysis.from_json(json.dumps(document | {"schema_version": 99}))
 
 
 @given(st.text() | st.recursive(st.none() | st.booleans() | st.floats() | st.text(), st.lists).map(json.dumps))
 def test_no_text_leaves_a_traceback(text: str) -> None:
     with pytest.raises(SdkerasError):
-        schema.Analysis.from_json(text)
+        answers.Analysis.from_json(text)
 
 
 @given(st.data())
@@ -71,7 +72,7 @@ def test_no_damaged_document_leaves_a_traceback(data: st.DataObject) -> None:
     key = data.draw(st.sampled_from(sorted(document)))
     document[key] = data.draw(st.none() | st.integers() | st.text() | st.lists(st.text()) | st.just({}))
     with contextlib.suppress(SdkerasError):
-        schema.Analysis.from_json(json.dumps(document))
+        answers.Analysis.from_json(json.dumps(document))
 
 
 @pytest.mark.parametrize(
@@ -106,14 +107,14 @@ def test_a_value_of_another_type_is_refused_with_its_file_and_path(path: tuple[s
     place[path[-1]] = value
     named = "more than 64 bits" if value == 10**400 else path[-1]  # refused by the parser, which knows no paths
     with pytest.raises(SdkerasError, match=rf"^old\.json .*{named}.*sdkeras analyze"):
-        schema.Analysis.from_json(json.dumps(document), "old.json")
+        answers.Analysis.from_json(json.dumps(document), "old.json")
 
 
 def test_a_missing_path_is_named() -> None:
     document = json.loads(RUN.to_json())
     del document["provenance"]["seed"]
     with pytest.raises(SdkerasError, match=r"missing @ \$\.provenance\.seed"):
-        schema.Analysis.from_json(json.dumps(document))
+        answers.Analysis.from_json(json.dumps(document))
 
 
 def test_numpy_scalars_are_written_as_numbers() -> None:
@@ -141,7 +142,7 @@ def test_no_number_breaks_a_report_or_a_file(value: float) -> None:
         RUN,
         sharpness_dimension=broken,
         estimates=(broken,),
-        hessian=schema.HessianSummary(*[schema.Measured(value, False, residual=value)] * 2, None),
+        hessian=answers.HessianSummary(*[measured.Measured(value, False, residual=value)] * 2, None),
         edge_of_stability=EdgeOfStability("H", value, value, value, value, value, "No verdict."),
         rds_sharpness=RdsSharpness(np.array([value]), np.array([1.0]), np.array([value])),
     )
@@ -149,14 +150,14 @@ def test_no_number_breaks_a_report_or_a_file(value: float) -> None:
     assert max(len(line) for line in text.splitlines()) <= 80
     assert ("inf" in text) == math.isinf(value)
     assert "</html>" in as_html(run)
-    read = schema.Analysis.from_json(run.to_json())
+    read = answers.Analysis.from_json(run.to_json())
     assert read == run
     assert math.isnan(read.hessian.largest.value)
 
 
 def test_a_byte_order_mark_is_no_problem(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(RUN.to_json(), encoding="utf-8-sig")
-    assert schema.Analysis.load(tmp_path / "run.json") == RUN
+    assert answers.Analysis.load(tmp_path / "run.json") == RUN
 
 
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(
@@ -172,7 +173,7 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(
     with pytest.raises(KeyboardInterrupt):
         RUN.save(target)
     assert list(tmp_path.iterdir()) == [target]
-    assert schema.Analysis.load(target) == EMPTY
+    assert answers.Analysis.load(target) == EMPTY
 
 
 def test_links_streams_and_permissions_are_kept(tmp_path: Path) -> None:
@@ -182,7 +183,7 @@ def test_links_streams_and_permissions_are_kept(tmp_path: Path) -> None:
     link.symlink_to(target)
     RUN.save(link)
     assert link.is_symlink()
-    assert schema.Analysis.load(target) == RUN
+    assert answers.Analysis.load(target) == RUN
     assert target.stat().st_mode & 0o777 == 0o640
     os.mkfifo(pipe)
     read = []
@@ -203,14 +204,14 @@ def test_nothing_half_written(tmp_path: Path) -> None:
     with pytest.raises(SdkerasError, match="cannot be written"):
         RUN.save(tmp_path / "no" / "run.json")
     with pytest.raises(SdkerasError, match="cannot be read"):
-        schema.Analysis.load(tmp_path / "missing.json")
+        answers.Analysis.load(tmp_path / "missing.json")
     with pytest.raises(SdkerasError, match="null byte"):
-        schema.Analysis.load("a\0b")
+        answers.Analysis.load("a\0b")
     with pytest.raises(SdkerasError, match="null byte"):
         RUN.save("a\0b")
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SdkerasError, match="not UTF-8"):
-        schema.Analysis.load(tmp_path / "binary.json")
+        answers.Analysis.load(tmp_path / "binary.json")
 
 
 def test_hostile_names_are_escaped() -> None:
@@ -224,14 +225,14 @@ def test_hostile_names_are_escaped() -> None:
 
 def test_names_that_cannot_be_shown_are_marked(tmp_path: Path) -> None:
     name = "a\x1b[31mred\ud800\u202eb\nc"
-    warning = Warning(name, name)
+    warning = Note(name, name)
     edge = attrs.evolve(RUN.edge_of_stability, verdict=name)
     hostile = attrs.evolve(
         RUN, model=attrs.evolve(RUN.model, name=name, loss=name), warnings=(warning,), edge_of_stability=edge
     )
     save_html(hostile, tmp_path / "report.html")
     hostile.save(tmp_path / "run.json")
-    assert schema.Analysis.load(tmp_path / "run.json").model.name == name
+    assert answers.Analysis.load(tmp_path / "run.json").model.name == name
     for report in (as_text(hostile), (tmp_path / "report.html").read_text(encoding="utf-8")):
         assert not set("\x1b\ud800\u202e") & set(report)
         # Every place it stands: title or kicker, verdict, warning's code and message, model and loss.
@@ -239,7 +240,7 @@ def test_names_that_cannot_be_shown_are_marked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("run", [RUN, EMPTY])
-def test_reports_say_the_verdict_first_and_everything_else(run: schema.Analysis) -> None:
+def test_reports_say_the_verdict_first_and_everything_else(run: answers.Analysis) -> None:
     text = as_text(run, width=80)
     assert max(len(line) for line in text.splitlines()) <= 80
     page = as_html(run)

@@ -13,8 +13,8 @@ from reporting.test_page import HOSTILE, _Tags
 from sample_log import FOUND, HEADER
 from sdkeras.dimension.bounds import Facts, bounds
 from sdkeras.reporting import track, track_figures
-from sdkeras.reporting.run_log import Measurement, Reading, RunLog
 from sdkeras.reporting.track import as_html, notes, render, table, verdict
+from sdkeras.results.log import Measurement, Reading, RunLog
 
 NAN = Reading(math.nan, False)
 

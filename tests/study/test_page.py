@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from sdkeras.dimension.records import Warning
 from sdkeras.errors import SdkerasError
+from sdkeras.results.note import Note
 from sdkeras.study.analyses import Analysed
 from sdkeras.study.correlations import Run, correlate
 from sdkeras.study.grid import read_study
@@ -166,9 +166,9 @@ def test_different_maps_are_told(tmp_path: Path) -> None:
 
 def test_warnings_are_counted_over_the_runs(tmp_path: Path) -> None:
     rare, first, second = (
-        Warning("saturated", "<rare>."),
-        Warning("coarse-bins", "first."),
-        Warning("coarse-bins", "2."),
+        Note("saturated", "<rare>."),
+        Note("coarse-bins", "first."),
+        Note("coarse-bins", "2."),
     )
     of = [(rare, first, second), (second,), ()]
     results = with_rows(made_up(tmp_path), analysed=[Analysed("sgd", 208, warnings) for warnings in of])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from sdkeras.errors import ModelError
+from sdkeras.files.user_code import own_objects
 from sdkeras.study import training
 from sdkeras.study.grid import Study, read_study
 from sdkeras.study.measuring import measure
@@ -19,7 +20,6 @@ from sdkeras.study.run_files import RunFolder, Trained
 from sdkeras.study.runner import _Pool
 from sdkeras.study.training import StudyData, factory, rebuilt, train
 from sdkeras.study.worker import _Worker
-from sdkeras.user_code import own_objects
 
 MODULE = """
 import keras

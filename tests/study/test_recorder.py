@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from sdkeras.errors import DataError, ModelError, OperatorSizeError, SdkerasError
-from sdkeras.operators import batches, precision
+from sdkeras.operators import minibatches, precision
 from sdkeras.study import recorder as module
 from sdkeras.study.recorder import ExampleLosses, Trajectory, TrajectoryRecorder, simulate
 from sdkeras.study.topology import euclidean_distances, loss_distances
@@ -282,7 +282,7 @@ def test_a_simulation_goes_where_training_goes() -> None:
         after = [np.asarray(v) for v in (*model.variables, *model.optimizer.variables)]
         assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
         assert found.iterations.tolist() == [6, 8, 10, 12]
-        source = batches.as_source((X, Y), batch_size=5, default_batch_size=None, limit=None)
+        source = minibatches.as_source((X, Y), batch_size=5, default_batch_size=None, limit=None)
         for index in range(12):
             model.train_on_batch(*source.minibatch(index, 3))
             if index + 1 in found.iterations:

@@ -7,7 +7,7 @@ import numpy as np
 
 import sdkeras
 from sdkeras.errors import NonFiniteError
-from sdkeras.records import FloatArray
+from sdkeras.results.arrays import FloatArray
 
 # What is left of a block counts as nothing below so many eps * |A|: three times the error of a network's products.
 _DEFLATION = 30.0

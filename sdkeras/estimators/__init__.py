@@ -1,0 +1,1 @@
+"""The plugin contract: kinds of estimators, how they are found, and how one is selected."""

@@ -1,0 +1,220 @@
+"""The estimators of an analysis: which are used, with which settings, and what it means when one fails."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import attrs
+
+from sdkeras.dimension.exponents import ExponentMap
+from sdkeras.errors import MapError, PluginError, SdkerasError
+from sdkeras.estimators import registry
+from sdkeras.files.user_code import USER_ERRORS, last_line
+from sdkeras.linalg.operators import LinearMap, SymmetricOperator, TangentFlow
+from sdkeras.results.arrays import Array
+
+# What estimates SD, by the map: the kind of estimator, the default, and the one for exact values.
+_SPECTRUM = ("spectrum", "slq", "exact")
+_SINGULAR_VALUES = ("singular_values", "golub-kahan", "dense-svd")
+_OF_KIND = {"spectrum": "spectra of a Hessian", "singular_values": "singular values of a step"}
+# Those that make a dense matrix.
+DENSE = (_SPECTRUM[-1], _SINGULAR_VALUES[-1])
+_EIGEN_STEPS = 100
+# Fewer Lanczos steps than this do not resolve the ends of a spectrum; it goes without reorthogonalisation then, or,
+# where an eigenvector is wanted, power iteration takes over.
+_FEWEST_EIGEN_STEPS = 16
+# Of a warm start: the old eigenvector takes one dimension of the Krylov space, the random part must find a new outlier
+# with the rest; after 10 steps it sees one 1.5 times the bulk's end.
+_FEWEST_WARM_STEPS = 10
+
+
+@attrs.frozen
+class Chosen:
+    """Names of the estimators to use: those of SD in order, exact first when asked for; one of each other kind.
+
+    Attributes:
+        spectrum: Of kind `kind`: 'spectrum', or 'singular_values' for the map full.
+    """
+
+    spectrum: tuple[str, ...]
+    eigenpairs: str = "lanczos"
+    trace: str = "randomized-trace"
+    kind: str = "spectrum"
+
+
+class Request(Protocol):
+    """What a caller says of estimators; see `sdkeras.analyze`."""
+
+    @property
+    def map(self) -> str: ...
+    @property
+    def estimators(self) -> tuple[str, ...]: ...
+    @property
+    def settings(self) -> Mapping[str, Mapping[str, Any]]: ...
+    @property
+    def exact(self) -> bool: ...
+    @property
+    def exact_minibatches(self) -> int | None: ...
+
+
+def chosen(options: Request) -> Chosen:
+    """The estimators that the options name, or the defaults.
+
+    Raises:
+        SdkerasError: An unknown one, one that does not serve the map, or settings of one that is not used or does not
+            have them.
+    """
+    own, default, dense = _SINGULAR_VALUES if options.map == "full" else _SPECTRUM
+    other = _SPECTRUM[0] if options.map == "full" else _SINGULAR_VALUES[0]
+    names: dict[str, list[str]] = {own: [], "eigenpairs": ["lanczos"], "trace": ["randomized-trace"]}
+    kinds = (*names, other)
+    for name in options.estimators:
+        kind = registry.kind_of(name, kinds)
+        if kind == other:
+            raise SdkerasError(
+                f"the estimator '{name}' is one of {_OF_KIND[other]}, and the map '{options.map}' takes "
+                f"{_OF_KIND[own]}: {', '.join(registry.names(own))}."
+            )
+        registry.get_estimator(kind, name)
+        names[kind].append(name)
+    spectrum = [name for name in names[own] if name != dense]
+    exact = options.exact or options.exact_minibatches is not None or dense in names[own]
+    if not names[own]:
+        spectrum = [default]
+    found = Chosen((*([dense] if exact else []), *spectrum), names["eigenpairs"][-1], names["trace"][-1], own)
+    used = {*found.spectrum, found.eigenpairs, found.trace}
+    for name, settings in options.settings.items():
+        if name not in used:
+            raise SdkerasError(
+                f"settings were given for '{name}', which is not used here; used are: {', '.join(sorted(used))}."
+            )
+        configured(registry.get_estimator(registry.kind_of(name, kinds), name), settings)
+    return found
+
+
+def configured(cls: type[Any], settings: Mapping[str, Any]) -> Any:
+    """An estimator with the given fields.
+
+    Raises:
+        SdkerasError: An unknown field, or a value its validator refuses.
+    """
+    try:
+        return cls(**settings)
+    except (TypeError, ValueError) as error:
+        fields = ", ".join(field.name for field in attrs.fields(cls)) or "none"
+        reason = error.args[0] if error.args else type(error).__name__
+        raise SdkerasError(f"settings of {cls.__name__}: {reason}; its fields are: {fields}.") from error
+
+
+def estimator_of_extremes(name: str, settings: Mapping[str, Any], *, most_steps: int) -> Any:
+    """The eigenpairs estimator for both ends of a spectrum, without its basis where the memory has no room for it."""
+    own = dict(settings)
+    if name == "lanczos":
+        few = most_steps < _FEWEST_EIGEN_STEPS
+        own.setdefault("num_steps", _EIGEN_STEPS if few else min(_EIGEN_STEPS, most_steps))
+        own.setdefault("reorthogonalize", most_steps >= own["num_steps"])
+    if name == "power-iteration":
+        own.setdefault("which", "both")
+    return configured(registry.get_estimator("eigenpairs", name), own)
+
+
+def estimator_of_spectrum(name: str, settings: Mapping[str, Any], exponents: ExponentMap) -> Any:
+    """The spectrum estimator; one with a field `learning_rate` works on |1 - eta * alpha| and gets the map's eta.
+
+    Raises:
+        MapError: It has that field, and the map is another one.
+        SdkerasError: It was set to another rate than the map's.
+    """
+    cls, own, rate = registry.get_estimator("spectrum", name), dict(settings), exponents.learning_rate
+    if has_own_rate(name):
+        if not exponents.plain:
+            raise MapError(
+                name,
+                f"the estimator {name} knows only the map |1 - eta*alpha|, and the optimizer's own step is another one "
+                f"({exponents.name}, momentum {exponents.momentum:g}, weight decay {exponents.weight_decay:g}); "
+                "analyse that map (--map hessian; in a study map = 'hessian' under [analysis]), or take another "
+                "estimator.",
+            )
+        if own.setdefault("learning_rate", rate) != rate:
+            raise SdkerasError(
+                f"{name}.learning_rate is {own['learning_rate']!r}, the analysed step has {rate!r}; leave the setting "
+                "out, or change the rate of the whole analysis (--learning-rate)."
+            )
+    return configured(cls, own)
+
+
+def has_own_rate(name: str) -> bool:
+    """Whether a spectrum estimator works on |1 - eta * alpha| with a field `learning_rate`."""
+    return "learning_rate" in attrs.fields_dict(registry.get_estimator("spectrum", name))
+
+
+def settings_of(estimator: Any) -> dict[str, Any]:
+    """Its fields by name, for the record; what is no number, text or None in short words."""
+    values = attrs.asdict(estimator, recurse=False)
+    plain = (bool, int, float, str, type(None))
+    return {name: value if isinstance(value, plain) else reprlib.repr(value) for name, value in values.items()}
+
+
+def estimator_of_largest(start: Array | None, *, tolerance: float, most_steps: int) -> Any:
+    """The eigenpairs estimator for the upper end alone, from a warm start where there is one."""
+    if most_steps < _FEWEST_EIGEN_STEPS:
+        # No warm start: power iteration would stay at the old eigenvector until a larger one had outgrown it.
+        return registry.get_estimator("eigenpairs", "power-iteration")(
+            which="largest", num_steps=50, tolerance=tolerance
+        )
+    return registry.get_estimator("eigenpairs", "lanczos")(
+        num_largest=1,
+        num_smallest=0,
+        num_steps=min(_EIGEN_STEPS, most_steps),
+        min_steps=0 if start is None else _FEWEST_WARM_STEPS,
+        tolerance=tolerance,
+        eigenvectors=True,
+        start=start,
+    )
+
+
+def estimator_of_trace(name: str, settings: Mapping[str, Any]) -> Any:
+    own = dict(settings)
+    if name == "randomized-trace":
+        own.setdefault("tolerance", 0.02)
+    return configured(registry.get_estimator("trace", name), own)
+
+
+def estimate(estimator: Any, source: SymmetricOperator | LinearMap | TangentFlow, seed: int) -> Any:
+    """One run of an estimator, anybody's: what it raises is told as its failure, not as a bug of the analysis.
+
+    Raises:
+        PluginError: It raised something that is neither ours nor a shortage of memory.
+    """
+    try:
+        return estimator.estimate(source, seed=seed)
+    except (SdkerasError, MemoryError):
+        raise
+    except USER_ERRORS as error:  # SystemExit too: a plugin must not end the command as if all were well
+        declared = type(estimator).__sdkeras__
+        raise PluginError(
+            f"{declared.kind} estimator '{declared.name}' ({type(estimator).__module__}) failed on "
+            f"{source.size:,} dimensions: {last_line(error).rstrip('.')}; try other settings of it or another one."
+        ) from error
+
+
+class Watched(SymmetricOperator):
+    """An operator that tells after each product, for the progress line."""
+
+    def __init__(self, operator: SymmetricOperator, tell: Callable[[], None]) -> None:
+        self.operator = operator
+        self.tell = tell
+        self.size = operator.size
+        self.dtype = operator.dtype
+
+    def matvec(self, vector: Array) -> Array:
+        product = self.operator.matvec(vector)
+        self.tell()
+        return product
+
+    def matmat(self, matrix: Array) -> Array:
+        product = self.operator.matmat(matrix)
+        self.tell()
+        return product

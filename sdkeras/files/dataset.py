@@ -1,0 +1,354 @@
+"""Data as users keep them: NumPy files, folders of `tf.data.Dataset.save`, and functions of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdkeras.errors import DataError
+from sdkeras.files.atomic import check_is_file
+from sdkeras.files.data_fit import TWO_PAIRS, check_kind, first_not_finite, is_pair
+from sdkeras.files.reading import in_words
+from sdkeras.files.user_code import call_user_function, last_line
+
+Array = NDArray[Any]
+
+FORMS = (
+    "an .npz file (x, y or x_train, y_train), a pair X.npy,Y.npy, a folder written by tf.data.Dataset.save, or "
+    "module:callable"
+)
+_CALLABLE = re.compile(r"[^/\\:,]+:[A-Za-z_][\w.]*")
+_NPY_MAGIC = b"\x93NUMPY"
+# The first bytes of a zip archive, with files in it or without.
+_ZIP_MAGICS = (b"PK\x03\x04", b"PK\x05\x06")
+
+
+def load_data(spec: str) -> Any:
+    """Reads data from a file, a folder or the user's function; nothing is unpickled.
+
+    Args:
+        spec: One of
+            `FILE.npz`: arrays x and y, or x_train and y_train; optionally sample_weight. Several inputs or
+            targets are arrays named `x/NAME`, `y/NAME` and become dictionaries;
+            `X.npy,Y.npy` (or `X.npy,Y.npy,W.npy` with sample weights);
+            a folder written by `tf.data.Dataset.save`;
+            `module:callable`, see `sdkeras.files.user_code`: returns (x, y[, sample_weight]), a dictionary with the
+            keys of an .npz file, a `tf.data.Dataset` or a `keras.utils.PyDataset`.
+
+    Returns:
+        (x, y) or (x, y, sample_weight) of arrays (or structures of them), or the Dataset or PyDataset itself.
+
+    Raises:
+        DataError: Missing or unreadable, without the arrays expected, of unequal lengths, empty, not numeric,
+            or not finite. Batches of a Dataset are checked where they are read.
+    """
+    return _load(spec, _returned)
+
+
+def load_training_data(spec: str) -> tuple[Any, str]:
+    """Data of training as `load_data` reads them, and what to know of them, or "".
+
+    Where a function returns ((x_train, y_train), (x_test, y_test)), as the data of a study, they are the first pair.
+    With as many samples in both pairs they cannot be told from two inputs and two targets, and stay these.
+
+    Raises:
+        DataError: As for `load_data`.
+    """
+    notes = []
+
+    def returned(where: str, data: Any) -> Any:
+        if not _is_both(data):
+            return _returned(where, data)
+        train, test = (len(part[0]) for part in data)
+        notes.append(
+            f"data {where}: the callable returned two pairs of {train:,} and {test:,} samples; the first, as "
+            "(x_train, y_train), is analysed."
+        )
+        return _returned(where, data[0])
+
+    data = _load(spec, returned)
+    return data, " ".join(notes)
+
+
+def _is_both(data: Any) -> bool:
+    """Whether it is ((x_train, y_train), (x_test, y_test)) for sure: of one length in each pair, of two in both."""
+    if not (isinstance(data, (tuple, list)) and len(data) == 2 and all(map(is_pair, data))):
+        return False
+    (train, labels), (test, test_labels) = data
+    return len(train) == len(labels) and len(test) == len(test_labels) and len(train) != len(test)
+
+
+def _load(spec: str, returned: Callable[[str, Any], Any]) -> Any:
+    """What `spec` names; `returned` checks what a function of the user's returns."""
+    try:
+        path = Path(spec)
+        is_folder, exists = path.is_dir(), path.exists()
+    except (OSError, ValueError) as error:  # a name too long, a NUL in it
+        raise DataError(f"data {spec!r} cannot be opened: {last_line(error)}.") from error
+    if is_folder:
+        return _from_folder(path)
+    if path.suffix == ".npz":
+        return _from_npz(spec)
+    if path.suffix == ".npy":
+        return _from_npy(spec)
+    if is_function(spec) and not exists:
+        return returned(f"of {spec!r}", call_user_function(spec))
+    if not exists:
+        raise DataError(f"data {spec!r} does not exist; give {FORMS}.")
+    raise DataError(f"data {spec!r} is of no kind that sdkeras reads; give {FORMS}.")
+
+
+def is_function(spec: str) -> bool:
+    """Whether it has the form of `module:callable`."""
+    return _CALLABLE.fullmatch(spec) is not None
+
+
+def load_both(spec: str) -> tuple[Any, Any]:
+    """Data of training and of the test, from one `module:callable` that returns ((x, y), (x_test, y_test)).
+
+    Raises:
+        DataError: As for `load_data`, or it does not return two parts.
+    """
+    if not is_function(spec):
+        raise DataError(f"data {spec!r} are those of training only; give those of the test as well.")
+    both = call_user_function(spec)
+    if not (isinstance(both, (tuple, list)) and len(both) == 2):
+        raise DataError(
+            f"data of {spec!r}: the callable returned {described(both)}; without data of the test beside it must "
+            "return ((x, y), (x_test, y_test))."
+        )
+    return _returned(f"of {spec!r} (training)", both[0]), _returned(f"of {spec!r} (test)", both[1])
+
+
+def _from_npz(path: str) -> tuple[Any, ...]:
+    with _open(path, ".npz") as stream, _loaded(path, stream) as archive:
+        return _checked(f"{path!r}", _choose(f"{path!r}", _Archive(path, archive)))
+
+
+class _Archive(Mapping[str, Any]):
+    """The arrays of an .npz file, read one by one when asked for."""
+
+    def __init__(self, path: str, archive: Any) -> None:
+        self._path = path
+        self._archive = archive
+
+    def __getitem__(self, name: str) -> Any:
+        return _read(f"{self._path!r} ({name!r})", lambda: self._archive[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._archive.files)
+
+    def __len__(self) -> int:
+        return len(self._archive.files)
+
+
+def _from_npy(spec: str) -> tuple[Any, ...]:
+    paths = spec.split(",")
+    if len(paths) > 3 or not all(path.endswith(".npy") for path in paths):
+        raise DataError(
+            f"data {spec!r}: inputs and targets are two files, X.npy,Y.npy, joined by a comma (a third one holds "
+            f"sample weights; X.npy alone is for a model that takes no targets); got {len(paths)}."
+        )
+    arrays = []
+    for path in paths:
+        with _open(path, ".npy"):
+            # Mapped, since it may be larger than the memory.
+            arrays.append(_read(repr(path), functools.partial(np.load, path, mmap_mode="r", allow_pickle=False)))
+    return _checked(f"{spec!r}", arrays)
+
+
+def _loaded(path: str, stream: BinaryIO) -> Any:
+    """The array of an .npy file, the archive of an .npz file; NumPy would leave open what it fails to read."""
+    return _read(repr(path), lambda: np.load(stream, allow_pickle=False))
+
+
+@contextlib.contextmanager
+def _open(path: str, kind: str) -> Iterator[BinaryIO]:
+    """The file, at its start, once it has been seen to begin as one of this kind."""
+    check_is_file(path, DataError, f"give data as {FORMS}.")
+    if not Path(path).exists():
+        raise DataError(f"data file {path!r} does not exist; check the path.")
+    try:
+        stream = open(path, "rb")  # noqa: SIM115  # closed below
+    except OSError as error:
+        raise DataError(f"data file {path!r} cannot be read: {last_line(error)}.") from error
+    with stream:
+        start = stream.read(6)
+        if not start:
+            raise DataError(f"data file {path!r} is empty (0 bytes); write it again.")
+        if not start.startswith(_ZIP_MAGICS if kind == ".npz" else _NPY_MAGIC):
+            why = f"it does not begin as an {kind} file does; if it is a pickle, data are never unpickled"
+            raise _unreadable(repr(path), why)
+        stream.seek(0)
+        yield stream
+
+
+def _read(where: str, read: Callable[[], Any]) -> Any:
+    """What `read` returns, its failures told as the file's, which `where` names."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # NumPy's, of headers that are damaged
+            return read()
+    except Exception as error:
+        if "allow_pickle" in str(error) or "Python objects in dtype" in str(error):
+            raise DataError(
+                f"data file {where} holds Python objects, and data are never unpickled, since that could run code; "
+                "store one numeric array per name (pad ragged rows, encode text as numbers)."
+            ) from error
+        raise _unreadable(where, in_words(error)) from error
+
+
+def _unreadable(where: str, why: str) -> DataError:
+    return DataError(
+        f"data file {where} is not readable as NumPy data ({why}); write it again, "
+        "numpy.savez(FILE, x=x, y=y) or numpy.save."
+    )
+
+
+def _choose(where: str, stored: Mapping[str, Any]) -> list[Any]:
+    """x, y and, if there, sample_weight; each an array, or a dictionary from keys such as x/NAME."""
+    names = [str(name) for name in stored]
+    for x, y in (("x", "y"), ("x_train", "y_train")):
+        wanted = [x, y, "sample_weight"]
+        found = [_field(stored, names, name) for name in wanted]
+        if found[0] is not None and found[1] is not None:
+            return [part for part in found if part is not None]
+        if found[0] is not None and all(name == x or name.startswith(f"{x}/") for name in names):
+            return found[:1]  # for a model that takes no targets
+    raise DataError(
+        f"data {where} holds the arrays {', '.join(sorted(names)) or '(none)'}, but x and y (or x_train and y_train) "
+        "are needed, and sample_weight if there is one; several inputs are x/NAME. Rename the arrays."
+    )
+
+
+def _field(stored: Mapping[str, Any], names: list[str], name: str) -> Any:
+    parts = {key[len(name) + 1 :]: stored[key] for key in names if key.startswith(f"{name}/")}
+    if name in names:
+        return stored[name]
+    return parts or None
+
+
+def _from_folder(path: Path) -> Any:
+    import tensorflow as tf
+
+    if not (path / "dataset_spec.pb").is_file():
+        caches = [file.parent for file in (*path.glob("*/snapshot.metadata"), *path.glob("snapshot.metadata"))]
+        if any(not (folder / "dataset_spec.pb").is_file() for folder in caches):
+            raise DataError(
+                f"folder {str(path)!r} is a cache of Dataset.snapshot(), which cannot be read back; write the "
+                f"dataset with dataset.save('{path.resolve().name}-saved') and give that folder."
+            )
+        raise DataError(
+            f"folder {str(path)!r} was not written by tf.data.Dataset.save (it has no dataset_spec.pb); write it with "
+            "dataset.save(FOLDER)."
+        )
+    failure: Exception | None = None
+    # The compression is not in the folder; reading the first element shows whether it was guessed right. The
+    # specification is a protocol buffer, which names tensor types and holds no code.
+    for compression in (None, "GZIP"):
+        try:
+            dataset = tf.data.Dataset.load(str(path), compression=compression, reader_func=_in_order)
+            empty = next(iter(dataset), None) is None
+        except Exception as error:
+            failure = failure or error
+            continue
+        if empty:
+            raise DataError(f"the dataset in folder {str(path)!r} has 0 elements; save it again with data in it.")
+        return dataset
+    raise DataError(
+        f"folder {str(path)!r} cannot be read as a saved dataset: {_first_line(failure)}; it is damaged or incomplete. "
+        "Write it again with dataset.save(FOLDER)."
+    ) from failure
+
+
+def _in_order(shards: Any) -> Any:
+    """Shards one after the other: the default interleaves as many as the machine has cores."""
+    return shards.flat_map(lambda shard: shard)
+
+
+def _first_line(error: Exception | None) -> str:
+    """TensorFlow's message without its node names and stack."""
+    text = re.sub(r"\{\{.*?\}\}", "", str(error)).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {' '.join(text.split())[:300]}"
+
+
+def _returned(where: str, data: Any) -> Any:
+    """What a function of the user's returned, checked."""
+    import keras
+    import tensorflow as tf
+
+    if isinstance(data, (tf.data.Dataset, keras.utils.PyDataset)):
+        return data
+    if isinstance(data, Mapping):
+        return _checked(where, _choose(where, data))
+    if isinstance(data, (np.ndarray, tf.Tensor)):
+        data = (data,)
+    if isinstance(data, (tuple, list)) and len(data) in (1, 2, 3) and data[0] is not None:
+        return _checked(where, [part for part in data if part is not None])
+    raise DataError(
+        f"data {where}: the callable returned {described(data)}; it must return x, (x, y) or (x, y, sample_weight) "
+        "arrays, a tf.data.Dataset or a keras.utils.PyDataset."
+    )
+
+
+def described(value: Any) -> str:
+    """What kind of value it is, for messages."""
+    if value is None:
+        return "None"
+    shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
+    length = f" of length {len(value)}" if isinstance(value, (tuple, list)) else ""
+    return f"a {type(value).__name__}{shape}{length}"
+
+
+def _checked(where: str, parts: list[Any]) -> tuple[Any, ...]:
+    """The parts with NumPy leaves, each leaf numeric and finite, all of one length."""
+    lengths: dict[str, int] = {}
+    checked = tuple(
+        _check_part(where, name, part, lengths) for name, part in zip(("x", "y", "sample_weight"), parts, strict=False)
+    )
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        instead = f" {TWO_PAIRS}" if len(parts) == 2 and all(map(is_pair, parts)) else ""
+        raise DataError(
+            f"data {where}: the arrays have different numbers of samples ({told}); their first axes must be "
+            f"equal.{instead}"
+        )
+    if 0 in lengths.values():
+        raise DataError(f"data {where} has 0 samples; at least one is needed.")
+    return checked
+
+
+def _check_part(where: str, name: str, part: Any, lengths: dict[str, int]) -> Any:
+    """One of x, y, sample_weight; its leaves' lengths are entered in `lengths`."""
+    if isinstance(part, Mapping):
+        return {key: _check_part(where, f"{name}/{key}", value, lengths) for key, value in part.items()}
+    if isinstance(part, (tuple, list)) and any(hasattr(value, "shape") for value in part):
+        return tuple(_check_part(where, f"{name}[{i}]", value, lengths) for i, value in enumerate(part))
+    try:
+        array = check_kind(part)
+    except DataError as error:
+        raise DataError(f"data {where}: {name}: {error}") from error
+    except Exception as error:
+        raise DataError(f"data {where}: {name} is no array ({last_line(error)}); give numbers.") from error
+    if array is None:
+        raise DataError(f"data {where}: {name} is None; give an array.")
+    if array.ndim == 0:
+        raise DataError(f"data {where}: {name} is a single number; its first axis must be the samples.")
+    lengths[name] = len(array)
+    bad = first_not_finite(array)
+    if bad is not None:
+        raise DataError(
+            f"data {where}: {name} is {array[bad]} at index {list(bad)}, the first entry that is not finite; remove or "
+            "replace such samples."
+        )
+    if name == "sample_weight" and array.size and not array.any():
+        raise DataError(f"data {where}: every sample_weight is 0, so the loss is undefined; weigh some samples.")
+    return array

@@ -1,0 +1,254 @@
+"""The answers of the commands; attribute names are the paths in their JSON files."""
+
+from __future__ import annotations
+
+import os
+
+import attrs
+
+from sdkeras.files.atomic import shown
+from sdkeras.results.arrays import ARRAYS_EQUAL, FloatArray
+from sdkeras.results.bounds import Bound
+from sdkeras.results.dimension import EdgeOfStability, RdsSharpness, SharpnessDimension, Supremum
+from sdkeras.results.document import SCHEMA_VERSION, Document, _parsed, _text_of
+from sdkeras.results.lyapunov import LyapunovSummary
+from sdkeras.results.measured import Measured
+from sdkeras.results.note import Note
+from sdkeras.results.verification import Verification
+
+
+@attrs.frozen
+class Provenance:
+    """What made this answer, and what it cost.
+
+    Attributes:
+        sdkeras, tensorflow, keras, python: Versions.
+        device: Name of the device the products ran on.
+        seed: Seed of everything random.
+        dtype: Precision of the products.
+        num_hvps: All Hessian-vector products, verification and discarded runs included.
+        seconds: Wall time.
+        data_digest: SHA-256 over the data as they were read (first 16 hex digits).
+        created: UTC time, ISO 8601.
+    """
+
+    sdkeras: str
+    tensorflow: str
+    keras: str
+    python: str
+    device: str
+    seed: int
+    dtype: str
+    num_hvps: int
+    seconds: float
+    data_digest: str
+    created: str
+
+
+@attrs.frozen
+class ModelInfo:
+    """The model: parameters in all trainable variables, and in those analysed."""
+
+    name: str
+    num_parameters: int
+    num_trainable_analysed: int
+    mode: str
+    loss: str
+    unconnected: tuple[str, ...] = ()
+
+
+@attrs.frozen
+class DataInfo:
+    """num_samples in the data; the data-set Hessian ran on num_samples_hessian of them.
+
+    Attributes:
+        batch_size_source: Where the batch size came from: 'given', 'dataset', 'assumed', or "" where it is not known.
+        class_weight: Weights by class, None without them.
+    """
+
+    num_samples: int
+    batch_size: int
+    num_samples_hessian: int
+    batch_size_source: str = ""
+    class_weight: dict[str, float] | None = None
+
+
+@attrs.frozen
+class OptimizerPart:
+    """One of the optimizers in a MultiOptimizer."""
+
+    name: str
+    learning_rate: float
+
+
+@attrs.frozen
+class OptimizerInfo:
+    """The optimizer as the file has it; None where it has no such setting or where none was compiled.
+
+    Attributes:
+        learning_rate: Of the analysed step; NaN where the optimizer has none or several.
+        learning_rate_source: 'file', 'given', or 'peak', 'mean' or 'step:N' of its schedule.
+        learning_rate_missing: Why nothing that needs a learning rate was computed; "" where it was.
+        parts: The optimizers that a MultiOptimizer trains variables with.
+    """
+
+    name: str
+    learning_rate: float
+    momentum: float | None = None
+    weight_decay: float | None = None
+    iterations: int | None = None
+    nesterov: bool | None = None
+    learning_rate_source: str = "file"
+    learning_rate_missing: str = ""
+    parts: tuple[OptimizerPart, ...] = ()
+
+
+@attrs.frozen
+class HessianSummary:
+    """Extreme eigenvalues and trace of the data-set Hessian.
+
+    Attributes:
+        largest: The algebraically largest eigenvalue, which is what `sharpness` means here.
+        smallest: The algebraically smallest one.
+        trace: Sum of all eigenvalues.
+        largest_absolute: Largest absolute value of an eigenvalue, the sharpness of the paper's tables. It differs from
+            `largest` where negative curvature is steeper, as it may be early in training. None in files of version 0.1.
+    """
+
+    largest: Measured | None
+    smallest: Measured | None
+    trace: Measured | None
+    largest_absolute: Measured | None = None
+
+    @property
+    def steepest_is_negative(self) -> bool:
+        """Whether the eigenvalue of largest absolute value is the smallest one."""
+        absolute, largest = self.largest_absolute, self.largest
+        return absolute is not None and largest is not None and absolute.value > largest.value
+
+
+@attrs.frozen
+class SpectrumSummary:
+    """The pooled spectrum of the minibatches' operators: sum of weights[j] * delta(nodes[j]), total mass n.
+
+    Attributes:
+        nodes: Eigenvalues, ascending, shape [k].
+        weights: Their masses, shape [k].
+        operator: 'H' or 'P^-1/2 H P^-1/2', whose eigenvalues they are; with ' + W' the weight decay W of each parameter
+            is in it.
+    """
+
+    nodes: FloatArray = attrs.field(eq=ARRAYS_EQUAL)
+    weights: FloatArray = attrs.field(eq=ARRAYS_EQUAL)
+    operator: str = "H"
+
+
+@attrs.frozen
+class LayerSharpness:
+    """The diagonal block of one layer's parameters in the Hessian.
+
+    Attributes:
+        name: Path of the layer.
+        num_parameters: Size of the block.
+        largest: Largest eigenvalue of the block of the data-set Hessian; None, like each of the following, where the
+            budget left no room for it.
+        trace: Its trace; the layers' traces sum to the whole one's.
+        codimension: Codimension of the block's own SD (pooled) under the run's map, as if the other layers stood
+            still; with momentum the block's velocity is in it.
+        codimension_interval: Its 95 % interval.
+    """
+
+    name: str
+    num_parameters: int
+    largest: Measured | None
+    trace: Measured | None
+    codimension: float | None
+    codimension_interval: tuple[float, float] | None
+
+
+@attrs.frozen(eq=False)
+class Analysis(Document):
+    """The whole answer; attribute names are the paths in run.json.
+
+    `sharpness_dimension` is the first of `estimates` (exact when asked for, else slq), at the checkpoint; `supremum` is
+    over snapshots of training from there on, where they were asked for.
+    """
+
+    provenance: Provenance
+    model: ModelInfo
+    data: DataInfo
+    optimizer: OptimizerInfo
+    verification: Verification
+    hessian: HessianSummary
+    sharpness_dimension: SharpnessDimension | None
+    estimates: tuple[SharpnessDimension, ...]
+    rds_sharpness: RdsSharpness | None
+    edge_of_stability: EdgeOfStability
+    spectrum: SpectrumSummary | None
+    bounds: tuple[Bound, ...] = ()
+    layers: tuple[LayerSharpness, ...] = ()
+    lyapunov: LyapunovSummary | None = None
+    supremum: Supremum | None = None
+    warnings: tuple[Note, ...] = ()
+    partial: bool = False
+    schema_version: int = SCHEMA_VERSION
+
+
+@attrs.frozen(eq=False)
+class LyapunovRun(Document):
+    """The answer of `sdkeras.lyapunov`; attribute names are the paths in its file.
+
+    Attributes:
+        data: Of training; `num_samples_hessian` are those that the checks ran on.
+        verification: Checks of the Hessian-vector products in the step's Jacobian; `lyapunov.verification` has
+            those of the step.
+        partial: Whether Ctrl-C or the time limit ended it before the steps that were asked for.
+    """
+
+    DOCUMENT = "lyapunov"
+    WRITTEN_BY = ("lyapunov.json", "sdkeras lyapunov")
+
+    provenance: Provenance
+    model: ModelInfo
+    data: DataInfo
+    optimizer: OptimizerInfo
+    verification: Verification
+    lyapunov: LyapunovSummary
+    warnings: tuple[Note, ...] = ()
+    partial: bool = False
+    schema_version: int = SCHEMA_VERSION
+
+
+@attrs.frozen
+class Simulation:
+    """The training of which a trajectory is the continuation: real steps, on copies, from a saved model on.
+
+    Attributes:
+        data: Of training; `num_samples_hessian` are those that the step's checks ran on.
+        num_steps: Steps made.
+        step_error: The simulated step against one step of the optimizer itself, relative to how far each variable
+            moved; NaN if no copy of the optimizer could be made.
+        verified: Whether every check of the step met its tolerance.
+    """
+
+    provenance: Provenance
+    model: ModelInfo
+    data: DataInfo
+    optimizer: OptimizerInfo
+    num_steps: int
+    step_error: float
+    verified: bool
+    warnings: tuple[Note, ...] = ()
+
+
+def load_document(path: str | os.PathLike[str]) -> Analysis | LyapunovRun:
+    """Reads a file of either kind; it says itself which it is.
+
+    Raises:
+        SdkerasError: Missing, unreadable or neither.
+    """
+    written_by = ("run.json", "sdkeras analyze or sdkeras lyapunov")
+    where = shown(path)
+    document = _parsed(_text_of(path, written_by), where, written_by)
+    kind = LyapunovRun if document.get("document") == LyapunovRun.DOCUMENT else Analysis
+    return kind._structured(document, where)

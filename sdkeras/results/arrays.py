@@ -1,0 +1,69 @@
+"""Arrays in records: their types, and the converters and validators that fields share. NumPy, float64."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from sdkeras.errors import NonFiniteError
+
+Array: TypeAlias = NDArray[Any]
+
+FloatArray: TypeAlias = NDArray[np.float64]
+BoolArray: TypeAlias = NDArray[np.bool_]
+
+# ln(0) has no finite value: singular values and factors of a step below this count as it. An additive epsilon would
+# shift every neutral direction instead (+0.8 dimensions at 1e-6).
+SMALLEST_FACTOR = 1e-12
+
+# Quadrature weights come from float32 products; their sum is exact to a few times m * eps(float64).
+WEIGHT_SUM_TOLERANCE = 1e-6
+
+
+def float_array(value: Any) -> FloatArray:
+    return np.asarray(value, dtype=np.float64)
+
+
+def optional_float_array(value: Any) -> FloatArray | None:
+    return None if value is None else float_array(value)
+
+
+def bool_array(value: Any) -> BoolArray:
+    return np.asarray(value, dtype=np.bool_)
+
+
+def finite(instance: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if value is not None and not np.all(np.isfinite(value)):
+        raise NonFiniteError(
+            f"{type(instance).__name__}.{attribute.name} must be finite, but holds NaN or infinity; check the products "
+            "it came from."
+        )
+
+
+def vector(instance: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if value is not None and value.ndim != 1:
+        raise ValueError(
+            f"{type(instance).__name__}.{attribute.name} must be one-dimensional, got shape {value.shape}."
+        )
+
+
+ARRAYS_EQUAL = attrs.cmp_using(eq=lambda a, b: np.array_equal(a, b, equal_nan=True))
+
+
+def check_same_length(instance: Any, first: str, *others: str) -> None:
+    length = len(getattr(instance, first))
+    for other in others:
+        value = getattr(instance, other)
+        if value is not None and len(value) != length:
+            raise ValueError(
+                f"{type(instance).__name__}.{other} has {len(value)} entries, {first} has {length}; "
+                "they must be equally long."
+            )
+
+
+def optional_interval(value: Any) -> tuple[float, float] | None:
+    """A pair of floats, or None."""
+    return None if value is None else (float(value[0]), float(value[1]))

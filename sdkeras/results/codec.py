@@ -1,0 +1,102 @@
+"""Records as plain values and back: strict JSON, NaN and infinities as null."""
+
+from __future__ import annotations
+
+import functools
+import math
+import types
+import typing
+from typing import Any, TypeVar
+
+import cattrs
+import numpy as np
+
+from sdkeras.errors import SdkerasError
+from sdkeras.files.reading import blamed_on
+from sdkeras.results.arrays import FloatArray
+
+_Rec = TypeVar("_Rec")
+
+
+def as_plain(record: Any) -> Any:
+    """A record as what strict JSON can hold: dicts, lists, texts and numbers, null for what is not finite."""
+    return without_nan(converter().unstructure(record))
+
+
+def from_plain(value: Any, cls: type[_Rec], where: str, advice: str = "write it again.") -> _Rec:
+    """The record that `as_plain` has taken apart.
+
+    Raises:
+        SdkerasError: Something else; the message begins with `where` and ends with the advice.
+    """
+    with blamed_on(where, advice):
+        try:
+            record: _Rec = converter().structure(value, cls)
+            return record
+        except Exception as error:  # cattrs groups whatever the fields raised
+            reasons = [
+                reason if len(reason) <= 200 else f"{reason[:197]}..." for reason in cattrs.transform_error(error)
+            ]
+            raise SdkerasError(f"{where}: {'; '.join(reasons[:3])}; {advice}") from error
+
+
+@functools.cache
+def converter() -> cattrs.Converter:
+    """Records to plain values and back: arrays as lists, null as NaN where a number must stand."""
+    converter = cattrs.Converter()
+    converter.register_structure_hook_func(
+        lambda cls: cls == FloatArray,
+        lambda value, _: np.array([_number(entry) for entry in _only(list, value)], dtype=np.float64),
+    )
+    converter.register_structure_hook(float, lambda value, _: _number(value))
+    # cattrs would take bool("false"), which is True, and str(None).
+    for kind in (bool, int, str):
+        converter.register_structure_hook(kind, _exactly)
+
+    def structure_tuple(value: Any, cls: Any) -> tuple[Any, ...]:
+        kinds = typing.get_args(cls)
+        entries = _only(list, value)
+        if kinds[-1] is Ellipsis:
+            kinds = kinds[:1] * len(entries)
+        return tuple(converter.structure(entry, kind) for entry, kind in zip(entries, kinds, strict=True))
+
+    converter.register_structure_hook_func(lambda cls: getattr(cls, "__origin__", None) is tuple, structure_tuple)
+    converter.register_structure_hook_func(
+        lambda cls: isinstance(cls, types.UnionType),
+        lambda value, cls: None if value is None else converter.structure(value, _not_none(cls)),
+    )
+    return converter
+
+
+def _not_none(union: Any) -> Any:
+    (only,) = [part for part in typing.get_args(union) if part is not type(None)]
+    return only
+
+
+def _exactly(value: Any, cls: Any) -> Any:
+    return _only(cls, value)
+
+
+def _only(cls: type[Any], value: Any) -> Any:
+    if type(value) is not cls:  # not isinstance: True is no int here
+        raise ValueError(f"expected {cls.__name__}, got {value!r}")
+    return value
+
+
+def _number(value: Any) -> float:
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"expected a number, got {value!r}")
+    return float(value)
+
+
+def without_nan(value: Any) -> Any:
+    """Lists, numbers and nulls only: what strict JSON can hold."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {key: without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,137 @@
+"""Records that are JSON files of their own."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from sdkeras.errors import SdkerasError
+from sdkeras.files.atomic import check_is_file, shown, write_whole
+from sdkeras.files.reading import blamed_on, parsed_json
+from sdkeras.results.codec import converter, from_plain, without_nan
+
+SCHEMA_VERSION = 1
+
+
+_Doc = TypeVar("_Doc", bound="Document")
+
+
+def _renderer() -> Callable[[Document], str]:
+    """What shows a document as text: the one place where a result knows that there is a face of the house."""
+    terminal: Any = importlib.import_module("sdkeras.reporting.terminal")
+    return terminal.as_text  # type: ignore[no-any-return]
+
+
+class Document:
+    """A record that is written to a JSON file of its own and read back.
+
+    Two are equal if their JSON is: arrays by element, NaN equal to NaN.
+
+    Attributes:
+        DOCUMENT: What the file says it is; "" for an analysis, whose files have never said.
+        WRITTEN_BY: File and command, for messages.
+    """
+
+    DOCUMENT: ClassVar[str] = ""
+    WRITTEN_BY: ClassVar[tuple[str, str]] = ("run.json", "sdkeras analyze")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Document) and type(self) is type(other) and self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        return hash(self.to_json())
+
+    def __str__(self) -> str:
+        return str(_renderer()(self))
+
+    def to_json(self) -> str:
+        """The JSON text: strict JSON, NaN and infinities as null."""
+        document = converter().unstructure(self)
+        if self.DOCUMENT:
+            document = {"document": self.DOCUMENT, **document}
+        return json.dumps(without_nan(document), indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls: type[_Doc], text: str, where: str = "the text") -> _Doc:
+        """Reads what `to_json` wrote; unknown paths are ignored.
+
+        Raises:
+            SdkerasError: Not such a document, or one of a newer schema.
+        """
+        return cls._structured(_parsed(text, where, cls.WRITTEN_BY), where)
+
+    @classmethod
+    def _structured(cls: type[_Doc], document: dict[str, Any], where: str) -> _Doc:
+        name, command = cls.WRITTEN_BY
+        if document.get("document", "") != cls.DOCUMENT:
+            kind = document.get("document", "")
+            what = f"says that it is {kind!r:.40}" if kind else "is a run.json of sdkeras analyze"
+            raise SdkerasError(f"{where} {what}; give a {name} written by {command}.")
+        return from_plain(document, cls, f"{where} is not a complete {name}", f"write it again with {command}.")
+
+    def save(self, path: str | os.PathLike[str], *, follow_links: bool = True) -> None:
+        """Writes the file, all of it or nothing.
+
+        Args:
+            path: File to write.
+            follow_links: Write what a symbolic link points to; False refuses a link.
+
+        Raises:
+            SdkerasError: The file cannot be written.
+        """
+        write_atomically(path, self.to_json(), follow_links=follow_links)
+
+    @classmethod
+    def load(cls: type[_Doc], path: str | os.PathLike[str]) -> _Doc:
+        """Reads the file.
+
+        Raises:
+            SdkerasError: Missing, unreadable or another kind of file.
+        """
+        return cls.from_json(_text_of(path, cls.WRITTEN_BY), shown(path))
+
+
+def _text_of(path: str | os.PathLike[str], written_by: tuple[str, str]) -> str:
+    name, command = written_by
+    advice = f"give a {name} written by {command}."
+    check_is_file(path, SdkerasError, advice)
+    with blamed_on(f"{shown(path)} cannot be read", advice):
+        return Path(path).read_text(encoding="utf-8-sig")
+
+
+def _parsed(text: str, where: str, written_by: tuple[str, str]) -> dict[str, Any]:
+    """The text as a JSON object of a schema version that this sdkeras reads."""
+    name, command = written_by
+    with blamed_on(f"{where} is not JSON", f"give a {name} written by {command}."):
+        document = parsed_json(text)
+    if not isinstance(document, dict) or "schema_version" not in document:
+        raise SdkerasError(f"{where} has no schema_version; give a {name} written by {command}.")
+    version = document["schema_version"]
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise SdkerasError(
+            f"{where} has schema_version {version!r:.40}, which is none; give a {name} written by {command}."
+        )
+    if version > SCHEMA_VERSION:
+        raise SdkerasError(
+            f"{where} has schema version {version!r}, this sdkeras reads up to {SCHEMA_VERSION}; update sdkeras."
+        )
+    return document
+
+
+def write_atomically(path: str | os.PathLike[str], content: str | bytes, *, follow_links: bool = True) -> None:
+    """Writes a file, text in UTF-8, all of it or nothing.
+
+    Args:
+        path: File to write.
+        content: All of it.
+        follow_links: Write what a symbolic link points to; False refuses a link, as a file that no user has named.
+
+    Raises:
+        SdkerasError: The file cannot be written.
+    """
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    write_whole(path, lambda file: file.write(data), follow_links=follow_links)

@@ -1,0 +1,230 @@
+"""What estimators return: frozen records that carry their evidence with the number.
+
+Arrays are NumPy, float64. A record checks its invariants when it is made, so later code need not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import numpy as np
+
+from sdkeras.results.arrays import (
+    ARRAYS_EQUAL,
+    BoolArray,
+    FloatArray,
+    bool_array,
+    check_same_length,
+    finite,
+    float_array,
+    optional_float_array,
+    vector,
+)
+
+
+@attrs.frozen
+class Eigenpairs:
+    """Some eigenvalues of a symmetric operator, largest first.
+
+    Attributes:
+        values: Eigenvalues (Ritz values), descending, shape [k].
+        residuals: |A v - theta v| for unit v, shape [k]; an eigenvalue lies within it of each value.
+        converged: Whether each residual met the estimator's tolerance, shape [k].
+        vectors: Unit eigenvectors as columns, shape [n, k], or None when they were not asked for.
+        num_matvecs: Products spent.
+        seed: Seed of the start vector.
+    """
+
+    values: FloatArray = attrs.field(converter=float_array, validator=[vector, finite], eq=ARRAYS_EQUAL)
+    residuals: FloatArray = attrs.field(converter=float_array, validator=[vector, finite], eq=ARRAYS_EQUAL)
+    converged: BoolArray = attrs.field(converter=bool_array, eq=ARRAYS_EQUAL)
+    num_matvecs: int = attrs.field(validator=attrs.validators.ge(0))
+    seed: int
+    vectors: Any = attrs.field(default=None, eq=ARRAYS_EQUAL, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        check_same_length(self, "values", "residuals", "converged")
+        if np.any(np.diff(self.values) > 0):
+            raise ValueError("Eigenpairs.values must be sorted, largest first.")
+        if self.vectors is not None and (np.ndim(self.vectors) != 2 or np.shape(self.vectors)[1] != len(self.values)):
+            raise ValueError(
+                f"Eigenpairs.vectors has shape {np.shape(self.vectors)}, expected [n, {len(self.values)}]."
+            )
+
+
+@attrs.frozen
+class Spectrum:
+    """A discrete measure that stands for the spectrum: sum of weights[j] * delta(nodes[j]).
+
+    Attributes:
+        nodes: Eigenvalues or quadrature nodes, ascending, shape [m].
+        weights: Number of eigenvalues each node stands for, >= 0, sum = the operator's size, shape [m].
+        num_matvecs: Products spent.
+        seed: Seed of the probe.
+        residuals: Residual |A v - theta v| of each node as a Ritz value, shape [m], or None if unknown.
+        nested: The same run's coarser rule (fewer steps), its own where its Krylov space ended before; None without
+            one. It costs no products of its own.
+        density: A smoothed density on a grid, for plots: pair (points, values), or None.
+        exact: True if the nodes are the eigenvalues themselves (to roundoff) and not a quadrature rule.
+        reach: How far beyond the operator's extreme eigenvalues bins or smoothing may have put a node; 0 for nodes
+            that were not moved.
+    """
+
+    nodes: FloatArray = attrs.field(converter=float_array, validator=[vector, finite], eq=ARRAYS_EQUAL)
+    weights: FloatArray = attrs.field(converter=float_array, validator=[vector, finite], eq=ARRAYS_EQUAL)
+    num_matvecs: int = attrs.field(validator=attrs.validators.ge(0))
+    seed: int
+    residuals: FloatArray | None = attrs.field(
+        default=None, converter=optional_float_array, validator=[vector, finite], eq=ARRAYS_EQUAL
+    )
+    nested: Spectrum | None = None
+    density: tuple[FloatArray, FloatArray] | None = attrs.field(default=None, eq=ARRAYS_EQUAL, repr=False)
+    exact: bool = False
+    reach: float = attrs.field(default=0.0, validator=[finite, attrs.validators.ge(0.0)])
+
+    def __attrs_post_init__(self) -> None:
+        check_same_length(self, "nodes", "weights", "residuals")
+        if len(self.nodes) == 0:
+            raise ValueError("Spectrum.nodes is empty; a spectrum has at least one node.")
+        if np.any(self.weights < 0):
+            raise ValueError(f"Spectrum.weights must be >= 0, smallest is {self.weights.min():.3g}.")
+        if np.any(np.diff(self.nodes) < 0):
+            raise ValueError("Spectrum.nodes must be ascending.")
+
+    @property
+    def size(self) -> float:
+        """Sum of the weights: the dimension of the operator."""
+        return float(self.weights.sum())
+
+
+@attrs.frozen
+class TraceEstimate:
+    """An estimate of the trace with its standard error.
+
+    Attributes:
+        value: The estimate.
+        stderr: Standard error of the mean over probes; 0 when the trace is exact.
+        num_matvecs: Products spent.
+        seed: Seed of the probes.
+        num_probes: Random probes the standard error rests on.
+    """
+
+    value: float = attrs.field(converter=float, validator=finite)
+    stderr: float = attrs.field(converter=float, validator=[finite, attrs.validators.ge(0.0)])
+    num_matvecs: int = attrs.field(validator=attrs.validators.ge(0))
+    seed: int
+    num_probes: int = attrs.field(default=1, validator=attrs.validators.ge(0))
+
+
+@attrs.frozen
+class SingularValues:
+    """Log singular values of a linear map with their multiplicities, largest first.
+
+    Attributes:
+        log_values: ln(sigma), descending, shape [k]; finite, so that a singular value of 0 stands at a floor.
+        weights: How many singular values each entry stands for, >= 0, sum = the map's size, shape [k].
+        num_matvecs: Products spent (JVPs and VJPs together).
+        seed: Seed of the start vector.
+        residuals: |J'y - sigma x| of each entry with J x = sigma y, |x| = |y| = 1, in units of sigma, shape [k]; a
+            singular value lies within it. None if unknown.
+        nested: The same run's coarser rule (fewer steps), its own where its Krylov space ended before; None without
+            one. It costs no products of its own.
+        exact: True if the entries are the singular values themselves (to roundoff) and not a quadrature rule.
+    """
+
+    log_values: FloatArray = attrs.field(converter=float_array, validator=[vector, finite], eq=ARRAYS_EQUAL)
+    weights: FloatArray = attrs.field(converter=float_array, validator=[vector, finite], eq=ARRAYS_EQUAL)
+    num_matvecs: int = attrs.field(validator=attrs.validators.ge(0))
+    seed: int
+    residuals: FloatArray | None = attrs.field(
+        default=None, converter=optional_float_array, validator=[vector, finite], eq=ARRAYS_EQUAL
+    )
+    nested: SingularValues | None = None
+    exact: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        check_same_length(self, "log_values", "weights", "residuals")
+        if len(self.log_values) == 0:
+            raise ValueError("SingularValues.log_values is empty; a map has at least one singular value.")
+        if np.any(self.weights < 0):
+            raise ValueError(f"SingularValues.weights must be >= 0, smallest is {self.weights.min():.3g}.")
+        if np.any(np.diff(self.log_values) > 0):
+            raise ValueError("SingularValues.log_values must be sorted, largest first.")
+
+    @property
+    def size(self) -> float:
+        """Sum of the weights: the size of the map."""
+        return float(self.weights.sum())
+
+
+def _no_history() -> FloatArray:
+    return np.zeros((0, 0))
+
+
+@attrs.frozen
+class LyapunovExponents:
+    """Leading Lyapunov exponents per step, largest first, with block standard errors.
+
+    The steps after the transient are cut into consecutive blocks of equal length; `history` has the running means at
+    their ends. Steps after the last whole block count in `values` and not in `stderr`.
+
+    Attributes:
+        values: Exponents, natural logarithm per step, descending, shape [k].
+        stderr: Standard errors, shape [k]: spread of the block means. 0 says nothing where there are fewer than
+            two blocks.
+        num_steps: Steps averaged over, after the transient.
+        seed: Seed of the start frame and the trajectory.
+        history: Running means of the same directions, one row after each block, shape [number of blocks, k]; empty
+            if it was not kept.
+        block_size: Steps in a block.
+        transient: Steps discarded before them.
+        num_tangents: Tangent vectors carried through a step, the transient's included: k for each step.
+        stopped_at: Step, counted from 1 with the transient, whose product held NaN or infinity and ended the run
+            early: the trajectory diverged. None if it did not.
+        log_det: Mean of ln|det J| per step where the exponents are all there are (k = the flow's size), which is
+            their sum; else None.
+        rounding: What rounding may have done to each exponent, per step, shape [k]; None if it was not followed.
+        num_resolved: The leading exponents that rounding has left intact. Those after them were at some step below
+            what the dtype resolves beside the largest, and their values are upper ends: the Jacobian may be
+            singular there, the exponent -infinity. None: all of them.
+    """
+
+    values: FloatArray = attrs.field(converter=float_array, validator=[vector, finite], eq=ARRAYS_EQUAL)
+    stderr: FloatArray = attrs.field(converter=float_array, validator=[vector, finite], eq=ARRAYS_EQUAL)
+    num_steps: int = attrs.field(validator=attrs.validators.ge(1))
+    seed: int
+    history: FloatArray = attrs.field(
+        factory=_no_history, converter=float_array, validator=finite, eq=ARRAYS_EQUAL, repr=False
+    )
+    block_size: int = attrs.field(default=1, validator=attrs.validators.ge(1))
+    transient: int = attrs.field(default=0, validator=attrs.validators.ge(0))
+    num_tangents: int | None = None
+    stopped_at: int | None = None
+    log_det: float | None = attrs.field(default=None, validator=finite)
+    rounding: FloatArray | None = attrs.field(
+        default=None, converter=optional_float_array, validator=[vector, finite], eq=ARRAYS_EQUAL
+    )
+    num_resolved: int | None = None
+
+    def __attrs_post_init__(self) -> None:
+        check_same_length(self, "values", "stderr", "rounding")
+        if self.history.size and (self.history.ndim != 2 or self.history.shape[1] != len(self.values)):
+            raise ValueError(
+                f"LyapunovExponents.history has shape {self.history.shape}, expected [blocks, {len(self.values)}]."
+            )
+        if self.history.size and len(self.history) * self.block_size > self.num_steps:
+            raise ValueError(
+                f"LyapunovExponents.history has {len(self.history)} blocks of {self.block_size} steps, "
+                f"more than the {self.num_steps} steps of the run."
+            )
+        if self.num_resolved is not None and not 0 <= self.num_resolved <= len(self.values):
+            raise ValueError(
+                f"LyapunovExponents.num_resolved is {self.num_resolved}, expected 0 to {len(self.values)}."
+            )
+
+    @property
+    def block_means(self) -> FloatArray:
+        """Mean of each block, shape [number of blocks, k]; (0, 0) without a history."""
+        counts = np.arange(1.0, len(self.history) + 1)[:, None]
+        return np.diff(counts * self.history, axis=0, prepend=0.0) if self.history.size else self.history

@@ -1,0 +1,379 @@
+"""The log of a training: what was measured on its way, one JSON line a measurement, readable while it grows.
+
+A line is appended by one write with O_APPEND and synchronised, so that a reader sees whole lines and a crash loses the
+last one at most.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from sdkeras.errors import SdkerasError, counted
+from sdkeras.files.atomic import check_is_file, open_own, reason_of, shown
+from sdkeras.files.checkpoints import digest
+from sdkeras.files.locks import Claim
+from sdkeras.files.reading import blamed_on, parsed_json
+from sdkeras.results.bounds import Bound
+from sdkeras.results.codec import as_plain, from_plain
+
+FILE_NAME = "sharpness.jsonl"
+SCHEMA_VERSION = 1
+# Bytes of a log's first line.
+_LONGEST_HEADER = 2**20
+_WRITTEN_BY = "sdkeras.callbacks.SharpnessDimension(..., log_dir=...) or `sdkeras track CHECKPOINT... --data DATA`"
+
+
+@attrs.frozen
+class Header:
+    """What is measured, and with what.
+
+    Attributes:
+        sdkeras, tensorflow, keras: Versions.
+        model: Name of the model.
+        num_parameters: Parameters analysed.
+        optimizer: Class name of its optimizer.
+        num_samples: Samples of the data; `data_digest` is of all of them.
+        num_samples_hessian: Those that the data-set Hessian ran on.
+        batch_size: Of the minibatches.
+        seed: Of everything random in the measurements.
+        measures: Keys of what is measured.
+        settings: Options that the numbers depend on, as text; empty in a log of the callback.
+        batch_size_source: Where the batch size came from: 'given', 'dataset', 'assumed', or "" where it is not known.
+        class_weight: Weights by class in the measured loss, None without them.
+    """
+
+    sdkeras: str
+    tensorflow: str
+    keras: str
+    model: str
+    num_parameters: int
+    optimizer: str
+    num_samples: int
+    num_samples_hessian: int
+    batch_size: int
+    data_digest: str
+    seed: int
+    measures: tuple[str, ...]
+    settings: dict[str, str] = attrs.field(factory=dict)
+    batch_size_source: str = ""
+    class_weight: dict[str, float] | None = None
+
+
+@attrs.frozen
+class Reading:
+    """One number with its evidence: 95 % interval, standard error, or residual of an eigenvalue.
+
+    NaN is what could not be measured.
+    """
+
+    value: float
+    converged: bool
+    interval: tuple[float, float] | None = None
+    stderr: float | None = None
+    residual: float | None = None
+
+
+@attrs.frozen
+class Beginning:
+    """Where a call of `fit` began: the optimizer's steps, and epochs, that were done before it."""
+
+    step: int
+    epoch: int
+
+
+@attrs.frozen
+class Measurement:
+    """What was found at one place of a training.
+
+    Attributes:
+        source: 'fit', or the name of the checkpoint that was looked at.
+        step: Updates of the weights until then, the optimizer's own count.
+        epoch: Epochs finished, or None where it is not known.
+        time: UTC, ISO 8601.
+        seconds: What it took, compilation included.
+        num_hvps: Hessian-vector products on single batches.
+        learning_rate: At this step; 0 or None where exponents and thresholds have none to be of.
+        threshold: Upper stability threshold of the optimizer, or None where none is known.
+        operator: The threshold's own operator, 'H' or 'P^-1/2 H P^-1/2'.
+        map: The map whose exponents and dimension are meant; '' without them.
+        state_size: Dimension of the state of that map; 0 without them.
+        values: By the keys of the callback. Logs of version 0.1.0 have no `sharpness_preconditioned` and
+            `sharpness_threshold`, see `numerator`.
+        metrics: Losses and metrics of the training at that time.
+        notes: What the reader must know, a failure for example.
+        digest: Of the checkpoint's file; "" for 'fit'.
+        bounds: The generalization bounds at this SD, term by term; empty where SD was not measured.
+        began: Where its `fit` began, in the first line of each `fit`; None in all others, and in logs of 0.1.0.
+    """
+
+    source: str
+    step: int
+    epoch: int | None
+    time: str
+    seconds: float
+    num_hvps: int
+    learning_rate: float | None
+    threshold: float | None
+    operator: str
+    map: str
+    state_size: int
+    values: dict[str, Reading]
+    metrics: dict[str, float]
+    notes: tuple[str, ...] = ()
+    digest: str = ""
+    bounds: tuple[Bound, ...] = ()
+    began: Beginning | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether not one number was found."""
+        return all(math.isnan(reading.value) for reading in self.values.values())
+
+    def value(self, key: str) -> float | None:
+        """A number without its evidence; None where it was not asked for."""
+        return self.values[key].value if key in self.values else None
+
+    @property
+    def numerator(self) -> float | None:
+        """Of the ratio: the largest eigenvalue of the threshold's own operator; None where it was not measured."""
+        if "sharpness_preconditioned" in self.values or self.threshold is None:
+            return self.value("sharpness_preconditioned")
+        ratio = self.value("sharpness_ratio")
+        return None if ratio is None else ratio * self.threshold
+
+
+@attrs.frozen
+class RunLog:
+    """What a log holds.
+
+    Attributes:
+        header: The last header.
+        measurements: In the order of the file.
+        notes: What of the file could not be read, and where its header changed.
+    """
+
+    header: Header
+    measurements: tuple[Measurement, ...]
+    notes: tuple[str, ...] = ()
+
+
+def place_of(path: str | os.PathLike[str]) -> Path:
+    """The log in a folder, or the file itself."""
+    return Path(path) / FILE_NAME if os.path.isdir(path) else Path(path)
+
+
+def place_in(folder: str | os.PathLike[str]) -> Path:
+    """The log's path in a folder, which is made.
+
+    Raises:
+        SdkerasError: It cannot be made, or not written to.
+    """
+    place = Path(folder) / FILE_NAME
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.close(open_own(place, os.O_WRONLY | os.O_APPEND | os.O_CREAT))
+    except (OSError, ValueError) as error:
+        raise SdkerasError(f"{shown(place)} cannot be written: {reason_of(error)}; choose another folder.") from error
+    return place
+
+
+def claim(place: Path) -> Claim:
+    """The right to write a log.
+
+    Raises:
+        SdkerasError: Another process writes it, or the file begins with something else than a log's header.
+    """
+    if place.is_file() and not place.is_symlink():
+        with place.open("rb") as file:
+            first = file.readline(_LONGEST_HEADER)
+        if first.endswith(b"\n") and "schema_version" not in (_parsed(first) or {}):
+            raise SdkerasError(
+                f"{shown(place)} does not begin with the header of a log of sdkeras, and nothing is appended to it; "
+                "choose another folder."
+            )
+    return Claim(place, "wait until it has ended, end it, or choose another folder")
+
+
+def read_run_log(path: str | os.PathLike[str]) -> RunLog:
+    """Reads a log, or the log in a folder; broken lines are left out, and that is noted.
+
+    Raises:
+        SdkerasError: There is none, it is no such log, or it is one of a later version.
+    """
+    place = place_of(path)
+    advice = f"give a folder with a {FILE_NAME}, or such a file, as {_WRITTEN_BY} writes it."
+    check_is_file(place, SdkerasError, advice)
+    with blamed_on(f"{shown(place)} cannot be read", advice), place.open("rb") as lines:
+        return _read(lines, shown(place))
+
+
+def _read(lines: Iterable[bytes], place: str) -> RunLog:
+    header: Header | None = None
+    measurements: list[Measurement] = []
+    notes: list[str] = []
+    number = 0
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{place}, line {number}"
+        document = _parsed(line)
+        if document is None:
+            what = "is broken" if line.endswith(b"\n") else "breaks off"
+            notes.append(f"line {number} {what} (a crash, or a writer at work) and was left out")
+        elif "schema_version" in document:
+            found = _header(document, where)
+            if header is not None and attrs.evolve(found, measures=()) != attrs.evolve(header, measures=()):
+                notes.append(f"from line {number} on the log is of another model, optimizer, data set or version")
+            header = found
+        elif header is None:
+            break
+        else:
+            measurements.append(from_plain(document, Measurement, where, "remove the line."))
+    if not number:
+        raise SdkerasError(f"{place} is empty: nothing has been measured yet; look again after the first epoch.")
+    if header is None:
+        raise SdkerasError(f"{place} does not begin with the header of a log; give one written by {_WRITTEN_BY}.")
+    return RunLog(header, tuple(measurements), tuple(notes))
+
+
+def has_lines(place: Path) -> bool:
+    """Whether a log holds a whole line; a crash can leave a part of the first one."""
+    return place.is_file() and b"\n" in place.read_bytes()
+
+
+def by_digest(log: RunLog) -> dict[str, dict[str, Measurement]]:
+    """The measurements of checkpoints that did not fail, by the digest of their files and then by their names."""
+    done: dict[str, dict[str, Measurement]] = {}
+    for found in log.measurements:
+        if found.digest and not found.failed:
+            done.setdefault(found.digest, {})[found.source] = found
+    return done
+
+
+def pending(paths: Sequence[str], folder: str | os.PathLike[str]) -> list[str]:
+    """Those checkpoints that the log in a folder does not have as they are now."""
+    place = Path(folder) / FILE_NAME
+    done = by_digest(read_run_log(place)) if has_lines(place) else {}
+    return [path for path in paths if digest(path) not in done]
+
+
+def append(path: str | os.PathLike[str], record: Header | Measurement) -> None:
+    """Appends a record as one line, whole or not at all, and returns when it is on the disk.
+
+    A header equal to the file's last one is not written again. After a last line without its end a new one is begun.
+
+    Raises:
+        OSError: It cannot be written.
+        SdkerasError: It is a link, or no file.
+    """
+    document = as_plain(record)
+    if isinstance(record, Header):
+        document = {"schema_version": SCHEMA_VERSION, **document}
+        if _last_header(path) == document:
+            return
+    line = json.dumps(document, allow_nan=False).encode() + b"\n"
+    handle = open_own(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+    try:
+        size = os.fstat(handle).st_size
+        if size and os.pread(handle, 1, size - 1) != b"\n":
+            line = b"\n" + line
+        written = os.write(handle, line)
+        if written < len(line):
+            raise OSError(f"{written} of {len(line)} bytes were written; is the disk full?")
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _last_header(path: str | os.PathLike[str]) -> Mapping[str, Any] | None:
+    if not os.path.exists(path):
+        return None
+    documents = map(_parsed, Path(path).read_bytes().split(b"\n"))
+    headers = [document for document in documents if document is not None and "schema_version" in document]
+    return headers[-1] if headers else None
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """The JSON object of a line; None for a broken one."""
+    try:
+        document = parsed_json(line)
+    except ValueError:
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _header(document: dict[str, Any], where: str) -> Header:
+    version = document["schema_version"]
+    if version != SCHEMA_VERSION:
+        raise SdkerasError(
+            f"{where} has schema version {version!r:.40}, this sdkeras reads up to {SCHEMA_VERSION}; update sdkeras."
+        )
+    return from_plain(document, Header, where, "remove the line.")
+
+
+def trajectory(log: RunLog) -> tuple[Measurement, ...]:
+    """The measurements along one training, by step.
+
+    Where the steps of `fit` go back, or a `fit` began at an earlier one, training has gone back (a restored backup, a
+    fresh start): what was measured beyond is of weights that were given up, and is left out. Of a checkpoint the last
+    measurement counts.
+    """
+    fitted, _ = _fitted(log)
+    saved = {found.source: (found.step, place, found) for place, found in _checkpoints(log)}
+    return tuple(found for *_, found in sorted([*fitted, *saved.values()], key=lambda entry: entry[:2]))
+
+
+def breaks(log: RunLog) -> tuple[str, ...]:
+    """Where the log is not of one uninterrupted training, in words: what is missing, and what is there twice."""
+    _, words = _fitted(log)
+    again = list(_checkpoints(log))
+    count = len(again) - len({found.source for _, found in again})
+    if count:
+        words.append(f"of {counted(count, 'checkpoint')} measured again, the last measurement is shown")
+    return tuple(words)
+
+
+def _checkpoints(log: RunLog) -> Iterator[tuple[int, Measurement]]:
+    return ((place, found) for place, found in enumerate(log.measurements) if found.source != "fit")
+
+
+def _fitted(log: RunLog) -> tuple[list[tuple[int, int, Measurement]], list[str]]:
+    """(step, place in the file, measurement) of `fit`, their steps ascending, and what happened on the way."""
+    fitted: list[tuple[int, int, Measurement]] = []
+    words: list[str] = []
+    for place, found in enumerate(log.measurements):
+        if found.source != "fit":
+            continue
+        began, count = found.began, len(fitted)
+        while fitted and (fitted[-1][0] >= found.step or (began is not None and fitted[-1][0] > began.step)):
+            last = fitted.pop()[2]
+        if len(fitted) < count:
+            back = found.step if began is None else began.step
+            words.append(
+                f"training went back to step {back:,}: {counted(count - len(fitted), 'measurement')} beyond it, up to "
+                f"step {last.step:,}, belong to weights that were given up and are left out"
+            )
+        if began is not None:
+            words += _joined(fitted[-1][2] if fitted else None, began)
+        fitted.append((found.step, place, found))
+    return fitted, words
+
+
+def _joined(last: Measurement | None, began: Beginning) -> Iterator[str]:
+    """What is between the last measurement that counts and a `fit` that goes on from it, unless it is nothing."""
+    if began.epoch if last is None else last.step < began.step:
+        before = "there is no measurement" if last is None else f"the last measurement is of step {last.step:,}"
+        epochs = counted(began.epoch, "epoch")
+        yield f"training was continued at step {began.step:,}, after {epochs}; before it {before}: the log has a gap"
+    if began.step and last is not None and last.epoch is not None and last.epoch > began.epoch:
+        yield (
+            f"from step {began.step:,} on epochs are counted from {began.epoch:,} again: a later call of fit, or an "
+            "epoch trained twice because a backup's epoch was older than its weights"
+        )

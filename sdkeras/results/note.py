@@ -1,0 +1,18 @@
+"""A caveat: what the reader of a number must know."""
+
+from __future__ import annotations
+
+import attrs
+
+
+@attrs.frozen
+class Note:
+    """Something the reader must know, with its numbers.
+
+    Attributes:
+        code: Stable identifier, for example 'ill-conditioned'.
+        message: One sentence or two.
+    """
+
+    code: str
+    message: str

@@ -1,0 +1,123 @@
+"""The whole Jacobian of the optimizer's real step, for any optimizer: what an analysis with the map 'full' is of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from sdkeras.dimension.adaptive import Outcome
+from sdkeras.dimension.exponents import SingularValueMap
+from sdkeras.linalg.lanczos import BREAKDOWN
+from sdkeras.linalg.operators import LinearMap
+from sdkeras.results.arrays import Array
+from sdkeras.results.estimates import SingularValues, Spectrum
+from sdkeras.results.note import Note
+from sdkeras.runs.budget import Budget
+from sdkeras.training_step import settings
+from sdkeras.training_step.coordinates import ConjugatedMap, training_coordinates
+from sdkeras.training_step.map import UpdateMap
+
+OPERATOR = "singular values of J"
+# Share of t* that rounding may blur an exponent by before it is told of.
+_COARSE = 0.1
+
+
+class LimitedMap:
+    """A linear map whose products raise BudgetError where the budget has no room for them."""
+
+    def __init__(self, source: LinearMap, budget: Budget) -> None:
+        self.source = source
+        self.budget = budget
+        self.size = source.size
+        self.dtype = source.dtype
+
+    def jvp(self, vector: Array) -> Array:
+        self._require(vector)
+        return self.source.jvp(vector)
+
+    def vjp(self, vector: Array) -> Array:
+        self._require(vector)
+        return self.source.vjp(vector)
+
+    def _require(self, vector: Array) -> None:
+        self.budget.require(1 if np.ndim(vector) == 1 else np.shape(vector)[1])
+
+
+class FullMap:
+    """A step's Jacobian J on weights and slots, in coordinates that its name tells.
+
+    Attributes:
+        step: The step.
+        coordinates: C of C J C^-1.
+        exponents: The map sigma -> ln sigma.
+    """
+
+    def __init__(self, step: UpdateMap) -> None:
+        self.step = step
+        self.coordinates = training_coordinates(step)
+        self.exponents = SingularValueMap(self.coordinates.name)
+
+    @property
+    def size(self) -> int:
+        return self.step.size
+
+    @property
+    def product_error(self) -> float:
+        """Relative error of a product."""
+        return self.step.verification.jvp_relative_error
+
+    def on_minibatch(self, index: int, budget: Budget | None = None) -> LinearMap:
+        """C J C^-1 of training's update number `index`, from the state as it is; its products within the budget."""
+        step = ConjugatedMap(self.step.on_minibatch(index), self.coordinates)
+        return step if budget is None else LimitedMap(step, budget)
+
+    def warnings(self, found: Outcome) -> Iterator[Note]:
+        """What the reader must know, given what was found."""
+        largest, threshold = float(np.max(found.nodes)), found.sharpness_dimension.threshold_exponent
+        slots = self.size - self.step.num_weights
+        units = (
+            f"mix units, those of {self.step.num_weights:,} weights and of {slots:,} entries of the optimizer's slots, "
+            f"and depend on how these are scaled; here: {self.coordinates.name}"
+            if slots
+            else "are of the weights as they are: the optimizer has no slots"
+        )
+        yield Note(
+            "full-map",
+            f"singular values of one whole step {units}. sigma_1 = {largest:.3g}. Compare them, and SD, "
+            "with values in the same coordinates only; D_s along training (--lyapunov) does not depend on them.",
+        )
+        resolved = BREAKDOWN * float(np.finfo(self.step.dtype).eps) * largest
+        if threshold is not None and resolved > _COARSE * abs(threshold):
+            yield Note(
+                "unresolved",
+                f"beside sigma_1 = {largest:.3g} singular values are told apart to about {resolved:.1g} in "
+                f"{self.step.dtype.name}, and exponents near 0 decide at t* = {threshold:.2g}"
+                + ("; analyse in float64 (--dtype float64)." if self.step.dtype == np.float32 else "."),
+            )
+        used = settings.read_settings(self.step.optimizer)
+        if slots and used is not None and not used.iterations:
+            yield Note(
+                "initial-slots",
+                f"the optimizer {used.name} has taken no step; the slots are those that training starts with.",
+            )
+        yield from (Note(code, words) for code, words in self.step.notes)
+        if not self.step.verification.passed:
+            yield Note(
+                "unverified-step",
+                "the training step's map FAILED its verification and was used all the same: its singular values "
+                "cannot be trusted.",
+            )
+
+
+def as_spectrum(found: SingularValues) -> Spectrum:
+    """The same rule with nodes sigma, ascending."""
+    return Spectrum(
+        nodes=np.exp(found.log_values)[::-1],
+        weights=found.weights[::-1],
+        num_matvecs=found.num_matvecs,
+        seed=found.seed,
+        residuals=None if found.residuals is None else found.residuals[::-1],
+        nested=None if found.nested is None else as_spectrum(found.nested),
+        exact=found.exact,
+    )

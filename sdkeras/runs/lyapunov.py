@@ -1,0 +1,580 @@
+"""Lyapunov exponents of training: joins the step's map, its trajectory and the estimator into one answer."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import attrs
+import keras
+import numpy as np
+
+from sdkeras.dimension.lyapunov import lyapunov_dimension
+from sdkeras.dimension.same_steps import SameSteps, over_same_steps
+from sdkeras.errors import Interrupted
+from sdkeras.estimators.select import estimate
+from sdkeras.files import models
+from sdkeras.linalg.operators import TangentFlow
+from sdkeras.operators import minibatches
+from sdkeras.operators.loss import EmpiricalLoss, LossFn
+from sdkeras.results.answers import LyapunovRun, ModelInfo, OptimizerInfo
+from sdkeras.results.arrays import Array
+from sdkeras.results.estimates import LyapunovExponents
+from sdkeras.results.lyapunov import LyapunovDimension, LyapunovSummary
+from sdkeras.results.note import Note
+from sdkeras.results.plans import LyapunovPlan
+from sdkeras.results.progress import PRODUCTS, TIME, Progress
+from sdkeras.results.verification import StepVerification
+from sdkeras.runs import losses
+from sdkeras.runs.lyapunov_settings import DEFAULT_ESTIMATOR, LyapunovSettings, settings_of
+from sdkeras.runs.options import DEFAULT_STEPS, DEFAULT_TRANSIENT, parse_learning_rate
+from sdkeras.runs.plan import planned_trajectory
+from sdkeras.runs.problem import training_optimizer
+from sdkeras.runs.provenance import data_info, loss_name, optimizer_info, provenance, with_loss
+from sdkeras.training_step import settings as update
+from sdkeras.training_step.coordinates import training_coordinates
+from sdkeras.training_step.flow import DenseFlow, TrainingFlow
+from sdkeras.training_step.map import UpdateMap, state_size
+from sdkeras.training_step.rule import inner
+
+# Samples of the loss that the map is checked on; the trajectory draws from all of them.
+_CHECKED_SAMPLES = 4096
+
+# Halves of the run further apart than so many standard errors are told of: once in 16,000 runs by chance.
+_DRIFT = 4.0
+_FEWEST_BLOCKS = 8
+
+
+def lyapunov(
+    model: Any,
+    data: Any,
+    *,
+    batch_size: int | None = None,
+    num_exponents: int | None = None,
+    num_steps: int = DEFAULT_STEPS,
+    transient: int = DEFAULT_TRANSIENT,
+    learning_rate: float | str | None = None,
+    loss: Any = None,
+    loss_fn: LossFn | None = None,
+    class_weight: Mapping[int, float] | None = None,
+    samples: int | None = None,
+    dtype: str = "float32",
+    product_mode: str = "auto",
+    seed: int = 0,
+    initial_slots: bool = False,
+    allow_unverified: bool = False,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_interval: int = 100,
+    windows: Sequence[int] = (),
+    memory_gb: float | None = None,
+    estimator: str = DEFAULT_ESTIMATOR,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    time_limit: float | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> LyapunovRun:
+    """Leading Lyapunov exponents and D_s along real training steps from the model's state on.
+
+    Training goes on, on copies, with the compiled optimizer; tangent vectors go along with it.
+
+    With `windows` the dense Jacobians of the num_steps steps are kept, and SD, SD^(m) for each m and D_s come from the
+    same steps, in the same coordinates: D_s <= SD^(m) <= SD.
+
+    Args:
+        model: A `keras.Model`, compiled and trained for at least one step. It is not changed.
+        data: (x, y[, sample_weight]), a batched `tf.data.Dataset`, or a `keras.utils.PyDataset`.
+        batch_size: That of training; default 32, or a dataset's own.
+        num_exponents: Exponents to compute; default 10, or all where the state has fewer; with windows all.
+        num_steps: Steps to average over.
+        transient: Steps made before, and discarded.
+        learning_rate: In place of the optimizer's, or of its schedule, at every step: a number; or, of its schedule,
+            'peak' or 'mean' over the steps so far, or 'step:N', the rate that step N used, counted from 0.
+        loss: Replaces the compiled one, as in `sdkeras.analyze`.
+        loss_fn: Likewise.
+        class_weight: That of `fit`, which no file holds: weights by class, {0: 1.0, 1: 9.0}; others weigh 1.
+        samples: How much of an endless data set to read.
+        dtype: 'float32' or 'float64'.
+        product_mode: 'auto', 'reverse-over-reverse', 'forward-over-reverse' or 'finite-differences'.
+        seed: Of minibatches, dropout masks and the first tangents.
+        initial_slots: For an optimizer that has not trained yet: start with the slots it would start with.
+        allow_unverified: Go on with a map that failed its verification.
+        checkpoint: File to keep the run in and to go on from, bit for bit; the same file takes a finished run
+            further with a larger num_steps.
+        checkpoint_interval: Steps between two writings of it.
+        windows: Lengths m, each a divisor of num_steps; 1 is always among them. Not with a checkpoint, which holds no
+            Jacobians.
+        memory_gb: Memory for the windows' Jacobians; default 60 % of what is free.
+        estimator: Name of the lyapunov estimator.
+        settings: Fields of it by its name, for example {"lyapunov-qr": {"tolerance": 0.001}}.
+        time_limit: Seconds after which no further step is begun, as after Ctrl-C. The windows of the steps so far are
+            still evaluated.
+        progress: Called after every step.
+
+    Returns:
+        The answer. Ctrl-C finishes the step under way; the answer then holds the steps so far, with `partial` set.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C before anything was measured (the checkpoint is written).
+        Interrupted: The time limit, likewise.
+        SdkerasError: Unusable model, data, options or checkpoint; see its subclasses.
+    """
+    started = time.monotonic()
+    given = settings_of(
+        num_exponents=num_exponents,
+        num_steps=num_steps,
+        transient=transient,
+        seed=seed,
+        checkpoint=None if checkpoint is None else os.fspath(checkpoint),
+        checkpoint_interval=checkpoint_interval,
+        windows=windows,
+        memory_gb=memory_gb,
+        estimator=estimator,
+        settings=settings,
+        time_limit=time_limit,
+    )
+    if progress is not None:
+        progress(Progress("reading the model and the data", 0))
+    training = read_training(
+        model,
+        data,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        loss=loss,
+        loss_fn=loss_fn,
+        class_weight=class_weight,
+        samples=samples,
+        dtype=dtype,
+        seed=seed,
+        num_steps=transient + num_steps,
+    )
+    if given.windows:
+        size = state_size(training.function, training.optimizer, initial_slots=initial_slots)
+        given.check_dense(size, training.function.dtype.itemsize)
+    if progress is not None:
+        progress(Progress("compiling and verifying the training step", 0))
+    step = UpdateMap(
+        training.function,
+        training.optimizer,
+        initial_slots=initial_slots,
+        product_mode=product_mode,
+        allow_unverified=allow_unverified,
+    )
+    followed = follow(
+        step,
+        given,
+        about=identity(training.optimizer, training.model, training.function_words),
+        deadline=None if time_limit is None else started + time_limit,
+        progress=progress,
+    )
+    function, source = training.function, training.function.source
+    return LyapunovRun(
+        provenance=provenance(source, seed=seed, dtype=dtype, num_hvps=step.num_products, started=started),
+        model=ModelInfo(
+            name=str(model.name),
+            num_parameters=function.size,
+            num_trainable_analysed=function.size,
+            mode="train",
+            loss=training.loss_words,
+            unconnected=function.engine(product_mode).unconnected,
+        ),
+        data=data_info(source, function.num_examples),
+        optimizer=training.optimizer_info(learning_rate),
+        verification=step.verification.hessian,
+        lyapunov=followed.summary,
+        warnings=(*training.notes, *followed.warnings),
+        partial=followed.interrupted or followed.timed_out,
+    )
+
+
+def plan(model: Any, data: Any, **options: Any) -> LyapunovPlan:
+    """What `lyapunov` would do with the same arguments, from one timed gradient; nothing else is computed."""
+    names = ("batch_size", "learning_rate", "loss", "loss_fn", "class_weight", "samples")
+    known = {name: options.get(name) for name in names}
+    settings = settings_of(**options)
+    training = read_training(
+        model,
+        data,
+        **known,
+        dtype=options.get("dtype", "float32"),
+        seed=options.get("seed", 0),
+        num_steps=settings.transient + settings.num_steps,
+    )
+    size = state_size(training.function, training.optimizer, initial_slots=options.get("initial_slots", False))
+    settings.check_dense(size, training.function.dtype.itemsize)
+    made = planned_trajectory(training.function, size, settings)
+    return attrs.evolve(
+        made,
+        optimizer=training.optimizer_info(known["learning_rate"]),
+        data=data_info(training.function.source, training.function.num_examples),
+    )
+
+
+@attrs.frozen
+class Training:
+    """The training to follow: model, loss and optimizer as its steps have them, and what to know of them.
+
+    `loss_words` is the loss with its arguments, `function_words` the same where it is a function of the user's, or "".
+    """
+
+    model: Any
+    function: EmpiricalLoss
+    optimizer: Any
+    used: update.OptimizerSettings | None
+    notes: list[Note]
+    loss_words: str
+    function_words: str
+
+    def optimizer_info(self, learning_rate: float | str | None) -> OptimizerInfo:
+        """The optimizer for a report, given the learning rate that was asked for, if any."""
+        rate = None if self.used is None else self.used.learning_rate
+        source = "file" if learning_rate is None else parse_learning_rate(learning_rate)
+        return optimizer_info(
+            self.used, float("nan") if rate is None else rate, source if isinstance(source, str) else "given"
+        )
+
+
+def read_training(
+    model: Any,
+    data: Any,
+    *,
+    batch_size: int | None,
+    learning_rate: float | str | None,
+    loss: Any,
+    loss_fn: LossFn | None = None,
+    samples: int | None,
+    dtype: str,
+    seed: int,
+    num_steps: int = 1,
+    class_weight: Mapping[int, float] | None = None,
+) -> Training:
+    """Model, data and optimizer read and checked; nothing is multiplied yet.
+
+    Raises:
+        SdkerasError: They are unusable, or the learning rate is 0 at all of the steps; see its subclasses.
+    """
+    if learning_rate is not None:
+        parse_learning_rate(learning_rate)
+    own = losses.own_function(loss, loss_fn)
+    fitted = model if own is not None else with_loss(model, loss, dtype)
+    if isinstance(data, (tuple, list)) and len(data) in (1, 2, 3):
+        models.check_data(fitted, *data, own_loss=own is not None)
+    source = minibatches.as_source(
+        data,
+        batch_size=batch_size,
+        default_batch_size=minibatches.DEFAULT_BATCH_SIZE,
+        limit=samples,
+        class_weight=class_weight,
+    )
+    function = EmpiricalLoss(fitted, source, dtype=dtype, num_samples=_CHECKED_SAMPLES, seed=seed, loss_fn=own)
+    notes = list(losses.caveats(model, with_loss=loss is None and own is None))
+    notes += [Note("data", f"{note}.") for note in function.notes]
+    optimizer = training_optimizer(model, function, learning_rate, changed=fitted is not model, warnings=notes)
+    update.check_rates(optimizer, num_steps)
+    used = update.read_settings(optimizer)
+    if own is None and type(model).train_step not in (keras.Model.train_step, keras.Sequential.train_step):
+        notes.append(
+            Note("train-step", "the model has its own train_step; the optimizer's step on compute_loss was taken.")
+        )
+    if used is not None and not used.iterations:
+        notes.append(
+            Note(
+                "initial-slots",
+                f"the optimizer {used.name} has taken no step; the trajectory is the beginning of training, from the "
+                "slots it starts with.",
+            )
+        )
+    words = losses.words_of(fitted, loss, own)
+    return Training(fitted, function, optimizer, used, notes, words, words if own is not None else "")
+
+
+@attrs.frozen
+class Followed:
+    """A trajectory's summary, what to know of it, and whether Ctrl-C or the time limit ended it."""
+
+    summary: LyapunovSummary
+    warnings: tuple[Note, ...]
+    interrupted: bool
+    timed_out: bool
+
+
+def follow(
+    step: UpdateMap,
+    settings: LyapunovSettings,
+    *,
+    about: Mapping[str, str],
+    deadline: float | None = None,
+    max_products: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Followed:
+    """Exponents and D_s along the steps of a map from its own state on.
+
+    Args:
+        step: The map.
+        settings: How to follow it.
+        about: What else tells this trajectory from others, see `TrainingFlow`.
+        deadline: Time of `time.monotonic` after which no step is begun.
+        max_products: Count of the map's products, `step.num_products`, that no step begun may exceed.
+        progress: Called after every step.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C before anything was measured.
+        Interrupted: The deadline or the limit on products, likewise.
+        SdkerasError: More exponents than the state has, Jacobians that do not fit the memory, or a checkpoint of
+            another run.
+    """
+    settings.check_exponents(step.size, step.num_weights)
+    settings.check_dense(step.size, step.dtype.itemsize)
+    estimator = settings.made_estimator(settings.exponents_of(step.size))
+    training = TrainingFlow(step, about)
+    dense = None
+    if settings.windows:
+        coordinates = training_coordinates(step)
+        dense = DenseFlow(training, coordinates, transient=settings.transient, num_steps=settings.num_steps)
+    flow = _Watched(dense or training, training, step, settings, deadline, max_products, progress)
+    with _deferred_interrupt(flow):
+        try:
+            exponents: LyapunovExponents = estimate(estimator, flow, settings.seed)
+        except Interrupted:
+            if flow.timed_out:
+                more = "seconds (--time-limit)" if flow.limit == TIME else "products (--max-hvps)"
+                raise Interrupted(
+                    f"{flow.limit} ended it after step {training.index:,}, before a step was measured (the first "
+                    f"{settings.transient:,} are discarded); give more {more}, or a shorter transient."
+                ) from None
+            raise KeyboardInterrupt from None
+    unfinished = exponents.num_steps < settings.num_steps and exponents.stopped_at is None
+    same, cut = None, False
+    if dense is not None:
+        if progress is not None:
+            progress(Progress("singular values of the steps and of their products", step.num_products))
+        try:
+            same = _over_same_steps(dense, exponents, settings)
+        except KeyboardInterrupt:  # the exponents stay
+            cut = True
+    summary = _summary(exponents, step, settings, same, None if dense is None else dense.coordinates.name)
+    warnings = [*_warnings(summary, step), *_window_warnings(summary, exponents, settings, cut)]
+    if flow.timed_out and unfinished:
+        warnings.append(
+            Note(
+                limit_code(flow.limit),
+                f"{flow.limit} ended the trajectory: {exponents.num_steps:,} of {settings.num_steps:,} steps were "
+                "measured.",
+            )
+        )
+    return Followed(
+        summary,
+        tuple(warnings),
+        interrupted=cut or (flow.stopping and not flow.timed_out and unfinished),
+        timed_out=flow.timed_out and unfinished,
+    )
+
+
+def limit_code(limit: str) -> str:
+    """The code of a warning about the limit that ended a trajectory."""
+    return "time-limit" if limit == TIME else "limit-on-products"
+
+
+def _over_same_steps(dense: DenseFlow, exponents: LyapunovExponents, settings: LyapunovSettings) -> SameSteps:
+    comparable = _comparable(exponents, settings) and exponents.num_steps <= dense.num_kept
+    count = exponents.num_steps if comparable else dense.num_kept
+    return over_same_steps(dense.jacobians[:count], exponents, settings.windows, comparable=comparable)
+
+
+def _comparable(exponents: LyapunovExponents, settings: LyapunovSettings) -> bool:
+    """Whether the exponents are over the steps after the transient, as the kept Jacobians are."""
+    return exponents.transient == settings.transient and exponents.num_steps <= settings.num_steps
+
+
+class _Watched:
+    """A trajectory that tells after each step, and stops before the next when asked to: a `TangentFlow`."""
+
+    def __init__(
+        self,
+        flow: TangentFlow,
+        training: TrainingFlow,
+        step: UpdateMap,
+        settings: LyapunovSettings,
+        deadline: float | None,
+        max_products: int | None,
+        progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self.flow = flow
+        self.training = training
+        self.map = step
+        self.total = settings.transient + settings.num_steps
+        self.deadline = deadline
+        self.max_products = max_products
+        self.progress = progress
+        self.limit = TIME
+        self.stopping = False
+        self.timed_out = False
+        self.size = flow.size
+        self.dtype = flow.dtype
+
+    def reset(self, seed: int) -> None:
+        self.flow.reset(seed)
+
+    def step(self, tangents: Array) -> Array:
+        if not self.stopping and self.deadline is not None and time.monotonic() >= self.deadline:
+            self.stopping = self.timed_out = True
+        if not self.stopping and self.max_products is not None:
+            cost = tangents.shape[1] * self.map.microbatches
+            if self.map.num_products + cost > self.max_products:
+                self.stopping = self.timed_out = True
+                self.limit = PRODUCTS
+        if self.stopping:
+            raise Interrupted(f"interrupted after step {self.training.index} of the trajectory.")
+        moved = self.flow.step(tangents)
+        if self.progress is not None:
+            stage = f"training step {self.training.index:,} of {self.total:,}"
+            self.progress(Progress(stage, self.map.num_products))
+        return moved
+
+    def state(self) -> Any:
+        return self.flow.state()
+
+    def restore(self, state: Any) -> None:
+        self.flow.restore(state)
+
+
+@contextlib.contextmanager
+def _deferred_interrupt(flow: _Watched) -> Iterator[None]:
+    """While it lasts the first Ctrl-C stops the flow before its next step; the second acts at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # where signals cannot be taken over
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def stop(*_: Any) -> None:
+        flow.stopping = True
+        signal.signal(signal.SIGINT, before)
+
+    if before is None:  # not set from Python
+        yield
+        return
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _summary(
+    exponents: LyapunovExponents,
+    step: UpdateMap,
+    settings: LyapunovSettings,
+    same: SameSteps | None,
+    coordinates: str | None,
+) -> LyapunovSummary:
+    dimension: LyapunovDimension = lyapunov_dimension(exponents, step.size) if same is None else same.lyapunov
+    checked = step.verification
+    empty = np.zeros((0, len(exponents.values)))
+    return LyapunovSummary(
+        values=exponents.values,
+        stderr=exponents.stderr,
+        rounding=exponents.rounding,
+        num_resolved=exponents.num_resolved,
+        history=tuple(np.ascontiguousarray((exponents.history if exponents.history.size else empty).T)),
+        block_size=exponents.block_size,
+        num_steps=exponents.num_steps,
+        num_steps_asked=settings.num_steps,
+        transient=exponents.transient,
+        stopped_at=exponents.stopped_at,
+        log_det=exponents.log_det if same is None or same.log_det is None else same.log_det,
+        log_det_stderr=None if same is None else same.log_det_stderr,
+        dimension=dimension,
+        num_weights=step.num_weights,
+        verification=StepVerification(
+            step_error=checked.step_error,
+            finite_difference_error=checked.finite_difference_error,
+            checked=checked.checked,
+            jvp_relative_error=checked.jvp_relative_error,
+            adjoint_error=checked.adjoint_error,
+            passed=checked.passed,
+            details=checked.details,
+        ),
+        windows=() if same is None else same.windows,
+        sharpest=None if same is None else same.sharpest,
+        coordinates=coordinates,
+        estimator=settings.estimator,
+    )
+
+
+def _window_warnings(
+    found: LyapunovSummary, exponents: LyapunovExponents, settings: LyapunovSettings, cut: bool
+) -> Iterator[Note]:
+    if found.coordinates not in (None, "weights", "balanced"):
+        yield Note(
+            "mixed-units",
+            f"the state is {found.num_weights:,} weights and {found.dimension.size - found.num_weights:,} slots of the "
+            f"optimizer in units of their own; SD and SD^(m) are of this state in the coordinates "
+            f"'{found.coordinates}' and depend on them.",
+        )
+    if cut:
+        yield Note("windows-interrupted", "Ctrl-C came while the windows were evaluated; there is no SD^(m).")
+    if settings.windows and not _comparable(exponents, settings):
+        yield Note(
+            "other-steps",
+            f"the estimator '{settings.estimator}' measured {exponents.num_steps:,} steps after "
+            f"{exponents.transient:,}, the windows are over {settings.num_steps:,} after {settings.transient:,}: D_s "
+            "and SD^(m) are not comparable.",
+        )
+
+
+def _warnings(found: LyapunovSummary, step: UpdateMap) -> Iterator[Note]:
+    check = step.verification
+    if not check.passed:
+        yield Note(
+            "unverified",
+            f"the training step FAILED its verification (step error {check.step_error:.2g}, error "
+            f"{check.finite_difference_error:.2g} against finite differences) and was used all the same: no exponent "
+            "here can be trusted.",
+        )
+    if found.stopped_at is not None:
+        yield Note(
+            "diverged",
+            f"the trajectory diverged at step {found.stopped_at:,}: NaN or infinity. The exponents are means over the "
+            f"{found.num_steps:,} steps before it and describe no attractor.",
+        )
+    if found.num_resolved is not None and found.num_resolved < len(found.values):
+        yield Note(
+            "rounding",
+            f"exponents {found.num_resolved + 1} to {len(found.values)} are upper ends: at some step their growth was "
+            "below what the precision resolves beside the largest (--dtype float64 resolves more).",
+        )
+    drift = _drift(found)
+    if drift is not None:
+        yield Note(
+            "drifting",
+            f"ell_1 was {drift[0]:.3g} over the first half of the steps and {drift[1]:.3g} over the second, further "
+            "apart than their standard errors explain: training has not come to its attractor. Discard a longer "
+            "transient.",
+        )
+    yield from (Note(code, words) for code, words in step.notes)
+
+
+def _drift(found: LyapunovSummary) -> tuple[float, float] | None:
+    """Means of ell_1 over both halves of the steps where they differ, else None."""
+    counts = np.arange(1.0, len(found.history[0]) + 1)
+    blocks = np.diff(counts * found.history[0], prepend=0.0)
+    half = len(blocks) // 2
+    if half < _FEWEST_BLOCKS:
+        return None
+    first, second = blocks[:half], blocks[half:]
+    variance = np.var(first, ddof=1) / len(first) + np.var(second, ddof=1) / len(second)
+    apart = float(abs(first.mean() - second.mean()))
+    if apart <= _DRIFT * float(np.sqrt(variance)) + 1e-6 * float(abs(found.values[0])):
+        return None
+    return float(first.mean()), float(second.mean())
+
+
+def identity(optimizer: Any, model: Any, loss: str = "") -> dict[str, str]:
+    """What two runs must share, beside state and data, to be of one trajectory."""
+    own = inner(optimizer)
+    settings = json.dumps(own.get_config(), sort_keys=True, default=lambda value: type(value).__name__)
+    return {"loss": loss or loss_name(model.loss), "optimizer": f"{type(own).__name__} {settings}"}

@@ -1,0 +1,88 @@
+"""Warnings about the model, the data and the optimizer that an analysis' numbers rest on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import keras
+
+from sdkeras.operators import precision
+from sdkeras.operators.hessian import HessianOperator
+from sdkeras.results.note import Note
+from sdkeras.runs import assumptions
+from sdkeras.runs.problem import Subject
+from sdkeras.training_step import settings
+
+
+def findings(subject: Subject, hessian: HessianOperator) -> Iterator[Note]:
+    """What the reader must know before any number."""
+    check, options, optimizer = hessian.verification, subject.options, subject.optimizer
+    if not check.passed:
+        yield Note(
+            "unverified",
+            f"the operator FAILED its verification (error {check.finite_difference_error:.2g} against finite "
+            f"differences, symmetry error {check.symmetry_error:.2g}) and was used all the same: no number here "
+            "can be trusted.",
+        )
+    if check.mode == "finite-differences" and options.dtype == "float32":
+        yield Note(
+            "finite-differences",
+            f"products are differences of float32 gradients, good to {check.finite_difference_error:.1g}; "
+            "analyse in float64 for better ones (--dtype float64).",
+        )
+    clipped = None if subject.loss_fn is not None else assumptions.logits_as_probabilities(subject.loss)
+    if clipped is not None:
+        yield Note("logits-as-probabilities", clipped)
+    reduced = precision.reduced_policies(subject.compiled_as)
+    if reduced:
+        yield Note(
+            "reduced-precision",
+            f"the model computes in {', '.join(reduced)}; it was analysed in {options.dtype} throughout, at "
+            "the same weights: training itself rounds more coarsely than these products.",
+        )
+    for note in subject.loss.notes:
+        yield Note("data", f"{note}.")
+    unconnected = subject.loss.engine(options.product_mode).unconnected
+    if unconnected:
+        yield Note(
+            "unconnected",
+            f"the loss does not depend on {', '.join(unconnected)}; these parameters count as flat directions.",
+        )
+    if subject.loss_fn is None and type(subject.model).train_step not in (
+        keras.Model.train_step,
+        keras.Sequential.train_step,
+    ):
+        yield Note(
+            "train-step",
+            "the model has its own train_step; compute_loss was analysed instead of it. If it trains another loss, "
+            "give that as a loss_fn(model, batch) (--loss FILE.py:FUNCTION).",
+        )
+    if optimizer is not None and options.map != "full":  # whose step is the optimizer's own, with notes of its own
+        yield from (Note(code, message) for code, message in optimizer.notes)
+        yield from _about_decay(subject, optimizer)
+        if subject.rate is not None and subject.exponents.preconditioned:
+            yield Note(
+                "frozen-preconditioner",
+                f"SD and its exponents are of a step with P, from the second moments of {optimizer.name} as the last "
+                "step left them, held fixed. Training moves P, so that they are not of training's own random dynamical "
+                "system: neither D_s <= SD nor the bounds are about them (--map full, --lyapunov take the real step).",
+            )
+
+
+def _about_decay(subject: Subject, optimizer: settings.OptimizerSettings) -> Iterator[Note]:
+    decay = subject.decay
+    if subject.rate is None:
+        return
+    if decay and subject.exponents.name == "hessian":
+        yield Note(
+            "weight-decay-ignored",
+            f"the weight decay {decay:g} of {optimizer.name} is not in the map |1 - eta*alpha|: "
+            f"with it, neutral directions contract by {subject.rate * decay:.2g} a step.",
+        )
+    excluded = subject.excluded
+    if excluded and subject.shift is None and subject.exponents.name != "hessian":
+        yield Note(
+            "weight-decay-exclusions",
+            f"the optimizer excludes {len(excluded)} variables from weight decay ({', '.join(excluded[:4])}); "
+            "the 2x2 blocks of momentum apply it to all.",
+        )

@@ -1,0 +1,111 @@
+"""What an answer says of its model, its optimizer and its making."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import time
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from sdkeras._version import __version__
+from sdkeras.files.compiling import compile_as
+from sdkeras.operators import precision
+from sdkeras.operators.loss import check_model
+from sdkeras.operators.minibatches import Source
+from sdkeras.results.answers import DataInfo, OptimizerInfo, OptimizerPart, Provenance
+from sdkeras.runs import losses
+from sdkeras.training_step.settings import OptimizerSettings
+
+
+def with_loss(model: Any, loss: Any, dtype: str) -> Any:
+    """The model, or where a loss is given a copy compiled with it.
+
+    Raises:
+        ModelError: Not a compiled model, a loss that Keras does not know, or an argument that the loss has not.
+    """
+    check_model(model, needs_loss=loss is None)
+    if loss is None:
+        return model
+    with precision.default_precision(dtype):
+        chosen = losses.from_spec(loss) if isinstance(loss, str) else loss
+    made = precision.in_precision(model, dtype)
+    with precision.default_precision(dtype):
+        compile_as(made, {"optimizer": "sgd", "loss": chosen})
+    return made
+
+
+def loss_name(loss: Any) -> str:
+    """The name of a compiled loss, in whatever structure it was given, without its arguments."""
+    if isinstance(loss, str):
+        return loss
+    if isinstance(loss, dict):
+        return ", ".join(f"{name}: {loss_name(part)}" for name, part in loss.items())
+    if isinstance(loss, (list, tuple)):
+        return ", ".join(loss_name(part) for part in loss)
+    return str(getattr(loss, "name", None) or getattr(loss, "__name__", type(loss).__name__))
+
+
+def optimizer_info(
+    optimizer: OptimizerSettings | None, rate: float, source: str, *, missing: str = ""
+) -> OptimizerInfo:
+    """The optimizer of a report; the learning rate and where it came from are the analysis' own.
+
+    Args:
+        optimizer: Its settings, or None.
+        rate: The learning rate; 0 or NaN where a step cannot be analysed with it.
+        source: Where it came from.
+        missing: Why a step cannot be analysed with it, or "".
+    """
+    if optimizer is None:
+        return OptimizerInfo("unknown", rate, learning_rate_source=source, learning_rate_missing=missing)
+    return OptimizerInfo(
+        name=optimizer.name,
+        learning_rate=rate,
+        momentum=optimizer.momentum,
+        weight_decay=optimizer.weight_decay,
+        iterations=optimizer.iterations,
+        nesterov=optimizer.nesterov,
+        learning_rate_source=source,
+        learning_rate_missing=missing,
+        parts=tuple(OptimizerPart(name, float("nan") if own is None else own) for name, own in optimizer.rates),
+    )
+
+
+def data_info(source: Source, num_samples_hessian: int) -> DataInfo:
+    """The data of a report."""
+    weights = source.class_weight
+    named = None if weights is None else {str(label): weight for label, weight in weights.items()}
+    return DataInfo(source.num_samples, source.batch_size, num_samples_hessian, source.batch_size_source, named)
+
+
+def provenance(source: Source, *, seed: int, dtype: str, num_hvps: int, started: float) -> Provenance:
+    """Versions, device, cost and data of an answer that is made now; `started` is of `time.monotonic`."""
+    return Provenance(
+        sdkeras=__version__,
+        tensorflow=str(tf.__version__),
+        keras=str(keras.__version__),
+        python=platform.python_version(),
+        device=_device(),
+        seed=seed,
+        dtype=dtype,
+        num_hvps=num_hvps,
+        seconds=time.monotonic() - started,
+        data_digest=source.digest(),
+        created=utc_now(),
+    )
+
+
+def utc_now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _device() -> str:
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        details = tf.config.experimental.get_device_details(gpus[0])
+        return str(details.get("device_name", "GPU"))
+    return f"CPU ({platform.machine()})"

@@ -1,0 +1,377 @@
+"""Saved checkpoints of a training measured in their order, resumable: a monitor, a run log, and what joins them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import attrs
+import keras
+import tensorflow as tf
+
+from sdkeras.errors import DataError, Interrupted, ModelError, SdkerasError
+from sdkeras.files import models
+from sdkeras.files.archive import load_checkpoint, save_checkpoint
+from sdkeras.files.atomic import shown
+from sdkeras.files.checkpoints import WEIGHTS_SUFFIX, digest, in_order
+from sdkeras.operators import minibatches
+from sdkeras.operators.loss import plain
+from sdkeras.operators.minibatches import Source
+from sdkeras.results import log as run_log
+from sdkeras.results.log import Measurement, RunLog
+from sdkeras.results.progress import Progress
+from sdkeras.runs import losses
+from sdkeras.runs.monitor import (
+    DEFAULT_MAX_HVPS,
+    DEFAULT_SAMPLES,
+    DEFAULT_TOLERANCE,
+    MEASURES,
+    Monitor,
+    check_measures,
+    failed_measurement,
+    log_keys,
+)
+
+_STATE = "sharpness-state.npz"
+# Of the checkpoint measured last and the one before: a kill may come before or after its line in the log.
+_KEPT = 2
+
+
+def track(
+    checkpoints: Sequence[str | os.PathLike[str]],
+    data: Any,
+    *,
+    log_dir: str | os.PathLike[str],
+    model: str | os.PathLike[str] | None = None,
+    test_data: Any = None,
+    measures: Sequence[str] = MEASURES,
+    custom_objects: Mapping[str, Any] | None = None,
+    safe_mode: bool = True,
+    progress: Callable[[Progress], None] | None = None,
+    **options: Any,
+) -> RunLog:
+    """Measures checkpoints one after the other and keeps the numbers in a run log.
+
+    Compiled and verified once for all checkpoints of one architecture, loss and optimizer; minibatches, probes and
+    masks are the same at each, and eigenvectors start from those of the checkpoint before. Killed at any point and
+    called again, it measures the rest, with the same numbers as if it had not been killed. A checkpoint is known by
+    its content: one that has changed is measured anew. One that cannot be measured gives NaN and a note, and is tried
+    again by the next call.
+
+    Args:
+        checkpoints: .keras, .h5 or .weights.h5 files, folders and patterns, see `sdkeras.files.checkpoints.in_order`.
+        data: The training data, as in `sdkeras.analyze`.
+        log_dir: Folder for `sharpness.jsonl` and what a resumed call goes on from; made if missing.
+        model: For .weights.h5: file of the compiled model whose weights they are.
+        test_data: Also evaluate loss and metrics on both, in inference mode: the generalization gap.
+        measures: Which numbers; see `sdkeras.callbacks.SharpnessDimension`.
+        custom_objects: The user's own classes.
+        safe_mode: Keras' own, see `sdkeras.files.models.load_model`.
+        progress: Called with what is done now.
+        **options: Of `sdkeras.runs.monitor.Monitor`; bound_inputs and estimate_bound_inputs for the generalization
+            bounds at each checkpoint, class_weight where `fit` had one.
+
+    Returns:
+        The log, with one measurement for each of the checkpoints, in order.
+
+    Raises:
+        SdkerasError: No checkpoint, unusable data or options, a log of other settings or that another process writes,
+            or not one checkpoint could be measured.
+        KeyboardInterrupt: Ctrl-C; what was measured is in the log.
+    """
+    paths = in_order(checkpoints)
+    if model is None and any(path.endswith(WEIGHTS_SUFFIX) for path in paths):
+        raise SdkerasError(f"{WEIGHTS_SUFFIX} files hold weights only; give the model they are of (--model FILE).")
+    run = _Tracking(log_dir, data, test_data, check_measures(measures), options, progress)
+    with keras.saving.custom_object_scope(dict(custom_objects or {})):
+        run.read = _Reader(None if model is None else os.fspath(model), dict(custom_objects or {}), safe_mode)
+        try:
+            with contextlib.closing(run_log.claim(run.place)):
+                return run.over(paths)
+        except OSError as error:
+            raise SdkerasError(f"{shown(run.place)} cannot be written: {error.strerror or error}.") from error
+
+
+class _Reader:
+    """Models as checkpoints have them."""
+
+    def __init__(self, base: str | None, custom_objects: dict[str, Any], safe_mode: bool) -> None:
+        self.base, self.custom_objects, self.safe_mode = base, custom_objects, safe_mode
+        self.of_weights: Any = None
+
+    def __call__(self, path: str, *, needs_loss: bool) -> tuple[Any, str]:
+        """(model, what of its optimizer could not be read).
+
+        Raises:
+            ModelError: It cannot be read, or needs a loss and has none.
+        """
+        if not path.endswith(WEIGHTS_SUFFIX):
+            return self._model(path, needs_loss)
+        if self.of_weights is None:
+            self.of_weights, _ = self._model(str(self.base), needs_loss)
+        return self.of_weights, models.load_weights(path, self.of_weights)
+
+    def _model(self, path: str, needs_loss: bool) -> tuple[Any, str]:
+        model = models.load_model(path, custom_objects=self.custom_objects, safe_mode=self.safe_mode)
+        if needs_loss and not getattr(model, "compiled", False):
+            problem = models.compile_problem(model)
+            raise ModelError(problem or f"{path!r} was saved without its loss; give it (--loss NAME).")
+        return model, " ".join(each.message for each in losses.caveats(model, with_loss=needs_loss))
+
+
+class _Tracking:
+    """One call of `track`."""
+
+    def __init__(
+        self,
+        log_dir: str | os.PathLike[str],
+        data: Any,
+        test_data: Any,
+        measures: tuple[str, ...],
+        options: dict[str, Any],
+        progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self.place = run_log.place_in(log_dir)
+        self.state_path = self.place.parent / _STATE
+        self.source = _source(data, options)
+        self.given = data if isinstance(data, (tuple, list)) else self.source
+        self.test = None if test_data is None else _source(test_data, options)
+        self.measures, self.options, self.progress = measures, options, progress
+        self.keys = log_keys(measures, options.get("bound_inputs"), bool(options.get("estimate_bound_inputs")))
+        self.monitor: Monitor | None = None
+        self.read: Callable[..., tuple[Any, str]] = _Reader(None, {}, True)
+        self.states: list[dict[str, Any]] = []
+        self.waiting: list[Measurement] = []  # failures before there is a monitor, and with it a header
+        self.first_error: SdkerasError | None = None
+        self.before = ""  # digest of the checkpoint measured last
+
+    def over(self, paths: list[str]) -> RunLog:
+        done = self._done()
+        found: list[Measurement] = []
+        for place, path in enumerate(paths):
+            content = digest(path)
+            known = done.get(content, {})
+            if not known:
+                self._tell(f"checkpoint {place + 1} of {len(paths)}: {os.path.basename(path)}")
+                last = found[-1].step if found else 0
+                found.append(self._measured(path, content, place, last))
+            elif path in known:
+                found.append(known[path])
+            else:  # the same content under another name
+                found.append(attrs.evolve(next(iter(known.values())), source=path))
+                run_log.append(self.place, found[-1])
+            if not found[-1].failed:
+                self.before = content
+                done.setdefault(content, {})[path] = found[-1]
+        if self.first_error is not None and all(each.failed for each in found):
+            if not run_log.has_lines(self.place):
+                self.place.unlink()
+            raise self.first_error
+        return attrs.evolve(run_log.read_run_log(self.place), measurements=tuple(found))
+
+    def _done(self) -> dict[str, dict[str, Measurement]]:
+        """What the log has already, by digest and name, once its settings have been seen to be the same."""
+        if not run_log.has_lines(self.place):
+            return {}
+        log = run_log.read_run_log(self.place)
+        mine = {
+            "data_digest": self.source.digest(),
+            "num_samples": self.source.num_samples,
+            "batch_size": self.source.batch_size,
+            "seed": self.options.get("seed", 0),
+            "measures": self.measures,
+            "settings": self._settings(),
+        }
+        if not log.header.settings:
+            raise SdkerasError(
+                f"{shown(self.place)} was written while a model trained (sdkeras.callbacks); choose another folder "
+                "(--out)."
+            )
+        for name, own in mine.items():
+            theirs = getattr(log.header, name)
+            if theirs != own:
+                raise SdkerasError(
+                    f"the measurements in {shown(self.place)} are of {name} {_words(theirs)}, these would be of "
+                    f"{_words(own)}; choose another folder (--out), or take the settings of the log."
+                )
+        with contextlib.suppress(SdkerasError):  # without it the next eigenvectors are found from a random start
+            self.states = _states(load_checkpoint(self.state_path))
+        return run_log.by_digest(log)
+
+    def _settings(self) -> dict[str, str]:
+        """All options that a number depends on, as text."""
+        defaults = {"samples": DEFAULT_SAMPLES, "tolerance": DEFAULT_TOLERANCE, "max_hvps": DEFAULT_MAX_HVPS}
+        given = {name: value for name, value in self.options.items() if name not in ("seed", "batch_size", "memory_gb")}
+        known = {name: value for name, value in sorted((defaults | given).items()) if value is not None}
+        words = {"loss": losses.loss_words, "loss_fn": losses.function_name}
+        own = {name: words.get(name, _text)(value) for name, value in known.items()}
+        own = {name: text for name, text in own.items() if text}
+        # What these files hold decides the numbers, whatever their names.
+        file = str(known.get("loss", "")).partition(":")[0]
+        files = {"model": getattr(self.read, "base", None), "loss_file": file if file.endswith(".py") else None}
+        own |= {name: digest(path) for name, path in files.items() if path is not None}
+        return {**own, "test_digest": "" if self.test is None else self.test.digest()}
+
+    def _measured(self, path: str, content: str, place: int, last: int) -> Measurement:
+        """The numbers of a checkpoint, in the log as well; one that cannot be read stands at the last one's step."""
+        try:
+            monitor, note = self._at(path)
+            self._restore(monitor)
+            found = monitor.measure(source=path, metrics=self._metrics(monitor))
+        except Interrupted:
+            raise
+        except SdkerasError as error:
+            self.first_error = self.first_error or error
+            failed = failed_measurement(self.keys, str(error), source=path, step=last)
+            self.waiting.append(failed)
+            if self.monitor is not None:
+                self._write(self.monitor)
+            return failed
+        notes = [*found.notes, *([note] if note else [])]
+        if found.step == 0 and place > 0:
+            notes.append("the file knows no steps of its optimizer; the place in the order stands for their number.")
+            found = attrs.evolve(found, step=place)
+        found = attrs.evolve(found, digest=content, notes=tuple(notes))
+        self._keep(monitor, content)
+        self.waiting.append(found)
+        self._write(monitor)
+        return found
+
+    def _write(self, monitor: Monitor) -> None:
+        """What waits, under the header of the monitor."""
+        run_log.append(self.place, attrs.evolve(monitor.header(), settings=self._settings()))
+        while self.waiting:
+            run_log.append(self.place, self.waiting[0])
+            del self.waiting[0]
+
+    def _at(self, path: str) -> tuple[Monitor, str]:
+        """A monitor at this checkpoint, the last one where it serves, and what the reader must know of the file."""
+        own = any(self.options.get(name) is not None for name in ("loss", "loss_fn"))
+        model, note = self.read(path, needs_loss=not own)
+        if self.monitor is not None and _recipe(self.monitor.subject.compiled_as) == _recipe(model):
+            self.monitor.take(model)
+        else:
+            if self.test is not None:
+                try:
+                    models.check_data(model, *_parts(self.test))
+                except DataError as error:
+                    raise DataError(f"test data: {error}") from error
+            self.monitor = Monitor(model, self.given, measures=self.measures, **self.options)
+        return self.monitor, note
+
+    def _restore(self, monitor: Monitor) -> None:
+        """What the measurement of the checkpoint before has left, where it was not this monitor's own."""
+        for state in self.states:
+            if state["digest"] == self.before and state["size"] == monitor.hessian.size:
+                monitor.restore(state["monitor"])
+
+    def _keep(self, monitor: Monitor, content: str) -> None:
+        """Beside the last one, since the log may end before or after this measurement."""
+        state = {"digest": content, "size": monitor.hessian.size, "monitor": monitor.state()}
+        self.states = [*(kept for kept in self.states if kept["digest"] != content), state][-_KEPT:]
+        save_checkpoint(self.state_path, self.states)
+
+    def _metrics(self, monitor: Monitor) -> dict[str, float]:
+        """Loss and metrics on training and test data, in inference mode."""
+        if self.test is None:
+            return {}
+        if not getattr(monitor.subject.model, "compiled", False):
+            raise ModelError(
+                "loss and metrics on test data are of a compiled model; compile it, or leave out test_data."
+            )
+        found: dict[str, float] = {}
+        for prefix, source in (("", self.source), ("val_", self.test)):
+            model = monitor.subject.model
+            if source.is_bucketed:
+                logs = model.evaluate(_Batches(source), verbose=0, return_dict=True)
+            else:
+                names = ("x", "y", "sample_weight")
+                whole = dict(zip(names, _parts(source), strict=False))
+                logs = model.evaluate(**whole, batch_size=source.batch_size, verbose=0, return_dict=True)
+            found |= {f"{prefix}{name}": float(value) for name, value in logs.items()}
+        return found
+
+    def _tell(self, stage: str) -> None:
+        if self.progress is not None:
+            self.progress(Progress(stage=stage, num_hvps=0))
+
+
+def _states(held: Any) -> list[dict[str, Any]]:
+    """The states in a checkpoint that can be gone on from; damaged ones are left out."""
+    kept = []
+    for state in held if isinstance(held, list) else ():
+        with contextlib.suppress(TypeError, KeyError, AttributeError):
+            size, num_steps, vectors = state["size"], state["monitor"]["num_steps"], state["monitor"]["vectors"]
+            fit = all(each.ndim == 2 and each.shape[0] == size and each.dtype.kind == "f" for each in vectors.values())
+            if fit and isinstance(state["digest"], str) and num_steps > 0:
+                kept.append(state)
+    return kept
+
+
+def _source(data: Any, options: Mapping[str, Any]) -> Source:
+    return minibatches.as_source(
+        data,
+        batch_size=options.get("batch_size"),
+        default_batch_size=minibatches.DEFAULT_BATCH_SIZE,
+        limit=options.get("samples"),
+        class_weight=options.get("class_weight"),
+    )
+
+
+class _Batches(keras.utils.PyDataset):  # type: ignore[misc]  # Keras has no types
+    """A source's own batches, which differ in shape, for Keras to evaluate."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__()
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source.given or ())
+
+    def __getitem__(self, index: int) -> Any:
+        start, stop = (self._source.given or ())[index]
+        batch = tf.nest.pack_sequence_as(self._source.structure, list(self._source.take(slice(start, stop))))
+        return tuple(plain(part) for part in batch)
+
+
+def _parts(source: Source) -> tuple[Any, ...]:
+    """(x,), (x, y) or (x, y, sample_weight) as the model takes them; of batches of different shapes the first one."""
+    first = source.given[0] if source.is_bucketed and source.given else None
+    arrays = source.arrays if first is None else source.take(slice(*first))
+    return tuple(tf.nest.pack_sequence_as(source.structure, list(arrays)))
+
+
+def _recipe(model: Any) -> str:
+    """What two models must share for one's compiled functions to be the other's: all but the variables' values."""
+    config = keras.saving.serialize_keras_object(model)
+    shapes = [(tuple(variable.shape), str(variable.dtype)) for variable in model.variables]
+    optimizer = getattr(model, "optimizer", None)
+    shapes += [(tuple(variable.shape), str(variable.dtype)) for variable in getattr(optimizer, "variables", ())]
+    return json.dumps([_without_rate(config), shapes], sort_keys=True, default=str)
+
+
+def _without_rate(config: Any) -> Any:
+    """A configuration without what differs from file to file: a plain learning rate, which is a variable, and ids."""
+    if isinstance(config, dict):
+        return {
+            name: _without_rate(part)
+            for name, part in config.items()
+            if name != "shared_object_id" and not (name == "learning_rate" and isinstance(part, (int, float)))
+        }
+    return [_without_rate(part) for part in config] if isinstance(config, (list, tuple)) else config
+
+
+def _text(value: Any) -> str:
+    """An option's value; nothing for what is not asked for, whichever way it was left out."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}={number:g}" for name, number in sorted(value.items()))
+    return "" if value is False else str(value)
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {text}" for name, text in value.items() if text) or "the defaults"
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

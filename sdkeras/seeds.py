@@ -1,0 +1,36 @@
+"""Every random stream by name: from one seed of the user's, streams that do not touch each other."""
+
+from __future__ import annotations
+
+import enum
+
+import numpy as np
+
+
+class Stream(enum.IntEnum):
+    """What is drawn. A number is never used again: seeded results depend on it."""
+
+    MINIBATCHES = 1  # by epoch
+    SUBSET = 2
+    MASKS = 3  # of dropout and augmentation, by minibatch
+    CHECK_DIRECTIONS = 4
+    CHECK_ROUNDING = 5
+    STEP_DIRECTIONS = 6
+    BLOCK_NORMS = 7  # by block of the state
+    PROBES = 10
+    START_VECTOR = 11
+    START_FRAME = 12
+    SUBSAMPLES = 20  # of iterates, by repeat
+    ROTATIONS = 20  # of the test operators
+    PROJECTION = 23
+    EXAMPLES = 24
+
+
+def generator(seed: int, stream: Stream, *indices: int) -> np.random.Generator:
+    """The generator of one stream, and of one of its parts where it has several."""
+    return np.random.default_rng([seed, int(stream), *indices])
+
+
+def seed_of_run(seed: int, index: int) -> int:
+    """The seed of an estimator's run, by its index alone: a resumed analysis repeats only unfinished runs."""
+    return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])

@@ -1,0 +1,252 @@
+"""Balancing of a matrix in blocks: the diagonal scaling in which rows and columns weigh the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import attrs
+import keras
+import numpy as np
+
+from sdkeras import seeds
+from sdkeras.linalg.operators import LinearMap
+from sdkeras.results.arrays import Array
+from sdkeras.training_step.map import UpdateMap
+
+# A coupling in one direction only, J_ab = 0 and J_ba not, has no balance: the larger the factor, the smaller |J_ba|,
+# without end. It ends where what is left of J_ba is this much in each direction, far below what SD can feel.
+_RESIDUAL_COUPLING = 1e-6
+_SWEEPS = 1000
+_CONVERGED = 1e-10
+
+
+def balancing_factors(norms: Array, sizes: Sequence[int]) -> Array:
+    """Factors f > 0, f_0 = 1, for which the blocks f_a J_ab / f_b are balanced.
+
+    For each group a but the first, the squares of the norms in its rows and in its columns then have the same sum
+    (off the diagonal): the scaling of least Frobenius norm, unique where every group is coupled to the first, however
+    indirectly. Other units of a group change its factor and nothing else. A group that is coupled to nothing keeps
+    factor 1.
+
+    Where the coupling of two groups goes one way only (a slot that nothing reads, or that reads nothing) the least
+    norm is not attained. |J_ab| therefore counts as 1e-12 sqrt(n_a n_b) / |J_ba| at least, which is as free of units:
+    what the scaling leaves of J_ba is then 1e-6 for each dimension.
+
+    Args:
+        norms: |J_ab| (Frobenius), shape [groups, groups].
+        sizes: Dimensions n_a of each group.
+
+    Reference: Osborne (1960); Parlett and Reinsch (1969).
+    """
+    squares = np.asarray(norms, np.float64) ** 2
+    np.fill_diagonal(squares, 0.0)
+    floor = _RESIDUAL_COUPLING**4 * np.outer(sizes, sizes).astype(np.float64)
+    back = squares.T
+    squares = squares + np.where(back > 0, floor / np.where(back > 0, back, 1.0), 0.0)
+    logs = np.zeros(len(squares))  # of f^2
+    for _ in range(_SWEEPS):
+        moved = 0.0
+        for a in range(1, len(squares)):
+            scaled = squares * np.exp(logs[:, None] - logs[None, :])
+            row, column = float(scaled[a].sum()), float(scaled[:, a].sum())
+            if row > 0 and column > 0:
+                change = 0.5 * float(np.log(column) - np.log(row))
+                logs[a] += change
+                moved = max(moved, abs(change))
+        if moved < _CONVERGED:
+            break
+    factors: Array = np.exp(0.5 * logs)
+    return factors
+
+
+# Probes of a group of the state, for the norms of the Jacobian's blocks: they are known to about a quarter, their
+# balance, a fourth root, to some per cent. A smaller state is taken whole.
+_PROBES = 16
+_SMALL_STATE = 256
+
+
+@attrs.frozen
+class Coordinates:
+    """Fixed linear coordinates y = C x of the state; in them a step's Jacobian is C J C^-1.
+
+    Exponents in the long run, determinants and eigenvalues are the same in all coordinates; singular values, and with
+    them every SD, are not. Arrays are [N] or columns [N, k], and come out in new memory.
+
+    Attributes:
+        name: 'weights' (no slots), 'balanced' (momentum), or 'diagonal scaling: ' with the factor of each slot kind.
+        forward: X -> C X.
+        backward: Y -> C^-1 Y.
+        forward_transposed: U -> C' U.
+        backward_transposed: U -> C^-T U.
+    """
+
+    name: str
+    forward: Callable[[Array], Array]
+    backward: Callable[[Array], Array]
+    forward_transposed: Callable[[Array], Array]
+    backward_transposed: Callable[[Array], Array]
+
+
+class ConjugatedMap:
+    """C J C^-1, the Jacobian of a step in other coordinates; a `LinearMap`."""
+
+    def __init__(self, source: LinearMap, coordinates: Coordinates) -> None:
+        self.source = source
+        self.coordinates = coordinates
+        self.size = source.size
+        self.dtype = source.dtype
+
+    def jvp(self, vector: Array) -> Array:
+        """C J C^-1 v."""
+        return self.coordinates.forward(self.source.jvp(self.coordinates.backward(vector)))
+
+    def vjp(self, vector: Array) -> Array:
+        """C^-T J' C' u."""
+        return self.coordinates.backward_transposed(self.source.vjp(self.coordinates.forward_transposed(vector)))
+
+
+def training_coordinates(step: UpdateMap) -> Coordinates:
+    """The coordinates of an optimizer's step in which singular values are taken.
+
+    Weights alone stay as they are. For SGD with momentum beta, v Keras' velocity, they are the balanced ones,
+    u = w + b^2/(1 - beta) v and p = b/(1 - beta) v with b = sqrt(beta) for heavy ball and beta for Nesterov: a step
+    without curvature and decay is then exactly diag(1, beta). Any other slots are scaled, each kind by one factor that
+    balances the Jacobian of the step on its first minibatch (`balancing_factors`), in three digits, so that the name
+    says all of them.
+    """
+    if step.size == step.num_weights:
+        return Coordinates("weights", np.array, np.array, np.array, np.array)
+    pairs = _velocities(step)
+    if pairs is not None:
+        return balanced(float(step.optimizer.momentum), bool(step.optimizer.nesterov), pairs)
+    groups = state_groups(step)
+    norms = block_norms(step.on_minibatch(0), list(groups.values()), seed=step.loss.seed)
+    factors = balancing_factors(norms, [_length(parts) for parts in groups.values()])
+    slots = list(groups)[1:]
+    return diagonal(
+        step.size, {kind: float(f"{value:.3g}") for kind, value in zip(slots, factors[1:], strict=True)}, groups
+    )
+
+
+def balanced(beta: float, nesterov: bool, pairs: Sequence[tuple[slice, slice]]) -> Coordinates:
+    """Balanced coordinates of momentum; see `training_coordinates`.
+
+    Args:
+        beta: Momentum, 0 < beta < 1.
+        nesterov: Whether it is Nesterov's.
+        pairs: Where each variable and its velocity stand in the state.
+    """
+    root = beta if nesterov else float(np.sqrt(beta))
+    scale = root / (1.0 - beta)
+
+    def forward(columns: Array) -> Array:
+        found = np.array(columns)
+        for weights, velocity in pairs:
+            found[velocity] *= scale
+            found[weights] += root * found[velocity]
+        return found
+
+    def backward(columns: Array) -> Array:
+        found = np.array(columns)
+        for weights, velocity in pairs:
+            found[weights] -= root * found[velocity]
+            found[velocity] /= scale
+        return found
+
+    def forward_transposed(columns: Array) -> Array:
+        found = np.array(columns)
+        for weights, velocity in pairs:
+            found[velocity] += root * found[weights]
+            found[velocity] *= scale
+        return found
+
+    def backward_transposed(columns: Array) -> Array:
+        found = np.array(columns)
+        for weights, velocity in pairs:
+            found[velocity] /= scale
+            found[velocity] -= root * found[weights]
+        return found
+
+    return Coordinates("balanced", forward, backward, forward_transposed, backward_transposed)
+
+
+def diagonal(size: int, factors: Mapping[str, float], groups: Mapping[str, Sequence[slice]]) -> Coordinates:
+    """The state with each named group of variables times its factor, and the rest as it is.
+
+    Args:
+        size: N.
+        factors: Positive, by group.
+        groups: Where the variables of each group stand in the state.
+    """
+    scale = np.ones(size)
+    for kind, factor in factors.items():
+        for part in groups[kind]:
+            scale[part] = factor
+
+    def times(columns: Array) -> Array:
+        found: Array = (columns.T * scale.astype(columns.dtype)).T
+        return found
+
+    def divided(columns: Array) -> Array:
+        found: Array = (columns.T / scale.astype(columns.dtype)).T
+        return found
+
+    named = ", ".join(f"{kind} x {factor:.3g}" for kind, factor in factors.items())
+    return Coordinates(f"diagonal scaling: {named}", times, divided, times, divided)
+
+
+def state_groups(step: UpdateMap) -> dict[str, list[slice]]:
+    """Where the weights and each kind of slot stand in the state, by the kinds' names; the weights come first.
+
+    A slot's kind is what its name adds to its variable's ('velocity_hat' of 'adam/dense_kernel_velocity_hat'), with
+    the optimizer before it where several of them make up one. Adafactor's rows and columns are 'kernel slots': their
+    names add nothing.
+    """
+    weights = [path.replace("/", "_") + "_" for path in step.layout.names[: len(step.loss.layout.names)]]
+    slots = step.layout.names[len(weights) :]
+    several = len({name.split("/")[0] for name in slots}) > 1
+    groups = {"weights": list(step.layout.slices[: len(weights)])}
+    for name, part in zip(slots, step.layout.slices[len(weights) :], strict=True):
+        leaf = name.rpartition("/")[2].partition("#")[0]
+        kind = next((leaf[len(owner) :] for owner in weights if leaf.startswith(owner)), f"{leaf} slots")
+        groups.setdefault(f"{name.split('/')[0]}/{kind}" if several else kind, []).append(part)
+    return groups
+
+
+def block_norms(source: LinearMap, groups: Sequence[Sequence[slice]], *, seed: int) -> Array:
+    """|J_ab| (Frobenius) between groups of the state, shape [groups, groups]: a row for each group of the next state.
+
+    |J_ab|^2 is the mean of |J_ab z|^2 over random signs z (Hutchinson 1990); small states are taken whole.
+    """
+    squares = np.zeros((len(groups), len(groups)))
+    for b, parts in enumerate(groups):
+        inside = np.concatenate([np.arange(part.start, part.stop) for part in parts])
+        whole = source.size <= _SMALL_STATE or len(inside) <= _PROBES
+        count = len(inside) if whole else _PROBES
+        probes: Array = np.zeros((source.size, count), source.dtype)
+        signs = seeds.generator(seed, seeds.Stream.BLOCK_NORMS, b).integers(0, 2, (len(inside), count)) * 2 - 1
+        probes[inside] = np.eye(count) if whole else signs / np.sqrt(count)
+        pushed = np.asarray(source.jvp(probes), np.float64)
+        for a, rows in enumerate(groups):
+            squares[a, b] = sum(float(np.sum(pushed[part] ** 2)) for part in rows)
+    return np.sqrt(squares)
+
+
+def _length(parts: Sequence[slice]) -> int:
+    return sum(part.stop - part.start for part in parts)
+
+
+def _velocities(step: UpdateMap) -> list[tuple[slice, slice]] | None:
+    """Where each weight and its velocity stand, if the slots are the velocities of SGD and nothing else."""
+    optimizer: Any = step.optimizer
+    if type(optimizer) is not keras.optimizers.SGD or not 0.0 < optimizer.momentum < 1.0:
+        return None
+    weights = step.layout.slices[: len(step.loss.layout.names)]
+    slots = step.layout.slices[len(weights) :]
+    owners = {id(velocity): part for velocity, part in zip(optimizer.momentums, weights, strict=True)}
+    variables = optimizer.variables
+    places = step.slot_positions
+    if len(places) != len(slots) or any(id(variables[place]) not in owners for place in places):
+        return None
+    return [(owners[id(variables[place])], part) for place, part in zip(places, slots, strict=True)]

@@ -1,0 +1,181 @@
+"""A trajectory that keeps the dense Jacobians of its steps."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from sdkeras.errors import SdkerasError
+from sdkeras.linalg.operators import TangentFlow
+from sdkeras.results.arrays import Array
+from sdkeras.training_step.coordinates import Coordinates
+from sdkeras.training_step.map import UpdateMap
+
+
+class DenseFlow:
+    """The tangents of another flow in coordinates y = C x, and C J_t C^-1 of each step after a transient.
+
+    From the end of the transient on a step carries all N unit vectors, whatever the tangents; those are multiplied
+    by the matrix that comes out. It is a `TangentFlow`.
+
+    Args:
+        flow: The trajectory.
+        coordinates: C.
+        transient: Steps made before the first that is kept.
+        num_steps: Steps kept at most, T.
+
+    Attributes:
+        size, dtype: The flow's.
+        jacobians: Memory for C J_t C^-1 of T steps, shape [T, N, N]; the first `num_kept` are filled.
+        num_kept: How many.
+    """
+
+    def __init__(self, flow: TangentFlow, coordinates: Coordinates, *, transient: int, num_steps: int) -> None:
+        self.flow = flow
+        self.coordinates = coordinates
+        self.transient = transient
+        self.size = flow.size
+        self.dtype = flow.dtype
+        self.jacobians: Array = np.empty((num_steps, flow.size, flow.size), flow.dtype)
+        self.num_kept = 0
+        self._index = 0
+
+    def reset(self, seed: int) -> None:
+        self.flow.reset(seed)
+        self.num_kept = self._index = 0
+
+    def step(self, tangents: Array) -> Array:
+        if not self.transient <= self._index < self.transient + len(self.jacobians):
+            moved = self._pushed(tangents)
+        else:
+            jacobian = self._pushed(np.eye(self.size, dtype=self.dtype))
+            self.jacobians[self.num_kept] = jacobian
+            self.num_kept += 1
+            moved = jacobian @ tangents
+        self._index += 1
+        return moved
+
+    def _pushed(self, columns: Array) -> Array:
+        return self.coordinates.forward(self.flow.step(self.coordinates.backward(columns)))
+
+    def state(self) -> Any:
+        return self.flow.state()
+
+    def restore(self, state: Any) -> None:
+        del state
+        raise SdkerasError(
+            "a trajectory that keeps its Jacobians cannot go back to a saved state, which has none of them; follow it "
+            "without windows, or with an estimator that does not go back."
+        )
+
+
+_ENTRIES = {"about", "seed", "step", "state", "held"}
+
+
+class TrainingFlow:
+    """The trajectory x_(t+1) = U_t(x_t) of real training steps, and V -> J_t V with it: a `TangentFlow`.
+
+    Step t is one update of the optimizer on minibatch t (minibatches t k .. t k + k - 1 with accumulation over k),
+    drawn as `fit` draws them: permute, cut, drop the tail, next epoch; with its own dropout masks, and with learning
+    rate, iteration and other held values advanced. It starts at the map's own state. Everything runs on arrays:
+    neither the model nor its optimizer changes. The moving averages of batch normalization are not advanced: in
+    training mode they do not enter the loss. With a loss in inference mode they are constants, as training's are not.
+
+    Args:
+        step: The map of the compiled model.
+        about: What else a saved state must share to be this trajectory's, by name: loss, optimizer settings.
+
+    Attributes:
+        size: Length N of the state, and of a tangent.
+        dtype: Of the tangents.
+        index: Steps made since the start.
+
+    Example:
+        flow = TrainingFlow(sdkeras.UpdateMap(loss, model.optimizer))
+        sdkeras.get_estimator("lyapunov", "lyapunov-qr")(num_exponents=5).estimate(flow, seed=0)
+    """
+
+    def __init__(self, step: UpdateMap, about: Mapping[str, str] | None = None) -> None:
+        source = step.loss.source
+        self._given = step
+        self._about: dict[str, Any] = {
+            **(about or {}),
+            "data": source.digest(),
+            "batch size": source.batch_size,
+            "batches of the data set": source.given is not None,
+            "mode": "train" if step.loss.function.training else "inference",
+            "product mode": step.verification.hessian.mode,
+        }
+        self.reset(step.loss.seed)
+
+    @property
+    def size(self) -> int:
+        return self._given.size
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self._given.dtype
+
+    def reset(self, seed: int) -> None:
+        """Back to the checkpoint, with the seed's order of minibatches and dropout masks."""
+        self._seed = seed
+        self._map = _with_seed(self._given, seed)
+        self._state: Array = self._given.state
+        self._held: dict[str, Array] = self._given.held
+        self.index = 0
+
+    def step(self, tangents: Array) -> Array:
+        """J_t V for tangents V, shape [N, k], and the step itself; the flow stays where it is if that fails.
+
+        Raises:
+            NonFiniteError: The trajectory has diverged.
+        """
+        batches = self._map.training_batches(self.index)
+        state, held, moved = self._map.advance(self._state, self._held, batches, tangents)
+        self._state, self._held, self.index = state, held, self.index + 1
+        found: Array = moved
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """All that the later steps depend on, and what the trajectory is of."""
+        return {
+            "about": dict(self._about),
+            "seed": self._seed,
+            "step": self.index,
+            "state": self._state,
+            "held": dict(self._held),
+        }
+
+    def restore(self, state: Any) -> None:
+        """Goes to a state that `state` gave, in this process or another.
+
+        Raises:
+            SdkerasError: It is of another trajectory: other data, another model, optimizer or loss.
+        """
+        if not isinstance(state, dict) or set(state) != _ENTRIES:
+            raise SdkerasError("this is no state of a training trajectory; give what TrainingFlow.state() returned.")
+        own = {**self._about, "state": (self.size, self.dtype.str), "held values": _shapes(self._held)}
+        array = np.asarray(state["state"])
+        other = {**state["about"], "state": (array.size, array.dtype.str), "held values": _shapes(state["held"])}
+        differing = sorted(name for name in {*own, *other} if own.get(name) != other.get(name))
+        if differing:
+            raise SdkerasError(f"the saved state is of another trajectory; it differs in: {', '.join(differing)}.")
+        self.reset(int(state["seed"]))
+        self._state, self._held, self.index = array.copy(), dict(state["held"]), int(state["step"])
+
+
+def _shapes(held: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
+    return {name: (np.shape(value), np.asarray(value).dtype.str) for name, value in held.items()}
+
+
+def _with_seed(step: UpdateMap, seed: int) -> UpdateMap:
+    """The same map, compiled functions shared, with minibatches and masks drawn from this seed."""
+    if seed == step.loss.seed:
+        return step
+    view = copy.copy(step)
+    view.loss = copy.copy(step.loss)
+    view.loss.seed = seed
+    return view

@@ -1,0 +1,299 @@
+"""The compiled Keras optimizer as the file has it: settings, and the preconditioner of the adaptive ones."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import numpy as np
+
+from sdkeras.errors import ModelError
+from sdkeras.operators.layout import Layout
+from sdkeras.results.arrays import Array
+
+# Optimizers whose step with a frozen second moment is preconditioned gradient descent (with momentum).
+ADAPTIVE = ("Adam", "AdamW", "Nadam", "RMSprop")
+# Before this step Nadam's momentum schedule moves its stability threshold by more than a hundredth at beta_1 = 0.9.
+_NADAM_SETTLED = 140
+
+# Steps of a schedule that are evaluated one by one; to compile more takes as long as a few hundred.
+_EAGER_STEPS = 200
+
+
+class StepNotTaken(ModelError):
+    """Training has not come to the step whose learning rate was asked for."""
+
+
+@attrs.frozen
+class OptimizerSettings:
+    """What a training step needs to know, read from a Keras optimizer.
+
+    Attributes:
+        name: Class name, for example 'SGD' or 'AdamW'.
+        learning_rate: At the stored step, schedules evaluated; None if it could not be read.
+        momentum: SGD's and RMSprop's momentum, Adam's and Nadam's beta_1; None where there is none.
+        nesterov: Whether SGD's momentum is Nesterov's.
+        weight_decay: Decoupled decay; 0 where none is set.
+        iterations: Steps taken.
+        rates: Of a MultiOptimizer: class name and learning rate of each optimizer that trains variables.
+        notes: What makes the real step differ from the analysed one (clipping, averaging, ...), in words.
+    """
+
+    name: str
+    learning_rate: float | None
+    momentum: float | None
+    nesterov: bool
+    weight_decay: float
+    iterations: int
+    rates: tuple[tuple[str, float | None], ...] = ()
+    notes: tuple[tuple[str, str], ...] = ()
+
+
+def _inner(optimizer: Any) -> Any:
+    """The optimizer under a loss-scaling wrapper."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def steps_taken(optimizer: Any) -> int:
+    """Updates of the weights so far; 0 for no optimizer."""
+    return 0 if optimizer is None else int(np.asarray(_inner(optimizer).iterations))
+
+
+def read_settings(optimizer: Any) -> OptimizerSettings | None:
+    """Settings of a Keras optimizer, or None for no optimizer."""
+    if optimizer is None:
+        return None
+    optimizer = _inner(optimizer)
+    # All of them: Keras gives variables other paths after loading than while fitting, so that patterns may not match.
+    name, parts = type(optimizer).__name__, list(getattr(optimizer, "_inner_optimizers", [])) or [optimizer]
+    rates = tuple((type(part).__name__, _rate(part)) for part in parts) if parts != [optimizer] else ()
+    different = {rate for _, rate in rates}
+    rate = next(iter(different)) if len(different) == 1 else _rate(optimizer)
+    momentum = getattr(optimizer, "momentum", getattr(optimizer, "beta_1", None))
+    decay = getattr(optimizer, "weight_decay", None)
+    return OptimizerSettings(
+        name=name,
+        learning_rate=rate,
+        momentum=None if momentum is None else float(momentum),
+        nesterov=bool(getattr(optimizer, "nesterov", False)),
+        weight_decay=float(decay or 0.0),
+        iterations=steps_taken(optimizer),
+        rates=rates,
+        notes=tuple(dict.fromkeys(note for part in parts for note in _notes(part))),
+    )
+
+
+def parts_of(optimizer: Any) -> list[Any]:
+    """The optimizer itself, or those of a MultiOptimizer that train variables (all of them before the first step)."""
+    parts = list(getattr(optimizer, "_inner_optimizers", []))
+    return [part for part in parts if part.built] or parts or [optimizer]
+
+
+def _rate(optimizer: Any) -> float | None:
+    try:
+        return float(np.asarray(optimizer.learning_rate))
+    except (AttributeError, TypeError, ValueError):
+        return None
+
+
+def check_rates(optimizer: Any, steps: int) -> None:
+    """Refuses an optimizer whose learning rates are all 0 over this many steps from now on.
+
+    Raises:
+        ModelError: They are.
+    """
+    optimizer = _inner(optimizer)
+    for part in parts_of(optimizer):
+        schedule, first = schedule_of(part), int(np.asarray(part._iterations))
+        k = int(getattr(part, "gradient_accumulation_steps", None) or 1)
+        rates = [_rate(part)] if schedule is None else _rates_at(schedule, first + np.arange(steps * k))
+        if any(rate is None or rate != 0 for rate in rates):
+            return
+    several = len(parts_of(optimizer)) > 1
+    span = "now" if steps == 1 else f"over all {steps:,} steps from here"
+    raise ModelError(
+        f"{'all learning rates' if several else 'the learning rate'} of {type(optimizer).__name__} "
+        f"{'are' if several else 'is'} 0 {span}, so that a training step is the identity, whatever the loss (but for "
+        "what is left of a momentum); "
+        + (
+            "set them in the model and save it again."
+            if several
+            else "give another one (--learning-rate F, or peak, mean or step:N of a schedule)."
+        )
+    )
+
+
+def schedule_of(optimizer: Any) -> Any:
+    """The learning-rate schedule of a Keras optimizer, or None."""
+    import keras
+
+    rate = getattr(_inner(optimizer), "_learning_rate", None)
+    return rate if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule) else None
+
+
+def scheduled_rate(optimizer: Any, which: str) -> float:
+    """A learning rate of the training so far, computed from the optimizer's schedule.
+
+    Step n of the training, counted from 0, used the schedule's value at iteration n; with gradient accumulation over k
+    batches at n k + k - 1, where the update happens. Before the first step that step counts as the training so far.
+
+    Args:
+        optimizer: A Keras optimizer with a schedule.
+        which: 'peak' or 'mean' over the steps taken, or 'step:N'.
+
+    Raises:
+        ModelError: It has no schedule.
+        StepNotTaken: Training has not taken step N.
+    """
+    schedule, optimizer = schedule_of(optimizer), _inner(optimizer)
+    name, taken = type(optimizer).__name__, max(1, steps_taken(optimizer))
+    if schedule is None:
+        why = "has several learning rates" if parts_of(optimizer) != [optimizer] else "has no learning-rate schedule"
+        raise ModelError(f"the learning rate is to be {which} of a schedule, and {name} {why}; give a number instead.")
+    k = int(getattr(optimizer, "gradient_accumulation_steps", None) or 1)
+    if which.startswith("step:"):
+        step = int(which.partition(":")[2])
+        if step >= taken:
+            raise StepNotTaken(
+                f"the learning rate is to be that of step {step:,}, and training has taken {taken:,} steps so far, 0 "
+                f"to {taken - 1:,}; give one of these, peak, mean or a number."
+            )
+        return float(_rates_at(schedule, np.asarray([step * k + k - 1]))[0])
+    rates = _rates_at(schedule, np.arange(taken) * k + k - 1)
+    return float(np.max(rates) if which == "peak" else np.mean(rates))
+
+
+def _rates_at(schedule: Any, iterations: Any) -> Array:
+    """The schedule's value at each iteration, float64."""
+    import tensorflow as tf
+
+    def rate(iteration: Any) -> Any:
+        return tf.cast(tf.convert_to_tensor(schedule(iteration)), tf.float64)
+
+    def over(steps: Any) -> Any:
+        return tf.map_fn(rate, steps, fn_output_signature=tf.float64)
+
+    if len(iterations) > _EAGER_STEPS:  # 20 microseconds a step against 600
+        # A user's schedule that only runs eagerly may raise anything in a graph.
+        with contextlib.suppress(Exception):
+            graph = tf.function(over, autograph=False).get_concrete_function(tf.TensorSpec([None], tf.int64))
+            rates: Array = graph(tf.constant(iterations, tf.int64)).numpy()
+            return rates
+    return np.asarray([float(np.asarray(schedule(tf.constant(each, tf.int64)))) for each in iterations])
+
+
+def _notes(optimizer: Any) -> tuple[tuple[str, str], ...]:
+    notes = []
+    for field in ("clipnorm", "clipvalue", "global_clipnorm"):
+        value = getattr(optimizer, field, None)
+        if value:
+            notes.append(
+                (
+                    "clipping",
+                    f"the optimizer clips gradients ({field}={value:g}); the analysed step does not, so the "
+                    "answer holds where gradients are below the limit.",
+                )
+            )
+    if getattr(optimizer, "use_ema", False):
+        notes.append(
+            (
+                "averaged-weights",
+                f"the optimizer averages weights (ema_momentum={optimizer.ema_momentum:g}); fit leaves averaged "
+                "weights in the model, which are off the trajectory.",
+            )
+        )
+    if type(optimizer).__name__ == "Nadam" and steps_taken(optimizer) < _NADAM_SETTLED:
+        beta, t = float(optimizer.beta_1), steps_taken(optimizer)
+        notes.append(
+            (
+                "nadam-schedule",
+                f"Nadam's momentum rises to beta_1 = {beta:g} over its first {_NADAM_SETTLED} steps and is at "
+                f"{beta * (1 - 0.5 * 0.96**t):.3g} after {t}; the analysed step and its threshold are those of later "
+                "steps, and the threshold of this one is lower.",
+            )
+        )
+    steps = getattr(optimizer, "gradient_accumulation_steps", None)
+    if steps:
+        notes.append(
+            (
+                "gradient-accumulation",
+                f"the optimizer accumulates {steps} batches for one update; give the effective batch size "
+                "(--batch-size) to analyse the update.",
+            )
+        )
+    return tuple(notes)
+
+
+def excluded_from_decay(model: Any, layout: Layout) -> list[str]:
+    """Paths of the analysed variables that the optimizer's weight decay leaves out."""
+    optimizer = None if getattr(model, "optimizer", None) is None else _inner(model.optimizer)
+    if optimizer is None or not getattr(optimizer, "weight_decay", None):
+        return []
+    by_path = {str(variable.path): variable for variable in model.trainable_variables}
+    return [name for name in layout.names if name in by_path and not optimizer._use_weight_decay(by_path[name])]
+
+
+def preconditioner(model: Any, layout: Layout) -> Array | None:
+    """The diagonal P of an adaptive optimizer at its stored slots, flat in the layout's order, float64.
+
+    With P frozen one step is w - eta * P^-1 m. This is the P of the last step taken, t = iterations:
+    Adam and AdamW (sqrt(v) + eps)(1 - beta1^t) / sqrt(1 - beta2^t) (amsgrad: v_hat); Nadam
+    sqrt(v / (1 - beta2^t)) + eps; RMSprop sqrt(v + eps), centered: sqrt(v - gbar^2 + eps). The P of the next step
+    differs early in training: Adam's is larger by (1 - beta1^(t+1)) / (1 - beta1^t) where gradients are steady, 1.9 at
+    t = 1.
+
+    Returns:
+        P, or None for an optimizer without a preconditioner of this form, or one that has taken no step.
+
+    Raises:
+        ModelError: The slots do not fit the model's variables.
+    """
+    if getattr(model, "optimizer", None) is None:
+        return None
+    optimizer = _inner(model.optimizer)
+    name, t = type(optimizer).__name__, int(np.asarray(optimizer.iterations))
+    if name not in ADAPTIVE or not optimizer.built or t == 0:
+        return None
+    return diagonal(optimizer, t, lambda slots: _flat(optimizer, slots, layout))
+
+
+def diagonal(optimizer: Any, iterations: int, slot: Callable[[str], Array]) -> Array:
+    """P of an adaptive optimizer after so many steps, see `preconditioner`.
+
+    Args:
+        optimizer: One of ADAPTIVE, for its settings.
+        iterations: Steps taken, at least 1.
+        slot: The optimizer's slots by the name of their list, flat, float64.
+    """
+    second = slot("_velocities")
+    if type(optimizer).__name__ == "RMSprop":
+        if optimizer.centered:
+            second = second - slot("_average_gradients") ** 2
+        root: Array = np.sqrt(np.maximum(second, 0.0) + optimizer.epsilon)
+        return root
+    if type(optimizer).__name__ == "Nadam":
+        of_nadam: Array = np.sqrt(second / (1.0 - optimizer.beta_2**iterations)) + optimizer.epsilon
+        return of_nadam
+    if optimizer.amsgrad:
+        second = slot("_velocity_hats")
+    correction = (1.0 - optimizer.beta_1**iterations) / np.sqrt(1.0 - optimizer.beta_2**iterations)
+    of_adam: Array = (np.sqrt(second) + optimizer.epsilon) * correction
+    return of_adam
+
+
+def _flat(optimizer: Any, slots: str, layout: Layout) -> Array:
+    """One slot of each analysed variable, end to end."""
+    variables = getattr(optimizer, slots, None)
+    if not variables:
+        raise ModelError(f"the optimizer {type(optimizer).__name__} has no slots {slots}.")
+    owners = [str(variable.path) for variable in optimizer._trainable_variables]
+    by_owner = dict(zip(owners, variables, strict=True))
+    missing = [name for name in layout.names if name not in by_owner]
+    if missing:
+        raise ModelError(f"the optimizer in the file has no state for {missing[0]}; it was built for other variables.")
+    parts = [np.asarray(by_owner[name], dtype=np.float64) for name in layout.names]
+    if [part.shape for part in parts] != list(layout.shapes):
+        raise ModelError("the optimizer's slots have other shapes than the model's variables.")
+    return layout.flatten(parts, np.float64)

@@ -1,0 +1,300 @@
+"""Model files made to attack whoever loads them: nothing in them runs, and nothing outside of them is read or written.
+
+The lower bound of Keras in pyproject.toml is the first version with which all of this holds.
+"""
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+import numpy as np
+import pytest
+
+from sdkeras.errors import ModelError
+from sdkeras.files.models import compile_problem, load_model, load_weights
+
+# A .keras file of a few KB must not take more than this; TensorFlow itself has about 3 GB of addresses.
+_ADDRESS_SPACE = 12 * 2**30
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An innocent model as .keras and .h5."""
+    folder = tmp_path_factory.mktemp("innocent")
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="dense")])
+    model.compile("sgd", "mse")
+    model.save(folder / "model.keras")
+    model.save(folder / "model.h5")
+    model.save_weights(folder / "model.weights.h5")
+    return folder
+
+
+def rewritten(source: Path, target: Path, **members: Callable[[bytes], bytes]) -> Path:
+    """The archive with members changed; names have '.' written as '_'."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            change = members.get(name.replace(".", "_"))
+            new.writestr(name, old.read(name) if change is None else change(old.read(name)))
+    return target
+
+
+def with_config(source: Path, target: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    def edit(text: bytes) -> bytes:
+        config = json.loads(text)
+        change(config)
+        return json.dumps(config).encode()
+
+    return rewritten(source, target, config_json=edit)
+
+
+def with_weights(source: Path, target: Path, change: Callable[[h5py.File], None]) -> Path:
+    def edit(content: bytes) -> bytes:
+        buffer = io.BytesIO(content)
+        with h5py.File(buffer, "r+") as file:
+            change(file)
+        return buffer.getvalue()
+
+    return rewritten(source, target, model_weights_h5=edit)
+
+
+def kernel_of(file: h5py.File) -> tuple[Any, str]:
+    """The group and name of the first matrix in a file of weights."""
+    places: list[str] = []
+    file.visititems(lambda name, item: places.append(name) if getattr(item, "ndim", 0) == 2 else None)
+    group, _, name = places[0].rpartition("/")
+    return file[group], name
+
+
+def refused(path: Path) -> str:
+    """The message with which the file is refused."""
+    with pytest.raises(ModelError) as caught:
+        load_model(str(path))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def command(marker: Path) -> str:
+    return f"touch {marker}"
+
+
+def injections(marker: Path) -> dict[str, dict[str, Any]]:
+    """Serialised objects that would write the marker if somebody called what they name."""
+    return {
+        "function of a module": {"module": "os", "class_name": "system", "config": command(marker)},
+        "class of a module": {
+            "module": "subprocess",
+            "class_name": "Popen",
+            "config": {"args": ["touch", str(marker)]},
+            "registered_name": None,
+        },
+        "builtin": {
+            "module": "builtins",
+            "class_name": "exec",
+            "config": {"source": f"open({str(marker)!r}, 'w')"},
+            "registered_name": "exec",
+        },
+        "function by name": {
+            "module": "builtins",
+            "class_name": "function",
+            "config": "os.system",
+            "registered_name": "function",
+        },
+        "function that loads code": {
+            "module": "keras.src.utils.python_utils",
+            "class_name": "func_load",
+            "config": {"code": command(marker)},
+            "registered_name": None,
+        },
+        "enabling unsafe loading": {
+            "module": "keras.config",
+            "class_name": "enable_unsafe_deserialization",
+            "config": {},
+            "registered_name": "enable_unsafe_deserialization",
+        },
+    }
+
+
+@pytest.mark.parametrize("name", sorted(injections(Path("x"))))
+@pytest.mark.parametrize("place", ["layer", "activation", "loss", "model"])
+def test_no_module_is_injected(files: Path, tmp_path: Path, name: str, place: str) -> None:
+    marker = tmp_path / "marker"
+    evil = injections(marker)[name]
+
+    def change(config: dict[str, Any]) -> None:
+        dense = config["config"]["layers"][1]
+        if place == "layer":
+            config["config"]["layers"][1] = evil
+        elif place == "activation":
+            dense["config"]["activation"] = evil
+        elif place == "loss":
+            config["compile_config"]["loss"] = evil
+        else:
+            weights = config["compile_config"]
+            config.clear()
+            config.update(evil, compile_config=weights)
+
+    path = with_config(files / "model.keras", tmp_path / "evil.keras", change)
+    if place == "loss":  # the compiled part alone is left out
+        assert compile_problem(load_model(str(path)))
+    else:
+        refused(path)
+    assert not marker.exists()
+    from keras.src.saving.serialization_lib import in_safe_mode
+
+    assert in_safe_mode() in (None, True)
+
+
+@pytest.mark.parametrize("kind", [".keras", ".h5"])
+def test_no_stored_code_runs(tmp_path: Path, kind: str) -> None:
+    """The Lambda's code would write the marker when the layer is built or called."""
+    marker, path = tmp_path / "marker", tmp_path / f"lambda{kind}"
+    code = (
+        "import sys, keras\n"
+        "model = keras.Sequential([keras.Input((3,)), keras.layers.Lambda(\n"
+        "    lambda x: (__import__('os').system('touch ' + __import__('os').environ['MARKER']), x)[1],\n"
+        "    output_shape=(3,)), keras.layers.Dense(2)])\n"
+        "model.compile('sgd', 'mse')\n"
+        "model.save(sys.argv[1])\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True, env={**_environment(), "MARKER": str(marker)})
+    marker.unlink(missing_ok=True)
+    assert "Lambda" in refused(path)
+    assert not marker.exists()
+
+
+def _environment() -> dict[str, str]:
+    import os
+
+    return {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
+
+
+@pytest.mark.parametrize("layer", ["StringLookup", "IntegerLookup", "TextVectorization"])
+def test_no_vocabulary_is_read_from_outside(files: Path, tmp_path: Path, layer: str) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text("1\n2\n3\n")
+
+    def change(config: dict[str, Any]) -> None:
+        config["config"]["layers"].insert(
+            1,
+            {
+                "module": "keras.layers",
+                "class_name": layer,
+                "config": {"name": "lookup", "vocabulary": str(secret)},
+                "registered_name": None,
+            },
+        )
+
+    message = refused(with_config(files / "model.keras", tmp_path / "evil.keras", change))
+    assert "Lambda" not in message
+    assert "--unsafe" not in message
+
+
+def test_no_saved_model_is_loaded_from_outside(files: Path, tmp_path: Path) -> None:
+    def change(config: dict[str, Any]) -> None:
+        config["config"]["layers"].insert(
+            1,
+            {
+                "module": "keras.layers",
+                "class_name": "TFSMLayer",
+                "config": {"name": "outside", "filepath": str(tmp_path / "saved"), "call_endpoint": "serve"},
+                "registered_name": None,
+            },
+        )
+
+    refused(with_config(files / "model.keras", tmp_path / "evil.keras", change))
+
+
+@pytest.mark.parametrize("kind", ["link", "soft link", "external storage"])
+def test_no_weights_are_read_from_outside(files: Path, tmp_path: Path, kind: str) -> None:
+    """The values of another file on this machine do not become weights."""
+    secret = np.full((3, 2), 42.0, np.float32)
+    with h5py.File(tmp_path / "secret.h5", "w") as file:
+        file["secret"] = secret
+    (tmp_path / "secret.bin").write_bytes(secret.tobytes())
+
+    def change(file: h5py.File) -> None:
+        group, name = kernel_of(file)
+        del group[name]
+        if kind == "link":
+            group[name] = h5py.ExternalLink(str(tmp_path / "secret.h5"), "/secret")
+        elif kind == "soft link":
+            file["link"] = h5py.ExternalLink(str(tmp_path / "secret.h5"), "/secret")
+            group[name] = h5py.SoftLink("/link")
+        else:
+            group.create_dataset(name, (3, 2), "f4", external=[(str(tmp_path / "secret.bin"), 0, h5py.h5f.UNLIMITED)])
+
+    path = with_weights(files / "model.keras", tmp_path / "evil.keras", change)
+    refused(path)
+    weights = tmp_path / "evil.weights.h5"
+    with zipfile.ZipFile(path) as archive:
+        weights.write_bytes(archive.read("model.weights.h5"))
+    model = load_model(str(files / "model.keras"))
+    before = [np.array(variable) for variable in model.variables]
+    with pytest.raises(ModelError):
+        load_weights(str(weights), model)
+    for variable, value in zip(model.variables, before, strict=True):
+        assert not np.any(np.asarray(variable) == 42.0)
+        assert np.shape(variable) == value.shape
+
+
+@pytest.mark.parametrize("name", ["../outside.txt", "/outside.txt", "assets/../../outside.txt"])
+def test_nothing_is_written_outside(files: Path, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "inner" / "evil.keras"
+    path.parent.mkdir()
+    rewritten(files / "model.keras", path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(name.replace("/outside", f"{tmp_path}/outside") if name.startswith("/") else name, "evil")
+        archive.writestr("assets/harmless.txt", "text")
+    before = set(tmp_path.rglob("*"))
+    with contextlib.suppress(ModelError):
+        load_model(str(path))
+    assert set(tmp_path.rglob("*")) == before
+
+
+_LOAD = """
+import resource, sys
+import tensorflow, keras
+from sdkeras.errors import ModelError
+from sdkeras.files.models import load_model
+resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[2]), int(sys.argv[2])))
+try:
+    load_model(sys.argv[1])
+except ModelError as error:
+    print("refused:", error)
+"""
+
+
+@pytest.mark.parametrize("kind", ["weights", pytest.param("layer", marks=pytest.mark.slow)])
+def test_a_shape_that_stands_for_terabytes_is_refused(files: Path, tmp_path: Path, kind: str) -> None:
+    """A dataset of a few bytes that says it holds 2^42 numbers, and a layer of as many weights."""
+
+    def bomb(file: h5py.File) -> None:
+        group, name = kernel_of(file)
+        del group[name]
+        group.create_dataset(name, (2**21, 2**21), "f4", chunks=(1024, 1024), compression="gzip", fillvalue=0.0)
+
+    def wide(config: dict[str, Any]) -> None:
+        config["config"]["layers"][1]["config"]["units"] = 2**42
+
+    source, target = files / "model.keras", tmp_path / "evil.keras"
+    path = with_weights(source, target, bomb) if kind == "weights" else with_config(source, target, wide)
+    assert path.stat().st_size < 10**6
+    answer = subprocess.run(
+        [sys.executable, "-c", _LOAD, str(path), str(_ADDRESS_SPACE)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=_environment(),
+    )
+    assert answer.returncode == 0, answer.stderr[-2000:]
+    assert answer.stdout.startswith("refused: ")
+    assert answer.stdout.count("\n") == 1

@@ -1,0 +1,112 @@
+"""The house: what stands where, and that every room opens by itself. Which way imports go is import-linter's."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = {"sdkeras": ROOT, "sdkeras_plugins": ROOT / "plugins", "sdkeras_cli": ROOT / "cli"}
+MODULES = sorted(
+    ".".join(file.relative_to(folder).with_suffix("").parts).removesuffix(".__init__")
+    for name, folder in PACKAGES.items()
+    for file in (folder / name).rglob("*.py")
+    if file.name != "__main__.py"
+)
+# What needs TensorFlow to be imported; everything else must load without it, in any process.
+HEAVY = ("sdkeras.callbacks", "sdkeras.operators", "sdkeras.runs", "sdkeras.training_step")
+HEAVY_FILES = {
+    "sdkeras.files.compiling",
+    *(f"sdkeras.study.{name}" for name in ("forward", "measuring", "planned_rates", "recorder", "training")),
+}
+LIGHT_FILES = {f"sdkeras.runs{name}" for name in ("", ".options", ".lyapunov_settings")} | {
+    "sdkeras.operators",
+    "sdkeras.training_step",
+}
+LIGHT = [name for name in MODULES if name in LIGHT_FILES or not (name.startswith(HEAVY) or name in HEAVY_FILES)]
+
+# One process for all: a fork for each module has the third-party libraries in memory and nothing of sdkeras.
+IMPORTER = """
+import importlib, os, sys
+import attrs, cattrs, click, jinja2, matplotlib, numpy, rich, scipy.stats
+failed = False
+for name in sys.argv[1:]:
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            importlib.import_module(name)
+            heavy = {"tensorflow", "keras", "tensorflow_probability"} & set(sys.modules)
+            status = 1 if heavy else 0
+            if heavy:
+                print(f"{name} loads {heavy}", flush=True)
+        except BaseException as error:
+            print(f"{name}: {type(error).__name__}: {error}", flush=True)
+        finally:
+            os._exit(status)
+    failed |= os.waitpid(child, 0)[1] != 0
+sys.exit(failed)
+"""
+
+PUBLIC = {
+    "sdkeras": (
+        "Analysis Comparison Eigenpairs EmpiricalLoss HessianOperator LinearMap LyapunovExponents LyapunovRun "
+        "SdkerasError SingularValues Spectrum SymmetricOperator TangentFlow TraceEstimate TrainingFlow UpdateMap "
+        "analyze compare eigenpairs_estimator get_estimator lyapunov lyapunov_estimator sharpness_dimension "
+        "singular_values_estimator spectrum_estimator trace_estimator track"
+    ),
+    "sdkeras.callbacks": "SharpnessDimension",
+    "sdkeras.datasets": "character_windows load_digits load_documentation_text load_mnist_5k modular_addition",
+    "sdkeras.errors": (
+        "SdkerasError ModelError DataError PluginError UnknownEstimatorError MapError OperatorSizeError "
+        "NonFiniteError VerificationError BudgetError Interrupted"
+    ),
+    "sdkeras.testing": "CountingOperator MatrixFlow MatrixMap check_estimator dense_operator rotation",
+}
+
+
+def test_nothing_stands_at_the_top_but_what_belongs_to_all() -> None:
+    files = {file.name for file in (ROOT / "sdkeras").iterdir() if file.is_file()}
+    assert files == {"__init__.py", "_version.py", "errors.py", "py.typed", "seeds.py"}
+
+
+def test_modules_without_tensorflow_import_alone() -> None:
+    run = subprocess.run([sys.executable, "-c", IMPORTER, *LIGHT], capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_modules_with_tensorflow_import_alone() -> None:
+    before = {name: module for name, module in sys.modules.items() if name.split(".")[0] in PACKAGES}
+    failed = {}
+    try:
+        for name in sorted({*MODULES} - {*LIGHT}):
+            for loaded in [each for each in sys.modules if each.split(".")[0] in PACKAGES]:
+                del sys.modules[loaded]
+            try:
+                importlib.import_module(name)
+            except ImportError as error:
+                failed[name] = str(error)
+    finally:
+        for loaded in [each for each in sys.modules if each.split(".")[0] in PACKAGES]:
+            del sys.modules[loaded]
+        sys.modules.update(before)
+    assert not failed
+
+
+@pytest.mark.parametrize("package", PUBLIC)
+def test_public_names_stay_where_users_import_them_from(package: str) -> None:
+    module = importlib.import_module(package)
+    for name in PUBLIC[package].split():
+        assert hasattr(module, name), name
+    if hasattr(module, "__all__"):
+        assert set(module.__all__) == set(PUBLIC[package].split())
+
+
+def test_one_version() -> None:
+    import tomllib
+
+    import sdkeras
+
+    assert sdkeras.__version__ == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]

@@ -1,0 +1,125 @@
+"""What the README says to type runs: its Python blocks, its shell commands, and every option of the table."""
+
+import re
+import shlex
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from oracles import rotated
+from sdkeras.linalg.operators import DenseOperator
+from sdkeras.study.grid import read_study
+from sdkeras.testing import check_estimator
+from sdkeras_cli import main as cli_main
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=lambda block: re.sub(r"\W+", " ", block)[-40:])
+def test_python_blocks_run(
+    block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {"__name__": "readme"}
+    exec(block, namespace)
+    if "the terminal report" in block:
+        check_what_it_prints(block, capsys.readouterr().out)
+    if "MeanDiagonal" in namespace:
+        values = np.linspace(1, 2, 40)
+        found = namespace["MeanDiagonal"](num_probes=400).estimate(DenseOperator(rotated(values)), seed=0)
+        assert abs(found.value - values.sum()) < 5 * found.stderr
+        check_estimator(namespace["MeanDiagonal"]())  # as the README says of it
+
+
+def check_what_it_prints(block: str, printed: str) -> None:
+    """SD lies inside its range with an interval, and where the comment in the block says, within both intervals."""
+    said, found = (
+        [float(value.replace(",", "")) for value in re.search(HEADLINE, text).groups()] for text in (block, printed)
+    )
+    value, low, high, size = found
+    assert 1 < low < value < high < size - 1
+    assert size == said[3]
+    assert low <= said[2]
+    assert said[1] <= high
+
+
+HEADLINE = r"Sharpness dimension ([\d,.]+) \[([\d,.]+), ([\d,.]+)\] of ([\d,]+);"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files that the README's commands name."""
+    place = tmp_path_factory.mktemp("readme")
+    generator = np.random.default_rng(0)
+    x, y = generator.standard_normal((200, 5)).astype("float32"), generator.integers(0, 3, 200)
+    layers = [keras.layers.Dense(4, "tanh", name="dense"), keras.layers.Dense(3, name="dense_1")]
+    model = keras.Sequential([keras.Input((5,)), *layers])
+    rate = keras.optimizers.schedules.ExponentialDecay(0.1, 100, 0.9)
+    model.compile(keras.optimizers.SGD(rate), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(x, y, verbose=0)
+    model.save(place / "model.keras")
+    np.savez(place / "train.npz", x=x, y=y)
+    (place / "my_layers.py").write_text("")
+    return place
+
+
+def call(line: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(cli_main, "tensorflow_settings", lambda: None)
+    words = shlex.split(line, comments=True)
+    assert words[0] == "sdkeras"
+    with pytest.raises(SystemExit) as end:
+        cli_main.main(words[1:])
+    return int(end.value.code or 0)
+
+
+TABLE = README.split("## Your own model")[1].split("## From Python")[0]
+OPTIONS = [cell for row in re.findall(r"^\|.*\|$", TABLE, flags=re.MULTILINE) for cell in re.findall(r"`(--.*?)`", row)]
+
+
+def test_the_table_has_options() -> None:
+    assert len(OPTIONS) > 15
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_options_of_the_table_are_understood(options: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = f"sdkeras analyze model.keras --data train.npz {options}"
+    assert call(line if "--dry-run" in line else f"{line} --dry-run", folder, monkeypatch) == 0
+
+
+def test_commands_of_the_shell_blocks_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("sdkeras")]
+    assert len(lines) >= 1
+    for line in lines:
+        assert call(f"{line} --max-hvps 500 --quiet", folder, monkeypatch) == 0
+    assert call("sdkeras report run.json --html report.html", folder, monkeypatch) == 0
+    assert (folder / "report.html").read_text().startswith("<!doctype html>")
+
+
+def test_the_entry_point_of_the_readme_is_toml() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11 or newer")
+    _, block = blocks("toml")
+    assert tomllib.loads(block) == {
+        "project": {"entry-points": {"sdkeras.trace": {"mean-diagonal": "your_package:MeanDiagonal"}}}
+    }
+
+
+def test_the_study_of_the_readme_can_be_run(tmp_path: Path) -> None:
+    (tmp_path / "grid.toml").write_text(blocks("toml")[0])
+    study = read_study(str(tmp_path / "grid.toml"))
+    assert len(study.runs) == 12
+    assert study.records
+
+
+def test_links_of_the_readme_and_the_examples_lead_somewhere() -> None:
+    root = Path(__file__).parents[2]
+    for page in (root / "README.md", *(root / "examples").rglob("*.md")):
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"

@@ -1,0 +1,163 @@
+"""Arguments that a Python caller may get wrong: one SdkerasError each, before any work."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import sdkeras
+from sdkeras.callbacks import SharpnessDimension
+from sdkeras.errors import DataError, ModelError, SdkerasError
+from sdkeras.files import class_weights
+from sdkeras.results.log import FILE_NAME, claim
+from sdkeras.runs.options import Options, check_options
+from sdkeras.training_step.settings import read_settings
+from small_nets import X, Y, net
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"samples": 1.5},
+        {"samples": True},
+        {"max_hvps": "many"},
+        {"time_limit": "a"},
+        {"memory_gb": 1e300},
+        {"memory_gb": math.nan},
+        {"tolerance": "small"},
+        {"seed": "a"},
+        {"seed": -1},
+        {"mode": 1},
+        {"dtype": "float16"},
+        {"product_mode": []},
+        {"bound_inputs": {"delta": "a"}},
+        {"bound_inputs": [1]},
+    ],
+    ids=str,
+)
+def test_options_of_the_wrong_kind(options: dict[str, Any]) -> None:
+    with pytest.raises(SdkerasError) as caught:
+        check_options(Options(**options))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"every": 1.5},
+        {"num_measurements": True},
+        {"max_overhead": "a"},
+        {"measures": None},
+        {"seed": "a"},
+        {"samples": 1.5},
+        {"class_weight": {0: 1e300}},
+        {"bound_inputs": {"delta": "a"}},
+    ],
+    ids=str,
+)
+def test_arguments_of_the_callback(arguments: dict[str, Any]) -> None:
+    with pytest.raises(SdkerasError):
+        SharpnessDimension((X, Y), **arguments)
+    SharpnessDimension((X, Y), every=np.int64(2), num_measurements=np.int64(3))
+
+
+def test_class_weights_that_leave_nothing_or_overflow() -> None:
+    with pytest.raises(DataError, match="every class in the data the weight 0"):
+        sdkeras.analyze(net(), (X, Y), batch_size=16, class_weight=dict.fromkeys(range(10), 0.0))
+    with pytest.raises(SdkerasError, match="overflows float32"):
+        class_weights.checked({0: 1e39})
+    assert class_weights.checked({0: 0.0, 1: 1e10}) == {0: 0.0, 1: 1e10}
+
+
+@pytest.mark.parametrize("num_steps", [1, 2])
+def test_too_few_lanczos_steps_are_no_answer(num_steps: int) -> None:
+    """Two steps have no coarser rule to compare with, and one sees the mean eigenvalue only."""
+    with pytest.raises(SdkerasError, match=f"slq.num_steps is {num_steps}; fewer than 3 steps"):
+        sdkeras.analyze(net(), (X, Y), batch_size=16, settings={"slq": {"num_steps": num_steps}})
+
+
+@pytest.mark.parametrize("raises", [SystemExit, RuntimeError])
+def test_a_loss_function_that_raises(raises: type[BaseException]) -> None:
+    def ends(model: Any, batch: Any) -> Any:
+        raise raises(0)
+
+    with pytest.raises(ModelError):
+        sdkeras.analyze(net(), (X, Y), batch_size=16, loss_fn=ends)
+
+
+def test_a_log_that_is_none_is_not_appended_to(tmp_path: Path) -> None:
+    place = tmp_path / FILE_NAME
+    place.write_text('{"a": 1}\nxx\n')
+    with pytest.raises(SdkerasError, match="does not begin with the header"):
+        net().fit(X, Y, epochs=1, verbose=0, callbacks=[SharpnessDimension((X, Y), log_dir=tmp_path)])
+    assert place.read_text() == '{"a": 1}\nxx\n'
+    for text in ("", '{"schema_version": 1, "sdk'):  # empty, or cut in its first line
+        place.write_text(text)
+        claim(place).close()
+
+
+def test_rates_of_optimizers_that_no_pattern_reaches_after_loading() -> None:
+    """Keras names variables otherwise after loading than while fitting; the rates are several all the same."""
+    optimizers = keras.optimizers
+    parts = optimizers.OptimizerMap(optimizers.SGD(0.1), {"nowhere/.*": optimizers.Adam(0.01)})
+    optimizer = optimizers.MultiOptimizer(parts)
+    optimizer.build(net().trainable_variables)
+    settings = read_settings(optimizer)
+    assert settings is not None
+    assert settings.learning_rate is None
+    assert sorted(rate for _, rate in settings.rates) == pytest.approx([0.01, 0.1])
+
+
+def test_numbers_beyond_all_bounds_are_compared(tmp_path: Path) -> None:
+    import json
+
+    run = Path(__file__).parents[1] / "data" / "v0.1.0" / "run.json"
+    document = json.loads(run.read_text())
+    document["layers"][0]["codimension"] = 1e308
+    (tmp_path / "huge.json").write_text(json.dumps(document))
+    assert str(sdkeras.compare(sdkeras.Analysis.load(tmp_path / "huge.json"), sdkeras.Analysis.load(run)))
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "99999999999999999999"])
+def test_terminals_of_any_width(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sdkeras_cli.console import console
+
+    monkeypatch.setenv("COLUMNS", columns)
+    assert 40 <= console().width <= 10_000
+
+
+def test_resumed_checkpoints_know_their_model_and_loss_files(tmp_path: Path) -> None:
+    """The same weights under another rate, or another loss under the same name, are not what the log holds."""
+    model = net()
+    model.save_weights(tmp_path / "w.weights.h5")
+    for name, rate in (("slow", 0.1), ("fast", 0.9)):
+        model.compile(keras.optimizers.SGD(rate), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        model.save(tmp_path / f"{name}.keras")
+
+    def track(out: str, model: str, **options: Any) -> Any:
+        return sdkeras.track(
+            [tmp_path / "w.weights.h5"],
+            (X, Y),
+            log_dir=tmp_path / out,
+            model=tmp_path / f"{model}.keras",
+            batch_size=16,
+            measures=("sharpness",),
+            **options,
+        )
+
+    first = track("a", "slow")
+    assert track("a", "slow").measurements[0] == first.measurements[0]
+    with pytest.raises(SdkerasError, match="choose another folder"):
+        track("a", "fast")
+    loss = tmp_path / "own_loss.py"
+    code = "import keras\n\ndef f(model, batch):\n    return {} * keras.ops.mean(model(batch[0], training=True) ** 2)\n"
+    loss.write_text(code.format(1))
+    single = track("b", "slow", loss=f"{loss}:f").measurements[0].value("sharpness")
+    loss.write_text(code.format(10))
+    with pytest.raises(SdkerasError, match="choose another folder"):
+        track("b", "slow", loss=f"{loss}:f")
+    tenfold = track("c", "slow", loss=f"{loss}:f").measurements[0].value("sharpness")
+    assert tenfold == pytest.approx(10 * single, rel=1e-4)

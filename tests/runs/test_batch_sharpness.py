@@ -1,0 +1,182 @@
+"""Batch sharpness of linear regression, whose gradient and Hessian on a minibatch are known, by the real sampler."""
+
+import copy
+from types import SimpleNamespace
+
+import attrs
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import sdkeras
+from sdkeras.operators.minibatches import Source, as_source
+from sdkeras.runs.edge import batch_sharpness, expected_minibatches, num_minibatches, target_error
+
+WEIGHTS = np.array([0.5, -1.0, 0.25])
+
+
+def regression(num_samples: int, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs of unequal scale and targets, so that ratios differ between minibatches."""
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((num_samples, 3)) * np.array([2.0, 1.0, 0.5])
+    return x, x @ np.array([1.0, 1.0, -1.0]) + noise * generator.standard_normal(num_samples)
+
+
+def closed_form(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """g'Hg and |g|^2 of the mean squared error on stacks of minibatches, [..., b, 3] and [..., b] -> [...]."""
+    gradient = 2 * np.mean(x * (x @ WEIGHTS - y)[..., None], axis=-2)
+    steepened = 2 * np.mean(x * (x @ gradient[..., None]), axis=-2)
+    return np.sum(gradient * steepened, axis=-1), np.sum(gradient**2, axis=-1)
+
+
+class Regression:
+    """What `batch_sharpness` asks of a HessianOperator, in NumPy; minibatches are drawn by the real `Source`."""
+
+    weights = WEIGHTS
+
+    def __init__(self, source: Source, seed: int = 0, num_seeds: int = 0) -> None:
+        self.loss = SimpleNamespace(source=source, function=SimpleNamespace(num_seeds=num_seeds))
+        self.seed, self.dtype = seed, np.dtype("float64")
+
+    def on_minibatch(self, index: int) -> "Regression":
+        view = copy.copy(self)
+        view.x, view.y = self.loss.source.minibatch(index, self.seed)
+        return view
+
+    def gradient(self) -> np.ndarray:
+        return 2 * self.x.T @ (self.x @ self.weights - self.y) / len(self.x)
+
+    def matvec(self, vector: np.ndarray) -> np.ndarray:
+        return 2 * self.x.T @ (self.x @ vector) / len(self.x)
+
+
+def source_of(num_samples: int, batch_size: int, **settings: float) -> Source:
+    data = regression(num_samples, **settings)
+    return as_source(data, batch_size=batch_size, default_batch_size=None, limit=None)
+
+
+def test_both_forms_against_the_closed_form() -> None:
+    x, y = regression(200)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, use_bias=False)])
+    model.layers[0].set_weights([WEIGHTS[:, None]])
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    loss = sdkeras.EmpiricalLoss(model, (x, y[:, None]), batch_size=8, dtype="float64", seed=3)
+    found = batch_sharpness(sdkeras.HessianOperator(loss), 60)
+    # 25 minibatches an epoch: blocks of one epoch, so that of 60 at most two epochs are taken.
+    assert found.batch_sharpness_minibatches == 50
+    drawn = [loss.source.minibatch(index, 3) for index in range(50)]
+    products, squares = closed_form(np.array([a for a, _ in drawn]), np.array([b[:, 0] for _, b in drawn]))
+    ratios, quotient = products / squares, products.mean() / squares.mean()
+    assert found.batch_sharpness == pytest.approx(ratios.mean(), rel=1e-9)
+    assert found.batch_sharpness_stderr == pytest.approx(ratios.std(ddof=1) / np.sqrt(50), rel=1e-9)
+    assert found.batch_sharpness_ratio_of_means == pytest.approx(quotient, rel=1e-9)
+    error = np.std(products - quotient * squares, ddof=1) / np.sqrt(50) / squares.mean()
+    assert found.batch_sharpness_ratio_of_means_stderr == pytest.approx(error, rel=1e-9)
+    assert found.batch_sharpness_skipped == 0
+
+
+@pytest.mark.parametrize(("batch_size", "target"), [(16, 0.02), (40, 0.02), (8, 0.05)])
+def test_two_per_cent_are_two_per_cent_over_seeds(batch_size: int, target: float) -> None:
+    """60 seeds: a root mean square beyond 1.35 of the target has a chance of 1e-4 for normal errors."""
+    source = source_of(400, batch_size)
+    x, y = source.arrays
+    subsets = np.argsort(np.random.default_rng(1).random((20_000, 400)), axis=1)[:, :batch_size]
+    products, squares = closed_form(x[subsets], y[subsets])
+    true = np.mean(products / squares)
+    estimates = [batch_sharpness(Regression(source, seed), target=target) for seed in range(60)]
+    errors = np.array([one.batch_sharpness for one in estimates]) / true - 1
+    assert np.sqrt(np.mean(errors**2)) < 1.35 * target
+    counts = [one.batch_sharpness_minibatches for one in estimates]
+    assert all(one.batch_sharpness_stderr <= target * one.batch_sharpness for one in estimates)
+    needed = (np.std(products / squares) / true / target) ** 2
+    assert 0.6 * needed < np.mean(counts) < 1.4 * needed + 50  # no more than the target asks for, to a block
+
+
+def test_standard_errors_are_the_spread_over_seeds() -> None:
+    """Less than a tenth of an epoch, so that minibatches are nearly independent; 300 seeds know a spread to 4 %."""
+    source = source_of(4000, 8)
+    estimates = [batch_sharpness(Regression(source, seed), 48, target=0.0) for seed in range(300)]
+    for form in ("batch_sharpness", "batch_sharpness_ratio_of_means"):
+        spread = np.std([getattr(one, form) for one in estimates], ddof=1)
+        said = np.sqrt(np.mean([getattr(one, f"{form}_stderr") ** 2 for one in estimates]))
+        assert spread == pytest.approx(said, rel=0.17)
+    # Two quantities, not one.
+    assert np.mean([one.batch_sharpness_ratio_of_means / one.batch_sharpness for one in estimates]) > 1.2
+
+
+def test_whole_epochs_are_known_better_than_the_standard_error_says() -> None:
+    source = source_of(200, 20)
+    estimates = [batch_sharpness(Regression(source, seed), 30, target=0.0) for seed in range(100)]
+    assert {one.batch_sharpness_minibatches for one in estimates} == {30}
+    spread = np.std([one.batch_sharpness for one in estimates], ddof=1)
+    assert spread < 0.9 * np.mean([one.batch_sharpness_stderr for one in estimates])
+
+
+def test_a_limit_below_what_the_target_needs_binds() -> None:
+    operator = Regression(source_of(400, 8))
+    assert batch_sharpness(operator, 5).batch_sharpness_minibatches == 5
+    assert batch_sharpness(operator, target=1e-6).batch_sharpness_minibatches == 1000
+    assert batch_sharpness(Regression(source_of(80, 8)), target=1e-6).batch_sharpness_minibatches == 990
+
+
+def test_one_minibatch_has_no_error_unless_it_is_all_there_is() -> None:
+    one = batch_sharpness(Regression(source_of(400, 8)), 1)
+    assert one.batch_sharpness is not None
+    assert one.batch_sharpness_stderr is None
+    assert one.batch_sharpness_ratio_of_means_stderr is None
+    source = source_of(40, 40)
+    whole = batch_sharpness(Regression(source))
+    products, squares = closed_form(*source.arrays)
+    assert whole.batch_sharpness == pytest.approx(products / squares, rel=1e-12)
+    assert (whole.batch_sharpness_minibatches, whole.batch_sharpness_stderr) == (1, 0.0)
+    noisy = batch_sharpness(Regression(source, num_seeds=1))  # dropout differs between passes over the same batch
+    assert noisy.batch_sharpness_minibatches == 24
+
+
+def test_fixed_batches_are_measured_once_each() -> None:
+    dataset = tf.data.Dataset.from_tensor_slices(regression(120)).batch(8)
+    source = as_source(dataset, batch_size=None, default_batch_size=None, limit=None)
+    found = batch_sharpness(Regression(source), target=1e-6)
+    assert found.batch_sharpness_minibatches == 15
+    x, y = (part.reshape(15, 8, *part.shape[1:]) for part in source.arrays)
+    products, squares = closed_form(x, y)
+    assert found.batch_sharpness == pytest.approx(np.mean(products / squares), rel=1e-12)
+
+
+def test_minibatches_without_a_gradient_are_skipped_and_counted() -> None:
+    x, y = regression(120)
+    x[:40] = 0.0
+    dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+    source = as_source(dataset, batch_size=None, default_batch_size=None, limit=None)
+    found = batch_sharpness(Regression(source))
+    assert found.batch_sharpness_skipped == pytest.approx(5 / 15)
+    products, squares = closed_form(x[40:].reshape(10, 8, 3), y[40:].reshape(10, 8))
+    assert found.batch_sharpness == pytest.approx(np.mean(products / squares), rel=1e-12)
+    assert found.batch_sharpness_ratio_of_means == pytest.approx(products.sum() / squares.sum(), rel=1e-12)
+    nothing = batch_sharpness(Regression(attrs.evolve(source, arrays=(0 * x, y))))
+    assert (nothing.batch_sharpness, nothing.batch_sharpness_skipped) == (None, 1.0)
+
+
+def test_gradients_of_any_size_count_by_their_ratio() -> None:
+    source = source_of(400, 8)
+    x, y = source.arrays
+    usual = batch_sharpness(Regression(source), 50)
+    for scale in (1e-120, 1e100):  # squares of |g| would be 0, or infinite
+        scaled = Regression(attrs.evolve(source, arrays=(x, scale * y)))
+        scaled.weights = scale * WEIGHTS
+        found = batch_sharpness(scaled, 50)
+        assert found.batch_sharpness_ratio_of_means == pytest.approx(usual.batch_sharpness_ratio_of_means, rel=1e-6)
+
+
+def test_limits_and_targets() -> None:
+    assert (num_minibatches(None), num_minibatches(10), num_minibatches(2000), num_minibatches(10**6)) == (
+        1000,
+        3,
+        100,
+        1000,
+    )
+    assert (target_error(0.01), target_error(0.05), target_error(0.5)) == (0.02, 0.02, pytest.approx(0.2))
+    assert expected_minibatches(None, 0.05) == 400
+    assert expected_minibatches(2000, 0.05) == 100
+    assert expected_minibatches(None, 0.5) == 24

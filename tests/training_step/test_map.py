@@ -1,0 +1,590 @@
+"""The training step as a map, against what Keras does: `train_on_batch` itself, differences of it, closed forms."""
+
+import contextlib
+import io
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import sdkeras
+from sdkeras.errors import ModelError, NonFiniteError, VerificationError
+from sdkeras.operators import precision
+from sdkeras.training_step import rule as update_rule
+from trainer import Trainer
+
+layers = keras.layers
+optimizers = keras.optimizers
+RATE = 0.125  # Keras keeps the rate in float32; this one is exact there
+X = np.random.default_rng(0).standard_normal((8, 2))
+Y = np.random.default_rng(1).integers(0, 2, 8)
+pytestmark = pytest.mark.usefixtures("double_precision")
+
+
+@pytest.fixture
+def _single_precision(double_precision: None):
+    with precision.default_precision("float32"):
+        yield
+
+
+def cross_entropy() -> keras.losses.Loss:
+    """Made anew, since a loss keeps the precision it was made in."""
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def net(optimizer: object, *inner: object) -> keras.Model:
+    first = layers.Dense(2, "tanh", kernel_regularizer=keras.regularizers.L2(0.01))
+    model = keras.Sequential([keras.Input((2,)), first, *inner, layers.Dense(2)])
+    model.compile(optimizer, cross_entropy())
+    return model
+
+
+def trained(optimizer: object, *inner: object, steps: int = 3) -> keras.Model:
+    model = net(optimizer, *inner)
+    for _ in range(steps):
+        model.train_on_batch(X, Y)
+    return model
+
+
+def step_of(model: keras.Model, data: object = (X, Y), **options: object) -> sdkeras.UpdateMap:
+    return sdkeras.UpdateMap(sdkeras.EmpiricalLoss(model, data, dtype="float64"), model.optimizer, **options)
+
+
+def dense(step: sdkeras.UpdateMap) -> np.ndarray:
+    return step.jvp(np.eye(step.size))
+
+
+def excluding(optimizer: object, **what: object) -> object:
+    optimizer.exclude_from_weight_decay(**what)
+    return optimizer
+
+
+class Mixing(optimizers.SGD):
+    """Its update keeps shapes, and yet each weight moves by the gradient of another."""
+
+    def update_step(self, gradient, variable, learning_rate):
+        super().update_step(keras.ops.flip(gradient, 0), variable, learning_rate)
+
+
+class Averaging(optimizers.SGD):
+    """Clips by norm, and then removes half the mean of each gradient."""
+
+    def _clip_gradients(self, grads):
+        return [g - 0.5 * tf.reduce_mean(g) for g in super()._clip_gradients(grads)]
+
+
+class ClippingAgain(optimizers.SGD):
+    """What Keras clips is not the gradient itself."""
+
+    def _clip_gradients(self, grads):
+        return super()._clip_gradients([g * tf.norm(g) for g in grads])
+
+
+class Squashing(optimizers.SGD):
+    """Another clip by norm: g / (1 + |g| / limit), at every norm."""
+
+    def _clip_by_norm(self, values, axes=None):
+        return values / (1 + tf.norm(values) / self.clipnorm)
+
+
+def by_layer() -> object:
+    if not hasattr(optimizers, "MultiOptimizer"):
+        pytest.skip("this Keras has no MultiOptimizer")
+    decaying = optimizers.schedules.ExponentialDecay(RATE, 3, 0.5)
+    return optimizers.MultiOptimizer(
+        optimizers.OptimizerMap(optimizers.SGD(decaying, momentum=0.5), {".*bias": optimizers.Adam(RATE)})
+    )
+
+
+# How each map comes about: `elementwise` by diagonals, behind a clip by norm or not; the others by compiled products of
+# the whole update.
+CASES = {
+    "sgd": (True, lambda: optimizers.SGD(RATE)),
+    "sgd momentum": (True, lambda: optimizers.SGD(RATE, momentum=0.9)),
+    "sgd nesterov and decay": (True, lambda: optimizers.SGD(RATE, momentum=0.9, nesterov=True, weight_decay=0.1)),
+    "sgd clipnorm": (True, lambda: optimizers.SGD(RATE, clipnorm=0.05)),
+    "sgd schedule": (True, lambda: optimizers.SGD(optimizers.schedules.ExponentialDecay(RATE, 3, 0.5), momentum=0.5)),
+    "adam": (True, lambda: optimizers.Adam(RATE)),
+    "adam amsgrad": (True, lambda: optimizers.Adam(RATE, amsgrad=True)),
+    "adam clipvalue": (True, lambda: optimizers.Adam(RATE, clipvalue=0.03)),
+    "adam global clipnorm": (True, lambda: optimizers.Adam(RATE, global_clipnorm=0.05)),
+    "adam far below the clipnorm": (True, lambda: optimizers.Adam(RATE, global_clipnorm=100.0)),
+    "nadam clipnorm": (True, lambda: optimizers.Nadam(RATE, clipnorm=0.01)),
+    "adamw without biases": (True, lambda: excluding(optimizers.AdamW(RATE, weight_decay=0.5), var_names=["bias"])),
+    "adamax": (True, lambda: optimizers.Adamax(RATE)),
+    "nadam": (True, lambda: optimizers.Nadam(RATE)),
+    "adagrad": (True, lambda: optimizers.Adagrad(RATE)),
+    "adadelta": (True, lambda: optimizers.Adadelta(RATE)),
+    "rmsprop": (True, lambda: optimizers.RMSprop(RATE)),
+    "rmsprop centered momentum": (True, lambda: optimizers.RMSprop(RATE, centered=True, momentum=0.5)),
+    "ftrl": (True, lambda: optimizers.Ftrl(RATE, l1_regularization_strength=1e-3, beta=0.1)),
+    "lion": (True, lambda: optimizers.Lion(2.0**-6)),
+    "adafactor": (False, lambda: optimizers.Adafactor(RATE)),
+    "lamb": (False, lambda: optimizers.Lamb(RATE)),
+    "lamb global clipnorm": (False, lambda: optimizers.Lamb(RATE, global_clipnorm=0.05)),
+    "muon": (False, lambda: optimizers.Muon(RATE)),
+    "one for each kind": (False, by_layer),
+    "function of no arguments": (True, lambda: optimizers.SGD(lambda: RATE)),
+    "a class of one's own": (False, lambda: Mixing(RATE, momentum=0.5)),
+    "gradients mixed behind the clip": (False, lambda: Averaging(RATE, clipnorm=0.05)),
+    "gradients changed before the clip": (False, lambda: ClippingAgain(RATE, global_clipnorm=0.05)),
+    "a clip of one's own": (False, lambda: Squashing(RATE, clipnorm=0.05)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_step_and_jacobian_are_those_of_train_on_batch(case: str) -> None:
+    """The whole matrix by central differences of Keras' own step: good to 1e-7 or so of each column."""
+    elementwise, make = CASES[case]
+    model = trained(make())
+    step = step_of(model)
+    trainer = Trainer(model, step.layout.names, (X, Y))
+    start = trainer.state()
+    assert np.array_equal(step.state, start)
+    assert np.max(np.abs(step.apply() - trainer(start))) < 1e-14
+    jacobian = dense(step)
+    truth, certain = trainer.jacobian(start, step)
+    errors = np.max(np.abs(jacobian - truth), axis=0) - 1e-6 * np.max(np.abs(truth), axis=0)
+    assert np.max(errors[certain]) <= 0
+    assert np.count_nonzero(certain) >= 0.8 * step.size
+    assert np.allclose(step.vjp(np.eye(step.size)), jacobian.T, rtol=1e-11, atol=1e-13 * np.max(np.abs(jacobian)))
+    assert step.verification.passed
+    assert step.verification.step_error < 1e-12
+    assert step.verification.checked == "map"
+    assert step.verification.degenerate == (case == "lion")
+    assert ("degenerate" in dict(step.notes)) == (case in ("lion", "adam clipvalue", "ftrl"))
+    assert (step._rule._kinds is not None) == elementwise
+
+
+def test_state_is_what_the_update_reads() -> None:
+    """Slots in the optimizer's order; nothing that evolves by itself, is overwritten unread, or is only an average."""
+    found = step_of(trained(optimizers.Nadam(RATE, use_ema=True)))
+    assert found.layout.shapes == (((2, 2), (2,)) * 2 + ((2, 2), (2, 2), (2,), (2,)) * 2)
+    assert [name.rsplit("_", 1)[1] for name in found.layout.names[4:]] == ["momentum", "velocity"] * 4
+    held = {name.split("/")[1].partition("_")[0] for name in found.held}
+    assert held == {"iteration", "learning", "variable"}  # the last is Nadam's product of momenta
+    assert "averaged-weights" in dict(found.notes)
+    factored = step_of(trained(optimizers.Adafactor(RATE)))  # rows and columns of kernels, velocities of biases
+    assert factored.layout.shapes[4:] == ((2,), (2,), (2,)) * 2
+    assert step_of(trained(optimizers.SGD(RATE))).size == 12
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_momentum_on_a_quadratic_in_closed_form(nesterov: bool) -> None:
+    """Blocks of the momentum step: [[s - a, b], [-a, b]], Nesterov [[s - a(1 + b), b^2], [-a, b]], a = rate * H."""
+    rate, beta, decay = RATE, 0.75, 0.5
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(1)])
+    optimizer = optimizers.SGD(rate, momentum=beta, nesterov=nesterov, weight_decay=decay)
+    model.compile(excluding(optimizer, var_list=[model.layers[0].bias]), "mse")
+    model.train_on_batch(X, X[:, :1])
+    design = np.hstack([X, np.ones((8, 1))])
+    a = rate * 2 / 8 * design.T @ design
+    s, one = np.diag([1 - rate * decay, 1 - rate * decay, 1.0]), np.eye(3)
+    upper = [s - a * (1 + beta), beta**2 * one] if nesterov else [s - a, beta * one]
+    step = step_of(model, (X, X[:, :1]))
+    assert np.allclose(dense(step), np.block([upper, [-a, beta * one]]), atol=1e-13)
+    assert not np.allclose(dense(step), np.block([upper, [-1.01 * a, beta * one]]), atol=1e-3)
+
+
+def test_nothing_is_touched() -> None:
+    optimizer = excluding(optimizers.AdamW(RATE, weight_decay=0.1, clipnorm=0.1), var_names=["bias"])
+    model = trained(optimizer, layers.Dropout(0.5), layers.BatchNormalization())
+    optimizer._exclude_from_weight_decay_cache.clear()
+    variables = [*model.variables, *optimizer.variables]
+    before = [np.asarray(v).copy() for v in variables]
+    attributes = {name: repr(value) for name, value in vars(optimizer).items()}
+    settings = keras.config.floatx(), keras.config.dtype_policy().name, tf.sqrt, tf.math.sqrt, tf.pow, tf.math.pow
+    step = step_of(model)
+    step.jvp(step.vjp(np.ones(step.size)))
+    step.advance(step.state, step.held, step.training_batches(0), np.eye(step.size, 3))
+    assert [*model.variables, *optimizer.variables] == variables
+    assert all(np.array_equal(np.asarray(v), value) for v, value in zip(variables, before, strict=True))
+    assert {name: repr(value) for name, value in vars(optimizer).items()} == attributes
+    after = keras.config.floatx(), keras.config.dtype_policy().name, tf.sqrt, tf.math.sqrt, tf.pow, tf.math.pow
+    assert after == settings
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: optimizers.Nadam(RATE),
+        lambda: optimizers.Adam(optimizers.schedules.CosineDecay(RATE, 9), global_clipnorm=0.05),
+    ],
+)
+def test_advance_is_training_and_resumes_bit_equal(make) -> None:
+    model = trained(make())
+    step = step_of(model)
+    trainer = Trainer(model, step.layout.names, (X, Y))
+    state, held = step.state, step.held
+    tangents = np.linalg.qr(np.random.default_rng(2).standard_normal((step.size, 3)))[0]
+    seen = []
+    for index in range(5):
+        if index == 2:  # through a file
+            file = io.BytesIO()
+            np.savez(file, state=state, tangents=tangents, **{f"held/{name}": v for name, v in held.items()})
+        batches = step.training_batches(index)
+        seen.append((batches[0].tensors[0].numpy(), batches[0].tensors[1].numpy()))
+        by_view = step.at(state, held).on_batches(batches).jvp(tangents)
+        state, held, tangents = step.advance(state, held, batches, tangents)
+        assert np.allclose(tangents, by_view, rtol=1e-12, atol=1e-12 * np.max(np.abs(by_view)))
+        assert np.max(np.abs(state - trainer(step.state, *seen))) < 1e-13
+    for name, value in held.items():
+        real = next(v for v in model.optimizer.variables if v.path == name)
+        assert np.allclose(value, np.asarray(real), rtol=1e-14)
+    saved = np.load(io.BytesIO(file.getvalue()))
+    again, again_held, carried = (
+        saved["state"],
+        {n[5:]: saved[n] for n in saved if n.startswith("held/")},
+        saved["tangents"],
+    )
+    for index in range(2, 5):
+        again, again_held, carried = step.advance(again, again_held, step.training_batches(index), carried)
+    assert np.array_equal(again, state)
+    assert np.array_equal(carried, tangents)
+    assert all(np.array_equal(again_held[name], held[name]) for name in held)
+    without = step.advance(step.state, step.held, step.training_batches(0))
+    assert without[2] is None
+    assert np.max(np.abs(without[0] - trainer(step.state, seen[0]))) < 1e-13
+
+
+def test_accumulated_gradients_make_one_update() -> None:
+    model = net(optimizers.Adam(RATE, gradient_accumulation_steps=3))
+    for _ in range(6):
+        model.train_on_batch(X, Y)
+    loss = sdkeras.EmpiricalLoss(model, (X, Y), batch_size=2, dtype="float64")
+    step = sdkeras.UpdateMap(loss, model.optimizer)
+    assert "gradient-accumulation" in dict(step.notes)
+    trainer = Trainer(model, step.layout.names, (X, Y))
+    state, held, used = step.state, step.held, []
+    for index in range(2):
+        batches = step.training_batches(index)
+        assert len(batches) == 3
+        used += [tuple(part.numpy() for part in batch.tensors) for batch in batches]
+        assert np.allclose(step.at(state, held).on_batches(batches).apply(), trainer(step.state, *used), atol=1e-14)
+        state, held, _ = step.advance(state, held, batches)
+        assert np.allclose(state, trainer(step.state, *used), atol=1e-14)
+
+
+@pytest.mark.parametrize("limit", [None, 100.0])
+def test_zero_second_moments_make_no_nan(limit: float | None) -> None:
+    """An input that is always 0 has second moments of exactly 0; its weights still answer to a gradient, by -a/eps."""
+    x = X * [1.0, 0.0]
+    plain = keras.Sequential([keras.Input((2,)), layers.Dense(2, "tanh"), layers.Dense(2)])
+    plain.compile(optimizers.Adam(RATE, global_clipnorm=limit), cross_entropy())
+    for _ in range(3):
+        plain.train_on_batch(x, Y)
+    step = step_of(plain, (x, Y))
+    assert step.verification.zero_roots == 2
+    assert "2 of" in dict(step.notes)["zero-second-moments"]
+    jacobian = dense(step)
+    assert np.all(np.isfinite(jacobian))
+    names, slices = step.layout.names, step.layout.slices
+    momentum = slices[next(k for k, name in enumerate(names) if name.endswith("kernel_momentum"))]
+    weight, own = 2, momentum.start + 2  # first of the two weights of the dead input, and its momentum
+    t = 4
+    beta_1, beta_2 = float(np.float32(0.9)), float(np.float32(0.999))  # as Keras casts them
+    rate = RATE * np.sqrt(1 - beta_2**t) / (1 - beta_1**t)
+    assert np.isclose(jacobian[weight, own], -0.9 * rate / 1e-7, rtol=1e-6)
+    velocity = own + step.layout.sizes[0]
+    assert jacobian[weight, velocity] == 0
+
+
+def test_tangents_of_zero_roots_are_nan_without_the_guard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(update_rule, "exact_roots", lambda counts=None: contextlib.nullcontext())
+    x = X * [1.0, 0.0]
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(2, "tanh"), layers.Dense(2)])
+    model.compile(optimizers.Lamb(RATE), cross_entropy())
+    model.train_on_batch(x, Y)
+    with pytest.raises(NonFiniteError):
+        step_of(model, (x, Y))
+
+
+def test_optimizer_without_slots() -> None:
+    with pytest.raises(ModelError, match=r"initial_slots=True"):
+        step_of(net(optimizers.Adam(RATE)))
+    model = net(excluding(optimizers.AdamW(RATE, weight_decay=0.5), var_names=["bias"]))
+    step = step_of(model, initial_slots=True)
+    assert not model.optimizer.built
+    assert np.all(step.state[12:] == 0)
+    assert "all zero" in step.verification.details
+    start = step.state
+    model.train_on_batch(X, Y)
+    assert np.allclose(step.apply()[:12], np.concatenate([np.ravel(v) for v in model.trainable_variables]), atol=1e-14)
+    assert not np.allclose(step.apply()[:12], start[:12])
+    assert step_of(net(optimizers.SGD(RATE))).size == 12  # no slots to miss
+
+
+@pytest.mark.parametrize("limits", [{"clipnorm": 0.05}, {"global_clipnorm": 0.05}])
+def test_clip_in_closed_form(limits: dict[str, float]) -> None:
+    """SGD: J = I - rate C H with C = (c/|g|)(I - g g'/|g|^2), of each variable or of the whole gradient."""
+    model = trained(optimizers.SGD(RATE, **limits))
+    step = step_of(model)
+    hessian, g = sdkeras.HessianOperator(step.loss).matvec, step.loss.gradient()
+    parts = step.layout.slices if "clipnorm" in limits else [slice(0, step.size)]
+    clip = np.eye(step.size)
+    for part in parts:
+        own = g[part]
+        norm = np.linalg.norm(own)
+        if norm > 0.05:
+            clip[part, part] = 0.05 / norm * (np.eye(len(own)) - np.outer(own, own) / norm**2)
+    assert not np.array_equal(clip, np.eye(step.size))
+    matrix = np.stack([hessian(row) for row in np.eye(step.size)])
+    assert np.allclose(dense(step), np.eye(step.size) - RATE * clip @ matrix, atol=1e-14)
+    assert not np.allclose(dense(step), np.eye(step.size) - RATE * 0.99 * clip @ matrix, atol=1e-6)
+
+
+@pytest.mark.usefixtures("_single_precision")
+@pytest.mark.parametrize("limits", [{"clipnorm": 0.05}, {"global_clipnorm": 0.05}])
+def test_clip_in_float32_is_the_float64_one_rounded(limits: dict[str, float]) -> None:
+    model = trained(optimizers.Adam(RATE, **limits))
+    single = sdkeras.UpdateMap(sdkeras.EmpiricalLoss(model, (X, Y)), model.optimizer)
+    double = step_of(model)
+    assert single._rule._clip is not None
+    assert single.verification.jvp_relative_error < 1e-4
+    scale = np.max(np.abs(dense(double)))
+    assert np.allclose(dense(single), dense(double), atol=1e-5 * scale)
+    assert np.allclose(single.vjp(np.eye(single.size)), dense(double).T, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("limit", [{"clipnorm": 0.05}, {"global_clipnorm": 0.05}])
+def test_clip_of_a_zero_gradient_is_the_identity(limit: dict[str, float]) -> None:
+    """Zero weights behind a zero target: no gradient anywhere, and J = I - rate H."""
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(1, kernel_initializer="zeros")])
+    model.compile(optimizers.SGD(RATE, **limit), "mse")
+    model.train_on_batch(X, np.zeros((8, 1)))
+    step = step_of(model, (X, np.zeros((8, 1))))
+    assert step._rule._clip is not None
+    design = np.hstack([X, np.ones((8, 1))])
+    assert np.allclose(dense(step), np.eye(3) - RATE * 2 / 8 * design.T @ design, atol=1e-14)
+
+
+ONCE = np.array([[0, 1, 2], [3, 4, 5]])  # no row is looked up twice in a batch
+EMBEDDED = {
+    "sgd": lambda: optimizers.SGD(RATE, momentum=0.5),
+    "sgd clipnorm": lambda: optimizers.SGD(RATE, clipnorm=0.02),
+    "adam": lambda: optimizers.Adam(RATE),
+    "adam global clipnorm": lambda: optimizers.Adam(RATE, global_clipnorm=0.05),
+    "adam accumulated": lambda: optimizers.Adam(RATE, gradient_accumulation_steps=2),
+}
+
+
+def embedding(optimizer: object, tokens: np.ndarray) -> tuple[keras.Model, tuple]:
+    first = [keras.Input((3,), dtype="int32"), layers.Embedding(7, 2), layers.Flatten()]
+    model = keras.Sequential([*first, layers.Dense(2, "tanh"), layers.Dense(2)])
+    model.compile(optimizer, cross_entropy())
+    data = (tokens, np.array([0, 1]))
+    for _ in range(4):
+        model.train_on_batch(*data)
+    return model, data
+
+
+@pytest.mark.parametrize("case", EMBEDDED)
+def test_embeddings_whose_rows_are_looked_up_once(case: str) -> None:
+    """Real training gives their gradients as rows; a row that no batch looks up has second moments of 0."""
+    model, data = embedding(EMBEDDED[case](), ONCE)
+    step = step_of(model, data)
+    batches = (data,) * step.microbatches
+    trainer = Trainer(model, step.layout.names, data)
+    start = trainer.state()
+    assert np.max(np.abs(step.apply() - trainer(start, *batches))) < 1e-14
+    assert step._engine.looked_up == (model.trainable_variables[0].path,)
+    tangent = np.random.default_rng(0).standard_normal(step.size)
+    slots = slice(step.num_weights, None)
+    tangent[slots] *= start[slots]  # second moments in proportion, so that 0 stays 0
+    shift = 1e-6 * tangent
+    truth = (trainer(start + shift, *batches) - trainer(start - shift, *batches)) / 2e-6
+    assert np.max(np.abs(step.jvp(tangent) - truth)) < 1e-5 * np.max(np.abs(truth))
+
+
+def test_a_model_trained_in_float64_can_be_analysed_in_float32() -> None:
+    """The optimizer's slots keep their float64; the step is checked from slots rounded as the map has them."""
+    model = trained(optimizers.Adam(RATE))
+    step = sdkeras.UpdateMap(sdkeras.EmpiricalLoss(model, (X, Y)), model.optimizer)
+    assert step.dtype == np.float32
+    assert np.asarray(model.optimizer.variables[2]).dtype == np.float64
+    assert step.verification.step_error < 1e-12
+    assert np.allclose(dense(step), dense(step_of(model)), atol=1e-4 * np.max(np.abs(dense(step))))
+
+
+@pytest.mark.usefixtures("_single_precision")
+def test_mixed_precision_uses_the_optimizer_inside() -> None:
+    keras.config.set_dtype_policy("mixed_float16")
+    model = net(optimizers.SGD(RATE, momentum=0.5))
+    for _ in range(2):
+        model.train_on_batch(X, Y)
+    assert type(model.optimizer).__name__ == "LossScaleOptimizer"
+    step = sdkeras.UpdateMap(sdkeras.EmpiricalLoss(model, (X, Y)), model.optimizer)
+    assert step.dtype == np.float32
+    assert step.verification.checked == "update"
+    assert not [name for name in step.held if "scale" in name]
+    velocity = step.state[12:] * 0.5 - RATE * step.loss.gradient()
+    assert np.allclose(step.apply(), np.concatenate([step.state[:12] + velocity, velocity]), atol=1e-6)
+
+
+@pytest.mark.usefixtures("_single_precision")
+def test_float32_map_is_the_float64_map_rounded() -> None:
+    model = trained(excluding(optimizers.AdamW(RATE, weight_decay=0.5, amsgrad=True), var_names=["bias"]))
+    single = sdkeras.UpdateMap(sdkeras.EmpiricalLoss(model, (X, Y)), model.optimizer)
+    double = step_of(model)
+    assert (single.dtype, double.dtype) == (np.float32, np.float64)
+    assert single.verification.jvp_relative_error < 1e-5
+    scale = np.max(np.abs(dense(double)))
+    assert np.allclose(dense(single), dense(double), atol=1e-5 * scale)
+    columns = np.random.default_rng(0).standard_normal((single.size, 70))
+    assert np.allclose(single.jvp(columns)[:, 69], single.jvp(columns[:, 69]), rtol=1e-4, atol=1e-5 * scale)
+    given = tf.constant(columns[:, :2], tf.float32)
+    assert tf.is_tensor(single.vjp(given))
+    assert np.array_equal(single.vjp(given), single.vjp(columns[:, :2]))
+    with pytest.raises(ValueError, match="shape"):
+        single.jvp(np.ones(single.size + 1))
+
+
+def test_minibatches_share_the_compiled_functions() -> None:
+    model = trained(optimizers.Adam(RATE), layers.Dropout(0.5))
+    step = sdkeras.UpdateMap(sdkeras.EmpiricalLoss(model, (X, Y), batch_size=4, dtype="float64"), model.optimizer)
+    v = np.ones(step.size)
+    first, functions = step.on_minibatch(0).jvp(v), dict(step._rule._functions)
+    assert not np.allclose(first, step.on_minibatch(1).jvp(v))
+    assert np.array_equal(first, step.on_minibatch(0).jvp(v))
+    assert step._rule._functions == functions
+    carried = step.advance(step.state, step.held, step.training_batches(1), v)[2]
+    assert np.allclose(carried, step.on_minibatch(1).jvp(v), rtol=1e-12, atol=1e-12 * np.max(np.abs(carried)))
+    hessian = sdkeras.HessianOperator(step.loss)
+    plain = sdkeras.UpdateMap(step.loss, trained_like(model, optimizers.SGD(RATE)))
+    assert np.allclose(plain.on_minibatch(3).jvp(v[:12]), v[:12] - RATE * hessian.on_minibatch(3).matvec(v[:12]))
+
+
+def trained_like(model: keras.Model, optimizer: object) -> object:
+    """Another optimizer for the same variables."""
+    optimizer.build(model.trainable_variables)
+    return optimizer
+
+
+def test_misfits_are_refused() -> None:
+    model = trained(optimizers.Adam(RATE))
+    part = sdkeras.EmpiricalLoss(model, (X, Y), params="kernel", dtype="float64")
+    with pytest.raises(ModelError, match="without params"):
+        sdkeras.UpdateMap(part, model.optimizer)
+    with pytest.raises(ModelError, match=r"model\.optimizer"):
+        sdkeras.UpdateMap(part, "adam")
+    whole = sdkeras.EmpiricalLoss(model, (X, Y), dtype="float64")
+    model.train_on_batch(X, Y)
+    with pytest.raises(ModelError, match="make the loss again"):
+        sdkeras.UpdateMap(whole, model.optimizer)
+    step = step_of(model)
+    with pytest.raises(ModelError, match="held values"):
+        step.advance(step.state, {}, step.training_batches(0))
+
+
+class Forgetful(optimizers.SGD):
+    """Its configuration leaves out what its step depends on."""
+
+    def __init__(self, factor: float = 1.0, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.factor = factor
+
+    def update_step(self, gradient, variable, learning_rate):
+        super().update_step(self.factor * gradient, variable, learning_rate)
+
+
+class Hidden(optimizers.SGD):
+    """Keeps state in a variable of its own that Keras does not know."""
+
+    def build(self, variables):
+        super().build(variables)
+        self.__dict__["hidden"] = [tf.Variable(tf.zeros(v.shape, v.dtype)) for v in variables]
+
+    def update_step(self, gradient, variable, learning_rate):
+        self.hidden[self._get_variable_index(variable)].assign_add(gradient)
+        super().update_step(gradient, variable, learning_rate)
+
+
+def test_a_step_that_is_not_the_optimizers_is_refused() -> None:
+    with pytest.raises(VerificationError, match="differs from the optimizer's own") as caught:
+        step_of(trained(Forgetful(factor=0.5, learning_rate=RATE)))
+    assert caught.value.exit_status == 4
+    if hasattr(optimizers, "ScheduleFreeAdamW"):
+        with pytest.raises(VerificationError, match=r"kept and read after an assignment"):
+            step_of(trained(optimizers.ScheduleFreeAdamW(RATE)))
+    with pytest.raises(ModelError, match="add_variable"):
+        step_of(trained(Hidden(learning_rate=RATE)))
+
+
+@pytest.mark.parametrize("transpose_only", [False, True])
+def test_a_wrong_derivative_is_refused(monkeypatch: pytest.MonkeyPatch, transpose_only: bool) -> None:
+    """One per cent in one diagonal of the update must not pass, nor a transpose that is not one."""
+    right = update_rule.UpdateRule.linearize
+
+    def wrong(self, *given):
+        *rest, linear = right(self, *given)
+        for _, _, rows, columns in linear._tiles:
+            if not transpose_only:
+                rows[0][2] = rows[0][2] * 1.01  # of the weights, with respect to the velocities
+            columns[2] = (columns[2][0] * 1.01, *columns[2][1:])
+        return *rest, linear
+
+    monkeypatch.setattr(update_rule.UpdateRule, "linearize", wrong)
+    with pytest.warns(UserWarning, match="failed its verification"):
+        step = step_of(trained(optimizers.Adam(RATE)), allow_unverified=True)
+    found = step.verification
+    assert not found.passed
+    assert (found.finite_difference_error < 1e-8) == transpose_only
+    assert (found.adjoint_error > 1e-7) == transpose_only
+
+
+@pytest.mark.usefixtures("_single_precision")
+def test_a_slot_of_rounding_alone_does_not_fail_the_adjoint_check() -> None:
+    """The bias before batch normalization has no gradient but rounding, and so has its velocity."""
+    keras.utils.set_random_seed(0)
+    generator = np.random.default_rng(0)
+    x, y = generator.standard_normal((70, 6)).astype("float32"), generator.integers(0, 3, 70)
+    model = keras.Sequential(
+        [
+            keras.Input((6,)),
+            keras.layers.Dense(5),
+            keras.layers.BatchNormalization(),
+            keras.layers.Activation("tanh"),
+            keras.layers.Dense(3),
+        ]
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.125, momentum=0.9, nesterov=True, weight_decay=1e-4), loss)
+    model.fit(x, y, batch_size=16, epochs=10, verbose=0)
+    step = sdkeras.UpdateMap(sdkeras.EmpiricalLoss(model, (x, y), batch_size=16), model.optimizer)
+    bias = next(
+        part
+        for name, part in zip(step.layout.names, step.layout.slices, strict=True)
+        if "bias" in name and "momentum" in name
+    )
+    assert 0 < np.max(np.abs(step.state[bias])) < 1e-6
+    assert step.verification.adjoint_error < 1e-6
+
+
+@pytest.mark.parametrize("iteration", [60, 240])
+@pytest.mark.parametrize("schedule", ["cosine", "exponential"])
+def test_a_schedule_is_not_refused_for_the_rounding_of_its_rate(schedule: str, iteration: int) -> None:
+    """Keras computes it in float32, with other roundings in a graph than without one."""
+    made = {
+        "cosine": keras.optimizers.schedules.CosineDecay(0.1, 288),
+        "exponential": keras.optimizers.schedules.ExponentialDecay(0.1, 100, 0.5),
+    }[schedule]
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(3, "tanh"), layers.Dense(2)])
+    model.compile(optimizers.SGD(made, momentum=0.9), cross_entropy())
+    model.train_on_batch(X, Y)
+    model.optimizer.iterations.assign(iteration)
+    step = sdkeras.UpdateMap(sdkeras.EmpiricalLoss(model, (X, Y), dtype="float64"), model.optimizer)
+    assert step.verification.passed
+    assert step.verification.step_error < 1e-9
+
+
+def test_a_rate_that_is_not_the_schedules_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(2)])
+    model.compile(optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.1, 288)), cross_entropy())
+    model.train_on_batch(X, Y)
+    own = update_rule.UpdateRule.rates
+    monkeypatch.setattr(
+        update_rule.UpdateRule, "rates", lambda rule, held: [1.00001 * rate for rate in own(rule, held)]
+    )
+    with pytest.raises(VerificationError, match="step differs"):
+        sdkeras.UpdateMap(sdkeras.EmpiricalLoss(model, (X, Y), dtype="float64"), model.optimizer)
