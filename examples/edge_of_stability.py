@@ -89,13 +89,13 @@ class Measure(keras.callbacks.Callback):
     def measure(self) -> dict[str, float]:
         loss = self.whole.loss.now()
         hessian = self.whole.at(loss)
-        found = {"loss": loss.value(), "sharpness": largest(hessian)}
+        values = {"loss": loss.value(), "sharpness": largest(hessian)}
         if self.setting.watched == "preconditioned sharpness":
             scaled = DiagonallyScaledOperator(hessian, preconditioner(self.model, loss.layout) ** -0.5)
-            found["preconditioned sharpness"] = largest(scaled)
+            values["preconditioned sharpness"] = largest(scaled)
         if self.minibatches is not None:
-            found |= self.batch_sharpness()
-        return found
+            values |= self.batch_sharpness()
+        return values
 
     def batch_sharpness(self) -> dict[str, float]:
         """g'Hg/|g|^2, g and H of a minibatch: the mean of the ratios, and the ratio of the means."""

@@ -93,21 +93,21 @@ class Trained:
     """A training and what was measured along it."""
 
     setting: Setting
-    found: tuple[Measurement, ...]
+    measurements: tuple[Measurement, ...]
 
     @property
     def steps(self) -> np.ndarray:
-        return np.array([each.step for each in self.found])
+        return np.array([each.step for each in self.measurements])
 
     def metric(self, name: str) -> np.ndarray:
-        return np.array([each.metrics[name] for each in self.found])
+        return np.array([each.metrics[name] for each in self.measurements])
 
     def measure(self, name: str) -> np.ndarray:
         if name == CONTROL:
             return self.steps
         if name not in KEYS:
             return self.metric(name)
-        return np.array([each.values[KEYS[name]].value for each in self.found])
+        return np.array([each.values[KEYS[name]].value for each in self.measurements])
 
     def gaps(self, of: str) -> np.ndarray:
         return np.abs(self.metric(of) - self.metric(f"test_{of}"))
@@ -139,13 +139,13 @@ def train(setting: Setting, folder: Path, checkpoints: int = CHECKPOINTS) -> Tra
                 model, (x, y), measures=tuple(KEYS.values()), batch_size=batch_size, samples=len(x), seed=0
             )
             append(log, monitor.header())
-        found = monitor.measure(epoch=(number + 1) * segment // setting.batches, metrics=metrics)
-        append(log, found)
+        measurement = monitor.measure(epoch=(number + 1) * segment // setting.batches, metrics=metrics)
+        append(log, measurement)
         model.save(folder / "next.keras")
         os.replace(folder / "next.keras", kept)
         print(
             f"{setting.name}, checkpoint {number + 1} of {checkpoints}: train {metrics['accuracy']:.3f}, "
-            f"test {metrics['test_accuracy']:.3f}, {found.seconds:.1f} s",
+            f"test {metrics['test_accuracy']:.3f}, {measurement.seconds:.1f} s",
             flush=True,
         )
     return Trained(setting, trajectory(read_run_log(log)))
@@ -190,7 +190,7 @@ def correlations(all_trained: Sequence[Trained]) -> list[dict]:
     """Kendall's tau-b of each measure with the gaps, over all checkpoints and over those from the fit on."""
     rows = []
     for trained in all_trained:
-        every, fitted = taus(trained, np.full(len(trained.found), True)), taus(trained, trained.fitted())
+        every, fitted = taus(trained, np.full(len(trained.measurements), True)), taus(trained, trained.fitted())
         rows += [
             {"training": trained.setting.name, "measure": name, "all": every[name], "fitted": fitted[name]}
             for name in every
@@ -222,10 +222,10 @@ def summary(trained: Trained) -> str:
         reached = steps[trained.metric(name) >= level]
         return f"first at step {reached[0]:,}" if len(reached) else "never reached"
 
-    seconds = sum(each.seconds for each in trained.found)
-    unconverged = sum(not each.values["sharpness_dimension"].converged for each in trained.found)
+    seconds = sum(each.seconds for each in trained.measurements)
+    unconverged = sum(not each.values["sharpness_dimension"].converged for each in trained.measurements)
     return (
-        f"{setting.name}: {setting.title}; {len(trained.found)} checkpoints; train accuracy {FITTED:.0%} "
+        f"{setting.name}: {setting.title}; {len(trained.measurements)} checkpoints; train accuracy {FITTED:.0%} "
         f"{first('accuracy', FITTED)}, test accuracy 50% {first('test_accuracy', 0.5)}, 90% "
         f"{first('test_accuracy', 0.9)}; last: train {trained.metric('accuracy')[-1]:.3f}, test "
         f"{trained.metric('test_accuracy')[-1]:.3f}; {int(trained.fitted().sum())} checkpoints from the fit on; SD not "

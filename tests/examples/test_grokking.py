@@ -49,8 +49,8 @@ def test_every_checkpoint_is_measured(example: ModuleType, trained) -> None:
     for name in example.MEASURES:
         assert np.all(np.isfinite(trained.measure(name))), name
     assert trained.metric("accuracy")[-1] > trained.metric("accuracy")[0]
-    assert trained.found[-1].map == "heavy-ball"
-    assert trained.found[-1].state_size == 2 * trained.setting.build().count_params()
+    assert trained.measurements[-1].map == "heavy-ball"
+    assert trained.measurements[-1].state_size == 2 * trained.setting.build().count_params()
 
 
 def test_the_table_is_kendalls(example: ModuleType, trained) -> None:
