@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import operator
@@ -14,7 +13,7 @@ from typing import Any
 
 import attrs
 
-from sdkeras.errors import SdkerasError
+from sdkeras.errors import SdkerasError, did_you_mean
 from sdkeras.reporting.comparison import Comparison
 from sdkeras.results.answers import Analysis, LyapunovRun
 from sdkeras.results.arrays import FloatArray
@@ -184,9 +183,8 @@ def _check_path(path: str, document: type[Any]) -> None:
             kind = held if attrs.has(held) else float  # which there are is known once it has run
         elif fields:
             if part not in fields:
-                near = difflib.get_close_matches(part, fields, n=1)
                 where = ".".join(parts[:position]) or getattr(document, "WRITTEN_BY", ("a measurement",))[0]
-                hint = f"did you mean '{near[0]}'? " if near else ""
+                hint = did_you_mean(part, fields)
                 raise SdkerasError(f"--fail-if: {where} has no '{part}'; {hint}it has: {', '.join(fields)}.")
             kind = _not_none(fields[part])
         elif (item := _item(kind, part)) is not None:
