@@ -14,7 +14,7 @@ import numpy as np
 from sdkeras.dimension.adaptive import Outcome
 from sdkeras.dimension.bounds import Facts, bounds, facts_along, facts_over
 from sdkeras.errors import BudgetError, Interrupted, ModelError
-from sdkeras.estimators.select import DENSE, estimator_of_spectrum
+from sdkeras.estimators.select import estimator_of_spectrum, steps_of
 from sdkeras.files.keras_types import Model
 from sdkeras.linalg.memory import memory_limit
 from sdkeras.operators.hessian import HessianOperator
@@ -205,8 +205,10 @@ class _Analysis:
         problem, first = self.problem, not self.outcomes
         snapshots = problem.options.snapshots or 1 if first else 1
         part = self.budget.part(1 / (snapshots + self._num_later(name)))
-        # The runs of a dense one may cost any number of products.
-        how = functools.partial(measure.sampling, problem, name, required=first and name not in DENSE)
+        # The runs of an exact one may cost any number of products.
+        how = functools.partial(
+            measure.sampling, problem, name, required=first and not problem.estimators.can(name).exact
+        )
         runs = self.full or measure.HessianRuns(problem, self.hessian)
         outcome = self._take(f"sharpness dimension ({name})", lambda: measure.dimension(problem, runs, part, how()))
         if outcome is None:
@@ -326,11 +328,12 @@ class _Analysis:
 
     def _before_dimension(self) -> Budget:
         """What the stages before the sharpness dimension may take: no part of its first run, if that has room."""
-        part, names = self.budget.part(1 - KEPT), [n for n in self.problem.estimators.spectrum if n not in DENSE]
+        part, chosen = self.budget.part(1 - KEPT), self.problem.estimators
+        names = [name for name in chosen.spectrum if not chosen.can(name).exact]
         if part.most is None or self.budget.left is None or not names:
             return part
         size, bases = (self.problem.loss.size, 1) if self.full is None else (self.full.size, 2)
-        steps = getattr(measure.spectrum_estimator(self.problem, names[0]), "num_steps", 0)
+        steps = steps_of(measure.spectrum_estimator(self.problem, names[0])) or 0
         left = max(0, self.budget.left - bases * min(steps, size))
         return attrs.evolve(part, most=min(part.most, self.budget.spent + left))
 

@@ -10,11 +10,11 @@ import numpy as np
 
 from sdkeras.dimension.adaptive import Outcome
 from sdkeras.operators.hessian import HessianOperator
-from sdkeras.results import measured
 from sdkeras.results.answers import Analysis, HessianSummary, ModelInfo, SpectrumSummary
 from sdkeras.results.arrays import Array
 from sdkeras.results.dimension import EdgeOfStability
-from sdkeras.results.log import Measurement, Reading
+from sdkeras.results.log import Measurement
+from sdkeras.results.measured import Measured
 from sdkeras.results.note import Note
 from sdkeras.runs.budget import Notes
 from sdkeras.runs.edge import edge_of_stability
@@ -60,7 +60,7 @@ def compressed(nodes: Array, weights: Array, operator: str) -> SpectrumSummary:
 
 
 @attrs.frozen
-class Measured:
+class LastMeasurement:
     """A measurement of a monitor, and what a report of it needs beside its numbers.
 
     `outcome` is None where SD was not measured.
@@ -73,7 +73,7 @@ class Measured:
     outcome: Outcome | None
 
 
-def answer_of(last: Measured, about: str) -> Analysis:
+def answer_of(last: LastMeasurement, about: str) -> Analysis:
     """A measurement as an analysis, and when it was measured."""
     measurement, outcome, problem = last.measurement, last.outcome, last.problem
     options, values = problem.options, measurement.values
@@ -94,9 +94,9 @@ def answer_of(last: Measured, about: str) -> Analysis:
         optimizer=problem.optimizer_info(),
         verification=last.hessian.verification,
         hessian=HessianSummary(
-            largest=_with_evidence(values.get("sharpness")),
+            largest=_known(values.get("sharpness")),
             smallest=None,
-            trace=_with_evidence(values.get("hessian_trace")),
+            trace=_known(values.get("hessian_trace")),
         ),
         sharpness_dimension=estimates[0] if estimates else None,
         estimates=estimates,
@@ -108,13 +108,11 @@ def answer_of(last: Measured, about: str) -> Analysis:
     )
 
 
-def _with_evidence(reading: Reading | None) -> measured.Measured | None:
-    if reading is None or math.isnan(reading.value):
-        return None
-    return measured.Measured(reading.value, reading.converged, residual=reading.residual, stderr=reading.stderr)
+def _known(reading: Measured | None) -> Measured | None:
+    return None if reading is None or math.isnan(reading.value) else reading
 
 
-def _edge(last: Measured) -> EdgeOfStability:
+def _edge(last: LastMeasurement) -> EdgeOfStability:
     """The verdict on the sharpness that the ratio is of; on H's where that is the threshold's own operator."""
     problem, numerator = last.problem, last.measurement.value("sharpness_preconditioned")
     if numerator is None and not problem.preconditioned:

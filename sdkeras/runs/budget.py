@@ -15,7 +15,7 @@ import attrs
 import tensorflow as tf
 
 from sdkeras.errors import BudgetError
-from sdkeras.estimators.select import DENSE, Watched
+from sdkeras.estimators.select import Watched
 from sdkeras.linalg.memory import memory_limit
 from sdkeras.linalg.operators import SymmetricOperator
 from sdkeras.operators.hessian import HessianOperator
@@ -67,14 +67,14 @@ class Resources:
         """Lanczos steps on an operator of this size whose basis takes a quarter of the memory."""
         return int(self.memory // (4 * size * self.itemsize))
 
-    def workers_for(self, name: str) -> int:
+    def workers_for(self, *, exact: bool) -> int:
         """Runs of an estimator that go on side by side; an exact one holds a dense matrix each."""
-        return 1 if name in DENSE and self.dense_bytes() * self.workers > self.memory else self.workers
+        return 1 if exact and self.dense_bytes() * self.workers > self.memory else self.workers
 
     @contextlib.contextmanager
-    def mapper(self, name: str) -> Iterator[Callable[[Callable[[_S], _T], Iterable[_S]], Iterable[_T]]]:
+    def mapper(self, *, exact: bool) -> Iterator[Callable[[Callable[[_S], _T], Iterable[_S]], Iterable[_T]]]:
         """Applies a function to several runs of an estimator, in order, side by side where there are threads."""
-        workers = self.workers_for(name)
+        workers = self.workers_for(exact=exact)
         if workers == 1:
             yield map
             return

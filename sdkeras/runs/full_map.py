@@ -82,10 +82,10 @@ class FullMap:
         """The same, for what one run holds: a basis for either side."""
         return attrs.evolve(resources, size=self.size, bases=2)
 
-    def run(self, estimator: Any, index: int, budget: Budget, *, dense: bool) -> Spectrum:
-        """Run number `index`, of a minibatch and a probe of its own; a dense one if the budget affords its runs."""
+    def run(self, estimator: Any, index: int, budget: Budget, *, exact: bool) -> Spectrum:
+        """Run number `index`, of a minibatch and a probe of its own; an exact one if the budget affords its runs."""
         step = LimitedMap(self.on_minibatch(index), budget)
-        if dense:
+        if exact:
             budget.require(self.size * runs_to_afford(index))
         return as_spectrum(estimate(estimator, step, seed_of_run(self.seed, index)))
 

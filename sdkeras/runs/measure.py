@@ -19,16 +19,16 @@ from sdkeras.dimension.adaptive import (
 )
 from sdkeras.dimension.spectral_density import pooled_spectrum
 from sdkeras.errors import BudgetError, SdkerasError, counted
-from sdkeras.estimators import registry
 from sdkeras.estimators.select import (
-    DENSE,
-    configured,
+    capabilities,
     estimate,
     estimator_of_extremes,
     estimator_of_spectrum,
-    estimator_of_trace,
-    has_own_rate,
+    for_analysis,
+    held_to,
     settings_of,
+    steps_of,
+    with_steps,
 )
 from sdkeras.linalg.operators import DiagonallyScaledOperator, RestrictedOperator, SymmetricOperator
 from sdkeras.operators.hessian import HessianOperator
@@ -93,7 +93,7 @@ def trace(problem: Problem, hessian: HessianOperator, budget: Budget) -> tuple[T
     """Trace over the data set."""
     budget.tell(TRACE)
     name, options = problem.estimators.trace, problem.options
-    estimator = estimator_of_trace(name, options.settings.get(name, {}))
+    estimator = for_analysis("trace", name, options.settings.get(name, {}))
     measured: TraceEstimate = estimate(estimator, budget.watched(hessian), options.seed)
     return measured, ()
 
@@ -175,8 +175,8 @@ class Runs(Protocol):
     def resources(self, resources: Resources) -> Resources:
         """The same, for what one run holds."""
 
-    def run(self, estimator: Any, index: int, budget: Budget, *, dense: bool) -> Spectrum:
-        """Run number `index`, of a minibatch and a probe of its own; a dense one if the budget affords its runs."""
+    def run(self, estimator: Any, index: int, budget: Budget, *, exact: bool) -> Spectrum:
+        """Run number `index`, of a minibatch and a probe of its own; an exact one if the budget affords its runs."""
 
     def context(self, estimator: str) -> Context:
         """What the estimation of SD must know."""
@@ -197,11 +197,11 @@ class HessianRuns:
     def resources(self, resources: Resources) -> Resources:
         return resources
 
-    def run(self, estimator: Any, index: int, budget: Budget, *, dense: bool) -> Spectrum:
+    def run(self, estimator: Any, index: int, budget: Budget, *, exact: bool) -> Spectrum:
         operator = self.problem.on_minibatch(self.hessian.within(budget), index)
         if self.block is not None:
             operator = RestrictedOperator(operator, self.block)
-        if dense and budget.most is not None:
+        if exact and budget.most is not None:
             reduction = operator.reduced()
             budget.require((self.size if reduction is None else reduction.operator.size) * runs_to_afford(index))
         spectrum: Spectrum = estimate(estimator, operator, seed_of_run(self.problem.options.seed, index))
@@ -228,7 +228,7 @@ def spectrum_estimator(problem: Problem, name: str) -> Any:
     given = problem.options.settings.get(name, {})
     if problem.maps_spectra:
         return estimator_of_spectrum(name, given, problem.exponents)
-    return configured(registry.get_estimator(problem.estimators.kind, name), given)
+    return for_analysis(problem.estimators.kind, name, given)
 
 
 @attrs.frozen
@@ -252,37 +252,27 @@ class Sampling:
     most_products: int | None = None
 
     @property
-    def dense(self) -> bool:
-        return self.name in DENSE
+    def exact(self) -> bool:
+        """Whether a run gives the values themselves, from a dense matrix."""
+        return capabilities(self.estimator).exact
 
     @property
     def num_steps(self) -> int | None:
         """Steps of a run to start with; None where the estimator has no such number."""
-        steps: int | None = getattr(self.estimator, "num_steps", None)
-        return steps
+        return steps_of(self.estimator)
 
-    def with_steps(self, steps: int | None, room: Resources) -> Any:
-        """The estimator of one run within the memory: without reorthogonalisation where the bases do not fit."""
-        if self.dense and self.estimator.memory_gb is None:
-            return attrs.evolve(self.estimator, memory_gb=room.memory / 1e9)
-        if steps is None:
-            return self.estimator
-        skips = {"reorthogonalize": False} if self.can_skip and not room.fits(steps) else {}
-        return attrs.evolve(self.estimator, num_steps=steps, **skips)
-
-    @property
-    def can_skip(self) -> bool:
-        """Whether the estimator can do without reorthogonalisation, and so without a basis in memory."""
-        return "reorthogonalize" in attrs.fields_dict(type(self.estimator))
+    def of_a_run(self, steps: int | None, room: Resources) -> Any:
+        """The estimator of one run within the memory: an exact one held to it, another without a basis if need be."""
+        return with_steps(held_to(self.estimator, room.memory), steps, basis=steps is None or room.fits(steps))
 
 
 def sampling(problem: Problem, name: str, *, required: bool = False, most_products: int | None = None) -> Sampling:
     """How an analysis makes the runs of the spectrum estimator of this name."""
-    options = problem.options
+    options, estimator = problem.options, spectrum_estimator(problem, name)
     return Sampling(
         name,
-        spectrum_estimator(problem, name),
-        fixed_runs=options.exact_minibatches if name in DENSE else options.runs,
+        estimator,
+        fixed_runs=options.exact_minibatches if capabilities(estimator).exact else options.runs,
         required=required,
         most_products=most_products,
     )
@@ -304,11 +294,11 @@ def dimension(problem: Problem, runs: Runs, budget: Budget, sampling: Sampling) 
     first = iter([sampling.required])  # once: run 0 is made again where the loop starts again with more steps
 
     def run(index: int, steps: int | None) -> Spectrum:
-        one = sampling.with_steps(steps, room)
+        one = sampling.of_a_run(steps, room)
         if index or not next(first, False):
-            return runs.run(one, index, budget, dense=sampling.dense)
+            return runs.run(one, index, budget, exact=sampling.exact)
         with budget.required(f"the first run of {name}") as unlimited:
-            return runs.run(one, index, unlimited, dense=sampling.dense)
+            return runs.run(one, index, unlimited, exact=sampling.exact)
 
     def report(step: Progress) -> None:
         if budget.meter.progress is not None:
@@ -321,21 +311,21 @@ def dimension(problem: Problem, runs: Runs, budget: Budget, sampling: Sampling) 
         fixed_runs=sampling.fixed_runs,
         max_hvps=min(limits) if limits else None,
         deadline=budget.deadline,
-        group=room.workers_for(name),
+        group=room.workers_for(exact=sampling.exact),
         required=sampling.required,
     )
     context = attrs.evolve(runs.context(name), settings=settings_of(sampling.estimator))
-    with room.mapper(name) as mapper:
+    with room.mapper(exact=sampling.exact) as mapper:
         outcome = estimate_sharpness_dimension(run, context, settings, num_steps=steps, mapper=mapper, progress=report)
     if outcome.interrupted:
         raise KeyboardInterrupt
     enough = min(sampling.fixed_runs or FEWEST_RUNS_FOR_AN_INTERVAL, FEWEST_RUNS_FOR_AN_INTERVAL)
-    if sampling.dense and len(outcome.runs) < enough and not budget.interrupted:
+    if sampling.exact and len(outcome.runs) < enough and not budget.interrupted:
         raise BudgetError(TIME if outcome.out_of_time else PRODUCTS)  # another estimator may have an interval
-    if not sampling.can_skip or steps is None or room.fits(steps):
+    if steps is None or room.fits(steps) or not capabilities(sampling.estimator).needs_basis:
         return outcome, ()
     words = (
-        f"{room.workers_for(name) * room.bases} Lanczos bases of {steps} x {room.size} do not fit "
+        f"{room.workers_for(exact=sampling.exact) * room.bases} Lanczos bases of {steps} x {room.size} do not fit "
         f"{room.memory / 1e9:.1f} GB: the runs do without reorthogonalisation and without mass correction."
     )
     return outcome, (Note("no-reorthogonalisation", words),)
@@ -343,7 +333,7 @@ def dimension(problem: Problem, runs: Runs, budget: Budget, sampling: Sampling) 
 
 def spectrum_alone(problem: Problem, hessian: HessianOperator, budget: Budget) -> tuple[SpectrumSummary | None, Notes]:
     """The pooled spectrum of the minibatches' Hessians, where without a learning rate nothing is made of it."""
-    names = [name for name in problem.estimators.spectrum if not has_own_rate(name)]
+    names = [name for name in problem.estimators.spectrum if not problem.estimators.can(name).own_rate]
     if not names:
         used = ", ".join(problem.estimators.spectrum)
         words = f"there is no spectrum: {used} can only be run with a learning rate."
@@ -356,15 +346,15 @@ def spectrum_alone(problem: Problem, hessian: HessianOperator, budget: Budget) -
     def run(index: int) -> Spectrum:
         scope = contextlib.nullcontext() if index else budget.required(f"the first run of {how.name}")
         with scope:
-            return runs.run(how.with_steps(steps, room), index, unlimited, dense=how.dense)
+            return runs.run(how.of_a_run(steps, room), index, unlimited, exact=how.exact)
 
-    with room.mapper(how.name) as mapper:
+    with room.mapper(exact=how.exact) as mapper:
         pooled = pooled_spectrum(
             run,
             num_runs=how.fixed_runs or how.min_runs,
             max_hvps=budget.left,
             deadline=budget.deadline,
-            group=room.workers_for(how.name),
+            group=room.workers_for(exact=how.exact),
             mapper=mapper,
         )
     words = (

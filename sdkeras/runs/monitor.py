@@ -16,8 +16,7 @@ from sdkeras._version import __version__
 from sdkeras.dimension.adaptive import Outcome
 from sdkeras.dimension.bounds import bounds as bounds_with
 from sdkeras.errors import SdkerasError
-from sdkeras.estimators import registry
-from sdkeras.estimators.select import configured, estimate, estimator_of_largest, estimator_of_trace
+from sdkeras.estimators.select import DEFAULTS, estimate, estimator_of_largest, for_analysis, with_steps
 from sdkeras.files.keras_types import Model
 from sdkeras.linalg.operators import DiagonallyScaledOperator, SymmetricOperator
 from sdkeras.linalg.probes import warm_start
@@ -27,10 +26,10 @@ from sdkeras.results.answers import Analysis
 from sdkeras.results.arrays import Array
 from sdkeras.results.bounds import Bound
 from sdkeras.results.estimates import Eigenpairs
-from sdkeras.results.log import Header, Measurement, Reading
-from sdkeras.results.measured import Measured as NumberWithEvidence
+from sdkeras.results.log import Header, Measurement
+from sdkeras.results.measured import Measured
 from sdkeras.runs import assumptions, measure
-from sdkeras.runs.answers import Measured, answer_of
+from sdkeras.runs.answers import LastMeasurement, answer_of
 from sdkeras.runs.budget import Budget, Meter, resources, whole_budget
 from sdkeras.runs.edge import edge_of_stability
 from sdkeras.runs.options import Options
@@ -144,7 +143,7 @@ class Monitor:
         self._singles = assumptions.loss_of_single_examples(self.problem) if chosen.estimate_bound_inputs else None
         if self._singles is not None:  # compiled here as well
             self._singles.gradients.gradient(self._singles.gradients.point, self._singles.batches[0])
-        self._last: Measured | None = None
+        self._last: LastMeasurement | None = None
         self.out_of_time = False
         self._vectors: dict[str, Array] = {}
         self._num_steps = _STEPS
@@ -219,7 +218,7 @@ class Monitor:
         notes = []
         if problem.rate is None and (mapped or "sharpness_ratio" in self.measures):
             notes.append(problem.no_rate)
-        values: dict[str, Reading] = {}
+        values: dict[str, Measured] = {}
         if "sharpness" in self.measures:
             values["sharpness"] = self._largest(hessian, "H")
         if "sharpness_ratio" in self.measures:
@@ -257,7 +256,7 @@ class Monitor:
             notes=tuple(dict.fromkeys(notes)),
             bounds=bounds,
         )
-        self._last = Measured(measurement, problem, about_map, hessian, outcome)
+        self._last = LastMeasurement(measurement, problem, about_map, hessian, outcome)
         return measurement
 
     def answer(self, about: str) -> Analysis | None:
@@ -295,9 +294,9 @@ class Monitor:
         inputs = assumptions.inputs_at(None if self._singles is None else self._singles.now(), given)
         return bounds_with(facts, inputs, frozenset(inputs) - set(given))
 
-    def _of_bounds(self, outcome: Outcome | None, bounds: Sequence[Bound]) -> dict[str, Reading]:
+    def _of_bounds(self, outcome: Outcome | None, bounds: Sequence[Bound]) -> dict[str, Measured]:
         """sqrt(SD/n), and the total of the first theorem that has one; NaN where they are not known."""
-        known: dict[str, Reading] = {}
+        known: dict[str, Measured] = {}
         if outcome is not None:
             n, reading = (
                 self.problem.source.num_samples,
@@ -305,16 +304,16 @@ class Monitor:
             )
             low, high = reading.interval or (math.nan, math.nan)
             ends = tuple(root_ratio(end, n) for end in (low, high))
-            known[BOUND_SCALE] = Reading(
+            known[BOUND_SCALE] = Measured(
                 _or_nan(root_ratio(reading.value, n)),
                 reading.converged,
                 interval=None if ends[0] is None or ends[1] is None else (ends[0], ends[1]),
             )
             totals = [bound.total for bound in bounds if bound.total is not None]
-            known[TOTAL_BOUND] = Reading(_or_nan(totals[0] if totals else None), reading.converged)
+            known[TOTAL_BOUND] = Measured(_or_nan(totals[0] if totals else None), reading.converged)
         return {key: known.get(key, _UNKNOWN) for key in self.keys if key in (BOUND_SCALE, TOTAL_BOUND)}
 
-    def _largest(self, operator: SymmetricOperator, name: str) -> Reading:
+    def _largest(self, operator: SymmetricOperator, name: str) -> Measured:
         """The largest eigenvalue, from the last eigenvector of the operator of this name."""
         seed, known = self.problem.options.seed, self._vectors.get(name)
         start = None if known is None else warm_start(known, seed=seed, dtype=operator.dtype)
@@ -323,11 +322,11 @@ class Monitor:
         pairs: Eigenpairs = estimate(estimator, operator, seed)
         if pairs.vectors is not None:
             self._vectors[name] = pairs.vectors
-        return _reading(measure.with_evidence(pairs, 0))
+        return measure.with_evidence(pairs, 0)
 
     def _ratio(
-        self, problem: Problem, hessian: HessianOperator, sharpness: Reading | None
-    ) -> tuple[dict[str, Reading], list[str]]:
+        self, problem: Problem, hessian: HessianOperator, sharpness: Measured | None
+    ) -> tuple[dict[str, Measured], list[str]]:
         """The largest eigenvalue of the threshold's own operator, the threshold, and their ratio.
 
         The operator is P^-1/2 H P^-1/2 for an adaptive optimizer; for every other one it is H, and the first value is
@@ -343,38 +342,35 @@ class Monitor:
         if problem.limits is not None:
             upper = problem.limits.upper
             residual = None if numerator.residual is None else numerator.residual / upper
-            threshold = Reading(upper, True)
-            ratio = Reading(numerator.value / upper, numerator.converged, residual=residual)
+            threshold = Measured(upper, True)
+            ratio = Measured(numerator.value / upper, numerator.converged, residual=residual)
         if problem.rate is not None and (problem.limits is None or problem.unscaled):
             notes.append(edge_of_stability(problem, None, problem.unscaled).verdict)
         return dict(zip(keys_of(["sharpness_ratio"]), (numerator, threshold, ratio), strict=True)), notes
 
-    def _trace(self, hessian: HessianOperator) -> Reading:
-        estimator = estimator_of_trace("randomized-trace", {"num_probes": _TRACE_PROBES})
-        return _reading(measure.trace_with_evidence(estimate(estimator, hessian, self.problem.options.seed)))
+    def _trace(self, hessian: HessianOperator) -> Measured:
+        estimator = for_analysis("trace", DEFAULTS["trace"], {"num_probes": _TRACE_PROBES})
+        return measure.trace_with_evidence(estimate(estimator, hessian, self.problem.options.seed))
 
     def _dimension(self, problem: Problem, hessian: HessianOperator, budget: Budget) -> Outcome:
         part = attrs.evolve(self.budget.held_to(problem.options.max_hvps), deadline=budget.deadline)
-        slq = configured(registry.get_estimator("spectrum", "slq"), {"num_steps": self._num_steps})
-        how = measure.Sampling("slq", slq, min_runs=_RUNS, required=True)
+        name = DEFAULTS["spectrum"]
+        estimator = with_steps(for_analysis("spectrum", name, {}), self._num_steps)
+        how = measure.Sampling(name, estimator, min_runs=_RUNS, required=True)
         outcome, _ = measure.dimension(problem, measure.HessianRuns(problem, hessian), part, how)
         self.out_of_time = outcome.out_of_time
         self._num_steps = outcome.sharpness_dimension.num_steps or self._num_steps
         return outcome
 
 
-_UNKNOWN = Reading(float("nan"), False)
-
-
-def _reading(measured: NumberWithEvidence) -> Reading:
-    return Reading(measured.value, measured.converged, residual=measured.residual, stderr=measured.stderr)
+_UNKNOWN = Measured(float("nan"), False)
 
 
 def _or_nan(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _readings(outcome: Outcome | None, tolerance: float) -> dict[str, Reading]:
+def _readings(outcome: Outcome | None, tolerance: float) -> dict[str, Measured]:
     """The leading exponent, SD and the codimension."""
     if outcome is None:
         return dict.fromkeys(DIMENSION, _UNKNOWN)
@@ -383,9 +379,9 @@ def _readings(outcome: Outcome | None, tolerance: float) -> dict[str, Reading]:
     if found.threshold_exponent is None and found.interval is not None:  # at 0 or d the runs end whatever the interval
         converged = found.interval[1] - found.interval[0] <= 2 * tolerance * max(found.codimension, 1.0)
     return {
-        "rds_sharpness": Reading(float(outcome.rds_sharpness.leading[0]), converged),
-        "sharpness_dimension": Reading(found.value, converged, interval=found.interval),
-        "sharpness_codimension": Reading(found.codimension, converged, interval=found.codimension_interval),
+        "rds_sharpness": Measured(float(outcome.rds_sharpness.leading[0]), converged),
+        "sharpness_dimension": Measured(found.value, converged, interval=found.interval),
+        "sharpness_codimension": Measured(found.codimension, converged, interval=found.codimension_interval),
     }
 
 

@@ -170,10 +170,10 @@ class _Minibatches:
     spent: int = 0
 
     def measure(self) -> None:
-        name, wanted = self.outcome.sharpness_dimension.estimator, len(self.outcome.runs)
-        group = self.budget.resources.workers_for(name)
+        how = sampling(self.problem, self.outcome.sharpness_dimension.estimator)
+        wanted, group = len(self.outcome.runs), self.budget.resources.workers_for(exact=how.exact)
         dearest = max(run.num_matvecs for run in self.outcome.runs)
-        with self.budget.resources.mapper(name) as mapper:
+        with self.budget.resources.mapper(exact=how.exact) as mapper:
             while len(self.runs) < wanted:
                 snapshots = len(self.trajectory.snapshots)
                 cost = (snapshots - 1) * dearest
@@ -208,7 +208,7 @@ class _Minibatches:
         how = sampling(self.problem, estimate_of_sd.estimator)
         operator = self.problem.on_minibatch(snapshot.hessian, index, snapshot.scaling)
         try:
-            one = how.with_steps(estimate_of_sd.num_steps, self.budget.resources)
+            one = how.of_a_run(estimate_of_sd.num_steps, self.budget.resources)
             spectrum: Spectrum = estimate(one, operator, seed_of_run(self.problem.options.seed, index))
         except NonFiniteError:
             return None
