@@ -18,7 +18,9 @@ class Plan:
         num_batches: Minibatches of the data-set Hessian.
         num_runs: Runs to start with; more follow until the tolerance is met.
         num_steps: Steps of a run to start with; None for exact spectra.
-        num_hvps: Products on one minibatch in all, as far as known before the start.
+        num_hvps: Products on one minibatch in all, as far as known before the start: with the runs to start with.
+        num_hvps_pilot: The part of them that the runs to start with take.
+        num_hvps_most: The limit on products, up to which more runs follow; None without one.
         peak_memory: Bytes.
         seconds: Estimated from one timed gradient.
         seconds_per_gradient: That gradient.
@@ -35,6 +37,8 @@ class Plan:
     num_runs: int
     num_steps: int | None
     num_hvps: int
+    num_hvps_pilot: int
+    num_hvps_most: int | None
     peak_memory: int
     seconds: float
     seconds_per_gradient: float

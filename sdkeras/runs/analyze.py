@@ -73,9 +73,10 @@ def analyze(model: Model, data: Any, options: Options) -> Analysis:
 def plan(model: Model, data: Any, options: Options) -> Plan:
     """What `analyze` would do with the same arguments, from one timed gradient; nothing else is computed."""
     problem, _, budget = _read(model, data, options, time.monotonic())
-    if _training_steps(problem):
+    steps = _training_steps(problem)
+    if steps:
         _training_optimizer(problem)
-    made = planned(problem, budget.resources)
+    made = planned(problem, budget.resources, steps)
     gc.collect()  # compiled functions are cyclic; an analysis that follows needs their memory
     return made
 

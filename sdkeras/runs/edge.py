@@ -25,7 +25,7 @@ _MOST_MINIBATCHES = 1000
 _PART_OF_PRODUCTS, _FEWEST_MINIBATCHES = 20, 3
 # Relative standard deviation of the ratio over minibatches of 32 digits: 0.30 to 0.42 for MLPs early and late in
 # training, 1.2 for a convolutional net with batch normalization.
-_USUAL_ERROR = 0.4
+_USUAL_ERROR = 0.375
 
 
 def edge_of_stability(problem: Problem, sharpness: float | None, reason: str = "") -> EdgeOfStability:

@@ -113,7 +113,7 @@ class FullMap:
         yield Note(
             "full-map",
             f"singular values of one whole step {units}. sigma_1 = {largest:.3g}. Compare them, and SD, "
-            "with values in the same coordinates only; D_s along training (--lyapunov) does not depend on them.",
+            "with values in the same coordinates only; D_s along training (`lyapunov`) does not depend on them.",
         )
         resolved = BREAKDOWN * float(np.finfo(self.step.dtype).eps) * largest
         if threshold is not None and resolved > _COARSE * abs(threshold):
@@ -121,7 +121,7 @@ class FullMap:
                 "unresolved",
                 f"beside sigma_1 = {largest:.3g} singular values are told apart to about {resolved:.1g} in "
                 f"{self.step.dtype.name}, and exponents near 0 decide at t* = {threshold:.2g}"
-                + ("; analyse in float64 (--dtype float64)." if self.step.dtype == np.float32 else "."),
+                + ("; analyse in float64 (`dtype='float64'`)." if self.step.dtype == np.float32 else "."),
             )
         used = settings.read_settings(self.step.optimizer)
         if slots and used is not None and not used.iterations:

@@ -17,14 +17,13 @@ from sdkeras.results.estimates import Eigenpairs
 from sdkeras.results.measured import Measured
 from sdkeras.results.note import Note
 from sdkeras.runs.budget import Budget, Notes
-from sdkeras.runs.measure import HessianRuns, dimension, eigenpairs, sampling, with_evidence
+from sdkeras.runs.measure import USUAL_STEPS, HessianRuns, dimension, eigenpairs, sampling, with_evidence
 from sdkeras.runs.problem import Problem
 
 # Probes for the traces: each product serves every layer.
 _NUM_PROBES = 32
 _FEWEST_PROBES = 2
 _CONVERGED = 0.05
-_LANCZOS_STEPS = 40
 
 
 def layers(
@@ -74,11 +73,11 @@ def layers(
     return tuple(rows), (*notes, *_notes_of_absent(rows, problem.maps_spectra))
 
 
-def cost_of_layers(problem: Problem, runs: int, per_run: int) -> int:
-    """Products of all layers, with this many runs of the dimension in each."""
+def cost_of_layers(problem: Problem, whole: int) -> int:
+    """Products of `layers`, whose dimensions share as many as that of the whole takes."""
     blocks, batches = problem.loss.layout.layers.values(), len(problem.loss.batches)
-    costs = (_LANCZOS_STEPS * batches + runs * min(per_run, block.stop - block.start) for block in blocks)
-    return int(_NUM_PROBES * batches + sum(costs))
+    eigenvalues = sum(min(USUAL_STEPS, block.stop - block.start) * batches for block in blocks)
+    return int(_NUM_PROBES * batches + eigenvalues + (whole if problem.maps_spectra else 0))
 
 
 def _largest(problem: Problem, hessian: HessianOperator, budget: Budget, block: slice) -> tuple[Eigenpairs, Notes]:

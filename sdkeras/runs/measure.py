@@ -45,6 +45,7 @@ from sdkeras.runs.edge import (
     BatchSharpness,
     batch_sharpness,
     edge_of_stability,
+    expected_minibatches,
     num_minibatches,
     target_error,
     verdict_of_lower_bound,
@@ -58,6 +59,8 @@ TRACE = "trace of the data-set Hessian"
 # What each of the two eigenvalue stages, and then the batch sharpness, may take of what is left before the sharpness
 # dimension; the trace has the rest.
 EIGENVALUES = _BATCH_SHARPNESS = 0.5
+# Lanczos steps until both ends of a spectrum have converged: 20 to 30 for small nets on digits, trained or not.
+USUAL_STEPS = 25
 # Lanczos steps: with three the coarser rule has two.
 _FEWEST_STEPS = 3
 
@@ -89,6 +92,12 @@ def extremes(
     return pairs, (Note("not-converged", words),)
 
 
+def cost_of_extremes(problem: Problem) -> int:
+    """Products of `extremes`, or of the eigenvalues of the preconditioned Hessian."""
+    steps = problem.options.settings.get(problem.estimators.eigenpairs, {}).get("num_steps", USUAL_STEPS)
+    return min(USUAL_STEPS, int(steps), problem.loss.size) * len(problem.loss.batches)
+
+
 def trace(problem: Problem, hessian: HessianOperator, budget: Budget) -> tuple[TraceEstimate, Notes]:
     """Trace over the data set."""
     budget.tell(TRACE)
@@ -96,6 +105,13 @@ def trace(problem: Problem, hessian: HessianOperator, budget: Budget) -> tuple[T
     estimator = for_analysis("trace", name, options.settings.get(name, {}))
     measured: TraceEstimate = estimate(estimator, budget.watched(hessian), options.seed)
     return measured, ()
+
+
+def cost_of_trace(problem: Problem) -> int:
+    """Products of `trace`: all its probes, since few traces are known to 2 % before."""
+    name = problem.estimators.trace
+    estimator = for_analysis("trace", name, problem.options.settings.get(name, {}))
+    return int(getattr(estimator, "num_probes", 0)) * len(problem.loss.batches)
 
 
 def with_evidence(pairs: Eigenpairs, position: int) -> Measured:
@@ -156,6 +172,12 @@ def edge(
         verdict = verdict_of_lower_bound(measured, float(pairs.residuals[0]))
         measured = attrs.evolve(measured, verdict=verdict)
     return attrs.evolve(measured, **attrs.asdict(batches or BatchSharpness())), (*notes, *more)
+
+
+def cost_of_edge(problem: Problem) -> int:
+    """Products of `edge`."""
+    batches = expected_minibatches(problem.options.max_hvps, problem.options.tolerance)
+    return batches + (0 if problem.scaling is None else cost_of_extremes(problem))
 
 
 def _sampled_sharpness(problem: Problem, hessian: HessianOperator, budget: Budget) -> tuple[BatchSharpness, Notes]:
@@ -276,6 +298,11 @@ def sampling(problem: Problem, name: str, *, required: bool = False, most_produc
         required=required,
         most_products=most_products,
     )
+
+
+def cost_of_run(sampling: Sampling, size: int, bases: int = 1) -> int:
+    """Products of one of the first runs on an operator of this size."""
+    return size if sampling.num_steps is None else bases * min(sampling.num_steps, size)
 
 
 def dimension(problem: Problem, runs: Runs, budget: Budget, sampling: Sampling) -> tuple[Outcome, Notes]:

@@ -28,7 +28,7 @@ def findings(problem: Problem, hessian: HessianOperator) -> Iterator[Note]:
         yield Note(
             "finite-differences",
             f"products are differences of float32 gradients, good to {check.finite_difference_error:.1g}; "
-            "analyse in float64 for better ones (--dtype float64).",
+            "analyse in float64 for better ones (`dtype='float64'`).",
         )
     clipped = None if problem.loss_fn is not None else assumptions.logits_as_probabilities(problem.loss)
     if clipped is not None:
@@ -55,7 +55,7 @@ def findings(problem: Problem, hessian: HessianOperator) -> Iterator[Note]:
         yield Note(
             "train-step",
             "the model has its own train_step; compute_loss was analysed instead of it. If it trains another loss, "
-            "give that as a loss_fn(model, batch) (--loss FILE.py:FUNCTION).",
+            "give that as a loss_fn(model, batch) (`loss='FILE.py:FUNCTION'`).",
         )
     if optimizer is not None and options.map != "full":  # whose step is the optimizer's own, with notes of its own
         yield from (Note(code, message) for code, message in optimizer.notes)
@@ -65,7 +65,7 @@ def findings(problem: Problem, hessian: HessianOperator) -> Iterator[Note]:
                 "frozen-preconditioner",
                 f"SD and its exponents are of a step with P, from the second moments of {optimizer.name} as the last "
                 "step left them, held fixed. Training moves P, so that they are not of training's own random dynamical "
-                "system: neither D_s <= SD nor the bounds are about them (--map full, --lyapunov take the real step).",
+                "system: neither D_s <= SD nor the bounds are about them (`map='full'` and `lyapunov` take the real step).",
             )
 
 

@@ -324,17 +324,17 @@ def _check_full_map(options: Options) -> None:
     if not options.is_all_training:
         raise SdkerasError(
             "the map full is of training's step as it is, of all variables and in training mode; leave out params and "
-            "mode, or take the map auto (--map auto)."
+            "mode, or take the map auto (`map='auto'`)."
         )
     if options.per_layer:
         raise SdkerasError(
             "per_layer takes diagonal blocks of the Hessian, and the map full is of the whole step, whose singular "
-            "values do not split by layers; leave out one of them (--per-layer, --map full)."
+            "values do not split by layers; leave out one of them (`per_layer`, `map='full'`)."
         )
     if options.snapshots is not None:
         raise SdkerasError(
             "the supremum over snapshots is of the maps auto and hessian, of a Hessian's spectrum; "
-            "leave out one of them (--snapshots, --map full)."
+            "leave out one of them (`snapshots`, `map='full'`)."
         )
 
 
@@ -343,13 +343,13 @@ def _check_lyapunov(options: Options) -> None:
     if options.lyapunov is None:
         if (options.lyapunov_steps, options.lyapunov_transient) != defaults:
             raise SdkerasError(
-                "lyapunov_steps and lyapunov_transient are of Lyapunov exponents, and none are asked for (--lyapunov "
-                "K)."
+                "lyapunov_steps and lyapunov_transient are of Lyapunov exponents, and none are asked for "
+                "(`lyapunov=K`)."
             )
     elif not options.is_all_training:
         raise SdkerasError(
             "Lyapunov exponents are of training as it is, of all variables and in training mode; leave out params and "
-            "mode, or the exponents (--lyapunov)."
+            "mode, or the exponents (`lyapunov`)."
         )
 
 
@@ -359,8 +359,8 @@ def _check_snapshots(options: Options) -> None:
         return
     if count is None or every is None:
         raise SdkerasError(
-            f"snapshots is {count} and every is {every}; a supremum over snapshots needs both: how many (--snapshots "
-            "N) and the training steps between two (--every M)."
+            f"snapshots is {count} and every is {every}; a supremum over snapshots needs both: how many "
+            "(`snapshots=N`) and the training steps between two (`every=M`)."
         )
     if count < 2:
         raise SdkerasError(f"snapshots is {count}; it must be 2 or more, the checkpoint itself being the first.")
@@ -369,7 +369,7 @@ def _check_snapshots(options: Options) -> None:
     if not options.is_all_training:
         raise SdkerasError(
             "snapshots are of training as it is, of all variables and in training mode; leave out params and mode, or "
-            "the snapshots (--snapshots)."
+            "the snapshots (`snapshots`)."
         )
 
 

@@ -336,7 +336,7 @@ def _learning_rate(model: Model, given: float | str | None) -> Rate:
     if optimizer is None:
         if named is not None:
             raise ModelError(f"the learning rate is to be {named} of a schedule, and no optimizer is known.")
-        return Rate(None, None, "file", "no optimizer is known, and so no learning rate; give it (--learning-rate F).")
+        return Rate(None, None, "file", "no optimizer is known, and so no learning rate; give it (`learning_rate=F`).")
     if named is None:
         rate, source = optimizer.learning_rate, "file"
         if rate is None:
@@ -354,9 +354,9 @@ def _learning_rate(model: Model, given: float | str | None) -> Rate:
 def _unusable_rate(compiled: Optimizer, optimizer: settings.OptimizerSettings, rate: float, source: str) -> str:
     schedule = settings.schedule_of(compiled)
     if schedule is None:
-        where, choices = f"the learning rate of {optimizer.name} is {rate:g}", "F"
+        where, choices = f"the learning rate of {optimizer.name} is {rate:g}", ""
     else:
-        name, choices = type(schedule).__name__, "F, or peak, mean or step:N of the schedule"
+        name, choices = type(schedule).__name__, ", or peak, mean or step:N of the schedule"
         where = f"the {source} learning rate of the schedule {name} is {rate:g}"
         if source == "file":
             where = (
@@ -366,16 +366,16 @@ def _unusable_rate(compiled: Optimizer, optimizer: settings.OptimizerSettings, r
         if optimizer.iterations:
             last = f"step:{optimizer.iterations - 1}"
             choices += f"; the last step, {last}, used {settings.scheduled_rate(compiled, last):.4g}"
-    return f"{where}; give another one (--learning-rate {choices})."
+    return f"{where}; give another one (`learning_rate=F`{choices})."
 
 
 def _without_a_rate(optimizer: settings.OptimizerSettings) -> str:
     if not optimizer.rates:
-        return f"the learning rate of {optimizer.name} cannot be read; give it (--learning-rate F)."
+        return f"the learning rate of {optimizer.name} cannot be read; give it (`learning_rate=F`)."
     rates = ", ".join(f"{name} {'unknown' if rate is None else f'{rate:g}'}" for name, rate in optimizer.rates)
     return (
         f"the optimizer {optimizer.name} has several learning rates ({rates}), and a threshold is of one; give one "
-        "(--learning-rate F), or take the whole step with the rates it has (--map full, sdkeras lyapunov)."
+        "(`learning_rate=F`), or take the whole step with the rates it has (`map='full'`, sdkeras lyapunov)."
     )
 
 
@@ -413,7 +413,7 @@ def training_optimizer(
     rate = None if rate is None else _as_number(compiled, rate)
     if compiled is None:
         if rate is None:
-            raise ModelError("the learning rate is unknown; give it (--learning-rate F).")
+            raise ModelError("the learning rate is unknown; give it (`learning_rate=F`).")
         note = Note("plain-sgd", "no optimizer is known; steps of plain SGD were taken.")
         return keras.optimizers.SGD(rate), (note,)
     optimizer = inner(compiled)
@@ -448,7 +448,7 @@ def _set_rate(optimizer: Optimizer, rate: float) -> None:
     if len(parts_of(optimizer)) > 1:
         raise ModelError(
             f"the optimizer {type(optimizer).__name__} has several learning rates; set them in the model and save it "
-            "again, without --learning-rate."
+            "again, without `learning_rate`."
         )
     held = getattr(optimizer, "_learning_rate", None)
     if isinstance(held, keras.optimizers.schedules.LearningRateSchedule) or is_function(held):
