@@ -22,7 +22,7 @@ from sdkeras.results.arrays import Array
 from sdkeras.study.projection import Projection, check_dimension
 from sdkeras.study.trajectory import Trajectory
 from sdkeras.training_step.map import UpdateMap
-from sdkeras.training_step.rule import inner
+from sdkeras.training_step.settings import inner
 
 DEFAULT_LAST = 5000
 # Bytes of iterates that wait to be projected together: one pass over the random matrix serves them all.

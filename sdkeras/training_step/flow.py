@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -122,7 +121,7 @@ class TrainingFlow:
     def reset(self, seed: int) -> None:
         """Back to the checkpoint, with the seed's order of minibatches and dropout masks."""
         self._seed = seed
-        self._map = _with_seed(self._given, seed)
+        self._map = self._given.with_seed(seed)
         self._state: Array = self._given.state
         self._held: dict[str, Array] = self._given.held
         self.index = 0
@@ -169,13 +168,3 @@ class TrainingFlow:
 
 def _shapes(held: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
     return {name: (np.shape(value), np.asarray(value).dtype.str) for name, value in held.items()}
-
-
-def _with_seed(step: UpdateMap, seed: int) -> UpdateMap:
-    """The same map, compiled functions shared, with minibatches and masks drawn from this seed."""
-    if seed == step.loss.seed:
-        return step
-    view = copy.copy(step)
-    view.loss = copy.copy(step.loss)
-    view.loss.seed = seed
-    return view

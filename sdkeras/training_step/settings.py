@@ -51,21 +51,21 @@ class OptimizerSettings:
     notes: tuple[tuple[str, str], ...] = ()
 
 
-def _inner(optimizer: Any) -> Any:
+def inner(optimizer: Any) -> Any:
     """The optimizer under a loss-scaling wrapper."""
     return getattr(optimizer, "inner_optimizer", optimizer)
 
 
 def steps_taken(optimizer: Any) -> int:
     """Updates of the weights so far; 0 for no optimizer."""
-    return 0 if optimizer is None else int(np.asarray(_inner(optimizer).iterations))
+    return 0 if optimizer is None else int(np.asarray(inner(optimizer).iterations))
 
 
 def read_settings(optimizer: Any) -> OptimizerSettings | None:
     """Settings of a Keras optimizer, or None for no optimizer."""
     if optimizer is None:
         return None
-    optimizer = _inner(optimizer)
+    optimizer = inner(optimizer)
     # All of them: Keras gives variables other paths after loading than while fitting, so that patterns may not match.
     name, parts = type(optimizer).__name__, list(getattr(optimizer, "_inner_optimizers", [])) or [optimizer]
     rates = tuple((type(part).__name__, _rate(part)) for part in parts) if parts != [optimizer] else ()
@@ -104,7 +104,7 @@ def check_rates(optimizer: Any, steps: int) -> None:
     Raises:
         ModelError: They are.
     """
-    optimizer = _inner(optimizer)
+    optimizer = inner(optimizer)
     for part in parts_of(optimizer):
         schedule, first = schedule_of(part), int(np.asarray(part._iterations))
         k = int(getattr(part, "gradient_accumulation_steps", None) or 1)
@@ -129,7 +129,7 @@ def schedule_of(optimizer: Any) -> Any:
     """The learning-rate schedule of a Keras optimizer, or None."""
     import keras
 
-    rate = getattr(_inner(optimizer), "_learning_rate", None)
+    rate = getattr(inner(optimizer), "_learning_rate", None)
     return rate if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule) else None
 
 
@@ -147,7 +147,7 @@ def scheduled_rate(optimizer: Any, which: str) -> float:
         ModelError: It has no schedule.
         StepNotTaken: Training has not taken step N.
     """
-    schedule, optimizer = schedule_of(optimizer), _inner(optimizer)
+    schedule, optimizer = schedule_of(optimizer), inner(optimizer)
     name, taken = type(optimizer).__name__, max(1, steps_taken(optimizer))
     if schedule is None:
         why = "has several learning rates" if parts_of(optimizer) != [optimizer] else "has no learning-rate schedule"
@@ -228,7 +228,7 @@ def _notes(optimizer: Any) -> tuple[tuple[str, str], ...]:
 
 def excluded_from_decay(model: Any, layout: Layout) -> list[str]:
     """Paths of the analysed variables that the optimizer's weight decay leaves out."""
-    optimizer = None if getattr(model, "optimizer", None) is None else _inner(model.optimizer)
+    optimizer = None if getattr(model, "optimizer", None) is None else inner(model.optimizer)
     if optimizer is None or not getattr(optimizer, "weight_decay", None):
         return []
     by_path = {str(variable.path): variable for variable in model.trainable_variables}
@@ -252,7 +252,7 @@ def preconditioner(model: Any, layout: Layout) -> Array | None:
     """
     if getattr(model, "optimizer", None) is None:
         return None
-    optimizer = _inner(model.optimizer)
+    optimizer = inner(model.optimizer)
     name, t = type(optimizer).__name__, int(np.asarray(optimizer.iterations))
     if name not in ADAPTIVE or not optimizer.built or t == 0:
         return None
