@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import attrs
@@ -184,46 +184,34 @@ def _rates_at(schedule: Any, iterations: Any) -> Array:
     return np.asarray([float(np.asarray(schedule(tf.constant(each, tf.int64)))) for each in iterations])
 
 
-def _notes(optimizer: Any) -> tuple[tuple[str, str], ...]:
-    notes = []
+def _notes(optimizer: Any) -> Iterator[tuple[str, str]]:
     for field in ("clipnorm", "clipvalue", "global_clipnorm"):
-        value = getattr(optimizer, field, None)
-        if value:
-            notes.append(
-                (
-                    "clipping",
-                    f"the optimizer clips gradients ({field}={value:g}); the analysed step does not, so the "
-                    "answer holds where gradients are below the limit.",
-                )
+        if value := getattr(optimizer, field, None):
+            yield (
+                "clipping",
+                f"the optimizer clips gradients ({field}={value:g}); the analysed step does not, so the answer holds "
+                "where gradients are below the limit.",
             )
     if getattr(optimizer, "use_ema", False):
-        notes.append(
-            (
-                "averaged-weights",
-                f"the optimizer averages weights (ema_momentum={optimizer.ema_momentum:g}); fit leaves averaged "
-                "weights in the model, which are off the trajectory.",
-            )
+        yield (
+            "averaged-weights",
+            f"the optimizer averages weights (ema_momentum={optimizer.ema_momentum:g}); fit leaves averaged weights in "
+            "the model, which are off the trajectory.",
         )
     if type(optimizer).__name__ == "Nadam" and steps_taken(optimizer) < _NADAM_SETTLED:
         beta, t = float(optimizer.beta_1), steps_taken(optimizer)
-        notes.append(
-            (
-                "nadam-schedule",
-                f"Nadam's momentum rises to beta_1 = {beta:g} over its first {_NADAM_SETTLED} steps and is at "
-                f"{beta * (1 - 0.5 * 0.96**t):.3g} after {t}; the analysed step and its threshold are those of later "
-                "steps, and the threshold of this one is lower.",
-            )
+        yield (
+            "nadam-schedule",
+            f"Nadam's momentum rises to beta_1 = {beta:g} over its first {_NADAM_SETTLED} steps and is at "
+            f"{beta * (1 - 0.5 * 0.96**t):.3g} after {t}; the analysed step and its threshold are those of later "
+            "steps, and the threshold of this one is lower.",
         )
-    steps = getattr(optimizer, "gradient_accumulation_steps", None)
-    if steps:
-        notes.append(
-            (
-                "gradient-accumulation",
-                f"the optimizer accumulates {steps} batches for one update; give the effective batch size "
-                "(--batch-size) to analyse the update.",
-            )
+    if steps := getattr(optimizer, "gradient_accumulation_steps", None):
+        yield (
+            "gradient-accumulation",
+            f"the optimizer accumulates {steps} batches for one update; give the effective batch size "
+            "(--batch-size) to analyse the update.",
         )
-    return tuple(notes)
 
 
 def excluded_from_decay(model: Any, layout: Layout) -> list[str]:
@@ -267,20 +255,15 @@ def diagonal(optimizer: Any, iterations: int, slot: Callable[[str], Array]) -> A
         iterations: Steps taken, at least 1.
         slot: The optimizer's slots by the name of their list, flat, float64.
     """
-    second = slot("_velocities")
-    if type(optimizer).__name__ == "RMSprop":
-        if optimizer.centered:
-            second = second - slot("_average_gradients") ** 2
-        root: Array = np.sqrt(np.maximum(second, 0.0) + optimizer.epsilon)
-        return root
-    if type(optimizer).__name__ == "Nadam":
-        of_nadam: Array = np.sqrt(second / (1.0 - optimizer.beta_2**iterations)) + optimizer.epsilon
-        return of_nadam
-    if optimizer.amsgrad:
-        second = slot("_velocity_hats")
+    second, name = slot("_velocities"), type(optimizer).__name__
+    if name == "RMSprop":
+        centred = second - slot("_average_gradients") ** 2 if optimizer.centered else second
+        return np.asarray(np.sqrt(np.maximum(centred, 0.0) + optimizer.epsilon))
+    if name == "Nadam":
+        return np.asarray(np.sqrt(second / (1.0 - optimizer.beta_2**iterations)) + optimizer.epsilon)
+    second = slot("_velocity_hats") if optimizer.amsgrad else second
     correction = (1.0 - optimizer.beta_1**iterations) / np.sqrt(1.0 - optimizer.beta_2**iterations)
-    of_adam: Array = (np.sqrt(second) + optimizer.epsilon) * correction
-    return of_adam
+    return np.asarray((np.sqrt(second) + optimizer.epsilon) * correction)
 
 
 def _flat(optimizer: Any, slots: str, layout: Layout) -> Array:
