@@ -138,7 +138,7 @@ class Diagonals:
         self._clip = None if clip is None else _ClipDerivative.of(clip, gradient, places)
         self._size = places[-1].stop
         self._tiles = [tile for variable in variables for tile in _tiles(variable)]
-        self._lookups = [_Lookup.of(variable) for variable in variables if variable.rows is not None]
+        self._lookups = [_Lookup.of(each, each.rows) for each in variables if each.rows is not None]
 
     def push(self, tangents: Array, slopes: Array) -> Array:
         out = np.empty_like(tangents)
@@ -200,10 +200,9 @@ class _Lookup:
     diagonals: list[Array]  # for each part of the state, shape [rows of the gradient, row size]
 
     @classmethod
-    def of(cls, variable: VariableDiagonals) -> _Lookup:
-        assert variable.rows is not None
-        count, diagonals = len(variable.rows), [np.asarray(each) for each in variable.in_gradient]
-        entries = (np.ones(count, diagonals[0].dtype), (variable.rows, np.arange(count)))
+    def of(cls, variable: VariableDiagonals, rows: Array) -> _Lookup:
+        count, diagonals = len(rows), [np.asarray(each) for each in variable.in_gradient]
+        entries = (np.ones(count, diagonals[0].dtype), (rows, np.arange(count)))
         sums = scipy.sparse.csr_matrix(entries, shape=(variable.shape[0], count))
         return cls(variable, sums, [each.reshape(count, -1) for each in diagonals])
 

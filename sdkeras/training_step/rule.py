@@ -112,7 +112,6 @@ class UpdateRule:
     def _diagonals_graph(self, state: Any, values: Any, *arrays: Any) -> tuple[Any, ...]:
         """Next state, next held values after the diagonals: [part, part, n] in the state and [part, size of G] in the
         (clipped) gradient, where part 0 is the weights, part 1 the first slot of each, and so on."""
-        assert self.graph.owned is not None
         parts, gradients, held = self._arguments(state, values, arrays)
         clipped = None if self.graph.clip is None else self.optimizer.clip(gradients)
         arriving = [getattr(g, "values", g) for g in (gradients if clipped is None else clipped)]
@@ -120,7 +119,7 @@ class UpdateRule:
             tape.watch([*parts, *arriving])
             new, _ = self._new_values(parts, gradients, held, clipped)
         of_state, of_gradient = [], []
-        columns = list(zip(*([k, *owned] for k, owned in enumerate(self.graph.owned)), strict=True))
+        columns = list(zip(*([k, *owned] for k, owned in enumerate(self.graph.owned or ())), strict=True))
         for column in columns:
             targets, inputs = [new[k] for k in column], [[parts[k] for k in other] for other in columns]
             *pulled, slopes = tape.gradient(targets, [*inputs, arriving], unconnected_gradients=_ZERO)
@@ -133,39 +132,32 @@ class UpdateRule:
         count = len(self.layout.names)
         return tf.stack(of_state), tf.stack(of_gradient), _joined(new[:count]), *new[count:]
 
-    def _push_graph(self, vectorized: bool) -> Any:
+    def _push_graph(self, vectorized: bool, state: Any, values: Any, tangents: Any, slopes: Any, *arrays: Any) -> Any:
         """The derivative of the linear map u -> u'J in u; forward mode fails at Keras' sums of `tf.IndexedSlices`."""
-
-        def graph(state: Any, values: Any, tangents: Any, slopes: Any, *arrays: Any) -> Any:
-            dual = tf.ones([self.size], self.dtype)
-            with exact_roots(), tf.GradientTape(persistent=True) as outer:
-                outer.watch(dual)
-                with tf.GradientTape() as tape:
-                    tape.watch([state, values])
-                    new = self._update_graph(state, values, *arrays)[0]
-                pulled = tape.gradient(new, [state, values], dual, unconnected_gradients=_ZERO)
-
-            def push(pair: Sequence[Any]) -> Any:
-                return outer.gradient(pulled, dual, list(pair), unconnected_gradients=_ZERO)
-
-            with exact_roots():
-                return over_rows(push, (tangents, slopes), vectorized)
-
-        return graph
-
-    def _pull_graph(self, vectorized: bool) -> Any:
-        def graph(state: Any, values: Any, cotangents: Any, *arrays: Any) -> Any:
-            with exact_roots(), tf.GradientTape(persistent=True) as tape:
+        dual = tf.ones([self.size], self.dtype)
+        with exact_roots(), tf.GradientTape(persistent=True) as outer:
+            outer.watch(dual)
+            with tf.GradientTape() as tape:
                 tape.watch([state, values])
                 new = self._update_graph(state, values, *arrays)[0]
+            pulled = tape.gradient(new, [state, values], dual, unconnected_gradients=_ZERO)
 
-            def pull(cotangent: Any) -> Any:
-                return tuple(tape.gradient(new, [state, values], cotangent, unconnected_gradients=_ZERO))
+        def push(pair: Sequence[Any]) -> Any:
+            return outer.gradient(pulled, dual, list(pair), unconnected_gradients=_ZERO)
 
-            with exact_roots():
-                return over_rows(pull, cotangents, vectorized)
+        with exact_roots():
+            return over_rows(push, (tangents, slopes), vectorized)
 
-        return graph
+    def _pull_graph(self, vectorized: bool, state: Any, values: Any, cotangents: Any, *arrays: Any) -> Any:
+        with exact_roots(), tf.GradientTape(persistent=True) as tape:
+            tape.watch([state, values])
+            new = self._update_graph(state, values, *arrays)[0]
+
+        def pull(cotangent: Any) -> Any:
+            return tuple(tape.gradient(new, [state, values], cotangent, unconnected_gradients=_ZERO))
+
+        with exact_roots():
+            return over_rows(pull, cotangents, vectorized)
 
     def _compiled(self, graph: Any, *leading: Any) -> Any:
         """The compiled graph of state, gradient, `leading` tensors, rows of what was looked up and held values."""
@@ -175,20 +167,23 @@ class UpdateRule:
         specs = [tf.TensorSpec([self.size], self.dtype), tf.TensorSpec([width], self.dtype), *leading, *rows, *held]
         return tf.function(graph, autograph=False, jit_compile=False).get_concrete_function(*specs)
 
+    def _by_row(self, graph: Any, *leading: Any) -> Any:
+        try:
+            with quiet():
+                return self._compiled(lambda *arrays: graph(True, *arrays), *leading)
+        except Exception:  # no vectorized form of some operation; TensorFlow raises several types for it
+            return self._compiled(lambda *arrays: graph(False, *arrays), *leading)
+
     def _function(self, kind: str) -> Any:
         if kind not in self._functions:
             rows = tf.TensorSpec([None, self.size], self.dtype)
             slopes = tf.TensorSpec([None, None if self.gradients.looked_up else self.num_weights], self.dtype)
-            if kind in ("update", "diagonals"):
-                graph = self._update_graph if kind == "update" else self._diagonals_graph
-                self._functions[kind] = self._compiled(graph)
-            else:
-                make, leading = (self._push_graph, (rows, slopes)) if kind == "push" else (self._pull_graph, (rows,))
-                try:
-                    with quiet():
-                        self._functions[kind] = self._compiled(make(True), *leading)
-                except Exception:  # no vectorized form of some operation; TensorFlow raises several types for it
-                    self._functions[kind] = self._compiled(make(False), *leading)
+            self._functions[kind] = {
+                "update": lambda: self._compiled(self._update_graph),
+                "diagonals": lambda: self._compiled(self._diagonals_graph),
+                "push": lambda: self._by_row(self._push_graph, rows, slopes),
+                "pull": lambda: self._by_row(self._pull_graph, rows),
+            }[kind]()
         return self._functions[kind]
 
     # Calls: tensors in, tensors out
@@ -231,10 +226,10 @@ class UpdateRule:
 
     def linearize(self, state: Any, gradient: Gradient, held: Sequence[Any]) -> tuple[Any, list[Any], Derivative]:
         """Next state and held values, and the derivative there."""
-        arrays = (*gradient.rows, *held)
-        if self.graph.owned is not None:
+        arrays, owned = (*gradient.rows, *held), self.graph.owned
+        if owned is not None:
             in_state, in_gradient, new, *advanced = self._function("diagonals")(state, gradient.values, *arrays)
-            return new, advanced, self._diagonals(in_state.numpy(), in_gradient.numpy(), gradient)
+            return new, advanced, self._diagonals(owned, in_state.numpy(), in_gradient.numpy(), gradient)
 
         def push(tangents: Array, slopes: Array) -> Array:
             rows = (tf.constant(tangents, self.dtype), tf.constant(slopes, self.dtype))
@@ -248,14 +243,15 @@ class UpdateRule:
 
         return *self.update(state, gradient, held), CompiledDerivative(push, pull)
 
-    def _diagonals(self, in_state: Array, in_gradient: Array, gradient: Gradient) -> Diagonals:
-        assert self.graph.owned is not None
-        rows = {k: own.numpy() for k, own in zip(self.gradients.looked_up, gradient.rows, strict=True)}
-        weights, places = self.gradients.weights, self.gradients.slices([len(own) for own in rows.values()])
+    def _diagonals(
+        self, owned: Sequence[Sequence[int]], in_state: Array, in_gradient: Array, gradient: Gradient
+    ) -> Diagonals:
+        rows = {k: indices.numpy() for k, indices in zip(self.gradients.looked_up, gradient.rows, strict=True)}
+        weights, places = self.gradients.weights, self.gradients.slices([len(indices) for indices in rows.values()])
         of_state = self.layout.slices
         variables = [
             VariableDiagonals(
-                [of_state[j] for j in (k, *self.graph.owned[k])],
+                [of_state[j] for j in (k, *owned[k])],
                 places[k],
                 [[compressed(diagonal[of_state[k]]) for diagonal in row] for row in in_state],
                 [d[places[k]] if k in rows else compressed(d[places[k]]) for d in in_gradient],
