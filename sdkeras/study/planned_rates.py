@@ -14,8 +14,8 @@ from sdkeras.errors import SdkerasError, counted
 from sdkeras.study.grid import Study
 from sdkeras.study.measures import OF_ANALYSES, columns, needing_a_rate
 from sdkeras.study.training import StudyData, made_model
-from sdkeras.training_step.rule import inner, parts_of
-from sdkeras.training_step.settings import read_settings, scheduled_rate
+from sdkeras.training_step.optimizer import parts_of
+from sdkeras.training_step.settings import inner, read_settings, scheduled_rate
 
 # Seconds after which no more models are built for this check.
 _PATIENCE = 20.0

@@ -21,8 +21,9 @@ from sdkeras.operators.loss import EmpiricalLoss, check_model, plain, tensor_dty
 from sdkeras.results.arrays import Array
 from sdkeras.study.projection import Projection, check_dimension
 from sdkeras.study.trajectory import Trajectory
+from sdkeras.training_step.flow import TrainingFlow
 from sdkeras.training_step.map import UpdateMap
-from sdkeras.training_step.rule import inner
+from sdkeras.training_step.settings import inner
 
 DEFAULT_LAST = 5000
 # Bytes of iterates that wait to be projected together: one pass over the random matrix serves them all.
@@ -225,17 +226,17 @@ def record(
 ) -> Trajectory:
     """The trajectory of so many steps of a map from its own state on; `model` takes the losses."""
     recording = _Recording(model, settings)
-    state, held = step.state, step.held
+    flow = TrainingFlow(step)
     parts = list(zip(step.loss.layout.slices, step.loss.layout.shapes, strict=True))
     for count in range(1, steps + 1):
         try:
-            state, held, _ = step.advance(state, held, step.training_batches(count - 1))
+            flow.advance()
         except NonFiniteError:
             recording.stopped_at = count
         if recording.stopped_at is not None:
             break
         if count % settings.every == 0:
-            recording.add(count, [state[part].reshape(shape) for part, shape in parts])
+            recording.add(count, [flow.position[part].reshape(shape) for part, shape in parts])
         if progress is not None:
             progress(count)
     return recording.finished()
