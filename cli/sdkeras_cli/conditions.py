@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import operator
@@ -14,7 +13,7 @@ from typing import Any
 
 import attrs
 
-from sdkeras.errors import SdkerasError
+from sdkeras.errors import SdkerasError, did_you_mean
 from sdkeras.reporting.comparison import Comparison
 from sdkeras.results.answers import Analysis, LyapunovRun
 from sdkeras.results.arrays import FloatArray
@@ -180,8 +179,7 @@ def _check_path(path: str, document: type[Any]) -> None:
         if inner is None:
             where = ".".join(parts[:position]) or getattr(document, "WRITTEN_BY", ("a measurement",))[0]
             fields = _fields(kind)
-            near = difflib.get_close_matches(part, fields, n=1)
-            hint = f"did you mean '{near[0]}'? " if near else ""
+            hint = did_you_mean(part, fields)
             hint += f"it has: {', '.join(fields)}." if fields else f"lists take a number from 0, {_EXAMPLES[document]}."
             raise SdkerasError(f"--fail-if: {where} has no '{part}'; {hint}")
         kind = inner
