@@ -23,9 +23,7 @@ from sdkeras_cli.options import COUNT
 @click.option("--dry-run", is_flag=True, help="Show the runs and what is done; do nothing.")
 @options.quiet
 @options.debug
-def command(
-    grid: str, out: str, full: bool, jobs: int | None, retry: bool, dry_run: bool, quiet: bool, debug: bool
-) -> int:
+def command(grid: str, out: str, full: bool, jobs: int | None, retry: bool, dry_run: bool, quiet: bool) -> int:
     """Train and measure the runs that GRID.toml defines, in the folder DIR.
 
     The same command goes on where an earlier one has stopped, and adds the runs of values that were added to the grid.
