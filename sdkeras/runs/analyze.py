@@ -14,16 +14,10 @@ import attrs
 import numpy as np
 
 from sdkeras.dimension import stability
-from sdkeras.dimension.adaptive import (
-    FEWEST_RUNS_FOR_AN_INTERVAL,
-    AdaptiveSettings,
-    Context,
-    Outcome,
-    estimate_sharpness_dimension,
-)
 from sdkeras.dimension.bounds import Facts, bounds, facts_along, facts_over
+from sdkeras.dimension.estimate import FEWEST_RUNS_FOR_AN_INTERVAL, Context
 from sdkeras.dimension.exponents import Exponents
-from sdkeras.dimension.spectral_density import pooled_spectrum
+from sdkeras.dimension.sampling import AdaptiveSettings, Outcome, estimate_sharpness_dimension, pooled_spectrum
 from sdkeras.errors import BudgetError, Interrupted, ModelError, SdkerasError, counted
 from sdkeras.estimators.select import (
     Watched,
@@ -623,7 +617,8 @@ class _Analysis:
                 settings=recorded,
             )
         else:
-            context = attrs.evolve(self.subject.context(hessian, name, size), settings=recorded)
+            context = self.subject.context(hessian, name, size)
+            context = attrs.evolve(context, settings=recorded, own_rate=can.own_rate)
 
         def report(step: Progress) -> None:
             if self.progress is not None:

@@ -13,8 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from sdkeras._version import __version__
-from sdkeras.dimension.adaptive import AdaptiveSettings, Outcome, estimate_sharpness_dimension
 from sdkeras.dimension.bounds import bounds as bounds_with
+from sdkeras.dimension.sampling import AdaptiveSettings, Outcome, estimate_sharpness_dimension
 from sdkeras.errors import SdkerasError
 from sdkeras.estimators.select import DEFAULTS, estimate, estimator_of_largest, for_analysis, with_steps
 from sdkeras.linalg.operators import DiagonallyScaledOperator, SymmetricOperator

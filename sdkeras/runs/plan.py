@@ -7,7 +7,7 @@ import time
 import attrs
 import numpy as np
 
-from sdkeras.dimension.adaptive import AdaptiveSettings
+from sdkeras.dimension.sampling import AdaptiveSettings
 from sdkeras.estimators import registry
 from sdkeras.estimators.select import Chosen
 from sdkeras.linalg.memory import memory_limit, peak_memory, used_memory
