@@ -6,10 +6,10 @@ import os
 from typing import Any
 
 import attrs
-import click
 
 from sdkeras.errors import SdkerasError
 from sdkeras.files.atomic import shown
+from sdkeras_cli.console import say
 
 
 def check_inputs(model: str, data: str, custom_objects: str | None) -> None:
@@ -52,7 +52,7 @@ def load(model_path: str, data_spec: str, *, custom_objects: str | None, unsafe:
     if problem and not getattr(model, "compiled", False) and loss is None:
         raise SdkerasError(problem)
     if problem:
-        click.echo(f"sdkeras: warning: {problem}", err=True)
+        say(f"sdkeras: warning: {problem}", err=True)
     return Loaded(model, load_training_data(data_spec), objects or {})
 
 
@@ -66,5 +66,5 @@ def load_training_data(spec: str) -> Any:
 
     data, note = models.load_training_data(spec)
     if note:
-        click.echo(f"sdkeras: warning: {note}", err=True)
+        say(f"sdkeras: warning: {note}", err=True)
     return data

@@ -10,6 +10,7 @@ from sdkeras.errors import counted
 from sdkeras.study.grid import read_study
 from sdkeras.study.runner import DONE, FAILED, TRAINED, Finished, StudyPlan, plan_study, run_study
 from sdkeras_cli import shared
+from sdkeras_cli.console import say
 from sdkeras_cli.shared import COUNT
 
 
@@ -64,9 +65,9 @@ def command(
         return 0
     if not quiet:
         for line in (*plan.notes, f"{_standing(plan)}; {_estimate(plan, retry)}"):
-            click.echo(line)
+            say(line)
     code = Path(grid).resolve().parent
-    tell, notice = (None, None) if quiet else (_tell, click.echo)
+    tell, notice = (None, None) if quiet else (_tell, say)
     after = run_study(study, out, code=code, jobs=jobs, retry=retry, progress=tell, notice=notice)
     if not quiet:
         click.echo(_standing(after))
@@ -97,15 +98,15 @@ def _estimate(plan: StudyPlan, retry: bool) -> str:
 def _show(plan: StudyPlan, retry: bool) -> None:
     for each in plan.runs:
         why = f" ({each.failure.stage}: {each.failure.reason})" if each.failure is not None else ""
-        click.echo(f"{each.run.name}: {each.state}{why}")
+        say(f"{each.run.name}: {each.state}{why}")
     for line in (*plan.notes, f"{_standing(plan)}; {_estimate(plan, retry)}"):
-        click.echo(line)
+        say(line)
 
 
 def _tell(finished: Finished) -> None:
     how = "done" if finished.failure is None else f"FAILED in {finished.failure.stage}: {finished.failure.reason}"
     left = f"; {_duration(finished.remaining)} left" if finished.num_finished < finished.num_to_do else ""
-    click.echo(
+    say(
         f"[{finished.num_finished}/{finished.num_to_do}] {finished.run.name} {how}, {_duration(finished.seconds)}{left}"
     )
 

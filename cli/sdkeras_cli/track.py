@@ -12,6 +12,7 @@ from sdkeras.files.checkpoints import in_order
 from sdkeras.results import log as run_log
 from sdkeras.results.log import Measurement, RunLog
 from sdkeras_cli import conditions, shared
+from sdkeras_cli.console import say
 from sdkeras_cli.inputs import check_inputs, load_training_data
 from sdkeras_cli.output import check_outputs
 from sdkeras_cli.shared import COUNT, FRACTION, NOT_NEGATIVE
@@ -130,7 +131,7 @@ def _measure(
     status = _show(log, html_path, condition, quiet=quiet)
     failed = [found for found in log.measurements if found.failed]
     for found in failed:
-        click.echo(f"sdkeras: error: {shown(found.source)}: {'; '.join(found.notes)}", err=True)
+        say(f"sdkeras: error: {shown(found.source)}: {'; '.join(found.notes)}", err=True)
     return 2 if failed else status
 
 
