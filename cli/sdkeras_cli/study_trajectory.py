@@ -14,8 +14,8 @@ from sdkeras_cli.output import check_outputs
 from sdkeras_cli.shared import COUNT, NOT_NEGATIVE, POSITIVE
 
 if TYPE_CHECKING:
-    from sdkeras.study.forward import ForwardPlan
-    from sdkeras.study.trajectory_measures import TrajectoryMeasures
+    from sdkeras.study.simulate import ForwardPlan
+    from sdkeras.study.topology import TrajectoryMeasures
 
 # Options that a recorded trajectory has as well.
 _OF_BOTH = ("source", "alpha", "seed", "memory_gb", "json_path", "html_path", "dry_run", "quiet", "debug")
@@ -100,15 +100,15 @@ def _refuse_simulation(context: click.Context) -> None:
 
 
 def _recorded(path: str, alpha: float, seed: int, memory_gb: float | None, dry_run: bool) -> TrajectoryMeasures | None:
+    from sdkeras.study.topology import measure_trajectory
     from sdkeras.study.trajectory import Trajectory
-    from sdkeras.study.trajectory_measures import measure
 
     trajectory = Trajectory.load(path)
     if dry_run:
         losses = "no losses" if trajectory.losses is None else f"losses of {trajectory.losses.shape[1]:,} examples"
         click.echo(f"{len(trajectory.iterates):,} iterates of {trajectory.num_parameters:,} weights, {losses}")
         return None
-    return measure(trajectory, alpha, seed=seed, memory_gb=memory_gb)
+    return measure_trajectory(trajectory, alpha, seed=seed, memory_gb=memory_gb)
 
 
 def _simulated(
@@ -137,7 +137,7 @@ def _simulated(
     tensorflow_settings()
     import keras
 
-    from sdkeras.study.forward import ForwardSettings, forward, plan
+    from sdkeras.study.simulate import ForwardSettings, forward, plan
 
     loaded = load(model, data, custom_objects=custom_objects, unsafe=unsafe, loss=options["loss"])
     if dry_run:
