@@ -11,7 +11,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from sdkeras.dimension.blocks import standard_error
+from sdkeras.dimension.lyapunov import standard_error
 from sdkeras.errors import Interrupted, NonFiniteError, SdkerasError
 from sdkeras.estimators.kinds import lyapunov_estimator
 from sdkeras.files.archive import fingerprint, load_checkpoint, save_checkpoint

@@ -11,8 +11,8 @@ from typing import Any
 import attrs
 import numpy as np
 
-from sdkeras.dimension.adaptive import Outcome
 from sdkeras.dimension.bounds import Facts, bounds, facts_along, facts_over
+from sdkeras.dimension.sampling import Outcome
 from sdkeras.errors import BudgetError, Interrupted, ModelError
 from sdkeras.estimators.select import estimator_of_spectrum, steps_of
 from sdkeras.files.keras_types import Model

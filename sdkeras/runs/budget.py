@@ -172,11 +172,15 @@ class Budget:
 
     def stop(self, products: int = 0) -> str:
         """Why this many more products must not be made; "" where they may."""
-        if self.meter.interrupted:
+        if self.interrupted:
             return INTERRUPT
         if self.deadline is not None and time.monotonic() >= self.deadline:
             return TIME
         return PRODUCTS if self.most is not None and self.spent + products > self.most else ""
+
+    def interruption(self) -> str:
+        """The reason to stop after Ctrl-C, ""  before."""
+        return INTERRUPT if self.interrupted else ""
 
     def require(self, products: int = 0) -> None:
         """Checks that this many more products may be made.

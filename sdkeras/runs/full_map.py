@@ -8,8 +8,9 @@ from typing import Any
 import attrs
 import numpy as np
 
-from sdkeras.dimension.adaptive import Context, Outcome
+from sdkeras.dimension.estimate import Context
 from sdkeras.dimension.exponents import SingularValueMap
+from sdkeras.dimension.sampling import Outcome
 from sdkeras.estimators.select import estimate
 from sdkeras.linalg.lanczos import BREAKDOWN
 from sdkeras.linalg.operators import LinearMap

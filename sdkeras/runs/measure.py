@@ -10,14 +10,8 @@ from typing import Any, Protocol
 
 import attrs
 
-from sdkeras.dimension.adaptive import (
-    FEWEST_RUNS_FOR_AN_INTERVAL,
-    AdaptiveSettings,
-    Context,
-    Outcome,
-    estimate_sharpness_dimension,
-)
-from sdkeras.dimension.spectral_density import pooled_spectrum
+from sdkeras.dimension.estimate import FEWEST_RUNS_FOR_AN_INTERVAL, Context
+from sdkeras.dimension.sampling import AdaptiveSettings, Outcome, estimate_sharpness_dimension, pooled_spectrum
 from sdkeras.errors import BudgetError, SdkerasError, counted
 from sdkeras.estimators.select import (
     capabilities,
@@ -338,18 +332,18 @@ def dimension(problem: Problem, runs: Runs, budget: Budget, sampling: Sampling) 
         fixed_runs=sampling.fixed_runs,
         max_hvps=min(limits) if limits else None,
         deadline=budget.deadline,
+        stop=budget.interruption,
         group=room.workers_for(exact=sampling.exact),
         required=sampling.required,
     )
-    context = attrs.evolve(runs.context(name), settings=settings_of(sampling.estimator))
+    can = capabilities(sampling.estimator)
+    context = attrs.evolve(runs.context(name), settings=settings_of(sampling.estimator), own_rate=can.own_rate)
     with room.mapper(exact=sampling.exact) as mapper:
         outcome = estimate_sharpness_dimension(run, context, settings, num_steps=steps, mapper=mapper, progress=report)
-    if outcome.interrupted:
-        raise KeyboardInterrupt
     enough = min(sampling.fixed_runs or FEWEST_RUNS_FOR_AN_INTERVAL, FEWEST_RUNS_FOR_AN_INTERVAL)
     if sampling.exact and len(outcome.runs) < enough and not budget.interrupted:
         raise BudgetError(TIME if outcome.out_of_time else PRODUCTS)  # another estimator may have an interval
-    if steps is None or room.fits(steps) or not capabilities(sampling.estimator).needs_basis:
+    if steps is None or room.fits(steps) or not can.needs_basis:
         return outcome, ()
     words = (
         f"{room.workers_for(exact=sampling.exact) * room.bases} Lanczos bases of {steps} x {room.size} do not fit "

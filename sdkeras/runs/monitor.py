@@ -13,8 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from sdkeras._version import __version__
-from sdkeras.dimension.adaptive import Outcome
 from sdkeras.dimension.bounds import bounds as bounds_with
+from sdkeras.dimension.sampling import Outcome
 from sdkeras.errors import SdkerasError
 from sdkeras.estimators.select import DEFAULTS, estimate, estimator_of_largest, for_analysis, with_steps
 from sdkeras.files.keras_types import Model

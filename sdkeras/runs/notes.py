@@ -65,7 +65,7 @@ def findings(problem: Problem, hessian: HessianOperator) -> Iterator[Note]:
                 "frozen-preconditioner",
                 f"SD and its exponents are of a step with P, from the second moments of {optimizer.name} as the last "
                 "step left them, held fixed. Training moves P, so that they are not of training's own random dynamical "
-                "system: neither D_s <= SD nor the bounds are about them (`map='full'` and `lyapunov` take the real step).",
+                "system: neither D_s <= SD nor the bounds are about them (`map='full'` or `lyapunov` take that).",
             )
 
 

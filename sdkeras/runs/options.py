@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import math
@@ -14,7 +13,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 import attrs
 
 from sdkeras.dimension.bounds import check_inputs
-from sdkeras.errors import SdkerasError
+from sdkeras.errors import SdkerasError, did_you_mean
 from sdkeras.files import class_weights
 from sdkeras.results.progress import Progress
 
@@ -373,10 +372,6 @@ def _check_snapshots(options: Options) -> None:
         )
 
 
-def check_options(options: Options) -> None:
-    """Options are checked when they are made."""
-
-
 _P = ParamSpec("_P")
 _O = TypeVar("_O", bound=Options)
 _R = TypeVar("_R")
@@ -397,9 +392,8 @@ def takes_options(
         def call(model: Any, data: Any, *args: _P.args, **given: _P.kwargs) -> _R:
             for name in given:
                 if name not in keywords:
-                    near = difflib.get_close_matches(name, keywords, 1)
-                    hint = f"; did you mean {near[0]!r}?" if near else "."
-                    raise TypeError(f"{function.__name__}() has no option {name!r}{hint}")
+                    hint = did_you_mean(name, keywords).strip()
+                    raise TypeError(f"{function.__name__}() has no option {name!r}" + (f"; {hint}" if hint else "."))
             return function(model, data, options(*args, **given))
 
         signature = inspect.signature(function)

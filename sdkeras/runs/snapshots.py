@@ -8,8 +8,8 @@ import attrs
 import numpy as np
 
 from sdkeras.dimension import pooling
-from sdkeras.dimension.adaptive import Outcome
 from sdkeras.dimension.exponents import ExponentMap
+from sdkeras.dimension.sampling import Outcome
 from sdkeras.dimension.supremum import estimate_supremum
 from sdkeras.errors import BudgetError, NonFiniteError, counted
 from sdkeras.estimators.select import estimate
@@ -23,6 +23,7 @@ from sdkeras.runs.measure import sampling
 from sdkeras.runs.problem import Problem, inverse_root
 from sdkeras.seeds import seed_of_run
 from sdkeras.training_step import settings
+from sdkeras.training_step.flow import TrainingFlow
 from sdkeras.training_step.map import UpdateMap
 
 # What `UpdateMap` notes and the analysis does not know already; the rest is about its Jacobian.
@@ -86,16 +87,16 @@ def follow(step: UpdateMap, hessian: HessianOperator, problem: Problem, budget: 
     every = int(problem.options.every or 0)
     total = (int(problem.options.snapshots or 1) - 1) * every
     snapshots = [Snapshot(0, hessian, problem.exponents, problem.scaling)]
-    state, held, stopped_at, reason = step.state, step.held, None, ""
+    flow, stopped_at, reason = TrainingFlow(step), None, ""
     for count in range(1, total + 1):
         budget.tell(f"training step {count:,} of {total:,} to the next snapshots")
         try:
-            state, held, _ = step.advance(state, held, step.training_batches(count - 1))
+            flow.advance()
         except NonFiniteError:
             stopped_at, reason = count, f"the trajectory diverged at step {count:,}: NaN or infinity"
             break
         if count % every == 0:
-            snapshot, reason = _snapshot(count, step, state, held, hessian, problem)
+            snapshot, reason = _snapshot(flow, step, hessian, problem)
             if snapshot is None:
                 break
             snapshots.append(snapshot)
@@ -107,9 +108,10 @@ def follow(step: UpdateMap, hessian: HessianOperator, problem: Problem, budget: 
 
 
 def _snapshot(
-    index: int, step: UpdateMap, state: Array, held: dict[str, Array], hessian: HessianOperator, problem: Problem
+    flow: TrainingFlow, step: UpdateMap, hessian: HessianOperator, problem: Problem
 ) -> tuple[Snapshot | None, str]:
-    """The snapshot after so many steps; or None, and why its exponents are undefined."""
+    """The snapshot where the training is; or None, and why its exponents are undefined."""
+    index, state, held = flow.index, flow.position, flow.held
     rate = step.learning_rate(held)
     rate = problem.exponents.learning_rate if rate is None else rate
     if not (np.isfinite(rate) and rate > 0):
