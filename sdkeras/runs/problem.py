@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from sdkeras.dimension import stability
-from sdkeras.dimension.adaptive import Context
+from sdkeras.dimension.estimate import Context
 from sdkeras.dimension.exponents import ExponentMap, exponent_map
 from sdkeras.errors import ModelError
 from sdkeras.files import models

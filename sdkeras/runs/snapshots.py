@@ -9,8 +9,8 @@ import attrs
 import numpy as np
 
 from sdkeras.dimension import pooling
-from sdkeras.dimension.adaptive import Outcome
 from sdkeras.dimension.exponents import ExponentMap
+from sdkeras.dimension.sampling import Outcome
 from sdkeras.dimension.supremum import estimate_supremum
 from sdkeras.errors import BudgetError, NonFiniteError
 from sdkeras.linalg.operators import SymmetricOperator

@@ -11,43 +11,14 @@ import sdkeras
 from sdkeras.errors import ModelError, SdkerasError
 from sdkeras.linalg.probes import start_frame
 from sdkeras.operators import precision
+from small_trainings import RATE, X, Y, classifier, everything, quadratic
 
 layers = keras.layers
-RATE = 0.125
-X = np.random.default_rng(0).standard_normal((12, 2))
-Y = np.random.default_rng(1).integers(0, 2, 12)
 
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     keras.utils.set_random_seed(0)
-
-
-def quadratic(curvatures: list[float], optimizer: object) -> tuple[keras.Model, tuple[np.ndarray, np.ndarray]]:
-    """A linear model whose full-batch Hessian has these eigenvalues, 2 X'X / n."""
-    count = 4 * len(curvatures)
-    frame = np.linalg.qr(np.random.default_rng(0).standard_normal((count, len(curvatures))))[0]
-    turn = np.linalg.qr(np.random.default_rng(1).standard_normal((len(curvatures), len(curvatures))))[0]
-    x = frame @ np.diag(np.sqrt(np.array(curvatures) * count / 2)) @ turn
-    with precision.default_precision("float64"):
-        model = keras.Sequential([keras.Input((len(curvatures),)), layers.Dense(1, use_bias=False)])
-        model.compile(optimizer, "mse")
-        y = np.random.default_rng(2).standard_normal((count, 1))
-        model.train_on_batch(x, y)
-    return model, (x, y)
-
-
-def classifier(optimizer: object, steps: int = 3, dtype: str = "float32") -> keras.Model:
-    with precision.default_precision(dtype):
-        model = keras.Sequential([keras.Input((2,)), layers.Dense(2, "tanh"), layers.Dense(2)])
-        model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-        for _ in range(steps):
-            model.train_on_batch(X, Y)
-    return model
-
-
-def everything(model: keras.Model) -> list[bytes]:
-    return [np.asarray(v).tobytes() for v in (*model.variables, *model.optimizer.variables)]
 
 
 def test_sgd_on_a_quadratic_has_the_logarithms_of_its_multipliers() -> None:

@@ -7,13 +7,13 @@ import attrs
 import keras
 import numpy as np
 import pytest
-from test_lyapunov_run import RATE, X, Y, classifier, everything, quadratic
 
 import sdkeras
 from sdkeras.errors import Interrupted, OperatorSizeError, PluginError, SdkerasError
 from sdkeras.operators import precision
 from sdkeras.runs import lyapunov
 from sdkeras.runs.lyapunov_settings import settings_of
+from small_trainings import RATE, X, Y, classifier, everything, quadratic
 
 
 @pytest.fixture(autouse=True)
