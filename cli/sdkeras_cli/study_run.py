@@ -7,11 +7,11 @@ from pathlib import Path
 import click
 
 from sdkeras.errors import counted
-from sdkeras.study.grid import read_study
+from sdkeras.study.definition import read_study
 from sdkeras.study.runner import DONE, FAILED, TRAINED, Finished, StudyPlan, plan_study, run_study
-from sdkeras_cli import shared
+from sdkeras_cli import options
 from sdkeras_cli.console import say
-from sdkeras_cli.shared import COUNT
+from sdkeras_cli.options import COUNT
 
 
 @click.command()
@@ -21,11 +21,9 @@ from sdkeras_cli.shared import COUNT
 @click.option("--jobs", type=COUNT, help="Processes side by side; default one for each core.")
 @click.option("--retry", is_flag=True, help="Do failed runs again.")
 @click.option("--dry-run", is_flag=True, help="Show the runs and what is done; do nothing.")
-@shared.quiet
-@shared.debug
-def command(
-    grid: str, out: str, full: bool, jobs: int | None, retry: bool, dry_run: bool, quiet: bool, debug: bool
-) -> int:
+@options.quiet
+@options.debug
+def command(grid: str, out: str, full: bool, jobs: int | None, retry: bool, dry_run: bool, quiet: bool) -> int:
     """Train and measure the runs that GRID.toml defines, in the folder DIR.
 
     The same command goes on where an earlier one has stopped, and adds the runs of values that were added to the grid.
@@ -57,7 +55,6 @@ def command(
       time_limit, as for analyze
     [full.study], [full.grid] and so on: what --full puts over these
     """
-    del debug
     study = read_study(grid, full=full)
     plan = plan_study(study, out, jobs=jobs)
     if dry_run:

@@ -26,7 +26,8 @@ from sdkeras.runs.options import Options, parse_learning_rate
 from sdkeras.runs.provenance import optimizer_info, with_loss
 from sdkeras.training_step import settings
 from sdkeras.training_step import settings as update
-from sdkeras.training_step.rule import inner, is_function, loaded_clone, parts_of, replica
+from sdkeras.training_step.optimizer import is_function, loaded_clone, parts_of, replica
+from sdkeras.training_step.settings import inner
 
 
 class Subject:

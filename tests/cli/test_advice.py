@@ -39,7 +39,7 @@ def test_errors_of_a_command_name_its_options(monkeypatch: pytest.MonkeyPatch, i
     def refuse(*_: Any) -> None:
         raise SdkerasError("give `memory_gb=GB, lyapunov_steps=N`, or `windows`.")
 
-    monkeypatch.setattr("sdkeras_cli.analyze.check_inputs", refuse)
+    monkeypatch.setattr("sdkeras_cli.request.check_inputs", refuse)
     status, _, err = in_process("analyze", "model.keras", "--data", "data.npz")
     assert status == 2
     assert err == "sdkeras: error: give --memory GB --lyapunov-steps N, or `windows`.\n"
