@@ -123,7 +123,8 @@ def main() -> None:
     }
     print(table(rows))
     print(
-        "\nmeasured: {num_hvps} products, {peak_gb:.1f} GB at most, {minutes:.0f} minutes with the plan".format(**spent)
+        f"\nmeasured: {spent['num_hvps']} Hessian-vector products, peak memory {spent['peak_gb']:.1f} GB, "
+        f"{spent['minutes']:.0f} minutes including the plan"
     )
     if options.results is not None:
         save(options.results, rows, [spent])

@@ -32,9 +32,8 @@ def agrees(printed: str, number: str) -> bool:
 
 def prose(text: str) -> Iterable[str]:
     """Numbers with a decimal point or a thousands separator, outside tables, commands and links."""
-    text = re.sub(
-        r"```sh.*?```|^\|.*?$|`[^`]*`|(?:arXiv|Def\.) [\d.]+|\]\([^)]*\)", " ", text, flags=re.DOTALL | re.MULTILINE
-    )
+    elsewhere = r"```sh.*?```|^\|.*?$|`[^`]*`|(?:arXiv|Def\.) [\d.]+|\]\([^)]*\)"
+    text = re.sub(elsewhere, " ", text, flags=re.DOTALL | re.MULTILINE)
     return [printed for printed in NUMBER.findall(text) if "." in printed or "," in printed]
 
 
