@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from sdkeras.errors import counted
-from sdkeras.study.grid import read_study
+from sdkeras.study.definition import read_study
 from sdkeras.study.runner import DONE, FAILED, TRAINED, Finished, StudyPlan, plan_study, run_study
 from sdkeras_cli import options
 from sdkeras_cli.console import say

@@ -15,8 +15,8 @@ from sdkeras_cli.output import check_outputs
 from sdkeras_cli.request import Request
 
 if TYPE_CHECKING:
-    from sdkeras.study.forward import ForwardPlan
-    from sdkeras.study.trajectory_measures import TrajectoryMeasures
+    from sdkeras.study.simulate import ForwardPlan
+    from sdkeras.study.topology import TrajectoryMeasures
 
 # Parameters that a recorded trajectory has as well.
 _OF_BOTH = ("model", "alpha", "seed", "memory_gb", "json_path", "html_path", "dry_run", "quiet")
@@ -97,15 +97,15 @@ def _refuse_simulation(context: click.Context) -> None:
 
 
 def _recorded(request: Request, alpha: float, seed: int, memory_gb: float | None) -> TrajectoryMeasures | None:
+    from sdkeras.study.topology import measure_trajectory
     from sdkeras.study.trajectory import Trajectory
-    from sdkeras.study.trajectory_measures import measure
 
     trajectory = Trajectory.load(request.model)
     if request.dry_run:
         losses = "no losses" if trajectory.losses is None else f"losses of {trajectory.losses.shape[1]:,} examples"
         click.echo(f"{len(trajectory.iterates):,} iterates of {trajectory.num_parameters:,} weights, {losses}")
         return None
-    return measure(trajectory, alpha, seed=seed, memory_gb=memory_gb)
+    return measure_trajectory(trajectory, alpha, seed=seed, memory_gb=memory_gb)
 
 
 def _simulated(request: Request, parameters: dict[str, Any]) -> TrajectoryMeasures | None:
@@ -119,7 +119,7 @@ def _simulated(request: Request, parameters: dict[str, Any]) -> TrajectoryMeasur
     tensorflow_settings()
     import keras
 
-    from sdkeras.study.forward import ForwardSettings, forward, plan
+    from sdkeras.study.simulate import ForwardSettings, forward, plan
 
     model, data, objects = request.load(parameters["loss"])
     if request.dry_run:
