@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import attrs
 import click
@@ -21,13 +21,15 @@ from sdkeras.files import class_weights
 from sdkeras.runs.options import DTYPES, MAPS, MODES, PRODUCT_MODES, parse_learning_rate
 from sdkeras_cli.help_texts import HELP
 
+# What click hands a command for a parameter.
+Value: TypeAlias = Any
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 class FiniteRange(click.FloatRange):
     """A range of numbers without NaN and infinity, which click lets through."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+    def convert(self, value: Value, param: click.Parameter | None, ctx: click.Context | None) -> Value:
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number.", param, ctx)
@@ -69,7 +71,7 @@ def bound_inputs(context: click.Context, option: click.Parameter, texts: Sequenc
 def settings_of(kinds: Sequence[str], example: str) -> Callable[..., dict[str, dict[str, Any]]]:
     """A callback that reads NAME.FIELD=VALUE as values of the fields' types, by estimator of these kinds."""
 
-    def settings(context: Any, option: Any, assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
+    def settings(context: Value, option: Value, assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
         values: dict[str, dict[str, Any]] = {}
         for assignment in assignments:
             path, equals, text = assignment.partition("=")
@@ -96,7 +98,7 @@ _READERS: dict[Any, Callable[[str], Any]] = {
 }
 
 
-def _value(assignment: str, kind: Any, text: str) -> Any:
+def _value(assignment: str, kind: Value, text: str) -> Value:
     """The text as the field's type, of several the first that reads it, None before them."""
     kinds = sorted(typing.get_args(kind) or (kind,), key=lambda each: each is not type(None))
     if not set(kinds) <= set(_READERS):

@@ -51,7 +51,7 @@ def command(
     expression: str | None,
     dry_run: bool,
     quiet: bool,
-    **parameters: Any,
+    **parameters: options.Value,
 ) -> int:
     """Show a training over time: sharpness against the threshold, exponents, sharpness dimension.
 
@@ -80,7 +80,7 @@ def command(
 
 
 def _measure(
-    given: list[str],
+    patterns: list[str],
     chosen: dict[str, Any],
     html_path: str | None,
     condition: conditions.Expression | None,
@@ -88,7 +88,7 @@ def _measure(
     dry_run: bool,
     quiet: bool,
 ) -> int:
-    paths = in_order(given)
+    paths = in_order(patterns)
     folder = chosen.pop("log_dir", _DEFAULT_FOLDER)
     data, test_data, custom_objects = (chosen.pop(name, None) for name in ("data", "test_data", "custom_objects"))
     check_inputs(chosen.get("model", paths[0]), data, custom_objects)
@@ -123,9 +123,9 @@ def _measure(
             **chosen,
         )
     status = _show(log, html_path, condition, quiet=quiet)
-    failed = [found for found in log.measurements if found.failed]
-    for found in failed:
-        say(f"sdkeras: error: {shown(found.source)}: {'; '.join(found.notes)}", err=True)
+    failed = [measurement for measurement in log.measurements if measurement.failed]
+    for each in failed:
+        say(f"sdkeras: error: {shown(each.source)}: {'; '.join(each.notes)}", err=True)
     return 2 if failed else status
 
 
