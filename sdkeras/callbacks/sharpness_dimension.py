@@ -34,7 +34,7 @@ from sdkeras.runs.monitor import (
     failed_measurement,
     log_keys,
 )
-from sdkeras.runs.options import Options, check_options, is_number
+from sdkeras.runs.options import Options, is_number
 from sdkeras.training_step.settings import steps_taken
 
 _AGE = "sharpness_age"
@@ -137,7 +137,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
             "bound_inputs": bound_inputs or {},
             "estimate_bound_inputs": estimate_bound_inputs,
         }
-        check_options(Options(**options))
+        Options(**options)
         if not hasattr(data, "element_spec") and not isinstance(data, keras.utils.PyDataset):
             minibatches.as_source(
                 data, batch_size=batch_size, default_batch_size=None, limit=samples, class_weight=class_weight

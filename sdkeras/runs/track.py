@@ -251,7 +251,7 @@ class _Tracking:
         """A monitor at this checkpoint, the last one where it serves, and what the reader must know of the file."""
         own = any(self.options.get(name) is not None for name in ("loss", "loss_fn"))
         model, note = self.read(path, needs_loss=not own)
-        if self.monitor is not None and _recipe(self.monitor.subject.compiled_as) == _recipe(model):
+        if self.monitor is not None and _recipe(self.monitor.problem.compiled_as) == _recipe(model):
             self.monitor.take(model)
         else:
             if self.test is not None:
@@ -278,13 +278,13 @@ class _Tracking:
         """Loss and metrics on training and test data, in inference mode."""
         if self.test is None:
             return {}
-        if not getattr(monitor.subject.model, "compiled", False):
+        if not getattr(monitor.problem.model, "compiled", False):
             raise ModelError(
                 "loss and metrics on test data are of a compiled model; compile it, or leave out test_data."
             )
         found: dict[str, float] = {}
         for prefix, source in (("", self.source), ("val_", self.test)):
-            model = monitor.subject.model
+            model = monitor.problem.model
             if source.is_bucketed:
                 logs = model.evaluate(_Batches(source), verbose=0, return_dict=True)
             else:
