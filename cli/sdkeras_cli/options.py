@@ -19,7 +19,6 @@ from sdkeras.errors import SdkerasError
 from sdkeras.estimators import registry
 from sdkeras.files import class_weights
 from sdkeras.runs.options import DTYPES, MAPS, MODES, PRODUCT_MODES, parse_learning_rate
-from sdkeras_cli.help_texts import HELP
 
 # What click hands a command for a parameter.
 Value: TypeAlias = Any
@@ -155,8 +154,7 @@ def options_of(record: type[Any], *names: str, **changes: Mapping[str, Any]) -> 
 
 def _arguments(record: type[Any], name: str) -> dict[str, Any]:
     field, kind = attrs.fields_dict(record)[name], typing.get_type_hints(record)[name]
-    text, metavar = HELP.get(name, ("", ""))
-    words = {"help": field.metadata.get("help", text), "metavar": field.metadata.get("metavar", metavar) or None}
+    words = {"help": field.metadata["help"], "metavar": field.metadata.get("metavar") or None}
     if kind is bool:
         return {"is_flag": True, "help": words["help"]}
     kinds = typing.get_args(kind) or (kind,)
@@ -185,7 +183,14 @@ initial_slots = click.option(
 custom_objects = click.option(
     "--custom-objects", type=click.Path(), metavar="FILE", help="Python file with the model's own classes."
 )
-unsafe = click.option("--unsafe", is_flag=True, help="Load Lambda layers, whose code is in the model file.")
+unsafe = click.option(
+    "--unsafe",
+    "safe_mode",
+    flag_value=False,
+    default=True,
+    is_flag=True,
+    help="Load Lambda layers, whose code is in the model file.",
+)
 json = click.option("--json", "json_path", type=click.Path(), metavar="OUT", help="Write the answer here.")
 html = click.option("--html", "html_path", type=click.Path(), metavar="OUT", help="Write the report page here.")
 fail_if = click.option(

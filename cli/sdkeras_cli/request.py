@@ -26,7 +26,7 @@ class Request:
     model: str
     data: str
     custom_objects: str | None = None
-    unsafe: bool = False
+    safe_mode: bool = True
     json_path: str | None = None
     html_path: str | None = None
     expression: str | None = None
@@ -59,7 +59,7 @@ class Request:
         from sdkeras.files import models
 
         objects = models.load_custom_objects(self.custom_objects) if self.custom_objects else None
-        model = models.load_model(self.model, custom_objects=objects, safe_mode=not self.unsafe)
+        model = models.load_model(self.model, custom_objects=objects, safe_mode=self.safe_mode)
         problem = models.compile_problem(model)
         if problem and not getattr(model, "compiled", False) and loss is None:
             raise SdkerasError(problem)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from sdkeras.errors import SdkerasError
 from sdkeras.files.atomic import shown
@@ -62,7 +63,8 @@ def command(
     Interrupted or killed, the same command measures the rest.
     """
     condition = None if expression is None else conditions.parse(expression, Measurement)
-    chosen = {name: value for name, value in parameters.items() if value not in (None, False)}
+    source = click.get_current_context().get_parameter_source
+    chosen = {name: value for name, value in parameters.items() if source(name) is not ParameterSource.DEFAULT}
     if "data" in chosen:
         return _measure(list(paths), chosen, html_path, condition, dry_run=dry_run, quiet=quiet)
     if any(path.endswith((".keras", ".h5", ".hdf5")) for path in paths):
@@ -110,7 +112,6 @@ def _measure(
     from sdkeras.runs.track import track
 
     objects = models.load_custom_objects(custom_objects) if custom_objects else None
-    safe_mode = not chosen.pop("unsafe", False)
     with progress_bar(quiet) as progress:
         log = track(
             paths,
@@ -118,7 +119,6 @@ def _measure(
             test_data=None if test_data is None else models.load_data(test_data),
             log_dir=folder,
             custom_objects=objects,
-            safe_mode=safe_mode,
             progress=progress,
             **chosen,
         )
