@@ -137,7 +137,7 @@ def _without_empty_bounds(run: Analysis | LyapunovRun) -> list[Table]:
     bounds = run.bounds if isinstance(run, Analysis) else ()
     if not bounds or any(term.value is not None for bound in bounds for term in bound.terms):
         return shown
-    how = "give inputs: --bound NAME=VALUE, --estimate-bound-inputs"
+    how = "give inputs: `bound_inputs={'NAME': VALUE}`, `estimate_bound_inputs=True`"
     rows = tuple((bound.theorem, bound.verdict, how) for bound in bounds)
     known = [table for table in shown if table.about not in ("bound", "inputs")]
     known.insert([table.about for table in known].index("assumptions"), Table("bound", "Generalization bounds", rows))

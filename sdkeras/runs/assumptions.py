@@ -217,8 +217,8 @@ def logits_as_probabilities(loss: EmpiricalLoss) -> str | None:
         return None
     return (
         f"the loss {names[0]} takes probabilities, but the model's outputs run from {low:.3g} to {high:.3g}, and Keras "
-        "clips them in silence; if they are logits, the loss must say so (from_logits=True when compiling, --loss "
-        f"{names[0]}:from_logits here)."
+        "clips them in silence; if they are logits, the loss must say so (from_logits=True when compiling, "
+        f"`loss='{names[0]}:from_logits'` here)."
     )
 
 

@@ -336,7 +336,7 @@ def follow(
         try:
             exponents: LyapunovExponents = estimate(estimator, flow, settings.seed)
         except Interrupted:
-            more = "seconds (--time-limit)" if flow.reason == TIME else "products (--max-hvps)"
+            more = "seconds (`time_limit`)" if flow.reason == TIME else "products (`max_hvps`)"
             raise Interrupted(
                 f"{flow.reason} ended it after step {training.index:,}, before a step was measured (the first "
                 f"{settings.transient:,} are discarded); give more {more}, or a shorter transient."
@@ -506,7 +506,7 @@ def _warnings(found: LyapunovSummary, step: UpdateMap) -> Iterator[Note]:
         yield Note(
             "rounding",
             f"exponents {found.num_resolved + 1} to {len(found.values)} are upper ends: at some step their growth was "
-            "below what the precision resolves beside the largest (--dtype float64 resolves more).",
+            "below what the precision resolves beside the largest (`dtype='float64'` resolves more).",
         )
     drift = _drift(found)
     if drift is not None:

@@ -199,7 +199,7 @@ def read_study(path: str, *, full: bool = False) -> Study:
         over = tables.pop("full", None)
         if full:
             if not isinstance(over, dict):
-                raise SdkerasError("it has no table [full], so there is nothing for --full; leave it out.")
+                raise SdkerasError("it has no table [full], so there is nothing for `full=True`; leave it out.")
             _check_tables(tables, "")
             _check_tables(over, "full.")
             tables = {name: _put_over(tables.get(name, {}), over.get(name, {})) for name in {**tables, **over}}

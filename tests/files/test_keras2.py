@@ -145,7 +145,7 @@ def test_what_keras_3_cannot_build_says_what_to_do(tmp_path, name, parts):
     message = str(error.value)
     for part in (path, "written by Keras 2 (version 2.21.0)", "tf_keras", *parts):
         assert part in message
-    assert "--custom-objects" not in message
+    assert "`custom_objects" not in message
     assert "\n" not in message
 
 
@@ -159,7 +159,7 @@ def test_a_compiled_part_that_cannot_be_made_is_named_with_its_version(tmp_path)
     loaded = load_model(written(tmp_path, "adam.h5", change))
     assert not getattr(loaded, "compiled", False)
     problem = compile_problem(loaded)
-    for part in ("written by Keras 2 (version 2.2.4-tf)", "'penalised'", "optimizer 'Custom>Adam'", "--custom-objects"):
+    for part in ("written by Keras 2 (version 2.2.4-tf)", "'penalised'", "optimizer 'Custom>Adam'", "`custom_objects"):
         assert part in problem
 
 

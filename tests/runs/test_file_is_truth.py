@@ -297,7 +297,7 @@ def test_a_file_without_a_loss_has_none_of_its_class(tmp_path):
     assert not loaded.compiled
     problem = compile_problem(loaded)
     assert "saved without being compiled" in problem
-    assert "--loss and --learning-rate" in problem
+    assert "`loss` and `learning_rate`" in problem
     with pytest.raises(models.ModelError, match="not compiled"):
         read_problem(loaded, (X, Y), Options())[0]
     problem = read_problem(loaded, (X, Y), Options(loss="mae", learning_rate=0.5))[0]
@@ -321,11 +321,11 @@ def test_a_default_loss_never_stands_for_one_that_cannot_be_made(tmp_path):
     assert not loaded.compiled
     problem = compile_problem(loaded)
     assert "margin" in problem
-    assert "--loss and --learning-rate" in problem
-    assert "--custom-objects" not in problem
+    assert "`loss` and `learning_rate`" in problem
+    assert "`custom_objects" not in problem
     unknown = compile_problem(loaded_in_silence(path))
     assert "Keras does not know 'NoConfig'" in unknown
-    assert "--custom-objects FILE" in unknown
+    assert "`custom_objects=FILE`" in unknown
 
 
 def test_the_rate_of_a_schedule_is_kept_where_the_slots_are_lost(tmp_path):

@@ -226,7 +226,7 @@ def test_functions_in_files_and_modules(user_file, spec):
         ("none.py:penalised", ("'none.py' is not a file",)),
         ("my_losses:nothing", ("has no 'nothing'",)),
         ("my_losse:penalised", ("no module 'my_losse'", "Keras has no loss 'my_losse'")),
-        ("my_losses.py:of_keras", ("must take (model, batch)", "--custom-objects")),
+        ("my_losses.py:of_keras", ("must take (model, batch)", "`custom_objects=FILE`")),
     ],
 )
 def test_functions_that_cannot_be_had(user_file, spec, parts):
@@ -301,9 +301,9 @@ def test_arguments_that_keras_leaves_out_are_told(tmp_path, cls):
 @pytest.mark.parametrize(
     ("loss", "parts"),
     [
-        (lambda: keras.losses.Huber(0.1), ("delta of Huber", "default 1.0 was taken", "(--loss huber:delta=...)")),
-        (lambda: Margin(2.0), ("margin of Margin", "default 0.5 was taken", "(--loss Margin:margin=...)")),
-        (lambda: Wider(2.0, margin=3.0), ("margin of Wider", "(--loss Wider:scale=2.0:margin=...)")),
+        (lambda: keras.losses.Huber(0.1), ("delta of Huber", "default 1.0 was taken", "(`loss='huber:delta=...'`)")),
+        (lambda: Margin(2.0), ("margin of Margin", "default 0.5 was taken", "(`loss='Margin:margin=...'`)")),
+        (lambda: Wider(2.0, margin=3.0), ("margin of Wider", "(`loss='Wider:scale=2.0:margin=...'`)")),
         (lambda: [keras.losses.Huber(0.1)], ("delta of Huber",)),
     ],
     ids=["huber", "own", "own with a base", "list"],
@@ -321,7 +321,7 @@ def test_an_axis_is_no_question_where_outputs_are_vectors(tmp_path):
     model = keras.Sequential([keras.Input((4, 3)), keras.layers.Dense(2)])
     model.compile("sgd", sparse)
     (told,) = caveats(stored(model, tmp_path / "deep.keras"))
-    assert "(--loss sparse_categorical_crossentropy:from_logits:axis=...)" in told.message
+    assert "(`loss='sparse_categorical_crossentropy:from_logits:axis=...'`)" in told.message
 
 
 def codes(run):
