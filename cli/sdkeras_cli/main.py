@@ -98,7 +98,7 @@ def _short(error: Exception) -> str:
 
 
 def _quit(message: str, status: int) -> NoReturn:
-    from sdkeras.reporting.tables import printable  # messages quote model files and third parties' errors
+    from sdkeras.reporting.report import printable  # messages quote model files and third parties' errors
 
     click.echo(f"sdkeras: {'error: ' if status != INTERRUPTED else ''}{printable(message)}", err=True)
     interrupts.said()

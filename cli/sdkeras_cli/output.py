@@ -54,10 +54,11 @@ def write_reports(
 
 def show_plan(plan: Plan | LyapunovPlan, outputs: list[str]) -> None:
     """The plan of `--dry-run`, and which files would be written."""
-    from sdkeras.reporting.terminal import render_plan
+    from sdkeras.reporting.build_plan import plan_table
+    from sdkeras.reporting.terminal import render_table
     from sdkeras_cli.console import console
 
-    console().print(render_plan(plan))
+    console().print(render_table(plan_table(plan)))
     click.echo(f"files to be written: {', '.join(outputs) or 'none'}")  # rich would break a path at the margin
 
 

@@ -10,7 +10,7 @@ from rich.text import Text
 from sdkeras.errors import PluginError, SdkerasError
 from sdkeras.estimators import registry
 from sdkeras.files.user_code import USER_ERRORS, last_line
-from sdkeras.reporting.tables import printable
+from sdkeras.reporting.report import printable
 from sdkeras_cli import shared
 from sdkeras_cli.console import console
 

@@ -152,7 +152,8 @@ def _simulated(
 
 
 def _show(found: ForwardPlan) -> None:
-    from sdkeras.study.trajectory_report import rows_of
+    from sdkeras.reporting.report import Table
+    from sdkeras.reporting.terminal import render_table
     from sdkeras_cli.console import console
 
     rows = (
@@ -163,17 +164,21 @@ def _show(found: ForwardPlan) -> None:
         ("one gradient", f"{1e3 * found.seconds_per_gradient:.3g} ms", ""),
         ("time", f"about {found.seconds:.3g} s", ""),
     )
-    console().print(rows_of("Plan", rows))
+    console().print(render_table(Table("Plan", rows)))
 
 
 def _write(found: TrajectoryMeasures, json_path: str | None, html_path: str | None, quiet: bool) -> None:
-    from sdkeras.study.trajectory_report import render, save_html
+    from sdkeras.reporting.html import save_html
+    from sdkeras.reporting.terminal import render
+    from sdkeras.study.trajectory_report import trajectory_report
+
+    report = trajectory_report(found)
 
     if json_path is not None:
         found.save(json_path)
     if html_path is not None:
-        save_html(found, html_path)
+        save_html(report, html_path)
     if not quiet:
         from sdkeras_cli.console import console
 
-        console().print(render(found))
+        console().print(render(report))

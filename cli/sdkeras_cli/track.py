@@ -136,7 +136,8 @@ def _measure(
 
 def _show(log: RunLog, html_path: str | None, condition: conditions.Expression | None, *, quiet: bool) -> int:
     """The log as a page and in the terminal; the exit status that `--fail-if` asks for."""
-    from sdkeras.reporting.track import render, save_html
+    from sdkeras.reporting.html import save_html
+    from sdkeras.reporting.terminal import render
     from sdkeras_cli.report import status_of
 
     if html_path is not None:

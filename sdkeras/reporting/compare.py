@@ -15,8 +15,8 @@ from sdkeras.reporting.comparison import (
     Side,
     number_difference,
 )
-from sdkeras.reporting.explanations import trajectory_in_words
 from sdkeras.reporting.numbers import number
+from sdkeras.reporting.words import trajectory_in_words
 from sdkeras.results.answers import Analysis, LayerSharpness, LyapunovRun
 from sdkeras.results.dimension import SharpnessDimension
 from sdkeras.results.lyapunov import LyapunovSummary

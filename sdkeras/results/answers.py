@@ -136,11 +136,16 @@ class SpectrumSummary:
         weights: Their masses, shape [k].
         operator: 'H' or 'P^-1/2 H P^-1/2', whose eigenvalues they are; with ' + W' the weight decay W of each parameter
             is in it.
+        exponents: Log singular values of the training step at each node: the larger of each node, and with momentum
+            then the smaller of each, shape [k] or [2 k]. None without a learning rate, and in files of version 0.1.
+        log_moduli: With momentum ln |mu| of the eigenvalues mu of the step's blocks, shape [2 k] like `exponents`.
     """
 
     nodes: FloatArray = attrs.field(eq=ARRAYS_EQUAL)
     weights: FloatArray = attrs.field(eq=ARRAYS_EQUAL)
     operator: str = "H"
+    exponents: FloatArray | None = attrs.field(default=None, eq=ARRAYS_EQUAL)
+    log_moduli: FloatArray | None = attrs.field(default=None, eq=ARRAYS_EQUAL)
 
 
 @attrs.frozen

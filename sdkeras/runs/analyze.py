@@ -337,7 +337,9 @@ class _Analysis:
             estimates=tuple(outcome.sharpness_dimension for outcome in found.outcomes),
             rds_sharpness=None if first is None else first.rds_sharpness,
             edge_of_stability=found.edge or edge_of_stability(self.subject, None, "interrupted before it was measured"),
-            spectrum=found.spectrum if first is None else compressed(first.nodes, first.weights, self._operator()),
+            spectrum=found.spectrum
+            if first is None
+            else compressed(first.nodes, first.weights, self._operator(), (self.full or self.subject).exponents),
             bounds=found.bounds,
             layers=tuple(found.layers),
             lyapunov=found.lyapunov,

@@ -9,6 +9,7 @@ import attrs
 import numpy as np
 
 from sdkeras.dimension.adaptive import Outcome
+from sdkeras.dimension.exponents import Exponents
 from sdkeras.operators.hessian import HessianOperator
 from sdkeras.results import measured
 from sdkeras.results.answers import Analysis, HessianSummary, ModelInfo, SpectrumSummary
@@ -46,8 +47,8 @@ def model_info(subject: Subject, product_mode: str) -> ModelInfo:
     )
 
 
-def compressed(nodes: Array, weights: Array, operator: str) -> SpectrumSummary:
-    """At most 2,000 nodes: neighbours of about equal mass share are merged into their mean."""
+def compressed(nodes: Array, weights: Array, operator: str, exponents: Exponents | None = None) -> SpectrumSummary:
+    """At most 2,000 nodes: neighbours of about equal mass share are merged into their mean; with their exponents."""
     if len(nodes) > _MAX_NODES:
         edges = np.unique(np.linspace(0, len(nodes), _MAX_NODES + 1).astype(int)[:-1])
         mass = np.add.reduceat(weights, edges)
@@ -55,7 +56,11 @@ def compressed(nodes: Array, weights: Array, operator: str) -> SpectrumSummary:
         plain = np.add.reduceat(nodes, edges) / np.diff(np.append(edges, len(nodes)))
         nodes = np.where(mass > 0, moment / np.where(mass > 0, mass, 1.0), plain)
         weights = mass
-    return SpectrumSummary(np.asarray(nodes, np.float64), np.asarray(weights, np.float64), operator)
+    nodes, weights = np.asarray(nodes, np.float64), np.asarray(weights, np.float64)
+    if exponents is None:
+        return SpectrumSummary(nodes, weights, operator)
+    moduli = exponents.log_eigenvalues(nodes) if exponents.branches == 2 else None
+    return SpectrumSummary(nodes, weights, operator, exponents(nodes), moduli)
 
 
 @attrs.frozen
@@ -100,7 +105,9 @@ def answer_of(last: Measured, about: str) -> Analysis:
         estimates=estimates,
         rds_sharpness=None if outcome is None else outcome.rds_sharpness,
         edge_of_stability=_edge(last),
-        spectrum=None if outcome is None else compressed(outcome.nodes, outcome.weights, subject.operator),
+        spectrum=None
+        if outcome is None
+        else compressed(outcome.nodes, outcome.weights, subject.operator, subject.exponents),
         bounds=measurement.bounds,
         warnings=(*dict.fromkeys(warnings), Note("while-training", about)),
     )

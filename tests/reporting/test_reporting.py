@@ -258,7 +258,7 @@ def test_reports_say_the_verdict_first_and_everything_else(run: answers.Analysis
 def test_an_unverified_operator_is_loud() -> None:
     bad = attrs.evolve(RUN, verification=attrs.evolve(RUN.verification, passed=False))
     assert "UNVERIFIED" in as_text(bad)
-    assert "Unverified" in as_html(bad)
+    assert "UNVERIFIED" in as_html(bad)
 
 
 def test_numbers_follow_their_uncertainty() -> None:
