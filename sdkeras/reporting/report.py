@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
+from sdkeras.reporting.advice import rendered
 from sdkeras.results.note import Note
 
 if TYPE_CHECKING:
@@ -14,11 +15,12 @@ if TYPE_CHECKING:
 
 
 def printable(text: str) -> str:
-    """The text in one line, with a mark for what no report can show.
+    """The text in one line, with a mark for what no report can show, and arguments as the caller writes them.
 
     Names come from model files: escape sequences would reach the terminal, and lone surrogates cannot be encoded.
     """
-    return "".join(" " if c.isspace() else c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    shown = (" " if c.isspace() else c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return rendered("".join(shown))
 
 
 @attrs.frozen

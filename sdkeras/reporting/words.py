@@ -17,7 +17,7 @@ ERRORS_IN_WORDS = (
     "that faces the other value; residuals and brackets, which are bounds, add as they are."
 )
 
-BOUND_INPUTS = "Inputs are given with the option bound (NAME=VALUE), or estimated with estimate-bound-inputs."
+BOUND_INPUTS = "Give inputs with `bound_inputs={'NAME': VALUE}`, or estimate them with `estimate_bound_inputs=True`."
 
 
 def edge_in_words(edge: EdgeOfStability) -> str:
@@ -226,6 +226,6 @@ def supremum_in_words(supremum: Supremum) -> str:
     if supremum.approximate:
         words += (
             "It is approximate: each spectrum is a quadrature with errors of its own, and the largest of several such "
-            "numbers lies too high on average. Exact spectra (option exact) are free of that."
+            "numbers lies too high on average. Exact spectra (`exact=True`) are free of that."
         )
     return words.strip()

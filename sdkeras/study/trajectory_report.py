@@ -11,7 +11,7 @@ from sdkeras.reporting.numbers import ABSENT, number, with_error
 from sdkeras.reporting.report import Card, Figure, Report, Section, Table, present
 from sdkeras.reporting.tables import footer, provenance_table, setting_in_words, training_table
 from sdkeras.results.note import Note
-from sdkeras.study.trajectory_measures import TrajectoryMeasures, TreeMeasures
+from sdkeras.study.topology import TrajectoryMeasures, TreeMeasures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -39,7 +39,8 @@ def test_saved_and_loaded_are_equal(run: answers.Analysis, tmp_path: Path) -> No
 def test_paths_of_the_schema() -> None:
     document = json.loads(RUN.to_json())
     assert document["sharpness_dimension"]["interval"] == [1520.5, 1540.0]
-    assert document["hessian"]["largest"] == {"value": 12.0, "converged": True, "residual": 1e-4, "stderr": None}
+    expected = {"value": 12.0, "converged": True, "residual": 1e-4, "stderr": None}
+    assert expected.items() <= document["hessian"]["largest"].items()
     assert document["hessian"]["trace"]["value"] is None
     assert math.isnan(answers.Analysis.from_json(RUN.to_json()).hessian.trace.value)
     assert document["sharpness_dimension"]["history_half_width"][0] is None

@@ -15,13 +15,12 @@ from sdkeras.reporting import html
 from sdkeras.reporting.drawing import as_image
 from sdkeras.reporting.terminal import as_text
 from sdkeras.results.note import Note
-from sdkeras.study.analyses import Analysed
 from sdkeras.study.correlations import Run, correlate
-from sdkeras.study.grid import read_study
+from sdkeras.study.definition import read_study
 from sdkeras.study.measures import NAMES
 from sdkeras.study.notes import CountedWarning, notes, warnings_by_code
 from sdkeras.study.page import headline, study_report
-from sdkeras.study.results import Results, Row
+from sdkeras.study.results import Analysed, Results, Row
 from sdkeras.study.run_files import Failed, Measured, Scores, Trained, Value
 from sdkeras.study.runner import DONE, FAILED, NEW, RunState
 from sdkeras.study.scatter import scatter
@@ -99,8 +98,8 @@ def in_one_line(text: str) -> str:
     [
         (
             {"up": EIGHT, "down": EIGHT[::-1], "odd": ODD},
-            "up correlates most strongly with the loss gap: tau-b +1.00 over 8 runs, of 3 measures; the strongest negative "
-            "correlation is that of down: -1.00",
+            "up correlates most strongly with the loss gap: tau-b +1.00 over 8 runs, of 3 measures; the strongest "
+            "negative correlation is that of down: -1.00",
         ),
         (
             {"odd": ODD, "up": EIGHT},
