@@ -48,7 +48,7 @@ def write_reports(
 
 def show_plan(plan: Plan | LyapunovPlan, outputs: list[str]) -> None:
     """The plan of `--dry-run`, and which files would be written."""
-    from sdkeras.reporting.build_plan import plan_table
+    from sdkeras.reporting.tables import plan_table
     from sdkeras.reporting.terminal import render_table
     from sdkeras_cli.console import console
 

@@ -119,7 +119,7 @@ def _cards(run: Analysis) -> tuple[Card, ...]:
     limited = words.is_limited(run)
     unknown = estimate is not None or limited
     if estimate is not None and estimate.interval is not None:
-        return _dimension_cards(run, estimate, estimate.interval)
+        return _dimension_cards(run, estimate)
     cards = []
     if unknown:
         why = undetermined(0 if estimate is None else estimate.num_runs, limited)
@@ -138,22 +138,24 @@ def _cards(run: Analysis) -> tuple[Card, ...]:
     return (*cards, *(() if unknown else _leading_exponent(run.rds_sharpness)))
 
 
-def _dimension_cards(run: Analysis, estimate: SharpnessDimension, span: tuple[float, float]) -> tuple[Card, ...]:
-    half, samples = 0.5 * (span[1] - span[0]), run.data.num_samples
+def _dimension_cards(run: Analysis, estimate: SharpnessDimension) -> tuple[Card, ...]:
+    samples = run.data.num_samples
+    value, _, span = estimated(estimate.value, estimate.interval).partition(" ")
+    codimension = estimated(estimate.codimension, estimate.codimension_interval).partition(" ")
     rest = "; neutral directions do not change it"
     if estimate.frozen_lyapunov is not None:
         rest = ", the velocity's share in it"
     return (
         Card(
             "Sharpness dimension",
-            dimension(estimate.value, half),
-            f"{interval(span)} of {estimate.state_size:,}",
+            value,
+            f"{span} of {estimate.state_size:,}",
             "largest dimension whose volumes steps do not contract on average",
         ),
         Card(
             "Codimension",
-            dimension(estimate.codimension, half),
-            interval(estimate.codimension_interval),
+            codimension[0],
+            codimension[2],
             f"the rest of the state{rest}",
         ),
         *_leading_exponent(run.rds_sharpness),

@@ -9,7 +9,6 @@ from sdkeras.dimension.stability import EDGE
 from sdkeras.reporting.numbers import (
     ABSENT,
     batch_size_in_words,
-    dimension,
     estimated,
     interval,
     number,
@@ -18,7 +17,7 @@ from sdkeras.reporting.numbers import (
 from sdkeras.reporting.report import Card, Cell, Report, Section, Table, split
 from sdkeras.reporting.tables import sharpness_name
 from sdkeras.reporting.track_figures import track_figures
-from sdkeras.results.log import Header, Measurement, Reading, RunLog, breaks, trajectory
+from sdkeras.results.log import Header, Measurement, RunLog, breaks, trajectory
 from sdkeras.results.note import Note
 
 # Rows that a terminal has room for; the page has them all.
@@ -194,9 +193,8 @@ def _cards(measured: Sequence[Measurement]) -> tuple[Card, ...]:
         ),
     ):
         if key in last:
-            reading = last[key].values[key]
-            of = f"{interval(reading.interval)} of {last[key].state_size:,}"
-            cards.append(Card(name, dimension(reading.value, _half_width(reading)), of, meaning))
+            value, _, span = _dimension(last[key], key).partition(" ")
+            cards.append(Card(name, value, f"{span} of {last[key].state_size:,}", meaning))
     if "bound_scale" in last:
         reading = last["bound_scale"].values["bound_scale"]
         total = last["bound_scale"].value("generalization_bound")
@@ -250,7 +248,3 @@ def _dimension(each: Measurement, key: str) -> str:
     if reading is None or math.isnan(reading.value):
         return ABSENT
     return estimated(reading.value, reading.interval)
-
-
-def _half_width(reading: Reading) -> float | None:
-    return None if reading.interval is None else 0.5 * (reading.interval[1] - reading.interval[0])

@@ -10,7 +10,7 @@ import markupsafe
 
 from sdkeras.reporting.build import Reported, report_of
 from sdkeras.reporting.drawing import as_svg
-from sdkeras.reporting.report import Figure, printable
+from sdkeras.reporting.report import printable
 from sdkeras.results.document import write_atomically
 
 
@@ -20,11 +20,7 @@ def as_html(record: Reported) -> str:
 
 
 def save_html(record: Reported, path: str | os.PathLike[str]) -> None:
-    """Writes the page, all of it or nothing.
-
-    Raises:
-        SdkerasError: The file cannot be written.
-    """
+    """Writes the page, all of it or nothing; a SdkerasError if it cannot be written."""
     write_atomically(path, as_html(record))
 
 
@@ -38,12 +34,9 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["drawn"] = _drawn
+    # Drawn here, with names as text.
+    environment.filters["drawn"] = lambda figure: markupsafe.Markup(as_svg(figure))
     return environment
-
-
-def _drawn(figure: Figure) -> markupsafe.Markup:
-    return markupsafe.Markup(as_svg(figure))  # drawn here, names in it as text
 
 
 def _shown(value: object) -> object:

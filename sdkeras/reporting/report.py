@@ -56,8 +56,7 @@ class Cell:
     """A table cell with more than text.
 
     Attributes:
-        text: The text.
-        mark: The kind of answer ('holds', 'rose', 'failed'): a class on the page; 'failed' is dim in the terminal.
+        mark: The kind of answer ('holds', 'rose', 'failed'), which colours the text.
         remark: Smaller text below it, on the page only.
         share: Length of a bar beside the text, as a share of the longest one; None for no bar.
     """
@@ -76,7 +75,6 @@ class Table:
     """Rows under a title.
 
     Attributes:
-        title: The title.
         rows: Their cells; without `columns` a label, a value and perhaps a remark.
         columns: Headings; empty for none.
         wide: Many short cells, which are not wrapped: the page scrolls sideways instead.
@@ -98,8 +96,6 @@ class Figure:
 
     Attributes:
         name: Unique in its page; ids in the SVG begin with it.
-        title: The title.
-        caption: What it shows.
         draw: Draws it in the given colours on axes, or on a list of axes where there are `panels`.
         size: Width and height in inches.
         panels: Rows and columns of axes, which share their vertical axis; None for a single one.
@@ -118,13 +114,11 @@ class Section:
     """A part of a report under a heading.
 
     Attributes:
-        title: The heading.
         anchor: Its id on the page.
         link: Its name in the page's navigation; "" leaves it out.
         lede: Introduction, on the page only.
         lines: What the terminal says below the tables.
         figures, notes, paragraphs: On the page only.
-        tables: Its tables.
     """
 
     title: str

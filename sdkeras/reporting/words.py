@@ -8,7 +8,7 @@ from sdkeras.dimension.exponents import FULL, PRECONDITIONED
 from sdkeras.dimension.stability import EDGE
 from sdkeras.reporting.numbers import dimension, estimated, measured, number, undetermined
 from sdkeras.results.answers import Analysis
-from sdkeras.results.dimension import EdgeOfStability, Supremum
+from sdkeras.results.dimension import EdgeOfStability, SharpnessDimension, Supremum
 from sdkeras.results.lyapunov import LyapunovSummary
 
 # How a comparison gets its errors.
@@ -82,7 +82,6 @@ def dimension_in_words(run: Analysis) -> str | None:
     size, value, codimension = estimate.state_size, estimate.value, estimate.codimension
     if not (math.isfinite(value) and math.isfinite(codimension)):
         return None
-    pinned = estimated(codimension, estimate.codimension_interval)
     if value <= 0:
         return (
             f"On average a training step from here contracts distances in all {size:,} directions: SD is 0. Were it so "
@@ -93,44 +92,18 @@ def dimension_in_words(run: Analysis) -> str | None:
             f"On average a training step from here contracts volumes of no dimension, up to all {size:,}: SD is at its "
             "upper bound and tells nothing apart."
         )
-    weights = run.model.num_trainable_analysed
-    whole = estimate.map == FULL and size > weights
-    with_velocity = size > weights and not whole
+    whole = estimate.map == FULL and size > run.model.num_trainable_analysed
+    state, rest = _state_in_words(estimate, run.model.num_trainable_analysed)
     words = (
-        f"The state of this training, {weights:,} weights and {size - weights:,} entries of the optimizer's slots, can "
-        f"move in {size:,} directions. "
-        if whole
-        else f"The state of this training, weights and the optimizer's velocity, can move in {size:,} directions. "
-        if with_velocity
-        else f"The weights can move in {size:,} directions. "
-    ) + (
-        "A training step multiplies small distances by a factor in each; the sharpness dimension is the largest "
-        f"dimension whose volumes such steps do not contract on average, here {dimension(value)}. It is not the number "
-        "of directions that a step does not contract: contracting ones count until the expansion of the others is used "
-        "up. "
+        f"{state} can move in {size:,} directions. A training step multiplies small distances by a factor in each; the "
+        "sharpness dimension is the largest dimension whose volumes such steps do not contract on average, here "
+        f"{dimension(value)}. It is not the number of directions that a step does not contract: contracting ones count "
+        f"until the expansion of the others is used up. {rest}"
     )
-    if with_velocity:
-        words += (
-            "Momentum damps the velocity's directions whatever the loss is: a flat loss would leave the "
-            f"{weights:,} of the weights (less with weight decay), here it is {dimension(abs(weights - value))} "
-            f"{'fewer' if value < weights else 'more'}. The rest, the codimension, is {pinned}. "
-        )
-    elif whole:
-        words += (
-            f"The rest, the codimension, is {pinned}; averages that forget contract whatever the loss is. Weights and "
-            f"slots have different units, and these values are for one choice of them ({estimate.coordinates}): "
-            "compare them with runs in the same coordinates only. "
-        )
-    else:
-        words += f"The rest, the codimension, is {pinned}; neutral directions and dead parameters do not change it. "
-    if estimate.neutral_mass is not None and estimate.neutral_mass > 0:
-        words += (
-            f"Most of the dimension is not chaos but flatness: {dimension(estimate.neutral_mass)} directions are "
-            "neutral, a step changes distances along them hardly at all. "
-            if estimate.neutral_mass > 0.5 * value
-            else f"{dimension(estimate.neutral_mass)} directions are neutral: a step changes distances along them "
-            "hardly at all. "
-        )
+    neutral = estimate.neutral_mass
+    if neutral is not None and neutral > 0:
+        most = "Most of the dimension is not chaos but flatness: " if neutral > 0.5 * value else ""
+        words += f"{most}{dimension(neutral)} directions are neutral: a step hardly changes distances along them. "
     if estimate.map in PRECONDITIONED:
         words += (
             f"It is of a step with the second moments of {run.optimizer.name} held fixed, as the last step left them. "
@@ -141,6 +114,27 @@ def dimension_in_words(run: Analysis) -> str | None:
     return words + (
         "The bounds on the generalization gap grow with it, which compares runs on the same data; at one checkpoint it "
         "bounds nothing by itself."
+    )
+
+
+def _state_in_words(estimate: SharpnessDimension, weights: int) -> tuple[str, str]:
+    """The name of the state, and its codimension."""
+    size, value = estimate.state_size, estimate.value
+    rest = f"The rest, the codimension, is {estimated(estimate.codimension, estimate.codimension_interval)}"
+    if size <= weights:
+        return "The weights", f"{rest}; neutral directions and dead parameters do not change it. "
+    if estimate.map == FULL:
+        return (
+            f"The state of this training, {weights:,} weights and {size - weights:,} entries of the optimizer's slots,",
+            f"{rest}; averages that forget contract whatever the loss is. Weights and slots have different units, and "
+            f"these values are for one choice of them ({estimate.coordinates}): compare them with runs in the same "
+            "coordinates only. ",
+        )
+    return (
+        "The state of this training, weights and the optimizer's velocity,",
+        "Momentum damps the velocity's directions whatever the loss is: a flat loss would leave the "
+        f"{weights:,} of the weights (less with weight decay), here it is {dimension(abs(weights - value))} "
+        f"{'fewer' if value < weights else 'more'}. {rest}. ",
     )
 
 

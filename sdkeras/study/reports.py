@@ -20,8 +20,8 @@ FILES = ("runs.csv", "correlations.csv", "correlations.json", "heat_map.png", "h
 def correlate_study(folder: str | os.PathLike[str]) -> tuple[Results, Correlations]:
     """Correlates every measure of a study with its gaps and writes `FILES` into its folder.
 
-    Raises:
-        SdkerasError: It is no folder of a study, fewer than 2 runs are done, or a file cannot be written.
+    A SdkerasError says that it is no folder of a study, that fewer than 2 runs are done, or which file cannot be
+    written; the same from `plot_study`.
     """
     results = read_results(folder)
     correlations = results.correlations()
@@ -36,11 +36,7 @@ def correlate_study(folder: str | os.PathLike[str]) -> tuple[Results, Correlatio
 
 
 def plot_study(folder: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Draws each measure against each gap that the runs have, as PNG and SVG into the folder; returns their names.
-
-    Raises:
-        SdkerasError: It is no folder of a study, fewer than 2 runs are done, or a file cannot be written.
-    """
+    """Draws each measure against each gap that the runs have, as PNG and SVG into the folder; returns their names."""
     results = read_results(folder)
     results.check_enough("a scatter plot")
     drawn = [target for target in TARGETS if any(row.gap(target) is not None for row in results.done)]

@@ -34,13 +34,13 @@ class _Scale:
     setting: str
     values: list[Any]
 
-    def colour(self, value: Any) -> Any:
+    def colour(self, value: object) -> tuple[float, float, float, float]:
         import matplotlib
 
         place = self.values.index(value) / max(1, len(self.values) - 1) if value in self.values else 0.5
         return matplotlib.colormaps["viridis"](place)
 
-    def marker(self, value: Any) -> str:
+    def marker(self, value: object) -> str:
         return _MARKERS[self.values.index(value) % len(_MARKERS)] if value in self.values else "o"
 
 
