@@ -20,10 +20,10 @@ def command(folder: str, quiet: bool) -> int:
     from sdkeras.study.page import study_report
     from sdkeras.study.reports import FILES, correlate_study
 
-    results, found = correlate_study(folder)
+    results, correlations = correlate_study(folder)
     if not quiet:
         from sdkeras_cli.console import console
 
-        console().print(render(study_report(results, found)))
+        console().print(render(study_report(results, correlations)))
         click.echo(f"written: {', '.join(FILES)} in {click.format_filename(folder)}")
     return 0

@@ -90,12 +90,22 @@ def plan_table(plan: Plan | LyapunovPlan) -> Table:
     rows = (
         *_planned_step(plan),
         *(_planned_trajectory(plan) if isinstance(plan, LyapunovPlan) else _planned_analysis(plan)),
-        ("products", f"about {plan.num_hvps:,}"),
+        ("products", _planned_products(plan)),
         ("peak memory", f"about {plan.peak_memory / 1e9:.2f} GB"),
         ("one gradient", f"{1e3 * plan.seconds_per_gradient:.3g} ms"),
         ("time", f"about {plan.seconds:.3g} s{more}"),
     )
     return Table("Plan", rows)
+
+
+def _planned_products(plan: Plan | LyapunovPlan) -> str:
+    if isinstance(plan, LyapunovPlan):
+        return f"about {plan.num_hvps:,}"
+    fixed = plan.num_hvps - plan.num_hvps_pilot
+    most = "as many as the tolerance asks for"
+    if plan.num_hvps_most is not None:
+        most = f"{max(plan.num_hvps_pilot, plan.num_hvps_most - fixed):,}, as the tolerance asks"
+    return f"about {plan.num_hvps:,}: {fixed:,}, and for the runs {plan.num_hvps_pilot:,} to {most}"
 
 
 def _planned_step(plan: Plan | LyapunovPlan) -> list[tuple[str, str]]:
