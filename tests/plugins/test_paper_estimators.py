@@ -218,7 +218,7 @@ def test_a_kernel_makes_no_negative_curvature() -> None:
     [ExponentMap("heavy-ball", ETA, momentum=0.5), ExponentMap("sgd", ETA, 1e-3), ExponentMap("adam", ETA, 0, 0.9)],
 )
 def test_another_map_is_refused(name: str, other: ExponentMap) -> None:
-    with pytest.raises(sdkeras.SdkerasError, match=r"map='hessian'"):
+    with pytest.raises(sdkeras.SdkerasError, match="`map='hessian'`"):
         estimator_of_spectrum(name, {}, other)
 
 
