@@ -49,7 +49,7 @@ class AdaptiveSettings:
         stop: Reason to begin no further run, or "" to go on; asked before each group of runs.
         max_steps: Upper bound on the steps of a run.
         group: Runs handed to the mapper at once; what an interruption can lose.
-        required: Make one run even if there is no room for it.
+        required: Make one run even if there is no room for it; if not, a BudgetError says that there was none.
     """
 
     tolerance: float = 0.05
@@ -137,7 +137,6 @@ def estimate_sharpness_dimension(
 
     Raises:
         KeyboardInterrupt: Ctrl-C before the first run was complete.
-        BudgetError: The limits leave no room for one run, and none is required.
     """
     loop = _Loop(_Runs(run, settings, mapper, None if num_steps is None else min(num_steps, context.size)), context)
     loop.progress = progress
