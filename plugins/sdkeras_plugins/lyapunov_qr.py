@@ -11,7 +11,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from sdkeras.dimension.blocks import standard_error
+from sdkeras.dimension.lyapunov import standard_error
 from sdkeras.errors import Interrupted, NonFiniteError, SdkerasError
 from sdkeras.estimators.kinds import lyapunov_estimator
 from sdkeras.files.archive import fingerprint, load_checkpoint, save_checkpoint
@@ -40,7 +40,7 @@ _MOST_STEPS, _FASTEST = 2**53, 1e4
 _IN_USE = "wait until it has ended, end it, or name another checkpoint"
 
 
-@lyapunov_estimator("lyapunov-qr")
+@lyapunov_estimator("lyapunov-qr", steps="num_steps")
 @attrs.frozen
 class LyapunovQr:
     """Lyapunov exponents ell_i = mean of ln R_ii, J_t V_t = V_(t+1) R with orthonormal V and positive R_ii.

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and what a path leads to."""
+"""Files that are written whole or not at all, their locks, and what a path leads to."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -20,6 +21,16 @@ from sdkeras.errors import SdkerasError
 _LONGEST_NAME = 255
 _ENDING = ".part"
 _RANDOM = 8
+# Windows lets nobody read a locked byte, so it is one behind all that is written.
+_LOCKED_BYTE = 2**30
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFLNK: "a link",
+}
 
 
 def write_whole(
@@ -41,8 +52,11 @@ def write_whole(
     """
     target = Path(path)
     try:
-        if not follow_links and not _is_in_dev(target):  # where /dev/stdout is a link
-            _refuse_link(target)
+        if not follow_links and target.is_symlink() and not _is_in_dev(target):  # where /dev/stdout is a link
+            raise SdkerasError(
+                f"{shown(target)} is a link, and only the file itself is written; name "
+                f"{shown(os.path.realpath(target))}, or remove the link."
+            )
         if is_stream(target):
             content = io.BytesIO()  # a .npz seeks while it is written
             write(content)
@@ -73,25 +87,12 @@ def check_room(target: Path) -> None:
         pass
 
 
-def _refuse_link(target: Path) -> None:
-    """Refuses a symbolic link in the place of a file.
-
-    Raises:
-        SdkerasError: There is one.
-    """
-    if target.is_symlink():
-        raise SdkerasError(
-            f"{shown(target)} is a link, and only the file itself is written; name {shown(os.path.realpath(target))}, "
-            "or remove the link."
-        )
-
-
 def open_own(path: str | os.PathLike[str], flags: int) -> int:
     """A file descriptor of a regular file of one name, opened without following a link and without cutting it.
 
     Args:
         path: The file; it is made if `flags` hold O_CREAT.
-        flags: Of `os.open`.
+        flags: As `os.open` takes them.
 
     Raises:
         SdkerasError: It is a link, has a second name (hard link), or is no regular file.
@@ -112,7 +113,8 @@ def open_own(path: str | os.PathLike[str], flags: int) -> int:
             if stat.S_ISREG(status.st_mode) and status.st_nlink <= 1:
                 return handle
             os.close(handle)
-            kind = _kind(status.st_mode) or f"a file with {status.st_nlink} names (hard links)"
+            links = f"a file with {status.st_nlink} names (hard links)"
+            kind = _KINDS.get(stat.S_IFMT(status.st_mode), links)
     raise SdkerasError(
         f"{shown(path)} is {kind}, and only a file of its own is written to; remove it, or choose another place."
     )
@@ -121,7 +123,7 @@ def open_own(path: str | os.PathLike[str], flags: int) -> int:
 def kind_of(path: str | os.PathLike[str], *, follow_links: bool = False) -> str:
     """What is at a path, in words, if it is no regular file: 'a folder', 'a FIFO', ...; "" for a file or nothing."""
     try:
-        return _kind((os.stat if follow_links else os.lstat)(path).st_mode)
+        return _KINDS.get(stat.S_IFMT(os.stat(path, follow_symlinks=follow_links).st_mode), "")
     except (OSError, ValueError):
         return ""
 
@@ -134,23 +136,9 @@ def check_is_file(path: str | os.PathLike[str], error: type[SdkerasError], advic
     Raises:
         SdkerasError: There is one, as `error`.
     """
-    if _is_in_dev(Path(path)):
-        return
-    kind = kind_of(path, follow_links=True)
+    kind = "" if _is_in_dev(Path(path)) else kind_of(path, follow_links=True)
     if kind:
         raise error(f"{shown(path)} is {kind}, not a file; {advice}")
-
-
-def _kind(mode: int) -> str:
-    kinds = {
-        stat.S_IFDIR: "a folder",
-        stat.S_IFIFO: "a FIFO",
-        stat.S_IFSOCK: "a socket",
-        stat.S_IFCHR: "a device",
-        stat.S_IFBLK: "a device",
-        stat.S_IFLNK: "a link",
-    }
-    return kinds.get(stat.S_IFMT(mode), "")
 
 
 def is_stream(target: Path) -> bool:
@@ -165,8 +153,8 @@ def _is_in_dev(path: Path) -> bool:
 def shown(path: str | os.PathLike[str]) -> str:
     """A path as messages name it: quoted, with escapes, where it holds spaces, quotes or what no terminal shows."""
     text = os.fspath(path)
-    plain = text.isprintable() and not any(c.isspace() or c in "'\"`" for c in text)
-    return text if text and plain else repr(text)
+    is_clear = text.isprintable() and not any(c.isspace() or c in "'\"`" for c in text)
+    return text if text and is_clear else repr(text)
 
 
 def reason_of(error: OSError | ValueError) -> str:
@@ -179,7 +167,7 @@ def beside(target: Path, ending: str) -> Path:
 
     Args:
         target: A file.
-        ending: Of the name, in ASCII.
+        ending: End of the hidden file's name, in ASCII.
     """
     name = os.fsencode(target.name)
     room = _LONGEST_NAME - 1 - len(ending)
@@ -192,22 +180,16 @@ def beside(target: Path, ending: str) -> Path:
 def remove_leftovers(target: Path) -> None:
     """Removes the temporary files of this target whose writers are dead."""
     start = beside(target, "." + "x" * _RANDOM + _ENDING).name[: -_RANDOM - len(_ENDING)]
+    pattern = re.compile(rf"{re.escape(start)}[0-9a-f]{{{_RANDOM}}}\{_ENDING}")
     with contextlib.suppress(OSError):
         for entry in list(os.scandir(target.parent)):
-            rest = entry.name.removeprefix(start)
-            if rest != entry.name and re.fullmatch(rf"[0-9a-f]{{{_RANDOM}}}\{_ENDING}", rest):
-                _remove_if_dead(entry.path)
-
-
-def _remove_if_dead(temporary: str) -> None:
-    """Removes a temporary file unless its writer holds its lock."""
-    with contextlib.suppress(OSError, SdkerasError):
-        handle = open_own(temporary, os.O_RDWR)
-        try:
-            if lock(handle):
-                os.unlink(temporary)
-        finally:
-            os.close(handle)
+            if pattern.fullmatch(entry.name):
+                with contextlib.suppress(OSError, SdkerasError):
+                    handle = open_own(entry.path, os.O_RDWR)
+                    if lock(handle):
+                        close_and_remove(handle, entry.path)
+                    else:
+                        os.close(handle)
 
 
 @contextlib.contextmanager
@@ -227,6 +209,8 @@ def _temporary(target: Path) -> Iterator[BinaryIO]:
     try:
         yield file
     finally:  # after Ctrl-C as well
+        if os.name == "nt":
+            file.close()
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         file.close()
@@ -237,21 +221,37 @@ def _for_the_owner(path: str, flags: int) -> int:
 
 
 def lock(handle: int) -> bool:
-    """Takes the lock of an open file, without waiting; False where another process or opening holds it.
+    """Takes the lock of an open file at its start, without waiting; False where another process or opening holds it.
 
     The system lifts it when the process ends. Where there are no such locks, everybody gets it.
     """
     try:
-        import fcntl
-    except ImportError:  # Windows
-        return True
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        if sys.platform == "win32":
+            import msvcrt
+
+            os.lseek(handle, _LOCKED_BYTE, os.SEEK_SET)
+            try:
+                msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+            finally:
+                os.lseek(handle, 0, os.SEEK_SET)
+        else:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         return error.errno not in (errno.EACCES, errno.EAGAIN)
     return True
+
+
+def close_and_remove(handle: int, path: str | os.PathLike[str]) -> None:
+    """Removes a locked file before another process gets its lock; Windows removes only what nobody has open."""
+    with contextlib.suppress(OSError):
+        if os.name != "nt":
+            os.unlink(path)
+    with contextlib.suppress(OSError):
+        os.close(handle)
+        if os.name == "nt":
+            os.unlink(path)
 
 
 def is_at(handle: int, path: str | os.PathLike[str]) -> bool:

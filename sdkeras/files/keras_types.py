@@ -1,4 +1,4 @@
-"""What TensorFlow and Keras hand over, by name. Neither has types that a checker could use; these say which is meant."""
+"""What TensorFlow and Keras hand over, by name: neither has types that a checker could use."""
 
 from __future__ import annotations
 

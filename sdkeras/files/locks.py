@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sdkeras.errors import SdkerasError
-from sdkeras.files.atomic import beside, is_at, lock, open_own, reason_of, remove_leftovers, shown
+from sdkeras.files.atomic import beside, close_and_remove, is_at, lock, open_own, reason_of, remove_leftovers, shown
 
 _HOLDER = re.compile(rb"sdkeras (\d{1,20}) ([ -~]{0,255})\n")
 _ENDING = ".lock"
@@ -42,13 +42,19 @@ class Claim:
         self._process = os.getpid()
         self._handle: int | None = None
         self._path = target / _ENDING if os.path.isdir(target) else beside(target, _ENDING)
-        self._key = os.path.join(os.path.realpath(self._path.parent), self._path.name)
-        earlier = _claims.get(self._key)
+        key = os.path.join(os.path.realpath(self._path.parent), self._path.name)
+        earlier = _claims.get(key)
         if earlier is not None and earlier._process == self._process and earlier._handle is not None:
             self._handle, earlier._handle, earlier.lost = earlier._handle, None, True
         else:
-            self._handle = self._locked(target, advice)
-        _claims[self._key] = self
+            try:
+                while self._handle is None:
+                    self._handle = self._locked(target, advice)
+            except OSError as error:
+                raise SdkerasError(
+                    f"{shown(self._path)} cannot be written: {reason_of(error)}; choose another place."
+                ) from error
+        _claims[key] = self
         remove_leftovers(target)
 
     def close(self) -> None:
@@ -56,41 +62,37 @@ class Claim:
         handle, self._handle = self._handle, None
         if handle is None:
             return
-        if self._process == os.getpid():  # and not a fork of the holder
-            with contextlib.suppress(OSError):
-                if is_at(handle, self._path):
-                    os.unlink(self._path)
         with contextlib.suppress(OSError):
-            os.close(handle)
+            if self._process == os.getpid() and is_at(handle, self._path):  # and not a fork of the holder
+                close_and_remove(handle, self._path)
+            else:
+                os.close(handle)
 
     def __del__(self) -> None:
         self.close()
 
-    def _locked(self, target: Path, advice: str) -> int:
+    def _locked(self, target: Path, advice: str) -> int | None:
+        """The open, locked file that names this process; None where its last holder removed it meanwhile."""
+        handle = open_own(self._path, os.O_RDWR | os.O_CREAT)
         try:
-            while True:
-                handle = open_own(self._path, os.O_RDWR | os.O_CREAT)
-                try:
-                    content = os.read(handle, 512)
-                    holder = _HOLDER.fullmatch(content)
-                    if not lock(handle):
-                        raise SdkerasError(f"{shown(target)} is in use by {_words(holder)}; {advice}.")
-                    if content and holder is None:
-                        raise SdkerasError(f"{shown(self._path)} is no lock of sdkeras; rename or remove it.")
-                    if is_at(handle, self._path):  # its last holder had not removed it yet
-                        host = platform.node().encode("ascii", "replace")[:255]
-                        os.ftruncate(handle, 0)
-                        os.lseek(handle, 0, os.SEEK_SET)
-                        os.write(handle, b"sdkeras %d %s\n" % (self._process, host))
-                        return handle
-                except BaseException:
-                    os.close(handle)
-                    raise
-                os.close(handle)
-        except OSError as error:
-            raise SdkerasError(
-                f"{shown(self._path)} cannot be written: {reason_of(error)}; choose another place."
-            ) from error
+            content = os.read(handle, 512)
+            holder = _HOLDER.fullmatch(content)
+            if not lock(handle):
+                who = f"process {holder[1].decode()} on {holder[2].decode()}" if holder else "another process"
+                raise SdkerasError(f"{shown(target)} is in use by {who}; {advice}.")
+            if content and holder is None:
+                raise SdkerasError(f"{shown(self._path)} is no lock of sdkeras; rename or remove it.")
+            if is_at(handle, self._path):
+                host = platform.node().encode("ascii", "replace")[:255]
+                os.ftruncate(handle, 0)
+                os.lseek(handle, 0, os.SEEK_SET)
+                os.write(handle, b"sdkeras %d %s\n" % (self._process, host))
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+        return None
 
 
 @contextlib.contextmanager
@@ -102,7 +104,3 @@ def only_writer(target: str | os.PathLike[str], advice: str) -> Iterator[None]:
     """
     with contextlib.closing(Claim(target, advice)):
         yield
-
-
-def _words(holder: re.Match[bytes] | None) -> str:
-    return f"process {holder[1].decode()} on {holder[2].decode()}" if holder else "another process"

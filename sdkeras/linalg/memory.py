@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import resource
 import sys
+
+import psutil
 
 # Share of the free memory that bases and dense matrices may take when no limit is given.
 _MEMORY_SHARE = 0.6
@@ -12,14 +12,7 @@ _MEMORY_SHARE = 0.6
 
 def available_memory() -> int:
     """Bytes of memory that are free or can be freed."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(psutil.virtual_memory().available)
 
 
 def memory_limit(gigabytes: float | None) -> float:
@@ -28,15 +21,15 @@ def memory_limit(gigabytes: float | None) -> float:
 
 
 def used_memory() -> int:
-    """Bytes this process has resident now; the most it had so far where the system does not say."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return peak_memory()
+    """Bytes this process has resident now."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def peak_memory() -> int:
     """Bytes this process had resident at most so far."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource  # which Windows has not
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

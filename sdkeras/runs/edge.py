@@ -8,7 +8,7 @@ import attrs
 import numpy as np
 
 from sdkeras.dimension import stability
-from sdkeras.dimension.adaptive import AdaptiveSettings
+from sdkeras.dimension.sampling import AdaptiveSettings
 from sdkeras.dimension.stability import BATCH_SHARPNESS_ERROR
 from sdkeras.errors import BudgetError
 from sdkeras.linalg.vectors import dot, norm

@@ -30,8 +30,8 @@ from sdkeras.study.run_files import Measured, RunFolder, Value
 from sdkeras.study.simulate import simulate
 from sdkeras.study.train import made_model
 from sdkeras.study.trajectory import Trajectory
-from sdkeras.training_step.rule import inner, parts_of
-from sdkeras.training_step.settings import read_settings, scheduled_rate
+from sdkeras.training_step.optimizer import parts_of
+from sdkeras.training_step.settings import inner, read_settings, scheduled_rate
 
 # Value, error and, without a value, the reason.
 _Found = tuple[float | None, float | None, str]

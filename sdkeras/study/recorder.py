@@ -21,7 +21,7 @@ from sdkeras.operators.layout import Layout
 from sdkeras.operators.loss import check_model, plain, tensor_dtype
 from sdkeras.results.arrays import Array
 from sdkeras.study.trajectory import Trajectory
-from sdkeras.training_step.rule import inner
+from sdkeras.training_step.settings import inner
 
 DEFAULT_LAST = 5000
 # Bytes of iterates that wait to be projected together: one pass over the random matrix serves them all.

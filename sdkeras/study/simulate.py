@@ -26,6 +26,7 @@ from sdkeras.runs.provenance import data_info, provenance
 from sdkeras.study.recorder import DEFAULT_LAST, ExampleLosses, Recording, RecordingSettings
 from sdkeras.study.topology import TrajectoryMeasures, check_memory, distance_bytes, measure_trajectory
 from sdkeras.study.trajectory import Trajectory
+from sdkeras.training_step.flow import TrainingFlow
 from sdkeras.training_step.map import UpdateMap
 
 DEFAULT_EXAMPLES = 1000
@@ -364,17 +365,17 @@ def record(
 ) -> Trajectory:
     """The trajectory of so many steps of a map from its own state on; `model` takes the losses."""
     recording = Recording(model, settings)
-    state, held = step.state, step.held
+    flow = TrainingFlow(step)
     parts = list(zip(step.loss.layout.slices, step.loss.layout.shapes, strict=True))
     for count in range(1, steps + 1):
         try:
-            state, held, _ = step.advance(state, held, step.training_batches(count - 1))
+            flow.advance()
         except NonFiniteError:
             recording.stopped_at = count
         if recording.stopped_at is not None:
             break
         if count % settings.every == 0:
-            recording.add(count, [state[part].reshape(shape) for part, shape in parts])
+            recording.add(count, [flow.position[part].reshape(shape) for part, shape in parts])
         if progress is not None:
             progress(count)
     return recording.finished()

@@ -26,7 +26,7 @@ from sdkeras.study.definition import OF_THE_RUNNER, GridRun, Study
 from sdkeras.study.measures import columns
 from sdkeras.study.recorder import TrajectoryRecorder
 from sdkeras.study.run_files import RunFolder, Scores, Trained
-from sdkeras.training_step.rule import inner
+from sdkeras.training_step.settings import inner
 
 # Examples of one batch where only sums over all of them are wanted.
 _EVALUATED = 1024

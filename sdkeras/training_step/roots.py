@@ -21,16 +21,12 @@ _originals: dict[str, Any] = {}
 _local = threading.local()
 
 
-def _record(zero: Any) -> None:
-    counts = getattr(_local, "counts", None)
-    if counts is not None:
-        counts.append((tf.reduce_sum(tf.cast(zero, tf.int64)), tf.size(zero, tf.int64)))
-
-
 def _guarded(x: Any, root: Any) -> Any:
     """root(x), unchanged in value; where x is exactly 0 it is a constant 0."""
     zero = tf.equal(x, tf.zeros([], x.dtype))
-    _record(zero)
+    counts = getattr(_local, "counts", None)
+    if counts is not None:
+        counts.append((tf.reduce_sum(tf.cast(zero, tf.int64)), tf.size(zero, tf.int64)))
     return tf.where(zero, tf.zeros_like(x), root(tf.where(zero, tf.ones_like(x), x)))
 
 
