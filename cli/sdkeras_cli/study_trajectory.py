@@ -11,7 +11,7 @@ from sdkeras.errors import SdkerasError
 from sdkeras.runs.options import Options
 from sdkeras_cli import options
 from sdkeras_cli.options import COUNT, NOT_NEGATIVE, POSITIVE
-from sdkeras_cli.output import check_outputs
+from sdkeras_cli.output import check_outputs, save_json
 from sdkeras_cli.request import Request
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def _write(measures: TrajectoryMeasures, json_path: str | None, html_path: str |
     from sdkeras.study.trajectory_report import render, save_html
 
     if json_path is not None:
-        measures.save(json_path)
+        save_json(measures, json_path)
     if html_path is not None:
         save_html(measures, html_path)
     if not quiet:
