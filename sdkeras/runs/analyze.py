@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import gc
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import attrs
 import numpy as np
@@ -15,7 +15,7 @@ from sdkeras.dimension.bounds import Facts, bounds, facts_along, facts_over
 from sdkeras.dimension.sampling import Outcome
 from sdkeras.errors import BudgetError, Interrupted, ModelError
 from sdkeras.estimators.select import estimator_of_spectrum, steps_of
-from sdkeras.files.keras_types import Model
+from sdkeras.files.keras_types import Data, Model, Optimizer
 from sdkeras.linalg.memory import memory_limit
 from sdkeras.operators.hessian import HessianOperator
 from sdkeras.results.answers import Analysis, LayerSharpness, SpectrumSummary
@@ -42,9 +42,11 @@ from sdkeras.runs.snapshots import supremum
 from sdkeras.training_step import settings
 from sdkeras.training_step.map import UpdateMap
 
+_T = TypeVar("_T")
+
 
 @takes_options(Options)
-def analyze(model: Model, data: Any, options: Options) -> Analysis:
+def analyze(model: Model, data: Data, options: Options) -> Analysis:
     """Hessian, edge of stability and sharpness dimension of a trained Keras model.
 
     Args:
@@ -70,7 +72,7 @@ def analyze(model: Model, data: Any, options: Options) -> Analysis:
 
 
 @takes_options(Options)
-def plan(model: Model, data: Any, options: Options) -> Plan:
+def plan(model: Model, data: Data, options: Options) -> Plan:
     """What `analyze` would do with the same arguments, from one timed gradient; nothing else is computed."""
     problem, _, budget = _read(model, data, options, time.monotonic())
     steps = _training_steps(problem)
@@ -81,8 +83,12 @@ def plan(model: Model, data: Any, options: Options) -> Plan:
     return made
 
 
-def _read(model: Model, data: Any, options: Options, started: float) -> tuple[Problem, Notes, Budget]:
-    """The problem, and a budget that counts its products."""
+def _read(model: Model, data: Data, options: Options, started: float) -> tuple[Problem, Notes, Budget]:
+    """The problem, and a budget that counts its products.
+
+    Raises:
+        ModelError: The learning rate that was asked for is none.
+    """
     if options.progress is not None:
         options.progress(Progress("reading the model and the data", 0))
     problem, notes = read_problem(model, data, options)
@@ -109,7 +115,7 @@ def _training_steps(problem: Problem) -> int:
     return max(steps, options.lyapunov_transient + options.lyapunov_steps)
 
 
-def _training_optimizer(problem: Problem) -> tuple[Any, Notes]:
+def _training_optimizer(problem: Problem) -> tuple[Optimizer, Notes]:
     """The optimizer of these steps.
 
     Raises:
@@ -195,7 +201,7 @@ class _Analysis:
         if self.step is not None and options.lyapunov is not None and not self.budget.interrupted:
             self._lyapunov(self.step)
 
-    def _take(self, what: str, stage: Any) -> Any:
+    def _take(self, what: str, stage: Callable[[], tuple[_T, Notes]]) -> _T | None:
         """A stage's record, with its notes among ours; None where the budget had no room for it."""
         record, notes = self.budget.measured(what, stage)
         self.notes += notes

@@ -120,7 +120,7 @@ class Meter:
     excess: list[tuple[str, int, float]] = attrs.field(factory=list)
     handlers: dict[signal.Signals, Any] = attrs.field(factory=dict)
 
-    def interrupt(self, *_: Any) -> None:
+    def interrupt(self, *_: object) -> None:
         """Handles the first Ctrl-C."""
         self.interrupted = True
         self.give_back()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import attrs
 import numpy as np
@@ -18,7 +17,7 @@ from sdkeras.results.arrays import Array
 from sdkeras.results.estimates import SingularValues, Spectrum
 from sdkeras.results.note import Note
 from sdkeras.runs.budget import Budget, Resources
-from sdkeras.runs.measure import runs_to_afford
+from sdkeras.runs.measure import Estimator, runs_to_afford
 from sdkeras.seeds import seed_of_run
 from sdkeras.training_step import settings
 from sdkeras.training_step.coordinates import ConjugatedMap, training_coordinates
@@ -83,7 +82,7 @@ class FullMap:
         """The same, for what one run holds: a basis for either side."""
         return attrs.evolve(resources, size=self.size, bases=2)
 
-    def run(self, estimator: Any, index: int, budget: Budget, *, exact: bool) -> Spectrum:
+    def run(self, estimator: Estimator, index: int, budget: Budget, *, exact: bool) -> Spectrum:
         """Run number `index`, of a minibatch and a probe of its own; an exact one if the budget affords its runs."""
         step = LimitedMap(self.on_minibatch(index), budget)
         if exact:

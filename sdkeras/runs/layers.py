@@ -110,6 +110,9 @@ def block_traces(hessian: SymmetricOperator, blocks: Mapping[str, slice], seed: 
 
     Off-diagonal blocks add noise but no bias, and every product serves all the blocks. From two probes on the budget
     may end them.
+
+    Raises:
+        BudgetError: It has no room for two.
     """
     probes = rademacher_probes(hessian.size, _NUM_PROBES, seed=seed, dtype=hessian.dtype, stream=1)
     samples: dict[str, list[float]] = {name: [] for name in blocks}

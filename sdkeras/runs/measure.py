@@ -6,7 +6,7 @@ Each raises BudgetError where the budget has no room for it, and states beside i
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import attrs
 
@@ -47,6 +47,8 @@ from sdkeras.runs.edge import (
 from sdkeras.runs.problem import Problem
 from sdkeras.seeds import seed_of_run
 
+# Of any kind; what each must have is in `sdkeras.estimators.kinds`.
+Estimator: TypeAlias = Any
 EXTREMES = "largest and smallest eigenvalue of the data-set Hessian"
 PRECONDITIONED = "largest eigenvalue of the preconditioned Hessian"
 TRACE = "trace of the data-set Hessian"
@@ -191,7 +193,7 @@ class Runs(Protocol):
     def resources(self, resources: Resources) -> Resources:
         """The same, for what one run holds."""
 
-    def run(self, estimator: Any, index: int, budget: Budget, *, exact: bool) -> Spectrum:
+    def run(self, estimator: Estimator, index: int, budget: Budget, *, exact: bool) -> Spectrum:
         """Run number `index`, of a minibatch and a probe of its own; an exact one if the budget affords its runs."""
 
     def context(self, estimator: str) -> Context:
@@ -213,7 +215,7 @@ class HessianRuns:
     def resources(self, resources: Resources) -> Resources:
         return resources
 
-    def run(self, estimator: Any, index: int, budget: Budget, *, exact: bool) -> Spectrum:
+    def run(self, estimator: Estimator, index: int, budget: Budget, *, exact: bool) -> Spectrum:
         operator = self.problem.on_minibatch(self.hessian.within(budget), index)
         if self.block is not None:
             operator = RestrictedOperator(operator, self.block)
@@ -239,7 +241,7 @@ def runs_to_afford(index: int) -> int:
     return max(1, FEWEST_RUNS_FOR_AN_INTERVAL - index)
 
 
-def spectrum_estimator(problem: Problem, name: str) -> Any:
+def spectrum_estimator(problem: Problem, name: str) -> Estimator:
     """The estimator of spectra, or of singular values for the map full, of this name, with its settings."""
     given = problem.options.settings.get(name, {})
     if problem.maps_spectra:
@@ -261,7 +263,7 @@ class Sampling:
     """
 
     name: str
-    estimator: Any
+    estimator: Estimator
     min_runs: int = AdaptiveSettings().min_runs
     fixed_runs: int | None = None
     required: bool = False
@@ -277,7 +279,7 @@ class Sampling:
         """Steps of a run to start with; None where the estimator has no such number."""
         return steps_of(self.estimator)
 
-    def of_a_run(self, steps: int | None, room: Resources) -> Any:
+    def of_a_run(self, steps: int | None, room: Resources) -> Estimator:
         """The estimator of one run within the memory: an exact one held to it, another without a basis if need be."""
         return with_steps(held_to(self.estimator, room.memory), steps, basis=steps is None or room.fits(steps))
 

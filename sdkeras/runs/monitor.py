@@ -17,7 +17,7 @@ from sdkeras.dimension.bounds import bounds as bounds_with
 from sdkeras.dimension.sampling import Outcome
 from sdkeras.errors import SdkerasError
 from sdkeras.estimators.select import DEFAULTS, estimate, estimator_of_largest, for_analysis, with_steps
-from sdkeras.files.keras_types import Model
+from sdkeras.files.keras_types import Data, Model
 from sdkeras.linalg.operators import DiagonallyScaledOperator, SymmetricOperator
 from sdkeras.linalg.probes import warm_start
 from sdkeras.operators.hessian import HessianOperator
@@ -121,7 +121,7 @@ class Monitor:
     def __init__(
         self,
         model: Model,
-        data: Any,
+        data: Data,
         *,
         measures: Sequence[str] = MEASURES,
         samples: int = DEFAULT_SAMPLES,

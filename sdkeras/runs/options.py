@@ -15,6 +15,7 @@ import attrs
 from sdkeras.dimension.bounds import check_inputs
 from sdkeras.errors import SdkerasError, did_you_mean
 from sdkeras.files import class_weights
+from sdkeras.files.keras_types import Data, Model
 from sdkeras.results.progress import Progress
 
 DEFAULT_SAMPLES = 4096
@@ -29,7 +30,9 @@ MAPS = ("auto", "hessian", "full")
 # Rates of a schedule that can be asked for by name, beside 'step:N'.
 _NAMED_RATES = ("peak", "mean")
 
-Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+Validator = Callable[[object, "attrs.Attribute[Any]", object], None]
 
 
 def parse_learning_rate(text: float | str) -> float | str:
@@ -63,7 +66,7 @@ def parse_learning_rate(text: float | str) -> float | str:
     return rate
 
 
-def is_number(value: Any, *, whole: bool = False) -> bool:
+def is_number(value: object, *, whole: bool = False) -> bool:
     """Whether it is a real number, of Python or NumPy, and if asked a whole one; True and False are none."""
     return isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
 
@@ -71,7 +74,7 @@ def is_number(value: Any, *, whole: bool = False) -> bool:
 def _must(expected: str, holds: Callable[[Any], bool]) -> Validator:
     """Refuses a value for which `holds` is false; None stands for an option that was left out."""
 
-    def validate(instance: Any, field: attrs.Attribute[Any], value: Any) -> None:
+    def validate(instance: object, field: attrs.Attribute[Any], value: object) -> None:
         if not (holds(value) or (value is None and field.default is None)):
             raise SdkerasError(f"{field.name} is {value!r}; it must be {expected}.")
 
@@ -83,7 +86,7 @@ def _one_of(choices: tuple[str, ...]) -> Validator:
 
 
 def _checked_by(check: Callable[[Any], Any]) -> Validator:
-    def validate(instance: Any, field: attrs.Attribute[Any], value: Any) -> None:
+    def validate(instance: object, field: attrs.Attribute[Any], value: object) -> None:
         check(value)
 
     return validate
@@ -96,12 +99,13 @@ _FRACTION = _must("between 0 and 1", lambda value: is_number(value) and 0 < valu
 _MEMORY = _must(f"positive and at most {_MOST_MEMORY:g}", lambda value: is_number(value) and 0 < value <= _MOST_MEMORY)
 
 
-def _option(  # Any, since type checkers must see the default of a field
-    default: Any, *validators: Validator, group: str, text: str, more: str = "", metavar: str = "", **kinds: Any
-) -> Any:
-    """A field with one sentence for every reader (`text`), and what the docstring says beyond it (`more`)."""
+def _option(default: _T, *validators: Validator, group: str, text: str, more: str = "", metavar: str = "") -> _T:
+    """A field with one sentence for every reader (`text`), and what the docstring says beyond it (`more`).
+
+    Type checkers are told that it is its default.
+    """
     metadata = {"help": text, "more": more, "metavar": metavar, "group": group}
-    return attrs.field(default=default, validator=list(validators), metadata=metadata, **kinds)
+    return attrs.field(default=default, validator=list(validators), metadata=metadata)
 
 
 def _names(names: Sequence[str]) -> tuple[str, ...]:
@@ -303,7 +307,7 @@ class Options:
         text="Threads; default 1, or one per core where TensorFlow has one intra-op thread.",
     )
     progress: Callable[[Progress], None] | None = _option(
-        None, group="budget", text="Function called now and then with what is being done.", eq=False, repr=False
+        None, group="budget", text="Function called now and then with what is being done."
     )
 
     def __attrs_post_init__(self) -> None:
@@ -372,24 +376,23 @@ def _check_snapshots(options: Options) -> None:
         )
 
 
-_P = ParamSpec("_P")
 _O = TypeVar("_O", bound=Options)
 _R = TypeVar("_R")
 
 
 def takes_options(
     options: Callable[_P, _O],
-) -> Callable[[Callable[[Any, Any, _O], _R]], Callable[Concatenate[Any, Any, _P], _R]]:
+) -> Callable[[Callable[[Model, Data, _O], _R]], Callable[Concatenate[Model, Data, _P], _R]]:
     """Gives a function (model, data, options) the options as keywords: signature, checks and text of its docstring.
 
     The line 'options: {options}' of the docstring becomes the list of them.
     """
 
-    def decorate(function: Callable[[Any, Any, _O], _R]) -> Callable[Concatenate[Any, Any, _P], _R]:
+    def decorate(function: Callable[[Model, Data, _O], _R]) -> Callable[Concatenate[Model, Data, _P], _R]:
         keywords = inspect.signature(options).parameters
 
         @functools.wraps(function)
-        def call(model: Any, data: Any, *args: _P.args, **given: _P.kwargs) -> _R:
+        def call(model: Model, data: Data, *args: _P.args, **given: _P.kwargs) -> _R:
             for name in given:
                 if name not in keywords:
                     hint = did_you_mean(name, keywords).strip()
@@ -400,7 +403,7 @@ def takes_options(
         inputs = list(signature.parameters.values())[:2]
         setattr(call, "__signature__", signature.replace(parameters=[*inputs, *keywords.values()]))  # noqa: B010
         call.__doc__ = (function.__doc__ or "").replace("        options: {options}", documented(Options))
-        return cast(Callable[Concatenate[Any, Any, _P], _R], call)
+        return cast(Callable[Concatenate[Model, Data, _P], _R], call)
 
     return decorate
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import attrs
 import keras
 import numpy as np
@@ -13,11 +11,11 @@ from sdkeras.dimension.exponents import ExponentMap, exponent_map
 from sdkeras.errors import ModelError
 from sdkeras.estimators.select import Chosen, chosen
 from sdkeras.files import models
-from sdkeras.files.keras_types import Model, Optimizer
+from sdkeras.files.keras_types import Data, Model, Optimizer
 from sdkeras.linalg.operators import DiagonallyScaledOperator, DiagonallyShiftedOperator, SymmetricOperator
 from sdkeras.operators import minibatches
 from sdkeras.operators.hessian import HessianOperator
-from sdkeras.operators.loss import EmpiricalLoss
+from sdkeras.operators.loss import EmpiricalLoss, LossFn
 from sdkeras.results.answers import OptimizerInfo
 from sdkeras.results.arrays import Array
 from sdkeras.results.note import Note
@@ -56,7 +54,7 @@ class Problem:
     options: Options
     compiled_as: Model
     model: Model
-    loss_fn: Any
+    loss_fn: LossFn | None
     loss: EmpiricalLoss
     optimizer: settings.OptimizerSettings | None
     rate: float | None
@@ -171,7 +169,7 @@ class Problem:
         return training_optimizer(self.compiled_as, self.loss, self.options.learning_rate, changed=changed)
 
 
-def read_problem(model: Model, data: Any, options: Options) -> tuple[Problem, Notes]:
+def read_problem(model: Model, data: Data, options: Options) -> tuple[Problem, Notes]:
     """Reads and checks model, data and options; nothing is measured yet.
 
     Raises:
@@ -211,7 +209,7 @@ def read_problem(model: Model, data: Any, options: Options) -> tuple[Problem, No
 
 
 def _problem(
-    options: Options, pair: tuple[Model, Model], loss_fn: Any, loss: EmpiricalLoss, rate: Rate
+    options: Options, pair: tuple[Model, Model], loss_fn: LossFn | None, loss: EmpiricalLoss, rate: Rate
 ) -> tuple[Problem, Notes]:
     """What follows from the optimizer's settings and slots: thresholds, scaling and map."""
     compiled_as, model = pair
@@ -327,7 +325,7 @@ def _learning_rate(model: Model, given: float | str | None) -> Rate:
     """The learning rate that was asked for, or the optimizer's own.
 
     Raises:
-        SdkerasError: The given one is no learning rate, or of a schedule where there is none.
+        ModelError: The given one is of a schedule, and there is no optimizer.
     """
     compiled = getattr(model, "optimizer", None)
     optimizer = settings.read_settings(compiled)
@@ -408,7 +406,7 @@ def training_optimizer(
     The rate is a number or says which of the optimizer's schedule; None leaves it as it is.
 
     Raises:
-        SdkerasError: There is no optimizer, the rate cannot be replaced, or is not one.
+        ModelError: There is no optimizer, the rate cannot be replaced, or is not one.
     """
     compiled = getattr(model, "optimizer", None)
     rate = None if rate is None else _as_number(compiled, rate)
@@ -430,14 +428,18 @@ def training_optimizer(
 
 
 def _as_number(optimizer: Optimizer, rate: float | str) -> float:
-    """The learning rate, computed from the optimizer's schedule where it says which of its."""
+    """The learning rate, computed from the optimizer's schedule where it says which of its.
+
+    Raises:
+        ModelError: It is 0.
+    """
     known = parse_learning_rate(rate)
     if not isinstance(known, str):
         return known
-    found = settings.scheduled_rate(optimizer, known)
-    if not found > 0:
-        raise ModelError(f"the {known} learning rate of the schedule is {found:g}; give another one.")
-    return found
+    scheduled = settings.scheduled_rate(optimizer, known)
+    if not scheduled > 0:
+        raise ModelError(f"the {known} learning rate of the schedule is {scheduled:g}; give another one.")
+    return scheduled
 
 
 def _set_rate(optimizer: Optimizer, rate: float) -> None:

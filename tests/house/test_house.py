@@ -67,6 +67,7 @@ PUBLIC = {
         "SdkerasError ModelError DataError PluginError UnknownEstimatorError MapError OperatorSizeError "
         "NonFiniteError VerificationError BudgetError Interrupted"
     ),
+    "sdkeras.study": "Trajectory TrajectoryRecorder measure_trajectory",
     "sdkeras.testing": "CountingOperator MatrixFlow MatrixMap check_estimator dense_operator rotation",
 }
 
