@@ -1,4 +1,4 @@
-"""A command that works on a model: what it is told, checks before TensorFlow starts, loading, and the answer."""
+"""Commands that work on a model: their arguments, checks before TensorFlow starts, loading, and the answer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sdkeras_cli.report import fail_if
 
 @attrs.frozen
 class Request:
-    """What every command that works on a model is told, beside the options of the library."""
+    """The arguments of every command that works on a model, beside the options of the library."""
 
     model: str
     data: str
@@ -103,7 +103,7 @@ def check_inputs(model: str, data: str, custom_objects: str | None) -> None:
 
 
 def load_training_data(spec: str) -> Value:
-    """Data of training; what to know of them is told."""
+    """Loads training data and prints the caveats about them."""
     from sdkeras.files import models
 
     data, note = models.load_training_data(spec)

@@ -59,7 +59,7 @@ _OF_BOTH = ("model", "alpha", "seed", "memory_gb", "json_path", "html_path", "dr
 def command(context: click.Context, /, **parameters: options.Value) -> int:
     """Measure how large a trajectory of the weights is: E_alpha and PH dimension.
 
-    Of MODEL, whose training with DATA is simulated on from there, or of a TRAJECTORY (.npz) that
+    Takes a MODEL, whose training with DATA is simulated from there on, or a TRAJECTORY (.npz) that
     sdkeras.study.recorder.TrajectoryRecorder, or --save, wrote, or that is a plain matrix, steps x weights (.npz,
     .npy).
     """
