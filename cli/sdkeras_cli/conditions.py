@@ -158,7 +158,6 @@ def _condition(text: str, document: type[Record], prefixes: tuple[str, ...]) -> 
 
 
 def _check_path(path: str, document: type[Record]) -> None:
-    """Refuses a path that leads to no number in any file of this kind."""
     kind: Kind = document
     names = path.split(".")
     for position, name in enumerate(names):

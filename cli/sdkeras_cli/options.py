@@ -45,7 +45,11 @@ NOT_NEGATIVE = click.IntRange(min=0)
 
 
 def learning_rate(context: click.Context, option: click.Parameter, text: str | None) -> float | str | None:
-    """A rate, or which one of a schedule."""
+    """A rate, or which one of a schedule.
+
+    Raises:
+        BadParameter: It is neither.
+    """
     try:
         return None if text is None else parse_learning_rate(text)
     except SdkerasError as error:
@@ -53,7 +57,11 @@ def learning_rate(context: click.Context, option: click.Parameter, text: str | N
 
 
 def bound_inputs(context: click.Context, option: click.Parameter, texts: Sequence[str]) -> dict[str, float] | None:
-    """NAME=VALUE as numbers by name."""
+    """NAME=VALUE as numbers by name.
+
+    Raises:
+        SdkerasError: Another form, an unknown name, or a number out of range.
+    """
     known: dict[str, float] = {}
     for text in texts:
         name, equals, digits = text.partition("=")
@@ -98,11 +106,10 @@ _READERS: dict[Any, Callable[[str], Any]] = {
 
 
 def _value(assignment: str, kind: Value, text: str) -> Value:
-    """The text as the field's type, of several the first that reads it, None before them."""
     kinds = sorted(typing.get_args(kind) or (kind,), key=lambda each: each is not type(None))
     if not set(kinds) <= set(_READERS):
         raise SdkerasError(f"--set {assignment}: this field can be set from Python only.")
-    for each in kinds:
+    for each in kinds:  # None first, then as they are declared
         try:
             return _READERS[each](text)
         except (ValueError, KeyError):

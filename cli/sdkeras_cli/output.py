@@ -17,7 +17,11 @@ from sdkeras.results.plans import LyapunovPlan, Plan
 
 
 def check_outputs(outputs: list[str], inputs: list[str]) -> None:
-    """Refuses outputs that would overwrite an input or one another, or that cannot be written."""
+    """Checks outputs before the work.
+
+    Raises:
+        SdkerasError: One would overwrite an input or another, or cannot be written.
+    """
     read, written = {os.path.realpath(path) for path in inputs}, set()
     for path in outputs:
         place = os.path.realpath(path)

@@ -91,7 +91,11 @@ class Request:
 
 
 def check_inputs(model: str, data: str, custom_objects: str | None) -> None:
-    """Refuses files that are not there, before TensorFlow takes its seconds to start."""
+    """Checks inputs before TensorFlow takes its seconds to start.
+
+    Raises:
+        SdkerasError: A file is missing.
+    """
     if not os.path.exists(model):
         raise SdkerasError(f"there is no file {shown(model)}; give the path of a .keras or .h5 model.")
     files = data.split(",") if data.endswith(".npy") else [data] if data.endswith(".npz") else []

@@ -62,6 +62,11 @@ def command(context: click.Context, /, **parameters: options.Value) -> int:
     Takes a MODEL, whose training with DATA is simulated from there on, or a TRAJECTORY (.npz) that
     sdkeras.study.recorder.TrajectoryRecorder, or --save, wrote, or that is a plain matrix, steps x weights (.npz,
     .npy).
+
+    \f
+
+    Raises:
+        SdkerasError: A model without data.
     """
     request = Request.taken_from(parameters)
     if request.model.endswith((".npz", ".npy")):
@@ -85,7 +90,6 @@ def command(context: click.Context, /, **parameters: options.Value) -> int:
 
 
 def _refuse_simulation(context: click.Context) -> None:
-    """A recorded trajectory is what it is."""
     for option in context.command.params:
         name = option.name or ""
         if name not in _OF_BOTH and context.get_parameter_source(name) not in (ParameterSource.DEFAULT, None):

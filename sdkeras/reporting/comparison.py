@@ -57,12 +57,10 @@ class Quantity:
 
     @property
     def centre(self) -> float:
-        """The value, or the middle of the bracket; only of what is known."""
+        """The value, or the middle of the bracket; NaN where nothing is known."""
         if self.value is not None:
             return self.value
-        if self.interval is None:
-            raise ValueError("Quantity has neither a value nor an interval, so it has no centre.")
-        return 0.5 * (self.interval[0] + self.interval[1])
+        return math.nan if self.interval is None else 0.5 * (self.interval[0] + self.interval[1])
 
     def half_width(self, side: float) -> float | None:
         """From the centre to the end of the interval on a side: above (> 0), below (< 0), the longer of both (0)."""
