@@ -72,7 +72,7 @@ def _run(arguments: list[str], options: dict[str, str]) -> NoReturn:
 
 
 def _outcome(error: Exception) -> tuple[str, int]:
-    """What an error says, and the exit status."""
+    """The message of an error and the exit status."""
     if isinstance(error, SdkerasError):
         return str(error), error.exit_status
     if isinstance(error, click.ClickException):

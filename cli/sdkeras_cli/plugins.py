@@ -42,6 +42,12 @@ def check_plugin(name: str) -> int:
 
     Operators of known spectra in float32 and float64: values where the spectrum is, residuals that hold, products
     counted, the same numbers for the same seed, an error where products are NaN.
+
+    \f
+
+    Raises:
+        PluginError: It has fields without a default, or fails.
+        SdkerasError: It breaks the contract.
     """
     from sdkeras.estimators.kinds import KINDS
     from sdkeras.testing import check_estimator

@@ -61,6 +61,11 @@ def command(
 
     With --data: CHECKPOINTs (files, folders, patterns) are measured in their order, and the log is kept in --out.
     Interrupted or killed, the same command measures the rest.
+
+    \f
+
+    Raises:
+        SdkerasError: Checkpoints without data, several logs, or options of checkpoints for a log.
     """
     condition = None if expression is None else conditions.parse(expression, Measurement)
     source = click.get_current_context().get_parameter_source

@@ -267,7 +267,7 @@ def test_the_numbers_of_a_trajectory() -> None:
     assert first.difference == pytest.approx(-0.4)
     assert first.error == pytest.approx(math.hypot(1.959964 * 0.03, 1.959964 * 0.04 + 0.02), rel=1e-6)
     assert first.outcome == "fell"
-    assert "B has an upper end, by rounding" in row(found, "lyapunov.values.1").verdict
+    assert "B is an upper bound, by rounding" in row(found, "lyapunov.values.1").verdict
     # bracket [1, 3] against 3.5 [3.25, 3.75]
     dimension = row(found, "lyapunov.dimension.value")
     assert (dimension.difference, dimension.error, dimension.outcome) == (1.5, 1.25, "rose")

@@ -18,17 +18,18 @@ from sdkeras.reporting.drawing import PRINT
 from sdkeras.reporting.html import as_html
 from sdkeras.reporting.report import Figure, Table
 from sdkeras.reporting.terminal import as_text
-from sdkeras.results.log import Measurement, Reading, RunLog
+from sdkeras.results.log import Measurement, RunLog
+from sdkeras.results.measured import Measured
 
-NAN = Reading(math.nan, False)
+NAN = Measured(math.nan, False)
 
 
 def measured(step: int, ratio: float, **changes: object) -> Measurement:
     values = {
         **FOUND.values,
-        "sharpness_ratio": Reading(ratio, True),
-        "rds_sharpness": Reading(0.01, True),
-        "hessian_trace": Reading(9.0, step > 10, stderr=1.0),
+        "sharpness_ratio": Measured(ratio, True),
+        "rds_sharpness": Measured(0.01, True),
+        "hessian_trace": Measured(9.0, step > 10, stderr=1.0),
     }
     metrics = {"loss": 1.0 / step, "val_loss": 1.5 / step, "accuracy": 0.9, "val_accuracy": 0.8}
     return attrs.evolve(FOUND, **{"step": step, "values": values, "metrics": metrics, **changes})
@@ -155,7 +156,7 @@ def test_the_scale_of_the_bounds_is_drawn_beside_the_gap() -> None:
     found = bounds(Facts(1530.0, 2000, 100), inputs)
 
     def at(step: int, scale: float, total: float) -> Measurement:
-        own = {"bound_scale": Reading(scale, True, interval=(3.8, 4.0)), "generalization_bound": Reading(total, True)}
+        own = {"bound_scale": Measured(scale, True, interval=(3.8, 4.0)), "generalization_bound": Measured(total, True)}
         return attrs.evolve(measured(step, 0.5), values={**FOUND.values, **own}, bounds=found)
 
     log = RunLog(HEADER, (at(10, 3.9, math.nan), at(20, 3.5, found[1].total), FAILED))
