@@ -360,7 +360,7 @@ def test_the_papers_estimators_refuse_the_map_of_momentum(trained: keras.Model, 
     model.compile(keras.optimizers.SGD(0.25, momentum=0.5), CE)
     options = {"estimators": ["sd-ps"], "tolerance": 0.9, "samples": 64, "runs": 1}
     for function in (sdkeras.analyze, analyze.plan):
-        with pytest.raises(SdkerasError, match=r"sd-ps knows only .* \(heavy-ball, momentum 0\.5, .*--map hessian"):
+        with pytest.raises(SdkerasError, match=r"sd-ps knows only .* \(heavy-ball, momentum 0\.5, .*map='hessian'"):
             function(model, digits, **options)
     run = sdkeras.analyze(model, digits, map="hessian", **options)
     assert run.sharpness_dimension.map == "hessian"
