@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import attrs
@@ -199,11 +200,17 @@ def _windows(found: LyapunovSummary) -> Table:
     return Table("windows", f"Dimensions over the same {found.num_steps:,} steps", tuple(rows))
 
 
+def _effective(found: LyapunovSummary, k: int) -> str:
+    samples = found.effective_samples
+    return "" if samples is None or not math.isfinite(samples[k]) else f"{samples[k]:.3g} effective blocks"
+
+
 def _lyapunov(found: LyapunovSummary) -> Table:
     shown = min(len(found.values), _MOST_EXPONENTS)
     resolved = len(found.values) if found.num_resolved is None else found.num_resolved
     rows = [
-        (f"ell_{k + 1}", exponent(found, k), "" if k < resolved else "an upper end, by rounding") for k in range(shown)
+        (f"ell_{k + 1}", exponent(found, k), _effective(found, k) if k < resolved else "an upper end, by rounding")
+        for k in range(shown)
     ]
     if shown < len(found.values):
         last = len(found.values)
