@@ -281,12 +281,12 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
     def _may_measure(self) -> bool:
         wait = self.spacing.wait()
         if wait > 0:
-            found = self.spacing
+            spacing = self.spacing
             self._say_once(
                 "spacing",
-                f"measurements have taken {found.spent:.3g} s so far, without compilation, and the last one "
-                f"{found.expected:.3g} s; to stay within {found.max_overhead:.3g} of the time of training, the next "
-                f"one waits for {wait:.3g} s more of it (max_overhead=None measures every time).",
+                f"measurements have taken {spacing.spent:.3g} s so far, without compilation, and the last one "
+                f"{spacing.expected:.3g} s; to stay within {spacing.max_overhead:.3g} of the time of training, the "
+                f"next one waits for {wait:.3g} s more of it (max_overhead=None measures every time).",
             )
         return wait == 0
 
@@ -317,28 +317,28 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
             self.plan.made += 1
         try:
             with same_randomness():
-                found = self._measured(metrics, limit, None if about else within)
+                measurement = self._measured(metrics, limit, None if about else within)
             failed = False
         except Exception as error:  # whatever a layer, TensorFlow or a lack of memory raises: training goes on
             reason = last_line(error)
             self._say_once(reason, f"a measurement failed, its numbers are NaN: {reason}")
-            found = failed_measurement(
+            measurement = failed_measurement(
                 self.keys, reason, step=steps_taken(self.model.optimizer), epoch=self._epochs, metrics=metrics
             )
         self._watched = _identity(self.model)
-        found = attrs.evolve(found, seconds=self.spacing.clock() - started, began=self._began)
+        measurement = attrs.evolve(measurement, seconds=self.spacing.clock() - started, began=self._began)
         # Weights that another callback brought back stand nowhere in the training's log.
-        if not (about and self.measurements and self.measurements[-1].step == found.step):
-            self.measurements.append(found)
+        if not (about and self.measurements and self.measurements[-1].step == measurement.step):
+            self.measurements.append(measurement)
             self._began = None
             if self._monitor is not None:
-                self._write(found)
+                self._write(measurement)
         if not about:
-            self._latest = {key: reading.value for key, reading in found.values.items()}
+            self._latest = {key: reading.value for key, reading in measurement.values.items()}
             self._fresh = True
         if self.report is not None and not failed:
             self._measured_at = _digest(self.model)
-            step = f"measured while the model trained, at step {found.step:,}, after {self._epochs:,} epochs"
+            step = f"measured while the model trained, at step {measurement.step:,}, after {self._epochs:,} epochs"
             self._write_report(about or f"{step}; whatever training did after that is not in it.")
 
     def _write_report(self, about: str) -> None:
@@ -373,7 +373,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
                 "(class_weight=..., data=(x, y, sample_weight)).",
             )
 
-    def _write(self, found: Measurement) -> None:
+    def _write(self, measurement: Measurement) -> None:
         """Appends to the log, after the header where it has none of this model yet."""
         if self.log_path is None:
             return
@@ -384,7 +384,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
             if self._header is not None:
                 log.append(self.log_path, self._header)
                 self._header = self._log = None
-            log.append(self.log_path, attrs.evolve(found, began=self._unlogged))
+            log.append(self.log_path, attrs.evolve(measurement, began=self._unlogged))
             self._unlogged = None
         except OSError as error:
             self._say_once("log", f"{shown(self.log_path)} cannot be written: {error.strerror or error}")
@@ -392,7 +392,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
             self._say_once("log", str(error))
         finally:
             if self._log is not None:
-                self._log = attrs.evolve(self._log, measurements=(*self._log.measurements, found))
+                self._log = attrs.evolve(self._log, measurements=(*self._log.measurements, measurement))
 
     def _say_once(self, what: str, message: str) -> None:
         if what not in self._said:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import time
 from collections.abc import Callable, Mapping
@@ -26,8 +25,8 @@ from sdkeras.results.lyapunov import LyapunovSummary
 from sdkeras.results.note import Note
 from sdkeras.results.plans import Plan
 from sdkeras.results.progress import Progress
-from sdkeras.runs import assumptions, full_map, lyapunov, measure
-from sdkeras.runs.answers import compressed, model_info, without_a_rate
+from sdkeras.runs import assumptions, lyapunov, measure
+from sdkeras.runs.answers import joined, without_a_rate
 from sdkeras.runs.budget import KEPT, Budget, Meter, Notes, resources, whole_budget
 from sdkeras.runs.edge import edge_of_stability
 from sdkeras.runs.full_map import FullMap
@@ -37,7 +36,6 @@ from sdkeras.runs.notes import findings
 from sdkeras.runs.options import Options, takes_options
 from sdkeras.runs.plan import planned
 from sdkeras.runs.problem import Problem, read_problem
-from sdkeras.runs.provenance import data_info, provenance
 from sdkeras.runs.snapshots import supremum
 from sdkeras.training_step import settings
 from sdkeras.training_step.map import UpdateMap
@@ -78,9 +76,9 @@ def plan(model: Model, data: Data, options: Options) -> Plan:
     steps = _training_steps(problem)
     if steps:
         _training_optimizer(problem)
-    made = planned(problem, budget.resources, steps)
+    planned_analysis = planned(problem, budget.resources, steps)
     gc.collect()  # compiled functions are cyclic; an analysis that follows needs their memory
-    return made
+    return planned_analysis
 
 
 def _read(model: Model, data: Data, options: Options, started: float) -> tuple[Problem, Notes, Budget]:
@@ -146,7 +144,6 @@ class _Analysis:
     bound_inputs: Mapping[str, float] = attrs.field(factory=dict)
     layers: tuple[LayerSharpness, ...] = ()
     lyapunov: LyapunovSummary | None = None
-    interrupted: bool = False
 
     def verify(self) -> None:
         """Traces and verifies the products, and the training step where there is need of it."""
@@ -213,11 +210,9 @@ class _Analysis:
         snapshots = problem.options.snapshots or 1 if first else 1
         part = self.budget.part(1 / (snapshots + self._num_later(name)))
         # The runs of an exact one may cost any number of products.
-        how = functools.partial(
-            measure.sampling, problem, name, required=first and not problem.estimators.can(name).exact
-        )
+        how = measure.sampling(problem, name, required=first and not problem.estimators.can(name).exact)
         runs = self.full or measure.HessianRuns(problem, self.hessian)
-        outcome = self._take(f"sharpness dimension ({name})", lambda: measure.dimension(problem, runs, part, how()))
+        outcome = self._take(f"sharpness dimension ({name})", lambda: measure.dimension(problem, runs, part, how))
         if outcome is None:
             return
         self.outcomes.append(outcome)
@@ -252,11 +247,12 @@ class _Analysis:
                 budget=self.budget,
             )
         except Interrupted as ended:
-            code = lyapunov.limit_code(self.budget.stop(self.problem.options.lyapunov or 0))
-            self.notes.append(Note(code, f"there are no Lyapunov exponents: {ended}"))
+            if not self.budget.interrupted:
+                code = lyapunov.limit_code(self.budget.stop(self.problem.options.lyapunov or 0))
+                self.notes.append(Note(code, f"there are no Lyapunov exponents: {ended}"))
             return
         self._add(followed.warnings)
-        self.lyapunov, self.interrupted = followed.summary, followed.interrupted
+        self.lyapunov = followed.summary
         if self.facts is not None:
             self.facts = facts_along(self.facts, followed.summary.dimension)
 
@@ -272,31 +268,21 @@ class _Analysis:
             prefix = "" if outcome is first else f"{outcome.sharpness_dimension.estimator}: "
             self._add(tuple(attrs.evolve(note, message=prefix + note.message) for note in outcome.warnings))
         self.notes += self.budget.notes_of_excess(options.time_limit)
-        operator = full_map.OPERATOR if problem.is_full else problem.operator
-        return Analysis(
-            provenance=provenance(
-                problem.source,
-                seed=options.seed,
-                dtype=options.dtype,
-                num_hvps=self.hessian.num_products,
-                started=started,
-            ),
-            model=model_info(problem, options.product_mode),
-            data=data_info(problem.source, problem.loss.num_examples),
-            optimizer=problem.optimizer_info(),
-            verification=self.hessian.verification,
+        return joined(
+            problem,
+            self.hessian,
+            self.outcomes,
+            (self.full or problem).exponents if self.outcomes else None,
+            cost=(self.hessian.num_products, started),
             hessian=measure.hessian_summary(self.pairs, self.trace),
-            sharpness_dimension=None if first is None else first.sharpness_dimension,
-            estimates=tuple(outcome.sharpness_dimension for outcome in self.outcomes),
-            rds_sharpness=None if first is None else first.rds_sharpness,
             edge_of_stability=self.edge or edge_of_stability(problem, None, "interrupted before it was measured"),
-            spectrum=self.spectrum if first is None else compressed(first.nodes, first.weights, operator),
+            spectrum=self.spectrum,
             bounds=self._bounds(),
             layers=self.layers,
             lyapunov=self.lyapunov,
             supremum=self.supremum,
             warnings=tuple(dict.fromkeys(self.notes)),
-            partial=interrupted or self.interrupted,
+            partial=interrupted,
         )
 
     def _bounds(self) -> tuple[Bound, ...]:
@@ -306,16 +292,16 @@ class _Analysis:
         return bounds(self.facts, self.bound_inputs, estimated)
 
     def _bound_inputs(self) -> Mapping[str, float]:
-        """Inputs of the bounds: those given, and estimates of others where they are asked for."""
-        given = dict(self.problem.options.bound_inputs)
+        """Inputs of the bounds: those known, and estimates of others where they are asked for."""
+        known = dict(self.problem.options.bound_inputs)
         if not self.problem.options.estimate_bound_inputs:
-            return given
+            return known
         late = self.budget.stop()
         if late:
             self.notes.append(Note("not-measured", f"inputs of the bounds: {BudgetError(late)}"))
-            return given
+            return known
         self.budget.tell("inputs of the bounds")
-        return assumptions.inputs_at(assumptions.loss_of_single_examples(self.problem), given)
+        return assumptions.inputs_at(assumptions.loss_of_single_examples(self.problem), known)
 
     def _add(self, notes: Notes) -> None:
         """Those whose code is not there yet."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import attrs
 import numpy as np
 
+from sdkeras.dimension.exponents import Exponents
 from sdkeras.dimension.sampling import Outcome
 from sdkeras.operators.hessian import HessianOperator
 from sdkeras.results.answers import Analysis, HessianSummary, ModelInfo, SpectrumSummary
@@ -23,6 +26,8 @@ from sdkeras.runs.problem import Problem
 from sdkeras.runs.provenance import data_info, provenance
 
 _MAX_NODES = 2000
+# Whose exponents the map full takes.
+OPERATOR = "singular values of J"
 
 
 def without_a_rate(problem: Problem) -> str:
@@ -47,16 +52,20 @@ def model_info(problem: Problem, product_mode: str) -> ModelInfo:
     )
 
 
-def compressed(nodes: Array, weights: Array, operator: str) -> SpectrumSummary:
-    """At most 2,000 nodes: neighbours of about equal mass share are merged into their mean."""
+def compressed(nodes: Array, weights: Array, operator: str, exponents: Exponents | None = None) -> SpectrumSummary:
+    """At most 2,000 nodes: neighbours of about equal mass share are merged into their mean; with their exponents."""
     if len(nodes) > _MAX_NODES:
         edges = np.unique(np.linspace(0, len(nodes), _MAX_NODES + 1).astype(int)[:-1])
         mass = np.add.reduceat(weights, edges)
         moment = np.add.reduceat(weights * nodes, edges)
-        plain = np.add.reduceat(nodes, edges) / np.diff(np.append(edges, len(nodes)))
-        nodes = np.where(mass > 0, moment / np.where(mass > 0, mass, 1.0), plain)
+        means = np.add.reduceat(nodes, edges) / np.diff(np.append(edges, len(nodes)))
+        nodes = np.where(mass > 0, moment / np.where(mass > 0, mass, 1.0), means)
         weights = mass
-    return SpectrumSummary(np.asarray(nodes, np.float64), np.asarray(weights, np.float64), operator)
+    nodes, weights = np.asarray(nodes, np.float64), np.asarray(weights, np.float64)
+    if exponents is None:
+        return SpectrumSummary(nodes, weights, operator)
+    moduli = exponents.log_eigenvalues(nodes) if exponents.branches == 2 else None
+    return SpectrumSummary(nodes, weights, operator, exponents(nodes), moduli)
 
 
 @attrs.frozen
@@ -73,38 +82,61 @@ class LastMeasurement:
     outcome: Outcome | None
 
 
-def answer_of(last: LastMeasurement, about: str) -> Analysis:
-    """A measurement as an analysis, and when it was measured."""
-    measurement, outcome, problem = last.measurement, last.outcome, last.problem
-    options, values = problem.options, measurement.values
-    warnings = [*findings(problem, last.hessian), *last.notes, *(outcome.warnings if outcome else ())]
-    if problem.rate is None:
-        warnings.append(Note("no-learning-rate", without_a_rate(problem)))
-    estimates = () if outcome is None else (outcome.sharpness_dimension,)
+def joined(
+    problem: Problem,
+    operator: HessianOperator,
+    outcomes: Sequence[Outcome],
+    exponents: Exponents | None,
+    *,
+    cost: tuple[int, float],
+    **measured: Any,
+) -> Analysis:
+    """One answer from estimates of SD, and fields of it that were measured beside them.
+
+    `exponents` is the map of the first estimate, if there is one; `cost` the number of products and the time of the
+    start; `measured` are the other fields of `Analysis`.
+    """
+    options, first = problem.options, outcomes[0] if outcomes else None
+    if first is not None:
+        name = OPERATOR if problem.is_full else problem.operator
+        measured["spectrum"] = compressed(first.nodes, first.weights, name, exponents)
+    num_hvps, started = cost
     return Analysis(
         provenance=provenance(
-            problem.source,
-            seed=options.seed,
-            dtype=options.dtype,
-            num_hvps=measurement.num_hvps,
-            started=time.monotonic() - measurement.seconds,
+            problem.source, seed=options.seed, dtype=options.dtype, num_hvps=num_hvps, started=started
         ),
         model=model_info(problem, options.product_mode),
         data=data_info(problem.source, problem.loss.num_examples),
         optimizer=problem.optimizer_info(),
-        verification=last.hessian.verification,
+        verification=operator.verification,
+        sharpness_dimension=None if first is None else first.sharpness_dimension,
+        estimates=tuple(outcome.sharpness_dimension for outcome in outcomes),
+        rds_sharpness=None if first is None else first.rds_sharpness,
+        **measured,
+    )
+
+
+def answer_of(last: LastMeasurement, about: str) -> Analysis:
+    """A measurement as an analysis, and when it was measured."""
+    measurement, problem, outcomes = last.measurement, last.problem, [last.outcome] if last.outcome else []
+    notes = [*findings(problem, last.hessian), *last.notes, *(note for one in outcomes for note in one.warnings)]
+    if problem.rate is None:
+        notes.append(Note("no-learning-rate", without_a_rate(problem)))
+    return joined(
+        problem,
+        last.hessian,
+        outcomes,
+        problem.exponents if outcomes else None,
+        cost=(measurement.num_hvps, time.monotonic() - measurement.seconds),
         hessian=HessianSummary(
-            largest=_known(values.get("sharpness")),
+            largest=_known(measurement.values.get("sharpness")),
             smallest=None,
-            trace=_known(values.get("hessian_trace")),
+            trace=_known(measurement.values.get("hessian_trace")),
         ),
-        sharpness_dimension=estimates[0] if estimates else None,
-        estimates=estimates,
-        rds_sharpness=None if outcome is None else outcome.rds_sharpness,
         edge_of_stability=_edge(last),
-        spectrum=None if outcome is None else compressed(outcome.nodes, outcome.weights, problem.operator),
         bounds=measurement.bounds,
-        warnings=(*dict.fromkeys(warnings), Note("while-training", about)),
+        spectrum=None,
+        warnings=(*dict.fromkeys(notes), Note("while-training", about)),
     )
 
 

@@ -23,7 +23,6 @@ from sdkeras.training_step import settings
 from sdkeras.training_step.coordinates import ConjugatedMap, training_coordinates
 from sdkeras.training_step.map import UpdateMap
 
-OPERATOR = "singular values of J"
 # Share of t* that rounding may blur an exponent by before it is told of.
 _COARSE = 0.1
 

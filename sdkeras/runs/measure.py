@@ -243,10 +243,10 @@ def runs_to_afford(index: int) -> int:
 
 def spectrum_estimator(problem: Problem, name: str) -> Estimator:
     """The estimator of spectra, or of singular values for the map full, of this name, with its settings."""
-    given = problem.options.settings.get(name, {})
+    fields = problem.options.settings.get(name, {})
     if problem.maps_spectra:
-        return estimator_of_spectrum(name, given, problem.exponents)
-    return for_analysis(problem.estimators.kind, name, given)
+        return estimator_of_spectrum(name, fields, problem.exponents)
+    return for_analysis(problem.estimators.kind, name, fields)
 
 
 @attrs.frozen

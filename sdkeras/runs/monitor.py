@@ -63,12 +63,12 @@ def check_measures(measures: Sequence[str]) -> tuple[str, ...]:
     Raises:
         SdkerasError: None, or an unknown one.
     """
-    given = (measures,) if isinstance(measures, str) else tuple(measures or ())
-    unknown = [name for name in given if name not in MEASURES]
-    if unknown or not given:
+    names = (measures,) if isinstance(measures, str) else tuple(measures or ())
+    unknown = [name for name in names if name not in MEASURES]
+    if unknown or not names:
         what = f"{unknown[0]!r} is no measure" if unknown else "no measure was asked for"
         raise SdkerasError(f"{what}; there are: {', '.join(MEASURES)}.")
-    return tuple(name for name in MEASURES if name in given)
+    return tuple(name for name in MEASURES if name in names)
 
 
 def keys_of(measures: Sequence[str]) -> tuple[str, ...]:
@@ -178,11 +178,11 @@ class Monitor:
 
     def take(self, model: Model) -> None:
         """Puts another model's weights and optimizer variables into this one's, which must have the same."""
-        own = self.problem.compiled_as
-        pairs = list(zip(own.variables, model.variables, strict=True))
-        if self.problem.model is not own:  # a copy that is compiled with another loss
+        target = self.problem.compiled_as
+        pairs = list(zip(target.variables, model.variables, strict=True))
+        if self.problem.model is not target:  # a copy that is compiled with another loss
             pairs += zip(self.problem.model.variables, model.variables, strict=True)
-        for optimizer, other in [(own.optimizer, model.optimizer)] if own.optimizer is not None else []:
+        for optimizer, other in [(target.optimizer, model.optimizer)] if target.optimizer is not None else []:
             pairs += zip(optimizer.variables, other.variables, strict=True)
         for variable, value in pairs:
             variable.assign(value)
@@ -228,16 +228,15 @@ class Monitor:
         trace = self._trace(hessian) if "hessian_trace" in self.measures else None
         outcome = None
         self.out_of_time = False
-        if mapped:
-            if problem.rate is not None:
-                outcome = self._dimension(problem, hessian, budget)
-                notes += [note.message for note in (*about_map, *outcome.warnings) if note.code not in _USUAL]
-            known = _readings(outcome, problem.options.tolerance)
-            values |= {name: value for name, value in known.items() if name in self.measures}
+        if mapped and problem.rate is not None:
+            outcome = self._dimension(problem, hessian, budget)
+            notes += [note.message for note in (*about_map, *outcome.warnings) if note.code not in _USUAL]
+        known = _readings(outcome, problem.options.tolerance)
+        values |= {name: value for name, value in known.items() if name in self.measures}
         bounds = () if outcome is None else self._bounds(problem, outcome)
         if trace is not None:
             values["hessian_trace"] = trace
-        values |= self._of_bounds(outcome, bounds)
+        values |= self._of_bounds(outcome, known, bounds)
         edge, estimate_of_sd = edge_of_stability(problem, None), outcome and outcome.sharpness_dimension
         measurement = Measurement(
             source=source,
@@ -273,8 +272,8 @@ class Monitor:
         The error is of the choice of batches and masks: 0 for all the data in one batch, None for one batch of more.
         """
         now = self.problem.loss.now()
-        plain = [attrs.evolve(batch, loss_weights=()) for batch in now.batches]  # each as if it were all the data
-        losses = [float(now.gradients.evaluate(now.gradients.point, batch)[0]) for batch in plain]
+        separate = [attrs.evolve(batch, loss_weights=()) for batch in now.batches]  # each as if it were all the data
+        losses = [float(now.gradients.evaluate(now.gradients.point, batch)[0]) for batch in separate]
         sizes = [batch.num_examples for batch in now.batches]
         if len(losses) > 1:
             error: float | None = float(np.std(losses, ddof=1) / np.sqrt(len(losses)))
@@ -283,31 +282,29 @@ class Monitor:
         return float(np.average(losses, weights=sizes)), error
 
     def _bounds(self, problem: Problem, outcome: Outcome) -> tuple[Bound, ...]:
-        """Both theorems at this SD, with what is given and estimated of their inputs."""
-        optimizer, given = problem.optimizer, problem.options.bound_inputs
+        """Both theorems at this SD, with what is known and estimated of their inputs."""
+        optimizer, known = problem.optimizer, problem.options.bound_inputs
         facts = assumptions.facts_at(
             problem,
             outcome.sharpness_dimension,
             smallest_exponent=float(np.min(problem.exponents(outcome.nodes))),
             clipped=optimizer is not None and any(code == "clipping" for code, _ in optimizer.notes),
         )
-        inputs = assumptions.inputs_at(None if self._singles is None else self._singles.now(), given)
-        return bounds_with(facts, inputs, frozenset(inputs) - set(given))
+        inputs = assumptions.inputs_at(None if self._singles is None else self._singles.now(), known)
+        return bounds_with(facts, inputs, frozenset(inputs) - set(known))
 
-    def _of_bounds(self, outcome: Outcome | None, bounds: Sequence[Bound]) -> dict[str, Measured]:
+    def _of_bounds(
+        self, outcome: Outcome | None, values: Mapping[str, Measured], bounds: Sequence[Bound]
+    ) -> dict[str, Measured]:
         """sqrt(SD/n), and the total of the first theorem that has one; NaN where they are not known."""
         known: dict[str, Measured] = {}
         if outcome is not None:
-            n, reading = (
-                self.problem.source.num_samples,
-                _readings(outcome, self.problem.options.tolerance)[DIMENSION[1]],
-            )
-            low, high = reading.interval or (math.nan, math.nan)
-            ends = tuple(root_ratio(end, n) for end in (low, high))
+            n, reading = self.problem.source.num_samples, values[DIMENSION[1]]
+            low, high = (root_ratio(end, n) for end in reading.interval or (math.nan, math.nan))
             known[BOUND_SCALE] = Measured(
                 _or_nan(root_ratio(reading.value, n)),
                 reading.converged,
-                interval=None if ends[0] is None or ends[1] is None else (ends[0], ends[1]),
+                interval=None if low is None or high is None else (low, high),
             )
             totals = [bound.total for bound in bounds if bound.total is not None]
             known[TOTAL_BOUND] = Measured(_or_nan(totals[0] if totals else None), reading.converged)
@@ -374,14 +371,14 @@ def _readings(outcome: Outcome | None, tolerance: float) -> dict[str, Measured]:
     """The leading exponent, SD and the codimension."""
     if outcome is None:
         return dict.fromkeys(DIMENSION, _UNKNOWN)
-    found = outcome.sharpness_dimension
+    sd = outcome.sharpness_dimension
     converged = "budget-ended" not in {warning.code for warning in outcome.warnings}
-    if found.threshold_exponent is None and found.interval is not None:  # at 0 or d the runs end whatever the interval
-        converged = found.interval[1] - found.interval[0] <= 2 * tolerance * max(found.codimension, 1.0)
+    if sd.threshold_exponent is None and sd.interval is not None:  # at 0 or d the runs end whatever the interval
+        converged = sd.interval[1] - sd.interval[0] <= 2 * tolerance * max(sd.codimension, 1.0)
     return {
         "rds_sharpness": Measured(float(outcome.rds_sharpness.leading[0]), converged),
-        "sharpness_dimension": Measured(found.value, converged, interval=found.interval),
-        "sharpness_codimension": Measured(found.codimension, converged, interval=found.codimension_interval),
+        "sharpness_dimension": Measured(sd.value, converged, interval=sd.interval),
+        "sharpness_codimension": Measured(sd.codimension, converged, interval=sd.codimension_interval),
     }
 
 

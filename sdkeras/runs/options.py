@@ -112,12 +112,12 @@ def _names(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _settings(given: Mapping[str, Mapping[str, Any]] | None) -> Mapping[str, Mapping[str, Any]]:
-    return given or {}
+def _settings(settings: Mapping[str, Mapping[str, Any]] | None) -> Mapping[str, Mapping[str, Any]]:
+    return settings or {}
 
 
-def _inputs(given: Mapping[str, float] | None) -> Mapping[str, float]:
-    return given or {}
+def _inputs(inputs: Mapping[str, float] | None) -> Mapping[str, float]:
+    return inputs or {}
 
 
 @attrs.frozen(kw_only=True)
@@ -392,12 +392,12 @@ def takes_options(
         keywords = inspect.signature(options).parameters
 
         @functools.wraps(function)
-        def call(model: Model, data: Data, *args: _P.args, **given: _P.kwargs) -> _R:
-            for name in given:
+        def call(model: Model, data: Data, *args: _P.args, **values: _P.kwargs) -> _R:
+            for name in values:
                 if name not in keywords:
                     hint = did_you_mean(name, keywords).strip()
                     raise TypeError(f"{function.__name__}() has no option {name!r}" + (f"; {hint}" if hint else "."))
-            return function(model, data, options(*args, **given))
+            return function(model, data, options(*args, **values))
 
         signature = inspect.signature(function)
         inputs = list(signature.parameters.values())[:2]

@@ -42,6 +42,11 @@ class Row:
         found = None if self.measured is None else self.measured.values.get(column)
         return None if found is None else found.value
 
+    def gap(self, target: str) -> float | None:
+        """'accuracy_gap' or 'loss_gap', or None where it is unknown."""
+        gap: float | None = None if self.trained is None else getattr(self.trained, target)
+        return gap
+
     def error(self, column: str) -> float | None:
         """Of that measure, or None where it is unknown."""
         found = None if self.measured is None else self.measured.values.get(column)

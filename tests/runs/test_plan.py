@@ -11,6 +11,7 @@ from sdkeras.results.progress import Progress
 from sdkeras.runs import analyze
 
 layers = keras.layers
+STEPS = {"sd-slq": {"num_steps": 40}}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,9 @@ def test_the_fixed_stages_cost_what_was_planned(
 def test_every_estimator_is_in_the_plan(digits: tuple[Any, Any]) -> None:
     model = net("dense", keras.optimizers.SGD(0.25), digits)
     alone = analyze.plan(model, digits)
-    more = analyze.plan(model, digits, estimators=["slq", "sd-slq"], exact_minibatches=2, max_hvps=10**6)
+    more = analyze.plan(
+        model, digits, estimators=["slq", "sd-slq"], exact_minibatches=2, max_hvps=10**6, settings=STEPS
+    )
     size = alone.num_parameters
     assert alone.num_hvps_pilot == 24 * 40
     assert more.num_hvps_pilot == 2 * size + 2 * 24 * 40
