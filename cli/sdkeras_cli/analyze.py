@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from sdkeras.estimators import registry
+from sdkeras.operators.modes import MODES
 from sdkeras.runs.options import DEFAULT_STEPS, DEFAULT_TRANSIENT
 from sdkeras_cli import conditions, shared
 from sdkeras_cli.inputs import check_inputs, input_files, load
@@ -26,7 +27,7 @@ from sdkeras_cli.shared import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE
 @click.option("--samples", type=COUNT, default=4096, show_default=True, help="Samples for the data-set Hessian.")
 @click.option(
     "--mode",
-    type=click.Choice(["train", "inference"]),
+    type=click.Choice(MODES),
     default="train",
     show_default=True,
     help="Of dropout and batch normalization.",

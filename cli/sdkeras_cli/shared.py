@@ -10,6 +10,7 @@ import click
 
 from sdkeras.errors import SdkerasError
 from sdkeras.files import class_weights
+from sdkeras.operators.modes import DTYPES, PRODUCT_MODES
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -96,10 +97,10 @@ class_weight = click.option(
     help="fit's class_weight, which no file holds: 0=1.0,1=9.0; other classes weigh 1.",
 )
 params = click.option("--params", metavar="REGEX", help="Analyse only the variables whose path this finds.")
-dtype = click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True)
+dtype = click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True)
 product_mode = click.option(
     "--product-mode",
-    type=click.Choice(["auto", "reverse-over-reverse", "forward-over-reverse", "finite-differences"]),
+    type=click.Choice(PRODUCT_MODES),
     default="auto",
     show_default=True,
 )

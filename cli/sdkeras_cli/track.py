@@ -9,6 +9,7 @@ import click
 from sdkeras.errors import SdkerasError
 from sdkeras.files.atomic import shown
 from sdkeras.files.checkpoints import in_order
+from sdkeras.operators.modes import DTYPES, MODES
 from sdkeras.results import log as run_log
 from sdkeras.results.log import Measurement, RunLog
 from sdkeras_cli import conditions, shared
@@ -32,8 +33,8 @@ _DEFAULT_FOLDER = "track"
 @shared.class_weight
 @shared.params
 @click.option("--samples", type=COUNT, help="Samples for the data-set Hessian; default 1024.")
-@click.option("--mode", type=click.Choice(["train", "inference"]), help="Of dropout and the like; default train.")
-@click.option("--dtype", type=click.Choice(["float32", "float64"]), help="Default float32.")
+@click.option("--mode", type=click.Choice(MODES), help="Of dropout and the like; default train.")
+@click.option("--dtype", type=click.Choice(DTYPES), help="Default float32.")
 @click.option("--tolerance", type=FRACTION, help="Half-width over the codimension; default 0.2.")
 @click.option("--max-hvps", type=COUNT, help="Products for a checkpoint's exponents; default 1000.")
 @shared.bound

@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 import numpy as np
+from numpy.typing import DTypeLike
 
 from sdkeras.errors import ModelError
 from sdkeras.results.arrays import Array
@@ -65,7 +66,7 @@ class Layout:
             last = label
         return found
 
-    def flatten(self, arrays: Sequence[Any], dtype: Any) -> Array:
+    def flatten(self, arrays: Sequence[Any], dtype: DTypeLike) -> Array:
         """Arrays of these shapes as one vector, shape [size]."""
         return np.concatenate([np.asarray(array, dtype=dtype).ravel() for array in arrays])
 

@@ -176,6 +176,5 @@ def _with_seed(step: UpdateMap, seed: int) -> UpdateMap:
     if seed == step.loss.seed:
         return step
     view = copy.copy(step)
-    view.loss = copy.copy(step.loss)
-    view.loss.seed = seed
+    view.loss = step.loss.with_seed(seed)
     return view

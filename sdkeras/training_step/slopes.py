@@ -111,31 +111,31 @@ class RowByRow:
         return [tf.cast(raw[k].indices, tf.int32) for k in self._looked_up]
 
     def _gradient_graph(self, point: Any, seeds: Any, weights: Any, *flat: Any) -> tuple[Any, ...]:
-        parts = self._engine._split(point)
-        raw = self._engine._raw_gradients(parts, seeds, weights, flat)
-        return self._engine._join(self._values(raw, parts)), *self._rows(raw)
+        parts = self._engine.split(point)
+        raw = self._engine.raw_gradients_of(parts, seeds, weights, flat)
+        return self._engine.join(self._values(raw, parts)), *self._rows(raw)
 
     def _along_graph(self, vectorized: bool) -> Any:
         """The gradient row by row, and its derivative along each row of a matrix."""
         engine = self._engine
 
         def graph(point: Any, tangents: Any, seeds: Any, weights: Any, *flat: Any) -> tuple[Any, ...]:
-            parts = engine._split(point)
+            parts = engine.split(point)
             with tf.GradientTape(persistent=True) as tape:
                 tape.watch(parts)
-                raw = engine._raw_gradients(parts, seeds, weights, flat)
+                raw = engine.raw_gradients_of(parts, seeds, weights, flat)
                 values = self._values(raw, parts)
             rows = self._rows(raw)
             if all(_is_one_lookup(raw[k].indices) for k in self._looked_up):
 
                 def along(vector: Any) -> Any:
-                    turn = engine._split(vector)
+                    turn = engine.split(vector)
                     for k, own in zip(self._looked_up, rows, strict=True):
                         turn[k] = tf.gather(turn[k], own)
                     found = _pulled(tape, values, parts, turn, values)
                     for k in self._looked_up:
                         found[k] = getattr(found[k], "values", found[k])
-                    return engine._join(_dense(found))
+                    return engine.join(_dense(found))
 
             else:
                 # A second pass may meet the lookups in another order, so: the derivative of c -> dG' c.
@@ -145,20 +145,20 @@ class RowByRow:
                     pulled = _dense(_pulled(tape, values, parts, duals, parts))
 
                 def along(vector: Any) -> Any:
-                    return engine._join(_pulled(outer, pulled, duals, engine._split(vector), duals))
+                    return engine.join(_pulled(outer, pulled, duals, engine.split(vector), duals))
 
-            return engine._join(values), _each(along, tangents, vectorized), *rows
+            return engine.join(values), _each(along, tangents, vectorized), *rows
 
-        return engine._traced(graph, engine._vector, self._matrix(engine.size))
+        return engine.traced(graph, self._matrix(engine.size))
 
     def _back_graph(self, vectorized: bool) -> Any:
         engine = self._engine
 
         def graph(point: Any, cotangents: Any, seeds: Any, weights: Any, *flat: Any) -> Any:
-            parts = engine._split(point)
+            parts = engine.split(point)
             with tf.GradientTape(persistent=True) as tape:
                 tape.watch(parts)
-                values = self._values(engine._raw_gradients(parts, seeds, weights, flat), parts)
+                values = self._values(engine.raw_gradients_of(parts, seeds, weights, flat), parts)
             pieces = tf.split(cotangents, [tf.size(value) for value in values], axis=1)
             shaped = [
                 tf.reshape(piece, tf.concat([tf.shape(piece)[:1], tf.shape(value)], 0))
@@ -166,19 +166,18 @@ class RowByRow:
             ]
 
             def back(cotangent: list[Any]) -> Any:
-                return engine._join(_dense(_pulled(tape, values, parts, list(cotangent), parts)))
+                return engine.join(_dense(_pulled(tape, values, parts, list(cotangent), parts)))
 
             return _each(back, shaped, vectorized)
 
-        return engine._traced(graph, engine._vector, self._matrix(None))
+        return engine.traced(graph, self._matrix(None))
 
     def _matrix(self, width: int | None) -> Any:
         return tf.TensorSpec([None, width], self._engine.function.dtype)
 
     def _call(self, kind: str, point: Any, rows: Array, batch: Batch) -> Any:
-        engine, arguments = self._engine, self._engine._arguments(batch)
-        with engine._shared.lock:
-            engine.num_products += len(rows)
+        engine, arguments = self._engine, self._engine.arguments(batch)
+        engine.count(len(rows))
         given = (point, tf.constant(rows), *arguments)
         if kind not in self._functions:
             make = {"along": self._along_graph, "back": self._back_graph}[kind]
@@ -189,8 +188,8 @@ class RowByRow:
 
     def gradient(self, point: Any, batches: Sequence[Batch]) -> Gradient:
         if "gradient" not in self._functions:
-            self._functions["gradient"] = self._engine._traced(self._gradient_graph, self._engine._vector)
-        made = [self._functions["gradient"](point, *self._engine._arguments(batch)) for batch in batches]
+            self._functions["gradient"] = self._engine.traced(self._gradient_graph)
+        made = [self._functions["gradient"](point, *self._engine.arguments(batch)) for batch in batches]
         return self._gathered([(found[0], found[1:]) for found in made])
 
     def along(self, point: Any, tangents: Array, batches: Sequence[Batch]) -> Array:
