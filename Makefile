@@ -26,7 +26,7 @@ test-kernels: $(VENV)/installed-test
 
 # Every layer, activation and loss of the installed Keras: are its Hessian-vector products right?
 layers: $(VENV)/installed-test
-	PYTHONPATH=tests $(BIN)/python -m layer_scan.scan
+	PYTHONPATH=tests $(BIN)/python -m layer_scan.scan --output examples/layers.md
 
 bench: $(VENV)/installed-test
 	$(BIN)/python tests/benchmarks/run.py

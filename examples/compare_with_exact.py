@@ -1,19 +1,21 @@
 """The estimated sharpness dimension against exact spectra, on three trained nets.
 
 Trains a digits MLP (SGD), a convolutional net with BatchNormalization (SGD with momentum and weight decay) and a small
-pre-LayerNormalization transformer on English text (AdamW), none with a batch size that divides its data, and prints
-for each, under the paper's map |1 - eta*alpha|, the estimate, the exact value from 24 minibatches, and the largest
+pre-LayerNormalization transformer on English text (AdamW), none with a batch size that divides its data. Prints for
+each, under the paper's map |1 - eta*alpha|, the estimate and the exact value from 24 minibatches, and the largest
 eigenvalue and trace of the data-set Hessian beside those of a dense finite-difference Hessian in float64.
 
-    python examples/compare_with_exact.py [mlp|conv|transformer ...]
+    python examples/compare_with_exact.py [mlp|conv|transformer ...] [--results JSON]
 """
 
+import argparse
 import pydoc_data.topics
-import sys
 import time
+from pathlib import Path
 
 import keras
 import numpy as np
+from result_files import markdown, save
 
 import sdkeras
 from sdkeras.datasets import load_digits
@@ -73,39 +75,90 @@ def finite_difference_hessian(model, data) -> tuple[np.ndarray, sdkeras.Empirica
     return (matrix + matrix.T) / 2, loss
 
 
+def dimensions(make) -> tuple[dict, tuple]:
+    """Trains a net and estimates its SD both ways: the row of the table, and (model, data)."""
+    model, data, batch_size, rate = make()
+    start = time.perf_counter()
+    run = sdkeras.analyze(model, data, batch_size=batch_size, learning_rate=rate, map="hessian", exact_minibatches=24)
+    exact, estimate = sorted(run.estimates, key=lambda one: one.estimator != "exact")
+    row = {
+        "net": make.__name__,
+        "num_parameters": model.count_params(),
+        "batch_size": batch_size,
+        "optimizer": run.optimizer.name,
+        "exact_pooled": exact.value,
+        "exact_interval": exact.interval,
+        "pooled": estimate.value,
+        "interval": estimate.interval,
+        "exact_definition": exact.definition_value,
+        "definition_interval": estimate.definition_interval,
+    }
+    print(
+        f"{make.__name__}: {run.edge_of_stability.verdict} {estimate.num_runs} runs, {estimate.num_hvps:,} "
+        f"Hessian-vector products; exact: {exact.num_hvps:,}; {time.perf_counter() - start:.0f} s",
+        flush=True,
+    )
+    return row, (model, data)
+
+
+def extremes(name: str, model, data) -> dict:
+    """Largest eigenvalue and trace of the Hessian of 250 samples, beside those of the dense matrix."""
+    few = tuple(array[:250] for array in data)
+    dense, loss = finite_difference_hessian(model, few)
+    operator = sdkeras.HessianOperator(sdkeras.EmpiricalLoss(model, few, batch_size=100))
+    pairs = sdkeras.get_estimator("eigenpairs", "lanczos")(tolerance=1e-5).estimate(operator, seed=0)
+    values = np.linalg.eigvalsh(dense)
+    trace = sum(
+        float(operator.rows(block.astype("float32"))[np.arange(len(block)), first + np.arange(len(block))].sum())
+        for first in range(0, loss.size, 64)
+        for block in [np.eye(loss.size)[first : first + 64]]
+    )
+    return {
+        "net": name,
+        "largest": float(pairs.values[0]),
+        "dense_largest": float(values[-1]),
+        "smallest": float(pairs.values[1]),
+        "dense_smallest": float(values[0]),
+        "trace": trace,
+        "dense_trace": float(np.trace(dense)),
+    }
+
+
+DIMENSIONS = {
+    "net": "{net}",
+    "parameters": "{num_parameters:,}",
+    "batch size": "{batch_size}",
+    "optimizer": "{optimizer}",
+    "exact, pooled": "{exact_pooled:,.1f} [{exact_interval[0]:,.1f}, {exact_interval[1]:,.1f}]",
+    "estimate, pooled": "{pooled:,.1f} [{interval[0]:,.1f}, {interval[1]:,.1f}]",
+    "exact, definition": "{exact_definition:,.1f}",
+    "estimate's bracket": "[{definition_interval[0]:,.1f}, {definition_interval[1]:,.1f}]",
+}
+EXTREMES = {
+    "net": "{net}",
+    "largest eigenvalue": "{largest:.5g}",
+    "dense, largest": "{dense_largest:.5g}",
+    "trace": "{trace:.5g}",
+    "dense, trace": "{dense_trace:.5g}",
+}
+
+
 def main() -> None:
-    for make in [mlp, conv, transformer]:
-        if len(sys.argv) > 1 and make.__name__ not in sys.argv[1:]:
-            continue
-        model, data, batch_size, rate = make()
-        print(f"\n{make.__name__}: {model.count_params():,} parameters, {len(data[0]):,} samples, batch {batch_size}")
-        start = time.perf_counter()
-        run = sdkeras.analyze(
-            model, data, batch_size=batch_size, learning_rate=rate, map="hessian", exact_minibatches=24
-        )
-        for estimate in run.estimates:
-            low, high = estimate.interval
-            print(f"  {estimate.estimator:6} pooled {estimate.value:.1f} [{low:.1f}, {high:.1f}]", end="")
-            low, high = estimate.definition_interval
-            value = "" if estimate.definition_value is None else f"{estimate.definition_value:.1f} "
-            print(
-                f"  definition {value}[{low:.1f}, {high:.1f}]  {estimate.num_runs} runs, {estimate.num_hvps:,} products"
-            )
-        print(f"  {run.edge_of_stability.verdict}\n  {time.perf_counter() - start:.0f} s")
-        few = tuple(part[:250] for part in data)
-        dense, loss = finite_difference_hessian(model, few)
-        values = np.linalg.eigvalsh(dense)
-        operator = sdkeras.HessianOperator(sdkeras.EmpiricalLoss(model, few, batch_size=100))
-        pairs = sdkeras.get_estimator("eigenpairs", "lanczos")(tolerance=1e-5).estimate(operator, seed=0)
-        trace = sum(
-            float(operator.rows(block.astype("float32"))[np.arange(len(block)), first + np.arange(len(block))].sum())
-            for first in range(0, loss.size, 64)
-            for block in [np.eye(loss.size)[first : first + 64]]
-        )
-        print(f"  250 samples: largest {pairs.values[0]:.5g} (dense {values[-1]:.5g}), ", end="")
-        print(
-            f"smallest {pairs.values[1]:.4g} (dense {values[0]:.4g}), trace {trace:.5g} (dense {np.trace(dense):.5g})"
-        )
+    nets = {make.__name__: make for make in (mlp, conv, transformer)}
+    parser = argparse.ArgumentParser(description="The estimated sharpness dimension against exact spectra.")
+    parser.add_argument("nets", nargs="*", metavar="NET", help=f"of {', '.join(nets)}; default all")
+    parser.add_argument("--results", type=Path, metavar="JSON", help="save the numbers of the tables there")
+    options = parser.parse_args()
+    if unknown := set(options.nets) - set(nets):
+        parser.error(f"unknown net {', '.join(sorted(unknown))}; choose from {', '.join(nets)}")
+    rows, beside_dense = [], []
+    for name in options.nets or nets:
+        row, trained = dimensions(nets[name])
+        rows.append(row)
+        beside_dense.append(extremes(name, *trained))
+    print(markdown(rows, DIMENSIONS), "", markdown(beside_dense, EXTREMES), sep="\n")
+    if options.results is not None:
+        save(options.results, rows, beside_dense)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
 Trains a tanh MLP with the mean squared error by plain Keras and measures along the way, with the operators of sdkeras:
 full-batch gradient descent at three learning rates (the sharpness rises, then hovers at 2/eta), SGD (its batch
 sharpness is reported to settle at 2/eta), full-batch heavy ball (2(1+beta)/eta) and full-batch Adam (preconditioned
-sharpness, 2(1+beta1)/((1-beta1) eta) = 38/eta). Draws the courses and prints what came out over the last quarter.
+sharpness, 2(1+beta1)/((1-beta1) eta) = 38/eta). Plots the courses and prints a table over the last quarter.
 
-    python examples/edge_of_stability.py [--steps N] [--quick] [--out PNG]
+    python examples/edge_of_stability.py [--steps N] [--quick] [--out PNG] [--results JSON]
 """
 
 import argparse
@@ -16,6 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from matplotlib.figure import Figure
+from result_files import markdown, save
 
 import sdkeras
 from sdkeras.datasets import load_digits
@@ -26,7 +27,7 @@ from sdkeras.training_step.settings import preconditioner
 SAMPLES = 1000
 MEASUREMENTS = 200  # along a training
 MINIBATCHES = 48  # of one measurement of the batch sharpness
-LATE = 0.75  # from this part of the steps on, what is seen counts as settled
+LATE = 0.75  # from this part of the steps on, measurements count as settled
 LANCZOS = sdkeras.get_estimator("eigenpairs", "lanczos")(num_smallest=0, num_steps=60, tolerance=1e-3)
 
 
@@ -52,7 +53,7 @@ class Setting:
         return keras.optimizers.SGD(self.learning_rate, momentum=self.momentum)
 
 
-# Every threshold lies above what is watched at the first weights (sharpness 1), where training can rise to it.
+# Every threshold lies above what is watched at the first weights (sharpness 1), so that training can rise to it.
 SETTINGS = (
     Setting("gradient descent", "SGD", 1.0, 8000),
     Setting("gradient descent", "SGD", 1.3, 8000),
@@ -88,13 +89,13 @@ class Measure(keras.callbacks.Callback):
     def measure(self) -> dict[str, float]:
         loss = self.whole.loss.now()
         hessian = self.whole.at(loss)
-        found = {"loss": loss.value(), "sharpness": largest(hessian)}
+        values = {"loss": loss.value(), "sharpness": largest(hessian)}
         if self.setting.watched == "preconditioned sharpness":
             scaled = DiagonallyScaledOperator(hessian, preconditioner(self.model, loss.layout) ** -0.5)
-            found["preconditioned sharpness"] = largest(scaled)
+            values["preconditioned sharpness"] = largest(scaled)
         if self.minibatches is not None:
-            found |= self.batch_sharpness()
-        return found
+            values |= self.batch_sharpness()
+        return values
 
     def batch_sharpness(self) -> dict[str, float]:
         """g'Hg/|g|^2, g and H of a minibatch: the mean of the ratios, and the ratio of the means."""
@@ -137,22 +138,37 @@ def train(setting: Setting, every: int) -> Measure:
     return measured
 
 
-def table(measured: list[Measure]) -> str:
-    """What came out over the last part of the steps, in units of the threshold, as a markdown table."""
-    lines = [
-        "| training | learning rate | threshold | quantity | its mean / threshold | lowest to highest | last loss |",
-        "|---|---|---|---|---|---|---|",
-    ]
+def settled(measured: list[Measure]) -> list[dict]:
+    """Each watched quantity over the last part of the steps, in units of the threshold."""
+    rows = []
     for one in measured:
         setting = one.setting
         beside = ["ratio of the means", "sharpness"] if setting.watched == "batch sharpness" else []
         for name in [setting.watched, *beside]:
             late = one.late(name)
-            lines.append(
-                f"| {setting.name} | {setting.learning_rate:g} | {setting.threshold:.4g} | {name} | "
-                f"{late.mean():.3f} | {late.min():.3f} to {late.max():.3f} | {one.courses['loss'][-1]:.1e} |"
+            rows.append(
+                {
+                    "training": setting.name,
+                    "learning_rate": setting.learning_rate,
+                    "threshold": setting.threshold,
+                    "quantity": name,
+                    "mean": float(late.mean()),
+                    "range": [float(late.min()), float(late.max())],
+                    "last_loss": one.courses["loss"][-1],
+                }
             )
-    return "\n".join(lines)
+    return rows
+
+
+COLUMNS = {
+    "training": "{training}",
+    "learning rate": "{learning_rate:g}",
+    "threshold": "{threshold:.4g}",
+    "quantity": "{quantity}",
+    "mean / threshold": "{mean:.3f}",
+    "range / threshold": "{range[0]:.3f} to {range[1]:.3f}",
+    "last loss": "{last_loss:.1e}",
+}
 
 
 def draw(measured: list[Measure]) -> Figure:
@@ -182,15 +198,19 @@ def draw(measured: list[Measure]) -> Figure:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Four optimizers at their edge of stability.")
-    parser.add_argument("--steps", type=int, help="of every training, in place of 8,000 (SGD: 60,000)")
-    parser.add_argument("--quick", action="store_true", help="200 steps, to see that it runs; far from any edge")
+    parser.add_argument("--steps", type=int, help="steps of every training; default 8,000 (SGD: 60,000)")
+    parser.add_argument("--quick", action="store_true", help="200 steps, as a smoke test; far from any edge")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".png"), help="the figure")
+    parser.add_argument("--results", type=Path, metavar="JSON", help="save the numbers of the table there")
     options = parser.parse_args()
     steps = 200 if options.quick else options.steps
     settings = SETTINGS if steps is None else [attrs.evolve(setting, steps=steps) for setting in SETTINGS]
     measured = [train(setting, every=max(10, setting.steps // MEASUREMENTS)) for setting in settings]
     draw(measured).savefig(options.out, dpi=100)
-    print(table(measured))
+    rows = settled(measured)
+    print(markdown(rows, COLUMNS))
+    if options.results is not None:
+        save(options.results, rows)
     print(f"\nThe figure is in {options.out}.")
 
 

@@ -1,12 +1,13 @@
 """A decoder of GPT-2 small's shape, 124 million parameters with random weights, analysed in a given memory.
 
-The plan comes first, from one timed gradient; if it needs more memory than it may take, nothing is started. Tokens are
-random unless --text takes them from the documentation of Python (bytes as ids). Then the analysis: extremes and trace
-of the Hessian, and SD by the paper's SD-KDE and by sdkeras' own quadrature, without reorthogonalisation: a basis of 20
-steps would take 10 GB more (--reorthogonalize keeps it). At the end the predicted and the measured peak of memory stand
-side by side.
+The plan comes first, from one timed gradient; if it exceeds the memory limit, nothing is started. The analysis follows:
+extremes and trace of the Hessian, and SD by the paper's SD-KDE and by sdkeras' own quadrature, without
+reorthogonalisation: a basis of 20 steps would take 10 GB more (--reorthogonalize keeps it). The last line has the
+measured peak of memory, to compare with the predicted one. Tokens are random unless --text takes them from the
+documentation of Python (bytes as ids).
 
     python examples/gpt2_shape.py [--memory GB] [--max-hvps N] [--save FOLDER] [--width W --depth D --vocabulary V]
+        [--results JSON]
 
 --save writes gpt2.keras and tokens.npz (0.5 GB) and analyses nothing, for the command line:
 
@@ -15,12 +16,14 @@ side by side.
 """
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
 import keras
 import numpy as np
 from decoder import build, compiled
+from result_files import interval_text, markdown, save
 
 import sdkeras
 from sdkeras.datasets import load_documentation_text
@@ -74,6 +77,7 @@ def main() -> None:
     parser.add_argument("--text", action="store_true", help="real text in place of random tokens")
     parser.add_argument("--save", type=Path, metavar="FOLDER", help="write model and data there, and analyse nothing")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write run.json there")
+    parser.add_argument("--results", type=Path, metavar="JSON", help="save the numbers of the tables there")
     options = parser.parse_args()
     started = time.perf_counter()
     keras.utils.set_random_seed(0)
@@ -89,8 +93,8 @@ def main() -> None:
     told = settings(options)
     planned = plan(model, (x, y), **told)
     print(
-        f"planned: {planned.num_parameters:,} parameters, {planned.num_hvps} products, "
-        f"{planned.peak_memory / 1e9:.1f} GB at most, {planned.seconds / 60:.0f} minutes",
+        f"planned: {planned.num_parameters:,} parameters, {planned.num_hvps} Hessian-vector products, "
+        f"peak memory {planned.peak_memory / 1e9:.1f} GB, {planned.seconds / 60:.0f} minutes",
         flush=True,
     )
     if planned.peak_memory > options.memory * 1e9:
@@ -99,23 +103,42 @@ def main() -> None:
     print(run)
     if options.json is not None:
         run.save(options.json)
-    print(table(run))
+    rows = [
+        {
+            "estimator": one.estimator,
+            "sd": one.value,
+            "interval": one.interval,
+            "codimension": one.codimension,
+            "num_runs": one.num_runs,
+            "num_steps": one.num_steps,
+        }
+        for one in run.estimates
+    ]
+    spent = {
+        "command": "python examples/gpt2_shape.py " + " ".join(sys.argv[1:]),
+        "planned_peak_gb": planned.peak_memory / 1e9,
+        "peak_gb": peak_memory() / 1e9,
+        "num_hvps": run.provenance.num_hvps,
+        "minutes": (time.perf_counter() - started) / 60,
+    }
+    print(table(rows))
     print(
-        f"\nmeasured: {run.provenance.num_hvps} products, {peak_memory() / 1e9:.1f} GB at most, "
-        f"{(time.perf_counter() - started) / 60:.0f} minutes with the plan"
+        f"\nmeasured: {spent['num_hvps']} Hessian-vector products, peak memory {spent['peak_gb']:.1f} GB, "
+        f"{spent['minutes']:.0f} minutes including the plan"
     )
+    if options.results is not None:
+        save(options.results, rows, [spent])
 
 
-def table(run: sdkeras.Analysis) -> str:
-    """SD of each estimator, as a markdown table."""
-    lines = ["| estimator | SD | interval | codimension | runs x steps |", "|---|---|---|---|---|"]
-    for one in run.estimates:
-        interval = "none" if one.interval is None else "[{:,.0f}, {:,.0f}]".format(*one.interval)
-        lines.append(
-            f"| {one.estimator} | {one.value:,.0f} | {interval} | {one.codimension:,.0f} | "
-            f"{one.num_runs} x {one.num_steps} |"
-        )
-    return "\n".join(lines)
+def table(rows: list[dict]) -> str:
+    columns = {
+        "estimator": "{estimator}",
+        "SD": "{sd:,.0f}",
+        "interval": "{interval_text}",
+        "codimension": "{codimension:,.0f}",
+        "runs x steps": "{num_runs} x {num_steps}",
+    }
+    return markdown([row | {"interval_text": interval_text(row["interval"])} for row in rows], columns)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
-"""Grokking of addition modulo 97, and which measures see it coming (arXiv 2604.19740, Figures 4 and 7).
+"""Grokking of addition modulo 97, and which measures change before it (arXiv 2604.19740, Figures 4 and 7).
 
 Trains (i) a 2-layer GELU network by SGD with momentum and weight decay and (ii) a 3-layer ReLU network by SGD with
 weight decay only, by plain Keras, on 40 % of all pairs. At 100 checkpoints, uniformly spaced: sharpness dimension,
 lambda_1, sharpness and trace of the Hessian on the training data, E_alpha of all iterates since the last checkpoint,
 and the accuracies. Draws them over the steps and prints Kendall's tau-b of each with the gaps over the checkpoints.
 
-    python examples/grokking.py [--quick] [--full] [--out DIR] [--figure PNG]
+    python examples/grokking.py [--quick] [--full] [--out DIR] [--figure PNG] [--results JSON]
 
-What was measured is in DIR, a log for `sdkeras track` and a checkpoint for each training; the same command goes on from
-there.
+DIR holds a log for `sdkeras track` and a checkpoint of each training; the same command resumes from there.
 """
 
 import argparse
@@ -24,6 +23,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from matplotlib.figure import Figure
+from result_files import markdown, save
 
 from sdkeras.datasets import modular_addition
 from sdkeras.results.log import FILE_NAME, Measurement, append, read_run_log, trajectory
@@ -46,7 +46,7 @@ MEASURES = {
     "E_alpha": "E_alpha, Euclidean",
     "E_alpha, data": "E_alpha, data-dependent",
 }
-# In the table beside the measures: what any quantity that only falls, or only rises, with time would get.
+# In the table beside the measures: what any quantity that only falls, or only rises, with time would score.
 CONTROL = "step"
 KEYS = {"SD": "sharpness_dimension", "lambda_1": "rds_sharpness", "sharpness": "sharpness", "trace": "hessian_trace"}
 
@@ -93,21 +93,21 @@ class Trained:
     """A training and what was measured along it."""
 
     setting: Setting
-    found: tuple[Measurement, ...]
+    measurements: tuple[Measurement, ...]
 
     @property
     def steps(self) -> np.ndarray:
-        return np.array([each.step for each in self.found])
+        return np.array([each.step for each in self.measurements])
 
     def metric(self, name: str) -> np.ndarray:
-        return np.array([each.metrics[name] for each in self.found])
+        return np.array([each.metrics[name] for each in self.measurements])
 
     def measure(self, name: str) -> np.ndarray:
         if name == CONTROL:
             return self.steps
         if name not in KEYS:
             return self.metric(name)
-        return np.array([each.values[KEYS[name]].value for each in self.found])
+        return np.array([each.values[KEYS[name]].value for each in self.measurements])
 
     def gaps(self, of: str) -> np.ndarray:
         return np.abs(self.metric(of) - self.metric(f"test_{of}"))
@@ -118,7 +118,7 @@ class Trained:
 
 
 def train(setting: Setting, folder: Path, checkpoints: int = CHECKPOINTS) -> Trained:
-    """Trains and measures; goes on from what the folder has."""
+    """Trains and measures; resumes from what the folder holds."""
     folder.mkdir(parents=True, exist_ok=True)
     log, kept = folder / FILE_NAME, folder / "checkpoint.keras"
     (x, y), test = modular_addition(setting.modulus, TRAIN_FRACTION)
@@ -139,20 +139,20 @@ def train(setting: Setting, folder: Path, checkpoints: int = CHECKPOINTS) -> Tra
                 model, (x, y), measures=tuple(KEYS.values()), batch_size=batch_size, samples=len(x), seed=0
             )
             append(log, monitor.header())
-        found = monitor.measure(epoch=(number + 1) * segment // setting.batches, metrics=metrics)
-        append(log, found)
+        measurement = monitor.measure(epoch=(number + 1) * segment // setting.batches, metrics=metrics)
+        append(log, measurement)
         model.save(folder / "next.keras")
         os.replace(folder / "next.keras", kept)
         print(
             f"{setting.name}, checkpoint {number + 1} of {checkpoints}: train {metrics['accuracy']:.3f}, "
-            f"test {metrics['test_accuracy']:.3f}, {found.seconds:.1f} s",
+            f"test {metrics['test_accuracy']:.3f}, {measurement.seconds:.1f} s",
             flush=True,
         )
     return Trained(setting, trajectory(read_run_log(log)))
 
 
 def minibatches(x: np.ndarray, y: np.ndarray, size: int, count: int, *, seed: int) -> tf.data.Dataset:
-    """So many minibatches of permuted epochs, the same for the same seed."""
+    """`count` minibatches of permuted epochs, the same for the same seed."""
     generator = np.random.default_rng(seed)
     in_epoch = len(x) // size
     epochs = [generator.permutation(len(x))[: in_epoch * size] for _ in range(math.ceil(count / in_epoch))]
@@ -167,8 +167,8 @@ def evaluated(model: keras.Model, x: np.ndarray, y: np.ndarray) -> tuple[float, 
     return float(model.compute_loss(y=y, y_pred=logits)), float(np.mean(logits.argmax(axis=1) == y))
 
 
-def taus(trained: Trained, chosen: np.ndarray) -> dict[tuple[str, str], str]:
-    """tau-b with its bootstrap interval over the chosen checkpoints, by measure and gap."""
+def taus(trained: Trained, chosen: np.ndarray) -> dict[str, dict[str, dict]]:
+    """tau-b and its bootstrap interval over the chosen checkpoints, by measure and gap."""
     courses = {name: trained.measure(name) for name in (*MEASURES, CONTROL)}
     accuracy, loss = trained.gaps("accuracy"), trained.gaps("loss")
     runs = [
@@ -180,25 +180,38 @@ def taus(trained: Trained, chosen: np.ndarray) -> dict[tuple[str, str], str]:
         )
         for k in np.flatnonzero(chosen)
     ]
-    if len(runs) < 2:
-        return {}
-    rows = correlate(runs, held=("step",)).rows
-    return {(row.measure, row.target): coefficient(row.tau_b, row.interval) for row in rows}
+    coefficients: dict[str, dict[str, dict]] = {name: {} for name in courses}
+    for row in correlate(runs, held=("step",)).rows if len(runs) > 1 else ():
+        coefficients[row.measure][row.target] = {"tau_b": row.tau_b, "interval": row.interval}
+    return coefficients
 
 
-def table(all_trained: Sequence[Trained]) -> str:
-    """Kendall's tau-b of each measure with the gaps, as a markdown table."""
-    lines = [
-        "| training | measure | accuracy gap, all | loss gap, all | accuracy gap, fitted | loss gap, fitted |",
-        "|---|---|---|---|---|---|",
-    ]
+def correlations(all_trained: Sequence[Trained]) -> list[dict]:
+    """Kendall's tau-b of each measure with the gaps, over all checkpoints and over those from the fit on."""
+    rows = []
     for trained in all_trained:
-        every = taus(trained, np.full(len(trained.found), True))
-        fitted = taus(trained, trained.fitted())
-        for name in (*MEASURES, CONTROL):
-            cells = [known.get((name, gap), "-") for known in (every, fitted) for gap in ("accuracy_gap", "loss_gap")]
-            lines.append(f"| {trained.setting.name} | {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        every, fitted = taus(trained, np.full(len(trained.measurements), True)), taus(trained, trained.fitted())
+        rows += [
+            {"training": trained.setting.name, "measure": name, "all": every[name], "fitted": fitted[name]}
+            for name in every
+        ]
+    return rows
+
+
+def table(rows: Sequence[dict]) -> str:
+    """The correlations as a markdown table; '-' where there are fewer than two checkpoints."""
+
+    def cell(known: dict) -> str:
+        return coefficient(known["tau_b"], known["interval"]) if known else "-"
+
+    parts = [(gap, checkpoints) for checkpoints in ("all", "fitted") for gap in ("accuracy", "loss")]
+    columns = {"training": "{training}", "measure": "{measure}"}
+    columns |= {f"{gap} gap, {checkpoints}": f"{{{gap} {checkpoints}}}" for gap, checkpoints in parts}
+    cells = [
+        row | {f"{gap} {checkpoints}": cell(row[checkpoints].get(f"{gap}_gap")) for gap, checkpoints in parts}
+        for row in rows
+    ]
+    return markdown(cells, columns)
 
 
 def summary(trained: Trained) -> str:
@@ -209,10 +222,10 @@ def summary(trained: Trained) -> str:
         reached = steps[trained.metric(name) >= level]
         return f"first at step {reached[0]:,}" if len(reached) else "never reached"
 
-    seconds = sum(each.seconds for each in trained.found)
-    unconverged = sum(not each.values["sharpness_dimension"].converged for each in trained.found)
+    seconds = sum(each.seconds for each in trained.measurements)
+    unconverged = sum(not each.values["sharpness_dimension"].converged for each in trained.measurements)
     return (
-        f"{setting.name}: {setting.title}; {len(trained.found)} checkpoints; train accuracy {FITTED:.0%} "
+        f"{setting.name}: {setting.title}; {len(trained.measurements)} checkpoints; train accuracy {FITTED:.0%} "
         f"{first('accuracy', FITTED)}, test accuracy 50% {first('test_accuracy', 0.5)}, 90% "
         f"{first('test_accuracy', 0.9)}; last: train {trained.metric('accuracy')[-1]:.3f}, test "
         f"{trained.metric('test_accuracy')[-1]:.3f}; {int(trained.fitted().sum())} checkpoints from the fit on; SD not "
@@ -252,10 +265,11 @@ def draw(all_trained: Sequence[Trained]) -> Figure:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Grokking, and the measures along it.")
-    parser.add_argument("--quick", action="store_true", help="modulus 11, 4 checkpoints, to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="modulus 11, 4 checkpoints, as a smoke test")
     parser.add_argument("--full", action="store_true", help="full-batch steps, 20,000 epochs as in the paper")
     parser.add_argument("--out", type=Path, default=Path("grokking-run"), help="folder of logs and checkpoints")
     parser.add_argument("--figure", type=Path, default=Path(__file__).with_suffix(".png"))
+    parser.add_argument("--results", type=Path, metavar="JSON", help="save the numbers of the table there")
     options = parser.parse_args()
     settings, checkpoints = SETTINGS, CHECKPOINTS
     if options.quick:
@@ -265,7 +279,10 @@ def main() -> None:
         settings = [attrs.evolve(each, name=f"{each.name}-full", steps=20_000, batches=1) for each in SETTINGS]
     trained = [train(each, options.out / each.name, checkpoints) for each in settings]
     draw(trained).savefig(options.figure, dpi=100)
-    print(*map(summary, trained), "", table(trained), sep="\n")
+    rows = correlations(trained)
+    print(*map(summary, trained), "", table(rows), sep="\n")
+    if options.results is not None:
+        save(options.results, rows)
     print(f"\nThe figure is in {options.figure}.")
 
 

@@ -5,7 +5,7 @@ analysed with the map of its own optimizer. The figure has the spectral density 
 Hessian; for AdamW P^-1/2 H P^-1/2) and the density of the exponents of the step: ln |1 - eta a| for SGD, and both
 exponents of each eigenvalue with momentum and for AdamW, P frozen.
 
-    python examples/text_spectra.py [--full] [--quick] [--out FOLDER]
+    python examples/text_spectra.py [--full] [--quick] [--out FOLDER] [--results JSON]
 """
 
 import argparse
@@ -17,6 +17,7 @@ import keras
 import numpy as np
 from decoder import build, compiled
 from matplotlib.figure import Figure
+from result_files import interval_text, markdown, save
 
 import sdkeras
 from sdkeras.datasets import character_windows, load_documentation_text
@@ -132,33 +133,56 @@ def _draw(axes, measure: tuple[np.ndarray, np.ndarray], ends: list[float]) -> No
     axes.set_ylim(floor, 4 * values.max())
 
 
-def table(trainings: list[Trained]) -> str:
-    """What came out, as a markdown table."""
-    lines = [
-        "| training | loss, train and test | accuracy, train and test | sharpness | ratio | SD | codimension | "
-        "lambda_1 | trace | error of the products, rounding |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+def results(trainings: list[Trained]) -> list[dict]:
+    """A row for each training: losses and accuracies of training and test, then the analysis."""
+    rows = []
     for one in trainings:
         run = one.run
-        whole, edge, check = run.sharpness_dimension, run.edge_of_stability, run.verification
-        interval = "none" if whole.interval is None else "[{:,.0f}, {:,.0f}]".format(*whole.interval)
-        leading = run.rds_sharpness.leading[0]
-        lines.append(
-            f"| {one.title} | {one.scores[0]:.3f}, {one.test_scores[0]:.3f} | {one.scores[1]:.3f}, "
-            f"{one.test_scores[1]:.3f} | {run.hessian.largest.value:.3g} | {edge.ratio:.3g} | {whole.value:,.0f} "
-            f"{interval} of {whole.state_size:,} | {whole.codimension:,.0f} | {leading:.3g} | "
-            f"{run.hessian.trace.value:.4g} ± {run.hessian.trace.stderr:.2g} | {check.finite_difference_error:.1g}, "
-            f"{check.hvp_relative_error:.1g} ({'passed' if check.passed else 'FAILED'}) |"
+        dimension = run.sharpness_dimension
+        rows.append(
+            {
+                "training": one.title,
+                "losses": [one.scores[0], one.test_scores[0]],
+                "accuracies": [one.scores[1], one.test_scores[1]],
+                "sharpness": run.hessian.largest.value,
+                "ratio": run.edge_of_stability.ratio,
+                "sd": dimension.value,
+                "interval": dimension.interval,
+                "state_size": dimension.state_size,
+                "codimension": dimension.codimension,
+                "lambda_1": float(run.rds_sharpness.leading[0]),
+                "trace": run.hessian.trace.value,
+                "trace_stderr": run.hessian.trace.stderr,
+                "finite_difference_error": run.verification.finite_difference_error,
+                "rounding_error": run.verification.hvp_relative_error,
+                "verification": "passed" if run.verification.passed else "FAILED",
+            }
         )
-    return "\n".join(lines)
+    return rows
+
+
+def table(rows: list[dict]) -> str:
+    columns = {
+        "training": "{training}",
+        "loss: train, test": "{losses[0]:.3f}, {losses[1]:.3f}",
+        "accuracy: train, test": "{accuracies[0]:.3f}, {accuracies[1]:.3f}",
+        "sharpness": "{sharpness:.3g}",
+        "ratio": "{ratio:.3g}",
+        "SD": "{sd:,.0f} {interval_text} of {state_size:,}",
+        "codimension": "{codimension:,.0f}",
+        "lambda_1": "{lambda_1:.3g}",
+        "trace": "{trace:,.4g} ± {trace_stderr:.2g}",
+        "HVP error, rounding": "{finite_difference_error:.1g}, {rounding_error:.1g} {verification}",
+    }
+    return markdown([row | {"interval_text": interval_text(row["interval"])} for row in rows], columns)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Spectra of a small language model after three trainings.")
     parser.add_argument("--full", action="store_true", help="0.6 million parameters, trained longer, no limit")
-    parser.add_argument("--quick", action="store_true", help="a tiny model, hardly trained, to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="a tiny model, hardly trained, as a smoke test")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, metavar="FOLDER", help="of text_spectra.png")
+    parser.add_argument("--results", type=Path, metavar="JSON", help="save the numbers of the table there")
     options = parser.parse_args()
     size = FULL if options.full else QUICK if options.quick else USUAL
     trainings = []
@@ -170,7 +194,10 @@ def main() -> None:
             print(f"  {note.code}: {note.message}")
     options.out.mkdir(parents=True, exist_ok=True)
     draw(trainings).savefig(options.out / "text_spectra.png", dpi=100)
-    print(table(trainings))
+    rows = results(trainings)
+    print(table(rows))
+    if options.results is not None:
+        save(options.results, rows)
     print(f"\nThe figure is in {options.out / 'text_spectra.png'}.")
 
 

@@ -5,6 +5,9 @@ A message says what is wrong, what was given and what to do.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class SdkerasError(Exception):
     """Base class: wrong use or unusable input."""
@@ -72,6 +75,12 @@ class Interrupted(SdkerasError):
     exit_status = 130
 
 
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """The question whether a near name was meant, with a space after it, or "" where none is near."""
+    near = difflib.get_close_matches(name, list(names), 1)
+    return f"did you mean '{near[0]}'? " if near else ""
+
+
 def counted(count: int, noun: str, plural: str = "") -> str:
-    """So many of something: "1 run", "2 runs"."""
+    """A count with its noun: "1 run", "2 runs"."""
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"

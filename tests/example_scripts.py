@@ -14,5 +14,9 @@ def load_script(name: str) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # TensorFlow reads a function's source through its module
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(EXAMPLES))  # where a script finds its neighbours
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(EXAMPLES))
     return module

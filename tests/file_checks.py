@@ -21,7 +21,7 @@ def tiny(layer=keras.layers.Dense, loss="sparse_categorical_crossentropy", optim
     return model
 
 
-def refused(call: Callable[..., Any], *arguments: Any, says: Iterable[object], **options: Any) -> str:
+def refused(call: Callable[..., Any], *arguments: Any, says: Iterable[object] = (), **options: Any) -> str:
     """The message of the one error that a call raises, with all these parts in it; paths are passed as text."""
     with pytest.raises((ModelError, DataError)) as error:
         call(*(str(each) if isinstance(each, Path) else each for each in arguments), **options)

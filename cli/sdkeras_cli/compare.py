@@ -6,7 +6,7 @@ import click
 
 from sdkeras.reporting.compare import compare
 from sdkeras.results.answers import load_document
-from sdkeras_cli import conditions, shared
+from sdkeras_cli import conditions, options
 from sdkeras_cli.output import check_outputs, write_reports
 from sdkeras_cli.report import status_of
 
@@ -14,16 +14,16 @@ from sdkeras_cli.report import status_of
 @click.command()
 @click.argument("a_json", type=click.Path(), metavar="A.json")
 @click.argument("b_json", type=click.Path(), metavar="B.json")
-@shared.json
-@shared.html
+@options.json
+@options.html
 @click.option(
     "--fail-if",
     "expression",
     metavar="EXPR",
     help="Exit with 3 if it holds: PATH OP NUMBER [and|or ...], of B; delta.PATH is B minus A, a.PATH is of A.",
 )
-@shared.quiet
-@shared.debug
+@options.quiet
+@options.debug
 def command(
     a_json: str,
     b_json: str,
@@ -31,13 +31,11 @@ def command(
     html_path: str | None,
     expression: str | None,
     quiet: bool,
-    debug: bool,
 ) -> int:
     """Show what differs between A.json and B.json (both of analyze, or both of lyapunov): settings, then numbers.
 
     Differences are B minus A, with the error that the intervals of both give.
     """
-    del debug
     check_outputs([path for path in (json_path, html_path) if path is not None], [a_json, b_json])
     a, b = load_document(a_json), load_document(b_json)
     found = compare(a, b, names=(a_json, b_json))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import operator
@@ -14,12 +13,13 @@ from typing import Any
 
 import attrs
 
-from sdkeras.errors import SdkerasError
+from sdkeras.errors import SdkerasError, did_you_mean
 from sdkeras.reporting.comparison import Comparison
 from sdkeras.results.answers import Analysis, LyapunovRun
 from sdkeras.results.arrays import FloatArray
-from sdkeras.results.codec import as_plain
+from sdkeras.results.document import walk
 from sdkeras.results.log import Measurement
+from sdkeras.results.measured import Measured
 
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
@@ -91,22 +91,19 @@ class Expression:
 
 def numbers_of(run: Record, name: str = "this run") -> NumberAt:
     """The numbers of a run by their paths; a path without one is an error."""
-    document = as_plain(run)
+    values = dict(walk(run))
 
     def number_at(path: str) -> float:
-        value = document
-        for part in path.split("."):
-            if isinstance(value, dict):
-                value = value.get(part)
-            else:
-                value = value[int(part)] if isinstance(value, list) and int(part) < len(value) else None
-        if value is None:
+        value = values.get(path)
+        if isinstance(value, Measured):
+            value = value.value
+        if value is None or (isinstance(value, float) and not math.isfinite(value)):
             reason = _reason(run, path.partition(".")[0])
             raise SdkerasError(
                 f"--fail-if: {path} is null in {name}, so the condition can be neither true nor false"
                 + (f": {reason}" if reason else ".")
             )
-        if not isinstance(value, (int, float)):
+        if isinstance(value, str):
             raise SdkerasError(f"--fail-if: {path} is {json.dumps(value)[:60]}, not a number; name a path to one.")
         return float(value)
 
@@ -178,53 +175,36 @@ def _check_path(path: str, document: type[Any]) -> None:
     kind: Any = document
     parts = path.split(".")
     for position, part in enumerate(parts):
-        fields = _fields(kind)
-        if typing.get_origin(kind) is dict:
-            held = typing.get_args(kind)[1]
-            kind = held if attrs.has(held) else float  # which there are is known once it has run
-        elif fields:
-            if part not in fields:
-                near = difflib.get_close_matches(part, fields, n=1)
-                where = ".".join(parts[:position]) or getattr(document, "WRITTEN_BY", ("a measurement",))[0]
-                hint = f"did you mean '{near[0]}'? " if near else ""
-                raise SdkerasError(f"--fail-if: {where} has no '{part}'; {hint}it has: {', '.join(fields)}.")
-            kind = _not_none(fields[part])
-        elif (item := _item(kind, part)) is not None:
-            kind = item
-        else:
-            where = ".".join(parts[:position])
-            raise SdkerasError(
-                f"--fail-if: {where} has no '{part}'; lists take a number from 0, {_EXAMPLES[document]}."
-            )
+        inner = _inside(kind, part)
+        if inner is None:
+            where = ".".join(parts[:position]) or getattr(document, "WRITTEN_BY", ("a measurement",))[0]
+            fields = _fields(kind)
+            hint = did_you_mean(part, fields)
+            hint += f"it has: {', '.join(fields)}." if fields else f"lists take a number from 0, {_EXAMPLES[document]}."
+            raise SdkerasError(f"--fail-if: {where} has no '{part}'; {hint}")
+        kind = inner
     if kind not in (int, float, bool):
-        inside = list(_fields(kind))
-        hint = f"go on with one of: {', '.join(inside)}" if inside else "name a path to one"
+        fields = _fields(kind)
+        hint = f"go on with one of: {', '.join(fields)}" if fields else "name a path to one"
         raise SdkerasError(f"--fail-if: {path} is not a number; {hint}.")
 
 
 def _fields(kind: Any) -> dict[str, Any]:
-    if not (isinstance(kind, type) and attrs.has(kind)):
-        return {}
-    hints = typing.get_type_hints(kind)
-    return {field.name: hints[field.name] for field in attrs.fields(kind)}
+    hints = typing.get_type_hints(kind) if attrs.has(kind) else {}
+    return {field.name: hints[field.name] for field in attrs.fields(kind)} if hints else {}
 
 
-def _item(kind: Any, part: str) -> Any:
-    """The type of a list's entries, if it is a list and the part a position."""
-    if not (part.isascii() and part.isdigit() and len(part) <= _MOST_DIGITS):
-        return None
-    if kind == FloatArray:
-        return float
-    arguments = typing.get_args(kind)
-    if typing.get_origin(kind) is not tuple:
-        return None
-    if arguments[-1] is Ellipsis:
-        return arguments[0]
-    return arguments[int(part)] if int(part) < len(arguments) else None
-
-
-def _not_none(kind: Any) -> Any:
-    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
-        (only,) = [part for part in typing.get_args(kind) if part is not type(None)]
-        return only
-    return kind
+def _inside(kind: Any, part: str) -> Any:
+    """The type of what a record, dict or list of this type holds under a name or position; None where it holds none."""
+    held = typing.get_args(kind)
+    is_position = part.isascii() and part.isdigit() and len(part) <= _MOST_DIGITS
+    inner = _fields(kind).get(part)
+    if typing.get_origin(kind) is dict:  # which names it has is known once it has run
+        inner = held[1] if attrs.has(held[1]) else float
+    elif is_position and kind == FloatArray:
+        inner = float
+    elif is_position and typing.get_origin(kind) is tuple:
+        inner = held[0] if held[-1] is Ellipsis else dict(enumerate(held)).get(int(part))
+    if isinstance(inner, types.UnionType):
+        inner = next(each for each in typing.get_args(inner) if each is not types.NoneType)
+    return inner

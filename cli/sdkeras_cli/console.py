@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import click
 from rich.console import Console
+
+from sdkeras.reporting.tables import printable
 
 # Columns that a report needs at least and can use at most, and those of a terminal that does not know (COLUMNS=0).
 _NARROWEST, _WIDEST, _UNKNOWN = 40, 10_000, 80
@@ -15,3 +18,8 @@ def console(*, stderr: bool = False) -> Console:
         return made
     width = _UNKNOWN if made.width <= 0 else min(max(made.width, _NARROWEST), _WIDEST)
     return Console(stderr=stderr, highlight=False, width=width)
+
+
+def say(message: str, *, err: bool = False) -> None:
+    """Prints a line of the library's, which may quote model files and name arguments."""
+    click.echo(printable(message), err=err)

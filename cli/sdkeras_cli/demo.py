@@ -9,8 +9,9 @@ import click
 
 from sdkeras.errors import SdkerasError
 from sdkeras.files.atomic import shown
-from sdkeras_cli import analyze, shared
+from sdkeras_cli import analyze, options
 from sdkeras_cli.output import check_writable
+from sdkeras_cli.request import Request
 
 _EPOCHS = 30
 _BATCH_SIZE = 32
@@ -20,11 +21,10 @@ _LEARNING_RATE = 0.2
 @click.command()
 @click.option("--output-dir", default="sdkeras-demo", show_default=True, metavar="DIR")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
-@shared.quiet
-@shared.debug
-def command(output_dir: str, seed: int, quiet: bool, debug: bool) -> int:
+@options.quiet
+@options.debug
+def command(output_dir: str, seed: int, quiet: bool) -> int:
     """Train a small net on the 1,797 digits of UCI and analyse it."""
-    del debug
     if not output_dir:
         raise SdkerasError("--output-dir is empty; name a folder for the demo's files.")
     folder = Path(output_dir)
@@ -42,14 +42,8 @@ def command(output_dir: str, seed: int, quiet: bool, debug: bool) -> int:
 
     tensorflow_settings()
     _train(model, data, seed, quiet)
-    status = analyze.run(
-        model,
-        data,
-        {"batch_size": _BATCH_SIZE, "seed": seed},
-        json_path=json_path,
-        html_path=html_path,
-        quiet=quiet,
-    )
+    request = Request(model, data, json_path=json_path, html_path=html_path, quiet=quiet)
+    status = analyze.run(request, {"batch_size": _BATCH_SIZE, "seed": seed})
     if not quiet:
         again = ["sdkeras", "analyze", model, "--data", data, "--batch-size", str(_BATCH_SIZE), "--seed", str(seed)]
         click.echo(f"\nwritten: {model}, {data}, {json_path}, {html_path}\nthe same again, or with other options:")

@@ -12,7 +12,7 @@ from sdkeras_cli import interrupts
 
 
 class LazyGroup(click.Group):
-    """Sub-commands by name; each is the `command` of its module.
+    """Sub-commands by name; each is the `command` of its module, and its options are added to the context's object.
 
     Args:
         modules: (module, what it does) by name, in the order of the help.
@@ -30,6 +30,8 @@ class LazyGroup(click.Group):
             return None
         with interrupts.ending():
             command: click.Command = importlib.import_module(self.modules[cmd_name][0]).command
+        known = {str(each.name): each.opts[0] for each in command.params if isinstance(each, click.Option)}
+        ctx.ensure_object(dict).update(known)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

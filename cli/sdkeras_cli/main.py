@@ -12,6 +12,7 @@ import click
 
 import sdkeras
 from sdkeras.errors import SdkerasError
+from sdkeras.reporting.advice import as_options
 from sdkeras_cli import interrupts
 from sdkeras_cli.interrupts import INTERRUPTED
 from sdkeras_cli.lazy_group import LazyGroup
@@ -41,11 +42,16 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     if arguments is None:
         interrupts.install()
     _print_everywhere()
-    given = sys.argv[1:] if arguments is None else arguments
-    debug = "--debug" in given
+    options: dict[str, str] = {}  # of the command, once it is loaded
+    with as_options(options):
+        _run(sys.argv[1:] if arguments is None else arguments, options)
+
+
+def _run(arguments: list[str], options: dict[str, str]) -> NoReturn:
+    debug = "--debug" in arguments
     try:
         with interrupts.raised():
-            status = cli.main(args=given, standalone_mode=False)
+            status = cli.main(args=arguments, standalone_mode=False, obj=options)
     except click.exceptions.Abort:
         _quit("interrupted.", INTERRUPTED)
     except KeyboardInterrupt:

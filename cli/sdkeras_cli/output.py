@@ -14,25 +14,19 @@ from sdkeras.results.answers import Analysis, LyapunovRun
 from sdkeras.results.plans import LyapunovPlan, Plan
 
 
-def check_apart(outputs: list[str], inputs: list[str]) -> None:
-    """Refuses to write over what is analysed, or two things to one file."""
-    places: set[str] = set()
+def check_outputs(outputs: list[str], inputs: list[str]) -> None:
+    """Refuses outputs that would overwrite an input or one another, or that cannot be written."""
+    read, written = {os.path.realpath(path) for path in inputs}, set()
     for path in outputs:
-        if os.path.realpath(path) in places:
+        place = os.path.realpath(path)
+        if place in written:
             raise SdkerasError(f"two outputs both say {shown(path)}; give each a file of its own.")
-        places.add(os.path.realpath(path))
-    for path in outputs:
-        if os.path.realpath(path) in {os.path.realpath(file) for file in inputs}:
+        if place in read:
             raise SdkerasError(
                 f"{shown(path)} is the input and would be overwritten; choose another place for what is written."
             )
-
-
-def check_outputs(outputs: list[str], inputs: list[str]) -> None:
-    """Refuses outputs that would overwrite an input or one another, or that cannot be written."""
-    check_apart(outputs, inputs)
-    for path in outputs:
         check_writable(path)
+        written.add(place)
 
 
 def write_reports(

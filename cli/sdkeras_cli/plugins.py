@@ -11,7 +11,7 @@ from sdkeras.errors import PluginError, SdkerasError
 from sdkeras.estimators import registry
 from sdkeras.files.user_code import USER_ERRORS, last_line
 from sdkeras.reporting.tables import printable
-from sdkeras_cli import shared
+from sdkeras_cli import options
 from sdkeras_cli.console import console
 
 
@@ -36,14 +36,13 @@ def list_plugins() -> None:
 
 @command.command("check", short_help="Run an estimator through its kind's contract.")
 @click.argument("name")
-@shared.debug
-def check_plugin(name: str, debug: bool) -> int:
+@options.debug
+def check_plugin(name: str) -> int:
     """Run the estimator NAME, with its default settings, through its kind's contract.
 
     Operators of known spectra in float32 and float64: values where the spectrum is, residuals that hold, products
     counted, the same numbers for the same seed, an error where products are NaN.
     """
-    del debug
     from sdkeras.estimators.kinds import KINDS
     from sdkeras.testing import check_estimator
 

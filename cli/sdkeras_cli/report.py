@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from sdkeras.results.answers import Analysis, LyapunovRun, load_document
-from sdkeras_cli import conditions, shared
+from sdkeras_cli import conditions, options
 from sdkeras_cli.output import check_outputs, write_reports
 
 CONDITION_HELD = 3
@@ -13,13 +13,12 @@ CONDITION_HELD = 3
 
 @click.command()
 @click.argument("run_json", type=click.Path(), metavar="RUN.json")
-@shared.html
-@shared.fail_if
-@shared.quiet
-@shared.debug
-def command(run_json: str, html_path: str | None, expression: str | None, quiet: bool, debug: bool) -> int:
+@options.html
+@options.fail_if
+@options.quiet
+@options.debug
+def command(run_json: str, html_path: str | None, expression: str | None, quiet: bool) -> int:
     """Show the report of RUN.json (of analyze or lyapunov), in the terminal or as a page."""
-    del debug
     if html_path is not None:
         check_outputs([html_path], [run_json])
     run = load_document(run_json)

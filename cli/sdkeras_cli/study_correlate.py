@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import click
 
-from sdkeras_cli import shared
+from sdkeras_cli import options
 
 
 @click.command()
 @click.argument("folder", type=click.Path(), metavar="DIR")
-@shared.quiet
-@shared.debug
-def command(folder: str, quiet: bool, debug: bool) -> int:
+@options.quiet
+@options.debug
+def command(folder: str, quiet: bool) -> int:
     """Correlate the measures of the study in DIR with its generalization gaps.
 
     Writes runs.csv, correlations.csv, correlations.json, heat_map.png, heat_map.svg and study.html into DIR.
     """
-    del debug
     from sdkeras.study.page import render
     from sdkeras.study.reports import FILES, correlate_study
 

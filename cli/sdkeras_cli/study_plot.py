@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import click
 
-from sdkeras_cli import shared
+from sdkeras_cli import options
 
 
 @click.command()
 @click.argument("folder", type=click.Path(), metavar="DIR")
-@shared.quiet
-@shared.debug
-def command(folder: str, quiet: bool, debug: bool) -> int:
+@options.quiet
+@options.debug
+def command(folder: str, quiet: bool) -> int:
     """Draw each measure of the study in DIR against each gap: a panel a measure, colour by learning rate.
 
     A bar is ± the error of a value, where that is known.
 
     Writes accuracy_gap.png, accuracy_gap.svg, loss_gap.png and loss_gap.svg into DIR.
     """
-    del debug
     from sdkeras.study.reports import plot_study
 
     names = plot_study(folder)

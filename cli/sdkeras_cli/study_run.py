@@ -7,10 +7,11 @@ from pathlib import Path
 import click
 
 from sdkeras.errors import counted
-from sdkeras.study.grid import read_study
+from sdkeras.study.definition import read_study
 from sdkeras.study.runner import DONE, FAILED, TRAINED, Finished, StudyPlan, plan_study, run_study
-from sdkeras_cli import shared
-from sdkeras_cli.shared import COUNT
+from sdkeras_cli import options
+from sdkeras_cli.console import say
+from sdkeras_cli.options import COUNT
 
 
 @click.command()
@@ -20,11 +21,9 @@ from sdkeras_cli.shared import COUNT
 @click.option("--jobs", type=COUNT, help="Processes side by side; default one for each core.")
 @click.option("--retry", is_flag=True, help="Do failed runs again.")
 @click.option("--dry-run", is_flag=True, help="Show the runs and what is done; do nothing.")
-@shared.quiet
-@shared.debug
-def command(
-    grid: str, out: str, full: bool, jobs: int | None, retry: bool, dry_run: bool, quiet: bool, debug: bool
-) -> int:
+@options.quiet
+@options.debug
+def command(grid: str, out: str, full: bool, jobs: int | None, retry: bool, dry_run: bool, quiet: bool) -> int:
     """Train and measure the runs that GRID.toml defines, in the folder DIR.
 
     The same command goes on where an earlier one has stopped, and adds the runs of values that were added to the grid.
@@ -56,7 +55,6 @@ def command(
       time_limit, as for analyze
     [full.study], [full.grid] and so on: what --full puts over these
     """
-    del debug
     study = read_study(grid, full=full)
     plan = plan_study(study, out, jobs=jobs)
     if dry_run:
@@ -64,9 +62,9 @@ def command(
         return 0
     if not quiet:
         for line in (*plan.notes, f"{_standing(plan)}; {_estimate(plan, retry)}"):
-            click.echo(line)
+            say(line)
     code = Path(grid).resolve().parent
-    tell, notice = (None, None) if quiet else (_tell, click.echo)
+    tell, notice = (None, None) if quiet else (_tell, say)
     after = run_study(study, out, code=code, jobs=jobs, retry=retry, progress=tell, notice=notice)
     if not quiet:
         click.echo(_standing(after))
@@ -97,15 +95,15 @@ def _estimate(plan: StudyPlan, retry: bool) -> str:
 def _show(plan: StudyPlan, retry: bool) -> None:
     for each in plan.runs:
         why = f" ({each.failure.stage}: {each.failure.reason})" if each.failure is not None else ""
-        click.echo(f"{each.run.name}: {each.state}{why}")
+        say(f"{each.run.name}: {each.state}{why}")
     for line in (*plan.notes, f"{_standing(plan)}; {_estimate(plan, retry)}"):
-        click.echo(line)
+        say(line)
 
 
 def _tell(finished: Finished) -> None:
     how = "done" if finished.failure is None else f"FAILED in {finished.failure.stage}: {finished.failure.reason}"
     left = f"; {_duration(finished.remaining)} left" if finished.num_finished < finished.num_to_do else ""
-    click.echo(
+    say(
         f"[{finished.num_finished}/{finished.num_to_do}] {finished.run.name} {how}, {_duration(finished.seconds)}{left}"
     )
 

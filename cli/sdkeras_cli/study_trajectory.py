@@ -8,21 +8,22 @@ import click
 from click.core import ParameterSource
 
 from sdkeras.errors import SdkerasError
-from sdkeras_cli import shared
-from sdkeras_cli.inputs import check_inputs, input_files, load
+from sdkeras.runs.options import Options
+from sdkeras_cli import options
+from sdkeras_cli.options import COUNT, NOT_NEGATIVE, POSITIVE
 from sdkeras_cli.output import check_outputs
-from sdkeras_cli.shared import COUNT, NOT_NEGATIVE, POSITIVE
+from sdkeras_cli.request import Request
 
 if TYPE_CHECKING:
-    from sdkeras.study.forward import ForwardPlan
-    from sdkeras.study.trajectory_measures import TrajectoryMeasures
+    from sdkeras.study.simulate import ForwardPlan
+    from sdkeras.study.topology import TrajectoryMeasures
 
-# Options that a recorded trajectory has as well.
-_OF_BOTH = ("source", "alpha", "seed", "memory_gb", "json_path", "html_path", "dry_run", "quiet", "debug")
+# Parameters that a recorded trajectory has as well.
+_OF_BOTH = ("model", "alpha", "seed", "memory_gb", "json_path", "html_path", "dry_run", "quiet")
 
 
 @click.command()
-@click.argument("source", type=click.Path(), metavar="MODEL|TRAJECTORY")
+@click.argument("model", type=click.Path(), metavar="MODEL|TRAJECTORY")
 @click.option(
     "--data", type=click.Path(), metavar="DATA", help="FILE.npz, X.npy,Y.npy, a tf.data folder, or module:callable."
 )
@@ -38,53 +39,48 @@ _OF_BOTH = ("source", "alpha", "seed", "memory_gb", "json_path", "html_path", "d
     help="Examples of the data-dependent distance, at random; 0 for none.",
 )
 @click.option("--alpha", type=POSITIVE, default=1.0, show_default=True, help="Power of the edges.")
-@shared.batch_size
-@shared.learning_rate
-@shared.loss
-@click.option("--samples", type=COUNT, help="How much of an endless data set to read.")
-@shared.seed
-@shared.initial_slots
-@shared.allow_unverified("a step")
-@shared.memory("iterates and distances")
-@shared.custom_objects
-@shared.unsafe
+@options.options_of(
+    Options,
+    *("batch_size", "learning_rate", "loss", "seed"),
+    samples=options.unset("How much of an endless data set to read."),
+    allow_unverified={"help": "Go on with a step that failed its verification."},
+    memory_gb={"help": "Memory for iterates and distances."},
+)
+@options.initial_slots
+@options.custom_objects
+@options.unsafe
 @click.option("--save", type=click.Path(), metavar="TRAJECTORY.npz", help="Keep the simulated trajectory here.")
-@shared.json
-@shared.html
-@shared.dry_run
-@shared.quiet
-@shared.debug
+@options.json
+@options.html
+@options.dry_run
+@options.quiet
+@options.debug
 @click.pass_context
-def command(
-    context: click.Context,
-    /,
-    source: str,
-    data: str | None,
-    json_path: str | None,
-    html_path: str | None,
-    dry_run: bool,
-    quiet: bool,
-    debug: bool,
-    **options: Any,
-) -> int:
+def command(context: click.Context, /, **parameters: Any) -> int:
     """Measure how large a trajectory of the weights is: E_alpha and PH dimension.
 
     Of MODEL, whose training with DATA is simulated on from there, or of a TRAJECTORY (.npz) that
     sdkeras.study.recorder.TrajectoryRecorder, or --save, wrote, or that is a plain matrix, steps x weights (.npz,
     .npy).
     """
-    del debug
-    outputs = [path for path in (json_path, html_path, options["save"]) if path is not None]
-    if source.endswith((".npz", ".npy")):
+    request = Request.taken_from(parameters)
+    if request.model.endswith((".npz", ".npy")):
         _refuse_simulation(context)
-        check_outputs(outputs, [source])
-        found = _recorded(source, options["alpha"], options["seed"], options["memory_gb"], dry_run)
+        outputs = request.outputs()
+        check_outputs(outputs, [request.model])
+        measures = _recorded(request, parameters["alpha"], parameters["seed"], parameters["memory_gb"])
     else:
-        found = _simulated(source, data, outputs, dry_run=dry_run, quiet=quiet, **options)
-    if found is None:
+        if request.data is None:
+            raise SdkerasError(
+                "a model needs the data it is trained with: give `data=DATA` (a recorded trajectory ends in .npz or "
+                ".npy)."
+            )
+        outputs = request.check(parameters["save"])
+        measures = _simulated(request, parameters)
+    if measures is None:
         click.echo(f"files to be written: {', '.join(outputs) or 'none'}")
-        return 0
-    _write(found, json_path, html_path, quiet)
+    else:
+        _write(measures, request.json_path, request.html_path, request.quiet)
     return 0
 
 
@@ -92,44 +88,30 @@ def _refuse_simulation(context: click.Context) -> None:
     """A recorded trajectory is what it is."""
     for option in context.command.params:
         name = option.name or ""
-        if name not in _OF_BOTH and context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+        given = context.get_parameter_source(name) not in (ParameterSource.DEFAULT, None)
+        if name not in _OF_BOTH and given:
             raise SdkerasError(
                 f"{option.opts[0]} is of a simulation, and a recorded trajectory (.npz, .npy) is measured as it is; "
                 f"leave {option.opts[0]} out, or give a model."
             )
 
 
-def _recorded(path: str, alpha: float, seed: int, memory_gb: float | None, dry_run: bool) -> TrajectoryMeasures | None:
+def _recorded(request: Request, alpha: float, seed: int, memory_gb: float | None) -> TrajectoryMeasures | None:
+    from sdkeras.study.topology import measure_trajectory
     from sdkeras.study.trajectory import Trajectory
-    from sdkeras.study.trajectory_measures import measure
 
-    trajectory = Trajectory.load(path)
-    if dry_run:
+    trajectory = Trajectory.load(request.model)
+    if request.dry_run:
         losses = "no losses" if trajectory.losses is None else f"losses of {trajectory.losses.shape[1]:,} examples"
         click.echo(f"{len(trajectory.iterates):,} iterates of {trajectory.num_parameters:,} weights, {losses}")
         return None
-    return measure(trajectory, alpha, seed=seed, memory_gb=memory_gb)
+    return measure_trajectory(trajectory, alpha, seed=seed, memory_gb=memory_gb)
 
 
-def _simulated(
-    model: str,
-    data: str | None,
-    outputs: list[str],
-    *,
-    custom_objects: str | None,
-    unsafe: bool,
-    dry_run: bool,
-    quiet: bool,
-    **options: Any,
-) -> TrajectoryMeasures | None:
-    if data is None:
-        raise SdkerasError(
-            "a model needs the data it is trained with: give --data DATA (a recorded trajectory ends in .npz or .npy)."
-        )
-    check_inputs(model, data, custom_objects)
-    check_outputs(outputs, input_files(model, data, custom_objects))
-    if options["steps"] < 2 * options["every"]:
-        raise SdkerasError(f"--steps {options['steps']} are too few for 2 iterates {options['every']} steps apart.")
+def _simulated(request: Request, parameters: dict[str, Any]) -> TrajectoryMeasures | None:
+    steps, every = parameters["steps"], parameters["every"]
+    if steps < 2 * every:
+        raise SdkerasError(f"--steps {steps} are too few for 2 iterates {every} steps apart.")
 
     from sdkeras_cli.main import tensorflow_settings
     from sdkeras_cli.progress import progress_bar
@@ -137,43 +119,43 @@ def _simulated(
     tensorflow_settings()
     import keras
 
-    from sdkeras.study.forward import ForwardSettings, forward, plan
+    from sdkeras.study.simulate import ForwardSettings, forward, plan
 
-    loaded = load(model, data, custom_objects=custom_objects, unsafe=unsafe, loss=options["loss"])
-    if dry_run:
+    model, data, objects = request.load(parameters["loss"])
+    if request.dry_run:
         settings = ForwardSettings(
-            **{name: options[name] for name in ("steps", "every", "projection", "losses_on", "seed", "memory_gb")}
+            **{name: parameters[name] for name in ("steps", "every", "projection", "losses_on", "seed", "memory_gb")}
         )
-        read = {name: options[name] for name in ("batch_size", "learning_rate", "loss", "samples")}
-        _show(plan(loaded.model, loaded.data, settings=settings, **read))
+        read = {name: parameters[name] for name in ("batch_size", "learning_rate", "loss", "samples")}
+        _show(plan(model, data, settings=settings, **read))
         return None
-    with keras.saving.custom_object_scope(loaded.custom_objects), progress_bar(quiet) as progress:
-        return forward(loaded.model, loaded.data, **options, progress=progress)
+    with keras.saving.custom_object_scope(objects), progress_bar(request.quiet) as progress:
+        return forward(model, data, **parameters, progress=progress)
 
 
-def _show(found: ForwardPlan) -> None:
+def _show(plan: ForwardPlan) -> None:
     from sdkeras.study.trajectory_report import rows_of
     from sdkeras_cli.console import console
 
     rows = (
-        ("weights", f"{found.num_parameters:,}", f"{found.num_columns:,} numbers kept of each iterate"),
-        ("steps", f"{found.num_steps:,}", f"{found.num_iterates:,} iterates"),
-        ("losses", f"{found.num_examples:,} examples", "at each iterate"),
-        ("peak memory", f"about {found.peak_memory / 1e9:.2f} GB", ""),
-        ("one gradient", f"{1e3 * found.seconds_per_gradient:.3g} ms", ""),
-        ("time", f"about {found.seconds:.3g} s", ""),
+        ("weights", f"{plan.num_parameters:,}", f"{plan.num_columns:,} numbers kept of each iterate"),
+        ("steps", f"{plan.num_steps:,}", f"{plan.num_iterates:,} iterates"),
+        ("losses", f"{plan.num_examples:,} examples", "at each iterate"),
+        ("peak memory", f"about {plan.peak_memory / 1e9:.2f} GB", ""),
+        ("one gradient", f"{1e3 * plan.seconds_per_gradient:.3g} ms", ""),
+        ("time", f"about {plan.seconds:.3g} s", ""),
     )
     console().print(rows_of("Plan", rows))
 
 
-def _write(found: TrajectoryMeasures, json_path: str | None, html_path: str | None, quiet: bool) -> None:
+def _write(measures: TrajectoryMeasures, json_path: str | None, html_path: str | None, quiet: bool) -> None:
     from sdkeras.study.trajectory_report import render, save_html
 
     if json_path is not None:
-        found.save(json_path)
+        measures.save(json_path)
     if html_path is not None:
-        save_html(found, html_path)
+        save_html(measures, html_path)
     if not quiet:
         from sdkeras_cli.console import console
 
-        console().print(render(found))
+        console().print(render(measures))

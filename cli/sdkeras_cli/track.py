@@ -9,13 +9,13 @@ import click
 from sdkeras.errors import SdkerasError
 from sdkeras.files.atomic import shown
 from sdkeras.files.checkpoints import in_order
-from sdkeras.operators.modes import DTYPES, MODES
 from sdkeras.results import log as run_log
 from sdkeras.results.log import Measurement, RunLog
-from sdkeras_cli import conditions, shared
-from sdkeras_cli.inputs import check_inputs, load_training_data
+from sdkeras.runs.options import Options
+from sdkeras_cli import conditions, options
+from sdkeras_cli.console import say
 from sdkeras_cli.output import check_outputs
-from sdkeras_cli.shared import COUNT, FRACTION, NOT_NEGATIVE
+from sdkeras_cli.request import check_inputs, load_training_data
 
 _DEFAULT_FOLDER = "track"
 
@@ -27,35 +27,31 @@ _DEFAULT_FOLDER = "track"
 @click.option("--model", type=click.Path(), metavar="FILE", help="The compiled model that .weights.h5 files are of.")
 @click.option("--out", "log_dir", type=click.Path(), metavar="DIR", help="Folder of the log; default: track.")
 @click.option("--measures", metavar="NAME,NAME,...", help="Of the callback's keys; default: all.")
-@shared.batch_size
-@shared.learning_rate
-@shared.loss
-@shared.class_weight
-@shared.params
-@click.option("--samples", type=COUNT, help="Samples for the data-set Hessian; default 1024.")
-@click.option("--mode", type=click.Choice(MODES), help="Of dropout and the like; default train.")
-@click.option("--dtype", type=click.Choice(DTYPES), help="Default float32.")
-@click.option("--tolerance", type=FRACTION, help="Half-width over the codimension; default 0.2.")
-@click.option("--max-hvps", type=COUNT, help="Products for a checkpoint's exponents; default 1000.")
-@shared.bound
-@shared.estimate_bound_inputs
-@shared.memory("bases and dense matrices")
-@click.option("--seed", type=NOT_NEGATIVE, help="Default 0.")
-@shared.custom_objects
-@shared.unsafe
-@shared.html
+@options.options_of(
+    Options,
+    *("batch_size", "learning_rate", "loss", "class_weight", "params"),
+    *("bound_inputs", "estimate_bound_inputs", "memory_gb"),
+    samples=options.unset("Samples for the data-set Hessian; default 1024."),
+    mode=options.unset("Of dropout and the like; default train."),
+    dtype=options.unset("Default float32."),
+    tolerance=options.unset("Half-width over the codimension; default 0.2."),
+    max_hvps=options.unset("Products for a checkpoint's exponents; default 1000."),
+    seed=options.unset("Default 0."),
+)
+@options.custom_objects
+@options.unsafe
+@options.html
 @click.option("--fail-if", "expression", metavar="EXPR", help="Exit with 3 if it holds for the last measurement.")
 @click.option("--dry-run", is_flag=True, help="Show which checkpoints are measured already and which would be.")
-@shared.quiet
-@shared.debug
+@options.quiet
+@options.debug
 def command(
     paths: tuple[str, ...],
     html_path: str | None,
     expression: str | None,
     dry_run: bool,
     quiet: bool,
-    debug: bool,
-    **given: Any,
+    **parameters: Any,
 ) -> int:
     """Show a training over time: sharpness against the threshold, exponents, sharpness dimension.
 
@@ -65,9 +61,8 @@ def command(
     With --data: CHECKPOINTs (files, folders, patterns) are measured in their order, and the log is kept in --out.
     Interrupted or killed, the same command measures the rest.
     """
-    del debug
     condition = None if expression is None else conditions.parse(expression, Measurement)
-    chosen = {name: value for name, value in given.items() if value not in (None, False)}
+    chosen = {name: value for name, value in parameters.items() if value not in (None, False)}
     if "data" in chosen:
         return _measure(list(paths), chosen, html_path, condition, dry_run=dry_run, quiet=quiet)
     if any(path.endswith((".keras", ".h5", ".hdf5")) for path in paths):
@@ -77,9 +72,8 @@ def command(
             f"{' and '.join(map(shown, paths))}: one log at a time; checkpoints need data (--data DATA)."
         )
     if chosen or dry_run:
-        raise SdkerasError(
-            f"{', '.join(map(_option, chosen)) or '--dry-run'}: for checkpoints only; give their data as well (--data)."
-        )
+        names = ", ".join(f"`{name}`" for name in chosen or ["dry_run"])
+        raise SdkerasError(f"{names}: for checkpoints only; give their data as well (--data).")
     if html_path is not None:
         check_outputs([html_path], [str(run_log.place_of(paths[0]))])
     return _show(run_log.read_run_log(paths[0]), html_path, condition, quiet=quiet or html_path is not None)
@@ -131,7 +125,7 @@ def _measure(
     status = _show(log, html_path, condition, quiet=quiet)
     failed = [found for found in log.measurements if found.failed]
     for found in failed:
-        click.echo(f"sdkeras: error: {shown(found.source)}: {'; '.join(found.notes)}", err=True)
+        say(f"sdkeras: error: {shown(found.source)}: {'; '.join(found.notes)}", err=True)
     return 2 if failed else status
 
 
@@ -165,7 +159,3 @@ def _show_plan(paths: list[str], folder: str, html_path: str | None) -> None:
     click.echo(f"{len(left)} of {len(paths)} checkpoints to measure{estimate}")
     files = [f"{folder}/{run_log.FILE_NAME}", *([html_path] if html_path else [])]
     click.echo(f"files to be written: {', '.join(files)}")
-
-
-def _option(name: str) -> str:
-    return "--" + {"log_dir": "out", "memory_gb": "memory", "bound_inputs": "bound"}.get(name, name).replace("_", "-")

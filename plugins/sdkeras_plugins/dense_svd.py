@@ -15,7 +15,7 @@ from sdkeras.results.arrays import SMALLEST_FACTOR
 from sdkeras.results.estimates import SingularValues
 
 
-@singular_values_estimator("dense-svd")
+@singular_values_estimator("dense-svd", exact=True)
 @attrs.frozen
 class DenseSvd:
     """All singular values of the map, to the rounding of its products: eps * sigma_1, in the products' dtype.

@@ -20,7 +20,7 @@ _ALLOWED_ASYMMETRY = 1e-3
 _BLOCK = 64
 
 
-@spectrum_estimator("exact")
+@spectrum_estimator("exact", exact=True)
 @attrs.frozen
 class Exact:
     """All eigenvalues of the operator, to the rounding of its products.

@@ -14,7 +14,7 @@ from sdkeras.results.arrays import SMALLEST_FACTOR
 from sdkeras.results.estimates import SingularValues
 
 
-@singular_values_estimator("golub-kahan")
+@singular_values_estimator("golub-kahan", steps="num_steps", needs_basis=True)
 @attrs.frozen
 class GolubKahan:
     """Golub-Kahan-Lanczos quadrature with one Rademacher probe.

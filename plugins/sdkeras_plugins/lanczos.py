@@ -21,7 +21,7 @@ from sdkeras.results.estimates import Eigenpairs
 _CHECK_EVERY = 5
 
 
-@eigenpairs_estimator("lanczos")
+@eigenpairs_estimator("lanczos", steps="num_steps", needs_basis=True)
 @attrs.frozen
 class Lanczos:
     """Both ends of the spectrum from one Krylov space.

@@ -11,7 +11,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from sdkeras.dimension.blocks import standard_error
+from sdkeras.dimension.lyapunov import standard_error
 from sdkeras.errors import Interrupted, NonFiniteError, SdkerasError
 from sdkeras.estimators.kinds import lyapunov_estimator
 from sdkeras.files.archive import fingerprint, load_checkpoint, save_checkpoint
@@ -40,7 +40,7 @@ _MOST_STEPS, _FASTEST = 2**53, 1e4
 _IN_USE = "wait until it has ended, end it, or name another checkpoint"
 
 
-@lyapunov_estimator("lyapunov-qr")
+@lyapunov_estimator("lyapunov-qr", steps="num_steps")
 @attrs.frozen
 class LyapunovQr:
     """Lyapunov exponents ell_i = mean of ln R_ii, J_t V_t = V_(t+1) R with orthonormal V and positive R_ii.
@@ -223,6 +223,7 @@ def _check(run: _Run, start: _Run) -> None:
         or not 0.0 <= run.growth <= _FASTEST
         or max(sums) > _FASTEST * (run.step + 1)
         or len(run.blocks) >= 2 * _FEWEST_BLOCKS
+        or len(run.blocks) * run.block_size + run.partial_steps > max(0, run.step - run.transient)
     ):
         raise ValueError("its numbers are none of a run")
 

@@ -83,7 +83,7 @@ class _PaperEstimator:
         return -factors_minus_one / self.learning_rate
 
 
-@spectrum_estimator("sd-slq")
+@spectrum_estimator("sd-slq", steps="num_steps", needs_basis=True, own_rate=True)
 @attrs.frozen
 class HistogramSlq(_PaperEstimator):
     """SD-SLQ: a histogram of the exponents (eq. 87), each bin's mass at its middle.
@@ -112,7 +112,7 @@ class HistogramSlq(_PaperEstimator):
         return middles, _summed(which, weights, len(bins))
 
 
-@spectrum_estimator("sd-kde")
+@spectrum_estimator("sd-kde", steps="num_steps", needs_basis=True, own_rate=True)
 @attrs.frozen
 class KernelDensity(_PaperEstimator):
     """SD-KDE: the exponents smoothed by a Gaussian (eq. 88), given as masses of cells a quarter of it wide.
@@ -137,7 +137,7 @@ class KernelDensity(_PaperEstimator):
         return _smoothed(z, weights, self.bandwidth)
 
 
-@spectrum_estimator("sd-ps")
+@spectrum_estimator("sd-ps", steps="num_steps", needs_basis=True, own_rate=True)
 @attrs.frozen
 class PseudoSpectrum(_PaperEstimator):
     """SD-PS: M pseudo-eigenvalues of equal mass n/M, the quantiles (r + 1/2)/M of the smoothed spectrum (eqs. 90-92).

@@ -19,7 +19,7 @@ from sdkeras_plugins.lanczos import initial_vector
 WHICH = ("magnitude", "largest", "smallest", "both")
 
 
-@eigenpairs_estimator("power-iteration")
+@eigenpairs_estimator("power-iteration", steps="num_steps", in_analysis={"which": "both"})
 @attrs.frozen
 class PowerIteration:
     """Power iteration with deflation; the ends of the spectrum by a shift.

@@ -12,7 +12,7 @@ from sdkeras.linalg.tridiagonal import coarser_steps, quadrature
 from sdkeras.results.estimates import Spectrum
 
 
-@spectrum_estimator("slq")
+@spectrum_estimator("slq", steps="num_steps", needs_basis=True)
 @attrs.frozen
 class StochasticLanczosQuadrature:
     """Stochastic Lanczos quadrature with one Rademacher probe.

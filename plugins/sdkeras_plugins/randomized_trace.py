@@ -30,7 +30,7 @@ _FEWEST_FOR_HUTCH_PLUS_PLUS = 4
 _FEWEST_PROBES = 2
 
 
-@trace_estimator("randomized-trace")
+@trace_estimator("randomized-trace", in_analysis={"tolerance": 0.02})
 @attrs.frozen
 class RandomizedTrace:
     """Trace of A from products with random signs z: E z'Az = trace(A).

@@ -35,6 +35,8 @@ THEOREMS = {
     "Theorem 4.5": tuple(name for name in INPUTS if name != "stability"),
     "Theorem B.5": ("loss_bound", "lipschitz", "delta", "stability"),
 }
+# ln 1e-12 stands for ln 0 in the exponents.
+_LOG_ZERO = math.log(1e-11)
 _FRACTIONS = ("delta", "zeta")
 _POSITIVE = ("loss_bound", "lipschitz", "stability")
 
@@ -183,60 +185,73 @@ def bounds(facts: Facts, inputs: Mapping[str, float], estimated: frozenset[str] 
         SdkerasError: An unknown input, or one out of range.
     """
     check_inputs(inputs)
-    given = {name: inputs.get(name) for name in INPUTS}
-    n, root = facts.num_samples, math.sqrt(facts.num_samples)
-    loss_bound, lipschitz, delta = given["loss_bound"], given["lipschitz"], given["delta"]
-    spread = None if delta is None else math.sqrt(4 * facts.dimension * math.log(1 / delta))
-    information, zeta, constant = given["mutual_information"], given["zeta"], given["constant"]
-    luck = None if information is None or zeta is None else information + math.log(1 / zeta)
-    cube_root = None if given["stability"] is None else given["stability"] ** (1 / 3)
-    name, reason = facts.dimension_name, facts.dimension_reason
+    values = {name: inputs.get(name) for name in INPUTS}
+    n, loss_bound, delta = facts.num_samples, values["loss_bound"], values["delta"]
+    reason = facts.dimension_reason
     if facts.training.other_map:
         reason += f"; it is not of training's own random dynamical system: {facts.training.other_map}"
-    attractor = (
-        BoundTerm("2 L delta", _product(2, lipschitz, delta)),
-        BoundTerm(f"2 B sqrt(4 {name} ln(1/delta)/n)", _product(2, loss_bound, spread, 1 / root)),
-        BoundTerm("(I_inf + ln(1/zeta))/sqrt(n)", _product(luck, 1 / root)),
-        BoundTerm("C B^2/sqrt(n)", _product(constant, loss_bound, loss_bound, 1 / root)),
-    )
-    stable = (
-        BoundTerm("2 B/n", _product(2, loss_bound, 1 / n)),
-        BoundTerm("2 delta L", _product(2, delta, lipschitz)),
-        BoundTerm("2 beta_n^(1/3)", _product(2, cube_root)),
-        BoundTerm(f"2 beta_n^(1/3) B sqrt(4 {name} ln(1/delta))", _product(2, cube_root, loss_bound, spread)),
-    )
-    made = []
+    common, beta = _assumptions(facts, delta), values["stability"]
+    found = []
     for theorem, terms, assumptions in (
-        ("Theorem 4.5", attractor, _assumptions(facts, delta)),
-        (
-            "Theorem B.5",
-            stable,
-            (
-                *_assumptions(facts, delta),
-                _stability(given["stability"]),
-                _divisor(n, given["stability"]),
-                _expectation(),
-            ),
-        ),
+        ("Theorem 4.5", _attractor_terms(facts, values), common),
+        ("Theorem B.5", _stability_terms(facts, values), (*common, *_of_stability(beta, n))),
     ):
         known = [term.value for term in terms if term.value is not None]
         total = math.fsum(known) if len(known) == len(terms) else None
-        made.append(
+        found.append(
             Bound(
                 theorem=theorem,
                 inputs=tuple(
-                    BoundInput(name, *INPUTS[name], given[name], name in estimated) for name in THEOREMS[theorem]
+                    BoundInput(name, *INPUTS[name], values[name], name in estimated) for name in THEOREMS[theorem]
                 ),
                 terms=terms,
                 partial_sum=math.fsum(known),
                 total=total,
                 verdict=_verdict(math.fsum(known), total, loss_bound, "loss_bound" in estimated, assumptions),
                 assumptions=assumptions,
-                dimension_name=name,
+                dimension_name=facts.dimension_name,
                 dimension_reason=reason,
             )
         )
-    return tuple(made)
+    return tuple(found)
+
+
+_Values = Mapping[str, float | None]
+
+
+def _attractor_terms(facts: Facts, values: _Values) -> tuple[BoundTerm, ...]:
+    """Those of Theorem 4.5."""
+    inverse_root, loss_bound, delta = 1 / math.sqrt(facts.num_samples), values["loss_bound"], values["delta"]
+    information, zeta = values["mutual_information"], values["zeta"]
+    luck = None if information is None or zeta is None else information + math.log(1 / zeta)
+    return (
+        BoundTerm("2 L delta", _product(2, values["lipschitz"], delta)),
+        BoundTerm(
+            f"2 B sqrt(4 {facts.dimension_name} ln(1/delta)/n)",
+            _product(2, loss_bound, _spread(facts, delta), inverse_root),
+        ),
+        BoundTerm("(I_inf + ln(1/zeta))/sqrt(n)", _product(luck, inverse_root)),
+        BoundTerm("C B^2/sqrt(n)", _product(values["constant"], loss_bound, loss_bound, inverse_root)),
+    )
+
+
+def _stability_terms(facts: Facts, values: _Values) -> tuple[BoundTerm, ...]:
+    """Those of Theorem B.5."""
+    loss_bound, delta, beta = values["loss_bound"], values["delta"], values["stability"]
+    cube_root = None if beta is None else beta ** (1 / 3)
+    return (
+        BoundTerm("2 B/n", _product(2, loss_bound, 1 / facts.num_samples)),
+        BoundTerm("2 delta L", _product(2, delta, values["lipschitz"])),
+        BoundTerm("2 beta_n^(1/3)", _product(2, cube_root)),
+        BoundTerm(
+            f"2 beta_n^(1/3) B sqrt(4 {facts.dimension_name} ln(1/delta))",
+            _product(2, cube_root, loss_bound, _spread(facts, delta)),
+        ),
+    )
+
+
+def _spread(facts: Facts, delta: float | None) -> float | None:
+    return None if delta is None else math.sqrt(4 * facts.dimension * math.log(1 / delta))
 
 
 def _product(*factors: float | None) -> float | None:
@@ -259,90 +274,74 @@ def _verdict(
 
 
 def _assumptions(facts: Facts, delta: float | None) -> tuple[Assumption, ...]:
-    training, inside = facts.training, 1 <= facts.dimension < facts.state_size
-    kinks = (*facts.kinks, *training.kinks)
-    if kinks:
-        smooth = Assumption("twice continuously differentiable map", "fails", f"kinks of {', '.join(kinks[:6])}")
-    elif facts.clipped:
-        smooth = Assumption("twice continuously differentiable map", "fails", "gradient clipping has kinks")
-    else:
-        smooth = Assumption(
-            "twice continuously differentiable map", "not contradicted", "no layer with known kinks was found"
-        )
-    lowest = facts.smallest_exponent
-    # ln 1e-12 stands for ln 0 in the exponents.
-    singular = lowest is not None and lowest < math.log(1e-11)
-    return (
-        Assumption(
+    """Those that both theorems make, with what the facts say of each."""
+    training, lowest, loss = facts.training, facts.smallest_exponent, facts.unbounded_loss
+    singular = lowest is not None and lowest < _LOG_ZERO
+    finite = "" if lowest is None or singular else "; the exponents that were measured are finite"
+    kinks = (*facts.kinks, *training.kinks)[:6]
+    rough = f"kinks of {', '.join(kinks)}" if kinks else "gradient clipping has kinks" if facts.clipped else ""
+    other = training.other_map and f"{training.other_map}; neither D_s <= SD nor the theorem is about this number"
+    inside = 1 <= facts.dimension < facts.state_size
+    rows = (
+        (
             "unique compact random pullback attractor",
             "unknown",
             f"it exists where there is an absorbing set (Prop. 4.1): {training.absorbing}",
         ),
-        Assumption(
-            "integrability on the attractor (4.4.2)",
-            "unknown",
-            "a mean over the whole attractor"
-            + ("" if lowest is None else "; the exponents that were measured are finite" if not singular else ""),
-        ),
-        Assumption(
+        ("integrability on the attractor (4.4.2)", "unknown", f"a mean over the whole attractor{finite}"),
+        (
             "time-homogeneous random dynamical system",
             "fails" if training.time_dependence else "not contradicted",
             training.time_dependence or training.stationary,
         ),
-        Assumption(
-            "the dimension is of training's own step",
-            "fails" if training.other_map else "not contradicted",
-            training.other_map and f"{training.other_map}; neither D_s <= SD nor the theorem is about this number",
-        ),
-        Assumption(
+        ("the dimension is of training's own step", "fails" if other else "not contradicted", other),
+        (
             "1 <= j* < d",
             "holds" if inside else "fails",
             f"{facts.dimension_name} is {facts.dimension:,.1f} of {facts.state_size:,}",
         ),
-        Assumption(
-            "0 < delta < 1", "unknown" if delta is None else "holds", "delta is not given" if delta is None else ""
+        ("0 < delta < 1", *(("unknown", "delta is not given") if delta is None else ("holds", ""))),
+        ("delta below delta_(n, gamma)", "unknown", "delta_(n, gamma) cannot be computed from a model"),
+        (
+            "twice continuously differentiable map",
+            "fails" if rough else "not contradicted",
+            rough or "no layer with known kinks was found",
         ),
-        Assumption("delta below delta_(n, gamma)", "unknown", "delta_(n, gamma) cannot be computed from a model"),
-        smooth,
-        Assumption(
+        (
             "non-singular Jacobian",
             "fails" if singular else "unknown" if lowest is None else "not contradicted",
             "no exponent was measured" if lowest is None else f"smallest exponent {lowest:.3g}",
         ),
-        Assumption("bounded distortion (eq. 13)", "unknown", "neither a checkpoint nor one trajectory can show it"),
-        Assumption(
+        ("bounded distortion (eq. 13)", "unknown", "neither a checkpoint nor one trajectory can show it"),
+        (
             "loss in [0, B]",
-            "fails" if facts.unbounded_loss else "unknown",
-            f"{facts.unbounded_loss} has no upper bound"
-            if facts.unbounded_loss
-            else "the loss's range is not known here",
+            *(("fails", f"{loss} has no upper bound") if loss else ("unknown", "the loss's range is not known here")),
         ),
-        Assumption(
+        (
             "loss Lipschitz in the weights",
-            "fails" if facts.unbounded_loss else "unknown",
-            f"not globally for {facts.unbounded_loss} of a net of several layers"
-            if facts.unbounded_loss
+            "fails" if loss else "unknown",
+            f"not globally for {loss} of a net of several layers"
+            if loss
             else "gradients at these weights say nothing of others",
         ),
-        Assumption("SD over the whole attractor", "unknown", facts.local),
+        ("SD over the whole attractor", "unknown", facts.local),
     )
+    return tuple(Assumption(*row) for row in rows)
 
 
-def _divisor(n: int, beta: float | None) -> Assumption:
-    name = "beta_n^(-2/3) an integer divisor of n"
+def _of_stability(beta: float | None, n: int) -> tuple[Assumption, ...]:
+    """Those that Theorem B.5 makes beside the common ones."""
+    stability, divisor = "beta_n-stable training", "beta_n^(-2/3) an integer divisor of n"
+    expectation = Assumption("expectation over data sets", "unknown", "one data set was seen; the terms are its sample")
     if beta is None:
-        return Assumption(name, "unknown", "beta_n is not given")
+        unknown = "beta_n is not given"
+        return Assumption(stability, "unknown", unknown), Assumption(divisor, "unknown", unknown), expectation
     blocks = beta ** (-2 / 3)
     whole = round(blocks)
     # beta_n is typed with a few digits.
     holds = whole >= 1 and abs(blocks - whole) < 1e-3 * blocks and n % whole == 0
-    return Assumption(name, "holds" if holds else "fails", f"beta_n^(-2/3) = {blocks:.6g}, n = {n:,}")
-
-
-def _expectation() -> Assumption:
-    return Assumption("expectation over data sets", "unknown", "one data set was seen; the terms are its sample")
-
-
-def _stability(beta: float | None) -> Assumption:
-    remark = "beta_n is not given" if beta is None else "beta_n is an input; nothing here measures it"
-    return Assumption("beta_n-stable training", "unknown", remark)
+    return (
+        Assumption(stability, "unknown", "beta_n is an input; nothing here measures it"),
+        Assumption(divisor, "holds" if holds else "fails", f"beta_n^(-2/3) = {blocks:.6g}, n = {n:,}"),
+        expectation,
+    )

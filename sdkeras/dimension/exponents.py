@@ -12,6 +12,8 @@ from sdkeras.results.dimension import RdsSharpness
 
 _NUM_LEADING = 32
 _NUM_LEVELS = 512
+# A neutral exponent is known to the rounding of ln(|1 - x|) at x ~ 0.
+FLOOR = 1e-12
 
 PRECONDITIONED = ("adam", "nadam", "rmsprop")
 _WITH_BETA_1 = ("adam", "nadam")
@@ -162,6 +164,27 @@ class SingularValueMap:
 
 
 Exponents: TypeAlias = "ExponentMap | SingularValueMap"
+
+
+def is_unresolved(exponents: Exponents, largest: float) -> bool:
+    """Whether all exponents are rounding of factors |1 - eta*alpha| close to 1: their signs then mean nothing.
+
+    Args:
+        exponents: The map.
+        largest: Largest |eigenvalue| seen.
+    """
+    return bool(0.0 < exponents.rate * largest < FLOOR)
+
+
+def rounding(exponents: Exponents, largest: float, product_error: float) -> float:
+    """How far exponents of neutral directions are off by rounding: z above 0 within it may be none.
+
+    Args:
+        exponents: The map.
+        largest: Largest |eigenvalue| seen.
+        product_error: Relative error of a product.
+    """
+    return FLOOR + exponents.rate * largest * product_error
 
 
 def exponent_map(name: str, learning_rate: float, *, momentum: float = 0.0, weight_decay: float = 0.0) -> ExponentMap:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import attrs
 import numpy as np
 import scipy.special
 
-from sdkeras.dimension.blocks import half_width
 from sdkeras.results.arrays import FloatArray
 from sdkeras.results.estimates import LyapunovExponents
 from sdkeras.results.lyapunov import LyapunovDimension, MStepSharpness, SharpestDimension
 
 _CONFIDENCE = 0.95
+_TAIL = 0.5 + _CONFIDENCE / 2
+# Blocks of the coarsest level at least: the standard error of 8 is itself known to 27 %, 1/sqrt(2 * 7).
+_FEWEST_IN_A_LEVEL = 8
 # Fewer block means do not know their spread: the standard error of 10 is itself known to 24 %, 1/sqrt(2 * 9).
 _FEWEST_BLOCKS = 10
 # D_s is a point where the 95 % half-width of Lambda_j* is at most this part of |ell_(j*+1)|: it then is uncertain
@@ -59,79 +62,136 @@ def lyapunov_dimension(
 
     Reference: Tuci et al. (2026), arXiv 2604.19740, Def. 4.2 and eqs. 50-71.
     """
-    ell, k = exponents.values, len(exponents.values)
+    k = len(exponents.values)
     if not 1 <= k <= size:
         raise ValueError(f"there are {k} exponents of a state of dimension {size}; give 1 to {size}.")
     if log_det is None and k == size:
         log_det = exponents.log_det
-
-    def answer(
-        status: str, interval: tuple[float, float] | None, reason: str = "", value: float | None = None
-    ) -> LyapunovDimension:
-        known = status != "undetermined"
-        return LyapunovDimension(
-            status=status,
-            value=value,
-            interval=interval,
-            reason=reason,
-            j_star=j_star if known else None,
-            threshold_exponent=float(ell[j_star]) if known and j_star < k else None,
-            size=size,
-            num_exponents=k,
-            num_steps=exponents.num_steps,
-        )
-
-    sums = np.cumsum(ell)
-    reached = np.flatnonzero(sums >= 0)
-    j_star = int(reached[-1]) + 1 if len(reached) else 0
-    if exponents.stopped_at is not None:
-        return answer("undetermined", None, f"the trajectory diverged at step {exponents.stopped_at}")
-    if len(exponents.history) < _FEWEST_BLOCKS and exponents.history.size:
-        return answer(
-            "undetermined", None, f"{len(exponents.history)} blocks of steps give no standard error; make more steps"
-        )
-    quantile, half, last_half = _half_widths(exponents)
-    if abs(sums[0]) <= half[0]:
-        return answer("undetermined", None, f"the 95 % interval of ell_1, {ell[0]:.3g} +- {half[0]:.2g}, contains 0")
-    moved = float(sums[0]) * exponents.num_steps
-    if abs(moved) < _turn(size):
-        return answer(
-            "undetermined",
-            None,
-            f"ell_1 = {ell[0]:.3g} adds up to {moved:.2g} over {exponents.num_steps:,} steps, no further than a frame "
-            f"in {size:,} dimensions may rise or fall while it turns ({_turn(size):.2g}); make more steps",
-        )
-    if sums[0] < 0:
-        return answer("determined", (0.0, 0.0), value=0.0)
-
+    unknown = LyapunovDimension(
+        status="undetermined",
+        value=None,
+        interval=None,
+        reason="",
+        j_star=None,
+        threshold_exponent=None,
+        size=size,
+        num_exponents=k,
+        num_steps=exponents.num_steps,
+    )
+    reason = _unusable(exponents)
+    if reason:
+        return attrs.evolve(unknown, reason=reason)
+    sums = _sums(exponents)
+    reason = _without_sign(sums, size, exponents.num_steps)
+    if reason:
+        return attrs.evolve(unknown, reason=reason)
+    j_star = sums.j_star
+    known = attrs.evolve(
+        unknown,
+        status="determined",
+        value=0.0,
+        interval=(0.0, 0.0),
+        j_star=j_star,
+        threshold_exponent=float(sums.ell[j_star]) if j_star < k else None,
+    )
+    if sums.values[0] < 0:
+        return known
     resolved = k if exponents.num_resolved is None else exponents.num_resolved
-    total = None if log_det is None else log_det - quantile * log_det_stderr
-    lower = _lower_end(sums[:resolved] - half[:resolved], size, total)
-    upper = _last_crossing(sums + half)
-    within = upper is not None
-    if upper is None and k == size:
-        upper = float(size)
-    if upper is None:
-        slope = float(ell[-1]) + last_half
-        beyond = k + (sums[-1] + half[-1]) / -slope if slope < 0 else sharpness_dimension
-        upper = float(size) if beyond is None else min(float(beyond), float(size))
-    interval = (lower, max(lower, upper))
+    total = None if log_det is None else log_det - sums.quantile * log_det_stderr
+    lower = _lower_end((sums.values - sums.half_widths)[:resolved], size, total)
+    upper = _last_crossing(sums.values + sums.half_widths)
+    end = _upper_end(sums, size, sharpness_dimension) if upper is None else upper
+    known = attrs.evolve(known, interval=(lower, max(lower, end)))
     if lower == size:
-        return answer("determined", interval, value=float(size))
-    if not within:
-        reason = f"the {k} leading exponents sum to {sums[-1]:.3g} +- {half[-1]:.2g}, which may not be below 0; " + (
-            "make more steps" if k == size else "compute more of them"
-        )
-    elif j_star >= resolved:
-        reason = f"rounding hides ell_{j_star + 1}; work in float64, or with shorter products"
-    elif half[j_star - 1] > _POINT * abs(ell[j_star]):
-        reason = (
-            f"Lambda_{j_star} = {sums[j_star - 1]:.3g} +- {half[j_star - 1]:.2g} is not sharp beside "
-            f"|ell_{j_star + 1}| = {abs(ell[j_star]):.3g}; make more steps"
-        )
+        return attrs.evolve(known, value=float(size))
+    reason = _no_point(sums, resolved, more_exist=k < size, ends_below=upper is not None)
+    if reason:
+        return attrs.evolve(known, status="bracketed", value=None, reason=reason)
+    return attrs.evolve(known, value=float(j_star + sums.values[j_star - 1] / abs(sums.ell[j_star])))
+
+
+@attrs.frozen(eq=False)
+class _Sums:
+    """Lambda_1 .. Lambda_k, the partial sums of the exponents ell, and how well they are known.
+
+    Attributes:
+        half_widths: Of their 95 % intervals: sampling, and rounding on top.
+        last: Half-width of ell_k.
+        quantile: Student's or the normal one that half-widths are made with.
+    """
+
+    ell: FloatArray
+    values: FloatArray
+    half_widths: FloatArray
+    last: float
+    quantile: float
+
+    @property
+    def j_star(self) -> int:
+        """The last j with Lambda_j >= 0, or 0."""
+        reached = np.flatnonzero(self.values >= 0)
+        return int(reached[-1]) + 1 if len(reached) else 0
+
+
+def _sums(exponents: LyapunovExponents) -> _Sums:
+    means = exponents.block_means
+    if len(means):
+        quantile = float(scipy.special.stdtrit(len(means) - 1, _TAIL))
+        # Of the sums themselves, since directions go together.
+        half_widths = half_width(np.cumsum(means, axis=1), exponents.block_size, exponents.num_steps)
+        last = half_width(means[:, -1:], exponents.block_size, exponents.num_steps)[0]
     else:
-        return answer("determined", interval, value=float(j_star + sums[j_star - 1] / abs(ell[j_star])))
-    return answer("bracketed", interval, reason)
+        quantile = float(scipy.special.ndtri(_TAIL))
+        half_widths, last = quantile * np.cumsum(exponents.stderr), quantile * exponents.stderr[-1]
+    rounding = np.zeros(len(half_widths)) if exponents.rounding is None else exponents.rounding
+    return _Sums(
+        ell=exponents.values,
+        values=np.cumsum(exponents.values),
+        half_widths=half_widths + np.cumsum(rounding),
+        last=float(last + rounding[-1]),
+        quantile=quantile,
+    )
+
+
+def _unusable(exponents: LyapunovExponents) -> str:
+    """Why the exponents say nothing, or ""."""
+    if exponents.stopped_at is not None:
+        return f"the trajectory diverged at step {exponents.stopped_at}"
+    if exponents.history.size and len(exponents.history) < _FEWEST_BLOCKS:
+        return f"{len(exponents.history)} blocks of steps give no standard error; make more steps"
+    return ""
+
+
+def _without_sign(sums: _Sums, size: int, num_steps: int) -> str:
+    """Why ell_1 may have either sign, or ""."""
+    first, half = float(sums.values[0]), sums.half_widths[0]
+    if abs(first) <= half:
+        return f"the 95 % interval of ell_1, {first:.3g} +- {half:.2g}, contains 0"
+    if abs(first * num_steps) < _turn(size):
+        return (
+            f"ell_1 = {first:.3g} adds up to {first * num_steps:.2g} over {num_steps:,} steps, no further than a frame "
+            f"in {size:,} dimensions may rise or fall while it turns ({_turn(size):.2g}); make more steps"
+        )
+    return ""
+
+
+def _no_point(sums: _Sums, resolved: int, *, more_exist: bool, ends_below: bool) -> str:
+    """Why D_s is no point, or ""."""
+    j_star, half_widths, values = sums.j_star, sums.half_widths, sums.values
+    if not ends_below:
+        advice = "compute more of them" if more_exist else "make more steps"
+        return (
+            f"the {len(values)} leading exponents sum to {values[-1]:.3g} +- {half_widths[-1]:.2g}, which may not be "
+            f"below 0; {advice}"
+        )
+    if j_star >= resolved:
+        return f"rounding hides ell_{j_star + 1}; work in float64, or with shorter products"
+    if half_widths[j_star - 1] > _POINT * abs(sums.ell[j_star]):
+        return (
+            f"Lambda_{j_star} = {values[j_star - 1]:.3g} +- {half_widths[j_star - 1]:.2g} is not sharp beside "
+            f"|ell_{j_star + 1}| = {abs(sums.ell[j_star]):.3g}; make more steps"
+        )
+    return ""
 
 
 def _turn(size: int) -> float:
@@ -142,22 +202,6 @@ def _turn(size: int) -> float:
     """
     least = float(scipy.special.ndtri(0.5 + (1 - _CONFIDENCE) / 2))
     return 0.5 * math.log(size) - math.log(least) if size > 1 else 0.0
-
-
-def _half_widths(exponents: LyapunovExponents) -> tuple[float, FloatArray, float]:
-    """(quantile, half-widths of Lambda_1 .. Lambda_k, half-width of ell_k) at 95 %: sampling, and rounding on top."""
-    tail = 0.5 + _CONFIDENCE / 2
-    means = exponents.block_means
-    if len(means):
-        quantile = float(scipy.special.stdtrit(len(means) - 1, tail))
-        # Of the sums themselves, since directions go together.
-        sums = half_width(np.cumsum(means, axis=1), exponents.block_size, exponents.num_steps, _CONFIDENCE)
-        last = half_width(means[:, -1:], exponents.block_size, exponents.num_steps, _CONFIDENCE)[0]
-    else:
-        quantile = float(scipy.special.ndtri(tail))
-        sums, last = quantile * np.cumsum(exponents.stderr), quantile * exponents.stderr[-1]
-    rounding = np.zeros(len(sums)) if exponents.rounding is None else exponents.rounding
-    return quantile, sums + np.cumsum(rounding), float(last + rounding[-1])
 
 
 def _lower_end(lower: FloatArray, size: int, total: float | None) -> float:
@@ -173,6 +217,18 @@ def _lower_end(lower: FloatArray, size: int, total: float | None) -> float:
     if total is None or count == size:
         return float(count)
     return count + sum_k * (size - count) / (sum_k - total)
+
+
+def _upper_end(sums: _Sums, size: int, sharpness_dimension: float | None) -> float:
+    """The largest D_s where Lambda_k may not be below 0: from ell_k, which bounds the rest, or SD."""
+    slope = float(sums.ell[-1]) + sums.last
+    if len(sums.ell) == size:
+        return float(size)
+    if slope < 0:
+        beyond: float | None = len(sums.ell) + (sums.values[-1] + sums.half_widths[-1]) / -slope
+    else:
+        beyond = sharpness_dimension
+    return float(size) if beyond is None else min(float(beyond), float(size))
 
 
 def _last_crossing(upper: FloatArray) -> float | None:
@@ -218,24 +274,28 @@ def sharpest_dimension(
         covered.add((lyapunov.num_steps, lyapunov.size))
     if len(covered) > 1:
         raise ValueError(f"the dimensions are of different steps; (number of steps, size of the state) are {covered}.")
-    found: list[SharpestDimension] = []
-    if lyapunov is not None and lyapunov.value is not None:
-        found.append(SharpestDimension("D_s", lyapunov.value, "the Lyapunov exponents determine it"))
-    elif lyapunov is not None and lyapunov.interval is not None:
-        found.append(SharpestDimension("upper end of D_s", lyapunov.interval[1], lyapunov.reason))
-    without = (
-        "" if lyapunov is None or lyapunov.status != "undetermined" else f"; D_s is undetermined: {lyapunov.reason}"
-    )
-    for entry in steps:
-        if entry.dimension is None:
-            continue
-        found.append(
-            SharpestDimension(entry.name, entry.dimension, f"an upper end of D_s over the same steps{without}")
-        )
-    if supremum is not None:
-        found.append(SharpestDimension("SD over snapshots", supremum, f"an upper end of D_s{without}"))
     _check_order(steps, lyapunov)
-    return min(found, key=lambda entry: entry.value) if found else None
+    known = list(_dimensions(steps, lyapunov, supremum))
+    return min(known, key=lambda entry: entry.value) if known else None
+
+
+def _dimensions(
+    steps: Sequence[MStepSharpness], lyapunov: LyapunovDimension | None, supremum: float | None
+) -> Iterator[SharpestDimension]:
+    """D_s, or its upper end, and those above it, the sharper ones first where they are equal."""
+    without = ""
+    if lyapunov is not None and lyapunov.value is not None:
+        yield SharpestDimension("D_s", lyapunov.value, "the Lyapunov exponents determine it")
+    elif lyapunov is not None and lyapunov.interval is not None:
+        yield SharpestDimension("upper end of D_s", lyapunov.interval[1], lyapunov.reason)
+    elif lyapunov is not None:
+        without = f"; D_s is undetermined: {lyapunov.reason}"
+    for entry in steps:
+        if entry.dimension is not None:
+            reason = f"an upper end of D_s over the same steps{without}"
+            yield SharpestDimension(entry.name, entry.dimension, reason)
+    if supremum is not None:
+        yield SharpestDimension("SD over snapshots", supremum, f"an upper end of D_s{without}")
 
 
 def _check_order(steps: Sequence[MStepSharpness], lyapunov: LyapunovDimension | None) -> None:
@@ -250,3 +310,38 @@ def _check_order(steps: Sequence[MStepSharpness], lyapunov: LyapunovDimension | 
                 raise ValueError(
                     f"SD^({longer}) = {other:.6g} is above SD^({m}) = {dimension:.6g}: they are not of the same steps."
                 )
+
+
+def standard_error(means: FloatArray, block_size: int, num_steps: int) -> FloatArray:
+    """Standard error of the mean over the steps, shape [k].
+
+    Successive steps are correlated, and blocks shorter than the correlation time underestimate the error: of the
+    standard errors from the blocks, from pairs of them, pairs of pairs and so on, down to 8, the largest is taken. For
+    independent steps this is about 15 % too large.
+
+    Args:
+        means: Means of consecutive blocks, shape [blocks, k].
+        block_size: Steps in a block.
+        num_steps: Steps of the mean; those of the blocks, or some more.
+    """
+    if len(means) < 2:
+        return np.zeros(means.shape[1])
+    largest: FloatArray = np.max([error for error, _ in _levels(means, block_size, num_steps)], axis=0)
+    return largest
+
+
+def half_width(means: FloatArray, block_size: int, num_steps: int) -> FloatArray:
+    """Half-width of the 95 % interval of the mean, by Student's t, the largest of the same levels, shape [k]."""
+    levels = _levels(means, block_size, num_steps)
+    widest: FloatArray = np.max([scipy.special.stdtrit(count - 1, _TAIL) * error for error, count in levels], axis=0)
+    return widest
+
+
+def _levels(means: FloatArray, block_size: int, num_steps: int) -> Iterator[tuple[FloatArray, int]]:
+    """Standard error and number of blocks, of the blocks and of pairs, down to the fewest."""
+    while True:
+        yield np.std(means, axis=0, ddof=1) * math.sqrt(block_size / num_steps), len(means)
+        if len(means) < 2 * _FEWEST_IN_A_LEVEL:
+            return
+        pairs = len(means) // 2
+        means, block_size = means[: 2 * pairs].reshape(pairs, 2, -1).mean(axis=1), 2 * block_size

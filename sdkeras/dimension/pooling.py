@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import attrs
 import numpy as np
@@ -10,6 +11,9 @@ import numpy as np
 from sdkeras.dimension.exponents import Exponents
 from sdkeras.results.arrays import FloatArray
 from sdkeras.results.estimates import Spectrum
+
+# Exponents z, and how many directions each stands for.
+Measure: TypeAlias = tuple[FloatArray, FloatArray]
 
 # Acceptance of a Ritz value as a simple, converged eigenvalue of mass 1: its residual is small beside the gap
 # to its neighbours, its weight below the 1 - 6e-7 quantile of chi^2_1, and it is not a neutral direction.
@@ -131,7 +135,7 @@ class QuantileAverage:
 
     z: FloatArray
     widths: FloatArray
-    _runs: Sequence[tuple[FloatArray, FloatArray]]
+    _runs: Sequence[Measure]
 
     def integrals(self, upper: float) -> FloatArray:
         """Per run, the integral of z_r(u) over 0 < u <= upper, shape [runs]."""
@@ -143,7 +147,7 @@ class QuantileAverage:
         return np.array(values)
 
 
-def quantile_average(runs: Sequence[tuple[FloatArray, FloatArray]], size: float) -> QuantileAverage:
+def quantile_average(runs: Sequence[Measure], size: float) -> QuantileAverage:
     """Averages the runs' quantile functions; for exact spectra this is the average of order statistics.
 
     Args:
@@ -157,7 +161,7 @@ def quantile_average(runs: Sequence[tuple[FloatArray, FloatArray]], size: float)
     return QuantileAverage(total / len(steps), widths, steps)
 
 
-def quantile_functions(runs: Sequence[tuple[FloatArray, FloatArray]], size: float) -> tuple[FloatArray, FloatArray]:
+def quantile_functions(runs: Sequence[Measure], size: float) -> tuple[FloatArray, FloatArray]:
     """The runs' quantile functions as step functions with the same steps.
 
     Args:
@@ -171,9 +175,7 @@ def quantile_functions(runs: Sequence[tuple[FloatArray, FloatArray]], size: floa
     return np.stack([_at(step, middles) for step in steps]), widths
 
 
-def _common_steps(
-    runs: Sequence[tuple[FloatArray, FloatArray]], size: float
-) -> tuple[list[tuple[FloatArray, FloatArray]], FloatArray, FloatArray]:
+def _common_steps(runs: Sequence[Measure], size: float) -> tuple[list[Measure], FloatArray, FloatArray]:
     """(z descending, mass up to there) of each run; widths and middles of the steps that all of them have together."""
     steps = []
     for z, weights in runs:
@@ -184,6 +186,6 @@ def _common_steps(
     return steps, np.diff(edges), 0.5 * (edges[1:] + edges[:-1])
 
 
-def _at(step: tuple[FloatArray, FloatArray], masses: FloatArray) -> FloatArray:
+def _at(step: Measure, masses: FloatArray) -> FloatArray:
     z, mass = step
     return z[np.minimum(np.searchsorted(mass, masses), len(z) - 1)]

@@ -8,12 +8,9 @@ import attrs
 import numpy as np
 
 from sdkeras.dimension import pooling
-from sdkeras.dimension.adaptive import dimension_of_average
+from sdkeras.dimension.estimate import FEWEST_RUNS_FOR_AN_INTERVAL, dimension_of_average
+from sdkeras.dimension.pooling import Measure
 from sdkeras.results.arrays import FloatArray
-
-Measure = tuple[FloatArray, FloatArray]
-
-_FEWEST_RUNS_FOR_AN_INTERVAL = 3
 
 
 @attrs.frozen(eq=False)
@@ -61,4 +58,4 @@ def estimate_supremum(runs: Sequence[Sequence[Measure]], size: int) -> SupremumE
     value, half = dimension(np.max(z, axis=0) for z, _ in functions)
     alone = [dimension(z[snapshot] for z, _ in functions)[0] for snapshot in range(len(runs[0]))]
     interval = (max(0.0, value - half), min(float(size), value + half))
-    return SupremumEstimate(value, interval if len(runs) >= _FEWEST_RUNS_FOR_AN_INTERVAL else None, np.array(alone))
+    return SupremumEstimate(value, interval if len(runs) >= FEWEST_RUNS_FOR_AN_INTERVAL else None, np.array(alone))

@@ -7,14 +7,13 @@ door. A class declared in this process (a notebook, say) is found as well.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib.metadata
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import attrs
 
-from sdkeras.errors import PluginError, UnknownEstimatorError
+from sdkeras.errors import PluginError, UnknownEstimatorError, did_you_mean
 from sdkeras.estimators import kinds
 from sdkeras.files.user_code import last_line
 
@@ -133,8 +132,7 @@ def kind_of(name: str, kinds_wanted: Sequence[str]) -> str:
 
 def _unknown(name: str, kind: str, installed: list[str]) -> str:
     """The message for a name that is not installed, with the nearest one that is."""
-    near = difflib.get_close_matches(name, installed, n=1)
-    hint = f"did you mean '{near[0]}'? " if near else ""
+    hint = did_you_mean(name, installed)
     return f"no {kind} estimator '{name}'; {hint}Installed: {', '.join(installed) or 'none'}."
 
 

@@ -11,16 +11,23 @@ import attrs
 from sdkeras.dimension.exponents import ExponentMap
 from sdkeras.errors import MapError, PluginError, SdkerasError
 from sdkeras.estimators import registry
+from sdkeras.estimators.kinds import Capabilities, Declaration
 from sdkeras.files.user_code import USER_ERRORS, last_line
 from sdkeras.linalg.operators import LinearMap, SymmetricOperator, TangentFlow
 from sdkeras.results.arrays import Array
 
-# What estimates SD, by the map: the kind of estimator, the default, and the one for exact values.
-_SPECTRUM = ("spectrum", "slq", "exact")
-_SINGULAR_VALUES = ("singular_values", "golub-kahan", "dense-svd")
+# The estimator of each kind where none is named; of the kinds that give a whole spectrum the one for exact values; and
+# the one for a largest eigenvalue where the memory has no room for a Krylov basis.
+DEFAULTS = {
+    "spectrum": "slq",
+    "singular_values": "golub-kahan",
+    "eigenpairs": "lanczos",
+    "trace": "randomized-trace",
+    "lyapunov": "lyapunov-qr",
+}
+EXACT = {"spectrum": "exact", "singular_values": "dense-svd"}
+_WITHOUT_BASIS = "power-iteration"
 _OF_KIND = {"spectrum": "spectra of a Hessian", "singular_values": "singular values of a step"}
-# Those that make a dense matrix.
-DENSE = (_SPECTRUM[-1], _SINGULAR_VALUES[-1])
 _EIGEN_STEPS = 100
 # Fewer Lanczos steps than this do not resolve the ends of a spectrum; it goes without reorthogonalisation then, or,
 # where an eigenvector is wanted, power iteration takes over.
@@ -39,9 +46,13 @@ class Chosen:
     """
 
     spectrum: tuple[str, ...]
-    eigenpairs: str = "lanczos"
-    trace: str = "randomized-trace"
+    eigenpairs: str = DEFAULTS["eigenpairs"]
+    trace: str = DEFAULTS["trace"]
     kind: str = "spectrum"
+
+    def can(self, name: str) -> Capabilities:
+        """What one of the spectrum estimators can do."""
+        return capabilities(registry.get_estimator(self.kind, name))
 
 
 class Request(Protocol):
@@ -66,9 +77,8 @@ def chosen(options: Request) -> Chosen:
         SdkerasError: An unknown one, one that does not serve the map, or settings of one that is not used or does not
             have them.
     """
-    own, default, dense = _SINGULAR_VALUES if options.map == "full" else _SPECTRUM
-    other = _SPECTRUM[0] if options.map == "full" else _SINGULAR_VALUES[0]
-    names: dict[str, list[str]] = {own: [], "eigenpairs": ["lanczos"], "trace": ["randomized-trace"]}
+    own, other = ("singular_values", "spectrum") if options.map == "full" else ("spectrum", "singular_values")
+    names: dict[str, list[str]] = {own: [], "eigenpairs": [DEFAULTS["eigenpairs"]], "trace": [DEFAULTS["trace"]]}
     kinds = (*names, other)
     for name in options.estimators:
         kind = registry.kind_of(name, kinds)
@@ -79,11 +89,11 @@ def chosen(options: Request) -> Chosen:
             )
         registry.get_estimator(kind, name)
         names[kind].append(name)
-    spectrum = [name for name in names[own] if name != dense]
-    exact = options.exact or options.exact_minibatches is not None or dense in names[own]
-    if not names[own]:
-        spectrum = [default]
-    found = Chosen((*([dense] if exact else []), *spectrum), names["eigenpairs"][-1], names["trace"][-1], own)
+    exact = [name for name in dict.fromkeys(names[own]) if capabilities(registry.get_estimator(own, name)).exact]
+    others = [name for name in names[own] if name not in exact] if names[own] else [DEFAULTS[own]]
+    if not exact and (options.exact or options.exact_minibatches is not None):
+        exact = [EXACT[own]]
+    found = Chosen((*exact, *others), names["eigenpairs"][-1], names["trace"][-1], own)
     used = {*found.spectrum, found.eigenpairs, found.trace}
     for name, settings in options.settings.items():
         if name not in used:
@@ -108,27 +118,67 @@ def configured(cls: type[Any], settings: Mapping[str, Any]) -> Any:
         raise SdkerasError(f"settings of {cls.__name__}: {reason}; its fields are: {fields}.") from error
 
 
+def capabilities(estimator: Any) -> Capabilities:
+    """What an estimator, or its class, declares that it can do."""
+    declared: Declaration = estimator.__sdkeras__
+    return declared.capabilities
+
+
+def for_analysis(kind: str, name: str, settings: Mapping[str, Any]) -> Any:
+    """An estimator with the user's settings, and for the rest those that it declares for an analysis.
+
+    Raises:
+        SdkerasError: See `registry.get_estimator` and `configured`.
+    """
+    cls = registry.get_estimator(kind, name)
+    return configured(cls, {**capabilities(cls).in_analysis, **settings})
+
+
+def steps_of(estimator: Any) -> int | None:
+    """Value of the field that raises its resolution, or None if it has none."""
+    field = capabilities(estimator).steps
+    return None if field is None else int(getattr(estimator, field))
+
+
+def with_steps(estimator: Any, steps: int | None, *, basis: bool = True) -> Any:
+    """The estimator with so many steps, and without a basis in memory where there is no room for one."""
+    can = capabilities(estimator)
+    if steps is None or can.steps is None:
+        return estimator
+    changes: dict[str, Any] = {can.steps: steps}
+    if can.needs_basis and not basis:
+        changes["reorthogonalize"] = False
+    return attrs.evolve(estimator, **changes)
+
+
+def held_to(estimator: Any, memory: float) -> Any:
+    """An exact estimator that sets no limit of its own held to this many bytes; any other as it is."""
+    if capabilities(estimator).exact and estimator.memory_gb is None:
+        return attrs.evolve(estimator, memory_gb=memory / 1e9)
+    return estimator
+
+
 def estimator_of_extremes(name: str, settings: Mapping[str, Any], *, most_steps: int) -> Any:
     """The eigenpairs estimator for both ends of a spectrum, without its basis where the memory has no room for it."""
-    own = dict(settings)
-    if name == "lanczos":
-        few = most_steps < _FEWEST_EIGEN_STEPS
-        own.setdefault("num_steps", _EIGEN_STEPS if few else min(_EIGEN_STEPS, most_steps))
-        own.setdefault("reorthogonalize", most_steps >= own["num_steps"])
-    if name == "power-iteration":
-        own.setdefault("which", "both")
-    return configured(registry.get_estimator("eigenpairs", name), own)
+    estimator = for_analysis("eigenpairs", name, settings)
+    can, steps = capabilities(estimator), steps_of(estimator)
+    if can.steps is None or steps is None or not can.needs_basis:
+        return estimator
+    if can.steps not in settings and most_steps >= _FEWEST_EIGEN_STEPS:
+        steps = min(steps, most_steps)
+    limits = {can.steps: steps, "reorthogonalize": most_steps >= steps}
+    return for_analysis("eigenpairs", name, {**limits, **settings})
 
 
 def estimator_of_spectrum(name: str, settings: Mapping[str, Any], exponents: ExponentMap) -> Any:
-    """The spectrum estimator; one with a field `learning_rate` works on |1 - eta * alpha| and gets the map's eta.
+    """The spectrum estimator; one that works on |1 - eta * alpha| gets the map's eta.
 
     Raises:
-        MapError: It has that field, and the map is another one.
+        MapError: It works on that map, and the map is another one.
         SdkerasError: It was set to another rate than the map's.
     """
     cls, own, rate = registry.get_estimator("spectrum", name), dict(settings), exponents.learning_rate
-    if has_own_rate(name):
+    if capabilities(cls).own_rate:
         if not exponents.plain:
             raise MapError(
                 name,
@@ -142,12 +192,7 @@ def estimator_of_spectrum(name: str, settings: Mapping[str, Any], exponents: Exp
                 f"{name}.learning_rate is {own['learning_rate']!r}, the analysed step has {rate!r}; leave the setting "
                 "out, or change the rate of the whole analysis (--learning-rate)."
             )
-    return configured(cls, own)
-
-
-def has_own_rate(name: str) -> bool:
-    """Whether a spectrum estimator works on |1 - eta * alpha| with a field `learning_rate`."""
-    return "learning_rate" in attrs.fields_dict(registry.get_estimator("spectrum", name))
+    return for_analysis("spectrum", name, own)
 
 
 def settings_of(estimator: Any) -> dict[str, Any]:
@@ -161,10 +206,9 @@ def estimator_of_largest(start: Array | None, *, tolerance: float, most_steps: i
     """The eigenpairs estimator for the upper end alone, from a warm start where there is one."""
     if most_steps < _FEWEST_EIGEN_STEPS:
         # No warm start: power iteration would stay at the old eigenvector until a larger one had outgrown it.
-        return registry.get_estimator("eigenpairs", "power-iteration")(
-            which="largest", num_steps=50, tolerance=tolerance
-        )
-    return registry.get_estimator("eigenpairs", "lanczos")(
+        power_iteration = registry.get_estimator("eigenpairs", _WITHOUT_BASIS)
+        return power_iteration(which="largest", num_steps=50, tolerance=tolerance)
+    return registry.get_estimator("eigenpairs", DEFAULTS["eigenpairs"])(
         num_largest=1,
         num_smallest=0,
         num_steps=min(_EIGEN_STEPS, most_steps),
@@ -173,13 +217,6 @@ def estimator_of_largest(start: Array | None, *, tolerance: float, most_steps: i
         eigenvectors=True,
         start=start,
     )
-
-
-def estimator_of_trace(name: str, settings: Mapping[str, Any]) -> Any:
-    own = dict(settings)
-    if name == "randomized-trace":
-        own.setdefault("tolerance", 0.02)
-    return configured(registry.get_estimator("trace", name), own)
 
 
 def estimate(estimator: Any, source: SymmetricOperator | LinearMap | TangentFlow, seed: int) -> Any:

@@ -38,7 +38,7 @@ def checked_arrays(where: str, data: Sequence[Any], *, whole: bool = True) -> tu
         raise DataError(f"{where}: there are sample weights and no targets; Keras weights losses of targets only.")
     lengths: dict[str, int] = {}
     names = ("x", "y", "sample_weight")
-    structure = tuple(_checked(where, name, part, lengths) for name, part in zip(names, parts, strict=False))
+    structure = tuple(_checked(where, name, entry, lengths) for name, entry in zip(names, parts, strict=False))
     if not lengths:
         raise DataError(f"{where}: there are no arrays.")
     if len(set(lengths.values())) > 1:
@@ -54,16 +54,16 @@ def checked_arrays(where: str, data: Sequence[Any], *, whole: bool = True) -> tu
     return structure
 
 
-def _checked(where: str, name: str, part: Data, lengths: dict[str, int]) -> Data:
+def _checked(where: str, name: str, entry: Data, lengths: dict[str, int]) -> Data:
     """One of x, y, sample_weight; its leaves' lengths are entered in `lengths`."""
-    if isinstance(part, Mapping):
-        return {key: _checked(where, f"{name}/{key}", value, lengths) for key, value in part.items()}
-    if isinstance(part, (tuple, list)) and any(
-        isinstance(leaf, Mapping) or len(getattr(leaf, "shape", ())) > 0 for leaf in part
+    if isinstance(entry, Mapping):
+        return {key: _checked(where, f"{name}/{key}", value, lengths) for key, value in entry.items()}
+    if isinstance(entry, (tuple, list)) and any(
+        isinstance(leaf, Mapping) or len(getattr(leaf, "shape", ())) > 0 for leaf in entry
     ):
-        return tuple(_checked(where, f"{name}[{i}]", value, lengths) for i, value in enumerate(part))
+        return tuple(_checked(where, f"{name}[{i}]", value, lengths) for i, value in enumerate(entry))
     try:
-        array = numeric(part)
+        array = numeric(entry)
     except DataError as error:
         raise DataError(f"{where}: {name}: {error}") from error
     except Exception as error:
@@ -137,5 +137,5 @@ def is_pair(value: object) -> bool:
     return (
         isinstance(value, (tuple, list))
         and len(value) == 2
-        and all(len(getattr(part, "shape", ())) > 0 for part in value)
+        and all(len(getattr(array, "shape", ())) > 0 for array in value)
     )

@@ -71,9 +71,9 @@ def restore_compiled_part(
     Args:
         model: The model as Keras has loaded it.
         file: Its file.
-        failure: What Keras raised when it loaded the model with its compiled part.
-        messages: What it said meanwhile.
-        options: Arguments with which the model was loaded: custom_objects and safe_mode.
+        failure: What Keras raised over the compiled part; None if it restored one.
+        messages: What Keras warned of.
+        options: The custom_objects and safe_mode with which the model was loaded.
     """
     path = file.path
     if not file.compiled:

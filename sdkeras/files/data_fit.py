@@ -187,7 +187,7 @@ def _per_output(values: Data, names: list[str], *, of_losses: bool) -> list[Any]
         if not of_losses and not set(values) & set(names):
             return None
         return [values.get(name) for name in names]
-    if isinstance(values, (list, tuple)) and (of_losses or any(hasattr(part, "shape") for part in values)):
+    if isinstance(values, (list, tuple)) and (of_losses or any(hasattr(each, "shape") for each in values)):
         return list(values) if len(values) == len(names) else None
     return [values] * len(names) if len(names) == 1 or of_losses else None
 
@@ -252,13 +252,13 @@ def _leaves(tree: Data) -> list[Any]:
     if isinstance(tree, dict):
         return [leaf for key in sorted(tree, key=str) for leaf in _leaves(tree[key])]
     if _is_structure(tree):
-        return [leaf for part in tree for leaf in _leaves(part)]
+        return [leaf for each in tree for leaf in _leaves(each)]
     return [tree]
 
 
 def _is_structure(tree: Data) -> bool:
     return isinstance(tree, (list, tuple)) and any(
-        part is None or hasattr(part, "shape") or isinstance(part, dict) for part in tree
+        each is None or hasattr(each, "shape") or isinstance(each, dict) for each in tree
     )
 
 
@@ -266,7 +266,7 @@ def _first(tree: Data, count: int) -> Data:
     if isinstance(tree, dict):
         return {key: _first(value, count) for key, value in tree.items()}
     if _is_structure(tree):
-        return [_first(part, count) for part in tree]
+        return [_first(each, count) for each in tree]
     return None if tree is None else np.asarray(tree)[:count]
 
 
@@ -274,5 +274,5 @@ def _tree_shapes(tree: Data) -> str:
     if isinstance(tree, dict):
         return "{" + ", ".join(f"{key}: {_tree_shapes(value)}" for key, value in tree.items()) + "}"
     if _is_structure(tree):
-        return "(" + ", ".join(_tree_shapes(part) for part in tree) + ")"
+        return "(" + ", ".join(_tree_shapes(each) for each in tree) + ")"
     return "None" if tree is None else f"shape {np.shape(tree)}"

@@ -242,11 +242,11 @@ def find_function(spec: str, folder: Path, what: str = "data") -> Callable[..., 
             "MODULE:CALLABLE takes a module's name without folder or .py."
         ) from error
     value: Any = module
-    for part in attribute.split("."):
-        if not hasattr(value, part):
+    for name in attribute.split("."):
+        if not hasattr(value, name):
             where = getattr(module, "__file__", None) or "built in"
             raise DataError(f"{what} {spec!r}: module '{module_name}' ({where}) has no '{attribute}'.")
-        value = getattr(value, part)
+        value = getattr(value, name)
     if not callable(value):
         raise DataError(
             f"{what} {spec!r}: '{attribute}' is no function but of type {type(value).__name__}; put the {what} into a "

@@ -244,21 +244,18 @@ class Engine:
         """One tensor for each variable as a flat vector."""
         return tf.concat([tf.reshape(part, [-1]) for part in parts], axis=0)
 
-    def raw_gradients_of(
-        self, parts: list[Tensor], seeds: Tensor, weights: Tensor, flat: Sequence[Tensor]
-    ) -> list[Tensor]:
-        """The weighted gradient as TensorFlow makes it: tensors, `tf.IndexedSlices` or None."""
+    def raw_gradients_of(self, parts: list[Tensor], batch: Sequence[Tensor]) -> list[Tensor]:
+        """The weighted gradient as TensorFlow makes it: tensors, `tf.IndexedSlices` or None; in a graph."""
+        seeds, weights, *flat = batch
         with tf.GradientTape() as tape:
             tape.watch(parts)
-            total, extra, _ = self.function(parts, seeds, list(flat), weights[2:])
+            total, extra, _ = self.function(parts, seeds, flat, weights[2:])
             loss = weights[0] * total + (weights[1] - weights[0]) * extra
         gradients: list[Tensor] = tape.gradient(loss, parts)
         return gradients
 
     def _gradients(self, parts: list[Tensor], batch: Sequence[Tensor]) -> list[Tensor]:
-        """One tensor for each variable; `batch` is what `arguments` gives."""
-        seeds, weights, *flat = batch
-        gradients = self.raw_gradients_of(parts, seeds, weights, flat)
+        gradients = self.raw_gradients_of(parts, batch)
         named = list(zip(self.function.layout.names, gradients, strict=True))
         self._shared.unconnected = tuple(name for name, gradient in named if gradient is None)
         self._shared.looked_up = tuple(name for name, gradient in named if isinstance(gradient, tf.IndexedSlices))
@@ -340,10 +337,8 @@ class Engine:
         Tensors, `tf.IndexedSlices` for what was looked up, None for what is unconnected. Traced anew on every call.
         """
 
-        def graph(point: Tensor, seeds: Tensor, weights: Tensor, *flat: Tensor) -> list[Tensor]:
-            return self.raw_gradients_of(self.split(point), seeds, weights, flat)
-
-        gradients: list[Tensor] = self.traced(graph)(point, *self.arguments(batch))
+        graph = self.traced(lambda point, *batch: self.raw_gradients_of(self.split(point), batch))
+        gradients: list[Tensor] = graph(point, *self.arguments(batch))
         return gradients
 
     def total_gradient(self, point: Tensor, batches: Sequence[Batch]) -> Array:

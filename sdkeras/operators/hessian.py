@@ -153,8 +153,8 @@ class HessianOperator(SymmetricOperator):
                 self._require(0)  # one pass over the data may take long
             group = self.batches[start : start + self._workers]
             parts = [one(group[0])] if len(group) == 1 else list(self._pool.map(one, group))
-            for part in parts:
-                total = part if total is None else total + part
+            for product_of_batch in parts:
+                total = product_of_batch if total is None else total + product_of_batch
         if is_tensor:
             return total
         return finite(total.numpy(), "a Hessian-vector product")

@@ -53,18 +53,18 @@ class Layout:
 
         A layer whose variables do not lie side by side, as with weight sharing, has one entry per stretch.
         """
-        found: dict[str, slice] = {}
+        places: dict[str, slice] = {}
         last = ""
-        for name, part in zip(self.names, self.slices, strict=True):
+        for name, place in zip(self.names, self.slices, strict=True):
             layer = name.rpartition("/")[0] or name
             label = layer
-            if layer in found and layer != last:
+            if layer in places and layer != last:
                 label = name
-            elif layer in found:
-                part = slice(found[layer].start, part.stop)
-            found[label] = part
+            elif layer in places:
+                place = slice(places[layer].start, place.stop)
+            places[label] = place
             last = label
-        return found
+        return places
 
     def flatten(self, arrays: Sequence[Any], dtype: DTypeLike) -> Array:
         """Arrays of these shapes as one vector, shape [size]."""

@@ -152,7 +152,7 @@ class BatchLoss:
             factors: The compiled losses are multiplied by them; None for 1.
         """
         num_tensors = len(flat) - len(self.roles.held)
-        batch = plain(tf.nest.pack_sequence_as(self.structure, flat[:num_tensors]))
+        batch = keras_structure(tf.nest.pack_sequence_as(self.structure, flat[:num_tensors]))
         examples = tf.shape(flat[0])[0]
         mapping = [
             *zip(self.roles.held, flat[num_tensors:], strict=True),
@@ -204,7 +204,7 @@ class BatchLoss:
 
     def eagerly(self, batch: Batch, *, rounded: bool = False) -> float:
         """The loss of a batch at the model's weights (or one rounding away), without weights and not compiled."""
-        flat = [tf.cast(part, self.dtype) if part.dtype.is_floating else part for part in batch.tensors]
+        flat = [tf.cast(x, self.dtype) if x.dtype.is_floating else x for x in batch.tensors]
         parts = [tf.convert_to_tensor(variable) for variable in self.analysed]
         if rounded:
             signs = np.random.default_rng(0)
@@ -232,11 +232,11 @@ def _values(values: Sequence[Variable], like: Sequence[Variable]) -> tuple[Tenso
     return tuple(tf.cast(np.asarray(value), each.dtype) for value, each in zip(values, like, strict=True))
 
 
-def plain(tree: Data) -> Data:
+def keras_structure(tree: Data) -> Data:
     """tf.nest's tuples as Keras takes them (lists of inputs), a single leaf as itself."""
     if isinstance(tree, dict):
-        return {key: plain(value) for key, value in tree.items()}
-    return [plain(value) for value in tree] if isinstance(tree, (list, tuple)) else tree
+        return {key: keras_structure(value) for key, value in tree.items()}
+    return [keras_structure(value) for value in tree] if isinstance(tree, (list, tuple)) else tree
 
 
 @attrs.frozen(init=False, eq=False)
@@ -488,13 +488,7 @@ def _weighted(engine: Engine, batches: list[Batch]) -> list[Batch]:
 
 
 def _shares(counts: Array, examples: Array, reductions: list[str]) -> tuple[Array, list[tuple[float, ...]]]:
-    """Each batch's share of the examples, and beside it the relative weights of its losses.
-
-    Args:
-        counts: What each loss divides a batch by, shape [batches, losses].
-        examples: Of each batch, shape [batches].
-        reductions: Of each loss.
-    """
+    """Each batch's share of the examples, and the relative weights of its losses; `counts` is [batches, losses]."""
     shares = examples / examples.sum()
     total = counts.sum(axis=0)
     # Where all targets are masked there is nothing to divide, and the loss is 0.
@@ -507,11 +501,9 @@ def _shares(counts: Array, examples: Array, reductions: list[str]) -> tuple[Arra
 
 
 def _coupling(function: BatchLoss, batch: Batch) -> list[str]:
-    """A note if the loss of a few examples is not that of their halves put together.
+    """A note if the loss of a few examples of the batch is not that of their halves put together.
 
-    Args:
-        function: In inference mode: with batch statistics it never is.
-        batch: The examples are its first ones.
+    The function is in inference mode: with batch statistics it never is.
     """
     size = min(8, batch.num_examples)
     cuts = (slice(0, size), slice(0, size // 2), slice(size // 2, size))
@@ -571,6 +563,6 @@ def _build(model: Model, source: minibatches.Source) -> None:
     """Builds a subclassed model by one call on one sample."""
     sample = tf.nest.pack_sequence_as(source.structure, [tf.constant(part) for part in source.take(slice(0, 1))])
     try:
-        model(plain(sample[0]), training=False)
+        model(keras_structure(sample[0]), training=False)
     except Exception as error:
         raise DataError(f"the model cannot be called on the data: {str(error).splitlines()[0]}") from error

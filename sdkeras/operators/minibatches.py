@@ -38,8 +38,8 @@ class Pieces:
 
     def __init__(self, parts: Sequence[Array]) -> None:
         self._parts = parts
-        self._starts = np.cumsum([0, *(len(part) for part in parts)])
-        sides = zip(*(part.shape[1:] for part in parts), strict=True)
+        self._starts = np.cumsum([0, *(len(batch) for batch in parts)])
+        sides = zip(*(batch.shape[1:] for batch in parts), strict=True)
         self.shape: tuple[Any, ...] = (
             int(self._starts[-1]),
             *(side[0] if len(set(side)) == 1 else None for side in sides),
@@ -68,7 +68,7 @@ class Source:
         arrays: Flat list of arrays, first axis = samples; `Pieces` where batches differ in shape.
         structure: The nested (x, y, sample_weight) that `tf.nest.pack_sequence_as` rebuilds; (x,) without targets.
         batch_size: Size of a full minibatch.
-        given: The data's own batches as index ranges, or None where batches are cut from permutations.
+        batch_ranges: The data's own batches as index ranges, or None where batches are cut from permutations.
         note: What the reader should know of how the data were read, or "".
         batch_size_source: Where the batch size came from: 'given', 'dataset' or 'assumed'; "" for all in one batch.
         class_weight: Weights by class that the sample weights were made from, or None.
@@ -77,7 +77,7 @@ class Source:
     arrays: tuple[Any, ...]
     structure: Data
     batch_size: int
-    given: tuple[tuple[int, int], ...] | None = None
+    batch_ranges: tuple[tuple[int, int], ...] | None = None
     note: str = ""
     batch_size_source: str = ""
     class_weight: Mapping[int, float] | None = None
@@ -106,21 +106,21 @@ class Source:
     @property
     def minibatches_per_epoch(self) -> int:
         """Full-size minibatches in one pass over the data; the ragged tail is dropped."""
-        if self.given is not None:
-            return len(self._full(self.given))
+        if self.batch_ranges is not None:
+            return len(self._full_ranges)
         return max(1, self.num_samples // self.batch_size)
 
-    def _full(self, given: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
-        return [part for part in given if part[1] - part[0] == self.batch_size]
+    @property
+    def _full_ranges(self) -> list[tuple[int, int]]:
+        return [(start, stop) for start, stop in self.batch_ranges or () if stop - start == self.batch_size]
 
     def minibatch(self, index: int, seed: int) -> tuple[Array, ...]:
         """Minibatch number `index` of training: permute, cut, drop the tail, next epoch."""
         epoch, position = divmod(index, self.minibatches_per_epoch)
         generator = seeds.generator(seed, seeds.Stream.MINIBATCHES, epoch)
-        if self.given is not None:
-            parts = self._full(self.given)
-            start, stop = parts[int(generator.permutation(len(parts))[position])]
-            return self.take(slice(start, stop))
+        if self.batch_ranges is not None:
+            ranges = self._full_ranges
+            return self.take(slice(*ranges[int(generator.permutation(len(ranges))[position])]))
         order = generator.permutation(self.num_samples)
         return self.take(np.sort(order[position * self.batch_size : (position + 1) * self.batch_size]))
 
@@ -132,17 +132,15 @@ class Source:
         """
         count = self.num_samples if num_samples is None else min(num_samples, self.num_samples)
         generator = seeds.generator(seed, seeds.Stream.SUBSET)
-        if self.given is not None:
-            parts = list(self.given)
+        if self.batch_ranges is not None:
+            ranges = list(self.batch_ranges)
             if count < self.num_samples:
-                kept, total = [], 0
-                for position in generator.permutation(len(parts)):
-                    if total >= count:
-                        break
-                    kept.append(int(position))
-                    total += parts[position][1] - parts[position][0]
-                parts = [parts[position] for position in sorted(kept)]
-            return [self.take(slice(start, stop)) for start, stop in parts]
+                order = generator.permutation(len(ranges))
+                sizes = np.array([ranges[position][1] - ranges[position][0] for position in order])
+                # The first of them that hold so many samples.
+                kept = order[: int(np.searchsorted(np.cumsum(sizes), count)) + 1]
+                ranges = [ranges[position] for position in sorted(kept)]
+            return [self.take(slice(start, stop)) for start, stop in ranges]
         if count == self.num_samples and count <= self.batch_size:
             return [self.take(slice(None))]
         order = generator.permutation(self.num_samples)[:count]
@@ -291,7 +289,7 @@ def _iterate(data: Data, limit: int | None) -> Iterator[Data]:
 
 def _join(parts: Sequence[Array]) -> Array | Pieces:
     """The batches of one array joined along samples; as `Pieces` where that would need padding, which is no data."""
-    shapes = {part.shape[1:] for part in parts}
+    shapes = {batch.shape[1:] for batch in parts}
     if len({len(shape) for shape in shapes}) > 1:
         raise DataError(
             f"the dataset's batches have different numbers of axes: {sorted(shapes)} beside the batch axis."

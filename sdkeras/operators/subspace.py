@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from sdkeras.files.keras_types import Data, Layer, Model, Variable, layers_of
 from sdkeras.linalg.operators import Reduction, SymmetricOperator
-from sdkeras.operators.loss import plain
+from sdkeras.operators.loss import keras_structure
 from sdkeras.results.arrays import Array
 
 if TYPE_CHECKING:
@@ -53,11 +53,11 @@ class SubspaceOperator(SymmetricOperator):
         layout = operator.loss.layout
         self.pieces = []
         start = 0
-        for position, (shape, own) in enumerate(zip(layout.shapes, layout.slices, strict=True)):
+        for position, (shape, place) in enumerate(zip(layout.shapes, layout.slices, strict=True)):
             factor = by_position.get(position)
             basis = None if factor is None else factor.basis.astype(self.dtype)
-            length = own.stop - own.start if basis is None else basis.shape[1] * shape[1]
-            self.pieces.append((own, slice(start, start + length), basis, shape))
+            length = place.stop - place.start if basis is None else basis.shape[1] * shape[1]
+            self.pieces.append((place, slice(start, start + length), basis, shape))
             start += length
         self.size = start
 
@@ -65,22 +65,22 @@ class SubspaceOperator(SymmetricOperator):
         """Rows in the subspace as rows in the full space, [k, size] -> [k, n]."""
         count = rows.shape[0]
         full = np.empty((count, self.operator.size), self.dtype)
-        for own, small, basis, shape in self.pieces:
+        for place, small, basis, shape in self.pieces:
             if basis is None:
-                full[:, own] = rows[:, small]
+                full[:, place] = rows[:, small]
             else:
-                full[:, own] = (basis @ rows[:, small].reshape(count, -1, shape[1])).reshape(count, -1)
+                full[:, place] = (basis @ rows[:, small].reshape(count, -1, shape[1])).reshape(count, -1)
         return full
 
     def project(self, rows: Array) -> Array:
         """Coordinates in the subspace, [k, n] -> [k, size]."""
         count = rows.shape[0]
         coordinates = np.empty((count, self.size), self.dtype)
-        for own, small, basis, shape in self.pieces:
+        for place, small, basis, shape in self.pieces:
             if basis is None:
-                coordinates[:, small] = rows[:, own]
+                coordinates[:, small] = rows[:, place]
             else:
-                coordinates[:, small] = (basis.T @ rows[:, own].reshape(count, *shape)).reshape(count, -1)
+                coordinates[:, small] = (basis.T @ rows[:, place].reshape(count, *shape)).reshape(count, -1)
         return coordinates
 
     def matvec(self, vector: Array) -> Array:
@@ -103,20 +103,20 @@ class ScaledSubspaceOperator(SymmetricOperator):
         self.size = subspace.size
         self.dtype = subspace.dtype
         self._roots = [
-            (small, diagonal[own] if basis is None else _root(basis, diagonal[own].reshape(shape)))
-            for own, small, basis, shape in subspace.pieces
+            (small, diagonal[place] if basis is None else _root(basis, diagonal[place].reshape(shape)))
+            for place, small, basis, shape in subspace.pieces
         ]
 
     def _scaled(self, matrix: Array) -> Array:
         """G^1/2 V, shape [size, k] -> [size, k]."""
         product = np.empty_like(matrix)
         for small, root in self._roots:
-            part = matrix[small]
+            block = matrix[small]
             if root.ndim == 1:
-                product[small] = root[:, None] * part
+                product[small] = root[:, None] * block
             else:  # [q, r, r] times [q, r, k], the coordinates being [r, q]
-                columns = part.reshape(root.shape[1], root.shape[0], -1).transpose(1, 0, 2)
-                product[small] = (root @ columns).transpose(1, 0, 2).reshape(part.shape)
+                columns = block.reshape(root.shape[1], root.shape[0], -1).transpose(1, 0, 2)
+                product[small] = (root @ columns).transpose(1, 0, 2).reshape(block.shape)
         return product
 
     def matvec(self, vector: Array) -> Array:
@@ -205,7 +205,7 @@ def _features(model: Model, layer: Layer, batches: list[Data]) -> Array | None:
         upstream = keras.Model(model.inputs, layer.input)
         if upstream.trainable_variables:
             return None
-        outputs = [np.asarray(upstream(plain(batch), training=False)) for batch in batches]
+        outputs = [np.asarray(upstream(keras_structure(batch), training=False)) for batch in batches]
     except (AttributeError, ValueError, TypeError):  # a subclassed model, or a layer used more than once
         return None
     return np.concatenate([output.reshape(-1, output.shape[-1]) for output in outputs]) if outputs else None

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Iterator
 from typing import Any
+
+import attrs
 
 from sdkeras.errors import SdkerasError
 from sdkeras.reporting.comparison import (
@@ -17,13 +21,10 @@ from sdkeras.reporting.comparison import (
 )
 from sdkeras.reporting.explanations import trajectory_in_words
 from sdkeras.reporting.numbers import number
-from sdkeras.results.answers import Analysis, LayerSharpness, LyapunovRun
-from sdkeras.results.dimension import SharpnessDimension
+from sdkeras.results.answers import Analysis, LyapunovRun
+from sdkeras.results.document import walk
 from sdkeras.results.lyapunov import LyapunovSummary
-from sdkeras.results.measured import Measured
-
-# Standard errors in half of a 95 % interval: the 0.975 quantile of a normal distribution.
-_STANDARD_ERRORS = 1.959963985
+from sdkeras.results.measured import STANDARD_ERRORS
 
 _SETTINGS = (
     ("provenance.sdkeras", "sdkeras"),
@@ -67,6 +68,39 @@ _SETTINGS = (
     ("lyapunov.coordinates", "coordinates of its windows"),
     ("partial", "interrupted"),
 )
+# The numbers that are compared, in the order of the report: (group, path with * for a position, label).
+_EDGE, _HESSIAN, _SD = "Edge of stability", "Hessian of the loss", "Sharpness dimension"
+_ALONG, _LAYER = "Lyapunov exponents along training", "Layer {item.name}"
+_NUMBERS = (
+    (_EDGE, "edge_of_stability.sharpness", "sharpness, of {run.edge_of_stability.operator}"),
+    (_EDGE, "edge_of_stability.threshold", "threshold"),
+    (_EDGE, "edge_of_stability.ratio", "ratio to the threshold"),
+    (_EDGE, "edge_of_stability.batch_sharpness", "batch sharpness, of H"),
+    (_EDGE, "edge_of_stability.batch_sharpness_ratio_of_means", "batch sharpness of H, ratio of means"),
+    (_HESSIAN, "hessian.largest.value", "largest eigenvalue"),
+    (_HESSIAN, "hessian.smallest.value", "smallest eigenvalue"),
+    (_HESSIAN, "hessian.trace.value", "trace"),
+    (_SD, "sharpness_dimension.value", "pooled value"),
+    (_SD, "sharpness_dimension.codimension", "codimension"),
+    (_SD, "sharpness_dimension.definition_value", "definition's value"),
+    (_SD, "sharpness_dimension.threshold_exponent", "threshold exponent t*"),
+    (_SD, "sharpness_dimension.expansion", "E+ (sum of z > 0)"),
+    (_SD, "sharpness_dimension.expansion_negative_curvature", "E+ of negative curvature"),
+    (_SD, "sharpness_dimension.expansion_unstable", "E+ of unstable directions"),
+    (_SD, "sharpness_dimension.neutral_mass", "neutral directions"),
+    (_SD, "sharpness_dimension.frozen_lyapunov.dimension", "frozen Lyapunov"),
+    (_SD, "rds_sharpness.leading.0", "RDS sharpness lambda_1"),
+    (_ALONG, "lyapunov.values.*", "ell_{nth}"),
+    (_ALONG, "lyapunov.dimension.value", "D_s"),
+    (_ALONG, "lyapunov.log_det", "sum of all exponents"),
+    (_ALONG, "lyapunov.windows.*.dimension", "{item.name} along the trajectory"),
+    (_LAYER, "layers.*.largest.value", "largest eigenvalue"),
+    (_LAYER, "layers.*.trace.value", "trace"),
+    (_LAYER, "layers.*.codimension", "codimension"),
+)
+_ORDER = {path: position for position, (_, path, _) in enumerate(_NUMBERS)}
+_POSITION = re.compile(r"(?<=\.)\d+(?=\.|$)")
+_MISSING = object()
 # What makes a sharpness dimension another quantity, and what is another quantity with it.
 _SAME_DIMENSION = ("map", "coordinates", "state_size")
 _OF_DIMENSION = ("sharpness_dimension.*", "estimates.*", "rds_sharpness.*", "layers.*.codimension*", "bounds.*")
@@ -133,24 +167,16 @@ def _summary(identical: bool, settings: tuple[SettingDifference, ...], numbers: 
 
 def _settings(a: Any, b: Any) -> Iterator[SettingDifference]:
     for path, label in _SETTINGS:
-        held = [_parent(run, path) for run in (a, b)]
-        if None in held:
+        values = [_at(run, path) for run in (a, b)]
+        if _MISSING in values or "" in values or values[0] == values[1] or all(value != value for value in values):
             continue
-        values = [getattr(record, path.rpartition(".")[2]) for record in held]
-        if values[0] != values[1] and "" not in values and not all(value != value for value in values):
-            texts = [_setting(value) for value in values]
-            if texts[0] == texts[1]:
-                texts = [repr(value) for value in values]
-            yield SettingDifference(path, label, *texts)
+        texts = [_setting(value) for value in values]
+        yield SettingDifference(path, label, *(texts if texts[0] != texts[1] else map(repr, values)))
 
 
-def _parent(run: Any, path: str) -> Any:
-    """The record that has the last part of the path, or None where the run has none."""
-    for part in path.split(".")[:-1]:
-        run = getattr(run, part, None)
-        if run is None:
-            return None
-    return run
+def _at(run: Any, path: str) -> Any:
+    """The value at a path; `_MISSING` where a record on the way is None."""
+    return functools.reduce(lambda record, name: getattr(record, name, _MISSING), path.split("."), run)
 
 
 def _setting(value: Any) -> str:
@@ -211,137 +237,95 @@ def _trajectory_barriers(a: LyapunovSummary, b: LyapunovSummary) -> Iterator[Inc
 # Numbers
 
 
+@attrs.frozen
+class _Number:
+    """A number of one run; the same `key` in both runs means the same number."""
+
+    key: str
+    path: str
+    group: str
+    label: str
+    quantity: Quantity
+
+
 def _numbers(a: Any, b: Any, barriers: tuple[Incomparable, ...]) -> Iterator[NumberDifference]:
-    """Rows of what both have, in the order of the report."""
-    first, second = _quantities(a), _quantities(b)
-    for path, (group, label, in_b) in second.items():
-        in_a = first.get(path, ("", "", Quantity()))[2]
-        if in_a.known and in_b.known:
-            reasons = [barrier.reason for barrier in barriers if barrier.covers(path)]
-            yield number_difference(path, group, label, in_a, in_b, incomparable="; ".join(reasons))
-    if isinstance(a, Analysis):
-        yield from _layers(a, b, barriers)
+    """Rows of what both have, in the order of the report; layers by their names, wherever they stand."""
+    in_a = {each.key: each for each in _known(a)}
+    for each in _known(b):
+        if each.key in in_a:
+            first = in_a[each.key]
+            if each.path.startswith("layers."):
+                reason = _against_layers(a, b, first.path, each.path, barriers)
+            else:
+                reason = "; ".join(barrier.reason for barrier in barriers if barrier.covers(each.path))
+            yield number_difference(
+                each.path, each.group, each.label, first.quantity, each.quantity, incomparable=reason
+            )
 
 
-def _quantities(run: Any) -> dict[str, tuple[str, str, Quantity]]:
-    """Every number of a run by its path, with its group and label."""
-    found: dict[str, tuple[str, str, Quantity]] = {}
-
-    def add(group: str, path: str, label: str, quantity: Quantity) -> None:
-        found[path] = (group, label, quantity)
-
-    if isinstance(run, Analysis):
-        for path, label, quantity in _edge(run):
-            add("Edge of stability", f"edge_of_stability.{path}", label, quantity)
-        for path, label in (("largest", "largest eigenvalue"), ("smallest", "smallest eigenvalue"), ("trace", "trace")):
-            add("Hessian of the loss", f"hessian.{path}.value", label, _measured(getattr(run.hessian, path)))
-        if run.sharpness_dimension is not None:
-            for path, label, quantity in _dimension(run.sharpness_dimension):
-                add("Sharpness dimension", f"sharpness_dimension.{path}", label, quantity)
-        if run.rds_sharpness is not None and len(run.rds_sharpness.leading):
-            leading = Quantity(float(run.rds_sharpness.leading[0]))
-            add("Sharpness dimension", "rds_sharpness.leading.0", "RDS sharpness lambda_1", leading)
-    if run.lyapunov is not None:
-        for path, label, quantity in _lyapunov(run.lyapunov):
-            add("Lyapunov exponents along training", f"lyapunov.{path}", label, quantity)
-    return found
-
-
-def _bounded(value: float | None, half: float | None, evidence: str, remark: str = "") -> Quantity:
-    if value is None or half is None:
-        return Quantity(value, remark=remark)
-    return Quantity(value, (value - half, value + half), evidence, remark)
-
-
-def _measured(found: Measured | None) -> Quantity:
-    if found is None:
-        return Quantity()
-    remark = "" if found.converged else "did not converge"
-    if found.stderr is not None:
-        return _bounded(found.value, _STANDARD_ERRORS * found.stderr, "standard error", remark)
-    return _bounded(found.value, found.residual, "residual", remark)
-
-
-def _edge(run: Analysis) -> Iterator[tuple[str, str, Quantity]]:
-    edge, largest = run.edge_of_stability, run.hessian.largest
-    # The record of the edge has no residual of its own; the Hessian's is the one where it is of the Hessian.
-    own = edge.operator == "H" and largest is not None and largest.value == edge.sharpness
-    sharpness = _measured(largest) if own else Quantity(edge.sharpness)
-    yield "sharpness", f"sharpness, of {edge.operator}", sharpness
-    yield "threshold", "threshold", _bounded(edge.threshold, 0.0, "exact")
-    ratio = Quantity(edge.ratio, remark=sharpness.remark)
-    if sharpness.interval is not None and edge.threshold and edge.ratio is not None:
-        low, high = sharpness.interval
-        ratio = Quantity(edge.ratio, (low / edge.threshold, high / edge.threshold), "residual", sharpness.remark)
-    yield "ratio", "ratio to the threshold", ratio
-    error = edge.batch_sharpness_stderr
-    half = None if error is None else _STANDARD_ERRORS * error
-    yield "batch_sharpness", "batch sharpness, of H", _bounded(edge.batch_sharpness, half, "standard error")
-    error = edge.batch_sharpness_ratio_of_means_stderr
-    half = None if error is None else _STANDARD_ERRORS * error
-    quotient = _bounded(edge.batch_sharpness_ratio_of_means, half, "standard error")
-    yield "batch_sharpness_ratio_of_means", "batch sharpness of H, ratio of means", quotient
-
-
-def _dimension(found: SharpnessDimension) -> Iterator[tuple[str, str, Quantity]]:
-    yield "value", "pooled value", _spanned(found.value, found.interval)
-    yield "codimension", "codimension", _spanned(found.codimension, found.codimension_interval)
-    yield "definition_value", "definition's value", _spanned(found.definition_value, found.definition_interval)
-    for path, label in (
-        ("threshold_exponent", "threshold exponent t*"),
-        ("expansion", "E+ (sum of z > 0)"),
-        ("expansion_negative_curvature", "E+ of negative curvature"),
-        ("expansion_unstable", "E+ of unstable directions"),
-        ("neutral_mass", "neutral directions"),
-    ):
-        yield path, label, Quantity(getattr(found, path))
-    if found.frozen_lyapunov is not None:
-        yield "frozen_lyapunov.dimension", "frozen Lyapunov", Quantity(found.frozen_lyapunov.dimension)
-
-
-def _spanned(value: float | None, interval: tuple[float, float] | None) -> Quantity:
-    if interval is None:
-        return Quantity(value)
-    return Quantity(value, interval, "bracket" if value is None else "interval")
-
-
-def _lyapunov(found: LyapunovSummary) -> Iterator[tuple[str, str, Quantity]]:
-    resolved = len(found.values) if found.num_resolved is None else found.num_resolved
-    for k, value in enumerate(found.values):
-        half = None if len(found.history[k]) < 2 else _STANDARD_ERRORS * float(found.stderr[k])
-        if half is not None and found.rounding is not None:
-            half += float(found.rounding[k])
-        quantity = _bounded(float(value), half, "standard error")
-        if k >= resolved:  # the exponent itself may be minus infinity
-            quantity = Quantity(float(value), remark="has an upper end, by rounding")
-        yield f"values.{k}", f"ell_{k + 1}", quantity
-    yield "dimension.value", "D_s", _spanned(found.dimension.value, found.dimension.interval)
-    half = None if found.log_det_stderr is None else _STANDARD_ERRORS * found.log_det_stderr
-    yield "log_det", "sum of all exponents", _bounded(found.log_det, half, "standard error")
-    for k, window in enumerate(found.windows):
-        yield f"windows.{k}.dimension", f"{window.name} along the trajectory", Quantity(window.dimension)
-
-
-def _layers(a: Analysis, b: Analysis, barriers: tuple[Incomparable, ...]) -> Iterator[NumberDifference]:
-    """Of layers with the same name, wherever they stand."""
-    in_a = {layer.name: layer for layer in a.layers}
+def _against_layers(a: Any, b: Any, in_a: str, in_b: str, barriers: tuple[Incomparable, ...]) -> str:
+    if not in_b.endswith("codimension"):
+        return ""
     dimension = next((barrier.reason for barrier in barriers if barrier.paths == _OF_DIMENSION), "")
-    for position, layer in enumerate(b.layers):
-        other = in_a.get(layer.name)
-        if other is None:
+    sizes = _against(_item(a, in_a), _item(b, in_b), ("num_parameters",))
+    return ", ".join(filter(None, (dimension, sizes)))
+
+
+def _known(run: Any) -> list[_Number]:
+    """What of `_NUMBERS` a run has, in their order; layers one after the other, at the end."""
+    ranked: list[tuple[tuple[int, int], _Number]] = []
+    for path, value in walk(run):
+        place = _ORDER.get(path, _ORDER.get(_POSITION.sub("*", path)))
+        quantity = Quantity() if place is None else _quantity(run, path, value)
+        if place is None or not quantity.known:
             continue
-        sizes = _against(other, layer, ("num_parameters",))
-        for (path, label, first), (_, _, second) in zip(_layer(other), _layer(layer), strict=True):
-            if first.known and second.known:
-                why = ", ".join(filter(None, (dimension, sizes))) if path == "codimension" else ""
-                where = f"layers.{position}.{path}"
-                yield number_difference(where, f"Layer {layer.name}", label, first, second, incomparable=why)
+        position = _POSITION.search(path)
+        nth, item = (0, None) if position is None else (int(position[0]) + 1, _item(run, path))
+        group, _, label = (text.format(run=run, item=item, nth=nth) for text in _NUMBERS[place])
+        of_layer = path.startswith("layers.")
+        key = f"layers.{group}.{label}" if of_layer else path
+        ranked.append(((nth if of_layer else 0, place), _Number(key, path, group, label, quantity)))
+    return [each for _, each in sorted(ranked, key=lambda entry: entry[0])]
 
 
-def _layer(layer: LayerSharpness) -> Iterator[tuple[str, str, Quantity]]:
-    yield "largest.value", "largest eigenvalue", _measured(layer.largest)
-    yield "trace.value", "trace", _measured(layer.trace)
-    yield "codimension", "codimension", _spanned(layer.codimension, layer.codimension_interval)
+def _item(run: Any, path: str) -> Any:
+    """The entry at the first position in a path."""
+    before, position = re.split(r"\.(\d+)", path)[:2]
+    return _at(run, before)[int(position)]
+
+
+def _quantity(run: Any, path: str, value: Any) -> Quantity:
+    if path == "edge_of_stability.sharpness":
+        return _sharpness(run)
+    if path == "edge_of_stability.threshold" and value is not None:
+        return Quantity(value, (value, value), "exact")
+    if path == "edge_of_stability.ratio":
+        sharpness, threshold = _sharpness(run), run.edge_of_stability.threshold
+        if sharpness.interval is None or not threshold or value is None:
+            return Quantity(value, remark=sharpness.remark)
+        low, high = sharpness.interval
+        return Quantity(value, (low / threshold, high / threshold), "residual", sharpness.remark)
+    if path.startswith("lyapunov.values."):
+        return _exponent(run.lyapunov, int(path.rpartition(".")[2]))
+    return Quantity.of(value)
+
+
+def _sharpness(run: Analysis) -> Quantity:
+    """With the residual of the Hessian's eigenvalue, where it is that."""
+    edge, largest = run.edge_of_stability, run.hessian.largest
+    own = edge.operator == "H" and largest is not None and largest.value == edge.sharpness
+    return Quantity.of(largest if own else edge.sharpness)
+
+
+def _exponent(lyapunov: LyapunovSummary, k: int) -> Quantity:
+    value = float(lyapunov.values[k])
+    if lyapunov.num_resolved is not None and k >= lyapunov.num_resolved:  # the exponent itself may be minus infinity
+        return Quantity(value, remark="has an upper end, by rounding")
+    if len(lyapunov.history[k]) < 2:
+        return Quantity(value)
+    half = STANDARD_ERRORS * float(lyapunov.stderr[k])
+    half += 0.0 if lyapunov.rounding is None else float(lyapunov.rounding[k])
+    return Quantity(value, (value - half, value + half), "standard error")
 
 
 # Notes
@@ -362,19 +346,23 @@ def _notes(a: Any, b: Any) -> Iterator[str]:
                 f"{name}'s Hessian is of {number(used)} of {number(total)} samples; the error of that choice is in no "
                 "residual."
             )
-    first, second = _names(a), _names(b)
-    for name, one, other in (("A", first, second), ("B", second, first)):
-        alone = [label for label in one if label not in other]
+    yield from _of_one("Only {} has", _names(a), _names(b))
+    yield from _of_one("Warned of only in {}", _codes(a), _codes(b))
+
+
+def _of_one(words: str, in_a: list[str], in_b: list[str]) -> Iterator[str]:
+    for name, one, other in (("A", in_a, in_b), ("B", in_b, in_a)):
+        alone = [each for each in one if each not in other]
         if alone:
-            yield f"Only {name} has: {', '.join(alone)}."
-    first, second = ([warning.code for warning in run.warnings] for run in (a, b))
-    for name, one, other in (("A", first, second), ("B", second, first)):
-        alone = sorted(set(one) - set(other))
-        if alone:
-            yield f"Warned of only in {name}: {', '.join(alone)}."
+            yield f"{words.format(name)}: {', '.join(alone)}."
+
+
+def _codes(run: Any) -> list[str]:
+    return sorted({warning.code for warning in run.warnings})
 
 
 def _names(run: Any) -> list[str]:
     """What a run has, in words: its numbers and its layers."""
-    found = [f"{label} ({group.lower()})" for group, label, quantity in _quantities(run).values() if quantity.known]
-    return found + [f"layer {layer.name}" for layer in getattr(run, "layers", ())]
+    numbers = [each for each in _known(run) if not each.path.startswith("layers.")]
+    layers = [f"layer {layer.name}" for layer in getattr(run, "layers", ())]
+    return [f"{each.label} ({each.group.lower()})" for each in numbers] + layers

@@ -9,6 +9,7 @@ import attrs
 
 from sdkeras.reporting.numbers import ABSENT, estimated, interval, number, with_error
 from sdkeras.results.document import SCHEMA_VERSION, Document
+from sdkeras.results.measured import Measured
 
 # What an interval rests on. Sampling errors of the two runs are independent and add in quadrature; bounds are not
 # random and add as they are.
@@ -42,6 +43,13 @@ class Quantity:
     interval: tuple[float, float] | None = attrs.field(default=None, converter=_interval)
     evidence: str = attrs.field(default="none", validator=attrs.validators.in_(EVIDENCE))
     remark: str = ""
+
+    @classmethod
+    def of(cls, value: float | Measured | None) -> Quantity:
+        """A number as a record has it."""
+        if not isinstance(value, Measured):
+            return cls(value)
+        return cls(value.value, value.bounds, value.evidence, "" if value.converged else "did not converge")
 
     @property
     def known(self) -> bool:

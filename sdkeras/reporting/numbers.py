@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from sdkeras.dimension.adaptive import FEWEST_RUNS_FOR_AN_INTERVAL
+from sdkeras.dimension.estimate import FEWEST_RUNS_FOR_AN_INTERVAL
 from sdkeras.dimension.exponents import FULL
 from sdkeras.errors import counted
 from sdkeras.results.answers import Analysis, LyapunovRun, OptimizerInfo

@@ -9,6 +9,7 @@ import attrs
 from sdkeras.dimension.exponents import FULL
 from sdkeras.dimension.stability import BATCH_SHARPNESS_ERROR
 from sdkeras.errors import counted
+from sdkeras.reporting.advice import rendered
 from sdkeras.reporting.comparison import Comparison
 from sdkeras.reporting.numbers import (
     ABSENT,
@@ -43,11 +44,12 @@ class Table:
 
 
 def printable(text: str) -> str:
-    """The text in one line, with a mark for what no report can show.
+    """The text in one line, with a mark for what no report can show, and arguments as the caller writes them.
 
     Names come from model files: escape sequences would reach the terminal, and lone surrogates cannot be encoded.
     """
-    return "".join(" " if c.isspace() else c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    shown = (" " if c.isspace() else c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return rendered("".join(shown))
 
 
 @attrs.frozen

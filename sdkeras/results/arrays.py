@@ -50,7 +50,16 @@ def vector(instance: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
         )
 
 
-ARRAYS_EQUAL = attrs.cmp_using(eq=lambda a, b: np.array_equal(a, b, equal_nan=True))
+def _equal(a: Any, b: Any) -> bool:
+    """By element, NaN equal to NaN; None equals None."""
+    if a is None or b is None:
+        return a is b
+    if isinstance(a, tuple):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    return np.array_equal(a, b, equal_nan=True)
+
+
+ARRAYS_EQUAL = attrs.cmp_using(eq=_equal)
 
 
 def check_same_length(instance: Any, first: str, *others: str) -> None:

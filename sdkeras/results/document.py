@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
+
+import attrs
+import numpy as np
 
 from sdkeras.errors import SdkerasError
 from sdkeras.files.atomic import check_is_file, shown, write_whole
 from sdkeras.files.reading import blamed_on, parsed_json
 from sdkeras.results.codec import converter, from_plain, without_nan
+from sdkeras.results.measured import Measured
 
 SCHEMA_VERSION = 1
 
@@ -24,6 +29,37 @@ def _renderer() -> Callable[[Document], str]:
     """What shows a document as text: the one place where a result knows that there is a face of the house."""
     terminal: Any = importlib.import_module("sdkeras.reporting.terminal")
     return terminal.as_text  # type: ignore[no-any-return]
+
+
+def walk(record: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a record with its path in the JSON file, in the order of the file.
+
+    A number with evidence beside it comes with it: that of `value` in `interval`, `stderr`, `residual` and `converged`,
+    that of NAME or NAME_value in NAME_interval and so on.
+
+    Yields:
+        (path, value): 'hessian.trace.value' and a `Measured`, or a number, a text, True, False or None.
+    """
+    for name, value in _parts(record):
+        if attrs.has(type(value)) or isinstance(value, (dict, tuple, list, np.ndarray)):
+            yield from walk(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", _with_evidence(record, name, value)
+
+
+def _parts(record: Any) -> Iterable[tuple[str, Any]]:
+    if attrs.has(type(record)):
+        return ((field.name, getattr(record, field.name)) for field in attrs.fields(type(record)))
+    return record.items() if isinstance(record, dict) else ((str(k), each) for k, each in enumerate(record))
+
+
+def _with_evidence(record: Any, name: str, value: Any) -> Any:
+    stem = name.removesuffix("value")
+    prefix = stem if not stem or stem.endswith("_") else f"{stem}_"
+    evidence = {kind: getattr(record, prefix + kind, None) for kind in ("residual", "stderr", "interval")}
+    if isinstance(value, (bool, str)) or not any(each is not None for each in evidence.values()):
+        return value
+    return Measured(math.nan if value is None else value, getattr(record, f"{prefix}converged", True), **evidence)
 
 
 class Document:

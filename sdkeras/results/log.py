@@ -22,11 +22,14 @@ from sdkeras.files.locks import Claim
 from sdkeras.files.reading import blamed_on, parsed_json
 from sdkeras.results.bounds import Bound
 from sdkeras.results.codec import as_plain, from_plain
+from sdkeras.results.measured import Measured
 
 FILE_NAME = "sharpness.jsonl"
 SCHEMA_VERSION = 1
 # Bytes of a log's first line.
 _LONGEST_HEADER = 2**20
+# The log's word for it.
+Reading = Measured
 _WRITTEN_BY = "sdkeras.callbacks.SharpnessDimension(..., log_dir=...) or `sdkeras track CHECKPOINT... --data DATA`"
 
 
@@ -64,20 +67,6 @@ class Header:
     settings: dict[str, str] = attrs.field(factory=dict)
     batch_size_source: str = ""
     class_weight: dict[str, float] | None = None
-
-
-@attrs.frozen
-class Reading:
-    """One number with its evidence: 95 % interval, standard error, or residual of an eigenvalue.
-
-    NaN is what could not be measured.
-    """
-
-    value: float
-    converged: bool
-    interval: tuple[float, float] | None = None
-    stderr: float | None = None
-    residual: float | None = None
 
 
 @attrs.frozen
@@ -124,7 +113,7 @@ class Measurement:
     operator: str
     map: str
     state_size: int
-    values: dict[str, Reading]
+    values: dict[str, Measured]
     metrics: dict[str, float]
     notes: tuple[str, ...] = ()
     digest: str = ""

@@ -7,71 +7,64 @@ import attrs
 from sdkeras.results.answers import DataInfo, OptimizerInfo
 
 
-@attrs.frozen
-class Plan:
-    """What an analysis would do and cost, before it does it (`--dry-run`).
+@attrs.frozen(kw_only=True)
+class Cost:
+    """What every plan says.
 
     Attributes:
         num_parameters: Parameters analysed.
         state_size: Dimension of the state of the map.
+        num_hvps: Products on one minibatch in all, as far as known before the start.
+        peak_memory: Bytes.
+        seconds: Estimated from one timed gradient (and for windows from the singular values of one matrix).
+        seconds_per_gradient: That gradient.
+        optimizer: As it would be taken, with its learning rate.
+        data: Samples and batch size.
+    """
+
+    num_parameters: int
+    state_size: int
+    num_hvps: int
+    peak_memory: int
+    seconds: float
+    seconds_per_gradient: float
+    optimizer: OptimizerInfo | None = None
+    data: DataInfo | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Plan(Cost):
+    """What an analysis would do and cost, before it does it.
+
+    Attributes:
         map: The map whose Jacobian would be analysed.
         num_batches: Minibatches of the data-set Hessian.
         num_runs: Runs to start with; more follow until the tolerance is met.
         num_steps: Steps of a run to start with; None for exact spectra.
-        num_hvps: Products on one minibatch in all, as far as known before the start.
-        peak_memory: Bytes.
-        seconds: Estimated from one timed gradient.
-        seconds_per_gradient: That gradient.
         num_snapshots: Snapshots of a supremum, or None.
         every: Steps between two of them.
-        optimizer: As the analysis would take it, with its learning rate.
-        data: Samples and batch size.
     """
 
-    num_parameters: int
-    state_size: int
     map: str
     num_batches: int
     num_runs: int
     num_steps: int | None
-    num_hvps: int
-    peak_memory: int
-    seconds: float
-    seconds_per_gradient: float
     num_snapshots: int | None = None
     every: int | None = None
-    optimizer: OptimizerInfo | None = None
-    data: DataInfo | None = None
 
 
-@attrs.frozen
-class LyapunovPlan:
-    """What following a trajectory would do and cost (`sdkeras lyapunov --dry-run`).
+@attrs.frozen(kw_only=True)
+class LyapunovPlan(Cost):
+    """What following a trajectory would do and cost.
 
     Attributes:
-        num_parameters: Weights.
-        state_size: Dimension of the optimizer's state.
         num_exponents: Exponents.
         num_steps: Steps to average over.
         transient: Steps before them.
         windows: Lengths of windows; with any the Jacobians are dense.
-        num_hvps: Products on one minibatch in all.
-        peak_memory: Bytes.
-        seconds: Estimated from one timed gradient, and from the singular values of one matrix.
-        seconds_per_gradient: That gradient.
-        optimizer: As the trajectory would take it, with its learning rate.
-        data: Samples and batch size.
     """
 
-    num_parameters: int
-    state_size: int
     num_exponents: int
     num_steps: int
     transient: int
     windows: tuple[int, ...]
-    num_hvps: int
-    peak_memory: int
-    seconds: float
-    seconds_per_gradient: float
-    optimizer: OptimizerInfo | None = None
-    data: DataInfo | None = None

@@ -14,29 +14,23 @@ import attrs
 import numpy as np
 
 from sdkeras.dimension import stability
-from sdkeras.dimension.adaptive import (
-    FEWEST_RUNS_FOR_AN_INTERVAL,
-    AdaptiveSettings,
-    Context,
-    Outcome,
-    estimate_sharpness_dimension,
-)
 from sdkeras.dimension.bounds import Facts, bounds, facts_along, facts_over
+from sdkeras.dimension.estimate import FEWEST_RUNS_FOR_AN_INTERVAL, Context
 from sdkeras.dimension.exponents import Exponents
-from sdkeras.dimension.spectral_density import pooled_spectrum
+from sdkeras.dimension.sampling import AdaptiveSettings, Outcome, estimate_sharpness_dimension, pooled_spectrum
 from sdkeras.errors import BudgetError, Interrupted, ModelError, SdkerasError, counted
-from sdkeras.estimators import registry
 from sdkeras.estimators.select import (
-    DENSE,
     Watched,
+    capabilities,
     chosen,
-    configured,
     estimate,
     estimator_of_extremes,
     estimator_of_spectrum,
-    estimator_of_trace,
-    has_own_rate,
+    for_analysis,
+    held_to,
     settings_of,
+    steps_of,
+    with_steps,
 )
 from sdkeras.linalg.memory import memory_limit
 from sdkeras.linalg.operators import DiagonallyScaledOperator, RestrictedOperator, SymmetricOperator
@@ -358,7 +352,9 @@ class _Analysis:
         if self.full is None and not self._maps_spectra:
             self._spectrum_alone(found)
         for name in self.estimators.spectrum if self.full is not None or self._maps_spectra else ():
-            required = not found.outcomes and name not in DENSE  # whose runs may cost any number of products
+            required = (
+                not found.outcomes and not self.estimators.can(name).exact
+            )  # whose runs may cost any number of products
             snapshots = 1 if found.outcomes else self.options.snapshots or 1
             part = self.budget.part(1 / (snapshots + self._num_later(name)))
             outcome = self._measured(
@@ -470,7 +466,7 @@ class _Analysis:
         over = SupremumOverSnapshots(
             trajectory, outcome, self.subject, lambda source, i: self._spectrum(estimator, source, i, num_steps)
         )
-        workers = self.resources.workers_for(name)
+        workers = self.resources.workers_for(exact=self.estimators.can(name).exact)
         pool = ThreadPoolExecutor(workers)
         try:
             over.measure(
@@ -504,7 +500,7 @@ class _Analysis:
     def _trace(self, hessian: HessianOperator) -> TraceEstimate:
         self._tell("trace of the data-set Hessian")
         name = self.estimators.trace
-        estimator = estimator_of_trace(name, self.options.settings.get(name, {}))
+        estimator = for_analysis("trace", name, self.options.settings.get(name, {}))
         found: TraceEstimate = estimate(estimator, Watched(hessian, self._tick), self.options.seed)
         return found
 
@@ -562,25 +558,25 @@ class _Analysis:
             room = attrs.evolve(room, size=size, bases=2)
         estimator = self._estimator(name, room)
         recorded = self._settings(name)
-        num_steps = getattr(estimator, "num_steps", None)
+        num_steps, can = steps_of(estimator), capabilities(estimator)
         if num_steps is not None and num_steps < _FEWEST_STEPS < size:
             raise SdkerasError(
                 f"{name}.num_steps is {num_steps}; fewer than {_FEWEST_STEPS} steps see little more than the mean "
                 "eigenvalue, and nothing shows how far the answer is off. The default is 40."
             )
-        workers = room.workers_for(name)
+        workers = room.workers_for(exact=can.exact)
 
         def one_run(index: int, steps: int | None, budget: Budget | None) -> Spectrum:
             if full is not None:
-                one = _with_steps(estimator, steps, room)
+                one = with_steps(estimator, steps, basis=steps is None or room.fits(steps))
                 step = full.on_minibatch(index, budget)
-                if budget is not None and name in DENSE:
+                if budget is not None and can.exact:
                     budget.require(size * _runs_to_afford(index))
                 return as_spectrum(estimate(one, step, seed_of_run(options.seed, index)))
             source = self.subject.on_minibatch(hessian.within(budget), index)
             if block is not None:
                 source = RestrictedOperator(source, block)
-            if budget is not None and budget.most is not None and name in DENSE:
+            if budget is not None and budget.most is not None and can.exact:
                 reduction = source.reduced()
                 cost = size if reduction is None else reduction.operator.size
                 budget.require(cost * _runs_to_afford(index))
@@ -594,7 +590,7 @@ class _Analysis:
             with self._required(f"the first run of {name}"):
                 return one_run(index, steps, None)
 
-        if _can_skip(estimator) and num_steps is not None and not room.fits(num_steps):
+        if can.needs_basis and num_steps is not None and not room.fits(num_steps):
             self._warn(
                 "no-reorthogonalisation",
                 f"{workers * room.bases} Lanczos bases of {num_steps} x {room.size} do not fit "
@@ -604,7 +600,7 @@ class _Analysis:
         limits = [limit for limit in (part.left, most_products) if limit is not None]
         settings = AdaptiveSettings(
             tolerance=options.tolerance,
-            fixed_runs=options.exact_minibatches if name in DENSE else options.runs,
+            fixed_runs=options.exact_minibatches if can.exact else options.runs,
             max_hvps=min(limits) if limits else None,
             deadline=part.deadline,
             group=workers,
@@ -621,7 +617,8 @@ class _Analysis:
                 settings=recorded,
             )
         else:
-            context = attrs.evolve(self.subject.context(hessian, name, size), settings=recorded)
+            context = self.subject.context(hessian, name, size)
+            context = attrs.evolve(context, settings=recorded, own_rate=can.own_rate)
 
         def report(step: Progress) -> None:
             if self.progress is not None:
@@ -640,22 +637,22 @@ class _Analysis:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
         runs, wanted = len(outcome.runs), settings.fixed_runs or FEWEST_RUNS_FOR_AN_INTERVAL
-        if name in DENSE and runs < min(wanted, FEWEST_RUNS_FOR_AN_INTERVAL) and not outcome.interrupted:
+        if can.exact and runs < min(wanted, FEWEST_RUNS_FOR_AN_INTERVAL) and not outcome.interrupted:
             raise BudgetError(TIME if outcome.out_of_time else PRODUCTS)  # another estimator may have an interval
         return outcome
 
     def _spectrum_alone(self, found: _Found) -> None:
         """The pooled spectrum of the minibatches' Hessians, where without a learning rate nothing is made of it."""
-        names = [name for name in self.estimators.spectrum if not has_own_rate(name)]
+        names = [name for name in self.estimators.spectrum if not self.estimators.can(name).own_rate]
         if not names:
             used = ", ".join(self.estimators.spectrum)
             self._warn("no-spectrum", f"there is no spectrum: {used} can only be run with a learning rate.")
             return
         options, room, name = self.options, self.resources, names[0]
         own = self._estimator(name, room)
-        steps = getattr(own, "num_steps", None)
+        steps, exact = steps_of(own), capabilities(own).exact
         steps = None if steps is None else min(steps, self.hessian.size)
-        workers = room.workers_for(name)
+        workers = room.workers_for(exact=exact)
         part = self._part(self.estimators.spectrum[-1])
         self._tell(f"spectrum ({name})")
 
@@ -672,7 +669,7 @@ class _Analysis:
         try:
             pooled = pooled_spectrum(
                 run,
-                num_runs=(options.exact_minibatches if name in DENSE else options.runs) or AdaptiveSettings().min_runs,
+                num_runs=(options.exact_minibatches if exact else options.runs) or AdaptiveSettings().min_runs,
                 max_hvps=part.left,
                 deadline=part.deadline,
                 group=workers,
@@ -696,11 +693,14 @@ class _Analysis:
 
     def _before_dimension(self) -> Budget:
         """What the stages before the sharpness dimension may take: no part of its first run, if that has room."""
-        part, names = self.budget.part(1 - KEPT), [name for name in self.estimators.spectrum if name not in DENSE]
+        part, names = (
+            self.budget.part(1 - KEPT),
+            [name for name in self.estimators.spectrum if not self.estimators.can(name).exact],
+        )
         if part.most is None or self.budget.left is None or not names:
             return part
         size, bases = (self.loss.size, 1) if self.full is None else (self.full.size, 2)
-        one_run = bases * min(getattr(self._as_set(names[0]), "num_steps", 0), size)
+        one_run = bases * min(steps_of(self._as_set(names[0])) or 0, size)
         return attrs.evolve(part, most=min(part.most, self._spent() + max(0, self.budget.left - one_run)))
 
     def _num_later(self, name: str) -> int:
@@ -710,10 +710,7 @@ class _Analysis:
 
     def _estimator(self, name: str, room: Resources) -> Any:
         """The spectrum estimator of this name with its settings, a dense one held to the memory."""
-        estimator = self._as_set(name)
-        if name in DENSE and estimator.memory_gb is None:
-            return attrs.evolve(estimator, memory_gb=room.memory / 1e9)
-        return estimator
+        return held_to(self._as_set(name), room.memory)
 
     def _settings(self, name: str) -> dict[str, Any]:
         """Its fields for the record."""
@@ -723,11 +720,11 @@ class _Analysis:
         own = self.options.settings.get(name, {})
         if self._maps_spectra:
             return estimator_of_spectrum(name, own, self.subject.exponents)
-        return configured(registry.get_estimator(self.estimators.kind, name), own)
+        return for_analysis(self.estimators.kind, name, own)
 
     def _spectrum(self, estimator: Any, source: SymmetricOperator, index: int, steps: int | None) -> Spectrum:
         """Run number `index` of a spectrum estimator, with so many steps where it takes any."""
-        one = _with_steps(estimator, steps, self.resources)
+        one = with_steps(estimator, steps, basis=steps is None or self.resources.fits(steps))
         spectrum: Spectrum = estimate(one, source, seed_of_run(self.options.seed, index))
         return spectrum
 
@@ -910,19 +907,6 @@ def _verdict_of_lower_bound(edge: EdgeOfStability, residual: float) -> str:
         f"No verdict within the limit: the sharpness is at least {edge.sharpness:.4g} (not converged, residual "
         f"{residual:.2g}), {edge.ratio:.2g} times the threshold {edge.threshold:.4g}."
     )
-
-
-def _with_steps(estimator: Any, steps: int | None, room: Resources) -> Any:
-    """The estimator with so many steps, without reorthogonalisation where its bases do not fit the memory."""
-    if steps is None:
-        return estimator
-    own = {"reorthogonalize": False} if _can_skip(estimator) and not room.fits(steps) else {}
-    return attrs.evolve(estimator, num_steps=steps, **own)
-
-
-def _can_skip(estimator: Any) -> bool:
-    """Whether it can do without reorthogonalisation, and so without a basis in memory."""
-    return "reorthogonalize" in attrs.fields_dict(type(estimator))
 
 
 def _in_order(function: Callable[[int], Spectrum], indices: Iterable[int]) -> Iterable[Spectrum]:

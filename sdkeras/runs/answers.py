@@ -8,7 +8,7 @@ import time
 import attrs
 import numpy as np
 
-from sdkeras.dimension.adaptive import Outcome
+from sdkeras.dimension.sampling import Outcome
 from sdkeras.operators.hessian import HessianOperator
 from sdkeras.results import measured
 from sdkeras.results.answers import Analysis, HessianSummary, ModelInfo, SpectrumSummary

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -146,74 +147,14 @@ def _absorbing(model: Any, optimizers: list[Any]) -> str:
 
 
 # Not twice continuously differentiable.
-_KINKED_ACTIVATIONS = frozenset(
-    {
-        "relu",
-        "relu6",
-        "leaky_relu",
-        "elu",
-        "selu",
-        "celu",
-        "hard_sigmoid",
-        "hard_silu",
-        "hard_swish",
-        "hard_tanh",
-        "hard_shrink",
-        "soft_shrink",
-        "threshold",
-        "softsign",
-        "sparse_plus",
-        "sparse_sigmoid",
-        "sparsemax",
-    }
+_KINKED_ACTIVATIONS = re.compile(
+    "relu6?|leaky_relu|[cs]?elu|hard_(sigmoid|silu|swish|tanh|shrink)|soft_shrink|softsign|threshold|"
+    "sparse_(plus|sigmoid)|sparsemax"
 )
-_KINKED_LAYERS = frozenset(
-    {
-        "ReLU",
-        "LeakyReLU",
-        "PReLU",
-        "ELU",
-        "ThresholdedReLU",
-        "Maximum",
-        "Minimum",
-        "MaxPooling1D",
-        "MaxPooling2D",
-        "MaxPooling3D",
-        "GlobalMaxPooling1D",
-        "GlobalMaxPooling2D",
-        "GlobalMaxPooling3D",
-        "AdaptiveMaxPooling1D",
-        "AdaptiveMaxPooling2D",
-        "AdaptiveMaxPooling3D",
-    }
-)
-_KINKED_LOSSES = frozenset(
-    {
-        "mean_absolute_error",
-        "mean_absolute_percentage_error",
-        "hinge",
-        "squared_hinge",
-        "categorical_hinge",
-        "huber",
-        "huber_loss",
-    }
-)
-_BOUNDED_LOSSES = frozenset(
-    {
-        "cosine_similarity",
-        "dice",
-        "tversky",
-    }
-)
-_OF_PROBABILITIES = frozenset(
-    {
-        "sparse_categorical_crossentropy",
-        "categorical_crossentropy",
-        "categorical_focal_crossentropy",
-        "binary_crossentropy",
-        "binary_focal_crossentropy",
-    }
-)
+_KINKED_LAYERS = re.compile("(Leaky|P|Thresholded)?ReLU|ELU|Maximum|Minimum|(Global|Adaptive)?MaxPooling[123]D")
+_KINKED_LOSSES = re.compile("mean_absolute(_percentage)?_error|(squared_|categorical_)?hinge|huber(_loss)?")
+_BOUNDED_LOSSES = ("cosine_similarity", "dice", "tversky")
+_OF_PROBABILITIES = re.compile("sparse_categorical_crossentropy|(binary|categorical)(_focal)?_crossentropy")
 # Sums of a float16 softmax.
 _PROBABILITY_SLACK = 1e-3
 _EXAMPLES = 256
@@ -226,19 +167,19 @@ def kinks(model: Any) -> tuple[str, ...]:
     found = []
     for layer in model._flatten_layers(include_self=False):
         kind = type(layer).__name__
-        if kind in _KINKED_LAYERS:
+        if _KINKED_LAYERS.fullmatch(kind):
             found.append(f"{kind} ({layer.name})")
         for field in ("activation", "recurrent_activation"):
             name = getattr(getattr(layer, field, None), "__name__", "")
-            if name in _KINKED_ACTIVATIONS and kind not in _KINKED_LAYERS:
+            if _KINKED_ACTIVATIONS.fullmatch(name) and not _KINKED_LAYERS.fullmatch(kind):
                 found.append(f"{name} ({layer.name})")
-    return (*dict.fromkeys(found), *(f"{name} (loss)" for name in losses(model) if name in _KINKED_LOSSES))
+    return (*dict.fromkeys(found), *(f"{name} (loss)" for name in losses(model) if _KINKED_LOSSES.fullmatch(name)))
 
 
 def losses(model: Any) -> tuple[str, ...]:
     """The compiled losses by Keras' name; '' for one of the user's own."""
     names = []
-    for loss in _leaves(getattr(model, "loss", None)):
+    for loss in keras.tree.flatten(getattr(model, "loss", None) or []):
         try:
             known = keras.losses.get(loss)
         except (ValueError, TypeError):
@@ -261,7 +202,7 @@ def logits_as_probabilities(loss: EmpiricalLoss) -> str | None:
     """
     model = loss.function.model
     names = losses(model)
-    if len(names) != 1 or names[0] not in _OF_PROBABILITIES:
+    if len(names) != 1 or not _OF_PROBABILITIES.fullmatch(names[0]):
         return None
     if getattr(model.loss, "_fn_kwargs", {}).get("from_logits", False):
         return None
@@ -305,11 +246,3 @@ def estimated_inputs(loss: EmpiricalLoss) -> dict[str, float]:
 def _example(batch: Batch, position: int) -> Batch:
     tensors = tuple(part[position : position + 1] for part in batch.tensors)
     return attrs.evolve(batch, tensors=tensors, data_weight=1.0, extra_weight=1.0, loss_weights=(), num_examples=1)
-
-
-def _leaves(tree: Any) -> list[Any]:
-    if isinstance(tree, dict):
-        return [leaf for part in tree.values() for leaf in _leaves(part)]
-    if isinstance(tree, (list, tuple)):
-        return [leaf for part in tree for leaf in _leaves(part)]
-    return [] if tree is None else [tree]

@@ -10,7 +10,6 @@ import attrs
 import tensorflow as tf
 
 from sdkeras.errors import BudgetError
-from sdkeras.estimators.select import DENSE
 from sdkeras.linalg.memory import memory_limit
 from sdkeras.results.progress import PRODUCTS, TIME
 
@@ -106,9 +105,9 @@ class Resources:
         """Whether the Lanczos bases of all workers fit the memory."""
         return self.basis_bytes(steps) * self.workers <= self.memory
 
-    def workers_for(self, name: str) -> int:
+    def workers_for(self, *, exact: bool) -> int:
         """Runs of an estimator that go on side by side; an exact one holds a dense matrix each."""
-        return 1 if name in DENSE and self.dense_bytes() * self.workers > self.memory else self.workers
+        return 1 if exact and self.dense_bytes() * self.workers > self.memory else self.workers
 
 
 def resources(size: int, itemsize: int, *, memory_gb: float | None, workers: int | None) -> Resources:

@@ -8,7 +8,7 @@ import attrs
 import numpy as np
 
 from sdkeras.dimension import stability
-from sdkeras.dimension.adaptive import AdaptiveSettings
+from sdkeras.dimension.sampling import AdaptiveSettings
 from sdkeras.dimension.stability import BATCH_SHARPNESS_ERROR
 from sdkeras.errors import BudgetError
 from sdkeras.linalg.vectors import dot, norm
@@ -118,7 +118,7 @@ def batch_sharpness(
     source = hessian.loss.source
     per_epoch = source.minibatches_per_epoch
     whole = source.batch_size == source.num_samples
-    fixed = (whole or source.given is not None) and hessian.loss.function.num_seeds == 0
+    fixed = (whole or source.batch_ranges is not None) and hessian.loss.function.num_seeds == 0
     fewest = AdaptiveSettings().min_runs
     block = fewest
     if per_epoch < 2 * fewest:

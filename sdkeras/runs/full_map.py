@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from sdkeras.dimension.adaptive import Outcome
 from sdkeras.dimension.exponents import SingularValueMap
+from sdkeras.dimension.sampling import Outcome
 from sdkeras.linalg.lanczos import BREAKDOWN
 from sdkeras.linalg.operators import LinearMap
 from sdkeras.results.arrays import Array

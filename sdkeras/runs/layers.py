@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from sdkeras.dimension.adaptive import Outcome
+from sdkeras.dimension.sampling import Outcome
 from sdkeras.errors import BudgetError
 from sdkeras.linalg.operators import SymmetricOperator
 from sdkeras.linalg.probes import rademacher_probes

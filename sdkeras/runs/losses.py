@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import json
@@ -13,7 +12,7 @@ from typing import Any
 
 import keras
 
-from sdkeras.errors import DataError, ModelError
+from sdkeras.errors import DataError, ModelError, did_you_mean
 from sdkeras.files import models
 from sdkeras.files.user_code import load_function
 from sdkeras.operators.loss import LossFn
@@ -144,8 +143,7 @@ def _is_numeric(value: Any) -> bool:
 
 
 def _near(name: str, names: Any) -> str:
-    near = difflib.get_close_matches(name, list(names), 1)
-    return f"; did you mean '{near[0]}'?" if near else ""
+    return f"; {question.rstrip()}" if (question := did_you_mean(name, names)) else ""
 
 
 def _plain(name: str) -> str:

@@ -41,7 +41,7 @@ from sdkeras.training_step import settings as update
 from sdkeras.training_step.coordinates import training_coordinates
 from sdkeras.training_step.flow import DenseFlow, TrainingFlow
 from sdkeras.training_step.map import UpdateMap, state_size
-from sdkeras.training_step.rule import inner
+from sdkeras.training_step.settings import inner
 
 # Samples of the loss that the map is checked on; the trajectory draws from all of them.
 _CHECKED_SAMPLES = 4096

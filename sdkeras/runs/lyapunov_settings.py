@@ -12,11 +12,11 @@ import attrs
 
 from sdkeras.errors import OperatorSizeError, SdkerasError
 from sdkeras.estimators import registry
-from sdkeras.estimators.select import configured
+from sdkeras.estimators.select import DEFAULTS, configured
 from sdkeras.linalg.memory import memory_limit
 from sdkeras.runs.options import DEFAULT_STEPS, DEFAULT_TRANSIENT
 
-DEFAULT_ESTIMATOR = "lyapunov-qr"
+DEFAULT_ESTIMATOR = DEFAULTS["lyapunov"]
 DEFAULT_EXPONENTS = 10
 # Fields of an estimator that have settings of their own here.
 _SHARED = ("num_exponents", "num_steps", "transient", "checkpoint", "checkpoint_interval")

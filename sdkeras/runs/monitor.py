@@ -13,11 +13,10 @@ import numpy as np
 import tensorflow as tf
 
 from sdkeras._version import __version__
-from sdkeras.dimension.adaptive import AdaptiveSettings, Outcome, estimate_sharpness_dimension
 from sdkeras.dimension.bounds import bounds as bounds_with
+from sdkeras.dimension.sampling import AdaptiveSettings, Outcome, estimate_sharpness_dimension
 from sdkeras.errors import SdkerasError
-from sdkeras.estimators import registry
-from sdkeras.estimators.select import configured, estimate, estimator_of_largest, estimator_of_trace
+from sdkeras.estimators.select import DEFAULTS, estimate, estimator_of_largest, for_analysis, with_steps
 from sdkeras.linalg.operators import DiagonallyScaledOperator, SymmetricOperator
 from sdkeras.linalg.probes import warm_start
 from sdkeras.operators.hessian import HessianOperator
@@ -345,23 +344,22 @@ class Monitor:
         return dict(zip(keys_of(["sharpness_ratio"]), (numerator, threshold, ratio), strict=True))
 
     def _trace(self, hessian: HessianOperator) -> Reading:
-        estimator = estimator_of_trace("randomized-trace", {"num_probes": _TRACE_PROBES})
+        estimator = for_analysis("trace", DEFAULTS["trace"], {"num_probes": _TRACE_PROBES})
         found: TraceEstimate = estimate(estimator, hessian, self.subject.options.seed)
         return Reading(found.value, bool(found.stderr <= 0.05 * abs(found.value)), stderr=found.stderr)
 
     def _dimension(self, subject: Subject, hessian: HessianOperator, deadline: float | None) -> Outcome:
         seed = subject.options.seed
-        cls = registry.get_estimator("spectrum", "slq")
+        slq = for_analysis("spectrum", DEFAULTS["spectrum"], {})
 
         def run(index: int, steps: int | None) -> Spectrum:
-            fits = steps is None or self.resources.fits(steps)
-            one = configured(cls, {"num_steps": steps, "reorthogonalize": fits})
+            one = with_steps(slq, steps, basis=steps is None or self.resources.fits(steps))
             spectrum: Spectrum = estimate(one, subject.on_minibatch(hessian, index), seed_of_run(seed, index))
             return spectrum
 
         outcome = estimate_sharpness_dimension(
             run,
-            subject.context(hessian, "slq"),
+            subject.context(hessian, DEFAULTS["spectrum"]),
             AdaptiveSettings(
                 tolerance=subject.options.tolerance,
                 min_runs=_RUNS,

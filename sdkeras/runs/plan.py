@@ -7,9 +7,9 @@ import time
 import attrs
 import numpy as np
 
-from sdkeras.dimension.adaptive import AdaptiveSettings
+from sdkeras.dimension.sampling import AdaptiveSettings
 from sdkeras.estimators import registry
-from sdkeras.estimators.select import DENSE, Chosen
+from sdkeras.estimators.select import Chosen
 from sdkeras.linalg.memory import memory_limit, peak_memory, used_memory
 from sdkeras.operators import verification
 from sdkeras.operators.loss import EmpiricalLoss
@@ -45,11 +45,11 @@ def planned(subject: Subject, estimators: Chosen, resources: Resources) -> Plan:
     source = state if full else size  # of what the estimator sees
     resources = attrs.evolve(resources, size=source, bases=2 if full else 1)
     steps: int | None = None
-    fields = attrs.fields_dict(registry.get_estimator(estimators.kind, name))
-    if "num_steps" in fields:
-        own = options.settings.get(name, {})
-        steps = min(int(own.get("num_steps", fields["num_steps"].default)), source)
-    runs = (options.exact_minibatches if name in DENSE else options.runs) or min_runs
+    can = estimators.can(name)
+    if can.steps is not None:
+        default = attrs.fields_dict(registry.get_estimator(estimators.kind, name))[can.steps].default
+        steps = min(int(options.settings.get(name, {}).get(can.steps, default)), source)
+    runs = (options.exact_minibatches if can.exact else options.runs) or min_runs
     per_run = source if steps is None else resources.bases * steps
     # Eigenpairs and trace take about 40 + 32 on every batch, unless they are held to fewer.
     pairs = min(40, int(options.settings.get(estimators.eigenpairs, {}).get("num_steps", 40)))
@@ -57,7 +57,7 @@ def planned(subject: Subject, estimators: Chosen, resources: Resources) -> Plan:
     before = (pairs * (1 if subject.scaling is None else 2) + probes) * num_batches
     before += expected_minibatches(options.max_hvps, options.tolerance)
     # A run that the budget has no room for is made all the same, unless it is a dense one.
-    fewest, required = (0, _CHECKS) if name in DENSE else (1, _CHECKS + per_run)
+    fewest, required = (0, _CHECKS) if can.exact else (1, _CHECKS + per_run)
     if options.max_hvps is not None:
         left = max(0, options.max_hvps - _CHECKS)
         before = min(before, int(left * (1 - KEPT)), max(0, left - fewest * per_run))
@@ -86,7 +86,7 @@ def planned(subject: Subject, estimators: Chosen, resources: Resources) -> Plan:
     if options.time_limit is not None:
         seconds = min(seconds, max(options.time_limit, per_product * required))
     if steps is None:
-        basis = resources.dense_bytes() * resources.workers_for(name)
+        basis = resources.dense_bytes() * resources.workers_for(exact=can.exact)
     else:
         basis = resources.basis_bytes(steps if resources.fits(steps) else 4) * workers
     working = basis + workers * (3 * activations + _WORKING_VECTORS * size * resources.itemsize)

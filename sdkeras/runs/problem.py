@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from sdkeras.dimension import stability
-from sdkeras.dimension.adaptive import Context
+from sdkeras.dimension.estimate import Context
 from sdkeras.dimension.exponents import ExponentMap, exponent_map
 from sdkeras.errors import ModelError
 from sdkeras.files import models
@@ -26,7 +26,8 @@ from sdkeras.runs.options import Options, parse_learning_rate
 from sdkeras.runs.provenance import optimizer_info, with_loss
 from sdkeras.training_step import settings
 from sdkeras.training_step import settings as update
-from sdkeras.training_step.rule import inner, is_function, loaded_clone, parts_of, replica
+from sdkeras.training_step.optimizer import is_function, loaded_clone, parts_of, replica
+from sdkeras.training_step.settings import inner
 
 
 class Subject:

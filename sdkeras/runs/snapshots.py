@@ -9,8 +9,8 @@ import attrs
 import numpy as np
 
 from sdkeras.dimension import pooling
-from sdkeras.dimension.adaptive import Outcome
 from sdkeras.dimension.exponents import ExponentMap
+from sdkeras.dimension.sampling import Outcome
 from sdkeras.dimension.supremum import estimate_supremum
 from sdkeras.errors import BudgetError, NonFiniteError
 from sdkeras.linalg.operators import SymmetricOperator
@@ -21,6 +21,7 @@ from sdkeras.results.estimates import Spectrum
 from sdkeras.results.note import Note
 from sdkeras.runs.problem import Subject, inverse_root
 from sdkeras.training_step import settings
+from sdkeras.training_step.flow import TrainingFlow
 from sdkeras.training_step.map import UpdateMap
 
 # What `UpdateMap` notes and the analysis does not know already; the rest is about its Jacobian.
@@ -87,18 +88,18 @@ def follow(
         tell: Told what is done.
     """
     made = Trajectory([Snapshot(0, hessian, subject.exponents, subject.scaling)])
-    state, held = step.state, step.held
+    flow = TrainingFlow(step)
     total = (count - 1) * every
     for index in range(total):
         tell(f"training step {index + 1:,} of {total:,} to the next snapshots")
         try:
-            state, held, _ = step.advance(state, held, step.training_batches(index))
+            flow.advance()
         except NonFiniteError:
             made.stopped_at = index + 1
             made.reason = f"the trajectory diverged at step {index + 1:,}: NaN or infinity"
             return made
         if (index + 1) % every == 0:
-            snapshot, made.reason = _snapshot(index + 1, step, state, held, hessian, subject)
+            snapshot, made.reason = _snapshot(index + 1, step, flow.position, flow.held, hessian, subject)
             if snapshot is None:
                 return made
             made.snapshots.append(snapshot)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 import attrs
 
-from sdkeras.errors import SdkerasError
+from sdkeras.errors import SdkerasError, did_you_mean
 from sdkeras.estimators import registry
 from sdkeras.estimators.select import configured
 
@@ -95,8 +94,7 @@ def check_measures(measures: Settings) -> None:
         raise SdkerasError(f"[measures] is empty; name what to measure: {', '.join(NAMES)}.")
     for name, settings in measures.items():
         if name not in NAMES:
-            near = difflib.get_close_matches(name, NAMES, 1)
-            hint = f"did you mean '{near[0]}'? " if near else ""
+            hint = did_you_mean(name, NAMES)
             raise SdkerasError(f"[measures] has no measure '{name}'; {hint}there are: {', '.join(NAMES)}.")
         if not isinstance(settings, Mapping):
             raise SdkerasError(f"[measures] {name} is {settings!r}; give a table of its settings, {name} = {{}}.")

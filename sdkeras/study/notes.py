@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import attrs
 
 from sdkeras.errors import counted
-from sdkeras.study.analyses import OF_A_MAP
 from sdkeras.study.correlations import FEWEST_RESAMPLED, Correlations
-from sdkeras.study.results import Results, Row
+from sdkeras.study.results import OF_A_MAP, Results, Row
 
 
 def notes(results: Results, found: Correlations) -> tuple[str, ...]:

@@ -1,9 +1,9 @@
-"""Trajectories of the weights: recorded while Keras trains, or simulated from a checkpoint on."""
+"""Records the weights, and the losses of single examples, while Keras trains."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
@@ -11,25 +11,24 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from sdkeras.errors import DataError, ModelError, NonFiniteError, OperatorSizeError, SdkerasError
+from sdkeras.errors import DataError, ModelError, OperatorSizeError, SdkerasError
 from sdkeras.files.data_fit import check_data, words_of
 from sdkeras.files.dataset import described
 from sdkeras.linalg.memory import available_memory
+from sdkeras.linalg.projection import Projection, check_dimension
 from sdkeras.operators import minibatches
 from sdkeras.operators.layout import Layout
-from sdkeras.operators.loss import EmpiricalLoss, check_model, plain, tensor_dtype
+from sdkeras.operators.loss import check_model, keras_structure, tensor_dtype
+from sdkeras.operators.modes import DTYPES
 from sdkeras.results.arrays import Array
-from sdkeras.study.projection import Projection, check_dimension
 from sdkeras.study.trajectory import Trajectory
-from sdkeras.training_step.map import UpdateMap
-from sdkeras.training_step.rule import inner
+from sdkeras.training_step.settings import inner
 
 DEFAULT_LAST = 5000
 # Bytes of iterates that wait to be projected together: one pass over the random matrix serves them all.
 _WAITING_BYTES = 2**27
 # Examples whose losses are taken at once.
 _CHUNK = 1024
-_DTYPES = ("float32", "float64")
 
 
 @attrs.frozen(kw_only=True)
@@ -48,7 +47,7 @@ class RecordingSettings:
             value = getattr(self, name)
             if value is not None and value < low:
                 raise SdkerasError(f"{name} is {value}; it must be at least {low}.")
-        if self.dtype not in _DTYPES:
+        if self.dtype not in DTYPES:
             raise SdkerasError(f"dtype must be 'float32' or 'float64', got {self.dtype!r}.")
         given = self.losses_on
         if given is not None and not (isinstance(given, (tuple, list)) and len(given) == 2):
@@ -103,7 +102,7 @@ class TrajectoryRecorder(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
             every=every, last=last, dtype=dtype, projection=projection, seed=seed, losses_on=losses_on
         )
         self.path = path
-        self._recording: _Recording | None = None
+        self._recording: Recording | None = None
         self._made: Trajectory | None = None
 
     @property
@@ -130,12 +129,12 @@ class TrajectoryRecorder(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
 
     def on_train_begin(self, logs: Any = None) -> None:
         self._made = None
-        self._recording = _Recording(self.model, self.settings) if self.model.built else None
+        self._recording = Recording(self.model, self.settings) if self.model.built else None
         self._reached = self._iteration()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if self._recording is None:
-            self._recording = _Recording(self.model, self.settings)
+            self._recording = Recording(self.model, self.settings)
         iteration = self._iteration()
         if iteration // self.settings.every > self._reached // self.settings.every:
             self._recording.add(iteration, self.model.trainable_variables)
@@ -153,95 +152,7 @@ class TrajectoryRecorder(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
             self.save()
 
 
-def simulate(
-    model: Any,
-    data: Any,
-    *,
-    steps: int = DEFAULT_LAST,
-    batch_size: int | None = None,
-    every: int = 1,
-    last: int | None = None,
-    dtype: str = "float32",
-    projection: int | None = None,
-    seed: int = 0,
-    losses_on: tuple[Any, Any] | None = None,
-    initial_slots: bool = False,
-    allow_unverified: bool = False,
-    class_weight: Mapping[int, float] | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> Trajectory:
-    """The trajectory that training would take from here on: real steps of the compiled optimizer, on copies.
-
-    Moving averages of batch normalization stay as they are; they enter losses of `losses_on` only.
-
-    Args:
-        model: A `keras.Model`, compiled. It is not changed.
-        data: (x, y[, sample_weight]), a batched `tf.data.Dataset`, or a `keras.utils.PyDataset`.
-        steps: Training steps.
-        batch_size: That of training; default 32, or a dataset's own.
-        every: Steps between two iterates that are kept.
-        last: How many are kept; None for all.
-        dtype: Of the steps and of what is kept.
-        projection: As for `TrajectoryRecorder`.
-        seed: Of minibatches, dropout masks and the projection.
-        losses_on: As for `TrajectoryRecorder`.
-        initial_slots: For an optimizer that has not trained yet: start with the slots it would start with.
-        allow_unverified: Go on with a step that failed its verification.
-        class_weight: That of `fit`: weights by class, {0: 1.0, 1: 9.0}; others weigh 1.
-        progress: Called with the number of steps made after each.
-
-    Raises:
-        SdkerasError: Unusable model, data or settings. A trajectory that diverges is no error: see
-            `Trajectory.stopped_at`.
-    """
-    settings = RecordingSettings(
-        every=every,
-        last=max(2, steps // max(1, every)) if last is None else last,
-        dtype=dtype,
-        projection=projection,
-        seed=seed,
-        losses_on=losses_on,
-    )
-    if steps < 2 * every:
-        raise SdkerasError(f"steps is {steps}; a trajectory of 2 iterates needs at least {2 * every}.")
-    source = minibatches.as_source(
-        data,
-        batch_size=batch_size,
-        default_batch_size=minibatches.DEFAULT_BATCH_SIZE,
-        limit=None,
-        class_weight=class_weight,
-    )
-    loss = EmpiricalLoss(model, source, dtype=dtype, num_samples=max(source.batch_size, 1024), seed=seed)
-    step = UpdateMap(loss, model.optimizer, initial_slots=initial_slots, allow_unverified=allow_unverified)
-    return record(step, model, settings, steps, progress)
-
-
-def record(
-    step: UpdateMap,
-    model: Any,
-    settings: RecordingSettings,
-    steps: int,
-    progress: Callable[[int], None] | None = None,
-) -> Trajectory:
-    """The trajectory of so many steps of a map from its own state on; `model` takes the losses."""
-    recording = _Recording(model, settings)
-    state, held = step.state, step.held
-    parts = list(zip(step.loss.layout.slices, step.loss.layout.shapes, strict=True))
-    for count in range(1, steps + 1):
-        try:
-            state, held, _ = step.advance(state, held, step.training_batches(count - 1))
-        except NonFiniteError:
-            recording.stopped_at = count
-        if recording.stopped_at is not None:
-            break
-        if count % settings.every == 0:
-            recording.add(count, [state[part].reshape(shape) for part, shape in parts])
-        if progress is not None:
-            progress(count)
-    return recording.finished()
-
-
-class _Recording:
+class Recording:
     """The last iterates of a trajectory under way, in rings.
 
     A ring has a row to spare, and an iterate counts when all of it is there: Ctrl-C may come anywhere in between.
@@ -351,13 +262,13 @@ class ExampleLosses:
     def __init__(self, model: Any, x: Any, y: Any) -> None:
         check_model(model, needs_loss=True)
         source = minibatches.as_source((x, y), batch_size=None, default_batch_size=None, limit=None)
-        dtype = str(model.compute_dtype) if model.compute_dtype in _DTYPES else "float32"
+        dtype = str(model.compute_dtype) if model.compute_dtype in DTYPES else "float32"
         self._examples = [tf.constant(part, tensor_dtype(part, dtype)) for part in source.arrays]
         self._variables = list(model.trainable_variables)
         self.num_examples = source.num_samples
 
         def losses(weights: list[Any], examples: list[Any]) -> Any:
-            x, y = plain(tf.nest.pack_sequence_as(source.structure, examples))
+            x, y = keras_structure(tf.nest.pack_sequence_as(source.structure, examples))
             with keras.StatelessScope(list(zip(self._variables, weights, strict=True)), collect_losses=True):
                 outputs = model(x, training=False)
                 if any(getattr(leaf, "_keras_mask", None) is not None for leaf in tf.nest.flatten(outputs)):

@@ -20,7 +20,7 @@ import attrs
 from sdkeras.errors import SdkerasError, counted
 from sdkeras.files.atomic import open_own, shown
 from sdkeras.files.locks import only_writer
-from sdkeras.study.grid import GridRun, Study, differences
+from sdkeras.study.definition import GridRun, Study, differences
 from sdkeras.study.measures import needing_a_rate
 from sdkeras.study.run_files import Failed, RunFolder
 

@@ -1,77 +1,261 @@
-"""How large a set of iterates is by its minimum spanning trees: E_alpha and the persistent homology dimension.
+"""E_alpha and the persistent homology dimension of a trajectory, from minimum spanning trees of its iterates.
 
-Both see the points through their distances only: Euclidean ones, or the "data-dependent" pseudo-metric of their
-losses.
+Both depend on the iterates through their distances alone: Euclidean ones, or the "data-dependent" pseudo-metric of
+their losses. Distances between n points are held once each, in SciPy's condensed order: d(0,1), d(0,2), ..., d(1,2).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import attrs
 import numpy as np
+import scipy.cluster.hierarchy
 import scipy.spatial.distance
 from numpy.typing import ArrayLike, NDArray
 
 from sdkeras import seeds
-from sdkeras.errors import SdkerasError
+from sdkeras._version import __version__
+from sdkeras.errors import NonFiniteError, OperatorSizeError, SdkerasError
+from sdkeras.linalg.memory import memory_limit
+from sdkeras.linalg.projection import Distortion
 from sdkeras.linalg.vectors import finite
+from sdkeras.results.answers import Simulation
 from sdkeras.results.arrays import FloatArray
+from sdkeras.results.document import SCHEMA_VERSION, Document
+from sdkeras.results.note import Note
+from sdkeras.study.trajectory import Trajectory
 
+DEFAULT_REPEATS = 10
+# The condensed distances in float64 (4), those of a subsample (4), and the blocks that make and check them.
+_BYTES_PER_PAIR = 10
 # Bytes of one block of points in float64.
 _BLOCK_BYTES = 2**26
-# |a - b|^2 = |a|^2 + |b|^2 - 2ab is wrong by some eps (|a|^2 + |b|^2): pairs closer than this part of it are
-# subtracted instead, which leaves the others a relative error of 1e-11 or so.
+# |a - b|^2 = |a|^2 + |b|^2 - 2ab has an error of some eps (|a|^2 + |b|^2): pairs closer than this fraction of it are
+# subtracted instead, which leaves the others a relative error of about 1e-11.
 _CANCELLED = 1e-4
-# Sizes of subsamples, geometric between n/10 and n; at least so many points in the smallest.
+# Sizes of subsamples, geometric between n/10 and n, and the smallest allowed.
 _NUM_SIZES = 10
 _SMALLEST = 10
-# Distances that differ from their mirror image by more than this part of the largest are no distances.
+# Matrices less symmetric than this fraction of their largest entry are refused.
 _ASYMMETRY = 1e-6
+# Residuals of ln E_alpha about its line above this get a note: E_alpha of uniform points and of random walks stays
+# within 0.01, and a line off by 0.05 at its ends moves a dimension of 2 by a tenth.
+_CURVED = 0.05
 
-_Block = Callable[[slice, slice], Any]
 _ARRAYS_EQUAL = attrs.cmp_using(eq=np.array_equal)
 
 
-@attrs.frozen
+@attrs.frozen(kw_only=True)
 class PersistentHomologyDimension:
     """The persistent homology dimension of a set of points, with the regression it rests on.
 
     Attributes:
         value: alpha / (1 - slope), or None where it is undetermined.
-        stderr: Standard error of it, that of the regression alone: from that of the slope; None where the value is.
-            A set with gaps at regular scales is off by more: Cantor dust of dimension 1.262 gave 1.376 +- 0.012.
+        stderr: Standard error from the regression alone, propagated from that of the slope; None where the value is.
+            It does not cover gaps at regular scales: Cantor dust of dimension 1.262 gave 1.376 +- 0.012.
         reason: Why it is undetermined; empty if it is not.
         alpha: Power of the edges.
         slope: s, of ln E_alpha against ln n; None with too few points.
-        slope_stderr: Standard deviation of the slope from one subsample of each size, over the repeats. Not divided by
-            their root, since all share the same points; measured with 1,000 points, it is 2 times the standard
-            deviation of `slope` over fresh independent points, and 0.7 times over fresh random walks. It does not
-            hold the bias of small sets (their boundary): -0.15 of 3 dimensions with 1,000 points of a cube.
+        slope_stderr: Standard deviation, over the repeats, of the slope from one subsample of each size. Not divided
+            by the root of their number, since all share the same points; measured with 1,000 points, it is 2 times the
+            standard deviation of `slope` over fresh independent points, and 0.7 times over fresh random walks. It does
+            not include the bias of small sets (their boundary): -0.15 of 3 dimensions with 1,000 points of a cube.
         residual: Root mean square distance of the means of ln E_alpha from the line; None with too few points.
         sizes: Subsample sizes, shape [k], ascending.
         log_e_alpha: Mean of ln E_alpha at each size, shape [k].
         num_points: Distinct points.
         num_merged: Points left out because they are at distance 0 from another.
         num_repeats: Random subsamples of each size, nested; the largest size is all points, once.
-        seed: Of the subsamples.
+        seed: Seed of the subsamples.
     """
 
-    value: float | None
-    stderr: float | None
-    reason: str
+    value: float | None = None
+    stderr: float | None = None
+    reason: str = ""
     alpha: float
-    slope: float | None
-    slope_stderr: float | None
-    residual: float | None
-    sizes: FloatArray = attrs.field(eq=_ARRAYS_EQUAL)
-    log_e_alpha: FloatArray = attrs.field(eq=_ARRAYS_EQUAL)
+    slope: float | None = None
+    slope_stderr: float | None = None
+    residual: float | None = None
+    sizes: FloatArray = attrs.field(factory=lambda: np.zeros(0), eq=_ARRAYS_EQUAL)
+    log_e_alpha: FloatArray = attrs.field(factory=lambda: np.zeros(0), eq=_ARRAYS_EQUAL)
     num_points: int
     num_merged: int
     num_repeats: int
     seed: int
+
+
+@attrs.frozen
+class TreeMeasures:
+    """Measures from the minimum spanning trees of a set of points.
+
+    Attributes:
+        e_alpha: Sum over the edges of the tree of all points of |edge|^alpha. A property of these points, without
+            sampling error; it grows with their number, so only trajectories of equally many iterates compare. NaN
+            where float64 does not hold it, which a note then says.
+        ph_dimension: alpha / (1 - slope) of ln E_alpha against ln n over subsamples, with the regression.
+    """
+
+    e_alpha: float
+    ph_dimension: PersistentHomologyDimension
+
+
+@attrs.frozen(eq=False)
+class TrajectoryMeasures(Document):
+    """E_alpha and PH dimension of a trajectory.
+
+    Attributes:
+        euclidean: In the Euclidean distance of the weights (of their projections).
+        data: In the data-dependent distance, the mean absolute difference of the losses of single examples; None
+            without losses.
+        alpha: Power of the edges.
+        num_iterates: Number of points.
+        first_iteration: The optimizer's iteration (in a simulation: step) of the first.
+        last_iteration: That of the last.
+        num_parameters: Number of weights.
+        num_columns: Numbers kept of each iterate; fewer than weights if projected.
+        num_examples: Examples whose losses define the data-dependent distance; 0 without.
+        distortion: Distortion of the distances by the projection; None without one.
+        sdkeras: Version.
+        simulation: The training that was simulated; None for a recorded trajectory.
+    """
+
+    DOCUMENT = "trajectory"
+    WRITTEN_BY = ("trajectory.json", "sdkeras study trajectory")
+
+    euclidean: TreeMeasures
+    data: TreeMeasures | None
+    alpha: float
+    num_iterates: int
+    first_iteration: int
+    last_iteration: int
+    num_parameters: int
+    num_columns: int
+    num_examples: int
+    distortion: Distortion | None
+    sdkeras: str
+    simulation: Simulation | None = None
+    warnings: tuple[Note, ...] = ()
+    schema_version: int = SCHEMA_VERSION
+
+    def __str__(self) -> str:
+        from sdkeras.study.trajectory_report import as_text
+
+        return as_text(self)
+
+
+def measure_trajectory(
+    trajectory: Trajectory,
+    alpha: float = 1.0,
+    *,
+    num_repeats: int = DEFAULT_REPEATS,
+    seed: int = 0,
+    memory_gb: float | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> TrajectoryMeasures:
+    """E_alpha and PH dimension of the iterates and, where losses were kept, those of the data-dependent distance.
+
+    Args:
+        trajectory: Recorded or simulated.
+        alpha: Power of the edges, positive and below the dimension.
+        num_repeats: Subsamples of each size, at least 2.
+        seed: Seed of the subsamples.
+        memory_gb: Memory for the distances; default 60 % of what is free.
+        progress: Called with the next stage, in words.
+
+    Raises:
+        SdkerasError: Fewer than 2 iterates, or settings out of range.
+        NonFiniteError: NaN or infinity among the iterates.
+        OperatorSizeError: More distances than the memory holds.
+
+    Reference: arXiv 2604.19740, Sec. 5.
+    """
+    count = len(trajectory.iterates)
+    if count < 2:
+        end = "" if trajectory.stopped_at is None else f"; it diverged at iteration {trajectory.stopped_at:,}"
+        raise SdkerasError(f"the trajectory has {count} iterates, distances need at least 2{end}.")
+    check_memory(distance_bytes(count), count, memory_gb)
+
+    def in_metric(name: str, distances: Callable[[ArrayLike], FloatArray], points: ArrayLike) -> TreeMeasures:
+        if progress is not None:
+            progress(f"minimum spanning trees, {name}")
+        try:
+            condensed = distances(points)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"the trajectory cannot be measured: {error}") from error
+        return TreeMeasures(power_sum(_edges(condensed), alpha), _dimension(condensed, alpha, num_repeats, seed))
+
+    euclidean = in_metric("Euclidean", _euclidean, trajectory.iterates)
+    losses = trajectory.losses
+    data = None if losses is None else in_metric("data-dependent", _of_losses, losses)
+    return TrajectoryMeasures(
+        euclidean=euclidean,
+        data=data,
+        alpha=alpha,
+        num_iterates=count,
+        first_iteration=int(trajectory.iterations[0]),
+        last_iteration=int(trajectory.iterations[-1]),
+        num_parameters=trajectory.num_parameters,
+        num_columns=int(trajectory.iterates.shape[1]),
+        num_examples=0 if losses is None else int(losses.shape[1]),
+        distortion=trajectory.distortion,
+        sdkeras=__version__,
+        warnings=(
+            *_notes_on_steps(trajectory),
+            *_notes_on_trees("Euclidean", euclidean),
+            *(() if data is None else _notes_on_trees("data-dependent", data)),
+        ),
+    )
+
+
+def distance_bytes(num_iterates: int) -> int:
+    """Memory that the distances between the iterates take."""
+    return _BYTES_PER_PAIR * num_iterates**2
+
+
+def check_memory(needed: int, num_iterates: int, memory_gb: float | None) -> None:
+    """Refuses iterates and distances that would not fit.
+
+    Raises:
+        OperatorSizeError: See above, with the numbers.
+    """
+    limit = memory_limit(memory_gb)
+    if needed > limit:
+        raise OperatorSizeError(
+            f"{num_iterates:,} iterates and their distances need {needed / 1e9:.3g} GB, and {limit / 1e9:.3g} GB may "
+            "be used; keep fewer iterates (every) or project them (projection), or allow more (--memory)."
+        )
+
+
+def _notes_on_steps(trajectory: Trajectory) -> Iterator[Note]:
+    if trajectory.stopped_at is not None:
+        yield Note(
+            "diverged",
+            f"weights or losses came out NaN or infinite at iteration {trajectory.stopped_at:,}; what is measured "
+            "ends before it.",
+        )
+    if len(np.unique(np.diff(trajectory.iterations))) > 1:
+        yield Note("uneven-steps", "the iterates are not the same number of iterations apart.")
+
+
+def _notes_on_trees(metric: str, trees: TreeMeasures) -> Iterator[Note]:
+    fit = trees.ph_dimension
+    if math.isnan(trees.e_alpha):
+        log = f" (its logarithm is {fit.log_e_alpha[-1]:.4g})" if len(fit.log_e_alpha) else ""
+        yield Note(
+            "e-alpha-range",
+            f"{metric}: float64 does not hold E_alpha at alpha = {fit.alpha:g}{log}; take a smaller alpha.",
+        )
+    if fit.num_merged:
+        yield Note("equal-iterates", f"{metric}: {fit.num_merged:,} iterates are at distance 0 from another.")
+    if fit.residual is not None and fit.residual > _CURVED:
+        yield Note(
+            "no-power-law",
+            f"{metric}: ln E_alpha is no straight line in ln n (root mean square distance {fit.residual:.2g}); the "
+            "slope, and with it the dimension, depends on the sizes taken.",
+        )
 
 
 def euclidean_distances(points: ArrayLike) -> FloatArray:
@@ -89,21 +273,7 @@ def euclidean_distances(points: ArrayLike) -> FloatArray:
         SdkerasError: Not a matrix of numbers, or fewer than 2 points.
         NonFiniteError: NaN or infinity.
     """
-    given = _matrix(points, "points")
-    centre = given.mean(axis=0, dtype=np.float64)
-    norms = np.concatenate([_squares(given[part] - centre) for part in _blocks(given)])
-
-    def block(rows: slice, columns: slice) -> Any:
-        first, second = given[rows] - centre, given[columns] - centre
-        scale = norms[rows, None] + norms[columns]
-        squared = scale - 2 * first @ second.T
-        near = np.nonzero(squared <= _CANCELLED * scale)
-        for start in range(0, len(near[0]), len(first)):
-            i, j = (index[start : start + len(first)] for index in near)
-            squared[i, j] = _squares(first[i] - second[j])
-        return np.sqrt(squared)
-
-    return _symmetric(given, block)
+    return np.asarray(scipy.spatial.distance.squareform(_euclidean(points)))
 
 
 def loss_distances(losses: ArrayLike) -> FloatArray:
@@ -119,40 +289,34 @@ def loss_distances(losses: ArrayLike) -> FloatArray:
         SdkerasError: Not a matrix of numbers, or fewer than 2 points.
         NonFiniteError: NaN or infinity.
     """
-    given = _matrix(losses, "losses")
-
-    def block(rows: slice, columns: slice) -> Any:
-        return scipy.spatial.distance.cdist(given[rows], given[columns], "cityblock") / given.shape[1]
-
-    return _symmetric(given, block)
+    return np.asarray(scipy.spatial.distance.squareform(_of_losses(losses)))
 
 
 def spanning_tree_edges(distances: ArrayLike, chosen: Sequence[int] | NDArray[np.int64] | None = None) -> FloatArray:
-    """Lengths of the edges of a minimum spanning tree.
-
-    By the algorithm of Prim in its dense form: n^2 steps, and no memory beside the distances.
+    """Lengths of the edges of a minimum spanning tree: the heights at which single linkage merges the points.
 
     Args:
         distances: Shape [n, n].
         chosen: Indices of the points to span; None for all.
 
     Returns:
-        One length fewer than points, in the order in which the tree grows. A length of 0 joins two points at the same
-        place.
+        One length fewer than points, ascending. A length of 0 joins two points at the same place.
+
+    Raises:
+        SdkerasError: Not a matrix of distances.
     """
-    matrix = _distance_matrix(distances)
-    return _tree(matrix, np.arange(len(matrix)) if chosen is None else np.asarray(chosen, np.int64))
+    return _edges(_condensed(distances), None if chosen is None else np.asarray(chosen, np.int64))
 
 
 def e_alpha(distances: ArrayLike, alpha: float = 1.0) -> float:
-    """E_alpha = sum over the edges of a minimum spanning tree of |edge|^alpha; points at distance 0 are one.
+    """E_alpha = sum over the edges of a minimum spanning tree of |edge|^alpha; points at distance 0 count once.
 
     Args:
-        distances: Shape [n, n], as `euclidean_distances` or `loss_distances` makes them.
+        distances: Shape [n, n], as `euclidean_distances` or `loss_distances` computes them.
         alpha: Positive power.
 
     Returns:
-        E_alpha, in the unit of the distances to the power alpha; 0 if all points are one.
+        E_alpha, in the unit of the distances to the power alpha; 0 if all points coincide.
 
     Raises:
         SdkerasError: Not a matrix of distances, alpha is not positive, or float64 does not hold E_alpha.
@@ -160,21 +324,21 @@ def e_alpha(distances: ArrayLike, alpha: float = 1.0) -> float:
     Reference: arXiv 2604.19740, Sec. 5.
     """
     edges = spanning_tree_edges(distances)
-    found = power_sum(edges, alpha)
-    if math.isnan(found):
+    total = power_sum(edges, alpha)
+    if math.isnan(total):
         raise SdkerasError(
             f"E_alpha at alpha = {alpha:g} is {log_power_sum(edges, alpha):.4g} in its logarithm, which float64 does "
             "not hold; take a smaller alpha."
         )
-    return found
+    return total
 
 
 def power_sum(edges: FloatArray, alpha: float) -> float:
     """Sum of |edge|^alpha; NaN where it is beyond the range in which float64 has all its digits."""
     with np.errstate(over="ignore", under="ignore"):
-        found = float(np.sum(edges ** _positive(alpha)))
-    held = np.finfo(np.float64).tiny <= found < math.inf
-    return found if held or not np.any(edges) else math.nan
+        total = float(np.sum(edges ** _positive(alpha)))
+    held = np.finfo(np.float64).tiny <= total < math.inf
+    return total if held or not np.any(edges) else math.nan
 
 
 def log_power_sum(edges: FloatArray, alpha: float) -> float:
@@ -184,57 +348,55 @@ def log_power_sum(edges: FloatArray, alpha: float) -> float:
 
 
 def ph_dimension(
-    distances: ArrayLike, alpha: float = 1.0, *, num_repeats: int = 10, seed: int = 0
+    distances: ArrayLike, alpha: float = 1.0, *, num_repeats: int = DEFAULT_REPEATS, seed: int = 0
 ) -> PersistentHomologyDimension:
-    """The persistent homology dimension of degree 0: alpha / (1 - s), E_alpha of n points growing as n^s.
+    """The persistent homology dimension of degree 0: alpha / (1 - s), where E_alpha of n points grows as n^s.
 
     s is the slope of ln E_alpha against ln n over random subsamples, of sizes between a tenth of the points and all.
     Undetermined unless 0 < s < 1: with s <= 0 the dimension is not above alpha, where the formula does not hold.
 
     Args:
-        distances: Shape [n, n], as `euclidean_distances` or `loss_distances` makes them.
+        distances: Shape [n, n], as `euclidean_distances` or `loss_distances` computes them.
         alpha: Power of the edges, positive and below the dimension.
         num_repeats: Subsamples of each size, at least 2.
-        seed: Of the subsamples.
+        seed: Seed of the subsamples.
 
     Returns:
-        The dimension with its evidence. Points at distance 0 are one, and counted once.
+        The dimension with its evidence. Points at distance 0 count once.
 
     Raises:
         SdkerasError: Not a matrix of distances, or settings out of range.
 
     Reference: Birdal et al., "Intrinsic Dimension, Persistent Homology and Generalization in Neural Networks" (2021).
     """
+    return _dimension(_condensed(distances), alpha, num_repeats, seed)
+
+
+def _dimension(condensed: FloatArray, alpha: float, num_repeats: int, seed: int) -> PersistentHomologyDimension:
     power = _positive(alpha)
     if num_repeats < 2:
         raise SdkerasError(f"num_repeats is {num_repeats}; the standard error needs at least 2.")
-    matrix = _distance_matrix(distances)
-    kept = _distinct(matrix)
-    n = len(kept)
-    made = PersistentHomologyDimension(
-        value=None,
-        stderr=None,
-        reason="",
-        alpha=power,
-        slope=None,
-        slope_stderr=None,
-        residual=None,
-        sizes=np.zeros(0),
-        log_e_alpha=np.zeros(0),
-        num_points=n,
-        num_merged=len(matrix) - n,
-        num_repeats=num_repeats,
-        seed=seed,
+    distinct, total = _distinct(condensed), _num_points(condensed)
+    n = len(distinct)
+    undetermined = PersistentHomologyDimension(
+        alpha=power, num_points=n, num_merged=total - n, num_repeats=num_repeats, seed=seed
     )
     if n < 2 * _SMALLEST:
-        return attrs.evolve(
-            made, reason=f"{n} distinct points of {len(matrix)} are too few; {2 * _SMALLEST} are the least."
-        )
+        reason = f"{n} distinct points of {total} are too few; {2 * _SMALLEST} are the least."
+        return attrs.evolve(undetermined, reason=reason)
     sizes = np.unique(np.round(np.geomspace(max(_SMALLEST, n / 10), n, _NUM_SIZES)).astype(int))
-    logs = np.full((num_repeats, len(sizes)), log_power_sum(_tree(matrix, kept), power))
+    logs = np.full((num_repeats, len(sizes)), log_power_sum(_edges(condensed, distinct), power))
     for repeat in range(num_repeats):
-        order = seeds.generator(seed, seeds.Stream.SUBSAMPLES, repeat).permutation(kept)
-        logs[repeat, :-1] = [log_power_sum(_tree(matrix, order[:size]), power) for size in sizes[:-1]]
+        order = seeds.generator(seed, seeds.Stream.SUBSAMPLES, repeat).permutation(distinct)
+        logs[repeat, :-1] = [log_power_sum(_edges(condensed, order[:size]), power) for size in sizes[:-1]]
+    return _with_slope(undetermined, sizes, logs)
+
+
+def _with_slope(
+    undetermined: PersistentHomologyDimension, sizes: NDArray[np.int64], logs: FloatArray
+) -> PersistentHomologyDimension:
+    """The dimension from ln E_alpha of every repeat and size, by least squares."""
+    power = undetermined.alpha
     x = np.log(sizes)
     x -= x.mean()
     with np.errstate(over="ignore", invalid="ignore"):
@@ -244,9 +406,10 @@ def ph_dimension(
         residual = float(np.sqrt(np.mean((mean - mean.mean() - slope * x) ** 2)))
         error = float(np.std(slopes, ddof=1))
     if not np.all(np.isfinite([slope, residual, error])):
-        return attrs.evolve(made, reason=f"float64 does not hold ln E_alpha at alpha = {power:g}; use a smaller alpha.")
-    made = attrs.evolve(
-        made,
+        reason = f"float64 does not hold ln E_alpha at alpha = {power:g}; use a smaller alpha."
+        return attrs.evolve(undetermined, reason=reason)
+    fitted = attrs.evolve(
+        undetermined,
         slope=slope,
         slope_stderr=error,
         residual=residual,
@@ -254,60 +417,106 @@ def ph_dimension(
         log_e_alpha=mean,
     )
     if slope >= 1:
-        return attrs.evolve(made, reason=f"E_alpha grows as n^{slope:.3g}; the formula needs a slope below 1.")
+        return attrs.evolve(fitted, reason=f"E_alpha grows as n^{slope:.3g}; the formula needs a slope below 1.")
     if slope <= 0:
-        return attrs.evolve(
-            made,
-            reason=f"E_alpha does not grow (slope {slope:.3g}), so the dimension is not above alpha = {power:g}; "
-            "use a smaller alpha.",
+        reason = (
+            f"E_alpha does not grow (slope {slope:.3g}), so the dimension is not above alpha = {power:g}; "
+            "use a smaller alpha."
         )
-    return attrs.evolve(made, value=power / (1 - slope), stderr=power / (1 - slope) ** 2 * error)
+        return attrs.evolve(fitted, reason=reason)
+    return attrs.evolve(fitted, value=power / (1 - slope), stderr=power / (1 - slope) ** 2 * error)
 
 
-def _tree(matrix: FloatArray, points: NDArray[np.int64]) -> FloatArray:
-    """Edges of the minimum spanning tree of some points."""
-    rest = points[1:].copy()
-    nearest = matrix[points[0], rest]
-    edges = np.empty(len(rest))
-    for k in range(len(edges)):
-        position = int(np.argmin(nearest))
-        edges[k], joined = nearest[position], rest[position]
-        last = len(rest) - 1
-        rest[position], nearest[position] = rest[last], nearest[last]
-        rest, nearest = rest[:last], nearest[:last]
-        np.minimum(nearest, matrix[joined, rest], out=nearest)
+def _edges(condensed: FloatArray, points: NDArray[np.int64] | None = None) -> FloatArray:
+    """Edges of the minimum spanning tree of all points, or of some."""
+    if points is not None and len(points) < _num_points(condensed):
+        points, filled = np.sort(points), 0
+        some = np.empty(len(points) * (len(points) - 1) // 2)
+        for k, start in enumerate(_row_starts(_num_points(condensed))[points], 1):
+            row = condensed[start + points[k:]]
+            some[filled : filled + len(row)] = row
+            filled += len(row)
+        condensed = some
+    if not len(condensed):
+        return np.zeros(0)
+    edges: FloatArray = scipy.cluster.hierarchy.linkage(condensed, "single")[:, 2]
     return edges
 
 
-def _distinct(matrix: FloatArray) -> NDArray[np.int64]:
-    """Indices of points that no earlier one is at distance 0 from."""
-    return np.array([k for k in range(len(matrix)) if np.all(matrix[k, :k] > 0)], np.int64)
+def _row_starts(n: int) -> NDArray[np.int64]:
+    """Position of d(i, j) in the condensed distances of n points, less j, for each i < j."""
+    i = np.arange(n)
+    return i * (2 * n - i - 1) // 2 - i - 1
 
 
-def _symmetric(given: NDArray[Any], block: _Block) -> FloatArray:
-    """All distances from blocks of the upper triangle."""
-    made = np.empty((len(given), len(given)))
-    parts = _blocks(given)
-    for k, rows in enumerate(parts):
-        for columns in parts[k:]:
-            found = block(rows, columns)
-            made[rows, columns] = found
-            made[columns, rows] = found.T
-    np.fill_diagonal(made, 0.0)
-    return made
+def _num_points(condensed: FloatArray) -> int:
+    return int(scipy.spatial.distance.num_obs_y(condensed))
 
 
-def _blocks(given: NDArray[Any]) -> list[slice]:
-    size = max(1, min(1024, _BLOCK_BYTES // (8 * given.shape[1])))
-    return [slice(start, start + size) for start in range(0, len(given), size)]
+def _distinct(condensed: FloatArray) -> NDArray[np.int64]:
+    """Indices of the points that are not at distance 0 from an earlier one."""
+    starts, distinct = _row_starts(_num_points(condensed)), np.ones(_num_points(condensed), bool)
+    zeros = np.flatnonzero(condensed == 0)
+    rows = np.searchsorted(starts + np.arange(1, len(starts) + 1), zeros, side="right") - 1
+    distinct[zeros - starts[rows]] = False
+    return np.flatnonzero(distinct)
 
 
-def _squares(rows: Any) -> Any:
-    return np.einsum("ij,ij->i", rows, rows)
+def _euclidean(points: ArrayLike) -> FloatArray:
+    """Condensed `euclidean_distances`."""
+    matrix = _matrix(points, "points")
+    centre = matrix.mean(axis=0, dtype=np.float64)
+    norms = np.concatenate([_squares(matrix[rows] - centre) for rows in _blocks(matrix)])
+
+    def block(rows: slice, columns: slice) -> FloatArray:
+        first, second = matrix[rows] - centre, matrix[columns] - centre
+        scale = norms[rows, None] + norms[columns]
+        squared: FloatArray = scale - 2 * first @ second.T
+        near = np.nonzero(squared <= _CANCELLED * scale)
+        for start in range(0, len(near[0]), len(first)):
+            i, j = (index[start : start + len(first)] for index in near)
+            squared[i, j] = _squares(first[i] - second[j])
+        return np.sqrt(squared)
+
+    return _in_blocks(matrix, block)
 
 
-def _matrix(given: ArrayLike, what: str) -> NDArray[Any]:
-    array = np.asarray(given)
+def _of_losses(losses: ArrayLike) -> FloatArray:
+    """Condensed `loss_distances`."""
+    matrix = _matrix(losses, "losses")
+
+    def block(rows: slice, columns: slice) -> FloatArray:
+        distances = scipy.spatial.distance.cdist(matrix[rows], matrix[columns], "cityblock")
+        return np.asarray(distances / matrix.shape[1])
+
+    return _in_blocks(matrix, block)
+
+
+def _in_blocks(matrix: NDArray[Any], block: Callable[[slice, slice], FloatArray]) -> FloatArray:
+    """Condensed distances between the rows, from blocks of the upper triangle."""
+    n, blocks = len(matrix), _blocks(matrix)
+    condensed, starts = np.empty(n * (n - 1) // 2), _row_starts(n)
+    for k, rows in enumerate(blocks):
+        for columns in blocks[k:]:
+            for row, distances in enumerate(block(rows, columns), rows.start):
+                first = max(columns.start, row + 1)
+                end = columns.start + len(distances)
+                condensed[starts[row] + first : starts[row] + end] = distances[first - columns.start :]
+    return condensed
+
+
+def _blocks(matrix: NDArray[Any]) -> list[slice]:
+    size = max(1, min(1024, _BLOCK_BYTES // (8 * matrix.shape[1])))
+    return [slice(start, start + size) for start in range(0, len(matrix), size)]
+
+
+def _squares(rows: NDArray[Any]) -> FloatArray:
+    squares: FloatArray = np.einsum("ij,ij->i", rows, rows)
+    return squares
+
+
+def _matrix(values: ArrayLike, what: str) -> NDArray[Any]:
+    array = np.asarray(values)
     if array.ndim != 2 or array.dtype.kind not in "biuf" or len(array) < 2 or not array.shape[1]:
         raise SdkerasError(
             f"{what} must be a matrix of numbers with a row for each of at least 2 points, got "
@@ -316,25 +525,21 @@ def _matrix(given: ArrayLike, what: str) -> NDArray[Any]:
     return finite(array, what)
 
 
-def _distance_matrix(given: ArrayLike) -> FloatArray:
-    """The matrix, checked.
-
-    Raises:
-        SdkerasError: It is none of distances.
-    """
-    matrix = np.asarray(_matrix(given, "distances"), np.float64)
+def _condensed(distances: ArrayLike) -> FloatArray:
+    """The upper triangle of a checked matrix of distances."""
+    matrix = np.asarray(_matrix(distances, "distances"), np.float64)
     n = len(matrix)
-    advice = "make them with euclidean_distances(points) or loss_distances(losses)."
+    advice = "compute them with euclidean_distances(points) or loss_distances(losses)."
     if matrix.shape != (n, n):
         raise SdkerasError(f"distances must have shape [n, n], got {matrix.shape}; {advice}")
-    largest = float(matrix.max())
     if matrix.min() < 0 or np.any(np.diag(matrix)):
         raise SdkerasError(f"distances must be at least 0, and 0 from a point to itself; {advice}")
     for start in range(0, n, 1024):
-        apart = np.abs(matrix[start : start + 1024] - matrix[:, start : start + 1024].T)
-        if float(apart.max()) > _ASYMMETRY * largest:
-            raise SdkerasError(f"distances must be symmetric; they differ by {float(apart.max()):.3g}; {advice}")
-    return matrix
+        apart = float(np.abs(matrix[start : start + 1024] - matrix[:, start : start + 1024].T).max())
+        if apart > _ASYMMETRY * float(matrix.max()):
+            raise SdkerasError(f"distances must be symmetric; they differ by {apart:.3g}; {advice}")
+    condensed: FloatArray = scipy.spatial.distance.squareform(matrix, checks=False)
+    return condensed
 
 
 def _positive(alpha: float) -> float:

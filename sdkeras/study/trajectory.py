@@ -13,7 +13,7 @@ from sdkeras.errors import SdkerasError
 from sdkeras.files.archive import LAYOUT, load_checkpoint, save_checkpoint
 from sdkeras.files.atomic import check_is_file, shown
 from sdkeras.files.reading import blamed_on
-from sdkeras.study.projection import Distortion
+from sdkeras.linalg.projection import Distortion
 
 # Names of the matrix in a .npz of several arrays.
 _MATRICES = ("trajectory", "weights")

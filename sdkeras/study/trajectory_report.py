@@ -20,7 +20,7 @@ from sdkeras.reporting.numbers import ABSENT, number, with_error
 from sdkeras.reporting.tables import Table, printable, simulation_tables
 from sdkeras.results.document import write_atomically
 from sdkeras.results.note import Note
-from sdkeras.study.trajectory_measures import TrajectoryMeasures, TreeMeasures
+from sdkeras.study.topology import TrajectoryMeasures, TreeMeasures
 
 _NAMES = {"euclidean": "Euclidean", "data": "data-dependent"}
 _DISTANCES = {

@@ -21,7 +21,7 @@ from typing import Any
 from sdkeras.errors import SdkerasError, VerificationError
 from sdkeras.files.atomic import open_own
 from sdkeras.files.user_code import USER_ERRORS, last_line, own_objects, user_import
-from sdkeras.study.grid import GridRun, Study, run_name
+from sdkeras.study.definition import GridRun, Study, run_name
 from sdkeras.study.run_files import RunFolder, Trained
 
 _APPENDING = os.O_WRONLY | os.O_CREAT | os.O_APPEND
@@ -75,7 +75,7 @@ class _Worker:
                 make, data = self._load()
                 stage = "checking" if "check" in job else stage
                 if "check" in job:
-                    from sdkeras.study.planned_rates import check_rates
+                    from sdkeras.study.measure import check_rates
 
                     return {"notes": check_rates(self.study, job["check"], make, data)}
                 if "run" not in job:
@@ -100,21 +100,22 @@ class _Worker:
 
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:
-            from sdkeras.study.training import StudyData, factory
+            from sdkeras.study.data import StudyData
+            from sdkeras.study.train import factory
 
             self._loaded = factory(self.study), StudyData.of(self.study)
         return self._loaded
 
     def _train(self, run: GridRun, make: Any, data: Any, folder: RunFolder) -> Trained:
-        from sdkeras.study.training import train
+        from sdkeras.study.train import train
 
         return train(self.study, run, make, data, folder)
 
     def _measure(self, run: GridRun, make: Any, data: Any, folder: RunFolder, trained: Trained) -> None:
         import keras
 
-        from sdkeras.study.measuring import measure
-        from sdkeras.study.training import rebuilt
+        from sdkeras.study.measure import measure
+        from sdkeras.study.train import rebuilt
 
         wanted = folder.missing(self.study.by_column())
         if wanted:

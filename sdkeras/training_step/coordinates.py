@@ -1,8 +1,8 @@
-"""Balancing of a matrix in blocks: the diagonal scaling in which rows and columns weigh the same."""
+"""Coordinates of an optimizer's state: what the singular values of a step's Jacobian refer to."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -19,47 +19,6 @@ from sdkeras.training_step.map import UpdateMap
 _RESIDUAL_COUPLING = 1e-6
 _SWEEPS = 1000
 _CONVERGED = 1e-10
-
-
-def balancing_factors(norms: Array, sizes: Sequence[int]) -> Array:
-    """Factors f > 0, f_0 = 1, for which the blocks f_a J_ab / f_b are balanced.
-
-    For each group a but the first, the squares of the norms in its rows and in its columns then have the same sum
-    (off the diagonal): the scaling of least Frobenius norm, unique where every group is coupled to the first, however
-    indirectly. Other units of a group change its factor and nothing else. A group that is coupled to nothing keeps
-    factor 1.
-
-    Where the coupling of two groups goes one way only (a slot that nothing reads, or that reads nothing) the least
-    norm is not attained. |J_ab| therefore counts as 1e-12 sqrt(n_a n_b) / |J_ba| at least, which is as free of units:
-    what the scaling leaves of J_ba is then 1e-6 for each dimension.
-
-    Args:
-        norms: |J_ab| (Frobenius), shape [groups, groups].
-        sizes: Dimensions n_a of each group.
-
-    Reference: Osborne (1960); Parlett and Reinsch (1969).
-    """
-    squares = np.asarray(norms, np.float64) ** 2
-    np.fill_diagonal(squares, 0.0)
-    floor = _RESIDUAL_COUPLING**4 * np.outer(sizes, sizes).astype(np.float64)
-    back = squares.T
-    squares = squares + np.where(back > 0, floor / np.where(back > 0, back, 1.0), 0.0)
-    logs = np.zeros(len(squares))  # of f^2
-    for _ in range(_SWEEPS):
-        moved = 0.0
-        for a in range(1, len(squares)):
-            scaled = squares * np.exp(logs[:, None] - logs[None, :])
-            row, column = float(scaled[a].sum()), float(scaled[:, a].sum())
-            if row > 0 and column > 0:
-                change = 0.5 * float(np.log(column) - np.log(row))
-                logs[a] += change
-                moved = max(moved, abs(change))
-        if moved < _CONVERGED:
-            break
-    factors: Array = np.exp(0.5 * logs)
-    return factors
-
-
 # Probes of a group of the state, for the norms of the Jacobian's blocks: they are known to about a quarter, their
 # balance, a fourth root, to some per cent. A smaller state is taken whole.
 _PROBES = 16
@@ -71,21 +30,52 @@ class Coordinates:
     """Fixed linear coordinates y = C x of the state; in them a step's Jacobian is C J C^-1.
 
     Exponents in the long run, determinants and eigenvalues are the same in all coordinates; singular values, and with
-    them every SD, are not. Arrays are [N] or columns [N, k], and come out in new memory.
+    them every SD, are not. C scales parts of the state, and then adds to weights a multiple of their velocities. Arrays
+    are [N] or columns [N, k], and come out in new memory.
 
     Attributes:
         name: 'weights' (no slots), 'balanced' (momentum), or 'diagonal scaling: ' with the factor of each slot kind.
-        forward: X -> C X.
-        backward: Y -> C^-1 Y.
-        forward_transposed: U -> C' U.
-        backward_transposed: U -> C^-T U.
+        scales: Parts of the state and the factor of each; what is not among them stays as it is.
+        pairs: Where variables and their velocities stand in the state.
+        shear: The multiple of the scaled velocities.
     """
 
     name: str
-    forward: Callable[[Array], Array]
-    backward: Callable[[Array], Array]
-    forward_transposed: Callable[[Array], Array]
-    backward_transposed: Callable[[Array], Array]
+    scales: tuple[tuple[slice, float], ...] = ()
+    pairs: tuple[tuple[slice, slice], ...] = ()
+    shear: float = 0.0
+
+    def forward(self, columns: Array) -> Array:
+        """X -> C X."""
+        return self._sheared(self._scaled(np.array(columns)), self.shear)
+
+    def backward(self, columns: Array) -> Array:
+        """Y -> C^-1 Y."""
+        return self._unscaled(self._sheared(np.array(columns), -self.shear))
+
+    def forward_transposed(self, columns: Array) -> Array:
+        """U -> C' U."""
+        return self._scaled(self._sheared(np.array(columns), self.shear, transposed=True))
+
+    def backward_transposed(self, columns: Array) -> Array:
+        """U -> C^-T U."""
+        return self._sheared(self._unscaled(np.array(columns)), -self.shear, transposed=True)
+
+    def _scaled(self, columns: Array) -> Array:
+        for part, factor in self.scales:
+            columns[part] *= factor
+        return columns
+
+    def _unscaled(self, columns: Array) -> Array:
+        for part, factor in self.scales:
+            columns[part] /= factor
+        return columns
+
+    def _sheared(self, columns: Array, shear: float, *, transposed: bool = False) -> Array:
+        for weights, velocity in self.pairs:
+            target, source = (velocity, weights) if transposed else (weights, velocity)
+            columns[target] += shear * columns[source]
+        return columns
 
 
 class ConjugatedMap:
@@ -116,17 +106,15 @@ def training_coordinates(step: UpdateMap) -> Coordinates:
     says all of them.
     """
     if step.size == step.num_weights:
-        return Coordinates("weights", np.array, np.array, np.array, np.array)
+        return Coordinates("weights")
     pairs = _velocities(step)
     if pairs is not None:
         return balanced(float(step.optimizer.momentum), bool(step.optimizer.nesterov), pairs)
     groups = state_groups(step)
     norms = block_norms(step.on_minibatch(0), list(groups.values()), seed=step.loss.seed)
-    factors = balancing_factors(norms, [_length(parts) for parts in groups.values()])
-    slots = list(groups)[1:]
-    return diagonal(
-        step.size, {kind: float(f"{value:.3g}") for kind, value in zip(slots, factors[1:], strict=True)}, groups
-    )
+    factors = balancing_factors(norms, [sum(part.stop - part.start for part in parts) for parts in groups.values()])
+    named = zip(list(groups)[1:], factors[1:], strict=True)
+    return diagonal({kind: float(f"{factor:.3g}") for kind, factor in named}, groups)
 
 
 def balanced(beta: float, nesterov: bool, pairs: Sequence[tuple[slice, slice]]) -> Coordinates:
@@ -138,62 +126,20 @@ def balanced(beta: float, nesterov: bool, pairs: Sequence[tuple[slice, slice]]) 
         pairs: Where each variable and its velocity stand in the state.
     """
     root = beta if nesterov else float(np.sqrt(beta))
-    scale = root / (1.0 - beta)
-
-    def forward(columns: Array) -> Array:
-        found = np.array(columns)
-        for weights, velocity in pairs:
-            found[velocity] *= scale
-            found[weights] += root * found[velocity]
-        return found
-
-    def backward(columns: Array) -> Array:
-        found = np.array(columns)
-        for weights, velocity in pairs:
-            found[weights] -= root * found[velocity]
-            found[velocity] /= scale
-        return found
-
-    def forward_transposed(columns: Array) -> Array:
-        found = np.array(columns)
-        for weights, velocity in pairs:
-            found[velocity] += root * found[weights]
-            found[velocity] *= scale
-        return found
-
-    def backward_transposed(columns: Array) -> Array:
-        found = np.array(columns)
-        for weights, velocity in pairs:
-            found[velocity] /= scale
-            found[velocity] -= root * found[weights]
-        return found
-
-    return Coordinates("balanced", forward, backward, forward_transposed, backward_transposed)
+    scales = tuple((velocity, root / (1.0 - beta)) for _, velocity in pairs)
+    return Coordinates("balanced", scales, tuple(pairs), root)
 
 
-def diagonal(size: int, factors: Mapping[str, float], groups: Mapping[str, Sequence[slice]]) -> Coordinates:
+def diagonal(factors: Mapping[str, float], groups: Mapping[str, Sequence[slice]]) -> Coordinates:
     """The state with each named group of variables times its factor, and the rest as it is.
 
     Args:
-        size: N.
         factors: Positive, by group.
         groups: Where the variables of each group stand in the state.
     """
-    scale = np.ones(size)
-    for kind, factor in factors.items():
-        for part in groups[kind]:
-            scale[part] = factor
-
-    def times(columns: Array) -> Array:
-        found: Array = (columns.T * scale.astype(columns.dtype)).T
-        return found
-
-    def divided(columns: Array) -> Array:
-        found: Array = (columns.T / scale.astype(columns.dtype)).T
-        return found
-
+    scales = tuple((part, factor) for kind, factor in factors.items() for part in groups[kind])
     named = ", ".join(f"{kind} x {factor:.3g}" for kind, factor in factors.items())
-    return Coordinates(f"diagonal scaling: {named}", times, divided, times, divided)
+    return Coordinates(f"diagonal scaling: {named}", scales)
 
 
 def state_groups(step: UpdateMap) -> dict[str, list[slice]]:
@@ -233,8 +179,43 @@ def block_norms(source: LinearMap, groups: Sequence[Sequence[slice]], *, seed: i
     return np.sqrt(squares)
 
 
-def _length(parts: Sequence[slice]) -> int:
-    return sum(part.stop - part.start for part in parts)
+def balancing_factors(norms: Array, sizes: Sequence[int]) -> Array:
+    """Factors f > 0, f_0 = 1, for which the blocks f_a J_ab / f_b are balanced.
+
+    For each group a but the first, the squares of the norms in its rows and in its columns then have the same sum
+    (off the diagonal): the scaling of least Frobenius norm, unique where every group is coupled to the first, however
+    indirectly. Other units of a group change its factor and nothing else. A group that is coupled to nothing keeps
+    factor 1.
+
+    Where the coupling of two groups goes one way only (a slot that nothing reads, or that reads nothing) the least
+    norm is not attained. |J_ab| therefore counts as 1e-12 sqrt(n_a n_b) / |J_ba| at least, which is as free of units:
+    what the scaling leaves of J_ba is then 1e-6 for each dimension.
+
+    Args:
+        norms: |J_ab| (Frobenius), shape [groups, groups].
+        sizes: Dimensions n_a of each group.
+
+    Reference: Osborne (1960); Parlett and Reinsch (1969).
+    """
+    squares = np.asarray(norms, np.float64) ** 2
+    np.fill_diagonal(squares, 0.0)
+    floor = _RESIDUAL_COUPLING**4 * np.outer(sizes, sizes).astype(np.float64)
+    back = squares.T
+    squares = squares + np.where(back > 0, floor / np.where(back > 0, back, 1.0), 0.0)
+    logs = np.zeros(len(squares))  # of f^2
+    for _ in range(_SWEEPS):
+        moved = 0.0
+        for a in range(1, len(squares)):
+            scaled = squares * np.exp(logs[:, None] - logs[None, :])
+            row, column = float(scaled[a].sum()), float(scaled[:, a].sum())
+            if row > 0 and column > 0:
+                change = 0.5 * float(np.log(column) - np.log(row))
+                logs[a] += change
+                moved = max(moved, abs(change))
+        if moved < _CONVERGED:
+            break
+    factors: Array = np.exp(0.5 * logs)
+    return factors
 
 
 def _velocities(step: UpdateMap) -> list[tuple[slice, slice]] | None:

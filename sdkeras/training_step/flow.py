@@ -1,8 +1,8 @@
-"""A trajectory that keeps the dense Jacobians of its steps."""
+"""Training that goes on from a checkpoint, on copies, with tangent vectors: the only walk along a training."""
 
 from __future__ import annotations
 
-import copy
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +13,121 @@ from sdkeras.linalg.operators import TangentFlow
 from sdkeras.results.arrays import Array
 from sdkeras.training_step.coordinates import Coordinates
 from sdkeras.training_step.map import UpdateMap
+
+_ENTRIES = {"about", "seed", "step", "state", "held"}
+
+
+class TrainingFlow:
+    """The trajectory x_(t+1) = U_t(x_t) of real training steps, and V -> J_t V with it: a `TangentFlow`.
+
+    Step t is one update of the optimizer on minibatch t (minibatches t k .. t k + k - 1 with accumulation over k),
+    drawn as `fit` draws them: permute, cut, drop the tail, next epoch; with its own dropout masks, and with learning
+    rate, iteration and other held values advanced. It starts at the map's own state. Everything runs on arrays:
+    neither the model nor its optimizer changes. The moving averages of batch normalization are not advanced: in
+    training mode they do not enter the loss. With a loss in inference mode they are constants, as training's are not.
+
+    Args:
+        step: The map of the compiled model.
+        about: What else a saved state must share to be this trajectory's, by name: loss, optimizer settings.
+
+    Attributes:
+        size: Length N of the state, and of a tangent.
+        dtype: Of the tangents.
+        index: Steps made since the start.
+        position: The optimizer's state x_t after them, shape [N].
+        held: What the next step reads beside it, by name.
+
+    Example:
+        flow = TrainingFlow(sdkeras.UpdateMap(loss, model.optimizer))
+        sdkeras.get_estimator("lyapunov", "lyapunov-qr")(num_exponents=5).estimate(flow, seed=0)
+    """
+
+    def __init__(self, step: UpdateMap, about: Mapping[str, str] | None = None) -> None:
+        self._start = step
+        self._given_about = dict(about or {})
+        self.reset(step.loss.seed)
+
+    @property
+    def size(self) -> int:
+        return self._start.size
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self._start.dtype
+
+    @functools.cached_property
+    def _about(self) -> dict[str, Any]:
+        source = self._start.loss.source
+        return {
+            **self._given_about,
+            "data": source.digest(),
+            "batch size": source.batch_size,
+            "batches of the data set": source.batch_ranges is not None,
+            "mode": "train" if self._start.loss.function.training else "inference",
+            "product mode": self._start.verification.hessian.mode,
+        }
+
+    def reset(self, seed: int) -> None:
+        """Back to the checkpoint, with the seed's order of minibatches and dropout masks."""
+        self._seed = seed
+        self._map = self._start if seed == self._start.loss.seed else self._start.with_seed(seed)
+        self.position: Array = self._start.state
+        self.held: dict[str, Array] = self._start.held
+        self.index = 0
+
+    def step(self, tangents: Array) -> Array:
+        """J_t V for tangents V, shape [N, k], and the step itself; the flow stays where it is if that fails.
+
+        Raises:
+            NonFiniteError: The trajectory has diverged.
+        """
+        pushed: Array = self._advance(tangents)
+        return pushed
+
+    def advance(self) -> None:
+        """A step without tangents.
+
+        Raises:
+            NonFiniteError: As for `step`.
+        """
+        self._advance(None)
+
+    def _advance(self, tangents: Array | None) -> Any:
+        batches = self._map.training_batches(self.index)
+        self.position, self.held, pushed = self._map.advance(self.position, self.held, batches, tangents)
+        self.index += 1
+        return pushed
+
+    def state(self) -> dict[str, Any]:
+        """All that the later steps depend on, and what the trajectory is of."""
+        return {
+            "about": dict(self._about),
+            "seed": self._seed,
+            "step": self.index,
+            "state": self.position,
+            "held": dict(self.held),
+        }
+
+    def restore(self, state: Any) -> None:
+        """Goes to a state that `state` gave, in this process or another.
+
+        Raises:
+            SdkerasError: It is of another trajectory: other data, another model, optimizer or loss.
+        """
+        if not isinstance(state, dict) or set(state) != _ENTRIES:
+            raise SdkerasError("this is no state of a training trajectory; give what TrainingFlow.state() returned.")
+        array = np.asarray(state["state"])
+        expected = {**self._about, "state": (self.size, self.dtype.str), "held values": _shapes(self.held)}
+        saved = {**state["about"], "state": (array.size, array.dtype.str), "held values": _shapes(state["held"])}
+        differing = sorted(name for name in {*expected, *saved} if expected.get(name) != saved.get(name))
+        if differing:
+            raise SdkerasError(f"the saved state is of another trajectory; it differs in: {', '.join(differing)}.")
+        self.reset(int(state["seed"]))
+        self.position, self.held, self.index = array.copy(), dict(state["held"]), int(state["step"])
+
+
+def _shapes(held: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
+    return {name: (np.shape(value), np.asarray(value).dtype.str) for name, value in held.items()}
 
 
 class DenseFlow:
@@ -70,111 +185,3 @@ class DenseFlow:
             "a trajectory that keeps its Jacobians cannot go back to a saved state, which has none of them; follow it "
             "without windows, or with an estimator that does not go back."
         )
-
-
-_ENTRIES = {"about", "seed", "step", "state", "held"}
-
-
-class TrainingFlow:
-    """The trajectory x_(t+1) = U_t(x_t) of real training steps, and V -> J_t V with it: a `TangentFlow`.
-
-    Step t is one update of the optimizer on minibatch t (minibatches t k .. t k + k - 1 with accumulation over k),
-    drawn as `fit` draws them: permute, cut, drop the tail, next epoch; with its own dropout masks, and with learning
-    rate, iteration and other held values advanced. It starts at the map's own state. Everything runs on arrays:
-    neither the model nor its optimizer changes. The moving averages of batch normalization are not advanced: in
-    training mode they do not enter the loss. With a loss in inference mode they are constants, as training's are not.
-
-    Args:
-        step: The map of the compiled model.
-        about: What else a saved state must share to be this trajectory's, by name: loss, optimizer settings.
-
-    Attributes:
-        size: Length N of the state, and of a tangent.
-        dtype: Of the tangents.
-        index: Steps made since the start.
-
-    Example:
-        flow = TrainingFlow(sdkeras.UpdateMap(loss, model.optimizer))
-        sdkeras.get_estimator("lyapunov", "lyapunov-qr")(num_exponents=5).estimate(flow, seed=0)
-    """
-
-    def __init__(self, step: UpdateMap, about: Mapping[str, str] | None = None) -> None:
-        source = step.loss.source
-        self._given = step
-        self._about: dict[str, Any] = {
-            **(about or {}),
-            "data": source.digest(),
-            "batch size": source.batch_size,
-            "batches of the data set": source.given is not None,
-            "mode": "train" if step.loss.function.training else "inference",
-            "product mode": step.verification.hessian.mode,
-        }
-        self.reset(step.loss.seed)
-
-    @property
-    def size(self) -> int:
-        return self._given.size
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self._given.dtype
-
-    def reset(self, seed: int) -> None:
-        """Back to the checkpoint, with the seed's order of minibatches and dropout masks."""
-        self._seed = seed
-        self._map = _with_seed(self._given, seed)
-        self._state: Array = self._given.state
-        self._held: dict[str, Array] = self._given.held
-        self.index = 0
-
-    def step(self, tangents: Array) -> Array:
-        """J_t V for tangents V, shape [N, k], and the step itself; the flow stays where it is if that fails.
-
-        Raises:
-            NonFiniteError: The trajectory has diverged.
-        """
-        batches = self._map.training_batches(self.index)
-        state, held, moved = self._map.advance(self._state, self._held, batches, tangents)
-        self._state, self._held, self.index = state, held, self.index + 1
-        found: Array = moved
-        return found
-
-    def state(self) -> dict[str, Any]:
-        """All that the later steps depend on, and what the trajectory is of."""
-        return {
-            "about": dict(self._about),
-            "seed": self._seed,
-            "step": self.index,
-            "state": self._state,
-            "held": dict(self._held),
-        }
-
-    def restore(self, state: Any) -> None:
-        """Goes to a state that `state` gave, in this process or another.
-
-        Raises:
-            SdkerasError: It is of another trajectory: other data, another model, optimizer or loss.
-        """
-        if not isinstance(state, dict) or set(state) != _ENTRIES:
-            raise SdkerasError("this is no state of a training trajectory; give what TrainingFlow.state() returned.")
-        own = {**self._about, "state": (self.size, self.dtype.str), "held values": _shapes(self._held)}
-        array = np.asarray(state["state"])
-        other = {**state["about"], "state": (array.size, array.dtype.str), "held values": _shapes(state["held"])}
-        differing = sorted(name for name in {*own, *other} if own.get(name) != other.get(name))
-        if differing:
-            raise SdkerasError(f"the saved state is of another trajectory; it differs in: {', '.join(differing)}.")
-        self.reset(int(state["seed"]))
-        self._state, self._held, self.index = array.copy(), dict(state["held"]), int(state["step"])
-
-
-def _shapes(held: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
-    return {name: (np.shape(value), np.asarray(value).dtype.str) for name, value in held.items()}
-
-
-def _with_seed(step: UpdateMap, seed: int) -> UpdateMap:
-    """The same map, compiled functions shared, with minibatches and masks drawn from this seed."""
-    if seed == step.loss.seed:
-        return step
-    view = copy.copy(step)
-    view.loss = step.loss.with_seed(seed)
-    return view

@@ -1,12 +1,5 @@
-"""One training step of a compiled Keras model as a map of its state, with products of its Jacobian.
+"""One training step of a compiled Keras model as a map of its state, with products of its Jacobian (`jacobian`).
 
-The state is x = (w, s): the trainable variables in model order, then the optimizer's slots. A step is
-x' = U(w, g, s) with g the gradient of the batch's loss at w, so that with H its Hessian
-
-    J t   = dU (t_w, H t_w, t_s)             one Hessian product and the derivative of the update, both ways;
-    J' u  = (c_w + H c_g, c_s), (c_w, c_g, c_s) = dU' u.
-
-Where an optimizer squares or clips the gradient of each lookup of an embedding by itself, g is row by row (`slopes`).
 Learning rate, iteration, schedules and other scalars that evolve by themselves are held: constants of the
 Jacobian, advanced along training by `UpdateMap.advance`.
 """
@@ -14,7 +7,7 @@ Jacobian, advanced along training by `UpdateMap.advance`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -22,16 +15,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from sdkeras.errors import ModelError
 from sdkeras.linalg.vectors import finite
-from sdkeras.operators.engine import Engine
 from sdkeras.operators.layout import Layout
 from sdkeras.operators.loss import Batch, EmpiricalLoss
 from sdkeras.results.arrays import Array
 from sdkeras.training_step import verification
-from sdkeras.training_step.linearized import Linearized
-from sdkeras.training_step.rule import UpdateRule, inner, is_function, loaded_clone, parts_of, replica
-from sdkeras.training_step.slopes import Gradient, RowByRow, Slopes, Summed
+from sdkeras.training_step.jacobian import StepJacobian, rule_and_gradients
+from sdkeras.training_step.optimizer import is_function, parts_of, with_slots
+from sdkeras.training_step.rule import update_rule
 from sdkeras.training_step.verification import UpdateVerification
 
 # Tangents pushed at once: more share the first pass no better, and memory grows with them.
@@ -48,18 +39,14 @@ class UpdateMap:
     The map made here steps along the gradient of the whole `loss`; `on_minibatch(i)` is training's step i.
 
     Args:
-        loss: The loss of the optimizer's model, over all of its trainable variables, in the precision the map
-            shall have.
+        loss: The loss of the optimizer's model, over all of its trainable variables; its precision is the map's.
         optimizer: The model's Keras optimizer, with its slots.
         initial_slots: For an optimizer that has not trained yet: take the slots it would start with.
         product_mode: As for `HessianOperator`.
         allow_unverified: Keep a map that failed its verification (`verification.passed` is False).
 
     Attributes:
-        size: Length N of the state.
-        dtype: Of the products.
-        num_weights: Length n of its first part, the weights.
-        layout: Names and shapes of the state's variables.
+        loss: The loss.
         optimizer: The optimizer, or the stand-in with its first slots; not to be changed.
         verification: What the checks found.
         notes: Pairs (code, words): what is held or left out, clipping, zero second moments, signs of 0,
@@ -86,28 +73,34 @@ class UpdateMap:
     ) -> None:
         self.loss = loss
         self._engine = loss.engine(product_mode)
-        own = _with_slots(loss, optimizer, initial_slots)
-        self._rule, self._slopes = _rule_and_slopes(own, loss.layout, self._engine)
-        self.optimizer = own
-        self._batches: Sequence[Batch] = loss.batches
-        self._place(self._rule.state, self._rule.held)
-        self.verification: UpdateVerification = verification.verified(self, own, allow_unverified)
-        self.notes: tuple[tuple[str, str], ...] = _notes(self, own)
+        self.optimizer = with_slots(loss, optimizer, initial_slots)
+        rule, gradients = rule_and_gradients(self.optimizer, self._engine)
+        self._rule = rule
+        state = tf.constant(rule.state, rule.dtype)
+        self._step = StepJacobian(rule, gradients, loss.batches, state, rule.constants(rule.held))
+        self.verification: UpdateVerification = verification.verified(
+            self._step, loss, self._engine, self.optimizer, allow_unverified
+        )
+        self.notes: tuple[tuple[str, str], ...] = tuple(_notes(self._step, loss, self.optimizer, self.verification))
 
     @property
     def size(self) -> int:
+        """Length N of the state."""
         return self._rule.size
 
     @property
     def dtype(self) -> np.dtype[Any]:
+        """Of the products."""
         return self.loss.dtype
 
     @property
     def num_weights(self) -> int:
+        """Length n of the state's first part, the weights."""
         return self._rule.num_weights
 
     @property
     def layout(self) -> Layout:
+        """Names and shapes of the state's variables."""
         return self._rule.layout
 
     @property
@@ -118,18 +111,18 @@ class UpdateMap:
     @property
     def microbatches(self) -> int:
         """Batches whose mean gradient makes one update: 1 without gradient accumulation."""
-        return self._rule.microbatches
+        return self._rule.optimizer.microbatches
 
     @property
     def state(self) -> Array:
         """The state at which the Jacobian is taken, shape [N], a copy."""
-        state: Array = self._state.numpy()
+        state: Array = self._step.state.numpy()
         return state.copy()
 
     @property
     def held(self) -> dict[str, Array]:
         """What the step reads beside the state (iteration, learning rate, ...), by the variables' paths, a copy."""
-        return {name: value.copy() for name, value in self._rule.named(self._held).items()}
+        return {name: value.copy() for name, value in self._rule.named(self._step.held).items()}
 
     @property
     def num_products(self) -> int:
@@ -149,9 +142,9 @@ class UpdateMap:
         slices = self.layout.slices[len(self.loss.layout.names) :]
         places = dict(zip(self.slot_positions, slices, strict=True))
         positions = {id(variable): position for position, variable in enumerate(self.optimizer.variables)}
-        found = [(variable, places.get(positions[id(variable)])) for variable in getattr(self.optimizer, name)]
+        slots = [(variable, places.get(positions[id(variable)])) for variable in getattr(self.optimizer, name)]
         return np.concatenate(
-            [np.ravel(np.asarray(v, np.float64) if place is None else state[place]) for v, place in found]
+            [np.ravel(np.asarray(v, np.float64) if place is None else state[place]) for v, place in slots]
         ).astype(np.float64)
 
     def iterations(self, held: Mapping[str, Any]) -> int:
@@ -170,8 +163,10 @@ class UpdateMap:
     def training_batches(self, index: int) -> list[Batch]:
         """The batches of update number `index`: one, or k of weight 1/k with accumulation over k."""
         k = self.microbatches
-        made = [self.loss.minibatch(k * index + part) for part in range(k)]
-        return [attrs.evolve(batch, data_weight=1.0 / k, extra_weight=1.0 / k) for batch in made] if k > 1 else made
+        batches = [self.loss.minibatch(k * index + part) for part in range(k)]
+        return (
+            [attrs.evolve(batch, data_weight=1.0 / k, extra_weight=1.0 / k) for batch in batches] if k > 1 else batches
+        )
 
     def on_minibatch(self, index: int) -> UpdateMap:
         """The map of training's update number `index`, by the same compiled functions."""
@@ -179,44 +174,38 @@ class UpdateMap:
 
     def on_batches(self, batches: Batch | Sequence[Batch]) -> UpdateMap:
         """The map whose gradient is the weighted sum over these batches."""
-        view = copy.copy(self)
-        view._batches = _as_batches(batches)
-        view._found, view._linear = None, None
-        return view
+        return self._view(batches=_as_batches(batches))
 
     def at(self, state: Any, held: Mapping[str, Any] | None = None) -> UpdateMap:
         """The map with its Jacobian at another state, shape [N], and other held values."""
-        view = copy.copy(self)
-        view._place(_checked(state, (self.size,), "a state"), self._rule.named(self._held) if held is None else held)
+        constants = self._step.held if held is None else self._rule.constants(held)
+        return self._view(state=self._tensor(state), held=constants)
+
+    def with_seed(self, seed: int) -> UpdateMap:
+        """The map with training's minibatches and dropout masks drawn from this seed."""
+        view = self._view()
+        view.loss = self.loss.with_seed(seed)
         return view
 
-    def _place(self, state: Any, held: Mapping[str, Any]) -> None:
-        self._state = tf.constant(np.asarray(state), self.dtype)
-        self._point = self._state[: self.num_weights]
-        self._held = self._rule.constants(dict(held))
-        self._found: Gradient | None = None
-        self._linear: Linearized | None = None
+    def _view(self, **changes: Any) -> UpdateMap:
+        view = copy.copy(self)
+        view._step = attrs.evolve(self._step, **changes)
+        return view
 
     # The step and its Jacobian
 
     def apply(self, state: Any = None) -> Any:
         """The next state, shape [N] -> [N], from the view's own state unless one is given; held values do not move."""
-        is_tensor = tf.is_tensor(state)
-        if state is None:
-            at, slope = self._state, self._gradient()
-        else:
-            at = self._tensor(_checked(state, (self.size,), "a state"))
-            slope = self._slopes.gradient(at[: self.num_weights], self._batches)
-        new, _ = self._rule.update(at, slope, self._held)
-        return new if is_tensor else finite(new.numpy(), "the next state")
+        step = self._step if state is None else attrs.evolve(self._step, state=self._tensor(state))
+        return step.next_state() if tf.is_tensor(state) else finite(step.next_state().numpy(), "the next state")
 
     def jvp(self, vector: Any) -> Any:
         """J v, [N] -> [N], or J V, [N, k] -> [N, k] over one shared first pass; a tensor in gives a tensor out."""
-        return self._by_rows(vector, self._push)
+        return self._by_blocks(self._step.push, vector)
 
     def vjp(self, vector: Any) -> Any:
         """J' u, [N] -> [N], or J' U, [N, k] -> [N, k] over one shared first pass; a tensor in gives a tensor out."""
-        return self._by_rows(vector, self._pull)
+        return self._by_blocks(self._step.pull, vector)
 
     def advance(
         self,
@@ -249,60 +238,33 @@ class UpdateMap:
             ModelError: Held values are missing.
             NonFiniteError: The step or a tangent came out NaN or infinite.
         """
-        at = self._tensor(_checked(state, (self.size,), "a state"))
-        constants = self._rule.constants(dict(held))
-        batches = _as_batches(batches)
-        point = at[: self.num_weights]
+        at, constants, batches = self._tensor(state), self._rule.constants(held), _as_batches(batches)
+        gradients, point, pushed, blocks = self._step.gradients, at[: self.num_weights], None, []
         if tangents is None:
-            slope = self._slopes.gradient(point, batches)
-            new, advanced = self._rule.update(at, slope, constants)
-            pushed = None
+            new, advanced = self._rule.update(at, gradients.gradient(point, batches), constants)
         else:
-            rows = self._rows(tangents)
-            parts = []
-            for start in range(0, len(rows), _BLOCK):
-                block = rows[start : start + _BLOCK]
-                slope, slopes = self._slopes.both(point, block[:, : self.num_weights], batches)
-                new, advanced, linear = self._rule.linearize(at, slope, constants)
-                parts.append(linear.push(block, slopes))
-            pushed = _as_given(np.concatenate(parts) if len(parts) > 1 else parts[0], tangents, "a tangent of the step")
-        return _as_given(new.numpy(), state, "the next state"), self._rule.named(advanced), pushed
+            for block in self._blocks(tangents):
+                gradient, slopes = gradients.gradient_and_push(point, block[:, : self.num_weights], batches)
+                new, advanced, derivative = self._rule.linearize(at, gradient, constants)
+                blocks.append(derivative.push(block, slopes))
+            pushed = _like(tangents, blocks, "a tangent of the step")
+        return _like(state, [new.numpy()[None]], "the next state"), self._rule.named(advanced), pushed
 
-    # Parts
+    # Arrays as the caller has them, and as the Jacobian takes them
 
-    def _tensor(self, array: Any) -> Any:
-        return tf.cast(array, self.dtype) if tf.is_tensor(array) else tf.constant(np.asarray(array), self.dtype)
+    def _tensor(self, state: Any) -> Any:
+        _check_shape(state, (self.size,), "a state")
+        return tf.cast(state, self.dtype) if tf.is_tensor(state) else tf.constant(np.asarray(state), self.dtype)
 
-    def _rows(self, array: Any) -> Array:
-        """A vector or the columns of a matrix, as rows in the map's precision, shape [k, N]."""
-        given = np.asarray(array, self.dtype)
-        _checked(given, (self.size, *given.shape[1:2]), "tangents and cotangents")
-        return _transposed(given) if given.ndim == 2 else np.ascontiguousarray(given)[None]
+    def _blocks(self, vectors: Any) -> Iterator[Array]:
+        """A vector or the columns of a matrix as rows in the map's precision, some at a time."""
+        columns = np.asarray(vectors, self.dtype)
+        _check_shape(columns, (self.size, *columns.shape[1:2]), "tangents and cotangents")
+        rows = _transposed(columns) if columns.ndim == 2 else np.ascontiguousarray(columns)[None]
+        return (rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK))
 
-    def _gradient(self) -> Gradient:
-        if self._found is None:
-            self._found = self._slopes.gradient(self._point, self._batches)
-        return self._found
-
-    def _linearized(self) -> Linearized:
-        if self._linear is None:
-            self._linear = self._rule.linearize(self._state, self._gradient(), self._held)[2]
-        return self._linear
-
-    def _push(self, rows: Array) -> Array:
-        slopes = self._slopes.along(self._point, np.ascontiguousarray(rows[:, : self.num_weights]), self._batches)
-        return self._linearized().push(rows, slopes)
-
-    def _pull(self, rows: Array) -> Array:
-        pulled, slopes = self._linearized().pull(rows)
-        pulled[:, : self.num_weights] += self._slopes.back(self._point, self._gradient(), slopes, self._batches)
-        return pulled
-
-    def _by_rows(self, array: Any, function: Callable[[Array], Array]) -> Any:
-        rows = self._rows(array)
-        parts = [function(rows[start : start + _BLOCK]) for start in range(0, len(rows), _BLOCK)]
-        found = np.concatenate(parts) if len(parts) > 1 else parts[0]
-        return _as_given(found, array, "a product with the step's Jacobian")
+    def _by_blocks(self, product: Callable[[Array], Array], vectors: Any) -> Any:
+        return _like(vectors, [product(block) for block in self._blocks(vectors)], "a product with the step's Jacobian")
 
 
 def state_size(loss: EmpiricalLoss, optimizer: Any, *, initial_slots: bool = False) -> int:
@@ -311,22 +273,8 @@ def state_size(loss: EmpiricalLoss, optimizer: Any, *, initial_slots: bool = Fal
     Raises:
         ModelError: As for `UpdateMap`.
     """
-    own = _with_slots(loss, optimizer, initial_slots)
-    lost = [name in loss.gradients.unconnected for name in loss.layout.names]
-    return UpdateRule(own, loss.layout, lost, loss.function.dtype).size
-
-
-def _rule_and_slopes(optimizer: Any, layout: Layout, engine: Engine) -> tuple[UpdateRule, Slopes]:
-    """The update and its gradients: summed over lookups, or row by row where the step is not a function of the sums."""
-    lost = [name in engine.unconnected for name in layout.names]
-    rule = UpdateRule(optimizer, layout, lost, engine.function.dtype)
-    looked_up = [k for k, name in enumerate(layout.names) if name in engine.looked_up]
-    # Accumulators of several batches sum first; dG' c of rows is a reverse pass over a reverse pass.
-    if looked_up and rule.microbatches == 1 and engine.mode == "reverse-over-reverse":
-        apart = UpdateRule(optimizer, layout, lost, engine.function.dtype, looked_up)
-        if not apart.sums_rows():
-            return apart, RowByRow(engine)
-    return rule, Summed(engine)
+    missing = [name in loss.gradients.unconnected for name in loss.layout.names]
+    return update_rule(with_slots(loss, optimizer, initial_slots), loss.layout, missing, loss.function.dtype).size
 
 
 def _transposed(matrix: Array) -> Array:
@@ -337,148 +285,76 @@ def _transposed(matrix: Array) -> Array:
     return rows
 
 
-def _as_given(found: Array, given: Any, what: str) -> Any:
-    """Rows as the caller had them: a vector or columns, an array (which must be finite) or a tensor."""
-    if len(np.shape(given)) == 2:
-        found = found.T
-    elif found.ndim == 2:
-        found = found[0]
-    return tf.constant(found) if tf.is_tensor(given) else finite(found, what)
+def _like(vectors: Any, blocks: Sequence[Array], what: str) -> Any:
+    """Rows in the form of `vectors`: a vector or columns, an array (which must be finite) or a tensor."""
+    rows = np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
+    result = rows.T if len(np.shape(vectors)) == 2 else rows[0]
+    return tf.constant(result) if tf.is_tensor(vectors) else finite(result, what)
 
 
-def _checked(array: Any, shape: tuple[int, ...], what: str) -> Any:
+def _check_shape(array: Any, shape: tuple[int, ...], what: str) -> None:
     if tuple(np.shape(array)) != shape or not shape or 0 in shape:
         raise ValueError(f"{what}: expected shape ({shape[0]},) or ({shape[0]}, k), got {tuple(np.shape(array))}.")
-    return array
 
 
 def _as_batches(batches: Batch | Sequence[Batch]) -> Sequence[Batch]:
     return [batches] if isinstance(batches, Batch) else list(batches)
 
 
-def _with_slots(loss: EmpiricalLoss, optimizer: Any, initial_slots: bool) -> Any:
-    """The optimizer if it fits the loss and has its slots; otherwise a stand-in with those it would start with.
-
-    Raises:
-        ModelError: See above.
-    """
-    own = inner(optimizer)
-    if not hasattr(own, "update_step") or not hasattr(own, "_trainable_variables"):
-        raise ModelError(
-            f"expected the model's Keras optimizer, got {type(optimizer).__name__}; give model.optimizer of a "
-            "compiled model."
-        )
-    if not np.array_equal(loss.layout.flatten(loss.variables, loss.dtype), loss.point):
-        raise ModelError("the model's weights have changed since the loss was made; make the loss again.")
-    if own.built:
-        given = list(own._trainable_variables)
-        shapes = [tuple(variable.shape) for variable in given]
-        if [str(v.path) for v in given] != list(loss.layout.names) or shapes != list(loss.layout.shapes):
-            raise ModelError(
-                f"the optimizer {type(own).__name__} was built for {len(given)} variables "
-                f"({', '.join(str(v.path) for v in given[:4])}, ...) and the loss is a function of "
-                f"{len(loss.layout.names)} ({', '.join(loss.layout.names[:4])}, ...); a step needs both to be the "
-                "trainable variables of one model, so make the loss without params and take that model's optimizer."
-            )
-        return own
-    made = loaded_clone(own, [replica(variable) for variable in loss.variables])
-    if len(_slots(made)) and not initial_slots:
-        raise ModelError(
-            f"the optimizer {type(own).__name__} {_why_no_slots(own)} and the state of training is not defined; train "
-            "at least one step first (model.fit), or ask for the slots it would start with (initial_slots=True)."
-        )
-    return made
-
-
-def _why_no_slots(optimizer: Any) -> str:
-    if int(np.asarray(optimizer.iterations)):
-        return "has no slots (moments, velocities) here, since they could not be read from its file,"
-    return "has taken no step, so it has no slots (moments, velocities) yet"
-
-
-def _slots(optimizer: Any) -> list[Any]:
-    """The optimizer's variables beside its counters and rates."""
-    plain = {id(part._iterations) for part in parts_of(optimizer)}
-    plain |= {id(part._learning_rate) for part in parts_of(optimizer)}
-    return [variable for variable in optimizer.variables if id(variable) not in plain]
-
-
-def _notes(step: UpdateMap, optimizer: Any) -> tuple[tuple[str, str], ...]:
+def _notes(
+    step: StepJacobian, loss: EmpiricalLoss, optimizer: Any, checked: UpdateVerification
+) -> Iterator[tuple[str, str]]:
     """What the map holds or leaves out, and where it has no derivative."""
-    notes = [
-        (
-            "held",
-            "held for the Jacobian, advanced along training: "
-            + (", ".join(step._rule.held_names) or "nothing beside the state")
-            + ".",
-        )
-    ]
-    checked = step.verification
+    names = ", ".join(step.rule.held) or "nothing beside the state"
+    yield "held", f"held for the Jacobian, advanced along training: {names}."
     for part in parts_of(optimizer):
-        if is_function(getattr(part, "_learning_rate", None)):
-            notes.append(
-                ("callable-learning-rate", "the learning rate is a Python function, held at the value it has now.")
-            )
-        for field, over in (("clipnorm", "variable's"), ("global_clipnorm", "whole"), ("clipvalue", "entries of the")):
-            limit = getattr(part, field, None)
-            if limit:
-                notes.append(
-                    (
-                        "clipping",
-                        f"the step clips gradients ({field}={limit:g}, of each {over} gradient; the gradient here has "
-                        f"norm {float(np.linalg.norm(step._gradient().values)):.3g} and largest entry "
-                        f"{float(np.max(np.abs(step._gradient().values))):.3g}); the map has kinks at the limit.",
-                    )
-                )
-        if getattr(part, "use_ema", False):
-            notes.append(
-                (
-                    "averaged-weights",
-                    f"the optimizer averages weights (ema_momentum={part.ema_momentum:g}); the map is the step without "
-                    "the average, and weights that fit has overwritten with it are off the trajectory.",
-                )
-            )
-    if step.microbatches > 1:
-        notes.append(
-            (
-                "gradient-accumulation",
-                f"the map is one update with the mean gradient of {step.microbatches} batches; a sum that was "
-                "half-way when the model was saved is left out.",
-            )
+        yield from _notes_on_part(part, step)
+    if (k := step.rule.optimizer.microbatches) > 1:
+        yield (
+            "gradient-accumulation",
+            f"the map is one update with the mean gradient of {k} batches; a sum that was half-way when the model was "
+            "saved is left out.",
         )
-    if any(variable.constraint is not None for variable in step.loss.variables):
-        notes.append(
-            ("constraints", "variables with constraints are projected after the step: J is singular where one is met.")
-        )
+    if any(variable.constraint is not None for variable in loss.variables):
+        yield "constraints", "variables with constraints are projected after the step: J is singular where one is met."
     if checked.zero_roots:
-        notes.append(
-            (
-                "zero-second-moments",
-                f"{checked.zero_roots:,} of {checked.num_roots:,} square roots in the update are of exactly 0 (second "
-                "moments of weights that never had a gradient); their derivative is taken as 0.",
-            )
+        yield (
+            "zero-second-moments",
+            f"{checked.zero_roots:,} of {checked.num_roots:,} square roots in the update are of exactly 0 (second "
+            "moments of weights that never had a gradient); their derivative is taken as 0.",
         )
     if checked.zero_signs:
-        notes.append(
-            (
-                "zero-signs",
-                f"{checked.zero_signs:,} of {step.num_weights:,} weights have a gradient and slots of exactly 0 in an "
-                "update by signs (inputs that are always 0); the derivative of sign(0) is taken as 0, and the checks "
-                "of the derivative leave their slots where they are.",
-            )
+        yield (
+            "zero-signs",
+            f"{checked.zero_signs:,} of {step.num_weights:,} weights have a gradient and slots of exactly 0 in an "
+            "update by signs (inputs that are always 0); the derivative of sign(0) is taken as 0, and the checks "
+            "of the derivative leave their slots where they are.",
         )
     if checked.unresponsive:
-        whole = checked.unresponsive == step.num_weights
-        notes.append(
-            (
-                "degenerate",
-                (
-                    "no weight's step responds to a small change of the gradient (an update by signs)"
-                    if whole
-                    else f"the step of {checked.unresponsive:,} of {step.num_weights:,} weights does not respond to a "
-                    "small change of their gradient (signs, clipping, or no gradient at all)"
-                )
-                + "; there J holds no curvature, and exponents made from it say nothing of the loss.",
-            )
+        who = (
+            "no weight's step responds to a small change of the gradient (an update by signs)"
+            if checked.degenerate
+            else f"the step of {checked.unresponsive:,} of {step.num_weights:,} weights does not respond to a "
+            "small change of their gradient (signs, clipping, or no gradient at all)"
         )
-    return tuple(notes)
+        yield "degenerate", f"{who}; there J holds no curvature, and exponents made from it say nothing of the loss."
+
+
+def _notes_on_part(part: Any, step: StepJacobian) -> Iterator[tuple[str, str]]:
+    if is_function(getattr(part, "_learning_rate", None)):
+        yield "callable-learning-rate", "the learning rate is a Python function, held at the value it has now."
+    for field, over in (("clipnorm", "variable's"), ("global_clipnorm", "whole"), ("clipvalue", "entries of the")):
+        if limit := getattr(part, field, None):
+            gradient = step.gradient.values.numpy()
+            yield (
+                "clipping",
+                f"the step clips gradients ({field}={limit:g}, of each {over} gradient; the gradient here has "
+                f"norm {float(np.linalg.norm(gradient)):.3g} and largest entry {float(np.max(np.abs(gradient))):.3g}); "
+                "the map has kinks at the limit.",
+            )
+    if getattr(part, "use_ema", False):
+        yield (
+            "averaged-weights",
+            f"the optimizer averages weights (ema_momentum={part.ema_momentum:g}); the map is the step without "
+            "the average, and weights that fit has overwritten with it are off the trajectory.",
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import attrs
@@ -51,21 +51,21 @@ class OptimizerSettings:
     notes: tuple[tuple[str, str], ...] = ()
 
 
-def _inner(optimizer: Any) -> Any:
+def inner(optimizer: Any) -> Any:
     """The optimizer under a loss-scaling wrapper."""
     return getattr(optimizer, "inner_optimizer", optimizer)
 
 
 def steps_taken(optimizer: Any) -> int:
     """Updates of the weights so far; 0 for no optimizer."""
-    return 0 if optimizer is None else int(np.asarray(_inner(optimizer).iterations))
+    return 0 if optimizer is None else int(np.asarray(inner(optimizer).iterations))
 
 
 def read_settings(optimizer: Any) -> OptimizerSettings | None:
     """Settings of a Keras optimizer, or None for no optimizer."""
     if optimizer is None:
         return None
-    optimizer = _inner(optimizer)
+    optimizer = inner(optimizer)
     # All of them: Keras gives variables other paths after loading than while fitting, so that patterns may not match.
     name, parts = type(optimizer).__name__, list(getattr(optimizer, "_inner_optimizers", [])) or [optimizer]
     rates = tuple((type(part).__name__, _rate(part)) for part in parts) if parts != [optimizer] else ()
@@ -104,7 +104,7 @@ def check_rates(optimizer: Any, steps: int) -> None:
     Raises:
         ModelError: They are.
     """
-    optimizer = _inner(optimizer)
+    optimizer = inner(optimizer)
     for part in parts_of(optimizer):
         schedule, first = schedule_of(part), int(np.asarray(part._iterations))
         k = int(getattr(part, "gradient_accumulation_steps", None) or 1)
@@ -129,7 +129,7 @@ def schedule_of(optimizer: Any) -> Any:
     """The learning-rate schedule of a Keras optimizer, or None."""
     import keras
 
-    rate = getattr(_inner(optimizer), "_learning_rate", None)
+    rate = getattr(inner(optimizer), "_learning_rate", None)
     return rate if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule) else None
 
 
@@ -147,7 +147,7 @@ def scheduled_rate(optimizer: Any, which: str) -> float:
         ModelError: It has no schedule.
         StepNotTaken: Training has not taken step N.
     """
-    schedule, optimizer = schedule_of(optimizer), _inner(optimizer)
+    schedule, optimizer = schedule_of(optimizer), inner(optimizer)
     name, taken = type(optimizer).__name__, max(1, steps_taken(optimizer))
     if schedule is None:
         why = "has several learning rates" if parts_of(optimizer) != [optimizer] else "has no learning-rate schedule"
@@ -184,51 +184,39 @@ def _rates_at(schedule: Any, iterations: Any) -> Array:
     return np.asarray([float(np.asarray(schedule(tf.constant(each, tf.int64)))) for each in iterations])
 
 
-def _notes(optimizer: Any) -> tuple[tuple[str, str], ...]:
-    notes = []
+def _notes(optimizer: Any) -> Iterator[tuple[str, str]]:
     for field in ("clipnorm", "clipvalue", "global_clipnorm"):
-        value = getattr(optimizer, field, None)
-        if value:
-            notes.append(
-                (
-                    "clipping",
-                    f"the optimizer clips gradients ({field}={value:g}); the analysed step does not, so the "
-                    "answer holds where gradients are below the limit.",
-                )
+        if value := getattr(optimizer, field, None):
+            yield (
+                "clipping",
+                f"the optimizer clips gradients ({field}={value:g}); the analysed step does not, so the answer holds "
+                "where gradients are below the limit.",
             )
     if getattr(optimizer, "use_ema", False):
-        notes.append(
-            (
-                "averaged-weights",
-                f"the optimizer averages weights (ema_momentum={optimizer.ema_momentum:g}); fit leaves averaged "
-                "weights in the model, which are off the trajectory.",
-            )
+        yield (
+            "averaged-weights",
+            f"the optimizer averages weights (ema_momentum={optimizer.ema_momentum:g}); fit leaves averaged weights in "
+            "the model, which are off the trajectory.",
         )
     if type(optimizer).__name__ == "Nadam" and steps_taken(optimizer) < _NADAM_SETTLED:
         beta, t = float(optimizer.beta_1), steps_taken(optimizer)
-        notes.append(
-            (
-                "nadam-schedule",
-                f"Nadam's momentum rises to beta_1 = {beta:g} over its first {_NADAM_SETTLED} steps and is at "
-                f"{beta * (1 - 0.5 * 0.96**t):.3g} after {t}; the analysed step and its threshold are those of later "
-                "steps, and the threshold of this one is lower.",
-            )
+        yield (
+            "nadam-schedule",
+            f"Nadam's momentum rises to beta_1 = {beta:g} over its first {_NADAM_SETTLED} steps and is at "
+            f"{beta * (1 - 0.5 * 0.96**t):.3g} after {t}; the analysed step and its threshold are those of later "
+            "steps, and the threshold of this one is lower.",
         )
-    steps = getattr(optimizer, "gradient_accumulation_steps", None)
-    if steps:
-        notes.append(
-            (
-                "gradient-accumulation",
-                f"the optimizer accumulates {steps} batches for one update; give the effective batch size "
-                "(--batch-size) to analyse the update.",
-            )
+    if steps := getattr(optimizer, "gradient_accumulation_steps", None):
+        yield (
+            "gradient-accumulation",
+            f"the optimizer accumulates {steps} batches for one update; give the effective batch size "
+            "(--batch-size) to analyse the update.",
         )
-    return tuple(notes)
 
 
 def excluded_from_decay(model: Any, layout: Layout) -> list[str]:
     """Paths of the analysed variables that the optimizer's weight decay leaves out."""
-    optimizer = None if getattr(model, "optimizer", None) is None else _inner(model.optimizer)
+    optimizer = None if getattr(model, "optimizer", None) is None else inner(model.optimizer)
     if optimizer is None or not getattr(optimizer, "weight_decay", None):
         return []
     by_path = {str(variable.path): variable for variable in model.trainable_variables}
@@ -252,7 +240,7 @@ def preconditioner(model: Any, layout: Layout) -> Array | None:
     """
     if getattr(model, "optimizer", None) is None:
         return None
-    optimizer = _inner(model.optimizer)
+    optimizer = inner(model.optimizer)
     name, t = type(optimizer).__name__, int(np.asarray(optimizer.iterations))
     if name not in ADAPTIVE or not optimizer.built or t == 0:
         return None
@@ -267,20 +255,15 @@ def diagonal(optimizer: Any, iterations: int, slot: Callable[[str], Array]) -> A
         iterations: Steps taken, at least 1.
         slot: The optimizer's slots by the name of their list, flat, float64.
     """
-    second = slot("_velocities")
-    if type(optimizer).__name__ == "RMSprop":
-        if optimizer.centered:
-            second = second - slot("_average_gradients") ** 2
-        root: Array = np.sqrt(np.maximum(second, 0.0) + optimizer.epsilon)
-        return root
-    if type(optimizer).__name__ == "Nadam":
-        of_nadam: Array = np.sqrt(second / (1.0 - optimizer.beta_2**iterations)) + optimizer.epsilon
-        return of_nadam
-    if optimizer.amsgrad:
-        second = slot("_velocity_hats")
+    second, name = slot("_velocities"), type(optimizer).__name__
+    if name == "RMSprop":
+        centred = second - slot("_average_gradients") ** 2 if optimizer.centered else second
+        return np.asarray(np.sqrt(np.maximum(centred, 0.0) + optimizer.epsilon))
+    if name == "Nadam":
+        return np.asarray(np.sqrt(second / (1.0 - optimizer.beta_2**iterations)) + optimizer.epsilon)
+    second = slot("_velocity_hats") if optimizer.amsgrad else second
     correction = (1.0 - optimizer.beta_1**iterations) / np.sqrt(1.0 - optimizer.beta_2**iterations)
-    of_adam: Array = (np.sqrt(second) + optimizer.epsilon) * correction
-    return of_adam
+    return np.asarray((np.sqrt(second) + optimizer.epsilon) * correction)
 
 
 def _flat(optimizer: Any, slots: str, layout: Layout) -> Array:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 import numpy as np
@@ -22,15 +22,15 @@ from sdkeras import seeds
 from sdkeras.errors import ModelError, VerificationError
 from sdkeras.linalg.vectors import finite
 from sdkeras.operators import precision, verification
+from sdkeras.operators.engine import Engine
 from sdkeras.operators.layout import Layout
+from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.results.arrays import Array
 from sdkeras.results.verification import Verification
-from sdkeras.training_step.rule import UpdateRule, loaded_clone, replica, scheduled_parts
-from sdkeras.training_step.slopes import Gradient, Summed, parted
-
-if TYPE_CHECKING:
-    from sdkeras.training_step.map import UpdateMap
-
+from sdkeras.training_step.gradients import Gradient, SummedGradients
+from sdkeras.training_step.jacobian import StepJacobian
+from sdkeras.training_step.optimizer import loaded_clone, replica, scheduled_parts
+from sdkeras.training_step.rule import UpdateRule, update_rule
 
 _NUM_DIRECTIONS = 3
 # Relative to the length of the step, beyond what rounding of the state itself makes (`_ROUNDINGS` of its entries).
@@ -44,6 +44,7 @@ _ALLOWED_DIFFERENCE = 1e-5
 _STEPS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
 _ALLOWED_ADJOINT = {"float64": 1e-9, "float32": 1e-3}
 _ALLOWED_ROUNDING = 1e-2
+_PRODUCT = "a product with the step's Jacobian"
 
 
 @attrs.frozen
@@ -88,14 +89,16 @@ class UpdateVerification:
     zero_signs: int = 0
 
 
-def verified(step: UpdateMap, optimizer: Any, allow_unverified: bool) -> UpdateVerification:
+def verified(
+    step: StepJacobian, loss: EmpiricalLoss, engine: Engine, optimizer: Any, allow_unverified: bool
+) -> UpdateVerification:
     """Checks a new map and refuses one that is wrong.
 
     Raises:
         VerificationError: A check failed and `allow_unverified` is False.
     """
-    hessian = verification.verified(step.loss, step._engine, allow_unverified)
-    result = _verify(step, optimizer, hessian)
+    hessian = verification.verified(loss, engine, allow_unverified)
+    result = _verify(step, loss, engine, optimizer, hessian)
     if not result.passed:
         message = _failure(result)
         if not allow_unverified:
@@ -104,91 +107,87 @@ def verified(step: UpdateMap, optimizer: Any, allow_unverified: bool) -> UpdateV
     return result
 
 
-def _verify(step: UpdateMap, optimizer: Any, hessian: Verification) -> UpdateVerification:
-    details = []
-    rule = step._rule
-    double = rule
-    if rule.dtype != "float64":
-        double = UpdateRule(optimizer, step.loss.layout, rule.missing, "float64", rule.looked_up)
-    state = step.state.astype(np.float64)
+def _verify(
+    step: StepJacobian, loss: EmpiricalLoss, engine: Engine, optimizer: Any, hessian: Verification
+) -> UpdateVerification:
+    rule, details = step.rule, []
+    double = rule if rule.dtype == "float64" else _in_double(rule, optimizer)
     try:
-        gradient = _in_double(step._gradient())
-        step_error = _step_error(double, optimizer, state, gradient, _parted(double, gradient), step.dtype)
-        lookup_error = _lookup_error(step, double, optimizer, state)
-        step_error = max(step_error, lookup_error)
+        step_error, lookup_error = _step_errors(step, double, loss, engine, optimizer)
     except ModelError as reason:
         step_error, lookup_error = float("nan"), 0.0
         details.append(str(reason))
-    zeros, roots = rule.zero_roots(step._state, step._gradient(), step._held)
-
-    where = step
-    if any(not np.any(step.state[part]) for part in rule.layout.slices[len(step.loss.layout.names) :]):
+    zeros, roots = rule.zero_roots(step.state, step.gradient, step.held)
+    zero_signs = rule.unmoved(step.state.numpy(), step.gradient) if rule.graph.has_signs else 0
+    if any(not np.any(step.state.numpy()[part]) for part in rule.layout.slices[len(rule.gradients.weights.names) :]):
         # A slot that is all zero (before the first step) hides derivatives; one step on they show.
-        where = step.at(step.apply())
-        state = where.state.astype(np.float64)
+        step = attrs.evolve(step, state=tf.constant(finite(step.next_state().numpy(), "the next state")))
         details.append("derivatives were checked one step on, since a slot is all zero")
-    generator = seeds.generator(step.loss.seed, seeds.Stream.STEP_DIRECTIONS)
-    directions = [_direction(state, rule, generator) for _ in range(_NUM_DIRECTIONS)]
-    whole = rule.dtype == "float64"
-    errors, rounding = [], []
-    for direction in directions:
-        product = where.jvp(direction.astype(rule.dtype)).astype(np.float64)
-        reference, difference = _differences(where, double, direction, whole)
-        rounding_of_steps = _rounding(state, direction, where) if whole else np.zeros(where.size)
-        errors.append(_distance(reference, difference, rule.layout, rounding_of_steps))
-        rounding.append(_apart(product, reference, rule.layout))
-    unresponsive = _unresponsive(double, where, generator)
-    error = max(float(np.median(errors)), 0.0 if whole else _row_error(where, directions[0]))
-    drift = max(float(np.median(rounding)), float(np.finfo(rule.dtype).eps))
-    adjoint = _adjoint_error(where, directions[0], state, generator)
-    by_differences = step._engine.mode == "finite-differences"
-    passed = (
-        hessian.passed
-        and step_error < _ALLOWED_STEP
-        and error < (_ALLOWED_DIFFERENCE if not by_differences else _ALLOWED_ROUNDING)
-        and drift < _ALLOWED_ROUNDING
-        and adjoint < (_ALLOWED_ROUNDING if by_differences else _ALLOWED_ADJOINT[rule.dtype])
-    )
-    return UpdateVerification(
+    generator = seeds.generator(loss.seed, seeds.Stream.STEP_DIRECTIONS)
+    directions = [_direction(step, generator) for _ in range(_NUM_DIRECTIONS)]
+    errors, rounding = zip(*(_derivative_errors(step, double, direction) for direction in directions), strict=True)
+    unresponsive = _unresponsive(step, double, generator)
+    result = UpdateVerification(
         hessian=hessian,
         step_error=step_error,
-        finite_difference_error=error,
-        checked="map" if whole else "update",
-        jvp_relative_error=drift,
-        adjoint_error=adjoint,
+        finite_difference_error=max(
+            float(np.median(errors)), 0.0 if double is rule else _row_error(step, engine, directions[0])
+        ),
+        checked="map" if double is rule else "update",
+        jvp_relative_error=max(float(np.median(rounding)), float(np.finfo(rule.dtype).eps)),
+        adjoint_error=_adjoint_error(step, directions[0], generator),
         zero_roots=zeros,
         num_roots=roots,
         unresponsive=unresponsive,
-        degenerate=unresponsive == step.num_weights,
-        passed=bool(passed),
+        degenerate=unresponsive == rule.num_weights,
+        passed=False,
         details="; ".join(details),
         lookup_error=lookup_error,
-        zero_signs=rule.unmoved(step.state, step._gradient()) if rule.has_signs else 0,
+        zero_signs=zero_signs,
+    )
+    return attrs.evolve(result, passed=_meets_tolerances(result, engine.mode == "finite-differences", rule.dtype))
+
+
+def _meets_tolerances(result: UpdateVerification, by_differences: bool, dtype: str) -> bool:
+    return (
+        result.hessian.passed
+        and result.step_error < _ALLOWED_STEP
+        and result.finite_difference_error < (_ALLOWED_ROUNDING if by_differences else _ALLOWED_DIFFERENCE)
+        and result.jvp_relative_error < _ALLOWED_ROUNDING
+        and result.adjoint_error < (_ALLOWED_ROUNDING if by_differences else _ALLOWED_ADJOINT[dtype])
     )
 
 
-def _in_double(gradient: Gradient) -> Gradient:
-    return attrs.evolve(gradient, values=tf.cast(gradient.values, tf.float64))
+def _in_double(rule: UpdateRule, optimizer: Any) -> UpdateRule:
+    double = update_rule(optimizer, rule.gradients.weights, rule.optimizer.missing, "float64")
+    return double.by_rows(rule.gradients.looked_up) if rule.gradients.looked_up else double
 
 
-def _parted(rule: UpdateRule, gradient: Gradient) -> list[Any]:
-    """A gradient as training gives it to the optimizer, one for each variable."""
-    names, shapes = rule.layout.names[: len(rule.missing)], rule.layout.shapes[: len(rule.missing)]
-    return parted(gradient.values, gradient.rows, rule.looked_up, Layout(names, shapes))
+def _gradient_in_double(step: StepJacobian) -> Gradient:
+    return attrs.evolve(step.gradient, values=tf.cast(step.gradient.values, tf.float64))
 
 
-def _lookup_error(step: UpdateMap, rule: UpdateRule, optimizer: Any, state: Array) -> float:
-    """The error of a map that sums gradients of lookups, where the optimizer gets them row by row as in training.
+# The step
 
-    With accumulation over several batches Keras sums them first.
+
+def _step_errors(
+    step: StepJacobian, rule: UpdateRule, loss: EmpiricalLoss, engine: Engine, optimizer: Any
+) -> tuple[float, float]:
+    """The largest error of the step, and the part of it from gradients of lookups that training gives row by row.
+
+    With gradient accumulation over several batches Keras sums these first.
     """
-    if not step._engine.looked_up or rule.looked_up or rule.microbatches > 1:
-        return 0.0
-    raw = step._engine.raw_gradients(step._point, step.loss.minibatch(0))
-    zeros = _parted(rule, Gradient(tf.zeros([rule.num_weights], tf.float64)))
-    gradients = [zero if found is None else tf.cast(found, tf.float64) for found, zero in zip(raw, zeros, strict=True)]
-    total = tf.concat([tf.reshape(tf.convert_to_tensor(gradient), [-1]) for gradient in gradients], axis=0)
-    return _step_error(rule, optimizer, state, Gradient(total), gradients, step.dtype)
+    state, dtype = step.state.numpy().astype(np.float64), np.dtype(step.rule.dtype)
+    gradient = _gradient_in_double(step)
+    parts = rule.gradients.parted(gradient.values, gradient.rows)
+    error = _step_error(rule, optimizer, state, gradient, parts, dtype)
+    if not engine.looked_up or rule.gradients.looked_up or rule.optimizer.microbatches > 1:
+        return error, 0.0
+    raw = engine.raw_gradients(step.point, loss.minibatch(0))
+    raw = [tf.zeros_like(p) if g is None else tf.cast(g, tf.float64) for g, p in zip(raw, parts, strict=True)]
+    total = tf.concat([tf.reshape(tf.convert_to_tensor(each), [-1]) for each in raw], axis=0)
+    lookup_error = _step_error(rule, optimizer, state, Gradient(total), raw, dtype)
+    return max(error, lookup_error), lookup_error
 
 
 def _step_error(
@@ -204,41 +203,38 @@ def _step_error(
     The rule gets `gradient`, the clone `gradients`, both in float64. The clone's slots are rounded to `dtype`, as the
     map's are.
     """
-    given = list(optimizer._trainable_variables)
-    names = len(given)
-    weights = [replica(variable, "float64") for variable in given]
+    weights = [replica(variable, "float64") for variable in optimizer._trainable_variables]
     for variable, part in zip(weights, rule.layout.slices, strict=False):
         variable.assign(state[part].reshape(variable.shape))
     clone = loaded_clone(optimizer, weights)
-    positions = rule.positions()
-    for k in positions[0]:
+    slots, held = rule.positions()
+    for k in slots:
         clone.variables[k].assign(np.asarray(clone.variables[k]).astype(dtype))
-    gradients = [None if lost else own for lost, own in zip(rule.missing, gradients, strict=True)]
-    if rule.microbatches > 1:
-        clone._iterations.assign(rule.held[rule.iteration_name] - (rule.microbatches - 1))
-        for accumulator in clone._accumulated_gradients:
-            accumulator.assign(tf.zeros_like(accumulator))
     if not _with_rates_of(rule, clone):
         return float("inf")
     before = [np.asarray(variable).copy() for variable in clone.variables]
+    missing = rule.optimizer.missing
+    _take_step(clone, weights, [None if lost else g for lost, g in zip(missing, gradients, strict=True)], rule)
+    new, advanced = rule.update(tf.constant(state), gradient, rule.constants(rule.held))
+    new, real = new.numpy(), [np.asarray(variable) for variable in clone.variables]
+    truths = [*(np.asarray(w) for w in weights), *(real[k] for k in slots)]
+    triples = [(new[p], t.ravel(), state[p]) for p, t in zip(rule.layout.slices, truths, strict=True)]
+    triples += [(value.numpy(), real[k], before[k]) for k, value in zip(held, advanced, strict=True) if k is not None]
+    return max(_step_distance(*(np.ravel(np.asarray(each, np.float64)) for each in triple)) for triple in triples)
+
+
+def _take_step(clone: Any, weights: Sequence[Any], gradients: Sequence[Any], rule: UpdateRule) -> None:
+    """One real update of a clone, or its accumulation over as many batches as make one."""
+    k = rule.optimizer.microbatches
+    if k > 1:
+        clone._iterations.assign(rule.held[rule.iteration_name] - (k - 1))
+        for accumulator in clone._accumulated_gradients:
+            accumulator.assign(tf.zeros_like(accumulator))
     with precision.default_precision("float64"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Gradients do not exist")
-        for _ in range(rule.microbatches):
+        for _ in range(k):
             clone.apply(gradients, weights)
-    if rule.microbatches > 1:  # the held iteration is that of the next update
-        clone._iterations.assign(clone._iterations + (rule.microbatches - 1))
-    new, advanced = rule.update(tf.constant(state), gradient, rule.constants(rule.held))
-    new = new.numpy()
-    real = [np.asarray(variable) for variable in clone.variables]
-    pairs = [
-        (new[part], np.asarray(w).ravel(), state[part]) for part, w in zip(rule.layout.slices, weights, strict=False)
-    ]
-    for k, part in zip(positions[0], rule.layout.slices[names:], strict=True):
-        pairs.append((new[part], real[k].ravel(), state[part]))
-    for place, value in zip(positions[1], advanced, strict=True):
-        if place is not None:
-            pairs.append((value.numpy().ravel(), real[place].ravel(), before[place].ravel()))
-    return max(_step_distance(*(np.asarray(part, np.float64) for part in pair)) for pair in pairs)
+    clone._iterations.assign(clone._iterations + (k - 1))  # the held iteration is that of the next update
 
 
 def _with_rates_of(rule: UpdateRule, clone: Any) -> bool:
@@ -248,156 +244,144 @@ def _with_rates_of(rule: UpdateRule, clone: Any) -> bool:
     one rate, and the rates apart from them: near the end of a decay they are small differences of larger numbers.
     """
     iteration = rule.held[rule.iteration_name]
-    for part, mine in zip(scheduled_parts(clone), rule.rates(rule.constants(rule.held)), strict=True):
+    for part, rate in zip(scheduled_parts(clone), rule.rates(rule.constants(rule.held)), strict=True):
         schedule = part._learning_rate
-        own, first = (float(np.asarray(schedule(tf.constant(at)))) for at in (iteration, np.zeros_like(iteration)))
-        if not abs(mine - own) <= _ALLOWED_RATE * max(abs(own), abs(first)):
+        real, first = (float(np.asarray(schedule(tf.constant(at)))) for at in (iteration, np.zeros_like(iteration)))
+        if not abs(rate - real) <= _ALLOWED_RATE * max(abs(real), abs(first)):
             return False
-        part._learning_rate = functools.partial(tf.constant, mine, tf.float32)
+        part._learning_rate = functools.partial(tf.constant, rate, tf.float32)
     return True
 
 
-def _step_distance(mine: Array, real: Array, before: Array) -> float:
+def _step_distance(new: Array, real: Array, before: Array) -> float:
     with np.errstate(over="ignore", invalid="ignore"):
-        return _relative_distance(mine, real, before)
-
-
-def _relative_distance(mine: Array, real: Array, before: Array) -> float:
-    apart = np.abs(mine - real) - _ROUNDINGS * np.finfo(np.float64).eps * np.maximum(np.abs(real), np.abs(before))
-    error = float(np.linalg.norm(np.maximum(apart, 0.0)))
-    if not np.isfinite(apart).all():
-        return float("inf")
-    moved = float(np.linalg.norm(real - before))
+        apart = np.abs(new - real) - _ROUNDINGS * np.finfo(np.float64).eps * np.maximum(np.abs(real), np.abs(before))
+        if not np.isfinite(apart).all():
+            return float("inf")
+        error, moved = float(np.linalg.norm(np.maximum(apart, 0.0))), float(np.linalg.norm(real - before))
     return error / moved if moved > 0 else (0.0 if error == 0 else float("inf"))
 
 
-def _direction(state: Array, rule: UpdateRule, generator: Any) -> Array:
+# The derivative
+
+
+def _direction(step: StepJacobian, generator: Any) -> Array:
     """A random tangent in each variable's own units.
 
     What is never negative (second moments) moves in proportion, and so do all slots of an update by signs: what is
     exactly 0 stays so, where a sign would jump.
     """
-    found = generator.standard_normal(state.size)
-    for part in rule.layout.slices:
-        own = state[part]
-        if part.start < rule.num_weights:
-            continue
-        if rule.has_signs or np.all(own >= 0):
-            found[part] *= own
-        else:
-            found[part] *= np.sqrt(np.mean(own**2))
-    return np.asarray(found)
+    rule, state = step.rule, step.state.numpy().astype(np.float64)
+    direction = generator.standard_normal(state.size)
+    for part in rule.layout.slices[len(rule.gradients.weights.names) :]:
+        slot = state[part]
+        in_proportion = rule.graph.has_signs or np.all(slot >= 0)
+        direction[part] *= slot if in_proportion else np.sqrt(np.mean(slot**2))
+    return np.asarray(direction)
 
 
-def _differences(where: UpdateMap, rule: UpdateRule, direction: Array, whole: bool) -> tuple[Array, list[Array]]:
-    """J v in float64, and its central differences over each of the steps."""
-    cut = where.num_weights
-    state = where.state.astype(np.float64)
-    scale = 1.0 / max(1.0, float(np.linalg.norm(direction[:cut])))
-    if whole:
-        ends = [[where.apply(state + sign * h * scale * direction) for sign in (1, -1)] for h in _STEPS]
-        product = where.jvp(direction)
-    else:
-        gradient = _in_double(where._gradient())
-        tangent = direction[None, :cut].astype(where.dtype)
-        turn = where._slopes.along(where._point, tangent, where._batches).astype(np.float64)
-        held = rule.constants(where.held)
+def _derivative_errors(step: StepJacobian, double: UpdateRule, direction: Array) -> tuple[float, float]:
+    """J v in float64 against central differences, and the map's own J v against that.
+
+    The differences are of the whole map in float64, or of the update in float64 along the gradient's derivative.
+    """
+    layout, state, held = (
+        step.rule.layout,
+        step.state.numpy().astype(np.float64),
+        double.constants(step.rule.named(step.held)),
+    )
+    scale = 1.0 / max(1.0, float(np.linalg.norm(direction[: step.num_weights])))
+    product = step.push(direction[None].astype(step.rule.dtype))[0].astype(np.float64)
+    rounding = np.zeros(state.size)
+    if double is step.rule:
+        exact = product
 
         def moved(h: float) -> Array:
-            at, ahead = tf.constant(state + h * direction), attrs.evolve(gradient, values=gradient.values + h * turn[0])
-            new: Array = rule.update(at, ahead, held)[0].numpy()
+            new = attrs.evolve(step, state=tf.constant(state + h * direction)).next_state().numpy()
+            return finite(new, "the next state")
+
+        # A gradient that is 0 but for rounding, as at the biases of the keys of attention, is rounded as the others
+        # are: a difference's rounding is that of the largest of the same kind.
+        largest = _largest_of_kind(step.rule, [float(np.max(np.abs(state[part]))) for part in layout.slices])
+        for size, part in zip(largest, layout.slices, strict=True):
+            rounding[part] = _ROUNDINGS * np.finfo(np.float64).eps * size / (max(_STEPS) * scale)
+    else:
+        gradient = _gradient_in_double(step)
+        weights = direction[None, : step.num_weights].astype(step.rule.dtype)
+        slopes = step.gradients.push(step.point, weights, step.batches).astype(np.float64)
+        exact = double.linearize(tf.constant(state), gradient, held)[2].push(direction[None], slopes)[0]
+
+        def moved(h: float) -> Array:
+            ahead = attrs.evolve(gradient, values=gradient.values + h * slopes[0])
+            new: Array = double.update(tf.constant(state + h * direction), ahead, held)[0].numpy()
             return new
 
-        ends = [[moved(sign * h * scale) for sign in (1, -1)] for h in _STEPS]
-        product = rule.linearize(tf.constant(state), gradient, held)[2].push(direction[None], turn)[0]
-    finite(product, "a product with the step's Jacobian")
-    return product, [(ahead - behind) / (2 * h * scale) for (ahead, behind), h in zip(ends, _STEPS, strict=True)]
+    finite(exact, _PRODUCT), finite(product, _PRODUCT)
+    steps = [h * scale for h in _STEPS]
+    apart = np.min([np.abs(exact - (moved(h) - moved(-h)) / (2 * h)) for h in steps], axis=0)
+    return (
+        _largest_ratio(np.maximum(apart - rounding, 0.0), exact, layout),
+        _largest_ratio(np.abs(product - exact), exact, layout),
+    )
 
 
-def _rounding(state: Array, direction: Array, where: UpdateMap) -> Array:
-    """What rounding alone may make of a central difference over the longest step, by entry of the state.
-
-    Of the largest of the same kind (weights, momenta, ...): a gradient that is 0 but for rounding, as at the biases of
-    the keys of attention, is rounded as the others are.
-    """
-    step = max(_STEPS) / max(1.0, float(np.linalg.norm(direction[: where.num_weights])))
-    found, largest = np.zeros(where.size), dict[str, float]()
-    kinds = [_kind(where, name, part) for name, part in zip(where.layout.names, where.layout.slices, strict=True)]
-    for kind, part in zip(kinds, where.layout.slices, strict=True):
-        largest[kind] = max(largest.get(kind, 0.0), float(np.max(np.abs(state[part]))))
-    for kind, part in zip(kinds, where.layout.slices, strict=True):
-        found[part] = _ROUNDINGS * np.finfo(np.float64).eps * largest[kind] / step
-    return found
+def _largest_of_kind(rule: UpdateRule, sizes: Sequence[float]) -> list[float]:
+    """For each variable of the state the largest of these sizes among its kind: weights, momenta, velocities, ..."""
+    largest: dict[str, float] = {}
+    count = len(rule.gradients.weights.names)
+    kinds = ["weight" if k < count else name.rpartition("_")[2] for k, name in enumerate(rule.layout.names)]
+    for kind, size in zip(kinds, sizes, strict=True):
+        largest[kind] = max(size, largest.get(kind, 0.0))
+    return [largest[kind] for kind in kinds]
 
 
-def _kind(where: UpdateMap, name: str, part: slice) -> str:
-    return "weight" if part.start < where.num_weights else name.rpartition("_")[2]
+def _largest_ratio(apart: Array, scale: Array, layout: Layout) -> float:
+    """The largest over the variables of |apart| / |scale|; 0 / 0 is 0."""
+    pairs = [(float(np.linalg.norm(apart[part])), float(np.linalg.norm(scale[part]))) for part in layout.slices]
+    return max(error / size if size > 0 else float("inf") if error > 0 else 0.0 for error, size in pairs)
 
 
-def _distance(product: Array, differences: list[Array], layout: Layout, rounding: Array) -> float:
-    """Largest over the variables of |J v - difference| / |J v|, each entry at its best step, beyond rounding."""
-    apart = np.min([np.abs(product - difference) for difference in differences], axis=0)
-    return _largest(np.maximum(apart - rounding, 0.0), product, layout)
-
-
-def _apart(first: Array, second: Array, layout: Layout) -> float:
-    return _largest(np.abs(first - second), second, layout)
-
-
-def _largest(apart: Array, scale: Array, layout: Layout) -> float:
-    errors = [0.0]
-    for part in layout.slices:
-        size, error = float(np.linalg.norm(scale[part])), float(np.linalg.norm(apart[part]))
-        if error > 0:
-            errors.append(error / size if size > 0 else float("inf"))
-    return max(errors)
-
-
-def _row_error(where: UpdateMap, direction: Array) -> float:
+def _row_error(step: StepJacobian, engine: Engine, direction: Array) -> float:
     """The derivative of a gradient row by row, summed over lookups, against the Hessian's product that was checked.
 
     0 where rounding explains it.
     """
-    rule, tangent = where._rule, direction[None, : where.num_weights].astype(where.dtype)
-    if not rule.looked_up:
+    layout, tangent = step.rule.gradients, direction[None, : step.num_weights].astype(step.rule.dtype)
+    if not layout.looked_up:
         return 0.0
-    turn = where._slopes.along(where._point, tangent, where._batches)[0]
-    rows = attrs.evolve(where._gradient(), values=tf.constant(turn))
-    total = np.concatenate([np.ravel(tf.convert_to_tensor(part)) for part in _parted(rule, rows)])
-    product = Summed(where._engine).along(where._point, tangent, where._batches)[0]
+    slopes = tf.constant(step.gradients.push(step.point, tangent, step.batches)[0])
+    total = np.concatenate([np.ravel(tf.convert_to_tensor(p)) for p in layout.parted(slopes, step.gradient.rows)])
+    product = SummedGradients(engine).push(step.point, tangent, step.batches)[0]
     apart, size = float(np.linalg.norm(total - product)), float(np.linalg.norm(product))
     return apart / max(size, 1e-30) if apart > _ALLOWED_ROUNDING * size else 0.0
 
 
-def _unresponsive(rule: UpdateRule, where: UpdateMap, generator: Any) -> int:
+def _unresponsive(step: StepJacobian, double: UpdateRule, generator: Any) -> int:
     """Weights whose next value does not move, to first order, when the gradient does."""
-    cut, gradient = where.num_weights, _in_double(where._gradient())
+    gradient, held = _gradient_in_double(step), double.constants(step.rule.named(step.held))
     size = int(gradient.values.shape[0])
     slopes = generator.uniform(0.5, 1.5, size) * generator.choice([-1.0, 1.0], size)
-    state, held = tf.cast(where._state, tf.float64), rule.constants(where.held)
-    pushed = rule.linearize(state, gradient, held)[2].push(np.zeros((1, rule.size)), slopes[None])[0]
-    return int(np.sum(pushed[:cut] == 0))
+    derivative = double.linearize(tf.cast(step.state, tf.float64), gradient, held)[2]
+    pushed = derivative.push(np.zeros((1, double.size)), slopes[None])[0]
+    return int(np.sum(pushed[: step.num_weights] == 0))
 
 
-def _adjoint_error(where: UpdateMap, direction: Array, state: Array, generator: Any) -> float:
+def _adjoint_error(step: StepJacobian, direction: Array, generator: Any) -> float:
     """|u'(J v) - (J'u)'v| with u in the inverse units of v, so that each kind of slot counts.
 
     The unit of a slot is its size, but not below a tenth of the largest of its kind (momentum, velocity, ...): where no
     gradient arrives but rounding, as at biases before batch normalization, products are rounding as well.
     """
-    units, largest = np.ones(where.size), dict[str, float]()
-    slots = [
-        (_kind(where, name, part), part, float(np.sqrt(np.mean(state[part] ** 2))))
-        for name, part in zip(where.layout.names, where.layout.slices, strict=True)
-        if part.start >= where.num_weights
-    ]
-    for kind, _, size in slots:
-        largest[kind] = max(size, largest.get(kind, 0.0))
-    for kind, part, size in slots:
-        units[part] = max(size, 0.1 * largest[kind]) or 1.0
-    v = direction.astype(where.dtype)
-    u = (generator.standard_normal(where.size) / units).astype(where.dtype)
-    pushed, pulled = where.jvp(v).astype(np.float64), where.vjp(u).astype(np.float64)
+    rule, state = step.rule, step.state.numpy().astype(np.float64)
+    sizes = [float(np.sqrt(np.mean(state[part] ** 2))) for part in rule.layout.slices]
+    units = np.ones(state.size)
+    for part, size, largest in zip(rule.layout.slices, sizes, _largest_of_kind(rule, sizes), strict=True):
+        if part.start >= step.num_weights:
+            units[part] = max(size, 0.1 * largest) or 1.0
+    v = direction.astype(rule.dtype)
+    u = (generator.standard_normal(state.size) / units).astype(rule.dtype)
+    pushed, pulled = step.push(v[None])[0].astype(np.float64), step.pull(u[None])[0].astype(np.float64)
+    finite(pushed, _PRODUCT), finite(pulled, _PRODUCT)
     u, v = u.astype(np.float64), v.astype(np.float64)
     scale = max(np.linalg.norm(u * units) * np.linalg.norm(pushed / units), np.linalg.norm(pulled * v))
     return float(abs(u @ pushed - pulled @ v) / max(scale, np.finfo(np.float64).tiny))

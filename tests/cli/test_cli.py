@@ -242,14 +242,14 @@ def test_the_demo_writes_its_files_and_the_command_to_repeat_it(tmp_path: Path, 
 
     calls = []
     monkeypatch.setattr(demo, "_EPOCHS", 1)
-    monkeypatch.setattr(analyze, "run", lambda *given, **options: calls.append((given, options)) or 0)
+    monkeypatch.setattr(analyze, "run", lambda request, options: calls.append((request, options)) or 0)
     folder = tmp_path / "my demo"
     status, out, err = in_process("demo", "--output-dir", folder, "--seed", 7)
     assert status == 0, err
     model, data = str(folder / "model.keras"), str(folder / "data.npz")
-    ((given, options),) = calls
-    assert given == (model, data, {"batch_size": 32, "seed": 7})
-    assert options["json_path"] == str(folder / "run.json")
+    ((request, options),) = calls
+    assert (request.model, request.data, options) == (model, data, {"batch_size": 32, "seed": 7})
+    assert request.json_path == str(folder / "run.json")
     assert sorted(path.name for path in folder.iterdir()) == ["data.npz", "model.keras"]
     again = shlex.split(out.strip().splitlines()[-1])
     assert again[:4] == ["sdkeras", "analyze", model, "--data"]

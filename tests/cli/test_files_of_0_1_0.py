@@ -13,8 +13,8 @@ from sdkeras.reporting.html import as_html
 from sdkeras.results.answers import LyapunovRun
 from sdkeras.results.log import read_run_log
 from sdkeras.study.results import read_results
+from sdkeras.study.topology import measure_trajectory
 from sdkeras.study.trajectory import Trajectory
-from sdkeras.study.trajectory_measures import measure
 
 DATA = Path(__file__).parents[1] / "data" / "v0.1.0"
 
@@ -99,7 +99,9 @@ def test_lyapunov_goes_on_from_the_checkpoint(in_process: Any, folder: Path) -> 
 def test_a_trajectory_gives_the_same_measures() -> None:
     """In float64 from the same float32 iterates; another processor may add in another order."""
     old = json.loads((DATA / "trajectory.json").read_text())
-    new = json.loads(measure(Trajectory.load(DATA / "trajectory.npz"), 1.0, seed=0, memory_gb=None).to_json())
+    new = json.loads(
+        measure_trajectory(Trajectory.load(DATA / "trajectory.npz"), 1.0, seed=0, memory_gb=None).to_json()
+    )
     for metric in ("euclidean", "data"):
         assert new[metric]["e_alpha"] == pytest.approx(old[metric]["e_alpha"], rel=1e-9)
         assert differences(list(old[metric]["ph_dimension"]), list(new[metric]["ph_dimension"])) == []

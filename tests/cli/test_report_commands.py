@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import sdkeras
 from sdkeras.errors import SdkerasError
 from sdkeras.estimators import kinds, registry
-from sdkeras_cli import conditions, settings, shared
+from sdkeras_cli import conditions, options
 from sdkeras_cli import main as cli_main
 
 
@@ -169,8 +169,8 @@ def test_bad_bound_inputs(text: str, capsys: pytest.CaptureFixture[str]) -> None
 def test_no_text_of_an_option_leaves_a_traceback(text: str) -> None:
     for parse in (
         conditions.parse,
-        lambda t: shared._bound_inputs(None, None, (t,)),
-        lambda t: settings.estimator_settings((t,), registry.ANALYSIS_KINDS),
+        lambda t: options.bound_inputs(None, None, (t,)),
+        lambda t: options.settings_of(registry.ANALYSIS_KINDS, "")(None, None, (t,)),
     ):
         with contextlib.suppress(SdkerasError):
             parse(text)

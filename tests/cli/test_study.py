@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import sdkeras
-from sdkeras.study.grid import read_study
+from sdkeras.study.definition import read_study
 from sdkeras.study.run_files import Failed, Measured, RunFolder, Scores, Trained, Value
 from study.small_study import written
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from sdkeras.study import trajectory
-from sdkeras.study.forward import forward
 from sdkeras.study.recorder import TrajectoryRecorder
+from sdkeras.study.simulate import forward
+from sdkeras.study.topology import TrajectoryMeasures, measure_trajectory
 from sdkeras.study.trajectory import Trajectory
-from sdkeras.study.trajectory_measures import TrajectoryMeasures, measure
 
 Command = Callable[..., tuple[int, str, str]]
 RNG = np.random.default_rng(0)
@@ -54,7 +54,7 @@ def test_a_recorded_file(files: Path, tmp_path: Path, in_process: Command) -> No
     status, text, error = in_process("study", "trajectory", files / "recorded.npz", *options)
     assert (status, error) == (0, "")
     found = TrajectoryMeasures.load(out)
-    assert found == measure(Trajectory.load(files / "recorded.npz"), 0.7, seed=4)
+    assert found == measure_trajectory(Trajectory.load(files / "recorded.npz"), 0.7, seed=4)
     assert found.num_iterates == 60
     assert found.num_examples == 9
     assert "60 iterates of a recorded trajectory" in text

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sdkeras.dimension.blocks import half_width, standard_error
+from sdkeras.dimension.lyapunov import half_width, standard_error
 
 
 def autoregressive(correlation: float, num_steps: int, copies: int) -> np.ndarray:
@@ -24,7 +24,7 @@ def test_the_error_is_that_of_the_mean_though_blocks_are_short(correlation: floa
     assert least < standard_error(means, 3, 192).mean() / truth < most
     if correlation == 0.9:  # the blocks themselves know half of it
         assert np.std(means, axis=0, ddof=1).mean() / 8 < 0.6 * truth
-    covered = np.mean(np.abs(steps.mean(axis=0)) < half_width(means, 3, 192, 0.95))
+    covered = np.mean(np.abs(steps.mean(axis=0)) < half_width(means, 3, 192))
     assert (0.9 if correlation < 0.9 else 0.87) < covered < 0.995
 
 

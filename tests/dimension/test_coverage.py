@@ -12,8 +12,9 @@ import pytest
 import scipy.stats
 
 import sdkeras
-from sdkeras.dimension.adaptive import AdaptiveSettings, Context, estimate_sharpness_dimension
+from sdkeras.dimension.estimate import Context
 from sdkeras.dimension.exponents import ExponentMap
+from sdkeras.dimension.sampling import AdaptiveSettings, estimate_sharpness_dimension
 from sdkeras.operators.minibatches import Source
 from sdkeras.results.estimates import Spectrum
 

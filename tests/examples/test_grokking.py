@@ -49,16 +49,17 @@ def test_every_checkpoint_is_measured(example: ModuleType, trained) -> None:
     for name in example.MEASURES:
         assert np.all(np.isfinite(trained.measure(name))), name
     assert trained.metric("accuracy")[-1] > trained.metric("accuracy")[0]
-    assert trained.found[-1].map == "heavy-ball"
-    assert trained.found[-1].state_size == 2 * trained.setting.build().count_params()
+    assert trained.measurements[-1].map == "heavy-ball"
+    assert trained.measurements[-1].state_size == 2 * trained.setting.build().count_params()
 
 
 def test_the_table_is_kendalls(example: ModuleType, trained) -> None:
-    found = example.taus(trained, np.full(5, True))
-    for name in example.MEASURES:
-        expected = kendalltau(trained.measure(name), trained.gaps("loss")).statistic
-        assert found[name, "loss_gap"].startswith(example.coefficient(expected)), name
-    text = example.table([trained])
+    rows = example.correlations([trained])
+    for row in rows:
+        expected = kendalltau(trained.measure(row["measure"]), trained.gaps("loss")).statistic
+        assert row["all"]["loss_gap"]["tau_b"] == pytest.approx(expected, abs=1e-12), row["measure"]
+    text = example.table(rows)
+    assert example.coefficient(rows[0]["all"]["loss_gap"]["tau_b"]) in text
     assert len(text.splitlines()) == 2 + len(example.MEASURES) + 1
     assert f"train accuracy {example.FITTED:.0%}" in example.summary(trained)
     assert len(example.draw([trained]).axes) == 2 * len(example.MEASURES)

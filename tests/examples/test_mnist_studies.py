@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sdkeras.files.user_code import find_function, user_import
-from sdkeras.study.grid import read_study
+from sdkeras.study.definition import read_study
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

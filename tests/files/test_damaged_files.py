@@ -30,7 +30,7 @@ from sdkeras.reporting.html import as_html
 from sdkeras.reporting.terminal import as_text
 from sdkeras.results import log as run_log
 from sdkeras.results.answers import load_document
-from sdkeras.study.grid import read_study
+from sdkeras.study.definition import read_study
 from sdkeras.study.results import read_results
 from sdkeras.study.run_files import Failed, Measured, RunFolder, Scores, Trained, Value
 from sdkeras.study.trajectory import Trajectory

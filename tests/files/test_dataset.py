@@ -322,7 +322,7 @@ def test_pairs_that_may_be_two_inputs_stay_these(user_module):
         y,
         says=("the data have 2", "If they are ((x_train, y_train), (x_test, y_test)), give one"),
     )
-    assert "x_train" not in refused(check_data, tiny(), (x[0], x[0]), y[0], says=())
+    assert "x_train" not in refused(check_data, tiny(), (x[0], x[0]), y[0])
     for name in ("crossed", "weighed"):
         with pytest.raises(DataError, match="different numbers"):
             load_training_data(f"my_data:{name}")

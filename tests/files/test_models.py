@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import warnings
 import zipfile
@@ -58,7 +59,7 @@ def test_missing_file(tmp_path, name):
 
 @pytest.mark.parametrize("path", ["a\0b.keras", "x" * 5000 + ".keras"])
 def test_impossible_path(path):
-    refused(load_model, path, says=())
+    refused(load_model, path)
 
 
 def test_folders(tmp_path):
@@ -130,39 +131,16 @@ def test_lambda_layer_needs_unsafe(tmp_path, name):
     assert np.allclose(loaded.layers[0](np.ones((1, 3))), 2)
 
 
-@pytest.mark.parametrize("suffix", [".keras", ".h5"])
-def test_a_vocabulary_outside_of_the_file_is_no_lambda(tmp_path, suffix):
-    inside = str(tmp_path / f"inside{suffix}")
+def test_a_vocabulary_outside_of_the_file_is_no_lambda(tmp_path):
+    path, secret = tmp_path / "model.h5", tmp_path / "secret.txt"
     words = keras.layers.StringLookup(vocabulary=["a", "b"])
-    keras.Sequential([keras.Input((1,), dtype="string"), words, keras.layers.Embedding(3, 2)]).save(inside)
-    path, secret = str(tmp_path / f"model{suffix}"), tmp_path / "secret.txt"
+    keras.Sequential([keras.Input((1,), dtype="string"), words, keras.layers.Embedding(3, 2)]).save(path)
     secret.write_text("root\n")
-
-    def pointing(config):
-        return config.replace('"vocabulary": ["a", "b"]', f'"vocabulary": "{secret}"')
-
-    if suffix == ".keras":
-        with zipfile.ZipFile(inside) as archive, zipfile.ZipFile(path, "w") as copy:
-            for name in archive.namelist():
-                part = archive.read(name)
-                copy.writestr(name, pointing(part.decode()) if name == "config.json" else part)
-    else:
-        shutil.copy(inside, path)
-        with h5py.File(path, "r+") as file:
-            file.attrs["model_config"] = pointing(file.attrs["model_config"])
+    with h5py.File(path, "r+") as file:
+        config = file.attrs["model_config"]
+        file.attrs["model_config"] = config.replace('"vocabulary": ["a", "b"]', f'"vocabulary": "{secret}"')
     message = refused(load_model, path, says=(path, "the vocabulary of a layer from a file outside of it"))
-    for wrong in ("Lambda", "--unsafe", "safe_mode", "Python code"):
-        assert wrong not in message
-
-
-def test_an_outside_program_is_no_lambda(tmp_path):
-    config = {"module": "keras.layers", "class_name": "TFSMLayer", "config": {"filepath": "/tmp/x", "name": "a"}}
-    path = str(tmp_path / "model.keras")
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("config.json", json.dumps(config))
-        archive.writestr("metadata.json", "{}")
-        archive.writestr("model.weights.h5", b"")
-    assert "--unsafe" not in refused(load_model, path, says=(path, "a SavedModel outside of it"))
+    assert not re.search("Lambda|--unsafe|safe_mode|Python code", message)
 
 
 @pytest.mark.parametrize("name", ["model.keras", "model.h5", "data.npz", "x.npy"])

@@ -133,7 +133,7 @@ def test_unregistered_part_of_the_model(user_file, tmp_path, extension, what, na
     assert compile_problem(loaded) is None
     assert loaded(X).shape == (8, 4)
     assert keras.saving.get_custom_objects() == before
-    refused(load_model, path, says=())
+    refused(load_model, path)
 
 
 @pytest.mark.parametrize("extension", ["keras", "h5"])

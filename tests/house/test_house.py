@@ -19,7 +19,7 @@ MODULES = sorted(
 HEAVY = ("sdkeras.callbacks", "sdkeras.operators", "sdkeras.runs", "sdkeras.training_step")
 HEAVY_FILES = {
     "sdkeras.files.compiling",
-    *(f"sdkeras.study.{name}" for name in ("forward", "measuring", "planned_rates", "recorder", "training")),
+    *(f"sdkeras.study.{name}" for name in ("data", "measure", "recorder", "simulate", "train")),
 }
 LIGHT_FILES = {f"sdkeras.runs{name}" for name in ("", ".options", ".lyapunov_settings")} | {
     "sdkeras.operators",

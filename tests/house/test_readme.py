@@ -10,7 +10,7 @@ import pytest
 
 from oracles import rotated
 from sdkeras.linalg.operators import DenseOperator
-from sdkeras.study.grid import read_study
+from sdkeras.study.definition import read_study
 from sdkeras.testing import check_estimator
 from sdkeras_cli import main as cli_main
 

@@ -8,8 +8,9 @@ import scipy.stats
 
 import sdkeras
 from oracles import rotated
-from sdkeras.dimension.adaptive import AdaptiveSettings, Context, Outcome, estimate_sharpness_dimension
+from sdkeras.dimension.estimate import Context
 from sdkeras.dimension.exponents import ExponentMap
+from sdkeras.dimension.sampling import AdaptiveSettings, Outcome, estimate_sharpness_dimension
 from sdkeras.estimators.select import estimator_of_spectrum, settings_of
 from sdkeras.linalg.operators import DenseOperator
 from sdkeras.results.estimates import Spectrum

@@ -7,8 +7,9 @@ import pytest
 import sdkeras
 from oracles import matrix_of
 from sdkeras.dimension import pooling
-from sdkeras.dimension.adaptive import AdaptiveSettings, Context, estimate_sharpness_dimension
+from sdkeras.dimension.estimate import Context
 from sdkeras.dimension.exponents import SingularValueMap
+from sdkeras.dimension.sampling import AdaptiveSettings, estimate_sharpness_dimension
 from sdkeras.errors import NonFiniteError, OperatorSizeError
 from sdkeras.runs.full_map import as_spectrum
 from sdkeras.testing.operators import MatrixMap

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sdkeras.errors import SdkerasError
-from sdkeras.study.grid import Study, differences, read_study, run_name
+from sdkeras.study.definition import Study, differences, read_study, run_name
 from sdkeras.study.measures import columns
 
 GOOD = """

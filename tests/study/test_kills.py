@@ -16,7 +16,7 @@ import h5py
 import pytest
 
 from sdkeras.study import runner
-from sdkeras.study.grid import Study, read_study
+from sdkeras.study.definition import Study, read_study
 from sdkeras.study.runner import run_study
 from sdkeras.study.worker import _Worker
 
@@ -215,7 +215,7 @@ def test_a_write_that_fails_is_a_failed_run_and_leaves_nothing_behind(
 def killed_when(there: Callable[[Path], bool], grid: Path, folder: Path) -> None:
     """Starts the study and sends SIGKILL at a moment that its folder shows."""
     script = (
-        "from sdkeras.study.grid import read_study; from sdkeras.study.runner import run_study; "
+        "from sdkeras.study.definition import read_study; from sdkeras.study.runner import run_study; "
         f"run_study(read_study({str(grid)!r}), {str(folder)!r}, code={str(grid.parent)!r}, jobs=1)"
     )
     process = subprocess.Popen([sys.executable, "-c", script])

@@ -10,10 +10,11 @@ import pytest
 
 import sdkeras
 from sdkeras.errors import DataError, ModelError, SdkerasError
-from sdkeras.study.grid import Study, read_study
+from sdkeras.study.data import StudyData
+from sdkeras.study.definition import Study, read_study
 from sdkeras.study.run_files import RunFolder
 from sdkeras.study.runner import plan_study
-from sdkeras.study.training import StudyData, factory
+from sdkeras.study.train import factory
 from sdkeras.study.worker import _Worker
 
 MODULE = """

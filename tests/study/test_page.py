@@ -13,13 +13,12 @@ from rich.console import Console
 
 from sdkeras.errors import SdkerasError
 from sdkeras.results.note import Note
-from sdkeras.study.analyses import Analysed
 from sdkeras.study.correlations import Run, correlate
-from sdkeras.study.grid import read_study
+from sdkeras.study.definition import read_study
 from sdkeras.study.measures import NAMES
 from sdkeras.study.notes import CountedWarning, notes, warnings_by_code
 from sdkeras.study.page import as_html, headline, render
-from sdkeras.study.results import Results, Row
+from sdkeras.study.results import Analysed, Results, Row
 from sdkeras.study.run_files import Failed, Measured, Scores, Trained, Value
 from sdkeras.study.runner import DONE, FAILED, NEW, RunState
 from sdkeras.study.scatter import save_scatter

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 
 from sdkeras.errors import DataError, SdkerasError
-from sdkeras.study.definition import definition
-from sdkeras.study.grid import Study, read_study
-from sdkeras.study.measuring import _of_trajectory
+from sdkeras.study.data import StudyData
+from sdkeras.study.definition import Study, definition, read_study
+from sdkeras.study.measure import _of_trajectory
 from sdkeras.study.run_files import RunFolder
 from sdkeras.study.runner import _Pool
-from sdkeras.study.training import StudyData
 from sdkeras.study.trajectory import Trajectory
 from sdkeras.study.worker import _Worker
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import pdist
 
-from sdkeras.study import projection
-from sdkeras.study.projection import Projection, distortion_bound
+from sdkeras.linalg import projection
+from sdkeras.linalg.projection import Projection, distortion_bound
 
 
 def test_it_is_one_linear_map_made_of_signs(monkeypatch) -> None:

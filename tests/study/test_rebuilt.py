@@ -13,12 +13,13 @@ import pytest
 
 from sdkeras.errors import ModelError
 from sdkeras.files.user_code import own_objects
-from sdkeras.study import training
-from sdkeras.study.grid import Study, read_study
-from sdkeras.study.measuring import measure
+from sdkeras.study import train as training
+from sdkeras.study.data import StudyData
+from sdkeras.study.definition import Study, read_study
+from sdkeras.study.measure import measure
 from sdkeras.study.run_files import RunFolder, Trained
 from sdkeras.study.runner import _Pool
-from sdkeras.study.training import StudyData, factory, rebuilt, train
+from sdkeras.study.train import factory, rebuilt, train
 from sdkeras.study.worker import _Worker
 
 MODULE = """

@@ -8,7 +8,8 @@ import tensorflow as tf
 from sdkeras.errors import DataError, ModelError, OperatorSizeError, SdkerasError
 from sdkeras.operators import minibatches, precision
 from sdkeras.study import recorder as module
-from sdkeras.study.recorder import ExampleLosses, Trajectory, TrajectoryRecorder, simulate
+from sdkeras.study.recorder import ExampleLosses, Trajectory, TrajectoryRecorder
+from sdkeras.study.simulate import simulate
 from sdkeras.study.topology import euclidean_distances, loss_distances
 
 layers = keras.layers
@@ -140,7 +141,7 @@ def test_an_iterate_that_is_half_written_does_not_count(monkeypatch, projection:
     """Ctrl-C within the writing of the seventh, with the ring full: the six before it, none of them touched."""
     model = net()
     settings = module.RecordingSettings(last=6, projection=projection, losses_on=(X, Y))
-    whole, broken = (module._Recording(model, settings) for _ in range(2))
+    whole, broken = (module.Recording(model, settings) for _ in range(2))
     values = [[np.full(v.shape, float(step), np.float32) for v in model.trainable_variables] for step in range(1, 9)]
     for step in range(1, 8):
         whole.add(step, values[step])

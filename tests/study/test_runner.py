@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sdkeras.errors import SdkerasError
-from sdkeras.study.grid import read_study
+from sdkeras.study.definition import read_study
 from sdkeras.study.results import read_results
 from sdkeras.study.runner import Finished, plan_study, run_study
 from study.small_study import calls, written
@@ -111,7 +111,7 @@ def test_another_definition_is_noticed(folder: Path) -> None:
 def test_a_killed_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
     grid = written(tmp_path, moods='["good", "wait"]')
     script = (
-        "from sdkeras.study.grid import read_study; from sdkeras.study.runner import run_study; "
+        "from sdkeras.study.definition import read_study; from sdkeras.study.runner import run_study; "
         f"run_study(read_study({str(grid)!r}), {str(tmp_path / 'out')!r}, code={str(tmp_path)!r}, jobs=1)"
     )
     process = subprocess.Popen([sys.executable, "-c", script])

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 
-from sdkeras.study.training import shuffled
+from sdkeras.study.data import shuffled
 
 X = np.arange(10.0)[:, None]
 Y = np.arange(10)

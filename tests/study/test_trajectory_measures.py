@@ -12,10 +12,9 @@ from scipy.sparse.csgraph import minimum_spanning_tree
 from scipy.spatial.distance import pdist, squareform
 
 from sdkeras.errors import NonFiniteError, OperatorSizeError, SdkerasError
-from sdkeras.study.forward import ForwardSettings, forward, plan
-from sdkeras.study.recorder import simulate
+from sdkeras.study.simulate import ForwardSettings, forward, plan, simulate
+from sdkeras.study.topology import TrajectoryMeasures, measure_trajectory
 from sdkeras.study.trajectory import Trajectory
-from sdkeras.study.trajectory_measures import TrajectoryMeasures, measure
 from sdkeras.study.trajectory_report import as_html, figures
 
 RNG = np.random.default_rng(0)
@@ -35,7 +34,7 @@ def tree_of(distances: np.ndarray, alpha: float) -> float:
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 1.7])
 def test_both_distances_against_scipy(alpha: float) -> None:
     losses = RNG.random((400, 30))
-    found = measure(trajectory(WALK, losses), alpha, num_repeats=3)
+    found = measure_trajectory(trajectory(WALK, losses), alpha, num_repeats=3)
     assert found.euclidean.e_alpha == pytest.approx(tree_of(squareform(pdist(WALK)), alpha), rel=1e-9)
     expected = tree_of(squareform(pdist(losses, "cityblock")) / 30, alpha)
     assert found.data.e_alpha == pytest.approx(expected, rel=1e-9)
@@ -47,17 +46,17 @@ def test_both_distances_against_scipy(alpha: float) -> None:
 
 def test_a_random_walk_has_dimension_two_and_a_line_one() -> None:
     walk = np.cumsum(np.random.default_rng(1).standard_normal((1500, 40)), axis=0)
-    fit = measure(trajectory(walk)).euclidean.ph_dimension
+    fit = measure_trajectory(trajectory(walk)).euclidean.ph_dimension
     assert abs(fit.value - 2) < 0.3
     assert fit.stderr < 0.1
     # Of a line E_1 is its length whatever the number of points: the formula needs a smaller alpha there.
     line = np.outer(np.random.default_rng(2).random(1000), np.ones(3))
-    assert measure(trajectory(line), 0.5).euclidean.ph_dimension.value == pytest.approx(1, abs=0.1)
-    assert abs(measure(trajectory(line)).euclidean.ph_dimension.slope) < 0.02
+    assert measure_trajectory(trajectory(line), 0.5).euclidean.ph_dimension.value == pytest.approx(1, abs=0.1)
+    assert abs(measure_trajectory(trajectory(line)).euclidean.ph_dimension.slope) < 0.02
 
 
 def test_the_answer_reads_back_and_says_what_it_is() -> None:
-    found = measure(trajectory(WALK, WALK**2, iterations=np.arange(400) * 5 + 10))
+    found = measure_trajectory(trajectory(WALK, WALK**2, iterations=np.arange(400) * 5 + 10))
     assert (found.first_iteration, found.last_iteration, found.num_examples) == (10, 2005, 6)
     assert TrajectoryMeasures.from_json(found.to_json()) == found
     assert found.warnings == ()
@@ -68,7 +67,7 @@ def test_the_answer_reads_back_and_says_what_it_is() -> None:
     assert len(figures(found)) == 2
     assert page.count("<svg") == 2
     assert "Growth of E_alpha, data-dependent" in page
-    without = measure(trajectory(WALK))
+    without = measure_trajectory(trajectory(WALK))
     assert without.data is None
     assert as_html(without).count("<svg") == 1
     assert TrajectoryMeasures.from_json(without.to_json()) == without
@@ -77,15 +76,15 @@ def test_the_answer_reads_back_and_says_what_it_is() -> None:
 def test_cautions() -> None:
     repeated = np.concatenate([WALK, WALK[:7]])
     steps = np.concatenate([np.arange(400), 1000 + np.arange(7)])
-    found = measure(trajectory(repeated, iterations=steps, stopped_at=2000))
+    found = measure_trajectory(trajectory(repeated, iterations=steps, stopped_at=2000))
     assert [warning.code for warning in found.warnings] == ["diverged", "uneven-steps", "equal-iterates"]
-    assert found.euclidean.e_alpha == pytest.approx(measure(trajectory(WALK)).euclidean.e_alpha, rel=1e-12)
+    assert found.euclidean.e_alpha == pytest.approx(measure_trajectory(trajectory(WALK)).euclidean.e_alpha, rel=1e-12)
     # Three far points: subsamples with and without them have trees of other lengths.
-    jumped = measure(trajectory(WALK + 1e4 * (np.arange(400) < 3)[:, None]))
+    jumped = measure_trajectory(trajectory(WALK + 1e4 * (np.arange(400) < 3)[:, None]))
     assert [warning.code for warning in jumped.warnings] == ["no-power-law"]
     assert "needs a slope below 1" in jumped.euclidean.ph_dimension.reason
     assert "undetermined (Euclidean)" in str(jumped)
-    few = measure(trajectory(WALK[:5]))
+    few = measure_trajectory(trajectory(WALK[:5]))
     assert "too few" in few.euclidean.ph_dimension.reason
     assert figures(few) == ()
     assert "too few" in str(few)
@@ -93,7 +92,7 @@ def test_cautions() -> None:
 
 @pytest.mark.parametrize("scale", [10.0, 1e-3])
 def test_an_e_alpha_that_float64_does_not_hold_is_told(recwarn, scale: float) -> None:
-    found = measure(trajectory(scale * WALK), 1e9)
+    found = measure_trajectory(trajectory(scale * WALK), 1e9)
     assert np.isnan(found.euclidean.e_alpha)
     (warning,) = [warning for warning in found.warnings if warning.code == "e-alpha-range"]
     longest = minimum_spanning_tree(squareform(pdist(scale * WALK))).data.max()  # E_alpha is its power, or nearly
@@ -104,7 +103,7 @@ def test_an_e_alpha_that_float64_does_not_hold_is_told(recwarn, scale: float) ->
     assert "float64 does not hold E_alpha" in " ".join(str(found).split())
     as_html(found)
     assert TrajectoryMeasures.from_json(found.to_json()) == found
-    same = measure(trajectory(np.ones((9, 2))))
+    same = measure_trajectory(trajectory(np.ones((9, 2))))
     assert same.euclidean.e_alpha == 0
     assert "e-alpha-range" not in [warning.code for warning in same.warnings]
     assert not list(recwarn)
@@ -112,15 +111,15 @@ def test_an_e_alpha_that_float64_does_not_hold_is_told(recwarn, scale: float) ->
 
 def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SdkerasError, match="has 1 iterates, distances need at least 2; it diverged at iteration 9"):
-        measure(trajectory(WALK[:1], stopped_at=9))
+        measure_trajectory(trajectory(WALK[:1], stopped_at=9))
     holed = WALK.copy()
     holed[3, 2] = np.nan
     with pytest.raises(NonFiniteError, match="cannot be measured"):
-        measure(trajectory(holed))
+        measure_trajectory(trajectory(holed))
     with pytest.raises(OperatorSizeError, match=r"400 iterates .*every"):
-        measure(trajectory(WALK), memory_gb=1e-4)
+        measure_trajectory(trajectory(WALK), memory_gb=1e-4)
     with pytest.raises(SdkerasError, match="alpha"):
-        measure(trajectory(WALK), -1.0)
+        measure_trajectory(trajectory(WALK), -1.0)
     for broken in ({"iterates": WALK[0]}, {"iterations": np.arange(3)}, {"losses": WALK[:5]}):
         with pytest.raises(ValueError, match="Trajectory"):
             trajectory(WALK, **broken)
@@ -178,7 +177,7 @@ def test_forward_measures_what_is_simulated(tmp_path: Path) -> None:
     kept = Trajectory.load(path)
     assert kept.losses.shape == (30, 10)
     assert np.array_equal(kept.iterates, simulate(model, (X, Y), steps=60, every=2, batch_size=8, seed=3).iterates)
-    again = measure(kept, seed=3)
+    again = measure_trajectory(kept, seed=3)
     assert again.euclidean.e_alpha == found.euclidean.e_alpha
     assert again.data.e_alpha == found.data.e_alpha
     assert found.simulation.verified

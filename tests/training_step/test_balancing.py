@@ -109,7 +109,7 @@ def test_a_conjugated_map_is_the_conjugated_matrix_from_either_side(which: str, 
         made = balanced(0.9, False, pairs)
     else:
         groups = {"weights": [slice(0, 2)], "m": [slice(2, 3), slice(5, 6)], "v": [slice(3, 5)]}
-        made = diagonal(6, {"v": 200.0, "m": 0.5}, groups)
+        made = diagonal({"v": 200.0, "m": 0.5}, groups)
         assert made.name == "diagonal scaling: v x 200, m x 0.5"
     change = made.forward(np.eye(6))
     inverse = made.backward(np.eye(6))

@@ -7,7 +7,9 @@ import pytest
 import sdkeras
 from sdkeras.errors import VerificationError
 from sdkeras.operators import precision
-from sdkeras.training_step import row_diagonals, slopes
+from sdkeras.training_step.gradients import RowGradients
+from sdkeras.training_step.jacobian import rule_and_gradients
+from sdkeras.training_step.rule import UpdateRule
 from trainer import Trainer
 
 layers = keras.layers
@@ -114,7 +116,7 @@ def check(model: keras.Model, by_row: bool) -> None:
     assert np.allclose(step.jvp(jacobian[:, 0]), jacobian @ jacobian[:, 0], rtol=1e-11, atol=1e-12)
     assert step.verification.passed
     assert step.verification.step_error < 1e-12
-    assert bool(step._rule.looked_up) == by_row
+    assert isinstance(rule_and_gradients(model.optimizer, step.loss.engine())[1], RowGradients) == by_row
 
 
 def some(cases: dict, *fast: str) -> list:
@@ -186,18 +188,26 @@ def test_products_row_by_row_need_reverse_over_reverse() -> None:
 def test_wrong_rows_are_refused(monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
     model = trained(optimizers.Adam(RATE), flat())
     if wrong == "order":
-        right = slopes.RowByRow.both
+        right = RowGradients.gradient_and_push
 
-        def both(self, *given):
-            gradient, turn = right(self, *given)
-            turn = turn.copy()
-            turn[:, :4] = turn[:, [2, 3, 0, 1]]  # the first two rows of the embedding's gradient
-            return gradient, turn
+        def gradient_and_push(self, *arguments):
+            gradient, pushed = right(self, *arguments)
+            pushed = pushed.copy()
+            pushed[:, :4] = pushed[:, [2, 3, 0, 1]]  # the first two rows of the embedding's gradient
+            return gradient, pushed
 
-        monkeypatch.setattr(slopes.RowByRow, "both", both)
+        monkeypatch.setattr(RowGradients, "gradient_and_push", gradient_and_push)
     else:
-        right_add = row_diagonals.Lookups.add
-        monkeypatch.setattr(row_diagonals.Lookups, "add", lambda self, slope, out: right_add(self, 1.01 * slope, out))
+        linearize = UpdateRule.linearize
+
+        def wrong(self, *arguments):
+            *new, derivative = linearize(self, *arguments)
+            size = 2 * TOKENS.size  # of the embedding's gradient
+            push = derivative.push
+            derivative.push = lambda t, h: push(t, np.hstack([1.01 * h[:, :size], h[:, size:]]))
+            return *new, derivative
+
+        monkeypatch.setattr(UpdateRule, "linearize", wrong)
     with pytest.raises(VerificationError, match="failed its verification"):
         step_of(model)
 

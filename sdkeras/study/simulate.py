@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
@@ -14,15 +14,19 @@ import tensorflow as tf
 from sdkeras import seeds
 from sdkeras.errors import NonFiniteError, SdkerasError
 from sdkeras.linalg.memory import peak_memory
+from sdkeras.linalg.projection import check_dimension
+from sdkeras.operators import minibatches
+from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.results.answers import ModelInfo, Simulation
 from sdkeras.results.note import Note
 from sdkeras.results.progress import Progress
 from sdkeras.runs.lyapunov import Training, read_training
 from sdkeras.runs.plan import timed_gradient
 from sdkeras.runs.provenance import data_info, provenance
-from sdkeras.study.projection import check_dimension
-from sdkeras.study.recorder import DEFAULT_LAST, ExampleLosses, RecordingSettings, record
-from sdkeras.study.trajectory_measures import TrajectoryMeasures, check_memory, distance_bytes, measure
+from sdkeras.study.recorder import DEFAULT_LAST, ExampleLosses, Recording, RecordingSettings
+from sdkeras.study.topology import TrajectoryMeasures, check_memory, distance_bytes, measure_trajectory
+from sdkeras.study.trajectory import Trajectory
+from sdkeras.training_step.flow import TrainingFlow
 from sdkeras.training_step.map import UpdateMap
 
 DEFAULT_EXAMPLES = 1000
@@ -170,7 +174,7 @@ def forward(
             f"the simulated training diverged: weights or losses came out NaN or infinite at step "
             f"{trajectory.stopped_at:,} of {steps:,}; take a smaller learning rate or fewer steps.{kept}"
         )
-    found = measure(trajectory, alpha, seed=seed, memory_gb=memory_gb, progress=tell)
+    found = measure_trajectory(trajectory, alpha, seed=seed, memory_gb=memory_gb, progress=tell)
     return attrs.evolve(
         found,
         simulation=_simulation(training, step, steps, seed, learning_rate, started),
@@ -287,3 +291,91 @@ def _simulation(
         verified=step.verification.passed,
         warnings=tuple(training.notes),
     )
+
+
+def simulate(
+    model: Any,
+    data: Any,
+    *,
+    steps: int = DEFAULT_LAST,
+    batch_size: int | None = None,
+    every: int = 1,
+    last: int | None = None,
+    dtype: str = "float32",
+    projection: int | None = None,
+    seed: int = 0,
+    losses_on: tuple[Any, Any] | None = None,
+    initial_slots: bool = False,
+    allow_unverified: bool = False,
+    class_weight: Mapping[int, float] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Trajectory:
+    """The trajectory that training would take from here on: real steps of the compiled optimizer, on copies.
+
+    Moving averages of batch normalization stay as they are; they enter losses of `losses_on` only.
+
+    Args:
+        model: A `keras.Model`, compiled. It is not changed.
+        data: (x, y[, sample_weight]), a batched `tf.data.Dataset`, or a `keras.utils.PyDataset`.
+        steps: Training steps.
+        batch_size: That of training; default 32, or a dataset's own.
+        every: Steps between two iterates that are kept.
+        last: How many are kept; None for all.
+        dtype: Of the steps and of what is kept.
+        projection: As for `TrajectoryRecorder`.
+        seed: Of minibatches, dropout masks and the projection.
+        losses_on: As for `TrajectoryRecorder`.
+        initial_slots: For an optimizer that has not trained yet: start with the slots it would start with.
+        allow_unverified: Go on with a step that failed its verification.
+        class_weight: That of `fit`: weights by class, {0: 1.0, 1: 9.0}; others weigh 1.
+        progress: Called with the number of steps made after each.
+
+    Raises:
+        SdkerasError: Unusable model, data or settings. A trajectory that diverges is no error: see
+            `Trajectory.stopped_at`.
+    """
+    settings = RecordingSettings(
+        every=every,
+        last=max(2, steps // max(1, every)) if last is None else last,
+        dtype=dtype,
+        projection=projection,
+        seed=seed,
+        losses_on=losses_on,
+    )
+    if steps < 2 * every:
+        raise SdkerasError(f"steps is {steps}; a trajectory of 2 iterates needs at least {2 * every}.")
+    source = minibatches.as_source(
+        data,
+        batch_size=batch_size,
+        default_batch_size=minibatches.DEFAULT_BATCH_SIZE,
+        limit=None,
+        class_weight=class_weight,
+    )
+    loss = EmpiricalLoss(model, source, dtype=dtype, num_samples=max(source.batch_size, 1024), seed=seed)
+    step = UpdateMap(loss, model.optimizer, initial_slots=initial_slots, allow_unverified=allow_unverified)
+    return record(step, model, settings, steps, progress)
+
+
+def record(
+    step: UpdateMap,
+    model: Any,
+    settings: RecordingSettings,
+    steps: int,
+    progress: Callable[[int], None] | None = None,
+) -> Trajectory:
+    """The trajectory of so many steps of a map from its own state on; `model` takes the losses."""
+    recording = Recording(model, settings)
+    flow = TrainingFlow(step)
+    parts = list(zip(step.loss.layout.slices, step.loss.layout.shapes, strict=True))
+    for count in range(1, steps + 1):
+        try:
+            flow.advance()
+        except NonFiniteError:
+            recording.stopped_at = count
+        if recording.stopped_at is not None:
+            break
+        if count % settings.every == 0:
+            recording.add(count, [flow.position[part].reshape(shape) for part, shape in parts])
+        if progress is not None:
+            progress(count)
+    return recording.finished()

@@ -14,108 +14,24 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import attrs
 import keras
 import numpy as np
 import tensorflow as tf
 
-from sdkeras.errors import DataError, ModelError, NonFiniteError, SdkerasError
+from sdkeras.errors import ModelError, NonFiniteError, SdkerasError
 from sdkeras.files.atomic import write_whole
-from sdkeras.files.class_weights import sample_weights
-from sdkeras.files.dataset import load_both, load_data, load_training_data
 from sdkeras.files.user_code import USER_ERRORS, find_function, last_line
-from sdkeras.study.grid import OF_THE_RUNNER, GridRun, Study
+from sdkeras.study.data import StudyData, shuffled, with_class_weights
+from sdkeras.study.definition import OF_THE_RUNNER, GridRun, Study
 from sdkeras.study.measures import columns
 from sdkeras.study.recorder import TrajectoryRecorder
 from sdkeras.study.run_files import RunFolder, Scores, Trained
-from sdkeras.training_step.rule import inner
+from sdkeras.training_step.settings import inner
 
 # Examples of one batch where only sums over all of them are wanted.
 _EVALUATED = 1024
 # Relative, between a model's loss and that of its copy from the file; sums in another order differ by 1e-6 or so.
 _SAME_LOSS = 1e-3
-
-
-@attrs.frozen
-class StudyData:
-    """Data of training and of the test, each (x, y[, sample_weight]) or a data set in batches."""
-
-    train: Any
-    test: Any
-
-    @classmethod
-    def of(cls, study: Study) -> StudyData:
-        """Reads them; relative paths and modules are looked for in the current folder.
-
-        Raises:
-            DataError: They cannot be read, or come in batches of their own although the grid has batch sizes.
-        """
-        # A function that draws at random draws the same in every worker.
-        keras.utils.set_random_seed(0)
-        if study.test_data is None:
-            train, test = load_both(study.data)
-        else:
-            train, note = load_training_data(study.data)
-            if note:
-                raise DataError(
-                    f"[study] test_data is given, and there is a test pair already ({note.rstrip('.')}); leave it out."
-                )
-            test = load_data(study.test_data)
-        if not isinstance(train, tuple):
-            for what, there in (
-                ("batch sizes", "batch_size" in study.grid),
-                (
-                    "the distance of losses (metric data)",
-                    any(name.endswith("-data") for name in columns(study.measures)),
-                ),
-            ):
-                if there:
-                    raise DataError(f"data {study.data!r} come in batches of their own, and {what} need arrays x, y.")
-            return cls(train, test)
-        total, most = len(tf.nest.flatten(train[1])[0]), max(study.grid.get("batch_size", (1,)))
-        if most > total:
-            raise DataError(
-                f"[grid] batch_size has the value {most}, and training has {total:,} samples; take smaller batches."
-            )
-        if study.records:
-            _check_recorded_steps(study, total)
-        _by_class(study, train)
-        return cls(train, test)
-
-    def examples(self, count: int) -> Any:
-        """(x, y) of so many examples of training (or all), the same ones for all runs."""
-        x, y = self.train[:2]
-        total = len(tf.nest.flatten(y)[0])
-        chosen = np.sort(np.random.default_rng(0).permutation(total)[:count])
-        return tuple(tf.nest.map_structure(lambda leaf: leaf[chosen], part) for part in (x, y))
-
-
-def _by_class(study: Study, data: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Arrays with the sample weights that `fit` makes of the study's class weights.
-
-    Raises:
-        DataError: There are sample weights already, or several arrays of targets.
-    """
-    if study.weights_by_class is None:
-        return data
-    if len(data) != 2 or tf.nest.is_nested(data[1]):
-        raise DataError(
-            "[study] class_weight needs data (x, y) with one array of targets and without sample weights, as Keras' "
-            "fit does; multiply the class weights into sample weights, and leave class_weight out."
-        )
-    return (*data, sample_weights(np.asarray(data[1]), study.weights_by_class, per_step=False))
-
-
-def _check_recorded_steps(study: Study, total: int) -> None:
-    """Refuses trajectories that would not be as long in all runs: E_alpha grows with the number of iterates."""
-    for batch_size in study.grid.get("batch_size", (32,)):
-        trained = study.steps or (study.epochs or 0) * math.ceil(total / batch_size)
-        if trained < study.trajectory.steps:
-            raise DataError(
-                f"[trajectory] steps is {study.trajectory.steps:,}, and runs of batch size {batch_size} train "
-                f"{trained:,} steps: trajectories would not be as long in all runs, and E_alpha grows with their "
-                "length; take fewer."
-            )
 
 
 def factory(study: Study) -> Callable[..., Any]:
@@ -160,7 +76,7 @@ def train(study: Study, run: GridRun, make: Callable[..., Any], data: StudyData,
     batches, per_epoch, class_weight = data.train, 0, study.weights_by_class
     if isinstance(data.train, tuple):
         batch_size, class_weight = run.settings.get("batch_size", 32), None
-        batches, per_epoch = shuffled(_by_class(study, data.train), batch_size, run.settings["seed"])
+        batches, per_epoch = shuffled(with_class_weights(study, data.train), batch_size, run.settings["seed"])
     epochs = study.epochs or math.ceil((study.steps or 0) / (per_epoch or len(batches)))
     watch = _Watch(study)
     recorder = _recorder(study, data, 0 if study.stop else (study.steps or epochs * (per_epoch or len(batches))))
@@ -276,32 +192,6 @@ def _load_weights(model: Any, path: Path, trained: Trained, advice: str) -> None
             f"{path} does not hold the state of the factory's optimizer {type(inner(model.optimizer)).__name__} after "
             f"{trained.num_steps:,} steps. {advice}"
         )
-
-
-def shuffled(data: tuple[Any, ...], batch_size: int, seed: int) -> tuple[tf.data.Dataset, int]:
-    """Endless batches of arrays, in another order in every epoch, and how many make one.
-
-    After `keras.utils.set_random_seed` Keras' own shuffling of arrays gives every epoch of a `fit` the same order.
-    """
-    arrays = tf.nest.map_structure(_as_keras_reads, data)
-    total = len(tf.nest.flatten(arrays)[0])
-
-    def order(epoch: Any) -> Any:
-        return tf.argsort(tf.random.stateless_uniform([total], tf.stack([tf.cast(seed, tf.int64), epoch])))
-
-    def batches_of(epoch: Any) -> tf.data.Dataset:
-        return tf.data.Dataset.from_tensor_slices(order(epoch)).batch(batch_size)
-
-    def gathered(places: Any) -> Any:
-        return tf.nest.map_structure(lambda array: tf.gather(array, places), arrays)
-
-    made = tf.data.Dataset.range(np.iinfo(np.int64).max).flat_map(batches_of).map(gathered)
-    return made.prefetch(1), math.ceil(total / batch_size)
-
-
-def _as_keras_reads(array: Any) -> Any:
-    array = np.asarray(array)
-    return tf.convert_to_tensor(array.astype(keras.config.floatx()) if array.dtype.kind == "f" else array)
 
 
 def made_model(study: Study, settings: Mapping[str, Any], make: Callable[..., Any]) -> Any:

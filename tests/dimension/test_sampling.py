@@ -9,10 +9,10 @@ import pytest
 
 import sdkeras
 from oracles import rotated
-from sdkeras.dimension import adaptive
-from sdkeras.dimension.adaptive import AdaptiveSettings, Context, estimate_sharpness_dimension
+from sdkeras.dimension.estimate import Context, summarise
 from sdkeras.dimension.exponents import ExponentMap
 from sdkeras.dimension.pooling import quantile_average
+from sdkeras.dimension.sampling import AdaptiveSettings, estimate_sharpness_dimension
 from sdkeras.linalg.operators import DenseOperator
 from sdkeras.results.estimates import Spectrum
 from sdkeras_plugins.quadrature import StochasticLanczosQuadrature
@@ -331,15 +331,15 @@ def test_each_run_counts_in_the_nested_check_whether_its_krylov_space_ended_or_n
     runs = [kinds[index % 3](index, 40) for index in range(24)]
     assert [len(run.nodes) for run in runs[:3]] == [4, 32, 40]
     assert [len(run.nested.nodes) for run in runs[:3]] == [4, 28, 28]
-    summary = adaptive.summarise(runs, context())
-    tau = 1 / abs(summary.crossing.threshold_exponent)
+    summary = summarise(runs, context())
+    tau = 1 / abs(summary.pooled.crossing.threshold_exponent)
     differences = np.array([own_difference(run, tau) for run in runs])
     assert np.all(differences[::3] == 0)
     assert np.all(differences[1::3] != 0)
-    assert summary.nested_difference[0] == pytest.approx(differences.mean(), rel=1e-9)
+    assert summary.nested_difference == pytest.approx(differences.mean(), rel=1e-9)
     # An estimator whose ended runs have no coarser rule: they count as no difference.
     bare = [attrs.evolve(run, nested=None) if index % 3 == 0 else run for index, run in enumerate(runs)]
-    assert adaptive.summarise(bare, context()).nested_difference == summary.nested_difference
+    assert summarise(bare, context()).nested_difference == summary.nested_difference
 
 
 def test_runs_that_ended_are_checked_and_never_begun_again() -> None:
@@ -372,7 +372,7 @@ def test_longer_runs_that_the_deadline_leaves_no_time_for_are_not_begun(monkeypa
     """A product takes a second: 24 runs of 4 steps are over at 96 s, and three longer ones would take 18 s or more."""
     values = np.concatenate([np.linspace(-0.5, 15, 130), -np.geomspace(1e-4, 3, 40)])
     made, clock = slq_run([rotated(values, seed=index) for index in range(6)], 0), [0.0]
-    monkeypatch.setattr(adaptive.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
 
     def run(index: int, steps: int | None):
         found = made(index, steps)

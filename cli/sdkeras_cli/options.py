@@ -1,0 +1,202 @@
+"""Options of the commands: the library's from the fields of its records, and those that only a command line has.
+
+A field of an attrs class becomes an option by its type, its default and its metadata ('help', 'metavar'). The name of
+an option's parameter is the field's, so that the parameters of a command are the arguments of the library's function.
+"""
+
+from __future__ import annotations
+
+import math
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import attrs
+import click
+
+from sdkeras.dimension.bounds import check_inputs
+from sdkeras.errors import SdkerasError
+from sdkeras.estimators import registry
+from sdkeras.files import class_weights
+from sdkeras.operators.modes import DTYPES, MODES, PRODUCT_MODES
+from sdkeras.runs.options import MAPS, parse_learning_rate
+from sdkeras_cli.help_texts import HELP
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+class FiniteRange(click.FloatRange):
+    """A range of numbers without NaN and infinity, which click lets through."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+POSITIVE = FiniteRange(min=0, min_open=True)
+FRACTION = FiniteRange(min=0, max=1, min_open=True, max_open=True)
+COUNT = click.IntRange(min=1)
+NOT_NEGATIVE = click.IntRange(min=0)
+
+
+# Texts as values
+
+
+def learning_rate(context: click.Context, option: click.Parameter, text: str | None) -> float | str | None:
+    """A rate, or which one of a schedule."""
+    try:
+        return None if text is None else parse_learning_rate(text)
+    except SdkerasError as error:
+        raise click.BadParameter(str(error), context, option) from error
+
+
+def bound_inputs(context: click.Context, option: click.Parameter, texts: Sequence[str]) -> dict[str, float] | None:
+    """NAME=VALUE as numbers by name."""
+    known: dict[str, float] = {}
+    for text in texts:
+        name, equals, digits = text.partition("=")
+        try:
+            known[name] = float(digits)
+        except ValueError:
+            equals = ""
+        if not (equals and name):
+            raise SdkerasError(f"--bound {text}: expected NAME=VALUE with a number, for example loss_bound=2.3.")
+    check_inputs(known)
+    return known or None
+
+
+def settings_of(kinds: Sequence[str], example: str) -> Callable[..., dict[str, dict[str, Any]]]:
+    """A callback that reads NAME.FIELD=VALUE as values of the fields' types, by estimator of these kinds."""
+
+    def settings(context: Any, option: Any, assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
+        values: dict[str, dict[str, Any]] = {}
+        for assignment in assignments:
+            path, equals, text = assignment.partition("=")
+            name, dot, field = path.partition(".")
+            if not (equals and dot and name and field):
+                raise SdkerasError(f"--set {assignment}: expected NAME.FIELD=VALUE, for example {example}.")
+            cls = registry.get_estimator(registry.kind_of(name, kinds), name)
+            fields = [each.name for each in attrs.fields(cls)]
+            if field not in fields:
+                raise SdkerasError(f"--set {assignment}: '{name}' has no field '{field}'; it has: {', '.join(fields)}.")
+            values.setdefault(name, {})[field] = _value(assignment, typing.get_type_hints(cls)[field], text)
+        return values
+
+    return settings
+
+
+_BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+_READERS: dict[Any, Callable[[str], Any]] = {
+    bool: lambda text: _BOOLEANS[text.lower()],
+    int: int,
+    float: float,
+    str: str,
+    type(None): lambda text: {"none": None}[text.lower()],
+}
+
+
+def _value(assignment: str, kind: Any, text: str) -> Any:
+    """The text as the field's type, of several the first that reads it, None before them."""
+    kinds = sorted(typing.get_args(kind) or (kind,), key=lambda each: each is not type(None))
+    if not set(kinds) <= set(_READERS):
+        raise SdkerasError(f"--set {assignment}: this field can be set from Python only.")
+    for each in kinds:
+        try:
+            return _READERS[each](text)
+        except (ValueError, KeyError):
+            continue
+    raise SdkerasError(f"--set {assignment}: '{text}' is not a value of type {getattr(kind, '__name__', kind)}.")
+
+
+# Options of the library
+
+# Arguments of `click.option` beyond what a field says.
+_CLICK: dict[str, dict[str, Any]] = {
+    "learning_rate": {"callback": learning_rate},
+    "class_weight": {"callback": lambda _, __, text: None if text is None else class_weights.parsed(text)},
+    "mode": {"type": click.Choice(MODES)},
+    "map": {"type": click.Choice(MAPS)},
+    "dtype": {"type": click.Choice(DTYPES)},
+    "product_mode": {"type": click.Choice(PRODUCT_MODES)},
+    "estimators": {"multiple": True},
+    "settings": {"multiple": True, "callback": settings_of(registry.ANALYSIS_KINDS, "slq.num_steps=80")},
+    "tolerance": {"type": FRACTION},
+    "seed": {"type": NOT_NEGATIVE},
+    "lyapunov_transient": {"type": NOT_NEGATIVE},
+    "bound_inputs": {"multiple": True, "callback": bound_inputs},
+}
+# Options that are not called as the argument is.
+_SPELLED = {"memory_gb": "--memory", "bound_inputs": "--bound", "estimators": "--estimator", "settings": "--set"}
+_OF_PYTHON = ("loss_fn", "runs", "workers", "progress")
+
+
+def options_of(record: type[Any], *names: str, **changes: Mapping[str, Any]) -> Callable[[_Command], _Command]:
+    """The fields of a record as options of a command.
+
+    Args:
+        record: An attrs class.
+        names: Which fields; without any, all that a command line can give.
+        changes: Further fields, with what is otherwise in this command: arguments of `click.option`.
+    """
+    chosen = (*names, *changes) if names else [name for name in attrs.fields_dict(record) if name not in _OF_PYTHON]
+
+    def decorate(command: _Command) -> _Command:
+        for name in reversed(chosen):
+            arguments = _arguments(record, name) | _CLICK.get(name, {}) | dict(changes.get(name, {}))
+            spelled = _SPELLED.get(name, f"--{name.replace('_', '-')}")
+            command = click.option(spelled, name, **arguments)(command)
+        return command
+
+    return decorate
+
+
+def _arguments(record: type[Any], name: str) -> dict[str, Any]:
+    field, kind = attrs.fields_dict(record)[name], typing.get_type_hints(record)[name]
+    text, metavar = HELP.get(name, ("", ""))
+    words = {"help": field.metadata.get("help", text), "metavar": field.metadata.get("metavar", metavar) or None}
+    if kind is bool:
+        return {"is_flag": True, "help": words["help"]}
+    kinds = typing.get_args(kind) or (kind,)
+    default = field.default if isinstance(field.default, (int, float, str)) else None
+    number = None if str in kinds else COUNT if int in kinds else POSITIVE if float in kinds else None
+    return {"type": number, "default": default, "show_default": default is not None, **words}
+
+
+def unset(text: str) -> dict[str, Any]:
+    """For `options_of`: an option that is None where it is not given, since the default is another library call's."""
+    return {"default": None, "show_default": False, "help": text}
+
+
+# Options of the command line alone
+
+data = click.option(
+    "--data",
+    type=click.Path(),
+    required=True,
+    metavar="DATA",
+    help="FILE.npz, X.npy,Y.npy, a tf.data folder, or module:callable.",
+)
+initial_slots = click.option(
+    "--initial-slots", is_flag=True, help="For an optimizer without a step: the slots it would start with."
+)
+custom_objects = click.option(
+    "--custom-objects", type=click.Path(), metavar="FILE", help="Python file with the model's own classes."
+)
+unsafe = click.option("--unsafe", is_flag=True, help="Load Lambda layers, whose code is in the model file.")
+json = click.option("--json", "json_path", type=click.Path(), metavar="OUT", help="Write the answer here.")
+html = click.option("--html", "html_path", type=click.Path(), metavar="OUT", help="Write the report page here.")
+fail_if = click.option(
+    "--fail-if", "expression", metavar="EXPR", help="Exit with 3 if it holds: PATH OP NUMBER [and|or ...]."
+)
+dry_run = click.option("--dry-run", is_flag=True, help="Show what would be done and what it would cost.")
+quiet = click.option("--quiet", is_flag=True, help="Nothing in the terminal but errors.")
+debug = click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
+
+
+def of_a_run(command: _Command) -> _Command:
+    """The last options of a command that works on a model: its classes, where the answer goes, how much is said."""
+    for option in reversed((custom_objects, unsafe, json, html, fail_if, dry_run, quiet, debug)):
+        command = option(command)
+    return command

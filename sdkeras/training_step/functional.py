@@ -1,0 +1,223 @@
+"""A Keras optimizer's update as a pure function, by the optimizer's own code.
+
+Its methods run on a copy that assigns inside a `keras.StatelessScope`, where no variable changes. (Keras'
+`stateless_apply` refuses the TensorFlow backend, and `copy.copy(optimizer)` returns an optimizer without its state.)
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+import keras
+import tensorflow as tf
+
+from sdkeras.errors import ModelError
+from sdkeras.operators import precision
+from sdkeras.training_step.optimizer import is_float, parts_of, replica, stored
+
+
+class _Functional(keras.optimizers.Optimizer):  # type: ignore[misc]
+    """What Keras' TensorFlow optimizers do by assigning to resources, done by Keras variables alone.
+
+    Stands between an optimizer class and Keras' base class, so that an optimizer's own overrides still win.
+    """
+
+    def assign(self, variable: Any, value: Any) -> None:
+        variable.assign(_summed(value, variable.dtype))
+
+    def assign_add(self, variable: Any, value: Any) -> None:
+        variable.assign(variable.value + _summed(value, variable.dtype))
+
+    def assign_sub(self, variable: Any, value: Any) -> None:
+        variable.assign(variable.value - _summed(value, variable.dtype))
+
+    def _var_key(self, variable: Any) -> Any:
+        return super()._var_key(stored(variable))
+
+    def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
+        if self.weight_decay is None:
+            return
+        for variable in variables:
+            if self._use_weight_decay(variable):
+                decay, rate = (tf.cast(x, variable.dtype) for x in (self.weight_decay, self.learning_rate))
+                variable.assign(variable.value - variable.value * decay * rate)
+
+    def keras_clip(self, grads: Sequence[Any]) -> list[Any]:
+        clipped: list[Any] = super()._clip_gradients(grads)
+        return clipped
+
+    def _clip_gradients(self, grads: Sequence[Any]) -> list[Any]:
+        stand_in = vars(self).get("_stand_in")
+        return self.keras_clip(grads) if stand_in is None else stand_in(grads)
+
+    def _backend_update_step(
+        self, grads: Sequence[Any], trainable_variables: Sequence[Any], learning_rate: Any
+    ) -> None:
+        for gradient, variable in zip(grads, trainable_variables, strict=True):
+            self.update_step(gradient, variable, learning_rate)
+
+    def _backend_apply_gradients(self, grads: Sequence[Any], trainable_variables: Sequence[Any]) -> None:
+        # One update with the averaged gradient: neither accumulators nor averages of the weights.
+        self._apply_weight_decay(trainable_variables)
+        self._backend_update_step(self._clip_gradients(grads), trainable_variables, self.learning_rate)
+
+    def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
+        super().apply(grads, trainable_variables)
+        if self.gradient_accumulation_steps:
+            self._iterations.assign(self._iterations + (self.gradient_accumulation_steps - 1))
+
+
+class RecordingScope(keras.StatelessScope):  # type: ignore[misc]
+    """Remembers variables that were used without a value given to them."""
+
+    def __init__(self, mapping: Sequence[tuple[Any, Any]]) -> None:
+        super().__init__(mapping)
+        self.unknown: list[Any] = []
+
+    def get_current_value(self, variable: Any) -> Any:
+        value = super().get_current_value(variable)
+        if value is None and all(variable is not other for other in self.unknown):
+            self.unknown.append(variable)
+        return value
+
+
+@attrs.frozen(eq=False)
+class FunctionalOptimizer:
+    """An optimizer whose update changes nothing.
+
+    Attributes:
+        optimizer: The functional copy of the Keras optimizer.
+        trainable: The variables it trains.
+        missing: For each of them, whether the loss leaves it without a gradient; Keras skips those.
+        dtype: Precision of the arithmetic.
+    """
+
+    optimizer: Any
+    trainable: tuple[Any, ...]
+    missing: tuple[bool, ...]
+    dtype: str
+
+    @property
+    def microbatches(self) -> int:
+        """Batches whose mean gradient makes one update; 1 without gradient accumulation."""
+        return int(getattr(self.optimizer, "gradient_accumulation_steps", None) or 1)
+
+    def apply(
+        self,
+        variables: Sequence[Any],
+        values: Sequence[Any],
+        gradients: Sequence[Any],
+        clipped: Sequence[Any] | None = None,
+    ) -> RecordingScope:
+        """The scope after one apply of the optimizer's own code.
+
+        Args:
+            variables: Those that get values; all that the update reads.
+            values: Theirs.
+            gradients: Of the trainable variables.
+            clipped: Takes the place of what Keras' clipping makes of these gradients.
+        """
+        arriving = self._present(gradients)
+        stand_in = None
+        if clipped is not None:
+            replacement = self._present(clipped)
+
+            def stand_in(grads: Sequence[Any]) -> list[Any]:
+                same = len(grads) == len(arriving) and all(a is b for a, b in zip(grads, arriving, strict=True))
+                return replacement if same else self.optimizer.keras_clip(grads)
+
+        vars(self.optimizer)["_stand_in"] = stand_in
+        try:
+            with precision.default_precision(self.dtype), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Gradients do not exist")
+                scope = RecordingScope(list(zip(variables, values, strict=True)))
+                with scope:
+                    none = [None if lost else g for lost, g in zip(self.missing, gradients, strict=True)]
+                    self.optimizer.apply(none, self.trainable)
+        finally:
+            vars(self.optimizer)["_stand_in"] = None
+        return scope
+
+    def clip(self, gradients: Sequence[Any]) -> list[Any]:
+        """Gradients as Keras clips them; those that the loss leaves out stay as they are."""
+        with precision.default_precision(gradients[0].dtype.name):
+            clipped = iter(self.optimizer.keras_clip(self._present(gradients)))
+        return [g if lost else next(clipped) for lost, g in zip(self.missing, gradients, strict=True)]
+
+    def _present(self, gradients: Sequence[Any]) -> list[Any]:
+        return [gradient for lost, gradient in zip(self.missing, gradients, strict=True) if not lost]
+
+
+def functional(optimizer: Any, missing: Sequence[bool], dtype: str) -> FunctionalOptimizer:
+    """The functional form of a built Keras optimizer (not of a loss-scaling wrapper), which is not touched.
+
+    Args:
+        optimizer: Its variables stand for themselves where they have the wanted precision, else a replica does.
+        missing: See `FunctionalOptimizer`.
+        dtype: 'float32' or 'float64'.
+
+    Raises:
+        ModelError: Its step is no map: gradients overwrite weights, or parts of it accumulate gradients apart.
+    """
+    stand_ins = _StandIns(dtype)
+    trainable = tuple(stand_ins.variable(variable) for variable in optimizer._trainable_variables)
+    if any(getattr(variable, "overwrite_with_gradient", False) for variable in trainable):
+        raise ModelError(
+            "the model has variables that training overwrites with gradients (float8 scales), so that its step is "
+            "no map of weights and slots; analyse a model without float8 quantization."
+        )
+    if any(getattr(part, "gradient_accumulation_steps", None) for part in parts_of(optimizer)[1:]):
+        raise ModelError(
+            "optimizers inside a MultiOptimizer that accumulate gradients update at different times; set "
+            "gradient_accumulation_steps to None and use the effective batch size."
+        )
+    return FunctionalOptimizer(_functional_copy(optimizer, stand_ins), trainable, tuple(missing), dtype)
+
+
+class _StandIns:
+    """Variables of the wanted precision that stand for an optimizer's own; the same ones where they fit."""
+
+    def __init__(self, dtype: str) -> None:
+        self.dtype = dtype
+        self._known: dict[int, tuple[Any, Any]] = {}
+
+    def variable(self, variable: Any) -> Any:
+        if id(variable) not in self._known:
+            fits = not is_float(variable) or variable.dtype == self.dtype
+            self._known[id(variable)] = (variable, variable if fits else replica(variable, self.dtype))
+        return self._known[id(variable)][1]
+
+    def tree(self, value: Any, keys: dict[Any, Any]) -> Any:
+        """Containers rebuilt with stand-ins for variables, and their keys for the variables' keys."""
+        if isinstance(value, keras.Variable):
+            return self.variable(value)
+        if isinstance(value, dict):
+            return {keys.get(key, key): self.tree(item, keys) for key, item in value.items()}
+        if isinstance(value, set):
+            return {keys.get(key, key) for key in value}
+        if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+            return [self.tree(item, keys) for item in value]
+        return value
+
+
+def _functional_copy(optimizer: Any, stand_ins: _StandIns) -> Any:
+    """A copy of the optimizer whose updates are functions; it shares nothing that an update could change."""
+    copy: Any = object.__new__(type(f"Functional{type(optimizer).__name__}", (type(optimizer), _Functional), {}))
+    trained = list(optimizer._trainable_variables)
+    keys = {optimizer._var_key(v): _Functional._var_key(copy, stand_ins.variable(v)) for v in trained}
+    inherited = {name: v for name, v in vars(optimizer).items() if name not in ("_tracker", "_inner_optimizers")}
+    vars(copy).update({name: stand_ins.tree(value, keys) for name, value in inherited.items()})
+    # The gradient comes unscaled.
+    scale = "_loss_scale_factor" if "_loss_scale_factor" in inherited else "loss_scale_factor"
+    vars(copy).update({scale: None, "_self_setattr_tracking": False})
+    if hasattr(optimizer, "_inner_optimizers"):
+        vars(copy)["_inner_optimizers"] = [_functional_copy(part, stand_ins) for part in optimizer._inner_optimizers]
+    return copy
+
+
+def _summed(value: Any, dtype: Any) -> Any:
+    """A tensor; rows of a sparse gradient are summed, as assignments to a resource sum them."""
+    return tf.convert_to_tensor(tf.cast(value, dtype))

@@ -1,0 +1,291 @@
+"""The gradient in the form that training gives it to the optimizer, and its derivative in the weights.
+
+TensorFlow makes the gradient of what was only looked up (embeddings) row by row: one row for each lookup, not yet
+summed (`tf.IndexedSlices`). Where an optimizer squares or clips these rows one by one, its step is a function of the
+rows. With P the lookups (each row of the weights as often as it is looked up, all other weights as they are) and E the
+Hessian of the loss as a function of P w, the gradient G row by row has
+
+    dG t = E (P t),    dG' c = P' (E c),    and P' dG = P' E P = H.
+
+Everything that is not looked up lies in G as it does in w.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import attrs
+import numpy as np
+import tensorflow as tf
+
+from sdkeras.operators.engine import Engine
+from sdkeras.operators.layout import Layout
+from sdkeras.operators.loss import Batch
+from sdkeras.results.arrays import Array
+
+
+@attrs.frozen
+class Gradient:
+    """A gradient as the optimizer gets it.
+
+    Attributes:
+        values: The variables' gradients end to end; a tensor of shape [n] if nothing comes row by row.
+        rows: For each variable whose gradient does, which of its rows; integer tensors.
+        counts: How many of these rows are of each batch, for each such variable; shape [batches, variables].
+    """
+
+    values: Any
+    rows: tuple[Any, ...] = ()
+    counts: tuple[tuple[int, ...], ...] = ()
+
+
+@attrs.frozen
+class GradientLayout:
+    """Where the variables' gradients lie in G.
+
+    Attributes:
+        weights: Names and shapes of the variables.
+        looked_up: Positions of those whose gradient comes row by row.
+    """
+
+    weights: Layout
+    looked_up: tuple[int, ...] = ()
+
+    def slices(self, counts: Sequence[int]) -> list[slice]:
+        """The variables' places in G, for these numbers of rows of those looked up."""
+        sizes = list(self.weights.sizes)
+        for k, count in zip(self.looked_up, counts, strict=True):
+            sizes[k] = count * self._row_size(k)
+        ends = [int(end) for end in np.cumsum(sizes)]
+        return [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+
+    def parted(self, values: Any, rows: Sequence[Any]) -> list[Any]:
+        """G, a tensor, as one tensor for each variable, or `tf.IndexedSlices` with these rows for those looked up."""
+        rows_of, sizes = dict(zip(self.looked_up, rows, strict=True)), list[Any](self.weights.sizes)
+        for k, indices in rows_of.items():
+            sizes[k] = tf.shape(indices)[0] * self._row_size(k)
+        parts = [
+            tf.reshape(piece, [-1, *shape[1:]] if k in rows_of else shape)
+            for k, (piece, shape) in enumerate(zip(tf.split(values, sizes), self.weights.shapes, strict=True))
+        ]
+        for k, indices in rows_of.items():
+            parts[k] = tf.IndexedSlices(parts[k], indices, tf.constant(self.weights.shapes[k]))
+        return parts
+
+    def merged(self, arrays: Sequence[Array], counts: Sequence[Sequence[int]]) -> Array:
+        """Those of several batches as one, along the last axis: rows one after the other, all else summed."""
+        if len(arrays) == 1:
+            return arrays[0]
+        split = [[a[..., part] for part in self.slices(own)] for a, own in zip(arrays, counts, strict=True)]
+        merged: Array = np.concatenate(
+            [
+                np.concatenate(pieces, axis=-1) if k in self.looked_up else np.sum(pieces, axis=0)
+                for k, pieces in enumerate(zip(*split, strict=True))
+            ],
+            axis=-1,
+        )
+        return merged
+
+    def _row_size(self, k: int) -> int:
+        return int(np.prod(self.weights.shapes[k][1:]))
+
+
+class Gradients(Protocol):
+    """Gradients of a weighted sum of batches and their derivatives; tangents and cotangents are rows of a matrix."""
+
+    layout: GradientLayout
+
+    def gradient(self, point: Any, batches: Sequence[Batch]) -> Gradient: ...
+
+    def push(self, point: Any, tangents: Array, batches: Sequence[Batch]) -> Array:
+        """dG t: [k, n] to [k, size of G]."""
+        ...
+
+    def gradient_and_push(self, point: Any, tangents: Array, batches: Sequence[Batch]) -> tuple[Gradient, Array]:
+        """The gradient and dG t, over one shared first pass."""
+        ...
+
+    def pull(self, point: Any, gradient: Gradient, cotangents: Array, batches: Sequence[Batch]) -> Array:
+        """dG' c: [k, size of G] to [k, n]."""
+        ...
+
+
+class SummedGradients:
+    """Each variable's gradient as one tensor of its shape; dG is the Hessian."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.layout = GradientLayout(engine.function.layout)
+
+    def gradient(self, point: Any, batches: Sequence[Batch]) -> Gradient:
+        return Gradient(_sum(lambda batch: self._engine.gradient(point, batch), batches))
+
+    def push(self, point: Any, tangents: Array, batches: Sequence[Batch]) -> Array:
+        if len(tangents) == 1:
+            vector = tf.constant(tangents[0])
+            product: Array = _sum(lambda batch: self._engine.product(point, vector, batch), batches).numpy()
+            return product[None]
+        block = tf.constant(tangents)
+        products: Array = _sum(lambda batch: self._engine.products(point, block, batch), batches).numpy()
+        return products
+
+    def gradient_and_push(self, point: Any, tangents: Array, batches: Sequence[Batch]) -> tuple[Gradient, Array]:
+        block = tf.constant(tangents)
+        gradient, products = _sum(lambda batch: self._engine.gradient_and_products(point, block, batch), batches)
+        return Gradient(gradient), products.numpy()
+
+    def pull(self, point: Any, gradient: Gradient, cotangents: Array, batches: Sequence[Batch]) -> Array:
+        return self.push(point, cotangents, batches)
+
+
+class RowGradients:
+    """Gradients of the engine's looked-up variables row by row, those of several batches one after the other.
+
+    Args:
+        engine: In the product mode reverse-over-reverse.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        names = engine.function.layout.names
+        looked_up = tuple(k for k, name in enumerate(names) if name in engine.looked_up)
+        self.layout = GradientLayout(engine.function.layout, looked_up)
+        self._functions: dict[str, Any] = {}
+
+    # Graphs: what is traced
+
+    def _gradient_parts(self, parts: list[Any], *batch: Any) -> tuple[list[Any], list[Any], bool]:
+        """Values for each variable, rows of those looked up, and whether each of these is of a single lookup."""
+        raw = self._engine.raw_gradients_of(parts, batch)
+        values = [tf.zeros_like(p) if g is None else getattr(g, "values", g) for p, g in zip(parts, raw, strict=True)]
+        indices = [raw[k].indices for k in self.layout.looked_up]
+        single = all(each.op.type == "Reshape" for each in indices)  # several are concatenated
+        return values, [tf.cast(each, tf.int32) for each in indices], single
+
+    def _gradient_graph(self, point: Any, *batch: Any) -> tuple[Any, ...]:
+        values, rows, _ = self._gradient_parts(self._engine.split(point), *batch)
+        return self._engine.join(values), *rows
+
+    def _push_graph(self, vectorized: bool) -> Any:
+        """The gradient, and its derivative along each row of a matrix."""
+        engine = self._engine
+
+        def graph(point: Any, tangents: Any, *batch: Any) -> tuple[Any, ...]:
+            parts = engine.split(point)
+            with tf.GradientTape(persistent=True) as tape:
+                tape.watch(parts)
+                values, rows, single = self._gradient_parts(parts, *batch)
+            if single:
+
+                def push(vector: Any) -> Any:
+                    tangent = engine.split(vector)
+                    for k, indices in zip(self.layout.looked_up, rows, strict=True):
+                        tangent[k] = tf.gather(tangent[k], indices)
+                    pulled = _pulled(tape, values, parts, tangent, values)
+                    for k in self.layout.looked_up:
+                        pulled[k] = getattr(pulled[k], "values", pulled[k])
+                    return engine.join(_dense(pulled))
+
+            else:
+                # A second pass may meet the lookups in another order, so: the derivative of c -> dG' c.
+                duals = [tf.ones_like(value) for value in values]
+                with tf.GradientTape(persistent=True) as outer:
+                    outer.watch(duals)
+                    turned = _dense(_pulled(tape, values, parts, duals, parts))
+
+                def push(vector: Any) -> Any:
+                    return engine.join(_pulled(outer, turned, duals, engine.split(vector), duals))
+
+            return engine.join(values), over_rows(push, tangents, vectorized), *rows
+
+        return engine.traced(graph, tf.TensorSpec([None, engine.size], engine.function.dtype))
+
+    def _pull_graph(self, vectorized: bool) -> Any:
+        engine = self._engine
+
+        def graph(point: Any, cotangents: Any, *batch: Any) -> Any:
+            parts = engine.split(point)
+            with tf.GradientTape(persistent=True) as tape:
+                tape.watch(parts)
+                values, _, _ = self._gradient_parts(parts, *batch)
+            pieces = tf.split(cotangents, [tf.size(value) for value in values], axis=1)
+
+            def pull(cotangent: Sequence[Any]) -> Any:
+                shaped = [tf.reshape(c, tf.shape(value)) for c, value in zip(cotangent, values, strict=True)]
+                return engine.join(_dense(_pulled(tape, values, parts, shaped, parts)))
+
+            return over_rows(pull, pieces, vectorized)
+
+        return engine.traced(graph, tf.TensorSpec([None, None], engine.function.dtype))
+
+    def _call(self, kind: str, point: Any, rows: Array, batch: Batch) -> Any:
+        engine = self._engine
+        engine.count(len(rows))
+        arguments = (point, tf.constant(rows), *engine.arguments(batch))
+        if kind not in self._functions:
+            graph = {"push": self._push_graph, "pull": self._pull_graph}[kind]
+            self._functions[kind] = engine.first_of(graph, *arguments)
+        return self._functions[kind](*arguments)
+
+    # Calls
+
+    def gradient(self, point: Any, batches: Sequence[Batch]) -> Gradient:
+        if "gradient" not in self._functions:
+            self._functions["gradient"] = self._engine.traced(self._gradient_graph)
+        gradients = [self._functions["gradient"](point, *self._engine.arguments(batch)) for batch in batches]
+        return self._gathered([values for values, *_ in gradients], [rows for _, *rows in gradients])
+
+    def push(self, point: Any, tangents: Array, batches: Sequence[Batch]) -> Array:
+        return self.gradient_and_push(point, tangents, batches)[1]
+
+    def gradient_and_push(self, point: Any, tangents: Array, batches: Sequence[Batch]) -> tuple[Gradient, Array]:
+        by_batch = [self._call("push", point, tangents, batch) for batch in batches]
+        gradient = self._gathered([values for values, *_ in by_batch], [rows for _, _, *rows in by_batch])
+        return gradient, self.layout.merged([pushed.numpy() for _, pushed, *_ in by_batch], gradient.counts)
+
+    def pull(self, point: Any, gradient: Gradient, cotangents: Array, batches: Sequence[Batch]) -> Array:
+        pieces = [cotangents[:, part] for part in self.layout.slices(np.sum(gradient.counts, axis=0))]
+        total: Array = np.zeros((len(cotangents), self._engine.size), cotangents.dtype)
+        for batch, counts in zip(batches, gradient.counts, strict=True):
+            own = list(pieces)
+            for k in self.layout.looked_up:
+                width = self.layout.slices(counts)[k]
+                own[k], pieces[k] = np.split(pieces[k], [width.stop - width.start], axis=1)
+            total += self._call("pull", point, np.concatenate(own, axis=1), batch).numpy()
+        return total
+
+    def _gathered(self, values: Sequence[Any], rows: Sequence[Sequence[Any]]) -> Gradient:
+        """The gradients of several batches as one."""
+        counts = tuple(tuple(int(indices.shape[0]) for indices in own) for own in rows)
+        if len(values) == 1:
+            return Gradient(values[0], tuple(rows[0]), counts)
+        total = tf.constant(self.layout.merged([each.numpy() for each in values], counts))
+        return Gradient(total, tuple(tf.concat(own, axis=0) for own in zip(*rows, strict=True)), counts)
+
+
+def over_rows(function: Callable[[Any], Any], rows: Any, vectorized: bool) -> Any:
+    """A function of vectors for each row of a matrix, or of several: vectorized, or one after the other."""
+    if vectorized:
+        return tf.vectorized_map(function, rows, fallback_to_while_loop=False)
+    first = function(tf.nest.map_structure(lambda block: block[0], rows))
+    signature = tf.nest.map_structure(lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype), first)
+    return tf.map_fn(function, rows, fn_output_signature=signature)
+
+
+def _pulled(tape: Any, targets: list[Any], sources: list[Any], cotangents: list[Any], like: list[Any]) -> list[Any]:
+    """Gradients as the tape has them, zeros of a given shape where nothing arrives."""
+    pulled = tape.gradient(targets, sources, output_gradients=cotangents)
+    return [tf.zeros_like(other) if part is None else part for part, other in zip(pulled, like, strict=True)]
+
+
+def _dense(parts: list[Any]) -> list[Any]:
+    return [tf.convert_to_tensor(part) for part in parts]
+
+
+def _sum(function: Callable[[Batch], Any], batches: Sequence[Batch]) -> Any:
+    """Sum over batches of a tensor or of each of several."""
+    total = function(batches[0])
+    for batch in batches[1:]:
+        total = tf.nest.map_structure(lambda first, second: first + second, total, function(batch))
+    return total

@@ -1,0 +1,97 @@
+"""One training step on fixed batches and its Jacobian at one state; vectors are rows of matrices.
+
+The state is x = (w, s): the trainable variables in model order, then the optimizer's slots. A step is
+x' = U(w, g, s) with g the gradient of the batch's loss at w, so that with H its Hessian
+
+    J t   = dU (t_w, H t_w, t_s)             one Hessian product and the derivative of the update, both ways;
+    J' u  = (c_w + H c_g, c_s), (c_w, c_g, c_s) = dU' u.
+
+Where an optimizer squares or clips the gradient of each lookup of an embedding by itself, g is row by row
+(`gradients`).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+import numpy as np
+
+from sdkeras.operators.engine import Engine
+from sdkeras.operators.loss import Batch
+from sdkeras.results.arrays import Array
+from sdkeras.training_step.derivative import Derivative
+from sdkeras.training_step.gradients import Gradient, Gradients, RowGradients, SummedGradients
+from sdkeras.training_step.rule import UpdateRule, update_rule
+
+
+@attrs.frozen(eq=False, slots=False)
+class StepJacobian:
+    """A step from `state` along the gradient of a weighted sum of batches.
+
+    Attributes:
+        rule: The optimizer's update.
+        gradients: The gradient in the form that the rule takes.
+        batches: What the gradient is of.
+        state: A tensor of shape [N].
+        held: What the update reads beside the state; tensors in the rule's order.
+    """
+
+    rule: UpdateRule
+    gradients: Gradients
+    batches: Sequence[Batch]
+    state: Any
+    held: Sequence[Any]
+
+    @property
+    def num_weights(self) -> int:
+        return self.rule.num_weights
+
+    @property
+    def point(self) -> Any:
+        """The weights, a tensor of shape [n]."""
+        return self.state[: self.num_weights]
+
+    @functools.cached_property
+    def gradient(self) -> Gradient:
+        return self.gradients.gradient(self.point, self.batches)
+
+    @functools.cached_property
+    def derivative(self) -> Derivative:
+        """dU at the state."""
+        return self.rule.linearize(self.state, self.gradient, self.held)[2]
+
+    def next_state(self) -> Any:
+        """The state after the step, a tensor of shape [N]."""
+        return self.rule.update(self.state, self.gradient, self.held)[0]
+
+    def push(self, tangents: Array) -> Array:
+        """J t: [k, N] to [k, N]."""
+        weights = np.ascontiguousarray(tangents[:, : self.num_weights])
+        slopes = self.gradients.push(self.point, weights, self.batches)
+        return self.derivative.push(tangents, slopes)
+
+    def pull(self, cotangents: Array) -> Array:
+        """J' u: [k, N] to [k, N]."""
+        pulled, slopes = self.derivative.pull(cotangents)
+        pulled[:, : self.num_weights] += self.gradients.pull(self.point, self.gradient, slopes, self.batches)
+        return pulled
+
+
+def rule_and_gradients(optimizer: Any, engine: Engine) -> tuple[UpdateRule, Gradients]:
+    """The update and its gradients: summed over lookups, or row by row where the step is not a function of the sums.
+
+    Raises:
+        ModelError: As for `update_rule`.
+    """
+    layout = engine.function.layout
+    rule = update_rule(optimizer, layout, [name in engine.unconnected for name in layout.names], engine.function.dtype)
+    looked_up = tuple(k for k, name in enumerate(layout.names) if name in engine.looked_up)
+    # Accumulators of several batches sum first; dG' c of rows is a reverse pass over a reverse pass.
+    if looked_up and rule.optimizer.microbatches == 1 and engine.mode == "reverse-over-reverse":
+        by_rows = rule.by_rows(looked_up)
+        if not by_rows.sums_rows():
+            return by_rows, RowGradients(engine)
+    return rule, SummedGradients(engine)
