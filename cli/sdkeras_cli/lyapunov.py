@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from sdkeras.results.answers import LyapunovRun
@@ -49,7 +47,7 @@ def _lengths(context: click.Context, option: click.Parameter, text: str | None) 
 @click.option("--checkpoint-interval", type=COUNT, default=100, show_default=True, help="Steps between two writings.")
 @click.option("--estimator", default=DEFAULT_ESTIMATOR, show_default=True, help="Lyapunov estimator to use.")
 @options.of_a_run
-def command(**parameters: Any) -> int:
+def command(**parameters: options.Value) -> int:
     """Lyapunov exponents of the training of MODEL (.keras or .h5), and the dimension D_s of its attractor.
 
     Training goes on from the file, on copies, with its own optimizer on the same data; nothing is changed.

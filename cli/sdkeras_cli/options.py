@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import attrs
 import click
@@ -20,15 +20,16 @@ from sdkeras.estimators import registry
 from sdkeras.files import class_weights
 from sdkeras.operators.modes import DTYPES, MODES, PRODUCT_MODES
 from sdkeras.runs.options import MAPS, parse_learning_rate
-from sdkeras_cli.help_texts import HELP
 
+# What click hands a command for a parameter.
+Value: TypeAlias = Any
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 class FiniteRange(click.FloatRange):
     """A range of numbers without NaN and infinity, which click lets through."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+    def convert(self, value: Value, param: click.Parameter | None, ctx: click.Context | None) -> Value:
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number.", param, ctx)
@@ -70,7 +71,7 @@ def bound_inputs(context: click.Context, option: click.Parameter, texts: Sequenc
 def settings_of(kinds: Sequence[str], example: str) -> Callable[..., dict[str, dict[str, Any]]]:
     """A callback that reads NAME.FIELD=VALUE as values of the fields' types, by estimator of these kinds."""
 
-    def settings(context: Any, option: Any, assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
+    def settings(context: Value, option: Value, assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
         values: dict[str, dict[str, Any]] = {}
         for assignment in assignments:
             path, equals, text = assignment.partition("=")
@@ -97,7 +98,7 @@ _READERS: dict[Any, Callable[[str], Any]] = {
 }
 
 
-def _value(assignment: str, kind: Any, text: str) -> Any:
+def _value(assignment: str, kind: Value, text: str) -> Value:
     """The text as the field's type, of several the first that reads it, None before them."""
     kinds = sorted(typing.get_args(kind) or (kind,), key=lambda each: each is not type(None))
     if not set(kinds) <= set(_READERS):
@@ -154,8 +155,7 @@ def options_of(record: type[Any], *names: str, **changes: Mapping[str, Any]) -> 
 
 def _arguments(record: type[Any], name: str) -> dict[str, Any]:
     field, kind = attrs.fields_dict(record)[name], typing.get_type_hints(record)[name]
-    text, metavar = HELP.get(name, ("", ""))
-    words = {"help": field.metadata.get("help", text), "metavar": field.metadata.get("metavar", metavar) or None}
+    words = {"help": field.metadata["help"], "metavar": field.metadata.get("metavar") or None}
     if kind is bool:
         return {"is_flag": True, "help": words["help"]}
     kinds = typing.get_args(kind) or (kind,)
@@ -184,7 +184,14 @@ initial_slots = click.option(
 custom_objects = click.option(
     "--custom-objects", type=click.Path(), metavar="FILE", help="Python file with the model's own classes."
 )
-unsafe = click.option("--unsafe", is_flag=True, help="Load Lambda layers, whose code is in the model file.")
+unsafe = click.option(
+    "--unsafe",
+    "safe_mode",
+    flag_value=False,
+    default=True,
+    is_flag=True,
+    help="Load Lambda layers, whose code is in the model file.",
+)
 json = click.option("--json", "json_path", type=click.Path(), metavar="OUT", help="Write the answer here.")
 html = click.option("--html", "html_path", type=click.Path(), metavar="OUT", help="Write the report page here.")
 fail_if = click.option(

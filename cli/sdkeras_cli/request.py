@@ -14,6 +14,7 @@ from sdkeras.results.answers import Analysis, LyapunovRun
 from sdkeras_cli import conditions
 from sdkeras_cli.console import say
 from sdkeras_cli.interrupts import INTERRUPTED
+from sdkeras_cli.options import Value
 from sdkeras_cli.output import check_outputs, show_plan, write_reports
 from sdkeras_cli.report import fail_if
 
@@ -25,7 +26,7 @@ class Request:
     model: str
     data: str
     custom_objects: str | None = None
-    unsafe: bool = False
+    safe_mode: bool = True
     json_path: str | None = None
     html_path: str | None = None
     expression: str | None = None
@@ -58,7 +59,7 @@ class Request:
         from sdkeras.files import models
 
         objects = models.load_custom_objects(self.custom_objects) if self.custom_objects else None
-        model = models.load_model(self.model, custom_objects=objects, safe_mode=not self.unsafe)
+        model = models.load_model(self.model, custom_objects=objects, safe_mode=self.safe_mode)
         problem = models.compile_problem(model)
         if problem and not getattr(model, "compiled", False) and loss is None:
             raise SdkerasError(problem)
@@ -101,12 +102,8 @@ def check_inputs(model: str, data: str, custom_objects: str | None) -> None:
         raise SdkerasError(f"--custom-objects: there is no file {shown(custom_objects)}; give the Python file.")
 
 
-def load_training_data(spec: str) -> Any:
-    """Data of training; what to know of them is told.
-
-    Raises:
-        SdkerasError: They cannot be loaded.
-    """
+def load_training_data(spec: str) -> Value:
+    """Data of training; what to know of them is told."""
     from sdkeras.files import models
 
     data, note = models.load_training_data(spec)

@@ -19,10 +19,10 @@ def command(folder: str, quiet: bool) -> int:
     from sdkeras.study.page import render
     from sdkeras.study.reports import FILES, correlate_study
 
-    results, found = correlate_study(folder)
+    results, correlations = correlate_study(folder)
     if not quiet:
         from sdkeras_cli.console import console
 
-        console().print(render(results, found))
+        console().print(render(results, correlations))
         click.echo(f"written: {', '.join(FILES)} in {click.format_filename(folder)}")
     return 0

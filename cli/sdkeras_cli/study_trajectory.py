@@ -56,7 +56,7 @@ _OF_BOTH = ("model", "alpha", "seed", "memory_gb", "json_path", "html_path", "dr
 @options.quiet
 @options.debug
 @click.pass_context
-def command(context: click.Context, /, **parameters: Any) -> int:
+def command(context: click.Context, /, **parameters: options.Value) -> int:
     """Measure how large a trajectory of the weights is: E_alpha and PH dimension.
 
     Of MODEL, whose training with DATA is simulated on from there, or of a TRAJECTORY (.npz) that
@@ -88,8 +88,7 @@ def _refuse_simulation(context: click.Context) -> None:
     """A recorded trajectory is what it is."""
     for option in context.command.params:
         name = option.name or ""
-        given = context.get_parameter_source(name) not in (ParameterSource.DEFAULT, None)
-        if name not in _OF_BOTH and given:
+        if name not in _OF_BOTH and context.get_parameter_source(name) not in (ParameterSource.DEFAULT, None):
             raise SdkerasError(
                 f"{option.opts[0]} is of a simulation, and a recorded trajectory (.npz, .npy) is measured as it is; "
                 f"leave {option.opts[0]} out, or give a model."

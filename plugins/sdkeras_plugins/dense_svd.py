@@ -42,7 +42,7 @@ class DenseSvd:
         if needed > limit:
             raise OperatorSizeError(
                 f"the singular values of {source.size} dimensions need {needed / 1e9:.1f} GB, and {limit / 1e9:.1f} GB "
-                "may be used; take the golub-kahan estimator, or more memory (--memory)."
+                "may be used; take the golub-kahan estimator, or more memory (`memory_gb`)."
             )
         matrix = transposed_matrix(source.jvp, source.size, source.dtype, self.chunk)
         # The transpose of a C-ordered array is what LAPACK wants (no copy).

@@ -63,8 +63,8 @@ class Exact:
         if needed > limit:
             raise OperatorSizeError(
                 f"an exact spectrum of {size} dimensions (of {full_size} parameters) needs {needed / 1e9:.1f} GB, "
-                f"and {limit / 1e9:.1f} GB may be used; take the slq estimator, fewer parameters (--params), or "
-                "more memory (--memory)."
+                f"and {limit / 1e9:.1f} GB may be used; take the slq estimator, fewer parameters (`params`), or "
+                "more memory (`memory_gb`)."
             )
 
 

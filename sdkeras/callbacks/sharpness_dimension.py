@@ -20,6 +20,7 @@ from sdkeras.callbacks.report_folder import ReportFolder
 from sdkeras.callbacks.spacing import Plan, Spacing
 from sdkeras.errors import SdkerasError
 from sdkeras.files.atomic import shown
+from sdkeras.files.keras_types import Data, Model
 from sdkeras.files.locks import Claim
 from sdkeras.files.user_code import last_line
 from sdkeras.operators import minibatches
@@ -34,7 +35,7 @@ from sdkeras.runs.monitor import (
     failed_measurement,
     log_keys,
 )
-from sdkeras.runs.options import Options, check_options, is_number
+from sdkeras.runs.options import Options, is_number
 from sdkeras.training_step.settings import steps_taken
 
 _AGE = "sharpness_age"
@@ -104,7 +105,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
 
     def __init__(
         self,
-        data: Any,
+        data: Data,
         every: str | int = "epoch",
         measures: Sequence[str] = MEASURES,
         batch_size: int | None = None,
@@ -137,7 +138,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
             "bound_inputs": bound_inputs or {},
             "estimate_bound_inputs": estimate_bound_inputs,
         }
-        check_options(Options(**options))
+        Options(**options)
         if not hasattr(data, "element_spec") and not isinstance(data, keras.utils.PyDataset):
             minibatches.as_source(
                 data, batch_size=batch_size, default_batch_size=None, limit=samples, class_weight=class_weight
@@ -289,6 +290,20 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
             )
         return wait == 0
 
+    def _measured(self, metrics: Mapping[str, float], limit: float | None, within: bool | None) -> Measurement:
+        """A measurement within so many seconds, by a new monitor where there is none; None where `fit` has ended."""
+        if self._monitor is None:
+            with self.spacing.compiling():
+                self._monitor = self._make(self.model)
+            self._header = self._monitor.header()
+        with self.spacing.spending():
+            measurement = self._monitor.measure(epoch=self._epochs, metrics=metrics, seconds=limit)
+            if self._check is not None and within is not None:
+                self._check.measured(self._epochs, *self._monitor.training_loss(), within=within)
+        if self._monitor.out_of_time:  # rather one that converges, later
+            self.spacing.expected *= 2
+        return measurement
+
     def _measure(self, metrics: Mapping[str, float], *, within: bool = False, about: str = "") -> None:
         """Measures, logs and reports; `within` an epoch, or at its end, or when `fit` has ended, which `about` says."""
         started = self.spacing.clock()
@@ -302,17 +317,8 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
             self.plan.made += 1
         try:
             with same_randomness():
-                if self._monitor is None:
-                    with self.spacing.compiling():
-                        self._monitor = self._make(self.model)
-                    self._header = self._monitor.header()
-                with self.spacing.spending():
-                    found = self._monitor.measure(epoch=self._epochs, metrics=metrics, seconds=limit)
-                    if self._check is not None and not about:
-                        self._check.measured(self._epochs, *self._monitor.training_loss(), within=within)
-                failed = False
-                if self._monitor.out_of_time:  # rather one that converges, later
-                    self.spacing.expected *= 2
+                found = self._measured(metrics, limit, None if about else within)
+            failed = False
         except Exception as error:  # whatever a layer, TensorFlow or a lack of memory raises: training goes on
             reason = last_line(error)
             self._say_once(reason, f"a measurement failed, its numbers are NaN: {reason}")
@@ -399,7 +405,7 @@ def _numbers(logs: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in logs.items() if isinstance(value, (int, float, np.number))}
 
 
-def _digest(model: Any) -> bytes:
+def _digest(model: Model) -> bytes:
     """Of the weights, those of other callbacks' making included."""
     state = hashlib.sha256()
     for variable in model.weights:
@@ -407,6 +413,6 @@ def _digest(model: Any) -> bytes:
     return state.digest()
 
 
-def _identity(model: Any) -> tuple[Any, ...]:
+def _identity(model: Model) -> tuple[Any, ...]:
     """What a monitor rests on: another optimizer, loss or set of variables needs another one."""
     return (model, model.optimizer, getattr(model, "_compile_loss", None), *model.trainable_variables)

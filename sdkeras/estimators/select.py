@@ -184,13 +184,13 @@ def estimator_of_spectrum(name: str, settings: Mapping[str, Any], exponents: Exp
                 name,
                 f"the estimator {name} knows only the map |1 - eta*alpha|, and the optimizer's own step is another one "
                 f"({exponents.name}, momentum {exponents.momentum:g}, weight decay {exponents.weight_decay:g}); "
-                "analyse that map (--map hessian; in a study map = 'hessian' under [analysis]), or take another "
+                "analyse that map (`map='hessian'`; in a study map = 'hessian' under [analysis]), or take another "
                 "estimator.",
             )
         if own.setdefault("learning_rate", rate) != rate:
             raise SdkerasError(
                 f"{name}.learning_rate is {own['learning_rate']!r}, the analysed step has {rate!r}; leave the setting "
-                "out, or change the rate of the whole analysis (--learning-rate)."
+                "out, or change the rate of the whole analysis (`learning_rate`)."
             )
     return for_analysis("spectrum", name, own)
 

@@ -82,7 +82,7 @@ def restore_compiled_part(
         _uncompile(model)
         return CompiledPart(
             f"{path!r} was saved without being compiled, and the class {type(model).__name__} compiles itself when it "
-            "is made, with values of its own; say --loss and --learning-rate."
+            "is made, with values of its own; say `loss` and `learning_rate`."
         )
     recompiled = file.is_of_keras_2 or (_has_own_way(model) and not _is_as_stored(model, file))
     if recompiled:
@@ -101,7 +101,7 @@ def restore_compiled_part(
         model.optimizer = None
         return CompiledPart(
             f"{path!r} does not name its optimizer (Keras leaves it out of a model that was saved as .h5 before); save "
-            "the model as .keras right after training, or say --learning-rate.",
+            "the model as .keras right after training, or say `learning_rate`.",
             stored_loss,
         )
     lost = restore_slots(model, file, messages, recompiled=recompiled)
@@ -223,7 +223,7 @@ def _why_not_compiled(file: ModelFile, error: Exception, custom_objects: Mapping
     stored = file.compiled
     parts = [f"{label} {_names(stored[key])}" for key, label in _LABELS.items() if stored.get(key)]
     reason = innermost_reason(error)
-    advice = "Say --loss and --learning-rate, with values as the file has them."
+    advice = "Say `loss` and `learning_rate`, with values as the file has them."
     _, unknown = unknown_name(error) or ("", "")
     if unknown and is_name_of_keras(unknown):
         reason = homonym(unknown)
@@ -231,11 +231,11 @@ def _why_not_compiled(file: ModelFile, error: Exception, custom_objects: Mapping
         reason = f"Keras does not know '{unknown}'" if unknown else "Keras does not know one of these names"
         if not any(unknown and unknown in name for name in custom_objects):
             advice = (
-                "Give the Python file that defines its own parts with --custom-objects FILE, or say --loss and "
-                "--learning-rate."
+                "Give the Python file that defines its own parts with `custom_objects=FILE`, or say `loss` and "
+                "`learning_rate`."
             )
     elif "argument" in reason:
-        advice = "Say --loss and --learning-rate, or give the class a get_config() that holds it and save again."
+        advice = "Say `loss` and `learning_rate`, or give the class a get_config() that holds it and save again."
     by = f", which was written by Keras 2 (version {file.version})," if file.is_of_keras_2 else ""
     return (
         f"{file.path!r}{by} was loaded without its compiled part ({', '.join(parts) or 'unreadable'}): {reason}. "

@@ -108,7 +108,7 @@ def load_weights(path: str, model: Model) -> str:
     except Exception as error:  # another architecture fails in many ways
         raise ModelError(
             f"the weights in {path!r} do not fit the model: {innermost_reason(error) or last_line(error)}; give the "
-            "model they were saved from (--model)."
+            "model they were saved from (`model`)."
         ) from error
     lost = ""
     if optimizer is not None:
@@ -178,7 +178,7 @@ def _why_not_loaded(file: ModelFile, error: Exception, safe_mode: bool) -> str:
             return f"model file {path!r} cannot be loaded: {homonym(name)}."
         return (
             f"model file {path!r} uses the {kind} '{name}', which Keras does not know; give the Python file that "
-            "defines it with --custom-objects FILE (custom_objects in Python)."
+            "defines it with `custom_objects=FILE`."
         )
     if safe_mode and (outside := _OUTSIDE.search(text)) is not None:
         return (
@@ -188,14 +188,14 @@ def _why_not_loaded(file: ModelFile, error: Exception, safe_mode: bool) -> str:
     if safe_mode and _UNSAFE.search(text):
         return (
             f"model file {path!r} holds Python code, such as a Lambda layer, that Keras will not run in safe mode; if "
-            "you trust the file, use --unsafe (safe_mode=False in Python)."
+            "you trust the file, use `safe_mode=False`."
         )
     reason = innermost_reason(error) or type(error).__name__
     if file.is_of_keras_2:
         return keras2.cannot_load(path, file.version, file.text, reason)
     return (
         f"model file {path!r} cannot be loaded: {reason}; it is damaged, or was written by another Keras version or "
-        "with user code that --custom-objects FILE must supply."
+        "with user code that `custom_objects=FILE` must supply."
     )
 
 

@@ -31,7 +31,7 @@ from sdkeras.results.arrays import Array
 from sdkeras.results.verification import Verification
 
 if TYPE_CHECKING:
-    from sdkeras.operators.loss import Batch, BatchLoss
+    from sdkeras.operators.batch_loss import Batch, BatchLoss
 
 # Central differences balance truncation (h^2) and rounding (eps/h): h = 1e-4 agrees to 6e-10 in float64;
 # float32 products by differences are good to about 1e-3 at best.

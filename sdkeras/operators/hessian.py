@@ -15,8 +15,9 @@ from sdkeras.files.keras_types import Tensor
 from sdkeras.linalg.operators import Limit, Reduction, SymmetricOperator
 from sdkeras.linalg.vectors import finite
 from sdkeras.operators import subspace, verification
+from sdkeras.operators.batch_loss import Batch
 from sdkeras.operators.engine import Engine
-from sdkeras.operators.loss import Batch, EmpiricalLoss
+from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.operators.views import evolved
 from sdkeras.results.arrays import Array
 from sdkeras.results.verification import Verification

@@ -273,7 +273,7 @@ def _endless(data: Data) -> bool:
 
 def _iterate(data: Data, limit: int | None) -> Iterator[Data]:
     if _endless(data) and limit is None:
-        raise DataError("the dataset has no end; say how much of it to read with --samples (num_samples).")
+        raise DataError("the dataset has no end; say how much of it to read with `samples=N`.")
     if not isinstance(data, tf.data.Dataset):
         count = data.num_batches
         yield from (data[index] for index in (itertools.count() if count is None else range(count)))

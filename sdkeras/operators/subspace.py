@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from sdkeras.files.keras_types import Data, Layer, Model, Variable, layers_of
 from sdkeras.linalg.operators import Reduction, SymmetricOperator
-from sdkeras.operators.loss import keras_structure
+from sdkeras.operators.batch_loss import keras_structure
 from sdkeras.results.arrays import Array
 
 if TYPE_CHECKING:

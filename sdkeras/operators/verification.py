@@ -29,7 +29,8 @@ from sdkeras.results.arrays import Array
 from sdkeras.results.verification import Verification
 
 if TYPE_CHECKING:
-    from sdkeras.operators.loss import Batch, BatchLoss, EmpiricalLoss
+    from sdkeras.operators.batch_loss import Batch, BatchLoss
+    from sdkeras.operators.loss import EmpiricalLoss
 
 _NUM_DIRECTIONS = 3
 _BELOW = "below what"  # ... float32 or float64 resolves: said in the details, and read there
@@ -378,20 +379,20 @@ def _failure(loss: EmpiricalLoss, result: Verification) -> str:
     if _BELOW in result.details:
         digits = "float32" if f"{_BELOW} float32" in result.details else "float64"
         advice = (
-            "analyse in float64 (--dtype float64)"
+            "analyse in float64 (`dtype='float64'`)"
             if single
             else "take weights from before the loss vanished, or of another size"
         )
         return (
             f"the operator cannot be verified: loss and curvature are {_BELOW} {digits} resolves ({numbers}). No layer "
-            f"is known to be at fault; {advice}, or allow an unverified operator (--allow-unverified)."
+            f"is known to be at fault; {advice}, or allow an unverified operator (`allow_unverified=True`)."
         )
     by_differences = result.mode == "finite-differences"
     own = loss.dtype.name
     causes = (
         (
             by_differences and single,
-            "Differences of float32 gradients are too noisy here; analyse in float64 (--dtype float64)",
+            "Differences of float32 gradients are too noisy here; analyse in float64 (`dtype='float64'`)",
         ),
         (
             result.finite_difference_error >= _ALLOWED["float32" if by_differences else result.finite_difference_dtype],
@@ -407,13 +408,14 @@ def _failure(loss: EmpiricalLoss, result: Verification) -> str:
         (
             result.hvp_relative_error >= _ALLOWED["float32"],
             "Products in float32 are far from those in float64: the curvature is below what float32 resolves; analyse "
-            "in float64 (--dtype float64)",
+            "in float64 (`dtype='float64'`)",
         ),
         (True, "Something in the model is random or changes between two products; try inference mode"),
     )
     why = next(text for applies, text in causes if applies) or _wrong_layers(loss.function.model)
     return (
-        f"the operator failed its verification: {numbers}. {why}, or allow an unverified operator (--allow-unverified)."
+        f"the operator failed its verification: {numbers}. {why}, or allow an unverified operator "
+        "(`allow_unverified=True`)."
     )
 
 
@@ -423,7 +425,7 @@ def _wrong_layers(model: Model) -> str:
         return (
             f"Layers at fault: {', '.join(faults)}; TensorFlow's second derivatives are wrong for them (or they stop "
             "gradients on purpose, and there is no Hessian). Use product mode finite-differences in float64 "
-            "(--product-mode finite-differences --dtype float64)"
+            "(`product_mode='finite-differences', dtype='float64'`)"
         )
     return (
         "Either TensorFlow's second derivatives are wrong for this model, or a layer stops gradients on "

@@ -224,6 +224,6 @@ def supremum_in_words(found: Supremum) -> str:
     if found.approximate:
         words += (
             "It is approximate: each spectrum is a quadrature with errors of its own, and the largest of several such "
-            "numbers lies too high on average. Exact spectra (--exact) are free of that."
+            "numbers lies too high on average. Exact spectra (`exact=True`) are free of that."
         )
     return words.strip()

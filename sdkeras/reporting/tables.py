@@ -410,7 +410,7 @@ def _bounds(run: Analysis) -> list[Table]:
     inputs = {entry.name: _input(entry) for bound in run.bounds for entry in bound.inputs}
     assumed = {each.name: (each.name, each.status, each.remark) for bound in run.bounds for each in bound.assumptions}
     if inputs:
-        made.append(Table("inputs", "Inputs of the bounds (--bound NAME=VALUE)", tuple(inputs.values())))
+        made.append(Table("inputs", "Inputs of the bounds (`bound_inputs={'NAME': VALUE}`)", tuple(inputs.values())))
     if assumed:
         made.append(Table("assumptions", "Assumptions of the bounds", tuple(assumed.values())))
     return made

@@ -137,7 +137,7 @@ def _without_empty_bounds(run: Analysis | LyapunovRun) -> list[Table]:
     bounds = run.bounds if isinstance(run, Analysis) else ()
     if not bounds or any(term.value is not None for bound in bounds for term in bound.terms):
         return shown
-    how = "give inputs: --bound NAME=VALUE, --estimate-bound-inputs"
+    how = "give inputs: `bound_inputs={'NAME': VALUE}`, `estimate_bound_inputs=True`"
     rows = tuple((bound.theorem, bound.verdict, how) for bound in bounds)
     known = [table for table in shown if table.about not in ("bound", "inputs")]
     known.insert([table.about for table in known].index("assumptions"), Table("bound", "Generalization bounds", rows))
@@ -176,13 +176,23 @@ def render_plan(plan: Plan | LyapunovPlan) -> RenderableType:
     for label, value in (
         *_planned_step(plan),
         *(_planned_trajectory(plan) if isinstance(plan, LyapunovPlan) else _planned_analysis(plan)),
-        ("products", f"about {plan.num_hvps:,}"),
+        ("products", _planned_products(plan)),
         ("peak memory", f"about {plan.peak_memory / 1e9:.2f} GB"),
         ("one gradient", f"{1e3 * plan.seconds_per_gradient:.3g} ms"),
         ("time", f"about {plan.seconds:.3g} s" + ("" if isinstance(plan, LyapunovPlan) else _MORE)),
     ):
         grid.add_row(label, value)
     return grid
+
+
+def _planned_products(plan: Plan | LyapunovPlan) -> str:
+    if isinstance(plan, LyapunovPlan):
+        return f"about {plan.num_hvps:,}"
+    fixed = plan.num_hvps - plan.num_hvps_pilot
+    most = "as many as the tolerance asks for"
+    if plan.num_hvps_most is not None:
+        most = f"{max(plan.num_hvps_pilot, plan.num_hvps_most - fixed):,}, as the tolerance asks"
+    return f"about {plan.num_hvps:,}: {fixed:,}, and for the runs {plan.num_hvps_pilot:,} to {most}"
 
 
 def _planned_step(plan: Plan | LyapunovPlan) -> list[tuple[str, str]]:

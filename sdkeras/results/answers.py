@@ -10,7 +10,7 @@ from sdkeras.files.atomic import shown
 from sdkeras.results.arrays import ARRAYS_EQUAL, FloatArray
 from sdkeras.results.bounds import Bound
 from sdkeras.results.dimension import EdgeOfStability, RdsSharpness, SharpnessDimension, Supremum
-from sdkeras.results.document import SCHEMA_VERSION, Document, _parsed, _text_of
+from sdkeras.results.document import SCHEMA_VERSION, Document, parsed_document, text_of
 from sdkeras.results.lyapunov import LyapunovSummary
 from sdkeras.results.measured import Measured
 from sdkeras.results.note import Note
@@ -242,13 +242,8 @@ class Simulation:
 
 
 def load_document(path: str | os.PathLike[str]) -> Analysis | LyapunovRun:
-    """Reads a file of either kind; it says itself which it is.
-
-    Raises:
-        SdkerasError: Missing, unreadable or neither.
-    """
+    """Reads a file of either kind, which says itself which it is; an SdkerasError refuses anything else."""
     written_by = ("run.json", "sdkeras analyze or sdkeras lyapunov")
-    where = shown(path)
-    document = _parsed(_text_of(path, written_by), where, written_by)
+    document = parsed_document(text_of(path, written_by), shown(path), written_by)
     kind = LyapunovRun if document.get("document") == LyapunovRun.DOCUMENT else Analysis
-    return kind._structured(document, where)
+    return kind.from_parsed(document, shown(path))

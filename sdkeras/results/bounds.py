@@ -18,11 +18,11 @@ class BoundInput:
     """An input of a bound.
 
     Attributes:
-        name: As in `--bound NAME=VALUE`.
+        name: The key in `bound_inputs`.
         symbol: The paper's letter.
         meaning: What it is, in words.
         value: None where it is missing.
-        estimated: Whether sdkeras estimated it (a lower end, see `--estimate-bound-inputs`).
+        estimated: Whether sdkeras estimated it (a lower end, see `estimate_bound_inputs`).
     """
 
     name: str

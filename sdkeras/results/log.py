@@ -193,8 +193,7 @@ def claim(place: Path) -> Claim:
 def read_run_log(path: str | os.PathLike[str]) -> RunLog:
     """Reads a log, or the log in a folder; broken lines are left out, and that is noted.
 
-    Raises:
-        SdkerasError: There is none, it is no such log, or it is one of a later version.
+    An SdkerasError refuses a path without a log, and one of a later version.
     """
     place = place_of(path)
     advice = f"give a folder with a {FILE_NAME}, or such a file, as {_WRITTEN_BY} writes it."
@@ -217,10 +216,9 @@ def _read(lines: Iterable[bytes], place: str) -> RunLog:
             what = "is broken" if line.endswith(b"\n") else "breaks off"
             notes.append(f"line {number} {what} (a crash, or a writer at work) and was left out")
         elif "schema_version" in document:
-            found = _header(document, where)
-            if header is not None and attrs.evolve(found, measures=()) != attrs.evolve(header, measures=()):
+            before, header = header, _header(document, where)
+            if before is not None and attrs.evolve(before, measures=()) != attrs.evolve(header, measures=()):
                 notes.append(f"from line {number} on the log is of another model, optimizer, data set or version")
-            header = found
         elif header is None:
             break
         else:
@@ -240,9 +238,9 @@ def has_lines(place: Path) -> bool:
 def by_digest(log: RunLog) -> dict[str, dict[str, Measurement]]:
     """The measurements of checkpoints that did not fail, by the digest of their files and then by their names."""
     done: dict[str, dict[str, Measurement]] = {}
-    for found in log.measurements:
-        if found.digest and not found.failed:
-            done.setdefault(found.digest, {})[found.source] = found
+    for measurement in log.measurements:
+        if measurement.digest and not measurement.failed:
+            done.setdefault(measurement.digest, {})[measurement.source] = measurement
     return done
 
 
@@ -259,8 +257,7 @@ def append(path: str | os.PathLike[str], record: Header | Measurement) -> None:
     A header equal to the file's last one is not written again. After a last line without its end a new one is begun.
 
     Raises:
-        OSError: It cannot be written.
-        SdkerasError: It is a link, or no file.
+        OSError: It cannot be written. (An SdkerasError where it is a link, or no file.)
     """
     document = as_plain(record)
     if isinstance(record, Header):
@@ -315,43 +312,43 @@ def trajectory(log: RunLog) -> tuple[Measurement, ...]:
     measurement counts.
     """
     fitted, _ = _fitted(log)
-    saved = {found.source: (found.step, place, found) for place, found in _checkpoints(log)}
-    return tuple(found for *_, found in sorted([*fitted, *saved.values()], key=lambda entry: entry[:2]))
+    saved = {measurement.source: (measurement.step, place, measurement) for place, measurement in _checkpoints(log)}
+    return tuple(measurement for *_, measurement in sorted([*fitted, *saved.values()], key=lambda entry: entry[:2]))
 
 
 def breaks(log: RunLog) -> tuple[str, ...]:
     """Where the log is not of one uninterrupted training, in words: what is missing, and what is there twice."""
     _, words = _fitted(log)
     again = list(_checkpoints(log))
-    count = len(again) - len({found.source for _, found in again})
+    count = len(again) - len({measurement.source for _, measurement in again})
     if count:
         words.append(f"of {counted(count, 'checkpoint')} measured again, the last measurement is shown")
     return tuple(words)
 
 
 def _checkpoints(log: RunLog) -> Iterator[tuple[int, Measurement]]:
-    return ((place, found) for place, found in enumerate(log.measurements) if found.source != "fit")
+    return ((place, measurement) for place, measurement in enumerate(log.measurements) if measurement.source != "fit")
 
 
 def _fitted(log: RunLog) -> tuple[list[tuple[int, int, Measurement]], list[str]]:
     """(step, place in the file, measurement) of `fit`, their steps ascending, and what happened on the way."""
     fitted: list[tuple[int, int, Measurement]] = []
     words: list[str] = []
-    for place, found in enumerate(log.measurements):
-        if found.source != "fit":
+    for place, measurement in enumerate(log.measurements):
+        if measurement.source != "fit":
             continue
-        began, count = found.began, len(fitted)
-        while fitted and (fitted[-1][0] >= found.step or (began is not None and fitted[-1][0] > began.step)):
+        began, count = measurement.began, len(fitted)
+        while fitted and (fitted[-1][0] >= measurement.step or (began is not None and fitted[-1][0] > began.step)):
             last = fitted.pop()[2]
         if len(fitted) < count:
-            back = found.step if began is None else began.step
+            back = measurement.step if began is None else began.step
             words.append(
                 f"training went back to step {back:,}: {counted(count - len(fitted), 'measurement')} beyond it, up to "
                 f"step {last.step:,}, belong to weights that were given up and are left out"
             )
         if began is not None:
             words += _joined(fitted[-1][2] if fitted else None, began)
-        fitted.append((found.step, place, found))
+        fitted.append((measurement.step, place, measurement))
     return fitted, words
 
 

@@ -43,12 +43,16 @@ class Plan(Cost):
         num_steps: Steps of a run to start with; None for exact spectra.
         num_snapshots: Snapshots of a supremum, or None.
         every: Steps between two of them.
+        num_hvps_pilot: The part of `num_hvps` that the runs to start with take.
+        num_hvps_most: The limit on products, up to which more runs follow; None without one.
     """
 
     map: str
     num_batches: int
     num_runs: int
     num_steps: int | None
+    num_hvps_pilot: int
+    num_hvps_most: int | None
     num_snapshots: int | None = None
     every: int | None = None
 

@@ -18,7 +18,7 @@ from sdkeras.files.class_weights import checked
 from sdkeras.files.reading import blamed_on
 from sdkeras.results.codec import as_plain
 from sdkeras.results.document import SCHEMA_VERSION, Document
-from sdkeras.runs.options import Options, check_options, parse_learning_rate
+from sdkeras.runs.options import Options, parse_learning_rate
 from sdkeras.study.measures import (
     ESTIMATOR_OF,
     OF_ANALYSES,
@@ -199,7 +199,7 @@ def read_study(path: str, *, full: bool = False) -> Study:
         over = tables.pop("full", None)
         if full:
             if not isinstance(over, dict):
-                raise SdkerasError("it has no table [full], so there is nothing for --full; leave it out.")
+                raise SdkerasError("it has no table [full], so there is nothing for `full=True`; leave it out.")
             _check_tables(tables, "")
             _check_tables(over, "full.")
             tables = {name: _put_over(tables.get(name, {}), over.get(name, {})) for name in {**tables, **over}}
@@ -368,7 +368,7 @@ def _analysis(given: Mapping[str, Any], measures: Mapping[str, Any]) -> dict[str
     try:
         if "learning_rate" in given:
             given = {**given, "learning_rate": parse_learning_rate(given["learning_rate"])}
-        check_options(Options(**{**analysis_options(measures), **given}))
+        Options(**{**analysis_options(measures), **given})
     except (SdkerasError, TypeError) as error:
         raise SdkerasError(f"[analysis] {error}") from error
     if given.get("map") == "full" and any(name in ESTIMATOR_OF for name in measures):

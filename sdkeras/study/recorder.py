@@ -17,8 +17,9 @@ from sdkeras.files.dataset import described
 from sdkeras.linalg.memory import available_memory
 from sdkeras.linalg.projection import Projection, check_dimension
 from sdkeras.operators import minibatches
+from sdkeras.operators.batch_loss import keras_structure
 from sdkeras.operators.layout import Layout
-from sdkeras.operators.loss import check_model, keras_structure, tensor_dtype
+from sdkeras.operators.loss import check_model, tensor_dtype
 from sdkeras.operators.modes import DTYPES
 from sdkeras.results.arrays import Array
 from sdkeras.study.trajectory import Trajectory

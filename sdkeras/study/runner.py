@@ -103,7 +103,7 @@ def plan_study(study: Study, folder: str | os.PathLike[str], *, jobs: int | None
     """
     there = runs_folder(folder)
     if os.path.exists(there) and not os.path.isdir(there):
-        raise SdkerasError(f"{shown(there)} is a file, and must be the folder of the runs; choose another --out.")
+        raise SdkerasError(f"{shown(there)} is a file, and must be the folder of the runs; choose another `out`.")
     states, seconds = [], []
     remeasured: set[str] = set()
     by = study.by_column()
@@ -119,7 +119,7 @@ def plan_study(study: Study, folder: str | os.PathLike[str], *, jobs: int | None
             if changed:
                 raise SdkerasError(
                     f"{shown(folder)} holds runs of another definition: {'; '.join(changed)}. Name another folder "
-                    "(--out), or restore the definition."
+                    "(`out`), or restore the definition."
                 )
             missing = files.missing(by)
             state = TRAINED if missing else DONE
@@ -148,7 +148,7 @@ def _check_recorded(trained: Mapping[str, Any], wanted: Mapping[str, Any], folde
     if recorded is not None and trained.get("recorded") is None:
         raise SdkerasError(
             f"{', '.join(recorded['for'])} are of the iterates of training, which the runs in {shown(folder)} have "
-            "not recorded; name another folder (--out), or take trajectory = 'forward', which is simulated afterwards."
+            "not recorded; name another folder (`out`), or take trajectory = 'forward', which is simulated afterwards."
         )
 
 
@@ -205,7 +205,7 @@ def run_study(
         all_of_them = "the only run has" if len(failures) == 1 else f"all {len(failures)} runs have"
         raise SdkerasError(
             f"{all_of_them} failed; the first in {failures[0].stage}: {failures[0].reason.rstrip('.')}."
-            + (" Say --retry to try again." if not to_do else "")
+            + (" Say `retry=True` to try again." if not to_do else "")
         )
     return after
 

@@ -235,7 +235,7 @@ def _read(
     if training.function_words and settings.losses_on:
         raise SdkerasError(
             f"losses of single examples are of a compiled loss, and the loss is {training.function_words}; ask for "
-            "none (--losses-on 0)."
+            "none (`losses_on=0`)."
         )
     check_dimension(training.function.size, settings.projection)
     return training

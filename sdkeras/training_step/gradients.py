@@ -19,9 +19,9 @@ import attrs
 import numpy as np
 import tensorflow as tf
 
+from sdkeras.operators.batch_loss import Batch
 from sdkeras.operators.engine import Engine
 from sdkeras.operators.layout import Layout
-from sdkeras.operators.loss import Batch
 from sdkeras.results.arrays import Array
 
 

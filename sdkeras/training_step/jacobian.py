@@ -19,8 +19,8 @@ from typing import Any
 import attrs
 import numpy as np
 
+from sdkeras.operators.batch_loss import Batch
 from sdkeras.operators.engine import Engine
-from sdkeras.operators.loss import Batch
 from sdkeras.results.arrays import Array
 from sdkeras.training_step.derivative import Derivative
 from sdkeras.training_step.gradients import Gradient, Gradients, RowGradients, SummedGradients
@@ -49,7 +49,7 @@ class StepJacobian:
     def num_weights(self) -> int:
         return self.rule.num_weights
 
-    @property
+    @functools.cached_property
     def point(self) -> Any:
         """The weights, a tensor of shape [n]."""
         return self.state[: self.num_weights]

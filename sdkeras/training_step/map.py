@@ -16,8 +16,9 @@ import numpy as np
 import tensorflow as tf
 
 from sdkeras.linalg.vectors import finite
+from sdkeras.operators.batch_loss import Batch
 from sdkeras.operators.layout import Layout
-from sdkeras.operators.loss import Batch, EmpiricalLoss
+from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.results.arrays import Array
 from sdkeras.training_step import verification
 from sdkeras.training_step.jacobian import StepJacobian, rule_and_gradients

@@ -187,7 +187,7 @@ def test_no_vocabulary_is_read_from_outside(files: Path, tmp_path: Path, layer: 
         )
 
     path = with_config(files / "model.keras", tmp_path / "evil.keras", change)
-    assert not re.search("Lambda|--unsafe", refused(load_model, path))
+    assert not re.search("Lambda|safe_mode", refused(load_model, path))
 
 
 def test_no_saved_model_is_loaded_from_outside(files: Path, tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_no_saved_model_is_loaded_from_outside(files: Path, tmp_path: Path) -> N
         )
 
     path = with_config(files / "model.keras", tmp_path / "evil.keras", change)
-    assert "--unsafe" not in refused(load_model, path, says=("a SavedModel outside of it",))
+    assert "safe_mode" not in refused(load_model, path, says=("a SavedModel outside of it",))
 
 
 @pytest.mark.parametrize("kind", ["link", "soft link", "external storage"])

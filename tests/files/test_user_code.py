@@ -127,7 +127,7 @@ def test_unregistered_part_of_the_model(user_file, tmp_path, extension, what, na
     objects = load_custom_objects(user_file)
     path = str(tmp_path / f"custom.{extension}")
     tiny(**{key: objects[value] for key, value in what.items()}).save(path)
-    refused(load_model, path, says=(path, "my_activation" if isinstance(name, dict) else name, "--custom-objects FILE"))
+    refused(load_model, path, says=(path, "my_activation" if isinstance(name, dict) else name, "`custom_objects=FILE`"))
     before = dict(keras.saving.get_custom_objects())
     loaded = load_model(path, custom_objects=objects)
     assert compile_problem(loaded) is None
@@ -168,7 +168,7 @@ def test_unregistered_part_of_compile_only(user_file, tmp_path, extension, compi
     assert np.array_equal(bare.trainable_variables[0], model.trainable_variables[0])
     problem = compile_problem(bare)
     assert problem is not None
-    for text in (path, name, "--custom-objects FILE", "--loss", "--learning-rate"):
+    for text in (path, name, "`custom_objects=FILE`", "`loss`", "`learning_rate`"):
         assert text in problem
     assert "\n" not in problem
     assert "Keras does not know" in problem
@@ -206,6 +206,6 @@ def test_custom_objects_that_register_and_then_fail_are_not_registered(tmp_path)
 
 
 def test_custom_objects_that_are_no_python_file(tmp_path):
-    refused(load_custom_objects, tmp_path / "none.py", says=("none.py", "--custom-objects", "not a file"))
+    refused(load_custom_objects, tmp_path / "none.py", says=("none.py", "`custom_objects`", "not a file"))
     (tmp_path / "a.txt").write_text("")
     refused(load_custom_objects, tmp_path / "a.txt", says=("a.txt", ".py"))

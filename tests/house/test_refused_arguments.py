@@ -13,7 +13,7 @@ from sdkeras.callbacks import SharpnessDimension
 from sdkeras.errors import DataError, ModelError, SdkerasError
 from sdkeras.files import class_weights
 from sdkeras.results.log import FILE_NAME, claim
-from sdkeras.runs.options import Options, check_options
+from sdkeras.runs.options import Options
 from sdkeras.training_step.settings import read_settings
 from small_nets import X, Y, net
 
@@ -40,7 +40,7 @@ from small_nets import X, Y, net
 )
 def test_options_of_the_wrong_kind(options: dict[str, Any]) -> None:
     with pytest.raises(SdkerasError) as caught:
-        check_options(Options(**options))
+        Options(**options)
     assert "\n" not in str(caught.value)
 
 

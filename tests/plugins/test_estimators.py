@@ -200,7 +200,7 @@ def test_exact_uses_the_reduction() -> None:
 
 def test_exact_refuses_before_it_starts_and_refuses_asymmetry() -> None:
     operator = Counting(rotated(VALUES))
-    with pytest.raises(OperatorSizeError, match=r"95 dimensions.*--params"):
+    with pytest.raises(OperatorSizeError, match=r"95 dimensions.*`params`"):
         make("spectrum", "exact", memory_gb=1e-5).estimate(operator, seed=0)
     assert operator.num_products == 0
     skew = np.array([[0.0, 1.0], [-1.0, 0.0]])

@@ -173,7 +173,7 @@ def test_a_large_singular_value_that_hides_the_rest_in_float32_is_told_of() -> N
         loss = sdkeras.EmpiricalLoss(model, BATCH, batch_size=8, dtype=dtype)
         full = full_map.FullMap(sdkeras.UpdateMap(loss, model.optimizer))
         found = SimpleNamespace(nodes=np.array([0.9, largest]), sharpness_dimension=estimate)
-        notes = {note.code: note.message for note in full.warnings(found)}
+        notes = {note.code: note.message for note in full.notes(found)}
         assert ("unresolved" in notes) == told
         assert not told or "told apart to about 0.04 in float32" in notes["unresolved"]
 
