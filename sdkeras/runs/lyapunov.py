@@ -19,7 +19,8 @@ from sdkeras.estimators.select import estimate
 from sdkeras.files import models
 from sdkeras.linalg.operators import TangentFlow
 from sdkeras.operators import minibatches
-from sdkeras.operators.loss import EmpiricalLoss, LossFn
+from sdkeras.operators.batch_loss import LossFn
+from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.results.answers import LyapunovRun, ModelInfo, OptimizerInfo
 from sdkeras.results.arrays import Array, FloatArray
 from sdkeras.results.estimates import LyapunovExponents
