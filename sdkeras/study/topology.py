@@ -225,7 +225,7 @@ def check_memory(needed: int, num_iterates: int, memory_gb: float | None) -> Non
     if needed > limit:
         raise OperatorSizeError(
             f"{num_iterates:,} iterates and their distances need {needed / 1e9:.3g} GB, and {limit / 1e9:.3g} GB may "
-            "be used; keep fewer iterates (every) or project them (projection), or allow more (--memory)."
+            "be used; keep fewer iterates (every) or project them (projection), or allow more (`memory_gb=GB`)."
         )
 
 
