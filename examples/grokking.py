@@ -28,8 +28,8 @@ from result_files import markdown, save
 from sdkeras.datasets import modular_addition
 from sdkeras.results.log import FILE_NAME, Measurement, append, read_run_log, trajectory
 from sdkeras.runs.monitor import Monitor
+from sdkeras.study import TrajectoryRecorder
 from sdkeras.study.correlations import Run, coefficient, correlate
-from sdkeras.study.recorder import TrajectoryRecorder
 from sdkeras.study.topology import e_alpha, euclidean_distances, loss_distances
 
 MODULUS = 97

@@ -18,7 +18,7 @@ from sdkeras_cli.request import Request
 @options.data
 @options.options_of(Options)
 @options.of_a_run
-def command(**parameters: Any) -> int:
+def command(**parameters: options.Value) -> int:
     """Analyse MODEL (.keras or .h5) on its training data.
 
     Prints the edge-of-stability verdict, the Hessian's extremes, the RDS sharpness exponents and the sharpness

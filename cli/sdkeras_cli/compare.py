@@ -38,7 +38,7 @@ def command(
     """
     check_outputs([path for path in (json_path, html_path) if path is not None], [a_json, b_json])
     a, b = load_document(a_json), load_document(b_json)
-    found = compare(a, b, names=(a_json, b_json))
+    comparison = compare(a, b, names=(a_json, b_json))
     condition = None if expression is None else conditions.parse(expression, type(b), conditions.OF_TWO)
-    write_reports(found, json_path, html_path, quiet=quiet)
-    return 0 if condition is None else status_of(condition, conditions.numbers_of_two(a, b, found))
+    write_reports(comparison, json_path, html_path, quiet=quiet)
+    return 0 if condition is None else status_of(condition, conditions.numbers_of_two(a, b, comparison))

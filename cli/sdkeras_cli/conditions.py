@@ -9,7 +9,7 @@ import re
 import types
 import typing
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import attrs
 
@@ -46,6 +46,8 @@ _NEED_A_RATE = (
 _MOST_DIGITS = 18
 NumberAt = Callable[[str], float]
 Record = Analysis | LyapunovRun | Measurement
+# A type as an annotation has it.
+Kind: TypeAlias = Any
 _EXAMPLES = {
     Analysis: "for example 'edge_of_stability.ratio > 1.1 or sharpness_dimension.codimension < 20'",
     LyapunovRun: "for example 'lyapunov.values.0 > 0.01 or lyapunov.sharpest.value > 20'",
@@ -62,11 +64,7 @@ class Condition:
     number: float
 
     def holds(self, number_at: NumberAt) -> bool:
-        """Whether it holds of the number at its path.
-
-        Raises:
-            SdkerasError: There is no number at the path.
-        """
+        """Whether it holds of the number at its path, which must be there."""
         return _COMPARE[self.symbol](number_at(self.path), self.number)
 
     def __str__(self) -> str:
@@ -80,13 +78,9 @@ class Expression:
     alternatives: tuple[tuple[Condition, ...], ...]
 
     def holds(self, number_at: NumberAt) -> bool:
-        """Whether it holds; every comparison is looked at, so that a null never hides behind an `or`.
-
-        Raises:
-            SdkerasError: A path has no number.
-        """
-        found = [[condition.holds(number_at) for condition in group] for group in self.alternatives]
-        return any(all(group) for group in found)
+        """Whether it holds; every comparison is looked at, so that a null never hides behind an `or`."""
+        outcomes = [[condition.holds(number_at) for condition in group] for group in self.alternatives]
+        return any(all(group) for group in outcomes)
 
 
 def numbers_of(run: Record, name: str = "this run") -> NumberAt:
@@ -122,39 +116,32 @@ def numbers_of_two(a: Analysis | LyapunovRun, b: Analysis | LyapunovRun, compari
     of_a, of_b = numbers_of(a, "A"), numbers_of(b, "B")
 
     def number_at(path: str) -> float:
-        prefix, _, rest = path.partition(".")
+        prefix, _, of_run = path.partition(".")
         if prefix not in OF_TWO:
             return of_b(path)
         if prefix != "delta":
-            return (of_a if prefix == "a" else of_b)(rest)
-        reason = comparison.why_incomparable(rest)
+            return (of_a if prefix == "a" else of_b)(of_run)
+        reason = comparison.why_incomparable(of_run)
         if reason:
-            raise SdkerasError(f"--fail-if: {rest} of A and B are not comparable: {reason}.")
-        return of_b(rest) - of_a(rest)
+            raise SdkerasError(f"--fail-if: {of_run} of A and B are not comparable: {reason}.")
+        return of_b(of_run) - of_a(of_run)
 
     return number_at
 
 
 def parse(text: str, document: type[Record] = Analysis, prefixes: tuple[str, ...] = ()) -> Expression:
-    """The expression of `--fail-if`, for runs of this kind.
+    """The expression of `--fail-if`, whose paths must be of numbers that this kind of file has.
 
     Args:
-        text: As given.
+        text: PATH OP NUMBER [and|or ...].
         document: The kind of file whose paths it names.
-        prefixes: What may stand before a path of run.json, with a dot.
-
-    Raises:
-        SdkerasError: Not of the form, or a path that no file of this kind has.
+        prefixes: Words that may stand before a path of run.json, with a dot.
     """
-
-    def condition(part: str) -> Condition:
-        return _condition(part, document, prefixes)
-
-    alternatives = re.split(r"\bor\b", text)
-    return Expression(tuple(tuple(map(condition, re.split(r"\band\b", group))) for group in alternatives))
+    groups = [re.split(r"\band\b", alternative) for alternative in re.split(r"\bor\b", text)]
+    return Expression(tuple(tuple(_condition(each, document, prefixes) for each in group) for group in groups))
 
 
-def _condition(text: str, document: type[Any], prefixes: tuple[str, ...]) -> Condition:
+def _condition(text: str, document: type[Record], prefixes: tuple[str, ...]) -> Condition:
     match, example = _FORM.fullmatch(text), _EXAMPLES[document]
     if match is None:
         raise SdkerasError(f"--fail-if: '{text.strip()}' is not of the form PATH OP NUMBER; {example}.")
@@ -165,46 +152,45 @@ def _condition(text: str, document: type[Any], prefixes: tuple[str, ...]) -> Con
         number = math.nan
     if math.isnan(number):
         raise SdkerasError(f"--fail-if: '{digits}' is not a number; {example}.")
-    first, _, rest = path.partition(".")
-    _check_path(rest if first in prefixes and rest else path, document)
+    prefix, _, of_run = path.partition(".")
+    _check_path(of_run if prefix in prefixes and of_run else path, document)
     return Condition(path, symbol, number)
 
 
-def _check_path(path: str, document: type[Any]) -> None:
-    """Refuses a path that leads to no number in any file of this kind."""
-    kind: Any = document
-    parts = path.split(".")
-    for position, part in enumerate(parts):
-        inner = _inside(kind, part)
-        if inner is None:
-            where = ".".join(parts[:position]) or getattr(document, "WRITTEN_BY", ("a measurement",))[0]
-            fields = _fields(kind)
-            hint = did_you_mean(part, fields)
+def _check_path(path: str, document: type[Record]) -> None:
+    kind: Kind = document
+    names = path.split(".")
+    for position, name in enumerate(names):
+        fields, held = _fields(kind), _held(kind, name)
+        if held is None:
+            where = ".".join(names[:position]) or getattr(document, "WRITTEN_BY", ("a measurement",))[0]
+            hint = did_you_mean(name, fields)
             hint += f"it has: {', '.join(fields)}." if fields else f"lists take a number from 0, {_EXAMPLES[document]}."
-            raise SdkerasError(f"--fail-if: {where} has no '{part}'; {hint}")
-        kind = inner
+            raise SdkerasError(f"--fail-if: {where} has no '{name}'; {hint}")
+        kind = held
     if kind not in (int, float, bool):
         fields = _fields(kind)
         hint = f"go on with one of: {', '.join(fields)}" if fields else "name a path to one"
         raise SdkerasError(f"--fail-if: {path} is not a number; {hint}.")
 
 
-def _fields(kind: Any) -> dict[str, Any]:
+def _fields(kind: Kind) -> dict[str, Kind]:
     hints = typing.get_type_hints(kind) if attrs.has(kind) else {}
     return {field.name: hints[field.name] for field in attrs.fields(kind)} if hints else {}
 
 
-def _inside(kind: Any, part: str) -> Any:
+def _held(kind: Kind, name: str) -> Kind:
     """The type of what a record, dict or list of this type holds under a name or position; None where it holds none."""
-    held = typing.get_args(kind)
-    is_position = part.isascii() and part.isdigit() and len(part) <= _MOST_DIGITS
-    inner = _fields(kind).get(part)
-    if typing.get_origin(kind) is dict:  # which names it has is known once it has run
-        inner = held[1] if attrs.has(held[1]) else float
+    arguments: tuple[Kind, ...] = typing.get_args(kind)
+    origin: Kind = typing.get_origin(kind)
+    is_position = name.isascii() and name.isdigit() and len(name) <= _MOST_DIGITS
+    held = _fields(kind).get(name)
+    if origin is dict:  # which names it has is known once it has run
+        held = arguments[1] if attrs.has(arguments[1]) else float
     elif is_position and kind == FloatArray:
-        inner = float
-    elif is_position and typing.get_origin(kind) is tuple:
-        inner = held[0] if held[-1] is Ellipsis else dict(enumerate(held)).get(int(part))
-    if isinstance(inner, types.UnionType):
-        inner = next(each for each in typing.get_args(inner) if each is not types.NoneType)
-    return inner
+        held = float
+    elif is_position and origin is tuple:
+        held = arguments[0] if arguments[-1] is Ellipsis else dict(enumerate(arguments)).get(int(name))
+    if isinstance(held, types.UnionType):
+        held = next(each for each in typing.get_args(held) if each is not types.NoneType)
+    return held

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 from rich.console import Console
 
-from sdkeras.reporting.tables import printable
+from sdkeras.reporting.report import printable
 
 # Columns that a report needs at least and can use at most, and those of a terminal that does not know (COLUMNS=0).
 _NARROWEST, _WIDEST, _UNKNOWN = 40, 10_000, 80
@@ -13,10 +13,10 @@ _NARROWEST, _WIDEST, _UNKNOWN = 40, 10_000, 80
 
 def console(*, stderr: bool = False) -> Console:
     """A console as wide as the terminal, but never too narrow to print in."""
-    made = Console(stderr=stderr, highlight=False)
-    if _NARROWEST <= made.width <= _WIDEST:
-        return made
-    width = _UNKNOWN if made.width <= 0 else min(max(made.width, _NARROWEST), _WIDEST)
+    usual = Console(stderr=stderr, highlight=False)
+    if _NARROWEST <= usual.width <= _WIDEST:
+        return usual
+    width = _UNKNOWN if usual.width <= 0 else min(max(usual.width, _NARROWEST), _WIDEST)
     return Console(stderr=stderr, highlight=False, width=width)
 
 

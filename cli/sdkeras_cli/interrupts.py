@@ -11,7 +11,6 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterator
-from typing import Any
 
 INTERRUPTED = 130
 _MESSAGE = b"sdkeras: interrupted.\n"
@@ -19,7 +18,7 @@ _SHOW_CURSOR = b"\x1b[?25h"
 
 
 class _State:
-    """What a signal does now."""
+    """The present effect of a signal."""
 
     installed = False
     ends = True  # or raises
@@ -74,7 +73,7 @@ def said() -> None:
     _State.said = True
 
 
-def _handle(*_: Any) -> None:
+def _handle(*_: object) -> None:
     if not _State.ends and not _State.raised:
         _State.raised = True
         raise KeyboardInterrupt

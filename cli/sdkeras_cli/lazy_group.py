@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from typing import Any
 
 import click
 
@@ -18,8 +17,8 @@ class LazyGroup(click.Group):
         modules: (module, what it does) by name, in the order of the help.
     """
 
-    def __init__(self, *arguments: Any, modules: Mapping[str, tuple[str, str]], **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    def __init__(self, *arguments: str, modules: Mapping[str, tuple[str, str]], **options: object) -> None:
+        super().__init__(*arguments, **options)  # type: ignore[arg-type]
         self.modules = modules
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -52,35 +52,39 @@ def _run(arguments: list[str], options: dict[str, str]) -> NoReturn:
     try:
         with interrupts.raised():
             status = cli.main(args=arguments, standalone_mode=False, obj=options)
-    except click.exceptions.Abort:
-        _quit("interrupted.", INTERRUPTED)
-    except KeyboardInterrupt:
-        _quit("interrupted.", INTERRUPTED)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         sys.exit(2)
-    except click.UsageError as error:
-        where = f" See '{error.ctx.command_path} --help'." if error.ctx is not None else ""
-        _quit(f"{error.format_message()}{where}", 2)
-    except click.ClickException as error:
-        _quit(error.format_message(), 2)
-    except SdkerasError as error:
-        if debug:
-            traceback.print_exc()
-        _quit(str(error), error.exit_status)
-    except MemoryError:
-        _quit("out of memory; analyse fewer parameters (--params), a smaller batch, or say --memory GB.", 2)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        _quit("interrupted.", INTERRUPTED)
     except Exception as error:
-        if interrupts.was_raised():  # a library has turned it into an error of its own
+        expected = isinstance(error, (click.ClickException, SdkerasError, MemoryError))
+        if not expected and interrupts.was_raised():  # a library has turned it into an error of its own
             _quit("interrupted.", INTERRUPTED)
-        if debug:
+        if debug and not expected:
             raise
-        if isinstance(error, OSError) and error.errno in _NO_ROOM:
-            _quit(f"the output cannot be written: {error.strerror}.", 2)
-        _quit(f"internal error: {_short(error)}; run again with --debug for the traceback, and please report it.", 1)
+        if debug and isinstance(error, SdkerasError):
+            traceback.print_exc()
+        _quit(*_outcome(error))
     if status == INTERRUPTED:  # what there was until then has been written
         _quit("interrupted.", INTERRUPTED)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _outcome(error: Exception) -> tuple[str, int]:
+    """The message of an error and the exit status."""
+    if isinstance(error, SdkerasError):
+        return str(error), error.exit_status
+    if isinstance(error, click.ClickException):
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        where = "" if context is None else f" See '{context.command_path} --help'."
+        return f"{error.format_message()}{where}", 2
+    if isinstance(error, MemoryError):
+        return "out of memory; analyse fewer parameters (--params), a smaller batch, or say --memory GB.", 2
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        return f"the output cannot be written: {error.strerror}.", 2
+    what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return f"internal error: {what}; run again with --debug for the traceback, and please report it.", 1
 
 
 def _print_everywhere() -> None:
@@ -98,13 +102,8 @@ def _in_other_letters(error: UnicodeError) -> tuple[str, int]:
     return "".join(letters.get(c, "?") for c in error.object[error.start : error.end]), error.end
 
 
-def _short(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}"
-
-
 def _quit(message: str, status: int) -> NoReturn:
-    from sdkeras.reporting.tables import printable  # messages quote model files and third parties' errors
+    from sdkeras.reporting.report import printable  # messages quote model files and third parties' errors
 
     click.echo(f"sdkeras: {'error: ' if status != INTERRUPTED else ''}{printable(message)}", err=True)
     interrupts.said()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import attrs
 import click
@@ -19,15 +19,16 @@ from sdkeras.errors import SdkerasError
 from sdkeras.estimators import registry
 from sdkeras.files import class_weights
 from sdkeras.runs.options import DTYPES, MAPS, MODES, PRODUCT_MODES, parse_learning_rate
-from sdkeras_cli.help_texts import HELP
 
+# What click hands a command for a parameter.
+Value: TypeAlias = Any
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 class FiniteRange(click.FloatRange):
     """A range of numbers without NaN and infinity, which click lets through."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+    def convert(self, value: Value, param: click.Parameter | None, ctx: click.Context | None) -> Value:
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number.", param, ctx)
@@ -44,7 +45,11 @@ NOT_NEGATIVE = click.IntRange(min=0)
 
 
 def learning_rate(context: click.Context, option: click.Parameter, text: str | None) -> float | str | None:
-    """A rate, or which one of a schedule."""
+    """A rate, or which one of a schedule.
+
+    Raises:
+        BadParameter: It is neither.
+    """
     try:
         return None if text is None else parse_learning_rate(text)
     except SdkerasError as error:
@@ -52,7 +57,11 @@ def learning_rate(context: click.Context, option: click.Parameter, text: str | N
 
 
 def bound_inputs(context: click.Context, option: click.Parameter, texts: Sequence[str]) -> dict[str, float] | None:
-    """NAME=VALUE as numbers by name."""
+    """NAME=VALUE as numbers by name.
+
+    Raises:
+        SdkerasError: Another form, an unknown name, or a number out of range.
+    """
     known: dict[str, float] = {}
     for text in texts:
         name, equals, digits = text.partition("=")
@@ -69,7 +78,7 @@ def bound_inputs(context: click.Context, option: click.Parameter, texts: Sequenc
 def settings_of(kinds: Sequence[str], example: str) -> Callable[..., dict[str, dict[str, Any]]]:
     """A callback that reads NAME.FIELD=VALUE as values of the fields' types, by estimator of these kinds."""
 
-    def settings(context: Any, option: Any, assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
+    def settings(context: Value, option: Value, assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
         values: dict[str, dict[str, Any]] = {}
         for assignment in assignments:
             path, equals, text = assignment.partition("=")
@@ -96,12 +105,11 @@ _READERS: dict[Any, Callable[[str], Any]] = {
 }
 
 
-def _value(assignment: str, kind: Any, text: str) -> Any:
-    """The text as the field's type, of several the first that reads it, None before them."""
+def _value(assignment: str, kind: Value, text: str) -> Value:
     kinds = sorted(typing.get_args(kind) or (kind,), key=lambda each: each is not type(None))
     if not set(kinds) <= set(_READERS):
         raise SdkerasError(f"--set {assignment}: this field can be set from Python only.")
-    for each in kinds:
+    for each in kinds:  # None first, then as they are declared
         try:
             return _READERS[each](text)
         except (ValueError, KeyError):
@@ -127,7 +135,13 @@ _CLICK: dict[str, dict[str, Any]] = {
     "bound_inputs": {"multiple": True, "callback": bound_inputs},
 }
 # Options that are not called as the argument is.
-_SPELLED = {"memory_gb": "--memory", "bound_inputs": "--bound", "estimators": "--estimator", "settings": "--set"}
+_SPELLED = {
+    "memory_gb": "--memory",
+    "bound_inputs": "--bound",
+    "estimators": "--estimator",
+    "settings": "--set",
+    "num_steps": "--steps",
+}
 _OF_PYTHON = ("loss_fn", "runs", "workers", "progress")
 
 
@@ -136,10 +150,15 @@ def options_of(record: type[Any], *names: str, **changes: Mapping[str, Any]) -> 
 
     Args:
         record: An attrs class.
-        names: Which fields; without any, all that a command line can give.
-        changes: Further fields, with what is otherwise in this command: arguments of `click.option`.
+        names: Fields to take.
+        changes: Further fields, with the arguments of `click.option` that are otherwise in this command. Without any
+            names and changes all fields are taken that a command line can give.
     """
-    chosen = (*names, *changes) if names else [name for name in attrs.fields_dict(record) if name not in _OF_PYTHON]
+    chosen = (
+        (*names, *changes)
+        if names or changes
+        else [name for name in attrs.fields_dict(record) if name not in _OF_PYTHON]
+    )
 
     def decorate(command: _Command) -> _Command:
         for name in reversed(chosen):
@@ -153,8 +172,7 @@ def options_of(record: type[Any], *names: str, **changes: Mapping[str, Any]) -> 
 
 def _arguments(record: type[Any], name: str) -> dict[str, Any]:
     field, kind = attrs.fields_dict(record)[name], typing.get_type_hints(record)[name]
-    text, metavar = HELP.get(name, ("", ""))
-    words = {"help": field.metadata.get("help", text), "metavar": field.metadata.get("metavar", metavar) or None}
+    words = {"help": field.metadata.get("help"), "metavar": field.metadata.get("metavar") or None}
     if kind is bool:
         return {"is_flag": True, "help": words["help"]}
     kinds = typing.get_args(kind) or (kind,)
@@ -183,7 +201,14 @@ initial_slots = click.option(
 custom_objects = click.option(
     "--custom-objects", type=click.Path(), metavar="FILE", help="Python file with the model's own classes."
 )
-unsafe = click.option("--unsafe", is_flag=True, help="Load Lambda layers, whose code is in the model file.")
+unsafe = click.option(
+    "--unsafe",
+    "safe_mode",
+    flag_value=False,
+    default=True,
+    is_flag=True,
+    help="Load Lambda layers, whose code is in the model file.",
+)
 json = click.option("--json", "json_path", type=click.Path(), metavar="OUT", help="Write the answer here.")
 html = click.option("--html", "html_path", type=click.Path(), metavar="OUT", help="Write the report page here.")
 fail_if = click.option(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import sys
 from collections.abc import Callable, Iterator
 
@@ -12,13 +11,6 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from sdkeras.reporting.numbers import dimension
 from sdkeras.results import progress
 from sdkeras_cli.console import console
-
-
-def _share_done(half_width: float, target: float) -> float:
-    """Half-widths fall like 1/sqrt(runs); it is 0 where every run says the same."""
-    if half_width <= target:
-        return 1.0
-    return (target / half_width) ** 2 if math.isfinite(half_width) else 0.0
 
 
 @contextlib.contextmanager
@@ -44,7 +36,9 @@ def progress_bar(quiet: bool) -> Iterator[Callable[[progress.Progress], None] | 
                 detail += f", {step.num_runs} runs, SD {dimension(step.value, step.half_width)}"
                 if step.half_width is not None and step.target:
                     detail += f" ± {step.half_width:.2g} (wanted {step.target:.2g})"
-                    total, done = 1.0, _share_done(step.half_width, step.target)
+                if step.expected_runs is not None:
+                    detail += f", about {step.expected_runs:,} runs in all"
+                    total, done = float(step.expected_runs), float(step.num_runs)
             bar.update(task, description=step.stage, detail=detail, total=total, completed=done)
 
         yield show

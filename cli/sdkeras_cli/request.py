@@ -1,4 +1,4 @@
-"""A command that works on a model: what it is told, checks before TensorFlow starts, loading, and the answer."""
+"""Commands that work on a model: their arguments, checks before TensorFlow starts, loading, and the answer."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from sdkeras.results.answers import Analysis, LyapunovRun
 from sdkeras_cli import conditions
 from sdkeras_cli.console import say
 from sdkeras_cli.interrupts import INTERRUPTED
+from sdkeras_cli.options import Value
 from sdkeras_cli.output import check_outputs, show_plan, write_reports
 from sdkeras_cli.report import fail_if
 
 
 @attrs.frozen
 class Request:
-    """What every command that works on a model is told, beside the options of the library."""
+    """The arguments of every command that works on a model, beside the options of the library."""
 
     model: str
     data: str
     custom_objects: str | None = None
-    unsafe: bool = False
+    safe_mode: bool = True
     json_path: str | None = None
     html_path: str | None = None
     expression: str | None = None
@@ -58,7 +59,7 @@ class Request:
         from sdkeras.files import models
 
         objects = models.load_custom_objects(self.custom_objects) if self.custom_objects else None
-        model = models.load_model(self.model, custom_objects=objects, safe_mode=not self.unsafe)
+        model = models.load_model(self.model, custom_objects=objects, safe_mode=self.safe_mode)
         problem = models.compile_problem(model)
         if problem and not getattr(model, "compiled", False) and loss is None:
             raise SdkerasError(problem)
@@ -90,7 +91,11 @@ class Request:
 
 
 def check_inputs(model: str, data: str, custom_objects: str | None) -> None:
-    """Refuses files that are not there, before TensorFlow takes its seconds to start."""
+    """Checks inputs before TensorFlow takes its seconds to start.
+
+    Raises:
+        SdkerasError: A file is missing.
+    """
     if not os.path.exists(model):
         raise SdkerasError(f"there is no file {shown(model)}; give the path of a .keras or .h5 model.")
     files = data.split(",") if data.endswith(".npy") else [data] if data.endswith(".npz") else []
@@ -101,12 +106,8 @@ def check_inputs(model: str, data: str, custom_objects: str | None) -> None:
         raise SdkerasError(f"--custom-objects: there is no file {shown(custom_objects)}; give the Python file.")
 
 
-def load_training_data(spec: str) -> Any:
-    """Data of training; what to know of them is told.
-
-    Raises:
-        SdkerasError: They cannot be loaded.
-    """
+def load_training_data(spec: str) -> Value:
+    """Loads training data and prints the caveats about them."""
     from sdkeras.files import models
 
     data, note = models.load_training_data(spec)

@@ -11,7 +11,7 @@ from sdkeras.errors import SdkerasError
 from sdkeras.runs.options import Options
 from sdkeras_cli import options
 from sdkeras_cli.options import COUNT, NOT_NEGATIVE, POSITIVE
-from sdkeras_cli.output import check_outputs
+from sdkeras_cli.output import check_outputs, save_json
 from sdkeras_cli.request import Request
 
 if TYPE_CHECKING:
@@ -56,12 +56,17 @@ _OF_BOTH = ("model", "alpha", "seed", "memory_gb", "json_path", "html_path", "dr
 @options.quiet
 @options.debug
 @click.pass_context
-def command(context: click.Context, /, **parameters: Any) -> int:
+def command(context: click.Context, /, **parameters: options.Value) -> int:
     """Measure how large a trajectory of the weights is: E_alpha and PH dimension.
 
-    Of MODEL, whose training with DATA is simulated on from there, or of a TRAJECTORY (.npz) that
+    Takes a MODEL, whose training with DATA is simulated from there on, or a TRAJECTORY (.npz) that
     sdkeras.study.recorder.TrajectoryRecorder, or --save, wrote, or that is a plain matrix, steps x weights (.npz,
     .npy).
+
+    \f
+
+    Raises:
+        SdkerasError: A model without data.
     """
     request = Request.taken_from(parameters)
     if request.model.endswith((".npz", ".npy")):
@@ -85,11 +90,9 @@ def command(context: click.Context, /, **parameters: Any) -> int:
 
 
 def _refuse_simulation(context: click.Context) -> None:
-    """A recorded trajectory is what it is."""
     for option in context.command.params:
         name = option.name or ""
-        given = context.get_parameter_source(name) not in (ParameterSource.DEFAULT, None)
-        if name not in _OF_BOTH and given:
+        if name not in _OF_BOTH and context.get_parameter_source(name) not in (ParameterSource.DEFAULT, None):
             raise SdkerasError(
                 f"{option.opts[0]} is of a simulation, and a recorded trajectory (.npz, .npy) is measured as it is; "
                 f"leave {option.opts[0]} out, or give a model."
@@ -131,7 +134,8 @@ def _simulated(request: Request, parameters: dict[str, Any]) -> TrajectoryMeasur
 
 
 def _show(plan: ForwardPlan) -> None:
-    from sdkeras.study.trajectory_report import rows_of
+    from sdkeras.reporting.report import Table
+    from sdkeras.reporting.terminal import render_table
     from sdkeras_cli.console import console
 
     rows = (
@@ -142,17 +146,21 @@ def _show(plan: ForwardPlan) -> None:
         ("one gradient", f"{1e3 * plan.seconds_per_gradient:.3g} ms", ""),
         ("time", f"about {plan.seconds:.3g} s", ""),
     )
-    console().print(rows_of("Plan", rows))
+    console().print(render_table(Table("Plan", rows)))
 
 
 def _write(measures: TrajectoryMeasures, json_path: str | None, html_path: str | None, quiet: bool) -> None:
-    from sdkeras.study.trajectory_report import render, save_html
+    from sdkeras.reporting.html import save_html
+    from sdkeras.reporting.terminal import render
+    from sdkeras.study.trajectory_report import trajectory_report
+
+    report = trajectory_report(measures)
 
     if json_path is not None:
-        measures.save(json_path)
+        save_json(measures, json_path)
     if html_path is not None:
-        save_html(measures, html_path)
+        save_html(report, html_path)
     if not quiet:
         from sdkeras_cli.console import console
 
-        console().print(render(measures))
+        console().print(render(report))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from sdkeras.errors import SdkerasError
 from sdkeras.files.atomic import shown
@@ -51,7 +52,7 @@ def command(
     expression: str | None,
     dry_run: bool,
     quiet: bool,
-    **parameters: Any,
+    **parameters: options.Value,
 ) -> int:
     """Show a training over time: sharpness against the threshold, exponents, sharpness dimension.
 
@@ -60,9 +61,15 @@ def command(
 
     With --data: CHECKPOINTs (files, folders, patterns) are measured in their order, and the log is kept in --out.
     Interrupted or killed, the same command measures the rest.
+
+    \f
+
+    Raises:
+        SdkerasError: Checkpoints without data, several logs, or options of checkpoints for a log.
     """
     condition = None if expression is None else conditions.parse(expression, Measurement)
-    chosen = {name: value for name, value in parameters.items() if value not in (None, False)}
+    source = click.get_current_context().get_parameter_source
+    chosen = {name: value for name, value in parameters.items() if source(name) is not ParameterSource.DEFAULT}
     if "data" in chosen:
         return _measure(list(paths), chosen, html_path, condition, dry_run=dry_run, quiet=quiet)
     if any(path.endswith((".keras", ".h5", ".hdf5")) for path in paths):
@@ -80,7 +87,7 @@ def command(
 
 
 def _measure(
-    given: list[str],
+    patterns: list[str],
     chosen: dict[str, Any],
     html_path: str | None,
     condition: conditions.Expression | None,
@@ -88,7 +95,7 @@ def _measure(
     dry_run: bool,
     quiet: bool,
 ) -> int:
-    paths = in_order(given)
+    paths = in_order(patterns)
     folder = chosen.pop("log_dir", _DEFAULT_FOLDER)
     data, test_data, custom_objects = (chosen.pop(name, None) for name in ("data", "test_data", "custom_objects"))
     check_inputs(chosen.get("model", paths[0]), data, custom_objects)
@@ -110,7 +117,6 @@ def _measure(
     from sdkeras.runs.track import track
 
     objects = models.load_custom_objects(custom_objects) if custom_objects else None
-    safe_mode = not chosen.pop("unsafe", False)
     with progress_bar(quiet) as progress:
         log = track(
             paths,
@@ -118,20 +124,20 @@ def _measure(
             test_data=None if test_data is None else models.load_data(test_data),
             log_dir=folder,
             custom_objects=objects,
-            safe_mode=safe_mode,
             progress=progress,
             **chosen,
         )
     status = _show(log, html_path, condition, quiet=quiet)
-    failed = [found for found in log.measurements if found.failed]
-    for found in failed:
-        say(f"sdkeras: error: {shown(found.source)}: {'; '.join(found.notes)}", err=True)
+    failed = [measurement for measurement in log.measurements if measurement.failed]
+    for each in failed:
+        say(f"sdkeras: error: {shown(each.source)}: {'; '.join(each.notes)}", err=True)
     return 2 if failed else status
 
 
 def _show(log: RunLog, html_path: str | None, condition: conditions.Expression | None, *, quiet: bool) -> int:
     """The log as a page and in the terminal; the exit status that `--fail-if` asks for."""
-    from sdkeras.reporting.track import render, save_html
+    from sdkeras.reporting.html import save_html
+    from sdkeras.reporting.terminal import render
     from sdkeras_cli.report import status_of
 
     if html_path is not None:

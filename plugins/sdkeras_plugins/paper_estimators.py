@@ -42,11 +42,7 @@ class _PaperEstimator:
     offset: float = attrs.field(default=1e-6, validator=_positive)
 
     def estimate(self, source: SymmetricOperator, *, seed: int) -> Spectrum:
-        """One probe's measure, changed; weights sum to the operator's size.
-
-        Raises:
-            NonFiniteError: A product holds NaN or infinity.
-        """
+        """One probe's measure, changed; weights sum to the operator's size."""
         run = StochasticLanczosQuadrature(self.num_steps, self.reorthogonalize).estimate(source, seed=seed)
         nodes, weights = self._changed(run.nodes, run.weights)
         order = np.argsort(nodes, kind="stable")

@@ -20,6 +20,7 @@ from sdkeras.callbacks.report_folder import ReportFolder
 from sdkeras.callbacks.spacing import Plan, Spacing
 from sdkeras.errors import SdkerasError
 from sdkeras.files.atomic import shown
+from sdkeras.files.keras_types import Data, Model
 from sdkeras.files.locks import Claim
 from sdkeras.files.user_code import last_line
 from sdkeras.operators import minibatches
@@ -34,7 +35,7 @@ from sdkeras.runs.monitor import (
     failed_measurement,
     log_keys,
 )
-from sdkeras.runs.options import Options, check_options, is_number
+from sdkeras.runs.options import Options, is_number
 from sdkeras.training_step.settings import steps_taken
 
 _AGE = "sharpness_age"
@@ -104,7 +105,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
 
     def __init__(
         self,
-        data: Any,
+        data: Data,
         every: str | int = "epoch",
         measures: Sequence[str] = MEASURES,
         batch_size: int | None = None,
@@ -137,7 +138,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
             "bound_inputs": bound_inputs or {},
             "estimate_bound_inputs": estimate_bound_inputs,
         }
-        check_options(Options(**options))
+        Options(**options)
         if not hasattr(data, "element_spec") and not isinstance(data, keras.utils.PyDataset):
             minibatches.as_source(
                 data, batch_size=batch_size, default_batch_size=None, limit=samples, class_weight=class_weight
@@ -280,14 +281,28 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
     def _may_measure(self) -> bool:
         wait = self.spacing.wait()
         if wait > 0:
-            found = self.spacing
+            spacing = self.spacing
             self._say_once(
                 "spacing",
-                f"measurements have taken {found.spent:.3g} s so far, without compilation, and the last one "
-                f"{found.expected:.3g} s; to stay within {found.max_overhead:.3g} of the time of training, the next "
-                f"one waits for {wait:.3g} s more of it (max_overhead=None measures every time).",
+                f"measurements have taken {spacing.spent:.3g} s so far, without compilation, and the last one "
+                f"{spacing.expected:.3g} s; to stay within {spacing.max_overhead:.3g} of the time of training, the "
+                f"next one waits for {wait:.3g} s more of it (max_overhead=None measures every time).",
             )
         return wait == 0
+
+    def _measured(self, metrics: Mapping[str, float], limit: float | None, within: bool | None) -> Measurement:
+        """A measurement within so many seconds, by a new monitor where there is none; None where `fit` has ended."""
+        if self._monitor is None:
+            with self.spacing.compiling():
+                self._monitor = self._make(self.model)
+            self._header = self._monitor.header()
+        with self.spacing.spending():
+            measurement = self._monitor.measure(epoch=self._epochs, metrics=metrics, seconds=limit)
+            if self._check is not None and within is not None:
+                self._check.measured(self._epochs, *self._monitor.training_loss(), within=within)
+        if self._monitor.out_of_time:  # rather one that converges, later
+            self.spacing.expected *= 2
+        return measurement
 
     def _measure(self, metrics: Mapping[str, float], *, within: bool = False, about: str = "") -> None:
         """Measures, logs and reports; `within` an epoch, or at its end, or when `fit` has ended, which `about` says."""
@@ -302,37 +317,28 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
             self.plan.made += 1
         try:
             with same_randomness():
-                if self._monitor is None:
-                    with self.spacing.compiling():
-                        self._monitor = self._make(self.model)
-                    self._header = self._monitor.header()
-                with self.spacing.spending():
-                    found = self._monitor.measure(epoch=self._epochs, metrics=metrics, seconds=limit)
-                    if self._check is not None and not about:
-                        self._check.measured(self._epochs, *self._monitor.training_loss(), within=within)
-                failed = False
-                if self._monitor.out_of_time:  # rather one that converges, later
-                    self.spacing.expected *= 2
+                measurement = self._measured(metrics, limit, None if about else within)
+            failed = False
         except Exception as error:  # whatever a layer, TensorFlow or a lack of memory raises: training goes on
             reason = last_line(error)
             self._say_once(reason, f"a measurement failed, its numbers are NaN: {reason}")
-            found = failed_measurement(
+            measurement = failed_measurement(
                 self.keys, reason, step=steps_taken(self.model.optimizer), epoch=self._epochs, metrics=metrics
             )
         self._watched = _identity(self.model)
-        found = attrs.evolve(found, seconds=self.spacing.clock() - started, began=self._began)
+        measurement = attrs.evolve(measurement, seconds=self.spacing.clock() - started, began=self._began)
         # Weights that another callback brought back stand nowhere in the training's log.
-        if not (about and self.measurements and self.measurements[-1].step == found.step):
-            self.measurements.append(found)
+        if not (about and self.measurements and self.measurements[-1].step == measurement.step):
+            self.measurements.append(measurement)
             self._began = None
             if self._monitor is not None:
-                self._write(found)
+                self._write(measurement)
         if not about:
-            self._latest = {key: reading.value for key, reading in found.values.items()}
+            self._latest = {key: reading.value for key, reading in measurement.values.items()}
             self._fresh = True
         if self.report is not None and not failed:
             self._measured_at = _digest(self.model)
-            step = f"measured while the model trained, at step {found.step:,}, after {self._epochs:,} epochs"
+            step = f"measured while the model trained, at step {measurement.step:,}, after {self._epochs:,} epochs"
             self._write_report(about or f"{step}; whatever training did after that is not in it.")
 
     def _write_report(self, about: str) -> None:
@@ -367,7 +373,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
                 "(class_weight=..., data=(x, y, sample_weight)).",
             )
 
-    def _write(self, found: Measurement) -> None:
+    def _write(self, measurement: Measurement) -> None:
         """Appends to the log, after the header where it has none of this model yet."""
         if self.log_path is None:
             return
@@ -378,7 +384,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
             if self._header is not None:
                 log.append(self.log_path, self._header)
                 self._header = self._log = None
-            log.append(self.log_path, attrs.evolve(found, began=self._unlogged))
+            log.append(self.log_path, attrs.evolve(measurement, began=self._unlogged))
             self._unlogged = None
         except OSError as error:
             self._say_once("log", f"{shown(self.log_path)} cannot be written: {error.strerror or error}")
@@ -386,7 +392,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
             self._say_once("log", str(error))
         finally:
             if self._log is not None:
-                self._log = attrs.evolve(self._log, measurements=(*self._log.measurements, found))
+                self._log = attrs.evolve(self._log, measurements=(*self._log.measurements, measurement))
 
     def _say_once(self, what: str, message: str) -> None:
         if what not in self._said:
@@ -399,7 +405,7 @@ def _numbers(logs: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in logs.items() if isinstance(value, (int, float, np.number))}
 
 
-def _digest(model: Any) -> bytes:
+def _digest(model: Model) -> bytes:
     """Of the weights, those of other callbacks' making included."""
     state = hashlib.sha256()
     for variable in model.weights:
@@ -407,6 +413,6 @@ def _digest(model: Any) -> bytes:
     return state.digest()
 
 
-def _identity(model: Any) -> tuple[Any, ...]:
+def _identity(model: Model) -> tuple[Any, ...]:
     """What a monitor rests on: another optimizer, loss or set of variables needs another one."""
     return (model, model.optimizer, getattr(model, "_compile_loss", None), *model.trainable_variables)

@@ -85,8 +85,8 @@ def _coarse(code: str, setting: str) -> Callable[[Evidence], Note | None]:
         return Note(
             code,
             f"the {setting.replace('_', ' ')} {width:.3g} of {estimate.estimator} is more than {_COARSE} of {what} "
-            f"{abs(scale):.3g}: it moves neutral directions far enough to decide the answer; take a smaller one (--set "
-            f"{estimate.estimator}.{setting}=F), or the estimator slq.",
+            f"{abs(scale):.3g}: it moves neutral directions far enough to decide the answer; take a smaller one "
+            f"(`settings={{'{estimate.estimator}': {{'{setting}': F}}}}`), or the estimator slq.",
         )
 
     return rule

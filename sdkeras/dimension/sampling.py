@@ -49,7 +49,7 @@ class AdaptiveSettings:
         stop: Reason to begin no further run, or "" to go on; asked before each group of runs.
         max_steps: Upper bound on the steps of a run.
         group: Runs handed to the mapper at once; what an interruption can lose.
-        required: Make one run even if there is no room for it.
+        required: Make one run even if there is no room for it; if not, a BudgetError says that there was none.
     """
 
     tolerance: float = 0.05
@@ -73,7 +73,6 @@ class Outcome:
         nodes: Pooled spectrum of the operator, ascending, shape [k].
         weights: Its masses, sum n.
         warnings: What the reader must know.
-        interrupted: True after Ctrl-C.
         runs: The runs themselves, in order.
         out_of_time: The deadline ended the runs, or left no time for longer ones that the nested check asked for.
         ended: Which limit ended the runs, in the words of `AdaptiveSettings.stop`; "" if none did.
@@ -84,7 +83,6 @@ class Outcome:
     nodes: FloatArray
     weights: FloatArray
     warnings: tuple[Note, ...]
-    interrupted: bool
     runs: tuple[Spectrum, ...]
     out_of_time: bool = False
     ended: str = ""
@@ -98,13 +96,11 @@ class PooledSpectrum:
         nodes: Eigenvalues, ascending, shape [k].
         weights: Their masses, shape [k].
         num_runs: Runs pooled, a minibatch and a probe each.
-        interrupted: Whether Ctrl-C ended them.
     """
 
     nodes: FloatArray
     weights: FloatArray
     num_runs: int
-    interrupted: bool
 
 
 def estimate_sharpness_dimension(
@@ -136,19 +132,12 @@ def estimate_sharpness_dimension(
         progress: Called after each group of runs.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C before the first run was complete.
-        BudgetError: The limits leave no room for one run, and none is required.
+        BudgetError: The limits leave no room for one run, and none is required; or it was stopped before one.
     """
     loop = _Loop(_Runs(run, settings, mapper, None if num_steps is None else min(num_steps, context.size)), context)
     loop.progress = progress
-    runs, interrupted = loop.runs, False
-    try:
-        loop.until_narrow()
-    except KeyboardInterrupt:
-        runs.fall_back()
-        if not runs.spectra:
-            raise
-        interrupted = True
+    loop.until_narrow()
+    runs = loop.runs
     summary = summarise(runs.spectra, context)
     estimate, rds = conclusion(summary, num_steps=runs.steps, num_hvps=runs.spent, history=loop.history)
     target = summary.target(settings.tolerance)
@@ -159,7 +148,6 @@ def estimate_sharpness_dimension(
         nodes=pooled[0],
         weights=pooled[1],
         warnings=cautions(Evidence(estimate, summary, loop.nested_failed, runs.ended, target)),
-        interrupted=interrupted,
         runs=tuple(runs.spectra),
         out_of_time=runs.out_of_time,
         ended=runs.ended,
@@ -188,19 +176,13 @@ def pooled_spectrum(
         mapper: Applies a function to run numbers, in order; a thread pool's map, for example.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C before the first run was complete.
+        BudgetError: Stopped before the first run was complete.
     """
     settings = AdaptiveSettings(max_hvps=max_hvps, deadline=deadline, group=group)
     runs = _Runs(lambda index, _: run(index), settings, mapper, None)
-    interrupted = False
-    try:
-        runs.extend(num_runs)
-    except KeyboardInterrupt:
-        if not runs.spectra:
-            raise
-        interrupted = True
+    runs.extend(num_runs)
     nodes, weights = _pooled_measure([(spectrum.nodes, spectrum.weights) for spectrum in runs.spectra])
-    return PooledSpectrum(nodes, weights, len(runs.spectra), interrupted)
+    return PooledSpectrum(nodes, weights, len(runs.spectra))
 
 
 def _pooled_measure(measures: list[tuple[FloatArray, FloatArray]]) -> tuple[FloatArray, FloatArray]:

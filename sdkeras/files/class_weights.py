@@ -13,7 +13,7 @@ from sdkeras.errors import DataError, SdkerasError
 
 # Keras multiplies losses by them in float32; a loss beside it needs room too.
 _LARGEST = 1e30
-_EXAMPLE = "for example {0: 1.0, 1: 9.0} (--class-weight 0=1.0,1=9.0)"
+_EXAMPLE = "for example `class_weight={0: 1.0, 1: 9.0}`"
 
 
 def checked(class_weight: Mapping[int, float] | None) -> dict[int, float] | None:
@@ -60,10 +60,10 @@ def parsed(text: str) -> dict[int, float]:
             weights[known] = float(weight)
         except ValueError:
             raise SdkerasError(
-                f"--class-weight {text}: {entry!r} is not CLASS=WEIGHT; give weights like 0=1.0,1=9.0."
+                f"`class_weight` {text}: {entry!r} is not CLASS=WEIGHT; give weights like 0=1.0,1=9.0."
             ) from None
         if twice:
-            raise SdkerasError(f"--class-weight {text}: class {known} is named twice; give each class once.")
+            raise SdkerasError(f"`class_weight` {text}: class {known} is named twice; give each class once.")
     return checked(weights) or {}
 
 

@@ -10,3 +10,5 @@ Model: TypeAlias = Any
 Layer: TypeAlias = Any
 Optimizer: TypeAlias = Any
 Loss: TypeAlias = Any
+# (x, y[, sample_weight]), a tf.data.Dataset or a keras.utils.PyDataset.
+Data: TypeAlias = Any

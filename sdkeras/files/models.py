@@ -129,7 +129,7 @@ def load_weights(path: str, model: Any) -> str:
     except Exception as error:  # another architecture fails in many ways
         raise ModelError(
             f"the weights in {path!r} do not fit the model: {_short(str(error)) or last_line(error)}; give the model "
-            "they were saved from (--model)."
+            "they were saved from (`model`)."
         ) from error
     lost = "" if saved else "the file holds no state of the optimizer"
     if saved and optimizer is not None:
@@ -372,7 +372,7 @@ def _compiled_part(
         _uncompile(model)
         return Read(
             f"{path!r} was saved without being compiled, and the class {type(model).__name__} compiles itself when it "
-            "is made, with values of its own; say --loss and --learning-rate."
+            "is made, with values of its own; say `loss` and `learning_rate`."
         )
     again = config.keras_2 or (_own_way(model, config) and not _is_as_stored(model, config, is_h5))
     if again:
@@ -391,7 +391,7 @@ def _compiled_part(
         model.optimizer = None
         return Read(
             f"{path!r} does not name its optimizer (Keras leaves it out of a model that was saved as .h5 before); save "
-            "the model as .keras right after training, or say --learning-rate.",
+            "the model as .keras right after training, or say `learning_rate`.",
             stored_loss,
         )
     lost = _slots_from_keras_2(path, model, config) if config.keras_2 else _restore_slots(path, model, again, caught)
@@ -667,7 +667,7 @@ def _why_not(path: str, error: Exception, safe_mode: bool, config: _Config) -> s
             return f"model file {path!r} cannot be loaded: {_homonym(name)}."
         return (
             f"model file {path!r} uses the {kind} '{name}', which Keras does not know; give the Python file that "
-            "defines it with --custom-objects FILE (custom_objects in Python)."
+            "defines it with `custom_objects=FILE`."
         )
     if safe_mode and (outside := _OUTSIDE.search(text)) is not None:
         return (
@@ -677,13 +677,13 @@ def _why_not(path: str, error: Exception, safe_mode: bool, config: _Config) -> s
     if safe_mode and _UNSAFE.search(text):
         return (
             f"model file {path!r} holds Python code, such as a Lambda layer, that Keras will not run in safe mode; if "
-            "you trust the file, use --unsafe (safe_mode=False in Python)."
+            "you trust the file, use `safe_mode=False`."
         )
     if config.keras_2:
         return keras2.cannot_load(path, config.version, config.text, _short(text) or type(error).__name__)
     return (
         f"model file {path!r} cannot be loaded: {_short(text) or type(error).__name__}; it is damaged, or was "
-        "written by another Keras version or with user code that --custom-objects FILE must supply."
+        "written by another Keras version or with user code that `custom_objects=FILE` must supply."
     )
 
 
@@ -708,14 +708,14 @@ def _compile_message(path: str, error: Exception, config: _Config, objects: dict
             reason = _homonym(unknown[-1][-1])
     elif "string indices must be integers" in reason:  # how the .h5 reader fails on the name of an unknown function
         reason = "Keras does not know one of these names"
-    advice = "Say --loss and --learning-rate, with values as the file has them."
+    advice = "Say `loss` and `learning_rate`, with values as the file has them."
     if "does not know" in reason and not any(unknown and unknown[-1][-1] in name for name in objects):
         advice = (
-            "Give the Python file that defines its own parts with --custom-objects FILE, or say --loss and "
-            "--learning-rate."
+            "Give the Python file that defines its own parts with `custom_objects=FILE`, or say `loss` and "
+            "`learning_rate`."
         )
     elif "argument" in reason:
-        advice = "Say --loss and --learning-rate, or give the class a get_config() that holds it and save again."
+        advice = "Say `loss` and `learning_rate`, or give the class a get_config() that holds it and save again."
     by = f", which was written by Keras 2 (version {config.version})," if config.keras_2 else ""
     return f"{path!r}{by} was loaded without its compiled part ({', '.join(parts) or 'unreadable'}): {reason}. {advice}"
 

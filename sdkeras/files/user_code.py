@@ -177,7 +177,7 @@ def load_custom_objects(file: str) -> dict[str, Any]:
         ModelError: There is no such file, it is not Python, or running it raises an exception.
     """
     module, found = _import_file(
-        file, "--custom-objects", "give the Python file that defines the model's own layers, losses or optimizers"
+        file, "`custom_objects`", "give the Python file that defines the model's own layers, losses or optimizers"
     )
     own = {
         key: value

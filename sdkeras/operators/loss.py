@@ -318,7 +318,7 @@ class EmpiricalLoss:
             if "No loss to compute" in str(error):
                 raise ModelError(
                     "the model was compiled without a loss and adds none of its own; give the loss it was trained with "
-                    "(--loss NAME)."
+                    "(`loss=NAME`)."
                 ) from error
             raise ModelError(
                 f"the loss and its gradient cannot be computed in {dtype}: {precision.reason(error)}"
@@ -333,7 +333,7 @@ class EmpiricalLoss:
             return f"{bad} of the {point.size} weights are NaN or infinite: take a checkpoint from before"
         largest = float(np.max(np.abs(point), initial=0.0))
         if largest > 1e6:
-            more = "" if self.dtype == np.float64 else " or analyse in float64 (--dtype float64)"
+            more = "" if self.dtype == np.float64 else " or analyse in float64 (`dtype='float64'`)"
             return f"the largest weight is {largest:.2g}, and {self.dtype.name} overflows; check the training{more}"
         return "check the data and the loss before analysing curvature"
 
@@ -507,7 +507,7 @@ def check_model(model: Any, *, needs_loss: bool) -> None:
     if needs_loss and not getattr(model, "compiled", False):
         raise ModelError(
             "the model is not compiled, so its loss is unknown; compile it before saving, or give a loss and a "
-            "learning rate (--loss NAME --learning-rate F)."
+            "learning rate (`loss=NAME, learning_rate=F`)."
         )
 
 

@@ -330,7 +330,7 @@ def _unknown_length(data: Any) -> bool:
 
 def _iterate(data: Any, limit: int | None) -> Any:
     if _endless(data) and limit is None:
-        raise DataError("the dataset has no end; say how much of it to read with --samples (num_samples).")
+        raise DataError("the dataset has no end; say how much of it to read with `samples=N`.")
     if isinstance(data, tf.data.Dataset):
         spec = tf.nest.flatten(data.element_spec)
         if any(leaf.shape.rank == 0 for leaf in spec):

@@ -345,23 +345,23 @@ def _failure(loss: EmpiricalLoss, result: Verification) -> str:
     if _BELOW in result.details:
         digits = "float32" if f"{_BELOW} float32" in result.details else "float64"
         advice = (
-            "analyse in float64 (--dtype float64)"
+            "analyse in float64 (`dtype='float64'`)"
             if loss.dtype == np.float32
             else "take weights from before the loss vanished, or of another size"
         )
         return (
             f"the operator cannot be verified: loss and curvature are {_BELOW} {digits} resolves ({numbers}). No layer "
-            f"is known to be at fault; {advice}, or allow an unverified operator (--allow-unverified)."
+            f"is known to be at fault; {advice}, or allow an unverified operator (`allow_unverified=True`)."
         )
     close = "float32" if by_differences else result.finite_difference_dtype
     if by_differences and loss.dtype == np.float32:
-        why = "Differences of float32 gradients are too noisy here; analyse in float64 (--dtype float64)"
+        why = "Differences of float32 gradients are too noisy here; analyse in float64 (`dtype='float64'`)"
     elif result.finite_difference_error >= _ALLOWED[close]:
         faults = suspects(loss.function.model)
         why = (
             f"Layers at fault: {', '.join(faults)}; TensorFlow's second derivatives are wrong for them (or they stop "
             "gradients on purpose, and there is no Hessian). Use product mode finite-differences in float64 "
-            "(--product-mode finite-differences --dtype float64)"
+            "(`product_mode='finite-differences', dtype='float64'`)"
             if faults
             else "Either TensorFlow's second derivatives are wrong for this model, or a layer stops gradients on "
             "purpose, or its weights sit on a kink (a ReLU of exactly 0, as with all-zero weights); in the last two "
@@ -380,12 +380,13 @@ def _failure(loss: EmpiricalLoss, result: Verification) -> str:
     elif result.hvp_relative_error >= _ALLOWED["float32"]:
         why = (
             "Products in float32 are far from those in float64: the curvature is below what float32 resolves; analyse "
-            "in float64 (--dtype float64)"
+            "in float64 (`dtype='float64'`)"
         )
     else:
         why = "Something in the model is random or changes between two products; try inference mode"
     return (
-        f"the operator failed its verification: {numbers}. {why}, or allow an unverified operator (--allow-unverified)."
+        f"the operator failed its verification: {numbers}. {why}, or allow an unverified operator "
+        "(`allow_unverified=True`)."
     )
 
 

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 _options: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar("options", default={})  # noqa: B039
-_IN_BACKTICKS = re.compile(r"`([^`]+)`")
+_IN_BACKTICKS = re.compile(r"`([^`\n]+)`")
 
 
 @contextlib.contextmanager
@@ -53,9 +53,9 @@ def _rendered(match: re.Match[str], options: Mapping[str, str]) -> str:
 
 
 def _text(value: ast.expr) -> str:
-    """A value as on the command line: nothing for True, {'a': {'b': 1}} as a.b=1."""
+    """A value as on the command line: nothing for True and False, {'a': {'b': 1}} as a.b=1."""
     if isinstance(value, ast.Constant):
-        return "" if value.value is True else str(value.value)
+        return "" if isinstance(value.value, bool) else str(value.value)
     if isinstance(value, ast.Dict):
         pairs = [(_text(key), each) for key, each in zip(value.keys, value.values, strict=True) if key is not None]
         return ",".join(f"{key}{'.' if isinstance(each, ast.Dict) else '='}{_text(each)}" for key, each in pairs)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterator
-from typing import Any
 
 import attrs
 
@@ -19,9 +18,10 @@ from sdkeras.reporting.comparison import (
     Side,
     number_difference,
 )
-from sdkeras.reporting.explanations import trajectory_in_words
 from sdkeras.reporting.numbers import number
+from sdkeras.reporting.words import trajectory_in_words
 from sdkeras.results.answers import Analysis, LyapunovRun
+from sdkeras.results.arrays import Value
 from sdkeras.results.document import walk
 from sdkeras.results.lyapunov import LyapunovSummary
 from sdkeras.results.measured import STANDARD_ERRORS
@@ -107,7 +107,7 @@ _OF_DIMENSION = ("sharpness_dimension.*", "estimates.*", "rds_sharpness.*", "lay
 
 
 def compare(a: Analysis | LyapunovRun, b: Analysis | LyapunovRun, *, names: tuple[str, str] = ("A", "B")) -> Comparison:
-    """What differs between two answers of the same command.
+    """Compares two answers of the same command.
 
     A difference is B minus A. Its error is a 95 % half-width, the two runs taken as independent: see
     `comparison.number_difference`. Sharpness dimensions, their exponents and E+ are compared only under the same map,
@@ -116,7 +116,7 @@ def compare(a: Analysis | LyapunovRun, b: Analysis | LyapunovRun, *, names: tupl
     Args:
         a: An `Analysis` or a `LyapunovRun`.
         b: Another of the same kind.
-        names: What to call them, for example their files.
+        names: Their names, for example their files.
 
     Returns:
         The settings that differ, and every number that both have with the error of its difference.
@@ -165,7 +165,7 @@ def _summary(identical: bool, settings: tuple[SettingDifference, ...], numbers: 
 # Settings
 
 
-def _settings(a: Any, b: Any) -> Iterator[SettingDifference]:
+def _settings(a: Value, b: Value) -> Iterator[SettingDifference]:
     for path, label in _SETTINGS:
         values = [_at(run, path) for run in (a, b)]
         if _MISSING in values or "" in values or values[0] == values[1] or all(value != value for value in values):
@@ -174,12 +174,12 @@ def _settings(a: Any, b: Any) -> Iterator[SettingDifference]:
         yield SettingDifference(path, label, *(texts if texts[0] != texts[1] else map(repr, values)))
 
 
-def _at(run: Any, path: str) -> Any:
+def _at(run: Value, path: str) -> Value:
     """The value at a path; `_MISSING` where a record on the way is None."""
     return functools.reduce(lambda record, name: getattr(record, name, _MISSING), path.split("."), run)
 
 
-def _setting(value: Any) -> str:
+def _setting(value: Value) -> str:
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -191,7 +191,7 @@ def _setting(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _against(a: Any, b: Any, fields: tuple[str, ...]) -> str:
+def _against(a: Value, b: Value, fields: tuple[str, ...]) -> str:
     """The fields in which two records differ: 'map sgd against hessian, ...', or ""."""
     pairs = [(field, getattr(a, field), getattr(b, field)) for field in fields]
     return ", ".join(
@@ -201,8 +201,8 @@ def _against(a: Any, b: Any, fields: tuple[str, ...]) -> str:
     )
 
 
-def _barriers(a: Any, b: Any) -> Iterator[Incomparable]:
-    """What must not be subtracted."""
+def _barriers(a: Value, b: Value) -> Iterator[Incomparable]:
+    """Numbers that must not be subtracted."""
     if isinstance(a, Analysis):
         if a.sharpness_dimension is not None and b.sharpness_dimension is not None:
             reason = _against(a.sharpness_dimension, b.sharpness_dimension, _SAME_DIMENSION)
@@ -248,7 +248,7 @@ class _Number:
     quantity: Quantity
 
 
-def _numbers(a: Any, b: Any, barriers: tuple[Incomparable, ...]) -> Iterator[NumberDifference]:
+def _numbers(a: Value, b: Value, barriers: tuple[Incomparable, ...]) -> Iterator[NumberDifference]:
     """Rows of what both have, in the order of the report; layers by their names, wherever they stand."""
     in_a = {each.key: each for each in _known(a)}
     for each in _known(b):
@@ -263,7 +263,7 @@ def _numbers(a: Any, b: Any, barriers: tuple[Incomparable, ...]) -> Iterator[Num
             )
 
 
-def _against_layers(a: Any, b: Any, in_a: str, in_b: str, barriers: tuple[Incomparable, ...]) -> str:
+def _against_layers(a: Value, b: Value, in_a: str, in_b: str, barriers: tuple[Incomparable, ...]) -> str:
     if not in_b.endswith("codimension"):
         return ""
     dimension = next((barrier.reason for barrier in barriers if barrier.paths == _OF_DIMENSION), "")
@@ -271,8 +271,8 @@ def _against_layers(a: Any, b: Any, in_a: str, in_b: str, barriers: tuple[Incomp
     return ", ".join(filter(None, (dimension, sizes)))
 
 
-def _known(run: Any) -> list[_Number]:
-    """What of `_NUMBERS` a run has, in their order; layers one after the other, at the end."""
+def _known(run: Value) -> list[_Number]:
+    """The numbers of `_NUMBERS` that a run has, in their order; layers one after the other, at the end."""
     ranked: list[tuple[tuple[int, int], _Number]] = []
     for path, value in walk(run):
         place = _ORDER.get(path, _ORDER.get(_POSITION.sub("*", path)))
@@ -288,13 +288,13 @@ def _known(run: Any) -> list[_Number]:
     return [each for _, each in sorted(ranked, key=lambda entry: entry[0])]
 
 
-def _item(run: Any, path: str) -> Any:
+def _item(run: Value, path: str) -> Value:
     """The entry at the first position in a path."""
     before, position = re.split(r"\.(\d+)", path)[:2]
     return _at(run, before)[int(position)]
 
 
-def _quantity(run: Any, path: str, value: Any) -> Quantity:
+def _quantity(run: Value, path: str, value: Value) -> Quantity:
     if path == "edge_of_stability.sharpness":
         return _sharpness(run)
     if path == "edge_of_stability.threshold" and value is not None:
@@ -320,7 +320,7 @@ def _sharpness(run: Analysis) -> Quantity:
 def _exponent(lyapunov: LyapunovSummary, k: int) -> Quantity:
     value = float(lyapunov.values[k])
     if lyapunov.num_resolved is not None and k >= lyapunov.num_resolved:  # the exponent itself may be minus infinity
-        return Quantity(value, remark="has an upper end, by rounding")
+        return Quantity(value, remark="is an upper bound, by rounding")
     if len(lyapunov.history[k]) < 2:
         return Quantity(value)
     half = STANDARD_ERRORS * float(lyapunov.stderr[k])
@@ -331,7 +331,7 @@ def _exponent(lyapunov: LyapunovSummary, k: int) -> Quantity:
 # Notes
 
 
-def _notes(a: Any, b: Any) -> Iterator[str]:
+def _notes(a: Value, b: Value) -> Iterator[str]:
     if a.provenance.data_digest != b.provenance.data_digest:
         yield "The data differ: what differs below may come from the data alone."
     reason = _against(a.model, b.model, ("loss", "mode"))
@@ -357,12 +357,12 @@ def _of_one(words: str, in_a: list[str], in_b: list[str]) -> Iterator[str]:
             yield f"{words.format(name)}: {', '.join(alone)}."
 
 
-def _codes(run: Any) -> list[str]:
+def _codes(run: Value) -> list[str]:
     return sorted({warning.code for warning in run.warnings})
 
 
-def _names(run: Any) -> list[str]:
-    """What a run has, in words: its numbers and its layers."""
+def _names(run: Value) -> list[str]:
+    """The numbers and layers of a run, in words."""
     numbers = [each for each in _known(run) if not each.path.startswith("layers.")]
     layers = [f"layer {layer.name}" for layer in getattr(run, "layers", ())]
     return [f"{each.label} ({each.group.lower()})" for each in numbers] + layers

@@ -7,7 +7,8 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sdkeras.reporting.tables import printable
+from sdkeras.reporting.report import printable
+from sdkeras.results.arrays import Value
 
 _BEGINS_A_FORMULA = ("=", "+", "-", "@")
 
@@ -23,7 +24,7 @@ def as_csv(rows: Iterable[Sequence[Any]]) -> str:
     return buffer.getvalue()
 
 
-def _cell(value: Any) -> Any:
+def _cell(value: Value) -> Value:
     if not isinstance(value, str):
         return value
     text = printable(value)

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from sdkeras.errors import NonFiniteError
 
 Array: TypeAlias = NDArray[Any]
+# What a field of a record holds, as it is or as JSON has it.
+Value: TypeAlias = Any
 
 FloatArray: TypeAlias = NDArray[np.float64]
 BoolArray: TypeAlias = NDArray[np.bool_]
@@ -23,19 +25,19 @@ SMALLEST_FACTOR = 1e-12
 WEIGHT_SUM_TOLERANCE = 1e-6
 
 
-def float_array(value: Any) -> FloatArray:
+def float_array(value: Value) -> FloatArray:
     return np.asarray(value, dtype=np.float64)
 
 
-def optional_float_array(value: Any) -> FloatArray | None:
+def optional_float_array(value: Value) -> FloatArray | None:
     return None if value is None else float_array(value)
 
 
-def bool_array(value: Any) -> BoolArray:
+def bool_array(value: Value) -> BoolArray:
     return np.asarray(value, dtype=np.bool_)
 
 
-def finite(instance: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+def finite(instance: Value, attribute: attrs.Attribute[Any], value: Value) -> None:
     if value is not None and not np.all(np.isfinite(value)):
         raise NonFiniteError(
             f"{type(instance).__name__}.{attribute.name} must be finite, but holds NaN or infinity; check the products "
@@ -43,14 +45,14 @@ def finite(instance: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
         )
 
 
-def vector(instance: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+def vector(instance: Value, attribute: attrs.Attribute[Any], value: Value) -> None:
     if value is not None and value.ndim != 1:
         raise ValueError(
             f"{type(instance).__name__}.{attribute.name} must be one-dimensional, got shape {value.shape}."
         )
 
 
-def _equal(a: Any, b: Any) -> bool:
+def _equal(a: Value, b: Value) -> bool:
     """By element, NaN equal to NaN; None equals None."""
     if a is None or b is None:
         return a is b
@@ -62,7 +64,7 @@ def _equal(a: Any, b: Any) -> bool:
 ARRAYS_EQUAL = attrs.cmp_using(eq=_equal)
 
 
-def check_same_length(instance: Any, first: str, *others: str) -> None:
+def check_same_length(instance: Value, first: str, *others: str) -> None:
     length = len(getattr(instance, first))
     for other in others:
         value = getattr(instance, other)
@@ -73,6 +75,6 @@ def check_same_length(instance: Any, first: str, *others: str) -> None:
             )
 
 
-def optional_interval(value: Any) -> tuple[float, float] | None:
+def optional_interval(value: Value) -> tuple[float, float] | None:
     """A pair of floats, or None."""
     return None if value is None else (float(value[0]), float(value[1]))

@@ -13,17 +13,17 @@ import numpy as np
 
 from sdkeras.errors import SdkerasError
 from sdkeras.files.reading import blamed_on
-from sdkeras.results.arrays import FloatArray
+from sdkeras.results.arrays import FloatArray, Value
 
 _Rec = TypeVar("_Rec")
 
 
-def as_plain(record: Any) -> Any:
+def as_plain(record: Value) -> Value:
     """A record as what strict JSON can hold: dicts, lists, texts and numbers, null for what is not finite."""
     return without_nan(converter().unstructure(record))
 
 
-def from_plain(value: Any, cls: type[_Rec], where: str, advice: str = "write it again.") -> _Rec:
+def from_plain(value: Value, cls: type[_Rec], where: str, advice: str = "write it again.") -> _Rec:
     """The record that `as_plain` has taken apart.
 
     Raises:
@@ -53,7 +53,7 @@ def converter() -> cattrs.Converter:
     for kind in (bool, int, str):
         converter.register_structure_hook(kind, _exactly)
 
-    def structure_tuple(value: Any, cls: Any) -> tuple[Any, ...]:
+    def structure_tuple(value: Value, cls: Value) -> tuple[Any, ...]:
         kinds = typing.get_args(cls)
         entries = _only(list, value)
         if kinds[-1] is Ellipsis:
@@ -68,22 +68,22 @@ def converter() -> cattrs.Converter:
     return converter
 
 
-def _not_none(union: Any) -> Any:
-    (only,) = [part for part in typing.get_args(union) if part is not type(None)]
+def _not_none(union: Value) -> Value:
+    (only,) = [each for each in typing.get_args(union) if each is not type(None)]
     return only
 
 
-def _exactly(value: Any, cls: Any) -> Any:
+def _exactly(value: Value, cls: Value) -> Value:
     return _only(cls, value)
 
 
-def _only(cls: type[Any], value: Any) -> Any:
+def _only(cls: type[Any], value: Value) -> Value:
     if type(value) is not cls:  # not isinstance: True is no int here
         raise ValueError(f"expected {cls.__name__}, got {value!r}")
     return value
 
 
-def _number(value: Any) -> float:
+def _number(value: Value) -> float:
     if value is None:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -91,7 +91,7 @@ def _number(value: Any) -> float:
     return float(value)
 
 
-def without_nan(value: Any) -> Any:
+def without_nan(value: Value) -> Value:
     """Lists, numbers and nulls only: what strict JSON can hold."""
     if isinstance(value, (np.ndarray, np.generic)):
         value = value.tolist()

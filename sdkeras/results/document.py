@@ -16,6 +16,7 @@ import numpy as np
 from sdkeras.errors import SdkerasError
 from sdkeras.files.atomic import check_is_file, shown, write_whole
 from sdkeras.files.reading import blamed_on, parsed_json
+from sdkeras.results.arrays import Value
 from sdkeras.results.codec import converter, from_plain, without_nan
 from sdkeras.results.measured import Measured
 
@@ -26,12 +27,12 @@ _Doc = TypeVar("_Doc", bound="Document")
 
 
 def _renderer() -> Callable[[Document], str]:
-    """What shows a document as text: the one place where a result knows that there is a face of the house."""
-    terminal: Any = importlib.import_module("sdkeras.reporting.terminal")
+    """Shows a document as text: the one place where a result knows of the house's face."""
+    terminal: Value = importlib.import_module("sdkeras.reporting.terminal")
     return terminal.as_text  # type: ignore[no-any-return]
 
 
-def walk(record: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def walk(record: Value, path: str = "") -> Iterator[tuple[str, Any]]:
     """Every value of a record with its path in the JSON file, in the order of the file.
 
     A number with evidence beside it comes with it: that of `value` in `interval`, `stderr`, `residual` and `converged`,
@@ -47,13 +48,13 @@ def walk(record: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{path}{name}", _with_evidence(record, name, value)
 
 
-def _parts(record: Any) -> Iterable[tuple[str, Any]]:
+def _parts(record: Value) -> Iterable[tuple[str, Any]]:
     if attrs.has(type(record)):
         return ((field.name, getattr(record, field.name)) for field in attrs.fields(type(record)))
     return record.items() if isinstance(record, dict) else ((str(k), each) for k, each in enumerate(record))
 
 
-def _with_evidence(record: Any, name: str, value: Any) -> Any:
+def _with_evidence(record: Value, name: str, value: Value) -> Value:
     stem = name.removesuffix("value")
     prefix = stem if not stem or stem.endswith("_") else f"{stem}_"
     evidence = {kind: getattr(record, prefix + kind, None) for kind in ("residual", "stderr", "interval")}
@@ -68,7 +69,7 @@ class Document:
     Two are equal if their JSON is: arrays by element, NaN equal to NaN.
 
     Attributes:
-        DOCUMENT: What the file says it is; "" for an analysis, whose files have never said.
+        DOCUMENT: The file's own name for its kind; "" for an analysis, whose files have none.
         WRITTEN_BY: File and command, for messages.
     """
 
@@ -93,64 +94,62 @@ class Document:
 
     @classmethod
     def from_json(cls: type[_Doc], text: str, where: str = "the text") -> _Doc:
-        """Reads what `to_json` wrote; unknown paths are ignored.
-
-        Raises:
-            SdkerasError: Not such a document, or one of a newer schema.
-        """
-        return cls._structured(_parsed(text, where, cls.WRITTEN_BY), where)
+        """Reads what `to_json` wrote; unknown paths are ignored. An SdkerasError refuses anything else."""
+        return cls.from_parsed(parsed_document(text, where, cls.WRITTEN_BY), where)
 
     @classmethod
-    def _structured(cls: type[_Doc], document: dict[str, Any], where: str) -> _Doc:
+    def from_parsed(cls: type[_Doc], document: dict[str, Any], where: str) -> _Doc:
+        """The record of a parsed document.
+
+        Raises:
+            SdkerasError: It is another kind of document, or not complete; the message begins with `where`.
+        """
         name, command = cls.WRITTEN_BY
         if document.get("document", "") != cls.DOCUMENT:
             kind = document.get("document", "")
             what = f"says that it is {kind!r:.40}" if kind else "is a run.json of sdkeras analyze"
-            raise SdkerasError(f"{where} {what}; give a {name} written by {command}.")
+            raise SdkerasError(f"{where} {what}; {_advice(cls.WRITTEN_BY)}")
         return from_plain(document, cls, f"{where} is not a complete {name}", f"write it again with {command}.")
 
     def save(self, path: str | os.PathLike[str], *, follow_links: bool = True) -> None:
-        """Writes the file, all of it or nothing.
+        """Writes the file, all of it or nothing; an SdkerasError says why it cannot be written.
 
         Args:
             path: File to write.
             follow_links: Write what a symbolic link points to; False refuses a link.
-
-        Raises:
-            SdkerasError: The file cannot be written.
         """
         write_atomically(path, self.to_json(), follow_links=follow_links)
 
     @classmethod
     def load(cls: type[_Doc], path: str | os.PathLike[str]) -> _Doc:
-        """Reads the file.
-
-        Raises:
-            SdkerasError: Missing, unreadable or another kind of file.
-        """
-        return cls.from_json(_text_of(path, cls.WRITTEN_BY), shown(path))
+        """Reads the file; an SdkerasError refuses one that is missing, unreadable or of another kind."""
+        return cls.from_json(text_of(path, cls.WRITTEN_BY), shown(path))
 
 
-def _text_of(path: str | os.PathLike[str], written_by: tuple[str, str]) -> str:
-    name, command = written_by
-    advice = f"give a {name} written by {command}."
-    check_is_file(path, SdkerasError, advice)
-    with blamed_on(f"{shown(path)} cannot be read", advice):
+def _advice(written_by: tuple[str, str]) -> str:
+    return f"give a {written_by[0]} written by {written_by[1]}."
+
+
+def text_of(path: str | os.PathLike[str], written_by: tuple[str, str]) -> str:
+    """The text of a file."""
+    check_is_file(path, SdkerasError, _advice(written_by))
+    with blamed_on(f"{shown(path)} cannot be read", _advice(written_by)):
         return Path(path).read_text(encoding="utf-8-sig")
 
 
-def _parsed(text: str, where: str, written_by: tuple[str, str]) -> dict[str, Any]:
-    """The text as a JSON object of a schema version that this sdkeras reads."""
-    name, command = written_by
-    with blamed_on(f"{where} is not JSON", f"give a {name} written by {command}."):
+def parsed_document(text: str, where: str, written_by: tuple[str, str]) -> dict[str, Any]:
+    """The text as a JSON object of a schema version that this sdkeras reads.
+
+    Raises:
+        SdkerasError: It is none; the message begins with `where`.
+    """
+    with blamed_on(f"{where} is not JSON", _advice(written_by)):
         document = parsed_json(text)
     if not isinstance(document, dict) or "schema_version" not in document:
-        raise SdkerasError(f"{where} has no schema_version; give a {name} written by {command}.")
+        raise SdkerasError(f"{where} has no schema_version; {_advice(written_by)}")
     version = document["schema_version"]
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise SdkerasError(
-            f"{where} has schema_version {version!r:.40}, which is none; give a {name} written by {command}."
-        )
+        raise SdkerasError(f"{where} has schema_version {version!r:.40}, which is none; {_advice(written_by)}")
     if version > SCHEMA_VERSION:
         raise SdkerasError(
             f"{where} has schema version {version!r}, this sdkeras reads up to {SCHEMA_VERSION}; update sdkeras."
@@ -159,15 +158,12 @@ def _parsed(text: str, where: str, written_by: tuple[str, str]) -> dict[str, Any
 
 
 def write_atomically(path: str | os.PathLike[str], content: str | bytes, *, follow_links: bool = True) -> None:
-    """Writes a file, text in UTF-8, all of it or nothing.
+    """Writes a file, text in UTF-8, all of it or nothing; an SdkerasError says why it cannot be written.
 
     Args:
         path: File to write.
         content: All of it.
         follow_links: Write what a symbolic link points to; False refuses a link, as a file that no user has named.
-
-    Raises:
-        SdkerasError: The file cannot be written.
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
     write_whole(path, lambda file: file.write(data), follow_links=follow_links)

@@ -35,7 +35,7 @@ _WRITTEN_BY = "sdkeras.callbacks.SharpnessDimension(..., log_dir=...) or `sdkera
 
 @attrs.frozen
 class Header:
-    """What is measured, and with what.
+    """The first line of a log: the model, its data and the measures.
 
     Attributes:
         sdkeras, tensorflow, keras: Versions.
@@ -43,9 +43,9 @@ class Header:
         num_parameters: Parameters analysed.
         optimizer: Class name of its optimizer.
         num_samples: Samples of the data; `data_digest` is of all of them.
-        num_samples_hessian: Those that the data-set Hessian ran on.
-        batch_size: Of the minibatches.
-        seed: Of everything random in the measurements.
+        num_samples_hessian: Samples of the data-set Hessian.
+        batch_size: Size of the minibatches.
+        seed: Seed of all random draws.
         measures: Keys of what is measured.
         settings: Options that the numbers depend on, as text; empty in a log of the callback.
         batch_size_source: Where the batch size came from: 'given', 'dataset', 'assumed', or "" where it is not known.
@@ -79,14 +79,14 @@ class Beginning:
 
 @attrs.frozen
 class Measurement:
-    """What was found at one place of a training.
+    """The numbers at one point of a training.
 
     Attributes:
         source: 'fit', or the name of the checkpoint that was looked at.
-        step: Updates of the weights until then, the optimizer's own count.
+        step: Updates of the weights so far, as the optimizer counts them.
         epoch: Epochs finished, or None where it is not known.
         time: UTC, ISO 8601.
-        seconds: What it took, compilation included.
+        seconds: Wall time, compilation included.
         num_hvps: Hessian-vector products on single batches.
         learning_rate: At this step; 0 or None where exponents and thresholds have none to be of.
         threshold: Upper stability threshold of the optimizer, or None where none is known.
@@ -96,8 +96,8 @@ class Measurement:
         values: By the keys of the callback. Logs of version 0.1.0 have no `sharpness_preconditioned` and
             `sharpness_threshold`, see `numerator`.
         metrics: Losses and metrics of the training at that time.
-        notes: What the reader must know, a failure for example.
-        digest: Of the checkpoint's file; "" for 'fit'.
+        notes: Caveats, a failure for example.
+        digest: Digest of the checkpoint's file; "" for 'fit'.
         bounds: The generalization bounds at this SD, term by term; empty where SD was not measured.
         began: Where its `fit` began, in the first line of each `fit`; None in all others, and in logs of 0.1.0.
     """
@@ -131,7 +131,7 @@ class Measurement:
 
     @property
     def numerator(self) -> float | None:
-        """Of the ratio: the largest eigenvalue of the threshold's own operator; None where it was not measured."""
+        """The ratio's numerator: the threshold operator's largest eigenvalue; None where it was not measured."""
         if "sharpness_preconditioned" in self.values or self.threshold is None:
             return self.value("sharpness_preconditioned")
         ratio = self.value("sharpness_ratio")
@@ -140,12 +140,12 @@ class Measurement:
 
 @attrs.frozen
 class RunLog:
-    """What a log holds.
+    """The contents of a log.
 
     Attributes:
         header: The last header.
         measurements: In the order of the file.
-        notes: What of the file could not be read, and where its header changed.
+        notes: Lines that could not be read, and changes of the header.
     """
 
     header: Header
@@ -193,8 +193,7 @@ def claim(place: Path) -> Claim:
 def read_run_log(path: str | os.PathLike[str]) -> RunLog:
     """Reads a log, or the log in a folder; broken lines are left out, and that is noted.
 
-    Raises:
-        SdkerasError: There is none, it is no such log, or it is one of a later version.
+    An SdkerasError refuses a path without a log, and one of a later version.
     """
     place = place_of(path)
     advice = f"give a folder with a {FILE_NAME}, or such a file, as {_WRITTEN_BY} writes it."
@@ -217,10 +216,9 @@ def _read(lines: Iterable[bytes], place: str) -> RunLog:
             what = "is broken" if line.endswith(b"\n") else "breaks off"
             notes.append(f"line {number} {what} (a crash, or a writer at work) and was left out")
         elif "schema_version" in document:
-            found = _header(document, where)
-            if header is not None and attrs.evolve(found, measures=()) != attrs.evolve(header, measures=()):
+            before, header = header, _header(document, where)
+            if before is not None and attrs.evolve(before, measures=()) != attrs.evolve(header, measures=()):
                 notes.append(f"from line {number} on the log is of another model, optimizer, data set or version")
-            header = found
         elif header is None:
             break
         else:
@@ -240,14 +238,14 @@ def has_lines(place: Path) -> bool:
 def by_digest(log: RunLog) -> dict[str, dict[str, Measurement]]:
     """The measurements of checkpoints that did not fail, by the digest of their files and then by their names."""
     done: dict[str, dict[str, Measurement]] = {}
-    for found in log.measurements:
-        if found.digest and not found.failed:
-            done.setdefault(found.digest, {})[found.source] = found
+    for measurement in log.measurements:
+        if measurement.digest and not measurement.failed:
+            done.setdefault(measurement.digest, {})[measurement.source] = measurement
     return done
 
 
 def pending(paths: Sequence[str], folder: str | os.PathLike[str]) -> list[str]:
-    """Those checkpoints that the log in a folder does not have as they are now."""
+    """The checkpoints that the log in a folder lacks in their present form."""
     place = Path(folder) / FILE_NAME
     done = by_digest(read_run_log(place)) if has_lines(place) else {}
     return [path for path in paths if digest(path) not in done]
@@ -259,8 +257,7 @@ def append(path: str | os.PathLike[str], record: Header | Measurement) -> None:
     A header equal to the file's last one is not written again. After a last line without its end a new one is begun.
 
     Raises:
-        OSError: It cannot be written.
-        SdkerasError: It is a link, or no file.
+        OSError: It cannot be written. (An SdkerasError where it is a link, or no file.)
     """
     document = as_plain(record)
     if isinstance(record, Header):
@@ -315,48 +312,48 @@ def trajectory(log: RunLog) -> tuple[Measurement, ...]:
     measurement counts.
     """
     fitted, _ = _fitted(log)
-    saved = {found.source: (found.step, place, found) for place, found in _checkpoints(log)}
-    return tuple(found for *_, found in sorted([*fitted, *saved.values()], key=lambda entry: entry[:2]))
+    saved = {measurement.source: (measurement.step, place, measurement) for place, measurement in _checkpoints(log)}
+    return tuple(measurement for *_, measurement in sorted([*fitted, *saved.values()], key=lambda entry: entry[:2]))
 
 
 def breaks(log: RunLog) -> tuple[str, ...]:
     """Where the log is not of one uninterrupted training, in words: what is missing, and what is there twice."""
     _, words = _fitted(log)
     again = list(_checkpoints(log))
-    count = len(again) - len({found.source for _, found in again})
+    count = len(again) - len({measurement.source for _, measurement in again})
     if count:
         words.append(f"of {counted(count, 'checkpoint')} measured again, the last measurement is shown")
     return tuple(words)
 
 
 def _checkpoints(log: RunLog) -> Iterator[tuple[int, Measurement]]:
-    return ((place, found) for place, found in enumerate(log.measurements) if found.source != "fit")
+    return ((place, measurement) for place, measurement in enumerate(log.measurements) if measurement.source != "fit")
 
 
 def _fitted(log: RunLog) -> tuple[list[tuple[int, int, Measurement]], list[str]]:
     """(step, place in the file, measurement) of `fit`, their steps ascending, and what happened on the way."""
     fitted: list[tuple[int, int, Measurement]] = []
     words: list[str] = []
-    for place, found in enumerate(log.measurements):
-        if found.source != "fit":
+    for place, measurement in enumerate(log.measurements):
+        if measurement.source != "fit":
             continue
-        began, count = found.began, len(fitted)
-        while fitted and (fitted[-1][0] >= found.step or (began is not None and fitted[-1][0] > began.step)):
+        began, count = measurement.began, len(fitted)
+        while fitted and (fitted[-1][0] >= measurement.step or (began is not None and fitted[-1][0] > began.step)):
             last = fitted.pop()[2]
         if len(fitted) < count:
-            back = found.step if began is None else began.step
+            back = measurement.step if began is None else began.step
             words.append(
                 f"training went back to step {back:,}: {counted(count - len(fitted), 'measurement')} beyond it, up to "
                 f"step {last.step:,}, belong to weights that were given up and are left out"
             )
         if began is not None:
             words += _joined(fitted[-1][2] if fitted else None, began)
-        fitted.append((found.step, place, found))
+        fitted.append((measurement.step, place, measurement))
     return fitted, words
 
 
 def _joined(last: Measurement | None, began: Beginning) -> Iterator[str]:
-    """What is between the last measurement that counts and a `fit` that goes on from it, unless it is nothing."""
+    """The gap between the last measurement that counts and a `fit` that continues from it, if there is one."""
     if began.epoch if last is None else last.step < began.step:
         before = "there is no measurement" if last is None else f"the last measurement is of step {last.step:,}"
         epochs = counted(began.epoch, "epoch")

@@ -1,4 +1,4 @@
-"""What an analysis, or a trajectory, would do and cost."""
+"""Plans: the work and cost of an analysis, or of a trajectory, before it starts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sdkeras.results.answers import DataInfo, OptimizerInfo
 
 @attrs.frozen(kw_only=True)
 class Cost:
-    """What every plan says.
+    """The costs that every plan states.
 
     Attributes:
         num_parameters: Parameters analysed.
@@ -17,7 +17,7 @@ class Cost:
         num_hvps: Products on one minibatch in all, as far as known before the start.
         peak_memory: Bytes.
         seconds: Estimated from one timed gradient (and for windows from the singular values of one matrix).
-        seconds_per_gradient: That gradient.
+        seconds_per_gradient: Time of that gradient.
         optimizer: As it would be taken, with its learning rate.
         data: Samples and batch size.
     """
@@ -34,7 +34,7 @@ class Cost:
 
 @attrs.frozen(kw_only=True)
 class Plan(Cost):
-    """What an analysis would do and cost, before it does it.
+    """The work of an analysis.
 
     Attributes:
         map: The map whose Jacobian would be analysed.
@@ -43,19 +43,23 @@ class Plan(Cost):
         num_steps: Steps of a run to start with; None for exact spectra.
         num_snapshots: Snapshots of a supremum, or None.
         every: Steps between two of them.
+        num_hvps_pilot: The part of `num_hvps` that the runs to start with take.
+        num_hvps_most: The limit on products, up to which more runs follow; None without one.
     """
 
     map: str
     num_batches: int
     num_runs: int
     num_steps: int | None
+    num_hvps_pilot: int
+    num_hvps_most: int | None
     num_snapshots: int | None = None
     every: int | None = None
 
 
 @attrs.frozen(kw_only=True)
 class LyapunovPlan(Cost):
-    """What following a trajectory would do and cost.
+    """The work of following a trajectory.
 
     Attributes:
         num_exponents: Exponents.

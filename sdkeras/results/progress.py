@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import attrs
 
-PRODUCTS, TIME = "the limit on products", "the time limit"
+PRODUCTS, TIME, INTERRUPT = "the limit on products", "the time limit", "Ctrl-C"
 
 
 @attrs.frozen
@@ -12,7 +14,7 @@ class Progress:
     """Where a running analysis is; handed to a progress callback, which must be quick.
 
     Attributes:
-        stage: What is being done, in words.
+        stage: The work under way, in words.
         num_hvps: Products on a minibatch done so far.
         value: Running estimate of the sharpness dimension, or None before the first.
         half_width: Half-width of its interval, or None.
@@ -26,3 +28,10 @@ class Progress:
     half_width: float | None = None
     num_runs: int = 0
     target: float | None = None
+
+    @property
+    def expected_runs(self) -> int | None:
+        """Runs until the target is met, as half-widths fall like 1/sqrt(runs); None while that is not known."""
+        if self.half_width is None or not self.target or not math.isfinite(self.half_width):
+            return None
+        return math.ceil(self.num_runs * max(1.0, self.half_width / self.target) ** 2)

@@ -1,4 +1,4 @@
-"""The generalization bounds of a subject: what is known of their assumptions and inputs, whoever measured SD."""
+"""The generalization bounds of a problem: what is known of their assumptions and inputs, whoever measured SD."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sdkeras.dimension.bounds import THEOREMS, Facts, Training
 from sdkeras.dimension.exponents import PRECONDITIONED
 from sdkeras.operators.loss import Batch, EmpiricalLoss
 from sdkeras.results.dimension import SharpnessDimension
-from sdkeras.runs.problem import Subject
+from sdkeras.runs.problem import Problem
 from sdkeras.training_step.settings import parts_of, schedule_of
 
 # Optimizers whose update is corrected for a start from moments of 0, and the share of the correction that is left when
@@ -25,11 +25,11 @@ _SETTLED = 1e-3
 _KINKED_UPDATES = {"Lion": "sign", "Adamax": "maximum"}
 
 
-def facts_at(subject: Subject, estimate: SharpnessDimension, *, smallest_exponent: float, clipped: bool) -> Facts:
+def facts_at(problem: Problem, estimate: SharpnessDimension, *, smallest_exponent: float, clipped: bool) -> Facts:
     """What is known of the theorems' assumptions at the weights where SD was estimated.
 
     Args:
-        subject: Model, data and optimizer.
+        problem: Model, data and optimizer.
         estimate: SD; the value by its definition where there is one.
         smallest_exponent: Smallest exponent of the pooled spectrum.
         clipped: Whether the optimizer clips gradients.
@@ -37,26 +37,26 @@ def facts_at(subject: Subject, estimate: SharpnessDimension, *, smallest_exponen
     return Facts(
         dimension=estimate.value if estimate.definition_value is None else estimate.definition_value,
         state_size=estimate.state_size,
-        num_samples=subject.source.num_samples,
-        kinks=kinks(subject.model),
+        num_samples=problem.source.num_samples,
+        kinks=kinks(problem.model),
         clipped=clipped,
-        unbounded_loss=unbounded_loss(subject.model),
+        unbounded_loss=unbounded_loss(problem.model),
         smallest_exponent=smallest_exponent,
         training=training_facts(
-            subject.model,
-            getattr(subject.compiled_as, "optimizer", None),
+            problem.model,
+            getattr(problem.compiled_as, "optimizer", None),
             estimate.map,
-            subject.source.minibatches_per_epoch,
+            problem.source.minibatches_per_epoch,
         ),
     )
 
 
-def loss_of_single_examples(subject: Subject) -> EmpiricalLoss:
+def loss_of_single_examples(problem: Problem) -> EmpiricalLoss:
     """The loss that inputs of the bounds are estimated from; `now` moves it to later weights."""
-    options = subject.options
+    options = problem.options
     return EmpiricalLoss(
-        subject.model,
-        subject.source,
+        problem.model,
+        problem.source,
         mode="inference",
         params=options.params,
         dtype=options.dtype,
@@ -217,8 +217,8 @@ def logits_as_probabilities(loss: EmpiricalLoss) -> str | None:
         return None
     return (
         f"the loss {names[0]} takes probabilities, but the model's outputs run from {low:.3g} to {high:.3g}, and Keras "
-        "clips them in silence; if they are logits, the loss must say so (from_logits=True when compiling, --loss "
-        f"{names[0]}:from_logits here)."
+        "clips them in silence; if they are logits, the loss must say so (from_logits=True when compiling, "
+        f"`loss='{names[0]}:from_logits'` here)."
     )
 
 

@@ -16,7 +16,7 @@ from sdkeras.operators.hessian import HessianOperator
 from sdkeras.reporting.numbers import rate_source_in_words
 from sdkeras.results.arrays import FloatArray
 from sdkeras.results.dimension import EdgeOfStability
-from sdkeras.runs.problem import Subject, operator_name
+from sdkeras.runs.problem import Problem, operator_name
 
 # Tolerance of an analysis at which the batch sharpness aims at its usual error.
 _USUAL_TOLERANCE = 0.05
@@ -25,39 +25,49 @@ _MOST_MINIBATCHES = 1000
 _PART_OF_PRODUCTS, _FEWEST_MINIBATCHES = 20, 3
 # Relative standard deviation of the ratio over minibatches of 32 digits: 0.30 to 0.42 for MLPs early and late in
 # training, 1.2 for a convolutional net with batch normalization.
-_USUAL_ERROR = 0.4
+_USUAL_ERROR = 0.375
 
 
-def edge_of_stability(subject: Subject, sharpness: float | None, reason: str = "") -> EdgeOfStability:
+def edge_of_stability(problem: Problem, sharpness: float | None, reason: str = "") -> EdgeOfStability:
     """The verdict on the largest eigenvalue of the threshold's own operator, before the batch sharpness is known.
 
     Args:
-        subject: What is analysed.
+        problem: What is analysed.
         sharpness: The eigenvalue, or None where it is unknown.
         reason: Why it is unknown.
     """
-    optimizer, limits = subject.optimizer, subject.limits
+    optimizer, limits = problem.optimizer, problem.limits
     threshold = None if limits is None else limits.upper
     verdict = (
-        f"No verdict: {subject.no_rate}"
-        if subject.rate is None
+        f"No verdict: {problem.no_rate}"
+        if problem.rate is None
         else stability.verdict(
             sharpness,
             limits,
             optimizer="plain SGD" if optimizer is None else optimizer.name,
-            learning_rate=subject.rate,
-            rate_source="" if subject.rate_source == "file" else rate_source_in_words(subject.rate_source),
+            learning_rate=problem.rate,
+            rate_source="" if problem.rate_source == "file" else rate_source_in_words(problem.rate_source),
             reason=reason,
         )
     )
     return EdgeOfStability(
-        operator=operator_name(subject.preconditioned),
+        operator=operator_name(problem.preconditioned),
         sharpness=sharpness,
         threshold=threshold,
         ratio=None if sharpness is None or threshold is None else sharpness / threshold,
         batch_sharpness=None,
         batch_sharpness_stderr=None,
         verdict=verdict,
+    )
+
+
+def verdict_of_lower_bound(edge: EdgeOfStability, residual: float) -> str:
+    """The verdict on an eigenvalue whose iteration was cut short: what it has reached is a lower bound."""
+    if edge.ratio is None or edge.ratio > stability.EDGE[1]:
+        return edge.verdict
+    return (
+        f"No verdict within the limit: the sharpness is at least {edge.sharpness:.4g} (not converged, residual "
+        f"{residual:.2g}), {edge.ratio:.2g} times the threshold {edge.threshold:.4g}."
     )
 
 

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import attrs
 import numpy as np
 
+from sdkeras.dimension.estimate import Context
 from sdkeras.dimension.exponents import SingularValueMap
 from sdkeras.dimension.sampling import Outcome
+from sdkeras.estimators.select import estimate
 from sdkeras.linalg.lanczos import BREAKDOWN
 from sdkeras.linalg.operators import LinearMap
 from sdkeras.results.arrays import Array
 from sdkeras.results.estimates import SingularValues, Spectrum
 from sdkeras.results.note import Note
-from sdkeras.runs.budget import Budget
+from sdkeras.runs.budget import Budget, Resources
+from sdkeras.runs.measure import Estimator, runs_to_afford
+from sdkeras.seeds import seed_of_run
 from sdkeras.training_step import settings
 from sdkeras.training_step.coordinates import ConjugatedMap, training_coordinates
 from sdkeras.training_step.map import UpdateMap
 
-OPERATOR = "singular values of J"
 # Share of t* that rounding may blur an exponent by before it is told of.
 _COARSE = 0.1
 
@@ -49,12 +53,14 @@ class FullMap:
 
     Attributes:
         step: The step.
+        seed: Seed of the runs' probes.
         coordinates: C of C J C^-1.
         exponents: The map sigma -> ln sigma.
     """
 
-    def __init__(self, step: UpdateMap) -> None:
+    def __init__(self, step: UpdateMap, seed: int = 0) -> None:
         self.step = step
+        self.seed = seed
         self.coordinates = training_coordinates(step)
         self.exponents = SingularValueMap(self.coordinates.name)
 
@@ -67,14 +73,35 @@ class FullMap:
         """Relative error of a product."""
         return self.step.verification.jvp_relative_error
 
-    def on_minibatch(self, index: int, budget: Budget | None = None) -> LinearMap:
-        """C J C^-1 of training's update number `index`, from the state as it is; its products within the budget."""
-        step = ConjugatedMap(self.step.on_minibatch(index), self.coordinates)
-        return step if budget is None else LimitedMap(step, budget)
+    def on_minibatch(self, index: int) -> LinearMap:
+        """C J C^-1 of training's update number `index`, from the state as it is."""
+        return ConjugatedMap(self.step.on_minibatch(index), self.coordinates)
 
-    def warnings(self, found: Outcome) -> Iterator[Note]:
-        """What the reader must know, given what was found."""
-        largest, threshold = float(np.max(found.nodes)), found.sharpness_dimension.threshold_exponent
+    def resources(self, resources: Resources) -> Resources:
+        """The same, for what one run holds: a basis for either side."""
+        return attrs.evolve(resources, size=self.size, bases=2)
+
+    def run(self, estimator: Estimator, index: int, budget: Budget, *, exact: bool) -> Spectrum:
+        """Run number `index`, of a minibatch and a probe of its own; an exact one if the budget affords its runs."""
+        step = LimitedMap(self.on_minibatch(index), budget)
+        if exact:
+            budget.require(self.size * runs_to_afford(index))
+        return as_spectrum(estimate(estimator, step, seed_of_run(self.seed, index)))
+
+    def context(self, estimator: str) -> Context:
+        """What the estimation of SD must know."""
+        return Context(
+            size=self.size,
+            exponents=self.exponents,
+            unstable_above=None,
+            ignored_decay=0.0,
+            product_error=self.product_error,
+            estimator=estimator,
+        )
+
+    def notes(self, outcome: Outcome) -> Iterator[Note]:
+        """What the reader must know, given the estimate."""
+        largest, threshold = float(np.max(outcome.nodes)), outcome.sharpness_dimension.threshold_exponent
         slots = self.size - self.step.num_weights
         units = (
             f"mix units, those of {self.step.num_weights:,} weights and of {slots:,} entries of the optimizer's slots, "
@@ -85,7 +112,7 @@ class FullMap:
         yield Note(
             "full-map",
             f"singular values of one whole step {units}. sigma_1 = {largest:.3g}. Compare them, and SD, "
-            "with values in the same coordinates only; D_s along training (--lyapunov) does not depend on them.",
+            "with values in the same coordinates only; D_s along training (`lyapunov`) does not depend on them.",
         )
         resolved = BREAKDOWN * float(np.finfo(self.step.dtype).eps) * largest
         if threshold is not None and resolved > _COARSE * abs(threshold):
@@ -93,7 +120,7 @@ class FullMap:
                 "unresolved",
                 f"beside sigma_1 = {largest:.3g} singular values are told apart to about {resolved:.1g} in "
                 f"{self.step.dtype.name}, and exponents near 0 decide at t* = {threshold:.2g}"
-                + ("; analyse in float64 (--dtype float64)." if self.step.dtype == np.float32 else "."),
+                + ("; analyse in float64 (`dtype='float64'`)." if self.step.dtype == np.float32 else "."),
             )
         used = settings.read_settings(self.step.optimizer)
         if slots and used is not None and not used.iterations:
@@ -110,14 +137,14 @@ class FullMap:
             )
 
 
-def as_spectrum(found: SingularValues) -> Spectrum:
+def as_spectrum(rule: SingularValues) -> Spectrum:
     """The same rule with nodes sigma, ascending."""
     return Spectrum(
-        nodes=np.exp(found.log_values)[::-1],
-        weights=found.weights[::-1],
-        num_matvecs=found.num_matvecs,
-        seed=found.seed,
-        residuals=None if found.residuals is None else found.residuals[::-1],
-        nested=None if found.nested is None else as_spectrum(found.nested),
-        exact=found.exact,
+        nodes=np.exp(rule.log_values)[::-1],
+        weights=rule.weights[::-1],
+        num_matvecs=rule.num_matvecs,
+        seed=rule.seed,
+        residuals=None if rule.residuals is None else rule.residuals[::-1],
+        nested=None if rule.nested is None else as_spectrum(rule.nested),
+        exact=rule.exact,
     )

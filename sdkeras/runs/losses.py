@@ -56,7 +56,7 @@ def own_function(loss: Any, loss_fn: LossFn | None) -> LossFn | None:
         raise ModelError(
             f"the loss function {function_name(function) if loss is None else repr(loss)} must take (model, batch); a "
             "function of (y_true, y_pred) is a loss of Keras: compile the model with it, or make it known to Keras "
-            "(--custom-objects FILE) and give its name alone."
+            "(`custom_objects=FILE`) and give its name alone."
         )
     return function
 
@@ -292,7 +292,7 @@ def unstored_arguments(loss: Any, config: Any, *, flat: bool, of_keras: bool = T
                 UNKNOWN_ARGUMENTS,
                 f"the file does not hold {names} of {cls.__name__}; the default{'s' * many} {values} "
                 f"{'were' if many else 'was'} taken. If training had {'others' if many else 'another'}, say so "
-                f"(--loss {loss_words_of_stored(each)}{fields}).",
+                f"(`loss='{loss_words_of_stored(each)}{fields}'`).",
             )
 
 
@@ -314,7 +314,7 @@ def caveats(model: Any, *, with_loss: bool = True) -> tuple[Note, ...]:
                 UNKNOWN_ARGUMENTS,
                 f"the file does not hold {', '.join(stored.arguments)} of {type(model).__name__}.compile(); the "
                 "class's defaults were taken. If the loss depends on it, give it as a loss_fn(model, batch) "
-                "(--loss FILE.py:FUNCTION).",
+                "(`loss='FILE.py:FUNCTION'`).",
             )
         )
     return tuple(told)

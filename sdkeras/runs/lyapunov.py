@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -29,9 +26,10 @@ from sdkeras.results.estimates import LyapunovExponents
 from sdkeras.results.lyapunov import LyapunovDimension, LyapunovSummary
 from sdkeras.results.note import Note
 from sdkeras.results.plans import LyapunovPlan
-from sdkeras.results.progress import PRODUCTS, TIME, Progress
+from sdkeras.results.progress import INTERRUPT, PRODUCTS, TIME, Progress
 from sdkeras.results.verification import StepVerification
 from sdkeras.runs import losses
+from sdkeras.runs.budget import Budget, Meter, resources, whole_budget
 from sdkeras.runs.lyapunov_settings import DEFAULT_ESTIMATOR, LyapunovSettings, settings_of
 from sdkeras.runs.options import DEFAULT_STEPS, DEFAULT_TRANSIENT, parse_learning_rate
 from sdkeras.runs.plan import planned_trajectory
@@ -164,13 +162,15 @@ def lyapunov(
         product_mode=product_mode,
         allow_unverified=allow_unverified,
     )
-    followed = follow(
-        step,
-        given,
-        about=identity(training.optimizer, training.model, training.function_words),
-        deadline=None if time_limit is None else started + time_limit,
-        progress=progress,
-    )
+    about = identity(training.optimizer, training.model, training.function_words)
+    deadline = None if time_limit is None else started + time_limit
+    budget = budget_of(step, Meter(lambda: step.num_products, progress, deadline=deadline))
+    try:
+        followed = follow(step, given, about=about, budget=budget)
+    except Interrupted:
+        if budget.interrupted:
+            raise KeyboardInterrupt from None
+        raise
     function, source = training.function, training.function.source
     return LyapunovRun(
         provenance=provenance(source, seed=seed, dtype=dtype, num_hvps=step.num_products, started=started),
@@ -267,7 +267,8 @@ def read_training(
     function = EmpiricalLoss(fitted, source, dtype=dtype, num_samples=_CHECKED_SAMPLES, seed=seed, loss_fn=own)
     notes = list(losses.caveats(model, with_loss=loss is None and own is None))
     notes += [Note("data", f"{note}.") for note in function.notes]
-    optimizer = training_optimizer(model, function, learning_rate, changed=fitted is not model, warnings=notes)
+    optimizer, more = training_optimizer(model, function, learning_rate, changed=fitted is not model)
+    notes += more
     update.check_rates(optimizer, num_steps)
     used = update.read_settings(optimizer)
     if own is None and type(model).train_step not in (keras.Model.train_step, keras.Sequential.train_step):
@@ -301,9 +302,7 @@ def follow(
     settings: LyapunovSettings,
     *,
     about: Mapping[str, str],
-    deadline: float | None = None,
-    max_products: int | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    budget: Budget,
 ) -> Followed:
     """Exponents and D_s along the steps of a map from its own state on.
 
@@ -311,13 +310,10 @@ def follow(
         step: The map.
         settings: How to follow it.
         about: What else tells this trajectory from others, see `TrainingFlow`.
-        deadline: Time of `time.monotonic` after which no step is begun.
-        max_products: Count of the map's products, `step.num_products`, that no step begun may exceed.
-        progress: Called after every step.
+        budget: No step is begun that it has no room for; told after every step.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C before anything was measured.
-        Interrupted: The deadline or the limit on products, likewise.
+        Interrupted: The budget ended before anything was measured.
         SdkerasError: More exponents than the state has, Jacobians that do not fit the memory, or a checkpoint of
             another run.
     """
@@ -329,43 +325,46 @@ def follow(
     if settings.windows:
         coordinates = training_coordinates(step)
         dense = DenseFlow(training, coordinates, transient=settings.transient, num_steps=settings.num_steps)
-    flow = _Watched(dense or training, training, step, settings, deadline, max_products, progress)
-    with _deferred_interrupt(flow):
+    flow = _Watched(dense or training, training, step, settings, budget)
+    with budget.interruptible():
         try:
             exponents: LyapunovExponents = estimate(estimator, flow, settings.seed)
         except Interrupted:
-            if flow.timed_out:
-                more = "seconds (--time-limit)" if flow.limit == TIME else "products (--max-hvps)"
-                raise Interrupted(
-                    f"{flow.limit} ended it after step {training.index:,}, before a step was measured (the first "
-                    f"{settings.transient:,} are discarded); give more {more}, or a shorter transient."
-                ) from None
-            raise KeyboardInterrupt from None
+            more = "seconds (`time_limit`)" if flow.reason == TIME else "products (`max_hvps`)"
+            raise Interrupted(
+                f"{flow.reason} ended it after step {training.index:,}, before a step was measured (the first "
+                f"{settings.transient:,} are discarded); give more {more}, or a shorter transient."
+            ) from None
     unfinished = exponents.num_steps < settings.num_steps and exponents.stopped_at is None
     same, cut = None, False
     if dense is not None:
-        if progress is not None:
-            progress(Progress("singular values of the steps and of their products", step.num_products))
+        budget.tell("singular values of the steps and of their products")
         try:
             same = _over_same_steps(dense, exponents, settings)
         except KeyboardInterrupt:  # the exponents stay
             cut = True
     summary = _summary(exponents, step, settings, same, None if dense is None else dense.coordinates.name)
     warnings = [*_warnings(summary, step), *_window_warnings(summary, exponents, settings, cut)]
-    if flow.timed_out and unfinished:
+    timed_out = unfinished and flow.reason in (TIME, PRODUCTS)
+    if timed_out:
         warnings.append(
             Note(
-                limit_code(flow.limit),
-                f"{flow.limit} ended the trajectory: {exponents.num_steps:,} of {settings.num_steps:,} steps were "
+                limit_code(flow.reason),
+                f"{flow.reason} ended the trajectory: {exponents.num_steps:,} of {settings.num_steps:,} steps were "
                 "measured.",
             )
         )
     return Followed(
         summary,
         tuple(warnings),
-        interrupted=cut or (flow.stopping and not flow.timed_out and unfinished),
-        timed_out=flow.timed_out and unfinished,
+        interrupted=cut or (flow.reason == INTERRUPT and unfinished),
+        timed_out=timed_out,
     )
+
+
+def budget_of(step: UpdateMap, meter: Meter) -> Budget:
+    """The budget of a trajectory by itself."""
+    return whole_budget(resources(step.size, step.dtype.itemsize, memory_gb=None, workers=1), meter)
 
 
 def limit_code(limit: str) -> str:
@@ -385,28 +384,20 @@ def _comparable(exponents: LyapunovExponents, settings: LyapunovSettings) -> boo
 
 
 class _Watched:
-    """A trajectory that tells after each step, and stops before the next when asked to: a `TangentFlow`."""
+    """A trajectory that tells after each step, and stops before the next where the budget has no room: a `TangentFlow`.
+
+    `reason` says why it stopped, "" while it goes on.
+    """
 
     def __init__(
-        self,
-        flow: TangentFlow,
-        training: TrainingFlow,
-        step: UpdateMap,
-        settings: LyapunovSettings,
-        deadline: float | None,
-        max_products: int | None,
-        progress: Callable[[Progress], None] | None,
+        self, flow: TangentFlow, training: TrainingFlow, step: UpdateMap, settings: LyapunovSettings, budget: Budget
     ) -> None:
         self.flow = flow
         self.training = training
         self.map = step
         self.total = settings.transient + settings.num_steps
-        self.deadline = deadline
-        self.max_products = max_products
-        self.progress = progress
-        self.limit = TIME
-        self.stopping = False
-        self.timed_out = False
+        self.budget = budget
+        self.reason = ""
         self.size = flow.size
         self.dtype = flow.dtype
 
@@ -414,19 +405,11 @@ class _Watched:
         self.flow.reset(seed)
 
     def step(self, tangents: Array) -> Array:
-        if not self.stopping and self.deadline is not None and time.monotonic() >= self.deadline:
-            self.stopping = self.timed_out = True
-        if not self.stopping and self.max_products is not None:
-            cost = tangents.shape[1] * self.map.microbatches
-            if self.map.num_products + cost > self.max_products:
-                self.stopping = self.timed_out = True
-                self.limit = PRODUCTS
-        if self.stopping:
+        self.reason = self.reason or self.budget.stop(tangents.shape[1] * self.map.microbatches)
+        if self.reason:
             raise Interrupted(f"interrupted after step {self.training.index} of the trajectory.")
         moved = self.flow.step(tangents)
-        if self.progress is not None:
-            stage = f"training step {self.training.index:,} of {self.total:,}"
-            self.progress(Progress(stage, self.map.num_products))
+        self.budget.tell(f"training step {self.training.index:,} of {self.total:,}")
         return moved
 
     def state(self) -> Any:
@@ -434,28 +417,6 @@ class _Watched:
 
     def restore(self, state: Any) -> None:
         self.flow.restore(state)
-
-
-@contextlib.contextmanager
-def _deferred_interrupt(flow: _Watched) -> Iterator[None]:
-    """While it lasts the first Ctrl-C stops the flow before its next step; the second acts at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # where signals cannot be taken over
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def stop(*_: Any) -> None:
-        flow.stopping = True
-        signal.signal(signal.SIGINT, before)
-
-    if before is None:  # not set from Python
-        yield
-        return
-    signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _summary(
@@ -539,7 +500,7 @@ def _warnings(found: LyapunovSummary, step: UpdateMap) -> Iterator[Note]:
         yield Note(
             "rounding",
             f"exponents {found.num_resolved + 1} to {len(found.values)} are upper ends: at some step their growth was "
-            "below what the precision resolves beside the largest (--dtype float64 resolves more).",
+            "below what the precision resolves beside the largest (`dtype='float64'` resolves more).",
         )
     drift = _drift(found)
     if drift is not None:

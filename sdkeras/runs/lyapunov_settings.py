@@ -99,8 +99,8 @@ class LyapunovSettings:
         taken = [name for name in self.estimator_settings if name in _SHARED]
         if taken:
             raise SdkerasError(
-                f"{taken[0]} of '{self.estimator}' is a setting of the run; give it as such (in the command line: "
-                "--num-exponents, --steps, --transient, --checkpoint, --checkpoint-interval)."
+                f"{taken[0]} of '{self.estimator}' is a setting of the run; give it as such ("
+                "`num_exponents`, `num_steps`, `transient`, `checkpoint`, `checkpoint_interval`)."
             )
         needed = (["checkpoint"] if self.checkpoint is not None else []) + (
             ["num_steps", "transient"] if self.windows else []
@@ -139,10 +139,10 @@ class LyapunovSettings:
         needed, limit = self.dense_bytes(size, itemsize), memory_limit(self.memory_gb)
         if needed > limit:
             fits = int((limit / size**2 - _WORKING_MATRICES * 8) // itemsize)
-            most = f"at most {fits:,} steps fit (--steps)" if fits >= 1 else "not even one step fits"
+            most = f"at most {fits:,} steps fit (`num_steps`)" if fits >= 1 else "not even one step fits"
             raise OperatorSizeError(
                 f"the Jacobians of {self.num_steps:,} steps of a state of {size:,} dimensions need {needed / 1e9:.3g} "
-                f"GB, and {limit / 1e9:.3g} GB may be used: {most}; or allow more memory (--memory)."
+                f"GB, and {limit / 1e9:.3g} GB may be used: {most}; or allow more memory (`memory_gb`)."
             )
 
 
@@ -183,7 +183,7 @@ def check_windows(windows: Sequence[int], num_steps: int) -> None:
     raise SdkerasError(
         f"a window of {m} steps does not divide the {num_steps:,} steps, and the windows must cover the same ones: "
         f"take {' or '.join(map(str, near))} in its place, or {' or '.join(f'{count:,}' for count in steps)} steps "
-        "(--steps), which all the windows divide."
+        "(`num_steps`), which all the windows divide."
     )
 
 

@@ -14,9 +14,10 @@ import tensorflow as tf
 
 from sdkeras._version import __version__
 from sdkeras.dimension.bounds import bounds as bounds_with
-from sdkeras.dimension.sampling import AdaptiveSettings, Outcome, estimate_sharpness_dimension
+from sdkeras.dimension.sampling import Outcome
 from sdkeras.errors import SdkerasError
 from sdkeras.estimators.select import DEFAULTS, estimate, estimator_of_largest, for_analysis, with_steps
+from sdkeras.files.keras_types import Data, Model
 from sdkeras.linalg.operators import DiagonallyScaledOperator, SymmetricOperator
 from sdkeras.linalg.probes import warm_start
 from sdkeras.operators.hessian import HessianOperator
@@ -24,16 +25,16 @@ from sdkeras.reporting.numbers import root_ratio
 from sdkeras.results.answers import Analysis
 from sdkeras.results.arrays import Array
 from sdkeras.results.bounds import Bound
-from sdkeras.results.estimates import Eigenpairs, Spectrum, TraceEstimate
-from sdkeras.results.log import Header, Measurement, Reading
-from sdkeras.runs import assumptions
-from sdkeras.runs.answers import Measured, answer_of
-from sdkeras.runs.budget import resources
+from sdkeras.results.estimates import Eigenpairs
+from sdkeras.results.log import Header, Measurement
+from sdkeras.results.measured import Measured
+from sdkeras.runs import assumptions, measure
+from sdkeras.runs.answers import LastMeasurement, answer_of
+from sdkeras.runs.budget import Budget, Meter, resources, whole_budget
 from sdkeras.runs.edge import edge_of_stability
-from sdkeras.runs.options import Options, check_options
-from sdkeras.runs.problem import Subject
+from sdkeras.runs.options import Options
+from sdkeras.runs.problem import Problem, read_problem
 from sdkeras.runs.provenance import data_info, utc_now
-from sdkeras.seeds import seed_of_run
 from sdkeras.training_step.settings import steps_taken
 
 DIMENSION = ("rds_sharpness", "sharpness_dimension", "sharpness_codimension")
@@ -62,12 +63,12 @@ def check_measures(measures: Sequence[str]) -> tuple[str, ...]:
     Raises:
         SdkerasError: None, or an unknown one.
     """
-    given = (measures,) if isinstance(measures, str) else tuple(measures or ())
-    unknown = [name for name in given if name not in MEASURES]
-    if unknown or not given:
+    names = (measures,) if isinstance(measures, str) else tuple(measures or ())
+    unknown = [name for name in names if name not in MEASURES]
+    if unknown or not names:
         what = f"{unknown[0]!r} is no measure" if unknown else "no measure was asked for"
         raise SdkerasError(f"{what}; there are: {', '.join(MEASURES)}.")
-    return tuple(name for name in MEASURES if name in given)
+    return tuple(name for name in MEASURES if name in names)
 
 
 def keys_of(measures: Sequence[str]) -> tuple[str, ...]:
@@ -119,8 +120,8 @@ class Monitor:
 
     def __init__(
         self,
-        model: Any,
-        data: Any,
+        model: Model,
+        data: Data,
         *,
         measures: Sequence[str] = MEASURES,
         samples: int = DEFAULT_SAMPLES,
@@ -128,40 +129,40 @@ class Monitor:
         max_hvps: int = DEFAULT_MAX_HVPS,
         **options: Any,
     ) -> None:
-        options["bound_inputs"] = options.get("bound_inputs") or {}
         chosen = Options(samples=samples, tolerance=tolerance, max_hvps=max_hvps, **options)
-        check_options(chosen)
         self.measures = check_measures(measures)
         self.keys = log_keys(self.measures, chosen.bound_inputs, chosen.estimate_bound_inputs)
-        self.subject = Subject(model, data, chosen)
-        loss = self.subject.loss
-        self.resources = resources(loss.size, loss.dtype.itemsize, memory_gb=chosen.memory_gb, workers=None)
-        self.hessian = HessianOperator(loss, workers=self.resources.workers)
+        self.problem, _ = read_problem(model, data, chosen)
+        loss = self.problem.loss
+        room = resources(loss.size, loss.dtype.itemsize, memory_gb=chosen.memory_gb, workers=None)
+        self.hessian = HessianOperator(loss, workers=room.workers)
+        # One run of a measurement at a time.
+        self.budget = whole_budget(attrs.evolve(room, workers=1), Meter(lambda: self.hessian.num_products))
         if "hessian_trace" in self.measures:  # compiled here, so that the first measurement takes as long as the others
             self.hessian.on_batch(loss.batches[0]).rows(np.zeros((2, loss.size), loss.dtype))
-        self._singles = assumptions.loss_of_single_examples(self.subject) if chosen.estimate_bound_inputs else None
+        self._singles = assumptions.loss_of_single_examples(self.problem) if chosen.estimate_bound_inputs else None
         if self._singles is not None:  # compiled here as well
             self._singles.gradients.gradient(self._singles.gradients.point, self._singles.batches[0])
-        self._last: Measured | None = None
+        self._last: LastMeasurement | None = None
         self.out_of_time = False
         self._vectors: dict[str, Array] = {}
         self._num_steps = _STEPS
 
     def header(self) -> Header:
         """What a log says of this monitor."""
-        source, optimizer = self.subject.source, self.subject.optimizer
+        source, optimizer = self.problem.source, self.problem.optimizer
         return Header(
             sdkeras=__version__,
             tensorflow=str(tf.__version__),
             keras=str(keras.__version__),
-            model=str(self.subject.model.name),
+            model=str(self.problem.model.name),
             num_parameters=self.hessian.size,
             optimizer="unknown" if optimizer is None else optimizer.name,
             num_samples=source.num_samples,
-            num_samples_hessian=self.subject.loss.num_examples,
+            num_samples_hessian=self.problem.loss.num_examples,
             batch_size=source.batch_size,
             data_digest=source.digest(),
-            seed=self.subject.options.seed,
+            seed=self.problem.options.seed,
             measures=self.measures,
             batch_size_source=source.batch_size_source,
             class_weight=data_info(source, 0).class_weight,
@@ -175,13 +176,13 @@ class Monitor:
         """Goes on from what `state` returned."""
         self._vectors, self._num_steps = dict(state["vectors"]), int(state["num_steps"])
 
-    def take(self, model: Any) -> None:
+    def take(self, model: Model) -> None:
         """Puts another model's weights and optimizer variables into this one's, which must have the same."""
-        own = self.subject.compiled_as
-        pairs = list(zip(own.variables, model.variables, strict=True))
-        if self.subject.model is not own:  # a copy that is compiled with another loss
-            pairs += zip(self.subject.model.variables, model.variables, strict=True)
-        for optimizer, other in [(own.optimizer, model.optimizer)] if own.optimizer is not None else []:
+        target = self.problem.compiled_as
+        pairs = list(zip(target.variables, model.variables, strict=True))
+        if self.problem.model is not target:  # a copy that is compiled with another loss
+            pairs += zip(self.problem.model.variables, model.variables, strict=True)
+        for optimizer, other in [(target.optimizer, model.optimizer)] if target.optimizer is not None else []:
             pairs += zip(optimizer.variables, other.variables, strict=True)
         for variable, value in pairs:
             variable.assign(value)
@@ -209,49 +210,52 @@ class Monitor:
             SdkerasError: A product is NaN or infinite.
             KeyboardInterrupt: Ctrl-C.
         """
-        started, before, notes = time.perf_counter(), self.hessian.num_products, []
-        deadline = None if seconds is None else time.monotonic() + seconds
-        self.out_of_time = False
-        values: dict[str, Reading] = {}
-        hessian = self.hessian.at(self.subject.loss.now())
-        subject = self.subject.now()
-        if subject.rate is None and set(self.measures) & {"sharpness_ratio", *DIMENSION}:
-            notes.append(subject.no_rate)
-        edge = edge_of_stability(subject, None)
+        started, before = time.perf_counter(), self.hessian.num_products
+        budget = self.budget.held_to(seconds=seconds)
+        hessian = self.hessian.at(self.problem.loss.now())
+        problem, about_map = self.problem.now()
+        mapped = bool(set(DIMENSION) & set(self.measures))
+        notes = []
+        if problem.rate is None and (mapped or "sharpness_ratio" in self.measures):
+            notes.append(problem.no_rate)
+        values: dict[str, Measured] = {}
         if "sharpness" in self.measures:
             values["sharpness"] = self._largest(hessian, "H")
         if "sharpness_ratio" in self.measures:
-            values |= self._ratio(subject, hessian, values.get("sharpness"), notes)
+            ratio, more = self._ratio(problem, hessian, values.get("sharpness"))
+            values |= ratio
+            notes += more
         trace = self._trace(hessian) if "hessian_trace" in self.measures else None
         outcome = None
-        if set(DIMENSION) & set(self.measures):
-            if subject.rate is not None:
-                outcome = self._dimension(subject, hessian, deadline)
-                notes += [each.message for each in (*subject.warnings, *outcome.warnings) if each.code not in _USUAL]
-            known = _readings(outcome, self.subject.options.tolerance)
-            values |= {name: value for name, value in known.items() if name in self.measures}
-        bounds = () if outcome is None else self._bounds(subject, outcome)
+        self.out_of_time = False
+        if mapped and problem.rate is not None:
+            outcome = self._dimension(problem, hessian, budget)
+            notes += [note.message for note in (*about_map, *outcome.warnings) if note.code not in _USUAL]
+        known = _readings(outcome, problem.options.tolerance)
+        values |= {name: value for name, value in known.items() if name in self.measures}
+        bounds = () if outcome is None else self._bounds(problem, outcome)
         if trace is not None:
             values["hessian_trace"] = trace
-        values |= self._of_bounds(outcome, bounds)
+        values |= self._of_bounds(outcome, known, bounds)
+        edge, estimate_of_sd = edge_of_stability(problem, None), outcome and outcome.sharpness_dimension
         measurement = Measurement(
             source=source,
-            step=steps_taken(self.subject.compiled_as.optimizer),
+            step=steps_taken(problem.compiled_as.optimizer),
             epoch=epoch,
             time=utc_now(),
             seconds=time.perf_counter() - started,
             num_hvps=self.hessian.num_products - before,
-            learning_rate=subject.stored_rate if subject.rate is None else subject.rate,
+            learning_rate=problem.stored_rate if problem.rate is None else problem.rate,
             threshold=edge.threshold,
             operator=edge.operator,
-            map="" if outcome is None else outcome.sharpness_dimension.map,
-            state_size=0 if outcome is None else outcome.sharpness_dimension.state_size,
+            map=estimate_of_sd.map if estimate_of_sd else "",
+            state_size=estimate_of_sd.state_size if estimate_of_sd else 0,
             values=values,
             metrics=dict(metrics or {}),
             notes=tuple(dict.fromkeys(notes)),
             bounds=bounds,
         )
-        self._last = Measured(measurement, subject, hessian, outcome)
+        self._last = LastMeasurement(measurement, problem, about_map, hessian, outcome)
         return measurement
 
     def answer(self, about: str) -> Analysis | None:
@@ -267,133 +271,114 @@ class Monitor:
 
         The error is of the choice of batches and masks: 0 for all the data in one batch, None for one batch of more.
         """
-        now = self.subject.loss.now()
-        plain = [attrs.evolve(batch, loss_weights=()) for batch in now.batches]  # each as if it were all the data
-        losses = [float(now.gradients.evaluate(now.gradients.point, batch)[0]) for batch in plain]
+        now = self.problem.loss.now()
+        separate = [attrs.evolve(batch, loss_weights=()) for batch in now.batches]  # each as if it were all the data
+        losses = [float(now.gradients.evaluate(now.gradients.point, batch)[0]) for batch in separate]
         sizes = [batch.num_examples for batch in now.batches]
         if len(losses) > 1:
             error: float | None = float(np.std(losses, ddof=1) / np.sqrt(len(losses)))
         else:
-            error = 0.0 if sum(sizes) == self.subject.source.num_samples else None
+            error = 0.0 if sum(sizes) == self.problem.source.num_samples else None
         return float(np.average(losses, weights=sizes)), error
 
-    def _bounds(self, subject: Subject, outcome: Outcome) -> tuple[Bound, ...]:
-        """Both theorems at this SD, with what is given and estimated of their inputs."""
-        optimizer, given = subject.optimizer, subject.options.bound_inputs
+    def _bounds(self, problem: Problem, outcome: Outcome) -> tuple[Bound, ...]:
+        """Both theorems at this SD, with what is known and estimated of their inputs."""
+        optimizer, known = problem.optimizer, problem.options.bound_inputs
         facts = assumptions.facts_at(
-            subject,
+            problem,
             outcome.sharpness_dimension,
-            smallest_exponent=float(np.min(subject.exponents(outcome.nodes))),
+            smallest_exponent=float(np.min(problem.exponents(outcome.nodes))),
             clipped=optimizer is not None and any(code == "clipping" for code, _ in optimizer.notes),
         )
-        inputs = assumptions.inputs_at(None if self._singles is None else self._singles.now(), given)
-        return bounds_with(facts, inputs, frozenset(inputs) - set(given))
+        inputs = assumptions.inputs_at(None if self._singles is None else self._singles.now(), known)
+        return bounds_with(facts, inputs, frozenset(inputs) - set(known))
 
-    def _of_bounds(self, outcome: Outcome | None, bounds: Sequence[Bound]) -> dict[str, Reading]:
+    def _of_bounds(
+        self, outcome: Outcome | None, values: Mapping[str, Measured], bounds: Sequence[Bound]
+    ) -> dict[str, Measured]:
         """sqrt(SD/n), and the total of the first theorem that has one; NaN where they are not known."""
-        known: dict[str, Reading] = {}
+        known: dict[str, Measured] = {}
         if outcome is not None:
-            n, reading = (
-                self.subject.source.num_samples,
-                _readings(outcome, self.subject.options.tolerance)[DIMENSION[1]],
-            )
-            low, high = reading.interval or (math.nan, math.nan)
-            ends = tuple(root_ratio(end, n) for end in (low, high))
-            known[BOUND_SCALE] = Reading(
+            n, reading = self.problem.source.num_samples, values[DIMENSION[1]]
+            low, high = (root_ratio(end, n) for end in reading.interval or (math.nan, math.nan))
+            known[BOUND_SCALE] = Measured(
                 _or_nan(root_ratio(reading.value, n)),
                 reading.converged,
-                interval=None if ends[0] is None or ends[1] is None else (ends[0], ends[1]),
+                interval=None if low is None or high is None else (low, high),
             )
             totals = [bound.total for bound in bounds if bound.total is not None]
-            known[TOTAL_BOUND] = Reading(_or_nan(totals[0] if totals else None), reading.converged)
+            known[TOTAL_BOUND] = Measured(_or_nan(totals[0] if totals else None), reading.converged)
         return {key: known.get(key, _UNKNOWN) for key in self.keys if key in (BOUND_SCALE, TOTAL_BOUND)}
 
-    def _largest(self, operator: SymmetricOperator, name: str) -> Reading:
+    def _largest(self, operator: SymmetricOperator, name: str) -> Measured:
         """The largest eigenvalue, from the last eigenvector of the operator of this name."""
-        seed, known = self.subject.options.seed, self._vectors.get(name)
+        seed, known = self.problem.options.seed, self._vectors.get(name)
         start = None if known is None else warm_start(known, seed=seed, dtype=operator.dtype)
-        most = int(self.resources.memory // (4 * operator.size * self.resources.itemsize))
-        estimator = estimator_of_largest(start, tolerance=_EIGEN_TOLERANCE, most_steps=most)
-        found: Eigenpairs = estimate(estimator, operator, seed)
-        if found.vectors is not None:
-            self._vectors[name] = found.vectors
-        return Reading(float(found.values[0]), bool(found.converged[0]), residual=float(found.residuals[0]))
+        steps = self.budget.resources.eigen_steps(operator.size)
+        estimator = estimator_of_largest(start, tolerance=_EIGEN_TOLERANCE, most_steps=steps)
+        pairs: Eigenpairs = estimate(estimator, operator, seed)
+        if pairs.vectors is not None:
+            self._vectors[name] = pairs.vectors
+        return measure.with_evidence(pairs, 0)
 
     def _ratio(
-        self, subject: Subject, hessian: HessianOperator, sharpness: Reading | None, notes: list[str]
-    ) -> dict[str, Reading]:
+        self, problem: Problem, hessian: HessianOperator, sharpness: Measured | None
+    ) -> tuple[dict[str, Measured], list[str]]:
         """The largest eigenvalue of the threshold's own operator, the threshold, and their ratio.
 
         The operator is P^-1/2 H P^-1/2 for an adaptive optimizer; for every other one it is H, and the first value is
         the sharpness. What needs a learning rate is NaN without one.
         """
-        if subject.scaling is not None:
-            numerator = self._largest(DiagonallyScaledOperator(hessian, subject.scaling), "P^-1/2 H P^-1/2")
-        elif subject.unscaled:
+        if problem.scaling is not None:
+            numerator = self._largest(DiagonallyScaledOperator(hessian, problem.scaling), "P^-1/2 H P^-1/2")
+        elif problem.unscaled:
             numerator = _UNKNOWN
         else:
             numerator = self._largest(hessian, "H") if sharpness is None else sharpness
-        threshold, ratio = _UNKNOWN, _UNKNOWN
-        if subject.limits is not None:
-            upper = subject.limits.upper
+        threshold, ratio, notes = _UNKNOWN, _UNKNOWN, []
+        if problem.limits is not None:
+            upper = problem.limits.upper
             residual = None if numerator.residual is None else numerator.residual / upper
-            threshold = Reading(upper, True)
-            ratio = Reading(numerator.value / upper, numerator.converged, residual=residual)
-        if subject.rate is not None and (subject.limits is None or subject.unscaled):
-            notes.append(edge_of_stability(subject, None, subject.unscaled).verdict)
-        return dict(zip(keys_of(["sharpness_ratio"]), (numerator, threshold, ratio), strict=True))
+            threshold = Measured(upper, True)
+            ratio = Measured(numerator.value / upper, numerator.converged, residual=residual)
+        if problem.rate is not None and (problem.limits is None or problem.unscaled):
+            notes.append(edge_of_stability(problem, None, problem.unscaled).verdict)
+        return dict(zip(keys_of(["sharpness_ratio"]), (numerator, threshold, ratio), strict=True)), notes
 
-    def _trace(self, hessian: HessianOperator) -> Reading:
+    def _trace(self, hessian: HessianOperator) -> Measured:
         estimator = for_analysis("trace", DEFAULTS["trace"], {"num_probes": _TRACE_PROBES})
-        found: TraceEstimate = estimate(estimator, hessian, self.subject.options.seed)
-        return Reading(found.value, bool(found.stderr <= 0.05 * abs(found.value)), stderr=found.stderr)
+        return measure.trace_with_evidence(estimate(estimator, hessian, self.problem.options.seed))
 
-    def _dimension(self, subject: Subject, hessian: HessianOperator, deadline: float | None) -> Outcome:
-        seed = subject.options.seed
-        slq = for_analysis("spectrum", DEFAULTS["spectrum"], {})
-
-        def run(index: int, steps: int | None) -> Spectrum:
-            one = with_steps(slq, steps, basis=steps is None or self.resources.fits(steps))
-            spectrum: Spectrum = estimate(one, subject.on_minibatch(hessian, index), seed_of_run(seed, index))
-            return spectrum
-
-        outcome = estimate_sharpness_dimension(
-            run,
-            subject.context(hessian, DEFAULTS["spectrum"]),
-            AdaptiveSettings(
-                tolerance=subject.options.tolerance,
-                min_runs=_RUNS,
-                max_hvps=subject.options.max_hvps,
-                deadline=deadline,
-            ),
-            num_steps=self._num_steps,
-        )
-        if outcome.interrupted:
-            raise KeyboardInterrupt
+    def _dimension(self, problem: Problem, hessian: HessianOperator, budget: Budget) -> Outcome:
+        part = attrs.evolve(self.budget.held_to(problem.options.max_hvps), deadline=budget.deadline)
+        name = DEFAULTS["spectrum"]
+        estimator = with_steps(for_analysis("spectrum", name, {}), self._num_steps)
+        how = measure.Sampling(name, estimator, min_runs=_RUNS, required=True)
+        outcome, _ = measure.dimension(problem, measure.HessianRuns(problem, hessian), part, how)
         self.out_of_time = outcome.out_of_time
         self._num_steps = outcome.sharpness_dimension.num_steps or self._num_steps
         return outcome
 
 
-_UNKNOWN = Reading(float("nan"), False)
+_UNKNOWN = Measured(float("nan"), False)
 
 
 def _or_nan(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _readings(outcome: Outcome | None, tolerance: float) -> dict[str, Reading]:
+def _readings(outcome: Outcome | None, tolerance: float) -> dict[str, Measured]:
     """The leading exponent, SD and the codimension."""
     if outcome is None:
         return dict.fromkeys(DIMENSION, _UNKNOWN)
-    found = outcome.sharpness_dimension
+    sd = outcome.sharpness_dimension
     converged = "budget-ended" not in {warning.code for warning in outcome.warnings}
-    if found.threshold_exponent is None and found.interval is not None:  # at 0 or d the runs end whatever the interval
-        converged = found.interval[1] - found.interval[0] <= 2 * tolerance * max(found.codimension, 1.0)
+    if sd.threshold_exponent is None and sd.interval is not None:  # at 0 or d the runs end whatever the interval
+        converged = sd.interval[1] - sd.interval[0] <= 2 * tolerance * max(sd.codimension, 1.0)
     return {
-        "rds_sharpness": Reading(float(outcome.rds_sharpness.leading[0]), converged),
-        "sharpness_dimension": Reading(found.value, converged, interval=found.interval),
-        "sharpness_codimension": Reading(found.codimension, converged, interval=found.codimension_interval),
+        "rds_sharpness": Measured(float(outcome.rds_sharpness.leading[0]), converged),
+        "sharpness_dimension": Measured(sd.value, converged, interval=sd.interval),
+        "sharpness_codimension": Measured(sd.codimension, converged, interval=sd.codimension_interval),
     }
 
 

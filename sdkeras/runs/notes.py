@@ -10,13 +10,13 @@ from sdkeras.operators import precision
 from sdkeras.operators.hessian import HessianOperator
 from sdkeras.results.note import Note
 from sdkeras.runs import assumptions
-from sdkeras.runs.problem import Subject
+from sdkeras.runs.problem import Problem
 from sdkeras.training_step import settings
 
 
-def findings(subject: Subject, hessian: HessianOperator) -> Iterator[Note]:
+def findings(problem: Problem, hessian: HessianOperator) -> Iterator[Note]:
     """What the reader must know before any number."""
-    check, options, optimizer = hessian.verification, subject.options, subject.optimizer
+    check, options, optimizer = hessian.verification, problem.options, problem.optimizer
     if not check.passed:
         yield Note(
             "unverified",
@@ -28,59 +28,59 @@ def findings(subject: Subject, hessian: HessianOperator) -> Iterator[Note]:
         yield Note(
             "finite-differences",
             f"products are differences of float32 gradients, good to {check.finite_difference_error:.1g}; "
-            "analyse in float64 for better ones (--dtype float64).",
+            "analyse in float64 for better ones (`dtype='float64'`).",
         )
-    clipped = None if subject.loss_fn is not None else assumptions.logits_as_probabilities(subject.loss)
+    clipped = None if problem.loss_fn is not None else assumptions.logits_as_probabilities(problem.loss)
     if clipped is not None:
         yield Note("logits-as-probabilities", clipped)
-    reduced = precision.reduced_policies(subject.compiled_as)
+    reduced = precision.reduced_policies(problem.compiled_as)
     if reduced:
         yield Note(
             "reduced-precision",
             f"the model computes in {', '.join(reduced)}; it was analysed in {options.dtype} throughout, at "
             "the same weights: training itself rounds more coarsely than these products.",
         )
-    for note in subject.loss.notes:
+    for note in problem.loss.notes:
         yield Note("data", f"{note}.")
-    unconnected = subject.loss.engine(options.product_mode).unconnected
+    unconnected = problem.loss.engine(options.product_mode).unconnected
     if unconnected:
         yield Note(
             "unconnected",
             f"the loss does not depend on {', '.join(unconnected)}; these parameters count as flat directions.",
         )
-    if subject.loss_fn is None and type(subject.model).train_step not in (
+    if problem.loss_fn is None and type(problem.model).train_step not in (
         keras.Model.train_step,
         keras.Sequential.train_step,
     ):
         yield Note(
             "train-step",
             "the model has its own train_step; compute_loss was analysed instead of it. If it trains another loss, "
-            "give that as a loss_fn(model, batch) (--loss FILE.py:FUNCTION).",
+            "give that as a loss_fn(model, batch) (`loss='FILE.py:FUNCTION'`).",
         )
     if optimizer is not None and options.map != "full":  # whose step is the optimizer's own, with notes of its own
         yield from (Note(code, message) for code, message in optimizer.notes)
-        yield from _about_decay(subject, optimizer)
-        if subject.rate is not None and subject.exponents.preconditioned:
+        yield from _about_decay(problem, optimizer)
+        if problem.rate is not None and problem.exponents.preconditioned:
             yield Note(
                 "frozen-preconditioner",
                 f"SD and its exponents are of a step with P, from the second moments of {optimizer.name} as the last "
                 "step left them, held fixed. Training moves P, so that they are not of training's own random dynamical "
-                "system: neither D_s <= SD nor the bounds are about them (--map full, --lyapunov take the real step).",
+                "system: neither D_s <= SD nor the bounds are about them (`map='full'` or `lyapunov` take that).",
             )
 
 
-def _about_decay(subject: Subject, optimizer: settings.OptimizerSettings) -> Iterator[Note]:
-    decay = subject.decay
-    if subject.rate is None:
+def _about_decay(problem: Problem, optimizer: settings.OptimizerSettings) -> Iterator[Note]:
+    decay = problem.decay
+    if problem.rate is None:
         return
-    if decay and subject.exponents.name == "hessian":
+    if decay and problem.exponents.name == "hessian":
         yield Note(
             "weight-decay-ignored",
             f"the weight decay {decay:g} of {optimizer.name} is not in the map |1 - eta*alpha|: "
-            f"with it, neutral directions contract by {subject.rate * decay:.2g} a step.",
+            f"with it, neutral directions contract by {problem.rate * decay:.2g} a step.",
         )
-    excluded = subject.excluded
-    if excluded and subject.shift is None and subject.exponents.name != "hessian":
+    excluded = problem.excluded
+    if excluded and problem.shift is None and problem.exponents.name != "hessian":
         yield Note(
             "weight-decay-exclusions",
             f"the optimizer excludes {len(excluded)} variables from weight decay ({', '.join(excluded[:4])}); "

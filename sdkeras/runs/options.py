@@ -1,20 +1,25 @@
-"""What an analysis can be told, and what it refuses."""
+"""Everything an analysis can be told: the one list of options, from which signatures, docstrings and commands come."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 import numbers
-from collections.abc import Mapping
-from typing import Any
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import attrs
 
 from sdkeras.dimension.bounds import check_inputs
-from sdkeras.errors import SdkerasError
+from sdkeras.errors import SdkerasError, did_you_mean
 from sdkeras.files import class_weights
+from sdkeras.files.keras_types import Data, Model
+from sdkeras.results.progress import Progress
 
 DEFAULT_SAMPLES = 4096
-# Of a trajectory.
+# Steps of a trajectory.
 DEFAULT_STEPS = 1000
 DEFAULT_TRANSIENT = 100
 # Gigabytes; beyond all machines, and so that bytes stay exact numbers.
@@ -24,6 +29,10 @@ PRODUCT_MODES = ("auto", "reverse-over-reverse", "forward-over-reverse", "finite
 MAPS = ("auto", "hessian", "full")
 # Rates of a schedule that can be asked for by name, beside 'step:N'.
 _NAMED_RATES = ("peak", "mean")
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+Validator = Callable[[object, "attrs.Attribute[Any]", object], None]
 
 
 def parse_learning_rate(text: float | str) -> float | str:
@@ -57,107 +66,294 @@ def parse_learning_rate(text: float | str) -> float | str:
     return rate
 
 
-@attrs.frozen(kw_only=True)
-class Options:
-    """Everything `analyze` can be told; see there."""
-
-    batch_size: int | None = None
-    learning_rate: float | str | None = None
-    loss: Any = None
-    loss_fn: Any = None
-    class_weight: Mapping[int, float] | None = None
-    params: str | None = None
-    samples: int = DEFAULT_SAMPLES
-    mode: str = "train"
-    map: str = "auto"
-    dtype: str = "float32"
-    product_mode: str = "auto"
-    estimators: tuple[str, ...] = ()
-    settings: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
-    exact: bool = False
-    exact_minibatches: int | None = None
-    runs: int | None = None
-    tolerance: float = 0.05
-    max_hvps: int | None = None
-    time_limit: float | None = None
-    memory_gb: float | None = None
-    seed: int = 0
-    allow_unverified: bool = False
-    per_layer: bool = False
-    lyapunov: int | None = None
-    lyapunov_steps: int = DEFAULT_STEPS
-    lyapunov_transient: int = DEFAULT_TRANSIENT
-    snapshots: int | None = None
-    every: int | None = None
-    bound_inputs: Mapping[str, float] = attrs.field(factory=dict)
-    estimate_bound_inputs: bool = False
-    workers: int | None = None
-
-
-def is_number(value: Any, *, whole: bool = False) -> bool:
+def is_number(value: object, *, whole: bool = False) -> bool:
     """Whether it is a real number, of Python or NumPy, and if asked a whole one; True and False are none."""
     return isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
 
 
-def check_options(options: Options) -> None:
-    """Refuses values out of their range, and options that contradict each other.
+def _must(expected: str, holds: Callable[[Any], bool]) -> Validator:
+    """Refuses a value for which `holds` is false; None stands for an option that was left out."""
+
+    def validate(instance: object, field: attrs.Attribute[Any], value: object) -> None:
+        if not (holds(value) or (value is None and field.default is None)):
+            raise SdkerasError(f"{field.name} is {value!r}; it must be {expected}.")
+
+    return validate
+
+
+def _one_of(choices: tuple[str, ...]) -> Validator:
+    return _must(f"one of {', '.join(choices)}", lambda value: isinstance(value, str) and value in choices)
+
+
+def _checked_by(check: Callable[[Any], Any]) -> Validator:
+    def validate(instance: object, field: attrs.Attribute[Any], value: object) -> None:
+        check(value)
+
+    return validate
+
+
+_COUNT = _must("a positive whole number", lambda value: is_number(value, whole=True) and value > 0)
+_POSITIVE = _must("positive", lambda value: is_number(value) and value > 0)
+_NOT_NEGATIVE = _must("0 or more", lambda value: is_number(value, whole=True) and value >= 0)
+_FRACTION = _must("between 0 and 1", lambda value: is_number(value) and 0 < value < 1)
+_MEMORY = _must(f"positive and at most {_MOST_MEMORY:g}", lambda value: is_number(value) and 0 < value <= _MOST_MEMORY)
+
+
+def _option(default: _T, *validators: Validator, group: str, text: str, more: str = "", metavar: str = "") -> _T:
+    """A field with one sentence for every reader (`text`), and what the docstring says beyond it (`more`).
+
+    Type checkers are told that it is its default.
+    """
+    metadata = {"help": text, "more": more, "metavar": metavar, "group": group}
+    return attrs.field(default=default, validator=list(validators), metadata=metadata)
+
+
+def _names(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(names)
+
+
+def _settings(settings: Mapping[str, Mapping[str, Any]] | None) -> Mapping[str, Mapping[str, Any]]:
+    return settings or {}
+
+
+def _inputs(inputs: Mapping[str, float] | None) -> Mapping[str, float]:
+    return inputs or {}
+
+
+@attrs.frozen(kw_only=True)
+class Options:
+    """Everything `analyze` can be told; see there.
 
     Raises:
-        SdkerasError: See above.
+        SdkerasError: A value out of its range, or options that contradict each other.
     """
 
-    def refuse(what: str, value: Any, expected: str) -> None:
-        raise SdkerasError(f"{what} is {value!r}; it must be {expected}.")
+    batch_size: int | None = _option(
+        None, group="training", text="Batch size of training; default 32, or the data set's own."
+    )
+    learning_rate: float | str | None = _option(
+        None,
+        group="training",
+        metavar="F|peak|mean|step:N",
+        text="Learning rate in place of the optimizer's: a number, or of its schedule the peak or mean so far, or that "
+        "of step N.",
+        more="A number; or, where there is a schedule, 'peak' or 'mean' over the steps so far, or 'step:N', the rate "
+        "that step N used, counted from 0. Without a learning rate (0 at the end of a schedule, or several in a "
+        "MultiOptimizer) threshold, ratio, exponents, sharpness dimension and bounds are None, and everything else is "
+        "measured. The map 'full' takes the rates that the optimizer has.",
+    )
+    loss: Any = _option(
+        None,
+        group="training",
+        metavar="LOSS",
+        text="Loss in place of the compiled one: NAME[:FIELD[=VALUE]...] of a Keras loss, as huber:delta=0.1, or "
+        "FILE.py:FUNCTION or MODULE:FUNCTION for a loss_fn(model, batch).",
+        more="An uncompiled model needs it. A loss object of Keras will do as well.",
+    )
+    loss_fn: Any = _option(
+        None,
+        group="training",
+        text="Function (model, batch) in place of the compiled loss, which runs the model itself.",
+        more="As a training step of one's own does; see `sdkeras.EmpiricalLoss`.",
+    )
+    class_weight: Mapping[int, float] | None = _option(
+        None,
+        _checked_by(class_weights.checked),
+        group="training",
+        metavar="CLASS=W,...",
+        text="The class_weight of fit, which no file holds: 0=1.0,1=9.0; other classes weigh 1.",
+    )
+    params: str | None = _option(
+        None,
+        group="function",
+        metavar="REGEX",
+        text="Analyse only the trainable variables whose path this regular expression finds.",
+    )
+    samples: int = _option(
+        DEFAULT_SAMPLES,
+        _COUNT,
+        group="function",
+        text="Random subset for the data-set Hessian.",
+        more="Minibatches are drawn from all the data.",
+    )
+    mode: str = _option(
+        "train",
+        _one_of(MODES),
+        group="function",
+        text="Mode of dropout and batch normalization: 'train' or 'inference'.",
+    )
+    map: str = _option(
+        "auto",
+        _one_of(MAPS),
+        group="function",
+        text="auto: the optimizer's own step where it is known; hessian: |1 - eta*alpha|; full: singular values of the "
+        "whole step of any optimizer.",
+        more="'auto' takes the true step of SGD, with momentum on the state of weights and velocity; and of Adam, "
+        "AdamW, Nadam and RMSprop with their second moments frozen as the last step left them (not training's own "
+        "random dynamical system, in which they move). For every other optimizer, and where there are no second "
+        "moments yet, it takes |1 - eta alpha|, and says so. 'hessian' always takes that, as the paper does. "
+        "'full' takes the singular values of the real step's Jacobian on weights and slots, in coordinates that the "
+        "answer names and that its values depend on.",
+    )
+    dtype: str = _option(
+        "float32", _one_of(DTYPES), group="function", text="Precision of the products: 'float32' or 'float64'."
+    )
+    product_mode: str = _option(
+        "auto", _one_of(PRODUCT_MODES), group="function", text=f"How products are made: {', '.join(PRODUCT_MODES)}."
+    )
+    estimators: tuple[str, ...] = attrs.field(
+        default=(),
+        converter=_names,
+        metadata={
+            "group": "estimators",
+            "metavar": "NAME",
+            "help": "Estimators to use; repeatable.",
+            "more": "Spectrum ones (for the map 'full' singular_values ones) estimate SD, one after the other; an "
+            "eigenpairs or trace one replaces the default for the data-set Hessian. Default: slq (golub-kahan), "
+            "lanczos, randomized-trace.",
+        },
+    )
+    settings: Mapping[str, Mapping[str, Any]] = attrs.field(
+        factory=dict,
+        converter=_settings,
+        metadata={
+            "group": "estimators",
+            "metavar": "NAME.FIELD=VALUE",
+            "help": "Settings of estimators by name and field.",
+            "more": 'For example {"slq": {"num_steps": 80}}.',
+        },
+    )
+    exact: bool = _option(False, group="estimators", text="Exact spectra of minibatches first (small models).")
+    exact_minibatches: int | None = _option(
+        None, _COUNT, group="estimators", text="Number of minibatches with exact spectra; adaptive by default."
+    )
+    runs: int | None = _option(
+        None,
+        _COUNT,
+        group="estimators",
+        text="Runs (minibatch and probe) of each estimator that is not exact, in place of the tolerance.",
+    )
+    tolerance: float = _option(
+        0.05,
+        _FRACTION,
+        group="estimators",
+        text="Half-width wanted of SD's interval, relative to the codimension.",
+    )
+    max_hvps: int | None = _option(
+        None,
+        _COUNT,
+        group="budget",
+        text="Budget of Hessian-vector products for all stages; required steps run anyway.",
+        more="Verification is included; half of what it leaves is kept for SD and what follows it. Tracing, "
+        "verification and one run of SD are done even when the budget is exhausted, and a warning says by how much "
+        "they exceeded it. A measurement for which it had no room is None, with the reason in a warning.",
+    )
+    time_limit: float | None = _option(
+        None,
+        _POSITIVE,
+        group="budget",
+        metavar="SECONDS",
+        text="Budget of time for all stages, likewise.",
+        more="Seconds from the start of `analyze`; a product under way is finished.",
+    )
+    memory_gb: float | None = _option(
+        None, _MEMORY, group="budget", metavar="GB", text="Memory for bases and dense matrices."
+    )
+    seed: int = _option(0, _NOT_NEGATIVE, group="function", text="Seed of all random draws.")
+    allow_unverified: bool = _option(
+        False, group="function", text="Go on with an operator that failed its verification."
+    )
+    per_layer: bool = _option(
+        False, group="further", text="Also measure eigenvalue, trace and codimension of each layer's diagonal block."
+    )
+    lyapunov: int | None = _option(
+        None,
+        _COUNT,
+        group="further",
+        metavar="K",
+        text="Also estimate K Lyapunov exponents by continuing training from the checkpoint.",
+        more="`sdkeras.lyapunov` has more settings. If they determine D_s, the bounds are taken at it.",
+    )
+    lyapunov_steps: int = _option(DEFAULT_STEPS, _COUNT, group="further", text="Steps to average the exponents over.")
+    lyapunov_transient: int = _option(DEFAULT_TRANSIENT, _NOT_NEGATIVE, group="further", text="Burn-in steps before.")
+    snapshots: int | None = _option(
+        None,
+        group="further",
+        metavar="N",
+        text="Also take the supremum of SD's definition over N snapshots of training, this checkpoint the first.",
+        more="Training continues from here on a copy, with the real optimizer. The minibatches are those of the first "
+        "estimate, so that it costs N - 1 times its products; with max_hvps or time_limit it is held to its share.",
+    )
+    every: int | None = _option(None, group="further", metavar="M", text="Training steps between two snapshots.")
+    bound_inputs: Mapping[str, float] = attrs.field(
+        factory=dict,
+        converter=_inputs,
+        validator=_checked_by(check_inputs),
+        metadata={
+            "group": "bounds",
+            "metavar": "NAME=VALUE",
+            "help": "Inputs of the generalization bounds by name; see `sdkeras.dimension.bounds.INPUTS`.",
+        },
+    )
+    estimate_bound_inputs: bool = _option(
+        False,
+        group="bounds",
+        text="Estimate loss_bound and lipschitz, where not given, from single examples (lower bounds).",
+    )
+    workers: int | None = _option(
+        None,
+        _COUNT,
+        group="budget",
+        text="Threads; default 1, or one per core where TensorFlow has one intra-op thread.",
+    )
+    progress: Callable[[Progress], None] | None = _option(
+        None, group="budget", text="Function called now and then with what is being done."
+    )
 
-    counts = ("samples", "exact_minibatches", "runs", "max_hvps", "time_limit", "memory_gb", "workers", "lyapunov")
-    for name in (*counts, "lyapunov_steps"):
-        value = getattr(options, name)
-        whole = name not in ("time_limit", "memory_gb")
-        if value is not None and not (is_number(value, whole=whole) and value > 0):
-            refuse(name, value, "a positive whole number" if whole else "positive")
-    if options.memory_gb is not None and options.memory_gb > _MOST_MEMORY:
-        refuse("memory_gb", options.memory_gb, f"at most {_MOST_MEMORY:g}")
-    if not (is_number(options.tolerance) and 0 < options.tolerance < 1):
-        refuse("tolerance", options.tolerance, "between 0 and 1")
-    for name, choices in {"mode": MODES, "dtype": DTYPES, "product_mode": PRODUCT_MODES}.items():
-        if getattr(options, name) not in choices:
-            refuse(name, getattr(options, name), f"one of {', '.join(choices)}")
-    class_weights.checked(options.class_weight)
-    check_inputs(options.bound_inputs)
-    if options.map not in MAPS:
-        refuse("map", options.map, f"one of {', '.join(MAPS)}")
-    if not is_number(options.seed, whole=True) or options.seed < 0:
-        refuse("seed", options.seed, "0 or more")
-    if options.map == "full" and (options.params is not None or options.mode != "train"):
+    def __attrs_post_init__(self) -> None:
+        _check_full_map(self)
+        _check_lyapunov(self)
+        _check_snapshots(self)
+
+    @property
+    def is_all_training(self) -> bool:
+        """Whether all variables are analysed in training mode, as training's own step moves them."""
+        return self.params is None and self.mode == "train"
+
+
+def _check_full_map(options: Options) -> None:
+    if options.map != "full":
+        return
+    if not options.is_all_training:
         raise SdkerasError(
             "the map full is of training's step as it is, of all variables and in training mode; leave out params and "
-            "mode, or take the map auto (--map auto)."
+            "mode, or take the map auto (`map='auto'`)."
         )
-    if options.map == "full" and options.per_layer:
+    if options.per_layer:
         raise SdkerasError(
             "per_layer takes diagonal blocks of the Hessian, and the map full is of the whole step, whose singular "
-            "values do not split by layers; leave out one of them (--per-layer, --map full)."
+            "values do not split by layers; leave out one of them (`per_layer`, `map='full'`)."
         )
-    if options.map == "full" and options.snapshots is not None:
+    if options.snapshots is not None:
         raise SdkerasError(
             "the supremum over snapshots is of the maps auto and hessian, of a Hessian's spectrum; "
-            "leave out one of them (--snapshots, --map full)."
+            "leave out one of them (`snapshots`, `map='full'`)."
         )
-    if options.lyapunov_transient < 0:
-        refuse("lyapunov_transient", options.lyapunov_transient, "0 or more")
-    if options.lyapunov is None and (options.lyapunov_steps, options.lyapunov_transient) != (
-        DEFAULT_STEPS,
-        DEFAULT_TRANSIENT,
-    ):
-        raise SdkerasError(
-            "lyapunov_steps and lyapunov_transient are of Lyapunov exponents, and none are asked for (--lyapunov K)."
-        )
-    if options.lyapunov is not None and (options.params is not None or options.mode != "train"):
+
+
+def _check_lyapunov(options: Options) -> None:
+    defaults = (DEFAULT_STEPS, DEFAULT_TRANSIENT)
+    if options.lyapunov is None:
+        if (options.lyapunov_steps, options.lyapunov_transient) != defaults:
+            raise SdkerasError(
+                "lyapunov_steps and lyapunov_transient are of Lyapunov exponents, and none are asked for "
+                "(`lyapunov=K`)."
+            )
+    elif not options.is_all_training:
         raise SdkerasError(
             "Lyapunov exponents are of training as it is, of all variables and in training mode; leave out params and "
-            "mode, or the exponents (--lyapunov)."
+            "mode, or the exponents (`lyapunov`)."
         )
-    _check_snapshots(options)
 
 
 def _check_snapshots(options: Options) -> None:
@@ -166,15 +362,56 @@ def _check_snapshots(options: Options) -> None:
         return
     if count is None or every is None:
         raise SdkerasError(
-            f"snapshots is {count} and every is {every}; a supremum over snapshots needs both: how many (--snapshots "
-            "N) and the training steps between two (--every M)."
+            f"snapshots is {count} and every is {every}; a supremum over snapshots needs both: how many "
+            "(`snapshots=N`) and the training steps between two (`every=M`)."
         )
     if count < 2:
         raise SdkerasError(f"snapshots is {count}; it must be 2 or more, the checkpoint itself being the first.")
     if every < 1:
         raise SdkerasError(f"every is {every}; it must be at least 1 step.")
-    if options.params is not None or options.mode != "train":
+    if not options.is_all_training:
         raise SdkerasError(
             "snapshots are of training as it is, of all variables and in training mode; leave out params and mode, or "
-            "the snapshots (--snapshots)."
+            "the snapshots (`snapshots`)."
         )
+
+
+_O = TypeVar("_O", bound=Options)
+_R = TypeVar("_R")
+
+
+def takes_options(
+    options: Callable[_P, _O],
+) -> Callable[[Callable[[Model, Data, _O], _R]], Callable[Concatenate[Model, Data, _P], _R]]:
+    """Gives a function (model, data, options) the options as keywords: signature, checks and text of its docstring.
+
+    The line 'options: {options}' of the docstring becomes the list of them.
+    """
+
+    def decorate(function: Callable[[Model, Data, _O], _R]) -> Callable[Concatenate[Model, Data, _P], _R]:
+        keywords = inspect.signature(options).parameters
+
+        @functools.wraps(function)
+        def call(model: Model, data: Data, *args: _P.args, **values: _P.kwargs) -> _R:
+            for name in values:
+                if name not in keywords:
+                    hint = did_you_mean(name, keywords).strip()
+                    raise TypeError(f"{function.__name__}() has no option {name!r}" + (f"; {hint}" if hint else "."))
+            return function(model, data, options(*args, **values))
+
+        signature = inspect.signature(function)
+        inputs = list(signature.parameters.values())[:2]
+        setattr(call, "__signature__", signature.replace(parameters=[*inputs, *keywords.values()]))  # noqa: B010
+        call.__doc__ = (function.__doc__ or "").replace("        options: {options}", documented(Options))
+        return cast(Callable[Concatenate[Model, Data, _P], _R], call)
+
+    return decorate
+
+
+def documented(options: type[Options]) -> str:
+    """The options as lines of a docstring."""
+    lines = []
+    for field in attrs.fields(options):
+        text = f"{field.name}: {field.metadata['help']} {field.metadata.get('more', '')}".rstrip()
+        lines += textwrap.wrap(text, 120, initial_indent=" " * 8, subsequent_indent=" " * 12, break_on_hyphens=False)
+    return "\n".join(lines)

@@ -7,18 +7,15 @@ import time
 import attrs
 import numpy as np
 
-from sdkeras.dimension.sampling import AdaptiveSettings
-from sdkeras.estimators import registry
-from sdkeras.estimators.select import Chosen
 from sdkeras.linalg.memory import memory_limit, peak_memory, used_memory
 from sdkeras.operators import verification
 from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.results.plans import LyapunovPlan, Plan
-from sdkeras.runs import problem
+from sdkeras.runs import measure
 from sdkeras.runs.budget import KEPT, Resources
-from sdkeras.runs.edge import expected_minibatches
+from sdkeras.runs.layers import cost_of_layers
 from sdkeras.runs.lyapunov_settings import LyapunovSettings
-from sdkeras.runs.problem import Subject
+from sdkeras.runs.problem import Problem
 from sdkeras.runs.provenance import data_info
 from sdkeras.training_step.map import state_size
 
@@ -33,95 +30,125 @@ _WORKING_VECTORS, _COMPILED = 9, 5e8
 _TIMED_SIZE = 200
 
 
-def planned(subject: Subject, estimators: Chosen, resources: Resources) -> Plan:
-    """The plan of an analysis; runs one gradient four times and nothing else."""
-    options, loss, workers = subject.options, subject.loss, resources.workers
-    gradient, activations = timed_gradient(loss)
-    name = estimators.spectrum[0]
-    num_batches, size, min_runs = len(loss.batches), loss.size, AdaptiveSettings().min_runs
-    full = options.map == "full"
-    mapped = subject.rate is not None
-    state = _full_state(subject) if full else subject.exponents.branches * size if mapped else size
-    source = state if full else size  # of what the estimator sees
-    resources = attrs.evolve(resources, size=source, bases=2 if full else 1)
-    steps: int | None = None
-    can = estimators.can(name)
-    if can.steps is not None:
-        default = attrs.fields_dict(registry.get_estimator(estimators.kind, name))[can.steps].default
-        steps = min(int(options.settings.get(name, {}).get(can.steps, default)), source)
-    runs = (options.exact_minibatches if can.exact else options.runs) or min_runs
-    per_run = source if steps is None else resources.bases * steps
-    # Eigenpairs and trace take about 40 + 32 on every batch, unless they are held to fewer.
-    pairs = min(40, int(options.settings.get(estimators.eigenpairs, {}).get("num_steps", 40)))
-    probes = min(32, int(options.settings.get(estimators.trace, {}).get("num_probes", 32)))
-    before = (pairs * (1 if subject.scaling is None else 2) + probes) * num_batches
-    before += expected_minibatches(options.max_hvps, options.tolerance)
-    # A run that the budget has no room for is made all the same, unless it is a dense one.
-    fewest, required = (0, _CHECKS) if can.exact else (1, _CHECKS + per_run)
+@attrs.frozen
+class _Costs:
+    """Products of an analysis: the fixed stages' as their measurements state them, and the runs of each estimator.
+
+    Attributes:
+        checks: Verification.
+        before: Data-set Hessian and edge of stability.
+        runs: Runs of each spectrum estimator to start with, and products of one.
+        copies: How often each minibatch of the first estimator's runs is measured: once, or at every snapshot.
+        after: Layers and Lyapunov exponents.
+        required: Products that are made whatever the limit.
+        most: The limit, or None.
+    """
+
+    checks: int
+    before: int
+    runs: tuple[tuple[int, int], ...]
+    copies: int
+    after: int
+    required: int
+    most: int | None
+
+    @property
+    def pilot(self) -> int:
+        """Products of the runs to start with, at every snapshot."""
+        (count, per_run), *others = self.runs
+        return self.copies * count * per_run + sum(count * per_run for count, per_run in others)
+
+    @property
+    def total(self) -> int:
+        products = self.checks + self.before + self.pilot + self.after
+        return products if self.most is None else min(products, max(self.most, self.required))
+
+
+def _costs(problem: Problem, size: int, step: bool) -> _Costs:
+    """The costs for an operator of this size as the spectrum estimators see it, with or without a training step."""
+    options, samplings = problem.options, [measure.sampling(problem, n) for n in problem.estimators.spectrum]
+    per_run = [measure.cost_of_run(sampling, size, 2 if problem.is_full else 1) for sampling in samplings]
+    counts = [sampling.fixed_runs or sampling.min_runs for sampling in samplings]
+    if problem.rate is None and not problem.is_full:  # one spectrum alone
+        samplings, per_run, counts = samplings[:1], per_run[:1], counts[:1]
+    copies = options.snapshots or 1 if problem.maps_spectra else 1
+    before = measure.cost_of_extremes(problem) + measure.cost_of_trace(problem) + measure.cost_of_edge(problem)
+    checks = _CHECKS + _STEP_CHECKS * step
+    # A run that the budget has no room for is made all the same, unless it is an exact one.
+    fewest = 0 if samplings[0].exact else 1
     if options.max_hvps is not None:
-        left = max(0, options.max_hvps - _CHECKS)
-        before = min(before, int(left * (1 - KEPT)), max(0, left - fewest * per_run))
-        stages = len(estimators.spectrum) - 1 + (options.snapshots or 1)
-        stages += options.per_layer + (options.lyapunov is not None)
-        runs = min(runs, max(fewest, (left - before) // (stages * per_run)))
-    products = _CHECKS + before + runs * per_run
-    if options.per_layer:
-        layers = loss.layout.layers.values()
-        products += 32 * num_batches
-        products += sum(40 * num_batches + runs * min(per_run, part.stop - part.start) for part in layers)
-    training_steps, kept = 0, 0
-    if options.snapshots is not None and options.every is not None and mapped:
-        later = options.snapshots - 1
-        products += later * runs * per_run
-        training_steps = later * options.every
-        # Weights of each snapshot, P^-1/2 where there is one, and the spectra of all minibatches.
-        kept = later * size * (resources.itemsize + (8 if subject.scaling is not None else 0))
-        kept += options.snapshots * runs * 16 * per_run
+        left = max(0, options.max_hvps - checks)
+        before = min(before, int(left * (1 - KEPT)), max(0, left - fewest * per_run[0]))
+        stages = len(samplings) - 1 + copies + options.per_layer + (options.lyapunov is not None)
+        shares = [max(fewest, (left - before) // (stages * products)) for products in per_run]
+        counts = [min(pair) for pair in zip(counts, shares, strict=True)]
+    after = cost_of_layers(problem, counts[0] * per_run[0]) if options.per_layer else 0
     if options.lyapunov is not None:
-        products += options.lyapunov * (options.lyapunov_steps + options.lyapunov_transient)
-    if options.max_hvps is not None:
-        products = min(products, max(options.max_hvps, required))
-    per_product = gradient * _GRADIENTS_PER_PRODUCT / max(1, workers)
-    seconds = per_product * products + gradient * training_steps
+        after += options.lyapunov * (options.lyapunov_steps + options.lyapunov_transient)
+    return _Costs(
+        checks=checks,
+        before=before,
+        runs=tuple(zip(counts, per_run, strict=True)),
+        copies=copies,
+        after=after,
+        required=checks + fewest * per_run[0],
+        most=options.max_hvps,
+    )
+
+
+def planned(problem: Problem, resources: Resources, training_steps: int) -> Plan:
+    """The plan of an analysis; runs one gradient four times and nothing else.
+
+    Args:
+        problem: What would be analysed.
+        resources: Memory and threads.
+        training_steps: Steps of training that it would take or differentiate.
+    """
+    options, loss = problem.options, problem.loss
+    gradient, activations = timed_gradient(loss)
+    full, mapped, size = problem.is_full, problem.rate is not None, loss.size
+    state = size * (problem.exponents.branches if mapped else 1)
+    if full:
+        state = state_size(loss, problem.training_optimizer()[0])
+        resources = attrs.evolve(resources, size=state, bases=2)
+    costs = _costs(problem, state if full else size, training_steps > 0)
+    first = measure.sampling(problem, problem.estimators.spectrum[0])
+    steps = None if first.num_steps is None else min(first.num_steps, resources.size)
+    count, per_run = costs.runs[0]
+    per_product = gradient * _GRADIENTS_PER_PRODUCT / max(1, resources.workers)
+    seconds = per_product * costs.total + gradient * training_steps
     if options.time_limit is not None:
-        seconds = min(seconds, max(options.time_limit, per_product * required))
+        seconds = min(seconds, max(options.time_limit, per_product * costs.required))
+    # Weights of each snapshot, P^-1/2 where there is one, and the spectra of all minibatches.
+    scaled = 8 if problem.scaling is not None else 0
+    kept = (costs.copies - 1) * size * (resources.itemsize + scaled)
+    if costs.copies > 1:
+        kept += costs.copies * count * 16 * per_run
     if steps is None:
-        basis = resources.dense_bytes() * resources.workers_for(exact=can.exact)
+        basis = resources.dense_bytes() * resources.workers_for(exact=first.exact)
     else:
-        basis = resources.basis_bytes(steps if resources.fits(steps) else 4) * workers
-    working = basis + workers * (3 * activations + _WORKING_VECTORS * size * resources.itemsize)
-    limit = memory_limit(options.memory_gb)
-    if loss.dtype == np.float32 and not verification.no_room(size, limit):
+        basis = resources.basis_bytes(steps if resources.fits(steps) else 4) * resources.workers
+    working = basis + resources.workers * (3 * activations + _WORKING_VECTORS * size * resources.itemsize)
+    if loss.dtype == np.float32 and not verification.no_room(size, memory_limit(options.memory_gb)):
         working = max(working, verification.clone_bytes(size))
-    memory = max(peak_memory(), used_memory() + _COMPILED + kept + working)
     return Plan(
         num_parameters=size,
         state_size=state,
-        map=options.map if full else subject.exponents.name if mapped else "none",
-        num_batches=num_batches,
-        num_runs=runs,
+        map=options.map if full else problem.exponents.name if mapped else "none",
+        num_batches=len(loss.batches),
+        num_runs=count,
         num_steps=steps,
-        num_hvps=products,
-        peak_memory=int(memory),
+        num_hvps=costs.total,
+        num_hvps_pilot=costs.pilot,
+        num_hvps_most=costs.most,
+        peak_memory=int(max(peak_memory(), used_memory() + _COMPILED + kept + working)),
         seconds=seconds,
         seconds_per_gradient=gradient,
         num_snapshots=options.snapshots if mapped else None,
         every=options.every if mapped else None,
-        optimizer=subject.optimizer_info(),
+        optimizer=problem.optimizer_info(),
         data=data_info(loss.source, loss.num_examples),
     )
-
-
-def _full_state(subject: Subject) -> int:
-    """Size of the state of the optimizer's own step."""
-    optimizer = problem.training_optimizer(
-        subject.compiled_as,
-        subject.loss,
-        subject.options.learning_rate,
-        changed=subject.model is not subject.compiled_as,
-        warnings=[],
-    )
-    return state_size(subject.loss, optimizer)
 
 
 def planned_trajectory(loss: EmpiricalLoss, size: int, settings: LyapunovSettings) -> LyapunovPlan:

@@ -2,135 +2,107 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any
-
 import attrs
 import keras
 import numpy as np
 
 from sdkeras.dimension import stability
-from sdkeras.dimension.estimate import Context
 from sdkeras.dimension.exponents import ExponentMap, exponent_map
 from sdkeras.errors import ModelError
+from sdkeras.estimators.select import Chosen, chosen
 from sdkeras.files import models
+from sdkeras.files.keras_types import Data, Model, Optimizer
 from sdkeras.linalg.operators import DiagonallyScaledOperator, DiagonallyShiftedOperator, SymmetricOperator
 from sdkeras.operators import minibatches
 from sdkeras.operators.hessian import HessianOperator
-from sdkeras.operators.loss import EmpiricalLoss
+from sdkeras.operators.loss import EmpiricalLoss, LossFn
 from sdkeras.results.answers import OptimizerInfo
 from sdkeras.results.arrays import Array
 from sdkeras.results.note import Note
 from sdkeras.runs import losses
+from sdkeras.runs.budget import Notes
 from sdkeras.runs.options import Options, parse_learning_rate
 from sdkeras.runs.provenance import optimizer_info, with_loss
 from sdkeras.training_step import settings
-from sdkeras.training_step import settings as update
 from sdkeras.training_step.optimizer import is_function, loaded_clone, parts_of, replica
 from sdkeras.training_step.settings import inner
 
 
-class Subject:
-    """Model, data and options read and checked; nothing is measured yet.
+@attrs.frozen(kw_only=True, eq=False)
+class Problem:
+    """Model, data, optimizer and options, read and checked: what is measured, and the map of its training step.
 
     Attributes:
+        options: The options.
         compiled_as: The model as it was given, with its optimizer.
         model: The same, or a copy compiled with the loss that was given.
-        optimizer: Settings of its optimizer, or None.
+        loss_fn: The user's loss function, or None.
+        loss: The loss over the data at the model's weights.
+        optimizer: Settings of the optimizer, or None.
         rate: Learning rate of the analysed step, or None where there is none, and `no_rate` says why.
         rate_source: Where it came from: 'file', 'given', or 'peak', 'mean' or 'step:N' of the schedule.
-        stored_rate: The optimizer's own rate now, 0 included; NaN where it has none or several.
-        decay: Weight decay.
-        source: The data.
-        loss: The loss over them at the model's weights.
+        no_rate: Why there is none and what to do, or "".
         limits: The optimizer's stability thresholds, or None where they are unknown.
         preconditioned: Whether the threshold's own operator is P^-1/2 H P^-1/2.
         scaling: P^-1/2 of an adaptive optimizer, shape [n], float64; or None, and `unscaled` says why.
+        unscaled: Why an adaptive optimizer has no P^-1/2, or "".
         excluded: Paths of the variables that weight decay leaves out.
         shift: The decay of each parameter, shape [n], where some are left out and the map can take it; or None.
-        exponents: The map from eigenvalues to exponents; there is none without a learning rate.
-        warnings: What the reader must know of all that.
-
-    Raises:
-        SdkerasError: Unusable model or data; see its subclasses.
+        step_map: The map from eigenvalues to exponents, or None without a learning rate; `exponents` raises then.
     """
 
-    def __init__(self, model: Any, data: Any, options: Options) -> None:
-        self.options = options
-        self.warnings: list[Note] = []
-        self.compiled_as = model
-        self.loss_fn = losses.own_function(options.loss, options.loss_fn)
-        if self.loss_fn is not None and options.class_weight is not None:
-            self.warn("class-weight", "the class weights are the third part of each batch that the loss function gets.")
-        self.model = model if self.loss_fn is not None else with_loss(model, options.loss, options.dtype)
-        given = options.loss is not None or self.loss_fn is not None
-        self.warnings += losses.caveats(model, with_loss=not given)
-        self._read_settings()
-        if isinstance(data, (tuple, list)) and len(data) in (1, 2, 3):
-            models.check_data(self.model, *data, own_loss=self.loss_fn is not None)
-        self.source = (
-            data
-            if isinstance(data, minibatches.Source)
-            else minibatches.as_source(
-                data,
-                batch_size=options.batch_size,
-                default_batch_size=minibatches.DEFAULT_BATCH_SIZE,
-                limit=options.samples,
-                class_weight=options.class_weight,
-            )
-        )
-        self.loss = EmpiricalLoss(
-            self.model,
-            self.source,
-            mode=options.mode,
-            params=options.params,
-            dtype=options.dtype,
-            num_samples=options.samples,
-            seed=options.seed,
-            loss_fn=self.loss_fn,
-        )
-        self._derive()
+    options: Options
+    compiled_as: Model
+    model: Model
+    loss_fn: LossFn | None
+    loss: EmpiricalLoss
+    optimizer: settings.OptimizerSettings | None
+    rate: float | None
+    rate_source: str
+    no_rate: str
+    limits: stability.Thresholds | None
+    preconditioned: bool
+    scaling: Array | None
+    unscaled: str
+    excluded: list[str]
+    shift: Array | None
+    step_map: ExponentMap | None
 
-    def now(self) -> Subject:
-        """The same subject as its model and optimizer are now, by the same compiled loss."""
-        view = copy.copy(self)
-        view.warnings, view.loss = [], self.loss.now()
-        view._read_settings()
-        view._derive()
-        return view
+    def now(self) -> tuple[Problem, Notes]:
+        """The same problem as its model and optimizer are now, by the same compiled loss."""
+        rate = _learning_rate(self.compiled_as, self.options.learning_rate)
+        return _problem(self.options, (self.compiled_as, self.model), self.loss_fn, self.loss.now(), rate)
 
-    def _read_settings(self) -> None:
-        """What the optimizer says of itself."""
-        compiled = getattr(self.compiled_as, "optimizer", None)
-        self.optimizer = settings.read_settings(compiled)
+    @property
+    def estimators(self) -> Chosen:
+        """Names of the estimators to use."""
+        return chosen(self.options)
+
+    @property
+    def source(self) -> minibatches.Source:
+        """The data."""
+        return self.loss.source
+
+    @property
+    def decay(self) -> float:
+        """Weight decay."""
+        return self.optimizer.weight_decay if self.optimizer else 0.0
+
+    @property
+    def stored_rate(self) -> float:
+        """The optimizer's own rate now, 0 included; NaN where it has none or several."""
         stored = None if self.optimizer is None else self.optimizer.learning_rate
-        self.stored_rate = float("nan") if stored is None else stored
-        self.rate, self.rate_source, self.no_rate = _learning_rate(compiled, self.optimizer, self.options.learning_rate)
-        self.decay = self.optimizer.weight_decay if self.optimizer else 0.0
+        return float("nan") if stored is None else stored
 
-    def _derive(self) -> None:
-        """What follows from the settings and the slots: thresholds, scaling and map."""
-        self.limits = self._limits()
-        adaptive = self.optimizer is not None and self.optimizer.name in settings.ADAPTIVE
-        self.preconditioned = adaptive if self.limits is None else self.limits.preconditioned
-        self.scaling, self.unscaled = self._scaling()
-        self.excluded = settings.excluded_from_decay(self.compiled_as, self.loss.layout) if self.decay else []
-        self._exponents = None if self.rate is None else self._map(self.rate)
-        self.shift: Array | None = None
-        made = self._exponents
-        if self.excluded and made is not None and made.weight_decay and made.branches == 1:
-            # I - eta (A + W) with W of unequal entries: the decay goes into the operator. With momentum, A and W would
-            # have to share eigenvectors for 2x2 blocks to exist.
-            self.shift = self._decay_of_each()
-            self._exponents = attrs.evolve(made, weight_decay=0.0)
+    @property
+    def is_full(self) -> bool:
+        """Whether the map is the whole step, whose singular values are taken."""
+        return self.options.map == "full"
 
-    def warn(self, code: str, message: str) -> None:
-        self.warnings.append(Note(code, message))
-
-    def optimizer_info(self) -> OptimizerInfo:
-        """The optimizer for a report."""
-        rate = self.stored_rate if self.rate is None else self.rate
-        return optimizer_info(self.optimizer, rate, self.rate_source, missing=self.no_rate)
+    @property
+    def maps_spectra(self) -> bool:
+        """Whether exponents are made from eigenvalues: neither without a learning rate nor for the map full."""
+        return self.rate is not None and not self.is_full
 
     @property
     def exponents(self) -> ExponentMap:
@@ -139,9 +111,9 @@ class Subject:
         Raises:
             ModelError: There is no learning rate.
         """
-        if self._exponents is None:
+        if self.step_map is None:
             raise ModelError(self.no_rate)
-        return self._exponents
+        return self.step_map
 
     @property
     def loss_words(self) -> str:
@@ -154,15 +126,24 @@ class Subject:
         return self.loss_words if self.loss_fn is not None else ""
 
     @property
+    def scaled(self) -> bool:
+        """Whether the map takes the eigenvalues of P^-1/2 H P^-1/2."""
+        return self.step_map is not None and self.step_map.preconditioned
+
+    @property
     def operator(self) -> str:
         """Whose eigenvalues the map takes; without a learning rate the Hessian's are taken."""
-        preconditioned = self._exponents is not None and self.exponents.preconditioned
-        return operator_name(preconditioned) + ("" if self.shift is None else " + W")
+        return operator_name(self.scaled) + ("" if self.shift is None else " + W")
 
     @property
     def ignored_decay(self) -> float:
         """Weight decay that the map leaves out."""
         return self.decay - self.exponents.weight_decay if self.shift is None else 0.0
+
+    def optimizer_info(self) -> OptimizerInfo:
+        """The optimizer for a report."""
+        rate = self.stored_rate if self.rate is None else self.rate
+        return optimizer_info(self.optimizer, rate, self.rate_source, missing=self.no_rate)
 
     def unstable_above(self) -> float | None:
         """The upper threshold where it is one for the eigenvalues that the map takes."""
@@ -178,69 +159,147 @@ class Subject:
         """
         view: SymmetricOperator = hessian.on_minibatch(index)
         scaling = self.scaling if scaling is None else scaling
-        if scaling is not None and self._exponents is not None and self.exponents.preconditioned:
+        if scaling is not None and self.scaled:
             view = DiagonallyScaledOperator(view, scaling)
         return view if self.shift is None else DiagonallyShiftedOperator(view, self.shift)
 
-    def context(self, hessian: HessianOperator, estimator: str, size: int | None = None) -> Context:
-        """What the estimation of SD must know, by a spectrum estimator on the whole operator or a block of it."""
-        return Context(
-            size=hessian.size if size is None else size,
-            exponents=self.exponents,
-            unstable_above=self.unstable_above(),
-            ignored_decay=self.ignored_decay,
-            product_error=hessian.verification.hvp_relative_error,
-            estimator=estimator,
+    def training_optimizer(self) -> tuple[Optimizer, Notes]:
+        """The optimizer of training's steps from here, see `training_optimizer`."""
+        changed = self.model is not self.compiled_as
+        return training_optimizer(self.compiled_as, self.loss, self.options.learning_rate, changed=changed)
+
+
+def read_problem(model: Model, data: Data, options: Options) -> tuple[Problem, Notes]:
+    """Reads and checks model, data and options; nothing is measured yet.
+
+    Raises:
+        SdkerasError: Unusable model or data; see its subclasses.
+    """
+    chosen(options)  # an unknown estimator is told before anything is read
+    loss_fn = losses.own_function(options.loss, options.loss_fn)
+    notes = []
+    if loss_fn is not None and options.class_weight is not None:
+        words = "the class weights are the third part of each batch that the loss function gets."
+        notes.append(Note("class-weight", words))
+    fitted = model if loss_fn is not None else with_loss(model, options.loss, options.dtype)
+    notes += losses.caveats(model, with_loss=options.loss is None and loss_fn is None)
+    rate = _learning_rate(model, options.learning_rate)
+    if isinstance(data, (tuple, list)) and len(data) in (1, 2, 3):
+        models.check_data(fitted, *data, own_loss=loss_fn is not None)
+    if not isinstance(data, minibatches.Source):
+        data = minibatches.as_source(
+            data,
+            batch_size=options.batch_size,
+            default_batch_size=minibatches.DEFAULT_BATCH_SIZE,
+            limit=options.samples,
+            class_weight=options.class_weight,
         )
+    loss = EmpiricalLoss(
+        fitted,
+        data,
+        mode=options.mode,
+        params=options.params,
+        dtype=options.dtype,
+        num_samples=options.samples,
+        seed=options.seed,
+        loss_fn=loss_fn,
+    )
+    problem, more = _problem(options, (model, fitted), loss_fn, loss, rate)
+    return problem, (*notes, *more)
 
-    def _decay_of_each(self) -> Array:
-        """Weight decay of each parameter, shape [n], float64."""
-        layout, decay = self.loss.layout, np.full(self.loss.size, self.decay)
-        for name, part in zip(layout.names, layout.slices, strict=True):
-            if name in self.excluded:
-                decay[part] = 0.0
-        return decay
 
-    def _scaling(self) -> tuple[Array | None, str]:
-        """P^-1/2 of an adaptive optimizer; or None, and why an adaptive one has none."""
-        if not self.preconditioned:
-            return None, ""
-        diagonal = settings.preconditioner(self.compiled_as, self.loss.layout)
-        if diagonal is None:
-            taken = self.optimizer is not None and self.optimizer.iterations > 0
-            if taken:
-                return None, "the second moments of the optimizer in the file could not be read"
-            return None, "the optimizer in the file has taken no step, so it has no second moments"
-        found = inverse_root(diagonal)
-        return found, "" if found is not None else "the optimizer's second moments are not all positive and finite"
+def _problem(
+    options: Options, pair: tuple[Model, Model], loss_fn: LossFn | None, loss: EmpiricalLoss, rate: Rate
+) -> tuple[Problem, Notes]:
+    """What follows from the optimizer's settings and slots: thresholds, scaling and map."""
+    compiled_as, model = pair
+    optimizer, notes = rate.optimizer, []
+    decay = optimizer.weight_decay if optimizer else 0.0
+    limits = None if rate.value is None else _thresholds(optimizer, rate.value)
+    if rate.value is not None and optimizer is None:
+        notes.append(Note("optimizer-unknown", "no optimizer is known; the threshold 2/eta of plain SGD was taken."))
+    adaptive = optimizer is not None and optimizer.name in settings.ADAPTIVE
+    preconditioned = adaptive if limits is None else limits.preconditioned
+    scaling, unscaled = _scaling(compiled_as, loss, optimizer) if preconditioned else (None, "")
+    excluded = settings.excluded_from_decay(compiled_as, loss.layout) if decay else []
+    step_map = shift = None
+    if rate.value is not None:
+        step_map, reason = _step_map(options, optimizer, rate.value, unscaled)
+        if reason:
+            words = f"{reason}; the map |1 - eta*alpha| of the Hessian was analysed, not the optimizer's own step."
+            notes.append(Note("hessian-map", words))
+        if excluded and step_map.weight_decay and step_map.branches == 1:
+            # I - eta (A + W) with W of unequal entries: the decay goes into the operator. With momentum, A and W would
+            # have to share eigenvectors for 2x2 blocks to exist.
+            shift = _decay_of_each(loss, decay, excluded)
+            step_map = attrs.evolve(step_map, weight_decay=0.0)
+    problem = Problem(
+        options=options,
+        compiled_as=compiled_as,
+        model=model,
+        loss_fn=loss_fn,
+        loss=loss,
+        optimizer=optimizer,
+        rate=rate.value,
+        rate_source=rate.source,
+        no_rate=rate.missing,
+        limits=limits,
+        preconditioned=preconditioned,
+        scaling=scaling,
+        unscaled=unscaled,
+        excluded=excluded,
+        shift=shift,
+        step_map=step_map,
+    )
+    return problem, tuple(notes)
 
-    def _map(self, rate: float) -> ExponentMap:
-        optimizer = self.optimizer
-        if self.options.map == "auto":
-            name, reason = _own_map(optimizer)
-            reason = reason or self.unscaled
-            if optimizer is not None and not reason:
-                momentum = optimizer.momentum or 0.0
-                return exponent_map(name, rate, momentum=momentum, weight_decay=self.decay)
-            self.warn(
-                "hessian-map",
-                f"{reason}; the map |1 - eta*alpha| of the Hessian was analysed, not the optimizer's own step.",
-            )
-        return exponent_map("hessian", rate)  # of the map full nothing asks for it
 
-    def _limits(self) -> stability.Thresholds | None:
-        if self.rate is None:
-            return None
-        if self.optimizer is None:
-            self.warn("optimizer-unknown", "no optimizer is known; the threshold 2/eta of plain SGD was taken.")
-            return stability.thresholds("SGD", self.rate)
-        return stability.thresholds(
-            self.optimizer.name,
-            self.rate,
-            momentum=self.optimizer.momentum,
-            nesterov=self.optimizer.nesterov,
-            weight_decay=self.decay,
-        )
+def _decay_of_each(loss: EmpiricalLoss, decay: float, excluded: list[str]) -> Array:
+    """Weight decay of each parameter, shape [n], float64."""
+    decays = np.full(loss.size, decay)
+    for name, part in zip(loss.layout.names, loss.layout.slices, strict=True):
+        if name in excluded:
+            decays[part] = 0.0
+    return decays
+
+
+def _scaling(
+    model: Model, loss: EmpiricalLoss, optimizer: settings.OptimizerSettings | None
+) -> tuple[Array | None, str]:
+    """P^-1/2 of an adaptive optimizer; or None, and why it has none."""
+    diagonal = settings.preconditioner(model, loss.layout)
+    if diagonal is None:
+        if optimizer is not None and optimizer.iterations > 0:
+            return None, "the second moments of the optimizer in the file could not be read"
+        return None, "the optimizer in the file has taken no step, so it has no second moments"
+    root = inverse_root(diagonal)
+    return root, "" if root is not None else "the optimizer's second moments are not all positive and finite"
+
+
+def _step_map(
+    options: Options, optimizer: settings.OptimizerSettings | None, rate: float, unscaled: str
+) -> tuple[ExponentMap, str]:
+    """The map of the step, and why it is not the optimizer's own one where that was asked for."""
+    if options.map != "auto":
+        return exponent_map("hessian", rate), ""  # of the map full nothing asks for it
+    name, reason = _own_map(optimizer)
+    reason = reason or unscaled
+    if optimizer is None or reason:
+        return exponent_map("hessian", rate), reason
+    momentum = optimizer.momentum or 0.0
+    return exponent_map(name, rate, momentum=momentum, weight_decay=optimizer.weight_decay), ""
+
+
+def _thresholds(optimizer: settings.OptimizerSettings | None, rate: float) -> stability.Thresholds | None:
+    if optimizer is None:
+        return stability.thresholds("SGD", rate)
+    return stability.thresholds(
+        optimizer.name,
+        rate,
+        momentum=optimizer.momentum,
+        nesterov=optimizer.nesterov,
+        weight_decay=optimizer.weight_decay,
+    )
 
 
 def inverse_root(diagonal: Array) -> Array | None:
@@ -252,55 +311,70 @@ def operator_name(preconditioned: bool) -> str:
     return "P^-1/2 H P^-1/2" if preconditioned else "H"
 
 
-def _learning_rate(
-    compiled: Any, optimizer: settings.OptimizerSettings | None, given: float | str | None
-) -> tuple[float | None, str, str]:
-    """(rate, where it came from, ""), or (None, where, why there is none and what to do).
+@attrs.frozen
+class Rate:
+    """The optimizer's settings and the learning rate of the analysed step, or why it has none and what to do."""
+
+    optimizer: settings.OptimizerSettings | None
+    value: float | None
+    source: str
+    missing: str = ""
+
+
+def _learning_rate(model: Model, given: float | str | None) -> Rate:
+    """The learning rate that was asked for, or the optimizer's own.
 
     Raises:
-        SdkerasError: The given one is no learning rate, or of a schedule where there is none.
+        ModelError: The given one is of a schedule, and there is no optimizer.
     """
-    if given is not None:
-        rate = parse_learning_rate(given)
-        if not isinstance(rate, str):
-            return rate, "given", ""
-        if optimizer is None:
-            raise ModelError(f"the learning rate is to be {rate} of a schedule, and no optimizer is known.")
-        try:
-            found, source = settings.scheduled_rate(compiled, rate), rate
-        except settings.StepNotTaken as error:
-            return None, rate, str(error)
+    compiled = getattr(model, "optimizer", None)
+    optimizer = settings.read_settings(compiled)
+    named = None if given is None else parse_learning_rate(given)
+    if named is not None and not isinstance(named, str):
+        return Rate(optimizer, named, "given")
+    if optimizer is None:
+        if named is not None:
+            raise ModelError(f"the learning rate is to be {named} of a schedule, and no optimizer is known.")
+        return Rate(None, None, "file", "no optimizer is known, and so no learning rate; give it (`learning_rate=F`).")
+    if named is None:
+        rate, source = optimizer.learning_rate, "file"
+        if rate is None:
+            return Rate(optimizer, None, source, _without_a_rate(optimizer))
     else:
-        if optimizer is None:
-            return None, "file", "no optimizer is known, and so no learning rate; give it (--learning-rate F)."
-        if optimizer.learning_rate is None:
-            return None, "file", _without_a_rate(optimizer)
-        found, source = optimizer.learning_rate, "file"
-    if np.isfinite(found) and found > 0:
-        return found, source, ""
+        try:
+            rate, source = settings.scheduled_rate(compiled, named), named
+        except settings.StepNotTaken as error:
+            return Rate(optimizer, None, named, str(error))
+    if np.isfinite(rate) and rate > 0:
+        return Rate(optimizer, rate, source)
+    return Rate(optimizer, None, source, _unusable_rate(compiled, optimizer, rate, source))
+
+
+def _unusable_rate(compiled: Optimizer, optimizer: settings.OptimizerSettings, rate: float, source: str) -> str:
     schedule = settings.schedule_of(compiled)
-    where = (
-        f"the learning rate of {optimizer.name} is {found:g}"
-        if schedule is None
-        else f"the learning rate is {found:g}, which the schedule {type(schedule).__name__} has come to after "
-        f"{optimizer.iterations:,} steps"
-        if source == "file"
-        else f"the {source} learning rate of the schedule {type(schedule).__name__} is {found:g}"
-    )
-    choices = "F" if schedule is None else "F, or peak, mean or step:N of the schedule"
-    if schedule is not None and optimizer.iterations:
-        last = f"step:{optimizer.iterations - 1}"
-        choices += f"; the last step, {last}, used {settings.scheduled_rate(compiled, last):.4g}"
-    return None, source, f"{where}; give another one (--learning-rate {choices})."
+    if schedule is None:
+        where, choices = f"the learning rate of {optimizer.name} is {rate:g}", ""
+    else:
+        name, choices = type(schedule).__name__, ", or peak, mean or step:N of the schedule"
+        where = f"the {source} learning rate of the schedule {name} is {rate:g}"
+        if source == "file":
+            where = (
+                f"the learning rate is {rate:g}, which the schedule {name} has come to after "
+                f"{optimizer.iterations:,} steps"
+            )
+        if optimizer.iterations:
+            last = f"step:{optimizer.iterations - 1}"
+            choices += f"; the last step, {last}, used {settings.scheduled_rate(compiled, last):.4g}"
+    return f"{where}; give another one (`learning_rate=F`{choices})."
 
 
 def _without_a_rate(optimizer: settings.OptimizerSettings) -> str:
     if not optimizer.rates:
-        return f"the learning rate of {optimizer.name} cannot be read; give it (--learning-rate F)."
+        return f"the learning rate of {optimizer.name} cannot be read; give it (`learning_rate=F`)."
     rates = ", ".join(f"{name} {'unknown' if rate is None else f'{rate:g}'}" for name, rate in optimizer.rates)
     return (
         f"the optimizer {optimizer.name} has several learning rates ({rates}), and a threshold is of one; give one "
-        "(--learning-rate F), or take the whole step with the rates it has (--map full, sdkeras lyapunov)."
+        "(`learning_rate=F`), or take the whole step with the rates it has (`map='full'`, sdkeras lyapunov)."
     )
 
 
@@ -324,50 +398,51 @@ def _own_map(optimizer: settings.OptimizerSettings | None) -> tuple[str, str]:
     return names[optimizer.name], ""
 
 
-# The optimizer
-
-
 def training_optimizer(
-    model: Any, loss: EmpiricalLoss, rate: float | str | None, *, changed: bool, warnings: list[Note]
-) -> Any:
+    model: Model, loss: EmpiricalLoss, rate: float | str | None, *, changed: bool
+) -> tuple[Optimizer, Notes]:
     """The model's optimizer, or a copy of it with another learning rate or for the copy of the model.
 
     The rate is a number or says which of the optimizer's schedule; None leaves it as it is.
 
     Raises:
-        SdkerasError: There is no optimizer, the rate cannot be replaced, or is not one.
+        ModelError: There is no optimizer, the rate cannot be replaced, or is not one.
     """
-    own = getattr(model, "optimizer", None)
-    rate = None if rate is None else _as_number(own, rate)
-    if own is None:
+    compiled = getattr(model, "optimizer", None)
+    rate = None if rate is None else _as_number(compiled, rate)
+    if compiled is None:
         if rate is None:
-            raise ModelError("the learning rate is unknown; give it (--learning-rate F).")
-        warnings.append(Note("plain-sgd", "no optimizer is known; steps of plain SGD were taken."))
-        return keras.optimizers.SGD(rate)
-    own = inner(own)
+            raise ModelError("the learning rate is unknown; give it (`learning_rate=F`).")
+        note = Note("plain-sgd", "no optimizer is known; steps of plain SGD were taken.")
+        return keras.optimizers.SGD(rate), (note,)
+    optimizer = inner(compiled)
     if rate is None and not changed:
-        return own
-    if own.built:
-        own = loaded_clone(own, [replica(variable) for variable in loss.variables])
+        return optimizer, ()
+    if optimizer.built:
+        optimizer = loaded_clone(optimizer, [replica(variable) for variable in loss.variables])
     else:
-        own = type(own).from_config(own.get_config())
+        optimizer = type(optimizer).from_config(optimizer.get_config())
     if rate is not None:
-        _set_rate(own, rate)
-    return own
+        _set_rate(optimizer, rate)
+    return optimizer, ()
 
 
-def _as_number(optimizer: Any, rate: float | str) -> float:
-    """The learning rate, computed from the optimizer's schedule where it says which of its."""
+def _as_number(optimizer: Optimizer, rate: float | str) -> float:
+    """The learning rate, computed from the optimizer's schedule where it says which of its.
+
+    Raises:
+        ModelError: It is 0.
+    """
     known = parse_learning_rate(rate)
     if not isinstance(known, str):
         return known
-    found = update.scheduled_rate(optimizer, known)
-    if not found > 0:
-        raise ModelError(f"the {known} learning rate of the schedule is {found:g}; give another one.")
-    return found
+    scheduled = settings.scheduled_rate(optimizer, known)
+    if not scheduled > 0:
+        raise ModelError(f"the {known} learning rate of the schedule is {scheduled:g}; give another one.")
+    return scheduled
 
 
-def _set_rate(optimizer: Any, rate: float) -> None:
+def _set_rate(optimizer: Optimizer, rate: float) -> None:
     """Another learning rate for an optimizer of our own.
 
     Raises:
@@ -376,7 +451,7 @@ def _set_rate(optimizer: Any, rate: float) -> None:
     if len(parts_of(optimizer)) > 1:
         raise ModelError(
             f"the optimizer {type(optimizer).__name__} has several learning rates; set them in the model and save it "
-            "again, without --learning-rate."
+            "again, without `learning_rate`."
         )
     held = getattr(optimizer, "_learning_rate", None)
     if isinstance(held, keras.optimizers.schedules.LearningRateSchedule) or is_function(held):

@@ -84,7 +84,7 @@ def track(
     """
     paths = in_order(checkpoints)
     if model is None and any(path.endswith(WEIGHTS_SUFFIX) for path in paths):
-        raise SdkerasError(f"{WEIGHTS_SUFFIX} files hold weights only; give the model they are of (--model FILE).")
+        raise SdkerasError(f"{WEIGHTS_SUFFIX} files hold weights only; give the model they are of (`model=FILE`).")
     run = _Tracking(log_dir, data, test_data, check_measures(measures), options, progress)
     with keras.saving.custom_object_scope(dict(custom_objects or {})):
         run.read = _Reader(None if model is None else os.fspath(model), dict(custom_objects or {}), safe_mode)
@@ -118,7 +118,7 @@ class _Reader:
         model = models.load_model(path, custom_objects=self.custom_objects, safe_mode=self.safe_mode)
         if needs_loss and not getattr(model, "compiled", False):
             problem = models.compile_problem(model)
-            raise ModelError(problem or f"{path!r} was saved without its loss; give it (--loss NAME).")
+            raise ModelError(problem or f"{path!r} was saved without its loss; give it (`loss=NAME`).")
         return model, " ".join(each.message for each in losses.caveats(model, with_loss=needs_loss))
 
 
@@ -188,14 +188,14 @@ class _Tracking:
         if not log.header.settings:
             raise SdkerasError(
                 f"{shown(self.place)} was written while a model trained (sdkeras.callbacks); choose another folder "
-                "(--out)."
+                "(`log_dir`)."
             )
         for name, own in mine.items():
             theirs = getattr(log.header, name)
             if theirs != own:
                 raise SdkerasError(
                     f"the measurements in {shown(self.place)} are of {name} {_words(theirs)}, these would be of "
-                    f"{_words(own)}; choose another folder (--out), or take the settings of the log."
+                    f"{_words(own)}; choose another folder (`log_dir`), or take the settings of the log."
                 )
         with contextlib.suppress(SdkerasError):  # without it the next eigenvectors are found from a random start
             self.states = _states(load_checkpoint(self.state_path))
@@ -251,7 +251,7 @@ class _Tracking:
         """A monitor at this checkpoint, the last one where it serves, and what the reader must know of the file."""
         own = any(self.options.get(name) is not None for name in ("loss", "loss_fn"))
         model, note = self.read(path, needs_loss=not own)
-        if self.monitor is not None and _recipe(self.monitor.subject.compiled_as) == _recipe(model):
+        if self.monitor is not None and _recipe(self.monitor.problem.compiled_as) == _recipe(model):
             self.monitor.take(model)
         else:
             if self.test is not None:
@@ -278,13 +278,13 @@ class _Tracking:
         """Loss and metrics on training and test data, in inference mode."""
         if self.test is None:
             return {}
-        if not getattr(monitor.subject.model, "compiled", False):
+        if not getattr(monitor.problem.model, "compiled", False):
             raise ModelError(
                 "loss and metrics on test data are of a compiled model; compile it, or leave out test_data."
             )
         found: dict[str, float] = {}
         for prefix, source in (("", self.source), ("val_", self.test)):
-            model = monitor.subject.model
+            model = monitor.problem.model
             if source.is_bucketed:
                 logs = model.evaluate(_Batches(source), verbose=0, return_dict=True)
             else:

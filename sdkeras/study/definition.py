@@ -20,7 +20,7 @@ from sdkeras.files.class_weights import checked
 from sdkeras.files.reading import blamed_on
 from sdkeras.results.codec import as_plain, converter
 from sdkeras.results.document import SCHEMA_VERSION, Document
-from sdkeras.runs.options import Options, check_options, parse_learning_rate
+from sdkeras.runs.options import Options, parse_learning_rate
 from sdkeras.study.measures import (
     ESTIMATOR_OF,
     OF_ANALYSES,
@@ -384,7 +384,7 @@ def _analysis(options: Mapping[str, Any], measures: Mapping[str, Any]) -> dict[s
     try:
         if "learning_rate" in options:
             options = {**options, "learning_rate": parse_learning_rate(options["learning_rate"])}
-        check_options(Options(**{**analysis_options(measures), **options}))
+        Options(**{**analysis_options(measures), **options})
     except (SdkerasError, TypeError) as error:
         raise SdkerasError(f"[analysis] {error}") from error
     of_spectra = [name for name in measures if name in ESTIMATOR_OF]

@@ -41,7 +41,7 @@ _COEFFICIENTS = {
     "minus those that they put in opposite order, as a share of the pairs, with a correction for ties. 1: the same "
     "order; 0: none; -1: the opposite one.",
     "psi": "The granulated coefficient of a setting: the mean of tau-b over groups of runs that differ in this setting "
-    "alone. It shows whether a measure goes with the gap while everything else stays the same.",
+    "alone. It shows whether a measure correlates with the gap while everything else stays the same.",
 }
 
 

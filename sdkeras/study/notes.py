@@ -1,4 +1,4 @@
-"""What the reader of a study's coefficients must know of its runs."""
+"""Caveats of a study's coefficients that come from its runs."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from sdkeras.study.correlations import FEWEST_RESAMPLED, Correlations
 from sdkeras.study.results import OF_A_MAP, Results, Row
 
 
-def notes(results: Results, found: Correlations) -> tuple[str, ...]:
-    """What the reader must know of the table, in sentences."""
-    made = [*_left_out(results), *_maps(results), *_identical(results.done)]
-    made += [f"{reason.rstrip('.')}." for reason in results.undetermined()]
+def notes(results: Results, correlations: Correlations) -> tuple[str, ...]:
+    """Caveats of the table, in sentences."""
+    messages = [*_left_out(results), *_maps(results), *_identical(results.done)]
+    messages += [f"{reason.rstrip('.')}." for reason in results.undetermined()]
     if any(row.trained is not None and row.trained.accuracy_gap is None for row in results.done):
-        made.append("The model is compiled without metrics=['accuracy'], so there is no accuracy gap.")
+        messages.append("The model is compiled without metrics=['accuracy'], so there is no accuracy gap.")
     versions = {row.trained.code for row in results.done if row.trained is not None}
     if len(versions) > 1:
-        made.append(
+        messages.append(
             f"The file of the model's factory has changed between runs: they are of {len(versions)} versions of it."
         )
-    few = {row.measure: row.num_runs for row in found.rows if row.tau_b is not None and row.interval is None}
+    few = {row.measure: row.num_runs for row in correlations.rows if row.tau_b is not None and row.interval is None}
     if len(results.done) < FEWEST_RESAMPLED:
-        made.append(
+        messages.append(
             f"With {counted(len(results.done), 'run')} there are no intervals; {FEWEST_RESAMPLED} are the least."
         )
     elif few:
         listed = ", ".join(f"{measure} with {counted(count, 'run')}" for measure, count in few.items())
-        made.append(f"No interval has {listed}: too few runs or too few different values.")
-    return tuple(made)
+        messages.append(f"No interval has {listed}: too few runs or too few different values.")
+    return tuple(messages)
 
 
 @attrs.frozen
@@ -60,15 +60,15 @@ def warnings_by_code(results: Results) -> tuple[CountedWarning, ...]:
 
 
 def _left_out(results: Results) -> list[str]:
-    made = []
+    messages = []
     failed, others = len(results.failures()), len(results.others)
     if failed:
-        made.append(f"{counted(failed, 'run')} failed and {_be(failed)} in no coefficient.")
+        messages.append(f"{counted(failed, 'run')} failed and {_be(failed)} in no coefficient.")
     if others:
-        made.append(
+        messages.append(
             f"{counted(others, 'run')} of the folder {_be(others)} not in the grid and {_be(others)} in no coefficient."
         )
-    return made
+    return messages
 
 
 def _maps(results: Results) -> list[str]:
@@ -107,7 +107,7 @@ def _identical(rows: Sequence[Row]) -> list[str]:
             names = group[0].state.run.settings
             differ = tuple(name for name in names if len({row.state.run.settings[name] for row in group}) > 1)
             by_settings.setdefault(differ, []).append(group)
-    made = []
+    messages = []
     for differ, groups in by_settings.items():
         first, second = (row.state.run.name for row in groups[0][:2])
         more = sum(map(len, groups)) - 2
@@ -118,8 +118,8 @@ def _identical(rows: Sequence[Row]) -> list[str]:
             if asked
             else "is every batch_size at least the number of training examples?"
         )
-        made.append(f"Runs {first} and {second}{also} came out identical: {question}")
-    return made
+        messages.append(f"Runs {first} and {second}{also} came out identical: {question}")
+    return messages
 
 
 def _be(count: int) -> str:

@@ -113,7 +113,7 @@ def plan_study(study: Study, folder: str | os.PathLike[str], *, jobs: int | None
     """
     place = runs_folder(folder)
     if os.path.exists(place) and not os.path.isdir(place):
-        raise SdkerasError(f"{shown(place)} is a file, and must be the folder of the runs; choose another folder.")
+        raise SdkerasError(f"{shown(place)} is a file, and must be the folder of the runs; choose another `out`.")
     training, by = json.loads(json.dumps(study.training())), study.by_column()
     states, seconds = [], []
     remeasured: set[str] = set()
@@ -146,13 +146,13 @@ def _check_same(trained: Mapping[str, Any], wanted: Mapping[str, Any], folder: s
     if recorded is not None and trained.get("recorded") is None:
         raise SdkerasError(
             f"{', '.join(recorded['for'])} are of the iterates of training, which the runs in {shown(folder)} have "
-            "not recorded; name another folder, or take trajectory = 'forward', which is simulated afterwards."
+            "not recorded; name another folder (`out`), or take trajectory = 'forward', which is simulated afterwards."
         )
     changed = differences(trained, wanted)
     if changed:
         raise SdkerasError(
-            f"{shown(folder)} holds runs of another definition: {'; '.join(changed)}. Name another folder, or restore "
-            "the definition."
+            f"{shown(folder)} holds runs of another definition: {'; '.join(changed)}. Name another folder (`out`), "
+            "or restore the definition."
         )
 
 
@@ -215,7 +215,7 @@ def run_study(
     failures = [each.failure for each in after.runs if each.failure is not None]
     if len(failures) == len(after.runs):
         all_of_them = "the only run has" if len(failures) == 1 else f"all {len(failures)} runs have"
-        again = "" if to_do else " `retry=True` tries again."
+        again = "" if to_do else " Say `retry=True` to try again."
         reason = failures[0].reason.rstrip(".")
         raise SdkerasError(f"{all_of_them} failed; the first in {failures[0].stage}: {reason}.{again}")
     return after

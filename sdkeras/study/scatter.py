@@ -2,160 +2,132 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import attrs
 import numpy as np
 
 from sdkeras.errors import SdkerasError
-from sdkeras.reporting.numbers import number
-from sdkeras.results.document import write_atomically
+from sdkeras.reporting.drawing import FONT_SIZE, Colours, tick_format
+from sdkeras.reporting.report import Figure
 from sdkeras.study.correlations import coefficient, kendall_tau_b
 from sdkeras.study.measures import columns
 from sdkeras.study.results import Results, Row
 
-_FONT = 11
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
+
 _PANEL = (3.4, 3.1)  # inches
 _ACROSS = 4
-_DOTS = 150  # per inch, for PNG
 _MARKERS = "osD^vP*X<>pH"
-_TITLES = {"accuracy_gap": "|train accuracy - test accuracy|", "loss_gap": "|train loss - test loss|"}
-_BAR = {"ecolor": "0.6", "elinewidth": 1.0}
-# What colours and markers tell, in the order of preference.
+# Settings shown by colours and by markers, in the order of preference.
 _COLOURED, _MARKED = ("learning_rate", "weight_decay"), ("batch_size",)
 
 
-def save_scatter(results: Results, target: str, path: Path) -> None:
-    """Draws the runs that are done, with a bar of ± its error where a value has one.
+@attrs.frozen
+class _Scale:
+    """How the values of a setting are shown, by colour or by marker."""
+
+    setting: str
+    values: list[Any]
+
+    def colour(self, value: object) -> tuple[float, float, float, float]:
+        import matplotlib
+
+        place = self.values.index(value) / max(1, len(self.values) - 1) if value in self.values else 0.5
+        return matplotlib.colormaps["viridis"](place)
+
+    def marker(self, value: object) -> str:
+        return _MARKERS[self.values.index(value) % len(_MARKERS)] if value in self.values else "o"
+
+
+def scatter(results: Results, target: str) -> Figure:
+    """The runs that are done, with a bar of ± its error where a value has one.
 
     Args:
-        results: Of the study.
+        results: The runs of the study.
         target: 'accuracy_gap' or 'loss_gap'.
-        path: File to write, .png or .svg.
 
     Raises:
-        SdkerasError: No run has this gap, or the file cannot be written.
+        SdkerasError: No run has this gap.
     """
-    rows = [row for row in results.done if _gap(row, target) is not None]
+    rows = [row for row in results.done if row.gap(target) is not None]
     if not rows:
         raise SdkerasError(f"no run that is done has the {target.replace('_', ' ')}; there is nothing to draw.")
-    write_atomically(path, _drawn(results, rows, target, path.suffix.removeprefix(".")))
-
-
-def has_gap(results: Results, target: str) -> bool:
-    """Whether a run that is done has this gap."""
-    return any(_gap(row, target) is not None for row in results.done)
-
-
-def _drawn(results: Results, rows: Sequence[Row], target: str, suffix: str) -> bytes:
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     names = list(columns(results.study.measures))
-    coloured, marked = _told(results)
-    colours = _levels(rows, coloured)
-    markers = _levels(rows, marked)
+    coloured, marked = _scales(results, rows)
     across = min(_ACROSS, len(names))
     down = math.ceil(len(names) / across)
-    style = {"font.size": _FONT, "svg.fonttype": "none", "svg.hashsalt": target, "axes.spines.top": False}
-    with matplotlib.rc_context({**style, "axes.spines.right": False}):
-        figure = Figure(figsize=(across * _PANEL[0] + 1.4, down * _PANEL[1] + 0.3), layout="constrained")
-        FigureCanvasAgg(figure)
-        panels = figure.subplots(down, across, squeeze=False, sharey=True).ravel()
-        for axes, name in zip(panels, names, strict=False):
-            _panel(axes, rows, name, target, (coloured, colours), (marked, markers))
-        for axes in panels[len(names) :]:
-            axes.set_visible(False)
-        for k in range(0, len(names), across):
-            panels[k].set_ylabel(_TITLES[target], fontsize=_FONT - 1)
-        _legend(figure, (coloured, colours), (marked, markers))
-        buffer = io.BytesIO()
-        nothing = {"Date": None, "Creator": None} if suffix == "svg" else {"Software": None}
-        figure.savefig(buffer, format=suffix, dpi=_DOTS, metadata=nothing)
-    return buffer.getvalue()
+    quantity = target.removesuffix("_gap")
+
+    def draw(panels: Sequence[Axes], colours: Colours) -> None:
+        for panel, name in zip(panels, names, strict=False):
+            _panel(panel, rows, name, target, coloured, marked)
+        for panel in panels[len(names) :]:
+            panel.set_visible(False)
+        for panel in panels[::across]:
+            panel.set_ylabel(f"|train {quantity} - test {quantity}|")
+        _legend(panels[0].get_figure(root=True), coloured, marked)
+
+    size = (across * _PANEL[0] + 1.4, down * _PANEL[1] + 0.3)
+    return Figure(target, f"Each measure against the {target.replace('_', ' ')}", "", draw, size, (down, across))
 
 
-def _panel(
-    axes: Any, rows: Sequence[Row], name: str, target: str, colour: tuple[str, list[Any]], marker: tuple[str, list[Any]]
-) -> None:
-    shown = [row for row in rows if row.value(name) is not None]
-    for row in shown:
+def _panel(axes: Axes, rows: Sequence[Row], name: str, target: str, coloured: _Scale, marked: _Scale) -> None:
+    points = [(row, row.value(name), row.gap(target)) for row in rows]
+    known = [(row, value, gap) for row, value, gap in points if value is not None and gap is not None]
+    for row, value, gap in known:
+        settings, error = row.state.run.settings, row.error(name)
         axes.plot(
-            row.value(name),
-            _gap(row, target),
+            value,
+            gap,
             linestyle="",
             markersize=7,
             alpha=0.85,
-            color=_colour(row.state.run.settings.get(colour[0]), colour[1]),
-            marker=_marker(row.state.run.settings.get(marker[0]), marker[1]),
+            color=coloured.colour(settings.get(coloured.setting)),
+            marker=marked.marker(settings.get(marked.setting)),
             markeredgecolor="0.25",
             markeredgewidth=0.5,
         )
-        error = _error(row, name)
-        if error is not None:
-            axes.errorbar(row.value(name), _gap(row, target), xerr=error, fmt="none", zorder=1, **_BAR)
-    values = np.array([[row.value(name), _gap(row, target)] for row in shown], np.float64).reshape(-1, 2)
-    tau = float(kendall_tau_b(values[:, 0], values[:, 1])[0]) if len(values) > 1 else math.nan
-    axes.set_title(f"{name}\ntau-b {coefficient(tau)}", fontsize=_FONT - 1, parse_math=False)
+        if error is not None and 0 < error < math.inf:
+            axes.errorbar(value, gap, xerr=error, fmt="none", zorder=1, ecolor="0.6", elinewidth=1.0)
+    pairs = np.array([pair for _, *pair in known], np.float64).reshape(-1, 2)
+    tau = float(kendall_tau_b(pairs[:, 0], pairs[:, 1])[0]) if len(pairs) > 1 else math.nan
+    axes.set_title(f"{name}\ntau-b {coefficient(tau)}", fontsize=FONT_SIZE - 1, parse_math=False)
     axes.locator_params(axis="x", nbins=4)
     axes.locator_params(axis="y", nbins=5)
-    axes.xaxis.set_major_formatter(lambda tick, _: number(float(f"{tick:.6g}"), 5))
-    if not shown:
+    tick_format(axes.xaxis, 5)
+    if not known:
         axes.text(0.5, 0.5, "no run has it", transform=axes.transAxes, ha="center", color="0.4")
 
 
-def _legend(figure: Any, colour: tuple[str, list[Any]], marker: tuple[str, list[Any]]) -> None:
+def _legend(canvas: Canvas | None, coloured: _Scale, marked: _Scale) -> None:
     from matplotlib.lines import Line2D
 
     handles = []
-    for name, values, colours in ((*colour, True), (*marker, False)):
-        if not name:
-            continue
-        handles.append(Line2D([], [], linestyle="", label=name.replace("_", " ")))
-        for value in values:
-            drawn = {"color": _colour(value, values)} if colours else {"color": "0.6"}
-            shape = "o" if colours else _marker(value, values)
+    for scale in (coloured, marked):
+        if scale.setting:
+            handles.append(Line2D([], [], linestyle="", label=scale.setting.replace("_", " ")))
+        for value in scale.values:
+            colour, marker = (scale.colour(value), "o") if scale is coloured else ("0.6", scale.marker(value))
             handles.append(
-                Line2D([], [], linestyle="", marker=shape, markeredgecolor="0.25", label=f"{value}", **drawn)
+                Line2D([], [], linestyle="", marker=marker, markeredgecolor="0.25", label=f"{value}", color=colour)
             )
-    if handles:
-        figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=_FONT - 1)
+    if handles and canvas is not None:
+        canvas.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=FONT_SIZE - 1)
 
 
-def _told(results: Results) -> tuple[str, str]:
-    """The settings that colours and markers tell; '' for none."""
+def _scales(results: Results, rows: Sequence[Row]) -> tuple[_Scale, _Scale]:
+    """The settings shown by colours and by markers; '' for none."""
     varied = list(results.varied())
     coloured = next((name for name in (*_COLOURED, *varied) if name in varied and name not in _MARKED), "")
     marked = next((name for name in (*_MARKED, *varied) if name in varied and name != coloured), "")
-    return coloured, marked
+    return _scale(rows, coloured), _scale(rows, marked)
 
 
-def _levels(rows: Sequence[Row], name: str) -> list[Any]:
-    found = {row.state.run.settings[name] for row in rows} if name else set()
-    return sorted(found, key=lambda value: (isinstance(value, str), value))
-
-
-def _colour(value: Any, levels: list[Any]) -> Any:
-    import matplotlib
-
-    place = levels.index(value) / max(1, len(levels) - 1) if value in levels else 0.5
-    return matplotlib.colormaps["viridis"](place)
-
-
-def _marker(value: Any, levels: list[Any]) -> str:
-    return _MARKERS[levels.index(value) % len(_MARKERS)] if value in levels else "o"
-
-
-def _error(row: Row, name: str) -> float | None:
-    """Half the length of the bar, or None where there is none to draw."""
-    error = row.error(name)
-    return error if error is not None and 0 < error < math.inf else None
-
-
-def _gap(row: Row, target: str) -> float | None:
-    found: float | None = None if row.trained is None else getattr(row.trained, target)
-    return found
+def _scale(rows: Sequence[Row], name: str) -> _Scale:
+    values = {row.state.run.settings[name] for row in rows} if name else set()
+    return _Scale(name, sorted(values, key=lambda value: (isinstance(value, str), value)))

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from sdkeras import seeds
 from sdkeras.errors import NonFiniteError, SdkerasError
-from sdkeras.files.keras_types import Loss, Model
+from sdkeras.files.keras_types import Data, Loss, Model
 from sdkeras.linalg.memory import peak_memory
 from sdkeras.linalg.projection import check_dimension
 from sdkeras.operators import minibatches
@@ -40,7 +40,7 @@ _SECONDS_PER_STEP = 1e-3
 
 def simulate(
     model: Model,
-    data: Any,
+    data: Data,
     *,
     steps: int = DEFAULT_LAST,
     batch_size: int | None = None,
@@ -188,7 +188,7 @@ class ForwardPlan:
 
 def forward(
     model: Model,
-    data: Any,
+    data: Data,
     *,
     save: str | os.PathLike[str] | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -251,7 +251,7 @@ def forward(
     )
 
 
-def plan(model: Model, data: Any, **options: Any) -> ForwardPlan:
+def plan(model: Model, data: Data, **options: Any) -> ForwardPlan:
     """What `forward` would do with the same arguments, from one timed gradient; nothing else is computed."""
     settings = ForwardSettings(**options)
     training = _read(model, data, settings)
@@ -274,7 +274,7 @@ def plan(model: Model, data: Any, **options: Any) -> ForwardPlan:
     )
 
 
-def _read(model: Model, data: Any, settings: ForwardSettings) -> Training:
+def _read(model: Model, data: Data, settings: ForwardSettings) -> Training:
     training = read_training(
         model,
         data,

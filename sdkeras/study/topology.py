@@ -141,9 +141,10 @@ class TrajectoryMeasures(Document):
     schema_version: int = SCHEMA_VERSION
 
     def __str__(self) -> str:
-        from sdkeras.study.trajectory_report import as_text
+        from sdkeras.reporting.terminal import as_text
+        from sdkeras.study.trajectory_report import trajectory_report
 
-        return as_text(self)
+        return as_text(trajectory_report(self))
 
 
 def measure_trajectory(
@@ -225,7 +226,7 @@ def check_memory(needed: int, num_iterates: int, memory_gb: float | None) -> Non
     if needed > limit:
         raise OperatorSizeError(
             f"{num_iterates:,} iterates and their distances need {needed / 1e9:.3g} GB, and {limit / 1e9:.3g} GB may "
-            "be used; keep fewer iterates (every) or project them (projection), or allow more (`memory_gb=GB`)."
+            "be used; keep fewer iterates (every) or project them (projection), or allow more (`memory_gb`)."
         )
 
 

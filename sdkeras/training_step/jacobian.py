@@ -49,7 +49,7 @@ class StepJacobian:
     def num_weights(self) -> int:
         return self.rule.num_weights
 
-    @property
+    @functools.cached_property
     def point(self) -> Any:
         """The weights, a tensor of shape [n]."""
         return self.state[: self.num_weights]

@@ -120,7 +120,7 @@ def check_rates(optimizer: Any, steps: int) -> None:
         + (
             "set them in the model and save it again."
             if several
-            else "give another one (--learning-rate F, or peak, mean or step:N of a schedule)."
+            else "give another one (`learning_rate=F`, or peak, mean or step:N of a schedule)."
         )
     )
 
@@ -210,7 +210,7 @@ def _notes(optimizer: Any) -> Iterator[tuple[str, str]]:
         yield (
             "gradient-accumulation",
             f"the optimizer accumulates {steps} batches for one update; give the effective batch size "
-            "(--batch-size) to analyse the update.",
+            "(`batch_size`) to analyse the update.",
         )
 
 

@@ -415,5 +415,5 @@ def _failure(result: UpdateVerification) -> str:
     details = f" ({result.details})" if result.details else ""
     return (
         f"the training step's map failed its verification: {numbers}{details}. {why}, or allow an unverified map "
-        "(allow_unverified=True, --allow-unverified)."
+        "(`allow_unverified=True`)."
     )

@@ -33,7 +33,7 @@ class LossOnly(StandIn):
         known = {name: options[name] for name in ("batch_size", "class_weight")}
         source = as_source(data, **known, default_batch_size=32, limit=None)
         loss = EmpiricalLoss(model, source, num_samples=options["samples"], seed=0)
-        self.subject = SimpleNamespace(loss=loss, source=source)
+        self.problem = SimpleNamespace(loss=loss, source=source)
 
 
 @pytest.fixture(autouse=True)

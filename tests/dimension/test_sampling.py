@@ -13,6 +13,7 @@ from sdkeras.dimension.estimate import Context, summarise
 from sdkeras.dimension.exponents import ExponentMap
 from sdkeras.dimension.pooling import quantile_average
 from sdkeras.dimension.sampling import AdaptiveSettings, estimate_sharpness_dimension
+from sdkeras.errors import BudgetError
 from sdkeras.linalg.operators import DenseOperator
 from sdkeras.results.estimates import Spectrum
 from sdkeras_plugins.quadrature import StochasticLanczosQuadrature
@@ -503,17 +504,17 @@ def test_interruption_keeps_the_runs_so_far() -> None:
     def interrupted(after: int):
         def inner(index: int, steps: int | None) -> Spectrum:
             if index >= after:
-                raise KeyboardInterrupt
+                raise BudgetError("Ctrl-C")
             return run(index, steps)
 
         return inner
 
     outcome = estimate(interrupted(7))
-    assert outcome.interrupted
+    assert outcome.ended == "Ctrl-C"
     assert outcome.sharpness_dimension.num_runs == 7
     assert outcome.sharpness_dimension.interval is not None
     assert estimate(interrupted(2)).sharpness_dimension.interval is None
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(BudgetError):
         estimate(interrupted(0))
 
 

@@ -195,7 +195,7 @@ def test_no_vocabulary_is_read_from_outside(files: Path, tmp_path: Path, layer: 
 
     message = refused(with_config(files / "model.keras", tmp_path / "evil.keras", change))
     assert "Lambda" not in message
-    assert "--unsafe" not in message
+    assert "safe_mode" not in message
 
 
 def test_no_saved_model_is_loaded_from_outside(files: Path, tmp_path: Path) -> None:

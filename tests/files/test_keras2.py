@@ -17,7 +17,7 @@ import sdkeras
 from sdkeras.errors import ModelError
 from sdkeras.files.models import compile_problem, load_model
 from sdkeras.runs.options import Options
-from sdkeras.runs.problem import Subject
+from sdkeras.runs.problem import read_problem
 
 FILES = json.loads((Path(__file__).parents[1] / "data" / "keras2" / "files.json").read_text())
 X = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
@@ -67,14 +67,14 @@ def test_adam_with_a_schedule_and_a_loss_object(tmp_path, name):
     """Keras 3 itself gives it the default rate 0.001, and cannot make the loss."""
     loaded = load_model(written(tmp_path, name))
     assert "written" not in (compile_problem(loaded) or "written by")
-    subject = Subject(loaded, (X, TARGETS), Options(batch_size=8))
-    assert subject.loss.value() == pytest.approx(huber(outputs(loaded) - TARGETS, 0.1), rel=1e-5)
-    assert subject.loss_words == "huber:delta=0.1"
+    problem, notes = read_problem(loaded, (X, TARGETS), Options(batch_size=8))
+    assert problem.loss.value() == pytest.approx(huber(outputs(loaded) - TARGETS, 0.1), rel=1e-5)
+    assert problem.loss_words == "huber:delta=0.1"
     # CosineDecay(0.5, 10) after 4 steps
-    assert (subject.optimizer.name, subject.optimizer.iterations) == ("Adam", 4)
-    assert subject.rate == pytest.approx(0.25 * (1 + math.cos(0.4 * math.pi)), rel=1e-6)
-    assert subject.exponents.name == "hessian"
-    told = {warning.code: warning.message for warning in subject.warnings}
+    assert (problem.optimizer.name, problem.optimizer.iterations) == ("Adam", 4)
+    assert problem.rate == pytest.approx(0.25 * (1 + math.cos(0.4 * math.pi)), rel=1e-6)
+    assert problem.exponents.name == "hessian"
+    told = {warning.code: warning.message for warning in notes}
     assert "Keras 2 (version 2.21.0)" in told["compiled-part"]
     assert "second moments of the optimizer in the file could not be read" in told["hessian-map"]
     assert not any("_velocities" in message for message in told.values())
@@ -93,9 +93,9 @@ def test_an_analysis_of_adam_has_all_its_numbers(tmp_path):
 
 def test_momentum_is_the_file_s(tmp_path):
     loaded = load_model(written(tmp_path, "sgd.h5"))
-    subject = Subject(loaded, (X, CLASSES), Options(batch_size=8))
-    assert (subject.rate, subject.optimizer.momentum, subject.optimizer.iterations) == (0.25, pytest.approx(0.9), 4)
-    assert subject.exponents.name == "heavy-ball"
+    problem = read_problem(loaded, (X, CLASSES), Options(batch_size=8))[0]
+    assert (problem.rate, problem.optimizer.momentum, problem.optimizer.iterations) == (0.25, pytest.approx(0.9), 4)
+    assert problem.exponents.name == "heavy-ball"
     assert "could not be restored" in compile_problem(loaded)
     with pytest.raises(ModelError, match="could not be read from its file"):
         sdkeras.lyapunov(loaded, (X, CLASSES), batch_size=4, num_steps=2, transient=0)
@@ -104,18 +104,18 @@ def test_momentum_is_the_file_s(tmp_path):
 def test_an_optimizer_without_slots_loses_nothing(tmp_path):
     loaded = load_model(written(tmp_path, "plain.h5"))
     assert compile_problem(loaded) is None
-    subject = Subject(loaded, (X, CLASSES), Options(batch_size=8))
-    assert (subject.rate, subject.optimizer.iterations, subject.exponents.name) == (0.25, 4, "sgd")
+    problem = read_problem(loaded, (X, CLASSES), Options(batch_size=8))[0]
+    assert (problem.rate, problem.optimizer.iterations, problem.exponents.name) == (0.25, 4, "sgd")
     logits = outputs(loaded)
     chosen = logits[np.arange(8), CLASSES]
-    assert subject.loss.value() == pytest.approx(np.mean(np.log(np.exp(logits).sum(1)) - chosen), rel=1e-5)
+    assert problem.loss.value() == pytest.approx(np.mean(np.log(np.exp(logits).sum(1)) - chosen), rel=1e-5)
 
 
 def test_decay_of_a_legacy_optimizer(tmp_path):
     """rate / (1 + decay * iterations), which Keras 3 ignores."""
-    subject = Subject(load_model(written(tmp_path, "legacy.h5")), (X, TARGETS), Options(batch_size=8))
-    assert (subject.optimizer.name, subject.optimizer.iterations) == ("Adam", 4)
-    assert subject.rate == pytest.approx(0.5 / (1 + 0.25 * 4), rel=1e-6)
+    problem = read_problem(load_model(written(tmp_path, "legacy.h5")), (X, TARGETS), Options(batch_size=8))[0]
+    assert (problem.optimizer.name, problem.optimizer.iterations) == ("Adam", 4)
+    assert problem.rate == pytest.approx(0.5 / (1 + 0.25 * 4), rel=1e-6)
     loaded = load_model(written(tmp_path, "legacy.keras"))
     assert "left it out of the file, and its number of steps" in compile_problem(loaded)
 
@@ -124,9 +124,9 @@ def test_a_functional_model_in_h5(tmp_path):
     loaded = load_model(written(tmp_path, "functional.h5"))
     w, b, v, c = (np.asarray(weight, np.float64) for weight in loaded.trainable_variables)
     error = (X @ w + b) @ v + c - TARGETS
-    subject = Subject(loaded, (X, TARGETS), Options(batch_size=8))
-    assert subject.loss.value() == pytest.approx(float(np.mean(error**2)), rel=1e-5)
-    assert subject.optimizer.name == "RMSprop"
+    problem = read_problem(loaded, (X, TARGETS), Options(batch_size=8))[0]
+    assert problem.loss.value() == pytest.approx(float(np.mean(error**2)), rel=1e-5)
+    assert problem.optimizer.name == "RMSprop"
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_what_keras_3_cannot_build_says_what_to_do(tmp_path, name, parts):
     message = str(error.value)
     for part in (path, "written by Keras 2 (version 2.21.0)", "tf_keras", *parts):
         assert part in message
-    assert "--custom-objects" not in message
+    assert "`custom_objects" not in message
     assert "\n" not in message
 
 
@@ -159,7 +159,7 @@ def test_a_compiled_part_that_cannot_be_made_is_named_with_its_version(tmp_path)
     loaded = load_model(written(tmp_path, "adam.h5", change))
     assert not getattr(loaded, "compiled", False)
     problem = compile_problem(loaded)
-    for part in ("written by Keras 2 (version 2.2.4-tf)", "'penalised'", "optimizer 'Custom>Adam'", "--custom-objects"):
+    for part in ("written by Keras 2 (version 2.2.4-tf)", "'penalised'", "optimizer 'Custom>Adam'", "`custom_objects"):
         assert part in problem
 
 
@@ -170,5 +170,5 @@ def test_old_names_of_the_rate(tmp_path):
         stored["optimizer_config"] = {"class_name": "SGD", "config": {"lr": 0.125, "momentum": 0.5, "decay": 0.0}}
         attributes["training_config"] = json.dumps(stored)
 
-    subject = Subject(load_model(written(tmp_path, "sgd.h5", change)), (X, CLASSES), Options(batch_size=8))
-    assert (subject.rate, subject.optimizer.momentum) == (0.125, 0.5)
+    problem = read_problem(load_model(written(tmp_path, "sgd.h5", change)), (X, CLASSES), Options(batch_size=8))[0]
+    assert (problem.rate, problem.optimizer.momentum) == (0.125, 0.5)

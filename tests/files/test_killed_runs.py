@@ -21,6 +21,7 @@ from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.results.log import breaks, read_run_log, trajectory
 from sdkeras.runs import lyapunov
 from sdkeras.runs import track as tracking
+from sdkeras.runs.budget import Meter
 from sdkeras.runs.lyapunov_settings import settings_of
 from sdkeras.runs.monitor import Monitor
 from sdkeras.runs.track import track
@@ -209,7 +210,7 @@ def follow(step: UpdateMap, folder: Path) -> lyapunov.Followed:
         checkpoint=str(folder / "run.npz"),
         checkpoint_interval=INTERVAL,
     )
-    return lyapunov.follow(step, settings, about={})
+    return lyapunov.follow(step, settings, about={}, budget=lyapunov.budget_of(step, Meter()))
 
 
 def followed_content(followed: lyapunov.Followed, folder: Path) -> tuple[str, ...]:

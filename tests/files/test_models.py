@@ -194,7 +194,7 @@ def test_lambda_layer_needs_unsafe(tmp_path, name):
     keras.Sequential([keras.Input((3,)), keras.layers.Lambda(lambda t: 2 * t), keras.layers.Dense(2)]).save(path)
     with pytest.raises(ModelError) as error:
         load_model(path)
-    ours(error, path, "Lambda", "--unsafe")
+    ours(error, path, "Lambda", "`safe_mode=False`")
     loaded = load_model(path, safe_mode=False)
     assert np.allclose(loaded.layers[0](np.ones((1, 3))), 2)
 
@@ -222,7 +222,7 @@ def test_a_vocabulary_outside_of_the_file_is_no_lambda(tmp_path, suffix):
     with pytest.raises(ModelError) as error:
         load_model(path)
     ours(error, path, "the vocabulary of a layer from a file outside of it")
-    for wrong in ("Lambda", "--unsafe", "safe_mode", "Python code"):
+    for wrong in ("Lambda", "safe_mode", "Python code"):
         assert wrong not in str(error.value)
 
 
@@ -236,7 +236,7 @@ def test_an_outside_program_is_no_lambda(tmp_path):
     with pytest.raises(ModelError) as error:
         load_model(path)
     ours(error, path, "a SavedModel outside of it")
-    assert "--unsafe" not in str(error.value)
+    assert "safe_mode" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["model.keras", "model.h5", "data.npz", "x.npy"])
@@ -366,7 +366,7 @@ def test_unregistered_part_of_the_model(user_file, tmp_path, extension, what, na
     tiny(**{key: objects[value] for key, value in what.items()}).save(path)
     with pytest.raises(ModelError) as error:
         load_model(path)
-    ours(error, path, "my_activation" if isinstance(name, dict) else name, "--custom-objects FILE")
+    ours(error, path, "my_activation" if isinstance(name, dict) else name, "`custom_objects=FILE`")
     before = dict(keras.saving.get_custom_objects())
     loaded = load_model(path, custom_objects=objects)
     assert compile_problem(loaded) is None
@@ -408,7 +408,7 @@ def test_unregistered_part_of_compile_only(user_file, tmp_path, extension, compi
     assert np.array_equal(bare.trainable_variables[0], model.trainable_variables[0])
     problem = compile_problem(bare)
     assert problem is not None
-    for text in (path, name, "--custom-objects FILE", "--loss", "--learning-rate"):
+    for text in (path, name, "`custom_objects=FILE`", "`loss`", "`learning_rate`"):
         assert text in problem
     assert "\n" not in problem
     assert "Keras does not know" in problem
@@ -443,7 +443,7 @@ def test_keras_file_that_lost_its_optimizer(tmp_path):
     assert loaded.optimizer is None
     assert loaded.loss == model.loss
     assert "does not name its optimizer" in compile_problem(loaded)
-    assert "--learning-rate" in compile_problem(loaded)
+    assert "`learning_rate`" in compile_problem(loaded)
 
 
 @pytest.mark.parametrize("extension", ["keras", "h5"])
@@ -575,7 +575,7 @@ def test_custom_objects_that_register_and_then_fail_are_not_registered(tmp_path)
 def test_custom_objects_that_are_no_python_file(tmp_path):
     with pytest.raises(ModelError) as error:
         load_custom_objects(str(tmp_path / "none.py"))
-    ours(error, "none.py", "--custom-objects", "not a file")
+    ours(error, "none.py", "`custom_objects`", "not a file")
     (tmp_path / "a.txt").write_text("")
     with pytest.raises(ModelError) as error:
         load_custom_objects(str(tmp_path / "a.txt"))

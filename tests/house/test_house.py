@@ -1,6 +1,8 @@
 """The house: what stands where, and that every room opens by itself. Which way imports go is import-linter's."""
 
+import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +67,7 @@ PUBLIC = {
         "SdkerasError ModelError DataError PluginError UnknownEstimatorError MapError OperatorSizeError "
         "NonFiniteError VerificationError BudgetError Interrupted"
     ),
+    "sdkeras.study": "Trajectory TrajectoryRecorder measure_trajectory",
     "sdkeras.testing": "CountingOperator MatrixFlow MatrixMap check_estimator dense_operator rotation",
 }
 
@@ -115,3 +118,18 @@ def test_one_version() -> None:
     import sdkeras
 
     assert sdkeras.__version__ == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+
+# Whole commands to type, where no argument of Python will do.
+COMMANDS_IN_WORDS = {"results/log.py", "study/results.py", "study/trajectory.py"}
+
+
+def test_messages_of_the_library_name_arguments_and_no_options() -> None:
+    """They say `learning_rate=F`; reporting/advice.py shows it as --learning-rate F where a command runs."""
+    option = re.compile(r"(?<!var\()(?<![\w-])--[a-z]{2}")
+    for file in sorted((ROOT / "sdkeras").rglob("*.py")):
+        tree = ast.parse(file.read_text())
+        docstrings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and node not in docstrings]
+        named = [node.value for node in texts if isinstance(node.value, str) and option.search(node.value)]
+        assert not named or str(file.relative_to(ROOT / "sdkeras")) in COMMANDS_IN_WORDS, (file.name, named)

@@ -177,6 +177,6 @@ def test_limits_and_targets() -> None:
         1000,
     )
     assert (target_error(0.01), target_error(0.05), target_error(0.5)) == (0.02, 0.02, pytest.approx(0.2))
-    assert expected_minibatches(None, 0.05) == 400
+    assert expected_minibatches(None, 0.05) == 352
     assert expected_minibatches(2000, 0.05) == 100
     assert expected_minibatches(None, 0.5) == 24

@@ -12,7 +12,7 @@ from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.operators.precision import in_precision
 from sdkeras.runs.losses import caveats
 from sdkeras.runs.options import Options
-from sdkeras.runs.problem import Subject
+from sdkeras.runs.problem import read_problem
 
 X = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
 Y = 5 * X[:, :1]
@@ -191,11 +191,11 @@ def test_what_was_trained_is_what_the_file_says(tmp_path, capfd, name):
     loaded = loaded_in_silence(saved(model, tmp_path / "net.keras"))
     assert compile_problem(loaded) is None
     assert "compile()" not in capfd.readouterr().err
-    subject = Subject(loaded, (X, Y), Options(batch_size=8))
-    assert (subject.optimizer.name, subject.rate, subject.rate_source) == ("SGD", 0.25, "file")
-    assert (subject.optimizer.momentum, subject.optimizer.iterations) == (0.5, 4)
+    problem = read_problem(loaded, (X, Y), Options(batch_size=8))[0]
+    assert (problem.optimizer.name, problem.rate, problem.rate_source) == ("SGD", 0.25, "file")
+    assert (problem.optimizer.momentum, problem.optimizer.iterations) == (0.5, 4)
     scale = 3.0 if name == "Doubling" else 1.0
-    assert subject.loss.value() == pytest.approx(scale * mean_absolute(model), rel=1e-5)
+    assert problem.loss.value() == pytest.approx(scale * mean_absolute(model), rel=1e-5)
     for mine, theirs in zip(loaded.optimizer.variables, model.optimizer.variables, strict=True):
         assert np.array_equal(mine, theirs)
     assert any(np.any(slot) for slot in loaded.optimizer.variables[2:])
@@ -243,9 +243,9 @@ def test_sequential_and_functional_models_in_both_formats(tmp_path, cls, extensi
     slots = [np.asarray(variable) for variable in model.optimizer.variables]  # saving as .h5 changes the model
     loaded = loaded_in_silence(saved(model, tmp_path / f"net.{extension}"), {cls.__name__: cls})
     assert compile_problem(loaded) is None
-    subject = Subject(loaded, (X, Y), Options(batch_size=8))
-    assert (subject.rate, subject.optimizer.momentum, subject.optimizer.iterations) == (0.25, 0.5, 4)
-    assert subject.loss.value() == pytest.approx(mean_absolute(model), rel=1e-5)
+    problem = read_problem(loaded, (X, Y), Options(batch_size=8))[0]
+    assert (problem.rate, problem.optimizer.momentum, problem.optimizer.iterations) == (0.25, 0.5, 4)
+    assert problem.loss.value() == pytest.approx(mean_absolute(model), rel=1e-5)
     for mine, theirs in zip(loaded.optimizer.variables, slots, strict=True):
         assert np.array_equal(mine, theirs)
 
@@ -297,12 +297,12 @@ def test_a_file_without_a_loss_has_none_of_its_class(tmp_path):
     assert not loaded.compiled
     problem = compile_problem(loaded)
     assert "saved without being compiled" in problem
-    assert "--loss and --learning-rate" in problem
+    assert "`loss` and `learning_rate`" in problem
     with pytest.raises(models.ModelError, match="not compiled"):
-        Subject(loaded, (X, Y), Options())
-    subject = Subject(loaded, (X, Y), Options(loss="mae", learning_rate=0.5))
-    assert (subject.rate, subject.rate_source) == (0.5, "given")
-    assert subject.loss.value() == pytest.approx(mean_absolute(model), rel=1e-5)
+        read_problem(loaded, (X, Y), Options())[0]
+    problem = read_problem(loaded, (X, Y), Options(loss="mae", learning_rate=0.5))[0]
+    assert (problem.rate, problem.rate_source) == (0.5, "given")
+    assert problem.loss.value() == pytest.approx(mean_absolute(model), rel=1e-5)
 
 
 class NoConfig(keras.losses.Loss):
@@ -321,11 +321,11 @@ def test_a_default_loss_never_stands_for_one_that_cannot_be_made(tmp_path):
     assert not loaded.compiled
     problem = compile_problem(loaded)
     assert "margin" in problem
-    assert "--loss and --learning-rate" in problem
-    assert "--custom-objects" not in problem
+    assert "`loss` and `learning_rate`" in problem
+    assert "`custom_objects" not in problem
     unknown = compile_problem(loaded_in_silence(path))
     assert "Keras does not know 'NoConfig'" in unknown
-    assert "--custom-objects FILE" in unknown
+    assert "`custom_objects=FILE`" in unknown
 
 
 def test_the_rate_of_a_schedule_is_kept_where_the_slots_are_lost(tmp_path):
@@ -345,10 +345,10 @@ def test_the_rate_of_a_schedule_is_kept_where_the_slots_are_lost(tmp_path):
             del file["optimizer/vars/2"]
         for name in old.namelist():
             new.writestr(name, weights.getvalue() if name == "model.weights.h5" else old.read(name))
-    subject = Subject(loaded_in_silence(str(lost)), (X, Y), Options(batch_size=8))
-    assert (subject.optimizer.iterations, subject.rate) == (8, 0.25)
-    assert subject.scaling is None
-    assert subject.exponents.name == "hessian"
-    told = {warning.code: warning.message for warning in subject.warnings}
+    problem, notes = read_problem(loaded_in_silence(str(lost)), (X, Y), Options(batch_size=8))
+    assert (problem.optimizer.iterations, problem.rate) == (8, 0.25)
+    assert problem.scaling is None
+    assert problem.exponents.name == "hessian"
+    told = {warning.code: warning.message for warning in notes}
     assert "could not be restored" in told["compiled-part"]
     assert "could not be read" in told["hessian-map"]

@@ -15,7 +15,7 @@ from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.runs import losses
 from sdkeras.runs.losses import caveats
 from sdkeras.runs.options import Options
-from sdkeras.runs.problem import Subject
+from sdkeras.runs.problem import read_problem
 
 CLASSES = sorted(
     (cls for cls in vars(keras.losses).values() if inspect.isclass(cls) and cls is not keras.losses.Loss),
@@ -115,11 +115,11 @@ def test_wrong_specifications(spec, parts):
 def test_the_loss_that_was_named_is_analysed_and_recorded():
     model = linear()
     for dtype in ("float32", "float64"):
-        subject = Subject(model, (X, Y), Options(loss="huber:delta=0.5", dtype=dtype))
-        assert subject.loss.value() == pytest.approx(huber(model, 0.5), rel=1e-6)
-        assert subject.loss_words == "huber:delta=0.5"
-    assert Subject(linear(keras.losses.Huber(0.5)), (X, Y), Options()).loss_words == "huber:delta=0.5"
-    assert Subject(model, (X, Y), Options()).loss_words == "mse"
+        problem = read_problem(model, (X, Y), Options(loss="huber:delta=0.5", dtype=dtype))[0]
+        assert problem.loss.value() == pytest.approx(huber(model, 0.5), rel=1e-6)
+        assert problem.loss_words == "huber:delta=0.5"
+    assert read_problem(linear(keras.losses.Huber(0.5)), (X, Y), Options())[0].loss_words == "huber:delta=0.5"
+    assert read_problem(model, (X, Y), Options())[0].loss_words == "mse"
 
 
 # Functions
@@ -170,11 +170,11 @@ def of_two_targets(model, batch):
 
 def test_targets_that_only_the_function_understands():
     model = linear(keras.losses.MeanSquaredError())
-    subject = Subject(model, (X, np.hstack([Y, Y**2, Y])[:, :2]), Options(loss_fn=of_two_targets))
+    problem = read_problem(model, (X, np.hstack([Y, Y**2, Y])[:, :2]), Options(loss_fn=of_two_targets))[0]
     error = X.astype(np.float64) @ np.asarray(model.trainable_variables[0], np.float64) - Y - Y**2
-    assert subject.loss.value() == pytest.approx(np.mean(error**2), rel=1e-5)
+    assert problem.loss.value() == pytest.approx(np.mean(error**2), rel=1e-5)
     with pytest.raises(SdkerasError, match=r"\(10, 4\)"):
-        Subject(model, (np.hstack([X, Y]), Y), Options(loss_fn=of_two_targets))
+        read_problem(model, (np.hstack([X, Y]), Y), Options(loss_fn=of_two_targets))[0]
 
 
 CODE = """
@@ -206,7 +206,7 @@ def test_functions_in_files_and_modules(user_file, spec):
     assert run.hessian.largest.value == pytest.approx(expected, rel=1e-5)
     assert run.model.loss == spec
     assert run.optimizer.learning_rate == 0.25
-    direct = Subject(model, (X, Y), Options(loss_fn=penalised))
+    direct = read_problem(model, (X, Y), Options(loss_fn=penalised))[0]
     assert direct.loss.value() == pytest.approx(np.mean((X @ w - Y) ** 2) + 3 * np.sum(w**2), rel=1e-6)
     assert direct.loss_words.endswith("test_losses:penalised")
     steps = sdkeras.lyapunov(model, (X, Y), loss=spec, batch_size=10, num_steps=3, transient=0, num_exponents=1)
@@ -226,7 +226,7 @@ def test_functions_in_files_and_modules(user_file, spec):
         ("none.py:penalised", ("'none.py' is not a file",)),
         ("my_losses:nothing", ("has no 'nothing'",)),
         ("my_losse:penalised", ("no module 'my_losse'", "Keras has no loss 'my_losse'")),
-        ("my_losses.py:of_keras", ("must take (model, batch)", "--custom-objects")),
+        ("my_losses.py:of_keras", ("must take (model, batch)", "`custom_objects=FILE`")),
     ],
 )
 def test_functions_that_cannot_be_had(user_file, spec, parts):
@@ -301,9 +301,9 @@ def test_arguments_that_keras_leaves_out_are_told(tmp_path, cls):
 @pytest.mark.parametrize(
     ("loss", "parts"),
     [
-        (lambda: keras.losses.Huber(0.1), ("delta of Huber", "default 1.0 was taken", "(--loss huber:delta=...)")),
-        (lambda: Margin(2.0), ("margin of Margin", "default 0.5 was taken", "(--loss Margin:margin=...)")),
-        (lambda: Wider(2.0, margin=3.0), ("margin of Wider", "(--loss Wider:scale=2.0:margin=...)")),
+        (lambda: keras.losses.Huber(0.1), ("delta of Huber", "default 1.0 was taken", "(`loss='huber:delta=...'`)")),
+        (lambda: Margin(2.0), ("margin of Margin", "default 0.5 was taken", "(`loss='Margin:margin=...'`)")),
+        (lambda: Wider(2.0, margin=3.0), ("margin of Wider", "(`loss='Wider:scale=2.0:margin=...'`)")),
         (lambda: [keras.losses.Huber(0.1)], ("delta of Huber",)),
     ],
     ids=["huber", "own", "own with a base", "list"],
@@ -321,7 +321,7 @@ def test_an_axis_is_no_question_where_outputs_are_vectors(tmp_path):
     model = keras.Sequential([keras.Input((4, 3)), keras.layers.Dense(2)])
     model.compile("sgd", sparse)
     (told,) = caveats(stored(model, tmp_path / "deep.keras"))
-    assert "(--loss sparse_categorical_crossentropy:from_logits:axis=...)" in told.message
+    assert "(`loss='sparse_categorical_crossentropy:from_logits:axis=...'`)" in told.message
 
 
 def codes(run):
@@ -336,7 +336,7 @@ def test_it_reaches_every_answer_and_ends_where_the_loss_is_given(tmp_path):
     told = sdkeras.analyze(loaded, (X, Y), loss="huber:delta=0.5", **QUICK)
     assert told.model.loss == "huber:delta=0.5"
     assert "loss-arguments-unknown" not in codes(told)
-    assert not any(warning.code == "loss-arguments-unknown" for warning in Subject(model, (X, Y), Options()).warnings)
+    assert not any(warning.code == "loss-arguments-unknown" for warning in read_problem(model, (X, Y), Options())[1])
     # The second derivative of the loss is 1 in the examples within delta, 0 in the others.
     inputs = X.astype(np.float64)
     within = np.abs(inputs @ np.asarray(model.trainable_variables[0], np.float64) - Y)[:, 0] <= 0.5

@@ -1,5 +1,7 @@
 """A monitor follows its model without compiling anything again, and says what an optimizer does not allow."""
 
+import signal
+
 import keras
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import sdkeras
 from sdkeras.datasets import load_digits
 from sdkeras.runs.monitor import MEASURES, Monitor, check_measures, failed_measurement, keys_of
 from sdkeras.runs.options import Options
-from sdkeras.runs.problem import Subject
+from sdkeras.runs.problem import Problem, read_problem
 from small_nets import X, Y, net
 
 OPTIONS = {"batch_size": 16, "samples": 64, "tolerance": 0.5}
@@ -100,16 +102,16 @@ def test_the_same_weights_give_the_same_numbers_up_to_the_start_of_lanczos(monit
     assert second.value("sharpness") == pytest.approx(first.value("sharpness"), rel=2e-3)
 
 
-def test_a_subject_follows_its_optimizer(monitored) -> None:
+def test_a_problem_follows_its_optimizer(monitored) -> None:
     model, monitor = monitored
-    subject = monitor.subject
+    problem = monitor.problem
     model.optimizer.learning_rate = 0.5
     try:
-        moved = subject.now()
-        assert (moved.rate, subject.rate) == (0.5, 0.25)
-        assert moved.limits.upper == subject.limits.upper / 2
-        assert moved.exponents.rate == 2 * subject.exponents.rate
-        assert np.array_equal(moved.loss.point, subject.loss.now().point)
+        moved, _ = problem.now()
+        assert (moved.rate, problem.rate) == (0.5, 0.25)
+        assert moved.limits.upper == problem.limits.upper / 2
+        assert moved.exponents.rate == 2 * problem.exponents.rate
+        assert np.array_equal(moved.loss.point, problem.loss.now().point)
         model.optimizer.learning_rate = 0.0
         found = monitor.measure()
         assert "learning rate" in found.notes[0]
@@ -124,17 +126,17 @@ def test_a_subject_follows_its_optimizer(monitored) -> None:
 
 def test_second_moments_are_read_anew_and_their_absence_is_said() -> None:
     model = net(keras.optimizers.Adam(0.01))
-    subject = Subject(model, (X, Y), Options(batch_size=16, samples=64))
-    assert subject.scaling is None
-    assert subject.exponents.name == "hessian"
+    problem = read_problem(model, (X, Y), Options(batch_size=16, samples=64))[0]
+    assert problem.scaling is None
+    assert problem.exponents.name == "hessian"
     model.fit(X, Y, batch_size=16, verbose=0)
-    moved = subject.now()
-    fresh = Subject(model, (X, Y), subject.options)
+    moved, notes = problem.now()
+    fresh = read_problem(model, (X, Y), problem.options)[0]
     assert moved.exponents == fresh.exponents
     assert moved.exponents.name == "adam"
     assert np.array_equal(moved.scaling, fresh.scaling)
     assert np.array_equal(moved.loss.point, fresh.loss.point)
-    assert not moved.warnings
+    assert not notes
 
 
 def test_numerator_and_threshold_of_an_adaptive_optimizer_are_of_its_own_operator() -> None:
@@ -159,15 +161,15 @@ def test_numerator_and_threshold_of_an_adaptive_optimizer_are_of_its_own_operato
 
 def test_ctrl_c_ends_a_measurement_and_leaves_the_monitor_usable(monitored, monkeypatch: pytest.MonkeyPatch) -> None:
     _, monitor = monitored
-    on_minibatch = Subject.on_minibatch
+    on_minibatch = Problem.on_minibatch
 
     def interrupted(self, hessian, index):
         if index == 5:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         return on_minibatch(self, hessian, index)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Subject, "on_minibatch", interrupted)
+        patched.setattr(Problem, "on_minibatch", interrupted)
         with pytest.raises(KeyboardInterrupt):
             monitor.measure()
     assert np.isfinite(monitor.measure().value("sharpness_dimension"))

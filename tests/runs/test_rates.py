@@ -20,7 +20,7 @@ from sdkeras.runs import analyze
 from sdkeras.runs.edge import edge_of_stability
 from sdkeras.runs.monitor import DIMENSION, Monitor
 from sdkeras.runs.options import Options
-from sdkeras.runs.problem import Subject
+from sdkeras.runs.problem import read_problem
 from sdkeras_cli import conditions
 from small_nets import X
 
@@ -143,10 +143,10 @@ def test_rates_of_the_schedule_are_taken_on_request() -> None:
         ("step:5", rates[5], "(step 5 of its schedule)"),
         (0.25, 0.25, "learning rate 0.25 (given)"),
     ):
-        subject = Subject(model, (X, TARGET), Options(batch_size=BATCH, learning_rate=which))
-        assert subject.limits.upper == pytest.approx(3 / rate, rel=1e-5)
-        assert subject.optimizer_info().learning_rate == pytest.approx(rate, rel=1e-5)
-        assert words in edge_of_stability(subject, 1.0).verdict
+        problem = read_problem(model, (X, TARGET), Options(batch_size=BATCH, learning_rate=which))[0]
+        assert problem.limits.upper == pytest.approx(3 / rate, rel=1e-5)
+        assert problem.optimizer_info().learning_rate == pytest.approx(rate, rel=1e-5)
+        assert words in edge_of_stability(problem, 1.0).verdict
     with pytest.raises(ModelError, match="step 6, and training has taken 6 steps"):
         sdkeras.analyze(model, (X, TARGET), learning_rate="step:6")
     with pytest.raises(ModelError, match="SGD has no learning-rate schedule"):

@@ -1,5 +1,6 @@
 """The supremum over snapshots of real training: where they are, what is measured there, and what is refused."""
 
+import signal
 from collections.abc import Callable
 
 import attrs
@@ -13,14 +14,16 @@ from sdkeras.errors import ModelError, SdkerasError
 from sdkeras.estimators import registry
 from sdkeras.operators import precision
 from sdkeras.runs import analyze, snapshots
+from sdkeras.runs.budget import Meter, resources, whole_budget
 from sdkeras.runs.options import Options
-from sdkeras.runs.problem import Subject
+from sdkeras.runs.problem import read_problem
 from sdkeras.training_step import settings
 
 layers = keras.layers
 X = np.random.default_rng(0).standard_normal((40, 4))
 Y = np.random.default_rng(1).integers(0, 3, 40)
 BATCH = 8
+UNLIMITED = whole_budget(resources(1, 4, memory_gb=None, workers=1), Meter())
 
 
 def net(optimizer: object, *inner: keras.layers.Layer, dtype: str = "float32", steps: int = 5) -> keras.Model:
@@ -39,9 +42,9 @@ def everything(model: keras.Model) -> list[bytes]:
 
 
 def followed(model: keras.Model, count: int, every: int, dtype: str = "float64") -> snapshots.Trajectory:
-    subject = Subject(model, (X, Y), Options(batch_size=BATCH, dtype=dtype))
-    step = sdkeras.UpdateMap(subject.loss, model.optimizer)
-    return snapshots.follow(step, sdkeras.HessianOperator(subject.loss), subject, count=count, every=every)
+    problem = read_problem(model, (X, Y), Options(batch_size=BATCH, dtype=dtype, snapshots=count, every=every))[0]
+    step = sdkeras.UpdateMap(problem.loss, model.optimizer)
+    return snapshots.follow(step, sdkeras.HessianOperator(problem.loss), problem, UNLIMITED)
 
 
 @pytest.mark.parametrize(
@@ -93,13 +96,13 @@ def test_exact_supremum_is_its_definition_from_dense_spectra() -> None:
         source = sdkeras.EmpiricalLoss(model, (X, Y), BATCH, dtype="float64").source
         for index in range(9):
             if index % 4 == 0:
-                subject = Subject(model, (X, Y), Options(batch_size=BATCH, dtype="float64"))
-                hessian = sdkeras.HessianOperator(subject.loss)
+                problem = read_problem(model, (X, Y), Options(batch_size=BATCH, dtype="float64"))[0]
+                hessian = sdkeras.HessianOperator(problem.loss)
                 rows = []
                 for batch in range(4):
-                    dense = hessian.on_minibatch(batch).matmat(np.eye(subject.loss.size))
-                    scaled = dense * np.outer(subject.scaling, subject.scaling)
-                    rows.append(-np.sort(-subject.exponents(np.linalg.eigvalsh((scaled + scaled.T) / 2))))
+                    dense = hessian.on_minibatch(batch).matmat(np.eye(problem.loss.size))
+                    scaled = dense * np.outer(problem.scaling, problem.scaling)
+                    rows.append(-np.sort(-problem.exponents(np.linalg.eigvalsh((scaled + scaled.T) / 2))))
                 curves.append(rows)
             model.train_on_batch(*source.minibatch(index, 0))
     found, z = run.supremum, np.array(curves)
@@ -212,7 +215,7 @@ def test_ctrl_c_keeps_the_minibatches_that_are_done(monkeypatch: pytest.MonkeyPa
     def estimate(self: object, source: object, *, seed: int) -> object:
         calls.append(seed)
         if len(calls) == 5 + 2 * 3 + 2:  # the second snapshot of the fourth minibatch
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         return plain(self, source, seed=seed)
 
     monkeypatch.setattr(exact, "estimate", estimate)

@@ -211,7 +211,7 @@ def test_a_log_of_other_settings_is_refused(folder, tracked, tmp_path) -> None:
     net().fit(*TRAIN, verbose=0, callbacks=[watch])
     with pytest.raises(SdkerasError, match="while a model trained"):
         track(names, TRAIN, log_dir=tmp_path, **SETTINGS)
-    with pytest.raises(SdkerasError, match="--model"):
+    with pytest.raises(SdkerasError, match="`model=FILE`"):
         track([folder / "epoch_8.weights.h5"], TRAIN, log_dir=tmp_path)
 
 

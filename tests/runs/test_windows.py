@@ -12,6 +12,7 @@ import sdkeras
 from sdkeras.errors import Interrupted, OperatorSizeError, PluginError, SdkerasError
 from sdkeras.operators import precision
 from sdkeras.runs import lyapunov
+from sdkeras.runs.budget import Meter
 from sdkeras.runs.lyapunov_settings import settings_of
 from small_trainings import RATE, X, Y, classifier, everything, quadratic
 
@@ -108,7 +109,8 @@ def step() -> sdkeras.UpdateMap:
 
 def follow(step: sdkeras.UpdateMap, *, deadline: float | None = None, progress=None, **options) -> lyapunov.Followed:
     settings = settings_of(**({"num_steps": 8, "transient": 1} | options))
-    return lyapunov.follow(step, settings, about={}, deadline=deadline, progress=progress)
+    budget = lyapunov.budget_of(step, Meter(lambda: step.num_products, progress, deadline=deadline))
+    return lyapunov.follow(step, settings, about={}, budget=budget)
 
 
 def codes(followed: lyapunov.Followed) -> set[str]:
