@@ -122,15 +122,12 @@ def _simulated(request: Request, parameters: dict[str, Any]) -> TrajectoryMeasur
     tensorflow_settings()
     import keras
 
-    from sdkeras.study.simulate import ForwardSettings, forward, plan
+    from sdkeras.study.simulate import forward, plan
 
     model, data, objects = request.load(parameters["loss"])
     if request.dry_run:
-        settings = ForwardSettings(
-            **{name: parameters[name] for name in ("steps", "every", "projection", "losses_on", "seed", "memory_gb")}
-        )
-        read = {name: parameters[name] for name in ("batch_size", "learning_rate", "loss", "samples")}
-        _show(plan(model, data, settings=settings, **read))
+        del parameters["save"]
+        _show(plan(model, data, **parameters))
         return None
     with keras.saving.custom_object_scope(objects), progress_bar(request.quiet) as progress:
         return forward(model, data, **parameters, progress=progress)

@@ -153,8 +153,8 @@ def as_source(
     data: Data,
     *,
     batch_size: int | None,
-    default_batch_size: int | None,
-    limit: int | None,
+    default_batch_size: int | None = DEFAULT_BATCH_SIZE,
+    limit: int | None = None,
     class_weight: Mapping[int, float] | None = None,
 ) -> Source:
     """Reads data in any of the forms `Model.fit` takes.

@@ -264,13 +264,7 @@ def read_training(
     fitted = model if own is not None else with_loss(model, loss, dtype)
     if isinstance(data, (tuple, list)) and len(data) in (1, 2, 3):
         models.check_data(fitted, *data, own_loss=own is not None)
-    source = minibatches.as_source(
-        data,
-        batch_size=batch_size,
-        default_batch_size=minibatches.DEFAULT_BATCH_SIZE,
-        limit=samples,
-        class_weight=class_weight,
-    )
+    source = minibatches.as_source(data, batch_size=batch_size, limit=samples, class_weight=class_weight)
     function = EmpiricalLoss(fitted, source, dtype=dtype, num_samples=_CHECKED_SAMPLES, seed=seed, loss_fn=own)
     notes = list(losses.caveats(model, with_loss=loss is None and own is None))
     notes += [Note("data", f"{note}.") for note in function.notes]

@@ -23,7 +23,7 @@ def study_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., S
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
 
-    def make(code: str, grid: str, **texts: Any) -> Study:
+    def make(code: str, grid: str, /, **texts: Any) -> Study:
         module = f"nets_of_a_test_{next(_COUNT)}"
         (tmp_path / f"{module}.py").write_text(code)
         (tmp_path / "grid.toml").write_text(grid.format(module=module, **texts))

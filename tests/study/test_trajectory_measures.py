@@ -222,7 +222,7 @@ def test_a_rate_of_its_own_and_a_divergence(tmp_path: Path) -> None:
 
 
 def test_a_plan_computes_nothing_and_settings_are_checked() -> None:
-    made = plan(net(), (X, Y), batch_size=8, settings=ForwardSettings(steps=100, every=4, losses_on=1000))
+    made = plan(net(), (X, Y), batch_size=8, steps=100, every=4, losses_on=1000)
     assert (made.num_parameters, made.num_iterates, made.num_examples) == (8, 25, 40)
     assert made.seconds > 0
     with pytest.raises(SdkerasError, match="at least 20"):
@@ -230,7 +230,7 @@ def test_a_plan_computes_nothing_and_settings_are_checked() -> None:
     with pytest.raises(SdkerasError, match="losses_on"):
         ForwardSettings(losses_on=-1)
     for call in (
-        lambda: plan(net(), (X, Y), settings=ForwardSettings(projection=8)),
+        lambda: plan(net(), (X, Y), projection=8),
         lambda: forward(net(), (X, Y), projection=8),
     ):
         with pytest.raises(SdkerasError, match="projection is 8, and there are 8 weights"):
