@@ -145,7 +145,7 @@ def test_many_breaks_are_counted() -> None:
     notes = [note.message for note in report_of(RunLog(HEADER, tuple(lines))).notes]
     said = [note for note in notes if "gap" in note or "more" in note]
     assert len(said) == 5
-    assert said[-1] == "and so 25 times more"
+    assert said[-1] == "and 25 more of this kind"
 
 
 @pytest.mark.parametrize("failing", [0, 1, 2])
