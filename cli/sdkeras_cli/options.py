@@ -18,7 +18,8 @@ from sdkeras.dimension.bounds import check_inputs
 from sdkeras.errors import SdkerasError
 from sdkeras.estimators import registry
 from sdkeras.files import class_weights
-from sdkeras.runs.options import DTYPES, MAPS, MODES, PRODUCT_MODES, parse_learning_rate
+from sdkeras.operators.modes import DTYPES, MODES, PRODUCT_MODES
+from sdkeras.runs.options import MAPS, parse_learning_rate
 
 # What click hands a command for a parameter.
 Value: TypeAlias = Any

@@ -219,6 +219,7 @@ def _check(run: _Run, start: _Run) -> None:
         or not 0.0 <= run.growth <= _FASTEST
         or max(sums) > _FASTEST * (run.step + 1)
         or len(run.blocks) >= 2 * _FEWEST_BLOCKS
+        or len(run.blocks) * run.block_size + run.partial_steps > max(0, run.step - run.transient)
     ):
         raise ValueError("its numbers are none of a run")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from sdkeras.reporting import words
 from sdkeras.reporting.lyapunov_figures import lyapunov_figures
 from sdkeras.reporting.numbers import ABSENT, dimension, estimated, interval, number, taken_for_granted
@@ -114,11 +116,20 @@ def _sharpest(summary: LyapunovSummary) -> tuple[str, str]:
     return f"{summary.sharpest.name} {dimension(summary.sharpest.value)}", summary.sharpest.reason
 
 
+def _effective(summary: LyapunovSummary, k: int) -> str:
+    samples = summary.effective_samples
+    return "" if samples is None or not math.isfinite(samples[k]) else f"{samples[k]:.3g} effective blocks"
+
+
 def _exponents(summary: LyapunovSummary) -> Table:
     count, size = len(summary.values), summary.dimension.size
     resolved = count if summary.num_resolved is None else summary.num_resolved
     rows = [
-        (f"ell_{k + 1}", _exponent(summary, k), "" if k < resolved else "an upper bound, by rounding")
+        (
+            f"ell_{k + 1}",
+            _exponent(summary, k),
+            _effective(summary, k) if k < resolved else "an upper bound, by rounding",
+        )
         for k in range(min(count, _MOST_EXPONENTS))
     ]
     if count > _MOST_EXPONENTS:

@@ -28,8 +28,6 @@ FILE_NAME = "sharpness.jsonl"
 SCHEMA_VERSION = 1
 # Bytes of a log's first line.
 _LONGEST_HEADER = 2**20
-# The log's word for it.
-Reading = Measured
 _WRITTEN_BY = "sdkeras.callbacks.SharpnessDimension(..., log_dir=...) or `sdkeras track CHECKPOINT... --data DATA`"
 
 

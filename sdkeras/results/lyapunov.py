@@ -118,6 +118,9 @@ class LyapunovSummary:
             'balanced' (momentum) or 'raw'. None without windows.
         log_det_stderr: Standard error of log_det from blocks of steps, from dense Jacobians.
         estimator: Lyapunov estimator.
+        effective_samples: Effective number of independent blocks behind each exponent, shape [k], from the
+            autocorrelations of the block means: well below their number, the standard errors are too small. NaN where
+            the means do not vary; None for too few blocks, and in files of version 0.1.
     """
 
     values: FloatArray = attrs.field(eq=ARRAYS_EQUAL)
@@ -139,10 +142,12 @@ class LyapunovSummary:
     coordinates: str | None = None
     log_det_stderr: float | None = None
     estimator: str = "lyapunov-qr"
+    effective_samples: FloatArray | None = attrs.field(default=None, eq=ARRAYS_EQUAL)
 
     def __attrs_post_init__(self) -> None:
         k = len(self.values)
-        lengths = [len(self.stderr), len(self.history), *([] if self.rounding is None else [len(self.rounding)])]
+        optional = [known for known in (self.rounding, self.effective_samples) if known is not None]
+        lengths = [len(self.stderr), len(self.history), *map(len, optional)]
         if k == 0 or set(lengths) != {k}:
             raise ValueError(f"LyapunovSummary: {k} values, and lists beside them of {lengths} entries.")
         if len({len(means) for means in self.history}) > 1:

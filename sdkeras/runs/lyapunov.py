@@ -19,9 +19,10 @@ from sdkeras.estimators.select import estimate
 from sdkeras.files import models
 from sdkeras.linalg.operators import TangentFlow
 from sdkeras.operators import minibatches
-from sdkeras.operators.loss import EmpiricalLoss, LossFn
+from sdkeras.operators.batch_loss import LossFn
+from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.results.answers import LyapunovRun, ModelInfo, OptimizerInfo
-from sdkeras.results.arrays import Array
+from sdkeras.results.arrays import Array, FloatArray
 from sdkeras.results.estimates import LyapunovExponents
 from sdkeras.results.lyapunov import LyapunovDimension, LyapunovSummary
 from sdkeras.results.note import Note
@@ -457,7 +458,32 @@ def _summary(
         sharpest=None if same is None else same.sharpest,
         coordinates=coordinates,
         estimator=settings.estimator,
+        effective_samples=effective_samples(exponents),
     )
+
+
+def effective_samples(exponents: LyapunovExponents) -> FloatArray | None:
+    """Effective number of independent blocks of steps behind each exponent.
+
+    n / (1 + 2 sum_t rho_t) for n block means with autocorrelations rho_t, summed over Geyer's initial positive
+    sequence. With blocks of one step it counts steps. It exceeds n where successive blocks are anti-correlated.
+
+    Args:
+        exponents: With their history.
+
+    Returns:
+        Shape [k], NaN where the block means do not vary; None below 8 blocks.
+
+    Reference: Geyer (1992); `tfp.mcmc.effective_sample_size`.
+    """
+    means = exponents.block_means
+    if len(means) < _FEWEST_BLOCKS:
+        return None
+    from tensorflow_probability.substrates import numpy as tfp
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        samples = tfp.mcmc.effective_sample_size(means, filter_beyond_positive_pairs=True)
+    return np.asarray(samples, np.float64)
 
 
 def _window_warnings(

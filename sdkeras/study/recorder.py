@@ -18,8 +18,10 @@ from sdkeras.files.keras_types import Model, Tensor
 from sdkeras.linalg.memory import available_memory
 from sdkeras.linalg.projection import Projection, check_dimension
 from sdkeras.operators import minibatches
+from sdkeras.operators.batch_loss import keras_structure
 from sdkeras.operators.layout import Layout
-from sdkeras.operators.loss import check_model, plain, tensor_dtype
+from sdkeras.operators.loss import check_model, tensor_dtype
+from sdkeras.operators.modes import DTYPES
 from sdkeras.results.arrays import Array
 from sdkeras.study.trajectory import Trajectory
 from sdkeras.training_step.settings import inner
@@ -29,7 +31,6 @@ DEFAULT_LAST = 5000
 _WAITING_BYTES = 2**27
 # Examples whose losses are taken at once.
 _CHUNK = 1024
-_DTYPES = ("float32", "float64")
 
 
 @attrs.frozen(kw_only=True)
@@ -48,7 +49,7 @@ class RecordingSettings:
             value = getattr(self, name)
             if value is not None and value < low:
                 raise SdkerasError(f"{name} is {value}; it must be at least {low}.")
-        if self.dtype not in _DTYPES:
+        if self.dtype not in DTYPES:
             raise SdkerasError(f"dtype must be 'float32' or 'float64', got {self.dtype!r}.")
         pair = self.losses_on
         if pair is not None and not (isinstance(pair, (tuple, list)) and len(pair) == 2):
@@ -258,13 +259,13 @@ class ExampleLosses:
     def __init__(self, model: Model, x: Tensor, y: Tensor) -> None:
         check_model(model, needs_loss=True)
         source = minibatches.as_source((x, y), batch_size=None, default_batch_size=None, limit=None)
-        dtype = str(model.compute_dtype) if model.compute_dtype in _DTYPES else "float32"
+        dtype = str(model.compute_dtype) if model.compute_dtype in DTYPES else "float32"
         self._examples = [tf.constant(array, tensor_dtype(array, dtype)) for array in source.arrays]
         self._variables = list(model.trainable_variables)
         self.num_examples = source.num_samples
 
         def losses(weights: list[Tensor], examples: list[Tensor]) -> Tensor:
-            x, y = plain(tf.nest.pack_sequence_as(source.structure, examples))
+            x, y = keras_structure(tf.nest.pack_sequence_as(source.structure, examples))
             with keras.StatelessScope(list(zip(self._variables, weights, strict=True)), collect_losses=True):
                 outputs = model(x, training=False)
                 if any(getattr(leaf, "_keras_mask", None) is not None for leaf in tf.nest.flatten(outputs)):

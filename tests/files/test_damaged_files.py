@@ -243,9 +243,9 @@ def _lyapunov(path: Path) -> None:
 
 
 def _model(path: Path) -> None:
-    from sdkeras.files.models import _read_config
+    from sdkeras.files.model_file import read_model_file
 
-    _read_config(str(path))
+    read_model_file(str(path))
 
 
 GRID = """
