@@ -47,9 +47,6 @@ def measure(trial: Trial, model: Model, wanted: tuple[str, ...], share: int) -> 
         model: Its trained model.
         wanted: Columns to measure; other columns keep what was measured.
         share: Processes that share the memory.
-
-    Raises:
-        SdkerasError: The analysis or the trajectory failed.
     """
     started = time.monotonic()
     study, before = trial.study, trial.folder.measured()

@@ -9,10 +9,9 @@ from sdkeras.reporting.report import Cell, Paragraph, Report, Row, Section, Tabl
 from sdkeras.results.note import Note
 from sdkeras.study.correlations import Correlations, MeasureCorrelation, coefficient
 from sdkeras.study.definition import definition, length
-from sdkeras.study.glossary import coefficients_in_words, measures_in_words
-from sdkeras.study.heat_map import heat_map
+from sdkeras.study.figures import heat_map
 from sdkeras.study.measures import columns
-from sdkeras.study.notes import notes, warnings_by_code
+from sdkeras.study.notes import coefficients_in_words, measures_in_words, notes, warnings_by_code
 from sdkeras.study.results import Results
 
 # A coefficient with a larger p value says nothing clear.

@@ -9,10 +9,9 @@ from sdkeras.reporting.drawing import as_image
 from sdkeras.reporting.html import save_html
 from sdkeras.results.document import write_atomically
 from sdkeras.study.correlations import TARGETS, Correlations
-from sdkeras.study.heat_map import save_heat_map
+from sdkeras.study.figures import save_heat_map, scatter
 from sdkeras.study.page import study_report
 from sdkeras.study.results import Results, read_results
-from sdkeras.study.scatter import scatter
 
 FILES = ("runs.csv", "correlations.csv", "correlations.json", "heat_map.png", "heat_map.svg", "study.html")
 

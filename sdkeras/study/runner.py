@@ -74,16 +74,7 @@ class StudyPlan:
 
 @attrs.frozen
 class Finished:
-    """One run that has just ended, for a progress line.
-
-    Attributes:
-        run: The run.
-        failure: Why it failed, or None.
-        seconds: Its duration in this call.
-        num_finished: Runs that have ended in this call.
-        num_to_do: Runs to do in this call.
-        remaining: Estimated seconds until all are done.
-    """
+    """One run that has just ended, for a progress line; counts and times are of this call, times in seconds."""
 
     run: GridRun
     failure: Failed | None
@@ -257,11 +248,7 @@ class _Slot:
         return future
 
     def outcome(self, task: Future[_Result]) -> _Result:
-        """What the task returned.
-
-        Raises:
-            _Ended: The process has ended instead.
-        """
+        """The result of a task; raises _Ended where the process has ended instead."""
         try:
             return task.result()
         except BrokenProcessPool as error:
@@ -305,11 +292,7 @@ def _why_ended(error: BrokenProcessPool, log: Path) -> str:
 
 
 def _check(study: Study, slot: _Slot, runs: Sequence[GridRun], notice: Callable[[str], None] | None) -> None:
-    """Sees before the first training whether user code and data can be loaded, and which measures will lack a rate.
-
-    Raises:
-        SdkerasError: They cannot, or no measure could be taken of any run.
-    """
+    """Checks before the first training that user code and data load, and tells which measures will lack a rate."""
     try:
         answer = slot.outcome(slot.submit(worker.check))
     except _Ended as error:

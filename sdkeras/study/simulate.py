@@ -163,18 +163,7 @@ class ForwardSettings:
 
 @attrs.frozen
 class ForwardPlan:
-    """What a simulation would do and cost.
-
-    Attributes:
-        num_parameters: Weights.
-        num_columns: Numbers kept of each iterate.
-        num_steps: Steps.
-        num_iterates: Iterates kept.
-        num_examples: Examples whose losses are kept.
-        peak_memory: Bytes.
-        seconds: Estimated from one timed gradient.
-        seconds_per_gradient: Time of that gradient.
-    """
+    """What a simulation would do and cost: `num_columns` numbers of each iterate, memory in bytes."""
 
     num_parameters: int
     num_columns: int

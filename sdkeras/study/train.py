@@ -66,15 +66,7 @@ def factory(study: Study) -> Callable[..., Model]:
 
 @attrs.frozen
 class Trial:
-    """One run of a study with what it takes.
-
-    Attributes:
-        study: The study.
-        run: The run.
-        make: The model's factory.
-        data: Data of the study.
-        folder: Files of the run.
-    """
+    """One run of a study with the model's factory, the data, and the run's files."""
 
     study: Study
     run: GridRun
@@ -124,12 +116,7 @@ def train(trial: Trial) -> Trained:
 
 
 def _fit(trial: Trial, model: Model) -> tuple[_Watch, TrajectoryRecorder | None, dict[str, list[float]]]:
-    """Runs `fit`; returns its callbacks and history.
-
-    Raises:
-        ModelError: The user's code failed.
-        NonFiniteError: Training diverged.
-    """
+    """Runs `fit`; returns its callbacks and history."""
     study, data = trial.study, trial.data.train
     if isinstance(data, tuple):
         batch_size = trial.run.settings.get("batch_size", 32)
@@ -154,11 +141,7 @@ def _fit(trial: Trial, model: Model) -> tuple[_Watch, TrajectoryRecorder | None,
 
 
 def _final_scores(model: Model, data: StudyData) -> tuple[Scores, Scores]:
-    """Scores over the data of training and of the test.
-
-    Raises:
-        NonFiniteError: Weights or scores are not finite.
-    """
+    """Scores over the data of training and of the test."""
     if not all(np.all(np.isfinite(variable.numpy())) for variable in model.trainable_variables):
         raise NonFiniteError("training diverged: a weight is NaN or infinite at its end")
     scores = _scores(model, data.train), _scores(model, data.test)
@@ -208,11 +191,7 @@ def _steps_of(model: Model) -> int:
 
 
 def _load_weights(model: Model, path: Path, trained: Trained, advice: str) -> None:
-    """Reads the arrays of a .weights.h5 file, or of the one inside a .keras file, whose configuration is not read.
-
-    Raises:
-        ModelError: Missing, damaged, or of another architecture or optimizer.
-    """
+    """Reads the arrays of a .weights.h5 file, or of the one inside a .keras file, whose configuration is not read."""
     if not path.is_file():
         raise ModelError(f"there is no file {path} with the weights of the trained model. {advice}")
     model.optimizer.build(model.trainable_variables)
@@ -342,7 +321,7 @@ class _LateRecorder(TrajectoryRecorder):
 
 
 def _recorder(study: Study, data: StudyData, num_steps: int) -> TrajectoryRecorder | None:
-    """What records the last iterates; with `num_steps` 0 the end is not known before."""
+    """Records the last iterates of training; `num_steps` is 0 where its end is not known before."""
     if not study.records:
         return None
     settings = study.trajectory
@@ -374,11 +353,7 @@ def accuracy_in(logs: Mapping[str, Any]) -> float | None:
 
 
 def _save_weights(model: Model, path: Path) -> None:
-    """Writes the weights and the optimizer's state, all of it or nothing.
-
-    Raises:
-        ModelError: Keras cannot save them.
-    """
+    """Writes the weights and the optimizer's state, all of it or nothing."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         try:
             model.save_weights(Path(folder) / path.name)
