@@ -135,7 +135,7 @@ def parse(text: str, document: type[Record] = Analysis, prefixes: tuple[str, ...
     Args:
         text: PATH OP NUMBER [and|or ...].
         document: The kind of file whose paths it names.
-        prefixes: What may stand before a path of run.json, with a dot.
+        prefixes: Words that may stand before a path of run.json, with a dot.
     """
     groups = [re.split(r"\band\b", alternative) for alternative in re.split(r"\bor\b", text)]
     return Expression(tuple(tuple(_condition(each, document, prefixes) for each in group) for group in groups))
@@ -158,7 +158,6 @@ def _condition(text: str, document: type[Record], prefixes: tuple[str, ...]) -> 
 
 
 def _check_path(path: str, document: type[Record]) -> None:
-    """Refuses a path that leads to no number in any file of this kind."""
     kind: Kind = document
     names = path.split(".")
     for position, name in enumerate(names):

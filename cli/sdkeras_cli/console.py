@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 from rich.console import Console
 
-from sdkeras.reporting.tables import printable
+from sdkeras.reporting.report import printable
 
 # Columns that a report needs at least and can use at most, and those of a terminal that does not know (COLUMNS=0).
 _NARROWEST, _WIDEST, _UNKNOWN = 40, 10_000, 80

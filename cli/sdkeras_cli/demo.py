@@ -24,7 +24,13 @@ _LEARNING_RATE = 0.2
 @options.quiet
 @options.debug
 def command(output_dir: str, seed: int, quiet: bool) -> int:
-    """Train a small net on the 1,797 digits of UCI and analyse it."""
+    """Train a small net on the 1,797 digits of UCI and analyse it.
+
+    \f
+
+    Raises:
+        SdkerasError: The folder cannot be made.
+    """
     if not output_dir:
         raise SdkerasError("--output-dir is empty; name a folder for the demo's files.")
     folder = Path(output_dir)

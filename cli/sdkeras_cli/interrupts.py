@@ -18,7 +18,7 @@ _SHOW_CURSOR = b"\x1b[?25h"
 
 
 class _State:
-    """What a signal does now."""
+    """The present effect of a signal."""
 
     installed = False
     ends = True  # or raises

@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from sdkeras.results.answers import LyapunovRun
-from sdkeras.runs.lyapunov_settings import DEFAULT_ESTIMATOR, settings_of
-from sdkeras.runs.options import DEFAULT_STEPS, DEFAULT_TRANSIENT, Options
+from sdkeras.runs.lyapunov_settings import LyapunovSettings, settings_of
+from sdkeras.runs.options import Options
 from sdkeras_cli import options
 from sdkeras_cli.options import COUNT, NOT_NEGATIVE
 from sdkeras_cli.request import Request
@@ -20,16 +20,20 @@ def _lengths(context: click.Context, option: click.Parameter, text: str | None) 
 @click.command()
 @click.argument("model", type=click.Path())
 @options.data
-@click.option("--num-exponents", type=COUNT, metavar="K", help="Default 10, or all where the state has fewer.")
-@click.option(
-    "--steps", "num_steps", type=COUNT, default=DEFAULT_STEPS, show_default=True, help="Steps to average over."
-)
-@click.option("--transient", type=NOT_NEGATIVE, default=DEFAULT_TRANSIENT, show_default=True, help="Steps before.")
-@click.option(
-    "--windows",
-    callback=_lengths,
-    metavar="M,M,...",
-    help="SD, and SD^(m) of M steps taken as one, over the same steps as D_s; all exponents (small models).",
+@options.options_of(
+    LyapunovSettings,
+    num_exponents={"metavar": "K", "help": "Default 10, or all where the state has fewer."},
+    num_steps={"help": "Steps to average over."},
+    transient={"type": NOT_NEGATIVE, "help": "Burn-in steps before."},
+    windows={
+        "type": None,
+        "callback": _lengths,
+        "metavar": "M,M,...",
+        "help": "SD, and SD^(m) of M steps taken as one, over the same steps as D_s; all exponents (small models).",
+    },
+    checkpoint={"type": click.Path(), "metavar": "FILE", "help": "Keep the run here, and continue it if it is there."},
+    checkpoint_interval={"help": "Steps between two writings."},
+    estimator={"help": "Lyapunov estimator to use."},
 )
 @options.options_of(
     Options,
@@ -41,11 +45,6 @@ def _lengths(context: click.Context, option: click.Parameter, text: str | None) 
     settings={"callback": options.settings_of(("lyapunov",), "lyapunov-qr.tolerance=0.001")},
 )
 @options.initial_slots
-@click.option(
-    "--checkpoint", type=click.Path(), metavar="FILE", help="Keep the run here, and go on from it if it is there."
-)
-@click.option("--checkpoint-interval", type=COUNT, default=100, show_default=True, help="Steps between two writings.")
-@click.option("--estimator", default=DEFAULT_ESTIMATOR, show_default=True, help="Lyapunov estimator to use.")
 @options.of_a_run
 def command(**parameters: options.Value) -> int:
     """Lyapunov exponents of the training of MODEL (.keras or .h5), and the dimension D_s of its attractor.

@@ -72,7 +72,7 @@ def _run(arguments: list[str], options: dict[str, str]) -> NoReturn:
 
 
 def _outcome(error: Exception) -> tuple[str, int]:
-    """What an error says, and the exit status."""
+    """The message of an error and the exit status."""
     if isinstance(error, SdkerasError):
         return str(error), error.exit_status
     if isinstance(error, click.ClickException):
@@ -103,7 +103,7 @@ def _in_other_letters(error: UnicodeError) -> tuple[str, int]:
 
 
 def _quit(message: str, status: int) -> NoReturn:
-    from sdkeras.reporting.tables import printable  # messages quote model files and third parties' errors
+    from sdkeras.reporting.report import printable  # messages quote model files and third parties' errors
 
     click.echo(f"sdkeras: {'error: ' if status != INTERRUPTED else ''}{printable(message)}", err=True)
     interrupts.said()

@@ -18,7 +18,8 @@ from sdkeras.dimension.bounds import check_inputs
 from sdkeras.errors import SdkerasError
 from sdkeras.estimators import registry
 from sdkeras.files import class_weights
-from sdkeras.runs.options import DTYPES, MAPS, MODES, PRODUCT_MODES, parse_learning_rate
+from sdkeras.operators.modes import DTYPES, MODES, PRODUCT_MODES
+from sdkeras.runs.options import MAPS, parse_learning_rate
 
 # What click hands a command for a parameter.
 Value: TypeAlias = Any
@@ -45,7 +46,11 @@ NOT_NEGATIVE = click.IntRange(min=0)
 
 
 def learning_rate(context: click.Context, option: click.Parameter, text: str | None) -> float | str | None:
-    """A rate, or which one of a schedule."""
+    """A rate, or which one of a schedule.
+
+    Raises:
+        BadParameter: It is neither.
+    """
     try:
         return None if text is None else parse_learning_rate(text)
     except SdkerasError as error:
@@ -53,7 +58,11 @@ def learning_rate(context: click.Context, option: click.Parameter, text: str | N
 
 
 def bound_inputs(context: click.Context, option: click.Parameter, texts: Sequence[str]) -> dict[str, float] | None:
-    """NAME=VALUE as numbers by name."""
+    """NAME=VALUE as numbers by name.
+
+    Raises:
+        SdkerasError: Another form, an unknown name, or a number out of range.
+    """
     known: dict[str, float] = {}
     for text in texts:
         name, equals, digits = text.partition("=")
@@ -98,11 +107,10 @@ _READERS: dict[Any, Callable[[str], Any]] = {
 
 
 def _value(assignment: str, kind: Value, text: str) -> Value:
-    """The text as the field's type, of several the first that reads it, None before them."""
     kinds = sorted(typing.get_args(kind) or (kind,), key=lambda each: each is not type(None))
     if not set(kinds) <= set(_READERS):
         raise SdkerasError(f"--set {assignment}: this field can be set from Python only.")
-    for each in kinds:
+    for each in kinds:  # None first, then as they are declared
         try:
             return _READERS[each](text)
         except (ValueError, KeyError):
@@ -128,7 +136,13 @@ _CLICK: dict[str, dict[str, Any]] = {
     "bound_inputs": {"multiple": True, "callback": bound_inputs},
 }
 # Options that are not called as the argument is.
-_SPELLED = {"memory_gb": "--memory", "bound_inputs": "--bound", "estimators": "--estimator", "settings": "--set"}
+_SPELLED = {
+    "memory_gb": "--memory",
+    "bound_inputs": "--bound",
+    "estimators": "--estimator",
+    "settings": "--set",
+    "num_steps": "--steps",
+}
 _OF_PYTHON = ("loss_fn", "runs", "workers", "progress")
 
 
@@ -137,10 +151,15 @@ def options_of(record: type[Any], *names: str, **changes: Mapping[str, Any]) -> 
 
     Args:
         record: An attrs class.
-        names: Which fields; without any, all that a command line can give.
-        changes: Further fields, with what is otherwise in this command: arguments of `click.option`.
+        names: Fields to take.
+        changes: Further fields, with the arguments of `click.option` that are otherwise in this command. Without any
+            names and changes all fields are taken that a command line can give.
     """
-    chosen = (*names, *changes) if names else [name for name in attrs.fields_dict(record) if name not in _OF_PYTHON]
+    chosen = (
+        (*names, *changes)
+        if names or changes
+        else [name for name in attrs.fields_dict(record) if name not in _OF_PYTHON]
+    )
 
     def decorate(command: _Command) -> _Command:
         for name in reversed(chosen):
@@ -154,7 +173,7 @@ def options_of(record: type[Any], *names: str, **changes: Mapping[str, Any]) -> 
 
 def _arguments(record: type[Any], name: str) -> dict[str, Any]:
     field, kind = attrs.fields_dict(record)[name], typing.get_type_hints(record)[name]
-    words = {"help": field.metadata["help"], "metavar": field.metadata.get("metavar") or None}
+    words = {"help": field.metadata.get("help"), "metavar": field.metadata.get("metavar") or None}
     if kind is bool:
         return {"is_flag": True, "help": words["help"]}
     kinds = typing.get_args(kind) or (kind,)

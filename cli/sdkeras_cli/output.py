@@ -9,13 +9,19 @@ import click
 
 from sdkeras.errors import SdkerasError
 from sdkeras.files.atomic import check_room, is_stream, reason_of, shown
+from sdkeras.reporting.advice import rendered
 from sdkeras.reporting.comparison import Comparison
 from sdkeras.results.answers import Analysis, LyapunovRun
+from sdkeras.results.document import Document, write_atomically
 from sdkeras.results.plans import LyapunovPlan, Plan
 
 
 def check_outputs(outputs: list[str], inputs: list[str]) -> None:
-    """Refuses outputs that would overwrite an input or one another, or that cannot be written."""
+    """Checks outputs before the work.
+
+    Raises:
+        SdkerasError: One would overwrite an input or another, or cannot be written.
+    """
     read, written = {os.path.realpath(path) for path in inputs}, set()
     for path in outputs:
         place = os.path.realpath(path)
@@ -34,7 +40,7 @@ def write_reports(
 ) -> None:
     """The answer as JSON and as a page where asked for, and in the terminal unless quiet."""
     if json_path is not None:
-        answer.save(json_path)
+        save_json(answer, json_path)
     if html_path is not None:
         from sdkeras.reporting.html import save_html
 
@@ -46,12 +52,18 @@ def write_reports(
         console().print(render(answer))
 
 
+def save_json(answer: Document, path: str) -> None:
+    """The answer as a file, whose messages name the options of the command."""
+    write_atomically(path, rendered(answer.to_json()))
+
+
 def show_plan(plan: Plan | LyapunovPlan, outputs: list[str]) -> None:
     """The plan of `--dry-run`, and which files would be written."""
-    from sdkeras.reporting.terminal import render_plan
+    from sdkeras.reporting.tables import plan_table
+    from sdkeras.reporting.terminal import render_table
     from sdkeras_cli.console import console
 
-    console().print(render_plan(plan))
+    console().print(render_table(plan_table(plan)))
     click.echo(f"files to be written: {', '.join(outputs) or 'none'}")  # rich would break a path at the margin
 
 

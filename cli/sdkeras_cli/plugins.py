@@ -10,7 +10,7 @@ from rich.text import Text
 from sdkeras.errors import PluginError, SdkerasError
 from sdkeras.estimators import registry
 from sdkeras.files.user_code import USER_ERRORS, last_line
-from sdkeras.reporting.tables import printable
+from sdkeras.reporting.report import printable
 from sdkeras_cli import options
 from sdkeras_cli.console import console
 
@@ -42,6 +42,12 @@ def check_plugin(name: str) -> int:
 
     Operators of known spectra in float32 and float64: values where the spectrum is, residuals that hold, products
     counted, the same numbers for the same seed, an error where products are NaN.
+
+    \f
+
+    Raises:
+        PluginError: It has fields without a default, or fails.
+        SdkerasError: It breaks the contract.
     """
     from sdkeras.estimators.kinds import KINDS
     from sdkeras.testing import check_estimator

@@ -1,4 +1,4 @@
-"""A command that works on a model: what it is told, checks before TensorFlow starts, loading, and the answer."""
+"""Commands that work on a model: their arguments, checks before TensorFlow starts, loading, and the answer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sdkeras_cli.report import fail_if
 
 @attrs.frozen
 class Request:
-    """What every command that works on a model is told, beside the options of the library."""
+    """The arguments of every command that works on a model, beside the options of the library."""
 
     model: str
     data: str
@@ -91,7 +91,11 @@ class Request:
 
 
 def check_inputs(model: str, data: str, custom_objects: str | None) -> None:
-    """Refuses files that are not there, before TensorFlow takes its seconds to start."""
+    """Checks inputs before TensorFlow takes its seconds to start.
+
+    Raises:
+        SdkerasError: A file is missing.
+    """
     if not os.path.exists(model):
         raise SdkerasError(f"there is no file {shown(model)}; give the path of a .keras or .h5 model.")
     files = data.split(",") if data.endswith(".npy") else [data] if data.endswith(".npz") else []
@@ -103,7 +107,7 @@ def check_inputs(model: str, data: str, custom_objects: str | None) -> None:
 
 
 def load_training_data(spec: str) -> Value:
-    """Data of training; what to know of them is told."""
+    """Loads training data and prints the caveats about them."""
     from sdkeras.files import models
 
     data, note = models.load_training_data(spec)

@@ -11,7 +11,7 @@ from sdkeras.errors import SdkerasError
 from sdkeras.runs.options import Options
 from sdkeras_cli import options
 from sdkeras_cli.options import COUNT, NOT_NEGATIVE, POSITIVE
-from sdkeras_cli.output import check_outputs
+from sdkeras_cli.output import check_outputs, save_json
 from sdkeras_cli.request import Request
 
 if TYPE_CHECKING:
@@ -59,9 +59,14 @@ _OF_BOTH = ("model", "alpha", "seed", "memory_gb", "json_path", "html_path", "dr
 def command(context: click.Context, /, **parameters: options.Value) -> int:
     """Measure how large a trajectory of the weights is: E_alpha and PH dimension.
 
-    Of MODEL, whose training with DATA is simulated on from there, or of a TRAJECTORY (.npz) that
+    Takes a MODEL, whose training with DATA is simulated from there on, or a TRAJECTORY (.npz) that
     sdkeras.study.recorder.TrajectoryRecorder, or --save, wrote, or that is a plain matrix, steps x weights (.npz,
     .npy).
+
+    \f
+
+    Raises:
+        SdkerasError: A model without data.
     """
     request = Request.taken_from(parameters)
     if request.model.endswith((".npz", ".npy")):
@@ -85,7 +90,6 @@ def command(context: click.Context, /, **parameters: options.Value) -> int:
 
 
 def _refuse_simulation(context: click.Context) -> None:
-    """A recorded trajectory is what it is."""
     for option in context.command.params:
         name = option.name or ""
         if name not in _OF_BOTH and context.get_parameter_source(name) not in (ParameterSource.DEFAULT, None):
@@ -118,22 +122,20 @@ def _simulated(request: Request, parameters: dict[str, Any]) -> TrajectoryMeasur
     tensorflow_settings()
     import keras
 
-    from sdkeras.study.simulate import ForwardSettings, forward, plan
+    from sdkeras.study.simulate import forward, plan
 
     model, data, objects = request.load(parameters["loss"])
     if request.dry_run:
-        settings = ForwardSettings(
-            **{name: parameters[name] for name in ("steps", "every", "projection", "losses_on", "seed", "memory_gb")}
-        )
-        read = {name: parameters[name] for name in ("batch_size", "learning_rate", "loss", "samples")}
-        _show(plan(model, data, settings=settings, **read))
+        del parameters["save"]
+        _show(plan(model, data, **parameters))
         return None
     with keras.saving.custom_object_scope(objects), progress_bar(request.quiet) as progress:
         return forward(model, data, **parameters, progress=progress)
 
 
 def _show(plan: ForwardPlan) -> None:
-    from sdkeras.study.trajectory_report import rows_of
+    from sdkeras.reporting.report import Table
+    from sdkeras.reporting.terminal import render_table
     from sdkeras_cli.console import console
 
     rows = (
@@ -144,17 +146,21 @@ def _show(plan: ForwardPlan) -> None:
         ("one gradient", f"{1e3 * plan.seconds_per_gradient:.3g} ms", ""),
         ("time", f"about {plan.seconds:.3g} s", ""),
     )
-    console().print(rows_of("Plan", rows))
+    console().print(render_table(Table("Plan", rows)))
 
 
 def _write(measures: TrajectoryMeasures, json_path: str | None, html_path: str | None, quiet: bool) -> None:
-    from sdkeras.study.trajectory_report import render, save_html
+    from sdkeras.reporting.html import save_html
+    from sdkeras.reporting.terminal import render
+    from sdkeras.study.trajectory_report import trajectory_report
+
+    report = trajectory_report(measures)
 
     if json_path is not None:
-        measures.save(json_path)
+        save_json(measures, json_path)
     if html_path is not None:
-        save_html(measures, html_path)
+        save_html(report, html_path)
     if not quiet:
         from sdkeras_cli.console import console
 
-        console().print(render(measures))
+        console().print(render(report))

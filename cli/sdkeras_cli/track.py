@@ -61,6 +61,11 @@ def command(
 
     With --data: CHECKPOINTs (files, folders, patterns) are measured in their order, and the log is kept in --out.
     Interrupted or killed, the same command measures the rest.
+
+    \f
+
+    Raises:
+        SdkerasError: Checkpoints without data, several logs, or options of checkpoints for a log.
     """
     condition = None if expression is None else conditions.parse(expression, Measurement)
     source = click.get_current_context().get_parameter_source
@@ -131,7 +136,8 @@ def _measure(
 
 def _show(log: RunLog, html_path: str | None, condition: conditions.Expression | None, *, quiet: bool) -> int:
     """The log as a page and in the terminal; the exit status that `--fail-if` asks for."""
-    from sdkeras.reporting.track import render, save_html
+    from sdkeras.reporting.html import save_html
+    from sdkeras.reporting.terminal import render
     from sdkeras_cli.report import status_of
 
     if html_path is not None:

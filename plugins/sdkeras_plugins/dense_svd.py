@@ -6,10 +6,8 @@ import attrs
 import numpy as np
 import scipy.linalg
 
-from sdkeras.errors import OperatorSizeError
 from sdkeras.estimators.kinds import singular_values_estimator
-from sdkeras.linalg.dense import transposed_matrix
-from sdkeras.linalg.memory import available_memory
+from sdkeras.linalg.dense import require_memory, transposed_matrix
 from sdkeras.linalg.operators import LinearMap
 from sdkeras.results.arrays import SMALLEST_FACTOR
 from sdkeras.results.estimates import SingularValues
@@ -31,19 +29,13 @@ class DenseSvd:
     chunk: int = attrs.field(default=64, validator=attrs.validators.ge(1))
 
     def estimate(self, source: LinearMap, *, seed: int) -> SingularValues:
-        """Each singular value with weight 1.
-
-        Raises:
-            OperatorSizeError: The dense matrix would not fit the memory; found before any of it is made.
-            NonFiniteError: A product holds NaN or infinity.
-        """
-        limit = available_memory() if self.memory_gb is None else int(self.memory_gb * 1e9)
-        needed = memory_needed(source.size, self.chunk)
-        if needed > limit:
-            raise OperatorSizeError(
-                f"the singular values of {source.size} dimensions need {needed / 1e9:.1f} GB, and {limit / 1e9:.1f} GB "
-                "may be used; take the golub-kahan estimator, or more memory (`memory_gb`)."
-            )
+        """Each singular value with weight 1; a matrix that would not fit the memory is refused before any product."""
+        require_memory(
+            memory_needed(source.size, self.chunk),
+            self.memory_gb,
+            f"the singular values of {source.size} dimensions need",
+            "the golub-kahan estimator, or more memory (`memory_gb`)",
+        )
         matrix = transposed_matrix(source.jvp, source.size, source.dtype, self.chunk)
         # The transpose of a C-ordered array is what LAPACK wants (no copy).
         values = scipy.linalg.svdvals(matrix.T, overwrite_a=True, check_finite=False)

@@ -41,11 +41,7 @@ class GolubKahan:
     reorthogonalize: bool = True
 
     def estimate(self, source: LinearMap, *, seed: int) -> SingularValues:
-        """One probe's quadrature; weights sum to the map's size.
-
-        Raises:
-            NonFiniteError: A product holds NaN or infinity.
-        """
+        """One probe's quadrature; weights sum to the map's size."""
         probe = rademacher_probes(source.size, 1, seed=seed, dtype=source.dtype)[0]
         run = bidiagonalize(source.jvp, source.vjp, probe, self.num_steps, reorthogonalize=self.reorthogonalize)
         whole = self._rule(run, run.num_steps, source.size, seed, run.num_products)

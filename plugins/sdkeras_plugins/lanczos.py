@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import attrs
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
 from sdkeras.estimators.kinds import eigenpairs_estimator
 from sdkeras.linalg.lanczos import lanczos
@@ -14,7 +12,7 @@ from sdkeras.linalg.operators import SymmetricOperator
 from sdkeras.linalg.probes import start_vector
 from sdkeras.linalg.tridiagonal import ritz
 from sdkeras.linalg.vectors import norm
-from sdkeras.results.arrays import FloatArray
+from sdkeras.results.arrays import Array, FloatArray
 from sdkeras.results.estimates import Eigenpairs
 
 # Solving the projected problem costs O(m^2); looking every few steps keeps that below the products.
@@ -54,7 +52,7 @@ class Lanczos:
     tolerance: float = attrs.field(default=1e-3, validator=attrs.validators.gt(0.0))
     eigenvectors: bool = False
     reorthogonalize: bool = True
-    start: Any = attrs.field(default=None, eq=False, repr=False)
+    start: ArrayLike | None = attrs.field(default=None, eq=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         if self.num_largest + self.num_smallest == 0:
@@ -68,17 +66,12 @@ class Lanczos:
     def estimate(self, source: SymmetricOperator, *, seed: int) -> Eigenpairs:
         """The wanted eigenvalues, largest first; where the budget ends the run, as far as they have converged.
 
-        Raises:
-            NonFiniteError: A product holds NaN or infinity.
-            BudgetError: The budget has no room for as many products as there are pairs wanted.
+        The budget must have room for as many products as there are pairs wanted.
         """
         start = initial_vector(self.start, source, seed)
 
-        def another(steps_done: int) -> NDArray[Any]:
+        def another(steps_done: int) -> Array:
             return start_vector(source.size, seed=seed, dtype=source.dtype, stream=steps_done)
-
-        def converged(alpha: FloatArray, beta: FloatArray) -> bool:
-            return self._converged(alpha, beta, source.size)
 
         keep = self.reorthogonalize
         run = lanczos(
@@ -86,7 +79,7 @@ class Lanczos:
             start,
             self.num_steps,
             reorthogonalize=keep,
-            until=converged,
+            until=lambda alpha, beta: self._converged(alpha, beta, source.size),
             restart=another if keep else None,
             fewest=min(self.num_largest + self.num_smallest, source.size),
         )
@@ -125,7 +118,7 @@ class Lanczos:
         return bool(np.all(residuals <= self.tolerance * np.max(np.abs(theta))))
 
 
-def initial_vector(start: Any, source: SymmetricOperator, seed: int) -> NDArray[Any]:
+def initial_vector(start: ArrayLike | None, source: SymmetricOperator, seed: int) -> Array:
     """The warm start as one unit vector, or a random one.
 
     Raises:
@@ -143,5 +136,5 @@ def initial_vector(start: Any, source: SymmetricOperator, seed: int) -> NDArray[
     length = norm(vector)
     if not 0 < length < np.inf:
         raise ValueError(f"the warm start has norm {length:g}; give finite vectors whose sum is not zero.")
-    unit: NDArray[Any] = vector / source.dtype.type(length)
+    unit: Array = vector / source.dtype.type(length)
     return unit

@@ -9,7 +9,6 @@ from typing import Any
 
 import attrs
 import numpy as np
-from numpy.typing import NDArray
 
 from sdkeras.dimension.lyapunov import standard_error
 from sdkeras.errors import Interrupted, NonFiniteError, SdkerasError
@@ -22,7 +21,7 @@ from sdkeras.linalg.operators import TangentFlow
 from sdkeras.linalg.orthogonal import thin_qr
 from sdkeras.linalg.probes import start_frame
 from sdkeras.linalg.vectors import finite
-from sdkeras.results.arrays import BoolArray, FloatArray
+from sdkeras.results.arrays import Array, BoolArray, FloatArray
 from sdkeras.results.estimates import LyapunovExponents
 
 # Standard errors rest on 32 to 63 blocks: at 64 they are merged in pairs. Fewer would not know their own spread
@@ -90,12 +89,9 @@ class LyapunovQr:
     def estimate(self, source: TangentFlow, *, seed: int) -> LyapunovExponents:
         """The exponents, largest first, with block standard errors and the running means.
 
-        Raises:
-            Interrupted: The flow was asked to stop before anything was measured; later, the result has the steps so
-                far. The checkpoint is written in both cases.
-            NonFiniteError: A step gives NaN or infinity before anything was measured; the message says which.
-            SdkerasError: The checkpoint is damaged, of another run or in use by one, or cannot be written.
-            ValueError: The flow returns tangents of another shape.
+        Where the flow raises Interrupted, or NaN comes up, before a step was measured, the error passes; later the
+        result has the steps so far. The checkpoint is written in all cases; a damaged one, one of another run or one in
+        use by a run is refused.
         """
         with contextlib.nullcontext() if self.checkpoint is None else only_writer(self.checkpoint, _IN_USE):
             return self._followed(source, seed)
@@ -177,7 +173,7 @@ class _Run:
         stopped_at: Step that gave NaN or infinity, or None.
     """
 
-    frame: NDArray[Any]
+    frame: Array
     flow: str
     seed: int
     transient: int
@@ -223,6 +219,7 @@ def _check(run: _Run, start: _Run) -> None:
         or not 0.0 <= run.growth <= _FASTEST
         or max(sums) > _FASTEST * (run.step + 1)
         or len(run.blocks) >= 2 * _FEWEST_BLOCKS
+        or len(run.blocks) * run.block_size + run.partial_steps > max(0, run.step - run.transient)
     ):
         raise ValueError("its numbers are none of a run")
 
@@ -272,7 +269,7 @@ def _advance(run: _Run, source: TangentFlow) -> None:
     run.interval = max(1, min(2 * run.interval, longest))
 
 
-def _stepped(source: TangentFlow, frame: NDArray[Any], step: int) -> NDArray[Any]:
+def _stepped(source: TangentFlow, frame: Array, step: int) -> Array:
     """The frame after one step, in memory of its own, so that a flow may use its buffers again."""
     with np.errstate(over="ignore", invalid="ignore"):
         moved = np.array(source.step(frame), dtype=source.dtype, order="C")
@@ -293,14 +290,14 @@ class _Decomposition:
         spread: Logarithm of the largest entry of R over the smallest R_ii, 1 being counted among both.
     """
 
-    frame: NDArray[Any]
+    frame: Array
     logs: FloatArray
     rounding: FloatArray
     unresolved: BoolArray
     spread: float
 
 
-def _decompose(frame: NDArray[Any], step: int) -> _Decomposition:
+def _decompose(frame: Array, step: int) -> _Decomposition:
     q, r = thin_qr(frame)
     finite(q, f"the orthonormalised tangents after step {step} of the trajectory")
     finite(r, f"the growth of the tangents after step {step} of the trajectory")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import attrs
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
 from sdkeras.estimators.kinds import eigenpairs_estimator
 from sdkeras.linalg.operators import SymmetricOperator
 from sdkeras.linalg.probes import start_vector
 from sdkeras.linalg.vectors import dot, finite, norm
-from sdkeras.results.arrays import FloatArray
+from sdkeras.results.arrays import Array, FloatArray
 from sdkeras.results.estimates import Eigenpairs
 from sdkeras_plugins.lanczos import initial_vector
 
@@ -47,14 +45,10 @@ class PowerIteration:
     num_steps: int = attrs.field(default=200, validator=attrs.validators.ge(1))
     tolerance: float = attrs.field(default=1e-3, validator=attrs.validators.gt(0.0))
     eigenvectors: bool = False
-    start: Any = attrs.field(default=None, eq=False, repr=False)
+    start: ArrayLike | None = attrs.field(default=None, eq=False, repr=False)
 
     def estimate(self, source: SymmetricOperator, *, seed: int) -> Eigenpairs:
-        """Eigenpairs sorted by value, largest first.
-
-        Raises:
-            NonFiniteError: A product holds NaN or infinity.
-        """
+        """Eigenpairs sorted by value, largest first."""
         # The Rayleigh-Ritz step mixes k residuals, to at most sqrt(k) times the largest of them.
         tolerance = self.tolerance / np.sqrt(self.num_eigenpairs * (2 if self.which == "both" else 1))
         dominant = self._iterate(source, initial_vector(self.start, source, seed), 0.0, [], tolerance)
@@ -96,9 +90,9 @@ class PowerIteration:
     def _iterate(
         self,
         source: SymmetricOperator,
-        vector: NDArray[Any],
+        vector: Array,
         shift: float,
-        known: list[NDArray[Any]],
+        known: list[Array],
         tolerance: float,
         scale: float = 0.0,
     ) -> _Pair:
@@ -122,12 +116,12 @@ class _Pair:
     """An approximate eigenpair (value, vector) and A times the vector."""
 
     value: float
-    vector: NDArray[Any]
-    product: NDArray[Any]
+    vector: Array
+    product: Array
     num_matvecs: int
 
 
-def _rayleigh_ritz(pairs: list[_Pair]) -> tuple[FloatArray, FloatArray, NDArray[Any]]:
+def _rayleigh_ritz(pairs: list[_Pair]) -> tuple[FloatArray, FloatArray, Array]:
     """Eigenpairs of A restricted to the span of the vectors, largest first, with true residuals; no products."""
     vectors = np.stack([pair.vector for pair in pairs], axis=1)
     products = np.stack([pair.product for pair in pairs], axis=1)
@@ -139,12 +133,12 @@ def _rayleigh_ritz(pairs: list[_Pair]) -> tuple[FloatArray, FloatArray, NDArray[
     return values, np.array(residuals), vectors
 
 
-def _without(vector: NDArray[Any], known: list[NDArray[Any]]) -> NDArray[Any]:
+def _without(vector: Array, known: list[Array]) -> Array:
     for other in known:
         vector = vector - vector.dtype.type(dot(other, vector)) * other
     return vector
 
 
-def _unit(vector: NDArray[Any]) -> NDArray[Any]:
-    unit: NDArray[Any] = vector / vector.dtype.type(norm(vector))
+def _unit(vector: Array) -> Array:
+    unit: Array = vector / vector.dtype.type(norm(vector))
     return unit

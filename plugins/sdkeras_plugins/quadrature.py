@@ -32,11 +32,7 @@ class StochasticLanczosQuadrature:
     reorthogonalize: bool = True
 
     def estimate(self, source: SymmetricOperator, *, seed: int) -> Spectrum:
-        """One probe's quadrature; weights sum to the operator's size.
-
-        Raises:
-            NonFiniteError: A product holds NaN or infinity.
-        """
+        """One probe's quadrature; weights sum to the operator's size."""
         probe = rademacher_probes(source.size, 1, seed=seed, dtype=source.dtype)[0]
         run = lanczos(source.matvec, probe, self.num_steps, reorthogonalize=self.reorthogonalize)
         # Where the Krylov space ends sooner, the coarser rule is the run's own.

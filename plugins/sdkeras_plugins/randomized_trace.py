@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import attrs
 import numpy as np
-from numpy.typing import NDArray
 
 from sdkeras.errors import BudgetError
 from sdkeras.estimators.kinds import trace_estimator
@@ -16,6 +14,7 @@ from sdkeras.linalg.operators import SymmetricOperator
 from sdkeras.linalg.orthogonal import thin_qr
 from sdkeras.linalg.probes import rademacher_probes
 from sdkeras.linalg.vectors import finite
+from sdkeras.results.arrays import Array
 from sdkeras.results.estimates import TraceEstimate
 
 METHODS = ("hutchinson", "hutch++")
@@ -59,9 +58,7 @@ class RandomizedTrace:
     def estimate(self, source: SymmetricOperator, *, seed: int) -> TraceEstimate:
         """The trace with the standard error of the mean over probes; over fewer where the budget ends them.
 
-        Raises:
-            NonFiniteError: A product holds NaN or infinity.
-            BudgetError: The budget has no room for two probes, or for the sketch.
+        The budget must have room for two probes, and for the sketch.
         """
         if self.method == "hutchinson":
             return self._hutchinson(source, self.num_probes, seed)
@@ -79,7 +76,7 @@ class RandomizedTrace:
         source: SymmetricOperator,
         num_probes: int,
         seed: int,
-        known: NDArray[Any] | None = None,
+        known: Array | None = None,
         offset: float = 0.0,
     ) -> TraceEstimate:
         """Mean of z'Az over probes (projected off the columns of `known`), plus an offset that is exact."""
@@ -114,7 +111,7 @@ class RandomizedTrace:
         )
 
 
-def _one_by_one(source: SymmetricOperator, probes: NDArray[Any]) -> list[float]:
+def _one_by_one(source: SymmetricOperator, probes: Array) -> list[float]:
     """z'Az of the leading probes for which the budget has room."""
     samples: list[float] = []
     with contextlib.suppress(BudgetError):
@@ -123,19 +120,19 @@ def _one_by_one(source: SymmetricOperator, probes: NDArray[Any]) -> list[float]:
     return samples
 
 
-def _chunks(matrix: NDArray[Any]) -> Iterator[NDArray[Any]]:
+def _chunks(matrix: Array) -> Iterator[Array]:
     return (matrix[:, start : start + _CHUNK] for start in range(0, matrix.shape[1], _CHUNK))
 
 
-def _products(source: SymmetricOperator, matrix: NDArray[Any]) -> NDArray[Any]:
+def _products(source: SymmetricOperator, matrix: Array) -> Array:
     return finite(np.asarray(source.matmat(matrix)), "a product with random probes")
 
 
-def _trace_within(source: SymmetricOperator, basis: NDArray[Any]) -> float:
+def _trace_within(source: SymmetricOperator, basis: Array) -> float:
     """trace(Q'AQ) for orthonormal columns Q, shape [n, k]."""
     return sum(sum(_column_dots(part, _products(source, part))) for part in _chunks(basis))
 
 
-def _column_dots(first: NDArray[Any], second: NDArray[Any]) -> list[float]:
+def _column_dots(first: Array, second: Array) -> list[float]:
     """Inner products of the columns of two matrices [n, k]."""
     return [float(value) for value in np.einsum("nk,nk->k", first, second, dtype=np.float64)]

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from sdkeras.errors import SdkerasError
-from sdkeras.reporting import html, track
+from sdkeras.reporting.html import save_html
 from sdkeras.results.answers import Analysis
 from sdkeras.results.log import RunLog
 
@@ -38,5 +38,5 @@ class ReportFolder:
             SdkerasError: A file cannot be written.
         """
         answer.save(self.folder / RUN)
-        html.save_html(answer, self.folder / REPORT)
-        track.save_html(log, self.folder / TRACK)
+        save_html(answer, self.folder / REPORT)
+        save_html(log, self.folder / TRACK)

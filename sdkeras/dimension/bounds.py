@@ -175,14 +175,11 @@ def bounds(facts: Facts, inputs: Mapping[str, float], estimated: frozenset[str] 
 
     Args:
         facts: SD, sizes and what is known of the assumptions.
-        inputs: Values by name, see INPUTS; a missing one leaves its terms and the total None.
+        inputs: Values by name, see INPUTS and `check_inputs`; a missing one leaves its terms and the total None.
         estimated: Names of the inputs that were estimated and not given.
 
     Returns:
         Both bounds, in this order.
-
-    Raises:
-        SdkerasError: An unknown input, or one out of range.
     """
     check_inputs(inputs)
     values = {name: inputs.get(name) for name in INPUTS}

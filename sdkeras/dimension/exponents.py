@@ -188,11 +188,7 @@ def rounding(exponents: Exponents, largest: float, product_error: float) -> floa
 
 
 def exponent_map(name: str, learning_rate: float, *, momentum: float = 0.0, weight_decay: float = 0.0) -> ExponentMap:
-    """The map of this name, given all that the optimizer has; what the map does not use is left out.
-
-    Raises:
-        ValueError: An unknown name, or a setting out of its range.
-    """
+    """The map of this name, given all that the optimizer has; what the map does not use is left out."""
     decay = 0.0 if name == "hessian" else weight_decay
     return ExponentMap(name, learning_rate, decay, 0.0 if name in _WITHOUT_MOMENTUM else momentum)
 

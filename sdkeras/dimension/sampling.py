@@ -49,7 +49,7 @@ class AdaptiveSettings:
         stop: Reason to begin no further run, or "" to go on; asked before each group of runs.
         max_steps: Upper bound on the steps of a run.
         group: Runs handed to the mapper at once; what an interruption can lose.
-        required: Make one run even if there is no room for it.
+        required: Make one run even if there is no room for it; if not, a BudgetError says that there was none.
     """
 
     tolerance: float = 0.05

@@ -17,7 +17,7 @@ from sdkeras.results.arrays import WEIGHT_SUM_TOLERANCE
 from sdkeras.results.estimates import SingularValues, Spectrum
 
 if TYPE_CHECKING:
-    from sdkeras.estimators.kinds import Capabilities, Kind
+    from sdkeras.estimators.kinds import Capabilities, Estimator, Kind, Result, Source
 
 
 def origin(cls: type[Any]) -> str:
@@ -83,7 +83,7 @@ def check_capabilities(kind: Kind, name: str, cls: type[Any], can: Capabilities)
         raise PluginError(f"{kind.name} plugin '{name}' ({origin(cls)}) declares many and has no estimate_many method.")
 
 
-def _type_name(hint: Any) -> str:
+def _type_name(hint: object) -> str:
     return "nothing (no annotation)" if hint is None else getattr(hint, "__name__", str(hint))
 
 
@@ -91,7 +91,7 @@ def checked(kind: Kind, name: str, estimate: Callable[..., Any]) -> Callable[...
     """The estimate method with its contract checked on every call."""
 
     @functools.wraps(estimate)
-    def run(self: Any, source: Any, *, seed: int) -> Any:
+    def run(self: Estimator, source: Source, *, seed: int) -> Result:
         if kind.source is SymmetricOperator and not isinstance(source, SymmetricOperator):
             raise PluginError(
                 f"{kind.name} plugin '{name}' got a {type(source).__name__} as its source, expected a "

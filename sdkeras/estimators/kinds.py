@@ -1,13 +1,15 @@
 """The plugin contract: the kinds of estimators, what one declares, and the decorators that declare it.
 
-A kind fixes the source and the result. The decorators are typed, so that mypy rejects a wrong source or result where
-the plugin is defined; `sdkeras.estimators.checks` rejects it again when the class is made and when it runs.
+A kind fixes the source and the result. `estimate` raises NonFiniteError where a product holds NaN or infinity, and lets
+a BudgetError of the source pass or returns what it has by then. The decorators are typed, so that mypy rejects a wrong
+source or result where the plugin is defined; `sdkeras.estimators.checks` rejects it again when the class is made and
+when it runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypedDict, TypeVar, Unpack
+from typing import Any, Protocol, TypeAlias, TypedDict, TypeVar, Unpack
 
 import attrs
 
@@ -60,6 +62,11 @@ KINDS: dict[str, Kind] = {
         Kind("lyapunov", TangentFlow, LyapunovExponents),
     )
 }
+
+# An instance of a declared class, and what it returns; of which class, only the registry knows.
+Estimator: TypeAlias = Any
+Source: TypeAlias = SymmetricOperator | LinearMap | TangentFlow
+Result: TypeAlias = Any
 
 E = TypeVar("E", bound=EigenpairsEstimator)
 S = TypeVar("S", bound=SpectrumEstimator)

@@ -140,7 +140,7 @@ def _load(kind: str, entry: importlib.metadata.EntryPoint) -> type[Any]:
     who = f"{kind} plugin '{entry.name}' (from {' '.join(_source(entry.dist))})"
     known = kinds.declared()
     try:
-        cls: type[Any] = _import(entry, who)
+        cls = _import(entry, who)
         _check_declaration(kind, entry, cls, who)
     except PluginError:
         kinds.forget_since(known)
@@ -148,9 +148,10 @@ def _load(kind: str, entry: importlib.metadata.EntryPoint) -> type[Any]:
     return cls
 
 
-def _import(entry: importlib.metadata.EntryPoint, who: str) -> Any:
+def _import(entry: importlib.metadata.EntryPoint, who: str) -> type[Any]:
     try:
-        return entry.load()
+        cls: type[Any] = entry.load()
+        return cls
     except KeyboardInterrupt:
         raise
     except PluginError as error:
@@ -159,7 +160,7 @@ def _import(entry: importlib.metadata.EntryPoint, who: str) -> Any:
         raise PluginError(f"{who} cannot be loaded: {last_line(error)}") from error
 
 
-def _check_declaration(kind: str, entry: importlib.metadata.EntryPoint, cls: Any, who: str) -> None:
+def _check_declaration(kind: str, entry: importlib.metadata.EntryPoint, cls: object, who: str) -> None:
     declaration = vars(cls).get("__sdkeras__") if isinstance(cls, type) else None
     if not isinstance(declaration, kinds.Declaration):
         raise PluginError(f"{who}: {entry.value} is not declared with @sdkeras.{kind}_estimator('{entry.name}').")

@@ -11,9 +11,9 @@ import attrs
 from sdkeras.dimension.exponents import ExponentMap
 from sdkeras.errors import MapError, PluginError, SdkerasError
 from sdkeras.estimators import registry
-from sdkeras.estimators.kinds import Capabilities, Declaration
+from sdkeras.estimators.kinds import Capabilities, Declaration, Estimator, Result, Source
 from sdkeras.files.user_code import USER_ERRORS, last_line
-from sdkeras.linalg.operators import LinearMap, SymmetricOperator, TangentFlow
+from sdkeras.linalg.operators import SymmetricOperator
 from sdkeras.results.arrays import Array
 
 # The estimator of each kind where none is named; of the kinds that give a whole spectrum the one for exact values; and
@@ -104,7 +104,7 @@ def chosen(options: Request) -> Chosen:
     return found
 
 
-def configured(cls: type[Any], settings: Mapping[str, Any]) -> Any:
+def configured(cls: type[Any], settings: Mapping[str, Any]) -> Estimator:
     """An estimator with the given fields.
 
     Raises:
@@ -118,29 +118,25 @@ def configured(cls: type[Any], settings: Mapping[str, Any]) -> Any:
         raise SdkerasError(f"settings of {cls.__name__}: {reason}; its fields are: {fields}.") from error
 
 
-def capabilities(estimator: Any) -> Capabilities:
+def capabilities(estimator: Estimator) -> Capabilities:
     """What an estimator, or its class, declares that it can do."""
     declared: Declaration = estimator.__sdkeras__
     return declared.capabilities
 
 
-def for_analysis(kind: str, name: str, settings: Mapping[str, Any]) -> Any:
-    """An estimator with the user's settings, and for the rest those that it declares for an analysis.
-
-    Raises:
-        SdkerasError: See `registry.get_estimator` and `configured`.
-    """
+def for_analysis(kind: str, name: str, settings: Mapping[str, Any]) -> Estimator:
+    """An estimator with the user's settings, and for the rest those that it declares for an analysis."""
     cls = registry.get_estimator(kind, name)
     return configured(cls, {**capabilities(cls).in_analysis, **settings})
 
 
-def steps_of(estimator: Any) -> int | None:
+def steps_of(estimator: Estimator) -> int | None:
     """Value of the field that raises its resolution, or None if it has none."""
     field = capabilities(estimator).steps
     return None if field is None else int(getattr(estimator, field))
 
 
-def with_steps(estimator: Any, steps: int | None, *, basis: bool = True) -> Any:
+def with_steps(estimator: Estimator, steps: int | None, *, basis: bool = True) -> Estimator:
     """The estimator with so many steps, and without a basis in memory where there is no room for one."""
     can = capabilities(estimator)
     if steps is None or can.steps is None:
@@ -151,14 +147,14 @@ def with_steps(estimator: Any, steps: int | None, *, basis: bool = True) -> Any:
     return attrs.evolve(estimator, **changes)
 
 
-def held_to(estimator: Any, memory: float) -> Any:
+def held_to(estimator: Estimator, memory: float) -> Estimator:
     """An exact estimator that sets no limit of its own held to this many bytes; any other as it is."""
     if capabilities(estimator).exact and estimator.memory_gb is None:
         return attrs.evolve(estimator, memory_gb=memory / 1e9)
     return estimator
 
 
-def estimator_of_extremes(name: str, settings: Mapping[str, Any], *, most_steps: int) -> Any:
+def estimator_of_extremes(name: str, settings: Mapping[str, Any], *, most_steps: int) -> Estimator:
     """The eigenpairs estimator for both ends of a spectrum, without its basis where the memory has no room for it."""
     estimator = for_analysis("eigenpairs", name, settings)
     can, steps = capabilities(estimator), steps_of(estimator)
@@ -170,7 +166,7 @@ def estimator_of_extremes(name: str, settings: Mapping[str, Any], *, most_steps:
     return for_analysis("eigenpairs", name, {**limits, **settings})
 
 
-def estimator_of_spectrum(name: str, settings: Mapping[str, Any], exponents: ExponentMap) -> Any:
+def estimator_of_spectrum(name: str, settings: Mapping[str, Any], exponents: ExponentMap) -> Estimator:
     """The spectrum estimator; one that works on |1 - eta * alpha| gets the map's eta.
 
     Raises:
@@ -195,14 +191,14 @@ def estimator_of_spectrum(name: str, settings: Mapping[str, Any], exponents: Exp
     return for_analysis("spectrum", name, own)
 
 
-def settings_of(estimator: Any) -> dict[str, Any]:
+def settings_of(estimator: Estimator) -> dict[str, Any]:
     """Its fields by name, for the record; what is no number, text or None in short words."""
     values = attrs.asdict(estimator, recurse=False)
     plain = (bool, int, float, str, type(None))
     return {name: value if isinstance(value, plain) else reprlib.repr(value) for name, value in values.items()}
 
 
-def estimator_of_largest(start: Array | None, *, tolerance: float, most_steps: int) -> Any:
+def estimator_of_largest(start: Array | None, *, tolerance: float, most_steps: int) -> Estimator:
     """The eigenpairs estimator for the upper end alone, from a warm start where there is one."""
     if most_steps < _FEWEST_EIGEN_STEPS:
         # No warm start: power iteration would stay at the old eigenvector until a larger one had outgrown it.
@@ -219,11 +215,13 @@ def estimator_of_largest(start: Array | None, *, tolerance: float, most_steps: i
     )
 
 
-def estimate(estimator: Any, source: SymmetricOperator | LinearMap | TangentFlow, seed: int) -> Any:
-    """One run of an estimator, anybody's: what it raises is told as its failure, not as a bug of the analysis.
+def estimate(estimator: Estimator, source: Source, seed: int) -> Result:
+    """One run of an estimator; exceptions are reported as the plugin's, not as a bug of the analysis.
 
     Raises:
-        PluginError: It raised something that is neither ours nor a shortage of memory.
+        SdkerasError: From the estimator or its source.
+        MemoryError: Likewise.
+        PluginError: The estimator raised anything else.
     """
     try:
         return estimator.estimate(source, seed=seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +14,14 @@ from sdkeras.errors import SdkerasError
 from sdkeras.files.atomic import check_is_file, shown, write_whole
 from sdkeras.files.reading import blamed_on
 
+# None, numbers, text and arrays, in lists, tuples and dicts with str keys.
+Nested: TypeAlias = Any
 # Booleans, integers, floats, complex numbers, bytes and text: what .npy holds without pickle.
 _KINDS = "biufcSU"
 LAYOUT = "layout"
 
 
-def save_checkpoint(path: str | os.PathLike[str], value: Any) -> None:
+def save_checkpoint(path: str | os.PathLike[str], value: Nested) -> None:
     """Writes nested values to a file, all of it or nothing.
 
     The value may be None, a bool, int (of any size), float or str, a NumPy array or scalar, or a list, tuple or dict
@@ -36,7 +38,7 @@ def save_checkpoint(path: str | os.PathLike[str], value: Any) -> None:
     write_whole(path, lambda file: np.savez(file, allow_pickle=False, **{LAYOUT: np.array(layout)}, **arrays))
 
 
-def load_checkpoint(path: str | os.PathLike[str]) -> Any:
+def load_checkpoint(path: str | os.PathLike[str]) -> Nested:
     """What `save_checkpoint` wrote, with the same types and the same bits.
 
     Raises:
@@ -51,7 +53,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Any:
         return _unpacked(json.loads(str(arrays[LAYOUT])), arrays)
 
 
-def fingerprint(value: Any) -> str:
+def fingerprint(value: Nested) -> str:
     """SHA-256 of nested values, first 16 hex digits: equal bits, equal text."""
     layout, arrays = _packed(value)
     digest = hashlib.sha256(layout.encode())
@@ -61,11 +63,11 @@ def fingerprint(value: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def _packed(value: Any) -> tuple[str, dict[str, NDArray[Any]]]:
+def _packed(value: Nested) -> tuple[str, dict[str, NDArray[Any]]]:
     """A JSON text in which arrays are names, and the arrays by name."""
     arrays: dict[str, NDArray[Any]] = {}
 
-    def pack(entry: Any, where: str) -> Any:
+    def pack(entry: Nested, where: str) -> Nested:
         if entry is None or type(entry) in (bool, int, float, str):
             return entry
         if isinstance(entry, (np.ndarray, np.generic)) and np.asarray(entry).dtype.kind in _KINDS:
@@ -73,10 +75,10 @@ def _packed(value: Any) -> tuple[str, dict[str, NDArray[Any]]]:
             arrays[name] = np.asarray(entry)
             return {"array" if isinstance(entry, np.ndarray) else "scalar": name}
         if type(entry) in (list, tuple):
-            packed = [pack(part, f"{where}[{k}]") for k, part in enumerate(entry)]
+            packed = [pack(inner, f"{where}[{k}]") for k, inner in enumerate(entry)]
             return packed if isinstance(entry, list) else {"tuple": packed}
         if type(entry) is dict and all(isinstance(key, str) for key in entry):
-            return {"dict": {key: pack(part, f"{where}[{key!r}]") for key, part in entry.items()}}
+            return {"dict": {key: pack(inner, f"{where}[{key!r}]") for key, inner in entry.items()}}
         raise SdkerasError(
             f"a checkpoint cannot hold {where}, a {type(entry).__name__}; it takes NumPy arrays of numbers or text, "
             "numbers, str, None, and lists, tuples or dicts with str keys of them."
@@ -85,7 +87,7 @@ def _packed(value: Any) -> tuple[str, dict[str, NDArray[Any]]]:
     return json.dumps(pack(value, "the value")), arrays
 
 
-def _unpacked(layout: Any, arrays: dict[str, NDArray[Any]]) -> Any:
+def _unpacked(layout: Nested, arrays: dict[str, NDArray[Any]]) -> Nested:
     if isinstance(layout, list):
         return [_unpacked(entry, arrays) for entry in layout]
     if not isinstance(layout, dict):

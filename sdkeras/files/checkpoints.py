@@ -16,7 +16,7 @@ WEIGHTS_SUFFIX = ".weights.h5"
 _SUFFIXES = (".keras", ".h5", ".hdf5")
 
 
-def in_order(given: Sequence[str | os.PathLike[str]]) -> list[str]:
+def in_order(names: Sequence[str | os.PathLike[str]]) -> list[str]:
     """The checkpoint files that names, folders and patterns stand for, in the order of training.
 
     What one folder or pattern stands for comes in natural order: epoch_2 before epoch_10. Several names keep their
@@ -24,56 +24,49 @@ def in_order(given: Sequence[str | os.PathLike[str]]) -> list[str]:
     too. A file that is named twice comes once.
 
     Args:
-        given: Files; folders, whose .keras, .h5 and .hdf5 files are meant; patterns with *, ? or [].
+        names: Files; folders, whose .keras, .h5 and .hdf5 files are meant; patterns with *, ? or [].
 
     Raises:
         SdkerasError: No file fits one of them, or a name is of no checkpoint.
     """
-    texts = [os.fspath(each) for each in given]
+    texts = [os.fspath(each) for each in names]
     if len(texts) > 1 and texts == sorted(texts):
         texts.sort(key=_natural)
-    found = list(dict.fromkeys(path for text in texts for path in _files(text)))
-    for path in found:
+    paths = list(dict.fromkeys(path for text in texts for path in _files(text)))
+    for path in paths:
         if not path.endswith(_SUFFIXES):
             raise SdkerasError(f"{shown(path)} is no checkpoint: its name must end in .keras, .h5 or {WEIGHTS_SUFFIX}.")
         check_is_file(path, SdkerasError, "give the file of a checkpoint.")
-    return found
+    return paths
 
 
 def digest(path: str) -> str:
     """SHA-256 of a file's bytes, first 16 hex digits; "" where it cannot be read."""
-    state = hashlib.sha256()
     try:
         with open(path, "rb") as file:
-            for block in iter(lambda: file.read(2**20), b""):
-                state.update(block)
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     except OSError:
         return ""
-    return state.hexdigest()[:16]
 
 
 def _files(text: str) -> list[str]:
     if os.path.isdir(text):
-        found = sorted(
-            (os.fspath(path) for path in Path(text).iterdir() if path.name.endswith(_SUFFIXES)), key=_natural
-        )
-        if not found:
-            raise SdkerasError(
-                f"the folder {shown(text)} holds no checkpoint; they end in .keras, .h5 or {WEIGHTS_SUFFIX}."
-            )
-        return found
-    if glob.has_magic(text) and not os.path.exists(text):
-        found = sorted(glob.glob(text, recursive=True), key=_natural)
-        if not found:
-            raise SdkerasError(f"no file fits {shown(text)}; check the pattern.")
-        return found
-    return [text]
+        paths = [os.fspath(path) for path in Path(text).iterdir() if path.name.endswith(_SUFFIXES)]
+        problem = f"the folder {shown(text)} holds no checkpoint; they end in .keras, .h5 or {WEIGHTS_SUFFIX}."
+    elif glob.has_magic(text) and not os.path.exists(text):
+        paths = glob.glob(text, recursive=True)
+        problem = f"no file fits {shown(text)}; check the pattern."
+    else:
+        return [text]
+    if not paths:
+        raise SdkerasError(problem)
+    return sorted(paths, key=_natural)
 
 
 def _natural(text: str) -> list[tuple[int, str]]:
     """Digits count as numbers: by their length first, without zeros before them."""
     pieces = re.split(r"([0-9]+)", text)  # the odd ones are digits; int() takes no more than 4,300 of them
     numbers = [digits.lstrip("0") for digits in pieces[1::2]]
-    signs = [(-1, piece) for piece in pieces]
-    signs[1::2] = [(len(number), number) for number in numbers]
-    return signs
+    keys = [(-1, piece) for piece in pieces]
+    keys[1::2] = [(len(number), number) for number in numbers]
+    return keys

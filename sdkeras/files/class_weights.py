@@ -27,22 +27,18 @@ def checked(class_weight: Mapping[int, float] | None) -> dict[int, float] | None
         return None
     if not isinstance(class_weight, Mapping) or not class_weight:
         raise SdkerasError(f"class_weight is {class_weight!r}; it must map classes to weights, {_EXAMPLE}.")
-    weights: dict[int, float] = {}
     for label, weight in class_weight.items():
         if isinstance(label, bool) or not isinstance(label, (int, np.integer)) or label < 0:
             raise SdkerasError(f"class_weight has the class {label!r}; classes are integers >= 0, {_EXAMPLE}.")
         number = isinstance(weight, (int, float, np.number)) and not isinstance(weight, bool)
-        if not number or not math.isfinite(float(weight)) or float(weight) < 0:
-            raise SdkerasError(
-                f"class_weight gives class {label} the weight {weight!r}; weights are finite numbers >= 0, {_EXAMPLE}."
-            )
-        if float(weight) > _LARGEST:
-            raise SdkerasError(
-                f"class_weight gives class {label} the weight {weight!r}, which overflows float32; scale all of them "
-                "down."
-            )
-        weights[int(label)] = float(weight)
-    return dict(sorted(weights.items()))
+        advice = ""
+        if not number or not 0 <= float(weight) < math.inf:
+            advice = f"; weights are finite numbers >= 0, {_EXAMPLE}"
+        elif float(weight) > _LARGEST:
+            advice = ", which overflows float32; scale all of them down"
+        if advice:
+            raise SdkerasError(f"class_weight gives class {label} the weight {weight!r}{advice}.")
+    return {int(label): float(class_weight[label]) for label in sorted(class_weight)}
 
 
 def parsed(text: str) -> dict[int, float]:
@@ -55,15 +51,13 @@ def parsed(text: str) -> dict[int, float]:
     for entry in text.split(","):
         label, _, weight = entry.partition("=")
         try:
-            known = int(label)
-            twice = known in weights
-            weights[known] = float(weight)
+            if int(label) in weights:
+                raise SdkerasError(f"`class_weight` {text}: class {int(label)} is named twice; give each class once.")
+            weights[int(label)] = float(weight)
         except ValueError:
             raise SdkerasError(
                 f"`class_weight` {text}: {entry!r} is not CLASS=WEIGHT; give weights like 0=1.0,1=9.0."
             ) from None
-        if twice:
-            raise SdkerasError(f"`class_weight` {text}: class {known} is named twice; give each class once.")
     return checked(weights) or {}
 
 

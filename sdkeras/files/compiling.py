@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
 
+from sdkeras.files.keras_types import Model
 
-def has_own_compile(model: Any) -> bool:
+
+def has_own_compile(model: Model) -> bool:
     """Whether the model's class overrides compile()."""
     return type(model).compile is not keras.Model.compile
 
 
-def compile_as(model: Any, arguments: Mapping[str, Any]) -> None:
+def compile_as(model: Model, arguments: Mapping[str, Any]) -> None:
     """Compiles a model with exactly these arguments of `keras.Model.compile`, whatever its class makes of them.
 
     A compile() of the class's own runs first, with the arguments that it takes, for the attributes that it sets beside
@@ -27,14 +29,13 @@ def compile_as(model: Any, arguments: Mapping[str, Any]) -> None:
         arguments: Of `keras.Model.compile`; others reach the class's own only.
     """
     if has_own_compile(model):
-        accepted = _accepted(type(model).compile, arguments)
         with contextlib.suppress(Exception), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model.compile(**accepted)
+            model.compile(**_accepted(type(model).compile, arguments))
     keras.Model.compile(model, **_accepted(keras.Model.compile, arguments))
 
 
-def unstored_compile_arguments(model: Any, arguments: Mapping[str, Any]) -> list[str]:
+def unstored_compile_arguments(model: Model, arguments: Mapping[str, Any]) -> list[str]:
     """What a compile() of the class's own takes beside these arguments, where the loss may depend on it."""
     if not has_own_compile(model):
         return []
@@ -46,15 +47,13 @@ def unstored_compile_arguments(model: Any, arguments: Mapping[str, Any]) -> list
     return [name for name in _named(cls.compile) if name not in standard and name not in arguments]
 
 
-def _named(function: Any) -> list[str]:
+def _named(function: Callable[..., object]) -> list[str]:
     parameters = list(inspect.signature(function).parameters.values())[1:]
     return [each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
 
 
-def _accepted(function: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _accepted(function: Callable[..., object], arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the arguments that a function takes by name."""
-    parameters = inspect.signature(function).parameters.values()
-    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+    if any(each.kind is each.VAR_KEYWORD for each in inspect.signature(function).parameters.values()):
         return dict(arguments)
-    names = _named(function)
-    return {name: value for name, value in arguments.items() if name in names}
+    return {name: arguments[name] for name in _named(function) if name in arguments}

@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sdkeras.errors import DataError
+from sdkeras.files.arrays import checked_arrays, is_pair
 from sdkeras.files.atomic import check_is_file
-from sdkeras.files.data_fit import TWO_PAIRS, check_kind, first_not_finite, is_pair
+from sdkeras.files.keras_types import Data
 from sdkeras.files.reading import in_words
 from sdkeras.files.user_code import call_user_function, last_line
-
-Array = NDArray[Any]
 
 FORMS = (
     "an .npz file (x, y or x_train, y_train), a pair X.npy,Y.npy, a folder written by tf.data.Dataset.save, or "
@@ -31,7 +29,7 @@ _NPY_MAGIC = b"\x93NUMPY"
 _ZIP_MAGICS = (b"PK\x03\x04", b"PK\x05\x06")
 
 
-def load_data(spec: str) -> Any:
+def load_data(spec: str) -> Data:
     """Reads data from a file, a folder or the user's function; nothing is unpickled.
 
     Args:
@@ -64,12 +62,12 @@ def load_training_data(spec: str) -> tuple[Any, str]:
     """
     notes = []
 
-    def returned(where: str, data: Any) -> Any:
+    def returned(where: str, data: Data) -> Data:
         if not _is_both(data):
             return _returned(where, data)
-        train, test = (len(part[0]) for part in data)
+        train, test = (len(pair[0]) for pair in data)
         notes.append(
-            f"data {where}: the callable returned two pairs of {train:,} and {test:,} samples; the first, as "
+            f"{where}: the callable returned two pairs of {train:,} and {test:,} samples; the first, as "
             "(x_train, y_train), is analysed."
         )
         return _returned(where, data[0])
@@ -78,7 +76,7 @@ def load_training_data(spec: str) -> tuple[Any, str]:
     return data, " ".join(notes)
 
 
-def _is_both(data: Any) -> bool:
+def _is_both(data: Data) -> bool:
     """Whether it is ((x_train, y_train), (x_test, y_test)) for sure: of one length in each pair, of two in both."""
     if not (isinstance(data, (tuple, list)) and len(data) == 2 and all(map(is_pair, data))):
         return False
@@ -86,7 +84,7 @@ def _is_both(data: Any) -> bool:
     return len(train) == len(labels) and len(test) == len(test_labels) and len(train) != len(test)
 
 
-def _load(spec: str, returned: Callable[[str, Any], Any]) -> Any:
+def _load(spec: str, returned: Callable[[str, Any], Any]) -> Data:
     """What `spec` names; `returned` checks what a function of the user's returns."""
     try:
         path = Path(spec)
@@ -100,7 +98,7 @@ def _load(spec: str, returned: Callable[[str, Any], Any]) -> Any:
     if path.suffix == ".npy":
         return _from_npy(spec)
     if is_function(spec) and not exists:
-        return returned(f"of {spec!r}", call_user_function(spec))
+        return returned(f"data of {spec!r}", call_user_function(spec))
     if not exists:
         raise DataError(f"data {spec!r} does not exist; give {FORMS}.")
     raise DataError(f"data {spec!r} is of no kind that sdkeras reads; give {FORMS}.")
@@ -125,29 +123,31 @@ def load_both(spec: str) -> tuple[Any, Any]:
             f"data of {spec!r}: the callable returned {described(both)}; without data of the test beside it must "
             "return ((x, y), (x_test, y_test))."
         )
-    return _returned(f"of {spec!r} (training)", both[0]), _returned(f"of {spec!r} (test)", both[1])
+    return _returned(f"data of {spec!r} (training)", both[0]), _returned(f"data of {spec!r} (test)", both[1])
 
 
 def _from_npz(path: str) -> tuple[Any, ...]:
-    with _open(path, ".npz") as stream, _loaded(path, stream) as archive:
-        return _checked(f"{path!r}", _choose(f"{path!r}", _Archive(path, archive)))
+    with _open(path, ".npz") as stream:
+        # NumPy would leave open what it fails to read.
+        with _read(repr(path), lambda: np.load(stream, allow_pickle=False)) as archive:
+            return checked_arrays(f"data {path!r}", _chosen(f"data {path!r}", _Archive(path, archive)))
 
 
 class _Archive(Mapping[str, Any]):
     """The arrays of an .npz file, read one by one when asked for."""
 
-    def __init__(self, path: str, archive: Any) -> None:
+    def __init__(self, path: str, archive: Mapping[str, Data]) -> None:
         self._path = path
         self._archive = archive
 
-    def __getitem__(self, name: str) -> Any:
+    def __getitem__(self, name: str) -> Data:
         return _read(f"{self._path!r} ({name!r})", lambda: self._archive[name])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._archive.files)
+        return iter(self._archive)
 
     def __len__(self) -> int:
-        return len(self._archive.files)
+        return len(self._archive)
 
 
 def _from_npy(spec: str) -> tuple[Any, ...]:
@@ -162,12 +162,7 @@ def _from_npy(spec: str) -> tuple[Any, ...]:
         with _open(path, ".npy"):
             # Mapped, since it may be larger than the memory.
             arrays.append(_read(repr(path), functools.partial(np.load, path, mmap_mode="r", allow_pickle=False)))
-    return _checked(f"{spec!r}", arrays)
-
-
-def _loaded(path: str, stream: BinaryIO) -> Any:
-    """The array of an .npy file, the archive of an .npz file; NumPy would leave open what it fails to read."""
-    return _read(repr(path), lambda: np.load(stream, allow_pickle=False))
+    return checked_arrays(f"data {spec!r}", arrays)
 
 
 @contextlib.contextmanager
@@ -191,7 +186,7 @@ def _open(path: str, kind: str) -> Iterator[BinaryIO]:
         yield stream
 
 
-def _read(where: str, read: Callable[[], Any]) -> Any:
+def _read(where: str, read: Callable[[], Any]) -> Data:
     """What `read` returns, its failures told as the file's, which `where` names."""
     try:
         with warnings.catch_warnings():
@@ -213,30 +208,27 @@ def _unreadable(where: str, why: str) -> DataError:
     )
 
 
-def _choose(where: str, stored: Mapping[str, Any]) -> list[Any]:
+def _chosen(where: str, stored: Mapping[str, Any]) -> list[Any]:
     """x, y and, if there, sample_weight; each an array, or a dictionary from keys such as x/NAME."""
     names = [str(name) for name in stored]
+
+    def field(name: str) -> Data:
+        inner = {key.removeprefix(f"{name}/"): stored[key] for key in names if key.startswith(f"{name}/")}
+        return stored[name] if name in names else inner or None
+
     for x, y in (("x", "y"), ("x_train", "y_train")):
-        wanted = [x, y, "sample_weight"]
-        found = [_field(stored, names, name) for name in wanted]
-        if found[0] is not None and found[1] is not None:
-            return [part for part in found if part is not None]
-        if found[0] is not None and all(name == x or name.startswith(f"{x}/") for name in names):
-            return found[:1]  # for a model that takes no targets
+        inputs, targets, weights = map(field, (x, y, "sample_weight"))
+        if inputs is not None and targets is not None:
+            return [inputs, targets, weights]
+        if inputs is not None and all(name == x or name.startswith(f"{x}/") for name in names):
+            return [inputs]  # for a model that takes no targets
     raise DataError(
-        f"data {where} holds the arrays {', '.join(sorted(names)) or '(none)'}, but x and y (or x_train and y_train) "
+        f"{where} holds the arrays {', '.join(sorted(names)) or '(none)'}, but x and y (or x_train and y_train) "
         "are needed, and sample_weight if there is one; several inputs are x/NAME. Rename the arrays."
     )
 
 
-def _field(stored: Mapping[str, Any], names: list[str], name: str) -> Any:
-    parts = {key[len(name) + 1 :]: stored[key] for key in names if key.startswith(f"{name}/")}
-    if name in names:
-        return stored[name]
-    return parts or None
-
-
-def _from_folder(path: Path) -> Any:
+def _from_folder(path: Path) -> Data:
     import tensorflow as tf
 
     if not (path / "dataset_spec.pb").is_file():
@@ -255,7 +247,10 @@ def _from_folder(path: Path) -> Any:
     # specification is a protocol buffer, which names tensor types and holds no code.
     for compression in (None, "GZIP"):
         try:
-            dataset = tf.data.Dataset.load(str(path), compression=compression, reader_func=_in_order)
+            # Shards one after the other: the default interleaves as many as the machine has cores.
+            dataset = tf.data.Dataset.load(
+                str(path), compression=compression, reader_func=lambda shards: shards.flat_map(lambda shard: shard)
+            )
             empty = next(iter(dataset), None) is None
         except Exception as error:
             failure = failure or error
@@ -263,24 +258,16 @@ def _from_folder(path: Path) -> Any:
         if empty:
             raise DataError(f"the dataset in folder {str(path)!r} has 0 elements; save it again with data in it.")
         return dataset
+    # TensorFlow's message without its node names and stack.
+    text = re.sub(r"\{\{.*?\}\}", "", str(failure)).strip().partition("\n")[0]
+    reason = f"{type(failure).__name__}: {' '.join(text.split())[:300]}"
     raise DataError(
-        f"folder {str(path)!r} cannot be read as a saved dataset: {_first_line(failure)}; it is damaged or incomplete. "
+        f"folder {str(path)!r} cannot be read as a saved dataset: {reason}; it is damaged or incomplete. "
         "Write it again with dataset.save(FOLDER)."
     ) from failure
 
 
-def _in_order(shards: Any) -> Any:
-    """Shards one after the other: the default interleaves as many as the machine has cores."""
-    return shards.flat_map(lambda shard: shard)
-
-
-def _first_line(error: Exception | None) -> str:
-    """TensorFlow's message without its node names and stack."""
-    text = re.sub(r"\{\{.*?\}\}", "", str(error)).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {' '.join(text.split())[:300]}"
-
-
-def _returned(where: str, data: Any) -> Any:
+def _returned(where: str, data: Data) -> Data:
     """What a function of the user's returned, checked."""
     import keras
     import tensorflow as tf
@@ -288,67 +275,21 @@ def _returned(where: str, data: Any) -> Any:
     if isinstance(data, (tf.data.Dataset, keras.utils.PyDataset)):
         return data
     if isinstance(data, Mapping):
-        return _checked(where, _choose(where, data))
+        return checked_arrays(where, _chosen(where, data))
     if isinstance(data, (np.ndarray, tf.Tensor)):
         data = (data,)
     if isinstance(data, (tuple, list)) and len(data) in (1, 2, 3) and data[0] is not None:
-        return _checked(where, [part for part in data if part is not None])
+        return checked_arrays(where, data)
     raise DataError(
-        f"data {where}: the callable returned {described(data)}; it must return x, (x, y) or (x, y, sample_weight) "
+        f"{where}: the callable returned {described(data)}; it must return x, (x, y) or (x, y, sample_weight) "
         "arrays, a tf.data.Dataset or a keras.utils.PyDataset."
     )
 
 
-def described(value: Any) -> str:
+def described(value: object) -> str:
     """What kind of value it is, for messages."""
     if value is None:
         return "None"
     shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
     length = f" of length {len(value)}" if isinstance(value, (tuple, list)) else ""
     return f"a {type(value).__name__}{shape}{length}"
-
-
-def _checked(where: str, parts: list[Any]) -> tuple[Any, ...]:
-    """The parts with NumPy leaves, each leaf numeric and finite, all of one length."""
-    lengths: dict[str, int] = {}
-    checked = tuple(
-        _check_part(where, name, part, lengths) for name, part in zip(("x", "y", "sample_weight"), parts, strict=False)
-    )
-    if len(set(lengths.values())) > 1:
-        told = ", ".join(f"{name} {length}" for name, length in lengths.items())
-        instead = f" {TWO_PAIRS}" if len(parts) == 2 and all(map(is_pair, parts)) else ""
-        raise DataError(
-            f"data {where}: the arrays have different numbers of samples ({told}); their first axes must be "
-            f"equal.{instead}"
-        )
-    if 0 in lengths.values():
-        raise DataError(f"data {where} has 0 samples; at least one is needed.")
-    return checked
-
-
-def _check_part(where: str, name: str, part: Any, lengths: dict[str, int]) -> Any:
-    """One of x, y, sample_weight; its leaves' lengths are entered in `lengths`."""
-    if isinstance(part, Mapping):
-        return {key: _check_part(where, f"{name}/{key}", value, lengths) for key, value in part.items()}
-    if isinstance(part, (tuple, list)) and any(hasattr(value, "shape") for value in part):
-        return tuple(_check_part(where, f"{name}[{i}]", value, lengths) for i, value in enumerate(part))
-    try:
-        array = check_kind(part)
-    except DataError as error:
-        raise DataError(f"data {where}: {name}: {error}") from error
-    except Exception as error:
-        raise DataError(f"data {where}: {name} is no array ({last_line(error)}); give numbers.") from error
-    if array is None:
-        raise DataError(f"data {where}: {name} is None; give an array.")
-    if array.ndim == 0:
-        raise DataError(f"data {where}: {name} is a single number; its first axis must be the samples.")
-    lengths[name] = len(array)
-    bad = first_not_finite(array)
-    if bad is not None:
-        raise DataError(
-            f"data {where}: {name} is {array[bad]} at index {list(bad)}, the first entry that is not finite; remove or "
-            "replace such samples."
-        )
-    if name == "sample_weight" and array.size and not array.any():
-        raise DataError(f"data {where}: every sample_weight is 0, so the loss is undefined; weigh some samples.")
-    return array

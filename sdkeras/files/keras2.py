@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from sdkeras.files.keras_types import Config
+
 # Written by its own classes of layers, for TensorFlow operations between layers.
 _OPERATIONS = ("TFOpLambda", "SlicingOpLambda", "ClassMethod", "InstanceMethod", "InstanceProperty")
 _CLASSES = (*_OPERATIONS, "Functional", "Model", "Sequential")
@@ -52,7 +54,7 @@ def translated(compiled: dict[str, Any]) -> dict[str, Any]:
     return changed
 
 
-def _optimizer(stored: Any) -> Any:
+def _optimizer(stored: Config) -> Config:
     if not isinstance(stored, dict):
         return stored
     config = dict(stored.get("config") or {})
@@ -62,9 +64,9 @@ def _optimizer(stored: Any) -> Any:
     if rate is not None:
         config["learning_rate"] = rate
     if isinstance(rate, dict):
-        settings = {
-            name: value for name, value in (rate.get("config") or {}).items() if (name, value) != ("name", None)
-        }
+        settings = dict(rate.get("config") or {})
+        if settings.get("name", "") is None:
+            del settings["name"]
         config["learning_rate"] = {**_SCHEDULE, **rate, "config": settings}
     elif decay:  # rate / (1 + decay * iterations)
         settings = {"initial_learning_rate": rate, "decay_steps": 1, "decay_rate": decay}
@@ -72,7 +74,7 @@ def _optimizer(stored: Any) -> Any:
     return {"class_name": str(stored.get("class_name")).removeprefix("Custom>"), "config": config}
 
 
-def _loss(stored: Any) -> Any:
+def _loss(stored: Config) -> Config:
     if isinstance(stored, dict) and isinstance(stored.get("config"), dict) and "class_name" in stored:
         config = {name: value for name, value in stored["config"].items() if name != "fn"}
         if "reduction" in config:
@@ -80,8 +82,8 @@ def _loss(stored: Any) -> Any:
         kept = {"registered_name": stored["registered_name"]} if stored.get("registered_name") else {}
         return {"class_name": stored["class_name"], "config": config, **kept}
     if isinstance(stored, dict) and "class_name" not in stored:
-        return {name: _loss(part) for name, part in stored.items()}
-    return [_loss(part) for part in stored] if isinstance(stored, list) else stored
+        return {name: _loss(each) for name, each in stored.items()}
+    return [_loss(each) for each in stored] if isinstance(stored, list) else stored
 
 
 def iterations(names: Sequence[str], values: Sequence[Any]) -> int | None:

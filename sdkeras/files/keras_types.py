@@ -10,5 +10,14 @@ Model: TypeAlias = Any
 Layer: TypeAlias = Any
 Optimizer: TypeAlias = Any
 Loss: TypeAlias = Any
-# (x, y[, sample_weight]), a tf.data.Dataset or a keras.utils.PyDataset.
+Compiled: TypeAlias = Any
+GraphDef: TypeAlias = Any
+# Arrays in any structure that `Model.fit` takes, or one that brings its own batches.
 Data: TypeAlias = Any
+# A serialised object of Keras: what its configuration holds.
+Config: TypeAlias = Any
+
+
+def layers_of(model: Model) -> list[Layer]:
+    """The model and all its layers, those inside others as well."""
+    return model._flatten_layers()  # type: ignore[no-any-return]  # noqa: SLF001

@@ -44,18 +44,23 @@ class Claim:
         self._path = target / _ENDING if os.path.isdir(target) else beside(target, _ENDING)
         key = os.path.join(os.path.realpath(self._path.parent), self._path.name)
         earlier = _claims.get(key)
-        if earlier is not None and earlier._process == self._process and earlier._handle is not None:
-            self._handle, earlier._handle, earlier.lost = earlier._handle, None, True
-        else:
-            try:
-                while self._handle is None:
-                    self._handle = self._locked(target, advice)
-            except OSError as error:
-                raise SdkerasError(
-                    f"{shown(self._path)} cannot be written: {reason_of(error)}; choose another place."
-                ) from error
+        self._handle = None if earlier is None else earlier.hand_over()
+        try:
+            while self._handle is None:
+                self._handle = self._locked(target, advice)
+        except OSError as error:
+            raise SdkerasError(
+                f"{shown(self._path)} cannot be written: {reason_of(error)}; choose another place."
+            ) from error
         _claims[key] = self
         remove_leftovers(target)
+
+    def hand_over(self) -> int | None:
+        """The lock, for a later claim of the same process; None where it has none."""
+        if self._process != os.getpid() or self._handle is None:
+            return None
+        handle, self._handle, self.lost = self._handle, None, True
+        return handle
 
     def close(self) -> None:
         """Lets others write it."""

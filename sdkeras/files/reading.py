@@ -6,12 +6,19 @@ import contextlib
 import json
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 from sdkeras.errors import SdkerasError
 
+Json: TypeAlias = Any
 # Counts, steps and seeds of real runs fit into 64 bits; what is larger overflows wherever it is used as a float.
 _LARGEST = 2**64
+_WORDS: dict[type[Exception], str] = {
+    RecursionError: "it is nested too deeply",
+    MemoryError: "it says that it is larger than the memory",
+    KeyError: "it has no part named {}",
+    UnicodeDecodeError: "not UTF-8 text",
+}
 
 
 @contextlib.contextmanager
@@ -46,19 +53,14 @@ def blamed_on(
 
 def in_words(fault: Exception) -> str:
     """Why something cannot be read, in one line of at most 300 characters."""
-    if isinstance(fault, RecursionError):
-        return "it is nested too deeply"
-    if isinstance(fault, MemoryError):
-        return "it says that it is larger than the memory"
-    if isinstance(fault, KeyError):
-        return f"it has no part named {fault}"
-    if isinstance(fault, UnicodeDecodeError):
-        return "not UTF-8 text"
+    for kind, words in _WORDS.items():
+        if isinstance(fault, kind):
+            return words.format(fault)
     text = " ".join(str(fault.strerror or fault if isinstance(fault, OSError) else fault).split())
     return (text if len(text) <= 300 else text[:297] + "...") or type(fault).__name__
 
 
-def parsed_json(text: str | bytes) -> Any:
+def parsed_json(text: str | bytes) -> Json:
     """The value of a JSON text.
 
     Raises:

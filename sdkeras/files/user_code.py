@@ -15,7 +15,8 @@ from typing import Any
 
 import attrs
 
-from sdkeras.errors import DataError, ModelError
+from sdkeras.errors import DataError, ModelError, SdkerasError
+from sdkeras.files.keras_types import Data
 
 # What user code can raise that is the user's error and not ours; Ctrl-C is neither.
 USER_ERRORS = (Exception, SystemExit)
@@ -48,30 +49,41 @@ def user_import(folder: Path) -> Iterator[UserImport]:
     """
     import keras
 
-    found = UserImport()
+    brought = UserImport()
     registry = keras.saving.get_custom_objects()
     registry_before, modules_before = dict(registry), set(sys.modules)
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
     try:
-        yield found
+        yield brought
     finally:
         with contextlib.suppress(ValueError):
             sys.path.remove(str(folder))
-        found.modules.update(
+        brought.modules.update(
             name
             for name in set(sys.modules) - modules_before
             if name.partition(".")[0] not in modules_before and _lives_in(name, folder)
         )
-        for name in found.modules:
+        for name in brought.modules:
             del sys.modules[name]
-        found.registered = {name: value for name, value in registry.items() if registry_before.get(name) is not value}
-        for name, value in found.registered.items():
-            if getattr(value, "__module__", None) in found.modules:
+        brought.registered = {name: value for name, value in registry.items() if registry_before.get(name) is not value}
+        for name, value in brought.registered.items():
+            if getattr(value, "__module__", None) in brought.modules:
+                del registry[name]
                 if name in registry_before:
                     registry[name] = registry_before[name]
-                else:
-                    del registry[name]
+
+
+@contextlib.contextmanager
+def _user_code(failed: str, error: type[SdkerasError], folder: Path | None = None) -> Iterator[UserImport]:
+    """`user_import` of a folder, the current one without; what the user's code raises is told as its failure."""
+    try:
+        with user_import(folder or Path.cwd().resolve()) as brought:
+            yield brought
+    except DataError:  # of `find_function`
+        raise
+    except USER_ERRORS as fault:
+        raise error(f"{failed}: {last_line(fault)}; correct the {'file' if folder else 'user code'}.") from fault
 
 
 def _lives_in(name: str, folder: Path) -> bool:
@@ -120,15 +132,10 @@ def _import_file(file: str, option: str, advice: str) -> tuple[Any, UserImport]:
     if spec is None or spec.loader is None:
         raise ModelError(f"{option} {file!r} cannot be imported as Python.")
     module = importlib.util.module_from_spec(spec)
-    try:
-        with user_import(path.parent) as found:
-            sys.modules[name] = module
-            spec.loader.exec_module(module)
-    except USER_ERRORS as error:
-        raise ModelError(
-            f"{option} {file!r} failed while it was imported: {last_line(error)}; correct the file."
-        ) from error
-    return module, found
+    with _user_code(f"{option} {file!r} failed while it was imported", ModelError, path.parent) as brought:
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    return module, brought
 
 
 def load_function(spec: str, what: str) -> Callable[..., Any]:
@@ -148,14 +155,8 @@ def load_function(spec: str, what: str) -> Callable[..., Any]:
                 f"--{what} {spec!r}: the file defines no function '{name}'; it has: {', '.join(names) or 'none'}."
             )
         return function  # type: ignore[no-any-return]
-    folder = Path.cwd().resolve()
-    try:
-        with user_import(folder):
-            return find_function(spec, folder, what)
-    except DataError:
-        raise
-    except USER_ERRORS as error:
-        raise ModelError(f"{what} {spec!r} failed: {last_line(error)}; correct the user code.") from error
+    with _user_code(f"{what} {spec!r} failed", ModelError):
+        return find_function(spec, Path.cwd().resolve(), what)
 
 
 def load_custom_objects(file: str) -> dict[str, Any]:
@@ -176,15 +177,15 @@ def load_custom_objects(file: str) -> dict[str, Any]:
     Raises:
         ModelError: There is no such file, it is not Python, or running it raises an exception.
     """
-    module, found = _import_file(
+    module, brought = _import_file(
         file, "`custom_objects`", "give the Python file that defines the model's own layers, losses or optimizers"
     )
-    own = {
+    defined = {
         key: value
         for key, value in vars(module).items()
-        if _is_object(key, value) and value.__module__ in found.modules
+        if _is_object(key, value) and value.__module__ in brought.modules
     }
-    return {**own, **found.registered}
+    return {**defined, **brought.registered}
 
 
 def own_objects(function: Callable[..., Any], folder: Path) -> dict[str, Any]:
@@ -196,7 +197,7 @@ def own_objects(function: Callable[..., Any], folder: Path) -> dict[str, Any]:
     }
 
 
-def _is_object(name: str, value: Any) -> bool:
+def _is_object(name: str, value: object) -> bool:
     """Whether it is a class, or a function of a name that Keras has not."""
     return inspect.isclass(value) or (inspect.isfunction(value) and not is_name_of_keras(name))
 
@@ -214,20 +215,14 @@ def is_name_of_keras(name: str) -> bool:
     return False
 
 
-def call_user_function(spec: str) -> Any:
+def call_user_function(spec: str) -> Data:
     """The value that `module:callable` returns; the current folder is on the path while it is imported and called.
 
     Raises:
         DataError: No such module or callable, or an exception inside.
     """
-    folder = Path.cwd().resolve()
-    try:
-        with user_import(folder):
-            return find_function(spec, folder)()
-    except DataError:
-        raise
-    except USER_ERRORS as error:
-        raise DataError(f"data {spec!r} failed: {last_line(error)}; correct the user code.") from error
+    with _user_code(f"data {spec!r} failed", DataError):
+        return find_function(spec, Path.cwd().resolve())()
 
 
 def find_function(spec: str, folder: Path, what: str = "data") -> Callable[..., Any]:
@@ -247,11 +242,11 @@ def find_function(spec: str, folder: Path, what: str = "data") -> Callable[..., 
             "MODULE:CALLABLE takes a module's name without folder or .py."
         ) from error
     value: Any = module
-    for part in attribute.split("."):
-        if not hasattr(value, part):
+    for name in attribute.split("."):
+        if not hasattr(value, name):
             where = getattr(module, "__file__", None) or "built in"
             raise DataError(f"{what} {spec!r}: module '{module_name}' ({where}) has no '{attribute}'.")
-        value = getattr(value, part)
+        value = getattr(value, name)
     if not callable(value):
         raise DataError(
             f"{what} {spec!r}: '{attribute}' is no function but of type {type(value).__name__}; put the {what} into a "

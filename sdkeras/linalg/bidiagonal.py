@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import attrs
 import numpy as np
 import scipy.linalg
-from numpy.typing import NDArray
 
 from sdkeras.errors import NonFiniteError
 from sdkeras.linalg.lanczos import BREAKDOWN, subtract
 from sdkeras.linalg.orthogonal import orthogonalize
-from sdkeras.linalg.vectors import norm
-from sdkeras.results.arrays import FloatArray
+from sdkeras.linalg.vectors import norm, store, unit_start
+from sdkeras.results.arrays import Array, FloatArray
 
 
 @attrs.frozen(eq=False)
@@ -61,9 +59,9 @@ class Bidiagonalization:
 
 
 def bidiagonalize(
-    jvp: Callable[[NDArray[Any]], NDArray[Any]],
-    vjp: Callable[[NDArray[Any]], NDArray[Any]],
-    start: NDArray[Any],
+    jvp: Callable[[Array], Array],
+    vjp: Callable[[Array], Array],
+    start: Array,
     num_steps: int,
     *,
     reorthogonalize: bool = True,
@@ -74,8 +72,8 @@ def bidiagonalize(
     the whole of its own basis. Vectors stay in the dtype of `start`; scalars are float64.
 
     Args:
-        jvp: J v, [n] -> [n].
-        vjp: J' u, [n] -> [n].
+        jvp: J v, [n] -> [n], finite.
+        vjp: J' u, [n] -> [n], finite.
         start: Start vector, shape [n], finite and not zero.
         num_steps: Steps m at most, m >= 1; never more than n are made.
         reorthogonalize: Keep both bases and orthogonalise against all of them. Without it the density stays right, but
@@ -85,26 +83,20 @@ def bidiagonalize(
         The bidiagonalisation; fewer steps than asked for after a breakdown. alpha ~ 0 (J has a null vector in the
         Krylov space, B gets a zero row) and beta ~ 0 both mean that the space is invariant.
 
-    Raises:
-        NonFiniteError: A product holds NaN or infinity.
-        ValueError: The start vector is zero or not finite, or a product has another shape.
-
     Reference: Golub and Van Loan, Matrix Computations (4th ed.), section 10.4.
     """
-    if not 0.0 < norm(start) < np.inf:
-        raise ValueError(f"the start vector has norm {norm(start):g}; give a finite vector that is not zero.")
     size, dtype = len(start), start.dtype
     num_steps = min(num_steps, size)
     zero = BREAKDOWN * float(np.finfo(dtype).eps)
     rows = num_steps if reorthogonalize else 2
     # Allocated whole; the system touches pages only as steps are made.
     right, left = np.empty((rows, size), dtype), np.empty((rows, size), dtype)
-    right[0] = start / dtype.type(norm(start))
+    right[0] = unit_start(start)
     alpha, beta = np.zeros(num_steps), np.zeros(num_steps)
     residual, work = np.empty(size, dtype), np.empty(size, dtype)
     scale = 0.0
 
-    def length(basis: NDArray[Any], count: int) -> float:
+    def length(basis: Array, count: int) -> float:
         """Norm of the residual once it is orthogonal to the basis."""
         return orthogonalize(residual, basis[:count], work) if reorthogonalize and count else norm(residual)
 
@@ -135,14 +127,9 @@ def bidiagonalize(
     return Bidiagonalization(alpha, beta, False, 2 * num_steps)
 
 
-def _multiply(
-    product: Callable[[NDArray[Any]], NDArray[Any]], vector: NDArray[Any], out: NDArray[Any], step: int
-) -> None:
+def _multiply(product: Callable[[Array], Array], vector: Array, out: Array, step: int) -> None:
     """out <- the product, which must be finite."""
-    found = np.asarray(product(vector))
-    if found.shape != out.shape:
-        raise ValueError(f"the map's product has shape {found.shape}, expected {out.shape}.")
-    np.copyto(out, found, casting="same_kind")
+    store(product(vector), out, "map")
     # One NaN or infinity is enough to make the norm one.
     if not np.isfinite(norm(out)):
         raise NonFiniteError(

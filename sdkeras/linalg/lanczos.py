@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import attrs
 import numpy as np
-from numpy.typing import NDArray
 
 from sdkeras.errors import BudgetError, NonFiniteError
 from sdkeras.linalg.orthogonal import orthogonalize
-from sdkeras.linalg.vectors import dot, norm
-from sdkeras.results.arrays import FloatArray
+from sdkeras.linalg.vectors import dot, norm, store, unit_start
+from sdkeras.results.arrays import Array, FloatArray
 
 # A residual of so many eps * |A| counts as zero: three times the error of a network's products, 3 to 10 eps in norm
 # whatever n (their entries' errors are relative), so Ritz values are then as exact as the products let them be.
@@ -35,7 +33,7 @@ class Tridiagonalization:
 
     alpha: FloatArray
     beta: FloatArray
-    basis: NDArray[Any] | None
+    basis: Array | None
     invariant: bool
 
     @property
@@ -49,13 +47,13 @@ class Tridiagonalization:
 
 
 def lanczos(
-    matvec: Callable[[NDArray[Any]], NDArray[Any]],
-    start: NDArray[Any],
+    matvec: Callable[[Array], Array],
+    start: Array,
     num_steps: int,
     *,
     reorthogonalize: bool = True,
     until: Callable[[FloatArray, FloatArray], bool] | None = None,
-    restart: Callable[[int], NDArray[Any]] | None = None,
+    restart: Callable[[int], Array] | None = None,
     fewest: int | None = None,
 ) -> Tridiagonalization:
     """Tridiagonalises a symmetric operator on the Krylov space of a start vector.
@@ -82,33 +80,27 @@ def lanczos(
     Raises:
         NonFiniteError: A product holds NaN or infinity.
         BudgetError: From a product, see `fewest`.
-        ValueError: The start vector is zero or not finite, or a product has another shape.
 
     Reference: Golub and Van Loan, Matrix Computations (4th ed.), section 10.1; Paige (1972) for the local
     recurrence.
     """
-    if not 0.0 < norm(start) < np.inf:
-        raise ValueError(f"the start vector has norm {norm(start):g}; give a finite vector that is not zero.")
     size, dtype = len(start), start.dtype
     num_steps = min(num_steps, size)
     eps = float(np.finfo(dtype).eps)
     # Allocated whole; the system touches pages only as steps are made.
     basis = np.empty((num_steps if reorthogonalize else 2, size), dtype)
-    basis[0] = start / dtype.type(norm(start))
+    basis[0] = unit_start(start)
     alpha, beta = np.zeros(num_steps), np.zeros(num_steps)
     residual, work = np.empty(size, dtype), np.empty(size, dtype)
     scale = 0.0
     for step in range(num_steps):
         current = basis[step % len(basis)]
         try:
-            product = np.asarray(matvec(current))
+            store(matvec(current), residual, "operator")
         except BudgetError:
             if fewest is None or step < fewest:
                 raise
             return _cut(alpha, beta, basis, step, keep=reorthogonalize, invariant=False)
-        if product.shape != (size,):
-            raise ValueError(f"the operator's product has shape {product.shape}, expected ({size},).")
-        np.copyto(residual, product, casting="same_kind")
         alpha[step] = dot(current, residual)
         # One NaN or infinity is enough to make the inner product one.
         if not np.isfinite(alpha[step]):
@@ -128,11 +120,10 @@ def lanczos(
         done = step + 1
         if done == num_steps:
             break
-        if until is not None and until(alpha[:done], beta[:done]):
+        ended = until is not None and until(alpha[:done], beta[:done])
+        if ended or (broken and (restart is None or not reorthogonalize)):
             return _cut(alpha, beta, basis, done, keep=reorthogonalize, invariant=broken)
-        if broken:
-            if restart is None or not reorthogonalize:
-                return _cut(alpha, beta, basis, done, keep=reorthogonalize, invariant=True)
+        if broken and restart is not None:
             residual[:] = restart(done)
             left = orthogonalize(residual, basis[:done], work)
         np.divide(residual, dtype.type(left), out=basis[done % len(basis)])
@@ -143,13 +134,13 @@ def lanczos(
     return _cut(alpha, beta, basis, num_steps, keep=reorthogonalize, invariant=complete or bool(broken))
 
 
-def subtract(vector: NDArray[Any], factor: float, other: NDArray[Any], work: NDArray[Any]) -> None:
+def subtract(vector: Array, factor: float, other: Array, work: Array) -> None:
     """vector <- vector - factor * other, in place."""
     np.multiply(other, vector.dtype.type(factor), out=work)
     vector -= work
 
 
 def _cut(
-    alpha: FloatArray, beta: FloatArray, basis: NDArray[Any], count: int, *, keep: bool, invariant: bool
+    alpha: FloatArray, beta: FloatArray, basis: Array, count: int, *, keep: bool, invariant: bool
 ) -> Tridiagonalization:
     return Tridiagonalization(alpha[:count], beta[:count], basis[:count] if keep else None, bool(invariant))

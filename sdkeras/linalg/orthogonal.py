@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
 from sdkeras.linalg.vectors import norm
+from sdkeras.results.arrays import Array
 
 # A pass leaves components of about eps * |before| along the basis, hence eps * |before| / |after| of what remains.
 # Above this share that is 2 eps at most; below it a second pass is made, and two are always enough
@@ -15,7 +13,7 @@ from sdkeras.linalg.vectors import norm
 _CANCELLATION = 0.5
 
 
-def orthogonalize(vector: NDArray[Any], basis: NDArray[Any], work: NDArray[Any]) -> float:
+def orthogonalize(vector: Array, basis: Array, work: Array) -> float:
     """Removes from a vector, in place, its components along an orthonormal basis.
 
     Classical Gram-Schmidt: v <- v - Q'(Q v), with a second pass only after heavy cancellation. A pass reads the
@@ -41,7 +39,7 @@ def orthogonalize(vector: NDArray[Any], basis: NDArray[Any], work: NDArray[Any])
     return left
 
 
-def thin_qr(matrix: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+def thin_qr(matrix: Array) -> tuple[Array, Array]:
     """M = Q R with orthonormal columns in Q and a non-negative diagonal in R, which makes R unique.
 
     Args:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
 from sdkeras import seeds
 from sdkeras.linalg.orthogonal import thin_qr
+from sdkeras.results.arrays import Array
 
 
-def rademacher_probes(size: int, num_probes: int, *, seed: int, dtype: DTypeLike, stream: int = 0) -> NDArray[Any]:
+def rademacher_probes(size: int, num_probes: int, *, seed: int, dtype: DTypeLike, stream: int = 0) -> Array:
     """Independent entries +1 or -1 with equal chance.
 
     z'Az has mean trace(A) and the smallest variance among probes with independent entries (Hutchinson 1990).
@@ -32,14 +31,14 @@ def rademacher_probes(size: int, num_probes: int, *, seed: int, dtype: DTypeLike
     return bits.astype(dtype)
 
 
-def start_vector(size: int, *, seed: int, dtype: DTypeLike, stream: int = 0) -> NDArray[Any]:
+def start_vector(size: int, *, seed: int, dtype: DTypeLike, stream: int = 0) -> Array:
     """A unit vector, uniform on the sphere, shape [size]; for streams see `rademacher_probes`."""
     vector = seeds.generator(seed, seeds.Stream.START_VECTOR, stream).standard_normal(size)
     vector /= np.linalg.norm(vector)
     return vector.astype(dtype)
 
 
-def warm_start(vectors: NDArray[Any], *, seed: int, dtype: DTypeLike) -> NDArray[Any]:
+def warm_start(vectors: Array, *, seed: int, dtype: DTypeLike) -> Array:
     """A unit vector near earlier eigenvectors that can still find others, shape [size].
 
     The sum of the vectors and a random one, of equal length: from the vectors alone a Krylov space would see an
@@ -52,11 +51,11 @@ def warm_start(vectors: NDArray[Any], *, seed: int, dtype: DTypeLike) -> NDArray
     """
     known = np.asarray(vectors, np.float64).sum(axis=1)
     start = known / np.linalg.norm(known) + start_vector(len(known), seed=seed, dtype=np.float64)
-    unit: NDArray[Any] = (start / np.linalg.norm(start)).astype(dtype)
+    unit: Array = (start / np.linalg.norm(start)).astype(dtype)
     return unit
 
 
-def start_frame(size: int, num_vectors: int, *, seed: int, dtype: DTypeLike) -> NDArray[Any]:
+def start_frame(size: int, num_vectors: int, *, seed: int, dtype: DTypeLike) -> Array:
     """Orthonormal columns, uniform (Haar), shape [size, num_vectors]."""
     matrix = seeds.generator(seed, seeds.Stream.START_FRAME).standard_normal((size, num_vectors))
     return thin_qr(matrix)[0].astype(dtype)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import scipy.linalg
 import scipy.linalg.lapack
-from numpy.typing import NDArray
 
-from sdkeras.results.arrays import FloatArray
+from sdkeras.results.arrays import Array, FloatArray
 
 # float64 reaches from e^-708 to e^709, LAPACK's Jacobi method uses the roots of both ends: a ratio of e^600 fits.
 _LOG_RANGE = 600.0
 
 
-def log_singular_values(factors: Sequence[NDArray[Any]]) -> FloatArray:
+def log_singular_values(factors: Sequence[Array]) -> FloatArray:
     """ln of the singular values of J_m ... J_2 J_1, each to about the relative precision that a single factor has.
 
     The explicit product loses every singular value below eps times the largest. Here it is kept as Q D T, Q

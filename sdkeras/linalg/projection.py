@@ -14,22 +14,22 @@ from sdkeras import seeds
 from sdkeras.errors import SdkerasError
 from sdkeras.linalg.probes import rademacher_probes
 
-# Entries of the random matrix made at a time.
+# Entries of the random matrix drawn at a time.
 _BLOCK = 2**24
-# Pairs whose distances are compared: so many are drawn in each call (some twice), the last of all kept.
+# Pairs whose distances are compared: drawn in each call (some twice), and kept in all, the last ones.
 _PAIRS_PER_CALL, _MOST_PAIRS = 36, 48
 
 
 @attrs.frozen
 class Distortion:
-    """What a projection does to distances.
+    """The distortion of distances by a projection.
 
     Attributes:
         bound: eps such that with probability 1 - 1/N all distances of the N points lie between sqrt(1 - eps) and
             sqrt(1 + eps) of the true ones (Achlioptas 2003, Theorem 1.1, beta = 1); None where it promises nothing
             (eps would exceed 1).
         measured: Largest |projected/true - 1| over some pairs of points; None without a pair.
-        num_pairs: Those pairs.
+        num_pairs: Number of those pairs.
     """
 
     bound: float | None
@@ -38,15 +38,15 @@ class Distortion:
 
 
 class Projection:
-    """x -> S (x - x_0) / sqrt(k), with independent signs S and x_0 the first point that it is given.
+    """x -> S (x - x_0) / sqrt(k), with independent signs S and x_0 the first point of the first call.
 
-    Differences are projected because float32 then rounds them, not the much longer x. S is made anew, block by block,
-    for every call, and never held: give many points at once.
+    Differences are projected because float32 then rounds them, not the much longer x. S is drawn block by block in
+    every call and never stored: pass many points at once.
 
     Args:
         size: n, dimension of the points.
-        dimension: k, that of their projections.
-        seed: Of the signs.
+        dimension: k, dimension of their projections.
+        seed: Seed of the signs.
 
     Raises:
         SdkerasError: k is not below n.
@@ -64,20 +64,20 @@ class Projection:
         if self._first is None:
             self._first = points[0].copy()
         differences = points - self._first
-        made = np.zeros((len(points), self._dimension), points.dtype)
+        projected = np.zeros((len(points), self._dimension), points.dtype)
         width = max(1, _BLOCK // self._dimension)
         for stream, start in enumerate(range(0, self._size, width)):
-            part = differences[:, start : start + width]
+            block = differences[:, start : start + width]
             signs = rademacher_probes(
-                part.shape[1], self._dimension, seed=self._seed, dtype=points.dtype, stream=stream
+                block.shape[1], self._dimension, seed=self._seed, dtype=points.dtype, stream=stream
             )
-            made += part @ signs.T
-        made /= math.sqrt(self._dimension)
-        self._compare(differences, made)
-        return made
+            projected += block @ signs.T
+        projected /= math.sqrt(self._dimension)
+        self._compare(differences, projected)
+        return projected
 
     def distortion(self, num_points: int) -> Distortion:
-        """The bound for so many points, and what was measured."""
+        """The bound for this many points, and the measured distortion."""
         ratios = np.array(self._ratios)
         return Distortion(
             distortion_bound(num_points, self._dimension),
@@ -85,22 +85,22 @@ class Projection:
             len(ratios),
         )
 
-    def _compare(self, differences: NDArray[Any], made: NDArray[Any]) -> None:
-        """Distances of some pairs of this call's points, the first of all among them, before and after."""
-        count = len(made) + 1
+    def _compare(self, differences: NDArray[Any], projected: NDArray[Any]) -> None:
+        """Distances of some pairs of this call's points and x_0, before and after."""
+        count = len(projected) + 1
         drawn = (self._generator.choice(count, 2, replace=False) for _ in range(_PAIRS_PER_CALL))
         for i, j in sorted({(int(min(pair)), int(max(pair))) for pair in drawn}):
             length = _apart(differences, i, j)
             if length > 0:
-                self._ratios.append(_apart(made, i, j) / length)
+                self._ratios.append(_apart(projected, i, j) / length)
         del self._ratios[:-_MOST_PAIRS]
 
 
 def check_dimension(size: int, dimension: int | None) -> None:
-    """Refuses a projection that would not shorten the points; None is no projection.
+    """Refuses a projection that would not shorten the points; None means no projection.
 
     Raises:
-        SdkerasError: See above.
+        SdkerasError: The dimension is not below the size.
     """
     if dimension is not None and dimension >= size:
         raise SdkerasError(
@@ -115,10 +115,10 @@ def _apart(rows: NDArray[Any], i: int, j: int) -> float:
 
 
 def distortion_bound(num_points: int, dimension: int) -> float | None:
-    """The smallest eps with k >= 6 ln N / (eps^2/2 - eps^3/3), or None where none up to 1 is.
+    """The smallest eps up to 1 with k >= 6 ln N / (eps^2/2 - eps^3/3), or None.
 
     With independent signs, all squared distances of N points in any dimension are then kept to 1 +- eps with
-    probability 1 - 1/N at least.
+    probability at least 1 - 1/N.
 
     Reference: Achlioptas, "Database-friendly random projections" (2003), Theorem 1.1 with beta = 1.
     """

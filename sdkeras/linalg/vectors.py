@@ -1,16 +1,15 @@
-"""The check that a product holds numbers."""
+"""Long vectors: their checks, inner products and norms."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
 from sdkeras.errors import NonFiniteError
+from sdkeras.results.arrays import Array
 
 
-def finite(array: NDArray[Any], what: str) -> NDArray[Any]:
+def finite(array: Array, what: str) -> Array:
     """The array itself.
 
     Raises:
@@ -30,7 +29,7 @@ def finite(array: NDArray[Any], what: str) -> NDArray[Any]:
 _BLOCK = 8192
 
 
-def dot(first: NDArray[Any], second: NDArray[Any]) -> float:
+def dot(first: Array, second: Array) -> float:
     """Inner product of two vectors [n] in float64, without a float64 copy of either.
 
     In float32 the squares of a saturated network's products (entries of 1e-20) would vanish.
@@ -43,6 +42,31 @@ def dot(first: NDArray[Any], second: NDArray[Any]) -> float:
     return total
 
 
-def norm(vector: NDArray[Any]) -> float:
+def norm(vector: Array) -> float:
     """Euclidean norm of a vector [n], accumulated in float64."""
     return float(np.sqrt(dot(vector, vector)))
+
+
+def unit_start(start: Array) -> Array:
+    """A start vector [n] at unit length.
+
+    Raises:
+        ValueError: It is zero or not finite.
+    """
+    length = norm(start)
+    if not 0.0 < length < np.inf:
+        raise ValueError(f"the start vector has norm {length:g}; give a finite vector that is not zero.")
+    unit: Array = start / start.dtype.type(length)
+    return unit
+
+
+def store(product: ArrayLike, out: Array, what: str) -> None:
+    """Copies a product, of an operator or a map, into a vector.
+
+    Raises:
+        ValueError: It has another shape.
+    """
+    values = np.asarray(product)
+    if values.shape != out.shape:
+        raise ValueError(f"the {what}'s product has shape {values.shape}, expected {out.shape}.")
+    np.copyto(out, values, casting="same_kind")

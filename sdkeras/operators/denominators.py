@@ -8,17 +8,13 @@ same reduction is applied to ones.
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import keras
 import tensorflow as tf
 
-_lock = threading.Lock()
-_depth = 0
-_original: Any = None
-_thread = threading.local()
+from sdkeras.files.keras_types import Loss, Tensor
+from sdkeras.operators.tf_patches import Patch
 
 
 class Recorder:
@@ -30,22 +26,23 @@ class Recorder:
         in_doubt: Names of the losses that may not be a sum over examples divided by the count.
     """
 
-    def __init__(self, factors: Any, examples: Any) -> None:
+    def __init__(self, factors: Tensor | None, examples: Tensor) -> None:
         self.reductions: list[str] = []
-        self.counts: list[Any] = []
+        self.counts: list[Tensor] = []
         self.in_doubt: list[str] = []
         self._factors = factors
         self._examples = examples
 
-    def record(self, loss: Any, y_true: Any, y_pred: Any, sample_weight: Any) -> Any:
+    def record(self, loss: Loss, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None) -> Tensor:
         """The loss's value, times its factor."""
-        values: list[Any] = []
+        original = _CALLS.originals["__call__"]
+        values: list[Tensor] = []
 
-        def call(y_true: Any, y_pred: Any) -> Any:
+        def call(y_true: Tensor, y_pred: Tensor) -> Tensor:
             values.append(loss.call(y_true, y_pred))
             return values[-1]
 
-        total = tf.convert_to_tensor(_original(_with(loss, call, loss.reduction), y_true, y_pred, sample_weight))
+        total = tf.convert_to_tensor(original(_with(loss, call, loss.reduction), y_true, y_pred, sample_weight))
         each = tf.convert_to_tensor(values[0])
         reduction, count = str(loss.reduction), self._examples
         if reduction == "sum":
@@ -53,32 +50,30 @@ class Recorder:
         elif each.shape.rank != 0:
             mask = getattr(values[0], "_keras_mask", None)
 
-            def ones(y_true: Any, y_pred: Any) -> Any:
+            def ones(y_true: Tensor, y_pred: Tensor) -> Tensor:
                 one = tf.ones_like(each)
                 if mask is not None:
-                    one._keras_mask = mask
+                    one._keras_mask = mask  # noqa: SLF001  # where Keras looks for it
                 return one
 
             weight = sample_weight if reduction == "mean_with_sample_weight" else None
-            count = tf.cast(_original(_with(loss, ones, "sum"), y_true, y_pred, weight), self._examples.dtype)
+            count = tf.cast(original(_with(loss, ones, "sum"), y_true, y_pred, weight), self._examples.dtype)
         if each.shape.rank == 0 or not _adds_up(loss):
             self.in_doubt.append(str(loss.name))
         position = len(self.counts)
         self.reductions.append(reduction)
         self.counts.append(count)
-        if self._factors is None:
-            return total
-        return total * tf.cast(self._factors[position], total.dtype)
+        return total if self._factors is None else total * tf.cast(self._factors[position], total.dtype)
 
 
-def _with(loss: Any, call: Any, reduction: Any) -> Any:
+def _with(loss: Loss, call: Callable[[Tensor, Tensor], Tensor], reduction: str) -> Loss:
     changed = object.__new__(type(loss))  # copy.copy would serialise it
     changed.__dict__.update(vars(loss))
     changed.call, changed.reduction = call, reduction
     return changed
 
 
-def _adds_up(loss: Any) -> bool:
+def _adds_up(loss: Loss) -> bool:
     """Whether this is a loss of Keras that is known to treat the examples of a batch one by one."""
     options = getattr(loss, "_fn_kwargs", {})
     axes = tf.nest.flatten(options.get("axis", -1))
@@ -91,41 +86,25 @@ def _adds_up(loss: Any) -> bool:
     )
 
 
-@contextlib.contextmanager
-def recording(factors: Any, examples: Any) -> Iterator[Recorder]:
-    """While it lasts, losses that this thread calls are recorded; other threads' are left alone.
+def _recorded(self: Loss, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None) -> Tensor:
+    recorder = _CALLS.value
+    if recorder is None:
+        return _CALLS.originals["__call__"](self, y_true, y_pred, sample_weight)
+    with _CALLS.scope(None):  # a loss that is called by another one is a part of it
+        return recorder.record(self, y_true, y_pred, sample_weight)
 
-    A loss that is called by another one is a part of it.
+
+_CALLS: Patch[Recorder] = Patch(keras.losses.Loss, __call__=_recorded)
+
+
+@contextlib.contextmanager
+def recording(factors: Tensor | None, examples: Tensor) -> Iterator[Recorder]:
+    """While it lasts, losses that this thread calls are recorded; other threads' are left alone.
 
     Args:
         factors: The k-th loss is multiplied by the k-th of them; None for no factors.
         examples: Number of examples of the batch, a floating-point scalar.
     """
-    global _depth, _original
-    base: Any = keras.losses.Loss
-    with _lock:
-        if _depth == 0:
-            _original = base.__call__
-            base.__call__ = _recorded
-        _depth += 1
-    before = getattr(_thread, "recorder", None)
-    _thread.recorder = recorder = Recorder(factors, examples)
-    try:
+    recorder = Recorder(factors, examples)
+    with _CALLS.scope(recorder):
         yield recorder
-    finally:
-        _thread.recorder = before
-        with _lock:
-            _depth -= 1
-            if _depth == 0:
-                base.__call__ = _original
-
-
-def _recorded(self: Any, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-    recorder = getattr(_thread, "recorder", None)
-    if recorder is None:
-        return _original(self, y_true, y_pred, sample_weight)
-    _thread.recorder = None
-    try:
-        return recorder.record(self, y_true, y_pred, sample_weight)
-    finally:
-        _thread.recorder = recorder

@@ -12,65 +12,30 @@ on the CPU (1.4-2.7 gradients against 1.5-2.8) and shares its first pass between
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import attrs
 import numpy as np
 import tensorflow as tf
 
 from sdkeras.errors import ModelError
+from sdkeras.files.keras_types import Compiled, GraphDef, Tensor
 from sdkeras.linalg.vectors import finite
+from sdkeras.operators.modes import PRODUCT_MODES
+from sdkeras.operators.tf_patches import exact_moments
 from sdkeras.results.arrays import Array
+from sdkeras.results.verification import Verification
 
-PRODUCT_MODES = ("reverse-over-reverse", "forward-over-reverse", "finite-differences")
+if TYPE_CHECKING:
+    from sdkeras.operators.batch_loss import Batch, BatchLoss
+
 # Central differences balance truncation (h^2) and rounding (eps/h): h = 1e-4 agrees to 6e-10 in float64;
 # float32 products by differences are good to about 1e-3 at best.
 _STEP = {"float32": 1e-2, "float64": 1e-4}
-
-_moments_lock = threading.Lock()
-_moments_depth = 0
-_moments_original: Any = None
-
-
-def _exact_moments(
-    x: Any, axes: Any, shift: Any = None, keepdims: bool = False, name: str | None = None
-) -> tuple[Any, Any]:
-    """Mean and variance whose second derivatives are right, unlike `tf.nn.moments`.
-
-    TensorFlow stops the gradient of the mean inside the variance: exact to first order (the sum of
-    x - mean is 0), wrong to second.
-    """
-    del shift
-    with tf.name_scope(name or "moments"):
-        mean = tf.reduce_mean(x, axes, keepdims=True)
-        variance = tf.reduce_mean(tf.square(x - mean), axes, keepdims=keepdims)
-        return (mean if keepdims else tf.squeeze(mean, axes)), variance
-
-
-@contextlib.contextmanager
-def exact_moments() -> Iterator[None]:
-    """While it lasts, `tf.nn.moments` has exact second derivatives; nests, and is safe across threads.
-
-    Keras reaches the function by attribute, so that graphs traced inside the scope are exact; one traced
-    outside keeps the wrong graph.
-    """
-    global _moments_depth, _moments_original
-    with _moments_lock:
-        if _moments_depth == 0:
-            _moments_original = tf.nn.moments
-            tf.nn.moments = _exact_moments
-        _moments_depth += 1
-    try:
-        yield
-    finally:
-        with _moments_lock:
-            _moments_depth -= 1
-            if _moments_depth == 0:
-                tf.nn.moments = _moments_original
 
 
 @contextlib.contextmanager
@@ -85,124 +50,171 @@ def quiet() -> Iterator[None]:
         log.setLevel(level)
 
 
-def inexact_moments(graph: Any) -> list[str]:
+def inexact_moments(graph: GraphDef) -> list[str]:
     """Names of the variances in a graph and its functions that `tf.nn.moments` of TensorFlow made.
 
     Their mark is a squared difference of x and a stopped mean of the same x. Finite differences in float32 may be
     too noisy to tell that their second derivatives are wrong, so they are looked for by name.
     """
-    found = []
+    names = []
     for nodes in (graph.node, *(function.node_def for function in graph.library.function)):
         by_name = {node.name: node for node in nodes}
-
-        def made_by(name: str, operation: str, nodes: dict[str, Any] = by_name) -> Any:
-            node = nodes.get(name.partition(":")[0])
-            return node if node is not None and node.op == operation else None
-
         for node in nodes:
-            stop = made_by(node.input[1], "StopGradient") if node.op == "SquaredDifference" else None
-            mean = made_by(stop.input[0], "Mean") if stop is not None else None
-            if mean is not None and mean.input[0].partition(":")[0] == node.input[0].partition(":")[0]:
-                found.append(str(node.name))
-    return found
+            if node.op != "SquaredDifference":
+                continue
+            stop = by_name.get(_source(node.input[1]))
+            mean = by_name.get(_source(stop.input[0])) if stop is not None and stop.op == "StopGradient" else None
+            if mean is not None and mean.op == "Mean" and _source(mean.input[0]) == _source(node.input[0]):
+                names.append(str(node.name))
+    return names
 
 
+def _source(name: str) -> str:
+    """The node whose output a node's input is."""
+    return name.partition(":")[0]
+
+
+@attrs.define(eq=False)
 class _Shared:
-    """What all views of an engine have in common.
+    """What all views of an engine have in common; filled while its functions are compiled and called."""
 
-    Attributes:
-        num_products: Hessian-vector products so far.
-        many: The compiled products with several vectors, once they were needed.
-        verification: What the checks found, once they ran.
-        lock: Guards the count and the compilation.
-    """
-
-    def __init__(self) -> None:
-        self.num_products = 0
-        self.many: Any = None
-        self.verification: Any = None
-        self.lock = threading.Lock()
+    unconnected: tuple[str, ...] = ()
+    looked_up: tuple[str, ...] = ()
+    num_products: int = 0
+    block_product: Compiled | None = None
+    verification: Verification | None = None
+    lock: threading.Lock = attrs.field(factory=threading.Lock)
 
 
+@attrs.frozen(eq=False)
 class Engine:
     """The compiled functions of one `BatchLoss`; batch, seeds, weights and held values are arguments.
 
     Attributes:
-        mode: The product mode in use, '' while it makes no products.
+        function: The loss; its point and held values are those at which the engine works.
+        specs: Shapes and dtypes of the arguments beside the point: seed states, weights, the batch's tensors, held
+            values.
         point: The flat parameter vector of the model, a tensor of shape [n].
-        unconnected: Parameters the loss does not depend on; their gradient is zero.
-        looked_up: Parameters whose gradient TensorFlow makes row by row of what was looked up (`tf.IndexedSlices`).
-        num_products: Hessian-vector products so far.
+        mode: The product mode in use, '' while it makes no products.
         refused: Why product modes before this one could not be built.
-        verification: What the checks found, once they ran.
     """
 
-    def __init__(self, function: Any, specs: list[Any]) -> None:
-        self.function = function
-        self.size: int = function.layout.size
-        self.dtype = np.dtype(function.dtype)
-        self.point = tf.constant(function.point)
-        self.held: tuple[Any, ...] = function.held
-        self.unconnected: tuple[str, ...] = ()
-        self.looked_up: tuple[str, ...] = ()
-        self.refused: dict[str, str] = {}
-        self._shared = _Shared()
-        self._vector = tf.TensorSpec([self.size], function.dtype)
-        self._specs = [
+    function: BatchLoss
+    specs: tuple[tf.TensorSpec, ...]
+    point: Tensor
+    mode: str = ""
+    refused: Mapping[str, str] = attrs.field(factory=dict)
+    _shared: _Shared = attrs.field(factory=_Shared)
+    _evaluate: Compiled = None
+    _gradient: Compiled = None
+    _product: Compiled = None
+    _inexact: tuple[str, ...] = ()
+
+    @classmethod
+    def compiled(cls, function: BatchLoss, batch_specs: Sequence[tf.TensorSpec]) -> Engine:
+        """The engine of a loss, without products, for batches of these shapes and dtypes."""
+        specs = (
             tf.TensorSpec([function.num_seeds, 2], tf.int64),
             tf.TensorSpec([None], function.dtype),  # of the data, of model.losses, and relative ones of each loss
-            *specs,
+            *batch_specs,
             *(tf.TensorSpec(value.shape, value.dtype) for value in function.held),
-        ]
-        self._evaluate = self._traced(self._evaluate_graph, self._vector)
-        self._gradient = self._traced(self._gradient_graph, self._vector)
-        self._inexact = inexact_moments(self._evaluate.graph.as_graph_def())
-        self._product: Any = None
-        self.mode = ""
+        )
+        engine = cls(function, specs, tf.constant(function.point))
+        evaluate = engine.traced(engine._evaluate_graph)
+        gradient = engine.traced(engine._gradient_graph)
+        inexact = tuple(inexact_moments(evaluate.graph.as_graph_def()))
+        return attrs.evolve(engine, evaluate=evaluate, gradient=gradient, inexact=inexact)
+
+    @property
+    def size(self) -> int:
+        return self.function.layout.size
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(self.function.dtype)
+
+    @property
+    def unconnected(self) -> tuple[str, ...]:
+        """Parameters the loss does not depend on; their gradient is zero."""
+        return self._shared.unconnected
+
+    @property
+    def looked_up(self) -> tuple[str, ...]:
+        """Parameters whose gradient TensorFlow makes row by row of what was looked up (`tf.IndexedSlices`)."""
+        return self._shared.looked_up
 
     @property
     def num_products(self) -> int:
+        """Hessian-vector products so far, of all views."""
         return self._shared.num_products
 
-    @num_products.setter
-    def num_products(self, count: int) -> None:
-        self._shared.num_products = count
+    def count(self, products: int) -> None:
+        """Counts products that were made outside `product` and `products`."""
+        with self._shared.lock:
+            self._shared.num_products += products
 
-    @property
-    def verification(self) -> Any:
+    def verified_by(self, verify: Callable[[], Verification]) -> Verification:
+        """The outcome of the checks of this engine, which run once for all views."""
+        if self._shared.verification is None:
+            self._shared.verification = verify()
         return self._shared.verification
 
-    @verification.setter
-    def verification(self, found: Any) -> None:
-        self._shared.verification = found
-
-    def at(self, function: Any) -> Engine:
+    def at(self, function: BatchLoss) -> Engine:
         """The engine at the point and the held values of another view of its function; all else is shared."""
         if function is self.function:
             return self
-        view = copy.copy(self)
-        view.function, view.point, view.held = function, tf.constant(function.point), function.held
-        return view
+        return attrs.evolve(self, function=function, point=tf.constant(function.point))
 
     # Compilation
 
-    def with_products(self, product_mode: str, batch: Any) -> Engine:
+    def with_products(self, product_mode: str, batch: Batch) -> Engine:
         """A copy that also makes products, tried on a batch; it shares the compiled gradient.
 
         Raises:
             ModelError: Unknown mode, or TensorFlow cannot make products of this model.
         """
-        engine = copy.copy(self)
-        engine.refused = {}
-        engine._shared = _Shared()
-        engine._build_product(product_mode, batch)
-        return engine
+        if product_mode not in PRODUCT_MODES:
+            raise ModelError(f"product mode {product_mode!r} is unknown; use {', '.join(PRODUCT_MODES)}.")
+        graphs = {
+            "reverse-over-reverse": self._reverse_over_reverse,
+            "forward-over-reverse": self._forward_over_reverse,
+            "finite-differences": self._finite_differences,
+        }
+        shared = _Shared(self.unconnected, self.looked_up)
+        refused: dict[str, str] = {}
+        for mode in PRODUCT_MODES[1:] if product_mode == "auto" else (product_mode,):
+            if mode != "finite-differences" and self._inexact:
+                refused[mode] = (
+                    f"{self._inexact[0]} is tf.nn.moments in a function traced before sdkeras could put its own in "
+                    "place (a SavedModel, a tf.function that has run); TensorFlow's second derivatives are wrong for it"
+                )
+                continue
+            try:
+                product = self.traced(graphs[mode], self.vector)
+                engine = attrs.evolve(self, mode=mode, refused=refused, shared=shared, product=product)
+                # Some operations fail only when they run (the gradient of a while loop's body).
+                engine.product(self.point, tf.zeros_like(self.point), batch)
+            except tf.errors.ResourceExhaustedError:
+                raise
+            except (LookupError, TypeError, ValueError, NotImplementedError, tf.errors.OpError) as error:
+                refused[mode] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+            else:
+                return engine
+        reasons = "; ".join(f"{mode}: {reason}" for mode, reason in refused.items())
+        raise ModelError(f"TensorFlow cannot make Hessian-vector products of this model ({reasons}).")
 
-    def _traced(self, graph: Any, *leading: Any) -> Any:
-        def trace() -> Any:
+    @property
+    def vector(self) -> tf.TensorSpec:
+        """Shape and dtype of a flat vector of parameters."""
+        return tf.TensorSpec([self.size], self.function.dtype)
+
+    def traced(self, graph: Compiled, *between: tf.TensorSpec) -> Compiled:
+        """The graph compiled for a point, arguments of these shapes, and the engine's other arguments."""
+
+        def trace() -> Compiled:
             function = tf.function(graph, jit_compile=False, autograph=False)
             with exact_moments():
-                return function.get_concrete_function(*leading, *self._specs)
+                return function.get_concrete_function(self.vector, *between, *self.specs)
 
         if tf.distribute.get_strategy().num_replicas_in_sync == 1:
             return trace()
@@ -210,148 +222,126 @@ class Engine:
         with ThreadPoolExecutor(1) as thread:
             return thread.submit(trace).result()
 
-    def _build_product(self, product_mode: str, batch: Any) -> None:
-        if product_mode != "auto" and product_mode not in PRODUCT_MODES:
-            raise ModelError(f"product mode {product_mode!r} is unknown; use auto, {', '.join(PRODUCT_MODES)}.")
-        for mode in PRODUCT_MODES if product_mode == "auto" else (product_mode,):
-            graph = {
-                "reverse-over-reverse": self._reverse_over_reverse,
-                "forward-over-reverse": self._forward_over_reverse,
-                "finite-differences": self._finite_differences,
-            }[mode]
-            if mode != "finite-differences" and self._inexact:
-                self.refused[mode] = (
-                    f"{self._inexact[0]} is tf.nn.moments in a function traced before sdkeras could put its own in "
-                    "place (a SavedModel, a tf.function that has run); TensorFlow's second derivatives are wrong for it"
-                )
-                continue
+    def first_of(self, make: Callable[[bool], Compiled], *arguments: Tensor) -> Compiled:
+        """What `make` compiles for the rows of a matrix, vectorized where TensorFlow can and mapped where it cannot."""
+        with quiet():
             try:
-                self._product = self._traced(graph, self._vector, self._vector)
-                # Some operations fail only when they run (the gradient of a while loop's body).
-                self.product(self.point, tf.zeros_like(self.point), batch)
-            except tf.errors.ResourceExhaustedError:
-                raise
-            except (LookupError, TypeError, ValueError, NotImplementedError, tf.errors.OpError) as error:
-                self.refused[mode] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
-                continue
-            self.mode = mode
-            return
-        reasons = "; ".join(f"{mode}: {reason}" for mode, reason in self.refused.items())
-        raise ModelError(f"TensorFlow cannot make Hessian-vector products of this model ({reasons}).")
+                vectorized = make(True)
+                vectorized(*arguments)
+            except Exception:  # no vectorized form of some operation; TensorFlow raises several types for it
+                return make(False)
+        return vectorized
 
     # Graphs: what is traced
 
-    def _split(self, vector: Any) -> list[Any]:
+    def split(self, vector: Tensor) -> list[Tensor]:
+        """A flat vector as one tensor for each variable."""
         layout = self.function.layout
         pieces = tf.split(vector, list(layout.sizes))
         return [tf.reshape(piece, shape) for piece, shape in zip(pieces, layout.shapes, strict=True)]
 
-    def _join(self, parts: list[Any]) -> Any:
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """One tensor for each variable as a flat vector."""
         return tf.concat([tf.reshape(part, [-1]) for part in parts], axis=0)
 
-    def _loss(self, parts: list[Any], seeds: Any, weights: Any, flat: Any) -> Any:
-        total, extra, _ = self.function(parts, seeds, list(flat), weights[2:])
-        return weights[0] * total + (weights[1] - weights[0]) * extra
-
-    def _raw_gradients(self, parts: list[Any], seeds: Any, weights: Any, flat: Any) -> list[Any]:
+    def raw_gradients_of(self, parts: list[Tensor], batch: Sequence[Tensor]) -> list[Tensor]:
+        """The weighted gradient as TensorFlow makes it: tensors, `tf.IndexedSlices` or None; in a graph."""
+        seeds, weights, *flat = batch
         with tf.GradientTape() as tape:
             tape.watch(parts)
-            loss = self._loss(parts, seeds, weights, flat)
-        found: list[Any] = tape.gradient(loss, parts)
-        return found
+            total, extra, _ = self.function(parts, seeds, flat, weights[2:])
+            loss = weights[0] * total + (weights[1] - weights[0]) * extra
+        gradients: list[Tensor] = tape.gradient(loss, parts)
+        return gradients
 
-    def _gradients(self, parts: list[Any], seeds: Any, weights: Any, flat: Any) -> list[Any]:
-        gradients = self._raw_gradients(parts, seeds, weights, flat)
+    def _gradients(self, parts: list[Tensor], batch: Sequence[Tensor]) -> list[Tensor]:
+        gradients = self.raw_gradients_of(parts, batch)
         named = list(zip(self.function.layout.names, gradients, strict=True))
-        self.unconnected = tuple(name for name, gradient in named if gradient is None)
-        self.looked_up = tuple(name for name, gradient in named if isinstance(gradient, tf.IndexedSlices))
+        self._shared.unconnected = tuple(name for name, gradient in named if gradient is None)
+        self._shared.looked_up = tuple(name for name, gradient in named if isinstance(gradient, tf.IndexedSlices))
         return [
             tf.zeros_like(part) if gradient is None else tf.convert_to_tensor(gradient)
             for part, gradient in zip(parts, gradients, strict=True)
         ]
 
-    def _evaluate_graph(self, point: Any, seeds: Any, weights: Any, *flat: Any) -> Any:
-        return self.function(self._split(point), seeds, list(flat), weights[2:])
+    def _evaluate_graph(self, point: Tensor, seeds: Tensor, weights: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
+        return self.function(self.split(point), seeds, list(flat), weights[2:])
 
-    def _gradient_graph(self, point: Any, seeds: Any, weights: Any, *flat: Any) -> Any:
-        return self._join(self._gradients(self._split(point), seeds, weights, flat))
+    def _gradient_graph(self, point: Tensor, *batch: Tensor) -> Tensor:
+        return self.join(self._gradients(self.split(point), batch))
 
-    def _reverse_over_reverse(self, point: Any, vector: Any, seeds: Any, weights: Any, *flat: Any) -> Any:
-        parts = self._split(point)
+    def _reverse_over_reverse(self, point: Tensor, vector: Tensor, *batch: Tensor) -> Tensor:
+        parts = self.split(point)
         with tf.GradientTape() as tape:
             tape.watch(parts)
-            gradients = self._gradients(parts, seeds, weights, flat)
-        return self._pull_back(tape, gradients, parts, vector)
+            gradients = self._gradients(parts, batch)
+        return self._pulled_back(tape, gradients, parts, vector)
 
-    def _pull_back(self, tape: Any, gradients: list[Any], parts: list[Any], vector: Any) -> Any:
-        return self._join(
-            tape.gradient(
-                gradients,
-                parts,
-                output_gradients=self._split(vector),
-                unconnected_gradients=tf.UnconnectedGradients.ZERO,
-            )
-        )
+    def _pulled_back(
+        self, tape: tf.GradientTape, gradients: list[Tensor], parts: list[Tensor], vector: Tensor
+    ) -> Tensor:
+        zero = tf.UnconnectedGradients.ZERO
+        duals = self.split(vector)
+        return self.join(tape.gradient(gradients, parts, output_gradients=duals, unconnected_gradients=zero))
 
-    def _forward_over_reverse(self, point: Any, vector: Any, seeds: Any, weights: Any, *flat: Any) -> Any:
-        parts = self._split(point)
-        with tf.autodiff.ForwardAccumulator(parts, self._split(vector)) as accumulator:
-            gradients = self._gradients(parts, seeds, weights, flat)
-        return self._join(accumulator.jvp(gradients, unconnected_gradients=tf.UnconnectedGradients.ZERO))
+    def _forward_over_reverse(self, point: Tensor, vector: Tensor, *batch: Tensor) -> Tensor:
+        parts = self.split(point)
+        with tf.autodiff.ForwardAccumulator(parts, self.split(vector)) as accumulator:
+            gradients = self._gradients(parts, batch)
+        return self.join(accumulator.jvp(gradients, unconnected_gradients=tf.UnconnectedGradients.ZERO))
 
-    def _finite_differences(self, point: Any, vector: Any, seeds: Any, weights: Any, *flat: Any) -> Any:
-        norm = tf.norm(vector)
-        step = tf.math.divide_no_nan(tf.constant(_STEP[self.function.dtype], vector.dtype), norm)
-        ahead = self._gradient_graph(point + step * vector, seeds, weights, *flat)
-        behind = self._gradient_graph(point - step * vector, seeds, weights, *flat)
+    def _finite_differences(self, point: Tensor, vector: Tensor, *batch: Tensor) -> Tensor:
+        step = tf.math.divide_no_nan(tf.constant(_STEP[self.function.dtype], vector.dtype), tf.norm(vector))
+        ahead = self._gradient_graph(point + step * vector, *batch)
+        behind = self._gradient_graph(point - step * vector, *batch)
         return tf.math.divide_no_nan(ahead - behind, 2 * step)
 
-    def _many_products(self, vectorized: bool) -> Any:
+    def _block_product(self, vectorized: bool) -> Compiled:
         """The gradient, and products with the rows of a matrix, over one shared first pass."""
 
-        def graph(point: Any, rows: Any, seeds: Any, weights: Any, *flat: Any) -> Any:
-            parts = self._split(point)
+        def graph(point: Tensor, rows: Tensor, *batch: Tensor) -> tuple[Tensor, Tensor]:
+            parts = self.split(point)
             with tf.GradientTape(persistent=True) as tape:
                 tape.watch(parts)
-                gradients = self._gradients(parts, seeds, weights, flat)
+                gradients = self._gradients(parts, batch)
 
-            def product(vector: Any) -> Any:
-                return self._pull_back(tape, gradients, parts, vector)
+            def product(vector: Tensor) -> Tensor:
+                return self._pulled_back(tape, gradients, parts, vector)
 
             if vectorized:
-                return self._join(gradients), tf.vectorized_map(product, rows, fallback_to_while_loop=False)
-            return self._join(gradients), tf.map_fn(product, rows)
+                return self.join(gradients), tf.vectorized_map(product, rows, fallback_to_while_loop=False)
+            return self.join(gradients), tf.map_fn(product, rows)
 
-        return self._traced(graph, self._vector, tf.TensorSpec([None, self.size], self.function.dtype))
+        return self.traced(graph, tf.TensorSpec([None, self.size], self.function.dtype))
 
     # Calls
 
-    def _arguments(self, batch: Any) -> tuple[Any, ...]:
+    def arguments(self, batch: Batch) -> tuple[Tensor, ...]:
+        """What the compiled functions take beside the point: seed states, weights, the batch, held values."""
         relative = batch.loss_weights or (1.0,) * len(self.function.reductions)
         weights = np.array([batch.data_weight, batch.extra_weight, *relative], self.dtype)
-        return (tf.constant(batch.seeds), tf.constant(weights), *batch.tensors, *self.held)
+        return (tf.constant(batch.seeds), tf.constant(weights), *batch.tensors, *self.function.held)
 
-    def evaluate(self, point: Any, batch: Any) -> Any:
+    def evaluate(self, point: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, with the batch's relative weights only, its part from model.losses, and the losses' denominators."""
-        return self._evaluate(point, *self._arguments(batch))
+        values: tuple[Tensor, Tensor, Tensor] = self._evaluate(point, *self.arguments(batch))
+        return values
 
-    def gradient(self, point: Any, batch: Any) -> Any:
+    def gradient(self, point: Tensor, batch: Batch) -> Tensor:
         """Weighted gradient on a batch, shape [n]."""
-        return self._gradient(point, *self._arguments(batch))
+        return self._gradient(point, *self.arguments(batch))
 
-    def raw_gradients(self, point: Any, batch: Any) -> list[Any]:
+    def raw_gradients(self, point: Tensor, batch: Batch) -> list[Tensor]:
         """The weighted gradient on a batch as training gives it to the optimizer, one for each variable.
 
         Tensors, `tf.IndexedSlices` for what was looked up, None for what is unconnected. Traced anew on every call.
         """
 
-        def graph(point: Any, seeds: Any, weights: Any, *flat: Any) -> Any:
-            return self._raw_gradients(self._split(point), seeds, weights, flat)
+        graph = self.traced(lambda point, *batch: self.raw_gradients_of(self.split(point), batch))
+        gradients: list[Tensor] = graph(point, *self.arguments(batch))
+        return gradients
 
-        found: list[Any] = self._traced(graph, self._vector)(point, *self._arguments(batch))
-        return found
-
-    def total_gradient(self, point: Any, batches: Sequence[Any]) -> Array:
+    def total_gradient(self, point: Tensor, batches: Sequence[Batch]) -> Array:
         """Sum of the weighted gradients over batches, shape [n], float64, one gradient in memory at a time.
 
         Raises:
@@ -362,36 +352,26 @@ class Engine:
             total += self.gradient(point, batch).numpy()
         return finite(total, "the gradient")
 
-    def product(self, point: Any, vector: Any, batch: Any) -> Any:
+    def product(self, point: Tensor, vector: Tensor, batch: Batch) -> Tensor:
         """Weighted Hessian-vector product on a batch, [n] -> [n]."""
-        with self._shared.lock:
-            self._shared.num_products += 1
-        return self._product(point, vector, *self._arguments(batch))
+        self.count(1)
+        return self._product(point, vector, *self.arguments(batch))
 
-    def products(self, point: Any, rows: Any, batch: Any) -> Any:
+    def products(self, point: Tensor, rows: Tensor, batch: Batch) -> Tensor:
         """Weighted products with each row, [k, n] -> [k, n]."""
         if self.mode != "reverse-over-reverse":
             return tf.stack([self.product(point, row, batch) for row in tf.unstack(rows)])
         return self.gradient_and_products(point, rows, batch)[1]
 
-    def gradient_and_products(self, point: Any, rows: Any, batch: Any) -> Any:
+    def gradient_and_products(self, point: Tensor, rows: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Weighted gradient, [n], and weighted products with each row, [k, n] -> [k, n], over one shared pass."""
         if self.mode != "reverse-over-reverse":
             return self.gradient(point, batch), self.products(point, rows, batch)
-        arguments = self._arguments(batch)
+        arguments = self.arguments(batch)
         shared = self._shared
         with shared.lock:
-            if shared.many is None:
-                shared.many = self.first_of(self._many_products, point, rows, *arguments)
+            if shared.block_product is None:
+                shared.block_product = self.first_of(self._block_product, point, rows, *arguments)
             shared.num_products += int(rows.shape[0])
-        return shared.many(point, rows, *arguments)
-
-    def first_of(self, make: Callable[[bool], Any], *arguments: Any) -> Any:
-        """What `make` compiles for the rows of a matrix, vectorized where TensorFlow can and mapped where it cannot."""
-        with quiet():
-            try:
-                many = make(True)
-                many(*arguments)
-            except Exception:  # no vectorized form of some operation; TensorFlow raises several types for it
-                many = make(False)
-        return many
+        both: tuple[Tensor, Tensor] = shared.block_product(point, rows, *arguments)
+        return both

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import attrs
 import numpy as np
 import tensorflow as tf
 
+from sdkeras.files.keras_types import Tensor
 from sdkeras.linalg.operators import Limit, Reduction, SymmetricOperator
 from sdkeras.linalg.vectors import finite
 from sdkeras.operators import subspace, verification
-from sdkeras.operators.loss import Batch, EmpiricalLoss
+from sdkeras.operators.batch_loss import Batch
+from sdkeras.operators.engine import Engine
+from sdkeras.operators.loss import EmpiricalLoss
+from sdkeras.operators.views import evolved
 from sdkeras.results.arrays import Array
 from sdkeras.results.verification import Verification
 
@@ -22,6 +27,7 @@ from sdkeras.results.verification import Verification
 _BLOCK, _BLOCK_BYTES = 64, 5e8
 
 
+@attrs.frozen(init=False, eq=False, slots=False)
 class HessianOperator(SymmetricOperator):
     """Hessian of an `EmpiricalLoss` at the model's weights, known by its products.
 
@@ -45,6 +51,15 @@ class HessianOperator(SymmetricOperator):
             symmetric or not repeatable, and `allow_unverified` is False.
     """
 
+    loss: EmpiricalLoss
+    engine: Engine
+    batches: Sequence[Batch]
+    verification: Verification
+    _workers: int
+    _budget: Limit | None
+    size: int
+    dtype: np.dtype[Any]
+
     def __init__(
         self,
         loss: EmpiricalLoss,
@@ -54,45 +69,30 @@ class HessianOperator(SymmetricOperator):
         workers: int = 1,
         memory: float | None = None,
     ) -> None:
-        self.loss = loss
-        self.size = loss.size
-        self.dtype = loss.dtype
-        self._product_mode = product_mode
-        self._engine = loss.engine(product_mode)
-        self._batches: Sequence[Batch] = loss.batches
-        self._workers = min(workers, len(loss.batches))
-        self._threads: ThreadPoolExecutor | None = None
-        self._budget: Limit | None = None
-        self.verification: Verification = verification.verified(loss, self._engine, allow_unverified, memory)
+        engine = loss.engine(product_mode)
+        checked = verification.verified(loss, engine, allow_unverified, memory)
+        workers = min(workers, len(loss.batches))
+        self.__attrs_init__(loss, engine, loss.batches, checked, workers, None, loss.size, loss.dtype)
 
+    @functools.cached_property
     def _pool(self) -> ThreadPoolExecutor:
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(self._workers)
-        return self._threads
+        return ThreadPoolExecutor(self._workers)
 
     @property
     def num_products(self) -> int:
         """Products on single batches that the shared engine has made so far, for whatever purpose."""
-        return int(self._engine.num_products)
-
-    @property
-    def batches(self) -> Sequence[Batch]:
-        return self._batches
+        return self.engine.num_products
 
     def at(self, loss: EmpiricalLoss) -> HessianOperator:
         """The Hessian of another view of the same loss (`loss.at`, `loss.now`), by the same compiled products.
 
         It is not verified again: the products are the same function of the weights.
         """
-        view = copy.copy(self)
-        view.loss, view._engine = loss, loss.engine(self._product_mode)
-        return view
+        return evolved(self, loss=loss, engine=self.engine.at(loss.function))
 
     def within(self, budget: Limit | None) -> HessianOperator:
         """The same operator, whose products raise BudgetError where the budget has no room for them."""
-        view = copy.copy(self)
-        view._budget = budget
-        return view
+        return evolved(self, budget=budget)
 
     def _require(self, products: int) -> None:
         if self._budget is not None:
@@ -104,16 +104,13 @@ class HessianOperator(SymmetricOperator):
 
     def on_batch(self, batch: Batch) -> HessianOperator:
         """Hessian of the loss on one given batch, by the same compiled products."""
-        view = copy.copy(self)
-        view._batches = [batch]
-        view._workers = 1
-        return view
+        return evolved(self, batches=[batch], workers=1)
 
-    def matvec(self, vector: Any) -> Any:
+    def matvec(self, vector: Tensor) -> Tensor:
         """H v, shape [n] -> [n]; NumPy in, NumPy out; a tensor in gives a tensor out."""
-        return self._apply(vector, (self.size,), self._engine.product)
+        return self._apply(vector, (self.size,), self.engine.product)
 
-    def matmat(self, matrix: Any) -> Any:
+    def matmat(self, matrix: Tensor) -> Tensor:
         """H V, shape [n, k] -> [n, k], over one shared first pass per batch where TensorFlow can."""
         if len(np.shape(matrix)) != 2 or np.shape(matrix)[0] != self.size:
             raise ValueError(f"matmat takes a matrix of shape ({self.size}, k), got {tuple(np.shape(matrix))}.")
@@ -121,14 +118,14 @@ class HessianOperator(SymmetricOperator):
             return tf.transpose(self.rows(tf.transpose(matrix)))
         return self.rows(np.ascontiguousarray(np.asarray(matrix).T)).T
 
-    def rows(self, rows: Any) -> Any:
+    def rows(self, rows: Tensor) -> Tensor:
         """H r for each row r, shape [k, n] -> [k, n]; a block of rows at a time, since all of them share memory."""
         count = int(min(_BLOCK, _BLOCK_BYTES // (self.size * self.dtype.itemsize)))
         if count <= 1:  # no block shares its first pass, and the compiled products with several are not needed
             parts = [self.matvec(rows[k])[None] for k in range(int(np.shape(rows)[0]))]
         else:
             parts = [
-                self._apply(block, (int(np.shape(block)[0]), self.size), self._engine.products)
+                self._apply(block, (int(np.shape(block)[0]), self.size), self.engine.products)
                 for block in (rows[start : start + count] for start in range(0, int(np.shape(rows)[0]), count))
             ]
         if len(parts) == 1:
@@ -138,27 +135,27 @@ class HessianOperator(SymmetricOperator):
     def gradient(self) -> Array:
         """The gradient over the operator's batches, shape [n], float64."""
         self._require(0)
-        return self._engine.total_gradient(self._engine.point, self._batches)
+        return self.engine.total_gradient(self.engine.point, self.batches)
 
-    def _apply(self, array: Any, shape: tuple[int, ...], product: Any) -> Any:
+    def _apply(self, array: Tensor, shape: tuple[int, ...], product: Callable[..., Tensor]) -> Tensor:
         is_tensor = tf.is_tensor(array)
         if tuple(np.shape(array)) != shape:
             raise ValueError(f"the operator takes an array of shape {shape}, got {tuple(np.shape(array))}.")
         vector = tf.cast(array, self.loss.function.dtype) if is_tensor else tf.constant(array, self.dtype)
 
-        def one(batch: Batch) -> Any:
-            return product(self._engine.point, vector, batch)
+        def one(batch: Batch) -> Tensor:
+            return product(self.engine.point, vector, batch)
 
-        self._require(len(self._batches) * (1 if len(shape) == 1 else shape[0]))
+        self._require(len(self.batches) * (1 if len(shape) == 1 else shape[0]))
         total: Any = None
         # A group of batches at a time: the products of all of them at once may not fit the memory.
-        for start in range(0, len(self._batches), self._workers):
+        for start in range(0, len(self.batches), self._workers):
             if start:
                 self._require(0)  # one pass over the data may take long
-            group = self._batches[start : start + self._workers]
-            parts = [one(group[0])] if len(group) == 1 else list(self._pool().map(one, group))
-            for part in parts:
-                total = part if total is None else total + part
+            group = self.batches[start : start + self._workers]
+            parts = [one(group[0])] if len(group) == 1 else list(self._pool.map(one, group))
+            for product_of_batch in parts:
+                total = product_of_batch if total is None else total + product_of_batch
         if is_tensor:
             return total
         return finite(total.numpy(), "a Hessian-vector product")

@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 import numpy as np
+from numpy.typing import DTypeLike
 
 from sdkeras.errors import ModelError
 from sdkeras.results.arrays import Array
@@ -52,20 +53,20 @@ class Layout:
 
         A layer whose variables do not lie side by side, as with weight sharing, has one entry per stretch.
         """
-        found: dict[str, slice] = {}
+        places: dict[str, slice] = {}
         last = ""
-        for name, part in zip(self.names, self.slices, strict=True):
+        for name, place in zip(self.names, self.slices, strict=True):
             layer = name.rpartition("/")[0] or name
             label = layer
-            if layer in found and layer != last:
+            if layer in places and layer != last:
                 label = name
-            elif layer in found:
-                part = slice(found[layer].start, part.stop)
-            found[label] = part
+            elif layer in places:
+                place = slice(places[layer].start, place.stop)
+            places[label] = place
             last = label
-        return found
+        return places
 
-    def flatten(self, arrays: Sequence[Any], dtype: Any) -> Array:
+    def flatten(self, arrays: Sequence[Any], dtype: DTypeLike) -> Array:
         """Arrays of these shapes as one vector, shape [size]."""
         return np.concatenate([np.asarray(array, dtype=dtype).ravel() for array in arrays])
 

@@ -19,7 +19,8 @@ import tensorflow as tf
 from sdkeras import seeds
 from sdkeras.errors import DataError
 from sdkeras.files import class_weights
-from sdkeras.files.data_fit import blocks, check_kind, first_not_finite
+from sdkeras.files.arrays import blocks, checked_arrays
+from sdkeras.files.keras_types import Data
 from sdkeras.results.arrays import Array
 
 DEFAULT_BATCH_SIZE = 32
@@ -37,8 +38,8 @@ class Pieces:
 
     def __init__(self, parts: Sequence[Array]) -> None:
         self._parts = parts
-        self._starts = np.cumsum([0, *(len(part) for part in parts)])
-        sides = zip(*(part.shape[1:] for part in parts), strict=True)
+        self._starts = np.cumsum([0, *(len(batch) for batch in parts)])
+        sides = zip(*(batch.shape[1:] for batch in parts), strict=True)
         self.shape: tuple[Any, ...] = (
             int(self._starts[-1]),
             *(side[0] if len(set(side)) == 1 else None for side in sides),
@@ -67,16 +68,16 @@ class Source:
         arrays: Flat list of arrays, first axis = samples; `Pieces` where batches differ in shape.
         structure: The nested (x, y, sample_weight) that `tf.nest.pack_sequence_as` rebuilds; (x,) without targets.
         batch_size: Size of a full minibatch.
-        given: The data's own batches as index ranges, or None where batches are cut from permutations.
+        batch_ranges: The data's own batches as index ranges, or None where batches are cut from permutations.
         note: What the reader should know of how the data were read, or "".
         batch_size_source: Where the batch size came from: 'given', 'dataset' or 'assumed'; "" for all in one batch.
         class_weight: Weights by class that the sample weights were made from, or None.
     """
 
     arrays: tuple[Any, ...]
-    structure: Any
+    structure: Data
     batch_size: int
-    given: tuple[tuple[int, int], ...] | None = None
+    batch_ranges: tuple[tuple[int, int], ...] | None = None
     note: str = ""
     batch_size_source: str = ""
     class_weight: Mapping[int, float] | None = None
@@ -105,21 +106,21 @@ class Source:
     @property
     def minibatches_per_epoch(self) -> int:
         """Full-size minibatches in one pass over the data; the ragged tail is dropped."""
-        if self.given is not None:
-            return len(self._full(self.given))
+        if self.batch_ranges is not None:
+            return len(self._full_ranges)
         return max(1, self.num_samples // self.batch_size)
 
-    def _full(self, given: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
-        return [part for part in given if part[1] - part[0] == self.batch_size]
+    @property
+    def _full_ranges(self) -> list[tuple[int, int]]:
+        return [(start, stop) for start, stop in self.batch_ranges or () if stop - start == self.batch_size]
 
     def minibatch(self, index: int, seed: int) -> tuple[Array, ...]:
         """Minibatch number `index` of training: permute, cut, drop the tail, next epoch."""
         epoch, position = divmod(index, self.minibatches_per_epoch)
         generator = seeds.generator(seed, seeds.Stream.MINIBATCHES, epoch)
-        if self.given is not None:
-            parts = self._full(self.given)
-            start, stop = parts[int(generator.permutation(len(parts))[position])]
-            return self.take(slice(start, stop))
+        if self.batch_ranges is not None:
+            ranges = self._full_ranges
+            return self.take(slice(*ranges[int(generator.permutation(len(ranges))[position])]))
         order = generator.permutation(self.num_samples)
         return self.take(np.sort(order[position * self.batch_size : (position + 1) * self.batch_size]))
 
@@ -131,17 +132,15 @@ class Source:
         """
         count = self.num_samples if num_samples is None else min(num_samples, self.num_samples)
         generator = seeds.generator(seed, seeds.Stream.SUBSET)
-        if self.given is not None:
-            parts = list(self.given)
+        if self.batch_ranges is not None:
+            ranges = list(self.batch_ranges)
             if count < self.num_samples:
-                kept, total = [], 0
-                for position in generator.permutation(len(parts)):
-                    if total >= count:
-                        break
-                    kept.append(int(position))
-                    total += parts[position][1] - parts[position][0]
-                parts = [parts[position] for position in sorted(kept)]
-            return [self.take(slice(start, stop)) for start, stop in parts]
+                order = generator.permutation(len(ranges))
+                sizes = np.array([ranges[position][1] - ranges[position][0] for position in order])
+                # The first of them that hold so many samples.
+                kept = order[: int(np.searchsorted(np.cumsum(sizes), count)) + 1]
+                ranges = [ranges[position] for position in sorted(kept)]
+            return [self.take(slice(start, stop)) for start, stop in ranges]
         if count == self.num_samples and count <= self.batch_size:
             return [self.take(slice(None))]
         order = generator.permutation(self.num_samples)[:count]
@@ -151,11 +150,11 @@ class Source:
 
 
 def as_source(
-    data: Any,
+    data: Data,
     *,
     batch_size: int | None,
-    default_batch_size: int | None,
-    limit: int | None,
+    default_batch_size: int | None = DEFAULT_BATCH_SIZE,
+    limit: int | None = None,
     class_weight: Mapping[int, float] | None = None,
 ) -> Source:
     """Reads data in any of the forms `Model.fit` takes.
@@ -173,9 +172,14 @@ def as_source(
         DataError: Empty, endless without a limit, of unequal lengths, not numeric, not finite, or smaller
             than the batch size that was given; or data that cannot be weighted by class.
     """
-    source = _read(data, batch_size=batch_size, default_batch_size=default_batch_size, limit=limit)
-    known = class_weights.checked(class_weight)
-    return source if known is None else _weighted(source, known, isinstance(data, tf.data.Dataset))
+    if batch_size is not None and batch_size < 1:
+        raise DataError(f"the batch size must be at least 1, got {batch_size}.")
+    if isinstance(data, (tf.data.Dataset, keras.utils.PyDataset)):
+        source = _from_batches(data, batch_size, limit)
+    else:
+        source = _from_arrays(data, batch_size, default_batch_size)
+    weights = class_weights.checked(class_weight)
+    return source if weights is None else _weighted(source, weights, isinstance(data, tf.data.Dataset))
 
 
 def _weighted(source: Source, class_weight: Mapping[int, float], per_step: bool) -> Source:
@@ -195,12 +199,7 @@ def _weighted(source: Source, class_weight: Mapping[int, float], per_step: bool)
     return attrs.evolve(source, arrays=(*source.arrays, weights), structure=structure, class_weight=class_weight)
 
 
-def _read(data: Any, *, batch_size: int | None, default_batch_size: int | None, limit: int | None) -> Source:
-    """`as_source` without class weights."""
-    if batch_size is not None and batch_size < 1:
-        raise DataError(f"the batch size must be at least 1, got {batch_size}.")
-    if isinstance(data, (tf.data.Dataset, keras.utils.PyDataset)):
-        return _from_batches(data, batch_size, limit)
+def _from_arrays(data: Data, batch_size: int | None, default_batch_size: int | None) -> Source:
     if isinstance(data, (np.ndarray, tf.Tensor, dict)):
         data = (data,)
     if not isinstance(data, (tuple, list)) or len(data) not in (1, 2, 3):
@@ -208,150 +207,89 @@ def _read(data: Any, *, batch_size: int | None, default_batch_size: int | None, 
             "data must be x, (x, y) or (x, y, sample_weight) arrays, a tf.data.Dataset or a keras.utils.PyDataset; "
             f"got {type(data).__name__}{f' of length {len(data)}' if isinstance(data, (tuple, list)) else ''}."
         )
-    structure = _as_triple(tuple(data))
-    arrays = _arrays(structure)
-    _check(arrays)
-    total = arrays[0].shape[0]
-    if batch_size is not None and batch_size > total:
+    structure = checked_arrays("the data", data, whole=False)
+    arrays = tuple(tf.nest.flatten(structure))
+    total = len(arrays[0])
+    if batch_size is not None:
+        _require_at_most(total, batch_size)
+    size = batch_size or min(default_batch_size or total, total)
+    origin = "given" if batch_size else "assumed" if default_batch_size else ""
+    return Source(arrays, structure, size, batch_size_source=origin)
+
+
+def _require_at_most(total: int, batch_size: int) -> None:
+    if batch_size > total:
         raise DataError(
             f"the batch size {batch_size} is larger than the data, which have {total} samples; "
             f"use a batch size of at most {total}."
         )
-    size = batch_size or min(default_batch_size or total, total)
-    origin = "given" if batch_size else "assumed" if default_batch_size else ""
-    return Source(tuple(arrays), structure, size, batch_size_source=origin)
 
 
-def _as_triple(data: tuple[Any, ...]) -> tuple[Any, ...]:
-    """(x,), (x, y) or (x, y, w), leaves kept; absent targets and weights are dropped from the structure."""
-    parts = tuple(_tuples(part) for part in data)
-    while len(parts) > 1 and parts[-1] is None:
-        parts = parts[:-1]
-    if len(parts) == 3 and parts[1] is None:
-        raise DataError("the data have sample weights and no targets; Keras weights losses of targets only.")
-    return parts
-
-
-def _tuples(tree: Any) -> Any:
-    """Lists of arrays as tuples, lists of numbers as arrays, so that tf.nest sees arrays as leaves."""
-    if isinstance(tree, dict):
-        return {key: _tuples(value) for key, value in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        nested = any(isinstance(leaf, dict) or len(getattr(leaf, "shape", ())) > 0 for leaf in tree)
-        return tuple(_tuples(leaf) for leaf in tree) if nested else np.asarray(tree)
-    return tree
-
-
-def _arrays(structure: Any) -> list[Array]:
-    """The leaves as arrays of numbers, booleans or text."""
-    arrays = [check_kind(leaf) for leaf in tf.nest.flatten(structure)]
-    if any(array is None for array in arrays):
-        raise DataError("the data hold None among their arrays; give an array in its place, or leave the part out.")
-    return [array for array in arrays if array is not None]
-
-
-def _check(arrays: Sequence[Array]) -> None:
-    if not arrays:
-        raise DataError("the data hold no arrays.")
-    lengths = {array.shape[0] if array.ndim else -1 for array in arrays}
-    if -1 in lengths:
-        raise DataError("the data hold a single number where an array of samples was expected.")
-    if len(lengths) > 1:
-        raise DataError(
-            f"the arrays of the data have different numbers of samples: {sorted(lengths)}; "
-            "inputs, targets and sample weights need the same first axis."
-        )
-    if lengths == {0}:
-        raise DataError("the data have 0 samples.")
-    for array in arrays:
-        bad = first_not_finite(array)
-        if bad is not None:
-            raise DataError(
-                f"the data hold NaN or infinity (first in sample {bad[0]:,} of an array of shape {array.shape}); "
-                "remove or replace such samples."
-            )
-
-
-def _from_batches(data: Any, batch_size: int | None, limit: int | None) -> Source:
-    flat: list[list[Array]] = []
-    structure: Any = None
+def _from_batches(data: Data, batch_size: int | None, limit: int | None) -> Source:
+    batches: list[list[Array]] = []
+    structure: Data = None
     total = 0
     for batch in _iterate(data, limit):
+        number = len(batches)
         if not isinstance(batch, (tuple, list)):
             batch = (batch,)
         if len(batch) not in (1, 2, 3):
             raise DataError("each batch of the dataset must be x, (x, y) or (x, y, sample_weight).")
-        structure = _as_triple(tuple(batch))
-        arrays = _arrays(structure)
-        try:
-            _check(arrays)
-        except DataError as error:
-            raise DataError(f"batch {len(flat):,} of the dataset: {error}") from error
-        flat.append(arrays)
-        if len(arrays) != len(flat[0]):
-            raise DataError(f"batch {len(flat) - 1:,} of the dataset has other parts than the first one.")
-        total += arrays[0].shape[0]
+        structure = checked_arrays(f"batch {number:,} of the dataset", batch, whole=False)
+        batches.append(tf.nest.flatten(structure))
+        if len(batches[0]) != len(batches[-1]):
+            raise DataError(f"batch {number:,} of the dataset has other parts than the first one.")
+        total += len(batches[-1][0])
         if limit is not None and total >= limit and _endless(data):
             break
-        if total > _LONGEST and _unknown_length(data):
+        if total > _LONGEST and isinstance(data, tf.data.Dataset) and data.cardinality() == tf.data.UNKNOWN_CARDINALITY:
             raise DataError(
                 f"the dataset does not know its length and has not ended after {total:,} samples; if it has no end, "
                 "cut it with .take(n), else tell its length with tf.data.experimental.assert_cardinality(n)."
             )
-    if not flat:
+    if not batches:
         raise DataError("the dataset is empty.")
-    sizes = [arrays[0].shape[0] for arrays in flat]
-    joined = tuple(_join([arrays[position] for arrays in flat]) for position in range(len(flat[0])))
-    own_size = sizes[0]
-    if batch_size is not None and batch_size != own_size:
-        if any(isinstance(array, Pieces) for array in joined):
-            raise DataError(
-                f"the dataset's batches have different shapes and cannot be re-batched to {batch_size}; leave the "
-                "batch size out, or pad all of them to one shape."
-            )
-        if batch_size > total:
-            raise DataError(f"the batch size {batch_size} is larger than the data, which have {total} samples.")
-        note = f"the dataset's batches of {own_size} were re-batched to {batch_size}"
-        return Source(joined, structure, batch_size, None, note, "given")
-    ends = np.cumsum(sizes)
-    given = tuple((int(end) - size, int(end)) for end, size in zip(ends, sizes, strict=True))
-    return Source(joined, structure, own_size, given, batch_size_source="dataset")
+    sizes = [len(arrays[0]) for arrays in batches]
+    joined = tuple(_join(parts) for parts in zip(*batches, strict=True))
+    if batch_size is None or batch_size == sizes[0]:
+        ends = np.cumsum(sizes)
+        ranges = tuple((int(end) - size, int(end)) for end, size in zip(ends, sizes, strict=True))
+        return Source(joined, structure, sizes[0], ranges, batch_size_source="dataset")
+    if any(isinstance(array, Pieces) for array in joined):
+        raise DataError(
+            f"the dataset's batches have different shapes and cannot be re-batched to {batch_size}; leave the "
+            "batch size out, or pad all of them to one shape."
+        )
+    _require_at_most(total, batch_size)
+    note = f"the dataset's batches of {sizes[0]} were re-batched to {batch_size}"
+    return Source(joined, structure, batch_size, None, note, "given")
 
 
-def _endless(data: Any) -> bool:
+def _endless(data: Data) -> bool:
     if isinstance(data, tf.data.Dataset):
         return bool(data.cardinality() == tf.data.INFINITE_CARDINALITY)
     return data.num_batches is None
 
 
-def _unknown_length(data: Any) -> bool:
-    return isinstance(data, tf.data.Dataset) and bool(data.cardinality() == tf.data.UNKNOWN_CARDINALITY)
-
-
-def _iterate(data: Any, limit: int | None) -> Any:
+def _iterate(data: Data, limit: int | None) -> Iterator[Data]:
     if _endless(data) and limit is None:
         raise DataError("the dataset has no end; say how much of it to read with `samples=N`.")
-    if isinstance(data, tf.data.Dataset):
-        spec = tf.nest.flatten(data.element_spec)
-        if any(leaf.shape.rank == 0 for leaf in spec):
-            raise DataError("the dataset is not batched; call .batch(n) on it first.")
-        return _guarded(data.as_numpy_iterator())
-    count = data.num_batches
-    return (data[index] for index in (itertools.count() if count is None else range(count)))
-
-
-def _guarded(batches: Any) -> Any:
-    """The same batches; whatever TensorFlow raises for a damaged or failing dataset is a DataError."""
+    if not isinstance(data, tf.data.Dataset):
+        count = data.num_batches
+        yield from (data[index] for index in (itertools.count() if count is None else range(count)))
+        return
+    if any(leaf.shape.rank == 0 for leaf in tf.nest.flatten(data.element_spec)):
+        raise DataError("the dataset is not batched; call .batch(n) on it first.")
     try:
-        yield from batches
-    except tf.errors.OpError as error:
+        yield from data.as_numpy_iterator()
+    except tf.errors.OpError as error:  # whatever TensorFlow raises for a damaged or failing dataset
         reason = str(error.message).strip().splitlines()[0][:200] if error.message else type(error).__name__
         raise DataError(f"the dataset cannot be read to its end: {reason}.") from error
 
 
-def _join(parts: list[Array]) -> Any:
+def _join(parts: Sequence[Array]) -> Array | Pieces:
     """The batches of one array joined along samples; as `Pieces` where that would need padding, which is no data."""
-    shapes = {part.shape[1:] for part in parts}
+    shapes = {batch.shape[1:] for batch in parts}
     if len({len(shape) for shape in shapes}) > 1:
         raise DataError(
             f"the dataset's batches have different numbers of axes: {sorted(shapes)} beside the batch axis."

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import tempfile
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -15,40 +14,32 @@ import tensorflow as tf
 
 from sdkeras.errors import ModelError
 from sdkeras.files.compiling import compile_as
+from sdkeras.files.keras_types import Config, Loss, Model, layers_of
+from sdkeras.files.user_code import last_line
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64", "mixed_float16", "mixed_bfloat16")
 
 
-def reason(error: BaseException) -> str:
-    """Type and text of an exception in one line; Keras and TensorFlow write several, some in bold."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
-    line = " ".join(f"{type(error).__name__}: {text}".split())
-    return line if len(line) <= 300 else f"{line[:297]}..."
-
-
-def is_pure(model: Any, dtype: str) -> bool:
+def is_pure(model: Model, dtype: str) -> bool:
     """Whether every layer and the loss compute, and every trainable variable is stored, in this precision."""
-    loss = getattr(model, "_compile_loss", None)
-    parts = [part for part in tf.nest.flatten(getattr(model, "loss", None)) if isinstance(part, keras.losses.Loss)]
-    return (
-        all(
-            layer.dtype_policy.name == dtype
-            for layer in model._flatten_layers()
-            if not isinstance(layer, keras.layers.InputLayer)
-        )
-        and all(keras.backend.standardize_dtype(variable.dtype) == dtype for variable in model.trainable_variables)
-        and (loss is None or loss.dtype == dtype)
-        and all(part.dtype == dtype for part in parts)
-    )
+    layers = [layer for layer in layers_of(model) if not isinstance(layer, keras.layers.InputLayer)]
+    losses = [loss for loss in tf.nest.flatten(getattr(model, "loss", None)) if isinstance(loss, keras.losses.Loss)]
+    compiled = getattr(model, "_compile_loss", None)
+    dtypes = {
+        *(layer.dtype_policy.name for layer in layers),
+        *(keras.backend.standardize_dtype(variable.dtype) for variable in model.trainable_variables),
+        *(loss.dtype for loss in (*losses, compiled) if loss is not None),
+    }
+    return dtypes <= {dtype}
 
 
-def reduced_policies(model: Any) -> tuple[str, ...]:
+def reduced_policies(model: Model) -> tuple[str, ...]:
     """Names of the 16-bit and mixed policies in which layers of the model compute."""
-    names = {layer.dtype_policy.name for layer in model._flatten_layers() if hasattr(layer, "dtype_policy")}
+    names = {layer.dtype_policy.name for layer in layers_of(model) if hasattr(layer, "dtype_policy")}
     return tuple(sorted(name for name in names if name.endswith("16")))
 
 
-def in_precision(model: Any, dtype: str) -> Any:
+def in_precision(model: Model, dtype: str) -> Model:
     """A compiled copy of the model with every layer and loss in `dtype` and the same weights.
 
     Layers and losses are rebuilt from their configurations: a loss object loaded from a file keeps float32
@@ -61,7 +52,7 @@ def in_precision(model: Any, dtype: str) -> Any:
             precision.
     """
     try:
-        custom = {type(layer).__name__: type(layer) for layer in model._flatten_layers()}
+        custom = {type(layer).__name__: type(layer) for layer in layers_of(model)}
         with _named_functions(model) as functions, default_precision(dtype):
             config = keras.saving.serialize_keras_object(model)
             config.pop("compile_config", None)
@@ -72,13 +63,14 @@ def in_precision(model: Any, dtype: str) -> Any:
                 clone.build(model.input_shape)
         with default_precision(dtype):
             if getattr(model, "compiled", False):
-                weights = model._compile_config.config.get("loss_weights") if model._compile_config else None
+                settings = model._compile_config.config if model._compile_config else {}  # noqa: SLF001
+                weights = settings.get("loss_weights")
                 arguments = {"optimizer": "sgd", "loss": _loss_in(model.loss, dtype), "loss_weights": weights}
                 compile_as(clone, arguments)
     except Exception as error:  # user classes may raise anything when rebuilt
         raise ModelError(
             f"the model cannot be rebuilt in {dtype} from its configuration "
-            f"({reason(error)}); give its custom layers and losses a working get_config()."
+            f"({last_line(error)}); give its custom layers and losses a working get_config()."
         ) from error
     with default_precision(dtype):
         _copy_weights(model, clone)
@@ -124,7 +116,7 @@ def require_same_loss(original: float, rebuilt: float, dtype: str, rounding: flo
         )
 
 
-def _rewritten(config: Any, dtype: str) -> Any:
+def _rewritten(config: Config, dtype: str) -> Config:
     if isinstance(config, dict):
         if config.get("class_name") == "DTypePolicy":
             return {**config, "config": {"name": dtype}}
@@ -137,29 +129,29 @@ def _rewritten(config: Any, dtype: str) -> Any:
     return config
 
 
-def _loss_in(loss: Any, dtype: str) -> Any:
+def _loss_in(loss: Loss, dtype: str) -> Config:
     if isinstance(loss, dict):
-        return {name: _loss_in(part, dtype) for name, part in loss.items()}
+        return {name: _loss_in(each, dtype) for name, each in loss.items()}
     if isinstance(loss, (list, tuple)):
-        return [_loss_in(part, dtype) for part in loss]
+        return [_loss_in(each, dtype) for each in loss]
     if isinstance(loss, keras.losses.Loss):
         rebuilt = type(loss).from_config(loss.get_config())
         if keras.backend.standardize_dtype(rebuilt.dtype) != dtype:
             rebuilt = type(loss).from_config({**loss.get_config(), "dtype": dtype})
         if hasattr(loss, "_fn_kwargs"):  # Keras leaves options out of some configurations, as Huber's delta
-            rebuilt._fn_kwargs = dict(loss._fn_kwargs)
+            rebuilt._fn_kwargs = dict(loss._fn_kwargs)  # noqa: SLF001
         return rebuilt
     return loss
 
 
 @contextlib.contextmanager
-def _named_functions(model: Any) -> Iterator[dict[str, Any]]:
+def _named_functions(model: Model) -> Iterator[dict[str, Any]]:
     """The user's functions in a model, by the names under which Keras writes them into a configuration meanwhile.
 
     Keras writes the code of a lambda, which only unsafe loading reads, and finds no function by its name alone.
     """
     functions: dict[int, Any] = {}
-    _collect_functions(list(model._flatten_layers()), functions, {})
+    _collect_functions(list(layers_of(model)), functions, {})
     names = {f"sdkeras_function_{number}": function for number, function in enumerate(functions.values())}
     before = {name: function.__name__ for name, function in names.items()}
     for name, function in names.items():
@@ -171,7 +163,7 @@ def _named_functions(model: Any) -> Iterator[dict[str, Any]]:
             function.__name__ = before[name]
 
 
-def _collect_functions(value: Any, functions: dict[int, Any], seen: dict[int, Any]) -> None:
+def _collect_functions(value: object, functions: dict[int, Any], seen: dict[int, Any]) -> None:
     """Functions of no package, in layers and in what these are made of (activations, initializers, cells)."""
     if id(value) in seen:
         return
@@ -180,25 +172,19 @@ def _collect_functions(value: Any, functions: dict[int, Any], seen: dict[int, An
         if not (value.__module__ or "").startswith(("keras.", "tensorflow.")):
             functions[id(value)] = value
         return
-    if isinstance(value, dict):
-        items = list(value.values())
-    elif isinstance(value, (list, tuple)):
-        items = list(value)
-    else:
-        items = list(vars(value).values()) if hasattr(value, "get_config") and hasattr(value, "__dict__") else []
+    items: Iterable[object] = ()
+    if isinstance(value, (dict, list, tuple)):
+        items = value.values() if isinstance(value, dict) else value
+    elif hasattr(value, "get_config") and hasattr(value, "__dict__"):
+        items = list(vars(value).values())
     for item in items:
         _collect_functions(item, functions, seen)
 
 
-def _copy_learned(model: Any, clone: Any) -> None:
-    """Copies what layers hold outside their variables, by the means with which Keras saves and loads it.
-
-    Raises:
-        ModelError: The copy has other layers.
-    """
-    layers, copies = model._flatten_layers(), clone._flatten_layers()
+def _copy_learned(model: Model, clone: Model) -> None:
+    """Copies what layers hold outside their variables, by the means with which Keras saves and loads it."""
     try:
-        for layer, copied in zip(layers, copies, strict=True):
+        for layer, copied in zip(layers_of(model), layers_of(clone), strict=True):
             if type(layer) is not type(copied):
                 raise ValueError(f"{type(copied).__name__} in place of {type(layer).__name__}")
             if hasattr(layer, "save_assets"):
@@ -211,16 +197,12 @@ def _copy_learned(model: Any, clone: Any) -> None:
             elif hasattr(layer, "finalize_state") and layer.variables:
                 copied.finalize_state()
     except Exception as error:  # user classes may raise anything
-        raise ModelError(f"the state of the model's layers cannot be copied ({reason(error)}).") from error
+        raise ModelError(f"the state of the model's layers cannot be copied ({last_line(error)}).") from error
 
 
-def _copy_weights(model: Any, clone: Any) -> None:
-    own, copied = _state(model), _state(clone)
-    if [tuple(v.shape) for v in own] != [tuple(v.shape) for v in copied]:
+def _copy_weights(model: Model, clone: Model) -> None:
+    variables, copies = ([*each.trainable_variables, *each.non_trainable_variables] for each in (model, clone))
+    if [tuple(v.shape) for v in variables] != [tuple(v.shape) for v in copies]:
         raise ModelError("the model rebuilt from its configuration has other variables than the model itself.")
-    for variable, copy in zip(own, copied, strict=True):
-        copy.assign(np.asarray(variable))
-
-
-def _state(model: Any) -> list[Any]:
-    return [*model.trainable_variables, *model.non_trainable_variables]
+    for variable, copied in zip(variables, copies, strict=True):
+        copied.assign(np.asarray(variable))

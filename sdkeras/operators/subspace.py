@@ -11,14 +11,16 @@ direction of the complement decides.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 import keras
 import numpy as np
 import tensorflow as tf
 
+from sdkeras.files.keras_types import Data, Layer, Model, Variable, layers_of
 from sdkeras.linalg.operators import Reduction, SymmetricOperator
+from sdkeras.operators.batch_loss import keras_structure
 from sdkeras.results.arrays import Array
 
 if TYPE_CHECKING:
@@ -49,13 +51,13 @@ class SubspaceOperator(SymmetricOperator):
         self.dtype = operator.dtype
         by_position = {factor.position: factor for factor in factors}
         layout = operator.loss.layout
-        self._pieces = []
+        self.pieces = []
         start = 0
-        for position, (shape, own) in enumerate(zip(layout.shapes, layout.slices, strict=True)):
+        for position, (shape, place) in enumerate(zip(layout.shapes, layout.slices, strict=True)):
             factor = by_position.get(position)
             basis = None if factor is None else factor.basis.astype(self.dtype)
-            length = own.stop - own.start if basis is None else basis.shape[1] * shape[1]
-            self._pieces.append((own, slice(start, start + length), basis, shape))
+            length = place.stop - place.start if basis is None else basis.shape[1] * shape[1]
+            self.pieces.append((place, slice(start, start + length), basis, shape))
             start += length
         self.size = start
 
@@ -63,22 +65,22 @@ class SubspaceOperator(SymmetricOperator):
         """Rows in the subspace as rows in the full space, [k, size] -> [k, n]."""
         count = rows.shape[0]
         full = np.empty((count, self.operator.size), self.dtype)
-        for own, small, basis, shape in self._pieces:
+        for place, small, basis, shape in self.pieces:
             if basis is None:
-                full[:, own] = rows[:, small]
+                full[:, place] = rows[:, small]
             else:
-                full[:, own] = (basis @ rows[:, small].reshape(count, -1, shape[1])).reshape(count, -1)
+                full[:, place] = (basis @ rows[:, small].reshape(count, -1, shape[1])).reshape(count, -1)
         return full
 
     def project(self, rows: Array) -> Array:
         """Coordinates in the subspace, [k, n] -> [k, size]."""
         count = rows.shape[0]
         coordinates = np.empty((count, self.size), self.dtype)
-        for own, small, basis, shape in self._pieces:
+        for place, small, basis, shape in self.pieces:
             if basis is None:
-                coordinates[:, small] = rows[:, own]
+                coordinates[:, small] = rows[:, place]
             else:
-                coordinates[:, small] = (basis.T @ rows[:, own].reshape(count, *shape)).reshape(count, -1)
+                coordinates[:, small] = (basis.T @ rows[:, place].reshape(count, *shape)).reshape(count, -1)
         return coordinates
 
     def matvec(self, vector: Array) -> Array:
@@ -101,20 +103,20 @@ class ScaledSubspaceOperator(SymmetricOperator):
         self.size = subspace.size
         self.dtype = subspace.dtype
         self._roots = [
-            (small, diagonal[own] if basis is None else _root(basis, diagonal[own].reshape(shape)))
-            for own, small, basis, shape in subspace._pieces
+            (small, diagonal[place] if basis is None else _root(basis, diagonal[place].reshape(shape)))
+            for place, small, basis, shape in subspace.pieces
         ]
 
     def _scaled(self, matrix: Array) -> Array:
         """G^1/2 V, shape [size, k] -> [size, k]."""
         product = np.empty_like(matrix)
         for small, root in self._roots:
-            part = matrix[small]
+            block = matrix[small]
             if root.ndim == 1:
-                product[small] = root[:, None] * part
+                product[small] = root[:, None] * block
             else:  # [q, r, r] times [q, r, k], the coordinates being [r, q]
-                columns = part.reshape(root.shape[1], root.shape[0], -1).transpose(1, 0, 2)
-                product[small] = (root @ columns).transpose(1, 0, 2).reshape(part.shape)
+                columns = block.reshape(root.shape[1], root.shape[0], -1).transpose(1, 0, 2)
+                product[small] = (root @ columns).transpose(1, 0, 2).reshape(block.shape)
         return product
 
     def matvec(self, vector: Array) -> Array:
@@ -131,8 +133,8 @@ def _root(basis: Array, diagonal: Array) -> Array:
     wide = basis.astype(np.float64)
     values, vectors = np.linalg.eigh(np.einsum("pr,qp,ps->qrs", wide, squared, wide, optimize=True))
     roots = (vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]) @ vectors.transpose(0, 2, 1)
-    found: Array = roots.astype(basis.dtype)
-    return found
+    narrow: Array = roots.astype(basis.dtype)
+    return narrow
 
 
 def reduction(operator: HessianOperator) -> Reduction | None:
@@ -163,12 +165,11 @@ def _constant_on_complement(
     operator: HessianOperator, factor: _Factor, tolerance: float, generator: np.random.Generator
 ) -> float | None:
     """c if A v = c v for a random v of the factor's complement, else None."""
-    own = operator.loss.layout.slices[factor.position]
-    shape = operator.loss.layout.shapes[factor.position]
-    kernel = generator.standard_normal(shape)
+    layout = operator.loss.layout
+    kernel = generator.standard_normal(layout.shapes[factor.position])
     kernel -= factor.basis @ (factor.basis.T @ kernel)
     vector = np.zeros(operator.size)
-    vector[own] = (kernel / np.linalg.norm(kernel)).ravel()
+    vector[layout.slices[factor.position]] = (kernel / np.linalg.norm(kernel)).ravel()
     product = np.asarray(operator.matvec(vector.astype(operator.dtype)), np.float64)
     constant = float(vector @ product)
     if np.linalg.norm(product - constant * vector) > tolerance:
@@ -184,45 +185,33 @@ def _candidates(operator: HessianOperator) -> list[_Factor]:
     if not getattr(model, "inputs", None):
         return []
     batches = [tf.nest.pack_sequence_as(function.structure, list(batch.tensors))[0] for batch in operator.batches]
-    found = []
-    for layer in model._flatten_layers(include_self=False):
-        kernel = _input_kernel(layer)
-        if kernel is None or id(kernel) not in places:
+    factors = []
+    for layer in layers_of(model):
+        names = {keras.layers.Dense: "kernel", keras.layers.Embedding: "embeddings"}
+        name = next((name for cls, name in names.items() if isinstance(layer, cls)), "")
+        kernel: Variable = getattr(layer, name, None)
+        if id(kernel) not in places:
             continue
         features = _features(model, layer, batches)
-        if features is None:
-            continue
-        basis = _basis(layer, features, int(kernel.shape[0]))
+        basis = None if features is None else _basis(layer, features, int(kernel.shape[0]))
         if basis is not None:
-            found.append(_Factor(places[id(kernel)], basis))
-    return found
+            factors.append(_Factor(places[id(kernel)], basis))
+    return factors
 
 
-def _input_kernel(layer: Any) -> Any:
-    if isinstance(layer, keras.layers.Dense):
-        return layer.kernel
-    if isinstance(layer, keras.layers.Embedding):
-        return layer.embeddings
-    return None
-
-
-def _features(model: Any, layer: Any, batches: list[Any]) -> Array | None:
+def _features(model: Model, layer: Layer, batches: list[Data]) -> Array | None:
     """The layer's inputs on all batches, if the graph gives them without passing a trainable layer."""
     try:
         upstream = keras.Model(model.inputs, layer.input)
         if upstream.trainable_variables:
             return None
-        outputs = [np.asarray(upstream(_as_inputs(batch), training=False)) for batch in batches]
+        outputs = [np.asarray(upstream(keras_structure(batch), training=False)) for batch in batches]
     except (AttributeError, ValueError, TypeError):  # a subclassed model, or a layer used more than once
         return None
     return np.concatenate([output.reshape(-1, output.shape[-1]) for output in outputs]) if outputs else None
 
 
-def _as_inputs(batch: Any) -> Any:
-    return list(batch) if isinstance(batch, tuple) else batch
-
-
-def _basis(layer: Any, features: Array, width: int) -> Array | None:
+def _basis(layer: Layer, features: Array, width: int) -> Array | None:
     """Orthonormal basis of what the batch feels of an input space of this width; None if that is all of it."""
     if isinstance(layer, keras.layers.Embedding):
         tokens = np.unique(features.astype(np.int64))

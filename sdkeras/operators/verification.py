@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 import keras
@@ -18,15 +18,19 @@ import tensorflow as tf
 
 from sdkeras import seeds
 from sdkeras.errors import ModelError, VerificationError
+from sdkeras.files.keras_types import Layer, Model, Tensor, layers_of
+from sdkeras.files.user_code import last_line
 from sdkeras.linalg.memory import available_memory, used_memory
 from sdkeras.linalg.vectors import dot, finite, norm
-from sdkeras.operators import engine as autodiff
 from sdkeras.operators import precision
+from sdkeras.operators.engine import Engine
+from sdkeras.operators.tf_patches import exact_moments
 from sdkeras.results.arrays import Array
 from sdkeras.results.verification import Verification
 
 if TYPE_CHECKING:
-    from sdkeras.operators.loss import Batch, EmpiricalLoss
+    from sdkeras.operators.batch_loss import Batch, BatchLoss
+    from sdkeras.operators.loss import EmpiricalLoss
 
 _NUM_DIRECTIONS = 3
 _BELOW = "below what"  # ... float32 or float64 resolves: said in the details, and read there
@@ -46,23 +50,26 @@ _ALLOWED_ASYMMETRY = {"float64": 1e-9, "float32": 1e-4}
 _ALLOWED_DRIFT = {"float64": 1e-12, "float32": 1e-5}
 
 
-def verified(loss: EmpiricalLoss, engine: Any, allow_unverified: bool, memory: float | None = None) -> Verification:
+def verified(loss: EmpiricalLoss, engine: Engine, allow_unverified: bool, memory: float | None = None) -> Verification:
     """Checks the engine once (the result is kept with it) and refuses one that is wrong.
 
     Args:
-        loss: Whose engine it is.
-        engine: With products.
-        allow_unverified: See below.
+        loss: The loss whose engine it is.
+        engine: The engine, with products.
+        allow_unverified: Warn instead of raising.
         memory: Bytes that the process may have resident; None: what is free now.
 
     Raises:
         VerificationError: A check failed and `allow_unverified` is False.
     """
-    if engine.verification is None:
-        engine.verification = _verify(loss, engine, memory)
+
+    def verify() -> Verification:
+        outcome = _verify(loss, engine, memory)
         if clone_bytes(engine.size) > _SMALL:
             gc.collect()  # Keras models and compiled functions are cyclic: a large clone would stay for long
-    result: Verification = engine.verification
+        return outcome
+
+    result = engine.verified_by(verify)
     if not result.passed:
         message = _failure(loss, result)
         if not allow_unverified:
@@ -71,166 +78,96 @@ def verified(loss: EmpiricalLoss, engine: Any, allow_unverified: bool, memory: f
     return result
 
 
-def _verify(loss: EmpiricalLoss, engine: Any, memory: float | None) -> Verification:
-    batch = attrs.evolve(_first_counted(loss), data_weight=1.0, extra_weight=1.0, loss_weights=())
-    details = [f"{mode} was not available ({reason})" for mode, reason in engine.refused.items()]
-    reference, reference_batch, reason = _reference(loss, engine, batch, memory)
-    if reason:
-        details.append(reason)
-    by_differences = engine.mode == "finite-differences"
-    errors, noise, roundings = [], [], []
-    asymmetry = 0.0
-    # One direction at a time: three with their products would be six vectors more.
-    for number in range(_NUM_DIRECTIONS):
-        direction = _direction(loss, engine, number)
-        product = _product(engine, direction, batch)
-        if number == 0:
-            first, image = direction, product
-        elif number == 1:
-            asymmetry = _asymmetry(first, image, direction, product)
-        if reference is None:
-            errors.append(_closest(engine, direction, product, batch))
-            continue
-        exact = product if reference is engine else _product(reference, direction, reference_batch)
-        roundings.append(_distance(product, exact))
-        if by_differences:  # the float32 product is what is in question
-            step = _steps(reference)[0]
-            errors.append(_distance(product, _difference(reference, direction, reference_batch, step)))
-        else:
-            error, apart = _in_float64(reference, direction, exact, reference_batch)
-            errors.append(error)
-            noise.append(apart)
-        del exact
+@attrs.frozen(eq=False)
+class _Subject:
+    """An engine and the batch on which its products are checked."""
 
-    error, dtype = float(np.median(errors)), engine.dtype.name if reference is None else "float64"
-    close = engine.dtype.name if by_differences else dtype
-    if reference is not None and reference is not engine:
-        engine.num_products += reference.num_products
-    # Differences that disagree among themselves as much as with the product say nothing (float32 inside a
-    # custom layer, kinks everywhere).
-    if noise and error >= _ALLOWED["float64"] and float(np.median(noise)) >= error / 3:
-        reference = None
-        details.append("finite differences are not smooth enough in float64, so float32 decided")
-        error, dtype = _float32_error(loss, engine, batch), engine.dtype.name
-    if reference is None:
-        close = "float32"
-    drift = _distance(image, _product(engine, first, batch))
-    rounding = _rounding_error(loss, engine, first, image, batch, [] if reference is None else roundings)
-    own = engine.dtype.name
-    passed = (
-        error < _ALLOWED[close]
-        and asymmetry < _allowed_asymmetry(engine, first, image, batch)
-        and drift < _ALLOWED_DRIFT[own]
-        # The float64 clone may be right and the products that are used all the same wrong.
-        and rounding < _ALLOWED["float32"]
-    )
-    judge, its_batch = (engine, batch) if reference is None else (reference, reference_batch)
-    if own == "float32" and _vanishes(engine, image, batch, 1.0 if passed and reference is None else 100.0):
-        # Without a clone nothing else shows that such products are rounding.
-        below, passed = own, passed and reference is not None
-    elif not passed and (
-        _vanishes(judge, _product(judge, first, its_batch), its_batch, 100.0)
-        or (error >= _ALLOWED[close] and _is_rounding(judge, first, its_batch, _ALLOWED[close]))
-    ):
-        below = judge.dtype.name
-    else:
-        below = ""
-    if below and not passed:
-        details.append(f"loss and curvature are {_BELOW} {below} resolves")
-    return Verification(
-        mode=engine.mode,
-        finite_difference_error=error,
-        finite_difference_dtype=dtype,
-        hvp_relative_error=rounding,
-        symmetry_error=asymmetry,
-        repeatability_error=drift,
-        passed=bool(passed),
-        details="; ".join(details),
-    )
+    engine: Engine
+    batch: Batch
 
+    @property
+    def dtype(self) -> str:
+        return self.engine.dtype.name
 
-def _first_counted(loss: EmpiricalLoss) -> Batch:
-    """The first batch whose targets are not all masked."""
-    counted = (batch for batch in loss.batches if not batch.loss_weights or any(batch.loss_weights))
-    return next(counted, loss.batches[0])
+    @property
+    def by_differences(self) -> bool:
+        return self.engine.mode == "finite-differences"
 
+    @property
+    def eps(self) -> float:
+        return float(np.finfo(self.engine.dtype).eps)
 
-def _direction(loss: EmpiricalLoss, engine: Any, number: int) -> Array:
-    drawn: Array = seeds.generator(loss.seed, seeds.Stream.CHECK_DIRECTIONS, number).standard_normal(engine.size)
-    return drawn.astype(engine.dtype)
+    @property
+    def weight_size(self) -> float:
+        return norm(np.asarray(self.engine.point))
 
+    @property
+    def steps(self) -> tuple[float, ...]:
+        """Lengths of the steps to try, in order."""
+        steps = _STEPS[self.dtype]
+        size = self.weight_size / np.sqrt(self.engine.size)
+        return (*(step * size for step in steps), *steps) if size > _LARGE else steps
 
-def _asymmetry(first: Array, image: Array, other: Array, product: Array) -> float:
-    """|u'Hv - v'Hu| / (|u| |Hv|), u the first direction, v the other."""
-    scale = max(norm(first) * norm(product), float(np.finfo(np.float64).tiny))
-    return abs(dot(first, product) - dot(other, image)) / scale
+    def direction(self, seed: int, number: int) -> Array:
+        drawn: Array = seeds.generator(seed, seeds.Stream.CHECK_DIRECTIONS, number).standard_normal(self.engine.size)
+        return drawn.astype(self.engine.dtype)
 
+    def _point(self, factors: Array | None) -> Tensor:
+        return self.engine.point if factors is None else self.engine.point * factors
 
-def _allowed_asymmetry(engine: Any, direction: Array, product: Array, batch: Batch) -> float:
-    """What rounding may leave of symmetry; differences in float64 say themselves how good they are."""
-    if engine.mode != "finite-differences":
-        return _ALLOWED_ASYMMETRY[engine.dtype.name]
-    if engine.dtype == np.float32:
-        return _ALLOWED["float32"]
-    noise = _distance(product, _difference(engine, direction, batch, _STEPS["float64"][0] / 3))
-    return min(max(_ALLOWED["float64"], 3 * noise), _ALLOWED["float32"])
+    def loss(self, factors: Array | None = None) -> float:
+        """The loss, with the weights multiplied by these factors."""
+        return float(self.engine.evaluate(self._point(factors), self.batch)[0])
 
+    def gradient(self, factors: Array | None = None) -> Array:
+        gradient: Array = self.engine.gradient(self._point(factors), self.batch).numpy()
+        return gradient
 
-def _product(engine: Any, direction: Array, batch: Batch) -> Array:
-    product = engine.product(engine.point, tf.constant(direction, engine.dtype), batch).numpy()
-    return finite(product, "a Hessian-vector product")
+    def product(self, direction: Array, factors: Array | None = None) -> Array:
+        vector = tf.constant(direction, self.engine.dtype)
+        product = self.engine.product(self._point(factors), vector, self.batch).numpy()
+        return finite(product, "a Hessian-vector product")
 
+    def difference(self, direction: Array, step: float) -> Array:
+        """Central difference of the gradient along the direction, over a step of this length."""
+        engine = self.engine
+        vector = tf.constant(direction, engine.dtype)
+        scale = tf.constant(step / norm(direction), engine.dtype)
+        difference: Array = engine.gradient(engine.point + scale * vector, self.batch).numpy()
+        difference -= engine.gradient(engine.point - scale * vector, self.batch).numpy()
+        difference /= engine.dtype.type(2 * float(scale))
+        return finite(difference, "a difference of gradients")
 
-def _difference(engine: Any, direction: Array, batch: Batch, step: float) -> Array:
-    """Central difference of the gradient along the direction, over a step of this length."""
-    vector = tf.constant(direction, engine.dtype)
-    scale = tf.constant(step / norm(direction), engine.dtype)
-    difference: Array = engine.gradient(engine.point + scale * vector, batch).numpy()
-    difference -= engine.gradient(engine.point - scale * vector, batch).numpy()
-    difference /= engine.dtype.type(2 * float(scale))
-    return finite(difference, "a difference of gradients")
+    def one_rounding(self, seed: int) -> Array:
+        """Factors that move every weight by up to one rounding."""
+        draws = seeds.generator(seed, seeds.Stream.CHECK_ROUNDING).uniform(-1, 1, self.engine.size)
+        factors: Array = 1.0 + np.finfo(self.engine.dtype).eps * draws
+        return factors.astype(self.engine.dtype)
 
+    def vanishes(self, product: Array, times: float) -> bool:
+        """Whether rounding may take what little there is: probabilities of 1 - eps/2 are 1, and their curvature is 0.
 
-def _steps(engine: Any) -> tuple[float, ...]:
-    """Lengths of the steps to try, in order."""
-    steps = _STEPS[engine.dtype.name]
-    size = norm(np.asarray(engine.point)) / np.sqrt(engine.size)
-    return (*(step * size for step in steps), *steps) if size > _LARGE else steps
+        A loss of size 1 has the rounding eps, and so has what a change of the weights by their own size makes of it: by
+        the gradient |w| |g|, by the Hessian |w|^2 |H|, with |H v| for |H| (they are about equal for a normal v).
+        """
+        rounding, size = times * self.eps, self.weight_size
+        return bool(
+            abs(self.loss()) < 10 * rounding
+            and size * norm(self.gradient()) < 1e2 * rounding
+            and size**2 * norm(product) < 1e4 * rounding
+        )
 
-
-def _is_rounding(engine: Any, direction: Array, batch: Batch, allowed: float) -> bool:
-    """Whether no step leaves differences that are better than allowed, whatever they say."""
-    product = norm(_product(engine, direction, batch))
-    gradient = engine.gradient(engine.point, batch).numpy()
-    moved = engine.gradient(engine.point * _one_rounding(engine), batch).numpy()
-    noise = _ROUNDINGS * max(norm(moved - gradient), float(np.finfo(engine.dtype).eps) * norm(gradient))
-    scale = norm(direction)
-    return not any(
-        noise * scale / step <= allowed * max(product, norm(_difference(engine, direction, batch, step)))
-        for step in _steps(engine)
-    )
-
-
-def _vanishes(engine: Any, product: Array, batch: Batch, times: float) -> bool:
-    """Whether rounding may take what little there is: probabilities of 1 - eps/2 are 1, and their curvature is 0.
-
-    A loss of size 1 has the rounding eps, and so has what a change of the weights by their own size makes of it: by
-    the gradient |w| |g|, by the Hessian |w|^2 |H|, with |H v| for |H| (they are about equal for a normal v).
-    """
-    rounding = times * float(np.finfo(engine.dtype).eps)
-    size = norm(np.asarray(engine.point))
-    return bool(
-        abs(float(engine.evaluate(engine.point, batch)[0])) < 10 * rounding
-        and size * norm(engine.gradient(engine.point, batch).numpy()) < 1e2 * rounding
-        and size**2 * norm(product) < 1e4 * rounding
-    )
-
-
-def _one_rounding(engine: Any) -> Array:
-    """Factors that move every weight by up to one rounding."""
-    eps = np.finfo(engine.dtype).eps
-    factors: Array = 1.0 + eps * seeds.generator(engine.size, seeds.Stream.CHECK_ROUNDING).uniform(-1, 1, engine.size)
-    return factors.astype(engine.dtype)
+    def is_rounding(self, direction: Array, allowed: float) -> bool:
+        """Whether no step leaves differences that are better than allowed, whatever they say."""
+        product = norm(self.product(direction))
+        gradient = self.gradient()
+        moved = self.gradient(self.one_rounding(self.engine.size))
+        noise = _ROUNDINGS * max(norm(moved - gradient), self.eps * norm(gradient))
+        scale = norm(direction)
+        return not any(
+            noise * scale / step <= allowed * max(product, norm(self.difference(direction, step)))
+            for step in self.steps
+        )
 
 
 def _distance(first: Array, second: Array) -> float:
@@ -239,29 +176,138 @@ def _distance(first: Array, second: Array) -> float:
     return norm(first - second) / scale if scale > 0 else 0.0
 
 
-def _reference(loss: EmpiricalLoss, engine: Any, batch: Batch, memory: float | None) -> tuple[Any, Batch, str]:
-    """A float64 engine of the same loss, its batch, and why there is none."""
-    if engine.dtype == np.float64:
-        return engine, batch, ""
+@attrs.frozen(eq=False)
+class _Evidence:
+    """What the products along three directions show; `clone` is the float64 judge of them, if there is one."""
+
+    error: float
+    rounding: float
+    asymmetry: float
+    drift: float
+    direction: Array
+    product: Array
+    clone: _Subject | None
+
+
+def _verify(loss: EmpiricalLoss, engine: Engine, memory: float | None) -> Verification:
+    counted = (batch for batch in loss.batches if not batch.loss_weights or any(batch.loss_weights))
+    first = next(counted, loss.batches[0])  # the first batch whose targets are not all masked
+    subject = _Subject(engine, attrs.evolve(first, data_weight=1.0, extra_weight=1.0, loss_weights=()))
+    clone, reason = _clone(loss, subject, memory)
+    details = [f"{mode} was not available ({why})" for mode, why in engine.refused.items()]
+    details += [reason] if reason else []
+    evidence = _evidence(loss, subject, clone, details)
+    close = "float32" if evidence.clone is None else subject.dtype if subject.by_differences else "float64"
+    passed = (
+        evidence.error < _ALLOWED[close]
+        and evidence.asymmetry < _allowed_asymmetry(subject, evidence)
+        and evidence.drift < _ALLOWED_DRIFT[subject.dtype]
+        # The float64 clone may be right and the products that are used all the same wrong.
+        and evidence.rounding < _ALLOWED["float32"]
+    )
+    unresolved = _unresolved(subject, evidence, _ALLOWED[close], passed)
+    # Without a clone nothing else shows that products below float32 are rounding.
+    passed = passed and (not unresolved or evidence.clone is not None)
+    if unresolved and not passed:
+        details.append(f"loss and curvature are {_BELOW} {unresolved} resolves")
+    return Verification(
+        mode=engine.mode,
+        finite_difference_error=evidence.error,
+        finite_difference_dtype=subject.dtype if evidence.clone is None else "float64",
+        hvp_relative_error=evidence.rounding,
+        symmetry_error=evidence.asymmetry,
+        repeatability_error=evidence.drift,
+        passed=passed,
+        details="; ".join(details),
+    )
+
+
+def _evidence(loss: EmpiricalLoss, subject: _Subject, clone: _Subject | None, details: list[str]) -> _Evidence:
+    errors, noise, roundings = [], [], []
+    asymmetry = 0.0
+    # One direction at a time: three with their products would be six vectors more.
+    for number in range(_NUM_DIRECTIONS):
+        direction = subject.direction(loss.seed, number)
+        product = subject.product(direction)
+        if number == 0:
+            first, image = direction, product
+        elif number == 1:
+            scale = max(norm(first) * norm(product), float(np.finfo(np.float64).tiny))
+            asymmetry = abs(dot(first, product) - dot(direction, image)) / scale
+        if clone is None:
+            errors.append(_best(subject, direction, product))
+            continue
+        exact = product if clone is subject else clone.product(direction)
+        roundings.append(_distance(product, exact))
+        if subject.by_differences:  # the float32 product is what is in question
+            errors.append(_distance(product, clone.difference(direction, clone.steps[0])))
+        else:
+            error, apart = _in_float64(clone, direction, exact)
+            errors.append(error)
+            noise.append(apart)
+        del exact
+    error = float(np.median(errors))
+    if clone is not None and clone is not subject:
+        subject.engine.count(clone.engine.num_products)
+    # Differences that disagree among themselves as much as with the product say nothing (float32 inside a
+    # custom layer, kinks everywhere).
+    if noise and error >= _ALLOWED["float64"] and float(np.median(noise)) >= error / 3:
+        clone = None
+        details.append("finite differences are not smooth enough in float64, so float32 decided")
+        directions = (subject.direction(loss.seed, number) for number in range(_NUM_DIRECTIONS))
+        error = float(np.median([_best(subject, each, subject.product(each)) for each in directions]))
+    drift = _distance(image, subject.product(first))
+    rounding = _rounding(loss, subject, first, image, [] if clone is None else roundings)
+    return _Evidence(error, rounding, asymmetry, drift, first, image, clone)
+
+
+def _unresolved(subject: _Subject, evidence: _Evidence, allowed: float, passed: bool) -> str:
+    """The precision that does not resolve loss and curvature, or ''."""
+    judge = evidence.clone or subject
+    times = 1.0 if passed and evidence.clone is None else 100.0
+    if subject.dtype == "float32" and subject.vanishes(evidence.product, times):
+        return subject.dtype
+    if passed:
+        return ""
+    if judge.vanishes(judge.product(evidence.direction), 100.0):
+        return judge.dtype
+    return judge.dtype if evidence.error >= allowed and judge.is_rounding(evidence.direction, allowed) else ""
+
+
+def _allowed_asymmetry(subject: _Subject, evidence: _Evidence) -> float:
+    """What rounding may leave of symmetry; differences in float64 say themselves how good they are."""
+    if not subject.by_differences:
+        return _ALLOWED_ASYMMETRY[subject.dtype]
+    if subject.dtype == "float32":
+        return _ALLOWED["float32"]
+    difference = subject.difference(evidence.direction, _STEPS["float64"][0] / 3)
+    noise = _distance(evidence.product, difference)
+    return min(max(_ALLOWED["float64"], 3 * noise), _ALLOWED["float32"])
+
+
+def _clone(loss: EmpiricalLoss, subject: _Subject, memory: float | None) -> tuple[_Subject | None, str]:
+    """A float64 engine of the same loss with its batch, or why there is none."""
+    engine, batch = subject.engine, subject.batch
+    if subject.dtype == "float64":
+        return subject, ""
     reason = no_room(engine.size, memory)
     if reason:
-        return None, batch, reason
-    function = loss.function
+        return None, reason
     try:
-        twin = function.in_precision("float64")
+        twin = loss.function.in_precision("float64")
         tensors = tuple(tf.cast(part, tf.float64) if part.dtype.is_floating else part for part in batch.tensors)
         doubled = attrs.evolve(batch, tensors=tensors)
         specs = [tf.TensorSpec([None, *part.shape[1:]], part.dtype) for part in tensors]
-        mode = "auto" if engine.mode == "finite-differences" else engine.mode
-        reference = autodiff.Engine(twin, specs).with_products(mode, doubled)
-        single, double = (float(e.evaluate(e.point, b)[0]) for e, b in ((engine, batch), (reference, doubled)))
+        mode = "auto" if subject.by_differences else engine.mode
+        clone = _Subject(Engine.compiled(twin, specs).with_products(mode, doubled), doubled)
+        single, double = subject.loss(), clone.loss()
         # Dropout masks differ between precisions, so the values may.
-        if not _random(function):
-            moved = float(engine.evaluate(engine.point * _one_rounding(engine), batch)[0])
+        if not _random(loss.function):
+            moved = subject.loss(subject.one_rounding(engine.size))
             precision.require_same_loss(single, double, "float64", abs(moved - single))
     except Exception as error:  # whatever a user's layer raises in float64 only costs the sharper check
-        return None, batch, f"no float64 clone ({precision.reason(error)})"
-    return reference, doubled, ""
+        return None, f"no float64 clone ({last_line(error)})"
+    return clone, ""
 
 
 def clone_bytes(size: int) -> int:
@@ -278,18 +324,18 @@ def no_room(size: int, memory: float | None) -> str:
     return f"no float64 clone (it takes {needed / 1e9:.1f} GB, and {left / 1e9:.1f} GB are left)"
 
 
-def _random(function: Any) -> bool:
+def _random(function: BatchLoss) -> bool:
     return bool(function.training and function.num_seeds)
 
 
-def _in_float64(reference: Any, direction: Array, product: Array, batch: Batch) -> tuple[float, float]:
+def _in_float64(clone: _Subject, direction: Array, product: Array) -> tuple[float, float]:
     """The error of a float64 product against differences, and how far these are apart where it does not match.
 
     A network of ReLUs has kinks on the way: the fewer the shorter the step, and a wrong product matches at none.
     """
     last, errors, apart = None, [], [np.inf]
-    for step in _steps(reference):
-        difference = _difference(reference, direction, batch, step)
+    for step in clone.steps:
+        difference = clone.difference(direction, step)
         errors.append(_distance(product, difference))
         if errors[-1] < _ALLOWED["float64"]:
             break
@@ -299,38 +345,26 @@ def _in_float64(reference: Any, direction: Array, product: Array, batch: Batch) 
     return min(errors), min(apart)
 
 
-def _float32_error(loss: EmpiricalLoss, engine: Any, batch: Batch) -> float:
-    """The best step's error per direction; the median, so that 2 of 3 directions must pass."""
-    directions = (_direction(loss, engine, number) for number in range(_NUM_DIRECTIONS))
-    return float(np.median([_closest(engine, one, _product(engine, one, batch), batch) for one in directions]))
-
-
-def _closest(engine: Any, direction: Array, product: Array, batch: Batch) -> float:
+def _best(subject: _Subject, direction: Array, product: Array) -> float:
     """The error of the best step, the first that is clearly good enough."""
-    errors = []
-    for step in _steps(engine):
-        errors.append(_distance(product, _difference(engine, direction, batch, step)))
-        if errors[-1] < _ALLOWED["float32"] / 10:
+    best = np.inf
+    for step in subject.steps:
+        best = min(best, _distance(product, subject.difference(direction, step)))
+        if best < _ALLOWED["float32"] / 10:
             break
-    return min(errors)
+    return best
 
 
-def _rounding_error(
-    loss: EmpiricalLoss, engine: Any, direction: Array, product: Array, batch: Batch, known: list[float]
-) -> float:
+def _rounding(loss: EmpiricalLoss, subject: _Subject, direction: Array, product: Array, known: list[float]) -> float:
     """What rounding costs a product, relative to its norm; `known` are distances to float64 products, if any."""
-    eps = float(np.finfo(engine.dtype).eps)
-    if engine.dtype == np.float64:
-        return eps
+    if subject.dtype == "float64":
+        return subject.eps
     if known and not _random(loss.function):
-        return max(eps, float(np.median(known)))
+        return max(subject.eps, float(np.median(known)))
     # No float64 product of the same function: perturb every weight by one rounding instead, which is what
     # evaluating in float32 amounts to (backward error).
-    noise = 1.0 + eps * seeds.generator(loss.seed, seeds.Stream.CHECK_ROUNDING).uniform(-1, 1, engine.size).astype(
-        np.float32
-    )
-    moved = engine.product(engine.point * noise, tf.constant(direction, engine.dtype), batch).numpy()
-    return max(eps, _distance(product, moved))
+    moved = subject.product(direction, subject.one_rounding(loss.seed))
+    return max(subject.eps, _distance(product, moved))
 
 
 def _failure(loss: EmpiricalLoss, result: Verification) -> str:
@@ -341,56 +375,66 @@ def _failure(loss: EmpiricalLoss, result: Verification) -> str:
         f"{result.symmetry_error:.2g}, repeatability error {result.repeatability_error:.2g}, rounding error "
         f"{result.hvp_relative_error:.2g}"
     )
-    by_differences = result.mode == "finite-differences"
+    single = loss.dtype == np.float32
     if _BELOW in result.details:
         digits = "float32" if f"{_BELOW} float32" in result.details else "float64"
         advice = (
             "analyse in float64 (`dtype='float64'`)"
-            if loss.dtype == np.float32
+            if single
             else "take weights from before the loss vanished, or of another size"
         )
         return (
             f"the operator cannot be verified: loss and curvature are {_BELOW} {digits} resolves ({numbers}). No layer "
             f"is known to be at fault; {advice}, or allow an unverified operator (`allow_unverified=True`)."
         )
-    close = "float32" if by_differences else result.finite_difference_dtype
-    if by_differences and loss.dtype == np.float32:
-        why = "Differences of float32 gradients are too noisy here; analyse in float64 (`dtype='float64'`)"
-    elif result.finite_difference_error >= _ALLOWED[close]:
-        faults = suspects(loss.function.model)
-        why = (
-            f"Layers at fault: {', '.join(faults)}; TensorFlow's second derivatives are wrong for them (or they stop "
-            "gradients on purpose, and there is no Hessian). Use product mode finite-differences in float64 "
-            "(`product_mode='finite-differences', dtype='float64'`)"
-            if faults
-            else "Either TensorFlow's second derivatives are wrong for this model, or a layer stops gradients on "
-            "purpose, or its weights sit on a kink (a ReLU of exactly 0, as with all-zero weights); in the last two "
-            "cases there is no Hessian. Try product mode finite-differences in float64, or other weights"
-        )
-    elif (
-        result.symmetry_error >= _ALLOWED_ASYMMETRY[loss.dtype.name]
-        and result.repeatability_error < _ALLOWED_DRIFT[loss.dtype.name]
-    ):
-        why = (
+    by_differences = result.mode == "finite-differences"
+    own = loss.dtype.name
+    causes = (
+        (
+            by_differences and single,
+            "Differences of float32 gradients are too noisy here; analyse in float64 (`dtype='float64'`)",
+        ),
+        (
+            result.finite_difference_error >= _ALLOWED["float32" if by_differences else result.finite_difference_dtype],
+            "",
+        ),
+        (
+            result.symmetry_error >= _ALLOWED_ASYMMETRY[own] and result.repeatability_error < _ALLOWED_DRIFT[own],
             "The products are the derivative of the gradient that TensorFlow computes, but that is not symmetric, so "
             "that it is no gradient of the loss: a layer stops or approximates gradients (as random rotations and "
             "zooms of hidden images do). There is no Hessian of this training; leave that layer out, or use it in "
-            "inference mode or before the first weights only"
-        )
-    elif result.hvp_relative_error >= _ALLOWED["float32"]:
-        why = (
+            "inference mode or before the first weights only",
+        ),
+        (
+            result.hvp_relative_error >= _ALLOWED["float32"],
             "Products in float32 are far from those in float64: the curvature is below what float32 resolves; analyse "
-            "in float64 (`dtype='float64'`)"
-        )
-    else:
-        why = "Something in the model is random or changes between two products; try inference mode"
+            "in float64 (`dtype='float64'`)",
+        ),
+        (True, "Something in the model is random or changes between two products; try inference mode"),
+    )
+    why = next(text for applies, text in causes if applies) or _wrong_layers(loss.function.model)
     return (
         f"the operator failed its verification: {numbers}. {why}, or allow an unverified operator "
         "(`allow_unverified=True`)."
     )
 
 
-def suspects(model: Any) -> list[str]:
+def _wrong_layers(model: Model) -> str:
+    faults = suspects(model)
+    if faults:
+        return (
+            f"Layers at fault: {', '.join(faults)}; TensorFlow's second derivatives are wrong for them (or they stop "
+            "gradients on purpose, and there is no Hessian). Use product mode finite-differences in float64 "
+            "(`product_mode='finite-differences', dtype='float64'`)"
+        )
+    return (
+        "Either TensorFlow's second derivatives are wrong for this model, or a layer stops gradients on "
+        "purpose, or its weights sit on a kink (a ReLU of exactly 0, as with all-zero weights); in the last two "
+        "cases there is no Hessian. Try product mode finite-differences in float64, or other weights"
+    )
+
+
+def suspects(model: Model) -> list[str]:
     """Layers whose own second derivative disagrees with finite differences, as 'Type (name)'.
 
     Each layer of a functional model is tried alone on random input, in float64.
@@ -399,44 +443,43 @@ def suspects(model: Any) -> list[str]:
         clone = precision.in_precision(model, "float64")
     except ModelError:
         return []
-    found = []
-    for layer in clone._flatten_layers(include_self=False):
+    names = []
+    for layer in layers_of(clone)[1:]:
         try:
             shape = [2 if side is None else int(side) for side in layer.input.shape]
             if _layer_is_wrong(layer, shape):
-                found.append(f"{type(layer).__name__} ({layer.name})")
+                names.append(f"{type(layer).__name__} ({layer.name})")
         except Exception:  # no single input, integer input, no second derivative: nothing to say of it
             continue
-    return found
+    return names
 
 
-def _layer_is_wrong(layer: Any, shape: list[int]) -> bool:
+def _layer_is_wrong(layer: Layer, shape: list[int]) -> bool:
     generator = np.random.default_rng(0)
-    x = tf.constant(generator.standard_normal(shape))
-    v = tf.constant(generator.standard_normal(shape))
+    x, v = (tf.constant(generator.standard_normal(shape)) for _ in range(2))
     target = tf.constant(generator.standard_normal(layer(x).shape))
 
-    def gradient(at: Any) -> Any:
+    def gradient(at: Tensor) -> Tensor:
         with tf.GradientTape() as tape:
             tape.watch(at)
             with keras.StatelessScope():
                 value = tf.reduce_sum(tf.square(layer(at) - target))
         return tape.gradient(value, at)
 
-    def product() -> Any:
+    def product() -> Tensor:
         with tf.GradientTape() as tape:
             tape.watch(x)
             slope = gradient(x)
-        none = tf.UnconnectedGradients.ZERO
-        return tape.gradient(slope, x, output_gradients=tf.sin(v), unconnected_gradients=none)
+        zero = tf.UnconnectedGradients.ZERO
+        return tape.gradient(slope, x, output_gradients=tf.sin(v), unconnected_gradients=zero)
 
-    with autodiff.exact_moments():
+    with exact_moments():
         # Compiled, and along a direction that is computed and used once, as inside a model: TensorFlow then reuses
         # its buffer, which makes max pooling with strides 1 and same padding wrong.
-        found = tf.function(product, autograph=False)().numpy()
+        computed = tf.function(product, autograph=False)().numpy().ravel()
         along = tf.sin(v)
         step = _STEPS["float64"][0] / float(tf.norm(along))
-        difference = (gradient(x + step * along) - gradient(x - step * along)).numpy() / (2 * step)
+        difference = (gradient(x + step * along) - gradient(x - step * along)).numpy().ravel() / (2 * step)
         rounding = _ROUNDINGS * np.finfo(np.float64).eps * float(tf.norm(gradient(x))) / step
-    apart, scale = norm((found - difference).ravel()), max(norm(found.ravel()), norm(difference.ravel()))
-    return bool(apart > _ALLOWED["float64"] * scale + rounding)
+    scale = max(norm(computed), norm(difference))
+    return bool(norm(computed - difference) > _ALLOWED["float64"] * scale + rounding)

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 _options: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar("options", default={})  # noqa: B039
-_IN_BACKTICKS = re.compile(r"`([^`]+)`")
+_IN_BACKTICKS = re.compile(r"`([^`\n]+)`")
 
 
 @contextlib.contextmanager

@@ -18,8 +18,8 @@ from sdkeras.reporting.comparison import (
     Side,
     number_difference,
 )
-from sdkeras.reporting.explanations import trajectory_in_words
 from sdkeras.reporting.numbers import number
+from sdkeras.reporting.words import trajectory_in_words
 from sdkeras.results.answers import Analysis, LyapunovRun
 from sdkeras.results.arrays import Value
 from sdkeras.results.document import walk
@@ -107,7 +107,7 @@ _OF_DIMENSION = ("sharpness_dimension.*", "estimates.*", "rds_sharpness.*", "lay
 
 
 def compare(a: Analysis | LyapunovRun, b: Analysis | LyapunovRun, *, names: tuple[str, str] = ("A", "B")) -> Comparison:
-    """What differs between two answers of the same command.
+    """Compares two answers of the same command.
 
     A difference is B minus A. Its error is a 95 % half-width, the two runs taken as independent: see
     `comparison.number_difference`. Sharpness dimensions, their exponents and E+ are compared only under the same map,
@@ -116,7 +116,7 @@ def compare(a: Analysis | LyapunovRun, b: Analysis | LyapunovRun, *, names: tupl
     Args:
         a: An `Analysis` or a `LyapunovRun`.
         b: Another of the same kind.
-        names: What to call them, for example their files.
+        names: Their names, for example their files.
 
     Returns:
         The settings that differ, and every number that both have with the error of its difference.
@@ -202,7 +202,7 @@ def _against(a: Value, b: Value, fields: tuple[str, ...]) -> str:
 
 
 def _barriers(a: Value, b: Value) -> Iterator[Incomparable]:
-    """What must not be subtracted."""
+    """Numbers that must not be subtracted."""
     if isinstance(a, Analysis):
         if a.sharpness_dimension is not None and b.sharpness_dimension is not None:
             reason = _against(a.sharpness_dimension, b.sharpness_dimension, _SAME_DIMENSION)
@@ -272,7 +272,7 @@ def _against_layers(a: Value, b: Value, in_a: str, in_b: str, barriers: tuple[In
 
 
 def _known(run: Value) -> list[_Number]:
-    """What of `_NUMBERS` a run has, in their order; layers one after the other, at the end."""
+    """The numbers of `_NUMBERS` that a run has, in their order; layers one after the other, at the end."""
     ranked: list[tuple[tuple[int, int], _Number]] = []
     for path, value in walk(run):
         place = _ORDER.get(path, _ORDER.get(_POSITION.sub("*", path)))
@@ -320,7 +320,7 @@ def _sharpness(run: Analysis) -> Quantity:
 def _exponent(lyapunov: LyapunovSummary, k: int) -> Quantity:
     value = float(lyapunov.values[k])
     if lyapunov.num_resolved is not None and k >= lyapunov.num_resolved:  # the exponent itself may be minus infinity
-        return Quantity(value, remark="has an upper end, by rounding")
+        return Quantity(value, remark="is an upper bound, by rounding")
     if len(lyapunov.history[k]) < 2:
         return Quantity(value)
     half = STANDARD_ERRORS * float(lyapunov.stderr[k])
@@ -362,7 +362,7 @@ def _codes(run: Value) -> list[str]:
 
 
 def _names(run: Value) -> list[str]:
-    """What a run has, in words: its numbers and its layers."""
+    """The numbers and layers of a run, in words."""
     numbers = [each for each in _known(run) if not each.path.startswith("layers.")]
     layers = [f"layer {layer.name}" for layer in getattr(run, "layers", ())]
     return [f"{each.label} ({each.group.lower()})" for each in numbers] + layers

@@ -1,4 +1,4 @@
-"""What differs between two runs, as a record: settings, and numbers with the error of their difference."""
+"""A comparison of two runs as a record: settings, and numbers with the error of their difference."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Quantity:
     Attributes:
         value: The number, or None where only an interval is known (and where nothing is, with no interval).
         interval: Where it lies: a 95 % interval, or bounds; None without an error bar.
-        evidence: What the interval rests on: 'interval' (a 95 % interval), 'standard error' (1.96 of them),
+        evidence: Source of the interval: 'interval' (a 95 % interval), 'standard error' (1.96 of them),
             'residual' (of an eigenvalue), 'bracket' (known to lie between), 'exact' (a setting), or 'none'.
-        remark: What else to know, as 'not converged'.
+        remark: A caveat, as 'not converged'.
     """
 
     value: float | None = attrs.field(default=None, converter=_known)
@@ -57,12 +57,10 @@ class Quantity:
 
     @property
     def centre(self) -> float:
-        """The value, or the middle of the bracket; only of what is known."""
+        """The value, or the middle of the bracket; NaN where nothing is known."""
         if self.value is not None:
             return self.value
-        if self.interval is None:
-            raise ValueError("Quantity has neither a value nor an interval, so it has no centre.")
-        return 0.5 * (self.interval[0] + self.interval[1])
+        return math.nan if self.interval is None else 0.5 * (self.interval[0] + self.interval[1])
 
     def half_width(self, side: float) -> float | None:
         """From the centre to the end of the interval on a side: above (> 0), below (< 0), the longer of both (0)."""
@@ -118,11 +116,11 @@ def number_difference(
     """B minus A with its error.
 
     Half-widths are taken on the sides that face each other, since an interval that ends at 0 or at d is lopsided.
-    Those from sampling combine as sqrt(a^2 + b^2); those that bound (residuals, brackets) add.
+    Half-widths from sampling combine as sqrt(a^2 + b^2); those that bound (residuals, brackets) add.
 
     Args:
         path: In B's file.
-        group: Of which table.
+        group: Title of the table.
         label: Name of the number.
         a: In A; known.
         b: In B; known.
@@ -172,7 +170,7 @@ class SettingDifference:
 
 @attrs.frozen
 class Incomparable:
-    """What has no difference that means something.
+    """Numbers whose difference means nothing.
 
     Attributes:
         what: In words.
@@ -196,7 +194,7 @@ class Side:
         name: Its file, or what the caller called it.
         model: Name of the model.
         created: When it was made.
-        verdict: What it says of the training, in a sentence.
+        verdict: Its verdict on the training, in a sentence.
         verified: Whether its products (and its step) passed their verification.
         partial: Whether it was interrupted.
     """
@@ -211,16 +209,16 @@ class Side:
 
 @attrs.frozen(eq=False)
 class Comparison(Document):
-    """What differs between run A and run B; differences are B minus A.
+    """The differences between run A and run B, B minus A.
 
     Attributes:
         a, b: The two.
         identical: Whether their files hold the same.
-        summary: What differs, in a sentence.
+        summary: The outcome, in a sentence.
         settings: The settings that differ, in the order of the files.
         numbers: Every number that both have.
-        incomparable: What has no difference, and why.
-        notes: What else to know before the numbers are read.
+        incomparable: Numbers without a difference, and why.
+        notes: Caveats.
     """
 
     DOCUMENT = "comparison"

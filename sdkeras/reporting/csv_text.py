@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sdkeras.reporting.tables import printable
+from sdkeras.reporting.report import printable
 from sdkeras.results.arrays import Value
 
 _BEGINS_A_FORMULA = ("=", "+", "-", "@")

@@ -1,36 +1,103 @@
-"""How a figure of the page is drawn: an SVG text that takes its colours from the page, and its axes.
-
-Nothing that came from a model or a data file is drawn: numbers only.
-"""
+"""How a figure is drawn: as an SVG element that takes its colours from the page, or as an image file."""
 
 from __future__ import annotations
 
 import io
 import math
 import re
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
 import attrs
 import numpy as np
 
 from sdkeras.reporting.numbers import number
+from sdkeras.reporting.report import Figure
 from sdkeras.results.arrays import FloatArray
 
-# Drawn in these colours, which the page replaces by its own: one figure for light and dark.
-INK, SOFT, LINE, ACCENT, WARN = "#010101", "#020202", "#030303", "#040404", "#050505"
-_COLOURS = {INK: "currentColor", SOFT: "var(--soft)", LINE: "var(--line)", ACCENT: "var(--accent)", WARN: "var(--warn)"}
-_SIZE = (5.6, 3.5)
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+
 FONT_SIZE = 12
+DOTS_PER_INCH = 150
 
 
 @attrs.frozen
-class Figure:
-    """A figure of the page: its title, the SVG, and how to read it."""
+class Colours:
+    """The colours of a figure: text and main lines, lesser lines, axes, and two that stand out."""
 
-    title: str
-    svg: str
-    caption: str
+    ink: str
+    soft: str
+    line: str
+    accent: str
+    warn: str
+
+
+# Placeholders that no figure uses otherwise: the page puts its own colours, light or dark, in their place.
+PAGE = Colours("#010101", "#020202", "#030303", "#040404", "#050505")
+_VARIABLES = Colours("currentColor", "var(--soft)", "var(--line)", "var(--accent)", "var(--warn)")
+PRINT = Colours("#17212e", "#566273", "#8b8577", "#0a5c86", "#a05a00")
+
+
+def as_svg(figure: Figure) -> str:
+    """The figure as an SVG element that scales with the page; ids begin with the figure's name."""
+    text = _drawn(figure, "svg", PAGE).decode("utf-8")
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    for placeholder, shown in zip(attrs.astuple(PAGE), attrs.astuple(_VARIABLES), strict=True):
+        text = text.replace(placeholder, shown)
+    text = re.sub(r'\bid="', f'id="{figure.name}-', text)
+    text = re.sub(r'href="#', f'href="#{figure.name}-', text)
+    text = text.replace("url(#", f"url(#{figure.name}-")
+    # Panels side by side are not drawn below their own size: their text stays readable, the box around it scrolls.
+    least = "" if figure.panels is None else r' style="min-width: \2px"'
+    return re.sub(
+        r'<svg [^>]*?viewBox="(\S+ \S+ ([\d.]+) [^"]*)"[^>]*>',
+        r'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="\1" role="img"'
+        rf'{least} aria-label="{figure.title}">',
+        text,
+        count=1,
+    )
+
+
+def as_image(figure: Figure, suffix: str) -> bytes:
+    """The figure as the content of a file, png or svg; the same figure has the same bytes."""
+    return _drawn(figure, suffix, PRINT)
+
+
+def _drawn(figure: Figure, suffix: str, colours: Colours) -> bytes:
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Canvas
+
+    style = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": figure.name,
+        "font.size": FONT_SIZE,
+        "axes.edgecolor": colours.line,
+        "axes.labelcolor": colours.soft,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "xtick.color": colours.line,
+        "ytick.color": colours.line,
+        "xtick.labelcolor": colours.soft,
+        "ytick.labelcolor": colours.soft,
+        "text.color": colours.ink,
+        "path.simplify": True,
+    }
+    with matplotlib.rc_context(style):
+        canvas = Canvas(figsize=figure.size, layout="constrained")
+        FigureCanvasAgg(canvas)
+        axes = canvas.subplots(*(figure.panels or (1, 1)), squeeze=False, sharey=True)
+        if colours == PAGE:
+            canvas.patch.set_visible(False)
+            for each in axes.flat:
+                each.patch.set_visible(False)
+        figure.draw(axes[0, 0] if figure.panels is None else list(axes.flat), colours)
+        buffer = io.BytesIO()
+        metadata = {"Date": None, "Creator": None} if suffix == "svg" else {"Software": None}
+        canvas.savefig(buffer, format=suffix, dpi=DOTS_PER_INCH, metadata=metadata)
+    return buffer.getvalue()
 
 
 def usable(*arrays: FloatArray) -> bool:
@@ -40,13 +107,36 @@ def usable(*arrays: FloatArray) -> bool:
     return lengths != {0} and len(lengths) == 1 and all(bool(np.all(np.abs(array) < 1e100)) for array in arrays)
 
 
-def plain_ticks(axes: Any) -> None:
-    """Ticks of the vertical axis as the reports write numbers, few of them."""
+def tick_format(axis: Axis, digits: int = 3) -> None:
+    """Ticks written as the reports write numbers."""
+    axis.set_major_formatter(lambda tick, _: number(float(f"{tick:.6g}"), digits))
+
+
+def few_ticks(axes: Axes) -> None:
+    """Few ticks on the vertical axis, written as the reports write numbers."""
     axes.locator_params(axis="y", nbins=6)
-    axes.yaxis.set_major_formatter(lambda tick, _: number(float(f"{tick:.6g}"), 3))
+    tick_format(axes.yaxis)
 
 
-def asinh_axis(axes: Any, side: str, linear: float, low: float, high: float) -> None:
+def step_axis(axes: Axes, label: str) -> None:
+    """A horizontal axis of counts: steps, runs."""
+    axes.set_xlabel(label)
+    axes.locator_params(axis="x", nbins=5, integer=True)
+    tick_format(axes.xaxis, 6)
+
+
+def series(axes: Axes, x: FloatArray, y: FloatArray, colour: str, *, dashed: bool = False) -> None:
+    """A line through points; the dashed one is thinner."""
+    width, style, marker = (1.6, "--", "s") if dashed else (2.2, "-", "o")
+    axes.plot(x, y, color=colour, linewidth=width, linestyle=style, marker=marker, markersize=4)
+
+
+def zero_line(axes: Axes, colours: Colours) -> None:
+    """The line at 0."""
+    axes.axhline(0, color=colours.ink, linewidth=0.9)
+
+
+def asinh_axis(axes: Axes, side: Literal["x", "y"], linear: float, low: float, high: float) -> None:
     """A scale that is linear within +-linear and logarithmic beyond, with a few round ticks."""
     linear = max(linear, 1e-100)  # below that the axes themselves would overflow
     getattr(axes, f"set_{side}scale")("asinh", linear_width=linear)
@@ -59,9 +149,23 @@ def asinh_axis(axes: Any, side: str, linear: float, low: float, high: float) -> 
     getattr(axes, f"set_{side}ticks")([], minor=True)
 
 
-def mark(axes: Any, at: float, label: str) -> None:
+def label_line(axes: Axes, y: float, text: str, colour: str) -> None:
+    """The name of a horizontal line, below it at the left."""
+    axes.annotate(
+        text,
+        (0.02, y),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, -3),
+        textcoords="offset points",
+        color=colour,
+        va="top",
+        fontsize=FONT_SIZE,
+    )
+
+
+def mark(axes: Axes, at: float, label: str, colour: str) -> None:
     """A vertical line with its name beside it, on the side that has room."""
-    axes.axvline(at, color=WARN, linewidth=1.6)
+    axes.axvline(at, color=colour, linewidth=1.6)
     right = axes.transData.transform((at, 1.0))[0] > 0.6 * axes.transAxes.transform((1.0, 0))[0]
     axes.annotate(
         label,
@@ -71,54 +175,6 @@ def mark(axes: Any, at: float, label: str) -> None:
         textcoords="offset points",
         ha="right" if right else "left",
         va="top",
-        color=WARN,
+        color=colour,
         fontsize=FONT_SIZE,
-    )
-
-
-def svg(name: str, label: str, draw: Callable[[Any], None]) -> str:
-    """The drawing as an SVG element that scales with the page; ids begin with the figure's name."""
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure as Canvas
-
-    style = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": name,
-        "font.size": FONT_SIZE,
-        "axes.edgecolor": LINE,
-        "axes.labelcolor": SOFT,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "xtick.color": LINE,
-        "ytick.color": LINE,
-        "xtick.labelcolor": SOFT,
-        "ytick.labelcolor": SOFT,
-        "text.color": INK,
-        "path.simplify": True,
-    }
-    with matplotlib.rc_context(style):
-        canvas = Canvas(figsize=_SIZE, layout="constrained")
-        canvas.patch.set_visible(False)
-        axes = canvas.add_subplot()
-        axes.patch.set_visible(False)
-        draw(axes)
-        FigureCanvasSVG(canvas)
-        buffer = io.StringIO()
-        canvas.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
-    for drawn, shown in _COLOURS.items():
-        text = text.replace(drawn, shown)
-    text = re.sub(r'\bid="', f'id="{name}-', text)
-    text = re.sub(r'href="#', f'href="#{name}-', text)
-    text = text.replace("url(#", f"url(#{name}-")
-    return re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', _opening(label), text, count=1)
-
-
-def _opening(label: str) -> str:
-    return (
-        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        rf'viewBox="\1" role="img" aria-label="{label}">'
     )

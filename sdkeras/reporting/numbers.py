@@ -92,7 +92,7 @@ def batch_size_in_words(size: int, source: str) -> str:
 
 
 def taken_for_granted(run: Analysis | LyapunovRun | Plan | LyapunovPlan) -> str:
-    """What was not read from the model and its data: a learning rate that was given, a batch size that was assumed."""
+    """Settings that were not read from the model and its data: a learning rate given, a batch size assumed."""
     optimizer, data = run.optimizer, run.data
     words = []
     if optimizer is not None and optimizer.learning_rate_source != "file" and not optimizer.learning_rate_missing:

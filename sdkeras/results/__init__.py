@@ -1,1 +1,1 @@
-"""What flows out: frozen records of numbers with their evidence. NumPy only; they compute and print nothing."""
+"""Frozen records of numbers with their evidence. NumPy only; they compute and print nothing."""

@@ -19,14 +19,14 @@ from sdkeras.results.verification import Verification
 
 @attrs.frozen
 class Provenance:
-    """What made this answer, and what it cost.
+    """The software, device and seed behind an answer, and its cost.
 
     Attributes:
         sdkeras, tensorflow, keras, python: Versions.
         device: Name of the device the products ran on.
-        seed: Seed of everything random.
+        seed: Seed of all random draws.
         dtype: Precision of the products.
-        num_hvps: All Hessian-vector products, verification and discarded runs included.
+        num_hvps: Hessian-vector products, verification and discarded runs included.
         seconds: Wall time.
         data_digest: SHA-256 over the data as they were read (first 16 hex digits).
         created: UTC time, ISO 8601.
@@ -86,7 +86,7 @@ class OptimizerInfo:
     """The optimizer as the file has it; None where it has no such setting or where none was compiled.
 
     Attributes:
-        learning_rate: Of the analysed step; NaN where the optimizer has none or several.
+        learning_rate: Rate of the analysed step; NaN where the optimizer has none or several.
         learning_rate_source: 'file', 'given', or 'peak', 'mean' or 'step:N' of its schedule.
         learning_rate_missing: Why nothing that needs a learning rate was computed; "" where it was.
         parts: The optimizers that a MultiOptimizer trains variables with.
@@ -136,11 +136,16 @@ class SpectrumSummary:
         weights: Their masses, shape [k].
         operator: 'H' or 'P^-1/2 H P^-1/2', whose eigenvalues they are; with ' + W' the weight decay W of each parameter
             is in it.
+        exponents: Log singular values of the training step at each node: the larger of each node, and with momentum
+            then the smaller of each, shape [k] or [2 k]. None without a learning rate, and in files of version 0.1.
+        log_moduli: With momentum ln |mu| of the eigenvalues mu of the step's blocks, shape [2 k] like `exponents`.
     """
 
     nodes: FloatArray = attrs.field(eq=ARRAYS_EQUAL)
     weights: FloatArray = attrs.field(eq=ARRAYS_EQUAL)
     operator: str = "H"
+    exponents: FloatArray | None = attrs.field(default=None, eq=ARRAYS_EQUAL)
+    log_moduli: FloatArray | None = attrs.field(default=None, eq=ARRAYS_EQUAL)
 
 
 @attrs.frozen
@@ -199,7 +204,7 @@ class LyapunovRun(Document):
     """The answer of `sdkeras.lyapunov`; attribute names are the paths in its file.
 
     Attributes:
-        data: Of training; `num_samples_hessian` are those that the checks ran on.
+        data: Training data; the checks ran on `num_samples_hessian` of them.
         verification: Checks of the Hessian-vector products in the step's Jacobian; `lyapunov.verification` has
             those of the step.
         partial: Whether Ctrl-C or the time limit ended it before the steps that were asked for.
@@ -224,8 +229,8 @@ class Simulation:
     """The training of which a trajectory is the continuation: real steps, on copies, from a saved model on.
 
     Attributes:
-        data: Of training; `num_samples_hessian` are those that the step's checks ran on.
-        num_steps: Steps made.
+        data: Training data; the step's checks ran on `num_samples_hessian` of them.
+        num_steps: Simulated steps.
         step_error: The simulated step against one step of the optimizer itself, relative to how far each variable
             moved; NaN if no copy of the optimizer could be made.
         verified: Whether every check of the step met its tolerance.

@@ -20,9 +20,9 @@ class BoundInput:
     Attributes:
         name: The key in `bound_inputs`.
         symbol: The paper's letter.
-        meaning: What it is, in words.
+        meaning: Description in words.
         value: None where it is missing.
-        estimated: Whether sdkeras estimated it (a lower end, see `estimate_bound_inputs`).
+        estimated: Whether sdkeras estimated it (a lower bound, see `estimate_bound_inputs`).
     """
 
     name: str
@@ -53,9 +53,9 @@ class Bound:
 
     Attributes:
         theorem: Which, in arXiv 2604.19740.
-        inputs: What it needs.
+        inputs: Its inputs.
         terms: All of them, each >= 0.
-        partial_sum: Sum of the known terms, a lower end of the total.
+        partial_sum: Sum of the known terms, a lower bound on the total.
         total: Sum of all terms; None where one is missing.
         verdict: 'vacuous' (even the known terms reach B, the loss's range), 'undetermined' (terms are missing, or an
             assumption fails), or that the bound is below B if every assumption holds.

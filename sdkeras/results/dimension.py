@@ -12,7 +12,7 @@ from sdkeras.results.arrays import ARRAYS_EQUAL, FloatArray, optional_interval
 
 @attrs.frozen
 class FrozenLyapunov:
-    """What the spectra would give if every step saw the same minibatch and the same P for ever ("frozen Lyapunov").
+    """The dimension if every step saw the same minibatch and the same P for ever ("frozen Lyapunov").
 
     ln |mu| of the eigenvalues mu of the step's blocks in place of the log singular values: the same in all
     coordinates and without the growth of a moment that momentum makes in stable directions. It is no Lyapunov
@@ -106,7 +106,7 @@ class Supremum:
     `SharpnessDimension.map` with its own learning rate and its own frozen preconditioner: preconditioned coordinates
     move with it, so that there the maximum compares exponents in coordinates that differ by as much as P has changed.
 
-    It is a lower end of the definition's SD: an attractor has more points than snapshots.
+    It is a lower bound on the definition's SD: an attractor has more points than snapshots.
 
     Attributes:
         value: In dimensions; at least as large as each of `per_snapshot_values`.
@@ -116,7 +116,7 @@ class Supremum:
         num_snapshots_asked: Snapshots that were asked for.
         every: Steps between two.
         steps: Steps from the checkpoint to each snapshot.
-        learning_rates: Of the step from each snapshot.
+        learning_rates: Learning rate of the step from each snapshot.
         num_minibatches: Minibatches averaged over.
         single_point_value: From snapshot 0 alone: same minibatches, same estimator.
         per_snapshot_values: From each snapshot alone.

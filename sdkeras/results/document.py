@@ -27,7 +27,7 @@ _Doc = TypeVar("_Doc", bound="Document")
 
 
 def _renderer() -> Callable[[Document], str]:
-    """What shows a document as text: the one place where a result knows that there is a face of the house."""
+    """Shows a document as text: the one place where a result knows of the house's face."""
     terminal: Value = importlib.import_module("sdkeras.reporting.terminal")
     return terminal.as_text  # type: ignore[no-any-return]
 
@@ -69,7 +69,7 @@ class Document:
     Two are equal if their JSON is: arrays by element, NaN equal to NaN.
 
     Attributes:
-        DOCUMENT: What the file says it is; "" for an analysis, whose files have never said.
+        DOCUMENT: The file's own name for its kind; "" for an analysis, whose files have none.
         WRITTEN_BY: File and command, for messages.
     """
 

@@ -1,7 +1,4 @@
-"""What estimators return: frozen records that carry their evidence with the number.
-
-Arrays are NumPy, float64. A record checks its invariants when it is made, so later code need not.
-"""
+"""Results of estimators: NumPy arrays in float64 with their evidence, whose invariants are checked on construction."""
 
 from __future__ import annotations
 
@@ -67,7 +64,7 @@ class Spectrum:
             one. It costs no products of its own.
         density: A smoothed density on a grid, for plots: pair (points, values), or None.
         exact: True if the nodes are the eigenvalues themselves (to roundoff) and not a quadrature rule.
-        reach: How far beyond the operator's extreme eigenvalues bins or smoothing may have put a node; 0 for nodes
+        reach: Distance beyond the extreme eigenvalues that bins or smoothing may have moved a node; 0 for nodes
             that were not moved.
     """
 
@@ -123,7 +120,7 @@ class SingularValues:
 
     Attributes:
         log_values: ln(sigma), descending, shape [k]; finite, so that a singular value of 0 stands at a floor.
-        weights: How many singular values each entry stands for, >= 0, sum = the map's size, shape [k].
+        weights: Number of singular values each entry stands for, >= 0, sum = the map's size, shape [k].
         num_matvecs: Products spent (JVPs and VJPs together).
         seed: Seed of the start vector.
         residuals: |J'y - sigma x| of each entry with J x = sigma y, |x| = |y| = 1, in units of sigma, shape [k]; a
@@ -184,9 +181,9 @@ class LyapunovExponents:
             early: the trajectory diverged. None if it did not.
         log_det: Mean of ln|det J| per step where the exponents are all there are (k = the flow's size), which is
             their sum; else None.
-        rounding: What rounding may have done to each exponent, per step, shape [k]; None if it was not followed.
+        rounding: Bound on the error from rounding of each exponent, per step, shape [k]; None if it was not followed.
         num_resolved: The leading exponents that rounding has left intact. Those after them were at some step below
-            what the dtype resolves beside the largest, and their values are upper ends: the Jacobian may be
+            what the dtype resolves beside the largest, and their values are upper bounds: the Jacobian may be
             singular there, the exponent -infinity. None: all of them.
     """
 

@@ -28,14 +28,12 @@ FILE_NAME = "sharpness.jsonl"
 SCHEMA_VERSION = 1
 # Bytes of a log's first line.
 _LONGEST_HEADER = 2**20
-# The log's word for it.
-Reading = Measured
 _WRITTEN_BY = "sdkeras.callbacks.SharpnessDimension(..., log_dir=...) or `sdkeras track CHECKPOINT... --data DATA`"
 
 
 @attrs.frozen
 class Header:
-    """What is measured, and with what.
+    """The first line of a log: the model, its data and the measures.
 
     Attributes:
         sdkeras, tensorflow, keras: Versions.
@@ -43,9 +41,9 @@ class Header:
         num_parameters: Parameters analysed.
         optimizer: Class name of its optimizer.
         num_samples: Samples of the data; `data_digest` is of all of them.
-        num_samples_hessian: Those that the data-set Hessian ran on.
-        batch_size: Of the minibatches.
-        seed: Of everything random in the measurements.
+        num_samples_hessian: Samples of the data-set Hessian.
+        batch_size: Size of the minibatches.
+        seed: Seed of all random draws.
         measures: Keys of what is measured.
         settings: Options that the numbers depend on, as text; empty in a log of the callback.
         batch_size_source: Where the batch size came from: 'given', 'dataset', 'assumed', or "" where it is not known.
@@ -79,14 +77,14 @@ class Beginning:
 
 @attrs.frozen
 class Measurement:
-    """What was found at one place of a training.
+    """The numbers at one point of a training.
 
     Attributes:
         source: 'fit', or the name of the checkpoint that was looked at.
-        step: Updates of the weights until then, the optimizer's own count.
+        step: Updates of the weights so far, as the optimizer counts them.
         epoch: Epochs finished, or None where it is not known.
         time: UTC, ISO 8601.
-        seconds: What it took, compilation included.
+        seconds: Wall time, compilation included.
         num_hvps: Hessian-vector products on single batches.
         learning_rate: At this step; 0 or None where exponents and thresholds have none to be of.
         threshold: Upper stability threshold of the optimizer, or None where none is known.
@@ -96,8 +94,8 @@ class Measurement:
         values: By the keys of the callback. Logs of version 0.1.0 have no `sharpness_preconditioned` and
             `sharpness_threshold`, see `numerator`.
         metrics: Losses and metrics of the training at that time.
-        notes: What the reader must know, a failure for example.
-        digest: Of the checkpoint's file; "" for 'fit'.
+        notes: Caveats, a failure for example.
+        digest: Digest of the checkpoint's file; "" for 'fit'.
         bounds: The generalization bounds at this SD, term by term; empty where SD was not measured.
         began: Where its `fit` began, in the first line of each `fit`; None in all others, and in logs of 0.1.0.
     """
@@ -131,7 +129,7 @@ class Measurement:
 
     @property
     def numerator(self) -> float | None:
-        """Of the ratio: the largest eigenvalue of the threshold's own operator; None where it was not measured."""
+        """The ratio's numerator: the threshold operator's largest eigenvalue; None where it was not measured."""
         if "sharpness_preconditioned" in self.values or self.threshold is None:
             return self.value("sharpness_preconditioned")
         ratio = self.value("sharpness_ratio")
@@ -140,12 +138,12 @@ class Measurement:
 
 @attrs.frozen
 class RunLog:
-    """What a log holds.
+    """The contents of a log.
 
     Attributes:
         header: The last header.
         measurements: In the order of the file.
-        notes: What of the file could not be read, and where its header changed.
+        notes: Lines that could not be read, and changes of the header.
     """
 
     header: Header
@@ -245,7 +243,7 @@ def by_digest(log: RunLog) -> dict[str, dict[str, Measurement]]:
 
 
 def pending(paths: Sequence[str], folder: str | os.PathLike[str]) -> list[str]:
-    """Those checkpoints that the log in a folder does not have as they are now."""
+    """The checkpoints that the log in a folder lacks in their present form."""
     place = Path(folder) / FILE_NAME
     done = by_digest(read_run_log(place)) if has_lines(place) else {}
     return [path for path in paths if digest(path) not in done]
@@ -353,7 +351,7 @@ def _fitted(log: RunLog) -> tuple[list[tuple[int, int, Measurement]], list[str]]
 
 
 def _joined(last: Measurement | None, began: Beginning) -> Iterator[str]:
-    """What is between the last measurement that counts and a `fit` that goes on from it, unless it is nothing."""
+    """The gap between the last measurement that counts and a `fit` that continues from it, if there is one."""
     if began.epoch if last is None else last.step < began.step:
         before = "there is no measurement" if last is None else f"the last measurement is of step {last.step:,}"
         epochs = counted(began.epoch, "epoch")

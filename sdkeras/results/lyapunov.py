@@ -71,7 +71,7 @@ class MStepSharpness:
         num_steps: T, steps covered by the windows: every one, once.
         exponents: z^(m), the mean over windows of the k-th largest ln singular value of a window's product, natural
             logarithm per window, descending, shape [num_resolved].
-        num_resolved: How many of the d exponents were found; rounding hides the smaller ones.
+        num_resolved: Number of exponents above rounding, of the d there are.
         size: d.
         dimension: SD^(m), or None where it is undetermined.
         method: 'explicit products' or 'stabilised products'.
@@ -100,13 +100,13 @@ class LyapunovSummary:
     Attributes:
         values: Natural logarithm per step, descending, shape [k].
         stderr: Standard errors from blocks of steps, shape [k].
-        rounding: What rounding may have done to each, shape [k], or None.
+        rounding: Bound on the error from rounding of each, shape [k], or None.
         num_resolved: The leading exponents that rounding left intact, or None for all.
         history: For each exponent its running means at the ends of the blocks.
         block_size: Steps in a block.
         num_steps: Steps averaged over.
         num_steps_asked: Steps that were asked for.
-        transient: Steps made and discarded before them.
+        transient: Burn-in steps, discarded.
         stopped_at: Step at which the trajectory diverged, counted from 1 with the transient, or None.
         log_det: Mean of ln|det J| per step where the exponents are all there are or the Jacobians dense, or None.
         dimension: D_s, as far as it is known.
@@ -114,10 +114,13 @@ class LyapunovSummary:
         verification: Checks of the step and its Jacobian.
         windows: SD (m = 1) and SD^(m) over the same steps, where windows were asked for.
         sharpest: The smallest dimension that is determined over these steps, or None.
-        coordinates: What the singular values behind `windows` refer to, and the exponents beside them: 'weights',
+        coordinates: Coordinates of the singular values behind `windows` and of the exponents beside them: 'weights',
             'balanced' (momentum) or 'raw'. None without windows.
         log_det_stderr: Standard error of log_det from blocks of steps, from dense Jacobians.
         estimator: Lyapunov estimator.
+        effective_samples: Effective number of independent blocks behind each exponent, shape [k], from the
+            autocorrelations of the block means: well below their number, the standard errors are too small. NaN where
+            the means do not vary; None for too few blocks, and in files of version 0.1.
     """
 
     values: FloatArray = attrs.field(eq=ARRAYS_EQUAL)
@@ -139,10 +142,12 @@ class LyapunovSummary:
     coordinates: str | None = None
     log_det_stderr: float | None = None
     estimator: str = "lyapunov-qr"
+    effective_samples: FloatArray | None = attrs.field(default=None, eq=ARRAYS_EQUAL)
 
     def __attrs_post_init__(self) -> None:
         k = len(self.values)
-        lengths = [len(self.stderr), len(self.history), *([] if self.rounding is None else [len(self.rounding)])]
+        optional = [known for known in (self.rounding, self.effective_samples) if known is not None]
+        lengths = [len(self.stderr), len(self.history), *map(len, optional)]
         if k == 0 or set(lengths) != {k}:
             raise ValueError(f"LyapunovSummary: {k} values, and lists beside them of {lengths} entries.")
         if len({len(means) for means in self.history}) > 1:

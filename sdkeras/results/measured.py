@@ -17,7 +17,7 @@ class Measured:
     Attributes:
         value: The number; NaN where it could not be measured, or where only an interval is known.
         converged: Whether the evidence met its tolerance.
-        residual: Of an eigenvalue, which lies within it of the value.
+        residual: Residual of an eigenvalue, which lies within it of the value.
         stderr: Standard error.
         interval: 95 % confidence interval; the bracket that the number lies in where the value is NaN.
     """
@@ -30,7 +30,7 @@ class Measured:
 
     @property
     def evidence(self) -> str:
-        """What `bounds` rests on: 'interval', 'bracket', 'standard error', 'residual' or 'none'."""
+        """The source of `bounds`: 'interval', 'bracket', 'standard error', 'residual' or 'none'."""
         if self.interval is not None:
             return "bracket" if math.isnan(self.value) else "interval"
         return "standard error" if self.stderr is not None else "residual" if self.residual is not None else "none"

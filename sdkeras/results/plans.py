@@ -1,4 +1,4 @@
-"""What an analysis, or a trajectory, would do and cost."""
+"""Plans: the work and cost of an analysis, or of a trajectory, before it starts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sdkeras.results.answers import DataInfo, OptimizerInfo
 
 @attrs.frozen(kw_only=True)
 class Cost:
-    """What every plan says.
+    """The costs that every plan states.
 
     Attributes:
         num_parameters: Parameters analysed.
@@ -17,7 +17,7 @@ class Cost:
         num_hvps: Products on one minibatch in all, as far as known before the start.
         peak_memory: Bytes.
         seconds: Estimated from one timed gradient (and for windows from the singular values of one matrix).
-        seconds_per_gradient: That gradient.
+        seconds_per_gradient: Time of that gradient.
         optimizer: As it would be taken, with its learning rate.
         data: Samples and batch size.
     """
@@ -34,7 +34,7 @@ class Cost:
 
 @attrs.frozen(kw_only=True)
 class Plan(Cost):
-    """What an analysis would do and cost, before it does it.
+    """The work of an analysis.
 
     Attributes:
         map: The map whose Jacobian would be analysed.
@@ -59,7 +59,7 @@ class Plan(Cost):
 
 @attrs.frozen(kw_only=True)
 class LyapunovPlan(Cost):
-    """What following a trajectory would do and cost.
+    """The work of following a trajectory.
 
     Attributes:
         num_exponents: Exponents.

@@ -14,7 +14,7 @@ class Progress:
     """Where a running analysis is; handed to a progress callback, which must be quick.
 
     Attributes:
-        stage: What is being done, in words.
+        stage: The work under way, in words.
         num_hvps: Products on a minibatch done so far.
         value: Running estimate of the sharpness dimension, or None before the first.
         half_width: Half-width of its interval, or None.

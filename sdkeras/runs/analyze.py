@@ -272,6 +272,7 @@ class _Analysis:
             problem,
             self.hessian,
             self.outcomes,
+            (self.full or problem).exponents if self.outcomes else None,
             cost=(self.hessian.num_products, started),
             hessian=measure.hessian_summary(self.pairs, self.trace),
             edge_of_stability=self.edge or edge_of_stability(problem, None, "interrupted before it was measured"),

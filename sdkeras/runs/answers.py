@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 import numpy as np
 
+from sdkeras.dimension.exponents import Exponents
 from sdkeras.dimension.sampling import Outcome
 from sdkeras.operators.hessian import HessianOperator
 from sdkeras.results.answers import Analysis, HessianSummary, ModelInfo, SpectrumSummary
@@ -51,8 +52,8 @@ def model_info(problem: Problem, product_mode: str) -> ModelInfo:
     )
 
 
-def compressed(nodes: Array, weights: Array, operator: str) -> SpectrumSummary:
-    """At most 2,000 nodes: neighbours of about equal mass share are merged into their mean."""
+def compressed(nodes: Array, weights: Array, operator: str, exponents: Exponents | None = None) -> SpectrumSummary:
+    """At most 2,000 nodes: neighbours of about equal mass share are merged into their mean; with their exponents."""
     if len(nodes) > _MAX_NODES:
         edges = np.unique(np.linspace(0, len(nodes), _MAX_NODES + 1).astype(int)[:-1])
         mass = np.add.reduceat(weights, edges)
@@ -60,7 +61,11 @@ def compressed(nodes: Array, weights: Array, operator: str) -> SpectrumSummary:
         means = np.add.reduceat(nodes, edges) / np.diff(np.append(edges, len(nodes)))
         nodes = np.where(mass > 0, moment / np.where(mass > 0, mass, 1.0), means)
         weights = mass
-    return SpectrumSummary(np.asarray(nodes, np.float64), np.asarray(weights, np.float64), operator)
+    nodes, weights = np.asarray(nodes, np.float64), np.asarray(weights, np.float64)
+    if exponents is None:
+        return SpectrumSummary(nodes, weights, operator)
+    moduli = exponents.log_eigenvalues(nodes) if exponents.branches == 2 else None
+    return SpectrumSummary(nodes, weights, operator, exponents(nodes), moduli)
 
 
 @attrs.frozen
@@ -81,18 +86,20 @@ def joined(
     problem: Problem,
     operator: HessianOperator,
     outcomes: Sequence[Outcome],
+    exponents: Exponents | None,
     *,
     cost: tuple[int, float],
     **measured: Any,
 ) -> Analysis:
     """One answer from estimates of SD, and fields of it that were measured beside them.
 
-    `cost` are the products made, and when it began; `measured` are the other fields of `Analysis`.
+    `exponents` is the map of the first estimate, if there is one; `cost` the number of products and the time of the
+    start; `measured` are the other fields of `Analysis`.
     """
     options, first = problem.options, outcomes[0] if outcomes else None
     if first is not None:
         name = OPERATOR if problem.is_full else problem.operator
-        measured["spectrum"] = compressed(first.nodes, first.weights, name)
+        measured["spectrum"] = compressed(first.nodes, first.weights, name, exponents)
     num_hvps, started = cost
     return Analysis(
         provenance=provenance(
@@ -119,6 +126,7 @@ def answer_of(last: LastMeasurement, about: str) -> Analysis:
         problem,
         last.hessian,
         outcomes,
+        problem.exponents if outcomes else None,
         cost=(measurement.num_hvps, time.monotonic() - measurement.seconds),
         hessian=HessianSummary(
             largest=_known(measurement.values.get("sharpness")),

@@ -13,7 +13,8 @@ import tensorflow as tf
 
 from sdkeras.dimension.bounds import THEOREMS, Facts, Training
 from sdkeras.dimension.exponents import PRECONDITIONED
-from sdkeras.operators.loss import Batch, EmpiricalLoss
+from sdkeras.operators.batch_loss import Batch
+from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.results.dimension import SharpnessDimension
 from sdkeras.runs.problem import Problem
 from sdkeras.training_step.settings import parts_of, schedule_of

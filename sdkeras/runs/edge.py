@@ -128,7 +128,7 @@ def batch_sharpness(
     source = hessian.loss.source
     per_epoch = source.minibatches_per_epoch
     whole = source.batch_size == source.num_samples
-    fixed = (whole or source.given is not None) and hessian.loss.function.num_seeds == 0
+    fixed = (whole or source.batch_ranges is not None) and hessian.loss.function.num_seeds == 0
     fewest = AdaptiveSettings().min_runs
     block = fewest
     if per_epoch < 2 * fewest:

@@ -15,7 +15,7 @@ import keras
 from sdkeras.errors import DataError, ModelError, did_you_mean
 from sdkeras.files import models
 from sdkeras.files.user_code import load_function
-from sdkeras.operators.loss import LossFn
+from sdkeras.operators.batch_loss import LossFn
 from sdkeras.results.note import Note
 
 UNKNOWN_ARGUMENTS = "loss-arguments-unknown"
@@ -303,9 +303,9 @@ def caveats(model: Any, *, with_loss: bool = True) -> tuple[Note, ...]:
         model: The model that `sdkeras.files.models.load_model` returned.
         with_loss: Whether the file's loss is analysed, not one that was given.
     """
-    read = models.read_of(model)
-    told = [] if read.problem is None else [Note("compiled-part", read.problem)]
-    stored = read.stored_loss if with_loss else None
+    compiled = models.compiled_part_of(model)
+    told = [] if compiled.problem is None else [Note("compiled-part", compiled.problem)]
+    stored = compiled.stored_loss if with_loss else None
     if stored is not None:
         told += unstored_arguments(stored.loss, stored.config, flat=stored.flat, of_keras=not stored.of_keras_2)
     if stored is not None and stored.arguments:

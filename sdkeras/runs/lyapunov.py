@@ -19,9 +19,10 @@ from sdkeras.estimators.select import estimate
 from sdkeras.files import models
 from sdkeras.linalg.operators import TangentFlow
 from sdkeras.operators import minibatches
-from sdkeras.operators.loss import EmpiricalLoss, LossFn
+from sdkeras.operators.batch_loss import LossFn
+from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.results.answers import LyapunovRun, ModelInfo, OptimizerInfo
-from sdkeras.results.arrays import Array
+from sdkeras.results.arrays import Array, FloatArray
 from sdkeras.results.estimates import LyapunovExponents
 from sdkeras.results.lyapunov import LyapunovDimension, LyapunovSummary
 from sdkeras.results.note import Note
@@ -263,13 +264,7 @@ def read_training(
     fitted = model if own is not None else with_loss(model, loss, dtype)
     if isinstance(data, (tuple, list)) and len(data) in (1, 2, 3):
         models.check_data(fitted, *data, own_loss=own is not None)
-    source = minibatches.as_source(
-        data,
-        batch_size=batch_size,
-        default_batch_size=minibatches.DEFAULT_BATCH_SIZE,
-        limit=samples,
-        class_weight=class_weight,
-    )
+    source = minibatches.as_source(data, batch_size=batch_size, limit=samples, class_weight=class_weight)
     function = EmpiricalLoss(fitted, source, dtype=dtype, num_samples=_CHECKED_SAMPLES, seed=seed, loss_fn=own)
     notes = list(losses.caveats(model, with_loss=loss is None and own is None))
     notes += [Note("data", f"{note}.") for note in function.notes]
@@ -463,7 +458,32 @@ def _summary(
         sharpest=None if same is None else same.sharpest,
         coordinates=coordinates,
         estimator=settings.estimator,
+        effective_samples=effective_samples(exponents),
     )
+
+
+def effective_samples(exponents: LyapunovExponents) -> FloatArray | None:
+    """Effective number of independent blocks of steps behind each exponent.
+
+    n / (1 + 2 sum_t rho_t) for n block means with autocorrelations rho_t, summed over Geyer's initial positive
+    sequence. With blocks of one step it counts steps. It exceeds n where successive blocks are anti-correlated.
+
+    Args:
+        exponents: With their history.
+
+    Returns:
+        Shape [k], NaN where the block means do not vary; None below 8 blocks.
+
+    Reference: Geyer (1992); `tfp.mcmc.effective_sample_size`.
+    """
+    means = exponents.block_means
+    if len(means) < _FEWEST_BLOCKS:
+        return None
+    from tensorflow_probability.substrates import numpy as tfp
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        samples = tfp.mcmc.effective_sample_size(means, filter_beyond_positive_pairs=True)
+    return np.asarray(samples, np.float64)
 
 
 def _window_warnings(

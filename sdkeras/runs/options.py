@@ -16,6 +16,7 @@ from sdkeras.dimension.bounds import check_inputs
 from sdkeras.errors import SdkerasError, did_you_mean
 from sdkeras.files import class_weights
 from sdkeras.files.keras_types import Data, Model
+from sdkeras.operators.modes import DTYPES, MODES, PRODUCT_MODES
 from sdkeras.results.progress import Progress
 
 DEFAULT_SAMPLES = 4096
@@ -24,8 +25,6 @@ DEFAULT_STEPS = 1000
 DEFAULT_TRANSIENT = 100
 # Gigabytes; beyond all machines, and so that bytes stay exact numbers.
 _MOST_MEMORY = 1e6
-MODES, DTYPES = ("train", "inference"), ("float32", "float64")
-PRODUCT_MODES = ("auto", "reverse-over-reverse", "forward-over-reverse", "finite-differences")
 MAPS = ("auto", "hessian", "full")
 # Rates of a schedule that can be asked for by name, beside 'step:N'.
 _NAMED_RATES = ("peak", "mean")

@@ -14,8 +14,9 @@ from sdkeras.files import models
 from sdkeras.files.keras_types import Data, Model, Optimizer
 from sdkeras.linalg.operators import DiagonallyScaledOperator, DiagonallyShiftedOperator, SymmetricOperator
 from sdkeras.operators import minibatches
+from sdkeras.operators.batch_loss import LossFn
 from sdkeras.operators.hessian import HessianOperator
-from sdkeras.operators.loss import EmpiricalLoss, LossFn
+from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.results.answers import OptimizerInfo
 from sdkeras.results.arrays import Array
 from sdkeras.results.note import Note

@@ -18,7 +18,7 @@ from sdkeras.files.archive import load_checkpoint, save_checkpoint
 from sdkeras.files.atomic import shown
 from sdkeras.files.checkpoints import WEIGHTS_SUFFIX, digest, in_order
 from sdkeras.operators import minibatches
-from sdkeras.operators.loss import plain
+from sdkeras.operators.batch_loss import keras_structure
 from sdkeras.operators.minibatches import Source
 from sdkeras.results import log as run_log
 from sdkeras.results.log import Measurement, RunLog
@@ -329,17 +329,17 @@ class _Batches(keras.utils.PyDataset):  # type: ignore[misc]  # Keras has no typ
         self._source = source
 
     def __len__(self) -> int:
-        return len(self._source.given or ())
+        return len(self._source.batch_ranges or ())
 
     def __getitem__(self, index: int) -> Any:
-        start, stop = (self._source.given or ())[index]
+        start, stop = (self._source.batch_ranges or ())[index]
         batch = tf.nest.pack_sequence_as(self._source.structure, list(self._source.take(slice(start, stop))))
-        return tuple(plain(part) for part in batch)
+        return tuple(keras_structure(part) for part in batch)
 
 
 def _parts(source: Source) -> tuple[Any, ...]:
     """(x,), (x, y) or (x, y, sample_weight) as the model takes them; of batches of different shapes the first one."""
-    first = source.given[0] if source.is_bucketed and source.given else None
+    first = source.batch_ranges[0] if source.is_bucketed and source.batch_ranges else None
     arrays = source.arrays if first is None else source.take(slice(*first))
     return tuple(tf.nest.pack_sequence_as(source.structure, list(arrays)))
 

@@ -1,4 +1,4 @@
-"""Which measures go with generalization over many runs: Kendall's tau-b and granulated coefficients."""
+"""Correlation of measures with generalization over many runs: Kendall's tau-b and granulated coefficients."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sdkeras.results.document import SCHEMA_VERSION, Document
 
 TARGETS = ("accuracy_gap", "loss_gap")
 _CONFIDENCE = 0.95
-# Fewer units resampled have too few distinct resamples for an interval of 95 %; five have 126.
+# Fewer units have too few distinct bootstrap resamples for an interval of 95 %; five have 126.
 FEWEST_RESAMPLED = 5
 
 
@@ -28,7 +28,7 @@ class Run:
 
     Attributes:
         settings: Its hyperparameters, the seed among them if runs differ in it.
-        measures: Numbers that may go with generalization; None or NaN where there is none.
+        measures: Numbers that may correlate with generalization; None or NaN where there is none.
         accuracy_gap: |train accuracy - test accuracy|, or None.
         loss_gap: |train loss - test loss|, or None.
     """
@@ -60,15 +60,15 @@ class Granulated:
 
 @attrs.frozen
 class MeasureCorrelation:
-    """How one measure goes with one gap.
+    """The correlation of one measure with one gap.
 
     Attributes:
         measure: Name of the measure.
         target: 'accuracy_gap' or 'loss_gap'.
         tau_b: Kendall's tau-b over all runs; None where it is undefined (fewer than 2 runs, or all values equal).
         interval: 95 % bootstrap interval of it over runs; None below 5 runs.
-        p_value: Two-sided, of independent runs without association; None where tau_b is.
-        num_usable: Bootstrap resamples in which tau-b is defined; the interval is over these.
+        p_value: Two-sided, under independent runs without association; None where tau_b is.
+        num_usable: Bootstrap resamples in which tau-b is defined; the interval uses these.
         num_runs: Runs with both values.
         num_missing: Runs without one of them, left out.
         granulated: psi of each hyperparameter, in the order of `Correlations.settings`.
@@ -91,14 +91,14 @@ class MeasureCorrelation:
 
 @attrs.frozen(eq=False)
 class Correlations(Document):
-    """Every measure with every gap.
+    """The correlation of every measure with every gap.
 
     Attributes:
         rows: One for each measure and gap.
-        settings: Hyperparameters that vary and have a psi, in the order of the runs' first.
+        settings: Hyperparameters that vary and have a psi, in the order of the first run.
         num_runs: Runs in the table.
-        num_resamples: Of the bootstrap.
-        seed: Of the bootstrap.
+        num_resamples: Resamples of the bootstrap.
+        seed: Seed of the bootstrap.
     """
 
     DOCUMENT = "correlations"
@@ -128,7 +128,7 @@ class Correlations(Document):
                 row.target.removesuffix("_gap"),
                 coefficient(row.tau_b, row.interval),
                 ABSENT if row.p_value is None else f"{row.p_value:.2g}",
-                *(coefficient(part.psi, part.interval) for part in row.granulated),
+                *(coefficient(each.psi, each.interval) for each in row.granulated),
                 coefficient(row.psi_mean, row.psi_mean_interval),
                 f"{row.num_runs}" + (f" ({row.num_missing} missing)" if row.num_missing else ""),
             )
@@ -144,8 +144,8 @@ class Correlations(Document):
         for row in self.rows:
             values = [row.measure, row.target, *_limits(row.tau_b, row.interval)]
             values += [row.p_value, row.num_usable, row.num_runs, row.num_missing]
-            for part in row.granulated:
-                values += [*_limits(part.psi, part.interval), part.num_groups, part.num_skipped]
+            for each in row.granulated:
+                values += [*_limits(each.psi, each.interval), each.num_groups, each.num_skipped]
             rows.append([*values, *_limits(row.psi_mean, row.psi_mean_interval)])
         return as_csv(rows)
 
@@ -160,9 +160,9 @@ def correlate(
 
     Args:
         runs: At least 2, with the same settings, no two alike in all of them.
-        held: Settings that make no psi of their own and are kept equal within every group.
+        held: Settings without a psi of their own, equal within every group.
         num_resamples: Bootstrap resamples (percentile; of runs for tau-b, of groups for psi).
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
 
     Raises:
         SdkerasError: Runs that cannot be grouped, or no measure or gap at all.
@@ -179,15 +179,15 @@ def correlate(
     targets = [target for target, values in gaps.items() if not np.all(np.isnan(values))]
     if not measures or not targets:
         raise SdkerasError("the runs have no measure, or neither an accuracy gap nor a loss gap; give both sides.")
-    rows = []
+    rows, bootstrap = [], _Bootstrap(num_resamples, seed)
     for measure in measures:
         values = _values([run.measures.get(measure) for run in runs])
-        rows += [_row(measure, target, values, gaps[target], groups, num_resamples, seed) for target in targets]
+        rows += [_row((measure, target), values, gaps[target], groups, bootstrap) for target in targets]
     return Correlations(tuple(rows), settings, len(runs), num_resamples, seed)
 
 
 def kendall_tau_b(first: FloatArray, second: FloatArray, counts: FloatArray | None = None) -> FloatArray:
-    """Kendall's tau-b of pairs that occur so many times, for many tables of counts at once.
+    """Kendall's tau-b of repeated pairs, for many tables of counts at once, as the bootstrap needs it.
 
     tau-b = (C - D) / sqrt((pairs not tied in the first) (pairs not tied in the second)).
 
@@ -206,14 +206,11 @@ def kendall_tau_b(first: FloatArray, second: FloatArray, counts: FloatArray | No
     weights = np.ones((1, len(first))) if counts is None else counts
 
     def total(matrix: FloatArray) -> FloatArray:
-        made: FloatArray = np.sum(weights @ matrix * weights, axis=1)
-        return made
+        return np.asarray(np.sum(weights @ matrix * weights, axis=1))
 
     untied = np.sqrt(total(np.abs(signs[0])) * total(np.abs(signs[1])))
-    found: FloatArray = np.divide(
-        total(signs[0] * signs[1]), untied, out=np.full(len(weights), np.nan), where=untied > 0
-    )
-    return found
+    undefined = np.full(len(weights), np.nan)
+    return np.asarray(np.divide(total(signs[0] * signs[1]), untied, out=undefined, where=untied > 0))
 
 
 def coefficient(value: float | None, interval: tuple[float, float] | None = None) -> str:
@@ -225,35 +222,48 @@ def coefficient(value: float | None, interval: tuple[float, float] | None = None
     return f"{first} [{', '.join(ends)}]" if ends else first
 
 
+@attrs.frozen
+class _Bootstrap:
+    num_resamples: int
+    seed: int
+
+    def counts(self, size: int, *stream: int) -> FloatArray:
+        """How often each of `size` units occurs in each resample, shape [resamples, size]."""
+        if not size:
+            return np.zeros((self.num_resamples, 0))
+        generator = np.random.default_rng([self.seed, *stream])
+        return generator.multinomial(size, np.full(size, 1 / size), size=self.num_resamples).astype(np.float64)
+
+
 def _row(
-    measure: str,
-    target: str,
+    names: tuple[str, str],
     values: FloatArray,
     gap: FloatArray,
     groups: Mapping[str, Sequence[FloatArray]],
-    num_resamples: int,
-    seed: int,
+    bootstrap: _Bootstrap,
 ) -> MeasureCorrelation:
     known = ~(np.isnan(values) | np.isnan(gap))
     count = int(np.count_nonzero(known))
     first, second = values[known], gap[known]
     tau, p_value = scipy.stats.kendalltau(first, second) if count > 1 else (math.nan, math.nan)
-    resampled = kendall_tau_b(first, second, _resamples(count, num_resamples, [seed, 21])) if count else np.zeros(0)
-    granulated, means, resampled_means = [], [], []
+    resampled = kendall_tau_b(first, second, bootstrap.counts(count, 21)) if count else np.zeros(0)
+    granulated, means = [], []
     for position, (setting, members) in enumerate(groups.items()):
         taus = [_tau(values[group], gap[group]) for group in (group[known[group]] for group in members)]
         defined = np.array([each for each in taus if each is not None])
-        drawn = _resamples(len(defined), num_resamples, [seed, 22, position]) @ defined / max(1, len(defined))
+        size = len(defined)
+        resampled_means = bootstrap.counts(size, 22, position) @ defined / max(1, size)
         # Groups that all say the same have no spread to resample, and few of them are no certainty.
-        interval = _interval(drawn, len(defined)) if len(set(defined)) > 1 else None
-        psi = float(np.mean(defined)) if len(defined) else None
-        granulated.append(Granulated(setting, psi, interval, len(defined), len(taus) - len(defined)))
+        interval = _interval(resampled_means, size) if len(set(defined)) > 1 else None
+        psi = float(np.mean(defined)) if size else None
+        granulated.append(Granulated(setting, psi, interval, size, len(taus) - size))
         if psi is not None:
-            means.append(psi)
-            resampled_means.append((drawn, len(defined)))
+            means.append((psi, resampled_means, size))
+    interval = None
+    if any(each.interval is not None for each in granulated):
+        interval = _interval(np.mean([each for _, each, _ in means], axis=0), min(size for *_, size in means))
     return MeasureCorrelation(
-        measure=measure,
-        target=target,
+        *names,
         tau_b=None if math.isnan(tau) else float(tau),
         interval=None if math.isnan(tau) else _interval(resampled, count),
         p_value=None if math.isnan(tau) else float(p_value),
@@ -261,26 +271,15 @@ def _row(
         num_runs=count,
         num_missing=len(values) - count,
         granulated=tuple(granulated),
-        psi_mean=float(np.mean(means)) if means else None,
-        psi_mean_interval=_interval(
-            np.mean([drawn for drawn, _ in resampled_means], axis=0), min(size for _, size in resampled_means)
-        )
-        if means and any(part.interval is not None for part in granulated)
-        else None,
+        psi_mean=float(np.mean([psi for psi, *_ in means])) if means else None,
+        psi_mean_interval=interval,
     )
 
 
 def _tau(first: FloatArray, second: FloatArray) -> float | None:
-    found = float(kendall_tau_b(first, second)[0]) if len(first) > 1 else math.nan
-    return None if math.isnan(found) else found
-
-
-def _resamples(size: int, count: int, seed: Sequence[int]) -> FloatArray:
-    """How often each of `size` units occurs in bootstrap samples, shape [count, size]."""
-    if not size:
-        return np.zeros((count, 0))
-    drawn = np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), size=count)
-    return drawn.astype(np.float64)
+    # SciPy's is off -1 and 1 by rounding, where groups that all say the same must be told from others.
+    tau = float(kendall_tau_b(first, second)[0]) if len(first) > 1 else math.nan
+    return None if math.isnan(tau) else tau
 
 
 def _interval(resampled: FloatArray, size: int) -> tuple[float, float] | None:
@@ -323,14 +322,14 @@ def _setting_names(runs: Sequence[Run]) -> tuple[str, ...]:
 
 def _groups(runs: Sequence[Run], setting: str, names: Sequence[str]) -> list[Any]:
     """Indices of the runs that differ in nothing but one setting, an array for each combination of the others."""
-    found: dict[tuple[Any, ...], list[int]] = {}
+    groups: dict[tuple[Any, ...], list[int]] = {}
     for number, run in enumerate(runs):
-        found.setdefault(tuple(run.settings[name] for name in names if name != setting), []).append(number)
-    return [np.array(members) for members in found.values()]
+        groups.setdefault(tuple(run.settings[name] for name in names if name != setting), []).append(number)
+    return [np.array(members) for members in groups.values()]
 
 
-def _values(given: Sequence[float | None]) -> FloatArray:
-    return np.array([math.nan if value is None else value for value in given], np.float64)
+def _values(numbers: Sequence[float | None]) -> FloatArray:
+    return np.array([math.nan if value is None else value for value in numbers], np.float64)
 
 
 def _spread(name: str) -> tuple[str, str, str]:

@@ -13,6 +13,7 @@ import tensorflow as tf
 from sdkeras.errors import DataError
 from sdkeras.files.class_weights import sample_weights
 from sdkeras.files.dataset import load_both, load_data, load_training_data
+from sdkeras.files.keras_types import Tensor
 from sdkeras.study.definition import Study
 from sdkeras.study.measures import columns
 
@@ -29,7 +30,7 @@ class StudyData:
         """Reads them; relative paths and modules are looked for in the current folder.
 
         Raises:
-            DataError: They cannot be read, or come in batches of their own although the grid has batch sizes.
+            DataError: They cannot be read, or do not fit the study.
         """
         # A function that draws at random draws the same in every worker.
         keras.utils.set_random_seed(0)
@@ -42,33 +43,20 @@ class StudyData:
                     f"[study] test_data is given, and there is a test pair already ({note.rstrip('.')}); leave it out."
                 )
             test = load_data(study.test_data)
-        if not isinstance(train, tuple):
-            for what, there in (
-                ("batch sizes", "batch_size" in study.grid),
-                (
-                    "the distance of losses (metric data)",
-                    any(name.endswith("-data") for name in columns(study.measures)),
-                ),
-            ):
-                if there:
-                    raise DataError(f"data {study.data!r} come in batches of their own, and {what} need arrays x, y.")
-            return cls(train, test)
-        total, most = len(tf.nest.flatten(train[1])[0]), max(study.grid.get("batch_size", (1,)))
-        if most > total:
-            raise DataError(
-                f"[grid] batch_size has the value {most}, and training has {total:,} samples; take smaller batches."
-            )
-        if study.records:
-            _check_recorded_steps(study, total)
-        with_class_weights(study, train)
+        if isinstance(train, tuple):
+            _check_sizes(study, len(tf.nest.flatten(train[1])[0]))
+            with_class_weights(study, train)
+        else:
+            _check_batched(study)
         return cls(train, test)
 
-    def examples(self, count: int) -> Any:
-        """(x, y) of so many examples of training (or all), the same ones for all runs."""
+    def examples(self, count: int) -> tuple[Any, Any]:
+        """(x, y) of this many examples of training (or all), the same ones for all runs."""
         x, y = self.train[:2]
         total = len(tf.nest.flatten(y)[0])
         chosen = np.sort(np.random.default_rng(0).permutation(total)[:count])
-        return tuple(tf.nest.map_structure(lambda leaf: leaf[chosen], part) for part in (x, y))
+        x, y = tf.nest.map_structure(lambda leaf: leaf[chosen], (x, y))
+        return x, y
 
 
 def with_class_weights(study: Study, data: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -87,9 +75,24 @@ def with_class_weights(study: Study, data: tuple[Any, ...]) -> tuple[Any, ...]:
     return (*data, sample_weights(np.asarray(data[1]), study.weights_by_class, per_step=False))
 
 
-def _check_recorded_steps(study: Study, total: int) -> None:
-    """Refuses trajectories that would not be as long in all runs: E_alpha grows with the number of iterates."""
-    for batch_size in study.grid.get("batch_size", (32,)):
+def _check_batched(study: Study) -> None:
+    needs = {
+        "batch sizes": "batch_size" in study.grid,
+        "the distance of losses (metric data)": any(name.endswith("-data") for name in columns(study.measures)),
+    }
+    for what, needed in needs.items():
+        if needed:
+            raise DataError(f"data {study.data!r} come in batches of their own, and {what} need arrays x, y.")
+
+
+def _check_sizes(study: Study, total: int) -> None:
+    """Refuses batches larger than the data, and recorded trajectories that would not be as long in all runs."""
+    most = max(study.grid.get("batch_size", (1,)))
+    if most > total:
+        raise DataError(
+            f"[grid] batch_size has the value {most}, and training has {total:,} samples; take smaller batches."
+        )
+    for batch_size in study.grid.get("batch_size", (32,)) if study.records else ():
         trained = study.steps or (study.epochs or 0) * math.ceil(total / batch_size)
         if trained < study.trajectory.steps:
             raise DataError(
@@ -100,26 +103,24 @@ def _check_recorded_steps(study: Study, total: int) -> None:
 
 
 def shuffled(data: tuple[Any, ...], batch_size: int, seed: int) -> tuple[tf.data.Dataset, int]:
-    """Endless batches of arrays, in another order in every epoch, and how many make one.
+    """Endless batches of arrays, in another order in every epoch, and the number of batches per epoch.
 
     After `keras.utils.set_random_seed` Keras' own shuffling of arrays gives every epoch of a `fit` the same order.
     """
     arrays = tf.nest.map_structure(_as_keras_reads, data)
     total = len(tf.nest.flatten(arrays)[0])
 
-    def order(epoch: Any) -> Any:
-        return tf.argsort(tf.random.stateless_uniform([total], tf.stack([tf.cast(seed, tf.int64), epoch])))
+    def batches_of(epoch: Tensor) -> tf.data.Dataset:
+        draws = tf.random.stateless_uniform([total], tf.stack([tf.cast(seed, tf.int64), epoch]))
+        return tf.data.Dataset.from_tensor_slices(tf.argsort(draws)).batch(batch_size)
 
-    def batches_of(epoch: Any) -> tf.data.Dataset:
-        return tf.data.Dataset.from_tensor_slices(order(epoch)).batch(batch_size)
-
-    def gathered(places: Any) -> Any:
+    def gathered(places: Tensor) -> Tensor:
         return tf.nest.map_structure(lambda array: tf.gather(array, places), arrays)
 
-    made = tf.data.Dataset.range(np.iinfo(np.int64).max).flat_map(batches_of).map(gathered)
-    return made.prefetch(1), math.ceil(total / batch_size)
+    endless = tf.data.Dataset.range(np.iinfo(np.int64).max).flat_map(batches_of).map(gathered)
+    return endless.prefetch(1), math.ceil(total / batch_size)
 
 
-def _as_keras_reads(array: Any) -> Any:
-    array = np.asarray(array)
+def _as_keras_reads(values: object) -> Tensor:
+    array = np.asarray(values)
     return tf.convert_to_tensor(array.astype(keras.config.floatx()) if array.dtype.kind == "f" else array)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,12 +12,12 @@ import keras
 import tensorflow as tf
 
 from sdkeras.errors import MapError, SdkerasError, counted
+from sdkeras.files.keras_types import Model
 from sdkeras.linalg.memory import memory_limit
 from sdkeras.results.answers import Analysis, OptimizerInfo
 from sdkeras.runs.analyze import analyze
-from sdkeras.study import topology
 from sdkeras.study.data import StudyData
-from sdkeras.study.definition import GridRun, Study
+from sdkeras.study.definition import Study
 from sdkeras.study.measures import (
     ESTIMATOR_OF,
     OF_ANALYSES,
@@ -28,67 +29,60 @@ from sdkeras.study.measures import (
 )
 from sdkeras.study.run_files import Measured, RunFolder, Value
 from sdkeras.study.simulate import simulate
-from sdkeras.study.train import made_model
+from sdkeras.study.topology import measure_trajectory
+from sdkeras.study.train import Trial, made_model
 from sdkeras.study.trajectory import Trajectory
 from sdkeras.training_step.optimizer import parts_of
 from sdkeras.training_step.settings import inner, read_settings, scheduled_rate
 
 # Value, error and, without a value, the reason.
-_Found = tuple[float | None, float | None, str]
+_Number = tuple[float | None, float | None, str]
 
 
-def measure(
-    study: Study, run: GridRun, model: Any, data: StudyData, folder: RunFolder, wanted: tuple[str, ...], share: int
-) -> Measured:
+def measure(trial: Trial, model: Model, wanted: tuple[str, ...], share: int) -> Measured:
     """Takes the measures of the columns and writes run.json, if an analysis is among them, and last measures.json.
 
     Args:
-        study: The study.
-        run: The run.
+        trial: The run.
         model: Its trained model.
-        data: The study's.
-        folder: Files of the run.
-        wanted: Columns to measure; what was measured of others stays.
+        wanted: Columns to measure; other columns keep what was measured.
         share: Processes that share the memory.
-
-    Raises:
-        SdkerasError: The analysis or the trajectory failed.
     """
     started = time.monotonic()
-    before = folder.measured()
-    of = columns(study.measures)
-    found: dict[str, _Found] = {}
-    analysed = tuple(name for name in wanted if of[name] in OF_ANALYSES)
+    study, before = trial.study, trial.folder.measured()
+    measure_of = columns(study.measures)
+    numbers: dict[str, _Number] = {}
+    analysed = tuple(name for name in wanted if measure_of[name] in OF_ANALYSES)
     if analysed:
-        there = _made_before(study, before, folder) if all(name in READ for name in analysed) else None
-        if there is not None:
-            found |= {name: _read(there, name) for name in analysed}
-        else:
-            found |= _analysed(study, run, model, data, folder, analysed, share)
+        on_file = _made_before(study, before, trial.folder) if all(name in READ for name in analysed) else None
+        numbers |= (
+            _analysed(trial, model, analysed, share)
+            if on_file is None
+            else {name: _read(on_file, name) for name in analysed}
+        )
     for kind in ("backward", "forward"):
         of_kind = [column for column in wanted if column not in analysed and f"-{kind}-" in column]
         if of_kind:
-            found |= _of_trajectory(study, _trajectory(study, run, model, data, folder, kind), of_kind, share)
+            numbers |= trajectory_numbers(study, _trajectory(trial, model, kind), of_kind, share)
     values = {} if before is None else dict(before.values)
-    values |= {column: Value(*found[column], study.measured_by(column)) for column in wanted}
-    ordered = {column: values[column] for column in (*of, *values)}
+    values |= {column: Value(*numbers[column], study.measured_by(column)) for column in wanted}
+    ordered = {column: values[column] for column in (*measure_of, *values)}
     spent = time.monotonic() - started
     measured = Measured(ordered, spent + (0.0 if before is None else before.seconds))
-    folder.write(folder.measures, measured)
+    trial.folder.write(trial.folder.measures, measured)
     return measured
 
 
-def _analysed(
-    study: Study, run: GridRun, model: Any, data: StudyData, folder: RunFolder, names: tuple[str, ...], share: int
-) -> dict[str, _Found]:
+def _analysed(trial: Trial, model: Model, names: tuple[str, ...], share: int) -> dict[str, _Number]:
+    study, settings = trial.study, trial.run.settings
     measures, unfit = dict(study.measures), {}
     while True:
         try:
             answer = analyze(
                 model,
-                data.train,
-                batch_size=run.settings.get("batch_size"),
-                seed=run.settings["seed"],
+                trial.data.train,
+                batch_size=settings.get("batch_size"),
+                seed=settings["seed"],
                 memory_gb=memory_limit(None) / share / 1e9,
                 workers=1,
                 class_weight=study.weights_by_class,
@@ -101,14 +95,14 @@ def _analysed(
             del measures[name]
             if not any(name in measures for name in names):
                 raise
-    answer.save(folder.analysis, follow_links=False)
+    answer.save(trial.folder.analysis, follow_links=False)
     return {name: (None, None, unfit[name]) if name in unfit else _read(answer, name) for name in names}
 
 
 def _made_before(study: Study, before: Measured | None, folder: RunFolder) -> Analysis | None:
     """The analysis on file, if measures of it were taken with the study's settings."""
-    known, of = {} if before is None else before.values, columns(study.measures)
-    taken = [name for name in known if of.get(name) in OF_ANALYSES]
+    known, measure_of = {} if before is None else before.values, columns(study.measures)
+    taken = [name for name in known if measure_of.get(name) in OF_ANALYSES]
     if not any(known[name].by == study.measured_by(name) for name in taken):
         return None
     try:
@@ -117,7 +111,7 @@ def _made_before(study: Study, before: Measured | None, folder: RunFolder) -> An
         return None
 
 
-def _read(answer: Analysis, name: str) -> _Found:
+def _read(answer: Analysis, name: str) -> _Number:
     """One measure of an analysis."""
     if name in ESTIMATOR_OF:
         estimates = [each for each in answer.estimates if each.estimator == ESTIMATOR_OF[name]]
@@ -132,10 +126,10 @@ def _read(answer: Analysis, name: str) -> _Found:
         if sharpness is None or not len(sharpness.leading):
             return None, None, without_a_rate(answer.optimizer) or "the analysis has no exponents"
         return float(sharpness.leading[0]), None, ""
-    found = answer.hessian.largest if name == "sharpness" else answer.hessian.trace
-    if found is None:
+    number = answer.hessian.largest if name == "sharpness" else answer.hessian.trace
+    if number is None:
         return None, None, "the analysis has none"
-    return found.value, found.residual if found.stderr is None else found.stderr, ""
+    return number.value, number.residual if number.stderr is None else number.stderr, ""
 
 
 def without_a_rate(optimizer: OptimizerInfo) -> str:
@@ -149,51 +143,55 @@ def without_a_rate(optimizer: OptimizerInfo) -> str:
     return f"the learning rate is {rate:g}{after}; add learning_rate = 'peak' under [analysis]"
 
 
-def _trajectory(study: Study, run: GridRun, model: Any, data: StudyData, folder: RunFolder, kind: str) -> Trajectory:
+def _trajectory(trial: Trial, model: Model, kind: str) -> Trajectory:
+    study, settings = trial.study, trial.study.trajectory
     if kind == "backward":
-        if not folder.trajectory.exists():
+        if not trial.folder.trajectory.exists():
             raise SdkerasError(
                 "its recorded trajectory has been removed after the measures were taken; delete the run's folder to "
                 "train it again"
             )
-        return Trajectory.load(folder.trajectory)
-    asked = study.trajectory
+        return Trajectory.load(trial.folder.trajectory)
     with_losses = any("-forward-data" in column for column in columns(study.measures))
     return simulate(
         model,
-        data.train,
-        steps=asked.steps,
-        batch_size=run.settings.get("batch_size"),
-        every=asked.every,
-        projection=asked.projection,
-        seed=run.settings["seed"],
-        losses_on=data.examples(asked.examples) if with_losses else None,
+        trial.data.train,
+        steps=settings.steps,
+        batch_size=trial.run.settings.get("batch_size"),
+        every=settings.every,
+        projection=settings.projection,
+        seed=trial.run.settings["seed"],
+        losses_on=trial.data.examples(settings.examples) if with_losses else None,
         class_weight=study.weights_by_class,
     )
 
 
-def _of_trajectory(study: Study, trajectory: Trajectory, wanted: list[str], share: int) -> dict[str, _Found]:
-    """E_alpha and the dimension in each metric that is wanted."""
+def trajectory_numbers(study: Study, trajectory: Trajectory, wanted: list[str], share: int) -> dict[str, _Number]:
+    """E_alpha and the dimension in each metric that is wanted: value, error and, without a value, the reason.
+
+    Raises:
+        SdkerasError: The trajectory has no losses, or cannot be measured.
+    """
     if trajectory.stopped_at is not None:
         return dict.fromkeys(wanted, (None, None, f"the trajectory diverged at step {trajectory.stopped_at:,}"))
     memory = memory_limit(None) / share / 1e9
-    of = topology.measure_trajectory(trajectory, study.trajectory.alpha, memory_gb=memory)
-    found: dict[str, _Found] = {}
+    measures = measure_trajectory(trajectory, study.trajectory.alpha, memory_gb=memory)
+    numbers: dict[str, _Number] = {}
     for column in wanted:
         measure, _, metric = parts_of_column(column)
-        trees = of.euclidean if metric == "euclidean" else of.data
+        trees = measures.euclidean if metric == "euclidean" else measures.data
         if trees is None:
             raise SdkerasError("its recorded trajectory has no losses; delete the run's folder to train it again")
         dimension = trees.ph_dimension
         if measure == "ph_dimension":
-            found[column] = dimension.value, dimension.stderr, dimension.reason
+            numbers[column] = dimension.value, dimension.stderr, dimension.reason
         elif trees.e_alpha == 0:
-            found[column] = None, None, "all iterates are equal; at a learning rate of 0 training does not move"
+            numbers[column] = None, None, "all iterates are equal; at a learning rate of 0 training does not move"
         elif math.isfinite(trees.e_alpha):
-            found[column] = trees.e_alpha, None, ""
+            numbers[column] = trees.e_alpha, None, ""
         else:
-            found[column] = None, None, f"float64 does not hold it at alpha = {study.trajectory.alpha:g}"
-    return found
+            numbers[column] = None, None, f"float64 does not hold it at alpha = {study.trajectory.alpha:g}"
+    return numbers
 
 
 # Seconds after which no more models are built for this check.
@@ -201,15 +199,15 @@ _PATIENCE = 20.0
 
 
 def check_rates(
-    study: Study, points: Sequence[Mapping[str, Any]], make: Callable[..., Any], data: StudyData
+    study: Study, points: Sequence[Mapping[str, Any]], make: Callable[..., Model], data: StudyData
 ) -> tuple[str, ...]:
     """Builds the model of each grid point and reads its learning rate after the last planned step.
 
     Args:
         study: The study.
-        points: The settings of its runs; those that differ in the seed alone are read once.
+        points: Settings of its runs; those that differ in the seed alone are read once.
         make: The factory.
-        data: The study's.
+        data: Data of the study.
 
     Returns:
         A sentence for each reason why measures will have no value, or ().
@@ -217,11 +215,11 @@ def check_rates(
     Raises:
         SdkerasError: None of the measures could be taken of any run.
     """
-    needing, given = needing_a_rate(study.measures, study.analysis), study.analysis.get("learning_rate")
-    lost = OF_ANALYSES if given is not None else needing
+    rate = study.analysis.get("learning_rate")
+    lost = OF_ANALYSES if rate is not None else needing_a_rate(study.measures, study.analysis)
     distinct = {tuple((name, value) for name, value in each.items() if name != "seed"): each for each in points}
-    counts: dict[str, int] = {}
-    started, num_read = time.monotonic(), 0
+    reasons: list[str] = []
+    started = time.monotonic()
     for settings in distinct.values():
         if time.monotonic() - started > _PATIENCE:
             break
@@ -229,22 +227,21 @@ def check_rates(
         try:
             keras.utils.clear_session()
             keras.utils.set_random_seed(settings["seed"])
-            reason = "" if steps is None else _no_rate(made_model(study, settings, make), steps, given)
-        except SdkerasError:  # the factory's failure is told of the run
-            reason = ""
-        num_read += 1
-        counts[reason] = counts.get(reason, 0) + 1
+            reasons.append("" if steps is None else _no_rate(made_model(study, settings, make), steps, rate))
+        except SdkerasError:  # the factory's failure will be that of the run
+            reasons.append("")
+    counts = collections.Counter(reasons)
     fine = counts.pop("", 0)
     if not counts:
         return ()
-    taken = [name for name in columns(study.measures).values() if name not in lost]
     names = ", ".join(name for name in study.measures if name in lost)
     sentences = tuple(
         f"{names} {'needs' if ',' not in names else 'need'} a learning rate, and in {counted(count, 'setting')} of "
-        f"{num_read:,} {reason}"
+        f"{len(reasons):,} {reason}"
         for reason, count in counts.items()
     )
-    if not fine and not taken and not study.stop and num_read == len(distinct):
+    others = set(columns(study.measures).values()) - set(lost)
+    if not fine and not others and not study.stop and len(reasons) == len(distinct):
         raise SdkerasError(f"no measure can be taken of any run: {sentences[0]}")
     return sentences
 
@@ -264,22 +261,22 @@ def _planned_steps(study: Study, settings: Mapping[str, Any], data: StudyData) -
     return (study.epochs or 0) * per_epoch
 
 
-def _no_rate(model: Any, steps: int, given: float | str | None) -> str:
+def _no_rate(model: Model, steps: int, asked: float | str | None) -> str:
     """Why there is no learning rate after this many steps, and what to do; "" where there is one."""
     optimizer = inner(model.optimizer)
-    if isinstance(given, float | int):
+    if isinstance(asked, float | int):
         return ""
     if model.built:  # which optimizers of several train variables is known then
         model.optimizer.build(model.trainable_variables)
     for each in parts_of(optimizer):
         each._iterations.assign(steps)
     choices = "'peak', 'mean', 'step:N' or a number"
-    if given is not None:
+    if asked is not None:
         try:
-            rate: float | None = scheduled_rate(optimizer, given)
+            rate: float | None = scheduled_rate(optimizer, asked)
         except SdkerasError as error:
-            return f"[analysis] learning_rate is {given!r}: {error}"
-        where = f"the schedule's {given} is {rate:g}"
+            return f"[analysis] learning_rate is {asked!r}: {error}"
+        where = f"the schedule's {asked} is {rate:g}"
     else:
         rate = read_settings(optimizer).learning_rate  # type: ignore[union-attr]  # there is an optimizer
         if rate is None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-import attrs
 
 from sdkeras.errors import SdkerasError, did_you_mean
 from sdkeras.estimators import registry
@@ -27,37 +25,18 @@ _EXACT = "sd"
 Settings = Mapping[str, Mapping[str, Any]]
 
 
-@attrs.frozen(kw_only=True)
-class TrajectorySettings:
-    """Which iterates `e_alpha` and `ph_dimension` are of, the same for all of a study's.
+def check_keys(where: str, table: object, keys: Sequence[str] | Mapping[str, Any]) -> None:
+    """Refuses a table of the definition that is none, or has other keys.
 
-    Attributes:
-        steps: Training steps: the last ones of training (backward), or simulated from its end on (forward).
-        every: Steps between two iterates that are kept.
-        alpha: Power of the edges.
-        examples: Training examples whose losses make the data-dependent distance; drawn once, the same for all runs.
-        projection: Dimension of a random projection of the iterates, or None.
+    Raises:
+        SdkerasError: See above.
     """
-
-    steps: int = 1000
-    every: int = 1
-    alpha: float = 1.0
-    examples: int = 500
-    projection: int | None = None
-
-    def __attrs_post_init__(self) -> None:
-        counts = {"steps": self.steps, "every": self.every, "examples": self.examples, "projection": self.projection}
-        for name, value in counts.items():
-            optional = name == "projection" and value is None
-            if not optional and (type(value) is not int or value < 1):
-                raise SdkerasError(f"[trajectory] {name} is {value!r}; it must be a whole number of at least 1.")
-        if type(self.alpha) not in (int, float) or not 0 < self.alpha < float("inf"):
-            raise SdkerasError(f"[trajectory] alpha is {self.alpha!r}; it must be a positive number.")
-        if self.steps < 20 * self.every:
-            raise SdkerasError(
-                f"[trajectory] steps is {self.steps} and every {self.every}; the dimension needs at least 20 iterates: "
-                f"steps = {20 * self.every} or more."
-            )
+    if not isinstance(table, Mapping):
+        raise SdkerasError(f"{where} is {table!r}; it must be a table.")
+    for key in table:
+        if key not in keys:
+            question = did_you_mean(key, keys)
+            raise SdkerasError(f"{where} has no '{key}'; {question}it has: {', '.join(keys) or 'no keys'}.")
 
 
 def columns(measures: Settings) -> dict[str, str]:
@@ -92,28 +71,26 @@ def check_measures(measures: Settings) -> None:
     """
     if not measures:
         raise SdkerasError(f"[measures] is empty; name what to measure: {', '.join(NAMES)}.")
+    check_keys("[measures]", measures, NAMES)
     for name, settings in measures.items():
-        if name not in NAMES:
-            hint = did_you_mean(name, NAMES)
-            raise SdkerasError(f"[measures] has no measure '{name}'; {hint}there are: {', '.join(NAMES)}.")
-        if not isinstance(settings, Mapping):
-            raise SdkerasError(f"[measures] {name} is {settings!r}; give a table of its settings, {name} = {{}}.")
+        where = f"[measures] {name}"
         if name in OF_TRAJECTORIES:
-            _known(name, settings, ("trajectory", "metric"))
+            check_keys(where, settings, ("trajectory", "metric"))
             _listed(settings, "trajectory", TRAJECTORIES)
             _listed(settings, "metric", METRICS)
         elif name == _EXACT:
-            _known(name, settings, ("minibatches",))
+            check_keys(where, settings, ("minibatches",))
             count = settings.get("minibatches", 1)
             if type(count) is not int or count < 1:
-                raise SdkerasError(f"[measures] {name}.minibatches is {count!r}; it must be at least 1.")
+                raise SdkerasError(f"{where}.minibatches is {count!r}; it must be at least 1.")
         elif name in READ:
-            _known(name, settings, ())
+            check_keys(where, settings, ())
         else:
+            check_keys(where, settings, settings)
             try:
                 configured(registry.get_estimator("spectrum", ESTIMATOR_OF[name]), settings)
             except SdkerasError as error:
-                raise SdkerasError(f"[measures] {name}: {error}") from error
+                raise SdkerasError(f"{where}: {error}") from error
 
 
 def needing_a_rate(measures: Settings, analysis: Mapping[str, Any]) -> tuple[str, ...]:
@@ -134,15 +111,8 @@ def analysis_options(measures: Settings) -> dict[str, Any]:
 
 def _listed(settings: Mapping[str, Any], key: str, all_of: tuple[str, ...]) -> tuple[str, ...]:
     """One of `all_of`, a list of them, or by default all."""
-    given = settings.get(key, list(all_of))
-    chosen = [given] if isinstance(given, str) else given
+    value = settings.get(key, list(all_of))
+    chosen = [value] if isinstance(value, str) else value
     if not isinstance(chosen, (list, tuple)) or not chosen or not all(each in all_of for each in chosen):
-        raise SdkerasError(f"[measures] {key} is {given!r}; it must be one of {', '.join(all_of)}, or a list of them.")
+        raise SdkerasError(f"[measures] {key} is {value!r}; it must be one of {', '.join(all_of)}, or a list of them.")
     return tuple(dict.fromkeys(chosen))
-
-
-def _known(name: str, settings: Mapping[str, Any], keys: tuple[str, ...]) -> None:
-    for key in settings:
-        if key not in keys:
-            there = ", ".join(keys) or "none"
-            raise SdkerasError(f"[measures] {name} has no setting '{key}'; it has: {there}.")

@@ -1,38 +1,26 @@
-"""A study's table, correlations and failures in the terminal and as one self-contained page."""
+"""The report of a study: coefficients, trainings and failures."""
 
 from __future__ import annotations
 
-import os
-import re
-
-from markupsafe import Markup
-from rich.console import Group, RenderableType
-from rich.markup import escape
-from rich.panel import Panel
-from rich.table import Table
-from rich.text import Text
-
 from sdkeras._version import __version__
 from sdkeras.errors import counted
-from sdkeras.reporting.html import environment
 from sdkeras.reporting.numbers import ABSENT
-from sdkeras.reporting.tables import printable
-from sdkeras.results.document import write_atomically
+from sdkeras.reporting.report import Cell, Paragraph, Report, Row, Section, Table
+from sdkeras.results.note import Note
 from sdkeras.study.correlations import Correlations, MeasureCorrelation, coefficient
 from sdkeras.study.definition import definition, length
-from sdkeras.study.glossary import coefficients_in_words, measures_in_words
-from sdkeras.study.heat_map import as_svg
+from sdkeras.study.figures import heat_map
 from sdkeras.study.measures import columns
-from sdkeras.study.notes import notes, warnings_by_code
+from sdkeras.study.notes import coefficients_in_words, measures_in_words, notes, warnings_by_code
 from sdkeras.study.results import Results
 
-# Of the p value, from which on a coefficient says nothing clear.
+# A coefficient with a larger p value says nothing clear.
 _CLEAR = 0.05
 
 
-def headline(found: Correlations) -> str:
-    """Which measure goes most with which gap, and which most against it, as far as p values bear them out."""
-    rows = [(float(row.tau_b), row) for row in found.rows if row.tau_b is not None]
+def headline(correlations: Correlations) -> str:
+    """Which measure correlates most with which gap, and which most negatively, as far as p values bear them out."""
+    rows = [(float(row.tau_b), row) for row in correlations.rows if row.tau_b is not None]
     if not rows:
         return "No measure has a tau-b: all values of it, or of the gaps, are equal"
     largest, first = max(rows, key=lambda pair: pair[0])
@@ -41,25 +29,25 @@ def headline(found: Correlations) -> str:
     against = [pair for pair in clear if tau <= 0 or pair[1].target == best.target]
     least, worst = min(against, key=lambda pair: pair[0], default=(0.0, first))
     falling = sum(value < 0 for value, row in against if row.target == worst.target)
-    others = f", of {falling} that clearly do" if falling > 1 else ""
-    falling_most = f"goes {worst.measure}: {coefficient(least)}{others}"
+    others = f", of {falling} that are clear" if falling > 1 else ""
+    negative = f"is that of {worst.measure}: {coefficient(least)}{others}"
     if tau <= 0:
-        clearly = " clearly" if largest > 0 else ""
+        clearly = "clearly " if largest > 0 else ""
         text = (
-            f"No measure goes{clearly} with a gap: the largest tau-b is {first.measure}'s with the {_gap(first)}, "
-            f"{coefficient(largest)} over {counted(first.num_runs, 'run')} (p = {first.p_value:.2g})"
+            f"No measure {clearly}correlates with a gap: the largest tau-b is {first.measure}'s with the "
+            f"{_gap(first)}, {coefficient(largest)} over {counted(first.num_runs, 'run')} (p = {first.p_value:.2g})"
         )
-        return text + (f"; most against the {_gap(worst)} {falling_most}" if least < 0 else "")
+        return text + (f"; the strongest negative one with the {_gap(worst)} {negative}" if least < 0 else "")
     count = sum(row.target == best.target for _, row in rows)
     of = f"of {count} measures" if count > 1 else "the one measure"
-    how = "most" if tau == largest else "clearly"
-    text = f"{best.measure} goes {how} with the {_gap(best)}: tau-b {coefficient(tau)}"
+    how = "most strongly" if tau == largest else "clearly"
+    text = f"{best.measure} correlates {how} with the {_gap(best)}: tau-b {coefficient(tau)}"
     text += f" over {counted(best.num_runs, 'run')}, {of}"
-    return text + (f"; most against it {falling_most}" if least < 0 else "")
+    return text + (f"; the strongest negative correlation {negative}" if least < 0 else "")
 
 
 def _clear(row: MeasureCorrelation) -> bool:
-    """Whether its interval leaves 0 out and it is rare without association."""
+    """Whether its interval excludes 0 and it is rare without association."""
     apart = row.interval is not None and not row.interval[0] <= 0 <= row.interval[1]
     return apart and row.p_value is not None and row.p_value < _CLEAR
 
@@ -68,79 +56,103 @@ def _gap(row: MeasureCorrelation) -> str:
     return row.target.replace("_", " ")
 
 
-def render(results: Results, found: Correlations) -> RenderableType:
-    """Correlations, failures and notes for a terminal, readable in 80 columns."""
-    head = Text(printable(f"{headline(found)}.") + f"\n{results.summary()}.")
-    grids = [_grid(found, target) for target in dict.fromkeys(row.target for row in found.rows)]
-    title = escape(printable(results.study.name or results.study.model))
-    parts: list[RenderableType] = [Panel(head, title=title), *grids]
-    if len(found.settings) > 1:
-        names = ", ".join(found.settings)
-        parts.append(Text(printable(f"Mean psi is over {names}; psi of each is in study.html and correlations.csv.")))
-    parts += [Text(printable(note), style="yellow") for note in notes(results, found)]
-    warnings = warnings_by_code(results)
-    if warnings:
-        listed = ", ".join(f"{each.code} in {each.num_runs}" for each in warnings)
-        of = f"Warnings of {counted(warnings[0].num_analysed, 'run')} (messages in study.html)"
-        parts.append(Text(printable(f"{of}: {listed}."), style="yellow"))
-    parts += [Text(printable(f"{name} failed in {reason}"), style="red") for name, reason in results.failures()]
-    return Group(*parts)
-
-
-def _grid(found: Correlations, target: str) -> Table:
-    """The coefficients with one gap; psi of each setting is in the files and on the page."""
-    grid = Table(title=f"With the {target.replace('_', ' ')}", title_justify="left", title_style="bold", box=None)
-    grid.add_column("measure", overflow="fold")
-    for name in ("tau-b", "95 % interval", "p", "mean psi"):
-        grid.add_column(name, justify="right", no_wrap=True)
-    for row in (each for each in found.rows if each.target == target):
-        interval = coefficient(row.tau_b, row.interval).partition(" ")[2] or ABSENT
-        p_value = ABSENT if row.p_value is None else f"{row.p_value:.2g}"
-        cells = (row.measure, coefficient(row.tau_b), interval, p_value, coefficient(row.psi_mean))
-        grid.add_row(*(Text(printable(cell)) for cell in cells))
-    return grid
-
-
-def as_html(results: Results, found: Correlations) -> str:
-    """The page; whatever came from the study or the user's code is escaped."""
+def study_report(results: Results, correlations: Correlations) -> Report:
+    """Which measures correlate with generalization."""
     study = results.study
-    return (
-        environment()
-        .get_template("study.html.j2")
-        .render(
-            results=results,
-            name=study.name or study.model,
-            length=length(study),
-            headline=headline(found),
-            notes=notes(results, found),
-            warnings=warnings_by_code(results),
-            measures_in_words=measures_in_words(columns(study.measures)),
-            coefficients_in_words=coefficients_in_words(),
-            definition=definition(study),
-            heat_map=Markup(_inline(as_svg(found))),  # drawn here, names in it as text
-            found=found,
-            made_by=__version__,
-        )
+    verdict = headline(correlations)
+    return Report(
+        name=study.name or study.model,
+        about=f"{study.model}, {length(study)}, {results.summary()}",
+        eyebrow="Which measures correlate with generalization",
+        headline=verdict,
+        detail=study.text,
+        lines=(f"{verdict}.", f"{results.summary()}."),
+        notes=tuple(Note("", message) for message in notes(results, correlations)),
+        sections=(
+            Section("Plot", "plot", "Plot", figures=(heat_map(correlations),)),
+            _coefficients(correlations),
+            _glossary(results),
+            *_warnings(results),
+            *_failures(results),
+            Section(
+                "How it was made",
+                "made",
+                "How it was made",
+                tables=(Table("Definition", definition(study), only="page"),),
+            ),
+            _trainings(results),
+        ),
+        footer=f"Measured by sdkeras {__version__}. Bootstrap of {correlations.num_resamples:,} resamples, seed "
+        f"{correlations.seed}. Granulated coefficients: Jiang et al. (2019).",
     )
 
 
-def save_html(results: Results, found: Correlations, path: str | os.PathLike[str]) -> None:
-    """Writes the page, all of it or nothing.
+def _coefficients(correlations: Correlations) -> Section:
+    """All coefficients for the page; tau-b and the mean psi, a table for each gap, for a terminal of 80 columns."""
+    everything = Table("Coefficients", correlations.cells(), correlations.header(), wide=True, only="page")
+    heads = ("measure", "tau-b", "95 % interval", "p", "mean psi")
+    by_gap: dict[str, list[Row]] = {}
+    for row in correlations.rows:
+        interval = coefficient(row.tau_b, row.interval).partition(" ")[2] or ABSENT
+        p_value = ABSENT if row.p_value is None else f"{row.p_value:.2g}"
+        cells = (row.measure, coefficient(row.tau_b), interval, p_value, coefficient(row.psi_mean))
+        by_gap.setdefault(_gap(row), []).append(cells)
+    averaged = (
+        f"Mean psi is over {', '.join(correlations.settings)}; psi of each is in study.html and correlations.csv."
+    )
+    return Section(
+        "Coefficients",
+        "coefficients",
+        "Coefficients",
+        "With 95 % bootstrap intervals over runs (tau-b) and over groups (psi); p is of independent runs without "
+        "association, of this one measure: of 20 that do not correlate with a gap, one has a p below 0.05. A dash: all "
+        "values equal, or too few runs.",
+        lines=(averaged,) if len(correlations.settings) > 1 else (),
+        tables=(
+            everything,
+            *(Table(f"With the {gap}", tuple(rows), heads, wide=True, only="terminal") for gap, rows in by_gap.items()),
+        ),
+    )
 
-    Raises:
-        SdkerasError: The file cannot be written.
-    """
-    write_atomically(path, as_html(results, found))
+
+def _glossary(results: Results) -> Section:
+    meanings = (*measures_in_words(columns(results.study.measures)), *coefficients_in_words())
+    paragraphs = tuple(Paragraph(name, text) for name, text in meanings)
+    return Section("What the measures are", "measures", "Measures", paragraphs=paragraphs)
 
 
-def _inline(svg: str) -> str:
-    """The element alone, never drawn smaller than its own size: text stays readable, the box around it scrolls."""
-    element = svg[svg.index("<svg") :]
-    element = re.sub(r"<metadata>.*?</metadata>\s*", "", element, flags=re.DOTALL)
-    return re.sub(
-        r'<svg [^>]*?viewBox="(\S+ \S+ ([\d.]+) [^"]*)"[^>]*>',
-        r'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="\1" role="img" '
-        r'style="min-width: \2px" aria-label="Coefficients of each measure">',
-        element,
-        count=1,
+def _warnings(results: Results) -> tuple[Section, ...]:
+    warnings = warnings_by_code(results)
+    if not warnings:
+        return ()
+    analysed = counted(warnings[0].num_analysed, "run")
+    counts = ", ".join(f"{each.code} in {each.num_runs}" for each in warnings)
+    return (
+        Section(
+            "Warnings of the runs",
+            "warnings",
+            lede="From the analyses of the finished runs, with the message of the first run that has it; each run's "
+            "codes are in runs.csv, its own messages in its run.json.",
+            lines=(f"Warnings of {analysed} (messages in study.html): {counts}.",),
+            notes=tuple(Note(each.code, f"in {each.num_runs} of {analysed}: {each.message}") for each in warnings),
+        ),
+    )
+
+
+def _failures(results: Results) -> tuple[Section, ...]:
+    failures = results.failures()
+    return (Section("What failed", "failed", tables=(Table("What failed", failures),)),) if failures else ()
+
+
+def _trainings(results: Results) -> Section:
+    rows = tuple(
+        tuple(Cell(text, "failed" if "failed" in cells else "") for text in cells) for cells in results.cells()
+    )
+    return Section(
+        "Every run",
+        "runs",
+        "Runs",
+        "Losses and accuracies over all data in inference mode, at the end of training; a gap is the absolute value of "
+        "their difference.",
+        tables=(Table("Runs", rows, results.header(), wide=True, only="page"),),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -14,11 +14,14 @@ import tensorflow as tf
 from sdkeras.errors import DataError, ModelError, OperatorSizeError, SdkerasError
 from sdkeras.files.data_fit import check_data, words_of
 from sdkeras.files.dataset import described
+from sdkeras.files.keras_types import Model, Tensor
 from sdkeras.linalg.memory import available_memory
 from sdkeras.linalg.projection import Projection, check_dimension
 from sdkeras.operators import minibatches
+from sdkeras.operators.batch_loss import keras_structure
 from sdkeras.operators.layout import Layout
-from sdkeras.operators.loss import check_model, plain, tensor_dtype
+from sdkeras.operators.loss import check_model, tensor_dtype
+from sdkeras.operators.modes import DTYPES
 from sdkeras.results.arrays import Array
 from sdkeras.study.trajectory import Trajectory
 from sdkeras.training_step.settings import inner
@@ -28,12 +31,11 @@ DEFAULT_LAST = 5000
 _WAITING_BYTES = 2**27
 # Examples whose losses are taken at once.
 _CHUNK = 1024
-_DTYPES = ("float32", "float64")
 
 
 @attrs.frozen(kw_only=True)
 class RecordingSettings:
-    """What of a trajectory is kept; see `TrajectoryRecorder`."""
+    """What is kept of a trajectory; see `TrajectoryRecorder`."""
 
     every: int = 1
     last: int = DEFAULT_LAST
@@ -47,11 +49,11 @@ class RecordingSettings:
             value = getattr(self, name)
             if value is not None and value < low:
                 raise SdkerasError(f"{name} is {value}; it must be at least {low}.")
-        if self.dtype not in _DTYPES:
+        if self.dtype not in DTYPES:
             raise SdkerasError(f"dtype must be 'float32' or 'float64', got {self.dtype!r}.")
-        given = self.losses_on
-        if given is not None and not (isinstance(given, (tuple, list)) and len(given) == 2):
-            raise SdkerasError(f"losses_on is {described(given)}; give a pair (x, y) of examples and their targets.")
+        pair = self.losses_on
+        if pair is not None and not (isinstance(pair, (tuple, list)) and len(pair) == 2):
+            raise SdkerasError(f"losses_on is {described(pair)}; give a pair (x, y) of examples and their targets.")
 
 
 class TrajectoryRecorder(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no types
@@ -62,24 +64,24 @@ class TrajectoryRecorder(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
 
     Args:
         every: Iterations of the optimizer between two iterates that are kept.
-        last: How many are kept, the last ones.
-        dtype: Of what is kept, 'float32' or 'float64'.
+        last: Number of iterates that are kept, the last ones.
+        dtype: Precision of what is kept, 'float32' or 'float64'.
         projection: Dimension k of a random projection of the iterates, or None to keep all weights.
-        seed: Of the projection.
+        seed: Seed of the projection.
         path: File (.npz) to write when training ends, or None. After Ctrl-C or an error `fit` tells no callback that it
             has ended: then call `save`.
         losses_on: (x, y): also keep the loss of each of these examples at each iterate, for the data-dependent
-            distance. By the model's own loss, in inference mode (no dropout, moving averages in batch
+            distance. Uses the model's own loss, in inference mode (no dropout, moving averages in batch
             normalization), without regularisers.
 
     Attributes:
-        trajectory: The `Trajectory` of what was recorded so far, whether training goes on, has ended or was
-            interrupted; None before it begins. Made when asked for, a copy of all that is kept.
+        trajectory: The `Trajectory` recorded so far, a copy, whether training goes on, has ended or was interrupted;
+            None before it begins.
 
     Raises:
-        SdkerasError: Settings out of range; before the first step also a projection to no fewer numbers than weights,
-            OperatorSizeError (what is to be kept does not fit into memory), and ModelError or DataError for losses
-            that cannot be taken. (A model without input shape is built, and these are told, at its first batch.)
+        SdkerasError: Settings out of range. Raised before the first step, or for a model without input shape at its
+            first batch: a projection to no fewer numbers than weights, OperatorSizeError (what is to be kept does not
+            fit into memory), and ModelError or DataError (the losses cannot be computed).
 
     Example:
         recorder = TrajectoryRecorder(last=1000, losses_on=(x[:500], y[:500]))
@@ -103,13 +105,13 @@ class TrajectoryRecorder(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         )
         self.path = path
         self._recording: Recording | None = None
-        self._made: Trajectory | None = None
+        self._copy: Trajectory | None = None
 
     @property
     def trajectory(self) -> Trajectory | None:
-        if self._made is None and self._recording is not None:
-            self._made = self._recording.finished()
-        return self._made
+        if self._copy is None and self._recording is not None:
+            self._copy = self._recording.finished()
+        return self._copy
 
     def save(self, path: str | os.PathLike[str] | None = None) -> None:
         """Writes what was recorded so far, all of it or nothing.
@@ -120,31 +122,31 @@ class TrajectoryRecorder(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         Raises:
             SdkerasError: No training has begun, no path is known, or the file cannot be written.
         """
-        place, found = self.path if path is None else path, self.trajectory
-        if found is None:
+        place, trajectory = self.path if path is None else path, self.trajectory
+        if trajectory is None:
             raise SdkerasError("nothing is recorded yet; give the recorder to fit (callbacks=[recorder]) first.")
         if place is None:
             raise SdkerasError("the recorder has no path; give one, save('trajectory.npz').")
-        found.save(place)
+        trajectory.save(place)
 
-    def on_train_begin(self, logs: Any = None) -> None:
-        self._made = None
+    def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
+        self._copy = None
         self._recording = Recording(self.model, self.settings) if self.model.built else None
         self._reached = self._iteration()
 
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
         if self._recording is None:
             self._recording = Recording(self.model, self.settings)
         iteration = self._iteration()
         if iteration // self.settings.every > self._reached // self.settings.every:
             self._recording.add(iteration, self.model.trainable_variables)
-            self._made = None
+            self._copy = None
         self._reached = iteration
 
     def _iteration(self) -> int:
         return int(inner(self.model.optimizer).iterations.numpy())
 
-    def on_train_end(self, logs: Any = None) -> None:
+    def on_train_end(self, logs: Mapping[str, float] | None = None) -> None:
         if self.trajectory is None:
             return
         self._recording = None
@@ -153,12 +155,12 @@ class TrajectoryRecorder(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
 
 
 class Recording:
-    """The last iterates of a trajectory under way, in rings.
+    """The last iterates of a trajectory under way, in ring buffers.
 
-    A ring has a row to spare, and an iterate counts when all of it is there: Ctrl-C may come anywhere in between.
+    A ring has a spare row, and an iterate counts once all of it is written: Ctrl-C may come anywhere in between.
     """
 
-    def __init__(self, model: Any, settings: RecordingSettings) -> None:
+    def __init__(self, model: Model, settings: RecordingSettings) -> None:
         self._settings = settings
         self._layout = Layout.of(model.trainable_variables)
         check_dimension(self._layout.size, settings.projection)
@@ -220,13 +222,8 @@ class Recording:
         self._waiting = {}
 
 
-def _tried_losses(model: Any, x: Any, y: Any) -> ExampleLosses:
-    """Losses of these examples, taken once, so that what does not fit is told before the first step.
-
-    Raises:
-        ModelError: As for `ExampleLosses`.
-        DataError: The examples do not fit the model or its loss.
-    """
+def _tried_losses(model: Model, x: Tensor, y: Tensor) -> ExampleLosses:
+    """Losses of these examples, computed once, so that errors come before the first step."""
     try:
         losses = ExampleLosses(model, x, y)
         check_data(model, x, y)
@@ -255,28 +252,28 @@ class ExampleLosses:
         y: Targets.
 
     Raises:
-        ModelError: Not compiled, or with a mask in its outputs.
-        DataError: x and y do not fit.
+        ModelError: The model is not compiled, or its outputs carry a mask.
+        DataError: x and y do not fit each other.
     """
 
-    def __init__(self, model: Any, x: Any, y: Any) -> None:
+    def __init__(self, model: Model, x: Tensor, y: Tensor) -> None:
         check_model(model, needs_loss=True)
         source = minibatches.as_source((x, y), batch_size=None, default_batch_size=None, limit=None)
-        dtype = str(model.compute_dtype) if model.compute_dtype in _DTYPES else "float32"
-        self._examples = [tf.constant(part, tensor_dtype(part, dtype)) for part in source.arrays]
+        dtype = str(model.compute_dtype) if model.compute_dtype in DTYPES else "float32"
+        self._examples = [tf.constant(array, tensor_dtype(array, dtype)) for array in source.arrays]
         self._variables = list(model.trainable_variables)
         self.num_examples = source.num_samples
 
-        def losses(weights: list[Any], examples: list[Any]) -> Any:
-            x, y = plain(tf.nest.pack_sequence_as(source.structure, examples))
+        def losses(weights: list[Tensor], examples: list[Tensor]) -> Tensor:
+            x, y = keras_structure(tf.nest.pack_sequence_as(source.structure, examples))
             with keras.StatelessScope(list(zip(self._variables, weights, strict=True)), collect_losses=True):
                 outputs = model(x, training=False)
                 if any(getattr(leaf, "_keras_mask", None) is not None for leaf in tf.nest.flatten(outputs)):
                     raise ModelError("losses of single examples of a model with a mask in its outputs are not known.")
                 extras = [tf.reduce_sum(loss) for loss in model.losses]
 
-                def one(example: Any) -> Any:
-                    target, output = tf.nest.map_structure(lambda part: part[None], example)
+                def one(example: Tensor) -> Tensor:
+                    target, output = tf.nest.map_structure(lambda leaf: leaf[None], example)
                     total = model._compute_loss(x=None, y=target, y_pred=output, training=False)
                     return tf.cast(total, dtype) - sum(tf.cast(extra, dtype) for extra in extras)
 
@@ -287,19 +284,14 @@ class ExampleLosses:
     def __call__(self, weights: Sequence[Any]) -> Array:
         """Losses at these values of the trainable variables, shape [examples]; NaN and infinities as they come."""
         values = [tf.cast(np.asarray(w), v.dtype) for w, v in zip(weights, self._variables, strict=True)]
-        parts = []
+        losses = []
         for start in range(0, self.num_examples, _CHUNK):
-            chunk = [part[start : start + _CHUNK] for part in self._examples]
-            parts.append(self._losses(values, chunk).numpy())
-        return np.concatenate(parts)
+            chunk = [array[start : start + _CHUNK] for array in self._examples]
+            losses.append(self._losses(values, chunk).numpy())
+        return np.concatenate(losses)
 
 
 def _check_memory(columns: int, settings: RecordingSettings) -> None:
-    """Refuses what would not fit.
-
-    Raises:
-        OperatorSizeError: See above.
-    """
     needed = settings.last * columns * np.dtype(settings.dtype).itemsize
     free = available_memory()
     if needed > free:

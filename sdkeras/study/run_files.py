@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,11 +36,11 @@ class Trained:
         training: What all runs of its study share, see `Study.training`.
         num_epochs: Whole epochs.
         num_steps: Steps of the optimizer.
-        ended_by: Why it ended: 'epochs', 'steps', or the threshold that was reached.
-        train: Scores over the data of training.
-        test: Scores over those of the test.
+        ended_by: 'epochs', 'steps', or the threshold that was reached.
+        train: Scores over the training data.
+        test: Scores over the test data.
         code: SHA-256 of the file of the model's factory (first 16 hex digits), "" where it has none.
-        history: What `fit` logged at each epoch.
+        history: Logs of `fit` at each epoch.
         seconds: Wall time.
         optimizer: SHA-256 of the configuration of the factory's optimizer (first 16 hex digits), "" where Keras cannot
             serialise it, and in folders of version 0.1.0.
@@ -75,7 +76,7 @@ class Value:
     """One measure of one run.
 
     Attributes:
-        value: The number, or None where there is none.
+        value: The number, or None.
         error: Standard error or half-width of the interval, or None where that is unknown.
         reason: Why there is no number.
         by: The settings it was measured with, see `Study.measured_by`.
@@ -89,7 +90,7 @@ class Value:
 
 @attrs.frozen
 class Measured:
-    """The measures of one run by column, and what they took in seconds."""
+    """The measures of one run by column, and the time they took in seconds."""
 
     values: dict[str, Value]
     seconds: float
@@ -97,14 +98,18 @@ class Measured:
 
 @attrs.frozen
 class Failed:
-    """Why a run failed, and in what: 'training' or 'measuring'."""
+    """Why a run failed, and at which stage: 'training' or 'measuring'."""
 
     stage: str
     reason: str
 
+    @property
+    def words(self) -> str:
+        return f"{self.stage}: {self.reason}"
+
 
 class RunFolder:
-    """The files of one run; each is written whole or not at all, and the last one of a stage says that it is done."""
+    """The files of one run; each is written whole or not at all, and the last one of a stage marks its end."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -119,11 +124,15 @@ class RunFolder:
         self.failure = path / "failed.json"
         self.log = path / "log.txt"
 
-    def tidy(self) -> None:
-        """Removes unfinished files that a killed process has left, and a link in place of the log.
+    def begin(self, settings: Mapping[str, Any]) -> None:
+        """Makes the folder ready for a run of these settings, which no other process may be doing."""
+        self.path.mkdir(exist_ok=True)
+        self._tidy()
+        self.write(self.settings, settings)
+        self.failure.unlink(missing_ok=True)
 
-        Call it while no other process writes in the folder.
-        """
+    def _tidy(self) -> None:
+        """Removes unfinished files that a killed process has left, and a link in place of the log."""
         if self.log.is_symlink():
             self.log.unlink()
         starts = tuple(f".{file.name}." for file in vars(self).values() if file != self.path)
@@ -148,16 +157,12 @@ class RunFolder:
         return self._read(self.failure, Failed)
 
     def missing(self, by: dict[str, dict[str, Any]]) -> tuple[str, ...]:
-        """Columns of a study that are not measured yet, or were with other settings.
-
-        Args:
-            by: The settings of each column, see `Study.measured_by`.
-        """
-        found = self.measured()
-        values = {} if found is None else found.values
+        """Columns that are not measured yet, or were with other settings than these, see `Study.measured_by`."""
+        measured = self.measured()
+        values = {} if measured is None else measured.values
         return tuple(column for column, wanted in by.items() if column not in values or values[column].by != wanted)
 
-    def write(self, path: Path, record: Any) -> None:
+    def write(self, path: Path, record: object) -> None:
         """Writes one of its files as JSON."""
         write_atomically(path, json.dumps(as_plain(record), indent=1, allow_nan=False) + "\n", follow_links=False)
 

@@ -1,4 +1,4 @@
-"""The trajectory that training would take from a checkpoint on, simulated and measured."""
+"""Simulates the trajectory that training would take from a checkpoint on, and measures it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from sdkeras import seeds
 from sdkeras.errors import NonFiniteError, SdkerasError
+from sdkeras.files.keras_types import Data, Loss, Model
 from sdkeras.linalg.memory import peak_memory
 from sdkeras.linalg.projection import check_dimension
 from sdkeras.operators import minibatches
@@ -30,37 +31,127 @@ from sdkeras.training_step.flow import TrainingFlow
 from sdkeras.training_step.map import UpdateMap
 
 DEFAULT_EXAMPLES = 1000
-# Seconds of the distances and trees of one metric for a pair of iterates (0.5 and 0.6 microseconds measured), and
-# for a pair and an example.
+# Seconds of the distances and trees of one metric per pair of iterates (0.5 and 0.6 microseconds measured), and per
+# pair and example.
 _SECONDS_PER_PAIR, _SECONDS_PER_LOSS_PAIR = 6e-7, 2e-10
-# What a simulated step takes beside its gradient, in seconds: the optimizer's rule and the way to NumPy and back.
+# Seconds of a simulated step beside its gradient: the optimizer's rule and the way to NumPy and back.
 _SECONDS_PER_STEP = 1e-3
+
+
+def simulate(
+    model: Model,
+    data: Data,
+    *,
+    steps: int = DEFAULT_LAST,
+    batch_size: int | None = None,
+    class_weight: Mapping[int, float] | None = None,
+    initial_slots: bool = False,
+    allow_unverified: bool = False,
+    progress: Callable[[int], None] | None = None,
+    **recording: Any,
+) -> Trajectory:
+    """Simulates the trajectory that training would take from here on: real steps of the compiled optimizer, on copies.
+
+    Moving averages of batch normalization stay as they are; they enter losses of `losses_on` only.
+
+    Args:
+        model: A `keras.Model`, compiled. It is not changed.
+        data: (x, y[, sample_weight]), a batched `tf.data.Dataset`, or a `keras.utils.PyDataset`.
+        steps: Training steps.
+        batch_size: Batch size of training; default 32, or a dataset's own.
+        class_weight: As in `fit`: weights by class, {0: 1.0, 1: 9.0}; others weigh 1.
+        initial_slots: For an optimizer that has not trained yet: start with its initial slots.
+        allow_unverified: Go on with a step that failed its verification.
+        progress: Called with the number of steps made after each.
+        recording: Fields of `RecordingSettings`; by default all iterates are kept.
+
+    Raises:
+        SdkerasError: Unusable model, data or settings. Divergence is no error: see `Trajectory.stopped_at`.
+    """
+    every = recording.get("every", 1)
+    settings = RecordingSettings(**{"last": max(2, steps // max(1, every)), **recording})
+    _check_steps(steps, every)
+    source = minibatches.as_source(data, batch_size=batch_size, class_weight=class_weight)
+    num_samples = max(source.batch_size, 1024)
+    loss = EmpiricalLoss(model, source, dtype=settings.dtype, num_samples=num_samples, seed=settings.seed)
+    step = UpdateMap(loss, model.optimizer, initial_slots=initial_slots, allow_unverified=allow_unverified)
+    return _walk(step, model, settings, steps, progress)
+
+
+def _walk(
+    step: UpdateMap,
+    model: Model,
+    settings: RecordingSettings,
+    steps: int,
+    progress: Callable[[int], None] | None,
+) -> Trajectory:
+    """The trajectory of a map's steps from its own state on; `model` takes the losses."""
+    recording, flow = Recording(model, settings), TrainingFlow(step)
+    slices = list(zip(step.loss.layout.slices, step.loss.layout.shapes, strict=True))
+    for count in range(1, steps + 1):
+        try:
+            flow.advance()
+        except NonFiniteError:
+            recording.stopped_at = count
+        if recording.stopped_at is not None:
+            break
+        if count % settings.every == 0:
+            recording.add(count, [flow.position[entries].reshape(shape) for entries, shape in slices])
+        if progress is not None:
+            progress(count)
+    return recording.finished()
+
+
+def _check_steps(steps: int, every: int) -> None:
+    if steps < 2 * every:
+        raise SdkerasError(f"steps is {steps}; a trajectory of 2 iterates needs at least {2 * every}.")
 
 
 @attrs.frozen(kw_only=True)
 class ForwardSettings:
-    """What is simulated and kept; see `forward`."""
+    """What `forward` simulates and measures.
+
+    Attributes:
+        steps: Training steps.
+        every: Steps between two iterates that are kept.
+        alpha: Power of the edges.
+        projection: Dimension of a random projection of the iterates, or None.
+        losses_on: Examples, drawn at random, whose losses define the data-dependent distance; 0 for none.
+        batch_size: Batch size of training; default 32, or a dataset's own.
+        learning_rate: Replaces that of the optimizer, or of its schedule.
+        loss: Replaces the compiled one, as in `sdkeras.analyze`.
+        samples: How much of an endless data set to read.
+        seed: Seed of minibatches, dropout masks, examples, projection and subsamples.
+        initial_slots: For an optimizer that has not trained yet: start with its initial slots.
+        allow_unverified: Go on with a step that failed its verification.
+        memory_gb: Memory for iterates and distances; default 60 % of what is free.
+    """
 
     steps: int = DEFAULT_LAST
     every: int = 1
+    alpha: float = 1.0
     projection: int | None = None
     losses_on: int = DEFAULT_EXAMPLES
+    batch_size: int | None = None
+    learning_rate: float | str | None = None
+    loss: Loss = None
+    samples: int | None = None
     seed: int = 0
+    initial_slots: bool = False
+    allow_unverified: bool = False
     memory_gb: float | None = None
 
     def __attrs_post_init__(self) -> None:
         if self.losses_on < 0:
             raise SdkerasError(f"losses_on is {self.losses_on}; it must be a number of examples, or 0 for none.")
         self.recording(None)
-        if self.steps < 2 * self.every:
-            raise SdkerasError(f"steps is {self.steps}; a trajectory of 2 iterates needs at least {2 * self.every}.")
+        _check_steps(self.steps, self.every)
 
     @property
     def num_iterates(self) -> int:
         return self.steps // self.every
 
     def recording(self, losses_on: tuple[Any, Any] | None) -> RecordingSettings:
-        """What of the trajectory is kept."""
         return RecordingSettings(
             every=self.every,
             last=max(2, self.steps // max(1, self.every)),
@@ -72,18 +163,7 @@ class ForwardSettings:
 
 @attrs.frozen
 class ForwardPlan:
-    """What a simulation would do and cost.
-
-    Attributes:
-        num_parameters: Weights.
-        num_columns: Numbers kept of each iterate.
-        num_steps: Steps.
-        num_iterates: Iterates kept.
-        num_examples: Examples whose losses are kept.
-        peak_memory: Bytes.
-        seconds: Estimated from one timed gradient.
-        seconds_per_gradient: That gradient.
-    """
+    """What a simulation would do and cost: `num_columns` numbers of each iterate, memory in bytes."""
 
     num_parameters: int
     num_columns: int
@@ -96,24 +176,12 @@ class ForwardPlan:
 
 
 def forward(
-    model: Any,
-    data: Any,
+    model: Model,
+    data: Data,
     *,
-    steps: int = DEFAULT_LAST,
-    every: int = 1,
-    alpha: float = 1.0,
-    projection: int | None = None,
-    losses_on: int = DEFAULT_EXAMPLES,
-    batch_size: int | None = None,
-    learning_rate: float | str | None = None,
-    loss: Any = None,
-    samples: int | None = None,
-    seed: int = 0,
-    initial_slots: bool = False,
-    allow_unverified: bool = False,
-    memory_gb: float | None = None,
     save: str | os.PathLike[str] | None = None,
     progress: Callable[[Progress], None] | None = None,
+    **options: Any,
 ) -> TrajectoryMeasures:
     """E_alpha and PH dimension of the steps that training would make from the model's state on.
 
@@ -122,49 +190,37 @@ def forward(
     Args:
         model: A `keras.Model`, compiled. It is not changed.
         data: (x, y[, sample_weight]), a batched `tf.data.Dataset`, or a `keras.utils.PyDataset`.
-        steps: Training steps.
-        every: Steps between two iterates that are kept.
-        alpha: Power of the edges.
-        projection: Dimension of a random projection of the iterates, or None.
-        losses_on: Examples, drawn at random, whose losses make the data-dependent distance; 0 for none.
-        batch_size: That of training; default 32, or a dataset's own.
-        learning_rate: In place of the optimizer's, or of its schedule.
-        loss: Replaces the compiled one, as in `sdkeras.analyze`.
-        samples: How much of an endless data set to read.
-        seed: Of minibatches, dropout masks, examples, projection and subsamples.
-        initial_slots: For an optimizer that has not trained yet: start with the slots it would start with.
-        allow_unverified: Go on with a step that failed its verification.
-        memory_gb: Memory for iterates and distances; default 60 % of what is free.
         save: File (.npz) to keep the trajectory in, or None.
         progress: Called after every step.
+        options: Fields of `ForwardSettings`.
 
     Raises:
-        NonFiniteError: The training diverges. What came before is in `save`.
+        NonFiniteError: The training diverges. The iterates before are in `save`.
         SdkerasError: Unusable model, data or settings; see its subclasses.
     """
-    started = time.monotonic()
-    settings = ForwardSettings(
-        steps=steps, every=every, projection=projection, losses_on=losses_on, seed=seed, memory_gb=memory_gb
-    )
+    started, settings = time.monotonic(), ForwardSettings(**options)
 
     def tell(stage: str) -> None:
         if progress is not None:
             progress(Progress(stage, 0))
 
     tell("reading the model and the data")
-    training = _read(model, data, batch_size, learning_rate, loss, samples, settings)
+    training = _read(model, data, settings)
     examples = _examples(training, settings)
-    check_memory(_bytes(training, settings), settings.num_iterates, memory_gb)
+    check_memory(_bytes(training, settings), settings.num_iterates, settings.memory_gb)
     tell("compiling and verifying the training step")
     step = UpdateMap(
-        training.function, training.optimizer, initial_slots=initial_slots, allow_unverified=allow_unverified
+        training.function,
+        training.optimizer,
+        initial_slots=settings.initial_slots,
+        allow_unverified=settings.allow_unverified,
     )
-    trajectory = record(
+    trajectory = _walk(
         step,
         training.model,
         settings.recording(examples),
-        steps,
-        lambda count: tell(f"step {count:,} of {steps:,}"),
+        settings.steps,
+        lambda count: tell(f"step {count:,} of {settings.steps:,}"),
     )
     if save is not None:
         trajectory.save(save)
@@ -172,28 +228,22 @@ def forward(
         kept = "" if save is None else f" The {len(trajectory.iterates):,} iterates before are in {os.fspath(save)}."
         raise NonFiniteError(
             f"the simulated training diverged: weights or losses came out NaN or infinite at step "
-            f"{trajectory.stopped_at:,} of {steps:,}; take a smaller learning rate or fewer steps.{kept}"
+            f"{trajectory.stopped_at:,} of {settings.steps:,}; take a smaller learning rate or fewer steps.{kept}"
         )
-    found = measure_trajectory(trajectory, alpha, seed=seed, memory_gb=memory_gb, progress=tell)
+    measures = measure_trajectory(
+        trajectory, settings.alpha, seed=settings.seed, memory_gb=settings.memory_gb, progress=tell
+    )
     return attrs.evolve(
-        found,
-        simulation=_simulation(training, step, steps, seed, learning_rate, started),
-        warnings=(*_few(training, losses_on), *found.warnings),
+        measures,
+        simulation=_simulation(training, step, settings, started),
+        warnings=(*_few(training, settings), *measures.warnings),
     )
 
 
-def plan(
-    model: Any,
-    data: Any,
-    *,
-    batch_size: int | None = None,
-    learning_rate: float | str | None = None,
-    loss: Any = None,
-    samples: int | None = None,
-    settings: ForwardSettings,
-) -> ForwardPlan:
-    """What `forward` would do, from one timed gradient; nothing else is computed."""
-    training = _read(model, data, batch_size, learning_rate, loss, samples, settings)
+def plan(model: Model, data: Data, **options: Any) -> ForwardPlan:
+    """What `forward` would do with the same arguments, from one timed gradient; nothing else is computed."""
+    settings = ForwardSettings(**options)
+    training = _read(model, data, settings)
     function, count = training.function, settings.num_iterates
     examples = min(settings.losses_on, function.source.num_samples)
     gradient, activations = timed_gradient(function)
@@ -213,22 +263,14 @@ def plan(
     )
 
 
-def _read(
-    model: Any,
-    data: Any,
-    batch_size: int | None,
-    learning_rate: float | str | None,
-    loss: Any,
-    samples: int | None,
-    settings: ForwardSettings,
-) -> Training:
+def _read(model: Model, data: Data, settings: ForwardSettings) -> Training:
     training = read_training(
         model,
         data,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        loss=loss,
-        samples=samples,
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        loss=settings.loss,
+        samples=settings.samples,
         dtype="float32",
         seed=settings.seed,
     )
@@ -241,12 +283,12 @@ def _read(
     return training
 
 
-def _few(training: Training, asked: int) -> tuple[Note, ...]:
-    """Says where more examples were asked for than there are; the default is up to so many."""
-    there = training.function.source.num_samples
-    if asked <= there or asked == DEFAULT_EXAMPLES:
+def _few(training: Training, settings: ForwardSettings) -> tuple[Note, ...]:
+    """Says where fewer examples exist than were asked for; the default is an upper limit."""
+    asked, existing = settings.losses_on, training.function.source.num_samples
+    if asked <= existing or asked == DEFAULT_EXAMPLES:
         return ()
-    message = f"losses of {asked:,} examples were asked for, and the data have {there:,}; those of all were taken."
+    message = f"losses of {asked:,} examples were asked for, and the data have {existing:,}; those of all were taken."
     return (Note("losses-on", message),)
 
 
@@ -256,9 +298,8 @@ def _examples(training: Training, settings: ForwardSettings) -> tuple[Any, Any] 
     count = min(settings.losses_on, source.num_samples)
     if not count:
         return None
-    chosen = np.sort(
-        seeds.generator(settings.seed, seeds.Stream.EXAMPLES).choice(source.num_samples, count, replace=False)
-    )
+    generator = seeds.generator(settings.seed, seeds.Stream.EXAMPLES)
+    chosen = np.sort(generator.choice(source.num_samples, count, replace=False))
     x, y = tf.nest.pack_sequence_as(source.structure, source.take(chosen))[:2]
     ExampleLosses(training.model, x, y)
     return x, y
@@ -271,12 +312,12 @@ def _bytes(training: Training, settings: ForwardSettings) -> int:
     return 4 * settings.num_iterates * columns + distance_bytes(settings.num_iterates)
 
 
-def _simulation(
-    training: Training, step: UpdateMap, steps: int, seed: int, learning_rate: float | str | None, started: float
-) -> Simulation:
+def _simulation(training: Training, step: UpdateMap, settings: ForwardSettings, started: float) -> Simulation:
     function = training.function
     return Simulation(
-        provenance=provenance(function.source, seed=seed, dtype="float32", num_hvps=step.num_products, started=started),
+        provenance=provenance(
+            function.source, seed=settings.seed, dtype="float32", num_hvps=step.num_products, started=started
+        ),
         model=ModelInfo(
             name=str(training.model.name),
             num_parameters=function.size,
@@ -285,97 +326,9 @@ def _simulation(
             loss=training.loss_words,
         ),
         data=data_info(function.source, function.num_examples),
-        optimizer=training.optimizer_info(learning_rate),
-        num_steps=steps,
+        optimizer=training.optimizer_info(settings.learning_rate),
+        num_steps=settings.steps,
         step_error=step.verification.step_error,
         verified=step.verification.passed,
         warnings=tuple(training.notes),
     )
-
-
-def simulate(
-    model: Any,
-    data: Any,
-    *,
-    steps: int = DEFAULT_LAST,
-    batch_size: int | None = None,
-    every: int = 1,
-    last: int | None = None,
-    dtype: str = "float32",
-    projection: int | None = None,
-    seed: int = 0,
-    losses_on: tuple[Any, Any] | None = None,
-    initial_slots: bool = False,
-    allow_unverified: bool = False,
-    class_weight: Mapping[int, float] | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> Trajectory:
-    """The trajectory that training would take from here on: real steps of the compiled optimizer, on copies.
-
-    Moving averages of batch normalization stay as they are; they enter losses of `losses_on` only.
-
-    Args:
-        model: A `keras.Model`, compiled. It is not changed.
-        data: (x, y[, sample_weight]), a batched `tf.data.Dataset`, or a `keras.utils.PyDataset`.
-        steps: Training steps.
-        batch_size: That of training; default 32, or a dataset's own.
-        every: Steps between two iterates that are kept.
-        last: How many are kept; None for all.
-        dtype: Of the steps and of what is kept.
-        projection: As for `TrajectoryRecorder`.
-        seed: Of minibatches, dropout masks and the projection.
-        losses_on: As for `TrajectoryRecorder`.
-        initial_slots: For an optimizer that has not trained yet: start with the slots it would start with.
-        allow_unverified: Go on with a step that failed its verification.
-        class_weight: That of `fit`: weights by class, {0: 1.0, 1: 9.0}; others weigh 1.
-        progress: Called with the number of steps made after each.
-
-    Raises:
-        SdkerasError: Unusable model, data or settings. A trajectory that diverges is no error: see
-            `Trajectory.stopped_at`.
-    """
-    settings = RecordingSettings(
-        every=every,
-        last=max(2, steps // max(1, every)) if last is None else last,
-        dtype=dtype,
-        projection=projection,
-        seed=seed,
-        losses_on=losses_on,
-    )
-    if steps < 2 * every:
-        raise SdkerasError(f"steps is {steps}; a trajectory of 2 iterates needs at least {2 * every}.")
-    source = minibatches.as_source(
-        data,
-        batch_size=batch_size,
-        default_batch_size=minibatches.DEFAULT_BATCH_SIZE,
-        limit=None,
-        class_weight=class_weight,
-    )
-    loss = EmpiricalLoss(model, source, dtype=dtype, num_samples=max(source.batch_size, 1024), seed=seed)
-    step = UpdateMap(loss, model.optimizer, initial_slots=initial_slots, allow_unverified=allow_unverified)
-    return record(step, model, settings, steps, progress)
-
-
-def record(
-    step: UpdateMap,
-    model: Any,
-    settings: RecordingSettings,
-    steps: int,
-    progress: Callable[[int], None] | None = None,
-) -> Trajectory:
-    """The trajectory of so many steps of a map from its own state on; `model` takes the losses."""
-    recording = Recording(model, settings)
-    flow = TrainingFlow(step)
-    parts = list(zip(step.loss.layout.slices, step.loss.layout.shapes, strict=True))
-    for count in range(1, steps + 1):
-        try:
-            flow.advance()
-        except NonFiniteError:
-            recording.stopped_at = count
-        if recording.stopped_at is not None:
-            break
-        if count % settings.every == 0:
-            recording.add(count, [flow.position[part].reshape(shape) for part, shape in parts])
-        if progress is not None:
-            progress(count)
-    return recording.finished()

@@ -141,9 +141,10 @@ class TrajectoryMeasures(Document):
     schema_version: int = SCHEMA_VERSION
 
     def __str__(self) -> str:
-        from sdkeras.study.trajectory_report import as_text
+        from sdkeras.reporting.terminal import as_text
+        from sdkeras.study.trajectory_report import trajectory_report
 
-        return as_text(self)
+        return as_text(trajectory_report(self))
 
 
 def measure_trajectory(

@@ -1,4 +1,4 @@
-"""One training of a study: the user's model, its data, and the files that it leaves."""
+"""One training of a study: the user's model, and the files that the training leaves."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import attrs
 import keras
 import numpy as np
 import tensorflow as tf
 
 from sdkeras.errors import ModelError, NonFiniteError, SdkerasError
 from sdkeras.files.atomic import write_whole
+from sdkeras.files.keras_types import Model
 from sdkeras.files.user_code import USER_ERRORS, find_function, last_line
 from sdkeras.study.data import StudyData, shuffled, with_class_weights
 from sdkeras.study.definition import OF_THE_RUNNER, GridRun, Study
@@ -34,20 +36,20 @@ _EVALUATED = 1024
 _SAME_LOSS = 1e-3
 
 
-def factory(study: Study) -> Callable[..., Any]:
+def factory(study: Study) -> Callable[..., Model]:
     """The model's factory, which takes all settings of the grid but those of the runner.
 
     Raises:
         SdkerasError: There is none, it cannot be imported, or it does not take a setting.
     """
     try:
-        found = find_function(study.model, Path.cwd().resolve(), "model")
+        make = find_function(study.model, Path.cwd().resolve(), "model")
     except SdkerasError:
         raise
     except USER_ERRORS as error:
         raise ModelError(f"model {study.model!r} failed: {last_line(error)}; correct the user code.") from error
-    taken = _arguments(found)
-    missing = [name for name in _arguments(found, needed=True) or () if name not in study.grid]
+    taken = _arguments(make)
+    missing = [name for name in _arguments(make, needed=True) or () if name not in study.grid]
     if missing:
         raise ModelError(
             f"the factory {study.model!r} needs {' and '.join(missing)}, which the grid has not; name values under "
@@ -59,10 +61,28 @@ def factory(study: Study) -> Callable[..., Any]:
                 f"the grid has {name}, which the factory {study.model!r} does not take; it takes: "
                 f"{', '.join(taken) or 'nothing'}. Add the argument, or leave the setting out."
             )
-    return found
+    return make
 
 
-def train(study: Study, run: GridRun, make: Callable[..., Any], data: StudyData, folder: RunFolder) -> Trained:
+@attrs.frozen
+class Trial:
+    """One run of a study with the model's factory, the data, and the run's files."""
+
+    study: Study
+    run: GridRun
+    make: Callable[..., Model]
+    data: StudyData
+    folder: RunFolder
+
+    def fresh_model(self) -> Model:
+        """The factory's model, the same for the same settings whatever ran before in this process."""
+        # Names of layers and variables count on in a process.
+        keras.utils.clear_session()
+        keras.utils.set_random_seed(self.run.settings["seed"])
+        return made_model(self.study, self.run.settings, self.make)
+
+
+def train(trial: Trial) -> Trained:
     """Trains one run and writes model.weights.h5, the trajectory if one is wanted, and last training.json.
 
     The same settings give the same weights whatever ran before in this process.
@@ -70,50 +90,23 @@ def train(study: Study, run: GridRun, make: Callable[..., Any], data: StudyData,
     Raises:
         SdkerasError: The user's code failed, or training diverged.
     """
-    started = time.monotonic()
-    model = _fresh(study, run, make)
+    started, study, folder = time.monotonic(), trial.study, trial.folder
+    model = trial.fresh_model()
     optimizer = _optimizer_digest(model)
-    batches, per_epoch, class_weight = data.train, 0, study.weights_by_class
-    if isinstance(data.train, tuple):
-        batch_size, class_weight = run.settings.get("batch_size", 32), None
-        batches, per_epoch = shuffled(with_class_weights(study, data.train), batch_size, run.settings["seed"])
-    epochs = study.epochs or math.ceil((study.steps or 0) / (per_epoch or len(batches)))
-    watch = _Watch(study)
-    recorder = _recorder(study, data, 0 if study.stop else (study.steps or epochs * (per_epoch or len(batches))))
-    try:
-        history = model.fit(
-            batches,
-            steps_per_epoch=per_epoch or None,
-            epochs=epochs,
-            shuffle=False,
-            verbose=0,
-            class_weight=class_weight,
-            callbacks=[watch, *([_StopAt(study.steps)] if study.steps else []), *([recorder] if recorder else [])],
-        ).history
-    except SdkerasError:
-        raise
-    except USER_ERRORS as error:
-        raise ModelError(f"training failed: {last_line(error)}") from error
-    if watch.diverged:
-        raise NonFiniteError(f"training diverged: the loss was {watch.diverged} in epoch {len(history['loss'])}")
-    if not all(np.all(np.isfinite(variable.numpy())) for variable in model.trainable_variables):
-        raise NonFiniteError("training diverged: a weight is NaN or infinite at its end")
-    scores = [_scores(model, part) for part in (data.train, data.test)]
-    for scored, what in zip(scores, ("training", "test"), strict=True):
-        if not math.isfinite(scored.loss):
-            raise NonFiniteError(f"training diverged: the loss over the {what} data is {scored.loss} at its end")
+    watch, recorder, history = _fit(trial, model)
+    scores = _final_scores(model, trial.data)
     if recorder is not None and recorder.trajectory is not None:
         recorder.trajectory.save(folder.trajectory)
     _save_weights(model, folder.weights)
     trained = Trained(
-        settings=run.settings,
+        settings=trial.run.settings,
         training=study.training(),
         num_epochs=len(history["loss"]),
         num_steps=_steps_of(model),
         ended_by=watch.ended_by or ("steps" if study.steps else "epochs"),
         train=scores[0],
         test=scores[1],
-        code=_digest(make),
+        code=_digest(trial.make),
         history={name: [float(value) for value in values] for name, values in history.items()},
         seconds=time.monotonic() - started,
         optimizer=optimizer,
@@ -122,9 +115,43 @@ def train(study: Study, run: GridRun, make: Callable[..., Any], data: StudyData,
     return trained
 
 
-def rebuilt(
-    study: Study, run: GridRun, make: Callable[..., Any], data: StudyData, folder: RunFolder, trained: Trained
-) -> Any:
+def _fit(trial: Trial, model: Model) -> tuple[_Watch, TrajectoryRecorder | None, dict[str, list[float]]]:
+    """Runs `fit`; returns its callbacks and history."""
+    study, data = trial.study, trial.data.train
+    if isinstance(data, tuple):
+        batch_size = trial.run.settings.get("batch_size", 32)
+        batches, per_epoch = shuffled(with_class_weights(study, data), batch_size, trial.run.settings["seed"])
+        fixed = {"x": batches, "steps_per_epoch": per_epoch}
+    else:
+        per_epoch = len(data) if study.steps or (study.records and not study.stop) else 0
+        fixed = {"x": data, "class_weight": study.weights_by_class}
+    epochs = study.epochs or math.ceil((study.steps or 0) / per_epoch)
+    watch = _Watch(study)
+    recorder = _recorder(study, trial.data, 0 if study.stop else (study.steps or epochs * per_epoch))
+    callbacks = [watch, *([_StopAt(study.steps)] if study.steps else []), *([recorder] if recorder else [])]
+    try:
+        history = model.fit(**fixed, epochs=epochs, shuffle=False, verbose=0, callbacks=callbacks).history
+    except SdkerasError:
+        raise
+    except USER_ERRORS as error:
+        raise ModelError(f"training failed: {last_line(error)}") from error
+    if watch.diverged:
+        raise NonFiniteError(f"training diverged: the loss was {watch.diverged} in epoch {len(history['loss'])}")
+    return watch, recorder, history
+
+
+def _final_scores(model: Model, data: StudyData) -> tuple[Scores, Scores]:
+    """Scores over the data of training and of the test."""
+    if not all(np.all(np.isfinite(variable.numpy())) for variable in model.trainable_variables):
+        raise NonFiniteError("training diverged: a weight is NaN or infinite at its end")
+    scores = _scores(model, data.train), _scores(model, data.test)
+    for what, scored in zip(("training", "test"), scores, strict=True):
+        if not math.isfinite(scored.loss):
+            raise NonFiniteError(f"training diverged: the loss over the {what} data is {scored.loss} at its end")
+    return scores
+
+
+def rebuilt(trial: Trial, trained: Trained) -> Model:
     """The trained model: made by the factory once more, with the weights and the optimizer's state of the run's files.
 
     Nothing in the folder is executed: only arrays are read from it.
@@ -132,20 +159,25 @@ def rebuilt(
     Raises:
         ModelError: The files are missing or damaged, or the factory makes another model than the one that was trained.
     """
+    study, folder, train_data = trial.study, trial.folder, trial.data.train
     advice = f"Delete {folder.path}, and the run is trained again."
-    model = _fresh(study, run, make)
-    known, now = (trained.optimizer, _optimizer_digest(model)) if trained.optimizer else (trained.code, _digest(make))
-    if known != now:
+    model = trial.fresh_model()
+    what, before, now = (
+        ("optimizer", trained.optimizer, _optimizer_digest(model))
+        if trained.optimizer
+        else ("file", trained.code, _digest(trial.make))
+    )
+    if before != now:
         raise ModelError(
-            f"the {'optimizer' if trained.optimizer else 'file'} of the factory {study.model!r} is another one than "
-            f"when the run was trained; restore it. {advice}"
+            f"the {what} of the factory {study.model!r} is another one than when the run was trained; restore it. "
+            f"{advice}"
         )
     if not model.built:
-        inputs = data.train[0] if isinstance(data.train, tuple) else next(iter(data.train))[0]
+        inputs = train_data[0] if isinstance(train_data, tuple) else next(iter(train_data))[0]
         model(tf.nest.map_structure(lambda leaf: leaf[:1], inputs))
     path = folder.weights if folder.weights.exists() or not folder.old_model.exists() else folder.old_model
     _load_weights(model, path, trained, advice)
-    then, back = trained.train.loss, _scores(model, data.train).loss
+    then, back = trained.train.loss, _scores(model, train_data).loss
     if not abs(back - then) <= _SAME_LOSS * max(abs(back), abs(then)):
         raise ModelError(
             f"the factory {study.model!r}, with the weights in {path}, has the training loss {back:.6g}, and had "
@@ -154,24 +186,12 @@ def rebuilt(
     return model
 
 
-def _fresh(study: Study, run: GridRun, make: Callable[..., Any]) -> Any:
-    """The factory's model, the same for the same settings whatever ran before in this process."""
-    # Names of layers and variables count on in a process.
-    keras.utils.clear_session()
-    keras.utils.set_random_seed(run.settings["seed"])
-    return made_model(study, run.settings, make)
-
-
-def _steps_of(model: Any) -> int:
+def _steps_of(model: Model) -> int:
     return int(model.optimizer.iterations.numpy())
 
 
-def _load_weights(model: Any, path: Path, trained: Trained, advice: str) -> None:
-    """Reads the arrays of a .weights.h5 file, or of the one inside a .keras file, whose configuration is not read.
-
-    Raises:
-        ModelError: Missing, damaged, or of another architecture or optimizer.
-    """
+def _load_weights(model: Model, path: Path, trained: Trained, advice: str) -> None:
+    """Reads the arrays of a .weights.h5 file, or of the one inside a .keras file, whose configuration is not read."""
     if not path.is_file():
         raise ModelError(f"there is no file {path} with the weights of the trained model. {advice}")
     model.optimizer.build(model.trainable_variables)
@@ -194,7 +214,7 @@ def _load_weights(model: Any, path: Path, trained: Trained, advice: str) -> None
         )
 
 
-def made_model(study: Study, settings: Mapping[str, Any], make: Callable[..., Any]) -> Any:
+def made_model(study: Study, settings: Mapping[str, Any], make: Callable[..., Model]) -> Model:
     """The user's compiled model for these settings.
 
     Raises:
@@ -224,7 +244,7 @@ def _digest(function: Callable[..., Any]) -> str:
         return ""
 
 
-def _optimizer_digest(model: Any) -> str:
+def _optimizer_digest(model: Model) -> str:
     """SHA-256 of the optimizer's class and settings, first 16 hex digits; "" where Keras cannot serialise it."""
     try:
         config = keras.saving.serialize_keras_object(model.optimizer)
@@ -258,7 +278,7 @@ class _Watch(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no ty
         self.ended_by = ""
         self.diverged = ""
 
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         logs = logs or {}
         loss = float(logs.get("loss", math.nan))
         if not math.isfinite(loss):
@@ -281,7 +301,7 @@ class _StopAt(keras.callbacks.Callback):  # type: ignore[misc]
         super().__init__()
         self._steps = steps
 
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
         if int(self.model.optimizer.iterations.numpy()) >= self._steps:
             self.model.stop_training = True
 
@@ -293,7 +313,7 @@ class _LateRecorder(TrajectoryRecorder):
         super().__init__(**settings)
         self._after = after
 
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
         if self._iteration() > self._after:
             super().on_train_batch_end(batch, logs)
         else:
@@ -301,27 +321,27 @@ class _LateRecorder(TrajectoryRecorder):
 
 
 def _recorder(study: Study, data: StudyData, num_steps: int) -> TrajectoryRecorder | None:
-    """What records the last iterates; with `num_steps` 0 the end is not known before."""
+    """Records the last iterates of training; `num_steps` is 0 where its end is not known before."""
     if not study.records:
         return None
-    asked = study.trajectory
+    settings = study.trajectory
     with_losses = any("-backward-data" in column for column in columns(study.measures))
     return _LateRecorder(
-        max(0, num_steps - asked.steps),
-        every=asked.every,
-        last=asked.steps // asked.every,
-        projection=asked.projection,
-        losses_on=data.examples(asked.examples) if with_losses else None,
+        max(0, num_steps - settings.steps),
+        every=settings.every,
+        last=settings.steps // settings.every,
+        projection=settings.projection,
+        losses_on=data.examples(settings.examples) if with_losses else None,
     )
 
 
-def _scores(model: Any, data: Any) -> Scores:
+def _scores(model: Model, data: Any) -> Scores:
     if isinstance(data, tuple):
         x, y, weights = (*data, None)[:3]
-        found = model.evaluate(x, y, sample_weight=weights, batch_size=_EVALUATED, verbose=0, return_dict=True)
+        logs = model.evaluate(x, y, sample_weight=weights, batch_size=_EVALUATED, verbose=0, return_dict=True)
     else:
-        found = model.evaluate(data, verbose=0, return_dict=True)
-    return Scores(float(found["loss"]), accuracy_in(found))
+        logs = model.evaluate(data, verbose=0, return_dict=True)
+    return Scores(float(logs["loss"]), accuracy_in(logs))
 
 
 def accuracy_in(logs: Mapping[str, Any]) -> float | None:
@@ -332,12 +352,8 @@ def accuracy_in(logs: Mapping[str, Any]) -> float | None:
     return None
 
 
-def _save_weights(model: Any, path: Path) -> None:
-    """Writes the weights and the optimizer's state, all of it or nothing.
-
-    Raises:
-        ModelError: Keras cannot save them.
-    """
+def _save_weights(model: Model, path: Path) -> None:
+    """Writes the weights and the optimizer's state, all of it or nothing."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         try:
             model.save_weights(Path(folder) / path.name)

@@ -28,14 +28,14 @@ class Trajectory:
     Attributes:
         iterates: Trainable variables as one vector in model order, or their projection; shape [steps, n or k]. A
             projection is of the differences from the first iterate that was seen.
-        iterations: The optimizer's iteration after which each was taken (of a simulation: the steps from the
-            checkpoint on), shape [steps].
+        iterations: The optimizer's iteration after which each was taken (in a simulation: steps from the checkpoint
+            on), shape [steps].
         losses: Loss of each example of `losses_on` at each iterate, in inference mode, without regularisers; shape
             [steps, examples], or None.
         num_parameters: n.
-        distortion: What the projection does to distances; None without one.
-        seed: Of the projection, and of the minibatches if simulated.
-        stopped_at: Iteration at which weights or losses came out NaN or infinite; what is kept ends before it. None if
+        distortion: Distortion of distances by the projection; None without one.
+        seed: Seed of the projection, and of the minibatches if simulated.
+        stopped_at: Iteration at which weights or losses came out NaN or infinite; the iterates end before it. None if
             none did.
     """
 
@@ -88,7 +88,7 @@ class Trajectory:
         if not os.path.exists(path):
             raise SdkerasError(f"there is no file {name}; {advice}")
         check_is_file(path, SdkerasError, advice)
-        matrix = _plain_matrix(path, advice)
+        matrix = _matrix_in(path, advice)
         if matrix is not None:
             rows, columns = matrix.shape
             return cls(matrix, np.arange(rows), None, num_parameters=columns, distortion=None, seed=0, stopped_at=None)
@@ -105,12 +105,8 @@ class Trajectory:
             return cls(**held)
 
 
-def _plain_matrix(path: str | os.PathLike[str], advice: str) -> NDArray[Any] | None:
-    """The matrix in a .npy or .npz file; None where the file is one of `Trajectory.save`.
-
-    Raises:
-        SdkerasError: Unreadable, several arrays, or no finite matrix of 2 rows or more.
-    """
+def _matrix_in(path: str | os.PathLike[str], advice: str) -> NDArray[Any] | None:
+    """The matrix in a .npy or .npz file; None where the file is one of `Trajectory.save`."""
     name = shown(path)
     array: NDArray[Any]
     with blamed_on(f"{name} cannot be read as a trajectory", advice):

@@ -1,104 +1,104 @@
-"""A process that does runs of a study one after the other: `python -m sdkeras.study.worker STUDY.json FOLDER JOBS`.
+"""A worker process of a study: it loads the user's code and data once, then does one run per task.
 
-It reads a line of JSON for each job from its standard input and answers with one on its standard output. When the input
-ends, its parent is gone, and it ends at once, whatever it is doing. TensorFlow and user code write to a log instead.
+The numbers go into the run's folder; a task returns only why it failed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import os
-import queue
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import psutil
 
 from sdkeras.errors import SdkerasError, VerificationError
 from sdkeras.files.atomic import open_own
+from sdkeras.files.keras_types import Model
 from sdkeras.files.user_code import USER_ERRORS, last_line, own_objects, user_import
-from sdkeras.study.definition import GridRun, Study, run_name
-from sdkeras.study.run_files import RunFolder, Trained
+from sdkeras.study.definition import GridRun, Study
+from sdkeras.study.run_files import Failed, RunFolder, Trained
+
+if TYPE_CHECKING:
+    from sdkeras.study.data import StudyData
+    from sdkeras.study.train import Trial
 
 _APPENDING = os.O_WRONLY | os.O_CREAT | os.O_APPEND
 
 
-def main(arguments: list[str]) -> None:
-    """Serves jobs until the input ends."""
-    study_file, runs, code, share = arguments
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    jobs: queue.Queue[dict[str, Any]] = queue.Queue()
-    threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
-    _quiet_tensorflow()
-    worker = _Worker(Study.load(study_file), Path(runs), int(share))
-    os.chdir(code)
-    with user_import(Path(code)):
-        while True:
-            answers.write(json.dumps(worker.answer(jobs.get())) + "\n")
-            answers.flush()
+@attrs.frozen
+class Workplace:
+    """Where the workers of a study work.
+
+    Attributes:
+        study: The file of the study.
+        runs: Folder of the runs' folders.
+        code: Folder of the user's code, the current one of a worker.
+        log: File for what is printed outside of runs.
+        share: Processes that share the memory.
+    """
+
+    study: Path
+    runs: Path
+    code: Path
+    log: Path
+    share: int
 
 
-def _listen(jobs: queue.Queue[dict[str, Any]]) -> None:
-    for line in sys.stdin:
-        jobs.put(json.loads(line))
-    os._exit(1)
-
-
-def _quiet_tensorflow() -> None:
-    """One thread for TensorFlow: the runs share the cores."""
-    threading_of: Any = importlib.import_module("tensorflow").config.threading
-    threading_of.set_intra_op_parallelism_threads(1)
-    threading_of.set_inter_op_parallelism_threads(1)
-
-
-class _Worker:
+class Worker:
     """A study with its user code and data, loaded once."""
 
     def __init__(self, study: Study, runs: Path, share: int) -> None:
         self.study = study
         self.runs = runs
         self.share = share
-        self._loaded: tuple[Any, Any] | None = None
+        self._loaded: tuple[Callable[..., Model], StudyData] | None = None
 
-    def answer(self, job: dict[str, Any]) -> dict[str, Any]:
-        """Does a job; what goes wrong is in the answer."""
+    def check(self, runs: Sequence[GridRun] = ()) -> tuple[str, ...] | Failed:
+        """Loads user code and data; returns sentences about measures of these runs that will lack a learning rate.
+
+        Or why they cannot be loaded, or no measure could be taken of any of the runs.
+        """
         stage = "loading"
-        trained: Trained | None = None
-        log = self.runs / job["run"] / "log.txt" if "run" in job else Path(os.devnull)
-        with _logged(log):
+        with _logged(Path(os.devnull)):
             try:
                 make, data = self._load()
-                stage = "checking" if "check" in job else stage
-                if "check" in job:
-                    from sdkeras.study.measure import check_rates
+                if not runs:
+                    return ()
+                from sdkeras.study.measure import check_rates
 
-                    return {"notes": check_rates(self.study, job["check"], make, data)}
-                if "run" not in job:
-                    return {}
-                run = GridRun(job["run"], job["settings"])
-                if run_name(run.settings) != run.name:
-                    raise SdkerasError(f"the settings {run.settings} are not those of {run.name}.")
-                folder = RunFolder(self.runs / run.name)
-                stage = "training"
-                trained = folder.trained() or self._train(run, make, data, folder)
-                stage = "measuring"
-                self._measure(run, make, data, folder, trained)
-                return {}
+                stage = "checking"
+                return check_rates(self.study, [run.settings for run in runs], make, data)
             except USER_ERRORS as error:
-                traceback.print_exc()
-                if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
-                    return {"stage": stage, "reason": f"out of memory ({last_line(error)})"}
-                reason = str(error) if isinstance(error, SdkerasError) else last_line(error)
-                if isinstance(error, VerificationError) and trained is not None:
-                    reason = f"after a training that ended at a loss of {trained.train.loss:.3g}, {reason}"
-                return {"stage": stage, "reason": " ".join(reason.split())}
+                return _failure(stage, error)
 
-    def _load(self) -> tuple[Any, Any]:
+    def do(self, run: GridRun) -> Failed | None:
+        """Trains and measures a run as far as that is not done yet; returns why it failed."""
+        folder, trained, stage = RunFolder(self.runs / run.name), None, "loading"
+        folder.begin(run.settings)
+        with _logged(folder.log):
+            try:
+                make, data = self._load()
+                from sdkeras.study.train import Trial, train
+
+                trial, stage = Trial(self.study, run, make, data, folder), "training"
+                trained = folder.trained() or train(trial)
+                stage = "measuring"
+                self._measure(trial, trained)
+                return None
+            except USER_ERRORS as error:
+                failure = _failure(stage, error, trained)
+        folder.write(folder.failure, failure)
+        return failure
+
+    def _load(self) -> tuple[Callable[..., Model], StudyData]:
         if self._loaded is None:
             from sdkeras.study.data import StudyData
             from sdkeras.study.train import factory
@@ -106,32 +106,75 @@ class _Worker:
             self._loaded = factory(self.study), StudyData.of(self.study)
         return self._loaded
 
-    def _train(self, run: GridRun, make: Any, data: Any, folder: RunFolder) -> Trained:
-        from sdkeras.study.train import train
-
-        return train(self.study, run, make, data, folder)
-
-    def _measure(self, run: GridRun, make: Any, data: Any, folder: RunFolder, trained: Trained) -> None:
+    def _measure(self, trial: Trial, trained: Trained) -> None:
         import keras
 
         from sdkeras.study.measure import measure
         from sdkeras.study.train import rebuilt
 
-        wanted = folder.missing(self.study.by_column())
-        if wanted:
+        missing = trial.folder.missing(self.study.by_column())
+        if missing:
             # Copies of the model in other precisions need its classes as well.
-            with keras.saving.custom_object_scope(own_objects(make, Path.cwd().resolve())):
-                # From the files always, so that a resumed run has the numbers of one that was not interrupted.
-                model = rebuilt(self.study, run, make, data, folder, trained)
-                measure(self.study, run, model, data, folder, wanted, self.share)
-        folder.trajectory.unlink(missing_ok=True)
+            with keras.saving.custom_object_scope(own_objects(trial.make, Path.cwd().resolve())):
+                # Always from the files, so that a resumed run has the numbers of one that was not interrupted.
+                measure(trial, rebuilt(trial, trained), missing, self.share)
+        trial.folder.trajectory.unlink(missing_ok=True)
+
+
+_process = contextlib.ExitStack()
+_worker: list[Worker] = []
+
+
+def begin(place: Workplace, parent: int) -> None:
+    """Prepares this process for its tasks; it ends with its parent, whatever it is doing."""
+    threading.Thread(target=_end_with, args=(psutil.Process(parent),), daemon=True).start()
+    with contextlib.suppress(AttributeError, PermissionError):
+        os.setsid()  # Ctrl-C in the terminal is for the parent, which ends this process
+    _process.enter_context(_logged(place.log))
+    os.chdir(place.code)
+    _process.enter_context(user_import(place.code))
+    threads: Any = importlib.import_module("tensorflow").config.threading
+    threads.set_intra_op_parallelism_threads(1)  # the runs share the cores
+    threads.set_inter_op_parallelism_threads(1)
+    open_study(place)
+
+
+def open_study(place: Workplace) -> None:
+    """Makes the study the one of this process's tasks."""
+    _worker[:] = [Worker(Study.load(place.study), place.runs, place.share)]
+
+
+def check(*runs: GridRun) -> tuple[str, ...] | Failed:
+    """`Worker.check` as a task."""
+    return _worker[0].check(runs)
+
+
+def do(run: GridRun) -> Failed | None:
+    """`Worker.do` as a task."""
+    return _worker[0].do(run)
+
+
+def _end_with(parent: psutil.Process) -> None:
+    while parent.is_running() and os.getppid() == parent.pid:
+        time.sleep(0.2)
+    os._exit(1)
+
+
+def _failure(stage: str, error: BaseException, trained: Trained | None = None) -> Failed:
+    traceback.print_exc()
+    if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
+        return Failed(stage, f"out of memory ({last_line(error)})")
+    reason = str(error) if isinstance(error, SdkerasError) else last_line(error)
+    if isinstance(error, VerificationError) and trained is not None:
+        reason = f"after a training that ended at a loss of {trained.train.loss:.3g}, {reason}"
+    return Failed(stage, " ".join(reason.split()))
 
 
 @contextlib.contextmanager
 def _logged(path: Path) -> Iterator[None]:
     """What is printed meanwhile, by C++ too, goes to the end of a file."""
     file = os.open(path, os.O_WRONLY) if path == Path(os.devnull) else open_own(path, _APPENDING)
-    kept = [os.dup(stream) for stream in (1, 2)]
+    before = [os.dup(stream) for stream in (1, 2)]
     try:
         for stream in (1, 2):
             os.dup2(file, stream)
@@ -140,11 +183,7 @@ def _logged(path: Path) -> Iterator[None]:
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
             sys.stderr.flush()
-        for stream, before in zip((1, 2), kept, strict=True):
-            os.dup2(before, stream)
-            os.close(before)
+        for stream, kept in zip((1, 2), before, strict=True):
+            os.dup2(kept, stream)
+            os.close(kept)
         os.close(file)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -9,7 +9,7 @@ import attrs
 import numpy as np
 
 from sdkeras.errors import NonFiniteError, PluginError
-from sdkeras.estimators.kinds import KINDS
+from sdkeras.estimators.kinds import KINDS, Estimator, Result, Source
 from sdkeras.linalg.operators import DenseOperator, FunctionOperator
 from sdkeras.results.arrays import SMALLEST_FACTOR, Array, FloatArray
 from sdkeras.results.estimates import Eigenpairs, LyapunovExponents, SingularValues, Spectrum, TraceEstimate
@@ -25,7 +25,7 @@ _UNBIASED_SEEDS = 32
 _UNBIASED_Z = 6.0
 
 
-def check_estimator(estimator: Any) -> None:
+def check_estimator(estimator: Estimator) -> None:
     """Runs an estimator through its kind's contract.
 
     Checked for float32 and float64, on a spectrum with negative, zero and repeated eigenvalues (singular values), on
@@ -53,14 +53,14 @@ def check_estimator(estimator: Any) -> None:
 
 @attrs.frozen
 class _Contract:
-    estimator: Any
+    estimator: Estimator
     who: str
 
     def require(self, holds: bool, what: str, where: str) -> None:
         if not holds:
             raise PluginError(f"{self.who}: {what} (on {where}).")
 
-    def run(self, source: Any, where: str, seed: int = _SEED) -> Any:
+    def run(self, source: Source, where: str, seed: int = _SEED) -> Result:
         try:
             return self.estimator.estimate(source, seed=seed)
         except PluginError:
@@ -77,7 +77,7 @@ class _Contract:
         self.require(result.seed == _SEED, f"the result says seed {result.seed}, it was given {_SEED}", where)
         return result, source
 
-    def require_nan_error(self, source: Any, where: str) -> None:
+    def require_nan_error(self, source: Source, where: str) -> None:
         try:
             self.estimator.estimate(source, seed=_SEED)
         except NonFiniteError:
@@ -111,7 +111,7 @@ def _check_symmetric(contract: _Contract, dtype: np.dtype[Any]) -> None:
 
 
 def _check_values(
-    contract: _Contract, result: Any, operator: DenseOperator, truth: FloatArray, tolerance: float, where: str
+    contract: _Contract, result: Result, operator: DenseOperator, truth: FloatArray, tolerance: float, where: str
 ) -> None:
     if isinstance(result, Spectrum):
         mean = float(result.weights @ result.nodes) / len(truth)
@@ -155,7 +155,7 @@ def _check_residuals(
 
 def _check_unbiased(
     contract: _Contract,
-    source: Any,
+    source: Source,
     quantity: Callable[[Any], float],
     truth: float,
     tolerance: float,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
@@ -90,8 +88,8 @@ class MatrixFlow:
         product: Array = self.matrix @ tangents
         return product
 
-    def state(self) -> Any:
+    def state(self) -> int:
         return self.num_steps
 
-    def restore(self, state: Any) -> None:
+    def restore(self, state: int) -> None:
         self.num_steps = state

@@ -62,7 +62,7 @@ class TrainingFlow:
             **self._given_about,
             "data": source.digest(),
             "batch size": source.batch_size,
-            "batches of the data set": source.given is not None,
+            "batches of the data set": source.batch_ranges is not None,
             "mode": "train" if self._start.loss.function.training else "inference",
             "product mode": self._start.verification.hessian.mode,
         }

@@ -19,9 +19,9 @@ import attrs
 import numpy as np
 import tensorflow as tf
 
+from sdkeras.operators.batch_loss import Batch
 from sdkeras.operators.engine import Engine
 from sdkeras.operators.layout import Layout
-from sdkeras.operators.loss import Batch
 from sdkeras.results.arrays import Array
 
 
@@ -157,36 +157,35 @@ class RowGradients:
 
     def _gradient_parts(self, parts: list[Any], *batch: Any) -> tuple[list[Any], list[Any], bool]:
         """Values for each variable, rows of those looked up, and whether each of these is of a single lookup."""
-        seeds, weights, *flat = batch
-        raw = self._engine._raw_gradients(parts, seeds, weights, flat)
+        raw = self._engine.raw_gradients_of(parts, batch)
         values = [tf.zeros_like(p) if g is None else getattr(g, "values", g) for p, g in zip(parts, raw, strict=True)]
         indices = [raw[k].indices for k in self.layout.looked_up]
         single = all(each.op.type == "Reshape" for each in indices)  # several are concatenated
         return values, [tf.cast(each, tf.int32) for each in indices], single
 
     def _gradient_graph(self, point: Any, *batch: Any) -> tuple[Any, ...]:
-        values, rows, _ = self._gradient_parts(self._engine._split(point), *batch)
-        return self._engine._join(values), *rows
+        values, rows, _ = self._gradient_parts(self._engine.split(point), *batch)
+        return self._engine.join(values), *rows
 
     def _push_graph(self, vectorized: bool) -> Any:
         """The gradient, and its derivative along each row of a matrix."""
         engine = self._engine
 
         def graph(point: Any, tangents: Any, *batch: Any) -> tuple[Any, ...]:
-            parts = engine._split(point)
+            parts = engine.split(point)
             with tf.GradientTape(persistent=True) as tape:
                 tape.watch(parts)
                 values, rows, single = self._gradient_parts(parts, *batch)
             if single:
 
                 def push(vector: Any) -> Any:
-                    tangent = engine._split(vector)
+                    tangent = engine.split(vector)
                     for k, indices in zip(self.layout.looked_up, rows, strict=True):
                         tangent[k] = tf.gather(tangent[k], indices)
                     pulled = _pulled(tape, values, parts, tangent, values)
                     for k in self.layout.looked_up:
                         pulled[k] = getattr(pulled[k], "values", pulled[k])
-                    return engine._join(_dense(pulled))
+                    return engine.join(_dense(pulled))
 
             else:
                 # A second pass may meet the lookups in another order, so: the derivative of c -> dG' c.
@@ -196,17 +195,17 @@ class RowGradients:
                     turned = _dense(_pulled(tape, values, parts, duals, parts))
 
                 def push(vector: Any) -> Any:
-                    return engine._join(_pulled(outer, turned, duals, engine._split(vector), duals))
+                    return engine.join(_pulled(outer, turned, duals, engine.split(vector), duals))
 
-            return engine._join(values), over_rows(push, tangents, vectorized), *rows
+            return engine.join(values), over_rows(push, tangents, vectorized), *rows
 
-        return engine._traced(graph, engine._vector, tf.TensorSpec([None, engine.size], engine.function.dtype))
+        return engine.traced(graph, tf.TensorSpec([None, engine.size], engine.function.dtype))
 
     def _pull_graph(self, vectorized: bool) -> Any:
         engine = self._engine
 
         def graph(point: Any, cotangents: Any, *batch: Any) -> Any:
-            parts = engine._split(point)
+            parts = engine.split(point)
             with tf.GradientTape(persistent=True) as tape:
                 tape.watch(parts)
                 values, _, _ = self._gradient_parts(parts, *batch)
@@ -214,17 +213,16 @@ class RowGradients:
 
             def pull(cotangent: Sequence[Any]) -> Any:
                 shaped = [tf.reshape(c, tf.shape(value)) for c, value in zip(cotangent, values, strict=True)]
-                return engine._join(_dense(_pulled(tape, values, parts, shaped, parts)))
+                return engine.join(_dense(_pulled(tape, values, parts, shaped, parts)))
 
             return over_rows(pull, pieces, vectorized)
 
-        return engine._traced(graph, engine._vector, tf.TensorSpec([None, None], engine.function.dtype))
+        return engine.traced(graph, tf.TensorSpec([None, None], engine.function.dtype))
 
     def _call(self, kind: str, point: Any, rows: Array, batch: Batch) -> Any:
         engine = self._engine
-        with engine._shared.lock:
-            engine.num_products += len(rows)
-        arguments = (point, tf.constant(rows), *engine._arguments(batch))
+        engine.count(len(rows))
+        arguments = (point, tf.constant(rows), *engine.arguments(batch))
         if kind not in self._functions:
             graph = {"push": self._push_graph, "pull": self._pull_graph}[kind]
             self._functions[kind] = engine.first_of(graph, *arguments)
@@ -234,8 +232,8 @@ class RowGradients:
 
     def gradient(self, point: Any, batches: Sequence[Batch]) -> Gradient:
         if "gradient" not in self._functions:
-            self._functions["gradient"] = self._engine._traced(self._gradient_graph, self._engine._vector)
-        gradients = [self._functions["gradient"](point, *self._engine._arguments(batch)) for batch in batches]
+            self._functions["gradient"] = self._engine.traced(self._gradient_graph)
+        gradients = [self._functions["gradient"](point, *self._engine.arguments(batch)) for batch in batches]
         return self._gathered([values for values, *_ in gradients], [rows for _, *rows in gradients])
 
     def push(self, point: Any, tangents: Array, batches: Sequence[Batch]) -> Array:

@@ -19,8 +19,8 @@ from typing import Any
 import attrs
 import numpy as np
 
+from sdkeras.operators.batch_loss import Batch
 from sdkeras.operators.engine import Engine
-from sdkeras.operators.loss import Batch
 from sdkeras.results.arrays import Array
 from sdkeras.training_step.derivative import Derivative
 from sdkeras.training_step.gradients import Gradient, Gradients, RowGradients, SummedGradients

@@ -16,8 +16,9 @@ import numpy as np
 import tensorflow as tf
 
 from sdkeras.linalg.vectors import finite
+from sdkeras.operators.batch_loss import Batch
 from sdkeras.operators.layout import Layout
-from sdkeras.operators.loss import Batch, EmpiricalLoss
+from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.results.arrays import Array
 from sdkeras.training_step import verification
 from sdkeras.training_step.jacobian import StepJacobian, rule_and_gradients
@@ -184,8 +185,7 @@ class UpdateMap:
     def with_seed(self, seed: int) -> UpdateMap:
         """The map with training's minibatches and dropout masks drawn from this seed."""
         view = self._view()
-        view.loss = copy.copy(self.loss)
-        view.loss.seed = seed
+        view.loss = self.loss.with_seed(seed)
         return view
 
     def _view(self, **changes: Any) -> UpdateMap:

@@ -9,37 +9,32 @@ sqrt(v) is of second order in the gradient.
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable
 
 import tensorflow as tf
 
-_lock = threading.Lock()
-_depth = 0
-_originals: dict[str, Any] = {}
-_local = threading.local()
+from sdkeras.files.keras_types import Tensor
+from sdkeras.operators.tf_patches import Patch
+
+Counts = list[tuple[Tensor, Tensor]]
 
 
-def _guarded(x: Any, root: Any) -> Any:
+def _guarded(x: Tensor, root: Callable[[Tensor], Tensor]) -> Tensor:
     """root(x), unchanged in value; where x is exactly 0 it is a constant 0."""
     zero = tf.equal(x, tf.zeros([], x.dtype))
-    counts = getattr(_local, "counts", None)
-    if counts is not None:
-        counts.append((tf.reduce_sum(tf.cast(zero, tf.int64)), tf.size(zero, tf.int64)))
+    if _ROOTS.value is not None:
+        _ROOTS.value.append((tf.reduce_sum(tf.cast(zero, tf.int64)), tf.size(zero, tf.int64)))
     return tf.where(zero, tf.zeros_like(x), root(tf.where(zero, tf.ones_like(x), x)))
 
 
-def _sqrt(x: Any, name: str | None = None) -> Any:
+def _sqrt(x: Tensor, name: str | None = None) -> Tensor:
     x = tf.convert_to_tensor(x)
-    original = _originals["sqrt"]
-    if not x.dtype.is_floating:
-        return original(x, name)
-    return _guarded(x, original)
+    original = _ROOTS.originals["sqrt"]
+    return _guarded(x, original) if x.dtype.is_floating else original(x, name)
 
 
-def _pow(x: Any, y: Any, name: str | None = None) -> Any:
-    original = _originals["pow"]
+def _pow(x: Tensor, y: Tensor, name: str | None = None) -> Tensor:
+    original = _ROOTS.originals["pow"]
     exponent = tf.get_static_value(y)
     base = tf.convert_to_tensor(x)
     if exponent is None or exponent.ndim or not 0 < exponent < 1 or not base.dtype.is_floating:
@@ -47,31 +42,16 @@ def _pow(x: Any, y: Any, name: str | None = None) -> Any:
     return _guarded(base, lambda safe: original(safe, y, name))
 
 
-@contextlib.contextmanager
-def exact_roots(counts: list[tuple[Any, Any]] | None = None) -> Iterator[None]:
+_ROOTS: Patch[Counts] = Patch(tf, tf.math, sqrt=_sqrt, pow=_pow)
+
+
+def exact_roots(counts: Counts | None = None) -> contextlib.AbstractContextManager[None]:
     """While it lasts, `tf.sqrt` and `tf.pow` with an exponent between 0 and 1 have derivative 0 at exactly 0.
 
-    Keras reaches both by attribute. Scopes nest and are safe across threads; values never change.
+    Scopes nest and are safe across threads; values never change.
 
     Args:
         counts: Takes, for each root traced by this thread, how many of its arguments are exactly 0 and how
             many there are (two scalar tensors).
     """
-    global _depth
-    with _lock:
-        if _depth == 0:
-            _originals.update(sqrt=tf.math.sqrt, pow=tf.math.pow)
-            tf.sqrt = tf.math.sqrt = _sqrt
-            tf.pow = tf.math.pow = _pow
-        _depth += 1
-    before = getattr(_local, "counts", None)
-    _local.counts = counts
-    try:
-        yield
-    finally:
-        _local.counts = before
-        with _lock:
-            _depth -= 1
-            if _depth == 0:
-                tf.sqrt = tf.math.sqrt = _originals["sqrt"]
-                tf.pow = tf.math.pow = _originals["pow"]
+    return _ROOTS.scope(counts)

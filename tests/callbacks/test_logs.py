@@ -11,7 +11,8 @@ import tensorflow as tf
 
 from sdkeras.callbacks import SharpnessDimension, sharpness_dimension
 from sdkeras.errors import DataError, ModelError, SdkerasError
-from sdkeras.results.log import Header, Measurement, Reading, read_run_log
+from sdkeras.results.log import Header, Measurement, read_run_log
+from sdkeras.results.measured import Measured
 from sdkeras.runs.monitor import MEASURES, log_keys
 from sdkeras.training_step.settings import steps_taken
 from small_nets import X, Y, net
@@ -56,7 +57,7 @@ class StandIn:
         self.clock.seconds += seconds if self.out_of_time else self.cost
         if self.count in self.error:
             raise self.error[self.count]
-        values = {name: Reading(self.scale * self.count, True) for name in self.keys}
+        values = {name: Measured(self.scale * self.count, True) for name in self.keys}
         place = {"source": "fit", "step": steps_taken(self.model.optimizer), "epoch": epoch, "time": "now"}
         numbers = {"seconds": 0.0, "num_hvps": 1, "learning_rate": 0.1, "threshold": 20.0}
         return Measurement(

@@ -39,8 +39,7 @@ def fit(model: keras.Model, *callbacks: keras.callbacks.Callback, **options: obj
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages that hold one word, for tests of when they are written."""
-    for page in (report_folder.html, report_folder.track):
-        monkeypatch.setattr(page, "save_html", lambda shown, path: path.write_text("drawn"))
+    monkeypatch.setattr(report_folder, "save_html", lambda shown, path: path.write_text("drawn"))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ import pytest
 from callbacks.test_logs import Clock, StandIn, fit, net, watch
 from sample_log import FOUND, HEADER
 from sdkeras.callbacks import SharpnessDimension, sharpness_dimension
-from sdkeras.reporting.track import as_html, notes
+from sdkeras.reporting.build import report_of
+from sdkeras.reporting.html import as_html
 from sdkeras.results import log as run_log
 from sdkeras.results.log import Beginning, Measurement, RunLog, breaks, read_run_log, trajectory
 
@@ -82,7 +83,7 @@ def test_what_is_there_twice_and_what_is_missing_is_said(
     assert steps(log) == in_file
     assert [found.step for found in trajectory(log)] == shown
     assert len(breaks(log)) == bool(words)
-    assert words in " ".join(notes(log))
+    assert words in " ".join(note.message for note in report_of(log).notes)
     assert words in as_html(log)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
@@ -141,9 +142,10 @@ def test_breaks_of_a_log(lines: list[Measurement], shown: list[int], words: list
 
 def test_many_breaks_are_counted() -> None:
     lines = [at(10 * k, 1, 10 * k - 5, 1) for k in range(1, 30)]
-    said = [note for note in notes(RunLog(HEADER, tuple(lines))) if "gap" in note or "more" in note]
+    notes = [note.message for note in report_of(RunLog(HEADER, tuple(lines))).notes]
+    said = [note for note in notes if "gap" in note or "more" in note]
     assert len(said) == 5
-    assert said[-1] == "and so 25 times more"
+    assert said[-1] == "and 25 more of this kind"
 
 
 @pytest.mark.parametrize("failing", [0, 1, 2])

@@ -6,7 +6,7 @@ import pytest
 
 from sdkeras.errors import SdkerasError
 from sdkeras.reporting.advice import as_options, rendered
-from sdkeras.reporting.tables import printable
+from sdkeras.reporting.report import printable
 
 OPTIONS = {name: f"--{name.replace('_', '-')}" for name in ("learning_rate", "loss", "dtype", "exact", "class_weight")}
 OPTIONS |= {"settings": "--set", "memory_gb": "--memory"}

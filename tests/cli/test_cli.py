@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -94,89 +95,6 @@ def test_analyze_writes_a_run_that_reads_back(files: Path, tmp_path: Path) -> No
     assert low <= found.sharpness_dimension.value <= high
     assert "<html" in page.read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "run.json"]
-
-
-BAD = [
-    (["missing.keras", "--data", "data.npz"], "no file"),
-    (["junk.keras", "--data", "data.npz"], "junk.keras"),
-    (["model.keras", "--data", "missing.npz"], "missing.npz"),
-    (["model.keras", "--data", "nan.npz"], "not finite"),
-    (["model.keras", "--data", "shape.npz"], "shape"),
-    (["model.keras", "--data", "objects.npz"], "unpickle"),
-    (["model.keras", "--data", "data.npz", "--batch-size", "71"], "70 samples"),
-    (["model.keras", "--data", "data.npz", "--learning-rate", "0"], "--learning-rate"),
-    (["model.keras", "--data", "data.npz", "--learning-rate", "-1"], "--learning-rate"),
-    (["model.keras", "--data", "data.npz", "--learning-rate", "nan"], "positive and finite number"),
-    (["bare.keras", "--data", "data.npz"], "--loss"),
-    (["model.keras", "--data", "data.npz", "--estimator", "sql"], "did you mean 'slq'"),
-    (["model.keras", "--data", "data.npz", "--set", "slq.steps=3"], "num_steps"),
-    (["model.keras", "--data", "data.npz", "--set", "slq.num_steps=many"], "not a value of type int"),
-    (["model.keras", "--data", "data.npz", "--set", "slq.num_steps=0"], "fields are"),
-    (["model.keras", "--data", "data.npz", "--params", "("], "regular expression"),
-    (["model.keras", "--data", "data.npz", "--json", "no/such/run.json"], "does not exist"),
-    (["model.keras", "--data", "data.npz", "--loss", "no_such_loss"], "no_such_loss"),
-    (["model.keras", "--data", "data.npz", "--tolerance", "2"], "tolerance"),
-    (["model.keras", "--data", "data.npz", "--tolerance", "nan"], "not a finite number"),
-    (["model.keras", "--data", "data.npz", "--memory", "inf"], "not a finite number"),
-    (["model.keras", "--data", "data.npz", "--set", "slq"], "NAME.FIELD=VALUE"),
-    (["model.keras", "--data", "data.npz", "--set", "sql.num_steps=3"], "did you mean 'slq'"),
-    (["model.keras", "--data", "data.npz", "--custom-objects", "no.py"], "no.py"),
-    (["model.keras", "--data", "missing.npy,data.npy"], "missing.npy"),
-    (["model.keras", "--data", "data.npz", "--json", ""], "empty"),
-    (["model.keras", "--data", "data.npz", "--json", "."], "is a folder"),
-    (["model.keras", "--data", "data.npz", "--json", "a" * 256], "cannot be written"),
-    (["model.keras", "--data", "data.npz", "--json", "./model.keras"], "overwritten"),
-    (["model.keras", "--data", "data.npz", "--json", "data.npz"], "overwritten"),
-    (["model.keras", "--data", "x.npy,y.npy", "--json", "y.npy"], "overwritten"),
-    (["model.keras", "--data", "data.npz", "--json", "out", "--html", "./out"], "a file of its own"),
-    (["model.keras", "--data", "junk.keras", "--custom-objects", "mine.py", "--html", "mine.py"], "overwritten"),
-    (["model.keras"], "--data"),
-    (["model.keras", "--data", "data.npz", "--exact", "--memory", "1e-6"], "GB"),
-]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"), BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
-)
-def test_bad_input_is_one_message_and_status_2(
-    arguments: list[str], message: str, files: Path, tmp_path: Path, in_process, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(files)
-    before = {path: path.read_bytes() for path in files.iterdir()}
-    out = tmp_path / "run.json"
-    extra = [] if "--json" in arguments else ["--json", str(out)]
-    status, _, err = in_process("analyze", *arguments, *extra)
-    assert status == 2, err
-    assert message in err
-    assert "Traceback" not in err
-    assert err.count("sdkeras: error:") == 1
-    assert list(tmp_path.iterdir()) == []
-    assert {path: path.read_bytes() for path in files.iterdir()} == before
-
-
-def test_cheap_mistakes_are_found_before_tensorflow_starts(files: Path) -> None:
-    code = (
-        "import sys\nfrom sdkeras_cli.main import main\n"
-        "for line in sys.argv[1:]:\n    try:\n        main(line.split())\n"
-        "    except SystemExit as end:\n        assert end.code == 2, line\n"
-        "assert not {'tensorflow', 'keras'} & set(sys.modules)"
-    )
-    lines = [
-        "analyze none.keras --data data.npz",
-        "analyze model.keras --data none.npz",
-        "analyze model.keras --data data.npz --estimator sql",
-        "analyze model.keras --data data.npz --set slq.steps=3",
-        "analyze model.keras --data data.npz --json no/such/run.json",
-        "analyze model.keras --data data.npz --json model.keras",
-        f"analyze model.keras --data data.npz --json {'a' * 256}",
-        "analyze model.keras --data data.npz --custom-objects none.py",
-        "analyze model.keras --data data.npz --learning-rate nan",
-        "demo --output-dir model.keras",
-        "demo --seed 4294967296",
-    ]
-    run = subprocess.run([sys.executable, "-c", code, *lines], capture_output=True, text=True, cwd=files, check=False)
-    assert run.returncode == 0, run.stderr
-    assert run.stderr.count("sdkeras: error:") == len(lines)
 
 
 def test_another_backend_is_refused(files: Path) -> None:
@@ -289,13 +207,6 @@ def test_failed_verification_is_status_4(files: Path, tmp_path: Path, in_process
     assert any(w["code"] == "unverified" for w in json.loads((tmp_path / "run.json").read_text())["warnings"])
 
 
-@pytest.mark.parametrize("options", [["--json", "."], ["--set", "slq.num_steps=-3"], ["--html", "no/such/page.html"]])
-def test_dry_run_refuses_what_the_run_would_refuse(files: Path, in_process, options: list[str]) -> None:
-    status, _, err = in_process("analyze", files / "model.keras", "--data", files / "data.npz", "--dry-run", *options)
-    assert status == 2
-    assert err.count("sdkeras: error:") == 1
-
-
 def test_dry_run_plans_and_writes_nothing(files: Path, tmp_path: Path, in_process) -> None:
     folder = tmp_path / ("a folder [bold] with a long name " * 3)
     folder.mkdir()
@@ -317,8 +228,8 @@ def test_interruption_writes_what_there_is(files: Path, tmp_path: Path, in_proce
 
     def interrupted(self, source, *, seed):
         calls.append(seed)
-        if len(calls) > 5:
-            raise KeyboardInterrupt
+        if len(calls) == 5:
+            signal.raise_signal(signal.SIGINT)
         return original(self, source, seed=seed)
 
     monkeypatch.setattr(StochasticLanczosQuadrature, "estimate", interrupted)

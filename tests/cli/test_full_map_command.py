@@ -55,34 +55,9 @@ def test_the_plan_shows_the_state(files: Path, in_process) -> None:
     assert "236 (full)" in text
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--params", "kernel"), "of all variables and in training mode; leave out params"),
-        (("--per-layer",), "do not split by layers; leave out one of them"),
-        (("--estimator", "slq"), "'slq' is one of spectra of a Hessian"),
-        (("--set", "golub-kahan.steps=3"), "'golub-kahan' has no field 'steps'"),
-        (("--set", "slq.num_steps=3"), "'slq', which is not used here"),
-    ],
-)
-def test_wrong_use_is_one_message(files: Path, in_process, options: tuple, message: str) -> None:
-    command = ("analyze", files / "model.keras", "--data", files / "data.npz", "--map", "full", *options)
-    code, text, error = in_process(*command)
-    assert code == 2
-    assert message in error
-    assert "Traceback" not in error + text
-
-
 def test_an_optimizer_that_has_taken_no_step_is_told_of(files: Path, in_process) -> None:
     """Keras makes the slots when it loads the file: they are those that training starts with."""
     command = ("analyze", files / "untrained.keras", "--data", files / "data.npz", "--map", "full")
     code, text, error = in_process(*command, "--max-hvps", 10, "--tolerance", 0.9, "--samples", 50)
     assert code == 0, error
     assert "initial-slots: the optimizer Adagrad has taken no step" in " ".join(text.split())
-
-
-def test_singular_values_need_the_map(files: Path, in_process) -> None:
-    command = ("analyze", files / "model.keras", "--data", files / "data.npz", "--estimator", "golub-kahan")
-    code, _, error = in_process(*command)
-    assert code == 2
-    assert "the map 'auto' takes spectra of a Hessian: exact, sd-kde, sd-ps, sd-slq, slq" in error

@@ -105,7 +105,7 @@ report.load_document = converting
 
 
 def test_while_the_message_of_an_error_is_made(run_json: Path) -> None:
-    code = interrupted_in("import sdkeras.reporting.tables\nsdkeras.reporting.tables.printable = send")
+    code = interrupted_in("import sdkeras.reporting.report\nsdkeras.reporting.report.printable = send")
     done = run(code, "report", "no-such.json")
     assert (done.returncode, done.stderr) == (130, "sdkeras: interrupted.\n")
 

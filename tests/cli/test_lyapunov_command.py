@@ -1,7 +1,6 @@
 """`sdkeras lyapunov` as people meet it: reports, exit statuses, and runs that were ended half-way."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -178,62 +177,6 @@ def test_a_time_limit_gives_a_partial_answer(files: Path, tmp_path: Path, in_pro
     assert "before a step was measured" in err
 
 
-BAD = [
-    (["none.keras", "--data", "data.npz"], "no file none.keras"),
-    (["model.keras", "--data", "none.npz"], "none.npz"),
-    (["model.keras", "--data", "shape.npz"], "shape"),
-    (["model.keras", "--data", "data.npz", "--batch-size", "1000"], "larger than the data"),
-    (["model.keras", "--data", "data.npz", "--steps", "0"], "--steps"),
-    (["model.keras", "--data", "data.npz", "--num-exponents", "0"], "--num-exponents"),
-    (["model.keras", "--data", "data.npz", "--num-exponents", "41"], "exceeds the size of the state, 40"),
-    (["model.keras", "--data", "data.npz", "--learning-rate", "nan"], "positive and finite number"),
-    (["model.keras", "--data", "data.npz", "--windows", "3"], "take 2 or 4 in its place, or 999 or 1,002 steps"),
-    (["model.keras", "--data", "data.npz", "--windows", "two"], "'two' is not a valid integer"),
-    (["model.keras", "--data", "data.npz", "--windows", "1,,2"], "'' is not a valid integer"),
-    (["model.keras", "--data", "data.npz", "--windows", "2", "--checkpoint", "run.npz"], "holds no Jacobians"),
-    (["model.keras", "--data", "data.npz", "--windows", "2", "--memory", "0.001"], "of a state of 40 dimensions need"),
-    (["model.keras", "--data", "data.npz", "--dry-run", "--windows", "2", "--memory", "0.001"], "at most 140 steps"),
-    (["model.keras", "--data", "data.npz", "--dry-run", "--num-exponents", "41"], "exceeds the size of the state, 40"),
-    (["model.keras", "--data", "data.npz", "--estimator", "slq"], "no lyapunov estimator 'slq'"),
-    (["model.keras", "--data", "data.npz", "--set", "slq.num_steps=3"], "no installed estimator 'slq'"),
-    (["model.keras", "--data", "data.npz", "--set", "tolerance=3"], "for example lyapunov-qr.tolerance=0.001"),
-    (["model.keras", "--data", "data.npz", "--set", "lyapunov-qr.transient=3"], "is a setting of the run"),
-    (["model.keras", "--data", "data.npz", "--set", "lyapunov-qr.tolerance=x"], "is not a value of type"),
-    (["model.keras", "--data", "data.npz", "--fail-if", "lyapunov.dimension > 3"], "go on with one of: status, value"),
-    (["model.keras", "--data", "data.npz", "--fail-if", "hessian.trace.value > 3"], "lyapunov.json has no 'hessian'"),
-    (["model.keras", "--data", "data.npz", "--time-limit", "0"], "--time-limit"),
-    (["model.keras", "--data", "data.npz", "--loss", "no_such_loss"], "no_such_loss"),
-    (["model.keras", "--data", "data.npz", "--checkpoint", "no/such/file"], "does not exist"),
-    (["model.keras", "--data", "data.npz", "--checkpoint", "model.keras"], "overwritten"),
-    (["model.keras", "--data", "data.npz", "--checkpoint", "out", "--json", "./out"], "a file of its own"),
-    (["model.keras", "--data", "data.npz", "--html", "out", "--json", "out"], "a file of its own"),
-    (["model.keras", "--data", "data.npz", "--checkpoint", "other.npz"], "cannot be read as a checkpoint"),
-    (["model.keras", "--data", "data.npz", "--json", "no/such/run.json"], "does not exist"),
-    (["bare.keras", "--data", "data.npz"], "--loss"),
-    (["bare.keras", "--data", "data.npz", "--loss", "sparse_categorical_crossentropy"], "--learning-rate"),
-    (["model.keras", "--data", "data.npz", "--custom-objects", "no.py"], "no.py"),
-    (["model.keras"], "--data"),
-]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"), BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
-)
-def test_bad_input_is_one_message_and_status_2(
-    arguments: list[str], message: str, files: Path, tmp_path: Path, in_process, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(files)
-    before = {path: path.read_bytes() for path in files.iterdir()}
-    extra = [] if "--json" in arguments else ["--json", str(tmp_path / "run.json")]
-    status, _, err = in_process("lyapunov", *arguments, *extra)
-    assert status == 2, err
-    assert message in err
-    assert "Traceback" not in err
-    assert err.count("sdkeras: error:") == 1
-    assert list(tmp_path.iterdir()) == []
-    assert {path: path.read_bytes() for path in files.iterdir()} == before
-
-
 @pytest.mark.slow
 def test_killed_and_interrupted_it_goes_on_bit_for_bit(files: Path, tmp_path: Path) -> None:
     """SIGKILL loses the steps since the last writing, SIGINT none; what comes out is what a whole run gives."""
@@ -283,27 +226,3 @@ def _wait_for(file: Path, run: subprocess.Popen, beside: bytes = b"") -> None:
         assert run.poll() is None, run.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
-
-
-def test_cheap_mistakes_are_found_before_tensorflow_starts(files: Path) -> None:
-    code = (
-        "import sys\nfrom sdkeras_cli.main import main\n"
-        "for line in sys.argv[1:]:\n    try:\n        main(line.split())\n"
-        "    except SystemExit as end:\n        assert end.code == 2, line\n"
-        "assert not {'tensorflow', 'keras'} & set(sys.modules)"
-    )
-    lines = [
-        "lyapunov none.keras --data data.npz",
-        "lyapunov model.keras --data data.npz --steps 0",
-        "lyapunov model.keras --data data.npz --checkpoint model.keras",
-        "lyapunov model.keras --data data.npz --checkpoint no/such/file",
-        "lyapunov model.keras --data data.npz --windows 3",
-        "lyapunov model.keras --data data.npz --windows 2 --checkpoint run.npz",
-        "lyapunov model.keras --data data.npz --fail-if lyapunov.value>3",
-        "lyapunov model.keras --data data.npz --set lyapunov-qr.depth=3",
-    ]
-    run = subprocess.run(
-        [sys.executable, "-c", code, *lines], capture_output=True, text=True, cwd=files, check=False, env=os.environ
-    )
-    assert run.returncode == 0, run.stderr
-    assert run.stderr.count("sdkeras: error:") == len(lines)

@@ -76,7 +76,7 @@ def made_up(folder: Path, *, failed: bool = True) -> Path:
     ("change", "said"),
     [
         (("[grid]", "[grid"), "is not TOML"),
-        (("e_alpha = ", "e_alhpa = "), "has no measure 'e_alhpa'; did you mean 'e_alpha'"),
+        (("e_alpha = ", "e_alhpa = "), "has no 'e_alhpa'; did you mean 'e_alpha'"),
         (("epochs = 2", ""), "needs either epochs or steps"),
     ],
 )

@@ -31,20 +31,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recorder = TrajectoryRecorder(path=folder / "recorded.npz", losses_on=(X[:9], Y[:9]))
     model.fit(X, Y, batch_size=10, epochs=10, verbose=0, callbacks=[recorder])
     model.save(folder / "model.keras")
-    wild = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
-    wild.compile(keras.optimizers.SGD(1e6), "mse")
-    wild.save(folder / "wild.keras")
-    np.savez(folder / "wild.npz", x=X, y=X[:, :1])
-    np.save(folder / "vector.npy", np.ones(5))
-    np.savez(folder / "vector.npz", trajectory=np.ones(5))
-    np.save(folder / "whole.npy", np.ones((5, 2), int))
-    np.save(folder / "objects.npy", np.array([[None, 1.0]] * 3), allow_pickle=True)
-    np.savez(folder / "objects.npz", np.array([[None, 1.0]] * 3))
-    np.save(folder / "short.npy", np.ones((1, 4)))
-    np.save(folder / "nan.npy", np.where(np.arange(12).reshape(6, 2) == 7, np.nan, 1.0))
-    np.savez(folder / "both.npz", trajectory=np.ones((5, 2)), weights=np.ones((5, 2)))
-    for kind in ("vector.npy", "vector.npz"):
-        (folder / f"cut.{kind[-3:]}").write_bytes((folder / kind).read_bytes()[:130])
     return folder
 
 
@@ -161,44 +147,3 @@ def test_a_dry_run_writes_nothing(files: Path, tmp_path: Path, in_process: Comma
     assert status == 0
     assert "60 iterates of 26 weights, losses of 9 examples" in text
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (("model.keras",), "--data"),
-        (("none.keras", "--data", "data.npz"), "there is no file"),
-        (("none.npz",), "there is no file"),
-        (("data.npz",), "no trajectory: its arrays are x, y; give a file"),
-        (("vector.npy",), "vector.npy is of shape (5,) and type float64; give"),
-        (("vector.npz",), "array 'trajectory', is of shape (5,)"),
-        (("whole.npy",), "is of shape (5, 2) and type int64; give"),
-        (("objects.npy",), "objects.npy holds Python objects, which are never unpickled"),
-        (("objects.npz",), "objects.npz holds Python objects, which are never unpickled"),
-        (("short.npy",), "has 1 rows, and a trajectory needs at least 2 steps"),
-        (("nan.npy",), "holds NaN or infinity, first in row 3; cut it before that step"),
-        (("both.npz",), "its arrays are trajectory, weights; give"),
-        (("cut.npy",), "cut.npy cannot be read as a trajectory"),
-        (("cut.npz",), "cut.npz cannot be read as a trajectory"),
-        (("recorded.npz", "--steps", "9"), "--steps is of a simulation"),
-        (("recorded.npz", "--data", "data.npz"), "--data is of a simulation"),
-        (("recorded.npz", "--json", "recorded.npz"), "would be overwritten"),
-        (("recorded.npz", "--memory", "1e-6"), "keep fewer iterates"),
-        (("recorded.npz", "--alpha", "nan"), "not a finite number"),
-        (("model.keras", "--data", "data.npz", "--memory", "1e-6"), "keep fewer iterates"),
-        (("model.keras", "--data", "data.npz", "--steps", "9", "--every", "5"), "too few for 2 iterates"),
-        (("model.keras", "--data", "data.npz", "--projection", "100000"), "there are 26 weights"),
-        (("model.keras", "--data", "data.npz", "--projection", "26", "--dry-run"), "there are 26 weights"),
-        (("model.keras", "--data", "data.npz", "--json", "o.json", "--save", "o.json"), "two outputs"),
-        (("wild.keras", "--data", "wild.npz", "--steps", "50", "--allow-unverified", "--initial-slots"), "diverged"),
-    ],
-)
-def test_what_goes_wrong_is_one_line(
-    files: Path, monkeypatch: pytest.MonkeyPatch, in_process: Command, arguments: tuple[str, ...], said: str
-) -> None:
-    monkeypatch.chdir(files)
-    status, text, error = in_process("study", "trajectory", *arguments)
-    assert (status, text) == (2, "")
-    assert error.startswith("sdkeras: error: ")
-    assert error.count("\n") == 1
-    assert said in error

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from sample_log import FOUND, HEADER
 from sdkeras.results.log import FILE_NAME, append
@@ -81,40 +80,3 @@ def test_checkpoints_in_the_terminal(in_process, tmp_path: Path, monkeypatch) ->
     assert status == 2
     assert "epoch_3.keras: the measurement failed: model file" in err
     assert "epoch_2.keras" in out
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("a.keras",), "give them (--data DATA)"),
-        (("run", "other"), "one log at a time"),
-        (("run", "--out", "x", "--seed", 3), "--out, --seed: for checkpoints only"),
-        (("run", "--bound", "delta=0.1"), "--bound: for checkpoints only"),
-        (("run", "--class-weight", "0=1.0"), "--class-weight: for checkpoints only"),
-        (("a.keras", "--data", "train.npz", "--class-weight", "0:1"), "'0:1' is not CLASS=WEIGHT"),
-        (("a.keras", "--data", "train.npz", "--bound", "delta=2"), "it must lie between 0 and 1"),
-        (
-            ("a.keras", "--data", "train.npz", "--measures", "sharpness", "--bound", "delta=0.1"),
-            "the bounds need the sharpness dimension",
-        ),
-        (("run", "--dry-run"), "--dry-run: for checkpoints only"),
-        (("no*.keras", "--data", "train.npz"), "no file fits"),
-        (("train.npz", "--data", "train.npz"), "is no checkpoint"),
-        (("a.keras", "--data", "none.npz"), "no data file none.npz"),
-        (("a.weights.h5", "--data", "train.npz"), "give the model they are of (--model FILE)"),
-        (("a.keras", "--data", "train.npz", "--measures", "sharpness,colour"), "'colour' is no measure"),
-        (("a.keras", "--data", "train.npz", "--fail-if", "values.sharpness > 1"), "go on with one of: value"),
-        (("a.keras", "--data", "train.npz", "--fail-if", "colour > 1"), "has no 'colour'"),
-        (("a.keras", "--data", "train.npz", "--html", "a.keras"), "would be overwritten"),
-    ],
-)
-def test_wrong_use_is_one_clear_line(in_process, tmp_path: Path, monkeypatch, words, message) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("a.keras", "a.weights.h5"):
-        Path(name).write_bytes(b"PK")
-    np.savez("train.npz", x=X, y=Y)
-    status, out, err = in_process("track", *words)
-    assert (status, out) == (2, "")
-    assert message in err
-    assert err.count("\n") == 1
-    assert not Path("track").exists() or not Path("track/sharpness.jsonl").read_bytes()

@@ -137,19 +137,23 @@ def independent(hessians: np.ndarray) -> Estimates:
     return estimates(hessians, by_themselves)
 
 
+@pytest.mark.slow
 def test_intervals_cover_with_the_products_own_sampler(in_epochs: Estimates) -> None:
     assert 0 < in_epochs.truth < SIZE
     assert in_epochs.misses <= MOST_MISSES
 
 
+@pytest.mark.slow
 def test_intervals_cover_independent_minibatches(independent: Estimates) -> None:
     assert independent.misses <= MOST_MISSES
 
 
+@pytest.mark.slow
 def test_intervals_of_independent_minibatches_are_as_wide_as_they_must_be(independent: Estimates) -> None:
     assert independent.width <= 1.15
 
 
+@pytest.mark.slow
 @pytest.mark.xfail(strict=True, reason="minibatches of one epoch partition the data, which the interval does not know")
 def test_intervals_are_not_much_wider_than_they_must_be(in_epochs: Estimates) -> None:
     assert in_epochs.width <= 1.75

@@ -61,7 +61,7 @@ def test_a_repeated_value_counts_as_often_as_its_weight() -> None:
     assert estimate_supremum(short, 5).value == pytest.approx(by_definition(plain), abs=1e-12)
 
 
-@pytest.mark.parametrize(("spread", "runs"), [(0.2, 24), (0.5, 96)])
+@pytest.mark.parametrize(("spread", "runs"), [(0.2, 24), pytest.param(0.5, 96, marks=pytest.mark.slow)])
 def test_the_interval_covers_the_value_of_the_population(spread: float, runs: int) -> None:
     """Toy minibatches: a spectrum that varies from one to the next and moves between snapshots.
 

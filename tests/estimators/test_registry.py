@@ -10,6 +10,7 @@ import pytest
 import sdkeras
 from sdkeras.errors import PluginError, UnknownEstimatorError
 from sdkeras.estimators import kinds, registry
+from sdkeras.estimators.select import DEFAULTS, capabilities, steps_of, with_steps
 from sdkeras.linalg.operators import DenseOperator
 from sdkeras.results.estimates import Spectrum, TraceEstimate
 
@@ -26,9 +27,10 @@ def install(folder: Path, name: str, entry_points: str, module: str = "") -> Non
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(kinds, "_declared", dict(kinds._declared))
+    known = kinds.declared()
     importlib.invalidate_caches()
     yield tmp_path
+    kinds.forget_since(known)
     for file in tmp_path.glob("*.py"):
         sys.modules.pop(file.stem, None)
 
@@ -157,3 +159,59 @@ def test_a_wrong_result_is_rejected_at_run_time(site: Path) -> None:
     with pytest.raises(PluginError, match=r"sdkeras\.HessianOperator"):
         sdkeras.get_estimator("spectrum", "slq")().estimate("a model", seed=0)
     assert sdkeras.get_estimator("spectrum", "liar") is Liar
+
+
+def test_the_built_ins_declare_what_they_can_do() -> None:
+    ours = [(info.kind, info.name) for info in registry.installed() if info.distribution == "sdkeras"]
+    can = {name: capabilities(registry.get_estimator(kind, name)) for kind, name in ours}
+    assert {name for name in can if can[name].exact} == {"exact", "dense-svd"}
+    assert {name for name in can if can[name].own_rate} == {"sd-slq", "sd-kde", "sd-ps"}
+    assert {name for name in can if can[name].needs_basis} == {
+        "lanczos",
+        "slq",
+        "golub-kahan",
+        "sd-slq",
+        "sd-kde",
+        "sd-ps",
+    }
+    assert not any(one.many for one in can.values())
+    assert {kind for kind, name in DEFAULTS.items() if registry.kind_of(name, [kind])} == set(kinds.KINDS)
+
+
+def test_a_class_that_declares_nothing_is_known_by_its_fields(site: Path) -> None:
+    class Estimates:
+        def estimate(self, source: sdkeras.SymmetricOperator, *, seed: int) -> Spectrum: ...
+
+    fields = {"num_steps": attrs.field(default=40), "reorthogonalize": attrs.field(default=True)}
+    with_steps_alone = attrs.make_class("Old", fields, bases=(Estimates,), frozen=True)
+    old = sdkeras.spectrum_estimator("old")(with_steps_alone)
+    assert capabilities(old) == kinds.Capabilities(steps="num_steps", needs_basis=True)
+    bare = sdkeras.spectrum_estimator("bare")(
+        attrs.make_class("Bare", {"depth": attrs.field(default=7)}, bases=(Estimates,), frozen=True)
+    )
+    assert capabilities(bare()) == kinds.Capabilities()
+    assert steps_of(bare()) is None
+    assert with_steps(bare(), 9) == bare()
+    deep = attrs.make_class("Deep", {"depth": attrs.field(default=7)}, bases=(Estimates,), frozen=True)
+    own = sdkeras.spectrum_estimator("deep", steps="depth")(deep)
+    assert (steps_of(own()), steps_of(with_steps(own(), 9, basis=False))) == (7, 9)
+    assert with_steps(old(), 9, basis=False) == old(num_steps=9, reorthogonalize=False)
+
+
+@pytest.mark.parametrize(
+    ("claim", "message"),
+    [
+        ({"exact": True}, "declares exact and has no field memory_gb"),
+        ({"steps": "depth"}, "declares steps and has no field depth"),
+        ({"own_rate": True}, "no field learning_rate"),
+        ({"in_analysis": {"which": "both"}}, r"in_analysis\['which'\] and has no field which"),
+        ({"many": True}, "no estimate_many"),
+    ],
+)
+def test_a_capability_without_its_field_is_rejected(claim: dict[str, object], message: str) -> None:
+    @attrs.frozen
+    class Flat:
+        def estimate(self, source: sdkeras.SymmetricOperator, *, seed: int) -> Spectrum: ...
+
+    with pytest.raises(PluginError, match=message):
+        sdkeras.spectrum_estimator("claims", **claim)(Flat)

@@ -1,18 +1,20 @@
 """Files are written whole and never through a link; killed writers leave nothing for long; writers are alone."""
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
 import sys
 import threading
+import types
 from pathlib import Path
 
 import pytest
 
 from sdkeras.errors import SdkerasError
 from sdkeras.files.archive import load_checkpoint, save_checkpoint
-from sdkeras.files.atomic import beside, check_is_file, open_own, shown, write_whole
+from sdkeras.files.atomic import beside, check_is_file, lock, open_own, shown, write_whole
 from sdkeras.files.locks import Claim, only_writer
 from sdkeras.results import log
 
@@ -132,6 +134,24 @@ def test_a_killed_writer_holds_nothing(tmp_path: Path) -> None:
     with only_writer(tmp_path / "run.npz", ADVICE):
         assert f" {os.getpid()} " in (tmp_path / ".run.npz.lock").read_text()
     assert names(tmp_path) == []
+
+
+def test_windows_locks_a_byte_behind_all_that_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The content stays readable for others; the place in the file is as before."""
+    places: list[int] = []
+
+    def locking(handle: int, mode: int, count: int) -> None:
+        places.append(os.lseek(handle, 0, os.SEEK_CUR))
+        if len(places) > 1:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setitem(sys.modules, "msvcrt", types.SimpleNamespace(LK_NBLCK=2, locking=locking))
+    monkeypatch.setattr(sys, "platform", "win32")
+    with open(tmp_path / "file", "wb") as file:
+        assert lock(file.fileno())
+        assert os.lseek(file.fileno(), 0, os.SEEK_CUR) == 0
+        assert not lock(file.fileno())
+    assert places == [2**30, 2**30]
 
 
 def test_a_later_claim_of_the_same_process_takes_the_place_of_an_earlier_one(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from flows import Henon
 from sdkeras.errors import SdkerasError
 from sdkeras.files.archive import load_checkpoint, save_checkpoint
 from sdkeras.files.models import load_data
-from sdkeras.reporting import track
+from sdkeras.reporting.build import report_of
 from sdkeras.reporting.compare import compare
 from sdkeras.reporting.html import as_html
 from sdkeras.reporting.terminal import as_text
@@ -205,7 +205,7 @@ def _page(path: Path) -> None:
 
 def _log(path: Path) -> None:
     log = run_log.read_run_log(path)
-    track.verdict(log), track.cards(log), track.notes(log), track.table(log)
+    report_of(log)
 
 
 def _toml(path: Path) -> None:
@@ -243,9 +243,9 @@ def _lyapunov(path: Path) -> None:
 
 
 def _model(path: Path) -> None:
-    from sdkeras.files.models import _read_config
+    from sdkeras.files.model_file import read_model_file
 
-    _read_config(str(path))
+    read_model_file(str(path))
 
 
 GRID = """

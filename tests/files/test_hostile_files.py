@@ -6,6 +6,7 @@ The lower bound of Keras in pyproject.toml is the first version with which all o
 import contextlib
 import io
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -18,6 +19,7 @@ import keras
 import numpy as np
 import pytest
 
+from file_checks import refused
 from sdkeras.errors import ModelError
 from sdkeras.files.models import compile_problem, load_model, load_weights
 
@@ -71,15 +73,6 @@ def kernel_of(file: h5py.File) -> tuple[Any, str]:
     file.visititems(lambda name, item: places.append(name) if getattr(item, "ndim", 0) == 2 else None)
     group, _, name = places[0].rpartition("/")
     return file[group], name
-
-
-def refused(path: Path) -> str:
-    """The message with which the file is refused."""
-    with pytest.raises(ModelError) as caught:
-        load_model(str(path))
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 def command(marker: Path) -> str:
@@ -146,7 +139,7 @@ def test_no_module_is_injected(files: Path, tmp_path: Path, name: str, place: st
     if place == "loss":  # the compiled part alone is left out
         assert compile_problem(load_model(str(path)))
     else:
-        refused(path)
+        refused(load_model, path)
     assert not marker.exists()
     from keras.src.saving.serialization_lib import in_safe_mode
 
@@ -167,7 +160,7 @@ def test_no_stored_code_runs(tmp_path: Path, kind: str) -> None:
     )
     subprocess.run([sys.executable, "-c", code, str(path)], check=True, env={**_environment(), "MARKER": str(marker)})
     marker.unlink(missing_ok=True)
-    assert "Lambda" in refused(path)
+    refused(load_model, path, says=("Lambda",))
     assert not marker.exists()
 
 
@@ -193,9 +186,8 @@ def test_no_vocabulary_is_read_from_outside(files: Path, tmp_path: Path, layer: 
             },
         )
 
-    message = refused(with_config(files / "model.keras", tmp_path / "evil.keras", change))
-    assert "Lambda" not in message
-    assert "safe_mode" not in message
+    path = with_config(files / "model.keras", tmp_path / "evil.keras", change)
+    assert not re.search("Lambda|safe_mode", refused(load_model, path))
 
 
 def test_no_saved_model_is_loaded_from_outside(files: Path, tmp_path: Path) -> None:
@@ -210,7 +202,8 @@ def test_no_saved_model_is_loaded_from_outside(files: Path, tmp_path: Path) -> N
             },
         )
 
-    refused(with_config(files / "model.keras", tmp_path / "evil.keras", change))
+    path = with_config(files / "model.keras", tmp_path / "evil.keras", change)
+    assert "safe_mode" not in refused(load_model, path, says=("a SavedModel outside of it",))
 
 
 @pytest.mark.parametrize("kind", ["link", "soft link", "external storage"])
@@ -233,14 +226,13 @@ def test_no_weights_are_read_from_outside(files: Path, tmp_path: Path, kind: str
             group.create_dataset(name, (3, 2), "f4", external=[(str(tmp_path / "secret.bin"), 0, h5py.h5f.UNLIMITED)])
 
     path = with_weights(files / "model.keras", tmp_path / "evil.keras", change)
-    refused(path)
+    refused(load_model, path)
     weights = tmp_path / "evil.weights.h5"
     with zipfile.ZipFile(path) as archive:
         weights.write_bytes(archive.read("model.weights.h5"))
     model = load_model(str(files / "model.keras"))
     before = [np.array(variable) for variable in model.variables]
-    with pytest.raises(ModelError):
-        load_weights(str(weights), model)
+    refused(load_weights, weights, model)
     for variable, value in zip(model.variables, before, strict=True):
         assert not np.any(np.asarray(variable) == 42.0)
         assert np.shape(variable) == value.shape

@@ -25,6 +25,7 @@ HEAVY_FILES = {
 }
 LIGHT_FILES = {f"sdkeras.runs{name}" for name in ("", ".options", ".lyapunov_settings")} | {
     "sdkeras.operators",
+    "sdkeras.operators.modes",
     "sdkeras.training_step",
 }
 LIGHT = [name for name in MODULES if name in LIGHT_FILES or not (name.startswith(HEAVY) or name in HEAVY_FILES)]

@@ -1,6 +1,7 @@
 """Arguments that a Python caller may get wrong: one SdkerasError each, before any work."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,50 +19,46 @@ from sdkeras.training_step.settings import read_settings
 from small_nets import X, Y, net
 
 
+def callback(**arguments: Any) -> SharpnessDimension:
+    return SharpnessDimension((X, Y), **arguments)
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("takes", "arguments"),
     [
-        {"samples": 1.5},
-        {"samples": True},
-        {"max_hvps": "many"},
-        {"time_limit": "a"},
-        {"memory_gb": 1e300},
-        {"memory_gb": math.nan},
-        {"tolerance": "small"},
-        {"seed": "a"},
-        {"seed": -1},
-        {"mode": 1},
-        {"dtype": "float16"},
-        {"product_mode": []},
-        {"bound_inputs": {"delta": "a"}},
-        {"bound_inputs": [1]},
+        (Options, {"samples": 1.5}),
+        (Options, {"samples": True}),
+        (Options, {"max_hvps": "many"}),
+        (Options, {"time_limit": "a"}),
+        (Options, {"memory_gb": 1e300}),
+        (Options, {"memory_gb": math.nan}),
+        (Options, {"tolerance": "small"}),
+        (Options, {"seed": "a"}),
+        (Options, {"seed": -1}),
+        (Options, {"mode": 1}),
+        (Options, {"dtype": "float16"}),
+        (Options, {"product_mode": []}),
+        (Options, {"bound_inputs": {"delta": "a"}}),
+        (Options, {"bound_inputs": [1]}),
+        (callback, {"every": 1.5}),
+        (callback, {"num_measurements": True}),
+        (callback, {"max_overhead": "a"}),
+        (callback, {"measures": None}),
+        (callback, {"seed": "a"}),
+        (callback, {"samples": 1.5}),
+        (callback, {"class_weight": {0: 1e300}}),
+        (callback, {"bound_inputs": {"delta": "a"}}),
     ],
     ids=str,
 )
-def test_options_of_the_wrong_kind(options: dict[str, Any]) -> None:
+def test_arguments_of_the_wrong_kind(takes: Callable[..., object], arguments: dict[str, Any]) -> None:
     with pytest.raises(SdkerasError) as caught:
-        Options(**options)
+        takes(**arguments)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"every": 1.5},
-        {"num_measurements": True},
-        {"max_overhead": "a"},
-        {"measures": None},
-        {"seed": "a"},
-        {"samples": 1.5},
-        {"class_weight": {0: 1e300}},
-        {"bound_inputs": {"delta": "a"}},
-    ],
-    ids=str,
-)
-def test_arguments_of_the_callback(arguments: dict[str, Any]) -> None:
-    with pytest.raises(SdkerasError):
-        SharpnessDimension((X, Y), **arguments)
-    SharpnessDimension((X, Y), every=np.int64(2), num_measurements=np.int64(3))
+def test_whole_numbers_of_numpy_are_whole() -> None:
+    callback(every=np.int64(2), num_measurements=np.int64(3))
 
 
 def test_class_weights_that_leave_nothing_or_overflow() -> None:

@@ -27,10 +27,10 @@ import sdkeras
 from layer_scan.cases import MODULES, Case, cases, public_names
 from layer_scan.models import FRONT, NotTriedError, Problem
 from sdkeras.errors import SdkerasError
+from sdkeras.files.user_code import last_line
 from sdkeras.operators import engine
 from sdkeras.operators.hessian import HessianOperator
 from sdkeras.operators.loss import EmpiricalLoss
-from sdkeras.operators.precision import reason
 from sdkeras.results.arrays import FloatArray
 from sdkeras.results.document import write_atomically
 
@@ -97,11 +97,11 @@ def _measure(case: Case) -> Row:
     except NotTriedError as error:
         return Row(case, "not tried", note=str(error))
     except Exception as failure:  # another Keras may build it in another way
-        return Row(case, "not tried", note=f"its model cannot be built: {reason(failure)}")
+        return Row(case, "not tried", note=f"its model cannot be built: {last_line(failure)}")
     try:
         return _analysed(case, problem)
     except SdkerasError as refusal:
-        return Row(case, "refused", note=f"after the verification of the first batch: {reason(refusal)}")
+        return Row(case, "refused", note=f"after the verification of the first batch: {last_line(refusal)}")
 
 
 def _analysed(case: Case, problem: Problem) -> Row:
@@ -110,7 +110,7 @@ def _analysed(case: Case, problem: Problem) -> Row:
     except SdkerasError as refusal:
         return _refused(case, problem, refusal)
     except Exception as failure:  # the scan goes on, and the table shows it
-        return Row(case, "WRONG", note=f"a traceback instead of a message: {reason(failure)}")
+        return Row(case, "WRONG", note=f"a traceback instead of a message: {last_line(failure)}")
     try:
         double = HessianOperator(_loss(problem, "float64"), allow_unverified=True)
     except SdkerasError:  # no float64 form of a layer
@@ -139,10 +139,10 @@ def _refused(case: Case, problem: Problem, refusal: SdkerasError) -> Row:
         try:
             loss = _loss(problem, "float32")
         except SdkerasError:  # not even a gradient
-            return Row(case, "refused", note=reason(refusal))
+            return Row(case, "refused", note=last_line(refusal))
     directions = _directions(loss, front=True)
     truths = [_differences(loss, direction) for direction in directions]
-    dtype, mode, error, why = loss.dtype.name, "", np.nan, reason(refusal)
+    dtype, mode, error, why = loss.dtype.name, "", np.nan, last_line(refusal)
     with contextlib.suppress(SdkerasError):
         operator = HessianOperator(loss, allow_unverified=True)
         mode, error = operator.verification.mode, _error(operator, directions, truths)

@@ -8,7 +8,8 @@ import tensorflow as tf
 
 import sdkeras
 from oracles import VECTORS, finite_difference_hessian
-from sdkeras.operators.engine import PRODUCT_MODES, exact_moments
+from sdkeras.operators.modes import PRODUCT_MODES
+from sdkeras.operators.tf_patches import exact_moments
 
 layers = keras.layers
 CE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -194,7 +195,7 @@ def test_layer_families_against_finite_differences(family: str) -> None:
     assert single.verification.hvp_relative_error < 2e-5
 
 
-@pytest.mark.parametrize("mode", PRODUCT_MODES)
+@pytest.mark.parametrize("mode", PRODUCT_MODES[1:])
 def test_product_modes_agree(mode: str) -> None:
     model = compiled(FAMILIES["layer normalization"]())
     loss = sdkeras.EmpiricalLoss(model, data(3), batch_size=6, dtype="float64")

@@ -75,7 +75,7 @@ def check(model: keras.Model, data: Any, *, products: bool = True, rounding: flo
     loss = sdkeras.EmpiricalLoss(model, data, batch_size=4, dtype="float64")
     assert len(loss.batches) == 3
     assert not loss.notes
-    whole = loss._batch(loss.source.take(slice(None)), 0)
+    whole = loss.batch(loss.source.take(slice(None)), 0)
     engine = loss.gradients
     value = float(engine.evaluate(engine.point, whole)[0])
     weights = data[2] if len(data) == 3 else None
@@ -158,7 +158,7 @@ def test_weights_of_two_outputs() -> None:
     model = double(two_outputs({"steps": cross_entropy(), "total": cross_entropy(reduction="mean_with_sample_weight")}))
     weights = {"steps": WEIGHTS["weights of steps"], "total": WEIGHTS["weights of examples"][:, 0]}
     loss = sdkeras.EmpiricalLoss(model, (TOKENS, {"steps": LABELS, "total": LABELS[:, 0]}, weights), 4, dtype="float64")
-    whole = loss._batch(loss.source.take(slice(None)), 0)
+    whole = loss.batch(loss.source.take(slice(None)), 0)
     assert np.isclose(loss.value(), float(loss.gradients.evaluate(loss.point, whole)[0]), rtol=1e-12)
 
 

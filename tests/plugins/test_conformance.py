@@ -60,9 +60,11 @@ def test_no_built_in_estimator_is_left_out():
 
 
 @pytest.fixture(autouse=True)
-def _forget_declarations(monkeypatch):
+def _forget_declarations():
     registry.installed()  # the built-ins' own declarations are made once in a process and must stay
-    monkeypatch.setattr(kinds, "_declared", dict(kinds._declared))
+    known = kinds.declared()
+    yield
+    kinds.forget_since(known)
 
 
 def spectrum_plugin(change):

@@ -11,6 +11,7 @@ from oracles import rotated
 from sdkeras.errors import NonFiniteError, OperatorSizeError, SdkerasError
 from sdkeras.linalg.operators import DenseOperator, FunctionOperator
 from sdkeras.linalg.probes import rademacher_probes
+from sdkeras.testing import CountingOperator
 from sdkeras_plugins.exact import Exact, memory_needed
 from sdkeras_plugins.lanczos import Lanczos
 from sdkeras_plugins.power_iteration import PowerIteration
@@ -71,15 +72,8 @@ def test_nested_rule_has_seven_tenths_of_the_steps(num_steps, coarse):
         assert len(found.nested.nodes) == coarse
         alone = StochasticLanczosQuadrature(num_steps=coarse).estimate(operator(np.linspace(-2, 3, 40)), seed=5)
         assert found.nested == attrs.evolve(alone, nested=None)
-
-
-def test_quadrature_residuals_hold():
-    source = operator(np.concatenate([np.linspace(-1, 1, 60), [9.0]]))
-    found = StochasticLanczosQuadrature(num_steps=12).estimate(source, seed=0)
-    truth = np.linalg.eigvalsh(source.matrix)
-    distances = np.min(np.abs(found.nodes[:, None] - truth), axis=1)
-    assert np.all(distances <= found.residuals + 1e-12)
-    assert found.residuals[-1] < 1e-6 < found.residuals[5]
+    bare = attrs.evolve(StochasticLanczosQuadrature(num_steps=num_steps), reorthogonalize=False)
+    assert bare.estimate(operator(np.linspace(-2, 3, 40)), seed=5).residuals is None
 
 
 # Lanczos
@@ -168,18 +162,6 @@ def test_power_iteration_says_when_plus_and_minus_sigma_keep_it_from_converging(
     assert found.residuals[0] > 0.5
     both = PowerIteration(which="both", num_steps=500).estimate(operator([-3.0, -1.0, 1.0, 3.0]), seed=0)
     np.testing.assert_allclose(both.values, [3, -3], atol=1e-2)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_power_iteration_residuals_are_the_true_ones(dtype):
-    source = operator([-5.0, -4.5, 0.0, 1.0, 3.0, 7.0, 8.0], dtype)
-    found = PowerIteration(num_eigenpairs=2, which="both", num_steps=400, eigenvectors=True).estimate(source, seed=0)
-    np.testing.assert_allclose(found.values, [8, 7, -4.5, -5], atol=1e-3)
-    assert found.converged.all()
-    vectors = found.vectors.astype(np.float64)
-    true = np.linalg.norm(source.matrix.astype(np.float64) @ vectors - vectors * found.values, axis=0)
-    np.testing.assert_allclose(found.residuals, true, rtol=1e-2, atol=7 * 8 * np.finfo(dtype).eps)
-    np.testing.assert_allclose(vectors.T @ vectors, np.eye(4), atol=20 * np.finfo(dtype).eps)
 
 
 def test_power_iteration_never_returns_more_pairs_than_dimensions():
@@ -291,8 +273,10 @@ def test_exact_stays_within_the_memory_it_announces(size, chunk):
 
 def test_exact_says_what_it_needs_and_what_to_do():
     source = operator(np.linspace(0, 1, 50))
-    with pytest.raises(OperatorSizeError, match=r"50 dimensions .*may be used; take the slq estimator"):
-        Exact(memory_gb=1e-4).estimate(source, seed=0)
+    counting = CountingOperator(source)
+    with pytest.raises(OperatorSizeError, match=r"50 dimensions .*may be used; take the slq estimator.*`params`"):
+        Exact(memory_gb=1e-4).estimate(counting, seed=0)
+    assert counting.count == 0
     assert Exact(memory_gb=memory_needed(50) / 1e9).estimate(source, seed=0).exact
 
 

@@ -14,6 +14,7 @@ from sdkeras.dimension.sampling import AdaptiveSettings, Outcome, estimate_sharp
 from sdkeras.estimators.select import estimator_of_spectrum, settings_of
 from sdkeras.linalg.operators import DenseOperator
 from sdkeras.results.estimates import Spectrum
+from sdkeras_plugins.paper_estimators import density
 
 ETA = 0.125
 EPS = 1e-6
@@ -116,6 +117,23 @@ def test_sd_kde_is_the_crossing_of_the_smoothed_density(bandwidth: float) -> Non
     tolerance = 1e-5 + 2 * (bandwidth / 4) ** 2 / 8 / t_star * density
     assert outcome.sharpness_dimension.value == pytest.approx(expected, abs=tolerance)
     assert tolerance < 1e-3 * expected
+
+
+def test_the_density_is_the_closed_form_and_the_cells_hold_its_mass() -> None:
+    bandwidth, run = 0.05, RITZ[0]
+    mixture = density(np.log(1 - ETA * run.nodes[:5]), run.weights[:5], bandwidth)
+    points, mass = np.log(1 - ETA * run.nodes[:5]), run.weights[:5] / run.weights[:5].sum()
+    at = np.linspace(points.min() - 0.3, points.max() + 0.3, 41)
+    scaled = (at[:, None] - points) / bandwidth
+    np.testing.assert_allclose(mixture.cdf(at), scipy.stats.norm.cdf(scaled) @ mass, atol=1e-14)
+    np.testing.assert_allclose(mixture.prob(at), scipy.stats.norm.pdf(scaled) @ mass / bandwidth, rtol=1e-10)
+    smoothed = estimator_of_spectrum("sd-kde", {"num_steps": 25, "bandwidth": bandwidth, "offset": 1e-13}, PLAIN)
+    cells = smoothed.estimate(DenseOperator(MATRICES[0]), seed=0)
+    whole = density(np.log(np.abs(1 - ETA * run.nodes)), run.weights, bandwidth)
+    z = np.log(np.abs(1 - ETA * cells.nodes))
+    edges = (np.unique(np.round(z / (bandwidth / 4))) + 0.5) * bandwidth / 4
+    below = [cells.weights[z < edge].sum() / SIZE for edge in edges]
+    np.testing.assert_allclose(below, whole.cdf(edges), atol=4e-9)  # 2e-9 beyond 6 h at either end
 
 
 @pytest.mark.parametrize(("count", "bandwidth"), [(7, 1e-3), (50, 1e-2), (150, 1e-3)])

@@ -126,12 +126,12 @@ def test_repeated_singular_values_switch_the_correction_off() -> None:
 def test_neutral_singular_values_are_never_taken_as_simple() -> None:
     """A sigma of 1 to 1e-6 stands for many directions; the same node away from 1 is accepted."""
 
-    def accepted(top: float):
-        run = sdkeras.Spectrum([0.5, top], [1.2, 0.8], num_matvecs=1, seed=0, residuals=[1e-9, 1e-9])
-        return pooling._accepted(run, SingularValueMap("weights"))
+    def masses(top: float):
+        run = sdkeras.Spectrum([0.5, top, 3.0], [1.2, 0.8, 1.4], num_matvecs=1, seed=0, residuals=[1e-9, 1e-9, 0.1])
+        return pooling.as_atoms(run, SingularValueMap("weights"), correct=True).weights
 
-    assert list(accepted(1.0 + 1e-7)) == [True, False]
-    assert list(accepted(1.01)) == [True, True]
+    assert masses(1.0 + 1e-7) == pytest.approx([1.0, 0.8 * 2.4 / 2.2, 1.4 * 2.4 / 2.2])
+    assert masses(1.01) == pytest.approx([1.0, 1.0, 1.4])
     assert SingularValueMap("weights")(np.array([0.0, 1.0]))[0] == np.log(1e-12)
 
 

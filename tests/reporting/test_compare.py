@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 import sdkeras
 from sample_runs import ALONE, EMPTY, ESTIMATE, FOUND, RUN
 from sdkeras.errors import SdkerasError
+from sdkeras.reporting.build import report_of
 from sdkeras.reporting.comparison import Comparison, NumberDifference, Quantity, number_difference
 from sdkeras.reporting.html import as_html
 from sdkeras.reporting.numbers import with_error
-from sdkeras.reporting.tables import difference_groups
 from sdkeras.reporting.terminal import as_text
 from sdkeras.results import answers, measured
 from sdkeras.results.lyapunov import LyapunovDimension, MStepSharpness
@@ -267,7 +267,7 @@ def test_the_numbers_of_a_trajectory() -> None:
     assert first.difference == pytest.approx(-0.4)
     assert first.error == pytest.approx(math.hypot(1.959964 * 0.03, 1.959964 * 0.04 + 0.02), rel=1e-6)
     assert first.outcome == "fell"
-    assert "B has an upper end, by rounding" in row(found, "lyapunov.values.1").verdict
+    assert "B is an upper bound, by rounding" in row(found, "lyapunov.values.1").verdict
     # bracket [1, 3] against 3.5 [3.25, 3.75]
     dimension = row(found, "lyapunov.dimension.value")
     assert (dimension.difference, dimension.error, dimension.outcome) == (1.5, 1.25, "rose")
@@ -308,8 +308,8 @@ def test_many_exponents_are_kept_and_the_leading_ones_shown() -> None:
     )
     found = sdkeras.compare(attrs.evolve(ALONE, lyapunov=many), attrs.evolve(ALONE, lyapunov=many, partial=True))
     assert row(found, "lyapunov.values.39")
-    ((_, rows),) = difference_groups(found)
-    assert [entry.label for entry in rows] == [*(f"ell_{k}" for k in range(1, 13)), "D_s", "sum of all exponents"]
+    *_, numbers = report_of(found).tables
+    assert [row[0] for row in numbers.rows] == [*(f"ell_{k}" for k in range(1, 13)), "D_s", "sum of all exponents"]
 
 
 def test_what_to_know_before_the_numbers() -> None:

@@ -14,11 +14,14 @@ from hypothesis import strategies as st
 import sdkeras
 from sample_runs import EMPTY, RUN
 from sdkeras.dimension.exponents import ExponentMap, rds_sharpness
-from sdkeras.reporting import explanations, figures
+from sdkeras.reporting.build import report_of
+from sdkeras.reporting.drawing import as_svg
 from sdkeras.reporting.html import as_html
 from sdkeras.reporting.numbers import bar_lengths
-from sdkeras.reporting.tables import layer_rows
+from sdkeras.reporting.report import Figure
+from sdkeras.reporting.spectrum_figures import cumulative_exponents
 from sdkeras.reporting.terminal import as_text
+from sdkeras.reporting.words import dimension_in_words, edge_in_words
 from sdkeras.results import answers, measured
 from sdkeras.results.dimension import EdgeOfStability, FrozenLyapunov, SharpnessDimension
 
@@ -56,13 +59,18 @@ def plausible_run() -> answers.Analysis:
         RUN,
         sharpness_dimension=estimate,
         estimates=(estimate,),
-        spectrum=answers.SpectrumSummary(nodes, weights),
+        spectrum=answers.SpectrumSummary(nodes, weights, exponents=z),
         rds_sharpness=rds_sharpness(np.sort(z)[::-1], weights),
         layers=layers,
     )
 
 
 PLAUSIBLE = plausible_run()
+
+
+def figure(run: answers.Analysis, name: str) -> Figure | None:
+    """The figure of this name, where the run has one."""
+    return next((each for each in report_of(run).figures if each.name == name), None)
 
 
 def svgs(page: str) -> list[str]:
@@ -133,29 +141,29 @@ def test_every_figure_takes_its_colours_from_the_page() -> None:
 
 
 def test_the_figures_mark_threshold_dimension_and_j_star() -> None:
-    density, exponents, cumulative, convergence = figures.figures(PLAUSIBLE)
+    density, exponents, cumulative, convergence = map(as_svg, report_of(PLAUSIBLE).figures)
     value = PLAUSIBLE.sharpness_dimension.value
-    assert "threshold 20" in density.svg
-    assert f"SD {value:,.1f}" in exponents.svg
-    assert "t* = -0.02" in exponents.svg
-    assert f"j* = {math.floor(value):,}" in cumulative.svg
-    assert "runs" in convergence.svg
+    assert "threshold 20" in density
+    assert f"SD {value:,.1f}" in exponents
+    assert "t* = -0.02" in exponents
+    assert f"j* = {math.floor(value):,}" in cumulative
+    assert "runs" in convergence
+
+
+def crossing(run: answers.Analysis) -> float:
+    """Where the cumulative sum of the exponents turns negative."""
+    mass, total = cumulative_exponents(run.spectrum)
+    after = int(np.flatnonzero(total < 0)[0])
+    return float(np.interp(0.0, [-total[after - 1], -total[after]], [mass[after - 1], mass[after]]))
 
 
 def test_the_cumulative_curve_crosses_zero_at_the_dimension() -> None:
-    mass, total = figures.cumulative_exponents(PLAUSIBLE)
-    after = int(np.flatnonzero(total < 0)[0])
-    crossing = np.interp(0.0, [-total[after - 1], -total[after]], [mass[after - 1], mass[after]])
-    assert crossing == pytest.approx(PLAUSIBLE.sharpness_dimension.value, abs=1e-6)
-    # The decay moves every exponent, so the curve of another map would not do.
-    other = attrs.evolve(PLAUSIBLE, optimizer=attrs.evolve(PLAUSIBLE.optimizer, weight_decay=0.1))
-    assert figures.cumulative_exponents(other)[1][-1] < total[-1] - 1
+    assert crossing(PLAUSIBLE) == pytest.approx(PLAUSIBLE.sharpness_dimension.value, abs=1e-6)
 
 
-def test_a_map_of_a_later_version_has_no_cumulative_curve() -> None:
-    estimate = attrs.evolve(PLAUSIBLE.sharpness_dimension, map="later")
-    run = attrs.evolve(PLAUSIBLE, sharpness_dimension=estimate)
-    assert figures.cumulative(run) is None
+def test_a_file_without_exponents_has_no_cumulative_curve() -> None:
+    run = attrs.evolve(PLAUSIBLE, spectrum=attrs.evolve(PLAUSIBLE.spectrum, exponents=None))
+    assert figure(run, "cumulative") is None
     assert len(svgs(as_html(run))) == 3
 
 
@@ -163,7 +171,8 @@ def test_a_map_of_a_later_version_has_no_cumulative_curve() -> None:
 def test_the_cumulative_curve_of_a_momentum_map_is_drawn_from_the_file_alone(name: str) -> None:
     exponent_map = ExponentMap(name, 0.1, 0.01, 0.9)
     nodes, weights = PLAUSIBLE.spectrum.nodes, PLAUSIBLE.spectrum.weights
-    value = sdkeras.sharpness_dimension(exponent_map(nodes), np.tile(weights, 2))
+    z = exponent_map(nodes)
+    value = sdkeras.sharpness_dimension(z, np.tile(weights, 2))
     estimate = attrs.evolve(
         PLAUSIBLE.sharpness_dimension,
         value=value,
@@ -175,14 +184,12 @@ def test_the_cumulative_curve_of_a_momentum_map_is_drawn_from_the_file_alone(nam
         PLAUSIBLE,
         sharpness_dimension=estimate,
         estimates=(estimate,),
+        spectrum=attrs.evolve(PLAUSIBLE.spectrum, exponents=z, log_moduli=exponent_map.log_eigenvalues(nodes)),
         optimizer=attrs.evolve(PLAUSIBLE.optimizer, momentum=0.9, weight_decay=0.01),
     )
     run = answers.Analysis.from_json(run.to_json())
-    mass, total = figures.cumulative_exponents(run)
-    assert mass[-1] == pytest.approx(4000)
-    after = int(np.flatnonzero(total < 0)[0])
-    crossing = np.interp(0.0, [-total[after - 1], -total[after]], [mass[after - 1], mass[after]])
-    assert crossing == pytest.approx(value, abs=1e-6)
+    assert cumulative_exponents(run.spectrum)[0][-1] == pytest.approx(4000)
+    assert crossing(run) == pytest.approx(value, abs=1e-6)
     page, text = as_html(run), as_text(run)
     assert len(svgs(page)) == 5
     assert "Position and velocity" in page
@@ -201,25 +208,23 @@ def test_the_density_names_its_operator_and_marks_that_operators_threshold() -> 
         spectrum=attrs.evolve(PLAUSIBLE.spectrum, operator=operator),
         edge_of_stability=attrs.evolve(PLAUSIBLE.edge_of_stability, operator=operator),
     )
-    svg = figures.spectral_density(run).svg
+    svg = as_svg(figure(run, "density"))
     assert "eigenvalue of the preconditioned Hessian" in svg
     assert "threshold 20" in svg
-    assert "preconditioned" not in figures.spectral_density(PLAUSIBLE).svg
-    other = attrs.evolve(run, edge_of_stability=PLAUSIBLE.edge_of_stability)
-    assert "threshold" not in figures.spectral_density(other).svg
-
-
-def test_the_threshold_of_another_operator_is_not_drawn_over_the_hessian() -> None:
-    edge = attrs.evolve(PLAUSIBLE.edge_of_stability, operator="P^-1/2 H P^-1/2")
-    assert "threshold" not in figures.spectral_density(attrs.evolve(PLAUSIBLE, edge_of_stability=edge)).svg
+    assert "preconditioned" not in as_svg(figure(PLAUSIBLE, "density"))
+    for other in (
+        attrs.evolve(run, edge_of_stability=PLAUSIBLE.edge_of_stability),
+        attrs.evolve(PLAUSIBLE, edge_of_stability=run.edge_of_stability),
+    ):
+        assert "threshold" not in as_svg(figure(other, "density"))
 
 
 @pytest.mark.parametrize(("threshold", "drawn"), [(20.0, True), (1e6, False), (1e300, False), (0.0, True)])
 def test_a_threshold_out_of_sight_is_said_in_words(threshold: float, drawn: bool) -> None:
     edge = attrs.evolve(PLAUSIBLE.edge_of_stability, threshold=threshold)
-    figure = figures.spectral_density(attrs.evolve(PLAUSIBLE, edge_of_stability=edge))
-    assert ("threshold" in figure.svg) == drawn
-    assert ("far to the right" in figure.caption) != drawn
+    density = figure(attrs.evolve(PLAUSIBLE, edge_of_stability=edge), "density")
+    assert ("threshold" in as_svg(density)) == drawn
+    assert ("far to the right" in density.caption) != drawn
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -229,7 +234,7 @@ def test_tiny_states_have_a_page(size: int) -> None:
     run = attrs.evolve(
         PLAUSIBLE,
         sharpness_dimension=estimate,
-        spectrum=answers.SpectrumSummary(nodes, np.ones(size)),
+        spectrum=answers.SpectrumSummary(nodes, np.ones(size), exponents=ExponentMap("sgd", 0.1)(nodes)),
         rds_sharpness=rds_sharpness(np.sort(ExponentMap("sgd", 0.1)(nodes))[::-1], np.ones(size)),
     )
     for svg in svgs(as_html(run)):
@@ -238,7 +243,7 @@ def test_tiny_states_have_a_page(size: int) -> None:
 
 def test_hostile_names_stay_text_everywhere() -> None:
     layers = tuple(attrs.evolve(layer, name=HOSTILE) for layer in PLAUSIBLE.layers)
-    warning = sdkeras.results.note.Warning(HOSTILE, HOSTILE)
+    warning = sdkeras.results.note.Note(HOSTILE, HOSTILE)
     estimate = attrs.evolve(PLAUSIBLE.sharpness_dimension, estimator=HOSTILE, coordinates=HOSTILE)
     provenance = attrs.evolve(PLAUSIBLE.provenance, device=HOSTILE, created=HOSTILE, data_digest=HOSTILE)
     assumption = sdkeras.results.bounds.Assumption(HOSTILE, HOSTILE, HOSTILE)
@@ -284,13 +289,14 @@ def test_no_number_of_a_run_json_breaks_the_page(
     }
     estimate = attrs.evolve(PLAUSIBLE.sharpness_dimension, **numbers, interval=(value - half, value + half))
     array = np.array(nodes, np.float64)
+    twice = np.tile(array, 2)
     run = attrs.evolve(
         PLAUSIBLE,
         sharpness_dimension=estimate,
         estimates=(estimate,),
-        spectrum=answers.SpectrumSummary(array, np.abs(array)),
+        spectrum=answers.SpectrumSummary(array, np.abs(array), exponents=twice, log_moduli=twice),
         rds_sharpness=sdkeras.results.dimension.RdsSharpness(array, np.linspace(0, 1, len(array)), array),
-        optimizer=attrs.evolve(PLAUSIBLE.optimizer, learning_rate=rate),
+        optimizer=attrs.evolve(PLAUSIBLE.optimizer, learning_rate=rate, momentum=0.9),
         edge_of_stability=EdgeOfStability("H", value, value, ratio, value, value, "No verdict."),
     )
     page = as_html(answers.Analysis.from_json(run.to_json()))
@@ -312,7 +318,7 @@ def test_no_number_of_a_run_json_breaks_the_page(
 )
 def test_the_edge_is_said_in_words_and_shown_on_the_gauge(ratio: float | None, words: str, gauge: str | None) -> None:
     edge = attrs.evolve(PLAUSIBLE.edge_of_stability, ratio=ratio)
-    assert words in explanations.edge_in_words(edge)
+    assert words in edge_in_words(edge)
     page = as_html(attrs.evolve(PLAUSIBLE, edge_of_stability=edge))
     shown = re.findall(r'class="fill[ a-z]*" style="width: ([^"]*)"', page)
     assert shown == ([] if gauge is None else [gauge])
@@ -333,7 +339,7 @@ def test_the_first_screen_says_verdict_dimension_and_trust() -> None:
 def test_words_for_a_point_and_for_everything() -> None:
     for value, words in ((0.0, "would be a point"), (2000.0, "at its upper bound")):
         estimate = attrs.evolve(PLAUSIBLE.sharpness_dimension, value=value, codimension=2000 - value)
-        assert words in explanations.dimension_in_words(attrs.evolve(PLAUSIBLE, sharpness_dimension=estimate))
+        assert words in dimension_in_words(attrs.evolve(PLAUSIBLE, sharpness_dimension=estimate))
 
 
 @pytest.mark.parametrize("name", ["sgd", "heavy-ball", "adam", "full"])
@@ -400,7 +406,8 @@ def test_the_largest_absolute_eigenvalue_is_named_where_it_is_another(smallest: 
 
 
 def test_layers_are_bars_of_their_share_in_page_and_terminal() -> None:
-    assert [row.eigenvalue_share for row in layer_rows(PLAUSIBLE)] == [0.25, 1.0, 0.0]
+    layers = next(table for table in report_of(PLAUSIBLE).tables if "layer (parameters)" in table.columns)
+    assert [row[1].share for row in layers.rows] == [0.25, 1.0, 0.0]
     page, text = as_html(PLAUSIBLE), as_text(PLAUSIBLE)
     assert "width: 25.00%" in page
     lines = {

@@ -39,7 +39,8 @@ def test_saved_and_loaded_are_equal(run: answers.Analysis, tmp_path: Path) -> No
 def test_paths_of_the_schema() -> None:
     document = json.loads(RUN.to_json())
     assert document["sharpness_dimension"]["interval"] == [1520.5, 1540.0]
-    assert document["hessian"]["largest"] == {"value": 12.0, "converged": True, "residual": 1e-4, "stderr": None}
+    expected = {"value": 12.0, "converged": True, "residual": 1e-4, "stderr": None}
+    assert expected.items() <= document["hessian"]["largest"].items()
     assert document["hessian"]["trace"]["value"] is None
     assert math.isnan(answers.Analysis.from_json(RUN.to_json()).hessian.trace.value)
     assert document["sharpness_dimension"]["history_half_width"][0] is None
@@ -258,7 +259,7 @@ def test_reports_say_the_verdict_first_and_everything_else(run: answers.Analysis
 def test_an_unverified_operator_is_loud() -> None:
     bad = attrs.evolve(RUN, verification=attrs.evolve(RUN.verification, passed=False))
     assert "UNVERIFIED" in as_text(bad)
-    assert "Unverified" in as_html(bad)
+    assert "UNVERIFIED" in as_html(bad)
 
 
 def test_numbers_follow_their_uncertainty() -> None:

@@ -1,30 +1,35 @@
 """A training over time in the terminal and as a page: the log's numbers, safe whatever the names are."""
 
-import io
 import math
 import re
+from typing import Any
 
 import attrs
 import numpy as np
 import pytest
-from rich.console import Console
+from matplotlib.figure import Figure as Canvas
 
 from reporting.test_page import HOSTILE, _Tags
 from sample_log import FOUND, HEADER
 from sdkeras.dimension.bounds import Facts, bounds
-from sdkeras.reporting import track, track_figures
-from sdkeras.reporting.track import as_html, notes, render, table, verdict
-from sdkeras.results.log import Measurement, Reading, RunLog
+from sdkeras.reporting import build_track
+from sdkeras.reporting.build import report_of
+from sdkeras.reporting.drawing import PRINT
+from sdkeras.reporting.html import as_html
+from sdkeras.reporting.report import Figure, Table
+from sdkeras.reporting.terminal import as_text
+from sdkeras.results.log import Measurement, RunLog
+from sdkeras.results.measured import Measured
 
-NAN = Reading(math.nan, False)
+NAN = Measured(math.nan, False)
 
 
 def measured(step: int, ratio: float, **changes: object) -> Measurement:
     values = {
         **FOUND.values,
-        "sharpness_ratio": Reading(ratio, True),
-        "rds_sharpness": Reading(0.01, True),
-        "hessian_trace": Reading(9.0, step > 10, stderr=1.0),
+        "sharpness_ratio": Measured(ratio, True),
+        "rds_sharpness": Measured(0.01, True),
+        "hessian_trace": Measured(9.0, step > 10, stderr=1.0),
     }
     metrics = {"loss": 1.0 / step, "val_loss": 1.5 / step, "accuracy": 0.9, "val_accuracy": 0.8}
     return attrs.evolve(FOUND, **{"step": step, "values": values, "metrics": metrics, **changes})
@@ -34,10 +39,28 @@ FAILED = measured(40, math.nan, values=dict.fromkeys(FOUND.values, NAN), notes=(
 LOG = RunLog(HEADER, (measured(10, 0.5), measured(20, 0.95), measured(30, 1.02), FAILED))
 
 
-def text(log: RunLog, width: int = 100) -> str:
-    console = Console(width=width, color_system=None, highlight=False, file=io.StringIO())
-    console.print(render(log))
-    return console.file.getvalue()
+def verdict(log: RunLog) -> str:
+    return report_of(log).lines[0]
+
+
+def notes(log: RunLog) -> list[str]:
+    return [note.message for note in report_of(log).notes]
+
+
+def table(log: RunLog) -> Table:
+    """All measurements, as the page lists them."""
+    return next(table for table in report_of(log).tables if table.only == "page")
+
+
+def figure(log: RunLog, name: str) -> Figure:
+    return next(each for each in report_of(log).figures if each.name == name)
+
+
+def drawn(log: RunLog, name: str) -> list[Any]:
+    """The axes of a figure, in the data's own units."""
+    canvas = Canvas()
+    figure(log, name).draw(canvas.add_subplot(), PRINT)
+    return canvas.axes
 
 
 def test_the_verdict_is_of_the_last_number_and_tells_when_the_edge_was_reached() -> None:
@@ -52,25 +75,25 @@ def test_the_verdict_is_of_the_last_number_and_tells_when_the_edge_was_reached()
 
 
 def test_the_terminal_shows_each_measurement() -> None:
-    shown = text(LOG, 80)
+    shown = as_text(LOG, 80)
     assert max(len(line) for line in shown.splitlines()) <= 80
     rows = [line.split() for line in shown.splitlines() if re.match(r" *\d+ +1 ", line)]
     assert [row[0] for row in rows] == ["10", "20", "30", "40"]
     assert rows[1] == ["20", "1", "12", "20", "0.95", "0.01", "1,530", "470", "0.05"]
     assert rows[3][2:8] == ["-", "20", *["-"] * 4]
     many = attrs.evolve(LOG, measurements=tuple(measured(k, 0.5) for k in range(1, 100)))
-    assert "the last 30 of 99" in text(many)
+    assert "the last 30 of 99" in as_text(many)
 
 
 def test_columns_without_a_number_are_left_out() -> None:
     assert "source" not in table(LOG).columns
-    assert table(LOG).rows[0].cells[table(LOG).columns.index("trace")] == "9 ?"
+    assert table(LOG).rows[0][table(LOG).columns.index("trace")].text == "9 ?"
     bare = attrs.evolve(FOUND, values={"sharpness": FOUND.values["sharpness"]}, metrics={}, epoch=None)
     assert table(RunLog(HEADER, (bare,))).columns == (
         "step", "sharpness", "threshold", "learning rate", "seconds",
     )  # fmt: skip
     other = RunLog(HEADER, (attrs.evolve(bare, source="epoch-1.keras"),))
-    assert table(other).rows[0].cells[0] == "epoch-1.keras"
+    assert table(other).rows[0][0].text == "epoch-1.keras"
 
 
 def test_the_page_loads_nothing_and_is_well_formed() -> None:
@@ -104,90 +127,56 @@ def test_names_of_any_kind_are_shown_and_nothing_more() -> None:
     assert not _Tags(page).open
     assert "<script" not in page
     assert "49" not in re.findall(r"<title>(.*?)</title>", page)[0]
-    assert "alert(1)" in text(log)
+    assert "alert(1)" in as_text(log)
 
 
 @pytest.mark.parametrize("log", [RunLog(HEADER, ()), RunLog(HEADER, (FAILED,)), RunLog(HEADER, LOG.measurements[:1])])
 def test_logs_with_little_in_them_make_a_page(log: RunLog) -> None:
     assert not _Tags(as_html(log)).open
-    assert HEADER.model in text(log)
+    assert HEADER.model in as_text(log)
 
 
-def test_the_figures_draw_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is handed to the axes, in the data's own units."""
-    drawn: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-
-    class Axes:
-        def __init__(self, name: str) -> None:
-            self.lines = drawn.setdefault(name, [])
-
-        def plot(self, x, y, **style) -> None:
-            self.lines.append((np.asarray(x), np.asarray(y)))
-
-        def vlines(self, x, low, high, **style) -> None:
-            self.lines.append((np.asarray(low), np.asarray(high)))
-
-        def __getattr__(self, name: str):
-            return lambda *given, **named: self
-
-        xaxis = yaxis = patch = property(lambda self: self)
-
-    monkeypatch.setattr(track_figures, "svg", lambda name, label, draw: draw(Axes(name)) or "")
-    track_figures.track_figures(LOG.measurements)
-    (steps, thresholds), (_, sharpness) = drawn["edge"]
-    assert steps.tolist() == [10, 20, 30]
-    assert thresholds.tolist() == [20, 20, 20]
-    assert np.allclose(sharpness, [10, 19, 20.4])
-    (low, high), (_, values) = drawn["sharpness-codimension"]
-    assert set(low) == {460.0}
-    assert set(high) == {480.0}
-    assert set(values) == {470.0}
-    assert np.allclose(drawn["gap1"][0][1], [0.5 / 10, 0.5 / 20, 0.5 / 30, 0.5 / 40])
-    assert np.allclose(drawn["gap0"][0][1], 0.1)
+def test_the_figures_draw_the_numbers() -> None:
+    (axes,) = drawn(LOG, "edge")
+    thresholds, sharpness = axes.lines
+    assert list(thresholds.get_xdata()) == [10, 20, 30]
+    assert list(thresholds.get_ydata()) == [20, 20, 20]
+    assert np.allclose(sharpness.get_ydata(), [10, 19, 20.4])
+    (axes,) = drawn(LOG, "sharpness-codimension")
+    assert {tuple(segment[:, 1]) for segment in axes.collections[0].get_segments()} == {(460.0, 480.0)}
+    assert set(axes.lines[0].get_ydata()) == {470.0}
+    for name, gap in (("gap1", [0.5 / 10, 0.5 / 20, 0.5 / 30, 0.5 / 40]), ("gap0", [0.1] * 4)):
+        (axes,) = drawn(LOG, name)
+        assert np.allclose(axes.lines[0].get_ydata(), gap)
 
 
-def test_the_scale_of_the_bounds_is_drawn_beside_the_gap(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two axes with the log's numbers; without validation losses only the scale."""
-    drawn: list[tuple[list[float], list[float]]] = []
-
-    class Axes:
-        def plot(self, x, y, **style) -> None:
-            drawn.append((list(x), list(y)))
-
-        def twinx(self) -> "Axes":
-            return Axes()
-
-        spines = property(lambda self: {"right": self})
-
-        def __getattr__(self, name: str):
-            return lambda *given, **named: self
-
-        xaxis = yaxis = patch = property(lambda self: self)
-
-    monkeypatch.setattr(track_figures, "svg", lambda name, label, draw: draw(Axes()) or "")
+def test_the_scale_of_the_bounds_is_drawn_beside_the_gap() -> None:
+    """Two axes with the log's numbers, and the gap nowhere else; without validation losses only the scale."""
     inputs = {"loss_bound": 1.0, "lipschitz": 1.0, "delta": 0.1, "stability": 1e-3}
     found = bounds(Facts(1530.0, 2000, 100), inputs)
 
     def at(step: int, scale: float, total: float) -> Measurement:
-        own = {"bound_scale": Reading(scale, True, interval=(3.8, 4.0)), "generalization_bound": Reading(total, True)}
+        own = {"bound_scale": Measured(scale, True, interval=(3.8, 4.0)), "generalization_bound": Measured(total, True)}
         return attrs.evolve(measured(step, 0.5), values={**FOUND.values, **own}, bounds=found)
 
     log = RunLog(HEADER, (at(10, 3.9, math.nan), at(20, 3.5, found[1].total), FAILED))
-    figure = track_figures.bound_scale(log.measurements)
-    assert drawn == [([10, 20], [3.9, 3.5]), ([10, 20, 40], pytest.approx([0.05, 0.025, 0.0125]))]
-    assert f"at step 20 Theorem B.5 comes to {found[1].total:.4g}" in figure.caption
-    assert figure.title == "Scale of the bounds and gap of the loss"
+    scale, gap = (axes.lines[0] for axes in drawn(log, "bound"))
+    assert (list(scale.get_xdata()), list(scale.get_ydata())) == ([10, 20], [3.9, 3.5])
+    assert (list(gap.get_xdata()), list(gap.get_ydata())) == ([10, 20, 40], pytest.approx([0.05, 0.025, 0.0125]))
+    shown = figure(log, "bound")
+    assert f"at step 20 Theorem B.5 comes to {found[1].total:.4g}" in shown.caption
+    assert shown.title == "Scale of the bounds and gap of the loss"
+    assert "Generalization gap of the loss" not in [each.title for each in report_of(log).figures]
     assert {"sqrt(SD/n)", "bound"} <= set(table(log).columns)
-    assert "Scale of the bounds 3.5" in text(log)
+    assert "Scale of the bounds 3.5" in as_text(log)
     first, second = (note for note in notes(log) if note.startswith("Theorem"))
     assert first.startswith("Theorem 4.5 at step 20: ")
     assert first.endswith("; missing zeta, mutual_information, constant")
     assert f"Theorem B.5 at step 20: {found[1].verdict}, total {found[1].total:.4g}; with loss_bound 1," in second
     assert not any(note.startswith("Theorem") for note in notes(LOG))
-    drawn.clear()
-    alone = track_figures.bound_scale([attrs.evolve(each, metrics={}) for each in log.measurements])
-    assert (len(drawn), alone.title) == (1, "Scale of the bounds")
-    assert track_figures.bound_scale(LOG.measurements) is None
+    alone = attrs.evolve(log, measurements=tuple(attrs.evolve(each, metrics={}) for each in log.measurements))
+    assert (len(drawn(alone, "bound")), figure(alone, "bound").title) == (1, "Scale of the bounds")
+    assert "bound" not in [each.name for each in report_of(LOG).figures]
 
 
 def test_a_gap_between_a_weighted_and_an_unweighted_loss_is_called_none() -> None:
@@ -197,26 +186,15 @@ def test_a_gap_between_a_weighted_and_an_unweighted_loss_is_called_none() -> Non
 
 
 def test_the_page_of_a_long_log_draws_some_of_it_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[list[int]] = []
-    monkeypatch.setattr(track, "_MOST_DRAWN", 50)
-    monkeypatch.setattr(track, "track_figures", lambda found: drawn.append([each.step for each in found]) or ())
+    monkeypatch.setattr(build_track, "_MOST_DRAWN", 50)
     long = RunLog(HEADER, tuple(measured(step, 0.5) for step in range(1, 1001)))
-    page = as_html(long)
-    (steps,) = drawn
+    (axes,) = drawn(long, "edge")
+    steps = axes.lines[0].get_xdata()
     assert len(steps) == 50
     assert (steps[0], steps[-1]) == (1, 1000)
     assert set(np.diff(steps)) <= {20, 21}
+    page = as_html(long)
     assert page.count("<tr>") == 1 + 50
     assert "figures and table show 50 of 1,000 measurements, evenly spaced; the log has them all" in page
     assert f"{1000 * FOUND.num_hvps:,} products" in page
     assert "measurements, evenly spaced" not in as_html(attrs.evolve(long, measurements=long.measurements[:50]))
-
-
-def test_the_terminal_formats_no_more_rows_than_it_shows(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[float] = []
-    number = track.number
-    monkeypatch.setattr(track, "number", lambda *value: calls.append(value[0]) or number(*value))
-    for count in (100, 1000):
-        calls.clear()
-        render(RunLog(HEADER, tuple(measured(step, 0.5) for step in range(1, count + 1))))
-        assert len(calls) < 600

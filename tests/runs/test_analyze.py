@@ -14,7 +14,7 @@ from sdkeras.datasets import load_digits
 from sdkeras.dimension.exponents import ExponentMap
 from sdkeras.errors import ModelError, PluginError, SdkerasError
 from sdkeras.estimators import kinds
-from sdkeras.reporting import figures
+from sdkeras.reporting.spectrum_figures import cumulative_exponents
 from sdkeras.results.estimates import Eigenpairs
 from sdkeras.runs import analyze, measure
 from sdkeras.training_step import settings as update
@@ -214,7 +214,7 @@ def test_weight_decay_that_leaves_variables_out_is_in_the_operator(optimizer, di
     assert np.allclose(run.rds_sharpness.leading, np.mean(z, axis=0)[:32], atol=1e-8)
     assert run.spectrum.operator.endswith(" + W")
     assert "weight-decay-exclusions" not in {warning.code for warning in run.warnings}
-    mass, total = figures.cumulative_exponents(run)
+    mass, total = cumulative_exponents(run.spectrum)
     after = int(np.flatnonzero(total < 0)[0])
     crossing = np.interp(0.0, [-total[after - 1], -total[after]], [mass[after - 1], mass[after]])
     assert crossing == pytest.approx(estimate.value, abs=0.05)

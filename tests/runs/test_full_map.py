@@ -11,9 +11,11 @@ import pytest
 import sdkeras
 from sdkeras.errors import ModelError, SdkerasError
 from sdkeras.operators import precision
-from sdkeras.reporting import explanations, figures, tables
+from sdkeras.reporting.build import report_of
 from sdkeras.reporting.html import as_html
+from sdkeras.reporting.spectrum_figures import cumulative_exponents
 from sdkeras.reporting.terminal import as_text
+from sdkeras.reporting.words import dimension_in_words
 from sdkeras.runs import full_map
 from trainer import Trainer
 
@@ -143,16 +145,17 @@ def test_the_answer_says_what_it_is_of(adagrad: sdkeras.Analysis, tmp_path) -> N
 
 def test_reports_name_the_map_and_its_coordinates(adagrad: sdkeras.Analysis) -> None:
     coordinates = adagrad.sharpness_dimension.coordinates
-    shown = next(table for table in tables.tables(adagrad) if table.about == "dimension")
+    report = report_of(adagrad)
+    shown = next(table for table in report.tables if table.title.startswith("Sharpness dimension"))
     assert ("map", "full (the optimizer's whole step)", f"coordinates: {coordinates}") in shown.rows
     assert as_text(adagrad, width=200).count(f"(map full, {coordinates})") == 1
-    words = explanations.dimension_in_words(adagrad)
+    words = dimension_in_words(adagrad)
     assert coordinates in words
     assert "12 entries of the optimizer's slots" in words
-    drawn = [figure.title for figure in figures.figures(adagrad)]
+    drawn = [figure.title for figure in report.figures]
     assert "RDS sharpness exponents" in drawn
     assert not {"Spectral density", "Position and velocity"} & set(drawn)
-    mass, total = figures.cumulative_exponents(adagrad)
+    mass, total = cumulative_exponents(adagrad.spectrum)
     assert mass[-1] == pytest.approx(24)
     assert np.interp(adagrad.sharpness_dimension.j_star, mass, total) >= -1e-9
     assert coordinates in as_html(adagrad)

@@ -166,7 +166,7 @@ def test_intervals_of_psi_cover_the_truth() -> None:
         agree = np.random.default_rng([4, k]).random(20) < p
         values, gaps = [0.0, 1.0] * 20, [g for a in agree for g in ((0.0, 1.0) if a else (1.0, 0.0))]
         runs = table(values, gaps, rate=[0, 1] * 20, batch=[g for g in range(20) for _ in range(2)])
-        part = next(each for each in only(correlate(runs, num_resamples=400)).granulated if each.setting == "rate")
+        part = next(each for each in only(correlate(runs, num_resamples=200)).granulated if each.setting == "rate")
         low, high = part.interval
         covered += low - 1e-9 <= 2 * p - 1 <= high + 1e-9
     assert 0.87 < covered / 200 < 0.99  # the mean of 20 signs moves in steps of 0.1

@@ -7,7 +7,7 @@ import pytest
 
 from sdkeras.errors import SdkerasError
 from sdkeras.study.correlations import Correlations, Run, coefficient, correlate
-from sdkeras.study.heat_map import save_heat_map
+from sdkeras.study.figures import save_heat_map
 
 
 def found(measures: int, *, loss: bool = True) -> Correlations:

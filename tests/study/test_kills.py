@@ -15,10 +15,9 @@ import attrs
 import h5py
 import pytest
 
-from sdkeras.study import runner
-from sdkeras.study.definition import Study, read_study
+from sdkeras.errors import SdkerasError
+from sdkeras.study.definition import read_study
 from sdkeras.study.runner import run_study
-from sdkeras.study.worker import _Worker
 
 MODULE = """
 import time
@@ -59,33 +58,6 @@ steps = 25
 FIRST, SECOND = "lr0.1-bs8-seed0", "lr0.2-bs8-seed0"
 
 
-class InThisProcess:
-    """A worker of the study without a process of its own, as `runner._Pool` sees it."""
-
-    def __init__(self, command: list[str], log: Path) -> None:
-        study, runs, _, _ = command[-4:]
-        self._worker = _Worker(Study.load(study), Path(runs), 1)
-        self.output, self._ready = os.pipe()
-        self._answer: dict[str, Any] = {}
-        self.run, self.since = None, 0.0
-
-    def ask(self, job: dict[str, Any]) -> dict[str, Any]:
-        return self._worker.answer(job)
-
-    def begin(self, run: Any) -> None:
-        self.run, self.since = run, time.monotonic()
-        self._answer = self._worker.answer({"run": run.name, "settings": run.settings})
-        os.write(self._ready, b".")
-
-    def answer(self) -> dict[str, Any]:
-        os.read(self.output, 1)
-        return self._answer
-
-    def kill(self) -> None:
-        os.close(self.output)
-        os.close(self._ready)
-
-
 @attrs.frozen
 class Whole:
     """A study that nothing has interrupted.
@@ -102,7 +74,7 @@ class Whole:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+def whole(tmp_path_factory: pytest.TempPathFactory, without_processes: Callable[..., None]) -> Whole:
     place = tmp_path_factory.mktemp("kills")
     (place / "killed_nets.py").write_text(MODULE)
     (place / "grid.toml").write_text(GRID)
@@ -116,22 +88,16 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
         replace(source, target)
 
     with pytest.MonkeyPatch.context() as patch:
-        _in_this_process(patch, place)
+        without_processes(patch, place)
         patch.setattr(os, "replace", noted)
         run(place / "grid.toml", folder)
     return Whole(place / "grid.toml", folder, before)
 
 
 @pytest.fixture
-def in_this_process(whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not of the tests with real kills: worker processes have one thread each, and round in another order."""
-    _in_this_process(monkeypatch, whole.grid.parent)
-
-
-def _in_this_process(patch: pytest.MonkeyPatch, place: Path) -> None:
-    patch.setattr(runner, "_Process", InThisProcess)
-    patch.chdir(place)
-    patch.syspath_prepend(str(place))
+def in_this_process(whole: Whole, monkeypatch: pytest.MonkeyPatch, without_processes: Callable[..., None]) -> None:
+    """Not for the tests with real kills, whose workers round in another order."""
+    without_processes(monkeypatch, whole.grid.parent)
 
 
 def run(grid: Path, folder: Path) -> None:
@@ -244,6 +210,6 @@ def test_a_real_kill_with_a_finished_run_on_the_disk(
         try:
             run(grid, folder)
             break
-        except runner.SdkerasError:
+        except SdkerasError:
             time.sleep(0.5)
     assert content(folder) == content(whole)

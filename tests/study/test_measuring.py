@@ -1,6 +1,5 @@
 """What a worker makes of the user's model: the measures that fit it, the right one read back, errors in one line."""
 
-import itertools
 import json
 from pathlib import Path
 
@@ -11,11 +10,8 @@ import pytest
 import sdkeras
 from sdkeras.errors import DataError, ModelError, SdkerasError
 from sdkeras.study.data import StudyData
-from sdkeras.study.definition import Study, read_study
-from sdkeras.study.run_files import RunFolder
 from sdkeras.study.runner import plan_study
 from sdkeras.study.train import factory
-from sdkeras.study.worker import _Worker
 
 MODULE = """
 import keras
@@ -74,38 +70,16 @@ batch_size = 8
 [analysis]
 runs = 3
 """
-_COUNT = itertools.count()
 
 
 @pytest.fixture
-def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Writes a study with a module of its own, and gives the study."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-
-    def make(code: str = MODULE, **settings: str) -> Study:
-        name = f"nets_to_measure_{next(_COUNT)}"
-        (tmp_path / f"{name}.py").write_text(code)
-        given = {"model": "net", "data": "data", "rate": "0.1", "grid": "", "measures": "sharpness = {}", **settings}
-        (tmp_path / "grid.toml").write_text(GRID.format(module=name, **given))
-        return read_study(str(tmp_path / "grid.toml"))
-
-    return make
+def written(study_of):
+    """Writes a study; what is not given is that of a study of the sharpness of one run."""
+    usual = {"model": "net", "data": "data", "rate": "0.1", "grid": "", "measures": "sharpness = {}"}
+    return lambda code=MODULE, **texts: study_of(code, GRID, **{**usual, **texts})
 
 
-def done(study: Study) -> RunFolder:
-    """The only run, trained and measured."""
-    runs = Path("out/runs")
-    (run,) = study.runs
-    folder = RunFolder(runs / run.name)
-    folder.path.mkdir(parents=True, exist_ok=True)
-    answer = _Worker(study, runs, 1).answer({"run": run.name, "settings": run.settings})
-    if answer:
-        raise SdkerasError(f"{answer['stage']}: {answer['reason']}")
-    return folder
-
-
-def test_a_measure_that_does_not_know_the_map_has_a_reason_and_the_others_a_value(written) -> None:
+def test_a_measure_that_does_not_know_the_map_has_a_reason_and_the_others_a_value(written, done) -> None:
     measures = "sd-slq = {}\nslq = { num_steps = 8 }\nsharpness = {}"
     folder = done(written(grid="momentum = 0.9", measures=measures))
     values = folder.measured().values
@@ -119,7 +93,7 @@ def test_a_measure_that_does_not_know_the_map_has_a_reason_and_the_others_a_valu
         done(written(grid="momentum = 0.8", measures="sd-slq = {}"))
 
 
-def test_lambda_1_is_by_the_estimator_that_rounds_least_in_any_order(written) -> None:
+def test_lambda_1_is_by_the_estimator_that_rounds_least_in_any_order(written, done) -> None:
     wide = "sd-slq = { bin_width = 10.0, num_steps = 8 }\nslq = { num_steps = 8 }\nlambda_1 = {}"
     folder = done(written(measures=wide))
     run = sdkeras.Analysis.load(folder.analysis)
@@ -127,7 +101,7 @@ def test_lambda_1_is_by_the_estimator_that_rounds_least_in_any_order(written) ->
     assert 0 < folder.measured().values["lambda_1"].value < 1
 
 
-def test_a_measure_that_every_analysis_has_is_read_from_the_one_on_file(written) -> None:
+def test_a_measure_that_every_analysis_has_is_read_from_the_one_on_file(written, done) -> None:
     folder = done(written(measures="slq = { num_steps = 8 }\nsharpness = {}"))
     before = folder.analysis.stat().st_mtime_ns
     folder = done(written(measures="slq = { num_steps = 8 }\nsharpness = {}\ntrace = {}\nlambda_1 = {}"))
@@ -139,14 +113,14 @@ def test_a_measure_that_every_analysis_has_is_read_from_the_one_on_file(written)
     assert folder.analysis.stat().st_mtime_ns > before
 
 
-def test_a_helper_does_not_take_the_place_of_keras_own_function(written) -> None:
+def test_a_helper_does_not_take_the_place_of_keras_own_function(written, done) -> None:
     plain = done(written()).measured().values["sharpness"].value
     Path("out").rename("before")
     shadowed = done(written(MODULE + HOMONYMS)).measured().values["sharpness"].value
     assert shadowed == plain
 
 
-def test_a_function_by_a_name_of_keras_is_the_one_that_was_trained(written) -> None:
+def test_a_function_by_a_name_of_keras_is_the_one_that_was_trained(written, done) -> None:
     """Keras writes any activation called relu as its own; the model comes from the factory, not from a file."""
     shadowed = done(written(MODULE + HOMONYMS, model="own_relu")).measured().values["sharpness"].value
     Path("out").rename("before")
@@ -157,12 +131,12 @@ def test_a_function_by_a_name_of_keras_is_the_one_that_was_trained(written) -> N
     assert shadowed != done(written(MODULE + half, model="own_relu")).measured().values["sharpness"].value
 
 
-def test_what_tensorflow_says_comes_before_where(written) -> None:
+def test_what_tensorflow_says_comes_before_where(written, done) -> None:
     with pytest.raises(SdkerasError, match=r"training failed: InvalidArgumentError: Received a label value of 7 which"):
         done(written(model="classifier", data="wrong_labels"))
 
 
-def test_a_damaged_model_can_be_trained_again(written) -> None:
+def test_a_damaged_model_can_be_trained_again(written, done) -> None:
     study = written(measures="sharpness = {}")
     folder = done(study)
     folder.measures.unlink()
@@ -191,7 +165,7 @@ def test_trajectories_of_other_lengths_and_two_test_sets_are_refused(written) ->
         StudyData.of(attrs.evolve(written(), test_data="test.npz"))
 
 
-def test_iterates_that_were_not_recorded_and_a_file_in_the_way(written) -> None:
+def test_iterates_that_were_not_recorded_and_a_file_in_the_way(written, done) -> None:
     done(written())
     later = written(measures='e_alpha = { trajectory = "backward", metric = "euclidean" }')
     # The same code and data, under their old name.

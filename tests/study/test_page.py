@@ -9,19 +9,21 @@ from pathlib import Path
 import attrs
 import numpy as np
 import pytest
-from rich.console import Console
 
 from sdkeras.errors import SdkerasError
+from sdkeras.reporting import html
+from sdkeras.reporting.drawing import as_image
+from sdkeras.reporting.terminal import as_text
 from sdkeras.results.note import Note
 from sdkeras.study.correlations import Run, correlate
 from sdkeras.study.definition import read_study
+from sdkeras.study.figures import scatter
 from sdkeras.study.measures import NAMES
 from sdkeras.study.notes import CountedWarning, notes, warnings_by_code
-from sdkeras.study.page import as_html, headline, render
+from sdkeras.study.page import headline, study_report
 from sdkeras.study.results import Analysed, Results, Row
 from sdkeras.study.run_files import Failed, Measured, Scores, Trained, Value
 from sdkeras.study.runner import DONE, FAILED, NEW, RunState
-from sdkeras.study.scatter import save_scatter
 
 FOUR = [1.0, 2.0, 3.0, 4.0]
 EIGHT = [float(k) for k in range(8)]
@@ -80,9 +82,11 @@ def of_maps(results: Results, maps: Sequence[tuple[str, int]]) -> Results:
 
 def shown(results: Results) -> str:
     """The terminal's text in 80 columns."""
-    console = Console(width=80, file=io.StringIO(), highlight=False)
-    console.print(render(results, results.correlations()))
-    return console.file.getvalue()
+    return as_text(study_report(results, results.correlations()), width=80)
+
+
+def as_html(results: Results) -> str:
+    return html.as_html(study_report(results, results.correlations()))
 
 
 def in_one_line(text: str) -> str:
@@ -94,38 +98,47 @@ def in_one_line(text: str) -> str:
     [
         (
             {"up": EIGHT, "down": EIGHT[::-1], "odd": ODD},
-            "up goes most with the loss gap: tau-b +1.00 over 8 runs, of 3 measures; most against it goes down: -1.00",
+            "up correlates most strongly with the loss gap: tau-b +1.00 over 8 runs, of 3 measures; the strongest "
+            "negative correlation is that of down: -1.00",
         ),
-        ({"odd": ODD, "up": EIGHT}, "up goes most with the loss gap: tau-b +1.00 over 8 runs, of 2 measures"),
-        ({"odd": ODD}, "odd goes most with the loss gap: tau-b +0.71 over 8 runs, the one measure"),
+        (
+            {"odd": ODD, "up": EIGHT},
+            "up correlates most strongly with the loss gap: tau-b +1.00 over 8 runs, of 2 measures",
+        ),
+        ({"odd": ODD}, "odd correlates most strongly with the loss gap: tau-b +0.71 over 8 runs, the one measure"),
         # The larger one rests on 3 runs alone.
         (
             {"odd": ODD, "few": [0.0, 1.0, 2.0] + [np.nan] * 5},
-            "odd goes clearly with the loss gap: tau-b +0.71 over 8 runs, of 2 measures",
+            "odd correlates clearly with the loss gap: tau-b +0.71 over 8 runs, of 2 measures",
         ),
         (
             {"down": EIGHT[::-1], "few": [0.0, 1.0, 2.0] + [np.nan] * 5},
-            "No measure goes clearly with a gap: the largest tau-b is few's with the loss gap, +1.00 over 3 runs "
-            "(p = 0.33); most against the loss gap goes down: -1.00",
+            "No measure clearly correlates with a gap: the largest tau-b "
+            "is few's with the loss gap, +1.00 over 3 runs "
+            "(p = 0.33); the strongest negative one with the loss gap is that of down: -1.00",
         ),
         (
             {"weak": WEAK},
-            "No measure goes clearly with a gap: the largest tau-b is weak's with the loss gap, +0.36 over 8 runs "
+            "No measure clearly correlates with a gap: the largest tau-b "
+            "is weak's with the loss gap, +0.36 over 8 runs "
             "(p = 0.28)",
         ),
         (
             {"half": MIXED},
-            "No measure goes clearly with a gap: the largest tau-b is half's with the loss gap, +0.33 over 4 runs "
+            "No measure clearly correlates with a gap: the largest tau-b "
+            "is half's with the loss gap, +0.33 over 4 runs "
             "(p = 0.75)",
         ),
         (
             {"half": MIXED, "up": FOUR, "down": FOUR[::-1]},
-            "No measure goes clearly with a gap: the largest tau-b is up's with the loss gap, +1.00 over 4 runs "
+            "No measure clearly correlates with a gap: the largest tau-b "
+            "is up's with the loss gap, +1.00 over 4 runs "
             "(p = 0.083)",
         ),
         (
             {"down": FOUR[::-1]},
-            "No measure goes with a gap: the largest tau-b is down's with the loss gap, -1.00 over 4 runs (p = 0.083)",
+            "No measure correlates with a gap: the largest tau-b "
+            "is down's with the loss gap, -1.00 over 4 runs (p = 0.083)",
         ),
         ({"same": [1.0] * 4}, "No measure has a tau-b: all values of it, or of the gaps, are equal"),
     ],
@@ -147,7 +160,7 @@ def test_different_maps_are_told(tmp_path: Path) -> None:
     assert "coefficients of sd, sd-slq, lambda_1 mix them" in note
     assert 'one study for each optimizer, or set map = "hessian" under [analysis]' in note
     assert note in in_one_line(shown(mixed))
-    assert "adam with d = 416 in 1 run" in as_html(mixed, mixed.correlations())
+    assert "adam with d = 416 in 1 run" in as_html(mixed)
     table = list(csv.DictReader(io.StringIO(mixed.to_csv())))
     assert [row["map"] for row in table] == ["sgd", "adam", "sgd"]
     assert [row["state_size"] for row in table] == ["208", "416", "208"]
@@ -178,12 +191,12 @@ def test_warnings_are_counted_over_the_runs(tmp_path: Path) -> None:
     assert "Warnings of 3 runs (messages in study.html): coarse-bins in 2, saturated in 1." in in_one_line(
         shown(results)
     )
-    page = as_html(results, results.correlations())
+    page = as_html(results)
     assert "<b>coarse-bins</b>in 2 of 3 runs: first." in page
     assert "&lt;rare&gt;" in page
     table = list(csv.DictReader(io.StringIO(results.to_csv())))
     assert [row["warnings"] for row in table] == ["saturated;coarse-bins", "coarse-bins", ""]
-    assert "Warnings of the runs" not in as_html(made_up(tmp_path), results.correlations())
+    assert "Warnings of the runs" not in as_html(made_up(tmp_path))
 
 
 def test_identical_runs_are_told(tmp_path: Path) -> None:
@@ -229,7 +242,7 @@ def test_too_few_runs_are_refused_with_what_to_do(
 
 def test_the_page_says_what_the_measures_are_and_how_they_were_made(tmp_path: Path) -> None:
     results = made_up(tmp_path)
-    page = as_html(results, results.correlations())
+    page = as_html(results)
     for name in ("sd", "sd-slq", "lambda_1", "ph_dimension", "forward", "backward", "data", "gap", "tau-b", "psi"):
         assert page.count(f"<h3>{name}</h3>") == 1
     for name in ("sd-kde", "sharpness", "e_alpha", "euclidean"):
@@ -248,22 +261,22 @@ def test_the_page_says_what_the_measures_are_and_how_they_were_made(tmp_path: Pa
     ):
         assert said in made
     every = made_up(tmp_path, measures="\n".join(f"{name} = {{}}" for name in NAMES))
-    assert as_html(every, every.correlations()).count("<h3>") > len(NAMES)
+    assert as_html(every).count("<h3>") > len(NAMES)
 
 
 def test_long_reasons_wrap_and_the_picture_scrolls(tmp_path: Path) -> None:
     results = made_up(tmp_path)
     failed = RunState(results.rows[2].state.run, FAILED, Failed("training", "long " * 50))
     one = with_rows(results, state=[results.rows[0].state, results.rows[1].state, failed])
-    page = as_html(one, one.correlations())
+    page = as_html(one)
     section = page[page.index('id="failed"') :]
     # Cells of the class "wide" do not wrap.
-    assert section[section.index("<div") :].startswith('<div class="card">')
+    assert section[section.index("<article") :].startswith('<article class="card">')
     assert "1 run failed and is in no coefficient." in page
     (least,) = re.findall(r'<svg[^>]*style="min-width: ([\d.]+)px"', page)
     (natural,) = re.findall(r'<svg[^>]*viewBox="0 0 ([\d.]+) ', page)
     assert float(least) == float(natural) > 390
-    assert re.search(r"\.paper \{[^}]*overflow-x: auto", page)
+    assert re.search(r"\.panels div \{[^}]*overflow-x: auto", page)
 
 
 def test_the_terminal_has_a_line_for_each_measure_at_80_columns(tmp_path: Path) -> None:
@@ -272,16 +285,15 @@ def test_the_terminal_has_a_line_for_each_measure_at_80_columns(tmp_path: Path) 
     assert max(map(len, lines)) <= 80
     (header, _) = [line.split() for line in lines if "tau-b" in line and "interval" in line]
     assert header == ["measure", "tau-b", "95", "%", "interval", "p", "mean", "psi"]
-    of = [line.split() for line in lines if line.startswith(" ph_dimension-backward-euclidean ")]
+    of = [line.split() for line in lines if line.startswith("ph_dimension-backward-euclidean ")]
     assert of == [["ph_dimension-backward-euclidean", "+1.00", "[+1.00,", "+1.00]", "0.0028", "+1.00"]] * 2
 
 
 def test_errors_are_bars_in_the_scatter(tmp_path: Path) -> None:
     results = made_up(tmp_path, measures="sd = {}")
-    save_scatter(results, "loss_gap", tmp_path / "with.svg")
+    with_errors = as_image(scatter(results, "loss_gap"), "svg")
     values = [
         attrs.evolve(row.measured, values={"sd": Value(float(k), None, "", {})}) for k, row in enumerate(results.rows)
     ]
-    save_scatter(with_rows(results, measured=values), "loss_gap", tmp_path / "without.svg")
-    bars = {name: (tmp_path / name).read_text().count('id="LineCollection_') for name in ("with.svg", "without.svg")}
-    assert bars == {"with.svg": 3, "without.svg": 0}
+    without = as_image(scatter(with_rows(results, measured=values), "loss_gap"), "svg")
+    assert [image.count(b'id="LineCollection_') for image in (with_errors, without)] == [3, 0]

@@ -1,9 +1,7 @@
 """A trained model comes back from the user's factory and the arrays in its folder, bit by bit; no code in it runs."""
 
-import itertools
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import attrs
@@ -13,14 +11,12 @@ import pytest
 
 from sdkeras.errors import ModelError
 from sdkeras.files.user_code import own_objects
-from sdkeras.study import train as training
 from sdkeras.study.data import StudyData
-from sdkeras.study.definition import Study, read_study
+from sdkeras.study.definition import read_study
 from sdkeras.study.measure import measure
 from sdkeras.study.run_files import RunFolder, Trained
-from sdkeras.study.runner import _Pool
-from sdkeras.study.train import factory, rebuilt, train
-from sdkeras.study.worker import _Worker
+from sdkeras.study.train import Trial, factory, rebuilt, train
+from sdkeras.study.worker import Worker
 
 MODULE = """
 import keras
@@ -71,51 +67,43 @@ trace = {{}}
 [analysis]
 runs = 3
 """
-_COUNT = itertools.count()
 
 
 @attrs.frozen
 class Done:
     """One trained run with the model as `fit` left it."""
 
-    study: Study
-    folder: RunFolder
-    data: StudyData
+    trial: Trial
     trained: Trained
     live: keras.Model
 
+    @property
+    def folder(self) -> RunFolder:
+        return self.trial.folder
+
     def again(self) -> keras.Model:
-        """The model rebuilt."""
-        return rebuilt(self.study, self.study.runs[0], factory(self.study), self.data, self.folder, self.trained)
+        return rebuilt(self.trial, self.trained)
 
     def values(self, model: keras.Model) -> dict[str, tuple[float, float]]:
         """Every measure of the study by the worker's own way."""
-        columns = tuple(self.study.by_column())
-        objects = own_objects(factory(self.study), Path.cwd().resolve())
-        with keras.saving.custom_object_scope(objects):
-            measured = measure(self.study, self.study.runs[0], model, self.data, self.folder, columns, 1)
+        with keras.saving.custom_object_scope(own_objects(self.trial.make, Path.cwd().resolve())):
+            measured = measure(self.trial, model, tuple(self.trial.study.by_column()), 1)
         return {name: (each.value, each.error) for name, each in measured.values.items()}
 
 
 @pytest.fixture
-def done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, study_of):
     """Trains the run of one optimizer."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    save = training._save_weights
+    save = keras.Model.save_weights
 
     def make(optimizer: str) -> Done:
-        module = f"nets_to_rebuild_{next(_COUNT)}"
-        (tmp_path / f"{module}.py").write_text(MODULE)
-        (tmp_path / "grid.toml").write_text(GRID.format(module=module, optimizer=optimizer))
-        study = read_study("grid.toml")
+        study = study_of(MODULE, GRID, optimizer=optimizer)
         folder = RunFolder(tmp_path / "out" / "runs" / study.runs[0].name)
         folder.path.mkdir(parents=True)
         models = []
-        monkeypatch.setattr(training, "_save_weights", lambda model, path: (models.append(model), save(model, path)))
-        data = StudyData.of(study)
-        trained = train(study, study.runs[0], factory(study), data, folder)
-        return Done(study, folder, data, trained, models[0])
+        monkeypatch.setattr(keras.Model, "save_weights", lambda model, path: (models.append(model), save(model, path)))
+        trial = Trial(study, study.runs[0], factory(study), StudyData.of(study), folder)
+        return Done(trial, train(trial), models[0])
 
     return make
 
@@ -183,22 +171,6 @@ def test_code_in_a_file_of_the_folder_is_never_run(done, tmp_path: Path, place: 
     assert not marker.exists()
 
 
-def test_no_module_of_the_current_folder_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "queue.py").write_text("open('marker', 'w')")
-    (tmp_path / "attrs.py").write_text("open('marker', 'w')")
-    monkeypatch.chdir(tmp_path)
-    grid = GRID.format(module="nets", optimizer="sgd")
-    (tmp_path / "grid.toml").write_text(grid)
-    pool = _Pool(read_study("grid.toml"), tmp_path, tmp_path / "code", 1, None)
-    ended = subprocess.run(pool.command, input=b"", capture_output=True, timeout=60)
-    pool.selector.close()
-    assert b"Traceback" not in ended.stderr
-    assert not (tmp_path / "marker").exists()
-    without = [part for part in pool.command if part != "-P"]
-    subprocess.run(without, input=b"", capture_output=True, timeout=60)
-    assert (tmp_path / "marker").exists()
-
-
 @pytest.mark.slow
 def test_another_factory_is_noticed(done, tmp_path: Path) -> None:
     there = done("adam")
@@ -234,7 +206,7 @@ def test_measuring_that_version_0_1_0_did_not_finish_is_finished(
     assert before is not None
     folder.measures.unlink()
     folder.analysis.unlink()
-    assert _Worker(study, folder.path.parent, 1).answer({"run": run.name, "settings": run.settings}) == {}
+    assert Worker(study, folder.path.parent, 1).do(run) is None
     after = folder.measured()
     for name in ("sharpness", "trace"):
         # Weights and data are the same to the bit; the product's rounding is of float32 and of the processor.

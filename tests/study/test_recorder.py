@@ -65,19 +65,11 @@ def test_the_last_iterates_are_kept_in_order(every: int, last: int) -> None:
     witness, recorder = Witness(), TrajectoryRecorder(every=every, last=last)
     fit(net(), witness, recorder)  # 15 steps
     expected = list(range(every, 16, every))[-last:]
-    found = recorder.trajectory
-    assert found.iterations.tolist() == expected
-    assert np.array_equal(found.iterates, np.stack([witness.seen[k - 1] for k in expected]))
-    assert found.iterates.dtype == np.float32
-    assert (found.num_parameters, found.losses, found.distortion, found.stopped_at) == (26, None, None, None)
-
-
-def test_a_second_fit_is_a_new_trajectory() -> None:
-    model, recorder = net(), TrajectoryRecorder()
-    fit(model, recorder)
-    fit(model, recorder, epochs=1)
-    assert recorder.trajectory.iterations.tolist() == [16, 17, 18, 19, 20]
-    assert np.array_equal(recorder.trajectory.iterates[-1], weights(model))
+    kept = recorder.trajectory
+    assert kept.iterations.tolist() == expected
+    assert np.array_equal(kept.iterates, np.stack([witness.seen[k - 1] for k in expected]))
+    assert kept.iterates.dtype == np.float32
+    assert (kept.num_parameters, kept.losses, kept.distortion, kept.stopped_at) == (26, None, None, None)
 
 
 class Stops(keras.callbacks.Callback):
@@ -101,16 +93,16 @@ def test_what_was_recorded_before_an_interruption_is_there(tmp_path, projection:
     model, witness = net(), Witness()
     with pytest.raises(KeyboardInterrupt):
         fit(model, Stops(10), recorder, witness)
-    found = recorder.trajectory
-    assert found.iterations.tolist() == [4, 5, 6, 7, 8, 9]
-    assert found.losses.shape == (6, 22)
+    kept = recorder.trajectory
+    assert kept.iterations.tolist() == [4, 5, 6, 7, 8, 9]
+    assert kept.losses.shape == (6, 22)
     if projection is None:
-        assert np.array_equal(found.iterates, np.stack(witness.seen[3:]))
+        assert np.array_equal(kept.iterates, np.stack(witness.seen[3:]))
     assert not (tmp_path / "run.npz").exists()
     recorder.save()
     recorder.save(tmp_path / "other.npz")
     for name in ("run.npz", "other.npz"):
-        assert np.array_equal(Trajectory.load(tmp_path / name).iterates, found.iterates)
+        assert np.array_equal(Trajectory.load(tmp_path / name).iterates, kept.iterates)
     fit(model, recorder, epochs=1)
     assert recorder.trajectory.iterations.tolist() == [10, 11, 12, 13, 14]
     assert Trajectory.load(tmp_path / "run.npz").iterations.tolist() == [10, 11, 12, 13, 14]
@@ -165,10 +157,10 @@ def test_an_iterate_that_is_half_written_does_not_count(monkeypatch, projection:
         broken._waiting = TornDict(broken._waiting)
     with pytest.raises(KeyboardInterrupt):
         broken.add(8, values[0])
-    found = broken.finished()
-    assert found.iterations.tolist() == expected.iterations.tolist() == [2, 3, 4, 5, 6, 7]
-    assert np.array_equal(found.iterates, expected.iterates)
-    assert np.array_equal(found.losses, expected.losses)
+    kept = broken.finished()
+    assert kept.iterations.tolist() == expected.iterations.tolist() == [2, 3, 4, 5, 6, 7]
+    assert np.array_equal(kept.iterates, expected.iterates)
+    assert np.array_equal(kept.losses, expected.losses)
 
 
 def test_steps_per_execution_are_counted_by_the_optimizer() -> None:
@@ -182,16 +174,14 @@ def test_losses_are_those_of_each_example_in_inference_mode() -> None:
     model = net(layers.Dropout(0.5), layers.ActivityRegularization(l2=0.3))
     recorder = TrajectoryRecorder(losses_on=(X[:7], Y[:7]))
     fit(model, recorder)
-    found = recorder.trajectory
-    assert found.losses.shape == (15, 7)
-    for iterate, losses in zip(found.iterates[::5].astype(float), found.losses[::5], strict=True):
+    kept = recorder.trajectory
+    assert kept.losses.shape == (15, 7)
+    for iterate, losses in zip(kept.iterates[::5].astype(float), kept.losses[::5], strict=True):
         hidden = np.tanh(X[:7] @ iterate[:12].reshape(3, 4) + iterate[12:16])
         logits = hidden @ iterate[16:24].reshape(4, 2) + iterate[24:]
         expected = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(7), Y[:7]]
         np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=2e-6)
-    assert loss_distances(found.losses)[0, 3] == pytest.approx(
-        np.abs(found.losses[0] - found.losses[3]).mean(), rel=1e-5
-    )
+    assert loss_distances(kept.losses)[0, 3] == pytest.approx(np.abs(kept.losses[0] - kept.losses[3]).mean(), rel=1e-5)
 
 
 @pytest.mark.parametrize("loss", ["mse", keras.losses.Huber(), lambda y, p: keras.ops.mean((y - p) ** 4, axis=-1)])
@@ -228,16 +218,16 @@ def test_projections_keep_distances(monkeypatch, waiting: int) -> None:
     full, projected = TrajectoryRecorder(last=7), TrajectoryRecorder(last=7, projection=2000, seed=4)
     fit(net(layers.Dense(400, "tanh")), full, projected)
     assert full.trajectory.num_parameters == 2818
-    found = projected.trajectory
-    assert found.iterates.shape == (7, 2000)
-    assert found.iterations.tolist() == full.trajectory.iterations.tolist()
-    true, kept = euclidean_distances(full.trajectory.iterates), euclidean_distances(found.iterates)
+    kept = projected.trajectory
+    assert kept.iterates.shape == (7, 2000)
+    assert kept.iterations.tolist() == full.trajectory.iterations.tolist()
+    true, kept = euclidean_distances(full.trajectory.iterates), euclidean_distances(kept.iterates)
     ratios = (kept / np.where(true > 0, true, 1))[true > 0]
     # Squared distances have relative standard deviation sqrt(2/2000); over 21 pairs 5 of them.
     assert np.max(np.abs(ratios - 1)) < 5 * np.sqrt(2 / 2000) / 2
-    assert found.distortion.bound < 0.2
-    assert 0 < found.distortion.measured < found.distortion.bound
-    assert 0 < found.distortion.num_pairs <= 48
+    assert kept.distortion.bound < 0.2
+    assert 0 < kept.distortion.measured < kept.distortion.bound
+    assert 0 < kept.distortion.num_pairs <= 48
 
 
 def test_a_file_gives_the_trajectory_back(tmp_path) -> None:
@@ -259,11 +249,11 @@ def test_a_training_that_diverges_goes_on_and_the_record_ends() -> None:
     model.compile(keras.optimizers.SGD(1e6), "mse")
     recorder, witness = TrajectoryRecorder(), Witness()
     model.fit(X, X[:, :1], batch_size=5, epochs=10, verbose=0, callbacks=[recorder, witness])
-    found = recorder.trajectory
+    kept = recorder.trajectory
     assert len(witness.seen) == 50
-    assert 1 < found.stopped_at < 50
-    assert found.iterations.tolist() == list(range(1, found.stopped_at))
-    assert np.all(np.isfinite(found.iterates))
+    assert 1 < kept.stopped_at < 50
+    assert kept.iterations.tolist() == list(range(1, kept.stopped_at))
+    assert np.all(np.isfinite(kept.iterates))
     model = keras.Sequential([keras.Input((3,)), layers.Dense(1)])
     model.compile(keras.optimizers.SGD(1e6), "mse")
     simulated = simulate(model, (X, X[:, :1]), steps=50, batch_size=5, allow_unverified=True)
@@ -277,36 +267,42 @@ def test_a_simulation_goes_where_training_goes() -> None:
         model = net(optimizer=keras.optimizers.SGD(0.1, momentum=0.9))
         model.train_on_batch(X, Y)
         before = [np.asarray(v).copy() for v in (*model.variables, *model.optimizer.variables)]
-        found = simulate(
+        kept = simulate(
             model, (X, Y), steps=12, batch_size=5, every=2, last=4, seed=3, dtype="float64", losses_on=(X[:6], Y[:6])
         )
         after = [np.asarray(v) for v in (*model.variables, *model.optimizer.variables)]
         assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
-        assert found.iterations.tolist() == [6, 8, 10, 12]
+        assert kept.iterations.tolist() == [6, 8, 10, 12]
         source = minibatches.as_source((X, Y), batch_size=5, default_batch_size=None, limit=None)
         for index in range(12):
             model.train_on_batch(*source.minibatch(index, 3))
-            if index + 1 in found.iterations:
-                row = found.iterations.tolist().index(index + 1)
-                np.testing.assert_allclose(found.iterates[row], weights(model), rtol=1e-10, atol=1e-12)
+            if index + 1 in kept.iterations:
+                row = kept.iterations.tolist().index(index + 1)
+                np.testing.assert_allclose(kept.iterates[row], weights(model), rtol=1e-10, atol=1e-12)
                 losses = ExampleLosses(model, X[:6], Y[:6])(model.trainable_variables)
-                np.testing.assert_allclose(found.losses[row], losses, rtol=1e-9)
-        assert np.ptp(found.losses[:, 0]) > 0
+                np.testing.assert_allclose(kept.losses[row], losses, rtol=1e-9)
+        assert np.ptp(kept.losses[:, 0]) > 0
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: TrajectoryRecorder(every=0), "every is 0"),
+        (lambda: TrajectoryRecorder(dtype="float16"), "float16"),
+        (lambda: TrajectoryRecorder(losses_on=X), r"losses_on is a ndarray of shape \(22, 3\); give a pair \(x, y\)"),
+        (lambda: TrajectoryRecorder(losses_on=(X, Y, Y)), "tuple of length 3"),
+        (lambda: fit(net(), TrajectoryRecorder(losses_on=(X, Y[:3]))), "different numbers of samples"),
+        (lambda: fit(net(), TrajectoryRecorder(projection=26)), "projection is 26, and there are 26 weights"),
+        (lambda: simulate(net(), (X, Y), steps=4, projection=26, initial_slots=True), "there are 26 weights"),
+        (lambda: simulate(net(), (X, Y), steps=3, every=2), "steps is 3"),
+    ],
+)
+def test_settings_out_of_range_are_refused(call, said: str) -> None:
+    with pytest.raises(SdkerasError, match=said):
+        call()
 
 
 def test_what_cannot_be_recorded_is_refused(monkeypatch) -> None:
-    with pytest.raises(SdkerasError, match="every is 0"):
-        TrajectoryRecorder(every=0)
-    with pytest.raises(SdkerasError, match="float16"):
-        TrajectoryRecorder(dtype="float16")
-    with pytest.raises(SdkerasError, match="steps is 3"):
-        simulate(net(), (X, Y), steps=3, every=2)
-    with pytest.raises(SdkerasError, match=r"losses_on is a ndarray of shape \(22, 3\); give a pair \(x, y\)"):
-        TrajectoryRecorder(losses_on=X)
-    with pytest.raises(SdkerasError, match="tuple of length 3"):
-        TrajectoryRecorder(losses_on=(X, Y, Y))
-    with pytest.raises(SdkerasError, match="different numbers of samples"):
-        fit(net(), TrajectoryRecorder(losses_on=(X, Y[:3])))
     with pytest.raises(ModelError, match="not compiled"):
         ExampleLosses(keras.Sequential([keras.Input((3,)), layers.Dense(2)]), X, Y)
     masked = keras.Sequential([keras.Input((4,)), layers.Embedding(5, 3, mask_zero=True), layers.Dense(1)])
@@ -356,14 +352,3 @@ def test_examples_that_do_not_fit_are_told_before_the_first_step(make, x, y, sai
     assert not {"\n", "\x1b"} & set(str(error.value))
     assert "in user code" not in str(error.value)
     assert len(first.seen) == (0 if make is net else 1)
-
-
-def test_a_projection_shortens() -> None:
-    for projection in (26, 2000):
-        recorder, witness = TrajectoryRecorder(projection=projection), Witness()
-        with pytest.raises(SdkerasError, match=f"projection is {projection:,}, and there are 26 weights"):
-            fit(net(), witness, recorder)
-        assert not witness.seen
-        with pytest.raises(SdkerasError, match="there are 26 weights"):
-            simulate(net(), (X, Y), steps=4, projection=projection, initial_slots=True)
-    fit(net(), TrajectoryRecorder(projection=25), epochs=1)

@@ -32,11 +32,18 @@ def run(grid: Path, **options: object):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study in which one run succeeds and three fail, each in its own way."""
-    folder = tmp_path_factory.mktemp("study")
+    """A study in which one run succeeds and three fail, each in its own way; done beside modules that set traps."""
+    folder, trap = tmp_path_factory.mktemp("study"), tmp_path_factory.mktemp("trap")
+    for name in ("queue", "attrs"):
+        (trap / f"{name}.py").write_text(f"open({str(trap / 'marker')!r}, 'w')")
     lines: list[Finished] = []
     grid = written(folder, moods='["good", "raise", "kill", "nan"]')
-    after = run(grid, progress=lines.append)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(trap)
+        after = run(grid, progress=lines.append)
+    assert not (trap / "marker").exists()
+    subprocess.run([sys.executable, "-c", "import attrs"], cwd=trap, env={"PYTHONPATH": ""}, check=True)
+    assert (trap / "marker").exists()
     assert states(after) == {
         "lr0.1-bs8-moodgood-seed0": "done",
         "lr0.1-bs8-moodraise-seed0": "failed",

@@ -12,10 +12,11 @@ from scipy.sparse.csgraph import minimum_spanning_tree
 from scipy.spatial.distance import pdist, squareform
 
 from sdkeras.errors import NonFiniteError, OperatorSizeError, SdkerasError
+from sdkeras.reporting.html import as_html
 from sdkeras.study.simulate import ForwardSettings, forward, plan, simulate
 from sdkeras.study.topology import TrajectoryMeasures, measure_trajectory
 from sdkeras.study.trajectory import Trajectory
-from sdkeras.study.trajectory_report import as_html, figures
+from sdkeras.study.trajectory_report import trajectory_report
 
 RNG = np.random.default_rng(0)
 WALK = np.cumsum(RNG.standard_normal((400, 6)), axis=0)
@@ -63,13 +64,13 @@ def test_the_answer_reads_back_and_says_what_it_is() -> None:
     text = str(found)
     assert "400 iterates of a recorded trajectory, iterations 10 to 2,005" in text
     assert f"{found.euclidean.e_alpha:,.0f}"[:3] in text
-    page = as_html(found)
-    assert len(figures(found)) == 2
+    page = as_html(trajectory_report(found))
+    assert len(trajectory_report(found).figures) == 2
     assert page.count("<svg") == 2
     assert "Growth of E_alpha, data-dependent" in page
     without = measure_trajectory(trajectory(WALK))
     assert without.data is None
-    assert as_html(without).count("<svg") == 1
+    assert as_html(trajectory_report(without)).count("<svg") == 1
     assert TrajectoryMeasures.from_json(without.to_json()) == without
 
 
@@ -86,7 +87,7 @@ def test_cautions() -> None:
     assert "undetermined (Euclidean)" in str(jumped)
     few = measure_trajectory(trajectory(WALK[:5]))
     assert "too few" in few.euclidean.ph_dimension.reason
-    assert figures(few) == ()
+    assert trajectory_report(few).figures == ()
     assert "too few" in str(few)
 
 
@@ -101,7 +102,7 @@ def test_an_e_alpha_that_float64_does_not_hold_is_told(recwarn, scale: float) ->
     assert found.euclidean.ph_dimension.value is None
     assert found.euclidean.ph_dimension.reason
     assert "float64 does not hold E_alpha" in " ".join(str(found).split())
-    as_html(found)
+    as_html(trajectory_report(found))
     assert TrajectoryMeasures.from_json(found.to_json()) == found
     same = measure_trajectory(trajectory(np.ones((9, 2))))
     assert same.euclidean.e_alpha == 0
@@ -185,7 +186,7 @@ def test_forward_measures_what_is_simulated(tmp_path: Path) -> None:
     assert (found.simulation.data.batch_size, found.simulation.num_steps) == (8, 60)
     assert "step 60 of 60" in told
     assert TrajectoryMeasures.from_json(found.to_json()) == found
-    assert "60 simulated steps from the checkpoint on" in as_html(found)
+    assert "60 simulated steps from the checkpoint on" in as_html(trajectory_report(found))
 
 
 def test_the_losses_are_of_training_examples() -> None:
@@ -221,7 +222,7 @@ def test_a_rate_of_its_own_and_a_divergence(tmp_path: Path) -> None:
 
 
 def test_a_plan_computes_nothing_and_settings_are_checked() -> None:
-    made = plan(net(), (X, Y), batch_size=8, settings=ForwardSettings(steps=100, every=4, losses_on=1000))
+    made = plan(net(), (X, Y), batch_size=8, steps=100, every=4, losses_on=1000)
     assert (made.num_parameters, made.num_iterates, made.num_examples) == (8, 25, 40)
     assert made.seconds > 0
     with pytest.raises(SdkerasError, match="at least 20"):
@@ -229,7 +230,7 @@ def test_a_plan_computes_nothing_and_settings_are_checked() -> None:
     with pytest.raises(SdkerasError, match="losses_on"):
         ForwardSettings(losses_on=-1)
     for call in (
-        lambda: plan(net(), (X, Y), settings=ForwardSettings(projection=8)),
+        lambda: plan(net(), (X, Y), projection=8),
         lambda: forward(net(), (X, Y), projection=8),
     ):
         with pytest.raises(SdkerasError, match="projection is 8, and there are 8 weights"):

@@ -1,4 +1,4 @@
-"""What the page says in words: to somebody who knows Keras and has not read the paper."""
+"""Sentences of the reports, for somebody who knows Keras and has not read the paper."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from sdkeras.dimension.exponents import FULL, PRECONDITIONED
 from sdkeras.dimension.stability import EDGE
 from sdkeras.reporting.numbers import dimension, estimated, measured, number, undetermined
 from sdkeras.results.answers import Analysis
-from sdkeras.results.dimension import EdgeOfStability, Supremum
+from sdkeras.results.dimension import EdgeOfStability, SharpnessDimension, Supremum
 from sdkeras.results.lyapunov import LyapunovSummary
 
-# Of the errors in a comparison.
+# How a comparison gets its errors.
 ERRORS_IN_WORDS = (
     "± is half of a 95 % interval. The two runs count as independent: half-widths add in quadrature, each on the side "
     "that faces the other value; residuals and brackets, which are bounds, add as they are."
 )
 
+BOUND_INPUTS = "Give inputs with `bound_inputs={'NAME': VALUE}`, or estimate them with `estimate_bound_inputs=True`."
+
 
 def edge_in_words(edge: EdgeOfStability) -> str:
-    """What the ratio of sharpness and threshold means for somebody who trains."""
+    """The ratio of sharpness and threshold, for somebody who trains."""
     if edge.ratio is None or not math.isfinite(edge.ratio):
         return (
             "Every optimizer has a steepest curvature that it can follow at its learning rate; beyond it steps "
@@ -58,9 +60,9 @@ def known_in_words(run: Analysis) -> str:
     """Numbers of the loss that do not need the sharpness dimension; "" where there are none."""
     edge = run.edge_of_stability
     known = []
-    for label, found in (("largest eigenvalue", run.hessian.largest), ("trace", run.hessian.trace)):
-        if found is not None:
-            value, evidence = measured(found)
+    for label, estimate in (("largest eigenvalue", run.hessian.largest), ("trace", run.hessian.trace)):
+        if estimate is not None:
+            value, evidence = measured(estimate)
             known.append(f"{label} {value} ({evidence})")
     if edge.batch_sharpness is not None and edge.batch_sharpness_stderr is not None:
         known.append(f"batch sharpness {number(edge.batch_sharpness)} ± {edge.batch_sharpness_stderr:.2g}")
@@ -68,19 +70,18 @@ def known_in_words(run: Analysis) -> str:
 
 
 def dimension_in_words(run: Analysis) -> str | None:
-    """What the sharpness dimension of this run says; None where there is none."""
+    """The sharpness dimension of this run; None where there is none."""
     estimate = run.sharpness_dimension
     if estimate is None:
         return None
     if estimate.interval is None:
         return (
             f"It is not determined: {undetermined(estimate.num_runs, is_limited(run))} for an interval, and a value "
-            "without one says nothing. Give more products or more time."
+            "without one says nothing. Give a larger budget of products or of time."
         )
     size, value, codimension = estimate.state_size, estimate.value, estimate.codimension
     if not (math.isfinite(value) and math.isfinite(codimension)):
         return None
-    pinned = estimated(codimension, estimate.codimension_interval)
     if value <= 0:
         return (
             f"On average a training step from here contracts distances in all {size:,} directions: SD is 0. Were it so "
@@ -91,44 +92,18 @@ def dimension_in_words(run: Analysis) -> str | None:
             f"On average a training step from here contracts volumes of no dimension, up to all {size:,}: SD is at its "
             "upper bound and tells nothing apart."
         )
-    weights = run.model.num_trainable_analysed
-    whole = estimate.map == FULL and size > weights
-    with_velocity = size > weights and not whole
+    whole = estimate.map == FULL and size > run.model.num_trainable_analysed
+    state, rest = _state_in_words(estimate, run.model.num_trainable_analysed)
     words = (
-        f"The state of this training, {weights:,} weights and {size - weights:,} entries of the optimizer's slots, can "
-        f"move in {size:,} directions. "
-        if whole
-        else f"The state of this training, weights and the optimizer's velocity, can move in {size:,} directions. "
-        if with_velocity
-        else f"The weights can move in {size:,} directions. "
-    ) + (
-        "A training step multiplies small distances by a factor in each; the sharpness dimension is the largest "
-        f"dimension whose volumes such steps do not contract on average, here {dimension(value)}. It is not the number "
-        "of directions that a step does not contract: contracting ones count until the expansion of the others is used "
-        "up. "
+        f"{state} can move in {size:,} directions. A training step multiplies small distances by a factor in each; the "
+        "sharpness dimension is the largest dimension whose volumes such steps do not contract on average, here "
+        f"{dimension(value)}. It is not the number of directions that a step does not contract: contracting ones count "
+        f"until the expansion of the others is used up. {rest}"
     )
-    if with_velocity:
-        words += (
-            "Momentum damps the velocity's directions whatever the loss is: a flat loss would leave the "
-            f"{weights:,} of the weights (less with weight decay), here it is {dimension(abs(weights - value))} "
-            f"{'fewer' if value < weights else 'more'}. The rest, the codimension, is {pinned}. "
-        )
-    elif whole:
-        words += (
-            f"The rest, the codimension, is {pinned}; averages that forget contract whatever the loss is. Weights and "
-            f"slots have different units, and these values are for one choice of them ({estimate.coordinates}): "
-            "compare them with runs in the same coordinates only. "
-        )
-    else:
-        words += f"The rest, the codimension, is {pinned}; neutral directions and dead parameters do not change it. "
-    if estimate.neutral_mass is not None and estimate.neutral_mass > 0:
-        words += (
-            f"Most of the dimension is not chaos but flatness: {dimension(estimate.neutral_mass)} directions are "
-            "neutral, a step changes distances along them hardly at all. "
-            if estimate.neutral_mass > 0.5 * value
-            else f"{dimension(estimate.neutral_mass)} directions are neutral: a step changes distances along them "
-            "hardly at all. "
-        )
+    neutral = estimate.neutral_mass
+    if neutral is not None and neutral > 0:
+        most = "Most of the dimension is not chaos but flatness: " if neutral > 0.5 * value else ""
+        words += f"{most}{dimension(neutral)} directions are neutral: a step hardly changes distances along them. "
     if estimate.map in PRECONDITIONED:
         words += (
             f"It is of a step with the second moments of {run.optimizer.name} held fixed, as the last step left them. "
@@ -139,6 +114,27 @@ def dimension_in_words(run: Analysis) -> str | None:
     return words + (
         "The bounds on the generalization gap grow with it, which compares runs on the same data; at one checkpoint it "
         "bounds nothing by itself."
+    )
+
+
+def _state_in_words(estimate: SharpnessDimension, weights: int) -> tuple[str, str]:
+    """The name of the state, and its codimension."""
+    size, value = estimate.state_size, estimate.value
+    rest = f"The rest, the codimension, is {estimated(estimate.codimension, estimate.codimension_interval)}"
+    if size <= weights:
+        return "The weights", f"{rest}; neutral directions and dead parameters do not change it. "
+    if estimate.map == FULL:
+        return (
+            f"The state of this training, {weights:,} weights and {size - weights:,} entries of the optimizer's slots,",
+            f"{rest}; averages that forget contract whatever the loss is. Weights and slots have different units, and "
+            f"these values are for one choice of them ({estimate.coordinates}): compare them with runs in the same "
+            "coordinates only. ",
+        )
+    return (
+        "The state of this training, weights and the optimizer's velocity,",
+        "Momentum damps the velocity's directions whatever the loss is: a flat loss would leave the "
+        f"{weights:,} of the weights (less with weight decay), here it is {dimension(abs(weights - value))} "
+        f"{'fewer' if value < weights else 'more'}. {rest}. ",
     )
 
 
@@ -162,28 +158,28 @@ def trust_in_words(run: Analysis) -> str:
     return words + f"{run.provenance.num_hvps:,} products in all."
 
 
-def trajectory_in_words(found: LyapunovSummary) -> str:
-    """What the leading exponent says of the training, in one sentence after its number."""
-    first = number(float(found.values[0]), 3)
+def trajectory_in_words(summary: LyapunovSummary) -> str:
+    """The verdict of the leading exponent on the training, in one sentence."""
+    first = number(float(summary.values[0]), 3)
     per_step = f"ell_1 = {first} per step"
-    if found.stopped_at is not None:
-        return f"The training diverged: NaN or infinity at step {found.stopped_at:,} from here."
-    if found.dimension.status == "undetermined":
-        return f"No verdict on the trajectory: {found.dimension.reason}."
-    if found.values[0] < 0:
+    if summary.stopped_at is not None:
+        return f"The training diverged: NaN or infinity at step {summary.stopped_at:,} from here."
+    if summary.dimension.status == "undetermined":
+        return f"No verdict on the trajectory: {summary.dimension.reason}."
+    if summary.values[0] < 0:
         return f"The training settles: nearby trajectories come together ({per_step})."
     return f"The training wanders: nearby trajectories come apart ({per_step})."
 
 
-def attractor_in_words(found: LyapunovSummary) -> str:
-    """What D_s is, and how far it is known."""
+def attractor_in_words(summary: LyapunovSummary) -> str:
+    """The meaning of D_s, and how far it is known."""
     meaning = (
         "Two copies of this training, a hair apart and fed the same minibatches, come apart or together by the factor "
         "exp(ell_1) a step; sums of the leading exponents say the same of areas, volumes and so on. D_s is the "
         "dimension at which volumes stop growing: under the paper's assumptions, which one trajectory cannot show, an "
         "upper bound for the dimension of what training wanders on. "
     )
-    answer = found.dimension
+    answer = summary.dimension
     if answer.status == "determined" and answer.value == 0:
         return meaning + "Here everything contracts: copies end in the same place, and D_s is 0."
     if answer.status == "determined":
@@ -191,37 +187,37 @@ def attractor_in_words(found: LyapunovSummary) -> str:
     return meaning + f"Here it is not known to a point: {answer.reason}."
 
 
-def supremum_headline(found: Supremum) -> str:
+def supremum_headline(supremum: Supremum) -> str:
     """The supremum in one line, beside the value at the checkpoint."""
-    about = "approximately " if found.approximate else ""
-    if found.interval is None:
-        why = undetermined(found.num_minibatches, False, "minibatch")
-        return f"Supremum over {found.num_snapshots:,} snapshots of training: not determined ({why})."
+    about = "approximately " if supremum.approximate else ""
+    if supremum.interval is None:
+        why = undetermined(supremum.num_minibatches, False, "minibatch")
+        return f"Supremum over {supremum.num_snapshots:,} snapshots of training: not determined ({why})."
     return (
-        f"Supremum over {found.num_snapshots:,} snapshots of training: {about}"
-        f"{estimated(found.value, found.interval)}; at the checkpoint alone, the same way, "
-        f"{dimension(found.single_point_value)}."
+        f"Supremum over {supremum.num_snapshots:,} snapshots of training: {about}"
+        f"{estimated(supremum.value, supremum.interval)}; at the checkpoint alone, the same way, "
+        f"{dimension(supremum.single_point_value)}."
     )
 
 
-def supremum_in_words(found: Supremum) -> str:
-    """What the supremum is, and how far it may be believed."""
+def supremum_in_words(supremum: Supremum) -> str:
+    """The meaning of the supremum, and how far it may be believed."""
     words = (
-        f"Training went on from the checkpoint, on a copy, for {found.steps[-1]:,} steps of its own optimizer. For "
-        f"each minibatch and each direction the strongest stretching among the {found.num_snapshots:,} snapshots was "
-        "kept, and only then averaged: the sharpness dimension of the definition, with these snapshots in place of the "
-        "attractor. More snapshots can only raise it, so it is a lower end. "
+        f"Training went on from the checkpoint, on a copy, for {supremum.steps[-1]:,} steps of its own optimizer. For "
+        f"each minibatch and each direction the strongest stretching among the {supremum.num_snapshots:,} snapshots "
+        "was kept, and only then averaged: the sharpness dimension of the definition, with these snapshots in place "
+        "of the attractor. More snapshots can only raise it, so it is a lower bound. "
     )
-    if found.num_snapshots < 2:
+    if supremum.num_snapshots < 2:
         words = "Only the checkpoint itself was reached, so this is the value at one point. "
     else:
-        raised = found.value - found.single_point_value
+        raised = supremum.value - supremum.single_point_value
         words += (
             f"It lies {dimension(raised)} above the checkpoint's own. "
             if raised >= 0.05  # what a tenth shows
             else "It hardly differs from the checkpoint's own: the spectrum does not move along these steps. "
         )
-    if found.approximate:
+    if supremum.approximate:
         words += (
             "It is approximate: each spectrum is a quadrature with errors of its own, and the largest of several such "
             "numbers lies too high on average. Exact spectra (`exact=True`) are free of that."

@@ -1,0 +1,229 @@
+"""The loss of a compiled Keras model on one batch as a pure function of its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+import keras
+import numpy as np
+import tensorflow as tf
+
+from sdkeras.errors import ModelError
+from sdkeras.files.keras_types import Data, Model, Tensor, Variable, layers_of
+from sdkeras.operators import denominators, precision
+from sdkeras.operators.layout import Layout
+from sdkeras.results.arrays import Array
+
+LossFn = Callable[[Any, Any], Any]
+
+
+@attrs.frozen(eq=False)
+class Batch:
+    """One minibatch with everything that fixes the loss on it.
+
+    Attributes:
+        tensors: The flat arrays of (x, y, sample_weight).
+        seeds: State of each of the model's seed generators, shape [g, 2]: it fixes the dropout masks.
+        data_weight: Weight of the compiled loss of this batch in the total.
+        extra_weight: Weight of `model.losses` (regularisers, add_loss) in the total.
+        num_examples: Examples in the batch.
+        loss_weights: Weight of each compiled loss relative to `data_weight`, in the order in which Keras computes
+            them; () for 1.
+    """
+
+    tensors: tuple[Any, ...]
+    seeds: Array
+    data_weight: float
+    extra_weight: float
+    num_examples: int
+    loss_weights: tuple[float, ...] = ()
+
+
+@attrs.frozen(eq=False)
+class _Variables:
+    """The model's variables by what they are for the loss; every other one is held where it is."""
+
+    analysed: list[Variable]
+    seed_states: list[Variable]
+    held: list[Variable]
+    held_positions: list[int]
+
+    @classmethod
+    def of(cls, model: Model, positions: tuple[int, ...]) -> _Variables:
+        analysed = [model.trainable_variables[position] for position in positions]
+        generators = [each for layer in layers_of(model) for each in layer._seed_generators]  # noqa: SLF001
+        states = [generator.state for generator in generators]
+        mapped = {id(variable) for variable in [*analysed, *states]}
+        variables = _all_variables(model)
+        held_positions = [k for k, variable in enumerate(variables) if id(variable) not in mapped]
+        return cls(analysed, states, [variables[k] for k in held_positions], held_positions)
+
+
+def _all_variables(model: Model) -> list[Variable]:
+    return [*model.trainable_variables, *model.non_trainable_variables]
+
+
+@attrs.frozen(eq=False)
+class BatchLoss:
+    """Loss of a Keras model on one batch: (parameters, batch) -> scalar; the model is never touched.
+
+    Everything but the analysed parameters is held at its value when this is made: other weights, batch-normalization
+    averages; seed states belong to the batch.
+
+    Attributes:
+        model: The model, in the precision of the analysis.
+        structure: The nested (x, y, sample_weight) of a batch.
+        training: Whether the model runs as in training.
+        positions: Where the analysed parameters stand among the model's trainable variables.
+        layout: Their names and shapes.
+        dtype: Precision of the analysis.
+        loss_fn: Replaces the compiled loss, see `EmpiricalLoss`.
+        point: The analysed parameters' values, one flat vector, shape [n].
+        held: Values of the other variables, in the model's order.
+        reductions: How Keras reduces each compiled loss ('sum', 'sum_over_batch_size', ...), known once the loss has
+            been computed or traced.
+        roles: The model's variables by what they are for the loss.
+        in_doubt: Names of the losses that may couple the examples of a batch, known then as well.
+    """
+
+    model: Model
+    structure: Data
+    training: bool
+    positions: tuple[int, ...]
+    layout: Layout
+    dtype: str
+    loss_fn: LossFn | None
+    roles: _Variables = attrs.field()
+    point: Array = attrs.field()
+    held: tuple[Tensor, ...] = attrs.field()
+    reductions: list[str] = attrs.field(factory=list)
+    in_doubt: list[str] = attrs.field(factory=list)
+
+    @roles.default
+    def _of_model(self) -> _Variables:
+        return _Variables.of(self.model, self.positions)
+
+    @point.default
+    def _values_of_analysed(self) -> Array:
+        return self.layout.flatten(self.roles.analysed, np.dtype(self.dtype))
+
+    @held.default
+    def _values_of_held(self) -> tuple[Tensor, ...]:
+        return _values(self.roles.held, self.roles.held)
+
+    @property
+    def num_seeds(self) -> int:
+        return len(self.roles.seed_states)
+
+    @property
+    def analysed(self) -> list[Variable]:
+        """The analysed variables themselves."""
+        return self.roles.analysed
+
+    def at(self, point: Array, model: Model | None = None) -> BatchLoss:
+        """The same function at another point; with a model of the same architecture, held values are that model's."""
+        held = self.held
+        if model is not None:
+            variables = _all_variables(model)
+            held = _values([variables[k] for k in self.roles.held_positions], self.roles.held)
+        return attrs.evolve(self, point=np.asarray(point, self.dtype), held=held)
+
+    def __call__(
+        self, parts: Sequence[Tensor], seeds: Tensor, flat: Sequence[Tensor], factors: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Total loss, its part from `model.losses`, and what each compiled loss divides by, shape [losses].
+
+        Args:
+            parts: The parameters.
+            seeds: State of each seed generator, shape [g, 2].
+            flat: Tensors of the batch, then the held values.
+            factors: The compiled losses are multiplied by them; None for 1.
+        """
+        num_tensors = len(flat) - len(self.roles.held)
+        batch = keras_structure(tf.nest.pack_sequence_as(self.structure, flat[:num_tensors]))
+        examples = tf.shape(flat[0])[0]
+        mapping = [
+            *zip(self.roles.held, flat[num_tensors:], strict=True),
+            *zip(self.analysed, parts, strict=True),
+            *((state, tf.cast(seeds[k], state.dtype)) for k, state in enumerate(self.roles.seed_states)),
+        ]
+        with precision.default_precision(self.dtype), keras.StatelessScope(mapping, collect_losses=True):
+            if self.loss_fn is not None:
+                total, extra, counts = self._users_loss(self.loss_fn, batch, examples, factors)
+            else:
+                total, extra, counts = self._compiled_loss(batch, tf.cast(examples, self.dtype), factors)
+        if total.shape.rank != 0:
+            raise ModelError(
+                f"the loss of a batch has shape {tuple(total.shape)}, expected a scalar; compile the model with a "
+                "loss whose reduction is not None."
+            )
+        return total, extra, counts
+
+    def _users_loss(
+        self, loss_fn: LossFn, batch: Data, examples: Tensor, factors: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        name = getattr(loss_fn, "__name__", "loss_fn")
+        try:
+            value, count = loss_fn(self.model, batch), examples
+        except SystemExit as error:
+            raise ModelError(f"the loss function {name} ends the program ({error!r}); return a loss.") from error
+        if isinstance(value, (tuple, list)) and len(value) == 2:
+            count = value[1]  # 0 where nothing in the batch counts
+            value = tf.math.divide_no_nan(value[0], tf.cast(count, value[0].dtype))
+        total = tf.convert_to_tensor(value)
+        self.reductions[:], self.in_doubt[:] = ["mean"], [name]
+        counts = tf.reshape(tf.cast(count, total.dtype), [1])
+        return total if factors is None else total * factors[0], tf.zeros([], total.dtype), counts
+
+    def _compiled_loss(self, batch: Data, examples: Tensor, factors: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        x, y, sample_weight = (*batch, None, None)[:3]
+        outputs = self.model(x, training=self.training)
+        with denominators.recording(factors, examples) as recorder:
+            total = tf.convert_to_tensor(
+                self.model._compute_loss(  # noqa: SLF001
+                    x=x, y=y, y_pred=outputs, sample_weight=sample_weight, training=self.training
+                )
+            )
+        extras = [tf.reduce_sum(tf.cast(loss, total.dtype)) for loss in self.model.losses]
+        extra = tf.add_n(extras) if extras else tf.zeros([], total.dtype)
+        counts = tf.stack(recorder.counts) if recorder.counts else tf.zeros([0], self.dtype)
+        self.reductions[:], self.in_doubt[:] = recorder.reductions, recorder.in_doubt
+        return total, extra, counts
+
+    def eagerly(self, batch: Batch, *, rounded: bool = False) -> float:
+        """The loss of a batch at the model's weights (or one rounding away), without weights and not compiled."""
+        flat = [tf.cast(x, self.dtype) if x.dtype.is_floating else x for x in batch.tensors]
+        parts = [tf.convert_to_tensor(variable) for variable in self.analysed]
+        if rounded:
+            signs = np.random.default_rng(0)
+            eps = float(np.finfo(self.dtype).eps)
+            parts = [part * (1 + eps * tf.cast(signs.choice([-1, 1], part.shape), part.dtype)) for part in parts]
+        return float(self(parts, tf.constant(batch.seeds), [*flat, *self.held])[0])
+
+    def of_model(self, model: Model, *, training: bool, dtype: str) -> BatchLoss:
+        """The same loss of another model of this architecture, at that model's weights."""
+        return BatchLoss(model, self.structure, training, self.positions, self.layout, dtype, self.loss_fn)
+
+    def in_precision(self, dtype: str) -> BatchLoss:
+        """The same function in another precision, on a copy of the model.
+
+        Raises:
+            ModelError: The model cannot be rebuilt in it.
+        """
+        copy = self.of_model(precision.in_precision(self.model, dtype), training=self.training, dtype=dtype)
+        held = _values(self.held, copy.roles.held)
+        return attrs.evolve(copy, point=self.point.astype(dtype), held=held)
+
+
+def _values(values: Sequence[Variable], like: Sequence[Variable]) -> tuple[Tensor, ...]:
+    """Values, of variables or tensors, in the precisions of other variables."""
+    return tuple(tf.cast(np.asarray(value), each.dtype) for value, each in zip(values, like, strict=True))
+
+
+def keras_structure(tree: Data) -> Data:
+    """tf.nest's tuples as Keras takes them (lists of inputs), a single leaf as itself."""
+    if isinstance(tree, dict):
+        return {key: keras_structure(value) for key, value in tree.items()}
+    return [keras_structure(value) for value in tree] if isinstance(tree, (list, tuple)) else tree

@@ -1,0 +1,191 @@
+"""A report as a record: everything that the terminal and the page show, whatever it is a report of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
+
+import attrs
+
+from sdkeras.reporting.advice import rendered
+from sdkeras.results.note import Note
+
+if TYPE_CHECKING:
+    from sdkeras.reporting.drawing import Colours
+
+
+def printable(text: str) -> str:
+    """The text in one line, with a mark for what no report can show, and arguments as the caller writes them.
+
+    Names come from model files: escape sequences would reach the terminal, and lone surrogates cannot be encoded.
+    """
+    shown = (" " if c.isspace() else c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return rendered("".join(shown))
+
+
+@attrs.frozen
+class Card:
+    """One of the large numbers at the top: its name, value, evidence, and what it is."""
+
+    name: str
+    value: str
+    evidence: str
+    meaning: str
+
+
+@attrs.frozen
+class Gauge:
+    """A ratio on a scale from 0 to 2 with the edge of stability in the middle, as written, and a sentence about it."""
+
+    ratio: float
+    shown: str
+    text: str
+
+
+@attrs.frozen
+class Paragraph:
+    """Prose under a heading; `mark` colours the heading on the page: 'verified' or 'failed'."""
+
+    heading: str
+    text: str
+    mark: str = ""
+
+
+@attrs.frozen
+class Cell:
+    """A table cell with more than text.
+
+    Attributes:
+        mark: The kind of answer ('holds', 'rose', 'failed'), which colours the text.
+        remark: Smaller text below it, on the page only.
+        share: Length of a bar beside the text, as a share of the longest one; None for no bar.
+    """
+
+    text: str
+    mark: str = ""
+    remark: str = ""
+    share: float | None = None
+
+
+Row = tuple[str | Cell, ...]
+
+
+@attrs.frozen
+class Table:
+    """Rows under a title.
+
+    Attributes:
+        rows: Their cells; without `columns` a label, a value and perhaps a remark.
+        columns: Headings; empty for none.
+        wide: Many short cells, which are not wrapped: the page scrolls sideways instead.
+        only: Where the table is shown, if not everywhere.
+        folded: Whether the page shows it only when asked to.
+    """
+
+    title: str
+    rows: tuple[Row, ...]
+    columns: tuple[str, ...] = ()
+    wide: bool = False
+    only: Literal["", "page", "terminal"] = ""
+    folded: bool = False
+
+
+@attrs.frozen
+class Figure:
+    """A figure: how it is drawn, and how to read it. Only numbers are drawn, and names that the caller chose.
+
+    Attributes:
+        name: Unique in its page; ids in the SVG begin with it.
+        draw: Draws it in the given colours on axes, or on a list of axes where there are `panels`.
+        size: Width and height in inches.
+        panels: Rows and columns of axes, which share their vertical axis; None for a single one.
+    """
+
+    name: str
+    title: str
+    caption: str
+    draw: Callable[[Any, Colours], None]
+    size: tuple[float, float] = (5.6, 3.5)
+    panels: tuple[int, int] | None = None
+
+
+@attrs.frozen
+class Section:
+    """A part of a report under a heading.
+
+    Attributes:
+        anchor: Its id on the page.
+        link: Its name in the page's navigation; "" leaves it out.
+        lede: Introduction, on the page only.
+        lines: What the terminal says below the tables.
+        figures, notes, paragraphs: On the page only.
+    """
+
+    title: str
+    anchor: str
+    link: str = ""
+    lede: str = ""
+    lines: tuple[str, ...] = ()
+    figures: tuple[Figure, ...] = ()
+    tables: tuple[Table, ...] = ()
+    notes: tuple[Note, ...] = ()
+    paragraphs: tuple[Paragraph, ...] = ()
+
+
+@attrs.frozen
+class Report:
+    """What a report says.
+
+    Attributes:
+        name: What it is about: a model, or two files.
+        about: The setting in a few words.
+        eyebrow: The question that it answers.
+        headline, detail: The answer on the page.
+        lines: The answer in the terminal, the verdict first.
+        assumed: What was not read from the model and its data; "" for nothing.
+        alarms: Why its numbers must not be trusted, or are not all there.
+        gauge: The edge of stability, or None.
+        cards: The main numbers.
+        paragraphs: The answer in plain words.
+        notes: Caveats; a code may be "".
+        sections: Figures and tables.
+        footer: What made it.
+        formulas: Whether the page ends with definitions and references.
+    """
+
+    name: str
+    headline: str
+    lines: tuple[str, ...]
+    sections: tuple[Section, ...]
+    footer: str = ""
+    about: str = ""
+    eyebrow: str = ""
+    detail: str = ""
+    assumed: str = ""
+    alarms: tuple[str, ...] = ()
+    gauge: Gauge | None = None
+    cards: tuple[Card, ...] = ()
+    paragraphs: tuple[Paragraph, ...] = ()
+    notes: tuple[Note, ...] = ()
+    formulas: bool = False
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        """All figures, in the page's order."""
+        return tuple(figure for section in self.sections for figure in section.figures)
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """All tables, in the page's order."""
+        return tuple(table for section in self.sections for table in section.tables)
+
+
+def split(verdict: str, separator: str = ": ") -> tuple[str, str]:
+    """Headline and detail of a verdict in one sentence."""
+    headline, _, detail = verdict.partition(separator)
+    return headline.rstrip("."), detail[:1].upper() + detail[1:]
+
+
+def present(*figures: Figure | None) -> tuple[Figure, ...]:
+    """Those figures that there are numbers for."""
+    return tuple(figure for figure in figures if figure is not None)

@@ -1,0 +1,290 @@
+"""The figures of an analysis: spectrum, exponents and dimension at one checkpoint, and over snapshots."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sdkeras.dimension.exponents import FULL
+from sdkeras.reporting.drawing import (
+    Colours,
+    asinh_axis,
+    few_ticks,
+    label_line,
+    mark,
+    series,
+    step_axis,
+    tick_format,
+    usable,
+    zero_line,
+)
+from sdkeras.reporting.numbers import dimension, number
+from sdkeras.reporting.report import Figure
+from sdkeras.results.answers import Analysis, SpectrumSummary
+from sdkeras.results.arrays import FloatArray
+from sdkeras.results.dimension import EdgeOfStability, RdsSharpness, SharpnessDimension, Supremum
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_BINS = 90
+# A threshold beyond this multiple of the largest eigenvalue is given in words; the axis would hold nothing else.
+_FARTHEST = 1e4
+
+
+def spectrum_figures(run: Analysis) -> tuple[Figure | None, ...]:
+    """The figures in the page's order; None for those that there are no numbers for."""
+    estimate, spectrum = run.sharpness_dimension, run.spectrum
+    drawable = spectrum is not None and usable(spectrum.nodes, spectrum.weights)
+    density = blocks = cumulative = None
+    if spectrum is not None and drawable:
+        if estimate is None or estimate.map != FULL:  # whose spectrum is of singular values
+            density = spectral_density(spectrum, run.edge_of_stability)
+        blocks = block_spectrum(spectrum, run.edge_of_stability, run.optimizer.momentum)
+        cumulative = None if estimate is None else cumulative_sum(spectrum, estimate)
+    if estimate is None:
+        return (density,)
+    exponents = None if run.rds_sharpness is None else rds_exponents(run.rds_sharpness, estimate)
+    return density, exponents, blocks, cumulative, convergence(estimate)
+
+
+def spectral_density(spectrum: SpectrumSummary, edge: EdgeOfStability) -> Figure:
+    """Number of eigenvalues of a minibatch's operator in bins, with its stability threshold."""
+    nodes, weights = spectrum.nodes, spectrum.weights
+    scale = max(float(np.max(np.abs(nodes))), 1e-90)
+    linear = 1e-3 * scale
+    threshold, beyond = None, ""
+    if edge.operator == spectrum.operator and edge.threshold is not None and math.isfinite(edge.threshold):
+        if abs(edge.threshold) <= _FARTHEST * scale:
+            threshold = edge.threshold
+            beyond = " A step overshoots along directions to the right of the threshold."
+        else:
+            beyond = f" The stability threshold, {number(edge.threshold, 3)}, is far to the right of them all."
+    ends = [float(nodes.min()), float(nodes.max()), 0.0, *([] if threshold is None else [threshold])]
+    low, high = np.arcsinh(min(ends) / linear), np.arcsinh(max(ends) / linear)
+    room = 0.04 * max(high - low, 1.0)
+    edges = np.sinh(np.linspace(low - room, high + room, _BINS + 1)) * linear
+    mass, _ = np.histogram(nodes, bins=edges, weights=weights)
+    floor = max(1e-3, 0.5 * float(np.min(mass[mass > 0], initial=1.0)))
+
+    def draw(axes: Axes, colours: Colours) -> None:
+        axes.stairs(np.maximum(mass, floor), edges, baseline=floor, fill=True, color=colours.accent, alpha=0.75)
+        axes.set_yscale("log")
+        axes.set_ylim(floor, 3 * float(mass.max()))
+        asinh_axis(axes, "x", linear, float(edges[0]), float(edges[-1]))
+        axes.set_xlabel(f"eigenvalue of the {_matrix(spectrum.operator)} of a minibatch")
+        axes.set_ylabel("eigenvalues per bin")
+        if threshold is not None:
+            mark(axes, threshold, f"threshold {number(threshold, 3)}", colours.warn)
+
+    return Figure(
+        "density",
+        "Spectral density",
+        "How many directions have which curvature: flat ones near 0, steep ones to the right, and those left of 0 "
+        f"curve downwards.{beyond}",
+        draw,
+    )
+
+
+def rds_exponents(rds: RdsSharpness, estimate: SharpnessDimension) -> Figure | None:
+    """RDS sharpness exponents lambda_k over k."""
+    if len(rds.values) < 2 or not usable(rds.values, rds.levels):
+        return None
+    size, threshold = estimate.state_size, estimate.threshold_exponent
+    ranks = np.concatenate([np.arange(1.0, len(rds.leading) + 1), np.round(rds.levels * size)])
+    ranks, first = np.unique(ranks, return_index=True)
+    values = np.concatenate([rds.leading, rds.values])[first]
+    if not usable(ranks, values) or len(ranks) < 2:
+        return None
+    threshold = threshold if threshold is not None and math.isfinite(threshold) and threshold != 0 else None
+    linear = 1e-2 * (float(np.max(np.abs(values))) or 1.0) if threshold is None else abs(threshold)
+
+    def draw(axes: Axes, colours: Colours) -> None:
+        axes.plot(_position(ranks, size), values, color=colours.accent, linewidth=2.2)
+        zero_line(axes, colours)
+        if threshold is not None:
+            axes.axhline(threshold, color=colours.soft, linewidth=1.2, linestyle="--")
+            label_line(axes, threshold, f"t* = {number(threshold, 3)}", colours.soft)
+        room = 0.1 * (values.max() - values.min() + linear)
+        asinh_axis(axes, "y", linear, float(values.min() - room), float(values.max() + room))
+        _rank_axis(axes, size)
+        axes.set_ylabel("exponent per step")
+        _mark_dimension(axes, estimate, f"SD {dimension(estimate.value)}", colours)
+
+    return Figure(
+        "exponents",
+        "RDS sharpness exponents",
+        "By what factor (its natural logarithm) a training step stretches (above 0) or contracts (below 0) distances "
+        "between nearby weights, direction by direction, largest first. The horizontal axis is spread out at both "
+        "ends.",
+        draw,
+    )
+
+
+def block_spectrum(spectrum: SpectrumSummary, edge: EdgeOfStability, momentum: float | None) -> Figure | None:
+    """ln sigma and ln |mu| of the 2x2 block of position and velocity (u, v) over the eigenvalue it belongs to."""
+    nodes, exponents, moduli = spectrum.nodes, spectrum.exponents, spectrum.log_moduli
+    if exponents is None or moduli is None or not momentum or not usable(exponents, moduli, np.tile(nodes, 2)):
+        return None
+    linear = 1e-3 * max(float(np.max(np.abs(nodes))), 1e-90)
+    low, high = np.arcsinh(float(nodes.min()) / linear), np.arcsinh(float(nodes.max()) / linear)
+    smallest = 3 * math.log(momentum)  # only the factor of a step that hits the minimum is below it
+    threshold = edge.threshold if edge.operator == spectrum.operator and edge.threshold is not None else math.inf
+
+    def draw(axes: Axes, colours: Colours) -> None:
+        for branch in (slice(0, len(nodes)), slice(len(nodes), None)):
+            axes.plot(nodes, exponents[branch], color=colours.accent, linewidth=1.4, marker=".", markersize=4)
+            axes.plot(nodes, moduli[branch], color=colours.soft, linewidth=1.4, linestyle="--")
+        zero_line(axes, colours)
+        room = 0.05 * (high - low) or 0.5
+        asinh_axis(axes, "x", linear, float(np.sinh(low - room) * linear), float(np.sinh(high + room) * linear))
+        shown = np.concatenate([exponents, moduli])
+        shown = shown[shown >= smallest]
+        margin = 0.1 * (float(shown.max()) - float(shown.min())) or 0.1
+        axes.set_ylim(float(shown.min()) - margin, float(shown.max()) + margin)
+        axes.set_xlabel(f"eigenvalue of the {_matrix(spectrum.operator)}")
+        axes.set_ylabel("exponent per step")
+        few_ticks(axes)
+        if nodes.min() < threshold < nodes.max():
+            mark(axes, threshold, f"threshold {number(threshold, 3)}", colours.warn)
+
+    return Figure(
+        "blocks",
+        "Position and velocity",
+        "With momentum each eigenvalue has two exponents. Solid: the logarithms of the singular values of its block, "
+        "which give the sharpness dimension, with a dot at each eigenvalue. Dashed: the moduli of its own "
+        "eigenvalues, which would remain if every step saw the same matrix; only where these are above 0 does a "
+        "direction grow in the long run.",
+        draw,
+    )
+
+
+def cumulative_sum(spectrum: SpectrumSummary, estimate: SharpnessDimension) -> Figure | None:
+    """Cumulative sum of the pooled exponents: it crosses 0 at SD."""
+    sums = cumulative_exponents(spectrum)
+    if sums is None:
+        return None
+    size, span = estimate.state_size, estimate.interval
+    mass, total = sums
+    inside = (mass >= 0.5) & (mass <= size - 0.5)  # where the axis begins and ends
+    if np.count_nonzero(inside) < 2:
+        return None
+    mass, total = mass[inside], total[inside]
+    linear = max(float(np.max(total)), 1e-3 * float(np.max(np.abs(total)))) or 1.0
+
+    def draw(axes: Axes, colours: Colours) -> None:
+        axes.plot(_position(mass, size), total, color=colours.accent, linewidth=2.2)
+        zero_line(axes, colours)
+        if span is not None and usable(np.array(span)):
+            axes.axvspan(*_position(np.array(span), size), color=colours.warn, alpha=0.2, linewidth=0)
+        room = 0.15 * (total.max() - total.min())
+        asinh_axis(axes, "y", linear, float(total.min() - room), float(total.max() + room + linear))
+        _rank_axis(axes, size)
+        axes.set_ylabel("sum of the exponents up to here")
+        _mark_dimension(axes, estimate, f"j* = {dimension(estimate.j_star)}\nSD {dimension(estimate.value)}", colours)
+
+    return Figure(
+        "cumulative",
+        "Where the sum of the exponents turns negative",
+        "The exponents added up, largest first. A ball of that many dimensions grows in volume while the sum is above "
+        "0 and shrinks once it is below: the crossing is the sharpness dimension, j* the last direction before "
+        f"it ({dimension(estimate.j_star)} here). The band is the 95 % interval.",
+        draw,
+    )
+
+
+def cumulative_exponents(spectrum: SpectrumSummary) -> tuple[FloatArray, FloatArray] | None:
+    """Mass and sum of the pooled exponents, largest first: (U_j, L_j), one entry for each exponent of each node.
+
+    None for a file without exponents.
+    """
+    exponents = spectrum.exponents
+    if exponents is None or not usable(exponents) or len(exponents) % len(spectrum.weights):
+        return None
+    weights = np.resize(spectrum.weights, len(exponents))
+    order = np.argsort(-exponents, kind="stable")
+    return np.cumsum(weights[order]), np.cumsum((weights * exponents)[order])
+
+
+def convergence(estimate: SharpnessDimension) -> Figure | None:
+    """The running estimate and its interval over the runs."""
+    value, half, runs = estimate.history, estimate.history_half_width, estimate.history_runs
+    if len(value) < 2 or len(half) != len(value) or not usable(value, runs):
+        return None
+    half = np.where(np.isfinite(half), half, 0.0)
+
+    def draw(axes: Axes, colours: Colours) -> None:
+        axes.fill_between(runs, value - half, value + half, color=colours.accent, alpha=0.2, linewidth=0)
+        series(axes, runs, value, colours.accent)
+        _dimension_axis(axes)
+        step_axis(axes, "runs (one minibatch and one probe each)")
+
+    return Figure(
+        "convergence",
+        "Convergence",
+        "The estimate as the runs accumulate, with its interval. It should have settled; where the number of steps was "
+        "raised the runs began again.",
+        draw,
+    )
+
+
+def supremum_figure(supremum: Supremum) -> Figure | None:
+    """SD of each snapshot alone as points, the supremum over all of them as a line."""
+    steps, values = np.array(supremum.steps, dtype=np.float64), supremum.per_snapshot_values
+    span = supremum.interval or (supremum.value, supremum.value)
+    if supremum.num_snapshots < 2 or not (usable(steps, values) and usable(np.array(span))):
+        return None
+
+    def draw(axes: Axes, colours: Colours) -> None:
+        axes.axhspan(*span, color=colours.warn, alpha=0.2, linewidth=0)
+        axes.axhline(supremum.value, color=colours.warn, linewidth=1.6)
+        axes.plot(steps, values, color=colours.accent, linestyle="none", marker="o", markersize=6)
+        _dimension_axis(axes)
+        step_axis(axes, "training steps from the checkpoint")
+
+    return Figure(
+        "supremum",
+        "Snapshots and their supremum",
+        f"Points: each snapshot alone, on the same minibatches. Line: the supremum ({dimension(supremum.value)}) with "
+        "its 95 % interval. It can lie above all points, since different directions stretch most at different "
+        "snapshots.",
+        draw,
+    )
+
+
+def _dimension_axis(axes: Axes) -> None:
+    axes.set_ylabel("sharpness dimension")
+    axes.locator_params(axis="y", nbins=5)
+    tick_format(axes.yaxis, 6)
+
+
+def _mark_dimension(axes: Axes, estimate: SharpnessDimension, label: str, colours: Colours) -> None:
+    if 0 < estimate.value < estimate.state_size:
+        at = float(_position(np.array([estimate.value]), estimate.state_size)[0])
+        mark(axes, at, label, colours.warn)
+
+
+def _matrix(operator: str) -> str:
+    """An operator's name in words."""
+    words = "preconditioned Hessian" if operator.startswith("P") else "Hessian"
+    return words + (" plus weight decay" if operator.endswith(" + W") else "")
+
+
+def _position(ranks: FloatArray, size: int) -> FloatArray:
+    """Ranks on an axis that is logarithmic from both ends: ln(k / (d - k)), half a rank inside."""
+    inside = np.clip(ranks, 0.5, max(size - 0.5, 0.5))
+    located: FloatArray = np.log(inside / np.maximum(size - inside, 0.5))
+    return located
+
+
+def _rank_axis(axes: Axes, size: int) -> None:
+    """Ticks 1, 10, 100 ... d/2 ... d - 100, d - 10, d."""
+    powers = [10**e for e in range(12) if 10**e <= size / 8]
+    powers = powers[:: 1 + len(powers) // 4]
+    ticks = [(float(p), f"{p:,}") for p in powers] + [(size / 2, "d/2")]
+    ticks += [(float(size - p), f"d-{p:,}") for p in reversed(powers[1:])] + [(float(size), "d")]
+    axes.set_xticks(_position(np.array([at for at, _ in ticks]), size), [label for _, label in ticks])
+    axes.set_xlim(*_position(np.array([0.5, size - 0.5]), size) + np.array([-0.4, 0.4]))
+    axes.set_xlabel(f"directions, most stretching first (d = {size:,})")

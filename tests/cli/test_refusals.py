@@ -1,0 +1,236 @@
+"""What the commands refuse: one message, exit status 2, and every file as it was."""
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+layers = keras.layers
+
+
+def saved(path: Path, optimizer: object, *hidden: object, size: int = 3, classes: int = 2) -> keras.Model:
+    """A small net, trained for a step if it has an optimizer."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((size,)), *hidden, layers.Dense(classes)])
+    if optimizer is not None:
+        model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        model.fit(np.zeros((4, size), "float32"), np.zeros(4, int), verbose=0)
+    model.save(path)
+    return model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models, data, trajectories, and things that are none of them."""
+    folder = tmp_path_factory.mktemp("files")
+    generator = np.random.default_rng(0)
+    x, y = generator.standard_normal((70, 6)).astype("float32"), generator.integers(0, 3, 70)
+    np.savez(folder / "data.npz", x=x, y=y)
+    np.savez(folder / "nan.npz", x=np.where(x > 2, np.nan, x), y=y)
+    np.savez(folder / "shape.npz", x=x[:, :5], y=y)
+    np.savez(folder / "objects.npz", x=np.array([{}, {}], dtype=object), y=y[:2])
+    np.savez(folder / "x.npz", x=x)
+    np.save(folder / "x.npy", x)
+    np.save(folder / "y.npy", y)
+    hidden = (layers.Dense(5, "tanh"), layers.LayerNormalization())
+    saved(folder / "model.keras", keras.optimizers.SGD(0.125), *hidden, size=6, classes=3)
+    saved(folder / "bare.keras", None, size=6, classes=3)
+    np.savez(folder / "small.npz", x=x[:40, :3], y=y[:40] % 2)
+    saved(folder / "small.keras", keras.optimizers.SGD(0.5, momentum=0.5), layers.Dense(3, "tanh"))
+    wild = keras.Sequential([keras.Input((3,)), layers.Dense(1)])
+    wild.compile(keras.optimizers.SGD(1e6), "mse")
+    wild.save(folder / "wild.keras")
+    np.savez(folder / "wild.npz", x=x[:, :3], y=x[:, :1])
+    for name in ("junk.keras", "junk.weights.h5"):
+        (folder / name).write_bytes(b"PK")
+    (folder / "mine.py").write_text("")
+    np.savez(folder / "recorded.npz", trajectory=generator.random((60, 26)))
+    np.save(folder / "vector.npy", np.ones(5))
+    np.savez(folder / "vector.npz", trajectory=np.ones(5))
+    np.save(folder / "whole.npy", np.ones((5, 2), int))
+    np.save(folder / "boxes.npy", np.array([[None, 1.0]] * 3), allow_pickle=True)
+    np.savez(folder / "boxes.npz", np.array([[None, 1.0]] * 3))
+    np.save(folder / "short.npy", np.ones((1, 4)))
+    np.save(folder / "nan.npy", np.where(np.arange(12).reshape(6, 2) == 7, np.nan, 1.0))
+    np.savez(folder / "both.npz", trajectory=np.ones((5, 2)), weights=np.ones((5, 2)))
+    for kind in ("npy", "npz"):
+        (folder / f"cut.{kind}").write_bytes((folder / f"vector.{kind}").read_bytes()[:130])
+    return folder
+
+
+ANALYZE = "analyze model.keras --data data.npz --json new.json"
+LYAPUNOV = "lyapunov small.keras --data small.npz"
+TRACK = "track junk.keras --data data.npz"
+TRAJECTORY = "study trajectory"
+REFUSED = [
+    ("analyze missing.keras --data data.npz", "no file"),
+    ("analyze junk.keras --data data.npz", "junk.keras"),
+    ("analyze model.keras --data missing.npz", "missing.npz"),
+    ("analyze model.keras --data nan.npz", "not finite"),
+    ("analyze model.keras --data shape.npz", "shape"),
+    ("analyze model.keras --data objects.npz", "unpickle"),
+    ("analyze model.keras --data missing.npy,y.npy", "missing.npy"),
+    ("analyze model.keras", "--data"),
+    ("analyze bare.keras --data data.npz", "--loss"),
+    (f"{ANALYZE} --batch-size 71", "70 samples"),
+    (f"{ANALYZE} --learning-rate 0", "--learning-rate"),
+    (f"{ANALYZE} --learning-rate -1", "--learning-rate"),
+    (f"{ANALYZE} --learning-rate nan", "positive and finite number"),
+    (f"{ANALYZE} --loss no_such_loss", "no_such_loss"),
+    (f"{ANALYZE} --params (", "regular expression"),
+    (f"{ANALYZE} --tolerance 2", "tolerance"),
+    (f"{ANALYZE} --tolerance nan", "not a finite number"),
+    (f"{ANALYZE} --memory inf", "not a finite number"),
+    (f"{ANALYZE} --exact --memory 1e-6", "GB"),
+    (f"{ANALYZE} --custom-objects no.py", "no.py"),
+    (f"{ANALYZE} --estimator sql", "did you mean 'slq'"),
+    (
+        f"{ANALYZE} --estimator golub-kahan",
+        "takes spectra of a Hessian: exact, sd-kde, sd-ps, sd-slq, slq",
+    ),
+    (f"{ANALYZE} --set slq", "NAME.FIELD=VALUE"),
+    (f"{ANALYZE} --set sql.num_steps=3", "did you mean 'slq'"),
+    (f"{ANALYZE} --set slq.steps=3", "num_steps"),
+    (f"{ANALYZE} --set slq.num_steps=many", "not a value of type int"),
+    (f"{ANALYZE} --set slq.num_steps=0", "fields are"),
+    (f"{ANALYZE} --dry-run --set slq.num_steps=-3", "must be >= 1"),
+    (f"{ANALYZE} --dry-run --html no/such/page.html", "does not exist"),
+    (f"{ANALYZE} --html ./new.json", "a file of its own"),
+    (f"{ANALYZE} --html model.keras", "overwritten"),
+    (f"{ANALYZE} --custom-objects mine.py --html mine.py", "overwritten"),
+    ("analyze model.keras --data data.npz --json no/such/run.json", "does not exist"),
+    ("analyze model.keras --data data.npz --json ''", "empty"),
+    ("analyze model.keras --data data.npz --json .", "is a folder"),
+    (f"analyze model.keras --data data.npz --json {'a' * 256}", "cannot be written"),
+    ("analyze model.keras --data data.npz --json ./model.keras", "overwritten"),
+    ("analyze model.keras --data data.npz --json data.npz", "overwritten"),
+    ("analyze model.keras --data x.npy,y.npy --json y.npy", "overwritten"),
+    (f"{ANALYZE} --map full --params kernel", "of all variables and in training mode; leave out params"),
+    (f"{ANALYZE} --map full --per-layer", "do not split by layers; leave out one of them (--per-layer, --map full)"),
+    (f"{ANALYZE} --map full --estimator slq", "'slq' is one of spectra of a Hessian"),
+    (f"{ANALYZE} --map full --set golub-kahan.steps=3", "'golub-kahan' has no field 'steps'"),
+    (f"{ANALYZE} --map full --set slq.num_steps=3", "'slq', which is not used here"),
+    (f"{ANALYZE} --snapshots 3", "--every M"),
+    (f"{ANALYZE} --snapshots 1 --every 5", "2 or more"),
+    (f"{ANALYZE} --snapshots 3 --every 5 --mode inference", "leave out params and mode"),
+    ("lyapunov none.keras --data small.npz", "no file none.keras"),
+    ("lyapunov small.keras --data none.npz", "none.npz"),
+    ("lyapunov small.keras --data data.npz", "shape"),
+    ("lyapunov small.keras", "--data"),
+    ("lyapunov bare.keras --data data.npz", "--loss"),
+    ("lyapunov bare.keras --data data.npz --loss sparse_categorical_crossentropy", "--learning-rate"),
+    (f"{LYAPUNOV} --batch-size 1000", "larger than the data"),
+    (f"{LYAPUNOV} --steps 0", "--steps"),
+    (f"{LYAPUNOV} --num-exponents 0", "--num-exponents"),
+    (f"{LYAPUNOV} --num-exponents 41", "exceeds the size of the state, 40"),
+    (f"{LYAPUNOV} --dry-run --num-exponents 41", "exceeds the size of the state, 40"),
+    (f"{LYAPUNOV} --learning-rate nan", "positive and finite number"),
+    (f"{LYAPUNOV} --windows 3", "take 2 or 4 in its place, or 999 or 1,002 steps (--steps), which"),
+    (f"{LYAPUNOV} --windows two", "'two' is not a valid integer"),
+    (f"{LYAPUNOV} --windows 1,,2", "'' is not a valid integer"),
+    (f"{LYAPUNOV} --windows 2 --checkpoint run.npz", "holds no Jacobians"),
+    (f"{LYAPUNOV} --windows 2 --memory 0.001", "of a state of 40 dimensions need"),
+    (
+        f"{LYAPUNOV} --dry-run --windows 2 --memory 0.001",
+        "at most 140 steps fit (--steps); or allow",
+    ),
+    (f"{LYAPUNOV} --estimator slq", "no lyapunov estimator 'slq'"),
+    (f"{LYAPUNOV} --set slq.num_steps=3", "no installed estimator 'slq'"),
+    (f"{LYAPUNOV} --set tolerance=3", "for example lyapunov-qr.tolerance=0.001"),
+    (f"{LYAPUNOV} --set lyapunov-qr.transient=3", "is a setting of the run; give it as such (--num-exponents, --steps"),
+    (f"{LYAPUNOV} --set lyapunov-qr.tolerance=x", "is not a value of type"),
+    (f"{LYAPUNOV} --fail-if 'lyapunov.dimension > 3'", "go on with one of: status, value"),
+    (f"{LYAPUNOV} --fail-if 'hessian.trace.value > 3'", "lyapunov.json has no 'hessian'"),
+    (f"{LYAPUNOV} --time-limit 0", "--time-limit"),
+    (f"{LYAPUNOV} --loss no_such_loss", "no_such_loss"),
+    (f"{LYAPUNOV} --checkpoint no/such/file", "does not exist"),
+    (f"{LYAPUNOV} --checkpoint small.keras", "overwritten"),
+    (f"{LYAPUNOV} --checkpoint out --json ./out", "a file of its own"),
+    (f"{LYAPUNOV} --html out --json out", "a file of its own"),
+    (f"{LYAPUNOV} --checkpoint x.npz", "cannot be read as a checkpoint"),
+    (f"{LYAPUNOV} --json no/such/run.json", "does not exist"),
+    (f"{LYAPUNOV} --custom-objects no.py", "no.py"),
+    ("track junk.keras", "give them (--data DATA)"),
+    ("track run other", "one log at a time"),
+    ("track run --out x --seed 3", "--out, --seed: for checkpoints only"),
+    ("track run --bound delta=0.1", "--bound: for checkpoints only"),
+    ("track run --class-weight 0=1.0", "--class-weight: for checkpoints only"),
+    ("track run --dry-run", "--dry-run: for checkpoints only"),
+    (f"{TRACK} --class-weight 0:1", "--class-weight 0:1: '0:1' is not CLASS=WEIGHT"),
+    (f"{TRACK} --bound delta=2", "it must lie between 0 and 1"),
+    (f"{TRACK} --measures sharpness --bound delta=0.1", "the bounds need the sharpness dimension"),
+    (f"{TRACK} --measures sharpness,colour", "'colour' is no measure"),
+    (f"{TRACK} --fail-if 'values.sharpness > 1'", "go on with one of: value"),
+    (f"{TRACK} --fail-if 'colour > 1'", "has no 'colour'"),
+    (f"{TRACK} --html junk.keras", "would be overwritten"),
+    ("track no*.keras --data data.npz", "no file fits"),
+    ("track data.npz --data data.npz", "is no checkpoint"),
+    ("track junk.keras --data none.npz", "no data file none.npz"),
+    ("track junk.weights.h5 --data data.npz", "give the model they are of (--model FILE)"),
+    (f"{TRAJECTORY} small.keras", "give --data DATA"),
+    (f"{TRAJECTORY} none.keras --data small.npz", "there is no file"),
+    (f"{TRAJECTORY} none.npz", "there is no file"),
+    (f"{TRAJECTORY} small.npz", "no trajectory: its arrays are x, y; give a file"),
+    (f"{TRAJECTORY} vector.npy", "vector.npy is of shape (5,) and type float64; give"),
+    (f"{TRAJECTORY} vector.npz", "array 'trajectory', is of shape (5,)"),
+    (f"{TRAJECTORY} whole.npy", "is of shape (5, 2) and type int64; give"),
+    (f"{TRAJECTORY} boxes.npy", "boxes.npy holds Python objects, which are never unpickled"),
+    (f"{TRAJECTORY} boxes.npz", "boxes.npz holds Python objects, which are never unpickled"),
+    (f"{TRAJECTORY} short.npy", "has 1 rows, and a trajectory needs at least 2 steps"),
+    (f"{TRAJECTORY} nan.npy", "holds NaN or infinity, first in row 3; cut it before that step"),
+    (f"{TRAJECTORY} both.npz", "its arrays are trajectory, weights; give"),
+    (f"{TRAJECTORY} cut.npy", "cut.npy cannot be read as a trajectory"),
+    (f"{TRAJECTORY} cut.npz", "cut.npz cannot be read as a trajectory"),
+    (f"{TRAJECTORY} recorded.npz --steps 9", "--steps is of a simulation"),
+    (f"{TRAJECTORY} recorded.npz --data small.npz", "--data is of a simulation"),
+    (f"{TRAJECTORY} recorded.npz --json recorded.npz", "would be overwritten"),
+    (f"{TRAJECTORY} recorded.npz --memory 1e-6", "keep fewer iterates"),
+    (f"{TRAJECTORY} recorded.npz --alpha nan", "not a finite number"),
+    (f"{TRAJECTORY} small.keras --data small.npz --memory 1e-6", "or allow more (--memory)"),
+    (f"{TRAJECTORY} small.keras --data small.npz --steps 9 --every 5", "too few for 2 iterates"),
+    (f"{TRAJECTORY} small.keras --data small.npz --projection 100000", "there are 20 weights"),
+    (f"{TRAJECTORY} small.keras --data small.npz --projection 20 --dry-run", "there are 20 weights"),
+    (f"{TRAJECTORY} small.keras --data small.npz --json o.json --save o.json", "two outputs"),
+    (f"{TRAJECTORY} wild.keras --data wild.npz --steps 50 --allow-unverified --initial-slots", "diverged"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), REFUSED, ids=[line[:80] for line, _ in REFUSED])
+def test_what_is_refused_is_one_message(
+    line: str, message: str, folder: Path, in_process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+
+    def files() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+    before = files()
+    status, text, error = in_process(*shlex.split(line))
+    assert (status, text) == (2, ""), error
+    assert message in error
+    assert error.startswith("sdkeras: error: ")
+    assert error.count("\n") == 1
+    assert files() == before
+    assert not any(path.read_bytes() for path in folder.glob("track/*.jsonl"))
+
+
+def test_cheap_mistakes_are_found_before_tensorflow_starts(folder: Path) -> None:
+    code = (
+        "import shlex, sys\nfrom sdkeras_cli.main import main\n"
+        "for line in sys.argv[1:]:\n    try:\n        main(shlex.split(line))\n"
+        "    except SystemExit as end:\n        assert end.code == 2, line\n"
+        "assert not {'tensorflow', 'keras'} & set(sys.modules)"
+    )
+    cheap = ("no file", "missing.np", "--estimator sql", "slq.steps", "no/such", "overwritten", "nan", "--steps 0")
+    cheap += ("--windows 3", "holds no Jacobians", "--fail-if", "-qr.transient", "--seed", "a file of its own")
+    known = [line for line, message in REFUSED if not line.startswith("study") and "nan.npz" not in line]
+    lines = [line for line in known if any(word in line + dict(REFUSED)[line] for word in cheap)]
+    lines += ["demo --output-dir model.keras", "demo --seed 4294967296"]
+    assert len(lines) > 30
+    run = subprocess.run([sys.executable, "-c", code, *lines], capture_output=True, text=True, cwd=folder, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.count("sdkeras: error:") == len(lines)
