@@ -22,6 +22,7 @@ from sdkeras.results.answers import ModelInfo, Simulation
 from sdkeras.results.note import Note
 from sdkeras.results.progress import Progress
 from sdkeras.runs.lyapunov import Training, read_training
+from sdkeras.runs.lyapunov_options import TrainingOptions
 from sdkeras.runs.plan import timed_gradient
 from sdkeras.runs.provenance import data_info, provenance
 from sdkeras.study.recorder import DEFAULT_LAST, ExampleLosses, Recording, RecordingSettings
@@ -264,16 +265,14 @@ def plan(model: Model, data: Data, **options: Any) -> ForwardPlan:
 
 
 def _read(model: Model, data: Data, settings: ForwardSettings) -> Training:
-    training = read_training(
-        model,
-        data,
+    options = TrainingOptions(
         batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
         loss=settings.loss,
         samples=settings.samples,
-        dtype="float32",
         seed=settings.seed,
     )
+    training = read_training(model, data, options)
     if training.function_words and settings.losses_on:
         raise SdkerasError(
             f"losses of single examples are of a compiled loss, and the loss is {training.function_words}; ask for "
