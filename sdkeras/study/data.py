@@ -13,7 +13,7 @@ import tensorflow as tf
 from sdkeras.errors import DataError
 from sdkeras.files.class_weights import sample_weights
 from sdkeras.files.dataset import load_both, load_data, load_training_data
-from sdkeras.files.keras_types import Tensor
+from sdkeras.files.keras_types import Data, Tensor
 from sdkeras.study.definition import Study
 from sdkeras.study.measures import columns
 
@@ -22,8 +22,8 @@ from sdkeras.study.measures import columns
 class StudyData:
     """Data of training and of the test, each (x, y[, sample_weight]) or a data set in batches."""
 
-    train: Any
-    test: Any
+    train: Data
+    test: Data
 
     @classmethod
     def of(cls, study: Study) -> StudyData:

@@ -21,7 +21,7 @@ import tensorflow as tf
 
 from sdkeras.errors import ModelError, NonFiniteError, SdkerasError
 from sdkeras.files.atomic import write_whole
-from sdkeras.files.keras_types import Model
+from sdkeras.files.keras_types import Data, Model
 from sdkeras.files.user_code import USER_ERRORS, find_function, last_line
 from sdkeras.study.data import StudyData, shuffled, with_class_weights
 from sdkeras.study.definition import OF_THE_RUNNER, GridRun, Study
@@ -309,7 +309,7 @@ class _StopAt(keras.callbacks.Callback):  # type: ignore[misc]
 class _LateRecorder(TrajectoryRecorder):
     """A recorder that does nothing before a step, since only the last iterates are kept."""
 
-    def __init__(self, after: int, **settings: Any) -> None:
+    def __init__(self, after: int, **settings: Any) -> None:  # noqa: ANN401
         super().__init__(**settings)
         self._after = after
 
@@ -335,7 +335,7 @@ def _recorder(study: Study, data: StudyData, num_steps: int) -> TrajectoryRecord
     )
 
 
-def _scores(model: Model, data: Any) -> Scores:
+def _scores(model: Model, data: Data) -> Scores:
     if isinstance(data, tuple):
         x, y, weights = (*data, None)[:3]
         logs = model.evaluate(x, y, sample_weight=weights, batch_size=_EVALUATED, verbose=0, return_dict=True)
