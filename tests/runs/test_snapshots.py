@@ -231,7 +231,7 @@ def test_the_plan_counts_the_snapshots() -> None:
     model = net(keras.optimizers.SGD(0.125))
     alone = analyze.plan(model, (X, Y), batch_size=BATCH)
     more = analyze.plan(model, (X, Y), batch_size=BATCH, snapshots=4, every=100)
-    assert more.num_hvps - alone.num_hvps == 3 * alone.num_runs * alone.num_steps
+    assert more.num_hvps_pilot - alone.num_hvps_pilot == 3 * alone.num_runs * alone.num_steps
     assert (more.num_snapshots, more.every) == (4, 100)
 
 
