@@ -8,9 +8,9 @@ import os
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sdkeras.errors import SdkerasError
+from sdkeras.files.arrays import Array
 from sdkeras.files.atomic import check_is_file, shown, write_whole
 from sdkeras.files.reading import blamed_on
 
@@ -63,9 +63,9 @@ def fingerprint(value: Nested) -> str:
     return digest.hexdigest()[:16]
 
 
-def _packed(value: Nested) -> tuple[str, dict[str, NDArray[Any]]]:
+def _packed(value: Nested) -> tuple[str, dict[str, Array]]:
     """A JSON text in which arrays are names, and the arrays by name."""
-    arrays: dict[str, NDArray[Any]] = {}
+    arrays: dict[str, Array] = {}
 
     def pack(entry: Nested, where: str) -> Nested:
         if entry is None or type(entry) in (bool, int, float, str):
@@ -87,7 +87,7 @@ def _packed(value: Nested) -> tuple[str, dict[str, NDArray[Any]]]:
     return json.dumps(pack(value, "the value")), arrays
 
 
-def _unpacked(layout: Nested, arrays: dict[str, NDArray[Any]]) -> Nested:
+def _unpacked(layout: Nested, arrays: dict[str, Array]) -> Nested:
     if isinstance(layout, list):
         return [_unpacked(entry, arrays) for entry in layout]
     if not isinstance(layout, dict):

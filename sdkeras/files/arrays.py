@@ -19,7 +19,7 @@ _BLOCK = 2**25
 TWO_PAIRS = "If they are ((x_train, y_train), (x_test, y_test)), give one of the pairs."
 
 
-def checked_arrays(where: str, data: Sequence[Any], *, whole: bool = True) -> tuple[Any, ...]:
+def checked_arrays(where: str, data: Sequence[Data], *, whole: bool = True) -> tuple[Data, ...]:
     """(x,), (x, y) or (x, y, sample_weight) with NumPy arrays for leaves and tuples for lists of them.
 
     Args:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sdkeras.errors import DataError, SdkerasError
+from sdkeras.files.arrays import Array
 
 # Keras multiplies losses by them in float32; a loss beside it needs room too.
 _LARGEST = 1e30
@@ -61,7 +61,7 @@ def parsed(text: str) -> dict[int, float]:
     return checked(weights) or {}
 
 
-def sample_weights(targets: NDArray[Any], class_weight: Mapping[int, float], *, per_step: bool) -> NDArray[np.float32]:
+def sample_weights(targets: Array, class_weight: Mapping[int, float], *, per_step: bool) -> NDArray[np.float32]:
     """The weight of each sample, as Keras looks it up; classes without a weight weigh 1.
 
     Targets of one axis, or with a last axis of 1, are classes (floats are rounded); otherwise the class is where the

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 from warnings import WarningMessage
 
 import attrs
@@ -64,7 +63,8 @@ def restore_compiled_part(
     file: ModelFile,
     failure: Exception | None,
     messages: Sequence[WarningMessage],
-    options: Mapping[str, Any],
+    custom_objects: Mapping[str, object],
+    safe_mode: bool,
 ) -> CompiledPart:
     """Sees to it that loss and optimizer are the file's, or that there are none, and says which.
 
@@ -73,7 +73,8 @@ def restore_compiled_part(
         file: Its file.
         failure: What Keras raised over the compiled part; None if it restored one.
         messages: What Keras warned of.
-        options: The custom_objects and safe_mode with which the model was loaded.
+        custom_objects: Those with which the model was loaded.
+        safe_mode: The same.
     """
     path = file.path
     if not file.compiled:
@@ -88,12 +89,12 @@ def restore_compiled_part(
     if recompiled:
         failure = None
         try:
-            _compile_as_stored(model, file, options["safe_mode"])
+            _compile_as_stored(model, file, safe_mode)
         except Exception as error:
             failure = error
     if failure is not None:
         _uncompile(model)
-        return CompiledPart(_why_not_compiled(file, failure, options["custom_objects"]))
+        return CompiledPart(_why_not_compiled(file, failure, custom_objects))
     stored_loss = _stored_loss(model, file)
     names_optimizer = "optimizer" in file.compiled or "loss" not in file.compiled  # neither: in the class's own words
     if not file.is_h5 and not names_optimizer and not _restores_itself(model):
@@ -168,14 +169,14 @@ def _compile_as_stored(model: Model, file: ModelFile, safe_mode: bool) -> None:
         optimizer.build(model.trainable_variables)
 
 
-def _arguments(stored: dict[str, Any], safe_mode: bool) -> dict[str, Any]:
+def _arguments(stored: Mapping[str, Config], safe_mode: bool) -> dict[str, object]:
     import keras
 
     read = keras.saving.deserialize_keras_object
     return {name: read(value, safe_mode=safe_mode) for name, value in stored.items()}
 
 
-def _h5_arguments(stored: dict[str, Any]) -> dict[str, Any]:
+def _h5_arguments(stored: Mapping[str, Config]) -> dict[str, object]:
     import keras
 
     def each(read: Callable[[Config], Config], config: Config) -> Config:
@@ -219,7 +220,7 @@ def _stored_loss(model: Model, file: ModelFile) -> StoredLoss:
     )
 
 
-def _why_not_compiled(file: ModelFile, error: Exception, custom_objects: Mapping[str, Any]) -> str:
+def _why_not_compiled(file: ModelFile, error: Exception, custom_objects: Mapping[str, object]) -> str:
     stored = file.compiled
     parts = [f"{label} {_names(stored[key])}" for key, label in _LABELS.items() if stored.get(key)]
     reason = innermost_reason(error)

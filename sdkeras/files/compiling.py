@@ -6,7 +6,6 @@ import contextlib
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import keras
 
@@ -18,7 +17,7 @@ def has_own_compile(model: Model) -> bool:
     return type(model).compile is not keras.Model.compile
 
 
-def compile_as(model: Model, arguments: Mapping[str, Any]) -> None:
+def compile_as(model: Model, arguments: Mapping[str, object]) -> None:
     """Compiles a model with exactly these arguments of `keras.Model.compile`, whatever its class makes of them.
 
     A compile() of the class's own runs first, with the arguments that it takes, for the attributes that it sets beside
@@ -35,7 +34,7 @@ def compile_as(model: Model, arguments: Mapping[str, Any]) -> None:
     keras.Model.compile(model, **_accepted(keras.Model.compile, arguments))
 
 
-def unstored_compile_arguments(model: Model, arguments: Mapping[str, Any]) -> list[str]:
+def unstored_compile_arguments(model: Model, arguments: Mapping[str, object]) -> list[str]:
     """What a compile() of the class's own takes beside these arguments, where the loss may depend on it."""
     if not has_own_compile(model):
         return []
@@ -52,7 +51,7 @@ def _named(function: Callable[..., object]) -> list[str]:
     return [each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
 
 
-def _accepted(function: Callable[..., object], arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _accepted(function: Callable[..., object], arguments: Mapping[str, object]) -> dict[str, object]:
     """Those of the arguments that a function takes by name."""
     if any(each.kind is each.VAR_KEYWORD for each in inspect.signature(function).parameters.values()):
         return dict(arguments)

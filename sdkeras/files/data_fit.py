@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import numpy as np
 
@@ -179,7 +178,7 @@ def _check_targets(model: Model, outputs: dict[str, Shape], y: Data) -> None:
             _check_target(f"y of output '{name}'" if len(names) > 1 else "y", shape, np.asarray(target), loss)
 
 
-def _per_output(values: Data, names: list[str], *, of_losses: bool) -> list[Any] | None:
+def _per_output(values: Data, names: list[str], *, of_losses: bool) -> list[Data] | None:
     """Targets or losses in the order of the outputs; None if they do not correspond."""
     if isinstance(values, dict):
         if len(names) == 1 and len(values) == 1:
@@ -247,7 +246,7 @@ def _is_one_of(loss: Loss, names: re.Pattern[str]) -> bool:
     return is_of_keras and names.fullmatch(name.lower().replace("_", "")) is not None
 
 
-def _leaves(tree: Data) -> list[Any]:
+def _leaves(tree: Data) -> list[Data]:
     """Arrays of a structure in Keras' order (dictionaries by sorted key); a list of numbers is one array."""
     if isinstance(tree, dict):
         return [leaf for key in sorted(tree, key=str) for leaf in _leaves(tree[key])]

@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
@@ -51,7 +51,7 @@ def load_data(spec: str) -> Data:
     return _load(spec, _returned)
 
 
-def load_training_data(spec: str) -> tuple[Any, str]:
+def load_training_data(spec: str) -> tuple[Data, str]:
     """Data of training as `load_data` reads them, and what to know of them, or "".
 
     Where a function returns ((x_train, y_train), (x_test, y_test)), as the data of a study, they are the first pair.
@@ -84,7 +84,7 @@ def _is_both(data: Data) -> bool:
     return len(train) == len(labels) and len(test) == len(test_labels) and len(train) != len(test)
 
 
-def _load(spec: str, returned: Callable[[str, Any], Any]) -> Data:
+def _load(spec: str, returned: Callable[[str, Data], Data]) -> Data:
     """What `spec` names; `returned` checks what a function of the user's returns."""
     try:
         path = Path(spec)
@@ -109,7 +109,7 @@ def is_function(spec: str) -> bool:
     return _CALLABLE.fullmatch(spec) is not None
 
 
-def load_both(spec: str) -> tuple[Any, Any]:
+def load_both(spec: str) -> tuple[Data, Data]:
     """Data of training and of the test, from one `module:callable` that returns ((x, y), (x_test, y_test)).
 
     Raises:
@@ -126,14 +126,14 @@ def load_both(spec: str) -> tuple[Any, Any]:
     return _returned(f"data of {spec!r} (training)", both[0]), _returned(f"data of {spec!r} (test)", both[1])
 
 
-def _from_npz(path: str) -> tuple[Any, ...]:
+def _from_npz(path: str) -> tuple[Data, ...]:
     with _open(path, ".npz") as stream:
         # NumPy would leave open what it fails to read.
         with _read(repr(path), lambda: np.load(stream, allow_pickle=False)) as archive:
             return checked_arrays(f"data {path!r}", _chosen(f"data {path!r}", _Archive(path, archive)))
 
 
-class _Archive(Mapping[str, Any]):
+class _Archive(Mapping[str, Data]):
     """The arrays of an .npz file, read one by one when asked for."""
 
     def __init__(self, path: str, archive: Mapping[str, Data]) -> None:
@@ -150,7 +150,7 @@ class _Archive(Mapping[str, Any]):
         return len(self._archive)
 
 
-def _from_npy(spec: str) -> tuple[Any, ...]:
+def _from_npy(spec: str) -> tuple[Data, ...]:
     paths = spec.split(",")
     if len(paths) > 3 or not all(path.endswith(".npy") for path in paths):
         raise DataError(
@@ -186,7 +186,7 @@ def _open(path: str, kind: str) -> Iterator[BinaryIO]:
         yield stream
 
 
-def _read(where: str, read: Callable[[], Any]) -> Data:
+def _read(where: str, read: Callable[[], Data]) -> Data:
     """What `read` returns, its failures told as the file's, which `where` names."""
     try:
         with warnings.catch_warnings():
@@ -208,7 +208,7 @@ def _unreadable(where: str, why: str) -> DataError:
     )
 
 
-def _chosen(where: str, stored: Mapping[str, Any]) -> list[Any]:
+def _chosen(where: str, stored: Mapping[str, Data]) -> list[Data]:
     """x, y and, if there, sample_weight; each an array, or a dictionary from keys such as x/NAME."""
     names = [str(name) for name in stored]
 

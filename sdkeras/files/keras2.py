@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+from sdkeras.files.arrays import Array
 from sdkeras.files.keras_types import Config
 
 # Written by its own classes of layers, for TensorFlow operations between layers.
@@ -43,7 +43,7 @@ def cannot_load(path: str, version: str, config_text: str, reason: str) -> str:
     )
 
 
-def translated(compiled: dict[str, Any]) -> dict[str, Any]:
+def translated(compiled: dict[str, Config]) -> dict[str, Config]:
     """A stored compile configuration of Keras 2, as Keras 3 writes it into .h5 files (`training_config`)."""
     changed = {name: value for name, value in compiled.items() if name != "optimizer"}
     changed["optimizer_config"] = _optimizer(compiled.get("optimizer_config", compiled.get("optimizer")))
@@ -86,7 +86,7 @@ def _loss(stored: Config) -> Config:
     return [_loss(each) for each in stored] if isinstance(stored, list) else stored
 
 
-def iterations(names: Sequence[str], values: Sequence[Any]) -> int | None:
+def iterations(names: Sequence[str], values: Sequence[Array]) -> int | None:
     """Steps taken, from the variables of an optimizer, which begin with `iteration` or `iter`; None without."""
     if names and "iter" in names[0].rpartition("/")[2] and getattr(values[0], "size", 0) == 1:
         return int(values[0])

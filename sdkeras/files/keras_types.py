@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
+# A tensor, `tf.IndexedSlices`, or a structure of them.
 Tensor: TypeAlias = Any
 Variable: TypeAlias = Any
 Model: TypeAlias = Any
 Layer: TypeAlias = Any
 Optimizer: TypeAlias = Any
+# A learning-rate schedule.
+Schedule: TypeAlias = Any
+# What `Model.compile` takes for a loss: a name, a function, an object, or a structure of these.
 Loss: TypeAlias = Any
+# A function that TensorFlow traces or has traced.
 Compiled: TypeAlias = Any
 GraphDef: TypeAlias = Any
 # Arrays in any structure that `Model.fit` takes, or one that brings its own batches.

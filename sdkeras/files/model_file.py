@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import attrs
 
 from sdkeras.errors import ModelError
 from sdkeras.files import keras2
 from sdkeras.files.atomic import check_is_file
+from sdkeras.files.keras_types import Config
 from sdkeras.files.user_code import last_line
 
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -34,7 +34,7 @@ class ModelFile:
 
     path: str
     policy: str
-    compiled: dict[str, Any]
+    compiled: dict[str, Config]
     version: str
     text: str
 
@@ -142,7 +142,7 @@ def _version(metadata: object) -> str:
     return as_text(metadata.get("keras_version", "")) if isinstance(metadata, dict) else ""
 
 
-def _entry(config: object, name: str) -> dict[str, Any]:
+def _entry(config: object, name: str) -> dict[str, Config]:
     entry = config.get(name) if isinstance(config, dict) else None
     return entry if isinstance(entry, dict) else {}
 

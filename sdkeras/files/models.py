@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -47,7 +47,7 @@ _OUTSIDE_WORDS = {
 _OUTSIDE = re.compile("|".join(_OUTSIDE_WORDS))
 
 
-def load_model(path: str, *, custom_objects: dict[str, Any] | None = None, safe_mode: bool = True) -> Model:
+def load_model(path: str, *, custom_objects: Mapping[str, object] | None = None, safe_mode: bool = True) -> Model:
     """Reads a saved model and checks that it can be analysed.
 
     If only the compiled part (loss, optimizer, metrics) cannot be restored, the model comes back uncompiled and
@@ -140,7 +140,7 @@ def _num_saved_slots(path: str) -> int:
         raise damaged(path, "weights", last_line(error)) from error
 
 
-def _load(file: ModelFile, custom_objects: dict[str, Any], safe_mode: bool) -> tuple[Model, CompiledPart]:
+def _load(file: ModelFile, custom_objects: Mapping[str, object], safe_mode: bool) -> tuple[Model, CompiledPart]:
     import keras
 
     if file.is_h5:
@@ -165,7 +165,7 @@ def _load(file: ModelFile, custom_objects: dict[str, Any], safe_mode: bool) -> t
                 model = keras.saving.load_model(file.path, compile=False, **options)
             except Exception as again:
                 raise ModelError(_why_not_loaded(file, again, safe_mode)) from again
-        return model, restore_compiled_part(model, file, failure, messages, options)
+        return model, restore_compiled_part(model, file, failure, messages, custom_objects, safe_mode)
 
 
 def _why_not_loaded(file: ModelFile, error: Exception, safe_mode: bool) -> str:

@@ -6,14 +6,14 @@ import re
 import tempfile
 import zipfile
 from collections.abc import Sequence
-from typing import Any
 from warnings import WarningMessage
 
 import numpy as np
 
 from sdkeras.files import keras2
+from sdkeras.files.arrays import Array
 from sdkeras.files.keras_messages import compile_warnings
-from sdkeras.files.keras_types import Model, Optimizer
+from sdkeras.files.keras_types import Model, Optimizer, Variable
 from sdkeras.files.model_file import ModelFile, as_text
 from sdkeras.files.user_code import last_line
 
@@ -144,7 +144,7 @@ def _restore_from_h5(model: Model, path: str) -> str | None:
     return None
 
 
-def _mismatch(slots: Sequence[Any], names: Sequence[str], values: Sequence[Any]) -> str:
+def _mismatch(slots: Sequence[Variable], names: Sequence[str], values: Sequence[Array]) -> str:
     if len(slots) != len(values):
         return f"the file holds {len(values)} variables, the optimizer has {len(slots)}"
     for slot, name, value in zip(slots, names, values, strict=True):
@@ -154,7 +154,7 @@ def _mismatch(slots: Sequence[Any], names: Sequence[str], values: Sequence[Any])
     return ""
 
 
-def _h5_slots(path: str) -> tuple[list[str], list[Any]]:
+def _h5_slots(path: str) -> tuple[list[str], list[Array]]:
     """Names and values of the optimizer's variables in a .h5 file."""
     import h5py
 

@@ -9,9 +9,9 @@ import importlib.util
 import inspect
 import re
 import sys
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import attrs
 
@@ -36,7 +36,7 @@ class UserImport:
     """
 
     modules: set[str] = attrs.field(factory=set)
-    registered: dict[str, Any] = attrs.field(factory=dict)
+    registered: dict[str, object] = attrs.field(factory=dict)
 
 
 @contextlib.contextmanager
@@ -113,7 +113,7 @@ def in_one_line(text: str) -> str:
     return line if len(line) <= 400 else line[:397] + "..."
 
 
-def _import_file(file: str, option: str, advice: str) -> tuple[Any, UserImport]:
+def _import_file(file: str, option: str, advice: str) -> tuple[types.ModuleType, UserImport]:
     """The module of a Python file, and what its import brought.
 
     Raises:
@@ -138,7 +138,7 @@ def _import_file(file: str, option: str, advice: str) -> tuple[Any, UserImport]:
     return module, brought
 
 
-def load_function(spec: str, what: str) -> Callable[..., Any]:
+def load_function(spec: str, what: str) -> Callable[..., object]:
     """The user's function that `FILE.py:function` or `module:function` names.
 
     Raises:
@@ -159,7 +159,7 @@ def load_function(spec: str, what: str) -> Callable[..., Any]:
         return find_function(spec, Path.cwd().resolve(), what)
 
 
-def load_custom_objects(file: str) -> dict[str, Any]:
+def load_custom_objects(file: str) -> dict[str, object]:
     """The classes and functions of the user's Python file, as Keras takes them in `custom_objects`.
 
     The file is run. Its folder is on `sys.path` while it runs, and what it registers with
@@ -188,7 +188,7 @@ def load_custom_objects(file: str) -> dict[str, Any]:
     return {**defined, **brought.registered}
 
 
-def own_objects(function: Callable[..., Any], folder: Path) -> dict[str, Any]:
+def own_objects(function: Callable[..., object], folder: Path) -> dict[str, object]:
     """The user's classes and functions in the module of a function, as `load_custom_objects` takes them of a file."""
     return {
         name: value
@@ -225,7 +225,7 @@ def call_user_function(spec: str) -> Data:
         return find_function(spec, Path.cwd().resolve())()
 
 
-def find_function(spec: str, folder: Path, what: str = "data") -> Callable[..., Any]:
+def find_function(spec: str, folder: Path, what: str = "data") -> Callable[..., object]:
     """The callable of `module:callable`, imported; call it within `user_import`.
 
     Raises:
@@ -241,7 +241,7 @@ def find_function(spec: str, folder: Path, what: str = "data") -> Callable[..., 
             f"{what} {spec!r}: there is no module '{module_name}' in {folder} and none is installed; "
             "MODULE:CALLABLE takes a module's name without folder or .py."
         ) from error
-    value: Any = module
+    value: object = module
     for name in attribute.split("."):
         if not hasattr(value, name):
             where = getattr(module, "__file__", None) or "built in"
@@ -252,4 +252,4 @@ def find_function(spec: str, folder: Path, what: str = "data") -> Callable[..., 
             f"{what} {spec!r}: '{attribute}' is no function but of type {type(value).__name__}; put the {what} into a "
             "function that returns " + ("them." if what == "data" else "it.")
         )
-    return value  # type: ignore[no-any-return]
+    return value

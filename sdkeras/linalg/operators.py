@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import attrs
 import numpy as np
 from numpy.typing import DTypeLike
 
 from sdkeras.files.archive import Nested
-from sdkeras.results.arrays import Array
+from sdkeras.results.arrays import Array, DType
 
 
 class Limit(Protocol):
@@ -33,7 +33,7 @@ class SymmetricOperator(abc.ABC):
     """
 
     size: int
-    dtype: np.dtype[Any]
+    dtype: DType
 
     @abc.abstractmethod
     def matvec(self, vector: Array) -> Array:
@@ -72,7 +72,7 @@ class LinearMap(Protocol):
     @property
     def size(self) -> int: ...
     @property
-    def dtype(self) -> np.dtype[Any]: ...
+    def dtype(self) -> DType: ...
     def jvp(self, vector: Array) -> Array: ...
     def vjp(self, vector: Array) -> Array: ...
 
@@ -90,7 +90,7 @@ class TangentFlow(Protocol):
     @property
     def size(self) -> int: ...
     @property
-    def dtype(self) -> np.dtype[Any]: ...
+    def dtype(self) -> DType: ...
     def reset(self, seed: int) -> None: ...
     def step(self, tangents: Array) -> Array: ...
     def state(self) -> Nested: ...

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import attrs
 import numpy as np
 import scipy.optimize
-from numpy.typing import NDArray
 
 from sdkeras import seeds
 from sdkeras.errors import SdkerasError
 from sdkeras.linalg.probes import rademacher_probes
+from sdkeras.results.arrays import Array
 
 # Entries of the random matrix drawn at a time.
 _BLOCK = 2**24
@@ -55,11 +54,11 @@ class Projection:
     def __init__(self, size: int, dimension: int, seed: int) -> None:
         check_dimension(size, dimension)
         self._size, self._dimension, self._seed = size, dimension, seed
-        self._first: NDArray[Any] | None = None
+        self._first: Array | None = None
         self._ratios: list[float] = []
         self._generator = seeds.generator(seed, seeds.Stream.PROJECTION)
 
-    def __call__(self, points: NDArray[Any]) -> NDArray[Any]:
+    def __call__(self, points: Array) -> Array:
         """Projections of points, [b, n] -> [b, k], in their precision."""
         if self._first is None:
             self._first = points[0].copy()
@@ -85,7 +84,7 @@ class Projection:
             len(ratios),
         )
 
-    def _compare(self, differences: NDArray[Any], projected: NDArray[Any]) -> None:
+    def _compare(self, differences: Array, projected: Array) -> None:
         """Distances of some pairs of this call's points and x_0, before and after."""
         count = len(projected) + 1
         drawn = (self._generator.choice(count, 2, replace=False) for _ in range(_PAIRS_PER_CALL))
@@ -108,7 +107,7 @@ def check_dimension(size: int, dimension: int | None) -> None:
         )
 
 
-def _apart(rows: NDArray[Any], i: int, j: int) -> float:
+def _apart(rows: Array, i: int, j: int) -> float:
     """Distance of two rows; the index after the last is the origin."""
     first, second = (rows[k] if k < len(rows) else 0.0 for k in (i, j))
     return float(np.linalg.norm(np.asarray(first - second, np.float64)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import attrs
 import keras
@@ -16,7 +15,7 @@ from sdkeras.operators import denominators, precision
 from sdkeras.operators.layout import Layout
 from sdkeras.results.arrays import Array
 
-LossFn = Callable[[Any, Any], Any]
+LossFn = Callable[[Tensor, Tensor], Tensor]
 
 
 @attrs.frozen(eq=False)
@@ -33,7 +32,7 @@ class Batch:
             them; () for 1.
     """
 
-    tensors: tuple[Any, ...]
+    tensors: tuple[Tensor, ...]
     seeds: Array
     data_weight: float
     extra_weight: float

@@ -16,7 +16,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 import numpy as np
@@ -27,7 +27,7 @@ from sdkeras.files.keras_types import Compiled, GraphDef, Tensor
 from sdkeras.linalg.vectors import finite
 from sdkeras.operators.modes import PRODUCT_MODES
 from sdkeras.operators.tf_patches import exact_moments
-from sdkeras.results.arrays import Array
+from sdkeras.results.arrays import Array, DType
 from sdkeras.results.verification import Verification
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class Engine:
         return self.function.layout.size
 
     @property
-    def dtype(self) -> np.dtype[Any]:
+    def dtype(self) -> DType:
         return np.dtype(self.function.dtype)
 
     @property

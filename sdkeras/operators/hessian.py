@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import attrs
 import numpy as np
@@ -19,7 +18,7 @@ from sdkeras.operators.batch_loss import Batch
 from sdkeras.operators.engine import Engine
 from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.operators.views import evolved
-from sdkeras.results.arrays import Array
+from sdkeras.results.arrays import Array, DType
 from sdkeras.results.verification import Verification
 
 # Rows of one block product. More share the first pass no better, and memory grows with them; long ones are so few that
@@ -58,7 +57,7 @@ class HessianOperator(SymmetricOperator):
     _workers: int
     _budget: Limit | None
     size: int
-    dtype: np.dtype[Any]
+    dtype: DType
 
     def __init__(
         self,
@@ -147,7 +146,7 @@ class HessianOperator(SymmetricOperator):
             return product(self.engine.point, vector, batch)
 
         self._require(len(self.batches) * (1 if len(shape) == 1 else shape[0]))
-        total: Any = None
+        total: Tensor = None
         # A group of batches at a time: the products of all of them at once may not fit the memory.
         for start in range(0, len(self.batches), self._workers):
             if start:

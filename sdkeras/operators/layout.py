@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import attrs
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.typing import ArrayLike, DTypeLike
 
 from sdkeras.errors import ModelError
+from sdkeras.files.keras_types import Variable
 from sdkeras.results.arrays import Array
 
 
@@ -27,7 +27,7 @@ class Layout:
     shapes: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def of(cls, variables: Sequence[Any]) -> Layout:
+    def of(cls, variables: Sequence[Variable]) -> Layout:
         """The layout of Keras variables in the given order."""
         return cls(
             tuple(str(variable.path) for variable in variables),
@@ -66,12 +66,12 @@ class Layout:
             last = label
         return places
 
-    def flatten(self, arrays: Sequence[Any], dtype: DTypeLike) -> Array:
+    def flatten(self, arrays: Sequence[ArrayLike], dtype: DTypeLike) -> Array:
         """Arrays of these shapes as one vector, shape [size]."""
         return np.concatenate([np.asarray(array, dtype=dtype).ravel() for array in arrays])
 
 
-def select_variables(variables: Sequence[Any], pattern: str | None) -> list[Any]:
+def select_variables(variables: Sequence[Variable], pattern: str | None) -> list[Variable]:
     """The variables whose path the regular expression finds (all of them without one), in order.
 
     Raises:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import attrs
 import keras
@@ -21,7 +20,7 @@ from sdkeras.operators.engine import Engine
 from sdkeras.operators.layout import Layout, select_variables
 from sdkeras.operators.modes import DTYPES, MODES
 from sdkeras.operators.views import evolved
-from sdkeras.results.arrays import Array
+from sdkeras.results.arrays import Array, DType
 
 
 @attrs.frozen(init=False, eq=False)
@@ -135,7 +134,7 @@ class EmpiricalLoss:
         return self.function.layout.size
 
     @property
-    def dtype(self) -> np.dtype[Any]:
+    def dtype(self) -> DType:
         return np.dtype(self.function.dtype)
 
     @property

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import attrs
 import keras
@@ -40,7 +39,7 @@ class Pieces:
         self._parts = parts
         self._starts = np.cumsum([0, *(len(batch) for batch in parts)])
         sides = zip(*(batch.shape[1:] for batch in parts), strict=True)
-        self.shape: tuple[Any, ...] = (
+        self.shape: tuple[int | None, ...] = (
             int(self._starts[-1]),
             *(side[0] if len(set(side)) == 1 else None for side in sides),
         )
@@ -48,7 +47,7 @@ class Pieces:
 
     def __getitem__(self, indices: slice) -> Array:
         """Samples of one batch."""
-        start, stop, _ = indices.indices(self.shape[0])
+        start, stop, _ = indices.indices(int(self._starts[-1]))
         place = int(np.searchsorted(self._starts, start, side="right")) - 1
         first = int(self._starts[place])
         if stop > self._starts[place + 1]:
@@ -74,7 +73,7 @@ class Source:
         class_weight: Weights by class that the sample weights were made from, or None.
     """
 
-    arrays: tuple[Any, ...]
+    arrays: tuple[Data, ...]
     structure: Data
     batch_size: int
     batch_ranges: tuple[tuple[int, int], ...] | None = None

@@ -6,7 +6,6 @@ import contextlib
 import tempfile
 import types
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import keras
 import numpy as np
@@ -145,12 +144,12 @@ def _loss_in(loss: Loss, dtype: str) -> Config:
 
 
 @contextlib.contextmanager
-def _named_functions(model: Model) -> Iterator[dict[str, Any]]:
+def _named_functions(model: Model) -> Iterator[dict[str, types.FunctionType]]:
     """The user's functions in a model, by the names under which Keras writes them into a configuration meanwhile.
 
     Keras writes the code of a lambda, which only unsafe loading reads, and finds no function by its name alone.
     """
-    functions: dict[int, Any] = {}
+    functions: dict[int, types.FunctionType] = {}
     _collect_functions(list(layers_of(model)), functions, {})
     names = {f"sdkeras_function_{number}": function for number, function in enumerate(functions.values())}
     before = {name: function.__name__ for name, function in names.items()}
@@ -163,7 +162,7 @@ def _named_functions(model: Model) -> Iterator[dict[str, Any]]:
             function.__name__ = before[name]
 
 
-def _collect_functions(value: object, functions: dict[int, Any], seen: dict[int, Any]) -> None:
+def _collect_functions(value: object, functions: dict[int, types.FunctionType], seen: dict[int, object]) -> None:
     """Functions of no package, in layers and in what these are made of (activations, initializers, cells)."""
     if id(value) in seen:
         return
@@ -188,7 +187,7 @@ def _copy_learned(model: Model, clone: Model) -> None:
             if type(layer) is not type(copied):
                 raise ValueError(f"{type(copied).__name__} in place of {type(layer).__name__}")
             if hasattr(layer, "save_assets"):
-                store: dict[str, Any] = {}
+                store: dict[str, object] = {}
                 layer.save_own_variables(store)
                 copied.load_own_variables(store)
                 with tempfile.TemporaryDirectory(prefix="sdkeras-") as folder:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import tensorflow as tf
 
@@ -29,8 +29,8 @@ class Patch(Generic[T]):
         originals: The functions replaced, by attribute, while a scope is open.
     """
 
-    def __init__(self, *owners: object, **replacements: Callable[..., Any]) -> None:
-        self.originals: dict[str, Callable[..., Any]] = {}
+    def __init__(self, *owners: object, **replacements: Callable[..., object]) -> None:
+        self.originals: dict[str, Callable[..., object]] = {}
         self._owners = owners
         self._replacements = replacements
         self._depth = 0
@@ -60,7 +60,7 @@ class Patch(Generic[T]):
                 if self._depth == 0:
                     self._put(self.originals)
 
-    def _put(self, functions: dict[str, Callable[..., Any]]) -> None:
+    def _put(self, functions: dict[str, Callable[..., object]]) -> None:
         for owner in self._owners:
             for name, function in functions.items():
                 setattr(owner, name, function)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sdkeras.errors import NonFiniteError
 
 Array: TypeAlias = NDArray[Any]
+DType: TypeAlias = np.dtype[Any]
 # What a field of a record holds, as it is or as JSON has it.
 Value: TypeAlias = Any
 

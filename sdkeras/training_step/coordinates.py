@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import attrs
 import keras
 import numpy as np
 
 from sdkeras import seeds
+from sdkeras.files.keras_types import Optimizer
 from sdkeras.linalg.operators import LinearMap
 from sdkeras.results.arrays import Array
 from sdkeras.training_step.map import UpdateMap
@@ -220,7 +220,7 @@ def balancing_factors(norms: Array, sizes: Sequence[int]) -> Array:
 
 def _velocities(step: UpdateMap) -> list[tuple[slice, slice]] | None:
     """Where each weight and its velocity stand, if the slots are the velocities of SGD and nothing else."""
-    optimizer: Any = step.optimizer
+    optimizer: Optimizer = step.optimizer
     if type(optimizer) is not keras.optimizers.SGD or not 0.0 < optimizer.momentum < 1.0:
         return None
     weights = step.layout.slices[: len(step.loss.layout.names)]

@@ -72,7 +72,7 @@ class _ClipDerivative:
         is_partial: Whether a group is not.
     """
 
-    active: list[tuple[slice, Any, Array]]
+    active: list[tuple[slice, np.floating[Any], Array]]
     is_partial: bool
 
     @classmethod
@@ -196,7 +196,7 @@ class _Lookup:
     """The part of dU in a gradient row by row: its products are summed into the rows they are of."""
 
     variable: VariableDiagonals
-    sums: Any  # the sparse matrix that sums rows, shape [rows of the variable, rows of the gradient]
+    sums: scipy.sparse.csr_array  # the sparse matrix that sums rows, shape [rows of the variable, rows of the gradient]
     diagonals: list[Array]  # for each part of the state, shape [rows of the gradient, row size]
 
     @classmethod

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from sdkeras.errors import SdkerasError
+from sdkeras.files.archive import Nested
+from sdkeras.files.keras_types import Tensor
 from sdkeras.linalg.operators import TangentFlow
-from sdkeras.results.arrays import Array
+from sdkeras.results.arrays import Array, DType
 from sdkeras.training_step.coordinates import Coordinates
 from sdkeras.training_step.map import UpdateMap
 
@@ -52,11 +53,11 @@ class TrainingFlow:
         return self._start.size
 
     @property
-    def dtype(self) -> np.dtype[Any]:
+    def dtype(self) -> DType:
         return self._start.dtype
 
     @functools.cached_property
-    def _about(self) -> dict[str, Any]:
+    def _about(self) -> dict[str, object]:
         source = self._start.loss.source
         return {
             **self._given_about,
@@ -92,13 +93,13 @@ class TrainingFlow:
         """
         self._advance(None)
 
-    def _advance(self, tangents: Array | None) -> Any:
+    def _advance(self, tangents: Array | None) -> Tensor:
         batches = self._map.training_batches(self.index)
         self.position, self.held, pushed = self._map.advance(self.position, self.held, batches, tangents)
         self.index += 1
         return pushed
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> Nested:
         """All that the later steps depend on, and what the trajectory is of."""
         return {
             "about": dict(self._about),
@@ -108,7 +109,7 @@ class TrainingFlow:
             "held": dict(self.held),
         }
 
-    def restore(self, state: Any) -> None:
+    def restore(self, state: Nested) -> None:
         """Goes to a state that `state` gave, in this process or another.
 
         Raises:
@@ -126,7 +127,7 @@ class TrainingFlow:
         self.position, self.held, self.index = array.copy(), dict(state["held"]), int(state["step"])
 
 
-def _shapes(held: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
+def _shapes(held: Mapping[str, Array]) -> dict[str, tuple[object, ...]]:
     return {name: (np.shape(value), np.asarray(value).dtype.str) for name, value in held.items()}
 
 
@@ -176,10 +177,10 @@ class DenseFlow:
     def _pushed(self, columns: Array) -> Array:
         return self.coordinates.forward(self.flow.step(self.coordinates.backward(columns)))
 
-    def state(self) -> Any:
+    def state(self) -> Nested:
         return self.flow.state()
 
-    def restore(self, state: Any) -> None:
+    def restore(self, state: Nested) -> None:
         del state
         raise SdkerasError(
             "a trajectory that keeps its Jacobians cannot go back to a saved state, which has none of them; follow it "

@@ -7,14 +7,14 @@ Its methods run on a copy that assigns inside a `keras.StatelessScope`, where no
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Hashable, Mapping, Sequence
 
 import attrs
 import keras
 import tensorflow as tf
 
 from sdkeras.errors import ModelError
+from sdkeras.files.keras_types import Optimizer, Tensor, Variable
 from sdkeras.operators import precision
 from sdkeras.training_step.optimizer import is_float, parts_of, replica, stored
 
@@ -25,19 +25,20 @@ class _Functional(keras.optimizers.Optimizer):  # type: ignore[misc]
     Stands between an optimizer class and Keras' base class, so that an optimizer's own overrides still win.
     """
 
-    def assign(self, variable: Any, value: Any) -> None:
+    def assign(self, variable: Variable, value: Tensor) -> None:
         variable.assign(_summed(value, variable.dtype))
 
-    def assign_add(self, variable: Any, value: Any) -> None:
+    def assign_add(self, variable: Variable, value: Tensor) -> None:
         variable.assign(variable.value + _summed(value, variable.dtype))
 
-    def assign_sub(self, variable: Any, value: Any) -> None:
+    def assign_sub(self, variable: Variable, value: Tensor) -> None:
         variable.assign(variable.value - _summed(value, variable.dtype))
 
-    def _var_key(self, variable: Any) -> Any:
-        return super()._var_key(stored(variable))
+    def _var_key(self, variable: Variable) -> Hashable:
+        key: Hashable = super()._var_key(stored(variable))
+        return key
 
-    def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
+    def _apply_weight_decay(self, variables: Sequence[Variable]) -> None:
         if self.weight_decay is None:
             return
         for variable in variables:
@@ -45,26 +46,26 @@ class _Functional(keras.optimizers.Optimizer):  # type: ignore[misc]
                 decay, rate = (tf.cast(x, variable.dtype) for x in (self.weight_decay, self.learning_rate))
                 variable.assign(variable.value - variable.value * decay * rate)
 
-    def keras_clip(self, grads: Sequence[Any]) -> list[Any]:
-        clipped: list[Any] = super()._clip_gradients(grads)
+    def keras_clip(self, grads: Sequence[Tensor]) -> list[Tensor]:
+        clipped: list[Tensor] = super()._clip_gradients(grads)
         return clipped
 
-    def _clip_gradients(self, grads: Sequence[Any]) -> list[Any]:
+    def _clip_gradients(self, grads: Sequence[Tensor]) -> list[Tensor]:
         stand_in = vars(self).get("_stand_in")
         return self.keras_clip(grads) if stand_in is None else stand_in(grads)
 
     def _backend_update_step(
-        self, grads: Sequence[Any], trainable_variables: Sequence[Any], learning_rate: Any
+        self, grads: Sequence[Tensor], trainable_variables: Sequence[Variable], learning_rate: Tensor
     ) -> None:
         for gradient, variable in zip(grads, trainable_variables, strict=True):
             self.update_step(gradient, variable, learning_rate)
 
-    def _backend_apply_gradients(self, grads: Sequence[Any], trainable_variables: Sequence[Any]) -> None:
+    def _backend_apply_gradients(self, grads: Sequence[Tensor], trainable_variables: Sequence[Variable]) -> None:
         # One update with the averaged gradient: neither accumulators nor averages of the weights.
         self._apply_weight_decay(trainable_variables)
         self._backend_update_step(self._clip_gradients(grads), trainable_variables, self.learning_rate)
 
-    def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
+    def apply(self, grads: Sequence[Tensor], trainable_variables: Sequence[Variable] | None = None) -> None:
         super().apply(grads, trainable_variables)
         if self.gradient_accumulation_steps:
             self._iterations.assign(self._iterations + (self.gradient_accumulation_steps - 1))
@@ -73,11 +74,11 @@ class _Functional(keras.optimizers.Optimizer):  # type: ignore[misc]
 class RecordingScope(keras.StatelessScope):  # type: ignore[misc]
     """Remembers variables that were used without a value given to them."""
 
-    def __init__(self, mapping: Sequence[tuple[Any, Any]]) -> None:
+    def __init__(self, mapping: Sequence[tuple[Variable, Tensor]]) -> None:
         super().__init__(mapping)
-        self.unknown: list[Any] = []
+        self.unknown: list[Variable] = []
 
-    def get_current_value(self, variable: Any) -> Any:
+    def get_current_value(self, variable: Variable) -> Tensor:
         value = super().get_current_value(variable)
         if value is None and all(variable is not other for other in self.unknown):
             self.unknown.append(variable)
@@ -95,8 +96,8 @@ class FunctionalOptimizer:
         dtype: Precision of the arithmetic.
     """
 
-    optimizer: Any
-    trainable: tuple[Any, ...]
+    optimizer: keras.optimizers.Optimizer
+    trainable: tuple[Variable, ...]
     missing: tuple[bool, ...]
     dtype: str
 
@@ -107,10 +108,10 @@ class FunctionalOptimizer:
 
     def apply(
         self,
-        variables: Sequence[Any],
-        values: Sequence[Any],
-        gradients: Sequence[Any],
-        clipped: Sequence[Any] | None = None,
+        variables: Sequence[Variable],
+        values: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        clipped: Sequence[Tensor] | None = None,
     ) -> RecordingScope:
         """The scope after one apply of the optimizer's own code.
 
@@ -125,7 +126,7 @@ class FunctionalOptimizer:
         if clipped is not None:
             replacement = self._present(clipped)
 
-            def stand_in(grads: Sequence[Any]) -> list[Any]:
+            def stand_in(grads: Sequence[Tensor]) -> list[Tensor]:
                 same = len(grads) == len(arriving) and all(a is b for a, b in zip(grads, arriving, strict=True))
                 return replacement if same else self.optimizer.keras_clip(grads)
 
@@ -141,17 +142,17 @@ class FunctionalOptimizer:
             vars(self.optimizer)["_stand_in"] = None
         return scope
 
-    def clip(self, gradients: Sequence[Any]) -> list[Any]:
+    def clip(self, gradients: Sequence[Tensor]) -> list[Tensor]:
         """Gradients as Keras clips them; those that the loss leaves out stay as they are."""
         with precision.default_precision(gradients[0].dtype.name):
             clipped = iter(self.optimizer.keras_clip(self._present(gradients)))
         return [g if lost else next(clipped) for lost, g in zip(self.missing, gradients, strict=True)]
 
-    def _present(self, gradients: Sequence[Any]) -> list[Any]:
+    def _present(self, gradients: Sequence[Tensor]) -> list[Tensor]:
         return [gradient for lost, gradient in zip(self.missing, gradients, strict=True) if not lost]
 
 
-def functional(optimizer: Any, missing: Sequence[bool], dtype: str) -> FunctionalOptimizer:
+def functional(optimizer: Optimizer, missing: Sequence[bool], dtype: str) -> FunctionalOptimizer:
     """The functional form of a built Keras optimizer (not of a loss-scaling wrapper), which is not touched.
 
     Args:
@@ -182,15 +183,15 @@ class _StandIns:
 
     def __init__(self, dtype: str) -> None:
         self.dtype = dtype
-        self._known: dict[int, tuple[Any, Any]] = {}
+        self._known: dict[int, tuple[Variable, Variable]] = {}
 
-    def variable(self, variable: Any) -> Any:
+    def variable(self, variable: Variable) -> Variable:
         if id(variable) not in self._known:
             fits = not is_float(variable) or variable.dtype == self.dtype
             self._known[id(variable)] = (variable, variable if fits else replica(variable, self.dtype))
         return self._known[id(variable)][1]
 
-    def tree(self, value: Any, keys: dict[Any, Any]) -> Any:
+    def tree(self, value: object, keys: Mapping[Hashable, Hashable]) -> object:
         """Containers rebuilt with stand-ins for variables, and their keys for the variables' keys."""
         if isinstance(value, keras.Variable):
             return self.variable(value)
@@ -203,13 +204,14 @@ class _StandIns:
         return value
 
 
-def _functional_copy(optimizer: Any, stand_ins: _StandIns) -> Any:
+def _functional_copy(optimizer: Optimizer, stand_ins: _StandIns) -> Optimizer:
     """A copy of the optimizer whose updates are functions; it shares nothing that an update could change."""
-    copy: Any = object.__new__(type(f"Functional{type(optimizer).__name__}", (type(optimizer), _Functional), {}))
+    name = f"Functional{type(optimizer).__name__}"
+    copy: keras.optimizers.Optimizer = object.__new__(type(name, (type(optimizer), _Functional), {}))
     trained = list(optimizer._trainable_variables)
     keys = {optimizer._var_key(v): _Functional._var_key(copy, stand_ins.variable(v)) for v in trained}
-    inherited = {name: v for name, v in vars(optimizer).items() if name not in ("_tracker", "_inner_optimizers")}
-    vars(copy).update({name: stand_ins.tree(value, keys) for name, value in inherited.items()})
+    inherited = {field: v for field, v in vars(optimizer).items() if field not in ("_tracker", "_inner_optimizers")}
+    vars(copy).update({field: stand_ins.tree(value, keys) for field, value in inherited.items()})
     # The gradient comes unscaled.
     scale = "_loss_scale_factor" if "_loss_scale_factor" in inherited else "loss_scale_factor"
     vars(copy).update({scale: None, "_self_setattr_tracking": False})
@@ -218,6 +220,6 @@ def _functional_copy(optimizer: Any, stand_ins: _StandIns) -> Any:
     return copy
 
 
-def _summed(value: Any, dtype: Any) -> Any:
+def _summed(value: Tensor, dtype: object) -> Tensor:
     """A tensor; rows of a sparse gradient are summed, as assignments to a resource sum them."""
     return tf.convert_to_tensor(tf.cast(value, dtype))

@@ -13,12 +13,13 @@ Everything that is not looked up lies in G as it does in w.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import attrs
 import numpy as np
 import tensorflow as tf
 
+from sdkeras.files.keras_types import Compiled, Tensor
 from sdkeras.operators.batch_loss import Batch
 from sdkeras.operators.engine import Engine
 from sdkeras.operators.layout import Layout
@@ -35,8 +36,8 @@ class Gradient:
         counts: How many of these rows are of each batch, for each such variable; shape [batches, variables].
     """
 
-    values: Any
-    rows: tuple[Any, ...] = ()
+    values: Tensor
+    rows: tuple[Tensor, ...] = ()
     counts: tuple[tuple[int, ...], ...] = ()
 
 
@@ -60,9 +61,9 @@ class GradientLayout:
         ends = [int(end) for end in np.cumsum(sizes)]
         return [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
 
-    def parted(self, values: Any, rows: Sequence[Any]) -> list[Any]:
+    def parted(self, values: Tensor, rows: Sequence[Tensor]) -> list[Tensor]:
         """G, a tensor, as one tensor for each variable, or `tf.IndexedSlices` with these rows for those looked up."""
-        rows_of, sizes = dict(zip(self.looked_up, rows, strict=True)), list[Any](self.weights.sizes)
+        rows_of, sizes = dict(zip(self.looked_up, rows, strict=True)), list[Tensor](self.weights.sizes)
         for k, indices in rows_of.items():
             sizes[k] = tf.shape(indices)[0] * self._row_size(k)
         parts = [
@@ -96,17 +97,17 @@ class Gradients(Protocol):
 
     layout: GradientLayout
 
-    def gradient(self, point: Any, batches: Sequence[Batch]) -> Gradient: ...
+    def gradient(self, point: Tensor, batches: Sequence[Batch]) -> Gradient: ...
 
-    def push(self, point: Any, tangents: Array, batches: Sequence[Batch]) -> Array:
+    def push(self, point: Tensor, tangents: Array, batches: Sequence[Batch]) -> Array:
         """dG t: [k, n] to [k, size of G]."""
         ...
 
-    def gradient_and_push(self, point: Any, tangents: Array, batches: Sequence[Batch]) -> tuple[Gradient, Array]:
+    def gradient_and_push(self, point: Tensor, tangents: Array, batches: Sequence[Batch]) -> tuple[Gradient, Array]:
         """The gradient and dG t, over one shared first pass."""
         ...
 
-    def pull(self, point: Any, gradient: Gradient, cotangents: Array, batches: Sequence[Batch]) -> Array:
+    def pull(self, point: Tensor, gradient: Gradient, cotangents: Array, batches: Sequence[Batch]) -> Array:
         """dG' c: [k, size of G] to [k, n]."""
         ...
 
@@ -118,10 +119,10 @@ class SummedGradients:
         self._engine = engine
         self.layout = GradientLayout(engine.function.layout)
 
-    def gradient(self, point: Any, batches: Sequence[Batch]) -> Gradient:
+    def gradient(self, point: Tensor, batches: Sequence[Batch]) -> Gradient:
         return Gradient(_sum(lambda batch: self._engine.gradient(point, batch), batches))
 
-    def push(self, point: Any, tangents: Array, batches: Sequence[Batch]) -> Array:
+    def push(self, point: Tensor, tangents: Array, batches: Sequence[Batch]) -> Array:
         if len(tangents) == 1:
             vector = tf.constant(tangents[0])
             product: Array = _sum(lambda batch: self._engine.product(point, vector, batch), batches).numpy()
@@ -130,12 +131,12 @@ class SummedGradients:
         products: Array = _sum(lambda batch: self._engine.products(point, block, batch), batches).numpy()
         return products
 
-    def gradient_and_push(self, point: Any, tangents: Array, batches: Sequence[Batch]) -> tuple[Gradient, Array]:
+    def gradient_and_push(self, point: Tensor, tangents: Array, batches: Sequence[Batch]) -> tuple[Gradient, Array]:
         block = tf.constant(tangents)
         gradient, products = _sum(lambda batch: self._engine.gradient_and_products(point, block, batch), batches)
         return Gradient(gradient), products.numpy()
 
-    def pull(self, point: Any, gradient: Gradient, cotangents: Array, batches: Sequence[Batch]) -> Array:
+    def pull(self, point: Tensor, gradient: Gradient, cotangents: Array, batches: Sequence[Batch]) -> Array:
         return self.push(point, cotangents, batches)
 
 
@@ -151,11 +152,11 @@ class RowGradients:
         names = engine.function.layout.names
         looked_up = tuple(k for k, name in enumerate(names) if name in engine.looked_up)
         self.layout = GradientLayout(engine.function.layout, looked_up)
-        self._functions: dict[str, Any] = {}
+        self._functions: dict[str, Compiled] = {}
 
     # Graphs: what is traced
 
-    def _gradient_parts(self, parts: list[Any], *batch: Any) -> tuple[list[Any], list[Any], bool]:
+    def _gradient_parts(self, parts: list[Tensor], *batch: Tensor) -> tuple[list[Tensor], list[Tensor], bool]:
         """Values for each variable, rows of those looked up, and whether each of these is of a single lookup."""
         raw = self._engine.raw_gradients_of(parts, batch)
         values = [tf.zeros_like(p) if g is None else getattr(g, "values", g) for p, g in zip(parts, raw, strict=True)]
@@ -163,22 +164,22 @@ class RowGradients:
         single = all(each.op.type == "Reshape" for each in indices)  # several are concatenated
         return values, [tf.cast(each, tf.int32) for each in indices], single
 
-    def _gradient_graph(self, point: Any, *batch: Any) -> tuple[Any, ...]:
+    def _gradient_graph(self, point: Tensor, *batch: Tensor) -> tuple[Tensor, ...]:
         values, rows, _ = self._gradient_parts(self._engine.split(point), *batch)
         return self._engine.join(values), *rows
 
-    def _push_graph(self, vectorized: bool) -> Any:
+    def _push_graph(self, vectorized: bool) -> Compiled:
         """The gradient, and its derivative along each row of a matrix."""
         engine = self._engine
 
-        def graph(point: Any, tangents: Any, *batch: Any) -> tuple[Any, ...]:
+        def graph(point: Tensor, tangents: Tensor, *batch: Tensor) -> tuple[Tensor, ...]:
             parts = engine.split(point)
             with tf.GradientTape(persistent=True) as tape:
                 tape.watch(parts)
                 values, rows, single = self._gradient_parts(parts, *batch)
             if single:
 
-                def push(vector: Any) -> Any:
+                def push(vector: Tensor) -> Tensor:
                     tangent = engine.split(vector)
                     for k, indices in zip(self.layout.looked_up, rows, strict=True):
                         tangent[k] = tf.gather(tangent[k], indices)
@@ -194,24 +195,24 @@ class RowGradients:
                     outer.watch(duals)
                     turned = _dense(_pulled(tape, values, parts, duals, parts))
 
-                def push(vector: Any) -> Any:
+                def push(vector: Tensor) -> Tensor:
                     return engine.join(_pulled(outer, turned, duals, engine.split(vector), duals))
 
             return engine.join(values), over_rows(push, tangents, vectorized), *rows
 
         return engine.traced(graph, tf.TensorSpec([None, engine.size], engine.function.dtype))
 
-    def _pull_graph(self, vectorized: bool) -> Any:
+    def _pull_graph(self, vectorized: bool) -> Compiled:
         engine = self._engine
 
-        def graph(point: Any, cotangents: Any, *batch: Any) -> Any:
+        def graph(point: Tensor, cotangents: Tensor, *batch: Tensor) -> Tensor:
             parts = engine.split(point)
             with tf.GradientTape(persistent=True) as tape:
                 tape.watch(parts)
                 values, _, _ = self._gradient_parts(parts, *batch)
             pieces = tf.split(cotangents, [tf.size(value) for value in values], axis=1)
 
-            def pull(cotangent: Sequence[Any]) -> Any:
+            def pull(cotangent: Sequence[Tensor]) -> Tensor:
                 shaped = [tf.reshape(c, tf.shape(value)) for c, value in zip(cotangent, values, strict=True)]
                 return engine.join(_dense(_pulled(tape, values, parts, shaped, parts)))
 
@@ -219,7 +220,7 @@ class RowGradients:
 
         return engine.traced(graph, tf.TensorSpec([None, None], engine.function.dtype))
 
-    def _call(self, kind: str, point: Any, rows: Array, batch: Batch) -> Any:
+    def _call(self, kind: str, point: Tensor, rows: Array, batch: Batch) -> Tensor:
         engine = self._engine
         engine.count(len(rows))
         arguments = (point, tf.constant(rows), *engine.arguments(batch))
@@ -230,21 +231,21 @@ class RowGradients:
 
     # Calls
 
-    def gradient(self, point: Any, batches: Sequence[Batch]) -> Gradient:
+    def gradient(self, point: Tensor, batches: Sequence[Batch]) -> Gradient:
         if "gradient" not in self._functions:
             self._functions["gradient"] = self._engine.traced(self._gradient_graph)
         gradients = [self._functions["gradient"](point, *self._engine.arguments(batch)) for batch in batches]
         return self._gathered([values for values, *_ in gradients], [rows for _, *rows in gradients])
 
-    def push(self, point: Any, tangents: Array, batches: Sequence[Batch]) -> Array:
+    def push(self, point: Tensor, tangents: Array, batches: Sequence[Batch]) -> Array:
         return self.gradient_and_push(point, tangents, batches)[1]
 
-    def gradient_and_push(self, point: Any, tangents: Array, batches: Sequence[Batch]) -> tuple[Gradient, Array]:
+    def gradient_and_push(self, point: Tensor, tangents: Array, batches: Sequence[Batch]) -> tuple[Gradient, Array]:
         by_batch = [self._call("push", point, tangents, batch) for batch in batches]
         gradient = self._gathered([values for values, *_ in by_batch], [rows for _, _, *rows in by_batch])
         return gradient, self.layout.merged([pushed.numpy() for _, pushed, *_ in by_batch], gradient.counts)
 
-    def pull(self, point: Any, gradient: Gradient, cotangents: Array, batches: Sequence[Batch]) -> Array:
+    def pull(self, point: Tensor, gradient: Gradient, cotangents: Array, batches: Sequence[Batch]) -> Array:
         pieces = [cotangents[:, part] for part in self.layout.slices(np.sum(gradient.counts, axis=0))]
         total: Array = np.zeros((len(cotangents), self._engine.size), cotangents.dtype)
         for batch, counts in zip(batches, gradient.counts, strict=True):
@@ -255,7 +256,7 @@ class RowGradients:
             total += self._call("pull", point, np.concatenate(own, axis=1), batch).numpy()
         return total
 
-    def _gathered(self, values: Sequence[Any], rows: Sequence[Sequence[Any]]) -> Gradient:
+    def _gathered(self, values: Sequence[Tensor], rows: Sequence[Sequence[Tensor]]) -> Gradient:
         """The gradients of several batches as one."""
         counts = tuple(tuple(int(indices.shape[0]) for indices in own) for own in rows)
         if len(values) == 1:
@@ -264,7 +265,7 @@ class RowGradients:
         return Gradient(total, tuple(tf.concat(own, axis=0) for own in zip(*rows, strict=True)), counts)
 
 
-def over_rows(function: Callable[[Any], Any], rows: Any, vectorized: bool) -> Any:
+def over_rows(function: Callable[[Tensor], Tensor], rows: Tensor, vectorized: bool) -> Tensor:
     """A function of vectors for each row of a matrix, or of several: vectorized, or one after the other."""
     if vectorized:
         return tf.vectorized_map(function, rows, fallback_to_while_loop=False)
@@ -273,17 +274,19 @@ def over_rows(function: Callable[[Any], Any], rows: Any, vectorized: bool) -> An
     return tf.map_fn(function, rows, fn_output_signature=signature)
 
 
-def _pulled(tape: Any, targets: list[Any], sources: list[Any], cotangents: list[Any], like: list[Any]) -> list[Any]:
+def _pulled(
+    tape: tf.GradientTape, targets: list[Tensor], sources: list[Tensor], cotangents: list[Tensor], like: list[Tensor]
+) -> list[Tensor]:
     """Gradients as the tape has them, zeros of a given shape where nothing arrives."""
     pulled = tape.gradient(targets, sources, output_gradients=cotangents)
     return [tf.zeros_like(other) if part is None else part for part, other in zip(pulled, like, strict=True)]
 
 
-def _dense(parts: list[Any]) -> list[Any]:
+def _dense(parts: list[Tensor]) -> list[Tensor]:
     return [tf.convert_to_tensor(part) for part in parts]
 
 
-def _sum(function: Callable[[Batch], Any], batches: Sequence[Batch]) -> Any:
+def _sum(function: Callable[[Batch], Tensor], batches: Sequence[Batch]) -> Tensor:
     """Sum over batches of a tensor or of each of several."""
     total = function(batches[0])
     for batch in batches[1:]:

@@ -8,13 +8,13 @@ itself: it is held for a Jacobian, and advanced.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any
 
 import attrs
 import numpy as np
 import tensorflow as tf
 
 from sdkeras.errors import ModelError
+from sdkeras.files.keras_types import Compiled, Tensor, Variable
 from sdkeras.operators.layout import Layout
 from sdkeras.training_step.derivative import NormClip
 from sdkeras.training_step.functional import FunctionalOptimizer
@@ -45,8 +45,8 @@ class UpdateGraph:
         has_signs: Whether the update takes signs, which jump at 0.
     """
 
-    slots: tuple[Any, ...]
-    held: tuple[Any, ...]
+    slots: tuple[Variable, ...]
+    held: tuple[Variable, ...]
     layout: Layout
     owned: tuple[tuple[int, ...], ...] | None
     clip: NormClip | None
@@ -81,7 +81,7 @@ def analyse(optimizer: FunctionalOptimizer, weights: Layout) -> UpdateGraph:
     return UpdateGraph(tuple(slots), tuple(held), layout, owned, clip, _has_signs(trace.graph))
 
 
-def unique_names(variables: Sequence[Any]) -> tuple[str, ...]:
+def unique_names(variables: Sequence[Variable]) -> tuple[str, ...]:
     """The variables' paths, with a number after those that came before."""
     paths = [str(variable.path) for variable in variables]
     counts = [paths[: k + 1].count(path) for k, path in enumerate(paths)]
@@ -99,14 +99,14 @@ class _Trace:
         unknown: Variables that were used without being an input.
     """
 
-    graph: Any
-    sources: dict[Any, frozenset[Hashable]]
+    graph: Compiled
+    sources: dict[Hashable, frozenset[Hashable]]
     reads: dict[Hashable, frozenset[Hashable]]
-    unknown: list[Any]
+    unknown: list[Variable]
 
 
 def _traced(
-    optimizer: FunctionalOptimizer, weights: Layout, others: Sequence[Any], behind_clip: bool = False
+    optimizer: FunctionalOptimizer, weights: Layout, others: Sequence[Variable], behind_clip: bool = False
 ) -> _Trace:
     """Traces an update of the trainable and the other variables.
 
@@ -115,9 +115,9 @@ def _traced(
     """
     variables = [*optimizer.trainable, *others]
     written: list[int] = []
-    unknown: list[Any] = []
+    unknown: list[Variable] = []
 
-    def graph(values: list[Any], gradients: list[Any], clipped: list[Any] | None = None) -> list[Any]:
+    def graph(values: list[Tensor], gradients: list[Tensor], clipped: list[Tensor] | None = None) -> list[Tensor]:
         scope = optimizer.apply(variables, values, gradients, clipped)
         unknown.extend(scope.unknown)
         new = [(id(variable), scope.get_current_value(variable)) for variable in variables]
@@ -138,7 +138,7 @@ def _traced(
         )
     keys: list[Hashable] = [id(v) for v in variables] + [(kind, k) for kind in kinds for k in range(len(gradients))]
     inputs = {tensor.ref(): frozenset([key]) for tensor, key in zip(traced.inputs, keys, strict=True)}
-    sources: dict[Any, frozenset[Hashable]] = {}
+    sources: dict[Hashable, frozenset[Hashable]] = {}
     for operation in traced.graph.get_operations():  # each comes after its inputs
         union = frozenset[Hashable]().union(*(sources[tensor.ref()] for tensor in operation.inputs))
         sources.update({tensor.ref(): inputs.get(tensor.ref(), union) for tensor in operation.outputs})
@@ -147,8 +147,8 @@ def _traced(
 
 
 def _roles(
-    optimizer: FunctionalOptimizer, reads: dict[Hashable, frozenset[Hashable]], others: Sequence[Any]
-) -> tuple[list[Any], list[Any]]:
+    optimizer: FunctionalOptimizer, reads: dict[Hashable, frozenset[Hashable]], others: Sequence[Variable]
+) -> tuple[list[Variable], list[Variable]]:
     """Slots and held variables among the others."""
     moving: set[Hashable] = {id(v) for v in optimizer.trainable}
     moving |= {("gradient", k) for k in range(len(optimizer.trainable))}
@@ -166,7 +166,7 @@ def _roles(
 
 
 def _owned_slots(
-    trace: _Trace, optimizer: FunctionalOptimizer, weights: Layout, slots: Sequence[Any]
+    trace: _Trace, optimizer: FunctionalOptimizer, weights: Layout, slots: Sequence[Variable]
 ) -> tuple[tuple[int, ...], ...] | None:
     """Positions of each variable's slots if all operations that depend on the state are elementwise, else None.
 
@@ -198,7 +198,7 @@ def _owned_slots(
 
 
 def _behind_clip(
-    optimizer: FunctionalOptimizer, weights: Layout, slots: Sequence[Any], held: Sequence[Any]
+    optimizer: FunctionalOptimizer, weights: Layout, slots: Sequence[Variable], held: Sequence[Variable]
 ) -> tuple[tuple[tuple[int, ...], ...] | None, NormClip | None]:
     """The slots of each variable and the clip by norm before an elementwise update of clipped gradients, or None.
 
@@ -237,7 +237,7 @@ def is_norm_clip(optimizer: FunctionalOptimizer, clip: NormClip, layout: Gradien
     return True
 
 
-def _has_signs(graph: Any) -> bool:
+def _has_signs(graph: Compiled) -> bool:
     definition = graph.as_graph_def()
     nodes = [definition.node, *(function.node_def for function in definition.library.function)]
     return any(node.op == "Sign" for own in nodes for node in own)

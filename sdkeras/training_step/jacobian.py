@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import attrs
 import numpy as np
 
+from sdkeras.files.keras_types import Optimizer, Tensor
 from sdkeras.operators.batch_loss import Batch
 from sdkeras.operators.engine import Engine
 from sdkeras.results.arrays import Array
@@ -42,15 +42,15 @@ class StepJacobian:
     rule: UpdateRule
     gradients: Gradients
     batches: Sequence[Batch]
-    state: Any
-    held: Sequence[Any]
+    state: Tensor
+    held: Sequence[Tensor]
 
     @property
     def num_weights(self) -> int:
         return self.rule.num_weights
 
     @functools.cached_property
-    def point(self) -> Any:
+    def point(self) -> Tensor:
         """The weights, a tensor of shape [n]."""
         return self.state[: self.num_weights]
 
@@ -63,7 +63,7 @@ class StepJacobian:
         """dU at the state."""
         return self.rule.linearize(self.state, self.gradient, self.held)[2]
 
-    def next_state(self) -> Any:
+    def next_state(self) -> Tensor:
         """The state after the step, a tensor of shape [N]."""
         return self.rule.update(self.state, self.gradient, self.held)[0]
 
@@ -80,7 +80,7 @@ class StepJacobian:
         return pulled
 
 
-def rule_and_gradients(optimizer: Any, engine: Engine) -> tuple[UpdateRule, Gradients]:
+def rule_and_gradients(optimizer: Optimizer, engine: Engine) -> tuple[UpdateRule, Gradients]:
     """The update and its gradients: summed over lookups, or row by row where the step is not a function of the sums.
 
     Raises:

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import attrs
 import keras
 import numpy as np
 import tensorflow as tf
 
+from sdkeras.files.keras_types import Optimizer, Tensor
 from sdkeras.linalg.vectors import finite
 from sdkeras.operators.batch_loss import Batch
 from sdkeras.operators.layout import Layout
 from sdkeras.operators.loss import EmpiricalLoss
-from sdkeras.results.arrays import Array
+from sdkeras.results.arrays import Array, DType
 from sdkeras.training_step import verification
 from sdkeras.training_step.jacobian import StepJacobian, rule_and_gradients
 from sdkeras.training_step.optimizer import is_function, parts_of, with_slots
@@ -66,7 +66,7 @@ class UpdateMap:
     def __init__(
         self,
         loss: EmpiricalLoss,
-        optimizer: Any,
+        optimizer: Optimizer,
         *,
         initial_slots: bool = False,
         product_mode: str = "auto",
@@ -90,7 +90,7 @@ class UpdateMap:
         return self._rule.size
 
     @property
-    def dtype(self) -> np.dtype[Any]:
+    def dtype(self) -> DType:
         """Of the products."""
         return self.loss.dtype
 
@@ -148,11 +148,11 @@ class UpdateMap:
             [np.ravel(np.asarray(v, np.float64) if place is None else state[place]) for v, place in slots]
         ).astype(np.float64)
 
-    def iterations(self, held: Mapping[str, Any]) -> int:
+    def iterations(self, held: Mapping[str, Array]) -> int:
         """Updates made when these are the held values."""
         return int(held[self._rule.iteration_name]) // self.microbatches
 
-    def learning_rate(self, held: Mapping[str, Any]) -> float | None:
+    def learning_rate(self, held: Mapping[str, Array]) -> float | None:
         """The rate of the step from these held values where it follows a schedule; None where it does not move."""
         rate = getattr(self.optimizer, "_learning_rate", None)
         if not isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
@@ -175,46 +175,46 @@ class UpdateMap:
 
     def on_batches(self, batches: Batch | Sequence[Batch]) -> UpdateMap:
         """The map whose gradient is the weighted sum over these batches."""
-        return self._view(batches=_as_batches(batches))
+        return self._view(attrs.evolve(self._step, batches=_as_batches(batches)))
 
-    def at(self, state: Any, held: Mapping[str, Any] | None = None) -> UpdateMap:
+    def at(self, state: Array | Tensor, held: Mapping[str, Array] | None = None) -> UpdateMap:
         """The map with its Jacobian at another state, shape [N], and other held values."""
         constants = self._step.held if held is None else self._rule.constants(held)
-        return self._view(state=self._tensor(state), held=constants)
+        return self._view(attrs.evolve(self._step, state=self._tensor(state), held=constants))
 
     def with_seed(self, seed: int) -> UpdateMap:
         """The map with training's minibatches and dropout masks drawn from this seed."""
-        view = self._view()
+        view = self._view(self._step)
         view.loss = self.loss.with_seed(seed)
         return view
 
-    def _view(self, **changes: Any) -> UpdateMap:
-        view = copy.copy(self)
-        view._step = attrs.evolve(self._step, **changes)
+    def _view(self, step: StepJacobian) -> UpdateMap:
+        view: UpdateMap = copy.copy(self)
+        view._step = step
         return view
 
     # The step and its Jacobian
 
-    def apply(self, state: Any = None) -> Any:
+    def apply(self, state: Array | Tensor | None = None) -> Array | Tensor:
         """The next state, shape [N] -> [N], from the view's own state unless one is given; held values do not move."""
         step = self._step if state is None else attrs.evolve(self._step, state=self._tensor(state))
         return step.next_state() if tf.is_tensor(state) else finite(step.next_state().numpy(), "the next state")
 
-    def jvp(self, vector: Any) -> Any:
+    def jvp(self, vector: Array | Tensor) -> Array | Tensor:
         """J v, [N] -> [N], or J V, [N, k] -> [N, k] over one shared first pass; a tensor in gives a tensor out."""
         return self._by_blocks(self._step.push, vector)
 
-    def vjp(self, vector: Any) -> Any:
+    def vjp(self, vector: Array | Tensor) -> Array | Tensor:
         """J' u, [N] -> [N], or J' U, [N, k] -> [N, k] over one shared first pass; a tensor in gives a tensor out."""
         return self._by_blocks(self._step.pull, vector)
 
     def advance(
         self,
-        state: Any,
-        held: Mapping[str, Any],
+        state: Array | Tensor,
+        held: Mapping[str, Array],
         batches: Batch | Sequence[Batch],
-        tangents: Any = None,
-    ) -> tuple[Any, dict[str, Array], Any]:
+        tangents: Array | Tensor | None = None,
+    ) -> tuple[Array | Tensor, dict[str, Array], Array | Tensor]:
         """One real step of training on copies, and the tangents it carries along: (x, h, V) -> (x', h', J V).
 
         Gradient and products share one pass. Held values advance (iteration, and with it schedules; Nadam's
@@ -253,22 +253,22 @@ class UpdateMap:
 
     # Arrays as the caller has them, and as the Jacobian takes them
 
-    def _tensor(self, state: Any) -> Any:
+    def _tensor(self, state: Array | Tensor) -> Tensor:
         _check_shape(state, (self.size,), "a state")
         return tf.cast(state, self.dtype) if tf.is_tensor(state) else tf.constant(np.asarray(state), self.dtype)
 
-    def _blocks(self, vectors: Any) -> Iterator[Array]:
+    def _blocks(self, vectors: Array | Tensor) -> Iterator[Array]:
         """A vector or the columns of a matrix as rows in the map's precision, some at a time."""
         columns = np.asarray(vectors, self.dtype)
         _check_shape(columns, (self.size, *columns.shape[1:2]), "tangents and cotangents")
         rows = _transposed(columns) if columns.ndim == 2 else np.ascontiguousarray(columns)[None]
         return (rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK))
 
-    def _by_blocks(self, product: Callable[[Array], Array], vectors: Any) -> Any:
+    def _by_blocks(self, product: Callable[[Array], Array], vectors: Array | Tensor) -> Array | Tensor:
         return _like(vectors, [product(block) for block in self._blocks(vectors)], "a product with the step's Jacobian")
 
 
-def state_size(loss: EmpiricalLoss, optimizer: Any, *, initial_slots: bool = False) -> int:
+def state_size(loss: EmpiricalLoss, optimizer: Optimizer, *, initial_slots: bool = False) -> int:
     """Length N of the state of a step, from the graph of one update; nothing is multiplied or verified.
 
     Raises:
@@ -286,14 +286,14 @@ def _transposed(matrix: Array) -> Array:
     return rows
 
 
-def _like(vectors: Any, blocks: Sequence[Array], what: str) -> Any:
+def _like(vectors: Array | Tensor, blocks: Sequence[Array], what: str) -> Array | Tensor:
     """Rows in the form of `vectors`: a vector or columns, an array (which must be finite) or a tensor."""
     rows = np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
     result = rows.T if len(np.shape(vectors)) == 2 else rows[0]
     return tf.constant(result) if tf.is_tensor(vectors) else finite(result, what)
 
 
-def _check_shape(array: Any, shape: tuple[int, ...], what: str) -> None:
+def _check_shape(array: Array | Tensor, shape: tuple[int, ...], what: str) -> None:
     if tuple(np.shape(array)) != shape or not shape or 0 in shape:
         raise ValueError(f"{what}: expected shape ({shape[0]},) or ({shape[0]}, k), got {tuple(np.shape(array))}.")
 
@@ -303,7 +303,7 @@ def _as_batches(batches: Batch | Sequence[Batch]) -> Sequence[Batch]:
 
 
 def _notes(
-    step: StepJacobian, loss: EmpiricalLoss, optimizer: Any, checked: UpdateVerification
+    step: StepJacobian, loss: EmpiricalLoss, optimizer: Optimizer, checked: UpdateVerification
 ) -> Iterator[tuple[str, str]]:
     """What the map holds or leaves out, and where it has no derivative."""
     names = ", ".join(step.rule.held) or "nothing beside the state"
@@ -341,7 +341,7 @@ def _notes(
         yield "degenerate", f"{who}; there J holds no curvature, and exponents made from it say nothing of the loss."
 
 
-def _notes_on_part(part: Any, step: StepJacobian) -> Iterator[tuple[str, str]]:
+def _notes_on_part(part: Optimizer, step: StepJacobian) -> Iterator[tuple[str, str]]:
     if is_function(getattr(part, "_learning_rate", None)):
         yield "callable-learning-rate", "the learning rate is a Python function, held at the value it has now."
     for field, over in (("clipnorm", "variable's"), ("global_clipnorm", "whole"), ("clipvalue", "entries of the")):

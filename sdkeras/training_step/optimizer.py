@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from sdkeras.errors import ModelError
+from sdkeras.files.keras_types import Optimizer, Tensor, Variable
 from sdkeras.operators import precision
 from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.results.arrays import Array
@@ -19,37 +19,37 @@ from sdkeras.training_step.settings import inner
 _EXCLUSIONS = ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern")
 
 
-def parts_of(optimizer: Any) -> list[Any]:
+def parts_of(optimizer: Optimizer) -> list[Optimizer]:
     """The optimizer, followed by those it delegates to."""
     return [optimizer, *getattr(optimizer, "_inner_optimizers", [])]
 
 
-def scheduled_parts(optimizer: Any) -> list[Any]:
+def scheduled_parts(optimizer: Optimizer) -> list[Optimizer]:
     """Those of `parts_of` whose learning rate follows a schedule. A `MultiOptimizer` itself has no rate."""
     schedule = keras.optimizers.schedules.LearningRateSchedule
     return [part for part in parts_of(optimizer) if isinstance(part._learning_rate, schedule)]
 
 
-def is_function(rate: Any) -> bool:
+def is_function(rate: object) -> bool:
     """Whether a learning rate is a plain Python function, neither a number nor a schedule."""
     return callable(rate) and not isinstance(rate, (keras.Variable, keras.optimizers.schedules.LearningRateSchedule))
 
 
-def is_float(variable: Any) -> bool:
+def is_float(variable: Variable) -> bool:
     return bool(tf.as_dtype(variable.dtype).is_floating)
 
 
-def stored(variable: Any) -> Any:
+def stored(variable: Variable) -> Tensor:
     """The resource behind a Keras variable, whatever scope is on."""
     return variable._value if isinstance(variable, keras.Variable) else variable
 
 
-def value_of(variable: Any) -> Array:
+def value_of(variable: Variable) -> Array:
     """The stored value, whatever scope is on."""
     return np.asarray(stored(variable))
 
 
-def replica(variable: Any, dtype: str | None = None) -> Any:
+def replica(variable: Variable, dtype: str | None = None) -> Variable:
     """A new variable with the same value, path and constraint; in another precision if it is a floating-point one."""
     dtype = (dtype if is_float(variable) else None) or variable.dtype
     copy = keras.Variable(value_of(variable), dtype=dtype, trainable=variable.trainable, name=variable.name)
@@ -58,7 +58,7 @@ def replica(variable: Any, dtype: str | None = None) -> Any:
     return copy
 
 
-def loaded_clone(optimizer: Any, variables: Sequence[Any]) -> Any:
+def loaded_clone(optimizer: Optimizer, variables: Sequence[Variable]) -> Optimizer:
     """A second real optimizer for these variables, made from the first's configuration and loaded with its state.
 
     A clone of an optimizer that was never built has the slots it starts training with.
@@ -94,7 +94,7 @@ def loaded_clone(optimizer: Any, variables: Sequence[Any]) -> Any:
     return clone
 
 
-def _rebuilt(optimizer: Any) -> Any:
+def _rebuilt(optimizer: Optimizer) -> Optimizer:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*includes a `lambda`")
         config = dict(optimizer.get_config())
@@ -105,7 +105,7 @@ def _rebuilt(optimizer: Any) -> Any:
         return type(optimizer).from_config(config)
 
 
-def _copy_exclusions(optimizer: Any, clone: Any, variables: Sequence[Any]) -> None:
+def _copy_exclusions(optimizer: Optimizer, clone: Optimizer, variables: Sequence[Variable]) -> None:
     """Excludes from weight decay what the original excludes; no configuration holds it."""
     originals = list(optimizer._trainable_variables) or list(variables)
     for part, other in zip(parts_of(optimizer), parts_of(clone), strict=True):
@@ -115,7 +115,7 @@ def _copy_exclusions(optimizer: Any, clone: Any, variables: Sequence[Any]) -> No
             vars(other)[name] = {keys.get(key, key) for key in excluded} if isinstance(excluded, set) else excluded
 
 
-def with_slots(loss: EmpiricalLoss, optimizer: Any, initial_slots: bool) -> Any:
+def with_slots(loss: EmpiricalLoss, optimizer: Optimizer, initial_slots: bool) -> Optimizer:
     """The optimizer if it fits the loss and has its slots, otherwise a stand-in with those it would start with.
 
     Raises:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import attrs
 import numpy as np
 import tensorflow as tf
 
 from sdkeras.errors import ModelError
+from sdkeras.files.keras_types import Compiled, Optimizer, Tensor
 from sdkeras.operators import precision
 from sdkeras.operators.engine import quiet
 from sdkeras.operators.layout import Layout
@@ -44,7 +44,7 @@ class UpdateRule:
     gradients: GradientLayout
     state: Array
     held: dict[str, Array]
-    _functions: dict[str, Any] = attrs.field(factory=dict)
+    _functions: dict[str, Compiled] = attrs.field(factory=dict)
 
     @property
     def dtype(self) -> str:
@@ -86,30 +86,32 @@ class UpdateRule:
     # Graphs: what is traced
 
     def _new_values(
-        self, parts: list[Any], gradients: list[Any], held: Sequence[Any], clipped: list[Any] | None = None
-    ) -> tuple[list[Any], Any]:
+        self, parts: list[Tensor], gradients: list[Tensor], held: Sequence[Tensor], clipped: list[Tensor] | None = None
+    ) -> tuple[list[Tensor], Tensor]:
         """New values of the state's variables and the held ones, and how many roots are zero, and of how many."""
         variables = [*self.optimizer.trainable, *self.graph.slots, *self.graph.held]
-        counts: list[tuple[Any, Any]] = []
+        counts: list[tuple[Tensor, Tensor]] = []
         with exact_roots(counts):
             scope = self.optimizer.apply(variables, [*parts, *held], gradients, clipped)
         totals = [tf.add_n(list(column)) for column in zip(*counts, strict=True)] or [tf.zeros([], tf.int64)] * 2
         return [scope.get_current_value(variable) for variable in variables], tf.stack(totals)
 
-    def _arguments(self, state: Any, values: Any, arrays: Sequence[Any]) -> tuple[list[Any], list[Any], Sequence[Any]]:
+    def _arguments(
+        self, state: Tensor, values: Tensor, arrays: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor], Sequence[Tensor]]:
         """The state's variables, the gradients and the held values."""
         count = len(self.gradients.looked_up)
         pieces = zip(tf.split(state, list(self.layout.sizes)), self.layout.shapes, strict=True)
         parts = [tf.reshape(piece, shape) for piece, shape in pieces]
         return parts, self.gradients.parted(values, arrays[:count]), arrays[count:]
 
-    def _update_graph(self, state: Any, values: Any, *arrays: Any) -> tuple[Any, ...]:
+    def _update_graph(self, state: Tensor, values: Tensor, *arrays: Tensor) -> tuple[Tensor, ...]:
         """Next state, (zero roots, roots), next held values."""
         new, roots = self._new_values(*self._arguments(state, values, arrays))
         count = len(self.layout.names)
         return _joined(new[:count]), roots, *new[count:]
 
-    def _diagonals_graph(self, state: Any, values: Any, *arrays: Any) -> tuple[Any, ...]:
+    def _diagonals_graph(self, state: Tensor, values: Tensor, *arrays: Tensor) -> tuple[Tensor, ...]:
         """Next state, next held values after the diagonals: [part, part, n] in the state and [part, size of G] in the
         (clipped) gradient, where part 0 is the weights, part 1 the first slot of each, and so on."""
         parts, gradients, held = self._arguments(state, values, arrays)
@@ -132,7 +134,9 @@ class UpdateRule:
         count = len(self.layout.names)
         return tf.stack(of_state), tf.stack(of_gradient), _joined(new[:count]), *new[count:]
 
-    def _push_graph(self, vectorized: bool, state: Any, values: Any, tangents: Any, slopes: Any, *arrays: Any) -> Any:
+    def _push_graph(
+        self, vectorized: bool, state: Tensor, values: Tensor, tangents: Tensor, slopes: Tensor, *arrays: Tensor
+    ) -> Tensor:
         """The derivative of the linear map u -> u'J in u; forward mode fails at Keras' sums of `tf.IndexedSlices`."""
         dual = tf.ones([self.size], self.dtype)
         with exact_roots(), tf.GradientTape(persistent=True) as outer:
@@ -142,24 +146,26 @@ class UpdateRule:
                 new = self._update_graph(state, values, *arrays)[0]
             pulled = tape.gradient(new, [state, values], dual, unconnected_gradients=_ZERO)
 
-        def push(pair: Sequence[Any]) -> Any:
+        def push(pair: Sequence[Tensor]) -> Tensor:
             return outer.gradient(pulled, dual, list(pair), unconnected_gradients=_ZERO)
 
         with exact_roots():
             return over_rows(push, (tangents, slopes), vectorized)
 
-    def _pull_graph(self, vectorized: bool, state: Any, values: Any, cotangents: Any, *arrays: Any) -> Any:
+    def _pull_graph(
+        self, vectorized: bool, state: Tensor, values: Tensor, cotangents: Tensor, *arrays: Tensor
+    ) -> Tensor:
         with exact_roots(), tf.GradientTape(persistent=True) as tape:
             tape.watch([state, values])
             new = self._update_graph(state, values, *arrays)[0]
 
-        def pull(cotangent: Any) -> Any:
+        def pull(cotangent: Tensor) -> Tensor:
             return tuple(tape.gradient(new, [state, values], cotangent, unconnected_gradients=_ZERO))
 
         with exact_roots():
             return over_rows(pull, cotangents, vectorized)
 
-    def _compiled(self, graph: Any, *leading: Any) -> Any:
+    def _compiled(self, graph: Compiled, *leading: tf.TensorSpec) -> Compiled:
         """The compiled graph of state, gradient, `leading` tensors, rows of what was looked up and held values."""
         width = None if self.gradients.looked_up else self.num_weights
         rows = [tf.TensorSpec([None], tf.int32) for _ in self.gradients.looked_up]
@@ -167,14 +173,14 @@ class UpdateRule:
         specs = [tf.TensorSpec([self.size], self.dtype), tf.TensorSpec([width], self.dtype), *leading, *rows, *held]
         return tf.function(graph, autograph=False, jit_compile=False).get_concrete_function(*specs)
 
-    def _by_row(self, graph: Any, *leading: Any) -> Any:
+    def _by_row(self, graph: Compiled, *leading: tf.TensorSpec) -> Compiled:
         try:
             with quiet():
                 return self._compiled(lambda *arrays: graph(True, *arrays), *leading)
         except Exception:  # no vectorized form of some operation; TensorFlow raises several types for it
             return self._compiled(lambda *arrays: graph(False, *arrays), *leading)
 
-    def _function(self, kind: str) -> Any:
+    def _function(self, kind: str) -> Compiled:
         if kind not in self._functions:
             rows = tf.TensorSpec([None, self.size], self.dtype)
             slopes = tf.TensorSpec([None, None if self.gradients.looked_up else self.num_weights], self.dtype)
@@ -188,7 +194,7 @@ class UpdateRule:
 
     # Calls: tensors in, tensors out
 
-    def constants(self, held: Mapping[str, Any]) -> list[Any]:
+    def constants(self, held: Mapping[str, Array]) -> list[Tensor]:
         """Held values as tensors, in the order the functions take them.
 
         Raises:
@@ -200,18 +206,18 @@ class UpdateRule:
             )
         return [tf.constant(held[name], v.dtype) for name, v in zip(self.held, self.graph.held, strict=True)]
 
-    def named(self, held: Sequence[Any]) -> dict[str, Array]:
+    def named(self, held: Sequence[Tensor]) -> dict[str, Array]:
         return {name: value.numpy() for name, value in zip(self.held, held, strict=True)}
 
-    def update(self, state: Any, gradient: Gradient, held: Sequence[Any]) -> tuple[Any, list[Any]]:
+    def update(self, state: Tensor, gradient: Gradient, held: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Next state and held values."""
         new, _, *advanced = self._function("update")(state, gradient.values, *gradient.rows, *held)
         return new, advanced
 
-    def rates(self, held: Sequence[Any]) -> list[float]:
+    def rates(self, held: Sequence[Tensor]) -> list[float]:
         """The learning rates that the update computes from these held values, of each of `scheduled_parts`."""
 
-        def graph(*values: Any) -> list[Any]:
+        def graph(*values: Tensor) -> list[Tensor]:
             mapping = list(zip(self.graph.held, values, strict=True))
             with precision.default_precision(self.dtype), RecordingScope(mapping):
                 parts = scheduled_parts(self.optimizer.optimizer)
@@ -219,12 +225,14 @@ class UpdateRule:
 
         return [float(rate) for rate in tf.function(graph, autograph=False)(*held)]
 
-    def zero_roots(self, state: Any, gradient: Gradient, held: Sequence[Any]) -> tuple[int, int]:
+    def zero_roots(self, state: Tensor, gradient: Gradient, held: Sequence[Tensor]) -> tuple[int, int]:
         """How many arguments of square roots are exactly 0 in this update, and how many there are."""
         zeros, roots = self._function("update")(state, gradient.values, *gradient.rows, *held)[1].numpy()
         return int(zeros), int(roots)
 
-    def linearize(self, state: Any, gradient: Gradient, held: Sequence[Any]) -> tuple[Any, list[Any], Derivative]:
+    def linearize(
+        self, state: Tensor, gradient: Gradient, held: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor], Derivative]:
         """Next state and held values, and the derivative there."""
         arrays, owned = (*gradient.rows, *held), self.graph.owned
         if owned is not None:
@@ -296,7 +304,7 @@ class UpdateRule:
         return True
 
 
-def update_rule(optimizer: Any, weights: Layout, missing: Sequence[bool], dtype: str) -> UpdateRule:
+def update_rule(optimizer: Optimizer, weights: Layout, missing: Sequence[bool], dtype: str) -> UpdateRule:
     """The update of a built Keras optimizer (not of a loss-scaling wrapper), along gradients summed over lookups.
 
     Args:
@@ -319,5 +327,5 @@ def update_rule(optimizer: Any, weights: Layout, missing: Sequence[bool], dtype:
     return rule
 
 
-def _joined(parts: Sequence[Any]) -> Any:
+def _joined(parts: Sequence[Tensor]) -> Tensor:
     return tf.concat([tf.reshape(part, [-1]) for part in parts], axis=0)

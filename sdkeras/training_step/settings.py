@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import attrs
 import numpy as np
 
 from sdkeras.errors import ModelError
+from sdkeras.files.keras_types import Model, Optimizer, Schedule, Tensor
 from sdkeras.operators.layout import Layout
 from sdkeras.results.arrays import Array
 
@@ -51,17 +51,17 @@ class OptimizerSettings:
     notes: tuple[tuple[str, str], ...] = ()
 
 
-def inner(optimizer: Any) -> Any:
+def inner(optimizer: Optimizer) -> Optimizer:
     """The optimizer under a loss-scaling wrapper."""
     return getattr(optimizer, "inner_optimizer", optimizer)
 
 
-def steps_taken(optimizer: Any) -> int:
+def steps_taken(optimizer: Optimizer) -> int:
     """Updates of the weights so far; 0 for no optimizer."""
     return 0 if optimizer is None else int(np.asarray(inner(optimizer).iterations))
 
 
-def read_settings(optimizer: Any) -> OptimizerSettings | None:
+def read_settings(optimizer: Optimizer) -> OptimizerSettings | None:
     """Settings of a Keras optimizer, or None for no optimizer."""
     if optimizer is None:
         return None
@@ -85,20 +85,20 @@ def read_settings(optimizer: Any) -> OptimizerSettings | None:
     )
 
 
-def parts_of(optimizer: Any) -> list[Any]:
+def parts_of(optimizer: Optimizer) -> list[Optimizer]:
     """The optimizer itself, or those of a MultiOptimizer that train variables (all of them before the first step)."""
     parts = list(getattr(optimizer, "_inner_optimizers", []))
     return [part for part in parts if part.built] or parts or [optimizer]
 
 
-def _rate(optimizer: Any) -> float | None:
+def _rate(optimizer: Optimizer) -> float | None:
     try:
         return float(np.asarray(optimizer.learning_rate))
     except (AttributeError, TypeError, ValueError):
         return None
 
 
-def check_rates(optimizer: Any, steps: int) -> None:
+def check_rates(optimizer: Optimizer, steps: int) -> None:
     """Refuses an optimizer whose learning rates are all 0 over this many steps from now on.
 
     Raises:
@@ -125,7 +125,7 @@ def check_rates(optimizer: Any, steps: int) -> None:
     )
 
 
-def schedule_of(optimizer: Any) -> Any:
+def schedule_of(optimizer: Optimizer) -> Schedule | None:
     """The learning-rate schedule of a Keras optimizer, or None."""
     import keras
 
@@ -133,7 +133,7 @@ def schedule_of(optimizer: Any) -> Any:
     return rate if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule) else None
 
 
-def scheduled_rate(optimizer: Any, which: str) -> float:
+def scheduled_rate(optimizer: Optimizer, which: str) -> float:
     """A learning rate of the training so far, computed from the optimizer's schedule.
 
     Step n of the training, counted from 0, used the schedule's value at iteration n; with gradient accumulation over k
@@ -165,14 +165,14 @@ def scheduled_rate(optimizer: Any, which: str) -> float:
     return float(np.max(rates) if which == "peak" else np.mean(rates))
 
 
-def _rates_at(schedule: Any, iterations: Any) -> Array:
+def _rates_at(schedule: Schedule, iterations: Array) -> Array:
     """The schedule's value at each iteration, float64."""
     import tensorflow as tf
 
-    def rate(iteration: Any) -> Any:
+    def rate(iteration: Tensor) -> Tensor:
         return tf.cast(tf.convert_to_tensor(schedule(iteration)), tf.float64)
 
-    def over(steps: Any) -> Any:
+    def over(steps: Tensor) -> Tensor:
         return tf.map_fn(rate, steps, fn_output_signature=tf.float64)
 
     if len(iterations) > _EAGER_STEPS:  # 20 microseconds a step against 600
@@ -184,7 +184,7 @@ def _rates_at(schedule: Any, iterations: Any) -> Array:
     return np.asarray([float(np.asarray(schedule(tf.constant(each, tf.int64)))) for each in iterations])
 
 
-def _notes(optimizer: Any) -> Iterator[tuple[str, str]]:
+def _notes(optimizer: Optimizer) -> Iterator[tuple[str, str]]:
     for field in ("clipnorm", "clipvalue", "global_clipnorm"):
         if value := getattr(optimizer, field, None):
             yield (
@@ -214,7 +214,7 @@ def _notes(optimizer: Any) -> Iterator[tuple[str, str]]:
         )
 
 
-def excluded_from_decay(model: Any, layout: Layout) -> list[str]:
+def excluded_from_decay(model: Model, layout: Layout) -> list[str]:
     """Paths of the analysed variables that the optimizer's weight decay leaves out."""
     optimizer = None if getattr(model, "optimizer", None) is None else inner(model.optimizer)
     if optimizer is None or not getattr(optimizer, "weight_decay", None):
@@ -223,7 +223,7 @@ def excluded_from_decay(model: Any, layout: Layout) -> list[str]:
     return [name for name in layout.names if name in by_path and not optimizer._use_weight_decay(by_path[name])]
 
 
-def preconditioner(model: Any, layout: Layout) -> Array | None:
+def preconditioner(model: Model, layout: Layout) -> Array | None:
     """The diagonal P of an adaptive optimizer at its stored slots, flat in the layout's order, float64.
 
     With P frozen one step is w - eta * P^-1 m. This is the P of the last step taken, t = iterations:
@@ -247,7 +247,7 @@ def preconditioner(model: Any, layout: Layout) -> Array | None:
     return diagonal(optimizer, t, lambda slots: _flat(optimizer, slots, layout))
 
 
-def diagonal(optimizer: Any, iterations: int, slot: Callable[[str], Array]) -> Array:
+def diagonal(optimizer: Optimizer, iterations: int, slot: Callable[[str], Array]) -> Array:
     """P of an adaptive optimizer after so many steps, see `preconditioner`.
 
     Args:
@@ -266,7 +266,7 @@ def diagonal(optimizer: Any, iterations: int, slot: Callable[[str], Array]) -> A
     return np.asarray((np.sqrt(second) + optimizer.epsilon) * correction)
 
 
-def _flat(optimizer: Any, slots: str, layout: Layout) -> Array:
+def _flat(optimizer: Optimizer, slots: str, layout: Layout) -> Array:
     """One slot of each analysed variable, end to end."""
     variables = getattr(optimizer, slots, None)
     if not variables:

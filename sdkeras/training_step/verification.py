@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import attrs
 import numpy as np
@@ -20,12 +19,13 @@ import tensorflow as tf
 
 from sdkeras import seeds
 from sdkeras.errors import ModelError, VerificationError
+from sdkeras.files.keras_types import Optimizer, Tensor, Variable
 from sdkeras.linalg.vectors import finite
 from sdkeras.operators import precision, verification
 from sdkeras.operators.engine import Engine
 from sdkeras.operators.layout import Layout
 from sdkeras.operators.loss import EmpiricalLoss
-from sdkeras.results.arrays import Array
+from sdkeras.results.arrays import Array, DType
 from sdkeras.results.verification import Verification
 from sdkeras.training_step.gradients import Gradient, SummedGradients
 from sdkeras.training_step.jacobian import StepJacobian
@@ -90,7 +90,7 @@ class UpdateVerification:
 
 
 def verified(
-    step: StepJacobian, loss: EmpiricalLoss, engine: Engine, optimizer: Any, allow_unverified: bool
+    step: StepJacobian, loss: EmpiricalLoss, engine: Engine, optimizer: Optimizer, allow_unverified: bool
 ) -> UpdateVerification:
     """Checks a new map and refuses one that is wrong.
 
@@ -108,7 +108,7 @@ def verified(
 
 
 def _verify(
-    step: StepJacobian, loss: EmpiricalLoss, engine: Engine, optimizer: Any, hessian: Verification
+    step: StepJacobian, loss: EmpiricalLoss, engine: Engine, optimizer: Optimizer, hessian: Verification
 ) -> UpdateVerification:
     rule, details = step.rule, []
     double = rule if rule.dtype == "float64" else _in_double(rule, optimizer)
@@ -158,7 +158,7 @@ def _meets_tolerances(result: UpdateVerification, by_differences: bool, dtype: s
     )
 
 
-def _in_double(rule: UpdateRule, optimizer: Any) -> UpdateRule:
+def _in_double(rule: UpdateRule, optimizer: Optimizer) -> UpdateRule:
     double = update_rule(optimizer, rule.gradients.weights, rule.optimizer.missing, "float64")
     return double.by_rows(rule.gradients.looked_up) if rule.gradients.looked_up else double
 
@@ -171,7 +171,7 @@ def _gradient_in_double(step: StepJacobian) -> Gradient:
 
 
 def _step_errors(
-    step: StepJacobian, rule: UpdateRule, loss: EmpiricalLoss, engine: Engine, optimizer: Any
+    step: StepJacobian, rule: UpdateRule, loss: EmpiricalLoss, engine: Engine, optimizer: Optimizer
 ) -> tuple[float, float]:
     """The largest error of the step, and the part of it from gradients of lookups that training gives row by row.
 
@@ -192,11 +192,11 @@ def _step_errors(
 
 def _step_error(
     rule: UpdateRule,
-    optimizer: Any,
+    optimizer: Optimizer,
     state: Array,
     gradient: Gradient,
-    gradients: Sequence[Any],
-    dtype: np.dtype[Any],
+    gradients: Sequence[Tensor],
+    dtype: DType,
 ) -> float:
     """One step of the rule against `apply` of a loaded clone, relative to how far each variable moved.
 
@@ -223,7 +223,7 @@ def _step_error(
     return max(_step_distance(*(np.ravel(np.asarray(each, np.float64)) for each in triple)) for triple in triples)
 
 
-def _take_step(clone: Any, weights: Sequence[Any], gradients: Sequence[Any], rule: UpdateRule) -> None:
+def _take_step(clone: Optimizer, weights: Sequence[Variable], gradients: Sequence[Tensor], rule: UpdateRule) -> None:
     """One real update of a clone, or its accumulation over as many batches as make one."""
     k = rule.optimizer.microbatches
     if k > 1:
@@ -237,7 +237,7 @@ def _take_step(clone: Any, weights: Sequence[Any], gradients: Sequence[Any], rul
     clone._iterations.assign(clone._iterations + (k - 1))  # the held iteration is that of the next update
 
 
-def _with_rates_of(rule: UpdateRule, clone: Any) -> bool:
+def _with_rates_of(rule: UpdateRule, clone: Optimizer) -> bool:
     """Gives the clone the rates of the rule where they follow schedules; False if they are not the schedules' own.
 
     Keras computes a schedule in float32, with another rounding in a graph than without one. The steps are compared at
@@ -265,7 +265,7 @@ def _step_distance(new: Array, real: Array, before: Array) -> float:
 # The derivative
 
 
-def _direction(step: StepJacobian, generator: Any) -> Array:
+def _direction(step: StepJacobian, generator: np.random.Generator) -> Array:
     """A random tangent in each variable's own units.
 
     What is never negative (second moments) moves in proportion, and so do all slots of an update by signs: what is
@@ -356,7 +356,7 @@ def _row_error(step: StepJacobian, engine: Engine, direction: Array) -> float:
     return apart / max(size, 1e-30) if apart > _ALLOWED_ROUNDING * size else 0.0
 
 
-def _unresponsive(step: StepJacobian, double: UpdateRule, generator: Any) -> int:
+def _unresponsive(step: StepJacobian, double: UpdateRule, generator: np.random.Generator) -> int:
     """Weights whose next value does not move, to first order, when the gradient does."""
     gradient, held = _gradient_in_double(step), double.constants(step.rule.named(step.held))
     size = int(gradient.values.shape[0])
@@ -366,7 +366,7 @@ def _unresponsive(step: StepJacobian, double: UpdateRule, generator: Any) -> int
     return int(np.sum(pushed[: step.num_weights] == 0))
 
 
-def _adjoint_error(step: StepJacobian, direction: Array, generator: Any) -> float:
+def _adjoint_error(step: StepJacobian, direction: Array, generator: np.random.Generator) -> float:
     """|u'(J v) - (J'u)'v| with u in the inverse units of v, so that each kind of slot counts.
 
     The unit of a slot is its size, but not below a tenth of the largest of its kind (momentum, velocity, ...): where no
