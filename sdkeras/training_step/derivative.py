@@ -111,7 +111,7 @@ class VariableDiagonals:
         state: Where the variable, and each of its slots, lie in the state.
         gradient: Where its gradient lies in G.
         in_state: in_state[a][b]: derivative of part a of the next state in part b of the state.
-        in_gradient: Of part a in the gradient; for a variable looked up one number for each entry of its rows.
+        in_gradient: Derivative of part a in the gradient; for a variable looked up, one number per entry of its rows.
         rows: For a variable looked up: which row of it each row of the gradient is of.
         shape: Of the variable.
     """
