@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Stream(enum.IntEnum):
-    """What is drawn. A number is never used again: seeded results depend on it."""
+    """Random streams, by purpose. A number is never used again: seeded results depend on it."""
 
     MINIBATCHES = 1  # by epoch
     SUBSET = 2

@@ -159,9 +159,9 @@ class _Run:
     Attributes:
         frame: Tangents, shape [n, k]; orthonormal if `pending` is 0.
         flow: Fingerprint of the flow's state at the start; "" without a checkpoint.
-        seed, transient: Of the run.
+        seed, transient: Seed and burn-in of the run.
         step: Steps made.
-        pending: Those since the last decomposition.
+        pending: Steps since the last decomposition.
         interval: Steps q between two of them.
         growth: Fastest growth of the logarithm of the frame's condition number so far, per step.
         blocks: Sums of ln R_ii over the whole blocks, shape [number of blocks, k].
@@ -225,7 +225,7 @@ def _check(run: _Run, start: _Run) -> None:
 
 
 def _identity(run: _Run) -> dict[str, Any]:
-    """What two runs must share for one to go on where the other stopped."""
+    """Settings that a run must share with the checkpoint from which it continues."""
     return {
         "size": run.frame.shape[0],
         "num_exponents": run.frame.shape[1],
@@ -280,13 +280,13 @@ def _stepped(source: TangentFlow, frame: Array, step: int) -> Array:
 
 @attrs.frozen(eq=False)
 class _Decomposition:
-    """What one QR decomposition found.
+    """Result of one QR decomposition.
 
     Attributes:
         frame: Q, orthonormal.
-        logs: ln R_ii, those unresolved at their upper end, shape [k].
-        rounding: What rounding may have done to each, shape [k].
-        unresolved: Which are below what the dtype resolves, shape [k].
+        logs: ln R_ii, the unresolved ones at their upper bounds, shape [k].
+        rounding: Bound on the rounding error of each, shape [k].
+        unresolved: Whether each is below what the dtype resolves, shape [k].
         spread: Logarithm of the largest entry of R over the smallest R_ii, 1 being counted among both.
     """
 

@@ -33,7 +33,7 @@ _positive = attrs.validators.and_(attrs.validators.gt(0.0), attrs.validators.lt(
 
 @attrs.frozen
 class _PaperEstimator:
-    """What the three share: the Lanczos run, and the way from eigenvalues to z and back."""
+    """Shared base of the three: the Lanczos run, and the way from eigenvalues to z and back."""
 
     num_steps: int = attrs.field(default=100, validator=attrs.validators.ge(1))
     reorthogonalize: bool = True

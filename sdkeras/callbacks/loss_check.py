@@ -76,6 +76,6 @@ class LossCheck:
             )
 
     def disagreement(self, *, ended: bool = False) -> str | None:
-        """What disagrees, in words, once it is beyond doubt: three times in a row, or always in a short training."""
+        """Disagreement, in words, once it is beyond doubt: three times in a row, or always in a short training."""
         enough = len(self._sides) >= (1 if ended else _IN_A_ROW)
         return self._words if enough and set(self._sides) in ({1}, {-1}) else None

@@ -74,7 +74,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         every: 'epoch', or a number of updates of the weights: then `on_train_batch_end` is used, without which Keras
             need not wait for the device between batches.
         measures: Which of the keys, beside those of the bounds and `sharpness_age`; all by default.
-        batch_size: That of training; default 32, or a dataset's own.
+        batch_size: Batch size of training; default 32, or a dataset's own.
         max_overhead: See above; None measures every time.
         samples: Random subset for the data-set Hessian.
         tolerance: Half-width of SD's interval wanted, relative to the codimension.
@@ -357,7 +357,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
             self._say_once("report", f"the report in {self.report.folder} cannot be written: {last_line(error)}")
 
     def _log_so_far(self, monitor: Monitor) -> RunLog:
-        """What the log holds, trainings before this one included; what was measured here where it cannot be read."""
+        """Log on disk, earlier trainings included; this training's measurements if it cannot be read."""
         try:
             return log.read_run_log(str(self.log_path))
         except SdkerasError:
@@ -401,12 +401,12 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
 
 
 def _numbers(logs: Mapping[str, Any]) -> dict[str, float]:
-    """What of Keras' logs is a number."""
+    """Numeric entries of Keras' logs."""
     return {name: float(value) for name, value in logs.items() if isinstance(value, (int, float, np.number))}
 
 
 def _digest(model: Model) -> bytes:
-    """Of the weights, those of other callbacks' making included."""
+    """Digest of the weights, which notices changes by other callbacks."""
     state = hashlib.sha256()
     for variable in model.weights:
         state.update(np.ascontiguousarray(variable).tobytes())
@@ -414,5 +414,5 @@ def _digest(model: Model) -> bytes:
 
 
 def _identity(model: Model) -> tuple[Any, ...]:
-    """What a monitor rests on: another optimizer, loss or set of variables needs another one."""
+    """Identity of a monitor: another optimizer, loss or set of variables needs another monitor."""
     return (model, model.optimizer, getattr(model, "_compile_loss", None), *model.trainable_variables)

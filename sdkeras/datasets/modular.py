@@ -16,7 +16,7 @@ def modular_addition(modulus: int = 97, train_fraction: float = 0.4, *, seed: in
     Args:
         modulus: p.
         train_fraction: Part of the p^2 pairs for training.
-        seed: Of the split.
+        seed: Seed for the split.
 
     Returns:
         (training, test), each (x, y): x of shape (n, 2 p), the one-hot codes of a and b side by side; y of shape

@@ -43,13 +43,13 @@ _POSITIVE = ("loss_bound", "lipschitz", "stability")
 
 @attrs.frozen
 class Training:
-    """What is known of the map that training iterates, each in words; "" where nothing speaks against it.
+    """Facts about the map that training iterates, in words; "" where nothing speaks against it.
 
     Attributes:
         other_map: Why the map whose SD was measured is not training's own step.
-        time_dependence: What makes the step depend on time: a schedule, a bias correction.
-        stationary: Over what training's steps are stationary.
-        absorbing: What is known of an absorbing set.
+        time_dependence: Reason why the step depends on time: a schedule, a bias correction.
+        stationary: Period over which training's steps are stationary.
+        absorbing: Evidence on an absorbing set.
         kinks: Parts of the optimizer's update that are not twice differentiable, by name.
     """
 
@@ -62,7 +62,7 @@ class Training:
 
 @attrs.frozen
 class Facts:
-    """What an analysis knows of the assumptions; None where it knows nothing.
+    """Facts that an analysis knows about the assumptions; None where it knows nothing.
 
     Attributes:
         dimension: The dimension that enters the bounds: SD, or another by `facts_over` or `facts_along`.
@@ -73,9 +73,9 @@ class Facts:
         unbounded_loss: Name of a loss that has no upper bound, or None.
         smallest_exponent: Smallest exponent seen; the Jacobian is singular where it is -infinity.
         dimension_name: Which dimension it is: 'SD', 'sup SD' or 'D_s'.
-        dimension_reason: Why that one, in words.
-        local: What the dimension was taken over, in words: all that is known of the attractor.
-        training: What is known of the map that training iterates.
+        dimension_reason: Reason for that choice, in words.
+        local: Set over which the dimension was taken, in words: all that is known of the attractor.
+        training: Facts about the map that training iterates.
     """
 
     dimension: float
@@ -217,7 +217,7 @@ _Values = Mapping[str, float | None]
 
 
 def _attractor_terms(facts: Facts, values: _Values) -> tuple[BoundTerm, ...]:
-    """Those of Theorem 4.5."""
+    """Terms of Theorem 4.5."""
     inverse_root, loss_bound, delta = 1 / math.sqrt(facts.num_samples), values["loss_bound"], values["delta"]
     information, zeta = values["mutual_information"], values["zeta"]
     luck = None if information is None or zeta is None else information + math.log(1 / zeta)
@@ -233,7 +233,7 @@ def _attractor_terms(facts: Facts, values: _Values) -> tuple[BoundTerm, ...]:
 
 
 def _stability_terms(facts: Facts, values: _Values) -> tuple[BoundTerm, ...]:
-    """Those of Theorem B.5."""
+    """Terms of Theorem B.5."""
     loss_bound, delta, beta = values["loss_bound"], values["delta"], values["stability"]
     cube_root = None if beta is None else beta ** (1 / 3)
     return (
@@ -271,7 +271,7 @@ def _verdict(
 
 
 def _assumptions(facts: Facts, delta: float | None) -> tuple[Assumption, ...]:
-    """Those that both theorems make, with what the facts say of each."""
+    """Assumptions of both theorems, each with the evidence for it."""
     training, lowest, loss = facts.training, facts.smallest_exponent, facts.unbounded_loss
     singular = lowest is not None and lowest < _LOG_ZERO
     finite = "" if lowest is None or singular else "; the exponents that were measured are finite"
@@ -327,7 +327,7 @@ def _assumptions(facts: Facts, delta: float | None) -> tuple[Assumption, ...]:
 
 
 def _of_stability(beta: float | None, n: int) -> tuple[Assumption, ...]:
-    """Those that Theorem B.5 makes beside the common ones."""
+    """Assumptions of Theorem B.5 beside the common ones."""
     stability, divisor = "beta_n-stable training", "beta_n^(-2/3) an integer divisor of n"
     expectation = Assumption("expectation over data sets", "unknown", "one data set was seen; the terms are its sample")
     if beta is None:

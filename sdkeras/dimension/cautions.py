@@ -1,4 +1,4 @@
-"""What the reader of a sharpness dimension must know, each with its numbers: one small rule for each warning."""
+"""Caveats of a sharpness dimension, each with its numbers: one small rule for each warning."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Evidence:
         estimate: The estimate.
         summary: The look at the runs that it is from.
         nested: (mean difference, allowed) of a failed nested check, or None.
-        ended: What ended the runs before the tolerance was met, or "".
+        ended: Reason why the runs ended before the tolerance was met, or "".
         target: Half-width asked for.
     """
 

@@ -29,7 +29,7 @@ _MORE_CHANGES = 10
 
 @attrs.frozen
 class Context:
-    """What the estimate is of.
+    """Setting of an estimate.
 
     Attributes:
         size: Dimension n of the operator.
@@ -115,11 +115,11 @@ class Summary:
 
     Attributes:
         pooled: The runs as one measure.
-        scale: What half-widths are judged by: the codimension. With momentum that holds the n directions of the
+        scale: Scale for half-widths: the codimension. With momentum that holds the n directions of the
             velocity, which every step contracts, and SD may lie on either side of n; there the scale is the number of
             dimensions that curvature adds or takes, the sum over eigenvalues of w |phi(alpha) - phi(0)|, phi(alpha) the
             sum of (1 + z/|t*|)_+ over both exponents.
-        half_width: Of the interval, without what rounding adds to it; None below 3 runs.
+        half_width: Half-width of the interval, without the share of rounding; None below 3 runs.
         interval: 95 % confidence interval of SD, or None.
         total_interval: Interval of the sum of all exponents.
         nested_difference: Change of SD from the coarser rules to the runs' own, or None without any.

@@ -76,7 +76,7 @@ class ExponentMap:
 
     @property
     def coordinates(self) -> str:
-        """What the singular values refer to; 'preconditioned' is P^1/2 w in place of w, and so for v."""
+        """Coordinates of the singular values; 'preconditioned' is P^1/2 w in place of w, and so for v."""
         return ("preconditioned " if self.preconditioned else "") + ("balanced" if self.momentum else "weights")
 
     @property
@@ -133,7 +133,7 @@ class SingularValueMap:
     For the map 'full', of any optimizer: nothing is known of a curvature that a singular value belongs to.
 
     Attributes:
-        coordinates: What the singular values refer to.
+        coordinates: Coordinates of the singular values.
     """
 
     coordinates: str
@@ -228,7 +228,7 @@ def _log_eigenvalues(step: FloatArray, decay: float, beta: float, q: float) -> t
 
 
 def _determinant(step: FloatArray, decay: float, beta: float, q: float) -> FloatArray:
-    """Of the block: (1 - decay) beta for heavy ball, whatever the step."""
+    """Determinant of the block: (1 - decay) beta for heavy ball, whatever the step."""
     determinant: FloatArray = (1.0 - decay) * beta + (q - beta) * step
     return determinant
 

@@ -115,7 +115,7 @@ class _Sums:
     """Lambda_1 .. Lambda_k, the partial sums of the exponents ell, and how well they are known.
 
     Attributes:
-        half_widths: Of their 95 % intervals: sampling, and rounding on top.
+        half_widths: Half-widths of their 95 % intervals: sampling, plus rounding.
         last: Half-width of ell_k.
         quantile: Student's or the normal one that half-widths are made with.
     """

@@ -72,7 +72,7 @@ class Outcome:
         rds_sharpness: RDS sharpness exponents from the same runs.
         nodes: Pooled spectrum of the operator, ascending, shape [k].
         weights: Its masses, sum n.
-        warnings: What the reader must know.
+        warnings: Caveats.
         runs: The runs themselves, in order.
         out_of_time: The deadline ended the runs, or left no time for longer ones that the nested check asked for.
         ended: Which limit ended the runs, in the words of `AdaptiveSettings.stop`; "" if none did.
@@ -198,7 +198,7 @@ class _Runs:
     """The runs so far, their steps, and what they cost.
 
     Attributes:
-        steps: Of each run, or None.
+        steps: Lanczos steps of each run, or None.
         spectra: The runs.
         shorter: Steps and runs before the number of steps was raised, or None.
         spent: Products, discarded runs included.

@@ -104,7 +104,7 @@ def verdict(
         limits: The optimizer's thresholds, or None.
         optimizer: Its name.
         learning_rate: eta.
-        rate_source: Where it came from, in words; "" where it need not be said.
+        rate_source: Origin of the rate, in words; "" where it need not be said.
         reason: Why there is no ratio, where there is none.
     """
     rate = f"{optimizer} at learning rate {learning_rate:.4g}" + (f" ({rate_source})" if rate_source else "")

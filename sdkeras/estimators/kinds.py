@@ -88,7 +88,7 @@ class Declarable(TypedDict, total=False):
 
 @attrs.frozen
 class Capabilities:
-    """What an estimator can do, as its decorator declares it. The core asks for nothing else.
+    """Capabilities of an estimator, as its decorator declares them. The core asks for nothing else.
 
     Attributes:
         exact: It returns the values themselves, to rounding, from a dense matrix that takes one product per dimension.
@@ -114,7 +114,7 @@ class Capabilities:
 
 @attrs.frozen
 class Declaration:
-    """What a decorator attaches to a class."""
+    """Record that a decorator attaches to a class."""
 
     kind: str
     name: str

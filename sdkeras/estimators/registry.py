@@ -191,7 +191,7 @@ def installed() -> list[PluginInfo]:
 
 
 def _misplaced() -> Iterator[PluginInfo]:
-    """What claims to be an estimator where none can be found: a group that is no kind, a list that cannot be read."""
+    """Entry points that cannot name an estimator: a group that is no kind, a list that cannot be read."""
     groups = {kind.group for kind in kinds.KINDS.values()}
     for distribution, found in _distributions():
         if isinstance(found, list):

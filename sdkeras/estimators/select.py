@@ -42,7 +42,7 @@ class Chosen:
     """Names of the estimators to use: those of SD in order, exact first when asked for; one of each other kind.
 
     Attributes:
-        spectrum: Of kind `kind`: 'spectrum', or 'singular_values' for the map full.
+        spectrum: Estimators of kind `kind`: 'spectrum', or 'singular_values' for the map full.
     """
 
     spectrum: tuple[str, ...]
@@ -51,12 +51,12 @@ class Chosen:
     kind: str = "spectrum"
 
     def can(self, name: str) -> Capabilities:
-        """What one of the spectrum estimators can do."""
+        """Capabilities of one of the spectrum estimators."""
         return capabilities(registry.get_estimator(self.kind, name))
 
 
 class Request(Protocol):
-    """What a caller says of estimators; see `sdkeras.analyze`."""
+    """Caller's options for estimators; see `sdkeras.analyze`."""
 
     @property
     def map(self) -> str: ...
@@ -119,7 +119,7 @@ def configured(cls: type[Any], settings: Mapping[str, Any]) -> Estimator:
 
 
 def capabilities(estimator: Estimator) -> Capabilities:
-    """What an estimator, or its class, declares that it can do."""
+    """Capabilities that an estimator, or its class, declares."""
     declared: Declaration = estimator.__sdkeras__
     return declared.capabilities
 

@@ -1,1 +1,1 @@
-"""What is on disk, read and checked once."""
+"""Files on disk, read and checked once."""

@@ -29,7 +29,7 @@ def save_checkpoint(path: str | os.PathLike[str], value: Nested) -> None:
 
     Args:
         path: File to write; it is replaced in one step, so that a crash leaves the old one whole.
-        value: What to keep.
+        value: Value to save.
 
     Raises:
         SdkerasError: The value holds something else, or the file cannot be written.
@@ -39,7 +39,7 @@ def save_checkpoint(path: str | os.PathLike[str], value: Nested) -> None:
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Nested:
-    """What `save_checkpoint` wrote, with the same types and the same bits.
+    """Read the value that `save_checkpoint` wrote, with the same types and the same bits.
 
     Raises:
         SdkerasError: Missing, damaged or another kind of file.

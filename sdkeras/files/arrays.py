@@ -1,4 +1,4 @@
-"""What the arrays of data must be, wherever they come from: numbers or text, finite, of one length."""
+"""Checks on arrays of data, wherever they come from: numbers or text, finite, of one length."""
 
 from __future__ import annotations
 

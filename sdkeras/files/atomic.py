@@ -92,7 +92,7 @@ def open_own(path: str | os.PathLike[str], flags: int) -> int:
 
     Args:
         path: The file; it is made if `flags` hold O_CREAT.
-        flags: As `os.open` takes them.
+        flags: Flags of `os.open`.
 
     Raises:
         SdkerasError: It is a link, has a second name (hard link), or is no regular file.
@@ -121,7 +121,7 @@ def open_own(path: str | os.PathLike[str], flags: int) -> int:
 
 
 def kind_of(path: str | os.PathLike[str], *, follow_links: bool = False) -> str:
-    """What is at a path, in words, if it is no regular file: 'a folder', 'a FIFO', ...; "" for a file or nothing."""
+    """Kind of a path that is no regular file, in words: 'a folder', 'a FIFO', ...; "" for a file or nothing."""
     try:
         return _KINDS.get(stat.S_IFMT(os.stat(path, follow_symlinks=follow_links).st_mode), "")
     except (OSError, ValueError):

@@ -68,7 +68,7 @@ def sample_weights(targets: Array, class_weight: Mapping[int, float], *, per_ste
     last axis is largest.
 
     Args:
-        targets: Of one output, first axis = samples.
+        targets: Targets of one output, first axis = samples.
         class_weight: Weights by class.
         per_step: Whether targets with further axes give a weight for each entry of them: Keras does that for a
             `tf.data.Dataset` and fails for arrays.

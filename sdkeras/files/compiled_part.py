@@ -32,7 +32,7 @@ class StoredLoss:
 
     Attributes:
         loss: The model's loss, as Keras made it from the file.
-        config: What the file has of it.
+        config: Its configuration in the file.
         of_keras_2: Whether Keras 2 wrote the file.
         flat: Whether every output is a vector per example.
         arguments: Arguments of the class's own compile() that the file does not hold.
@@ -47,7 +47,7 @@ class StoredLoss:
 
 @attrs.frozen
 class CompiledPart:
-    """What to know of the compiled part of a model that was loaded.
+    """State of the compiled part of a loaded model.
 
     Attributes:
         problem: Why loss and optimizer are missing or not as they were saved, or None.
@@ -71,10 +71,10 @@ def restore_compiled_part(
     Args:
         model: The model as Keras has loaded it.
         file: Its file.
-        failure: What Keras raised over the compiled part; None if it restored one.
-        messages: What Keras warned of.
-        custom_objects: Those with which the model was loaded.
-        safe_mode: The same.
+        failure: Keras' exception over the compiled part; None if it restored one.
+        messages: Keras' warnings.
+        custom_objects: Custom objects of the call that loaded the model.
+        safe_mode: `safe_mode` of that call.
     """
     path = file.path
     if not file.compiled:

@@ -25,7 +25,7 @@ def compile_as(model: Model, arguments: Mapping[str, object]) -> None:
 
     Args:
         model: A built `keras.Model`.
-        arguments: Of `keras.Model.compile`; others reach the class's own only.
+        arguments: Arguments of `keras.Model.compile`; others reach the class's own only.
     """
     if has_own_compile(model):
         with contextlib.suppress(Exception), warnings.catch_warnings():
@@ -35,7 +35,7 @@ def compile_as(model: Model, arguments: Mapping[str, object]) -> None:
 
 
 def unstored_compile_arguments(model: Model, arguments: Mapping[str, object]) -> list[str]:
-    """What a compile() of the class's own takes beside these arguments, where the loss may depend on it."""
+    """Further arguments of a class's own compile() on which the loss may depend."""
     if not has_own_compile(model):
         return []
     cls = type(model)
@@ -52,7 +52,7 @@ def _named(function: Callable[..., object]) -> list[str]:
 
 
 def _accepted(function: Callable[..., object], arguments: Mapping[str, object]) -> dict[str, object]:
-    """Those of the arguments that a function takes by name."""
+    """Arguments that a function takes by name."""
     if any(each.kind is each.VAR_KEYWORD for each in inspect.signature(function).parameters.values()):
         return dict(arguments)
     return {name: arguments[name] for name in _named(function) if name in arguments}

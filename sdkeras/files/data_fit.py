@@ -57,7 +57,7 @@ def check_data(model: Model, x: Data, y: Data = None, sample_weight: Data = None
 
 
 def words_of(error: Exception) -> str:
-    """What Keras or TensorFlow says is wrong: one line without full stop, colours, frames or arguments of the call."""
+    """Message of a Keras or TensorFlow error: one line without full stop, colours, frames or call arguments."""
     text = _FRAMES.sub("", COLOURS.sub("", str(error))).partition(_ARGUMENTS)[0].strip()
     kind = f"{type(error).__name__}: "
     return in_one_line((kind + text.removeprefix(kind)).rstrip(".: \n"))

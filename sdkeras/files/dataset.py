@@ -85,7 +85,7 @@ def _is_both(data: Data) -> bool:
 
 
 def _load(spec: str, returned: Callable[[str, Data], Data]) -> Data:
-    """What `spec` names; `returned` checks what a function of the user's returns."""
+    """Load the data that `spec` names; `returned` checks the value of a user's function."""
     try:
         path = Path(spec)
         is_folder, exists = path.is_dir(), path.exists()
@@ -187,7 +187,7 @@ def _open(path: str, kind: str) -> Iterator[BinaryIO]:
 
 
 def _read(where: str, read: Callable[[], Data]) -> Data:
-    """What `read` returns, its failures told as the file's, which `where` names."""
+    """Call `read` and report its failures as those of the file that `where` names."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # NumPy's, of headers that are damaged
@@ -268,7 +268,7 @@ def _from_folder(path: Path) -> Data:
 
 
 def _returned(where: str, data: Data) -> Data:
-    """What a function of the user's returned, checked."""
+    """Check the value that a user's function returned."""
     import keras
     import tensorflow as tf
 
@@ -287,7 +287,7 @@ def _returned(where: str, data: Data) -> Data:
 
 
 def described(value: object) -> str:
-    """What kind of value it is, for messages."""
+    """Kind of a value, for messages."""
     if value is None:
         return "None"
     shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""

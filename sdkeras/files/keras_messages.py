@@ -1,4 +1,4 @@
-"""What Keras says when it cannot rebuild all of a model: its errors in words for the user, its warnings collected."""
+"""Keras' complaints when it cannot rebuild all of a model: errors in words for the user, warnings collected."""
 
 from __future__ import annotations
 

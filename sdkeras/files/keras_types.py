@@ -1,4 +1,4 @@
-"""What TensorFlow and Keras hand over, by name: neither has types that a checker could use."""
+"""Names for the objects of TensorFlow and Keras: neither has types that a checker could use."""
 
 from __future__ import annotations
 

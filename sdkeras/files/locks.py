@@ -25,8 +25,8 @@ class Claim:
     at the end. Nothing is locked where the system or the file system has no locks.
 
     Args:
-        target: What is to be written.
-        advice: What to do where another process writes it.
+        target: File or folder to write.
+        advice: Remedy if another process is writing it.
 
     Attributes:
         lost: Whether a later claim of this process has taken its place: a training that was interrupted does not

@@ -1,4 +1,4 @@
-"""What a file of a saved model says of itself, once it has been seen to be whole; Keras is not asked."""
+"""Contents of a saved model's file, once it is known to be whole; read without Keras."""
 
 from __future__ import annotations
 

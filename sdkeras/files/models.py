@@ -81,7 +81,7 @@ def compile_problem(model: Model) -> str | None:
 
 
 def compiled_part_of(model: Model) -> CompiledPart:
-    """What to know of the compiled part of a loaded model; nothing of a model that was not loaded."""
+    """State of a loaded model's compiled part; empty for a model that was not loaded."""
     compiled_part: CompiledPart = getattr(model, _COMPILED_PART, CompiledPart())
     return compiled_part
 

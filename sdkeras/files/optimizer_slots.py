@@ -40,7 +40,7 @@ def restore_slots(model: Model, file: ModelFile, messages: Sequence[WarningMessa
     Args:
         model: The model, compiled.
         file: Its file.
-        messages: What Keras warned of when it loaded the model.
+        messages: Keras' warnings from loading the model.
         recompiled: Whether the model was compiled after that, so that its optimizer has no variables yet.
     """
     if getattr(model, "optimizer", None) is None:

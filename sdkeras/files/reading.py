@@ -1,4 +1,4 @@
-"""What reading a damaged or hostile file raises, told as the file's fault in one message."""
+"""Report the exceptions of reading a damaged or hostile file as the file's fault, in one message."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def blamed_on(
     NotImplementedError, RuntimeError. Their warnings are about the file as well, and are dropped.
 
     Args:
-        where: What is read, and what it cannot be: "x.npz cannot be read as a checkpoint".
-        advice: What to do.
+        where: Start of the message, with the file's name: "x.npz cannot be read as a checkpoint".
+        advice: Remedy, the end of the message.
         error: Class of the error.
         but: Errors that are not the file's fault.
 

@@ -28,11 +28,11 @@ _PLACE_IN_GRAPH = re.compile(
 
 @attrs.define
 class UserImport:
-    """What an import brought: filled when the scope of `user_import` ends.
+    """Modules and classes that an import brought; filled when the scope of `user_import` ends.
 
     Attributes:
         modules: Names of the modules that came from the user's folder.
-        registered: What was registered with Keras meanwhile, by registered name.
+        registered: Objects registered with Keras during the import, by registered name.
     """
 
     modules: set[str] = attrs.field(factory=set)

@@ -32,7 +32,7 @@ def transposed_matrix(multiply: Callable[[Array], Array], size: int, dtype: DTyp
     Args:
         multiply: A V, [n, k] -> [n, k], finite.
         size: n.
-        dtype: Of the unit vectors.
+        dtype: Dtype of the unit vectors.
         chunk: Unit vectors in a block.
     """
     matrix = np.empty((size, size))

@@ -18,7 +18,7 @@ from sdkeras.results.arrays import Array, DType
 
 
 class Limit(Protocol):
-    """What an operator asks before it makes products."""
+    """Limit that an operator asks before it makes products."""
 
     def require(self, products: int = 0) -> None:
         """Raises BudgetError where there is no room for this many more products."""
@@ -159,7 +159,7 @@ class DiagonallyScaledOperator(SymmetricOperator):
         return product
 
     def reduced(self) -> Reduction | None:
-        """As many zeros as A has, and the other eigenvalues in an operator of the smaller size."""
+        """Split off the zeros of A; the other eigenvalues stay in an operator of smaller size."""
         found = self.operator.reduced()
         if found is None or found.scaled is None or found.eigenvalue != 0:
             return None

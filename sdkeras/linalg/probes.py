@@ -19,7 +19,7 @@ def rademacher_probes(size: int, num_probes: int, *, seed: int, dtype: DTypeLike
         size: Dimension n.
         num_probes: How many.
         seed: Same seed, same probes.
-        dtype: Of the probes.
+        dtype: Dtype of the probes.
         stream: Independent draws for one seed: 0, 1, ... (a seed + 1 would share its draws with another run's).
 
     Returns:
@@ -46,8 +46,8 @@ def warm_start(vectors: Array, *, seed: int, dtype: DTypeLike) -> Array:
 
     Args:
         vectors: Columns, shape [size, k].
-        seed: Of the random part.
-        dtype: Of the result.
+        seed: Seed for the random columns.
+        dtype: Dtype of the result.
     """
     known = np.asarray(vectors, np.float64).sum(axis=1)
     start = known / np.linalg.norm(known) + start_vector(len(known), seed=seed, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""What each compiled loss divides a batch by, asked of Keras itself while the loss is computed.
+"""Denominators by which the compiled losses divide a batch, taken from Keras while the loss is computed.
 
 A mean over a batch divides by its elements, by the valid tokens of a mask (of the outputs, or set by the loss itself
 as with `ignore_class`), or by the sum of the sample weights. Keras reduces its losses in `Loss.__call__`: there the
@@ -22,7 +22,7 @@ class Recorder:
 
     Attributes:
         reductions: Keras' name of each loss's reduction.
-        counts: What each divides by, scalars; 1 for a sum, the batch's examples for a loss that Keras does not reduce.
+        counts: Denominators, scalars; 1 for a sum, the batch's examples for a loss that Keras does not reduce.
         in_doubt: Names of the losses that may not be a sum over examples divided by the count.
     """
 

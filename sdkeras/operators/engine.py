@@ -76,7 +76,7 @@ def _source(name: str) -> str:
 
 @attrs.define(eq=False)
 class _Shared:
-    """What all views of an engine have in common; filled while its functions are compiled and called."""
+    """State that all views of an engine share; filled while its functions are compiled and called."""
 
     unconnected: tuple[str, ...] = ()
     looked_up: tuple[str, ...] = ()
@@ -223,7 +223,7 @@ class Engine:
             return thread.submit(trace).result()
 
     def first_of(self, make: Callable[[bool], Compiled], *arguments: Tensor) -> Compiled:
-        """What `make` compiles for the rows of a matrix, vectorized where TensorFlow can and mapped where it cannot."""
+        """Compile with `make` for the rows of a matrix, vectorized where TensorFlow can and mapped where it cannot."""
         with quiet():
             try:
                 vectorized = make(True)
@@ -317,7 +317,7 @@ class Engine:
     # Calls
 
     def arguments(self, batch: Batch) -> tuple[Tensor, ...]:
-        """What the compiled functions take beside the point: seed states, weights, the batch, held values."""
+        """Arguments of the compiled functions beside the point: seed states, weights, the batch, held values."""
         relative = batch.loss_weights or (1.0,) * len(self.function.reductions)
         weights = np.array([batch.data_weight, batch.extra_weight, *relative], self.dtype)
         return (tf.constant(batch.seeds), tf.constant(weights), *batch.tensors, *self.function.held)

@@ -42,8 +42,8 @@ class HessianOperator(SymmetricOperator):
 
     Attributes:
         size: Number of parameters n.
-        dtype: Of the products.
-        verification: What the checks found.
+        dtype: Dtype of the products.
+        verification: Outcome of the checks.
 
     Raises:
         VerificationError: The products disagree with finite differences of the gradient, are not

@@ -31,8 +31,8 @@ class Pieces:
     """Arrays of batches that differ in shape beside the batch axis (bucketed sequences), as if they were joined.
 
     Attributes:
-        shape: Of the joined array: None for an axis on which the batches differ.
-        dtype: Theirs.
+        shape: Shape of the joined array: None for an axis on which the batches differ.
+        dtype: Dtype of the batches.
     """
 
     def __init__(self, parts: Sequence[Array]) -> None:
@@ -68,7 +68,7 @@ class Source:
         structure: The nested (x, y, sample_weight) that `tf.nest.pack_sequence_as` rebuilds; (x,) without targets.
         batch_size: Size of a full minibatch.
         batch_ranges: The data's own batches as index ranges, or None where batches are cut from permutations.
-        note: What the reader should know of how the data were read, or "".
+        note: Caveat on how the data were read, or "".
         batch_size_source: Where the batch size came from: 'given', 'dataset' or 'assumed'; "" for all in one batch.
         class_weight: Weights by class that the sample weights were made from, or None.
     """

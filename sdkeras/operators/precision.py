@@ -98,7 +98,7 @@ def require_same_loss(original: float, rebuilt: float, dtype: str, rounding: flo
     Args:
         original: Loss of a batch in float32; if it overflows, there is nothing to compare.
         rebuilt: Loss of the same batch by the rebuilt model.
-        dtype: Of the rebuilt model.
+        dtype: Dtype of the rebuilt model.
         rounding: How much the original loss changes if each weight is moved by one rounding: the loss may be a small
             difference of large outputs.
 

@@ -178,7 +178,7 @@ def _distance(first: Array, second: Array) -> float:
 
 @attrs.frozen(eq=False)
 class _Evidence:
-    """What the products along three directions show; `clone` is the float64 judge of them, if there is one."""
+    """Checks of the products along three directions; `clone` is their float64 reference, if there is one."""
 
     error: float
     rounding: float
@@ -275,7 +275,7 @@ def _unresolved(subject: _Subject, evidence: _Evidence, allowed: float, passed: 
 
 
 def _allowed_asymmetry(subject: _Subject, evidence: _Evidence) -> float:
-    """What rounding may leave of symmetry; differences in float64 say themselves how good they are."""
+    """Asymmetry that rounding may cause; differences in float64 carry their own error."""
     if not subject.by_differences:
         return _ALLOWED_ASYMMETRY[subject.dtype]
     if subject.dtype == "float32":
@@ -311,7 +311,7 @@ def _clone(loss: EmpiricalLoss, subject: _Subject, memory: float | None) -> tupl
 
 
 def clone_bytes(size: int) -> int:
-    """What a check in a float64 clone takes for so many parameters."""
+    """Memory of a check in a float64 clone with `size` parameters."""
     return 8 * _DOUBLES * size
 
 
@@ -356,7 +356,7 @@ def _best(subject: _Subject, direction: Array, product: Array) -> float:
 
 
 def _rounding(loss: EmpiricalLoss, subject: _Subject, direction: Array, product: Array, known: list[float]) -> float:
-    """What rounding costs a product, relative to its norm; `known` are distances to float64 products, if any."""
+    """Rounding error of a product, relative to its norm; `known` are distances to float64 products, if any."""
     if subject.dtype == "float64":
         return subject.eps
     if known and not _random(loss.function):
@@ -368,7 +368,7 @@ def _rounding(loss: EmpiricalLoss, subject: _Subject, direction: Array, product:
 
 
 def _failure(loss: EmpiricalLoss, result: Verification) -> str:
-    """What failed, what may be the cause, and what to do."""
+    """Message of a failed check: numbers, likely causes, remedies."""
     numbers = (
         f"{result.mode} products differ from finite differences of the gradient by "
         f"{result.finite_difference_error:.2g} of their norm (in {result.finite_difference_dtype}), symmetry error "

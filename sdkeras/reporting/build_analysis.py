@@ -44,7 +44,7 @@ _NOT_ESTIMATED = "not estimated"
 
 
 def analysis_report(run: Analysis) -> Report:
-    """What kind of place training has found."""
+    """Report of an analysis."""
     alarms = []
     if not run.verification.passed or (run.lyapunov is not None and not run.lyapunov.verification.passed):
         alarms.append("UNVERIFIED: the operator failed its check; do not trust these numbers.")

@@ -13,7 +13,7 @@ _MOST_EXPONENTS = 12
 
 
 def comparison_report(comparison: Comparison) -> Report:
-    """What differs between two runs: the settings first, since they say what the numbers may mean."""
+    """Differences between two runs: settings first, since they decide what the numbers may mean."""
     sides = {"A": comparison.a, "B": comparison.b}
     lines, alarms = [comparison.summary], []
     for letter, side in sides.items():
@@ -41,7 +41,7 @@ def comparison_report(comparison: Comparison) -> Report:
 
 
 def _notes(comparison: Comparison) -> tuple[Note, ...]:
-    """What has no difference among the numbers, and why; then what else to know."""
+    """Numbers that cannot be compared, with the reasons, then all other notes."""
     shown = {row.verdict for row in comparison.numbers if row.outcome == "not comparable"}
     reasons = [
         Note("", f"Not comparable: {entry.what}: {entry.reason}.")

@@ -33,7 +33,7 @@ class Quantity:
 
     Attributes:
         value: The number, or None where only an interval is known (and where nothing is, with no interval).
-        interval: Where it lies: a 95 % interval, or bounds; None without an error bar.
+        interval: A 95 % interval, or bounds; None without an error bar.
         evidence: Source of the interval: 'interval' (a 95 % interval), 'standard error' (1.96 of them),
             'residual' (of an eigenvalue), 'bracket' (known to lie between), 'exact' (a setting), or 'none'.
         remark: A caveat, as 'not converged'.

@@ -117,7 +117,7 @@ class Section:
         anchor: Its id on the page.
         link: Its name in the page's navigation; "" leaves it out.
         lede: Introduction, on the page only.
-        lines: What the terminal says below the tables.
+        lines: Text below the tables, in the terminal.
         figures, notes, paragraphs: On the page only.
     """
 
@@ -134,22 +134,22 @@ class Section:
 
 @attrs.frozen
 class Report:
-    """What a report says.
+    """Contents of a report.
 
     Attributes:
-        name: What it is about: a model, or two files.
+        name: Subject: a model, or two files.
         about: The setting in a few words.
         eyebrow: The question that it answers.
         headline, detail: The answer on the page.
         lines: The answer in the terminal, the verdict first.
-        assumed: What was not read from the model and its data; "" for nothing.
+        assumed: Assumptions, in place of what the model and its data do not say; "" for none.
         alarms: Why its numbers must not be trusted, or are not all there.
         gauge: The edge of stability, or None.
         cards: The main numbers.
         paragraphs: The answer in plain words.
         notes: Caveats; a code may be "".
         sections: Figures and tables.
-        footer: What made it.
+        footer: Version and command that made it.
         formulas: Whether the page ends with definitions and references.
     """
 
@@ -187,5 +187,5 @@ def split(verdict: str, separator: str = ": ") -> tuple[str, str]:
 
 
 def present(*figures: Figure | None) -> tuple[Figure, ...]:
-    """Those figures that there are numbers for."""
+    """The figures for which there are numbers."""
     return tuple(figure for figure in figures if figure is not None)

@@ -62,7 +62,7 @@ class Bound:
         assumptions: Each with what is known of it.
         dimension_name: The dimension in its terms: 'SD' (local, at the checkpoint), 'sup SD' (over snapshots) or 'D_s'
             (along training).
-        dimension_reason: Why that one.
+        dimension_reason: Reason for that choice.
     """
 
     theorem: str

@@ -125,7 +125,7 @@ class Supremum:
             out 1.2, 1.3 and 2.2 times the exact one (SGD, AdamW, momentum), 2 to 8 dimensions too high.
         estimator: Spectrum estimator.
         num_hvps: Products spent beyond those of the single-point estimate, whose runs are snapshot 0.
-        map, coordinates, state_size: As in `SharpnessDimension`.
+        map, coordinates, state_size: See `SharpnessDimension`.
         stopped_at: Step at which the trajectory diverged, counted from 1 at the checkpoint; None if it did not.
     """
 

@@ -18,7 +18,7 @@ class Cost:
         peak_memory: Bytes.
         seconds: Estimated from one timed gradient (and for windows from the singular values of one matrix).
         seconds_per_gradient: Time of that gradient.
-        optimizer: As it would be taken, with its learning rate.
+        optimizer: Optimizer as the analysis would take it, with its learning rate.
         data: Samples and batch size.
     """
 

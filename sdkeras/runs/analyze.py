@@ -71,7 +71,7 @@ def analyze(model: Model, data: Data, options: Options) -> Analysis:
 
 @takes_options(Options)
 def plan(model: Model, data: Data, options: Options) -> Plan:
-    """What `analyze` would do with the same arguments, from one timed gradient; nothing else is computed."""
+    """Steps and cost of `analyze` with the same arguments, from one timed gradient; computes nothing else."""
     problem, _, budget = _read(model, data, options, time.monotonic())
     steps = _training_steps(problem)
     if steps:
@@ -126,7 +126,7 @@ def _training_optimizer(problem: Problem) -> tuple[Optimizer, Notes]:
 
 @attrs.define(eq=False)
 class _Analysis:
-    """What an analysis has measured so far."""
+    """Results of an analysis so far."""
 
     problem: Problem
     budget: Budget
@@ -257,7 +257,7 @@ class _Analysis:
             self.facts = facts_along(self.facts, followed.summary.dimension)
 
     def answer(self, started: float) -> Analysis:
-        """What was measured, with all that the reader must know of it."""
+        """Build the answer: results with their caveats."""
         problem, options, interrupted = self.problem, self.problem.options, self.budget.interrupted
         if options.snapshots is not None and self.supremum is None and problem.maps_spectra:
             reason = "it was interrupted" if interrupted else "the budget ended"
@@ -304,7 +304,7 @@ class _Analysis:
         return assumptions.inputs_at(assumptions.loss_of_single_examples(self.problem), known)
 
     def _add(self, notes: Notes) -> None:
-        """Those whose code is not there yet."""
+        """Add the notes whose code is not there yet."""
         known = {note.code for note in self.notes}
         self.notes += [note for note in notes if note.code not in known]
 
@@ -320,7 +320,7 @@ class _Analysis:
         return len(names) - 1 - names.index(name) + options.per_layer + (options.lyapunov is not None)
 
     def _before_dimension(self) -> Budget:
-        """What the stages before the sharpness dimension may take: no part of its first run, if that has room."""
+        """Budget of the stages before the sharpness dimension: they leave its first run, if that has room."""
         part, chosen = self.budget.part(1 - KEPT), self.problem.estimators
         names = [name for name in chosen.spectrum if not chosen.can(name).exact]
         if part.most is None or self.budget.left is None or not names:

@@ -31,7 +31,7 @@ OPERATOR = "singular values of J"
 
 
 def without_a_rate(problem: Problem) -> str:
-    """What is missing from an answer without a learning rate, and why."""
+    """Names the results that need a learning rate, and why they are missing."""
     supremum = " and its supremum" if problem.options.snapshots is not None else ""
     return (
         f"threshold, ratio, exponents, sharpness dimension{supremum} and bounds need a learning rate and are missing: "

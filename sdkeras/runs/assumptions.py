@@ -27,7 +27,7 @@ _KINKED_UPDATES = {"Lion": "sign", "Adamax": "maximum"}
 
 
 def facts_at(problem: Problem, estimate: SharpnessDimension, *, smallest_exponent: float, clipped: bool) -> Facts:
-    """What is known of the theorems' assumptions at the weights where SD was estimated.
+    """Evidence on the theorems' assumptions at the weights where SD was estimated.
 
     Args:
         problem: Model, data and optimizer.
@@ -78,13 +78,13 @@ def is_complete(given: Collection[str], estimate: bool) -> bool:
 
 
 def training_facts(model: Any, optimizer: Any, map_name: str, minibatches_per_epoch: int) -> Training:
-    """What is known of the map that training iterates.
+    """Facts about the map that training iterates.
 
     Args:
         model: With its compiled loss.
-        optimizer: Of the training, or None.
+        optimizer: The training's optimizer, or None.
         map_name: The map whose SD was measured.
-        minibatches_per_epoch: Of the training.
+        minibatches_per_epoch: Minibatches in an epoch of the training.
     """
     if optimizer is None:
         return Training(other_map="no optimizer is known")

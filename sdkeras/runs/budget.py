@@ -1,4 +1,4 @@
-"""What an analysis may spend, and why it has to stop: products, time, memory, threads and Ctrl-C in one object."""
+"""Budget of an analysis, and the reasons to stop: products, time, memory, threads and Ctrl-C in one object."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _S = TypeVar("_S")
 
 @attrs.frozen
 class Resources:
-    """What an analysis of n parameters may use.
+    """Memory and threads of an analysis of n parameters.
 
     Attributes:
         memory: Bytes that bases and dense matrices may take: the limit less the vectors of the products.
@@ -99,13 +99,13 @@ def resources(size: int, itemsize: int, *, memory_gb: float | None, workers: int
 
 @attrs.define(eq=False)
 class Meter:
-    """What all parts of one budget share.
+    """State that all parts of one budget share.
 
     Attributes:
-        spent: Counts the products made so far, for whatever purpose.
-        progress: Told what is being done, or None.
+        spent: Counter of all products so far.
+        progress: Callback for progress, or None.
         most, deadline: Limits of the whole, see `Budget`.
-        stage: What is being done.
+        stage: Name of the present stage.
         interrupted: Whether Ctrl-C came.
         excess: Name of each required stage, with the products and seconds by which it exceeded the limits.
         handlers: The signals that were taken over, and what handled them.
@@ -143,7 +143,7 @@ class Budget:
 
     Attributes:
         resources: Memory and threads.
-        meter: What this part shares with all others.
+        meter: State that this part shares with all others.
         most: Count of products at which to stop, or None.
         deadline: `time.monotonic()` at which to stop, or None.
     """

@@ -32,7 +32,7 @@ def edge_of_stability(problem: Problem, sharpness: float | None, reason: str = "
     """The verdict on the largest eigenvalue of the threshold's own operator, before the batch sharpness is known.
 
     Args:
-        problem: What is analysed.
+        problem: Problem to analyse.
         sharpness: The eigenvalue, or None where it is unknown.
         reason: Why it is unknown.
     """
@@ -116,7 +116,7 @@ def batch_sharpness(
     without randomness are measured once each.
 
     Args:
-        hessian: Of the loss, for its minibatches.
+        hessian: Hessian of the loss, for its minibatches.
         most: Minibatches at most.
         target: Relative standard error to aim at.
 
@@ -188,5 +188,5 @@ def _summarised(lengths: FloatArray, ratios: FloatArray, count: int, exact: bool
 
 
 def _standard_error(values: FloatArray) -> float:
-    """Of the mean of independent values."""
+    """Standard error of the mean of independent values."""
     return float(np.std(values, ddof=1) / np.sqrt(len(values)))

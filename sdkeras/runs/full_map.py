@@ -89,7 +89,7 @@ class FullMap:
         return as_spectrum(estimate(estimator, step, seed_of_run(self.seed, index)))
 
     def context(self, estimator: str) -> Context:
-        """What the estimation of SD must know."""
+        """Setting for the estimate of SD."""
         return Context(
             size=self.size,
             exponents=self.exponents,
@@ -100,7 +100,7 @@ class FullMap:
         )
 
     def notes(self, outcome: Outcome) -> Iterator[Note]:
-        """What the reader must know, given the estimate."""
+        """Caveats, given the estimate."""
         largest, threshold = float(np.max(outcome.nodes)), outcome.sharpness_dimension.threshold_exponent
         slots = self.size - self.step.num_weights
         units = (

@@ -34,7 +34,7 @@ def layers(
     Whichever of them the budget has no room for is None; after Ctrl-C the layers are those that were done before.
 
     Args:
-        problem: What is analysed.
+        problem: Problem to analyse.
         hessian: Its Hessian.
         budget: For all layers.
         whole: SD of the whole, whose number of products the dimensions of all blocks share. A block's SD is of the

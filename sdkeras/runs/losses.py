@@ -297,7 +297,7 @@ def unstored_arguments(loss: Any, config: Any, *, flat: bool, of_keras: bool = T
 
 
 def caveats(model: Any, *, with_loss: bool = True) -> tuple[Note, ...]:
-    """What an answer must say of the file that the model was loaded from; nothing of a model that was not loaded.
+    """Caveats on the file from which the model was loaded; none for a model that was not loaded.
 
     Args:
         model: The model that `sdkeras.files.models.load_model` returned.

@@ -118,7 +118,7 @@ def lyapunov(model: Model, data: Data, options: LyapunovOptions) -> LyapunovRun:
 
 @takes_options(LyapunovOptions)
 def plan(model: Model, data: Data, options: LyapunovOptions) -> LyapunovPlan:
-    """What `lyapunov` would do with the same arguments, from one timed gradient; nothing else is computed."""
+    """Steps and cost of `lyapunov` with the same arguments, from one timed gradient; computes nothing else."""
     training = read_training(model, data, options, num_steps=options.transient + options.num_steps)
     function = training.function
     size = state_size(function, training.optimizer, initial_slots=options.initial_slots)
@@ -213,7 +213,7 @@ def follow(
     Args:
         step: The map.
         settings: How to follow it.
-        about: What else tells this trajectory from others, see `TrainingFlow`.
+        about: Identity of the trajectory, see `TrainingFlow`.
         budget: No step is begun that it has no room for; told after every step.
 
     Raises:
@@ -458,7 +458,7 @@ def _drift(found: LyapunovSummary) -> tuple[float, float] | None:
 
 
 def identity(optimizer: Any, model: Any, loss: str = "") -> dict[str, str]:
-    """What two runs must share, beside state and data, to be of one trajectory."""
+    """Settings that two runs of one trajectory share, beside state and data."""
     own = inner(optimizer)
     settings = json.dumps(own.get_config(), sort_keys=True, default=lambda value: type(value).__name__)
     return {"loss": loss or loss_name(model.loss), "optimizer": f"{type(own).__name__} {settings}"}

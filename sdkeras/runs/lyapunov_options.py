@@ -52,7 +52,7 @@ def _known_rate(instance: object, field: attrs.Attribute[Any], value: Any) -> No
 
 @attrs.frozen(kw_only=True)
 class TrainingOptions:
-    """What makes a model and its data a training that can be continued."""
+    """Options that make a model and its data a training that can be continued."""
 
     batch_size: int | None = shared("batch_size")
     learning_rate: float | str | None = option(

@@ -125,7 +125,7 @@ def trace_with_evidence(trace: TraceEstimate) -> Measured:
 
 
 def hessian_summary(pairs: Eigenpairs | None, trace: TraceEstimate | None) -> HessianSummary:
-    """What was measured of the data-set Hessian."""
+    """Summary of the data-set Hessian."""
     largest, smallest = (None, None) if pairs is None else (with_evidence(pairs, 0), with_evidence(pairs, -1))
     absolute = largest
     if largest is not None and smallest is not None and -smallest.value > largest.value:
@@ -147,7 +147,7 @@ def edge(
     """The largest eigenvalue of the threshold's own operator, the verdict on it, and the batch sharpness.
 
     Args:
-        problem: What is analysed.
+        problem: Problem to analyse.
         hessian: Its Hessian.
         budget: For both, beside others.
         pairs: Extreme eigenvalues of H, or None where they were not measured.
@@ -197,7 +197,7 @@ class Runs(Protocol):
         """Run number `index`, of a minibatch and a probe of its own; an exact one if the budget affords its runs."""
 
     def context(self, estimator: str) -> Context:
-        """What the estimation of SD must know."""
+        """Setting for the estimate of SD."""
 
 
 @attrs.frozen(eq=False)
@@ -254,8 +254,8 @@ class Sampling:
     """How the runs of one estimator are made.
 
     Attributes:
-        name: Of the estimator.
-        estimator: With its settings, as they are recorded.
+        name: Name of the estimator.
+        estimator: The estimator with its settings, as recorded.
         min_runs: Runs before the first look at the interval.
         fixed_runs: Exactly this many instead, or None.
         required: One run is made even where there is no room for it.

@@ -103,7 +103,7 @@ class Monitor:
 
     Args:
         model: A compiled `keras.Model`.
-        data: As in `sdkeras.analyze`.
+        data: See `sdkeras.analyze`.
         measures: Which numbers, of `MEASURES`.
         samples: Random subset for the data-set Hessian.
         tolerance: Half-width of SD's interval wanted, relative to the codimension.
@@ -149,7 +149,7 @@ class Monitor:
         self._num_steps = _STEPS
 
     def header(self) -> Header:
-        """What a log says of this monitor."""
+        """Header of this monitor's log."""
         source, optimizer = self.problem.source, self.problem.optimizer
         return Header(
             sdkeras=__version__,
@@ -169,7 +169,7 @@ class Monitor:
         )
 
     def state(self) -> dict[str, Any]:
-        """What a measurement leaves for the next: nested values for `sdkeras.files.archive`."""
+        """State that a measurement leaves for the next: nested values for `sdkeras.files.archive`."""
         return {"vectors": dict(self._vectors), "num_steps": self._num_steps}
 
     def restore(self, state: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from sdkeras.training_step import settings
 
 
 def findings(problem: Problem, hessian: HessianOperator) -> Iterator[Note]:
-    """What the reader must know before any number."""
+    """Caveats that come before any number."""
     check, options, optimizer = hessian.verification, problem.options, problem.optimizer
     if not check.passed:
         yield Note(

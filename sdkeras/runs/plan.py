@@ -1,4 +1,4 @@
-"""What an analysis, or a trajectory, would do and cost, from one timed gradient."""
+"""Steps and cost of an analysis or a trajectory, from one timed gradient."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def planned(problem: Problem, resources: Resources, training_steps: int) -> Plan
     """The plan of an analysis; runs one gradient four times and nothing else.
 
     Args:
-        problem: What would be analysed.
+        problem: Problem to analyse.
         resources: Memory and threads.
         training_steps: Steps of training that it would take or differentiate.
     """

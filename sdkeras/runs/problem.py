@@ -1,4 +1,4 @@
-"""What an analysis is of: the model's loss on its data, the optimizer's settings, and the map of its step."""
+"""Subject of an analysis: the model's loss on its data, the optimizer's settings, and the map of its step."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Problem:
     Attributes:
         options: The options.
         compiled_as: The model as it was given, with its optimizer.
-        model: The same, or a copy compiled with the loss that was given.
+        model: The same model, or a copy compiled with the loss that was given.
         loss_fn: The user's loss function, or None.
         loss: The loss over the data at the model's weights.
         optimizer: Settings of the optimizer, or None.
         rate: Learning rate of the analysed step, or None where there is none, and `no_rate` says why.
-        rate_source: Where it came from: 'file', 'given', or 'peak', 'mean' or 'step:N' of the schedule.
+        rate_source: Origin of the rate: 'file', 'given', or 'peak', 'mean' or 'step:N' of the schedule.
         no_rate: Why there is none and what to do, or "".
         limits: The optimizer's stability thresholds, or None where they are unknown.
         preconditioned: Whether the threshold's own operator is P^-1/2 H P^-1/2.
@@ -212,7 +212,7 @@ def read_problem(model: Model, data: Data, options: Options) -> tuple[Problem, N
 def _problem(
     options: Options, pair: tuple[Model, Model], loss_fn: LossFn | None, loss: EmpiricalLoss, rate: Rate
 ) -> tuple[Problem, Notes]:
-    """What follows from the optimizer's settings and slots: thresholds, scaling and map."""
+    """Complete the problem from the optimizer's settings and slots: thresholds, scaling and map."""
     compiled_as, model = pair
     optimizer, notes = rate.optimizer, []
     decay = optimizer.weight_decay if optimizer else 0.0

@@ -1,4 +1,4 @@
-"""What an answer says of its model, its optimizer and its making."""
+"""Provenance of an answer: its model, its optimizer, its making."""
 
 from __future__ import annotations
 

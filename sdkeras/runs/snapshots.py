@@ -55,7 +55,7 @@ class Trajectory:
     """Snapshots of training, the checkpoint first.
 
     Attributes:
-        snapshots: As many as were reached.
+        snapshots: Snapshots that were reached.
         stopped_at: Step, counted from 1, at which it diverged, or None.
         reason: Why there are fewer than were asked for; "" where there are not.
     """
@@ -81,7 +81,7 @@ def follow(step: UpdateMap, hessian: HessianOperator, problem: Problem, budget: 
     Args:
         step: The map of the optimizer's step.
         hessian: At the checkpoint.
-        problem: What is analysed; its options say how many snapshots, and every how many steps.
+        problem: Problem to analyse; its options hold the number of snapshots and the steps between them.
         budget: When to stop.
     """
     every = int(problem.options.every or 0)
@@ -160,7 +160,7 @@ class _Minibatches:
     """One minibatch after the other at every snapshot, until all are done or the budget ends.
 
     Attributes:
-        runs: Of each complete minibatch the spectrum at every snapshot.
+        runs: For each complete minibatch, the spectrum at every snapshot.
         spent: Products beyond those of the estimate at the checkpoint.
     """
 
@@ -254,7 +254,7 @@ class _Minibatches:
 
 
 def about_step(step: UpdateMap) -> Iterator[Note]:
-    """What the reader must know of the steps between the snapshots."""
+    """Caveats on the steps between the snapshots."""
     check = step.verification
     if not check.passed:
         yield Note(

@@ -173,7 +173,7 @@ class _Tracking:
         return attrs.evolve(run_log.read_run_log(self.place), measurements=tuple(found))
 
     def _done(self) -> dict[str, dict[str, Measurement]]:
-        """What the log has already, by digest and name, once its settings have been seen to be the same."""
+        """Measurements already in the log, by digest and name, once its settings are known to be the same."""
         if not run_log.has_lines(self.place):
             return {}
         log = run_log.read_run_log(self.place)
@@ -241,7 +241,7 @@ class _Tracking:
         return found
 
     def _write(self, monitor: Monitor) -> None:
-        """What waits, under the header of the monitor."""
+        """Write the waiting measurements, under the header of the monitor."""
         run_log.append(self.place, attrs.evolve(monitor.header(), settings=self._settings()))
         while self.waiting:
             run_log.append(self.place, self.waiting[0])
@@ -263,7 +263,7 @@ class _Tracking:
         return self.monitor, note
 
     def _restore(self, monitor: Monitor) -> None:
-        """What the measurement of the checkpoint before has left, where it was not this monitor's own."""
+        """Restore the state left by the previous checkpoint's measurement, if another monitor made it."""
         for state in self.states:
             if state["digest"] == self.before and state["size"] == monitor.hessian.size:
                 monitor.restore(state["monitor"])
@@ -345,7 +345,7 @@ def _parts(source: Source) -> tuple[Any, ...]:
 
 
 def _recipe(model: Any) -> str:
-    """What two models must share for one's compiled functions to be the other's: all but the variables' values."""
+    """Recipe of a model, all but its variables' values: models that share it share their compiled functions."""
     config = keras.saving.serialize_keras_object(model)
     shapes = [(tuple(variable.shape), str(variable.dtype)) for variable in model.variables]
     optimizer = getattr(model, "optimizer", None)

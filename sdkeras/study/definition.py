@@ -119,7 +119,7 @@ class Study(Document):
         stop: Thresholds of the training loss or accuracy of an epoch that end training early, by 'loss_below',
             'loss_above', 'accuracy_below', 'accuracy_above'.
         grid: The values of each setting.
-        measures: What to measure, with settings, see `sdkeras.study.measures`.
+        measures: Measures with their settings, see `sdkeras.study.measures`.
         trajectory: Iterates for `e_alpha` and `ph_dimension`.
         analysis: Options of `sdkeras.analyze`.
         class_weight: Weights of the loss by class (digits), in training and in every measure; {} for none.
@@ -168,7 +168,7 @@ class Study(Document):
         return any("-backward-" in column for column in columns(self.measures))
 
     def training(self) -> dict[str, Any]:
-        """What all runs of a folder must share so that they can stand in one table."""
+        """Settings that all runs of a folder must share to stand in one table."""
         shared: dict[str, Any] = {
             key: getattr(self, key) for key in ("model", "data", "test_data", "epochs", "steps", "stop")
         }

@@ -1,4 +1,4 @@
-"""What the reader of a study's coefficients must know of its runs, and what measures and coefficients mean."""
+"""Caveats on a study's coefficients and runs, and the meaning of measures and coefficients."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def _left_out(results: Results) -> list[str]:
 
 
 def _maps(results: Results) -> list[str]:
-    """That values of different maps, or of states of different sizes, stand in one coefficient."""
+    """Caveats on coefficients that mix values of different maps, or of states of different sizes."""
     columns = [name for name in results.study.measures if name in OF_A_MAP]
     counts: dict[tuple[str, int | None], int] = {}
     for row in results.done:

@@ -35,7 +35,7 @@ _CHUNK = 1024
 
 @attrs.frozen(kw_only=True)
 class RecordingSettings:
-    """What is kept of a trajectory; see `TrajectoryRecorder`."""
+    """Settings for recording a trajectory; see `TrajectoryRecorder`."""
 
     every: int = 1
     last: int = DEFAULT_LAST
@@ -201,7 +201,7 @@ class Recording:
             self._project()
 
     def finished(self) -> Trajectory:
-        """What is kept, oldest first."""
+        """Recorded trajectory, oldest iterate first."""
         self._project()
         kept = np.arange(max(0, self._count - self._settings.last), self._count) % self._rows
         return Trajectory(

@@ -28,7 +28,7 @@ OF_A_MAP = (*ESTIMATOR_OF, "lambda_1")
 
 @attrs.frozen
 class Analysed:
-    """What the analysis of one run says beside its measures.
+    """Context of one run's measures, from its analysis.
 
     Attributes:
         map: The map of its SD and exponents; None without SD.

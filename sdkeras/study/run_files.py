@@ -33,7 +33,7 @@ class Trained:
 
     Attributes:
         settings: Its hyperparameters.
-        training: What all runs of its study share, see `Study.training`.
+        training: Settings that all runs of its study share, see `Study.training`.
         num_epochs: Whole epochs.
         num_steps: Steps of the optimizer.
         ended_by: 'epochs', 'steps', or the threshold that was reached.

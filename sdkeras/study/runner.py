@@ -51,7 +51,7 @@ class RunState:
 
 @attrs.frozen
 class StudyPlan:
-    """What `run_study` would do.
+    """Plan of `run_study`.
 
     Attributes:
         runs: All runs of the grid.
@@ -97,7 +97,7 @@ def runs_folder(folder: str | os.PathLike[str]) -> Path:
 
 
 def plan_study(study: Study, folder: str | os.PathLike[str], *, jobs: int | None = None) -> StudyPlan:
-    """What is done and what is to do; writes nothing.
+    """List the runs that are done and those to do; writes nothing.
 
     Raises:
         SdkerasError: The folder holds runs that were trained by another definition, or damaged files.
@@ -165,7 +165,7 @@ def run_study(
 
     Args:
         study: The study.
-        folder: Where it is kept; made if it does not exist.
+        folder: Folder of the study; made if it does not exist.
         code: Folder in which the user's modules and relative paths of data are looked for.
         jobs: Processes side by side, each with one thread; default one for each core.
         retry: Do failed runs as well.

@@ -60,7 +60,7 @@ def simulate(
         data: (x, y[, sample_weight]), a batched `tf.data.Dataset`, or a `keras.utils.PyDataset`.
         steps: Training steps.
         batch_size: Batch size of training; default 32, or a dataset's own.
-        class_weight: As in `fit`: weights by class, {0: 1.0, 1: 9.0}; others weigh 1.
+        class_weight: Weights by class as in `fit`, {0: 1.0, 1: 9.0}; others weigh 1.
         initial_slots: For an optimizer that has not trained yet: start with its initial slots.
         allow_unverified: Go on with a step that failed its verification.
         progress: Called with the number of steps made after each.
@@ -110,7 +110,7 @@ def _check_steps(steps: int, every: int) -> None:
 
 @attrs.frozen(kw_only=True)
 class ForwardSettings:
-    """What `forward` simulates and measures.
+    """Settings of a `forward` simulation.
 
     Attributes:
         steps: Training steps.
@@ -164,7 +164,7 @@ class ForwardSettings:
 
 @attrs.frozen
 class ForwardPlan:
-    """What a simulation would do and cost: `num_columns` numbers of each iterate, memory in bytes."""
+    """Size and cost of a simulation: `num_columns` numbers of each iterate, memory in bytes."""
 
     num_parameters: int
     num_columns: int
@@ -242,7 +242,7 @@ def forward(
 
 
 def plan(model: Model, data: Data, **options: Any) -> ForwardPlan:  # noqa: ANN401
-    """What `forward` would do with the same arguments, from one timed gradient; nothing else is computed."""
+    """Size and cost of `forward` with the same arguments, from one timed gradient; computes nothing else."""
     settings = ForwardSettings(**options)
     training = _read(model, data, settings)
     function, count = training.function, settings.num_iterates

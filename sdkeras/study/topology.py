@@ -113,7 +113,7 @@ class TrajectoryMeasures(Document):
         alpha: Power of the edges.
         num_iterates: Number of points.
         first_iteration: The optimizer's iteration (in a simulation: step) of the first.
-        last_iteration: That of the last.
+        last_iteration: The iteration of the last.
         num_parameters: Number of weights.
         num_columns: Numbers kept of each iterate; fewer than weights if projected.
         num_examples: Examples whose losses define the data-dependent distance; 0 without.

@@ -172,7 +172,7 @@ def _failure(stage: str, error: BaseException, trained: Trained | None = None) -
 
 @contextlib.contextmanager
 def _logged(path: Path) -> Iterator[None]:
-    """What is printed meanwhile, by C++ too, goes to the end of a file."""
+    """Append to a file what is printed meanwhile, by C++ too."""
     file = os.open(path, os.O_WRONLY) if path == Path(os.devnull) else open_own(path, _APPENDING)
     before = [os.dup(stream) for stream in (1, 2)]
     try:

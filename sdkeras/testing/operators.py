@@ -24,8 +24,8 @@ def dense_operator(eigenvalues: ArrayLike, *, seed: int = 0, dtype: DTypeLike = 
 
     Args:
         eigenvalues: Shape [n].
-        seed: Of the rotation.
-        dtype: Of the matrix and so of the products.
+        seed: Seed for the rotation.
+        dtype: Dtype of the matrix and so of the products.
     """
     values = np.asarray(eigenvalues, np.float64)
     q = rotation(len(values), seed=seed)

@@ -59,7 +59,7 @@ class NormClip:
     is_global: bool
 
     def groups(self, places: Sequence[slice]) -> Sequence[slice]:
-        """What is clipped together, where the variables' gradients lie at these places."""
+        """Slices of the gradient that are clipped together, for variables at these places."""
         return [slice(0, places[-1].stop)] if self.is_global else places
 
 
@@ -113,7 +113,7 @@ class VariableDiagonals:
         in_state: in_state[a][b]: derivative of part a of the next state in part b of the state.
         in_gradient: Derivative of part a in the gradient; for a variable looked up, one number per entry of its rows.
         rows: For a variable looked up: which row of it each row of the gradient is of.
-        shape: Of the variable.
+        shape: The variable's shape.
     """
 
     state: Sequence[slice]

@@ -29,14 +29,14 @@ class TrainingFlow:
 
     Args:
         step: The map of the compiled model.
-        about: What else a saved state must share to be this trajectory's, by name: loss, optimizer settings.
+        about: Identity of the trajectory, which a saved state must share, by name: loss, optimizer settings.
 
     Attributes:
         size: Length N of the state, and of a tangent.
-        dtype: Of the tangents.
+        dtype: Dtype of the tangents.
         index: Steps made since the start.
         position: The optimizer's state x_t after them, shape [N].
-        held: What the next step reads beside it, by name.
+        held: Values that the next step reads beside the state, by name.
 
     Example:
         flow = TrainingFlow(sdkeras.UpdateMap(loss, model.optimizer))

@@ -20,7 +20,7 @@ from sdkeras.training_step.optimizer import is_float, parts_of, replica, stored
 
 
 class _Functional(keras.optimizers.Optimizer):  # type: ignore[misc]
-    """What Keras' TensorFlow optimizers do by assigning to resources, done by Keras variables alone.
+    """Assignments of Keras' TensorFlow optimizers, made to Keras variables in place of resources.
 
     Stands between an optimizer class and Keras' base class, so that an optimizer's own overrides still win.
     """
@@ -116,9 +116,9 @@ class FunctionalOptimizer:
         """The scope after one apply of the optimizer's own code.
 
         Args:
-            variables: Those that get values; all that the update reads.
-            values: Theirs.
-            gradients: Of the trainable variables.
+            variables: All variables that the update reads.
+            values: Their values.
+            gradients: Gradients of the trainable variables.
             clipped: Takes the place of what Keras' clipping makes of these gradients.
         """
         arriving = self._present(gradients)

@@ -75,7 +75,7 @@ class GradientLayout:
         return parts
 
     def merged(self, arrays: Sequence[Array], counts: Sequence[Sequence[int]]) -> Array:
-        """Those of several batches as one, along the last axis: rows one after the other, all else summed."""
+        """Arrays of several batches as one, along the last axis: rows one after the other, all else summed."""
         if len(arrays) == 1:
             return arrays[0]
         split = [[a[..., part] for part in self.slices(own)] for a, own in zip(arrays, counts, strict=True)]

@@ -1,4 +1,4 @@
-"""What an optimizer's update reads and writes, read off the traced graph of one update.
+"""Variables that an optimizer's update reads and writes, from the traced graph of one update.
 
 State is a floating-point variable that the update both reads and changes, in a way that depends on the weights, the
 gradient or other state. Everything else that is read (learning rate, iteration, Nadam's product of momenta) evolves by
@@ -33,7 +33,7 @@ _ELEMENTWISE = {
 
 @attrs.frozen(eq=False)
 class UpdateGraph:
-    """What one update reads and writes.
+    """Variables that one update reads and writes.
 
     Attributes:
         slots: The optimizer's variables that are state, beside the weights.

@@ -34,9 +34,9 @@ class StepJacobian:
     Attributes:
         rule: The optimizer's update.
         gradients: The gradient in the form that the rule takes.
-        batches: What the gradient is of.
+        batches: Batches of the gradient.
         state: A tensor of shape [N].
-        held: What the update reads beside the state; tensors in the rule's order.
+        held: Values that the update reads beside the state; tensors in the rule's order.
     """
 
     rule: UpdateRule

@@ -43,13 +43,13 @@ class UpdateMap:
         loss: The loss of the optimizer's model, over all of its trainable variables; its precision is the map's.
         optimizer: The model's Keras optimizer, with its slots.
         initial_slots: For an optimizer that has not trained yet: take the slots it would start with.
-        product_mode: As for `HessianOperator`.
+        product_mode: See `HessianOperator`.
         allow_unverified: Keep a map that failed its verification (`verification.passed` is False).
 
     Attributes:
         loss: The loss.
         optimizer: The optimizer, or the stand-in with its first slots; not to be changed.
-        verification: What the checks found.
+        verification: Outcome of the checks.
         notes: Pairs (code, words): what is held or left out, clipping, zero second moments, signs of 0,
             updates without derivative.
 
@@ -91,7 +91,7 @@ class UpdateMap:
 
     @property
     def dtype(self) -> DType:
-        """Of the products."""
+        """Dtype of the products."""
         return self.loss.dtype
 
     @property
@@ -122,7 +122,7 @@ class UpdateMap:
 
     @property
     def held(self) -> dict[str, Array]:
-        """What the step reads beside the state (iteration, learning rate, ...), by the variables' paths, a copy."""
+        """Values that the step reads beside the state (iteration, learning rate, ...), by variable path; a copy."""
         return {name: value.copy() for name, value in self._rule.named(self._step.held).items()}
 
     @property
@@ -227,8 +227,8 @@ class UpdateMap:
 
         Args:
             state: Shape [N].
-            held: As `held` has it.
-            batches: Of one update, as `training_batches` makes them.
+            held: Values as in `held`.
+            batches: Batches of one update, from `training_batches`.
             tangents: Shape [N], [N, k], or None for none.
 
         Returns:
@@ -305,7 +305,7 @@ def _as_batches(batches: Batch | Sequence[Batch]) -> Sequence[Batch]:
 def _notes(
     step: StepJacobian, loss: EmpiricalLoss, optimizer: Optimizer, checked: UpdateVerification
 ) -> Iterator[tuple[str, str]]:
-    """What the map holds or leaves out, and where it has no derivative."""
+    """Values that the map holds, effects that it leaves out, and places where it has no derivative."""
     names = ", ".join(step.rule.held) or "nothing beside the state"
     yield "held", f"held for the Jacobian, advanced along training: {names}."
     for part in parts_of(optimizer):

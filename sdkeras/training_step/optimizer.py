@@ -25,7 +25,7 @@ def parts_of(optimizer: Optimizer) -> list[Optimizer]:
 
 
 def scheduled_parts(optimizer: Optimizer) -> list[Optimizer]:
-    """Those of `parts_of` whose learning rate follows a schedule. A `MultiOptimizer` itself has no rate."""
+    """Optimizers of `parts_of` whose learning rate follows a schedule. A `MultiOptimizer` itself has no rate."""
     schedule = keras.optimizers.schedules.LearningRateSchedule
     return [part for part in parts_of(optimizer) if isinstance(part._learning_rate, schedule)]
 

@@ -32,10 +32,10 @@ class UpdateRule:
 
     Attributes:
         optimizer: The optimizer, in functional form.
-        graph: What its update reads and writes.
+        graph: Variables that its update reads and writes.
         gradients: How gradients arrive.
         state: The optimizer's slots of now after the weights, shape [N].
-        held: What the update reads beside the state, by name; with gradient accumulation, the iteration is the one at
+        held: Values that the update reads beside the state, by name; with gradient accumulation, the iteration at
             which the next update happens.
     """
 

@@ -28,7 +28,7 @@ class StepNotTaken(ModelError):
 
 @attrs.frozen
 class OptimizerSettings:
-    """What a training step needs to know, read from a Keras optimizer.
+    """Settings of a Keras optimizer that a training step depends on.
 
     Attributes:
         name: Class name, for example 'SGD' or 'AdamW'.
@@ -37,8 +37,8 @@ class OptimizerSettings:
         nesterov: Whether SGD's momentum is Nesterov's.
         weight_decay: Decoupled decay; 0 where none is set.
         iterations: Steps taken.
-        rates: Of a MultiOptimizer: class name and learning rate of each optimizer that trains variables.
-        notes: What makes the real step differ from the analysed one (clipping, averaging, ...), in words.
+        rates: For a MultiOptimizer, class name and learning rate of each optimizer that trains variables.
+        notes: Differences between the real step and the analysed one (clipping, averaging, ...), in words.
     """
 
     name: str

@@ -49,7 +49,7 @@ _PRODUCT = "a product with the step's Jacobian"
 
 @attrs.frozen
 class UpdateVerification:
-    """What the checks of an `UpdateMap` found.
+    """Outcome of the checks of an `UpdateMap`.
 
     Attributes:
         hessian: The checks of the Hessian's products.
@@ -57,8 +57,8 @@ class UpdateVerification:
             over the variables, relative to how far each moved; NaN if no clone could be made.
         finite_difference_error: J v against central differences in float64, largest relative error over the state's
             variables (median of three random directions).
-        checked: What the differences were of: 'map', or 'update' (a float32 map; `hessian` checks the rest).
-        jvp_relative_error: What rounding costs a product: the map's J v against float64.
+        checked: Function differentiated numerically: 'map', or 'update' (a float32 map; `hessian` checks the rest).
+        jvp_relative_error: Rounding error of a product: the map's J v against float64.
         adjoint_error: |u'(J v) - (J'u)'v| / max(|u| |J v|, |J'u| |v|), each variable in its own units.
         zero_roots: Square roots of exactly 0 in the update (second moments), whose derivative is taken as 0.
         num_roots: Square roots in the update.
@@ -66,7 +66,7 @@ class UpdateVerification:
             updates by signs (Lion).
         degenerate: Whether that is every weight, so that J holds no curvature at all.
         passed: Whether every check met its tolerance.
-        details: What else to know, in words.
+        details: Further remarks, in words.
         zero_signs: Weights whose gradient and slots are exactly 0 in an update by signs; the derivative of sign(0) is
             taken as 0, and the checks do not move them.
         lookup_error: The part of `step_error` from gradients of lookups (embeddings) that come row by row, as training
