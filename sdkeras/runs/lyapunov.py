@@ -6,7 +6,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import attrs
 import keras
@@ -17,12 +16,14 @@ from sdkeras.dimension.same_steps import SameSteps, over_same_steps
 from sdkeras.errors import Interrupted
 from sdkeras.estimators.select import estimate
 from sdkeras.files import models
+from sdkeras.files.archive import Nested
+from sdkeras.files.keras_types import Data, Loss, Model, Optimizer
 from sdkeras.linalg.operators import TangentFlow
 from sdkeras.operators import minibatches
 from sdkeras.operators.batch_loss import LossFn
 from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.results.answers import LyapunovRun, ModelInfo, OptimizerInfo
-from sdkeras.results.arrays import Array, FloatArray
+from sdkeras.results.arrays import Array, FloatArray, Value
 from sdkeras.results.estimates import LyapunovExponents
 from sdkeras.results.lyapunov import LyapunovDimension, LyapunovSummary
 from sdkeras.results.note import Note
@@ -51,15 +52,15 @@ _FEWEST_BLOCKS = 8
 
 
 def lyapunov(
-    model: Any,
-    data: Any,
+    model: Model,
+    data: Data,
     *,
     batch_size: int | None = None,
     num_exponents: int | None = None,
     num_steps: int = DEFAULT_STEPS,
     transient: int = DEFAULT_TRANSIENT,
     learning_rate: float | str | None = None,
-    loss: Any = None,
+    loss: Loss = None,
     loss_fn: LossFn | None = None,
     class_weight: Mapping[int, float] | None = None,
     samples: int | None = None,
@@ -73,7 +74,7 @@ def lyapunov(
     windows: Sequence[int] = (),
     memory_gb: float | None = None,
     estimator: str = DEFAULT_ESTIMATOR,
-    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    settings: Mapping[str, Mapping[str, Value]] | None = None,
     time_limit: float | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> LyapunovRun:
@@ -192,7 +193,7 @@ def lyapunov(
     )
 
 
-def plan(model: Any, data: Any, **options: Any) -> LyapunovPlan:
+def plan(model: Model, data: Data, **options: Value) -> LyapunovPlan:
     """What `lyapunov` would do with the same arguments, from one timed gradient; nothing else is computed."""
     names = ("batch_size", "learning_rate", "loss", "loss_fn", "class_weight", "samples")
     known = {name: options.get(name) for name in names}
@@ -222,9 +223,9 @@ class Training:
     `loss_words` is the loss with its arguments, `function_words` the same where it is a function of the user's, or "".
     """
 
-    model: Any
+    model: Model
     function: EmpiricalLoss
-    optimizer: Any
+    optimizer: Optimizer
     used: update.OptimizerSettings | None
     notes: list[Note]
     loss_words: str
@@ -240,12 +241,12 @@ class Training:
 
 
 def read_training(
-    model: Any,
-    data: Any,
+    model: Model,
+    data: Data,
     *,
     batch_size: int | None,
     learning_rate: float | str | None,
-    loss: Any,
+    loss: Loss,
     loss_fn: LossFn | None = None,
     samples: int | None,
     dtype: str,
@@ -413,10 +414,10 @@ class _Watched:
         self.budget.tell(f"training step {self.training.index:,} of {self.total:,}")
         return moved
 
-    def state(self) -> Any:
+    def state(self) -> Nested:
         return self.flow.state()
 
-    def restore(self, state: Any) -> None:
+    def restore(self, state: Nested) -> None:
         self.flow.restore(state)
 
 
@@ -554,7 +555,7 @@ def _drift(found: LyapunovSummary) -> tuple[float, float] | None:
     return float(first.mean()), float(second.mean())
 
 
-def identity(optimizer: Any, model: Any, loss: str = "") -> dict[str, str]:
+def identity(optimizer: Optimizer, model: Model, loss: str = "") -> dict[str, str]:
     """What two runs must share, beside state and data, to be of one trajectory."""
     own = inner(optimizer)
     settings = json.dumps(own.get_config(), sort_keys=True, default=lambda value: type(value).__name__)

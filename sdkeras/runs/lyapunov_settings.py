@@ -6,14 +6,15 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import attrs
 
 from sdkeras.errors import OperatorSizeError, SdkerasError
 from sdkeras.estimators import registry
+from sdkeras.estimators.kinds import Estimator
 from sdkeras.estimators.select import DEFAULTS, configured
 from sdkeras.linalg.memory import memory_limit
+from sdkeras.results.arrays import Value
 from sdkeras.runs.options import DEFAULT_STEPS, DEFAULT_TRANSIENT
 
 DEFAULT_ESTIMATOR = DEFAULTS["lyapunov"]
@@ -44,7 +45,7 @@ class LyapunovSettings:
     checkpoint_interval: int = 100
     windows: tuple[int, ...] = attrs.field(default=(), converter=_with_one)
     estimator: str = DEFAULT_ESTIMATOR
-    estimator_settings: Mapping[str, Any] = attrs.field(factory=dict)
+    estimator_settings: Mapping[str, Value] = attrs.field(factory=dict)
     memory_gb: float | None = None
     time_limit: float | None = None
 
@@ -88,7 +89,7 @@ class LyapunovSettings:
                 f"{size - num_weights} slots); use num_exponents <= {size} ({size} gives all of them)."
             )
 
-    def made_estimator(self, num_exponents: int) -> Any:
+    def made_estimator(self, num_exponents: int) -> Estimator:
         """The estimator, with what it takes of these settings.
 
         Raises:
@@ -147,7 +148,7 @@ class LyapunovSettings:
 
 
 def settings_of(
-    *, estimator: str = DEFAULT_ESTIMATOR, settings: Mapping[str, Mapping[str, Any]] | None = None, **options: Any
+    *, estimator: str = DEFAULT_ESTIMATOR, settings: Mapping[str, Mapping[str, Value]] | None = None, **options: Value
 ) -> LyapunovSettings:
     """The settings among the options of `sdkeras.lyapunov`, by the names they have there.
 

@@ -12,7 +12,6 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import attrs
 import keras
@@ -21,8 +20,9 @@ import tensorflow as tf
 
 from sdkeras.errors import ModelError, NonFiniteError, SdkerasError
 from sdkeras.files.atomic import write_whole
-from sdkeras.files.keras_types import Model
+from sdkeras.files.keras_types import Data, Model
 from sdkeras.files.user_code import USER_ERRORS, find_function, last_line
+from sdkeras.results.arrays import Value
 from sdkeras.study.data import StudyData, shuffled, with_class_weights
 from sdkeras.study.definition import OF_THE_RUNNER, GridRun, Study
 from sdkeras.study.measures import columns
@@ -214,7 +214,7 @@ def _load_weights(model: Model, path: Path, trained: Trained, advice: str) -> No
         )
 
 
-def made_model(study: Study, settings: Mapping[str, Any], make: Callable[..., Model]) -> Model:
+def made_model(study: Study, settings: Mapping[str, Value], make: Callable[..., Model]) -> Model:
     """The user's compiled model for these settings.
 
     Raises:
@@ -235,7 +235,7 @@ def made_model(study: Study, settings: Mapping[str, Any], make: Callable[..., Mo
     return model
 
 
-def _digest(function: Callable[..., Any]) -> str:
+def _digest(function: Callable[..., object]) -> str:
     """SHA-256 of the file that it is defined in, first 16 hex digits; "" where there is none."""
     try:
         file = inspect.getsourcefile(inspect.unwrap(function))
@@ -254,7 +254,7 @@ def _optimizer_digest(model: Model) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _arguments(function: Callable[..., Any], *, needed: bool = False) -> list[str] | None:
+def _arguments(function: Callable[..., object], *, needed: bool = False) -> list[str] | None:
     """Names that it takes as keywords, or of those that it `needed`; None where it takes any."""
     try:
         parameters = inspect.signature(function).parameters.values()
@@ -309,7 +309,7 @@ class _StopAt(keras.callbacks.Callback):  # type: ignore[misc]
 class _LateRecorder(TrajectoryRecorder):
     """A recorder that does nothing before a step, since only the last iterates are kept."""
 
-    def __init__(self, after: int, **settings: Any) -> None:
+    def __init__(self, after: int, **settings: Value) -> None:
         super().__init__(**settings)
         self._after = after
 
@@ -335,7 +335,7 @@ def _recorder(study: Study, data: StudyData, num_steps: int) -> TrajectoryRecord
     )
 
 
-def _scores(model: Model, data: Any) -> Scores:
+def _scores(model: Model, data: Data) -> Scores:
     if isinstance(data, tuple):
         x, y, weights = (*data, None)[:3]
         logs = model.evaluate(x, y, sample_weight=weights, batch_size=_EVALUATED, verbose=0, return_dict=True)
@@ -344,7 +344,7 @@ def _scores(model: Model, data: Any) -> Scores:
     return Scores(float(logs["loss"]), accuracy_in(logs))
 
 
-def accuracy_in(logs: Mapping[str, Any]) -> float | None:
+def accuracy_in(logs: Mapping[str, Value]) -> float | None:
     """The accuracy that the model is compiled with, unweighted; None without one."""
     for name, value in logs.items():
         if name in ("accuracy", "acc") or name.endswith("_accuracy"):
