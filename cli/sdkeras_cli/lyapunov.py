@@ -5,8 +5,7 @@ from __future__ import annotations
 import click
 
 from sdkeras.results.answers import LyapunovRun
-from sdkeras.runs.lyapunov_settings import LyapunovSettings, settings_of
-from sdkeras.runs.options import Options
+from sdkeras.runs.lyapunov_options import LyapunovOptions
 from sdkeras_cli import options
 from sdkeras_cli.options import COUNT, NOT_NEGATIVE
 from sdkeras_cli.request import Request
@@ -21,27 +20,16 @@ def _lengths(context: click.Context, option: click.Parameter, text: str | None) 
 @click.argument("model", type=click.Path())
 @options.data
 @options.options_of(
-    LyapunovSettings,
-    num_exponents={"metavar": "K", "help": "Default 10, or all where the state has fewer."},
-    num_steps={"help": "Steps to average over."},
-    transient={"type": NOT_NEGATIVE, "help": "Burn-in steps before."},
-    windows={
-        "type": None,
-        "callback": _lengths,
-        "metavar": "M,M,...",
-        "help": "SD, and SD^(m) of M steps taken as one, over the same steps as D_s; all exponents (small models).",
-    },
-    checkpoint={"type": click.Path(), "metavar": "FILE", "help": "Keep the run here, and continue it if it is there."},
-    checkpoint_interval={"help": "Steps between two writings."},
-    estimator={"help": "Lyapunov estimator to use."},
+    LyapunovOptions,
+    *("num_exponents", "num_steps"),
+    transient={"type": NOT_NEGATIVE},
+    windows={"type": None, "callback": _lengths},
+    checkpoint={"type": click.Path()},
 )
 @options.options_of(
-    Options,
-    *("batch_size", "learning_rate", "loss", "class_weight", "dtype", "product_mode", "seed"),
-    samples=options.unset("How much of an endless data set to read."),
-    memory_gb={"help": "Memory for the windows' Jacobians."},
-    allow_unverified={"help": "Go on with a step that failed its verification."},
-    time_limit={"help": "Ends it as Ctrl-C does."},
+    LyapunovOptions,
+    *("checkpoint_interval", "estimator", "batch_size", "learning_rate", "loss", "class_weight", "dtype"),
+    *("product_mode", "seed", "samples", "memory_gb", "allow_unverified", "time_limit"),
     settings={"callback": options.settings_of(("lyapunov",), "lyapunov-qr.tolerance=0.001")},
 )
 @options.initial_slots
@@ -54,5 +42,5 @@ def command(**parameters: options.Value) -> int:
     """
     request = Request.taken_from(parameters)
     outputs = request.check(parameters["checkpoint"])
-    settings_of(**parameters)  # they are checked before TensorFlow takes its seconds to start
+    LyapunovOptions(**parameters)  # checked before TensorFlow takes its seconds to start
     return request.answer("lyapunov", parameters, outputs, LyapunovRun)

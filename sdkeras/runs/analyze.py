@@ -31,7 +31,7 @@ from sdkeras.runs.budget import KEPT, Budget, Meter, Notes, resources, whole_bud
 from sdkeras.runs.edge import edge_of_stability
 from sdkeras.runs.full_map import FullMap
 from sdkeras.runs.layers import layers
-from sdkeras.runs.lyapunov_settings import LyapunovSettings
+from sdkeras.runs.lyapunov_options import LyapunovOptions
 from sdkeras.runs.notes import findings
 from sdkeras.runs.options import Options, takes_options
 from sdkeras.runs.plan import planned
@@ -330,9 +330,9 @@ class _Analysis:
         left = max(0, self.budget.left - bases * min(steps, size))
         return attrs.evolve(part, most=min(part.most, self.budget.spent + left))
 
-    def _trajectory(self) -> LyapunovSettings:
+    def _trajectory(self) -> LyapunovOptions:
         options = self.problem.options
-        return LyapunovSettings(
+        return LyapunovOptions(
             num_exponents=options.lyapunov,
             num_steps=options.lyapunov_steps,
             transient=options.lyapunov_transient,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import attrs
 import keras
@@ -17,13 +16,12 @@ from sdkeras.errors import Interrupted
 from sdkeras.estimators.select import estimate
 from sdkeras.files import models
 from sdkeras.files.archive import Nested
-from sdkeras.files.keras_types import Data, Loss, Model, Optimizer
+from sdkeras.files.keras_types import Data, Model, Optimizer
 from sdkeras.linalg.operators import TangentFlow
 from sdkeras.operators import minibatches
-from sdkeras.operators.batch_loss import LossFn
 from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.results.answers import LyapunovRun, ModelInfo, OptimizerInfo
-from sdkeras.results.arrays import Array, FloatArray, Value
+from sdkeras.results.arrays import Array, FloatArray
 from sdkeras.results.estimates import LyapunovExponents
 from sdkeras.results.lyapunov import LyapunovDimension, LyapunovSummary
 from sdkeras.results.note import Note
@@ -32,8 +30,8 @@ from sdkeras.results.progress import INTERRUPT, PRODUCTS, TIME, Progress
 from sdkeras.results.verification import StepVerification
 from sdkeras.runs import losses
 from sdkeras.runs.budget import Budget, Meter, resources, whole_budget
-from sdkeras.runs.lyapunov_settings import DEFAULT_ESTIMATOR, LyapunovSettings, settings_of
-from sdkeras.runs.options import DEFAULT_STEPS, DEFAULT_TRANSIENT, parse_learning_rate
+from sdkeras.runs.lyapunov_options import LyapunovOptions, TrainingOptions
+from sdkeras.runs.options import parse_learning_rate, takes_options
 from sdkeras.runs.plan import planned_trajectory
 from sdkeras.runs.problem import training_optimizer
 from sdkeras.runs.provenance import data_info, loss_name, optimizer_info, provenance, with_loss
@@ -51,36 +49,11 @@ _DRIFT = 4.0
 _FEWEST_BLOCKS = 8
 
 
-def lyapunov(
-    model: Model,
-    data: Data,
-    *,
-    batch_size: int | None = None,
-    num_exponents: int | None = None,
-    num_steps: int = DEFAULT_STEPS,
-    transient: int = DEFAULT_TRANSIENT,
-    learning_rate: float | str | None = None,
-    loss: Loss = None,
-    loss_fn: LossFn | None = None,
-    class_weight: Mapping[int, float] | None = None,
-    samples: int | None = None,
-    dtype: str = "float32",
-    product_mode: str = "auto",
-    seed: int = 0,
-    initial_slots: bool = False,
-    allow_unverified: bool = False,
-    checkpoint: str | os.PathLike[str] | None = None,
-    checkpoint_interval: int = 100,
-    windows: Sequence[int] = (),
-    memory_gb: float | None = None,
-    estimator: str = DEFAULT_ESTIMATOR,
-    settings: Mapping[str, Mapping[str, Value]] | None = None,
-    time_limit: float | None = None,
-    progress: Callable[[Progress], None] | None = None,
-) -> LyapunovRun:
+@takes_options(LyapunovOptions)
+def lyapunov(model: Model, data: Data, options: LyapunovOptions) -> LyapunovRun:
     """Leading Lyapunov exponents and D_s along real training steps from the model's state on.
 
-    Training goes on, on copies, with the compiled optimizer; tangent vectors go along with it.
+    Training continues, on copies, with the compiled optimizer; tangent vectors are carried along.
 
     With `windows` the dense Jacobians of the num_steps steps are kept, and SD, SD^(m) for each m and D_s come from the
     same steps, in the same coordinates: D_s <= SD^(m) <= SD.
@@ -88,32 +61,7 @@ def lyapunov(
     Args:
         model: A `keras.Model`, compiled and trained for at least one step. It is not changed.
         data: (x, y[, sample_weight]), a batched `tf.data.Dataset`, or a `keras.utils.PyDataset`.
-        batch_size: That of training; default 32, or a dataset's own.
-        num_exponents: Exponents to compute; default 10, or all where the state has fewer; with windows all.
-        num_steps: Steps to average over.
-        transient: Steps made before, and discarded.
-        learning_rate: In place of the optimizer's, or of its schedule, at every step: a number; or, of its schedule,
-            'peak' or 'mean' over the steps so far, or 'step:N', the rate that step N used, counted from 0.
-        loss: Replaces the compiled one, as in `sdkeras.analyze`.
-        loss_fn: Likewise.
-        class_weight: That of `fit`, which no file holds: weights by class, {0: 1.0, 1: 9.0}; others weigh 1.
-        samples: How much of an endless data set to read.
-        dtype: 'float32' or 'float64'.
-        product_mode: 'auto', 'reverse-over-reverse', 'forward-over-reverse' or 'finite-differences'.
-        seed: Of minibatches, dropout masks and the first tangents.
-        initial_slots: For an optimizer that has not trained yet: start with the slots it would start with.
-        allow_unverified: Go on with a map that failed its verification.
-        checkpoint: File to keep the run in and to go on from, bit for bit; the same file takes a finished run
-            further with a larger num_steps.
-        checkpoint_interval: Steps between two writings of it.
-        windows: Lengths m, each a divisor of num_steps; 1 is always among them. Not with a checkpoint, which holds no
-            Jacobians.
-        memory_gb: Memory for the windows' Jacobians; default 60 % of what is free.
-        estimator: Name of the lyapunov estimator.
-        settings: Fields of it by its name, for example {"lyapunov-qr": {"tolerance": 0.001}}.
-        time_limit: Seconds after which no further step is begun, as after Ctrl-C. The windows of the steps so far are
-            still evaluated.
-        progress: Called after every step.
+        options: {options}
 
     Returns:
         The answer. Ctrl-C finishes the step under way; the answer then holds the steps so far, with `partial` set.
@@ -123,69 +71,44 @@ def lyapunov(
         Interrupted: The time limit, likewise.
         SdkerasError: Unusable model, data, options or checkpoint; see its subclasses.
     """
-    started = time.monotonic()
-    given = settings_of(
-        num_exponents=num_exponents,
-        num_steps=num_steps,
-        transient=transient,
-        seed=seed,
-        checkpoint=None if checkpoint is None else os.fspath(checkpoint),
-        checkpoint_interval=checkpoint_interval,
-        windows=windows,
-        memory_gb=memory_gb,
-        estimator=estimator,
-        settings=settings,
-        time_limit=time_limit,
-    )
-    if progress is not None:
-        progress(Progress("reading the model and the data", 0))
-    training = read_training(
-        model,
-        data,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        loss=loss,
-        loss_fn=loss_fn,
-        class_weight=class_weight,
-        samples=samples,
-        dtype=dtype,
-        seed=seed,
-        num_steps=transient + num_steps,
-    )
-    if given.windows:
-        size = state_size(training.function, training.optimizer, initial_slots=initial_slots)
-        given.check_dense(size, training.function.dtype.itemsize)
-    if progress is not None:
-        progress(Progress("compiling and verifying the training step", 0))
+    started, tell = time.monotonic(), options.progress or (lambda _: None)
+    tell(Progress("reading the model and the data", 0))
+    training = read_training(model, data, options, num_steps=options.transient + options.num_steps)
+    function, source = training.function, training.function.source
+    if options.windows:
+        size = state_size(function, training.optimizer, initial_slots=options.initial_slots)
+        options.check_dense(size, function.dtype.itemsize)
+    tell(Progress("compiling and verifying the training step", 0))
     step = UpdateMap(
-        training.function,
+        function,
         training.optimizer,
-        initial_slots=initial_slots,
-        product_mode=product_mode,
-        allow_unverified=allow_unverified,
+        initial_slots=options.initial_slots,
+        product_mode=options.product_mode,
+        allow_unverified=options.allow_unverified,
     )
     about = identity(training.optimizer, training.model, training.function_words)
-    deadline = None if time_limit is None else started + time_limit
-    budget = budget_of(step, Meter(lambda: step.num_products, progress, deadline=deadline))
+    deadline = None if options.time_limit is None else started + options.time_limit
+    budget = budget_of(step, Meter(lambda: step.num_products, options.progress, deadline=deadline))
     try:
-        followed = follow(step, given, about=about, budget=budget)
+        followed = follow(step, options, about=about, budget=budget)
     except Interrupted:
         if budget.interrupted:
             raise KeyboardInterrupt from None
         raise
-    function, source = training.function, training.function.source
     return LyapunovRun(
-        provenance=provenance(source, seed=seed, dtype=dtype, num_hvps=step.num_products, started=started),
+        provenance=provenance(
+            source, seed=options.seed, dtype=options.dtype, num_hvps=step.num_products, started=started
+        ),
         model=ModelInfo(
             name=str(model.name),
             num_parameters=function.size,
             num_trainable_analysed=function.size,
             mode="train",
             loss=training.loss_words,
-            unconnected=function.engine(product_mode).unconnected,
+            unconnected=function.engine(options.product_mode).unconnected,
         ),
         data=data_info(source, function.num_examples),
-        optimizer=training.optimizer_info(learning_rate),
+        optimizer=training.optimizer_info(options.learning_rate),
         verification=step.verification.hessian,
         lyapunov=followed.summary,
         warnings=(*training.notes, *followed.warnings),
@@ -193,26 +116,17 @@ def lyapunov(
     )
 
 
-def plan(model: Model, data: Data, **options: Value) -> LyapunovPlan:
+@takes_options(LyapunovOptions)
+def plan(model: Model, data: Data, options: LyapunovOptions) -> LyapunovPlan:
     """What `lyapunov` would do with the same arguments, from one timed gradient; nothing else is computed."""
-    names = ("batch_size", "learning_rate", "loss", "loss_fn", "class_weight", "samples")
-    known = {name: options.get(name) for name in names}
-    settings = settings_of(**options)
-    training = read_training(
-        model,
-        data,
-        **known,
-        dtype=options.get("dtype", "float32"),
-        seed=options.get("seed", 0),
-        num_steps=settings.transient + settings.num_steps,
-    )
-    size = state_size(training.function, training.optimizer, initial_slots=options.get("initial_slots", False))
-    settings.check_dense(size, training.function.dtype.itemsize)
-    made = planned_trajectory(training.function, size, settings)
+    training = read_training(model, data, options, num_steps=options.transient + options.num_steps)
+    function = training.function
+    size = state_size(function, training.optimizer, initial_slots=options.initial_slots)
+    options.check_dense(size, function.dtype.itemsize)
     return attrs.evolve(
-        made,
-        optimizer=training.optimizer_info(known["learning_rate"]),
-        data=data_info(training.function.source, training.function.num_examples),
+        planned_trajectory(function, size, options),
+        optimizer=training.optimizer_info(options.learning_rate),
+        data=data_info(function.source, function.num_examples),
     )
 
 
@@ -240,36 +154,24 @@ class Training:
         )
 
 
-def read_training(
-    model: Model,
-    data: Data,
-    *,
-    batch_size: int | None,
-    learning_rate: float | str | None,
-    loss: Loss,
-    loss_fn: LossFn | None = None,
-    samples: int | None,
-    dtype: str,
-    seed: int,
-    num_steps: int = 1,
-    class_weight: Mapping[int, float] | None = None,
-) -> Training:
+def read_training(model: Model, data: Data, options: TrainingOptions, *, num_steps: int = 1) -> Training:
     """Model, data and optimizer read and checked; nothing is multiplied yet.
 
     Raises:
         SdkerasError: They are unusable, or the learning rate is 0 at all of the steps; see its subclasses.
     """
-    if learning_rate is not None:
-        parse_learning_rate(learning_rate)
-    own = losses.own_function(loss, loss_fn)
+    loss, dtype = options.loss, options.dtype
+    own = losses.own_function(loss, options.loss_fn)
     fitted = model if own is not None else with_loss(model, loss, dtype)
     if isinstance(data, (tuple, list)) and len(data) in (1, 2, 3):
         models.check_data(fitted, *data, own_loss=own is not None)
-    source = minibatches.as_source(data, batch_size=batch_size, limit=samples, class_weight=class_weight)
-    function = EmpiricalLoss(fitted, source, dtype=dtype, num_samples=_CHECKED_SAMPLES, seed=seed, loss_fn=own)
+    source = minibatches.as_source(
+        data, batch_size=options.batch_size, limit=options.samples, class_weight=options.class_weight
+    )
+    function = EmpiricalLoss(fitted, source, dtype=dtype, num_samples=_CHECKED_SAMPLES, seed=options.seed, loss_fn=own)
     notes = list(losses.caveats(model, with_loss=loss is None and own is None))
     notes += [Note("data", f"{note}.") for note in function.notes]
-    optimizer, more = training_optimizer(model, function, learning_rate, changed=fitted is not model)
+    optimizer, more = training_optimizer(model, function, options.learning_rate, changed=fitted is not model)
     notes += more
     update.check_rates(optimizer, num_steps)
     used = update.read_settings(optimizer)
@@ -301,7 +203,7 @@ class Followed:
 
 def follow(
     step: UpdateMap,
-    settings: LyapunovSettings,
+    settings: LyapunovOptions,
     *,
     about: Mapping[str, str],
     budget: Budget,
@@ -321,7 +223,7 @@ def follow(
     """
     settings.check_exponents(step.size, step.num_weights)
     settings.check_dense(step.size, step.dtype.itemsize)
-    estimator = settings.made_estimator(settings.exponents_of(step.size))
+    estimator = settings.configured_estimator(settings.exponents_of(step.size))
     training = TrainingFlow(step, about)
     dense = None
     if settings.windows:
@@ -374,13 +276,13 @@ def limit_code(limit: str) -> str:
     return "time-limit" if limit == TIME else "limit-on-products"
 
 
-def _over_same_steps(dense: DenseFlow, exponents: LyapunovExponents, settings: LyapunovSettings) -> SameSteps:
+def _over_same_steps(dense: DenseFlow, exponents: LyapunovExponents, settings: LyapunovOptions) -> SameSteps:
     comparable = _comparable(exponents, settings) and exponents.num_steps <= dense.num_kept
     count = exponents.num_steps if comparable else dense.num_kept
     return over_same_steps(dense.jacobians[:count], exponents, settings.windows, comparable=comparable)
 
 
-def _comparable(exponents: LyapunovExponents, settings: LyapunovSettings) -> bool:
+def _comparable(exponents: LyapunovExponents, settings: LyapunovOptions) -> bool:
     """Whether the exponents are over the steps after the transient, as the kept Jacobians are."""
     return exponents.transient == settings.transient and exponents.num_steps <= settings.num_steps
 
@@ -392,7 +294,7 @@ class _Watched:
     """
 
     def __init__(
-        self, flow: TangentFlow, training: TrainingFlow, step: UpdateMap, settings: LyapunovSettings, budget: Budget
+        self, flow: TangentFlow, training: TrainingFlow, step: UpdateMap, settings: LyapunovOptions, budget: Budget
     ) -> None:
         self.flow = flow
         self.training = training
@@ -424,7 +326,7 @@ class _Watched:
 def _summary(
     exponents: LyapunovExponents,
     step: UpdateMap,
-    settings: LyapunovSettings,
+    settings: LyapunovOptions,
     same: SameSteps | None,
     coordinates: str | None,
 ) -> LyapunovSummary:
@@ -488,7 +390,7 @@ def effective_samples(exponents: LyapunovExponents) -> FloatArray | None:
 
 
 def _window_warnings(
-    found: LyapunovSummary, exponents: LyapunovExponents, settings: LyapunovSettings, cut: bool
+    found: LyapunovSummary, exponents: LyapunovExponents, settings: LyapunovOptions, cut: bool
 ) -> Iterator[Note]:
     if found.coordinates not in (None, "weights", "balanced"):
         yield Note(

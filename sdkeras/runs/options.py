@@ -71,7 +71,7 @@ def is_number(value: object, *, whole: bool = False) -> bool:
     return isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
 
 
-def _must(expected: str, holds: Callable[[Value], bool]) -> Validator:
+def must(expected: str, holds: Callable[[Value], bool]) -> Validator:
     """Refuses a value for which `holds` is false; None stands for an option that was left out."""
 
     def validate(instance: object, field: attrs.Attribute[Value], value: object) -> None:
@@ -81,8 +81,8 @@ def _must(expected: str, holds: Callable[[Value], bool]) -> Validator:
     return validate
 
 
-def _one_of(choices: tuple[str, ...]) -> Validator:
-    return _must(f"one of {', '.join(choices)}", lambda value: isinstance(value, str) and value in choices)
+def one_of(choices: tuple[str, ...]) -> Validator:
+    return must(f"one of {', '.join(choices)}", lambda value: isinstance(value, str) and value in choices)
 
 
 def _checked_by(check: Callable[[Value], object]) -> Validator:
@@ -92,14 +92,14 @@ def _checked_by(check: Callable[[Value], object]) -> Validator:
     return validate
 
 
-_COUNT = _must("a positive whole number", lambda value: is_number(value, whole=True) and value > 0)
-_POSITIVE = _must("positive", lambda value: is_number(value) and value > 0)
-_NOT_NEGATIVE = _must("0 or more", lambda value: is_number(value, whole=True) and value >= 0)
-_FRACTION = _must("between 0 and 1", lambda value: is_number(value) and 0 < value < 1)
-_MEMORY = _must(f"positive and at most {_MOST_MEMORY:g}", lambda value: is_number(value) and 0 < value <= _MOST_MEMORY)
+COUNT = must("a positive whole number", lambda value: is_number(value, whole=True) and value > 0)
+POSITIVE = must("positive", lambda value: is_number(value) and value > 0)
+NOT_NEGATIVE = must("0 or more", lambda value: is_number(value, whole=True) and value >= 0)
+FRACTION = must("between 0 and 1", lambda value: is_number(value) and 0 < value < 1)
+MEMORY = must(f"positive and at most {_MOST_MEMORY:g}", lambda value: is_number(value) and 0 < value <= _MOST_MEMORY)
 
 
-def _option(default: _T, *validators: Validator, group: str, text: str, more: str = "", metavar: str = "") -> _T:
+def option(default: _T, *validators: Validator, group: str, text: str, more: str = "", metavar: str = "") -> _T:
     """A field with one sentence for every reader (`text`), and what the docstring says beyond it (`more`).
 
     Type checkers are told that it is its default.
@@ -128,10 +128,10 @@ class Options:
         SdkerasError: A value out of its range, or options that contradict each other.
     """
 
-    batch_size: int | None = _option(
+    batch_size: int | None = option(
         None, group="training", text="Batch size of training; default 32, or the data set's own."
     )
-    learning_rate: float | str | None = _option(
+    learning_rate: float | str | None = option(
         None,
         group="training",
         metavar="F|peak|mean|step:N",
@@ -142,7 +142,7 @@ class Options:
         "MultiOptimizer) threshold, ratio, exponents, sharpness dimension and bounds are None, and everything else is "
         "measured. The map 'full' takes the rates that the optimizer has.",
     )
-    loss: Loss = _option(
+    loss: Loss = option(
         None,
         group="training",
         metavar="LOSS",
@@ -150,41 +150,41 @@ class Options:
         "FILE.py:FUNCTION or MODULE:FUNCTION for a loss_fn(model, batch).",
         more="An uncompiled model needs it. A loss object of Keras will do as well.",
     )
-    loss_fn: Loss = _option(
+    loss_fn: Loss = option(
         None,
         group="training",
         text="Function (model, batch) in place of the compiled loss, which runs the model itself.",
         more="As a training step of one's own does; see `sdkeras.EmpiricalLoss`.",
     )
-    class_weight: Mapping[int, float] | None = _option(
+    class_weight: Mapping[int, float] | None = option(
         None,
         _checked_by(class_weights.checked),
         group="training",
         metavar="CLASS=W,...",
         text="The class_weight of fit, which no file holds: 0=1.0,1=9.0; other classes weigh 1.",
     )
-    params: str | None = _option(
+    params: str | None = option(
         None,
         group="function",
         metavar="REGEX",
         text="Analyse only the trainable variables whose path this regular expression finds.",
     )
-    samples: int = _option(
+    samples: int = option(
         DEFAULT_SAMPLES,
-        _COUNT,
+        COUNT,
         group="function",
         text="Random subset for the data-set Hessian.",
         more="Minibatches are drawn from all the data.",
     )
-    mode: str = _option(
+    mode: str = option(
         "train",
-        _one_of(MODES),
+        one_of(MODES),
         group="function",
         text="Mode of dropout and batch normalization: 'train' or 'inference'.",
     )
-    map: str = _option(
+    map: str = option(
         "auto",
-        _one_of(MAPS),
+        one_of(MAPS),
         group="function",
         text="auto: the optimizer's own step where it is known; hessian: |1 - eta*alpha|; full: singular values of the "
         "whole step of any optimizer.",
@@ -195,11 +195,11 @@ class Options:
         "'full' takes the singular values of the real step's Jacobian on weights and slots, in coordinates that the "
         "answer names and that its values depend on.",
     )
-    dtype: str = _option(
-        "float32", _one_of(DTYPES), group="function", text="Precision of the products: 'float32' or 'float64'."
+    dtype: str = option(
+        "float32", one_of(DTYPES), group="function", text="Precision of the products: 'float32' or 'float64'."
     )
-    product_mode: str = _option(
-        "auto", _one_of(PRODUCT_MODES), group="function", text=f"How products are made: {', '.join(PRODUCT_MODES)}."
+    product_mode: str = option(
+        "auto", one_of(PRODUCT_MODES), group="function", text=f"How products are made: {', '.join(PRODUCT_MODES)}."
     )
     estimators: tuple[str, ...] = attrs.field(
         default=(),
@@ -223,60 +223,60 @@ class Options:
             "more": 'For example {"slq": {"num_steps": 80}}.',
         },
     )
-    exact: bool = _option(False, group="estimators", text="Exact spectra of minibatches first (small models).")
-    exact_minibatches: int | None = _option(
-        None, _COUNT, group="estimators", text="Number of minibatches with exact spectra; adaptive by default."
+    exact: bool = option(False, group="estimators", text="Exact spectra of minibatches first (small models).")
+    exact_minibatches: int | None = option(
+        None, COUNT, group="estimators", text="Number of minibatches with exact spectra; adaptive by default."
     )
-    runs: int | None = _option(
+    runs: int | None = option(
         None,
-        _COUNT,
+        COUNT,
         group="estimators",
         text="Runs (minibatch and probe) of each estimator that is not exact, in place of the tolerance.",
     )
-    tolerance: float = _option(
+    tolerance: float = option(
         0.05,
-        _FRACTION,
+        FRACTION,
         group="estimators",
         text="Half-width wanted of SD's interval, relative to the codimension.",
     )
-    max_hvps: int | None = _option(
+    max_hvps: int | None = option(
         None,
-        _COUNT,
+        COUNT,
         group="budget",
         text="Budget of Hessian-vector products for all stages; required steps run anyway.",
         more="Verification is included; half of what it leaves is kept for SD and what follows it. Tracing, "
         "verification and one run of SD are done even when the budget is exhausted, and a warning says by how much "
         "they exceeded it. A measurement for which it had no room is None, with the reason in a warning.",
     )
-    time_limit: float | None = _option(
+    time_limit: float | None = option(
         None,
-        _POSITIVE,
+        POSITIVE,
         group="budget",
         metavar="SECONDS",
         text="Budget of time for all stages, likewise.",
         more="Seconds from the start of `analyze`; a product under way is finished.",
     )
-    memory_gb: float | None = _option(
-        None, _MEMORY, group="budget", metavar="GB", text="Memory for bases and dense matrices."
+    memory_gb: float | None = option(
+        None, MEMORY, group="budget", metavar="GB", text="Memory for bases and dense matrices."
     )
-    seed: int = _option(0, _NOT_NEGATIVE, group="function", text="Seed of all random draws.")
-    allow_unverified: bool = _option(
+    seed: int = option(0, NOT_NEGATIVE, group="function", text="Seed of all random draws.")
+    allow_unverified: bool = option(
         False, group="function", text="Go on with an operator that failed its verification."
     )
-    per_layer: bool = _option(
+    per_layer: bool = option(
         False, group="further", text="Also measure eigenvalue, trace and codimension of each layer's diagonal block."
     )
-    lyapunov: int | None = _option(
+    lyapunov: int | None = option(
         None,
-        _COUNT,
+        COUNT,
         group="further",
         metavar="K",
         text="Also estimate K Lyapunov exponents by continuing training from the checkpoint.",
         more="`sdkeras.lyapunov` has more settings. If they determine D_s, the bounds are taken at it.",
     )
-    lyapunov_steps: int = _option(DEFAULT_STEPS, _COUNT, group="further", text="Steps to average the exponents over.")
-    lyapunov_transient: int = _option(DEFAULT_TRANSIENT, _NOT_NEGATIVE, group="further", text="Burn-in steps before.")
-    snapshots: int | None = _option(
+    lyapunov_steps: int = option(DEFAULT_STEPS, COUNT, group="further", text="Steps to average the exponents over.")
+    lyapunov_transient: int = option(DEFAULT_TRANSIENT, NOT_NEGATIVE, group="further", text="Burn-in steps before.")
+    snapshots: int | None = option(
         None,
         group="further",
         metavar="N",
@@ -284,7 +284,7 @@ class Options:
         more="Training continues from here on a copy, with the real optimizer. The minibatches are those of the first "
         "estimate, so that it costs N - 1 times its products; with max_hvps or time_limit it is held to its share.",
     )
-    every: int | None = _option(None, group="further", metavar="M", text="Training steps between two snapshots.")
+    every: int | None = option(None, group="further", metavar="M", text="Training steps between two snapshots.")
     bound_inputs: Mapping[str, float] = attrs.field(
         factory=dict,
         converter=_inputs,
@@ -295,18 +295,18 @@ class Options:
             "help": "Inputs of the generalization bounds by name; see `sdkeras.dimension.bounds.INPUTS`.",
         },
     )
-    estimate_bound_inputs: bool = _option(
+    estimate_bound_inputs: bool = option(
         False,
         group="bounds",
         text="Estimate loss_bound and lipschitz, where not given, from single examples (lower bounds).",
     )
-    workers: int | None = _option(
+    workers: int | None = option(
         None,
-        _COUNT,
+        COUNT,
         group="budget",
         text="Threads; default 1, or one per core where TensorFlow has one intra-op thread.",
     )
-    progress: Callable[[Progress], None] | None = _option(
+    progress: Callable[[Progress], None] | None = option(
         None, group="budget", text="Function called now and then with what is being done."
     )
 
@@ -376,7 +376,21 @@ def _check_snapshots(options: Options) -> None:
         )
 
 
-_O = TypeVar("_O", bound=Options)
+def shared(name: str, **changes: Value) -> Value:
+    """A field that another record of options has in common with `Options`.
+
+    Args:
+        name: The field.
+        **changes: What is different: `default`, or one of the metadata.
+    """
+    field = attrs.fields_dict(Options)[name]
+    default = changes.pop("default", field.default)
+    return attrs.field(
+        default=default, validator=field.validator, converter=field.converter, metadata={**field.metadata, **changes}
+    )
+
+
+_O = TypeVar("_O")
 _R = TypeVar("_R")
 
 
@@ -402,16 +416,16 @@ def takes_options(
         signature = inspect.signature(function)
         inputs = list(signature.parameters.values())[:2]
         setattr(call, "__signature__", signature.replace(parameters=[*inputs, *keywords.values()]))  # noqa: B010
-        call.__doc__ = (function.__doc__ or "").replace("        options: {options}", documented(Options))
+        call.__doc__ = (function.__doc__ or "").replace("        options: {options}", documented(options))
         return cast(Callable[Concatenate[Model, Data, _P], _R], call)
 
     return decorate
 
 
-def documented(options: type[Options]) -> str:
+def documented(options: Callable[..., object]) -> str:
     """The options as lines of a docstring."""
     lines = []
-    for field in attrs.fields(options):
+    for field in attrs.fields(cast(type[Options], options)):
         text = f"{field.name}: {field.metadata['help']} {field.metadata.get('more', '')}".rstrip()
         lines += textwrap.wrap(text, 120, initial_indent=" " * 8, subsequent_indent=" " * 12, break_on_hyphens=False)
     return "\n".join(lines)

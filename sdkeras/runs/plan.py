@@ -14,7 +14,7 @@ from sdkeras.results.plans import LyapunovPlan, Plan
 from sdkeras.runs import measure
 from sdkeras.runs.budget import KEPT, Resources
 from sdkeras.runs.layers import cost_of_layers
-from sdkeras.runs.lyapunov_settings import LyapunovSettings
+from sdkeras.runs.lyapunov_options import LyapunovOptions
 from sdkeras.runs.problem import Problem
 from sdkeras.runs.provenance import data_info
 from sdkeras.training_step.map import state_size
@@ -151,7 +151,7 @@ def planned(problem: Problem, resources: Resources, training_steps: int) -> Plan
     )
 
 
-def planned_trajectory(loss: EmpiricalLoss, size: int, settings: LyapunovSettings) -> LyapunovPlan:
+def planned_trajectory(loss: EmpiricalLoss, size: int, settings: LyapunovOptions) -> LyapunovPlan:
     """The plan of a trajectory with a state of this size; runs one gradient four times and nothing else.
 
     Raises:

@@ -22,6 +22,7 @@ from sdkeras.results.arrays import Value
 from sdkeras.results.note import Note
 from sdkeras.results.progress import Progress
 from sdkeras.runs.lyapunov import Training, read_training
+from sdkeras.runs.lyapunov_options import TrainingOptions
 from sdkeras.runs.plan import timed_gradient
 from sdkeras.runs.provenance import data_info, provenance
 from sdkeras.study.recorder import DEFAULT_LAST, ExampleLosses, Recording, RecordingSettings
@@ -48,7 +49,7 @@ def simulate(
     initial_slots: bool = False,
     allow_unverified: bool = False,
     progress: Callable[[int], None] | None = None,
-    **recording: Value,
+    **recording: Value,  # noqa: ANN401
 ) -> Trajectory:
     """Simulates the trajectory that training would take from here on: real steps of the compiled optimizer, on copies.
 
@@ -181,7 +182,7 @@ def forward(
     *,
     save: str | os.PathLike[str] | None = None,
     progress: Callable[[Progress], None] | None = None,
-    **options: Value,
+    **options: Value,  # noqa: ANN401
 ) -> TrajectoryMeasures:
     """E_alpha and PH dimension of the steps that training would make from the model's state on.
 
@@ -240,7 +241,7 @@ def forward(
     )
 
 
-def plan(model: Model, data: Data, **options: Value) -> ForwardPlan:
+def plan(model: Model, data: Data, **options: Value) -> ForwardPlan:  # noqa: ANN401
     """What `forward` would do with the same arguments, from one timed gradient; nothing else is computed."""
     settings = ForwardSettings(**options)
     training = _read(model, data, settings)
@@ -264,16 +265,14 @@ def plan(model: Model, data: Data, **options: Value) -> ForwardPlan:
 
 
 def _read(model: Model, data: Data, settings: ForwardSettings) -> Training:
-    training = read_training(
-        model,
-        data,
+    options = TrainingOptions(
         batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
         loss=settings.loss,
         samples=settings.samples,
-        dtype="float32",
         seed=settings.seed,
     )
+    training = read_training(model, data, options)
     if training.function_words and settings.losses_on:
         raise SdkerasError(
             f"losses of single examples are of a compiled loss, and the loss is {training.function_words}; ask for "

@@ -309,7 +309,7 @@ class _StopAt(keras.callbacks.Callback):  # type: ignore[misc]
 class _LateRecorder(TrajectoryRecorder):
     """A recorder that does nothing before a step, since only the last iterates are kept."""
 
-    def __init__(self, after: int, **settings: Value) -> None:
+    def __init__(self, after: int, **settings: Value) -> None:  # noqa: ANN401
         super().__init__(**settings)
         self._after = after
 

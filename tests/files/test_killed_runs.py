@@ -22,7 +22,7 @@ from sdkeras.results.log import breaks, read_run_log, trajectory
 from sdkeras.runs import lyapunov
 from sdkeras.runs import track as tracking
 from sdkeras.runs.budget import Meter
-from sdkeras.runs.lyapunov_settings import settings_of
+from sdkeras.runs.lyapunov_options import LyapunovOptions
 from sdkeras.runs.monitor import Monitor
 from sdkeras.runs.track import track
 from sdkeras.training_step.map import UpdateMap
@@ -203,7 +203,7 @@ def step() -> UpdateMap:
 
 
 def follow(step: UpdateMap, folder: Path) -> lyapunov.Followed:
-    settings = settings_of(
+    settings = LyapunovOptions(
         num_exponents=3,
         num_steps=STEPS,
         transient=TRANSIENT,

@@ -23,7 +23,7 @@ HEAVY_FILES = {
     "sdkeras.files.compiling",
     *(f"sdkeras.study.{name}" for name in ("data", "measure", "recorder", "simulate", "train")),
 }
-LIGHT_FILES = {f"sdkeras.runs{name}" for name in ("", ".options", ".lyapunov_settings")} | {
+LIGHT_FILES = {f"sdkeras.runs{name}" for name in ("", ".options", ".lyapunov_options")} | {
     "sdkeras.operators",
     "sdkeras.operators.modes",
     "sdkeras.training_step",

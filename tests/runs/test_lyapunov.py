@@ -208,7 +208,7 @@ def test_a_given_loss_is_that_of_the_steps() -> None:
     ("options", "message"),
     [
         ({"num_exponents": 13}, r"num_exponents=13 exceeds the size of the state, 12 \(12 weights and 0 slots\)"),
-        ({"num_exponents": 0}, "at least 1"),
+        ({"num_exponents": 0}, "num_exponents is 0; it must be a positive whole number"),
         ({"num_steps": 0}, "num_steps is 0"),
         ({"transient": -1}, "transient is -1"),
         ({"seed": -1}, "seed is -1"),

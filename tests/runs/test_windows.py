@@ -13,7 +13,7 @@ from sdkeras.errors import Interrupted, OperatorSizeError, PluginError, SdkerasE
 from sdkeras.operators import precision
 from sdkeras.runs import lyapunov
 from sdkeras.runs.budget import Meter
-from sdkeras.runs.lyapunov_settings import settings_of
+from sdkeras.runs.lyapunov_options import LyapunovOptions
 from small_trainings import RATE, X, Y, classifier, everything, quadratic
 
 
@@ -108,7 +108,7 @@ def step() -> sdkeras.UpdateMap:
 
 
 def follow(step: sdkeras.UpdateMap, *, deadline: float | None = None, progress=None, **options) -> lyapunov.Followed:
-    settings = settings_of(**({"num_steps": 8, "transient": 1} | options))
+    settings = LyapunovOptions(**({"num_steps": 8, "transient": 1} | options))
     budget = lyapunov.budget_of(step, Meter(lambda: step.num_products, progress, deadline=deadline))
     return lyapunov.follow(step, settings, about={}, budget=budget)
 
@@ -216,7 +216,7 @@ def test_a_plan_has_the_products_and_the_memory() -> None:
     plain = lyapunov.plan(model, (X, Y), batch_size=4, num_steps=40, transient=5)
     assert plain.num_exponents == 10
     assert plan.num_hvps - plain.num_hvps == 45 * 14
-    settings = settings_of(windows=(1, 4), num_steps=40)
+    settings = LyapunovOptions(windows=(1, 4), num_steps=40)
     assert settings.dense_bytes(24, 4) == 24 * 24 * (40 * 4 + 64)
     more = lyapunov.plan(model, (X, Y), batch_size=4, num_steps=400_000, windows=(1,))
     assert more.peak_memory - plan.peak_memory == pytest.approx(399_960 * 24 * 24 * 4, rel=0.1)

@@ -1,10 +1,10 @@
-"""How a trajectory of training is followed: settings and their checks, without TensorFlow."""
+"""How a trajectory of training is followed: its options and their checks, without TensorFlow."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import attrs
@@ -13,14 +13,24 @@ from sdkeras.errors import OperatorSizeError, SdkerasError
 from sdkeras.estimators import registry
 from sdkeras.estimators.kinds import Estimator
 from sdkeras.estimators.select import DEFAULTS, configured
+from sdkeras.files.keras_types import Loss
 from sdkeras.linalg.memory import memory_limit
 from sdkeras.results.arrays import Value
-from sdkeras.runs.options import DEFAULT_STEPS, DEFAULT_TRANSIENT
+from sdkeras.results.progress import Progress
+from sdkeras.runs.options import (
+    COUNT,
+    DEFAULT_STEPS,
+    DEFAULT_TRANSIENT,
+    NOT_NEGATIVE,
+    option,
+    parse_learning_rate,
+    shared,
+)
 
 DEFAULT_ESTIMATOR = DEFAULTS["lyapunov"]
 DEFAULT_EXPONENTS = 10
-# Fields of an estimator that have settings of their own here.
-_SHARED = ("num_exponents", "num_steps", "transient", "checkpoint", "checkpoint_interval")
+# Fields of an estimator that are options of the run.
+_OF_THE_RUN = ("num_exponents", "num_steps", "transient", "checkpoint", "checkpoint_interval")
 # The singular values of one matrix of this size take half a minute on a core (0.2 s at 1,000), and there is one for
 # each step and for each window.
 _LARGEST_DENSE = 5000
@@ -33,42 +43,118 @@ def _with_one(windows: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted({1, *windows})) if windows else ()
 
 
-@attrs.frozen(kw_only=True)
-class LyapunovSettings:
-    """How a trajectory is followed; see `sdkeras.lyapunov`."""
+def _path(path: str | os.PathLike[str] | None) -> str | None:
+    return None if path is None else os.fspath(path)
 
-    num_exponents: int | None = None
-    num_steps: int = DEFAULT_STEPS
-    transient: int = DEFAULT_TRANSIENT
-    seed: int = 0
-    checkpoint: str | None = None
-    checkpoint_interval: int = 100
-    windows: tuple[int, ...] = attrs.field(default=(), converter=_with_one)
-    estimator: str = DEFAULT_ESTIMATOR
-    estimator_settings: Mapping[str, Value] = attrs.field(factory=dict)
-    memory_gb: float | None = None
-    time_limit: float | None = None
+
+def _known_rate(instance: object, field: attrs.Attribute[Value], value: Value) -> None:
+    if value is not None:
+        parse_learning_rate(value)
+
+
+@attrs.frozen(kw_only=True)
+class TrainingOptions:
+    """What makes a model and its data a training that can be continued."""
+
+    batch_size: int | None = shared("batch_size")
+    learning_rate: float | str | None = option(
+        None,
+        _known_rate,
+        group="training",
+        metavar="F|peak|mean|step:N",
+        text="Learning rate at every step, in place of the optimizer's or its schedule's.",
+        more="A number; or, of the schedule, 'peak' or 'mean' over the steps so far, or 'step:N', the rate that step N "
+        "used, counted from 0.",
+    )
+    loss: Loss = shared("loss")
+    loss_fn: Loss = shared("loss_fn")
+    class_weight: Mapping[int, float] | None = shared("class_weight")
+    samples: int | None = option(
+        None, COUNT, group="training", text="Number of samples to read of an endless data set."
+    )
+    dtype: str = shared("dtype")
+    seed: int = shared("seed", help="Seed of minibatches, dropout masks and the first tangent vectors.")
+
+
+@attrs.frozen(kw_only=True)
+class LyapunovOptions(TrainingOptions):
+    """Everything `sdkeras.lyapunov` can be told; see there.
+
+    Raises:
+        SdkerasError: A value out of its range, options that contradict each other, or an estimator that lacks what is
+            asked of it.
+    """
+
+    num_exponents: int | None = option(
+        None,
+        COUNT,
+        group="trajectory",
+        metavar="K",
+        text="Number of exponents; default 10, or all where the state has fewer.",
+        more="With windows all.",
+    )
+    num_steps: int = option(DEFAULT_STEPS, COUNT, group="trajectory", text="Steps to average over.")
+    transient: int = option(DEFAULT_TRANSIENT, NOT_NEGATIVE, group="trajectory", text="Burn-in steps to discard.")
+    windows: tuple[int, ...] = attrs.field(
+        default=(),
+        converter=_with_one,
+        metadata={
+            "group": "trajectory",
+            "metavar": "M,M,...",
+            "help": "SD, and SD^(m) of M steps taken as one, over the same steps as D_s; all exponents (small models).",
+            "more": "Each length a divisor of num_steps; 1 is always among them. Not with a checkpoint, which holds no "
+            "Jacobians.",
+        },
+    )
+    checkpoint: str | None = attrs.field(
+        default=None,
+        converter=_path,
+        metadata={
+            "group": "trajectory",
+            "metavar": "FILE",
+            "help": "Keep the run in this file, and continue it if it is there.",
+            "more": "A continued run is bit for bit the uninterrupted one; the same file extends a finished run to a "
+            "larger num_steps.",
+        },
+    )
+    checkpoint_interval: int = option(
+        100, COUNT, group="trajectory", text="Steps between two writes of the checkpoint."
+    )
+    initial_slots: bool = option(
+        False, group="trajectory", text="For an optimizer that has taken no step: begin with the slots it begins with."
+    )
+    estimator: str = option(DEFAULT_ESTIMATOR, group="estimators", text="Lyapunov estimator to use.")
+    settings: Mapping[str, Mapping[str, Value]] = shared(
+        "settings", more='For example {"lyapunov-qr": {"tolerance": 0.001}}.'
+    )
+    product_mode: str = shared("product_mode")
+    allow_unverified: bool = shared("allow_unverified", help="Go on with a step that failed its verification.")
+    memory_gb: float | None = shared(
+        "memory_gb", help="Memory for the windows' Jacobians.", more="Default: 60 % of what is free."
+    )
+    time_limit: float | None = shared(
+        "time_limit",
+        help="Seconds after which no further step begins, as after Ctrl-C.",
+        more="The windows of the steps so far are still evaluated.",
+    )
+    progress: Callable[[Progress], None] | None = shared("progress", help="Function called after every step.")
 
     def __attrs_post_init__(self) -> None:
-        least = {"num_exponents": 1, "num_steps": 1, "transient": 0, "seed": 0, "checkpoint_interval": 1}
-        for name, low in least.items():
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise SdkerasError(f"{name} is {value}; it must be at least {low}.")
-        for name in ("memory_gb", "time_limit"):
-            value = getattr(self, name)
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise SdkerasError(f"{name} is {value!r}; it must be positive and finite.")
+        others = set(self.settings) - {self.estimator}
+        if others:
+            raise SdkerasError(
+                f"settings were given for '{min(others)}', which is not used here; used is: {self.estimator}."
+            )
         if self.checkpoint is not None:
             _check_folder(self.checkpoint)
         if self.windows:
             check_windows(self.windows, self.num_steps)
         if self.windows and self.checkpoint is not None:
             raise SdkerasError(
-                "windows and a checkpoint do not go together: the file holds no Jacobians, and a run that goes on from "
-                "it would lack those of the steps before; leave one of them out."
+                "windows and a checkpoint do not go together: the file holds no Jacobians, and a continued run would "
+                "lack those of the steps before; leave one of them out."
             )
-        self.made_estimator(1)
+        self.configured_estimator(1)
 
     def exponents_of(self, size: int) -> int:
         """How many exponents are computed of a state of this size: with windows all of them unless told otherwise."""
@@ -89,23 +175,21 @@ class LyapunovSettings:
                 f"{size - num_weights} slots); use num_exponents <= {size} ({size} gives all of them)."
             )
 
-    def made_estimator(self, num_exponents: int) -> Estimator:
+    def configured_estimator(self, num_exponents: int) -> Estimator:
         """The estimator, with what it takes of these settings.
 
         Raises:
             SdkerasError: There is none of this name, it has not these fields, or it lacks what is asked of it.
         """
         cls = registry.get_estimator("lyapunov", self.estimator)
-        fields = attrs.fields_dict(cls)
-        taken = [name for name in self.estimator_settings if name in _SHARED]
-        if taken:
+        fields, settings = attrs.fields_dict(cls), dict(self.settings.get(self.estimator, {}))
+        of_the_run = [name for name in settings if name in _OF_THE_RUN]
+        if of_the_run:
             raise SdkerasError(
-                f"{taken[0]} of '{self.estimator}' is a setting of the run; give it as such ("
+                f"{of_the_run[0]} of '{self.estimator}' is an option of the run; give it as such ("
                 "`num_exponents`, `num_steps`, `transient`, `checkpoint`, `checkpoint_interval`)."
             )
-        needed = (["checkpoint"] if self.checkpoint is not None else []) + (
-            ["num_steps", "transient"] if self.windows else []
-        )
+        needed = [*(["checkpoint"] if self.checkpoint else []), *(["num_steps", "transient"] if self.windows else [])]
         lacking = [name for name in needed if name not in fields]
         if lacking:
             raise SdkerasError(
@@ -113,10 +197,10 @@ class LyapunovSettings:
                 f"{'windows need' if self.windows else 'a checkpoint needs'}; take {DEFAULT_ESTIMATOR}, or leave them "
                 "out."
             )
-        given = {name: getattr(self, name) for name in _SHARED if name in fields} | dict(self.estimator_settings)
-        if "num_exponents" in fields:
-            given["num_exponents"] = num_exponents
-        return configured(cls, given)
+        for name in _OF_THE_RUN:
+            if name in fields:
+                settings[name] = num_exponents if name == "num_exponents" else getattr(self, name)
+        return configured(cls, settings)
 
     def dense_bytes(self, size: int, itemsize: int) -> int:
         """Memory that the windows' Jacobians take, and the work on them; 0 without windows."""
@@ -145,23 +229,6 @@ class LyapunovSettings:
                 f"the Jacobians of {self.num_steps:,} steps of a state of {size:,} dimensions need {needed / 1e9:.3g} "
                 f"GB, and {limit / 1e9:.3g} GB may be used: {most}; or allow more memory (`memory_gb`)."
             )
-
-
-def settings_of(
-    *, estimator: str = DEFAULT_ESTIMATOR, settings: Mapping[str, Mapping[str, Value]] | None = None, **options: Value
-) -> LyapunovSettings:
-    """The settings among the options of `sdkeras.lyapunov`, by the names they have there.
-
-    Raises:
-        SdkerasError: One is out of its range, or of an estimator that is not used.
-    """
-    given = dict(settings or {})
-    own = given.pop(estimator, {})
-    if given:
-        raise SdkerasError(f"settings were given for '{min(given)}', which is not used here; used is: {estimator}.")
-    names = {field.name for field in attrs.fields(LyapunovSettings)}
-    known = {name: value for name, value in options.items() if name in names}
-    return LyapunovSettings(estimator=estimator, estimator_settings=own, **known)
 
 
 def check_windows(windows: Sequence[int], num_steps: int) -> None:
