@@ -103,7 +103,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
             training begins: another process writes the log.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # public: each argument is one that a user names
         self,
         data: Data,
         every: str | int = "epoch",

@@ -26,4 +26,4 @@ Config: TypeAlias = Any
 
 def layers_of(model: Model) -> list[Layer]:
     """The model and all its layers, those inside others as well."""
-    return model._flatten_layers()  # type: ignore[no-any-return]  # noqa: SLF001
+    return model._flatten_layers()  # type: ignore[no-any-return]

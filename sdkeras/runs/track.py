@@ -41,7 +41,7 @@ _STATE = "sharpness-state.npz"
 _KEPT = 2
 
 
-def track(
+def track(  # noqa: PLR0913  # public: each argument is one that a user names
     checkpoints: Sequence[str | os.PathLike[str]],
     data: Data,
     *,

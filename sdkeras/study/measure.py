@@ -269,7 +269,7 @@ def _no_rate(model: Model, steps: int, asked: float | str | None) -> str:
     if model.built:  # which optimizers of several train variables is known then
         model.optimizer.build(model.trainable_variables)
     for each in parts_of(optimizer):
-        each._iterations.assign(steps)  # noqa: SLF001
+        each._iterations.assign(steps)
     choices = "'peak', 'mean', 'step:N' or a number"
     if asked is not None:
         try:

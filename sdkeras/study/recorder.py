@@ -273,7 +273,7 @@ class ExampleLosses:
 
                 def one(example: Tensor) -> Tensor:
                     target, output = tf.nest.map_structure(lambda leaf: leaf[None], example)
-                    total = model._compute_loss(x=None, y=target, y_pred=output, training=False)  # noqa: SLF001
+                    total = model._compute_loss(x=None, y=target, y_pred=output, training=False)
                     return tf.cast(total, dtype) - sum(tf.cast(extra, dtype) for extra in extras)
 
                 return tf.vectorized_map(one, (y, outputs))

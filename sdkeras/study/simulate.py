@@ -49,7 +49,7 @@ def simulate(
     initial_slots: bool = False,
     allow_unverified: bool = False,
     progress: Callable[[int], None] | None = None,
-    **recording: Value,  # noqa: ANN401
+    **recording: Value,
 ) -> Trajectory:
     """Simulates the trajectory that training would take from here on: real steps of the compiled optimizer, on copies.
 
@@ -182,7 +182,7 @@ def forward(
     *,
     save: str | os.PathLike[str] | None = None,
     progress: Callable[[Progress], None] | None = None,
-    **options: Value,  # noqa: ANN401
+    **options: Value,
 ) -> TrajectoryMeasures:
     """E_alpha and PH dimension of the steps that training would make from the model's state on.
 
@@ -241,7 +241,7 @@ def forward(
     )
 
 
-def plan(model: Model, data: Data, **options: Value) -> ForwardPlan:  # noqa: ANN401
+def plan(model: Model, data: Data, **options: Value) -> ForwardPlan:
     """What `forward` would do with the same arguments, from one timed gradient; nothing else is computed."""
     settings = ForwardSettings(**options)
     training = _read(model, data, settings)

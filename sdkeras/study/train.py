@@ -40,7 +40,8 @@ def factory(study: Study) -> Callable[..., Model]:
     """The model's factory, which takes all settings of the grid but those of the runner.
 
     Raises:
-        SdkerasError: There is none, it cannot be imported, or it does not take a setting.
+        SdkerasError: There is none.
+        ModelError: Its code fails, it does not take a setting of the grid, or it needs one that the grid has not.
     """
     try:
         make = find_function(study.model, Path.cwd().resolve(), "model")
@@ -309,7 +310,7 @@ class _StopAt(keras.callbacks.Callback):  # type: ignore[misc]
 class _LateRecorder(TrajectoryRecorder):
     """A recorder that does nothing before a step, since only the last iterates are kept."""
 
-    def __init__(self, after: int, **settings: Value) -> None:  # noqa: ANN401
+    def __init__(self, after: int, **settings: Value) -> None:
         super().__init__(**settings)
         self._after = after
 
