@@ -6,7 +6,7 @@ Importing the package loads neither TensorFlow nor Keras; the names that need th
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sdkeras._version import __version__ as __version__
 from sdkeras.errors import SdkerasError
@@ -96,7 +96,7 @@ _HOME = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name in _HOME:
         value = getattr(importlib.import_module(_HOME[name]), name)
         globals()[name] = value

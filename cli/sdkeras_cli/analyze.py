@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from sdkeras.estimators import registry
 from sdkeras.results.answers import Analysis
+from sdkeras.results.arrays import Value
 from sdkeras.runs.options import Options
 from sdkeras_cli import options
 from sdkeras_cli.request import Request
@@ -29,6 +28,6 @@ def command(**parameters: options.Value) -> int:
     return run(Request.taken_from(parameters), parameters)
 
 
-def run(request: Request, parameters: dict[str, Any]) -> int:
+def run(request: Request, parameters: dict[str, Value]) -> int:
     """Loads, analyses, reports; returns the exit status."""
     return request.answer("analyze", parameters, request.check(), Analysis)

@@ -23,7 +23,7 @@ from sdkeras.runs.options import MAPS, parse_learning_rate
 
 # What click hands a command for a parameter.
 Value: TypeAlias = Any
-_Command = TypeVar("_Command", bound=Callable[..., Any])
+_Command = TypeVar("_Command", bound=Callable[..., object])
 
 
 class FiniteRange(click.FloatRange):
@@ -76,11 +76,11 @@ def bound_inputs(context: click.Context, option: click.Parameter, texts: Sequenc
     return known or None
 
 
-def settings_of(kinds: Sequence[str], example: str) -> Callable[..., dict[str, dict[str, Any]]]:
+def settings_of(kinds: Sequence[str], example: str) -> Callable[..., dict[str, dict[str, Value]]]:
     """A callback that reads NAME.FIELD=VALUE as values of the fields' types, by estimator of these kinds."""
 
-    def settings(context: Value, option: Value, assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
-        values: dict[str, dict[str, Any]] = {}
+    def settings(context: Value, option: Value, assignments: Sequence[str]) -> dict[str, dict[str, Value]]:
+        values: dict[str, dict[str, Value]] = {}
         for assignment in assignments:
             path, equals, text = assignment.partition("=")
             name, dot, field = path.partition(".")
@@ -97,7 +97,7 @@ def settings_of(kinds: Sequence[str], example: str) -> Callable[..., dict[str, d
 
 
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-_READERS: dict[Any, Callable[[str], Any]] = {
+_READERS: dict[Value, Callable[[str], Value]] = {
     bool: lambda text: _BOOLEANS[text.lower()],
     int: int,
     float: float,
@@ -121,7 +121,7 @@ def _value(assignment: str, kind: Value, text: str) -> Value:
 # Options of the library
 
 # Arguments of `click.option` beyond what a field says.
-_CLICK: dict[str, dict[str, Any]] = {
+_CLICK: dict[str, dict[str, Value]] = {
     "learning_rate": {"callback": learning_rate},
     "class_weight": {"callback": lambda _, __, text: None if text is None else class_weights.parsed(text)},
     "mode": {"type": click.Choice(MODES)},
@@ -146,7 +146,7 @@ _SPELLED = {
 _OF_PYTHON = ("loss_fn", "runs", "workers", "progress")
 
 
-def options_of(record: type[Any], *names: str, **changes: Mapping[str, Any]) -> Callable[[_Command], _Command]:
+def options_of(record: type, *names: str, **changes: Mapping[str, Value]) -> Callable[[_Command], _Command]:
     """The fields of a record as options of a command.
 
     Args:
@@ -171,7 +171,7 @@ def options_of(record: type[Any], *names: str, **changes: Mapping[str, Any]) -> 
     return decorate
 
 
-def _arguments(record: type[Any], name: str) -> dict[str, Any]:
+def _arguments(record: type, name: str) -> dict[str, Value]:
     field, kind = attrs.fields_dict(record)[name], typing.get_type_hints(record)[name]
     words = {"help": field.metadata.get("help"), "metavar": field.metadata.get("metavar") or None}
     if kind is bool:
@@ -182,7 +182,7 @@ def _arguments(record: type[Any], name: str) -> dict[str, Any]:
     return {"type": number, "default": default, "show_default": default is not None, **words}
 
 
-def unset(text: str) -> dict[str, Any]:
+def unset(text: str) -> dict[str, Value]:
     """For `options_of`: an option that is None where it is not given, since the default is another library call's."""
     return {"default": None, "show_default": False, "help": text}
 

@@ -10,6 +10,7 @@ import attrs
 
 from sdkeras.errors import SdkerasError
 from sdkeras.files.atomic import shown
+from sdkeras.files.keras_types import Data, Model
 from sdkeras.results.answers import Analysis, LyapunovRun
 from sdkeras_cli import conditions
 from sdkeras_cli.console import say
@@ -34,7 +35,7 @@ class Request:
     quiet: bool = False
 
     @classmethod
-    def taken_from(cls, parameters: dict[str, Any]) -> Request:
+    def taken_from(cls, parameters: dict[str, Value]) -> Request:
         """Takes its fields out of a command's parameters and leaves the library's options."""
         return cls(**{name: parameters.pop(name) for name in attrs.fields_dict(cls) if name in parameters})
 
@@ -50,7 +51,7 @@ class Request:
         check_outputs(outputs, inputs if self.custom_objects is None else [*inputs, self.custom_objects])
         return outputs
 
-    def load(self, loss: str | None) -> tuple[Any, Any, dict[str, Any]]:
+    def load(self, loss: str | None) -> tuple[Model, Data, dict[str, Value]]:
         """(model, data, the user's own classes), in a process whose TensorFlow is set up.
 
         Raises:
@@ -68,7 +69,7 @@ class Request:
         return model, load_training_data(self.data), objects or {}
 
     def answer(
-        self, function: str, options: dict[str, Any], outputs: list[str], document: type[Analysis | LyapunovRun]
+        self, function: str, options: dict[str, Value], outputs: list[str], document: type[Analysis | LyapunovRun]
     ) -> int:
         """Plans or calls a function of `sdkeras.runs` and shows its answer; returns the exit status."""
         from sdkeras_cli.main import tensorflow_settings

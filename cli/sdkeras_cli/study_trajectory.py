@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
 
 from sdkeras.errors import SdkerasError
+from sdkeras.results.arrays import Value
 from sdkeras.runs.options import Options
 from sdkeras_cli import options
 from sdkeras_cli.options import COUNT, NOT_NEGATIVE, POSITIVE
@@ -111,7 +112,7 @@ def _recorded(request: Request, alpha: float, seed: int, memory_gb: float | None
     return measure_trajectory(trajectory, alpha, seed=seed, memory_gb=memory_gb)
 
 
-def _simulated(request: Request, parameters: dict[str, Any]) -> TrajectoryMeasures | None:
+def _simulated(request: Request, parameters: dict[str, Value]) -> TrajectoryMeasures | None:
     steps, every = parameters["steps"], parameters["every"]
     if steps < 2 * every:
         raise SdkerasError(f"--steps {steps} are too few for 2 iterates {every} steps apart.")

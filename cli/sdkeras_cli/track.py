@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 from click.core import ParameterSource
 
@@ -11,6 +9,7 @@ from sdkeras.errors import SdkerasError
 from sdkeras.files.atomic import shown
 from sdkeras.files.checkpoints import in_order
 from sdkeras.results import log as run_log
+from sdkeras.results.arrays import Value
 from sdkeras.results.log import Measurement, RunLog
 from sdkeras.runs.options import Options
 from sdkeras_cli import conditions, options
@@ -88,7 +87,7 @@ def command(
 
 def _measure(
     patterns: list[str],
-    chosen: dict[str, Any],
+    chosen: dict[str, Value],
     html_path: str | None,
     condition: conditions.Expression | None,
     *,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from typing import Any
 
 import attrs
 import numpy as np
@@ -224,8 +223,8 @@ def _check(run: _Run, start: _Run) -> None:
         raise ValueError("its numbers are none of a run")
 
 
-def _identity(run: _Run) -> dict[str, Any]:
-    """Settings that a run must share with the checkpoint from which it continues."""
+def _identity(run: _Run) -> dict[str, object]:
+    """What two runs must share for one to go on where the other stopped."""
     return {
         "size": run.frame.shape[0],
         "num_exponents": run.frame.shape[1],

@@ -10,13 +10,12 @@ Reference: Tuci et al. (2026), arXiv 2604.19740, appendix (eqs. 81-92).
 
 from __future__ import annotations
 
-from typing import Any
-
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
 from sdkeras.estimators.kinds import spectrum_estimator
+from sdkeras.files.keras_types import Distribution
 from sdkeras.linalg.operators import SymmetricOperator
 from sdkeras.results.arrays import FloatArray
 from sdkeras.results.estimates import Spectrum
@@ -162,7 +161,7 @@ class PseudoSpectrum(_PaperEstimator):
         return nodes, np.full(self.num_quantiles, weights.sum() / self.num_quantiles)
 
 
-def density(points: FloatArray, masses: FloatArray, bandwidth: float) -> Any:
+def density(points: FloatArray, masses: FloatArray, bandwidth: float) -> Distribution:
     """The smoothed measure as a mixture of Gaussians, a `MixtureSameFamily` of TensorFlow Probability (eq. 88).
 
     Args:

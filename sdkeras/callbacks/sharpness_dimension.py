@@ -8,7 +8,6 @@ import logging
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import attrs
 import keras
@@ -25,6 +24,7 @@ from sdkeras.files.locks import Claim
 from sdkeras.files.user_code import last_line
 from sdkeras.operators import minibatches
 from sdkeras.results import log
+from sdkeras.results.arrays import Value
 from sdkeras.results.log import Beginning, Header, Measurement, RunLog
 from sdkeras.runs.monitor import (
     DEFAULT_SAMPLES,
@@ -103,7 +103,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
             training begins: another process writes the log.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # public: each argument is one that a user names
         self,
         data: Data,
         every: str | int = "epoch",
@@ -129,7 +129,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         count = num_measurements
         if count is not None and not (is_number(count, whole=True) and count >= 1):
             raise SdkerasError(f"num_measurements is {count!r}; it must be at least 1, or None for no such number.")
-        options: dict[str, Any] = {
+        options: dict[str, Value] = {
             "batch_size": batch_size,
             "samples": samples,
             "tolerance": tolerance,
@@ -145,7 +145,9 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
             )
         self.measures = check_measures(measures)
         self.keys = log_keys(self.measures, bound_inputs, estimate_bound_inputs)
-        self._make: Callable[[Any], Monitor] = functools.partial(Monitor, data=data, measures=self.measures, **options)
+        self._make: Callable[[Model], Monitor] = functools.partial(
+            Monitor, data=data, measures=self.measures, **options
+        )
         self.report = None if report is None else ReportFolder(report)
         folder = report if log_dir is None else log_dir
         self.log_path = None if folder is None else log.place_in(folder)
@@ -155,7 +157,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         self.carry_forward = carry_forward
         self.measurements: list[Measurement] = []
         self._monitor: Monitor | None = None
-        self._watched: tuple[Any, ...] = ()
+        self._watched: tuple[object, ...] = ()
         self._unknown = dict.fromkeys(self.keys, math.nan)
         self._latest = self._unknown
         self._check: LossCheck | None = None
@@ -177,7 +179,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         if self._interval is not None:
             self.on_train_batch_end = self._after_batch
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+    def on_train_begin(self, logs: dict[str, object] | None = None) -> None:
         self._first_epoch, self._batches = None, (self.params or {}).get("steps")
         own_step = type(self.model).train_step not in (keras.Model.train_step, keras.Sequential.train_step)
         self._check = None if own_step else LossCheck()
@@ -192,7 +194,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
                 self._say_once("log", str(error))
         self.spacing.resume()
 
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+    def on_train_end(self, logs: dict[str, object] | None = None) -> None:
         if self.report is not None:
             self.save_report()
         self._tell_of_another_loss(ended=True)
@@ -206,13 +208,13 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         if self._claim is not None:
             self._claim.close()
 
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_epoch_begin(self, epoch: int, logs: dict[str, object] | None = None) -> None:
         self._epochs = epoch
         if self._first_epoch is None:  # a backup is restored by now, whichever of the callbacks comes first
             self._first_epoch, self._steps = epoch, steps_taken(self.model.optimizer)
             self._began = self._unlogged = Beginning(self._steps, epoch)
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: dict[str, object] | None = None) -> None:
         self._epochs = epoch + 1
         self._batches = self._batches or self._seen
         metrics = _numbers(logs or {})
@@ -248,7 +250,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         else:
             self._measure(metrics, about=about)
 
-    def _after_batch(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+    def _after_batch(self, batch: int, logs: dict[str, object] | None = None) -> None:
         """Counts by the optimizer: a call is not a step where steps_per_execution or accumulation say otherwise."""
         before, self._steps = self._steps, steps_taken(self.model.optimizer)
         self._seen = batch + 1
@@ -400,8 +402,8 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
             _LOG.warning("sdkeras: %s", message)
 
 
-def _numbers(logs: Mapping[str, Any]) -> dict[str, float]:
-    """Numeric entries of Keras' logs."""
+def _numbers(logs: Mapping[str, object]) -> dict[str, float]:
+    """What of Keras' logs is a number."""
     return {name: float(value) for name, value in logs.items() if isinstance(value, (int, float, np.number))}
 
 
@@ -413,6 +415,6 @@ def _digest(model: Model) -> bytes:
     return state.digest()
 
 
-def _identity(model: Model) -> tuple[Any, ...]:
-    """Identity of a monitor: another optimizer, loss or set of variables needs another monitor."""
+def _identity(model: Model) -> tuple[object, ...]:
+    """What a monitor rests on: another optimizer, loss or set of variables needs another one."""
     return (model, model.optimizer, getattr(model, "_compile_loss", None), *model.trainable_variables)

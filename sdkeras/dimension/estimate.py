@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import attrs
 import numpy as np
@@ -14,7 +13,7 @@ from sdkeras.dimension import pooling
 from sdkeras.dimension.exponents import Exponents, is_unresolved, rds_sharpness, rounding
 from sdkeras.dimension.pooling import Atoms, Measure
 from sdkeras.dimension.sharpness import Crossing, crossing
-from sdkeras.results.arrays import FloatArray
+from sdkeras.results.arrays import FloatArray, Value
 from sdkeras.results.dimension import FrozenLyapunov, RdsSharpness, SharpnessDimension
 from sdkeras.results.estimates import Spectrum
 
@@ -49,7 +48,7 @@ class Context:
     ignored_decay: float
     product_error: float
     estimator: str
-    settings: Mapping[str, Any] = attrs.field(factory=dict)
+    settings: Mapping[str, Value] = attrs.field(factory=dict)
     own_rate: bool = False
 
     @property

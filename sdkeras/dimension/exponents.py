@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import attrs
 import numpy as np
 
-from sdkeras.results.arrays import SMALLEST_FACTOR, FloatArray
+from sdkeras.results.arrays import SMALLEST_FACTOR, FloatArray, Value
 from sdkeras.results.dimension import RdsSharpness
 
 _NUM_LEADING = 32
@@ -22,7 +22,7 @@ _WITHOUT_MOMENTUM = ("sgd", "hessian")
 MAPS = (*_WITHOUT_MOMENTUM, "heavy-ball", "nesterov", *PRECONDITIONED)
 
 
-def _only_where_it_is(instance: ExponentMap, attribute: attrs.Attribute[Any], value: float) -> None:
+def _only_where_it_is(instance: ExponentMap, attribute: attrs.Attribute[Value], value: float) -> None:
     if not 0.0 <= value < 1.0 or (value and instance.name in _WITHOUT_MOMENTUM):
         raise ValueError(f"momentum is {value:g}, expected 0 <= momentum < 1, and 0 for the map {instance.name}.")
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sdkeras.dimension.sharpness import crossing
 from sdkeras.linalg.products import log_singular_values
-from sdkeras.results.arrays import FloatArray
+from sdkeras.results.arrays import Array, FloatArray
 from sdkeras.results.lyapunov import MStepSharpness
 
 # ln of how far below the largest a singular value of an explicit product may lie. Its error is eps times the largest:
@@ -19,7 +17,7 @@ from sdkeras.results.lyapunov import MStepSharpness
 _EXPLICIT_RANGE = {np.dtype(np.float64): 22.0, np.dtype(np.float32): 12.0}
 
 
-def m_step_sharpness(jacobians: Sequence[NDArray[Any]], windows: Sequence[int] = (1,)) -> tuple[MStepSharpness, ...]:
+def m_step_sharpness(jacobians: Sequence[Array], windows: Sequence[int] = (1,)) -> tuple[MStepSharpness, ...]:
     """SD^(m) over one trajectory for several window lengths m.
 
     The T steps are cut into T/m consecutive windows; z^(m)_k is the mean over them of the k-th largest ln sigma of
@@ -62,7 +60,7 @@ def m_step_sharpness(jacobians: Sequence[NDArray[Any]], windows: Sequence[int] =
 
 
 def _of_windows(
-    jacobians: Sequence[NDArray[Any]], m: int, steps: FloatArray, reach: float, *, explicit: bool
+    jacobians: Sequence[Array], m: int, steps: FloatArray, reach: float, *, explicit: bool
 ) -> MStepSharpness:
     if explicit:
         logs = steps if m == 1 else _per_window(jacobians, m, lambda factors: _explicit(factors, reach))
@@ -77,15 +75,13 @@ def _of_windows(
     return _result(logs, m, "stabilised products")
 
 
-def _per_window(
-    jacobians: Sequence[NDArray[Any]], m: int, logs: Callable[[Sequence[NDArray[Any]]], FloatArray]
-) -> FloatArray:
+def _per_window(jacobians: Sequence[Array], m: int, logs: Callable[[Sequence[Array]], FloatArray]) -> FloatArray:
     """ln singular values of every window's product, descending in each row, shape [T / m, d]."""
     starts = range(0, len(jacobians), m)
     return np.stack([logs([_checked(jacobians[k]) for k in range(start, start + m)]) for start in starts])
 
 
-def _checked(jacobian: NDArray[Any]) -> NDArray[Any]:
+def _checked(jacobian: Array) -> Array:
     if np.ndim(jacobian) != 2 or np.shape(jacobian)[0] != np.shape(jacobian)[1]:
         raise ValueError(f"a Jacobian has shape {np.shape(jacobian)}, expected a square matrix.")
     if not np.all(np.isfinite(jacobian)):
@@ -93,7 +89,7 @@ def _checked(jacobian: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(jacobian, np.float64)
 
 
-def _explicit(factors: Sequence[NDArray[Any]], reach: float) -> FloatArray:
+def _explicit(factors: Sequence[Array], reach: float) -> FloatArray:
     """ln singular values of the product multiplied out; -inf for those that rounding hides."""
     product = factors[0]
     with np.errstate(over="ignore", invalid="ignore"):

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import attrs
 import numpy as np
-from numpy.typing import NDArray
 
 from sdkeras.dimension.lyapunov import lyapunov_dimension, sharpest_dimension
 from sdkeras.dimension.m_step import m_step_sharpness
-from sdkeras.results.arrays import FloatArray
+from sdkeras.results.arrays import Array, FloatArray
 from sdkeras.results.estimates import LyapunovExponents
 from sdkeras.results.lyapunov import LyapunovDimension, MStepSharpness, SharpestDimension
 
@@ -37,7 +35,7 @@ class SameSteps:
 
 
 def over_same_steps(
-    jacobians: NDArray[Any], exponents: LyapunovExponents, windows: Sequence[int], *, comparable: bool = True
+    jacobians: Array, exponents: LyapunovExponents, windows: Sequence[int], *, comparable: bool = True
 ) -> SameSteps:
     """SD^(m) from the Jacobians of T steps, D_s from the exponents over them, and the sharpest.
 
@@ -79,7 +77,7 @@ def _cut_short(m: int, num_steps: int, size: int) -> MStepSharpness:
     )
 
 
-def _log_det(jacobians: NDArray[Any], block_size: int) -> tuple[float, float | None]:
+def _log_det(jacobians: Array, block_size: int) -> tuple[float, float | None]:
     """Mean of ln|det J| over the steps, and its standard error from blocks of them (None below two blocks)."""
     logs: FloatArray = np.array([np.linalg.slogdet(np.asarray(jacobian, np.float64))[1] for jacobian in jacobians])
     blocks = logs[: len(logs) // block_size * block_size].reshape(-1, block_size).mean(axis=1)

@@ -220,7 +220,11 @@ class _Runs:
     started: float = attrs.field(factory=lambda: time.monotonic())
 
     def extend(self, target: int, after_group: Callable[[], None] = lambda: None) -> None:
-        """Adds runs up to the target, or to the end of the budget."""
+        """Adds runs up to the target, or to the end of the budget.
+
+        Raises:
+            BudgetError: The budget ends before the first run.
+        """
         while len(self.spectra) < target and not self.ended:
             group = min(self.settings.group, target - len(self.spectra))
             if self.settings.max_hvps is not None:

@@ -6,7 +6,7 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 import numpy as np
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from sdkeras.estimators.kinds import Capabilities, Estimator, Kind, Result, Source
 
 
-def origin(cls: type[Any]) -> str:
+def origin(cls: type[Estimator]) -> str:
     """Module and name of a class."""
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def check_class(kind: Kind, name: str, cls: type[Any]) -> None:
+def check_class(kind: Kind, name: str, cls: type[Estimator]) -> None:
     """Refuses a class that is no estimator of this kind.
 
     Raises:
@@ -60,7 +60,7 @@ def check_class(kind: Kind, name: str, cls: type[Any]) -> None:
         )
 
 
-def check_capabilities(kind: Kind, name: str, cls: type[Any], can: Capabilities) -> None:
+def check_capabilities(kind: Kind, name: str, cls: type[Estimator], can: Capabilities) -> None:
     """Refuses capabilities whose field or method the class lacks.
 
     Raises:
@@ -87,7 +87,7 @@ def _type_name(hint: object) -> str:
     return "nothing (no annotation)" if hint is None else getattr(hint, "__name__", str(hint))
 
 
-def checked(kind: Kind, name: str, estimate: Callable[..., Any]) -> Callable[..., Any]:
+def checked(kind: Kind, name: str, estimate: Callable[..., Result]) -> Callable[..., Result]:
     """The estimate method with its contract checked on every call."""
 
     @functools.wraps(estimate)

@@ -16,6 +16,7 @@ import attrs
 from sdkeras.errors import PluginError
 from sdkeras.estimators import checks
 from sdkeras.linalg.operators import LinearMap, SymmetricOperator, TangentFlow
+from sdkeras.results.arrays import Value
 from sdkeras.results.estimates import Eigenpairs, LyapunovExponents, SingularValues, Spectrum, TraceEstimate
 
 
@@ -83,7 +84,7 @@ class Declarable(TypedDict, total=False):
     needs_basis: bool
     own_rate: bool
     many: bool
-    in_analysis: Mapping[str, Any]
+    in_analysis: Mapping[str, Value]
 
 
 @attrs.frozen
@@ -109,7 +110,7 @@ class Capabilities:
     needs_basis: bool = False
     own_rate: bool = False
     many: bool = False
-    in_analysis: Mapping[str, Any] = attrs.field(factory=dict)
+    in_analysis: Mapping[str, Value] = attrs.field(factory=dict)
 
 
 @attrs.frozen
@@ -146,21 +147,21 @@ def lyapunov_estimator(name: str, **capabilities: Unpack[Declarable]) -> Callabl
     return lambda cls: _declare(KINDS["lyapunov"], name, cls, capabilities)
 
 
-_declared: dict[tuple[str, str], type[Any]] = {}
+_declared: dict[tuple[str, str], type[Estimator]] = {}
 
 
-def declared() -> dict[tuple[str, str], type[Any]]:
+def declared() -> dict[tuple[str, str], type[Estimator]]:
     """Estimator classes that were declared in this process, by (kind, name)."""
     return dict(_declared)
 
 
-def forget_since(known: Mapping[tuple[str, str], type[Any]]) -> None:
+def forget_since(known: Mapping[tuple[str, str], type[Estimator]]) -> None:
     """Takes back every declaration made since `declared()` returned `known`, such as those of a broken plugin."""
     for key in set(_declared) - set(known):
         del _declared[key]
 
 
-def _declare(kind: Kind, name: str, cls: type[Any], capabilities: Declarable) -> type[Any]:
+def _declare(kind: Kind, name: str, cls: type[Estimator], capabilities: Declarable) -> type[Estimator]:
     checks.check_class(kind, name, cls)
     taken = _declared.get((kind.name, name))
     if taken is not None and checks.origin(taken) != checks.origin(cls):

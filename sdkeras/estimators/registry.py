@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import attrs
 
 from sdkeras.errors import PluginError, UnknownEstimatorError, did_you_mean
 from sdkeras.estimators import kinds
+from sdkeras.estimators.kinds import Estimator
 from sdkeras.files.user_code import last_line
 
 # The kinds an analysis uses.
@@ -88,7 +88,7 @@ def names(kind: str) -> list[str]:
     return sorted(local | {entry.name for entry in _entry_points(kind)})
 
 
-def get_estimator(kind: str, name: str) -> type[Any]:
+def get_estimator(kind: str, name: str) -> type[Estimator]:
     """The class of an estimator.
 
     Args:
@@ -136,7 +136,7 @@ def _unknown(name: str, kind: str, installed: list[str]) -> str:
     return f"no {kind} estimator '{name}'; {hint}Installed: {', '.join(installed) or 'none'}."
 
 
-def _load(kind: str, entry: importlib.metadata.EntryPoint) -> type[Any]:
+def _load(kind: str, entry: importlib.metadata.EntryPoint) -> type[Estimator]:
     who = f"{kind} plugin '{entry.name}' (from {' '.join(_source(entry.dist))})"
     known = kinds.declared()
     try:
@@ -148,9 +148,9 @@ def _load(kind: str, entry: importlib.metadata.EntryPoint) -> type[Any]:
     return cls
 
 
-def _import(entry: importlib.metadata.EntryPoint, who: str) -> type[Any]:
+def _import(entry: importlib.metadata.EntryPoint, who: str) -> type[Estimator]:
     try:
-        cls: type[Any] = entry.load()
+        cls: type[Estimator] = entry.load()
         return cls
     except KeyboardInterrupt:
         raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import attrs
 
@@ -14,7 +14,7 @@ from sdkeras.estimators import registry
 from sdkeras.estimators.kinds import Capabilities, Declaration, Estimator, Result, Source
 from sdkeras.files.user_code import USER_ERRORS, last_line
 from sdkeras.linalg.operators import SymmetricOperator
-from sdkeras.results.arrays import Array
+from sdkeras.results.arrays import Array, Value
 
 # The estimator of each kind where none is named; of the kinds that give a whole spectrum the one for exact values; and
 # the one for a largest eigenvalue where the memory has no room for a Krylov basis.
@@ -63,7 +63,7 @@ class Request(Protocol):
     @property
     def estimators(self) -> tuple[str, ...]: ...
     @property
-    def settings(self) -> Mapping[str, Mapping[str, Any]]: ...
+    def settings(self) -> Mapping[str, Mapping[str, Value]]: ...
     @property
     def exact(self) -> bool: ...
     @property
@@ -104,7 +104,7 @@ def chosen(options: Request) -> Chosen:
     return found
 
 
-def configured(cls: type[Any], settings: Mapping[str, Any]) -> Estimator:
+def configured(cls: type[Estimator], settings: Mapping[str, Value]) -> Estimator:
     """An estimator with the given fields.
 
     Raises:
@@ -124,7 +124,7 @@ def capabilities(estimator: Estimator) -> Capabilities:
     return declared.capabilities
 
 
-def for_analysis(kind: str, name: str, settings: Mapping[str, Any]) -> Estimator:
+def for_analysis(kind: str, name: str, settings: Mapping[str, Value]) -> Estimator:
     """An estimator with the user's settings, and for the rest those that it declares for an analysis."""
     cls = registry.get_estimator(kind, name)
     return configured(cls, {**capabilities(cls).in_analysis, **settings})
@@ -141,7 +141,7 @@ def with_steps(estimator: Estimator, steps: int | None, *, basis: bool = True) -
     can = capabilities(estimator)
     if steps is None or can.steps is None:
         return estimator
-    changes: dict[str, Any] = {can.steps: steps}
+    changes: dict[str, Value] = {can.steps: steps}
     if can.needs_basis and not basis:
         changes["reorthogonalize"] = False
     return attrs.evolve(estimator, **changes)
@@ -154,7 +154,7 @@ def held_to(estimator: Estimator, memory: float) -> Estimator:
     return estimator
 
 
-def estimator_of_extremes(name: str, settings: Mapping[str, Any], *, most_steps: int) -> Estimator:
+def estimator_of_extremes(name: str, settings: Mapping[str, Value], *, most_steps: int) -> Estimator:
     """The eigenpairs estimator for both ends of a spectrum, without its basis where the memory has no room for it."""
     estimator = for_analysis("eigenpairs", name, settings)
     can, steps = capabilities(estimator), steps_of(estimator)
@@ -166,7 +166,7 @@ def estimator_of_extremes(name: str, settings: Mapping[str, Any], *, most_steps:
     return for_analysis("eigenpairs", name, {**limits, **settings})
 
 
-def estimator_of_spectrum(name: str, settings: Mapping[str, Any], exponents: ExponentMap) -> Estimator:
+def estimator_of_spectrum(name: str, settings: Mapping[str, Value], exponents: ExponentMap) -> Estimator:
     """The spectrum estimator; one that works on |1 - eta * alpha| gets the map's eta.
 
     Raises:
@@ -191,7 +191,7 @@ def estimator_of_spectrum(name: str, settings: Mapping[str, Any], exponents: Exp
     return for_analysis("spectrum", name, own)
 
 
-def settings_of(estimator: Estimator) -> dict[str, Any]:
+def settings_of(estimator: Estimator) -> dict[str, Value]:
     """Its fields by name, for the record; what is no number, text or None in short words."""
     values = attrs.asdict(estimator, recurse=False)
     plain = (bool, int, float, str, type(None))

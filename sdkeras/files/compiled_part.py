@@ -203,7 +203,7 @@ def _uncompile(model: Model) -> None:
     if getattr(model, "compiled", False):
         model.compiled = False
         model.optimizer, model.loss = None, None
-        model._compile_loss, model._compile_metrics = None, None  # noqa: SLF001
+        model._compile_loss, model._compile_metrics = None, None
 
 
 def _stored_loss(model: Model, file: ModelFile) -> StoredLoss:

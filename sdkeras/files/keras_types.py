@@ -17,6 +17,7 @@ Loss: TypeAlias = Any
 # A function that TensorFlow traces or has traced.
 Compiled: TypeAlias = Any
 GraphDef: TypeAlias = Any
+Distribution: TypeAlias = Any
 # Arrays in any structure that `Model.fit` takes, or one that brings its own batches.
 Data: TypeAlias = Any
 # A serialised object of Keras: what its configuration holds.
@@ -25,4 +26,4 @@ Config: TypeAlias = Any
 
 def layers_of(model: Model) -> list[Layer]:
     """The model and all its layers, those inside others as well."""
-    return model._flatten_layers()  # type: ignore[no-any-return]  # noqa: SLF001
+    return model._flatten_layers()  # type: ignore[no-any-return]

@@ -52,7 +52,7 @@ def read_model_file(path: str) -> ModelFile:
 
     Raises:
         ModelError: The file is missing, unreadable or not a whole Keras model.
-    """
+    """  # noqa: DOC501  # `damaged` makes a ModelError
     file = Path(path)
     try:
         missing = not file.exists()

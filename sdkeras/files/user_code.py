@@ -230,6 +230,7 @@ def find_function(spec: str, folder: Path, what: str = "data") -> Callable[..., 
 
     Raises:
         DataError: No such module or callable; the message begins with `what`. What the module raises passes.
+        ModuleNotFoundError: The module imports one that is not installed.
     """
     module_name, _, attribute = spec.partition(":")
     try:

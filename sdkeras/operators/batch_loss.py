@@ -52,7 +52,7 @@ class _Variables:
     @classmethod
     def of(cls, model: Model, positions: tuple[int, ...]) -> _Variables:
         analysed = [model.trainable_variables[position] for position in positions]
-        generators = [each for layer in layers_of(model) for each in layer._seed_generators]  # noqa: SLF001
+        generators = [each for layer in layers_of(model) for each in layer._seed_generators]
         states = [generator.state for generator in generators]
         mapped = {id(variable) for variable in [*analysed, *states]}
         variables = _all_variables(model)
@@ -139,6 +139,9 @@ class BatchLoss:
             seeds: State of each seed generator, shape [g, 2].
             flat: Tensors of the batch, then the held values.
             factors: The compiled losses are multiplied by them; None for 1.
+
+        Raises:
+            ModelError: The loss is no scalar.
         """
         num_tensors = len(flat) - len(self.roles.held)
         batch = keras_structure(tf.nest.pack_sequence_as(self.structure, flat[:num_tensors]))
@@ -181,9 +184,7 @@ class BatchLoss:
         outputs = self.model(x, training=self.training)
         with denominators.recording(factors, examples) as recorder:
             total = tf.convert_to_tensor(
-                self.model._compute_loss(  # noqa: SLF001
-                    x=x, y=y, y_pred=outputs, sample_weight=sample_weight, training=self.training
-                )
+                self.model._compute_loss(x=x, y=y, y_pred=outputs, sample_weight=sample_weight, training=self.training)
             )
         extras = [tf.reduce_sum(tf.cast(loss, total.dtype)) for loss in self.model.losses]
         extra = tf.add_n(extras) if extras else tf.zeros([], total.dtype)

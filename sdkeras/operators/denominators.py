@@ -53,7 +53,7 @@ class Recorder:
             def ones(y_true: Tensor, y_pred: Tensor) -> Tensor:
                 one = tf.ones_like(each)
                 if mask is not None:
-                    one._keras_mask = mask  # noqa: SLF001  # where Keras looks for it
+                    one._keras_mask = mask  # where Keras looks for it
                 return one
 
             weight = sample_weight if reduction == "mean_with_sample_weight" else None

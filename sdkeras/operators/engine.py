@@ -172,6 +172,7 @@ class Engine:
 
         Raises:
             ModelError: Unknown mode, or TensorFlow cannot make products of this model.
+            ResourceExhaustedError: TensorFlow's: a product does not fit the memory.
         """
         if product_mode not in PRODUCT_MODES:
             raise ModelError(f"product mode {product_mode!r} is unknown; use {', '.join(PRODUCT_MODES)}.")

@@ -110,7 +110,11 @@ class HessianOperator(SymmetricOperator):
         return self._apply(vector, (self.size,), self.engine.product)
 
     def matmat(self, matrix: Tensor) -> Tensor:
-        """H V, shape [n, k] -> [n, k], over one shared first pass per batch where TensorFlow can."""
+        """H V, shape [n, k] -> [n, k], over one shared first pass per batch where TensorFlow can.
+
+        Raises:
+            ValueError: The matrix has another shape.
+        """
         if len(np.shape(matrix)) != 2 or np.shape(matrix)[0] != self.size:
             raise ValueError(f"matmat takes a matrix of shape ({self.size}, k), got {tuple(np.shape(matrix))}.")
         if tf.is_tensor(matrix):

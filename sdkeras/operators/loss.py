@@ -76,7 +76,7 @@ class EmpiricalLoss:
     _model: Model
     _engines: dict[str, Engine]  # by product mode, shared by all views
 
-    def __init__(  # noqa: PLR0913
+    def __init__(  # noqa: PLR0913  # public: each argument is one that a user names
         self,
         model: Model,
         data: Data,

@@ -62,7 +62,7 @@ def in_precision(model: Model, dtype: str) -> Model:
                 clone.build(model.input_shape)
         with default_precision(dtype):
             if getattr(model, "compiled", False):
-                settings = model._compile_config.config if model._compile_config else {}  # noqa: SLF001
+                settings = model._compile_config.config if model._compile_config else {}
                 weights = settings.get("loss_weights")
                 arguments = {"optimizer": "sgd", "loss": _loss_in(model.loss, dtype), "loss_weights": weights}
                 compile_as(clone, arguments)
@@ -138,7 +138,7 @@ def _loss_in(loss: Loss, dtype: str) -> Config:
         if keras.backend.standardize_dtype(rebuilt.dtype) != dtype:
             rebuilt = type(loss).from_config({**loss.get_config(), "dtype": dtype})
         if hasattr(loss, "_fn_kwargs"):  # Keras leaves options out of some configurations, as Huber's delta
-            rebuilt._fn_kwargs = dict(loss._fn_kwargs)  # noqa: SLF001
+            rebuilt._fn_kwargs = dict(loss._fn_kwargs)
         return rebuilt
     return loss
 

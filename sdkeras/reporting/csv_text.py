@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from sdkeras.reporting.report import printable
 from sdkeras.results.arrays import Value
@@ -13,7 +12,7 @@ from sdkeras.results.arrays import Value
 _BEGINS_A_FORMULA = ("=", "+", "-", "@")
 
 
-def as_csv(rows: Iterable[Sequence[Any]]) -> str:
+def as_csv(rows: Iterable[Sequence[object]]) -> str:
     """The rows as CSV; None is an empty cell.
 
     Numbers are in full precision. Texts come from model files and error messages of others: they are without control

@@ -38,7 +38,7 @@ def bool_array(value: Value) -> BoolArray:
     return np.asarray(value, dtype=np.bool_)
 
 
-def finite(instance: Value, attribute: attrs.Attribute[Any], value: Value) -> None:
+def finite(instance: Value, attribute: attrs.Attribute[Value], value: Value) -> None:
     if value is not None and not np.all(np.isfinite(value)):
         raise NonFiniteError(
             f"{type(instance).__name__}.{attribute.name} must be finite, but holds NaN or infinity; check the products "
@@ -46,7 +46,7 @@ def finite(instance: Value, attribute: attrs.Attribute[Any], value: Value) -> No
         )
 
 
-def vector(instance: Value, attribute: attrs.Attribute[Any], value: Value) -> None:
+def vector(instance: Value, attribute: attrs.Attribute[Value], value: Value) -> None:
     if value is not None and value.ndim != 1:
         raise ValueError(
             f"{type(instance).__name__}.{attribute.name} must be one-dimensional, got shape {value.shape}."

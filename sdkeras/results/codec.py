@@ -6,7 +6,7 @@ import functools
 import math
 import types
 import typing
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import cattrs
 import numpy as np
@@ -53,7 +53,7 @@ def converter() -> cattrs.Converter:
     for kind in (bool, int, str):
         converter.register_structure_hook(kind, _exactly)
 
-    def structure_tuple(value: Value, cls: Value) -> tuple[Any, ...]:
+    def structure_tuple(value: Value, cls: Value) -> tuple[Value, ...]:
         kinds = typing.get_args(cls)
         entries = _only(list, value)
         if kinds[-1] is Ellipsis:
@@ -77,7 +77,7 @@ def _exactly(value: Value, cls: Value) -> Value:
     return _only(cls, value)
 
 
-def _only(cls: type[Any], value: Value) -> Value:
+def _only(cls: type, value: Value) -> Value:
     if type(value) is not cls:  # not isinstance: True is no int here
         raise ValueError(f"expected {cls.__name__}, got {value!r}")
     return value

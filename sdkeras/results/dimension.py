@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import attrs
 import numpy as np
 
-from sdkeras.results.arrays import ARRAYS_EQUAL, FloatArray, optional_interval
+from sdkeras.results.arrays import ARRAYS_EQUAL, FloatArray, Value, optional_interval
 
 
 @attrs.frozen
@@ -93,7 +91,7 @@ class SharpnessDimension:
     history_half_width: FloatArray = attrs.field(factory=lambda: np.zeros(0), eq=ARRAYS_EQUAL, repr=False)
     history_runs: FloatArray = attrs.field(factory=lambda: np.zeros(0), eq=ARRAYS_EQUAL, repr=False)
     frozen_lyapunov: FrozenLyapunov | None = None
-    settings: dict[str, Any] = attrs.field(factory=dict)
+    settings: dict[str, Value] = attrs.field(factory=dict)
 
 
 @attrs.frozen

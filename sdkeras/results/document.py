@@ -8,14 +8,14 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 import attrs
 import numpy as np
 
 from sdkeras.errors import SdkerasError
 from sdkeras.files.atomic import check_is_file, shown, write_whole
-from sdkeras.files.reading import blamed_on, parsed_json
+from sdkeras.files.reading import Json, blamed_on, parsed_json
 from sdkeras.results.arrays import Value
 from sdkeras.results.codec import converter, from_plain, without_nan
 from sdkeras.results.measured import Measured
@@ -32,7 +32,7 @@ def _renderer() -> Callable[[Document], str]:
     return terminal.as_text  # type: ignore[no-any-return]
 
 
-def walk(record: Value, path: str = "") -> Iterator[tuple[str, Any]]:
+def walk(record: Value, path: str = "") -> Iterator[tuple[str, Value]]:
     """Every value of a record with its path in the JSON file, in the order of the file.
 
     A number with evidence beside it comes with it: that of `value` in `interval`, `stderr`, `residual` and `converged`,
@@ -48,7 +48,7 @@ def walk(record: Value, path: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{path}{name}", _with_evidence(record, name, value)
 
 
-def _parts(record: Value) -> Iterable[tuple[str, Any]]:
+def _parts(record: Value) -> Iterable[tuple[str, Value]]:
     if attrs.has(type(record)):
         return ((field.name, getattr(record, field.name)) for field in attrs.fields(type(record)))
     return record.items() if isinstance(record, dict) else ((str(k), each) for k, each in enumerate(record))
@@ -98,7 +98,7 @@ class Document:
         return cls.from_parsed(parsed_document(text, where, cls.WRITTEN_BY), where)
 
     @classmethod
-    def from_parsed(cls: type[_Doc], document: dict[str, Any], where: str) -> _Doc:
+    def from_parsed(cls: type[_Doc], document: dict[str, Json], where: str) -> _Doc:
         """The record of a parsed document.
 
         Raises:
@@ -137,7 +137,7 @@ def text_of(path: str | os.PathLike[str], written_by: tuple[str, str]) -> str:
         return Path(path).read_text(encoding="utf-8-sig")
 
 
-def parsed_document(text: str, where: str, written_by: tuple[str, str]) -> dict[str, Any]:
+def parsed_document(text: str, where: str, written_by: tuple[str, str]) -> dict[str, Json]:
     """The text as a JSON object of a schema version that this sdkeras reads.
 
     Raises:

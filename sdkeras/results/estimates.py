@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import attrs
 import numpy as np
 
@@ -11,6 +9,7 @@ from sdkeras.results.arrays import (
     ARRAYS_EQUAL,
     BoolArray,
     FloatArray,
+    Value,
     bool_array,
     check_same_length,
     finite,
@@ -38,7 +37,7 @@ class Eigenpairs:
     converged: BoolArray = attrs.field(converter=bool_array, eq=ARRAYS_EQUAL)
     num_matvecs: int = attrs.field(validator=attrs.validators.ge(0))
     seed: int
-    vectors: Any = attrs.field(default=None, eq=ARRAYS_EQUAL, repr=False)
+    vectors: Value = attrs.field(default=None, eq=ARRAYS_EQUAL, repr=False)
 
     def __attrs_post_init__(self) -> None:
         check_same_length(self, "values", "residuals", "converged")

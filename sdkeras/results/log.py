@@ -11,7 +11,6 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import attrs
 
@@ -19,7 +18,7 @@ from sdkeras.errors import SdkerasError, counted
 from sdkeras.files.atomic import check_is_file, open_own, reason_of, shown
 from sdkeras.files.checkpoints import digest
 from sdkeras.files.locks import Claim
-from sdkeras.files.reading import blamed_on, parsed_json
+from sdkeras.files.reading import Json, blamed_on, parsed_json
 from sdkeras.results.bounds import Bound
 from sdkeras.results.codec import as_plain, from_plain
 from sdkeras.results.measured import Measured
@@ -276,7 +275,7 @@ def append(path: str | os.PathLike[str], record: Header | Measurement) -> None:
         os.close(handle)
 
 
-def _last_header(path: str | os.PathLike[str]) -> Mapping[str, Any] | None:
+def _last_header(path: str | os.PathLike[str]) -> Mapping[str, Json] | None:
     if not os.path.exists(path):
         return None
     documents = map(_parsed, Path(path).read_bytes().split(b"\n"))
@@ -284,7 +283,7 @@ def _last_header(path: str | os.PathLike[str]) -> Mapping[str, Any] | None:
     return headers[-1] if headers else None
 
 
-def _parsed(line: bytes) -> dict[str, Any] | None:
+def _parsed(line: bytes) -> dict[str, Json] | None:
     """The JSON object of a line; None for a broken one."""
     try:
         document = parsed_json(line)
@@ -293,7 +292,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     return document if isinstance(document, dict) else None
 
 
-def _header(document: dict[str, Any], where: str) -> Header:
+def _header(document: dict[str, Json], where: str) -> Header:
     version = document["schema_version"]
     if version != SCHEMA_VERSION:
         raise SdkerasError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import attrs
 import numpy as np
@@ -14,7 +13,7 @@ from sdkeras.dimension.exponents import Exponents
 from sdkeras.dimension.sampling import Outcome
 from sdkeras.operators.hessian import HessianOperator
 from sdkeras.results.answers import Analysis, HessianSummary, ModelInfo, SpectrumSummary
-from sdkeras.results.arrays import Array
+from sdkeras.results.arrays import Array, Value
 from sdkeras.results.dimension import EdgeOfStability
 from sdkeras.results.log import Measurement
 from sdkeras.results.measured import Measured
@@ -89,7 +88,7 @@ def joined(
     exponents: Exponents | None,
     *,
     cost: tuple[int, float],
-    **measured: Any,
+    **measured: Value,
 ) -> Analysis:
     """One answer from estimates of SD, and fields of it that were measured beside them.
 

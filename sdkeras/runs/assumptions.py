@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
 
 import attrs
 import keras
@@ -13,6 +12,7 @@ import tensorflow as tf
 
 from sdkeras.dimension.bounds import THEOREMS, Facts, Training
 from sdkeras.dimension.exponents import PRECONDITIONED
+from sdkeras.files.keras_types import Model, Optimizer
 from sdkeras.operators.batch_loss import Batch
 from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.results.dimension import SharpnessDimension
@@ -77,8 +77,8 @@ def is_complete(given: Collection[str], estimate: bool) -> bool:
     return any(known.issuperset(inputs) for inputs in THEOREMS.values())
 
 
-def training_facts(model: Any, optimizer: Any, map_name: str, minibatches_per_epoch: int) -> Training:
-    """Facts about the map that training iterates.
+def training_facts(model: Model, optimizer: Optimizer, map_name: str, minibatches_per_epoch: int) -> Training:
+    """What is known of the map that training iterates.
 
     Args:
         model: With its compiled loss.
@@ -105,7 +105,7 @@ def training_facts(model: Any, optimizer: Any, map_name: str, minibatches_per_ep
     )
 
 
-def _kinks_of_update(optimizer: Any) -> Iterator[str]:
+def _kinks_of_update(optimizer: Optimizer) -> Iterator[str]:
     name = type(optimizer).__name__
     if name in _KINKED_UPDATES:
         yield f"{_KINKED_UPDATES[name]} ({name})"
@@ -113,7 +113,7 @@ def _kinks_of_update(optimizer: Any) -> Iterator[str]:
         yield f"maximum (amsgrad of {name})"
 
 
-def _other_map(optimizer: Any, map_name: str) -> str:
+def _other_map(optimizer: Optimizer, map_name: str) -> str:
     name = type(optimizer).__name__
     if map_name in PRECONDITIONED:
         return (
@@ -128,7 +128,7 @@ def _other_map(optimizer: Any, map_name: str) -> str:
     return ""
 
 
-def _time_dependence(optimizer: Any) -> str:
+def _time_dependence(optimizer: Optimizer) -> str:
     schedule, name = schedule_of(optimizer), type(optimizer).__name__
     if schedule is not None:
         return f"the learning rate follows {type(schedule).__name__}"
@@ -138,7 +138,7 @@ def _time_dependence(optimizer: Any) -> str:
     return ""
 
 
-def _absorbing(model: Any, optimizers: list[Any]) -> str:
+def _absorbing(model: Model, optimizers: list[Optimizer]) -> str:
     regularized = any(getattr(variable, "regularizer", None) is not None for variable in model.trainable_variables)
     if regularized or any(getattr(optimizer, "weight_decay", None) for optimizer in optimizers):
         return "weight decay or a regulariser pulls weights back, which shows none by itself"
@@ -163,7 +163,7 @@ _EXAMPLES = 256
 ESTIMATED = ("loss_bound", "lipschitz")
 
 
-def kinks(model: Any) -> tuple[str, ...]:
+def kinks(model: Model) -> tuple[str, ...]:
     """Layers, activations and losses that are not twice continuously differentiable, as 'type (layer)'."""
     found = []
     for layer in model._flatten_layers(include_self=False):
@@ -177,7 +177,7 @@ def kinks(model: Any) -> tuple[str, ...]:
     return (*dict.fromkeys(found), *(f"{name} (loss)" for name in losses(model) if _KINKED_LOSSES.fullmatch(name)))
 
 
-def losses(model: Any) -> tuple[str, ...]:
+def losses(model: Model) -> tuple[str, ...]:
     """The compiled losses by Keras' name; '' for one of the user's own."""
     names = []
     for loss in keras.tree.flatten(getattr(model, "loss", None) or []):
@@ -191,7 +191,7 @@ def losses(model: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
-def unbounded_loss(model: Any) -> str | None:
+def unbounded_loss(model: Model) -> str | None:
     """The first compiled loss that has no upper bound, or None."""
     return next((name for name in losses(model) if name and name not in _BOUNDED_LOSSES), None)
 

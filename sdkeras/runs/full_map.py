@@ -10,6 +10,7 @@ import numpy as np
 from sdkeras.dimension.estimate import Context
 from sdkeras.dimension.exponents import SingularValueMap
 from sdkeras.dimension.sampling import Outcome
+from sdkeras.estimators.kinds import Estimator
 from sdkeras.estimators.select import estimate
 from sdkeras.linalg.lanczos import BREAKDOWN
 from sdkeras.linalg.operators import LinearMap
@@ -17,7 +18,7 @@ from sdkeras.results.arrays import Array
 from sdkeras.results.estimates import SingularValues, Spectrum
 from sdkeras.results.note import Note
 from sdkeras.runs.budget import Budget, Resources
-from sdkeras.runs.measure import Estimator, runs_to_afford
+from sdkeras.runs.measure import runs_to_afford
 from sdkeras.seeds import seed_of_run
 from sdkeras.training_step import settings
 from sdkeras.training_step.coordinates import ConjugatedMap, training_coordinates

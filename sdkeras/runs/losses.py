@@ -7,15 +7,16 @@ import inspect
 import json
 import math
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import keras
 
 from sdkeras.errors import DataError, ModelError, did_you_mean
 from sdkeras.files import models
+from sdkeras.files.keras_types import Config, Loss, Model
 from sdkeras.files.user_code import load_function
 from sdkeras.operators.batch_loss import LossFn
+from sdkeras.results.arrays import Value
 from sdkeras.results.note import Note
 
 UNKNOWN_ARGUMENTS = "loss-arguments-unknown"
@@ -30,12 +31,12 @@ _OF_KERAS_FUNCTIONS = ("y_true", "y_pred")
 # Specifications
 
 
-def is_own_function(loss: Any) -> bool:
+def is_own_function(loss: Loss) -> bool:
     """Whether a loss is the name of user code, FILE.py:FUNCTION or MODULE:FUNCTION, and none of Keras' names."""
     return isinstance(loss, str) and ":" in loss and _loss_class(loss.partition(":")[0]) is None
 
 
-def own_function(loss: Any, loss_fn: LossFn | None) -> LossFn | None:
+def own_function(loss: Loss, loss_fn: LossFn | None) -> LossFn | None:
     """The user's own `loss_fn(model, batch)`: the one given, or imported from what `loss` names; None for neither.
 
     Raises:
@@ -70,7 +71,7 @@ def _imported(spec: str) -> LossFn:
     return function
 
 
-def from_spec(spec: str) -> Any:
+def from_spec(spec: str) -> Loss:
     """The loss of `NAME` or `NAME:FIELD[=VALUE]...`, as `compile` takes it; a lone field is True.
 
     Raises:
@@ -96,7 +97,7 @@ def from_spec(spec: str) -> Any:
         raise ModelError(f"the loss {spec!r} cannot be made: {type(error).__name__}: {error}") from error
 
 
-def _field(name: str, cls: type, part: str) -> tuple[str, Any]:
+def _field(name: str, cls: type, part: str) -> tuple[str, Value]:
     field, equals, text = (piece.strip() for piece in part.partition("="))
     defaults = arguments(cls)
     names = [each for each in dict.fromkeys((*defaults, "reduction")) if each not in ("name", "dtype", "fn")]
@@ -123,7 +124,7 @@ def _field(name: str, cls: type, part: str) -> tuple[str, Any]:
     return field, value
 
 
-def _value(text: str) -> Any:
+def _value(text: str) -> Value:
     """A literal: number, true, false, null, list, or else a string, with quotes or without."""
     lowered = text.lower()
     if lowered in ("true", "false", "null", "none"):
@@ -136,13 +137,13 @@ def _value(text: str) -> Any:
     return text.strip("'\"")
 
 
-def _is_numeric(value: Any) -> bool:
+def _is_numeric(value: object) -> bool:
     if isinstance(value, list):
         return all(map(_is_numeric, value))
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _near(name: str, names: Any) -> str:
+def _near(name: str, names: Iterable[str]) -> str:
     return f"; {question.rstrip()}" if (question := did_you_mean(name, names)) else ""
 
 
@@ -153,7 +154,7 @@ def _plain(name: str) -> str:
 @functools.cache
 def _classes() -> dict[str, type]:
     """Keras' classes of losses by the name of their function."""
-    members: list[Any] = [value for value in vars(keras.losses).values() if inspect.isclass(value)]
+    members: list[type] = [value for value in vars(keras.losses).values() if inspect.isclass(value)]
     return {str(cls().fn.__name__): cls for cls in members if cls is not keras.losses.Loss}
 
 
@@ -176,20 +177,20 @@ def _loss_class(name: str) -> type | None:
 # Words
 
 
-def function_name(function: Any) -> str:
+def function_name(function: object) -> str:
     """MODULE:FUNCTION of a function."""
     name = getattr(function, "__qualname__", type(function).__name__)
     return f"{getattr(function, '__module__', '')}:{name}"
 
 
-def words_of(model: Any, loss: Any, loss_fn: LossFn | None) -> str:
+def words_of(model: Model, loss: Loss, loss_fn: LossFn | None) -> str:
     """The loss that is analysed: the user's own function as it was given, or the one of a compiled model."""
     if loss_fn is not None:
         return loss if isinstance(loss, str) else function_name(loss_fn)
     return loss_words(model.loss)
 
 
-def loss_words(loss: Any) -> str:
+def loss_words(loss: Loss) -> str:
     """A compiled loss with the arguments that are not its defaults, as `from_spec` reads them: `huber:delta=0.1`."""
     if isinstance(loss, dict):
         return ", ".join(f"{name}: {loss_words(part)}" for name, part in loss.items())
@@ -198,7 +199,7 @@ def loss_words(loss: Any) -> str:
     return _words(loss)
 
 
-def _words(loss: Any) -> str:
+def _words(loss: Loss) -> str:
     if isinstance(loss, str):
         return loss
     if not isinstance(loss, keras.losses.Loss):
@@ -213,7 +214,7 @@ def _words(loss: Any) -> str:
     return _name(loss) + "".join(fields)
 
 
-def _name(loss: Any) -> str:
+def _name(loss: Loss) -> str:
     """The name that was given to it, or that of its function or class."""
     default = inspect.signature(type(loss)).parameters.get("name")
     if loss.name and default is not None and loss.name != default.default:
@@ -221,13 +222,13 @@ def _name(loss: Any) -> str:
     return _spec_name(loss)
 
 
-def _spec_name(loss: Any) -> str:
+def _spec_name(loss: Loss) -> str:
     """A name that `from_spec` knows."""
     known = [name for name, cls in _classes().items() if cls is type(loss)]
     return known[0] if known else type(loss).__name__
 
 
-def _values(loss: Any) -> dict[str, Any]:
+def _values(loss: Loss) -> dict[str, Value]:
     """Arguments of a loss object as far as it tells them: by its configuration, and what Keras keeps beside it."""
     try:
         config = dict(loss.get_config())
@@ -236,16 +237,16 @@ def _values(loss: Any) -> dict[str, Any]:
     return {**config, **getattr(loss, "_fn_kwargs", {})}
 
 
-def _same(value: Any, default: Any) -> bool:
+def _same(value: object, default: object) -> bool:
     try:
         return bool(value == default)
     except (TypeError, ValueError):  # an array
         return False
 
 
-def arguments(cls: type) -> dict[str, Any]:
+def arguments(cls: type) -> dict[str, Value]:
     """Names and defaults of what the constructor of a loss takes; through **kwargs those of the classes it extends."""
-    found: dict[str, Any] = {}
+    found: dict[str, Value] = {}
     for each in cls.__mro__:
         if "__init__" not in vars(each) or each is keras.losses.Loss:
             continue
@@ -261,7 +262,7 @@ def arguments(cls: type) -> dict[str, Any]:
 # Files
 
 
-def unstored_arguments(loss: Any, config: Any, *, flat: bool, of_keras: bool = True) -> Iterator[Note]:
+def unstored_arguments(loss: Loss, config: Config, *, flat: bool, of_keras: bool = True) -> Iterator[Note]:
     """Tells which arguments of a loaded loss its file does not hold, so that defaults were taken.
 
     Args:
@@ -296,8 +297,8 @@ def unstored_arguments(loss: Any, config: Any, *, flat: bool, of_keras: bool = T
             )
 
 
-def caveats(model: Any, *, with_loss: bool = True) -> tuple[Note, ...]:
-    """Caveats on the file from which the model was loaded; none for a model that was not loaded.
+def caveats(model: Model, *, with_loss: bool = True) -> tuple[Note, ...]:
+    """What an answer must say of the file that the model was loaded from; nothing of a model that was not loaded.
 
     Args:
         model: The model that `sdkeras.files.models.load_model` returned.
@@ -320,12 +321,12 @@ def caveats(model: Any, *, with_loss: bool = True) -> tuple[Note, ...]:
     return tuple(told)
 
 
-def loss_words_of_stored(loss: Any) -> str:
+def loss_words_of_stored(loss: Loss) -> str:
     """The loss as `from_spec` takes it."""
     return _spec_name(loss) + _words(loss).removeprefix(_name(loss))
 
 
-def _pairs(loss: Any, config: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
+def _pairs(loss: Loss, config: Config) -> Iterator[tuple[Loss, dict[str, Value]]]:
     """Loss objects, each with its stored configuration."""
     if isinstance(loss, keras.losses.Loss):
         stored = config.get("config") if isinstance(config, dict) else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import attrs
 import keras
@@ -16,7 +15,8 @@ from sdkeras.dimension.same_steps import SameSteps, over_same_steps
 from sdkeras.errors import Interrupted
 from sdkeras.estimators.select import estimate
 from sdkeras.files import models
-from sdkeras.files.keras_types import Data, Model
+from sdkeras.files.archive import Nested
+from sdkeras.files.keras_types import Data, Model, Optimizer
 from sdkeras.linalg.operators import TangentFlow
 from sdkeras.operators import minibatches
 from sdkeras.operators.loss import EmpiricalLoss
@@ -137,9 +137,9 @@ class Training:
     `loss_words` is the loss with its arguments, `function_words` the same where it is a function of the user's, or "".
     """
 
-    model: Any
+    model: Model
     function: EmpiricalLoss
-    optimizer: Any
+    optimizer: Optimizer
     used: update.OptimizerSettings | None
     notes: list[Note]
     loss_words: str
@@ -316,10 +316,10 @@ class _Watched:
         self.budget.tell(f"training step {self.training.index:,} of {self.total:,}")
         return moved
 
-    def state(self) -> Any:
+    def state(self) -> Nested:
         return self.flow.state()
 
-    def restore(self, state: Any) -> None:
+    def restore(self, state: Nested) -> None:
         self.flow.restore(state)
 
 
@@ -457,8 +457,8 @@ def _drift(found: LyapunovSummary) -> tuple[float, float] | None:
     return float(first.mean()), float(second.mean())
 
 
-def identity(optimizer: Any, model: Any, loss: str = "") -> dict[str, str]:
-    """Settings that two runs of one trajectory share, beside state and data."""
+def identity(optimizer: Optimizer, model: Model, loss: str = "") -> dict[str, str]:
+    """What two runs must share, beside state and data, to be of one trajectory."""
     own = inner(optimizer)
     settings = json.dumps(own.get_config(), sort_keys=True, default=lambda value: type(value).__name__)
     return {"loss": loss or loss_name(model.loss), "optimizer": f"{type(own).__name__} {settings}"}

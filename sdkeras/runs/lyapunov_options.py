@@ -6,14 +6,16 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import attrs
 
 from sdkeras.errors import OperatorSizeError, SdkerasError
 from sdkeras.estimators import registry
+from sdkeras.estimators.kinds import Estimator
 from sdkeras.estimators.select import DEFAULTS, configured
+from sdkeras.files.keras_types import Loss
 from sdkeras.linalg.memory import memory_limit
+from sdkeras.results.arrays import Value
 from sdkeras.results.progress import Progress
 from sdkeras.runs.options import (
     COUNT,
@@ -45,7 +47,7 @@ def _path(path: str | os.PathLike[str] | None) -> str | None:
     return None if path is None else os.fspath(path)
 
 
-def _known_rate(instance: object, field: attrs.Attribute[Any], value: Any) -> None:
+def _known_rate(instance: object, field: attrs.Attribute[Value], value: Value) -> None:
     if value is not None:
         parse_learning_rate(value)
 
@@ -64,8 +66,8 @@ class TrainingOptions:
         more="A number; or, of the schedule, 'peak' or 'mean' over the steps so far, or 'step:N', the rate that step N "
         "used, counted from 0.",
     )
-    loss: Any = shared("loss")
-    loss_fn: Any = shared("loss_fn")
+    loss: Loss = shared("loss")
+    loss_fn: Loss = shared("loss_fn")
     class_weight: Mapping[int, float] | None = shared("class_weight")
     samples: int | None = option(
         None, COUNT, group="training", text="Number of samples to read of an endless data set."
@@ -122,7 +124,7 @@ class LyapunovOptions(TrainingOptions):
         False, group="trajectory", text="For an optimizer that has taken no step: begin with the slots it begins with."
     )
     estimator: str = option(DEFAULT_ESTIMATOR, group="estimators", text="Lyapunov estimator to use.")
-    settings: Mapping[str, Mapping[str, Any]] = shared(
+    settings: Mapping[str, Mapping[str, Value]] = shared(
         "settings", more='For example {"lyapunov-qr": {"tolerance": 0.001}}.'
     )
     product_mode: str = shared("product_mode")
@@ -173,7 +175,7 @@ class LyapunovOptions(TrainingOptions):
                 f"{size - num_weights} slots); use num_exponents <= {size} ({size} gives all of them)."
             )
 
-    def configured_estimator(self, num_exponents: int) -> Any:
+    def configured_estimator(self, num_exponents: int) -> Estimator:
         """The estimator, with what it takes of these settings.
 
         Raises:

@@ -6,13 +6,14 @@ Each raises BudgetError where the budget has no room for it, and states beside i
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol
 
 import attrs
 
 from sdkeras.dimension.estimate import FEWEST_RUNS_FOR_AN_INTERVAL, Context
 from sdkeras.dimension.sampling import AdaptiveSettings, Outcome, estimate_sharpness_dimension, pooled_spectrum
 from sdkeras.errors import BudgetError, SdkerasError, counted
+from sdkeras.estimators.kinds import Estimator
 from sdkeras.estimators.select import (
     capabilities,
     estimate,
@@ -48,7 +49,6 @@ from sdkeras.runs.problem import Problem
 from sdkeras.seeds import seed_of_run
 
 # Of any kind; what each must have is in `sdkeras.estimators.kinds`.
-Estimator: TypeAlias = Any
 EXTREMES = "largest and smallest eigenvalue of the data-set Hessian"
 PRECONDITIONED = "largest eigenvalue of the preconditioned Hessian"
 TRACE = "trace of the data-set Hessian"

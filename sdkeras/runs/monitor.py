@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import attrs
 import keras
@@ -17,13 +16,14 @@ from sdkeras.dimension.bounds import bounds as bounds_with
 from sdkeras.dimension.sampling import Outcome
 from sdkeras.errors import SdkerasError
 from sdkeras.estimators.select import DEFAULTS, estimate, estimator_of_largest, for_analysis, with_steps
+from sdkeras.files.archive import Nested
 from sdkeras.files.keras_types import Data, Model
 from sdkeras.linalg.operators import DiagonallyScaledOperator, SymmetricOperator
 from sdkeras.linalg.probes import warm_start
 from sdkeras.operators.hessian import HessianOperator
 from sdkeras.reporting.numbers import root_ratio
 from sdkeras.results.answers import Analysis
-from sdkeras.results.arrays import Array
+from sdkeras.results.arrays import Array, Value
 from sdkeras.results.bounds import Bound
 from sdkeras.results.estimates import Eigenpairs
 from sdkeras.results.log import Header, Measurement
@@ -127,7 +127,7 @@ class Monitor:
         samples: int = DEFAULT_SAMPLES,
         tolerance: float = DEFAULT_TOLERANCE,
         max_hvps: int = DEFAULT_MAX_HVPS,
-        **options: Any,
+        **options: Value,
     ) -> None:
         chosen = Options(samples=samples, tolerance=tolerance, max_hvps=max_hvps, **options)
         self.measures = check_measures(measures)
@@ -168,11 +168,11 @@ class Monitor:
             class_weight=data_info(source, 0).class_weight,
         )
 
-    def state(self) -> dict[str, Any]:
-        """State that a measurement leaves for the next: nested values for `sdkeras.files.archive`."""
+    def state(self) -> Nested:
+        """What a measurement leaves for the next: nested values for `sdkeras.files.archive`."""
         return {"vectors": dict(self._vectors), "num_steps": self._num_steps}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Nested) -> None:
         """Goes on from what `state` returned."""
         self._vectors, self._num_steps = dict(state["vectors"]), int(state["num_steps"])
 

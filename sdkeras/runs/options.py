@@ -8,15 +8,16 @@ import math
 import numbers
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Concatenate, ParamSpec, TypeVar, cast
 
 import attrs
 
 from sdkeras.dimension.bounds import check_inputs
 from sdkeras.errors import SdkerasError, did_you_mean
 from sdkeras.files import class_weights
-from sdkeras.files.keras_types import Data, Model
+from sdkeras.files.keras_types import Data, Loss, Model
 from sdkeras.operators.modes import DTYPES, MODES, PRODUCT_MODES
+from sdkeras.results.arrays import Value
 from sdkeras.results.progress import Progress
 
 DEFAULT_SAMPLES = 4096
@@ -31,7 +32,7 @@ _NAMED_RATES = ("peak", "mean")
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-Validator = Callable[[object, "attrs.Attribute[Any]", object], None]
+Validator = Callable[[object, "attrs.Attribute[Value]", object], None]
 
 
 def parse_learning_rate(text: float | str) -> float | str:
@@ -70,10 +71,10 @@ def is_number(value: object, *, whole: bool = False) -> bool:
     return isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
 
 
-def must(expected: str, holds: Callable[[Any], bool]) -> Validator:
+def must(expected: str, holds: Callable[[Value], bool]) -> Validator:
     """Refuses a value for which `holds` is false; None stands for an option that was left out."""
 
-    def validate(instance: object, field: attrs.Attribute[Any], value: object) -> None:
+    def validate(instance: object, field: attrs.Attribute[Value], value: object) -> None:
         if not (holds(value) or (value is None and field.default is None)):
             raise SdkerasError(f"{field.name} is {value!r}; it must be {expected}.")
 
@@ -84,8 +85,8 @@ def one_of(choices: tuple[str, ...]) -> Validator:
     return must(f"one of {', '.join(choices)}", lambda value: isinstance(value, str) and value in choices)
 
 
-def _checked_by(check: Callable[[Any], Any]) -> Validator:
-    def validate(instance: object, field: attrs.Attribute[Any], value: object) -> None:
+def _checked_by(check: Callable[[Value], object]) -> Validator:
+    def validate(instance: object, field: attrs.Attribute[Value], value: object) -> None:
         check(value)
 
     return validate
@@ -111,7 +112,7 @@ def _names(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _settings(settings: Mapping[str, Mapping[str, Any]] | None) -> Mapping[str, Mapping[str, Any]]:
+def _settings(settings: Mapping[str, Mapping[str, Value]] | None) -> Mapping[str, Mapping[str, Value]]:
     return settings or {}
 
 
@@ -141,7 +142,7 @@ class Options:
         "MultiOptimizer) threshold, ratio, exponents, sharpness dimension and bounds are None, and everything else is "
         "measured. The map 'full' takes the rates that the optimizer has.",
     )
-    loss: Any = option(
+    loss: Loss = option(
         None,
         group="training",
         metavar="LOSS",
@@ -149,7 +150,7 @@ class Options:
         "FILE.py:FUNCTION or MODULE:FUNCTION for a loss_fn(model, batch).",
         more="An uncompiled model needs it. A loss object of Keras will do as well.",
     )
-    loss_fn: Any = option(
+    loss_fn: Loss = option(
         None,
         group="training",
         text="Function (model, batch) in place of the compiled loss, which runs the model itself.",
@@ -212,7 +213,7 @@ class Options:
             "lanczos, randomized-trace.",
         },
     )
-    settings: Mapping[str, Mapping[str, Any]] = attrs.field(
+    settings: Mapping[str, Mapping[str, Value]] = attrs.field(
         factory=dict,
         converter=_settings,
         metadata={
@@ -375,7 +376,7 @@ def _check_snapshots(options: Options) -> None:
         )
 
 
-def shared(name: str, **changes: Any) -> Any:
+def shared(name: str, **changes: Value) -> Value:
     """A field that another record of options has in common with `Options`.
 
     Args:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import datetime
 import platform
 import time
-from typing import Any
 
 import keras
 import tensorflow as tf
 
 from sdkeras._version import __version__
 from sdkeras.files.compiling import compile_as
+from sdkeras.files.keras_types import Loss, Model
 from sdkeras.operators import precision
 from sdkeras.operators.loss import check_model
 from sdkeras.operators.minibatches import Source
@@ -20,7 +20,7 @@ from sdkeras.runs import losses
 from sdkeras.training_step.settings import OptimizerSettings
 
 
-def with_loss(model: Any, loss: Any, dtype: str) -> Any:
+def with_loss(model: Model, loss: Loss, dtype: str) -> Model:
     """The model, or where a loss is given a copy compiled with it.
 
     Raises:
@@ -37,7 +37,7 @@ def with_loss(model: Any, loss: Any, dtype: str) -> Any:
     return made
 
 
-def loss_name(loss: Any) -> str:
+def loss_name(loss: Loss) -> str:
     """The name of a compiled loss, in whatever structure it was given, without its arguments."""
     if isinstance(loss, str):
         return loss

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import attrs
 import keras
@@ -14,13 +13,15 @@ import tensorflow as tf
 
 from sdkeras.errors import DataError, Interrupted, ModelError, SdkerasError
 from sdkeras.files import models
-from sdkeras.files.archive import load_checkpoint, save_checkpoint
+from sdkeras.files.archive import Nested, load_checkpoint, save_checkpoint
 from sdkeras.files.atomic import shown
 from sdkeras.files.checkpoints import WEIGHTS_SUFFIX, digest, in_order
+from sdkeras.files.keras_types import Config, Data, Model
 from sdkeras.operators import minibatches
 from sdkeras.operators.batch_loss import keras_structure
 from sdkeras.operators.minibatches import Source
 from sdkeras.results import log as run_log
+from sdkeras.results.arrays import Value
 from sdkeras.results.log import Measurement, RunLog
 from sdkeras.results.progress import Progress
 from sdkeras.runs import losses
@@ -40,18 +41,18 @@ _STATE = "sharpness-state.npz"
 _KEPT = 2
 
 
-def track(
+def track(  # noqa: PLR0913  # public: each argument is one that a user names
     checkpoints: Sequence[str | os.PathLike[str]],
-    data: Any,
+    data: Data,
     *,
     log_dir: str | os.PathLike[str],
     model: str | os.PathLike[str] | None = None,
-    test_data: Any = None,
+    test_data: Data = None,
     measures: Sequence[str] = MEASURES,
-    custom_objects: Mapping[str, Any] | None = None,
+    custom_objects: Mapping[str, object] | None = None,
     safe_mode: bool = True,
     progress: Callable[[Progress], None] | None = None,
-    **options: Any,
+    **options: Value,
 ) -> RunLog:
     """Measures checkpoints one after the other and keeps the numbers in a run log.
 
@@ -98,11 +99,11 @@ def track(
 class _Reader:
     """Models as checkpoints have them."""
 
-    def __init__(self, base: str | None, custom_objects: dict[str, Any], safe_mode: bool) -> None:
+    def __init__(self, base: str | None, custom_objects: Mapping[str, object], safe_mode: bool) -> None:
         self.base, self.custom_objects, self.safe_mode = base, custom_objects, safe_mode
-        self.of_weights: Any = None
+        self.of_weights: Model = None
 
-    def __call__(self, path: str, *, needs_loss: bool) -> tuple[Any, str]:
+    def __call__(self, path: str, *, needs_loss: bool) -> tuple[Model, str]:
         """(model, what of its optimizer could not be read).
 
         Raises:
@@ -114,7 +115,7 @@ class _Reader:
             self.of_weights, _ = self._model(str(self.base), needs_loss)
         return self.of_weights, models.load_weights(path, self.of_weights)
 
-    def _model(self, path: str, needs_loss: bool) -> tuple[Any, str]:
+    def _model(self, path: str, needs_loss: bool) -> tuple[Model, str]:
         model = models.load_model(path, custom_objects=self.custom_objects, safe_mode=self.safe_mode)
         if needs_loss and not getattr(model, "compiled", False):
             problem = models.compile_problem(model)
@@ -128,10 +129,10 @@ class _Tracking:
     def __init__(
         self,
         log_dir: str | os.PathLike[str],
-        data: Any,
-        test_data: Any,
+        data: Data,
+        test_data: Data,
         measures: tuple[str, ...],
-        options: dict[str, Any],
+        options: dict[str, Value],
         progress: Callable[[Progress], None] | None,
     ) -> None:
         self.place = run_log.place_in(log_dir)
@@ -142,8 +143,8 @@ class _Tracking:
         self.measures, self.options, self.progress = measures, options, progress
         self.keys = log_keys(measures, options.get("bound_inputs"), bool(options.get("estimate_bound_inputs")))
         self.monitor: Monitor | None = None
-        self.read: Callable[..., tuple[Any, str]] = _Reader(None, {}, True)
-        self.states: list[dict[str, Any]] = []
+        self.read: Callable[..., tuple[Model, str]] = _Reader(None, {}, True)
+        self.states: list[Nested] = []
         self.waiting: list[Measurement] = []  # failures before there is a monitor, and with it a header
         self.first_error: SdkerasError | None = None
         self.before = ""  # digest of the checkpoint measured last
@@ -299,7 +300,7 @@ class _Tracking:
             self.progress(Progress(stage=stage, num_hvps=0))
 
 
-def _states(held: Any) -> list[dict[str, Any]]:
+def _states(held: Nested) -> list[Nested]:
     """The states in a checkpoint that can be gone on from; damaged ones are left out."""
     kept = []
     for state in held if isinstance(held, list) else ():
@@ -311,7 +312,7 @@ def _states(held: Any) -> list[dict[str, Any]]:
     return kept
 
 
-def _source(data: Any, options: Mapping[str, Any]) -> Source:
+def _source(data: Data, options: Mapping[str, Value]) -> Source:
     return minibatches.as_source(
         data,
         batch_size=options.get("batch_size"),
@@ -331,21 +332,21 @@ class _Batches(keras.utils.PyDataset):  # type: ignore[misc]  # Keras has no typ
     def __len__(self) -> int:
         return len(self._source.batch_ranges or ())
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: int) -> Data:
         start, stop = (self._source.batch_ranges or ())[index]
         batch = tf.nest.pack_sequence_as(self._source.structure, list(self._source.take(slice(start, stop))))
         return tuple(keras_structure(part) for part in batch)
 
 
-def _parts(source: Source) -> tuple[Any, ...]:
+def _parts(source: Source) -> tuple[Data, ...]:
     """(x,), (x, y) or (x, y, sample_weight) as the model takes them; of batches of different shapes the first one."""
     first = source.batch_ranges[0] if source.is_bucketed and source.batch_ranges else None
     arrays = source.arrays if first is None else source.take(slice(*first))
     return tuple(tf.nest.pack_sequence_as(source.structure, list(arrays)))
 
 
-def _recipe(model: Any) -> str:
-    """Recipe of a model, all but its variables' values: models that share it share their compiled functions."""
+def _recipe(model: Model) -> str:
+    """What two models must share for one's compiled functions to be the other's: all but the variables' values."""
     config = keras.saving.serialize_keras_object(model)
     shapes = [(tuple(variable.shape), str(variable.dtype)) for variable in model.variables]
     optimizer = getattr(model, "optimizer", None)
@@ -353,7 +354,7 @@ def _recipe(model: Any) -> str:
     return json.dumps([_without_rate(config), shapes], sort_keys=True, default=str)
 
 
-def _without_rate(config: Any) -> Any:
+def _without_rate(config: Config) -> Config:
     """A configuration without what differs from file to file: a plain learning rate, which is a variable, and ids."""
     if isinstance(config, dict):
         return {
@@ -364,14 +365,14 @@ def _without_rate(config: Any) -> Any:
     return [_without_rate(part) for part in config] if isinstance(config, (list, tuple)) else config
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     """An option's value; nothing for what is not asked for, whichever way it was left out."""
     if isinstance(value, Mapping):
         return ", ".join(f"{name}={number:g}" for name, number in sorted(value.items()))
     return "" if value is False else str(value)
 
 
-def _words(value: Any) -> str:
+def _words(value: object) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {text}" for name, text in value.items() if text) or "the defaults"
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -6,7 +6,7 @@ Importing this package loads neither TensorFlow nor Keras; the recorder loads th
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sdkeras.study.recorder import TrajectoryRecorder
@@ -18,7 +18,7 @@ __all__ = ["Trajectory", "TrajectoryRecorder", "measure_trajectory"]
 _HOME = {"Trajectory": "trajectory", "TrajectoryRecorder": "recorder", "measure_trajectory": "topology"}
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module 'sdkeras.study' has no attribute '{name}'")
     return getattr(importlib.import_module(f"sdkeras.study.{_HOME[name]}"), name)

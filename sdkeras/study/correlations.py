@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import attrs
 import numpy as np
@@ -13,7 +12,7 @@ import scipy.stats
 from sdkeras.errors import SdkerasError
 from sdkeras.reporting.csv_text import as_csv
 from sdkeras.reporting.numbers import ABSENT
-from sdkeras.results.arrays import FloatArray
+from sdkeras.results.arrays import FloatArray, Value
 from sdkeras.results.document import SCHEMA_VERSION, Document
 
 TARGETS = ("accuracy_gap", "loss_gap")
@@ -33,7 +32,7 @@ class Run:
         loss_gap: |train loss - test loss|, or None.
     """
 
-    settings: Mapping[str, Any]
+    settings: Mapping[str, Value]
     measures: Mapping[str, float | None]
     accuracy_gap: float | None = None
     loss_gap: float | None = None
@@ -140,7 +139,7 @@ class Correlations(Document):
         names = ["measure", "target", *_spread("tau_b"), "p_value", "num_usable", "num_runs", "num_missing"]
         for setting in self.settings:
             names += [*_spread(f"psi_{setting}"), f"num_groups_{setting}", f"num_skipped_{setting}"]
-        rows: list[list[Any]] = [[*names, *_spread("psi_mean")]]
+        rows: list[list[object]] = [[*names, *_spread("psi_mean")]]
         for row in self.rows:
             values = [row.measure, row.target, *_limits(row.tau_b, row.interval)]
             values += [row.p_value, row.num_usable, row.num_runs, row.num_missing]
@@ -300,7 +299,7 @@ def _setting_names(runs: Sequence[Run]) -> tuple[str, ...]:
     if len(runs) < 2:
         raise SdkerasError(f"a correlation needs at least 2 runs, got {len(runs)}.")
     names = tuple(runs[0].settings)
-    seen: dict[tuple[Any, ...], int] = {}
+    seen: dict[tuple[Value, ...], int] = {}
     for number, run in enumerate(runs):
         if set(run.settings) != set(names):
             other = ", ".join(sorted(set(names) ^ set(run.settings)))
@@ -320,9 +319,9 @@ def _setting_names(runs: Sequence[Run]) -> tuple[str, ...]:
     return names
 
 
-def _groups(runs: Sequence[Run], setting: str, names: Sequence[str]) -> list[Any]:
+def _groups(runs: Sequence[Run], setting: str, names: Sequence[str]) -> list[FloatArray]:
     """Indices of the runs that differ in nothing but one setting, an array for each combination of the others."""
-    groups: dict[tuple[Any, ...], list[int]] = {}
+    groups: dict[tuple[Value, ...], list[int]] = {}
     for number, run in enumerate(runs):
         groups.setdefault(tuple(run.settings[name] for name in names if name != setting), []).append(number)
     return [np.array(members) for members in groups.values()]

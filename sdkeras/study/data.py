@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import attrs
 import keras
@@ -50,7 +49,7 @@ class StudyData:
             _check_batched(study)
         return cls(train, test)
 
-    def examples(self, count: int) -> tuple[Any, Any]:
+    def examples(self, count: int) -> tuple[Data, Data]:
         """(x, y) of this many examples of training (or all), the same ones for all runs."""
         x, y = self.train[:2]
         total = len(tf.nest.flatten(y)[0])
@@ -59,7 +58,7 @@ class StudyData:
         return x, y
 
 
-def with_class_weights(study: Study, data: tuple[Any, ...]) -> tuple[Any, ...]:
+def with_class_weights(study: Study, data: tuple[Data, ...]) -> tuple[Data, ...]:
     """Arrays with the sample weights that `fit` makes of the study's class weights.
 
     Raises:
@@ -102,7 +101,7 @@ def _check_sizes(study: Study, total: int) -> None:
             )
 
 
-def shuffled(data: tuple[Any, ...], batch_size: int, seed: int) -> tuple[tf.data.Dataset, int]:
+def shuffled(data: tuple[Data, ...], batch_size: int, seed: int) -> tuple[tf.data.Dataset, int]:
     """Endless batches of arrays, in another order in every epoch, and the number of batches per epoch.
 
     After `keras.utils.set_random_seed` Keras' own shuffling of arrays gives every epoch of a `fit` the same order.

@@ -9,7 +9,6 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import attrs
 import cattrs
@@ -18,6 +17,7 @@ from sdkeras.errors import SdkerasError, counted
 from sdkeras.files.atomic import check_is_file, shown
 from sdkeras.files.class_weights import checked
 from sdkeras.files.reading import blamed_on
+from sdkeras.results.arrays import Value
 from sdkeras.results.codec import as_plain, converter
 from sdkeras.results.document import SCHEMA_VERSION, Document
 from sdkeras.runs.options import Options, parse_learning_rate
@@ -45,13 +45,13 @@ _ANALYSIS_KEYS = (
 _FUNCTION = re.compile(r"[^/\\:,]+:[A-Za-z_][\w.]*")
 _MOST_RUNS = 100_000
 
-_Holds = Callable[[Any], Any]
+_Holds = Callable[[Value], object]
 
 
-def _must(expected: str, holds: _Holds) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
+def _must(expected: str, holds: _Holds) -> Callable[[object, attrs.Attribute[Value], Value], None]:
     """A validator; None stands for a setting that was left out."""
 
-    def validate(instance: object, field: attrs.Attribute[Any], value: object) -> None:
+    def validate(instance: object, field: attrs.Attribute[Value], value: object) -> None:
         if value is not None and not holds(value):
             raise SdkerasError(f"{field.name} is {value!r}; it must be {expected}.")
 
@@ -101,7 +101,7 @@ class GridRun:
     """
 
     name: str
-    settings: dict[str, Any]
+    settings: dict[str, Value]
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -138,10 +138,10 @@ class Study(Document):
     epochs: int | None = attrs.field(default=None, validator=_AT_LEAST_1)
     steps: int | None = attrs.field(default=None, validator=_AT_LEAST_1)
     stop: dict[str, float] = attrs.field(factory=dict)
-    grid: dict[str, tuple[Any, ...]]
-    measures: dict[str, dict[str, Any]]
+    grid: dict[str, tuple[Value, ...]]
+    measures: dict[str, dict[str, Value]]
     trajectory: TrajectorySettings = attrs.field(factory=TrajectorySettings)
-    analysis: dict[str, Any] = attrs.field(factory=dict)
+    analysis: dict[str, Value] = attrs.field(factory=dict)
     class_weight: dict[str, float] = attrs.field(factory=dict)
     schema_version: int = SCHEMA_VERSION
 
@@ -167,16 +167,16 @@ class Study(Document):
         """Whether iterates are recorded while training."""
         return any("-backward-" in column for column in columns(self.measures))
 
-    def training(self) -> dict[str, Any]:
-        """Settings that all runs of a folder must share to stand in one table."""
-        shared: dict[str, Any] = {
+    def training(self) -> dict[str, Value]:
+        """What all runs of a folder must share so that they can stand in one table."""
+        shared: dict[str, Value] = {
             key: getattr(self, key) for key in ("model", "data", "test_data", "epochs", "steps", "stop")
         }
         shared["class_weight"] = self.class_weight or None
         recorded = sorted(column for column in columns(self.measures) if "-backward-" in column)
         return {**shared, "recorded": {"for": recorded, **as_plain(self.trajectory)} if recorded else None}
 
-    def measured_by(self, column: str) -> dict[str, Any]:
+    def measured_by(self, column: str) -> dict[str, Value]:
         """The settings, beside the training, that the value in a column of the table depends on."""
         measure = columns(self.measures)[column]
         if measure in OF_TRAJECTORIES:
@@ -185,7 +185,7 @@ class Study(Document):
         together = {name: self.measures[name] for name in ESTIMATOR_OF if name in self.measures}
         return {"measures": together, "analysis": dict(self.analysis)}
 
-    def by_column(self) -> dict[str, dict[str, Any]]:
+    def by_column(self) -> dict[str, dict[str, Value]]:
         """`measured_by` of every column of the table."""
         return {column: self.measured_by(column) for column in columns(self.measures)}
 
@@ -223,12 +223,12 @@ def read_study(path: str, *, full: bool = False) -> Study:
         raise SdkerasError(f"{shown(path)}: {error}") from error
 
 
-def run_name(settings: Mapping[str, Any]) -> str:
+def run_name(settings: Mapping[str, Value]) -> str:
     """The settings in short, as the name of a folder: lr0.1-bs32-seed0."""
     return "-".join(f"{_SHORT.get(name, name)}{_in_name(value)}" for name, value in settings.items())
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def differences(old: Mapping[str, Value], new: Mapping[str, Value]) -> list[str]:
     """The differences between two definitions of training, in words."""
     changed = []
     for name in {**old, **new}:
@@ -267,13 +267,13 @@ def length(study: Study) -> str:
     return counted(study.epochs, "epoch") if study.epochs else counted(study.steps or 0, "step")
 
 
-def _settings(values: Mapping[str, Any]) -> str:
+def _settings(values: Mapping[str, Value]) -> str:
     return ", ".join(
         f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in values.items() if value is not None
     )
 
 
-def _study(tables: Mapping[str, Any]) -> Study:
+def _study(tables: Mapping[str, Value]) -> Study:
     _check_tables("the file", tables)
     study, measures = tables.get("study", {}), tables.get("measures", {})
     check_keys("[study]", study, _STUDY_KEYS)
@@ -303,13 +303,13 @@ def _reason(error: BaseException, cls: object) -> str:
     return str(error)
 
 
-def _check_tables(where: str, tables: Mapping[str, Any]) -> None:
+def _check_tables(where: str, tables: Mapping[str, Value]) -> None:
     check_keys(where, tables, _TABLES if where == "[full]" else (*_TABLES, "full"))
     for name, table in tables.items():
         check_keys(f"{where}: [{name}]", table, table)
 
 
-def _put_over(table: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def _put_over(table: Mapping[str, Value], over: Mapping[str, Value]) -> dict[str, Value]:
     """Key by key; epochs take the place of steps, and the other way round."""
     lengths = {"epochs", "steps"}
     kept = {key: value for key, value in table.items() if not (key in lengths and lengths & set(over))}
@@ -332,7 +332,7 @@ def _class_weight(weights: object) -> dict[str, float]:
         raise SdkerasError(f"[study] {error}") from error
 
 
-def _grid(table: Mapping[str, Any]) -> dict[str, list[Any]]:
+def _grid(table: Mapping[str, Value]) -> dict[str, list[Value]]:
     """The values of each setting, in the order of names; always with a seed."""
     lists = {name: value if isinstance(value, list) else [value] for name, value in table.items()}
     lists.setdefault("seed", [0])
@@ -377,7 +377,7 @@ _SETTINGS: dict[str, tuple[str, _Holds]] = {
 }
 
 
-def _analysis(options: Mapping[str, Any], measures: Mapping[str, Any]) -> dict[str, Any]:
+def _analysis(options: Mapping[str, Value], measures: Mapping[str, Value]) -> dict[str, Value]:
     if "class_weight" in options:
         raise SdkerasError("[analysis] has no class_weight; put it under [study], for training and analysis alike.")
     check_keys("[analysis]", options, _ANALYSIS_KEYS)

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 import numpy as np
@@ -102,7 +102,7 @@ class _Scale:
     """How the values of a setting are shown, by colour or by marker."""
 
     setting: str
-    values: list[Any]
+    values: list[object]
 
     def colour(self, value: object) -> tuple[float, float, float, float]:
         import matplotlib

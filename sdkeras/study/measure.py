@@ -6,13 +6,13 @@ import collections
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import keras
 import tensorflow as tf
 
 from sdkeras.errors import MapError, SdkerasError, counted
 from sdkeras.files.keras_types import Model
+from sdkeras.files.reading import Json
 from sdkeras.linalg.memory import memory_limit
 from sdkeras.results.answers import Analysis, OptimizerInfo
 from sdkeras.runs.analyze import analyze
@@ -199,7 +199,7 @@ _PATIENCE = 20.0
 
 
 def check_rates(
-    study: Study, points: Sequence[Mapping[str, Any]], make: Callable[..., Model], data: StudyData
+    study: Study, points: Sequence[Mapping[str, Json]], make: Callable[..., Model], data: StudyData
 ) -> tuple[str, ...]:
     """Builds the model of each grid point and reads its learning rate after the last planned step.
 
@@ -246,7 +246,7 @@ def check_rates(
     return sentences
 
 
-def _planned_steps(study: Study, settings: Mapping[str, Any], data: StudyData) -> int | None:
+def _planned_steps(study: Study, settings: Mapping[str, Json], data: StudyData) -> int | None:
     """Steps of a whole training, or None where the number of batches is not known."""
     if study.steps is not None:
         return study.steps
@@ -269,7 +269,7 @@ def _no_rate(model: Model, steps: int, asked: float | str | None) -> str:
     if model.built:  # which optimizers of several train variables is known then
         model.optimizer.build(model.trainable_variables)
     for each in parts_of(optimizer):
-        each._iterations.assign(steps)  # noqa: SLF001
+        each._iterations.assign(steps)
     choices = "'peak', 'mean', 'step:N' or a number"
     if asked is not None:
         try:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from sdkeras.errors import SdkerasError, did_you_mean
 from sdkeras.estimators import registry
 from sdkeras.estimators.select import configured
+from sdkeras.results.arrays import Value
 
 # Those that are the sharpness dimension, and the spectrum estimator that each is by. The first of these in a study is
 # the one that lambda_1 is by, so those that do not round an exponent to the middle of a bin come first.
@@ -22,10 +22,10 @@ METRICS = ("euclidean", "data")
 TRAJECTORIES = ("forward", "backward")
 _EXACT = "sd"
 
-Settings = Mapping[str, Mapping[str, Any]]
+Settings = Mapping[str, Mapping[str, Value]]
 
 
-def check_keys(where: str, table: object, keys: Sequence[str] | Mapping[str, Any]) -> None:
+def check_keys(where: str, table: object, keys: Sequence[str] | Mapping[str, Value]) -> None:
     """Refuses a table of the definition that is none, or has other keys.
 
     Raises:
@@ -93,13 +93,13 @@ def check_measures(measures: Settings) -> None:
                 raise SdkerasError(f"{where}: {error}") from error
 
 
-def needing_a_rate(measures: Settings, analysis: Mapping[str, Any]) -> tuple[str, ...]:
+def needing_a_rate(measures: Settings, analysis: Mapping[str, Value]) -> tuple[str, ...]:
     """The measures that have no value without a learning rate."""
     return () if analysis.get("map") == "full" else tuple(n for n in measures if n in ESTIMATOR_OF or n == "lambda_1")
 
 
-def analysis_options(measures: Settings) -> dict[str, Any]:
-    """Options of `sdkeras.analyze` that take all of these measures at once."""
+def analysis_options(measures: Settings) -> dict[str, Value]:
+    """What `sdkeras.analyze` is told to take all of these measures at once."""
     wanted = [name for name in ESTIMATOR_OF if name in measures]
     settings = {ESTIMATOR_OF[name]: dict(measures[name]) for name in wanted if name != _EXACT and measures[name]}
     return {
@@ -109,7 +109,7 @@ def analysis_options(measures: Settings) -> dict[str, Any]:
     }
 
 
-def _listed(settings: Mapping[str, Any], key: str, all_of: tuple[str, ...]) -> tuple[str, ...]:
+def _listed(settings: Mapping[str, Value], key: str, all_of: tuple[str, ...]) -> tuple[str, ...]:
     """One of `all_of`, a list of them, or by default all."""
     value = settings.get(key, list(all_of))
     chosen = [value] if isinstance(value, str) else value

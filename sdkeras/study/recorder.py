@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import attrs
 import keras
@@ -14,7 +13,7 @@ import tensorflow as tf
 from sdkeras.errors import DataError, ModelError, OperatorSizeError, SdkerasError
 from sdkeras.files.data_fit import check_data, words_of
 from sdkeras.files.dataset import described
-from sdkeras.files.keras_types import Model, Tensor
+from sdkeras.files.keras_types import Data, Model, Tensor
 from sdkeras.linalg.memory import available_memory
 from sdkeras.linalg.projection import Projection, check_dimension
 from sdkeras.operators import minibatches
@@ -42,7 +41,7 @@ class RecordingSettings:
     dtype: str = "float32"
     projection: int | None = None
     seed: int = 0
-    losses_on: Any = None
+    losses_on: Data = None
 
     def __attrs_post_init__(self) -> None:
         for name, low in {"every": 1, "last": 2, "projection": 1, "seed": 0}.items():
@@ -97,7 +96,7 @@ class TrajectoryRecorder(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         projection: int | None = None,
         seed: int = 0,
         path: str | os.PathLike[str] | None = None,
-        losses_on: tuple[Any, Any] | None = None,
+        losses_on: tuple[Data, Data] | None = None,
     ) -> None:
         super().__init__()
         self.settings = RecordingSettings(
@@ -179,7 +178,7 @@ class Recording:
         )
         self._waiting: dict[int, Array] = {}
 
-    def add(self, iteration: int, weights: Sequence[Any]) -> None:
+    def add(self, iteration: int, weights: Sequence[Tensor]) -> None:
         """One more iterate: the values of the trainable variables, in model order."""
         if self.stopped_at is not None:
             return
@@ -274,14 +273,14 @@ class ExampleLosses:
 
                 def one(example: Tensor) -> Tensor:
                     target, output = tf.nest.map_structure(lambda leaf: leaf[None], example)
-                    total = model._compute_loss(x=None, y=target, y_pred=output, training=False)  # noqa: SLF001
+                    total = model._compute_loss(x=None, y=target, y_pred=output, training=False)
                     return tf.cast(total, dtype) - sum(tf.cast(extra, dtype) for extra in extras)
 
                 return tf.vectorized_map(one, (y, outputs))
 
         self._losses = tf.function(losses)
 
-    def __call__(self, weights: Sequence[Any]) -> Array:
+    def __call__(self, weights: Sequence[Tensor]) -> Array:
         """Losses at these values of the trainable variables, shape [examples]; NaN and infinities as they come."""
         values = [tf.cast(np.asarray(w), v.dtype) for w, v in zip(weights, self._variables, strict=True)]
         losses = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import attrs
 
@@ -161,10 +160,10 @@ class Results:
         measures = tuple(columns(self.study.measures))
         header = ["run", "state", *self.study.grid, *(name.replace(" ", "_") for name in _SCORES)]
         header += ["epochs", "steps", "ended_by", *(name for each in measures for name in (each, f"{each}_error"))]
-        rows: list[list[Any]] = [[*header, "map", "state_size", "warnings", "reason"]]
+        rows: list[list[object]] = [[*header, "map", "state_size", "warnings", "reason"]]
         for row in self.rows:
             trained, analysed, failure = row.trained, row.analysed, row.state.failure
-            line: list[Any] = [row.state.run.name, row.state.state, *row.state.run.settings.values(), *row.scores]
+            line: list[object] = [row.state.run.name, row.state.state, *row.state.run.settings.values(), *row.scores]
             line += [None] * 3 if trained is None else [trained.num_epochs, trained.num_steps, trained.ended_by]
             line += [entry for column in measures for entry in (row.value(column), row.error(column))]
             line += [None] * 3 if analysed is None else [analysed.map, analysed.state_size, ";".join(analysed.codes)]

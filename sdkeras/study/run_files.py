@@ -6,13 +6,13 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import attrs
 
 from sdkeras.errors import SdkerasError
 from sdkeras.files.atomic import check_is_file, shown
-from sdkeras.files.reading import blamed_on, parsed_json
+from sdkeras.files.reading import Json, blamed_on, parsed_json
 from sdkeras.results.codec import as_plain, from_plain
 from sdkeras.results.document import write_atomically
 
@@ -46,8 +46,8 @@ class Trained:
             serialise it, and in folders of version 0.1.0.
     """
 
-    settings: dict[str, Any]
-    training: dict[str, Any]
+    settings: dict[str, Json]
+    training: dict[str, Json]
     num_epochs: int
     num_steps: int
     ended_by: str
@@ -85,14 +85,14 @@ class Value:
     value: float | None
     error: float | None
     reason: str
-    by: dict[str, Any]
+    by: dict[str, Json]
 
 
 @attrs.frozen
 class Measured:
     """The measures of one run by column, and the time they took in seconds."""
 
-    values: dict[str, Value]
+    values: dict[str, Json]
     seconds: float
 
 
@@ -124,7 +124,7 @@ class RunFolder:
         self.failure = path / "failed.json"
         self.log = path / "log.txt"
 
-    def begin(self, settings: Mapping[str, Any]) -> None:
+    def begin(self, settings: Mapping[str, Json]) -> None:
         """Makes the folder ready for a run of these settings, which no other process may be doing."""
         self.path.mkdir(exist_ok=True)
         self._tidy()
@@ -156,7 +156,7 @@ class RunFolder:
         """Why it failed the last time, or None."""
         return self._read(self.failure, Failed)
 
-    def missing(self, by: dict[str, dict[str, Any]]) -> tuple[str, ...]:
+    def missing(self, by: dict[str, dict[str, Json]]) -> tuple[str, ...]:
         """Columns that are not measured yet, or were with other settings than these, see `Study.measured_by`."""
         measured = self.measured()
         values = {} if measured is None else measured.values

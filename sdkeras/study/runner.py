@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import attrs
 from joblib.externals.loky import ProcessPoolExecutor
@@ -22,6 +22,7 @@ from joblib.externals.loky import ProcessPoolExecutor
 from sdkeras.errors import SdkerasError, counted
 from sdkeras.files.atomic import shown
 from sdkeras.files.locks import only_writer
+from sdkeras.files.reading import Json
 from sdkeras.study import worker
 from sdkeras.study.definition import GridRun, Study, differences
 from sdkeras.study.measures import needing_a_rate
@@ -131,7 +132,7 @@ def plan_study(study: Study, folder: str | os.PathLike[str], *, jobs: int | None
     return StudyPlan(tuple(states), tuple(others), tuple(notes), mean, default_jobs() if jobs is None else jobs)
 
 
-def _check_same(trained: Mapping[str, Any], wanted: Mapping[str, Any], folder: str | os.PathLike[str]) -> None:
+def _check_same(trained: Mapping[str, Json], wanted: Mapping[str, Json], folder: str | os.PathLike[str]) -> None:
     """Refuses runs of another definition of training."""
     recorded = wanted["recorded"]
     if recorded is not None and trained.get("recorded") is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import attrs
 import numpy as np
@@ -19,6 +18,7 @@ from sdkeras.linalg.projection import check_dimension
 from sdkeras.operators import minibatches
 from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.results.answers import ModelInfo, Simulation
+from sdkeras.results.arrays import Value
 from sdkeras.results.note import Note
 from sdkeras.results.progress import Progress
 from sdkeras.runs.lyapunov import Training, read_training
@@ -49,7 +49,7 @@ def simulate(
     initial_slots: bool = False,
     allow_unverified: bool = False,
     progress: Callable[[int], None] | None = None,
-    **recording: Any,  # noqa: ANN401
+    **recording: Value,
 ) -> Trajectory:
     """Simulates the trajectory that training would take from here on: real steps of the compiled optimizer, on copies.
 
@@ -152,7 +152,7 @@ class ForwardSettings:
     def num_iterates(self) -> int:
         return self.steps // self.every
 
-    def recording(self, losses_on: tuple[Any, Any] | None) -> RecordingSettings:
+    def recording(self, losses_on: tuple[Data, Data] | None) -> RecordingSettings:
         return RecordingSettings(
             every=self.every,
             last=max(2, self.steps // max(1, self.every)),
@@ -182,7 +182,7 @@ def forward(
     *,
     save: str | os.PathLike[str] | None = None,
     progress: Callable[[Progress], None] | None = None,
-    **options: Any,  # noqa: ANN401
+    **options: Value,
 ) -> TrajectoryMeasures:
     """E_alpha and PH dimension of the steps that training would make from the model's state on.
 
@@ -241,8 +241,8 @@ def forward(
     )
 
 
-def plan(model: Model, data: Data, **options: Any) -> ForwardPlan:  # noqa: ANN401
-    """Size and cost of `forward` with the same arguments, from one timed gradient; computes nothing else."""
+def plan(model: Model, data: Data, **options: Value) -> ForwardPlan:
+    """What `forward` would do with the same arguments, from one timed gradient; nothing else is computed."""
     settings = ForwardSettings(**options)
     training = _read(model, data, settings)
     function, count = training.function, settings.num_iterates
@@ -291,7 +291,7 @@ def _few(training: Training, settings: ForwardSettings) -> tuple[Note, ...]:
     return (Note("losses-on", message),)
 
 
-def _examples(training: Training, settings: ForwardSettings) -> tuple[Any, Any] | None:
+def _examples(training: Training, settings: ForwardSettings) -> tuple[Data, Data] | None:
     """Examples of the training data, at random; checked here, before the first step."""
     source = training.function.source
     count = min(settings.losses_on, source.num_samples)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import attrs
 import numpy as np
@@ -23,7 +22,7 @@ from sdkeras.linalg.memory import memory_limit
 from sdkeras.linalg.projection import Distortion
 from sdkeras.linalg.vectors import finite
 from sdkeras.results.answers import Simulation
-from sdkeras.results.arrays import FloatArray
+from sdkeras.results.arrays import Array, FloatArray
 from sdkeras.results.document import SCHEMA_VERSION, Document
 from sdkeras.results.note import Note
 from sdkeras.study.trajectory import Trajectory
@@ -493,7 +492,7 @@ def _of_losses(losses: ArrayLike) -> FloatArray:
     return _in_blocks(matrix, block)
 
 
-def _in_blocks(matrix: NDArray[Any], block: Callable[[slice, slice], FloatArray]) -> FloatArray:
+def _in_blocks(matrix: Array, block: Callable[[slice, slice], FloatArray]) -> FloatArray:
     """Condensed distances between the rows, from blocks of the upper triangle."""
     n, blocks = len(matrix), _blocks(matrix)
     condensed, starts = np.empty(n * (n - 1) // 2), _row_starts(n)
@@ -506,17 +505,17 @@ def _in_blocks(matrix: NDArray[Any], block: Callable[[slice, slice], FloatArray]
     return condensed
 
 
-def _blocks(matrix: NDArray[Any]) -> list[slice]:
+def _blocks(matrix: Array) -> list[slice]:
     size = max(1, min(1024, _BLOCK_BYTES // (8 * matrix.shape[1])))
     return [slice(start, start + size) for start in range(0, len(matrix), size)]
 
 
-def _squares(rows: NDArray[Any]) -> FloatArray:
+def _squares(rows: Array) -> FloatArray:
     squares: FloatArray = np.einsum("ij,ij->i", rows, rows)
     return squares
 
 
-def _matrix(values: ArrayLike, what: str) -> NDArray[Any]:
+def _matrix(values: ArrayLike, what: str) -> Array:
     array = np.asarray(values)
     if array.ndim != 2 or array.dtype.kind not in "biuf" or len(array) < 2 or not array.shape[1]:
         raise SdkerasError(

@@ -12,7 +12,6 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import attrs
 import keras
@@ -23,6 +22,7 @@ from sdkeras.errors import ModelError, NonFiniteError, SdkerasError
 from sdkeras.files.atomic import write_whole
 from sdkeras.files.keras_types import Data, Model
 from sdkeras.files.user_code import USER_ERRORS, find_function, last_line
+from sdkeras.results.arrays import Value
 from sdkeras.study.data import StudyData, shuffled, with_class_weights
 from sdkeras.study.definition import OF_THE_RUNNER, GridRun, Study
 from sdkeras.study.measures import columns
@@ -40,7 +40,8 @@ def factory(study: Study) -> Callable[..., Model]:
     """The model's factory, which takes all settings of the grid but those of the runner.
 
     Raises:
-        SdkerasError: There is none, it cannot be imported, or it does not take a setting.
+        SdkerasError: There is none.
+        ModelError: Its code fails, it does not take a setting of the grid, or it needs one that the grid has not.
     """
     try:
         make = find_function(study.model, Path.cwd().resolve(), "model")
@@ -214,7 +215,7 @@ def _load_weights(model: Model, path: Path, trained: Trained, advice: str) -> No
         )
 
 
-def made_model(study: Study, settings: Mapping[str, Any], make: Callable[..., Model]) -> Model:
+def made_model(study: Study, settings: Mapping[str, Value], make: Callable[..., Model]) -> Model:
     """The user's compiled model for these settings.
 
     Raises:
@@ -235,7 +236,7 @@ def made_model(study: Study, settings: Mapping[str, Any], make: Callable[..., Mo
     return model
 
 
-def _digest(function: Callable[..., Any]) -> str:
+def _digest(function: Callable[..., object]) -> str:
     """SHA-256 of the file that it is defined in, first 16 hex digits; "" where there is none."""
     try:
         file = inspect.getsourcefile(inspect.unwrap(function))
@@ -254,7 +255,7 @@ def _optimizer_digest(model: Model) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _arguments(function: Callable[..., Any], *, needed: bool = False) -> list[str] | None:
+def _arguments(function: Callable[..., object], *, needed: bool = False) -> list[str] | None:
     """Names that it takes as keywords, or of those that it `needed`; None where it takes any."""
     try:
         parameters = inspect.signature(function).parameters.values()
@@ -309,7 +310,7 @@ class _StopAt(keras.callbacks.Callback):  # type: ignore[misc]
 class _LateRecorder(TrajectoryRecorder):
     """A recorder that does nothing before a step, since only the last iterates are kept."""
 
-    def __init__(self, after: int, **settings: Any) -> None:  # noqa: ANN401
+    def __init__(self, after: int, **settings: Value) -> None:
         super().__init__(**settings)
         self._after = after
 
@@ -344,7 +345,7 @@ def _scores(model: Model, data: Data) -> Scores:
     return Scores(float(logs["loss"]), accuracy_in(logs))
 
 
-def accuracy_in(logs: Mapping[str, Any]) -> float | None:
+def accuracy_in(logs: Mapping[str, Value]) -> float | None:
     """The accuracy that the model is compiled with, unweighted; None without one."""
     for name, value in logs.items():
         if name in ("accuracy", "acc") or name.endswith("_accuracy"):

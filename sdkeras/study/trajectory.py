@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import attrs
 import numpy as np
-from numpy.typing import NDArray
 
 from sdkeras.errors import SdkerasError
 from sdkeras.files.archive import LAYOUT, load_checkpoint, save_checkpoint
 from sdkeras.files.atomic import check_is_file, shown
 from sdkeras.files.reading import blamed_on
 from sdkeras.linalg.projection import Distortion
+from sdkeras.results.arrays import Array
 
 # Names of the matrix in a .npz of several arrays.
 _MATRICES = ("trajectory", "weights")
@@ -39,9 +38,9 @@ class Trajectory:
             none did.
     """
 
-    iterates: NDArray[Any]
-    iterations: NDArray[Any]
-    losses: NDArray[Any] | None
+    iterates: Array
+    iterations: Array
+    losses: Array | None
     num_parameters: int
     distortion: Distortion | None
     seed: int
@@ -105,10 +104,10 @@ class Trajectory:
             return cls(**held)
 
 
-def _matrix_in(path: str | os.PathLike[str], advice: str) -> NDArray[Any] | None:
+def _matrix_in(path: str | os.PathLike[str], advice: str) -> Array | None:
     """The matrix in a .npy or .npz file; None where the file is one of `Trajectory.save`."""
     name = shown(path)
-    array: NDArray[Any]
+    array: Array
     with blamed_on(f"{name} cannot be read as a trajectory", advice):
         # Nothing is ever unpickled.
         with open(path, "rb") as file:

@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 import psutil
@@ -133,7 +133,7 @@ def begin(place: Workplace, parent: int) -> None:
     _process.enter_context(_logged(place.log))
     os.chdir(place.code)
     _process.enter_context(user_import(place.code))
-    threads: Any = importlib.import_module("tensorflow").config.threading
+    threads = importlib.import_module("tensorflow").config.threading
     threads.set_intra_op_parallelism_threads(1)  # the runs share the cores
     threads.set_inter_op_parallelism_threads(1)
     open_study(place)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import attrs
 import numpy as np
@@ -11,7 +10,7 @@ import numpy as np
 from sdkeras.errors import NonFiniteError, PluginError
 from sdkeras.estimators.kinds import KINDS, Estimator, Result, Source
 from sdkeras.linalg.operators import DenseOperator, FunctionOperator
-from sdkeras.results.arrays import SMALLEST_FACTOR, Array, FloatArray
+from sdkeras.results.arrays import SMALLEST_FACTOR, Array, DType, FloatArray
 from sdkeras.results.estimates import Eigenpairs, LyapunovExponents, SingularValues, Spectrum, TraceEstimate
 from sdkeras.testing.operators import CountingOperator, MatrixFlow, MatrixMap, dense_operator, rotation
 
@@ -68,7 +67,7 @@ class _Contract:
         except Exception as error:
             raise PluginError(f"{self.who}: raises {type(error).__name__}: {error} (on {where}).") from error
 
-    def run_twice(self, make: Callable[[], Any], where: str) -> tuple[Any, Any]:
+    def run_twice(self, make: Callable[[], Result], where: str) -> tuple[Result, Result]:
         """The result and the source it was made from, after a second run has given the same."""
         source = make()
         result = self.run(source, where)
@@ -89,7 +88,7 @@ class _Contract:
         raise PluginError(f"{self.who}: returns a result instead of raising NonFiniteError (on {where}).")
 
 
-def _check_symmetric(contract: _Contract, dtype: np.dtype[Any]) -> None:
+def _check_symmetric(contract: _Contract, dtype: DType) -> None:
     for name, eigenvalues in (
         ("a spectrum of both signs", _EIGENVALUES),
         ("one dimension", np.array([2.0])),
@@ -156,7 +155,7 @@ def _check_residuals(
 def _check_unbiased(
     contract: _Contract,
     source: Source,
-    quantity: Callable[[Any], float],
+    quantity: Callable[[Result], float],
     truth: float,
     tolerance: float,
     what: str,
@@ -176,7 +175,7 @@ def _value(result: TraceEstimate) -> float:
     return result.value
 
 
-def _general_matrix(singular_values: FloatArray, dtype: np.dtype[Any]) -> Array:
+def _general_matrix(singular_values: FloatArray, dtype: DType) -> Array:
     """A matrix of these singular values that is not symmetric."""
     size = len(singular_values)
     matrix: Array = (rotation(size, seed=1) * singular_values) @ rotation(size, seed=2).T
@@ -184,11 +183,11 @@ def _general_matrix(singular_values: FloatArray, dtype: np.dtype[Any]) -> Array:
 
 
 # Rounding of log singular values: eps times the condition number 4 times n = 8, thirty times over.
-def _log_tolerance(dtype: np.dtype[Any]) -> float:
+def _log_tolerance(dtype: DType) -> float:
     return 1000 * float(np.finfo(dtype).eps)
 
 
-def _check_singular_values(contract: _Contract, dtype: np.dtype[Any]) -> None:
+def _check_singular_values(contract: _Contract, dtype: DType) -> None:
     for name, truth in (
         ("singular values from 0.5 to 2", _SINGULAR_VALUES),
         ("small, zero and repeated singular values", np.abs(_EIGENVALUES)),
@@ -222,7 +221,7 @@ def _squares(result: SingularValues) -> float:
     return float(result.weights @ np.exp(2 * result.log_values))
 
 
-def _check_lyapunov(contract: _Contract, dtype: np.dtype[Any]) -> None:
+def _check_lyapunov(contract: _Contract, dtype: DType) -> None:
     where = f"a constant map with singular values from 0.5 to 2, {dtype.name}"
     matrix = _general_matrix(_SINGULAR_VALUES, dtype)
     result, _ = contract.run_twice(lambda: MatrixFlow(matrix), where)
@@ -240,7 +239,7 @@ def _check_logs(contract: _Contract, values: FloatArray, tolerance: float, where
     contract.require(bool(np.all(np.diff(values) <= 0)), "values must be sorted, largest first", where)
 
 
-_CHECKS: dict[str, Callable[[_Contract, np.dtype[Any]], None]] = {
+_CHECKS: dict[str, Callable[[_Contract, DType], None]] = {
     "eigenpairs": _check_symmetric,
     "spectrum": _check_symmetric,
     "trace": _check_symmetric,

@@ -112,6 +112,9 @@ def _traced(
 
     With `behind_clip` the inputs ('gradient', k) are the clipped gradients, and what depends on the others all the
     same depends on ('unclipped', k).
+
+    Raises:
+        ModelError: The update writes to TensorFlow variables of its own.
     """
     variables = [*optimizer.trainable, *others]
     written: list[int] = []

@@ -41,7 +41,7 @@ def is_float(variable: Variable) -> bool:
 
 def stored(variable: Variable) -> Tensor:
     """The resource behind a Keras variable, whatever scope is on."""
-    return variable._value if isinstance(variable, keras.Variable) else variable
+    return variable._value if isinstance(variable, keras.Variable) else variable  # noqa: SLF001  # `value` is the scope's
 
 
 def value_of(variable: Variable) -> Array:
@@ -53,7 +53,7 @@ def replica(variable: Variable, dtype: str | None = None) -> Variable:
     """A new variable with the same value, path and constraint; in another precision if it is a floating-point one."""
     dtype = (dtype if is_float(variable) else None) or variable.dtype
     copy = keras.Variable(value_of(variable), dtype=dtype, trainable=variable.trainable, name=variable.name)
-    copy._path = variable.path
+    copy._path = variable.path  # noqa: SLF001  # `path` has no setter
     copy.constraint = variable.constraint
     return copy
 

@@ -55,7 +55,7 @@ def test_a_fitted_classifier_is_sent_to_float64_and_no_layer_is_blamed(logits: f
     model, data = separated(*(make() for make in inner), logits=logits)
     with pytest.raises(VerificationError, match=BELOW) as error:
         operator(model, data)
-    assert "dtype float64" in str(error.value)
+    assert "dtype='float64'" in str(error.value)
     assert "at fault:" not in str(error.value)
     assert "second derivatives are wrong" not in str(error.value)
 
@@ -115,7 +115,7 @@ def test_weights_of_any_size_are_verified(factor: float) -> None:
 
 def test_weights_that_overflow_are_told() -> None:
     model = net(layers.Dense(6, "tanh"), factor=1e30)
-    with pytest.raises(NonFiniteError, match=r"largest weight is .*float32 overflows.*dtype float64"):
+    with pytest.raises(NonFiniteError, match=r"largest weight is .*float32 overflows.*dtype='float64'"):
         operator(model, (X, TARGETS))
     assert operator(model, (X, TARGETS), dtype="float64").verification.passed
     model.set_weights([np.full_like(weight, np.nan) for weight in model.get_weights()])
