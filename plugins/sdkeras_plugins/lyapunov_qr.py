@@ -224,7 +224,7 @@ def _check(run: _Run, start: _Run) -> None:
 
 
 def _identity(run: _Run) -> dict[str, object]:
-    """What two runs must share for one to go on where the other stopped."""
+    """Settings that a run must share with the checkpoint from which it continues."""
     return {
         "size": run.frame.shape[0],
         "num_exponents": run.frame.shape[1],

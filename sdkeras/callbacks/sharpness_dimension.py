@@ -403,7 +403,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
 
 
 def _numbers(logs: Mapping[str, object]) -> dict[str, float]:
-    """What of Keras' logs is a number."""
+    """Numeric entries of Keras' logs."""
     return {name: float(value) for name, value in logs.items() if isinstance(value, (int, float, np.number))}
 
 
@@ -416,5 +416,5 @@ def _digest(model: Model) -> bytes:
 
 
 def _identity(model: Model) -> tuple[object, ...]:
-    """What a monitor rests on: another optimizer, loss or set of variables needs another one."""
+    """Identity of a monitor: another optimizer, loss or set of variables needs another monitor."""
     return (model, model.optimizer, getattr(model, "_compile_loss", None), *model.trainable_variables)

@@ -78,7 +78,7 @@ def is_complete(given: Collection[str], estimate: bool) -> bool:
 
 
 def training_facts(model: Model, optimizer: Optimizer, map_name: str, minibatches_per_epoch: int) -> Training:
-    """What is known of the map that training iterates.
+    """Facts about the map that training iterates.
 
     Args:
         model: With its compiled loss.

@@ -298,7 +298,7 @@ def unstored_arguments(loss: Loss, config: Config, *, flat: bool, of_keras: bool
 
 
 def caveats(model: Model, *, with_loss: bool = True) -> tuple[Note, ...]:
-    """What an answer must say of the file that the model was loaded from; nothing of a model that was not loaded.
+    """Caveats on the file from which the model was loaded; none for a model that was not loaded.
 
     Args:
         model: The model that `sdkeras.files.models.load_model` returned.

@@ -458,7 +458,7 @@ def _drift(found: LyapunovSummary) -> tuple[float, float] | None:
 
 
 def identity(optimizer: Optimizer, model: Model, loss: str = "") -> dict[str, str]:
-    """What two runs must share, beside state and data, to be of one trajectory."""
+    """Settings that two runs of one trajectory share, beside state and data."""
     own = inner(optimizer)
     settings = json.dumps(own.get_config(), sort_keys=True, default=lambda value: type(value).__name__)
     return {"loss": loss or loss_name(model.loss), "optimizer": f"{type(own).__name__} {settings}"}

@@ -169,7 +169,7 @@ class Monitor:
         )
 
     def state(self) -> Nested:
-        """What a measurement leaves for the next: nested values for `sdkeras.files.archive`."""
+        """State that a measurement leaves for the next: nested values for `sdkeras.files.archive`."""
         return {"vectors": dict(self._vectors), "num_steps": self._num_steps}
 
     def restore(self, state: Nested) -> None:

@@ -346,7 +346,7 @@ def _parts(source: Source) -> tuple[Data, ...]:
 
 
 def _recipe(model: Model) -> str:
-    """What two models must share for one's compiled functions to be the other's: all but the variables' values."""
+    """Recipe of a model, all but its variables' values: models that share it share their compiled functions."""
     config = keras.saving.serialize_keras_object(model)
     shapes = [(tuple(variable.shape), str(variable.dtype)) for variable in model.variables]
     optimizer = getattr(model, "optimizer", None)

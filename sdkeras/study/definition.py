@@ -168,7 +168,7 @@ class Study(Document):
         return any("-backward-" in column for column in columns(self.measures))
 
     def training(self) -> dict[str, Value]:
-        """What all runs of a folder must share so that they can stand in one table."""
+        """Settings that all runs of a folder must share to stand in one table."""
         shared: dict[str, Value] = {
             key: getattr(self, key) for key in ("model", "data", "test_data", "epochs", "steps", "stop")
         }

@@ -99,7 +99,7 @@ def needing_a_rate(measures: Settings, analysis: Mapping[str, Value]) -> tuple[s
 
 
 def analysis_options(measures: Settings) -> dict[str, Value]:
-    """What `sdkeras.analyze` is told to take all of these measures at once."""
+    """Options of `sdkeras.analyze` that take all of these measures at once."""
     wanted = [name for name in ESTIMATOR_OF if name in measures]
     settings = {ESTIMATOR_OF[name]: dict(measures[name]) for name in wanted if name != _EXACT and measures[name]}
     return {

@@ -242,7 +242,7 @@ def forward(
 
 
 def plan(model: Model, data: Data, **options: Value) -> ForwardPlan:
-    """What `forward` would do with the same arguments, from one timed gradient; nothing else is computed."""
+    """Size and cost of `forward` with the same arguments, from one timed gradient; computes nothing else."""
     settings = ForwardSettings(**options)
     training = _read(model, data, settings)
     function, count = training.function, settings.num_iterates
