@@ -52,7 +52,7 @@ def command(output_dir: str, seed: int, quiet: bool) -> int:
     status = analyze.run(request, {"batch_size": _BATCH_SIZE, "seed": seed})
     if not quiet:
         again = ["sdkeras", "analyze", model, "--data", data, "--batch-size", str(_BATCH_SIZE), "--seed", str(seed)]
-        click.echo(f"\nwritten: {model}, {data}, {json_path}, {html_path}\nthe same again, or with other options:")
+        click.echo(f"\nwritten: {model}, {data}, {json_path}, {html_path}\nto repeat this, or to change the options:")
         click.echo(f"  {shlex.join([*again, '--json', json_path, '--html', html_path])}")
     return status
 

@@ -37,8 +37,8 @@ def _lengths(context: click.Context, option: click.Parameter, text: str | None) 
 def command(**parameters: options.Value) -> int:
     """Lyapunov exponents of the training of MODEL (.keras or .h5), and the dimension D_s of its attractor.
 
-    Training goes on from the file, on copies, with its own optimizer on the same data; nothing is changed.
-    Ctrl-C ends it after the step under way; with --checkpoint the same command goes on from there.
+    Training continues from the file, on copies, with its own optimizer on the same data; nothing is changed.
+    Ctrl-C ends it after the step under way; with --checkpoint the same command continues from there.
     """
     request = Request.taken_from(parameters)
     outputs = request.check(parameters["checkpoint"])

@@ -19,12 +19,12 @@ from sdkeras_cli.lazy_group import LazyGroup
 
 _COMMANDS = {
     "analyze": ("sdkeras_cli.analyze", "Analyse a saved model: Hessian, edge of stability, sharpness dimension."),
-    "lyapunov": ("sdkeras_cli.lyapunov", "Lyapunov exponents along real training steps from a saved model on."),
+    "lyapunov": ("sdkeras_cli.lyapunov", "Lyapunov exponents along real training steps, starting from a saved model."),
     "demo": ("sdkeras_cli.demo", "Train a small net on real digits and analyse it."),
     "report": ("sdkeras_cli.report", "Show the report of a run.json again, or write its page."),
-    "compare": ("sdkeras_cli.compare", "What differs between two run.json files, with the errors."),
-    "track": ("sdkeras_cli.track", "A training over time: from the callback's log, or from its checkpoints."),
-    "study": ("sdkeras_cli.study", "Many trainings, and which measures go with generalization."),
+    "compare": ("sdkeras_cli.compare", "Compare two run.json files, with error bars."),
+    "track": ("sdkeras_cli.track", "Follow a training over time, from the callback's log or from its checkpoints."),
+    "study": ("sdkeras_cli.study", "Train a grid of models and see which measures correlate with generalization."),
     "plugins": ("sdkeras_cli.plugins", "Show the installed estimators, or check one."),
 }
 
@@ -80,7 +80,7 @@ def _outcome(error: Exception) -> tuple[str, int]:
         where = "" if context is None else f" See '{context.command_path} --help'."
         return f"{error.format_message()}{where}", 2
     if isinstance(error, MemoryError):
-        return "out of memory; analyse fewer parameters (--params), a smaller batch, or say --memory GB.", 2
+        return "out of memory; analyse fewer parameters (--params), a smaller batch, or set --memory GB.", 2
     if isinstance(error, OSError) and error.errno in _NO_ROOM:
         return f"the output cannot be written: {error.strerror}.", 2
     what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
@@ -123,7 +123,7 @@ def tensorflow_settings() -> None:
     backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     if backend != "tensorflow":
         raise SdkerasError(
-            f"KERAS_BACKEND is '{backend}'; sdkeras needs the TensorFlow backend: unset it, or say "
+            f"KERAS_BACKEND is '{backend}'; sdkeras needs the TensorFlow backend: unset it, or set "
             "KERAS_BACKEND=tensorflow."
         )
     stderr = os.dup(2)

@@ -26,7 +26,7 @@ def check_outputs(outputs: list[str], inputs: list[str]) -> None:
     for path in outputs:
         place = os.path.realpath(path)
         if place in written:
-            raise SdkerasError(f"two outputs both say {shown(path)}; give each a file of its own.")
+            raise SdkerasError(f"two outputs both name {shown(path)}; give each a file of its own.")
         if place in read:
             raise SdkerasError(
                 f"{shown(path)} is the input and would be overwritten; choose another place for what is written."

@@ -30,12 +30,12 @@ def progress_bar(quiet: bool) -> Iterator[Callable[[progress.Progress], None] | 
         task = bar.add_task("starting", total=None, detail="")
 
         def show(step: progress.Progress) -> None:
-            detail = f"{step.num_hvps:,} products" if step.num_hvps else ""
+            detail = f"{step.num_hvps:,} HVPs" if step.num_hvps else ""
             total, done = None, 0.0
             if step.value is not None:
                 detail += f", {step.num_runs} runs, SD {dimension(step.value, step.half_width)}"
                 if step.half_width is not None and step.target:
-                    detail += f" ± {step.half_width:.2g} (wanted {step.target:.2g})"
+                    detail += f" ± {step.half_width:.2g} (target {step.target:.2g})"
                 if step.expected_runs is not None:
                     detail += f", about {step.expected_runs:,} runs in all"
                     total, done = float(step.expected_runs), float(step.num_runs)

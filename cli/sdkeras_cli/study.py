@@ -1,4 +1,4 @@
-"""`sdkeras study`: many trainings, and which measures go with generalization."""
+"""`sdkeras study`: train a grid of models and see which measures correlate with generalization."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import click
 from sdkeras_cli.lazy_group import LazyGroup
 
 _COMMANDS = {
-    "run": ("sdkeras_cli.study_run", "Train and measure the runs of a grid, or go on where it stopped."),
+    "run": ("sdkeras_cli.study_run", "Train and measure the runs of a grid, or resume an unfinished one."),
     "correlate": ("sdkeras_cli.study_correlate", "Correlate the measures of a study with its generalization gaps."),
     "trajectory": (
         "sdkeras_cli.study_trajectory",
-        "How large a trajectory of the weights is: E_alpha and PH dimension.",
+        "Measure the size of a weight trajectory: E_alpha and PH dimension.",
     ),
     "plot": ("sdkeras_cli.study_plot", "Draw the measures of a study against its generalization gaps."),
 }
@@ -19,4 +19,4 @@ _COMMANDS = {
 
 @click.group(cls=LazyGroup, modules=_COMMANDS)
 def command() -> None:
-    """Many trainings, and which measures go with generalization."""
+    """Train a grid of models and see which measures correlate with generalization."""

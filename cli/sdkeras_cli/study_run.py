@@ -17,16 +17,16 @@ from sdkeras_cli.options import COUNT
 @click.command()
 @click.argument("grid", type=click.Path(), metavar="GRID.toml")
 @click.option("--out", type=click.Path(file_okay=False), required=True, metavar="DIR", help="Folder of the study.")
-@click.option("--full", is_flag=True, help="The sizes under [full] of the file.")
-@click.option("--jobs", type=COUNT, help="Processes side by side; default one for each core.")
-@click.option("--retry", is_flag=True, help="Do failed runs again.")
-@click.option("--dry-run", is_flag=True, help="Show the runs and what is done; do nothing.")
+@click.option("--full", is_flag=True, help="Use the sizes under [full] of the file.")
+@click.option("--jobs", type=COUNT, help="Parallel processes; default one per core.")
+@click.option("--retry", is_flag=True, help="Run failed runs again.")
+@click.option("--dry-run", is_flag=True, help="Show the runs and their state; do nothing.")
 @options.quiet
 @options.debug
 def command(grid: str, out: str, full: bool, jobs: int | None, retry: bool, dry_run: bool, quiet: bool) -> int:
     """Train and measure the runs that GRID.toml defines, in the folder DIR.
 
-    The same command goes on where an earlier one has stopped, and adds the runs of values that were added to the grid.
+    The same command continues where an earlier one stopped, and adds the runs of values that were added to the grid.
     Modules and relative paths in GRID.toml are looked for in its folder. The least that it holds:
 
     \b
@@ -70,7 +70,7 @@ def command(grid: str, out: str, full: bool, jobs: int | None, retry: bool, dry_
         click.echo(_standing(after))
         failed = sum(each.state == FAILED for each in after.runs)
         if failed:
-            click.echo(f"{failed} failed; the reasons are in the table. --retry does them again.")
+            click.echo(f"{failed} failed; the reasons are in the table. --retry runs them again.")
         if sum(each.state == DONE for each in after.runs) > 1:
             click.echo(f"next: sdkeras study correlate {click.format_filename(out)}")
     return 0

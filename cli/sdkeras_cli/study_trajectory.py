@@ -37,20 +37,20 @@ _OF_BOTH = ("model", "alpha", "seed", "memory_gb", "json_path", "html_path", "dr
     metavar="N",
     default=1000,
     show_default=True,
-    help="Examples of the data-dependent distance, at random; 0 for none.",
+    help="Random examples for the data-dependent distance; 0 for none.",
 )
 @click.option("--alpha", type=POSITIVE, default=1.0, show_default=True, help="Power of the edges.")
 @options.options_of(
     Options,
     *("batch_size", "learning_rate", "loss", "seed"),
-    samples=options.unset("How much of an endless data set to read."),
-    allow_unverified={"help": "Go on with a step that failed its verification."},
+    samples=options.unset("Samples to read of an endless data set."),
+    allow_unverified={"help": "Continue with a step that failed its verification."},
     memory_gb={"help": "Memory for iterates and distances."},
 )
 @options.initial_slots
 @options.custom_objects
 @options.unsafe
-@click.option("--save", type=click.Path(), metavar="TRAJECTORY.npz", help="Keep the simulated trajectory here.")
+@click.option("--save", type=click.Path(), metavar="TRAJECTORY.npz", help="Save the simulated trajectory to this file.")
 @options.json
 @options.html
 @options.dry_run
@@ -95,7 +95,7 @@ def _refuse_simulation(context: click.Context) -> None:
         name = option.name or ""
         if name not in _OF_BOTH and context.get_parameter_source(name) not in (ParameterSource.DEFAULT, None):
             raise SdkerasError(
-                f"{option.opts[0]} is of a simulation, and a recorded trajectory (.npz, .npy) is measured as it is; "
+                f"{option.opts[0]} applies to a simulation, a recorded trajectory (.npz, .npy) is measured as it is; "
                 f"leave {option.opts[0]} out, or give a model."
             )
 

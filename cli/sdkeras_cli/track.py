@@ -22,20 +22,20 @@ _DEFAULT_FOLDER = "track"
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(), metavar="RUN | CHECKPOINT...")
-@click.option("--data", type=click.Path(), metavar="DATA", help="Measure checkpoints on it: FILE.npz, X.npy,Y.npy, ...")
-@click.option("--test-data", type=click.Path(), metavar="DATA", help="Loss and metrics on both, for the gap.")
-@click.option("--model", type=click.Path(), metavar="FILE", help="The compiled model that .weights.h5 files are of.")
+@click.option("--data", type=click.Path(), metavar="DATA", help="Data for checkpoints: FILE.npz, X.npy,Y.npy, ...")
+@click.option("--test-data", type=click.Path(), metavar="DATA", help="Test data, for loss and metrics on both.")
+@click.option("--model", type=click.Path(), metavar="FILE", help="Compiled model for .weights.h5 files.")
 @click.option("--out", "log_dir", type=click.Path(), metavar="DIR", help="Folder of the log; default: track.")
-@click.option("--measures", metavar="NAME,NAME,...", help="Of the callback's keys; default: all.")
+@click.option("--measures", metavar="NAME,NAME,...", help="Measures, by the callback's keys; default: all.")
 @options.options_of(
     Options,
     *("batch_size", "learning_rate", "loss", "class_weight", "params"),
     *("bound_inputs", "estimate_bound_inputs", "memory_gb"),
     samples=options.unset("Samples for the data-set Hessian; default 1024."),
-    mode=options.unset("Of dropout and the like; default train."),
+    mode=options.unset("Mode of dropout and batch normalization; default train."),
     dtype=options.unset("Default float32."),
-    tolerance=options.unset("Half-width over the codimension; default 0.2."),
-    max_hvps=options.unset("Products for a checkpoint's exponents; default 1000."),
+    tolerance=options.unset("Target half-width over the codimension; default 0.2."),
+    max_hvps=options.unset("Hessian-vector products (HVPs) for a checkpoint's exponents; default 1000."),
     seed=options.unset("Default 0."),
 )
 @options.custom_objects

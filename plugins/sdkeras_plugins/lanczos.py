@@ -29,9 +29,9 @@ class Lanczos:
     it ends before there are as many pairs as wanted, the run goes on from a new random vector orthogonal to it.
 
     Attributes:
-        num_largest: Eigenvalues wanted from the upper end.
-        num_smallest: From the lower end.
-        num_steps: Products at most.
+        num_largest: Number of largest eigenvalues.
+        num_smallest: Number of smallest eigenvalues.
+        num_steps: Maximum number of products.
         min_steps: Products at least: from a start near an eigenvector its residual is small at once, before the rest
             of the spectrum has been seen.
         tolerance: See above.

@@ -52,7 +52,7 @@ class LyapunovQr:
     of ln|det J| exactly.
 
     A column that a singular Jacobian has taken to zero, or below what the dtype resolves beside the largest, counts
-    as 30 eps times the largest, its upper end: an exponent of -infinity cannot be told from a very negative one by
+    as 30 eps times the largest, its upper bound: an exponent of -infinity cannot be told from a very negative one by
     rounded numbers. The frame goes on with another orthonormal vector, and `num_resolved` says which exponents are
     upper ends.
 
@@ -61,7 +61,7 @@ class LyapunovQr:
 
     With `checkpoint` the run is kept in that file and goes on from it, bit for bit as if it had not been interrupted,
     on the same machine and versions. The same file takes a finished run further with a larger num_steps. It is
-    refused for another seed, num_exponents, transient, or flow (told by its state after `reset`).
+    refused for another seed, num_exponents, transient, or flow (identified by its state after `reset`).
 
     Attributes:
         num_exponents: k; None for all. Never more than the flow's size.
@@ -209,7 +209,7 @@ def _check(run: _Run, start: _Run) -> None:
         else:
             alike = type(value) is type(first) or (field.name == "stopped_at" and type(value) is int)
         if not alike:
-            raise ValueError(f"its {field.name} is none of a run")
+            raise ValueError(f"its {field.name} does not describe a run")
     counts = (run.step, run.pending, run.interval - 1, run.block_size - 1, run.partial_steps)
     sums = [np.abs(each).max(initial=0.0) for each in (run.blocks, run.partial, run.rounding)]
     if (
@@ -220,7 +220,7 @@ def _check(run: _Run, start: _Run) -> None:
         or len(run.blocks) >= 2 * _FEWEST_BLOCKS
         or len(run.blocks) * run.block_size + run.partial_steps > max(0, run.step - run.transient)
     ):
-        raise ValueError("its numbers are none of a run")
+        raise ValueError("its numbers do not describe a run")
 
 
 def _identity(run: _Run) -> dict[str, object]:

@@ -31,7 +31,7 @@ class PowerIteration:
     Attributes:
         num_eigenpairs: How many (at each end for which='both').
         which: 'magnitude', 'largest', 'smallest' or 'both'.
-        num_steps: Products at most for each pair.
+        num_steps: Maximum number of products for each pair.
         tolerance: Converged when the residual is at most tolerance * |sigma|; rounding, eps * |sigma|, is the
             least that can be asked for.
         eigenvectors: Return unit eigenvectors.

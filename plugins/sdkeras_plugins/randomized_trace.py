@@ -21,7 +21,7 @@ METHODS = ("hutchinson", "hutch++")
 # Probes multiplied at once. The tolerance is looked at after each chunk: a standard error from 16 probes is itself
 # known to 18 % (1 / sqrt(2 * 15)), good enough to stop by.
 _CHUNK = 16
-# Fewer where so many probes would take more than this.
+# Fewer where they would take more than this.
 _CHUNK_BYTES = 5e8
 # One product each for the sketch and its image, and two probes for a standard error.
 _FEWEST_FOR_HUTCH_PLUS_PLUS = 4
@@ -39,7 +39,7 @@ class RandomizedTrace:
     (I - QQ')A(I - QQ'). Where a third of the products would do for the whole space the trace is exact.
 
     Attributes:
-        num_probes: Products at most.
+        num_probes: Maximum number of products.
         method: 'hutchinson' or 'hutch++'.
         tolerance: Stop once the standard error is at most tolerance * |value|, looked at every 16 probes; None
             takes all of them.

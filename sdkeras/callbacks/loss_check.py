@@ -19,7 +19,7 @@ _IN_A_ROW = 3
 
 @attrs.frozen
 class _Own:
-    """A loss of the callback's own, after so many whole epochs; `within` the next one or at the end of the last."""
+    """A loss of the callback's own, after this many whole epochs; `within` the next one or at the end of the last."""
 
     epochs: int
     within: bool
@@ -47,7 +47,7 @@ class LossCheck:
         self._words = ""
 
     def measured(self, epochs: int, loss: float, error: float | None, *, within: bool) -> None:
-        """A loss at the weights after so many whole epochs, or within the next one."""
+        """A loss at the weights after this many whole epochs, or within the next one."""
         if error is not None and math.isfinite(loss) and not (within and epochs == 0):
             self._own.append(_Own(epochs, within, loss, error))
 

@@ -78,7 +78,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         max_overhead: See above; None measures every time.
         samples: Random subset for the data-set Hessian.
         tolerance: Half-width of SD's interval wanted, relative to the codimension.
-        seed: Seed of the subset, the minibatches and the probes, which are the same every time.
+        seed: Seed for the subset, the minibatches and the probes, which are the same every time.
         log_dir: Folder for `sharpness.jsonl`: each measurement with its evidence and the bounds term by term, appended
             (`sdkeras track`). Default: that of the report.
         class_weight: The one that `fit` is given.
@@ -293,7 +293,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         return wait == 0
 
     def _measured(self, metrics: Mapping[str, float], limit: float | None, within: bool | None) -> Measurement:
-        """A measurement within so many seconds, by a new monitor where there is none; None where `fit` has ended."""
+        """A measurement within this many seconds, by a new monitor where there is none; None where `fit` has ended."""
         if self._monitor is None:
             with self.spacing.compiling():
                 self._monitor = self._make(self.model)
@@ -341,7 +341,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         if self.report is not None and not failed:
             self._measured_at = _digest(self.model)
             step = f"measured while the model trained, at step {measurement.step:,}, after {self._epochs:,} epochs"
-            self._write_report(about or f"{step}; whatever training did after that is not in it.")
+            self._write_report(about or f"{step}; later training is not in it.")
 
     def _write_report(self, about: str) -> None:
         """The folder of the report as of the last measurement."""
@@ -370,7 +370,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         if words is not None:
             self._say_once(
                 "loss",
-                f"{words}: fit minimises another loss than the one that is measured here, and every number is of the "
+                f"{words}: fit minimises a different loss than the one measured here, and every number refers to the "
                 "latter. Keras hides class_weight and the data of fit from callbacks: give the same to this one "
                 "(class_weight=..., data=(x, y, sample_weight)).",
             )

@@ -1,6 +1,6 @@
 """Generalization bounds in which the sharpness dimension enters, term by term.
 
-Every term is non-negative, so that a partial sum is a lower end of the total: above the loss's own range B the
+Every term is non-negative, so that a partial sum is a lower bound of the total: above the loss's own range B the
 bound says nothing whatever the missing terms are ("vacuous"); below it with terms missing nothing can be said
 ("undetermined").
 
@@ -55,7 +55,7 @@ class Training:
 
     other_map: str = ""
     time_dependence: str = ""
-    stationary: str = "nothing is known of the optimizer"
+    stationary: str = "nothing is known about the optimizer"
     absorbing: str = "nothing here shows one"
     kinks: tuple[str, ...] = ()
 
@@ -112,7 +112,7 @@ def facts_along(facts: Facts, along: LyapunovDimension) -> Facts:
         dimension_name="D_s",
         dimension_reason=(
             f"D_s is determined over {along.num_steps:,} steps from here, and at most the SD of the theorem; "
-            f"{measured}, {facts.dimension:,.1f} of {facts.state_size:,}, has no order with it"
+            f"{measured}, {facts.dimension:,.1f} of {facts.state_size:,}, cannot be ordered against it"
         ),
         local=f"D_s is of one trajectory of {along.num_steps:,} steps",
         training=attrs.evolve(facts.training, other_map=""),  # D_s is of real steps

@@ -206,7 +206,7 @@ def _inside(pooled: Pooled, nested: Sequence[Spectrum] | None, tau: float) -> _J
 
 
 def _saturated(pooled: Pooled, nested: Sequence[Spectrum] | None) -> _Judged:
-    """SD = d: the lower end is where the sum of all exponents would cross if it were smaller."""
+    """SD = d: the lower bound is where the sum of all exponents would cross if it were smaller."""
     size, half = pooled.size, half_width(pooled.totals)
     low = min(_value_below(pooled, half), size) if math.isfinite(half) else 0.0
     difference = None
@@ -219,7 +219,7 @@ def _saturated(pooled: Pooled, nested: Sequence[Spectrum] | None) -> _Judged:
 
 
 def _collapsed(pooled: Pooled, nested: Sequence[Spectrum] | None) -> _Judged:
-    """SD = 0: the upper end is E+, or SD if every exponent were 0 that may be."""
+    """SD = 0: the upper bound is E+, or SD if every exponent were 0 that may be."""
     size, growth = pooled.size, pooled.growth
     half = min(size, growth.mean() + half_width(growth))
     neutral = _value_if_neutral(pooled, _neutral_bound(pooled))
@@ -282,7 +282,7 @@ def _moved(atoms: Sequence[Atoms], exponents: Exponents, tau: float) -> float:
 
 
 def _quantile(count: int) -> float:
-    """Student's t for the mean of so many values."""
+    """Student's t for the mean of this many values."""
     return float(scipy.stats.t.ppf(0.5 + _CONFIDENCE / 2, count - 1))
 
 

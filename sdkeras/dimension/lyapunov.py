@@ -44,7 +44,7 @@ def lyapunov_dimension(
 
     From the leading K < d exponents alone, with Lambda_K >= 0: D_s >= K, and if Lambda_d < 0 is known
     D_s >= K + Lambda_K (d - K)/(Lambda_K - Lambda_d), since the other exponents fall to that sum the fastest when
-    they are equal. D_s <= K + Lambda_K/|ell_K| if ell_K < 0; if not, SD over the same steps is an upper end.
+    they are equal. D_s <= K + Lambda_K/|ell_K| if ell_K < 0; if not, SD over the same steps is an upper bound.
 
     Args:
         exponents: The leading k exponents, with their history (without one, errors of sums are sums of errors).
@@ -158,7 +158,7 @@ def _unusable(exponents: LyapunovExponents) -> str:
     if exponents.stopped_at is not None:
         return f"the trajectory diverged at step {exponents.stopped_at}"
     if exponents.history.size and len(exponents.history) < _FEWEST_BLOCKS:
-        return f"{len(exponents.history)} blocks of steps give no standard error; make more steps"
+        return f"{len(exponents.history)} blocks of steps give no standard error; take more steps"
     return ""
 
 
@@ -170,7 +170,7 @@ def _without_sign(sums: _Sums, size: int, num_steps: int) -> str:
     if abs(first * num_steps) < _turn(size):
         return (
             f"ell_1 = {first:.3g} adds up to {first * num_steps:.2g} over {num_steps:,} steps, no further than a frame "
-            f"in {size:,} dimensions may rise or fall while it turns ({_turn(size):.2g}); make more steps"
+            f"in {size:,} dimensions may rise or fall while it turns ({_turn(size):.2g}); take more steps"
         )
     return ""
 
@@ -179,7 +179,7 @@ def _no_point(sums: _Sums, resolved: int, *, more_exist: bool, ends_below: bool)
     """Why D_s is no point, or ""."""
     j_star, half_widths, values = sums.j_star, sums.half_widths, sums.values
     if not ends_below:
-        advice = "compute more of them" if more_exist else "make more steps"
+        advice = "compute more of them" if more_exist else "take more steps"
         return (
             f"the {len(values)} leading exponents sum to {values[-1]:.3g} +- {half_widths[-1]:.2g}, which may not be "
             f"below 0; {advice}"
@@ -189,7 +189,7 @@ def _no_point(sums: _Sums, resolved: int, *, more_exist: bool, ends_below: bool)
     if half_widths[j_star - 1] > _POINT * abs(sums.ell[j_star]):
         return (
             f"Lambda_{j_star} = {values[j_star - 1]:.3g} +- {half_widths[j_star - 1]:.2g} is not sharp beside "
-            f"|ell_{j_star + 1}| = {abs(sums.ell[j_star]):.3g}; make more steps"
+            f"|ell_{j_star + 1}| = {abs(sums.ell[j_star]):.3g}; take more steps"
         )
     return ""
 
@@ -205,7 +205,7 @@ def _turn(size: int) -> float:
 
 
 def _lower_end(lower: FloatArray, size: int, total: float | None) -> float:
-    """Where the lower ends of Lambda_1 .. Lambda_K first turn negative, or the least D_s beyond K."""
+    """Where the lower bounds of Lambda_1 .. Lambda_K first turn negative, or the least D_s beyond K."""
     if len(lower) == 0:
         return 0.0
     below = np.flatnonzero(lower < 0)
@@ -232,7 +232,7 @@ def _upper_end(sums: _Sums, size: int, sharpness_dimension: float | None) -> flo
 
 
 def _last_crossing(upper: FloatArray) -> float | None:
-    """Where the upper ends of Lambda_1 .. Lambda_k turn negative for the last time; None if the last is not."""
+    """Where the upper bounds of Lambda_1 .. Lambda_k turn negative for the last time; None if the last is not."""
     if upper[-1] >= 0:
         return None
     last = np.flatnonzero(np.concatenate([[0.0], upper]) >= 0)[-1]
@@ -282,7 +282,7 @@ def sharpest_dimension(
 def _dimensions(
     steps: Sequence[MStepSharpness], lyapunov: LyapunovDimension | None, supremum: float | None
 ) -> Iterator[SharpestDimension]:
-    """D_s, or its upper end, and those above it, the sharper ones first where they are equal."""
+    """D_s, or its upper bound, and those above it, the sharper ones first where they are equal."""
     without = ""
     if lyapunov is not None and lyapunov.value is not None:
         yield SharpestDimension("D_s", lyapunov.value, "the Lyapunov exponents determine it")
@@ -292,10 +292,10 @@ def _dimensions(
         without = f"; D_s is undetermined: {lyapunov.reason}"
     for entry in steps:
         if entry.dimension is not None:
-            reason = f"an upper end of D_s over the same steps{without}"
+            reason = f"an upper bound on D_s over the same steps{without}"
             yield SharpestDimension(entry.name, entry.dimension, reason)
     if supremum is not None:
-        yield SharpestDimension("SD over snapshots", supremum, f"an upper end of D_s{without}")
+        yield SharpestDimension("SD over snapshots", supremum, f"an upper bound on D_s{without}")
 
 
 def _check_order(steps: Sequence[MStepSharpness], lyapunov: LyapunovDimension | None) -> None:

@@ -263,7 +263,7 @@ class _Runs:
                 raise
 
     def _cost(self, steps: int | None) -> int:
-        """Products of a run of so many steps, by what the dearest run has cost."""
+        """Products of a run of this many steps, by what the dearest run has cost."""
         return math.ceil((self.cost_per_step or 1) * (steps or 1))
 
     def lengthen(self, size: int) -> bool:

@@ -137,7 +137,7 @@ def steps_of(estimator: Estimator) -> int | None:
 
 
 def with_steps(estimator: Estimator, steps: int | None, *, basis: bool = True) -> Estimator:
-    """The estimator with so many steps, and without a basis in memory where there is no room for one."""
+    """The estimator with this many steps, and without a basis in memory where there is no room for one."""
     can = capabilities(estimator)
     if steps is None or can.steps is None:
         return estimator
@@ -199,7 +199,7 @@ def settings_of(estimator: Estimator) -> dict[str, Value]:
 
 
 def estimator_of_largest(start: Array | None, *, tolerance: float, most_steps: int) -> Estimator:
-    """The eigenpairs estimator for the upper end alone, from a warm start where there is one."""
+    """The eigenpairs estimator for the largest eigenvalue alone, from a warm start where there is one."""
     if most_steps < _FEWEST_EIGEN_STEPS:
         # No warm start: power iteration would stay at the old eigenvector until a larger one had outgrown it.
         power_iteration = registry.get_estimator("eigenpairs", _WITHOUT_BASIS)

@@ -67,7 +67,7 @@ def _checked(where: str, name: str, entry: Data, lengths: dict[str, int]) -> Dat
     except DataError as error:
         raise DataError(f"{where}: {name}: {error}") from error
     except Exception as error:
-        raise DataError(f"{where}: {name} is no array ({last_line(error)}); give numbers.") from error
+        raise DataError(f"{where}: {name} is not an array ({last_line(error)}); give numbers.") from error
     if array is None:
         raise DataError(f"{where}: {name} is None; give an array.")
     if array.ndim == 0:

@@ -163,7 +163,7 @@ def reason_of(error: OSError | ValueError) -> str:
 
 
 def beside(target: Path, ending: str) -> Path:
-    """The hidden file of this ending that belongs to the target, in its folder; a long name is cut and told by a hash.
+    """The hidden file of this ending that belongs to the target, in its folder; a long name is cut and hashed.
 
     Args:
         target: A file.
@@ -196,7 +196,7 @@ def remove_leftovers(target: Path) -> None:
 def _temporary(target: Path) -> Iterator[BinaryIO]:
     """A new file beside the target, locked as long as its writer lives; it is gone afterwards, unless renamed."""
     with contextlib.suppress(FileNotFoundError):
-        os.lstat(target)  # a name that is too long is told before anything is written
+        os.lstat(target)  # a name that is too long is reported before anything is written
     remove_leftovers(target)
     while True:
         temporary = str(beside(target, f".{secrets.token_hex(_RANDOM // 2)}{_ENDING}"))

@@ -35,7 +35,8 @@ def in_order(names: Sequence[str | os.PathLike[str]]) -> list[str]:
     paths = list(dict.fromkeys(path for text in texts for path in _files(text)))
     for path in paths:
         if not path.endswith(_SUFFIXES):
-            raise SdkerasError(f"{shown(path)} is no checkpoint: its name must end in .keras, .h5 or {WEIGHTS_SUFFIX}.")
+            endings = f".keras, .h5 or {WEIGHTS_SUFFIX}"
+            raise SdkerasError(f"{shown(path)} is not a checkpoint: its name must end in {endings}.")
         check_is_file(path, SdkerasError, "give the file of a checkpoint.")
     return paths
 

@@ -83,7 +83,7 @@ def restore_compiled_part(
         _uncompile(model)
         return CompiledPart(
             f"{path!r} was saved without being compiled, and the class {type(model).__name__} compiles itself when it "
-            "is made, with values of its own; say `loss` and `learning_rate`."
+            "is made, with values of its own; give `loss` and `learning_rate`."
         )
     recompiled = file.is_of_keras_2 or (_has_own_way(model) and not _is_as_stored(model, file))
     if recompiled:
@@ -102,7 +102,7 @@ def restore_compiled_part(
         model.optimizer = None
         return CompiledPart(
             f"{path!r} does not name its optimizer (Keras leaves it out of a model that was saved as .h5 before); save "
-            "the model as .keras right after training, or say `learning_rate`.",
+            "the model as .keras right after training, or give `learning_rate`.",
             stored_loss,
         )
     lost = restore_slots(model, file, messages, recompiled=recompiled)
@@ -224,7 +224,7 @@ def _why_not_compiled(file: ModelFile, error: Exception, custom_objects: Mapping
     stored = file.compiled
     parts = [f"{label} {_names(stored[key])}" for key, label in _LABELS.items() if stored.get(key)]
     reason = innermost_reason(error)
-    advice = "Say `loss` and `learning_rate`, with values as the file has them."
+    advice = "Give `loss` and `learning_rate`, with values as the file has them."
     _, unknown = unknown_name(error) or ("", "")
     if unknown and is_name_of_keras(unknown):
         reason = homonym(unknown)
@@ -236,7 +236,7 @@ def _why_not_compiled(file: ModelFile, error: Exception, custom_objects: Mapping
                 "`learning_rate`."
             )
     elif "argument" in reason:
-        advice = "Say `loss` and `learning_rate`, or give the class a get_config() that holds it and save again."
+        advice = "Give `loss` and `learning_rate`, or give the class a get_config() that holds it and save again."
     by = f", which was written by Keras 2 (version {file.version})," if file.is_of_keras_2 else ""
     return (
         f"{file.path!r}{by} was loaded without its compiled part ({', '.join(parts) or 'unreadable'}): {reason}. "

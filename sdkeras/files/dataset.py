@@ -101,7 +101,7 @@ def _load(spec: str, returned: Callable[[str, Data], Data]) -> Data:
         return returned(f"data of {spec!r}", call_user_function(spec))
     if not exists:
         raise DataError(f"data {spec!r} does not exist; give {FORMS}.")
-    raise DataError(f"data {spec!r} is of no kind that sdkeras reads; give {FORMS}.")
+    raise DataError(f"data {spec!r} is not in a format that sdkeras reads; give {FORMS}.")
 
 
 def is_function(spec: str) -> bool:

@@ -48,7 +48,7 @@ def translated(compiled: dict[str, Config]) -> dict[str, Config]:
     changed = {name: value for name, value in compiled.items() if name != "optimizer"}
     changed["optimizer_config"] = _optimizer(compiled.get("optimizer_config", compiled.get("optimizer")))
     changed["loss"] = _loss(changed.get("loss"))
-    # Measured for the user during training; Keras 2 stores classes that Keras 3 has not.
+    # Measured for the user during training; Keras 2 stores classes that Keras 3 lacks.
     for key in ("metrics", "weighted_metrics"):
         changed.pop(key, None)
     return changed

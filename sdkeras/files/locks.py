@@ -86,7 +86,7 @@ class Claim:
                 who = f"process {holder[1].decode()} on {holder[2].decode()}" if holder else "another process"
                 raise SdkerasError(f"{shown(target)} is in use by {who}; {advice}.")
             if content and holder is None:
-                raise SdkerasError(f"{shown(self._path)} is no lock of sdkeras; rename or remove it.")
+                raise SdkerasError(f"{shown(self._path)} is not an sdkeras lock; rename or remove it.")
             if is_at(handle, self._path):
                 host = platform.node().encode("ascii", "replace")[:255]
                 os.ftruncate(handle, 0)

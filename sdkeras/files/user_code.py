@@ -76,7 +76,7 @@ def user_import(folder: Path) -> Iterator[UserImport]:
 
 @contextlib.contextmanager
 def _user_code(failed: str, error: type[SdkerasError], folder: Path | None = None) -> Iterator[UserImport]:
-    """`user_import` of a folder, the current one without; what the user's code raises is told as its failure."""
+    """`user_import` of a folder, the current one without; exceptions of the user's code are reported as its failure."""
     try:
         with user_import(folder or Path.cwd().resolve()) as brought:
             yield brought
@@ -172,7 +172,7 @@ def load_custom_objects(file: str) -> dict[str, object]:
         name -> class or function: everything defined in the file (or imported by it from files beside it), under
         its name there, and everything registered, under its registered name ("package>name"). A function by a name
         that Keras has too (a helper `mse`) is left out: Keras would put it in place of its own wherever a model's file
-        says "mse". Registered, it is told apart.
+        says "mse". Registered, it is distinguished.
 
     Raises:
         ModelError: There is no such file, it is not Python, or running it raises an exception.
@@ -198,7 +198,7 @@ def own_objects(function: Callable[..., object], folder: Path) -> dict[str, obje
 
 
 def _is_object(name: str, value: object) -> bool:
-    """Whether it is a class, or a function of a name that Keras has not."""
+    """Whether it is a class, or a function of a name unknown to Keras."""
     return inspect.isclass(value) or (inspect.isfunction(value) and not is_name_of_keras(name))
 
 
@@ -250,7 +250,7 @@ def find_function(spec: str, folder: Path, what: str = "data") -> Callable[..., 
         value = getattr(value, name)
     if not callable(value):
         raise DataError(
-            f"{what} {spec!r}: '{attribute}' is no function but of type {type(value).__name__}; put the {what} into a "
-            "function that returns " + ("them." if what == "data" else "it.")
+            f"{what} {spec!r}: '{attribute}' is not a function but of type {type(value).__name__}; put the {what} into "
+            "a function that returns " + ("them." if what == "data" else "it.")
         )
     return value

@@ -12,7 +12,7 @@ from sdkeras.linalg.orthogonal import orthogonalize
 from sdkeras.linalg.vectors import dot, norm, store, unit_start
 from sdkeras.results.arrays import Array, FloatArray
 
-# A residual of so many eps * |A| counts as zero: three times the error of a network's products, 3 to 10 eps in norm
+# A residual of this many eps * |A| counts as zero: three times the error of a network's products, 3 to 10 eps in norm
 # whatever n (their entries' errors are relative), so Ritz values are then as exact as the products let them be.
 # Rounding divided by a small beta on the way can leave more and hide the end of the Krylov space. This does little
 # harm: the process goes on in a direction made of rounding, orthogonal to the basis and coupled to it by that little.

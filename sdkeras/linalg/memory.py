@@ -29,7 +29,7 @@ def peak_memory() -> int:
     """Bytes this process had resident at most so far."""
     if sys.platform == "win32":
         return int(psutil.Process().memory_info().peak_wset)
-    import resource  # which Windows has not
+    import resource  # which Windows lacks
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -45,7 +45,7 @@ class Projection:
     Args:
         size: n, dimension of the points.
         dimension: k, dimension of their projections.
-        seed: Seed of the signs.
+        seed: Seed for the signs.
 
     Raises:
         SdkerasError: k is not below n.

@@ -13,7 +13,7 @@ _FEWEST_STEPS_FOR_NESTED = 4
 
 
 def coarser_steps(num_steps: int) -> int | None:
-    """Steps of the coarser rule nested in one of so many steps, or None where they are too few for one."""
+    """Steps of the coarser rule nested in one of this many steps, or None where they are too few for one."""
     return num_steps * 7 // 10 if num_steps >= _FEWEST_STEPS_FOR_NESTED else None
 
 

@@ -45,7 +45,7 @@ class EmpiricalLoss:
         params: Regular expression; only trainable variables whose path it finds are analysed.
         dtype: 'float32' or 'float64'. A model in another precision is rebuilt from its configuration.
         num_samples: Analyse a random subset of this many samples (whole batches of a dataset).
-        seed: Seed of the order, the subset and the dropout masks.
+        seed: Seed for the order, the subset and the dropout masks.
         loss_fn: Replaces the compiled loss: (model, (x, y[, sample_weight])) -> scalar or (sum, denominator), in
             TensorFlow or keras.ops. It runs the model itself, model(x, training=True) for training's dropout masks and
             batch statistics (`mode` does not reach it), and returns what training minimises on the batch: a scalar is
@@ -210,7 +210,7 @@ def _specs(source: minibatches.Source, dtype: str) -> list[tf.TensorSpec]:
 
 
 def _batch(function: BatchLoss, arrays: Sequence[Array], seed: int, stream: int) -> Batch:
-    with np.errstate(over="ignore"):  # what float32 does not hold makes the loss infinite, which is told
+    with np.errstate(over="ignore"):  # what float32 does not hold makes the loss infinite, which is reported
         tensors = tuple(tf.constant(part, tensor_dtype(part, function.dtype)) for part in arrays)
     generator = seeds.generator(seed, seeds.Stream.MASKS, stream)
     masks = generator.integers(0, 2**31 - 1, size=(function.num_seeds, 2), dtype=np.int64)

@@ -136,7 +136,7 @@ class Source:
             if count < self.num_samples:
                 order = generator.permutation(len(ranges))
                 sizes = np.array([ranges[position][1] - ranges[position][0] for position in order])
-                # The first of them that hold so many samples.
+                # The first of them that hold this many samples.
                 kept = order[: int(np.searchsorted(np.cumsum(sizes), count)) + 1]
                 ranges = [ranges[position] for position in sorted(kept)]
             return [self.take(slice(start, stop)) for start, stop in ranges]
@@ -185,7 +185,7 @@ def _weighted(source: Source, class_weight: Mapping[int, float], per_step: bool)
     """The same data with the sample weights that `fit` would make of class weights."""
     if len(source.structure) == 3:
         raise DataError(
-            "class_weight and sample weights in the data do not go together, in Keras' fit either; multiply them into "
+            "class_weight and sample weights in the data cannot be combined, in Keras' fit either; multiply them into "
             "the sample weights, or leave one of them out."
         )
     if len(source.structure) != 2 or len(tf.nest.flatten(source.structure[1])) != 1:
@@ -244,7 +244,7 @@ def _from_batches(data: Data, batch_size: int | None, limit: int | None) -> Sour
         if total > _LONGEST and isinstance(data, tf.data.Dataset) and data.cardinality() == tf.data.UNKNOWN_CARDINALITY:
             raise DataError(
                 f"the dataset does not know its length and has not ended after {total:,} samples; if it has no end, "
-                "cut it with .take(n), else tell its length with tf.data.experimental.assert_cardinality(n)."
+                "cut it with .take(n), otherwise state its length with tf.data.experimental.assert_cardinality(n)."
             )
     if not batches:
         raise DataError("the dataset is empty.")
@@ -272,7 +272,7 @@ def _endless(data: Data) -> bool:
 
 def _iterate(data: Data, limit: int | None) -> Iterator[Data]:
     if _endless(data) and limit is None:
-        raise DataError("the dataset has no end; say how much of it to read with `samples=N`.")
+        raise DataError("the dataset has no end; limit it with `samples=N`.")
     if not isinstance(data, tf.data.Dataset):
         count = data.num_batches
         yield from (data[index] for index in (itertools.count() if count is None else range(count)))

@@ -370,7 +370,7 @@ def _rounding(loss: EmpiricalLoss, subject: _Subject, direction: Array, product:
 def _failure(loss: EmpiricalLoss, result: Verification) -> str:
     """Message of a failed check: numbers, likely causes, remedies."""
     numbers = (
-        f"{result.mode} products differ from finite differences of the gradient by "
+        f"{result.mode} Hessian-vector products differ from finite differences of the gradient by "
         f"{result.finite_difference_error:.2g} of their norm (in {result.finite_difference_dtype}), symmetry error "
         f"{result.symmetry_error:.2g}, repeatability error {result.repeatability_error:.2g}, rounding error "
         f"{result.hvp_relative_error:.2g}"

@@ -79,7 +79,7 @@ def _lines(run: Analysis) -> tuple[str, ...]:
         lines.append(f"Sharpness dimension not determined ({undetermined(0, True)}).")
     known = words.known_in_words(run)
     if known and (estimate is None or estimate.interval is None):
-        lines.append(f"Known all the same: {known}.")
+        lines.append(f"Still known: {known}.")
     if run.supremum is not None:
         lines.append(words.supremum_headline(run.supremum))
     if run.lyapunov is not None:
@@ -324,7 +324,7 @@ def _dimension(estimate: SharpnessDimension, num_samples: int) -> Table:
     negative, unstable = estimate.expansion_negative_curvature, estimate.expansion_unstable
     expansion = f"{number(negative, 3)} negative curvature, {number(unstable, 3)} unstable"
     if estimate.map == FULL:
-        expansion = "a singular value does not tell the curvature it comes from"
+        expansion = "a singular value does not identify the curvature it comes from"
     frozen_rows = []
     if estimate.frozen_lyapunov is not None:
         frozen = estimate.frozen_lyapunov
@@ -342,7 +342,7 @@ def _dimension(estimate: SharpnessDimension, num_samples: int) -> Table:
         ("neutral directions", dimension(estimate.neutral_mass), f"margin {margin}"),
         ("map", step_map, f"coordinates: {estimate.coordinates}"),
         *frozen_rows,
-        ("cost", f"{estimate.num_runs:,} runs{steps}", f"{estimate.num_hvps:,} products"),
+        ("cost", f"{estimate.num_runs:,} runs{steps}", f"{estimate.num_hvps:,} Hessian-vector products (HVPs)"),
         *_settings(estimate),
         ("sqrt(SD/n)", number(root_ratio(estimate.value, num_samples)), "to compare runs by, on the same data"),
     )
@@ -386,7 +386,7 @@ def _supremum(supremum: Supremum) -> Table:
         (
             "cost",
             f"{supremum.num_minibatches:,} minibatches",
-            f"{supremum.num_hvps:,} products more ({supremum.estimator})",
+            f"{supremum.num_hvps:,} more HVPs ({supremum.estimator})",
         ),
     )
     return Table("Supremum over snapshots (Def. 4.1)", rows)

@@ -77,7 +77,7 @@ def _measurements(header: Header, measured: Sequence[Measurement], drawn: Sequen
         "Numbers",
         "The same minibatches and probes every time, with eigenvalues and trace over "
         f'{header.num_samples_hessian:,} samples; dimensions with 95 % intervals; "?" is not converged. In all '
-        f"{seconds} s and {products} products.",
+        f"{seconds} s and {products} Hessian-vector products.",
         lines=(f"the last {_MOST_ROWS} of {len(measured):,}",) if len(measured) > _MOST_ROWS else (),
         tables=(
             Table("Measurements", rows, columns, wide=True, only="page"),

@@ -347,7 +347,7 @@ def _notes(a: Value, b: Value) -> Iterator[str]:
                 "residual."
             )
     yield from _of_one("Only {} has", _names(a), _names(b))
-    yield from _of_one("Warned of only in {}", _codes(a), _codes(b))
+    yield from _of_one("Warnings only in {}", _codes(a), _codes(b))
 
 
 def _of_one(words: str, in_a: list[str], in_b: list[str]) -> Iterator[str]:

@@ -19,7 +19,7 @@ EVIDENCE = (*SAMPLING, *BOUND, "exact", "none")
 
 
 def _interval(value: tuple[float, float] | None) -> tuple[float, float] | None:
-    """Without NaN: an interval that is not known to the end is none."""
+    """Without NaN: an interval with an unknown bound is dropped."""
     return None if value is None or not all(map(math.isfinite, value)) else (float(value[0]), float(value[1]))
 
 

@@ -82,7 +82,7 @@ def lyapunov_convergence(summary: LyapunovSummary) -> Figure | None:
         "lyapunov-convergence",
         "Convergence of the exponents",
         f"The {leading} averaged over a growing number of steps; the thick line is the first. They should have "
-        "settled; while they drift, training has not come to its attractor, and needs a longer burn-in.",
+        "settled; while they drift, training has not reached its attractor, and needs a longer burn-in.",
         draw,
     )
 

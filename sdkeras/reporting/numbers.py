@@ -110,7 +110,7 @@ def undetermined(num_runs: int, limited: bool, noun: str = "run") -> str:
 
 
 def headline(estimate: SharpnessDimension, limited: bool = False) -> str:
-    """The dimension in one line; a value without an interval is none.
+    """The dimension in one line; a value without an interval is left out.
 
     Args:
         estimate: The dimension.

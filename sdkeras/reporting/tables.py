@@ -58,7 +58,7 @@ def verification_table(run: Analysis | LyapunovRun) -> Table:
         "Verification: " + ("passed" if check.passed else "FAILED"),
         (
             ("against finite differences", *difference),
-            ("rounding of a product", f"{check.hvp_relative_error:.1e}", f"mode {check.mode}"),
+            ("rounding of an HVP", f"{check.hvp_relative_error:.1e}", f"mode {check.mode}"),
             ("symmetry", f"{check.symmetry_error:.1e}", ""),
             ("repeatability", f"{check.repeatability_error:.1e}", check.details),
         ),
@@ -77,7 +77,7 @@ def provenance_table(run: Run) -> Table:
             ("model", model.name, f"{analysed}; {model.mode} mode"),
             ("loss", model.loss, f"class weights {weights}" if weights else ""),
             ("data", f"{data.num_samples:,} samples", f"{batch_size}; {origin.data_digest}"),
-            ("cost", f"{origin.seconds:.1f} s", f"{origin.num_hvps:,} products in {origin.dtype}, seed {origin.seed}"),
+            ("cost", f"{origin.seconds:.1f} s", f"{origin.num_hvps:,} HVPs in {origin.dtype}, seed {origin.seed}"),
             ("made with", f"sdkeras {origin.sdkeras}", f"TensorFlow {origin.tensorflow}, Keras {origin.keras}"),
             ("on", origin.device, f"Python {origin.python}, {origin.created}"),
         ),

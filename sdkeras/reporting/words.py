@@ -77,7 +77,7 @@ def dimension_in_words(run: Analysis) -> str | None:
     if estimate.interval is None:
         return (
             f"It is not determined: {undetermined(estimate.num_runs, is_limited(run))} for an interval, and a value "
-            "without one says nothing. Give a larger budget of products or of time."
+            "without one says nothing. Give a larger budget of Hessian-vector products or of time."
         )
     size, value, codimension = estimate.state_size, estimate.value, estimate.codimension
     if not (math.isfinite(value) and math.isfinite(codimension)):
@@ -90,7 +90,7 @@ def dimension_in_words(run: Analysis) -> str | None:
     if codimension <= 0:
         return (
             f"On average a training step from here contracts volumes of no dimension, up to all {size:,}: SD is at its "
-            "upper bound and tells nothing apart."
+            "upper bound and distinguishes nothing."
         )
     whole = estimate.map == FULL and size > run.model.num_trainable_analysed
     state, rest = _state_in_words(estimate, run.model.num_trainable_analysed)
@@ -147,7 +147,7 @@ def trust_in_words(run: Analysis) -> str:
             "here can be trusted."
         )
     words = (
-        f"Hessian-vector products agree with finite differences of the gradient to "
+        f"Hessian-vector products (HVPs) agree with finite differences of the gradient to "
         f"{check.finite_difference_error:.1e} (in {check.finite_difference_dtype}); rounding costs "
         f"{check.hvp_relative_error:.1e}. "
     )
@@ -155,7 +155,7 @@ def trust_in_words(run: Analysis) -> str:
     if estimate is not None and estimate.interval is not None:
         steps = "" if estimate.num_steps is None else f" of {estimate.num_steps} steps"
         words += f"Intervals cover 95 % and rest on {estimate.num_runs:,} runs{steps}. "
-    return words + f"{run.provenance.num_hvps:,} products in all."
+    return words + f"{run.provenance.num_hvps:,} HVPs in all."
 
 
 def trajectory_in_words(summary: LyapunovSummary) -> str:
@@ -184,7 +184,7 @@ def attractor_in_words(summary: LyapunovSummary) -> str:
         return meaning + "Here everything contracts: copies end in the same place, and D_s is 0."
     if answer.status == "determined":
         return meaning + "It is free of the units of weights and velocities."
-    return meaning + f"Here it is not known to a point: {answer.reason}."
+    return meaning + f"Here it is not determined to a point: {answer.reason}."
 
 
 def supremum_headline(supremum: Supremum) -> str:

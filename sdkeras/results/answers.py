@@ -24,7 +24,7 @@ class Provenance:
     Attributes:
         sdkeras, tensorflow, keras, python: Versions.
         device: Name of the device the products ran on.
-        seed: Seed of all random draws.
+        seed: Seed for all random draws.
         dtype: Precision of the products.
         num_hvps: Hessian-vector products, verification and discarded runs included.
         seconds: Wall time.

@@ -141,7 +141,7 @@ def parsed_document(text: str, where: str, written_by: tuple[str, str]) -> dict[
     """The text as a JSON object of a schema version that this sdkeras reads.
 
     Raises:
-        SdkerasError: It is none; the message begins with `where`.
+        SdkerasError: It is not such a file; the message begins with `where`.
     """
     with blamed_on(f"{where} is not JSON", _advice(written_by)):
         document = parsed_json(text)
@@ -149,7 +149,7 @@ def parsed_document(text: str, where: str, written_by: tuple[str, str]) -> dict[
         raise SdkerasError(f"{where} has no schema_version; {_advice(written_by)}")
     version = document["schema_version"]
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise SdkerasError(f"{where} has schema_version {version!r:.40}, which is none; {_advice(written_by)}")
+        raise SdkerasError(f"{where} has schema_version {version!r:.40}, which is not one; {_advice(written_by)}")
     if version > SCHEMA_VERSION:
         raise SdkerasError(
             f"{where} has schema version {version!r}, this sdkeras reads up to {SCHEMA_VERSION}; update sdkeras."

@@ -29,7 +29,7 @@ class Eigenpairs:
         converged: Whether each residual met the estimator's tolerance, shape [k].
         vectors: Unit eigenvectors as columns, shape [n, k], or None when they were not asked for.
         num_matvecs: Products spent.
-        seed: Seed of the start vector.
+        seed: Seed for the start vector.
     """
 
     values: FloatArray = attrs.field(converter=float_array, validator=[vector, finite], eq=ARRAYS_EQUAL)
@@ -57,7 +57,7 @@ class Spectrum:
         nodes: Eigenvalues or quadrature nodes, ascending, shape [m].
         weights: Number of eigenvalues each node stands for, >= 0, sum = the operator's size, shape [m].
         num_matvecs: Products spent.
-        seed: Seed of the probe.
+        seed: Seed for the probe.
         residuals: Residual |A v - theta v| of each node as a Ritz value, shape [m], or None if unknown.
         nested: The same run's coarser rule (fewer steps), its own where its Krylov space ended before; None without
             one. It costs no products of its own.
@@ -102,7 +102,7 @@ class TraceEstimate:
         value: The estimate.
         stderr: Standard error of the mean over probes; 0 when the trace is exact.
         num_matvecs: Products spent.
-        seed: Seed of the probes.
+        seed: Seed for the probes.
         num_probes: Random probes the standard error rests on.
     """
 
@@ -121,7 +121,7 @@ class SingularValues:
         log_values: ln(sigma), descending, shape [k]; finite, so that a singular value of 0 stands at a floor.
         weights: Number of singular values each entry stands for, >= 0, sum = the map's size, shape [k].
         num_matvecs: Products spent (JVPs and VJPs together).
-        seed: Seed of the start vector.
+        seed: Seed for the start vector.
         residuals: |J'y - sigma x| of each entry with J x = sigma y, |x| = |y| = 1, in units of sigma, shape [k]; a
             singular value lies within it. None if unknown.
         nested: The same run's coarser rule (fewer steps), its own where its Krylov space ended before; None without
@@ -170,7 +170,7 @@ class LyapunovExponents:
         stderr: Standard errors, shape [k]: spread of the block means. 0 says nothing where there are fewer than
             two blocks.
         num_steps: Steps averaged over, after the transient.
-        seed: Seed of the start frame and the trajectory.
+        seed: Seed for the start frame and the trajectory.
         history: Running means of the same directions, one row after each block, shape [number of blocks, k]; empty
             if it was not kept.
         block_size: Steps in a block.

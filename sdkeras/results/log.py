@@ -42,7 +42,7 @@ class Header:
         num_samples: Samples of the data; `data_digest` is of all of them.
         num_samples_hessian: Samples of the data-set Hessian.
         batch_size: Size of the minibatches.
-        seed: Seed of all random draws.
+        seed: Seed for all random draws.
         measures: Keys of what is measured.
         settings: Options that the numbers depend on, as text; empty in a log of the callback.
         batch_size_source: Where the batch size came from: 'given', 'dataset', 'assumed', or "" where it is not known.
@@ -215,7 +215,7 @@ def _read(lines: Iterable[bytes], place: str) -> RunLog:
         elif "schema_version" in document:
             before, header = header, _header(document, where)
             if before is not None and attrs.evolve(before, measures=()) != attrs.evolve(header, measures=()):
-                notes.append(f"from line {number} on the log is of another model, optimizer, data set or version")
+                notes.append(f"from line {number} on the log belongs to another model, optimizer, data set or version")
         elif header is None:
             break
         else:

@@ -85,7 +85,7 @@ def _read(model: Model, data: Data, options: Options, started: float) -> tuple[P
     """The problem, and a budget that counts its products.
 
     Raises:
-        ModelError: The learning rate that was asked for is none.
+        ModelError: The requested learning rate does not exist.
     """
     if options.progress is not None:
         options.progress(Progress("reading the model and the data", 0))
@@ -162,7 +162,7 @@ class _Analysis:
             self.notes.append(Note("no-learning-rate", without_a_rate(self.problem)))
         if not _training_steps(self.problem):
             return
-        # Before the work, so that an optimizer without a step is told at once.
+        # Before the work, so that an optimizer without a step is reported at once.
         budget.tell("compiling and verifying the training step")
         optimizer, notes = _training_optimizer(self.problem)
         self.notes += notes

@@ -236,7 +236,7 @@ class Budget:
         products, seconds = self.meter.beyond()
         if products:
             took = [f"{what} took {more:,}" for what, more, _ in self.meter.excess if more]
-            words = f"{products:,} products beyond the limit of {self.meter.most:,}: {_listed(took)}."
+            words = f"{products:,} Hessian-vector products beyond the limit of {self.meter.most:,}: {_listed(took)}."
             yield Note("limit-exceeded", words)
         limit = time_limit or 0.0
         if seconds > max(_NEGLIGIBLE, _NEGLIGIBLE_SHARE * limit):

@@ -21,7 +21,7 @@ from sdkeras.runs.problem import Problem, operator_name
 # Tolerance of an analysis at which the batch sharpness aims at its usual error.
 _USUAL_TOLERANCE = 0.05
 _MOST_MINIBATCHES = 1000
-# It takes at most this part of a limited number of products, and at least so many minibatches.
+# It takes at most this part of a limited number of products, and at least this many minibatches.
 _PART_OF_PRODUCTS, _FEWEST_MINIBATCHES = 20, 3
 # Relative standard deviation of the ratio over minibatches of 32 digits: 0.30 to 0.42 for MLPs early and late in
 # training, 1.2 for a convolutional net with batch normalization.

@@ -24,7 +24,7 @@ from sdkeras.training_step import settings
 from sdkeras.training_step.coordinates import ConjugatedMap, training_coordinates
 from sdkeras.training_step.map import UpdateMap
 
-# Share of t* that rounding may blur an exponent by before it is told of.
+# Share of t* that rounding may blur an exponent by before it is reported.
 _COARSE = 0.1
 
 
@@ -54,7 +54,7 @@ class FullMap:
 
     Attributes:
         step: The step.
-        seed: Seed of the runs' probes.
+        seed: Seed for the runs' probes.
         coordinates: C of C J C^-1.
         exponents: The map sigma -> ln sigma.
     """
@@ -119,7 +119,7 @@ class FullMap:
         if threshold is not None and resolved > _COARSE * abs(threshold):
             yield Note(
                 "unresolved",
-                f"beside sigma_1 = {largest:.3g} singular values are told apart to about {resolved:.1g} in "
+                f"beside sigma_1 = {largest:.3g} singular values are resolved to about {resolved:.1g} in "
                 f"{self.step.dtype.name}, and exponents near 0 decide at t* = {threshold:.2g}"
                 + ("; analyse in float64 (`dtype='float64'`)." if self.step.dtype == np.float32 else "."),
             )
@@ -133,7 +133,7 @@ class FullMap:
         if not self.step.verification.passed:
             yield Note(
                 "unverified-step",
-                "the training step's map FAILED its verification and was used all the same: its singular values "
+                "the training step's map FAILED its verification and was used anyway: its singular values "
                 "cannot be trusted.",
             )
 

@@ -44,7 +44,7 @@ from sdkeras.training_step.settings import inner
 # Samples of the loss that the map is checked on; the trajectory draws from all of them.
 _CHECKED_SAMPLES = 4096
 
-# Halves of the run further apart than so many standard errors are told of: once in 16,000 runs by chance.
+# Halves of the run further apart than this many standard errors are reported: once in 16,000 runs by chance.
 _DRIFT = 4.0
 _FEWEST_BLOCKS = 8
 
@@ -214,7 +214,7 @@ def follow(
         step: The map.
         settings: How to follow it.
         about: Identity of the trajectory, see `TrainingFlow`.
-        budget: No step is begun that it has no room for; told after every step.
+        budget: No step begins without room for it; updated after every step.
 
     Raises:
         Interrupted: The budget ended before anything was measured.
@@ -234,7 +234,7 @@ def follow(
         try:
             exponents: LyapunovExponents = estimate(estimator, flow, settings.seed)
         except Interrupted:
-            more = "seconds (`time_limit`)" if flow.reason == TIME else "products (`max_hvps`)"
+            more = "seconds (`time_limit`)" if flow.reason == TIME else "Hessian-vector products (`max_hvps`)"
             raise Interrupted(
                 f"{flow.reason} ended it after step {training.index:,}, before a step was measured (the first "
                 f"{settings.transient:,} are discarded); give more {more}, or a shorter transient."
@@ -400,7 +400,7 @@ def _window_warnings(
             f"'{found.coordinates}' and depend on them.",
         )
     if cut:
-        yield Note("windows-interrupted", "Ctrl-C came while the windows were evaluated; there is no SD^(m).")
+        yield Note("windows-interrupted", "Interrupted while the windows were evaluated: there is no SD^(m).")
     if settings.windows and not _comparable(exponents, settings):
         yield Note(
             "other-steps",
@@ -416,7 +416,7 @@ def _warnings(found: LyapunovSummary, step: UpdateMap) -> Iterator[Note]:
         yield Note(
             "unverified",
             f"the training step FAILED its verification (step error {check.step_error:.2g}, error "
-            f"{check.finite_difference_error:.2g} against finite differences) and was used all the same: no exponent "
+            f"{check.finite_difference_error:.2g} against finite differences) and was used anyway: no exponent "
             "here can be trusted.",
         )
     if found.stopped_at is not None:
@@ -428,15 +428,15 @@ def _warnings(found: LyapunovSummary, step: UpdateMap) -> Iterator[Note]:
     if found.num_resolved is not None and found.num_resolved < len(found.values):
         yield Note(
             "rounding",
-            f"exponents {found.num_resolved + 1} to {len(found.values)} are upper ends: at some step their growth was "
-            "below what the precision resolves beside the largest (`dtype='float64'` resolves more).",
+            f"exponents {found.num_resolved + 1} to {len(found.values)} are upper bounds: at some step their growth "
+            "was below what the precision resolves beside the largest (`dtype='float64'` resolves more).",
         )
     drift = _drift(found)
     if drift is not None:
         yield Note(
             "drifting",
             f"ell_1 was {drift[0]:.3g} over the first half of the steps and {drift[1]:.3g} over the second, further "
-            "apart than their standard errors explain: training has not come to its attractor. Discard a longer "
+            "apart than their standard errors explain: training has not reached its attractor. Discard a longer "
             "transient.",
         )
     yield from (Note(code, words) for code, words in step.notes)

@@ -73,12 +73,12 @@ class TrainingOptions:
         None, COUNT, group="training", text="Number of samples to read of an endless data set."
     )
     dtype: str = shared("dtype")
-    seed: int = shared("seed", help="Seed of minibatches, dropout masks and the first tangent vectors.")
+    seed: int = shared("seed", help="Seed for minibatches, dropout masks and the first tangent vectors.")
 
 
 @attrs.frozen(kw_only=True)
 class LyapunovOptions(TrainingOptions):
-    """Everything `sdkeras.lyapunov` can be told; see there.
+    """All options of `sdkeras.lyapunov`; see there.
 
     Raises:
         SdkerasError: A value out of its range, options that contradict each other, or an estimator that lacks what is
@@ -121,14 +121,14 @@ class LyapunovOptions(TrainingOptions):
         100, COUNT, group="trajectory", text="Steps between two writes of the checkpoint."
     )
     initial_slots: bool = option(
-        False, group="trajectory", text="For an optimizer that has taken no step: begin with the slots it begins with."
+        False, group="trajectory", text="For an optimizer that has taken no step: start from its initial slots."
     )
     estimator: str = option(DEFAULT_ESTIMATOR, group="estimators", text="Lyapunov estimator to use.")
     settings: Mapping[str, Mapping[str, Value]] = shared(
         "settings", more='For example {"lyapunov-qr": {"tolerance": 0.001}}.'
     )
     product_mode: str = shared("product_mode")
-    allow_unverified: bool = shared("allow_unverified", help="Go on with a step that failed its verification.")
+    allow_unverified: bool = shared("allow_unverified", help="Continue with a step that failed its verification.")
     memory_gb: float | None = shared(
         "memory_gb", help="Memory for the windows' Jacobians.", more="Default: 60 % of what is free."
     )
@@ -151,13 +151,13 @@ class LyapunovOptions(TrainingOptions):
             check_windows(self.windows, self.num_steps)
         if self.windows and self.checkpoint is not None:
             raise SdkerasError(
-                "windows and a checkpoint do not go together: the file holds no Jacobians, and a continued run would "
+                "windows and a checkpoint cannot be combined: the file holds no Jacobians, and a continued run would "
                 "lack those of the steps before; leave one of them out."
             )
         self.configured_estimator(1)
 
     def exponents_of(self, size: int) -> int:
-        """How many exponents are computed of a state of this size: with windows all of them unless told otherwise."""
+        """How many exponents are computed of a state of this size: with windows all of them by default."""
         if self.num_exponents is None:
             return size if self.windows else min(DEFAULT_EXPONENTS, size)
         return self.num_exponents
@@ -179,7 +179,7 @@ class LyapunovOptions(TrainingOptions):
         """The estimator, with what it takes of these settings.
 
         Raises:
-            SdkerasError: There is none of this name, it has not these fields, or it lacks what is asked of it.
+            SdkerasError: There is none of this name, it lacks these fields, or a required capability.
         """
         cls = registry.get_estimator("lyapunov", self.estimator)
         fields, settings = attrs.fields_dict(cls), dict(self.settings.get(self.estimator, {}))
@@ -239,7 +239,7 @@ def check_windows(windows: Sequence[int], num_steps: int) -> None:
     """
     for m in windows:
         if m < 1:
-            raise SdkerasError(f"a window of {m} steps is none; windows must be at least 1.")
+            raise SdkerasError(f"windows must be positive, got {m}.")
     uneven = [m for m in windows if num_steps % m]
     if not uneven:
         return

@@ -383,6 +383,6 @@ def spectrum_alone(problem: Problem, hessian: HessianOperator, budget: Budget) -
     words = (
         f"the spectrum is pooled over {counted(pooled.num_runs, 'run')} on Hessians of minibatches ({how.name}"
         + ("" if steps is None else f", {steps} steps")
-        + "); no interval says how far it is known."
+        + "); its uncertainty is unknown."
     )
     return compressed(pooled.nodes, pooled.weights, problem.operator), (Note("spectrum-alone", words),)

@@ -66,7 +66,7 @@ def check_measures(measures: Sequence[str]) -> tuple[str, ...]:
     names = (measures,) if isinstance(measures, str) else tuple(measures or ())
     unknown = [name for name in names if name not in MEASURES]
     if unknown or not names:
-        what = f"{unknown[0]!r} is no measure" if unknown else "no measure was asked for"
+        what = f"{unknown[0]!r} is not a measure" if unknown else "no measure was requested"
         raise SdkerasError(f"{what}; there are: {', '.join(MEASURES)}.")
     return tuple(name for name in MEASURES if name in names)
 

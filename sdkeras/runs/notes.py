@@ -21,14 +21,14 @@ def findings(problem: Problem, hessian: HessianOperator) -> Iterator[Note]:
         yield Note(
             "unverified",
             f"the operator FAILED its verification (error {check.finite_difference_error:.2g} against finite "
-            f"differences, symmetry error {check.symmetry_error:.2g}) and was used all the same: no number here "
+            f"differences, symmetry error {check.symmetry_error:.2g}) and was used anyway: no number here "
             "can be trusted.",
         )
     if check.mode == "finite-differences" and options.dtype == "float32":
         yield Note(
             "finite-differences",
-            f"products are differences of float32 gradients, good to {check.finite_difference_error:.1g}; "
-            "analyse in float64 for better ones (`dtype='float64'`).",
+            f"Hessian-vector products are differences of float32 gradients, good to "
+            f"{check.finite_difference_error:.1g}; analyse in float64 for better ones (`dtype='float64'`).",
         )
     clipped = None if problem.loss_fn is not None else assumptions.logits_as_probabilities(problem.loss)
     if clipped is not None:
@@ -65,7 +65,7 @@ def findings(problem: Problem, hessian: HessianOperator) -> Iterator[Note]:
                 "frozen-preconditioner",
                 f"SD and its exponents are of a step with P, from the second moments of {optimizer.name} as the last "
                 "step left them, held fixed. Training moves P, so that they are not of training's own random dynamical "
-                "system: neither D_s <= SD nor the bounds are about them (`map='full'` or `lyapunov` take that).",
+                "system: neither D_s <= SD nor the bounds apply to them (`map='full'` or `lyapunov` take that).",
             )
 
 

@@ -1,4 +1,4 @@
-"""Everything an analysis can be told: the one list of options, from which signatures, docstrings and commands come."""
+"""All options of an analysis, in one list, from which signatures, docstrings and commands come."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def parse_learning_rate(text: float | str) -> float | str:
 
 
 def is_number(value: object, *, whole: bool = False) -> bool:
-    """Whether it is a real number, of Python or NumPy, and if asked a whole one; True and False are none."""
+    """Whether it is a real number, of Python or NumPy, and if asked a whole one; True and False are not."""
     return isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
 
 
@@ -102,7 +102,7 @@ MEMORY = must(f"positive and at most {_MOST_MEMORY:g}", lambda value: is_number(
 def option(default: _T, *validators: Validator, group: str, text: str, more: str = "", metavar: str = "") -> _T:
     """A field with one sentence for every reader (`text`), and what the docstring says beyond it (`more`).
 
-    Type checkers are told that it is its default.
+    Type checkers take it for its default.
     """
     metadata = {"help": text, "more": more, "metavar": metavar, "group": group}
     return attrs.field(default=default, validator=list(validators), metadata=metadata)
@@ -122,7 +122,7 @@ def _inputs(inputs: Mapping[str, float] | None) -> Mapping[str, float]:
 
 @attrs.frozen(kw_only=True)
 class Options:
-    """Everything `analyze` can be told; see there.
+    """All options of `analyze`; see there.
 
     Raises:
         SdkerasError: A value out of its range, or options that contradict each other.
@@ -148,13 +148,13 @@ class Options:
         metavar="LOSS",
         text="Loss in place of the compiled one: NAME[:FIELD[=VALUE]...] of a Keras loss, as huber:delta=0.1, or "
         "FILE.py:FUNCTION or MODULE:FUNCTION for a loss_fn(model, batch).",
-        more="An uncompiled model needs it. A loss object of Keras will do as well.",
+        more="An uncompiled model needs it. A Keras loss object also works.",
     )
     loss_fn: Loss = option(
         None,
         group="training",
         text="Function (model, batch) in place of the compiled loss, which runs the model itself.",
-        more="As a training step of one's own does; see `sdkeras.EmpiricalLoss`.",
+        more="As a custom training step does; see `sdkeras.EmpiricalLoss`.",
     )
     class_weight: Mapping[int, float] | None = option(
         None,
@@ -196,10 +196,13 @@ class Options:
         "answer names and that its values depend on.",
     )
     dtype: str = option(
-        "float32", one_of(DTYPES), group="function", text="Precision of the products: 'float32' or 'float64'."
+        "float32",
+        one_of(DTYPES),
+        group="function",
+        text="Precision of the Hessian-vector products (HVPs): 'float32' or 'float64'.",
     )
     product_mode: str = option(
-        "auto", one_of(PRODUCT_MODES), group="function", text=f"How products are made: {', '.join(PRODUCT_MODES)}."
+        "auto", one_of(PRODUCT_MODES), group="function", text=f"How HVPs are computed: {', '.join(PRODUCT_MODES)}."
     )
     estimators: tuple[str, ...] = attrs.field(
         default=(),
@@ -237,7 +240,7 @@ class Options:
         0.05,
         FRACTION,
         group="estimators",
-        text="Half-width wanted of SD's interval, relative to the codimension.",
+        text="Target half-width of SD's interval, relative to the codimension.",
     )
     max_hvps: int | None = option(
         None,
@@ -253,15 +256,15 @@ class Options:
         POSITIVE,
         group="budget",
         metavar="SECONDS",
-        text="Budget of time for all stages, likewise.",
-        more="Seconds from the start of `analyze`; a product under way is finished.",
+        text="Time budget for all stages; required steps run anyway.",
+        more="Seconds from the start of `analyze`; an HVP under way is finished.",
     )
     memory_gb: float | None = option(
         None, MEMORY, group="budget", metavar="GB", text="Memory for bases and dense matrices."
     )
-    seed: int = option(0, NOT_NEGATIVE, group="function", text="Seed of all random draws.")
+    seed: int = option(0, NOT_NEGATIVE, group="function", text="Seed for all random draws.")
     allow_unverified: bool = option(
-        False, group="function", text="Go on with an operator that failed its verification."
+        False, group="function", text="Continue with an operator that failed its verification."
     )
     per_layer: bool = option(
         False, group="further", text="Also measure eigenvalue, trace and codimension of each layer's diagonal block."
@@ -307,7 +310,7 @@ class Options:
         text="Threads; default 1, or one per core where TensorFlow has one intra-op thread.",
     )
     progress: Callable[[Progress], None] | None = option(
-        None, group="budget", text="Function called now and then with what is being done."
+        None, group="budget", text="Function called with progress reports."
     )
 
     def __attrs_post_init__(self) -> None:
@@ -346,7 +349,7 @@ def _check_lyapunov(options: Options) -> None:
     if options.lyapunov is None:
         if (options.lyapunov_steps, options.lyapunov_transient) != defaults:
             raise SdkerasError(
-                "lyapunov_steps and lyapunov_transient are of Lyapunov exponents, and none are asked for "
+                "lyapunov_steps and lyapunov_transient apply to Lyapunov exponents, and none are requested "
                 "(`lyapunov=K`)."
             )
     elif not options.is_all_training:

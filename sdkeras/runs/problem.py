@@ -176,7 +176,7 @@ def read_problem(model: Model, data: Data, options: Options) -> tuple[Problem, N
     Raises:
         SdkerasError: Unusable model or data; see its subclasses.
     """
-    chosen(options)  # an unknown estimator is told before anything is read
+    chosen(options)  # an unknown estimator is reported before anything is read
     loss_fn = losses.own_function(options.loss, options.loss_fn)
     notes = []
     if loss_fn is not None and options.class_weight is not None:
@@ -360,7 +360,7 @@ def _unusable_rate(compiled: Optimizer, optimizer: settings.OptimizerSettings, r
         where = f"the {source} learning rate of the schedule {name} is {rate:g}"
         if source == "file":
             where = (
-                f"the learning rate is {rate:g}, which the schedule {name} has come to after "
+                f"the learning rate is {rate:g}, which the schedule {name} has reached after "
                 f"{optimizer.iterations:,} steps"
             )
         if optimizer.iterations:

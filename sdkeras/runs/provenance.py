@@ -24,7 +24,7 @@ def with_loss(model: Model, loss: Loss, dtype: str) -> Model:
     """The model, or where a loss is given a copy compiled with it.
 
     Raises:
-        ModelError: Not a compiled model, a loss that Keras does not know, or an argument that the loss has not.
+        ModelError: Not a compiled model, a loss that Keras does not know, or an argument that the loss lacks.
     """
     check_model(model, needs_loss=loss is None)
     if loss is None:

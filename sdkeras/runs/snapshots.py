@@ -67,12 +67,12 @@ class Trajectory:
     def cut(self, place: int) -> Trajectory:
         """Without a snapshot where training has diverged so far that products overflow, and all after it."""
         step = self.snapshots[place].step
-        reason = f"the trajectory has diverged at step {step:,}: products there are NaN or infinite"
+        reason = f"the trajectory has diverged at step {step:,}: Hessian-vector products there are NaN or infinite"
         return Trajectory(self.snapshots[:place], step, reason)
 
 
 def follow(step: UpdateMap, hessian: HessianOperator, problem: Problem, budget: Budget) -> Trajectory:
-    """Trains on from the checkpoint on arrays, and stops every so many steps: neither model nor optimizer changes.
+    """Trains on from the checkpoint on arrays, and stops at fixed intervals: neither model nor optimizer changes.
 
     Step t is made on training's minibatch number t, with accumulation over k on t k .. t k + k - 1, as `TrainingFlow`
     does. A trajectory ends early where the state is NaN or infinite, the learning rate comes down to 0, the deadline
@@ -259,7 +259,7 @@ def about_step(step: UpdateMap) -> Iterator[Note]:
     if not check.passed:
         yield Note(
             "unverified",
-            f"the training step FAILED its verification (step error {check.step_error:.2g}) and was used all the same: "
+            f"the training step FAILED its verification (step error {check.step_error:.2g}) and was used anyway: "
             "the snapshots may not be where training goes.",
         )
     yield from (Note(code, words) for code, words in step.notes if code in _NOTES)

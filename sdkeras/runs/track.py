@@ -85,7 +85,7 @@ def track(  # noqa: PLR0913  # public: each argument is one that a user names
     """
     paths = in_order(checkpoints)
     if model is None and any(path.endswith(WEIGHTS_SUFFIX) for path in paths):
-        raise SdkerasError(f"{WEIGHTS_SUFFIX} files hold weights only; give the model they are of (`model=FILE`).")
+        raise SdkerasError(f"{WEIGHTS_SUFFIX} files hold weights only; give the model they belong to (`model=FILE`).")
     run = _Tracking(log_dir, data, test_data, check_measures(measures), options, progress)
     with keras.saving.custom_object_scope(dict(custom_objects or {})):
         run.read = _Reader(None if model is None else os.fspath(model), dict(custom_objects or {}), safe_mode)
@@ -280,9 +280,7 @@ class _Tracking:
         if self.test is None:
             return {}
         if not getattr(monitor.problem.model, "compiled", False):
-            raise ModelError(
-                "loss and metrics on test data are of a compiled model; compile it, or leave out test_data."
-            )
+            raise ModelError("loss and metrics on test data need a compiled model; compile it, or leave out test_data.")
         found: dict[str, float] = {}
         for prefix, source in (("", self.source), ("val_", self.test)):
             model = monitor.problem.model

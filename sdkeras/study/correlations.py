@@ -97,7 +97,7 @@ class Correlations(Document):
         settings: Hyperparameters that vary and have a psi, in the order of the first run.
         num_runs: Runs in the table.
         num_resamples: Resamples of the bootstrap.
-        seed: Seed of the bootstrap.
+        seed: Seed for the bootstrap.
     """
 
     DOCUMENT = "correlations"
@@ -161,7 +161,7 @@ def correlate(
         runs: At least 2, with the same settings, no two alike in all of them.
         held: Settings without a psi of their own, equal within every group.
         num_resamples: Bootstrap resamples (percentile; of runs for tau-b, of groups for psi).
-        seed: Seed of the bootstrap.
+        seed: Seed for the bootstrap.
 
     Raises:
         SdkerasError: Runs that cannot be grouped, or no measure or gap at all.

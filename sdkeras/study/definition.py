@@ -338,7 +338,7 @@ def _grid(table: Mapping[str, Value]) -> dict[str, list[Value]]:
     lists.setdefault("seed", [0])
     for name, values in lists.items():
         if not re.fullmatch(r"[A-Za-z_]\w*", name):
-            raise SdkerasError(f"[grid] {name!r} is no name of an argument; use letters, digits and _.")
+            raise SdkerasError(f"[grid] {name!r} is not the name of an argument; use letters, digits and _.")
         if not values:
             raise SdkerasError(f"[grid] {name} is empty; give at least one value.")
         expected, holds = _SETTINGS.get(name, ("a number, a text, true or false", _is_plain))

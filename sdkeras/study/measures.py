@@ -26,7 +26,7 @@ Settings = Mapping[str, Mapping[str, Value]]
 
 
 def check_keys(where: str, table: object, keys: Sequence[str] | Mapping[str, Value]) -> None:
-    """Refuses a table of the definition that is none, or has other keys.
+    """Refuses a value that is not a table, or a table with unknown keys.
 
     Raises:
         SdkerasError: See above.

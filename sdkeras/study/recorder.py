@@ -66,7 +66,7 @@ class TrajectoryRecorder(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         last: Number of iterates that are kept, the last ones.
         dtype: Precision of what is kept, 'float32' or 'float64'.
         projection: Dimension k of a random projection of the iterates, or None to keep all weights.
-        seed: Seed of the projection.
+        seed: Seed for the projection.
         path: File (.npz) to write when training ends, or None. After Ctrl-C or an error `fit` tells no callback that it
             has ended: then call `save`.
         losses_on: (x, y): also keep the loss of each of these examples at each iterate, for the data-dependent

@@ -181,12 +181,12 @@ class Results:
             return
         if len(self.rows) < 2:
             again = " --retry" if failures else ""
-            advice = f"Give a setting under [grid] more values, and say {_COMMAND}{again}."
+            advice = f"Give a setting under [grid] more values, and run {_COMMAND}{again}."
         elif len(self.rows) - len(failures) >= 2:
-            advice = f"Go on with {_COMMAND}."
+            advice = f"Continue with {_COMMAND}."
         else:
             name, reason = failures[0]
-            advice = f"Correct what made them fail and say {_COMMAND} --retry. The first, {name}, failed in {reason}"
+            advice = f"Correct what made them fail and run {_COMMAND} --retry. The first, {name}, failed in {reason}"
         raise SdkerasError(f"{self.summary()}; {wanted} needs at least 2 that are done. {advice}")
 
     def correlations(self) -> Correlations:
@@ -213,7 +213,7 @@ def read_results(folder: str | os.PathLike[str]) -> Results:
     """Reads the folder of a study.
 
     Raises:
-        SdkerasError: It is none, or files in it are damaged.
+        SdkerasError: It is not a study, or files in it are damaged.
     """
     path = Path(folder) / STUDY_FILE
     if not os.path.isfile(path):

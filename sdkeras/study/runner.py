@@ -207,7 +207,7 @@ def run_study(
     failures = [each.failure for each in after.runs if each.failure is not None]
     if len(failures) == len(after.runs):
         all_of_them = "the only run has" if len(failures) == 1 else f"all {len(failures)} runs have"
-        again = "" if to_do else " Say `retry=True` to try again."
+        again = "" if to_do else " Set `retry=True` to try again."
         reason = failures[0].reason.rstrip(".")
         raise SdkerasError(f"{all_of_them} failed; the first in {failures[0].stage}: {reason}.{again}")
     return after

@@ -62,7 +62,7 @@ def simulate(
         batch_size: Batch size of training; default 32, or a dataset's own.
         class_weight: Weights by class as in `fit`, {0: 1.0, 1: 9.0}; others weigh 1.
         initial_slots: For an optimizer that has not trained yet: start with its initial slots.
-        allow_unverified: Go on with a step that failed its verification.
+        allow_unverified: Continue with a step that failed its verification.
         progress: Called with the number of steps made after each.
         recording: Fields of `RecordingSettings`; by default all iterates are kept.
 
@@ -122,9 +122,9 @@ class ForwardSettings:
         learning_rate: Replaces that of the optimizer, or of its schedule.
         loss: Replaces the compiled one, as in `sdkeras.analyze`.
         samples: How much of an endless data set to read.
-        seed: Seed of minibatches, dropout masks, examples, projection and subsamples.
+        seed: Seed for minibatches, dropout masks, examples, projection and subsamples.
         initial_slots: For an optimizer that has not trained yet: start with its initial slots.
-        allow_unverified: Go on with a step that failed its verification.
+        allow_unverified: Continue with a step that failed its verification.
         memory_gb: Memory for iterates and distances; default 60 % of what is free.
     """
 

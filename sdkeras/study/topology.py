@@ -68,7 +68,7 @@ class PersistentHomologyDimension:
         num_points: Distinct points.
         num_merged: Points left out because they are at distance 0 from another.
         num_repeats: Random subsamples of each size, nested; the largest size is all points, once.
-        seed: Seed of the subsamples.
+        seed: Seed for the subsamples.
     """
 
     value: float | None = None
@@ -161,7 +161,7 @@ def measure_trajectory(
         trajectory: Recorded or simulated.
         alpha: Power of the edges, positive and below the dimension.
         num_repeats: Subsamples of each size, at least 2.
-        seed: Seed of the subsamples.
+        seed: Seed for the subsamples.
         memory_gb: Memory for the distances; default 60 % of what is free.
         progress: Called with the next stage, in words.
 
@@ -359,7 +359,7 @@ def ph_dimension(
         distances: Shape [n, n], as `euclidean_distances` or `loss_distances` computes them.
         alpha: Power of the edges, positive and below the dimension.
         num_repeats: Subsamples of each size, at least 2.
-        seed: Seed of the subsamples.
+        seed: Seed for the subsamples.
 
     Returns:
         The dimension with its evidence. Points at distance 0 count once.

@@ -53,7 +53,7 @@ def factory(study: Study) -> Callable[..., Model]:
     missing = [name for name in _arguments(make, needed=True) or () if name not in study.grid]
     if missing:
         raise ModelError(
-            f"the factory {study.model!r} needs {' and '.join(missing)}, which the grid has not; name values under "
+            f"the factory {study.model!r} needs {' and '.join(missing)}, which the grid lacks; name values under "
             "[grid], or give the argument a default."
         )
     for name in study.grid:
@@ -170,8 +170,7 @@ def rebuilt(trial: Trial, trained: Trained) -> Model:
     )
     if before != now:
         raise ModelError(
-            f"the {what} of the factory {study.model!r} is another one than when the run was trained; restore it. "
-            f"{advice}"
+            f"the {what} of the factory {study.model!r} differs from when the run was trained; restore it. {advice}"
         )
     if not model.built:
         inputs = train_data[0] if isinstance(train_data, tuple) else next(iter(train_data))[0]
@@ -296,7 +295,7 @@ class _Watch(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no ty
 
 
 class _StopAt(keras.callbacks.Callback):  # type: ignore[misc]
-    """Ends training after so many steps of the optimizer."""
+    """Ends training after a number of steps of the optimizer."""
 
     def __init__(self, steps: int) -> None:
         super().__init__()

@@ -33,7 +33,7 @@ class Trajectory:
             [steps, examples], or None.
         num_parameters: n.
         distortion: Distortion of distances by the projection; None without one.
-        seed: Seed of the projection, and of the minibatches if simulated.
+        seed: Seed for the projection, and of the minibatches if simulated.
         stopped_at: Iteration at which weights or losses came out NaN or infinite; the iterates end before it. None if
             none did.
     """
@@ -94,11 +94,11 @@ class Trajectory:
         try:
             held = load_checkpoint(path)
         except SdkerasError as error:
-            raise SdkerasError(f"{name} is no trajectory, or damaged; {advice}") from error
+            raise SdkerasError(f"{name} is not a trajectory, or damaged; {advice}") from error
         names = {field.name for field in attrs.fields(cls)}
         if not isinstance(held, dict) or held.pop("trajectory", None) != 1 or set(held) != names:
-            raise SdkerasError(f"{name} is no trajectory; {advice}")
-        with blamed_on(f"{name} is no whole trajectory", advice):
+            raise SdkerasError(f"{name} is not a trajectory; {advice}")
+        with blamed_on(f"{name} is not a complete trajectory", advice):
             if held["distortion"] is not None:
                 held["distortion"] = Distortion(**held["distortion"])
             return cls(**held)
@@ -124,7 +124,7 @@ def _matrix_in(path: str | os.PathLike[str], advice: str) -> Array | None:
                     )
                     if len(arrays) != 1:
                         listed = ", ".join(stored.files[:5]) or "none"
-                        raise SdkerasError(f"{name} is no trajectory: its arrays are {listed}; {advice}")
+                        raise SdkerasError(f"{name} is not a trajectory: its arrays are {listed}; {advice}")
                     array, where = stored[arrays[0]], f"{name}, array {arrays[0]!r},"
         except ValueError as error:
             if "allow_pickle" in str(error) or "Python objects" in str(error):

@@ -116,7 +116,7 @@ class TrainingFlow:
             SdkerasError: It is of another trajectory: other data, another model, optimizer or loss.
         """
         if not isinstance(state, dict) or set(state) != _ENTRIES:
-            raise SdkerasError("this is no state of a training trajectory; give what TrainingFlow.state() returned.")
+            raise SdkerasError("this is not a state of a training trajectory; give what TrainingFlow.state() returned.")
         array = np.asarray(state["state"])
         expected = {**self._about, "state": (self.size, self.dtype.str), "held values": _shapes(self.held)}
         saved = {**state["about"], "state": (array.size, array.dtype.str), "held values": _shapes(state["held"])}

@@ -136,7 +136,7 @@ def _traced(
     if writing:
         raise ModelError(
             f"the optimizer {type(optimizer.optimizer).__bases__[0].__name__} writes to TensorFlow variables of its "
-            f"own ({writing[0]}), so its step is no function of its Keras variables; let it assign by "
+            f"own ({writing[0]}), so its step is not a function of its Keras variables; let it assign by "
             "self.assign(variable, value) to variables made by add_variable."
         )
     keys: list[Hashable] = [id(v) for v in variables] + [(kind, k) for kind in kinds for k in range(len(gradients))]

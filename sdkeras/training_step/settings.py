@@ -23,7 +23,7 @@ _EAGER_STEPS = 200
 
 
 class StepNotTaken(ModelError):
-    """Training has not come to the step whose learning rate was asked for."""
+    """Training has not reached the step whose learning rate was asked for."""
 
 
 @attrs.frozen
@@ -248,7 +248,7 @@ def preconditioner(model: Model, layout: Layout) -> Array | None:
 
 
 def diagonal(optimizer: Optimizer, iterations: int, slot: Callable[[str], Array]) -> Array:
-    """P of an adaptive optimizer after so many steps, see `preconditioner`.
+    """P of an adaptive optimizer after this many steps, see `preconditioner`.
 
     Args:
         optimizer: One of ADAPTIVE, for its settings.

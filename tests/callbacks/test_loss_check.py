@@ -147,7 +147,7 @@ def test_another_loss_is_told_once(name: str, caplog) -> None:
     model = net(layers.Dense(16, "tanh"), layers.Dropout(0.2), optimizer=Adam(1e-2))
     said = warnings_of(model, data, fitted, caplog, **options)
     assert len(said) == 1
-    assert "fit minimises another loss than the one that is measured here" in said[0]
+    assert "fit minimises a different loss than the one measured here" in said[0]
     assert "class_weight=..., data=(x, y, sample_weight)" in said[0]
 
 

@@ -191,7 +191,7 @@ def test_progress_shows_what_was_reached(monkeypatch: pytest.MonkeyPatch) -> Non
         for half_width in (0.0, 5e-324, float("nan"), float("inf")):
             report(records.Progress("runs", 960, value=3447.0, half_width=half_width, num_runs=24, target=0.9))
         report(records.Progress("runs", 1920, value=3447.125, half_width=0.75, num_runs=48, target=0.9))
-    assert "1,920 products, 48 runs, SD 3,447.12 ± 0.75 (wanted 0.9)" in screen.getvalue()
+    assert "1,920 HVPs, 48 runs, SD 3,447.12 ± 0.75 (target 0.9)" in screen.getvalue()
 
 
 def test_failed_verification_is_status_4(files: Path, tmp_path: Path, in_process) -> None:

@@ -97,7 +97,7 @@ def test_user_code_that_cannot_be_used_is_one_line(in_process, tmp_path: Path) -
     for old, new, said in (
         ("study:net", "study:nte", "model 'small_nets_of_a_study:nte': module 'small_nets_of_a_study'"),
         ("learning_rate = ", "width = 3\nlearning_rate = ", "the grid has width, which the factory"),
-        ("study:data", "study:number", "'number' is no function but of type int"),
+        ("study:data", "study:number", "'number' is not a function but of type int"),
     ):
         grid.write_text(good.replace(old, new))
         status, _, err = in_process("study", "run", grid, "--out", tmp_path / "out", "--quiet")

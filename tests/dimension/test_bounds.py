@@ -164,7 +164,7 @@ def test_bad_inputs(given: dict[str, float], message: str) -> None:
 
 
 def test_d_s_where_it_is_determined_and_sd_where_it_is_not() -> None:
-    """D_s whichever is smaller: the local SD is no upper end of the attractor's dimension."""
+    """D_s whichever is smaller: the local SD is no upper bound of the attractor's dimension."""
     facts, inputs = Facts(25.0, 100, 400), {"loss_bound": 1.0, "delta": math.exp(-1)}
     for value in (9.0, 36.0):
         along = LyapunovDimension("determined", value, (value - 1, value + 1), "", int(value), -0.5, 200, 200, 1000)
@@ -180,8 +180,8 @@ def test_d_s_where_it_is_determined_and_sd_where_it_is_not() -> None:
             2 * 2 * math.sqrt(value) / 20
         )
     for status, interval in (("bracketed", (3.0, 9.0)), ("undetermined", None)):
-        along = LyapunovDimension(status, None, interval, "make more steps", 3, None, 200, 3, 1000)
+        along = LyapunovDimension(status, None, interval, "take more steps", 3, None, 200, 3, 1000)
         found = bounds(facts_along(facts, along), inputs)
         assert [bound.dimension_name for bound in found] == ["SD", "SD"]
-        assert f"D_s is {status}: make more steps" in found[0].dimension_reason
+        assert f"D_s is {status}: take more steps" in found[0].dimension_reason
         assert found[0].terms == bounds(facts, inputs)[0].terms

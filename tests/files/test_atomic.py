@@ -97,7 +97,7 @@ def test_a_file_with_a_second_name_is_replaced_under_its_own_only(tmp_path: Path
 
 def test_a_file_of_the_user_in_the_place_of_a_lock_is_not_written_to(tmp_path: Path) -> None:
     (tmp_path / ".lock").write_text("the user's own")
-    with pytest.raises(SdkerasError, match="is no lock of sdkeras"):
+    with pytest.raises(SdkerasError, match="is not an sdkeras lock"):
         Claim(tmp_path, ADVICE)
     assert (tmp_path / ".lock").read_text() == "the user's own"
 

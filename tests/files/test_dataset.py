@@ -351,7 +351,7 @@ def test_callable_of_an_installed_module():
         ("my_data:nan", ["x is nan at index [0, 0]"]),
         ("my_data:missing_keys", ["arrays a,"]),
         ("my_data:ragged", ["x"]),
-        ("my_data:constant", ["'constant' is no function but of type int"]),
+        ("my_data:constant", ["'constant' is not a function but of type int"]),
         ("my_data:absent", ["has no 'absent'", "my_data.py"]),
         ("absent_module:f", ["no module 'absent_module'", "MODULE:CALLABLE"]),
         ("absent_module.part:f", ["no module 'absent_module.part'"]),

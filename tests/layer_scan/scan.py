@@ -36,7 +36,7 @@ from sdkeras.results.document import write_atomically
 
 OUTCOMES = {
     "right": "sdkeras accepts the products and they are right",
-    "mended": "accepted and right, where TensorFlow alone is silently wrong: sdkeras puts its own formula in place",
+    "corrected": "accepted and right, where TensorFlow alone is silently wrong: sdkeras puts its own formula in place",
     "refused": "sdkeras stops with an error that says what to do; the note says whether float64 with product mode "
     "finite-differences is a way",
     "no derivative": "no gradient passes through it, so that it can stand before the first weights only; the rest of "
@@ -64,7 +64,7 @@ class Row:
         dtype: The precision of both; float32 if the model cannot be rebuilt in float64.
         rounding: Of float32 products against float64 ones. Where random masks differ between the two, against
             differences of the float32 gradient; nan where there is nothing else than float32.
-        plain_error: As `error`, with what sdkeras mends in TensorFlow left as it is.
+        plain_error: As `error`, with sdkeras' corrections of TensorFlow switched off.
         note: The reason, in a few words.
         seconds: Wall-clock time.
     """
@@ -127,7 +127,7 @@ def _analysed(case: Case, problem: Problem) -> Row:
         return found
     with plain_tensorflow():
         plain = _error(HessianOperator(_loss(problem, dtype), allow_unverified=True), directions, truths)
-    outcome = "no derivative" if note else "mended" if plain >= allowed else "right"
+    outcome = "no derivative" if note else "corrected" if plain >= allowed else "right"
     return attrs.evolve(found, outcome=outcome, plain_error=plain)
 
 
@@ -229,7 +229,7 @@ def _distance(found: Any, truth: Any) -> float:
 
 @contextlib.contextmanager
 def plain_tensorflow() -> Iterator[None]:
-    """While it lasts, sdkeras mends nothing: products are TensorFlow's own."""
+    """While it lasts, sdkeras corrects nothing: products are TensorFlow's own."""
     module: Any = engine
     mend, search = module.exact_moments, module.inexact_moments
     module.exact_moments, module.inexact_moments = contextlib.nullcontext, lambda graph: []
@@ -257,7 +257,7 @@ def table(rows: Sequence[Row]) -> str:
         "random directions, best of several step lengths, since a ReLU may have its kink between two points); where a",
         "layer has no float64 form, both are float32, and 1e-2 is the limit in place of 1e-5. *float32* compares",
         "float32 products with float64 ones (with differences, where random masks differ between the two). *Plain",
-        "TensorFlow* is the error with the mends of sdkeras switched off.",
+        "TensorFlow* is the error with sdkeras' corrections switched off.",
         "",
         *(f"- **{outcome}** ({counts[outcome]}): {meaning}." for outcome, meaning in OUTCOMES.items()),
     ]
@@ -288,7 +288,7 @@ def _line(row: Row) -> str:
     others = [*public_names(row.case.module).get(row.case.name, ()), *row.case.covers]
     note = row.note + (f"{'; ' if row.note else ''}also {', '.join(others)}" if others and not row.case.variant else "")
     error = _number(row.error) + (" (float32)" if row.dtype == "float32" else "")
-    plain = _number(row.plain_error) if row.outcome == "mended" else ""
+    plain = _number(row.plain_error) if row.outcome == "corrected" else ""
     outcome = row.outcome if row.outcome == "right" else f"**{row.outcome}**"
     cells = (row.case.name, row.case.variant, outcome, row.mode, error, _number(row.rounding), plain, note)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

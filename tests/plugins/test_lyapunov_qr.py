@@ -412,7 +412,7 @@ def test_a_zero_map_and_one_zero_step():
     steps = np.stack([np.diag([2.0, 0.5])] * 100)
     steps[40, :, 1] = 0
     found = LyapunovQr(num_steps=100, transient=0).estimate(MatrixSequence(steps), seed=0)
-    # One bad step in a hundred must not make the exponent -infinity, but it is no longer more than an upper end.
+    # One bad step in a hundred must not make the exponent -infinity, but it is no longer more than an upper bound.
     assert found.num_resolved == 1
     assert -1.2 < found.values[1] < math.log(0.5) - 0.2
 

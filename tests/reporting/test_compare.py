@@ -324,7 +324,7 @@ def test_what_to_know_before_the_numbers() -> None:
     notes = " ".join(found.notes)
     for words in ("The data differ", "loss mse against mae", "of 100 of 5,000 samples", "Only A has: sharpness, of H"):
         assert words in notes
-    assert "Warned of only in A: negative-curvature" in notes
+    assert "Warnings only in A: negative-curvature" in notes
     assert not found.numbers
     for shown in (as_text(found), as_html(found)):
         assert "nverified" in shown or "UNVERIFIED" in shown

@@ -172,7 +172,7 @@ def test_the_figure_of_windows() -> None:
     unknown = lyapunov_figures.window_dimensions(attrs.evolve(WINDOWED, dimension=UNKNOWN.dimension))
     assert "D_s is undetermined here" in unknown.caption
     assert "var(--warn)" not in as_svg(unknown)
-    bracket = LyapunovDimension("bracketed", None, (2.0, 3.0), "make more steps", 1, None, 40, 3, 96)
+    bracket = LyapunovDimension("bracketed", None, (2.0, 3.0), "take more steps", 1, None, 40, 3, 96)
     bracketed = lyapunov_figures.window_dimensions(attrs.evolve(WINDOWED, dimension=bracket))
     assert "D_s lies in the band" in bracketed.caption
     assert "fill: var(--warn); opacity: 0.2" in as_svg(bracketed)

@@ -196,5 +196,5 @@ def test_the_page_of_a_long_log_draws_some_of_it_and_says_so(monkeypatch: pytest
     page = as_html(long)
     assert page.count("<tr>") == 1 + 50
     assert "figures and table show 50 of 1,000 measurements, evenly spaced; the log has them all" in page
-    assert f"{1000 * FOUND.num_hvps:,} products" in page
+    assert f"{1000 * FOUND.num_hvps:,} Hessian-vector products" in page
     assert "measurements, evenly spaced" not in as_html(attrs.evolve(long, measurements=long.measurements[:50]))

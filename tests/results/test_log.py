@@ -43,7 +43,7 @@ def test_a_header_is_written_once_and_another_one_is_noted(tmp_path: Path) -> No
     written(tmp_path, attrs.evolve(HEADER, data_digest="cd34"), at(30))
     log = read_run_log(path)
     assert log.header.data_digest == "cd34"
-    assert log.notes == ("from line 4 on the log is of another model, optimizer, data set or version",)
+    assert log.notes == ("from line 4 on the log belongs to another model, optimizer, data set or version",)
     assert len(log.measurements) == 3
 
 

@@ -133,7 +133,7 @@ def test_the_curvature_is_that_of_the_weighted_loss() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ((X, Y, np.ones(48)), "class_weight and sample weights in the data do not go together"),
+        ((X, Y, np.ones(48)), "class_weight and sample weights in the data cannot be combined"),
         ((X, {"a": Y, "b": Y}), "class_weight needs data with one array of targets"),
     ],
 )

@@ -178,7 +178,7 @@ def test_a_large_singular_value_that_hides_the_rest_in_float32_is_told_of() -> N
         found = SimpleNamespace(nodes=np.array([0.9, largest]), sharpness_dimension=estimate)
         notes = {note.code: note.message for note in full.notes(found)}
         assert ("unresolved" in notes) == told
-        assert not told or "told apart to about 0.04 in float32" in notes["unresolved"]
+        assert not told or "resolved to about 0.04 in float32" in notes["unresolved"]
 
 
 def test_what_the_map_is_not_for_is_refused() -> None:

@@ -324,7 +324,7 @@ def test_data_without_an_end_are_read_as_far_as_asked(trained: Any, monkeypatch:
     for data in (repeated, Batches(None)):
         source = minibatches.as_source(data, batch_size=None, default_batch_size=None, limit=24)
         assert np.array_equal(source.arrays[0], X[:24])
-        with pytest.raises(DataError, match="no end; say how much"):
+        with pytest.raises(DataError, match="no end; limit it with"):
             sdkeras.lyapunov(trained, data)
     # A Python generator without an end does not know that it has none.
     signature = (tf.TensorSpec((None, 4)), tf.TensorSpec((None,), tf.int64))

@@ -52,7 +52,7 @@ def trained(optimizer: optimizers.Optimizer) -> keras.Model:
 
 
 REASONS = {
-    "decayed": "the learning rate is 0, which the schedule CosineDecay has come to after 6 steps",
+    "decayed": "the learning rate is 0, which the schedule CosineDecay has reached after 6 steps",
     "several": "the optimizer MultiOptimizer has several learning rates (Adam 0.0625, SGD 0.125)",
 }
 

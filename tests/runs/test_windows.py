@@ -272,7 +272,7 @@ BAD = [
     ({"num_steps": 100, "windows": (1, 3)}, SdkerasError, r"3 steps does not divide the 100 steps.*2 or 4.*99 or 102"),
     ({"num_steps": 100, "windows": (3, 4)}, SdkerasError, r"96 or 108 steps"),
     ({"num_steps": 4, "windows": (8,)}, SdkerasError, r"take 4 in its place, or 8 steps"),
-    ({"windows": (0,)}, SdkerasError, "a window of 0 steps is none"),
+    ({"windows": (0,)}, SdkerasError, "windows must be positive, got 0"),
     ({"windows": (2,), "checkpoint": "run.npz"}, SdkerasError, "holds no Jacobians"),
     ({"windows": (2,), "memory_gb": 1e-5}, OperatorSizeError, r"1,000 steps of a state of 12 dim.*at most \d+ steps"),
     ({"windows": (2,), "memory_gb": 1e-6}, OperatorSizeError, r"not even one step fits"),

@@ -146,7 +146,7 @@ def test_a_damaged_model_can_be_trained_again(written, done) -> None:
 
 
 def test_settings_that_cannot_train_are_refused_before(written) -> None:
-    with pytest.raises(ModelError, match="needs learning_rate, which the grid has not; name values under"):
+    with pytest.raises(ModelError, match="needs learning_rate, which the grid lacks; name values under"):
         factory(attrs.evolve(written(), grid={"seed": (0,)}))
     with pytest.raises(DataError, match="batch_size has the value 64, and training has 40 samples"):
         StudyData.of(attrs.evolve(written(), grid={"batch_size": (8, 64)}))

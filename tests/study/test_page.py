@@ -217,12 +217,12 @@ def test_identical_runs_are_told(tmp_path: Path) -> None:
     ("rates", "states", "said"),
     [
         ([0.1], [DONE], "1 of 1 run done; a scatter plot needs at least 2 that are done. Give a setting under [grid]"),
-        ([0.1, 0.2], [DONE, NEW], "Go on with sdkeras study run GRID.toml --out DIR."),
-        ([0.1, 0.2, 0.3], [NEW, NEW, FAILED], "Go on with sdkeras study run GRID.toml --out DIR."),
+        ([0.1, 0.2], [DONE, NEW], "Continue with sdkeras study run GRID.toml --out DIR."),
+        ([0.1, 0.2, 0.3], [NEW, NEW, FAILED], "Continue with sdkeras study run GRID.toml --out DIR."),
         ([0.1, 0.2], [FAILED, FAILED], "--retry. The first, lr0.1-bs8-seed0, failed in training: nan"),
         ([0.1, 0.2], [DONE, FAILED], "--retry. The first, lr0.2-bs8-seed0, failed in training: nan"),
         ([0.1, 0.2], [NEW, FAILED], "--retry."),
-        ([0.1], [FAILED], "more values, and say sdkeras study run GRID.toml --out DIR --retry."),
+        ([0.1], [FAILED], "more values, and run sdkeras study run GRID.toml --out DIR --retry."),
     ],
 )
 def test_too_few_runs_are_refused_with_what_to_do(

@@ -174,9 +174,9 @@ def test_code_in_a_file_of_the_folder_is_never_run(done, tmp_path: Path, place: 
 @pytest.mark.slow
 def test_another_factory_is_noticed(done, tmp_path: Path) -> None:
     there = done("adam")
-    with pytest.raises(ModelError, match=r"the optimizer of the factory .* is another one than when .* Delete"):
+    with pytest.raises(ModelError, match=r"the optimizer of the factory .* differs from when .* Delete"):
         attrs.evolve(there, trained=attrs.evolve(there.trained, optimizer="0" * 16)).again()
-    with pytest.raises(ModelError, match=r"the file of the factory .* is another one than when .* Delete"):
+    with pytest.raises(ModelError, match=r"the file of the factory .* differs from when .* Delete"):
         attrs.evolve(there, trained=attrs.evolve(there.trained, optimizer="", code="0" * 16)).again()
     fewer = attrs.evolve(there.trained, num_steps=5)
     with pytest.raises(

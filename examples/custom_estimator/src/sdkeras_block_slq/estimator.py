@@ -9,7 +9,7 @@ import sdkeras
 from sdkeras.errors import NonFiniteError
 from sdkeras.results.arrays import FloatArray
 
-# What is left of a block counts as nothing below so many eps * |A|: three times the error of a network's products.
+# What is left of a block counts as nothing below this many eps * |A|: three times the error of a network's products.
 _DEFLATION = 30.0
 # The coarser rule that checks num_steps has 7/10 of them; below this many steps it would say nothing.
 _FEWEST_STEPS_FOR_NESTED = 4
