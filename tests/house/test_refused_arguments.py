@@ -49,7 +49,7 @@ def callback(**arguments: Any) -> SharpnessDimension:
         (callback, {"class_weight": {0: 1e300}}),
         (callback, {"bound_inputs": {"delta": "a"}}),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, dict) else value.__name__,
 )
 def test_arguments_of_the_wrong_kind(takes: Callable[..., object], arguments: dict[str, Any]) -> None:
     with pytest.raises(SdkerasError) as caught:

@@ -12,8 +12,9 @@ import pytest
 from rich.console import Console
 
 import sdkeras
-from sdkeras.reporting import track
+from sdkeras.reporting.build import report_of
 from sdkeras.reporting.html import as_html
+from sdkeras.reporting.terminal import render
 from sdkeras.results.log import read_run_log
 from small_nets import X, Y
 
@@ -69,9 +70,9 @@ def test_track_in_terminal_and_page(trained) -> None:
     log = read_run_log(folder)
     what = "sharpness" if name == "SGD" else "preconditioned sharpness"
     console = Console(width=120, color_system=None, highlight=False, file=io.StringIO())
-    console.print(track.render(log))
+    console.print(render(log))
     text = console.file.getvalue()
-    for shown in (text, track.as_html(log)):
+    for shown in (text, as_html(log)):
         numerator, ratio, threshold = values(
             shown, rf"(?i:{what}) {NUMBER} is {NUMBER} times the threshold {NUMBER} of {name}"
         )
@@ -80,8 +81,8 @@ def test_track_in_terminal_and_page(trained) -> None:
         text, rf"{what.capitalize()} / threshold {NUMBER} \({NUMBER} / {NUMBER} at step"
     )
     divides(numerator, threshold, ratio, 3)
-    columns = track.table(log).columns
-    cells = track.table(log).rows[-1].cells
+    table = next(table for table in report_of(log).tables if table.only == "page")
+    columns, cells = table.columns, [cell.text for cell in table.rows[-1]]
     shown = "sharpness" if name == "SGD" else "preconditioned"
     numerator, threshold, ratio = (float(cells[columns.index(key)]) for key in (shown, "threshold", "ratio"))
     divides(numerator, threshold, ratio, 3)
