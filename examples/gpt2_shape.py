@@ -90,8 +90,8 @@ def main() -> None:
         np.savez(options.save / "tokens.npz", x=x, y=y)
         print(f"{model.count_params():,} parameters are in {options.save / 'gpt2.keras'}.")
         return
-    told = settings(options)
-    planned = plan(model, (x, y), **told)
+    chosen = settings(options)
+    planned = plan(model, (x, y), **chosen)
     print(
         f"planned: {planned.num_parameters:,} parameters, {planned.num_hvps} Hessian-vector products, "
         f"peak memory {planned.peak_memory / 1e9:.1f} GB, {planned.seconds / 60:.0f} minutes",
@@ -99,7 +99,7 @@ def main() -> None:
     )
     if planned.peak_memory > options.memory * 1e9:
         raise SystemExit(f"that is more than {options.memory:g} GB; give more (--memory) or a smaller model (--depth).")
-    run = sdkeras.analyze(model, (x, y), **told)
+    run = sdkeras.analyze(model, (x, y), **chosen)
     print(run)
     if options.json is not None:
         run.save(options.json)

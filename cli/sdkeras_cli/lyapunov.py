@@ -13,7 +13,7 @@ from sdkeras_cli.request import Request
 
 def _lengths(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, ...]:
     """Numbers with commas between."""
-    return () if text is None else tuple(COUNT(part.strip(), option, context) for part in text.split(","))
+    return () if text is None else tuple(COUNT(entry.strip(), option, context) for entry in text.split(","))
 
 
 @click.command()

@@ -89,17 +89,17 @@ class Lanczos:
         floor = float(np.finfo(source.dtype).eps) * scale
         residuals = np.maximum(run.beta[-1] * np.abs(vectors[-1]), floor)
         wanted = self._wanted(len(theta))
-        found = None
+        ritz_vectors = None
         if self.eigenvectors and run.basis is not None:
-            found = np.asarray(run.basis.T @ vectors[:, wanted].astype(source.dtype))
-            found /= np.linalg.norm(found, axis=0)
+            ritz_vectors = np.asarray(run.basis.T @ vectors[:, wanted].astype(source.dtype))
+            ritz_vectors /= np.linalg.norm(ritz_vectors, axis=0)
         return Eigenpairs(
             values=theta[wanted],
             residuals=residuals[wanted],
             converged=residuals[wanted] <= max(self.tolerance * scale, floor),
             num_matvecs=run.num_steps,
             seed=seed,
-            vectors=found,
+            vectors=ritz_vectors,
         )
 
     def _wanted(self, count: int) -> list[int]:

@@ -244,24 +244,24 @@ def _advance(run: _Run, source: TangentFlow) -> None:
         due = due or run.partial_steps + pending == run.block_size
     try:
         frame = _stepped(source, run.frame, step)
-        found = _decompose(frame, step) if due else None
+        decomposition = _decompose(frame, step) if due else None
     except NonFiniteError:
         if run.step <= run.transient:
             raise
         run.stopped_at = step
         return
     run.step, run.pending, run.frame = step, pending, frame
-    if found is None:
+    if decomposition is None:
         return
-    run.frame, run.pending = found.frame, 0
+    run.frame, run.pending = decomposition.frame, 0
     if measuring:
-        run.partial = run.partial + found.logs
+        run.partial = run.partial + decomposition.logs
         run.partial_steps += pending
-        run.rounding = run.rounding + found.rounding
-        run.unresolved = run.unresolved | found.unresolved
+        run.rounding = run.rounding + decomposition.rounding
+        run.unresolved = run.unresolved | decomposition.unresolved
         if run.partial_steps == run.block_size:
             _close_block(run)
-    run.growth = max(run.growth, found.spread / pending)
+    run.growth = max(run.growth, decomposition.spread / pending)
     bound = -0.5 * math.log(float(np.finfo(run.frame.dtype).eps))
     longest = int(bound / run.growth) if run.growth * _LONGEST_INTERVAL > bound else _LONGEST_INTERVAL
     # A rate seen over few steps may be a slow one's start: lengthen the interval by doubling only.

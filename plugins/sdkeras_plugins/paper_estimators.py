@@ -186,9 +186,9 @@ def _smoothed(points: FloatArray, masses: FloatArray, bandwidth: float) -> tuple
     kernels = density(points, masses, bandwidth).components_distribution
     below = kernels.cdf(((cells[:, :-1] + 0.5) * width).T).T
     cumulated = np.pad(below, ((0, 0), (1, 1)), constant_values=((0, 0), (0.0, 1.0)))
-    found, which = np.unique(cells, return_inverse=True)
+    occupied, which = np.unique(cells, return_inverse=True)
     shares = masses[:, None] * np.diff(cumulated, axis=1)
-    return found * width, _summed(which.ravel(), shares.ravel(), len(found))
+    return occupied * width, _summed(which.ravel(), shares.ravel(), len(occupied))
 
 
 def _summed(which: NDArray[np.intp], masses: FloatArray, count: int) -> FloatArray:

@@ -53,15 +53,15 @@ class PowerIteration:
         tolerance = self.tolerance / np.sqrt(self.num_eigenpairs * (2 if self.which == "both" else 1))
         dominant = self._iterate(source, initial_vector(self.start, source, seed), 0.0, [], tolerance)
         sigma = dominant.value
-        found = [dominant] if self._is_wanted(sigma) else []
+        pairs = [dominant] if self._is_wanted(sigma) else []
         spent = dominant.num_matvecs
         for shift, wanted in self._shifts(sigma, source.size):
-            while len(found) < wanted:
-                vector = start_vector(source.size, seed=seed, dtype=source.dtype, stream=len(found) + 1)
-                known = [pair.vector for pair in found]
-                found.append(self._iterate(source, vector, shift, known, tolerance, abs(sigma)))
-                spent += found[-1].num_matvecs
-        values, residuals, vectors = _rayleigh_ritz(found)
+            while len(pairs) < wanted:
+                vector = start_vector(source.size, seed=seed, dtype=source.dtype, stream=len(pairs) + 1)
+                known = [pair.vector for pair in pairs]
+                pairs.append(self._iterate(source, vector, shift, known, tolerance, abs(sigma)))
+                spent += pairs[-1].num_matvecs
+        values, residuals, vectors = _rayleigh_ritz(pairs)
         allowed = max(self.tolerance, float(np.finfo(source.dtype).eps)) * float(np.max(np.abs([sigma, *values])))
         return Eigenpairs(
             values=values,

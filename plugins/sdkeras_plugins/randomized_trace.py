@@ -67,9 +67,9 @@ class RandomizedTrace:
             exact = _trace_within(source, np.eye(source.size, dtype=source.dtype))
             return TraceEstimate(exact, 0.0, num_matvecs=source.size, seed=seed, num_probes=0)
         signs = rademacher_probes(source.size, third, seed=seed, dtype=source.dtype).T
-        known, _ = thin_qr(np.concatenate([_products(source, part) for part in _chunks(signs)], axis=1))
-        rest = self._hutchinson(source, self.num_probes - 2 * third, seed, known, _trace_within(source, known))
-        return attrs.evolve(rest, num_matvecs=rest.num_matvecs + 2 * third)
+        known, _ = thin_qr(np.concatenate([_products(source, block) for block in _chunks(signs)], axis=1))
+        remainder = self._hutchinson(source, self.num_probes - 2 * third, seed, known, _trace_within(source, known))
+        return attrs.evolve(remainder, num_matvecs=remainder.num_matvecs + 2 * third)
 
     def _hutchinson(
         self,
@@ -130,7 +130,7 @@ def _products(source: SymmetricOperator, matrix: Array) -> Array:
 
 def _trace_within(source: SymmetricOperator, basis: Array) -> float:
     """trace(Q'AQ) for orthonormal columns Q, shape [n, k]."""
-    return sum(sum(_column_dots(part, _products(source, part))) for part in _chunks(basis))
+    return sum(sum(_column_dots(block, _products(source, block))) for block in _chunks(basis))
 
 
 def _column_dots(first: Array, second: Array) -> list[float]:

@@ -18,7 +18,7 @@ _IN_A_ROW = 3
 
 
 @attrs.frozen
-class _Own:
+class _OwnLoss:
     """A loss of the callback's own, after this many whole epochs; `within` the next one or at the end of the last."""
 
     epochs: int
@@ -41,7 +41,7 @@ class LossCheck:
     """
 
     def __init__(self) -> None:
-        self._own: list[_Own] = []
+        self._own_losses: list[_OwnLoss] = []
         self._means: dict[int, float] = {}
         self._sides: list[int] = []
         self._words = ""
@@ -49,30 +49,30 @@ class LossCheck:
     def measured(self, epochs: int, loss: float, error: float | None, *, within: bool) -> None:
         """A loss at the weights after this many whole epochs, or within the next one."""
         if error is not None and math.isfinite(loss) and not (within and epochs == 0):
-            self._own.append(_Own(epochs, within, loss, error))
+            self._own_losses.append(_OwnLoss(epochs, within, loss, error))
 
     def epoch_ended(self, epochs: int, mean: float | None) -> None:
         """The mean that `fit` logs of epoch number `epochs`, the first being 1."""
         if mean is None or not math.isfinite(mean):
-            self._own, self._means = [], {}
+            self._own_losses, self._means = [], {}
             return
         self._means = {epoch: value for epoch, value in self._means.items() if epoch >= epochs - 2} | {epochs: mean}
-        ready = [own for own in self._own if own.neighbours[-1] <= epochs]
-        self._own = [own for own in self._own if own.neighbours[-1] > epochs]
-        for own in ready:
-            means = [self._means[epoch] for epoch in own.neighbours if epoch in self._means]
-            if len(means) == len(own.neighbours):
-                self._compare(own, means)
+        ready = [measured for measured in self._own_losses if measured.neighbours[-1] <= epochs]
+        self._own_losses = [measured for measured in self._own_losses if measured.neighbours[-1] > epochs]
+        for measured in ready:
+            means = [self._means[epoch] for epoch in measured.neighbours if epoch in self._means]
+            if len(means) == len(measured.neighbours):
+                self._compare(measured, means)
 
-    def _compare(self, own: _Own, means: Sequence[float]) -> None:
+    def _compare(self, measured: _OwnLoss, means: Sequence[float]) -> None:
         low, high = min(means), max(means)
-        slack = _ERRORS * own.error + _SHARE * max(abs(low), abs(high), abs(own.loss))
-        side = 1 if own.loss > high + slack else -1 if own.loss < low - slack else 0
+        slack = _ERRORS * measured.error + _SHARE * max(abs(low), abs(high), abs(measured.loss))
+        side = 1 if measured.loss > high + slack else -1 if measured.loss < low - slack else 0
         self._sides = [*self._sides, side][-_IN_A_ROW:]
         if side:
             self._words = (
-                f"fit logged a loss of {means[0]:.4g} for epoch {own.neighbours[0]} and {means[-1]:.4g} for epoch "
-                f"{own.neighbours[-1]}, but on the data of the callback it was {own.loss:.4g} in between"
+                f"fit logged a loss of {means[0]:.4g} for epoch {measured.neighbours[0]} and {means[-1]:.4g} for epoch "
+                f"{measured.neighbours[-1]}, but on the data of the callback it was {measured.loss:.4g} in between"
             )
 
     def disagreement(self, *, ended: bool = False) -> str | None:

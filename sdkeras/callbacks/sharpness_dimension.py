@@ -197,11 +197,11 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
     def on_train_end(self, logs: dict[str, object] | None = None) -> None:
         if self.report is not None:
             self.save_report()
-        self._tell_of_another_loss(ended=True)
-        if self.plan is not None and self.plan.made < self.plan.count and not self.model.stop_training:
+        self._warn_of_another_loss(ended=True)
+        if self.plan is not None and self.plan.num_made < self.plan.count and not self.model.stop_training:
             self._say_once(
                 "plan",
-                f"{self.plan.made} of num_measurements={self.plan.count} were made, since the training has no more "
+                f"{self.plan.num_made} of num_measurements={self.plan.count} were made, since the training has no more "
                 f"opportunities: every is {self._interval or 'epoch'!r}; a smaller number of steps gives more.",
             )
         self.spacing.pause()
@@ -222,7 +222,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
             self._measure(metrics)
         if self._check is not None:
             self._check.epoch_ended(epoch + 1, metrics.get("loss"))
-            self._tell_of_another_loss()
+            self._warn_of_another_loss()
         self._finished = (steps_taken(self.model.optimizer), metrics)
         self._age = 0 if self._fresh else self._age + 1
         if logs is not None:
@@ -316,7 +316,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         limit = None if whole else self.spacing.allowed()
         failed = True
         if self.plan is not None and not about:
-            self.plan.made += 1
+            self.plan.num_made += 1
         try:
             with same_randomness():
                 measurement = self._measured(metrics, limit, None if about else within)
@@ -365,7 +365,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         except SdkerasError:
             return RunLog(monitor.header(), tuple(self.measurements))
 
-    def _tell_of_another_loss(self, *, ended: bool = False) -> None:
+    def _warn_of_another_loss(self, *, ended: bool = False) -> None:
         words = None if self._check is None else self._check.disagreement(ended=ended)
         if words is not None:
             self._say_once(

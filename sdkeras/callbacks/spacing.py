@@ -94,7 +94,7 @@ class Plan:
         count: How many.
 
     Attributes:
-        made: Measurements since the training began.
+        num_made: Measurements since the training began.
     """
 
     def __init__(self, count: int) -> None:
@@ -103,7 +103,7 @@ class Plan:
 
     def begin(self) -> None:
         """A training begins."""
-        self.made = 0
+        self.num_made = 0
         self._first = 0.0
 
     def due(self, progress: float | None) -> bool:
@@ -112,13 +112,13 @@ class Plan:
         Args:
             progress: The part of the training that is done, up to 1; None where its length is not known yet.
         """
-        if self.made >= self.count:
+        if self.num_made >= self.count:
             return False
         if progress is None:
-            return self.made == 0 and self.count > 1
+            return self.num_made == 0 and self.count > 1
         if self.count == 1:
             return progress >= 1.0
-        if self.made == 0:
+        if self.num_made == 0:
             self._first = progress
         # Rounding of a quotient must not put the end of an epoch before it.
-        return progress >= self._first + self.made * (1.0 - self._first) / (self.count - 1) - 1e-9
+        return progress >= self._first + self.num_made * (1.0 - self._first) / (self.count - 1) - 1e-9

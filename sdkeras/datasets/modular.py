@@ -39,4 +39,4 @@ def modular_addition(modulus: int = 97, train_fraction: float = 0.4, *, seed: in
     x = np.concatenate([one_hot[first], one_hot[second]], axis=1)
     y = (first + second) % modulus
     order = np.random.default_rng(seed).permutation(len(y))
-    return tuple((x[part], y[part]) for part in (order[:count], order[count:]))  # type: ignore[return-value]
+    return tuple((x[chosen], y[chosen]) for chosen in (order[:count], order[count:]))  # type: ignore[return-value]

@@ -38,10 +38,10 @@ def character_windows(
     codes = np.where((codes >= 0) & (codes < vocabulary - 1), codes, vocabulary - 1)
     split = round((1 - test_fraction) * len(codes))
     parts = []
-    for part in (codes[:split], codes[split:]):
-        count = (len(part) - 1) // length
+    for characters in (codes[:split], codes[split:]):
+        count = (len(characters) - 1) // length
         if count < 1:
             raise ValueError(f"a text of {len(text)} characters is too short for windows of {length}.")
-        x, y = part[: count * length], part[1 : count * length + 1]
+        x, y = characters[: count * length], characters[1 : count * length + 1]
         parts.append((x.reshape(count, length), y.reshape(count, length)))
     return parts[0], parts[1]

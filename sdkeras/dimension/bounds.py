@@ -188,14 +188,14 @@ def bounds(facts: Facts, inputs: Mapping[str, float], estimated: frozenset[str] 
     if facts.training.other_map:
         reason += f"; it is not of training's own random dynamical system: {facts.training.other_map}"
     common, beta = _assumptions(facts, delta), values["stability"]
-    found = []
+    evaluated = []
     for theorem, terms, assumptions in (
         ("Theorem 4.5", _attractor_terms(facts, values), common),
         ("Theorem B.5", _stability_terms(facts, values), (*common, *_of_stability(beta, n))),
     ):
         known = [term.value for term in terms if term.value is not None]
         total = math.fsum(known) if len(known) == len(terms) else None
-        found.append(
+        evaluated.append(
             Bound(
                 theorem=theorem,
                 inputs=tuple(
@@ -210,7 +210,7 @@ def bounds(facts: Facts, inputs: Mapping[str, float], estimated: frozenset[str] 
                 dimension_reason=reason,
             )
         )
-    return tuple(found)
+    return tuple(evaluated)
 
 
 _Values = Mapping[str, float | None]

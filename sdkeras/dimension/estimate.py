@@ -172,8 +172,8 @@ def _pooled(runs: Sequence[Spectrum], context: Context) -> Pooled:
     excess = pooling.repeated_eigenvalues(runs, exponents)
     atoms = [pooling.as_atoms(run, exponents, excess is None) for run in runs]
     measures = [(exponents(one.nodes), exponents.spread(one.weights)) for one in atoms]
-    z = np.concatenate([own for own, _ in measures])
-    masses = np.concatenate([own for _, own in measures]) / len(runs)
+    z = np.concatenate([values for values, _ in measures])
+    masses = np.concatenate([values for _, values in measures]) / len(runs)
     where = crossing(z, masses)
     where = attrs.evolve(where, value=min(where.value, float(context.state_size)))  # masses sum to d up to rounding
     return Pooled(context, runs, atoms, measures, z, masses, where, excess)

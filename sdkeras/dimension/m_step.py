@@ -107,15 +107,15 @@ def _spread(steps: FloatArray) -> float:
     z = steps.mean(axis=0)
     if z[0] < 0:
         return 0.0
-    found = crossing(z, np.ones(len(z)))
-    return float(z[0] - (z[-1] if found.threshold_exponent is None else found.threshold_exponent))
+    crossed = crossing(z, np.ones(len(z)))
+    return float(z[0] - (z[-1] if crossed.threshold_exponent is None else crossed.threshold_exponent))
 
 
 def _result(logs: FloatArray, m: int, method: str) -> MStepSharpness:
     z = logs.mean(axis=0)
     size, num_resolved = len(z), int(np.isfinite(z).sum())
-    found = crossing(z, np.ones(size))
-    known = num_resolved > found.j_star if found.value < size else num_resolved == size
+    crossed = crossing(z, np.ones(size))
+    known = num_resolved > crossed.j_star if crossed.value < size else num_resolved == size
     if z[0] == -np.inf:
         reason = "a product is zero, or every singular value of one is hidden by rounding"
     elif not known:
@@ -131,7 +131,7 @@ def _result(logs: FloatArray, m: int, method: str) -> MStepSharpness:
         exponents=z[:num_resolved],
         num_resolved=num_resolved,
         size=size,
-        dimension=None if reason else found.value,
+        dimension=None if reason else crossed.value,
         method=method,
         reason=reason,
     )

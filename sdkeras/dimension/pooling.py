@@ -60,11 +60,11 @@ def _corrected(spectrum: Spectrum, exponents: Exponents) -> FloatArray:
     """Weights with mass 1 on every accepted node and the rest rescaled to what remains of n."""
     accepted = _accepted(spectrum, exponents)
     count = int(accepted.sum())
-    rest = float(spectrum.weights[~accepted].sum())
+    unaccepted = float(spectrum.weights[~accepted].sum())
     remaining = spectrum.size - count
-    if count == 0 or rest <= 0 or remaining <= 0:
+    if count == 0 or unaccepted <= 0 or remaining <= 0:
         return spectrum.weights
-    return np.where(accepted, 1.0, spectrum.weights * (remaining / rest))
+    return np.where(accepted, 1.0, spectrum.weights * (remaining / unaccepted))
 
 
 def repeated_eigenvalues(runs: Sequence[Spectrum], exponents: Exponents) -> float | None:
@@ -81,12 +81,12 @@ def repeated_eigenvalues(runs: Sequence[Spectrum], exponents: Exponents) -> floa
         The largest excess that says that eigenvalues are repeated, or None.
     """
     accepted = [run.weights[_accepted(run, exponents)] for run in runs]
-    found = [_excess(np.concatenate(accepted), _EXCESS_OVERALL)]
+    excesses = [_excess(np.concatenate(accepted), _EXCESS_OVERALL)]
     for place in range(min(_NUM_PLACES, max(len(masses) for masses in accepted))):
         for index in (place, -1 - place):
             here = np.array([masses[index] for masses in accepted if len(masses) > place])
-            found.append(_excess(here, _EXCESS_AT_A_PLACE))
-    given_away = [excess for excess in found if excess is not None]
+            excesses.append(_excess(here, _EXCESS_AT_A_PLACE))
+    given_away = [excess for excess in excesses if excess is not None]
     return max(given_away) if given_away else None
 
 

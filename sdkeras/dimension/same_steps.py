@@ -50,12 +50,12 @@ def over_same_steps(
     """
     num_steps, size = jacobians.shape[:2]
     whole = [m for m in windows if num_steps % m == 0]
-    found = {result.num_window_steps: result for result in m_step_sharpness(list(jacobians), whole)}
-    results = tuple(found[m] if m in found else _cut_short(m, num_steps, size) for m in windows)
+    by_length = {result.num_window_steps: result for result in m_step_sharpness(list(jacobians), whole)}
+    results = tuple(by_length[m] if m in by_length else _cut_short(m, num_steps, size) for m in windows)
     if not comparable:
         return SameSteps(results, lyapunov_dimension(exponents, size), sharpest_dimension(results), None, None)
     # Where the small singular values are rounding, so is the determinant.
-    known = found[1].num_resolved == size
+    known = by_length[1].num_resolved == size
     log_det, stderr = _log_det(jacobians, exponents.block_size) if known else (None, None)
     upper = min((result.dimension for result in results if result.dimension is not None), default=None)
     lyapunov = lyapunov_dimension(

@@ -187,8 +187,8 @@ def pooled_spectrum(
 
 def _pooled_measure(measures: list[tuple[FloatArray, FloatArray]]) -> tuple[FloatArray, FloatArray]:
     """Nodes, ascending, and masses of the mean of several measures."""
-    nodes = np.concatenate([own for own, _ in measures])
-    weights = np.concatenate([own for _, own in measures]) / len(measures)
+    nodes = np.concatenate([values for values, _ in measures])
+    weights = np.concatenate([values for _, values in measures]) / len(measures)
     order = np.argsort(nodes, kind="stable")
     return nodes[order], weights[order]
 

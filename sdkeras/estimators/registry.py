@@ -43,7 +43,7 @@ def _entry_points(kind: str) -> list[importlib.metadata.EntryPoint]:
     try:
         entries = list(importlib.metadata.entry_points(group=group))
     except Exception:  # one distribution's unreadable list makes this raise for all of them
-        entries = [entry for _, found in _distributions() if isinstance(found, list) for entry in found]
+        entries = [entry for _, listed in _distributions() if isinstance(listed, list) for entry in listed]
     return sorted((entry for entry in entries if entry.group == group), key=lambda entry: entry.name)
 
 
@@ -193,14 +193,14 @@ def installed() -> list[PluginInfo]:
 def _misplaced() -> Iterator[PluginInfo]:
     """Entry points that cannot name an estimator: a group that is no kind, a list that cannot be read."""
     groups = {kind.group for kind in kinds.KINDS.values()}
-    for distribution, found in _distributions():
-        if isinstance(found, list):
-            for entry in found:
+    for distribution, listed in _distributions():
+        if isinstance(listed, list):
+            for entry in listed:
                 if entry.group.startswith("sdkeras.") and entry.group not in groups:
                     problem = f"there is no group '{entry.group}'; the groups are: {', '.join(sorted(groups))}."
                     yield PluginInfo("?", entry.name, *_source(distribution), entry.value, problem)
         elif _mentions_a_group(distribution):
-            problem = f"its entry_points.txt cannot be read: {last_line(found)}"
+            problem = f"its entry_points.txt cannot be read: {last_line(listed)}"
             yield PluginInfo("?", "?", *_source(distribution), "entry_points.txt", problem)
 
 

@@ -77,31 +77,31 @@ def chosen(options: Request) -> Chosen:
         SdkerasError: An unknown one, one that does not serve the map, or settings of one that is not used or does not
             have them.
     """
-    own, other = ("singular_values", "spectrum") if options.map == "full" else ("spectrum", "singular_values")
-    names: dict[str, list[str]] = {own: [], "eigenpairs": [DEFAULTS["eigenpairs"]], "trace": [DEFAULTS["trace"]]}
+    of_map, other = ("singular_values", "spectrum") if options.map == "full" else ("spectrum", "singular_values")
+    names: dict[str, list[str]] = {of_map: [], "eigenpairs": [DEFAULTS["eigenpairs"]], "trace": [DEFAULTS["trace"]]}
     kinds = (*names, other)
     for name in options.estimators:
         kind = registry.kind_of(name, kinds)
         if kind == other:
             raise SdkerasError(
                 f"the estimator '{name}' is one of {_OF_KIND[other]}, and the map '{options.map}' takes "
-                f"{_OF_KIND[own]}: {', '.join(registry.names(own))}."
+                f"{_OF_KIND[of_map]}: {', '.join(registry.names(of_map))}."
             )
         registry.get_estimator(kind, name)
         names[kind].append(name)
-    exact = [name for name in dict.fromkeys(names[own]) if capabilities(registry.get_estimator(own, name)).exact]
-    others = [name for name in names[own] if name not in exact] if names[own] else [DEFAULTS[own]]
+    exact = [name for name in dict.fromkeys(names[of_map]) if capabilities(registry.get_estimator(of_map, name)).exact]
+    others = [name for name in names[of_map] if name not in exact] if names[of_map] else [DEFAULTS[of_map]]
     if not exact and (options.exact or options.exact_minibatches is not None):
-        exact = [EXACT[own]]
-    found = Chosen((*exact, *others), names["eigenpairs"][-1], names["trace"][-1], own)
-    used = {*found.spectrum, found.eigenpairs, found.trace}
+        exact = [EXACT[of_map]]
+    selection = Chosen((*exact, *others), names["eigenpairs"][-1], names["trace"][-1], of_map)
+    used = {*selection.spectrum, selection.eigenpairs, selection.trace}
     for name, settings in options.settings.items():
         if name not in used:
             raise SdkerasError(
                 f"settings were given for '{name}', which is not used here; used are: {', '.join(sorted(used))}."
             )
         configured(registry.get_estimator(registry.kind_of(name, kinds), name), settings)
-    return found
+    return selection
 
 
 def configured(cls: type[Estimator], settings: Mapping[str, Value]) -> Estimator:
@@ -173,7 +173,7 @@ def estimator_of_spectrum(name: str, settings: Mapping[str, Value], exponents: E
         MapError: It works on that map, and the map is another one.
         SdkerasError: It was set to another rate than the map's.
     """
-    cls, own, rate = registry.get_estimator("spectrum", name), dict(settings), exponents.learning_rate
+    cls, fields, rate = registry.get_estimator("spectrum", name), dict(settings), exponents.learning_rate
     if capabilities(cls).own_rate:
         if not exponents.plain:
             raise MapError(
@@ -183,19 +183,19 @@ def estimator_of_spectrum(name: str, settings: Mapping[str, Value], exponents: E
                 "analyse that map (`map='hessian'`; in a study map = 'hessian' under [analysis]), or take another "
                 "estimator.",
             )
-        if own.setdefault("learning_rate", rate) != rate:
+        if fields.setdefault("learning_rate", rate) != rate:
             raise SdkerasError(
-                f"{name}.learning_rate is {own['learning_rate']!r}, the analysed step has {rate!r}; leave the setting "
-                "out, or change the rate of the whole analysis (`learning_rate`)."
+                f"{name}.learning_rate is {fields['learning_rate']!r}, the analysed step has {rate!r}; leave the "
+                "setting out, or change the rate of the whole analysis (`learning_rate`)."
             )
-    return for_analysis("spectrum", name, own)
+    return for_analysis("spectrum", name, fields)
 
 
 def settings_of(estimator: Estimator) -> dict[str, Value]:
     """Its fields by name, for the record; what is no number, text or None in short words."""
     values = attrs.asdict(estimator, recurse=False)
-    plain = (bool, int, float, str, type(None))
-    return {name: value if isinstance(value, plain) else reprlib.repr(value) for name, value in values.items()}
+    json_types = (bool, int, float, str, type(None))
+    return {name: value if isinstance(value, json_types) else reprlib.repr(value) for name, value in values.items()}
 
 
 def estimator_of_largest(start: Array | None, *, tolerance: float, most_steps: int) -> Estimator:

@@ -106,19 +106,19 @@ def bidiagonalize(
         coupling = beta[step - 1] if step > 0 else 0.0
         if coupling > 0.0:
             subtract(residual, coupling, left[before], work)
-        found = length(left, step)
+        alpha_k = length(left, step)
         # Row sums of B: within a factor of two of |B|, hence of what this space sees of |J|.
-        scale = max(scale, found + coupling)
-        if found <= zero * scale:
+        scale = max(scale, alpha_k + coupling)
+        if alpha_k <= zero * scale:
             return Bidiagonalization(alpha[: step + 1], beta[: step + 1], True, 2 * step + 1)
-        alpha[step] = found
-        np.divide(residual, dtype.type(found), out=left[now])
+        alpha[step] = alpha_k
+        np.divide(residual, dtype.type(alpha_k), out=left[now])
         if step + 1 == size and reorthogonalize:  # n orthonormal vectors span everything
             return Bidiagonalization(alpha, beta, True, 2 * step + 1)
         _multiply(vjp, left[now], residual, step)
-        subtract(residual, found, right[now], work)
+        subtract(residual, alpha_k, right[now], work)
         remaining = length(right, step + 1)
-        scale = max(scale, found + remaining)
+        scale = max(scale, alpha_k + remaining)
         if remaining <= zero * scale:
             return Bidiagonalization(alpha[: step + 1], beta[: step + 1], True, 2 * step + 2)
         beta[step] = remaining

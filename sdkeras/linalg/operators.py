@@ -160,10 +160,10 @@ class DiagonallyScaledOperator(SymmetricOperator):
 
     def reduced(self) -> Reduction | None:
         """Split off the zeros of A; the other eigenvalues stay in an operator of smaller size."""
-        found = self.operator.reduced()
-        if found is None or found.scaled is None or found.eigenvalue != 0:
+        reduction = self.operator.reduced()
+        if reduction is None or reduction.scaled is None or reduction.eigenvalue != 0:
             return None
-        return Reduction(found.scaled(self.diagonal), 0.0, found.multiplicity)
+        return Reduction(reduction.scaled(self.diagonal), 0.0, reduction.multiplicity)
 
 
 class DiagonallyShiftedOperator(SymmetricOperator):

@@ -53,11 +53,11 @@ def log_singular_values(factors: Sequence[Array]) -> FloatArray:
     top = float(np.max(logs))
     if top == -np.inf:
         return np.full(size, -np.inf)
-    found, _, _, work, _, info = scipy.linalg.lapack.dgejsv(
+    scaled, _, _, work, _, info = scipy.linalg.lapack.dgejsv(
         np.asfortranarray(t.T * np.exp(logs - top)), joba=0, jobu=3, jobv=3, jobr=1, jobt=0, jobp=0
     )
     if info != 0:
         raise ValueError(f"the singular values of a product of {len(factors)} factors did not converge (info {info}).")
     with np.errstate(divide="ignore"):
-        values = np.sort(np.log(found) + np.log(work[0] / work[1]))[::-1]
+        values = np.sort(np.log(scaled) + np.log(work[0] / work[1]))[::-1]
     return np.where(values < values[0] - _LOG_RANGE, -np.inf, values + top)

@@ -36,9 +36,9 @@ def dot(first: Array, second: Array) -> float:
     """
     total = 0.0
     for start in range(0, len(first), _BLOCK):
-        part = first[start : start + _BLOCK].astype(np.float64, copy=False)
-        other = part if second is first else second[start : start + _BLOCK].astype(np.float64, copy=False)
-        total += float(np.dot(part, other))
+        block = first[start : start + _BLOCK].astype(np.float64, copy=False)
+        other = block if second is first else second[start : start + _BLOCK].astype(np.float64, copy=False)
+        total += float(np.dot(block, other))
     return total
 
 

@@ -199,7 +199,7 @@ class BatchLoss:
         if rounded:
             signs = np.random.default_rng(0)
             eps = float(np.finfo(self.dtype).eps)
-            parts = [part * (1 + eps * tf.cast(signs.choice([-1, 1], part.shape), part.dtype)) for part in parts]
+            parts = [each * (1 + eps * tf.cast(signs.choice([-1, 1], each.shape), each.dtype)) for each in parts]
         return float(self(parts, tf.constant(batch.seeds), [*flat, *self.held])[0])
 
     def of_model(self, model: Model, *, training: bool, dtype: str) -> BatchLoss:

@@ -243,7 +243,7 @@ class Engine:
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         """One tensor for each variable as a flat vector."""
-        return tf.concat([tf.reshape(part, [-1]) for part in parts], axis=0)
+        return tf.concat([tf.reshape(tensor, [-1]) for tensor in parts], axis=0)
 
     def raw_gradients_of(self, parts: list[Tensor], batch: Sequence[Tensor]) -> list[Tensor]:
         """The weighted gradient as TensorFlow makes it: tensors, `tf.IndexedSlices` or None; in a graph."""
@@ -261,8 +261,8 @@ class Engine:
         self._shared.unconnected = tuple(name for name, gradient in named if gradient is None)
         self._shared.looked_up = tuple(name for name, gradient in named if isinstance(gradient, tf.IndexedSlices))
         return [
-            tf.zeros_like(part) if gradient is None else tf.convert_to_tensor(gradient)
-            for part, gradient in zip(parts, gradients, strict=True)
+            tf.zeros_like(weight) if gradient is None else tf.convert_to_tensor(gradient)
+            for weight, gradient in zip(parts, gradients, strict=True)
         ]
 
     def _evaluate_graph(self, point: Tensor, seeds: Tensor, weights: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:

@@ -211,7 +211,7 @@ def _specs(source: minibatches.Source, dtype: str) -> list[tf.TensorSpec]:
 
 def _batch(function: BatchLoss, arrays: Sequence[Array], seed: int, stream: int) -> Batch:
     with np.errstate(over="ignore"):  # what float32 does not hold makes the loss infinite, which is reported
-        tensors = tuple(tf.constant(part, tensor_dtype(part, function.dtype)) for part in arrays)
+        tensors = tuple(tf.constant(array, tensor_dtype(array, function.dtype)) for array in arrays)
     generator = seeds.generator(seed, seeds.Stream.MASKS, stream)
     masks = generator.integers(0, 2**31 - 1, size=(function.num_seeds, 2), dtype=np.int64)
     return Batch(tensors, masks, 1.0, 1.0, int(arrays[0].shape[0]))
@@ -294,7 +294,7 @@ def _coupling(function: BatchLoss, batch: Batch) -> list[str]:
     parts = [tf.convert_to_tensor(variable) for variable in function.analysed]
 
     def evaluated(cut: slice, factors: Tensor | None = None) -> Array:
-        tensors = [part[cut] for part in batch.tensors]
+        tensors = [tensor[cut] for tensor in batch.tensors]
         total, extra, counts = function(parts, tf.constant(batch.seeds), [*tensors, *function.held], factors)
         return np.array([total - extra, *counts], np.float64)
 
@@ -345,7 +345,7 @@ def check_model(model: Model, *, needs_loss: bool) -> None:
 
 def _build(model: Model, source: minibatches.Source) -> None:
     """Builds a subclassed model by one call on one sample."""
-    sample = tf.nest.pack_sequence_as(source.structure, [tf.constant(part) for part in source.take(slice(0, 1))])
+    sample = tf.nest.pack_sequence_as(source.structure, [tf.constant(array) for array in source.take(slice(0, 1))])
     try:
         model(keras_structure(sample[0]), training=False)
     except Exception as error:

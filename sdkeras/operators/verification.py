@@ -295,9 +295,9 @@ def _clone(loss: EmpiricalLoss, subject: _Subject, memory: float | None) -> tupl
         return None, reason
     try:
         twin = loss.function.in_precision("float64")
-        tensors = tuple(tf.cast(part, tf.float64) if part.dtype.is_floating else part for part in batch.tensors)
+        tensors = tuple(tf.cast(tensor, tf.float64) if tensor.dtype.is_floating else tensor for tensor in batch.tensors)
         doubled = attrs.evolve(batch, tensors=tensors)
-        specs = [tf.TensorSpec([None, *part.shape[1:]], part.dtype) for part in tensors]
+        specs = [tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype) for tensor in tensors]
         mode = "auto" if subject.by_differences else engine.mode
         clone = _Subject(Engine.compiled(twin, specs).with_products(mode, doubled), doubled)
         single, double = subject.loss(), clone.loss()
@@ -388,7 +388,7 @@ def _failure(loss: EmpiricalLoss, result: Verification) -> str:
             f"is known to be at fault; {advice}, or allow an unverified operator (`allow_unverified=True`)."
         )
     by_differences = result.mode == "finite-differences"
-    own = loss.dtype.name
+    dtype = loss.dtype.name
     causes = (
         (
             by_differences and single,
@@ -399,7 +399,7 @@ def _failure(loss: EmpiricalLoss, result: Verification) -> str:
             "",
         ),
         (
-            result.symmetry_error >= _ALLOWED_ASYMMETRY[own] and result.repeatability_error < _ALLOWED_DRIFT[own],
+            result.symmetry_error >= _ALLOWED_ASYMMETRY[dtype] and result.repeatability_error < _ALLOWED_DRIFT[dtype],
             "The products are the derivative of the gradient that TensorFlow computes, but that is not symmetric, so "
             "that it is no gradient of the loss: a layer stops or approximates gradients (as random rotations and "
             "zooms of hidden images do). There is no Hessian of this training; leave that layer out, or use it in "

@@ -142,9 +142,9 @@ def _dimension_cards(run: Analysis, estimate: SharpnessDimension) -> tuple[Card,
     samples = run.data.num_samples
     value, _, span = estimated(estimate.value, estimate.interval).partition(" ")
     codimension = estimated(estimate.codimension, estimate.codimension_interval).partition(" ")
-    rest = "; neutral directions do not change it"
+    remark = "; neutral directions do not change it"
     if estimate.frozen_lyapunov is not None:
-        rest = ", the velocity's share in it"
+        remark = ", the velocity's share in it"
     return (
         Card(
             "Sharpness dimension",
@@ -156,7 +156,7 @@ def _dimension_cards(run: Analysis, estimate: SharpnessDimension) -> tuple[Card,
             "Codimension",
             codimension[0],
             codimension[2],
-            f"the rest of the state{rest}",
+            f"the rest of the state{remark}",
         ),
         *_leading_exponent(run.rds_sharpness),
         Card(

@@ -227,7 +227,7 @@ def _trajectory_barriers(a: LyapunovSummary, b: LyapunovSummary) -> Iterator[Inc
         paths = ("lyapunov.dimension.*", "lyapunov.log_det")
         yield Incomparable("D_s and the sum of all exponents", paths, f"state {size}")
     if a.windows and b.windows:
-        lengths = [", ".join(str(window.num_window_steps) for window in found.windows) for found in (a, b)]
+        lengths = [", ".join(str(window.num_window_steps) for window in run.windows) for run in (a, b)]
         reasons = [size, _against(a, b, ("coordinates",))]
         reasons.append("" if lengths[0] == lengths[1] else f"lengths {lengths[0]} against {lengths[1]}")
         if any(reasons):
@@ -313,8 +313,8 @@ def _quantity(run: Value, path: str, value: Value) -> Quantity:
 def _sharpness(run: Analysis) -> Quantity:
     """With the residual of the Hessian's eigenvalue, where it is that."""
     edge, largest = run.edge_of_stability, run.hessian.largest
-    own = edge.operator == "H" and largest is not None and largest.value == edge.sharpness
-    return Quantity.of(largest if own else edge.sharpness)
+    same = edge.operator == "H" and largest is not None and largest.value == edge.sharpness
+    return Quantity.of(largest if same else edge.sharpness)
 
 
 def _exponent(lyapunov: LyapunovSummary, k: int) -> Quantity:

@@ -76,7 +76,7 @@ def measured(value: Measured | None) -> tuple[str, str]:
 def rate_in_words(optimizer: OptimizerInfo) -> str:
     """The learning rate and where it came from."""
     if math.isnan(optimizer.learning_rate):
-        parts = ", ".join(f"{part.name} {number(part.learning_rate)}" for part in optimizer.parts)
+        parts = ", ".join(f"{each.name} {number(each.learning_rate)}" for each in optimizer.parts)
         return f"learning rates {parts} ({optimizer.learning_rate_source})" if parts else "learning rate unknown"
     return f"learning rate {optimizer.learning_rate:.4g} ({rate_source_in_words(optimizer.learning_rate_source)})"
 

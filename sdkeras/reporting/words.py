@@ -93,12 +93,12 @@ def dimension_in_words(run: Analysis) -> str | None:
             "upper bound and distinguishes nothing."
         )
     whole = estimate.map == FULL and size > run.model.num_trainable_analysed
-    state, rest = _state_in_words(estimate, run.model.num_trainable_analysed)
+    state, remark = _state_in_words(estimate, run.model.num_trainable_analysed)
     words = (
         f"{state} can move in {size:,} directions. A training step multiplies small distances by a factor in each; the "
         "sharpness dimension is the largest dimension whose volumes such steps do not contract on average, here "
         f"{dimension(value)}. It is not the number of directions that a step does not contract: contracting ones count "
-        f"until the expansion of the others is used up. {rest}"
+        f"until the expansion of the others is used up. {remark}"
     )
     neutral = estimate.neutral_mass
     if neutral is not None and neutral > 0:
@@ -120,13 +120,13 @@ def dimension_in_words(run: Analysis) -> str | None:
 def _state_in_words(estimate: SharpnessDimension, weights: int) -> tuple[str, str]:
     """The name of the state, and its codimension."""
     size, value = estimate.state_size, estimate.value
-    rest = f"The rest, the codimension, is {estimated(estimate.codimension, estimate.codimension_interval)}"
+    lead = f"The rest, the codimension, is {estimated(estimate.codimension, estimate.codimension_interval)}"
     if size <= weights:
-        return "The weights", f"{rest}; neutral directions and dead parameters do not change it. "
+        return "The weights", f"{lead}; neutral directions and dead parameters do not change it. "
     if estimate.map == FULL:
         return (
             f"The state of this training, {weights:,} weights and {size - weights:,} entries of the optimizer's slots,",
-            f"{rest}; averages that forget contract whatever the loss is. Weights and slots have different units, and "
+            f"{lead}; averages that forget contract whatever the loss is. Weights and slots have different units, and "
             f"these values are for one choice of them ({estimate.coordinates}): compare them with runs in the same "
             "coordinates only. ",
         )
@@ -134,7 +134,7 @@ def _state_in_words(estimate: SharpnessDimension, weights: int) -> tuple[str, st
         "The state of this training, weights and the optimizer's velocity,",
         "Momentum damps the velocity's directions whatever the loss is: a flat loss would leave the "
         f"{weights:,} of the weights (less with weight decay), here it is {dimension(abs(weights - value))} "
-        f"{'fewer' if value < weights else 'more'}. {rest}. ",
+        f"{'fewer' if value < weights else 'more'}. {lead}. ",
     )
 
 

@@ -181,8 +181,8 @@ class _Analysis:
         """Everything that takes time, in order of importance; Ctrl-C leaves what there is."""
         problem, hessian, options = self.problem, self.hessian, self.problem.options
         before = self._before_dimension()
-        part = before.part(measure.EIGENVALUES)
-        self.pairs = self._take(measure.EXTREMES, lambda: measure.extremes(problem, hessian, part))
+        eigenvalues_share = before.part(measure.EIGENVALUES)
+        self.pairs = self._take(measure.EXTREMES, lambda: measure.extremes(problem, hessian, eigenvalues_share))
         self.edge = self._take("edge of stability", lambda: measure.edge(problem, hessian, before, self.pairs))
         self.trace = self._take(measure.TRACE, lambda: measure.trace(problem, hessian, before))
         if problem.is_full or problem.maps_spectra:
@@ -208,11 +208,11 @@ class _Analysis:
         """SD by one spectrum estimator; after the first also the bounds and the supremum over snapshots."""
         problem, first = self.problem, not self.outcomes
         snapshots = problem.options.snapshots or 1 if first else 1
-        part = self.budget.part(1 / (snapshots + self._num_later(name)))
+        share = self.budget.part(1 / (snapshots + self._num_later(name)))
         # The runs of an exact one may cost any number of products.
         how = measure.sampling(problem, name, required=first and not problem.estimators.can(name).exact)
         runs = self.full or measure.HessianRuns(problem, self.hessian)
-        outcome = self._take(f"sharpness dimension ({name})", lambda: measure.dimension(problem, runs, part, how))
+        outcome = self._take(f"sharpness dimension ({name})", lambda: measure.dimension(problem, runs, share, how))
         if outcome is None:
             return
         self.outcomes.append(outcome)
@@ -232,8 +232,8 @@ class _Analysis:
     def _supremum(self, step: UpdateMap, outcome: Outcome) -> None:
         """SD with the supremum over snapshots, from the minibatches of the first estimate; kept as far as it came."""
         name, later = outcome.sharpness_dimension.estimator, int(self.problem.options.snapshots or 1) - 1
-        part = self._part(name, later)
-        reached = self._take("supremum", lambda: supremum(self.problem, step, self.hessian, part, outcome))
+        share = self._part(name, later)
+        reached = self._take("supremum", lambda: supremum(self.problem, step, self.hessian, share, outcome))
         if reached is not None and self.facts is not None:
             self.supremum, smallest = reached
             self.facts = attrs.evolve(facts_over(self.facts, self.supremum), smallest_exponent=smallest)
@@ -321,14 +321,14 @@ class _Analysis:
 
     def _before_dimension(self) -> Budget:
         """Budget of the stages before the sharpness dimension: they leave its first run, if that has room."""
-        part, chosen = self.budget.part(1 - KEPT), self.problem.estimators
+        share, chosen = self.budget.part(1 - KEPT), self.problem.estimators
         names = [name for name in chosen.spectrum if not chosen.can(name).exact]
-        if part.most is None or self.budget.left is None or not names:
-            return part
+        if share.most is None or self.budget.left is None or not names:
+            return share
         size, bases = (self.problem.loss.size, 1) if self.full is None else (self.full.size, 2)
         steps = steps_of(measure.spectrum_estimator(self.problem, names[0])) or 0
         left = max(0, self.budget.left - bases * min(steps, size))
-        return attrs.evolve(part, most=min(part.most, self.budget.spent + left))
+        return attrs.evolve(share, most=min(share.most, self.budget.spent + left))
 
     def _trajectory(self) -> LyapunovOptions:
         options = self.problem.options

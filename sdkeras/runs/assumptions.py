@@ -66,14 +66,14 @@ def loss_of_single_examples(problem: Problem) -> EmpiricalLoss:
     )
 
 
-def inputs_at(singles: EmpiricalLoss | None, given: Mapping[str, float]) -> Mapping[str, float]:
+def inputs_at(singles: EmpiricalLoss | None, known: Mapping[str, float]) -> Mapping[str, float]:
     """Inputs of the bounds: those given, and estimates of others where there is a loss to estimate them from."""
-    return dict(given) if singles is None else estimated_inputs(singles) | dict(given)
+    return dict(known) if singles is None else estimated_inputs(singles) | dict(known)
 
 
-def is_complete(given: Collection[str], estimate: bool) -> bool:
+def is_complete(names: Collection[str], estimate: bool) -> bool:
     """Whether every input of a theorem is given, or will be estimated."""
-    known = {*given, *(ESTIMATED if estimate else ())}
+    known = {*names, *(ESTIMATED if estimate else ())}
     return any(known.issuperset(inputs) for inputs in THEOREMS.values())
 
 
@@ -101,7 +101,7 @@ def training_facts(model: Model, optimizer: Optimizer, map_name: str, minibatche
         time_dependence=next(filter(None, map(_time_dependence, parts)), ""),
         stationary=stationary,
         absorbing=_absorbing(model, parts),
-        kinks=tuple(kink for part in parts for kink in _kinks_of_update(part)),
+        kinks=tuple(kink for each in parts for kink in _kinks_of_update(each)),
     )
 
 
@@ -165,16 +165,16 @@ ESTIMATED = ("loss_bound", "lipschitz")
 
 def kinks(model: Model) -> tuple[str, ...]:
     """Layers, activations and losses that are not twice continuously differentiable, as 'type (layer)'."""
-    found = []
+    names = []
     for layer in model._flatten_layers(include_self=False):
         kind = type(layer).__name__
         if _KINKED_LAYERS.fullmatch(kind):
-            found.append(f"{kind} ({layer.name})")
+            names.append(f"{kind} ({layer.name})")
         for field in ("activation", "recurrent_activation"):
             name = getattr(getattr(layer, field, None), "__name__", "")
             if _KINKED_ACTIVATIONS.fullmatch(name) and not _KINKED_LAYERS.fullmatch(kind):
-                found.append(f"{name} ({layer.name})")
-    return (*dict.fromkeys(found), *(f"{name} (loss)" for name in losses(model) if _KINKED_LOSSES.fullmatch(name)))
+                names.append(f"{name} ({layer.name})")
+    return (*dict.fromkeys(names), *(f"{name} (loss)" for name in losses(model) if _KINKED_LOSSES.fullmatch(name)))
 
 
 def losses(model: Model) -> tuple[str, ...]:
@@ -185,8 +185,8 @@ def losses(model: Model) -> tuple[str, ...]:
             known = keras.losses.get(loss)
         except (ValueError, TypeError):
             known = None
-        own = type(known) if isinstance(known, keras.losses.Loss) else known
-        theirs = str(getattr(own, "__module__", "")).startswith("keras.")
+        loss_class = type(known) if isinstance(known, keras.losses.Loss) else known
+        theirs = str(getattr(loss_class, "__module__", "")).startswith("keras.")
         names.append(str(getattr(known, "name", None) or getattr(known, "__name__", "")) if theirs else "")
     return tuple(names)
 
@@ -207,7 +207,7 @@ def logits_as_probabilities(loss: EmpiricalLoss) -> str | None:
         return None
     if getattr(model.loss, "_fn_kwargs", {}).get("from_logits", False):
         return None
-    few = tf.nest.pack_sequence_as(loss.source.structure, [part[:64] for part in loss.batches[0].tensors])
+    few = tf.nest.pack_sequence_as(loss.source.structure, [tensor[:64] for tensor in loss.batches[0].tensors])
     try:
         with keras.StatelessScope():
             outputs = np.asarray(model(few[0], training=False), np.float64)
@@ -240,10 +240,10 @@ def estimated_inputs(loss: EmpiricalLoss) -> dict[str, float]:
             values.append(float(total))
             norms.append(float(np.linalg.norm(engine.gradient(engine.point, one).numpy().astype(np.float64))))
         left -= min(left, batch.num_examples)
-    found = dict(zip(ESTIMATED, (max(values), max(norms)), strict=True))
-    return {name: value for name, value in found.items() if np.isfinite(value) and value > 0}
+    estimates = dict(zip(ESTIMATED, (max(values), max(norms)), strict=True))
+    return {name: value for name, value in estimates.items() if np.isfinite(value) and value > 0}
 
 
 def _example(batch: Batch, position: int) -> Batch:
-    tensors = tuple(part[position : position + 1] for part in batch.tensors)
+    tensors = tuple(tensor[position : position + 1] for tensor in batch.tensors)
     return attrs.evolve(batch, tensors=tensors, data_weight=1.0, extra_weight=1.0, loss_weights=(), num_examples=1)

@@ -50,11 +50,11 @@ def layers(
     for layer, block in blocks.items():
         budget.tell(f"layer {layer}")
         pairs, _ = budget.measured("", functools.partial(_largest, problem, hessian, budget.part(1 / stages), block))
-        part, outcome = budget.part(1 / (stages - 1)), None
+        share, outcome = budget.part(1 / (stages - 1)), None
         if problem.maps_spectra:
             how = sampling(problem, name, most_products=_share(whole, block, len(blocks)))
             runs = HessianRuns(problem, hessian, block)
-            outcome, more = budget.measured("", functools.partial(dimension, problem, runs, part, how))
+            outcome, more = budget.measured("", functools.partial(dimension, problem, runs, share, how))
             notes += more if outcome is not None else ()
         stages -= 2
         if budget.interrupted:

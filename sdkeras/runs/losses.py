@@ -90,15 +90,15 @@ def from_spec(spec: str) -> Loss:
         return name
     if cls is None:
         raise ModelError(f"the loss {name!r} is unknown to Keras{_near(name, _classes())}.")
-    values = dict(_field(name, cls, part) for part in _NEXT_FIELD.split(text)) if colon else {}
+    values = dict(_field(name, cls, assignment) for assignment in _NEXT_FIELD.split(text)) if colon else {}
     try:
         return cls(**values)
     except Exception as error:  # a class of the user's raises what it likes
         raise ModelError(f"the loss {spec!r} cannot be made: {type(error).__name__}: {error}") from error
 
 
-def _field(name: str, cls: type, part: str) -> tuple[str, Value]:
-    field, equals, text = (piece.strip() for piece in part.partition("="))
+def _field(name: str, cls: type, assignment: str) -> tuple[str, Value]:
+    field, equals, text = (piece.strip() for piece in assignment.partition("="))
     defaults = arguments(cls)
     names = [each for each in dict.fromkeys((*defaults, "reduction")) if each not in ("name", "dtype", "fn")]
     if field not in names:
@@ -160,9 +160,9 @@ def _classes() -> dict[str, type]:
 
 def _loss_class(name: str) -> type | None:
     """The class of a loss by its own name, its function's, or a short one; also a registered class of the user's."""
-    own = keras.saving.get_registered_object(name)
-    if inspect.isclass(own) and issubclass(own, keras.losses.Loss):
-        return own
+    registered = keras.saving.get_registered_object(name)
+    if inspect.isclass(registered) and issubclass(registered, keras.losses.Loss):
+        return registered
     for known, cls in _classes().items():
         default = inspect.signature(cls).parameters["name"].default
         if _plain(name) in (_plain(known), _plain(cls.__name__), _plain(str(default))):
@@ -193,9 +193,9 @@ def words_of(model: Model, loss: Loss, loss_fn: LossFn | None) -> str:
 def loss_words(loss: Loss) -> str:
     """A compiled loss with the arguments that are not its defaults, as `from_spec` reads them: `huber:delta=0.1`."""
     if isinstance(loss, dict):
-        return ", ".join(f"{name}: {loss_words(part)}" for name, part in loss.items())
+        return ", ".join(f"{name}: {loss_words(each)}" for name, each in loss.items())
     if isinstance(loss, (list, tuple)):
-        return ", ".join(loss_words(part) for part in loss)
+        return ", ".join(loss_words(each) for each in loss)
     return _words(loss)
 
 
@@ -246,17 +246,17 @@ def _same(value: object, default: object) -> bool:
 
 def arguments(cls: type) -> dict[str, Value]:
     """Names and defaults of what the constructor of a loss takes; through **kwargs those of the classes it extends."""
-    found: dict[str, Value] = {}
+    values: dict[str, Value] = {}
     for each in cls.__mro__:
         if "__init__" not in vars(each) or each is keras.losses.Loss:
             continue
         parameters = list(inspect.signature(vars(each)["__init__"]).parameters.values())[1:]
         for parameter in parameters:
             if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-                found.setdefault(parameter.name, parameter.default)
+                values.setdefault(parameter.name, parameter.default)
         if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
             break
-    return found
+    return values
 
 
 # Files
@@ -305,12 +305,12 @@ def caveats(model: Model, *, with_loss: bool = True) -> tuple[Note, ...]:
         with_loss: Whether the file's loss is analysed, not one that was given.
     """
     compiled = models.compiled_part_of(model)
-    told = [] if compiled.problem is None else [Note("compiled-part", compiled.problem)]
+    notes = [] if compiled.problem is None else [Note("compiled-part", compiled.problem)]
     stored = compiled.stored_loss if with_loss else None
     if stored is not None:
-        told += unstored_arguments(stored.loss, stored.config, flat=stored.flat, of_keras=not stored.of_keras_2)
+        notes += unstored_arguments(stored.loss, stored.config, flat=stored.flat, of_keras=not stored.of_keras_2)
     if stored is not None and stored.arguments:
-        told.append(
+        notes.append(
             Note(
                 UNKNOWN_ARGUMENTS,
                 f"the file does not hold {', '.join(stored.arguments)} of {type(model).__name__}.compile(); the "
@@ -318,7 +318,7 @@ def caveats(model: Model, *, with_loss: bool = True) -> tuple[Note, ...]:
                 "(`loss='FILE.py:FUNCTION'`).",
             )
         )
-    return tuple(told)
+    return tuple(notes)
 
 
 def loss_words_of_stored(loss: Loss) -> str:
@@ -336,8 +336,8 @@ def _pairs(loss: Loss, config: Config) -> Iterator[tuple[Loss, dict[str, Value]]
         for name in loss:
             yield from _pairs(loss[name], config.get(name))
     elif isinstance(loss, (list, tuple)) and isinstance(config, (list, tuple)):
-        for part, stored in zip(loss, config, strict=False):
-            yield from _pairs(part, stored)
+        for each, stored in zip(loss, config, strict=False):
+            yield from _pairs(each, stored)
 
 
 def _reads_otherwise(cls: type) -> bool:

@@ -161,21 +161,23 @@ def read_training(model: Model, data: Data, options: TrainingOptions, *, num_ste
         SdkerasError: They are unusable, or the learning rate is 0 at all of the steps; see its subclasses.
     """
     loss, dtype = options.loss, options.dtype
-    own = losses.own_function(loss, options.loss_fn)
-    fitted = model if own is not None else with_loss(model, loss, dtype)
+    custom = losses.own_function(loss, options.loss_fn)
+    fitted = model if custom is not None else with_loss(model, loss, dtype)
     if isinstance(data, (tuple, list)) and len(data) in (1, 2, 3):
-        models.check_data(fitted, *data, own_loss=own is not None)
+        models.check_data(fitted, *data, own_loss=custom is not None)
     source = minibatches.as_source(
         data, batch_size=options.batch_size, limit=options.samples, class_weight=options.class_weight
     )
-    function = EmpiricalLoss(fitted, source, dtype=dtype, num_samples=_CHECKED_SAMPLES, seed=options.seed, loss_fn=own)
-    notes = list(losses.caveats(model, with_loss=loss is None and own is None))
+    function = EmpiricalLoss(
+        fitted, source, dtype=dtype, num_samples=_CHECKED_SAMPLES, seed=options.seed, loss_fn=custom
+    )
+    notes = list(losses.caveats(model, with_loss=loss is None and custom is None))
     notes += [Note("data", f"{note}.") for note in function.notes]
     optimizer, more = training_optimizer(model, function, options.learning_rate, changed=fitted is not model)
     notes += more
     update.check_rates(optimizer, num_steps)
     used = update.read_settings(optimizer)
-    if own is None and type(model).train_step not in (keras.Model.train_step, keras.Sequential.train_step):
+    if custom is None and type(model).train_step not in (keras.Model.train_step, keras.Sequential.train_step):
         notes.append(
             Note("train-step", "the model has its own train_step; the optimizer's step on compute_loss was taken.")
         )
@@ -187,8 +189,8 @@ def read_training(model: Model, data: Data, options: TrainingOptions, *, num_ste
                 "slots it starts with.",
             )
         )
-    words = losses.words_of(fitted, loss, own)
-    return Training(fitted, function, optimizer, used, notes, words, words if own is not None else "")
+    words = losses.words_of(fitted, loss, custom)
+    return Training(fitted, function, optimizer, used, notes, words, words if custom is not None else "")
 
 
 @attrs.frozen
@@ -390,14 +392,14 @@ def effective_samples(exponents: LyapunovExponents) -> FloatArray | None:
 
 
 def _window_warnings(
-    found: LyapunovSummary, exponents: LyapunovExponents, settings: LyapunovOptions, cut: bool
+    summary: LyapunovSummary, exponents: LyapunovExponents, settings: LyapunovOptions, cut: bool
 ) -> Iterator[Note]:
-    if found.coordinates not in (None, "weights", "balanced"):
+    if summary.coordinates not in (None, "weights", "balanced"):
         yield Note(
             "mixed-units",
-            f"the state is {found.num_weights:,} weights and {found.dimension.size - found.num_weights:,} slots of the "
-            f"optimizer in units of their own; SD and SD^(m) are of this state in the coordinates "
-            f"'{found.coordinates}' and depend on them.",
+            f"the state is {summary.num_weights:,} weights and {summary.dimension.size - summary.num_weights:,} slots "
+            f"of the optimizer in units of their own; SD and SD^(m) are of this state in the coordinates "
+            f"'{summary.coordinates}' and depend on them.",
         )
     if cut:
         yield Note("windows-interrupted", "Interrupted while the windows were evaluated: there is no SD^(m).")
@@ -410,7 +412,7 @@ def _window_warnings(
         )
 
 
-def _warnings(found: LyapunovSummary, step: UpdateMap) -> Iterator[Note]:
+def _warnings(summary: LyapunovSummary, step: UpdateMap) -> Iterator[Note]:
     check = step.verification
     if not check.passed:
         yield Note(
@@ -419,19 +421,19 @@ def _warnings(found: LyapunovSummary, step: UpdateMap) -> Iterator[Note]:
             f"{check.finite_difference_error:.2g} against finite differences) and was used anyway: no exponent "
             "here can be trusted.",
         )
-    if found.stopped_at is not None:
+    if summary.stopped_at is not None:
         yield Note(
             "diverged",
-            f"the trajectory diverged at step {found.stopped_at:,}: NaN or infinity. The exponents are means over the "
-            f"{found.num_steps:,} steps before it and describe no attractor.",
+            f"the trajectory diverged at step {summary.stopped_at:,}: NaN or infinity. The exponents are means over "
+            f"the {summary.num_steps:,} steps before it and describe no attractor.",
         )
-    if found.num_resolved is not None and found.num_resolved < len(found.values):
+    if summary.num_resolved is not None and summary.num_resolved < len(summary.values):
         yield Note(
             "rounding",
-            f"exponents {found.num_resolved + 1} to {len(found.values)} are upper bounds: at some step their growth "
-            "was below what the precision resolves beside the largest (`dtype='float64'` resolves more).",
+            f"exponents {summary.num_resolved + 1} to {len(summary.values)} are upper bounds: at some step their "
+            "growth was below what the precision resolves beside the largest (`dtype='float64'` resolves more).",
         )
-    drift = _drift(found)
+    drift = _drift(summary)
     if drift is not None:
         yield Note(
             "drifting",
@@ -442,23 +444,23 @@ def _warnings(found: LyapunovSummary, step: UpdateMap) -> Iterator[Note]:
     yield from (Note(code, words) for code, words in step.notes)
 
 
-def _drift(found: LyapunovSummary) -> tuple[float, float] | None:
+def _drift(summary: LyapunovSummary) -> tuple[float, float] | None:
     """Means of ell_1 over both halves of the steps where they differ, else None."""
-    counts = np.arange(1.0, len(found.history[0]) + 1)
-    blocks = np.diff(counts * found.history[0], prepend=0.0)
+    counts = np.arange(1.0, len(summary.history[0]) + 1)
+    blocks = np.diff(counts * summary.history[0], prepend=0.0)
     half = len(blocks) // 2
     if half < _FEWEST_BLOCKS:
         return None
     first, second = blocks[:half], blocks[half:]
     variance = np.var(first, ddof=1) / len(first) + np.var(second, ddof=1) / len(second)
     apart = float(abs(first.mean() - second.mean()))
-    if apart <= _DRIFT * float(np.sqrt(variance)) + 1e-6 * float(abs(found.values[0])):
+    if apart <= _DRIFT * float(np.sqrt(variance)) + 1e-6 * float(abs(summary.values[0])):
         return None
     return float(first.mean()), float(second.mean())
 
 
 def identity(optimizer: Optimizer, model: Model, loss: str = "") -> dict[str, str]:
     """Settings that two runs of one trajectory share, beside state and data."""
-    own = inner(optimizer)
-    settings = json.dumps(own.get_config(), sort_keys=True, default=lambda value: type(value).__name__)
-    return {"loss": loss or loss_name(model.loss), "optimizer": f"{type(own).__name__} {settings}"}
+    wrapped = inner(optimizer)
+    settings = json.dumps(wrapped.get_config(), sort_keys=True, default=lambda value: type(value).__name__)
+    return {"loss": loss or loss_name(model.loss), "optimizer": f"{type(wrapped).__name__} {settings}"}

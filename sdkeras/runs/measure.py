@@ -154,8 +154,8 @@ def edge(
     """
     notes: Notes = ()
     if problem.scaling is not None:
-        part = budget.part(EIGENVALUES)
-        pairs, notes = budget.measured(PRECONDITIONED, lambda: extremes(problem, hessian, part, problem.scaling))
+        share = budget.part(EIGENVALUES)
+        pairs, notes = budget.measured(PRECONDITIONED, lambda: extremes(problem, hessian, share, problem.scaling))
     elif problem.unscaled:
         pairs = None
     batches, more = budget.measured(

@@ -350,11 +350,11 @@ class Monitor:
         return measure.trace_with_evidence(estimate(estimator, hessian, self.problem.options.seed))
 
     def _dimension(self, problem: Problem, hessian: HessianOperator, budget: Budget) -> Outcome:
-        part = attrs.evolve(self.budget.held_to(problem.options.max_hvps), deadline=budget.deadline)
+        share = attrs.evolve(self.budget.held_to(problem.options.max_hvps), deadline=budget.deadline)
         name = DEFAULTS["spectrum"]
         estimator = with_steps(for_analysis("spectrum", name, {}), self._num_steps)
         how = measure.Sampling(name, estimator, min_runs=_RUNS, required=True)
-        outcome, _ = measure.dimension(problem, measure.HessianRuns(problem, hessian), part, how)
+        outcome, _ = measure.dimension(problem, measure.HessianRuns(problem, hessian), share, how)
         self.out_of_time = outcome.out_of_time
         self._num_steps = outcome.sharpness_dimension.num_steps or self._num_steps
         return outcome

@@ -258,9 +258,9 @@ def _problem(
 def _decay_of_each(loss: EmpiricalLoss, decay: float, excluded: list[str]) -> Array:
     """Weight decay of each parameter, shape [n], float64."""
     decays = np.full(loss.size, decay)
-    for name, part in zip(loss.layout.names, loss.layout.slices, strict=True):
+    for name, place in zip(loss.layout.names, loss.layout.slices, strict=True):
         if name in excluded:
-            decays[part] = 0.0
+            decays[place] = 0.0
     return decays
 
 
@@ -322,7 +322,7 @@ class Rate:
     missing: str = ""
 
 
-def _learning_rate(model: Model, given: float | str | None) -> Rate:
+def _learning_rate(model: Model, requested: float | str | None) -> Rate:
     """The learning rate that was asked for, or the optimizer's own.
 
     Raises:
@@ -330,7 +330,7 @@ def _learning_rate(model: Model, given: float | str | None) -> Rate:
     """
     compiled = getattr(model, "optimizer", None)
     optimizer = settings.read_settings(compiled)
-    named = None if given is None else parse_learning_rate(given)
+    named = None if requested is None else parse_learning_rate(requested)
     if named is not None and not isinstance(named, str):
         return Rate(optimizer, named, "given")
     if optimizer is None:

@@ -31,10 +31,10 @@ def with_loss(model: Model, loss: Loss, dtype: str) -> Model:
         return model
     with precision.default_precision(dtype):
         chosen = losses.from_spec(loss) if isinstance(loss, str) else loss
-    made = precision.in_precision(model, dtype)
+    copy = precision.in_precision(model, dtype)
     with precision.default_precision(dtype):
-        compile_as(made, {"optimizer": "sgd", "loss": chosen})
-    return made
+        compile_as(copy, {"optimizer": "sgd", "loss": chosen})
+    return copy
 
 
 def loss_name(loss: Loss) -> str:
@@ -42,9 +42,9 @@ def loss_name(loss: Loss) -> str:
     if isinstance(loss, str):
         return loss
     if isinstance(loss, dict):
-        return ", ".join(f"{name}: {loss_name(part)}" for name, part in loss.items())
+        return ", ".join(f"{name}: {loss_name(each)}" for name, each in loss.items())
     if isinstance(loss, (list, tuple)):
-        return ", ".join(loss_name(part) for part in loss)
+        return ", ".join(loss_name(each) for each in loss)
     return str(getattr(loss, "name", None) or getattr(loss, "__name__", type(loss).__name__))
 
 
@@ -70,7 +70,7 @@ def optimizer_info(
         nesterov=optimizer.nesterov,
         learning_rate_source=source,
         learning_rate_missing=missing,
-        parts=tuple(OptimizerPart(name, float("nan") if own is None else own) for name, own in optimizer.rates),
+        parts=tuple(OptimizerPart(name, float("nan") if value is None else value) for name, value in optimizer.rates),
     )
 
 

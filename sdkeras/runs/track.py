@@ -138,7 +138,7 @@ class _Tracking:
         self.place = run_log.place_in(log_dir)
         self.state_path = self.place.parent / _STATE
         self.source = _source(data, options)
-        self.given = data if isinstance(data, (tuple, list)) else self.source
+        self.measured_data = data if isinstance(data, (tuple, list)) else self.source
         self.test = None if test_data is None else _source(test_data, options)
         self.measures, self.options, self.progress = measures, options, progress
         self.keys = log_keys(measures, options.get("bound_inputs"), bool(options.get("estimate_bound_inputs")))
@@ -151,27 +151,27 @@ class _Tracking:
 
     def over(self, paths: list[str]) -> RunLog:
         done = self._done()
-        found: list[Measurement] = []
+        measurements: list[Measurement] = []
         for place, path in enumerate(paths):
             content = digest(path)
             known = done.get(content, {})
             if not known:
                 self._tell(f"checkpoint {place + 1} of {len(paths)}: {os.path.basename(path)}")
-                last = found[-1].step if found else 0
-                found.append(self._measured(path, content, place, last))
+                last = measurements[-1].step if measurements else 0
+                measurements.append(self._measured(path, content, place, last))
             elif path in known:
-                found.append(known[path])
+                measurements.append(known[path])
             else:  # the same content under another name
-                found.append(attrs.evolve(next(iter(known.values())), source=path))
-                run_log.append(self.place, found[-1])
-            if not found[-1].failed:
+                measurements.append(attrs.evolve(next(iter(known.values())), source=path))
+                run_log.append(self.place, measurements[-1])
+            if not measurements[-1].failed:
                 self.before = content
-                done.setdefault(content, {})[path] = found[-1]
-        if self.first_error is not None and all(each.failed for each in found):
+                done.setdefault(content, {})[path] = measurements[-1]
+        if self.first_error is not None and all(each.failed for each in measurements):
             if not run_log.has_lines(self.place):
                 self.place.unlink()
             raise self.first_error
-        return attrs.evolve(run_log.read_run_log(self.place), measurements=tuple(found))
+        return attrs.evolve(run_log.read_run_log(self.place), measurements=tuple(measurements))
 
     def _done(self) -> dict[str, dict[str, Measurement]]:
         """Measurements already in the log, by digest and name, once its settings are known to be the same."""
@@ -191,12 +191,12 @@ class _Tracking:
                 f"{shown(self.place)} was written while a model trained (sdkeras.callbacks); choose another folder "
                 "(`log_dir`)."
             )
-        for name, own in mine.items():
+        for name, ours in mine.items():
             theirs = getattr(log.header, name)
-            if theirs != own:
+            if theirs != ours:
                 raise SdkerasError(
                     f"the measurements in {shown(self.place)} are of {name} {_words(theirs)}, these would be of "
-                    f"{_words(own)}; choose another folder (`log_dir`), or take the settings of the log."
+                    f"{_words(ours)}; choose another folder (`log_dir`), or take the settings of the log."
                 )
         with contextlib.suppress(SdkerasError):  # without it the next eigenvectors are found from a random start
             self.states = _states(load_checkpoint(self.state_path))
@@ -205,23 +205,25 @@ class _Tracking:
     def _settings(self) -> dict[str, str]:
         """All options that a number depends on, as text."""
         defaults = {"samples": DEFAULT_SAMPLES, "tolerance": DEFAULT_TOLERANCE, "max_hvps": DEFAULT_MAX_HVPS}
-        given = {name: value for name, value in self.options.items() if name not in ("seed", "batch_size", "memory_gb")}
-        known = {name: value for name, value in sorted((defaults | given).items()) if value is not None}
+        chosen = {
+            name: value for name, value in self.options.items() if name not in ("seed", "batch_size", "memory_gb")
+        }
+        known = {name: value for name, value in sorted((defaults | chosen).items()) if value is not None}
         words = {"loss": losses.loss_words, "loss_fn": losses.function_name}
-        own = {name: words.get(name, _text)(value) for name, value in known.items()}
-        own = {name: text for name, text in own.items() if text}
+        settings = {name: words.get(name, _text)(value) for name, value in known.items()}
+        settings = {name: text for name, text in settings.items() if text}
         # What these files hold decides the numbers, whatever their names.
         file = str(known.get("loss", "")).partition(":")[0]
         files = {"model": getattr(self.read, "base", None), "loss_file": file if file.endswith(".py") else None}
-        own |= {name: digest(path) for name, path in files.items() if path is not None}
-        return {**own, "test_digest": "" if self.test is None else self.test.digest()}
+        settings |= {name: digest(path) for name, path in files.items() if path is not None}
+        return {**settings, "test_digest": "" if self.test is None else self.test.digest()}
 
     def _measured(self, path: str, content: str, place: int, last: int) -> Measurement:
         """The numbers of a checkpoint, in the log as well; one that cannot be read stands at the last one's step."""
         try:
             monitor, note = self._at(path)
             self._restore(monitor)
-            found = monitor.measure(source=path, metrics=self._metrics(monitor))
+            measurement = monitor.measure(source=path, metrics=self._metrics(monitor))
         except Interrupted:
             raise
         except SdkerasError as error:
@@ -231,15 +233,15 @@ class _Tracking:
             if self.monitor is not None:
                 self._write(self.monitor)
             return failed
-        notes = [*found.notes, *([note] if note else [])]
-        if found.step == 0 and place > 0:
+        notes = [*measurement.notes, *([note] if note else [])]
+        if measurement.step == 0 and place > 0:
             notes.append("the file knows no steps of its optimizer; the place in the order stands for their number.")
-            found = attrs.evolve(found, step=place)
-        found = attrs.evolve(found, digest=content, notes=tuple(notes))
+            measurement = attrs.evolve(measurement, step=place)
+        measurement = attrs.evolve(measurement, digest=content, notes=tuple(notes))
         self._keep(monitor, content)
-        self.waiting.append(found)
+        self.waiting.append(measurement)
         self._write(monitor)
-        return found
+        return measurement
 
     def _write(self, monitor: Monitor) -> None:
         """Write the waiting measurements, under the header of the monitor."""
@@ -250,8 +252,8 @@ class _Tracking:
 
     def _at(self, path: str) -> tuple[Monitor, str]:
         """A monitor at this checkpoint, the last one where it serves, and what the reader must know of the file."""
-        own = any(self.options.get(name) is not None for name in ("loss", "loss_fn"))
-        model, note = self.read(path, needs_loss=not own)
+        replaced = any(self.options.get(name) is not None for name in ("loss", "loss_fn"))
+        model, note = self.read(path, needs_loss=not replaced)
         if self.monitor is not None and _recipe(self.monitor.problem.compiled_as) == _recipe(model):
             self.monitor.take(model)
         else:
@@ -260,7 +262,7 @@ class _Tracking:
                     models.check_data(model, *_parts(self.test))
                 except DataError as error:
                     raise DataError(f"test data: {error}") from error
-            self.monitor = Monitor(model, self.given, measures=self.measures, **self.options)
+            self.monitor = Monitor(model, self.measured_data, measures=self.measures, **self.options)
         return self.monitor, note
 
     def _restore(self, monitor: Monitor) -> None:
@@ -281,7 +283,7 @@ class _Tracking:
             return {}
         if not getattr(monitor.problem.model, "compiled", False):
             raise ModelError("loss and metrics on test data need a compiled model; compile it, or leave out test_data.")
-        found: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         for prefix, source in (("", self.source), ("val_", self.test)):
             model = monitor.problem.model
             if source.is_bucketed:
@@ -290,8 +292,8 @@ class _Tracking:
                 names = ("x", "y", "sample_weight")
                 whole = dict(zip(names, _parts(source), strict=False))
                 logs = model.evaluate(**whole, batch_size=source.batch_size, verbose=0, return_dict=True)
-            found |= {f"{prefix}{name}": float(value) for name, value in logs.items()}
-        return found
+            metrics |= {f"{prefix}{name}": float(value) for name, value in logs.items()}
+        return metrics
 
     def _tell(self, stage: str) -> None:
         if self.progress is not None:
@@ -333,7 +335,7 @@ class _Batches(keras.utils.PyDataset):  # type: ignore[misc]  # Keras has no typ
     def __getitem__(self, index: int) -> Data:
         start, stop = (self._source.batch_ranges or ())[index]
         batch = tf.nest.pack_sequence_as(self._source.structure, list(self._source.take(slice(start, stop))))
-        return tuple(keras_structure(part) for part in batch)
+        return tuple(keras_structure(tensors) for tensors in batch)
 
 
 def _parts(source: Source) -> tuple[Data, ...]:
@@ -356,11 +358,11 @@ def _without_rate(config: Config) -> Config:
     """A configuration without what differs from file to file: a plain learning rate, which is a variable, and ids."""
     if isinstance(config, dict):
         return {
-            name: _without_rate(part)
-            for name, part in config.items()
-            if name != "shared_object_id" and not (name == "learning_rate" and isinstance(part, (int, float)))
+            name: _without_rate(value)
+            for name, value in config.items()
+            if name != "shared_object_id" and not (name == "learning_rate" and isinstance(value, (int, float)))
         }
-    return [_without_rate(part) for part in config] if isinstance(config, (list, tuple)) else config
+    return [_without_rate(value) for value in config] if isinstance(config, (list, tuple)) else config
 
 
 def _text(value: object) -> str:

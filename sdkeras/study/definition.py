@@ -347,8 +347,8 @@ def _grid(table: Mapping[str, Value]) -> dict[str, list[Value]]:
                 raise SdkerasError(f"[grid] {name} has the value {value!r}; it must be {expected}.")
         if len(set(values)) < len(values):
             raise SdkerasError(f"[grid] {name} names a value twice: {values}.")
-    own = sorted(set(lists) - {*_SHORT, "seed"})
-    ordered = {name: lists[name] for name in (*_SHORT, *own, "seed") if name in lists}
+    others = sorted(set(lists) - {*_SHORT, "seed"})
+    ordered = {name: lists[name] for name in (*_SHORT, *others, "seed") if name in lists}
     count = math.prod(map(len, ordered.values()))
     if count > _MOST_RUNS:
         raise SdkerasError(f"[grid] makes {count:,} runs; {_MOST_RUNS:,} are the most.")

@@ -41,15 +41,15 @@ def check_keys(where: str, table: object, keys: Sequence[str] | Mapping[str, Val
 
 def columns(measures: Settings) -> dict[str, str]:
     """The columns of the table and the measure that each belongs to, in order."""
-    found = {}
+    measure_of = {}
     for name, settings in measures.items():
         if name not in OF_TRAJECTORIES:
-            found[name] = name
+            measure_of[name] = name
             continue
         for trajectory in _listed(settings, "trajectory", TRAJECTORIES):
             for metric in _listed(settings, "metric", METRICS):
-                found[column_of(name, trajectory, metric)] = name
-    return found
+                measure_of[column_of(name, trajectory, metric)] = name
+    return measure_of
 
 
 def column_of(measure: str, trajectory: str, metric: str) -> str:

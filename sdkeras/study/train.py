@@ -221,9 +221,9 @@ def made_model(study: Study, settings: Mapping[str, Value], make: Callable[..., 
         ModelError: The factory failed, or returned something else.
     """
     taken = _arguments(make)
-    own = {name: value for name, value in settings.items() if taken is None or name in taken}
+    arguments = {name: value for name, value in settings.items() if taken is None or name in taken}
     try:
-        model = make(**own)
+        model = make(**arguments)
     except USER_ERRORS as error:
         raise ModelError(f"model {study.model!r} failed: {last_line(error)}") from error
     if not isinstance(model, keras.Model):

@@ -62,13 +62,13 @@ class Coordinates:
         return self._sheared(self._unscaled(np.array(columns)), -self.shear, transposed=True)
 
     def _scaled(self, columns: Array) -> Array:
-        for part, factor in self.scales:
-            columns[part] *= factor
+        for place, factor in self.scales:
+            columns[place] *= factor
         return columns
 
     def _unscaled(self, columns: Array) -> Array:
-        for part, factor in self.scales:
-            columns[part] /= factor
+        for place, factor in self.scales:
+            columns[place] /= factor
         return columns
 
     def _sheared(self, columns: Array, shear: float, *, transposed: bool = False) -> Array:
@@ -112,7 +112,7 @@ def training_coordinates(step: UpdateMap) -> Coordinates:
         return balanced(float(step.optimizer.momentum), bool(step.optimizer.nesterov), pairs)
     groups = state_groups(step)
     norms = block_norms(step.on_minibatch(0), list(groups.values()), seed=step.loss.seed)
-    factors = balancing_factors(norms, [sum(part.stop - part.start for part in parts) for parts in groups.values()])
+    factors = balancing_factors(norms, [sum(place.stop - place.start for place in parts) for parts in groups.values()])
     named = zip(list(groups)[1:], factors[1:], strict=True)
     return diagonal({kind: float(f"{factor:.3g}") for kind, factor in named}, groups)
 
@@ -137,7 +137,7 @@ def diagonal(factors: Mapping[str, float], groups: Mapping[str, Sequence[slice]]
         factors: Positive, by group.
         groups: Where the variables of each group stand in the state.
     """
-    scales = tuple((part, factor) for kind, factor in factors.items() for part in groups[kind])
+    scales = tuple((place, factor) for kind, factor in factors.items() for place in groups[kind])
     named = ", ".join(f"{kind} x {factor:.3g}" for kind, factor in factors.items())
     return Coordinates(f"diagonal scaling: {named}", scales)
 
@@ -153,10 +153,10 @@ def state_groups(step: UpdateMap) -> dict[str, list[slice]]:
     slots = step.layout.names[len(weights) :]
     several = len({name.split("/")[0] for name in slots}) > 1
     groups = {"weights": list(step.layout.slices[: len(weights)])}
-    for name, part in zip(slots, step.layout.slices[len(weights) :], strict=True):
+    for name, place in zip(slots, step.layout.slices[len(weights) :], strict=True):
         leaf = name.rpartition("/")[2].partition("#")[0]
         kind = next((leaf[len(owner) :] for owner in weights if leaf.startswith(owner)), f"{leaf} slots")
-        groups.setdefault(f"{name.split('/')[0]}/{kind}" if several else kind, []).append(part)
+        groups.setdefault(f"{name.split('/')[0]}/{kind}" if several else kind, []).append(place)
     return groups
 
 
@@ -167,7 +167,7 @@ def block_norms(source: LinearMap, groups: Sequence[Sequence[slice]], *, seed: i
     """
     squares = np.zeros((len(groups), len(groups)))
     for b, parts in enumerate(groups):
-        inside = np.concatenate([np.arange(part.start, part.stop) for part in parts])
+        inside = np.concatenate([np.arange(place.start, place.stop) for place in parts])
         whole = source.size <= _SMALL_STATE or len(inside) <= _PROBES
         count = len(inside) if whole else _PROBES
         probes: Array = np.zeros((source.size, count), source.dtype)
@@ -175,7 +175,7 @@ def block_norms(source: LinearMap, groups: Sequence[Sequence[slice]], *, seed: i
         probes[inside] = np.eye(count) if whole else signs / np.sqrt(count)
         pushed = np.asarray(source.jvp(probes), np.float64)
         for a, rows in enumerate(groups):
-            squares[a, b] = sum(float(np.sum(pushed[part] ** 2)) for part in rows)
+            squares[a, b] = sum(float(np.sum(pushed[place] ** 2)) for place in rows)
     return np.sqrt(squares)
 
 
@@ -225,9 +225,9 @@ def _velocities(step: UpdateMap) -> list[tuple[slice, slice]] | None:
         return None
     weights = step.layout.slices[: len(step.loss.layout.names)]
     slots = step.layout.slices[len(weights) :]
-    owners = {id(velocity): part for velocity, part in zip(optimizer.momentums, weights, strict=True)}
+    owners = {id(velocity): position for velocity, position in zip(optimizer.momentums, weights, strict=True)}
     variables = optimizer.variables
     places = step.slot_positions
     if len(places) != len(slots) or any(id(variables[place]) not in owners for place in places):
         return None
-    return [(owners[id(variables[place])], part) for place, part in zip(places, slots, strict=True)]
+    return [(owners[id(variables[place])], position) for place, position in zip(places, slots, strict=True)]

@@ -78,10 +78,10 @@ class _ClipDerivative:
     @classmethod
     def of(cls, clip: NormClip, gradient: Array, places: Sequence[slice]) -> _ClipDerivative:
         active, groups, number = [], clip.groups(places), gradient.dtype.type
-        for part in groups:
-            norm = float(np.linalg.norm(gradient[part]))
+        for place in groups:
+            norm = float(np.linalg.norm(gradient[place]))
             if norm > clip.limit:
-                active.append((part, number(clip.limit / norm), gradient[part] / number(norm)))
+                active.append((place, number(clip.limit / norm), gradient[place] / number(norm)))
         return cls(active, len(active) < len(groups))
 
     def rows(self, slopes: Array) -> Iterator[Array]:
@@ -93,11 +93,11 @@ class _ClipDerivative:
         for slope in slopes:
             if self.is_partial:
                 product[...] = slope
-            for part, scale, unit in self.active:
-                along = np.dot(unit, slope[part])
-                for start in range(part.start, part.stop, _TILE):
-                    tile = slice(start, min(start + _TILE, part.stop))
-                    np.multiply(unit[start - part.start : tile.stop - part.start], -along, out=product[tile])
+            for place, scale, unit in self.active:
+                along = np.dot(unit, slope[place])
+                for start in range(place.start, place.stop, _TILE):
+                    tile = slice(start, min(start + _TILE, place.stop))
+                    np.multiply(unit[start - place.start : tile.stop - place.start], -along, out=product[tile])
                     np.add(product[tile], slope[tile], out=product[tile])
                     np.multiply(product[tile], scale, out=product[tile])
             yield product
@@ -146,9 +146,9 @@ class Diagonals:
         clipped: Iterable[Array] = slopes if self._clip is None else self._clip.rows(slopes)
         for tangent, slope, row in zip(tangents, clipped, out, strict=True):
             for state, gradient, rows, _ in self._tiles:
-                inputs = [*(tangent[part] for part in state), *(slope[part] for part in gradient)]
-                for part, diagonals in zip(state, rows, strict=True):
-                    _combine(diagonals, inputs, row[part], scratch)
+                inputs = [*(tangent[place] for place in state), *(slope[place] for place in gradient)]
+                for place, diagonals in zip(state, rows, strict=True):
+                    _combine(diagonals, inputs, row[place], scratch)
             for lookup in self._lookups:
                 lookup.push(slope, row)
         return out
@@ -159,8 +159,8 @@ class Diagonals:
         scratch = np.empty(_TILE, cotangents.dtype)
         for cotangent, row, slope in zip(cotangents, out, slopes, strict=True):
             for state, gradient, _, columns in self._tiles:
-                inputs = [cotangent[part] for part in state]
-                targets = [*(row[part] for part in state), *(slope[part] for part in gradient)]
+                inputs = [cotangent[place] for place in state]
+                targets = [*(row[place] for place in state), *(slope[place] for place in gradient)]
                 for target, diagonals in zip(targets, columns, strict=True):
                     _combine(diagonals, inputs, target, scratch)
             for lookup in self._lookups:
@@ -181,7 +181,7 @@ def _tiles(variable: VariableDiagonals) -> Iterator[_Tile]:
     for low in range(0, size, _TILE):
         cut = slice(low, min(low + _TILE, size))
         state, gradient = (
-            [slice(part.start + cut.start, part.start + cut.stop) for part in parts]
+            [slice(place.start + cut.start, place.start + cut.stop) for place in parts]
             for parts in (variable.state, [] if by_row else [variable.gradient])
         )
         diagonals = [
@@ -208,13 +208,13 @@ class _Lookup:
 
     def push(self, slope: Array, out: Array) -> None:
         rows = slope[self.variable.gradient].reshape(self.diagonals[0].shape)
-        for part, diagonal in zip(self.variable.state, self.diagonals, strict=True):
-            out[part] += (self.sums @ (diagonal * rows)).ravel()
+        for place, diagonal in zip(self.variable.state, self.diagonals, strict=True):
+            out[place] += (self.sums @ (diagonal * rows)).ravel()
 
     def pull(self, cotangent: Array, slope: Array) -> None:
         total = np.zeros_like(self.diagonals[0])
-        for part, diagonal in zip(self.variable.state, self.diagonals, strict=True):
-            total += diagonal * cotangent[part].reshape(self.sums.shape[0], -1)[self.variable.rows]
+        for place, diagonal in zip(self.variable.state, self.diagonals, strict=True):
+            total += diagonal * cotangent[place].reshape(self.sums.shape[0], -1)[self.variable.rows]
         slope[self.variable.gradient] = total.ravel()
 
 

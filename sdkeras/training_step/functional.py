@@ -170,7 +170,7 @@ def functional(optimizer: Optimizer, missing: Sequence[bool], dtype: str) -> Fun
             "the model has variables that training overwrites with gradients (float8 scales), so that its step is "
             "no map of weights and slots; analyse a model without float8 quantization."
         )
-    if any(getattr(part, "gradient_accumulation_steps", None) for part in parts_of(optimizer)[1:]):
+    if any(getattr(each, "gradient_accumulation_steps", None) for each in parts_of(optimizer)[1:]):
         raise ModelError(
             "optimizers inside a MultiOptimizer that accumulate gradients update at different times; set "
             "gradient_accumulation_steps to None and use the effective batch size."
@@ -216,7 +216,7 @@ def _functional_copy(optimizer: Optimizer, stand_ins: _StandIns) -> Optimizer:
     scale = "_loss_scale_factor" if "_loss_scale_factor" in inherited else "loss_scale_factor"
     vars(copy).update({scale: None, "_self_setattr_tracking": False})
     if hasattr(optimizer, "_inner_optimizers"):
-        vars(copy)["_inner_optimizers"] = [_functional_copy(part, stand_ins) for part in optimizer._inner_optimizers]
+        vars(copy)["_inner_optimizers"] = [_functional_copy(each, stand_ins) for each in optimizer._inner_optimizers]
     return copy
 
 

@@ -78,7 +78,7 @@ class GradientLayout:
         """Arrays of several batches as one, along the last axis: rows one after the other, all else summed."""
         if len(arrays) == 1:
             return arrays[0]
-        split = [[a[..., part] for part in self.slices(own)] for a, own in zip(arrays, counts, strict=True)]
+        split = [[a[..., place] for place in self.slices(sizes)] for a, sizes in zip(arrays, counts, strict=True)]
         merged: Array = np.concatenate(
             [
                 np.concatenate(pieces, axis=-1) if k in self.looked_up else np.sum(pieces, axis=0)
@@ -246,23 +246,23 @@ class RowGradients:
         return gradient, self.layout.merged([pushed.numpy() for _, pushed, *_ in by_batch], gradient.counts)
 
     def pull(self, point: Tensor, gradient: Gradient, cotangents: Array, batches: Sequence[Batch]) -> Array:
-        pieces = [cotangents[:, part] for part in self.layout.slices(np.sum(gradient.counts, axis=0))]
+        pieces = [cotangents[:, place] for place in self.layout.slices(np.sum(gradient.counts, axis=0))]
         total: Array = np.zeros((len(cotangents), self._engine.size), cotangents.dtype)
         for batch, counts in zip(batches, gradient.counts, strict=True):
-            own = list(pieces)
+            columns = list(pieces)
             for k in self.layout.looked_up:
                 width = self.layout.slices(counts)[k]
-                own[k], pieces[k] = np.split(pieces[k], [width.stop - width.start], axis=1)
-            total += self._call("pull", point, np.concatenate(own, axis=1), batch).numpy()
+                columns[k], pieces[k] = np.split(pieces[k], [width.stop - width.start], axis=1)
+            total += self._call("pull", point, np.concatenate(columns, axis=1), batch).numpy()
         return total
 
     def _gathered(self, values: Sequence[Tensor], rows: Sequence[Sequence[Tensor]]) -> Gradient:
         """The gradients of several batches as one."""
-        counts = tuple(tuple(int(indices.shape[0]) for indices in own) for own in rows)
+        counts = tuple(tuple(int(indices.shape[0]) for indices in table) for table in rows)
         if len(values) == 1:
             return Gradient(values[0], tuple(rows[0]), counts)
         total = tf.constant(self.layout.merged([each.numpy() for each in values], counts))
-        return Gradient(total, tuple(tf.concat(own, axis=0) for own in zip(*rows, strict=True)), counts)
+        return Gradient(total, tuple(tf.concat(table, axis=0) for table in zip(*rows, strict=True)), counts)
 
 
 def over_rows(function: Callable[[Tensor], Tensor], rows: Tensor, vectorized: bool) -> Tensor:
@@ -279,11 +279,11 @@ def _pulled(
 ) -> list[Tensor]:
     """Gradients as the tape has them, zeros of a given shape where nothing arrives."""
     pulled = tape.gradient(targets, sources, output_gradients=cotangents)
-    return [tf.zeros_like(other) if part is None else part for part, other in zip(pulled, like, strict=True)]
+    return [tf.zeros_like(other) if grad is None else grad for grad, other in zip(pulled, like, strict=True)]
 
 
 def _dense(parts: list[Tensor]) -> list[Tensor]:
-    return [tf.convert_to_tensor(part) for part in parts]
+    return [tf.convert_to_tensor(tensor) for tensor in parts]
 
 
 def _sum(function: Callable[[Batch], Tensor], batches: Sequence[Batch]) -> Tensor:

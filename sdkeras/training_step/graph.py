@@ -228,10 +228,10 @@ def is_norm_clip(optimizer: FunctionalOptimizer, clip: NormClip, layout: Gradien
     rows = [np.zeros(2, np.int32) for _ in layout.looked_up]
     for factor in (0.5, 3.0):
         gradient = generator.standard_normal(places[-1].stop)
-        for lost, part in zip(optimizer.missing, places, strict=True):
-            gradient[part] *= not lost
-        for part in clip.groups(places):
-            gradient[part] *= factor * clip.limit / (np.linalg.norm(gradient[part]) or 1.0)
+        for lost, place in zip(optimizer.missing, places, strict=True):
+            gradient[place] *= not lost
+        for place in clip.groups(places):
+            gradient[place] *= factor * clip.limit / (np.linalg.norm(gradient[place]) or 1.0)
         gradients = layout.parted(tf.constant(gradient), rows)
         for before, after in zip(gradients, optimizer.clip(gradients), strict=True):
             expected = min(1.0, 1.0 / factor) * tf.convert_to_tensor(before).numpy()
@@ -243,4 +243,4 @@ def is_norm_clip(optimizer: FunctionalOptimizer, clip: NormClip, layout: Gradien
 def _has_signs(graph: Compiled) -> bool:
     definition = graph.as_graph_def()
     nodes = [definition.node, *(function.node_def for function in definition.library.function)]
-    return any(node.op == "Sign" for own in nodes for node in own)
+    return any(node.op == "Sign" for function_nodes in nodes for node in function_nodes)

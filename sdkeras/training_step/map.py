@@ -164,7 +164,7 @@ class UpdateMap:
     def training_batches(self, index: int) -> list[Batch]:
         """The batches of update number `index`: one, or k of weight 1/k with accumulation over k."""
         k = self.microbatches
-        batches = [self.loss.minibatch(k * index + part) for part in range(k)]
+        batches = [self.loss.minibatch(k * index + offset) for offset in range(k)]
         return (
             [attrs.evolve(batch, data_weight=1.0 / k, extra_weight=1.0 / k) for batch in batches] if k > 1 else batches
         )
@@ -308,8 +308,8 @@ def _notes(
     """Values that the map holds, effects that it leaves out, and places where it has no derivative."""
     names = ", ".join(step.rule.held) or "nothing beside the state"
     yield "held", f"held for the Jacobian, advanced along training: {names}."
-    for part in parts_of(optimizer):
-        yield from _notes_on_part(part, step)
+    for each in parts_of(optimizer):
+        yield from _notes_on_part(each, step)
     if (k := step.rule.optimizer.microbatches) > 1:
         yield (
             "gradient-accumulation",
@@ -341,11 +341,11 @@ def _notes(
         yield "degenerate", f"{who}; there J holds no curvature, and exponents made from it say nothing of the loss."
 
 
-def _notes_on_part(part: Optimizer, step: StepJacobian) -> Iterator[tuple[str, str]]:
-    if is_function(getattr(part, "_learning_rate", None)):
+def _notes_on_part(optimizer: Optimizer, step: StepJacobian) -> Iterator[tuple[str, str]]:
+    if is_function(getattr(optimizer, "_learning_rate", None)):
         yield "callable-learning-rate", "the learning rate is a Python function, held at the value it has now."
     for field, over in (("clipnorm", "variable's"), ("global_clipnorm", "whole"), ("clipvalue", "entries of the")):
-        if limit := getattr(part, field, None):
+        if limit := getattr(optimizer, field, None):
             gradient = step.gradient.values.numpy()
             yield (
                 "clipping",
@@ -353,9 +353,9 @@ def _notes_on_part(part: Optimizer, step: StepJacobian) -> Iterator[tuple[str, s
                 f"norm {float(np.linalg.norm(gradient)):.3g} and largest entry {float(np.max(np.abs(gradient))):.3g}); "
                 "the map has kinks at the limit.",
             )
-    if getattr(part, "use_ema", False):
+    if getattr(optimizer, "use_ema", False):
         yield (
             "averaged-weights",
-            f"the optimizer averages weights (ema_momentum={part.ema_momentum:g}); the map is the step without "
+            f"the optimizer averages weights (ema_momentum={optimizer.ema_momentum:g}); the map is the step without "
             "the average, and weights that fit has overwritten with it are off the trajectory.",
         )

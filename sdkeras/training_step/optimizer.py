@@ -27,7 +27,7 @@ def parts_of(optimizer: Optimizer) -> list[Optimizer]:
 def scheduled_parts(optimizer: Optimizer) -> list[Optimizer]:
     """Optimizers of `parts_of` whose learning rate follows a schedule. A `MultiOptimizer` itself has no rate."""
     schedule = keras.optimizers.schedules.LearningRateSchedule
-    return [part for part in parts_of(optimizer) if isinstance(part._learning_rate, schedule)]
+    return [each for each in parts_of(optimizer) if isinstance(each._learning_rate, schedule)]
 
 
 def is_function(rate: object) -> bool:
@@ -108,10 +108,10 @@ def _rebuilt(optimizer: Optimizer) -> Optimizer:
 def _copy_exclusions(optimizer: Optimizer, clone: Optimizer, variables: Sequence[Variable]) -> None:
     """Excludes from weight decay what the original excludes; no configuration holds it."""
     originals = list(optimizer._trainable_variables) or list(variables)
-    for part, other in zip(parts_of(optimizer), parts_of(clone), strict=True):
-        keys = {part._var_key(a): part._var_key(b) for a, b in zip(originals, variables, strict=True)}
-        for name in set(_EXCLUSIONS) & vars(part).keys():
-            excluded = vars(part)[name]
+    for each, other in zip(parts_of(optimizer), parts_of(clone), strict=True):
+        keys = {each._var_key(a): each._var_key(b) for a, b in zip(originals, variables, strict=True)}
+        for name in set(_EXCLUSIONS) & vars(each).keys():
+            excluded = vars(each)[name]
             vars(other)[name] = {keys.get(key, key) for key in excluded} if isinstance(excluded, set) else excluded
 
 
@@ -142,7 +142,7 @@ def with_slots(loss: EmpiricalLoss, optimizer: Optimizer, initial_slots: bool) -
             )
         return optimizer
     clone = loaded_clone(optimizer, [replica(variable) for variable in loss.variables])
-    counters = {id(variable) for part in parts_of(clone) for variable in (part._iterations, part._learning_rate)}
+    counters = {id(variable) for each in parts_of(clone) for variable in (each._iterations, each._learning_rate)}
     if not initial_slots and any(id(variable) not in counters for variable in clone.variables):
         why = "has taken no step, so it has no slots (moments, velocities) yet"
         if int(np.asarray(optimizer.iterations)):

@@ -221,7 +221,7 @@ class UpdateRule:
             mapping = list(zip(self.graph.held, values, strict=True))
             with precision.default_precision(self.dtype), RecordingScope(mapping):
                 parts = scheduled_parts(self.optimizer.optimizer)
-                return [tf.convert_to_tensor(part.learning_rate) for part in parts]
+                return [tf.convert_to_tensor(each.learning_rate) for each in parts]
 
         return [float(rate) for rate in tf.function(graph, autograph=False)(*held)]
 
@@ -328,4 +328,4 @@ def update_rule(optimizer: Optimizer, weights: Layout, missing: Sequence[bool], 
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return tf.concat([tf.reshape(part, [-1]) for part in parts], axis=0)
+    return tf.concat([tf.reshape(tensor, [-1]) for tensor in parts], axis=0)

@@ -68,7 +68,7 @@ def read_settings(optimizer: Optimizer) -> OptimizerSettings | None:
     optimizer = inner(optimizer)
     # All of them: Keras gives variables other paths after loading than while fitting, so that patterns may not match.
     name, parts = type(optimizer).__name__, list(getattr(optimizer, "_inner_optimizers", [])) or [optimizer]
-    rates = tuple((type(part).__name__, _rate(part)) for part in parts) if parts != [optimizer] else ()
+    rates = tuple((type(each).__name__, _rate(each)) for each in parts) if parts != [optimizer] else ()
     different = {rate for _, rate in rates}
     rate = next(iter(different)) if len(different) == 1 else _rate(optimizer)
     momentum = getattr(optimizer, "momentum", getattr(optimizer, "beta_1", None))
@@ -81,14 +81,14 @@ def read_settings(optimizer: Optimizer) -> OptimizerSettings | None:
         weight_decay=float(decay or 0.0),
         iterations=steps_taken(optimizer),
         rates=rates,
-        notes=tuple(dict.fromkeys(note for part in parts for note in _notes(part))),
+        notes=tuple(dict.fromkeys(note for each in parts for note in _notes(each))),
     )
 
 
 def parts_of(optimizer: Optimizer) -> list[Optimizer]:
     """The optimizer itself, or those of a MultiOptimizer that train variables (all of them before the first step)."""
     parts = list(getattr(optimizer, "_inner_optimizers", []))
-    return [part for part in parts if part.built] or parts or [optimizer]
+    return [each for each in parts if each.built] or parts or [optimizer]
 
 
 def _rate(optimizer: Optimizer) -> float | None:
@@ -105,10 +105,10 @@ def check_rates(optimizer: Optimizer, steps: int) -> None:
         ModelError: They are.
     """
     optimizer = inner(optimizer)
-    for part in parts_of(optimizer):
-        schedule, first = schedule_of(part), int(np.asarray(part._iterations))
-        k = int(getattr(part, "gradient_accumulation_steps", None) or 1)
-        rates = [_rate(part)] if schedule is None else _rates_at(schedule, first + np.arange(steps * k))
+    for each in parts_of(optimizer):
+        schedule, first = schedule_of(each), int(np.asarray(each._iterations))
+        k = int(getattr(each, "gradient_accumulation_steps", None) or 1)
+        rates = [_rate(each)] if schedule is None else _rates_at(schedule, first + np.arange(steps * k))
         if any(rate is None or rate != 0 for rate in rates):
             return
     several = len(parts_of(optimizer)) > 1
@@ -277,6 +277,6 @@ def _flat(optimizer: Optimizer, slots: str, layout: Layout) -> Array:
     if missing:
         raise ModelError(f"the optimizer in the file has no state for {missing[0]}; it was built for other variables.")
     parts = [np.asarray(by_owner[name], dtype=np.float64) for name in layout.names]
-    if [part.shape for part in parts] != list(layout.shapes):
+    if [slot.shape for slot in parts] != list(layout.shapes):
         raise ModelError("the optimizer's slots have other shapes than the model's variables.")
     return layout.flatten(parts, np.float64)

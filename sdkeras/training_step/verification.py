@@ -119,7 +119,7 @@ def _verify(
         details.append(str(reason))
     zeros, roots = rule.zero_roots(step.state, step.gradient, step.held)
     zero_signs = rule.unmoved(step.state.numpy(), step.gradient) if rule.graph.has_signs else 0
-    if any(not np.any(step.state.numpy()[part]) for part in rule.layout.slices[len(rule.gradients.weights.names) :]):
+    if any(not np.any(step.state.numpy()[place]) for place in rule.layout.slices[len(rule.gradients.weights.names) :]):
         # A slot that is all zero (before the first step) hides derivatives; one step on they show.
         step = attrs.evolve(step, state=tf.constant(finite(step.next_state().numpy(), "the next state")))
         details.append("derivatives were checked one step on, since a slot is all zero")
@@ -204,8 +204,8 @@ def _step_error(
     map's are.
     """
     weights = [replica(variable, "float64") for variable in optimizer._trainable_variables]
-    for variable, part in zip(weights, rule.layout.slices, strict=False):
-        variable.assign(state[part].reshape(variable.shape))
+    for variable, place in zip(weights, rule.layout.slices, strict=False):
+        variable.assign(state[place].reshape(variable.shape))
     clone = loaded_clone(optimizer, weights)
     slots, held = rule.positions()
     for k in slots:
@@ -244,12 +244,12 @@ def _with_rates_of(rule: UpdateRule, clone: Optimizer) -> bool:
     one rate, and the rates apart from them: near the end of a decay they are small differences of larger numbers.
     """
     iteration = rule.held[rule.iteration_name]
-    for part, rate in zip(scheduled_parts(clone), rule.rates(rule.constants(rule.held)), strict=True):
-        schedule = part._learning_rate
+    for each, rate in zip(scheduled_parts(clone), rule.rates(rule.constants(rule.held)), strict=True):
+        schedule = each._learning_rate
         real, first = (float(np.asarray(schedule(tf.constant(at)))) for at in (iteration, np.zeros_like(iteration)))
         if not abs(rate - real) <= _ALLOWED_RATE * max(abs(real), abs(first)):
             return False
-        part._learning_rate = functools.partial(tf.constant, rate, tf.float32)
+        each._learning_rate = functools.partial(tf.constant, rate, tf.float32)
     return True
 
 
@@ -273,10 +273,10 @@ def _direction(step: StepJacobian, generator: np.random.Generator) -> Array:
     """
     rule, state = step.rule, step.state.numpy().astype(np.float64)
     direction = generator.standard_normal(state.size)
-    for part in rule.layout.slices[len(rule.gradients.weights.names) :]:
-        slot = state[part]
+    for place in rule.layout.slices[len(rule.gradients.weights.names) :]:
+        slot = state[place]
         in_proportion = rule.graph.has_signs or np.all(slot >= 0)
-        direction[part] *= slot if in_proportion else np.sqrt(np.mean(slot**2))
+        direction[place] *= slot if in_proportion else np.sqrt(np.mean(slot**2))
     return np.asarray(direction)
 
 
@@ -302,9 +302,9 @@ def _derivative_errors(step: StepJacobian, double: UpdateRule, direction: Array)
 
         # A gradient that is 0 but for rounding, as at the biases of the keys of attention, is rounded as the others
         # are: a difference's rounding is that of the largest of the same kind.
-        largest = _largest_of_kind(step.rule, [float(np.max(np.abs(state[part]))) for part in layout.slices])
-        for size, part in zip(largest, layout.slices, strict=True):
-            rounding[part] = _ROUNDINGS * np.finfo(np.float64).eps * size / (max(_STEPS) * scale)
+        largest = _largest_of_kind(step.rule, [float(np.max(np.abs(state[place]))) for place in layout.slices])
+        for size, place in zip(largest, layout.slices, strict=True):
+            rounding[place] = _ROUNDINGS * np.finfo(np.float64).eps * size / (max(_STEPS) * scale)
     else:
         gradient = _gradient_in_double(step)
         weights = direction[None, : step.num_weights].astype(step.rule.dtype)
@@ -337,7 +337,7 @@ def _largest_of_kind(rule: UpdateRule, sizes: Sequence[float]) -> list[float]:
 
 def _largest_ratio(apart: Array, scale: Array, layout: Layout) -> float:
     """The largest over the variables of |apart| / |scale|; 0 / 0 is 0."""
-    pairs = [(float(np.linalg.norm(apart[part])), float(np.linalg.norm(scale[part]))) for part in layout.slices]
+    pairs = [(float(np.linalg.norm(apart[place])), float(np.linalg.norm(scale[place]))) for place in layout.slices]
     return max(error / size if size > 0 else float("inf") if error > 0 else 0.0 for error, size in pairs)
 
 
@@ -373,11 +373,11 @@ def _adjoint_error(step: StepJacobian, direction: Array, generator: np.random.Ge
     gradient arrives but rounding, as at biases before batch normalization, products are rounding as well.
     """
     rule, state = step.rule, step.state.numpy().astype(np.float64)
-    sizes = [float(np.sqrt(np.mean(state[part] ** 2))) for part in rule.layout.slices]
+    sizes = [float(np.sqrt(np.mean(state[place] ** 2))) for place in rule.layout.slices]
     units = np.ones(state.size)
-    for part, size, largest in zip(rule.layout.slices, sizes, _largest_of_kind(rule, sizes), strict=True):
-        if part.start >= step.num_weights:
-            units[part] = max(size, 0.1 * largest) or 1.0
+    for place, size, largest in zip(rule.layout.slices, sizes, _largest_of_kind(rule, sizes), strict=True):
+        if place.start >= step.num_weights:
+            units[place] = max(size, 0.1 * largest) or 1.0
     v = direction.astype(rule.dtype)
     u = (generator.standard_normal(state.size) / units).astype(rule.dtype)
     pushed, pulled = step.push(v[None])[0].astype(np.float64), step.pull(u[None])[0].astype(np.float64)
