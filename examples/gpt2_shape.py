@@ -44,7 +44,7 @@ def tokens(vocabulary: int, context: int, text: bool) -> tuple[np.ndarray, np.nd
 
 
 def settings(options: argparse.Namespace) -> dict:
-    """What `sdkeras.analyze` is told: few steps and few runs, and the Hessian of one batch in place of all data."""
+    """Options of `sdkeras.analyze`: few steps and few runs, and the Hessian of one batch in place of all data."""
     steps = options.steps
     run = {"num_steps": steps, "reorthogonalize": options.reorthogonalize}
     return {

@@ -38,7 +38,7 @@ def command(**parameters: options.Value) -> int:
     """Lyapunov exponents of the training of MODEL (.keras or .h5), and the dimension D_s of its attractor.
 
     Training continues from the file, on copies, with its own optimizer on the same data; nothing is changed.
-    Ctrl-C ends it after the step under way; with --checkpoint the same command continues from there.
+    Ctrl-C ends it after the current step; with --checkpoint the same command continues from there.
     """
     request = Request.taken_from(parameters)
     outputs = request.check(parameters["checkpoint"])

@@ -26,21 +26,21 @@ class Lanczos:
 
     A Ritz pair counts as converged when its residual is at most tolerance * (largest |Ritz value|). The run
     ends when all wanted pairs are, or at num_steps. A Krylov space sees one copy of a repeated eigenvalue; when
-    it ends before there are as many pairs as wanted, the run goes on from a new random vector orthogonal to it.
+    it ends before all wanted pairs are found, the run continues from a new random vector orthogonal to it.
 
     Attributes:
         num_largest: Number of largest eigenvalues.
         num_smallest: Number of smallest eigenvalues.
         num_steps: Maximum number of products.
-        min_steps: Products at least: from a start near an eigenvector its residual is small at once, before the rest
+        min_steps: Minimum number of products: from a start near an eigenvector its residual is small at once, before the rest
             of the spectrum has been seen.
-        tolerance: See above.
+        tolerance: Relative residual of a converged pair, see above.
         eigenvectors: Return unit eigenvectors.
         reorthogonalize: Keep the basis. Without it three vectors are enough; the ends of the spectrum are as right
-            (Paige 1971), but converged values come back as copies, so that only one at each end can be asked for, and
+            (Paige 1971), but converged values come back as copies, so that only one at each end can be requested, and
             no eigenvectors.
         start: Start vector [n], or eigenvectors of an earlier run [n, k] whose sum is used. It must not be
-            nearly orthogonal to the wanted eigenvectors, or others are found.
+            nearly orthogonal to the wanted eigenvectors, or it finds others.
 
     Reference: Golub and Van Loan, Matrix Computations (4th ed.), section 10.1; Paige (1971).
     """

@@ -43,8 +43,8 @@ _IN_USE = "wait until it has ended, end it, or name another checkpoint"
 class LyapunovQr:
     """Lyapunov exponents ell_i = mean of ln R_ii, J_t V_t = V_(t+1) R with orthonormal V and positive R_ii.
 
-    The frame V starts at random, from the seed. A transient is discarded, in which the trajectory comes to its
-    attractor and the frame to its directions; an error of order 1/num_steps stays from what is not over by then.
+    The frame V starts at random, from the seed. The burn-in (`transient`) is discarded: the trajectory reaches its
+    attractor and the frame its directions; what has not settled by then leaves an error of order 1/num_steps.
     The decomposition is made every q steps only: q is the largest for which the frame's condition number, growing at
     the fastest rate seen so far, stays below eps^(-1/2) (ln: 8 in float32, 18 in float64), so that an ln R_ii is right
     to about eps^(1/2) even at the end of an interval. One step may exceed it; `rounding` and `num_resolved` of the
@@ -52,24 +52,24 @@ class LyapunovQr:
     of ln|det J| exactly.
 
     A column that a singular Jacobian has taken to zero, or below what the dtype resolves beside the largest, counts
-    as 30 eps times the largest, its upper bound: an exponent of -infinity cannot be told from a very negative one by
-    rounded numbers. The frame goes on with another orthonormal vector, and `num_resolved` says which exponents are
-    upper ends.
+    as 30 eps times the largest, its upper bound: rounded numbers do not distinguish an exponent of -infinity from a
+    very negative one. The frame continues with another orthonormal vector, and `num_resolved` says which exponents
+    are upper bounds.
 
     A step that gives NaN or infinity after at least one was measured ends the run: the trajectory diverged, the
     result holds the steps before it, and `stopped_at` says where.
 
-    With `checkpoint` the run is kept in that file and goes on from it, bit for bit as if it had not been interrupted,
-    on the same machine and versions. The same file takes a finished run further with a larger num_steps. It is
+    With `checkpoint` the run is saved to that file and resumed from it, bit for bit as if it had not been interrupted,
+    on the same machine and versions. The same file extends a finished run to a larger num_steps. It is
     refused for another seed, num_exponents, transient, or flow (identified by its state after `reset`).
 
     Attributes:
         num_exponents: k; None for all. Never more than the flow's size.
-        num_steps: Steps to measure over, at most.
-        transient: Steps to discard before.
-        tolerance: Stop once every standard error is at most this, per step; at least 32 steps. None makes all steps.
-        checkpoint: File to keep the run in and to go on from, or None.
-        checkpoint_interval: Steps between two writings of it.
+        num_steps: Maximum number of steps to measure.
+        transient: Burn-in steps to discard.
+        tolerance: Stop once every standard error is at most this, per step; at least 32 steps. None takes all steps.
+        checkpoint: File to save the run to and to resume from, or None.
+        checkpoint_interval: Steps between two writes of it.
 
     Reference: Benettin, Galgani, Giorgilli, Strelcyn (1980); Dieci, Russell, Van Vleck (1997) for the QR form.
     """

@@ -29,11 +29,11 @@ class PowerIteration:
     computed, not estimated.
 
     Attributes:
-        num_eigenpairs: How many (at each end for which='both').
+        num_eigenpairs: Number of pairs (at each end for which='both').
         which: 'magnitude', 'largest', 'smallest' or 'both'.
         num_steps: Maximum number of products for each pair.
         tolerance: Converged when the residual is at most tolerance * |sigma|; rounding, eps * |sigma|, is the
-            least that can be asked for.
+            smallest possible.
         eigenvectors: Return unit eigenvectors.
         start: Start vector [n] for the first pair, or vectors [n, k] whose sum is used.
 

@@ -41,7 +41,7 @@ class RandomizedTrace:
     Attributes:
         num_probes: Maximum number of products.
         method: 'hutchinson' or 'hutch++'.
-        tolerance: Stop once the standard error is at most tolerance * |value|, looked at every 16 probes; None
+        tolerance: Stop once the standard error is at most tolerance * |value|, checked every 16 probes; None
             takes all of them.
 
     Reference: Hutchinson (1990); Meyer, Musco, Musco, Woodruff (2021), Algorithm 1.

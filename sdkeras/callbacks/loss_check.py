@@ -28,15 +28,15 @@ class _OwnLoss:
 
     @property
     def neighbours(self) -> tuple[int, ...]:
-        """The epochs whose means it must lie between: it is at the end of one and the start of the next."""
+        """The epochs between whose means it must lie: it is at the end of one and the start of the next."""
         return (self.epochs, self.epochs + 1, *([self.epochs + 2] if self.within else []))
 
 
 class LossCheck:
     """Compares losses at known weights with the means that `fit` logs of the epochs before and after.
 
-    A mean over an epoch is of moving weights: where the loss changes, it lies before the loss at the epoch's end, and
-    the next mean behind it. A loss far outside both, again and again to the same side, is of another function: of
+    A mean over an epoch averages over moving weights: where the loss changes, it lags the loss at the epoch's end, and
+    the next mean leads it. A loss far outside both, repeatedly on the same side, belongs to another function: to
     class weights, sample weights or data that only one side has.
     """
 

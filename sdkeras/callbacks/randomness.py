@@ -11,10 +11,10 @@ import numpy as np
 
 @contextlib.contextmanager
 def same_randomness() -> Iterator[None]:
-    """Afterwards the global generators of Python and NumPy stand where they stood.
+    """Restores the global generators of Python and NumPy on leaving.
 
     Keras draws the seeds of layers from Python's when it rebuilds a model in another precision, and a model's data or
-    layers may draw from either; training would go on with other numbers.
+    layers may draw from either; training would continue with other numbers.
     """
     state, array_state = random.getstate(), np.random.get_state()  # noqa: NPY002  the global one is what is meant
     try:

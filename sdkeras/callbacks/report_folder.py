@@ -17,7 +17,7 @@ class ReportFolder:
     """run.json, report.html and track.html in a folder, which is made; each is replaced as a whole.
 
     Raises:
-        SdkerasError: The folder cannot be made, or not written to.
+        SdkerasError: The folder cannot be made or written to.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:

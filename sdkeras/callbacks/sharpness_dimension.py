@@ -46,22 +46,22 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
     """Measures during `fit` and writes the numbers into the logs of every epoch.
 
     `sharpness`: largest (algebraic) eigenvalue of the data-set Hessian H. `sharpness_ratio`, 1 is the edge:
-    `sharpness_preconditioned` over `sharpness_threshold`, the largest eigenvalue of the operator that the optimizer's
-    stability threshold is of (P^-1/2 H P^-1/2 for Adam, AdamW, Nadam and RMSprop; else H, and it is the sharpness) and
-    the threshold (NaN where none is known, or without a learning rate). `rds_sharpness`, `sharpness_dimension`,
-    `sharpness_codimension`: lambda_1, SD and d - SD of the optimizer's step. `hessian_trace`. `bound_scale`:
-    sqrt(SD/n), what the generalization bounds grow with; `generalization_bound`: the bound itself, where every input
+    `sharpness_preconditioned` over `sharpness_threshold`, the largest eigenvalue of the operator to which the
+    optimizer's stability threshold applies (P^-1/2 H P^-1/2 for Adam, AdamW, Nadam and RMSprop; else H, and it is the
+    sharpness) and the threshold (NaN where none is known, or without a learning rate). `rds_sharpness`,
+    `sharpness_dimension`, `sharpness_codimension`: lambda_1, SD and d - SD of the optimizer's step. `hessian_trace`. `bound_scale`:
+    sqrt(SD/n), the factor of the generalization bounds; `generalization_bound`: the bound itself, where every input
     of a theorem is known. `sharpness_age`: epochs since the measurement. History, the progress line and all callbacks
     after this one see them: CSVLogger, TensorBoard, ModelCheckpoint, EarlyStopping(monitor="sharpness_ratio",
-    mode="min") (the direction must be said).
+    mode="min") (the mode is required).
 
     The first epoch is measured. A later one is skipped while the time of all measurements and of the next would exceed
     `max_overhead` times that of training; compilation does not count. An epoch without a measurement logs NaN, or with
-    `carry_forward` the last numbers again, for callbacks that take no NaN; neither is an improvement, so that the
+    `carry_forward` the last numbers, for callbacks that take no NaN; neither is an improvement, so that the
     patience of EarlyStopping must be longer than the spacing. A measurement that needs more time than it may take
-    stops adding runs: exponents and dimension have wider intervals and are marked as not converged, and the next one
-    waits until it may take twice that. One that fails gives NaN, a warning of the logger 'sdkeras', and training goes
-    on. Weights, optimizer, seeds and metrics are those of a training without the callback; only a shuffled
+    stops adding runs: exponents and dimension then have wider intervals and are marked as not converged, and the next
+    one waits until it may take twice that. One that fails gives NaN and a warning of the logger 'sdkeras'; training
+    continues. Weights, optimizer, seeds and metrics are those of a training without the callback; only a shuffled
     `tf.data.Dataset` must not be given to `fit` and here, since every reading of it moves the order of the next one:
     make it twice.
 
@@ -73,15 +73,15 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
             `sdkeras.analyze`: the training data, or a fixed part of them.
         every: 'epoch', or a number of updates of the weights: then `on_train_batch_end` is used, without which Keras
             need not wait for the device between batches.
-        measures: Which of the keys, beside those of the bounds and `sharpness_age`; all by default.
+        measures: Keys to measure, beside those of the bounds and `sharpness_age`; all by default.
         batch_size: Batch size of training; default 32, or a dataset's own.
-        max_overhead: See above; None measures every time.
+        max_overhead: Time limit, see above; None measures every time.
         samples: Random subset for the data-set Hessian.
-        tolerance: Half-width of SD's interval wanted, relative to the codimension.
+        tolerance: Target half-width of SD's interval, relative to the codimension.
         seed: Seed for the subset, the minibatches and the probes, which are the same every time.
         log_dir: Folder for `sharpness.jsonl`: each measurement with its evidence and the bounds term by term, appended
             (`sdkeras track`). Default: that of the report.
-        class_weight: The one that `fit` is given.
+        class_weight: `class_weight` of `fit`.
         num_measurements: Make this many measurements in each `fit`, spread evenly from the first opportunity (`every`)
             to the end of its epochs, whatever `max_overhead` says; fewer only where training ends early or has fewer
             opportunities.
@@ -91,9 +91,9 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
             (lower bounds).
         report: Folder for run.json and report.html of the last measurement, as `sdkeras analyze` writes them, and
             track.html of all of them. They are written after each measurement, so that they are there however `fit`
-            ends: Keras tells no callback of an exception or Ctrl-C, and the folder then holds the last measurement
-            before it. When `fit` ends by itself, weights that have not been measured yet are. To have them of the
-            weights that EarlyStopping(restore_best_weights=True) brings back, put this callback after it.
+            ends: Keras notifies no callback of an exception or Ctrl-C, and the folder then holds the last measurement
+            before it. When `fit` ends by itself, weights that have not been measured yet are measured. For the
+            weights that EarlyStopping(restore_best_weights=True) restores, put this callback after it.
 
     Attributes:
         measurements: The measurements so far, with their evidence.
@@ -231,12 +231,12 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         self._fresh = False
 
     def save_report(self) -> None:
-        """Writes the report of the weights as they are now, measuring them unless the last measurement is of them.
+        """Writes the report of the weights as they are now, measuring them unless the last measurement already did.
 
-        `fit` does it when it ends by itself; call it after one that an exception or Ctrl-C has ended.
+        `fit` does this when it ends by itself; call it after an exception or Ctrl-C.
 
         Raises:
-            SdkerasError: No folder was given, or the model is not trained by `fit` yet.
+            SdkerasError: There is no folder, or `fit` has not trained the model yet.
         """
         if self.report is None:
             raise SdkerasError("there is no folder for a report; give one (report=DIR).")

@@ -11,12 +11,12 @@ class Spacing:
     """Two clocks, of training and of measurements, and what the next measurement is expected to take.
 
     Args:
-        max_overhead: Seconds of measurements for one of training at most, or None for no limit.
+        max_overhead: Maximum seconds of measurement per second of training, or None for no limit.
         clock: Seconds since some moment.
 
     Attributes:
         training: Seconds of training until the clock last changed hands.
-        spent: Seconds of measurements; compilation counts only where it failed.
+        spent: Seconds of measurements; compilation counts only if it failed.
         expected: Seconds that the next one will take: what the last one took, unless its user knows better.
     """
 
@@ -29,11 +29,11 @@ class Spacing:
         self._since: float | None = None
 
     def resume(self) -> None:
-        """Training goes on."""
+        """Resumes the clock of training."""
         self._since = self.clock()
 
     def pause(self) -> None:
-        """Training stands still."""
+        """Stops the clock of training."""
         if self._since is not None:
             self.training += self.clock() - self._since
         self._since = None
@@ -91,7 +91,7 @@ class Plan:
     """A number of measurements, spread evenly over a training from its first opportunity to its end.
 
     Args:
-        count: How many.
+        count: Number of measurements.
 
     Attributes:
         num_made: Measurements since the training began.
@@ -102,7 +102,7 @@ class Plan:
         self.begin()
 
     def begin(self) -> None:
-        """A training begins."""
+        """Starts the plan of a training."""
         self.num_made = 0
         self._first = 0.0
 

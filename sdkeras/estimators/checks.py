@@ -26,7 +26,7 @@ def origin(cls: type[Estimator]) -> str:
 
 
 def check_class(kind: Kind, name: str, cls: type[Estimator]) -> None:
-    """Refuses a class that is no estimator of this kind.
+    """Refuses a class that is not an estimator of this kind.
 
     Raises:
         PluginError: See above; the message says what is wrong with it.

@@ -62,7 +62,7 @@ class DataInfo:
     """num_samples in the data; the data-set Hessian ran on num_samples_hessian of them.
 
     Attributes:
-        batch_size_source: Where the batch size came from: 'given', 'dataset', 'assumed', or "" where it is not known.
+        batch_size_source: Origin of the batch size: 'given', 'dataset', 'assumed', or "" where it is not known.
         class_weight: Weights by class, None without them.
     """
 
@@ -88,7 +88,7 @@ class OptimizerInfo:
     Attributes:
         learning_rate: Rate of the analysed step; NaN where the optimizer has none or several.
         learning_rate_source: 'file', 'given', or 'peak', 'mean' or 'step:N' of its schedule.
-        learning_rate_missing: Why nothing that needs a learning rate was computed; "" where it was.
+        learning_rate_missing: Reason why nothing that needs a learning rate was computed; "" where it was.
         parts: The optimizers that a MultiOptimizer trains variables with.
     """
 

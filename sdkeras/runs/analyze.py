@@ -54,7 +54,7 @@ def analyze(model: Model, data: Data, options: Options) -> Analysis:
 
     Returns:
         The answer. After Ctrl-C it holds what was measured until then, with `partial` set: the runs so far, or None
-        where not even three runs are done.
+        where fewer than three runs are done.
 
     Raises:
         SdkerasError: Unusable model, data or options; see its subclasses.
@@ -146,7 +146,7 @@ class _Analysis:
     lyapunov: LyapunovSummary | None = None
 
     def verify(self) -> None:
-        """Traces and verifies the products, and the training step where there is need of it."""
+        """Traces and verifies the products, and the training step where it is needed."""
         options, budget = self.problem.options, self.budget
         budget.tell("compiling and verifying the Hessian-vector product")
         self.hessian = HessianOperator(
@@ -178,7 +178,7 @@ class _Analysis:
             self.full = FullMap(self.step, options.seed)
 
     def measure(self) -> None:
-        """Everything that takes time, in order of importance; Ctrl-C leaves what there is."""
+        """Takes all measurements, in order of importance; Ctrl-C keeps the finished ones."""
         problem, hessian, options = self.problem, self.hessian, self.problem.options
         before = self._before_dimension()
         eigenvalues_share = before.part(measure.EIGENVALUES)

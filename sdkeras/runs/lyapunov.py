@@ -51,7 +51,7 @@ _FEWEST_BLOCKS = 8
 
 @takes_options(LyapunovOptions)
 def lyapunov(model: Model, data: Data, options: LyapunovOptions) -> LyapunovRun:
-    """Leading Lyapunov exponents and D_s along real training steps from the model's state on.
+    """Leading Lyapunov exponents and D_s along real training steps from the model's state.
 
     Training continues, on copies, with the compiled optimizer; tangent vectors are carried along.
 
@@ -68,7 +68,7 @@ def lyapunov(model: Model, data: Data, options: LyapunovOptions) -> LyapunovRun:
 
     Raises:
         KeyboardInterrupt: Ctrl-C before anything was measured (the checkpoint is written).
-        Interrupted: The time limit, likewise.
+        Interrupted: The time limit ended it before anything was measured.
         SdkerasError: Unusable model, data, options or checkpoint; see its subclasses.
     """
     started, tell = time.monotonic(), options.progress or (lambda _: None)
@@ -132,7 +132,7 @@ def plan(model: Model, data: Data, options: LyapunovOptions) -> LyapunovPlan:
 
 @attrs.frozen
 class Training:
-    """The training to follow: model, loss and optimizer as its steps have them, and what to know of them.
+    """The training to follow: model, loss and optimizer as its steps use them, with caveats.
 
     `loss_words` is the loss with its arguments, `function_words` the same where it is a function of the user's, or "".
     """
@@ -146,7 +146,7 @@ class Training:
     function_words: str
 
     def optimizer_info(self, learning_rate: float | str | None) -> OptimizerInfo:
-        """The optimizer for a report, given the learning rate that was asked for, if any."""
+        """The optimizer for a report, given the requested learning rate, if any."""
         rate = None if self.used is None else self.used.learning_rate
         source = "file" if learning_rate is None else parse_learning_rate(learning_rate)
         return optimizer_info(
@@ -155,7 +155,7 @@ class Training:
 
 
 def read_training(model: Model, data: Data, options: TrainingOptions, *, num_steps: int = 1) -> Training:
-    """Model, data and optimizer read and checked; nothing is multiplied yet.
+    """Reads and checks model, data and optimizer; makes no product yet.
 
     Raises:
         SdkerasError: They are unusable, or the learning rate is 0 at all of the steps; see its subclasses.
@@ -195,7 +195,7 @@ def read_training(model: Model, data: Data, options: TrainingOptions, *, num_ste
 
 @attrs.frozen
 class Followed:
-    """A trajectory's summary, what to know of it, and whether Ctrl-C or the time limit ended it."""
+    """A trajectory's summary, its caveats, and whether Ctrl-C or the time limit ended it."""
 
     summary: LyapunovSummary
     warnings: tuple[Note, ...]
@@ -210,11 +210,11 @@ def follow(
     about: Mapping[str, str],
     budget: Budget,
 ) -> Followed:
-    """Exponents and D_s along the steps of a map from its own state on.
+    """Exponents and D_s along the steps of a map, from its own state.
 
     Args:
         step: The map.
-        settings: How to follow it.
+        settings: Options of the trajectory.
         about: Identity of the trajectory, see `TrainingFlow`.
         budget: No step begins without room for it; updated after every step.
 
@@ -269,12 +269,12 @@ def follow(
 
 
 def budget_of(step: UpdateMap, meter: Meter) -> Budget:
-    """The budget of a trajectory by itself."""
+    """The budget of a trajectory on its own."""
     return whole_budget(resources(step.size, step.dtype.itemsize, memory_gb=None, workers=1), meter)
 
 
 def limit_code(limit: str) -> str:
-    """The code of a warning about the limit that ended a trajectory."""
+    """Code of the warning about the limit that ended a trajectory."""
     return "time-limit" if limit == TIME else "limit-on-products"
 
 

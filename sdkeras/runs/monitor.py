@@ -82,7 +82,7 @@ def log_keys(measures: Sequence[str], bound_inputs: Mapping[str, float] | None, 
     `bound_scale` is there where SD is measured, `generalization_bound` where a theorem has every input as well.
 
     Raises:
-        SdkerasError: Bounds are asked for, and SD is not measured.
+        SdkerasError: Bounds are requested without SD.
     """
     if not set(DIMENSION) & set(measures):
         if bound_inputs or estimate:
@@ -96,20 +96,20 @@ def log_keys(measures: Sequence[str], bound_inputs: Mapping[str, float] | None, 
 
 
 class Monitor:
-    """Measures a model as it is now, with functions compiled once.
+    """Measures a model in its present state, with functions compiled once.
 
-    Minibatches, probes and dropout masks are the same at every measurement, so that differences between two are the
-    weights'. The largest eigenvalue is sought from the last one's eigenvector on.
+    Minibatches, probes and dropout masks are the same at every measurement, so that differences are due to the
+    weights. The search for the largest eigenvalue starts from the previous eigenvector.
 
     Args:
         model: A compiled `keras.Model`.
         data: See `sdkeras.analyze`.
-        measures: Which numbers, of `MEASURES`.
+        measures: Names of measures, from `MEASURES`.
         samples: Random subset for the data-set Hessian.
-        tolerance: Half-width of SD's interval wanted, relative to the codimension.
-        max_hvps: Products of a measurement's exponents and dimension at most.
-        **options: More of `sdkeras.analyze`: batch_size, learning_rate, loss, class_weight, params, mode, dtype,
-            memory_gb, seed, bound_inputs, estimate_bound_inputs.
+        tolerance: Target half-width of SD's interval, relative to the codimension.
+        max_hvps: Budget of Hessian-vector products for a measurement's exponents and dimension.
+        **options: Further options of `sdkeras.analyze`: batch_size, learning_rate, loss, class_weight, params, mode,
+            dtype, memory_gb, seed, bound_inputs, estimate_bound_inputs.
 
     Attributes:
         out_of_time: Whether the last measurement's exponents and dimension would have taken longer than it was given.
@@ -173,7 +173,7 @@ class Monitor:
         return {"vectors": dict(self._vectors), "num_steps": self._num_steps}
 
     def restore(self, state: Nested) -> None:
-        """Goes on from what `state` returned."""
+        """Continues from a value of `state`."""
         self._vectors, self._num_steps = dict(state["vectors"]), int(state["num_steps"])
 
     def take(self, model: Model) -> None:
@@ -200,7 +200,7 @@ class Monitor:
         Without a learning rate to take a step with (0, or several), threshold, ratio, exponents and dimension are NaN.
 
         Args:
-            source: Where the weights are from, for the log.
+            source: Origin of the weights, for the log.
             epoch: Epochs finished.
             metrics: Losses and metrics of the training, for the log.
             seconds: Time after which no more runs are begun for the exponents and the dimension, which have not
@@ -259,10 +259,10 @@ class Monitor:
         return measurement
 
     def answer(self, about: str) -> Analysis | None:
-        """The last measurement as `analyze` would have it; null what was not measured, None before the first.
+        """The last measurement as an answer of `analyze`, null where nothing was measured; None before the first.
 
         Args:
-            about: When it was measured, for the reader.
+            about: Time of the measurement, in words.
         """
         return None if self._last is None else answer_of(self._last, about)
 
@@ -391,7 +391,7 @@ def failed_measurement(
     epoch: int | None = None,
     metrics: Mapping[str, float] | None = None,
 ) -> Measurement:
-    """NaN for every key, see `log_keys`, and why."""
+    """NaN for every key, see `log_keys`, with the reason."""
     return Measurement(
         source=source,
         step=step,

@@ -36,7 +36,7 @@ Validator = Callable[[object, "attrs.Attribute[Value]", object], None]
 
 
 def parse_learning_rate(text: float | str) -> float | str:
-    """A learning rate as it is given: a number, or which rate of the optimizer's schedule to take.
+    """Parses a learning rate: a number, or the choice of a rate of the optimizer's schedule.
 
     Args:
         text: A number, its digits, 'peak', 'mean' or 'step:N'.
@@ -100,7 +100,7 @@ MEMORY = must(f"positive and at most {_MOST_MEMORY:g}", lambda value: is_number(
 
 
 def option(default: _T, *validators: Validator, group: str, text: str, more: str = "", metavar: str = "") -> _T:
-    """A field with one sentence for every reader (`text`), and what the docstring says beyond it (`more`).
+    """A field with one sentence for every reader (`text`), and further text for the docstring (`more`).
 
     Type checkers take it for its default.
     """
@@ -384,7 +384,7 @@ def shared(name: str, **changes: Value) -> Value:
 
     Args:
         name: The field.
-        **changes: What is different: `default`, or one of the metadata.
+        **changes: Differences: `default`, or one of the metadata.
     """
     field = attrs.fields_dict(Options)[name]
     default = changes.pop("default", field.default)

@@ -57,23 +57,23 @@ def track(  # noqa: PLR0913  # public: each argument is one that a user names
     """Measures checkpoints one after the other and keeps the numbers in a run log.
 
     Compiled and verified once for all checkpoints of one architecture, loss and optimizer; minibatches, probes and
-    masks are the same at each, and eigenvectors start from those of the checkpoint before. Killed at any point and
-    called again, it measures the rest, with the same numbers as if it had not been killed. A checkpoint is known by
-    its content: one that has changed is measured anew. One that cannot be measured gives NaN and a note, and is tried
+    masks are the same at each, and eigenvectors start from those of the previous checkpoint. If killed and
+    called again, it measures the remaining ones, with the same numbers. A checkpoint is identified by
+    its content: one that has changed is measured again. One that cannot be measured gives NaN and a note, and is tried
     again by the next call.
 
     Args:
         checkpoints: .keras, .h5 or .weights.h5 files, folders and patterns, see `sdkeras.files.checkpoints.in_order`.
         data: The training data, as in `sdkeras.analyze`.
-        log_dir: Folder for `sharpness.jsonl` and what a resumed call goes on from; made if missing.
-        model: For .weights.h5: file of the compiled model whose weights they are.
+        log_dir: Folder for `sharpness.jsonl` and the state of a resumed call; made if missing.
+        model: For .weights.h5: file of their compiled model.
         test_data: Also evaluate loss and metrics on both, in inference mode: the generalization gap.
-        measures: Which numbers; see `sdkeras.callbacks.SharpnessDimension`.
+        measures: Keys to measure; see `sdkeras.callbacks.SharpnessDimension`.
         custom_objects: The user's own classes.
-        safe_mode: Keras' own, see `sdkeras.files.models.load_model`.
-        progress: Called with what is done now.
-        **options: Of `sdkeras.runs.monitor.Monitor`; bound_inputs and estimate_bound_inputs for the generalization
-            bounds at each checkpoint, class_weight where `fit` had one.
+        safe_mode: Keras' `safe_mode`, see `sdkeras.files.models.load_model`.
+        progress: Function called with the name of the present stage.
+        **options: Options of `sdkeras.runs.monitor.Monitor`; bound_inputs and estimate_bound_inputs for the
+            generalization bounds at each checkpoint, class_weight where `fit` had one.
 
     Returns:
         The log, with one measurement for each of the checkpoints, in order.

@@ -71,7 +71,7 @@ class MeasureCorrelation:
         num_runs: Runs with both values.
         num_missing: Runs without one of them, left out.
         granulated: psi of each hyperparameter, in the order of `Correlations.settings`.
-        psi_mean: Mean of those psi that are defined; None if none is.
+        psi_mean: Mean of those psi that are defined; None if all are undefined.
         psi_mean_interval: Bootstrap interval over the groups of each; None where one of them has none.
     """
 

@@ -26,7 +26,7 @@ class StudyData:
 
     @classmethod
     def of(cls, study: Study) -> StudyData:
-        """Reads them; relative paths and modules are looked for in the current folder.
+        """Reads the data of a study; relative paths and modules refer to the current folder.
 
         Raises:
             DataError: They cannot be read, or do not fit the study.
@@ -102,7 +102,7 @@ def _check_sizes(study: Study, total: int) -> None:
 
 
 def shuffled(data: tuple[Data, ...], batch_size: int, seed: int) -> tuple[tf.data.Dataset, int]:
-    """Endless batches of arrays, in another order in every epoch, and the number of batches per epoch.
+    """Endless batches of arrays, in a new order every epoch, and the number of batches per epoch.
 
     After `keras.utils.set_random_seed` Keras' own shuffling of arrays gives every epoch of a `fit` the same order.
     """

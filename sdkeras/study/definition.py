@@ -195,14 +195,14 @@ def read_study(path: str, *, full: bool = False) -> Study:
 
     Tables: [study] name, text, model, data, test_data, epochs or steps, stop, class_weight; [grid] a value or a list of
     values for each setting; [measures] a table of settings for each name; [trajectory] and [analysis], optional.
-    [full.study], [full.grid] and so on hold what `full` puts over these, key by key.
+    [full.study], [full.grid] and so on override these with `full`, key by key.
 
     Args:
         path: The file.
         full: Use the sizes under [full].
 
     Raises:
-        SdkerasError: Missing, no TOML, or a definition that cannot be run; the message names the file.
+        SdkerasError: The file is missing, not TOML, or its definition cannot be run; the message names it.
     """
     check_is_file(path, SdkerasError, "give a TOML file.")
     with blamed_on(f"the study {shown(path)} cannot be read", "give a TOML file."):
@@ -224,7 +224,7 @@ def read_study(path: str, *, full: bool = False) -> Study:
 
 
 def run_name(settings: Mapping[str, Value]) -> str:
-    """The settings in short, as the name of a folder: lr0.1-bs32-seed0."""
+    """The settings, abbreviated, as the name of a folder: lr0.1-bs32-seed0."""
     return "-".join(f"{_SHORT.get(name, name)}{_in_name(value)}" for name, value in settings.items())
 
 
@@ -263,7 +263,7 @@ def definition(study: Study) -> tuple[tuple[str, str], ...]:
 
 
 def length(study: Study) -> str:
-    """How long the runs are trained."""
+    """Length of the trainings, in words."""
     return counted(study.epochs, "epoch") if study.epochs else counted(study.steps or 0, "step")
 
 

@@ -133,7 +133,7 @@ def _read(answer: Analysis, name: str) -> _Number:
 
 
 def without_a_rate(optimizer: OptimizerInfo) -> str:
-    """Why an analysis could take no measure that needs a learning rate; "" where it had one."""
+    """Reason why an analysis has no measure that needs a learning rate; "" where it has one."""
     rate = optimizer.learning_rate
     if math.isnan(rate):
         return f"{optimizer.name} has no single learning rate; add learning_rate = NUMBER under [analysis]"

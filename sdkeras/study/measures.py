@@ -64,7 +64,7 @@ def parts_of_column(column: str) -> tuple[str, str, str]:
 
 
 def check_measures(measures: Settings) -> None:
-    """Refuses names and settings that there are not.
+    """Refuses unknown names and settings.
 
     Raises:
         SdkerasError: See above.

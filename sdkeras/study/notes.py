@@ -90,7 +90,7 @@ def notes(results: Results, correlations: Correlations) -> tuple[str, ...]:
 
 @attrs.frozen
 class CountedWarning:
-    """A warning in `num_runs` of the `num_analysed` runs with an analysis; the message is of the first of them."""
+    """A warning in `num_runs` of the `num_analysed` runs with an analysis; the message is that of the first."""
 
     code: str
     num_runs: int

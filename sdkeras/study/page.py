@@ -19,7 +19,7 @@ _CLEAR = 0.05
 
 
 def headline(correlations: Correlations) -> str:
-    """Which measure correlates most with which gap, and which most negatively, as far as p values bear them out."""
+    """Names the strongest positive and negative correlations with a gap, as far as p values support them."""
     rows = [(float(row.tau_b), row) for row in correlations.rows if row.tau_b is not None]
     if not rows:
         return "No measure has a tau-b: all values of it, or of the gaps, are equal"
@@ -57,7 +57,7 @@ def _gap(row: MeasureCorrelation) -> str:
 
 
 def study_report(results: Results, correlations: Correlations) -> Report:
-    """Which measures correlate with generalization."""
+    """Report of a study: which measures correlate with generalization."""
     study = results.study
     verdict = headline(correlations)
     return Report(

@@ -56,25 +56,25 @@ class RecordingSettings:
 
 
 class TrajectoryRecorder(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no types
-    """Keeps the last iterates of the weights while `fit` trains; training is not touched.
+    """Records the last iterates of the weights while `fit` trains, without changing the training.
 
     Implementing `on_train_batch_end` makes Keras wait for every step. With steps_per_execution k only every k-th
     iterate can be seen. A new `fit` starts a new trajectory.
 
     Args:
         every: Iterations of the optimizer between two iterates that are kept.
-        last: Number of iterates that are kept, the last ones.
-        dtype: Precision of what is kept, 'float32' or 'float64'.
+        last: Number of last iterates to keep.
+        dtype: Precision of the iterates, 'float32' or 'float64'.
         projection: Dimension k of a random projection of the iterates, or None to keep all weights.
         seed: Seed for the projection.
-        path: File (.npz) to write when training ends, or None. After Ctrl-C or an error `fit` tells no callback that it
-            has ended: then call `save`.
+        path: File (.npz) to write when training ends, or None. After Ctrl-C or an error `fit` does not notify callbacks
+            of its end: call `save` then.
         losses_on: (x, y): also keep the loss of each of these examples at each iterate, for the data-dependent
             distance. Uses the model's own loss, in inference mode (no dropout, moving averages in batch
             normalization), without regularisers.
 
     Attributes:
-        trajectory: The `Trajectory` recorded so far, a copy, whether training goes on, has ended or was interrupted;
+        trajectory: The `Trajectory` recorded so far, a copy, whether training continues, has ended or was interrupted;
             None before it begins.
 
     Raises:
@@ -179,7 +179,7 @@ class Recording:
         self._waiting: dict[int, Array] = {}
 
     def add(self, iteration: int, weights: Sequence[Tensor]) -> None:
-        """One more iterate: the values of the trainable variables, in model order."""
+        """Adds an iterate: the values of the trainable variables, in model order."""
         if self.stopped_at is not None:
             return
         vector = self._layout.flatten(weights, self._settings.dtype)

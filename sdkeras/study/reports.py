@@ -19,7 +19,7 @@ FILES = ("runs.csv", "correlations.csv", "correlations.json", "heat_map.png", "h
 def correlate_study(folder: str | os.PathLike[str]) -> tuple[Results, Correlations]:
     """Correlates every measure of a study with its gaps and writes `FILES` into its folder.
 
-    A SdkerasError says that it is no folder of a study, that fewer than 2 runs are done, or which file cannot be
+    A SdkerasError says that the folder is not a study's, that fewer than 2 runs are done, or which file cannot be
     written; the same from `plot_study`.
     """
     results = read_results(folder)

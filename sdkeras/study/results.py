@@ -47,7 +47,7 @@ class Analysed:
 
 @attrs.frozen
 class Row:
-    """One run of the table; `trained`, `measured` and `analysed` are None until it has come that far."""
+    """One run of the table; `trained`, `measured` and `analysed` are None until it has reached that stage."""
 
     state: RunState
     trained: Trained | None
@@ -106,7 +106,7 @@ class Results:
 
     @property
     def done(self) -> tuple[Row, ...]:
-        """The runs that count."""
+        """Finished runs, which enter the coefficients."""
         return tuple(row for row in self.rows if row.done)
 
     def varied(self) -> tuple[str, ...]:
@@ -171,7 +171,7 @@ class Results:
         return as_csv(rows)
 
     def check_enough(self, wanted: str) -> None:
-        """Refuses what needs more runs.
+        """Refuses to correlate or draw too few runs.
 
         Raises:
             SdkerasError: Fewer than 2 are done; the message says how to get more.

@@ -78,8 +78,8 @@ class Value:
     Attributes:
         value: The number, or None.
         error: Standard error or half-width of the interval, or None where that is unknown.
-        reason: Why there is no number.
-        by: The settings it was measured with, see `Study.measured_by`.
+        reason: Reason why there is no number.
+        by: Settings of the measurement, see `Study.measured_by`.
     """
 
     value: float | None
@@ -125,7 +125,7 @@ class RunFolder:
         self.log = path / "log.txt"
 
     def begin(self, settings: Mapping[str, Json]) -> None:
-        """Makes the folder ready for a run of these settings, which no other process may be doing."""
+        """Prepares the folder for a run of these settings, which no other process may be doing."""
         self.path.mkdir(exist_ok=True)
         self._tidy()
         self.write(self.settings, settings)

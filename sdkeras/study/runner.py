@@ -1,4 +1,4 @@
-"""Does the runs of a study in processes side by side, and goes on where an earlier time has stopped."""
+"""Runs a study in parallel processes, and continues where an earlier call stopped."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ DONE, TRAINED, FAILED, NEW = "done", "trained", "failed", "new"
 
 @attrs.frozen
 class RunState:
-    """How far a run has come: 'done', 'trained' (not all measures), 'failed' or 'new'."""
+    """State of a run: 'done', 'trained' (not all measures), 'failed' or 'new'."""
 
     run: GridRun
     state: str
@@ -56,10 +56,10 @@ class StudyPlan:
 
     Attributes:
         runs: All runs of the grid.
-        others: Folders of runs that are not in the grid; they stay, and are in no table.
+        others: Folders of runs that are not in the grid; they stay, and no table holds them.
         notes: Differences from an earlier definition.
         seconds: Mean duration of the runs that are done; None without one.
-        jobs: Processes side by side.
+        jobs: Parallel processes.
     """
 
     runs: tuple[RunState, ...]
@@ -69,7 +69,7 @@ class StudyPlan:
     jobs: int
 
     def to_do(self, retry: bool) -> tuple[RunState, ...]:
-        """The runs that `run_study` does."""
+        """Runs that `run_study` has to do."""
         return tuple(each for each in self.runs if each.state in (NEW, TRAINED) or (retry and each.state == FAILED))
 
 
@@ -93,7 +93,7 @@ def default_jobs() -> int:
 
 
 def runs_folder(folder: str | os.PathLike[str]) -> Path:
-    """Where the folders of a study's runs are."""
+    """Folder of the folders of a study's runs."""
     return Path(folder) / "runs"
 
 
@@ -161,15 +161,15 @@ def run_study(
     """Trains and measures the runs of a study that are not done yet.
 
     Each run's numbers depend on its settings alone, not on the order or the other runs. A run that fails is recorded
-    and stops nothing. Every file is written whole or not at all, so that the same call goes on after the last finished
-    stage, whatever ended this process.
+    and does not stop the others. Every file is written whole or not at all, so that the same call continues after the
+    last finished stage, whatever ended this process.
 
     Args:
         study: The study.
         folder: Folder of the study; made if it does not exist.
-        code: Folder in which the user's modules and relative paths of data are looked for.
-        jobs: Processes side by side, each with one thread; default one for each core.
-        retry: Do failed runs as well.
+        code: Folder of the user's modules and relative paths of data.
+        jobs: Parallel processes, each with one thread; default one for each core.
+        retry: Run failed runs again.
         progress: Called after each run.
         notice: Called before the first training with each sentence about measures that will have no value.
 

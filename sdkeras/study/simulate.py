@@ -51,7 +51,7 @@ def simulate(
     progress: Callable[[int], None] | None = None,
     **recording: Value,
 ) -> Trajectory:
-    """Simulates the trajectory that training would take from here on: real steps of the compiled optimizer, on copies.
+    """Simulates the trajectory that training would take from here: real steps of the compiled optimizer, on copies.
 
     Moving averages of batch normalization stay as they are; they enter losses of `losses_on` only.
 
@@ -67,7 +67,7 @@ def simulate(
         recording: Fields of `RecordingSettings`; by default all iterates are kept.
 
     Raises:
-        SdkerasError: Unusable model, data or settings. Divergence is no error: see `Trajectory.stopped_at`.
+        SdkerasError: Unusable model, data or settings. Divergence is not an error: see `Trajectory.stopped_at`.
     """
     every = recording.get("every", 1)
     settings = RecordingSettings(**{"last": max(2, steps // max(1, every)), **recording})
@@ -119,9 +119,9 @@ class ForwardSettings:
         projection: Dimension of a random projection of the iterates, or None.
         losses_on: Examples, drawn at random, whose losses define the data-dependent distance; 0 for none.
         batch_size: Batch size of training; default 32, or a dataset's own.
-        learning_rate: Replaces that of the optimizer, or of its schedule.
+        learning_rate: Replaces the rate of the optimizer, or of its schedule.
         loss: Replaces the compiled one, as in `sdkeras.analyze`.
-        samples: How much of an endless data set to read.
+        samples: Number of samples to read of an endless data set.
         seed: Seed for minibatches, dropout masks, examples, projection and subsamples.
         initial_slots: For an optimizer that has not trained yet: start with its initial slots.
         allow_unverified: Continue with a step that failed its verification.
@@ -184,7 +184,7 @@ def forward(
     progress: Callable[[Progress], None] | None = None,
     **options: Value,
 ) -> TrajectoryMeasures:
-    """E_alpha and PH dimension of the steps that training would make from the model's state on.
+    """E_alpha and PH dimension of the steps that training would make from the model's state.
 
     Real steps of the compiled optimizer on real minibatches, on copies, in float32.
 

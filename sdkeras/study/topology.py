@@ -55,7 +55,7 @@ class PersistentHomologyDimension:
         value: alpha / (1 - slope), or None where it is undetermined.
         stderr: Standard error from the regression alone, propagated from that of the slope; None where the value is.
             It does not cover gaps at regular scales: Cantor dust of dimension 1.262 gave 1.376 +- 0.012.
-        reason: Why it is undetermined; empty if it is not.
+        reason: Reason why it is undetermined; "" if it is not.
         alpha: Power of the edges.
         slope: s, of ln E_alpha against ln n; None with too few points.
         slope_stderr: Standard deviation, over the repeats, of the slope from one subsample of each size. Not divided

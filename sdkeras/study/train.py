@@ -41,7 +41,7 @@ def factory(study: Study) -> Callable[..., Model]:
 
     Raises:
         SdkerasError: There is none.
-        ModelError: Its code fails, it does not take a setting of the grid, or it needs one that the grid has not.
+        ModelError: Its code fails, it does not take a setting of the grid, or it needs one that the grid lacks.
     """
     try:
         make = find_function(study.model, Path.cwd().resolve(), "model")

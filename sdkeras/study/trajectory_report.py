@@ -24,7 +24,7 @@ _DISTANCES = {
 
 
 def trajectory_report(measures: TrajectoryMeasures) -> Report:
-    """How large the trajectory is."""
+    """Report on the size of a trajectory."""
     trees = {name: tree for name in _NAMES if (tree := getattr(measures, name)) is not None}
     dimensions = [f"{_dimension(tree) or 'undetermined'} ({_NAMES[name]})" for name, tree in trees.items()]
     headline, simulation = f"PH dimension {', '.join(dimensions)}", measures.simulation

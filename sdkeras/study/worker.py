@@ -35,13 +35,13 @@ _APPENDING = os.O_WRONLY | os.O_CREAT | os.O_APPEND
 
 @attrs.frozen
 class Workplace:
-    """Where the workers of a study work.
+    """Files and folders of a study's workers.
 
     Attributes:
         study: The file of the study.
         runs: Folder of the runs' folders.
         code: Folder of the user's code, the current one of a worker.
-        log: File for what is printed outside of runs.
+        log: File for output printed outside of runs.
         share: Processes that share the memory.
     """
 
