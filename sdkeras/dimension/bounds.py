@@ -46,7 +46,7 @@ class Training:
     """Facts about the map that training iterates, in words; "" where nothing speaks against it.
 
     Attributes:
-        other_map: Why the map whose SD was measured is not training's own step.
+        other_map: Reason why the map whose SD was measured is not training's own step.
         time_dependence: Reason why the step depends on time: a schedule, a bias correction.
         stationary: Period over which training's steps are stationary.
         absorbing: Evidence on an absorbing set.
@@ -95,8 +95,8 @@ def facts_along(facts: Facts, along: LyapunovDimension) -> Facts:
     """The facts with the sharpest dimension that is determined: D_s of a trajectory where it is a point.
 
     The theorems are about the attractor's dimension, which is at most D_s, and D_s at most their SD, the one with a
-    supremum over the attractor. The local SD at one checkpoint has no order with D_s, so it makes no difference which
-    is smaller.
+    supremum over the attractor. The local SD at one checkpoint cannot be ordered against D_s, so it makes no
+    difference which is smaller.
 
     Args:
         facts: With SD.
@@ -176,7 +176,7 @@ def bounds(facts: Facts, inputs: Mapping[str, float], estimated: frozenset[str] 
     Args:
         facts: SD, sizes and what is known of the assumptions.
         inputs: Values by name, see INPUTS and `check_inputs`; a missing one leaves its terms and the total None.
-        estimated: Names of the inputs that were estimated and not given.
+        estimated: Names of the inputs that were estimated.
 
     Returns:
         Both bounds, in this order.

@@ -27,7 +27,7 @@ class Evidence:
         summary: The look at the runs that it is from.
         nested: (mean difference, allowed) of a failed nested check, or None.
         ended: Reason why the runs ended before the tolerance was met, or "".
-        target: Half-width asked for.
+        target: Target half-width.
     """
 
     estimate: SharpnessDimension

@@ -132,7 +132,7 @@ class Summary:
     nested_difference: float | None
 
     def target(self, tolerance: float) -> float:
-        """Half-width wanted, for a tolerance relative to the scale; 0.5 dimensions at the least."""
+        """Target half-width, for a tolerance relative to the scale; at least 0.5 dimensions."""
         return max(tolerance * self.scale, _ABSOLUTE_TOLERANCE)
 
     def failed_nested_check(self, tolerance: float) -> tuple[float, float] | None:

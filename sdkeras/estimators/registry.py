@@ -122,7 +122,7 @@ def kind_of(name: str, kinds_wanted: Sequence[str]) -> str:
     """The first of these kinds that has an estimator of this name; reads metadata only.
 
     Raises:
-        UnknownEstimatorError: None has; the message has the nearest name.
+        UnknownEstimatorError: There is none; the message has the nearest name.
     """
     for kind in kinds_wanted:
         if name in names(kind):

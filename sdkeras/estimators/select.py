@@ -39,7 +39,7 @@ _FEWEST_WARM_STEPS = 10
 
 @attrs.frozen
 class Chosen:
-    """Names of the estimators to use: those of SD in order, exact first when asked for; one of each other kind.
+    """Names of the estimators to use: those of SD in order, exact first if requested; one of each other kind.
 
     Attributes:
         spectrum: Estimators of kind `kind`: 'spectrum', or 'singular_values' for the map full.
@@ -192,7 +192,7 @@ def estimator_of_spectrum(name: str, settings: Mapping[str, Value], exponents: E
 
 
 def settings_of(estimator: Estimator) -> dict[str, Value]:
-    """Its fields by name, for the record; what is no number, text or None in short words."""
+    """Its fields by name, for the record; a value that is not a number, text or None is abbreviated."""
     values = attrs.asdict(estimator, recurse=False)
     json_types = (bool, int, float, str, type(None))
     return {name: value if isinstance(value, json_types) else reprlib.repr(value) for name, value in values.items()}
@@ -220,7 +220,7 @@ def estimate(estimator: Estimator, source: Source, seed: int) -> Result:
 
     Raises:
         SdkerasError: From the estimator or its source.
-        MemoryError: Likewise.
+        MemoryError: From the estimator or its source.
         PluginError: The estimator raised anything else.
     """
     try:
@@ -236,7 +236,7 @@ def estimate(estimator: Estimator, source: Source, seed: int) -> Result:
 
 
 class Watched(SymmetricOperator):
-    """An operator that tells after each product, for the progress line."""
+    """An operator that reports each product, for the progress line."""
 
     def __init__(self, operator: SymmetricOperator, tell: Callable[[], None]) -> None:
         self.operator = operator
