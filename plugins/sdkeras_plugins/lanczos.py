@@ -32,8 +32,8 @@ class Lanczos:
         num_largest: Number of largest eigenvalues.
         num_smallest: Number of smallest eigenvalues.
         num_steps: Maximum number of products.
-        min_steps: Minimum number of products: from a start near an eigenvector its residual is small at once, before the
-            rest of the spectrum has been seen.
+        min_steps: Minimum number of products: from a start near an eigenvector its residual is small at once,
+            before the rest of the spectrum has been seen.
         tolerance: Relative residual of a converged pair, see above.
         eigenvectors: Return unit eigenvectors.
         reorthogonalize: Keep the basis. Without it three vectors are enough; the ends of the spectrum are as right
