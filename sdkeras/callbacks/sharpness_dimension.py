@@ -50,9 +50,9 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
     optimizer's stability threshold applies (P^-1/2 H P^-1/2 for Adam, AdamW, Nadam and RMSprop; else H, and it is the
     sharpness) and the threshold (NaN where none is known, or without a learning rate). `rds_sharpness`,
     `sharpness_dimension`, `sharpness_codimension`: lambda_1, SD and d - SD of the optimizer's step. `hessian_trace`.
-    `bound_scale`: sqrt(SD/n), the factor of the generalization bounds; `generalization_bound`: the bound itself,
-    where every input of a theorem is known. `sharpness_age`: epochs since the measurement. History, the progress line
-    and all callbacks after this one see them: CSVLogger, TensorBoard, ModelCheckpoint, EarlyStopping(monitor="sharpness_ratio",
+    `bound_scale`: sqrt(SD/n), the factor of the generalization bounds; `generalization_bound`: the bound itself, where
+    every input of a theorem is known. `sharpness_age`: epochs since the measurement. History, the progress line and all
+    callbacks after this one see them: CSVLogger, TensorBoard, ModelCheckpoint, EarlyStopping(monitor="sharpness_ratio",
     mode="min") (the mode is required).
 
     The first epoch is measured. A later one is skipped while the time of all measurements and of the next would exceed

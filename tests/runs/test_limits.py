@@ -107,7 +107,9 @@ def test_a_limit_on_products_binds_everywhere(
     checked = checks["snapshots" in options or "lyapunov" in options]
     checked += "exact" in options  # a product tells whether the Hessian splits, and so what an exact spectrum costs
     assert spent <= max(limit, required(run, checked))
-    assert (spent > limit) == (f"{spent - limit:,} products beyond the limit" in messages(run, "limit-exceeded"))
+    assert (spent > limit) == (
+        f"{spent - limit:,} Hessian-vector products beyond the limit" in messages(run, "limit-exceeded")
+    )
     if spent > limit:
         assert "the first run of slq took" in messages(run, "limit-exceeded")
     assert sdkeras.Analysis.from_json(run.to_json()) == run
