@@ -92,7 +92,7 @@ class Value:
 class Measured:
     """The measures of one run by column, and the time they took in seconds."""
 
-    values: dict[str, Json]
+    values: dict[str, Value]
     seconds: float
 
 

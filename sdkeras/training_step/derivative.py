@@ -196,7 +196,7 @@ class _Lookup:
     """The part of dU in a gradient row by row: its products are summed into the rows they are of."""
 
     variable: VariableDiagonals
-    sums: scipy.sparse.csr_array  # the sparse matrix that sums rows, shape [rows of the variable, rows of the gradient]
+    sums: scipy.sparse.csr_matrix  # it sums rows, shape [rows of the variable, rows of the gradient]
     diagonals: list[Array]  # for each part of the state, shape [rows of the gradient, row size]
 
     @classmethod
