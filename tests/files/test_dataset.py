@@ -73,7 +73,7 @@ def test_missing_data(spec):
 def test_data_of_no_known_kind(tmp_path):
     path = tmp_path / "data.csv"
     path.write_text("1,2\n")
-    refused(load_data, path, says=(path, "no kind", ".npz", "tf.data.Dataset.save", "module:callable"))
+    refused(load_data, path, says=(path, "not in a format", ".npz", "tf.data.Dataset.save", "module:callable"))
 
 
 def test_wrong_keys(tmp_path):

@@ -236,7 +236,7 @@ def test_too_few_runs_are_refused_with_what_to_do(
     ]
     with pytest.raises(SdkerasError, match=re.escape(said)) as caught:
         with_rows(results, state=of).check_enough("a scatter plot")
-    assert ("Go on" in str(caught.value)) == ("Go on" in said)
+    assert ("Continue" in str(caught.value)) == ("Continue" in said)
     assert ("--retry" in str(caught.value)) == ("--retry" in said)
 
 
