@@ -284,7 +284,7 @@ BAD = [
     (
         {"settings": {"lyapunov-qr": {"num_steps": 3}}},
         SdkerasError,
-        "num_steps of .* is a setting of the run",
+        "num_steps of .* is an option of the run",
     ),
     ({"settings": {"lyapunov-qr": {"depth": 3}}}, SdkerasError, "its fields are: num_exponents"),
     ({"settings": {"lyapunov-qr": {"tolerance": -1.0}}}, SdkerasError, "tolerance"),
