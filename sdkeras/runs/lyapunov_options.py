@@ -22,6 +22,8 @@ from sdkeras.runs.options import (
     DEFAULT_STEPS,
     DEFAULT_TRANSIENT,
     NOT_NEGATIVE,
+    is_number,
+    must,
     option,
     parse_learning_rate,
     shared,
@@ -132,9 +134,12 @@ class LyapunovOptions(TrainingOptions):
     memory_gb: float | None = shared(
         "memory_gb", help="Memory for the windows' Jacobians.", more="Default: 60 % of what is free."
     )
-    time_limit: float | None = shared(
-        "time_limit",
-        help="Seconds after which no further step begins, as after Ctrl-C.",
+    time_limit: float | None = option(
+        None,
+        must("positive and finite", lambda value: is_number(value) and 0 < value < math.inf),
+        group="budget",
+        metavar="SECONDS",
+        text="Seconds after which no further step begins, as after Ctrl-C.",
         more="The windows of the steps so far are still evaluated.",
     )
     progress: Callable[[Progress], None] | None = shared("progress", help="Function called after every step.")
