@@ -54,6 +54,10 @@ def thresholds(
     Returns:
         The thresholds, or None where no such threshold is known.
 
+    Example:
+        >>> thresholds("SGD", 0.1).upper, thresholds("SGD", 0.1, momentum=0.5).upper
+        (20.0, 30.0)
+
     Reference: Cohen et al. (2021), arXiv 2103.00065, for SGD and momentum; Cohen et al. (2022),
     arXiv 2207.14484, for Adam; Regis and Chewi (2026), arXiv 2605.06821, for Nadam; with decay from the Jury
     conditions of the 2x2 blocks.

@@ -46,6 +46,13 @@ def quadrature(alpha: FloatArray, beta: FloatArray) -> tuple[FloatArray, FloatAr
     Returns:
         (nodes, weights, residuals), each of shape [m]; nodes ascending, weights with sum 1.
 
+    Example:
+        The eigenvalues 1 and 3 of [[2, 1], [1, 2]], seen from the first unit vector:
+
+        >>> nodes, weights, _ = quadrature(np.array([2.0, 2.0]), np.array([1.0, 0.0]))
+        >>> np.round(nodes, 12), np.round(weights, 12)
+        (array([1., 3.]), array([0.5, 0.5]))
+
     Reference: Golub and Welsch (1969); Paige (1971) for the residuals.
     """
     theta, vectors = ritz(alpha, beta[:-1])

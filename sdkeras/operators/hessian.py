@@ -48,6 +48,17 @@ class HessianOperator(SymmetricOperator):
     Raises:
         VerificationError: The products disagree with finite differences of the gradient, are not
             symmetric or not repeatable, and `allow_unverified` is False.
+
+    Example:
+        A linear model's mean squared error has the Hessian 2 X'X / n:
+
+        >>> import keras, numpy as np
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
+        >>> model.compile("sgd", "mse")
+        >>> x, y = np.array([[1.0, 0.0], [0.0, 2.0]]), np.zeros((2, 1))
+        >>> H = HessianOperator(EmpiricalLoss(model, (x, y), dtype="float64"))
+        >>> np.round(H.matvec(np.array([1.0, 1.0])), 12)
+        array([1., 4.])
     """
 
     loss: EmpiricalLoss

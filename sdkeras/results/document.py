@@ -40,6 +40,10 @@ def walk(record: Value, path: str = "") -> Iterator[tuple[str, Value]]:
 
     Yields:
         (path, value): 'hessian.trace.value' and a `Measured`, or a number, a text, True, False or None.
+
+    Example:
+        >>> list(walk({"codimension": 24.0, "map": "sgd"}))
+        [('codimension', 24.0), ('map', 'sgd')]
     """
     for name, value in _parts(record):
         if attrs.has(type(value)) or isinstance(value, (dict, tuple, list, np.ndarray)):
