@@ -221,8 +221,8 @@ def test_projections_keep_distances(monkeypatch, waiting: int) -> None:
     kept = projected.trajectory
     assert kept.iterates.shape == (7, 2000)
     assert kept.iterations.tolist() == full.trajectory.iterations.tolist()
-    true, kept = euclidean_distances(full.trajectory.iterates), euclidean_distances(kept.iterates)
-    ratios = (kept / np.where(true > 0, true, 1))[true > 0]
+    true, seen = euclidean_distances(full.trajectory.iterates), euclidean_distances(kept.iterates)
+    ratios = (seen / np.where(true > 0, true, 1))[true > 0]
     # Squared distances have relative standard deviation sqrt(2/2000); over 21 pairs 5 of them.
     assert np.max(np.abs(ratios - 1)) < 5 * np.sqrt(2 / 2000) / 2
     assert kept.distortion.bound < 0.2
