@@ -342,15 +342,15 @@ _DRY_RUN = """
 import resource, sys
 import numpy as np
 import tensorflow, keras
-from sdkeras import data_files
-from sdkeras.operators import batches
+from sdkeras.files import dataset
+from sdkeras.operators import minibatches
 keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])(np.zeros((2, 4), "float32"))
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 size = int(sys.argv[2])
 # The mapping itself counts; beside it a sixth of the file: a byte for each of its numbers would be a quarter.
 resource.setrlimit(resource.RLIMIT_AS, (used + size + size // 6, used + size + size // 6))
-data = data_files.load_data(sys.argv[1])
-source = batches.as_source(data, batch_size=32, default_batch_size=None, limit=None)
+data = dataset.load_data(sys.argv[1])
+source = minibatches.as_source(data, batch_size=32, default_batch_size=None, limit=None)
 print(source.num_samples, source.digest(), source.minibatch(0, 0)[0].sum(), len(source.epoch(64, 0)))
 """
 
