@@ -114,7 +114,7 @@ def test_states_of_other_trajectories_are_refused() -> None:
         flow.restore(other.state())
     with pytest.raises(SdkerasError, match="differs in: loss"):
         flow.restore(flow_of(model, loss="another").state())
-    with pytest.raises(SdkerasError, match="no state"):
+    with pytest.raises(SdkerasError, match="not a state"):
         flow.restore([1, 2])
     with pytest.raises(SdkerasError, match="held values, state"):
         flow.restore(flow_of(net(keras.optimizers.SGD(0.5, momentum=0.5))).state())
