@@ -140,8 +140,8 @@ def block_spectrum(spectrum: SpectrumSummary, edge: EdgeOfStability, momentum: f
         zero_line(axes, colours)
         room = 0.05 * (high - low) or 0.5
         asinh_axis(axes, "x", linear, float(np.sinh(low - room) * linear), float(np.sinh(high + room) * linear))
-        shown = np.concatenate([exponents, moduli])
-        shown = shown[shown >= smallest]
+        both = np.concatenate([exponents, moduli])
+        shown = both[both >= smallest] if np.any(both >= smallest) else both
         margin = 0.1 * (float(shown.max()) - float(shown.min())) or 0.1
         axes.set_ylim(float(shown.min()) - margin, float(shown.max()) + margin)
         axes.set_xlabel(f"eigenvalue of the {_matrix(spectrum.operator)}")

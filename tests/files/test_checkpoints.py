@@ -55,7 +55,11 @@ def test_a_fifo_is_refused_and_not_waited_for(folder) -> None:
 
 def test_what_is_no_checkpoint_is_refused(folder) -> None:
     (folder / "empty").mkdir()
-    for given, words in (("nothing*.keras", "no file fits"), ("notes.txt", "is not a checkpoint"), ("empty", "holds no")):
+    for given, words in (
+        ("nothing*.keras", "no file fits"),
+        ("notes.txt", "is not a checkpoint"),
+        ("empty", "holds no"),
+    ):
         with pytest.raises(SdkerasError, match=words):
             in_order([given])
 

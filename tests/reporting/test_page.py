@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import attrs
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import sdkeras
@@ -278,6 +278,9 @@ def test_hostile_names_stay_text_everywhere() -> None:
     rate=st.floats(),
     ratio=st.floats() | st.none(),
 )
+@example(
+    value=4e16, half=math.inf, nodes=[-2.8e15, -2.4e16], rate=0.0, ratio=None
+)  # all exponents far below momentum's
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 def test_no_number_of_a_run_json_breaks_the_page(
     value: float, half: float, nodes: list[float], rate: float, ratio: float | None
