@@ -29,10 +29,9 @@ def _lengths(context: click.Context, option: click.Parameter, text: str | None) 
 @options.options_of(
     LyapunovOptions,
     *("checkpoint_interval", "estimator", "batch_size", "learning_rate", "loss", "class_weight", "dtype"),
-    *("product_mode", "seed", "samples", "memory_gb", "allow_unverified", "time_limit"),
+    *("product_mode", "seed", "samples", "memory_gb", "allow_unverified", "time_limit", "initial_slots"),
     settings={"callback": options.settings_of(("lyapunov",), "lyapunov-qr.tolerance=0.001")},
 )
-@options.initial_slots
 @options.of_a_run
 def command(**parameters: options.Value) -> int:
     """Lyapunov exponents of the training of MODEL (.keras or .h5), and the dimension D_s of its attractor.

@@ -196,9 +196,6 @@ data = click.option(
     metavar="DATA",
     help="FILE.npz, X.npy,Y.npy, a tf.data folder, or module:callable.",
 )
-initial_slots = click.option(
-    "--initial-slots", is_flag=True, help="For an optimizer without a step: the slots it would start with."
-)
 custom_objects = click.option(
     "--custom-objects", type=click.Path(), metavar="FILE", help="Python file with the model's own classes."
 )

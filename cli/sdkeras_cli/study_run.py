@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from sdkeras.errors import counted
 from sdkeras.study.definition import read_study
-from sdkeras.study.runner import DONE, FAILED, TRAINED, Finished, StudyPlan, plan_study, run_study
+from sdkeras.study.run_files import DONE, FAILED, TRAINED, StudyPlan, plan_study
 from sdkeras_cli import options
 from sdkeras_cli.console import say
 from sdkeras_cli.options import COUNT
+
+if TYPE_CHECKING:
+    from sdkeras.study.runner import Finished
 
 
 @click.command()
@@ -65,6 +69,8 @@ def command(grid: str, out: str, full: bool, jobs: int | None, retry: bool, dry_
             say(line)
     code = Path(grid).resolve().parent
     tell, notice = (None, None) if quiet else (_tell, say)
+    from sdkeras.study.runner import run_study  # it loads what starts processes
+
     after = run_study(study, out, code=code, jobs=jobs, retry=retry, progress=tell, notice=notice)
     if not quiet:
         click.echo(_standing(after))

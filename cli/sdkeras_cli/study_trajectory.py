@@ -9,6 +9,7 @@ from click.core import ParameterSource
 
 from sdkeras.errors import SdkerasError
 from sdkeras.results.arrays import Value
+from sdkeras.runs.lyapunov_options import LyapunovOptions
 from sdkeras.runs.options import Options
 from sdkeras_cli import options
 from sdkeras_cli.options import COUNT, NOT_NEGATIVE, POSITIVE
@@ -47,7 +48,7 @@ _OF_BOTH = ("model", "alpha", "seed", "memory_gb", "json_path", "html_path", "dr
     allow_unverified={"help": "Continue with a step that failed its verification."},
     memory_gb={"help": "Memory for iterates and distances."},
 )
-@options.initial_slots
+@options.options_of(LyapunovOptions, "initial_slots")
 @options.custom_objects
 @options.unsafe
 @click.option("--save", type=click.Path(), metavar="TRAJECTORY.npz", help="Save the simulated trajectory to this file.")

@@ -42,11 +42,15 @@ class LyapunovEstimator(Protocol):
 
 @attrs.frozen
 class Kind:
-    """One kind: its name (entry-point group `sdkeras.<name>`), the type of its source and of its result."""
+    """One kind: its name (entry-point group `sdkeras.<name>`), the type of its source and of its result.
+
+    `steps` is the field that raises the resolution of its estimators, where they declare none.
+    """
 
     name: str
     source: type
     result: type
+    steps: str = "num_steps"
 
     @property
     def group(self) -> str:
@@ -58,7 +62,7 @@ KINDS: dict[str, Kind] = {
     for kind in (
         Kind("eigenpairs", SymmetricOperator, Eigenpairs),
         Kind("spectrum", SymmetricOperator, Spectrum),
-        Kind("trace", SymmetricOperator, TraceEstimate),
+        Kind("trace", SymmetricOperator, TraceEstimate, steps="num_probes"),
         Kind("singular_values", LinearMap, SingularValues),
         Kind("lyapunov", TangentFlow, LyapunovExponents),
     )
@@ -94,8 +98,8 @@ class Capabilities:
     Attributes:
         exact: It returns the values themselves, to rounding, from a dense matrix that takes one product per dimension.
             Its field `memory_gb` limits that matrix; None leaves the limit to the analysis.
-        steps: Field that raises the resolution and the cost, one basis vector for each step; None if there is none.
-            Default: 'num_steps' where the class has that field.
+        steps: Field that raises the resolution and the cost: steps, with one basis vector for each, or a trace's
+            probes; None if there is none. Default: 'num_steps', of a trace 'num_probes', where the class has it.
         needs_basis: A run keeps one vector per step, unless its field `reorthogonalize` is False. Default: whether the
             class has that field.
         own_rate: It works on the map |1 - eta * alpha|: the analysis sets its field `learning_rate`, and refuses the
@@ -171,7 +175,7 @@ def _declare(kind: Kind, name: str, cls: type[Estimator], capabilities: Declarab
         )
     fields = attrs.fields_dict(cls)
     by_field = Capabilities(
-        steps="num_steps" if "num_steps" in fields else None,
+        steps=kind.steps if kind.steps in fields else None,
         needs_basis="reorthogonalize" in fields,
         own_rate="learning_rate" in fields,
         many=hasattr(cls, "estimate_many"),

@@ -333,7 +333,6 @@ def _summary(
     coordinates: str | None,
 ) -> LyapunovSummary:
     dimension: LyapunovDimension = lyapunov_dimension(exponents, step.size) if same is None else same.lyapunov
-    checked = step.verification
     empty = np.zeros((0, len(exponents.values)))
     return LyapunovSummary(
         values=exponents.values,
@@ -351,13 +350,7 @@ def _summary(
         dimension=dimension,
         num_weights=step.num_weights,
         verification=StepVerification(
-            step_error=checked.step_error,
-            finite_difference_error=checked.finite_difference_error,
-            checked=checked.checked,
-            jvp_relative_error=checked.jvp_relative_error,
-            adjoint_error=checked.adjoint_error,
-            passed=checked.passed,
-            details=checked.details,
+            **{field.name: getattr(step.verification, field.name) for field in attrs.fields(StepVerification)}
         ),
         windows=() if same is None else same.windows,
         sharpest=None if same is None else same.sharpest,

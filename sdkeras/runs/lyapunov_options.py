@@ -27,6 +27,7 @@ from sdkeras.runs.options import (
     option,
     parse_learning_rate,
     shared,
+    words,
 )
 
 DEFAULT_ESTIMATOR = DEFAULTS["lyapunov"]
@@ -100,24 +101,24 @@ class LyapunovOptions(TrainingOptions):
     windows: tuple[int, ...] = attrs.field(
         default=(),
         converter=_with_one,
-        metadata={
-            "group": "trajectory",
-            "metavar": "M,M,...",
-            "help": "SD, and SD^(m) of M steps taken as one, over the same steps as D_s; all exponents (small models).",
-            "more": "Each length a divisor of num_steps; 1 is always among them. Not with a checkpoint, which holds no "
+        metadata=words(
+            "trajectory",
+            "SD, and SD^(m) of M steps taken as one, over the same steps as D_s; all exponents (small models).",
+            more="Each length a divisor of num_steps; 1 is always among them. Not with a checkpoint, which holds no "
             "Jacobians.",
-        },
+            metavar="M,M,...",
+        ),
     )
     checkpoint: str | None = attrs.field(
         default=None,
         converter=_path,
-        metadata={
-            "group": "trajectory",
-            "metavar": "FILE",
-            "help": "Keep the run in this file, and continue it if it is there.",
-            "more": "A continued run is bit for bit the uninterrupted one; the same file extends a finished run to a "
+        metadata=words(
+            "trajectory",
+            "Keep the run in this file, and continue it if it is there.",
+            more="A continued run is bit for bit the uninterrupted one; the same file extends a finished run to a "
             "larger num_steps.",
-        },
+            metavar="FILE",
+        ),
     )
     checkpoint_interval: int = option(
         100, COUNT, group="trajectory", text="Steps between two writes of the checkpoint."

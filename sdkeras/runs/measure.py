@@ -48,7 +48,6 @@ from sdkeras.runs.edge import (
 from sdkeras.runs.problem import Problem
 from sdkeras.seeds import seed_of_run
 
-# Of any kind; what each must have is in `sdkeras.estimators.kinds`.
 EXTREMES = "largest and smallest eigenvalue of the data-set Hessian"
 PRECONDITIONED = "largest eigenvalue of the preconditioned Hessian"
 TRACE = "trace of the data-set Hessian"
@@ -90,24 +89,26 @@ def extremes(
 
 def cost_of_extremes(problem: Problem) -> int:
     """Products of `extremes`, or of the eigenvalues of the preconditioned Hessian."""
-    steps = problem.options.settings.get(problem.estimators.eigenpairs, {}).get("num_steps", USUAL_STEPS)
-    return min(USUAL_STEPS, int(steps), problem.loss.size) * len(problem.loss.batches)
+    name = problem.estimators.eigenpairs
+    steps = steps_of(for_analysis("eigenpairs", name, problem.options.settings.get(name, {}))) or USUAL_STEPS
+    return min(USUAL_STEPS, steps, problem.loss.size) * len(problem.loss.batches)
 
 
 def trace(problem: Problem, hessian: HessianOperator, budget: Budget) -> tuple[TraceEstimate, Notes]:
     """Trace over the data set."""
     budget.tell(TRACE)
-    name, options = problem.estimators.trace, problem.options
-    estimator = for_analysis("trace", name, options.settings.get(name, {}))
-    measured: TraceEstimate = estimate(estimator, budget.watched(hessian), options.seed)
+    measured: TraceEstimate = estimate(_trace_estimator(problem), budget.watched(hessian), problem.options.seed)
     return measured, ()
 
 
 def cost_of_trace(problem: Problem) -> int:
     """Products of `trace`: all its probes, since few traces are known to 2 % before."""
+    return (steps_of(_trace_estimator(problem)) or 0) * len(problem.loss.batches)
+
+
+def _trace_estimator(problem: Problem) -> Estimator:
     name = problem.estimators.trace
-    estimator = for_analysis("trace", name, problem.options.settings.get(name, {}))
-    return int(getattr(estimator, "num_probes", 0)) * len(problem.loss.batches)
+    return for_analysis("trace", name, problem.options.settings.get(name, {}))
 
 
 def with_evidence(pairs: Eigenpairs, position: int) -> Measured:

@@ -346,7 +346,7 @@ class Monitor:
         return dict(zip(keys_of(["sharpness_ratio"]), (numerator, threshold, ratio), strict=True)), notes
 
     def _trace(self, hessian: HessianOperator) -> Measured:
-        estimator = for_analysis("trace", DEFAULTS["trace"], {"num_probes": _TRACE_PROBES})
+        estimator = with_steps(for_analysis("trace", DEFAULTS["trace"], {}), _TRACE_PROBES)
         return measure.trace_with_evidence(estimate(estimator, hessian, self.problem.options.seed))
 
     def _dimension(self, problem: Problem, hessian: HessianOperator, budget: Budget) -> Outcome:

@@ -99,13 +99,16 @@ FRACTION = must("between 0 and 1", lambda value: is_number(value) and 0 < value 
 MEMORY = must(f"positive and at most {_MOST_MEMORY:g}", lambda value: is_number(value) and 0 < value <= _MOST_MEMORY)
 
 
-def option(default: _T, *validators: Validator, group: str, text: str, more: str = "", metavar: str = "") -> _T:
-    """A field with one sentence for every reader (`text`), and further text for the docstring (`more`).
+def words(group: str, text: str, *, more: str = "", metavar: str = "") -> dict[str, str]:
+    """Metadata of an option: one sentence for every reader (`text`), and further text for the docstring (`more`)."""
+    return {"help": text, "more": more, "metavar": metavar, "group": group}
 
-    Type checkers take it for its default.
-    """
-    metadata = {"help": text, "more": more, "metavar": metavar, "group": group}
-    return attrs.field(default=default, validator=list(validators), metadata=metadata)
+
+def option(default: _T, *validators: Validator, group: str, text: str, more: str = "", metavar: str = "") -> _T:
+    """A field with its `words`. Type checkers take it for its default."""
+    return attrs.field(
+        default=default, validator=list(validators), metadata=words(group, text, more=more, metavar=metavar)
+    )
 
 
 def _names(names: Sequence[str]) -> tuple[str, ...]:
@@ -207,24 +210,24 @@ class Options:
     estimators: tuple[str, ...] = attrs.field(
         default=(),
         converter=_names,
-        metadata={
-            "group": "estimators",
-            "metavar": "NAME",
-            "help": "Estimators to use; repeatable.",
-            "more": "Spectrum ones (for the map 'full' singular_values ones) estimate SD, one after the other; an "
+        metadata=words(
+            "estimators",
+            "Estimators to use; repeatable.",
+            more="Spectrum ones (for the map 'full' singular_values ones) estimate SD, one after the other; an "
             "eigenpairs or trace one replaces the default for the data-set Hessian. Default: slq (golub-kahan), "
             "lanczos, randomized-trace.",
-        },
+            metavar="NAME",
+        ),
     )
     settings: Mapping[str, Mapping[str, Value]] = attrs.field(
         factory=dict,
         converter=_settings,
-        metadata={
-            "group": "estimators",
-            "metavar": "NAME.FIELD=VALUE",
-            "help": "Settings of estimators by name and field.",
-            "more": 'For example {"slq": {"num_steps": 80}}.',
-        },
+        metadata=words(
+            "estimators",
+            "Settings of estimators by name and field.",
+            more='For example {"slq": {"num_steps": 80}}.',
+            metavar="NAME.FIELD=VALUE",
+        ),
     )
     exact: bool = option(False, group="estimators", text="Exact spectra of minibatches first (small models).")
     exact_minibatches: int | None = option(
@@ -292,11 +295,11 @@ class Options:
         factory=dict,
         converter=_inputs,
         validator=_checked_by(check_inputs),
-        metadata={
-            "group": "bounds",
-            "metavar": "NAME=VALUE",
-            "help": "Inputs of the generalization bounds by name; see `sdkeras.dimension.bounds.INPUTS`.",
-        },
+        metadata=words(
+            "bounds",
+            "Inputs of the generalization bounds by name; see `sdkeras.dimension.bounds.INPUTS`.",
+            metavar="NAME=VALUE",
+        ),
     )
     estimate_bound_inputs: bool = option(
         False,

@@ -17,8 +17,18 @@ from sdkeras.results.note import Note
 from sdkeras.study.correlations import Correlations, Run, correlate
 from sdkeras.study.definition import Study
 from sdkeras.study.measures import ESTIMATOR_OF, OF_ANALYSES, columns
-from sdkeras.study.run_files import Measured, RunFolder, Trained, Value
-from sdkeras.study.runner import DONE, FAILED, STUDY_FILE, RunState, plan_study, runs_folder
+from sdkeras.study.run_files import (
+    DONE,
+    FAILED,
+    STUDY_FILE,
+    Measured,
+    RunFolder,
+    RunState,
+    Trained,
+    Value,
+    plan_study,
+    runs_folder,
+)
 
 _COMMAND = "sdkeras study run GRID.toml --out DIR"
 # The columns whose values are of a map and its state, and compare only within it.

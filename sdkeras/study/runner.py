@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import signal
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -19,16 +18,14 @@ from typing import TypeVar
 import attrs
 from joblib.externals.loky import ProcessPoolExecutor
 
-from sdkeras.errors import SdkerasError, counted
+from sdkeras.errors import SdkerasError
 from sdkeras.files.atomic import shown
 from sdkeras.files.locks import only_writer
-from sdkeras.files.reading import Json
 from sdkeras.study import worker
-from sdkeras.study.definition import GridRun, Study, differences
+from sdkeras.study.definition import GridRun, Study
 from sdkeras.study.measures import needing_a_rate
-from sdkeras.study.run_files import Failed, RunFolder
+from sdkeras.study.run_files import STUDY_FILE, Failed, RunFolder, StudyPlan, plan_study, runs_folder
 
-STUDY_FILE = "study.json"
 # Of the workers: one thread each, and no module from the current folder, which may be that of the study.
 _ENVIRONMENT = {
     **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"),
@@ -38,39 +35,6 @@ _ENVIRONMENT = {
 # Unless they are set already.
 _TENSORFLOW = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
 _Result = TypeVar("_Result")
-DONE, TRAINED, FAILED, NEW = "done", "trained", "failed", "new"
-
-
-@attrs.frozen
-class RunState:
-    """State of a run: 'done', 'trained' (not all measures), 'failed' or 'new'."""
-
-    run: GridRun
-    state: str
-    failure: Failed | None = None
-
-
-@attrs.frozen
-class StudyPlan:
-    """Plan of `run_study`.
-
-    Attributes:
-        runs: All runs of the grid.
-        others: Folders of runs that are not in the grid; they stay, and no table holds them.
-        notes: Differences from an earlier definition.
-        seconds: Mean duration of the runs that are done; None without one.
-        jobs: Parallel processes.
-    """
-
-    runs: tuple[RunState, ...]
-    others: tuple[str, ...]
-    notes: tuple[str, ...]
-    seconds: float | None
-    jobs: int
-
-    def to_do(self, retry: bool) -> tuple[RunState, ...]:
-        """Runs that `run_study` has to do."""
-        return tuple(each for each in self.runs if each.state in (NEW, TRAINED) or (retry and each.state == FAILED))
 
 
 @attrs.frozen
@@ -83,69 +47,6 @@ class Finished:
     num_finished: int
     num_to_do: int
     remaining: float
-
-
-def default_jobs() -> int:
-    """One process for each core that this one may use."""
-    with contextlib.suppress(AttributeError):  # not everywhere
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def runs_folder(folder: str | os.PathLike[str]) -> Path:
-    """Folder of the folders of a study's runs."""
-    return Path(folder) / "runs"
-
-
-def plan_study(study: Study, folder: str | os.PathLike[str], *, jobs: int | None = None) -> StudyPlan:
-    """List the runs that are done and those to do; writes nothing.
-
-    Raises:
-        SdkerasError: The folder holds runs that were trained by another definition, or damaged files.
-    """
-    place = runs_folder(folder)
-    if os.path.exists(place) and not os.path.isdir(place):
-        raise SdkerasError(f"{shown(place)} is a file, and must be the folder of the runs; choose another `out`.")
-    training, by = json.loads(json.dumps(study.training())), study.by_column()
-    states, seconds = [], []
-    remeasured: set[str] = set()
-    for run in study.runs:
-        files = RunFolder(place / run.name)
-        trained, measured, failure = files.trained(), files.measured(), files.failed()
-        if trained is not None:
-            _check_same(trained.training, training, folder)
-        missing = files.missing(by) if trained is not None else ()
-        if measured is not None and trained is not None:
-            remeasured.update(missing)
-            seconds += [] if missing else [trained.seconds + measured.seconds]
-        state = FAILED if failure is not None else NEW if trained is None else TRAINED if missing else DONE
-        states.append(RunState(run, state, failure))
-    names = {run.name for run in study.runs}
-    others = sorted({each.name for each in place.iterdir()} - names) if os.path.isdir(place) else []
-    notes = []
-    if remeasured:
-        listed = ", ".join(sorted(remeasured))
-        notes.append(f"measures that are new or have other settings are taken of trained runs: {listed}.")
-    if others:
-        notes.append(f"not in this grid, and in no table: {counted(len(others), 'run')} of the folder.")
-    mean = sum(seconds) / len(seconds) if seconds else None
-    return StudyPlan(tuple(states), tuple(others), tuple(notes), mean, default_jobs() if jobs is None else jobs)
-
-
-def _check_same(trained: Mapping[str, Json], wanted: Mapping[str, Json], folder: str | os.PathLike[str]) -> None:
-    """Refuses runs of another definition of training."""
-    recorded = wanted["recorded"]
-    if recorded is not None and trained.get("recorded") is None:
-        raise SdkerasError(
-            f"{', '.join(recorded['for'])} are of the iterates of training, which the runs in {shown(folder)} have "
-            "not recorded; name another folder (`out`), or take trajectory = 'forward', which is simulated afterwards."
-        )
-    changed = differences(trained, wanted)
-    if changed:
-        raise SdkerasError(
-            f"{shown(folder)} holds runs of another definition: {'; '.join(changed)}. Name another folder (`out`), "
-            "or restore the definition."
-        )
 
 
 def run_study(

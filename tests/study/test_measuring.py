@@ -10,7 +10,7 @@ import pytest
 import sdkeras
 from sdkeras.errors import DataError, ModelError, SdkerasError
 from sdkeras.study.data import StudyData
-from sdkeras.study.runner import plan_study
+from sdkeras.study.run_files import plan_study
 from sdkeras.study.train import factory
 
 MODULE = """

@@ -22,8 +22,7 @@ from sdkeras.study.measures import NAMES
 from sdkeras.study.notes import CountedWarning, notes, warnings_by_code
 from sdkeras.study.page import headline, study_report
 from sdkeras.study.results import Analysed, Results, Row
-from sdkeras.study.run_files import Failed, Measured, Scores, Trained, Value
-from sdkeras.study.runner import DONE, FAILED, NEW, RunState
+from sdkeras.study.run_files import DONE, FAILED, NEW, Failed, Measured, RunState, Scores, Trained, Value
 
 FOUR = [1.0, 2.0, 3.0, 4.0]
 EIGHT = [float(k) for k in range(8)]

@@ -13,7 +13,8 @@ import pytest
 from sdkeras.errors import SdkerasError
 from sdkeras.study.definition import read_study
 from sdkeras.study.results import read_results
-from sdkeras.study.runner import Finished, plan_study, run_study
+from sdkeras.study.run_files import plan_study
+from sdkeras.study.runner import Finished, run_study
 from study.small_study import calls, written
 
 
