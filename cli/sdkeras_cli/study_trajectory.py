@@ -9,10 +9,8 @@ from click.core import ParameterSource
 
 from sdkeras.errors import SdkerasError
 from sdkeras.results.arrays import Value
-from sdkeras.runs.lyapunov_options import LyapunovOptions
-from sdkeras.runs.options import Options
+from sdkeras.study.forward_options import ForwardOptions
 from sdkeras_cli import options
-from sdkeras_cli.options import COUNT, NOT_NEGATIVE, POSITIVE
 from sdkeras_cli.output import check_outputs, save_json
 from sdkeras_cli.request import Request
 
@@ -29,29 +27,14 @@ _OF_BOTH = ("model", "alpha", "seed", "memory_gb", "json_path", "html_path", "dr
 @click.option(
     "--data", type=click.Path(), metavar="DATA", help="FILE.npz, X.npy,Y.npy, a tf.data folder, or module:callable."
 )
-@click.option("--steps", type=COUNT, default=5000, show_default=True, help="Steps to simulate.")
-@click.option("--every", type=COUNT, default=1, show_default=True, help="Steps between two iterates that are kept.")
-@click.option("--projection", type=COUNT, metavar="K", help="Project the iterates at random to K dimensions.")
-@click.option(
-    "--losses-on",
-    type=NOT_NEGATIVE,
-    metavar="N",
-    default=1000,
-    show_default=True,
-    help="Random examples for the data-dependent distance; 0 for none.",
-)
-@click.option("--alpha", type=POSITIVE, default=1.0, show_default=True, help="Power of the edges.")
 @options.options_of(
-    Options,
-    *("batch_size", "learning_rate", "loss", "seed"),
-    samples=options.unset("Samples to read of an endless data set."),
-    allow_unverified={"help": "Continue with a step that failed its verification."},
-    memory_gb={"help": "Memory for iterates and distances."},
+    ForwardOptions,
+    *("steps", "every", "projection", "alpha", "batch_size", "learning_rate", "loss", "seed", "samples"),
+    *("allow_unverified", "memory_gb", "initial_slots", "save"),
+    losses_on={"type": options.NOT_NEGATIVE},
 )
-@options.options_of(LyapunovOptions, "initial_slots")
 @options.custom_objects
 @options.unsafe
-@click.option("--save", type=click.Path(), metavar="TRAJECTORY.npz", help="Save the simulated trajectory to this file.")
 @options.json
 @options.html
 @options.dry_run

@@ -1,4 +1,4 @@
-"""The definition of a study: the trainings of a grid of settings and the measures of each, read from a TOML file."""
+"""The definition of a study, read from a TOML file: a grid of trainings, and the measures of each by column."""
 
 from __future__ import annotations
 
@@ -7,62 +7,88 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import attrs
 import cattrs
 
-from sdkeras.errors import SdkerasError, counted
+from sdkeras.errors import SdkerasError, counted, did_you_mean
+from sdkeras.estimators import registry
+from sdkeras.estimators.select import configured
 from sdkeras.files.atomic import check_is_file, shown
 from sdkeras.files.class_weights import checked
+from sdkeras.files.dataset import is_function
 from sdkeras.files.reading import blamed_on
 from sdkeras.results.arrays import Value
 from sdkeras.results.codec import as_plain, converter
 from sdkeras.results.document import SCHEMA_VERSION, Document
-from sdkeras.runs.options import Options, parse_learning_rate
-from sdkeras.study.measures import (
-    ESTIMATOR_OF,
-    OF_ANALYSES,
-    OF_TRAJECTORIES,
-    analysis_options,
-    check_keys,
-    check_measures,
-    columns,
-)
+from sdkeras.runs.options import COUNT, Options, is_number, must, parse_learning_rate
+
+# Measures that are the sharpness dimension, and the spectrum estimator that each is by. The first of these in a study
+# is the one that lambda_1 is by, so those that do not round an exponent to the middle of a bin come first.
+ESTIMATOR_OF = {"sd": "exact", "slq": "slq", "sd-ps": "sd-ps", "sd-kde": "sd-kde", "sd-slq": "sd-slq"}
+# Those that every analysis has.
+READ = ("lambda_1", "sharpness", "trace")
+OF_ANALYSES = (*ESTIMATOR_OF, *READ)
+# Those of a trajectory of the weights.
+OF_TRAJECTORIES = ("e_alpha", "ph_dimension")
+NAMES = (*OF_ANALYSES, *OF_TRAJECTORIES)
 
 # Their order in a run's name, with their short names; the user's own settings stand between these and the seed.
 _SHORT = {"learning_rate": "lr", "batch_size": "bs", "weight_decay": "wd"}
-# The settings of a run that the training itself uses; all others are arguments of the model's factory.
-OF_THE_RUNNER = ("batch_size", "seed")
-_STUDY_KEYS = ("name", "text", "model", "data", "test_data", "epochs", "steps", "stop", "class_weight")
 _TABLES = ("study", "grid", "measures", "trajectory", "analysis")
+_STUDY_KEYS = ("name", "text", "model", "data", "test_data", "epochs", "steps", "stop", "class_weight")
 _STOP_KEYS = ("loss_below", "loss_above", "accuracy_below", "accuracy_above")
 _ANALYSIS_KEYS = (
     *("learning_rate", "samples", "mode", "map", "dtype", "product_mode", "runs", "tolerance", "max_hvps"),
     "time_limit",
 )
-_FUNCTION = re.compile(r"[^/\\:,]+:[A-Za-z_][\w.]*")
 _MOST_RUNS = 100_000
 
-_Holds = Callable[[Value], object]
+_Settings = Mapping[str, Mapping[str, Value]]
 
 
-def _must(expected: str, holds: _Holds) -> Callable[[object, attrs.Attribute[Value], Value], None]:
-    """A validator; None stands for a setting that was left out."""
+def columns(measures: _Settings) -> dict[str, str]:
+    """The columns of the table and the measure that each belongs to, in order."""
+    measure_of = {}
+    for name, settings in measures.items():
+        if name in OF_TRAJECTORIES:
+            trajectories = _listed(settings, "trajectory", ("forward", "backward"))
+            metrics = _listed(settings, "metric", ("euclidean", "data"))
+            measure_of.update({f"{name}-{kind}-{metric}": name for kind in trajectories for metric in metrics})
+        else:
+            measure_of[name] = name
+    return measure_of
 
-    def validate(instance: object, field: attrs.Attribute[Value], value: object) -> None:
-        if value is not None and not holds(value):
-            raise SdkerasError(f"{field.name} is {value!r}; it must be {expected}.")
 
-    return validate
+def parts_of_column(column: str) -> tuple[str, str, str]:
+    """(measure, trajectory, metric) of the column of a measure of a trajectory."""
+    measure, trajectory, metric = column.split("-")
+    return measure, trajectory, metric
+
+
+def analysis_options(measures: _Settings) -> dict[str, Value]:
+    """Options of `sdkeras.analyze` that take all of these measures at once."""
+    taken = {ESTIMATOR_OF[name]: dict(measures[name]) for name in ESTIMATOR_OF if name in measures}
+    return {
+        "estimators": tuple(taken),
+        "settings": {name: settings for name, settings in taken.items() if settings and name != "exact"},
+        "exact_minibatches": taken.get("exact", {}).get("minibatches"),
+    }
+
+
+def _listed(settings: Mapping[str, Value], key: str, all_of: tuple[str, ...]) -> tuple[str, ...]:
+    """One of `all_of`, a list of them, or by default all."""
+    value = settings.get(key, all_of)
+    chosen = [value] if isinstance(value, str) else value
+    if not isinstance(chosen, (list, tuple)) or not chosen or not all(each in all_of for each in chosen):
+        raise SdkerasError(f"[measures] {key} is {value!r}; it must be one of {', '.join(all_of)}, or a list of them.")
+    return tuple(dict.fromkeys(chosen))
 
 
 def _in_one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-_AT_LEAST_1 = _must("a whole number of at least 1", lambda value: value >= 1)
 
 
 @attrs.frozen(kw_only=True)
@@ -77,11 +103,11 @@ class TrajectorySettings:
         projection: Dimension of a random projection of the iterates, or None.
     """
 
-    steps: int = attrs.field(default=1000, validator=_AT_LEAST_1)
-    every: int = attrs.field(default=1, validator=_AT_LEAST_1)
-    alpha: float = attrs.field(default=1.0, validator=_must("a positive number", lambda value: 0 < value < math.inf))
-    examples: int = attrs.field(default=500, validator=_AT_LEAST_1)
-    projection: int | None = attrs.field(default=None, validator=_AT_LEAST_1)
+    steps: int = attrs.field(default=1000, validator=COUNT)
+    every: int = attrs.field(default=1, validator=COUNT)
+    alpha: float = attrs.field(default=1.0, validator=must("a positive number", lambda value: 0 < value < math.inf))
+    examples: int = attrs.field(default=500, validator=COUNT)
+    projection: int | None = attrs.field(default=None, validator=COUNT)
 
     def __attrs_post_init__(self) -> None:
         if self.steps < 20 * self.every:
@@ -93,12 +119,7 @@ class TrajectorySettings:
 
 @attrs.frozen
 class GridRun:
-    """One run of a grid.
-
-    Attributes:
-        name: Its settings in short, the name of its folder.
-        settings: Hyperparameters by name, always with a seed.
-    """
+    """One run of a grid: the name of its folder, and its hyperparameters by name, always with a seed."""
 
     name: str
     settings: dict[str, Value]
@@ -109,18 +130,9 @@ class Study(Document):
     """The definition of a study.
 
     Attributes:
-        name: Name of the study.
-        text: A description for the reader.
         model: `module:callable`, the factory of compiled models.
         data: Data of training, or a callable that returns both training and test data, see `sdkeras.files.dataset`.
-        test_data: Data of the test, or None where `data` returns both.
-        epochs: Epochs of training, or None.
-        steps: Training steps instead, or None.
-        stop: Thresholds of the training loss or accuracy of an epoch that end training early, by 'loss_below',
-            'loss_above', 'accuracy_below', 'accuracy_above'.
-        grid: The values of each setting.
-        measures: Measures with their settings, see `sdkeras.study.measures`.
-        trajectory: Iterates for `e_alpha` and `ph_dimension`.
+        stop: Thresholds of the training loss or accuracy of an epoch that end training early, by `_STOP_KEYS`.
         analysis: Options of `sdkeras.analyze`.
         class_weight: Weights of the loss by class (digits), in training and in every measure; {} for none.
     """
@@ -130,13 +142,11 @@ class Study(Document):
 
     name: str = ""
     text: str = attrs.field(default="", converter=_in_one_line)
-    model: str = attrs.field(
-        validator=_must("'module:callable', a function that returns a compiled model", _FUNCTION.fullmatch)
-    )
+    model: str = attrs.field(validator=must("'module:callable', a function that returns a compiled model", is_function))
     data: str
     test_data: str | None = None
-    epochs: int | None = attrs.field(default=None, validator=_AT_LEAST_1)
-    steps: int | None = attrs.field(default=None, validator=_AT_LEAST_1)
+    epochs: int | None = attrs.field(default=None, validator=COUNT)
+    steps: int | None = attrs.field(default=None, validator=COUNT)
     stop: dict[str, float] = attrs.field(factory=dict)
     grid: dict[str, tuple[Value, ...]]
     measures: dict[str, dict[str, Value]]
@@ -148,14 +158,13 @@ class Study(Document):
     def __attrs_post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
             raise SdkerasError("it needs either epochs or steps; say how long to train.")
-        if self.test_data is None and not _FUNCTION.fullmatch(self.data):
+        if self.test_data is None and not is_function(self.data):
             raise SdkerasError("it needs test_data, or data = 'module:callable' that gives ((x, y), (x_test, y_test)).")
 
     @property
     def runs(self) -> tuple[GridRun, ...]:
         """All combinations of the grid, in its order."""
-        points = (dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values()))
-        return tuple(GridRun(run_name(point), point) for point in points)
+        return tuple(GridRun(run_name(point), point) for point in _points(self.grid))
 
     @property
     def weights_by_class(self) -> dict[int, float] | None:
@@ -163,31 +172,33 @@ class Study(Document):
         return {int(label): weight for label, weight in self.class_weight.items()} or None
 
     @property
-    def records(self) -> bool:
-        """Whether iterates are recorded while training."""
-        return any("-backward-" in column for column in columns(self.measures))
+    def recorded(self) -> list[str]:
+        """Columns whose iterates are recorded while training, in alphabetical order."""
+        return sorted(column for column in columns(self.measures) if "-backward-" in column)
+
+    @property
+    def needing_a_rate(self) -> tuple[str, ...]:
+        """The measures that have no value without a learning rate."""
+        of_a_map = () if self.analysis.get("map") == "full" else (*ESTIMATOR_OF, "lambda_1")
+        return tuple(name for name in self.measures if name in of_a_map)
 
     def training(self) -> dict[str, Value]:
         """Settings that all runs of a folder must share to stand in one table."""
-        shared: dict[str, Value] = {
-            key: getattr(self, key) for key in ("model", "data", "test_data", "epochs", "steps", "stop")
-        }
-        shared["class_weight"] = self.class_weight or None
-        recorded = sorted(column for column in columns(self.measures) if "-backward-" in column)
-        return {**shared, "recorded": {"for": recorded, **as_plain(self.trajectory)} if recorded else None}
-
-    def measured_by(self, column: str) -> dict[str, Value]:
-        """The settings, beside the training, that the value in a column of the table depends on."""
-        measure = columns(self.measures)[column]
-        if measure in OF_TRAJECTORIES:
-            return {"trajectory": as_plain(self.trajectory)}
-        # One analysis has all others: its estimators share its budget, and lambda_1, sharpness and trace come along.
-        together = {name: self.measures[name] for name in ESTIMATOR_OF if name in self.measures}
-        return {"measures": together, "analysis": dict(self.analysis)}
+        shared = {key: getattr(self, key) for key in ("model", "data", "test_data", "epochs", "steps", "stop")}
+        recorded = {"for": self.recorded, **as_plain(self.trajectory)} if self.recorded else None
+        return {**shared, "class_weight": self.class_weight or None, "recorded": recorded}
 
     def by_column(self) -> dict[str, dict[str, Value]]:
-        """`measured_by` of every column of the table."""
-        return {column: self.measured_by(column) for column in columns(self.measures)}
+        """The settings, beside the training, that the value in each column of the table depends on."""
+        # One analysis has all of its measures: the estimators share its budget, and lambda_1, sharpness and trace come
+        # along.
+        together = {name: self.measures[name] for name in ESTIMATOR_OF if name in self.measures}
+        of_analyses = {"measures": together, "analysis": dict(self.analysis)}
+        of_trajectories = {"trajectory": as_plain(self.trajectory)}
+        return {
+            column: of_trajectories if measure in OF_TRAJECTORIES else of_analyses
+            for column, measure in columns(self.measures).items()
+        }
 
 
 def read_study(path: str, *, full: bool = False) -> Study:
@@ -196,10 +207,6 @@ def read_study(path: str, *, full: bool = False) -> Study:
     Tables: [study] name, text, model, data, test_data, epochs or steps, stop, class_weight; [grid] a value or a list of
     values for each setting; [measures] a table of settings for each name; [trajectory] and [analysis], optional.
     [full.study], [full.grid] and so on override these with `full`, key by key.
-
-    Args:
-        path: The file.
-        full: Use the sizes under [full].
 
     Raises:
         SdkerasError: The file is missing, not TOML, or its definition cannot be run; the message names it.
@@ -212,10 +219,10 @@ def read_study(path: str, *, full: bool = False) -> Study:
     try:
         with blamed_on("it defines no study", "correct the file."):
             over = tables.pop("full", None)
+            _check_tables("the file", tables)
             if full:
                 if over is None:
                     raise SdkerasError("it has no table [full], so there is nothing for `full=True`; leave it out.")
-                _check_tables("the file", tables)
                 _check_tables("[full]", over)
                 tables = {name: _put_over(tables.get(name, {}), over.get(name, {})) for name in {**tables, **over}}
             return _study(tables)
@@ -226,6 +233,14 @@ def read_study(path: str, *, full: bool = False) -> Study:
 def run_name(settings: Mapping[str, Value]) -> str:
     """The settings, abbreviated, as the name of a folder: lr0.1-bs32-seed0."""
     return "-".join(f"{_SHORT.get(name, name)}{_in_name(value)}" for name, value in settings.items())
+
+
+def _in_name(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return repr(value).removesuffix(".0")
+    return re.sub(r"[^\w.+]", "_", str(value))
 
 
 def differences(old: Mapping[str, Value], new: Mapping[str, Value]) -> list[str]:
@@ -245,21 +260,20 @@ def definition(study: Study) -> tuple[tuple[str, str], ...]:
 
     A measure or table without settings has the defaults of its analysis.
     """
-    data = study.data if study.test_data is None else f"{study.data}, test {study.test_data}"
-    stop = "" if not study.stop else f", or until {_settings(study.stop)}"
-    constant = {name: values[0] for name, values in study.grid.items() if len(values) == 1}
-    varied = {name: list(values) for name, values in study.grid.items() if len(values) > 1}
-    rows = [("model", study.model), ("data", data), ("training", f"{length(study)}{stop}")]
-    if study.class_weight:
-        rows.append(("class weights", _settings(study.class_weight)))
-    rows += [("varied", _settings(varied))] if varied else []
-    rows += [("the same in all runs", _settings(constant))] if constant else []
-    rows += [(f"measure {name}", _settings(options) or "defaults") for name, options in study.measures.items()]
+    rows = {
+        "model": study.model,
+        "data": study.data if study.test_data is None else f"{study.data}, test {study.test_data}",
+        "training": length(study) + (f", or until {_settings(study.stop)}" if study.stop else ""),
+        "class weights": _settings(study.class_weight),
+        "varied": _settings({name: list(values) for name, values in study.grid.items() if len(values) > 1}),
+        "the same in all runs": _settings({name: each[0] for name, each in study.grid.items() if len(each) == 1}),
+        **{f"measure {name}": _settings(options) or "defaults" for name, options in study.measures.items()},
+    }
     if any(name in OF_ANALYSES for name in study.measures):
-        rows.append(("[analysis]", _settings(study.analysis) or "defaults"))
+        rows["[analysis]"] = _settings(study.analysis) or "defaults"
     if any(name in OF_TRAJECTORIES for name in study.measures):
-        rows.append(("[trajectory]", _settings(as_plain(study.trajectory))))
-    return tuple(rows)
+        rows["[trajectory]"] = _settings(as_plain(study.trajectory))
+    return tuple((label, text) for label, text in rows.items() if text)
 
 
 def length(study: Study) -> str:
@@ -273,18 +287,20 @@ def _settings(values: Mapping[str, Value]) -> str:
     )
 
 
+# From tables to a study
+
+
 def _study(tables: Mapping[str, Value]) -> Study:
-    _check_tables("the file", tables)
-    study, measures = tables.get("study", {}), tables.get("measures", {})
-    check_keys("[study]", study, _STUDY_KEYS)
-    check_keys("[study] stop", study.get("stop", {}), _STOP_KEYS)
-    check_keys("[trajectory]", tables.get("trajectory", {}), tuple(attrs.fields_dict(TrajectorySettings)))
-    check_measures(measures)
+    study, measures, trajectory = (tables.get(name, {}) for name in ("study", "measures", "trajectory"))
+    _check_keys("[study]", study, _STUDY_KEYS)
+    _check_keys("[study] stop", study.get("stop", {}), _STOP_KEYS)
+    _check_keys("[trajectory]", trajectory, tuple(attrs.fields_dict(TrajectorySettings)))
+    _check_measures(measures)
     fields = {
         **study,
         "grid": _grid(tables.get("grid", {})),
         "measures": measures,
-        "trajectory": tables.get("trajectory", {}),
+        "trajectory": trajectory,
         "analysis": _analysis(tables.get("analysis", {}), measures),
         "class_weight": _class_weight(study.get("class_weight")),
     }
@@ -303,10 +319,20 @@ def _reason(error: BaseException, cls: object) -> str:
     return str(error)
 
 
+def _check_keys(where: str, table: object, keys: Sequence[str] | Mapping[str, Value]) -> None:
+    """Refuses a value that is not a table, or a table with unknown keys."""
+    if not isinstance(table, Mapping):
+        raise SdkerasError(f"{where} is {table!r}; it must be a table.")
+    for key in table:
+        if key not in keys:
+            question = did_you_mean(key, keys)
+            raise SdkerasError(f"{where} has no '{key}'; {question}it has: {', '.join(keys) or 'no keys'}.")
+
+
 def _check_tables(where: str, tables: Mapping[str, Value]) -> None:
-    check_keys(where, tables, _TABLES if where == "[full]" else (*_TABLES, "full"))
+    _check_keys(where, tables, _TABLES if where == "[full]" else (*_TABLES, "full"))
     for name, table in tables.items():
-        check_keys(f"{where}: [{name}]", table, table)
+        _check_keys(f"{where}: [{name}]", table, table)
 
 
 def _put_over(table: Mapping[str, Value], over: Mapping[str, Value]) -> dict[str, Value]:
@@ -314,6 +340,30 @@ def _put_over(table: Mapping[str, Value], over: Mapping[str, Value]) -> dict[str
     lengths = {"epochs", "steps"}
     kept = {key: value for key, value in table.items() if not (key in lengths and lengths & set(over))}
     return {**kept, **over}
+
+
+def _check_measures(measures: _Settings) -> None:
+    """Refuses unknown names and settings."""
+    if not measures:
+        raise SdkerasError(f"[measures] is empty; name what to measure: {', '.join(NAMES)}.")
+    _check_keys("[measures]", measures, NAMES)
+    keys: dict[str, Sequence[str]] = {
+        "sd": ("minibatches",),
+        **dict.fromkeys(READ, ()),
+        **dict.fromkeys(OF_TRAJECTORIES, ("trajectory", "metric")),
+    }
+    for name, settings in measures.items():
+        where = f"[measures] {name}"
+        _check_keys(where, settings, keys.get(name, settings))
+        if name not in keys:
+            try:
+                configured(registry.get_estimator("spectrum", ESTIMATOR_OF[name]), settings)
+            except SdkerasError as error:
+                raise SdkerasError(f"{where}: {error}") from error
+    count = measures.get("sd", {}).get("minibatches", 1)
+    if type(count) is not int or count < 1:
+        raise SdkerasError(f"[measures] sd.minibatches is {count!r}; it must be at least 1.")
+    columns(measures)  # refuses other trajectories and metrics
 
 
 def _class_weight(weights: object) -> dict[str, float]:
@@ -334,8 +384,7 @@ def _class_weight(weights: object) -> dict[str, float]:
 
 def _grid(table: Mapping[str, Value]) -> dict[str, list[Value]]:
     """The values of each setting, in the order of names; always with a seed."""
-    lists = {name: value if isinstance(value, list) else [value] for name, value in table.items()}
-    lists.setdefault("seed", [0])
+    lists = {"seed": [0]} | {name: value if isinstance(value, list) else [value] for name, value in table.items()}
     for name, values in lists.items():
         if not re.fullmatch(r"[A-Za-z_]\w*", name):
             raise SdkerasError(f"[grid] {name!r} is not the name of an argument; use letters, digits and _.")
@@ -352,16 +401,18 @@ def _grid(table: Mapping[str, Value]) -> dict[str, list[Value]]:
     count = math.prod(map(len, ordered.values()))
     if count > _MOST_RUNS:
         raise SdkerasError(f"[grid] makes {count:,} runs; {_MOST_RUNS:,} are the most.")
-    names = {run_name(dict(zip(ordered, values, strict=True))) for values in itertools.product(*ordered.values())}
-    if len(names) < count:
+    if len({run_name(point) for point in _points(ordered)}) < count:
         raise SdkerasError("[grid] has values that cannot be told apart in the names of folders; rename them.")
     return ordered
 
 
-def _is_number(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return abs(value) < (2**64 if isinstance(value, int) else math.inf)
+def _points(grid: Mapping[str, Sequence[Value]]) -> list[dict[str, Value]]:
+    """All combinations of the values, the last setting varying fastest."""
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def _is_number(value: Value) -> bool:
+    return is_number(value) and abs(value) < (2**64 if isinstance(value, int) else math.inf)
 
 
 def _is_plain(value: object) -> bool:
@@ -369,7 +420,7 @@ def _is_plain(value: object) -> bool:
 
 
 # Expected values of the settings that every study knows.
-_SETTINGS: dict[str, tuple[str, _Holds]] = {
+_SETTINGS: dict[str, tuple[str, Callable[[Value], bool]]] = {
     "learning_rate": ("a positive number", lambda value: _is_number(value) and value > 0),
     "weight_decay": ("a number of at least 0", lambda value: _is_number(value) and value >= 0),
     "batch_size": ("a whole number of at least 1", lambda value: type(value) is int and value > 0),
@@ -380,7 +431,7 @@ _SETTINGS: dict[str, tuple[str, _Holds]] = {
 def _analysis(options: Mapping[str, Value], measures: Mapping[str, Value]) -> dict[str, Value]:
     if "class_weight" in options:
         raise SdkerasError("[analysis] has no class_weight; put it under [study], for training and analysis alike.")
-    check_keys("[analysis]", options, _ANALYSIS_KEYS)
+    _check_keys("[analysis]", options, _ANALYSIS_KEYS)
     try:
         if "learning_rate" in options:
             options = {**options, "learning_rate": parse_learning_rate(options["learning_rate"])}
@@ -394,11 +445,3 @@ def _analysis(options: Mapping[str, Value], measures: Mapping[str, Value]) -> di
             "'hessian'."
         )
     return dict(options)
-
-
-def _in_name(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return repr(value).removesuffix(".0")
-    return re.sub(r"[^\w.+]", "_", str(value))

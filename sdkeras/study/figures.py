@@ -16,7 +16,7 @@ from sdkeras.reporting.drawing import FONT_SIZE, Colours, as_image, tick_format
 from sdkeras.reporting.report import Figure
 from sdkeras.results.document import write_atomically
 from sdkeras.study.correlations import TARGETS, Correlations, MeasureCorrelation, coefficient, kendall_tau_b
-from sdkeras.study.measures import columns
+from sdkeras.study.definition import columns
 from sdkeras.study.results import Results, Row
 
 if TYPE_CHECKING:

@@ -7,8 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-import keras
-import tensorflow as tf
+import attrs
 
 from sdkeras.errors import MapError, SdkerasError, counted
 from sdkeras.files.keras_types import Model
@@ -16,64 +15,52 @@ from sdkeras.files.reading import Json
 from sdkeras.linalg.memory import memory_limit
 from sdkeras.results.answers import Analysis, OptimizerInfo
 from sdkeras.runs.analyze import analyze
-from sdkeras.study.data import StudyData
-from sdkeras.study.definition import Study
-from sdkeras.study.measures import (
+from sdkeras.study.definition import (
     ESTIMATOR_OF,
     OF_ANALYSES,
     READ,
+    Study,
     analysis_options,
     columns,
-    needing_a_rate,
     parts_of_column,
 )
 from sdkeras.study.run_files import Measured, RunFolder, Value
 from sdkeras.study.simulate import simulate
 from sdkeras.study.topology import measure_trajectory
-from sdkeras.study.train import Trial, made_model
+from sdkeras.study.train import StudyData, Trial, fresh_model
 from sdkeras.study.trajectory import Trajectory
 from sdkeras.training_step.optimizer import parts_of
 from sdkeras.training_step.settings import inner, read_settings, scheduled_rate
 
-# Value, error and, without a value, the reason.
-_Number = tuple[float | None, float | None, str]
-
 
 def measure(trial: Trial, model: Model, wanted: tuple[str, ...], share: int) -> Measured:
-    """Takes the measures of the columns and writes run.json, if an analysis is among them, and last measures.json.
+    """Takes the measures of these columns and writes run.json, if an analysis is among them, and last measures.json.
 
-    Args:
-        trial: The run.
-        model: Its trained model.
-        wanted: Columns to measure; other columns keep what was measured.
-        share: Processes that share the memory.
+    Other columns keep what was measured; `share` processes share the memory.
     """
     started = time.monotonic()
-    study, before = trial.study, trial.folder.measured()
-    measure_of = columns(study.measures)
-    numbers: dict[str, _Number] = {}
+    study, before = trial.study, trial.folder.measured() or Measured({}, 0.0)
+    measure_of, by = columns(study.measures), study.by_column()
+    numbers: dict[str, Value] = {}
     analysed = tuple(name for name in wanted if measure_of[name] in OF_ANALYSES)
     if analysed:
         on_file = _made_before(study, before, trial.folder) if all(name in READ for name in analysed) else None
-        numbers |= (
-            _analysed(trial, model, analysed, share)
-            if on_file is None
-            else {name: _read(on_file, name) for name in analysed}
-        )
+        if on_file is None:
+            numbers |= _analysed(trial, model, analysed, share)
+        else:
+            numbers |= {name: _read(on_file, name) for name in analysed}
     for kind in ("backward", "forward"):
         of_kind = [column for column in wanted if column not in analysed and f"-{kind}-" in column]
         if of_kind:
             numbers |= trajectory_numbers(study, _trajectory(trial, model, kind), of_kind, share)
-    values = {} if before is None else dict(before.values)
-    values |= {column: Value(*numbers[column], study.measured_by(column)) for column in wanted}
+    values = before.values | {column: attrs.evolve(numbers[column], by=by[column]) for column in wanted}
     ordered = {column: values[column] for column in (*measure_of, *values)}
-    spent = time.monotonic() - started
-    measured = Measured(ordered, spent + (0.0 if before is None else before.seconds))
+    measured = Measured(ordered, before.seconds + time.monotonic() - started)
     trial.folder.write(trial.folder.measures, measured)
     return measured
 
 
-def _analysed(trial: Trial, model: Model, names: tuple[str, ...], share: int) -> dict[str, _Number]:
+def _analysed(trial: Trial, model: Model, names: tuple[str, ...], share: int) -> dict[str, Value]:
     study, settings = trial.study, trial.run.settings
     measures, unfit = dict(study.measures), {}
     while True:
@@ -91,19 +78,18 @@ def _analysed(trial: Trial, model: Model, names: tuple[str, ...], share: int) ->
             break
         except MapError as error:  # before any work; the other measures can be taken
             name = next(name for name, estimator in ESTIMATOR_OF.items() if estimator == error.estimator)
-            unfit[name] = str(error)
+            unfit[name] = Value(None, reason=str(error))
             del measures[name]
             if not any(name in measures for name in names):
                 raise
     answer.save(trial.folder.analysis, follow_links=False)
-    return {name: (None, None, unfit[name]) if name in unfit else _read(answer, name) for name in names}
+    return {name: unfit[name] if name in unfit else _read(answer, name) for name in names}
 
 
-def _made_before(study: Study, before: Measured | None, folder: RunFolder) -> Analysis | None:
+def _made_before(study: Study, before: Measured, folder: RunFolder) -> Analysis | None:
     """The analysis on file, if measures of it were taken with the study's settings."""
-    known, measure_of = {} if before is None else before.values, columns(study.measures)
-    taken = [name for name in known if measure_of.get(name) in OF_ANALYSES]
-    if not any(known[name].by == study.measured_by(name) for name in taken):
+    of_analyses = {name: by for name, by in study.by_column().items() if name in OF_ANALYSES}
+    if not any(name in before.values and before.values[name].by == by for name, by in of_analyses.items()):
         return None
     try:
         return Analysis.load(folder.analysis)
@@ -111,28 +97,29 @@ def _made_before(study: Study, before: Measured | None, folder: RunFolder) -> An
         return None
 
 
-def _read(answer: Analysis, name: str) -> _Number:
+def _read(answer: Analysis, name: str) -> Value:
     """One measure of an analysis."""
     if name in ESTIMATOR_OF:
-        estimates = [each for each in answer.estimates if each.estimator == ESTIMATOR_OF[name]]
-        if not estimates:
-            return None, None, without_a_rate(answer.optimizer) or "the budget of the analysis ended before it"
+        estimate = next((each for each in answer.estimates if each.estimator == ESTIMATOR_OF[name]), None)
+        if estimate is None:
+            reason = _without_a_rate(answer.optimizer) or "the budget of the analysis ended before it"
+            return Value(None, reason=reason)
+        span = estimate.interval
         # Definition 4.1 where the spectra are exact.
-        value = estimates[0].value if estimates[0].definition_value is None else estimates[0].definition_value
-        span = estimates[0].interval
-        return value, None if span is None else 0.5 * (span[1] - span[0]), ""
+        value = estimate.value if estimate.definition_value is None else estimate.definition_value
+        return Value(value, None if span is None else 0.5 * (span[1] - span[0]))
     if name == "lambda_1":
         sharpness = answer.rds_sharpness
         if sharpness is None or not len(sharpness.leading):
-            return None, None, without_a_rate(answer.optimizer) or "the analysis has no exponents"
-        return float(sharpness.leading[0]), None, ""
+            return Value(None, reason=_without_a_rate(answer.optimizer) or "the analysis has no exponents")
+        return Value(float(sharpness.leading[0]))
     number = answer.hessian.largest if name == "sharpness" else answer.hessian.trace
     if number is None:
-        return None, None, "the analysis has none"
-    return number.value, number.residual if number.stderr is None else number.stderr, ""
+        return Value(None, reason="the analysis has none")
+    return Value(number.value, number.residual if number.stderr is None else number.stderr)
 
 
-def without_a_rate(optimizer: OptimizerInfo) -> str:
+def _without_a_rate(optimizer: OptimizerInfo) -> str:
     """Reason why an analysis has no measure that needs a learning rate; "" where it has one."""
     rate = optimizer.learning_rate
     if math.isnan(rate):
@@ -166,17 +153,14 @@ def _trajectory(trial: Trial, model: Model, kind: str) -> Trajectory:
     )
 
 
-def trajectory_numbers(study: Study, trajectory: Trajectory, wanted: list[str], share: int) -> dict[str, _Number]:
-    """E_alpha and the dimension in each metric that is wanted: value, error and, without a value, the reason.
-
-    Raises:
-        SdkerasError: The trajectory has no losses, or cannot be measured.
-    """
+def trajectory_numbers(study: Study, trajectory: Trajectory, wanted: list[str], share: int) -> dict[str, Value]:
+    """E_alpha and the dimension in each metric that is wanted."""
     if trajectory.stopped_at is not None:
-        return dict.fromkeys(wanted, (None, None, f"the trajectory diverged at step {trajectory.stopped_at:,}"))
+        diverged = Value(None, reason=f"the trajectory diverged at step {trajectory.stopped_at:,}")
+        return dict.fromkeys(wanted, diverged)
     memory = memory_limit(None) / share / 1e9
     measures = measure_trajectory(trajectory, study.trajectory.alpha, memory_gb=memory)
-    numbers: dict[str, _Number] = {}
+    numbers = {}
     for column in wanted:
         measure, _, metric = parts_of_column(column)
         trees = measures.euclidean if metric == "euclidean" else measures.data
@@ -184,13 +168,14 @@ def trajectory_numbers(study: Study, trajectory: Trajectory, wanted: list[str], 
             raise SdkerasError("its recorded trajectory has no losses; delete the run's folder to train it again")
         dimension = trees.ph_dimension
         if measure == "ph_dimension":
-            numbers[column] = dimension.value, dimension.stderr, dimension.reason
+            number = Value(dimension.value, dimension.stderr, dimension.reason)
         elif trees.e_alpha == 0:
-            numbers[column] = None, None, "all iterates are equal; at a learning rate of 0 training does not move"
+            number = Value(None, reason="all iterates are equal; at a learning rate of 0 training does not move")
         elif math.isfinite(trees.e_alpha):
-            numbers[column] = trees.e_alpha, None, ""
+            number = Value(trees.e_alpha)
         else:
-            numbers[column] = None, None, f"float64 does not hold it at alpha = {study.trajectory.alpha:g}"
+            number = Value(None, reason=f"float64 does not hold it at alpha = {study.trajectory.alpha:g}")
+        numbers[column] = number
     return numbers
 
 
@@ -201,76 +186,58 @@ _PATIENCE = 20.0
 def check_rates(
     study: Study, points: Sequence[Mapping[str, Json]], make: Callable[..., Model], data: StudyData
 ) -> tuple[str, ...]:
-    """Builds the model of each grid point and reads its learning rate after the last planned step.
+    """A sentence for each reason why measures will have no value for want of a learning rate, or ().
 
-    Args:
-        study: The study.
-        points: Settings of its runs; those that differ in the seed alone are read once.
-        make: The factory.
-        data: Data of the study.
-
-    Returns:
-        A sentence for each reason why measures will have no value, or ().
+    The model of each grid point is built, and its rate read after the last planned step; points that differ in the
+    seed alone are read once.
 
     Raises:
         SdkerasError: None of the measures could be taken of any run.
     """
-    rate = study.analysis.get("learning_rate")
-    lost = OF_ANALYSES if rate is not None else needing_a_rate(study.measures, study.analysis)
     distinct = {tuple((name, value) for name, value in each.items() if name != "seed"): each for each in points}
     reasons: list[str] = []
     started = time.monotonic()
     for settings in distinct.values():
         if time.monotonic() - started > _PATIENCE:
             break
-        steps = _planned_steps(study, settings, data)
         try:
-            keras.utils.clear_session()
-            keras.utils.set_random_seed(settings["seed"])
-            reasons.append("" if steps is None else _no_rate(made_model(study, settings, make), steps, rate))
+            reasons.append(_no_rate(study, settings, make, data))
         except SdkerasError:  # the factory's failure will be that of the run
             reasons.append("")
     counts = collections.Counter(reasons)
     fine = counts.pop("", 0)
     if not counts:
         return ()
-    names = ", ".join(name for name in study.measures if name in lost)
+    lost = OF_ANALYSES if study.analysis.get("learning_rate") is not None else study.needing_a_rate
+    names = [name for name in study.measures if name in lost]
+    need = f"{', '.join(names)} {'needs' if len(names) == 1 else 'need'} a learning rate"
     sentences = tuple(
-        f"{names} {'needs' if ',' not in names else 'need'} a learning rate, and in {counted(count, 'setting')} of "
-        f"{len(reasons):,} {reason}"
-        for reason, count in counts.items()
+        f"{need}, and in {counted(count, 'setting')} of {len(reasons):,} {reason}" for reason, count in counts.items()
     )
-    others = set(columns(study.measures).values()) - set(lost)
+    others = set(study.measures) - set(lost)
     if not fine and not others and not study.stop and len(reasons) == len(distinct):
         raise SdkerasError(f"no measure can be taken of any run: {sentences[0]}")
     return sentences
 
 
-def _planned_steps(study: Study, settings: Mapping[str, Json], data: StudyData) -> int | None:
-    """Steps of a whole training, or None where the number of batches is not known."""
-    if study.steps is not None:
-        return study.steps
-    per_epoch: int
-    if isinstance(data.train, tuple):
-        per_epoch = math.ceil(len(tf.nest.flatten(data.train[1])[0]) / settings.get("batch_size", 32))
-    else:
-        try:
-            per_epoch = len(data.train)
-        except TypeError:
-            return None
-    return (study.epochs or 0) * per_epoch
+def _no_rate(study: Study, settings: Mapping[str, Json], make: Callable[..., Model], data: StudyData) -> str:
+    """Why there is no learning rate after the last planned step, and what to do.
 
-
-def _no_rate(model: Model, steps: int, asked: float | str | None) -> str:
-    """Why there is no learning rate after this many steps, and what to do; "" where there is one."""
-    optimizer = inner(model.optimizer)
+    "" where there is one, and for data that do not know their number of batches.
+    """
+    asked = study.analysis.get("learning_rate")
     if isinstance(asked, float | int):
         return ""
+    try:
+        steps = study.steps or (study.epochs or 0) * data.steps_per_epoch(settings.get("batch_size"))
+    except TypeError:
+        return ""
+    model = fresh_model(study, settings, make)
     if model.built:  # which optimizers of several train variables is known then
         model.optimizer.build(model.trainable_variables)
+    optimizer = inner(model.optimizer)
     for each in parts_of(optimizer):
         each._iterations.assign(steps)
-    choices = "'peak', 'mean', 'step:N' or a number"
     if asked is not None:
         try:
             rate: float | None = scheduled_rate(optimizer, asked)
@@ -285,4 +252,4 @@ def _no_rate(model: Model, steps: int, asked: float | str | None) -> str:
         where = f"the schedule {schedule} ends at {rate:g} after {steps:,} steps"
     if rate is not None and 0 < rate < math.inf:
         return ""
-    return f"{where}; add learning_rate = 'peak' under [analysis] ({choices})."
+    return f"{where}; add learning_rate = 'peak' under [analysis] ('peak', 'mean', 'step:N' or a number)."

@@ -8,7 +8,7 @@ import attrs
 
 from sdkeras.errors import counted
 from sdkeras.study.correlations import FEWEST_RESAMPLED, Correlations
-from sdkeras.study.measures import OF_TRAJECTORIES, parts_of_column
+from sdkeras.study.definition import OF_TRAJECTORIES, parts_of_column
 from sdkeras.study.results import OF_A_MAP, Results, Row
 
 _SD = "the largest dimension whose volumes training steps do not contract on average"

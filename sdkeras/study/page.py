@@ -8,9 +8,8 @@ from sdkeras.reporting.numbers import ABSENT
 from sdkeras.reporting.report import Cell, Paragraph, Report, Row, Section, Table
 from sdkeras.results.note import Note
 from sdkeras.study.correlations import Correlations, MeasureCorrelation, coefficient
-from sdkeras.study.definition import definition, length
+from sdkeras.study.definition import columns, definition, length
 from sdkeras.study.figures import heat_map
-from sdkeras.study.measures import columns
 from sdkeras.study.notes import coefficients_in_words, measures_in_words, notes, warnings_by_code
 from sdkeras.study.results import Results
 

@@ -22,10 +22,11 @@ from sdkeras.operators.layout import Layout
 from sdkeras.operators.loss import check_model, tensor_dtype
 from sdkeras.operators.modes import DTYPES
 from sdkeras.results.arrays import Array
+from sdkeras.runs.options import COUNT, NOT_NEGATIVE, is_number, must, one_of
+from sdkeras.study.forward_options import DEFAULT_ITERATES
 from sdkeras.study.trajectory import Trajectory
-from sdkeras.training_step.settings import inner
+from sdkeras.training_step.settings import steps_taken
 
-DEFAULT_LAST = 5000
 # Bytes of iterates that wait to be projected together: one pass over the random matrix serves them all.
 _WAITING_BYTES = 2**27
 # Examples whose losses are taken at once.
@@ -36,20 +37,17 @@ _CHUNK = 1024
 class RecordingSettings:
     """Settings for recording a trajectory; see `TrajectoryRecorder`."""
 
-    every: int = 1
-    last: int = DEFAULT_LAST
-    dtype: str = "float32"
-    projection: int | None = None
-    seed: int = 0
+    every: int = attrs.field(default=1, validator=COUNT)
+    last: int = attrs.field(
+        default=DEFAULT_ITERATES,
+        validator=must("at least 2", lambda value: is_number(value, whole=True) and value >= 2),
+    )
+    dtype: str = attrs.field(default="float32", validator=one_of(DTYPES))
+    projection: int | None = attrs.field(default=None, validator=COUNT)
+    seed: int = attrs.field(default=0, validator=NOT_NEGATIVE)
     losses_on: Data = None
 
     def __attrs_post_init__(self) -> None:
-        for name, low in {"every": 1, "last": 2, "projection": 1, "seed": 0}.items():
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise SdkerasError(f"{name} is {value}; it must be at least {low}.")
-        if self.dtype not in DTYPES:
-            raise SdkerasError(f"dtype must be 'float32' or 'float64', got {self.dtype!r}.")
         pair = self.losses_on
         if pair is not None and not (isinstance(pair, (tuple, list)) and len(pair) == 2):
             raise SdkerasError(f"losses_on is {described(pair)}; give a pair (x, y) of examples and their targets.")
@@ -91,7 +89,7 @@ class TrajectoryRecorder(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
     def __init__(
         self,
         every: int = 1,
-        last: int = DEFAULT_LAST,
+        last: int = DEFAULT_ITERATES,
         dtype: str = "float32",
         projection: int | None = None,
         seed: int = 0,
@@ -131,19 +129,16 @@ class TrajectoryRecorder(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
     def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
         self._copy = None
         self._recording = Recording(self.model, self.settings) if self.model.built else None
-        self._reached = self._iteration()
+        self._reached = steps_taken(self.model.optimizer)
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
         if self._recording is None:
             self._recording = Recording(self.model, self.settings)
-        iteration = self._iteration()
+        iteration = steps_taken(self.model.optimizer)
         if iteration // self.settings.every > self._reached // self.settings.every:
             self._recording.add(iteration, self.model.trainable_variables)
             self._copy = None
         self._reached = iteration
-
-    def _iteration(self) -> int:
-        return int(inner(self.model.optimizer).iterations.numpy())
 
     def on_train_end(self, logs: Mapping[str, float] | None = None) -> None:
         if self.trajectory is None:
@@ -162,20 +157,25 @@ class Recording:
     def __init__(self, model: Model, settings: RecordingSettings) -> None:
         self._settings = settings
         self._layout = Layout.of(model.trainable_variables)
-        check_dimension(self._layout.size, settings.projection)
+        size = self._layout.size
+        check_dimension(size, settings.projection)
         self._losses_of = None if settings.losses_on is None else _tried_losses(model, *settings.losses_on)
-        size = self._layout.size if settings.projection is None else settings.projection
+        columns = settings.projection or size
         examples = 0 if self._losses_of is None else self._losses_of.num_examples
-        _check_memory(size + examples, settings)
+        needed = settings.last * (columns + examples) * np.dtype(settings.dtype).itemsize
+        free = available_memory()
+        if needed > free:
+            raise OperatorSizeError(
+                f"{settings.last:,} iterates of {columns + examples:,} numbers need {needed / 1e9:.3g} GB of memory, "
+                f"{free / 1e9:.3g} GB are free; keep fewer (last), or project them (projection=1000)."
+            )
         self._rows = settings.last + 1
-        self._iterates = np.empty((self._rows, size), settings.dtype)
+        self._iterates = np.empty((self._rows, columns), settings.dtype)
         self._losses = np.empty((self._rows, examples), settings.dtype) if examples else None
         self._iterations = np.empty(self._rows, np.int64)
         self._count = 0
         self.stopped_at: int | None = None
-        self._projection = (
-            None if settings.projection is None else Projection(self._layout.size, settings.projection, settings.seed)
-        )
+        self._projection = None if settings.projection is None else Projection(size, columns, settings.seed)
         self._waiting: dict[int, Array] = {}
 
     def add(self, iteration: int, weights: Sequence[Tensor]) -> None:
@@ -288,13 +288,3 @@ class ExampleLosses:
             chunk = [array[start : start + _CHUNK] for array in self._examples]
             losses.append(self._losses(values, chunk).numpy())
         return np.concatenate(losses)
-
-
-def _check_memory(columns: int, settings: RecordingSettings) -> None:
-    needed = settings.last * columns * np.dtype(settings.dtype).itemsize
-    free = available_memory()
-    if needed > free:
-        raise OperatorSizeError(
-            f"{settings.last:,} iterates of {columns:,} numbers need {needed / 1e9:.3g} GB of memory, {free / 1e9:.3g} "
-            "GB are free; keep fewer (last), or project them (projection=1000)."
-        )

@@ -15,8 +15,7 @@ from sdkeras.reporting.numbers import ABSENT, number
 from sdkeras.results.answers import Analysis
 from sdkeras.results.note import Note
 from sdkeras.study.correlations import Correlations, Run, correlate
-from sdkeras.study.definition import Study
-from sdkeras.study.measures import ESTIMATOR_OF, OF_ANALYSES, columns
+from sdkeras.study.definition import ESTIMATOR_OF, OF_ANALYSES, Study, columns
 from sdkeras.study.run_files import (
     DONE,
     FAILED,

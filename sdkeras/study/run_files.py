@@ -35,16 +35,10 @@ class Trained:
     """A finished training.
 
     Attributes:
-        settings: Its hyperparameters.
         training: Settings that all runs of its study share, see `Study.training`.
-        num_epochs: Whole epochs.
-        num_steps: Steps of the optimizer.
         ended_by: 'epochs', 'steps', or the threshold that was reached.
-        train: Scores over the training data.
-        test: Scores over the test data.
         code: SHA-256 of the file of the model's factory (first 16 hex digits), "" where it has none.
         history: Logs of `fit` at each epoch.
-        seconds: Wall time.
         optimizer: SHA-256 of the configuration of the factory's optimizer (first 16 hex digits), "" where Keras cannot
             serialise it, and in folders of version 0.1.0.
     """
@@ -76,19 +70,15 @@ class Trained:
 
 @attrs.frozen
 class Value:
-    """One measure of one run.
+    """One measure of one run, by the settings of `Study.by_column`: a number, or None for a reason.
 
-    Attributes:
-        value: The number, or None.
-        error: Standard error or half-width of the interval, or None where that is unknown.
-        reason: Reason why there is no number.
-        by: Settings of the measurement, see `Study.measured_by`.
+    `error` is the standard error or half-width of the interval, or None where that is unknown.
     """
 
     value: float | None
-    error: float | None
-    reason: str
-    by: dict[str, Json]
+    error: float | None = None
+    reason: str = ""
+    by: dict[str, Json] = attrs.field(factory=dict)
 
 
 @attrs.frozen
@@ -128,39 +118,35 @@ class RunFolder:
         self.log = path / "log.txt"
 
     def begin(self, settings: Mapping[str, Json]) -> None:
-        """Prepares the folder for a run of these settings, which no other process may be doing."""
-        self.path.mkdir(exist_ok=True)
-        self._tidy()
-        self.write(self.settings, settings)
-        self.failure.unlink(missing_ok=True)
+        """Prepares the folder for a run of these settings, which no other process may be doing.
 
-    def _tidy(self) -> None:
-        """Removes unfinished files that a killed process has left, and a link in place of the log."""
+        Unfinished files that a killed process has left are removed, and a link in place of the log.
+        """
+        self.path.mkdir(exist_ok=True)
         if self.log.is_symlink():
             self.log.unlink()
         starts = tuple(f".{file.name}." for file in vars(self).values() if file != self.path)
-        for entry in self.path.iterdir():
-            if not entry.name.startswith(starts):
-                continue
+        for entry in [each for each in self.path.iterdir() if each.name.startswith(starts)]:
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry, ignore_errors=True)
             else:
                 entry.unlink(missing_ok=True)
+        self.write(self.settings, settings)
+        self.failure.unlink(missing_ok=True)
 
     def trained(self) -> Trained | None:
-        """The finished training, or None."""
         return self._read(self.training, Trained)
 
     def measured(self) -> Measured | None:
-        """The measures so far, or None."""
+        """The measures so far."""
         return self._read(self.measures, Measured)
 
     def failed(self) -> Failed | None:
-        """Why it failed the last time, or None."""
+        """Why it failed the last time."""
         return self._read(self.failure, Failed)
 
     def missing(self, by: dict[str, dict[str, Json]]) -> tuple[str, ...]:
-        """Columns that are not measured yet, or were with other settings than these, see `Study.measured_by`."""
+        """Columns that are not measured yet, or were with other settings than these, see `Study.by_column`."""
         measured = self.measured()
         values = {} if measured is None else measured.values
         return tuple(column for column, wanted in by.items() if column not in values or values[column].by != wanted)
@@ -171,14 +157,14 @@ class RunFolder:
 
     @staticmethod
     def _read(path: Path, kind: type[_Rec]) -> _Rec | None:
-        advice = "delete it, and the run is done again."
+        damaged, advice = f"{shown(path)} is damaged", "delete it, and the run is done again."
         check_is_file(path, SdkerasError, advice)
-        with blamed_on(f"{shown(path)} is damaged", advice):
+        with blamed_on(damaged, advice):
             try:
                 text = path.read_text(encoding="utf-8")
             except FileNotFoundError:
                 return None
-            return from_plain(parsed_json(text), kind, f"{shown(path)} is damaged", advice)
+            return from_plain(parsed_json(text), kind, damaged, advice)
 
 
 STUDY_FILE = "study.json"
@@ -196,14 +182,10 @@ class RunState:
 
 @attrs.frozen
 class StudyPlan:
-    """Plan of `run_study`.
+    """Plan of `run_study`: all runs of the grid, and notes on differences from an earlier definition.
 
-    Attributes:
-        runs: All runs of the grid.
-        others: Folders of runs that are not in the grid; they stay, and no table holds them.
-        notes: Differences from an earlier definition.
-        seconds: Mean duration of the runs that are done; None without one.
-        jobs: Parallel processes.
+    `others` are folders of runs that are not in the grid; they stay, and no table holds them. `seconds` is the mean
+    duration of the runs that are done, None without one; `jobs` the number of parallel processes.
     """
 
     runs: tuple[RunState, ...]
@@ -217,8 +199,8 @@ class StudyPlan:
         return tuple(each for each in self.runs if each.state in (NEW, TRAINED) or (retry and each.state == FAILED))
 
 
-def default_jobs() -> int:
-    """One process for each core that this one may use."""
+def _cores() -> int:
+    """Cores that this process may use."""
     with contextlib.suppress(AttributeError):  # not everywhere
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -230,7 +212,7 @@ def runs_folder(folder: str | os.PathLike[str]) -> Path:
 
 
 def plan_study(study: Study, folder: str | os.PathLike[str], *, jobs: int | None = None) -> StudyPlan:
-    """List the runs that are done and those to do; writes nothing.
+    """Lists the runs that are done and those to do; writes nothing.
 
     Raises:
         SdkerasError: The folder holds runs that were trained by another definition, or damaged files.
@@ -244,14 +226,15 @@ def plan_study(study: Study, folder: str | os.PathLike[str], *, jobs: int | None
     for run in study.runs:
         files = RunFolder(place / run.name)
         trained, measured, failure = files.trained(), files.measured(), files.failed()
+        state = NEW
         if trained is not None:
             _check_same(trained.training, training, folder)
-        missing = files.missing(by) if trained is not None else ()
-        if measured is not None and trained is not None:
-            remeasured.update(missing)
-            seconds += [] if missing else [trained.seconds + measured.seconds]
-        state = FAILED if failure is not None else NEW if trained is None else TRAINED if missing else DONE
-        states.append(RunState(run, state, failure))
+            missing = files.missing(by)
+            state = TRAINED if missing else DONE
+            if measured is not None:
+                remeasured.update(missing)
+                seconds += [] if missing else [trained.seconds + measured.seconds]
+        states.append(RunState(run, state if failure is None else FAILED, failure))
     names = {run.name for run in study.runs}
     others = sorted({each.name for each in place.iterdir()} - names) if os.path.isdir(place) else []
     notes = []
@@ -261,7 +244,7 @@ def plan_study(study: Study, folder: str | os.PathLike[str], *, jobs: int | None
     if others:
         notes.append(f"not in this grid, and in no table: {counted(len(others), 'run')} of the folder.")
     mean = sum(seconds) / len(seconds) if seconds else None
-    return StudyPlan(tuple(states), tuple(others), tuple(notes), mean, default_jobs() if jobs is None else jobs)
+    return StudyPlan(tuple(states), tuple(others), tuple(notes), mean, _cores() if jobs is None else jobs)
 
 
 def _check_same(trained: Mapping[str, Json], wanted: Mapping[str, Json], folder: str | os.PathLike[str]) -> None:

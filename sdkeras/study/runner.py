@@ -23,7 +23,6 @@ from sdkeras.files.atomic import shown
 from sdkeras.files.locks import only_writer
 from sdkeras.study import worker
 from sdkeras.study.definition import GridRun, Study
-from sdkeras.study.measures import needing_a_rate
 from sdkeras.study.run_files import STUDY_FILE, Failed, RunFolder, StudyPlan, plan_study, runs_folder
 
 # Of the workers: one thread each, and no module from the current folder, which may be that of the study.
@@ -34,6 +33,8 @@ _ENVIRONMENT = {
 }
 # Unless they are set already.
 _TENSORFLOW = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
+# Stage of a failure that is the end of the worker process.
+_ENDED = "ended"
 _Result = TypeVar("_Result")
 
 
@@ -63,7 +64,7 @@ def run_study(
 
     Each run's numbers depend on its settings alone, not on the order or the other runs. A run that fails is recorded
     and does not stop the others. Every file is written whole or not at all, so that the same call continues after the
-    last finished stage, whatever ended this process.
+    last finished stage, whatever ended this process. Returns the state of the runs at the end.
 
     Args:
         study: The study.
@@ -74,13 +75,9 @@ def run_study(
         progress: Called after each run.
         notice: Called before the first training with each sentence about measures that will have no value.
 
-    Returns:
-        The state of the runs at the end.
-
     Raises:
         SdkerasError: The folder is of another definition or in use, the user's code or data cannot be loaded, no
             measure could be taken of any run, or no run of the study has succeeded.
-        KeyboardInterrupt: Ctrl-C; finished runs are kept.
     """
     if jobs is not None and jobs < 1:
         raise SdkerasError(f"jobs is {jobs}; it must be at least 1.")
@@ -149,13 +146,13 @@ class _Slot:
                 return self.submit(task, *arguments)
         return future
 
-    def outcome(self, task: Future[_Result]) -> _Result:
-        """The result of a task; raises _Ended where the process has ended instead."""
+    def outcome(self, task: Future[_Result]) -> _Result | Failed:
+        """The result of a task, or why the process has ended instead."""
         try:
             return task.result()
         except BrokenProcessPool as error:
             self.put_away()
-            raise _Ended(_why_ended(error, self._place.log)) from error
+            return Failed(_ENDED, _why_ended(error, self._place.log))
 
     def put_away(self) -> None:
         if self._pool is not None:
@@ -177,10 +174,6 @@ def _safe_path() -> Iterator[None]:
             os.environ["PYTHONSAFEPATH"] = before
 
 
-class _Ended(Exception):
-    """A worker process has ended by itself."""
-
-
 def _why_ended(error: BrokenProcessPool, log: Path) -> str:
     code = re.search(r"exit codes.*?\((-?\d+)\)", str(error))
     if code is None:
@@ -195,14 +188,10 @@ def _why_ended(error: BrokenProcessPool, log: Path) -> str:
 
 def _check(study: Study, slot: _Slot, runs: Sequence[GridRun], notice: Callable[[str], None] | None) -> None:
     """Checks before the first training that user code and data load, and tells which measures will lack a rate."""
-    try:
-        answer = slot.outcome(slot.submit(worker.check))
-    except _Ended as error:
-        raise SdkerasError(str(error)) from error
-    if not isinstance(answer, Failed) and needing_a_rate(study.measures, study.analysis):
-        try:
-            answer = slot.outcome(slot.submit(worker.check, *runs))
-        except _Ended:
+    answer = slot.outcome(slot.submit(worker.check))
+    if not isinstance(answer, Failed) and study.needing_a_rate:
+        answer = slot.outcome(slot.submit(worker.check, *runs))
+        if isinstance(answer, Failed) and answer.stage == _ENDED:
             return  # a factory has ended the process, and will do so as a failed run
     if isinstance(answer, Failed):
         raise SdkerasError(answer.reason)
@@ -235,10 +224,9 @@ def _do(
 
 def _outcome(slot: _Slot, task: Future[Failed | None], files: RunFolder) -> Failed | None:
     """Why a run failed, written down where its process could not."""
-    try:
-        failure = slot.outcome(task)
-    except _Ended as error:
-        failure = Failed("training" if files.trained() is None else "measuring", str(error))
+    failure = slot.outcome(task)
+    if failure is not None and failure.stage == _ENDED:
+        failure = attrs.evolve(failure, stage="training" if files.trained() is None else "measuring")
         files.path.mkdir(exist_ok=True)
         files.write(files.failure, failure)
     if failure is not None and "out of memory" in failure.reason:

@@ -27,22 +27,16 @@ from sdkeras.study.definition import GridRun, Study
 from sdkeras.study.run_files import Failed, RunFolder, Trained
 
 if TYPE_CHECKING:
-    from sdkeras.study.data import StudyData
-    from sdkeras.study.train import Trial
+    from sdkeras.study.train import StudyData, Trial
 
 _APPENDING = os.O_WRONLY | os.O_CREAT | os.O_APPEND
 
 
 @attrs.frozen
 class Workplace:
-    """Files and folders of a study's workers.
+    """What a study's workers work with: its file, the folder of its runs' folders, and the folder of the user's code.
 
-    Attributes:
-        study: The file of the study.
-        runs: Folder of the runs' folders.
-        code: Folder of the user's code, the current one of a worker.
-        log: File for output printed outside of runs.
-        share: Processes that share the memory.
+    `log` is the file for output printed outside of runs; `share` processes share the memory.
     """
 
     study: Path
@@ -100,8 +94,7 @@ class Worker:
 
     def _load(self) -> tuple[Callable[..., Model], StudyData]:
         if self._loaded is None:
-            from sdkeras.study.data import StudyData
-            from sdkeras.study.train import factory
+            from sdkeras.study.train import StudyData, factory
 
             self._loaded = factory(self.study), StudyData.of(self.study)
         return self._loaded

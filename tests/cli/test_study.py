@@ -22,9 +22,6 @@ sharpness = {}
 trace = {}
 e_alpha = {}
 ph_dimension = { trajectory = "backward" }
-
-[analysis]
-runs = 30
 """
 
 
@@ -49,7 +46,7 @@ class Page(HTMLParser):
 
 def made_up(folder: Path, *, failed: bool = True) -> Path:
     """The folder of a study of 6 runs as `study run` would leave it, one failed, from numbers alone."""
-    grid = written(folder, rates="[0.1, 0.2, 0.4]", moods='["good", "<b>bad</b>"]')
+    grid = written(folder, rates="[0.1, 0.2, 0.4]", grid='mood = ["good", "<b>bad</b>"]')
     study = read_study(str(grid))
     out = folder / "out"
     (out / "runs").mkdir(parents=True)
@@ -108,7 +105,7 @@ def test_user_code_that_cannot_be_used_is_one_line(in_process, tmp_path: Path) -
 
 
 def test_a_study_from_the_command_to_its_figures(in_process, tmp_path: Path) -> None:
-    grid, out = written(tmp_path, rates="[0.1, 0.3]", epochs=6, measures=ALL), tmp_path / "out"
+    grid, out = written(tmp_path, rates="[0.1, 0.3]", epochs=6, measures=ALL, analysis="runs = 30"), tmp_path / "out"
     status, shown, _ = in_process("study", "run", grid, "--out", out, "--dry-run")
     assert status == 0
     assert shown.splitlines()[0] == "lr0.1-bs8-moodgood-seed0: new"

@@ -21,7 +21,7 @@ MODULES = sorted(
 HEAVY = ("sdkeras.callbacks", "sdkeras.operators", "sdkeras.runs", "sdkeras.training_step")
 HEAVY_FILES = {
     "sdkeras.files.compiling",
-    *(f"sdkeras.study.{name}" for name in ("data", "measure", "recorder", "simulate", "train")),
+    *(f"sdkeras.study.{name}" for name in ("measure", "recorder", "simulate", "train")),
 }
 LIGHT_FILES = {f"sdkeras.runs{name}" for name in ("", ".options", ".lyapunov_options")} | {
     "sdkeras.operators",

@@ -13,21 +13,20 @@ from sdkeras.study import runner, worker
 from sdkeras.study.definition import Study, read_study
 from sdkeras.study.run_files import RunFolder
 from sdkeras.study.worker import Worker
+from study import small_study
 
 _COUNT = itertools.count()
 
 
 @pytest.fixture
-def study_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Study]:
-    """Writes the module of a study, under a name of its own, and grid.toml into the current folder."""
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Study]:
+    """Writes a study (of the sharpness of one run) and its module, of a name of its own, into the current folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
 
-    def make(code: str, grid: str, /, **texts: Any) -> Study:
-        module = f"nets_of_a_test_{next(_COUNT)}"
-        (tmp_path / f"{module}.py").write_text(code)
-        (tmp_path / "grid.toml").write_text(grid.format(module=module, **texts))
-        return read_study("grid.toml")
+    def make(**texts: Any) -> Study:
+        usual = {"module": f"nets_of_a_test_{next(_COUNT)}", "grid": "", "measures": "sharpness = {}"}
+        return read_study(str(small_study.written(tmp_path, **{**usual, **texts})))
 
     return make
 
@@ -41,7 +40,7 @@ def done() -> Callable[[Study], RunFolder]:
         Path("out/runs").mkdir(parents=True, exist_ok=True)
         failure = Worker(study, Path("out/runs"), 1).do(run)
         if failure is not None:
-            raise SdkerasError(f"{failure.stage}: {failure.reason}")
+            raise SdkerasError(failure.words)
         return RunFolder(Path("out/runs") / run.name)
 
     return do

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from sdkeras.errors import SdkerasError
-from sdkeras.study.definition import Study, differences, read_study, run_name
-from sdkeras.study.measures import columns
+from sdkeras.study.definition import Study, columns, differences, read_study, run_name
 
 GOOD = """
 [study]
@@ -57,7 +56,7 @@ def test_a_study_is_the_product_of_its_lists(tmp_path: Path) -> None:
         *("lambda_1", "sd", "sd-kde", "e_alpha-backward-euclidean", "e_alpha-backward-data"),
         "ph_dimension-forward-data",
     ]
-    assert study.records
+    assert study.recorded == ["e_alpha-backward-data", "e_alpha-backward-euclidean"]
     assert Study.from_json(study.to_json()) == study
     assert Study.from_json(study.to_json()).runs == study.runs
 
@@ -97,12 +96,11 @@ def test_differences_name_what_changed(tmp_path: Path) -> None:
 
 
 def test_values_rest_on_their_settings_alone(tmp_path: Path) -> None:
-    study = read(tmp_path, GOOD)
-    longer = read(tmp_path, GOOD + "\n[trajectory]\nsteps = 2000\n")
-    assert study.measured_by("sd") == longer.measured_by("sd")
-    assert study.measured_by("ph_dimension-forward-data") != longer.measured_by("ph_dimension-forward-data")
-    other = read(tmp_path, GOOD.replace("0.01 }", "0.02 }"))
-    assert study.measured_by("sd-kde") != other.measured_by("sd-kde")
+    by = read(tmp_path, GOOD).by_column()
+    longer = read(tmp_path, GOOD + "\n[trajectory]\nsteps = 2000\n").by_column()
+    assert by["sd"] == longer["sd"]
+    assert by["ph_dimension-forward-data"] != longer["ph_dimension-forward-data"]
+    assert by["sd-kde"] != read(tmp_path, GOOD.replace("0.01 }", "0.02 }")).by_column()["sd-kde"]
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,44 +16,16 @@ import pytest
 from sdkeras.errors import SdkerasError
 from sdkeras.study.definition import read_study
 from sdkeras.study.runner import run_study
+from study.small_study import started, wait_until, written
 
-MODULE = """
-import time
-from pathlib import Path
-
-import keras
-import numpy as np
-
-X = np.random.default_rng(0).normal(size=(60, 3)).astype("float32")
-
-
-def data():
-    y = X[:, :1] * X[:, 1:2]
-    return (X[:40], y[:40]), (X[40:], y[40:])
-
-
-def net(learning_rate):
-    layers = [keras.layers.Dense(4, "tanh"), keras.layers.Dense(1)]
-    model = keras.Sequential([keras.Input((3,)), *layers])
-    model.compile(keras.optimizers.Adam(learning_rate), "mse")
-    return model
-"""
-GRID = """
-[study]
-model = "killed_nets:net"
-data = "killed_nets:data"
-epochs = 5
-[grid]
-learning_rate = [0.1, 0.2]
-batch_size = 8
-[measures]
-sharpness = {}
-trace = {}
-e_alpha = { trajectory = "backward", metric = "euclidean" }
-[trajectory]
-steps = 25
-"""
-FIRST, SECOND = "lr0.1-bs8-seed0", "lr0.2-bs8-seed0"
+TEXTS = {
+    "module": "killed_nets",
+    "epochs": 5,
+    "rates": [0.1, 0.2],
+    "grid": "optimizer = 'adam'",
+    "measures": "sharpness = {}\ntrace = {}\ne_alpha = { trajectory = 'backward', metric = 'euclidean' }",
+}
+FIRST, SECOND = "lr0.1-bs8-optimizeradam-seed0", "lr0.2-bs8-optimizeradam-seed0"
 
 
 @attrs.frozen
@@ -76,9 +46,7 @@ class Whole:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, without_processes: Callable[..., None]) -> Whole:
     place = tmp_path_factory.mktemp("kills")
-    (place / "killed_nets.py").write_text(MODULE)
-    (place / "grid.toml").write_text(GRID)
-    folder, before = place / "whole", []
+    grid, folder, before = written(place, **TEXTS), place / "whole", []
     replace = os.replace
 
     def noted(source: Any, target: Any) -> None:
@@ -90,8 +58,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory, without_processes: Callable[
     with pytest.MonkeyPatch.context() as patch:
         without_processes(patch, place)
         patch.setattr(os, "replace", noted)
-        run(place / "grid.toml", folder)
-    return Whole(place / "grid.toml", folder, before)
+        run(grid, folder)
+    return Whole(grid, folder, before)
 
 
 @pytest.fixture
@@ -180,14 +148,8 @@ def test_a_write_that_fails_is_a_failed_run_and_leaves_nothing_behind(
 
 def killed_when(there: Callable[[Path], bool], grid: Path, folder: Path) -> None:
     """Starts the study and sends SIGKILL at a moment that its folder shows."""
-    script = (
-        "from sdkeras.study.definition import read_study; from sdkeras.study.runner import run_study; "
-        f"run_study(read_study({str(grid)!r}), {str(folder)!r}, code={str(grid.parent)!r}, jobs=1)"
-    )
-    process = subprocess.Popen([sys.executable, "-c", script])
-    until = time.monotonic() + 300
-    while not there(folder / "runs" / SECOND) and process.poll() is None and time.monotonic() < until:
-        time.sleep(0.005)
+    process = started(grid, folder)
+    wait_until(lambda: there(folder / "runs" / SECOND) or process.poll() is not None, 300)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
 
@@ -197,9 +159,7 @@ def killed_when(there: Callable[[Path], bool], grid: Path, folder: Path) -> None
 def test_a_real_kill_with_a_finished_run_on_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    (tmp_path / "killed_nets.py").write_text(MODULE)
-    (tmp_path / "grid.toml").write_text(GRID)
-    grid, folder, whole = tmp_path / "grid.toml", tmp_path / "out", tmp_path / "whole"
+    grid, folder, whole = written(tmp_path, **TEXTS), tmp_path / "out", tmp_path / "whole"
     run(grid, whole)
     last = {"training": "settings.json", "measuring": "training.json"}[moment]
     killed_when(lambda place: (place / last).exists(), grid, folder)

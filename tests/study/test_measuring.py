@@ -1,6 +1,7 @@
 """What a worker makes of the user's model: the measures that fit it, the right one read back, errors in one line."""
 
 import json
+import shutil
 from pathlib import Path
 
 import attrs
@@ -9,37 +10,10 @@ import pytest
 
 import sdkeras
 from sdkeras.errors import DataError, ModelError, SdkerasError
-from sdkeras.study.data import StudyData
 from sdkeras.study.run_files import plan_study
-from sdkeras.study.train import factory
+from sdkeras.study.train import StudyData, factory
+from study.small_study import MODULE
 
-MODULE = """
-import keras
-import numpy as np
-
-X = np.random.default_rng(0).normal(size=(60, 3)).astype("float32")
-
-
-def data(labels=lambda x: x[:, :1] * x[:, 1:2]):
-    y = labels(X)
-    return (X[:40], y[:40]), (X[40:], y[40:])
-
-
-def wrong_labels():
-    return data(lambda x: np.full(len(x), 7))
-
-
-def net(learning_rate, momentum=0.0, activation="tanh", loss="mse"):
-    model = keras.Sequential(
-        [keras.Input((3,)), keras.layers.Dense(5, activation=activation), keras.layers.Dense(1)]
-    )
-    model.compile(keras.optimizers.SGD(learning_rate, momentum), loss)
-    return model
-
-
-def classifier(learning_rate):
-    return net(learning_rate, loss="sparse_categorical_crossentropy")
-"""
 HOMONYMS = """
 
 def mse(a, b):
@@ -51,37 +25,13 @@ def relu(x):
 
 
 def own_relu(learning_rate):
-    return net(learning_rate, activation=relu)
+    return regression(learning_rate, relu)
 """
-GRID = """
-[study]
-model = "{module}:{model}"
-data = "{module}:{data}"
-epochs = 2
-
-[grid]
-learning_rate = {rate}
-batch_size = 8
-{grid}
-
-[measures]
-{measures}
-
-[analysis]
-runs = 3
-"""
-
-
-@pytest.fixture
-def written(study_of):
-    """Writes a study; what is not given is that of a study of the sharpness of one run."""
-    usual = {"model": "net", "data": "data", "rate": "0.1", "grid": "", "measures": "sharpness = {}"}
-    return lambda code=MODULE, **texts: study_of(code, GRID, **{**usual, **texts})
 
 
 def test_a_measure_that_does_not_know_the_map_has_a_reason_and_the_others_a_value(written, done) -> None:
     measures = "sd-slq = {}\nslq = { num_steps = 8 }\nsharpness = {}"
-    folder = done(written(grid="momentum = 0.9", measures=measures))
+    folder = done(written(grid="optimizer = 'momentum'", measures=measures))
     values = folder.measured().values
     assert values["sd-slq"].value is None
     assert "sd-slq knows only the map |1 - eta*alpha|" in values["sd-slq"].reason
@@ -90,7 +40,7 @@ def test_a_measure_that_does_not_know_the_map_has_a_reason_and_the_others_a_valu
     assert values["slq"].value == run.sharpness_dimension.value
     assert values["sharpness"].value == run.hessian.largest.value
     with pytest.raises(SdkerasError, match="measuring: the estimator sd-slq knows only"):
-        done(written(grid="momentum = 0.8", measures="sd-slq = {}"))
+        done(written(grid="optimizer = 'momentum'\nseed = 1", measures="sd-slq = {}"))
 
 
 def test_lambda_1_is_by_the_estimator_that_rounds_least_in_any_order(written, done) -> None:
@@ -114,30 +64,35 @@ def test_a_measure_that_every_analysis_has_is_read_from_the_one_on_file(written,
 
 
 def test_a_helper_does_not_take_the_place_of_keras_own_function(written, done) -> None:
-    plain = done(written()).measured().values["sharpness"].value
+    plain = done(written(model="regression", data="products")).measured().values["sharpness"].value
     Path("out").rename("before")
-    shadowed = done(written(MODULE + HOMONYMS)).measured().values["sharpness"].value
+    shadowed = (
+        done(written(code=MODULE + HOMONYMS, model="regression", data="products")).measured().values["sharpness"].value
+    )
     assert shadowed == plain
 
 
 def test_a_function_by_a_name_of_keras_is_the_one_that_was_trained(written, done) -> None:
     """Keras writes any activation called relu as its own; the model comes from the factory, not from a file."""
-    shadowed = done(written(MODULE + HOMONYMS, model="own_relu")).measured().values["sharpness"].value
-    Path("out").rename("before")
-    renamed = HOMONYMS.replace("def relu", "def doubled").replace("=relu", "=doubled")
-    assert shadowed == done(written(MODULE + renamed, model="own_relu")).measured().values["sharpness"].value
-    Path("out").rename("renamed")
-    half = HOMONYMS.replace("2.0 * keras", "keras")
-    assert shadowed != done(written(MODULE + half, model="own_relu")).measured().values["sharpness"].value
+
+    def sharpness(code: str) -> float:
+        study = written(code=MODULE + code, model="own_relu", data="products")
+        value = done(study).measured().values["sharpness"].value
+        shutil.rmtree("out")
+        return value
+
+    shadowed = sharpness(HOMONYMS)
+    assert shadowed == sharpness(HOMONYMS.replace("relu(x)", "doubled(x)", 1).replace("_rate, relu", "_rate, doubled"))
+    assert shadowed != sharpness(HOMONYMS.replace("2.0 * keras", "keras"))
 
 
 def test_what_tensorflow_says_comes_before_where(written, done) -> None:
     with pytest.raises(SdkerasError, match=r"training failed: InvalidArgumentError: Received a label value of 7 which"):
-        done(written(model="classifier", data="wrong_labels"))
+        done(written(data="wrong_labels"))
 
 
 def test_a_damaged_model_can_be_trained_again(written, done) -> None:
-    study = written(measures="sharpness = {}")
+    study = written()
     folder = done(study)
     folder.measures.unlink()
     folder.weights.write_bytes(folder.weights.read_bytes()[:300])
@@ -154,12 +109,9 @@ def test_settings_that_cannot_train_are_refused_before(written) -> None:
 
 def test_trajectories_of_other_lengths_and_two_test_sets_are_refused(written) -> None:
     study = written(measures='e_alpha = { trajectory = "backward" }')  # 2 epochs of 40/8 steps
-    with pytest.raises(DataError, match=r"steps is 1,000, and runs of batch size 8 train 10 steps"):
+    with pytest.raises(DataError, match=r"steps is 20, and runs of batch size 8 train 10 steps"):
         StudyData.of(study)
-    few = attrs.evolve(study.trajectory, steps=20)
-    with pytest.raises(DataError, match=r"train 10 steps"):
-        StudyData.of(attrs.evolve(study, trajectory=few))
-    assert len(StudyData.of(attrs.evolve(study, trajectory=few, epochs=4)).train[0]) == 40
+    assert len(StudyData.of(attrs.evolve(study, epochs=4)).train[0]) == 40
     np.savez("test.npz", x=np.ones((5, 3)), y=np.ones((5, 1)))
     with pytest.raises(DataError, match="test_data is given, and there is a test pair already"):
         StudyData.of(attrs.evolve(written(), test_data="test.npz"))

@@ -16,9 +16,8 @@ from sdkeras.reporting.drawing import as_image
 from sdkeras.reporting.terminal import as_text
 from sdkeras.results.note import Note
 from sdkeras.study.correlations import Run, correlate
-from sdkeras.study.definition import read_study
+from sdkeras.study.definition import NAMES, read_study
 from sdkeras.study.figures import scatter
-from sdkeras.study.measures import NAMES
 from sdkeras.study.notes import CountedWarning, notes, warnings_by_code
 from sdkeras.study.page import headline, study_report
 from sdkeras.study.results import Analysed, Results, Row

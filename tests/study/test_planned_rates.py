@@ -10,66 +10,22 @@ import pytest
 
 from sdkeras.errors import DataError, SdkerasError
 from sdkeras.study import runner, worker
-from sdkeras.study.data import StudyData
 from sdkeras.study.definition import Study, definition
 from sdkeras.study.measure import trajectory_numbers
-from sdkeras.study.run_files import Failed
+from sdkeras.study.run_files import Failed, Value
 from sdkeras.study.runner import run_study
+from sdkeras.study.train import StudyData
 from sdkeras.study.trajectory import Trajectory
 from sdkeras.study.worker import Worker
 
-MODULE = """
-import keras
-import numpy as np
-
-X = np.random.default_rng(0).normal(size=(60, 3)).astype("float32")
-Y = (X[:, 0] + 0.5 * X[:, 1] > 0).astype("int64")
-O = keras.optimizers
-
-
-def data():
-    return (X[:40], Y[:40]), (X[40:], Y[40:])
-
-
-def weighted_data():
-    return (X[:40], Y[:40], np.ones(40)), (X[40:], Y[40:])
-
-
-def net(learning_rate, optimizer="cosine"):
-    layer = keras.layers.Dense(1, kernel_initializer="zeros", use_bias=optimizer == "two")
-    model = keras.Sequential([keras.Input((3,)), layer])
-    optimizers = {
-        "constant": lambda: O.SGD(learning_rate),
-        "cosine": lambda: O.SGD(O.schedules.CosineDecay(learning_rate, 20)),
-        "two": lambda: O.MultiOptimizer(O.OptimizerMap(O.SGD(learning_rate), {".*bias": O.Adam(0.1)})),
-        "broken": lambda: 1 / 0,
-    }
-    model.compile(optimizers[optimizer](), keras.losses.BinaryCrossentropy(from_logits=True))
-    return model
-"""
-GRID = """
-[study]
-model = "{module}:net"
-data = "{module}:{data}"
-epochs = {epochs}
-{study}
-[grid]
-learning_rate = 0.5
-batch_size = {batch_size}
-optimizer = {optimizer}
-[measures]
-{measures}
-[analysis]
-runs = 3
-{analysis}
-"""
-
 
 @pytest.fixture
-def written(study_of):
-    """Writes a study; what is not given is that of one run whose schedule ends at 0."""
-    usual = {"epochs": 4, "batch_size": 8, "optimizer": ["cosine"], "measures": "slq = {}\nsharpness = {}"}
-    return lambda **texts: study_of(MODULE, GRID, **{"data": "data", "study": "", "analysis": "", **usual, **texts})
+def planned(written):
+    """Writes a study, usually of one run whose schedule ends at 0."""
+    usual = {"model": "logistic", "epochs": 4, "rates": 0.5, "measures": "slq = {}\nsharpness = {}"}
+    return lambda optimizer=("cosine",), **texts: written(
+        **{**usual, "grid": f"optimizer = {list(optimizer)}", **texts}
+    )
 
 
 def checked(study: Study) -> tuple[str, ...] | Failed:
@@ -78,11 +34,11 @@ def checked(study: Study) -> tuple[str, ...] | Failed:
 
 
 @pytest.mark.slow
-def test_a_schedule_that_will_end_at_0_is_told_before_the_trainings(written) -> None:
-    assert checked(written(epochs=3)) == ()
-    assert checked(written(optimizer=["constant"])) == ()
+def test_a_schedule_that_will_end_at_0_is_told_before_the_trainings(planned) -> None:
+    assert checked(planned(epochs=3)) == ()
+    assert checked(planned(optimizer=["sgd"])) == ()
     # 40 examples in batches of 8 make 20 steps; those of 16 only 12. A broken factory is a failed run's matter.
-    several = written(batch_size="[8, 16]", optimizer=["cosine", "constant", "broken"])
+    several = planned(batch_size="[8, 16]", optimizer=["cosine", "sgd", "broken"])
     (note,) = checked(several)
     assert note.startswith(
         "slq needs a learning rate, and in 1 setting of 6 the schedule CosineDecay ends at 0 after 20"
@@ -90,15 +46,15 @@ def test_a_schedule_that_will_end_at_0_is_told_before_the_trainings(written) -> 
     assert "add learning_rate = 'peak' under [analysis]" in note
 
 
-def test_only_where_no_measure_can_be_taken_nothing_is_trained(written) -> None:
-    refused = checked(written(measures="slq = {}\nlambda_1 = {}"))
+def test_only_where_no_measure_can_be_taken_nothing_is_trained(planned) -> None:
+    refused = checked(planned(measures="slq = {}\nlambda_1 = {}"))
     assert refused.stage == "checking"
     assert refused.reason.startswith("no measure can be taken of any run: slq, lambda_1 need a learning rate, and")
-    assert len(checked(written(measures="slq = {}", optimizer=["cosine", "constant"]))) == 1
-    assert len(checked(written(measures="slq = {}", study="stop = { loss_below = 0.1 }"))) == 1
+    assert len(checked(planned(measures="slq = {}", optimizer=["cosine", "sgd"]))) == 1
+    assert len(checked(planned(measures="slq = {}", study="stop = { loss_below = 0.1 }"))) == 1
 
 
-def test_what_the_check_answers_is_told_raised_or_survived(written, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_check_answers_is_told_raised_or_survived(planned, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     started: list[object] = []
 
@@ -123,7 +79,7 @@ def test_what_the_check_answers_is_told_raised_or_survived(written, monkeypatch:
         run_study(study, "out", notice=told.append)
 
     monkeypatch.setattr(runner, "ProcessPoolExecutor", Pool)
-    study = written()
+    study = planned()
     run(study, ("a", "b"))
     assert (told, len(started)) == (["a", "b"], 1)
     with pytest.raises(SdkerasError, match=r"^none of them$"):
@@ -131,13 +87,13 @@ def test_what_the_check_answers_is_told_raised_or_survived(written, monkeypatch:
     run(study, BrokenProcessPool("The exit codes of the workers are {SIGKILL(-9)}"))
     assert (told, len(started)) == (["a", "b"], 2)
     # Measures that need no rate are not checked.
-    run(written(measures="sharpness = {}\ntrace = {}\ne_alpha = {}"), Failed("checking", "not asked"))
+    run(planned(measures="sharpness = {}\ntrace = {}\ne_alpha = {}"), Failed("checking", "not asked"))
 
 
 @pytest.mark.slow
-def test_at_rate_0_all_is_measured_that_needs_none(written, done) -> None:
+def test_at_rate_0_all_is_measured_that_needs_none(planned, done) -> None:
     measures = "slq = {}\nlambda_1 = {}\nsharpness = {}\ntrace = {}"
-    values = done(written(measures=measures)).measured().values
+    values = done(planned(measures=measures)).measured().values
     reason = "the learning rate is 0 after 20 steps; add learning_rate = 'peak' under [analysis]"
     assert [(values[name].value, values[name].reason) for name in ("slq", "lambda_1")] == [(None, reason)] * 2
     assert values["sharpness"].value > 0
@@ -146,36 +102,36 @@ def test_at_rate_0_all_is_measured_that_needs_none(written, done) -> None:
     by_rate = []
     for rate in ('"peak"', "0.5"):
         Path("out").rename(f"before {len(by_rate)}")
-        by_rate.append(done(written(measures=measures, analysis=f"learning_rate = {rate}")).measured().values)
+        by_rate.append(done(planned(measures=measures, analysis=f"runs = 3\nlearning_rate = {rate}")).measured().values)
     assert all(by_rate[0][name].value == by_rate[1][name].value is not None for name in ("slq", "lambda_1"))
     assert by_rate[1]["sharpness"].value == values["sharpness"].value
 
 
-def test_a_trajectory_that_does_not_move_has_no_length(written) -> None:
-    study = written(measures='e_alpha = { trajectory = "forward", metric = "euclidean" }')
+def test_a_trajectory_that_does_not_move_has_no_length(planned) -> None:
+    study = planned(measures='e_alpha = { trajectory = "forward", metric = "euclidean" }')
     points = np.ones((30, 3))
     still = Trajectory(points, np.arange(30), None, num_parameters=3, distortion=None, seed=0, stopped_at=None)
     (found,) = trajectory_numbers(study, still, ["e_alpha-forward-euclidean"], 1).values()
-    assert found == (None, None, "all iterates are equal; at a learning rate of 0 training does not move")
+    assert found == Value(None, reason="all iterates are equal; at a learning rate of 0 training does not move")
 
 
-def test_a_rate_that_the_trainings_will_not_have_is_told_before(written) -> None:
-    refused = checked(written(analysis='learning_rate = "step:20"'))
+def test_a_rate_that_the_trainings_will_not_have_is_told_before(planned) -> None:
+    refused = checked(planned(analysis='runs = 3\nlearning_rate = "step:20"'))
     assert "slq, sharpness need a learning rate, and in 1 setting of 1 [analysis] learning_rate is" in refused.reason
     assert "step 20, and training has taken 20 steps" in refused.reason
-    assert checked(written(analysis='learning_rate = "step:19"')) == ()
-    refused = checked(written(optimizer=["constant"], analysis='learning_rate = "mean"'))
+    assert checked(planned(analysis='runs = 3\nlearning_rate = "step:19"')) == ()
+    refused = checked(planned(optimizer=["sgd"], analysis='runs = 3\nlearning_rate = "mean"'))
     assert "has no learning-rate schedule" in refused.reason
-    (note,) = checked(written(optimizer=["two"]))
+    (note,) = checked(planned(optimizer=["two"]))
     assert "MultiOptimizer has no single one; add learning_rate = NUMBER" in note
 
 
-def test_class_weights_are_of_the_training_and_of_its_measures(written, done) -> None:
+def test_class_weights_are_of_the_training_and_of_its_measures(planned, done) -> None:
     by_class = {0: 1.0, 1: 9.0}
-    study = written(
+    study = planned(
         epochs=3,
         batch_size=40,
-        optimizer=["constant"],
+        optimizer=["sgd"],
         measures='sharpness = {}\ntrace = {}\ne_alpha = { trajectory = "forward", metric = "euclidean" }',
         study="class_weight = { 0 = 1.0, 1 = 9.0 }",
     )
@@ -200,8 +156,8 @@ def test_class_weights_are_of_the_training_and_of_its_measures(written, done) ->
     assert values["e_alpha-forward-euclidean"].value > 0
 
 
-def test_class_weights_that_do_not_fit_are_refused(written) -> None:
-    study = written(data="weighted_data", study="class_weight = { 0 = 1.0 }")
+def test_class_weights_that_do_not_fit_are_refused(planned) -> None:
+    study = planned(data="weighted_data", study="class_weight = { 0 = 1.0 }")
     with pytest.raises(DataError, match="needs data \\(x, y\\) with one array of targets and without sample weights"):
         StudyData.of(study)
     other = attrs.evolve(study, class_weight={})

@@ -11,62 +11,11 @@ import pytest
 
 from sdkeras.errors import ModelError
 from sdkeras.files.user_code import own_objects
-from sdkeras.study.data import StudyData
 from sdkeras.study.definition import read_study
 from sdkeras.study.measure import measure
 from sdkeras.study.run_files import RunFolder, Trained
-from sdkeras.study.train import Trial, factory, rebuilt, train
+from sdkeras.study.train import StudyData, Trial, factory, rebuilt, train
 from sdkeras.study.worker import Worker
-
-MODULE = """
-import keras
-import numpy as np
-
-O = keras.optimizers
-X = np.random.default_rng(0).normal(size=(60, 3)).astype("float32")
-OPTIMIZERS = {
-    "sgd": lambda rate: O.SGD(O.schedules.CosineDecay(rate, 40), momentum=0.9),
-    "adam": lambda rate: O.Adam(rate, amsgrad=True),
-    "nadam": lambda rate: O.Nadam(rate, weight_decay=0.01),
-    "two": lambda rate: O.MultiOptimizer(O.OptimizerMap(O.SGD(rate), {".*kernel": O.Adam(rate)})),
-    "scaled": lambda rate: O.LossScaleOptimizer(O.RMSprop(rate, momentum=0.5)),
-}
-
-
-def data():
-    y = X[:, :1] * X[:, 1:2]
-    return (X[:40], y[:40]), (X[40:], y[40:])
-
-
-@keras.saving.register_keras_serializable("rebuilt")
-class Loss(keras.losses.MeanSquaredError):
-    pass
-
-
-def net(learning_rate, optimizer):
-    dense, layers = keras.layers.Dense, [keras.layers.BatchNormalization(), keras.layers.Dropout(0.2)]
-    # Without keras.Input: it has no weights before it sees data.
-    model = keras.Sequential([dense(5, "tanh"), *layers, dense(1)])
-    model.compile(OPTIMIZERS[optimizer](learning_rate), Loss())
-    return model
-"""
-GRID = """
-[study]
-model = "{module}:net"
-data = "{module}:data"
-epochs = 2
-[grid]
-learning_rate = 0.1
-batch_size = 16
-optimizer = "{optimizer}"
-[measures]
-slq = {{ num_steps = 8 }}
-lambda_1 = {{}}
-sharpness = {{}}
-trace = {{}}
-[analysis]
-runs = 3
-"""
 
 
 @attrs.frozen
@@ -92,12 +41,14 @@ class Done:
 
 
 @pytest.fixture
-def done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, study_of):
+def done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written):
     """Trains the run of one optimizer."""
     save = keras.Model.save_weights
 
     def make(optimizer: str) -> Done:
-        study = study_of(MODULE, GRID, optimizer=optimizer)
+        measures = "slq = { num_steps = 8 }\nlambda_1 = {}\nsharpness = {}\ntrace = {}"
+        texts = {"model": "unbuilt", "data": "products", "batch_size": 16, "measures": measures}
+        study = written(**texts, grid=f"optimizer = '{optimizer}'")
         folder = RunFolder(tmp_path / "out" / "runs" / study.runs[0].name)
         folder.path.mkdir(parents=True)
         models = []
@@ -116,7 +67,7 @@ def state(model: keras.Model) -> list[np.ndarray]:
     return [keras.ops.convert_to_numpy(each) for each in (*model.weights, *model.optimizer.variables)]
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "nadam", "two", "scaled"])
+@pytest.mark.parametrize("optimizer", ["cosine", "adam", "nadam", "two", "scaled"])
 def test_weights_and_optimizer_come_back_bit_by_bit(done, optimizer: str) -> None:
     there = done(optimizer)
     before = state(there.live)
@@ -149,7 +100,7 @@ def test_measured_later_it_has_the_numbers_of_right_after_training(done) -> None
 @pytest.mark.parametrize("place", ["old_model", "weights"])
 @pytest.mark.parametrize("kind", [".keras", ".h5"])
 def test_code_in_a_file_of_the_folder_is_never_run(done, tmp_path: Path, place: str, kind: str) -> None:
-    there, marker = done("sgd"), tmp_path / "marker"
+    there, marker = done("cosine"), tmp_path / "marker"
     write = f"open({str(marker)!r}, 'a').write('ran') and None"
     lambda_of = eval(f"lambda x: [x, {write}][0]")
     model = keras.Sequential([keras.Input((3,)), keras.layers.Lambda(lambda_of), keras.layers.Dense(1)])

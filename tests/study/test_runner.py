@@ -5,9 +5,9 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from sdkeras.errors import SdkerasError
@@ -15,7 +15,7 @@ from sdkeras.study.definition import read_study
 from sdkeras.study.results import read_results
 from sdkeras.study.run_files import plan_study
 from sdkeras.study.runner import Finished, run_study
-from study.small_study import calls, written
+from study.small_study import calls, started, wait_until, written
 
 
 def twice(*whom: str) -> list[str]:
@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("queue", "attrs"):
         (trap / f"{name}.py").write_text(f"open({str(trap / 'marker')!r}, 'w')")
     lines: list[Finished] = []
-    grid = written(folder, moods='["good", "raise", "kill", "nan"]')
+    grid = written(folder, grid='mood = ["good", "raise", "kill", "nan"]')
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(trap)
         after = run(grid, progress=lines.append)
@@ -46,10 +46,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([sys.executable, "-c", "import attrs"], cwd=trap, env={"PYTHONPATH": ""}, check=True)
     assert (trap / "marker").exists()
     assert states(after) == {
-        "lr0.1-bs8-moodgood-seed0": "done",
-        "lr0.1-bs8-moodraise-seed0": "failed",
-        "lr0.1-bs8-moodkill-seed0": "failed",
-        "lr0.1-bs8-moodnan-seed0": "failed",
+        f"lr0.1-bs8-mood{mood}-seed0": state
+        for mood, state in (("good", "done"), ("raise", "failed"), ("kill", "failed"), ("nan", "failed"))
     }
     assert [line.num_finished for line in lines] == [1, 2, 3, 4]
     assert lines[-1].remaining == 0
@@ -77,7 +75,7 @@ def test_failed_runs_are_written_down_with_their_reasons(folder: Path) -> None:
 
 def test_the_same_call_goes_on_and_repeats_nothing(folder: Path) -> None:
     before = calls(folder)
-    grid = written(folder, rates="[0.1, 0.2]", moods='["good", "raise"]')
+    grid = written(folder, rates="[0.1, 0.2]", grid='mood = ["good", "raise"]')
     plan = plan_study(read_study(str(grid)), folder / "out")
     assert len(plan.others) == 2
     assert [each.run.settings["learning_rate"] for each in plan.to_do(retry=False)] == [0.2, 0.2]
@@ -117,23 +115,15 @@ def test_another_definition_is_noticed(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    grid = written(tmp_path, moods='["good", "wait"]')
-    script = (
-        "from sdkeras.study.definition import read_study; from sdkeras.study.runner import run_study; "
-        f"run_study(read_study({str(grid)!r}), {str(tmp_path / 'out')!r}, code={str(tmp_path)!r}, jobs=1)"
-    )
-    process = subprocess.Popen([sys.executable, "-c", script])
-    until = time.monotonic() + 120
-    while calls(tmp_path) != [*twice("good 0.1"), "wait 0.1"] and time.monotonic() < until:
-        time.sleep(0.1)
+    grid = written(tmp_path, grid='mood = ["good", "wait"]')
+    process = started(grid, tmp_path / "out")
+    wait_until(lambda: calls(tmp_path) == [*twice("good 0.1"), "wait 0.1"], 120)
     with pytest.raises(SdkerasError, match=f"in use by process {process.pid} on "):
         run(grid)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     worker = int((tmp_path / "calls.txt").read_text().split()[-1])
-    until = time.monotonic() + 20
-    while _alive(worker) and time.monotonic() < until:
-        time.sleep(0.1)
+    wait_until(lambda: not _alive(worker), 20)
     assert not _alive(worker)
     assert read_results(tmp_path / "out").summary() == "1 of 2 runs done, 1 to do"
     (tmp_path / "cured").touch()
@@ -142,7 +132,7 @@ def test_a_killed_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_the_command_and_its_workers(tmp_path: Path) -> None:
-    grid = written(tmp_path, moods='["wait"]')
+    grid = written(tmp_path, grid='mood = ["wait"]')
     command = [Path(sys.executable).parent / "sdkeras", "study", "run", grid, "--out", tmp_path / "out"]
     process = subprocess.Popen(
         command,
@@ -151,9 +141,7 @@ def test_ctrl_c_ends_the_command_and_its_workers(tmp_path: Path) -> None:
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells ignore it in what they run behind
     )
-    until = time.monotonic() + 120
-    while calls(tmp_path) != ["wait 0.1"] and time.monotonic() < until:
-        time.sleep(0.1)
+    wait_until(lambda: calls(tmp_path) == ["wait 0.1"], 120)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
@@ -164,7 +152,6 @@ def test_ctrl_c_ends_the_command_and_its_workers(tmp_path: Path) -> None:
 
 def _alive(process: int) -> bool:
     try:
-        status = Path(f"/proc/{process}/stat").read_text()
-    except FileNotFoundError:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
-    return status.rpartition(")")[2].split()[0] != "Z"

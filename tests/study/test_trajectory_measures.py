@@ -13,7 +13,7 @@ from scipy.spatial.distance import pdist, squareform
 
 from sdkeras.errors import NonFiniteError, OperatorSizeError, SdkerasError
 from sdkeras.reporting.html import as_html
-from sdkeras.study.simulate import ForwardSettings, forward, plan, simulate
+from sdkeras.study.simulate import ForwardOptions, forward, plan, simulate
 from sdkeras.study.topology import TrajectoryMeasures, measure_trajectory
 from sdkeras.study.trajectory import Trajectory
 from sdkeras.study.trajectory_report import trajectory_report
@@ -226,9 +226,9 @@ def test_a_plan_computes_nothing_and_settings_are_checked() -> None:
     assert (made.num_parameters, made.num_iterates, made.num_examples) == (8, 25, 40)
     assert made.seconds > 0
     with pytest.raises(SdkerasError, match="at least 20"):
-        ForwardSettings(steps=19, every=10)
+        ForwardOptions(steps=19, every=10)
     with pytest.raises(SdkerasError, match="losses_on"):
-        ForwardSettings(losses_on=-1)
+        ForwardOptions(losses_on=-1)
     for call in (
         lambda: plan(net(), (X, Y), projection=8),
         lambda: forward(net(), (X, Y), projection=8),
