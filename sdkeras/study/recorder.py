@@ -243,16 +243,7 @@ class ExampleLosses:
     """Losses of fixed examples one by one, by the compiled loss, at any weights of the model.
 
     In inference mode, each example as a batch of one: with a loss that is a mean, the mean of these is the loss of them
-    all. Without `model.losses` (regularisers, add_loss).
-
-    Args:
-        model: A compiled model. It is not changed.
-        x: Inputs, in any structure that `fit` takes, first axis examples.
-        y: Targets.
-
-    Raises:
-        ModelError: The model is not compiled, or its outputs carry a mask.
-        DataError: x and y do not fit each other.
+    all. Without `model.losses` (regularisers, add_loss). x and y come in any structure that `fit` takes.
     """
 
     def __init__(self, model: Model, x: Tensor, y: Tensor) -> None:
