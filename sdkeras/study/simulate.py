@@ -48,25 +48,26 @@ def simulate(
     class_weight: Mapping[int, float] | None = None,
     initial_slots: bool = False,
     allow_unverified: bool = False,
-    **recording: Value,
+    **settings: Value,
 ) -> Trajectory:
     """Simulates the trajectory that training would take from here: real steps of the compiled optimizer, on copies.
 
     Moving averages of batch normalization stay as they are; they enter losses of `losses_on` only. A learning rate of 0
-    and divergence are no errors, see `Trajectory.stopped_at`. Options are those of `forward`; `recording` holds fields
-    of `RecordingSettings`, by default all iterates are kept.
+    and divergence are no errors, see `Trajectory.stopped_at`. Options are those of `forward`; `settings` are fields of
+    `RecordingSettings`; by default all iterates are kept.
 
     Raises:
         SdkerasError: Unusable model, data or settings.
     """
-    every = recording.get("every", 1)
-    settings = RecordingSettings(**{"last": max(2, steps // max(1, every)), **recording})
+    every = settings.get("every", 1)
+    record = RecordingSettings(**{"last": max(2, steps // max(1, every)), **settings})
     check_steps(steps, every)
+    recording = Recording(model, record)  # refuses what cannot be recorded, before the step is compiled
     source = minibatches.as_source(data, batch_size=batch_size, class_weight=class_weight)
     num_samples = max(source.batch_size, 1024)
-    loss = EmpiricalLoss(model, source, dtype=settings.dtype, num_samples=num_samples, seed=settings.seed)
+    loss = EmpiricalLoss(model, source, dtype=record.dtype, num_samples=num_samples, seed=record.seed)
     step = UpdateMap(loss, model.optimizer, initial_slots=initial_slots, allow_unverified=allow_unverified)
-    return _walk(step, Recording(model, settings), every, steps)
+    return _walk(step, recording, every, steps)
 
 
 def _walk(
