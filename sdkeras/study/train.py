@@ -161,8 +161,8 @@ def factory(study: Study) -> Callable[..., Model]:
     """The model's factory, refused unless it takes the grid's settings (but those of the training) and no others."""
     with _failing_as(f"model {study.model!r} failed", "; correct the user code."):
         make = find_function(study.model, Path.cwd().resolve(), "model")
-    taken = _arguments(make)
-    missing = [name for name in _arguments(make, needed=True) or () if name not in study.grid]
+    needed, taken = _arguments(make)
+    missing = [name for name in needed if name not in study.grid]
     if missing:
         raise ModelError(
             f"the factory {study.model!r} needs {' and '.join(missing)}, which the grid lacks; name values under "
@@ -182,7 +182,7 @@ def fresh_model(study: Study, settings: Mapping[str, Value], make: Callable[...,
     # Names of layers and variables count on in a process.
     keras.utils.clear_session()
     keras.utils.set_random_seed(settings["seed"])
-    taken = _arguments(make)
+    _, taken = _arguments(make)
     with _failing_as(f"model {study.model!r} failed"):
         model = make(**{name: value for name, value in settings.items() if taken is None or name in taken})
     if not isinstance(model, keras.Model):
@@ -194,19 +194,16 @@ def fresh_model(study: Study, settings: Mapping[str, Value], make: Callable[...,
     return model
 
 
-def _arguments(function: Callable[..., object], *, needed: bool = False) -> list[str] | None:
-    """Names that it takes as keywords, or of those that it `needed`; None where it takes any."""
+def _arguments(function: Callable[..., object]) -> tuple[list[str], list[str] | None]:
+    """Names of the arguments that it needs as keywords, and of all that it takes; None where it takes any."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
-        return None
-    if not needed and any(each.kind is each.VAR_KEYWORD for each in parameters):
-        return None
-    return [
-        each.name
-        for each in parameters
-        if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY) and (each.default is each.empty or not needed)
-    ]
+        return [], None
+    named = [each for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    needed = [each.name for each in named if each.default is each.empty]
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
+    return needed, None if takes_any else [each.name for each in named]
 
 
 @attrs.frozen
