@@ -1,6 +1,5 @@
 """What a worker makes of the user's model: the measures that fit it, the right one read back, errors in one line."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -91,9 +90,12 @@ def test_what_tensorflow_says_comes_before_where(written, done) -> None:
         done(written(data="wrong_labels"))
 
 
-def test_a_damaged_model_can_be_trained_again(written, done) -> None:
+def test_a_trained_run_without_iterates_or_with_a_damaged_model_is_refused(written, done) -> None:
     study = written()
     folder = done(study)
+    later = written(measures='e_alpha = { trajectory = "backward", metric = "euclidean" }')
+    with pytest.raises(SdkerasError, match="e_alpha-backward-euclidean are of the iterates of training"):
+        plan_study(attrs.evolve(later, model=study.model, data=study.data), "out")
     folder.measures.unlink()
     folder.weights.write_bytes(folder.weights.read_bytes()[:300])
     with pytest.raises(SdkerasError, match=r"is damaged.* Delete out/runs/lr0.1-bs8-seed0, and the run is trained ag"):
@@ -117,19 +119,9 @@ def test_trajectories_of_other_lengths_and_two_test_sets_are_refused(written) ->
         StudyData.of(attrs.evolve(written(), test_data="test.npz"))
 
 
-def test_iterates_that_were_not_recorded_and_a_file_in_the_way(written, done) -> None:
-    done(written())
-    later = written(measures='e_alpha = { trajectory = "backward", metric = "euclidean" }')
-    # The same code and data, under their old name.
-    later = attrs.evolve(later, **{key: _trained()[key] for key in ("model", "data")})
-    with pytest.raises(SdkerasError, match="e_alpha-backward-euclidean are of the iterates of training"):
-        plan_study(later, "out")
+def test_a_file_in_the_place_of_the_runs_is_refused(written) -> None:
+    study = written()
     Path("other").mkdir()
     Path("other/runs").touch()
     with pytest.raises(SdkerasError, match="other/runs is a file"):
-        plan_study(later, "other")
-
-
-def _trained() -> dict:
-    (file,) = Path("out/runs").glob("*/training.json")
-    return json.loads(file.read_text())["training"]
+        plan_study(study, "other")
