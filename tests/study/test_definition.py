@@ -61,15 +61,12 @@ def test_a_study_is_the_product_of_its_lists(tmp_path: Path) -> None:
     assert Study.from_json(study.to_json()).runs == study.runs
 
 
-def test_the_order_in_the_file_makes_no_difference(tmp_path: Path) -> None:
-    study = read(tmp_path, GOOD)
-    other = read(tmp_path, GOOD.replace("seed = [1, 2]\n", "").replace("2.0]", "2.0]\nseed = [1, 2]"))
+def test_the_order_in_the_file_makes_no_difference_and_a_grid_without_a_seed_has_one(tmp_path: Path) -> None:
+    study, seedless = read(tmp_path, GOOD), GOOD.replace("seed = [1, 2]\n", "")
+    other = read(tmp_path, seedless.replace("2.0]", "2.0]\nseed = [1, 2]"))
     assert other.runs == study.runs
     assert other.training() == study.training()
-
-
-def test_a_grid_without_a_seed_has_one(tmp_path: Path) -> None:
-    assert read(tmp_path, GOOD.replace("seed = [1, 2]\n", "")).runs[0].name.endswith("-seed0")
+    assert read(tmp_path, seedless).runs[0].name.endswith("-seed0")
 
 
 def test_full_is_put_over_key_by_key(tmp_path: Path) -> None:
@@ -130,20 +127,12 @@ def test_values_rest_on_their_settings_alone(tmp_path: Path) -> None:
         ("minibatches = 4", "minibatches = 0", "at least 1"),
         ("bandwidth = 0.01", "band = 0.01", "sd-kde"),
         ('"backward"', '"sideways"', "one of forward, backward"),
-        (
-            "[grid]",
-            "class_weight = { a = 1.0 }\n[grid]",
-            r"\[study\] class_weight.*must be a table of weights by class",
-        ),
+        ("[grid]", "class_weight = { a = 1.0 }\n[grid]", r"\[study\] class_weight.*a table of weights by class"),
         ("[grid]", "class_weight = { 0 = -1.0 }\n[grid]", r"\[study\] class_weight.*weights are finite numbers >= 0"),
         ("[grid]", "class_weight = 3\n[grid]", r"\[study\] class_weight.*must be a table of weights by class"),
         ("[grid]", "class_weight = {}\n[grid]", r"\[study\] class_weight.*must map classes to weights"),
         ("[full.study]", "[analysis]\nclass_weight = { 0 = 1.0 }\n[full.study]", r"put it under \[study\]"),
-        (
-            "[full.study]",
-            '[analysis]\nlearning_rate = "top"\n[full.study]',
-            "rate is 'top'; it must be a positive",
-        ),
+        ("[full.study]", '[analysis]\nlearning_rate = "top"\n[full.study]', "rate is 'top'; it must be"),
         ("[full.study]", "[analysis]\nlearning_rate = 0\n[full.study]", "learning rate is 0; it must be a positive"),
         ("[full.study]", "[analysis]\ntolerance = 3.0\n[full.study]", r"\[analysis\] tolerance is 3.0"),
         ("[full.study]", "[analysis]\nbatch_size = 3\n[full.study]", "no 'batch_size'"),
@@ -166,6 +155,5 @@ def test_a_missing_file_is_said(tmp_path: Path) -> None:
 
 
 def test_names_of_folders_hold_no_separators() -> None:
-    assert (
-        run_name({"learning_rate": 0.1, "optimizer": "a/b c", "nesterov": True}) == "lr0.1-optimizera_b_c-nesterovtrue"
-    )
+    settings = {"learning_rate": 0.1, "optimizer": "a/b c", "nesterov": True}
+    assert run_name(settings) == "lr0.1-optimizera_b_c-nesterovtrue"
