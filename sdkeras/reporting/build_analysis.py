@@ -5,39 +5,31 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import attrs
+
 from sdkeras.dimension.exponents import FULL
 from sdkeras.dimension.stability import BATCH_SHARPNESS_ERROR
 from sdkeras.errors import counted
 from sdkeras.reporting import words
 from sdkeras.reporting.build_lyapunov import trajectory_section
+from sdkeras.reporting.figures import analysis_figures, supremum_figure
 from sdkeras.reporting.numbers import (
     bar_lengths,
     dimension,
     estimated,
+    headline,
     interval,
     measured,
     number,
     root_ratio,
-    taken_for_granted,
     undetermined,
+    with_stderr,
 )
-from sdkeras.reporting.numbers import (
-    headline as dimension_headline,
-)
-from sdkeras.reporting.report import Card, Cell, Gauge, Paragraph, Report, Section, Table, present, split
-from sdkeras.reporting.spectrum_figures import spectrum_figures, supremum_figure
-from sdkeras.reporting.tables import (
-    footer,
-    optimizer_in_words,
-    provenance_table,
-    setting_in_words,
-    sharpness_name,
-    verification_table,
-)
+from sdkeras.reporting.report import Card, Cell, Gauge, Paragraph, Report, Row, Section, Table, plots, present
+from sdkeras.reporting.tables import frame, optimizer_in_words, provenance_table, sharpness_name, verification_table
 from sdkeras.results.answers import Analysis
-from sdkeras.results.bounds import BoundInput
+from sdkeras.results.bounds import Bound, BoundInput
 from sdkeras.results.dimension import EdgeOfStability, RdsSharpness, SharpnessDimension, Supremum
-from sdkeras.results.measured import Measured
 
 _MOST_SNAPSHOTS = 12
 _NOT_ESTIMATED = "not estimated"
@@ -45,46 +37,28 @@ _NOT_ESTIMATED = "not estimated"
 
 def analysis_report(run: Analysis) -> Report:
     """Report of an analysis."""
-    alarms = []
-    if not run.verification.passed or (run.lyapunov is not None and not run.lyapunov.verification.passed):
-        alarms.append("UNVERIFIED: the operator failed its check; do not trust these numbers.")
-    if run.partial:
-        alarms.append("Interrupted: only the runs so far are in these numbers.")
-    headline, detail = split(run.edge_of_stability.verdict)
-    return Report(
-        name=run.model.name,
-        about=setting_in_words(run),
+    return attrs.evolve(
+        frame(run, run.edge_of_stability.verdict, "operator", "runs"),
         eyebrow="What kind of place training has found",
-        headline=headline,
-        detail=detail,
         lines=_lines(run),
-        assumed=taken_for_granted(run),
-        alarms=tuple(alarms),
         gauge=_gauge(run.edge_of_stability),
         cards=_cards(run),
         paragraphs=_paragraphs(run),
-        notes=run.warnings,
         sections=_sections(run),
-        footer=footer(run),
         formulas=True,
     )
 
 
 def _lines(run: Analysis) -> tuple[str, ...]:
-    estimate, limited = run.sharpness_dimension, words.is_limited(run)
-    lines = [run.edge_of_stability.verdict]
-    if estimate is not None:
-        lines.append(f"{dimension_headline(estimate, limited)}.")
-    elif limited:
-        lines.append(f"Sharpness dimension not determined ({undetermined(0, True)}).")
-    known = words.known_in_words(run)
-    if known and (estimate is None or estimate.interval is None):
-        lines.append(f"Still known: {known}.")
-    if run.supremum is not None:
-        lines.append(words.supremum_headline(run.supremum))
-    if run.lyapunov is not None:
-        lines.append(words.trajectory_in_words(run.lyapunov))
-    return tuple(lines)
+    estimate, limited, known = run.sharpness_dimension, words.is_limited(run), words.known_in_words(run)
+    not_determined = f"Sharpness dimension not determined ({undetermined(0, True)})." if limited else None
+    return present(
+        run.edge_of_stability.verdict,
+        not_determined if estimate is None else f"{headline(estimate, limited)}.",
+        f"Still known: {known}." if known and (estimate is None or estimate.interval is None) else None,
+        None if run.supremum is None else words.supremum_headline(run.supremum),
+        None if run.lyapunov is None else words.trajectory_in_words(run.lyapunov),
+    )
 
 
 def _gauge(edge: EdgeOfStability) -> Gauge | None:
@@ -101,15 +75,11 @@ def _gauge(edge: EdgeOfStability) -> Gauge | None:
 
 def _paragraphs(run: Analysis) -> tuple[Paragraph, ...]:
     about_dimension = words.dimension_in_words(run)
-    trusted = run.verification.passed
-    return (
+    verified = ("✓ Verified", "verified") if run.verification.passed else ("✗ Not verified", "failed")
+    return present(
         Paragraph("The edge of stability", words.edge_in_words(run.edge_of_stability)),
-        *([Paragraph("The sharpness dimension", about_dimension)] if about_dimension else []),
-        Paragraph(
-            "✓ Verified" if trusted else "✗ Not verified",
-            words.trust_in_words(run),
-            "verified" if trusted else "failed",
-        ),
+        Paragraph("The sharpness dimension", about_dimension) if about_dimension else None,
+        Paragraph(verified[0], words.trust_in_words(run), verified[1]),
     )
 
 
@@ -117,115 +87,86 @@ def _cards(run: Analysis) -> tuple[Card, ...]:
     """The main numbers; without an interval of the dimension, what else is known: no number without its evidence."""
     estimate, hessian, edge = run.sharpness_dimension, run.hessian, run.edge_of_stability
     limited = words.is_limited(run)
-    unknown = estimate is not None or limited
     if estimate is not None and estimate.interval is not None:
         return _dimension_cards(run, estimate)
-    cards = []
-    if unknown:
-        why = undetermined(0 if estimate is None else estimate.num_runs, limited)
-        meaning = "a value without an interval says nothing"
-        cards.append(Card("Sharpness dimension", "not determined", why, meaning))
-    if hessian.largest is not None:
-        steepest = "the steepest curvature of the loss: the largest eigenvalue of the Hessian"
-        cards.append(Card("Sharpness", *measured(hessian.largest), steepest))
-    if hessian.trace is not None:
-        total = "sum of the Hessian's eigenvalues: all curvature together"
-        cards.append(Card("Trace", *measured(hessian.trace), total))
-    if unknown and edge.batch_sharpness is not None and edge.batch_sharpness_stderr is not None:
+    asked, batch = estimate is not None or limited, None
+    why = undetermined(0 if estimate is None else estimate.num_runs, limited)
+    steepest = "the steepest curvature of the loss: the largest eigenvalue of the Hessian"
+    total = "sum of the Hessian's eigenvalues: all curvature together"
+    if asked and edge.batch_sharpness is not None and edge.batch_sharpness_stderr is not None:
         evidence = f"± {edge.batch_sharpness_stderr:.2g}"
         along = "curvature along a minibatch's own gradient"
-        cards.append(Card("Batch sharpness", number(edge.batch_sharpness), evidence, along))
-    return (*cards, *(() if unknown else _leading_exponent(run.rds_sharpness)))
+        batch = Card("Batch sharpness", number(edge.batch_sharpness), evidence, along)
+    return present(
+        Card("Sharpness dimension", "not determined", why, "a value without an interval says nothing")
+        if asked
+        else None,
+        None if hessian.largest is None else Card("Sharpness", *measured(hessian.largest), steepest),
+        None if hessian.trace is None else Card("Trace", *measured(hessian.trace), total),
+        batch,
+        None if asked else _leading_exponent(run.rds_sharpness),
+    )
 
 
 def _dimension_cards(run: Analysis, estimate: SharpnessDimension) -> tuple[Card, ...]:
     samples = run.data.num_samples
     value, _, span = estimated(estimate.value, estimate.interval).partition(" ")
-    codimension = estimated(estimate.codimension, estimate.codimension_interval).partition(" ")
+    codimension, _, its_span = estimated(estimate.codimension, estimate.codimension_interval).partition(" ")
+    largest = "largest dimension whose volumes steps do not contract on average"
     remark = "; neutral directions do not change it"
     if estimate.frozen_lyapunov is not None:
         remark = ", the velocity's share in it"
-    return (
-        Card(
-            "Sharpness dimension",
-            value,
-            f"{span} of {estimate.state_size:,}",
-            "largest dimension whose volumes steps do not contract on average",
-        ),
-        Card(
-            "Codimension",
-            codimension[0],
-            codimension[2],
-            f"the rest of the state{remark}",
-        ),
-        *_leading_exponent(run.rds_sharpness),
-        Card(
-            "√(SD/n)",
-            number(root_ratio(estimate.value, samples)),
-            f"n = {samples:,} samples",
-            "compares runs on the same data; the bounds grow with it",
-        ),
+    ratio, grow = number(root_ratio(estimate.value, samples)), "compares runs on the same data; the bounds grow with it"
+    return present(
+        Card("Sharpness dimension", value, f"{span} of {estimate.state_size:,}", largest),
+        Card("Codimension", codimension, its_span, f"the rest of the state{remark}"),
+        _leading_exponent(run.rds_sharpness),
+        Card("√(SD/n)", ratio, f"n = {samples:,} samples", grow),
     )
 
 
-def _leading_exponent(rds: RdsSharpness | None) -> tuple[Card, ...]:
+def _leading_exponent(rds: RdsSharpness | None) -> Card | None:
     if rds is None or not len(rds.leading):
-        return ()
+        return None
     meaning = "the fastest stretching of distances, as a logarithm; 0 is neutral"
-    return (Card("RDS sharpness λ₁", number(float(rds.leading[0]), 3), "per step", meaning),)
+    return Card("RDS sharpness λ₁", number(float(rds.leading[0]), 3), "per step", meaning)
 
 
 def _sections(run: Analysis) -> tuple[Section, ...]:
-    sections = []
-    figures = present(*spectrum_figures(run))
-    if figures:
-        sections.append(Section("Plots", "plots", "Plots", figures=figures))
-    if run.layers:
-        interrupted = " Interrupted: not all layers are here." if run.partial else ""
-        lede = "The diagonal block of each layer's parameters in the Hessian, as if the other layers stood still."
-        sections.append(
-            Section("Where the sharpness sits", "layers", "Layers", lede + interrupted, tables=(_layers(run),))
-        )
-    if run.supremum is not None:
-        sections.append(
-            Section(
-                "The supremum over snapshots",
-                "snapshots",
-                "Snapshots",
-                words.supremum_in_words(run.supremum),
-                figures=present(supremum_figure(run.supremum)),
-                tables=(_supremum(run.supremum),),
-            )
-        )
-    if run.lyapunov is not None:
-        sections.append(trajectory_section(run.lyapunov))
-    sections.append(
-        Section(
-            "Every number, with its evidence",
-            "numbers",
-            "Numbers",
-            "Eigenvalues come with their residual, traces with their standard error, dimensions with a 95 % interval.",
-            tables=(
-                _hessian(run),
-                _edge(run),
-                *(_dimension(estimate, run.data.num_samples) for estimate in run.estimates),
-                *([] if run.rds_sharpness is None else [_exponents(run.rds_sharpness)]),
-            ),
-        )
+    blocks = "The diagonal block of each layer's parameters in the Hessian, as if the other layers stood still."
+    if run.partial:
+        blocks += " Interrupted: not all layers are here."
+    evidence = (
+        "Eigenvalues come with their residual, traces with their standard error, dimensions with a 95 % interval."
     )
-    if run.bounds:
-        sections.append(
-            Section(
-                "Bounds on the generalization gap",
-                "bounds",
-                "Bounds",
-                "Term by term. A bound above the range of the loss says nothing (vacuous); one with missing terms "
-                f"cannot be judged (undetermined). {words.BOUND_INPUTS}",
-                tables=_bounds(run),
-            )
-        )
-    tables = verification_table(run), provenance_table(run)
-    return (*sections, Section("What they rest on", "verification", "Verification", tables=tables))
+    vacuous = (
+        "Term by term. A bound above the range of the loss says nothing (vacuous); one with missing terms cannot be "
+        f"judged (undetermined). {words.BOUND_INPUTS}"
+    )
+    numbers = present(
+        _hessian(run),
+        _edge(run),
+        *(_dimension(estimate, run.data.num_samples) for estimate in run.estimates),
+        None if run.rds_sharpness is None else _exponents(run.rds_sharpness),
+    )
+    checks = (verification_table(run), provenance_table(run))
+    return present(
+        plots(analysis_figures(run)),
+        Section("Where the sharpness sits", "layers", "Layers", blocks, tables=(_layers(run),)) if run.layers else None,
+        None if run.supremum is None else _snapshots(run.supremum),
+        None if run.lyapunov is None else trajectory_section(run.lyapunov),
+        Section("Every number, with its evidence", "numbers", "Numbers", evidence, tables=numbers),
+        Section("Bounds on the generalization gap", "bounds", "Bounds", vacuous, tables=_bounds(run))
+        if run.bounds
+        else None,
+        Section("What they rest on", "verification", "Verification", tables=checks),
+    )
+
+
+def _snapshots(supremum: Supremum) -> Section:
+    lede, figures = words.supremum_in_words(supremum), present(supremum_figure(supremum))
+    table = _supremum(supremum)
+    return Section("The supremum over snapshots", "snapshots", "Snapshots", lede, figures=figures, tables=(table,))
 
 
 def _layers(run: Analysis) -> Table:
@@ -235,70 +176,65 @@ def _layers(run: Analysis) -> Table:
     rows = []
     for layer, eigenvalue, trace in zip(run.layers, eigenvalues, traces, strict=True):
         value, evidence = measured(layer.largest)
+        total = _NOT_ESTIMATED if layer.trace is None else with_stderr(layer.trace.value, layer.trace.stderr)
+        codimension = _NOT_ESTIMATED
+        if layer.codimension is not None:
+            codimension = estimated(layer.codimension, layer.codimension_interval)
+        name = f"{layer.name} ({layer.num_parameters:,})"
         rows.append(
-            (
-                f"{layer.name} ({layer.num_parameters:,})",
-                Cell(value, remark=evidence, share=eigenvalue),
-                Cell(_with_stderr(layer.trace), "soft", share=trace),
-                _NOT_ESTIMATED
-                if layer.codimension is None
-                else estimated(layer.codimension, layer.codimension_interval),
-            )
+            (name, Cell(value, remark=evidence, share=eigenvalue), Cell(total, "soft", share=trace), codimension)
         )
-    return Table(
-        "Each layer's diagonal block of the Hessian" + (" (interrupted: not all layers)" if run.partial else ""),
-        tuple(rows),
-        ("layer (parameters)", "largest eigenvalue", "trace", "codimension"),
-    )
-
-
-def _with_stderr(value: Measured | None) -> str:
-    if value is None:
-        return _NOT_ESTIMATED
-    return number(value.value) + ("" if value.stderr is None else f" ± {value.stderr:.2g}")
+    title = "Each layer's diagonal block of the Hessian" + (" (interrupted: not all layers)" if run.partial else "")
+    return Table(title, tuple(rows), ("layer (parameters)", "largest eigenvalue", "trace", "codimension"))
 
 
 def _hessian(run: Analysis) -> Table:
-    hessian = run.hessian
-    rows = [("largest eigenvalue", *measured(hessian.largest)), ("smallest eigenvalue", *measured(hessian.smallest))]
+    hessian, absolute = run.hessian, None
     if hessian.steepest_is_negative and hessian.largest_absolute is not None:
         value, evidence = measured(hessian.largest_absolute)
         meaning = "the smallest eigenvalue's; the sharpness in the paper's tables"
-        rows.append(("largest in absolute value", value, f"{evidence}; {meaning}"))
-    rows.append(("trace", *measured(hessian.trace)))
-    if run.edge_of_stability.operator != "H":
-        rows += _batch_sharpness(run.edge_of_stability)
-    return Table(f"Hessian of the loss over {run.data.num_samples_hessian:,} samples", tuple(rows))
+        absolute = ("largest in absolute value", value, f"{evidence}; {meaning}")
+    rows = present(
+        ("largest eigenvalue", *measured(hessian.largest)),
+        ("smallest eigenvalue", *measured(hessian.smallest)),
+        absolute,
+        ("trace", *measured(hessian.trace)),
+        *(() if run.edge_of_stability.operator == "H" else _batch_sharpness(run.edge_of_stability)),
+    )
+    return Table(f"Hessian of the loss over {run.data.num_samples_hessian:,} samples", rows)
 
 
 def _edge(run: Analysis) -> Table:
     edge = run.edge_of_stability
     largest = f"algebraically largest eigenvalue of {edge.operator}"
-    rows = [
+    rows = (
         (sharpness_name(edge.operator), number(edge.sharpness), largest),
         ("threshold", number(edge.threshold), optimizer_in_words(run)),
         ("ratio", number(edge.ratio, 3), "1 is the edge"),
-    ]
-    if edge.operator == "H":  # the threshold of another operator says nothing about it
-        rows += _batch_sharpness(edge)
-    return Table("Edge of stability", tuple(rows))
+        # The threshold of another operator says nothing about it.
+        *(_batch_sharpness(edge) if edge.operator == "H" else ()),
+    )
+    return Table("Edge of stability", rows)
 
 
-def _batch_sharpness(edge: EdgeOfStability) -> list[tuple[str, str, str]]:
+def _batch_sharpness(edge: EdgeOfStability) -> tuple[Row, ...]:
     """Both forms with their standard errors, and whether these met the target."""
-    count = edge.batch_sharpness_minibatches
+    count, quotient, skipped = (
+        edge.batch_sharpness_minibatches,
+        edge.batch_sharpness_ratio_of_means,
+        edge.batch_sharpness_skipped,
+    )
     over = "over minibatches" if count is None else f"over {counted(count, 'minibatch', 'minibatches')}"
-    forms = [("batch sharpness", edge.batch_sharpness, edge.batch_sharpness_stderr, f"mean of g'Hg/|g|² {over}, of H")]
-    if edge.batch_sharpness_ratio_of_means is not None:
-        quotient, error = edge.batch_sharpness_ratio_of_means, edge.batch_sharpness_ratio_of_means_stderr
-        forms.append(("ratio of means", quotient, error, "mean of g'Hg over mean of |g|²"))
-    rows = []
-    for label, value, error, meaning in forms:
-        shown = number(value) if error is None else f"{number(value)} ± {error:.2g}"
-        rows.append((label, shown, meaning + (_relative_error(value, error) if count else "")))
-    if edge.batch_sharpness_skipped:
-        rows.append(("skipped", f"{edge.batch_sharpness_skipped:.2%}", "minibatches whose gradient is 0"))
-    return rows
+
+    def form(label: str, value: float | None, error: float | None, meaning: str) -> Row:
+        return label, with_stderr(value, error), meaning + (_relative_error(value, error) if count else "")
+
+    means = edge.batch_sharpness_ratio_of_means_stderr, "mean of g'Hg over mean of |g|²"
+    return present(
+        form("batch sharpness", edge.batch_sharpness, edge.batch_sharpness_stderr, f"mean of g'Hg/|g|² {over}, of H"),
+        None if quotient is None else form("ratio of means", quotient, *means),
+        ("skipped", f"{skipped:.2%}", "minibatches whose gradient is 0") if skipped else None,
+    )
 
 
 def _relative_error(value: float | None, error: float | None) -> str:
@@ -311,29 +247,26 @@ def _relative_error(value: float | None, error: float | None) -> str:
 
 def _dimension(estimate: SharpnessDimension, num_samples: int) -> Table:
     steps = "" if estimate.num_steps is None else f" of {estimate.num_steps} steps"
-    exact = estimate.definition_value
-    definition = (
-        ("definition's value in", interval(estimate.definition_interval), "Def. 4.1, bracketed")
-        if exact is None
-        else (
-            "definition's value",
-            estimated(exact, estimate.definition_interval),
-            "Def. 4.1, average of order statistics",
-        )
-    )
+    bracket, exact = estimate.definition_interval, estimate.definition_value
+    definition = ("definition's value in", interval(bracket), "Def. 4.1, bracketed")
+    if exact is not None:
+        definition = ("definition's value", estimated(exact, bracket), "Def. 4.1, average of order statistics")
     negative, unstable = estimate.expansion_negative_curvature, estimate.expansion_unstable
-    expansion = f"{number(negative, 3)} negative curvature, {number(unstable, 3)} unstable"
+    expansion, leading = f"{number(negative, 3)} negative curvature, {number(unstable, 3)} unstable", ""
+    step_map, frozen = estimate.map, estimate.frozen_lyapunov
     if estimate.map == FULL:
         expansion = "a singular value does not identify the curvature it comes from"
-    frozen_rows = []
-    if estimate.frozen_lyapunov is not None:
-        frozen = estimate.frozen_lyapunov
+        step_map = "full (the optimizer's whole step)"
+    if frozen is not None:
         expansion += f", {number(estimate.expansion - negative - unstable, 3)} transient"
         leading = f"SD's formula on ln |μ|, as if every step were the same; leading {number(frozen.leading, 3)}"
-        frozen_rows.append(("frozen Lyapunov", dimension(frozen.dimension), leading))
-    step_map = "full (the optimizer's whole step)" if estimate.map == FULL else estimate.map
     margin = "infinite" if estimate.neutral_mass == 0 else number(estimate.margin, 3)
-    rows = (
+    settings = ", ".join(
+        f"{name} {value:g}"
+        for name, value in estimate.settings.items()
+        if isinstance(value, (int, float)) and name not in ("num_steps", "reorthogonalize", "learning_rate")
+    )
+    rows = present(
         ("pooled value", estimated(estimate.value, estimate.interval), "95 % interval; SD of the mixture"),
         ("codimension", estimated(estimate.codimension, estimate.codimension_interval), f"d = {estimate.state_size:,}"),
         definition,
@@ -341,24 +274,13 @@ def _dimension(estimate: SharpnessDimension, num_samples: int) -> Table:
         ("E+ (sum of z > 0)", number(estimate.expansion), expansion),
         ("neutral directions", dimension(estimate.neutral_mass), f"margin {margin}"),
         ("map", step_map, f"coordinates: {estimate.coordinates}"),
-        *frozen_rows,
+        None if frozen is None else ("frozen Lyapunov", dimension(frozen.dimension), leading),
         ("cost", f"{estimate.num_runs:,} runs{steps}", f"{estimate.num_hvps:,} Hessian-vector products (HVPs)"),
-        *_settings(estimate),
+        # Of an estimator with a scale of its own, on which its value depends.
+        ("settings", settings, f"of {estimate.estimator}") if "learning_rate" in estimate.settings else None,
         ("sqrt(SD/n)", number(root_ratio(estimate.value, num_samples)), "to compare runs by, on the same data"),
     )
     return Table(f"Sharpness dimension ({estimate.estimator})", rows)
-
-
-def _settings(estimate: SharpnessDimension) -> list[tuple[str, str, str]]:
-    """The fields of an estimator with a scale of its own, on which its value depends."""
-    if "learning_rate" not in estimate.settings:
-        return []
-    values = [
-        f"{name} {value:g}"
-        for name, value in estimate.settings.items()
-        if isinstance(value, (int, float)) and name not in ("num_steps", "reorthogonalize", "learning_rate")
-    ]
-    return [("settings", ", ".join(values), f"of {estimate.estimator}")]
 
 
 def _supremum(supremum: Supremum) -> Table:
@@ -366,28 +288,21 @@ def _supremum(supremum: Supremum) -> Table:
     each = list(zip(supremum.steps, supremum.per_snapshot_values, supremum.learning_rates, strict=True))
     shown = each if len(each) <= _MOST_SNAPSHOTS else [*each[: _MOST_SNAPSHOTS - 1], each[-1]]
     kind = "approximate, from quadrature" if supremum.approximate else "from exact spectra"
-    planned = supremum.num_snapshots_asked
-    of = "" if supremum.num_snapshots == planned else f" of {planned:,}"
-    stopped = supremum.stopped_at
-    rows = (
+    asked = supremum.num_snapshots_asked
+    of = "" if supremum.num_snapshots == asked else f" of {asked:,}"
+    stopped = f"at step {supremum.stopped_at or 0:,}", "the trajectory diverged"
+    cost = f"{supremum.num_minibatches:,} minibatches", f"{supremum.num_hvps:,} more HVPs ({supremum.estimator})"
+    rows = present(
         ("supremum", estimated(supremum.value, supremum.interval), f"95 % interval over minibatches; {kind}"),
         ("codimension", dimension(supremum.codimension), f"d = {supremum.state_size:,}"),
         *(
-            (
-                "checkpoint alone" if step == 0 else f"after {step:,} steps",
-                dimension(float(value)),
-                f"learning rate {rate:.4g}",
-            )
+            (f"after {step:,} steps" if step else "checkpoint alone", dimension(value), f"learning rate {rate:.4g}")
             for step, value, rate in shown
         ),
         ("snapshots", f"{supremum.num_snapshots:,}{of}", f"{supremum.every:,} steps apart"),
-        *([] if stopped is None else [("stopped", f"at step {stopped:,}", "the trajectory diverged")]),
+        None if supremum.stopped_at is None else ("stopped", *stopped),
         ("map", supremum.map, f"coordinates: {supremum.coordinates}"),
-        (
-            "cost",
-            f"{supremum.num_minibatches:,} minibatches",
-            f"{supremum.num_hvps:,} more HVPs ({supremum.estimator})",
-        ),
+        ("cost", *cost),
     )
     return Table("Supremum over snapshots (Def. 4.1)", rows)
 
@@ -407,35 +322,33 @@ def _bounds(run: Analysis) -> tuple[Table, ...]:
     Where no input of a bound is known the terminal has a line for each bound in place of terms that are all missing.
     """
     known = any(term.value is not None for bound in run.bounds for term in bound.terms)
-    tables = []
-    if not known:
-        rows = tuple((bound.theorem, bound.verdict, words.BOUND_INPUTS) for bound in run.bounds)
-        tables.append(Table("Generalization bounds", rows, only="terminal"))
-    for bound in run.bounds:
-        terms = [
-            (term.formula, number(term.value), "" if term.value is not None else "an input is missing")
-            for term in bound.terms
-        ]
-        rows = (
-            *terms,
-            ("dimension", bound.dimension_name, bound.dimension_reason),
-            ("sum of the known terms", number(bound.partial_sum), "the bound is at least this"),
-            ("bound", number(bound.total), bound.verdict),
-        )
-        title = f"Generalization bound, {bound.theorem}: {bound.verdict}"
-        tables.append(Table(title, rows, only="" if known else "page"))
+    on_page: Literal["", "page"] = "" if known else "page"
+    listed = tuple((bound.theorem, bound.verdict, words.BOUND_INPUTS) for bound in run.bounds)
     inputs = {entry.name: _input(entry) for bound in run.bounds for entry in bound.inputs}
     assumed = {
         each.name: (each.name, Cell(each.status, each.status.split(" ")[0]), each.remark)
         for bound in run.bounds
         for each in bound.assumptions
     }
-    if inputs:
-        only: Literal["", "page"] = "" if known else "page"
-        tables.append(Table("Inputs of the bounds", tuple(inputs.values()), only=only, folded=True))
-    if assumed:
-        tables.append(Table("Assumptions of the bounds", tuple(assumed.values()), folded=True))
-    return tuple(tables)
+    return present(
+        None if known else Table("Generalization bounds", listed, only="terminal"),
+        *(_terms(bound, on_page) for bound in run.bounds),
+        Table("Inputs of the bounds", tuple(inputs.values()), only=on_page, folded=True) if inputs else None,
+        Table("Assumptions of the bounds", tuple(assumed.values()), folded=True) if assumed else None,
+    )
+
+
+def _terms(bound: Bound, only: Literal["", "page"]) -> Table:
+    rows = (
+        *(
+            (term.formula, number(term.value), "" if term.value is not None else "an input is missing")
+            for term in bound.terms
+        ),
+        ("dimension", bound.dimension_name, bound.dimension_reason),
+        ("sum of the known terms", number(bound.partial_sum), "the bound is at least this"),
+        ("bound", number(bound.total), bound.verdict),
+    )
+    return Table(f"Generalization bound, {bound.theorem}: {bound.verdict}", rows, only=only)
 
 
 def _input(entry: BoundInput) -> tuple[str, str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sdkeras._version import __version__
 from sdkeras.reporting.comparison import Comparison, NumberDifference
-from sdkeras.reporting.report import Cell, Paragraph, Report, Row, Section, Table, split
+from sdkeras.reporting.report import Cell, Paragraph, Report, Row, Section, Table, present, split
 from sdkeras.reporting.words import ERRORS_IN_WORDS
 from sdkeras.results.note import Note
 
@@ -44,24 +44,24 @@ def _notes(comparison: Comparison) -> tuple[Note, ...]:
     """Numbers that cannot be compared, with the reasons, then all other notes."""
     shown = {row.verdict for row in comparison.numbers if row.outcome == "not comparable"}
     reasons = [
-        Note("", f"Not comparable: {entry.what}: {entry.reason}.")
+        f"Not comparable: {entry.what}: {entry.reason}."
         for entry in comparison.incomparable
         if f"not comparable: {entry.reason}" in shown
     ]
-    return (*reasons, *(Note("", message) for message in comparison.notes))
+    return tuple(Note("", message) for message in (*reasons, *comparison.notes))
 
 
 def _sections(comparison: Comparison) -> tuple[Section, ...]:
-    sections = []
-    if comparison.settings:
-        rows = tuple((each.label, each.a, each.b) for each in comparison.settings)
-        settings = Table("Settings that differ", rows, ("", "A", "B"))
-        sections.append(Section("Settings that differ", "settings", "Settings", tables=(settings,)))
-    if comparison.numbers:
-        title = "Every number that both have"
-        lines, tables = (ERRORS_IN_WORDS,), _differences(comparison)
-        sections.append(Section(title, "numbers", "Numbers", ERRORS_IN_WORDS, lines, tables=tables))
-    return tuple(sections)
+    title, rows = "Settings that differ", tuple((each.label, each.a, each.b) for each in comparison.settings)
+    settings, every, numbers = (
+        Table(title, rows, ("", "A", "B")),
+        "Every number that both have",
+        _differences(comparison),
+    )
+    return present(
+        Section(title, "settings", "Settings", tables=(settings,)) if rows else None,
+        Section(every, "numbers", "Numbers", ERRORS_IN_WORDS, (ERRORS_IN_WORDS,), tables=numbers) if numbers else None,
+    )
 
 
 def _differences(comparison: Comparison) -> tuple[Table, ...]:

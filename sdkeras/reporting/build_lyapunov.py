@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 
+import attrs
+
 from sdkeras.reporting import words
-from sdkeras.reporting.lyapunov_figures import lyapunov_figures
-from sdkeras.reporting.numbers import ABSENT, dimension, estimated, interval, number, taken_for_granted
-from sdkeras.reporting.report import Card, Report, Section, Table, split
-from sdkeras.reporting.tables import footer, provenance_table, setting_in_words, training_table, verification_table
+from sdkeras.reporting.figures import lyapunov_figures
+from sdkeras.reporting.numbers import ABSENT, dimension, estimated, interval, number, with_stderr
+from sdkeras.reporting.report import Card, Report, Row, Section, Table, present
+from sdkeras.reporting.tables import frame, provenance_table, training_table, verification_table
 from sdkeras.results.answers import LyapunovRun
-from sdkeras.results.lyapunov import LyapunovSummary
+from sdkeras.results.lyapunov import LyapunovSummary, MStepSharpness
 
 # Exponents with rows of their own; the figure has them all.
 _MOST_EXPONENTS = 12
@@ -18,41 +20,22 @@ _MOST_EXPONENTS = 12
 
 def lyapunov_report(run: LyapunovRun) -> Report:
     """Where training goes from a checkpoint."""
-    summary = run.lyapunov
-    verdict = words.trajectory_in_words(summary)
-    lines = [verdict]
-    if summary.dimension.interval is not None:
-        value, remark = _attractor_dimension(summary)
-        lines.append(f"Attractor dimension D_s {value} ({remark}).")
-    if summary.windows:
-        lines.append(f"Sharpest dimension over the same steps: {_sharpest(summary)[0]}.")
-    alarms = []
-    if not (run.verification.passed and summary.verification.passed):
-        alarms.append("UNVERIFIED: the training step failed its check; do not trust these numbers.")
-    if run.partial:
-        alarms.append("Interrupted: only the steps so far are in these numbers.")
-    headline, detail = split(verdict)
-    return Report(
-        name=run.model.name,
-        about=setting_in_words(run),
+    summary, verdict = run.lyapunov, words.trajectory_in_words(run.lyapunov)
+    known, remark = _attractor_dimension(summary)
+    tables = (training_table(run), verification_table(run), provenance_table(run))
+    return attrs.evolve(
+        frame(run, verdict, "training step", "steps"),
         eyebrow="Where training goes from here",
-        headline=headline,
-        detail=detail,
-        lines=tuple(lines),
-        assumed=taken_for_granted(run),
-        alarms=tuple(alarms),
+        lines=present(
+            verdict,
+            None if summary.dimension.interval is None else f"Attractor dimension D_s {known} ({remark}).",
+            f"Sharpest dimension over the same steps: {_sharpest(summary)[0]}." if summary.windows else None,
+        ),
         cards=_cards(summary),
-        notes=run.warnings,
         sections=(
             trajectory_section(summary),
-            Section(
-                "What they rest on",
-                "numbers",
-                "Numbers",
-                tables=(training_table(run), verification_table(run), provenance_table(run)),
-            ),
+            Section("What they rest on", "numbers", "Numbers", tables=tables),
         ),
-        footer=footer(run),
     )
 
 
@@ -64,30 +47,20 @@ def trajectory_section(summary: LyapunovSummary) -> Section:
         "Training",
         lede=words.attractor_in_words(summary),
         figures=lyapunov_figures(summary),
-        tables=(_exponents(summary), *([_windows(summary)] if summary.windows else [])),
+        tables=present(_exponents(summary), _windows(summary) if summary.windows else None),
     )
 
 
 def _cards(summary: LyapunovSummary) -> tuple[Card, ...]:
     first, _, evidence = _exponent(summary, 0).partition(" ")
+    apart = "per step: above 0 nearby trajectories come apart, below 0 together"
+    stop = "where volumes stop growing along this training"
+    asked = f"of {summary.num_steps_asked:,}, after {summary.transient:,} discarded"
+    steps = "real training steps, on copies, from the checkpoint on"
     return (
-        Card(
-            "Leading exponent ell_1",
-            first,
-            evidence,
-            "per step: above 0 nearby trajectories come apart, below 0 together",
-        ),
-        Card(
-            "Attractor dimension D_s",
-            *_attractor_dimension(summary),
-            "where volumes stop growing along this training",
-        ),
-        Card(
-            "Steps",
-            f"{summary.num_steps:,}",
-            f"of {summary.num_steps_asked:,}, after {summary.transient:,} discarded",
-            "real training steps, on copies, from the checkpoint on",
-        ),
+        Card("Leading exponent ell_1", first, evidence, apart),
+        Card("Attractor dimension D_s", *_attractor_dimension(summary), stop),
+        Card("Steps", f"{summary.num_steps:,}", asked, steps),
     )
 
 
@@ -116,65 +89,56 @@ def _sharpest(summary: LyapunovSummary) -> tuple[str, str]:
     return f"{summary.sharpest.name} {dimension(summary.sharpest.value)}", summary.sharpest.reason
 
 
-def _effective(summary: LyapunovSummary, k: int) -> str:
-    samples = summary.effective_samples
-    return "" if samples is None or not math.isfinite(samples[k]) else f"{samples[k]:.3g} effective blocks"
-
-
 def _exponents(summary: LyapunovSummary) -> Table:
     count, size = len(summary.values), summary.dimension.size
     resolved = count if summary.num_resolved is None else summary.num_resolved
-    rows = [
-        (
-            f"ell_{k + 1}",
-            _exponent(summary, k),
-            _effective(summary, k) if k < resolved else "an upper bound, by rounding",
-        )
-        for k in range(min(count, _MOST_EXPONENTS))
-    ]
-    if count > _MOST_EXPONENTS:
-        rows.append((f"ell_{count}", _exponent(summary, count - 1), f"the last of {count:,}"))
-    rows.append(("D_s", *_attractor_dimension(summary)))
-    if summary.log_det is not None and count == size:
-        rows.append(("sum of all", number(summary.log_det), "mean of ln |det J|"))
-    slots = size - summary.num_weights
+    samples, check = summary.effective_samples, summary.verification
+
+    def remark(k: int) -> str:
+        if k >= resolved:
+            return "an upper bound, by rounding"
+        return "" if samples is None or not math.isfinite(samples[k]) else f"{samples[k]:.3g} effective blocks"
+
+    weights = f"{summary.num_weights:,} weights, {size - summary.num_weights:,} of the optimizer"
     blocks = f"{len(summary.history[0]):,} blocks of {summary.block_size:,}"
-    rows += [
-        ("state", f"{size:,}", f"{summary.num_weights:,} weights, {slots:,} of the optimizer"),
-        (
-            "steps",
-            f"{summary.num_steps:,} of {summary.num_steps_asked:,}",
-            f"after {summary.transient:,}; standard errors from {blocks}",
-        ),
-    ]
-    if summary.stopped_at is not None:
-        rows.append(("stopped", f"at step {summary.stopped_at:,}", "the trajectory diverged: NaN or infinity"))
-    check = summary.verification
+    steps = f"{summary.num_steps:,} of {summary.num_steps_asked:,}"
+    volume = ("sum of all", number(summary.log_det), "mean of ln |det J|")
+    stopped = f"at step {summary.stopped_at or 0:,}", "the trajectory diverged: NaN or infinity"
     jacobian = f"its Jacobian {check.finite_difference_error:.1e} against differences"
-    rows.append(
+    rows = present(
+        *((f"ell_{k + 1}", _exponent(summary, k), remark(k)) for k in range(min(count, _MOST_EXPONENTS))),
+        (f"ell_{count}", _exponent(summary, count - 1), f"the last of {count:,}") if count > _MOST_EXPONENTS else None,
+        ("D_s", *_attractor_dimension(summary)),
+        volume if summary.log_det is not None and count == size else None,
+        ("state", f"{size:,}", weights),
+        ("steps", steps, f"after {summary.transient:,}; standard errors from {blocks}"),
+        None if summary.stopped_at is None else ("stopped", *stopped),
         (
             "step verified" if check.passed else "step NOT verified",
             f"{check.step_error:.1e}",
             f"against the optimizer's own; {jacobian}",
-        )
+        ),
     )
-    return Table("Lyapunov exponents along training (per step)", tuple(rows))
+    return Table("Lyapunov exponents along training (per step)", rows)
 
 
 def _windows(summary: LyapunovSummary) -> Table:
-    rows = []
-    for window in summary.windows:
-        count = window.num_steps // window.num_window_steps
-        averaged = f"mean over {count:,} windows; {window.method}" if window.num_window_steps > 1 else "of single steps"
-        known = window.dimension is not None
-        value = dimension(window.dimension) if known else "undetermined"
-        rows.append((window.name, value, averaged if known else window.reason))
-    rows += [
+    volume = with_stderr(summary.log_det, summary.log_det_stderr)
+    rows = present(
+        *map(_window, summary.windows),
         ("D_s", *_attractor_dimension(summary)),
         ("sharpest", *_sharpest(summary)),
         ("coordinates", summary.coordinates or ABSENT, "of the singular values, and of the exponents above"),
-    ]
-    if summary.log_det is not None and summary.log_det_stderr is not None:
-        volume = f"{number(summary.log_det)} ± {summary.log_det_stderr:.2g}"
-        rows.append(("mean of ln |det J|", volume, "per step"))
-    return Table(f"Dimensions over the same {summary.num_steps:,} steps", tuple(rows))
+        None
+        if summary.log_det is None or summary.log_det_stderr is None
+        else ("mean of ln |det J|", volume, "per step"),
+    )
+    return Table(f"Dimensions over the same {summary.num_steps:,} steps", rows)
+
+
+def _window(window: MStepSharpness) -> Row:
+    if window.dimension is None:
+        return window.name, "undetermined", window.reason
+    count = window.num_steps // window.num_window_steps
+    averaged = f"mean over {count:,} windows; {window.method}" if window.num_window_steps > 1 else "of single steps"
+    return window.name, dimension(window.dimension), averaged

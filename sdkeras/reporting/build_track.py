@@ -14,7 +14,7 @@ from sdkeras.reporting.numbers import (
     number,
     rate_source_in_words,
 )
-from sdkeras.reporting.report import Card, Cell, Report, Section, Table, split
+from sdkeras.reporting.report import Card, Cell, Report, Section, Table, plots, present, split
 from sdkeras.reporting.tables import sharpness_name
 from sdkeras.reporting.track_figures import track_figures
 from sdkeras.results.log import Header, Measurement, RunLog, breaks, trajectory
@@ -44,7 +44,6 @@ def track_report(log: RunLog) -> Report:
     if len(drawn) < len(measured):
         drawn_of = f"{len(drawn):,} of {len(measured):,} measurements, evenly spaced"
         notes.append(f"figures and table show {drawn_of}; the log has them all")
-    figures = track_figures(drawn)
     return Report(
         name=header.model,
         about=f"{header.optimizer}, {header.num_samples:,} samples, {batch_size}",
@@ -55,10 +54,7 @@ def track_report(log: RunLog) -> Report:
         assumed=f"{batch_size.capitalize()}." if header.batch_size_source == "assumed" else "",
         cards=cards,
         notes=tuple(Note("", message) for message in notes),
-        sections=(
-            *([Section("Plots", "plots", "Plots", figures=figures)] if figures else []),
-            _measurements(header, measured, drawn),
-        ),
+        sections=present(plots(track_figures(drawn)), _measurements(header, measured, drawn)),
         footer=f"Measured by sdkeras {header.sdkeras} with TensorFlow {header.tensorflow}, Keras {header.keras}, seed "
         f"{header.seed}, on data {header.data_digest}.",
     )

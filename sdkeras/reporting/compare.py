@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Iterator
 
 import attrs
@@ -19,6 +18,7 @@ from sdkeras.reporting.comparison import (
     number_difference,
 )
 from sdkeras.reporting.numbers import number
+from sdkeras.reporting.tables import is_verified
 from sdkeras.reporting.words import trajectory_in_words
 from sdkeras.results.answers import Analysis, LyapunovRun
 from sdkeras.results.arrays import Value
@@ -98,12 +98,12 @@ _NUMBERS = (
     (_LAYER, "layers.*.trace.value", "trace"),
     (_LAYER, "layers.*.codimension", "codimension"),
 )
-_ORDER = {path: position for position, (_, path, _) in enumerate(_NUMBERS)}
-_POSITION = re.compile(r"(?<=\.)\d+(?=\.|$)")
 _MISSING = object()
 # What makes a sharpness dimension another quantity, and what is another quantity with it.
 _SAME_DIMENSION = ("map", "coordinates", "state_size")
 _OF_DIMENSION = ("sharpness_dimension.*", "estimates.*", "rds_sharpness.*", "layers.*.codimension*", "bounds.*")
+# Layers are compared by name.
+_BY_POSITION = ("layers.*",)
 
 
 def compare(a: Analysis | LyapunovRun, b: Analysis | LyapunovRun, *, names: tuple[str, str] = ("A", "B")) -> Comparison:
@@ -144,8 +144,7 @@ def compare(a: Analysis | LyapunovRun, b: Analysis | LyapunovRun, *, names: tupl
 
 def _side(run: Analysis | LyapunovRun, name: str) -> Side:
     verdict = run.edge_of_stability.verdict if isinstance(run, Analysis) else trajectory_in_words(run.lyapunov)
-    verified = run.verification.passed and (run.lyapunov is None or run.lyapunov.verification.passed)
-    return Side(name, run.model.name, run.provenance.created, verdict, verified, run.partial)
+    return Side(name, run.model.name, run.provenance.created, verdict, is_verified(run), run.partial)
 
 
 def _summary(identical: bool, settings: tuple[SettingDifference, ...], numbers: tuple[NumberDifference, ...]) -> str:
@@ -239,13 +238,14 @@ def _trajectory_barriers(a: LyapunovSummary, b: LyapunovSummary) -> Iterator[Inc
 
 @attrs.frozen
 class _Number:
-    """A number of one run; the same `key` in both runs means the same number."""
+    """A number of one run, and the entry of a list that it is of; the same `key` in both runs means the same number."""
 
     key: str
     path: str
     group: str
     label: str
     quantity: Quantity
+    item: Value
 
 
 def _numbers(a: Value, b: Value, barriers: tuple[Incomparable, ...]) -> Iterator[NumberDifference]:
@@ -254,44 +254,30 @@ def _numbers(a: Value, b: Value, barriers: tuple[Incomparable, ...]) -> Iterator
     for each in _known(b):
         if each.key in in_a:
             first = in_a[each.key]
-            if each.path.startswith("layers."):
-                reason = _against_layers(a, b, first.path, each.path, barriers)
-            else:
-                reason = "; ".join(barrier.reason for barrier in barriers if barrier.covers(each.path))
+            reasons = [entry.reason for entry in barriers if entry.covers(each.path) and entry.paths != _BY_POSITION]
+            if each.path.startswith("layers.") and each.path.endswith("codimension"):
+                reasons.append(_against(first.item, each.item, ("num_parameters",)))
+            reason = "; ".join(filter(None, reasons))
             yield number_difference(
                 each.path, each.group, each.label, first.quantity, each.quantity, incomparable=reason
             )
 
 
-def _against_layers(a: Value, b: Value, in_a: str, in_b: str, barriers: tuple[Incomparable, ...]) -> str:
-    if not in_b.endswith("codimension"):
-        return ""
-    dimension = next((barrier.reason for barrier in barriers if barrier.paths == _OF_DIMENSION), "")
-    sizes = _against(_item(a, in_a), _item(b, in_b), ("num_parameters",))
-    return ", ".join(filter(None, (dimension, sizes)))
-
-
 def _known(run: Value) -> list[_Number]:
     """The numbers of `_NUMBERS` that a run has, in their order; layers one after the other, at the end."""
-    ranked: list[tuple[tuple[int, int], _Number]] = []
-    for path, value in walk(run):
-        place = _ORDER.get(path, _ORDER.get(_POSITION.sub("*", path)))
-        quantity = Quantity() if place is None else _quantity(run, path, value)
-        if place is None or not quantity.known:
-            continue
-        position = _POSITION.search(path)
-        nth, item = (0, None) if position is None else (int(position[0]) + 1, _item(run, path))
-        group, _, label = (text.format(run=run, item=item, nth=nth) for text in _NUMBERS[place])
-        of_layer = path.startswith("layers.")
-        key = f"layers.{group}.{label}" if of_layer else path
-        ranked.append(((nth if of_layer else 0, place), _Number(key, path, group, label, quantity)))
+    values, ranked = dict(walk(run)), []
+    for group, pattern, label in _NUMBERS:
+        of_layer = pattern.startswith("layers.")
+        before, listed, after = pattern.partition("*")
+        items = _at(run, before.removesuffix(".")) if listed else [None]
+        for position, item in enumerate(() if items is _MISSING else items):
+            path = f"{before}{position}{after}" if listed else pattern
+            quantity = _quantity(run, path, values[path]) if path in values else Quantity()
+            if quantity.known:
+                title, name = (text.format(run=run, item=item, nth=position + 1) for text in (group, label))
+                key = f"layers.{title}.{name}" if of_layer else path
+                ranked.append((position if of_layer else -1, _Number(key, path, title, name, quantity, item)))
     return [each for _, each in sorted(ranked, key=lambda entry: entry[0])]
-
-
-def _item(run: Value, path: str) -> Value:
-    """The entry at the first position in a path."""
-    before, position = re.split(r"\.(\d+)", path)[:2]
-    return _at(run, before)[int(position)]
 
 
 def _quantity(run: Value, path: str, value: Value) -> Quantity:

@@ -7,7 +7,7 @@ import math
 
 import attrs
 
-from sdkeras.reporting.numbers import ABSENT, estimated, interval, number, with_error
+from sdkeras.reporting.numbers import estimated, interval, number, with_error
 from sdkeras.results.document import SCHEMA_VERSION, Document
 from sdkeras.results.measured import Measured
 
@@ -16,20 +16,20 @@ from sdkeras.results.measured import Measured
 SAMPLING = ("interval", "standard error")
 BOUND = ("residual", "bracket")
 EVIDENCE = (*SAMPLING, *BOUND, "exact", "none")
+OUTCOMES = ("rose", "fell", "within the error", "equal", "not comparable")
 
 
-def _interval(value: tuple[float, float] | None) -> tuple[float, float] | None:
-    """Without NaN: an interval with an unknown bound is dropped."""
-    return None if value is None or not all(map(math.isfinite, value)) else (float(value[0]), float(value[1]))
-
-
-def _known(value: float | None) -> float | None:
+def _finite(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
+
+
+def _finite_ends(value: tuple[float, float] | None) -> tuple[float, float] | None:
+    return None if value is None or not all(map(math.isfinite, value)) else (float(value[0]), float(value[1]))
 
 
 @attrs.frozen
 class Quantity:
-    """A number of one run with its error.
+    """A number of one run with its error, as a comparison's file has it.
 
     Attributes:
         value: The number, or None where only an interval is known (and where nothing is, with no interval).
@@ -39,8 +39,8 @@ class Quantity:
         remark: A caveat, as 'not converged'.
     """
 
-    value: float | None = attrs.field(default=None, converter=_known)
-    interval: tuple[float, float] | None = attrs.field(default=None, converter=_interval)
+    value: float | None = attrs.field(default=None, converter=_finite)
+    interval: tuple[float, float] | None = attrs.field(default=None, converter=_finite_ends)
     evidence: str = attrs.field(default="none", validator=attrs.validators.in_(EVIDENCE))
     remark: str = ""
 
@@ -71,7 +71,7 @@ class Quantity:
 
     def __str__(self) -> str:
         if self.value is None:
-            return interval(self.interval) if self.known else ABSENT
+            return interval(self.interval)
         half = self.half_width(0)
         if half is None or self.evidence == "exact":
             return number(self.value)
@@ -89,11 +89,9 @@ class NumberDifference:
     Attributes:
         path: Its path in B's file.
         group: The table it belongs in.
-        label: Its name.
-        a, b: The number in each.
         difference: B minus A (of centres); None where the two are not comparable.
         error: 95 % half-width of the difference, the runs taken as independent; None without an error bar of both.
-        outcome: 'rose' or 'fell' (beyond the error, or without one), 'within the error', 'equal' or 'not comparable'.
+        outcome: 'rose' and 'fell' are beyond the error, or without one.
         verdict: The same in words with the numbers.
     """
 
@@ -104,27 +102,17 @@ class NumberDifference:
     b: Quantity
     difference: float | None
     error: float | None
-    outcome: str = attrs.field(
-        validator=attrs.validators.in_(("rose", "fell", "within the error", "equal", "not comparable"))
-    )
+    outcome: str = attrs.field(validator=attrs.validators.in_(OUTCOMES))
     verdict: str
 
 
 def number_difference(
     path: str, group: str, label: str, a: Quantity, b: Quantity, *, incomparable: str = ""
 ) -> NumberDifference:
-    """B minus A with its error.
+    """B minus A of two known numbers with its error; `incomparable` says why there is no difference.
 
     Half-widths are taken on the sides that face each other, since an interval that ends at 0 or at d is lopsided.
     Half-widths from sampling combine as sqrt(a^2 + b^2); those that bound (residuals, brackets) add.
-
-    Args:
-        path: In B's file.
-        group: Title of the table.
-        label: Name of the number.
-        a: In A; known.
-        b: In B; known.
-        incomparable: Why there is no difference, or "".
     """
     if incomparable:
         words = f"not comparable: {incomparable}"
@@ -137,25 +125,20 @@ def number_difference(
     if error is None:
         bare = [name for name, side in (("A", a), ("B", b)) if side.interval is None]
         remarks.insert(0, "neither has an error bar" if len(bare) == 2 else f"{bare[0]} has no error bar")
+    outcome = "rose" if change > 0 else "fell"
+    words = f"{outcome} by {with_error(abs(change), error)}"
     if error is not None and abs(change) <= error:
         outcome, words = "within the error", f"no difference beyond the error ({with_error(change, error)})"
-    else:
-        outcome = "rose" if change > 0 else "fell"
-        words = f"{outcome} by {with_error(abs(change), error)}"
     return NumberDifference(path, group, label, a, b, change, error, outcome, "; ".join([words, *remarks]))
 
 
 def _error(a: Quantity, b: Quantity, change: float) -> float | None:
-    sides = [(a, a.half_width(change)), (b, b.half_width(-change))]
-    squares, bounds = 0.0, 0.0
-    for quantity, half in sides:
-        if half is None:
-            return None
-        if quantity.evidence in BOUND:
-            bounds += half
-        else:
-            squares += half * half  # not half**2, which raises where it overflows
-    return math.sqrt(squares) + bounds
+    of_a, of_b = a.half_width(change), b.half_width(-change)
+    if of_a is None or of_b is None:
+        return None
+    halves = ((a, of_a), (b, of_b))
+    squares = sum(half * half for side, half in halves if side.evidence not in BOUND)  # half**2 raises on overflow
+    return math.sqrt(squares) + sum(half for side, half in halves if side.evidence in BOUND)
 
 
 @attrs.frozen
@@ -170,13 +153,7 @@ class SettingDifference:
 
 @attrs.frozen
 class Incomparable:
-    """Numbers whose difference means nothing.
-
-    Attributes:
-        what: In words.
-        paths: Its paths, with * for any part.
-        reason: Why.
-    """
+    """Numbers whose difference means nothing: in words, their paths with * for any part, and why."""
 
     what: str
     paths: tuple[str, ...]
@@ -188,22 +165,13 @@ class Incomparable:
 
 @attrs.frozen
 class Side:
-    """One of the two runs.
+    """One of the two runs; its verdict is a sentence on the training."""
 
-    Attributes:
-        name: Its file, or what the caller called it.
-        model: Name of the model.
-        created: When it was made.
-        verdict: Its verdict on the training, in a sentence.
-        verified: Whether its products (and its step) passed their verification.
-        partial: Whether it was interrupted.
-    """
-
-    name: str
+    name: str  # its file, or what the caller called it
     model: str
     created: str
     verdict: str
-    verified: bool
+    verified: bool  # its products, and its step where there is one
     partial: bool
 
 

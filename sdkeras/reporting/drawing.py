@@ -112,10 +112,11 @@ def tick_format(axis: Axis, digits: int = 3) -> None:
     axis.set_major_formatter(lambda tick, _: number(float(f"{tick:.6g}"), digits))
 
 
-def few_ticks(axes: Axes) -> None:
-    """Few ticks on the vertical axis, written as the reports write numbers."""
-    axes.locator_params(axis="y", nbins=6)
-    tick_format(axes.yaxis)
+def value_axis(axes: Axes, label: str, digits: int = 3, ticks: int = 6) -> None:
+    """A linear vertical axis with few ticks."""
+    axes.set_ylabel(label)
+    axes.locator_params(axis="y", nbins=ticks)
+    tick_format(axes.yaxis, digits)
 
 
 def step_axis(axes: Axes, label: str) -> None:

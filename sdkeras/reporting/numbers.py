@@ -60,16 +60,18 @@ def root_ratio(value: float, num_samples: int) -> float | None:
     return math.sqrt(value / num_samples) if 0 <= value < math.inf and num_samples > 0 else None
 
 
+def with_stderr(value: float | None, error: float | None) -> str:
+    """A number with its standard error, or alone."""
+    return number(value) + ("" if error is None else f" ± {error:.2g}")
+
+
 def measured(value: Measured | None) -> tuple[str, str]:
     """A measured number and its evidence."""
     if value is None:
         return ABSENT, ""
+    evidence = "" if value.residual is None else f"residual {value.residual:.1e}"
     if value.stderr is not None:
         evidence = f"standard error {value.stderr:.2g}"
-    elif value.residual is not None:
-        evidence = f"residual {value.residual:.1e}"
-    else:
-        evidence = ""
     return number(value.value), evidence + ("" if value.converged else ", not converged")
 
 
@@ -110,12 +112,7 @@ def undetermined(num_runs: int, limited: bool, noun: str = "run") -> str:
 
 
 def headline(estimate: SharpnessDimension, limited: bool = False) -> str:
-    """The dimension in one line; a value without an interval is left out.
-
-    Args:
-        estimate: The dimension.
-        limited: Whether a limit ended its runs.
-    """
+    """The dimension in one line, without its value where it has no interval; `limited`: whether a limit ended runs."""
     if estimate.interval is None:
         return f"Sharpness dimension not determined ({undetermined(estimate.num_runs, limited)})"
     return (

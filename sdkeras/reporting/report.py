@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import attrs
 
@@ -12,6 +12,8 @@ from sdkeras.results.note import Note
 
 if TYPE_CHECKING:
     from sdkeras.reporting.drawing import Colours
+
+_T = TypeVar("_T")
 
 
 def printable(text: str) -> str:
@@ -53,18 +55,12 @@ class Paragraph:
 
 @attrs.frozen
 class Cell:
-    """A table cell with more than text.
-
-    Attributes:
-        mark: The kind of answer ('holds', 'rose', 'failed'), which colours the text.
-        remark: Smaller text below it, on the page only.
-        share: Length of a bar beside the text, as a share of the longest one; None for no bar.
-    """
+    """A table cell with more than text: `mark` colours it; a remark stands below it on the page, a bar beside it."""
 
     text: str
-    mark: str = ""
+    mark: str = ""  # the kind of answer: 'holds', 'rose', 'failed'
     remark: str = ""
-    share: float | None = None
+    share: float | None = None  # length of the bar, as a share of the longest one
 
 
 Row = tuple[str | Cell, ...]
@@ -72,11 +68,9 @@ Row = tuple[str | Cell, ...]
 
 @attrs.frozen
 class Table:
-    """Rows under a title.
+    """Rows under a title; without `columns` they are a label, a value and perhaps a remark.
 
     Attributes:
-        rows: Their cells; without `columns` a label, a value and perhaps a remark.
-        columns: Headings; empty for none.
         wide: Many short cells, which are not wrapped: the page scrolls sideways instead.
         only: Where the table is shown, if not everywhere.
         folded: Whether the page shows it only when asked to.
@@ -111,14 +105,12 @@ class Figure:
 
 @attrs.frozen
 class Section:
-    """A part of a report under a heading.
+    """A part of a report under a heading: the page shows all of it, the terminal tables and the `lines` below them.
 
     Attributes:
         anchor: Its id on the page.
         link: Its name in the page's navigation; "" leaves it out.
-        lede: Introduction, on the page only.
-        lines: Text below the tables, in the terminal.
-        figures, notes, paragraphs: On the page only.
+        lede: Introduction.
     """
 
     title: str
@@ -138,18 +130,13 @@ class Report:
 
     Attributes:
         name: Subject: a model, or two files.
+        lines: The answer in the terminal, the verdict first; on the page `headline` and `detail`.
         about: The setting in a few words.
         eyebrow: The question that it answers.
-        headline, detail: The answer on the page.
-        lines: The answer in the terminal, the verdict first.
-        assumed: Assumptions, in place of what the model and its data do not say; "" for none.
+        assumed: Assumptions, in place of what the model and its data do not say.
         alarms: Why its numbers must not be trusted, or are not all there.
-        gauge: The edge of stability, or None.
-        cards: The main numbers.
         paragraphs: The answer in plain words.
         notes: Caveats; a code may be "".
-        sections: Figures and tables.
-        footer: Version and command that made it.
         formulas: Whether the page ends with definitions and references.
     """
 
@@ -180,12 +167,17 @@ class Report:
         return tuple(table for section in self.sections for table in section.tables)
 
 
+def plots(figures: tuple[Figure, ...]) -> Section | None:
+    """The section of the figures, where there are any."""
+    return Section("Plots", "plots", "Plots", figures=figures) if figures else None
+
+
 def split(verdict: str, separator: str = ": ") -> tuple[str, str]:
     """Headline and detail of a verdict in one sentence."""
     headline, _, detail = verdict.partition(separator)
     return headline.rstrip("."), detail[:1].upper() + detail[1:]
 
 
-def present(*figures: Figure | None) -> tuple[Figure, ...]:
-    """The figures for which there are numbers."""
-    return tuple(figure for figure in figures if figure is not None)
+def present(*parts: _T | None) -> tuple[_T, ...]:
+    """The rows, tables, figures or sections that there are numbers for: all but None."""
+    return tuple(part for part in parts if part is not None)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sdkeras.reporting.numbers import batch_size_in_words, number, rate_in_words
-from sdkeras.reporting.report import Table
+from sdkeras.reporting.numbers import batch_size_in_words, number, rate_in_words, taken_for_granted
+from sdkeras.reporting.report import Report, Row, Table, present, split
 from sdkeras.results.answers import Analysis, LyapunovRun, Simulation
 from sdkeras.results.plans import LyapunovPlan, Plan
 
@@ -36,6 +36,37 @@ def footer(run: Run) -> str:
     """The version, date and data behind a report."""
     origin = run.provenance
     return f"Made by sdkeras {origin.sdkeras} on {origin.created} from data {origin.data_digest}."
+
+
+def is_verified(run: Analysis | LyapunovRun) -> bool:
+    """Whether the Hessian-vector products, and the training step if it was followed, passed their checks."""
+    return run.verification.passed and (run.lyapunov is None or run.lyapunov.verification.passed)
+
+
+def frame(run: Analysis | LyapunovRun, verdict: str, checked: str, measured: str) -> Report:
+    """The report of a run without its numbers: the verdict, its setting, alarms and caveats.
+
+    Args:
+        run: The run.
+        verdict: One sentence.
+        checked: What was verified.
+        measured: What an interruption left fewer of.
+    """
+    unverified = f"UNVERIFIED: the {checked} failed its check; do not trust these numbers."
+    interrupted = f"Interrupted: only the {measured} so far are in these numbers."
+    headline, detail = split(verdict)
+    return Report(
+        name=run.model.name,
+        about=setting_in_words(run),
+        headline=headline,
+        detail=detail,
+        lines=(verdict,),
+        assumed=taken_for_granted(run),
+        alarms=present(None if is_verified(run) else unverified, interrupted if run.partial else None),
+        notes=run.warnings,
+        sections=(),
+        footer=footer(run),
+    )
 
 
 def training_table(run: Run) -> Table:
@@ -86,11 +117,15 @@ def provenance_table(run: Run) -> Table:
 
 def plan_table(plan: Plan | LyapunovPlan) -> Table:
     """The plan of an analysis or of a trajectory: every setting that costs time, and the cost."""
+    optimizer, data = plan.optimizer, plan.data
+    rate_missing = optimizer is not None and optimizer.learning_rate_missing
+    batch_size = data and batch_size_in_words(data.batch_size, data.batch_size_source)
     more = "" if isinstance(plan, LyapunovPlan) else ", more if the tolerance asks for more runs"
-    rows = (
-        *_planned_step(plan),
+    rows = present(
+        ("optimizer", f"{optimizer.name}, {rate_in_words(optimizer)}") if optimizer else None,
+        ("not computed", f"what needs a learning rate: {rate_missing}") if rate_missing else None,
+        ("minibatches", batch_size) if batch_size else None,
         *(_planned_trajectory(plan) if isinstance(plan, LyapunovPlan) else _planned_analysis(plan)),
-        ("products", _planned_products(plan)),
         ("peak memory", f"about {plan.peak_memory / 1e9:.2f} GB"),
         ("one gradient", f"{1e3 * plan.seconds_per_gradient:.3g} ms"),
         ("time", f"about {plan.seconds:.3g} s{more}"),
@@ -98,48 +133,33 @@ def plan_table(plan: Plan | LyapunovPlan) -> Table:
     return Table("Plan", rows)
 
 
-def _planned_products(plan: Plan | LyapunovPlan) -> str:
-    if isinstance(plan, LyapunovPlan):
-        return f"about {plan.num_hvps:,}"
+def _planned_analysis(plan: Plan) -> tuple[Row, ...]:
+    steps = "" if plan.num_steps is None else f" of {plan.num_steps} steps"
+    snapshots = None
+    if plan.num_snapshots is not None and plan.every is not None:
+        length = f"{(plan.num_snapshots - 1) * plan.every:,} steps"
+        snapshots = ("supremum", f"over {plan.num_snapshots:,} snapshots, {plan.every:,} steps apart ({length})")
     fixed = plan.num_hvps - plan.num_hvps_pilot
     most = "as many as the tolerance asks for"
     if plan.num_hvps_most is not None:
         most = f"{max(plan.num_hvps_pilot, plan.num_hvps_most - fixed):,}, as the tolerance asks"
-    return f"about {plan.num_hvps:,}: {fixed:,}, and for the runs {plan.num_hvps_pilot:,} to {most}"
-
-
-def _planned_step(plan: Plan | LyapunovPlan) -> list[tuple[str, str]]:
-    rows = []
-    if plan.optimizer is not None:
-        rows.append(("optimizer", f"{plan.optimizer.name}, {rate_in_words(plan.optimizer)}"))
-        if plan.optimizer.learning_rate_missing:
-            rows.append(("not computed", f"what needs a learning rate: {plan.optimizer.learning_rate_missing}"))
-    if plan.data is not None:
-        rows.append(("minibatches", batch_size_in_words(plan.data.batch_size, plan.data.batch_size_source)))
-    return rows
-
-
-def _planned_analysis(plan: Plan) -> list[tuple[str, str]]:
-    steps = "" if plan.num_steps is None else f" of {plan.num_steps} steps"
-    rows = [
+    runs = f"{fixed:,}, and for the runs {plan.num_hvps_pilot:,} to {most}"
+    return present(
         ("parameters analysed", f"{plan.num_parameters:,}"),
         ("state of the map", f"{plan.state_size:,} ({plan.map})"),
         ("data-set Hessian", f"{plan.num_batches:,} batches"),
         ("runs to start with", f"{plan.num_runs:,}{steps}"),
-    ]
-    if plan.num_snapshots is not None and plan.every is not None:
-        length = f"{(plan.num_snapshots - 1) * plan.every:,} steps"
-        rows.append(("supremum", f"over {plan.num_snapshots:,} snapshots, {plan.every:,} steps apart ({length})"))
-    return rows
+        snapshots,
+        ("products", f"about {plan.num_hvps:,}: {runs}"),
+    )
 
 
-def _planned_trajectory(plan: LyapunovPlan) -> list[tuple[str, str]]:
-    slots = plan.state_size - plan.num_parameters
-    rows = [
+def _planned_trajectory(plan: LyapunovPlan) -> tuple[Row, ...]:
+    slots, lengths = plan.state_size - plan.num_parameters, ", ".join(map(str, plan.windows))
+    return present(
         ("state", f"{plan.state_size:,} ({plan.num_parameters:,} weights, {slots:,} of the optimizer)"),
         ("exponents", f"{plan.num_exponents:,}"),
         ("steps", f"{plan.num_steps:,} after {plan.transient:,}"),
-    ]
-    if plan.windows:
-        rows.append(("windows", f"of {', '.join(map(str, plan.windows))} steps, from dense Jacobians"))
-    return rows
+        ("windows", f"of {lengths} steps, from dense Jacobians") if lengths else None,
+        ("products", f"about {plan.num_hvps:,}"),
+    )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sdkeras.reporting.drawing import FONT_SIZE, Colours, few_ticks, series, step_axis, tick_format, zero_line
+from sdkeras.reporting.drawing import FONT_SIZE, Colours, series, step_axis, tick_format, value_axis, zero_line
 from sdkeras.reporting.numbers import number
 from sdkeras.reporting.report import Figure, present
 from sdkeras.results.arrays import FloatArray
@@ -22,21 +22,15 @@ _FAR = 5.0
 
 def track_figures(measured: Sequence[Measurement]) -> tuple[Figure, ...]:
     """The figures that there are numbers for, in the page's order."""
+    codimension = (
+        "The size of the state minus the sharpness dimension, with 95 % intervals. Neutral directions and dead "
+        "parameters do not change it."
+    )
+    largest = "The largest dimension whose volumes steps do not contract on average, with 95 % intervals."
     return present(
         edge_over_time(measured),
-        _with_intervals(
-            measured,
-            "sharpness_codimension",
-            "Codimension",
-            "The size of the state minus the sharpness dimension, with 95 % intervals. Neutral directions and dead "
-            "parameters do not change it.",
-        ),
-        _with_intervals(
-            measured,
-            "sharpness_dimension",
-            "Sharpness dimension",
-            "The largest dimension whose volumes steps do not contract on average, with 95 % intervals.",
-        ),
+        _with_intervals(measured, "sharpness_codimension", "Codimension", codimension),
+        _with_intervals(measured, "sharpness_dimension", "Sharpness dimension", largest),
         bound_scale(measured),
         *gaps(measured),
     )
@@ -67,7 +61,7 @@ def edge_over_time(measured: Sequence[Measurement]) -> Figure | None:
             axes.yaxis.set_minor_formatter(lambda tick, _: "")
         else:
             axes.set_ylim(min(0.0, 1.1 * lowest), 1.2 * highest)
-            few_ticks(axes)
+            value_axis(axes, "")
         axes.annotate(
             "threshold",
             (steps[0], thresholds[0]),
@@ -106,8 +100,7 @@ def bound_scale(measured: Sequence[Measurement]) -> Figure | None:
     def draw(axes: Axes, colours: Colours) -> None:
         series(axes, steps[known], scale[known], colours.warn, dashed=True)
         axes.set_ylim(0, 1.2 * float(scale[known].max()) or 1.0)
-        few_ticks(axes)
-        axes.set_ylabel("sqrt(SD/n), dashed")
+        value_axis(axes, "sqrt(SD/n), dashed")
         if beside.any():
             right = axes.twinx()
             for each in (axes, right):  # twinx shows the first one's background, which is white on a dark page
@@ -115,8 +108,7 @@ def bound_scale(measured: Sequence[Measurement]) -> Figure | None:
             right.spines["right"].set_visible(True)
             series(right, steps[beside], gap[beside], colours.accent)
             zero_line(right, colours)
-            few_ticks(right)
-            right.set_ylabel("validation loss - loss, solid")
+            value_axis(right, "validation loss - loss, solid")
         step_axis(axes, "step")
 
     caption = "The dashed line is sqrt(SD/n), which both bounds grow with; they multiply it by inputs of their own"
@@ -135,34 +127,17 @@ def bound_scale(measured: Sequence[Measurement]) -> Figure | None:
     )
 
 
-def gaps(measured: Sequence[Measurement]) -> Iterator[Figure]:
+def gaps(measured: Sequence[Measurement]) -> Iterator[Figure | None]:
     """Accuracy minus validation accuracy, and validation loss minus loss unless the bounds' figure draws it."""
     names = {name for each in measured for name in each.metrics}
     with_scale = any(np.isfinite(_array([each.value("bound_scale") for each in measured])))
     for place, name in enumerate(sorted(names)):
-        gap = _gap(measured, name)
-        if ((name == "loss" and not with_scale) or name.endswith("accuracy")) and np.isfinite(gap).any():
-            yield _gap_figure(f"gap{place}", name, measured, gap)
-
-
-def _gap_figure(key: str, name: str, measured: Sequence[Measurement], gap: FloatArray) -> Figure:
-    quantity = "loss" if name == "loss" else "accuracy"
-    terms = "validation loss - loss" if name == "loss" else "accuracy - validation accuracy"
-    known = np.isfinite(gap)
-
-    def draw(axes: Axes, colours: Colours) -> None:
-        series(axes, _steps(measured)[known], gap[known], colours.accent)
-        zero_line(axes, colours)
-        few_ticks(axes)
-        step_axis(axes, "step")
-        axes.set_ylabel(terms)
-
-    return Figure(
-        key,
-        f"Generalization gap of the {quantity}",
-        f"{terms[:1].upper()}{terms[1:]}: what the bounds are about. {_sides(measured)}",
-        draw,
-    )
+        if (name == "loss" and not with_scale) or name.endswith("accuracy"):
+            quantity = "loss" if name == "loss" else "accuracy"
+            terms = "validation loss - loss" if name == "loss" else "accuracy - validation accuracy"
+            title = f"Generalization gap of the {quantity}"
+            caption = f"{terms[:1].upper()}{terms[1:]}: what the bounds are about. {_sides(measured)}"
+            yield _over_steps(measured, _gap(measured, name), f"gap{place}", title, caption, terms)
 
 
 def _gap(measured: Sequence[Measurement], name: str) -> FloatArray:
@@ -179,25 +154,37 @@ def _sides(measured: Sequence[Measurement]) -> str:
 
 
 def _with_intervals(measured: Sequence[Measurement], key: str, title: str, caption: str) -> Figure | None:
-    readings = [each.values.get(key) for each in measured]
-    values = _array([None if reading is None else reading.value for reading in readings])
-    spans = [(None, None) if reading is None or reading.interval is None else reading.interval for reading in readings]
-    known = np.isfinite(values)
+    spans = [each.values[key].interval if key in each.values else None for each in measured]
+    values, ends = _array([each.value(key) for each in measured]), [span or (None, None) for span in spans]
+    bars = _array([low for low, _ in ends]), _array([high for _, high in ends])
+    return _over_steps(measured, values, key.replace("_", "-"), title, caption, title.lower(), bars)
+
+
+def _over_steps(
+    measured: Sequence[Measurement],
+    values: FloatArray,
+    name: str,
+    title: str,
+    caption: str,
+    label: str,
+    bars: tuple[FloatArray, FloatArray] | None = None,
+) -> Figure | None:
+    """Values over the steps, with their error bars, or with the line at 0."""
+    steps, known = _steps(measured), np.isfinite(values)
     if not known.any():
         return None
-    low, high = _array([span[0] for span in spans]), _array([span[1] for span in spans])
-    bounded = known & np.isfinite(low) & np.isfinite(high)
-    steps = _steps(measured)
 
     def draw(axes: Axes, colours: Colours) -> None:
-        axes.vlines(steps[bounded], low[bounded], high[bounded], color=colours.soft, linewidth=1.6)
+        if bars is not None:
+            bounded = known & np.isfinite(bars[0]) & np.isfinite(bars[1])
+            axes.vlines(steps[bounded], bars[0][bounded], bars[1][bounded], color=colours.soft, linewidth=1.6)
         series(axes, steps[known], values[known], colours.accent)
-        axes.locator_params(axis="y", nbins=6)
-        tick_format(axes.yaxis, 6)
+        if bars is None:
+            zero_line(axes, colours)
+        value_axis(axes, label, 3 if bars is None else 6)
         step_axis(axes, "step")
-        axes.set_ylabel(title.lower())
 
-    return Figure(key.replace("_", "-"), title, caption, draw)
+    return Figure(name, title, caption, draw)
 
 
 def _steps(measured: Sequence[Measurement]) -> FloatArray:

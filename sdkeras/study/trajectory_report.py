@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sdkeras.reporting.drawing import Colours, few_ticks, usable
+from sdkeras.reporting.drawing import Colours, usable, value_axis
 from sdkeras.reporting.numbers import ABSENT, number, with_error
 from sdkeras.reporting.report import Card, Figure, Report, Section, Table, present
 from sdkeras.reporting.tables import footer, provenance_table, setting_in_words, training_table
@@ -150,8 +150,7 @@ def _scaling(name: str, tree: TreeMeasures) -> Figure | None:
         ticks = np.unique(fit.sizes[:: max(1, len(x) // 4)])
         axes.set_xticks(np.log(ticks), [f"{int(size):,}" for size in ticks])
         axes.set_xlabel("iterates n (logarithmic)")
-        axes.set_ylabel("ln E_alpha")
-        few_ticks(axes)
+        value_axis(axes, "ln E_alpha")
 
     answer = f"the dimension is undetermined: {fit.reason}"
     if fit.value is not None:

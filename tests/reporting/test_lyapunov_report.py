@@ -10,7 +10,7 @@ import pytest
 
 from sample_runs import RUN
 from sdkeras.errors import SdkerasError
-from sdkeras.reporting import lyapunov_figures
+from sdkeras.reporting import figures
 from sdkeras.reporting.build import report_of
 from sdkeras.reporting.drawing import as_svg
 from sdkeras.reporting.html import as_html
@@ -137,7 +137,7 @@ def test_the_reports_hold_the_numbers_and_their_evidence() -> None:
             for words in ("0.0125 ± 0.0015", "1.050 [1.030, 1.070]", "102 of 200", "an upper bound, by rounding"):
                 assert words in shown, words
             assert "nearby trajectories come apart" in shown.replace("\n", " ") or run is WITHIN
-        assert page.count("<svg") == len(report_of(run).figures) >= len(lyapunov_figures.lyapunov_figures(FOUND))
+        assert page.count("<svg") == len(report_of(run).figures) >= len(figures.lyapunov_figures(FOUND))
         assert 'id="training"' in page
         assert 'href="#training"' in page
     assert "<b>net" not in as_html(ALONE)
@@ -161,7 +161,7 @@ def test_windows_have_a_table_a_figure_and_a_line_of_their_own() -> None:
 
 
 def test_the_figure_of_windows() -> None:
-    *_, figure = lyapunov_figures.lyapunov_figures(WINDOWED)
+    *_, figure = figures.lyapunov_figures(WINDOWED)
     assert figure.title == "SD of several steps taken as one"
     assert "band its 95 % interval" in figure.caption
     assert "not drawn: m = 8" in figure.caption
@@ -169,21 +169,19 @@ def test_the_figure_of_windows() -> None:
     assert ">D_s<" in as_svg(figure)
     for length in (1, 2, 3):
         assert f">{length}<" in as_svg(figure)
-    unknown = lyapunov_figures.window_dimensions(attrs.evolve(WINDOWED, dimension=UNKNOWN.dimension))
+    unknown = figures.window_dimensions(attrs.evolve(WINDOWED, dimension=UNKNOWN.dimension))
     assert "D_s is undetermined here" in unknown.caption
     assert "var(--warn)" not in as_svg(unknown)
     bracket = LyapunovDimension("bracketed", None, (2.0, 3.0), "take more steps", 1, None, 40, 3, 96)
-    bracketed = lyapunov_figures.window_dimensions(attrs.evolve(WINDOWED, dimension=bracket))
+    bracketed = figures.window_dimensions(attrs.evolve(WINDOWED, dimension=bracket))
     assert "D_s lies in the band" in bracketed.caption
     assert "fill: var(--warn); opacity: 0.2" in as_svg(bracketed)
-    assert lyapunov_figures.window_dimensions(FOUND) is None
-    assert lyapunov_figures.window_dimensions(attrs.evolve(WINDOWED, windows=(window(2, None, "hidden"),))) is None
+    assert figures.window_dimensions(FOUND) is None
+    assert figures.window_dimensions(attrs.evolve(WINDOWED, windows=(window(2, None, "hidden"),))) is None
     # One window, and windows that all say the same: the axes still have a height.
     same = attrs.evolve(WINDOWED, windows=(window(1, 6.0), window(2, 6.0)), dimension=UNKNOWN.dimension)
-    assert lyapunov_figures.window_dimensions(same) is not None
-    assert lyapunov_figures.window_dimensions(
-        attrs.evolve(WINDOWED, windows=(window(1, 0.0),), dimension=UNKNOWN.dimension)
-    )
+    assert figures.window_dimensions(same) is not None
+    assert figures.window_dimensions(attrs.evolve(WINDOWED, windows=(window(1, 0.0),), dimension=UNKNOWN.dimension))
 
 
 def test_many_exponents_are_a_line_with_a_band() -> None:
@@ -195,7 +193,7 @@ def test_many_exponents_are_a_line_with_a_band() -> None:
         history=tuple(np.zeros((200, 0))),
         num_resolved=150,
     )
-    figure = lyapunov_figures.lyapunov_exponents(many)
+    figure = figures.lyapunov_exponents(many)
     assert len(as_svg(figure)) < 60_000
     assert "var(--soft)" in as_svg(figure)
 
@@ -211,13 +209,13 @@ def test_a_divergence_and_a_failed_check_are_told_first() -> None:
 
 
 def test_figures_with_error_bars_and_running_means() -> None:
-    exponents, convergence = lyapunov_figures.lyapunov_figures(FOUND)
+    exponents, convergence = figures.lyapunov_figures(FOUND)
     for figure in (exponents, convergence):
         assert "var(--accent)" in as_svg(figure)
         assert "#0" not in as_svg(figure).replace("#0e", "")
         assert "currentColor" in as_svg(figure)
     assert "var(--soft)" in as_svg(exponents)
     assert "grey" in exponents.caption
-    assert "grey" not in lyapunov_figures.lyapunov_exponents(attrs.evolve(FOUND, num_resolved=None)).caption
-    assert lyapunov_figures.lyapunov_convergence(UNKNOWN) is None
-    assert lyapunov_figures.lyapunov_exponents(attrs.evolve(FOUND, values=np.array([math.inf, 0.0, 0.0]))) is None
+    assert "grey" not in figures.lyapunov_exponents(attrs.evolve(FOUND, num_resolved=None)).caption
+    assert figures.lyapunov_convergence(UNKNOWN) is None
+    assert figures.lyapunov_exponents(attrs.evolve(FOUND, values=np.array([math.inf, 0.0, 0.0]))) is None

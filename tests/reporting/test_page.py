@@ -16,10 +16,10 @@ from sample_runs import EMPTY, RUN
 from sdkeras.dimension.exponents import ExponentMap, rds_sharpness
 from sdkeras.reporting.build import report_of
 from sdkeras.reporting.drawing import as_svg
+from sdkeras.reporting.figures import cumulative_exponents
 from sdkeras.reporting.html import as_html
 from sdkeras.reporting.numbers import bar_lengths
 from sdkeras.reporting.report import Figure
-from sdkeras.reporting.spectrum_figures import cumulative_exponents
 from sdkeras.reporting.terminal import as_text
 from sdkeras.reporting.words import dimension_in_words, edge_in_words
 from sdkeras.results import answers, measured

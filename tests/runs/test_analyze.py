@@ -14,7 +14,7 @@ from sdkeras.datasets import load_digits
 from sdkeras.dimension.exponents import ExponentMap
 from sdkeras.errors import ModelError, PluginError, SdkerasError
 from sdkeras.estimators import kinds
-from sdkeras.reporting.spectrum_figures import cumulative_exponents
+from sdkeras.reporting.figures import cumulative_exponents
 from sdkeras.results.estimates import Eigenpairs
 from sdkeras.runs import analyze, measure
 from sdkeras.training_step import settings as update

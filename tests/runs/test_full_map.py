@@ -12,8 +12,8 @@ import sdkeras
 from sdkeras.errors import ModelError, SdkerasError
 from sdkeras.operators import precision
 from sdkeras.reporting.build import report_of
+from sdkeras.reporting.figures import cumulative_exponents
 from sdkeras.reporting.html import as_html
-from sdkeras.reporting.spectrum_figures import cumulative_exponents
 from sdkeras.reporting.terminal import as_text
 from sdkeras.reporting.words import dimension_in_words
 from sdkeras.runs import full_map

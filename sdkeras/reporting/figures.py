@@ -1,4 +1,4 @@
-"""The figures of an analysis: spectrum, exponents and dimension at one checkpoint, and over snapshots."""
+"""The figures of the reports, as functions of records: one checkpoint, snapshots, a trajectory."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from sdkeras.dimension.exponents import FULL
 from sdkeras.reporting.drawing import (
     Colours,
     asinh_axis,
-    few_ticks,
     label_line,
     mark,
     series,
     step_axis,
-    tick_format,
     usable,
+    value_axis,
     zero_line,
 )
 from sdkeras.reporting.numbers import dimension, number
-from sdkeras.reporting.report import Figure
+from sdkeras.reporting.report import Figure, present
 from sdkeras.results.answers import Analysis, SpectrumSummary
 from sdkeras.results.arrays import FloatArray
-from sdkeras.results.dimension import EdgeOfStability, RdsSharpness, SharpnessDimension, Supremum
+from sdkeras.results.dimension import SharpnessDimension, Supremum
+from sdkeras.results.lyapunov import LyapunovSummary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,41 +32,40 @@ if TYPE_CHECKING:
 _BINS = 90
 # A threshold beyond this multiple of the largest eigenvalue is given in words; the axis would hold nothing else.
 _FARTHEST = 1e4
+# Lyapunov exponents whose running means are drawn, before lines lie on lines.
+_MOST_LINES = 6
+# Points with error bars, before they are a line with a band.
+_MOST_MARKERS = 60
 
 
-def spectrum_figures(run: Analysis) -> tuple[Figure | None, ...]:
-    """The figures in the page's order; None for those that there are no numbers for."""
-    estimate, spectrum = run.sharpness_dimension, run.spectrum
-    drawable = spectrum is not None and usable(spectrum.nodes, spectrum.weights)
-    density = blocks = cumulative = None
-    if spectrum is not None and drawable:
-        if estimate is None or estimate.map != FULL:  # whose spectrum is of singular values
-            density = spectral_density(spectrum, run.edge_of_stability)
-        blocks = block_spectrum(spectrum, run.edge_of_stability, run.optimizer.momentum)
-        cumulative = None if estimate is None else cumulative_sum(spectrum, estimate)
-    if estimate is None:
-        return (density,)
-    exponents = None if run.rds_sharpness is None else rds_exponents(run.rds_sharpness, estimate)
-    return density, exponents, blocks, cumulative, convergence(estimate)
+# One checkpoint, and snapshots
 
 
-def spectral_density(spectrum: SpectrumSummary, edge: EdgeOfStability) -> Figure:
+def analysis_figures(run: Analysis) -> tuple[Figure, ...]:
+    """The figures that there are numbers for, in the page's order."""
+    return present(
+        spectral_density(run), rds_exponents(run), block_spectrum(run), cumulative_sum(run), convergence(run)
+    )
+
+
+def spectral_density(run: Analysis) -> Figure | None:
     """Number of eigenvalues of a minibatch's operator in bins, with its stability threshold."""
-    nodes, weights = spectrum.nodes, spectrum.weights
+    spectrum, edge, estimate = _drawable(run.spectrum), run.edge_of_stability, run.sharpness_dimension
+    if spectrum is None or (estimate is not None and estimate.map == FULL):  # whose spectrum is of singular values
+        return None
+    nodes, operator = spectrum.nodes, spectrum.operator
     scale = max(float(np.max(np.abs(nodes))), 1e-90)
     linear = 1e-3 * scale
-    threshold, beyond = None, ""
-    if edge.operator == spectrum.operator and edge.threshold is not None and math.isfinite(edge.threshold):
-        if abs(edge.threshold) <= _FARTHEST * scale:
-            threshold = edge.threshold
-            beyond = " A step overshoots along directions to the right of the threshold."
-        else:
-            beyond = f" The stability threshold, {number(edge.threshold, 3)}, is far to the right of them all."
+    threshold = edge.threshold if edge.operator == operator and math.isfinite(edge.threshold or 0.0) else None
+    beyond = "" if threshold is None else " A step overshoots along directions to the right of the threshold."
+    if threshold is not None and abs(threshold) > _FARTHEST * scale:
+        beyond = f" The stability threshold, {number(threshold, 3)}, is far to the right of them all."
+        threshold = None
     ends = [float(nodes.min()), float(nodes.max()), 0.0, *([] if threshold is None else [threshold])]
     low, high = np.arcsinh(min(ends) / linear), np.arcsinh(max(ends) / linear)
     room = 0.04 * max(high - low, 1.0)
     edges = np.sinh(np.linspace(low - room, high + room, _BINS + 1)) * linear
-    mass, _ = np.histogram(nodes, bins=edges, weights=weights)
+    mass, _ = np.histogram(nodes, bins=edges, weights=spectrum.weights)
     floor = max(1e-3, 0.5 * float(np.min(mass[mass > 0], initial=1.0)))
 
     def draw(axes: Axes, colours: Colours) -> None:
@@ -74,7 +73,7 @@ def spectral_density(spectrum: SpectrumSummary, edge: EdgeOfStability) -> Figure
         axes.set_yscale("log")
         axes.set_ylim(floor, 3 * float(mass.max()))
         asinh_axis(axes, "x", linear, float(edges[0]), float(edges[-1]))
-        axes.set_xlabel(f"eigenvalue of the {_matrix(spectrum.operator)} of a minibatch")
+        axes.set_xlabel(f"eigenvalue of the {_matrix(operator)} of a minibatch")
         axes.set_ylabel("eigenvalues per bin")
         if threshold is not None:
             mark(axes, threshold, f"threshold {number(threshold, 3)}", colours.warn)
@@ -88,9 +87,10 @@ def spectral_density(spectrum: SpectrumSummary, edge: EdgeOfStability) -> Figure
     )
 
 
-def rds_exponents(rds: RdsSharpness, estimate: SharpnessDimension) -> Figure | None:
+def rds_exponents(run: Analysis) -> Figure | None:
     """RDS sharpness exponents lambda_k over k."""
-    if len(rds.values) < 2 or not usable(rds.values, rds.levels):
+    rds, estimate = run.rds_sharpness, run.sharpness_dimension
+    if rds is None or estimate is None or len(rds.values) < 2 or not usable(rds.values, rds.levels):
         return None
     size, threshold = estimate.state_size, estimate.threshold_exponent
     ranks = np.concatenate([np.arange(1.0, len(rds.leading) + 1), np.round(rds.levels * size)])
@@ -98,7 +98,8 @@ def rds_exponents(rds: RdsSharpness, estimate: SharpnessDimension) -> Figure | N
     values = np.concatenate([rds.leading, rds.values])[first]
     if not usable(ranks, values) or len(ranks) < 2:
         return None
-    threshold = threshold if threshold is not None and math.isfinite(threshold) and threshold != 0 else None
+    if not threshold or not math.isfinite(threshold):
+        threshold = None
     linear = 1e-2 * (float(np.max(np.abs(values))) or 1.0) if threshold is None else abs(threshold)
 
     def draw(axes: Axes, colours: Colours) -> None:
@@ -123,10 +124,13 @@ def rds_exponents(rds: RdsSharpness, estimate: SharpnessDimension) -> Figure | N
     )
 
 
-def block_spectrum(spectrum: SpectrumSummary, edge: EdgeOfStability, momentum: float | None) -> Figure | None:
+def block_spectrum(run: Analysis) -> Figure | None:
     """ln sigma and ln |mu| of the 2x2 block of position and velocity (u, v) over the eigenvalue it belongs to."""
+    spectrum, edge, momentum = _drawable(run.spectrum), run.edge_of_stability, run.optimizer.momentum
+    if spectrum is None or run.sharpness_dimension is None or not momentum:
+        return None
     nodes, exponents, moduli = spectrum.nodes, spectrum.exponents, spectrum.log_moduli
-    if exponents is None or moduli is None or not momentum or not usable(exponents, moduli, np.tile(nodes, 2)):
+    if exponents is None or moduli is None or not usable(exponents, moduli, np.tile(nodes, 2)):
         return None
     linear = 1e-3 * max(float(np.max(np.abs(nodes))), 1e-90)
     low, high = np.arcsinh(float(nodes.min()) / linear), np.arcsinh(float(nodes.max()) / linear)
@@ -145,8 +149,7 @@ def block_spectrum(spectrum: SpectrumSummary, edge: EdgeOfStability, momentum: f
         margin = 0.1 * (float(shown.max()) - float(shown.min())) or 0.1
         axes.set_ylim(float(shown.min()) - margin, float(shown.max()) + margin)
         axes.set_xlabel(f"eigenvalue of the {_matrix(spectrum.operator)}")
-        axes.set_ylabel("exponent per step")
-        few_ticks(axes)
+        value_axis(axes, "exponent per step")
         if nodes.min() < threshold < nodes.max():
             mark(axes, threshold, f"threshold {number(threshold, 3)}", colours.warn)
 
@@ -161,13 +164,13 @@ def block_spectrum(spectrum: SpectrumSummary, edge: EdgeOfStability, momentum: f
     )
 
 
-def cumulative_sum(spectrum: SpectrumSummary, estimate: SharpnessDimension) -> Figure | None:
+def cumulative_sum(run: Analysis) -> Figure | None:
     """Cumulative sum of the pooled exponents: it crosses 0 at SD."""
-    sums = cumulative_exponents(spectrum)
-    if sums is None:
+    spectrum, estimate = _drawable(run.spectrum), run.sharpness_dimension
+    sums = None if spectrum is None else cumulative_exponents(spectrum)
+    if estimate is None or sums is None:
         return None
-    size, span = estimate.state_size, estimate.interval
-    mass, total = sums
+    (mass, total), size, span = sums, estimate.state_size, estimate.interval
     inside = (mass >= 0.5) & (mass <= size - 0.5)  # where the axis begins and ends
     if np.count_nonzero(inside) < 2:
         return None
@@ -208,8 +211,11 @@ def cumulative_exponents(spectrum: SpectrumSummary) -> tuple[FloatArray, FloatAr
     return np.cumsum(weights[order]), np.cumsum((weights * exponents)[order])
 
 
-def convergence(estimate: SharpnessDimension) -> Figure | None:
+def convergence(run: Analysis) -> Figure | None:
     """The running estimate and its interval over the runs."""
+    estimate = run.sharpness_dimension
+    if estimate is None:
+        return None
     value, half, runs = estimate.history, estimate.history_half_width, estimate.history_runs
     if len(value) < 2 or len(half) != len(value) or not usable(value, runs):
         return None
@@ -218,7 +224,7 @@ def convergence(estimate: SharpnessDimension) -> Figure | None:
     def draw(axes: Axes, colours: Colours) -> None:
         axes.fill_between(runs, value - half, value + half, color=colours.accent, alpha=0.2, linewidth=0)
         series(axes, runs, value, colours.accent)
-        _dimension_axis(axes)
+        value_axis(axes, "sharpness dimension", 6, ticks=5)
         step_axis(axes, "runs (one minibatch and one probe each)")
 
     return Figure(
@@ -241,7 +247,7 @@ def supremum_figure(supremum: Supremum) -> Figure | None:
         axes.axhspan(*span, color=colours.warn, alpha=0.2, linewidth=0)
         axes.axhline(supremum.value, color=colours.warn, linewidth=1.6)
         axes.plot(steps, values, color=colours.accent, linestyle="none", marker="o", markersize=6)
-        _dimension_axis(axes)
+        value_axis(axes, "sharpness dimension", 6, ticks=5)
         step_axis(axes, "training steps from the checkpoint")
 
     return Figure(
@@ -254,10 +260,8 @@ def supremum_figure(supremum: Supremum) -> Figure | None:
     )
 
 
-def _dimension_axis(axes: Axes) -> None:
-    axes.set_ylabel("sharpness dimension")
-    axes.locator_params(axis="y", nbins=5)
-    tick_format(axes.yaxis, 6)
+def _drawable(spectrum: SpectrumSummary | None) -> SpectrumSummary | None:
+    return spectrum if spectrum is not None and usable(spectrum.nodes, spectrum.weights) else None
 
 
 def _mark_dimension(axes: Axes, estimate: SharpnessDimension, label: str, colours: Colours) -> None:
@@ -288,3 +292,113 @@ def _rank_axis(axes: Axes, size: int) -> None:
     axes.set_xticks(_position(np.array([at for at, _ in ticks]), size), [label for _, label in ticks])
     axes.set_xlim(*_position(np.array([0.5, size - 0.5]), size) + np.array([-0.4, 0.4]))
     axes.set_xlabel(f"directions, most stretching first (d = {size:,})")
+
+
+# A trajectory
+
+
+def lyapunov_figures(summary: LyapunovSummary) -> tuple[Figure, ...]:
+    """The figures that there are numbers for."""
+    return present(lyapunov_exponents(summary), lyapunov_convergence(summary), window_dimensions(summary))
+
+
+def lyapunov_exponents(summary: LyapunovSummary) -> Figure | None:
+    """The leading Lyapunov exponents with their standard errors."""
+    values, errors = summary.values, summary.stderr
+    if not usable(values, errors):
+        return None
+    ranks = np.arange(1.0, len(values) + 1)
+    resolved = ranks <= (len(values) if summary.num_resolved is None else summary.num_resolved)
+
+    def draw(axes: Axes, colours: Colours) -> None:
+        for shown, colour in ((resolved, colours.accent), (~resolved, colours.soft)):
+            x, y, half = ranks[shown], values[shown], errors[shown]
+            if len(values) > _MOST_MARKERS:
+                axes.plot(x, y, color=colour, linewidth=2.2)
+                axes.fill_between(x, y - half, y + half, color=colour, alpha=0.2, linewidth=0)
+            else:
+                axes.errorbar(x, y, half, color=colour, fmt="o", markersize=5, elinewidth=1.6, capsize=3)
+        zero_line(axes, colours)
+        step_axis(axes, "exponent, largest first")
+        axes.set_xlim(0.5, len(values) + 0.5)
+        value_axis(axes, "Lyapunov exponent per step")
+
+    hidden = "" if np.all(resolved) else " Those in grey are upper bounds: rounding hides how far down they are."
+    return Figure(
+        "lyapunov",
+        "Lyapunov exponents",
+        "By what factor (its natural logarithm) a step of training stretches or contracts nearby trajectories in the "
+        f"long run, direction by direction, with standard errors. Above 0 they come apart.{hidden}",
+        draw,
+    )
+
+
+def lyapunov_convergence(summary: LyapunovSummary) -> Figure | None:
+    """Running means of the leading exponents over the steps."""
+    means = summary.history[:_MOST_LINES]
+    if len(means[0]) < 2 or not usable(*means):
+        return None
+    steps = summary.block_size * np.arange(1.0, len(means[0]) + 1)
+    # The first blocks are averages over a handful of steps and would set the scale.
+    settled = np.stack(means)[:, len(steps) // 8 :]
+    room = 0.08 * float(np.ptp(settled)) or 1e-3 * float(np.max(np.abs(settled))) or 1.0
+
+    def draw(axes: Axes, colours: Colours) -> None:
+        for rank, line in enumerate(means):
+            width = 2.2 if rank == 0 else 1.4
+            axes.plot(steps, line, color=colours.accent, alpha=1.0 - 0.12 * rank, linewidth=width)
+        zero_line(axes, colours)
+        step_axis(axes, "steps averaged over")
+        axes.set_ylim(float(settled.min()) - room, float(settled.max()) + room)
+        value_axis(axes, "mean so far, per step")
+
+    leading = "leading exponent" if len(means) == 1 else f"{len(means)} leading exponents"
+    return Figure(
+        "lyapunov-convergence",
+        "Convergence of the exponents",
+        f"The {leading} averaged over a growing number of steps; the thick line is the first. They should have "
+        "settled; while they drift, training has not reached its attractor, and needs a longer burn-in.",
+        draw,
+    )
+
+
+def window_dimensions(summary: LyapunovSummary) -> Figure | None:
+    """SD^(m) against m, with D_s over the same steps beside them."""
+    known = [(window.num_window_steps, window.dimension) for window in summary.windows if window.dimension is not None]
+    answer = summary.dimension
+    lengths, values = np.array([m for m, _ in known], np.float64), np.array([value for _, value in known])
+    ends = np.array([*values, *(answer.interval or ())])
+    if not known or not usable(ends):
+        return None
+    room = 0.1 * float(np.ptp(ends)) or 0.05 * float(np.max(ends)) or 1.0
+
+    def draw(axes: Axes, colours: Colours) -> None:
+        series(axes, lengths, values, colours.accent)
+        if answer.interval is not None:
+            axes.axhspan(*answer.interval, color=colours.warn, alpha=0.2, linewidth=0)
+            label_line(axes, answer.interval[1], "D_s", colours.warn)
+        if answer.value is not None:
+            axes.axhline(answer.value, color=colours.warn, linewidth=1.6)
+        axes.set_xscale("log", base=2)
+        axes.set_xlim(0.8 * lengths[0], 1.25 * lengths[-1])
+        shown = lengths[:: 1 + (len(lengths) - 1) // 8]
+        axes.set_xticks(shown, [number(m) for m in shown])
+        axes.set_xticks([], minor=True)
+        axes.set_ylim(float(ends.min()) - room, float(ends.max()) + room)
+        axes.set_xlabel("training steps taken as one, m")
+        value_axis(axes, f"dimension, of {answer.size:,}")
+
+    unknown = [f"{window.num_window_steps:,}" for window in summary.windows if window.dimension is None]
+    missing = f" Undetermined, and not drawn: m = {', '.join(unknown)}." if unknown else ""
+    band = {
+        "determined": "The line is D_s, the band its 95 % interval.",
+        "bracketed": "D_s lies in the band.",
+        "undetermined": "D_s is undetermined here.",
+    }[answer.status]
+    return Figure(
+        "windows",
+        "SD of several steps taken as one",
+        "What one step stretches the next may shrink again. Over the same training steps the dimension of m steps "
+        f"taken as one is at most that of any length that divides m, and at least D_s. {band}{missing}",
+        draw,
+    )
