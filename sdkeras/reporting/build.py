@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TypeAlias
 
 from sdkeras.reporting.build_analysis import analysis_report
-from sdkeras.reporting.build_comparison import comparison_report
 from sdkeras.reporting.build_lyapunov import lyapunov_report
 from sdkeras.reporting.build_track import track_report
-from sdkeras.reporting.comparison import Comparison
+from sdkeras.reporting.comparison import Comparison, comparison_report
 from sdkeras.reporting.report import Report
 from sdkeras.results.answers import Analysis, LyapunovRun
 from sdkeras.results.log import RunLog

@@ -219,30 +219,23 @@ def _edge(run: Analysis) -> Table:
 
 def _batch_sharpness(edge: EdgeOfStability) -> tuple[Row, ...]:
     """Both forms with their standard errors, and whether these met the target."""
-    count, quotient, skipped = (
-        edge.batch_sharpness_minibatches,
-        edge.batch_sharpness_ratio_of_means,
-        edge.batch_sharpness_skipped,
-    )
+    count, skipped = edge.batch_sharpness_minibatches, edge.batch_sharpness_skipped
     over = "over minibatches" if count is None else f"over {counted(count, 'minibatch', 'minibatches')}"
 
     def form(label: str, value: float | None, error: float | None, meaning: str) -> Row:
-        return label, with_stderr(value, error), meaning + (_relative_error(value, error) if count else "")
+        if count and value and error is not None:
+            relative = error / abs(value)
+            met = "met" if relative <= BATCH_SHARPNESS_ERROR else "not met"
+            meaning += f"; standard error {100 * relative:.3g} %, aim of {100 * BATCH_SHARPNESS_ERROR:g} % {met}"
+        return label, with_stderr(value, error), meaning
 
-    means = edge.batch_sharpness_ratio_of_means_stderr, "mean of g'Hg over mean of |g|²"
+    mean = edge.batch_sharpness, edge.batch_sharpness_stderr, f"mean of g'Hg/|g|² {over}, of H"
+    quotient = edge.batch_sharpness_ratio_of_means, edge.batch_sharpness_ratio_of_means_stderr
     return present(
-        form("batch sharpness", edge.batch_sharpness, edge.batch_sharpness_stderr, f"mean of g'Hg/|g|² {over}, of H"),
-        None if quotient is None else form("ratio of means", quotient, *means),
+        form("batch sharpness", *mean),
+        None if quotient[0] is None else form("ratio of means", *quotient, "mean of g'Hg over mean of |g|²"),
         ("skipped", f"{skipped:.2%}", "minibatches whose gradient is 0") if skipped else None,
     )
-
-
-def _relative_error(value: float | None, error: float | None) -> str:
-    if not value or error is None:
-        return ""
-    relative = error / abs(value)
-    met = "met" if relative <= BATCH_SHARPNESS_ERROR else "not met"
-    return f"; standard error {100 * relative:.3g} %, aim of {100 * BATCH_SHARPNESS_ERROR:g} % {met}"
 
 
 def _dimension(estimate: SharpnessDimension, num_samples: int) -> Table:

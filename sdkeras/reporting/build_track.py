@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 from sdkeras.dimension.stability import EDGE
 from sdkeras.reporting.numbers import (
@@ -63,10 +64,6 @@ def track_report(log: RunLog) -> Report:
 def _measurements(header: Header, measured: Sequence[Measurement], drawn: Sequence[Measurement]) -> Section:
     seconds = number(sum(each.seconds for each in measured), 3)
     products = f"{sum(each.num_hvps for each in measured):,}"
-    columns, rows = _rows(drawn)
-    names, last = _rows(measured[-_MOST_ROWS:])
-    shown = [k for k, name in enumerate(names) if name in _IN_TERMINAL]
-    narrow = tuple(tuple(_without_interval(row[k]) for k in shown) for row in last)
     return Section(
         "Every measurement",
         "numbers",
@@ -75,10 +72,7 @@ def _measurements(header: Header, measured: Sequence[Measurement], drawn: Sequen
         f'{header.num_samples_hessian:,} samples; dimensions with 95 % intervals; "?" is not converged. In all '
         f"{seconds} s and {products} Hessian-vector products.",
         lines=(f"the last {_MOST_ROWS} of {len(measured):,}",) if len(measured) > _MOST_ROWS else (),
-        tables=(
-            Table("Measurements", rows, columns, wide=True, only="page"),
-            Table("Measurements", narrow, tuple(names[k] for k in shown), wide=True, only="terminal"),
-        ),
+        tables=(_table(drawn, "page"), _table(measured[-_MOST_ROWS:], "terminal")),
     )
 
 
@@ -138,70 +132,75 @@ def _about_bounds(measured: Sequence[Measurement]) -> list[str]:
     return lines
 
 
-def _rows(measured: Sequence[Measurement]) -> tuple[tuple[str, ...], tuple[tuple[Cell, ...], ...]]:
-    """Headings and rows; columns without a number are left out."""
-    columns = {
-        "source": [each.source if each.source != "fit" else "" for each in measured],
-        "step": [f"{each.step:,}" for each in measured],
-        "epoch": [number(each.epoch) for each in measured],
-        "sharpness": [_cell(each, "sharpness") for each in measured],
-        "preconditioned": [_numerator(each) if each.operator not in ("", "H") else ABSENT for each in measured],
-        "threshold": [number(each.threshold) for each in measured],
-        "ratio": [_cell(each, "sharpness_ratio", 3) for each in measured],
-        "λ₁": [_cell(each, "rds_sharpness", 3) for each in measured],
-        "SD": [_dimension(each, "sharpness_dimension") for each in measured],
-        "codimension": [_dimension(each, "sharpness_codimension") for each in measured],
-        "sqrt(SD/n)": [_cell(each, "bound_scale", 3) for each in measured],
-        "bound": [_cell(each, "generalization_bound") for each in measured],
-        "trace": [_cell(each, "hessian_trace") for each in measured],
-        "loss": [number(each.metrics.get("loss")) for each in measured],
-        "val_loss": [number(each.metrics.get("val_loss")) for each in measured],
-        "learning rate": [number(each.learning_rate) for each in measured],
-        "seconds": [number(each.seconds, 2) for each in measured],
-    }
+# Columns of the table of measurements, and what they show of one.
+_COLUMNS: dict[str, Callable[[Measurement], str]] = {
+    "source": lambda each: "" if each.source == "fit" else each.source,
+    "step": lambda each: f"{each.step:,}",
+    "epoch": lambda each: number(each.epoch),
+    "sharpness": lambda each: _cell(each, "sharpness"),
+    "preconditioned": lambda each: ABSENT if each.operator in ("", "H") else _numerator(each),
+    "threshold": lambda each: number(each.threshold),
+    "ratio": lambda each: _cell(each, "sharpness_ratio", 3),
+    "λ₁": lambda each: _cell(each, "rds_sharpness", 3),
+    "SD": lambda each: _dimension(each, "sharpness_dimension"),
+    "codimension": lambda each: _dimension(each, "sharpness_codimension"),
+    "sqrt(SD/n)": lambda each: _cell(each, "bound_scale", 3),
+    "bound": lambda each: _cell(each, "generalization_bound"),
+    "trace": lambda each: _cell(each, "hessian_trace"),
+    "loss": lambda each: number(each.metrics.get("loss")),
+    "val_loss": lambda each: number(each.metrics.get("val_loss")),
+    "learning rate": lambda each: number(each.learning_rate),
+    "seconds": lambda each: number(each.seconds, 2),
+}
+
+
+def _table(measured: Sequence[Measurement], only: Literal["page", "terminal"]) -> Table:
+    """Rows of measurements; columns without a number are left out, in the terminal minor ones and intervals too."""
+    names = _COLUMNS if only == "page" else _IN_TERMINAL
+    columns = {name: [_COLUMNS[name](each) for each in measured] for name in names}
+    if only == "terminal":
+        columns = {name: [cell.partition(" [")[0] for cell in cells] for name, cells in columns.items()}
     shown = {name: cells for name, cells in columns.items() if set(cells) - {"", ABSENT}}
-    rows = zip(measured, zip(*shown.values(), strict=True), strict=True)
-    return tuple(shown), tuple(
-        tuple(Cell(text, "failed" if each.failed else "") for text in cells) for each, cells in rows
-    )
-
-
-def _without_interval(cell: Cell) -> Cell:
-    return Cell(cell.text.partition(" [")[0], cell.mark)
+    marks = ["failed" if each.failed else "" for each in measured]
+    rows = [map(Cell, cells, marks) for cells in shown.values()]
+    return Table("Measurements", tuple(zip(*rows, strict=True)), tuple(shown), wide=True, only=only)
 
 
 def _cards(measured: Sequence[Measurement]) -> tuple[Card, ...]:
     """The last numbers."""
-    cards = []
     last = {key: each for each in measured for key in each.values if _finite(each, key)}
+    ratio, scale, leading = None, None, None
     if "sharpness_ratio" in last:
         each = last["sharpness_ratio"]
         name = f"{sharpness_name(each.operator).capitalize()} / threshold"
         evidence = f"{number(each.numerator)} / {number(each.threshold)} at step {each.step:,}"
-        ratio = number(each.values["sharpness_ratio"].value, 3)
-        cards.append(Card(name, ratio, evidence, "1 is the edge of stability"))
-    for key, name, meaning in (
-        ("sharpness_codimension", "Codimension", "the rest of the state; neutral directions do not change it"),
-        (
-            "sharpness_dimension",
-            "Sharpness dimension",
-            "largest dimension whose volumes steps do not contract on average",
-        ),
-    ):
-        if key in last:
-            value, _, span = _dimension(last[key], key).partition(" ")
-            cards.append(Card(name, value, f"{span} of {last[key].state_size:,}", meaning))
+        ratio = Card(name, number(each.value("sharpness_ratio"), 3), evidence, "1 is the edge of stability")
     if "bound_scale" in last:
         reading = last["bound_scale"].values["bound_scale"]
         total = last["bound_scale"].value("generalization_bound")
         meaning = "the factor that the generalization bounds grow with"
         if total is not None and math.isfinite(total):
             meaning += f"; the bound itself is {number(total)}"
-        cards.append(Card("Scale of the bounds", number(reading.value, 3), interval(reading.interval), meaning))
+        scale = Card("Scale of the bounds", number(reading.value, 3), interval(reading.interval), meaning)
     if "rds_sharpness" in last:
-        value = number(last["rds_sharpness"].values["rds_sharpness"].value, 3)
-        cards.append(Card("RDS sharpness λ₁", value, "per step", "the fastest stretching of distances; 0 is neutral"))
-    return tuple(cards)
+        value = number(last["rds_sharpness"].value("rds_sharpness"), 3)
+        leading = Card("RDS sharpness λ₁", value, "per step", "the fastest stretching of distances; 0 is neutral")
+    rest = "the rest of the state; neutral directions do not change it"
+    largest = "largest dimension whose volumes steps do not contract on average"
+    return present(
+        ratio,
+        _dimension_card(last.get("sharpness_codimension"), "sharpness_codimension", "Codimension", rest),
+        _dimension_card(last.get("sharpness_dimension"), "sharpness_dimension", "Sharpness dimension", largest),
+        scale,
+        leading,
+    )
+
+
+def _dimension_card(each: Measurement | None, key: str, name: str, meaning: str) -> Card | None:
+    if each is None:
+        return None
+    value, _, span = _dimension(each, key).partition(" ")
+    return Card(name, value, f"{span} of {each.state_size:,}", meaning)
 
 
 def _thinned(measured: Sequence[Measurement]) -> Sequence[Measurement]:

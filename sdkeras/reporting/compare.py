@@ -98,7 +98,7 @@ _NUMBERS = (
     (_LAYER, "layers.*.trace.value", "trace"),
     (_LAYER, "layers.*.codimension", "codimension"),
 )
-_MISSING = object()
+_MISSING = ()
 # What makes a sharpness dimension another quantity, and what is another quantity with it.
 _SAME_DIMENSION = ("map", "coordinates", "state_size")
 _OF_DIMENSION = ("sharpness_dimension.*", "estimates.*", "rds_sharpness.*", "layers.*.codimension*", "bounds.*")
@@ -128,7 +128,8 @@ def compare(a: Analysis | LyapunovRun, b: Analysis | LyapunovRun, *, names: tupl
         kinds = [f"{name} is an answer of {run.WRITTEN_BY[1]}" for name, run in zip(names, (a, b), strict=True)]
         raise SdkerasError(f"{kinds[0]}, {kinds[1]}; compare two answers of the same command.")
     barriers = tuple(_barriers(a, b))
-    numbers = tuple(_numbers(a, b, barriers))
+    known = (_known(a), _known(b))
+    numbers = tuple(_numbers(*known, barriers))
     settings = tuple(_settings(a, b))
     return Comparison(
         a=_side(a, names[0]),
@@ -138,7 +139,11 @@ def compare(a: Analysis | LyapunovRun, b: Analysis | LyapunovRun, *, names: tupl
         settings=settings,
         numbers=numbers,
         incomparable=barriers,
-        notes=tuple(_notes(a, b)),
+        notes=(
+            *_caveats(a, b),
+            *_of_one("Only {} has", *map(_names, (a, b), known)),
+            *_of_one("Warnings only in {}", *map(_codes, (a, b))),
+        ),
     )
 
 
@@ -174,8 +179,8 @@ def _settings(a: Value, b: Value) -> Iterator[SettingDifference]:
 
 
 def _at(run: Value, path: str) -> Value:
-    """The value at a path; `_MISSING` where a record on the way is None."""
-    return functools.reduce(lambda record, name: getattr(record, name, _MISSING), path.split("."), run)
+    """The value at a path; `_MISSING`, which is false, where a record on the way is None."""
+    return functools.reduce(lambda record, name: getattr(record, name, _MISSING), filter(None, path.split(".")), run)
 
 
 def _setting(value: Value) -> str:
@@ -190,47 +195,46 @@ def _setting(value: Value) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _against(a: Value, b: Value, fields: tuple[str, ...]) -> str:
-    """The fields in which two records differ: 'map sgd against hessian, ...', or ""."""
-    pairs = [(field, getattr(a, field), getattr(b, field)) for field in fields]
+def _against(a: Value, b: Value, fields: tuple[str, ...], path: str = "") -> str:
+    """The fields in which the records at a path differ: 'map sgd against hessian, ...'; "" where one has no record."""
+    first, second = _at(a, path), _at(b, path)
+    pairs = [(name, getattr(first, name), getattr(second, name)) for name in fields] if first and second else []
     return ", ".join(
-        f"{field.replace('_', ' ')} {_setting(first)} against {_setting(second)}"
-        for field, first, second in pairs
-        if first != second
+        f"{name.replace('_', ' ')} {_setting(one)} against {_setting(other)}"
+        for name, one, other in pairs
+        if one != other
     )
 
 
 def _barriers(a: Value, b: Value) -> Iterator[Incomparable]:
     """Numbers that must not be subtracted."""
-    if isinstance(a, Analysis):
-        if a.sharpness_dimension is not None and b.sharpness_dimension is not None:
-            reason = _against(a.sharpness_dimension, b.sharpness_dimension, _SAME_DIMENSION)
-            if reason:
-                yield Incomparable("the sharpness dimensions and their exponents", _OF_DIMENSION, reason)
-        reason = _against(a.edge_of_stability, b.edge_of_stability, ("operator",))
+    edge = ("edge_of_stability.sharpness", "edge_of_stability.threshold")
+    size = _against(a, b, ("size",), "lyapunov.dimension")
+    trajectory = ("lyapunov.dimension.*", "lyapunov.log_det")
+    lengths = [
+        ", ".join(str(window.num_window_steps) for window in _at(run, "lyapunov.windows") or ()) for run in (a, b)
+    ]
+    other_lengths = "" if lengths[0] == lengths[1] else f"lengths {lengths[0]} against {lengths[1]}"
+    of_windows = (size, _against(a, b, ("coordinates",), "lyapunov"), other_lengths) if all(lengths) else ()
+    for what, paths, reason in (
+        (
+            "the sharpness dimensions and their exponents",
+            _OF_DIMENSION,
+            _against(a, b, _SAME_DIMENSION, "sharpness_dimension"),
+        ),
+        ("sharpness and threshold (the ratio is)", edge, _against(a, b, ("operator",), "edge_of_stability")),
+        ("estimates by position", ("estimates.*",), _reordered(a, b, "estimates", "estimator")),
+        ("layers by position", _BY_POSITION, _reordered(a, b, "layers", "name")),
+        ("D_s and the sum of all exponents", trajectory, size and f"state {size}"),
+        ("SD over windows", ("lyapunov.windows.*",), "; ".join(filter(None, of_windows))),
+    ):
         if reason:
-            paths = ("edge_of_stability.sharpness", "edge_of_stability.threshold")
-            yield Incomparable("sharpness and threshold (the ratio is)", paths, reason)
-        for path, name in (("estimates", "estimator"), ("layers", "name")):
-            if [getattr(e, name) for e in getattr(a, path)] != [getattr(e, name) for e in getattr(b, path)]:
-                yield Incomparable(
-                    f"{path} by position", (f"{path}.*",), f"A and B have other {path}, or in another order"
-                )
-    if a.lyapunov is not None and b.lyapunov is not None:
-        yield from _trajectory_barriers(a.lyapunov, b.lyapunov)
+            yield Incomparable(what, paths, reason)
 
 
-def _trajectory_barriers(a: LyapunovSummary, b: LyapunovSummary) -> Iterator[Incomparable]:
-    size = _against(a.dimension, b.dimension, ("size",))
-    if size:
-        paths = ("lyapunov.dimension.*", "lyapunov.log_det")
-        yield Incomparable("D_s and the sum of all exponents", paths, f"state {size}")
-    if a.windows and b.windows:
-        lengths = [", ".join(str(window.num_window_steps) for window in run.windows) for run in (a, b)]
-        reasons = [size, _against(a, b, ("coordinates",))]
-        reasons.append("" if lengths[0] == lengths[1] else f"lengths {lengths[0]} against {lengths[1]}")
-        if any(reasons):
-            yield Incomparable("SD over windows", ("lyapunov.windows.*",), "; ".join(filter(None, reasons)))
+def _reordered(a: Value, b: Value, path: str, name: str) -> str:
+    in_a, in_b = ([getattr(each, name) for each in _at(run, path) or ()] for run in (a, b))
+    return "" if in_a == in_b else f"A and B have other {path}, or in another order"
 
 
 # Numbers
@@ -248,12 +252,14 @@ class _Number:
     item: Value
 
 
-def _numbers(a: Value, b: Value, barriers: tuple[Incomparable, ...]) -> Iterator[NumberDifference]:
+def _numbers(
+    in_a: list[_Number], in_b: list[_Number], barriers: tuple[Incomparable, ...]
+) -> Iterator[NumberDifference]:
     """Rows of what both have, in the order of the report; layers by their names, wherever they stand."""
-    in_a = {each.key: each for each in _known(a)}
-    for each in _known(b):
-        if each.key in in_a:
-            first = in_a[each.key]
+    by_key = {each.key: each for each in in_a}
+    for each in in_b:
+        if each.key in by_key:
+            first = by_key[each.key]
             reasons = [entry.reason for entry in barriers if entry.covers(each.path) and entry.paths != _BY_POSITION]
             if each.path.startswith("layers.") and each.path.endswith("codimension"):
                 reasons.append(_against(first.item, each.item, ("num_parameters",)))
@@ -270,7 +276,7 @@ def _known(run: Value) -> list[_Number]:
         of_layer = pattern.startswith("layers.")
         before, listed, after = pattern.partition("*")
         items = _at(run, before.removesuffix(".")) if listed else [None]
-        for position, item in enumerate(() if items is _MISSING else items):
+        for position, item in enumerate(items):
             path = f"{before}{position}{after}" if listed else pattern
             quantity = _quantity(run, path, values[path]) if path in values else Quantity()
             if quantity.known:
@@ -317,7 +323,7 @@ def _exponent(lyapunov: LyapunovSummary, k: int) -> Quantity:
 # Notes
 
 
-def _notes(a: Value, b: Value) -> Iterator[str]:
+def _caveats(a: Value, b: Value) -> Iterator[str]:
     if a.provenance.data_digest != b.provenance.data_digest:
         yield "The data differ: what differs below may come from the data alone."
     reason = _against(a.model, b.model, ("loss", "mode"))
@@ -332,8 +338,6 @@ def _notes(a: Value, b: Value) -> Iterator[str]:
                 f"{name}'s Hessian is of {number(used)} of {number(total)} samples; the error of that choice is in no "
                 "residual."
             )
-    yield from _of_one("Only {} has", _names(a), _names(b))
-    yield from _of_one("Warnings only in {}", _codes(a), _codes(b))
 
 
 def _of_one(words: str, in_a: list[str], in_b: list[str]) -> Iterator[str]:
@@ -347,8 +351,7 @@ def _codes(run: Value) -> list[str]:
     return sorted({warning.code for warning in run.warnings})
 
 
-def _names(run: Value) -> list[str]:
+def _names(run: Value, known: list[_Number]) -> list[str]:
     """The numbers and layers of a run, in words."""
-    numbers = [each for each in _known(run) if not each.path.startswith("layers.")]
-    layers = [f"layer {layer.name}" for layer in getattr(run, "layers", ())]
-    return [f"{each.label} ({each.group.lower()})" for each in numbers] + layers
+    numbers = [f"{each.label} ({each.group.lower()})" for each in known if not each.path.startswith("layers.")]
+    return [*numbers, *(f"layer {layer.name}" for layer in _at(run, "layers"))]

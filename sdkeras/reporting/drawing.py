@@ -152,15 +152,9 @@ def asinh_axis(axes: Axes, side: Literal["x", "y"], linear: float, low: float, h
 
 def label_line(axes: Axes, y: float, text: str, colour: str) -> None:
     """The name of a horizontal line, below it at the left."""
+    where = ("axes fraction", "data")
     axes.annotate(
-        text,
-        (0.02, y),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, -3),
-        textcoords="offset points",
-        color=colour,
-        va="top",
-        fontsize=FONT_SIZE,
+        text, (0.02, y), (0, -3), where, textcoords="offset points", color=colour, va="top", fontsize=FONT_SIZE
     )
 
 
@@ -171,8 +165,8 @@ def mark(axes: Axes, at: float, label: str, colour: str) -> None:
     axes.annotate(
         label,
         (at, 0.97),
-        xycoords=("data", "axes fraction"),
-        xytext=(-6 if right else 6, 0),
+        (-6 if right else 6, 0),
+        ("data", "axes fraction"),
         textcoords="offset points",
         ha="right" if right else "left",
         va="top",

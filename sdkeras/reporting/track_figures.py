@@ -62,15 +62,8 @@ def edge_over_time(measured: Sequence[Measurement]) -> Figure | None:
         else:
             axes.set_ylim(min(0.0, 1.1 * lowest), 1.2 * highest)
             value_axis(axes, "")
-        axes.annotate(
-            "threshold",
-            (steps[0], thresholds[0]),
-            xytext=(0, 5),
-            textcoords="offset points",
-            color=colours.warn,
-            va="bottom",
-            fontsize=FONT_SIZE,
-        )
+        start, above = (steps[0], thresholds[0]), "offset points"
+        axes.annotate("threshold", start, (0, 5), textcoords=above, color=colours.warn, va="bottom", fontsize=FONT_SIZE)
         step_axis(axes, "step")
         axes.set_ylabel("largest eigenvalue")
 

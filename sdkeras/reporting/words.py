@@ -11,12 +11,6 @@ from sdkeras.results.answers import Analysis
 from sdkeras.results.dimension import EdgeOfStability, SharpnessDimension, Supremum
 from sdkeras.results.lyapunov import LyapunovSummary
 
-# How a comparison gets its errors.
-ERRORS_IN_WORDS = (
-    "± is half of a 95 % interval. The two runs count as independent: half-widths add in quadrature, each on the side "
-    "that faces the other value; residuals and brackets, which are bounds, add as they are."
-)
-
 BOUND_INPUTS = "Give inputs with `bound_inputs={'NAME': VALUE}`, or estimate them with `estimate_bound_inputs=True`."
 
 

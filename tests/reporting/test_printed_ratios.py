@@ -1,20 +1,16 @@
 """Numerator and threshold of the ratio stand beside it wherever it is printed, and divide to it."""
 
 import csv
-import html
-import io
 import re
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
-from rich.console import Console
 
 import sdkeras
 from sdkeras.reporting.build import report_of
-from sdkeras.reporting.html import as_html
-from sdkeras.reporting.terminal import render
+from sdkeras.reporting.terminal import as_text
 from sdkeras.results.log import read_run_log
 from small_nets import X, Y
 
@@ -65,48 +61,44 @@ def test_csv_and_log_hold_both_sharpnesses(trained) -> None:
         assert of_h <= 0.5 * np.linalg.eigvalsh(np.cov(X.T, bias=True) + np.outer(X.mean(0), X.mean(0)))[-1] + 0.6
 
 
-def test_track_in_terminal_and_page(trained) -> None:
+def test_track_says_what_it_divides(trained) -> None:
     name, _, folder = trained
     log = read_run_log(folder)
     what = "sharpness" if name == "SGD" else "preconditioned sharpness"
-    console = Console(width=120, color_system=None, highlight=False, file=io.StringIO())
-    console.print(render(log))
-    text = console.file.getvalue()
-    for shown in (text, as_html(log)):
-        numerator, ratio, threshold = values(
-            shown, rf"(?i:{what}) {NUMBER} is {NUMBER} times the threshold {NUMBER} of {name}"
+    text = as_text(log, 120)
+    said = rf"(?i:{what}) {NUMBER} is {NUMBER} times the threshold {NUMBER} of {name}"
+    numerator, ratio, threshold = values(text, said)
+    divides(numerator, threshold, ratio, 3)
+    card = rf"{what.capitalize()} / threshold {NUMBER} \({NUMBER} / {NUMBER} at step"
+    ratio, numerator, threshold = values(text, card)
+    divides(numerator, threshold, ratio, 3)
+    shown = "sharpness" if name == "SGD" else "preconditioned"
+    for table in report_of(log).tables:
+        numerator, threshold, ratio = (
+            float(table.rows[-1][table.columns.index(key)].text) for key in (shown, "threshold", "ratio")
         )
         divides(numerator, threshold, ratio, 3)
-    ratio, numerator, threshold = values(
-        text, rf"{what.capitalize()} / threshold {NUMBER} \({NUMBER} / {NUMBER} at step"
-    )
-    divides(numerator, threshold, ratio, 3)
-    table = next(table for table in report_of(log).tables if table.only == "page")
-    columns, cells = table.columns, [cell.text for cell in table.rows[-1]]
-    shown = "sharpness" if name == "SGD" else "preconditioned"
-    numerator, threshold, ratio = (float(cells[columns.index(key)]) for key in (shown, "threshold", "ratio"))
-    divides(numerator, threshold, ratio, 3)
-    assert ("preconditioned" in columns) == (name == "Adam")
-    header = next(line for line in text.splitlines() if " sharpness" in line and " ratio" in line)
-    assert header.split().index(shown) < header.split().index("threshold") < header.split().index("ratio")
+        assert ("preconditioned" in table.columns) == (name == "Adam")
+        places = [table.columns.index(key) for key in (shown, "threshold", "ratio")]
+        assert places == sorted(places)
 
 
-def test_report_in_terminal_and_page(trained) -> None:
+def test_a_report_says_what_it_divides(trained) -> None:
     name, model, _ = trained
     run = sdkeras.analyze(model, (X, Y), batch_size=16, max_hvps=1500)
-    what = "sharpness" if name == "SGD" else "preconditioned sharpness"
-    page = html.unescape(re.sub(r"<[^>]+>", " ", as_html(run)))
-    for shown in (str(run), page):
-        said = rf"(?i:{what}) {NUMBER} is {NUMBER} times the threshold \S+ = {NUMBER} of"
-        numerator, ratio, threshold = values(shown, said)
-        divides(numerator, threshold, ratio, 2)
-        block = shown[shown.rindex("Edge of stability") :]
-        rows = rf"^Edge of stability {what} {NUMBER} .*?threshold {NUMBER} .*?ratio {NUMBER} "
-        divides(*values(block, rows), 3)
-        under = " ".join(block.partition("ratio")[2].split())[:60]
-        assert ("batch sharpness" in under) == (name == "SGD")
-        assert re.search(r"over [\d,]+ minibatches, of H", " ".join(shown.split()))
-    gauge = rf"the edge {NUMBER}(?: →)? 0 2 {what.capitalize()} {NUMBER} over the optimizer's .*? threshold {NUMBER}\. "
-    ratio, numerator, threshold = values(page, gauge)
-    divides(numerator, threshold, ratio, 3)
+    what, text = "sharpness" if name == "SGD" else "preconditioned sharpness", str(run)
+    said = rf"(?i:{what}) {NUMBER} is {NUMBER} times the threshold \S+ = {NUMBER} of"
+    numerator, ratio, threshold = values(text, said)
+    divides(numerator, threshold, ratio, 2)
+    block = text[text.rindex("Edge of stability") :]
+    rows = rf"^Edge of stability {what} {NUMBER} .*?threshold {NUMBER} .*?ratio {NUMBER} "
+    divides(*values(block, rows), 3)
+    under = " ".join(block.partition("ratio")[2].split())[:60]
+    assert ("batch sharpness" in under) == (name == "SGD")
+    assert re.search(r"over [\d,]+ minibatches, of H", " ".join(text.split()))
+    gauge = report_of(run).gauge
+    numerator, threshold = values(
+        gauge.text, rf"^{what.capitalize()} {NUMBER} over the optimizer's .*? threshold {NUMBER}\. "
+    )
+    divides(numerator, threshold, float(gauge.shown), 3)
     assert run.edge_of_stability.operator == ("H" if name == "SGD" else "P^-1/2 H P^-1/2")

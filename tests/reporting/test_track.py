@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure as Canvas
 
-from reporting.test_page import HOSTILE, _Tags
+from reporting.test_page import _Tags
 from sample_log import FOUND, HEADER
 from sdkeras.dimension.bounds import Facts, bounds
 from sdkeras.reporting import build_track
@@ -96,44 +96,20 @@ def test_columns_without_a_number_are_left_out() -> None:
     assert table(other).rows[0][0].text == "epoch-1.keras"
 
 
-def test_the_page_loads_nothing_and_is_well_formed() -> None:
-    page = as_html(LOG)
-    found = _Tags(page)
-    assert not found.open
-    assert not {tag for tag, _ in found.tags} & {"script", "link", "iframe", "object", "embed", "img", "form"}
-    ids = [attributes["id"] for _, attributes in found.tags if "id" in attributes]
-    assert len(ids) == len(set(ids))
-    links = [str(a[name]) for _, a in found.tags for name in ("href", "xlink:href", "src") if name in a]
-    assert {link[1:] for link in links} <= set(ids)
-    assert "url(h" not in page
-    titles = re.findall(r"<figure class=\"figure\"><h3>(.*?)</h3>", page)
-    assert titles == [
+def test_the_figures_in_the_order_of_the_page() -> None:
+    assert [each.title for each in report_of(LOG).figures] == [
         "Sharpness against the threshold",
         "Codimension",
         "Sharpness dimension",
         "Generalization gap of the accuracy",
         "Generalization gap of the loss",
     ]
-    assert not re.findall(r"#0[1-5]0[1-5]0[1-5]", page)
 
 
-def test_names_of_any_kind_are_shown_and_nothing_more() -> None:
-    log = RunLog(
-        attrs.evolve(HEADER, model=HOSTILE, optimizer=HOSTILE, data_digest=HOSTILE),
-        (measured(10, 0.5, source=HOSTILE, notes=(HOSTILE,), metrics={HOSTILE: 1.0, f"val_{HOSTILE}": 2.0}),),
-        (HOSTILE,),
-    )
-    page = as_html(log)
-    assert not _Tags(page).open
-    assert "<script" not in page
-    assert "49" not in re.findall(r"<title>(.*?)</title>", page)[0]
-    assert "alert(1)" in as_text(log)
-
-
-@pytest.mark.parametrize("log", [RunLog(HEADER, ()), RunLog(HEADER, (FAILED,)), RunLog(HEADER, LOG.measurements[:1])])
-def test_logs_with_little_in_them_make_a_page(log: RunLog) -> None:
-    assert not _Tags(as_html(log)).open
-    assert HEADER.model in as_text(log)
+def test_a_log_of_a_failure_makes_a_page() -> None:
+    failed = RunLog(HEADER, (FAILED,))
+    assert not _Tags(as_html(failed)).open
+    assert HEADER.model in as_text(failed)
 
 
 def test_the_figures_draw_the_numbers() -> None:
@@ -193,8 +169,8 @@ def test_the_page_of_a_long_log_draws_some_of_it_and_says_so(monkeypatch: pytest
     assert len(steps) == 50
     assert (steps[0], steps[-1]) == (1, 1000)
     assert set(np.diff(steps)) <= {20, 21}
-    page = as_html(long)
-    assert page.count("<tr>") == 1 + 50
-    assert "figures and table show 50 of 1,000 measurements, evenly spaced; the log has them all" in page
-    assert f"{1000 * FOUND.num_hvps:,} Hessian-vector products" in page
-    assert "measurements, evenly spaced" not in as_html(attrs.evolve(long, measurements=long.measurements[:50]))
+    assert len(table(long).rows) == 50
+    assert "figures and table show 50 of 1,000 measurements, evenly spaced; the log has them all" in notes(long)
+    assert f"{1000 * FOUND.num_hvps:,} Hessian-vector products" in report_of(long).sections[-1].lede
+    short = attrs.evolve(long, measurements=long.measurements[:50])
+    assert not [note for note in notes(short) if "evenly spaced" in note]
