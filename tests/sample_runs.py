@@ -82,3 +82,14 @@ FOUND = lyapunov.LyapunovSummary(
     verification=verification.StepVerification(0.0, 1e-9, "map", 1e-7, 1e-9, True),
 )
 ALONE = answers.LyapunovRun(RUN.provenance, RUN.model, RUN.data, RUN.optimizer, RUN.verification, FOUND)
+
+
+def with_estimate(run: answers.Analysis, **fields: object) -> answers.Analysis:
+    """The run with another estimate of the sharpness dimension."""
+    estimate = attrs.evolve(run.sharpness_dimension, **fields)
+    return attrs.evolve(run, sharpness_dimension=estimate, estimates=(estimate,))
+
+
+def with_edge(run: answers.Analysis, **fields: object) -> answers.Analysis:
+    """The run with another verdict on the edge of stability."""
+    return attrs.evolve(run, edge_of_stability=attrs.evolve(run.edge_of_stability, **fields))

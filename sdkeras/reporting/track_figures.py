@@ -55,17 +55,24 @@ def edge_over_time(measured: Sequence[Measurement]) -> Figure | None:
             from matplotlib.ticker import LogLocator
 
             axes.set_yscale("log")
+            axes.set_ylabel("largest eigenvalue")
             axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             axes.set_ylim(0.5 * lowest, 2.5 * highest)
             tick_format(axes.yaxis)
             axes.yaxis.set_minor_formatter(lambda tick, _: "")
         else:
             axes.set_ylim(min(0.0, 1.1 * lowest), 1.2 * highest)
-            value_axis(axes, "")
-        start, above = (steps[0], thresholds[0]), "offset points"
-        axes.annotate("threshold", start, (0, 5), textcoords=above, color=colours.warn, va="bottom", fontsize=FONT_SIZE)
+            value_axis(axes, "largest eigenvalue")
+        axes.annotate(
+            "threshold",
+            (steps[0], thresholds[0]),
+            (0, 5),
+            textcoords="offset points",
+            color=colours.warn,
+            va="bottom",
+            fontsize=FONT_SIZE,
+        )
         step_axis(axes, "step")
-        axes.set_ylabel("largest eigenvalue")
 
     return Figure(
         "edge",

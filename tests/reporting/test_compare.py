@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sdkeras
-from sample_runs import ALONE, EMPTY, ESTIMATE, FOUND, RUN
+from sample_runs import ALONE, EMPTY, FOUND, RUN, with_edge, with_estimate
 from sdkeras.errors import SdkerasError
 from sdkeras.reporting.build import report_of
 from sdkeras.reporting.comparison import Comparison, NumberDifference, Quantity, number_difference
@@ -17,12 +17,6 @@ from sdkeras.reporting.numbers import with_error
 from sdkeras.reporting.terminal import as_text
 from sdkeras.results import answers, measured
 from sdkeras.results.lyapunov import LyapunovDimension, MStepSharpness
-
-
-def changed(**fields: object) -> answers.Analysis:
-    """RUN with another estimate of the sharpness dimension."""
-    estimate = attrs.evolve(ESTIMATE, **fields)
-    return attrs.evolve(RUN, sharpness_dimension=estimate, estimates=(estimate,))
 
 
 def row(found: Comparison, path: str) -> NumberDifference:
@@ -135,25 +129,26 @@ def test_runs_that_differ_in_time_alone() -> None:
 
 
 def test_settings_of_the_estimator_do_not_make_numbers_incomparable() -> None:
-    finer = sdkeras.compare(changed(settings={"bins": 1000.0}), changed(settings={"bins": 2000.0}))
+    finer = sdkeras.compare(
+        with_estimate(RUN, settings={"bins": 1000.0}), with_estimate(RUN, settings={"bins": 2000.0})
+    )
     ((setting,), same) = finer.settings, {entry.outcome for entry in finer.numbers}
     assert (setting.path, setting.a, setting.b) == ("sharpness_dimension.settings", "bins 1000", "bins 2000")
     assert same == {"equal"}
 
 
 def test_the_numbers_of_an_analysis() -> None:
+    run = with_estimate(
+        RUN,
+        value=1500.0,
+        interval=(1490.0, 1508.0),
+        codimension=500.0,
+        codimension_interval=(492.0, 510.0),
+        definition_interval=(1300.0, 1400.0),
+        expansion=3.0,
+    )
     b = attrs.evolve(
-        changed(
-            value=1500.0,
-            interval=(1490.0, 1508.0),
-            codimension=500.0,
-            codimension_interval=(492.0, 510.0),
-            definition_interval=(1300.0, 1400.0),
-            expansion=3.0,
-        ),
-        edge_of_stability=attrs.evolve(
-            RUN.edge_of_stability, threshold=10.0, ratio=1.2, batch_sharpness=23.0, batch_sharpness_stderr=2.0
-        ),
+        with_edge(run, threshold=10.0, ratio=1.2, batch_sharpness=23.0, batch_sharpness_stderr=2.0),
         optimizer=attrs.evolve(RUN.optimizer, learning_rate=0.2),
         provenance=attrs.evolve(RUN.provenance, tensorflow="2.22"),
     )
@@ -194,7 +189,7 @@ def test_the_numbers_of_an_analysis() -> None:
     ],
 )
 def test_dimensions_of_other_maps_are_not_subtracted(field: str, value: object, words: str) -> None:
-    found = sdkeras.compare(RUN, changed(**{field: value}))
+    found = sdkeras.compare(RUN, with_estimate(RUN, **{field: value}))
     dimensions = [e for e in found.numbers if e.path.startswith(("sharpness_dimension.", "rds_sharpness."))]
     assert len(dimensions) > 8
     for entry in dimensions:
@@ -210,12 +205,12 @@ def test_dimensions_of_other_maps_are_not_subtracted(field: str, value: object, 
 
 
 def test_sharpness_of_another_operator_is_not_subtracted_but_the_ratio_is() -> None:
-    edge = attrs.evolve(RUN.edge_of_stability, operator="P^-1/2 H P^-1/2", sharpness=38.0, threshold=40.0, ratio=0.95)
-    found = sdkeras.compare(RUN, attrs.evolve(RUN, edge_of_stability=edge))
+    other = with_edge(RUN, operator="P^-1/2 H P^-1/2", sharpness=38.0, threshold=40.0, ratio=0.95)
+    found = sdkeras.compare(RUN, other)
     for name in ("sharpness", "threshold"):
         assert row(found, f"edge_of_stability.{name}").outcome == "not comparable"
     # The residual of H's eigenvalue is none of the other operator's, even where the two values are the same.
-    same = attrs.evolve(RUN, edge_of_stability=attrs.evolve(edge, sharpness=12.0))
+    same = with_edge(other, sharpness=12.0)
     assert row(sdkeras.compare(same, same), "edge_of_stability.sharpness").a.evidence == "none"
     ratio = row(found, "edge_of_stability.ratio")
     assert ratio.difference == pytest.approx(0.35)
@@ -223,14 +218,8 @@ def test_sharpness_of_another_operator_is_not_subtracted_but_the_ratio_is() -> N
 
 
 def layer(name: str, size: int, top: float) -> answers.LayerSharpness:
-    return answers.LayerSharpness(
-        name,
-        size,
-        measured.Measured(top, True, residual=0.5),
-        measured.Measured(3.0, False, stderr=0.25),
-        4.0,
-        (3.0, 5.0),
-    )
+    trace = measured.Measured(3.0, False, stderr=0.25)
+    return answers.LayerSharpness(name, size, measured.Measured(top, True, residual=0.5), trace, 4.0, (3.0, 5.0))
 
 
 def test_layers_are_matched_by_name() -> None:

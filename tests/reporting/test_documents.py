@@ -18,14 +18,13 @@ from hypothesis import strategies as st
 
 import sdkeras
 from reporting.test_lyapunov_report import ALONE, UNKNOWN, WINDOWED, WITHIN
-from sample_runs import EMPTY, ESTIMATE, RUN
+from sample_runs import EMPTY, ESTIMATE, RUN, with_estimate
 from sdkeras.errors import SdkerasError
 from sdkeras.reporting.html import as_html
 from sdkeras.reporting.terminal import as_text
 from sdkeras.results import answers, measured
 from sdkeras.results.dimension import EdgeOfStability, RdsSharpness, SharpnessDimension
 
-OTHER = attrs.evolve(ESTIMATE, map="hessian", value=1500.0, definition_interval=None)
 DOCUMENTS = {
     "analysis": RUN,
     "empty": EMPTY,
@@ -33,7 +32,7 @@ DOCUMENTS = {
     "trajectory": ALONE,
     "windowed": attrs.evolve(ALONE, lyapunov=WINDOWED),
     "unknown": attrs.evolve(ALONE, lyapunov=UNKNOWN),
-    "comparison": sdkeras.compare(RUN, attrs.evolve(RUN, sharpness_dimension=OTHER, estimates=(OTHER,))),
+    "comparison": sdkeras.compare(RUN, with_estimate(RUN, map="hessian", value=1500.0, definition_interval=None)),
 }
 
 
@@ -186,11 +185,8 @@ def test_no_number_breaks_a_report_or_a_file(value: float) -> None:
         for field in attrs.fields(SharpnessDimension)
         if isinstance(getattr(ESTIMATE, field.name), float)
     }
-    broken = attrs.evolve(ESTIMATE, **changed, interval=(value, value), definition_interval=(0.0, value))
     run = attrs.evolve(
-        RUN,
-        sharpness_dimension=broken,
-        estimates=(broken,),
+        with_estimate(RUN, **changed, interval=(value, value), definition_interval=(0.0, value)),
         hessian=answers.HessianSummary(*[measured.Measured(value, False, residual=value)] * 2, None),
         edge_of_stability=EdgeOfStability("H", value, value, value, value, value, "No verdict."),
         rds_sharpness=RdsSharpness(np.array([value]), np.array([1.0]), np.array([value])),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import sdkeras
 from sample_log import FOUND, HEADER
-from sample_runs import ALONE, EMPTY, RUN
+from sample_runs import ALONE, EMPTY, RUN, with_edge, with_estimate
 from sdkeras.dimension.exponents import ExponentMap, rds_sharpness
 from sdkeras.reporting.build import Reported, report_of
 from sdkeras.reporting.drawing import as_svg
@@ -41,8 +41,8 @@ def plausible_run() -> answers.Analysis:
     weights = np.ones(len(nodes))
     z = ExponentMap("sgd", 0.1)(nodes)
     value = sdkeras.sharpness_dimension(z)
-    estimate = attrs.evolve(
-        RUN.sharpness_dimension,
+    run = with_estimate(
+        RUN,
         value=value,
         interval=(value - 2, value + 2),
         codimension=2000 - value,
@@ -50,21 +50,13 @@ def plausible_run() -> answers.Analysis:
         j_star=math.floor(value),
         threshold_exponent=-0.02,
     )
+    evidence = measured.Measured(3.0, True, stderr=0.25), 4.0, (3.0, 5.0)
     layers = tuple(
-        answers.LayerSharpness(
-            name,
-            10,
-            measured.Measured(top, True, residual=1e-6),
-            measured.Measured(3.0, True, stderr=0.25),
-            4.0,
-            (3.0, 5.0),
-        )
+        answers.LayerSharpness(name, 10, measured.Measured(top, True, residual=1e-6), *evidence)
         for name, top in (("stem", 2.0), ("head", 8.0), ("dead", 0.0))
     )
     return attrs.evolve(
-        RUN,
-        sharpness_dimension=estimate,
-        estimates=(estimate,),
+        run,
         spectrum=answers.SpectrumSummary(nodes, weights, exponents=z),
         rds_sharpness=rds_sharpness(np.sort(z)[::-1], weights),
         layers=layers,
@@ -82,16 +74,6 @@ RECORDS: dict[str, Reported] = {
     "log": RunLog(HEADER, (FOUND, attrs.evolve(FOUND, step=20))),
     "empty log": RunLog(HEADER, ()),
 }
-
-
-def with_estimate(run: answers.Analysis, **fields: object) -> answers.Analysis:
-    """The run with another estimate of the sharpness dimension."""
-    estimate = attrs.evolve(run.sharpness_dimension, **fields)
-    return attrs.evolve(run, sharpness_dimension=estimate, estimates=(estimate,))
-
-
-def with_edge(run: answers.Analysis, **fields: object) -> answers.Analysis:
-    return attrs.evolve(run, edge_of_stability=attrs.evolve(run.edge_of_stability, **fields))
 
 
 def figure(run: answers.Analysis, name: str) -> Figure | None:
