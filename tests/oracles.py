@@ -17,6 +17,11 @@ def rotated(eigenvalues: Any, seed: int = 0) -> np.ndarray:
     return (q * values) @ q.T
 
 
+def overlap(one: tuple[float, float], two: tuple[float, float]) -> bool:
+    """Whether two intervals have a point in common."""
+    return one[0] <= two[1] and two[0] <= one[1]
+
+
 def finite_difference_hessian(loss: Any, step: float = 2e-6) -> np.ndarray:
     """Dense Hessian of an EmpiricalLoss from its gradient alone (first derivatives, central differences)."""
     columns = []

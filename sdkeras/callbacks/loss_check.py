@@ -19,17 +19,11 @@ _IN_A_ROW = 3
 
 @attrs.frozen
 class _OwnLoss:
-    """A loss of the callback's own, after this many whole epochs; `within` the next one or at the end of the last."""
+    """A loss of the callback's own with its standard error, and the epochs between whose means it must lie."""
 
-    epochs: int
-    within: bool
     loss: float
     error: float
-
-    @property
-    def neighbours(self) -> tuple[int, ...]:
-        """The epochs between whose means it must lie: it is at the end of one and the start of the next."""
-        return (self.epochs, self.epochs + 1, *([self.epochs + 2] if self.within else []))
+    neighbours: range
 
 
 class LossCheck:
@@ -49,7 +43,8 @@ class LossCheck:
     def measured(self, epochs: int, loss: float, error: float | None, *, within: bool) -> None:
         """A loss at the weights after this many whole epochs, or within the next one."""
         if error is not None and math.isfinite(loss) and not (within and epochs == 0):
-            self._own_losses.append(_OwnLoss(epochs, within, loss, error))
+            # At the end of one epoch and the start of the next, or somewhere in that one.
+            self._own_losses.append(_OwnLoss(loss, error, range(epochs, epochs + (3 if within else 2))))
 
     def epoch_ended(self, epochs: int, mean: float | None) -> None:
         """The mean that `fit` logs of epoch number `epochs`, the first being 1."""

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import attrs
 import keras
 import numpy as np
 
 from sdkeras.callbacks.loss_check import LossCheck
-from sdkeras.callbacks.randomness import same_randomness
-from sdkeras.callbacks.report_folder import ReportFolder
 from sdkeras.callbacks.spacing import Plan, Spacing
 from sdkeras.errors import SdkerasError
 from sdkeras.files.atomic import shown
@@ -23,6 +24,7 @@ from sdkeras.files.keras_types import Data, Model
 from sdkeras.files.locks import Claim
 from sdkeras.files.user_code import last_line
 from sdkeras.operators import minibatches
+from sdkeras.reporting.html import save_html
 from sdkeras.results import log
 from sdkeras.results.arrays import Value
 from sdkeras.results.log import Beginning, Header, Measurement, RunLog
@@ -33,7 +35,6 @@ from sdkeras.runs.monitor import (
     Monitor,
     check_measures,
     failed_measurement,
-    log_keys,
 )
 from sdkeras.runs.options import Options, is_number
 from sdkeras.training_step.settings import steps_taken
@@ -143,12 +144,11 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
             minibatches.as_source(
                 data, batch_size=batch_size, default_batch_size=None, limit=samples, class_weight=class_weight
             )
-        self.measures = check_measures(measures)
-        self.keys = log_keys(self.measures, bound_inputs, estimate_bound_inputs)
+        self.measures, self.keys = check_measures(measures, bound_inputs, estimate_bound_inputs)
         self._make: Callable[[Model], Monitor] = functools.partial(
             Monitor, data=data, measures=self.measures, **options
         )
-        self.report = None if report is None else ReportFolder(report)
+        self.report = None if report is None else _folder_of_report(report)
         folder = report if log_dir is None else log_dir
         self.log_path = None if folder is None else log.place_in(folder)
         self._claim: Claim | None = None
@@ -295,7 +295,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
     def _measured(self, metrics: Mapping[str, float], limit: float | None, within: bool | None) -> Measurement:
         """A measurement within this many seconds, by a new monitor where there is none; None where `fit` has ended."""
         if self._monitor is None:
-            with self.spacing.compiling():
+            with self.spacing.spending(compiling=True):
                 self._monitor = self._make(self.model)
             self._header = self._monitor.header()
         with self.spacing.spending():
@@ -318,7 +318,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         if self.plan is not None and not about:
             self.plan.num_made += 1
         try:
-            with same_randomness():
+            with _same_randomness():
                 measurement = self._measured(metrics, limit, None if about else within)
             failed = False
         except Exception as error:  # whatever a layer, TensorFlow or a lack of memory raises: training goes on
@@ -349,14 +349,16 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         if self.report is None or monitor is None:
             return
         try:
-            with same_randomness(), self.spacing.also():
+            with _same_randomness(), self.spacing.spending(more=True):
                 answer = monitor.answer(about)
                 if self._log is None:
                     self._log = self._log_so_far(monitor)
                 if answer is not None:
-                    self.report.write(answer, self._log)
+                    answer.save(self.report / "run.json")
+                    save_html(answer, self.report / "report.html")
+                    save_html(self._log, self.report / "track.html")
         except Exception as error:  # a full disk, or a library that draws: training goes on
-            self._say_once("report", f"the report in {self.report.folder} cannot be written: {last_line(error)}")
+            self._say_once("report", f"the report in {self.report} cannot be written: {last_line(error)}")
 
     def _log_so_far(self, monitor: Monitor) -> RunLog:
         """Log on disk, earlier trainings included; this training's measurements if it cannot be read."""
@@ -400,6 +402,39 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         if what not in self._said:
             self._said.add(what)
             _LOG.warning("sdkeras: %s", message)
+
+
+def _folder_of_report(folder: str | os.PathLike[str]) -> Path:
+    """The folder, made where it is missing.
+
+    Raises:
+        SdkerasError: It cannot be made or written to.
+    """
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SdkerasError(
+            f"the report's folder {path} cannot be made: {error.strerror or error}; choose another one."
+        ) from error
+    if not os.access(path, os.W_OK):
+        raise SdkerasError(f"the report's folder {path} cannot be written to; choose another one.")
+    return path
+
+
+@contextlib.contextmanager
+def _same_randomness() -> Iterator[None]:
+    """Restores the global generators of Python and NumPy on leaving.
+
+    Keras draws the seeds of layers from Python's when it rebuilds a model in another precision, and a model's data or
+    layers may draw from either; training would continue with other numbers.
+    """
+    state, array_state = random.getstate(), np.random.get_state()  # noqa: NPY002  the global one is what is meant
+    try:
+        yield
+    finally:
+        random.setstate(state)
+        np.random.set_state(array_state)  # noqa: NPY002
 
 
 def _numbers(logs: Mapping[str, object]) -> dict[str, float]:

@@ -6,27 +6,27 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
+import attrs
 
+
+@attrs.define(eq=False)
 class Spacing:
     """Two clocks, of training and of measurements, and what the next measurement is expected to take.
 
-    Args:
+    Attributes:
         max_overhead: Maximum seconds of measurement per second of training, or None for no limit.
         clock: Seconds since some moment.
-
-    Attributes:
         training: Seconds of training until the clock last changed hands.
         spent: Seconds of measurements; compilation counts only if it failed.
         expected: Seconds that the next one will take: what the last one took, unless its user knows better.
     """
 
-    def __init__(self, max_overhead: float | None, clock: Callable[[], float] = time.perf_counter) -> None:
-        self.max_overhead = max_overhead
-        self.clock = clock
-        self.training = 0.0
-        self.spent = 0.0
-        self.expected = 0.0
-        self._since: float | None = None
+    max_overhead: float | None
+    clock: Callable[[], float] = time.perf_counter
+    training: float = 0.0
+    spent: float = 0.0
+    expected: float = 0.0
+    _since: float | None = None
 
     def resume(self) -> None:
         """Resumes the clock of training."""
@@ -39,37 +39,21 @@ class Spacing:
         self._since = None
 
     @contextlib.contextmanager
-    def spending(self) -> Iterator[None]:
-        """Scope of a measurement."""
+    def spending(self, *, more: bool = False, compiling: bool = False) -> Iterator[None]:
+        """Scope of a measurement, or of `more` that belongs to the one just made.
+
+        What is done once, `compiling`, is no overhead of the measurements unless it fails and is tried again.
+        """
         self.pause()
-        started = self.clock()
+        started, failed = self.clock(), True
         try:
             yield
+            failed = False
         finally:
-            self.expected = self.clock() - started
-            self.spent += self.expected
-            self.resume()
-
-    @contextlib.contextmanager
-    def also(self) -> Iterator[None]:
-        """Scope of what belongs to the measurement just made."""
-        took = self.expected
-        with self.spending():
-            yield
-        self.expected += took
-
-    @contextlib.contextmanager
-    def compiling(self) -> Iterator[None]:
-        """Scope of what is done once; it is no overhead of the measurements unless it fails and is tried again."""
-        self.pause()
-        started = self.clock()
-        try:
-            yield
-        except BaseException:
-            self.expected = self.clock() - started
-            self.spent += self.expected
-            raise
-        finally:
+            if failed or not compiling:
+                took = self.clock() - started
+                self.expected = took + (self.expected if more else 0.0)
+                self.spent += took
             self.resume()
 
     def wait(self) -> float:
@@ -87,31 +71,20 @@ class Spacing:
         return self.max_overhead * (self.training + going) - self.spent
 
 
+@attrs.define
 class Plan:
-    """A number of measurements, spread evenly over a training from its first opportunity to its end.
+    """A number of measurements, spread evenly over each training from its first opportunity to its end."""
 
-    Args:
-        count: Number of measurements.
-
-    Attributes:
-        num_made: Measurements since the training began.
-    """
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.begin()
+    count: int
+    num_made: int = 0
+    first: float = 0.0  # the part of the training that is done at its first opportunity
 
     def begin(self) -> None:
         """Starts the plan of a training."""
-        self.num_made = 0
-        self._first = 0.0
+        self.num_made, self.first = 0, 0.0
 
     def due(self, progress: float | None) -> bool:
-        """Whether to measure at this opportunity.
-
-        Args:
-            progress: The part of the training that is done, up to 1; None where its length is not known yet.
-        """
+        """Whether to measure with this part of the training done, up to 1; None where its length is not known yet."""
         if self.num_made >= self.count:
             return False
         if progress is None:
@@ -119,6 +92,6 @@ class Plan:
         if self.count == 1:
             return progress >= 1.0
         if self.num_made == 0:
-            self._first = progress
+            self.first = progress
         # Rounding of a quotient must not put the end of an epoch before it.
-        return progress >= self._first + self.num_made * (1.0 - self._first) / (self.count - 1) - 1e-9
+        return progress >= self.first + self.num_made * (1.0 - self.first) / (self.count - 1) - 1e-9

@@ -8,27 +8,22 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import attrs
-import numpy as np
 
-from sdkeras.dimension.bounds import Facts, bounds, facts_along, facts_over
+from sdkeras.dimension.bounds import Facts, facts_along, facts_over
 from sdkeras.dimension.sampling import Outcome
 from sdkeras.errors import BudgetError, Interrupted, ModelError
-from sdkeras.estimators.select import estimator_of_spectrum, steps_of
-from sdkeras.files.keras_types import Data, Model, Optimizer
+from sdkeras.estimators.select import steps_of
+from sdkeras.files.keras_types import Data, Model
 from sdkeras.linalg.memory import memory_limit
 from sdkeras.operators.hessian import HessianOperator
-from sdkeras.results.answers import Analysis, LayerSharpness, SpectrumSummary
-from sdkeras.results.bounds import Bound
-from sdkeras.results.dimension import EdgeOfStability, Supremum
-from sdkeras.results.estimates import Eigenpairs, TraceEstimate
-from sdkeras.results.lyapunov import LyapunovSummary
+from sdkeras.results.answers import Analysis
+from sdkeras.results.arrays import Value
 from sdkeras.results.note import Note
 from sdkeras.results.plans import Plan
 from sdkeras.results.progress import Progress
 from sdkeras.runs import assumptions, lyapunov, measure
-from sdkeras.runs.answers import joined, without_a_rate
 from sdkeras.runs.budget import KEPT, Budget, Meter, Notes, resources, whole_budget
-from sdkeras.runs.edge import edge_of_stability
+from sdkeras.runs.edge import edge, edge_of_stability
 from sdkeras.runs.full_map import FullMap
 from sdkeras.runs.layers import layers
 from sdkeras.runs.lyapunov_options import LyapunovOptions
@@ -61,9 +56,8 @@ def analyze(model: Model, data: Data, options: Options) -> Analysis:
     """
     started = time.monotonic()
     problem, notes, budget = _read(model, data, options, started)
-    analysis = _Analysis(problem, budget, list(notes))
     with budget.required("tracing and verification"):
-        analysis.verify()
+        analysis = _verified(problem, list(notes), budget)
     with budget.interruptible():
         analysis.measure()
     return analysis.answer(started)
@@ -75,7 +69,7 @@ def plan(model: Model, data: Data, options: Options) -> Plan:
     problem, _, budget = _read(model, data, options, time.monotonic())
     steps = _training_steps(problem)
     if steps:
-        _training_optimizer(problem)
+        settings.check_rates(problem.training_optimizer()[0], steps)
     planned_analysis = planned(problem, budget.resources, steps)
     gc.collect()  # compiled functions are cyclic; an analysis that follows needs their memory
     return planned_analysis
@@ -93,7 +87,7 @@ def _read(model: Model, data: Data, options: Options, started: float) -> tuple[P
     if problem.rate is None and options.learning_rate is not None:
         raise ModelError(problem.no_rate)
     for name in problem.estimators.spectrum if problem.maps_spectra else ():  # each must know the map
-        estimator_of_spectrum(name, options.settings.get(name, {}), problem.exponents)
+        measure.spectrum_estimator(problem, name)
     loss, limit = problem.loss, options.time_limit
     # Once, since what memory is free falls as bases and matrices are made.
     room = resources(loss.size, loss.dtype.itemsize, memory_gb=options.memory_gb, workers=options.workers)
@@ -113,88 +107,77 @@ def _training_steps(problem: Problem) -> int:
     return max(steps, options.lyapunov_transient + options.lyapunov_steps)
 
 
-def _training_optimizer(problem: Problem) -> tuple[Optimizer, Notes]:
-    """The optimizer of these steps.
+def _verified(problem: Problem, notes: list[Note], budget: Budget) -> _Analysis:
+    """Traces and verifies the products, and the training step where it is needed."""
+    options, steps = problem.options, _training_steps(problem)
+    checks: dict[str, Value] = {"product_mode": options.product_mode, "allow_unverified": options.allow_unverified}
+    budget.tell("compiling and verifying the Hessian-vector product")
+    memory = memory_limit(options.memory_gb)
+    hessian = HessianOperator(problem.loss, workers=budget.resources.workers, memory=memory, **checks)
+    budget.meter.spent = lambda: hessian.num_products
+    notes += findings(problem, hessian)
+    if problem.rate is None and not problem.is_full:
+        notes.append(Note("no-learning-rate", measure.without_a_rate(problem)))
+    analysis = _Analysis(problem, budget, notes, hessian)
+    if steps:  # before the work, so that an optimizer without a step is reported at once
+        budget.tell("compiling and verifying the training step")
+        optimizer, more = problem.training_optimizer()
+        settings.check_rates(optimizer, steps)
+        notes += more
+        analysis.step = step = UpdateMap(problem.loss, optimizer, **checks)
+        _trajectory(options).check_exponents(step.size, step.num_weights)
+        if problem.is_full:
+            budget.tell("scaling of the optimizer's slots")
+            analysis.full = FullMap(step, options.seed)
+    return analysis
 
-    Raises:
-        ModelError: None is known, or its learning rate is 0 at all of them.
-    """
-    optimizer, notes = problem.training_optimizer()
-    settings.check_rates(optimizer, _training_steps(problem))
-    return optimizer, notes
+
+def _trajectory(options: Options) -> LyapunovOptions:
+    return LyapunovOptions(
+        num_exponents=options.lyapunov,
+        num_steps=options.lyapunov_steps,
+        transient=options.lyapunov_transient,
+        seed=options.seed,
+    )
 
 
 @attrs.define(eq=False)
 class _Analysis:
-    """Results of an analysis so far."""
+    """An analysis so far: its estimates of SD, and by name the fields of the answer that are measured beside them."""
 
     problem: Problem
     budget: Budget
     notes: list[Note]
-    hessian: HessianOperator = attrs.field(init=False)
+    hessian: HessianOperator
     step: UpdateMap | None = None
     full: FullMap | None = None
-    pairs: Eigenpairs | None = None
-    edge: EdgeOfStability | None = None
-    trace: TraceEstimate | None = None
     outcomes: list[Outcome] = attrs.field(factory=list)
-    spectrum: SpectrumSummary | None = None
-    supremum: Supremum | None = None
+    found: dict[str, Value] = attrs.field(factory=dict)
     facts: Facts | None = None
     bound_inputs: Mapping[str, float] = attrs.field(factory=dict)
-    layers: tuple[LayerSharpness, ...] = ()
-    lyapunov: LyapunovSummary | None = None
-
-    def verify(self) -> None:
-        """Traces and verifies the products, and the training step where it is needed."""
-        options, budget = self.problem.options, self.budget
-        budget.tell("compiling and verifying the Hessian-vector product")
-        self.hessian = HessianOperator(
-            self.problem.loss,
-            product_mode=options.product_mode,
-            allow_unverified=options.allow_unverified,
-            workers=budget.resources.workers,
-            memory=memory_limit(options.memory_gb),
-        )
-        budget.meter.spent = lambda: self.hessian.num_products
-        self.notes += findings(self.problem, self.hessian)
-        if self.problem.rate is None and not self.problem.is_full:
-            self.notes.append(Note("no-learning-rate", without_a_rate(self.problem)))
-        if not _training_steps(self.problem):
-            return
-        # Before the work, so that an optimizer without a step is reported at once.
-        budget.tell("compiling and verifying the training step")
-        optimizer, notes = _training_optimizer(self.problem)
-        self.notes += notes
-        self.step = UpdateMap(
-            self.problem.loss,
-            optimizer,
-            product_mode=options.product_mode,
-            allow_unverified=options.allow_unverified,
-        )
-        self._trajectory().check_exponents(self.step.size, self.step.num_weights)
-        if self.problem.is_full:
-            budget.tell("scaling of the optimizer's slots")
-            self.full = FullMap(self.step, options.seed)
 
     def measure(self) -> None:
         """Takes all measurements, in order of importance; Ctrl-C keeps the finished ones."""
         problem, hessian, options = self.problem, self.hessian, self.problem.options
         before = self._before_dimension()
         eigenvalues_share = before.part(measure.EIGENVALUES)
-        self.pairs = self._take(measure.EXTREMES, lambda: measure.extremes(problem, hessian, eigenvalues_share))
-        self.edge = self._take("edge of stability", lambda: measure.edge(problem, hessian, before, self.pairs))
-        self.trace = self._take(measure.TRACE, lambda: measure.trace(problem, hessian, before))
+        pairs = self._take(measure.EXTREMES, lambda: measure.extremes(problem, hessian, eigenvalues_share))
+        verdict = self._take("edge of stability", lambda: edge(problem, hessian, before, pairs))
+        trace = self._take(measure.TRACE, lambda: measure.trace(problem, hessian, before))
+        self.found["hessian"] = measure.hessian_summary(pairs, trace)
+        self.found["edge_of_stability"] = verdict or edge_of_stability(
+            problem, None, "interrupted before it was measured"
+        )
         if problem.is_full or problem.maps_spectra:
             for name in problem.estimators.spectrum:
                 self._dimension(name)
         else:
             share = self._part(problem.estimators.spectrum[-1])
-            self.spectrum = self._take("spectrum", lambda: measure.spectrum_alone(problem, hessian, share))
+            self.found["spectrum"] = self._take("spectrum", lambda: measure.spectrum_alone(problem, hessian, share))
         if options.per_layer:
             whole = self.outcomes[0].sharpness_dimension if self.outcomes else None
             half = self.budget.part(0.5)
-            self.layers = self._take("layers", lambda: layers(problem, hessian, half, whole)) or ()
+            self.found["layers"] = self._take("layers", lambda: layers(problem, hessian, half, whole)) or ()
         if self.step is not None and options.lyapunov is not None and not self.budget.interrupted:
             self._lyapunov(self.step)
 
@@ -220,88 +203,69 @@ class _Analysis:
             return
         if self.full is not None:
             self.notes += self.full.notes(outcome)
-        smallest = float(np.min(runs.context(name).exponents(outcome.nodes)))
-        clipped = any(note.code == "clipping" for note in self.notes)
-        self.facts = assumptions.facts_at(
-            problem, outcome.sharpness_dimension, smallest_exponent=smallest, clipped=clipped
-        )
+        self.facts = measure.facts(problem, outcome, runs.context(name).exponents, self.notes)
         self.bound_inputs = self._bound_inputs()
         if self.step is not None and problem.options.snapshots is not None and not self.budget.interrupted:
-            self._supremum(self.step, outcome)
+            self._supremum(self.step, outcome, self.facts)
 
-    def _supremum(self, step: UpdateMap, outcome: Outcome) -> None:
+    def _supremum(self, step: UpdateMap, outcome: Outcome, facts: Facts) -> None:
         """SD with the supremum over snapshots, from the minibatches of the first estimate; kept as far as it came."""
         name, later = outcome.sharpness_dimension.estimator, int(self.problem.options.snapshots or 1) - 1
         share = self._part(name, later)
         reached = self._take("supremum", lambda: supremum(self.problem, step, self.hessian, share, outcome))
-        if reached is not None and self.facts is not None:
-            self.supremum, smallest = reached
-            self.facts = attrs.evolve(facts_over(self.facts, self.supremum), smallest_exponent=smallest)
+        if reached is not None:
+            self.found["supremum"], smallest = reached
+            self.facts = attrs.evolve(facts_over(facts, self.found["supremum"]), smallest_exponent=smallest)
 
     def _lyapunov(self, step: UpdateMap) -> None:
+        options = self.problem.options
+        about = lyapunov.identity(step.optimizer, self.problem.model, self.problem.function_words)
         try:
-            followed = lyapunov.follow(
-                step,
-                self._trajectory(),
-                about=lyapunov.identity(step.optimizer, self.problem.model, self.problem.function_words),
-                budget=self.budget,
-            )
+            followed = lyapunov.follow(step, _trajectory(options), about=about, budget=self.budget)
         except Interrupted as ended:
             if not self.budget.interrupted:
-                code = lyapunov.limit_code(self.budget.stop(self.problem.options.lyapunov or 0))
+                code = lyapunov.limit_code(self.budget.stop(options.lyapunov or 0))
                 self.notes.append(Note(code, f"there are no Lyapunov exponents: {ended}"))
             return
         self._add(followed.warnings)
-        self.lyapunov = followed.summary
+        self.found["lyapunov"] = followed.summary
         if self.facts is not None:
             self.facts = facts_along(self.facts, followed.summary.dimension)
 
     def answer(self, started: float) -> Analysis:
         """Build the answer: results with their caveats."""
         problem, options, interrupted = self.problem, self.problem.options, self.budget.interrupted
-        if options.snapshots is not None and self.supremum is None and problem.maps_spectra:
+        if options.snapshots is not None and "supremum" not in self.found and problem.maps_spectra:
             reason = "it was interrupted" if interrupted else "the budget ended"
             words = f"{reason} before one minibatch was done at every snapshot: there is no supremum."
             self.notes.append(Note("no-supremum", words))
-        first = self.outcomes[0] if self.outcomes else None
-        for outcome in self.outcomes:
-            prefix = "" if outcome is first else f"{outcome.sharpness_dimension.estimator}: "
+        for place, outcome in enumerate(self.outcomes):
+            prefix = f"{outcome.sharpness_dimension.estimator}: " if place else ""
             self._add(tuple(attrs.evolve(note, message=prefix + note.message) for note in outcome.warnings))
         self.notes += self.budget.notes_of_excess(options.time_limit)
-        return joined(
+        return measure.joined(
             problem,
             self.hessian,
             self.outcomes,
             (self.full or problem).exponents if self.outcomes else None,
             cost=(self.hessian.num_products, started),
-            hessian=measure.hessian_summary(self.pairs, self.trace),
-            edge_of_stability=self.edge or edge_of_stability(problem, None, "interrupted before it was measured"),
-            spectrum=self.spectrum,
-            bounds=self._bounds(),
-            layers=self.layers,
-            lyapunov=self.lyapunov,
-            supremum=self.supremum,
+            bounds=() if self.facts is None else measure.bounds(problem, self.facts, self.bound_inputs),
             warnings=tuple(dict.fromkeys(self.notes)),
             partial=interrupted,
+            **self.found,
         )
-
-    def _bounds(self) -> tuple[Bound, ...]:
-        if self.facts is None:
-            return ()
-        estimated = frozenset(self.bound_inputs) - set(self.problem.options.bound_inputs)
-        return bounds(self.facts, self.bound_inputs, estimated)
 
     def _bound_inputs(self) -> Mapping[str, float]:
         """Inputs of the bounds: those known, and estimates of others where they are asked for."""
-        known = dict(self.problem.options.bound_inputs)
-        if not self.problem.options.estimate_bound_inputs:
-            return known
-        late = self.budget.stop()
-        if late:
-            self.notes.append(Note("not-measured", f"inputs of the bounds: {BudgetError(late)}"))
-            return known
-        self.budget.tell("inputs of the bounds")
-        return assumptions.inputs_at(assumptions.loss_of_single_examples(self.problem), known)
+        options, singles = self.problem.options, None
+        if options.estimate_bound_inputs:
+            late = self.budget.stop()
+            if late:
+                self.notes.append(Note("not-measured", f"inputs of the bounds: {BudgetError(late)}"))
+            else:
+                self.budget.tell("inputs of the bounds")
+                singles = assumptions.loss_of_single_examples(self.problem)
+        return assumptions.inputs_at(singles, options.bound_inputs)
 
     def _add(self, notes: Notes) -> None:
         """Add the notes whose code is not there yet."""
@@ -329,12 +293,3 @@ class _Analysis:
         steps = steps_of(measure.spectrum_estimator(self.problem, names[0])) or 0
         left = max(0, self.budget.left - bases * min(steps, size))
         return attrs.evolve(share, most=min(share.most, self.budget.spent + left))
-
-    def _trajectory(self) -> LyapunovOptions:
-        options = self.problem.options
-        return LyapunovOptions(
-            num_exponents=options.lyapunov,
-            num_steps=options.lyapunov_steps,
-            transient=options.lyapunov_transient,
-            seed=options.seed,
-        )

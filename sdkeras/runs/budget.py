@@ -99,16 +99,10 @@ def resources(size: int, itemsize: int, *, memory_gb: float | None, workers: int
 
 @attrs.define(eq=False)
 class Meter:
-    """State that all parts of one budget share.
+    """State that all parts of one budget share: what was spent so far, the limits of the whole, and the present stage.
 
-    Attributes:
-        spent: Counter of all products so far.
-        progress: Callback for progress, or None.
-        most, deadline: Limits of the whole, see `Budget`.
-        stage: Name of the present stage.
-        interrupted: Whether Ctrl-C came.
-        excess: Name of each required stage, with the products and seconds by which it exceeded the limits.
-        handlers: The signals that were taken over, and what handled them.
+    `excess` has each required stage with the products and seconds by which it exceeded the limits; `handlers` the
+    signals that were taken over, with what handled them.
     """
 
     spent: Callable[[], int] = lambda: 0
@@ -141,11 +135,7 @@ class Meter:
 class Budget:
     """Hessian-vector products and seconds that may still be spent, memory and threads, and whether Ctrl-C came.
 
-    Attributes:
-        resources: Memory and threads.
-        meter: State that this part shares with all others.
-        most: Count of products at which to stop, or None.
-        deadline: `time.monotonic()` at which to stop, or None.
+    `most` is the count of products at which to stop, `deadline` the `time.monotonic()`.
     """
 
     resources: Resources
@@ -178,10 +168,6 @@ class Budget:
             return TIME
         return PRODUCTS if self.most is not None and self.spent + products > self.most else ""
 
-    def interruption(self) -> str:
-        """The reason to stop after Ctrl-C, ""  before."""
-        return INTERRUPT if self.interrupted else ""
-
     def require(self, products: int = 0) -> None:
         """Checks that this many more products may be made.
 
@@ -198,14 +184,6 @@ class Budget:
         most = None if self.left is None else self.spent + int(share * self.left)
         deadline = None if self.deadline is None else now + share * max(0.0, self.deadline - now)
         return attrs.evolve(self, most=most, deadline=deadline)
-
-    def held_to(self, most: int | None = None, seconds: float | None = None) -> Budget:
-        """A budget of this many products and seconds from now on, whatever this one has left."""
-        return attrs.evolve(
-            self,
-            most=None if most is None else self.spent + most,
-            deadline=None if seconds is None else time.monotonic() + seconds,
-        )
 
     # Stages
 

@@ -16,6 +16,9 @@ from sdkeras.operators.hessian import HessianOperator
 from sdkeras.reporting.numbers import rate_source_in_words
 from sdkeras.results.arrays import FloatArray
 from sdkeras.results.dimension import EdgeOfStability
+from sdkeras.results.estimates import Eigenpairs
+from sdkeras.runs import measure
+from sdkeras.runs.budget import Budget, Notes
 from sdkeras.runs.problem import Problem, operator_name
 
 # Tolerance of an analysis at which the batch sharpness aims at its usual error.
@@ -28,20 +31,60 @@ _PART_OF_PRODUCTS, _FEWEST_MINIBATCHES = 20, 3
 _USUAL_ERROR = 0.375
 
 
+def edge(
+    problem: Problem, hessian: HessianOperator, budget: Budget, pairs: Eigenpairs | None
+) -> tuple[EdgeOfStability, Notes]:
+    """The largest eigenvalue of the threshold's own operator, the verdict on it, and the batch sharpness.
+
+    `pairs` are the extreme eigenvalues of H, or None where they were not measured.
+    """
+    notes: Notes = ()
+    scaling = problem.scaling
+    if scaling is not None:
+        share = budget.part(measure.EIGENVALUES)
+        pairs, notes = budget.measured(
+            measure.PRECONDITIONED, lambda: measure.extremes(problem, hessian, share, scaling)
+        )
+    elif problem.unscaled:
+        pairs = None
+
+    def sampled() -> tuple[BatchSharpness, Notes]:
+        share, options = budget.part(measure.BATCH_SHARPNESS), problem.options
+        share.tell("batch sharpness")
+        most, target = num_minibatches(options.max_hvps), target_error(options.tolerance)
+        return batch_sharpness(hessian.within(share), most, target=target), ()
+
+    batches, more = budget.measured("batch sharpness", sampled)
+    reason = "interrupted before it was measured" if budget.interrupted else "the budget left no room for it"
+    reason = problem.unscaled or ("" if pairs is not None else reason)
+    found = edge_of_stability(problem, None if pairs is None else float(pairs.values[0]), reason)
+    below = found.ratio is not None and found.ratio <= stability.EDGE[1]
+    if below and pairs is not None and not pairs.converged[0] and (budget.is_limited or budget.interrupted):
+        words = (
+            f"No verdict within the limit: the sharpness is at least {found.sharpness:.4g} (not converged, residual "
+            f"{float(pairs.residuals[0]):.2g}), {found.ratio:.2g} times the threshold {found.threshold:.4g}."
+        )
+        found = attrs.evolve(found, verdict=words)
+    return attrs.evolve(found, **attrs.asdict(batches or BatchSharpness())), (*notes, *more)
+
+
+def cost_of_edge(problem: Problem) -> int:
+    """Products of `edge`."""
+    batches = expected_minibatches(problem.options.max_hvps, problem.options.tolerance)
+    return batches + (0 if problem.scaling is None else measure.cost_of_extremes(problem))
+
+
 def edge_of_stability(problem: Problem, sharpness: float | None, reason: str = "") -> EdgeOfStability:
     """The verdict on the largest eigenvalue of the threshold's own operator, before the batch sharpness is known.
 
-    Args:
-        problem: Problem to analyse.
-        sharpness: The eigenvalue, or None where it is unknown.
-        reason: Why it is unknown.
+    The `sharpness` is None where it is unknown, and the reason says why.
     """
     optimizer, limits = problem.optimizer, problem.limits
     threshold = None if limits is None else limits.upper
-    verdict = (
-        f"No verdict: {problem.no_rate}"
-        if problem.rate is None
-        else stability.verdict(
+    if problem.rate is None:
+        verdict = f"No verdict: {problem.no_rate}"
+    else:
+        verdict = stability.verdict(
             sharpness,
             limits,
             optimizer="plain SGD" if optimizer is None else optimizer.name,
@@ -49,7 +92,6 @@ def edge_of_stability(problem: Problem, sharpness: float | None, reason: str = "
             rate_source="" if problem.rate_source == "file" else rate_source_in_words(problem.rate_source),
             reason=reason,
         )
-    )
     return EdgeOfStability(
         operator=operator_name(problem.preconditioned),
         sharpness=sharpness,
@@ -58,16 +100,6 @@ def edge_of_stability(problem: Problem, sharpness: float | None, reason: str = "
         batch_sharpness=None,
         batch_sharpness_stderr=None,
         verdict=verdict,
-    )
-
-
-def verdict_of_lower_bound(edge: EdgeOfStability, residual: float) -> str:
-    """The verdict on an eigenvalue whose iteration was cut short: what it has reached is a lower bound."""
-    if edge.ratio is None or edge.ratio > stability.EDGE[1]:
-        return edge.verdict
-    return (
-        f"No verdict within the limit: the sharpness is at least {edge.sharpness:.4g} (not converged, residual "
-        f"{residual:.2g}), {edge.ratio:.2g} times the threshold {edge.threshold:.4g}."
     )
 
 
@@ -102,10 +134,7 @@ class BatchSharpness:
 
 
 def batch_sharpness(
-    hessian: HessianOperator,
-    most: int = _MOST_MINIBATCHES,
-    *,
-    target: float = BATCH_SHARPNESS_ERROR,
+    hessian: HessianOperator, most: int = _MOST_MINIBATCHES, *, target: float = BATCH_SHARPNESS_ERROR
 ) -> BatchSharpness:
     """Mean over minibatches B of g'Hg/|g|^2, and the ratio of the means of g'Hg and |g|^2; g, H of the loss on B.
 
@@ -114,11 +143,6 @@ def batch_sharpness(
     The standard errors are those of independent minibatches. Within an epoch minibatches are negatively dependent, so
     that the errors are rather too large. A minibatch whose gradient is 0 has no ratio and is skipped. Fixed batches
     without randomness are measured once each.
-
-    Args:
-        hessian: Hessian of the loss, for its minibatches.
-        most: Minibatches at most.
-        target: Relative standard error to aim at.
 
     Raises:
         BudgetError: The budget has no room for one minibatch; where it ends later, there are fewer.
@@ -136,18 +160,14 @@ def batch_sharpness(
         most = most if most < block else most - most % block
     most = min(most, per_epoch) if fixed else most
     rows: list[tuple[float, float]] = []  # |g| and g'Hg/|g|^2
-    count = 0
-    while count < most and not (count and count % block == 0 and _known(rows, target)):
+    while len(rows) < most and not (rows and len(rows) % block == 0 and _known(rows, target)):
         try:
-            rows.append(_along_the_gradient(hessian.on_minibatch(count)))
+            rows.append(_along_the_gradient(hessian.on_minibatch(len(rows))))
         except BudgetError:
             if not rows:
                 raise
             break
-        count += 1
-    lengths, ratios = np.array(rows).reshape(-1, 2).T
-    kept = lengths > 0
-    return _summarised(lengths[kept], ratios[kept], count, exact=fixed and count == per_epoch == 1)
+    return _summarised(rows, exact=fixed and len(rows) == per_epoch == 1)
 
 
 def _along_the_gradient(view: HessianOperator) -> tuple[float, float]:
@@ -167,22 +187,23 @@ def _known(rows: list[tuple[float, float]], target: float) -> bool:
     return len(ratios) > 1 and bool(_standard_error(ratios) <= target * abs(ratios.mean()))
 
 
-def _summarised(lengths: FloatArray, ratios: FloatArray, count: int, exact: bool) -> BatchSharpness:
+def _summarised(rows: list[tuple[float, float]], exact: bool) -> BatchSharpness:
     """Both forms with their standard errors, 0 where one minibatch is the whole population."""
-    skipped = 1.0 - len(ratios) / count if count else 0.0
+    lengths, ratios = np.array([row for row in rows if row[0] > 0]).reshape(-1, 2).T
+    skipped = 1.0 - len(ratios) / len(rows) if rows else 0.0
     if not len(ratios):
-        return BatchSharpness(batch_sharpness_minibatches=count, batch_sharpness_skipped=skipped)
+        return BatchSharpness(batch_sharpness_minibatches=len(rows), batch_sharpness_skipped=skipped)
     squares = (lengths / lengths.max()) ** 2
     quotient = float(squares @ ratios / squares.sum())
     # Delta method: g'Hg - quotient * |g|^2 has mean 0, and its mean over the mean of |g|^2 is the error.
     departures = squares * (ratios - quotient) / squares.mean()
-    several = len(ratios) > 1
+    several, alone = len(ratios) > 1, 0.0 if exact else None
     return BatchSharpness(
         batch_sharpness=float(ratios.mean()),
-        batch_sharpness_stderr=_standard_error(ratios) if several else 0.0 if exact else None,
+        batch_sharpness_stderr=_standard_error(ratios) if several else alone,
         batch_sharpness_ratio_of_means=quotient,
-        batch_sharpness_ratio_of_means_stderr=_standard_error(departures) if several else 0.0 if exact else None,
-        batch_sharpness_minibatches=count,
+        batch_sharpness_ratio_of_means_stderr=_standard_error(departures) if several else alone,
+        batch_sharpness_minibatches=len(rows),
         batch_sharpness_skipped=skipped,
     )
 

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import attrs
 import numpy as np
 
 from sdkeras.dimension.estimate import Context
 from sdkeras.dimension.exponents import SingularValueMap
 from sdkeras.dimension.sampling import Outcome
-from sdkeras.estimators.kinds import Estimator
-from sdkeras.estimators.select import estimate
 from sdkeras.linalg.lanczos import BREAKDOWN
 from sdkeras.linalg.operators import LinearMap
 from sdkeras.results.arrays import Array
-from sdkeras.results.estimates import SingularValues, Spectrum
 from sdkeras.results.note import Note
-from sdkeras.runs.budget import Budget, Resources
-from sdkeras.runs.measure import runs_to_afford
-from sdkeras.seeds import seed_of_run
+from sdkeras.runs.budget import Budget
+from sdkeras.runs.measure import Runs
 from sdkeras.training_step import settings
 from sdkeras.training_step.coordinates import ConjugatedMap, training_coordinates
 from sdkeras.training_step.map import UpdateMap
@@ -49,54 +44,33 @@ class LimitedMap:
         self.budget.require(1 if np.ndim(vector) == 1 else np.shape(vector)[1])
 
 
-class FullMap:
-    """A step's Jacobian J on weights and slots, in coordinates that its name tells.
+class FullMap(Runs):
+    """A step's Jacobian J on weights and slots, in coordinates C that its name tells: C J C^-1.
 
-    Attributes:
-        step: The step.
-        seed: Seed for the runs' probes.
-        coordinates: C of C J C^-1.
-        exponents: The map sigma -> ln sigma.
+    Its `exponents` are the map sigma -> ln sigma.
     """
 
+    bases = 2
+
     def __init__(self, step: UpdateMap, seed: int = 0) -> None:
-        self.step = step
-        self.seed = seed
+        self.step, self.seed, self.size = step, seed, step.size
         self.coordinates = training_coordinates(step)
         self.exponents = SingularValueMap(self.coordinates.name)
-
-    @property
-    def size(self) -> int:
-        return self.step.size
-
-    @property
-    def product_error(self) -> float:
-        """Relative error of a product."""
-        return self.step.verification.jvp_relative_error
 
     def on_minibatch(self, index: int) -> LinearMap:
         """C J C^-1 of training's update number `index`, from the state as it is."""
         return ConjugatedMap(self.step.on_minibatch(index), self.coordinates)
 
-    def resources(self, resources: Resources) -> Resources:
-        """The same, for what one run holds: a basis for either side."""
-        return attrs.evolve(resources, size=self.size, bases=2)
-
-    def run(self, estimator: Estimator, index: int, budget: Budget, *, exact: bool) -> Spectrum:
-        """Run number `index`, of a minibatch and a probe of its own; an exact one if the budget affords its runs."""
-        step = LimitedMap(self.on_minibatch(index), budget)
-        if exact:
-            budget.require(self.size * runs_to_afford(index))
-        return as_spectrum(estimate(estimator, step, seed_of_run(self.seed, index)))
+    def operator(self, index: int, budget: Budget) -> LinearMap:
+        return LimitedMap(self.on_minibatch(index), budget)
 
     def context(self, estimator: str) -> Context:
-        """Setting for the estimate of SD."""
         return Context(
             size=self.size,
             exponents=self.exponents,
             unstable_above=None,
             ignored_decay=0.0,
-            product_error=self.product_error,
+            product_error=self.step.verification.jvp_relative_error,
             estimator=estimator,
         )
 
@@ -136,16 +110,3 @@ class FullMap:
                 "the training step's map FAILED its verification and was used anyway: its singular values "
                 "cannot be trusted.",
             )
-
-
-def as_spectrum(rule: SingularValues) -> Spectrum:
-    """The same rule with nodes sigma, ascending."""
-    return Spectrum(
-        nodes=np.exp(rule.log_values)[::-1],
-        weights=rule.weights[::-1],
-        num_matvecs=rule.num_matvecs,
-        seed=rule.seed,
-        residuals=None if rule.residuals is None else rule.residuals[::-1],
-        nested=None if rule.nested is None else as_spectrum(rule.nested),
-        exact=rule.exact,
-    )

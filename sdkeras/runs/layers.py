@@ -17,13 +17,20 @@ from sdkeras.results.estimates import Eigenpairs
 from sdkeras.results.measured import Measured
 from sdkeras.results.note import Note
 from sdkeras.runs.budget import Budget, Notes
-from sdkeras.runs.measure import USUAL_STEPS, HessianRuns, dimension, eigenpairs, sampling, with_evidence
+from sdkeras.runs.measure import (
+    USUAL_STEPS,
+    HessianRuns,
+    dimension,
+    eigenpairs,
+    sampling,
+    trace_with_evidence,
+    with_evidence,
+)
 from sdkeras.runs.problem import Problem
 
 # Probes for the traces: each product serves every layer.
 _NUM_PROBES = 32
 _FEWEST_PROBES = 2
-_CONVERGED = 0.05
 
 
 def layers(
@@ -31,14 +38,9 @@ def layers(
 ) -> tuple[tuple[LayerSharpness, ...], Notes]:
     """Largest eigenvalue, trace and codimension of each layer's diagonal block, one after the other.
 
-    Whichever of them the budget has no room for is None; after Ctrl-C the layers are those that were done before.
-
-    Args:
-        problem: Problem to analyse.
-        hessian: Its Hessian.
-        budget: For all layers.
-        whole: SD of the whole, whose number of products the dimensions of all blocks share. A block's SD is of the
-            minibatch Hessians, as if the others stood still.
+    Whichever of them the budget has no room for is None; after Ctrl-C the layers are those that were done before. The
+    dimensions of all blocks share as many products as that of the `whole` took. A block's SD is of the minibatch
+    Hessians, as if the others stood still.
     """
     blocks, name = problem.loss.layout.layers, problem.estimators.spectrum[-1] if whole is None else whole.estimator
     budget.tell("traces of the layers")
@@ -47,9 +49,13 @@ def layers(
     rows: list[LayerSharpness] = []
     notes: list[Note] = []
     stages = 2 * len(blocks)  # left: an eigenvalue and a dimension of each
+
+    def largest(block: slice, share: Budget) -> tuple[Eigenpairs, Notes]:
+        return eigenpairs(problem, RestrictedOperator(share.watched(hessian), block), share), ()
+
     for layer, block in blocks.items():
         budget.tell(f"layer {layer}")
-        pairs, _ = budget.measured("", functools.partial(_largest, problem, hessian, budget.part(1 / stages), block))
+        pairs, _ = budget.measured("", functools.partial(largest, block, budget.part(1 / stages)))
         share, outcome = budget.part(1 / (stages - 1)), None
         if problem.maps_spectra:
             how = sampling(problem, name, most_products=_share(whole, block, len(blocks)))
@@ -78,10 +84,6 @@ def cost_of_layers(problem: Problem, whole: int) -> int:
     blocks, batches = problem.loss.layout.layers.values(), len(problem.loss.batches)
     eigenvalues = sum(min(USUAL_STEPS, block.stop - block.start) * batches for block in blocks)
     return int(_NUM_PROBES * batches + eigenvalues + (whole if problem.maps_spectra else 0))
-
-
-def _largest(problem: Problem, hessian: HessianOperator, budget: Budget, block: slice) -> tuple[Eigenpairs, Notes]:
-    return eigenpairs(problem, RestrictedOperator(budget.watched(hessian), block), budget), ()
 
 
 def _share(whole: SharpnessDimension | None, block: slice, layers: int) -> int | None:
@@ -114,19 +116,17 @@ def block_traces(hessian: SymmetricOperator, blocks: Mapping[str, slice], seed: 
     Raises:
         BudgetError: It has no room for two.
     """
-    probes = rademacher_probes(hessian.size, _NUM_PROBES, seed=seed, dtype=hessian.dtype, stream=1)
-    samples: dict[str, list[float]] = {name: [] for name in blocks}
-    for probe in probes:
+    samples: list[list[float]] = []
+    for probe in rademacher_probes(hessian.size, _NUM_PROBES, seed=seed, dtype=hessian.dtype, stream=1):
         try:
             terms = probe.astype(np.float64) * hessian.matvec(probe)
         except BudgetError:
-            if min(map(len, samples.values())) < _FEWEST_PROBES:
+            if len(samples) < _FEWEST_PROBES:
                 raise
             break
-        for name, block in blocks.items():
-            samples[name].append(float(terms[block].sum()))
+        samples.append([float(terms[block].sum()) for block in blocks.values()])
     measured = {}
-    for name, values in samples.items():
-        value, stderr = float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values)))
-        measured[name] = Measured(value, stderr <= _CONVERGED * abs(value), stderr=stderr)
+    for name, values in zip(blocks, zip(*samples, strict=True), strict=True):
+        stderr = float(np.std(values, ddof=1) / np.sqrt(len(values)))
+        measured[name] = trace_with_evidence(float(np.mean(values)), stderr)
     return measured

@@ -1,19 +1,25 @@
 """The measurements: each takes a problem, an operator and a budget, and returns a record and what to know of it.
 
-Each raises BudgetError where the budget has no room for it, and states beside it what it costs.
+Each raises BudgetError where the budget has no room for it, and states beside it what it costs; and the answer from
+them, which is made alike whoever measured.
 """
 
 from __future__ import annotations
 
-import contextlib
-from typing import Protocol
+import abc
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
 import attrs
+import numpy as np
 
+from sdkeras.dimension.bounds import Facts
+from sdkeras.dimension.bounds import bounds as bounds_with
 from sdkeras.dimension.estimate import FEWEST_RUNS_FOR_AN_INTERVAL, Context
-from sdkeras.dimension.sampling import AdaptiveSettings, Outcome, estimate_sharpness_dimension, pooled_spectrum
+from sdkeras.dimension.exponents import Exponents
+from sdkeras.dimension.sampling import AdaptiveSettings, Outcome, Run, estimate_sharpness_dimension, pooled_spectrum
 from sdkeras.errors import BudgetError, SdkerasError, counted
-from sdkeras.estimators.kinds import Estimator
+from sdkeras.estimators.kinds import Estimator, Source
 from sdkeras.estimators.select import (
     capabilities,
     estimate,
@@ -27,25 +33,17 @@ from sdkeras.estimators.select import (
 )
 from sdkeras.linalg.operators import DiagonallyScaledOperator, RestrictedOperator, SymmetricOperator
 from sdkeras.operators.hessian import HessianOperator
-from sdkeras.results.answers import HessianSummary, SpectrumSummary
-from sdkeras.results.arrays import Array
-from sdkeras.results.dimension import EdgeOfStability
-from sdkeras.results.estimates import Eigenpairs, Spectrum, TraceEstimate
+from sdkeras.results.answers import Analysis, HessianSummary, ModelInfo, SpectrumSummary
+from sdkeras.results.arrays import Array, Value
+from sdkeras.results.bounds import Bound
+from sdkeras.results.estimates import Eigenpairs, SingularValues, Spectrum, TraceEstimate
 from sdkeras.results.measured import Measured
 from sdkeras.results.note import Note
-from sdkeras.results.progress import PRODUCTS, TIME, Progress
-from sdkeras.runs.answers import compressed
+from sdkeras.results.progress import INTERRUPT, PRODUCTS, TIME, Progress
+from sdkeras.runs import assumptions
 from sdkeras.runs.budget import Budget, Notes, Resources
-from sdkeras.runs.edge import (
-    BatchSharpness,
-    batch_sharpness,
-    edge_of_stability,
-    expected_minibatches,
-    num_minibatches,
-    target_error,
-    verdict_of_lower_bound,
-)
 from sdkeras.runs.problem import Problem
+from sdkeras.runs.provenance import data_info, provenance
 from sdkeras.seeds import seed_of_run
 
 EXTREMES = "largest and smallest eigenvalue of the data-set Hessian"
@@ -53,11 +51,12 @@ PRECONDITIONED = "largest eigenvalue of the preconditioned Hessian"
 TRACE = "trace of the data-set Hessian"
 # What each of the two eigenvalue stages, and then the batch sharpness, may take of what is left before the sharpness
 # dimension; the trace has the rest.
-EIGENVALUES = _BATCH_SHARPNESS = 0.5
+EIGENVALUES = BATCH_SHARPNESS = 0.5
 # Lanczos steps until both ends of a spectrum have converged: 20 to 30 for small nets on digits, trained or not.
 USUAL_STEPS = 25
 # Lanczos steps: with three the coarser rule has two.
 _FEWEST_STEPS = 3
+_MAX_NODES = 2000
 
 
 # Eigenvalues and trace of the data-set Hessian
@@ -89,26 +88,26 @@ def extremes(
 
 def cost_of_extremes(problem: Problem) -> int:
     """Products of `extremes`, or of the eigenvalues of the preconditioned Hessian."""
-    name = problem.estimators.eigenpairs
-    steps = steps_of(for_analysis("eigenpairs", name, problem.options.settings.get(name, {}))) or USUAL_STEPS
+    steps = steps_of(_configured(problem, "eigenpairs", problem.estimators.eigenpairs)) or USUAL_STEPS
     return min(USUAL_STEPS, steps, problem.loss.size) * len(problem.loss.batches)
 
 
 def trace(problem: Problem, hessian: HessianOperator, budget: Budget) -> tuple[TraceEstimate, Notes]:
     """Trace over the data set."""
     budget.tell(TRACE)
-    measured: TraceEstimate = estimate(_trace_estimator(problem), budget.watched(hessian), problem.options.seed)
+    measured: TraceEstimate = estimate(
+        _configured(problem, "trace", problem.estimators.trace), budget.watched(hessian), problem.options.seed
+    )
     return measured, ()
 
 
 def cost_of_trace(problem: Problem) -> int:
     """Products of `trace`: all its probes, since few traces are known to 2 % before."""
-    return (steps_of(_trace_estimator(problem)) or 0) * len(problem.loss.batches)
+    return (steps_of(_configured(problem, "trace", problem.estimators.trace)) or 0) * len(problem.loss.batches)
 
 
-def _trace_estimator(problem: Problem) -> Estimator:
-    name = problem.estimators.trace
-    return for_analysis("trace", name, problem.options.settings.get(name, {}))
+def _configured(problem: Problem, kind: str, name: str) -> Estimator:
+    return for_analysis(kind, name, problem.options.settings.get(name, {}))
 
 
 def with_evidence(pairs: Eigenpairs, position: int) -> Measured:
@@ -120,9 +119,9 @@ def with_evidence(pairs: Eigenpairs, position: int) -> Measured:
     )
 
 
-def trace_with_evidence(trace: TraceEstimate) -> Measured:
+def trace_with_evidence(trace: float, stderr: float) -> Measured:
     """A trace, which has converged where its standard error is at most 5 % of it."""
-    return Measured(trace.value, bool(trace.stderr <= 0.05 * abs(trace.value)), stderr=trace.stderr)
+    return Measured(trace, bool(stderr <= 0.05 * abs(trace)), stderr=stderr)
 
 
 def hessian_summary(pairs: Eigenpairs | None, trace: TraceEstimate | None) -> HessianSummary:
@@ -135,96 +134,89 @@ def hessian_summary(pairs: Eigenpairs | None, trace: TraceEstimate | None) -> He
         largest=largest,
         smallest=smallest,
         largest_absolute=absolute,
-        trace=None if trace is None else trace_with_evidence(trace),
+        trace=None if trace is None else trace_with_evidence(trace.value, trace.stderr),
     )
 
 
-# The edge of stability
+# The bounds
 
 
-def edge(
-    problem: Problem, hessian: HessianOperator, budget: Budget, pairs: Eigenpairs | None
-) -> tuple[EdgeOfStability, Notes]:
-    """The largest eigenvalue of the threshold's own operator, the verdict on it, and the batch sharpness.
-
-    Args:
-        problem: Problem to analyse.
-        hessian: Its Hessian.
-        budget: For both, beside others.
-        pairs: Extreme eigenvalues of H, or None where they were not measured.
-    """
-    notes: Notes = ()
-    if problem.scaling is not None:
-        share = budget.part(EIGENVALUES)
-        pairs, notes = budget.measured(PRECONDITIONED, lambda: extremes(problem, hessian, share, problem.scaling))
-    elif problem.unscaled:
-        pairs = None
-    batches, more = budget.measured(
-        "batch sharpness", lambda: _sampled_sharpness(problem, hessian, budget.part(_BATCH_SHARPNESS))
+def facts(problem: Problem, outcome: Outcome, exponents: Exponents, notes: Iterable[Note]) -> Facts:
+    """Evidence on the theorems' assumptions at the weights where SD was estimated; notes tell of clipped gradients."""
+    return assumptions.facts_at(
+        problem,
+        outcome.sharpness_dimension,
+        smallest_exponent=float(np.min(exponents(outcome.nodes))),
+        clipped=any(note.code == "clipping" for note in notes),
     )
-    reason = "interrupted before it was measured" if budget.interrupted else "the budget left no room for it"
-    reason = problem.unscaled or ("" if pairs is not None else reason)
-    measured = edge_of_stability(problem, None if pairs is None else float(pairs.values[0]), reason)
-    if pairs is not None and not pairs.converged[0] and (budget.is_limited or budget.interrupted):
-        verdict = verdict_of_lower_bound(measured, float(pairs.residuals[0]))
-        measured = attrs.evolve(measured, verdict=verdict)
-    return attrs.evolve(measured, **attrs.asdict(batches or BatchSharpness())), (*notes, *more)
 
 
-def cost_of_edge(problem: Problem) -> int:
-    """Products of `edge`."""
-    batches = expected_minibatches(problem.options.max_hvps, problem.options.tolerance)
-    return batches + (0 if problem.scaling is None else cost_of_extremes(problem))
-
-
-def _sampled_sharpness(problem: Problem, hessian: HessianOperator, budget: Budget) -> tuple[BatchSharpness, Notes]:
-    budget.tell("batch sharpness")
-    most, target = num_minibatches(problem.options.max_hvps), target_error(problem.options.tolerance)
-    return batch_sharpness(hessian.within(budget), most, target=target), ()
+def bounds(problem: Problem, facts: Facts, inputs: Mapping[str, float]) -> tuple[Bound, ...]:
+    """Both theorems; inputs that were not given are estimates."""
+    return bounds_with(facts, inputs, frozenset(inputs) - set(problem.options.bound_inputs))
 
 
 # The sharpness dimension
 
 
-class Runs(Protocol):
-    """Where the runs of a spectrum estimator come from: minibatches of the Hessian, or of the whole step."""
+class Runs(abc.ABC):
+    """Where the runs of a spectrum estimator come from: minibatches of the Hessian, or of the whole step.
 
-    @property
-    def size(self) -> int: ...
-    def resources(self, resources: Resources) -> Resources:
-        """The same, for what one run holds."""
+    `bases` are those that a run keeps: one, or with singular values one for either side.
+    """
 
-    def run(self, estimator: Estimator, index: int, budget: Budget, *, exact: bool) -> Spectrum:
-        """Run number `index`, of a minibatch and a probe of its own; an exact one if the budget affords its runs."""
+    size: int
+    seed: int
+    bases = 1
 
+    @abc.abstractmethod
+    def operator(self, index: int, budget: Budget) -> Source:
+        """Operator of training's minibatch number `index`, within a budget."""
+
+    @abc.abstractmethod
     def context(self, estimator: str) -> Context:
         """Setting for the estimate of SD."""
 
-
-@attrs.frozen(eq=False)
-class HessianRuns:
-    """Runs on the minibatches' Hessians, or with a `block` on a diagonal block of them."""
-
-    problem: Problem
-    hessian: HessianOperator
-    block: slice | None = None
-
-    @property
-    def size(self) -> int:
-        return self.hessian.size if self.block is None else self.block.stop - self.block.start
-
-    def resources(self, resources: Resources) -> Resources:
-        return resources
-
     def run(self, estimator: Estimator, index: int, budget: Budget, *, exact: bool) -> Spectrum:
-        operator = self.problem.on_minibatch(self.hessian.within(budget), index)
-        if self.block is not None:
-            operator = RestrictedOperator(operator, self.block)
+        """Run number `index`, of a minibatch and a probe of its own; an exact one if the budget affords its runs."""
+        operator = self.operator(index, budget)
         if exact and budget.most is not None:
-            reduction = operator.reduced()
-            budget.require((self.size if reduction is None else reduction.operator.size) * runs_to_afford(index))
-        spectrum: Spectrum = estimate(estimator, operator, seed_of_run(self.problem.options.seed, index))
-        return spectrum
+            reduction = operator.reduced() if isinstance(operator, SymmetricOperator) else None
+            size = operator.size if reduction is None else reduction.operator.size
+            budget.require(size * max(1, FEWEST_RUNS_FOR_AN_INTERVAL - index))  # fewer give no interval
+        found = estimate(estimator, operator, seed_of_run(self.seed, index))
+        return found if isinstance(found, Spectrum) else as_spectrum(found)
+
+
+def as_spectrum(rule: SingularValues) -> Spectrum:
+    """The same rule with nodes sigma, ascending."""
+    return Spectrum(
+        nodes=np.exp(rule.log_values)[::-1],
+        weights=rule.weights[::-1],
+        num_matvecs=rule.num_matvecs,
+        seed=rule.seed,
+        residuals=None if rule.residuals is None else rule.residuals[::-1],
+        nested=None if rule.nested is None else as_spectrum(rule.nested),
+        exact=rule.exact,
+    )
+
+
+class HessianRuns(Runs):
+    """Runs on the minibatches' Hessians, or with a `block` on a diagonal block of them.
+
+    P is the checkpoint's unless another `scaling` = P^-1/2 is given.
+    """
+
+    def __init__(
+        self, problem: Problem, hessian: HessianOperator, block: slice | None = None, scaling: Array | None = None
+    ) -> None:
+        self.problem, self.hessian, self.block, self.scaling = problem, hessian, block, scaling
+        self.size = hessian.size if block is None else block.stop - block.start
+        self.seed = problem.options.seed
+
+    def operator(self, index: int, budget: Budget) -> SymmetricOperator:
+        operator = self.problem.on_minibatch(self.hessian.within(budget), index, self.scaling)
+        return operator if self.block is None else RestrictedOperator(operator, self.block)
 
     def context(self, estimator: str) -> Context:
         return Context(
@@ -237,17 +229,11 @@ class HessianRuns:
         )
 
 
-def runs_to_afford(index: int) -> int:
-    """Dense runs that there must be room for before run number `index`: fewer than three give no interval."""
-    return max(1, FEWEST_RUNS_FOR_AN_INTERVAL - index)
-
-
 def spectrum_estimator(problem: Problem, name: str) -> Estimator:
     """The estimator of spectra, or of singular values for the map full, of this name, with its settings."""
-    fields = problem.options.settings.get(name, {})
     if problem.maps_spectra:
-        return estimator_of_spectrum(name, fields, problem.exponents)
-    return for_analysis(problem.estimators.kind, name, fields)
+        return estimator_of_spectrum(name, problem.options.settings.get(name, {}), problem.exponents)
+    return _configured(problem, problem.estimators.kind, name)
 
 
 @attrs.frozen
@@ -284,17 +270,25 @@ class Sampling:
         """The estimator of one run within the memory: an exact one held to it, another without a basis if need be."""
         return with_steps(held_to(self.estimator, room.memory), steps, basis=steps is None or room.fits(steps))
 
+    def on(self, runs: Runs, room: Resources, budget: Budget, later: Budget) -> Run:
+        """Makes a run by its number and steps; the first of a required estimate whatever the budget."""
+        first = iter([self.required])  # once: run 0 is made again where the loop starts again with more steps
+
+        def run(index: int, steps: int | None) -> Spectrum:
+            one = self.of_a_run(steps, room)
+            if index or not next(first, False):
+                return runs.run(one, index, later, exact=self.exact)
+            with budget.required(f"the first run of {self.name}") as unlimited:
+                return runs.run(one, index, unlimited, exact=self.exact)
+
+        return run
+
 
 def sampling(problem: Problem, name: str, *, required: bool = False, most_products: int | None = None) -> Sampling:
     """How an analysis makes the runs of the spectrum estimator of this name."""
     options, estimator = problem.options, spectrum_estimator(problem, name)
-    return Sampling(
-        name,
-        estimator,
-        fixed_runs=options.exact_minibatches if capabilities(estimator).exact else options.runs,
-        required=required,
-        most_products=most_products,
-    )
+    fixed_runs = options.exact_minibatches if capabilities(estimator).exact else options.runs
+    return Sampling(name, estimator, fixed_runs=fixed_runs, required=required, most_products=most_products)
 
 
 def cost_of_run(sampling: Sampling, size: int, bases: int = 1) -> int:
@@ -309,47 +303,42 @@ def dimension(problem: Problem, runs: Runs, budget: Budget, sampling: Sampling) 
         BudgetError: There is no room for one run, and none is required.
         SdkerasError: Too few Lanczos steps.
     """
-    name, steps, room = sampling.name, sampling.num_steps, runs.resources(budget.resources)
+    name, steps, exact, can = sampling.name, sampling.num_steps, sampling.exact, capabilities(sampling.estimator)
     if steps is not None and steps < _FEWEST_STEPS < runs.size:
         raise SdkerasError(
             f"{name}.num_steps is {steps}; fewer than {_FEWEST_STEPS} steps see little more than the mean eigenvalue, "
             "and nothing shows how far the answer is off. The default is 40."
         )
-    first = iter([sampling.required])  # once: run 0 is made again where the loop starts again with more steps
-
-    def run(index: int, steps: int | None) -> Spectrum:
-        one = sampling.of_a_run(steps, room)
-        if index or not next(first, False):
-            return runs.run(one, index, budget, exact=sampling.exact)
-        with budget.required(f"the first run of {name}") as unlimited:
-            return runs.run(one, index, unlimited, exact=sampling.exact)
+    room = budget.resources
+    if runs.bases > 1:
+        room = attrs.evolve(room, size=runs.size, bases=runs.bases)
 
     def report(step: Progress) -> None:
         if budget.meter.progress is not None:
             budget.meter.progress(attrs.evolve(step, num_hvps=budget.spent))
 
-    limits = [limit for limit in (budget.left, sampling.most_products) if limit is not None]
     settings = AdaptiveSettings(
         tolerance=problem.options.tolerance,
         min_runs=sampling.min_runs,
         fixed_runs=sampling.fixed_runs,
-        max_hvps=min(limits) if limits else None,
+        max_hvps=min((limit for limit in (budget.left, sampling.most_products) if limit is not None), default=None),
         deadline=budget.deadline,
-        stop=budget.interruption,
-        group=room.workers_for(exact=sampling.exact),
+        stop=lambda: INTERRUPT if budget.interrupted else "",
+        group=room.workers_for(exact=exact),
         required=sampling.required,
     )
-    can = capabilities(sampling.estimator)
     context = attrs.evolve(runs.context(name), settings=settings_of(sampling.estimator), own_rate=can.own_rate)
-    with room.mapper(exact=sampling.exact) as mapper:
-        outcome = estimate_sharpness_dimension(run, context, settings, num_steps=steps, mapper=mapper, progress=report)
+    with room.mapper(exact=exact) as mapper:
+        outcome = estimate_sharpness_dimension(
+            sampling.on(runs, room, budget, budget), context, settings, num_steps=steps, mapper=mapper, progress=report
+        )
     enough = min(sampling.fixed_runs or FEWEST_RUNS_FOR_AN_INTERVAL, FEWEST_RUNS_FOR_AN_INTERVAL)
-    if sampling.exact and len(outcome.runs) < enough and not budget.interrupted:
+    if exact and len(outcome.runs) < enough and not budget.interrupted:
         raise BudgetError(TIME if outcome.out_of_time else PRODUCTS)  # another estimator may have an interval
     if steps is None or room.fits(steps) or not can.needs_basis:
         return outcome, ()
     words = (
-        f"{room.workers_for(exact=sampling.exact) * room.bases} Lanczos bases of {steps} x {room.size} do not fit "
+        f"{room.workers_for(exact=exact) * room.bases} Lanczos bases of {steps} x {room.size} do not fit "
         f"{room.memory / 1e9:.1f} GB: the runs do without reorthogonalisation and without mass correction."
     )
     return outcome, (Note("no-reorthogonalisation", words),)
@@ -360,21 +349,14 @@ def spectrum_alone(problem: Problem, hessian: HessianOperator, budget: Budget) -
     names = [name for name in problem.estimators.spectrum if not problem.estimators.can(name).own_rate]
     if not names:
         used = ", ".join(problem.estimators.spectrum)
-        words = f"there is no spectrum: {used} can only be run with a learning rate."
-        return None, (Note("no-spectrum", words),)
-    runs, how, room = HessianRuns(problem, hessian), sampling(problem, names[0]), budget.resources
+        return None, (Note("no-spectrum", f"there is no spectrum: {used} can only be run with a learning rate."),)
+    how, room = sampling(problem, names[0], required=True), budget.resources
     steps = None if how.num_steps is None else min(how.num_steps, hessian.size)
     budget.tell(f"spectrum ({how.name})")
-    unlimited = attrs.evolve(budget, most=None, deadline=None)
-
-    def run(index: int) -> Spectrum:
-        scope = contextlib.nullcontext() if index else budget.required(f"the first run of {how.name}")
-        with scope:
-            return runs.run(how.of_a_run(steps, room), index, unlimited, exact=how.exact)
-
+    run = how.on(HessianRuns(problem, hessian), room, budget, attrs.evolve(budget, most=None, deadline=None))
     with room.mapper(exact=how.exact) as mapper:
         pooled = pooled_spectrum(
-            run,
+            lambda index: run(index, steps),
             num_runs=how.fixed_runs or how.min_runs,
             max_hvps=budget.left,
             deadline=budget.deadline,
@@ -387,3 +369,72 @@ def spectrum_alone(problem: Problem, hessian: HessianOperator, budget: Budget) -
         + "); its uncertainty is unknown."
     )
     return compressed(pooled.nodes, pooled.weights, problem.operator), (Note("spectrum-alone", words),)
+
+
+def compressed(nodes: Array, weights: Array, operator: str, exponents: Exponents | None = None) -> SpectrumSummary:
+    """At most 2,000 nodes: neighbours of about equal mass share are merged into their mean; with their exponents."""
+    if len(nodes) > _MAX_NODES:
+        edges = np.unique(np.linspace(0, len(nodes), _MAX_NODES + 1).astype(int)[:-1])
+        mass = np.add.reduceat(weights, edges)
+        moment = np.add.reduceat(weights * nodes, edges)
+        means = np.add.reduceat(nodes, edges) / np.diff(np.append(edges, len(nodes)))
+        nodes = np.where(mass > 0, moment / np.where(mass > 0, mass, 1.0), means)
+        weights = mass
+    nodes, weights = np.asarray(nodes, np.float64), np.asarray(weights, np.float64)
+    if exponents is None:
+        return SpectrumSummary(nodes, weights, operator)
+    moduli = exponents.log_eigenvalues(nodes) if exponents.branches == 2 else None
+    return SpectrumSummary(nodes, weights, operator, exponents(nodes), moduli)
+
+
+# The answer
+
+
+def without_a_rate(problem: Problem) -> str:
+    """Names the results that need a learning rate, and why they are missing."""
+    supremum = " and its supremum" if problem.options.snapshots is not None else ""
+    return (
+        f"threshold, ratio, exponents, sharpness dimension{supremum} and bounds need a learning rate and are missing: "
+        f"{problem.no_rate}"
+    )
+
+
+def joined(
+    problem: Problem,
+    operator: HessianOperator,
+    outcomes: Sequence[Outcome],
+    exponents: Exponents | None,
+    *,
+    cost: tuple[int, float],
+    **measured: Value,
+) -> Analysis:
+    """One answer from estimates of SD, whose first has the map `exponents`, and fields that were measured beside them.
+
+    `cost` is the number of products and the time of the start.
+    """
+    options, first = problem.options, outcomes[0] if outcomes else None
+    measured.setdefault("spectrum", None)
+    if first is not None:
+        name = "singular values of J" if problem.is_full else problem.operator
+        measured["spectrum"] = compressed(first.nodes, first.weights, name, exponents)
+    num_hvps, started = cost
+    return Analysis(
+        provenance=provenance(
+            problem.source, seed=options.seed, dtype=options.dtype, num_hvps=num_hvps, started=started
+        ),
+        model=ModelInfo(
+            name=str(problem.model.name),
+            num_parameters=sum(math.prod(variable.shape) for variable in problem.model.trainable_variables),
+            num_trainable_analysed=problem.loss.size,
+            mode=options.mode,
+            loss=problem.loss_words,
+            unconnected=problem.loss.engine(options.product_mode).unconnected,
+        ),
+        data=data_info(problem.source, problem.loss.num_examples),
+        optimizer=problem.optimizer_info(),
+        verification=operator.verification,
+        sharpness_dimension=None if first is None else first.sharpness_dimension,
+        estimates=tuple(outcome.sharpness_dimension for outcome in outcomes),
+        rds_sharpness=None if first is None else first.rds_sharpness,
+        **measured,
+    )

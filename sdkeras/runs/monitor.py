@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import attrs
 import keras
@@ -12,7 +13,6 @@ import numpy as np
 import tensorflow as tf
 
 from sdkeras._version import __version__
-from sdkeras.dimension.bounds import bounds as bounds_with
 from sdkeras.dimension.sampling import Outcome
 from sdkeras.errors import SdkerasError
 from sdkeras.estimators.select import DEFAULTS, estimate, estimator_of_largest, for_analysis, with_steps
@@ -22,18 +22,19 @@ from sdkeras.linalg.operators import DiagonallyScaledOperator, SymmetricOperator
 from sdkeras.linalg.probes import warm_start
 from sdkeras.operators.hessian import HessianOperator
 from sdkeras.reporting.numbers import root_ratio
-from sdkeras.results.answers import Analysis
+from sdkeras.results.answers import Analysis, HessianSummary
 from sdkeras.results.arrays import Array, Value
 from sdkeras.results.bounds import Bound
-from sdkeras.results.estimates import Eigenpairs
+from sdkeras.results.estimates import Eigenpairs, TraceEstimate
 from sdkeras.results.log import Header, Measurement
 from sdkeras.results.measured import Measured
+from sdkeras.results.note import Note
 from sdkeras.runs import assumptions, measure
-from sdkeras.runs.answers import LastMeasurement, answer_of
-from sdkeras.runs.budget import Budget, Meter, resources, whole_budget
+from sdkeras.runs.budget import Meter, Notes, resources, whole_budget
 from sdkeras.runs.edge import edge_of_stability
+from sdkeras.runs.notes import findings
 from sdkeras.runs.options import Options
-from sdkeras.runs.problem import Problem, read_problem
+from sdkeras.runs.problem import Problem, operator_name, read_problem
 from sdkeras.runs.provenance import data_info, utc_now
 from sdkeras.training_step.settings import steps_taken
 
@@ -55,44 +56,35 @@ _RUNS = 8
 _STEPS = 20
 # Cautions that every measurement would repeat: its intervals say the same.
 _USUAL = ("interval-scope", "wide-interval")
+_UNKNOWN = Measured(math.nan, False)
 
 
-def check_measures(measures: Sequence[str]) -> tuple[str, ...]:
-    """The measures in the order of `MEASURES`.
+def check_measures(
+    measures: Sequence[str], bound_inputs: Mapping[str, float] | None = None, estimate_inputs: bool = False
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The measures in the order of `MEASURES`, and the keys of every measurement, a failed one included.
+
+    `bound_scale` is there where SD is measured, `generalization_bound` where a theorem has every input as well.
 
     Raises:
-        SdkerasError: None, or an unknown one.
+        SdkerasError: No or an unknown measure, or bounds are requested without SD.
     """
     names = (measures,) if isinstance(measures, str) else tuple(measures or ())
     unknown = [name for name in names if name not in MEASURES]
     if unknown or not names:
         what = f"{unknown[0]!r} is not a measure" if unknown else "no measure was requested"
         raise SdkerasError(f"{what}; there are: {', '.join(MEASURES)}.")
-    return tuple(name for name in MEASURES if name in names)
-
-
-def keys_of(measures: Sequence[str]) -> tuple[str, ...]:
-    """The measures, each after the keys that come with it."""
-    return tuple(key for name in measures for key in (*_BESIDE.get(name, ()), name))
-
-
-def log_keys(measures: Sequence[str], bound_inputs: Mapping[str, float] | None, estimate: bool) -> tuple[str, ...]:
-    """The keys of every measurement, a failed one included: those of the measures, and those of the bounds.
-
-    `bound_scale` is there where SD is measured, `generalization_bound` where a theorem has every input as well.
-
-    Raises:
-        SdkerasError: Bounds are requested without SD.
-    """
-    if not set(DIMENSION) & set(measures):
-        if bound_inputs or estimate:
-            raise SdkerasError(
-                f"the bounds need the sharpness dimension, and the measures are {', '.join(measures)}; add "
-                "sharpness_dimension to them, or leave out the inputs of the bounds."
-            )
-        return keys_of(measures)
-    complete = assumptions.is_complete(bound_inputs or {}, estimate)
-    return (*keys_of(measures), BOUND_SCALE, *([TOTAL_BOUND] if complete else []))
+    names = tuple(name for name in MEASURES if name in names)
+    keys = [key for name in names for key in (*_BESIDE.get(name, ()), name)]
+    if set(DIMENSION) & set(names):
+        complete = assumptions.is_complete(bound_inputs or {}, estimate_inputs)
+        keys += [BOUND_SCALE, *([TOTAL_BOUND] if complete else [])]
+    elif bound_inputs or estimate_inputs:
+        raise SdkerasError(
+            f"the bounds need the sharpness dimension, and the measures are {', '.join(names)}; add "
+            "sharpness_dimension to them, or leave out the inputs of the bounds."
+        )
+    return names, tuple(keys)
 
 
 class Monitor:
@@ -130,8 +122,7 @@ class Monitor:
         **options: Value,
     ) -> None:
         chosen = Options(samples=samples, tolerance=tolerance, max_hvps=max_hvps, **options)
-        self.measures = check_measures(measures)
-        self.keys = log_keys(self.measures, chosen.bound_inputs, chosen.estimate_bound_inputs)
+        self.measures, self.keys = check_measures(measures, chosen.bound_inputs, chosen.estimate_bound_inputs)
         self.problem, _ = read_problem(model, data, chosen)
         loss = self.problem.loss
         room = resources(loss.size, loss.dtype.itemsize, memory_gb=chosen.memory_gb, workers=None)
@@ -143,7 +134,7 @@ class Monitor:
         self._singles = assumptions.loss_of_single_examples(self.problem) if chosen.estimate_bound_inputs else None
         if self._singles is not None:  # compiled here as well
             self._singles.gradients.gradient(self._singles.gradients.point, self._singles.batches[0])
-        self._last: LastMeasurement | None = None
+        self._answer: Callable[[str], Analysis] | None = None  # of the last measurement
         self.out_of_time = False
         self._vectors: dict[str, Array] = {}
         self._num_steps = _STEPS
@@ -182,8 +173,8 @@ class Monitor:
         pairs = list(zip(target.variables, model.variables, strict=True))
         if self.problem.model is not target:  # a copy that is compiled with another loss
             pairs += zip(self.problem.model.variables, model.variables, strict=True)
-        for optimizer, other in [(target.optimizer, model.optimizer)] if target.optimizer is not None else []:
-            pairs += zip(optimizer.variables, other.variables, strict=True)
+        if target.optimizer is not None:
+            pairs += zip(target.optimizer.variables, model.optimizer.variables, strict=True)
         for variable, value in pairs:
             variable.assign(value)
 
@@ -211,33 +202,32 @@ class Monitor:
             KeyboardInterrupt: Ctrl-C.
         """
         started, before = time.perf_counter(), self.hessian.num_products
-        budget = self.budget.held_to(seconds=seconds)
+        deadline = None if seconds is None else time.monotonic() + seconds
         hessian = self.hessian.at(self.problem.loss.now())
         problem, about_map = self.problem.now()
-        mapped = bool(set(DIMENSION) & set(self.measures))
-        notes = []
-        if problem.rate is None and (mapped or "sharpness_ratio" in self.measures):
-            notes.append(problem.no_rate)
-        values: dict[str, Measured] = {}
-        if "sharpness" in self.measures:
-            values["sharpness"] = self._largest(hessian, "H")
-        if "sharpness_ratio" in self.measures:
-            ratio, more = self._ratio(problem, hessian, values.get("sharpness"))
-            values |= ratio
-            notes += more
-        trace = self._trace(hessian) if "hessian_trace" in self.measures else None
-        outcome = None
+        mapped, of_ratio = bool(set(DIMENSION) & set(self.measures)), "sharpness_ratio" in self.measures
+        notes, known, outcome = [], {}, None
+        bounds: tuple[Bound, ...] = ()
         self.out_of_time = False
+        if "sharpness" in self.measures:
+            known["sharpness"] = self._largest(hessian, "H")
+        if of_ratio:
+            known |= self._ratio(problem, hessian, known.get("sharpness"))
+        if "hessian_trace" in self.measures:
+            estimator = with_steps(for_analysis("trace", DEFAULTS["trace"], {}), _TRACE_PROBES)
+            trace: TraceEstimate = estimate(estimator, hessian, self.problem.options.seed)
+            known["hessian_trace"] = measure.trace_with_evidence(trace.value, trace.stderr)
+        if problem.rate is None and (mapped or of_ratio):
+            notes.append(problem.no_rate)
+        elif of_ratio and (problem.limits is None or problem.unscaled):
+            notes.append(edge_of_stability(problem, None, problem.unscaled).verdict)
         if mapped and problem.rate is not None:
-            outcome = self._dimension(problem, hessian, budget)
+            outcome = self._dimension(problem, hessian, deadline)
             notes += [note.message for note in (*about_map, *outcome.warnings) if note.code not in _USUAL]
-        known = _readings(outcome, problem.options.tolerance)
-        values |= {name: value for name, value in known.items() if name in self.measures}
-        bounds = () if outcome is None else self._bounds(problem, outcome)
-        if trace is not None:
-            values["hessian_trace"] = trace
-        values |= self._of_bounds(outcome, known, bounds)
-        edge, estimate_of_sd = edge_of_stability(problem, None), outcome and outcome.sharpness_dimension
+            known |= _readings(outcome, problem.options.tolerance)
+            bounds = self._bounds(problem, outcome)
+            known |= _of_bounds(known["sharpness_dimension"], problem.source.num_samples, bounds)
+        estimate_of_sd = None if outcome is None else outcome.sharpness_dimension
         measurement = Measurement(
             source=source,
             step=steps_taken(problem.compiled_as.optimizer),
@@ -246,25 +236,24 @@ class Monitor:
             seconds=time.perf_counter() - started,
             num_hvps=self.hessian.num_products - before,
             learning_rate=problem.stored_rate if problem.rate is None else problem.rate,
-            threshold=edge.threshold,
-            operator=edge.operator,
-            map=estimate_of_sd.map if estimate_of_sd else "",
-            state_size=estimate_of_sd.state_size if estimate_of_sd else 0,
-            values=values,
+            threshold=None if problem.limits is None else problem.limits.upper,
+            operator=operator_name(problem.preconditioned),
+            map="" if estimate_of_sd is None else estimate_of_sd.map,
+            state_size=0 if estimate_of_sd is None else estimate_of_sd.state_size,
+            values={key: known.get(key, _UNKNOWN) for key in self.keys},
             metrics=dict(metrics or {}),
             notes=tuple(dict.fromkeys(notes)),
             bounds=bounds,
         )
-        self._last = LastMeasurement(measurement, problem, about_map, hessian, outcome)
+        self._answer = functools.partial(_answer, measurement, problem, about_map, hessian, outcome)
         return measurement
 
     def answer(self, about: str) -> Analysis | None:
         """The last measurement as an answer of `analyze`, null where nothing was measured; None before the first.
 
-        Args:
-            about: Time of the measurement, in words.
+        `about` is the time of the measurement, in words.
         """
-        return None if self._last is None else answer_of(self._last, about)
+        return None if self._answer is None else self._answer(about)
 
     def training_loss(self) -> tuple[float, float | None]:
         """The loss at the model's weights as `fit` logs it, a mean over batches, and its standard error.
@@ -283,32 +272,10 @@ class Monitor:
 
     def _bounds(self, problem: Problem, outcome: Outcome) -> tuple[Bound, ...]:
         """Both theorems at this SD, with what is known and estimated of their inputs."""
-        optimizer, known = problem.optimizer, problem.options.bound_inputs
-        facts = assumptions.facts_at(
-            problem,
-            outcome.sharpness_dimension,
-            smallest_exponent=float(np.min(problem.exponents(outcome.nodes))),
-            clipped=optimizer is not None and any(code == "clipping" for code, _ in optimizer.notes),
-        )
-        inputs = assumptions.inputs_at(None if self._singles is None else self._singles.now(), known)
-        return bounds_with(facts, inputs, frozenset(inputs) - set(known))
-
-    def _of_bounds(
-        self, outcome: Outcome | None, values: Mapping[str, Measured], bounds: Sequence[Bound]
-    ) -> dict[str, Measured]:
-        """sqrt(SD/n), and the total of the first theorem that has one; NaN where they are not known."""
-        known: dict[str, Measured] = {}
-        if outcome is not None:
-            n, reading = self.problem.source.num_samples, values[DIMENSION[1]]
-            low, high = (root_ratio(end, n) for end in reading.interval or (math.nan, math.nan))
-            known[BOUND_SCALE] = Measured(
-                _or_nan(root_ratio(reading.value, n)),
-                reading.converged,
-                interval=None if low is None or high is None else (low, high),
-            )
-            totals = [bound.total for bound in bounds if bound.total is not None]
-            known[TOTAL_BOUND] = Measured(_or_nan(totals[0] if totals else None), reading.converged)
-        return {key: known.get(key, _UNKNOWN) for key in self.keys if key in (BOUND_SCALE, TOTAL_BOUND)}
+        notes = () if problem.optimizer is None else [Note(*each) for each in problem.optimizer.notes]
+        singles = None if self._singles is None else self._singles.now()
+        inputs = assumptions.inputs_at(singles, problem.options.bound_inputs)
+        return measure.bounds(problem, measure.facts(problem, outcome, problem.exponents, notes), inputs)
 
     def _largest(self, operator: SymmetricOperator, name: str) -> Measured:
         """The largest eigenvalue, from the last eigenvector of the operator of this name."""
@@ -321,13 +288,11 @@ class Monitor:
             self._vectors[name] = pairs.vectors
         return measure.with_evidence(pairs, 0)
 
-    def _ratio(
-        self, problem: Problem, hessian: HessianOperator, sharpness: Measured | None
-    ) -> tuple[dict[str, Measured], list[str]]:
-        """The largest eigenvalue of the threshold's own operator, the threshold, and their ratio.
+    def _ratio(self, problem: Problem, hessian: HessianOperator, sharpness: Measured | None) -> dict[str, Measured]:
+        """The largest eigenvalue of the threshold's own operator, the threshold, and their ratio, as far as known.
 
         The operator is P^-1/2 H P^-1/2 for an adaptive optimizer; for every other one it is H, and the first value is
-        the sharpness. What needs a learning rate is NaN without one.
+        the sharpness.
         """
         if problem.scaling is not None:
             numerator = self._largest(DiagonallyScaledOperator(hessian, problem.scaling), "P^-1/2 H P^-1/2")
@@ -335,23 +300,19 @@ class Monitor:
             numerator = _UNKNOWN
         else:
             numerator = self._largest(hessian, "H") if sharpness is None else sharpness
-        threshold, ratio, notes = _UNKNOWN, _UNKNOWN, []
-        if problem.limits is not None:
-            upper = problem.limits.upper
-            residual = None if numerator.residual is None else numerator.residual / upper
-            threshold = Measured(upper, True)
-            ratio = Measured(numerator.value / upper, numerator.converged, residual=residual)
-        if problem.rate is not None and (problem.limits is None or problem.unscaled):
-            notes.append(edge_of_stability(problem, None, problem.unscaled).verdict)
-        return dict(zip(keys_of(["sharpness_ratio"]), (numerator, threshold, ratio), strict=True)), notes
+        if problem.limits is None:
+            return {"sharpness_preconditioned": numerator}
+        upper = problem.limits.upper
+        residual = None if numerator.residual is None else numerator.residual / upper
+        return {
+            "sharpness_preconditioned": numerator,
+            "sharpness_threshold": Measured(upper, True),
+            "sharpness_ratio": Measured(numerator.value / upper, numerator.converged, residual=residual),
+        }
 
-    def _trace(self, hessian: HessianOperator) -> Measured:
-        estimator = with_steps(for_analysis("trace", DEFAULTS["trace"], {}), _TRACE_PROBES)
-        return measure.trace_with_evidence(estimate(estimator, hessian, self.problem.options.seed))
-
-    def _dimension(self, problem: Problem, hessian: HessianOperator, budget: Budget) -> Outcome:
-        share = attrs.evolve(self.budget.held_to(problem.options.max_hvps), deadline=budget.deadline)
-        name = DEFAULTS["spectrum"]
+    def _dimension(self, problem: Problem, hessian: HessianOperator, deadline: float | None) -> Outcome:
+        name, most = DEFAULTS["spectrum"], problem.options.max_hvps
+        share = attrs.evolve(self.budget, most=None if most is None else self.budget.spent + most, deadline=deadline)
         estimator = with_steps(for_analysis("spectrum", name, {}), self._num_steps)
         how = measure.Sampling(name, estimator, min_runs=_RUNS, required=True)
         outcome, _ = measure.dimension(problem, measure.HessianRuns(problem, hessian), share, how)
@@ -360,17 +321,36 @@ class Monitor:
         return outcome
 
 
-_UNKNOWN = Measured(float("nan"), False)
+def _answer(
+    measurement: Measurement,
+    problem: Problem,
+    about_map: Notes,
+    hessian: HessianOperator,
+    outcome: Outcome | None,
+    about: str,
+) -> Analysis:
+    known = {key: each for key, each in measurement.values.items() if math.isfinite(each.value)}
+    # The verdict is on the sharpness that the ratio is of; on H's where that is the threshold's own operator.
+    numerator = known.get("sharpness_preconditioned", None if problem.preconditioned else known.get("sharpness"))
+    reason = problem.unscaled or ("" if numerator is not None else "its sharpness was not measured")
+    notes = [*findings(problem, hessian), *about_map, *(() if outcome is None else outcome.warnings)]
+    if problem.rate is None:
+        notes.append(Note("no-learning-rate", measure.without_a_rate(problem)))
+    return measure.joined(
+        problem,
+        hessian,
+        [] if outcome is None else [outcome],
+        None if outcome is None else problem.exponents,
+        cost=(measurement.num_hvps, time.monotonic() - measurement.seconds),
+        hessian=HessianSummary(largest=known.get("sharpness"), smallest=None, trace=known.get("hessian_trace")),
+        edge_of_stability=edge_of_stability(problem, None if numerator is None else numerator.value, reason),
+        bounds=measurement.bounds,
+        warnings=(*dict.fromkeys(notes), Note("while-training", about)),
+    )
 
 
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else value
-
-
-def _readings(outcome: Outcome | None, tolerance: float) -> dict[str, Measured]:
+def _readings(outcome: Outcome, tolerance: float) -> dict[str, Measured]:
     """The leading exponent, SD and the codimension."""
-    if outcome is None:
-        return dict.fromkeys(DIMENSION, _UNKNOWN)
     sd = outcome.sharpness_dimension
     converged = "budget-ended" not in {warning.code for warning in outcome.warnings}
     if sd.threshold_exponent is None and sd.interval is not None:  # at 0 or d the runs end whatever the interval
@@ -379,6 +359,17 @@ def _readings(outcome: Outcome | None, tolerance: float) -> dict[str, Measured]:
         "rds_sharpness": Measured(float(outcome.rds_sharpness.leading[0]), converged),
         "sharpness_dimension": Measured(sd.value, converged, interval=sd.interval),
         "sharpness_codimension": Measured(sd.codimension, converged, interval=sd.codimension_interval),
+    }
+
+
+def _of_bounds(sd: Measured, num_samples: int, bounds: Sequence[Bound]) -> dict[str, Measured]:
+    """sqrt(SD/n), and the total of the first theorem that has one."""
+    low, high = (root_ratio(end, num_samples) for end in sd.interval or (math.nan, math.nan))
+    scale, total = root_ratio(sd.value, num_samples), next((b.total for b in bounds if b.total is not None), None)
+    interval = None if low is None or high is None else (low, high)
+    return {
+        BOUND_SCALE: Measured(math.nan if scale is None else scale, sd.converged, interval=interval),
+        TOTAL_BOUND: Measured(math.nan if total is None else total, sd.converged),
     }
 
 
@@ -391,7 +382,7 @@ def failed_measurement(
     epoch: int | None = None,
     metrics: Mapping[str, float] | None = None,
 ) -> Measurement:
-    """NaN for every key, see `log_keys`, with the reason."""
+    """NaN for every key, see `check_measures`, with the reason."""
     return Measurement(
         source=source,
         step=step,

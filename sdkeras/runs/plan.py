@@ -13,6 +13,7 @@ from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.results.plans import LyapunovPlan, Plan
 from sdkeras.runs import measure
 from sdkeras.runs.budget import KEPT, Resources
+from sdkeras.runs.edge import cost_of_edge
 from sdkeras.runs.layers import cost_of_layers
 from sdkeras.runs.lyapunov_options import LyapunovOptions
 from sdkeras.runs.problem import Problem
@@ -32,77 +33,57 @@ _TIMED_SIZE = 200
 
 @attrs.frozen
 class _Costs:
-    """Products of an analysis: the fixed stages' as their measurements state them, and the runs of each estimator.
+    """Products of an analysis as its measurements state them.
 
     Attributes:
-        checks: Verification.
-        before: Data-set Hessian and edge of stability.
-        runs: Runs of each spectrum estimator to start with, and products of one.
-        copies: How often each minibatch of the first estimator's runs is measured: once, or at every snapshot.
-        after: Layers and Lyapunov exponents.
-        required: Products that are made whatever the limit.
-        most: The limit, or None.
+        total: All of them.
+        pilot: Those of the runs to start with, at every snapshot.
+        required: Those that are made whatever the limit.
+        count: Runs of the first spectrum estimator to start with, of `per_run` products each.
+        copies: How often each minibatch of these is measured: once, or at every snapshot.
     """
 
-    checks: int
-    before: int
-    runs: tuple[tuple[int, int], ...]
-    copies: int
-    after: int
+    total: int
+    pilot: int
     required: int
-    most: int | None
-
-    @property
-    def pilot(self) -> int:
-        """Products of the runs to start with, at every snapshot."""
-        (count, per_run), *others = self.runs
-        return self.copies * count * per_run + sum(count * per_run for count, per_run in others)
-
-    @property
-    def total(self) -> int:
-        products = self.checks + self.before + self.pilot + self.after
-        return products if self.most is None else min(products, max(self.most, self.required))
+    count: int
+    per_run: int
+    copies: int
 
 
 def _costs(problem: Problem, size: int, step: bool) -> _Costs:
     """The costs for an operator of this size as the spectrum estimators see it, with or without a training step."""
     options, samplings = problem.options, [measure.sampling(problem, n) for n in problem.estimators.spectrum]
+    if problem.rate is None and not problem.is_full:  # one spectrum alone
+        samplings = samplings[:1]
     per_run = [measure.cost_of_run(sampling, size, 2 if problem.is_full else 1) for sampling in samplings]
     counts = [sampling.fixed_runs or sampling.min_runs for sampling in samplings]
-    if problem.rate is None and not problem.is_full:  # one spectrum alone
-        samplings, per_run, counts = samplings[:1], per_run[:1], counts[:1]
     copies = options.snapshots or 1 if problem.maps_spectra else 1
-    before = measure.cost_of_extremes(problem) + measure.cost_of_trace(problem) + measure.cost_of_edge(problem)
+    before = measure.cost_of_extremes(problem) + measure.cost_of_trace(problem) + cost_of_edge(problem)
     checks = _CHECKS + _STEP_CHECKS * step
     # A run that the budget has no room for is made all the same, unless it is an exact one.
     fewest = 0 if samplings[0].exact else 1
-    if options.max_hvps is not None:
-        left = max(0, options.max_hvps - checks)
+    required, limit = checks + fewest * per_run[0], options.max_hvps
+    if limit is not None:
+        left = max(0, limit - checks)
         before = min(before, int(left * (1 - KEPT)), max(0, left - fewest * per_run[0]))
         stages = len(samplings) - 1 + copies + options.per_layer + (options.lyapunov is not None)
         shares = [max(fewest, (left - before) // (stages * products)) for products in per_run]
         counts = [min(pair) for pair in zip(counts, shares, strict=True)]
-    after = cost_of_layers(problem, counts[0] * per_run[0]) if options.per_layer else 0
+    first, *others = (count * products for count, products in zip(counts, per_run, strict=True))
+    pilot = copies * first + sum(others)
+    total = checks + before + pilot + (cost_of_layers(problem, first) if options.per_layer else 0)
     if options.lyapunov is not None:
-        after += options.lyapunov * (options.lyapunov_steps + options.lyapunov_transient)
-    return _Costs(
-        checks=checks,
-        before=before,
-        runs=tuple(zip(counts, per_run, strict=True)),
-        copies=copies,
-        after=after,
-        required=checks + fewest * per_run[0],
-        most=options.max_hvps,
-    )
+        total += options.lyapunov * (options.lyapunov_steps + options.lyapunov_transient)
+    if limit is not None:
+        total = min(total, max(limit, required))
+    return _Costs(total, pilot, required, counts[0], per_run[0], copies)
 
 
 def planned(problem: Problem, resources: Resources, training_steps: int) -> Plan:
-    """The plan of an analysis; runs one gradient four times and nothing else.
+    """The plan of an analysis that takes or differentiates this many steps of training.
 
-    Args:
-        problem: Problem to analyse.
-        resources: Memory and threads.
-        training_steps: Steps of training that it would take or differentiate.
+    Runs one gradient four times and nothing else.
     """
     options, loss = problem.options, problem.loss
     gradient, activations = timed_gradient(loss)
@@ -114,7 +95,6 @@ def planned(problem: Problem, resources: Resources, training_steps: int) -> Plan
     costs = _costs(problem, state if full else size, training_steps > 0)
     first = measure.sampling(problem, problem.estimators.spectrum[0])
     steps = None if first.num_steps is None else min(first.num_steps, resources.size)
-    count, per_run = costs.runs[0]
     per_product = gradient * _GRADIENTS_PER_PRODUCT / max(1, resources.workers)
     seconds = per_product * costs.total + gradient * training_steps
     if options.time_limit is not None:
@@ -123,7 +103,7 @@ def planned(problem: Problem, resources: Resources, training_steps: int) -> Plan
     scaled = 8 if problem.scaling is not None else 0
     kept = (costs.copies - 1) * size * (resources.itemsize + scaled)
     if costs.copies > 1:
-        kept += costs.copies * count * 16 * per_run
+        kept += costs.copies * costs.count * 16 * costs.per_run
     if steps is None:
         basis = resources.dense_bytes() * resources.workers_for(exact=first.exact)
     else:
@@ -136,11 +116,11 @@ def planned(problem: Problem, resources: Resources, training_steps: int) -> Plan
         state_size=state,
         map=options.map if full else problem.exponents.name if mapped else "none",
         num_batches=len(loss.batches),
-        num_runs=count,
+        num_runs=costs.count,
         num_steps=steps,
         num_hvps=costs.total,
         num_hvps_pilot=costs.pilot,
-        num_hvps_most=costs.most,
+        num_hvps_most=options.max_hvps,
         peak_memory=int(max(peak_memory(), used_memory() + _COMPILED + kept + working)),
         seconds=seconds,
         seconds_per_gradient=gradient,

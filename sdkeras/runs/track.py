@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import attrs
 import keras
@@ -33,7 +35,6 @@ from sdkeras.runs.monitor import (
     Monitor,
     check_measures,
     failed_measurement,
-    log_keys,
 )
 
 _STATE = "sharpness-state.npz"
@@ -86,68 +87,55 @@ def track(  # noqa: PLR0913  # public: each argument is one that a user names
     paths = in_order(checkpoints)
     if model is None and any(path.endswith(WEIGHTS_SUFFIX) for path in paths):
         raise SdkerasError(f"{WEIGHTS_SUFFIX} files hold weights only; give the model they belong to (`model=FILE`).")
-    run = _Tracking(log_dir, data, test_data, check_measures(measures), options, progress)
-    with keras.saving.custom_object_scope(dict(custom_objects or {})):
-        run.read = _Reader(None if model is None else os.fspath(model), dict(custom_objects or {}), safe_mode)
-        try:
+    names, keys = check_measures(measures, options.get("bound_inputs"), bool(options.get("estimate_bound_inputs")))
+    load = functools.partial(models.load_model, custom_objects=dict(custom_objects or {}), safe_mode=safe_mode)
+    run = _Tracking(
+        place=run_log.place_in(log_dir),
+        load=load,
+        base=None if model is None else os.fspath(model),
+        source=_source(data, options),
+        data=data,
+        test=None if test_data is None else _source(test_data, options),
+        measures=names,
+        keys=keys,
+        options=options,
+        progress=progress,
+    )
+    try:
+        with keras.saving.custom_object_scope(dict(custom_objects or {})):
             with contextlib.closing(run_log.claim(run.place)):
                 return run.over(paths)
-        except OSError as error:
-            raise SdkerasError(f"{shown(run.place)} cannot be written: {error.strerror or error}.") from error
+    except OSError as error:
+        raise SdkerasError(f"{shown(run.place)} cannot be written: {error.strerror or error}.") from error
 
 
-class _Reader:
-    """Models as checkpoints have them."""
-
-    def __init__(self, base: str | None, custom_objects: Mapping[str, object], safe_mode: bool) -> None:
-        self.base, self.custom_objects, self.safe_mode = base, custom_objects, safe_mode
-        self.of_weights: Model = None
-
-    def __call__(self, path: str, *, needs_loss: bool) -> tuple[Model, str]:
-        """(model, what of its optimizer could not be read).
-
-        Raises:
-            ModelError: It cannot be read, or needs a loss and has none.
-        """
-        if not path.endswith(WEIGHTS_SUFFIX):
-            return self._model(path, needs_loss)
-        if self.of_weights is None:
-            self.of_weights, _ = self._model(str(self.base), needs_loss)
-        return self.of_weights, models.load_weights(path, self.of_weights)
-
-    def _model(self, path: str, needs_loss: bool) -> tuple[Model, str]:
-        model = models.load_model(path, custom_objects=self.custom_objects, safe_mode=self.safe_mode)
-        if needs_loss and not getattr(model, "compiled", False):
-            problem = models.compile_problem(model)
-            raise ModelError(problem or f"{path!r} was saved without its loss; give it (`loss=NAME`).")
-        return model, " ".join(each.message for each in losses.caveats(model, with_loss=needs_loss))
-
-
+@attrs.define(eq=False)
 class _Tracking:
-    """One call of `track`."""
+    """One call of `track`.
 
-    def __init__(
-        self,
-        log_dir: str | os.PathLike[str],
-        data: Data,
-        test_data: Data,
-        measures: tuple[str, ...],
-        options: dict[str, Value],
-        progress: Callable[[Progress], None] | None,
-    ) -> None:
-        self.place = run_log.place_in(log_dir)
-        self.state_path = self.place.parent / _STATE
-        self.source = _source(data, options)
-        self.measured_data = data if isinstance(data, (tuple, list)) else self.source
-        self.test = None if test_data is None else _source(test_data, options)
-        self.measures, self.options, self.progress = measures, options, progress
-        self.keys = log_keys(measures, options.get("bound_inputs"), bool(options.get("estimate_bound_inputs")))
-        self.monitor: Monitor | None = None
-        self.read: Callable[..., tuple[Model, str]] = _Reader(None, {}, True)
-        self.states: list[Nested] = []
-        self.waiting: list[Measurement] = []  # failures before there is a monitor, and with it a header
-        self.first_error: SdkerasError | None = None
-        self.before = ""  # digest of the checkpoint measured last
+    Attributes:
+        base: File of the model that files of weights belong to, or None; `of_weights` is that model, once it is read.
+        states: What the last measurements left for the next, see `_keep`.
+        waiting: Failures before there is a monitor, and with it a header.
+        before: Digest of the checkpoint measured last.
+    """
+
+    place: Path
+    load: Callable[[str], Model]
+    base: str | None
+    source: Source
+    data: Data
+    test: Source | None
+    measures: tuple[str, ...]
+    keys: tuple[str, ...]
+    options: dict[str, Value]
+    progress: Callable[[Progress], None] | None
+    of_weights: Model = None
+    monitor: Monitor | None = None
+    states: list[Nested] = attrs.field(factory=list)
+    waiting: list[Measurement] = attrs.field(factory=list)
+    first_error: SdkerasError | None = None
+    before: str = ""
 
     def over(self, paths: list[str]) -> RunLog:
         done = self._done()
@@ -156,7 +144,9 @@ class _Tracking:
             content = digest(path)
             known = done.get(content, {})
             if not known:
-                self._tell(f"checkpoint {place + 1} of {len(paths)}: {os.path.basename(path)}")
+                if self.progress is not None:
+                    words = f"checkpoint {place + 1} of {len(paths)}: {os.path.basename(path)}"
+                    self.progress(Progress(stage=words, num_hvps=0))
                 last = measurements[-1].step if measurements else 0
                 measurements.append(self._measured(path, content, place, last))
             elif path in known:
@@ -199,7 +189,7 @@ class _Tracking:
                     f"{_words(ours)}; choose another folder (`log_dir`), or take the settings of the log."
                 )
         with contextlib.suppress(SdkerasError):  # without it the next eigenvectors are found from a random start
-            self.states = _states(load_checkpoint(self.state_path))
+            self.states = _states(load_checkpoint(self.place.with_name(_STATE)))
         return run_log.by_digest(log)
 
     def _settings(self) -> dict[str, str]:
@@ -214,7 +204,7 @@ class _Tracking:
         settings = {name: text for name, text in settings.items() if text}
         # What these files hold decides the numbers, whatever their names.
         file = str(known.get("loss", "")).partition(":")[0]
-        files = {"model": getattr(self.read, "base", None), "loss_file": file if file.endswith(".py") else None}
+        files = {"model": self.base, "loss_file": file if file.endswith(".py") else None}
         settings |= {name: digest(path) for name, path in files.items() if path is not None}
         return {**settings, "test_digest": "" if self.test is None else self.test.digest()}
 
@@ -252,18 +242,36 @@ class _Tracking:
 
     def _at(self, path: str) -> tuple[Monitor, str]:
         """A monitor at this checkpoint, the last one where it serves, and what the reader must know of the file."""
-        replaced = any(self.options.get(name) is not None for name in ("loss", "loss_fn"))
-        model, note = self.read(path, needs_loss=not replaced)
+        if not path.endswith(WEIGHTS_SUFFIX):
+            model, note = self._model(path)
+        else:
+            if self.of_weights is None:
+                self.of_weights, _ = self._model(str(self.base))
+            model, note = self.of_weights, models.load_weights(path, self.of_weights)
         if self.monitor is not None and _recipe(self.monitor.problem.compiled_as) == _recipe(model):
             self.monitor.take(model)
-        else:
-            if self.test is not None:
-                try:
-                    models.check_data(model, *_parts(self.test))
-                except DataError as error:
-                    raise DataError(f"test data: {error}") from error
-            self.monitor = Monitor(model, self.measured_data, measures=self.measures, **self.options)
+            return self.monitor, note
+        if self.test is not None:
+            try:
+                models.check_data(model, *_parts(self.test))
+            except DataError as error:
+                raise DataError(f"test data: {error}") from error
+        data = self.data if isinstance(self.data, (tuple, list)) else self.source
+        self.monitor = Monitor(model, data, measures=self.measures, **self.options)
         return self.monitor, note
+
+    def _model(self, path: str) -> tuple[Model, str]:
+        """The model in a file, and what of its optimizer could not be read.
+
+        Raises:
+            ModelError: It cannot be read, or needs a loss and has none.
+        """
+        model = self.load(path)
+        needs_loss = all(self.options.get(name) is None for name in ("loss", "loss_fn"))
+        if needs_loss and not getattr(model, "compiled", False):
+            problem = models.compile_problem(model)
+            raise ModelError(problem or f"{path!r} was saved without its loss; give it (`loss=NAME`).")
+        return model, " ".join(each.message for each in losses.caveats(model, with_loss=needs_loss))
 
     def _restore(self, monitor: Monitor) -> None:
         """Restore the state left by the previous checkpoint's measurement, if another monitor made it."""
@@ -275,29 +283,25 @@ class _Tracking:
         """Beside the last one, since the log may end before or after this measurement."""
         state = {"digest": content, "size": monitor.hessian.size, "monitor": monitor.state()}
         self.states = [*(kept for kept in self.states if kept["digest"] != content), state][-_KEPT:]
-        save_checkpoint(self.state_path, self.states)
+        save_checkpoint(self.place.with_name(_STATE), self.states)
 
     def _metrics(self, monitor: Monitor) -> dict[str, float]:
         """Loss and metrics on training and test data, in inference mode."""
         if self.test is None:
             return {}
-        if not getattr(monitor.problem.model, "compiled", False):
+        model = monitor.problem.model
+        if not getattr(model, "compiled", False):
             raise ModelError("loss and metrics on test data need a compiled model; compile it, or leave out test_data.")
         metrics: dict[str, float] = {}
         for prefix, source in (("", self.source), ("val_", self.test)):
-            model = monitor.problem.model
             if source.is_bucketed:
-                logs = model.evaluate(_Batches(source), verbose=0, return_dict=True)
+                what: dict[str, Value] = {"x": _Batches(source)}
             else:
-                names = ("x", "y", "sample_weight")
-                whole = dict(zip(names, _parts(source), strict=False))
-                logs = model.evaluate(**whole, batch_size=source.batch_size, verbose=0, return_dict=True)
+                what = dict(zip(("x", "y", "sample_weight"), _parts(source), strict=False))
+                what["batch_size"] = source.batch_size
+            logs = model.evaluate(**what, verbose=0, return_dict=True)
             metrics |= {f"{prefix}{name}": float(value) for name, value in logs.items()}
         return metrics
-
-    def _tell(self, stage: str) -> None:
-        if self.progress is not None:
-            self.progress(Progress(stage=stage, num_hvps=0))
 
 
 def _states(held: Nested) -> list[Nested]:

@@ -4,16 +4,18 @@ import csv
 import logging
 from pathlib import Path
 
+import attrs
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from sample_log import FOUND, HEADER
 from sdkeras.callbacks import SharpnessDimension, sharpness_dimension
 from sdkeras.errors import DataError, ModelError, SdkerasError
 from sdkeras.results.log import Header, Measurement, read_run_log
 from sdkeras.results.measured import Measured
-from sdkeras.runs.monitor import MEASURES, log_keys
+from sdkeras.runs.monitor import MEASURES, check_measures
 from sdkeras.training_step.settings import steps_taken
 from small_nets import X, Y, net
 
@@ -44,11 +46,11 @@ class StandIn:
         type(self).made += 1
         self.clock.seconds += self.compilation
         self.model, self.measures, self.options, self.count = model, measures, options, 0
-        self.keys = log_keys(measures, options["bound_inputs"], options["estimate_bound_inputs"])
+        _, self.keys = check_measures(measures, options["bound_inputs"], options["estimate_bound_inputs"])
         type(self).given = self.given = []
 
     def header(self) -> Header:
-        return Header("0", "0", "0", "small", 51, "SGD", 96, 96, 16, "ab", 0, self.measures)
+        return attrs.evolve(HEADER, measures=self.measures)
 
     def measure(self, *, epoch, metrics, seconds) -> Measurement:
         self.count += 1
@@ -58,11 +60,8 @@ class StandIn:
         if self.count in self.error:
             raise self.error[self.count]
         values = {name: Measured(self.scale * self.count, True) for name in self.keys}
-        place = {"source": "fit", "step": steps_taken(self.model.optimizer), "epoch": epoch, "time": "now"}
-        numbers = {"seconds": 0.0, "num_hvps": 1, "learning_rate": 0.1, "threshold": 20.0}
-        return Measurement(
-            **place, **numbers, operator="H", map="sgd", state_size=51, values=values, metrics=dict(metrics)
-        )
+        step = steps_taken(self.model.optimizer)
+        return attrs.evolve(FOUND, source="fit", step=step, epoch=epoch, values=values, metrics=dict(metrics), notes=())
 
     def training_loss(self) -> tuple[float, None]:
         return 1.0, None
@@ -89,8 +88,10 @@ class Tick(keras.callbacks.Callback):
         self.clock.seconds += 10.0
 
 
-def watch(**options: object) -> SharpnessDimension:
-    return SharpnessDimension((X, Y), **{"batch_size": 16, "max_overhead": None, **options})
+def watch(clock: Clock | None = None, **options: object) -> SharpnessDimension:
+    callback = SharpnessDimension((X, Y), **{"batch_size": 16, "max_overhead": None, **options})
+    callback.spacing.clock = clock or callback.spacing.clock
+    return callback
 
 
 def fit(*callbacks: keras.callbacks.Callback, model: keras.Model | None = None, epochs: int = 3, **options: object):
@@ -139,8 +140,7 @@ def test_early_stopping_and_checkpoints_watch_the_keys(stand_in, tmp_path: Path)
 
 def test_epochs_are_skipped_until_the_share_of_time_allows_the_next(stand_in, caplog) -> None:
     stand_in.compilation, stand_in.cost = 4.0, 5.0
-    callback = watch(max_overhead=0.2)
-    callback.spacing.clock = stand_in.clock
+    callback = watch(stand_in.clock, max_overhead=0.2)
     history = fit(callback, Tick(stand_in.clock), epochs=9)
     # Epoch 1: 5 s spent, beside 4 s of compilation. The next needs (5 + 5)/0.2 = 50 s of training, epoch 5; then
     # (10 + 5)/0.2 = 75 s, epoch 8.
@@ -158,8 +158,7 @@ def test_epochs_are_skipped_until_the_share_of_time_allows_the_next(stand_in, ca
 
 def test_a_measurement_that_grows_stays_within_the_share_and_gets_more_time_later(stand_in) -> None:
     stand_in.cost = 1.0
-    callback = watch(max_overhead=0.1)
-    callback.spacing.clock = stand_in.clock
+    callback = watch(stand_in.clock, max_overhead=0.1)
 
     class Grow(keras.callbacks.Callback):
         def on_epoch_end(self, epoch: int, logs: object = None) -> None:
@@ -175,8 +174,7 @@ def test_a_measurement_that_grows_stays_within_the_share_and_gets_more_time_late
 
 def test_time_between_two_fits_is_not_training(stand_in) -> None:
     stand_in.cost = 5.0
-    callback = watch(max_overhead=0.5)
-    callback.spacing.clock = stand_in.clock
+    callback = watch(stand_in.clock, max_overhead=0.5)
     model = net(keras.optimizers.SGD(0.1))
     fit(callback, Tick(stand_in.clock), model=model, epochs=1)
     stand_in.clock.seconds += 1000.0
@@ -198,16 +196,6 @@ def test_a_failing_measurement_is_told_and_training_goes_on(stand_in, caplog, tm
     log = read_run_log(tmp_path)
     assert "the layer fell over" in log.measurements[1].notes[0]
     assert np.isnan(log.measurements[1].value("sharpness"))
-
-
-def test_a_monitor_that_cannot_be_made_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
-    def refuse(*given: object, **named: object) -> None:
-        raise ModelError("no such model")
-
-    monkeypatch.setattr(sharpness_dimension, "Monitor", refuse)
-    history = fit(watch())
-    assert np.isnan(history["sharpness"]).all()
-    assert len(caplog.records) == 1
 
 
 def test_ctrl_c_in_a_measurement_goes_through(stand_in) -> None:
@@ -272,22 +260,14 @@ def test_backup_and_restore(stand_in, tmp_path: Path) -> None:
             if epoch == 1:
                 raise RuntimeError("power cut")
 
-    model = net(keras.optimizers.SGD(0.1))
+    backup, run = keras.callbacks.BackupAndRestore(tmp_path / "backup"), tmp_path / "run"
     with pytest.raises(RuntimeError, match="power cut"):
-        fit(
-            watch(log_dir=tmp_path / "run"),
-            Crash(),
-            keras.callbacks.BackupAndRestore(tmp_path / "backup"),
-            model=model,
-            epochs=4,
-        )
-    again = net(keras.optimizers.SGD(0.1))
-    restore = keras.callbacks.BackupAndRestore(tmp_path / "backup")
-    callback = watch(log_dir=tmp_path / "run")
-    history = fit(callback, restore, model=again, epochs=4)
+        fit(watch(log_dir=run), Crash(), backup, epochs=4)
+    callback = watch(log_dir=run)
+    history = fit(callback, keras.callbacks.BackupAndRestore(tmp_path / "backup"), epochs=4)
     assert len(history["sharpness"]) == 3
     assert [found.step for found in callback.measurements] == [12, 18, 24]
-    assert [found.step for found in read_run_log(tmp_path / "run").measurements] == [6, 12, 12, 18, 24]
+    assert [found.step for found in read_run_log(run).measurements] == [6, 12, 12, 18, 24]
 
 
 @pytest.mark.parametrize(
@@ -333,8 +313,7 @@ def test_carry_forward_repeats_the_last_numbers_for_early_stopping(stand_in) -> 
     stand_in.cost, stand_in.scale = 4.0, -1.0  # (4 + 4)/0.1 = 80 s of training: epoch 8
 
     def run(**options: object) -> dict[str, list[float]]:
-        callback = watch(max_overhead=0.1, **options)
-        callback.spacing.clock = stand_in.clock
+        callback = watch(stand_in.clock, max_overhead=0.1, **options)
         stopping = keras.callbacks.EarlyStopping("sharpness", mode="min", patience=2)
         return fit(callback, stopping, Tick(stand_in.clock), epochs=9)
 
@@ -385,8 +364,7 @@ def test_a_number_of_measurements_is_spread_whatever_they_cost(
     stand_in, count: int, epochs: int, expected: list[int]
 ) -> None:
     stand_in.cost = 1000.0
-    callback = watch(max_overhead=1e-3, num_measurements=count)
-    callback.spacing.clock = stand_in.clock
+    callback = watch(stand_in.clock, max_overhead=1e-3, num_measurements=count)
     history = fit(callback, Tick(stand_in.clock), epochs=epochs)
     assert [found.epoch for found in callback.measurements] == expected
     assert [age == 0 for age in history["sharpness_age"]] == [epoch in expected for epoch in range(1, epochs + 1)]
@@ -421,10 +399,8 @@ def test_a_number_of_measurements_counts_each_fit(stand_in) -> None:
     assert [found.epoch for found in callback.measurements] == [1, 5, 6, 9]
 
 
-def test_a_monitor_that_cannot_be_made_is_not_tried_every_epoch(stand_in) -> None:
+def test_a_monitor_that_cannot_be_made_is_told_once_and_not_tried_every_epoch(stand_in, monkeypatch, caplog) -> None:
     """Compilation is no overhead, unless it is for nothing."""
-    callback = watch(max_overhead=0.1)
-    callback.spacing.clock = stand_in.clock
     tries = []
 
     def refuse(*given: object, **named: object) -> None:
@@ -432,6 +408,8 @@ def test_a_monitor_that_cannot_be_made_is_not_tried_every_epoch(stand_in) -> Non
         stand_in.clock.seconds += 4.0
         raise ModelError("no such model")
 
-    callback._make = refuse
-    fit(callback, Tick(stand_in.clock), epochs=9)
+    monkeypatch.setattr(sharpness_dimension, "Monitor", refuse)
+    history = fit(watch(stand_in.clock, max_overhead=0.1), Tick(stand_in.clock), epochs=9)
     assert len(tries) == 2  # 8 s with the next: 80 s of training
+    assert np.isnan(history["sharpness"]).all()
+    assert len([record for record in caplog.records if "no such model" in record.getMessage()]) == 1

@@ -41,16 +41,18 @@ def _no_curvature(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sharpness_dimension, "Monitor", LossOnly)
 
 
-def net(*hidden: keras.Layer, optimizer: keras.optimizers.Optimizer, outputs: int = 10, loss: object = None):
+def net(*hidden: keras.Layer, optimizer: keras.optimizers.Optimizer, loss: object = None):
     keras.utils.set_random_seed(1)
-    model = keras.Sequential([keras.Input((8, 8)), layers.Flatten(), *hidden, layers.Dense(outputs)])
+    model = keras.Sequential([keras.Input((8, 8)), layers.Flatten(), *hidden, layers.Dense(10)])
     model.compile(optimizer, loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     return model
 
 
-def warnings_of(model: keras.Model, data: object, fitted: object, caplog, **options: object) -> list[str]:
+def warnings_of(
+    caplog, model: keras.Model, *, data=(X, Y), fitted=(X, Y), fit_class_weight=None, epochs: int = 5, **options: object
+) -> list[str]:
     """What is said of a training on `fitted` while the callback looks at `data`."""
-    fit = {"epochs": options.pop("epochs", 5), "verbose": 0, "class_weight": options.pop("fit_class_weight", None)}
+    fit = {"epochs": epochs, "verbose": 0, "class_weight": fit_class_weight}
     x, y, weights = (*fitted, None)[:3] if isinstance(fitted, tuple) else (fitted, None, None)
     if y is not None:
         fit |= {"batch_size": 32, "sample_weight": weights}
@@ -60,58 +62,37 @@ def warnings_of(model: keras.Model, data: object, fitted: object, caplog, **opti
     return [record.getMessage() for record in caplog.records if record.name == "sdkeras"]
 
 
-def batched(*arrays: np.ndarray) -> tf.data.Dataset:
-    return tf.data.Dataset.from_tensor_slices(arrays).batch(32)
-
-
 WEIGHTS = np.random.default_rng(0).uniform(0.0, 4.0, 256).astype("float32")
+WEIGHTED = tf.data.Dataset.from_tensor_slices((X, Y, WEIGHTS)).batch(32)
 # As much as in the command line's example; the loss of training is five times the one without.
 ODD = dict.fromkeys(range(1, 10, 2), 9.0)
 SGD, Adam = keras.optimizers.SGD, keras.optimizers.Adam
+SUM = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")
+L2 = keras.regularizers.L2(1e-2)
+# Hidden layers, optimizer, and what differs from a training of five epochs on all the data.
 ORDINARY = {
-    "dropout": lambda: (net(layers.Dense(32, "relu"), layers.Dropout(0.5), optimizer=Adam(3e-3)), (X, Y), (X, Y), {}),
-    "batch normalization": lambda: (
-        net(layers.Dense(32), layers.BatchNormalization(), layers.ReLU(), optimizer=Adam(1e-2)),
-        (X, Y),
-        (X, Y),
-        {},
-    ),
-    "fast descent": lambda: (net(layers.Dense(64, "relu"), optimizer=Adam(2e-2)), (X, Y), (X, Y), {}),
-    "short": lambda: (net(layers.Dense(64, "relu"), optimizer=Adam(2e-2)), (X, Y), (X, Y), {"epochs": 2}),
-    "edge of stability": lambda: (net(layers.Dense(32, "tanh"), optimizer=SGD(0.5)), (X, Y), (X, Y), {"epochs": 8}),
-    "overfitted": lambda: (net(layers.Dense(64, "relu"), optimizer=Adam(3e-2)), (X, Y), (X, Y), {"epochs": 8}),
+    "dropout": lambda: ([layers.Dense(32, "relu"), layers.Dropout(0.5)], Adam(3e-3), {}),
+    "batch normalization": lambda: ([layers.Dense(32), layers.BatchNormalization(), layers.ReLU()], Adam(1e-2), {}),
+    "fast descent": lambda: ([layers.Dense(64, "relu")], Adam(2e-2), {}),
+    "short": lambda: ([layers.Dense(64, "relu")], Adam(2e-2), {"epochs": 2}),
+    "edge of stability": lambda: ([layers.Dense(32, "tanh")], SGD(0.5), {"epochs": 8}),
+    "overfitted": lambda: ([layers.Dense(64, "relu")], Adam(3e-2), {"epochs": 8}),
     "sample weights": lambda: (
-        net(layers.Dense(16, "tanh"), optimizer=Adam(1e-2)),
-        batched(X, Y, WEIGHTS),
-        batched(X, Y, WEIGHTS),
-        {"batch_size": None},
+        [layers.Dense(16, "tanh")],
+        Adam(1e-2),
+        {"data": WEIGHTED, "fitted": WEIGHTED, "batch_size": None},
     ),
-    "sum over the batch": lambda: (
-        net(
-            optimizer=SGD(1e-3),
-            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum"),
-        ),
-        (X, Y),
-        (X, Y),
-        {},
-    ),
+    "sum over the batch": lambda: ([], SGD(1e-3), {"loss": SUM}),
     "a part of the data": lambda: (
-        net(layers.Dense(16, "relu"), layers.Dropout(0.2), optimizer=Adam(1e-2)),
-        (X[:128], Y[:128]),
-        (X, Y),
-        {},
+        [layers.Dense(16, "relu"), layers.Dropout(0.2)],
+        Adam(1e-2),
+        {"data": (X[:128], Y[:128])},
     ),
-    "within epochs": lambda: (net(layers.Dense(64, "relu"), optimizer=Adam(1e-2)), (X, Y), (X, Y), {"every": 7}),
-    "regularised": lambda: (
-        net(layers.Dense(32, "relu", kernel_regularizer=keras.regularizers.L2(1e-2)), optimizer=Adam(1e-2)),
-        (X, Y),
-        (X, Y),
-        {},
-    ),
+    "within epochs": lambda: ([layers.Dense(64, "relu")], Adam(1e-2), {"every": 7}),
+    "regularised": lambda: ([layers.Dense(32, "relu", kernel_regularizer=L2)], Adam(1e-2), {}),
     "class weights on both sides": lambda: (
-        net(layers.Dense(16, "tanh"), optimizer=Adam(1e-2)),
-        (X, Y),
-        (X, Y),
+        [layers.Dense(16, "tanh")],
+        Adam(1e-2),
         {"class_weight": ODD, "fit_class_weight": ODD},
     ),
 }
@@ -119,33 +100,26 @@ ORDINARY = {
 
 @pytest.mark.parametrize("name", ORDINARY)
 def test_nothing_is_said_of_an_ordinary_training(name: str, caplog) -> None:
-    model, data, fitted, options = ORDINARY[name]()
-    assert not warnings_of(model, data, fitted, caplog, **options)
+    keras.utils.set_random_seed(1)
+    hidden, optimizer, options = ORDINARY[name]()
+    model = net(*hidden, optimizer=optimizer, loss=options.pop("loss", None))
+    assert not warnings_of(caplog, model, **options)
 
 
 OTHER = {
-    "class weights": lambda: ((X, Y), (X, Y), {"fit_class_weight": ODD}),
-    "class weights of a training of two epochs": lambda: (
-        (X, Y),
-        (X, Y),
-        {"fit_class_weight": ODD, "epochs": 2},
-    ),
-    "class weights within epochs": lambda: (
-        (X, Y),
-        (X, Y),
-        {"fit_class_weight": dict.fromkeys(range(10), 9.0), "every": 7},
-    ),
-    "class weights on this side only": lambda: ((X, Y), (X, Y), {"class_weight": ODD}),
-    "sample weights": lambda: ((X, Y), (X, Y, np.full(256, 0.3, "float32")), {}),
-    "other data": lambda: ((X, np.roll(Y, 1)), (X, Y), {"epochs": 8}),
+    "class weights": {"fit_class_weight": ODD},
+    "class weights of a training of two epochs": {"fit_class_weight": ODD, "epochs": 2},
+    "class weights within epochs": {"fit_class_weight": dict.fromkeys(range(10), 9.0), "every": 7},
+    "class weights on this side only": {"class_weight": ODD},
+    "sample weights": {"fitted": (X, Y, np.full(256, 0.3, "float32"))},
+    "other data": {"data": (X, np.roll(Y, 1)), "epochs": 8},
 }
 
 
 @pytest.mark.parametrize("name", OTHER)
 def test_another_loss_is_told_once(name: str, caplog) -> None:
-    data, fitted, options = OTHER[name]()
     model = net(layers.Dense(16, "tanh"), layers.Dropout(0.2), optimizer=Adam(1e-2))
-    said = warnings_of(model, data, fitted, caplog, **options)
+    said = warnings_of(caplog, model, **OTHER[name])
     assert len(said) == 1
     assert "fit minimises a different loss than the one measured here" in said[0]
     assert "class_weight=..., data=(x, y, sample_weight)" in said[0]
@@ -159,7 +133,7 @@ def test_a_training_step_of_ones_own_may_log_any_loss(caplog) -> None:
     keras.utils.set_random_seed(0)
     model = Doubled([keras.Input((8, 8)), layers.Flatten(), layers.Dense(10)])
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    assert not warnings_of(model, (X, Y), (X, Y), caplog)
+    assert not warnings_of(caplog, model)
 
 
 # The comparison alone

@@ -10,7 +10,7 @@ import pytest
 
 import sdkeras
 from reporting.test_page import _Tags
-from sdkeras.callbacks import SharpnessDimension, report_folder
+from sdkeras.callbacks import SharpnessDimension, sharpness_dimension
 from sdkeras.errors import SdkerasError
 from sdkeras.results.log import read_run_log
 from small_nets import X, Y
@@ -39,7 +39,7 @@ def fit(model: keras.Model, *callbacks: keras.callbacks.Callback, **options: obj
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages that hold one word, for tests of when they are written."""
-    monkeypatch.setattr(report_folder, "save_html", lambda shown, path: path.write_text("drawn"))
+    monkeypatch.setattr(sharpness_dimension, "save_html", lambda shown, path: path.write_text("drawn"))
 
 
 @pytest.fixture(scope="module")

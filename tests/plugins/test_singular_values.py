@@ -11,7 +11,7 @@ from sdkeras.dimension.estimate import Context
 from sdkeras.dimension.exponents import SingularValueMap
 from sdkeras.dimension.sampling import AdaptiveSettings, estimate_sharpness_dimension
 from sdkeras.errors import NonFiniteError, OperatorSizeError
-from sdkeras.runs.full_map import as_spectrum
+from sdkeras.runs.measure import as_spectrum
 from sdkeras.testing.operators import MatrixMap
 
 # A step: some growth, much that is neutral, averages that forget, and what lies below every threshold.

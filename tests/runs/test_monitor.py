@@ -8,7 +8,7 @@ import pytest
 
 import sdkeras
 from sdkeras.datasets import load_digits
-from sdkeras.runs.monitor import MEASURES, Monitor, check_measures, failed_measurement, keys_of
+from sdkeras.runs.monitor import MEASURES, Monitor, check_measures, failed_measurement
 from sdkeras.runs.options import Options
 from sdkeras.runs.problem import Problem, read_problem
 from small_nets import X, Y, net
@@ -39,10 +39,10 @@ def monitored() -> tuple[keras.Model, Monitor]:
 
 def test_nothing_is_traced_after_the_first_measurement_and_the_numbers_move(monitored) -> None:
     model, monitor = monitored
+    _, keys = check_measures(MEASURES)
     before = monitor.measure(epoch=1, metrics={"loss": 2.0})
     assert (before.step, before.epoch, before.metrics) == (0, 1, {"loss": 2.0})
-    keys = (*keys_of(MEASURES), "bound_scale")
-    assert tuple(before.values) == keys
+    assert tuple(before.values) == keys == monitor.keys
     assert tuple(failed_measurement(keys, "out of memory").values) == keys
     model.fit(X, Y, batch_size=16, epochs=2, verbose=0)
     calls = Counted.calls
@@ -163,10 +163,10 @@ def test_ctrl_c_ends_a_measurement_and_leaves_the_monitor_usable(monitored, monk
     _, monitor = monitored
     on_minibatch = Problem.on_minibatch
 
-    def interrupted(self, hessian, index):
+    def interrupted(self, hessian, index, scaling):
         if index == 5:
             signal.raise_signal(signal.SIGINT)
-        return on_minibatch(self, hessian, index)
+        return on_minibatch(self, hessian, index, scaling)
 
     with monkeypatch.context() as patched:
         patched.setattr(Problem, "on_minibatch", interrupted)
@@ -176,5 +176,5 @@ def test_ctrl_c_ends_a_measurement_and_leaves_the_monitor_usable(monitored, monk
 
 
 def test_measures_are_checked() -> None:
-    assert check_measures(("hessian_trace", "sharpness")) == ("sharpness", "hessian_trace")
-    assert check_measures("sharpness") == ("sharpness",)
+    assert check_measures(("hessian_trace", "sharpness"))[0] == ("sharpness", "hessian_trace")
+    assert check_measures("sharpness")[0] == ("sharpness",)
