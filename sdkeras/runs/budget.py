@@ -37,14 +37,10 @@ _S = TypeVar("_S")
 
 @attrs.frozen
 class Resources:
-    """Memory and threads of an analysis of n parameters.
+    """Memory and threads, over runs, of an analysis of `size` parameters of `itemsize` bytes.
 
-    Attributes:
-        memory: Bytes that bases and dense matrices may take: the limit less the vectors of the products.
-        workers: Threads over runs.
-        size: n.
-        itemsize: Bytes of a number.
-        bases: Bases that a run keeps: one, or with singular values one for either side.
+    `memory` has the bytes that bases and dense matrices may take: the limit less the vectors of the products. A run
+    keeps one basis, or with singular values one for either side.
     """
 
     memory: float

@@ -189,7 +189,8 @@ def _known(rows: list[tuple[float, float]], target: float) -> bool:
 
 def _summarised(rows: list[tuple[float, float]], exact: bool) -> BatchSharpness:
     """Both forms with their standard errors, 0 where one minibatch is the whole population."""
-    lengths, ratios = np.array([row for row in rows if row[0] > 0]).reshape(-1, 2).T
+    kept = np.array([row for row in rows if row[0] > 0]).reshape(-1, 2)
+    lengths, ratios = np.ascontiguousarray(kept.T)  # sums of strided views round in another way
     skipped = 1.0 - len(ratios) / len(rows) if rows else 0.0
     if not len(ratios):
         return BatchSharpness(batch_sharpness_minibatches=len(rows), batch_sharpness_skipped=skipped)

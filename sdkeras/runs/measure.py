@@ -238,15 +238,10 @@ def spectrum_estimator(problem: Problem, name: str) -> Estimator:
 
 @attrs.frozen
 class Sampling:
-    """How the runs of one estimator are made.
+    """How the runs of the estimator of this name are made, which has its settings as recorded.
 
-    Attributes:
-        name: Name of the estimator.
-        estimator: The estimator with its settings, as recorded.
-        min_runs: Runs before the first look at the interval.
-        fixed_runs: Exactly this many instead, or None.
-        required: One run is made even where there is no room for it.
-        most_products: Budget of this estimate beside that of its stage, or None.
+    The interval is first looked at after `min_runs`, or there are exactly `fixed_runs`. A `required` estimate makes one
+    run even where there is no room for it. Beside the budget of its stage it may have one of its own, `most_products`.
     """
 
     name: str

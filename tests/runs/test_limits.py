@@ -174,32 +174,18 @@ def test_a_limit_in_real_time(sgd: keras.Model, checks: tuple[int, int]) -> None
 
 def greedy_estimators() -> None:
     """Estimators that multiply for ever: one of each kind that an analysis takes."""
+    results = {"eigenpairs": sdkeras.Eigenpairs, "trace": sdkeras.TraceEstimate, "spectrum": sdkeras.Spectrum}
+    for kind, result in results.items():
 
-    @sdkeras.eigenpairs_estimator("greedy-pairs")
-    @attrs.frozen
-    class Pairs:
-        def estimate(self, source: sdkeras.SymmetricOperator, *, seed: int) -> sdkeras.Eigenpairs:
-            return for_ever(source)
-
-    @sdkeras.trace_estimator("greedy-trace")
-    @attrs.frozen
-    class Trace:
-        def estimate(self, source: sdkeras.SymmetricOperator, *, seed: int) -> sdkeras.TraceEstimate:
-            return for_ever(source)
-
-    @sdkeras.spectrum_estimator("greedy-spectrum")
-    @attrs.frozen
-    class Spectrum:
-        def estimate(self, source: sdkeras.SymmetricOperator, *, seed: int) -> sdkeras.Spectrum:
-            return for_ever(source)
+        @getattr(sdkeras, f"{kind}_estimator")(f"greedy-{kind}")
+        @attrs.frozen
+        class Greedy:
+            def estimate(self, source: sdkeras.SymmetricOperator, *, seed: int) -> result:
+                while True:
+                    source.matmat(np.ones((source.size, 2), source.dtype))
 
 
-def for_ever(source: sdkeras.SymmetricOperator) -> None:
-    while True:
-        source.matmat(np.ones((source.size, 2), source.dtype))
-
-
-@pytest.mark.parametrize("stage", ["greedy-pairs", "greedy-trace", "greedy-spectrum"])
+@pytest.mark.parametrize("stage", ["greedy-eigenpairs", "greedy-trace", "greedy-spectrum"])
 def test_a_stage_that_takes_all_it_can_leaves_their_share_to_the_others(
     stage: str, sgd: keras.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,7 +196,7 @@ def test_a_stage_that_takes_all_it_can_leaves_their_share_to_the_others(
     assert run.provenance.num_hvps <= 1200
     assert run.sharpness_dimension.estimator == "slq"
     assert run.sharpness_dimension.interval is not None
-    assert (run.hessian.largest is None) == (stage == "greedy-pairs")
+    assert (run.hessian.largest is None) == (stage == "greedy-eigenpairs")
     assert (run.hessian.trace is None) == (stage == "greedy-trace")
     assert len(messages(run, "not-measured").splitlines()) == 1
     assert run.edge_of_stability.batch_sharpness is not None

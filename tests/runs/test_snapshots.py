@@ -18,6 +18,7 @@ from sdkeras.runs.budget import Meter, resources, whole_budget
 from sdkeras.runs.options import Options
 from sdkeras.runs.problem import read_problem
 from sdkeras.training_step import settings
+from small_trainings import everything
 
 layers = keras.layers
 X = np.random.default_rng(0).standard_normal((40, 4))
@@ -35,10 +36,6 @@ def net(optimizer: object, *inner: keras.layers.Layer, dtype: str = "float32", s
             own = slice(8 * (index % 5), 8 * (index % 5) + 8)
             model.train_on_batch(X[own], Y[own])
     return model
-
-
-def everything(model: keras.Model) -> list[bytes]:
-    return [np.asarray(v).tobytes() for v in (*model.variables, *model.optimizer.variables)]
 
 
 def followed(model: keras.Model, count: int, every: int, dtype: str = "float64") -> snapshots.Trajectory:

@@ -69,10 +69,11 @@ def test_the_numbers_are_those_of_analyze(folder, tracked) -> None:
 
 def test_weights_of_a_model_give_the_same_numbers(folder, tracked, tmp_path) -> None:
     _, log = tracked
-    base = folder / "epoch_8.keras"
-    found = track([f"{folder}/*.weights.h5"], TRAIN, model=base, test_data=TEST, log_dir=tmp_path, **SETTINGS)
-    assert [each.values for each in found.measurements] == [each.values for each in log.measurements]
-    assert [each.metrics for each in found.measurements] == [each.metrics for each in log.measurements]
+    names, base = [folder / f"epoch_{epoch}.weights.h5" for epoch in (8, 9)], folder / "epoch_8.keras"
+    found = track(names, TRAIN, model=base, test_data=TEST, log_dir=tmp_path, **SETTINGS)
+    pairs = list(zip(found.measurements, log.measurements[:2], strict=True))
+    assert all(of_weights.values == of_model.values for of_weights, of_model in pairs)
+    assert all(of_weights.metrics == of_model.metrics for of_weights, of_model in pairs)
 
 
 def test_weights_without_the_optimizers_state_are_not_read_with_a_stale_one(folder, tmp_path) -> None:
