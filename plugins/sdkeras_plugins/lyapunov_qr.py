@@ -13,8 +13,7 @@ from sdkeras.dimension.lyapunov import standard_error
 from sdkeras.errors import Interrupted, NonFiniteError, SdkerasError
 from sdkeras.estimators.kinds import lyapunov_estimator
 from sdkeras.files.archive import fingerprint, load_checkpoint, save_checkpoint
-from sdkeras.files.atomic import shown
-from sdkeras.files.locks import only_writer
+from sdkeras.files.atomic import only_writer, shown
 from sdkeras.files.reading import blamed_on
 from sdkeras.linalg.operators import TangentFlow
 from sdkeras.linalg.orthogonal import thin_qr

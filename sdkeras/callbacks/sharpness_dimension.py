@@ -19,9 +19,8 @@ import numpy as np
 from sdkeras.callbacks.loss_check import LossCheck
 from sdkeras.callbacks.spacing import Plan, Spacing
 from sdkeras.errors import SdkerasError
-from sdkeras.files.atomic import shown
+from sdkeras.files.atomic import Claim, shown
 from sdkeras.files.keras_types import Data, Model
-from sdkeras.files.locks import Claim
 from sdkeras.files.user_code import last_line
 from sdkeras.operators import minibatches
 from sdkeras.reporting.html import save_html

@@ -1,16 +1,19 @@
-"""Files that are written whole or not at all, their locks, and what a path leads to."""
+"""Files that are written whole or not at all and by one writer at a time; what a path leads to."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import io
 import os
+import platform
 import re
 import secrets
 import stat
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -20,9 +23,11 @@ from sdkeras.errors import SdkerasError
 # What file systems allow in a name, in bytes (NAME_MAX of Linux, macOS and the BSDs).
 _LONGEST_NAME = 255
 _ENDING = ".part"
+_LOCK = ".lock"
 _RANDOM = 8
 # Windows lets nobody read a locked byte, so it is one behind all that is written.
 _LOCKED_BYTE = 2**30
+_HOLDER = re.compile(rb"sdkeras (\d{1,20}) ([ -~]{0,255})\n")
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a FIFO",
@@ -38,14 +43,9 @@ def write_whole(
 ) -> None:
     """Writes a file through a temporary one and a rename, so that no half-written file is left.
 
-    It keeps the permissions of the file that it replaces; a new one has those that the umask gives. What killed
-    writers of the same file have left is removed.
-
-    Args:
-        path: File to write. Devices and pipes are written to directly.
-        write: Writes the content into a file open for it.
-        follow_links: Write what a symbolic link points to, as for a file that the user has named; a link in the place
-            of any other file is refused.
+    It keeps the permissions of the file that it replaces; a new one has those that the umask gives. What killed writers
+    of the same file have left is removed. Devices and pipes are written to directly. `follow_links` is for a file that
+    the user has named; a link in the place of any other file is refused.
 
     Raises:
         SdkerasError: The file cannot be written.
@@ -78,11 +78,7 @@ def write_whole(
 
 
 def check_room(target: Path) -> None:
-    """Makes and removes a temporary file beside the target, as `write_whole` would.
-
-    Raises:
-        OSError: That cannot be done.
-    """
+    """Makes and removes a temporary file beside the target, as `write_whole` would; an OSError says why it cannot."""
     with _temporary(target.resolve()):
         pass
 
@@ -90,15 +86,11 @@ def check_room(target: Path) -> None:
 def open_own(path: str | os.PathLike[str], flags: int) -> int:
     """A file descriptor of a regular file of one name, opened without following a link and without cutting it.
 
-    Args:
-        path: The file; it is made if `flags` hold O_CREAT.
-        flags: Flags of `os.open`.
-
     Raises:
         SdkerasError: It is a link, has a second name (hard link), or is no regular file.
         OSError: It cannot be opened.
     """
-    kind = kind_of(path)
+    kind = _kind_of(path)
     if not kind:
         # Between the look and the opening something else may have come: a pipe must not block, a link not be followed.
         careful = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -107,7 +99,7 @@ def open_own(path: str | os.PathLike[str], flags: int) -> int:
         except OSError as error:
             if error.errno not in (errno.ELOOP, errno.ENXIO):
                 raise
-            kind = kind_of(path) or "a link"
+            kind = _kind_of(path) or "a link"
         else:
             status = os.fstat(handle)
             if stat.S_ISREG(status.st_mode) and status.st_nlink <= 1:
@@ -120,7 +112,7 @@ def open_own(path: str | os.PathLike[str], flags: int) -> int:
     )
 
 
-def kind_of(path: str | os.PathLike[str], *, follow_links: bool = False) -> str:
+def _kind_of(path: str | os.PathLike[str], *, follow_links: bool = False) -> str:
     """Kind of a path that is no regular file, in words: 'a folder', 'a FIFO', ...; "" for a file or nothing."""
     try:
         return _KINDS.get(stat.S_IFMT(os.stat(path, follow_symlinks=follow_links).st_mode), "")
@@ -136,7 +128,7 @@ def check_is_file(path: str | os.PathLike[str], error: type[SdkerasError], advic
     Raises:
         SdkerasError: There is one, as `error`.
     """
-    kind = "" if _is_in_dev(Path(path)) else kind_of(path, follow_links=True)
+    kind = "" if _is_in_dev(Path(path)) else _kind_of(path, follow_links=True)
     if kind:
         raise error(f"{shown(path)} is {kind}, not a file; {advice}")
 
@@ -163,12 +155,7 @@ def reason_of(error: OSError | ValueError) -> str:
 
 
 def beside(target: Path, ending: str) -> Path:
-    """The hidden file of this ending that belongs to the target, in its folder; a long name is cut and hashed.
-
-    Args:
-        target: A file.
-        ending: End of the hidden file's name, in ASCII.
-    """
+    """The hidden file of the target with this ASCII ending, in its folder; a long name is cut and hashed."""
     name = os.fsencode(target.name)
     room = _LONGEST_NAME - 1 - len(ending)
     if len(name) > room:
@@ -177,7 +164,7 @@ def beside(target: Path, ending: str) -> Path:
     return target.with_name(f".{os.fsdecode(name)}{ending}")
 
 
-def remove_leftovers(target: Path) -> None:
+def _remove_leftovers(target: Path) -> None:
     """Removes the temporary files of this target whose writers are dead."""
     start = beside(target, "." + "x" * _RANDOM + _ENDING).name[: -_RANDOM - len(_ENDING)]
     pattern = re.compile(rf"{re.escape(start)}[0-9a-f]{{{_RANDOM}}}\{_ENDING}")
@@ -187,7 +174,7 @@ def remove_leftovers(target: Path) -> None:
                 with contextlib.suppress(OSError, SdkerasError):
                     handle = open_own(entry.path, os.O_RDWR)
                     if lock(handle):
-                        close_and_remove(handle, entry.path)
+                        _close_and_remove(handle, entry.path)
                     else:
                         os.close(handle)
 
@@ -197,13 +184,14 @@ def _temporary(target: Path) -> Iterator[BinaryIO]:
     """A new file beside the target, locked as long as its writer lives; it is gone afterwards, unless renamed."""
     with contextlib.suppress(FileNotFoundError):
         os.lstat(target)  # a name that is too long is reported before anything is written
-    remove_leftovers(target)
+    _remove_leftovers(target)
     while True:
         temporary = str(beside(target, f".{secrets.token_hex(_RANDOM // 2)}{_ENDING}"))
         with contextlib.suppress(FileExistsError):
-            file = open(temporary, "xb", opener=_for_the_owner)  # noqa: SIM115  # closed below
+            opener = functools.partial(os.open, mode=0o600)
+            file = open(temporary, "xb", opener=opener)  # noqa: SIM115  # closed below
             lock(file.fileno())
-            if is_at(file.fileno(), temporary):  # and was not removed as a leftover before it was locked
+            if _is_at(file.fileno(), temporary):  # and was not removed as a leftover before it was locked
                 break
             file.close()
     try:
@@ -214,10 +202,6 @@ def _temporary(target: Path) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         file.close()
-
-
-def _for_the_owner(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def lock(handle: int) -> bool:
@@ -243,7 +227,7 @@ def lock(handle: int) -> bool:
     return True
 
 
-def close_and_remove(handle: int, path: str | os.PathLike[str]) -> None:
+def _close_and_remove(handle: int, path: str | os.PathLike[str]) -> None:
     """Removes a locked file before another process gets its lock; Windows removes only what nobody has open."""
     with contextlib.suppress(OSError):
         if os.name != "nt":
@@ -254,7 +238,7 @@ def close_and_remove(handle: int, path: str | os.PathLike[str]) -> None:
             os.unlink(path)
 
 
-def is_at(handle: int, path: str | os.PathLike[str]) -> bool:
+def _is_at(handle: int, path: str | os.PathLike[str]) -> bool:
     """Whether the open file is the one that the path names now."""
     try:
         return os.path.samestat(os.fstat(handle), os.lstat(path))
@@ -266,3 +250,86 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+_claims: weakref.WeakValueDictionary[str, Claim] = weakref.WeakValueDictionary()
+
+
+class Claim:
+    """The right to write a file or folder, until `close`, the end of the process, or a later claim in it.
+
+    It is the lock of a hidden file beside the target (in it, if it is a folder), which names its holder and is removed
+    at the end. Nothing is locked where the system or the file system has no locks. It is `lost` once a later claim of
+    this process has taken its place: a training that was interrupted does not keep its log from the next one.
+
+    Raises:
+        SdkerasError: Another process writes it, or the hidden file cannot be made.
+    """
+
+    def __init__(self, target: str | os.PathLike[str], advice: str) -> None:
+        target = Path(target)
+        self.lost = False
+        self._process = os.getpid()
+        self._handle: int | None = None  # which `close` needs if the next lines fail
+        self._path = target / _LOCK if os.path.isdir(target) else beside(target, _LOCK)
+        key = os.path.join(os.path.realpath(self._path.parent), self._path.name)
+        earlier = _claims.get(key)
+        self._handle = None if earlier is None else earlier.hand_over()
+        try:
+            while self._handle is None:
+                self._handle = self._locked(target, advice)
+        except OSError as error:
+            raise SdkerasError(
+                f"{shown(self._path)} cannot be written: {reason_of(error)}; choose another place."
+            ) from error
+        _claims[key] = self
+        _remove_leftovers(target)
+
+    def hand_over(self) -> int | None:
+        """The lock, for a later claim of the same process; None where it has none."""
+        if self._process != os.getpid() or self._handle is None:
+            return None
+        handle, self._handle, self.lost = self._handle, None, True
+        return handle
+
+    def close(self) -> None:
+        """Lets others write it."""
+        handle, self._handle = self._handle, None
+        if handle is None:
+            return
+        with contextlib.suppress(OSError):
+            if self._process == os.getpid() and _is_at(handle, self._path):  # and not a fork of the holder
+                _close_and_remove(handle, self._path)
+            else:
+                os.close(handle)
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _locked(self, target: Path, advice: str) -> int | None:
+        """The open, locked file that names this process; None where its last holder removed it meanwhile."""
+        handle = open_own(self._path, os.O_RDWR | os.O_CREAT)
+        try:
+            content = os.read(handle, 512)
+            holder = _HOLDER.fullmatch(content)
+            if not lock(handle):
+                who = f"process {holder[1].decode()} on {holder[2].decode()}" if holder else "another process"
+                raise SdkerasError(f"{shown(target)} is in use by {who}; {advice}.")
+            if content and holder is None:
+                raise SdkerasError(f"{shown(self._path)} is not an sdkeras lock; rename or remove it.")
+            if _is_at(handle, self._path):
+                host = platform.node().encode("ascii", "replace")[:255]
+                os.ftruncate(handle, 0)
+                os.lseek(handle, 0, os.SEEK_SET)
+                os.write(handle, b"sdkeras %d %s\n" % (self._process, host))
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+        return None
+
+
+def only_writer(target: str | os.PathLike[str], advice: str) -> contextlib.closing[Claim]:
+    """Scope of a `Claim`."""
+    return contextlib.closing(Claim(target, advice))

@@ -15,9 +15,8 @@ from pathlib import Path
 import attrs
 
 from sdkeras.errors import SdkerasError, counted
-from sdkeras.files.atomic import check_is_file, open_own, reason_of, shown
+from sdkeras.files.atomic import Claim, check_is_file, open_own, reason_of, shown
 from sdkeras.files.checkpoints import digest
-from sdkeras.files.locks import Claim
 from sdkeras.files.reading import Json, blamed_on, parsed_json
 from sdkeras.results.bounds import Bound
 from sdkeras.results.codec import as_plain, from_plain

@@ -19,8 +19,7 @@ import attrs
 from joblib.externals.loky import ProcessPoolExecutor
 
 from sdkeras.errors import SdkerasError
-from sdkeras.files.atomic import shown
-from sdkeras.files.locks import only_writer
+from sdkeras.files.atomic import only_writer, shown
 from sdkeras.study import worker
 from sdkeras.study.definition import GridRun, Study
 from sdkeras.study.run_files import STUDY_FILE, Failed, RunFolder, StudyPlan, plan_study, runs_folder

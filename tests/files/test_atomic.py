@@ -14,8 +14,7 @@ import pytest
 
 from sdkeras.errors import SdkerasError
 from sdkeras.files.archive import load_checkpoint, save_checkpoint
-from sdkeras.files.atomic import beside, check_is_file, lock, open_own, shown, write_whole
-from sdkeras.files.locks import Claim, only_writer
+from sdkeras.files.atomic import Claim, beside, check_is_file, lock, only_writer, open_own, shown, write_whole
 from sdkeras.results import log
 
 ADVICE = "wait"
@@ -106,7 +105,7 @@ def test_a_file_of_the_user_in_the_place_of_a_lock_is_not_written_to(tmp_path: P
 
 
 HOLD = (
-    "import sys; from sdkeras.files.locks import Claim; "
+    "import sys; from sdkeras.files.atomic import Claim; "
     "kept = Claim(sys.argv[1], 'wait'); print('held', flush=True); input()"
 )
 
@@ -160,7 +159,7 @@ def test_a_later_claim_of_the_same_process_takes_the_place_of_an_earlier_one(tmp
     second = Claim(tmp_path / "run.npz", ADVICE)
     assert first.lost
     first.close()
-    other = run("import sys; from sdkeras.files.locks import Claim; Claim(sys.argv[1], 'wait')", tmp_path / "run.npz")
+    other = run("import sys; from sdkeras.files.atomic import Claim; Claim(sys.argv[1], 'wait')", tmp_path / "run.npz")
     assert "in use by process" in other.communicate()[1]
     second.close()
     assert names(tmp_path) == []
@@ -171,7 +170,7 @@ def test_two_writers_that_come_together_never_both_hold(tmp_path: Path) -> None:
     code = """
 import sys
 from sdkeras.errors import SdkerasError
-from sdkeras.files.locks import only_writer
+from sdkeras.files.atomic import only_writer
 done = 0
 for _ in range(100000):
     try:
