@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from sdkeras.errors import SdkerasError
-from sdkeras.files.arrays import Array
 from sdkeras.files.atomic import check_is_file, shown, write_whole
+from sdkeras.files.keras_types import Array
 from sdkeras.files.reading import blamed_on
 
 # None, numbers, text and arrays, in lists, tuples and dicts with str keys.
@@ -27,10 +27,6 @@ def save_checkpoint(path: str | os.PathLike[str], value: Nested) -> None:
     The value may be None, a bool, int (of any size), float or str, a NumPy array or scalar, or a list, tuple or dict
     with str keys of such values. It is stored as a .npz: the arrays, and a JSON text that says where each stands.
 
-    Args:
-        path: File to write; it is replaced in one step, so that a crash leaves the old one whole.
-        value: Value to save.
-
     Raises:
         SdkerasError: The value holds something else, or the file cannot be written.
     """
@@ -39,11 +35,7 @@ def save_checkpoint(path: str | os.PathLike[str], value: Nested) -> None:
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Nested:
-    """Read the value that `save_checkpoint` wrote, with the same types and the same bits.
-
-    Raises:
-        SdkerasError: Missing, damaged or another kind of file.
-    """
+    """Reads the value that `save_checkpoint` wrote, with the same types and the same bits."""
     advice = "delete it to start again, or name another."
     check_is_file(path, SdkerasError, advice)
     with blamed_on(f"{shown(path)} cannot be read as a checkpoint", advice):

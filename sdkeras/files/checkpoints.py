@@ -21,10 +21,7 @@ def in_order(names: Sequence[str | os.PathLike[str]]) -> list[str]:
 
     What one folder or pattern stands for comes in natural order: epoch_2 before epoch_10. Several names keep their
     order, except that names in plain alphabetical order, as a shell writes them for a pattern, are put in natural order
-    too. A file that is named twice comes once.
-
-    Args:
-        names: Files; folders, whose .keras, .h5 and .hdf5 files are meant; patterns with *, ? or [].
+    too. A file that is named twice comes once. Of a folder the .keras, .h5 and .hdf5 files are meant.
 
     Raises:
         SdkerasError: No file fits one of them, or a name is of no checkpoint.

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdkeras.errors import DataError, SdkerasError
-from sdkeras.files.arrays import Array
+from sdkeras.files.keras_types import Array
 
 # Keras multiplies losses by them in float32; a loss beside it needs room too.
 _LARGEST = 1e30
@@ -20,8 +20,7 @@ def checked(class_weight: Mapping[int, float] | None) -> dict[int, float] | None
     """The weights with plain numbers for keys and values, by ascending class; None for none.
 
     Raises:
-        SdkerasError: It is no mapping, is empty, or holds a class that is no integer or a weight that is not a finite
-            number >= 0.
+        SdkerasError: It is no mapping of integer classes to finite weights >= 0, or is empty.
     """
     if class_weight is None:
         return None
@@ -64,17 +63,12 @@ def parsed(text: str) -> dict[int, float]:
 def sample_weights(targets: Array, class_weight: Mapping[int, float], *, per_step: bool) -> NDArray[np.float32]:
     """The weight of each sample, as Keras looks it up; classes without a weight weigh 1.
 
-    Targets of one axis, or with a last axis of 1, are classes (floats are rounded); otherwise the class is where the
-    last axis is largest.
-
-    Args:
-        targets: Targets of one output, first axis = samples.
-        class_weight: Weights by class.
-        per_step: Whether targets with further axes give a weight for each entry of them: Keras does that for a
-            `tf.data.Dataset` and fails for arrays.
+    Targets (of one output, first axis samples) of one axis, or with a last axis of 1, are classes (floats are rounded);
+    otherwise the class is where the last axis is largest. `per_step`, targets with further axes give a weight for each
+    entry of them: Keras does that for a `tf.data.Dataset` and fails for arrays.
 
     Raises:
-        DataError: Targets with further axes where they cannot be weighted.
+        DataError: Targets with further axes that cannot be weighted, or no weight but 0.
     """
     labels = targets
     if targets.ndim > 1:

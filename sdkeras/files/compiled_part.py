@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from warnings import WarningMessage
 
 import attrs
+import keras
 import numpy as np
 
 from sdkeras.files import keras2
-from sdkeras.files.keras_messages import homonym, innermost_reason, unknown_name
 from sdkeras.files.keras_types import Config, Loss, Model
 from sdkeras.files.model_file import ModelFile
 from sdkeras.files.optimizer_slots import restore_slots
+from sdkeras.files.reading import homonym, innermost_reason, unknown_name
 from sdkeras.files.user_code import is_name_of_keras
 
+# By which a class has a say in how it is compiled.
+_COMPILING = ("compile", "compile_from_config", "get_compile_config")
 # Dimensions of outputs that hold one vector for each example.
 _FLAT = 2
 _LABELS = {
@@ -28,12 +34,9 @@ _LABELS = {
 
 @attrs.frozen
 class StoredLoss:
-    """The loss of a model as it was loaded, beside what the file has of it.
+    """The loss of a model as Keras made it from the file, beside its configuration there.
 
     Attributes:
-        loss: The model's loss, as Keras made it from the file.
-        config: Its configuration in the file.
-        of_keras_2: Whether Keras 2 wrote the file.
         flat: Whether every output is a vector per example.
         arguments: Arguments of the class's own compile() that the file does not hold.
     """
@@ -47,12 +50,7 @@ class StoredLoss:
 
 @attrs.frozen
 class CompiledPart:
-    """State of the compiled part of a loaded model.
-
-    Attributes:
-        problem: Why loss and optimizer are missing or not as they were saved, or None.
-        stored_loss: None where the loss could not be restored.
-    """
+    """Why a loaded model's loss and optimizer are missing or not as they were saved, if so; the loss if restored."""
 
     problem: str | None = None
     stored_loss: StoredLoss | None = None
@@ -68,13 +66,8 @@ def restore_compiled_part(
 ) -> CompiledPart:
     """Sees to it that loss and optimizer are the file's, or that there are none, and says which.
 
-    Args:
-        model: The model as Keras has loaded it.
-        file: Its file.
-        failure: Keras' exception over the compiled part; None if it restored one.
-        messages: Keras' warnings.
-        custom_objects: Custom objects of the call that loaded the model.
-        safe_mode: `safe_mode` of that call.
+    Keras has loaded the model from the file with these custom objects and `safe_mode`, with these warnings and, if it
+    could not restore the compiled part, with this exception.
     """
     path = file.path
     if not file.compiled:
@@ -85,7 +78,7 @@ def restore_compiled_part(
             f"{path!r} was saved without being compiled, and the class {type(model).__name__} compiles itself when it "
             "is made, with values of its own; give `loss` and `learning_rate`."
         )
-    recompiled = file.is_of_keras_2 or (_has_own_way(model) and not _is_as_stored(model, file))
+    recompiled = file.is_of_keras_2 or (_overrides(model, *_COMPILING) and not _is_as_stored(model, file))
     if recompiled:
         failure = None
         try:
@@ -97,7 +90,7 @@ def restore_compiled_part(
         return CompiledPart(_why_not_compiled(file, failure, custom_objects))
     stored_loss = _stored_loss(model, file)
     names_optimizer = "optimizer" in file.compiled or "loss" not in file.compiled  # neither: in the class's own words
-    if not file.is_h5 and not names_optimizer and not _restores_itself(model):
+    if not file.is_h5 and not names_optimizer and not _overrides(model, "compile_from_config"):
         # Keras' default (rmsprop) was put in its place.
         model.optimizer = None
         return CompiledPart(
@@ -113,24 +106,14 @@ def restore_compiled_part(
     return CompiledPart(problem, stored_loss)
 
 
-def _has_own_way(model: Model) -> bool:
-    """Whether its class has a say in how it is compiled."""
-    return any(_overrides(model, name) for name in ("compile", "compile_from_config", "get_compile_config"))
-
-
-def _restores_itself(model: Model) -> bool:
-    return _overrides(model, "compile_from_config")
-
-
-def _overrides(model: Model, method: str) -> bool:
-    import keras
-
-    return getattr(type(model), method) is not getattr(keras.Model, method)
+def _overrides(model: Model, *methods: str) -> bool:
+    """Whether the model's class has one of these methods of its own."""
+    return any(getattr(type(model), name) is not getattr(keras.Model, name) for name in methods)
 
 
 def _is_as_stored(model: Model, file: ModelFile) -> bool:
     """Whether a class that restores its own compiled part has restored what its file holds."""
-    if file.is_h5 or not _restores_itself(model) or not getattr(model, "compiled", False):
+    if file.is_h5 or not _overrides(model, "compile_from_config") or not getattr(model, "compiled", False):
         return False
     now = model.get_compile_config()
     has_keras_parts = bool({"optimizer", "loss"} & set(file.compiled))
@@ -156,10 +139,12 @@ def _agree(stored: Config, now: Config) -> bool:
 
 def _compile_as_stored(model: Model, file: ModelFile, safe_mode: bool) -> None:
     """Compiles a model with the optimizer, loss, weights and metrics of its file; raises whatever Keras raises."""
-    from sdkeras.files.compiling import compile_as
-
     stored = keras2.translated(file.compiled) if file.is_of_keras_2 else file.compiled
-    arguments = _h5_arguments(stored) if file.is_h5 or file.is_of_keras_2 else _arguments(stored, safe_mode)
+    if file.is_h5 or file.is_of_keras_2:
+        arguments = _h5_arguments(stored)
+    else:
+        read = keras.saving.deserialize_keras_object
+        arguments = {name: read(value, safe_mode=safe_mode) for name, value in stored.items()}
     if not {"optimizer", "loss"} & set(arguments):  # of get_compile_config() of its own, and its own compile() knows
         model.compile(**arguments)
     else:
@@ -169,16 +154,7 @@ def _compile_as_stored(model: Model, file: ModelFile, safe_mode: bool) -> None:
         optimizer.build(model.trainable_variables)
 
 
-def _arguments(stored: Mapping[str, Config], safe_mode: bool) -> dict[str, object]:
-    import keras
-
-    read = keras.saving.deserialize_keras_object
-    return {name: read(value, safe_mode=safe_mode) for name, value in stored.items()}
-
-
 def _h5_arguments(stored: Mapping[str, Config]) -> dict[str, object]:
-    import keras
-
     def each(read: Callable[[Config], Config], config: Config) -> Config:
         if isinstance(config, dict) and "class_name" not in config:
             return {name: each(read, value) for name, value in config.items()}
@@ -207,8 +183,6 @@ def _uncompile(model: Model) -> None:
 
 
 def _stored_loss(model: Model, file: ModelFile) -> StoredLoss:
-    from sdkeras.files.compiling import unstored_compile_arguments
-
     outputs = getattr(model, "outputs", None) or []
     return StoredLoss(
         loss=getattr(model, "loss", None),
@@ -216,7 +190,7 @@ def _stored_loss(model: Model, file: ModelFile) -> StoredLoss:
         of_keras_2=file.is_of_keras_2,
         # A model that does not tell its outputs is taken to have one vector for each example, as nearly all have.
         flat=all(len(output.shape) <= _FLAT for output in outputs),
-        arguments=() if _restores_itself(model) else tuple(unstored_compile_arguments(model, file.compiled)),
+        arguments=() if _overrides(model, "compile_from_config") else tuple(_unstored_arguments(model, file.compiled)),
     )
 
 
@@ -253,3 +227,41 @@ def _names(config: Config) -> str:
         configs = config.values() if isinstance(config, dict) else config
         return "[" + ", ".join(_names(each) for each in configs if each) + "]"
     return f"'{config}'"
+
+
+def compile_as(model: Model, arguments: Mapping[str, object]) -> None:
+    """Compiles a built model with exactly these arguments of `keras.Model.compile`, whatever its class makes of them.
+
+    A compile() of the class's own runs first, with the arguments that it takes (others than Keras' too), for the
+    attributes that it sets beside Keras' own; optimizer, loss and metrics that it puts in the place of those given do
+    not stay.
+    """
+    if _overrides(model, "compile"):
+        with contextlib.suppress(Exception), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.compile(**_accepted(type(model).compile, arguments))
+    keras.Model.compile(model, **_accepted(keras.Model.compile, arguments))
+
+
+def _unstored_arguments(model: Model, arguments: Mapping[str, object]) -> list[str]:
+    """Further arguments of a class's own compile() on which the loss may depend."""
+    if not _overrides(model, "compile"):
+        return []
+    cls = type(model)
+    computes = ("compute_loss", "_compute_loss", "train_step")
+    if all(getattr(cls, name) in (getattr(keras.Model, name), getattr(keras.Sequential, name)) for name in computes):
+        return []
+    standard = inspect.signature(keras.Model.compile).parameters
+    return [name for name in _named(cls.compile) if name not in standard and name not in arguments]
+
+
+def _named(function: Callable[..., object]) -> list[str]:
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    return [each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+
+
+def _accepted(function: Callable[..., object], arguments: Mapping[str, object]) -> dict[str, object]:
+    """Arguments that a function takes by name."""
+    if any(each.kind is each.VAR_KEYWORD for each in inspect.signature(function).parameters.values()):
+        return dict(arguments)
+    return {name: arguments[name] for name in _named(function) if name in arguments}

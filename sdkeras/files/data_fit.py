@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 
+import keras
 import numpy as np
 
 from sdkeras.errors import DataError
-from sdkeras.files.arrays import TWO_PAIRS, Array, is_pair, numeric
-from sdkeras.files.keras_types import Data, Loss, Model
+from sdkeras.files.dataset import TWO_PAIRS, is_pair
+from sdkeras.files.keras_types import Array, Data, Loss, Model
 from sdkeras.files.user_code import COLOURS, in_one_line
 
 Shape = tuple[int | None, ...]
@@ -34,8 +35,8 @@ def check_data(model: Model, x: Data, y: Data = None, sample_weight: Data = None
 
     Args:
         model: A `keras.Model`, compiled or not.
-        x: Inputs, an array or a structure (dict, list, tuple) of arrays, as `fit` takes them.
-        y: Targets, likewise; None for a model whose loss takes none.
+        x: Inputs, an array or a structure of arrays, as `checked_arrays` returns them; likewise the others.
+        y: Targets; None for a model whose loss takes none.
         sample_weight: One weight per sample, or None.
         own_loss: Whether a function of the user's takes the targets, as it likes; they are not checked then.
 
@@ -43,10 +44,13 @@ def check_data(model: Model, x: Data, y: Data = None, sample_weight: Data = None
         DataError: Wrong shape, number or names of inputs or targets; labels that are no class of the model.
     """
     try:
-        for leaf in (*_leaves(x), *_leaves(y), *_leaves(sample_weight)):
-            numeric(leaf)
         _check_inputs(model, x)
-        _check_weights(x, sample_weight)
+        for weights in keras.tree.flatten(sample_weight):
+            if weights is not None and np.min(weights) < 0:
+                raise DataError(
+                    f"sample_weight has negative entries, the smallest {np.min(weights):g}: the weighted mean of the "
+                    "losses would be no mean; give weights of 0 or more."
+                )
         outputs = _outputs(model, x)
         if outputs is not None and y is not None and not own_loss:
             _check_targets(model, outputs, y)
@@ -85,15 +89,14 @@ def _check_inputs(model: Model, x: Data) -> None:
             )
         leaves = [x[key] for key in keys]
     else:
-        leaves = _leaves(x)
+        leaves = keras.tree.flatten(x)
     if len(leaves) != len(tensors):
         raise DataError(
             f"the model has {len(tensors)} inputs ({', '.join(f'{name} {shape}' for name, shape in shapes)}), "
             f"the data have {len(leaves)}; give x as a dictionary or a tuple with one array per input."
         )
     for (name, shape), leaf in zip(shapes, leaves, strict=True):
-        if leaf is not None:
-            _check_input("x" if len(tensors) == 1 else f"input '{name}'", shape, np.shape(leaf))
+        _check_input("x" if len(tensors) == 1 else f"input '{name}'", shape, np.shape(leaf))
 
 
 def _check_input(label: str, expected: Shape, actual: tuple[int, ...]) -> None:
@@ -114,25 +117,8 @@ def _agree(expected: Shape, actual: Shape) -> bool:
     )
 
 
-def _check_weights(x: Data, sample_weight: Data) -> None:
-    counts = {np.shape(leaf)[:1] for leaf in _leaves(x) if leaf is not None}
-    for leaf in _leaves(sample_weight):
-        if leaf is not None and len(counts) == 1 and np.shape(leaf)[:1] not in counts:
-            raise DataError(
-                f"sample_weight has shape {np.shape(leaf)}, but x has {counts.pop()[0]} samples; give one weight per "
-                "sample."
-            )
-        if leaf is not None and np.size(leaf) and np.min(np.asarray(leaf)) < 0:
-            raise DataError(
-                f"sample_weight has negative entries, the smallest {np.min(np.asarray(leaf)):g}: the weighted mean of "
-                "the losses would be no mean; give weights of 0 or more."
-            )
-
-
 def _outputs(model: Model, x: Data) -> dict[str, Shape] | None:
     """Shapes of the model's outputs on the first samples, by their names; None if the model cannot tell."""
-    import keras
-
     if not model.built:
         return None
     try:
@@ -174,8 +160,8 @@ def _check_targets(model: Model, outputs: dict[str, Shape], y: Data) -> None:
             )
         return
     for (name, shape), target, loss in zip(outputs.items(), targets, losses, strict=True):
-        if loss is not None and target is not None and not isinstance(target, (dict, list, tuple)):
-            _check_target(f"y of output '{name}'" if len(names) > 1 else "y", shape, np.asarray(target), loss)
+        if loss is not None and isinstance(target, np.ndarray):
+            _check_target(f"y of output '{name}'" if len(names) > 1 else "y", shape, target, loss)
 
 
 def _per_output(values: Data, names: list[str], *, of_losses: bool) -> list[Data] | None:
@@ -186,7 +172,7 @@ def _per_output(values: Data, names: list[str], *, of_losses: bool) -> list[Data
         if not of_losses and not set(values) & set(names):
             return None
         return [values.get(name) for name in names]
-    if isinstance(values, (list, tuple)) and (of_losses or any(hasattr(each, "shape") for each in values)):
+    if isinstance(values, (list, tuple)):
         return list(values) if len(values) == len(names) else None
     return [values] * len(names) if len(names) == 1 or of_losses else None
 
@@ -234,8 +220,6 @@ def _check_labels(what: str, output: Shape, target: Array, ignored: int | None) 
 
 def _is_one_of(loss: Loss, names: re.Pattern[str]) -> bool:
     """Whether a loss (name, function or object) is one of Keras' own of these names, not a subclass of one."""
-    import keras
-
     if isinstance(loss, str):
         try:
             loss = keras.losses.get(loss)
@@ -246,32 +230,14 @@ def _is_one_of(loss: Loss, names: re.Pattern[str]) -> bool:
     return is_of_keras and names.fullmatch(name.lower().replace("_", "")) is not None
 
 
-def _leaves(tree: Data) -> list[Data]:
-    """Arrays of a structure in Keras' order (dictionaries by sorted key); a list of numbers is one array."""
-    if isinstance(tree, dict):
-        return [leaf for key in sorted(tree, key=str) for leaf in _leaves(tree[key])]
-    if _is_structure(tree):
-        return [leaf for each in tree for leaf in _leaves(each)]
-    return [tree]
-
-
-def _is_structure(tree: Data) -> bool:
-    return isinstance(tree, (list, tuple)) and any(
-        each is None or hasattr(each, "shape") or isinstance(each, dict) for each in tree
-    )
-
-
 def _first(tree: Data, count: int) -> Data:
+    """The first samples; lists for tuples, as Keras declares several inputs."""
     if isinstance(tree, dict):
         return {key: _first(value, count) for key, value in tree.items()}
-    if _is_structure(tree):
-        return [_first(each, count) for each in tree]
-    return None if tree is None else np.asarray(tree)[:count]
+    return [_first(each, count) for each in tree] if isinstance(tree, tuple) else tree[:count]
 
 
 def _tree_shapes(tree: Data) -> str:
     if isinstance(tree, dict):
         return "{" + ", ".join(f"{key}: {_tree_shapes(value)}" for key, value in tree.items()) + "}"
-    if _is_structure(tree):
-        return "(" + ", ".join(_tree_shapes(each) for each in tree) + ")"
-    return "None" if tree is None else f"shape {np.shape(tree)}"
+    return "(" + ", ".join(map(_tree_shapes, tree)) + ")" if isinstance(tree, tuple) else f"shape {tree.shape}"

@@ -1,4 +1,7 @@
-"""Data as users keep them: NumPy files, folders of `tf.data.Dataset.save`, and functions of their own."""
+"""Data as users keep them: NumPy files, folders of `tf.data.Dataset.save`, and functions of their own.
+
+Arrays are checked here, wherever they come from: numbers or text, finite, of one length.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,15 @@ import contextlib
 import functools
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from sdkeras.errors import DataError
-from sdkeras.files.arrays import checked_arrays, is_pair
 from sdkeras.files.atomic import check_is_file
-from sdkeras.files.keras_types import Data
+from sdkeras.files.keras_types import Array, Data
 from sdkeras.files.reading import in_words
 from sdkeras.files.user_code import call_user_function, last_line
 
@@ -27,19 +29,22 @@ _CALLABLE = re.compile(r"[^/\\:,]+:[A-Za-z_][\w.]*")
 _NPY_MAGIC = b"\x93NUMPY"
 # The first bytes of a zip archive, with files in it or without.
 _ZIP_MAGICS = (b"PK\x03\x04", b"PK\x05\x06")
+# Bytes of an array that are looked at at once: the array may be a file larger than the memory.
+_BLOCK = 2**25
+# What data that do not fit may be instead.
+TWO_PAIRS = "If they are ((x_train, y_train), (x_test, y_test)), give one of the pairs."
 
 
 def load_data(spec: str) -> Data:
     """Reads data from a file, a folder or the user's function; nothing is unpickled.
 
-    Args:
-        spec: One of
-            `FILE.npz`: arrays x and y, or x_train and y_train; optionally sample_weight. Several inputs or
-            targets are arrays named `x/NAME`, `y/NAME` and become dictionaries;
-            `X.npy,Y.npy` (or `X.npy,Y.npy,W.npy` with sample weights);
-            a folder written by `tf.data.Dataset.save`;
-            `module:callable`, see `sdkeras.files.user_code`: returns (x, y[, sample_weight]), a dictionary with the
-            keys of an .npz file, a `tf.data.Dataset` or a `keras.utils.PyDataset`.
+    `spec` is one of
+        `FILE.npz`: arrays x and y, or x_train and y_train; optionally sample_weight. Several inputs or targets are
+        arrays named `x/NAME`, `y/NAME` and become dictionaries;
+        `X.npy,Y.npy` (or `X.npy,Y.npy,W.npy` with sample weights);
+        a folder written by `tf.data.Dataset.save`;
+        `module:callable`, see `sdkeras.files.user_code`: returns (x, y[, sample_weight]), a dictionary with the keys of
+        an .npz file, a `tf.data.Dataset` or a `keras.utils.PyDataset`.
 
     Returns:
         (x, y) or (x, y, sample_weight) of arrays (or structures of them), or the Dataset or PyDataset itself.
@@ -48,7 +53,7 @@ def load_data(spec: str) -> Data:
         DataError: Missing or unreadable, without the arrays expected, of unequal lengths, empty, not numeric,
             or not finite. Batches of a Dataset are checked where they are read.
     """
-    return _load(spec, _returned)
+    return _returned(f"data of {spec!r}", call_user_function(spec)) if _names_function(spec) else _from_disk(spec)
 
 
 def load_training_data(spec: str) -> tuple[Data, str]:
@@ -56,57 +61,18 @@ def load_training_data(spec: str) -> tuple[Data, str]:
 
     Where a function returns ((x_train, y_train), (x_test, y_test)), as the data of a study, they are the first pair.
     With as many samples in both pairs they cannot be told from two inputs and two targets, and stay these.
-
-    Raises:
-        DataError: As for `load_data`.
     """
-    notes = []
-
-    def returned(where: str, data: Data) -> Data:
-        if not _is_both(data):
-            return _returned(where, data)
-        train, test = (len(pair[0]) for pair in data)
-        notes.append(
-            f"{where}: the callable returned two pairs of {train:,} and {test:,} samples; the first, as "
-            "(x_train, y_train), is analysed."
-        )
-        return _returned(where, data[0])
-
-    data = _load(spec, returned)
-    return data, " ".join(notes)
-
-
-def _is_both(data: Data) -> bool:
-    """Whether it is ((x_train, y_train), (x_test, y_test)) for sure: of one length in each pair, of two in both."""
-    if not (isinstance(data, (tuple, list)) and len(data) == 2 and all(map(is_pair, data))):
-        return False
-    (train, labels), (test, test_labels) = data
-    return len(train) == len(labels) and len(test) == len(test_labels) and len(train) != len(test)
-
-
-def _load(spec: str, returned: Callable[[str, Data], Data]) -> Data:
-    """Load the data that `spec` names; `returned` checks the value of a user's function."""
-    try:
-        path = Path(spec)
-        is_folder, exists = path.is_dir(), path.exists()
-    except (OSError, ValueError) as error:  # a name too long, a NUL in it
-        raise DataError(f"data {spec!r} cannot be opened: {last_line(error)}.") from error
-    if is_folder:
-        return _from_folder(path)
-    if path.suffix == ".npz":
-        return _from_npz(spec)
-    if path.suffix == ".npy":
-        return _from_npy(spec)
-    if is_function(spec) and not exists:
-        return returned(f"data of {spec!r}", call_user_function(spec))
-    if not exists:
-        raise DataError(f"data {spec!r} does not exist; give {FORMS}.")
-    raise DataError(f"data {spec!r} is not in a format that sdkeras reads; give {FORMS}.")
-
-
-def is_function(spec: str) -> bool:
-    """Whether it has the form of `module:callable`."""
-    return _CALLABLE.fullmatch(spec) is not None
+    if not _names_function(spec):
+        return _from_disk(spec), ""
+    where, data = f"data of {spec!r}", call_user_function(spec)
+    if not _is_both(data):
+        return _returned(where, data), ""
+    train, test = (len(pair[0]) for pair in data)
+    note = (
+        f"{where}: the callable returned two pairs of {train:,} and {test:,} samples; the first, as "
+        "(x_train, y_train), is analysed."
+    )
+    return _returned(where, data[0]), note
 
 
 def load_both(spec: str) -> tuple[Data, Data]:
@@ -115,7 +81,7 @@ def load_both(spec: str) -> tuple[Data, Data]:
     Raises:
         DataError: As for `load_data`, or it does not return two parts.
     """
-    if not is_function(spec):
+    if not _CALLABLE.fullmatch(spec):
         raise DataError(f"data {spec!r} are those of training only; give those of the test as well.")
     both = call_user_function(spec)
     if not (isinstance(both, (tuple, list)) and len(both) == 2):
@@ -126,28 +92,50 @@ def load_both(spec: str) -> tuple[Data, Data]:
     return _returned(f"data of {spec!r} (training)", both[0]), _returned(f"data of {spec!r} (test)", both[1])
 
 
+def _is_both(data: Data) -> bool:
+    """Whether it is ((x_train, y_train), (x_test, y_test)) for sure: of one length in each pair, of two in both."""
+    if not (isinstance(data, (tuple, list)) and len(data) == 2 and all(map(is_pair, data))):
+        return False
+    (train, labels), (test, test_labels) = data
+    return len(train) == len(labels) and len(test) == len(test_labels) and len(train) != len(test)
+
+
+def _names_function(spec: str) -> bool:
+    """Whether it is `module:callable`, not the name of a file that looks like it."""
+    return _CALLABLE.fullmatch(spec) is not None and not spec.endswith((".npz", ".npy")) and not _exists(spec)
+
+
+def _exists(spec: str) -> bool:
+    try:
+        return Path(spec).exists()
+    except (OSError, ValueError) as error:  # a name too long, a NUL in it
+        raise DataError(f"data {spec!r} cannot be opened: {last_line(error)}.") from error
+
+
+def _from_disk(spec: str) -> Data:
+    exists, path = _exists(spec), Path(spec)
+    if path.is_dir():
+        return _from_folder(path)
+    if path.suffix == ".npz":
+        return _from_npz(spec)
+    if path.suffix == ".npy":
+        return _from_npy(spec)
+    problem = "is not in a format that sdkeras reads" if exists else "does not exist"
+    raise DataError(f"data {spec!r} {problem}; give {FORMS}.")
+
+
 def _from_npz(path: str) -> tuple[Data, ...]:
+    where = f"data {path!r}"
     with _open(path, ".npz") as stream:
         # NumPy would leave open what it fails to read.
         with _read(repr(path), lambda: np.load(stream, allow_pickle=False)) as archive:
-            return checked_arrays(f"data {path!r}", _chosen(f"data {path!r}", _Archive(path, archive)))
+            stored = functools.partial(_stored, path, archive)
+            return checked_arrays(where, _chosen(where, list(archive), stored))
 
 
-class _Archive(Mapping[str, Data]):
-    """The arrays of an .npz file, read one by one when asked for."""
-
-    def __init__(self, path: str, archive: Mapping[str, Data]) -> None:
-        self._path = path
-        self._archive = archive
-
-    def __getitem__(self, name: str) -> Data:
-        return _read(f"{self._path!r} ({name!r})", lambda: self._archive[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._archive)
-
-    def __len__(self) -> int:
-        return len(self._archive)
+def _stored(path: str, archive: Mapping[str, Data], name: str) -> Data:
+    """One array of an .npz file, which is read only now."""
+    return _read(f"{path!r} ({name!r})", lambda: archive[name])
 
 
 def _from_npy(spec: str) -> tuple[Data, ...]:
@@ -208,13 +196,12 @@ def _unreadable(where: str, why: str) -> DataError:
     )
 
 
-def _chosen(where: str, stored: Mapping[str, Data]) -> list[Data]:
+def _chosen(where: str, names: Sequence[str], stored: Callable[[str], Data]) -> list[Data]:
     """x, y and, if there, sample_weight; each an array, or a dictionary from keys such as x/NAME."""
-    names = [str(name) for name in stored]
 
     def field(name: str) -> Data:
-        inner = {key.removeprefix(f"{name}/"): stored[key] for key in names if key.startswith(f"{name}/")}
-        return stored[name] if name in names else inner or None
+        inner = {key.removeprefix(f"{name}/"): stored(key) for key in names if key.startswith(f"{name}/")}
+        return stored(name) if name in names else inner or None
 
     for x, y in (("x", "y"), ("x_train", "y_train")):
         inputs, targets, weights = map(field, (x, y, "sample_weight"))
@@ -275,7 +262,7 @@ def _returned(where: str, data: Data) -> Data:
     if isinstance(data, (tf.data.Dataset, keras.utils.PyDataset)):
         return data
     if isinstance(data, Mapping):
-        return checked_arrays(where, _chosen(where, data))
+        return checked_arrays(where, _chosen(where, list(map(str, data)), data.__getitem__))
     if isinstance(data, (np.ndarray, tf.Tensor)):
         data = (data,)
     if isinstance(data, (tuple, list)) and len(data) in (1, 2, 3) and data[0] is not None:
@@ -293,3 +280,116 @@ def described(value: object) -> str:
     shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
     length = f" of length {len(value)}" if isinstance(value, (tuple, list)) else ""
     return f"a {type(value).__name__}{shape}{length}"
+
+
+def checked_arrays(where: str, data: Sequence[Data], *, whole: bool = True) -> tuple[Data, ...]:
+    """(x,), (x, y) or (x, y, sample_weight) with NumPy arrays for leaves and tuples for lists of them.
+
+    None at the end of `data` is left out; `where` names them in messages. In a batch (not the `whole` data) all weights
+    may be 0.
+
+    Raises:
+        DataError: An array is not numeric, not finite or of another length; there are no samples, or weights alone.
+    """
+    parts = list(data)
+    while len(parts) > 1 and parts[-1] is None:
+        parts.pop()
+    if len(parts) == 3 and parts[1] is None:
+        raise DataError(f"{where}: there are sample weights and no targets; Keras weights losses of targets only.")
+    lengths: dict[str, int] = {}
+    names = ("x", "y", "sample_weight")
+    structure = tuple(_checked(where, name, entry, lengths) for name, entry in zip(names, parts, strict=False))
+    if not lengths:
+        raise DataError(f"{where}: there are no arrays.")
+    if len(set(lengths.values())) > 1:
+        sizes = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        instead = f" {TWO_PAIRS}" if len(parts) == 2 and all(map(is_pair, parts)) else ""
+        raise DataError(
+            f"{where}: the arrays have different numbers of samples ({sizes}); their first axes must be equal.{instead}"
+        )
+    if 0 in lengths.values():
+        raise DataError(f"{where}: 0 samples; at least one is needed.")
+    if whole and len(parts) == 3 and isinstance(structure[2], np.ndarray) and not structure[2].any():
+        raise DataError(f"{where}: every sample_weight is 0, so the loss is undefined; weigh some samples.")
+    return structure
+
+
+def _checked(where: str, name: str, entry: Data, lengths: dict[str, int]) -> Data:
+    """One of x, y, sample_weight; its leaves' lengths are entered in `lengths`."""
+    if isinstance(entry, Mapping):
+        return {key: _checked(where, f"{name}/{key}", value, lengths) for key, value in entry.items()}
+    if isinstance(entry, (tuple, list)) and any(
+        isinstance(leaf, Mapping) or len(getattr(leaf, "shape", ())) > 0 for leaf in entry
+    ):
+        return tuple(_checked(where, f"{name}[{i}]", value, lengths) for i, value in enumerate(entry))
+    if entry is None:
+        raise DataError(f"{where}: {name} is None; give an array.")
+    try:
+        array = _numeric(entry)
+    except DataError as error:
+        raise DataError(f"{where}: {name}: {error}") from error
+    except Exception as error:
+        raise DataError(f"{where}: {name} is not an array ({last_line(error)}); give numbers.") from error
+    if array.ndim == 0:
+        raise DataError(f"{where}: {name} is a single number; its first axis must be the samples.")
+    lengths[name] = len(array)
+    bad = _first_not_finite(array)
+    if bad is not None:
+        raise DataError(
+            f"{where}: {name} is {array[bad]} at index {list(bad)}, the first entry that is not finite; remove or "
+            "replace such samples."
+        )
+    return array
+
+
+def _numeric(leaf: object) -> Array:
+    """The array of numbers, booleans or text that a leaf of the data is; nothing ragged, sparse or of another kind."""
+    if hasattr(leaf, "nested_row_splits") or hasattr(leaf, "dense_shape"):
+        raise DataError(
+            f"the data hold a {type(leaf).__name__}; make it dense, for example with .to_tensor() or padded_batch. "
+            "Batches of a dataset may have different lengths."
+        )
+    array = np.asarray(leaf)
+    if array.dtype == object:
+        entries = set(map(type, array.flat))
+        if entries and entries <= {str, np.str_}:
+            array = array.astype(np.str_)
+        elif entries == {bytes}:
+            array = array.astype(np.bytes_)
+    if array.dtype.kind in "US" or (array.dtype.kind in "biuf" and array.dtype.itemsize <= 8):
+        return array
+    raise DataError(
+        f"the data hold an array of dtype {array.dtype}; only booleans, integers and floats of up to 64 bits can be "
+        "analysed, and text where the model encodes it. Encode dates and categories as numbers, split complex numbers "
+        "into two."
+    )
+
+
+def blocks(array: Array) -> Iterator[Array]:
+    """The samples in order, a few at a time."""
+    rows = max(1, _BLOCK * len(array) // max(array.nbytes, 1))
+    for start in range(0, len(array), rows):
+        yield array[start : start + rows]
+
+
+def _first_not_finite(array: Array) -> tuple[int, ...] | None:
+    """Index of the first NaN or infinity, None where there is none."""
+    if array.dtype.kind != "f":
+        return None
+    before = 0
+    for block in blocks(array):
+        finite = np.isfinite(block)
+        if not finite.all():
+            first, *inner = np.unravel_index(int(np.argmin(finite)), block.shape)
+            return (before + int(first), *map(int, inner))
+        before += len(block)
+    return None
+
+
+def is_pair(value: object) -> bool:
+    """Whether it is two arrays: two inputs or two targets, or the (x, y) of training or of the test."""
+    return (
+        isinstance(value, (tuple, list))
+        and len(value) == 2
+        and all(len(getattr(array, "shape", ())) > 0 for array in value)
+    )

@@ -1,15 +1,14 @@
-"""Files that Keras 2 wrote: how to tell them, and their compile configuration in the words of Keras 3."""
+"""Files that Keras 2 wrote: their compile configuration in the words of Keras 3, and what cannot be loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from sdkeras.files.arrays import Array
 from sdkeras.files.keras_types import Config
+from sdkeras.files.model_file import ModelFile
 
 # Written by its own classes of layers, for TensorFlow operations between layers.
 _OPERATIONS = ("TFOpLambda", "SlicingOpLambda", "ClassMethod", "InstanceMethod", "InstanceProperty")
-_CLASSES = (*_OPERATIONS, "Functional", "Model", "Sequential")
+# Classes that Keras 3 does not know because they were those of Keras 2, not of the user's.
+CLASSES = (*_OPERATIONS, "Functional", "Model", "Sequential")
 
 # Of optimizers: what Keras 3 has no more, and never changed a step.
 _DROPPED = ("jit_compile", "is_legacy_optimizer", "decay", "lr")
@@ -17,23 +16,16 @@ _SCHEDULE = {"module": "keras.optimizers.schedules", "registered_name": None}
 _REDUCTIONS = {"auto": "sum_over_batch_size", "none": None}
 
 
-def is_keras_2(version: str) -> bool:
-    """Whether a version of Keras is 1 or 2 (of tf.keras, "2.4.0" or "2.2.4-tf")."""
-    return version.partition(".")[0] in ("1", "2")
-
-
-def is_class_of_keras_2(name: str) -> bool:
-    """Whether Keras 3 does not know a class because it was one of Keras 2, not of the user's."""
-    return name in _CLASSES
-
-
-def cannot_load(path: str, version: str, config_text: str, reason: str) -> str:
+def cannot_load(file: ModelFile, reason: str) -> str:
     """The message for a model that Keras 3 cannot build from a file of Keras 2."""
-    operations = [name for name in _OPERATIONS if f'"{name}"' in config_text]
+    operations = [name for name in _OPERATIONS if f'"{name}"' in file.text]
     if operations:
         reason = f"it holds TensorFlow operations between layers ({operations[0]}), which Keras 3 cannot rebuild"
-    text = f"model file {path!r} was written by Keras 2 (version {version}), and Keras 3 cannot load it: {reason}. "
-    if path.endswith(".keras") and not operations:
+    text = (
+        f"model file {file.path!r} was written by Keras 2 (version {file.version}), and Keras 3 cannot load it: "
+        f"{reason}. "
+    )
+    if not file.is_h5 and not operations:
         return text + (
             "Load it with tf_keras (pip install tf-keras) and save it with model.save('model.h5'), which is read here."
         )
@@ -84,10 +76,3 @@ def _loss(stored: Config) -> Config:
     if isinstance(stored, dict) and "class_name" not in stored:
         return {name: _loss(each) for name, each in stored.items()}
     return [_loss(each) for each in stored] if isinstance(stored, list) else stored
-
-
-def iterations(names: Sequence[str], values: Sequence[Array]) -> int | None:
-    """Steps taken, from the variables of an optimizer, which begin with `iteration` or `iter`; None without."""
-    if names and "iter" in names[0].rpartition("/")[2] and getattr(values[0], "size", 0) == 1:
-        return int(values[0])
-    return None

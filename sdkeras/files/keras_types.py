@@ -1,9 +1,12 @@
-"""Names for the objects of TensorFlow and Keras: neither has types that a checker could use."""
+"""Names for arrays and for the objects of TensorFlow and Keras, which have no types that a checker could use."""
 
 from __future__ import annotations
 
 from typing import Any, TypeAlias
 
+from numpy.typing import NDArray
+
+Array: TypeAlias = NDArray[Any]
 # A tensor, `tf.IndexedSlices`, or a structure of them.
 Tensor: TypeAlias = Any
 Variable: TypeAlias = Any

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
+import numpy as np
 
 from sdkeras.errors import ModelError
-from sdkeras.files import keras2
 from sdkeras.files.atomic import check_is_file
-from sdkeras.files.keras_types import Config
+from sdkeras.files.keras_types import Array, Config
 from sdkeras.files.user_code import last_line
 
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -22,13 +25,12 @@ _LARGEST_CONFIG = 2**28
 
 @attrs.frozen
 class ModelFile:
-    """A whole `.keras` or `.h5` file.
+    """What a whole `.keras` or `.h5` file says of its model, as far as it does.
 
     Attributes:
-        path: Where it is.
-        policy: Name of the model's own dtype policy, or "".
+        policy: Name of the model's own dtype policy.
         compiled: Serialised loss, optimizer and metrics; {} if the model was not compiled.
-        version: The Keras that wrote it, or "".
+        version: The Keras that wrote it.
         text: The model's configuration as it stands.
     """
 
@@ -44,7 +46,28 @@ class ModelFile:
 
     @property
     def is_of_keras_2(self) -> bool:
-        return keras2.is_keras_2(self.version)
+        """Or of Keras 1; those of tf.keras are "2.4.0" or "2.2.4-tf"."""
+        return self.version.partition(".")[0] in ("1", "2")
+
+    @contextlib.contextmanager
+    def weights(self) -> Iterator[str]:
+        """The file of weights in a `.keras` file, unpacked while the scope lasts."""
+        with zipfile.ZipFile(self.path) as archive, tempfile.TemporaryDirectory() as folder:
+            yield archive.extract("model.weights.h5", folder)
+
+    def h5_slots(self) -> tuple[list[str], list[Array]]:
+        """Names and values of the optimizer's variables in a `.h5` file."""
+        import h5py
+
+        with h5py.File(self.path, "r") as file:
+            group = file.get("optimizer_weights")
+            if group is None:
+                return [], []
+            # More names than fit into one attribute are in weight_names0, weight_names1, ...
+            keys = [key for key in group.attrs if key.startswith("weight_names")]
+            keys.sort(key=lambda key: int(key.removeprefix("weight_names") or 0))
+            names = [_as_text(name) for key in keys for name in group.attrs[key]]
+            return names, [np.asarray(group[name]) for name in names]
 
 
 def read_model_file(path: str) -> ModelFile:
@@ -128,18 +151,18 @@ def _read_h5(path: str, start: bytes) -> ModelFile:
             f"model file {path!r} holds no model, perhaps only weights (save_weights); save the whole model with "
             "model.save('model.keras')."
         )
-    text = as_text(attributes["model_config"])
+    text = _as_text(attributes["model_config"])
     compiled = dict(json.loads(attributes.get("training_config", "{}")))
     return ModelFile(path, _policy(json.loads(text)), compiled, _version(attributes), text)
 
 
-def as_text(value: object) -> str:
+def _as_text(value: object) -> str:
     """An attribute of an HDF5 file, which may be bytes."""
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _version(metadata: object) -> str:
-    return as_text(metadata.get("keras_version", "")) if isinstance(metadata, dict) else ""
+    return _as_text(metadata.get("keras_version", "")) if isinstance(metadata, dict) else ""
 
 
 def _entry(config: object, name: str) -> dict[str, Config]:

@@ -1,4 +1,4 @@
-"""Saved models, read and checked. Nothing is ever unpickled; Keras is imported when a function needs it.
+"""Saved models, read and checked. Nothing is ever unpickled.
 
 Everything wrong with a file is a `ModelError` whose one message says what is wrong, what was given and what to do.
 """
@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
+import keras
 import numpy as np
 
 from sdkeras.errors import ModelError
@@ -18,10 +19,10 @@ from sdkeras.files import keras2
 from sdkeras.files.compiled_part import CompiledPart, restore_compiled_part
 from sdkeras.files.data_fit import check_data
 from sdkeras.files.dataset import load_data, load_training_data
-from sdkeras.files.keras_messages import compile_warnings, homonym, innermost_reason, unknown_name
 from sdkeras.files.keras_types import Model, layers_of
 from sdkeras.files.model_file import ModelFile, damaged, read_model_file
 from sdkeras.files.optimizer_slots import restart
+from sdkeras.files.reading import compile_warnings, homonym, innermost_reason, unknown_name
 from sdkeras.files.user_code import is_name_of_keras, last_line, load_custom_objects
 
 __all__ = [
@@ -52,15 +53,9 @@ def load_model(path: str, *, custom_objects: Mapping[str, object] | None = None,
 
     If only the compiled part (loss, optimizer, metrics) cannot be restored, the model comes back uncompiled and
     `compile_problem(model)` says why: its weights can still be analysed with a loss and a learning rate given.
-
-    Args:
-        path: A `.keras` or `.h5` (`.hdf5`) file.
-        custom_objects: The user's own classes and functions, see `load_custom_objects`; known to Keras during
-            this call only.
-        safe_mode: Keras' own: False lets it run the Lambda code stored in the file.
-
-    Returns:
-        The `keras.Model`; reduced-precision policies (float16, bfloat16) are kept as they are.
+    The user's own classes and functions (`load_custom_objects`) are known to Keras during this call only;
+    `safe_mode=False` lets it run the Lambda code stored in the file. Reduced-precision policies (float16, bfloat16) are
+    kept as they are.
 
     Raises:
         ModelError: The file is missing, unreadable or not a whole Keras model; it needs user code that was not
@@ -141,8 +136,6 @@ def _num_saved_slots(path: str) -> int:
 
 
 def _load(file: ModelFile, custom_objects: Mapping[str, object], safe_mode: bool) -> tuple[Model, CompiledPart]:
-    import keras
-
     if file.is_h5:
         custom_objects = {**{name: keras.losses.get(name) for name in _H5_LOSS_NAMES}, **custom_objects}
     options = {"custom_objects": custom_objects, "safe_mode": safe_mode}
@@ -172,8 +165,8 @@ def _why_not_loaded(file: ModelFile, error: Exception, safe_mode: bool) -> str:
     path, text = file.path, str(error)
     kind, name = unknown_name(error) or ("", "")
     if name:
-        if file.is_of_keras_2 and keras2.is_class_of_keras_2(name):
-            return keras2.cannot_load(path, file.version, file.text, f"it uses its {kind} '{name}'")
+        if file.is_of_keras_2 and name in keras2.CLASSES:
+            return keras2.cannot_load(file, f"it uses its {kind} '{name}'")
         if is_name_of_keras(name):
             return f"model file {path!r} cannot be loaded: {homonym(name)}."
         return (
@@ -192,7 +185,7 @@ def _why_not_loaded(file: ModelFile, error: Exception, safe_mode: bool) -> str:
         )
     reason = innermost_reason(error) or type(error).__name__
     if file.is_of_keras_2:
-        return keras2.cannot_load(path, file.version, file.text, reason)
+        return keras2.cannot_load(file, reason)
     return (
         f"model file {path!r} cannot be loaded: {reason}; it is damaged, or was written by another Keras version or "
         "with user code that `custom_objects=FILE` must supply."
@@ -200,8 +193,6 @@ def _why_not_loaded(file: ModelFile, error: Exception, safe_mode: bool) -> str:
 
 
 def _check_kind(path: str, model: Model) -> None:
-    import keras
-
     if not isinstance(model, keras.Model):
         raise ModelError(f"model file {path!r} holds a {type(model).__name__}, not a keras.Model; save a model.")
     if not model.built:
@@ -223,8 +214,6 @@ def _check_kind(path: str, model: Model) -> None:
 
 
 def _check_finite(path: str, model: Model) -> None:
-    import keras
-
     optimizer = getattr(model, "optimizer", None)
     for owner, variables in (("model", model.variables), ("optimizer", getattr(optimizer, "variables", ()))):
         for variable in variables:

@@ -28,11 +28,9 @@ _PLACE_IN_GRAPH = re.compile(
 
 @attrs.define
 class UserImport:
-    """Modules and classes that an import brought; filled when the scope of `user_import` ends.
+    """Names of the user's modules that an import brought, and what they registered with Keras, by registered name.
 
-    Attributes:
-        modules: Names of the modules that came from the user's folder.
-        registered: Objects registered with Keras during the import, by registered name.
+    Filled when the scope of `user_import` ends.
     """
 
     modules: set[str] = attrs.field(factory=set)
@@ -114,11 +112,7 @@ def in_one_line(text: str) -> str:
 
 
 def _import_file(file: str, option: str, advice: str) -> tuple[types.ModuleType, UserImport]:
-    """The module of a Python file, and what its import brought.
-
-    Raises:
-        ModelError: There is no such file, it is not Python, or running it raises an exception.
-    """
+    """The module of a Python file, and what its import brought."""
     path = Path(file)
     if not path.is_file():
         raise ModelError(f"{option} {file!r} is not a file; {advice}.")
@@ -142,7 +136,7 @@ def load_function(spec: str, what: str) -> Callable[..., object]:
     """The user's function that `FILE.py:function` or `module:function` names.
 
     Raises:
-        ModelError: The file cannot be imported, or has no such function.
+        ModelError: The file or module cannot be imported, or the file has no such function.
         DataError: There is no such module or function in it.
     """
     file, _, name = spec.rpartition(":")
@@ -156,7 +150,7 @@ def load_function(spec: str, what: str) -> Callable[..., object]:
             )
         return function  # type: ignore[no-any-return]
     with _user_code(f"{what} {spec!r} failed", ModelError):
-        return find_function(spec, Path.cwd().resolve(), what)
+        return find_function(spec, what)
 
 
 def load_custom_objects(file: str) -> dict[str, object]:
@@ -164,9 +158,6 @@ def load_custom_objects(file: str) -> dict[str, object]:
 
     The file is run. Its folder is on `sys.path` while it runs, and what it registers with
     `keras.saving.register_keras_serializable` is returned here instead of staying registered globally.
-
-    Args:
-        file: Path of a `.py` file.
 
     Returns:
         name -> class or function: everything defined in the file (or imported by it from files beside it), under
@@ -216,16 +207,12 @@ def is_name_of_keras(name: str) -> bool:
 
 
 def call_user_function(spec: str) -> Data:
-    """The value that `module:callable` returns; the current folder is on the path while it is imported and called.
-
-    Raises:
-        DataError: No such module or callable, or an exception inside.
-    """
+    """The value that `module:callable` returns; the current folder is on the path while it is imported and called."""
     with _user_code(f"data {spec!r} failed", DataError):
-        return find_function(spec, Path.cwd().resolve())()
+        return find_function(spec)()
 
 
-def find_function(spec: str, folder: Path, what: str = "data") -> Callable[..., object]:
+def find_function(spec: str, what: str = "data") -> Callable[..., object]:
     """The callable of `module:callable`, imported; call it within `user_import`.
 
     Raises:
@@ -239,7 +226,7 @@ def find_function(spec: str, folder: Path, what: str = "data") -> Callable[..., 
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
         raise DataError(
-            f"{what} {spec!r}: there is no module '{module_name}' in {folder} and none is installed; "
+            f"{what} {spec!r}: there is no module '{module_name}' in {Path.cwd().resolve()} and none is installed; "
             "MODULE:CALLABLE takes a module's name without folder or .py."
         ) from error
     value: object = module

@@ -18,7 +18,7 @@ import tensorflow as tf
 from sdkeras import seeds
 from sdkeras.errors import DataError
 from sdkeras.files import class_weights
-from sdkeras.files.arrays import blocks, checked_arrays
+from sdkeras.files.dataset import blocks, checked_arrays
 from sdkeras.files.keras_types import Data
 from sdkeras.results.arrays import Array
 

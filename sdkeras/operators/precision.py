@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from sdkeras.errors import ModelError
-from sdkeras.files.compiling import compile_as
+from sdkeras.files.compiled_part import compile_as
 from sdkeras.files.keras_types import Config, Loss, Model, layers_of
 from sdkeras.files.user_code import last_line
 

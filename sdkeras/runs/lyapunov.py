@@ -163,11 +163,11 @@ def read_training(model: Model, data: Data, options: TrainingOptions, *, num_ste
     loss, dtype = options.loss, options.dtype
     custom = losses.own_function(loss, options.loss_fn)
     fitted = model if custom is not None else with_loss(model, loss, dtype)
-    if isinstance(data, (tuple, list)) and len(data) in (1, 2, 3):
-        models.check_data(fitted, *data, own_loss=custom is not None)
     source = minibatches.as_source(
         data, batch_size=options.batch_size, limit=options.samples, class_weight=options.class_weight
     )
+    if isinstance(data, (tuple, list)):
+        models.check_data(fitted, *source.structure, own_loss=custom is not None)
     function = EmpiricalLoss(
         fitted, source, dtype=dtype, num_samples=_CHECKED_SAMPLES, seed=options.seed, loss_fn=custom
     )

@@ -185,8 +185,7 @@ def read_problem(model: Model, data: Data, options: Options) -> tuple[Problem, N
     fitted = model if loss_fn is not None else with_loss(model, options.loss, options.dtype)
     notes += losses.caveats(model, with_loss=options.loss is None and loss_fn is None)
     rate = _learning_rate(model, options.learning_rate)
-    if isinstance(data, (tuple, list)) and len(data) in (1, 2, 3):
-        models.check_data(fitted, *data, own_loss=loss_fn is not None)
+    in_arrays = isinstance(data, (tuple, list))
     if not isinstance(data, minibatches.Source):
         data = minibatches.as_source(
             data,
@@ -195,6 +194,8 @@ def read_problem(model: Model, data: Data, options: Options) -> tuple[Problem, N
             limit=options.samples,
             class_weight=options.class_weight,
         )
+    if in_arrays:
+        models.check_data(fitted, *data.structure, own_loss=loss_fn is not None)
     loss = EmpiricalLoss(
         fitted,
         data,

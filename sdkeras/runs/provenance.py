@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from sdkeras._version import __version__
-from sdkeras.files.compiling import compile_as
+from sdkeras.files.compiled_part import compile_as
 from sdkeras.files.keras_types import Loss, Model
 from sdkeras.operators import precision
 from sdkeras.operators.loss import check_model

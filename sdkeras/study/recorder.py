@@ -225,7 +225,7 @@ def _tried_losses(model: Model, x: Tensor, y: Tensor) -> ExampleLosses:
     """Losses of these examples, computed once, so that errors come before the first step."""
     try:
         losses = ExampleLosses(model, x, y)
-        check_data(model, x, y)
+        check_data(model, *losses.data)
         losses(model.trainable_variables)
     except DataError as error:
         raise DataError(f"losses_on: {error}") from error
@@ -252,7 +252,7 @@ class ExampleLosses:
         dtype = str(model.compute_dtype) if model.compute_dtype in DTYPES else "float32"
         self._examples = [tf.constant(array, tensor_dtype(array, dtype)) for array in source.arrays]
         self._variables = list(model.trainable_variables)
-        self.num_examples = source.num_samples
+        self.num_examples, self.data = source.num_samples, source.structure
 
         def losses(weights: list[Tensor], examples: list[Tensor]) -> Tensor:
             x, y = keras_structure(tf.nest.pack_sequence_as(source.structure, examples))

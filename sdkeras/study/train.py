@@ -160,7 +160,7 @@ def _failing_as(words: str, advice: str = "") -> Iterator[None]:
 def factory(study: Study) -> Callable[..., Model]:
     """The model's factory, refused unless it takes the grid's settings (but those of the training) and no others."""
     with _failing_as(f"model {study.model!r} failed", "; correct the user code."):
-        make = find_function(study.model, Path.cwd().resolve(), "model")
+        make = find_function(study.model, "model")
     needed, taken = _arguments(make)
     missing = [name for name in needed if name not in study.grid]
     if missing:

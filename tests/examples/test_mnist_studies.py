@@ -21,7 +21,7 @@ def test_the_grids_and_models_are_those_of_the_paper(name: str, parameters: int,
     assert len(study.runs) == len(full.runs) == 25
     assert (full.epochs, full.steps, full.trajectory.steps) == (epochs, None, 5000)
     with user_import(EXAMPLES):
-        model = find_function(study.model, EXAMPLES)(learning_rate=0.1)
+        model = find_function(study.model)(learning_rate=0.1)
     assert model.count_params() == parameters
     assert len(model.trainable_variables) == layers
     assert "mnist_models" not in sys.modules
@@ -29,7 +29,7 @@ def test_the_grids_and_models_are_those_of_the_paper(name: str, parameters: int,
 
 def test_the_data_are_split_within_each_digit() -> None:
     with user_import(EXAMPLES):
-        (x, y), (x_test, y_test) = find_function("mnist_models:mnist_5k", EXAMPLES)()
+        (x, y), (x_test, y_test) = find_function("mnist_models:mnist_5k")()
     assert np.bincount(y).tolist() == [400] * 10
     assert np.bincount(y_test).tolist() == [100] * 10
     both = np.concatenate([x, x_test]).reshape(5000, -1)

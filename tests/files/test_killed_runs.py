@@ -1,5 +1,7 @@
 """Tracked checkpoints and Lyapunov exponents, killed at any of their writes: they go on to the same bits."""
 
+from __future__ import annotations
+
 import errno
 import json
 import os
@@ -7,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,6 @@ from sdkeras.training_step.map import UpdateMap
 from small_nets import X, Y
 
 SETTINGS = {"batch_size": 16, "samples": 96, "tolerance": 0.5}
-STEPS, TRANSIENT, INTERVAL = 12, 3, 6
 
 
 class Disk:
@@ -131,131 +132,117 @@ def one_monitor() -> Any:
         yield
 
 
-@pytest.fixture(scope="module")
-def tracked(checkpoints: list[str], one_monitor: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Disk]:
-    place = tmp_path_factory.mktemp("tracked")
-    (place / "log").mkdir()
-    disk = Disk(place / "log", place)
-    with pytest.MonkeyPatch.context() as patch:
-        disk.patch(patch)
-        track(checkpoints, (X, Y), log_dir=disk.folder, **SETTINGS)
-    return content(disk.folder), disk
+@attrs.frozen
+class Whole:
+    """A task that nothing stopped: what it left, the moments of its writes, and the task itself, in any folder."""
 
+    content: Any
+    disk: Disk
+    task: Callable[[Path], Any]
 
-TRACKED = (
-    *("half of sharpness-state.npz", "sharpness-state.npz before its rename", "sharpness-state.npz after its rename"),
-    *("half a line", "a line", "half a line", "a line"),
-    *("half of sharpness-state.npz", "sharpness-state.npz before its rename", "sharpness-state.npz after its rename"),
-    *("half a line", "a line", "half a line", "a line"),
-)
-FOLLOWED = ("half of run.npz", "run.npz before its rename", "run.npz after its rename") * 3
-
-
-def moments(names: Sequence[str], slow: Container[int]) -> list[Any]:
-    """Numbered as `Disk` does; slow are those whose like is among the others."""
-    marks = [[pytest.mark.slow] if k in slow else [] for k in range(len(names))]
-    return [pytest.param(f"{k:02} {name}", marks=marks[k]) for k, name in enumerate(names)]
-
-
-def test_checkpoints_are_tracked_by_these_writes(tracked: tuple[Any, Disk]) -> None:
-    """A new write must be added to the tests below. The last checkpoint is a copy, and gets a line alone."""
-    whole, disk = tracked
-    assert [moment[3:] for moment in disk.moments] == list(TRACKED)
-    assert whole["files"] == ["sharpness-state.npz", "sharpness.jsonl"]
-    assert len(whole["measurements"]) == 3
-
-
-@pytest.mark.parametrize("moment", moments(TRACKED, slow=range(2, 7)))
-def test_killed_at_any_write_track_goes_on_to_the_same_bits(
-    tracked: tuple[Any, Disk], checkpoints: list[str], tmp_path: Path, moment: str
-) -> None:
-    whole, disk = tracked
-    shutil.copytree(disk.moments[moment], tmp_path / "log")
-    track(checkpoints, (X, Y), log_dir=tmp_path / "log", **SETTINGS)
-    assert content(tmp_path / "log") == whole
-    assert len(read_run_log(tmp_path / "log").notes) == (moment[3:] == "half a line")
-
-
-@pytest.mark.parametrize(
-    "call", [pytest.param(k, marks=pytest.mark.slow) if k in (1, 2, 5) else k for k in range(1, 7)]
-)
-def test_a_full_disk_ends_track_with_a_message_and_the_next_call_goes_on(
-    tracked: tuple[Any, Disk], checkpoints: list[str], tmp_path: Path, call: int
-) -> None:
-    whole, _ = tracked
-    with pytest.MonkeyPatch.context() as patch:
-        failing(patch, call)
-        with pytest.raises(SdkerasError, match=r"cannot be written: (No space left|.* bytes were written)"):
-            track(checkpoints, (X, Y), log_dir=tmp_path, **SETTINGS)
-    assert not list(tmp_path.glob(".*"))
-    track(checkpoints, (X, Y), log_dir=tmp_path, **SETTINGS)
-    assert content(tmp_path) == whole
+    @classmethod
+    def of(cls, task: Callable[[Path], Any], place: Path) -> Whole:
+        """`task` goes on in a folder and returns what is in it and in its answer, but for times."""
+        (place / "out").mkdir()
+        disk = Disk(place / "out", place)
+        with pytest.MonkeyPatch.context() as patch:
+            disk.patch(patch)
+            return cls(task(disk.folder), disk, task)
 
 
 @pytest.fixture(scope="module")
-def step() -> UpdateMap:
-    """Compiled once for all calls; nothing changes it."""
+def tracked(checkpoints: list[str], one_monitor: None, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    def task(folder: Path) -> dict[str, Any]:
+        track(checkpoints, (X, Y), log_dir=folder, **SETTINGS)
+        return content(folder)
+
+    return Whole.of(task, tmp_path_factory.mktemp("tracked"))
+
+
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(3), keras.layers.Dropout(0.2)])
     model.compile(keras.optimizers.SGD(0.5, momentum=0.5), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     model.train_on_batch(X, Y)
-    return UpdateMap(EmpiricalLoss(model, (X, Y), batch_size=16), model.optimizer)
+    step = UpdateMap(EmpiricalLoss(model, (X, Y), batch_size=16), model.optimizer)  # nothing changes it
+
+    def task(folder: Path) -> tuple[str, ...]:
+        kept = folder / "run.npz"
+        settings = LyapunovOptions(
+            num_exponents=3, num_steps=12, transient=3, checkpoint=str(kept), checkpoint_interval=6
+        )
+        answer = lyapunov.follow(step, settings, about={}, budget=lyapunov.budget_of(step, Meter()))
+        names = sorted(path.name for path in folder.iterdir())
+        return (repr(answer.summary), *names, fingerprint(load_checkpoint(kept)))
+
+    return Whole.of(task, tmp_path_factory.mktemp("followed"))
 
 
-def follow(step: UpdateMap, folder: Path) -> lyapunov.Followed:
-    settings = LyapunovOptions(
-        num_exponents=3,
-        num_steps=STEPS,
-        transient=TRANSIENT,
-        checkpoint=str(folder / "run.npz"),
-        checkpoint_interval=INTERVAL,
-    )
-    return lyapunov.follow(step, settings, about={}, budget=lyapunov.budget_of(step, Meter()))
+def of_a_file(name: str) -> tuple[str, ...]:
+    return f"half of {name}", f"{name} before its rename", f"{name} after its rename"
 
 
-def followed_content(followed: lyapunov.Followed, folder: Path) -> tuple[str, ...]:
-    names = sorted(path.name for path in folder.iterdir())
-    return (repr(followed.summary), *names, fingerprint(load_checkpoint(folder / "run.npz")))
+LINE = ("half a line", "a line")
+# A new write must be added here. The last checkpoint is a copy, and gets a line alone.
+WRITES = {
+    "tracked": 2 * (*of_a_file("sharpness-state.npz"), *LINE, *LINE),
+    "followed": 3 * of_a_file("run.npz"),
+}
+# Moments whose like is among the others.
+SLOW = {"tracked": range(2, 7), "followed": range(2, 6)}
 
 
-@pytest.fixture(scope="module")
-def followed(step: UpdateMap, tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[str, ...], Disk]:
-    place = tmp_path_factory.mktemp("followed")
-    (place / "run").mkdir()
-    disk = Disk(place / "run", place)
-    with pytest.MonkeyPatch.context() as patch:
-        disk.patch(patch)
-        answer = follow(step, disk.folder)
-    return followed_content(answer, disk.folder), disk
+@pytest.fixture
+def whole(request: pytest.FixtureRequest) -> Whole:
+    return request.getfixturevalue(request.param)
 
 
-def test_exponents_are_kept_by_these_writes(followed: tuple[tuple[str, ...], Disk]) -> None:
-    """A new write must be added to the tests below."""
-    whole, disk = followed
-    assert [moment[3:] for moment in disk.moments] == list(FOLLOWED)
-    assert whole[1:-1] == ("run.npz",)
+def with_slow(task: str, values: Sequence[object], slow: Container[int]) -> list[Any]:
+    """Parameters (task, value), slow at these places."""
+    marks = {True: [pytest.mark.slow], False: []}
+    return [pytest.param(task, value, marks=marks[k in slow]) for k, value in enumerate(values)]
 
 
-@pytest.mark.parametrize("moment", moments(FOLLOWED, slow=range(2, 6)))
-def test_killed_at_any_write_lyapunov_goes_on_to_the_same_bits(
-    followed: tuple[tuple[str, ...], Disk], step: UpdateMap, tmp_path: Path, moment: str
-) -> None:
-    whole, disk = followed
-    shutil.copytree(disk.moments[moment], tmp_path / "run")
-    assert followed_content(follow(step, tmp_path / "run"), tmp_path / "run") == whole
+@pytest.mark.parametrize("whole", WRITES, indirect=True)
+def test_a_task_makes_these_writes(whole: Whole, request: pytest.FixtureRequest) -> None:
+    assert [moment[3:] for moment in whole.disk.moments] == list(WRITES[request.node.callspec.params["whole"]])
+    assert not list(whole.disk.folder.glob(".*"))
 
 
-@pytest.mark.parametrize("call", [1, 2, 3])
-def test_a_full_disk_ends_lyapunov_with_a_message_and_the_next_call_goes_on(
-    followed: tuple[tuple[str, ...], Disk], step: UpdateMap, tmp_path: Path, call: int
-) -> None:
-    whole, _ = followed
+def test_every_checkpoint_has_its_measurement(tracked: Whole, checkpoints: list[str]) -> None:
+    assert len(tracked.content["measurements"]) == len(checkpoints)
+
+
+@pytest.mark.parametrize(
+    ("whole", "moment"),
+    [
+        each
+        for task, writes in WRITES.items()
+        for each in with_slow(task, [f"{k:02} {name}" for k, name in enumerate(writes)], SLOW[task])
+    ],
+    indirect=["whole"],
+)
+def test_killed_at_any_write_it_goes_on_to_the_same_bits(whole: Whole, tmp_path: Path, moment: str) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole.disk.moments[moment], out)
+    assert whole.task(out) == whole.content
+    if (out / "sharpness.jsonl").exists():
+        assert len(read_run_log(out).notes) == (moment[3:] == "half a line")
+
+
+@pytest.mark.parametrize(
+    ("whole", "call"),
+    [*with_slow("tracked", range(1, 7), (0, 1, 4)), *with_slow("followed", range(1, 4), ())],
+    indirect=["whole"],
+)
+def test_a_full_disk_ends_it_with_a_message_and_the_next_call_goes_on(whole: Whole, tmp_path: Path, call: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         failing(patch, call)
-        with pytest.raises(SdkerasError, match=r"run.npz cannot be written: No space left"):
-            follow(step, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.npz"] * (call > 1)
-    assert followed_content(follow(step, tmp_path), tmp_path) == whole
+        with pytest.raises(SdkerasError, match=r"cannot be written: (No space left|.* bytes were written)"):
+            whole.task(tmp_path)
+    assert not list(tmp_path.glob(".*"))
+    assert whole.task(tmp_path) == whole.content
 
 
 SCRIPT = """
@@ -315,25 +302,19 @@ def ran(task: str, inputs: str, out: Path, kind: str = "", number: int = 0) -> s
 
 
 @pytest.mark.slow
-def test_tracking_after_real_kills(checkpoints: list[str], tmp_path: Path) -> None:
-    ran("track", f"{Path(checkpoints[0]).parent}/*.keras", tmp_path / "whole")
-    for kind, number in (("before a rename", 2), ("half a line", 3)):
+@pytest.mark.parametrize(("task", "last"), [("track", ("half a line", 3)), ("lyapunov", ("after a rename", 3))])
+def test_a_task_after_real_kills(checkpoints: list[str], tmp_path: Path, task: str, last: tuple[str, int]) -> None:
+    inputs = f"{Path(checkpoints[0]).parent}/*.keras" if task == "track" else checkpoints[0]
+    answer = ran(task, inputs, tmp_path / "whole")
+    for kind, number in (("before a rename", 2), last):
         out = tmp_path / kind
-        ran("track", f"{Path(checkpoints[0]).parent}/*.keras", out, kind, number)
+        ran(task, inputs, out, kind, number)
         assert list(out.glob(".*"))
-        ran("track", f"{Path(checkpoints[0]).parent}/*.keras", out)
-        assert content(out) == content(tmp_path / "whole")
-
-
-@pytest.mark.slow
-def test_exponents_after_real_kills(checkpoints: list[str], tmp_path: Path) -> None:
-    whole = ran("lyapunov", checkpoints[0], tmp_path / "whole")
-    for kind, number in (("before a rename", 2), ("after a rename", 3)):
-        out = tmp_path / kind
-        ran("lyapunov", checkpoints[0], out, kind, number)
-        assert list(out.glob(".*"))
-        assert ran("lyapunov", checkpoints[0], out) == whole
-        assert [path.name for path in out.iterdir()] == ["run.npz"]
+        assert ran(task, inputs, out) == answer
+        if task == "track":
+            assert content(out) == content(tmp_path / "whole")
+        else:
+            assert [path.name for path in out.iterdir()] == ["run.npz"]
 
 
 @pytest.mark.slow

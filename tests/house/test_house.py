@@ -20,7 +20,7 @@ MODULES = sorted(
 # What needs TensorFlow to be imported; everything else must load without it, in any process.
 HEAVY = ("sdkeras.callbacks", "sdkeras.operators", "sdkeras.runs", "sdkeras.training_step")
 HEAVY_FILES = {
-    "sdkeras.files.compiling",
+    *(f"sdkeras.files.{name}" for name in ("compiled_part", "data_fit", "models", "optimizer_slots")),
     *(f"sdkeras.study.{name}" for name in ("measure", "recorder", "simulate", "train")),
 }
 LIGHT_FILES = {f"sdkeras.runs{name}" for name in ("", ".options", ".lyapunov_options")} | {
