@@ -9,8 +9,10 @@ from typing import Any
 import attrs
 
 from sdkeras.errors import SdkerasError
+from sdkeras.files import dataset
 from sdkeras.files.atomic import shown
 from sdkeras.files.keras_types import Data, Model
+from sdkeras.files.user_code import load_custom_objects
 from sdkeras.results.answers import Analysis, LyapunovRun
 from sdkeras_cli import conditions
 from sdkeras_cli.console import say
@@ -59,7 +61,7 @@ class Request:
         """
         from sdkeras.files import models
 
-        objects = models.load_custom_objects(self.custom_objects) if self.custom_objects else None
+        objects = load_custom_objects(self.custom_objects) if self.custom_objects else None
         model = models.load_model(self.model, custom_objects=objects, safe_mode=self.safe_mode)
         problem = models.compile_problem(model)
         if problem and not getattr(model, "compiled", False) and loss is None:
@@ -109,9 +111,7 @@ def check_inputs(model: str, data: str, custom_objects: str | None) -> None:
 
 def load_training_data(spec: str) -> Value:
     """Loads training data and prints the caveats about them."""
-    from sdkeras.files import models
-
-    data, note = models.load_training_data(spec)
+    data, note = dataset.load_training_data(spec)
     if note:
         say(f"sdkeras: warning: {note}", err=True)
     return data

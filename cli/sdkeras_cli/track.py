@@ -8,6 +8,8 @@ from click.core import ParameterSource
 from sdkeras.errors import SdkerasError
 from sdkeras.files.atomic import shown
 from sdkeras.files.checkpoints import in_order
+from sdkeras.files.dataset import load_data
+from sdkeras.files.user_code import load_custom_objects
 from sdkeras.results import log as run_log
 from sdkeras.results.arrays import Value
 from sdkeras.results.log import Measurement, RunLog
@@ -112,15 +114,14 @@ def _measure(
         _show_plan(paths, folder, html_path)
         return 0
     tensorflow_settings()
-    from sdkeras.files import models
     from sdkeras.runs.track import track
 
-    objects = models.load_custom_objects(custom_objects) if custom_objects else None
+    objects = load_custom_objects(custom_objects) if custom_objects else None
     with progress_bar(quiet) as progress:
         log = track(
             paths,
             load_training_data(data),
-            test_data=None if test_data is None else models.load_data(test_data),
+            test_data=None if test_data is None else load_data(test_data),
             log_dir=folder,
             custom_objects=objects,
             progress=progress,

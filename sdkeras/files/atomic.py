@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import hashlib
 import io
 import os
@@ -63,13 +62,13 @@ def write_whole(
             target.write_bytes(content.getvalue())
             return
         target = target.resolve()
-        mode = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask()
         with _temporary(target) as file:
+            if target.exists():
+                os.chmod(file.name, target.stat().st_mode & 0o777)
             write(file)
             file.flush()
             # The rename must not reach the disk before the data do.
             os.fsync(file.fileno())
-            os.chmod(file.name, mode)
             if os.name == "nt":  # which renames no open file
                 file.close()
             os.replace(file.name, target)
@@ -188,8 +187,7 @@ def _temporary(target: Path) -> Iterator[BinaryIO]:
     while True:
         temporary = str(beside(target, f".{secrets.token_hex(_RANDOM // 2)}{_ENDING}"))
         with contextlib.suppress(FileExistsError):
-            opener = functools.partial(os.open, mode=0o600)
-            file = open(temporary, "xb", opener=opener)  # noqa: SIM115  # closed below
+            file = open(temporary, "xb")  # noqa: SIM115  # closed below
             lock(file.fileno())
             if _is_at(file.fileno(), temporary):  # and was not removed as a leftover before it was locked
                 break
@@ -244,12 +242,6 @@ def _is_at(handle: int, path: str | os.PathLike[str]) -> bool:
         return os.path.samestat(os.fstat(handle), os.lstat(path))
     except FileNotFoundError:
         return False
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 _claims: weakref.WeakValueDictionary[str, Claim] = weakref.WeakValueDictionary()

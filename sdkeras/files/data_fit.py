@@ -27,18 +27,12 @@ _ARGUMENTS = "Arguments received by"
 
 
 def check_data(model: Model, x: Data, y: Data = None, sample_weight: Data = None, *, own_loss: bool = False) -> None:
-    """Refuses arrays that the model cannot be called on or its loss cannot be taken of.
+    """Refuses arrays, as `checked_arrays` returns them, on which the model cannot be called or its loss be taken.
 
     Inputs are compared with the shapes that Sequential and functional models declare; then every built model is
     called once on one or two samples (inference mode, nothing stored), which also shows the outputs' shapes.
-    What a model does not tell is not checked: outputs of unbuilt models, targets of custom losses.
-
-    Args:
-        model: A `keras.Model`, compiled or not.
-        x: Inputs, an array or a structure of arrays, as `checked_arrays` returns them; likewise the others.
-        y: Targets; None for a model whose loss takes none.
-        sample_weight: One weight per sample, or None.
-        own_loss: Whether a function of the user's takes the targets, as it likes; they are not checked then.
+    What a model does not tell is not checked: outputs of unbuilt models, targets of custom losses, nor targets that a
+    function of the user's (`own_loss`) takes as it likes.
 
     Raises:
         DataError: Wrong shape, number or names of inputs or targets; labels that are no class of the model.
@@ -101,8 +95,7 @@ def _check_inputs(model: Model, x: Data) -> None:
 
 def _check_input(label: str, expected: Shape, actual: tuple[int, ...]) -> None:
     wanted, sample = expected[1:], actual[1:]
-    # Keras adds or drops a last axis of length 1 by itself.
-    if actual and (_agree(wanted, sample) or _agree((*wanted, 1), sample) or _agree(wanted, (*sample, 1))):
+    if actual and _fits(wanted, sample):
         return
     known = all(isinstance(side, int) for side in wanted)
     remedy = "give data of the shape the model was trained on"
@@ -111,9 +104,11 @@ def _check_input(label: str, expected: Shape, actual: tuple[int, ...]) -> None:
     raise DataError(f"the model expects inputs of shape {expected}, the data have {label} of shape {actual}; {remedy}.")
 
 
-def _agree(expected: Shape, actual: Shape) -> bool:
-    return len(expected) == len(actual) and all(
-        side is None or side == size for side, size in zip(expected, actual, strict=True)
+def _fits(expected: Shape, actual: Shape) -> bool:
+    """Whether shapes are equal as far as known, up to the last axis of length 1 that Keras adds or drops."""
+    return any(
+        len(first) == len(second) and all(side in (None, size) for side, size in zip(first, second, strict=True))
+        for first, second in ((expected, actual), ((*expected, 1), actual), (expected, (*actual, 1)))
     )
 
 
@@ -180,7 +175,7 @@ def _per_output(values: Data, names: list[str], *, of_losses: bool) -> list[Data
 def _check_target(what: str, output: Shape, target: Array, loss: Loss) -> None:
     if _is_one_of(loss, _SPARSE) and getattr(loss, "axis", -1) == -1 and output:
         _check_labels(what, output, target, getattr(loss, "ignore_class", None))
-    elif _is_one_of(loss, _ELEMENTWISE) and not _same_shape(output[1:], target.shape[1:]):
+    elif _is_one_of(loss, _ELEMENTWISE) and not _fits(output[1:], target.shape[1:]):
         remedy = "reshape or encode y so that they agree"
         if target.shape[1:] in ((), (1,)) and target.dtype.kind in "iu":
             remedy = "for integer labels use the loss sparse_categorical_crossentropy, or make y one-hot"
@@ -190,14 +185,9 @@ def _check_target(what: str, output: Shape, target: Array, loss: Loss) -> None:
         )
 
 
-def _same_shape(output: Shape, target: Shape) -> bool:
-    """Equal, up to the last axis of length 1 that Keras adds or drops."""
-    return target == output or (*target, 1) == output or target == (*output, 1)
-
-
 def _check_labels(what: str, output: Shape, target: Array, ignored: int | None) -> None:
     classes = int(output[-1] or 0)
-    if not _same_shape(output[1:-1], target.shape[1:]):
+    if not _fits(output[1:-1], target.shape[1:]):
         remedy = "give one integer label per prediction"
         if target.shape[1:] == output[1:]:
             remedy = "one-hot targets need the loss categorical_crossentropy, or y.argmax(-1)"

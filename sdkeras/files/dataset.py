@@ -157,10 +157,10 @@ def _from_npy(spec: str) -> tuple[Data, ...]:
 def _open(path: str, kind: str) -> Iterator[BinaryIO]:
     """The file, at its start, once it has been seen to begin as one of this kind."""
     check_is_file(path, DataError, f"give data as {FORMS}.")
-    if not Path(path).exists():
-        raise DataError(f"data file {path!r} does not exist; check the path.")
     try:
         stream = open(path, "rb")  # noqa: SIM115  # closed below
+    except FileNotFoundError as error:
+        raise DataError(f"data file {path!r} does not exist; check the path.") from error
     except OSError as error:
         raise DataError(f"data file {path!r} cannot be read: {last_line(error)}.") from error
     with stream:

@@ -17,24 +17,11 @@ import numpy as np
 from sdkeras.errors import ModelError
 from sdkeras.files import keras2
 from sdkeras.files.compiled_part import CompiledPart, restore_compiled_part
-from sdkeras.files.data_fit import check_data
-from sdkeras.files.dataset import load_data, load_training_data
 from sdkeras.files.keras_types import Model, layers_of
 from sdkeras.files.model_file import ModelFile, damaged, read_model_file
 from sdkeras.files.optimizer_slots import restart
 from sdkeras.files.reading import compile_warnings, homonym, innermost_reason, unknown_name
-from sdkeras.files.user_code import is_name_of_keras, last_line, load_custom_objects
-
-__all__ = [
-    "check_data",
-    "compile_problem",
-    "compiled_part_of",
-    "load_custom_objects",
-    "load_data",
-    "load_model",
-    "load_training_data",
-    "load_weights",
-]
+from sdkeras.files.user_code import is_name_of_keras, last_line
 
 _COMPILED_PART = "_sdkeras_compiled_part"
 # Names that Keras 3 writes into .h5 files (compile(loss="mse")) and cannot read back from them.
@@ -140,8 +127,7 @@ def _load(file: ModelFile, custom_objects: Mapping[str, object], safe_mode: bool
         custom_objects = {**{name: keras.losses.get(name) for name in _H5_LOSS_NAMES}, **custom_objects}
     options = {"custom_objects": custom_objects, "safe_mode": safe_mode}
     with contextlib.ExitStack() as stack:
-        if custom_objects:
-            stack.enter_context(keras.saving.custom_object_scope(custom_objects))
+        stack.enter_context(keras.saving.custom_object_scope(custom_objects))
         # Keras gives a loaded model the policy of the session; under float32 it would drop the loss scaling of a
         # mixed_float16 optimizer and then, since the variables do not match, its slots.
         if file.policy == "mixed_float16":

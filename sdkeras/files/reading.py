@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 from sdkeras.errors import SdkerasError
+from sdkeras.files.user_code import in_one_line
 
 Json: TypeAlias = Any
 # Counts, steps and seeds of real runs fit into 64 bits; what is larger overflows wherever it is used as a float.
@@ -61,8 +62,8 @@ def in_words(fault: Exception) -> str:
     for kind, words in _WORDS.items():
         if isinstance(fault, kind):
             return words.format(fault)
-    text = " ".join(str(fault.strerror or fault if isinstance(fault, OSError) else fault).split())
-    return (text if len(text) <= 300 else text[:297] + "...") or type(fault).__name__
+    text = str(fault.strerror or fault if isinstance(fault, OSError) else fault)
+    return in_one_line(text, 300) or type(fault).__name__
 
 
 def parsed_json(text: str | bytes) -> Json:
@@ -94,11 +95,8 @@ def unknown_name(error: Exception) -> tuple[str, str] | None:
 
 def innermost_reason(error: Exception) -> str:
     """The last of Keras' nested reasons, without the configurations it prints, in one line; "" where it says none."""
-    text = (
-        str(error).rpartition("Exception encountered:")[2].partition("Full object config")[0].partition("config={")[0]
-    )
-    text = " ".join(text.split()).rstrip(". ")
-    return text if len(text) <= 300 else text[:297] + "..."
+    text = re.split("Full object config|config={", str(error).rpartition("Exception encountered:")[2])[0]
+    return in_one_line(" ".join(text.split()).rstrip(". "), 300)
 
 
 def homonym(name: str) -> str:

@@ -105,10 +105,10 @@ def last_line(error: BaseException) -> str:
     return in_one_line(f"{type(error).__name__}: {text}".rstrip().removesuffix(":"))
 
 
-def in_one_line(text: str) -> str:
-    """The text with single spaces, cut at 400 characters."""
+def in_one_line(text: str, longest: int = 400) -> str:
+    """The text with single spaces, cut at this many characters."""
     line = " ".join(text.split())
-    return line if len(line) <= 400 else line[:397] + "..."
+    return line if len(line) <= longest else line[: longest - 3] + "..."
 
 
 def _import_file(file: str, option: str, advice: str) -> tuple[types.ModuleType, UserImport]:

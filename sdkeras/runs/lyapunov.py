@@ -14,8 +14,8 @@ from sdkeras.dimension.lyapunov import lyapunov_dimension
 from sdkeras.dimension.same_steps import SameSteps, over_same_steps
 from sdkeras.errors import Interrupted
 from sdkeras.estimators.select import estimate
-from sdkeras.files import models
 from sdkeras.files.archive import Nested
+from sdkeras.files.data_fit import check_data
 from sdkeras.files.keras_types import Data, Model, Optimizer
 from sdkeras.linalg.operators import TangentFlow
 from sdkeras.operators import minibatches
@@ -167,7 +167,7 @@ def read_training(model: Model, data: Data, options: TrainingOptions, *, num_ste
         data, batch_size=options.batch_size, limit=options.samples, class_weight=options.class_weight
     )
     if isinstance(data, (tuple, list)):
-        models.check_data(fitted, *source.structure, own_loss=custom is not None)
+        check_data(fitted, *source.structure, own_loss=custom is not None)
     function = EmpiricalLoss(
         fitted, source, dtype=dtype, num_samples=_CHECKED_SAMPLES, seed=options.seed, loss_fn=custom
     )

@@ -10,7 +10,7 @@ from sdkeras.dimension import stability
 from sdkeras.dimension.exponents import ExponentMap, exponent_map
 from sdkeras.errors import ModelError
 from sdkeras.estimators.select import Chosen, chosen
-from sdkeras.files import models
+from sdkeras.files.data_fit import check_data
 from sdkeras.files.keras_types import Data, Model, Optimizer
 from sdkeras.linalg.operators import DiagonallyScaledOperator, DiagonallyShiftedOperator, SymmetricOperator
 from sdkeras.operators import minibatches
@@ -195,7 +195,7 @@ def read_problem(model: Model, data: Data, options: Options) -> tuple[Problem, N
             class_weight=options.class_weight,
         )
     if in_arrays:
-        models.check_data(fitted, *data.structure, own_loss=loss_fn is not None)
+        check_data(fitted, *data.structure, own_loss=loss_fn is not None)
     loss = EmpiricalLoss(
         fitted,
         data,

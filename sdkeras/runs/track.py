@@ -18,6 +18,7 @@ from sdkeras.files import models
 from sdkeras.files.archive import Nested, load_checkpoint, save_checkpoint
 from sdkeras.files.atomic import shown
 from sdkeras.files.checkpoints import WEIGHTS_SUFFIX, digest, in_order
+from sdkeras.files.data_fit import check_data
 from sdkeras.files.keras_types import Config, Data, Model
 from sdkeras.operators import minibatches
 from sdkeras.operators.batch_loss import keras_structure
@@ -253,7 +254,7 @@ class _Tracking:
             return self.monitor, note
         if self.test is not None:
             try:
-                models.check_data(model, *_parts(self.test))
+                check_data(model, *_parts(self.test))
             except DataError as error:
                 raise DataError(f"test data: {error}") from error
         data = self.data if isinstance(self.data, (tuple, list)) else self.source

@@ -105,12 +105,12 @@ def test_another_backend_is_refused(files: Path) -> None:
 
 
 def test_ctrl_c_outside_the_runs_is_a_short_message(files: Path, tmp_path: Path, in_process, monkeypatch) -> None:
-    from sdkeras.files import models
+    from sdkeras.files import dataset
 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(models, "load_training_data", interrupt)
+    monkeypatch.setattr(dataset, "load_training_data", interrupt)
     out = tmp_path / "run.json"
     status, _, err = in_process("analyze", files / "model.keras", "--data", files / "data.npz", "--json", out)
     assert status == 130

@@ -36,7 +36,7 @@ def fourth(model, batch):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    from sdkeras.files.models import load_custom_objects
+    from sdkeras.files.user_code import load_custom_objects
 
     folder = tmp_path_factory.mktemp("loss")
     (folder / "task.py").write_text(CODE)

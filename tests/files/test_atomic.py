@@ -57,13 +57,11 @@ def test_no_writer_follows_a_link(tmp_path: Path, outside: Path, writer: str) ->
     name, write = WRITERS[writer]
     (tmp_path / "folder").mkdir()
     place = tmp_path / "folder" / name
-    place.symlink_to(outside)
-    with pytest.raises(SdkerasError, match="is a link, and only"):
-        write(place)
-    place.unlink()
-    place.symlink_to(tmp_path / "made by no one")
-    with pytest.raises(SdkerasError, match="is a link, and only"):
-        write(place)
+    for target in (outside, tmp_path / "made by no one"):
+        place.symlink_to(target)
+        with pytest.raises(SdkerasError, match="is a link, and only"):
+            write(place)
+        place.unlink()
     assert outside.read_text() == "precious"
     assert names(tmp_path) == ["folder", "outside.txt"]
 
@@ -73,18 +71,17 @@ def test_no_writer_opens_a_second_name_or_what_is_no_file(tmp_path: Path, outsid
     name, write = WRITERS[writer]
     (tmp_path / "folder").mkdir()
     place = tmp_path / "folder" / name
-    os.link(outside, place)
-    with pytest.raises(SdkerasError, match=r"is a file with 2 names \(hard links\)"):
-        write(place)
+    kinds = {
+        r"a file with 2 names \(hard links\)": lambda: os.link(outside, place),
+        "a FIFO": lambda: os.mkfifo(place),
+        "a folder": place.mkdir,
+    }
+    for kind, make in kinds.items():
+        make()
+        with pytest.raises(SdkerasError, match=f"is {kind}, and only"):
+            write(place)
+        place.rmdir() if place.is_dir() else place.unlink()
     assert outside.read_text() == "precious"
-    place.unlink()
-    os.mkfifo(place)
-    with pytest.raises(SdkerasError, match="is a FIFO, and only"):
-        write(place)
-    place.unlink()
-    place.mkdir()
-    with pytest.raises(SdkerasError, match="is a folder, and only"):
-        write(place)
 
 
 def test_a_file_with_a_second_name_is_replaced_under_its_own_only(tmp_path: Path, outside: Path) -> None:
@@ -210,20 +207,15 @@ write_whole(sys.argv[1], lambda file: (file.write(b"half"), file.flush(), os.kil
 def test_what_a_killed_writer_has_left_is_removed_by_the_next_and_nothing_else(tmp_path: Path) -> None:
     target, other = tmp_path / "run.npz", tmp_path / "other.npz"
     leftover(target), leftover(target)
-    kept = [
-        leftover(other).name,
-        ".run.npz.part",
-        ".run.npz.0123abcd.partly",
-        "run.npz.0123abcd.part",
-        ".run.npz.x.part",
-    ]
-    for name in kept[1:]:
+    alike = [".run.npz.part", ".run.npz.0123abcd.partly", "run.npz.0123abcd.part", ".run.npz.x.part"]
+    for name in alike:
         (tmp_path / name).touch()
+    others = leftover(other).name
     save_checkpoint(target, 1)
-    assert names(tmp_path) == sorted([*kept, "run.npz"])
+    assert names(tmp_path) == sorted([*alike, others, "run.npz"])
     with only_writer(other, ADVICE):
         pass
-    assert names(tmp_path) == sorted([*kept[1:], "run.npz"])
+    assert names(tmp_path) == sorted([*alike, "run.npz"])
 
 
 def test_the_temporary_file_of_a_living_writer_stays(tmp_path: Path) -> None:
@@ -274,21 +266,12 @@ def test_long_names_that_differ_at_their_ends_have_temporary_files_of_their_own(
     assert beside(tmp_path / ("a" * 254 + "b"), ".lock") != beside(tmp_path / ("a" * 254 + "c"), ".lock")
 
 
-@pytest.mark.parametrize(
-    ("path", "words"),
-    [
-        ("runs/a-1_b.json", "runs/a-1_b.json"),
-        ("Größe.json", "Größe.json"),
-        ("two words.json", "'two words.json'"),
-        ("it's", '"it\'s"'),
-        ("new\nline", r"'new\nline'"),
-        ("\x1b[31mred", r"'\x1b[31mred'"),
-        ("\udc80", r"'\udc80'"),
-        ("", "''"),
-    ],
-)
-def test_names_in_messages_are_quoted_where_they_must_be(path: str, words: str) -> None:
-    assert shown(path) == words
+def test_names_in_messages_are_quoted_where_they_must_be() -> None:
+    for clear in ("runs/a-1_b.json", "Größe.json"):
+        assert shown(clear) == clear
+    words = {"two words.json": "'two words.json'", "it's": '"it\'s"', "": "''"}
+    words |= {"new\nline": r"'new\nline'", "\x1b[31mred": r"'\x1b[31mred'", "\udc80": r"'\udc80'"}
+    assert {path: shown(path) for path in words} == words
 
 
 def test_an_input_is_called_what_it_is(tmp_path: Path) -> None:

@@ -180,7 +180,8 @@ def changed_h5(content: bytes, chance: random.Random) -> bytes:
     with h5py.File(io.BytesIO(content), "r") as file, h5py.File(made, "w") as copy:
         for name, text in file.attrs.items():
             if chance.random() < 0.6:
-                other = changed_text(text.encode(), chance)
+                change = changed_text if text.startswith("{") else mutated
+                other = change(text.encode(), chance)
                 text = chance.choice([other, np.frombuffer(other, np.uint8), 3, np.zeros((2, 2)), h5py.Empty("f")])
             with contextlib.suppress(ValueError, OSError):  # too large for an attribute, NUL in a text
                 copy.attrs[name] = np.bytes_(text) if isinstance(text, bytes) else text

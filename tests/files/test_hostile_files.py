@@ -4,13 +4,11 @@ The lower bound of Keras in pyproject.toml is the first version with which all o
 """
 
 import contextlib
-import io
-import json
+import os
 import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,9 @@ import h5py
 import keras
 import numpy as np
 import pytest
+from keras.src.saving.serialization_lib import in_safe_mode
 
-from file_checks import refused
+from file_checks import refused, rewritten, with_config, with_weights
 from sdkeras.errors import ModelError
 from sdkeras.files.models import compile_problem, load_model, load_weights
 
@@ -39,34 +38,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def rewritten(source: Path, target: Path, **members: Callable[[bytes], bytes]) -> Path:
-    """The archive with members changed; names have '.' written as '_'."""
-    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
-        for name in old.namelist():
-            change = members.get(name.replace(".", "_"))
-            new.writestr(name, old.read(name) if change is None else change(old.read(name)))
-    return target
-
-
-def with_config(source: Path, target: Path, change: Callable[[dict[str, Any]], None]) -> Path:
-    def edit(text: bytes) -> bytes:
-        config = json.loads(text)
-        change(config)
-        return json.dumps(config).encode()
-
-    return rewritten(source, target, config_json=edit)
-
-
-def with_weights(source: Path, target: Path, change: Callable[[h5py.File], None]) -> Path:
-    def edit(content: bytes) -> bytes:
-        buffer = io.BytesIO(content)
-        with h5py.File(buffer, "r+") as file:
-            change(file)
-        return buffer.getvalue()
-
-    return rewritten(source, target, model_weights_h5=edit)
-
-
 def kernel_of(file: h5py.File) -> tuple[Any, str]:
     """The group and name of the first matrix in a file of weights."""
     places: list[str] = []
@@ -75,45 +46,19 @@ def kernel_of(file: h5py.File) -> tuple[Any, str]:
     return file[group], name
 
 
-def command(marker: Path) -> str:
-    return f"touch {marker}"
-
-
 def injections(marker: Path) -> dict[str, dict[str, Any]]:
     """Serialised objects that would write the marker if somebody called what they name."""
-    return {
-        "function of a module": {"module": "os", "class_name": "system", "config": command(marker)},
-        "class of a module": {
-            "module": "subprocess",
-            "class_name": "Popen",
-            "config": {"args": ["touch", str(marker)]},
-            "registered_name": None,
-        },
-        "builtin": {
-            "module": "builtins",
-            "class_name": "exec",
-            "config": {"source": f"open({str(marker)!r}, 'w')"},
-            "registered_name": "exec",
-        },
-        "function by name": {
-            "module": "builtins",
-            "class_name": "function",
-            "config": "os.system",
-            "registered_name": "function",
-        },
-        "function that loads code": {
-            "module": "keras.src.utils.python_utils",
-            "class_name": "func_load",
-            "config": {"code": command(marker)},
-            "registered_name": None,
-        },
-        "enabling unsafe loading": {
-            "module": "keras.config",
-            "class_name": "enable_unsafe_deserialization",
-            "config": {},
-            "registered_name": "enable_unsafe_deserialization",
-        },
+    touch, unsafe = f"touch {marker}", "enable_unsafe_deserialization"
+    objects = {
+        "function of a module": ("os", "system", touch, None),
+        "class of a module": ("subprocess", "Popen", {"args": ["touch", str(marker)]}, None),
+        "builtin": ("builtins", "exec", {"source": f"open({str(marker)!r}, 'w')"}, "exec"),
+        "function by name": ("builtins", "function", "os.system", "function"),
+        "function that loads code": ("keras.src.utils.python_utils", "func_load", {"code": touch}, None),
+        "enabling unsafe loading": ("keras.config", unsafe, {}, unsafe),
     }
+    keys = ("module", "class_name", "config", "registered_name")
+    return {way: dict(zip(keys, values, strict=True)) for way, values in objects.items()}
 
 
 @pytest.mark.parametrize("name", sorted(injections(Path("x"))))
@@ -141,8 +86,6 @@ def test_no_module_is_injected(files: Path, tmp_path: Path, name: str, place: st
     else:
         refused(load_model, path)
     assert not marker.exists()
-    from keras.src.saving.serialization_lib import in_safe_mode
-
     assert in_safe_mode() in (None, True)
 
 
@@ -158,52 +101,32 @@ def test_no_stored_code_runs(tmp_path: Path, kind: str) -> None:
         "model.compile('sgd', 'mse')\n"
         "model.save(sys.argv[1])\n"
     )
-    subprocess.run([sys.executable, "-c", code, str(path)], check=True, env={**_environment(), "MARKER": str(marker)})
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True, env={**os.environ, "MARKER": str(marker)})
     marker.unlink(missing_ok=True)
     refused(load_model, path, says=("Lambda",))
     assert not marker.exists()
 
 
-def _environment() -> dict[str, str]:
-    import os
-
-    return {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
-
-
-@pytest.mark.parametrize("layer", ["StringLookup", "IntegerLookup", "TextVectorization"])
-def test_no_vocabulary_is_read_from_outside(files: Path, tmp_path: Path, layer: str) -> None:
+@pytest.mark.parametrize(
+    ("layer", "field", "says"),
+    [
+        ("StringLookup", "vocabulary", ""),
+        ("IntegerLookup", "vocabulary", ""),
+        ("TextVectorization", "vocabulary", ""),
+        ("TFSMLayer", "filepath", "a SavedModel outside of it"),
+    ],
+)
+def test_no_layer_reads_from_outside(files: Path, tmp_path: Path, layer: str, field: str, says: str) -> None:
     secret = tmp_path / "secret.txt"
     secret.write_text("1\n2\n3\n")
+    settings = {"name": "outside", field: str(secret)}
+    inserted = {"module": "keras.layers", "class_name": layer, "config": settings, "registered_name": None}
 
     def change(config: dict[str, Any]) -> None:
-        config["config"]["layers"].insert(
-            1,
-            {
-                "module": "keras.layers",
-                "class_name": layer,
-                "config": {"name": "lookup", "vocabulary": str(secret)},
-                "registered_name": None,
-            },
-        )
+        config["config"]["layers"].insert(1, inserted)
 
     path = with_config(files / "model.keras", tmp_path / "evil.keras", change)
-    assert not re.search("Lambda|safe_mode", refused(load_model, path))
-
-
-def test_no_saved_model_is_loaded_from_outside(files: Path, tmp_path: Path) -> None:
-    def change(config: dict[str, Any]) -> None:
-        config["config"]["layers"].insert(
-            1,
-            {
-                "module": "keras.layers",
-                "class_name": "TFSMLayer",
-                "config": {"name": "outside", "filepath": str(tmp_path / "saved"), "call_endpoint": "serve"},
-                "registered_name": None,
-            },
-        )
-
-    path = with_config(files / "model.keras", tmp_path / "evil.keras", change)
-    assert "safe_mode" not in refused(load_model, path, says=("a SavedModel outside of it",))
+    assert not re.search("Lambda|safe_mode", refused(load_model, path, says=(says,)))
 
 
 @pytest.mark.parametrize("kind", ["link", "soft link", "external storage"])
@@ -253,7 +176,8 @@ def test_nothing_is_written_outside(files: Path, tmp_path: Path, name: str) -> N
 
 
 _LOAD = """
-import resource, sys
+import os, resource, sys
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 import tensorflow, keras
 from sdkeras.errors import ModelError
 from sdkeras.files.models import load_model
@@ -285,7 +209,6 @@ def test_a_shape_that_stands_for_terabytes_is_refused(files: Path, tmp_path: Pat
         capture_output=True,
         text=True,
         timeout=120,
-        env=_environment(),
     )
     assert answer.returncode == 0, answer.stderr[-2000:]
     assert answer.stdout.startswith("refused: ")

@@ -51,15 +51,24 @@ def written(folder, name, change=lambda file: None):
     return str(path)
 
 
-def outputs(model):
-    """The outputs of tanh and linear layers in NumPy and float64."""
+def outputs(model, activation=np.tanh):
+    """The outputs of two layers, the second linear, in NumPy and float64."""
     w, b, v, c = (np.asarray(weight, np.float64) for weight in model.trainable_variables)
-    return np.tanh(X @ w + b) @ v + c
+    return activation(X @ w + b) @ v + c
 
 
-def huber(error, delta):
-    small = np.abs(error) <= delta
-    return float(np.mean(np.where(small, error**2 / 2, delta * np.abs(error) - delta**2 / 2)))
+def problem_of(loaded, targets=CLASSES):
+    return read_problem(loaded, (X, targets), Options(batch_size=8))[0]
+
+
+def changed_config(**entries):
+    """Other entries for a file's training configuration."""
+
+    def change(file):
+        attributes = file["h5"]["attrs"]
+        attributes["training_config"] = json.dumps({**json.loads(attributes["training_config"]), **entries})
+
+    return change
 
 
 @pytest.mark.parametrize("name", ["adam.h5", "adam.keras"])
@@ -68,7 +77,9 @@ def test_adam_with_a_schedule_and_a_loss_object(tmp_path, name):
     loaded = load_model(written(tmp_path, name))
     assert "written" not in (compile_problem(loaded) or "written by")
     problem, notes = read_problem(loaded, (X, TARGETS), Options(batch_size=8))
-    assert problem.loss.value() == pytest.approx(huber(outputs(loaded) - TARGETS, 0.1), rel=1e-5)
+    error = np.abs(outputs(loaded) - TARGETS)
+    huber = np.mean(np.where(error <= 0.1, error**2 / 2, 0.1 * error - 0.1**2 / 2))
+    assert problem.loss.value() == pytest.approx(float(huber), rel=1e-5)
     assert problem.loss_words == "huber:delta=0.1"
     # CosineDecay(0.5, 10) after 4 steps
     assert (problem.optimizer.name, problem.optimizer.iterations) == ("Adam", 4)
@@ -93,7 +104,7 @@ def test_an_analysis_of_adam_has_all_its_numbers(tmp_path):
 
 def test_momentum_is_the_file_s(tmp_path):
     loaded = load_model(written(tmp_path, "sgd.h5"))
-    problem = read_problem(loaded, (X, CLASSES), Options(batch_size=8))[0]
+    problem = problem_of(loaded)
     assert (problem.rate, problem.optimizer.momentum, problem.optimizer.iterations) == (0.25, pytest.approx(0.9), 4)
     assert problem.exponents.name == "heavy-ball"
     assert "could not be restored" in compile_problem(loaded)
@@ -104,7 +115,7 @@ def test_momentum_is_the_file_s(tmp_path):
 def test_an_optimizer_without_slots_loses_nothing(tmp_path):
     loaded = load_model(written(tmp_path, "plain.h5"))
     assert compile_problem(loaded) is None
-    problem = read_problem(loaded, (X, CLASSES), Options(batch_size=8))[0]
+    problem = problem_of(loaded)
     assert (problem.rate, problem.optimizer.iterations, problem.exponents.name) == (0.25, 4, "sgd")
     logits = outputs(loaded)
     chosen = logits[np.arange(8), CLASSES]
@@ -113,7 +124,7 @@ def test_an_optimizer_without_slots_loses_nothing(tmp_path):
 
 def test_decay_of_a_legacy_optimizer(tmp_path):
     """rate / (1 + decay * iterations), which Keras 3 ignores."""
-    problem = read_problem(load_model(written(tmp_path, "legacy.h5")), (X, TARGETS), Options(batch_size=8))[0]
+    problem = problem_of(load_model(written(tmp_path, "legacy.h5")), TARGETS)
     assert (problem.optimizer.name, problem.optimizer.iterations) == ("Adam", 4)
     assert problem.rate == pytest.approx(0.5 / (1 + 0.25 * 4), rel=1e-6)
     loaded = load_model(written(tmp_path, "legacy.keras"))
@@ -122,9 +133,8 @@ def test_decay_of_a_legacy_optimizer(tmp_path):
 
 def test_a_functional_model_in_h5(tmp_path):
     loaded = load_model(written(tmp_path, "functional.h5"))
-    w, b, v, c = (np.asarray(weight, np.float64) for weight in loaded.trainable_variables)
-    error = (X @ w + b) @ v + c - TARGETS
-    problem = read_problem(loaded, (X, TARGETS), Options(batch_size=8))[0]
+    error = outputs(loaded, activation=np.positive) - TARGETS
+    problem = problem_of(loaded, TARGETS)
     assert problem.loss.value() == pytest.approx(float(np.mean(error**2)), rel=1e-5)
     assert problem.optimizer.name == "RMSprop"
 
@@ -133,8 +143,10 @@ def test_a_functional_model_in_h5(tmp_path):
     ("name", "parts"),
     [
         ("functional.keras", ("'Functional'", "model.save('model.h5')")),
-        ("operations.h5", ("TFOpLambda", "set_weights(old_model.get_weights())", "save('model.keras')")),
-        ("operations.keras", ("TFOpLambda", "set_weights(old_model.get_weights())", "save('model.keras')")),
+        *(
+            (f"operations{kind}", ("TFOpLambda", "set_weights(old_model.get_weights())", "save('model.keras')"))
+            for kind in (".h5", ".keras")
+        ),
         ("lstm.h5", ("time_major", "set_weights(old_model.get_weights())")),
     ],
 )
@@ -151,10 +163,8 @@ def test_what_keras_3_cannot_build_says_what_to_do(tmp_path, name, parts):
 
 def test_a_compiled_part_that_cannot_be_made_is_named_with_its_version(tmp_path):
     def change(file):
-        attributes = file["h5"]["attrs"]
-        attributes["keras_version"] = "2.2.4-tf"
-        stored = json.loads(attributes["training_config"])
-        attributes["training_config"] = json.dumps({**stored, "loss": "penalised"})
+        file["h5"]["attrs"]["keras_version"] = "2.2.4-tf"
+        changed_config(loss="penalised")(file)
 
     loaded = load_model(written(tmp_path, "adam.h5", change))
     assert not getattr(loaded, "compiled", False)
@@ -164,11 +174,6 @@ def test_a_compiled_part_that_cannot_be_made_is_named_with_its_version(tmp_path)
 
 
 def test_old_names_of_the_rate(tmp_path):
-    def change(file):
-        attributes = file["h5"]["attrs"]
-        stored = json.loads(attributes["training_config"])
-        stored["optimizer_config"] = {"class_name": "SGD", "config": {"lr": 0.125, "momentum": 0.5, "decay": 0.0}}
-        attributes["training_config"] = json.dumps(stored)
-
-    problem = read_problem(load_model(written(tmp_path, "sgd.h5", change)), (X, CLASSES), Options(batch_size=8))[0]
+    config = {"class_name": "SGD", "config": {"lr": 0.125, "momentum": 0.5, "decay": 0.0}}
+    problem = problem_of(load_model(written(tmp_path, "sgd.h5", changed_config(optimizer_config=config))))
     assert (problem.rate, problem.optimizer.momentum) == (0.125, 0.5)

@@ -1,6 +1,5 @@
 """Saved models come back as they were, and what is wrong with a file is said in one line."""
 
-import io
 import json
 import os
 import re
@@ -13,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 
-from file_checks import X, Y, refused, tiny
+from file_checks import X, Y, refused, saved, tiny, with_weights
 from sdkeras.errors import SdkerasError
 from sdkeras.files.dataset import load_data
 from sdkeras.files.models import compile_problem, load_model
@@ -34,8 +33,7 @@ def test_model_comes_back_with_weights_loss_and_optimizer_state(trained, name):
 
 @pytest.mark.parametrize("loss", ["mse", "MAE", "bce"])
 def test_h5_keeps_the_short_loss_names_that_keras_cannot_read_back(tmp_path, loss):
-    path = str(tmp_path / "short.h5")
-    tiny(loss=loss).save(path)
+    path = saved(tiny(loss=loss), tmp_path / "short.h5")
     with pytest.raises(ValueError, match="not a KerasSaveable"):
         keras.saving.load_model(path)
     loaded = load_model(path)
@@ -46,37 +44,38 @@ def test_h5_keeps_the_short_loss_names_that_keras_cannot_read_back(tmp_path, los
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "bfloat16"])
 def test_reduced_precision_is_accepted(tmp_path, policy):
-    path = str(tmp_path / "half.keras")
-    keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, dtype=policy)]).save(path)
-    assert load_model(path).layers[0].dtype_policy.name == policy
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, dtype=policy)])
+    assert load_model(saved(model, tmp_path / "half.keras")).layers[0].dtype_policy.name == policy
 
 
-@pytest.mark.parametrize("name", ["none.keras", "none.h5", "no/such/none.keras"])
-def test_missing_file(tmp_path, name):
-    path = str(tmp_path / name)
-    refused(load_model, path, says=(path, "does not exist"))
-
-
-@pytest.mark.parametrize("path", ["a\0b.keras", "x" * 5000 + ".keras"])
-def test_impossible_path(path):
-    refused(load_model, path)
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("none.keras", "does not exist"),
+        ("none.h5", "does not exist"),
+        ("no/such/none.keras", "does not exist"),
+        ("a\0b.keras", ""),
+        ("x" * 5000 + ".keras", "cannot be opened"),
+    ],
+)
+def test_path_of_no_file(path, says):
+    refused(load_model, path, says=(repr(path), says))
 
 
 def test_folders(tmp_path):
     refused(load_model, tmp_path, says=(tmp_path, "a folder", "model.save('model.keras')"))
-    saved = tmp_path / "saved"
-    saved.mkdir()
-    (saved / "saved_model.pb").write_bytes(b"")
-    refused(load_model, saved, says=(saved, "SavedModel", "Keras 3", "model.save('model.keras')"))
+    (tmp_path / "saved_model.pb").write_bytes(b"")
+    refused(load_model, tmp_path, says=(tmp_path, "SavedModel", "Keras 3", "model.save('model.keras')"))
 
 
 def test_other_extension_and_empty_file(tmp_path):
-    other = tmp_path / "net.pt"
-    other.write_bytes(b"x")
-    refused(load_model, other, says=(other, "'.pt'", ".keras and .h5"))
-    for name in ("empty.keras", "empty.h5"):
-        (tmp_path / name).write_bytes(b"")
-        refused(load_model, tmp_path / name, says=(name, "empty"))
+    for name, content, says in (
+        ("net.pt", b"x", ("'.pt'", ".keras and .h5")),
+        ("empty.keras", b"", ("empty",)),
+        ("empty.h5", b"", ("empty",)),
+    ):
+        (tmp_path / name).write_bytes(content)
+        refused(load_model, tmp_path / name, says=(name, *says))
 
 
 @pytest.mark.parametrize("name", ["net.keras", "net.h5"])
@@ -98,11 +97,10 @@ def test_damaged_member_is_found_by_its_checksum(trained, tmp_path):
     refused(load_model, path, says=(path, "checksum", "model.weights.h5"))
 
 
-def test_swapped_names_of_the_two_formats(trained, tmp_path):
-    shutil.copy(trained[1] / "net.keras", tmp_path / "a.h5")
-    shutil.copy(trained[1] / "net.h5", tmp_path / "b.keras")
-    refused(load_model, tmp_path / "a.h5", says=("a.h5", "rename it to end in .keras"))
-    refused(load_model, tmp_path / "b.keras", says=("b.keras", "rename it to end in .h5"))
+@pytest.mark.parametrize(("kind", "other"), [(".keras", ".h5"), (".h5", ".keras")])
+def test_swapped_names_of_the_two_formats(trained, tmp_path, kind, other):
+    shutil.copy(trained[1] / f"net{kind}", tmp_path / f"a{other}")
+    refused(load_model, tmp_path / f"a{other}", says=(f"a{other}", f"rename it to end in {kind}"))
 
 
 def test_zip_without_a_model_and_h5_without_a_model(trained, tmp_path):
@@ -124,8 +122,8 @@ def test_config_that_is_no_model(tmp_path):
 
 @pytest.mark.parametrize("name", ["lambda.keras", "lambda.h5"])
 def test_lambda_layer_needs_unsafe(tmp_path, name):
-    path = str(tmp_path / name)
-    keras.Sequential([keras.Input((3,)), keras.layers.Lambda(lambda t: 2 * t), keras.layers.Dense(2)]).save(path)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Lambda(lambda t: 2 * t), keras.layers.Dense(2)])
+    path = saved(model, tmp_path / name)
     refused(load_model, path, says=(path, "Lambda", "`safe_mode=False`"))
     loaded = load_model(path, safe_mode=False)
     assert np.allclose(loaded.layers[0](np.ones((1, 3))), 2)
@@ -153,15 +151,10 @@ def test_a_fifo_is_refused_and_not_waited_for(tmp_path, name):
 
 
 def test_lost_optimizer_state_is_told(trained, tmp_path):
-    path = tmp_path / "lost.keras"
-    with zipfile.ZipFile(trained[1] / "net.keras") as old:
-        weights = io.BytesIO(old.read("model.weights.h5"))
-        with h5py.File(weights, "r+") as file:
-            del file["optimizer/vars/3"]
-        with zipfile.ZipFile(path, "w") as new:
-            for name in old.namelist():
-                new.writestr(name, weights.getvalue() if name == "model.weights.h5" else old.read(name))
-    loaded = load_model(str(path))
+    def lose(file):
+        del file["optimizer/vars/3"]
+
+    loaded = load_model(str(with_weights(trained[1] / "net.keras", tmp_path / "lost.keras", lose)))
     assert "optimizer's state" in compile_problem(loaded)
     assert loaded.compiled
 
@@ -169,9 +162,9 @@ def test_lost_optimizer_state_is_told(trained, tmp_path):
 def test_keras_file_that_lost_its_optimizer(tmp_path):
     model = tiny(optimizer=keras.optimizers.SGD(0.3))
     model.save(tmp_path / "first.h5")
-    model.save(tmp_path / "second.keras")
-    assert isinstance(keras.saving.load_model(tmp_path / "second.keras").optimizer, keras.optimizers.RMSprop)
-    loaded = load_model(str(tmp_path / "second.keras"))
+    path = saved(model, tmp_path / "second.keras")
+    assert isinstance(keras.saving.load_model(path).optimizer, keras.optimizers.RMSprop)
+    loaded = load_model(path)
     assert loaded.optimizer is None
     assert loaded.loss == model.loss
     assert "does not name its optimizer" in compile_problem(loaded)
@@ -186,9 +179,7 @@ def test_mixed_precision_keeps_its_optimizer_state_in_a_float32_session(tmp_path
         model.fit(X, np.eye(4)[Y], verbose=0)
     finally:
         keras.config.set_dtype_policy("float32")
-    path = str(tmp_path / f"mixed.{extension}")
-    model.save(path)
-    loaded = load_model(path)
+    loaded = load_model(saved(model, tmp_path / f"mixed.{extension}"))
     assert keras.config.dtype_policy().name == "float32"
     assert compile_problem(loaded) is None
     for ours_, theirs in zip(loaded.optimizer.variables, model.optimizer.variables, strict=True):
@@ -204,8 +195,7 @@ class OwnCompile(keras.Sequential):
 def test_model_with_a_compile_of_its_own(tmp_path):
     model = OwnCompile([keras.Input((3,)), keras.layers.Dense(2)])
     model.compile(rate=0.25)
-    path = str(tmp_path / "own.keras")
-    model.save(path)
+    path = saved(model, tmp_path / "own.keras")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -221,45 +211,52 @@ def test_weights_that_are_not_finite(tmp_path, value):
     kernel = np.asarray(model.layers[1].kernel).copy()
     kernel[2, 1] = value
     model.layers[1].kernel.assign(kernel)
-    path = str(tmp_path / "diverged.keras")
-    model.save(path)
+    path = saved(model, tmp_path / "diverged.keras")
     refused(load_model, path, says=(path, f"{model.layers[1].name}/kernel", "1 of 20", "NaN", "earlier checkpoint"))
 
 
-def test_weights_and_slots_that_are_not_finite_in_other_places(tmp_path):
+def with_nan_in_a_slot():
     model = tiny()
     model.optimizer.build(model.trainable_variables)
     model.optimizer.variables[3].assign(np.full(model.optimizer.variables[3].shape, np.nan))
-    path = str(tmp_path / "slot.keras")
-    model.save(path)
-    refused(load_model, path, says=(path, "optimizer variable", f"{model.layers[0].name}_kernel_velocity"))
+    return model
 
-    half = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, dtype="bfloat16")])
-    half.layers[0].bias.assign([0, np.inf, 0, 0])
-    path = str(tmp_path / "half.keras")
-    half.save(path)
-    refused(load_model, path, says=(path, "bias", "1 of 4"))
+
+def with_infinity_in_half_precision():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, dtype="bfloat16")])
+    model.layers[0].bias.assign([0, np.inf, 0, 0])
+    return model
+
+
+def quantised():
+    model = tiny(loss=None)
+    model.quantize("int8")
+    return model
+
+
+def frozen():
+    model = tiny()
+    model.trainable = False
+    return model
+
+
+def unbuilt():
+    return keras.Sequential([keras.layers.Dense(3)])
 
 
 @pytest.mark.filterwarnings("ignore:Layer InputLayer does not have a `quantize`")
-def test_quantised_model(tmp_path):
-    model = tiny(loss=None)
-    model.quantize("int8")
-    path = str(tmp_path / "int8.keras")
-    model.save(path)
-    refused(load_model, path, says=(path, "quantised", model.layers[0].name, "before quantize()"))
-
-
-def test_model_without_trainable_parameters(tmp_path):
-    model = tiny()
-    model.trainable = False
-    path = str(tmp_path / "frozen.keras")
-    model.save(path)
-    refused(load_model, path, says=(path, "no trainable parameters", "4 variables", "trainable = True"))
-
-
 @pytest.mark.filterwarnings("ignore:You are saving a model that has not yet been built")
-def test_model_that_was_never_built(tmp_path):
-    path = str(tmp_path / "unbuilt.keras")
-    keras.Sequential([keras.layers.Dense(3)]).save(path)
-    refused(load_model, path, says=(path, "before it was built", "save it again"))
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [
+        (with_nan_in_a_slot, ("optimizer variable", "{0}_kernel_velocity")),
+        (with_infinity_in_half_precision, ("bias", "1 of 4")),
+        (quantised, ("quantised", "{0}", "before quantize()")),
+        (frozen, ("no trainable parameters", "4 variables", "trainable = True")),
+        (unbuilt, ("before it was built", "save it again")),
+    ],
+)
+def test_models_that_cannot_be_analysed(tmp_path, made, says):
+    model = made()
+    path = saved(model, tmp_path / "model.keras")
+    refused(load_model, path, says=(path, *(part.format(model.layers[0].name) for part in says)))
