@@ -6,7 +6,6 @@ Arrays are checked here, wherever they come from: numbers or text, finite, of on
 from __future__ import annotations
 
 import contextlib
-import functools
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,15 +42,9 @@ def load_data(spec: str) -> Data:
         arrays named `x/NAME`, `y/NAME` and become dictionaries;
         `X.npy,Y.npy` (or `X.npy,Y.npy,W.npy` with sample weights);
         a folder written by `tf.data.Dataset.save`;
-        `module:callable`, see `sdkeras.files.user_code`: returns (x, y[, sample_weight]), a dictionary with the keys of
-        an .npz file, a `tf.data.Dataset` or a `keras.utils.PyDataset`.
-
-    Returns:
-        (x, y) or (x, y, sample_weight) of arrays (or structures of them), or the Dataset or PyDataset itself.
-
-    Raises:
-        DataError: Missing or unreadable, without the arrays expected, of unequal lengths, empty, not numeric,
-            or not finite. Batches of a Dataset are checked where they are read.
+        `module:callable`: returns (x, y[, sample_weight]), a dictionary with the keys of an .npz file, a
+        `tf.data.Dataset` or a `keras.utils.PyDataset`.
+    Arrays come back checked; the batches of a Dataset or PyDataset are checked where they are read.
     """
     return _returned(f"data of {spec!r}", call_user_function(spec)) if _names_function(spec) else _from_disk(spec)
 
@@ -127,15 +120,14 @@ def _from_disk(spec: str) -> Data:
 def _from_npz(path: str) -> tuple[Data, ...]:
     where = f"data {path!r}"
     with _open(path, ".npz") as stream:
-        # NumPy would leave open what it fails to read.
-        with _read(repr(path), lambda: np.load(stream, allow_pickle=False)) as archive:
-            stored = functools.partial(_stored, path, archive)
-            return checked_arrays(where, _chosen(where, list(archive), stored))
+        with _reading(repr(path)):
+            archive = np.load(stream, allow_pickle=False)
 
+        def stored(name: str) -> Data:
+            with _reading(f"{path!r} ({name!r})"):
+                return archive[name]
 
-def _stored(path: str, archive: Mapping[str, Data], name: str) -> Data:
-    """One array of an .npz file, which is read only now."""
-    return _read(f"{path!r} ({name!r})", lambda: archive[name])
+        return checked_arrays(where, _chosen(where, list(archive), stored))
 
 
 def _from_npy(spec: str) -> tuple[Data, ...]:
@@ -147,9 +139,9 @@ def _from_npy(spec: str) -> tuple[Data, ...]:
         )
     arrays = []
     for path in paths:
-        with _open(path, ".npy"):
+        with _open(path, ".npy"), _reading(repr(path)):
             # Mapped, since it may be larger than the memory.
-            arrays.append(_read(repr(path), functools.partial(np.load, path, mmap_mode="r", allow_pickle=False)))
+            arrays.append(np.load(path, mmap_mode="r", allow_pickle=False))
     return checked_arrays(f"data {spec!r}", arrays)
 
 
@@ -174,12 +166,13 @@ def _open(path: str, kind: str) -> Iterator[BinaryIO]:
         yield stream
 
 
-def _read(where: str, read: Callable[[], Data]) -> Data:
-    """Call `read` and report its failures as those of the file that `where` names."""
+@contextlib.contextmanager
+def _reading(where: str) -> Iterator[None]:
+    """Scope whose failures are those of the file that `where` names."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # NumPy's, of headers that are damaged
-            return read()
+            yield
     except Exception as error:
         if "allow_pickle" in str(error) or "Python objects in dtype" in str(error):
             raise DataError(
