@@ -153,7 +153,7 @@ def _open(path: str, kind: str) -> Iterator[BinaryIO]:
         stream = open(path, "rb")  # noqa: SIM115  # closed below
     except FileNotFoundError as error:
         raise DataError(f"data file {path!r} does not exist; check the path.") from error
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a NUL in the name
         raise DataError(f"data file {path!r} cannot be read: {last_line(error)}.") from error
     with stream:
         start = stream.read(6)
