@@ -74,7 +74,7 @@ def load_both(spec: str) -> tuple[Data, Data]:
     Raises:
         DataError: As for `load_data`, or it does not return two parts.
     """
-    if not _CALLABLE.fullmatch(spec):
+    if not is_function(spec):
         raise DataError(f"data {spec!r} are those of training only; give those of the test as well.")
     both = call_user_function(spec)
     if not (isinstance(both, (tuple, list)) and len(both) == 2):
@@ -93,9 +93,14 @@ def _is_both(data: Data) -> bool:
     return len(train) == len(labels) and len(test) == len(test_labels) and len(train) != len(test)
 
 
+def is_function(spec: str) -> bool:
+    """Whether it has the form of `module:callable`."""
+    return _CALLABLE.fullmatch(spec) is not None
+
+
 def _names_function(spec: str) -> bool:
     """Whether it is `module:callable`, not the name of a file that looks like it."""
-    return _CALLABLE.fullmatch(spec) is not None and not spec.endswith((".npz", ".npy")) and not _exists(spec)
+    return is_function(spec) and not spec.endswith((".npz", ".npy")) and not _exists(spec)
 
 
 def _exists(spec: str) -> bool:
