@@ -22,6 +22,8 @@ class Stream(enum.IntEnum):
     START_FRAME = 12
     SUBSAMPLES = 20  # of iterates, by repeat
     ROTATIONS = 20  # of the test operators
+    RESAMPLED_RUNS = 21
+    RESAMPLED_GROUPS = 22  # by setting
     PROJECTION = 23
     EXAMPLES = 24
 

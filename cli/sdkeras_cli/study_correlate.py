@@ -17,13 +17,12 @@ def command(folder: str, quiet: bool) -> int:
     Writes runs.csv, correlations.csv, correlations.json, heat_map.png, heat_map.svg and study.html into DIR.
     """
     from sdkeras.reporting.terminal import render
-    from sdkeras.study.page import study_report
-    from sdkeras.study.reports import FILES, correlate_study
+    from sdkeras.study.page import FILES, correlate_study
 
-    results, correlations = correlate_study(folder)
+    report = correlate_study(folder)
     if not quiet:
         from sdkeras_cli.console import console
 
-        console().print(render(study_report(results, correlations)))
+        console().print(render(report))
         click.echo(f"written: {', '.join(FILES)} in {click.format_filename(folder)}")
     return 0

@@ -18,7 +18,7 @@ def command(folder: str, quiet: bool) -> int:
 
     Writes accuracy_gap.png, accuracy_gap.svg, loss_gap.png and loss_gap.svg into DIR.
     """
-    from sdkeras.study.reports import plot_study
+    from sdkeras.study.page import plot_study
 
     names = plot_study(folder)
     if not quiet:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import attrs
 import numpy as np
 import scipy.stats
 
+from sdkeras import seeds
 from sdkeras.errors import SdkerasError
 from sdkeras.reporting.csv_text import as_csv
 from sdkeras.reporting.numbers import ABSENT
 from sdkeras.results.arrays import FloatArray, Value
 from sdkeras.results.document import SCHEMA_VERSION, Document
+
+# (size, stream, indices) -> how often each of `size` units occurs in each resample, shape [resamples, size].
+_Resampler = Callable[..., FloatArray]
 
 TARGETS = ("accuracy_gap", "loss_gap")
 _CONFIDENCE = 0.95
@@ -23,13 +27,9 @@ FEWEST_RESAMPLED = 5
 
 @attrs.frozen(kw_only=True)
 class Run:
-    """One trained model.
+    """One trained model: its hyperparameters (the seed among them if runs differ in it), measures and |train - test|.
 
-    Attributes:
-        settings: Its hyperparameters, the seed among them if runs differ in it.
-        measures: Numbers that may correlate with generalization; None or NaN where there is none.
-        accuracy_gap: |train accuracy - test accuracy|, or None.
-        loss_gap: |train loss - test loss|, or None.
+    None or NaN stands for a number that is not there.
     """
 
     settings: Mapping[str, Value]
@@ -43,7 +43,6 @@ class Granulated:
     """psi of one hyperparameter: the mean of tau-b over groups of runs that differ in nothing else.
 
     Attributes:
-        setting: The hyperparameter.
         psi: The mean, or None where no group has a tau-b.
         interval: 95 % bootstrap interval over groups; None below 5 groups, or where all have the same tau-b.
         num_groups: Groups in the mean.
@@ -62,7 +61,6 @@ class MeasureCorrelation:
     """The correlation of one measure with one gap.
 
     Attributes:
-        measure: Name of the measure.
         target: 'accuracy_gap' or 'loss_gap'.
         tau_b: Kendall's tau-b over all runs; None where it is undefined (fewer than 2 runs, or all values equal).
         interval: 95 % bootstrap interval of it over runs; None below 5 runs.
@@ -95,9 +93,7 @@ class Correlations(Document):
     Attributes:
         rows: One for each measure and gap.
         settings: Hyperparameters that vary and have a psi, in the order of the first run.
-        num_runs: Runs in the table.
-        num_resamples: Resamples of the bootstrap.
-        seed: Seed for the bootstrap.
+        num_resamples, seed: Of the bootstrap.
     """
 
     DOCUMENT = "correlations"
@@ -173,15 +169,20 @@ def correlate(
     names = _setting_names(runs)
     settings = tuple(name for name in names if name not in held and len({run.settings[name] for run in runs}) > 1)
     groups = {name: _groups(runs, name, names) for name in settings}
-    measures = list(dict.fromkeys(name for run in runs for name in run.measures))
+    measures = dict.fromkeys(name for run in runs for name in run.measures)
     gaps = {target: _values([getattr(run, target) for run in runs]) for target in TARGETS}
-    targets = [target for target, values in gaps.items() if not np.all(np.isnan(values))]
-    if not measures or not targets:
+    gaps = {target: values for target, values in gaps.items() if not np.all(np.isnan(values))}
+    if not measures or not gaps:
         raise SdkerasError("the runs have no measure, or neither an accuracy gap nor a loss gap; give both sides.")
-    rows, bootstrap = [], _Bootstrap(num_resamples, seed)
+
+    def counts(size: int, stream: seeds.Stream, *indices: int) -> FloatArray:
+        draw = seeds.generator(seed, stream, *indices).multinomial
+        return draw(size, np.full(size, 1 / size), size=num_resamples).astype(np.float64)
+
+    rows = []
     for measure in measures:
         values = _values([run.measures.get(measure) for run in runs])
-        rows += [_row((measure, target), values, gaps[target], groups, bootstrap) for target in targets]
+        rows += [_row((measure, target), values, gap, groups, counts) for target, gap in gaps.items()]
     return Correlations(tuple(rows), settings, len(runs), num_resamples, seed)
 
 
@@ -196,7 +197,7 @@ def kendall_tau_b(first: FloatArray, second: FloatArray, counts: FloatArray | No
         counts: How often each occurs, shape [tables, n]; None for once.
 
     Returns:
-        Shape [tables]; NaN where all values of one side are equal.
+        Shape [tables]; NaN where all values of one side are equal, or fewer than 2.
     """
     signs = []
     for values in (first, second):
@@ -221,51 +222,41 @@ def coefficient(value: float | None, interval: tuple[float, float] | None = None
     return f"{first} [{', '.join(ends)}]" if ends else first
 
 
-@attrs.frozen
-class _Bootstrap:
-    num_resamples: int
-    seed: int
-
-    def counts(self, size: int, *stream: int) -> FloatArray:
-        """How often each of `size` units occurs in each resample, shape [resamples, size]."""
-        if not size:
-            return np.zeros((self.num_resamples, 0))
-        generator = np.random.default_rng([self.seed, *stream])
-        return generator.multinomial(size, np.full(size, 1 / size), size=self.num_resamples).astype(np.float64)
-
-
 def _row(
     names: tuple[str, str],
     values: FloatArray,
     gap: FloatArray,
     groups: Mapping[str, Sequence[FloatArray]],
-    bootstrap: _Bootstrap,
+    counts: _Resampler,
 ) -> MeasureCorrelation:
     known = ~(np.isnan(values) | np.isnan(gap))
     count = int(np.count_nonzero(known))
     first, second = values[known], gap[known]
     tau, p_value = scipy.stats.kendalltau(first, second) if count > 1 else (math.nan, math.nan)
-    resampled = kendall_tau_b(first, second, bootstrap.counts(count, 21)) if count else np.zeros(0)
+    resampled = kendall_tau_b(first, second, counts(count, seeds.Stream.RESAMPLED_RUNS)) if count else np.zeros(0)
     granulated, means = [], []
     for position, (setting, members) in enumerate(groups.items()):
-        taus = [_tau(values[group], gap[group]) for group in (group[known[group]] for group in members)]
-        defined = np.array([each for each in taus if each is not None])
+        # SciPy's is off -1 and 1 by rounding, where groups that all say the same must be told from others.
+        taus = [kendall_tau_b(values[group], gap[group])[0] for group in (group[known[group]] for group in members)]
+        defined = np.array([each for each in taus if not math.isnan(each)])
         size = len(defined)
-        resampled_means = bootstrap.counts(size, 22, position) @ defined / max(1, size)
-        # Groups that all say the same have no spread to resample, and few of them are no certainty.
-        interval = _interval(resampled_means, size) if len(set(defined)) > 1 else None
-        psi = float(np.mean(defined)) if size else None
-        granulated.append(Granulated(setting, psi, interval, size, len(taus) - size))
-        if psi is not None:
+        psi, interval = None, None
+        if size:
+            psi = float(np.mean(defined))
+            resampled_means = counts(size, seeds.Stream.RESAMPLED_GROUPS, position) @ defined / size
             means.append((psi, resampled_means, size))
+            # Groups that all say the same have no spread to resample, and few of them are no certainty.
+            interval = _interval(resampled_means, size) if len(set(defined)) > 1 else None
+        granulated.append(Granulated(setting, psi, interval, size, len(taus) - size))
     interval = None
     if any(each.interval is not None for each in granulated):
         interval = _interval(np.mean([each for _, each, _ in means], axis=0), min(size for *_, size in means))
+    undefined = math.isnan(tau)
     return MeasureCorrelation(
         *names,
-        tau_b=None if math.isnan(tau) else float(tau),
-        interval=None if math.isnan(tau) else _interval(resampled, count),
-        p_value=None if math.isnan(tau) else float(p_value),
+        tau_b=None if undefined else float(tau),
+        interval=None if undefined else _interval(resampled, count),
+        p_value=None if undefined else float(p_value),
         num_usable=int(np.count_nonzero(~np.isnan(resampled))),
         num_runs=count,
         num_missing=len(values) - count,
@@ -273,12 +264,6 @@ def _row(
         psi_mean=float(np.mean([psi for psi, *_ in means])) if means else None,
         psi_mean_interval=interval,
     )
-
-
-def _tau(first: FloatArray, second: FloatArray) -> float | None:
-    # SciPy's is off -1 and 1 by rounding, where groups that all say the same must be told from others.
-    tau = float(kendall_tau_b(first, second)[0]) if len(first) > 1 else math.nan
-    return None if math.isnan(tau) else tau
 
 
 def _interval(resampled: FloatArray, size: int) -> tuple[float, float] | None:

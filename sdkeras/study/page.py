@@ -1,20 +1,144 @@
-"""The report of a study: coefficients, trainings and failures."""
+"""The report of a study (coefficients, caveats, trainings, failures) and the files that its folder gets."""
 
 from __future__ import annotations
 
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
 from sdkeras._version import __version__
 from sdkeras.errors import counted
+from sdkeras.reporting.drawing import as_image
+from sdkeras.reporting.html import save_html
 from sdkeras.reporting.numbers import ABSENT
-from sdkeras.reporting.report import Cell, Paragraph, Report, Row, Section, Table
+from sdkeras.reporting.report import Cell, Figure, Paragraph, Report, Section, Table
+from sdkeras.reporting.report import Row as Cells
+from sdkeras.results.document import write_atomically
 from sdkeras.results.note import Note
-from sdkeras.study.correlations import Correlations, MeasureCorrelation, coefficient
-from sdkeras.study.definition import columns, definition, length
-from sdkeras.study.figures import heat_map
-from sdkeras.study.notes import coefficients_in_words, measures_in_words, notes, warnings_by_code
-from sdkeras.study.results import Results
+from sdkeras.study.correlations import FEWEST_RESAMPLED, TARGETS, Correlations, MeasureCorrelation, coefficient
+from sdkeras.study.definition import ESTIMATOR_OF, definition, length
+from sdkeras.study.figures import heat_map, scatter
+from sdkeras.study.results import Results, Row, read_results
 
+FILES = ("runs.csv", "correlations.csv", "correlations.json", "heat_map.png", "heat_map.svg", "study.html")
 # A coefficient with a larger p value says nothing clear.
 _CLEAR = 0.05
+# The measures whose values are of a map and its state, and compare only within it.
+_OF_A_MAP = (*ESTIMATOR_OF, "lambda_1")
+
+_SD = "the largest dimension whose volumes training steps do not contract on average"
+_MEASURES = {
+    "sd": f"Sharpness dimension, {_SD}; from all eigenvalues of the Hessians of single minibatches.",
+    "sd-slq": "Sharpness dimension by the paper's SD-SLQ: Lanczos quadrature of minibatch Hessians, with the exponents "
+    "in bins of one width. Bins that are wide beside |t*| can make it anything.",
+    "sd-kde": "Sharpness dimension by the paper's SD-KDE: the same quadrature, with the exponents smoothed by a "
+    "Gaussian of one bandwidth.",
+    "sd-ps": "Sharpness dimension by the paper's SD-PS: the smoothed spectrum cut into pseudo-eigenvalues of equal "
+    "mass.",
+    "slq": "Sharpness dimension by Lanczos quadrature of minibatch Hessians as it is, without bins or smoothing.",
+    "lambda_1": "The leading RDS-sharpness exponent: the mean over minibatches of the logarithm of the largest factor "
+    "by which a training step stretches a small distance; above 0 it stretches. Not the largest eigenvalue of the "
+    "Hessian, which is sharpness.",
+    "sharpness": "The algebraically largest eigenvalue of the Hessian of the loss over the training data. The paper's "
+    "tables have the largest absolute value, which is another one where negative curvature is steeper.",
+    "trace": "The trace of that Hessian, the sum of all its eigenvalues.",
+    "e_alpha": "Total length of the minimum spanning tree of the iterates, each edge to the power alpha. It grows with "
+    "their number, which is the same in all runs of a study.",
+    "ph_dimension": "Persistent homology dimension of the iterates: alpha / (1 - s), where s is how fast ln e_alpha "
+    "grows with ln of the number of iterates. Its standard error is that of the regression; gaps in the set that come "
+    "at regular scales move it by more.",
+}
+_PARTS = {
+    "forward": "Of iterates that were simulated from the end of training on.",
+    "backward": "Of the last iterates of training itself.",
+    "euclidean": "The distance of two iterates is that of their weights.",
+    "data": "The distance of two iterates is the mean absolute difference of their losses, over training examples.",
+}
+_COEFFICIENTS = {
+    "gap": "The absolute value of training minus test, |train - test|. An untrained run whose test accuracy is above "
+    "its training accuracy, by chance, has a gap too, and may have a large one.",
+    "tau-b": "Kendall's rank correlation over all runs: the pairs of runs that measure and gap put in the same order "
+    "minus those that they put in opposite order, as a share of the pairs, with a correction for ties. 1: the same "
+    "order; 0: none; -1: the opposite one.",
+    "psi": "The granulated coefficient of a setting: the mean of tau-b over groups of runs that differ in this setting "
+    "alone. It shows whether a measure correlates with the gap while everything else stays the same.",
+}
+
+
+def correlate_study(folder: str | os.PathLike[str]) -> Report:
+    """Correlates every measure of a study with its gaps and writes `FILES` into its folder.
+
+    A SdkerasError says that the folder is not a study's, that fewer than 2 runs are done, or which file cannot be
+    written; the same from `plot_study`.
+    """
+    results, place = read_results(folder), Path(folder)
+    correlations = results.correlations()
+    report = study_report(results, correlations)
+    write_atomically(place / "runs.csv", results.to_csv(), follow_links=False)
+    write_atomically(place / "correlations.csv", correlations.to_csv(), follow_links=False)
+    correlations.save(place / "correlations.json", follow_links=False)
+    _draw(heat_map(correlations), place / "heat_map")
+    save_html(report, place / "study.html")
+    return report
+
+
+def plot_study(folder: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Draws each measure against each gap that the runs have, as PNG and SVG into the folder; returns their names."""
+    results = read_results(folder)
+    results.check_enough("a scatter plot")
+    drawn = [target for target in TARGETS if any(row.gap(target) is not None for row in results.done)]
+    figures = {target: scatter(results, target) for target in drawn or TARGETS[-1:]}
+    return tuple(name for target, figure in figures.items() for name in _draw(figure, Path(folder) / target))
+
+
+def _draw(figure: Figure, place: Path) -> list[str]:
+    """Writes the figure under both suffixes; returns the files' names."""
+    files = [place.with_name(f"{place.name}.{suffix}") for suffix in ("png", "svg")]
+    for file in files:
+        write_atomically(file, as_image(figure, file.suffix[1:]))
+    return [file.name for file in files]
+
+
+def study_report(results: Results, correlations: Correlations) -> Report:
+    """Report of a study: which measures correlate with generalization."""
+    study, verdict, failures = results.study, headline(correlations), results.failures()
+    failed = Section("What failed", "failed", tables=(Table("What failed", failures),))
+    trainings = tuple(
+        tuple(Cell(text, "failed" if "failed" in cells else "") for text in cells) for cells in results.cells()
+    )
+    return Report(
+        name=study.name or study.model,
+        about=f"{study.model}, {length(study)}, {results.summary()}",
+        eyebrow="Which measures correlate with generalization",
+        headline=verdict,
+        detail=study.text,
+        lines=(f"{verdict}.", f"{results.summary()}."),
+        notes=tuple(Note("", message) for message in notes(results, correlations)),
+        sections=(
+            Section("Plot", "plot", "Plot", figures=(heat_map(correlations),)),
+            _coefficients(correlations),
+            Section("What the measures are", "measures", "Measures", paragraphs=_glossary(results)),
+            *_warnings(results),
+            *((failed,) if failures else ()),
+            Section(
+                "How it was made",
+                "made",
+                "How it was made",
+                tables=(Table("Definition", definition(study), only="page"),),
+            ),
+            Section(
+                "Every run",
+                "runs",
+                "Runs",
+                "Losses and accuracies over all data in inference mode, at the end of training; a gap is the absolute "
+                "value of their difference.",
+                tables=(Table("Runs", trainings, results.header(), wide=True, only="page"),),
+            ),
+        ),
+        footer=f"Measured by sdkeras {__version__}. Bootstrap of {correlations.num_resamples:,} resamples, seed "
+        f"{correlations.seed}. Granulated coefficients: Jiang et al. (2019).",
+    )
 
 
 def headline(correlations: Correlations) -> str:
@@ -55,42 +179,11 @@ def _gap(row: MeasureCorrelation) -> str:
     return row.target.replace("_", " ")
 
 
-def study_report(results: Results, correlations: Correlations) -> Report:
-    """Report of a study: which measures correlate with generalization."""
-    study = results.study
-    verdict = headline(correlations)
-    return Report(
-        name=study.name or study.model,
-        about=f"{study.model}, {length(study)}, {results.summary()}",
-        eyebrow="Which measures correlate with generalization",
-        headline=verdict,
-        detail=study.text,
-        lines=(f"{verdict}.", f"{results.summary()}."),
-        notes=tuple(Note("", message) for message in notes(results, correlations)),
-        sections=(
-            Section("Plot", "plot", "Plot", figures=(heat_map(correlations),)),
-            _coefficients(correlations),
-            _glossary(results),
-            *_warnings(results),
-            *_failures(results),
-            Section(
-                "How it was made",
-                "made",
-                "How it was made",
-                tables=(Table("Definition", definition(study), only="page"),),
-            ),
-            _trainings(results),
-        ),
-        footer=f"Measured by sdkeras {__version__}. Bootstrap of {correlations.num_resamples:,} resamples, seed "
-        f"{correlations.seed}. Granulated coefficients: Jiang et al. (2019).",
-    )
-
-
 def _coefficients(correlations: Correlations) -> Section:
     """All coefficients for the page; tau-b and the mean psi, a table for each gap, for a terminal of 80 columns."""
     everything = Table("Coefficients", correlations.cells(), correlations.header(), wide=True, only="page")
     heads = ("measure", "tau-b", "95 % interval", "p", "mean psi")
-    by_gap: dict[str, list[Row]] = {}
+    by_gap: dict[str, list[Cells]] = {}
     for row in correlations.rows:
         interval = coefficient(row.tau_b, row.interval).partition(" ")[2] or ABSENT
         p_value = ABSENT if row.p_value is None else f"{row.p_value:.2g}"
@@ -114,44 +207,127 @@ def _coefficients(correlations: Correlations) -> Section:
     )
 
 
-def _glossary(results: Results) -> Section:
-    meanings = (*measures_in_words(columns(results.study.measures)), *coefficients_in_words())
-    paragraphs = tuple(Paragraph(name, text) for name, text in meanings)
-    return Section("What the measures are", "measures", "Measures", paragraphs=paragraphs)
+def _glossary(results: Results) -> tuple[Paragraph, ...]:
+    """Name and meaning of each measure, trajectory and distance of the table, of the gap and of the coefficients."""
+    parts = {part for column in results.columns for part in column.split("-")}
+    meanings = {
+        **{name: _MEASURES[name] for name in results.study.measures},
+        **{name: text for name, text in _PARTS.items() if name in parts},
+        **_COEFFICIENTS,
+    }
+    return tuple(Paragraph(name, text) for name, text in meanings.items())
 
 
-def _warnings(results: Results) -> tuple[Section, ...]:
-    warnings = warnings_by_code(results)
-    if not warnings:
-        return ()
-    analysed = counted(warnings[0].num_analysed, "run")
-    counts = ", ".join(f"{each.code} in {each.num_runs}" for each in warnings)
+def _warnings(results: Results) -> Iterator[Section]:
+    """The warnings of the analyses of the runs that are done, the most frequent first."""
+    analyses = [row.analysed for row in results.done if row.analysed is not None]
+    counts = Counter(code for each in analyses for code in each.codes).most_common()
+    if not counts:
+        return
+    runs = counted(len(analyses), "run")
+    messages: dict[str, str] = {}
+    for warning in (warning for each in analyses for warning in each.warnings):
+        messages.setdefault(warning.code, warning.message)
+    listed = ", ".join(f"{code} in {count}" for code, count in counts)
+    yield Section(
+        "Warnings of the runs",
+        "warnings",
+        lede="From the analyses of the finished runs, with the message of the first run that has it; each run's codes "
+        "are in runs.csv, its own messages in its run.json.",
+        lines=(f"Warnings of {runs} (messages in study.html): {listed}.",),
+        notes=tuple(Note(code, f"in {count} of {runs}: {messages[code]}") for code, count in counts),
+    )
+
+
+def notes(results: Results, correlations: Correlations) -> tuple[str, ...]:
+    """Caveats of the table, in sentences."""
     return (
-        Section(
-            "Warnings of the runs",
-            "warnings",
-            lede="From the analyses of the finished runs, with the message of the first run that has it; each run's "
-            "codes are in runs.csv, its own messages in its run.json.",
-            lines=(f"Warnings of {analysed} (messages in study.html): {counts}.",),
-            notes=tuple(Note(each.code, f"in {each.num_runs} of {analysed}: {each.message}") for each in warnings),
-        ),
+        *_left_out(results),
+        *_maps(results),
+        *_identical(results.done),
+        *_undetermined(results),
+        *_few(results, correlations),
     )
 
 
-def _failures(results: Results) -> tuple[Section, ...]:
-    failures = results.failures()
-    return (Section("What failed", "failed", tables=(Table("What failed", failures),)),) if failures else ()
+def _left_out(results: Results) -> Iterator[str]:
+    failed, others = len(results.failures()), len(results.others)
+    if failed:
+        yield f"{counted(failed, 'run')} failed and {_be(failed)} in no coefficient."
+    if others:
+        be = _be(others)
+        yield f"{counted(others, 'run')} of the folder {be} not in the grid and {be} in no coefficient."
 
 
-def _trainings(results: Results) -> Section:
-    rows = tuple(
-        tuple(Cell(text, "failed" if "failed" in cells else "") for text in cells) for cells in results.cells()
+def _be(count: int) -> str:
+    return "is" if count == 1 else "are"
+
+
+def _maps(results: Results) -> Iterator[str]:
+    """Caveats on coefficients that mix values of different maps, or of states of different sizes."""
+    measures = [name for name in results.study.measures if name in _OF_A_MAP]
+    analyses = [row.analysed for row in results.done if row.analysed is not None and row.analysed.map is not None]
+    counts = Counter((each.map, each.state_size) for each in analyses)
+    if len(counts) < 2 or not measures:
+        return
+    listed = ", ".join(f"{name} with d = {size:,} in {counted(count, 'run')}" for (name, size), count in counts.items())
+    several = len({name for name, _ in counts}) > 1
+    remedy = (
+        'Make one study for each optimizer, or set map = "hessian" under [analysis].'
+        if several
+        else "Make one study for each size of the model."
     )
-    return Section(
-        "Every run",
-        "runs",
-        "Runs",
-        "Losses and accuracies over all data in inference mode, at the end of training; a gap is the absolute value of "
-        "their difference.",
-        tables=(Table("Runs", rows, results.header(), wide=True, only="page"),),
+    yield (
+        f"Runs are of different {'maps' if several else 'states'}: {listed}. SD and lambda_1 of different maps, or of "
+        f"different d, are not comparable, and the coefficients of {', '.join(measures)} mix them. {remedy}"
     )
+
+
+def _identical(rows: Sequence[Row]) -> Iterator[str]:
+    """Trainings that came out equal although their settings differ; one sentence for each set of such settings."""
+    alike: dict[tuple[float | None, ...], list[Row]] = {}
+    for row in rows:
+        alike.setdefault(row.scores, []).append(row)
+    by_settings: dict[tuple[str, ...], list[list[Row]]] = {}
+    for group in alike.values():
+        if len(group) > 1:
+            names = group[0].state.run.settings
+            differ = tuple(name for name in names if len({row.state.run.settings[name] for row in group}) > 1)
+            by_settings.setdefault(differ, []).append(group)
+    for differ, groups in by_settings.items():
+        first, second = (row.state.run.name for row in groups[0][:2])
+        more = sum(map(len, groups)) - 2
+        also = f" (and {counted(more, 'other')} alike)" if more else ""
+        asked = [f"'{name}'" for name in differ if name != "batch_size"]
+        question = (
+            f"does the factory use {' and '.join(asked)}?"
+            if asked
+            else "is every batch_size at least the number of training examples?"
+        )
+        yield f"Runs {first} and {second}{also} came out identical: {question}"
+
+
+def _undetermined(results: Results) -> Iterator[str]:
+    """Measures without a number in some done runs, each with the first reason."""
+    for column in results.columns:
+        values = [row.measure(column) for row in results.done]
+        reasons = [value.reason for value in values if value.value is None and value.by]
+        if reasons:
+            runs = counted(len(reasons), "run")
+            yield f"{column} has no number in {runs}, for example: {reasons[0].rstrip('.')}."
+
+
+def _few(results: Results, correlations: Correlations) -> Iterator[str]:
+    """What is missing of the gaps and intervals, and runs of several versions of the code."""
+    trained = [row.trained for row in results.done if row.trained is not None]
+    if any(each.accuracy_gap is None for each in trained):
+        yield "The model is compiled without metrics=['accuracy'], so there is no accuracy gap."
+    versions = len({each.code for each in trained})
+    if versions > 1:
+        yield f"The file of the model's factory has changed between runs: they are of {versions} versions of it."
+    few = {row.measure: row.num_runs for row in correlations.rows if row.tau_b is not None and row.interval is None}
+    if len(results.done) < FEWEST_RESAMPLED:
+        yield f"With {counted(len(results.done), 'run')} there are no intervals; {FEWEST_RESAMPLED} are the least."
+    elif few:
+        listed = ", ".join(f"{measure} with {counted(count, 'run')}" for measure, count in few.items())
+        yield f"No interval has {listed}: too few runs or too few different values."

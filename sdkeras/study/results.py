@@ -15,7 +15,7 @@ from sdkeras.reporting.numbers import ABSENT, number
 from sdkeras.results.answers import Analysis
 from sdkeras.results.note import Note
 from sdkeras.study.correlations import Correlations, Run, correlate
-from sdkeras.study.definition import ESTIMATOR_OF, OF_ANALYSES, Study, columns
+from sdkeras.study.definition import OF_ANALYSES, Study, columns
 from sdkeras.study.run_files import (
     DONE,
     FAILED,
@@ -30,19 +30,13 @@ from sdkeras.study.run_files import (
 )
 
 _COMMAND = "sdkeras study run GRID.toml --out DIR"
-# The columns whose values are of a map and its state, and compare only within it.
-OF_A_MAP = (*ESTIMATOR_OF, "lambda_1")
+_SCORES = ("train accuracy", "test accuracy", "accuracy gap", "train loss", "test loss", "loss gap")
+_NO_VALUE = Value(None, None, "", {})
 
 
 @attrs.frozen
 class Analysed:
-    """Context of one run's measures, from its analysis.
-
-    Attributes:
-        map: The map of its SD and exponents; None without SD.
-        state_size: Dimension d of that map's state; None without SD.
-        warnings: Notes of the analysis.
-    """
+    """From a run's analysis: map and state's size of its SD and exponents (None without SD), and the warnings."""
 
     map: str | None
     state_size: int | None
@@ -63,51 +57,28 @@ class Row:
     measured: Measured | None
     analysed: Analysed | None = None
 
-    @property
-    def done(self) -> bool:
-        """Whether it has all measures."""
-        return self.state.state == DONE
-
     def measure(self, column: str) -> Value:
         """A measure with its error and reason; empty where there is none."""
-        none = Value(None, None, "", {})
-        return none if self.measured is None else self.measured.values.get(column, none)
-
-    def value(self, column: str) -> float | None:
-        """A measure, or None where there is none."""
-        return self.measure(column).value
+        return _NO_VALUE if self.measured is None else self.measured.values.get(column, _NO_VALUE)
 
     def gap(self, target: str) -> float | None:
         """'accuracy_gap' or 'loss_gap', or None where it is unknown."""
         gap: float | None = None if self.trained is None else getattr(self.trained, target)
         return gap
 
-    def error(self, column: str) -> float | None:
-        """Error of that measure, or None where it is unknown."""
-        return self.measure(column).error
-
     @property
     def scores(self) -> tuple[float | None, ...]:
-        """Accuracy and loss of training and test, each with its gap."""
+        """In the order of `_SCORES`."""
         trained = self.trained
         if trained is None:
-            return (None,) * 6
+            return (None,) * len(_SCORES)
         train, test = trained.train, trained.test
         return train.accuracy, test.accuracy, trained.accuracy_gap, train.loss, test.loss, trained.loss_gap
 
 
-_SCORES = ("train accuracy", "test accuracy", "accuracy gap", "train loss", "test loss", "loss gap")
-
-
 @attrs.frozen
 class Results:
-    """A study with its runs.
-
-    Attributes:
-        study: Its definition.
-        rows: All runs of the grid.
-        others: Folders of runs that are not in it.
-    """
+    """A study with all runs of its grid, and the names of folders of other runs."""
 
     study: Study
     rows: tuple[Row, ...]
@@ -116,7 +87,12 @@ class Results:
     @property
     def done(self) -> tuple[Row, ...]:
         """Finished runs, which enter the coefficients."""
-        return tuple(row for row in self.rows if row.done)
+        return tuple(row for row in self.rows if row.state.state == DONE)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the measures."""
+        return tuple(columns(self.study.measures))
 
     def varied(self) -> tuple[str, ...]:
         """Settings with more than one value."""
@@ -135,22 +111,9 @@ class Results:
         states = (row.state for row in self.rows)
         return tuple((each.run.name, each.failure.words) for each in states if each.failure is not None)
 
-    def undetermined(self) -> tuple[str, ...]:
-        """Measures without a number in some done runs, each with the first reason."""
-        reasons: dict[str, list[str]] = {column: [] for column in columns(self.study.measures)}
-        for row in self.done:
-            for column, values in reasons.items():
-                value = row.measure(column)
-                values += [value.reason] if value.value is None and value.by else []
-        return tuple(
-            f"{column} has no number in {counted(len(values), 'run')}, for example: {values[0]}"
-            for column, values in reasons.items()
-            if values
-        )
-
     def header(self) -> tuple[str, ...]:
         """Titles of the columns of `cells`."""
-        return (*self.varied(), "state", *_SCORES, *columns(self.study.measures))
+        return (*self.varied(), "state", *_SCORES, *self.columns)
 
     def cells(self) -> tuple[tuple[str, ...], ...]:
         """The table as text."""
@@ -159,34 +122,30 @@ class Results:
                 *(_shown(row.state.run.settings[name]) for name in self.varied()),
                 row.state.state,
                 *map(number, row.scores),
-                *(number(row.value(column)) for column in columns(self.study.measures)),
+                *(number(row.measure(column).value) for column in self.columns),
             )
             for row in self.rows
         )
 
     def to_csv(self) -> str:
         """The table in full precision; absent values are empty."""
-        measures = tuple(columns(self.study.measures))
         header = ["run", "state", *self.study.grid, *(name.replace(" ", "_") for name in _SCORES)]
-        header += ["epochs", "steps", "ended_by", *(name for each in measures for name in (each, f"{each}_error"))]
+        header += ["epochs", "steps", "ended_by", *(name for each in self.columns for name in (each, f"{each}_error"))]
         rows: list[list[object]] = [[*header, "map", "state_size", "warnings", "reason"]]
         for row in self.rows:
             trained, analysed, failure = row.trained, row.analysed, row.state.failure
             line: list[object] = [row.state.run.name, row.state.state, *row.state.run.settings.values(), *row.scores]
             line += [None] * 3 if trained is None else [trained.num_epochs, trained.num_steps, trained.ended_by]
-            line += [entry for column in measures for entry in (row.value(column), row.error(column))]
+            for value in map(row.measure, self.columns):
+                line += [value.value, value.error]
             line += [None] * 3 if analysed is None else [analysed.map, analysed.state_size, ";".join(analysed.codes)]
             rows.append([*line, "" if failure is None else failure.words])
         return as_csv(rows)
 
     def check_enough(self, wanted: str) -> None:
-        """Refuses to correlate or draw too few runs.
-
-        Raises:
-            SdkerasError: Fewer than 2 are done; the message says how to get more.
-        """
-        done, failures = len(self.done), self.failures()
-        if done >= 2:
+        """Refuses to correlate or draw fewer than 2 runs that are done, and says how to get more."""
+        failures = self.failures()
+        if len(self.done) >= 2:
             return
         if len(self.rows) < 2:
             again = " --retry" if failures else ""
@@ -199,17 +158,13 @@ class Results:
         raise SdkerasError(f"{self.summary()}; {wanted} needs at least 2 that are done. {advice}")
 
     def correlations(self) -> Correlations:
-        """Correlations of every measure with both gaps, over the runs that are done.
-
-        Raises:
-            SdkerasError: Fewer than 2 are.
-        """
+        """Correlations of every measure with both gaps, over the runs that are done; an SdkerasError below 2."""
         self.check_enough("a correlation")
         return correlate(
             [
                 Run(
                     settings=row.state.run.settings,
-                    measures={column: row.value(column) for column in columns(self.study.measures)},
+                    measures={column: row.measure(column).value for column in self.columns},
                     accuracy_gap=row.gap("accuracy_gap"),
                     loss_gap=row.gap("loss_gap"),
                 )

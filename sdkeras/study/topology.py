@@ -7,7 +7,7 @@ their losses. Distances between n points are held once each, in SciPy's condense
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import attrs
 import numpy as np
@@ -22,13 +22,13 @@ from sdkeras.linalg.memory import memory_limit
 from sdkeras.linalg.projection import Distortion
 from sdkeras.linalg.vectors import finite
 from sdkeras.results.answers import Simulation
-from sdkeras.results.arrays import Array, FloatArray
+from sdkeras.results.arrays import ARRAYS_EQUAL, Array, FloatArray
 from sdkeras.results.document import SCHEMA_VERSION, Document
 from sdkeras.results.note import Note
 from sdkeras.study.trajectory import Trajectory
 
 DEFAULT_REPEATS = 10
-# The condensed distances in float64 (4), those of a subsample (4), and the blocks that make and check them.
+# The condensed distances in float64 (4), those of a subsample (2.4) with its rows (2.4), and the blocks that make them.
 _BYTES_PER_PAIR = 10
 # Bytes of one block of points in float64.
 _BLOCK_BYTES = 2**26
@@ -38,13 +38,9 @@ _CANCELLED = 1e-4
 # Sizes of subsamples, geometric between n/10 and n, and the smallest allowed.
 _NUM_SIZES = 10
 _SMALLEST = 10
-# Matrices less symmetric than this fraction of their largest entry are refused.
-_ASYMMETRY = 1e-6
 # Residuals of ln E_alpha about its line above this get a note: E_alpha of uniform points and of random walks stays
 # within 0.01, and a line off by 0.05 at its ends moves a dimension of 2 by a tenth.
 _CURVED = 0.05
-
-_ARRAYS_EQUAL = attrs.cmp_using(eq=np.array_equal)
 
 
 @attrs.frozen(kw_only=True)
@@ -78,8 +74,8 @@ class PersistentHomologyDimension:
     slope: float | None = None
     slope_stderr: float | None = None
     residual: float | None = None
-    sizes: FloatArray = attrs.field(factory=lambda: np.zeros(0), eq=_ARRAYS_EQUAL)
-    log_e_alpha: FloatArray = attrs.field(factory=lambda: np.zeros(0), eq=_ARRAYS_EQUAL)
+    sizes: FloatArray = attrs.field(factory=lambda: np.zeros(0), eq=ARRAYS_EQUAL)
+    log_e_alpha: FloatArray = attrs.field(factory=lambda: np.zeros(0), eq=ARRAYS_EQUAL)
     num_points: int
     num_merged: int
     num_repeats: int
@@ -109,15 +105,10 @@ class TrajectoryMeasures(Document):
         euclidean: In the Euclidean distance of the weights (of their projections).
         data: In the data-dependent distance, the mean absolute difference of the losses of single examples; None
             without losses.
-        alpha: Power of the edges.
-        num_iterates: Number of points.
-        first_iteration: The optimizer's iteration (in a simulation: step) of the first.
-        last_iteration: The iteration of the last.
-        num_parameters: Number of weights.
+        first_iteration: The optimizer's iteration (in a simulation: step) of the first iterate.
         num_columns: Numbers kept of each iterate; fewer than weights if projected.
         num_examples: Examples whose losses define the data-dependent distance; 0 without.
         distortion: Distortion of the distances by the projection; None without one.
-        sdkeras: Version.
         simulation: The training that was simulated; None for a recorded trajectory.
     """
 
@@ -172,7 +163,8 @@ def measure_trajectory(
 
     Reference: arXiv 2604.19740, Sec. 5.
     """
-    count = len(trajectory.iterates)
+    iterates, losses = trajectory.iterates, trajectory.losses
+    count = len(iterates)
     if count < 2:
         end = "" if trajectory.stopped_at is None else f"; it diverged at iteration {trajectory.stopped_at:,}"
         raise SdkerasError(f"the trajectory has {count} iterates, distances need at least 2{end}.")
@@ -185,11 +177,11 @@ def measure_trajectory(
             condensed = distances(points)
         except NonFiniteError as error:
             raise NonFiniteError(f"the trajectory cannot be measured: {error}") from error
-        return TreeMeasures(power_sum(_edges(condensed), alpha), _dimension(condensed, alpha, num_repeats, seed))
+        dimension = ph_dimension(condensed, alpha, num_repeats=num_repeats, seed=seed)
+        return TreeMeasures(power_sum(spanning_tree_edges(condensed), alpha), dimension)
 
-    euclidean = in_metric("Euclidean", _euclidean, trajectory.iterates)
-    losses = trajectory.losses
-    data = None if losses is None else in_metric("data-dependent", _of_losses, losses)
+    euclidean = in_metric("Euclidean", euclidean_distances, iterates)
+    data = None if losses is None else in_metric("data-dependent", loss_distances, losses)
     return TrajectoryMeasures(
         euclidean=euclidean,
         data=data,
@@ -198,38 +190,15 @@ def measure_trajectory(
         first_iteration=int(trajectory.iterations[0]),
         last_iteration=int(trajectory.iterations[-1]),
         num_parameters=trajectory.num_parameters,
-        num_columns=int(trajectory.iterates.shape[1]),
+        num_columns=int(iterates.shape[1]),
         num_examples=0 if losses is None else int(losses.shape[1]),
         distortion=trajectory.distortion,
         sdkeras=__version__,
-        warnings=(
-            *_notes_on_steps(trajectory),
-            *_notes_on_trees("Euclidean", euclidean),
-            *(() if data is None else _notes_on_trees("data-dependent", data)),
-        ),
+        warnings=tuple(_notes(trajectory, euclidean, data)),
     )
 
 
-def distance_bytes(num_iterates: int) -> int:
-    """Memory that the distances between the iterates take."""
-    return _BYTES_PER_PAIR * num_iterates**2
-
-
-def check_memory(needed: int, num_iterates: int, memory_gb: float | None) -> None:
-    """Refuses iterates and distances that would not fit.
-
-    Raises:
-        OperatorSizeError: See above, with the numbers.
-    """
-    limit = memory_limit(memory_gb)
-    if needed > limit:
-        raise OperatorSizeError(
-            f"{num_iterates:,} iterates and their distances need {needed / 1e9:.3g} GB, and {limit / 1e9:.3g} GB may "
-            "be used; keep fewer iterates (every) or project them (projection), or allow more (`memory_gb`)."
-        )
-
-
-def _notes_on_steps(trajectory: Trajectory) -> Iterator[Note]:
+def _notes(trajectory: Trajectory, euclidean: TreeMeasures, data: TreeMeasures | None) -> Iterator[Note]:
     if trajectory.stopped_at is not None:
         yield Note(
             "diverged",
@@ -238,6 +207,9 @@ def _notes_on_steps(trajectory: Trajectory) -> Iterator[Note]:
         )
     if len(np.unique(np.diff(trajectory.iterations))) > 1:
         yield Note("uneven-steps", "the iterates are not the same number of iterations apart.")
+    for metric, trees in (("Euclidean", euclidean), ("data-dependent", data)):
+        if trees is not None:
+            yield from _notes_on_trees(metric, trees)
 
 
 def _notes_on_trees(metric: str, trees: TreeMeasures) -> Iterator[Note]:
@@ -258,72 +230,86 @@ def _notes_on_trees(metric: str, trees: TreeMeasures) -> Iterator[Note]:
         )
 
 
+def distance_bytes(num_iterates: int) -> int:
+    """Memory that the distances between the iterates take."""
+    return _BYTES_PER_PAIR * num_iterates**2
+
+
+def check_memory(needed: int, num_iterates: int, memory_gb: float | None) -> None:
+    """Refuses iterates and distances that would not fit."""
+    limit = memory_limit(memory_gb)
+    if needed > limit:
+        raise OperatorSizeError(
+            f"{num_iterates:,} iterates and their distances need {needed / 1e9:.3g} GB, and {limit / 1e9:.3g} GB may "
+            "be used; keep fewer iterates (every) or project them (projection), or allow more (`memory_gb`)."
+        )
+
+
 def euclidean_distances(points: ArrayLike) -> FloatArray:
-    """Euclidean distances between points, for a space of any dimension.
+    """Euclidean distances between the rows of a matrix [n, d], condensed, for a space of any dimension.
 
-    By a matrix product of the centred points, in blocks; pairs in which that would cancel are subtracted.
-
-    Args:
-        points: Shape [n, d], in any floating-point precision; the work is in float64.
-
-    Returns:
-        Shape [n, n], symmetric with zeros on the diagonal.
-
-    Raises:
-        SdkerasError: Not a matrix of numbers, or fewer than 2 points.
-        NonFiniteError: NaN or infinity.
+    By a float64 matrix product of the centred points, in blocks; pairs in which that would cancel are subtracted.
     """
-    return np.asarray(scipy.spatial.distance.squareform(_euclidean(points)))
+    matrix = _matrix(points, "points")
+    centre = matrix.mean(axis=0, dtype=np.float64)
+    norms = np.concatenate([_squares(matrix[rows] - centre) for rows in _blocks(matrix)])
+
+    def block(rows: slice, columns: slice) -> FloatArray:
+        first, second = matrix[rows] - centre, matrix[columns] - centre
+        scale = norms[rows, None] + norms[columns]
+        squared: FloatArray = scale - 2 * first @ second.T
+        near = np.nonzero(squared <= _CANCELLED * scale)
+        for start in range(0, len(near[0]), len(first)):
+            i, j = (index[start : start + len(first)] for index in near)
+            squared[i, j] = _squares(first[i] - second[j])
+        return np.sqrt(squared)
+
+    return _in_blocks(matrix, block)
 
 
 def loss_distances(losses: ArrayLike) -> FloatArray:
-    """The data-dependent pseudo-metric rho(w, w') = mean over i of |l(w, z_i) - l(w', z_i)|.
+    """The data-dependent pseudo-metric rho(w, w') = mean over i of |l(w, z_i) - l(w', z_i)|, condensed.
 
-    Args:
-        losses: Losses of the same examples at each point, shape [n, examples].
-
-    Returns:
-        Shape [n, n], symmetric with zeros on the diagonal, in units of the loss.
-
-    Raises:
-        SdkerasError: Not a matrix of numbers, or fewer than 2 points.
-        NonFiniteError: NaN or infinity.
+    Losses of the same examples at each point have shape [n, examples].
     """
-    return np.asarray(scipy.spatial.distance.squareform(_of_losses(losses)))
+    matrix = _matrix(losses, "losses")
+
+    def block(rows: slice, columns: slice) -> FloatArray:
+        distances = scipy.spatial.distance.cdist(matrix[rows], matrix[columns], "cityblock")
+        return np.asarray(distances / matrix.shape[1])
+
+    return _in_blocks(matrix, block)
 
 
-def spanning_tree_edges(distances: ArrayLike, chosen: Sequence[int] | NDArray[np.int64] | None = None) -> FloatArray:
-    """Lengths of the edges of a minimum spanning tree: the heights at which single linkage merges the points.
+def spanning_tree_edges(distances: FloatArray, points: NDArray[np.int64] | None = None) -> FloatArray:
+    """Edges of a minimum spanning tree of all points, or of some: the heights at which single linkage merges them.
 
-    Args:
-        distances: Shape [n, n].
-        chosen: Indices of the points to span; None for all.
-
-    Returns:
-        One length fewer than points, ascending. A length of 0 joins two points at the same place.
-
-    Raises:
-        SdkerasError: Not a matrix of distances.
+    One length fewer than points, ascending. A length of 0 joins two points at the same place.
     """
-    return _edges(_condensed(distances), None if chosen is None else np.asarray(chosen, np.int64))
+    if points is not None and len(points) < _num_points(distances):
+        starts, points = _row_starts(_num_points(distances)), np.sort(points)
+        rows = [distances[starts[point] + points[k:]] for k, point in enumerate(points, 1)]
+        distances = np.concatenate(rows)
+    edges: FloatArray = scipy.cluster.hierarchy.linkage(distances, "single")[:, 2]
+    return edges
 
 
 def e_alpha(distances: ArrayLike, alpha: float = 1.0) -> float:
     """E_alpha = sum over the edges of a minimum spanning tree of |edge|^alpha; points at distance 0 count once.
 
     Args:
-        distances: Shape [n, n], as `euclidean_distances` or `loss_distances` computes them.
+        distances: Condensed, as `euclidean_distances` or `loss_distances` computes them.
         alpha: Positive power.
 
     Returns:
         E_alpha, in the unit of the distances to the power alpha; 0 if all points coincide.
 
     Raises:
-        SdkerasError: Not a matrix of distances, alpha is not positive, or float64 does not hold E_alpha.
+        SdkerasError: No condensed distances, alpha is not positive, or float64 does not hold E_alpha.
 
     Reference: arXiv 2604.19740, Sec. 5.
     """
-    edges = spanning_tree_edges(distances)
+    edges = spanning_tree_edges(_checked(distances, alpha))
     total = power_sum(edges, alpha)
     if math.isnan(total):
         raise SdkerasError(
@@ -336,7 +322,7 @@ def e_alpha(distances: ArrayLike, alpha: float = 1.0) -> float:
 def power_sum(edges: FloatArray, alpha: float) -> float:
     """Sum of |edge|^alpha; NaN where it is beyond the range in which float64 has all its digits."""
     with np.errstate(over="ignore", under="ignore"):
-        total = float(np.sum(edges ** _positive(alpha)))
+        total = float(np.sum(edges**alpha))
     held = np.finfo(np.float64).tiny <= total < math.inf
     return total if held or not np.any(edges) else math.nan
 
@@ -356,7 +342,7 @@ def ph_dimension(
     Undetermined unless 0 < s < 1: with s <= 0 the dimension is not above alpha, where the formula does not hold.
 
     Args:
-        distances: Shape [n, n], as `euclidean_distances` or `loss_distances` computes them.
+        distances: Condensed, as `euclidean_distances` or `loss_distances` computes them.
         alpha: Power of the edges, positive and below the dimension.
         num_repeats: Subsamples of each size, at least 2.
         seed: Seed for the subsamples.
@@ -365,15 +351,11 @@ def ph_dimension(
         The dimension with its evidence. Points at distance 0 count once.
 
     Raises:
-        SdkerasError: Not a matrix of distances, or settings out of range.
+        SdkerasError: No condensed distances, or settings out of range.
 
     Reference: Birdal et al., "Intrinsic Dimension, Persistent Homology and Generalization in Neural Networks" (2021).
     """
-    return _dimension(_condensed(distances), alpha, num_repeats, seed)
-
-
-def _dimension(condensed: FloatArray, alpha: float, num_repeats: int, seed: int) -> PersistentHomologyDimension:
-    power = _positive(alpha)
+    condensed, power = _checked(distances, alpha), float(alpha)
     if num_repeats < 2:
         raise SdkerasError(f"num_repeats is {num_repeats}; the standard error needs at least 2.")
     distinct, total = _distinct(condensed), _num_points(condensed)
@@ -385,10 +367,11 @@ def _dimension(condensed: FloatArray, alpha: float, num_repeats: int, seed: int)
         reason = f"{n} distinct points of {total} are too few; {2 * _SMALLEST} are the least."
         return attrs.evolve(undetermined, reason=reason)
     sizes = np.unique(np.round(np.geomspace(max(_SMALLEST, n / 10), n, _NUM_SIZES)).astype(int))
-    logs = np.full((num_repeats, len(sizes)), log_power_sum(_edges(condensed, distinct), power))
+    logs = np.full((num_repeats, len(sizes)), log_power_sum(spanning_tree_edges(condensed, distinct), power))
     for repeat in range(num_repeats):
         order = seeds.generator(seed, seeds.Stream.SUBSAMPLES, repeat).permutation(distinct)
-        logs[repeat, :-1] = [log_power_sum(_edges(condensed, order[:size]), power) for size in sizes[:-1]]
+        for k, size in enumerate(sizes[:-1]):
+            logs[repeat, k] = log_power_sum(spanning_tree_edges(condensed, order[:size]), power)
     return _with_slope(undetermined, sizes, logs)
 
 
@@ -408,39 +391,27 @@ def _with_slope(
     if not np.all(np.isfinite([slope, residual, error])):
         reason = f"float64 does not hold ln E_alpha at alpha = {power:g}; use a smaller alpha."
         return attrs.evolve(undetermined, reason=reason)
-    fitted = attrs.evolve(
+    value, stderr, reason = None, None, ""
+    if slope >= 1:
+        reason = f"E_alpha grows as n^{slope:.3g}; the formula needs a slope below 1."
+    elif slope <= 0:
+        reason = (
+            f"E_alpha does not grow (slope {slope:.3g}), so the dimension is not above alpha = {power:g}; "
+            "use a smaller alpha."
+        )
+    else:
+        value, stderr = power / (1 - slope), power / (1 - slope) ** 2 * error
+    return attrs.evolve(
         undetermined,
+        value=value,
+        stderr=stderr,
+        reason=reason,
         slope=slope,
         slope_stderr=error,
         residual=residual,
         sizes=sizes.astype(np.float64),
         log_e_alpha=mean,
     )
-    if slope >= 1:
-        return attrs.evolve(fitted, reason=f"E_alpha grows as n^{slope:.3g}; the formula needs a slope below 1.")
-    if slope <= 0:
-        reason = (
-            f"E_alpha does not grow (slope {slope:.3g}), so the dimension is not above alpha = {power:g}; "
-            "use a smaller alpha."
-        )
-        return attrs.evolve(fitted, reason=reason)
-    return attrs.evolve(fitted, value=power / (1 - slope), stderr=power / (1 - slope) ** 2 * error)
-
-
-def _edges(condensed: FloatArray, points: NDArray[np.int64] | None = None) -> FloatArray:
-    """Edges of the minimum spanning tree of all points, or of some."""
-    if points is not None and len(points) < _num_points(condensed):
-        points, filled = np.sort(points), 0
-        some = np.empty(len(points) * (len(points) - 1) // 2)
-        for k, start in enumerate(_row_starts(_num_points(condensed))[points], 1):
-            row = condensed[start + points[k:]]
-            some[filled : filled + len(row)] = row
-            filled += len(row)
-        condensed = some
-    if not len(condensed):
-        return np.zeros(0)
-    edges: FloatArray = scipy.cluster.hierarchy.linkage(condensed, "single")[:, 2]
-    return edges
 
 
 def _row_starts(n: int) -> NDArray[np.int64]:
@@ -449,47 +420,17 @@ def _row_starts(n: int) -> NDArray[np.int64]:
     return i * (2 * n - i - 1) // 2 - i - 1
 
 
-def _num_points(condensed: FloatArray) -> int:
-    return int(scipy.spatial.distance.num_obs_y(condensed))
+def _num_points(distances: FloatArray) -> int:
+    return int(scipy.spatial.distance.num_obs_y(distances))
 
 
-def _distinct(condensed: FloatArray) -> NDArray[np.int64]:
+def _distinct(distances: FloatArray) -> NDArray[np.int64]:
     """Indices of the points that are not at distance 0 from an earlier one."""
-    starts, distinct = _row_starts(_num_points(condensed)), np.ones(_num_points(condensed), bool)
-    zeros = np.flatnonzero(condensed == 0)
-    rows = np.searchsorted(starts + np.arange(1, len(starts) + 1), zeros, side="right") - 1
-    distinct[zeros - starts[rows]] = False
+    n = _num_points(distances)
+    distinct = np.ones(n, bool)
+    for i, start in enumerate(_row_starts(n)):
+        distinct[i + 1 :] &= distances[start + i + 1 : start + n] != 0
     return np.flatnonzero(distinct)
-
-
-def _euclidean(points: ArrayLike) -> FloatArray:
-    """Condensed `euclidean_distances`."""
-    matrix = _matrix(points, "points")
-    centre = matrix.mean(axis=0, dtype=np.float64)
-    norms = np.concatenate([_squares(matrix[rows] - centre) for rows in _blocks(matrix)])
-
-    def block(rows: slice, columns: slice) -> FloatArray:
-        first, second = matrix[rows] - centre, matrix[columns] - centre
-        scale = norms[rows, None] + norms[columns]
-        squared: FloatArray = scale - 2 * first @ second.T
-        near = np.nonzero(squared <= _CANCELLED * scale)
-        for start in range(0, len(near[0]), len(first)):
-            i, j = (index[start : start + len(first)] for index in near)
-            squared[i, j] = _squares(first[i] - second[j])
-        return np.sqrt(squared)
-
-    return _in_blocks(matrix, block)
-
-
-def _of_losses(losses: ArrayLike) -> FloatArray:
-    """Condensed `loss_distances`."""
-    matrix = _matrix(losses, "losses")
-
-    def block(rows: slice, columns: slice) -> FloatArray:
-        distances = scipy.spatial.distance.cdist(matrix[rows], matrix[columns], "cityblock")
-        return np.asarray(distances / matrix.shape[1])
-
-    return _in_blocks(matrix, block)
 
 
 def _in_blocks(matrix: Array, block: Callable[[slice, slice], FloatArray]) -> FloatArray:
@@ -516,6 +457,11 @@ def _squares(rows: Array) -> FloatArray:
 
 
 def _matrix(values: ArrayLike, what: str) -> Array:
+    """A finite matrix of numbers.
+
+    Raises:
+        SdkerasError: It is none, or has fewer than 2 rows.
+    """
     array = np.asarray(values)
     if array.ndim != 2 or array.dtype.kind not in "biuf" or len(array) < 2 or not array.shape[1]:
         raise SdkerasError(
@@ -525,24 +471,22 @@ def _matrix(values: ArrayLike, what: str) -> Array:
     return finite(array, what)
 
 
-def _condensed(distances: ArrayLike) -> FloatArray:
-    """The upper triangle of a checked matrix of distances."""
-    matrix = np.asarray(_matrix(distances, "distances"), np.float64)
-    n = len(matrix)
+def _checked(distances: ArrayLike, alpha: float) -> FloatArray:
+    """The distances in float64, fit to be measured at this power.
+
+    Raises:
+        SdkerasError: They are not condensed distances, or alpha is not positive and finite.
+    """
+    array = np.asarray(distances)
     advice = "compute them with euclidean_distances(points) or loss_distances(losses)."
-    if matrix.shape != (n, n):
-        raise SdkerasError(f"distances must have shape [n, n], got {matrix.shape}; {advice}")
-    if matrix.min() < 0 or np.any(np.diag(matrix)):
-        raise SdkerasError(f"distances must be at least 0, and 0 from a point to itself; {advice}")
-    for start in range(0, n, 1024):
-        apart = float(np.abs(matrix[start : start + 1024] - matrix[:, start : start + 1024].T).max())
-        if apart > _ASYMMETRY * float(matrix.max()):
-            raise SdkerasError(f"distances must be symmetric; they differ by {apart:.3g}; {advice}")
-    condensed: FloatArray = scipy.spatial.distance.squareform(matrix, checks=False)
-    return condensed
-
-
-def _positive(alpha: float) -> float:
+    if array.ndim != 1 or array.dtype.kind not in "biuf" or not len(array):
+        raise SdkerasError(
+            f"distances must be condensed, d(0,1), d(0,2), ..., d(1,2), got {array.dtype} of shape {array.shape}; "
+            f"{advice} scipy.spatial.distance.squareform condenses a matrix."
+        )
+    condensed = finite(array.astype(np.float64, copy=False), "distances")
+    if not scipy.spatial.distance.is_valid_y(condensed) or condensed.min() < 0:
+        raise SdkerasError(f"distances must be at least 0, one for each pair of points, got {len(array)}; {advice}")
     if not (np.isfinite(alpha) and alpha > 0):
         raise SdkerasError(f"alpha is {alpha!r}; it must be positive and finite.")
-    return float(alpha)
+    return condensed

@@ -182,7 +182,7 @@ def test_losses_are_those_of_each_example_in_inference_mode() -> None:
         logits = hidden @ iterate[16:24].reshape(4, 2) + iterate[24:]
         expected = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(7), Y[:7]]
         np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=2e-6)
-    assert loss_distances(kept.losses)[0, 3] == pytest.approx(np.abs(kept.losses[0] - kept.losses[3]).mean(), rel=1e-5)
+    assert loss_distances(kept.losses)[2] == pytest.approx(np.abs(kept.losses[0] - kept.losses[3]).mean(), rel=1e-5)
 
 
 @pytest.mark.parametrize("loss", ["mse", keras.losses.Huber(), lambda y, p: keras.ops.mean((y - p) ** 4, axis=-1)])
@@ -223,7 +223,7 @@ def test_projections_keep_distances(monkeypatch, waiting: int) -> None:
     assert kept.iterates.shape == (7, 2000)
     assert kept.iterations.tolist() == full.trajectory.iterations.tolist()
     true, seen = euclidean_distances(full.trajectory.iterates), euclidean_distances(kept.iterates)
-    ratios = (seen / np.where(true > 0, true, 1))[true > 0]
+    ratios = seen / true
     # Squared distances have relative standard deviation sqrt(2/2000); over 21 pairs 5 of them.
     assert np.max(np.abs(ratios - 1)) < 5 * np.sqrt(2 / 2000) / 2
     assert kept.distortion.bound < 0.2
