@@ -105,23 +105,18 @@ class Trajectory:
 
 
 def _matrix_in(path: str | os.PathLike[str], advice: str) -> Array | None:
-    """The matrix in a .npy or .npz file; None where the file is one of `Trajectory.save`."""
-    name = shown(path)
+    """The matrix in a .npy or .npz file, checked; None where the file is one of `Trajectory.save`."""
+    where = name = shown(path)
     array: Array
     with blamed_on(f"{name} cannot be read as a trajectory", advice):
-        # Nothing is ever unpickled.
-        with open(path, "rb") as file:
-            archive = file.read(2) == b"PK"
         try:
-            if not archive:
-                array, where = np.load(path, mmap_mode="r", allow_pickle=False), name
-            else:
-                with np.load(path, allow_pickle=False) as stored:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            if isinstance(array, np.lib.npyio.NpzFile):
+                with array as stored:
                     if LAYOUT in stored.files:
                         return None
-                    arrays = (
-                        stored.files if len(stored.files) == 1 else [key for key in _MATRICES if key in stored.files]
-                    )
+                    only = len(stored.files) == 1
+                    arrays = stored.files if only else [key for key in _MATRICES if key in stored.files]
                     if len(arrays) != 1:
                         listed = ", ".join(stored.files[:5]) or "none"
                         raise SdkerasError(f"{name} is not a trajectory: its arrays are {listed}; {advice}")

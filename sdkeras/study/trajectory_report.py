@@ -16,26 +16,28 @@ from sdkeras.study.topology import TrajectoryMeasures, TreeMeasures
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_NAMES = {"euclidean": "Euclidean", "data": "data-dependent"}
-_DISTANCES = {
-    "euclidean": "distance of the weights",
-    "data": "mean absolute difference of the losses of single examples",
+_METRICS = {
+    "euclidean": ("Euclidean", "distance of the weights"),
+    "data": ("data-dependent", "mean absolute difference of the losses of single examples"),
 }
 
 
 def trajectory_report(measures: TrajectoryMeasures) -> Report:
     """Report on the size of a trajectory."""
-    trees = {name: tree for name in _NAMES if (tree := getattr(measures, name)) is not None}
-    dimensions = [f"{_dimension(tree) or 'undetermined'} ({_NAMES[name]})" for name, tree in trees.items()]
-    headline, simulation = f"PH dimension {', '.join(dimensions)}", measures.simulation
-    iterates = f"{_iterates_in_words(measures)}."
-    figures = present(*(_scaling(name, tree) for name, tree in trees.items()))
-    tables = [*(_tree(name, tree, measures.alpha) for name, tree in trees.items()), _iterates(measures)]
-    made_by = f"Made by sdkeras {measures.sdkeras}."
-    notes, name, about = measures.warnings, "Trajectory", ""
+    simulation, alpha = measures.simulation, measures.alpha
+    trees = {metric: tree for metric in _METRICS if (tree := getattr(measures, metric)) is not None}
+    dimensions = [f"{_dimension(tree) or 'undetermined'} ({_METRICS[metric][0]})" for metric, tree in trees.items()]
+    headline = f"PH dimension {', '.join(dimensions)}"
+    training = "a recorded trajectory"
     if simulation is not None:
+        training = f"{simulation.num_steps:,} simulated steps from the checkpoint on"
+    detail = f"{measures.num_iterates:,} iterates of {training}, {_span(measures, 'iterations', 'steps')}."
+    figures = present(*(_scaling(metric, tree) for metric, tree in trees.items()))
+    tables = [*(_tree(metric, tree, alpha) for metric, tree in trees.items()), _iterates(measures)]
+    name, about, notes, made_by = "Trajectory", "", measures.warnings, f"Made by sdkeras {measures.sdkeras}."
+    if simulation is not None:
+        name, about, made_by = simulation.model.name, setting_in_words(simulation), footer(simulation)
         tables += [training_table(simulation), provenance_table(simulation)]
-        made_by, name, about = footer(simulation), simulation.model.name, setting_in_words(simulation)
         failed = Note("unverified", "the simulated step failed its check against the optimizer's own.")
         notes = (*(() if simulation.verified else (failed,)), *simulation.warnings, *notes)
     plots = Section("Plots", "plots", "Plots", figures=figures)
@@ -44,9 +46,9 @@ def trajectory_report(measures: TrajectoryMeasures) -> Report:
         about=about,
         eyebrow="How large the trajectory is",
         headline=headline,
-        detail=iterates,
-        lines=(f"{headline}.", iterates),
-        cards=tuple(card for name, tree in trees.items() for card in _cards(name, tree, measures.alpha)),
+        detail=detail,
+        lines=(f"{headline}.", detail),
+        cards=tuple(card for metric, tree in trees.items() for card in _cards(metric, tree, alpha)),
         notes=notes,
         sections=(
             *([plots] if figures else []),
@@ -70,26 +72,23 @@ def _dimension(tree: TreeMeasures) -> str:
     return "" if fit.value is None else with_error(fit.value, fit.stderr)
 
 
-def _iterates_in_words(measures: TrajectoryMeasures) -> str:
-    simulation = measures.simulation
-    training, unit = "a recorded trajectory", "iterations"
-    if simulation is not None:
-        training, unit = f"{simulation.num_steps:,} simulated steps from the checkpoint on", "steps"
-    span = f"{unit} {measures.first_iteration:,} to {measures.last_iteration:,}"
-    return f"{measures.num_iterates:,} iterates of {training}, {span}"
+def _span(measures: TrajectoryMeasures, recorded: str, simulated: str) -> str:
+    """From the first iterate to the last, in words for iterations of a recorded and steps of a simulated training."""
+    unit = recorded if measures.simulation is None else simulated
+    return f"{unit} {measures.first_iteration:,} to {measures.last_iteration:,}"
 
 
-def _cards(name: str, tree: TreeMeasures, alpha: float) -> tuple[Card, Card]:
-    fit = tree.ph_dimension
+def _cards(metric: str, tree: TreeMeasures, alpha: float) -> tuple[Card, Card]:
+    fit, name = tree.ph_dimension, _METRICS[metric][0]
     return (
         Card(
-            f"PH dimension, {_NAMES[name]}",
-            ABSENT if fit.value is None else number(fit.value, 3),
+            f"PH dimension, {name}",
+            number(fit.value, 3),
             fit.reason if fit.stderr is None else f"± {fit.stderr:.2g} (standard error)",
             "how fast the spanning tree grows with the number of iterates",
         ),
         Card(
-            f"E_alpha, {_NAMES[name]}",
+            f"E_alpha, {name}",
             number(tree.e_alpha, 3),
             f"alpha = {alpha:g}",
             f"length of the spanning tree of {fit.num_points:,} iterates",
@@ -97,7 +96,7 @@ def _cards(name: str, tree: TreeMeasures, alpha: float) -> tuple[Card, Card]:
     )
 
 
-def _tree(name: str, tree: TreeMeasures, alpha: float) -> Table:
+def _tree(metric: str, tree: TreeMeasures, alpha: float) -> Table:
     fit = tree.ph_dimension
     formula = "alpha / (1 - slope), with the standard error of the regression"
     rows = [
@@ -111,32 +110,33 @@ def _tree(name: str, tree: TreeMeasures, alpha: float) -> Table:
             ("distance from the line", f"{fit.residual:.2g}", "root mean square, of ln E_alpha"),
             ("subsamples", f"{fit.num_repeats} of each size", sizes),
         ]
-    return Table(f"{_NAMES[name][:1].upper()}{_NAMES[name][1:]}: {_DISTANCES[name]}", tuple(rows))
+    name, distance = _METRICS[metric]
+    return Table(f"{name[:1].upper()}{name[1:]}: {distance}", tuple(rows))
 
 
 def _iterates(measures: TrajectoryMeasures) -> Table:
     simulation, distortion = measures.simulation, measures.distortion
-    unit = "iteration" if simulation is None else "step"
-    span = f"{unit} {measures.first_iteration:,} to {measures.last_iteration:,}"
-    rows = [("iterates", f"{measures.num_iterates:,}", span), ("weights", f"{measures.num_parameters:,}", "")]
+    rows = [
+        ("iterates", f"{measures.num_iterates:,}", _span(measures, "iteration", "step")),
+        ("weights", f"{measures.num_parameters:,}", ""),
+    ]
     if distortion is not None:
         error, bound = distortion.measured, distortion.bound
         observed = ABSENT if error is None else f"{error:.2g} on {distortion.num_pairs} pairs"
-        promised = "no bound"
-        if bound is not None:
-            promised = f"squared distances off by at most {bound:.2g} with high probability"
+        off = "squared distances off by at most {:.2g} with high probability"
+        promised = "no bound" if bound is None else off.format(bound)
         rows.append(("projected to", f"{measures.num_columns:,}", f"distances off by up to {observed}; {promised}"))
+    losses = (ABSENT, "not recorded")
     if measures.num_examples:
-        rows.append(("losses", f"{measures.num_examples:,} examples", "inference mode, without regularisers"))
-    else:
-        rows.append(("losses", ABSENT, "not recorded"))
+        losses = (f"{measures.num_examples:,} examples", "inference mode, without regularisers")
+    rows.append(("losses", *losses))
     if simulation is not None:
         label = "step verified" if simulation.verified else "step NOT verified"
         rows.append((label, f"{simulation.step_error:.1e}", "against the optimizer's own"))
     return Table("Trajectory", tuple(rows))
 
 
-def _scaling(name: str, tree: TreeMeasures) -> Figure | None:
+def _scaling(metric: str, tree: TreeMeasures) -> Figure | None:
     """ln E_alpha against ln n, where the regression has points."""
     fit = tree.ph_dimension
     if fit.slope is None or not usable(fit.sizes, fit.log_e_alpha):
@@ -156,8 +156,8 @@ def _scaling(name: str, tree: TreeMeasures) -> Figure | None:
     if fit.value is not None:
         answer = f"the dimension is {fit.alpha:g} / (1 - {slope:.3g}) = {_dimension(tree)}."
     return Figure(
-        f"scaling-{name}",
-        f"Growth of E_alpha, {_NAMES[name]}",
+        f"scaling-{metric}",
+        f"Growth of E_alpha, {_METRICS[metric][0]}",
         f"Means over random subsamples of n iterates, and the line of slope {with_error(slope, fit.slope_stderr)} "
         f"through them; {answer}",
         draw,

@@ -4,26 +4,26 @@ import csv
 import io
 import itertools
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import scipy.stats
 
 from sdkeras.errors import SdkerasError
-from sdkeras.study.correlations import Correlations, Run, coefficient, correlate, kendall_tau_b
+from sdkeras.study.correlations import Correlations, MeasureCorrelation, Run, coefficient, correlate, kendall_tau_b
 
 
-def table(values: list, gaps: list, **settings: list) -> list[Run]:
-    names = list(settings)
-    rows = list(zip(values, gaps, *settings.values(), strict=True))
-    return [
-        Run(settings=dict(zip(names, row[2:], strict=True)), measures={"m": row[0]}, accuracy_gap=row[1])
-        for row in rows
-    ]
+def table(values: Sequence, gaps: Sequence, **settings: Sequence) -> list[Run]:
+    """Runs of one measure."""
+    each = (dict(zip(settings, row, strict=True)) for row in zip(*settings.values(), strict=True))
+    rows = zip(each, values, gaps, strict=True)
+    return [Run(settings=where, measures={"m": value}, accuracy_gap=gap) for where, value, gap in rows]
 
 
-def only(found: Correlations):
-    (row,) = found.rows
+def row_of(runs: list[Run], **options: Any) -> MeasureCorrelation:
+    (row,) = correlate(runs, **options).rows
     return row
 
 
@@ -34,7 +34,7 @@ def test_tau_b_by_hand_with_ties() -> None:
     """x = 1 1 2 3, y = 1 2 2 3: pairs (12) tied in x, (23) tied in y, the other four concordant: 4 / sqrt(5 * 5)."""
     x, y = np.array([1.0, 1, 2, 3]), np.array([1.0, 2, 2, 3])
     assert kendall_tau_b(x, y)[0] == pytest.approx(4 / 5)
-    row = only(correlate(table([1, 1, 2, 3], [1, 2, 2, 3], run=[0, 1, 2, 3])))
+    row = row_of(table(x, y, run=range(4)))
     assert row.tau_b == pytest.approx(4 / 5)
     assert row.num_runs == 4
 
@@ -47,13 +47,14 @@ def test_tau_b_is_scipys_with_ties_and_with_repeated_runs() -> None:
     counts = rng.integers(0, 4, (20, 30))
     expected = [scipy.stats.kendalltau(np.repeat(x, c), np.repeat(y, c))[0] for c in counts]
     np.testing.assert_allclose(kendall_tau_b(x, y, counts.astype(float)), expected, rtol=1e-12, atol=1e-14)
-    row = only(correlate(table(list(x), list(y), run=list(range(30)))))
+    row = row_of(table(x, y, run=range(30)))
     assert (row.tau_b, row.p_value) == pytest.approx(scipy.stats.kendalltau(x, y), rel=1e-12)
     assert row.tau_b != pytest.approx(scipy.stats.kendalltau(x, y, variant="c")[0], abs=1e-3)
+    assert math.isnan(kendall_tau_b(x[:1], y[:1])[0])
 
 
 def test_where_nothing_varies_there_is_no_coefficient() -> None:
-    row = only(correlate(table([1.0] * 6, [1, 2, 3, 4, 5, 6], rate=[1, 2, 3, 4, 5, 6])))
+    row = row_of(table([1.0] * 6, range(6), rate=range(6)))
     assert (row.tau_b, row.interval, row.p_value, row.num_usable) == (None, None, None, 0)
     (part,) = row.granulated
     assert (part.psi, part.interval, part.num_groups, part.num_skipped) == (None, None, 0, 1)
@@ -73,13 +74,10 @@ def test_granulated_coefficients_of_a_grid_by_hand() -> None:
     (0,1,1): 0, 1   (1,1,1): 0, 4            batch 1, seed 1: tied   rate 1, seed 1: 3->0, 5->4: +1
     psi_rate = (1 - 1 + 1) / 3 = 1/3, psi_batch = (1 - 1 + 1 + 1) / 4 = 1/2, mean 5/12; a tie as 0 would give 1/4.
     """
-    settings = list(itertools.product((0, 1), (0, 1), (0, 1)))  # seed, batch, rate
-    values = [1, 2, 2, 4, 1, 3, 0, 0]
-    gaps = [1, 3, 2, 1, 2, 5, 1, 4]
-    columns = dict(zip(("seed", "batch", "rate"), map(list, zip(*settings, strict=True)), strict=True))
-    found = correlate(table(values, gaps, **columns))
-    assert found.settings == ("batch", "rate")
-    row = only(found)
+    values, gaps = [1, 2, 2, 4, 1, 3, 0, 0], [1, 3, 2, 1, 2, 5, 1, 4]
+    runs = table(values, gaps, seed=[0] * 4 + [1] * 4, batch=[0, 0, 1, 1] * 2, rate=[0, 1] * 4)
+    assert correlate(runs).settings == ("batch", "rate")
+    row = row_of(runs)
     batch, rate = row.granulated
     assert rate.psi == pytest.approx(1 / 3)
     assert (rate.num_groups, rate.num_skipped) == (3, 1)
@@ -87,17 +85,19 @@ def test_granulated_coefficients_of_a_grid_by_hand() -> None:
     assert (batch.num_groups, batch.num_skipped) == (4, 0)
     assert row.psi_mean == pytest.approx(5 / 12)
     assert rate.interval is None  # three groups
+    backwards = row_of(runs[::-1])
+    assert backwards.tau_b == pytest.approx(row.tau_b)
+    assert {part.setting: part.psi for part in backwards.granulated} == pytest.approx(
+        {part.setting: part.psi for part in row.granulated}
+    )
     # The seed as a hyperparameter of its own, if that is asked for.
-    assert correlate(table(values, gaps, **columns), held=()).settings == ("seed", "batch", "rate")
+    assert correlate(runs, held=()).settings == ("seed", "batch", "rate")
 
 
 def test_a_measure_that_only_follows_one_setting_has_no_psi_for_the_other() -> None:
     """Simpson: within each batch size the gap falls with the measure, over all runs it rises."""
-    settings = [(rate, batch) for batch in range(5) for rate in range(5)]
-    values = [10 * batch + rate for rate, batch in settings]
-    gaps = [10 * batch - rate for rate, batch in settings]
-    rates, batches = map(list, zip(*settings, strict=True))
-    row = only(correlate(table(values, gaps, rate=rates, batch=batches)))
+    batches, rates = np.divmod(np.arange(25), 5)
+    row = row_of(table(10 * batches + rates, 10 * batches - rates, rate=rates.tolist(), batch=batches.tolist()))
     assert row.tau_b == pytest.approx((250 - 50) / 300)
     assert [part.psi for part in row.granulated] == [-1, 1]
     # Five groups that all say the same are no certainty.
@@ -107,8 +107,7 @@ def test_a_measure_that_only_follows_one_setting_has_no_psi_for_the_other() -> N
 
 
 def test_missing_values_are_left_out_and_counted() -> None:
-    values = [1.0, None, 3.0, 2.0, math.nan, 5.0]
-    runs = table(values, [1, 9, 3, 2, 0, None], rate=[0, 1, 2, 3, 4, 5])
+    runs = table([1.0, None, 3.0, 2.0, math.nan, 5.0], [1, 9, 3, 2, 0, None], rate=range(6))
     runs[2] = Run(settings={"rate": 2}, measures={"m": 3.0, "other": 1.0}, accuracy_gap=3.0, loss_gap=0.5)
     rows = {(row.measure, row.target): row for row in correlate(runs).rows}
     assert set(rows) == set(itertools.product(("m", "other"), ("accuracy_gap", "loss_gap")))
@@ -119,26 +118,14 @@ def test_missing_values_are_left_out_and_counted() -> None:
     assert (row.tau_b, row.num_runs, row.num_missing) == (None, 1, 5)
 
 
-def test_the_same_number_under_another_order_of_runs() -> None:
-    rng = np.random.default_rng(1)
-    settings = [(rate, batch) for rate in range(4) for batch in range(4)]
-    runs = table(
-        list(rng.random(16)), list(rng.random(16)), rate=[s[0] for s in settings], batch=[s[1] for s in settings]
-    )
-    first, second = only(correlate(runs)), only(correlate(runs[::-1]))
-    assert first.tau_b == pytest.approx(second.tau_b)
-    assert [p.psi for p in first.granulated] == pytest.approx([p.psi for p in second.granulated])
-
-
 # Bootstrap
 
 
 def test_the_bootstrap_is_seeded() -> None:
-    rng = np.random.default_rng(2)
-    runs = table(list(rng.random(20)), list(rng.random(20)), rate=list(range(20)))
+    runs = table(*np.random.default_rng(2).random((2, 20)), rate=range(20))
     assert correlate(runs, seed=1) == correlate(runs, seed=1)
-    assert only(correlate(runs, seed=1)).interval != only(correlate(runs, seed=2)).interval
-    assert only(correlate(runs)).num_usable == 2000
+    assert row_of(runs, seed=1).interval != row_of(runs, seed=2).interval
+    assert row_of(runs).num_usable == 2000
 
 
 def test_intervals_cover_the_truth() -> None:
@@ -149,8 +136,7 @@ def test_intervals_cover_the_truth() -> None:
     covered = halved = 0
     for k in range(repeats):
         x, noise = np.random.default_rng([3, k]).standard_normal((2, 30))
-        row = only(correlate(table(list(x), list(r * x + 0.8 * noise), rate=list(range(30))), num_resamples=400))
-        low, high = row.interval
+        low, high = row_of(table(x, r * x + 0.8 * noise, rate=range(30)), num_resamples=400).interval
         covered += low <= truth <= high
         middle, half = (low + high) / 2, (high - low) / 4
         halved += middle - half <= truth <= middle + half
@@ -162,12 +148,12 @@ def test_intervals_cover_the_truth() -> None:
 def test_intervals_of_psi_cover_the_truth() -> None:
     """Groups of two runs that agree with probability p: psi = 2p - 1 over 20 groups."""
     p, covered = 0.7, 0
+    rates, batches = [0, 1] * 20, np.repeat(range(20), 2).tolist()
     for k in range(200):
         agree = np.random.default_rng([4, k]).random(20) < p
-        values, gaps = [0.0, 1.0] * 20, [g for a in agree for g in ((0.0, 1.0) if a else (1.0, 0.0))]
-        runs = table(values, gaps, rate=[0, 1] * 20, batch=[g for g in range(20) for _ in range(2)])
-        part = next(each for each in only(correlate(runs, num_resamples=200)).granulated if each.setting == "rate")
-        low, high = part.interval
+        gaps = np.where(np.repeat(agree, 2), rates, 1 - np.array(rates))
+        rate, _ = row_of(table(rates, gaps, rate=rates, batch=batches), num_resamples=200).granulated
+        low, high = rate.interval
         covered += low - 1e-9 <= 2 * p - 1 <= high + 1e-9
     assert 0.87 < covered / 200 < 0.99  # the mean of 20 signs moves in steps of 0.1
 
@@ -175,9 +161,9 @@ def test_intervals_of_psi_cover_the_truth() -> None:
 # Output
 
 
-def some() -> Correlations:
+@pytest.fixture(scope="module")
+def found() -> Correlations:
     rng = np.random.default_rng(5)
-    settings = [(rate, batch) for rate in (0.1, 0.2, 0.3) for batch in (32, 64, 128)]
     runs = [
         Run(
             settings={"rate": rate, "batch": batch},
@@ -185,22 +171,21 @@ def some() -> Correlations:
             accuracy_gap=float(rng.random()),
             loss_gap=float(rng.random()),
         )
-        for rate, batch in settings
+        for rate, batch in itertools.product((0.1, 0.2, 0.3), (32, 64, 128))
     ]
     return correlate(runs)
 
 
-def test_json_gives_the_record_back(tmp_path) -> None:
-    found = some()
+def test_json_gives_the_record_back(found: Correlations, tmp_path) -> None:
     found.save(tmp_path / "correlations.json")
-    assert Correlations.load(tmp_path / "correlations.json") == found
-    assert Correlations.load(tmp_path / "correlations.json").rows == found.rows
+    read = Correlations.load(tmp_path / "correlations.json")
+    assert read == found
+    assert read.rows == found.rows
     with pytest.raises(SdkerasError, match=r"correlations\.json"):
         Correlations.from_json('{"schema_version": 1}')
 
 
-def test_csv_and_text_have_every_row() -> None:
-    found = some()
+def test_csv_and_text_have_every_row(found: Correlations) -> None:
     read = list(csv.DictReader(io.StringIO(found.to_csv())))
     assert len(read) == len(found.rows) == 4
     for line, row in zip(read, found.rows, strict=True):
@@ -224,16 +209,21 @@ def test_coefficients_as_text() -> None:
     assert coefficient(None) == coefficient(math.nan) == "-"
 
 
-def test_runs_that_cannot_be_grouped_are_refused() -> None:
-    with pytest.raises(SdkerasError, match="at least 2 runs"):
-        correlate(table([1], [1], rate=[1]))
-    with pytest.raises(SdkerasError, match="runs 0 and 2 have the same settings"):
-        correlate(table([1, 2, 3], [1, 2, 3], rate=[1, 2, 1]))
-    with pytest.raises(SdkerasError, match=r"run 1 .*\(batch\)"):
-        correlate([*table([1], [1], rate=[1]), *table([1], [1], rate=[2], batch=[1])])
-    with pytest.raises(SdkerasError, match="rate is nan"):
-        correlate(table([1, 2], [1, 2], rate=[1, math.nan]))
-    with pytest.raises(SdkerasError, match="neither an accuracy gap"):
-        correlate(table([1, 2], [None, None], rate=[1, 2]))
+@pytest.mark.parametrize(
+    ("runs", "said"),
+    [
+        (table([1], [1], rate=[1]), "at least 2 runs"),
+        (table([1, 2, 3], [1, 2, 3], rate=[1, 2, 1]), "runs 0 and 2 have the same settings"),
+        ([*table([1], [1], rate=[1]), *table([1], [1], rate=[2], batch=[1])], r"run 1 .*\(batch\)"),
+        (table([1, 2], [1, 2], rate=[1, math.nan]), "rate is nan"),
+        (table([1, 2], [None, None], rate=[1, 2]), "neither an accuracy gap"),
+    ],
+)
+def test_runs_that_cannot_be_grouped_are_refused(runs: list[Run], said: str) -> None:
+    with pytest.raises(SdkerasError, match=said):
+        correlate(runs)
+
+
+def test_too_few_resamples_are_refused() -> None:
     with pytest.raises(SdkerasError, match="num_resamples"):
         correlate(table([1, 2], [1, 2], rate=[1, 2]), num_resamples=10)

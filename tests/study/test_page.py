@@ -1,7 +1,8 @@
-"""What a study's page and terminal say of made-up runs."""
+"""What a study's page, terminal and figures say of made-up runs."""
 
 import csv
 import io
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,19 +16,12 @@ from sdkeras.reporting import html
 from sdkeras.reporting.drawing import as_image
 from sdkeras.reporting.terminal import as_text
 from sdkeras.results.note import Note
-from sdkeras.study.correlations import Run, correlate
+from sdkeras.study.correlations import Correlations, Run, coefficient, correlate
 from sdkeras.study.definition import NAMES, read_study
-from sdkeras.study.figures import scatter
-from sdkeras.study.notes import CountedWarning, notes, warnings_by_code
-from sdkeras.study.page import headline, study_report
+from sdkeras.study.figures import heat_map, scatter
+from sdkeras.study.page import headline, notes, study_report
 from sdkeras.study.results import Analysed, Results, Row
 from sdkeras.study.run_files import DONE, FAILED, NEW, Failed, Measured, RunState, Scores, Trained, Value
-
-FOUR = [1.0, 2.0, 3.0, 4.0]
-EIGHT = [float(k) for k in range(8)]
-MIXED = [2.0, 1.0, 4.0, 3.0]  # four of six pairs in order: (4 - 2) / 6
-ODD = [1.0, 0.0, 3.0, 2.0, 5.0, 4.0, 7.0, 6.0]  # 24 of 28 pairs in order: 20 / 28
-WEAK = [2.0, 3.0, 0.0, 1.0, 7.0, 6.0, 4.0, 5.0]  # 19 of 28 pairs in order: 10 / 28
 
 TABLES = """
 [study]
@@ -66,6 +60,11 @@ def made_up(folder: Path, rates: Sequence[float] = (0.1, 0.2, 0.3), measures: st
     return Results(study, tuple(rows), ())
 
 
+@pytest.fixture
+def three(tmp_path: Path) -> Results:
+    return made_up(tmp_path)
+
+
 def with_rows(results: Results, **changes: Sequence[object]) -> Results:
     """The same with one field of each row replaced."""
     rows = results.rows
@@ -74,8 +73,19 @@ def with_rows(results: Results, **changes: Sequence[object]) -> Results:
     return attrs.evolve(results, rows=rows)
 
 
-def of_maps(results: Results, maps: Sequence[tuple[str, int]]) -> Results:
+def of_maps(results: Results, *maps: tuple[str, int]) -> Results:
     return with_rows(results, analysed=[Analysed(name, size, ()) for name, size in maps])
+
+
+def in_states(results: Results, *states: str, reason: str = "nan") -> Results:
+    failed = {FAILED: Failed("training", reason)}
+    each = [RunState(row.state.run, state, failed.get(state)) for row, state in zip(results.rows, states, strict=True)]
+    return with_rows(results, state=each)
+
+
+def said_of(results: Results, word: str) -> list[str]:
+    """The notes with this word."""
+    return [note for note in notes(results, results.correlations()) if word in note]
 
 
 def shown(results: Results) -> str:
@@ -91,124 +101,105 @@ def in_one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def table(results: Results) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(results.to_csv())))
+
+
+UP = [float(k) for k in range(8)]
+DOWN = UP[::-1]
+ODD = [1.0, 0.0, 3.0, 2.0, 5.0, 4.0, 7.0, 6.0]  # 24 of 28 pairs in order: 20 / 28
+WEAK = [2.0, 3.0, 0.0, 1.0, 7.0, 6.0, 4.0, 5.0]  # 19 of 28 pairs in order: 10 / 28
+HALF = [2.0, 1.0, 4.0, 3.0]  # four of six pairs in order: (4 - 2) / 6
+FEW = [0.0, 1.0, 2.0] + [np.nan] * 5
+STRONGEST = "correlates most strongly with the loss gap: tau-b"
+NOT_CLEAR = "No measure clearly correlates with a gap: the largest tau-b is"
+
+
 @pytest.mark.parametrize(
     ("measures", "said"),
     [
         (
-            {"up": EIGHT, "down": EIGHT[::-1], "odd": ODD},
-            "up correlates most strongly with the loss gap: tau-b +1.00 over 8 runs, of 3 measures; the strongest "
-            "negative correlation is that of down: -1.00",
+            {"up": UP, "down": DOWN, "odd": ODD},
+            f"up {STRONGEST} +1.00 over 8 runs, of 3 measures; the strongest negative correlation is that of down: "
+            "-1.00",
         ),
-        (
-            {"odd": ODD, "up": EIGHT},
-            "up correlates most strongly with the loss gap: tau-b +1.00 over 8 runs, of 2 measures",
-        ),
-        ({"odd": ODD}, "odd correlates most strongly with the loss gap: tau-b +0.71 over 8 runs, the one measure"),
+        ({"odd": ODD, "up": UP}, f"up {STRONGEST} +1.00 over 8 runs, of 2 measures"),
+        ({"odd": ODD}, f"odd {STRONGEST} +0.71 over 8 runs, the one measure"),
         # The larger one rests on 3 runs alone.
+        ({"odd": ODD, "few": FEW}, "odd correlates clearly with the loss gap: tau-b +0.71 over 8 runs, of 2 measures"),
         (
-            {"odd": ODD, "few": [0.0, 1.0, 2.0] + [np.nan] * 5},
-            "odd correlates clearly with the loss gap: tau-b +0.71 over 8 runs, of 2 measures",
+            {"down": DOWN, "few": FEW},
+            f"{NOT_CLEAR} few's with the loss gap, +1.00 over 3 runs (p = 0.33); the strongest negative one with the "
+            "loss gap is that of down: -1.00",
+        ),
+        ({"weak": WEAK}, f"{NOT_CLEAR} weak's with the loss gap, +0.36 over 8 runs (p = 0.28)"),
+        ({"half": HALF}, f"{NOT_CLEAR} half's with the loss gap, +0.33 over 4 runs (p = 0.75)"),
+        (
+            {"half": HALF, "up": UP[:4], "down": DOWN[:4]},
+            f"{NOT_CLEAR} up's with the loss gap, +1.00 over 4 runs (p = 0.083)",
         ),
         (
-            {"down": EIGHT[::-1], "few": [0.0, 1.0, 2.0] + [np.nan] * 5},
-            "No measure clearly correlates with a gap: the largest tau-b "
-            "is few's with the loss gap, +1.00 over 3 runs "
-            "(p = 0.33); the strongest negative one with the loss gap is that of down: -1.00",
-        ),
-        (
-            {"weak": WEAK},
-            "No measure clearly correlates with a gap: the largest tau-b "
-            "is weak's with the loss gap, +0.36 over 8 runs "
-            "(p = 0.28)",
-        ),
-        (
-            {"half": MIXED},
-            "No measure clearly correlates with a gap: the largest tau-b "
-            "is half's with the loss gap, +0.33 over 4 runs "
-            "(p = 0.75)",
-        ),
-        (
-            {"half": MIXED, "up": FOUR, "down": FOUR[::-1]},
-            "No measure clearly correlates with a gap: the largest tau-b "
-            "is up's with the loss gap, +1.00 over 4 runs "
+            {"down": DOWN[:4]},
+            "No measure correlates with a gap: the largest tau-b is down's with the loss gap, -1.00 over 4 runs "
             "(p = 0.083)",
-        ),
-        (
-            {"down": FOUR[::-1]},
-            "No measure correlates with a gap: the largest tau-b "
-            "is down's with the loss gap, -1.00 over 4 runs (p = 0.083)",
         ),
         ({"same": [1.0] * 4}, "No measure has a tau-b: all values of it, or of the gaps, are equal"),
     ],
 )
 def test_the_headline_claims_what_the_runs_show(measures: dict[str, list[float]], said: str) -> None:
-    length = len(next(iter(measures.values())))
-    runs = [
-        Run(settings={"rate": i}, measures={name: values[i] for name, values in measures.items()}, loss_gap=float(i))
-        for i in range(length)
-    ]
+    columns = [dict(zip(measures, values, strict=True)) for values in zip(*measures.values(), strict=True)]
+    runs = [Run(settings={"rate": i}, measures=each, loss_gap=float(i)) for i, each in enumerate(columns)]
     assert headline(correlate(runs)) == said
 
 
-def test_different_maps_are_told(tmp_path: Path) -> None:
-    one = made_up(tmp_path)
-    mixed = of_maps(one, [("sgd", 208), ("adam", 416), ("sgd", 208)])
-    (note,) = [note for note in notes(mixed, mixed.correlations()) if "maps" in note]
+def test_different_maps_are_told(three: Results, tmp_path: Path) -> None:
+    mixed = of_maps(three, ("sgd", 208), ("adam", 416), ("sgd", 208))
+    (note,) = said_of(mixed, "maps")
     assert note.startswith("Runs are of different maps: sgd with d = 208 in 2 runs, adam with d = 416 in 1 run. ")
     assert "coefficients of sd, sd-slq, lambda_1 mix them" in note
     assert 'one study for each optimizer, or set map = "hessian" under [analysis]' in note
     assert note in in_one_line(shown(mixed))
     assert "adam with d = 416 in 1 run" in as_html(mixed)
-    table = list(csv.DictReader(io.StringIO(mixed.to_csv())))
-    assert [row["map"] for row in table] == ["sgd", "adam", "sgd"]
-    assert [row["state_size"] for row in table] == ["208", "416", "208"]
+    assert [(row["map"], row["state_size"]) for row in table(mixed)] == [
+        ("sgd", "208"),
+        ("adam", "416"),
+        ("sgd", "208"),
+    ]
 
-    larger = of_maps(one, [("sgd", 208), ("sgd", 300), ("sgd", 208)])
-    (note,) = [note for note in notes(larger, larger.correlations()) if "Runs are of" in note]
+    (note,) = said_of(of_maps(three, ("sgd", 208), ("sgd", 300), ("sgd", 208)), "Runs are of")
     assert "one study for each size of the model" in note
     assert "optimizer" not in note
 
-    assert not [note for note in notes(one, one.correlations()) if "Runs are of" in note]
+    assert not said_of(three, "Runs are of")
     # The trace is of no map.
-    trace = of_maps(made_up(tmp_path, measures="trace = {}"), [("sgd", 208), ("adam", 416), ("sgd", 208)])
-    assert not [note for note in notes(trace, trace.correlations()) if "Runs are of" in note]
+    trace = of_maps(made_up(tmp_path, measures="trace = {}"), ("sgd", 208), ("adam", 416), ("sgd", 208))
+    assert not said_of(trace, "Runs are of")
 
 
-def test_warnings_are_counted_over_the_runs(tmp_path: Path) -> None:
-    rare, first, second = (
-        Note("saturated", "<rare>."),
-        Note("coarse-bins", "first."),
-        Note("coarse-bins", "2."),
-    )
+def test_warnings_are_counted_over_the_runs(three: Results) -> None:
+    rare, first, second = Note("saturated", "<rare>."), Note("coarse-bins", "first."), Note("coarse-bins", "2.")
     of = [(rare, first, second), (second,), ()]
-    results = with_rows(made_up(tmp_path), analysed=[Analysed("sgd", 208, warnings) for warnings in of])
-    assert warnings_by_code(results) == (
-        CountedWarning("coarse-bins", 2, 3, "first."),
-        CountedWarning("saturated", 1, 3, "<rare>."),
-    )
-    assert "Warnings of 3 runs (messages in study.html): coarse-bins in 2, saturated in 1." in in_one_line(
-        shown(results)
-    )
+    results = with_rows(three, analysed=[Analysed("sgd", 208, warnings) for warnings in of])
+    listed = "Warnings of 3 runs (messages in study.html): coarse-bins in 2, saturated in 1."
+    assert listed in in_one_line(shown(results))
     page = as_html(results)
     assert "<b>coarse-bins</b>in 2 of 3 runs: first." in page
-    assert "&lt;rare&gt;" in page
-    table = list(csv.DictReader(io.StringIO(results.to_csv())))
-    assert [row["warnings"] for row in table] == ["saturated;coarse-bins", "coarse-bins", ""]
-    assert "Warnings of the runs" not in as_html(made_up(tmp_path))
+    assert "<b>saturated</b>in 1 of 3 runs: &lt;rare&gt;." in page
+    assert [row["warnings"] for row in table(results)] == ["saturated;coarse-bins", "coarse-bins", ""]
+    assert "Warnings of the runs" not in as_html(three)
 
 
-def test_identical_runs_are_told(tmp_path: Path) -> None:
-    results = made_up(tmp_path)
-    first, second, third = (row.trained for row in results.rows)
-    asked = "Runs lr0.1-bs8-seed0 and lr0.3-bs8-seed0 came out identical: does the factory use 'learning_rate'?"
-    same = with_rows(results, trained=[first, second, attrs.evolve(third, train=first.train, test=first.test)])
-    assert asked in notes(same, same.correlations())
-    all_same = with_rows(results, trained=[first] * 3)
-    (note,) = [note for note in notes(all_same, results.correlations()) if "identical" in note]
+def test_identical_runs_are_told(three: Results) -> None:
+    first, second, third = (row.trained for row in three.rows)
+    same = with_rows(three, trained=[first, second, attrs.evolve(third, train=first.train, test=first.test)])
+    assert said_of(same, "identical") == [
+        "Runs lr0.1-bs8-seed0 and lr0.3-bs8-seed0 came out identical: does the factory use 'learning_rate'?"
+    ]
+    (note,) = said_of(with_rows(three, trained=[first] * 3), "identical")
     assert note.startswith("Runs lr0.1-bs8-seed0 and lr0.2-bs8-seed0 (and 1 other alike) came out identical: ")
     near = attrs.evolve(third, train=first.train, test=attrs.evolve(first.test, loss=first.test.loss + 1e-12))
-    for other in (results, with_rows(results, trained=[first, second, near])):
-        assert not [note for note in notes(other, other.correlations()) if "identical" in note]
+    for other in (three, with_rows(three, trained=[first, second, near])):
+        assert not said_of(other, "identical")
 
 
 @pytest.mark.parametrize(
@@ -226,21 +217,14 @@ def test_identical_runs_are_told(tmp_path: Path) -> None:
 def test_too_few_runs_are_refused_with_what_to_do(
     tmp_path: Path, rates: list[float], states: list[str], said: str
 ) -> None:
-    results = made_up(tmp_path, rates)
-    failed = Failed("training", "nan")
-    of = [
-        RunState(row.state.run, state, failed if state == FAILED else None)
-        for row, state in zip(results.rows, states, strict=True)
-    ]
     with pytest.raises(SdkerasError, match=re.escape(said)) as caught:
-        with_rows(results, state=of).check_enough("a scatter plot")
+        in_states(made_up(tmp_path, rates), *states).check_enough("a scatter plot")
     assert ("Continue" in str(caught.value)) == ("Continue" in said)
     assert ("--retry" in str(caught.value)) == ("--retry" in said)
 
 
-def test_the_page_says_what_the_measures_are_and_how_they_were_made(tmp_path: Path) -> None:
-    results = made_up(tmp_path)
-    page = as_html(results)
+def test_the_page_says_what_the_measures_are_and_how_they_were_made(three: Results, tmp_path: Path) -> None:
+    page = as_html(three)
     for name in ("sd", "sd-slq", "lambda_1", "ph_dimension", "forward", "backward", "data", "gap", "tau-b", "psi"):
         assert page.count(f"<h3>{name}</h3>") == 1
     for name in ("sd-kde", "sharpness", "e_alpha", "euclidean"):
@@ -262,11 +246,8 @@ def test_the_page_says_what_the_measures_are_and_how_they_were_made(tmp_path: Pa
     assert as_html(every).count("<h3>") > len(NAMES)
 
 
-def test_long_reasons_wrap_and_the_picture_scrolls(tmp_path: Path) -> None:
-    results = made_up(tmp_path)
-    failed = RunState(results.rows[2].state.run, FAILED, Failed("training", "long " * 50))
-    one = with_rows(results, state=[results.rows[0].state, results.rows[1].state, failed])
-    page = as_html(one)
+def test_long_reasons_wrap_and_the_picture_scrolls(three: Results) -> None:
+    page = as_html(in_states(three, DONE, DONE, FAILED, reason="long " * 50))
     section = page[page.index('id="failed"') :]
     # Cells of the class "wide" do not wrap.
     assert section[section.index("<article") :].startswith('<article class="card">')
@@ -289,9 +270,41 @@ def test_the_terminal_has_a_line_for_each_measure_at_80_columns(tmp_path: Path) 
 
 def test_errors_are_bars_in_the_scatter(tmp_path: Path) -> None:
     results = made_up(tmp_path, measures="sd = {}")
-    with_errors = as_image(scatter(results, "loss_gap"), "svg")
-    values = [
-        attrs.evolve(row.measured, values={"sd": Value(float(k), None, "", {})}) for k, row in enumerate(results.rows)
+    values = [Measured({"sd": Value(float(k), None, "", {})}, 1.0) for k in range(3)]
+    images = [as_image(scatter(each, "loss_gap"), "svg") for each in (results, with_rows(results, measured=values))]
+    assert [image.count(b'id="LineCollection_') for image in images] == [3, 0]
+
+
+def correlated(measures: int, *, loss: bool = True) -> Correlations:
+    """Many measures, one of a name that looks like a formula, and one that some runs have not."""
+    rng = np.random.default_rng(0)
+    names = [f"measure {k} of many" for k in range(measures - 1)] + ["$lambda_1 & <x>"]
+    runs = [
+        Run(
+            settings={"learning rate": rate, "batch size": batch},
+            measures={name: float(rng.random()) if name != names[0] or not rate else None for name in names},
+            accuracy_gap=float(rng.random()),
+            loss_gap=float(rng.random()) if loss else None,
+        )
+        for rate, batch in itertools.product(range(5), repeat=2)
     ]
-    without = as_image(scatter(with_rows(results, measured=values), "loss_gap"), "svg")
-    assert [image.count(b'id="LineCollection_') for image in (with_errors, without)] == [3, 0]
+    return correlate(runs, num_resamples=100)
+
+
+def test_every_number_is_in_the_heat_map() -> None:
+    record = correlated(12)
+    svg = as_image(heat_map(record), "svg")
+    texts = re.findall(r"<text.*?</text>", svg.decode(), flags=re.DOTALL)
+    words = [re.sub(r"<[^>]*>", "", text).strip() for text in texts]
+    for row in record.rows:
+        for value in (row.tau_b, row.psi_mean, *(part.psi for part in row.granulated)):
+            assert coefficient(value) in words
+    for name in ("$lambda_1 &amp; &lt;x&gt;", "accuracy gap", "loss gap"):
+        assert sum(name in word for word in words) == 1
+    assert as_image(heat_map(record), "svg") == svg
+
+
+def test_one_gap_makes_one_panel() -> None:
+    figure = heat_map(correlated(2, loss=False))
+    assert figure.panels == (1, 1)
+    assert as_image(figure, "png").startswith(b"\x89PNG")
