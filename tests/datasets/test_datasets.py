@@ -11,12 +11,10 @@ from sdkeras.errors import DataError
 
 def test_digits_are_the_1797_images_scaled_to_one():
     images, labels = load_digits()
-    assert images.shape == (1797, 8, 8)
-    assert images.dtype == np.float32
+    assert (images.shape, images.dtype) == ((1797, 8, 8), np.float32)
     assert (images.min(), images.max()) == (0.0, 1.0)
     assert np.array_equal(images * 16, np.round(images * 16))
-    assert labels.shape == (1797,)
-    assert labels.dtype == np.int64
+    assert (labels.shape, labels.dtype) == ((1797,), np.int64)
     # Class counts of the UCI test file (optdigits.names).
     assert np.bincount(labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
     # The sum and the first digit (a zero) of the source: no pixel was changed.
@@ -54,8 +52,7 @@ def test_the_package_ships_the_file_small_without_pickles_and_with_its_licence()
 
 def test_mnist_5k_has_500_images_of_each_digit():
     images, labels = load_mnist_5k()
-    assert images.shape == (5000, 28, 28)
-    assert images.dtype == np.float32
+    assert (images.shape, images.dtype) == ((5000, 28, 28), np.float32)
     assert (images.min(), images.max()) == (0.0, 1.0)
     assert np.bincount(labels).tolist() == [500] * 10
     # Whole grey values; a zero has a hole in its middle, a one has not.
@@ -89,10 +86,11 @@ def test_windows_of_a_text_are_followed_by_their_next_characters():
     text = load_documentation_text()
     assert len(text) > 300_000
     assert 'The "assert" statement' in text
-    (x, y), (x_test, y_test) = character_windows(text, 64)
-    assert x.shape == y.shape
-    assert np.array_equal(x.ravel()[1:], y.ravel()[:-1])
-    assert np.array_equal(x_test.ravel()[1:], y_test.ravel()[:-1])
+    windows = character_windows(text, 64)
+    for inputs, following in windows:
+        assert inputs.shape == following.shape
+        assert np.array_equal(inputs.ravel()[1:], following.ravel()[:-1])
+    (x, _), (x_test, _) = windows
     assert x.size + x_test.size > len(text) - 130
     assert (x.min(), x.max()) == (0, 95)
     assert "".join(chr(32 + code) for code in x[0]) == text[:64].replace("\n", chr(32 + 95))

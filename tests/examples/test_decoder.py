@@ -1,7 +1,6 @@
 """The decoder of the examples: GPT-2's shape, causal, and its products are those of the loss."""
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -10,21 +9,13 @@ import numpy as np
 import pytest
 
 import sdkeras
+from example_scripts import load_script
 from oracles import finite_difference_hessian
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
-OWN = ("decoder", "text_models", "text_spectra", "gpt2_shape")
 
 
 @pytest.fixture(scope="module")
-def decoder() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(EXAMPLES))
-        import decoder
-
-        yield decoder
-    for name in OWN:
-        sys.modules.pop(name, None)
+def decoder() -> ModuleType:
+    return load_script("decoder")
 
 
 def parameters(vocabulary: int, context: int, width: int, depth: int) -> int:
@@ -90,9 +81,8 @@ def test_adamws_frozen_map_and_its_whole_step_are_analysed(decoder: ModuleType) 
     assert not loss.gradients.looked_up or loss.gradients.looked_up == ("positions/embeddings",)
 
 
-def test_the_factories_of_the_study_train(decoder: ModuleType) -> None:
-    import text_models
-
+def test_the_factories_of_the_study_train() -> None:
+    text_models = load_script("text_models")
     (x, y), (x_test, y_test) = text_models.characters()
     assert x.shape == y.shape == (2000, text_models.CONTEXT)
     assert x_test.shape == y_test.shape == (1000, text_models.CONTEXT)
@@ -108,9 +98,8 @@ def test_the_factories_of_the_study_train(decoder: ModuleType) -> None:
 
 
 @pytest.mark.slow
-def test_the_spectra_are_drawn(decoder: ModuleType, tmp_path: Path, monkeypatch, capsys) -> None:
-    import text_spectra
-
+def test_the_spectra_are_drawn(tmp_path: Path, monkeypatch, capsys) -> None:
+    text_spectra = load_script("text_spectra")
     monkeypatch.setattr(sys, "argv", ["text_spectra.py", "--quick", "--out", str(tmp_path)])
     text_spectra.main()
     assert (tmp_path / "text_spectra.png").stat().st_size > 20_000
@@ -119,9 +108,8 @@ def test_the_spectra_are_drawn(decoder: ModuleType, tmp_path: Path, monkeypatch,
     assert all("passed" in row and "nan" not in row for row in rows[1:])
 
 
-def test_a_drawn_density_has_mass_one(decoder: ModuleType) -> None:
-    import text_spectra
-
+def test_a_drawn_density_has_mass_one() -> None:
+    text_spectra = load_script("text_spectra")
     at = np.linspace(-3, 3, 2001)
     drawn = text_spectra.density(at, np.array([-1.0, 0.5]), np.array([3.0, 1.0]), 0.05)
     assert np.trapezoid(drawn, at) == pytest.approx(1.0, rel=1e-6)
@@ -129,9 +117,8 @@ def test_a_drawn_density_has_mass_one(decoder: ModuleType) -> None:
 
 
 @pytest.mark.slow
-def test_the_shape_of_gpt2_is_planned_and_analysed(decoder: ModuleType, monkeypatch, capsys) -> None:
-    import gpt2_shape
-
+def test_the_shape_of_gpt2_is_planned_and_analysed(monkeypatch, capsys) -> None:
+    gpt2_shape = load_script("gpt2_shape")
     small = ["--width", "16", "--depth", "1", "--heads", "2", "--vocabulary", "50", "--context", "8"]
     command = ["gpt2_shape.py", *small, "--max-hvps", "200", "--memory", "4"]
     monkeypatch.setattr(sys, "argv", command)

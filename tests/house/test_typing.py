@@ -1,4 +1,4 @@
-"""mypy --strict accepts a right plugin and rejects a wrong source or result where it is defined."""
+"""mypy --strict accepts right plugins and rejects a wrong source, result or seed where the class is defined."""
 
 import subprocess
 import sys
@@ -6,44 +6,49 @@ from pathlib import Path
 
 import pytest
 
+# Decorator, source, type of the seed, result.
+RIGHT = [
+    ("spectrum_estimator", "sdkeras.SymmetricOperator", "int", "sdkeras.Spectrum"),
+    ("lyapunov_estimator", "sdkeras.TangentFlow", "int", "sdkeras.LyapunovExponents"),
+]
+WRONG = [
+    ("spectrum_estimator", "sdkeras.SymmetricOperator", "int", "sdkeras.TraceEstimate"),
+    ("spectrum_estimator", "sdkeras.SymmetricOperator", "str", "sdkeras.Spectrum"),
+    ("spectrum_estimator", "sdkeras.TangentFlow", "int", "sdkeras.Spectrum"),
+    ("lyapunov_estimator", "sdkeras.SymmetricOperator", "int", "sdkeras.LyapunovExponents"),
+    ("trace_estimator", "sdkeras.SymmetricOperator", "int", "float"),
+]
 PLUGIN = """
 import attrs
 import sdkeras
 
-@sdkeras.{decorator}("typed")
+@sdkeras.{}("typed")
 @attrs.frozen
 class Typed:
-    def estimate(self, source: {source}, *, seed: int) -> {result}:
+    def estimate(self, source: {}, *, seed: {}) -> {}:
         raise NotImplementedError
 """
 
 
-@pytest.mark.parametrize(
-    ("decorator", "source", "result", "right"),
-    [
-        ("spectrum_estimator", "sdkeras.SymmetricOperator", "sdkeras.Spectrum", True),
-        ("spectrum_estimator", "sdkeras.SymmetricOperator", "sdkeras.TraceEstimate", False),
-        ("spectrum_estimator", "sdkeras.TangentFlow", "sdkeras.Spectrum", False),
-        ("lyapunov_estimator", "sdkeras.TangentFlow", "sdkeras.LyapunovExponents", True),
-        ("lyapunov_estimator", "sdkeras.SymmetricOperator", "sdkeras.LyapunovExponents", False),
-        ("trace_estimator", "sdkeras.SymmetricOperator", "float", False),
-    ],
-)
-def test_mypy(tmp_path: Path, decorator: str, source: str, result: str, right: bool) -> None:
-    file = tmp_path / "plugin.py"
-    file.write_text(PLUGIN.format(decorator=decorator, source=source, result=result))
-    cache = str(Path(__file__).parents[2] / ".mypy_cache")
-    config = tmp_path / "mypy.ini"
+@pytest.fixture(scope="module")
+def errors(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Errors in the plugins, file by file."""
+    folder = tmp_path_factory.mktemp("plugins")
+    for number, parts in enumerate([*RIGHT, *WRONG]):
+        (folder / f"plugin_{number}.py").write_text(PLUGIN.format(*parts))
+    config = folder / "mypy.ini"
     config.write_text("[mypy]\nstrict = true\n[mypy-tensorflow.*,keras.*,scipy.*]\nfollow_imports = skip\n")
-    run = subprocess.run(
-        [sys.executable, "-m", "mypy", "--config-file", str(config), "--cache-dir", cache, str(file)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    own = [line for line in run.stdout.splitlines() if line.startswith(str(file)) and "error" in line]
-    if right:
-        assert run.returncode == 0, run.stdout
+    cache = str(Path(__file__).parents[2] / ".mypy_cache")
+    command = [sys.executable, "-m", "mypy", "--config-file", str(config), "--cache-dir", cache, str(folder)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    return [line for line in run.stdout.splitlines() if "plugin_" in line and ": error: " in line]
+
+
+@pytest.mark.parametrize("parts", [*RIGHT, *WRONG], ids=" ".join)
+def test_mypy(errors: list[str], parts: tuple[str, ...]) -> None:
+    own = [line for line in errors if f"plugin_{[*RIGHT, *WRONG].index(parts)}.py:" in line]
+    if parts in RIGHT:
+        assert not own
     else:
-        assert own, run.stdout
-        assert "arg-type" in own[0] or "type-var" in own[0]
+        assert own[0].endswith(("[arg-type]", "[type-var]"))
+        assert 5 <= int(own[0].split(":")[1]) <= 7  # the decorators and the name of the class

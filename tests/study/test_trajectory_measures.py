@@ -4,7 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import attrs
 import keras
 import numpy as np
 import pytest
@@ -24,8 +23,8 @@ WALK = np.cumsum(RNG.standard_normal((400, 6)), axis=0)
 
 def trajectory(points: np.ndarray, losses: np.ndarray | None = None, **given: object) -> Trajectory:
     count, size = points.shape
-    made = Trajectory(points, np.arange(1, count + 1), losses, size, None, 0, None)
-    return attrs.evolve(made, **given)
+    settings = {"iterates": points, "iterations": np.arange(1, count + 1), "losses": losses, "stopped_at": None}
+    return Trajectory(**{**settings, **given}, num_parameters=size, distortion=None, seed=0)
 
 
 def tree_of(distances: np.ndarray, alpha: float) -> float:
@@ -43,17 +42,6 @@ def test_both_distances_against_scipy(alpha: float) -> None:
     assert fit.value == pytest.approx(alpha / (1 - fit.slope), rel=1e-12)
     assert fit.slope == pytest.approx(np.polyfit(np.log(fit.sizes), fit.log_e_alpha, 1)[0], rel=1e-9)
     assert np.exp(fit.log_e_alpha[-1]) == pytest.approx(found.euclidean.e_alpha, rel=1e-9)
-
-
-def test_a_random_walk_has_dimension_two_and_a_line_one() -> None:
-    walk = np.cumsum(np.random.default_rng(1).standard_normal((1500, 40)), axis=0)
-    fit = measure_trajectory(trajectory(walk)).euclidean.ph_dimension
-    assert abs(fit.value - 2) < 0.3
-    assert fit.stderr < 0.1
-    # Of a line E_1 is its length whatever the number of points: the formula needs a smaller alpha there.
-    line = np.outer(np.random.default_rng(2).random(1000), np.ones(3))
-    assert measure_trajectory(trajectory(line), 0.5).euclidean.ph_dimension.value == pytest.approx(1, abs=0.1)
-    assert abs(measure_trajectory(trajectory(line)).euclidean.ph_dimension.slope) < 0.02
 
 
 def test_the_answer_reads_back_and_says_what_it_is() -> None:
@@ -110,20 +98,25 @@ def test_an_e_alpha_that_float64_does_not_hold_is_told(recwarn, scale: float) ->
     assert not list(recwarn)
 
 
-def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SdkerasError, match="has 1 iterates, distances need at least 2; it diverged at iteration 9"):
-        measure_trajectory(trajectory(WALK[:1], stopped_at=9))
-    holed = WALK.copy()
-    holed[3, 2] = np.nan
-    with pytest.raises(NonFiniteError, match="cannot be measured"):
-        measure_trajectory(trajectory(holed))
-    with pytest.raises(OperatorSizeError, match=r"400 iterates .*every"):
-        measure_trajectory(trajectory(WALK), memory_gb=1e-4)
-    with pytest.raises(SdkerasError, match="alpha"):
-        measure_trajectory(trajectory(WALK), -1.0)
-    for broken in ({"iterates": WALK[0]}, {"iterations": np.arange(3)}, {"losses": WALK[:5]}):
-        with pytest.raises(ValueError, match="Trajectory"):
-            trajectory(WALK, **broken)
+@pytest.mark.parametrize(
+    ("changed", "options", "error", "said"),
+    [
+        ({"iterates": WALK[:1], "stopped_at": 9}, {}, SdkerasError, "1 iterates, .* at least 2; it diverged at .* 9"),
+        ({"iterates": np.where(np.arange(6) < 5, WALK, np.nan)}, {}, NonFiniteError, "cannot be measured"),
+        ({}, {"memory_gb": 1e-4}, OperatorSizeError, "400 iterates .*every"),
+        ({}, {"alpha": -1.0}, SdkerasError, "alpha"),
+        ({"iterates": WALK[0]}, {}, ValueError, "Trajectory: .* matrices"),
+        ({"iterations": np.arange(3)}, {}, ValueError, "Trajectory: 400 iterates"),
+        ({"losses": WALK[:5]}, {}, ValueError, "Trajectory: .* 5 losses"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(changed: dict, options: dict, error: type[Exception], said: str) -> None:
+    count = len(changed.get("iterates", WALK))
+    with pytest.raises(error, match=said):
+        measure_trajectory(trajectory(WALK, **{"iterations": np.arange(count), **changed}), **options)
+
+
+def test_files_that_are_no_trajectory_are_refused(tmp_path: Path) -> None:
     (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04 cut off")
     for name, said in (("none.npz", "there is no file"), ("cut.npz", "cannot be read as a trajectory")):
         with pytest.raises(SdkerasError, match=said):
@@ -147,42 +140,34 @@ def test_no_tensorflow_for_a_recorded_file(tmp_path: Path) -> None:
 
 X = RNG.standard_normal((40, 3)).astype(np.float32)
 Y = RNG.integers(0, 2, 40)
+SETTINGS: dict = {"steps": 20, "batch_size": 8, "losses_on": 0}
 
 
-def net(rate: float = 0.5) -> keras.Model:
+@pytest.fixture(scope="module")
+def net() -> keras.Model:
+    """Eight weights, which no simulation changes."""
     keras.utils.set_random_seed(1)
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.SGD(rate, momentum=0.5), loss)
+    model.compile(keras.optimizers.SGD(0.5, momentum=0.5), loss)
     model.fit(X, Y, batch_size=8, verbose=0)
     return model
 
 
-def test_forward_measures_what_is_simulated(tmp_path: Path) -> None:
-    model = net()
-    before = [variable.numpy() for variable in model.variables]
-    path = tmp_path / "t.npz"
-    told: list[str] = []
-    found = forward(
-        model,
-        (X, Y),
-        steps=60,
-        every=2,
-        batch_size=8,
-        losses_on=10,
-        seed=3,
-        save=path,
-        progress=lambda p: told.append(p.stage),
-    )
-    assert all(np.array_equal(old, new.numpy()) for old, new in zip(before, model.variables, strict=True))
+def test_forward_measures_what_is_simulated(net: keras.Model, tmp_path: Path) -> None:
+    before = [variable.numpy() for variable in net.variables]
+    path, told = tmp_path / "t.npz", []
+    settings: dict = {"steps": 60, "every": 2, "batch_size": 8, "seed": 3}
+    found = forward(net, (X, Y), **settings, losses_on=10, save=path, progress=lambda p: told.append(p.stage))
+    assert all(np.array_equal(old, new.numpy()) for old, new in zip(before, net.variables, strict=True))
     kept = Trajectory.load(path)
     assert kept.losses.shape == (30, 10)
-    assert found.num_examples == 10
-    assert "losses-on" not in [warning.code for warning in found.warnings]
-    assert np.array_equal(kept.iterates, simulate(model, (X, Y), steps=60, every=2, batch_size=8, seed=3).iterates)
+    assert np.array_equal(kept.iterates, simulate(net, (X, Y), **settings).iterates)
     again = measure_trajectory(kept, seed=3)
     assert again.euclidean.e_alpha == found.euclidean.e_alpha
     assert again.data.e_alpha == found.data.e_alpha
+    assert found.num_examples == 10
+    assert "losses-on" not in [warning.code for warning in found.warnings]
     assert found.simulation.verified
     assert found.simulation.optimizer.momentum == 0.5
     assert (found.simulation.data.batch_size, found.simulation.num_steps) == (8, 60)
@@ -191,23 +176,21 @@ def test_forward_measures_what_is_simulated(tmp_path: Path) -> None:
     assert "60 simulated steps from the checkpoint on" in as_html(trajectory_report(found))
 
 
-def test_the_losses_are_of_training_examples() -> None:
+def test_the_losses_are_of_training_examples(net: keras.Model) -> None:
     """By default of 1,000, or of all where there are fewer."""
-    model = net()
-    settings = {"steps": 4, "batch_size": 8}
-    whole = simulate(model, (X, Y), losses_on=(X, Y), **settings)
-    every = forward(model, (X, Y), **settings)
+    settings: dict = {"steps": 4, "batch_size": 8}
+    whole = simulate(net, (X, Y), losses_on=(X, Y), **settings)
+    every = forward(net, (X, Y), **settings)
     expected = tree_of(squareform(pdist(whole.losses.astype(float), "cityblock")) / 40, 1.0)
     assert every.num_examples == 40
     assert every.data.e_alpha == pytest.approx(expected, rel=1e-5)
     assert "losses-on" not in [warning.code for warning in every.warnings]
 
 
-def test_a_rate_of_its_own_and_a_divergence(tmp_path: Path) -> None:
-    small = forward(net(), (X, Y), steps=20, batch_size=8, losses_on=0, learning_rate=1e-4)
-    usual = forward(net(), (X, Y), steps=20, batch_size=8, losses_on=0)
+def test_a_rate_of_its_own_and_a_divergence(net: keras.Model, tmp_path: Path) -> None:
+    small, usual = forward(net, (X, Y), **SETTINGS, learning_rate=1e-4), forward(net, (X, Y), **SETTINGS)
+    assert usual.data is None
     assert small.simulation.optimizer.learning_rate_source == "given"
-    assert small.data is None
     assert small.euclidean.e_alpha < 0.1 * usual.euclidean.e_alpha
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
     model.compile(keras.optimizers.SGD(1e6), "mse")
@@ -217,19 +200,15 @@ def test_a_rate_of_its_own_and_a_divergence(tmp_path: Path) -> None:
     assert Trajectory.load(tmp_path / "t.npz").stopped_at < 50
 
 
-def test_a_plan_computes_nothing_and_settings_are_checked() -> None:
-    made = plan(net(), (X, Y), batch_size=8, steps=100, every=4, losses_on=1000)
+def test_a_plan_computes_nothing_and_settings_are_checked(net: keras.Model) -> None:
+    made = plan(net, (X, Y), batch_size=8, steps=100, every=4, losses_on=1000)
     assert (made.num_parameters, made.num_iterates, made.num_examples) == (8, 25, 40)
     assert made.seconds > 0
-    with pytest.raises(SdkerasError, match="at least 20"):
-        ForwardOptions(steps=19, every=10)
-    with pytest.raises(SdkerasError, match="losses_on"):
-        ForwardOptions(losses_on=-1)
-    for call in (
-        lambda: plan(net(), (X, Y), projection=8),
-        lambda: forward(net(), (X, Y), projection=8),
-    ):
+    for settings, said in (({"steps": 19, "every": 10}, "at least 20"), ({"losses_on": -1}, "losses_on")):
+        with pytest.raises(SdkerasError, match=said):
+            ForwardOptions(**settings)
+    for call in (plan, forward):
         with pytest.raises(SdkerasError, match="projection is 8, and there are 8 weights"):
-            call()
+            call(net, (X, Y), projection=8)
     with pytest.raises(OperatorSizeError, match="1,000 iterates"):
-        forward(net(), (X, Y), steps=1000, memory_gb=1e-3)
+        forward(net, (X, Y), steps=1000, memory_gb=1e-3)
