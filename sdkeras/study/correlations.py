@@ -151,13 +151,9 @@ def correlate(
     """Kendall's tau-b and the granulated coefficients of every measure with every gap that the runs have.
 
     psi_h is the mean of tau-b over groups of runs that differ only in hyperparameter h. A group of fewer than 2 runs,
-    or in which the measure or the gap does not vary, is skipped: it counts in no mean.
-
-    Args:
-        runs: At least 2, with the same settings, no two alike in all of them.
-        held: Settings without a psi of their own, equal within every group.
-        num_resamples: Bootstrap resamples (percentile; of runs for tau-b, of groups for psi).
-        seed: Seed for the bootstrap.
+    or in which the measure or the gap does not vary, is skipped: it counts in no mean. Settings that are `held` have no
+    psi of their own and are equal within every group. The bootstrap resamples runs for tau-b and groups for psi, and
+    its intervals are percentiles.
 
     Raises:
         SdkerasError: Runs that cannot be grouped, or no measure or gap at all.
@@ -170,7 +166,7 @@ def correlate(
     settings = tuple(name for name in names if name not in held and len({run.settings[name] for run in runs}) > 1)
     groups = {name: _groups(runs, name, names) for name in settings}
     measures = dict.fromkeys(name for run in runs for name in run.measures)
-    gaps = {target: _values([getattr(run, target) for run in runs]) for target in TARGETS}
+    gaps = {target: np.array([getattr(run, target) for run in runs], np.float64) for target in TARGETS}  # None is NaN
     gaps = {target: values for target, values in gaps.items() if not np.all(np.isnan(values))}
     if not measures or not gaps:
         raise SdkerasError("the runs have no measure, or neither an accuracy gap nor a loss gap; give both sides.")
@@ -181,7 +177,7 @@ def correlate(
 
     rows = []
     for measure in measures:
-        values = _values([run.measures.get(measure) for run in runs])
+        values = np.array([run.measures.get(measure) for run in runs], np.float64)
         rows += [_row((measure, target), values, gap, groups, counts) for target, gap in gaps.items()]
     return Correlations(tuple(rows), settings, len(runs), num_resamples, seed)
 
@@ -276,11 +272,7 @@ def _interval(resampled: FloatArray, size: int) -> tuple[float, float] | None:
 
 
 def _setting_names(runs: Sequence[Run]) -> tuple[str, ...]:
-    """Names of the settings, the same in all runs.
-
-    Raises:
-        SdkerasError: They are not, or runs are alike in all of them.
-    """
+    """Names of the settings; refuses runs that differ in them, or are alike in all values."""
     if len(runs) < 2:
         raise SdkerasError(f"a correlation needs at least 2 runs, got {len(runs)}.")
     names = tuple(runs[0].settings)
@@ -291,10 +283,8 @@ def _setting_names(runs: Sequence[Run]) -> tuple[str, ...]:
             raise SdkerasError(f"run {number} differs from run 0 in which settings it has ({other}); give all to all.")
         for name, value in run.settings.items():
             if not isinstance(value, (str, int, float, type(None))) or value != value:
-                raise SdkerasError(
-                    f"run {number}: the setting {name} is {value!r}; a setting is text, a number that is not NaN, or "
-                    "None."
-                )
+                kinds = "a setting is text, a number that is not NaN, or None."
+                raise SdkerasError(f"run {number}: the setting {name} is {value!r}; {kinds}")
         key = tuple(run.settings[name] for name in names)
         if key in seen:
             raise SdkerasError(
@@ -310,10 +300,6 @@ def _groups(runs: Sequence[Run], setting: str, names: Sequence[str]) -> list[Flo
     for number, run in enumerate(runs):
         groups.setdefault(tuple(run.settings[name] for name in names if name != setting), []).append(number)
     return [np.array(members) for members in groups.values()]
-
-
-def _values(numbers: Sequence[float | None]) -> FloatArray:
-    return np.array([math.nan if value is None else value for value in numbers], np.float64)
 
 
 def _spread(name: str) -> tuple[str, str, str]:

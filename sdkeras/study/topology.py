@@ -48,11 +48,9 @@ class PersistentHomologyDimension:
     """The persistent homology dimension of a set of points, with the regression it rests on.
 
     Attributes:
-        value: alpha / (1 - slope), or None where it is undetermined.
+        value: alpha / (1 - slope); None where it is undetermined, for the `reason` that is "" otherwise.
         stderr: Standard error from the regression alone, propagated from that of the slope; None where the value is.
             It does not cover gaps at regular scales: Cantor dust of dimension 1.262 gave 1.376 +- 0.012.
-        reason: Reason why it is undetermined; "" if it is not.
-        alpha: Power of the edges.
         slope: s, of ln E_alpha against ln n; None with too few points.
         slope_stderr: Standard deviation, over the repeats, of the slope from one subsample of each size. Not divided
             by the root of their number, since all share the same points; measured with 1,000 points, it is 2 times the
@@ -64,7 +62,6 @@ class PersistentHomologyDimension:
         num_points: Distinct points.
         num_merged: Points left out because they are at distance 0 from another.
         num_repeats: Random subsamples of each size, nested; the largest size is all points, once.
-        seed: Seed for the subsamples.
     """
 
     value: float | None = None
@@ -297,12 +294,7 @@ def spanning_tree_edges(distances: FloatArray, points: NDArray[np.int64] | None 
 def e_alpha(distances: ArrayLike, alpha: float = 1.0) -> float:
     """E_alpha = sum over the edges of a minimum spanning tree of |edge|^alpha; points at distance 0 count once.
 
-    Args:
-        distances: Condensed, as `euclidean_distances` or `loss_distances` computes them.
-        alpha: Positive power.
-
-    Returns:
-        E_alpha, in the unit of the distances to the power alpha; 0 if all points coincide.
+    In the unit of the distances to the power alpha; 0 if all points coincide. The distances are condensed.
 
     Raises:
         SdkerasError: No condensed distances, alpha is not positive, or float64 does not hold E_alpha.
@@ -340,15 +332,7 @@ def ph_dimension(
 
     s is the slope of ln E_alpha against ln n over random subsamples, of sizes between a tenth of the points and all.
     Undetermined unless 0 < s < 1: with s <= 0 the dimension is not above alpha, where the formula does not hold.
-
-    Args:
-        distances: Condensed, as `euclidean_distances` or `loss_distances` computes them.
-        alpha: Power of the edges, positive and below the dimension.
-        num_repeats: Subsamples of each size, at least 2.
-        seed: Seed for the subsamples.
-
-    Returns:
-        The dimension with its evidence. Points at distance 0 count once.
+    Points at distance 0 count once. The distances are condensed; each size is sampled `num_repeats` times, at least 2.
 
     Raises:
         SdkerasError: No condensed distances, or settings out of range.
@@ -457,11 +441,7 @@ def _squares(rows: Array) -> FloatArray:
 
 
 def _matrix(values: ArrayLike, what: str) -> Array:
-    """A finite matrix of numbers.
-
-    Raises:
-        SdkerasError: It is none, or has fewer than 2 rows.
-    """
+    """The values, refused unless they are a finite matrix of 2 rows or more."""
     array = np.asarray(values)
     if array.ndim != 2 or array.dtype.kind not in "biuf" or len(array) < 2 or not array.shape[1]:
         raise SdkerasError(
@@ -472,11 +452,7 @@ def _matrix(values: ArrayLike, what: str) -> Array:
 
 
 def _checked(distances: ArrayLike, alpha: float) -> FloatArray:
-    """The distances in float64, fit to be measured at this power.
-
-    Raises:
-        SdkerasError: They are not condensed distances, or alpha is not positive and finite.
-    """
+    """The distances in float64, refused unless they are condensed distances and alpha is positive and finite."""
     array = np.asarray(distances)
     advice = "compute them with euclidean_distances(points) or loss_distances(losses)."
     if array.ndim != 1 or array.dtype.kind not in "biuf" or not len(array):

@@ -113,7 +113,7 @@ def test_a_study_keeps_its_results(in_process: Any, folder: Path) -> None:
     old = [json.loads(path.read_text()) for path in sorted(folder.glob("study/runs/*/measures.json"))]
     for row, measures in zip(results.done, old, strict=True):
         for name, value in measures["values"].items():
-            assert row.value(name) == value["value"], name
+            assert row.measure(name).value == value["value"], name
     for command in ("correlate", "plot"):
         status, _, err = in_process("study", command, folder / "study")
         assert (status, err) == (0, ""), command

@@ -34,6 +34,7 @@ from sdkeras.reporting.terminal import as_text
 from sdkeras.results import log as run_log
 from sdkeras.results.answers import load_document
 from sdkeras.study.definition import read_study
+from sdkeras.study.page import study_report
 from sdkeras.study.results import read_results
 from sdkeras.study.run_files import Failed, Measured, RunFolder, Scores, Trained, Value
 from sdkeras.study.trajectory import Trajectory
@@ -218,8 +219,9 @@ def _toml(path: Path) -> None:
 
 def _study(path: Path) -> None:
     results = read_results(path.parent if path.name == "study.json" else path.parents[2])
-    results.cells(), results.to_csv(), results.summary(), results.undetermined(), results.failures()
-    results.correlations().to_csv()
+    results.cells(), results.to_csv()
+    correlations = results.correlations()
+    correlations.to_csv(), study_report(results, correlations)
 
 
 def _track_state(path: Path) -> None:

@@ -1,6 +1,7 @@
 """The house: what stands where, and that every room opens by itself. Which way imports go is import-linter's."""
 
 import ast
+import doctest
 import importlib
 import re
 import subprocess
@@ -11,12 +12,13 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = {"sdkeras": ROOT, "sdkeras_plugins": ROOT / "plugins", "sdkeras_cli": ROOT / "cli"}
-MODULES = sorted(
-    ".".join(file.relative_to(folder).with_suffix("").parts).removesuffix(".__init__")
+SOURCES = {
+    ".".join(file.relative_to(folder).with_suffix("").parts).removesuffix(".__init__"): file
     for name, folder in PACKAGES.items()
-    for file in (folder / name).rglob("*.py")
+    for file in sorted((folder / name).rglob("*.py"))
     if file.name != "__main__.py"
-)
+}
+MODULES = sorted(SOURCES)
 # What needs TensorFlow to be imported; everything else must load without it, in any process.
 HEAVY = ("sdkeras.callbacks", "sdkeras.operators", "sdkeras.runs", "sdkeras.training_step")
 HEAVY_FILES = {
@@ -134,3 +136,10 @@ def test_messages_of_the_library_name_arguments_and_no_options() -> None:
         texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and node not in docstrings]
         named = [node.value for node in texts if isinstance(node.value, str) and option.search(node.value)]
         assert not named or str(file.relative_to(ROOT / "sdkeras")) in COMMANDS_IN_WORDS, (file.name, named)
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if ">>>" in SOURCES[name].read_text()])
+def test_examples_in_docstrings(name: str) -> None:
+    outcome = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert outcome.attempted > 0
+    assert outcome.failed == 0

@@ -96,7 +96,8 @@ def test_the_same_call_goes_on_and_repeats_nothing(folder: Path) -> None:
     rows = {row.state.run.name: row for row in read_results(folder / "out").rows}
     for rate in ("0.1", "0.2"):
         good, cured = (rows[f"lr{rate}-bs8-mood{mood}-seed0"] for mood in ("good", "raise"))
-        assert good.value("e_alpha-forward-euclidean") == cured.value("e_alpha-forward-euclidean") > 0
+        column = "e_alpha-forward-euclidean"
+        assert good.measure(column).value == cured.measure(column).value > 0
         assert good.trained.history == cured.trained.history
     assert calls(folder)[len(before) + 5 :] == []
     run(grid)
