@@ -24,7 +24,7 @@ _METRICS = {
 
 def trajectory_report(measures: TrajectoryMeasures) -> Report:
     """Report on the size of a trajectory."""
-    simulation, alpha = measures.simulation, measures.alpha
+    simulation = measures.simulation
     trees = {metric: tree for metric in _METRICS if (tree := getattr(measures, metric)) is not None}
     dimensions = [f"{_dimension(tree) or 'undetermined'} ({_METRICS[metric][0]})" for metric, tree in trees.items()]
     headline = f"PH dimension {', '.join(dimensions)}"
@@ -33,7 +33,7 @@ def trajectory_report(measures: TrajectoryMeasures) -> Report:
         training = f"{simulation.num_steps:,} simulated steps from the checkpoint on"
     detail = f"{measures.num_iterates:,} iterates of {training}, {_span(measures, 'iterations', 'steps')}."
     figures = present(*(_scaling(metric, tree) for metric, tree in trees.items()))
-    tables = [*(_tree(metric, tree, alpha) for metric, tree in trees.items()), _iterates(measures)]
+    tables = [*(_tree(metric, tree) for metric, tree in trees.items()), _iterates(measures)]
     name, about, notes, made_by = "Trajectory", "", measures.warnings, f"Made by sdkeras {measures.sdkeras}."
     if simulation is not None:
         name, about, made_by = simulation.model.name, setting_in_words(simulation), footer(simulation)
@@ -48,7 +48,7 @@ def trajectory_report(measures: TrajectoryMeasures) -> Report:
         headline=headline,
         detail=detail,
         lines=(f"{headline}.", detail),
-        cards=tuple(card for metric, tree in trees.items() for card in _cards(metric, tree, alpha)),
+        cards=tuple(card for metric, tree in trees.items() for card in _cards(metric, tree)),
         notes=notes,
         sections=(
             *([plots] if figures else []),
@@ -78,7 +78,7 @@ def _span(measures: TrajectoryMeasures, recorded: str, simulated: str) -> str:
     return f"{unit} {measures.first_iteration:,} to {measures.last_iteration:,}"
 
 
-def _cards(metric: str, tree: TreeMeasures, alpha: float) -> tuple[Card, Card]:
+def _cards(metric: str, tree: TreeMeasures) -> tuple[Card, Card]:
     fit, name = tree.ph_dimension, _METRICS[metric][0]
     return (
         Card(
@@ -90,17 +90,17 @@ def _cards(metric: str, tree: TreeMeasures, alpha: float) -> tuple[Card, Card]:
         Card(
             f"E_alpha, {name}",
             number(tree.e_alpha, 3),
-            f"alpha = {alpha:g}",
+            f"alpha = {fit.alpha:g}",
             f"length of the spanning tree of {fit.num_points:,} iterates",
         ),
     )
 
 
-def _tree(metric: str, tree: TreeMeasures, alpha: float) -> Table:
+def _tree(metric: str, tree: TreeMeasures) -> Table:
     fit = tree.ph_dimension
     formula = "alpha / (1 - slope), with the standard error of the regression"
     rows = [
-        ("E_alpha", number(tree.e_alpha), f"alpha = {alpha:g}; of {fit.num_points:,} distinct iterates"),
+        ("E_alpha", number(tree.e_alpha), f"alpha = {fit.alpha:g}; of {fit.num_points:,} distinct iterates"),
         ("PH dimension", _dimension(tree) or ABSENT, fit.reason or formula),
     ]
     if fit.slope is not None and fit.residual is not None:
