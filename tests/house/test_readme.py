@@ -114,7 +114,7 @@ def test_the_study_of_the_readme_can_be_run(tmp_path: Path) -> None:
     (tmp_path / "grid.toml").write_text(blocks("toml")[0])
     study = read_study(str(tmp_path / "grid.toml"))
     assert len(study.runs) == 12
-    assert study.records
+    assert study.recorded
 
 
 def test_links_of_the_readme_and_the_examples_lead_somewhere() -> None:
