@@ -70,6 +70,7 @@ def test_each_kind_is_refused_as_another(kind: Any, record: Any, message: str) -
 
 def test_paths_of_the_schema() -> None:
     document = json.loads(RUN.to_json())
+    assert {"bounds", "layers", "lyapunov"} <= document.keys()
     assert document["sharpness_dimension"]["interval"] == [1520.5, 1540.0]
     expected = {"value": 12.0, "converged": True, "residual": 1e-4, "stderr": None}
     assert expected.items() <= document["hessian"]["largest"].items()

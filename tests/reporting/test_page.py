@@ -21,7 +21,7 @@ from sdkeras.reporting.build import Reported, report_of
 from sdkeras.reporting.drawing import as_svg
 from sdkeras.reporting.figures import cumulative_exponents
 from sdkeras.reporting.html import as_html, save_html
-from sdkeras.reporting.numbers import bar_lengths, dimension, interval, number
+from sdkeras.reporting.numbers import bar_lengths, dimension, estimated, interval, number
 from sdkeras.reporting.report import Cell, Figure
 from sdkeras.reporting.terminal import as_text
 from sdkeras.reporting.words import dimension_in_words, edge_in_words
@@ -64,7 +64,6 @@ def plausible_run() -> answers.Analysis:
 
 
 PLAUSIBLE = plausible_run()
-PAGE, TEXT = as_html(PLAUSIBLE), as_text(PLAUSIBLE, width=200)
 RECORDS: dict[str, Reported] = {
     "analysis": PLAUSIBLE,
     "nothing": EMPTY,
@@ -74,6 +73,18 @@ RECORDS: dict[str, Reported] = {
     "log": RunLog(HEADER, (FOUND, attrs.evolve(FOUND, step=20))),
     "empty log": RunLog(HEADER, ()),
 }
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    """The page of PLAUSIBLE."""
+    return as_html(PLAUSIBLE)
+
+
+@pytest.fixture(scope="module")
+def text() -> str:
+    """The same in the terminal."""
+    return as_text(PLAUSIBLE, width=200)
 
 
 def figure(run: answers.Analysis, name: str) -> Figure | None:
@@ -151,7 +162,10 @@ def test_page_and_terminal_hold_the_report(name: str) -> None:
         {"page": in_page, "terminal": in_text, "": in_both}[table.only].extend([*cells, *table.columns])
     assert not [words for words in (*in_page, *in_both) if words not in page]
     assert not [words for words in (*in_text, *in_both) if words not in text]
-    assert text.index(report.lines[0]) < text.index(report.sections[-1].tables[-1].title) if report.tables else True
+    verdict, notes = text.index(report.lines[0]), [text.index(note.message) for note in report.notes]
+    tables = [text.index(table.title) for table in report.tables if table.only != "page"]
+    assert all(verdict < place for place in (*notes, *tables))
+    assert not notes or not tables or max(notes) < max(tables)
 
 
 def test_the_figures_mark_threshold_dimension_and_j_star() -> None:
@@ -181,7 +195,7 @@ def test_a_file_without_exponents_has_no_cumulative_curve() -> None:
 
 
 @pytest.mark.parametrize("name", ["heavy-ball", "nesterov", "adam", "rmsprop"])
-def test_the_cumulative_curve_of_a_momentum_map_is_drawn_from_the_file_alone(name: str) -> None:
+def test_the_cumulative_curve_of_a_momentum_map_is_drawn_from_the_file_alone(name: str, text: str) -> None:
     exponent_map = ExponentMap(name, 0.1, 0.01, 0.9)
     nodes, weights = PLAUSIBLE.spectrum.nodes, PLAUSIBLE.spectrum.weights
     z = exponent_map(nodes)
@@ -201,7 +215,7 @@ def test_the_cumulative_curve_of_a_momentum_map_is_drawn_from_the_file_alone(nam
     ElementTree.fromstring(as_svg(figure(run, "blocks")))
     assert "velocity, can move in 4,000 directions" in dimension_in_words(run)
     assert re.search("frozen Lyapunov .*leading 0.25", as_text(run, width=200))
-    assert "frozen Lyapunov" not in TEXT
+    assert "frozen Lyapunov" not in text
 
 
 def test_the_density_names_its_operator_and_marks_that_operators_threshold() -> None:
@@ -269,14 +283,14 @@ HOSTILE_RECORDS = {
 
 
 @pytest.mark.parametrize("name", HOSTILE_RECORDS)
-def test_hostile_names_stay_text_everywhere(name: str) -> None:
+def test_hostile_names_stay_text_everywhere(name: str, page: str) -> None:
     record, places = HOSTILE_RECORDS[name]
-    page = as_html(record)
-    found = _Tags(page)
+    hostile = as_html(record)
+    found = _Tags(hostile)
     assert not found.open
-    assert {tag for tag, _ in found.tags} <= {tag for tag, _ in _Tags(PAGE).tags} | {"details", "summary"}
+    assert {tag for tag, _ in found.tags} <= {tag for tag, _ in _Tags(page).tags} | {"details", "summary"}
     assert not [key for _, attributes in found.tags for key in attributes if key.startswith("on")]
-    assert page.count("alert(1)") == page.count("/script&gt;{{") >= places  # no template was filled in
+    assert hostile.count("alert(1)") == hostile.count("/script&gt;{{") >= places  # no template was filled in
     assert "alert(1)" in as_text(record)
 
 
@@ -349,8 +363,8 @@ def test_the_edge_is_said_in_words_and_shown_on_the_gauge(ratio: float | None, w
     assert shown == ([] if gauge is None else [gauge])
 
 
-def test_the_first_screen_says_verdict_dimension_and_trust() -> None:
-    first = PAGE[PAGE.index("<main>") : PAGE.index('id="notes"')]
+def test_the_first_screen_says_verdict_dimension_and_trust(page: str) -> None:
+    first = page[page.index("<main>") : page.index('id="notes"')]
     assert "<h1>Below the edge of stability</h1>" in first
     assert "The weights can move in 2,000 directions" in first
     assert "largest dimension whose volumes" in first
@@ -388,7 +402,7 @@ def test_no_page_says_more_of_sd_than_it_is(name: str) -> None:
     assert (frozen_words in page) == (name == "adam")
 
 
-def test_both_forms_of_batch_sharpness_with_their_errors() -> None:
+def test_both_forms_of_batch_sharpness_with_their_errors(text: str) -> None:
     run = with_edge(
         RUN,
         batch_sharpness=10.0,
@@ -398,7 +412,7 @@ def test_both_forms_of_batch_sharpness_with_their_errors() -> None:
         batch_sharpness_minibatches=1200,
         batch_sharpness_skipped=0.125,
     )
-    text = as_text(run, width=200)
+    shown = as_text(run, width=200)
     for words in (
         "10 ± 0.12",
         "over 1,200 minibatches, of H; standard error 1.25 %, aim of 2 % met",
@@ -406,10 +420,10 @@ def test_both_forms_of_batch_sharpness_with_their_errors() -> None:
         "standard error 3.12 %, aim of 2 % not met",
         "12.50%",
     ):
-        assert words in text
-    assert "batch sharpness" in TEXT  # a file of version 0.1 has neither the count nor the other form
-    assert "ratio of means" not in TEXT
-    assert " met" not in TEXT
+        assert words in shown
+    assert "batch sharpness" in text  # a file of version 0.1 has neither the count nor the other form
+    assert "ratio of means" not in text
+    assert " met" not in text
 
 
 @pytest.mark.parametrize(("smallest", "shown"), [(-9.0, False), (-15.0, True)])
@@ -426,12 +440,12 @@ def test_the_largest_absolute_eigenvalue_is_named_where_it_is_another(smallest: 
     assert answers.Analysis.from_json(run.to_json()).hessian.largest_absolute == absolute
 
 
-def test_layers_are_bars_of_their_share_in_page_and_terminal() -> None:
+def test_layers_are_bars_of_their_share_in_page_and_terminal(page: str, text: str) -> None:
     layers = next(table for table in report_of(PLAUSIBLE).tables if "layer (parameters)" in table.columns)
     assert [row[1].share for row in layers.rows] == [0.25, 1.0, 0.0]
-    assert "width: 25.00%" in PAGE
+    assert "width: 25.00%" in page
     lines = {
-        name: next(line for line in TEXT.splitlines() if line.startswith(name)) for name in ("stem", "head", "dead")
+        name: next(line for line in text.splitlines() if line.startswith(name)) for name in ("stem", "head", "dead")
     }
     assert [lines[name].count("#") for name in lines] == [3, 12, 0]
     assert "3 ± 0.25" in lines["stem"]
@@ -448,6 +462,7 @@ def test_numbers_follow_their_uncertainty() -> None:
     assert dimension(1234.5678, 12.0) == "1,235"
     assert dimension(1234.5678, 0.012) == "1,234.568"
     assert interval((1.0, 2.0)) == "[1.00, 2.00]"
+    assert estimated(1530.25, (1520.5, 1540.0)) == "1,530.2 [1,520.5, 1,540.0]"
     assert number(1234567.0) == "1,234,567"
     assert number(0.00012345) == "0.0001234"
     assert number(None) == number(math.nan) == "-"
