@@ -5,7 +5,6 @@ from __future__ import annotations
 import click
 
 from sdkeras.estimators import registry
-from sdkeras.results.answers import Analysis
 from sdkeras.results.arrays import Value
 from sdkeras.runs.options import Options
 from sdkeras_cli import options
@@ -17,7 +16,7 @@ from sdkeras_cli.request import Request
 @options.data
 @options.options_of(Options)
 @options.of_a_run
-def command(**parameters: options.Value) -> int:
+def command(**parameters: Value) -> int:
     """Analyse MODEL (.keras or .h5) on its training data.
 
     Prints the edge-of-stability verdict, the Hessian's extremes, the RDS sharpness exponents and the sharpness
@@ -25,9 +24,5 @@ def command(**parameters: options.Value) -> int:
     """
     for name in parameters["estimators"]:
         registry.get_estimator(registry.kind_of(name, registry.ANALYSIS_KINDS), name)
-    return run(Request.taken_from(parameters), parameters)
-
-
-def run(request: Request, parameters: dict[str, Value]) -> int:
-    """Loads, analyses, reports; returns the exit status."""
-    return request.answer("analyze", parameters, request.check(), Analysis)
+    request = Request.taken_from(parameters)
+    return request.answer("analyze", parameters, request.check())

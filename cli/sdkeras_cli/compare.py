@@ -7,8 +7,7 @@ import click
 from sdkeras.reporting.compare import compare
 from sdkeras.results.answers import load_document
 from sdkeras_cli import conditions, options
-from sdkeras_cli.output import check_outputs, write_reports
-from sdkeras_cli.report import status_of
+from sdkeras_cli.output import check_outputs, save_json, write_report
 
 
 @click.command()
@@ -39,6 +38,7 @@ def command(
     check_outputs([path for path in (json_path, html_path) if path is not None], [a_json, b_json])
     a, b = load_document(a_json), load_document(b_json)
     comparison = compare(a, b, names=(a_json, b_json))
-    condition = None if expression is None else conditions.parse(expression, type(b), conditions.OF_TWO)
-    write_reports(comparison, json_path, html_path, quiet=quiet)
-    return 0 if condition is None else status_of(condition, conditions.numbers_of_two(a, b, comparison))
+    condition = conditions.parse(expression, type(b), conditions.OF_TWO)
+    save_json(comparison, json_path)
+    write_report(comparison, html_path, quiet=quiet)
+    return conditions.exit_status(condition, conditions.numbers_of_two(a, b, comparison))

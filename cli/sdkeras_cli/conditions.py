@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import attrs
+import click
 
 from sdkeras.errors import SdkerasError, did_you_mean
 from sdkeras.reporting.comparison import Comparison
@@ -20,6 +21,10 @@ from sdkeras.results.arrays import FloatArray
 from sdkeras.results.document import walk
 from sdkeras.results.log import Measurement
 from sdkeras.results.measured import Measured
+
+CONDITION_HELD = 3
+# Before a path, of two runs: B minus A, of A, of B.
+OF_TWO = ("delta", "a", "b")
 
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
@@ -30,17 +35,10 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
     "!=": operator.ne,
 }
 _FORM = re.compile(r"\s*([\w.]+)\s*(<=|>=|==|!=|<|>)\s*(\S+)\s*")
-# Before a path, of two runs: B minus A, of A, of B.
-OF_TWO = ("delta", "a", "b")
 # Blocks of run.json that are empty, or hold nulls, without a learning rate.
 _NEED_A_RATE = (
-    "sharpness_dimension",
-    "estimates",
-    "rds_sharpness",
-    "edge_of_stability",
-    "bounds",
-    "layers",
-    "supremum",
+    *("sharpness_dimension", "estimates", "rds_sharpness"),
+    *("edge_of_stability", "bounds", "layers", "supremum"),
 )
 # Of a position in a list; int() takes no more than 4,300.
 _MOST_DIGITS = 18
@@ -56,31 +54,38 @@ _EXAMPLES = {
 
 
 @attrs.frozen
-class Condition:
+class Comparing:
     """One comparison: a path of run.json, an operator and a number."""
 
     path: str
     symbol: str
     number: float
 
-    def holds(self, number_at: NumberAt) -> bool:
-        """Whether it holds of the number at its path, which must be there."""
-        return _COMPARE[self.symbol](number_at(self.path), self.number)
-
     def __str__(self) -> str:
         return f"{self.path} {self.symbol} {self.number:g}"
 
 
 @attrs.frozen
-class Expression:
+class Condition:
     """Comparisons joined by and/or; `and` binds more tightly. Outer: or, inner: and."""
 
-    alternatives: tuple[tuple[Condition, ...], ...]
+    alternatives: tuple[tuple[Comparing, ...], ...]
 
     def holds(self, number_at: NumberAt) -> bool:
         """Whether it holds; every comparison is looked at, so that a null never hides behind an `or`."""
-        outcomes = [[condition.holds(number_at) for condition in group] for group in self.alternatives]
+        outcomes = [
+            [_COMPARE[each.symbol](number_at(each.path), each.number) for each in group] for group in self.alternatives
+        ]
         return any(all(group) for group in outcomes)
+
+
+def exit_status(condition: Condition | None, number_at: NumberAt) -> int:
+    """The exit status that `--fail-if` asks for; says so where the condition holds."""
+    if condition is None or not condition.holds(number_at):
+        return 0
+    met = " / ".join(str(each) for group in condition.alternatives for each in group)
+    click.echo(f"sdkeras: --fail-if holds: {met}", err=True)
+    return CONDITION_HELD
 
 
 def numbers_of(run: Record, name: str = "this run") -> NumberAt:
@@ -129,19 +134,21 @@ def numbers_of_two(a: Analysis | LyapunovRun, b: Analysis | LyapunovRun, compari
     return number_at
 
 
-def parse(text: str, document: type[Record] = Analysis, prefixes: tuple[str, ...] = ()) -> Expression:
-    """The expression of `--fail-if`, whose paths must be of numbers that this kind of file has.
+def parse(text: str | None, document: type[Record] = Analysis, prefixes: tuple[str, ...] = ()) -> Condition | None:
+    """The condition of `--fail-if`, whose paths must be of numbers that this kind of file has; None without a text.
 
     Args:
         text: PATH OP NUMBER [and|or ...].
         document: The kind of file whose paths it names.
         prefixes: Words that may stand before a path of run.json, with a dot.
     """
+    if text is None:
+        return None
     groups = [re.split(r"\band\b", alternative) for alternative in re.split(r"\bor\b", text)]
-    return Expression(tuple(tuple(_condition(each, document, prefixes) for each in group) for group in groups))
+    return Condition(tuple(tuple(_comparing(each, document, prefixes) for each in group) for group in groups))
 
 
-def _condition(text: str, document: type[Record], prefixes: tuple[str, ...]) -> Condition:
+def _comparing(text: str, document: type[Record], prefixes: tuple[str, ...]) -> Comparing:
     match, example = _FORM.fullmatch(text), _EXAMPLES[document]
     if match is None:
         raise SdkerasError(f"--fail-if: '{text.strip()}' is not of the form PATH OP NUMBER; {example}.")
@@ -154,7 +161,7 @@ def _condition(text: str, document: type[Record], prefixes: tuple[str, ...]) -> 
         raise SdkerasError(f"--fail-if: '{digits}' is not a number; {example}.")
     prefix, _, of_run = path.partition(".")
     _check_path(of_run if prefix in prefixes and of_run else path, document)
-    return Condition(path, symbol, number)
+    return Comparing(path, symbol, number)
 
 
 def _check_path(path: str, document: type[Record]) -> None:

@@ -9,9 +9,8 @@ import click
 
 from sdkeras.errors import SdkerasError
 from sdkeras.files.atomic import shown
-from sdkeras_cli import analyze, options
+from sdkeras_cli import options, request
 from sdkeras_cli.output import check_writable
-from sdkeras_cli.request import Request
 
 _EPOCHS = 30
 _BATCH_SIZE = 32
@@ -24,13 +23,7 @@ _LEARNING_RATE = 0.2
 @options.quiet
 @options.debug
 def command(output_dir: str, seed: int, quiet: bool) -> int:
-    """Train a small net on the 1,797 digits of UCI and analyse it.
-
-    \f
-
-    Raises:
-        SdkerasError: The folder cannot be made.
-    """
+    """Train a small net on the 1,797 digits of UCI and analyse it."""
     if not output_dir:
         raise SdkerasError("--output-dir is empty; name a folder for the demo's files.")
     folder = Path(output_dir)
@@ -40,19 +33,17 @@ def command(output_dir: str, seed: int, quiet: bool) -> int:
         raise SdkerasError(
             f"the folder {shown(output_dir)} cannot be made: {error.strerror}; choose another."
         ) from error
-    model, data = str(folder / "model.keras"), str(folder / "data.npz")
-    json_path, html_path = str(folder / "run.json"), str(folder / "report.html")
-    for path in (model, data, json_path, html_path):
+    paths = [str(folder / name) for name in ("model.keras", "data.npz", "run.json", "report.html")]
+    for path in paths:
         check_writable(path)
-    from sdkeras_cli.main import tensorflow_settings
-
-    tensorflow_settings()
+    model, data, json_path, html_path = paths
+    request.tensorflow_settings()
     _train(model, data, seed, quiet)
-    request = Request(model, data, json_path=json_path, html_path=html_path, quiet=quiet)
-    status = analyze.run(request, {"batch_size": _BATCH_SIZE, "seed": seed})
+    analysis = request.Request(model, data, json_path=json_path, html_path=html_path, quiet=quiet)
+    status = analysis.answer("analyze", {"batch_size": _BATCH_SIZE, "seed": seed}, analysis.check())
     if not quiet:
         again = ["sdkeras", "analyze", model, "--data", data, "--batch-size", str(_BATCH_SIZE), "--seed", str(seed)]
-        click.echo(f"\nwritten: {model}, {data}, {json_path}, {html_path}\nto repeat this, or to change the options:")
+        click.echo(f"\nwritten: {', '.join(paths)}\nto repeat this, or to change the options:")
         click.echo(f"  {shlex.join([*again, '--json', json_path, '--html', html_path])}")
     return status
 

@@ -17,23 +17,23 @@ _MESSAGE = b"sdkeras: interrupted.\n"
 _SHOW_CURSOR = b"\x1b[?25h"
 
 
-class _State:
+class State:
     """The present effect of a signal."""
 
     installed = False
-    ends = True  # or raises
-    raised = False
-    said = False
+    ends = True  # the process, or raises
+    raised = False  # as a KeyboardInterrupt, whatever has become of it
+    said = False  # the message, which a later signal need not repeat
     stderr = 2
 
 
 def install() -> None:
     """Takes over both signals in a process of our own, unless it was started to ignore them (nohup)."""
-    if _State.installed:
+    if State.installed:
         return
-    _State.installed = True
+    State.installed = True
     with contextlib.suppress(OSError):  # closed
-        _State.stderr = os.dup(2)  # which is silenced while TensorFlow is imported
+        State.stderr = os.dup(2)  # which is silenced while TensorFlow is imported
     with contextlib.suppress(ValueError):  # not the main thread: somebody else's program
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) is not signal.SIG_IGN:
@@ -41,45 +41,22 @@ def install() -> None:
 
 
 @contextlib.contextmanager
-def raised() -> Iterator[None]:
-    """Scope of a command's work: the first signal is a KeyboardInterrupt."""
-    with _ending(False):
-        yield
-
-
-@contextlib.contextmanager
-def ending() -> Iterator[None]:
-    """Scope of imports inside the work: the first signal ends the process."""
-    with _ending(True):
-        yield
-
-
-@contextlib.contextmanager
-def _ending(value: bool) -> Iterator[None]:
-    before, _State.ends = _State.ends, value
+def signals(*, end: bool) -> Iterator[None]:
+    """Scope of imports, in which a signal ends the process; or of a command's work, in which the first one raises."""
+    before, State.ends = State.ends, end
     try:
         yield
     finally:
-        _State.ends = before
-
-
-def was_raised() -> bool:
-    """Whether a signal has come as a KeyboardInterrupt, whatever has become of it."""
-    return _State.raised
-
-
-def said() -> None:
-    """The message has been written; a later signal needs none."""
-    _State.said = True
+        State.ends = before
 
 
 def _handle(*_: object) -> None:
-    if not _State.ends and not _State.raised:
-        _State.raised = True
+    if not State.ends and not State.raised:
+        State.raised = True
         raise KeyboardInterrupt
     with contextlib.suppress(OSError):
-        if os.isatty(_State.stderr):
-            os.write(_State.stderr, _SHOW_CURSOR)  # a progress line hides it
-        if not _State.said:
-            os.write(_State.stderr, _MESSAGE)
+        if os.isatty(State.stderr):
+            os.write(State.stderr, _SHOW_CURSOR)  # a progress line hides it
+        if not State.said:
+            os.write(State.stderr, _MESSAGE)
     os._exit(INTERRUPTED)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from sdkeras.results.answers import LyapunovRun
+from sdkeras.results.arrays import Value
 from sdkeras.runs.lyapunov_options import LyapunovOptions
 from sdkeras_cli import options
 from sdkeras_cli.options import COUNT, NOT_NEGATIVE
@@ -33,7 +33,7 @@ def _lengths(context: click.Context, option: click.Parameter, text: str | None) 
     settings={"callback": options.settings_of(("lyapunov",), "lyapunov-qr.tolerance=0.001")},
 )
 @options.of_a_run
-def command(**parameters: options.Value) -> int:
+def command(**parameters: Value) -> int:
     """Lyapunov exponents of the training of MODEL (.keras or .h5), and the dimension D_s of its attractor.
 
     Training continues from the file, on copies, with its own optimizer on the same data; nothing is changed.
@@ -42,4 +42,4 @@ def command(**parameters: options.Value) -> int:
     request = Request.taken_from(parameters)
     outputs = request.check(parameters["checkpoint"])
     LyapunovOptions(**parameters)  # checked before TensorFlow takes its seconds to start
-    return request.answer("lyapunov", parameters, outputs, LyapunovRun)
+    return request.answer("lyapunov", parameters, outputs)

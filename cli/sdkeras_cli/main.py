@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import codecs
 import errno
+import importlib
 import sys
 import traceback
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from typing import NoReturn
 
 import click
 
@@ -15,7 +17,6 @@ from sdkeras.errors import SdkerasError
 from sdkeras.reporting.advice import as_options
 from sdkeras_cli import interrupts
 from sdkeras_cli.interrupts import INTERRUPTED
-from sdkeras_cli.lazy_group import LazyGroup
 
 _COMMANDS = {
     "analyze": ("sdkeras_cli.analyze", "Analyse a saved model: Hessian, edge of stability, sharpness dimension."),
@@ -29,6 +30,35 @@ _COMMANDS = {
 }
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class LazyGroup(click.Group):
+    """Sub-commands whose modules are imported when they are called; their options are added to the context's object.
+
+    Args:
+        modules: (module, or module:command, what it does) by name, in the order of the help.
+    """
+
+    def __init__(self, *arguments: str, modules: Mapping[str, tuple[str, str]], **options: object) -> None:
+        super().__init__(*arguments, **options)  # type: ignore[arg-type]
+        self.modules = modules
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.modules)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.modules:
+            return None
+        module, _, name = self.modules[cmd_name][0].partition(":")
+        with interrupts.signals(end=True):
+            command: click.Command = getattr(importlib.import_module(module), name or "command")
+        known = {str(each.name): each.opts[0] for each in command.params if isinstance(each, click.Option)}
+        ctx.ensure_object(dict).update(known)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in self.modules.items()])
 
 
 @click.group(cls=LazyGroup, modules=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
@@ -50,16 +80,16 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 def _run(arguments: list[str], options: dict[str, str]) -> NoReturn:
     debug = "--debug" in arguments
     try:
-        with interrupts.raised():
+        with interrupts.signals(end=False):
             status = cli.main(args=arguments, standalone_mode=False, obj=options)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         sys.exit(2)
     except (click.exceptions.Abort, KeyboardInterrupt):
-        _quit("interrupted.", INTERRUPTED)
+        status = INTERRUPTED
     except Exception as error:
         expected = isinstance(error, (click.ClickException, SdkerasError, MemoryError))
-        if not expected and interrupts.was_raised():  # a library has turned it into an error of its own
+        if not expected and interrupts.State.raised:  # a library has turned it into an error of its own
             _quit("interrupted.", INTERRUPTED)
         if debug and not expected:
             raise
@@ -106,38 +136,5 @@ def _quit(message: str, status: int) -> NoReturn:
     from sdkeras.reporting.report import printable  # messages quote model files and third parties' errors
 
     click.echo(f"sdkeras: {'error: ' if status != INTERRUPTED else ''}{printable(message)}", err=True)
-    interrupts.said()
+    interrupts.State.said = True
     sys.exit(status)
-
-
-def tensorflow_settings() -> None:
-    """One intra-op thread and no chatter; must run before TensorFlow starts.
-
-    Raises:
-        SdkerasError: Keras is set to another backend.
-    """
-    import os
-
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    if backend != "tensorflow":
-        raise SdkerasError(
-            f"KERAS_BACKEND is '{backend}'; sdkeras needs the TensorFlow backend: unset it, or set "
-            "KERAS_BACKEND=tensorflow."
-        )
-    stderr = os.dup(2)
-    silent = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silent, 2)  # TensorFlow's C++ greets on stderr before its log level counts
-    try:
-        with interrupts.ending():
-            import keras  # noqa: F401
-            import tensorflow
-    finally:
-        os.dup2(stderr, 2)
-        os.close(silent)
-        os.close(stderr)
-    settings: Any = tensorflow.config.threading
-    settings.set_intra_op_parallelism_threads(1)
-    settings.set_inter_op_parallelism_threads(os.cpu_count() or 1)
-    tensorflow.get_logger().setLevel("ERROR")

@@ -6,12 +6,15 @@ an option's parameter is the field's, so that the parameters of a command are th
 
 from __future__ import annotations
 
+import contextlib
 import math
+import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeVar
 
 import attrs
+import cattrs
 import click
 
 from sdkeras.dimension.bounds import check_inputs
@@ -19,10 +22,9 @@ from sdkeras.errors import SdkerasError
 from sdkeras.estimators import registry
 from sdkeras.files import class_weights
 from sdkeras.operators.modes import DTYPES, MODES, PRODUCT_MODES
+from sdkeras.results.arrays import Value
 from sdkeras.runs.options import MAPS, parse_learning_rate
 
-# What click hands a command for a parameter.
-Value: TypeAlias = Any
 _Command = TypeVar("_Command", bound=Callable[..., object])
 
 
@@ -46,11 +48,7 @@ NOT_NEGATIVE = click.IntRange(min=0)
 
 
 def learning_rate(context: click.Context, option: click.Parameter, text: str | None) -> float | str | None:
-    """A rate, or which one of a schedule.
-
-    Raises:
-        BadParameter: It is neither.
-    """
+    """A rate, or which one of a schedule."""
     try:
         return None if text is None else parse_learning_rate(text)
     except SdkerasError as error:
@@ -58,11 +56,7 @@ def learning_rate(context: click.Context, option: click.Parameter, text: str | N
 
 
 def bound_inputs(context: click.Context, option: click.Parameter, texts: Sequence[str]) -> dict[str, float] | None:
-    """NAME=VALUE as numbers by name.
-
-    Raises:
-        SdkerasError: Another form, an unknown name, or a number out of range.
-    """
+    """NAME=VALUE as numbers by name, which must be known and in range."""
     known: dict[str, float] = {}
     for text in texts:
         name, equals, digits = text.partition("=")
@@ -97,24 +91,20 @@ def settings_of(kinds: Sequence[str], example: str) -> Callable[..., dict[str, d
 
 
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-_READERS: dict[Value, Callable[[str], Value]] = {
-    bool: lambda text: _BOOLEANS[text.lower()],
-    int: int,
-    float: float,
-    str: str,
-    type(None): lambda text: {"none": None}[text.lower()],
-}
+_TYPES = (types.NoneType, bool, int, float, str)
+_FROM_TEXT = cattrs.Converter()  # which reads int, float and str as they are
+_FROM_TEXT.register_structure_hook(bool, lambda text, _: _BOOLEANS[text.lower()])
+_FROM_TEXT.register_structure_hook(types.NoneType, lambda text, _: {"none": None}[text.lower()])
 
 
 def _value(assignment: str, kind: Value, text: str) -> Value:
-    kinds = sorted(typing.get_args(kind) or (kind,), key=lambda each: each is not type(None))
-    if not set(kinds) <= set(_READERS):
+    """The text as a value of a field's type; of alternatives None comes first, then they as they are declared."""
+    kinds = sorted(typing.get_args(kind) or (kind,), key=lambda each: each is not types.NoneType)
+    if not set(kinds) <= set(_TYPES):
         raise SdkerasError(f"--set {assignment}: this field can be set from Python only.")
-    for each in kinds:  # None first, then as they are declared
-        try:
-            return _READERS[each](text)
-        except (ValueError, KeyError):
-            continue
+    for each in kinds:
+        with contextlib.suppress(ValueError, KeyError):
+            return _FROM_TEXT.structure(text, each)
     raise SdkerasError(f"--set {assignment}: '{text}' is not a value of type {getattr(kind, '__name__', kind)}.")
 
 

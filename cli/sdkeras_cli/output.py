@@ -1,27 +1,34 @@
-"""Output files: checked before the work starts, written at its end."""
+"""What a command writes: files, checked before the work starts, and lines, reports and progress in the terminal."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from sdkeras.errors import SdkerasError
 from sdkeras.files.atomic import check_room, is_stream, reason_of, shown
 from sdkeras.reporting.advice import rendered
-from sdkeras.reporting.comparison import Comparison
-from sdkeras.results.answers import Analysis, LyapunovRun
+from sdkeras.reporting.build import Reported
+from sdkeras.reporting.html import save_html
+from sdkeras.reporting.numbers import dimension
+from sdkeras.reporting.report import Table, printable
+from sdkeras.reporting.terminal import render, render_table
+from sdkeras.results import progress
 from sdkeras.results.document import Document, write_atomically
-from sdkeras.results.plans import LyapunovPlan, Plan
+
+# Columns that a report needs at least and can use at most, and those of a terminal that does not know (COLUMNS=0).
+_NARROWEST, _WIDEST, _UNKNOWN = 40, 10_000, 80
 
 
 def check_outputs(outputs: list[str], inputs: list[str]) -> None:
-    """Checks outputs before the work.
-
-    Raises:
-        SdkerasError: One would overwrite an input or another, or cannot be written.
-    """
+    """Refuses, before the work starts, an output that would overwrite an input or another, or cannot be written."""
     read, written = {os.path.realpath(path) for path in inputs}, set()
     for path in outputs:
         place = os.path.realpath(path)
@@ -35,52 +42,16 @@ def check_outputs(outputs: list[str], inputs: list[str]) -> None:
         written.add(place)
 
 
-def write_reports(
-    answer: Analysis | LyapunovRun | Comparison, json_path: str | None, html_path: str | None, *, quiet: bool
-) -> None:
-    """The answer as JSON and as a page where asked for, and in the terminal unless quiet."""
-    if json_path is not None:
-        save_json(answer, json_path)
-    if html_path is not None:
-        from sdkeras.reporting.html import save_html
-
-        save_html(answer, html_path)
-    if not quiet:
-        from sdkeras.reporting.terminal import render
-        from sdkeras_cli.console import console
-
-        console().print(render(answer))
-
-
-def save_json(answer: Document, path: str) -> None:
-    """The answer as a file, whose messages name the options of the command."""
-    write_atomically(path, rendered(answer.to_json()))
-
-
-def show_plan(plan: Plan | LyapunovPlan, outputs: list[str]) -> None:
-    """The plan of `--dry-run`, and which files would be written."""
-    from sdkeras.reporting.tables import plan_table
-    from sdkeras.reporting.terminal import render_table
-    from sdkeras_cli.console import console
-
-    console().print(render_table(plan_table(plan)))
-    click.echo(f"files to be written: {', '.join(outputs) or 'none'}")  # rich would break a path at the margin
-
-
 def check_writable(path: str) -> None:
-    """Refuses an output path before the work starts.
-
-    Raises:
-        SdkerasError: Its folder is missing or cannot be written to.
-    """
+    """Refuses, before the work starts, a path whose folder is missing or that cannot be written to."""
     if not path:
         raise SdkerasError("the name of a file to write is empty; give one, or leave its option out.")
     target = Path(path)
     try:
-        if not target.is_dir() and is_stream(target):
-            return  # written to at the end; to open a pipe now would wait for its reader
         if target.is_dir():
             raise SdkerasError(f"{shown(path)} is a folder; give the name of a file to write.")
+        if is_stream(target):
+            return  # written to at the end; to open a pipe now would wait for its reader
         if not target.parent.is_dir():
             raise SdkerasError(f"the folder of {shown(path)} does not exist; create it or choose another place.")
         # The report comes through a temporary file beside it, so that is what must work; os.access says yes to
@@ -88,3 +59,73 @@ def check_writable(path: str) -> None:
         check_room(target)
     except (OSError, ValueError) as error:
         raise SdkerasError(f"{shown(path)} cannot be written: {reason_of(error)}; choose another place.") from error
+
+
+def save_json(answer: Document, path: str | None) -> None:
+    """The answer as a file where asked for, whose messages name the options of the command."""
+    if path is not None:
+        write_atomically(path, rendered(answer.to_json()))
+
+
+def write_report(answer: Reported, html_path: str | None = None, *, quiet: bool) -> None:
+    """The answer as a page where asked for, and in the terminal unless quiet."""
+    if html_path is not None:
+        save_html(answer, html_path)
+    if not quiet:
+        console().print(render(answer))
+
+
+def show_plan(table: Table, outputs: list[str]) -> None:
+    """The plan of `--dry-run`, and which files would be written."""
+    console().print(render_table(table))
+    show_outputs(outputs)
+
+
+def show_outputs(outputs: list[str]) -> None:
+    """Which files would be written; not by rich, which would break a path at the margin."""
+    click.echo(f"files to be written: {', '.join(outputs) or 'none'}")
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console as wide as the terminal, but never too narrow to print in."""
+    usual = Console(stderr=stderr, highlight=False)
+    if _NARROWEST <= usual.width <= _WIDEST:
+        return usual
+    width = _UNKNOWN if usual.width <= 0 else min(max(usual.width, _NARROWEST), _WIDEST)
+    return Console(stderr=stderr, highlight=False, width=width)
+
+
+def say(message: str, *, err: bool = False) -> None:
+    """Prints a line of the library's, which may quote model files and name arguments."""
+    click.echo(printable(message), err=err)
+
+
+@contextlib.contextmanager
+def progress_bar(quiet: bool) -> Iterator[Callable[[progress.Progress], None] | None]:
+    """A callback that draws products done, running value and interval; None where nobody looks."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=16),
+        TextColumn("{task.fields[detail]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
+        task = bar.add_task("starting", total=None, detail="")
+
+        def show(step: progress.Progress) -> None:
+            detail = f"{step.num_hvps:,} HVPs" if step.num_hvps else ""
+            total, done = None, 0.0
+            if step.value is not None:
+                detail += f", {step.num_runs} runs, SD {dimension(step.value, step.half_width)}"
+                if step.half_width is not None and step.target:
+                    detail += f" ± {step.half_width:.2g} (target {step.target:.2g})"
+                if step.expected_runs is not None:
+                    detail += f", about {step.expected_runs:,} runs in all"
+                    total, done = float(step.expected_runs), float(step.num_runs)
+            bar.update(task, description=step.stage, detail=detail, total=total, completed=done)
+
+        yield show

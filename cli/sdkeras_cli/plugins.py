@@ -12,7 +12,7 @@ from sdkeras.estimators import registry
 from sdkeras.files.user_code import USER_ERRORS, last_line
 from sdkeras.reporting.report import printable
 from sdkeras_cli import options
-from sdkeras_cli.console import console
+from sdkeras_cli.output import console
 
 
 @click.group()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import attrs
@@ -13,13 +15,14 @@ from sdkeras.files import dataset
 from sdkeras.files.atomic import shown
 from sdkeras.files.keras_types import Data, Model
 from sdkeras.files.user_code import load_custom_objects
+from sdkeras.reporting.tables import plan_table
 from sdkeras.results.answers import Analysis, LyapunovRun
-from sdkeras_cli import conditions
-from sdkeras_cli.console import say
-from sdkeras_cli.interrupts import INTERRUPTED
-from sdkeras_cli.options import Value
-from sdkeras_cli.output import check_outputs, show_plan, write_reports
-from sdkeras_cli.report import fail_if
+from sdkeras.results.arrays import Value
+from sdkeras_cli import conditions, interrupts
+from sdkeras_cli.output import check_outputs, progress_bar, save_json, say, show_plan, write_report
+
+# The answer of each function of `sdkeras.runs`.
+_DOCUMENTS: dict[str, type[Analysis | LyapunovRun]] = {"analyze": Analysis, "lyapunov": LyapunovRun}
 
 
 @attrs.frozen
@@ -53,12 +56,12 @@ class Request:
         check_outputs(outputs, inputs if self.custom_objects is None else [*inputs, self.custom_objects])
         return outputs
 
-    def load(self, loss: str | None) -> tuple[Model, Data, dict[str, Value]]:
-        """(model, data, the user's own classes), in a process whose TensorFlow is set up.
+    @contextlib.contextmanager
+    def loaded(self, loss: str | None) -> Iterator[tuple[Model, Data]]:
+        """Starts TensorFlow and loads (model, data); the user's own classes are known in the scope, for copies."""
+        tensorflow_settings()
+        import keras
 
-        Raises:
-            SdkerasError: One cannot be loaded, or the model's loss cannot and none was given.
-        """
         from sdkeras.files import models
 
         objects = load_custom_objects(self.custom_objects) if self.custom_objects else None
@@ -68,37 +71,31 @@ class Request:
             raise SdkerasError(problem)
         if problem:
             say(f"sdkeras: warning: {problem}", err=True)
-        return model, load_training_data(self.data), objects or {}
+        data = load_training_data(self.data)
+        with keras.saving.custom_object_scope(objects or {}):
+            yield model, data
 
-    def answer(
-        self, function: str, options: dict[str, Value], outputs: list[str], document: type[Analysis | LyapunovRun]
-    ) -> int:
+    def answer(self, function: str, options: dict[str, Value], outputs: list[str]) -> int:
         """Plans or calls a function of `sdkeras.runs` and shows its answer; returns the exit status."""
-        from sdkeras_cli.main import tensorflow_settings
-        from sdkeras_cli.progress import progress_bar
-
-        condition = None if self.expression is None else conditions.parse(self.expression, document)
-        tensorflow_settings()
-        import keras
-
-        module: Any = importlib.import_module(f"sdkeras.runs.{function}")
-        model, data, objects = self.load(options.get("loss"))
-        if self.dry_run:
-            show_plan(module.plan(model, data, **options), outputs)
-            return 0
-        scope = keras.saving.custom_object_scope(objects)  # copies in other precisions need them as well
-        with scope, progress_bar(self.quiet) as progress:
-            answer = getattr(module, function)(model, data, **options, progress=progress)
-        write_reports(answer, self.json_path, self.html_path, quiet=self.quiet)
-        return INTERRUPTED if answer.partial else fail_if(answer, condition)
+        condition = conditions.parse(self.expression, _DOCUMENTS[function])
+        with self.loaded(options.get("loss")) as (model, data):
+            module: Any = importlib.import_module(f"sdkeras.runs.{function}")
+            if self.dry_run:
+                show_plan(plan_table(module.plan(model, data, **options)), outputs)
+                return 0
+            with progress_bar(self.quiet) as progress:
+                answer = getattr(module, function)(model, data, **options, progress=progress)
+        save_json(answer, self.json_path)
+        write_report(answer, self.html_path, quiet=self.quiet)
+        return (
+            interrupts.INTERRUPTED
+            if answer.partial
+            else conditions.exit_status(condition, conditions.numbers_of(answer))
+        )
 
 
 def check_inputs(model: str, data: str, custom_objects: str | None) -> None:
-    """Checks inputs before TensorFlow takes its seconds to start.
-
-    Raises:
-        SdkerasError: A file is missing.
-    """
+    """Refuses a missing file before TensorFlow takes its seconds to start."""
     if not os.path.exists(model):
         raise SdkerasError(f"there is no file {shown(model)}; give the path of a .keras or .h5 model.")
     files = data.split(",") if data.endswith(".npy") else [data] if data.endswith(".npz") else []
@@ -109,9 +106,36 @@ def check_inputs(model: str, data: str, custom_objects: str | None) -> None:
         raise SdkerasError(f"--custom-objects: there is no file {shown(custom_objects)}; give the Python file.")
 
 
-def load_training_data(spec: str) -> Value:
+def load_training_data(spec: str) -> Data:
     """Loads training data and prints the caveats about them."""
     data, note = dataset.load_training_data(spec)
     if note:
         say(f"sdkeras: warning: {note}", err=True)
     return data
+
+
+def tensorflow_settings() -> None:
+    """Starts TensorFlow with one intra-op thread and no chatter; refuses another backend of Keras."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    if backend != "tensorflow":
+        raise SdkerasError(
+            f"KERAS_BACKEND is '{backend}'; sdkeras needs the TensorFlow backend: unset it, or set "
+            "KERAS_BACKEND=tensorflow."
+        )
+    stderr = os.dup(2)
+    silent = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silent, 2)  # TensorFlow's C++ greets on stderr before its log level counts
+    try:
+        with interrupts.signals(end=True):
+            import keras  # noqa: F401
+            import tensorflow
+    finally:
+        os.dup2(stderr, 2)
+        os.close(silent)
+        os.close(stderr)
+    settings: Any = tensorflow.config.threading
+    settings.set_intra_op_parallelism_threads(1)
+    settings.set_inter_op_parallelism_threads(os.cpu_count() or 1)
+    tensorflow.get_logger().setLevel("ERROR")

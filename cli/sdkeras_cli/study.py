@@ -1,22 +1,61 @@
-"""`sdkeras study`: train a grid of models and see which measures correlate with generalization."""
+"""`sdkeras study`: its commands; `correlate` and `plot` read the folder of a study, without TensorFlow."""
 
 from __future__ import annotations
 
 import click
 
-from sdkeras_cli.lazy_group import LazyGroup
+from sdkeras_cli import options
+from sdkeras_cli.main import LazyGroup
+from sdkeras_cli.output import write_report
 
 _COMMANDS = {
-    "run": ("sdkeras_cli.study_run", "Train and measure the runs of a grid, or resume an unfinished one."),
-    "correlate": ("sdkeras_cli.study_correlate", "Correlate the measures of a study with its generalization gaps."),
+    "run": ("sdkeras_cli.study_run:command", "Train and measure the runs of a grid, or resume an unfinished one."),
+    "correlate": ("sdkeras_cli.study:correlate", "Correlate the measures of a study with its generalization gaps."),
     "trajectory": (
-        "sdkeras_cli.study_trajectory",
+        "sdkeras_cli.study_trajectory:command",
         "Measure the size of a weight trajectory: E_alpha and PH dimension.",
     ),
-    "plot": ("sdkeras_cli.study_plot", "Draw the measures of a study against its generalization gaps."),
+    "plot": ("sdkeras_cli.study:plot", "Draw the measures of a study against its generalization gaps."),
 }
 
 
 @click.group(cls=LazyGroup, modules=_COMMANDS)
 def command() -> None:
     """Train a grid of models and see which measures correlate with generalization."""
+
+
+@click.command()
+@click.argument("folder", type=click.Path(), metavar="DIR")
+@options.quiet
+@options.debug
+def correlate(folder: str, quiet: bool) -> int:
+    """Correlate the measures of the study in DIR with its generalization gaps.
+
+    Writes runs.csv, correlations.csv, correlations.json, heat_map.png, heat_map.svg and study.html into DIR.
+    """
+    from sdkeras.study.page import FILES, correlate_study
+
+    report = correlate_study(folder)
+    if not quiet:
+        write_report(report, quiet=False)
+        click.echo(f"written: {', '.join(FILES)} in {click.format_filename(folder)}")
+    return 0
+
+
+@click.command()
+@click.argument("folder", type=click.Path(), metavar="DIR")
+@options.quiet
+@options.debug
+def plot(folder: str, quiet: bool) -> int:
+    """Draw each measure of the study in DIR against each gap: a panel a measure, colour by learning rate.
+
+    A bar is ± the error of a value, where that is known.
+
+    Writes accuracy_gap.png, accuracy_gap.svg, loss_gap.png and loss_gap.svg into DIR.
+    """
+    from sdkeras.study.page import plot_study
+
+    names = plot_study(folder)
+    if not quiet:
+        click.echo(f"written: {', '.join(names)} in {click.format_filename(folder)}")
+    return 0

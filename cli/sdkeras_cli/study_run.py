@@ -11,8 +11,8 @@ from sdkeras.errors import counted
 from sdkeras.study.definition import read_study
 from sdkeras.study.run_files import DONE, FAILED, TRAINED, StudyPlan, plan_study
 from sdkeras_cli import options
-from sdkeras_cli.console import say
 from sdkeras_cli.options import COUNT
+from sdkeras_cli.output import say
 
 if TYPE_CHECKING:
     from sdkeras.study.runner import Finished
@@ -62,11 +62,14 @@ def command(grid: str, out: str, full: bool, jobs: int | None, retry: bool, dry_
     study = read_study(grid, full=full)
     plan = plan_study(study, out, jobs=jobs)
     if dry_run:
-        _show(plan, retry)
-        return 0
-    if not quiet:
+        for each in plan.runs:
+            why = "" if each.failure is None else f" ({each.failure.words})"
+            say(f"{each.run.name}: {each.state}{why}")
+    if dry_run or not quiet:
         for line in (*plan.notes, f"{_standing(plan)}; {_estimate(plan, retry)}"):
             say(line)
+    if dry_run:
+        return 0
     code = Path(grid).resolve().parent
     tell, notice = (None, None) if quiet else (_tell, say)
     from sdkeras.study.runner import run_study  # it loads what starts processes
@@ -98,16 +101,8 @@ def _estimate(plan: StudyPlan, retry: bool) -> str:
     return f"{to_do} to do, {jobs}, in about {_duration(plan.seconds * to_do / plan.jobs)}"
 
 
-def _show(plan: StudyPlan, retry: bool) -> None:
-    for each in plan.runs:
-        why = f" ({each.failure.stage}: {each.failure.reason})" if each.failure is not None else ""
-        say(f"{each.run.name}: {each.state}{why}")
-    for line in (*plan.notes, f"{_standing(plan)}; {_estimate(plan, retry)}"):
-        say(line)
-
-
 def _tell(finished: Finished) -> None:
-    how = "done" if finished.failure is None else f"FAILED in {finished.failure.stage}: {finished.failure.reason}"
+    how = "done" if finished.failure is None else f"FAILED in {finished.failure.words}"
     left = f"; {_duration(finished.remaining)} left" if finished.num_finished < finished.num_to_do else ""
     say(
         f"[{finished.num_finished}/{finished.num_to_do}] {finished.run.name} {how}, {_duration(finished.seconds)}{left}"

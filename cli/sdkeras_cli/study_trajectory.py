@@ -8,10 +8,11 @@ import click
 from click.core import ParameterSource
 
 from sdkeras.errors import SdkerasError
+from sdkeras.reporting.report import Table
 from sdkeras.results.arrays import Value
 from sdkeras.study.forward_options import ForwardOptions
 from sdkeras_cli import options
-from sdkeras_cli.output import check_outputs, save_json
+from sdkeras_cli.output import check_outputs, progress_bar, save_json, show_outputs, show_plan, write_report
 from sdkeras_cli.request import Request
 
 if TYPE_CHECKING:
@@ -41,36 +42,25 @@ _OF_BOTH = ("model", "alpha", "seed", "memory_gb", "json_path", "html_path", "dr
 @options.quiet
 @options.debug
 @click.pass_context
-def command(context: click.Context, /, **parameters: options.Value) -> int:
+def command(context: click.Context, /, **parameters: Value) -> int:
     """Measure how large a trajectory of the weights is: E_alpha and PH dimension.
 
     Takes a MODEL, whose training with DATA is simulated from there on, or a TRAJECTORY (.npz) that
     sdkeras.study.recorder.TrajectoryRecorder, or --save, wrote, or that is a plain matrix, steps x weights (.npz,
     .npy).
-
-    \f
-
-    Raises:
-        SdkerasError: A model without data.
     """
     request = Request.taken_from(parameters)
     if request.model.endswith((".npz", ".npy")):
         _refuse_simulation(context)
-        outputs = request.outputs()
-        check_outputs(outputs, [request.model])
         measures = _recorded(request, parameters["alpha"], parameters["seed"], parameters["memory_gb"])
     else:
-        if request.data is None:
-            raise SdkerasError(
-                "a model needs the data it is trained with: give `data=DATA` (a recorded trajectory ends in .npz or "
-                ".npy)."
-            )
-        outputs = request.check(parameters["save"])
         measures = _simulated(request, parameters)
-    if measures is None:
-        click.echo(f"files to be written: {', '.join(outputs) or 'none'}")
-    else:
-        _write(measures, request.json_path, request.html_path, request.quiet)
+    if measures is not None:
+        from sdkeras.study.trajectory_report import trajectory_report
+
+        report = trajectory_report(measures)
+        save_json(measures, request.json_path)
+        write_report(report, request.html_path, quiet=request.quiet)
     return 0
 
 
@@ -85,44 +75,42 @@ def _refuse_simulation(context: click.Context) -> None:
 
 
 def _recorded(request: Request, alpha: float, seed: int, memory_gb: float | None) -> TrajectoryMeasures | None:
+    """The measures of a file; None for a dry run, which says what is in it."""
     from sdkeras.study.topology import measure_trajectory
     from sdkeras.study.trajectory import Trajectory
 
+    check_outputs(request.outputs(), [request.model])
     trajectory = Trajectory.load(request.model)
     if request.dry_run:
         losses = "no losses" if trajectory.losses is None else f"losses of {trajectory.losses.shape[1]:,} examples"
         click.echo(f"{len(trajectory.iterates):,} iterates of {trajectory.num_parameters:,} weights, {losses}")
+        show_outputs(request.outputs())
         return None
     return measure_trajectory(trajectory, alpha, seed=seed, memory_gb=memory_gb)
 
 
 def _simulated(request: Request, parameters: dict[str, Value]) -> TrajectoryMeasures | None:
+    """The measures of a training that goes on from the model; None for a dry run, which shows the plan."""
+    if request.data is None:
+        raise SdkerasError(
+            "a model needs the data it is trained with: give `data=DATA` (a recorded trajectory ends in .npz or .npy)."
+        )
+    outputs = request.check(parameters["save"])
     steps, every = parameters["steps"], parameters["every"]
     if steps < 2 * every:
         raise SdkerasError(f"--steps {steps} are too few for 2 iterates {every} steps apart.")
+    with request.loaded(parameters["loss"]) as (model, data):
+        from sdkeras.study.simulate import forward, plan
 
-    from sdkeras_cli.main import tensorflow_settings
-    from sdkeras_cli.progress import progress_bar
-
-    tensorflow_settings()
-    import keras
-
-    from sdkeras.study.simulate import forward, plan
-
-    model, data, objects = request.load(parameters["loss"])
-    if request.dry_run:
-        del parameters["save"]
-        _show(plan(model, data, **parameters))
-        return None
-    with keras.saving.custom_object_scope(objects), progress_bar(request.quiet) as progress:
-        return forward(model, data, **parameters, progress=progress)
+        if request.dry_run:
+            del parameters["save"]
+            show_plan(_plan_table(plan(model, data, **parameters)), outputs)
+            return None
+        with progress_bar(request.quiet) as progress:
+            return forward(model, data, **parameters, progress=progress)
 
 
-def _show(plan: ForwardPlan) -> None:
-    from sdkeras.reporting.report import Table
-    from sdkeras.reporting.terminal import render_table
-    from sdkeras_cli.console import console
-
+def _plan_table(plan: ForwardPlan) -> Table:
     rows = (
         ("weights", f"{plan.num_parameters:,}", f"{plan.num_columns:,} numbers kept of each iterate"),
         ("steps", f"{plan.num_steps:,}", f"{plan.num_iterates:,} iterates"),
@@ -131,21 +119,4 @@ def _show(plan: ForwardPlan) -> None:
         ("one gradient", f"{1e3 * plan.seconds_per_gradient:.3g} ms", ""),
         ("time", f"about {plan.seconds:.3g} s", ""),
     )
-    console().print(render_table(Table("Plan", rows)))
-
-
-def _write(measures: TrajectoryMeasures, json_path: str | None, html_path: str | None, quiet: bool) -> None:
-    from sdkeras.reporting.html import save_html
-    from sdkeras.reporting.terminal import render
-    from sdkeras.study.trajectory_report import trajectory_report
-
-    report = trajectory_report(measures)
-
-    if json_path is not None:
-        save_json(measures, json_path)
-    if html_path is not None:
-        save_html(report, html_path)
-    if not quiet:
-        from sdkeras_cli.console import console
-
-        console().print(render(report))
+    return Table("Plan", rows)

@@ -14,10 +14,8 @@ from sdkeras.results import log as run_log
 from sdkeras.results.arrays import Value
 from sdkeras.results.log import Measurement, RunLog
 from sdkeras.runs.options import Options
-from sdkeras_cli import conditions, options
-from sdkeras_cli.console import say
-from sdkeras_cli.output import check_outputs
-from sdkeras_cli.request import check_inputs, load_training_data
+from sdkeras_cli import conditions, options, request
+from sdkeras_cli.output import check_outputs, progress_bar, say, show_outputs, write_report
 
 _DEFAULT_FOLDER = "track"
 
@@ -53,7 +51,7 @@ def command(
     expression: str | None,
     dry_run: bool,
     quiet: bool,
-    **parameters: options.Value,
+    **parameters: Value,
 ) -> int:
     """Show a training over time: sharpness against the threshold, exponents, sharpness dimension.
 
@@ -62,106 +60,83 @@ def command(
 
     With --data: CHECKPOINTs (files, folders, patterns) are measured in their order, and the log is kept in --out.
     Interrupted or killed, the same command measures the rest.
-
-    \f
-
-    Raises:
-        SdkerasError: Checkpoints without data, several logs, or options of checkpoints for a log.
     """
-    condition = None if expression is None else conditions.parse(expression, Measurement)
+    condition = conditions.parse(expression, Measurement)
     source = click.get_current_context().get_parameter_source
     chosen = {name: value for name, value in parameters.items() if source(name) is not ParameterSource.DEFAULT}
     if "data" in chosen:
-        return _measure(list(paths), chosen, html_path, condition, dry_run=dry_run, quiet=quiet)
+        checkpoints, folder = in_order(list(paths)), chosen.pop("log_dir", _DEFAULT_FOLDER)
+        _check_checkpoints(checkpoints, chosen, html_path)
+        if dry_run:
+            _show_plan(checkpoints, folder, html_path)
+            return 0
+        log = _measured(checkpoints, folder, chosen, quiet=quiet)
+        status = _show(log, html_path, condition, quiet=quiet)
+        failed = [measurement for measurement in log.measurements if measurement.failed]
+        for each in failed:
+            say(f"sdkeras: error: {shown(each.source)}: {'; '.join(each.notes)}", err=True)
+        return 2 if failed else status
+    _check_log(paths, chosen or ({"dry_run": True} if dry_run else {}), html_path)
+    return _show(run_log.read_run_log(paths[0]), html_path, condition, quiet=quiet or html_path is not None)
+
+
+def _check_log(paths: tuple[str, ...], chosen: dict[str, Value], html_path: str | None) -> None:
+    """Refuses checkpoints without data, several logs, options of checkpoints for a log, and an unwritable page."""
     if any(path.endswith((".keras", ".h5", ".hdf5")) for path in paths):
         raise SdkerasError("checkpoints are measured on data; give them (--data DATA).")
     if len(paths) > 1:
         raise SdkerasError(
             f"{' and '.join(map(shown, paths))}: one log at a time; checkpoints need data (--data DATA)."
         )
-    if chosen or dry_run:
-        names = ", ".join(f"`{name}`" for name in chosen or ["dry_run"])
+    if chosen:
+        names = ", ".join(f"`{name}`" for name in chosen)
         raise SdkerasError(f"{names}: for checkpoints only; give their data as well (--data).")
     if html_path is not None:
         check_outputs([html_path], [str(run_log.place_of(paths[0]))])
-    return _show(run_log.read_run_log(paths[0]), html_path, condition, quiet=quiet or html_path is not None)
 
 
-def _measure(
-    patterns: list[str],
-    chosen: dict[str, Value],
-    html_path: str | None,
-    condition: conditions.Expression | None,
-    *,
-    dry_run: bool,
-    quiet: bool,
-) -> int:
-    paths = in_order(patterns)
-    folder = chosen.pop("log_dir", _DEFAULT_FOLDER)
-    data, test_data, custom_objects = (chosen.pop(name, None) for name in ("data", "test_data", "custom_objects"))
-    check_inputs(chosen.get("model", paths[0]), data, custom_objects)
-    if test_data is not None:
-        check_inputs(paths[0], test_data, None)
+def _check_checkpoints(paths: list[str], chosen: dict[str, Value], html_path: str | None) -> None:
+    """Refuses inputs that are not there and a page that cannot be written."""
+    request.check_inputs(chosen.get("model", paths[0]), chosen["data"], chosen.get("custom_objects"))
+    if "test_data" in chosen:
+        request.check_inputs(paths[0], chosen["test_data"], None)
     if html_path is not None:
-        check_outputs([html_path], [*paths, data])
-    if "measures" in chosen:
-        chosen["measures"] = [name.strip() for name in chosen["measures"].split(",")]
+        check_outputs([html_path], [*paths, chosen["data"]])
 
-    from sdkeras_cli.main import tensorflow_settings
-    from sdkeras_cli.progress import progress_bar
 
-    if dry_run:
-        _show_plan(paths, folder, html_path)
-        return 0
-    tensorflow_settings()
+def _measured(paths: list[str], folder: str, chosen: dict[str, Value], *, quiet: bool) -> RunLog:
+    """The log after the checkpoints that it lacked were measured."""
+    request.tensorflow_settings()
     from sdkeras.runs.track import track
 
-    objects = load_custom_objects(custom_objects) if custom_objects else None
+    if "custom_objects" in chosen:
+        chosen["custom_objects"] = load_custom_objects(chosen["custom_objects"])
+    if "measures" in chosen:
+        chosen["measures"] = [name.strip() for name in chosen["measures"].split(",")]
     with progress_bar(quiet) as progress:
-        log = track(
-            paths,
-            load_training_data(data),
-            test_data=None if test_data is None else load_data(test_data),
-            log_dir=folder,
-            custom_objects=objects,
-            progress=progress,
-            **chosen,
-        )
-    status = _show(log, html_path, condition, quiet=quiet)
-    failed = [measurement for measurement in log.measurements if measurement.failed]
-    for each in failed:
-        say(f"sdkeras: error: {shown(each.source)}: {'; '.join(each.notes)}", err=True)
-    return 2 if failed else status
+        data = request.load_training_data(chosen.pop("data"))
+        if "test_data" in chosen:
+            chosen["test_data"] = load_data(chosen["test_data"])
+        return track(paths, data, log_dir=folder, progress=progress, **chosen)
 
 
-def _show(log: RunLog, html_path: str | None, condition: conditions.Expression | None, *, quiet: bool) -> int:
+def _show(log: RunLog, html_path: str | None, condition: conditions.Condition | None, *, quiet: bool) -> int:
     """The log as a page and in the terminal; the exit status that `--fail-if` asks for."""
-    from sdkeras.reporting.html import save_html
-    from sdkeras.reporting.terminal import render
-    from sdkeras_cli.report import status_of
-
-    if html_path is not None:
-        save_html(log, html_path)
-    if not quiet:
-        from sdkeras_cli.console import console
-
-        console().print(render(log))
+    write_report(log, html_path, quiet=quiet)
     if condition is None:
         return 0
     measured = run_log.trajectory(log)
     if not measured:
         raise SdkerasError("--fail-if: the log holds no measurement yet.")
-    return status_of(condition, conditions.numbers_of(measured[-1], "the last measurement"))
+    return conditions.exit_status(condition, conditions.numbers_of(measured[-1], "the last measurement"))
 
 
 def _show_plan(paths: list[str], folder: str, html_path: str | None) -> None:
-    from sdkeras.results.log import pending, read_run_log
-
-    left = pending(paths, folder)
+    left = run_log.pending(paths, folder)
     for path in paths:
         click.echo(f"{'to measure' if path in left else 'measured'}  {path}")
-    done = [] if len(left) == len(paths) else [each for each in read_run_log(folder).measurements if not each.failed]
-    estimate = f", about {len(left) * sum(each.seconds for each in done) / len(done):.0f} s" if done and left else ""
+    logged = () if len(left) == len(paths) else run_log.read_run_log(folder).measurements
+    done = [each.seconds for each in logged if not each.failed]
+    estimate = f", about {len(left) * sum(done) / len(done):.0f} s" if done and left else ""
     click.echo(f"{len(left)} of {len(paths)} checkpoints to measure{estimate}")
-    files = [f"{folder}/{run_log.FILE_NAME}", *([html_path] if html_path else [])]
-    click.echo(f"files to be written: {', '.join(files)}")
+    show_outputs([f"{folder}/{run_log.FILE_NAME}", *([html_path] if html_path else [])])

@@ -19,30 +19,19 @@ from sdkeras.results.verification import Verification
 
 @attrs.frozen
 class Provenance:
-    """The software, device and seed behind an answer, and its cost.
-
-    Attributes:
-        sdkeras, tensorflow, keras, python: Versions.
-        device: Name of the device the products ran on.
-        seed: Seed for all random draws.
-        dtype: Precision of the products.
-        num_hvps: Hessian-vector products, verification and discarded runs included.
-        seconds: Wall time.
-        data_digest: SHA-256 over the data as they were read (first 16 hex digits).
-        created: UTC time, ISO 8601.
-    """
+    """The software, device and seed behind an answer, and its cost."""
 
     sdkeras: str
     tensorflow: str
     keras: str
     python: str
-    device: str
-    seed: int
-    dtype: str
-    num_hvps: int
-    seconds: float
-    data_digest: str
-    created: str
+    device: str  # that the products ran on
+    seed: int  # of all random draws
+    dtype: str  # of the products
+    num_hvps: int  # Hessian-vector products, verification and discarded runs included
+    seconds: float  # wall time
+    data_digest: str  # SHA-256 over the data as they were read (first 16 hex digits)
+    created: str  # UTC, ISO 8601
 
 
 @attrs.frozen
@@ -59,17 +48,12 @@ class ModelInfo:
 
 @attrs.frozen
 class DataInfo:
-    """num_samples in the data; the data-set Hessian ran on num_samples_hessian of them.
-
-    Attributes:
-        batch_size_source: Origin of the batch size: 'given', 'dataset', 'assumed', or "" where it is not known.
-        class_weight: Weights by class, None without them.
-    """
+    """num_samples in the data; the data-set Hessian ran on num_samples_hessian of them."""
 
     num_samples: int
     batch_size: int
     num_samples_hessian: int
-    batch_size_source: str = ""
+    batch_size_source: str = ""  # 'given', 'dataset', 'assumed', or "" where it is not known
     class_weight: dict[str, float] | None = None
 
 
@@ -83,41 +67,28 @@ class OptimizerPart:
 
 @attrs.frozen
 class OptimizerInfo:
-    """The optimizer as the file has it; None where it has no such setting or where none was compiled.
-
-    Attributes:
-        learning_rate: Rate of the analysed step; NaN where the optimizer has none or several.
-        learning_rate_source: 'file', 'given', or 'peak', 'mean' or 'step:N' of its schedule.
-        learning_rate_missing: Reason why nothing that needs a learning rate was computed; "" where it was.
-        parts: The optimizers that a MultiOptimizer trains variables with.
-    """
+    """The optimizer as the file has it; None where it has no such setting or where none was compiled."""
 
     name: str
-    learning_rate: float
+    learning_rate: float  # of the analysed step; NaN where the optimizer has none or several
     momentum: float | None = None
     weight_decay: float | None = None
     iterations: int | None = None
     nesterov: bool | None = None
-    learning_rate_source: str = "file"
-    learning_rate_missing: str = ""
-    parts: tuple[OptimizerPart, ...] = ()
+    learning_rate_source: str = "file"  # or 'given', or 'peak', 'mean' or 'step:N' of its schedule
+    learning_rate_missing: str = ""  # why nothing that needs a learning rate was computed; "" where it was
+    parts: tuple[OptimizerPart, ...] = ()  # that a MultiOptimizer trains variables with
 
 
 @attrs.frozen
 class HessianSummary:
-    """Extreme eigenvalues and trace of the data-set Hessian.
+    """Extreme eigenvalues and trace of the data-set Hessian."""
 
-    Attributes:
-        largest: The algebraically largest eigenvalue, which is what `sharpness` means here.
-        smallest: The algebraically smallest one.
-        trace: Sum of all eigenvalues.
-        largest_absolute: Largest absolute value of an eigenvalue, the sharpness of the paper's tables. It differs from
-            `largest` where negative curvature is steeper, as it may be early in training. None in files of version 0.1.
-    """
-
-    largest: Measured | None
-    smallest: Measured | None
+    largest: Measured | None  # algebraically, which is what `sharpness` means here
+    smallest: Measured | None  # algebraically
     trace: Measured | None
+    # The largest absolute value of an eigenvalue, the sharpness of the paper's tables: it differs from `largest` where
+    # negative curvature is steeper, as it may be early in training. None in files of version 0.1.
     largest_absolute: Measured | None = None
 
     @property
@@ -129,44 +100,29 @@ class HessianSummary:
 
 @attrs.frozen
 class SpectrumSummary:
-    """The pooled spectrum of the minibatches' operators: sum of weights[j] * delta(nodes[j]), total mass n.
+    """The pooled spectrum of the minibatches' operators: sum of weights[j] * delta(nodes[j]), total mass n."""
 
-    Attributes:
-        nodes: Eigenvalues, ascending, shape [k].
-        weights: Their masses, shape [k].
-        operator: 'H' or 'P^-1/2 H P^-1/2', whose eigenvalues they are; with ' + W' the weight decay W of each parameter
-            is in it.
-        exponents: Log singular values of the training step at each node: the larger of each node, and with momentum
-            then the smaller of each, shape [k] or [2 k]. None without a learning rate, and in files of version 0.1.
-        log_moduli: With momentum ln |mu| of the eigenvalues mu of the step's blocks, shape [2 k] like `exponents`.
-    """
-
-    nodes: FloatArray = attrs.field(eq=ARRAYS_EQUAL)
-    weights: FloatArray = attrs.field(eq=ARRAYS_EQUAL)
+    nodes: FloatArray = attrs.field(eq=ARRAYS_EQUAL)  # eigenvalues, ascending, shape [k]
+    weights: FloatArray = attrs.field(eq=ARRAYS_EQUAL)  # their masses, shape [k]
+    # 'H' or 'P^-1/2 H P^-1/2', whose eigenvalues they are; with ' + W' the weight decay W of each parameter is in it.
     operator: str = "H"
+    # Log singular values of the training step at each node: the larger of each node, and with momentum then the
+    # smaller of each, shape [k] or [2 k]. None without a learning rate, and in files of version 0.1.
     exponents: FloatArray | None = attrs.field(default=None, eq=ARRAYS_EQUAL)
+    # With momentum ln |mu| of the eigenvalues mu of the step's blocks, shape [2 k] like `exponents`.
     log_moduli: FloatArray | None = attrs.field(default=None, eq=ARRAYS_EQUAL)
 
 
 @attrs.frozen
 class LayerSharpness:
-    """The diagonal block of one layer's parameters in the Hessian.
+    """The diagonal block of one layer's parameters in the Hessian; None where the budget left no room."""
 
-    Attributes:
-        name: Path of the layer.
-        num_parameters: Size of the block.
-        largest: Largest eigenvalue of the block of the data-set Hessian; None, like each of the following, where the
-            budget left no room for it.
-        trace: Its trace; the layers' traces sum to the whole one's.
-        codimension: Codimension of the block's own SD (pooled) under the run's map, as if the other layers stood
-            still; with momentum the block's velocity is in it.
-        codimension_interval: Its 95 % interval.
-    """
-
-    name: str
+    name: str  # path of the layer
     num_parameters: int
-    largest: Measured | None
-    trace: Measured | None
+    largest: Measured | None  # eigenvalue of the block of the data-set Hessian
+    trace: Measured | None  # the layers' traces sum to the whole one's
+    # Codimension of the block's own SD (pooled) under the run's map, as if the other layers stood still; with momentum
+    # the block's velocity is in it. With its 95 % interval.
     codimension: float | None
     codimension_interval: tuple[float, float] | None
 
@@ -203,11 +159,8 @@ class Analysis(Document):
 class LyapunovRun(Document):
     """The answer of `sdkeras.lyapunov`; attribute names are the paths in its file.
 
-    Attributes:
-        data: Training data; the checks ran on `num_samples_hessian` of them.
-        verification: Checks of the Hessian-vector products in the step's Jacobian; `lyapunov.verification` has
-            those of the step.
-        partial: Whether Ctrl-C or the time limit ended it before the steps that were asked for.
+    The checks ran on `data.num_samples_hessian` of the training data. `verification` is of the Hessian-vector products
+    in the step's Jacobian; `lyapunov.verification` has the checks of the step.
     """
 
     DOCUMENT = "lyapunov"
@@ -228,21 +181,18 @@ class LyapunovRun(Document):
 class Simulation:
     """The training of which a trajectory is the continuation: real steps, on copies, from a saved model on.
 
-    Attributes:
-        data: Training data; the step's checks ran on `num_samples_hessian` of them.
-        num_steps: Simulated steps.
-        step_error: The simulated step against one step of the optimizer itself, relative to how far each variable
-            moved; NaN if no copy of the optimizer could be made.
-        verified: Whether every check of the step met its tolerance.
+    The step's checks ran on `data.num_samples_hessian` of the training data.
     """
 
     provenance: Provenance
     model: ModelInfo
     data: DataInfo
     optimizer: OptimizerInfo
-    num_steps: int
+    num_steps: int  # simulated
+    # The simulated step against one step of the optimizer itself, relative to how far each variable moved; NaN if no
+    # copy of the optimizer could be made.
     step_error: float
-    verified: bool
+    verified: bool  # whether every check of the step met its tolerance
     warnings: tuple[Note, ...] = ()
 
 

@@ -15,62 +15,37 @@ class BoundTerm:
 
 @attrs.frozen
 class BoundInput:
-    """An input of a bound.
+    """An input of a bound."""
 
-    Attributes:
-        name: The key in `bound_inputs`.
-        symbol: The paper's letter.
-        meaning: Description in words.
-        value: None where it is missing.
-        estimated: Whether sdkeras estimated it (a lower bound, see `estimate_bound_inputs`).
-    """
-
-    name: str
-    symbol: str
+    name: str  # the key in `bound_inputs`
+    symbol: str  # the paper's letter
     meaning: str
-    value: float | None
-    estimated: bool
+    value: float | None  # None where it is missing
+    estimated: bool  # by sdkeras: a lower bound, see `estimate_bound_inputs`
 
 
 @attrs.frozen
 class Assumption:
-    """An assumption of a theorem and what is known of it here.
-
-    Attributes:
-        name: The assumption.
-        status: 'holds', 'fails', 'not contradicted' or 'unknown'.
-        remark: Why, with numbers.
-    """
+    """An assumption of a theorem and what is known of it here."""
 
     name: str
-    status: str
-    remark: str
+    status: str  # 'holds', 'fails', 'not contradicted' or 'unknown'
+    remark: str  # why, with numbers
 
 
 @attrs.frozen
 class Bound:
-    """A generalization bound, term by term.
+    """A generalization bound, term by term."""
 
-    Attributes:
-        theorem: Which, in arXiv 2604.19740.
-        inputs: Its inputs.
-        terms: All of them, each >= 0.
-        partial_sum: Sum of the known terms, a lower bound on the total.
-        total: Sum of all terms; None where one is missing.
-        verdict: 'vacuous' (even the known terms reach B, the loss's range), 'undetermined' (terms are missing, or an
-            assumption fails), or that the bound is below B if every assumption holds.
-        assumptions: Each with what is known of it.
-        dimension_name: The dimension in its terms: 'SD' (local, at the checkpoint), 'sup SD' (over snapshots) or 'D_s'
-            (along training).
-        dimension_reason: Reason for that choice.
-    """
-
-    theorem: str
+    theorem: str  # of arXiv 2604.19740
     inputs: tuple[BoundInput, ...]
-    terms: tuple[BoundTerm, ...]
-    partial_sum: float
-    total: float | None
+    terms: tuple[BoundTerm, ...]  # all of them, each >= 0
+    partial_sum: float  # of the known terms, a lower bound on the total
+    total: float | None  # None where a term is missing
+    # 'vacuous' (even the known terms reach B, the loss's range), 'undetermined' (terms are missing, or an assumption
+    # fails), or that the bound is below B if every assumption holds.
     verdict: str
     assumptions: tuple[Assumption, ...]
+    # The dimension in its terms: 'SD' (local, at the checkpoint), 'sup SD' (over snapshots) or 'D_s' (along training).
     dimension_name: str = "SD"
     dimension_reason: str = ""

@@ -8,6 +8,10 @@ import numpy as np
 from sdkeras.results.arrays import ARRAYS_EQUAL, FloatArray, Value, optional_interval
 
 
+def _nothing() -> FloatArray:
+    return np.zeros(0)
+
+
 @attrs.frozen
 class FrozenLyapunov:
     """The dimension if every step saw the same minibatch and the same P for ever ("frozen Lyapunov").
@@ -15,14 +19,10 @@ class FrozenLyapunov:
     ln |mu| of the eigenvalues mu of the step's blocks in place of the log singular values: the same in all
     coordinates and without the growth of a moment that momentum makes in stable directions. It is no Lyapunov
     exponent of training, whose steps differ.
-
-    Attributes:
-        dimension: The formula of SD on ln |mu|, pooled over minibatches.
-        leading: Mean over minibatches of the largest ln |mu|; above 0 a step is unstable in the optimizer's own sense.
     """
 
-    dimension: float
-    leading: float
+    dimension: float  # the formula of SD on ln |mu|, pooled over minibatches
+    leading: float  # mean over minibatches of the largest ln |mu|; above 0 a step is unstable in the optimizer's sense
 
 
 @attrs.frozen
@@ -32,65 +32,41 @@ class SharpnessDimension:
     `value` and `interval` are for the pooled SD (the SD of the mixture over minibatches);
     `definition_value` is Definition 4.1-4.2's, from exact spectra only; `definition_interval` brackets it.
     Fields that have no value (no threshold exponent at SD = 0 or d, no interval below 3 runs) are None.
-
-    Attributes:
-        value: Pooled SD, in dimensions, between 0 and state_size.
-        interval: 95 % confidence interval of the pooled SD at the number of steps used.
-        codimension: state_size - value; neutral directions and dead parameters do not change it.
-        codimension_interval: Its interval.
-        definition_value: SD of the averaged order statistics (Def. 4.1), exact spectra only.
-        definition_interval: An interval for the definition's value.
-        quantile_average: SD of the average of the runs' quantile functions; at most `value`.
-        j_star: Mass of the exponents up to the last with a non-negative cumulative sum.
-        threshold_exponent: t*, the exponent just beyond j_star; SD is where it tips the sum.
-        expansion: E+, the sum of the positive exponents.
-        expansion_negative_curvature: Its part from negative curvature.
-        expansion_unstable: Its part from eigenvalues above the optimizer's own stability threshold.
-        neutral_mass: n0, the mass with |z| < 1e-3 |t*|.
-        margin: E+/n0: what the mean of the neutral exponents would have to be wrong by to change the answer;
-            None where neutral_mass is 0 (the margin is infinite) or None.
-        resolution: rho = r * (alpha_max - alpha_min) / |t*|, r = |dz/dalpha| at alpha = 0: eta, or
-            eta/(1 - momentum) for SGD and RMSprop with momentum. The steps needed grow with its root.
-        map: The map whose Jacobian was analysed, see `sdkeras.dimension.exponents.ExponentMap`.
-        coordinates: The coordinates its singular values refer to.
-        state_size: Dimension d of the state analysed: the n parameters, or 2n with the velocity of momentum.
-        estimator: Spectrum estimator.
-        num_runs: Independent runs (minibatch and probe).
-        num_steps: Lanczos steps of a run; None for exact spectra.
-        num_hvps: Products spent, discarded runs included.
-        history: Running value, one entry per checkpoint of the adaptive loop, shape [k].
-        history_half_width: Half-width of the interval at the same points, shape [k].
-        history_runs: Number of runs at the same points, shape [k].
-        frozen_lyapunov: The same from eigenvalues of the step's blocks; None without momentum, where |mu| = sigma.
-        settings: The estimator's own fields by name, as the runs began (`num_steps` above is theirs at the end).
     """
 
-    value: float
+    value: float  # pooled SD, in dimensions, between 0 and state_size
+    # 95 %, at the number of steps used.
     interval: tuple[float, float] | None = attrs.field(converter=optional_interval)
-    codimension: float
+    codimension: float  # state_size - value; neutral directions and dead parameters do not change it
     codimension_interval: tuple[float, float] | None = attrs.field(converter=optional_interval)
-    definition_value: float | None
+    definition_value: float | None  # SD of the averaged order statistics (Def. 4.1), exact spectra only
     definition_interval: tuple[float, float] | None = attrs.field(converter=optional_interval)
-    quantile_average: float | None
-    j_star: float
-    threshold_exponent: float | None
-    expansion: float
-    expansion_negative_curvature: float
-    expansion_unstable: float
-    neutral_mass: float | None
+    quantile_average: float | None  # SD of the average of the runs' quantile functions; at most `value`
+    j_star: float  # mass of the exponents up to the last with a non-negative cumulative sum
+    threshold_exponent: float | None  # t*, the exponent just beyond j_star; SD is where it tips the sum
+    expansion: float  # E+, the sum of the positive exponents
+    expansion_negative_curvature: float  # its part from negative curvature
+    expansion_unstable: float  # its part from eigenvalues above the optimizer's own stability threshold
+    neutral_mass: float | None  # n0, the mass with |z| < 1e-3 |t*|
+    # E+/n0: what the mean of the neutral exponents would have to be wrong by to change the answer; None where
+    # neutral_mass is 0 (the margin is infinite) or None.
     margin: float | None
+    # rho = r * (alpha_max - alpha_min) / |t*|, r = |dz/dalpha| at alpha = 0: eta, or eta/(1 - momentum) for SGD and
+    # RMSprop with momentum. The steps needed grow with its root.
     resolution: float | None
-    map: str
-    coordinates: str
-    state_size: int
+    map: str  # whose Jacobian was analysed, see `sdkeras.dimension.exponents.ExponentMap`
+    coordinates: str  # that its singular values refer to
+    state_size: int  # d of the state analysed: the n parameters, or 2n with the velocity of momentum
     estimator: str
-    num_runs: int
-    num_steps: int | None
-    num_hvps: int
-    history: FloatArray = attrs.field(factory=lambda: np.zeros(0), eq=ARRAYS_EQUAL, repr=False)
-    history_half_width: FloatArray = attrs.field(factory=lambda: np.zeros(0), eq=ARRAYS_EQUAL, repr=False)
-    history_runs: FloatArray = attrs.field(factory=lambda: np.zeros(0), eq=ARRAYS_EQUAL, repr=False)
-    frozen_lyapunov: FrozenLyapunov | None = None
+    num_runs: int  # independent (minibatch and probe)
+    num_steps: int | None  # Lanczos steps of a run; None for exact spectra
+    num_hvps: int  # discarded runs included
+    # Running value, half-width of its interval and number of runs at each checkpoint of the adaptive loop, shape [k].
+    history: FloatArray = attrs.field(factory=_nothing, eq=ARRAYS_EQUAL, repr=False)
+    history_half_width: FloatArray = attrs.field(factory=_nothing, eq=ARRAYS_EQUAL, repr=False)
+    history_runs: FloatArray = attrs.field(factory=_nothing, eq=ARRAYS_EQUAL, repr=False)
+    frozen_lyapunov: FrozenLyapunov | None = None  # None without momentum, where |mu| = sigma
+    # The estimator's own fields by name, as the runs began (`num_steps` above is theirs at the end).
     settings: dict[str, Value] = attrs.field(factory=dict)
 
 
@@ -105,46 +81,30 @@ class Supremum:
     move with it, so that there the maximum compares exponents in coordinates that differ by as much as P has changed.
 
     It is a lower bound on the definition's SD: an attractor has more points than snapshots.
-
-    Attributes:
-        value: In dimensions; at least as large as each of `per_snapshot_values`.
-        interval: 95 % confidence interval over minibatches for these snapshots; None below 3 minibatches.
-        codimension: state_size - value.
-        num_snapshots: Snapshots that it was taken over.
-        num_snapshots_asked: Snapshots that were asked for.
-        every: Steps between two.
-        steps: Steps from the checkpoint to each snapshot.
-        learning_rates: Learning rate of the step from each snapshot.
-        num_minibatches: Minibatches averaged over.
-        single_point_value: From snapshot 0 alone: same minibatches, same estimator.
-        per_snapshot_values: From each snapshot alone.
-        approximate: True for quadrature rules, whose errors a maximum turns into a bias upwards; False for exact
-            spectra. Measured on digits nets with d of 760 and 1,520, four snapshots: the rise over the checkpoint came
-            out 1.2, 1.3 and 2.2 times the exact one (SGD, AdamW, momentum), 2 to 8 dimensions too high.
-        estimator: Spectrum estimator.
-        num_hvps: Products spent beyond those of the single-point estimate, whose runs are snapshot 0.
-        map, coordinates, state_size: See `SharpnessDimension`.
-        stopped_at: Step at which the trajectory diverged, counted from 1 at the checkpoint; None if it did not.
     """
 
-    value: float
+    value: float  # in dimensions; at least as large as each of `per_snapshot_values`
+    # 95 %, over minibatches for these snapshots; None below 3 minibatches.
     interval: tuple[float, float] | None = attrs.field(converter=optional_interval)
-    codimension: float
-    num_snapshots: int
+    codimension: float  # state_size - value
+    num_snapshots: int  # that it was taken over
     num_snapshots_asked: int
-    every: int
-    steps: tuple[int, ...]
-    learning_rates: tuple[float, ...]
-    num_minibatches: int
-    single_point_value: float
-    per_snapshot_values: FloatArray = attrs.field(eq=ARRAYS_EQUAL)
+    every: int  # steps between two
+    steps: tuple[int, ...]  # from the checkpoint to each snapshot
+    learning_rates: tuple[float, ...]  # of the step from each snapshot
+    num_minibatches: int  # averaged over
+    single_point_value: float  # from snapshot 0 alone: same minibatches, same estimator
+    per_snapshot_values: FloatArray = attrs.field(eq=ARRAYS_EQUAL)  # from each snapshot alone
+    # True for quadrature rules, whose errors a maximum turns into a bias upwards; False for exact spectra. Measured on
+    # digits nets with d of 760 and 1,520, four snapshots: the rise over the checkpoint came out 1.2, 1.3 and 2.2 times
+    # the exact one (SGD, AdamW, momentum), 2 to 8 dimensions too high.
     approximate: bool
     estimator: str
-    num_hvps: int
-    map: str
+    num_hvps: int  # beyond those of the single-point estimate, whose runs are snapshot 0
+    map: str  # this and the next two: see `SharpnessDimension`
     coordinates: str
     state_size: int
-    stopped_at: int | None = None
+    stopped_at: int | None = None  # step at which the trajectory diverged, from 1 at the checkpoint; None if it did not
 
     def __attrs_post_init__(self) -> None:
         lengths = {len(self.steps), len(self.learning_rates), len(self.per_snapshot_values)}
@@ -154,46 +114,28 @@ class Supremum:
 
 @attrs.frozen
 class RdsSharpness:
-    """RDS sharpness exponents lambda_k of the minibatch Jacobians (Def. 4.1), descending in k.
+    """RDS sharpness exponents lambda_k of the minibatch Jacobians (Def. 4.1), descending in k."""
 
-    Attributes:
-        leading: lambda_1 .. lambda_32 (fewer when the state is smaller).
-        levels: k/d of the exponents in `values`, at most 512.
-        values: lambda at these levels.
-    """
-
-    leading: FloatArray = attrs.field(eq=ARRAYS_EQUAL)
-    levels: FloatArray = attrs.field(eq=ARRAYS_EQUAL)
-    values: FloatArray = attrs.field(eq=ARRAYS_EQUAL)
+    leading: FloatArray = attrs.field(eq=ARRAYS_EQUAL)  # lambda_1 .. lambda_32 (fewer when the state is smaller)
+    levels: FloatArray = attrs.field(eq=ARRAYS_EQUAL)  # k/d of the exponents in `values`, at most 512
+    values: FloatArray = attrs.field(eq=ARRAYS_EQUAL)  # lambda at these levels
 
 
 @attrs.frozen
 class EdgeOfStability:
-    """Where the training stands relative to its optimizer's stability threshold.
+    """Where the training stands relative to its optimizer's stability threshold."""
 
-    Attributes:
-        operator: The threshold's own operator: 'H' or 'P^-1/2 H P^-1/2'.
-        sharpness: Its largest eigenvalue over the data set.
-        threshold: Upper stability threshold for that eigenvalue, or None where none is known.
-        ratio: sharpness / threshold.
-        batch_sharpness: Mean over minibatches of g'Hg/|g|^2 (Andreyev and Beneventano 2024), or None.
-        batch_sharpness_stderr: Its standard error over minibatches, as if they were independent; those of one epoch
-            partition the data, which makes it rather too large.
-        verdict: One sentence.
-        batch_sharpness_ratio_of_means: Mean of g'Hg over mean of |g|^2, which gives large gradients more weight.
-        batch_sharpness_ratio_of_means_stderr: Its standard error, by the delta method.
-        batch_sharpness_minibatches: Minibatches that both are from, None in files of version 0.1.
-        batch_sharpness_skipped: Share of the minibatches whose gradient is 0, which have no ratio.
-    """
-
-    operator: str
-    sharpness: float | None
-    threshold: float | None
-    ratio: float | None
-    batch_sharpness: float | None
+    operator: str  # the threshold's own: 'H' or 'P^-1/2 H P^-1/2'
+    sharpness: float | None  # its largest eigenvalue over the data set
+    threshold: float | None  # upper stability threshold for that eigenvalue, or None where none is known
+    ratio: float | None  # sharpness / threshold
+    batch_sharpness: float | None  # mean over minibatches of g'Hg/|g|^2 (Andreyev and Beneventano 2024)
+    # Its standard error over minibatches, as if they were independent; those of one epoch partition the data, which
+    # makes it rather too large.
     batch_sharpness_stderr: float | None
-    verdict: str
+    verdict: str  # one sentence
+    # Mean of g'Hg over mean of |g|^2, which gives large gradients more weight; its standard error by the delta method.
     batch_sharpness_ratio_of_means: float | None = None
     batch_sharpness_ratio_of_means_stderr: float | None = None
-    batch_sharpness_minibatches: int | None = None
-    batch_sharpness_skipped: float | None = None
+    batch_sharpness_minibatches: int | None = None  # that both are from; None in files of version 0.1
+    batch_sharpness_skipped: float | None = None  # share of the minibatches whose gradient is 0, which have no ratio

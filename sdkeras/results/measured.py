@@ -12,21 +12,13 @@ STANDARD_ERRORS = 1.959963985
 
 @attrs.frozen
 class Measured:
-    """A number with its evidence.
+    """A number with its evidence."""
 
-    Attributes:
-        value: The number; NaN where it could not be measured, or where only an interval is known.
-        converged: Whether the evidence met its tolerance.
-        residual: Residual of an eigenvalue, which lies within it of the value.
-        stderr: Standard error.
-        interval: 95 % confidence interval; the bracket that the number lies in where the value is NaN.
-    """
-
-    value: float
-    converged: bool
-    residual: float | None = None
+    value: float  # NaN where it could not be measured, or where only an interval is known
+    converged: bool  # whether the evidence met its tolerance
+    residual: float | None = None  # of an eigenvalue, which lies within it of the value
     stderr: float | None = None
-    interval: tuple[float, float] | None = None
+    interval: tuple[float, float] | None = None  # 95 %; the bracket that the number lies in where the value is NaN
 
     @property
     def evidence(self) -> str:

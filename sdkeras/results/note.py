@@ -7,12 +7,7 @@ import attrs
 
 @attrs.frozen
 class Note:
-    """Something the reader must know, with its numbers.
+    """Something the reader must know, with its numbers."""
 
-    Attributes:
-        code: Stable identifier, for example 'ill-conditioned'.
-        message: One sentence or two.
-    """
-
-    code: str
-    message: str
+    code: str  # stable identifier, for example 'ill-conditioned'
+    message: str  # one sentence or two

@@ -9,66 +9,37 @@ from sdkeras.results.answers import DataInfo, OptimizerInfo
 
 @attrs.frozen(kw_only=True)
 class Cost:
-    """The costs that every plan states.
+    """The costs that every plan states."""
 
-    Attributes:
-        num_parameters: Parameters analysed.
-        state_size: Dimension of the state of the map.
-        num_hvps: Products on one minibatch in all, as far as known before the start.
-        peak_memory: Bytes.
-        seconds: Estimated from one timed gradient (and for windows from the singular values of one matrix).
-        seconds_per_gradient: Time of that gradient.
-        optimizer: Optimizer as the analysis would take it, with its learning rate.
-        data: Samples and batch size.
-    """
-
-    num_parameters: int
-    state_size: int
-    num_hvps: int
-    peak_memory: int
-    seconds: float
+    num_parameters: int  # analysed
+    state_size: int  # dimension of the state of the map
+    num_hvps: int  # products on one minibatch in all, as far as known before the start
+    peak_memory: int  # bytes
+    seconds: float  # from one timed gradient (and for windows from the singular values of one matrix)
     seconds_per_gradient: float
-    optimizer: OptimizerInfo | None = None
+    optimizer: OptimizerInfo | None = None  # as the analysis would take it, with its learning rate
     data: DataInfo | None = None
 
 
 @attrs.frozen(kw_only=True)
 class Plan(Cost):
-    """The work of an analysis.
+    """The work of an analysis."""
 
-    Attributes:
-        map: The map whose Jacobian would be analysed.
-        num_batches: Minibatches of the data-set Hessian.
-        num_runs: Runs to start with; more follow until the tolerance is met.
-        num_steps: Steps of a run to start with; None for exact spectra.
-        num_snapshots: Snapshots of a supremum, or None.
-        every: Steps between two of them.
-        num_hvps_pilot: The part of `num_hvps` that the runs to start with take.
-        num_hvps_most: The limit on products, up to which more runs follow; None without one.
-    """
-
-    map: str
-    num_batches: int
-    num_runs: int
-    num_steps: int | None
-    num_hvps_pilot: int
-    num_hvps_most: int | None
-    num_snapshots: int | None = None
-    every: int | None = None
+    map: str  # whose Jacobian would be analysed
+    num_batches: int  # minibatches of the data-set Hessian
+    num_runs: int  # to start with; more follow until the tolerance is met
+    num_steps: int | None  # of a run to start with; None for exact spectra
+    num_hvps_pilot: int  # the part of `num_hvps` that the runs to start with take
+    num_hvps_most: int | None  # the limit on products, up to which more runs follow; None without one
+    num_snapshots: int | None = None  # of a supremum
+    every: int | None = None  # steps between two of them
 
 
 @attrs.frozen(kw_only=True)
 class LyapunovPlan(Cost):
-    """The work of following a trajectory.
-
-    Attributes:
-        num_exponents: Exponents.
-        num_steps: Steps to average over.
-        transient: Steps before them.
-        windows: Lengths of windows; with any the Jacobians are dense.
-    """
+    """The work of following a trajectory."""
 
     num_exponents: int
-    num_steps: int
-    transient: int
-    windows: tuple[int, ...]
+    num_steps: int  # to average over
+    transient: int  # steps before them
+    windows: tuple[int, ...]  # their lengths; with any the Jacobians are dense

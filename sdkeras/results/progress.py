@@ -11,23 +11,14 @@ PRODUCTS, TIME, INTERRUPT = "the limit on products", "the time limit", "Ctrl-C"
 
 @attrs.frozen
 class Progress:
-    """Where a running analysis is; handed to a progress callback, which must be quick.
+    """Where a running analysis is; handed to a progress callback, which must be quick."""
 
-    Attributes:
-        stage: The work under way, in words.
-        num_hvps: Products on a minibatch done so far.
-        value: Running estimate of the sharpness dimension, or None before the first.
-        half_width: Half-width of its interval, or None.
-        num_runs: Runs done of this estimate.
-        target: Half-width at which the estimate is good enough, or None.
-    """
-
-    stage: str
-    num_hvps: int
-    value: float | None = None
-    half_width: float | None = None
-    num_runs: int = 0
-    target: float | None = None
+    stage: str  # the work under way, in words
+    num_hvps: int  # products on a minibatch done so far
+    value: float | None = None  # running estimate of the sharpness dimension
+    half_width: float | None = None  # of its interval
+    num_runs: int = 0  # done of this estimate
+    target: float | None = None  # half-width at which the estimate is good enough
 
     @property
     def expected_runs(self) -> int | None:

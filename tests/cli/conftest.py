@@ -4,12 +4,13 @@ import pytest
 from click.testing import CliRunner
 
 from sdkeras_cli import main as cli_main
+from sdkeras_cli import request
 
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch):
     """The command in this process, where TensorFlow runs already and its threads are set."""
-    monkeypatch.setattr(cli_main, "tensorflow_settings", lambda: None)
+    monkeypatch.setattr(request, "tensorflow_settings", lambda: None)
 
     def run(*arguments: object) -> tuple[int, str, str]:
         with CliRunner().isolation() as (out, err, _):

@@ -16,7 +16,7 @@ import pytest
 
 import sdkeras
 from sdkeras.results import progress as records
-from sdkeras_cli import progress
+from sdkeras_cli import output as progress
 
 layers = keras.layers
 

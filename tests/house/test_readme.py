@@ -13,6 +13,7 @@ from sdkeras.linalg.operators import DenseOperator
 from sdkeras.study.definition import read_study
 from sdkeras.testing import check_estimator
 from sdkeras_cli import main as cli_main
+from sdkeras_cli import request
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
@@ -71,7 +72,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def call(line: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(cli_main, "tensorflow_settings", lambda: None)
+    monkeypatch.setattr(request, "tensorflow_settings", lambda: None)
     words = shlex.split(line, comments=True)
     assert words[0] == "sdkeras"
     with pytest.raises(SystemExit) as end:

@@ -120,7 +120,7 @@ def test_numbers_beyond_all_bounds_are_compared(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("columns", ["0", "1", "99999999999999999999"])
 def test_terminals_of_any_width(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sdkeras_cli.console import console
+    from sdkeras_cli.output import console
 
     monkeypatch.setenv("COLUMNS", columns)
     assert 40 <= console().width <= 10_000
