@@ -14,7 +14,10 @@ from sdkeras.results.document import SCHEMA_VERSION, Document, parsed_document, 
 from sdkeras.results.lyapunov import LyapunovSummary
 from sdkeras.results.measured import Measured
 from sdkeras.results.note import Note
+from sdkeras.results.progress import STATUS
 from sdkeras.results.verification import Verification
+
+_IS_A_STATUS = attrs.validators.in_(("", *STATUS.values()))
 
 
 @attrs.frozen
@@ -132,7 +135,9 @@ class Analysis(Document):
     """The whole answer; attribute names are the paths in run.json.
 
     `sharpness_dimension` is the first of `estimates` (exact when asked for, else slq), at the checkpoint; `supremum` is
-    over snapshots of training from there on, where they were asked for.
+    over snapshots of training from there on, where they were asked for. `partial` is whether Ctrl-C ended it;
+    `status` is 'finished', 'interrupted', or the limit that left something out: 'limit on products', 'time limit'; ""
+    in files of version 0.1.
     """
 
     provenance: Provenance
@@ -152,6 +157,7 @@ class Analysis(Document):
     supremum: Supremum | None = None
     warnings: tuple[Note, ...] = ()
     partial: bool = False
+    status: str = attrs.field(default="", validator=_IS_A_STATUS)
     schema_version: int = SCHEMA_VERSION
 
 
@@ -160,7 +166,8 @@ class LyapunovRun(Document):
     """The answer of `sdkeras.lyapunov`; attribute names are the paths in its file.
 
     The checks ran on `data.num_samples_hessian` of the training data. `verification` is of the Hessian-vector products
-    in the step's Jacobian; `lyapunov.verification` has the checks of the step.
+    in the step's Jacobian; `lyapunov.verification` has the checks of the step. `partial` is whether Ctrl-C or a limit
+    ended it before the steps that were asked for, `status` which, see `Analysis`.
     """
 
     DOCUMENT = "lyapunov"
@@ -174,6 +181,7 @@ class LyapunovRun(Document):
     lyapunov: LyapunovSummary
     warnings: tuple[Note, ...] = ()
     partial: bool = False
+    status: str = attrs.field(default="", validator=_IS_A_STATUS)
     schema_version: int = SCHEMA_VERSION
 
 

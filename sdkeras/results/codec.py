@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import types
 import typing
 from typing import TypeVar
 
@@ -24,20 +23,13 @@ def as_plain(record: Value) -> Value:
 
 
 def from_plain(value: Value, cls: type[_Rec], where: str, advice: str = "write it again.") -> _Rec:
-    """The record that `as_plain` has taken apart.
-
-    Raises:
-        SdkerasError: Something else; the message begins with `where` and ends with the advice.
-    """
+    """The record that `as_plain` has taken apart; refuses all else, from `where` in the message to the advice."""
     with blamed_on(where, advice):
         try:
-            record: _Rec = converter().structure(value, cls)
-            return record
+            return converter().structure(value, cls)
         except Exception as error:  # cattrs groups whatever the fields raised
-            reasons = [
-                reason if len(reason) <= 200 else f"{reason[:197]}..." for reason in cattrs.transform_error(error)
-            ]
-            raise SdkerasError(f"{where}: {'; '.join(reasons[:3])}; {advice}") from error
+            reasons = [each if len(each) <= 200 else f"{each[:197]}..." for each in cattrs.transform_error(error)[:3]]
+            raise SdkerasError(f"{where}: {'; '.join(reasons)}; {advice}") from error
 
 
 @functools.cache
@@ -51,7 +43,7 @@ def converter() -> cattrs.Converter:
     converter.register_structure_hook(float, lambda value, _: _number(value))
     # cattrs would take bool("false"), which is True, and str(None).
     for kind in (bool, int, str):
-        converter.register_structure_hook(kind, _exactly)
+        converter.register_structure_hook(kind, lambda value, cls: _only(cls, value))
 
     def structure_tuple(value: Value, cls: Value) -> tuple[Value, ...]:
         kinds = typing.get_args(cls)
@@ -61,20 +53,7 @@ def converter() -> cattrs.Converter:
         return tuple(converter.structure(entry, kind) for entry, kind in zip(entries, kinds, strict=True))
 
     converter.register_structure_hook_func(lambda cls: getattr(cls, "__origin__", None) is tuple, structure_tuple)
-    converter.register_structure_hook_func(
-        lambda cls: isinstance(cls, types.UnionType),
-        lambda value, cls: None if value is None else converter.structure(value, _not_none(cls)),
-    )
     return converter
-
-
-def _not_none(union: Value) -> Value:
-    (only,) = [each for each in typing.get_args(union) if each is not type(None)]
-    return only
-
-
-def _exactly(value: Value, cls: Value) -> Value:
-    return _only(cls, value)
 
 
 def _only(cls: type, value: Value) -> Value:

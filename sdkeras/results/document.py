@@ -6,7 +6,7 @@ import importlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
@@ -24,12 +24,6 @@ SCHEMA_VERSION = 1
 
 
 _Doc = TypeVar("_Doc", bound="Document")
-
-
-def _renderer() -> Callable[[Document], str]:
-    """Shows a document as text: the one place where a result knows of the house's face."""
-    terminal: Value = importlib.import_module("sdkeras.reporting.terminal")
-    return terminal.as_text  # type: ignore[no-any-return]
 
 
 def walk(record: Value, path: str = "") -> Iterator[tuple[str, Value]]:
@@ -71,14 +65,10 @@ class Document:
     """A record that is written to a JSON file of its own and read back.
 
     Two are equal if their JSON is: arrays by element, NaN equal to NaN.
-
-    Attributes:
-        DOCUMENT: The file's own name for its kind; "" for an analysis, whose files have none.
-        WRITTEN_BY: File and command, for messages.
     """
 
-    DOCUMENT: ClassVar[str] = ""
-    WRITTEN_BY: ClassVar[tuple[str, str]] = ("run.json", "sdkeras analyze")
+    DOCUMENT: ClassVar[str] = ""  # the file's own name for its kind; "" for an analysis, whose files have none
+    WRITTEN_BY: ClassVar[tuple[str, str]] = ("run.json", "sdkeras analyze")  # file and command, for messages
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Document) and type(self) is type(other) and self.to_json() == other.to_json()
@@ -87,7 +77,9 @@ class Document:
         return hash(self.to_json())
 
     def __str__(self) -> str:
-        return str(_renderer()(self))
+        # The one place where a result knows of the house's face.
+        terminal: Value = importlib.import_module("sdkeras.reporting.terminal")
+        return str(terminal.as_text(self))
 
     def to_json(self) -> str:
         """The JSON text: strict JSON, NaN and infinities as null."""
@@ -103,11 +95,7 @@ class Document:
 
     @classmethod
     def from_parsed(cls: type[_Doc], document: dict[str, Json], where: str) -> _Doc:
-        """The record of a parsed document.
-
-        Raises:
-            SdkerasError: It is another kind of document, or not complete; the message begins with `where`.
-        """
+        """The record of a parsed document, which must be of this kind and complete."""
         name, command = cls.WRITTEN_BY
         if document.get("document", "") != cls.DOCUMENT:
             kind = document.get("document", "")
@@ -116,12 +104,7 @@ class Document:
         return from_plain(document, cls, f"{where} is not a complete {name}", f"write it again with {command}.")
 
     def save(self, path: str | os.PathLike[str], *, follow_links: bool = True) -> None:
-        """Writes the file, all of it or nothing; an SdkerasError says why it cannot be written.
-
-        Args:
-            path: File to write.
-            follow_links: Write what a symbolic link points to; False refuses a link.
-        """
+        """Writes the file, see `write_atomically`."""
         write_atomically(path, self.to_json(), follow_links=follow_links)
 
     @classmethod
@@ -142,11 +125,7 @@ def text_of(path: str | os.PathLike[str], written_by: tuple[str, str]) -> str:
 
 
 def parsed_document(text: str, where: str, written_by: tuple[str, str]) -> dict[str, Json]:
-    """The text as a JSON object of a schema version that this sdkeras reads.
-
-    Raises:
-        SdkerasError: It is not such a file; the message begins with `where`.
-    """
+    """The text as a JSON object of a schema version that this sdkeras reads; refuses all else, from `where` on."""
     with blamed_on(f"{where} is not JSON", _advice(written_by)):
         document = parsed_json(text)
     if not isinstance(document, dict) or "schema_version" not in document:
@@ -164,10 +143,8 @@ def parsed_document(text: str, where: str, written_by: tuple[str, str]) -> dict[
 def write_atomically(path: str | os.PathLike[str], content: str | bytes, *, follow_links: bool = True) -> None:
     """Writes a file, text in UTF-8, all of it or nothing; an SdkerasError says why it cannot be written.
 
-    Args:
-        path: File to write.
-        content: All of it.
-        follow_links: Write what a symbolic link points to; False refuses a link, as a file that no user has named.
+    What a symbolic link points to is written; without `follow_links`, as for a file that no user has named, a link is
+    refused.
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
     write_whole(path, lambda file: file.write(data), follow_links=follow_links)

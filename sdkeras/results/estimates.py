@@ -18,6 +18,9 @@ from sdkeras.results.arrays import (
     vector,
 )
 
+_VECTOR: dict[str, Value] = {"validator": [vector, finite], "eq": ARRAYS_EQUAL}
+_NOT_NEGATIVE = attrs.validators.ge(0)
+
 
 @attrs.frozen
 class Eigenpairs:
@@ -32,17 +35,16 @@ class Eigenpairs:
         seed: Seed for the start vector.
     """
 
-    values: FloatArray = attrs.field(converter=float_array, validator=[vector, finite], eq=ARRAYS_EQUAL)
-    residuals: FloatArray = attrs.field(converter=float_array, validator=[vector, finite], eq=ARRAYS_EQUAL)
+    values: FloatArray = attrs.field(converter=float_array, **_VECTOR)
+    residuals: FloatArray = attrs.field(converter=float_array, **_VECTOR)
     converged: BoolArray = attrs.field(converter=bool_array, eq=ARRAYS_EQUAL)
-    num_matvecs: int = attrs.field(validator=attrs.validators.ge(0))
+    num_matvecs: int = attrs.field(validator=_NOT_NEGATIVE)
     seed: int
     vectors: Value = attrs.field(default=None, eq=ARRAYS_EQUAL, repr=False)
 
     def __attrs_post_init__(self) -> None:
         check_same_length(self, "values", "residuals", "converged")
-        if np.any(np.diff(self.values) > 0):
-            raise ValueError("Eigenpairs.values must be sorted, largest first.")
+        _check_descending(self, "values")
         if self.vectors is not None and (np.ndim(self.vectors) != 2 or np.shape(self.vectors)[1] != len(self.values)):
             raise ValueError(
                 f"Eigenpairs.vectors has shape {np.shape(self.vectors)}, expected [n, {len(self.values)}]."
@@ -67,24 +69,18 @@ class Spectrum:
             that were not moved.
     """
 
-    nodes: FloatArray = attrs.field(converter=float_array, validator=[vector, finite], eq=ARRAYS_EQUAL)
-    weights: FloatArray = attrs.field(converter=float_array, validator=[vector, finite], eq=ARRAYS_EQUAL)
-    num_matvecs: int = attrs.field(validator=attrs.validators.ge(0))
+    nodes: FloatArray = attrs.field(converter=float_array, **_VECTOR)
+    weights: FloatArray = attrs.field(converter=float_array, **_VECTOR)
+    num_matvecs: int = attrs.field(validator=_NOT_NEGATIVE)
     seed: int
-    residuals: FloatArray | None = attrs.field(
-        default=None, converter=optional_float_array, validator=[vector, finite], eq=ARRAYS_EQUAL
-    )
+    residuals: FloatArray | None = attrs.field(default=None, converter=optional_float_array, **_VECTOR)
     nested: Spectrum | None = None
     density: tuple[FloatArray, FloatArray] | None = attrs.field(default=None, eq=ARRAYS_EQUAL, repr=False)
     exact: bool = False
     reach: float = attrs.field(default=0.0, validator=[finite, attrs.validators.ge(0.0)])
 
     def __attrs_post_init__(self) -> None:
-        check_same_length(self, "nodes", "weights", "residuals")
-        if len(self.nodes) == 0:
-            raise ValueError("Spectrum.nodes is empty; a spectrum has at least one node.")
-        if np.any(self.weights < 0):
-            raise ValueError(f"Spectrum.weights must be >= 0, smallest is {self.weights.min():.3g}.")
+        _check_weighted(self, "nodes", "a spectrum has at least one node")
         if np.any(np.diff(self.nodes) < 0):
             raise ValueError("Spectrum.nodes must be ascending.")
 
@@ -108,9 +104,9 @@ class TraceEstimate:
 
     value: float = attrs.field(converter=float, validator=finite)
     stderr: float = attrs.field(converter=float, validator=[finite, attrs.validators.ge(0.0)])
-    num_matvecs: int = attrs.field(validator=attrs.validators.ge(0))
+    num_matvecs: int = attrs.field(validator=_NOT_NEGATIVE)
     seed: int
-    num_probes: int = attrs.field(default=1, validator=attrs.validators.ge(0))
+    num_probes: int = attrs.field(default=1, validator=_NOT_NEGATIVE)
 
 
 @attrs.frozen
@@ -129,33 +125,22 @@ class SingularValues:
         exact: True if the entries are the singular values themselves (to roundoff) and not a quadrature rule.
     """
 
-    log_values: FloatArray = attrs.field(converter=float_array, validator=[vector, finite], eq=ARRAYS_EQUAL)
-    weights: FloatArray = attrs.field(converter=float_array, validator=[vector, finite], eq=ARRAYS_EQUAL)
-    num_matvecs: int = attrs.field(validator=attrs.validators.ge(0))
+    log_values: FloatArray = attrs.field(converter=float_array, **_VECTOR)
+    weights: FloatArray = attrs.field(converter=float_array, **_VECTOR)
+    num_matvecs: int = attrs.field(validator=_NOT_NEGATIVE)
     seed: int
-    residuals: FloatArray | None = attrs.field(
-        default=None, converter=optional_float_array, validator=[vector, finite], eq=ARRAYS_EQUAL
-    )
+    residuals: FloatArray | None = attrs.field(default=None, converter=optional_float_array, **_VECTOR)
     nested: SingularValues | None = None
     exact: bool = False
 
     def __attrs_post_init__(self) -> None:
-        check_same_length(self, "log_values", "weights", "residuals")
-        if len(self.log_values) == 0:
-            raise ValueError("SingularValues.log_values is empty; a map has at least one singular value.")
-        if np.any(self.weights < 0):
-            raise ValueError(f"SingularValues.weights must be >= 0, smallest is {self.weights.min():.3g}.")
-        if np.any(np.diff(self.log_values) > 0):
-            raise ValueError("SingularValues.log_values must be sorted, largest first.")
+        _check_weighted(self, "log_values", "a map has at least one singular value")
+        _check_descending(self, "log_values")
 
     @property
     def size(self) -> float:
         """Sum of the weights: the size of the map."""
         return float(self.weights.sum())
-
-
-def _no_history() -> FloatArray:
-    return np.zeros((0, 0))
 
 
 @attrs.frozen
@@ -186,21 +171,19 @@ class LyapunovExponents:
             singular there, the exponent -infinity. None: all of them.
     """
 
-    values: FloatArray = attrs.field(converter=float_array, validator=[vector, finite], eq=ARRAYS_EQUAL)
-    stderr: FloatArray = attrs.field(converter=float_array, validator=[vector, finite], eq=ARRAYS_EQUAL)
+    values: FloatArray = attrs.field(converter=float_array, **_VECTOR)
+    stderr: FloatArray = attrs.field(converter=float_array, **_VECTOR)
     num_steps: int = attrs.field(validator=attrs.validators.ge(1))
     seed: int
     history: FloatArray = attrs.field(
-        factory=_no_history, converter=float_array, validator=finite, eq=ARRAYS_EQUAL, repr=False
+        factory=lambda: np.zeros((0, 0)), converter=float_array, validator=finite, eq=ARRAYS_EQUAL, repr=False
     )
     block_size: int = attrs.field(default=1, validator=attrs.validators.ge(1))
-    transient: int = attrs.field(default=0, validator=attrs.validators.ge(0))
+    transient: int = attrs.field(default=0, validator=_NOT_NEGATIVE)
     num_tangents: int | None = None
     stopped_at: int | None = None
     log_det: float | None = attrs.field(default=None, validator=finite)
-    rounding: FloatArray | None = attrs.field(
-        default=None, converter=optional_float_array, validator=[vector, finite], eq=ARRAYS_EQUAL
-    )
+    rounding: FloatArray | None = attrs.field(default=None, converter=optional_float_array, **_VECTOR)
     num_resolved: int | None = None
 
     def __attrs_post_init__(self) -> None:
@@ -224,3 +207,17 @@ class LyapunovExponents:
         """Mean of each block, shape [number of blocks, k]; (0, 0) without a history."""
         counts = np.arange(1.0, len(self.history) + 1)[:, None]
         return np.diff(counts * self.history, axis=0, prepend=0.0) if self.history.size else self.history
+
+
+def _check_weighted(record: Spectrum | SingularValues, name: str, at_least: str) -> None:
+    check_same_length(record, name, "weights", "residuals")
+    kind = type(record).__name__
+    if len(record.weights) == 0:
+        raise ValueError(f"{kind}.{name} is empty; {at_least}.")
+    if np.any(record.weights < 0):
+        raise ValueError(f"{kind}.weights must be >= 0, smallest is {record.weights.min():.3g}.")
+
+
+def _check_descending(record: Eigenpairs | SingularValues, name: str) -> None:
+    if np.any(np.diff(getattr(record, name)) > 0):
+        raise ValueError(f"{type(record).__name__}.{name} must be sorted, largest first.")

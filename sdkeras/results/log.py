@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import attrs
@@ -31,38 +31,23 @@ _WRITTEN_BY = "sdkeras.callbacks.SharpnessDimension(..., log_dir=...) or `sdkera
 
 @attrs.frozen
 class Header:
-    """The first line of a log: the model, its data and the measures.
-
-    Attributes:
-        sdkeras, tensorflow, keras: Versions.
-        model: Name of the model.
-        num_parameters: Parameters analysed.
-        optimizer: Class name of its optimizer.
-        num_samples: Samples of the data; `data_digest` is of all of them.
-        num_samples_hessian: Samples of the data-set Hessian.
-        batch_size: Size of the minibatches.
-        seed: Seed for all random draws.
-        measures: Keys of what is measured.
-        settings: Options that the numbers depend on, as text; empty in a log of the callback.
-        batch_size_source: Where the batch size came from: 'given', 'dataset', 'assumed', or "" where it is not known.
-        class_weight: Weights by class in the measured loss, None without them.
-    """
+    """The first line of a log: the model, its data and the measures."""
 
     sdkeras: str
     tensorflow: str
     keras: str
     model: str
-    num_parameters: int
-    optimizer: str
-    num_samples: int
-    num_samples_hessian: int
+    num_parameters: int  # analysed
+    optimizer: str  # its class name
+    num_samples: int  # of the data; `data_digest` is of all of them
+    num_samples_hessian: int  # of the data-set Hessian
     batch_size: int
     data_digest: str
-    seed: int
-    measures: tuple[str, ...]
-    settings: dict[str, str] = attrs.field(factory=dict)
-    batch_size_source: str = ""
-    class_weight: dict[str, float] | None = None
+    seed: int  # of all random draws
+    measures: tuple[str, ...]  # keys of what is measured
+    settings: dict[str, str] = attrs.field(factory=dict)  # options that the numbers depend on; {} from the callback
+    batch_size_source: str = ""  # 'given', 'dataset', 'assumed', or "" where it is not known
+    class_weight: dict[str, float] | None = None  # in the measured loss
 
 
 @attrs.frozen
@@ -75,46 +60,27 @@ class Beginning:
 
 @attrs.frozen
 class Measurement:
-    """The numbers at one point of a training.
+    """The numbers at one point of a training."""
 
-    Attributes:
-        source: 'fit', or the name of the checkpoint that was looked at.
-        step: Updates of the weights so far, as the optimizer counts them.
-        epoch: Epochs finished, or None where it is not known.
-        time: UTC, ISO 8601.
-        seconds: Wall time, compilation included.
-        num_hvps: Hessian-vector products on single batches.
-        learning_rate: At this step; 0 or None where exponents and thresholds have none to be of.
-        threshold: Upper stability threshold of the optimizer, or None where none is known.
-        operator: The threshold's own operator, 'H' or 'P^-1/2 H P^-1/2'.
-        map: The map whose exponents and dimension are meant; '' without them.
-        state_size: Dimension of the state of that map; 0 without them.
-        values: By the keys of the callback. Logs of version 0.1.0 have no `sharpness_preconditioned` and
-            `sharpness_threshold`, see `numerator`.
-        metrics: Losses and metrics of the training at that time.
-        notes: Caveats, a failure for example.
-        digest: Digest of the checkpoint's file; "" for 'fit'.
-        bounds: The generalization bounds at this SD, term by term; empty where SD was not measured.
-        began: Where its `fit` began, in the first line of each `fit`; None in all others, and in logs of 0.1.0.
-    """
-
-    source: str
-    step: int
-    epoch: int | None
-    time: str
-    seconds: float
-    num_hvps: int
-    learning_rate: float | None
-    threshold: float | None
-    operator: str
-    map: str
-    state_size: int
+    source: str  # 'fit', or the name of the checkpoint that was looked at
+    step: int  # updates of the weights so far, as the optimizer counts them
+    epoch: int | None  # epochs finished, or None where it is not known
+    time: str  # UTC, ISO 8601
+    seconds: float  # wall time, compilation included
+    num_hvps: int  # Hessian-vector products on single batches
+    learning_rate: float | None  # at this step; 0 or None where exponents and thresholds have none to be of
+    threshold: float | None  # upper stability threshold of the optimizer, or None where none is known
+    operator: str  # the threshold's own, 'H' or 'P^-1/2 H P^-1/2'
+    map: str  # whose exponents and dimension are meant; '' without them
+    state_size: int  # of that map; 0 without them
+    # By the keys of the callback. Logs of 0.1.0 have no `sharpness_preconditioned` and `sharpness_threshold`, see
+    # `numerator`.
     values: dict[str, Measured]
-    metrics: dict[str, float]
-    notes: tuple[str, ...] = ()
-    digest: str = ""
-    bounds: tuple[Bound, ...] = ()
-    began: Beginning | None = None
+    metrics: dict[str, float]  # losses and metrics of the training at that time
+    notes: tuple[str, ...] = ()  # caveats, a failure for example
+    digest: str = ""  # of the checkpoint's file; "" for 'fit'
+    bounds: tuple[Bound, ...] = ()  # at this SD; empty where SD was not measured
+    began: Beginning | None = None  # in the first line of each `fit`; None in all others, and in logs of 0.1.0
 
     @property
     def failed(self) -> bool:
@@ -136,17 +102,11 @@ class Measurement:
 
 @attrs.frozen
 class RunLog:
-    """The contents of a log.
+    """The contents of a log."""
 
-    Attributes:
-        header: The last header.
-        measurements: In the order of the file.
-        notes: Lines that could not be read, and changes of the header.
-    """
-
-    header: Header
-    measurements: tuple[Measurement, ...]
-    notes: tuple[str, ...] = ()
+    header: Header  # the last one
+    measurements: tuple[Measurement, ...]  # in the order of the file
+    notes: tuple[str, ...] = ()  # lines that could not be read, and changes of the header
 
 
 def place_of(path: str | os.PathLike[str]) -> Path:
@@ -155,11 +115,7 @@ def place_of(path: str | os.PathLike[str]) -> Path:
 
 
 def place_in(folder: str | os.PathLike[str]) -> Path:
-    """The log's path in a folder, which is made.
-
-    Raises:
-        SdkerasError: It cannot be made, or not written to.
-    """
+    """The log's path in a folder, which is made; an SdkerasError where it cannot be made or not written to."""
     place = Path(folder) / FILE_NAME
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -170,11 +126,7 @@ def place_in(folder: str | os.PathLike[str]) -> Path:
 
 
 def claim(place: Path) -> Claim:
-    """The right to write a log.
-
-    Raises:
-        SdkerasError: Another process writes it, or the file begins with something else than a log's header.
-    """
+    """The right to write a log; an SdkerasError where another process has it, or the file is no log."""
     if place.is_file() and not place.is_symlink():
         with place.open("rb") as file:
             first = file.readline(_LONGEST_HEADER)
@@ -187,10 +139,7 @@ def claim(place: Path) -> Claim:
 
 
 def read_run_log(path: str | os.PathLike[str]) -> RunLog:
-    """Reads a log, or the log in a folder; broken lines are left out, and that is noted.
-
-    An SdkerasError refuses a path without a log, and one of a later version.
-    """
+    """Reads a log, or the log in a folder, of no later version; broken lines are left out, and that is noted."""
     place = place_of(path)
     advice = f"give a folder with a {FILE_NAME}, or such a file, as {_WRITTEN_BY} writes it."
     check_is_file(place, SdkerasError, advice)
@@ -274,12 +223,9 @@ def append(path: str | os.PathLike[str], record: Header | Measurement) -> None:
         os.close(handle)
 
 
-def _last_header(path: str | os.PathLike[str]) -> Mapping[str, Json] | None:
-    if not os.path.exists(path):
-        return None
-    documents = map(_parsed, Path(path).read_bytes().split(b"\n"))
-    headers = [document for document in documents if document is not None and "schema_version" in document]
-    return headers[-1] if headers else None
+def _last_header(path: str | os.PathLike[str]) -> dict[str, Json] | None:
+    lines = Path(path).read_bytes().split(b"\n") if os.path.exists(path) else []
+    return next((each for each in map(_parsed, reversed(lines)) if each and "schema_version" in each), None)
 
 
 def _parsed(line: bytes) -> dict[str, Json] | None:
@@ -308,34 +254,36 @@ def trajectory(log: RunLog) -> tuple[Measurement, ...]:
     measurement counts.
     """
     fitted, _ = _fitted(log)
-    saved = {measurement.source: (measurement.step, place, measurement) for place, measurement in _checkpoints(log)}
-    return tuple(measurement for *_, measurement in sorted([*fitted, *saved.values()], key=lambda entry: entry[:2]))
+    saved = {measurement.source: place for place, measurement in _from(log, fit=False)}
+    kept = [log.measurements[place] for place in sorted([*fitted, *saved.values()])]
+    return tuple(sorted(kept, key=lambda measurement: measurement.step))
 
 
 def breaks(log: RunLog) -> tuple[str, ...]:
     """Where the log is not of one uninterrupted training, in words: what is missing, and what is there twice."""
     _, words = _fitted(log)
-    again = list(_checkpoints(log))
-    count = len(again) - len({measurement.source for _, measurement in again})
+    sources = [measurement.source for _, measurement in _from(log, fit=False)]
+    count = len(sources) - len(set(sources))
     if count:
         words.append(f"of {counted(count, 'checkpoint')} measured again, the last measurement is shown")
     return tuple(words)
 
 
-def _checkpoints(log: RunLog) -> Iterator[tuple[int, Measurement]]:
-    return ((place, measurement) for place, measurement in enumerate(log.measurements) if measurement.source != "fit")
+def _from(log: RunLog, *, fit: bool) -> Iterator[tuple[int, Measurement]]:
+    """(place in the file, measurement) of `fit`, or of checkpoints."""
+    return ((place, each) for place, each in enumerate(log.measurements) if (each.source == "fit") == fit)
 
 
-def _fitted(log: RunLog) -> tuple[list[tuple[int, int, Measurement]], list[str]]:
-    """(step, place in the file, measurement) of `fit`, their steps ascending, and what happened on the way."""
-    fitted: list[tuple[int, int, Measurement]] = []
+def _fitted(log: RunLog) -> tuple[list[int], list[str]]:
+    """Places of the measurements of `fit` that count, their steps ascending, and what happened on the way."""
+    fitted: list[tuple[int, Measurement]] = []
     words: list[str] = []
-    for place, measurement in enumerate(log.measurements):
-        if measurement.source != "fit":
-            continue
+    for place, measurement in _from(log, fit=True):
         began, count = measurement.began, len(fitted)
-        while fitted and (fitted[-1][0] >= measurement.step or (began is not None and fitted[-1][0] > began.step)):
-            last = fitted.pop()[2]
+        while fitted and (
+            fitted[-1][1].step >= measurement.step or (began is not None and fitted[-1][1].step > began.step)
+        ):
+            last = fitted.pop()[1]
         if len(fitted) < count:
             back = measurement.step if began is None else began.step
             words.append(
@@ -343,9 +291,9 @@ def _fitted(log: RunLog) -> tuple[list[tuple[int, int, Measurement]], list[str]]
                 f"step {last.step:,}, belong to weights that were given up and are left out"
             )
         if began is not None:
-            words += _joined(fitted[-1][2] if fitted else None, began)
-        fitted.append((measurement.step, place, measurement))
-    return fitted, words
+            words += _joined(fitted[-1][1] if fitted else None, began)
+        fitted.append((place, measurement))
+    return [place for place, _ in fitted], words
 
 
 def _joined(last: Measurement | None, began: Beginning) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Where a running analysis is, and which limit ended it."""
+"""Where a running analysis is, and what ended it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import math
 import attrs
 
 PRODUCTS, TIME, INTERRUPT = "the limit on products", "the time limit", "Ctrl-C"
+# The status of an answer, by what ended or cut short a part of it.
+STATUS = {"": "finished", INTERRUPT: "interrupted", PRODUCTS: "limit on products", TIME: "time limit"}
 
 
 @attrs.frozen

@@ -20,7 +20,7 @@ from sdkeras.results.answers import Analysis
 from sdkeras.results.arrays import Value
 from sdkeras.results.note import Note
 from sdkeras.results.plans import Plan
-from sdkeras.results.progress import Progress
+from sdkeras.results.progress import INTERRUPT, STATUS, Progress
 from sdkeras.runs import assumptions, lyapunov, measure
 from sdkeras.runs.budget import KEPT, Budget, Meter, Notes, resources, whole_budget
 from sdkeras.runs.edge import edge, edge_of_stability
@@ -36,6 +36,9 @@ from sdkeras.training_step import settings
 from sdkeras.training_step.map import UpdateMap
 
 _T = TypeVar("_T")
+
+# Codes of the notes about what a limit has left out or ended.
+_LIMITED = ("not-measured", "budget-ended", "no-supremum", "time-limit", "limit-on-products")
 
 
 @takes_options(Options)
@@ -243,6 +246,7 @@ class _Analysis:
             prefix = f"{outcome.sharpness_dimension.estimator}: " if place else ""
             self._add(tuple(attrs.evolve(note, message=prefix + note.message) for note in outcome.warnings))
         self.notes += self.budget.notes_of_excess(options.time_limit)
+        limited = any(note.code in _LIMITED for note in self.notes)
         return measure.joined(
             problem,
             self.hessian,
@@ -252,6 +256,7 @@ class _Analysis:
             bounds=() if self.facts is None else measure.bounds(problem, self.facts, self.bound_inputs),
             warnings=tuple(dict.fromkeys(self.notes)),
             partial=interrupted,
+            status=STATUS[INTERRUPT if interrupted else self.budget.limit() if limited else ""],
             **self.found,
         )
 

@@ -164,6 +164,11 @@ class Budget:
             return TIME
         return PRODUCTS if self.most is not None and self.spent + products > self.most else ""
 
+    def limit(self) -> str:
+        """The limit on the whole that has left something out: the time limit if it has passed or is the only one."""
+        passed = self.deadline is not None and time.monotonic() >= self.deadline
+        return TIME if passed or self.most is None else PRODUCTS
+
     def require(self, products: int = 0) -> None:
         """Checks that this many more products may be made.
 

@@ -26,7 +26,7 @@ from sdkeras.results.estimates import LyapunovExponents
 from sdkeras.results.lyapunov import LyapunovDimension, LyapunovSummary
 from sdkeras.results.note import Note
 from sdkeras.results.plans import LyapunovPlan
-from sdkeras.results.progress import INTERRUPT, PRODUCTS, TIME, Progress
+from sdkeras.results.progress import INTERRUPT, PRODUCTS, STATUS, TIME, Progress
 from sdkeras.results.verification import StepVerification
 from sdkeras.runs import losses
 from sdkeras.runs.budget import Budget, Meter, resources, whole_budget
@@ -113,6 +113,7 @@ def lyapunov(model: Model, data: Data, options: LyapunovOptions) -> LyapunovRun:
         lyapunov=followed.summary,
         warnings=(*training.notes, *followed.warnings),
         partial=followed.interrupted or followed.timed_out,
+        status=STATUS[INTERRUPT if followed.interrupted else budget.limit() if followed.timed_out else ""],
     )
 
 
