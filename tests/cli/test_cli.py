@@ -5,100 +5,57 @@ import json
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-import keras
-import numpy as np
+import attrs
 import pytest
 
 import sdkeras
-from sdkeras.results import progress as records
-from sdkeras_cli import output as progress
-
-layers = keras.layers
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, its data, and things that are neither."""
-    folder = tmp_path_factory.mktemp("files")
-    keras.utils.set_random_seed(0)
-    generator = np.random.default_rng(0)
-    x, y = generator.standard_normal((70, 6)).astype("float32"), generator.integers(0, 3, 70)
-    np.savez(folder / "data.npz", x=x, y=y)
-    np.savez(folder / "nan.npz", x=np.where(x > 2, np.nan, x), y=y)
-    np.savez(folder / "shape.npz", x=x[:, :5], y=y)
-    np.savez(folder / "objects.npz", x=np.array([{}, {}], dtype=object), y=y[:2])
-    model = keras.Sequential([keras.Input((6,)), layers.Dense(5, "tanh"), layers.LayerNormalization(), layers.Dense(3)])
-    model.compile(keras.optimizers.SGD(0.125), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    model.fit(x, y, epochs=3, verbose=0)
-    model.save(folder / "model.keras")
-    bare = keras.Sequential([keras.Input((6,)), layers.Dense(3)])
-    bare.save(folder / "bare.keras")
-    up = keras.Sequential(
-        [
-            keras.Input((6,)),
-            layers.Dense(4),
-            layers.Reshape((2, 2, 1)),
-            layers.UpSampling2D(interpolation="bilinear"),
-            layers.Flatten(),
-            layers.Dense(3),
-        ]
-    )
-    up.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    up.save(folder / "up.keras")
-    (folder / "junk.keras").write_bytes(b"not a model")
-    (folder / "mine.py").write_text("")
-    np.save(folder / "x.npy", x)
-    np.save(folder / "y.npy", y)
-    return folder
+from processes import WITHOUT_TENSORFLOW, python
+from sample_log import FOUND, HEADER
+from sample_runs import RUN
+from sdkeras.errors import SdkerasError
+from sdkeras.estimators import kinds, registry
+from sdkeras.reporting.advice import as_options, rendered
+from sdkeras.reporting.report import printable
+from sdkeras.results import progress
+from sdkeras.results.log import FILE_NAME, append
+from sdkeras_cli import output
 
 
-def sdkeras_command(*arguments: object, folder: Path | None = None, **environment: str) -> subprocess.CompletedProcess:
-    code = "from sdkeras_cli.main import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env=os.environ | environment,
-        check=False,
-    )
+def test_quick_commands_load_no_tensorflow(run_json: Path, tmp_path: Path) -> None:
+    for record in (HEADER, FOUND):
+        append(tmp_path / FILE_NAME, record)
+    RUN.save(tmp_path / "other.json")
+    then = "import sdkeras\nassert sdkeras.callbacks.SharpnessDimension\nassert 'keras' in sys.modules"
+    lines = ["--help", "--version", "plugins list", "analyze --help", f"report {run_json} --html report.html"]
+    lines += [f"compare {run_json} other.json --html compare.html --json out.json", "track . --html track.html"]
+    done = python(f"{WITHOUT_TENSORFLOW}\n{then}", 0, *lines, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Usage: " in done.stdout
+    assert {"report.html", "compare.html", "track.html", "out.json"} <= {path.name for path in tmp_path.iterdir()}
 
 
-def test_quick_commands_load_no_tensorflow() -> None:
-    code = (
-        "import sys\nfrom sdkeras_cli.main import main\n"
-        "try:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n    assert not end.code\n"
-        "assert not {'tensorflow', 'keras'} & set(sys.modules)"
-    )
-    for arguments in (["--help"], ["--version"], ["plugins", "list"], ["analyze", "--help"]):
-        run = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
-        assert run.returncode == 0, run.stderr
-        assert run.stdout.strip()
-
-
-def test_analyze_writes_a_run_that_reads_back(files: Path, tmp_path: Path) -> None:
-    out, page = tmp_path / "run.json", tmp_path / "report.html"
-    run = sdkeras_command("analyze", files / "model.keras", "--data", files / "data.npz", "--json", out, "--html", page)
-    assert run.returncode == 0, run.stderr
-    assert "Sharpness dimension" in run.stdout
-    found = sdkeras.Analysis.load(out)
+def test_analyze_writes_a_run_that_reads_back(analysed: Path) -> None:
+    assert "Sharpness dimension" in (analysed / "stdout.txt").read_text()
+    found = sdkeras.Analysis.load(analysed / "run.json")
     assert found.optimizer.learning_rate == 0.125
     assert found.optimizer.iterations == 9
     assert found.data.batch_size == 32
     assert found.verification.passed
+    assert (found.partial, found.status) == (False, "finished")
     low, high = found.sharpness_dimension.interval
     assert low <= found.sharpness_dimension.value <= high
-    assert "<html" in page.read_text()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "run.json"]
+    assert "<html" in (analysed / "report.html").read_text()
+    assert sorted(path.name for path in analysed.iterdir()) == ["report.html", "run.json", "stdout.txt"]
 
 
 def test_another_backend_is_refused(files: Path) -> None:
-    run = sdkeras_command("analyze", "model.keras", "--data", "data.npz", folder=files, KERAS_BACKEND="jax")
+    environment = os.environ | {"KERAS_BACKEND": "jax"}
+    run = python("", "analyze", "model.keras", "--data", "data.npz", cwd=files, env=environment)
     assert run.returncode == 2
     assert "KERAS_BACKEND is 'jax'" in run.stderr
     assert "Traceback" not in run.stderr
@@ -118,34 +75,25 @@ def test_ctrl_c_outside_the_runs_is_a_short_message(files: Path, tmp_path: Path,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_debug_shows_the_traceback(files: Path) -> None:
-    run = sdkeras_command("analyze", "none.keras", "--data", "data.npz", "--debug", folder=files)
-    assert run.returncode != 0
-    assert "Traceback" in run.stderr
-
-
 def test_a_terminal_without_unicode_gets_the_whole_report() -> None:
     code = (
         "from rich.console import Console\nfrom sdkeras_cli import main, plugins\n"
         "plugins.registry.installed = lambda: Console().print('3 \u00b1 1, |g|\u00b2, \u4e2d') or []\n"
         "main.main(['plugins', 'list'])"
     )
-    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    run = python(code, env=os.environ | {"PYTHONIOENCODING": "ascii"})
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith("3 +- 1, |g|^2, ?\n")
 
 
-def test_no_command_shows_the_help_and_is_wrong_use() -> None:
-    for arguments in ([], ["plugins"]):
-        run = sdkeras_command(*arguments)
-        assert run.returncode == 2
-        assert run.stderr.startswith("Usage:")
+@pytest.mark.parametrize("arguments", [[], ["plugins"]])
+def test_no_command_shows_the_help_and_is_wrong_use(arguments: list[str], in_process) -> None:
+    status, _, err = in_process(*arguments)
+    assert status == 2
+    assert err.startswith("Usage:")
 
 
 def test_a_broken_plugin_is_listed_and_stops_nothing(in_process, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sdkeras.estimators import registry
-
     broken = registry.PluginInfo("spectrum", "acme", "acme-sd", "0.3", "acme:Acme", "no module [acme]")
     known = registry.installed()
     monkeypatch.setattr(registry, "installed", lambda: [broken, *known])
@@ -155,19 +103,38 @@ def test_a_broken_plugin_is_listed_and_stops_nothing(in_process, monkeypatch: py
     assert sum(line.split()[-1] == "ok" for line in out.splitlines()) == len(known)
 
 
+def test_plugins_check(in_process) -> None:
+    status, out, _ = in_process("plugins", "check", "power-iteration")
+    assert (status, "passes" in out) == (0, True)
+    status, _, err = in_process("plugins", "check", "power-iteratoin")
+    assert (status, "did you mean 'power-iteration'" in err) == (2, True)
+
+    @sdkeras.trace_estimator("off-by-one")
+    @attrs.frozen
+    class OffByOne:
+        def estimate(self, source: sdkeras.SymmetricOperator, *, seed: int) -> sdkeras.TraceEstimate:
+            return sdkeras.TraceEstimate(1.0, 0.0, num_matvecs=1, seed=seed)
+
+    try:
+        status, _, err = in_process("plugins", "check", "off-by-one")
+        assert (status, "num_matvecs is 1" in err) == (2, True)
+    finally:
+        del kinds._declared["trace", "off-by-one"]
+
+
 def test_the_demo_writes_its_files_and_the_command_to_repeat_it(tmp_path: Path, in_process, monkeypatch) -> None:
-    from sdkeras_cli import analyze, demo
+    from sdkeras_cli import demo, request
 
     calls = []
     monkeypatch.setattr(demo, "_EPOCHS", 1)
-    monkeypatch.setattr(analyze, "run", lambda request, options: calls.append((request, options)) or 0)
+    monkeypatch.setattr(request.Request, "answer", lambda *arguments: calls.append(arguments) or 0)
     folder = tmp_path / "my demo"
     status, out, err = in_process("demo", "--output-dir", folder, "--seed", 7)
     assert status == 0, err
     model, data = str(folder / "model.keras"), str(folder / "data.npz")
-    ((request, options),) = calls
-    assert (request.model, request.data, options) == (model, data, {"batch_size": 32, "seed": 7})
-    assert request.json_path == str(folder / "run.json")
+    ((asked, function, options, _),) = calls
+    assert (asked.model, asked.data, function, options) == (model, data, "analyze", {"batch_size": 32, "seed": 7})
+    assert asked.json_path == str(folder / "run.json")
     assert sorted(path.name for path in folder.iterdir()) == ["data.npz", "model.keras"]
     again = shlex.split(out.strip().splitlines()[-1])
     assert again[:4] == ["sdkeras", "analyze", model, "--data"]
@@ -176,21 +143,21 @@ def test_the_demo_writes_its_files_and_the_command_to_repeat_it(tmp_path: Path, 
 
 def test_progress_shows_what_was_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a terminal products, value and interval; nothing where nobody looks."""
-    with progress.progress_bar(quiet=False) as report:
+    with output.progress_bar(quiet=False) as report:
         assert report is None  # pytest's stderr is no terminal
     screen = io.StringIO()
     monkeypatch.setattr(screen, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "160")
-    with progress.progress_bar(quiet=True) as report:
+    with output.progress_bar(quiet=True) as report:
         assert report is None
-    with progress.progress_bar(quiet=False) as report:
+    with output.progress_bar(quiet=False) as report:
         assert report is not None
-        report(records.Progress("checking the operator", 0))
+        report(progress.Progress("checking the operator", 0))
         for half_width in (0.0, 5e-324, float("nan"), float("inf")):
-            report(records.Progress("runs", 960, value=3447.0, half_width=half_width, num_runs=24, target=0.9))
-        report(records.Progress("runs", 1920, value=3447.125, half_width=0.75, num_runs=48, target=0.9))
+            report(progress.Progress("runs", 960, value=3447.0, half_width=half_width, num_runs=24, target=0.9))
+        report(progress.Progress("runs", 1920, value=3447.125, half_width=0.75, num_runs=48, target=0.9))
     assert "1,920 HVPs, 48 runs, SD 3,447.12 ± 0.75 (target 0.9)" in screen.getvalue()
 
 
@@ -237,7 +204,7 @@ def test_interruption_writes_what_there_is(files: Path, tmp_path: Path, in_proce
     status, _, _ = in_process("analyze", files / "model.keras", "--data", files / "data.npz", "--json", out)
     assert status == 130
     found = sdkeras.Analysis.load(out)
-    assert found.partial
+    assert (found.partial, found.status) == (True, "interrupted")
     assert 3 <= found.sharpness_dimension.num_runs <= 5
     assert found.sharpness_dimension.interval is not None
 
@@ -278,8 +245,6 @@ def test_exact_settings_and_budget(files: Path, tmp_path: Path, in_process) -> N
 
 
 def test_internal_errors_ask_for_a_report(in_process, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sdkeras.estimators import registry
-
     monkeypatch.setattr(registry, "installed", lambda: 1 / 0)
     status, _, err = in_process("plugins", "list")
     assert status == 1
@@ -290,7 +255,7 @@ def test_internal_errors_ask_for_a_report(in_process, monkeypatch: pytest.Monkey
 def test_start_is_quick() -> None:
     """No timing claim: a start that imported TensorFlow would take several times this."""
     start = time.perf_counter()
-    assert sdkeras_command("--version").returncode == 0
+    assert python("", "--version").returncode == 0
     assert time.perf_counter() - start < 5
 
 
@@ -299,3 +264,49 @@ def test_debug_shows_the_traceback_and_keeps_the_status(in_process) -> None:
     assert status == 2
     assert "Traceback" in err
     assert "sdkeras: error: there is no file missing.keras" in err
+
+
+@pytest.mark.parametrize("words", ["sdkeras report ru", "sdkeras analyze mo", "sdkeras analyze model.keras --json ru"])
+def test_file_names_complete_in_the_shell(words: str) -> None:
+    environment = os.environ | {"_SDKERAS_COMPLETE": "bash_complete", "COMP_WORDS": words}
+    environment["COMP_CWORD"] = str(len(words.split()) - 1)
+    run = python("from sdkeras_cli.main import cli; cli(prog_name='sdkeras')", env=environment)
+    assert run.stdout.startswith("file,")
+
+
+OPTIONS = {name: f"--{name.replace('_', '-')}" for name in ("learning_rate", "loss", "dtype", "exact", "class_weight")}
+OPTIONS |= {"settings": "--set", "memory_gb": "--memory"}
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("give it (`learning_rate=F`).", "give it (--learning-rate F)."),
+        ("take `exact=True`", "take --exact"),
+        ("`loss=NAME, dtype='float64'`", "--loss NAME --dtype float64"),
+        ("leave out `learning_rate` or `loss`", "leave out --learning-rate or --loss"),
+        ("`class_weight={0: 1.0, 1: 9.0}`", "--class-weight 0=1.0,1=9.0"),
+        ("`settings={'sd-kde': {'bandwidth': H}}`", "--set sd-kde.bandwidth=H"),
+        ("`memory_gb=2.5`", "--memory 2.5"),
+        ("`loss='FILE.py:FUNCTION'`", "--loss FILE.py:FUNCTION"),
+        ("`fit` takes `workers=2`, `f(x)`, `x y`, ``, `loss", "`fit` takes `workers=2`, `f(x)`, `x y`, ``, `loss"),
+        ("`loss=NAME, workers=2`", "`loss=NAME, workers=2`"),
+    ],
+)
+def test_an_argument_is_shown_as_its_reader_writes_it(message: str, shown: str) -> None:
+    assert rendered(message) == message
+    with as_options(OPTIONS):
+        assert rendered(message) == shown
+        assert printable(message) == shown
+    assert printable(message) == message
+
+
+def test_errors_of_a_command_name_its_options(monkeypatch: pytest.MonkeyPatch, in_process: Any) -> None:
+    def refuse(*_: Any) -> None:
+        raise SdkerasError("give `memory_gb=GB, lyapunov_steps=N`, or `windows`.")
+
+    monkeypatch.setattr("sdkeras_cli.request.check_inputs", refuse)
+    status, _, err = in_process("analyze", "model.keras", "--data", "data.npz")
+    assert status == 2
+    assert err == "sdkeras: error: give --memory GB --lyapunov-steps N, or `windows`.\n"
+    assert rendered("`memory_gb=GB`") == "`memory_gb=GB`"

@@ -49,6 +49,7 @@ def test_a_document_keeps_every_path_and_value(name: str, kind: Any) -> None:
     run = kind.load(DATA / name)
     new = json.loads(run.to_json())
     assert differences(old, new) == []
+    assert run.status == ""
     assert str(run)
     assert as_html(run).startswith("<!doctype html>")
     new["provenance"]["seed"] = 17  # the comparison would see a value that changed

@@ -3,12 +3,12 @@
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-import sample_runs
+from processes import python
+from sample_runs import RUN
 
 # Sends the signal at the import of a module, from inside it.
 AT_IMPORT = """
@@ -27,20 +27,14 @@ main()
 
 
 def run(code: str, *arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells ignore it in what they run behind
-        **options,
-    )
+    # Shells ignore the signal in what they run behind.
+    return python(code, *arguments, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **options)
 
 
 @pytest.fixture(scope="module")
 def run_json(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("run") / "run.json"
-    path.write_text(sample_runs.RUN.to_json())
+    RUN.save(path)
     return path
 
 
@@ -71,8 +65,10 @@ main()
 """
 
 
-def test_while_a_file_is_written(run_json: Path, tmp_path: Path) -> None:
-    done = run(interrupted_in("os.replace = send"), "report", run_json, "--html", tmp_path / "page.html")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_while_a_file_is_written(run_json: Path, tmp_path: Path, name: str) -> None:
+    code = interrupted_in("os.replace = send").replace("SIGINT", name)
+    done = run(code, "report", run_json, "--html", tmp_path / "page.html")
     assert (done.returncode, done.stderr.strip()) == (130, "sdkeras: interrupted.")
     assert list(tmp_path.iterdir()) == []
 

@@ -1,13 +1,13 @@
 """What the commands refuse: one message, exit status 2, and every file as it was."""
 
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+
+from processes import WITHOUT_TENSORFLOW, python
 
 layers = keras.layers
 
@@ -219,18 +219,12 @@ def test_what_is_refused_is_one_message(
 
 
 def test_cheap_mistakes_are_found_before_tensorflow_starts(folder: Path) -> None:
-    code = (
-        "import shlex, sys\nfrom sdkeras_cli.main import main\n"
-        "for line in sys.argv[1:]:\n    try:\n        main(shlex.split(line))\n"
-        "    except SystemExit as end:\n        assert end.code == 2, line\n"
-        "assert not {'tensorflow', 'keras'} & set(sys.modules)"
-    )
     cheap = ("no file", "missing.np", "--estimator sql", "slq.steps", "no/such", "overwritten", "nan", "--steps 0")
     cheap += ("--windows 3", "holds no Jacobians", "--fail-if", "-qr.transient", "--seed", "a file of its own")
     known = [line for line, message in REFUSED if not line.startswith("study") and "nan.npz" not in line]
     lines = [line for line in known if any(word in line + dict(REFUSED)[line] for word in cheap)]
     lines += ["demo --output-dir model.keras", "demo --seed 4294967296"]
     assert len(lines) > 30
-    run = subprocess.run([sys.executable, "-c", code, *lines], capture_output=True, text=True, cwd=folder, check=False)
+    run = python(WITHOUT_TENSORFLOW, 2, *lines, cwd=folder)
     assert run.returncode == 0, run.stderr
     assert run.stderr.count("sdkeras: error:") == len(lines)
