@@ -182,8 +182,7 @@ def _check_path(path: str, document: type[Record]) -> None:
 
 
 def _fields(kind: Kind) -> dict[str, Kind]:
-    hints = typing.get_type_hints(kind) if attrs.has(kind) else {}
-    return {field.name: hints[field.name] for field in attrs.fields(kind)} if hints else {}
+    return {field.name: field.type for field in attrs.fields(attrs.resolve_types(kind))} if attrs.has(kind) else {}
 
 
 def _held(kind: Kind, name: str) -> Kind:

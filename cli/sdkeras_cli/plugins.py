@@ -9,6 +9,7 @@ from rich.text import Text
 
 from sdkeras.errors import PluginError, SdkerasError
 from sdkeras.estimators import registry
+from sdkeras.estimators.kinds import KINDS, Estimator
 from sdkeras.files.user_code import USER_ERRORS, last_line
 from sdkeras.reporting.report import printable
 from sdkeras_cli import options
@@ -42,29 +43,27 @@ def check_plugin(name: str) -> int:
 
     Operators of known spectra in float32 and float64: values where the spectrum is, residuals that hold, products
     counted, the same numbers for the same seed, an error where products are NaN.
-
-    \f
-
-    Raises:
-        PluginError: It has fields without a default, or fails.
-        SdkerasError: It breaks the contract.
     """
-    from sdkeras.estimators.kinds import KINDS
-    from sdkeras.testing import check_estimator
-
     kind = registry.kind_of(name, list(KINDS))
     cls = registry.get_estimator(kind, name)
+    _run_contract(cls, f"{kind} plugin '{name}'")
+    click.echo(f"{kind} estimator '{name}' ({cls.__module__}.{cls.__qualname__}) passes its kind's contract.")
+    return 0
+
+
+def _run_contract(cls: type[Estimator], who: str) -> None:
+    """Refuses an estimator that has fields without a default, fails, or breaks the contract."""
+    from sdkeras.testing import check_estimator
+
     required = [field.name for field in attrs.fields(cls) if field.init and field.default is attrs.NOTHING]
     if required:
         raise PluginError(
-            f"{kind} plugin '{name}' has fields without a default: {', '.join(required)}; give each one, so that "
-            "the estimator runs without settings."
+            f"{who} has fields without a default: {', '.join(required)}; give each one, so that the estimator runs "
+            "without settings."
         )
     try:
         check_estimator(cls())
     except SdkerasError:
         raise
     except USER_ERRORS as error:
-        raise PluginError(f"{kind} plugin '{name}' fails: {last_line(error)}") from error
-    click.echo(f"{kind} estimator '{name}' ({cls.__module__}.{cls.__qualname__}) passes its kind's contract.")
-    return 0
+        raise PluginError(f"{who} fails: {last_line(error)}") from error

@@ -30,10 +30,6 @@ def float_array(value: Value) -> FloatArray:
     return np.asarray(value, dtype=np.float64)
 
 
-def optional_float_array(value: Value) -> FloatArray | None:
-    return None if value is None else float_array(value)
-
-
 def bool_array(value: Value) -> BoolArray:
     return np.asarray(value, dtype=np.bool_)
 

@@ -19,7 +19,7 @@ _Rec = TypeVar("_Rec")
 
 def as_plain(record: Value) -> Value:
     """A record as what strict JSON can hold: dicts, lists, texts and numbers, null for what is not finite."""
-    return without_nan(converter().unstructure(record))
+    return _without_nan(converter().unstructure(record))
 
 
 def from_plain(value: Value, cls: type[_Rec], where: str, advice: str = "write it again.") -> _Rec:
@@ -70,12 +70,12 @@ def _number(value: Value) -> float:
     return float(value)
 
 
-def without_nan(value: Value) -> Value:
+def _without_nan(value: Value) -> Value:
     """Lists, numbers and nulls only: what strict JSON can hold."""
     if isinstance(value, (np.ndarray, np.generic)):
         value = value.tolist()
     if isinstance(value, dict):
-        return {key: without_nan(entry) for key, entry in value.items()}
+        return {key: _without_nan(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [without_nan(entry) for entry in value]
+        return [_without_nan(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -17,7 +17,7 @@ from sdkeras.errors import SdkerasError
 from sdkeras.files.atomic import check_is_file, shown, write_whole
 from sdkeras.files.reading import Json, blamed_on, parsed_json
 from sdkeras.results.arrays import Value
-from sdkeras.results.codec import converter, from_plain, without_nan
+from sdkeras.results.codec import as_plain, from_plain
 from sdkeras.results.measured import Measured
 
 SCHEMA_VERSION = 1
@@ -83,10 +83,8 @@ class Document:
 
     def to_json(self) -> str:
         """The JSON text: strict JSON, NaN and infinities as null."""
-        document = converter().unstructure(self)
-        if self.DOCUMENT:
-            document = {"document": self.DOCUMENT, **document}
-        return json.dumps(without_nan(document), indent=1, allow_nan=False) + "\n"
+        kind = {"document": self.DOCUMENT} if self.DOCUMENT else {}
+        return json.dumps({**kind, **as_plain(self)}, indent=1, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls: type[_Doc], text: str, where: str = "the text") -> _Doc:

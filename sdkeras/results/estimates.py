@@ -14,7 +14,6 @@ from sdkeras.results.arrays import (
     check_same_length,
     finite,
     float_array,
-    optional_float_array,
     vector,
 )
 
@@ -73,7 +72,9 @@ class Spectrum:
     weights: FloatArray = attrs.field(converter=float_array, **_VECTOR)
     num_matvecs: int = attrs.field(validator=_NOT_NEGATIVE)
     seed: int
-    residuals: FloatArray | None = attrs.field(default=None, converter=optional_float_array, **_VECTOR)
+    residuals: FloatArray | None = attrs.field(
+        default=None, converter=attrs.converters.optional(float_array), **_VECTOR
+    )
     nested: Spectrum | None = None
     density: tuple[FloatArray, FloatArray] | None = attrs.field(default=None, eq=ARRAYS_EQUAL, repr=False)
     exact: bool = False
@@ -129,7 +130,9 @@ class SingularValues:
     weights: FloatArray = attrs.field(converter=float_array, **_VECTOR)
     num_matvecs: int = attrs.field(validator=_NOT_NEGATIVE)
     seed: int
-    residuals: FloatArray | None = attrs.field(default=None, converter=optional_float_array, **_VECTOR)
+    residuals: FloatArray | None = attrs.field(
+        default=None, converter=attrs.converters.optional(float_array), **_VECTOR
+    )
     nested: SingularValues | None = None
     exact: bool = False
 
@@ -183,7 +186,7 @@ class LyapunovExponents:
     num_tangents: int | None = None
     stopped_at: int | None = None
     log_det: float | None = attrs.field(default=None, validator=finite)
-    rounding: FloatArray | None = attrs.field(default=None, converter=optional_float_array, **_VECTOR)
+    rounding: FloatArray | None = attrs.field(default=None, converter=attrs.converters.optional(float_array), **_VECTOR)
     num_resolved: int | None = None
 
     def __attrs_post_init__(self) -> None:

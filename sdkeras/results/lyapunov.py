@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from sdkeras.results.arrays import ARRAYS_EQUAL, FloatArray, optional_interval
+from sdkeras.results.arrays import ARRAYS_EQUAL, FloatArray, check_same_length, optional_interval
 from sdkeras.results.verification import StepVerification
 
 
@@ -98,10 +98,8 @@ class LyapunovSummary:
     effective_samples: FloatArray | None = attrs.field(default=None, eq=ARRAYS_EQUAL)
 
     def __attrs_post_init__(self) -> None:
-        k = len(self.values)
-        optional = [known for known in (self.rounding, self.effective_samples) if known is not None]
-        lengths = [len(self.stderr), len(self.history), *map(len, optional)]
-        if k == 0 or set(lengths) != {k}:
-            raise ValueError(f"LyapunovSummary: {k} values, and lists beside them of {lengths} entries.")
+        check_same_length(self, "values", "stderr", "history", "rounding", "effective_samples")
+        if len(self.values) == 0:
+            raise ValueError("LyapunovSummary.values is empty; a trajectory has at least one exponent.")
         if len({len(means) for means in self.history}) > 1:
             raise ValueError("LyapunovSummary.history has exponents of different length.")
