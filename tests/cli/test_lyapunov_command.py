@@ -1,10 +1,5 @@
 """`sdkeras lyapunov` as people meet it: reports, exit statuses, and runs that were ended half-way."""
 
-import json
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import keras
@@ -33,17 +28,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     untrained.compile(keras.optimizers.Adam(0.5), loss)
     untrained.save(folder / "untrained.keras")
     return folder
-
-
-def started(*arguments: object, folder: Path) -> subprocess.Popen:
-    code = "from sdkeras_cli.main import main; main()"
-    return subprocess.Popen(
-        [sys.executable, "-c", code, "lyapunov", *map(str, arguments)],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def test_a_run_and_its_reports(files: Path, tmp_path: Path, in_process) -> None:
@@ -98,6 +82,7 @@ def test_windows_over_the_same_steps(files: Path, tmp_path: Path, in_process) ->
         assert status == expected, err
 
 
+@pytest.mark.slow  # the order of windows is quick in tests/runs/test_windows.py, in double precision
 def test_windows_of_a_net_on_real_digits(tmp_path: Path, in_process) -> None:
     """Minibatches of the 1,797 digits, in single precision: the order holds to what that resolves."""
     x, y = load_digits()
@@ -163,38 +148,6 @@ def test_a_time_limit_gives_a_partial_answer(files: Path, tmp_path: Path, in_pro
     assert "before a step was measured" in err
 
 
-@pytest.mark.slow
-def test_killed_and_interrupted_it_goes_on_bit_for_bit(files: Path, tmp_path: Path) -> None:
-    """SIGKILL loses the steps since the last writing, SIGINT none; what comes out is what a whole run gives."""
-    options = ["model.keras", "--data", "data.npz", "--num-exponents", "3", "--steps", "500", "--transient", "20"]
-    kept, out = tmp_path / "kept.npz", tmp_path / "out.json"
-    resumable = [*options, "--checkpoint", kept, "--checkpoint-interval", "20", "--json", out]
-    whole = started(*options, "--json", tmp_path / "whole.json", "--quiet", folder=files)
-    run = started(*resumable, folder=files)
-    _wait_for(kept, run)
-    run.kill()
-    run.communicate()
-    first = kept.read_bytes()
-    assert not out.exists()
-    run = started(*resumable, folder=files)
-    _wait_for(kept, run, beside=first)
-    run.send_signal(signal.SIGINT)
-    _, err = run.communicate()
-    assert run.returncode == 130, err
-    part = sdkeras.LyapunovRun.load(out)
-    assert part.partial
-    assert 0 < part.lyapunov.num_steps < 500
-    run = started(*resumable, folder=files)
-    shown, err = run.communicate()
-    assert run.returncode == 0, err
-    assert whole.wait() == 0
-    assert "500 of 500" in shown
-    documents = [json.loads(path.read_text()) for path in (out, tmp_path / "whole.json")]
-    for document in documents:
-        del document["provenance"]
-    assert documents[0] == documents[1]
-
-
 def test_an_optimizer_that_has_taken_no_step_is_told(files: Path, in_process) -> None:
     """Keras builds it on loading, with the slots that training would start with."""
     status, shown, err = in_process(
@@ -203,12 +156,3 @@ def test_an_optimizer_that_has_taken_no_step_is_told(files: Path, in_process) ->
     )
     assert status == 0, err
     assert "initial-slots: the optimizer Adam has taken no step" in shown
-
-
-def _wait_for(file: Path, run: subprocess.Popen, beside: bytes = b"") -> None:
-    """Until the run has written the file (anew)."""
-    deadline = time.monotonic() + 60
-    while not (file.exists() and file.read_bytes() != beside):
-        assert run.poll() is None, run.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
