@@ -54,37 +54,29 @@ _EXAMPLES = {
 
 
 @attrs.frozen
-class Comparing:
-    """One comparison: a path of run.json, an operator and a number."""
-
-    path: str
-    symbol: str
-    number: float
-
-    def __str__(self) -> str:
-        return f"{self.path} {self.symbol} {self.number:g}"
-
-
-@attrs.frozen
 class Condition:
-    """Comparisons joined by and/or; `and` binds more tightly. Outer: or, inner: and."""
+    """Comparisons joined by and/or; `and` binds more tightly. Outer: or, inner: and, each (path, operator, number)."""
 
-    alternatives: tuple[tuple[Comparing, ...], ...]
+    alternatives: tuple[tuple[tuple[str, str, float], ...], ...]
 
     def holds(self, number_at: NumberAt) -> bool:
         """Whether it holds; every comparison is looked at, so that a null never hides behind an `or`."""
         outcomes = [
-            [_COMPARE[each.symbol](number_at(each.path), each.number) for each in group] for group in self.alternatives
+            [_COMPARE[symbol](number_at(path), number) for path, symbol, number in group] for group in self.alternatives
         ]
         return any(all(group) for group in outcomes)
+
+    def __str__(self) -> str:
+        return " / ".join(
+            f"{path} {symbol} {number:g}" for group in self.alternatives for path, symbol, number in group
+        )
 
 
 def exit_status(condition: Condition | None, number_at: NumberAt) -> int:
     """The exit status that `--fail-if` asks for; says so where the condition holds."""
     if condition is None or not condition.holds(number_at):
         return 0
-    met = " / ".join(str(each) for group in condition.alternatives for each in group)
-    click.echo(f"sdkeras: --fail-if holds: {met}", err=True)
+    click.echo(f"sdkeras: --fail-if holds: {condition}", err=True)
     return CONDITION_HELD
 
 
@@ -145,10 +137,10 @@ def parse(text: str | None, document: type[Record] = Analysis, prefixes: tuple[s
     if text is None:
         return None
     groups = [re.split(r"\band\b", alternative) for alternative in re.split(r"\bor\b", text)]
-    return Condition(tuple(tuple(_comparing(each, document, prefixes) for each in group) for group in groups))
+    return Condition(tuple(tuple(_comparison(each, document, prefixes) for each in group) for group in groups))
 
 
-def _comparing(text: str, document: type[Record], prefixes: tuple[str, ...]) -> Comparing:
+def _comparison(text: str, document: type[Record], prefixes: tuple[str, ...]) -> tuple[str, str, float]:
     match, example = _FORM.fullmatch(text), _EXAMPLES[document]
     if match is None:
         raise SdkerasError(f"--fail-if: '{text.strip()}' is not of the form PATH OP NUMBER; {example}.")
@@ -161,7 +153,7 @@ def _comparing(text: str, document: type[Record], prefixes: tuple[str, ...]) -> 
         raise SdkerasError(f"--fail-if: '{digits}' is not a number; {example}.")
     prefix, _, of_run = path.partition(".")
     _check_path(of_run if prefix in prefixes and of_run else path, document)
-    return Comparing(path, symbol, number)
+    return path, symbol, number
 
 
 def _check_path(path: str, document: type[Record]) -> None:

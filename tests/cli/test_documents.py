@@ -65,11 +65,11 @@ def test_compare(pair, tmp_path: Path, in_process) -> None:
 @pytest.mark.parametrize(
     ("expression", "status"),
     [
-        ("sharpness_dimension.state_size == 58", 3),
-        ("sharpness_dimension.state_size != 58", 0),
-        ("sharpness_dimension.state_size>=58 and hessian.trace.value > 0", 3),
-        ("sharpness_dimension.state_size > 58 and hessian.trace.value > 0", 0),
-        ("sharpness_dimension.state_size > 58 or hessian.trace.value > 0", 3),
+        ("sharpness_dimension.state_size == 63", 3),
+        ("sharpness_dimension.state_size != 63", 0),
+        ("sharpness_dimension.state_size>=63 and hessian.trace.value > 0", 3),
+        ("sharpness_dimension.state_size > 63 and hessian.trace.value > 0", 0),
+        ("sharpness_dimension.state_size > 63 or hessian.trace.value > 0", 3),
         # and binds more tightly than or
         ("hessian.trace.value > 0 or hessian.trace.value > 0 and data.num_samples < 1", 3),
         ("rds_sharpness.leading.0 > 1e9", 0),
