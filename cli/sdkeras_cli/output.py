@@ -1,4 +1,7 @@
-"""What a command writes: files, checked before the work starts, and lines, reports and progress in the terminal."""
+"""What a command writes: files, checked before the work starts, and lines, reports and progress in the terminal.
+
+What draws reports is imported when there is one: it takes a second, which `plugins list` need not wait for.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -15,13 +19,12 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from sdkeras.errors import SdkerasError
 from sdkeras.files.atomic import check_room, is_stream, reason_of, shown
 from sdkeras.reporting.advice import rendered
-from sdkeras.reporting.build import Reported
-from sdkeras.reporting.html import save_html
-from sdkeras.reporting.numbers import dimension
 from sdkeras.reporting.report import Table, printable
-from sdkeras.reporting.terminal import render, render_table
 from sdkeras.results import progress
 from sdkeras.results.document import Document, write_atomically
+
+if TYPE_CHECKING:
+    from sdkeras.reporting.build import Reported
 
 # Columns that a report needs at least and can use at most, and those of a terminal that does not know (COLUMNS=0).
 _NARROWEST, _WIDEST, _UNKNOWN = 40, 10_000, 80
@@ -69,6 +72,9 @@ def save_json(answer: Document, path: str | None) -> None:
 
 def write_report(answer: Reported, html_path: str | None = None, *, quiet: bool) -> None:
     """The answer as a page where asked for, and in the terminal unless quiet."""
+    from sdkeras.reporting.html import save_html
+    from sdkeras.reporting.terminal import render
+
     if html_path is not None:
         save_html(answer, html_path)
     if not quiet:
@@ -77,6 +83,8 @@ def write_report(answer: Reported, html_path: str | None = None, *, quiet: bool)
 
 def show_plan(table: Table, outputs: list[str]) -> None:
     """The plan of `--dry-run`, and which files would be written."""
+    from sdkeras.reporting.terminal import render_table
+
     console().print(render_table(table))
     show_outputs(outputs)
 
@@ -106,6 +114,8 @@ def progress_bar(quiet: bool) -> Iterator[Callable[[progress.Progress], None] | 
     if quiet or not sys.stderr.isatty():
         yield None
         return
+    from sdkeras.reporting.numbers import dimension
+
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
