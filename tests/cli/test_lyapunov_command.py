@@ -11,7 +11,6 @@ import sdkeras
 from sdkeras.datasets import load_digits
 from sdkeras.results.progress import TIME
 from sdkeras.runs.budget import Budget
-from sdkeras_cli import request
 
 layers = keras.layers
 
@@ -141,15 +140,15 @@ def test_a_dry_run_writes_nothing(files: Path, tmp_path: Path, in_process) -> No
 def test_a_time_limit_gives_a_partial_answer(files: Path, tmp_path: Path, in_process, monkeypatch) -> None:
     """The limit comes at the 20th look at it, on a machine of any speed."""
     out, looks = tmp_path / "out.json", itertools.count(1)
-    monkeypatch.setattr(Budget, "stop", lambda *_: TIME if next(looks) >= 20 else "")
     common = ("lyapunov", files / "model.keras", "--data", files / "data.npz", "--num-exponents", 1, "--quiet")
-    status, _, err = in_process(*common, "--transient", 0, "--steps", 1_000_000, "--time-limit", 1e4, "--json", out)
+    asked = ("--transient", 0, "--steps", 1_000_000, "--time-limit", 1e4, "--json", out)
+    with monkeypatch.context() as patch:
+        patch.setattr(Budget, "stop", lambda *_: TIME if next(looks) >= 20 else "")
+        status, _, err = in_process(*common, *asked)
     assert status == 130, err
     found = sdkeras.LyapunovRun.load(out)
     assert (found.partial, found.status) == (True, "time limit")
     assert 0 < found.lyapunov.num_steps < 1_000_000
-    monkeypatch.undo()
-    monkeypatch.setattr(request, "tensorflow_settings", lambda: None)
     status, _, err = in_process(*common, "--time-limit", 0.001)
     assert status == 130
     assert "before a step was measured" in err
