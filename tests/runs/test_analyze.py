@@ -420,7 +420,7 @@ def test_logits_under_a_loss_of_probabilities_are_told(digits) -> None:
 
 
 def test_a_model_without_a_loss_is_told_so(digits) -> None:
-    model = net(keras.optimizers.SGD(0.25))
+    model = keras.Sequential([keras.Input((8, 8)), layers.Flatten(), layers.Dense(10)])
     model.compile(keras.optimizers.SGD(0.25))
     with pytest.raises(ModelError, match="compiled without a loss"):
         sdkeras.analyze(model, digits)
