@@ -1,9 +1,43 @@
-"""Keras' own training step as a function of the flat state, for finite differences."""
+"""Small trainings, and Keras' own training step as a function of the flat state, for finite differences."""
+
+from typing import Any
 
 import keras
 import numpy as np
+import pytest
 
 import sdkeras
+
+RATE = 0.125  # Keras keeps the rate in float32; this one is exact there
+
+
+def trained(optimizer: Any, model: keras.Model, data: tuple[Any, Any], steps: int = 3) -> keras.Model:
+    """The model after some steps on all the data; its loss is made anew, since it keeps the precision it is made in."""
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    for _ in range(steps):
+        model.train_on_batch(*data)
+    return model
+
+
+def step_of(
+    model: keras.Model, data: Any, batch_size: int | None = None, *, dtype: str = "float64", **options: Any
+) -> sdkeras.UpdateMap:
+    return sdkeras.UpdateMap(sdkeras.EmpiricalLoss(model, data, batch_size, dtype=dtype), model.optimizer, **options)
+
+
+def dense(step: sdkeras.UpdateMap) -> np.ndarray:
+    return step.jvp(np.eye(step.size))
+
+
+def excluding(optimizer: Any, **what: Any) -> Any:
+    optimizer.exclude_from_weight_decay(**what)
+    return optimizer
+
+
+def by_layer(weights: Any, biases: Any) -> Any:
+    if not hasattr(keras.optimizers, "MultiOptimizer"):
+        pytest.skip("this Keras has no MultiOptimizer")
+    return keras.optimizers.MultiOptimizer(keras.optimizers.OptimizerMap(weights, {".*bias": biases}))
 
 
 class Trainer:
@@ -15,10 +49,7 @@ class Trainer:
         self.every = [*model.variables, *model.optimizer.variables]
         self.start = [np.asarray(v).copy() for v in self.every]
         by_path: dict[str, list] = {}
-        for variable in (
-            *model.trainable_variables,
-            *getattr(model.optimizer, "inner_optimizer", model.optimizer).variables,
-        ):
+        for variable in (*model.trainable_variables, *model.optimizer.variables):
             by_path.setdefault(variable.path, []).append(variable)
         self.variables = [by_path[n.split("#")[0]][int((n + "#1").split("#")[1]) - 1] for n in names]
 

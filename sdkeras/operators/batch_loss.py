@@ -20,23 +20,14 @@ LossFn = Callable[[Tensor, Tensor], Tensor]
 
 @attrs.frozen(eq=False)
 class Batch:
-    """One minibatch with everything that fixes the loss on it.
+    """One minibatch with everything that fixes the loss on it."""
 
-    Attributes:
-        tensors: The flat arrays of (x, y, sample_weight).
-        seeds: State of each of the model's seed generators, shape [g, 2]: it fixes the dropout masks.
-        data_weight: Weight of the compiled loss of this batch in the total.
-        extra_weight: Weight of `model.losses` (regularisers, add_loss) in the total.
-        num_examples: Examples in the batch.
-        loss_weights: Weight of each compiled loss relative to `data_weight`, in the order in which Keras computes
-            them; () for 1.
-    """
-
-    tensors: tuple[Tensor, ...]
-    seeds: Array
-    data_weight: float
-    extra_weight: float
+    tensors: tuple[Tensor, ...]  # the flat arrays of (x, y, sample_weight)
+    seeds: Array  # state of each of the model's seed generators, shape [g, 2]: it fixes the dropout masks
+    data_weight: float  # of the compiled loss of this batch in the total
+    extra_weight: float  # of `model.losses` (regularisers, add_loss) in the total
     num_examples: int
+    # Weight of each compiled loss relative to `data_weight`, in the order in which Keras computes them; () for 1.
     loss_weights: tuple[float, ...] = ()
 
 
@@ -52,12 +43,10 @@ class _Variables:
     @classmethod
     def of(cls, model: Model, positions: tuple[int, ...]) -> _Variables:
         analysed = [model.trainable_variables[position] for position in positions]
-        generators = [each for layer in layers_of(model) for each in layer._seed_generators]
-        states = [generator.state for generator in generators]
+        states = [generator.state for layer in layers_of(model) for generator in layer._seed_generators]
         mapped = {id(variable) for variable in [*analysed, *states]}
-        variables = _all_variables(model)
-        held_positions = [k for k, variable in enumerate(variables) if id(variable) not in mapped]
-        return cls(analysed, states, [variables[k] for k in held_positions], held_positions)
+        held = {k: each for k, each in enumerate(_all_variables(model)) if id(each) not in mapped}
+        return cls(analysed, states, list(held.values()), list(held))
 
 
 def _all_variables(model: Model) -> list[Variable]:
@@ -70,43 +59,26 @@ class BatchLoss:
 
     Everything but the analysed parameters is held at its value when this is made: other weights, batch-normalization
     averages; seed states belong to the batch.
-
-    Attributes:
-        model: The model, in the precision of the analysis.
-        structure: The nested (x, y, sample_weight) of a batch.
-        training: Whether the model runs as in training.
-        positions: Where the analysed parameters stand among the model's trainable variables.
-        layout: Their names and shapes.
-        dtype: Precision of the analysis.
-        loss_fn: Replaces the compiled loss, see `EmpiricalLoss`.
-        point: The analysed parameters' values, one flat vector, shape [n].
-        held: Values of the other variables, in the model's order.
-        reductions: How Keras reduces each compiled loss ('sum', 'sum_over_batch_size', ...), known once the loss has
-            been computed or traced.
-        roles: The model's variables by what they are for the loss.
-        in_doubt: Names of the losses that may couple the examples of a batch, known then as well.
     """
 
-    model: Model
-    structure: Data
-    training: bool
-    positions: tuple[int, ...]
-    layout: Layout
+    model: Model  # in the precision of the analysis
+    structure: Data  # the nested (x, y, sample_weight) of a batch
+    training: bool  # whether the model runs as in training
+    positions: tuple[int, ...]  # of the analysed parameters among the model's trainable variables
+    layout: Layout  # of the analysed parameters
     dtype: str
-    loss_fn: LossFn | None
-    roles: _Variables = attrs.field()
-    point: Array = attrs.field()
-    held: tuple[Tensor, ...] = attrs.field()
+    loss_fn: LossFn | None  # replaces the compiled loss, see `EmpiricalLoss`
+    roles: _Variables = attrs.field(default=attrs.Factory(lambda self: _Variables.of(self.model, self.positions), True))
+    point: Array = attrs.field()  # the analysed parameters' values, shape [n]
+    held: tuple[Tensor, ...] = attrs.field()  # values of the other variables, in the model's order
+    # Known once the loss has been computed or traced: how Keras reduces each compiled loss ('sum',
+    # 'sum_over_batch_size', ...), and the names of those that may couple the examples of a batch.
     reductions: list[str] = attrs.field(factory=list)
     in_doubt: list[str] = attrs.field(factory=list)
 
-    @roles.default
-    def _of_model(self) -> _Variables:
-        return _Variables.of(self.model, self.positions)
-
     @point.default
     def _values_of_analysed(self) -> Array:
-        return self.layout.flatten(self.roles.analysed, np.dtype(self.dtype))
+        return self.layout.flatten(self.analysed, np.dtype(self.dtype))
 
     @held.default
     def _values_of_held(self) -> tuple[Tensor, ...]:
@@ -117,8 +89,12 @@ class BatchLoss:
         return len(self.roles.seed_states)
 
     @property
+    def is_random(self) -> bool:
+        """Whether seeds make a difference."""
+        return self.training and self.num_seeds > 0
+
+    @property
     def analysed(self) -> list[Variable]:
-        """The analysed variables themselves."""
         return self.roles.analysed
 
     def at(self, point: Array, model: Model | None = None) -> BatchLoss:
@@ -134,11 +110,8 @@ class BatchLoss:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Total loss, its part from `model.losses`, and what each compiled loss divides by, shape [losses].
 
-        Args:
-            parts: The parameters.
-            seeds: State of each seed generator, shape [g, 2].
-            flat: Tensors of the batch, then the held values.
-            factors: The compiled losses are multiplied by them; None for 1.
+        `parts` are the parameters, `seeds` as in `Batch`, `flat` the tensors of the batch, then the held values; the
+        compiled losses are multiplied by `factors`.
 
         Raises:
             ModelError: The loss is no scalar.
@@ -207,11 +180,7 @@ class BatchLoss:
         return BatchLoss(model, self.structure, training, self.positions, self.layout, dtype, self.loss_fn)
 
     def in_precision(self, dtype: str) -> BatchLoss:
-        """The same function in another precision, on a copy of the model.
-
-        Raises:
-            ModelError: The model cannot be rebuilt in it.
-        """
+        """The same function in another precision, on a copy of the model."""
         copy = self.of_model(precision.in_precision(self.model, dtype), training=self.training, dtype=dtype)
         held = _values(self.held, copy.roles.held)
         return attrs.evolve(copy, point=self.point.astype(dtype), held=held)

@@ -18,18 +18,12 @@ from sdkeras.operators.tf_patches import Patch
 
 
 class Recorder:
-    """The losses called so far, in order.
-
-    Attributes:
-        reductions: Keras' name of each loss's reduction.
-        counts: Denominators, scalars; 1 for a sum, the batch's examples for a loss that Keras does not reduce.
-        in_doubt: Names of the losses that may not be a sum over examples divided by the count.
-    """
+    """The losses called so far, in order."""
 
     def __init__(self, factors: Tensor | None, examples: Tensor) -> None:
-        self.reductions: list[str] = []
-        self.counts: list[Tensor] = []
-        self.in_doubt: list[str] = []
+        self.reductions: list[str] = []  # by Keras' names
+        self.counts: list[Tensor] = []  # denominators; 1 for a sum, the batch's examples where Keras does not reduce
+        self.in_doubt: list[str] = []  # names of the losses that may not be a sum over examples divided by the count
         self._factors = factors
         self._examples = examples
 
@@ -60,10 +54,9 @@ class Recorder:
             count = tf.cast(original(_with(loss, ones, "sum"), y_true, y_pred, weight), self._examples.dtype)
         if each.shape.rank == 0 or not _adds_up(loss):
             self.in_doubt.append(str(loss.name))
-        position = len(self.counts)
         self.reductions.append(reduction)
         self.counts.append(count)
-        return total if self._factors is None else total * tf.cast(self._factors[position], total.dtype)
+        return total if self._factors is None else total * tf.cast(self._factors[len(self.counts) - 1], total.dtype)
 
 
 def _with(loss: Loss, call: Callable[[Tensor, Tensor], Tensor], reduction: str) -> Loss:
@@ -99,11 +92,9 @@ _CALLS: Patch[Recorder] = Patch(keras.losses.Loss, __call__=_recorded)
 
 @contextlib.contextmanager
 def recording(factors: Tensor | None, examples: Tensor) -> Iterator[Recorder]:
-    """While it lasts, losses that this thread calls are recorded; other threads' are left alone.
+    """While it lasts, losses that this thread calls are recorded, the k-th times the k-th factor, other threads' not.
 
-    Args:
-        factors: The k-th loss is multiplied by the k-th of them; None for no factors.
-        examples: Number of examples of the batch, a floating-point scalar.
+    `examples` is the number of examples of the batch, a floating-point scalar.
     """
     recorder = Recorder(factors, examples)
     with _CALLS.scope(recorder):

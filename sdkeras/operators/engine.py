@@ -25,6 +25,7 @@ import tensorflow as tf
 from sdkeras.errors import ModelError
 from sdkeras.files.keras_types import Compiled, GraphDef, Tensor
 from sdkeras.linalg.vectors import finite
+from sdkeras.operators.layout import joined
 from sdkeras.operators.modes import PRODUCT_MODES
 from sdkeras.operators.tf_patches import exact_moments
 from sdkeras.results.arrays import Array, DType
@@ -50,6 +51,27 @@ def quiet() -> Iterator[None]:
         log.setLevel(level)
 
 
+def over_rows(function: Callable[[Tensor], Tensor], rows: Tensor, vectorized: bool, results: object = None) -> Tensor:
+    """A function of vectors for each row of a matrix, or of several: vectorized, or one after the other.
+
+    `results` are the dtypes that it returns, if not as many as it takes.
+    """
+    if vectorized:
+        return tf.vectorized_map(function, rows, fallback_to_while_loop=False)
+    return tf.map_fn(function, rows, fn_output_signature=results)
+
+
+def vectorized_if_possible(make: Callable[[bool], Compiled], *arguments: Tensor) -> Compiled:
+    """A compiled function of the rows of a matrix: vectorized where TensorFlow can, one after the other where not."""
+    with quiet():
+        try:
+            vectorized = make(True)
+            vectorized(*arguments)
+        except Exception:  # no vectorized form of some operation; TensorFlow raises several types for it
+            return make(False)
+    return vectorized
+
+
 def inexact_moments(graph: GraphDef) -> list[str]:
     """Names of the variances in a graph and its functions that `tf.nn.moments` of TensorFlow made.
 
@@ -58,20 +80,14 @@ def inexact_moments(graph: GraphDef) -> list[str]:
     """
     names = []
     for nodes in (graph.node, *(function.node_def for function in graph.library.function)):
-        by_name = {node.name: node for node in nodes}
-        for node in nodes:
-            if node.op != "SquaredDifference":
-                continue
-            stop = by_name.get(_source(node.input[1]))
-            mean = by_name.get(_source(stop.input[0])) if stop is not None and stop.op == "StopGradient" else None
-            if mean is not None and mean.op == "Mean" and _source(mean.input[0]) == _source(node.input[0]):
-                names.append(str(node.name))
+        ops = {node.name: node.op for node in nodes}
+        sources = {node.name: [name.partition(":")[0] for name in node.input] for node in nodes}
+        for name in [name for name, op in ops.items() if op == "SquaredDifference"]:
+            x, stop = sources[name][:2]
+            mean = sources[stop][0] if ops.get(stop) == "StopGradient" else ""
+            if ops.get(mean) == "Mean" and sources[mean][0] == x:
+                names.append(str(name))
     return names
-
-
-def _source(name: str) -> str:
-    """The node whose output a node's input is."""
-    return name.partition(":")[0]
 
 
 @attrs.define(eq=False)
@@ -88,22 +104,14 @@ class _Shared:
 
 @attrs.frozen(eq=False)
 class Engine:
-    """The compiled functions of one `BatchLoss`; batch, seeds, weights and held values are arguments.
+    """The compiled functions of one `BatchLoss`; batch, seeds, weights and held values are arguments."""
 
-    Attributes:
-        function: The loss; its point and held values are those at which the engine works.
-        specs: Shapes and dtypes of the arguments beside the point: seed states, weights, the batch's tensors, held
-            values.
-        point: The flat parameter vector of the model, a tensor of shape [n].
-        mode: The product mode in use, '' while it makes no products.
-        refused: Why product modes before this one could not be built.
-    """
-
-    function: BatchLoss
+    function: BatchLoss  # its point and held values are those at which the engine works
+    # Shapes and dtypes of the arguments beside the point: seed states, weights, the batch's tensors, held values.
     specs: tuple[tf.TensorSpec, ...]
-    point: Tensor
-    mode: str = ""
-    refused: Mapping[str, str] = attrs.field(factory=dict)
+    point: Tensor  # the flat parameter vector, of shape [n]
+    mode: str = ""  # of the products; '' while there are none
+    refused: Mapping[str, str] = attrs.field(factory=dict)  # why product modes before this one could not be built
     _shared: _Shared = attrs.field(factory=_Shared)
     _evaluate: Compiled = None
     _gradient: Compiled = None
@@ -223,27 +231,7 @@ class Engine:
         with ThreadPoolExecutor(1) as thread:
             return thread.submit(trace).result()
 
-    def first_of(self, make: Callable[[bool], Compiled], *arguments: Tensor) -> Compiled:
-        """Compile with `make` for the rows of a matrix, vectorized where TensorFlow can and mapped where it cannot."""
-        with quiet():
-            try:
-                vectorized = make(True)
-                vectorized(*arguments)
-            except Exception:  # no vectorized form of some operation; TensorFlow raises several types for it
-                return make(False)
-        return vectorized
-
     # Graphs: what is traced
-
-    def split(self, vector: Tensor) -> list[Tensor]:
-        """A flat vector as one tensor for each variable."""
-        layout = self.function.layout
-        pieces = tf.split(vector, list(layout.sizes))
-        return [tf.reshape(piece, shape) for piece, shape in zip(pieces, layout.shapes, strict=True)]
-
-    def join(self, parts: Sequence[Tensor]) -> Tensor:
-        """One tensor for each variable as a flat vector."""
-        return tf.concat([tf.reshape(tensor, [-1]) for tensor in parts], axis=0)
 
     def raw_gradients_of(self, parts: list[Tensor], batch: Sequence[Tensor]) -> list[Tensor]:
         """The weighted gradient as TensorFlow makes it: tensors, `tf.IndexedSlices` or None; in a graph."""
@@ -266,13 +254,13 @@ class Engine:
         ]
 
     def _evaluate_graph(self, point: Tensor, seeds: Tensor, weights: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
-        return self.function(self.split(point), seeds, list(flat), weights[2:])
+        return self.function(self.function.layout.split(point), seeds, list(flat), weights[2:])
 
     def _gradient_graph(self, point: Tensor, *batch: Tensor) -> Tensor:
-        return self.join(self._gradients(self.split(point), batch))
+        return joined(self._gradients(self.function.layout.split(point), batch))
 
     def _reverse_over_reverse(self, point: Tensor, vector: Tensor, *batch: Tensor) -> Tensor:
-        parts = self.split(point)
+        parts = self.function.layout.split(point)
         with tf.GradientTape() as tape:
             tape.watch(parts)
             gradients = self._gradients(parts, batch)
@@ -282,14 +270,14 @@ class Engine:
         self, tape: tf.GradientTape, gradients: list[Tensor], parts: list[Tensor], vector: Tensor
     ) -> Tensor:
         zero = tf.UnconnectedGradients.ZERO
-        duals = self.split(vector)
-        return self.join(tape.gradient(gradients, parts, output_gradients=duals, unconnected_gradients=zero))
+        duals = self.function.layout.split(vector)
+        return joined(tape.gradient(gradients, parts, output_gradients=duals, unconnected_gradients=zero))
 
     def _forward_over_reverse(self, point: Tensor, vector: Tensor, *batch: Tensor) -> Tensor:
-        parts = self.split(point)
-        with tf.autodiff.ForwardAccumulator(parts, self.split(vector)) as accumulator:
+        parts = self.function.layout.split(point)
+        with tf.autodiff.ForwardAccumulator(parts, self.function.layout.split(vector)) as accumulator:
             gradients = self._gradients(parts, batch)
-        return self.join(accumulator.jvp(gradients, unconnected_gradients=tf.UnconnectedGradients.ZERO))
+        return joined(accumulator.jvp(gradients, unconnected_gradients=tf.UnconnectedGradients.ZERO))
 
     def _finite_differences(self, point: Tensor, vector: Tensor, *batch: Tensor) -> Tensor:
         step = tf.math.divide_no_nan(tf.constant(_STEP[self.function.dtype], vector.dtype), tf.norm(vector))
@@ -301,7 +289,7 @@ class Engine:
         """The gradient, and products with the rows of a matrix, over one shared first pass."""
 
         def graph(point: Tensor, rows: Tensor, *batch: Tensor) -> tuple[Tensor, Tensor]:
-            parts = self.split(point)
+            parts = self.function.layout.split(point)
             with tf.GradientTape(persistent=True) as tape:
                 tape.watch(parts)
                 gradients = self._gradients(parts, batch)
@@ -309,9 +297,7 @@ class Engine:
             def product(vector: Tensor) -> Tensor:
                 return self._pulled_back(tape, gradients, parts, vector)
 
-            if vectorized:
-                return self.join(gradients), tf.vectorized_map(product, rows, fallback_to_while_loop=False)
-            return self.join(gradients), tf.map_fn(product, rows)
+            return joined(gradients), over_rows(product, rows, vectorized)
 
         return self.traced(graph, tf.TensorSpec([None, self.size], self.function.dtype))
 
@@ -338,16 +324,12 @@ class Engine:
         Tensors, `tf.IndexedSlices` for what was looked up, None for what is unconnected. Traced anew on every call.
         """
 
-        graph = self.traced(lambda point, *batch: self.raw_gradients_of(self.split(point), batch))
+        graph = self.traced(lambda point, *batch: self.raw_gradients_of(self.function.layout.split(point), batch))
         gradients: list[Tensor] = graph(point, *self.arguments(batch))
         return gradients
 
     def total_gradient(self, point: Tensor, batches: Sequence[Batch]) -> Array:
-        """Sum of the weighted gradients over batches, shape [n], float64, one gradient in memory at a time.
-
-        Raises:
-            NonFiniteError: It holds NaN or infinity.
-        """
+        """Sum of the weighted gradients over batches, shape [n], float64 and finite, one in memory at a time."""
         total = np.zeros(self.size)
         for batch in batches:
             total += self.gradient(point, batch).numpy()
@@ -368,11 +350,10 @@ class Engine:
         """Weighted gradient, [n], and weighted products with each row, [k, n] -> [k, n], over one shared pass."""
         if self.mode != "reverse-over-reverse":
             return self.gradient(point, batch), self.products(point, rows, batch)
-        arguments = self.arguments(batch)
-        shared = self._shared
+        arguments, shared = self.arguments(batch), self._shared
         with shared.lock:
             if shared.block_product is None:
-                shared.block_product = self.first_of(self._block_product, point, rows, *arguments)
+                shared.block_product = vectorized_if_possible(self._block_product, point, rows, *arguments)
             shared.num_products += int(rows.shape[0])
         both: tuple[Tensor, Tensor] = shared.block_product(point, rows, *arguments)
         return both

@@ -16,8 +16,7 @@ from sdkeras.linalg.vectors import finite
 from sdkeras.operators import subspace, verification
 from sdkeras.operators.batch_loss import Batch
 from sdkeras.operators.engine import Engine
-from sdkeras.operators.loss import EmpiricalLoss
-from sdkeras.operators.views import evolved
+from sdkeras.operators.loss import EmpiricalLoss, evolved
 from sdkeras.results.arrays import Array, DType
 from sdkeras.results.verification import Verification
 
@@ -134,14 +133,12 @@ class HessianOperator(SymmetricOperator):
 
     def rows(self, rows: Tensor) -> Tensor:
         """H r for each row r, shape [k, n] -> [k, n]; a block of rows at a time, since all of them share memory."""
-        count = int(min(_BLOCK, _BLOCK_BYTES // (self.size * self.dtype.itemsize)))
+        number, count = int(np.shape(rows)[0]), int(min(_BLOCK, _BLOCK_BYTES // (self.size * self.dtype.itemsize)))
         if count <= 1:  # no block shares its first pass, and the compiled products with several are not needed
-            parts = [self.matvec(rows[k])[None] for k in range(int(np.shape(rows)[0]))]
+            parts = [self.matvec(rows[k])[None] for k in range(number)]
         else:
-            parts = [
-                self._apply(block, (int(np.shape(block)[0]), self.size), self.engine.products)
-                for block in (rows[start : start + count] for start in range(0, int(np.shape(rows)[0]), count))
-            ]
+            blocks = (rows[start : start + count] for start in range(0, number, count))
+            parts = [self._apply(block, (len(block), self.size), self.engine.products) for block in blocks]
         if len(parts) == 1:
             return parts[0]
         return tf.concat(parts, axis=0) if tf.is_tensor(rows) else np.concatenate(parts)
@@ -155,7 +152,7 @@ class HessianOperator(SymmetricOperator):
         is_tensor = tf.is_tensor(array)
         if tuple(np.shape(array)) != shape:
             raise ValueError(f"the operator takes an array of shape {shape}, got {tuple(np.shape(array))}.")
-        vector = tf.cast(array, self.loss.function.dtype) if is_tensor else tf.constant(array, self.dtype)
+        vector = tf.cast(array, self.dtype) if is_tensor else tf.constant(array, self.dtype)
 
         def one(batch: Batch) -> Tensor:
             return product(self.engine.point, vector, batch)
@@ -170,9 +167,7 @@ class HessianOperator(SymmetricOperator):
             parts = [one(group[0])] if len(group) == 1 else list(self._pool.map(one, group))
             for product_of_batch in parts:
                 total = product_of_batch if total is None else total + product_of_batch
-        if is_tensor:
-            return total
-        return finite(total.numpy(), "a Hessian-vector product")
+        return total if is_tensor else finite(total.numpy(), "a Hessian-vector product")
 
     def reduced(self) -> Reduction | None:
         """The Hessian on the data subspace of the first layer plus the eigenvalue of the rest, if it splits."""

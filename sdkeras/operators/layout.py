@@ -7,23 +7,19 @@ from collections.abc import Sequence
 
 import attrs
 import numpy as np
+import tensorflow as tf
 from numpy.typing import ArrayLike, DTypeLike
 
 from sdkeras.errors import ModelError
-from sdkeras.files.keras_types import Variable
+from sdkeras.files.keras_types import Tensor, Variable
 from sdkeras.results.arrays import Array
 
 
 @attrs.frozen
 class Layout:
-    """Where each variable lies in the flat vector.
+    """Where each variable lies in the flat vector."""
 
-    Attributes:
-        names: Variable paths, in the model's order.
-        shapes: Their shapes.
-    """
-
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # variable paths, in the model's order
     shapes: tuple[tuple[int, ...], ...]
 
     @classmethod
@@ -70,21 +66,24 @@ class Layout:
         """Arrays of these shapes as one vector, shape [size]."""
         return np.concatenate([np.asarray(array, dtype=dtype).ravel() for array in arrays])
 
+    def split(self, vector: Tensor) -> list[Tensor]:
+        """A flat tensor as one tensor for each variable."""
+        pieces = zip(tf.split(vector, list(self.sizes)), self.shapes, strict=True)
+        return [tf.reshape(piece, shape) for piece, shape in pieces]
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors of any shapes as one flat tensor."""
+    return tf.concat([tf.reshape(tensor, [-1]) for tensor in parts], axis=0)
+
 
 def select_variables(variables: Sequence[Variable], pattern: str | None) -> list[Variable]:
-    """The variables whose path the regular expression finds (all of them without one), in order.
-
-    Raises:
-        ModelError: No variable is left, or the pattern is no regular expression.
-    """
-    if pattern is None:
-        chosen = list(variables)
-    else:
-        try:
-            expression = re.compile(pattern)
-        except re.error as error:
-            raise ModelError(f"the parameter pattern {pattern!r} is not a regular expression: {error}.") from error
-        chosen = [variable for variable in variables if expression.search(str(variable.path))]
+    """The variables whose path the regular expression finds (all of them without one), in order; at least one."""
+    try:
+        expression = re.compile(pattern or "")
+    except re.error as error:
+        raise ModelError(f"the parameter pattern {pattern!r} is not a regular expression: {error}.") from error
+    chosen = [variable for variable in variables if expression.search(str(variable.path))]
     if not chosen:
         if not variables:
             raise ModelError("the model has no trainable variables, so there is nothing to analyse.")

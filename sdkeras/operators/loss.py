@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import attrs
 import keras
@@ -19,8 +20,17 @@ from sdkeras.operators.batch_loss import Batch, BatchLoss, LossFn, keras_structu
 from sdkeras.operators.engine import Engine
 from sdkeras.operators.layout import Layout, select_variables
 from sdkeras.operators.modes import DTYPES, MODES
-from sdkeras.operators.views import evolved
 from sdkeras.results.arrays import Array, DType
+
+T = TypeVar("T", bound=attrs.AttrsInstance)
+
+
+def evolved(instance: T, **changes: object) -> T:
+    """`attrs.evolve` for a class whose constructor computes its fields (`attrs.frozen(init=False)`)."""
+    fields = {field.alias or field.name: getattr(instance, field.name) for field in attrs.fields(type(instance))}
+    view = object.__new__(type(instance))
+    view.__attrs_init__(**{**fields, **changes})  # type: ignore[attr-defined]
+    return view
 
 
 @attrs.frozen(init=False, eq=False)
@@ -290,6 +300,8 @@ def _coupling(function: BatchLoss, batch: Batch) -> list[str]:
     The function is in inference mode: with batch statistics it never is.
     """
     size = min(8, batch.num_examples)
+    if size < 2:
+        return []
     cuts = (slice(0, size), slice(0, size // 2), slice(size // 2, size))
     parts = [tf.convert_to_tensor(variable) for variable in function.analysed]
 
@@ -298,8 +310,6 @@ def _coupling(function: BatchLoss, batch: Batch) -> list[str]:
         total, extra, counts = function(parts, tf.constant(batch.seeds), [*tensors, *function.held], factors)
         return np.array([total - extra, *counts], np.float64)
 
-    if size < 2:
-        return []
     try:
         whole, *halves = (evaluated(cut) for cut in cuts)
         examples = np.array([size // 2, size - size // 2], np.float64)
@@ -325,11 +335,7 @@ def tensor_dtype(array: Array | minibatches.Pieces, dtype: str) -> str:
 
 
 def check_model(model: Model, *, needs_loss: bool) -> None:
-    """Refuses what is not a Keras model with something to analyse.
-
-    Raises:
-        ModelError: See above.
-    """
+    """Refuses, by a ModelError, what is not a Keras model with something to analyse."""
     if not isinstance(model, keras.Model):
         raise ModelError(f"expected a keras.Model (Keras 3), got {type(model).__module__}.{type(model).__name__}.")
     if keras.backend.backend() != "tensorflow":

@@ -30,9 +30,7 @@ _LONGEST = 10**7
 class Pieces:
     """Arrays of batches that differ in shape beside the batch axis (bucketed sequences), as if they were joined.
 
-    Attributes:
-        shape: Shape of the joined array: None for an axis on which the batches differ.
-        dtype: Dtype of the batches.
+    The shape has None for an axis on which the batches differ.
     """
 
     def __init__(self, parts: Sequence[Array]) -> None:
@@ -61,25 +59,16 @@ class Pieces:
 
 @attrs.frozen(eq=False)
 class Source:
-    """All samples, as flat arrays with a common first axis, and how they fall into minibatches.
+    """All samples, as flat arrays with a common first axis, and how they fall into minibatches."""
 
-    Attributes:
-        arrays: Flat list of arrays, first axis = samples; `Pieces` where batches differ in shape.
-        structure: The nested (x, y, sample_weight) that `tf.nest.pack_sequence_as` rebuilds; (x,) without targets.
-        batch_size: Size of a full minibatch.
-        batch_ranges: The data's own batches as index ranges, or None where batches are cut from permutations.
-        note: Caveat on how the data were read, or "".
-        batch_size_source: Where the batch size came from: 'given', 'dataset' or 'assumed'; "" for all in one batch.
-        class_weight: Weights by class that the sample weights were made from, or None.
-    """
-
-    arrays: tuple[Data, ...]
-    structure: Data
-    batch_size: int
+    arrays: tuple[Data, ...]  # first axis = samples; `Pieces` where batches differ in shape
+    structure: Data  # the nested (x, y, sample_weight) that `tf.nest.pack_sequence_as` rebuilds; (x,) without targets
+    batch_size: int  # of a full minibatch
+    # The data's own batches as index ranges, or None where batches are cut from permutations.
     batch_ranges: tuple[tuple[int, int], ...] | None = None
-    note: str = ""
-    batch_size_source: str = ""
-    class_weight: Mapping[int, float] | None = None
+    note: str = ""  # caveat on how the data were read
+    batch_size_source: str = ""  # 'given', 'dataset' or 'assumed'; "" for all in one batch
+    class_weight: Mapping[int, float] | None = None  # by class, where the sample weights were made from it
 
     @property
     def num_samples(self) -> int:
@@ -135,9 +124,8 @@ class Source:
             ranges = list(self.batch_ranges)
             if count < self.num_samples:
                 order = generator.permutation(len(ranges))
-                sizes = np.array([ranges[position][1] - ranges[position][0] for position in order])
-                # The first of them that hold this many samples.
-                kept = order[: int(np.searchsorted(np.cumsum(sizes), count)) + 1]
+                samples = np.cumsum([ranges[position][1] - ranges[position][0] for position in order])
+                kept = order[: int(np.searchsorted(samples, count)) + 1]  # the first that hold this many samples
                 ranges = [ranges[position] for position in sorted(kept)]
             return [self.take(slice(start, stop)) for start, stop in ranges]
         if count == self.num_samples and count <= self.batch_size:

@@ -93,19 +93,15 @@ def default_precision(dtype: str) -> Iterator[None]:
 
 
 def require_same_loss(original: float, rebuilt: float, dtype: str, rounding: float = 0.0) -> None:
-    """Refuses a rebuilt model whose loss is another function, not the same one up to rounding.
+    """Refuses a model rebuilt in `dtype` whose loss of the same batch is another function, not the same one rounded.
 
-    Args:
-        original: Loss of a batch in float32; if it overflows, there is nothing to compare.
-        rebuilt: Loss of the same batch by the rebuilt model.
-        dtype: Dtype of the rebuilt model.
-        rounding: How much the original loss changes if each weight is moved by one rounding: the loss may be a small
-            difference of large outputs.
+    `rounding` is how much the original loss, in float32, changes if each weight is moved by one rounding: it may be a
+    small difference of large outputs.
 
     Raises:
-        ModelError: The losses of the same batch differ by more than 1e-3 of their size.
+        ModelError: The losses differ by more than 1e-3 of their size.
     """
-    if not np.isfinite(original):
+    if not np.isfinite(original):  # it overflows: there is nothing to compare
         return
     # 1e-5: a loss near zero is all rounding (and Keras clips probabilities at 1e-7). 30: products and sums round, too.
     if not abs(original - rebuilt) <= 1e-3 * max(abs(original), abs(rebuilt)) + 1e-5 + 30 * rounding:

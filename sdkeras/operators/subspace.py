@@ -11,9 +11,9 @@ direction of the complement decides.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-import attrs
 import keras
 import numpy as np
 import tensorflow as tf
@@ -31,31 +31,20 @@ if TYPE_CHECKING:
 _SPLIT_TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
 
 
-@attrs.frozen(eq=False)
-class _Factor:
-    """One kernel [p, q] and an orthonormal basis [p, r] of the part of its input space that is felt."""
-
-    position: int
-    basis: Array
-
-    @property
-    def rank(self) -> int:
-        return int(self.basis.shape[1])
-
-
 class SubspaceOperator(SymmetricOperator):
-    """E' A E for the embedding E whose columns are orthonormal: identity but for the given kernels."""
+    """E' A E for the embedding E whose columns are orthonormal: identity but for kernels with a basis, by position.
 
-    def __init__(self, operator: HessianOperator, factors: list[_Factor]) -> None:
+    The basis [p, r] of a kernel [p, q] is that of the part of its input space that is felt.
+    """
+
+    def __init__(self, operator: HessianOperator, bases: Mapping[int, Array]) -> None:
         self.operator = operator
         self.dtype = operator.dtype
-        by_position = {factor.position: factor for factor in factors}
         layout = operator.loss.layout
         self.pieces = []
         start = 0
         for position, (shape, place) in enumerate(zip(layout.shapes, layout.slices, strict=True)):
-            factor = by_position.get(position)
-            basis = None if factor is None else factor.basis.astype(self.dtype)
+            basis = bases[position].astype(self.dtype) if position in bases else None
             length = place.stop - place.start if basis is None else basis.shape[1] * shape[1]
             self.pieces.append((place, slice(start, start + length), basis, shape))
             start += length
@@ -63,24 +52,22 @@ class SubspaceOperator(SymmetricOperator):
 
     def lift(self, rows: Array) -> Array:
         """Rows in the subspace as rows in the full space, [k, size] -> [k, n]."""
-        count = rows.shape[0]
+        count = len(rows)
         full = np.empty((count, self.operator.size), self.dtype)
         for place, small, basis, shape in self.pieces:
-            if basis is None:
-                full[:, place] = rows[:, small]
-            else:
-                full[:, place] = (basis @ rows[:, small].reshape(count, -1, shape[1])).reshape(count, -1)
+            block = rows[:, small]
+            full[:, place] = block if basis is None else (basis @ block.reshape(count, -1, shape[1])).reshape(count, -1)
         return full
 
     def project(self, rows: Array) -> Array:
         """Coordinates in the subspace, [k, n] -> [k, size]."""
-        count = rows.shape[0]
+        count = len(rows)
         coordinates = np.empty((count, self.size), self.dtype)
         for place, small, basis, shape in self.pieces:
-            if basis is None:
-                coordinates[:, small] = rows[:, place]
-            else:
-                coordinates[:, small] = (basis.T @ rows[:, place].reshape(count, *shape)).reshape(count, -1)
+            block = rows[:, place]
+            coordinates[:, small] = (
+                block if basis is None else (basis.T @ block.reshape(count, *shape)).reshape(count, -1)
+            )
         return coordinates
 
     def matvec(self, vector: Array) -> Array:
@@ -139,37 +126,34 @@ def _root(basis: Array, diagonal: Array) -> Array:
 
 def reduction(operator: HessianOperator) -> Reduction | None:
     """The splitting for the operator's batches, or None where there is none (that is worth having)."""
-    factors, eigenvalue = [], None
+    bases: dict[int, Array] = {}
+    eigenvalue = None
     generator = np.random.default_rng(0)
-    typical = _root_mean_square_eigenvalue(operator, generator)
+    vector = generator.standard_normal(operator.size).astype(operator.dtype)
+    typical = float(np.linalg.norm(operator.matvec(vector)) / np.linalg.norm(vector))  # root mean square eigenvalue
     tolerance = _SPLIT_TOLERANCE[operator.dtype.name] * typical
-    for factor in _candidates(operator):
-        constant = _constant_on_complement(operator, factor, tolerance, generator)
+    for position, basis in _candidates(operator):
+        constant = _constant_on_complement(operator, position, basis, tolerance, generator)
         if constant is None or (eigenvalue is not None and abs(constant - eigenvalue) > tolerance):
             continue
         eigenvalue = constant
-        factors.append(factor)
-    if not factors or eigenvalue is None:
+        bases[position] = basis
+    if eigenvalue is None:
         return None
-    small = SubspaceOperator(operator, factors)
+    small = SubspaceOperator(operator, bases)
     scaled = functools.partial(ScaledSubspaceOperator, small)
     return Reduction(small, eigenvalue, operator.size - small.size, scaled if eigenvalue == 0 else None)
 
 
-def _root_mean_square_eigenvalue(operator: HessianOperator, generator: np.random.Generator) -> float:
-    vector = generator.standard_normal(operator.size).astype(operator.dtype)
-    return float(np.linalg.norm(operator.matvec(vector)) / np.linalg.norm(vector))
-
-
 def _constant_on_complement(
-    operator: HessianOperator, factor: _Factor, tolerance: float, generator: np.random.Generator
+    operator: HessianOperator, position: int, basis: Array, tolerance: float, generator: np.random.Generator
 ) -> float | None:
-    """c if A v = c v for a random v of the factor's complement, else None."""
+    """c if A v = c v for a random v in the kernel's complement of its basis, else None."""
     layout = operator.loss.layout
-    kernel = generator.standard_normal(layout.shapes[factor.position])
-    kernel -= factor.basis @ (factor.basis.T @ kernel)
+    kernel = generator.standard_normal(layout.shapes[position])
+    kernel -= basis @ (basis.T @ kernel)
     vector = np.zeros(operator.size)
-    vector[layout.slices[factor.position]] = (kernel / np.linalg.norm(kernel)).ravel()
+    vector[layout.slices[position]] = (kernel / np.linalg.norm(kernel)).ravel()
     product = np.asarray(operator.matvec(vector.astype(operator.dtype)), np.float64)
     constant = float(vector @ product)
     if np.linalg.norm(product - constant * vector) > tolerance:
@@ -177,26 +161,23 @@ def _constant_on_complement(
     return constant if abs(constant) > tolerance else 0.0
 
 
-def _candidates(operator: HessianOperator) -> list[_Factor]:
+def _candidates(operator: HessianOperator) -> Iterator[tuple[int, Array]]:
     """First Dense and Embedding layers of a functional model, with bases from the operator's batches."""
     function = operator.loss.function
     model = function.model
     places = {id(variable): position for position, variable in enumerate(function.analysed)}
     if not getattr(model, "inputs", None):
-        return []
+        return
     batches = [tf.nest.pack_sequence_as(function.structure, list(batch.tensors))[0] for batch in operator.batches]
-    factors = []
+    names = {keras.layers.Dense: "kernel", keras.layers.Embedding: "embeddings"}
     for layer in layers_of(model):
-        names = {keras.layers.Dense: "kernel", keras.layers.Embedding: "embeddings"}
         name = next((name for cls, name in names.items() if isinstance(layer, cls)), "")
         kernel: Variable = getattr(layer, name, None)
-        if id(kernel) not in places:
-            continue
-        features = _features(model, layer, batches)
-        basis = None if features is None else _basis(layer, features, int(kernel.shape[0]))
-        if basis is not None:
-            factors.append(_Factor(places[id(kernel)], basis))
-    return factors
+        if id(kernel) in places:
+            features = _features(model, layer, batches)
+            basis = None if features is None else _basis(layer, features, int(kernel.shape[0]))
+            if basis is not None:
+                yield places[id(kernel)], basis
 
 
 def _features(model: Model, layer: Layer, batches: list[Data]) -> Array | None:

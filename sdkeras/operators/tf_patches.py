@@ -19,18 +19,10 @@ T = TypeVar("T")
 
 
 class Patch(Generic[T]):
-    """Replacements that are in place while any thread is in a scope; scopes nest.
-
-    Args:
-        owners: Modules or classes that have the functions, the same ones in each.
-        replacements: Function by the attribute whose place it takes.
-
-    Attributes:
-        originals: The functions replaced, by attribute, while a scope is open.
-    """
+    """Replacements by attribute, in each of the owners, while any thread is in a scope; scopes nest."""
 
     def __init__(self, *owners: object, **replacements: Callable[..., object]) -> None:
-        self.originals: dict[str, Callable[..., object]] = {}
+        self.originals: dict[str, Callable[..., object]] = {}  # while a scope is open
         self._owners = owners
         self._replacements = replacements
         self._depth = 0
@@ -86,3 +78,44 @@ def exact_moments() -> contextlib.AbstractContextManager[None]:
     wrong to second.
     """
     return _MOMENTS.scope()
+
+
+# For each root traced in a scope, how many of its arguments are exactly 0, and how many there are.
+Counts = list[tuple[Tensor, Tensor]]
+
+
+def _guarded(x: Tensor, root: Callable[[Tensor], Tensor]) -> Tensor:
+    """root(x), unchanged in value; where x is exactly 0 it is a constant 0."""
+    zero = tf.equal(x, tf.zeros([], x.dtype))
+    if _ROOTS.value is not None:
+        _ROOTS.value.append((tf.reduce_sum(tf.cast(zero, tf.int64)), tf.size(zero, tf.int64)))
+    return tf.where(zero, tf.zeros_like(x), root(tf.where(zero, tf.ones_like(x), x)))
+
+
+def _sqrt(x: Tensor, name: str | None = None) -> Tensor:
+    x = tf.convert_to_tensor(x)
+    original = _ROOTS.originals["sqrt"]
+    return _guarded(x, original) if x.dtype.is_floating else original(x, name)
+
+
+def _pow(x: Tensor, y: Tensor, name: str | None = None) -> Tensor:
+    original = _ROOTS.originals["pow"]
+    exponent = tf.get_static_value(y)
+    base = tf.convert_to_tensor(x)
+    if exponent is None or exponent.ndim or not 0 < exponent < 1 or not base.dtype.is_floating:
+        return original(x, y, name)
+    return _guarded(base, lambda safe: original(safe, y, name))
+
+
+_ROOTS: Patch[Counts] = Patch(tf, tf.math, sqrt=_sqrt, pow=_pow)
+
+
+def exact_roots(counts: Counts | None = None) -> contextlib.AbstractContextManager[None]:
+    """While it lasts, `tf.sqrt` and `tf.pow` with an exponent between 0 and 1 have derivative 0 at exactly 0.
+
+    The root of a second moment that is exactly 0 (a pixel that is the same in every image) has no derivative there;
+    TensorFlow's forward mode makes it infinite times 0, NaN. Such a weight has gradient 0 along with it, so that the
+    tangent that matters is 0 as well: Adam's step -a*m/(sqrt(v) + eps) has the derivative -a/eps in m, and the term
+    from sqrt(v) is of second order in the gradient. This thread's roots are appended to `counts`.
+    """
+    return _ROOTS.scope(counts)

@@ -29,12 +29,13 @@ from sdkeras.results.arrays import Array
 from sdkeras.results.verification import Verification
 
 if TYPE_CHECKING:
-    from sdkeras.operators.batch_loss import Batch, BatchLoss
+    from sdkeras.operators.batch_loss import Batch
     from sdkeras.operators.loss import EmpiricalLoss
 
 _NUM_DIRECTIONS = 3
 _BELOW = "below what"  # ... float32 or float64 resolves: said in the details, and read there
 _ALLOWED = {"float64": 1e-5, "float32": 1e-2}
+_CLEARLY = _ALLOWED["float32"] / 10  # no further step is tried
 # Along a unit direction; the more parameters, the smaller the product beside the gradient's rounding, and the longer
 # the best step: 0.1 for 8 million.
 _STEPS = {"float64": (1e-4, 1e-5, 1e-6, 1e-7), "float32": (3e-2, 1e-2, 3e-3, 1e-3, 1e-1, 3e-1)}
@@ -51,16 +52,9 @@ _ALLOWED_DRIFT = {"float64": 1e-12, "float32": 1e-5}
 
 
 def verified(loss: EmpiricalLoss, engine: Engine, allow_unverified: bool, memory: float | None = None) -> Verification:
-    """Checks the engine once (the result is kept with it) and refuses one that is wrong.
+    """Checks the engine of a loss once (the result is kept with it) and refuses one that is wrong; see `refuse`.
 
-    Args:
-        loss: The loss whose engine it is.
-        engine: The engine, with products.
-        allow_unverified: Warn instead of raising.
-        memory: Bytes that the process may have resident; None: what is free now.
-
-    Raises:
-        VerificationError: A check failed and `allow_unverified` is False.
+    `memory` is how many bytes the process may have resident; None: what is free now.
     """
 
     def verify() -> Verification:
@@ -71,11 +65,15 @@ def verified(loss: EmpiricalLoss, engine: Engine, allow_unverified: bool, memory
 
     result = engine.verified_by(verify)
     if not result.passed:
-        message = _failure(loss, result)
-        if not allow_unverified:
-            raise VerificationError(message)
-        warnings.warn(message, stacklevel=3)
+        refuse(_failure(loss, result), allow_unverified)
     return result
+
+
+def refuse(message: str, allow_unverified: bool) -> None:
+    """Raises a VerificationError, or warns where unverified products are allowed."""
+    if not allow_unverified:
+        raise VerificationError(message)
+    warnings.warn(message, stacklevel=4)
 
 
 @attrs.frozen(eq=False)
@@ -112,20 +110,18 @@ class _Subject:
         drawn: Array = seeds.generator(seed, seeds.Stream.CHECK_DIRECTIONS, number).standard_normal(self.engine.size)
         return drawn.astype(self.engine.dtype)
 
-    def _point(self, factors: Array | None) -> Tensor:
-        return self.engine.point if factors is None else self.engine.point * factors
+    # Loss, gradient and product with the weights multiplied by these factors.
 
-    def loss(self, factors: Array | None = None) -> float:
-        """The loss, with the weights multiplied by these factors."""
-        return float(self.engine.evaluate(self._point(factors), self.batch)[0])
+    def loss(self, factors: Array | float = 1) -> float:
+        return float(self.engine.evaluate(self.engine.point * factors, self.batch)[0])
 
-    def gradient(self, factors: Array | None = None) -> Array:
-        gradient: Array = self.engine.gradient(self._point(factors), self.batch).numpy()
+    def gradient(self, factors: Array | float = 1) -> Array:
+        gradient: Array = self.engine.gradient(self.engine.point * factors, self.batch).numpy()
         return gradient
 
-    def product(self, direction: Array, factors: Array | None = None) -> Array:
+    def product(self, direction: Array, factors: Array | float = 1) -> Array:
         vector = tf.constant(direction, self.engine.dtype)
-        product = self.engine.product(self._point(factors), vector, self.batch).numpy()
+        product = self.engine.product(self.engine.point * factors, vector, self.batch).numpy()
         return finite(product, "a Hessian-vector product")
 
     def difference(self, direction: Array, step: float) -> Array:
@@ -178,7 +174,7 @@ def _distance(first: Array, second: Array) -> float:
 
 @attrs.frozen(eq=False)
 class _Evidence:
-    """Checks of the products along three directions; `clone` is their float64 reference, if there is one."""
+    """Checks of the products along three directions, of which the first is kept with its product."""
 
     error: float
     rounding: float
@@ -186,7 +182,7 @@ class _Evidence:
     drift: float
     direction: Array
     product: Array
-    clone: _Subject | None
+    clone: _Subject | None  # the float64 reference, if there is one
 
 
 def _verify(loss: EmpiricalLoss, engine: Engine, memory: float | None) -> Verification:
@@ -235,14 +231,14 @@ def _evidence(loss: EmpiricalLoss, subject: _Subject, clone: _Subject | None, de
             scale = max(norm(first) * norm(product), float(np.finfo(np.float64).tiny))
             asymmetry = abs(dot(first, product) - dot(direction, image)) / scale
         if clone is None:
-            errors.append(_best(subject, direction, product))
+            errors.append(_closest(subject, direction, product, _CLEARLY)[0])
             continue
         exact = product if clone is subject else clone.product(direction)
         roundings.append(_distance(product, exact))
         if subject.by_differences:  # the float32 product is what is in question
             errors.append(_distance(product, clone.difference(direction, clone.steps[0])))
         else:
-            error, apart = _in_float64(clone, direction, exact)
+            error, apart = _closest(clone, direction, exact, _ALLOWED["float64"])
             errors.append(error)
             noise.append(apart)
         del exact
@@ -255,7 +251,7 @@ def _evidence(loss: EmpiricalLoss, subject: _Subject, clone: _Subject | None, de
         clone = None
         details.append("finite differences are not smooth enough in float64, so float32 decided")
         directions = (subject.direction(loss.seed, number) for number in range(_NUM_DIRECTIONS))
-        error = float(np.median([_best(subject, each, subject.product(each)) for each in directions]))
+        error = float(np.median([_closest(subject, each, subject.product(each), _CLEARLY)[0] for each in directions]))
     drift = _distance(image, subject.product(first))
     rounding = _rounding(loss, subject, first, image, [] if clone is None else roundings)
     return _Evidence(error, rounding, asymmetry, drift, first, image, clone)
@@ -302,7 +298,7 @@ def _clone(loss: EmpiricalLoss, subject: _Subject, memory: float | None) -> tupl
         clone = _Subject(Engine.compiled(twin, specs).with_products(mode, doubled), doubled)
         single, double = subject.loss(), clone.loss()
         # Dropout masks differ between precisions, so the values may.
-        if not _random(loss.function):
+        if not loss.function.is_random:
             moved = subject.loss(subject.one_rounding(engine.size))
             precision.require_same_loss(single, double, "float64", abs(moved - single))
     except Exception as error:  # whatever a user's layer raises in float64 only costs the sharper check
@@ -324,20 +320,16 @@ def no_room(size: int, memory: float | None) -> str:
     return f"no float64 clone (it takes {needed / 1e9:.1f} GB, and {left / 1e9:.1f} GB are left)"
 
 
-def _random(function: BatchLoss) -> bool:
-    return bool(function.training and function.num_seeds)
-
-
-def _in_float64(clone: _Subject, direction: Array, product: Array) -> tuple[float, float]:
-    """The error of a float64 product against differences, and how far these are apart where it does not match.
+def _closest(subject: _Subject, direction: Array, product: Array, enough: float) -> tuple[float, float]:
+    """The error of a product against the best difference, the first that is close enough, and how far others are apart.
 
     A network of ReLUs has kinks on the way: the fewer the shorter the step, and a wrong product matches at none.
     """
     last, errors, apart = None, [], [np.inf]
-    for step in clone.steps:
-        difference = clone.difference(direction, step)
+    for step in subject.steps:
+        difference = subject.difference(direction, step)
         errors.append(_distance(product, difference))
-        if errors[-1] < _ALLOWED["float64"]:
+        if errors[-1] < enough:
             break
         if last is not None:
             apart.append(_distance(difference, last))
@@ -345,21 +337,11 @@ def _in_float64(clone: _Subject, direction: Array, product: Array) -> tuple[floa
     return min(errors), min(apart)
 
 
-def _best(subject: _Subject, direction: Array, product: Array) -> float:
-    """The error of the best step, the first that is clearly good enough."""
-    best = np.inf
-    for step in subject.steps:
-        best = min(best, _distance(product, subject.difference(direction, step)))
-        if best < _ALLOWED["float32"] / 10:
-            break
-    return best
-
-
 def _rounding(loss: EmpiricalLoss, subject: _Subject, direction: Array, product: Array, known: list[float]) -> float:
     """Rounding error of a product, relative to its norm; `known` are distances to float64 products, if any."""
     if subject.dtype == "float64":
         return subject.eps
-    if known and not _random(loss.function):
+    if known and not loss.function.is_random:
         return max(subject.eps, float(np.median(known)))
     # No float64 product of the same function: perturb every weight by one rounding instead, which is what
     # evaluating in float32 amounts to (backward error).
@@ -435,10 +417,7 @@ def _wrong_layers(model: Model) -> str:
 
 
 def suspects(model: Model) -> list[str]:
-    """Layers whose own second derivative disagrees with finite differences, as 'Type (name)'.
-
-    Each layer of a functional model is tried alone on random input, in float64.
-    """
+    """Layers of a functional model, as 'Type (name)', whose own second derivative is wrong on random input in float64."""
     try:
         clone = precision.in_precision(model, "float64")
     except ModelError:
@@ -460,10 +439,9 @@ def _layer_is_wrong(layer: Layer, shape: list[int]) -> bool:
     target = tf.constant(generator.standard_normal(layer(x).shape))
 
     def gradient(at: Tensor) -> Tensor:
-        with tf.GradientTape() as tape:
+        with tf.GradientTape() as tape, keras.StatelessScope():
             tape.watch(at)
-            with keras.StatelessScope():
-                value = tf.reduce_sum(tf.square(layer(at) - target))
+            value = tf.reduce_sum(tf.square(layer(at) - target))
         return tape.gradient(value, at)
 
     def product() -> Tensor:

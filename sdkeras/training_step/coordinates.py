@@ -32,43 +32,32 @@ class Coordinates:
     Exponents in the long run, determinants and eigenvalues are the same in all coordinates; singular values, and with
     them every SD, are not. C scales parts of the state, and then adds to weights a multiple of their velocities. Arrays
     are [N] or columns [N, k], and come out in new memory.
-
-    Attributes:
-        name: 'weights' (no slots), 'balanced' (momentum), or 'diagonal scaling: ' with the factor of each slot kind.
-        scales: Parts of the state and the factor of each; what is not among them stays as it is.
-        pairs: Where variables and their velocities stand in the state.
-        shear: The multiple of the scaled velocities.
     """
 
-    name: str
-    scales: tuple[tuple[slice, float], ...] = ()
-    pairs: tuple[tuple[slice, slice], ...] = ()
-    shear: float = 0.0
+    name: str  # 'weights' (no slots), 'balanced' (momentum), or 'diagonal scaling: ' with the factor of each slot kind
+    scales: tuple[tuple[slice, float], ...] = ()  # parts of the state and their factors; the others stay as they are
+    pairs: tuple[tuple[slice, slice], ...] = ()  # where variables and their velocities stand in the state
+    shear: float = 0.0  # the multiple of the scaled velocities
 
     def forward(self, columns: Array) -> Array:
         """X -> C X."""
-        return self._sheared(self._scaled(np.array(columns)), self.shear)
+        return self._sheared(self._scaled(np.array(columns), np.multiply), self.shear)
 
     def backward(self, columns: Array) -> Array:
         """Y -> C^-1 Y."""
-        return self._unscaled(self._sheared(np.array(columns), -self.shear))
+        return self._scaled(self._sheared(np.array(columns), -self.shear), np.divide)
 
     def forward_transposed(self, columns: Array) -> Array:
         """U -> C' U."""
-        return self._scaled(self._sheared(np.array(columns), self.shear, transposed=True))
+        return self._scaled(self._sheared(np.array(columns), self.shear, transposed=True), np.multiply)
 
     def backward_transposed(self, columns: Array) -> Array:
         """U -> C^-T U."""
-        return self._sheared(self._unscaled(np.array(columns)), -self.shear, transposed=True)
+        return self._sheared(self._scaled(np.array(columns), np.divide), -self.shear, transposed=True)
 
-    def _scaled(self, columns: Array) -> Array:
+    def _scaled(self, columns: Array, operation: np.ufunc) -> Array:
         for place, factor in self.scales:
-            columns[place] *= factor
-        return columns
-
-    def _unscaled(self, columns: Array) -> Array:
-        for place, factor in self.scales:
-            columns[place] /= factor
+            operation(columns[place], factor, out=columns[place])
         return columns
 
     def _sheared(self, columns: Array, shear: float, *, transposed: bool = False) -> Array:
@@ -118,25 +107,14 @@ def training_coordinates(step: UpdateMap) -> Coordinates:
 
 
 def balanced(beta: float, nesterov: bool, pairs: Sequence[tuple[slice, slice]]) -> Coordinates:
-    """Balanced coordinates of momentum; see `training_coordinates`.
-
-    Args:
-        beta: Momentum, 0 < beta < 1.
-        nesterov: Whether it is Nesterov's.
-        pairs: Where each variable and its velocity stand in the state.
-    """
+    """Balanced coordinates of momentum 0 < beta < 1, see `training_coordinates`; `pairs` as in `Coordinates`."""
     root = beta if nesterov else float(np.sqrt(beta))
     scales = tuple((velocity, root / (1.0 - beta)) for _, velocity in pairs)
     return Coordinates("balanced", scales, tuple(pairs), root)
 
 
 def diagonal(factors: Mapping[str, float], groups: Mapping[str, Sequence[slice]]) -> Coordinates:
-    """The state with each named group of variables times its factor, and the rest as it is.
-
-    Args:
-        factors: Positive, by group.
-        groups: Where the variables of each group stand in the state.
-    """
+    """The state with each named group of variables times its factor, and the others as they are."""
     scales = tuple((place, factor) for kind, factor in factors.items() for place in groups[kind])
     named = ", ".join(f"{kind} x {factor:.3g}" for kind, factor in factors.items())
     return Coordinates(f"diagonal scaling: {named}", scales)
@@ -189,11 +167,7 @@ def balancing_factors(norms: Array, sizes: Sequence[int]) -> Array:
 
     Where the coupling of two groups goes one way only (a slot that nothing reads, or that reads nothing) the least
     norm is not attained. |J_ab| therefore counts as 1e-12 sqrt(n_a n_b) / |J_ba| at least, which is as free of units:
-    what the scaling leaves of J_ba is then 1e-6 for each dimension.
-
-    Args:
-        norms: |J_ab| (Frobenius), shape [groups, groups].
-        sizes: Dimensions n_a of each group.
+    what the scaling leaves of J_ba is then 1e-6 for each dimension. `norms` are |J_ab| (Frobenius), `sizes` n_a.
 
     Reference: Osborne (1960); Parlett and Reinsch (1969).
     """
@@ -225,9 +199,9 @@ def _velocities(step: UpdateMap) -> list[tuple[slice, slice]] | None:
         return None
     weights = step.layout.slices[: len(step.loss.layout.names)]
     slots = step.layout.slices[len(weights) :]
-    owners = {id(velocity): position for velocity, position in zip(optimizer.momentums, weights, strict=True)}
-    variables = optimizer.variables
-    places = step.slot_positions
-    if len(places) != len(slots) or any(id(variables[place]) not in owners for place in places):
+    owners = {id(velocity): place for velocity, place in zip(optimizer.momentums, weights, strict=True)}
+    owned = [owners.get(id(optimizer.variables[position])) for position in step.slot_positions]
+    if len(owned) != len(slots):
         return None
-    return [(owners[id(variables[place])], position) for place, position in zip(places, slots, strict=True)]
+    pairs = [(owner, slot) for owner, slot in zip(owned, slots, strict=True) if owner is not None]
+    return pairs if len(pairs) == len(slots) else None

@@ -9,7 +9,7 @@ compiled update.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import attrs
 import numpy as np
@@ -24,24 +24,12 @@ Diagonal: TypeAlias = "np.floating[Any] | Array | None"
 _TILE = 32768
 
 
-class Derivative(Protocol):
-    """dU at one state; tangents and cotangents are the rows of a matrix."""
-
-    def push(self, tangents: Array, slopes: Array) -> Array:
-        """dU (t, h), h a tangent of G: [k, N] and [k, size of G] to [k, N]."""
-        ...
-
-    def pull(self, cotangents: Array) -> tuple[Array, Array]:
-        """dU' u: [k, N] to [k, N] and [k, size of G]."""
-        ...
-
-
 @attrs.frozen
 class CompiledDerivative:
-    """dU by compiled forward and backward products."""
+    """dU by compiled forward and backward products; tangents and cotangents are the rows of a matrix."""
 
-    push: Callable[[Array, Array], Array]
-    pull: Callable[[Array], tuple[Array, Array]]
+    push: Callable[[Array, Array], Array]  # dU (t, h), h a tangent of G: [k, N] and [k, size of G] to [k, N]
+    pull: Callable[[Array], tuple[Array, Array]]  # dU' u: [k, N] to [k, N] and [k, size of G]
 
 
 @attrs.frozen
@@ -49,14 +37,10 @@ class NormClip:
     """C(g) = g min(1, limit / |g|), of each variable's gradient by itself or of the whole.
 
     Its derivative is symmetric: the identity where |g| <= limit, else (limit / |g|) (I - e e') with e = g / |g|.
-
-    Attributes:
-        limit: Largest norm, positive.
-        is_global: Whether the norm is that of the whole gradient.
     """
 
-    limit: float
-    is_global: bool
+    limit: float  # positive
+    is_global: bool  # whether the norm is that of the whole gradient
 
     def groups(self, places: Sequence[slice]) -> Sequence[slice]:
         """Slices of the gradient that are clipped together, for variables at these places."""
@@ -65,15 +49,10 @@ class NormClip:
 
 @attrs.frozen(eq=False)
 class _ClipDerivative:
-    """The derivative of a `NormClip` at one gradient; its own transpose.
+    """The derivative of a `NormClip` at one gradient; its own transpose."""
 
-    Attributes:
-        active: For each group beyond the limit, where it lies, limit / |g| and e.
-        is_partial: Whether a group is not.
-    """
-
-    active: list[tuple[slice, np.floating[Any], Array]]
-    is_partial: bool
+    active: list[tuple[slice, np.floating[Any], Array]]  # of each group beyond the limit: place, limit / |g| and e
+    is_partial: bool  # whether a group is not beyond it
 
     @classmethod
     def of(cls, clip: NormClip, gradient: Array, places: Sequence[slice]) -> _ClipDerivative:
@@ -105,32 +84,20 @@ class _ClipDerivative:
 
 @attrs.frozen(eq=False)
 class VariableDiagonals:
-    """dU of one variable whose entries move by themselves.
+    """dU of one variable whose entries move by themselves."""
 
-    Attributes:
-        state: Where the variable, and each of its slots, lie in the state.
-        gradient: Where its gradient lies in G.
-        in_state: in_state[a][b]: derivative of part a of the next state in part b of the state.
-        in_gradient: Derivative of part a in the gradient; for a variable looked up, one number per entry of its rows.
-        rows: For a variable looked up: which row of it each row of the gradient is of.
-        shape: The variable's shape.
-    """
-
-    state: Sequence[slice]
-    gradient: slice
-    in_state: Sequence[Sequence[Diagonal]]
-    in_gradient: Sequence[Diagonal]
-    rows: Array | None = None
-    shape: tuple[int, ...] = ()
+    state: Sequence[slice]  # where the variable, and each of its slots, lie in the state
+    gradient: slice  # where its gradient lies in G
+    in_state: Sequence[Sequence[Diagonal]]  # [a][b]: derivative of part a of the next state in part b of the state
+    in_gradient: Sequence[Diagonal]  # of part a in the gradient; if looked up, one number per entry of its rows
+    rows: Array | None  # if looked up: which row of the variable each row of the gradient is of
+    shape: tuple[int, ...]
 
 
 class Diagonals:
-    """dU of an update that treats each weight by itself, behind a clip by norm or not.
+    """dU of an update that treats each weight by itself, at a gradient G that is clipped by norm before or not.
 
-    Args:
-        variables: The diagonals of each; together they cover state and gradient.
-        clip: The clip in front of them, or None.
-        gradient: G, for the clip.
+    The variables together cover state and G.
     """
 
     def __init__(self, variables: Sequence[VariableDiagonals], clip: NormClip | None, gradient: Array) -> None:
@@ -170,6 +137,8 @@ class Diagonals:
                 slope[...] = product
         return out, slopes
 
+
+Derivative: TypeAlias = CompiledDerivative | Diagonals
 
 # Places in the state, the place in G or none, and a matrix of diagonals by rows and by columns.
 _Tile: TypeAlias = tuple[list[slice], list[slice], list[list[Diagonal]], list[tuple[Diagonal, ...]]]
@@ -220,19 +189,13 @@ class _Lookup:
 
 def _combine(terms: Sequence[Diagonal], inputs: Sequence[Array], out: Array, scratch: Array) -> None:
     """out = sum of diagonal times input."""
-    empty = True
-    for diagonal, vector in zip(terms, inputs, strict=True):
-        if diagonal is None:
-            continue
-        if empty:
-            np.multiply(vector, diagonal, out=out)
-        else:
-            product = scratch[: len(out)]
-            np.multiply(vector, diagonal, out=product)
-            np.add(out, product, out=out)
-        empty = False
-    if empty:
+    pairs = [(vector, diagonal) for vector, diagonal in zip(inputs, terms, strict=True) if diagonal is not None]
+    if not pairs:
         out[...] = 0
+        return
+    np.multiply(*pairs[0], out=out)
+    for vector, diagonal in pairs[1:]:
+        np.add(out, np.multiply(vector, diagonal, out=scratch[: len(out)]), out=out)
 
 
 def compressed(diagonal: Array) -> Diagonal:

@@ -82,18 +82,11 @@ class TrainingFlow:
         Raises:
             NonFiniteError: The trajectory has diverged.
         """
-        pushed: Array = self._advance(tangents)
+        pushed: Array = self.advance(tangents)
         return pushed
 
-    def advance(self) -> None:
-        """A step without tangents.
-
-        Raises:
-            NonFiniteError: As for `step`.
-        """
-        self._advance(None)
-
-    def _advance(self, tangents: Array | None) -> Tensor:
+    def advance(self, tangents: Array | None = None) -> Tensor:
+        """A step, without tangents if there are none."""
         batches = self._map.training_batches(self.index)
         self.position, self.held, pushed = self._map.advance(self.position, self.held, batches, tangents)
         self.index += 1
@@ -135,18 +128,8 @@ class DenseFlow:
     """The tangents of another flow in coordinates y = C x, and C J_t C^-1 of each step after a transient.
 
     From the end of the transient on a step carries all N unit vectors, whatever the tangents; those are multiplied
-    by the matrix that comes out. It is a `TangentFlow`.
-
-    Args:
-        flow: The trajectory.
-        coordinates: C.
-        transient: Steps made before the first that is kept.
-        num_steps: Steps kept at most, T.
-
-    Attributes:
-        size, dtype: The flow's.
-        jacobians: Memory for C J_t C^-1 of T steps, shape [T, N, N]; the first `num_kept` are filled.
-        num_kept: How many.
+    by the matrix that comes out. It is a `TangentFlow`, and keeps T steps, the first `num_kept` of `jacobians`
+    [T, N, N].
     """
 
     def __init__(self, flow: TangentFlow, coordinates: Coordinates, *, transient: int, num_steps: int) -> None:

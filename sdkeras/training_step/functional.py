@@ -17,6 +17,7 @@ from sdkeras.errors import ModelError
 from sdkeras.files.keras_types import Optimizer, Tensor, Variable
 from sdkeras.operators import precision
 from sdkeras.training_step.optimizer import is_float, parts_of, replica, stored
+from sdkeras.training_step.settings import batches_per_update
 
 
 class _Functional(keras.optimizers.Optimizer):  # type: ignore[misc]
@@ -87,24 +88,16 @@ class RecordingScope(keras.StatelessScope):  # type: ignore[misc]
 
 @attrs.frozen(eq=False)
 class FunctionalOptimizer:
-    """An optimizer whose update changes nothing.
+    """An optimizer whose update changes nothing."""
 
-    Attributes:
-        optimizer: The functional copy of the Keras optimizer.
-        trainable: The variables it trains.
-        missing: For each of them, whether the loss leaves it without a gradient; Keras skips those.
-        dtype: Precision of the arithmetic.
-    """
-
-    optimizer: keras.optimizers.Optimizer
+    optimizer: keras.optimizers.Optimizer  # the functional copy
     trainable: tuple[Variable, ...]
-    missing: tuple[bool, ...]
-    dtype: str
+    missing: tuple[bool, ...]  # trainable variables that the loss leaves without a gradient; Keras skips those
+    dtype: str  # of the arithmetic
 
     @property
     def microbatches(self) -> int:
-        """Batches whose mean gradient makes one update; 1 without gradient accumulation."""
-        return int(getattr(self.optimizer, "gradient_accumulation_steps", None) or 1)
+        return batches_per_update(self.optimizer)
 
     def apply(
         self,
@@ -113,13 +106,9 @@ class FunctionalOptimizer:
         gradients: Sequence[Tensor],
         clipped: Sequence[Tensor] | None = None,
     ) -> RecordingScope:
-        """The scope after one apply of the optimizer's own code.
+        """The scope after one apply of the optimizer's own code, from values of all variables that the update reads.
 
-        Args:
-            variables: All variables that the update reads.
-            values: Their values.
-            gradients: Gradients of the trainable variables.
-            clipped: Takes the place of what Keras' clipping makes of these gradients.
+        `clipped` takes the place of what Keras' clipping makes of the gradients.
         """
         arriving = self._present(gradients)
         stand_in = None
@@ -155,10 +144,7 @@ class FunctionalOptimizer:
 def functional(optimizer: Optimizer, missing: Sequence[bool], dtype: str) -> FunctionalOptimizer:
     """The functional form of a built Keras optimizer (not of a loss-scaling wrapper), which is not touched.
 
-    Args:
-        optimizer: Its variables stand for themselves where they have the wanted precision, else a replica does.
-        missing: See `FunctionalOptimizer`.
-        dtype: 'float32' or 'float64'.
+    Its variables stand for themselves where they have the wanted precision, else a replica does.
 
     Raises:
         ModelError: Its step is no map: gradients overwrite weights, or parts of it accumulate gradients apart.
@@ -183,13 +169,14 @@ class _StandIns:
 
     def __init__(self, dtype: str) -> None:
         self.dtype = dtype
-        self._known: dict[int, tuple[Variable, Variable]] = {}
+        self._replicas: dict[int, Variable] = {}  # by the id of a variable that the optimizer keeps alive
 
     def variable(self, variable: Variable) -> Variable:
-        if id(variable) not in self._known:
-            fits = not is_float(variable) or variable.dtype == self.dtype
-            self._known[id(variable)] = (variable, variable if fits else replica(variable, self.dtype))
-        return self._known[id(variable)][1]
+        if not is_float(variable) or variable.dtype == self.dtype:
+            return variable
+        if id(variable) not in self._replicas:
+            self._replicas[id(variable)] = replica(variable, self.dtype)
+        return self._replicas[id(variable)]
 
     def tree(self, value: object, keys: Mapping[Hashable, Hashable]) -> object:
         """Containers rebuilt with stand-ins for variables, and their keys for the variables' keys."""

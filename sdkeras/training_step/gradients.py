@@ -13,7 +13,6 @@ Everything that is not looked up lies in G as it does in w.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import attrs
 import numpy as np
@@ -21,43 +20,32 @@ import tensorflow as tf
 
 from sdkeras.files.keras_types import Compiled, Tensor
 from sdkeras.operators.batch_loss import Batch
-from sdkeras.operators.engine import Engine
-from sdkeras.operators.layout import Layout
+from sdkeras.operators.engine import Engine, over_rows, vectorized_if_possible
+from sdkeras.operators.layout import Layout, joined
 from sdkeras.results.arrays import Array
 
 
 @attrs.frozen
 class Gradient:
-    """A gradient as the optimizer gets it.
+    """A gradient as the optimizer gets it."""
 
-    Attributes:
-        values: The variables' gradients end to end; a tensor of shape [n] if nothing comes row by row.
-        rows: For each variable whose gradient does, which of its rows; integer tensors.
-        counts: How many of these rows are of each batch, for each such variable; shape [batches, variables].
-    """
-
-    values: Tensor
-    rows: tuple[Tensor, ...] = ()
-    counts: tuple[tuple[int, ...], ...] = ()
+    values: Tensor  # the variables' gradients end to end; of shape [n] if nothing comes row by row
+    rows: tuple[Tensor, ...] = ()  # for each variable whose gradient does, which of its rows; integers
+    counts: tuple[tuple[int, ...], ...] = ()  # how many of these are of each batch; [batches, such variables]
 
 
 @attrs.frozen
 class GradientLayout:
-    """Where the variables' gradients lie in G.
-
-    Attributes:
-        weights: Names and shapes of the variables.
-        looked_up: Positions of those whose gradient comes row by row.
-    """
+    """Where the variables' gradients lie in G."""
 
     weights: Layout
-    looked_up: tuple[int, ...] = ()
+    looked_up: tuple[int, ...] = ()  # positions of the variables whose gradient comes row by row
 
     def slices(self, counts: Sequence[int]) -> list[slice]:
         """The variables' places in G, for these numbers of rows of those looked up."""
         sizes = list(self.weights.sizes)
         for k, count in zip(self.looked_up, counts, strict=True):
-            sizes[k] = count * self._row_size(k)
+            sizes[k] = count * self.row_size(k)
         ends = [int(end) for end in np.cumsum(sizes)]
         return [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
 
@@ -65,7 +53,7 @@ class GradientLayout:
         """G, a tensor, as one tensor for each variable, or `tf.IndexedSlices` with these rows for those looked up."""
         rows_of, sizes = dict(zip(self.looked_up, rows, strict=True)), list[Tensor](self.weights.sizes)
         for k, indices in rows_of.items():
-            sizes[k] = tf.shape(indices)[0] * self._row_size(k)
+            sizes[k] = tf.shape(indices)[0] * self.row_size(k)
         parts = [
             tf.reshape(piece, [-1, *shape[1:]] if k in rows_of else shape)
             for k, (piece, shape) in enumerate(zip(tf.split(values, sizes), self.weights.shapes, strict=True))
@@ -88,41 +76,26 @@ class GradientLayout:
         )
         return merged
 
-    def _row_size(self, k: int) -> int:
+    def row_size(self, k: int) -> int:
+        """Entries of a row of a variable."""
         return int(np.prod(self.weights.shapes[k][1:]))
 
 
-class Gradients(Protocol):
-    """Gradients of a weighted sum of batches and their derivatives; tangents and cotangents are rows of a matrix."""
+class Gradients:
+    """Gradients of a weighted sum of batches, each variable's as one tensor of its shape, so that dG is the Hessian.
 
-    layout: GradientLayout
+    Tangents and cotangents are the rows of a matrix.
+    """
 
-    def gradient(self, point: Tensor, batches: Sequence[Batch]) -> Gradient: ...
-
-    def push(self, point: Tensor, tangents: Array, batches: Sequence[Batch]) -> Array:
-        """dG t: [k, n] to [k, size of G]."""
-        ...
-
-    def gradient_and_push(self, point: Tensor, tangents: Array, batches: Sequence[Batch]) -> tuple[Gradient, Array]:
-        """The gradient and dG t, over one shared first pass."""
-        ...
-
-    def pull(self, point: Tensor, gradient: Gradient, cotangents: Array, batches: Sequence[Batch]) -> Array:
-        """dG' c: [k, size of G] to [k, n]."""
-        ...
-
-
-class SummedGradients:
-    """Each variable's gradient as one tensor of its shape; dG is the Hessian."""
-
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, looked_up: tuple[int, ...] = ()) -> None:
         self._engine = engine
-        self.layout = GradientLayout(engine.function.layout)
+        self.layout = GradientLayout(engine.function.layout, looked_up)
 
     def gradient(self, point: Tensor, batches: Sequence[Batch]) -> Gradient:
         return Gradient(_sum(lambda batch: self._engine.gradient(point, batch), batches))
 
     def push(self, point: Tensor, tangents: Array, batches: Sequence[Batch]) -> Array:
+        """dG t: [k, n] to [k, size of G]."""
         if len(tangents) == 1:
             vector = tf.constant(tangents[0])
             product: Array = _sum(lambda batch: self._engine.product(point, vector, batch), batches).numpy()
@@ -132,26 +105,24 @@ class SummedGradients:
         return products
 
     def gradient_and_push(self, point: Tensor, tangents: Array, batches: Sequence[Batch]) -> tuple[Gradient, Array]:
+        """The gradient and dG t, over one shared first pass."""
         block = tf.constant(tangents)
         gradient, products = _sum(lambda batch: self._engine.gradient_and_products(point, block, batch), batches)
         return Gradient(gradient), products.numpy()
 
     def pull(self, point: Tensor, gradient: Gradient, cotangents: Array, batches: Sequence[Batch]) -> Array:
+        """dG' c: [k, size of G] to [k, n]."""
         return self.push(point, cotangents, batches)
 
 
-class RowGradients:
-    """Gradients of the engine's looked-up variables row by row, those of several batches one after the other.
+class RowGradients(Gradients):
+    """Gradients of looked-up variables row by row, those of several batches one after the other.
 
-    Args:
-        engine: In the product mode reverse-over-reverse.
+    The engine's product mode is reverse-over-reverse.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        names = engine.function.layout.names
-        looked_up = tuple(k for k, name in enumerate(names) if name in engine.looked_up)
-        self.layout = GradientLayout(engine.function.layout, looked_up)
+    def __init__(self, engine: Engine, looked_up: tuple[int, ...]) -> None:
+        super().__init__(engine, looked_up)
         self._functions: dict[str, Compiled] = {}
 
     # Graphs: what is traced
@@ -165,28 +136,28 @@ class RowGradients:
         return values, [tf.cast(each, tf.int32) for each in indices], single
 
     def _gradient_graph(self, point: Tensor, *batch: Tensor) -> tuple[Tensor, ...]:
-        values, rows, _ = self._gradient_parts(self._engine.split(point), *batch)
-        return self._engine.join(values), *rows
+        values, rows, _ = self._gradient_parts(self.layout.weights.split(point), *batch)
+        return joined(values), *rows
 
     def _push_graph(self, vectorized: bool) -> Compiled:
         """The gradient, and its derivative along each row of a matrix."""
-        engine = self._engine
+        split = self.layout.weights.split
 
         def graph(point: Tensor, tangents: Tensor, *batch: Tensor) -> tuple[Tensor, ...]:
-            parts = engine.split(point)
+            parts = split(point)
             with tf.GradientTape(persistent=True) as tape:
                 tape.watch(parts)
                 values, rows, single = self._gradient_parts(parts, *batch)
             if single:
 
                 def push(vector: Tensor) -> Tensor:
-                    tangent = engine.split(vector)
+                    tangent = split(vector)
                     for k, indices in zip(self.layout.looked_up, rows, strict=True):
                         tangent[k] = tf.gather(tangent[k], indices)
                     pulled = _pulled(tape, values, parts, tangent, values)
                     for k in self.layout.looked_up:
                         pulled[k] = getattr(pulled[k], "values", pulled[k])
-                    return engine.join(_dense(pulled))
+                    return joined(_dense(pulled))
 
             else:
                 # A second pass may meet the lookups in another order, so: the derivative of c -> dG' c.
@@ -196,17 +167,17 @@ class RowGradients:
                     turned = _dense(_pulled(tape, values, parts, duals, parts))
 
                 def push(vector: Tensor) -> Tensor:
-                    return engine.join(_pulled(outer, turned, duals, engine.split(vector), duals))
+                    return joined(_pulled(outer, turned, duals, split(vector), duals))
 
-            return engine.join(values), over_rows(push, tangents, vectorized), *rows
+            return joined(values), over_rows(push, tangents, vectorized), *rows
 
-        return engine.traced(graph, tf.TensorSpec([None, engine.size], engine.function.dtype))
+        return self._engine.traced(graph, tf.TensorSpec([None, self._engine.size], self._engine.function.dtype))
 
     def _pull_graph(self, vectorized: bool) -> Compiled:
-        engine = self._engine
+        dtype = self._engine.function.dtype
 
         def graph(point: Tensor, cotangents: Tensor, *batch: Tensor) -> Tensor:
-            parts = engine.split(point)
+            parts = self.layout.weights.split(point)
             with tf.GradientTape(persistent=True) as tape:
                 tape.watch(parts)
                 values, _, _ = self._gradient_parts(parts, *batch)
@@ -214,11 +185,11 @@ class RowGradients:
 
             def pull(cotangent: Sequence[Tensor]) -> Tensor:
                 shaped = [tf.reshape(c, tf.shape(value)) for c, value in zip(cotangent, values, strict=True)]
-                return engine.join(_dense(_pulled(tape, values, parts, shaped, parts)))
+                return joined(_dense(_pulled(tape, values, parts, shaped, parts)))
 
-            return over_rows(pull, pieces, vectorized)
+            return over_rows(pull, pieces, vectorized, dtype)
 
-        return engine.traced(graph, tf.TensorSpec([None, None], engine.function.dtype))
+        return self._engine.traced(graph, tf.TensorSpec([None, None], dtype))
 
     def _call(self, kind: str, point: Tensor, rows: Array, batch: Batch) -> Tensor:
         engine = self._engine
@@ -226,7 +197,7 @@ class RowGradients:
         arguments = (point, tf.constant(rows), *engine.arguments(batch))
         if kind not in self._functions:
             graph = {"push": self._push_graph, "pull": self._pull_graph}[kind]
-            self._functions[kind] = engine.first_of(graph, *arguments)
+            self._functions[kind] = vectorized_if_possible(graph, *arguments)
         return self._functions[kind](*arguments)
 
     # Calls
@@ -263,15 +234,6 @@ class RowGradients:
             return Gradient(values[0], tuple(rows[0]), counts)
         total = tf.constant(self.layout.merged([each.numpy() for each in values], counts))
         return Gradient(total, tuple(tf.concat(table, axis=0) for table in zip(*rows, strict=True)), counts)
-
-
-def over_rows(function: Callable[[Tensor], Tensor], rows: Tensor, vectorized: bool) -> Tensor:
-    """A function of vectors for each row of a matrix, or of several: vectorized, or one after the other."""
-    if vectorized:
-        return tf.vectorized_map(function, rows, fallback_to_while_loop=False)
-    first = function(tf.nest.map_structure(lambda block: block[0], rows))
-    signature = tf.nest.map_structure(lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype), first)
-    return tf.map_fn(function, rows, fn_output_signature=signature)
 
 
 def _pulled(

@@ -28,40 +28,26 @@ _ELEMENTWISE = {
     *("Equal", "NotEqual", "Greater", "GreaterEqual", "Less", "LessEqual", "LogicalAnd", "LogicalNot", "LogicalOr"),
     *("Identity", "StopGradient", "OnesLike", "ZerosLike"),
 }
-# An input of the graph: a variable's id, or the gradient of a variable, of kind 'gradient' or 'unclipped'.
 
 
 @attrs.frozen(eq=False)
 class UpdateGraph:
-    """Variables that one update reads and writes.
+    """Variables that one update reads and writes."""
 
-    Attributes:
-        slots: The optimizer's variables that are state, beside the weights.
-        held: Variables that the update reads beside the state, and the iteration.
-        layout: Names and shapes of the state: the trainable variables, then the slots.
-        owned: If each weight is updated by itself, whatever the state: for each trainable variable the positions of
-            its slots among all variables of the state, as many for each; None where weights meet.
-        clip: A clip by norm in front of such an update.
-        has_signs: Whether the update takes signs, which jump at 0.
-    """
-
-    slots: tuple[Variable, ...]
-    held: tuple[Variable, ...]
-    layout: Layout
+    slots: tuple[Variable, ...]  # the optimizer's variables that are state, beside the weights
+    held: tuple[Variable, ...]  # what the update reads beside the state, and the iteration
+    layout: Layout  # of the state: the trainable variables, then the slots
+    # If each weight is updated by itself, whatever the state: for each trainable variable the positions of its slots
+    # among all variables of the state, as many for each; None where weights meet.
     owned: tuple[tuple[int, ...], ...] | None
-    clip: NormClip | None
-    has_signs: bool
+    clip: NormClip | None  # in front of such an update
+    has_signs: bool  # which jump at 0
 
 
 def analyse(optimizer: FunctionalOptimizer, weights: Layout) -> UpdateGraph:
-    """Reads one update's graph; nothing is computed but the clip of a random gradient, where there is one by norm.
+    """Reads the graph of one update of variables of this layout, which must not write to any behind Keras' back.
 
-    Args:
-        optimizer: Not changed.
-        weights: Names and shapes of its trainable variables.
-
-    Raises:
-        ModelError: The update writes to variables behind Keras' back.
+    Nothing is computed but the clip of a random gradient, where there is one by norm.
     """
     others = [v for v in optimizer.optimizer.variables if all(v is not w for w in optimizer.trainable)]
     for _ in range(3):  # variables that `optimizer.variables` does not list are found by the first trace
@@ -74,10 +60,7 @@ def analyse(optimizer: FunctionalOptimizer, weights: Layout) -> UpdateGraph:
     if owned is None:
         owned, clip = _behind_clip(optimizer, weights, slots, held)
     names = unique_names([*optimizer.trainable, *slots])
-    layout = Layout(
-        (*weights.names, *names[len(weights.names) :]),
-        (*weights.shapes, *(tuple(int(side) for side in variable.shape) for variable in slots)),
-    )
+    layout = Layout((*weights.names, *names[len(weights.names) :]), (*weights.shapes, *Layout.of(slots).shapes))
     return UpdateGraph(tuple(slots), tuple(held), layout, owned, clip, _has_signs(trace.graph))
 
 
@@ -90,19 +73,12 @@ def unique_names(variables: Sequence[Variable]) -> tuple[str, ...]:
 
 @attrs.frozen(eq=False)
 class _Trace:
-    """One traced update.
-
-    Attributes:
-        graph: The TensorFlow graph.
-        sources: For each of its tensors, by reference, which inputs it is made from.
-        reads: For each variable that the update writes, by id, which inputs its new value is made from.
-        unknown: Variables that were used without being an input.
-    """
+    """One traced update."""
 
     graph: Compiled
-    sources: dict[Hashable, frozenset[Hashable]]
-    reads: dict[Hashable, frozenset[Hashable]]
-    unknown: list[Variable]
+    sources: dict[Hashable, frozenset[Hashable]]  # the inputs that each of its tensors, by reference, is made from
+    reads: dict[Hashable, frozenset[Hashable]]  # those of the new value of each variable written, by its id
+    unknown: list[Variable]  # used without being an input
 
 
 def _traced(
@@ -216,9 +192,8 @@ def _behind_clip(
     if any(isinstance(key, tuple) and key[0] == "unclipped" for keys in trace.reads.values() for key in keys):
         return None, None
     owned = _owned_slots(trace, optimizer, weights, slots)
-    return (
-        (owned, clip) if owned is not None and is_norm_clip(optimizer, clip, GradientLayout(weights)) else (None, None)
-    )
+    known = owned is not None and is_norm_clip(optimizer, clip, GradientLayout(weights))
+    return (owned, clip) if known else (None, None)
 
 
 def is_norm_clip(optimizer: FunctionalOptimizer, clip: NormClip, layout: GradientLayout) -> bool:

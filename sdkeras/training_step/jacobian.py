@@ -17,33 +17,26 @@ from collections.abc import Sequence
 
 import attrs
 import numpy as np
+import tensorflow as tf
 
 from sdkeras.files.keras_types import Optimizer, Tensor
 from sdkeras.operators.batch_loss import Batch
 from sdkeras.operators.engine import Engine
 from sdkeras.results.arrays import Array
 from sdkeras.training_step.derivative import Derivative
-from sdkeras.training_step.gradients import Gradient, Gradients, RowGradients, SummedGradients
+from sdkeras.training_step.gradients import Gradient, Gradients, RowGradients
 from sdkeras.training_step.rule import UpdateRule, update_rule
 
 
 @attrs.frozen(eq=False, slots=False)
 class StepJacobian:
-    """A step from `state` along the gradient of a weighted sum of batches.
-
-    Attributes:
-        rule: The optimizer's update.
-        gradients: The gradient in the form that the rule takes.
-        batches: Batches of the gradient.
-        state: A tensor of shape [N].
-        held: Values that the update reads beside the state; tensors in the rule's order.
-    """
+    """A step from `state` along the gradient of a weighted sum of batches."""
 
     rule: UpdateRule
-    gradients: Gradients
+    gradients: Gradients  # in the form that the rule takes
     batches: Sequence[Batch]
-    state: Tensor
-    held: Sequence[Tensor]
+    state: Tensor  # of shape [N]
+    held: Sequence[Tensor]  # values that the update reads beside the state, in the rule's order
 
     @property
     def num_weights(self) -> int:
@@ -57,6 +50,10 @@ class StepJacobian:
     @functools.cached_property
     def gradient(self) -> Gradient:
         return self.gradients.gradient(self.point, self.batches)
+
+    @property
+    def gradient_in_double(self) -> Gradient:
+        return attrs.evolve(self.gradient, values=tf.cast(self.gradient.values, tf.float64))
 
     @functools.cached_property
     def derivative(self) -> Derivative:
@@ -81,11 +78,7 @@ class StepJacobian:
 
 
 def rule_and_gradients(optimizer: Optimizer, engine: Engine) -> tuple[UpdateRule, Gradients]:
-    """The update and its gradients: summed over lookups, or row by row where the step is not a function of the sums.
-
-    Raises:
-        ModelError: As for `update_rule`.
-    """
+    """The update and its gradients: summed over lookups, or row by row where the step is not a function of the sums."""
     layout = engine.function.layout
     rule = update_rule(optimizer, layout, [name in engine.unconnected for name in layout.names], engine.function.dtype)
     looked_up = tuple(k for k, name in enumerate(layout.names) if name in engine.looked_up)
@@ -93,5 +86,5 @@ def rule_and_gradients(optimizer: Optimizer, engine: Engine) -> tuple[UpdateRule
     if looked_up and rule.optimizer.microbatches == 1 and engine.mode == "reverse-over-reverse":
         by_rows = rule.by_rows(looked_up)
         if not by_rows.sums_rows():
-            return by_rows, RowGradients(engine)
-    return rule, SummedGradients(engine)
+            return by_rows, RowGradients(engine, looked_up)
+    return rule, Gradients(engine)

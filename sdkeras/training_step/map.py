@@ -10,7 +10,6 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import attrs
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -24,6 +23,7 @@ from sdkeras.training_step import verification
 from sdkeras.training_step.jacobian import StepJacobian, rule_and_gradients
 from sdkeras.training_step.optimizer import is_function, parts_of, with_slots
 from sdkeras.training_step.rule import update_rule
+from sdkeras.training_step.settings import schedule_of
 from sdkeras.training_step.verification import UpdateVerification
 
 # Tangents pushed at once: more share the first pass no better, and memory grows with them.
@@ -133,20 +133,15 @@ class UpdateMap:
     # What the optimizer reads, at any state along training
 
     def slot(self, name: str, state: Array) -> Array:
-        """One slot of all weights in a state, end to end, shape [N] -> [n], float64.
+        """One slot of all weights in a state, end to end, shape [N] -> [n], float64, by its list ('_velocities').
 
-        Args:
-            name: The optimizer's list of them, for example '_velocities'. Those that are no part of the state, since
-                no gradient reaches their weights, have the optimizer's own values.
-            state: Shape [N].
+        Those that are no part of the state, since no gradient reaches their weights, have the optimizer's own values.
         """
-        slices = self.layout.slices[len(self.loss.layout.names) :]
-        places = dict(zip(self.slot_positions, slices, strict=True))
-        positions = {id(variable): position for position, variable in enumerate(self.optimizer.variables)}
-        slots = [(variable, places.get(positions[id(variable)])) for variable in getattr(self.optimizer, name)]
-        return np.concatenate(
-            [np.ravel(np.asarray(v, np.float64) if place is None else state[place]) for v, place in slots]
-        ).astype(np.float64)
+        variables = self.optimizer.variables
+        slots = zip(self.slot_positions, self._rule.slot_places, strict=True)
+        places = {id(variables[position]): place for position, place in slots}
+        values = [state[places[id(v)]] if id(v) in places else v for v in getattr(self.optimizer, name)]
+        return np.concatenate([np.ravel(np.asarray(value, np.float64)) for value in values])
 
     def iterations(self, held: Mapping[str, Array]) -> int:
         """Updates made when these are the held values."""
@@ -154,10 +149,8 @@ class UpdateMap:
 
     def learning_rate(self, held: Mapping[str, Array]) -> float | None:
         """The rate of the step from these held values where it follows a schedule; None where it does not move."""
-        rate = getattr(self.optimizer, "_learning_rate", None)
-        if not isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
-            return None
-        return float(np.asarray(rate(held[self._rule.iteration_name])))
+        schedule = schedule_of(self.optimizer)
+        return None if schedule is None else float(np.asarray(schedule(held[self._rule.iteration_name])))
 
     # Views: other batches, another state; the compiled functions are shared
 
@@ -165,9 +158,7 @@ class UpdateMap:
         """The batches of update number `index`: one, or k of weight 1/k with accumulation over k."""
         k = self.microbatches
         batches = [self.loss.minibatch(k * index + offset) for offset in range(k)]
-        return (
-            [attrs.evolve(batch, data_weight=1.0 / k, extra_weight=1.0 / k) for batch in batches] if k > 1 else batches
-        )
+        return [attrs.evolve(batch, data_weight=1.0 / k, extra_weight=1.0 / k) for batch in batches]
 
     def on_minibatch(self, index: int) -> UpdateMap:
         """The map of training's update number `index`, by the same compiled functions."""
@@ -269,11 +260,7 @@ class UpdateMap:
 
 
 def state_size(loss: EmpiricalLoss, optimizer: Optimizer, *, initial_slots: bool = False) -> int:
-    """Length N of the state of a step, from the graph of one update; nothing is multiplied or verified.
-
-    Raises:
-        ModelError: As for `UpdateMap`.
-    """
+    """Length N of the state of a step, from the graph of one update; nothing is multiplied or verified."""
     missing = [name in loss.gradients.unconnected for name in loss.layout.names]
     return update_rule(with_slots(loss, optimizer, initial_slots), loss.layout, missing, loss.function.dtype).size
 

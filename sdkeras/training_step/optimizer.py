@@ -14,7 +14,7 @@ from sdkeras.files.keras_types import Optimizer, Tensor, Variable
 from sdkeras.operators import precision
 from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.results.arrays import Array
-from sdkeras.training_step.settings import inner
+from sdkeras.training_step.settings import inner, schedule_of
 
 _EXCLUSIONS = ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern")
 
@@ -26,8 +26,7 @@ def parts_of(optimizer: Optimizer) -> list[Optimizer]:
 
 def scheduled_parts(optimizer: Optimizer) -> list[Optimizer]:
     """Optimizers of `parts_of` whose learning rate follows a schedule. A `MultiOptimizer` itself has no rate."""
-    schedule = keras.optimizers.schedules.LearningRateSchedule
-    return [each for each in parts_of(optimizer) if isinstance(each._learning_rate, schedule)]
+    return [each for each in parts_of(optimizer) if schedule_of(each) is not None]
 
 
 def is_function(rate: object) -> bool:
@@ -61,11 +60,8 @@ def replica(variable: Variable, dtype: str | None = None) -> Variable:
 def loaded_clone(optimizer: Optimizer, variables: Sequence[Variable]) -> Optimizer:
     """A second real optimizer for these variables, made from the first's configuration and loaded with its state.
 
-    A clone of an optimizer that was never built has the slots it starts training with.
-
-    Args:
-        optimizer: Not touched.
-        variables: One per variable the optimizer trains, in its order; of any precision.
+    The variables stand for those that the first trains, in its order, in any precision. A clone of an optimizer that
+    was never built has the slots it starts training with.
 
     Raises:
         ModelError: It cannot be rebuilt from its configuration.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import attrs
 import numpy as np
@@ -11,15 +12,15 @@ import tensorflow as tf
 from sdkeras.errors import ModelError
 from sdkeras.files.keras_types import Compiled, Optimizer, Tensor
 from sdkeras.operators import precision
-from sdkeras.operators.engine import quiet
-from sdkeras.operators.layout import Layout
+from sdkeras.operators.engine import over_rows, vectorized_if_possible
+from sdkeras.operators.layout import Layout, joined
+from sdkeras.operators.tf_patches import exact_roots
 from sdkeras.results.arrays import Array
 from sdkeras.training_step.derivative import CompiledDerivative, Derivative, Diagonals, VariableDiagonals, compressed
 from sdkeras.training_step.functional import FunctionalOptimizer, RecordingScope, functional
-from sdkeras.training_step.gradients import Gradient, GradientLayout, over_rows
+from sdkeras.training_step.gradients import Gradient, GradientLayout
 from sdkeras.training_step.graph import UpdateGraph, analyse, is_norm_clip, unique_names
 from sdkeras.training_step.optimizer import scheduled_parts, value_of
-from sdkeras.training_step.roots import exact_roots
 
 # Gradients below and above any limit they could be clipped at.
 _SIZES = (1e-6, 1.0, 1e9)
@@ -28,21 +29,14 @@ _ZERO = tf.UnconnectedGradients.ZERO
 
 @attrs.frozen(eq=False)
 class UpdateRule:
-    """One application of a Keras optimizer; made by `update_rule`.
-
-    Attributes:
-        optimizer: The optimizer, in functional form.
-        graph: Variables that its update reads and writes.
-        gradients: How gradients arrive.
-        state: The optimizer's slots of now after the weights, shape [N].
-        held: Values that the update reads beside the state, by name; with gradient accumulation, the iteration at
-            which the next update happens.
-    """
+    """One application of a Keras optimizer; made by `update_rule`."""
 
     optimizer: FunctionalOptimizer
     graph: UpdateGraph
-    gradients: GradientLayout
-    state: Array
+    gradients: GradientLayout  # how gradients arrive
+    state: Array  # the weights of now, then the slots, shape [N]
+    # Values that the update reads beside the state, by name; with gradient accumulation, the iteration at which the
+    # next update happens.
     held: dict[str, Array]
     _functions: dict[str, Compiled] = attrs.field(factory=dict)
 
@@ -63,6 +57,11 @@ class UpdateRule:
     def num_weights(self) -> int:
         """Length n of the weights, the first n entries of the state."""
         return self.gradients.weights.size
+
+    @property
+    def slot_places(self) -> tuple[slice, ...]:
+        """Where the slots lie in the state."""
+        return self.layout.slices[len(self.gradients.weights.names) :]
 
     @property
     def iteration_name(self) -> str:
@@ -101,15 +100,13 @@ class UpdateRule:
     ) -> tuple[list[Tensor], list[Tensor], Sequence[Tensor]]:
         """The state's variables, the gradients and the held values."""
         count = len(self.gradients.looked_up)
-        pieces = zip(tf.split(state, list(self.layout.sizes)), self.layout.shapes, strict=True)
-        parts = [tf.reshape(piece, shape) for piece, shape in pieces]
-        return parts, self.gradients.parted(values, arrays[:count]), arrays[count:]
+        return self.layout.split(state), self.gradients.parted(values, arrays[:count]), arrays[count:]
 
     def _update_graph(self, state: Tensor, values: Tensor, *arrays: Tensor) -> tuple[Tensor, ...]:
         """Next state, (zero roots, roots), next held values."""
         new, roots = self._new_values(*self._arguments(state, values, arrays))
         count = len(self.layout.names)
-        return _joined(new[:count]), roots, *new[count:]
+        return joined(new[:count]), roots, *new[count:]
 
     def _diagonals_graph(self, state: Tensor, values: Tensor, *arrays: Tensor) -> tuple[Tensor, ...]:
         """Next state, next held values after the diagonals: [part, part, n] in the state and [part, size of G] in the
@@ -125,14 +122,14 @@ class UpdateRule:
         for column in columns:
             targets, inputs = [new[k] for k in column], [[parts[k] for k in other] for other in columns]
             *pulled, slopes = tape.gradient(targets, [*inputs, arriving], unconnected_gradients=_ZERO)
-            of_state.append(tf.stack([_joined(each) for each in pulled]))
+            of_state.append(tf.stack([joined(each) for each in pulled]))
             if clipped is not None:  # a clip may sum rows; one row moves as all of a weight do
                 for k, rows in zip(self.gradients.looked_up, arrays, strict=False):
                     if not isinstance(clipped[k], tf.IndexedSlices):
                         slopes[k] = tf.gather(slopes[k], rows)
-            of_gradient.append(_joined(slopes))
+            of_gradient.append(joined(slopes))
         count = len(self.layout.names)
-        return tf.stack(of_state), tf.stack(of_gradient), _joined(new[:count]), *new[count:]
+        return tf.stack(of_state), tf.stack(of_gradient), joined(new[:count]), *new[count:]
 
     def _push_graph(
         self, vectorized: bool, state: Tensor, values: Tensor, tangents: Tensor, slopes: Tensor, *arrays: Tensor
@@ -150,7 +147,7 @@ class UpdateRule:
             return outer.gradient(pulled, dual, list(pair), unconnected_gradients=_ZERO)
 
         with exact_roots():
-            return over_rows(push, (tangents, slopes), vectorized)
+            return over_rows(push, (tangents, slopes), vectorized, self.dtype)
 
     def _pull_graph(
         self, vectorized: bool, state: Tensor, values: Tensor, cotangents: Tensor, *arrays: Tensor
@@ -163,7 +160,7 @@ class UpdateRule:
             return tuple(tape.gradient(new, [state, values], cotangent, unconnected_gradients=_ZERO))
 
         with exact_roots():
-            return over_rows(pull, cotangents, vectorized)
+            return over_rows(pull, cotangents, vectorized, (self.dtype, self.dtype))
 
     def _compiled(self, graph: Compiled, *leading: tf.TensorSpec) -> Compiled:
         """The compiled graph of state, gradient, `leading` tensors, rows of what was looked up and held values."""
@@ -173,33 +170,25 @@ class UpdateRule:
         specs = [tf.TensorSpec([self.size], self.dtype), tf.TensorSpec([width], self.dtype), *leading, *rows, *held]
         return tf.function(graph, autograph=False, jit_compile=False).get_concrete_function(*specs)
 
-    def _by_row(self, graph: Compiled, *leading: tf.TensorSpec) -> Compiled:
-        try:
-            with quiet():
-                return self._compiled(lambda *arrays: graph(True, *arrays), *leading)
-        except Exception:  # no vectorized form of some operation; TensorFlow raises several types for it
-            return self._compiled(lambda *arrays: graph(False, *arrays), *leading)
-
-    def _function(self, kind: str) -> Compiled:
+    def _call(self, kind: str, state: Tensor, gradient: Gradient, held: Sequence[Tensor], *leading: Tensor) -> Tensor:
+        """What a graph returns, compiled at its first call; `leading` are matrices of tangents or cotangents."""
+        arguments = (state, gradient.values, *leading, *gradient.rows, *held)
         if kind not in self._functions:
-            rows = tf.TensorSpec([None, self.size], self.dtype)
-            slopes = tf.TensorSpec([None, None if self.gradients.looked_up else self.num_weights], self.dtype)
-            self._functions[kind] = {
-                "update": lambda: self._compiled(self._update_graph),
-                "diagonals": lambda: self._compiled(self._diagonals_graph),
-                "push": lambda: self._by_row(self._push_graph, rows, slopes),
-                "pull": lambda: self._by_row(self._pull_graph, rows),
-            }[kind]()
-        return self._functions[kind]
+            width = None if self.gradients.looked_up else self.num_weights
+            rows, slopes = (tf.TensorSpec([None, size], self.dtype) for size in (self.size, width))
+            make: Callable[[bool], Compiled] = {
+                "update": lambda _: self._compiled(self._update_graph),
+                "diagonals": lambda _: self._compiled(self._diagonals_graph),
+                "push": lambda vectorized: self._compiled(partial(self._push_graph, vectorized), rows, slopes),
+                "pull": lambda vectorized: self._compiled(partial(self._pull_graph, vectorized), rows),
+            }[kind]
+            self._functions[kind] = vectorized_if_possible(make, *arguments) if leading else make(False)
+        return self._functions[kind](*arguments)
 
     # Calls: tensors in, tensors out
 
     def constants(self, held: Mapping[str, Array]) -> list[Tensor]:
-        """Held values as tensors, in the order the functions take them.
-
-        Raises:
-            ModelError: Names are missing or unknown.
-        """
+        """Held values, all of them and no others, as tensors in the order the functions take them."""
         if set(held) != set(self.held):
             raise ModelError(
                 f"the held values are {', '.join(sorted(held)) or 'none'}; this update holds {', '.join(self.held)}."
@@ -211,7 +200,7 @@ class UpdateRule:
 
     def update(self, state: Tensor, gradient: Gradient, held: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Next state and held values."""
-        new, _, *advanced = self._function("update")(state, gradient.values, *gradient.rows, *held)
+        new, _, *advanced = self._call("update", state, gradient, held)
         return new, advanced
 
     def rates(self, held: Sequence[Tensor]) -> list[float]:
@@ -227,26 +216,24 @@ class UpdateRule:
 
     def zero_roots(self, state: Tensor, gradient: Gradient, held: Sequence[Tensor]) -> tuple[int, int]:
         """How many arguments of square roots are exactly 0 in this update, and how many there are."""
-        zeros, roots = self._function("update")(state, gradient.values, *gradient.rows, *held)[1].numpy()
+        zeros, roots = self._call("update", state, gradient, held)[1].numpy()
         return int(zeros), int(roots)
 
     def linearize(
         self, state: Tensor, gradient: Gradient, held: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor], Derivative]:
         """Next state and held values, and the derivative there."""
-        arrays, owned = (*gradient.rows, *held), self.graph.owned
-        if owned is not None:
-            in_state, in_gradient, new, *advanced = self._function("diagonals")(state, gradient.values, *arrays)
-            return new, advanced, self._diagonals(owned, in_state.numpy(), in_gradient.numpy(), gradient)
+        if self.graph.owned is not None:
+            in_state, in_gradient, new, *advanced = self._call("diagonals", state, gradient, held)
+            return new, advanced, self._diagonals(self.graph.owned, in_state.numpy(), in_gradient.numpy(), gradient)
 
         def push(tangents: Array, slopes: Array) -> Array:
             rows = (tf.constant(tangents, self.dtype), tf.constant(slopes, self.dtype))
-            pushed: Array = self._function("push")(state, gradient.values, *rows, *arrays).numpy()
+            pushed: Array = self._call("push", state, gradient, held, *rows).numpy()
             return pushed
 
         def pull(cotangents: Array) -> tuple[Array, Array]:
-            rows = tf.constant(cotangents, self.dtype)
-            pulled, slopes = self._function("pull")(state, gradient.values, rows, *arrays)
+            pulled, slopes = self._call("pull", state, gradient, held, tf.constant(cotangents, self.dtype))
             return pulled.numpy(), slopes.numpy()
 
         return *self.update(state, gradient, held), CompiledDerivative(push, pull)
@@ -284,7 +271,7 @@ class UpdateRule:
         """Whether a row that is looked up twice moves as by one gradient, the sum, however large the gradients are."""
         generator, looked_up = np.random.default_rng(0), self.gradients.looked_up
         state, held = tf.constant(self.state, self.dtype), self.constants(self.held)
-        widths = [int(np.prod(self.gradients.weights.shapes[k][1:])) for k in looked_up]
+        widths = [self.gradients.row_size(k) for k in looked_up]
 
         def moved(rows: Sequence[Array]) -> Array:
             places = self.gradients.slices([len(each) for each in rows])
@@ -307,14 +294,7 @@ class UpdateRule:
 def update_rule(optimizer: Optimizer, weights: Layout, missing: Sequence[bool], dtype: str) -> UpdateRule:
     """The update of a built Keras optimizer (not of a loss-scaling wrapper), along gradients summed over lookups.
 
-    Args:
-        optimizer: Never touched.
-        weights: Names and shapes of its trainable variables.
-        missing: For each of them, whether the loss leaves it without a gradient; Keras skips those.
-        dtype: Precision of the arithmetic, 'float32' or 'float64'.
-
-    Raises:
-        ModelError: The update is no map of Keras variables, or gradients overwrite weights.
+    `weights` is the layout of its trainable variables; `missing` says which of them the loss leaves without a gradient.
     """
     function = functional(optimizer, missing, dtype)
     graph = analyse(function, weights)
@@ -325,7 +305,3 @@ def update_rule(optimizer: Optimizer, weights: Layout, missing: Sequence[bool], 
         name = rule.iteration_name
         held[name] = np.asarray(int(held[name]) // k * k + k - 1, held[name].dtype)
     return rule
-
-
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return tf.concat([tf.reshape(tensor, [-1]) for tensor in parts], axis=0)

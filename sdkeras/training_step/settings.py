@@ -6,7 +6,9 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 import attrs
+import keras
 import numpy as np
+import tensorflow as tf
 
 from sdkeras.errors import ModelError
 from sdkeras.files.keras_types import Model, Optimizer, Schedule, Tensor
@@ -28,27 +30,16 @@ class StepNotTaken(ModelError):
 
 @attrs.frozen
 class OptimizerSettings:
-    """Settings of a Keras optimizer that a training step depends on.
+    """Settings of a Keras optimizer that a training step depends on."""
 
-    Attributes:
-        name: Class name, for example 'SGD' or 'AdamW'.
-        learning_rate: At the stored step, schedules evaluated; None if it could not be read.
-        momentum: SGD's and RMSprop's momentum, Adam's and Nadam's beta_1; None where there is none.
-        nesterov: Whether SGD's momentum is Nesterov's.
-        weight_decay: Decoupled decay; 0 where none is set.
-        iterations: Steps taken.
-        rates: For a MultiOptimizer, class name and learning rate of each optimizer that trains variables.
-        notes: Differences between the real step and the analysed one (clipping, averaging, ...), in words.
-    """
-
-    name: str
-    learning_rate: float | None
-    momentum: float | None
+    name: str  # of its class: 'SGD', 'AdamW', ...
+    learning_rate: float | None  # at the stored step, schedules evaluated; None if it could not be read
+    momentum: float | None  # SGD's and RMSprop's momentum, Adam's and Nadam's beta_1
     nesterov: bool
-    weight_decay: float
+    weight_decay: float  # decoupled; 0 where none is set
     iterations: int
-    rates: tuple[tuple[str, float | None], ...] = ()
-    notes: tuple[tuple[str, str], ...] = ()
+    rates: tuple[tuple[str, float | None], ...] = ()  # of a MultiOptimizer's parts, by class name
+    notes: tuple[tuple[str, str], ...] = ()  # differences between the real step and the analysed one, in words
 
 
 def inner(optimizer: Optimizer) -> Optimizer:
@@ -59,6 +50,11 @@ def inner(optimizer: Optimizer) -> Optimizer:
 def steps_taken(optimizer: Optimizer) -> int:
     """Updates of the weights so far; 0 for no optimizer."""
     return 0 if optimizer is None else int(np.asarray(inner(optimizer).iterations))
+
+
+def batches_per_update(optimizer: Optimizer) -> int:
+    """Batches whose mean gradient makes one update: 1 without gradient accumulation."""
+    return int(getattr(optimizer, "gradient_accumulation_steps", None) or 1)
 
 
 def read_settings(optimizer: Optimizer) -> OptimizerSettings | None:
@@ -99,15 +95,11 @@ def _rate(optimizer: Optimizer) -> float | None:
 
 
 def check_rates(optimizer: Optimizer, steps: int) -> None:
-    """Refuses an optimizer whose learning rates are all 0 over this many steps from now on.
-
-    Raises:
-        ModelError: They are.
-    """
+    """Refuses, by a ModelError, an optimizer whose learning rates are all 0 over this many steps from now on."""
     optimizer = inner(optimizer)
     for each in parts_of(optimizer):
         schedule, first = schedule_of(each), int(np.asarray(each._iterations))
-        k = int(getattr(each, "gradient_accumulation_steps", None) or 1)
+        k = batches_per_update(each)
         rates = [_rate(each)] if schedule is None else _rates_at(schedule, first + np.arange(steps * k))
         if any(rate is None or rate != 0 for rate in rates):
             return
@@ -127,24 +119,18 @@ def check_rates(optimizer: Optimizer, steps: int) -> None:
 
 def schedule_of(optimizer: Optimizer) -> Schedule | None:
     """The learning-rate schedule of a Keras optimizer, or None."""
-    import keras
-
     rate = getattr(inner(optimizer), "_learning_rate", None)
     return rate if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule) else None
 
 
 def scheduled_rate(optimizer: Optimizer, which: str) -> float:
-    """A learning rate of the training so far, computed from the optimizer's schedule.
+    """A learning rate of the training so far by the optimizer's schedule: 'peak' or 'mean' of the steps, or 'step:N'.
 
     Step n of the training, counted from 0, used the schedule's value at iteration n; with gradient accumulation over k
     batches at n k + k - 1, where the update happens. Before the first step that step counts as the training so far.
 
-    Args:
-        optimizer: A Keras optimizer with a schedule.
-        which: 'peak' or 'mean' over the steps taken, or 'step:N'.
-
     Raises:
-        ModelError: It has no schedule.
+        ModelError: There is no schedule.
         StepNotTaken: Training has not taken step N.
     """
     schedule, optimizer = schedule_of(optimizer), inner(optimizer)
@@ -152,7 +138,7 @@ def scheduled_rate(optimizer: Optimizer, which: str) -> float:
     if schedule is None:
         why = "has several learning rates" if parts_of(optimizer) != [optimizer] else "has no learning-rate schedule"
         raise ModelError(f"the learning rate is to be {which} of a schedule, and {name} {why}; give a number instead.")
-    k = int(getattr(optimizer, "gradient_accumulation_steps", None) or 1)
+    k = batches_per_update(optimizer)
     if which.startswith("step:"):
         step = int(which.partition(":")[2])
         if step >= taken:
@@ -167,7 +153,6 @@ def scheduled_rate(optimizer: Optimizer, which: str) -> float:
 
 def _rates_at(schedule: Schedule, iterations: Array) -> Array:
     """The schedule's value at each iteration, float64."""
-    import tensorflow as tf
 
     def rate(iteration: Tensor) -> Tensor:
         return tf.cast(tf.convert_to_tensor(schedule(iteration)), tf.float64)
@@ -176,8 +161,7 @@ def _rates_at(schedule: Schedule, iterations: Array) -> Array:
         return tf.map_fn(rate, steps, fn_output_signature=tf.float64)
 
     if len(iterations) > _EAGER_STEPS:  # 20 microseconds a step against 600
-        # A user's schedule that only runs eagerly may raise anything in a graph.
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception):  # a user's schedule that only runs eagerly may raise anything in a graph
             graph = tf.function(over, autograph=False).get_concrete_function(tf.TensorSpec([None], tf.int64))
             rates: Array = graph(tf.constant(iterations, tf.int64)).numpy()
             return rates
@@ -214,10 +198,15 @@ def _notes(optimizer: Optimizer) -> Iterator[tuple[str, str]]:
         )
 
 
+def _optimizer_of(model: Model) -> Optimizer:
+    optimizer = getattr(model, "optimizer", None)
+    return None if optimizer is None else inner(optimizer)
+
+
 def excluded_from_decay(model: Model, layout: Layout) -> list[str]:
     """Paths of the analysed variables that the optimizer's weight decay leaves out."""
-    optimizer = None if getattr(model, "optimizer", None) is None else inner(model.optimizer)
-    if optimizer is None or not getattr(optimizer, "weight_decay", None):
+    optimizer = _optimizer_of(model)
+    if not getattr(optimizer, "weight_decay", None):
         return []
     by_path = {str(variable.path): variable for variable in model.trainable_variables}
     return [name for name in layout.names if name in by_path and not optimizer._use_weight_decay(by_path[name])]
@@ -238,23 +227,15 @@ def preconditioner(model: Model, layout: Layout) -> Array | None:
     Raises:
         ModelError: The slots do not fit the model's variables.
     """
-    if getattr(model, "optimizer", None) is None:
-        return None
-    optimizer = inner(model.optimizer)
-    name, t = type(optimizer).__name__, int(np.asarray(optimizer.iterations))
-    if name not in ADAPTIVE or not optimizer.built or t == 0:
+    optimizer = _optimizer_of(model)
+    t = steps_taken(optimizer)
+    if type(optimizer).__name__ not in ADAPTIVE or not optimizer.built or t == 0:
         return None
     return diagonal(optimizer, t, lambda slots: _flat(optimizer, slots, layout))
 
 
 def diagonal(optimizer: Optimizer, iterations: int, slot: Callable[[str], Array]) -> Array:
-    """P of an adaptive optimizer after this many steps, see `preconditioner`.
-
-    Args:
-        optimizer: One of ADAPTIVE, for its settings.
-        iterations: Steps taken, at least 1.
-        slot: The optimizer's slots by the name of their list, flat, float64.
-    """
+    """P (see `preconditioner`) after at least one step of an optimizer, with its slots by the names of their lists."""
     second, name = slot("_velocities"), type(optimizer).__name__
     if name == "RMSprop":
         centred = second - slot("_average_gradients") ** 2 if optimizer.centered else second

@@ -18,16 +18,16 @@ import numpy as np
 import tensorflow as tf
 
 from sdkeras import seeds
-from sdkeras.errors import ModelError, VerificationError
+from sdkeras.errors import ModelError
 from sdkeras.files.keras_types import Optimizer, Tensor, Variable
 from sdkeras.linalg.vectors import finite
 from sdkeras.operators import precision, verification
 from sdkeras.operators.engine import Engine
-from sdkeras.operators.layout import Layout
+from sdkeras.operators.layout import Layout, joined
 from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.results.arrays import Array, DType
-from sdkeras.results.verification import Verification
-from sdkeras.training_step.gradients import Gradient, SummedGradients
+from sdkeras.results.verification import StepVerification, Verification
+from sdkeras.training_step.gradients import Gradient, Gradients
 from sdkeras.training_step.jacobian import StepJacobian
 from sdkeras.training_step.optimizer import loaded_clone, replica, scheduled_parts
 from sdkeras.training_step.rule import UpdateRule, update_rule
@@ -47,63 +47,37 @@ _ALLOWED_ROUNDING = 1e-2
 _PRODUCT = "a product with the step's Jacobian"
 
 
-@attrs.frozen
-class UpdateVerification:
+@attrs.frozen(kw_only=True)
+class UpdateVerification(StepVerification):
     """Outcome of the checks of an `UpdateMap`.
 
-    Attributes:
-        hessian: The checks of the Hessian's products.
-        step_error: The map's step against one real `apply` of a loaded clone, in float64: largest relative error
-            over the variables, relative to how far each moved; NaN if no clone could be made.
-        finite_difference_error: J v against central differences in float64, largest relative error over the state's
-            variables (median of three random directions).
-        checked: Function differentiated numerically: 'map', or 'update' (a float32 map; `hessian` checks the rest).
-        jvp_relative_error: Rounding error of a product: the map's J v against float64.
-        adjoint_error: |u'(J v) - (J'u)'v| / max(|u| |J v|, |J'u| |v|), each variable in its own units.
-        zero_roots: Square roots of exactly 0 in the update (second moments), whose derivative is taken as 0.
-        num_roots: Square roots in the update.
-        unresponsive: Weights whose next value has derivative 0 with respect to the gradient; all of them for
-            updates by signs (Lion).
-        degenerate: Whether that is every weight, so that J holds no curvature at all.
-        passed: Whether every check met its tolerance.
-        details: Further remarks, in words.
-        zero_signs: Weights whose gradient and slots are exactly 0 in an update by signs; the derivative of sign(0) is
-            taken as 0, and the checks do not move them.
-        lookup_error: The part of `step_error` from gradients of lookups (embeddings) that come row by row, as training
-            gives them, on minibatch 0; 0 where there are none.
+    `step_error` is the largest of the variables, and so is `finite_difference_error` (median of three directions). A
+    float32 map is 'checked' as an 'update': `hessian` checks the rest.
     """
 
     hessian: Verification
-    step_error: float
-    finite_difference_error: float
-    checked: str
-    jvp_relative_error: float
-    adjoint_error: float
-    zero_roots: int
+    zero_roots: int  # square roots of exactly 0 in the update (second moments), whose derivative is taken as 0
     num_roots: int
+    # Weights whose next value has derivative 0 with respect to the gradient: all of them for updates by signs (Lion),
+    # where J holds no curvature at all (`degenerate`).
     unresponsive: int
     degenerate: bool
-    passed: bool
-    details: str = ""
-    lookup_error: float = 0.0
-    zero_signs: int = 0
+    # The part of `step_error` from gradients of lookups (embeddings) that come row by row, as training gives them, on
+    # minibatch 0; 0 where there are none.
+    lookup_error: float
+    # Weights whose gradient and slots are exactly 0 in an update by signs; the derivative of sign(0) is taken as 0, and
+    # the checks do not move them.
+    zero_signs: int
 
 
 def verified(
     step: StepJacobian, loss: EmpiricalLoss, engine: Engine, optimizer: Optimizer, allow_unverified: bool
 ) -> UpdateVerification:
-    """Checks a new map and refuses one that is wrong.
-
-    Raises:
-        VerificationError: A check failed and `allow_unverified` is False.
-    """
+    """Checks a new map and refuses one that is wrong, by a VerificationError or with `allow_unverified` a warning."""
     hessian = verification.verified(loss, engine, allow_unverified)
     result = _verify(step, loss, engine, optimizer, hessian)
     if not result.passed:
-        message = _failure(result)
-        if not allow_unverified:
-            raise VerificationError(message)
-        warnings.warn(message, stacklevel=3)
+        verification.refuse(_failure(result), allow_unverified)
     return result
 
 
@@ -111,7 +85,7 @@ def _verify(
     step: StepJacobian, loss: EmpiricalLoss, engine: Engine, optimizer: Optimizer, hessian: Verification
 ) -> UpdateVerification:
     rule, details = step.rule, []
-    double = rule if rule.dtype == "float64" else _in_double(rule, optimizer)
+    double = _in_double(rule, optimizer)
     try:
         step_error, lookup_error = _step_errors(step, double, loss, engine, optimizer)
     except ModelError as reason:
@@ -119,7 +93,7 @@ def _verify(
         details.append(str(reason))
     zeros, roots = rule.zero_roots(step.state, step.gradient, step.held)
     zero_signs = rule.unmoved(step.state.numpy(), step.gradient) if rule.graph.has_signs else 0
-    if any(not np.any(step.state.numpy()[place]) for place in rule.layout.slices[len(rule.gradients.weights.names) :]):
+    if any(not np.any(step.state.numpy()[place]) for place in rule.slot_places):
         # A slot that is all zero (before the first step) hides derivatives; one step on they show.
         step = attrs.evolve(step, state=tf.constant(finite(step.next_state().numpy(), "the next state")))
         details.append("derivatives were checked one step on, since a slot is all zero")
@@ -159,12 +133,10 @@ def _meets_tolerances(result: UpdateVerification, by_differences: bool, dtype: s
 
 
 def _in_double(rule: UpdateRule, optimizer: Optimizer) -> UpdateRule:
+    if rule.dtype == "float64":
+        return rule
     double = update_rule(optimizer, rule.gradients.weights, rule.optimizer.missing, "float64")
     return double.by_rows(rule.gradients.looked_up) if rule.gradients.looked_up else double
-
-
-def _gradient_in_double(step: StepJacobian) -> Gradient:
-    return attrs.evolve(step.gradient, values=tf.cast(step.gradient.values, tf.float64))
 
 
 # The step
@@ -178,25 +150,20 @@ def _step_errors(
     With gradient accumulation over several batches Keras sums these first.
     """
     state, dtype = step.state.numpy().astype(np.float64), np.dtype(step.rule.dtype)
-    gradient = _gradient_in_double(step)
+    gradient = step.gradient_in_double
     parts = rule.gradients.parted(gradient.values, gradient.rows)
     error = _step_error(rule, optimizer, state, gradient, parts, dtype)
     if not engine.looked_up or rule.gradients.looked_up or rule.optimizer.microbatches > 1:
         return error, 0.0
     raw = engine.raw_gradients(step.point, loss.minibatch(0))
     raw = [tf.zeros_like(p) if g is None else tf.cast(g, tf.float64) for g, p in zip(raw, parts, strict=True)]
-    total = tf.concat([tf.reshape(tf.convert_to_tensor(each), [-1]) for each in raw], axis=0)
+    total = joined([tf.convert_to_tensor(each) for each in raw])
     lookup_error = _step_error(rule, optimizer, state, Gradient(total), raw, dtype)
     return max(error, lookup_error), lookup_error
 
 
 def _step_error(
-    rule: UpdateRule,
-    optimizer: Optimizer,
-    state: Array,
-    gradient: Gradient,
-    gradients: Sequence[Tensor],
-    dtype: DType,
+    rule: UpdateRule, optimizer: Optimizer, state: Array, gradient: Gradient, gradients: Sequence[Tensor], dtype: DType
 ) -> float:
     """One step of the rule against `apply` of a loaded clone, relative to how far each variable moved.
 
@@ -273,7 +240,7 @@ def _direction(step: StepJacobian, generator: np.random.Generator) -> Array:
     """
     rule, state = step.rule, step.state.numpy().astype(np.float64)
     direction = generator.standard_normal(state.size)
-    for place in rule.layout.slices[len(rule.gradients.weights.names) :]:
+    for place in rule.slot_places:
         slot = state[place]
         in_proportion = rule.graph.has_signs or np.all(slot >= 0)
         direction[place] *= slot if in_proportion else np.sqrt(np.mean(slot**2))
@@ -285,11 +252,8 @@ def _derivative_errors(step: StepJacobian, double: UpdateRule, direction: Array)
 
     The differences are of the whole map in float64, or of the update in float64 along the gradient's derivative.
     """
-    layout, state, held = (
-        step.rule.layout,
-        step.state.numpy().astype(np.float64),
-        double.constants(step.rule.named(step.held)),
-    )
+    layout, state = step.rule.layout, step.state.numpy().astype(np.float64)
+    held = double.constants(step.rule.named(step.held))
     scale = 1.0 / max(1.0, float(np.linalg.norm(direction[: step.num_weights])))
     product = step.push(direction[None].astype(step.rule.dtype))[0].astype(np.float64)
     rounding = np.zeros(state.size)
@@ -306,7 +270,7 @@ def _derivative_errors(step: StepJacobian, double: UpdateRule, direction: Array)
         for size, place in zip(largest, layout.slices, strict=True):
             rounding[place] = _ROUNDINGS * np.finfo(np.float64).eps * size / (max(_STEPS) * scale)
     else:
-        gradient = _gradient_in_double(step)
+        gradient = step.gradient_in_double
         weights = direction[None, : step.num_weights].astype(step.rule.dtype)
         slopes = step.gradients.push(step.point, weights, step.batches).astype(np.float64)
         exact = double.linearize(tf.constant(state), gradient, held)[2].push(direction[None], slopes)[0]
@@ -350,15 +314,15 @@ def _row_error(step: StepJacobian, engine: Engine, direction: Array) -> float:
     if not layout.looked_up:
         return 0.0
     slopes = tf.constant(step.gradients.push(step.point, tangent, step.batches)[0])
-    total = np.concatenate([np.ravel(tf.convert_to_tensor(p)) for p in layout.parted(slopes, step.gradient.rows)])
-    product = SummedGradients(engine).push(step.point, tangent, step.batches)[0]
+    total = joined([tf.convert_to_tensor(part) for part in layout.parted(slopes, step.gradient.rows)]).numpy()
+    product = Gradients(engine).push(step.point, tangent, step.batches)[0]
     apart, size = float(np.linalg.norm(total - product)), float(np.linalg.norm(product))
     return apart / max(size, 1e-30) if apart > _ALLOWED_ROUNDING * size else 0.0
 
 
 def _unresponsive(step: StepJacobian, double: UpdateRule, generator: np.random.Generator) -> int:
     """Weights whose next value does not move, to first order, when the gradient does."""
-    gradient, held = _gradient_in_double(step), double.constants(step.rule.named(step.held))
+    gradient, held = step.gradient_in_double, double.constants(step.rule.named(step.held))
     size = int(gradient.values.shape[0])
     slopes = generator.uniform(0.5, 1.5, size) * generator.choice([-1.0, 1.0], size)
     derivative = double.linearize(tf.cast(step.state, tf.float64), gradient, held)[2]
