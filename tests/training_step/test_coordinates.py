@@ -200,7 +200,9 @@ def test_kept_jacobians_are_differences_of_the_map(make) -> None:
         view = step.on_batches(step.training_batches(index)).at(before["state"], before["held"])
         columns = []
         for shift in np.diag(1e-6 * np.maximum(np.abs(before["state"]), 1e-3)):
-            columns.append((view.apply(before["state"] + shift) - view.apply(before["state"] - shift)) / (2 * shift.sum()))
+            columns.append(
+                (view.apply(before["state"] + shift) - view.apply(before["state"] - shift)) / (2 * shift.sum())
+            )
         jacobian = coordinates.forward(np.stack(columns, axis=1) @ coordinates.backward(np.eye(step.size)))
         scale = np.abs(jacobian).max()
         np.testing.assert_allclose(moved, jacobian @ frame, atol=1e-5 * scale * np.abs(frame).sum())

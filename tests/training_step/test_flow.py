@@ -7,6 +7,7 @@ import pytest
 import sdkeras
 from sdkeras.errors import NonFiniteError, SdkerasError
 from sdkeras.files.archive import load_checkpoint, save_checkpoint
+from trainer import by_layer, step_of, trained
 
 layers = keras.layers
 X = np.random.default_rng(0).standard_normal((11, 3))
@@ -16,63 +17,48 @@ pytestmark = pytest.mark.usefixtures("double_precision")
 
 def net(optimizer: keras.optimizers.Optimizer, *inner: keras.layers.Layer) -> keras.Model:
     model = keras.Sequential([keras.Input((3,)), layers.Dense(2, "tanh"), *inner, layers.Dense(2)])
-    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    model.train_on_batch(X, Y)
-    return model
+    return trained(optimizer, model, (X, Y), 1)
 
 
 def flow_of(model: keras.Model, data: object = (X, Y), **about: str) -> sdkeras.TrainingFlow:
-    loss = sdkeras.EmpiricalLoss(model, data, batch_size=4, dtype="float64")
-    return sdkeras.TrainingFlow(sdkeras.UpdateMap(loss, model.optimizer), about)
-
-
-def everything(model: keras.Model) -> list[bytes]:
-    return [np.asarray(v).tobytes() for v in (*model.variables, *model.optimizer.variables)]
+    return sdkeras.TrainingFlow(step_of(model, data, 4), about)
 
 
 def halving() -> keras.optimizers.schedules.LearningRateSchedule:
     return keras.optimizers.schedules.ExponentialDecay(0.125, 2, 0.5)
 
 
-def several_rates() -> keras.optimizers.Optimizer:
-    parts = {".*bias": keras.optimizers.Adam(halving())}
-    return keras.optimizers.MultiOptimizer(keras.optimizers.OptimizerMap(keras.optimizers.SGD(0.25, 0.5), parts))
+@pytest.mark.parametrize(
+    ("make", "inner"),
+    [
+        (lambda: keras.optimizers.Adam(halving()), ()),
+        (lambda: by_layer(keras.optimizers.SGD(0.25, 0.5), keras.optimizers.Adam(halving())), ()),
+        (lambda: keras.optimizers.SGD(0.125, momentum=0.5), (layers.BatchNormalization,)),
+    ],
+    ids=["schedule", "several", "normalised"],
+)
+def test_it_goes_where_training_goes(make, inner) -> None:
+    """Also past the end of an epoch and with a schedule: two batches of 4 a pass, three are dropped.
 
-
-@pytest.mark.parametrize("make", [lambda: keras.optimizers.Adam(halving()), several_rates])
-def test_it_goes_where_training_goes(make) -> None:
-    """Also past the end of an epoch and with a schedule: two batches of 4 a pass, three are dropped."""
-    model = net(make())
-    flow = flow_of(model)
-    before = everything(model)
-    source = sdkeras.EmpiricalLoss(model, (X, Y), batch_size=4, dtype="float64").source
+    Training moves the averages of batch normalization, the flow does not, and both arrive at the same weights.
+    """
+    model = net(make(), *(layer() for layer in inner))
+    flow, source = flow_of(model), sdkeras.EmpiricalLoss(model, (X, Y), 4, dtype="float64").source
+    before = [np.asarray(v).tobytes() for v in (*model.variables, *model.optimizer.variables)]
+    averages = [np.asarray(v).copy() for v in model.non_trainable_variables]
     for _ in range(5):
-        flow.step(np.eye(flow.size))
-    assert everything(model) == before
+        flow.step(np.eye(flow.size, 1 if inner else None))
+    assert [np.asarray(v).tobytes() for v in (*model.variables, *model.optimizer.variables)] == before
     for index in range(5):
         model.train_on_batch(*source.minibatch(index, 0))
+    moved = [np.max(np.abs(v - a)) for v, a in zip(model.non_trainable_variables, averages, strict=True)]
+    assert len(moved) == 2 * len(inner)
+    assert min(moved, default=1) > 1e-3
     weights = np.concatenate([np.asarray(v).ravel() for v in model.trainable_variables])
     np.testing.assert_allclose(flow.state()["state"][: len(weights)], weights, rtol=1e-11, atol=1e-13)
     assert flow.index == flow.state()["step"] == 5
     first, second = ({tuple(row) for row in source.minibatch(k, 0)[0]} for k in (0, 1))
     assert not first & second
-
-
-def test_moving_averages_do_not_enter_the_trajectory() -> None:
-    """Training moves them, the flow does not, and both arrive at the same weights."""
-    model = net(keras.optimizers.SGD(0.125, momentum=0.5), layers.BatchNormalization())
-    flow = flow_of(model)
-    averages = [np.asarray(v).copy() for v in model.non_trainable_variables]
-    source = sdkeras.EmpiricalLoss(model, (X, Y), batch_size=4, dtype="float64").source
-    for _ in range(6):
-        flow.step(np.eye(flow.size, 1))
-    for index in range(6):
-        model.train_on_batch(*source.minibatch(index, 0))
-    moved = [np.max(np.abs(v - a)) for v, a in zip(model.non_trainable_variables, averages, strict=True)]
-    assert len(moved) == 2
-    assert min(moved) > 1e-3
-    weights = np.concatenate([np.asarray(v).ravel() for v in model.trainable_variables])
-    np.testing.assert_allclose(flow.state()["state"][: len(weights)], weights, rtol=1e-11, atol=1e-13)
 
 
 def test_a_state_goes_through_a_file_bit_for_bit(tmp_path) -> None:
@@ -101,36 +87,29 @@ def test_the_seed_draws_the_minibatches() -> None:
         flow.reset(seed)
         return flow.step(tangents)
 
-    zero, one = first(0), first(1)
+    zero, one, again = first(0), first(1), first(0)
     assert not np.array_equal(zero, one)
-    assert np.array_equal(first(0), zero)
-    assert np.array_equal(first(1), one)
+    assert np.array_equal(again, zero)
 
 
 def test_states_of_other_trajectories_are_refused() -> None:
     model = net(keras.optimizers.SGD(0.5))
-    flow, other = flow_of(model), flow_of(model, (X + 1e-9, Y))
-    with pytest.raises(SdkerasError, match="differs in: data"):
-        flow.restore(other.state())
-    with pytest.raises(SdkerasError, match="differs in: loss"):
-        flow.restore(flow_of(model, loss="another").state())
-    with pytest.raises(SdkerasError, match="not a state"):
-        flow.restore([1, 2])
-    with pytest.raises(SdkerasError, match="held values, state"):
-        flow.restore(flow_of(net(keras.optimizers.SGD(0.5, momentum=0.5))).state())
+    flow, momentum = flow_of(model), net(keras.optimizers.SGD(0.5, momentum=0.5))
+    for state, message in (
+        (flow_of(model, (X + 1e-9, Y)).state(), "differs in: data"),
+        (flow_of(model, loss="another").state(), "differs in: loss"),
+        ([1, 2], "not a state"),
+        (flow_of(momentum).state(), "held values, state"),
+    ):
+        with pytest.raises(SdkerasError, match=message):
+            flow.restore(state)
 
 
 def test_a_step_that_diverges_raises_and_leaves_the_flow_where_it_was() -> None:
     model = keras.Sequential([keras.Input((3,)), layers.Dense(1)])
     model.compile(keras.optimizers.SGD(1e3), "mse")
-    loss = sdkeras.EmpiricalLoss(model, (X, Y[:, None].astype(float)), batch_size=11)
-    flow = sdkeras.TrainingFlow(sdkeras.UpdateMap(loss, model.optimizer))
-
-    def run() -> None:
-        for _ in range(200):
-            flow.step(np.zeros((flow.size, 1), np.float32))
-
+    flow = sdkeras.TrainingFlow(step_of(model, (X, Y[:, None].astype(float)), 11, dtype="float32"))
     with pytest.raises(NonFiniteError):
-        run()
+        list(map(flow.step, [np.zeros((flow.size, 1), np.float32)] * 200))
     assert np.all(np.isfinite(flow.state()["state"]))
     assert 2 < flow.index < 200

@@ -10,20 +10,13 @@ from sdkeras.operators import precision
 from sdkeras.training_step.gradients import RowGradients
 from sdkeras.training_step.jacobian import rule_and_gradients
 from sdkeras.training_step.rule import UpdateRule
-from trainer import Trainer
+from trainer import RATE, Trainer, dense, step_of, trained
 
 layers = keras.layers
 optimizers = keras.optimizers
-RATE = 0.125
 TOKENS = np.array([[0, 1, 1], [3, 1, 5], [5, 2, 4]])  # of 6; rows 1 and 5 are looked up twice and more
-LABELS = np.array([0, 1, 1])
-
-
-@pytest.fixture(autouse=True)
-def _double_precision():
-    keras.utils.set_random_seed(0)
-    with precision.default_precision("float64"):
-        yield
+DATA = (TOKENS, np.array([0, 1, 1]))
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 class Tied(keras.Model):
@@ -58,18 +51,6 @@ def attention() -> keras.Model:
     return keras.Model(tokens, layers.Dense(2)(layers.GlobalAveragePooling1D()(at)))
 
 
-def trained(optimizer: object, model: keras.Model) -> keras.Model:
-    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    for _ in range(4):
-        model.train_on_batch(TOKENS, LABELS)
-    return model
-
-
-def step_of(model: keras.Model, dtype: str = "float64", **options: object) -> sdkeras.UpdateMap:
-    loss = sdkeras.EmpiricalLoss(model, (TOKENS, LABELS), dtype=dtype)
-    return sdkeras.UpdateMap(loss, model.optimizer, **options)
-
-
 # Whether the gradient arrives row by row, whether the step depends on it.
 OPTIMIZERS = {
     "adam": (True, lambda: optimizers.Adam(RATE)),
@@ -101,11 +82,11 @@ MODELS = {
 
 
 def check(model: keras.Model, by_row: bool) -> None:
-    step = step_of(model)
-    trainer = Trainer(model, step.layout.names, (TOKENS, LABELS))
+    step = step_of(model, DATA)
+    trainer = Trainer(model, step.layout.names, DATA)
     start = trainer.state()
     assert np.max(np.abs(step.apply() - trainer(start))) < 1e-14
-    jacobian = step.jvp(np.eye(step.size))
+    jacobian = dense(step)
     truth, certain = trainer.jacobian(start, step)
     for name, part in zip(step.layout.names, step.layout.slices, strict=True):
         certain[part] &= "key_bias" not in name  # no gradient but rounding
@@ -126,20 +107,19 @@ def some(cases: dict, *fast: str) -> list:
 @pytest.mark.parametrize("case", some(OPTIMIZERS, "adam", "lion clipnorm", "sgd", "adam global clipnorm"))
 def test_step_and_jacobian_where_rows_are_looked_up_twice(case: str) -> None:
     by_row, make = OPTIMIZERS[case]
-    check(trained(make(), flat()), by_row)
+    check(trained(make(), flat(), DATA, 4), by_row)
 
 
 @pytest.mark.parametrize("case", some(MODELS, "two lookups", "kernel as well"))
 def test_step_and_jacobian_of_other_lookups(case: str) -> None:
     by_row, make = MODELS[case]
-    check(trained(optimizers.AdamW(RATE), make()), by_row)
+    check(trained(optimizers.AdamW(RATE), make(), DATA, 4), by_row)
 
 
 def test_training_goes_where_the_flow_goes() -> None:
     """Its tangents are the products of the Jacobians, and vectors one by one have those of a block."""
-    model = trained(optimizers.AdamW(RATE, global_clipnorm=0.05), flat())
-    loss = sdkeras.EmpiricalLoss(model, (TOKENS, LABELS), batch_size=2, dtype="float64")
-    step = sdkeras.UpdateMap(loss, model.optimizer)
+    model = trained(optimizers.AdamW(RATE, global_clipnorm=0.05), flat(), DATA, 4)
+    step = step_of(model, DATA, 2)
     flow = sdkeras.TrainingFlow(step)
     tangents = np.random.default_rng(0).standard_normal((flow.size, 3))
     expected, state, held = tangents, step.state, step.held
@@ -150,17 +130,15 @@ def test_training_goes_where_the_flow_goes() -> None:
         tangents = flow.step(tangents)
     np.testing.assert_allclose(tangents, expected, rtol=1e-11, atol=1e-12)
     for index in range(3):
-        model.train_on_batch(*loss.source.minibatch(index, 0))
+        model.train_on_batch(*step.loss.source.minibatch(index, 0))
     weights = np.concatenate([np.ravel(v) for v in model.trainable_variables])
     np.testing.assert_allclose(flow.state()["state"][: len(weights)], weights, rtol=1e-11, atol=1e-13)
 
 
 def test_several_batches_are_one_step_along_all_their_rows() -> None:
-    model = trained(optimizers.Adam(RATE), flat())
-    whole = step_of(model)
-    loss = sdkeras.EmpiricalLoss(model, (TOKENS, LABELS), batch_size=2, dtype="float64")
-    parts = sdkeras.UpdateMap(loss, model.optimizer)
-    assert len(loss.batches) == 2
+    model = trained(optimizers.Adam(RATE), flat(), DATA, 4)
+    whole, parts = step_of(model, DATA), step_of(model, DATA, 2)
+    assert len(parts.loss.batches) == 2
     assert np.allclose(parts.apply(), whole.apply(), rtol=0, atol=1e-14)
     vectors = np.random.default_rng(0).standard_normal((whole.size, 2))
     for product, other in ((parts.jvp, whole.jvp), (parts.vjp, whole.vjp)):
@@ -170,23 +148,23 @@ def test_several_batches_are_one_step_along_all_their_rows() -> None:
 
 def test_float32_map_is_the_float64_map_rounded() -> None:
     with precision.default_precision("float32"):
-        model = trained(optimizers.Adam(RATE), flat())
-        single, double = step_of(model, "float32"), step_of(model)
+        model = trained(optimizers.Adam(RATE), flat(), DATA, 4)
+        single, double = step_of(model, DATA, dtype="float32"), step_of(model, DATA)
     assert single.verification.checked == "update"
-    scale = np.max(np.abs(double.jvp(np.eye(double.size))))
+    scale = np.max(np.abs(dense(double)))
     for made, exact in ((single.jvp, double.jvp), (single.vjp, double.vjp)):
         assert np.allclose(made(np.eye(single.size)), exact(np.eye(double.size)), atol=1e-5 * scale)
 
 
 def test_products_row_by_row_need_reverse_over_reverse() -> None:
-    model = trained(optimizers.Adam(RATE), flat())
+    model = trained(optimizers.Adam(RATE), flat(), DATA, 4)
     with pytest.raises(VerificationError, match=r"looks up twice.*forward-over-reverse"):
-        step_of(model, product_mode="forward-over-reverse")
+        step_of(model, DATA, product_mode="forward-over-reverse")
 
 
 @pytest.mark.parametrize("wrong", ["order", "diagonal"])
 def test_wrong_rows_are_refused(monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
-    model = trained(optimizers.Adam(RATE), flat())
+    model = trained(optimizers.Adam(RATE), flat(), DATA, 4)
     if wrong == "order":
         right = RowGradients.gradient_and_push
 
@@ -209,26 +187,20 @@ def test_wrong_rows_are_refused(monkeypatch: pytest.MonkeyPatch, wrong: str) -> 
 
         monkeypatch.setattr(UpdateRule, "linearize", wrong)
     with pytest.raises(VerificationError, match="failed its verification"):
-        step_of(model)
+        step_of(model, DATA)
 
 
 @pytest.mark.parametrize("limit", [None, 0.02])
 def test_signs_of_exactly_zero(limit: float | None) -> None:
     """An input that is always 0: its weights have neither gradient nor momentum, and their sign does not move them."""
-    x, y = np.random.default_rng(0).standard_normal((8, 2)) * [1.0, 0.0], np.arange(8) % 2
+    data = np.random.default_rng(0).standard_normal((8, 2)) * [1.0, 0.0], np.arange(8) % 2
     model = keras.Sequential([keras.Input((2,)), layers.Dense(2, "tanh"), layers.Dense(2)])
-    model.compile(
-        optimizers.Lion(2.0**-6, clipnorm=limit), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    )
-    for _ in range(3):
-        model.train_on_batch(x, y)
-    loss = sdkeras.EmpiricalLoss(model, (x, y), dtype="float64")
-    step = sdkeras.UpdateMap(loss, model.optimizer)
+    step = step_of(trained(optimizers.Lion(2.0**-6, clipnorm=limit), model, data), data)
     assert step.verification.passed
     assert step.verification.zero_signs == 2
     assert "2 of 12" in dict(step.notes)["zero-signs"]
-    jacobian = step.jvp(np.eye(step.size))
+    jacobian = dense(step)
     assert np.array_equal(jacobian[: step.num_weights], np.eye(step.size)[: step.num_weights])
     decay = float(np.float32(0.99))
     assert np.allclose(np.diag(jacobian)[step.num_weights :], decay)
-    assert "zero-signs" not in dict(step_of(trained(optimizers.SGD(RATE), flat())).notes)
+    assert "zero-signs" not in dict(step_of(trained(optimizers.SGD(RATE), flat(), DATA), DATA).notes)
