@@ -10,9 +10,9 @@ import sdkeras
 from oracles import VECTORS, finite_difference_hessian
 from sdkeras.operators.modes import PRODUCT_MODES
 from sdkeras.operators.tf_patches import exact_moments
+from small_losses import compiled, dense, hessian
 
 layers = keras.layers
-CE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 @pytest.fixture(autouse=True)
@@ -25,89 +25,64 @@ def data(*shape: int, count: int = 11, classes: int = 4, seed: int = 0):
     return generator.standard_normal((count, *shape)), generator.integers(0, classes, count)
 
 
-def compiled(model: keras.Model, loss: object = CE) -> keras.Model:
-    model.compile("sgd", loss=loss)
-    return model
-
-
-def dense(operator: sdkeras.HessianOperator) -> np.ndarray:
-    return operator.matmat(np.eye(operator.size, dtype=operator.dtype)).astype(np.float64)
-
-
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("batch_size", [None, 4])
 def test_linear_regression(dtype: str, batch_size: int | None) -> None:
     """Mean squared error of a linear map: H = 2/N X'X, ragged batches included."""
     x, _ = data(3)
     y = np.random.default_rng(1).standard_normal((11, 1))
-    model = compiled(keras.Sequential([keras.Input((3,)), layers.Dense(1)]), "mse")
-    loss = sdkeras.EmpiricalLoss(model, (x, y), batch_size=batch_size, dtype=dtype)
+    model = compiled(keras.Input((3,)), layers.Dense(1), loss="mse")
     design = np.hstack([x, np.ones((11, 1))])
-    found = dense(sdkeras.HessianOperator(loss))
+    found = dense(hessian(model, (x, y), batch_size, dtype=dtype))
     assert np.allclose(found, 2 / 11 * design.T @ design, atol=1e-6 if dtype == "float32" else 1e-13)
 
 
 def test_ragged_batches_would_be_noticed() -> None:
     """Averaging batches of 8 and 2 equally misses the truth by more than the tolerance above."""
     x, y = np.arange(10.0)[:, None], np.zeros((10, 1))
-    model = compiled(keras.Sequential([keras.Input((1,)), layers.Dense(1, use_bias=False)]), "mse")
-    loss = sdkeras.EmpiricalLoss(model, (x, y), batch_size=8, dtype="float64")
-    shares = [batch.data_weight for batch in loss.batches]
-    assert np.allclose(sorted(shares), [0.2, 0.8])
-    assert np.isclose(sdkeras.HessianOperator(loss).matvec(np.ones(1))[0], 2 * np.mean(x**2))
+    model = compiled(keras.Input((1,)), layers.Dense(1, use_bias=False), loss="mse")
+    operator = hessian(model, (x, y), 8, dtype="float64")
+    assert np.allclose(sorted(batch.data_weight for batch in operator.loss.batches), [0.2, 0.8])
+    assert np.isclose(operator.matvec(np.ones(1))[0], 2 * np.mean(x**2))
 
 
 def test_logistic_regression_with_sample_weights() -> None:
     x, _ = data(4)
     y = np.random.default_rng(1).integers(0, 2, (11, 1)).astype(float)
     weights = np.random.default_rng(2).uniform(0.1, 3, 11)
-    model = compiled(
-        keras.Sequential([keras.Input((4,)), layers.Dense(1)]), keras.losses.BinaryCrossentropy(from_logits=True)
-    )
-    loss = sdkeras.EmpiricalLoss(model, (x, y, weights), batch_size=4, dtype="float64")
+    model = compiled(keras.Input((4,)), layers.Dense(1), loss=keras.losses.BinaryCrossentropy(from_logits=True))
+    operator = hessian(model, (x, y, weights), 4, dtype="float64")
     design = np.hstack([x, np.ones((11, 1))])
-    p = scipy.special.expit(design @ loss.point)
+    p = scipy.special.expit(design @ operator.loss.point)
     expected = design.T @ (design * (weights * p * (1 - p))[:, None]) / 11
-    assert np.allclose(dense(sdkeras.HessianOperator(loss)), expected, atol=1e-12)
+    assert np.allclose(dense(operator), expected, atol=1e-12)
 
 
-def test_l2_regulariser_counts_once_whatever_the_batches() -> None:
-    x, y = data(3)
-    for batch_size in (None, 4):
-        kernel = layers.Dense(4, kernel_regularizer=keras.regularizers.L2(0.5))
-        model = compiled(keras.Sequential([keras.Input((3,)), kernel]))
-        plain = compiled(keras.Sequential([keras.Input((3,)), layers.Dense(4)]))
-        plain.set_weights(model.get_weights())
-        both = [
-            dense(sdkeras.HessianOperator(sdkeras.EmpiricalLoss(m, (x, y), batch_size=batch_size, dtype="float64")))
-            for m in (model, plain)
-        ]
-        expected = np.diag([1.0] * 12 + [0.0] * 4)
-        assert np.allclose(both[0] - both[1], expected, atol=1e-12)
+@pytest.mark.parametrize("batch_size", [None, 4])
+def test_l2_regulariser_counts_once_whatever_the_batches(batch_size: int | None) -> None:
+    model = compiled(keras.Input((3,)), layers.Dense(4, kernel_regularizer=keras.regularizers.L2(0.5)))
+    plain = compiled(keras.Input((3,)), layers.Dense(4))
+    plain.set_weights(model.get_weights())
+    both = [dense(hessian(m, data(3), batch_size, dtype="float64")) for m in (model, plain)]
+    assert np.allclose(both[0] - both[1], np.diag([1.0] * 12 + [0.0] * 4), atol=1e-12)
 
 
 def test_reduction_sum_adds_batches() -> None:
     x, _ = data(3)
-    y = np.zeros((11, 1))
-    model = compiled(
-        keras.Sequential([keras.Input((3,)), layers.Dense(1, use_bias=False, kernel_regularizer="l2")]),
-        keras.losses.MeanSquaredError(reduction="sum"),
-    )
-    loss = sdkeras.EmpiricalLoss(model, (x, y), batch_size=4, dtype="float64")
-    assert np.allclose(dense(sdkeras.HessianOperator(loss)), 2 * x.T @ x + 2 * 0.01 * np.eye(3), atol=1e-8)
+    kernel = layers.Dense(1, use_bias=False, kernel_regularizer="l2")
+    model = compiled(keras.Input((3,)), kernel, loss=keras.losses.MeanSquaredError(reduction="sum"))
+    found = dense(hessian(model, (x, np.zeros((11, 1))), 4, dtype="float64"))
+    assert np.allclose(found, 2 * x.T @ x + 2 * 0.01 * np.eye(3), atol=1e-8)
 
 
 def test_masked_tokens_divide_by_valid_ones() -> None:
     """Two batches with 1 and 5 valid tokens weigh 1:5, as one batch of both does."""
     x = np.array([[3, 0, 0], [1, 2, 3], [4, 5, 0]])
     y = np.array([[1, 0, 0], [2, 1, 0], [0, 3, 0]])
-    model = compiled(
-        keras.Sequential([keras.Input((3,), dtype="int32"), layers.Embedding(7, 4, mask_zero=True), layers.Dense(4)])
-    )
-    whole = sdkeras.EmpiricalLoss(model, (x, y), dtype="float64")
-    parts = sdkeras.EmpiricalLoss(model, (x, y), batch_size=1, dtype="float64")
-    assert np.isclose(whole.value(), parts.value(), rtol=1e-12)
-    assert np.allclose(dense(sdkeras.HessianOperator(whole)), dense(sdkeras.HessianOperator(parts)), atol=1e-12)
+    model = compiled(keras.Input((3,), dtype="int32"), layers.Embedding(7, 4, mask_zero=True), layers.Dense(4))
+    whole, parts = (hessian(model, (x, y), size, dtype="float64") for size in (None, 1))
+    assert np.isclose(whole.loss.value(), parts.loss.value(), rtol=1e-12)
+    assert np.allclose(dense(whole), dense(parts), atol=1e-12)
 
 
 def test_variance_hessian_is_exact_inside_the_scope_only() -> None:
@@ -186,11 +161,9 @@ def test_layer_families_against_finite_differences(family: str) -> None:
     for variable in model.trainable_variables:  # gamma = 1 and beta = 0 hide terms
         variable.assign_add(0.1 * np.random.default_rng(7).standard_normal(variable.shape))
     xy = tokens() if family == "attention" else data(*model.input_shape[1:])
-    loss = sdkeras.EmpiricalLoss(model, xy, batch_size=6, dtype="float64")
-    found = dense(sdkeras.HessianOperator(loss))
-    truth = finite_difference_hessian(loss)
-    assert np.max(np.abs(found - truth)) < 1e-6 * np.max(np.abs(truth))
-    single = sdkeras.HessianOperator(sdkeras.EmpiricalLoss(model, xy, batch_size=6))
+    operator, single = (hessian(model, xy, 6, dtype=dtype) for dtype in ("float64", "float32"))
+    truth = finite_difference_hessian(operator.loss)
+    assert np.max(np.abs(dense(operator) - truth)) < 1e-6 * np.max(np.abs(truth))
     assert single.verification.passed
     assert single.verification.hvp_relative_error < 2e-5
 
@@ -198,16 +171,14 @@ def test_layer_families_against_finite_differences(family: str) -> None:
 @pytest.mark.parametrize("mode", PRODUCT_MODES[1:])
 def test_product_modes_agree(mode: str) -> None:
     model = compiled(FAMILIES["layer normalization"]())
-    loss = sdkeras.EmpiricalLoss(model, data(3), batch_size=6, dtype="float64")
-    operator = sdkeras.HessianOperator(loss, product_mode=mode)
+    operator = hessian(model, data(3), 6, dtype="float64", product_mode=mode)
     assert operator.verification.mode == mode
     found = dense(operator)
-    assert np.max(np.abs(found - finite_difference_hessian(loss))) < 1e-6 * np.max(np.abs(found))
+    assert np.max(np.abs(found - finite_difference_hessian(operator.loss))) < 1e-6 * np.max(np.abs(found))
 
 
 def test_softsign_falls_back_to_finite_differences() -> None:
-    model = compiled(sequential((3,), layers.Dense(4, "softsign")))
-    operator = sdkeras.HessianOperator(sdkeras.EmpiricalLoss(model, data(3), dtype="float64"))
+    operator = hessian(compiled(sequential((3,), layers.Dense(4, "softsign"))), data(3), dtype="float64")
     assert operator.verification.mode == "finite-differences"
     assert operator.verification.passed
     assert "LookupError" in operator.verification.details
@@ -216,10 +187,9 @@ def test_softsign_falls_back_to_finite_differences() -> None:
 def test_pre_ln_transformer_extremes_and_trace() -> None:
     model = compiled(residual_attention())
     model.fit(*tokens(40), epochs=3, verbose=0)
-    loss = sdkeras.EmpiricalLoss(model, tokens(40), batch_size=16, dtype="float64")
-    truth = finite_difference_hessian(loss)
+    truth = finite_difference_hessian(sdkeras.EmpiricalLoss(model, tokens(40), batch_size=16, dtype="float64"))
     values = np.linalg.eigvalsh(truth)
-    operator = sdkeras.HessianOperator(sdkeras.EmpiricalLoss(model, tokens(40), batch_size=16))
+    operator = hessian(model, tokens(40), 16)
     found = sdkeras.get_estimator("eigenpairs", "lanczos")(tolerance=1e-5).estimate(operator, seed=0)
     assert np.allclose(found.values, [values[-1], values[0]], rtol=1e-3)
     exact = sdkeras.get_estimator("spectrum", "exact")().estimate(operator, seed=0)

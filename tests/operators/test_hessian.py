@@ -1,5 +1,7 @@
 """The operator as its users meet it: data in every form, modes, subsets, refusals; the model is never touched."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -8,29 +10,18 @@ import tensorflow as tf
 import sdkeras
 from sdkeras.errors import DataError, ModelError, NonFiniteError, VerificationError
 from sdkeras.linalg.operators import DiagonallyScaledOperator
+from sdkeras.operators import engine as autodiff
 from sdkeras.operators import precision
 from sdkeras.operators.engine import Engine
 from sdkeras.training_step import settings
+from small_losses import CE, X, Y, compiled, dense, hessian, mlp
 
 layers = keras.layers
-CE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-X = np.random.default_rng(0).standard_normal((22, 6)).astype("float32")
-Y = np.random.default_rng(1).integers(0, 3, 22)
 
 
 @pytest.fixture(autouse=True)
 def _seeds() -> None:
     keras.utils.set_random_seed(0)
-
-
-def mlp(*inner: object, optimizer: object = "sgd", loss: object = CE) -> keras.Model:
-    model = keras.Sequential([keras.Input((6,)), layers.Dense(5, "tanh"), *inner, layers.Dense(3)])
-    model.compile(optimizer, loss)
-    return model
-
-
-def dense(operator: sdkeras.SymmetricOperator) -> np.ndarray:
-    return operator.matmat(np.eye(operator.size, dtype=operator.dtype))
 
 
 class Sequence(keras.utils.PyDataset):
@@ -54,11 +45,20 @@ def test_every_form_of_data_gives_the_same_hessian(form: str) -> None:
         "dataset": tf.data.Dataset.from_tensor_slices((X, Y)).batch(8),
         "pydataset": Sequence(),
     }[form]
-    size = 8 if form in ("arrays", "lists") else None
-    loss = sdkeras.EmpiricalLoss(model, given, batch_size=size)
-    assert sorted(batch.num_examples for batch in loss.batches) == [6, 8, 8]
-    truth = dense(sdkeras.HessianOperator(sdkeras.EmpiricalLoss(model, (X, Y))))
-    assert np.allclose(dense(sdkeras.HessianOperator(loss)), truth, atol=1e-6)
+    operator = hessian(model, given, 8 if form in ("arrays", "lists") else None)
+    assert sorted(batch.num_examples for batch in operator.loss.batches) == [6, 8, 8]
+    assert np.allclose(dense(operator), dense(hessian(model)), atol=1e-6)
+
+
+class Own(keras.Model):
+    def __init__(self, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.inner, self.out = layers.Dense(4, "gelu"), layers.Dense(3)
+
+    def call(self, x: object) -> object:
+        h = self.inner(x)
+        self.add_loss(0.1 * keras.ops.mean(h**2))
+        return self.out(h)
 
 
 def test_multi_input_multi_output_dict_and_subclassed() -> None:
@@ -68,82 +68,65 @@ def test_multi_input_multi_output_dict_and_subclassed() -> None:
     model.compile("sgd", loss={"p": CE, "q": "mse"}, loss_weights={"p": 1.0, "q": 0.5})
     x = {"a": X, "b": X[:, :2]}
     y = {"p": Y, "q": X[:, :1]}
-    loss = sdkeras.EmpiricalLoss(model, (x, y), batch_size=8)
-    assert np.isclose(loss.value(), model.evaluate(x, y, verbose=0, return_dict=True, batch_size=22)["loss"], rtol=1e-5)
-    assert sdkeras.HessianOperator(loss).verification.passed
-
-    class Own(keras.Model):
-        def __init__(self, **kwargs: object) -> None:
-            super().__init__(**kwargs)
-            self.inner, self.out = layers.Dense(4, "gelu"), layers.Dense(3)
-
-        def call(self, x: object) -> object:
-            h = self.inner(x)
-            self.add_loss(0.1 * keras.ops.mean(h**2))
-            return self.out(h)
-
-    own = Own()
-    own.compile("sgd", CE)
-    operator = sdkeras.HessianOperator(sdkeras.EmpiricalLoss(own, (X, Y), batch_size=8))
+    operator = hessian(model, (x, y), 8)
+    truth = model.evaluate(x, y, verbose=0, return_dict=True, batch_size=22)["loss"]
+    assert np.isclose(operator.loss.value(), truth, rtol=1e-5)
     assert operator.verification.passed
-    assert operator.verification.finite_difference_dtype == "float64"
+    own = hessian(compiled(Own()), (X, Y), 8)
+    assert own.verification.passed
+    assert own.verification.finite_difference_dtype == "float64"
 
 
 def test_dropout_masks_are_fixed_within_and_fresh_between_minibatches() -> None:
     model = mlp(layers.Dropout(0.5))
-    operator = sdkeras.HessianOperator(sdkeras.EmpiricalLoss(model, (X, Y), batch_size=22))
+    operator = hessian(model, (X, Y), 22)
     v = np.ones(operator.size, np.float32)
     first, second = operator.on_minibatch(0), operator.on_minibatch(1)
     assert np.array_equal(first.matvec(v), first.matvec(v))
     assert not np.allclose(first.matvec(v), second.matvec(v))  # the same 22 samples, other masks
-    still = sdkeras.HessianOperator(sdkeras.EmpiricalLoss(model, (X, Y), batch_size=22, mode="inference"))
+    still = hessian(model, (X, Y), 22, mode="inference")
     assert np.allclose(still.on_minibatch(0).matvec(v), still.on_minibatch(1).matvec(v), atol=1e-6)
 
 
 def test_batch_normalization_modes_differ_and_nothing_is_touched() -> None:
     model = mlp(layers.BatchNormalization(), layers.Dropout(0.3), optimizer=keras.optimizers.Adam())
     model.fit(X, Y, epochs=2, verbose=0)
-    before = [np.asarray(v).copy() for v in (*model.variables, *model.optimizer.variables)]
-    state = keras.config.floatx(), keras.config.dtype_policy().name, tf.nn.moments
-    found = [
-        dense(sdkeras.HessianOperator(sdkeras.EmpiricalLoss(model, (X, Y), batch_size=8, mode=mode)))
-        for mode in ("train", "inference")
-    ]
+
+    def everything() -> tuple[object, ...]:
+        values = [np.asarray(v).tobytes() for v in (*model.variables, *model.optimizer.variables)]
+        return values, keras.config.floatx(), keras.config.dtype_policy().name, tf.nn.moments
+
+    before = everything()
+    found = [dense(hessian(model, (X, Y), 8, mode=mode)) for mode in ("train", "inference")]
     assert not np.allclose(*found, atol=1e-3)
-    after = [np.asarray(v).copy() for v in (*model.variables, *model.optimizer.variables)]
-    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
-    assert (keras.config.floatx(), keras.config.dtype_policy().name, tf.nn.moments) == state
+    assert everything() == before
 
 
 def test_parameter_subset_is_the_diagonal_block() -> None:
     model = mlp()
-    whole = sdkeras.EmpiricalLoss(model, (X, Y))
-    part = sdkeras.EmpiricalLoss(model, (X, Y), params="dense_1/kernel|kernel$")
-    positions = [k for k, name in enumerate(whole.layout.names) if name in part.layout.names]
-    indices = np.concatenate([np.arange(whole.size)[whole.layout.slices[k]] for k in positions])
-    block = dense(sdkeras.HessianOperator(whole))[np.ix_(indices, indices)]
+    whole, part = hessian(model), hessian(model, params="dense_1/kernel|kernel$")
+    layout = whole.loss.layout
+    places = [place for name, place in zip(layout.names, layout.slices, strict=True) if name in part.loss.layout.names]
+    indices = np.concatenate([np.arange(place.start, place.stop) for place in places])
     assert part.size < whole.size
-    assert np.allclose(dense(sdkeras.HessianOperator(part)), block, atol=1e-6)
-    with pytest.raises(ModelError, match="no trainable variable matches"):
-        sdkeras.EmpiricalLoss(model, (X, Y), params="nothing")
-    with pytest.raises(ModelError, match="regular expression"):
-        sdkeras.EmpiricalLoss(model, (X, Y), params="(")
+    assert np.allclose(dense(part), dense(whole)[np.ix_(indices, indices)], atol=1e-6)
+    for pattern, message in (("nothing", "no trainable variable matches"), ("(", "regular expression")):
+        with pytest.raises(ModelError, match=message):
+            sdkeras.EmpiricalLoss(model, (X, Y), params=pattern)
 
 
 def test_unconnected_parameters_are_zero_rows_and_named() -> None:
     x = keras.Input((6,))
     used, idle = layers.Dense(3, name="used")(x), layers.Dense(2, name="idle")(x)
-    model = keras.Model(x, [used, idle])
-    model.compile("sgd", loss=[CE, None])
-    loss = sdkeras.EmpiricalLoss(model, (X, Y))
-    found = dense(sdkeras.HessianOperator(loss))
+    operator = hessian(compiled(keras.Model(x, [used, idle]), loss=[CE, None]))
+    loss, found = operator.loss, dense(operator)
     assert {name.split("/")[0] for name in loss.engine("auto").unconnected} == {"idle"}
     rows = np.concatenate([found[s] for s, n in zip(loss.layout.slices, loss.layout.names, strict=True) if "idle" in n])
     assert np.all(rows == 0)
 
 
 def test_tensor_in_tensor_out_and_wrong_shapes() -> None:
-    operator = sdkeras.HessianOperator(sdkeras.EmpiricalLoss(mlp(), (X, Y), batch_size=8))
+    operator = hessian(mlp(), (X, Y), 8)
     v = np.random.default_rng(0).standard_normal(operator.size).astype("float32")
     assert tf.is_tensor(operator.matvec(tf.constant(v)))
     assert np.allclose(operator.matvec(tf.constant(v)), operator.matvec(v))
@@ -156,45 +139,30 @@ def test_tensor_in_tensor_out_and_wrong_shapes() -> None:
 
 
 def test_bilinear_upsampling_is_refused_and_named() -> None:
-    model = keras.Sequential(
-        [
-            keras.Input((4, 4, 1)),
-            layers.Conv2D(2, 2),
-            layers.UpSampling2D(interpolation="bilinear", name="up"),
-            layers.Activation("tanh"),
-            layers.Flatten(),
-            layers.Dense(3),
-        ]
+    up = layers.UpSampling2D(interpolation="bilinear", name="up")
+    model = compiled(
+        keras.Input((4, 4, 1)), layers.Conv2D(2, 2), up, layers.Activation("tanh"), layers.Flatten(), layers.Dense(3)
     )
-    model.compile("sgd", CE)
-    loss = sdkeras.EmpiricalLoss(model, (np.random.default_rng(0).standard_normal((22, 4, 4, 1)), Y))
+    data = np.random.default_rng(0).standard_normal((22, 4, 4, 1)), Y
     with pytest.raises(VerificationError, match=r"UpSampling2D \(up\)") as caught:
-        sdkeras.HessianOperator(loss)
+        hessian(model, data)
     assert caught.value.exit_status == 4
     with pytest.warns(UserWarning, match="failed its verification"):
-        operator = sdkeras.HessianOperator(loss, allow_unverified=True)
-    assert not operator.verification.passed
-    assert operator.verification.finite_difference_error > 0.1
-    right = sdkeras.HessianOperator(
-        sdkeras.EmpiricalLoss(model, loss.source, dtype="float64"), product_mode="finite-differences"
-    )
-    assert right.verification.passed
+        wrong = hessian(model, data, allow_unverified=True).verification
+    assert not wrong.passed
+    assert wrong.finite_difference_error > 0.1
+    assert hessian(model, data, dtype="float64", product_mode="finite-differences").verification.passed
 
 
 def test_a_wrong_product_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the exact moments the error is a few per cent, symmetric and repeatable; it must not pass."""
-    import contextlib
-
-    from sdkeras.operators import engine as autodiff
-
     monkeypatch.setattr(autodiff, "exact_moments", contextlib.nullcontext)
-    loss = sdkeras.EmpiricalLoss(mlp(layers.LayerNormalization()), (X, Y))
-    by_differences = sdkeras.HessianOperator(loss).verification
+    by_differences = hessian(mlp(layers.LayerNormalization())).verification
     assert by_differences.mode == "finite-differences"
     assert "tf.nn.moments" in by_differences.details
     monkeypatch.setattr(autodiff, "inexact_moments", lambda graph: [])
     with pytest.raises(VerificationError):
-        sdkeras.HessianOperator(sdkeras.EmpiricalLoss(mlp(layers.LayerNormalization()), (X, Y)))
+        hessian(mlp(layers.LayerNormalization()))
 
 
 @keras.saving.register_keras_serializable("tests")
@@ -213,28 +181,23 @@ class Secret(layers.Layer):
 
 
 def test_verification_without_a_float64_clone() -> None:
-    operator = sdkeras.HessianOperator(sdkeras.EmpiricalLoss(mlp(Secret(2.0), layers.Activation("relu")), (X, Y)))
-    assert operator.verification.finite_difference_dtype == "float32"
-    assert operator.verification.passed
-    assert "float64" in operator.verification.details
+    checked = hessian(mlp(Secret(2.0), layers.Activation("relu"))).verification
+    assert checked.finite_difference_dtype == "float32"
+    assert checked.passed
+    assert "float64" in checked.details
     with pytest.raises(ModelError, match="get_config"):
         sdkeras.EmpiricalLoss(mlp(Secret(2.0)), (X, Y), dtype="float64")
 
 
 def test_float32_against_float64_and_mixed_precision() -> None:
     model = mlp(layers.LayerNormalization())
-    double = dense(sdkeras.HessianOperator(sdkeras.EmpiricalLoss(model, (X, Y), dtype="float64")))
-    single = dense(sdkeras.HessianOperator(sdkeras.EmpiricalLoss(model, (X, Y))))
+    double, single = (dense(hessian(model, dtype=dtype)) for dtype in ("float64", "float32"))
     assert np.max(np.abs(double - single)) < 1e-5 * np.max(np.abs(double))
-    mixed = keras.Sequential(
-        [keras.Input((6,)), layers.Dense(5, "tanh", dtype="mixed_bfloat16"), layers.Dense(3, dtype="mixed_bfloat16")]
-    )
-    mixed.compile("sgd", CE)
+    both = [layers.Dense(5, "tanh", dtype="mixed_bfloat16"), layers.Dense(3, dtype="mixed_bfloat16")]
+    mixed, plain = compiled(keras.Input((6,)), *both), mlp()
     assert not precision.is_pure(mixed, "float32")
-    plain = mlp()
     plain.set_weights(mixed.get_weights())
-    found = [dense(sdkeras.HessianOperator(sdkeras.EmpiricalLoss(m, (X, Y)))) for m in (mixed, plain)]
-    assert np.allclose(*found, atol=1e-6)
+    assert np.allclose(dense(hessian(mixed)), dense(hessian(plain)), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -258,10 +221,9 @@ def test_bad_data(form: object, message: str) -> None:
 
 def test_bad_models() -> None:
     bare = keras.Sequential([keras.Input((6,)), layers.Dense(3)])
-    with pytest.raises(ModelError, match="not compiled"):
-        sdkeras.EmpiricalLoss(bare, (X, Y))
-    with pytest.raises(ModelError, match=r"keras\.Model"):
-        sdkeras.EmpiricalLoss("model", (X, Y))
+    for model, message in ((bare, "not compiled"), ("model", r"keras\.Model")):
+        with pytest.raises(ModelError, match=message):
+            sdkeras.EmpiricalLoss(model, (X, Y))
     broken = mlp()
     broken.trainable_variables[0].assign(np.full((6, 5), np.inf))
     with pytest.raises(NonFiniteError, match="loss at the model's weights"):
@@ -272,93 +234,85 @@ def test_minibatches_are_drawn_as_fit_draws_them() -> None:
     loss = sdkeras.EmpiricalLoss(mlp(), (X, Y), batch_size=5)
     per_epoch = loss.source.minibatches_per_epoch
     assert per_epoch == 4
-    rows = [loss.minibatch(index).tensors[0].numpy() for index in range(per_epoch)]
+    rows = [loss.minibatch(index).tensors[0].numpy() for index in (*range(per_epoch), 2, per_epoch + 2)]
     assert all(len(part) == 5 for part in rows)
-    assert len(np.unique(np.concatenate(rows), axis=0)) == 20  # no sample twice within an epoch
-    again = loss.minibatch(2).tensors[0].numpy()
-    assert np.array_equal(again, rows[2])
-    assert not np.array_equal(loss.minibatch(per_epoch + 2).tensors[0].numpy(), again)
+    assert len(np.unique(np.concatenate(rows[:per_epoch]), axis=0)) == 20  # no sample twice within an epoch
+    assert np.array_equal(rows[-2], rows[2])
+    assert not np.array_equal(rows[-1], rows[2])
+
+
+def wide(first: str = "dense", regularizer: str | None = None, dtype: str = "float64") -> sdkeras.HessianOperator:
+    """The Hessian on a minibatch of 8 for a first layer of 30 inputs or 40 tokens."""
+    generator = np.random.default_rng(0)
+    if first == "dense":
+        model = compiled(keras.Input((30,)), layers.Dense(4, "tanh", kernel_regularizer=regularizer), layers.Dense(3))
+        x = generator.standard_normal((22, 30))
+    else:
+        inner = layers.Embedding(40, 3), layers.Flatten(), layers.Dense(4, "tanh")
+        model, x = (
+            compiled(keras.Input((3,), dtype="int32"), *inner, layers.Dense(3)),
+            generator.integers(0, 40, (22, 3)),
+        )
+    return hessian(model, (x, Y), 8, dtype=dtype).on_minibatch(0)
 
 
 @pytest.mark.parametrize("kernel", [None, "l2"])
 def test_data_subspace_reduction_is_exact(kernel: str | None) -> None:
-    model = keras.Sequential([keras.Input((30,)), layers.Dense(4, "tanh", kernel_regularizer=kernel), layers.Dense(3)])
-    model.compile("sgd", CE)
-    x = np.random.default_rng(0).standard_normal((22, 30))
-    operator = sdkeras.HessianOperator(sdkeras.EmpiricalLoss(model, (x, Y), batch_size=8, dtype="float64"))
-    view = operator.on_minibatch(0)
+    view = wide(regularizer=kernel)
     split = view.reduced()
     assert split.multiplicity == (30 - 8) * 4
     assert split.eigenvalue == pytest.approx(0.02 if kernel else 0.0, abs=1e-9)
     small = np.linalg.eigvalsh(dense(split.operator))
-    whole = np.linalg.eigvalsh(dense(view))
     expected = np.sort(np.concatenate([small, np.full(split.multiplicity, split.eigenvalue)]))
-    assert np.allclose(whole, expected, atol=1e-10)
+    assert np.allclose(np.linalg.eigvalsh(dense(view)), expected, atol=1e-10)
+    # A diagonal keeps a complement that is zero, and no other.
+    assert (DiagonallyScaledOperator(view, np.ones(view.size)).reduced() is None) == (kernel is not None)
 
 
 @pytest.mark.parametrize("first", ["dense", "embedding"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_reduction_of_a_diagonally_scaled_hessian_is_exact(first: str, dtype: str) -> None:
-    generator = np.random.default_rng(0)
-    if first == "dense":
-        inputs, x = [keras.Input((30,)), layers.Dense(4, "tanh")], generator.standard_normal((22, 30))
-    else:
-        inputs = [keras.Input((3,), dtype="int32"), layers.Embedding(40, 3), layers.Flatten(), layers.Dense(4, "tanh")]
-        x = generator.integers(0, 40, (22, 3))
-    model = keras.Sequential([*inputs, layers.Dense(3)])
-    model.compile("sgd", CE)
-    operator = sdkeras.HessianOperator(sdkeras.EmpiricalLoss(model, (x, Y), batch_size=8, dtype=dtype))
-    diagonal = np.exp(2 * generator.standard_normal(operator.size))
-    scaled = DiagonallyScaledOperator(operator.on_minibatch(0), diagonal)
+    view = wide(first, dtype=dtype)
+    scaled = DiagonallyScaledOperator(view, np.exp(2 * np.random.default_rng(1).standard_normal(view.size)))
     split = scaled.reduced()
     assert split.multiplicity >= 22 * 3
-    assert split.operator.size + split.multiplicity == operator.size
-    whole = np.linalg.eigvalsh(dense(scaled).astype(np.float64))
+    assert split.operator.size + split.multiplicity == view.size
+    whole = np.linalg.eigvalsh(dense(scaled))
     expected = np.sort(np.concatenate([np.linalg.eigvalsh(dense(split.operator)), np.zeros(split.multiplicity)]))
     assert np.allclose(whole, expected, atol={"float32": 1e-5, "float64": 1e-12}[dtype] * np.abs(whole).max())
-
-
-def test_a_scaled_hessian_whose_complement_is_not_zero_has_no_reduction() -> None:
-    model = keras.Sequential([keras.Input((30,)), layers.Dense(4, "tanh", kernel_regularizer="l2"), layers.Dense(3)])
-    model.compile("sgd", CE)
-    data = (np.random.default_rng(0).standard_normal((22, 30)), Y)
-    operator = sdkeras.HessianOperator(sdkeras.EmpiricalLoss(model, data, batch_size=8, dtype="float64"))
-    assert DiagonallyScaledOperator(operator.on_minibatch(0), np.ones(operator.size)).reduced() is None
 
 
 def test_reduction_is_refused_where_the_kernel_is_felt_elsewhere() -> None:
     x = keras.Input((30,))
     shared = layers.Dense(30, "tanh")
-    model = keras.Model(x, layers.Dense(3)(shared(shared(x))))
-    model.compile("sgd", CE)
+    model = compiled(keras.Model(x, layers.Dense(3)(shared(shared(x)))))
     data = (np.random.default_rng(0).standard_normal((22, 30)), Y)
-    operator = sdkeras.HessianOperator(sdkeras.EmpiricalLoss(model, data, batch_size=8))
-    assert operator.on_minibatch(0).reduced() is None
+    assert hessian(model, data, 8).on_minibatch(0).reduced() is None
 
 
-@pytest.mark.parametrize("name", ["Adam", "AdamW", "Nadam", "RMSprop", "amsgrad", "centered"])
-def test_preconditioner_reproduces_the_last_step(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("Adam", {}),
+        ("Adam", {"amsgrad": True}),
+        ("AdamW", {"weight_decay": 0.1}),
+        ("Nadam", {}),
+        ("RMSprop", {}),
+        ("RMSprop", {"centered": True}),
+    ],
+)
+def test_preconditioner_reproduces_the_last_step(name: str, options: dict[str, object]) -> None:
     """w_t - w_{t-1} = -eta (decay) - eta P^-1 m, with m and v from the slots: checked on a real train step."""
-    optimizer = {
-        "Adam": lambda: keras.optimizers.Adam(0.01),
-        "AdamW": lambda: keras.optimizers.AdamW(0.01, weight_decay=0.1),
-        "Nadam": lambda: keras.optimizers.Nadam(0.01),
-        "RMSprop": lambda: keras.optimizers.RMSprop(0.01),
-        "amsgrad": lambda: keras.optimizers.Adam(0.01, amsgrad=True),
-        "centered": lambda: keras.optimizers.RMSprop(0.01, centered=True),
-    }[name]()
-    model = mlp(optimizer=optimizer)
+    model = mlp(optimizer=getattr(keras.optimizers, name)(0.01, **options))
     model.fit(X, Y, epochs=3, batch_size=22, verbose=0)
     loss = sdkeras.EmpiricalLoss(model, (X, Y))
     before, gradient = loss.point.astype(np.float64), loss.gradient()
     model.train_on_batch(X, Y)
     after = sdkeras.EmpiricalLoss(model, (X, Y)).point.astype(np.float64)
     diagonal = settings.preconditioner(model, loss.layout)
-    if "rms" in name.lower() or name == "centered":
-        direction = gradient
-    else:
+    direction = gradient
+    if name != "RMSprop":  # Keras divides m by 1 - beta1^t and P holds that factor
         direction = loss.layout.flatten(model.optimizer._momentums, np.float64)
-        # Keras divides m by 1 - beta1^t and P holds that factor.
     if name == "Nadam":  # m and the gradient by the momenta u_1 ... u_(t+1), whose product starts the next correction
         u = 0.9 * (1 - 0.5 * 0.96 ** np.arange(1, int(model.optimizer.iterations) + 2))
         direction = direction * u[-1] / (1 - np.prod(u)) + gradient * (1 - u[-2]) / (1 - np.prod(u[:-1]))
@@ -367,19 +321,9 @@ def test_preconditioner_reproduces_the_last_step(name: str) -> None:
 
 
 def test_a_copy_in_float64_keeps_the_names_of_the_model() -> None:
-    class Own(keras.Model):
-        def __init__(self, **kwargs: object) -> None:
-            super().__init__(**kwargs)
-            self.inner, self.out = layers.Dense(4, "tanh"), layers.Dense(3)
-
-        def call(self, x: object) -> object:
-            return self.out(self.inner(x))
-
-    model = Own()
-    model.compile(keras.optimizers.Adam(), CE)
+    model = compiled(Own(), optimizer=keras.optimizers.Adam())
     model.fit(X, Y, verbose=0)
-    single = sdkeras.EmpiricalLoss(model, (X, Y))
-    double = sdkeras.EmpiricalLoss(model, (X, Y), dtype="float64")
+    single, double = (sdkeras.EmpiricalLoss(model, (X, Y), dtype=dtype) for dtype in ("float32", "float64"))
     assert double.layout == single.layout
     assert settings.preconditioner(model, double.layout).shape == (double.size,)
     kernel = model.trainable_variables[2].path
@@ -387,7 +331,6 @@ def test_a_copy_in_float64_keeps_the_names_of_the_model() -> None:
 
 
 def test_a_wrong_float32_product_does_not_pass_beside_a_right_float64_clone(monkeypatch: pytest.MonkeyPatch) -> None:
-    loss = sdkeras.EmpiricalLoss(mlp(), (X, Y))
     right = Engine.product
 
     def product(engine: Engine, *arguments: object) -> object:
@@ -396,7 +339,7 @@ def test_a_wrong_float32_product_does_not_pass_beside_a_right_float64_clone(monk
 
     monkeypatch.setattr(Engine, "product", product)
     with pytest.raises(VerificationError, match="analyse in float64"):
-        sdkeras.HessianOperator(loss)
+        hessian(mlp())
 
 
 def test_a_function_traced_earlier_keeps_its_wrong_moments_and_is_not_differentiated_twice() -> None:
@@ -411,11 +354,11 @@ def test_a_function_traced_earlier_keeps_its_wrong_moments_and_is_not_differenti
     model = mlp(Standardised())
     model.predict(X, verbose=0)
     model(X[:3])
-    operator = sdkeras.HessianOperator(sdkeras.EmpiricalLoss(model, (X, Y)))
-    assert operator.verification.mode == "finite-differences"
-    assert "tf.nn.moments" in operator.verification.details
+    checked = hessian(model).verification
+    assert checked.mode == "finite-differences"
+    assert "tf.nn.moments" in checked.details
     with pytest.raises(ModelError, match=r"tf\.nn\.moments"):
-        sdkeras.HessianOperator(sdkeras.EmpiricalLoss(model, (X, Y)), product_mode="reverse-over-reverse")
+        hessian(model, product_mode="reverse-over-reverse")
 
 
 def test_a_loss_keeps_its_options_in_float64() -> None:
@@ -442,7 +385,7 @@ class Forgetful(layers.Layer):
 
 def test_a_copy_with_another_loss_is_refused() -> None:
     model = mlp(Forgetful(3.0))
-    assert sdkeras.HessianOperator(sdkeras.EmpiricalLoss(model, (X, Y))).verification.passed
+    assert hessian(model).verification.passed
     with pytest.raises(ModelError, match=r"another loss .* get_config"):
         sdkeras.EmpiricalLoss(model, (X, Y), dtype="float64")
 
@@ -459,24 +402,79 @@ def test_what_a_layer_raises_becomes_one_message() -> None:
         sdkeras.EmpiricalLoss(mlp(Picky()), (X, Y))
 
 
-def test_a_layer_that_stops_gradients_is_named() -> None:
-    class OneSided(layers.Layer):
-        def call(self, x):
-            return x * keras.ops.stop_gradient(keras.ops.flip(x, axis=-1))
-
-    with pytest.raises(VerificationError, match=r"OneSided \(side\); .* stop gradients on purpose"):
-        sdkeras.HessianOperator(sdkeras.EmpiricalLoss(mlp(OneSided(name="side")), (X, Y)))
+class OneSided(layers.Layer):
+    def call(self, x):
+        return x * keras.ops.stop_gradient(keras.ops.flip(x, axis=-1))
 
 
-def test_max_pooling_that_goes_wrong_in_graphs_only_is_named() -> None:
-    """With strides 1 and same padding TensorFlow's second gradient writes over its own input."""
-    pooled = (layers.Dense(20), layers.Reshape((5, 4, 1)), layers.MaxPooling2D(2, 1, "same", name="pool"))
-    with pytest.raises(VerificationError, match=r"Layers at fault: MaxPooling2D \(pool\);"):
-        sdkeras.HessianOperator(sdkeras.EmpiricalLoss(mlp(*pooled, layers.Flatten()), (X, Y)))
+@pytest.mark.parametrize(
+    ("inner", "message"),
+    [
+        (lambda: [OneSided(name="side")], r"OneSided \(side\); .* stop gradients on purpose"),
+        # With strides 1 and same padding TensorFlow's second gradient writes over its own input, in graphs only.
+        (
+            lambda: [layers.Dense(20), layers.Reshape((5, 4, 1)), layers.MaxPooling2D(2, 1, "same", name="pool")],
+            r"Layers at fault: MaxPooling2D \(pool\);",
+        ),
+        # TensorFlow's gradient of a shifted image is a shift back, which is not the transpose.
+        (
+            lambda: [layers.Dense(16), layers.Reshape((4, 4, 1)), layers.RandomTranslation(0.3, 0.3)],
+            "no gradient of the loss: a layer stops or approximates gradients",
+        ),
+    ],
+    ids=["stopped", "pooled", "shifted"],
+)
+def test_a_layer_whose_derivatives_are_wrong_is_named(inner, message: str) -> None:
+    with pytest.raises(VerificationError, match=message):
+        hessian(mlp(*inner(), layers.Flatten()))
 
 
-def test_a_gradient_that_is_only_near_the_loss_is_refused() -> None:
-    """TensorFlow's gradient of a shifted image is a shift back, which is not the transpose."""
-    shifted = (layers.Dense(16), layers.Reshape((4, 4, 1)), layers.RandomTranslation(0.3, 0.3), layers.Flatten())
-    with pytest.raises(VerificationError, match="no gradient of the loss: a layer stops or approximates gradients"):
-        sdkeras.HessianOperator(sdkeras.EmpiricalLoss(mlp(*shifted), (X, Y)))
+# The same compiled functions at other weights
+
+
+def normalised_net() -> keras.Model:
+    return mlp(layers.BatchNormalization(), layers.Dropout(0.3))
+
+
+@pytest.mark.parametrize("mode", ["train", "inference"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_now_is_the_loss_made_again(mode: str, dtype: str) -> None:
+    model = normalised_net()
+    operator = hessian(model, (X, Y), 8, mode=mode, dtype=dtype)
+    v = np.random.default_rng(0).standard_normal((operator.size, 3)).astype(dtype)
+    before = operator.matmat(v)
+    generator = np.random.default_rng(1)  # another place: weights, and the averages of the normalisation
+    moved = [np.abs(0.3 * generator.standard_normal(w.shape)).astype(w.dtype) for w in model.get_weights()]
+    model.set_weights([w + change for w, change in zip(model.get_weights(), moved, strict=True)])
+    view, again = operator.at(operator.loss.now()), hessian(model, (X, Y), 8, mode=mode, dtype=dtype)
+    assert view.loss.value() == pytest.approx(again.loss.value(), rel=1e-6)
+    np.testing.assert_array_equal(view.loss.point, again.loss.point)
+    np.testing.assert_allclose(view.loss.gradient(), again.loss.gradient(), rtol=1e-5, atol=1e-6)
+    for product, right in (
+        (view.matmat(v), again.matmat(v)),
+        (view.matvec(v[:, 0]), again.matvec(v[:, 0])),
+        (view.on_minibatch(2).matvec(v[:, 1]), again.on_minibatch(2).matvec(v[:, 1])),
+    ):
+        np.testing.assert_allclose(product, right, rtol=1e-4, atol=1e-5)
+    # The first one stays where it was, and everything counts together.
+    np.testing.assert_array_equal(operator.matmat(v), before)
+    assert view.num_products == operator.num_products
+    assert not np.allclose(before, view.matmat(v), rtol=1e-2)
+
+
+def test_at_takes_a_point_and_refuses_another_shape() -> None:
+    operator = hessian(normalised_net(), dtype="float64")
+    loss, direction = operator.loss, np.random.default_rng(2).standard_normal(operator.size)
+    ahead, behind = (loss.at(loss.point + step * direction) for step in (1e-5, -1e-5))
+    slope = (ahead.gradient() - behind.gradient()) / 2e-5
+    np.testing.assert_allclose(slope, operator.matvec(direction), rtol=1e-5, atol=1e-7)
+    assert ahead.value() == pytest.approx(loss.value(loss.point + 1e-5 * direction), rel=1e-12)
+    with pytest.raises(ValueError, match=r"a point has shape \(\d+,\), got \(3,\)"):
+        loss.at(np.zeros(3))
+
+
+def test_an_operator_made_first_at_another_point_is_verified_there() -> None:
+    loss = sdkeras.EmpiricalLoss(normalised_net(), (X, Y), mode="inference")  # without masks the clone is compared
+    checked = sdkeras.HessianOperator(loss.at(loss.point + np.float32(0.2))).verification
+    assert checked.passed
+    assert checked.finite_difference_dtype == "float64"
