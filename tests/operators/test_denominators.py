@@ -55,17 +55,13 @@ LOSSES: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
-def sequences(*, masked: bool) -> keras.Model:
+def of_sequences(name: str, data: Any, *, masked: bool, reduction: str) -> tuple[keras.Model, Any]:
     """Tokens -> probabilities of each step, in float64 so that only a wrong weight makes a difference."""
     keras.utils.set_random_seed(1)
+    targets, options = LOSSES[name]
     inputs = keras.Input((STEPS,), dtype="int32")
     hidden = layers.Embedding(7, 3, mask_zero=masked, dtype="float64")(inputs)
-    return keras.Model(inputs, layers.Dense(CLASSES, "softmax", dtype="float64")(hidden))
-
-
-def of_sequences(name: str, data: Any, *, masked: bool, reduction: str) -> tuple[keras.Model, Any]:
-    targets, options = LOSSES[name]
-    model = sequences(masked=masked)
+    model = keras.Model(inputs, layers.Dense(CLASSES, "softmax", dtype="float64")(hidden))
     model.compile("sgd", getattr(losses, name.split(",")[0])(reduction=reduction, dtype="float64", **options))
     return model, (TOKENS, targets, *([] if WEIGHTS[data] is None else [WEIGHTS[data]]))
 
@@ -100,18 +96,16 @@ def test_every_loss_of_keras_is_here() -> None:
 FORMS = [(masked, weights, reduction) for masked in (False, True) for weights in WEIGHTS for reduction in REDUCTIONS]
 
 
-# Each loss in two of the 18 forms, other ones for each.
-@pytest.mark.parametrize("turn", [0, pytest.param(1, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", LOSSES)
-def test_batches_do_not_matter(name: str, turn: int) -> None:
-    masked, weights, reduction = FORMS[(5 * list(LOSSES).index(name) + 7 * turn) % len(FORMS)]
-    check(*of_sequences(name, weights, masked=masked, reduction=reduction), products=turn == 0)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("form", range(len(FORMS)))
-@pytest.mark.parametrize("name", LOSSES)
-def test_batches_do_not_matter_in_any_form(name: str, form: int) -> None:
+# Quickly, each loss in one of the 18 forms, another one for each.
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        pytest.param(name, form, marks=() if form == 5 * k % len(FORMS) else pytest.mark.slow)
+        for k, name in enumerate(LOSSES)
+        for form in range(len(FORMS))
+    ],
+)
+def test_batches_do_not_matter(name: str, form: int) -> None:
     masked, weights, reduction = FORMS[form]
     check(*of_sequences(name, weights, masked=masked, reduction=reduction))
 
@@ -174,8 +168,8 @@ def test_a_compute_loss_of_the_users_own() -> None:
     inputs = keras.Input((3,))
     model = Penalized(inputs, layers.Dense(CLASSES)(inputs))
     model.compile("sgd", losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1))
-    x = UNIT[:, 0].astype("float32")
-    parts, whole = (sdkeras.EmpiricalLoss(model, (x, IGNORED[:, 0]), size) for size in (4, None))
+    data = UNIT[:, 0].astype("float32"), IGNORED[:, 0]
+    parts, whole = (sdkeras.EmpiricalLoss(model, data, size) for size in (4, None))
     assert np.isclose(parts.value(), whole.value(), rtol=1e-6)
 
 
@@ -195,12 +189,15 @@ def dense(loss: Any) -> keras.Model:
     return model
 
 
+FLAT = UNIT[:, 0].astype("float32"), BITS[:, :, 0].astype("float32")
+
+
 def mean_of_the_users(y_true: Any, y_pred: Any) -> Any:
     return tf.reduce_mean((y_true - y_pred) ** 2)
 
 
 def root_of_the_users(y_true: Any, y_pred: Any) -> Any:
-    return tf.sqrt(tf.reduce_mean((y_true - y_pred) ** 2))
+    return tf.sqrt(mean_of_the_users(y_true, y_pred))
 
 
 @pytest.mark.parametrize(
@@ -217,9 +214,8 @@ def root_of_the_users(y_true: Any, y_pred: Any) -> Any:
     ids=["dice", "tversky", "cosine over examples", "root", "mean", "nested", "mse"],
 )
 def test_a_loss_that_couples_examples_is_told(loss: Any, couples: bool) -> None:
-    x, y = UNIT[:, 0].astype("float32"), BITS[:, :, 0].astype("float32")
     model = dense(loss)
-    parts, whole = (sdkeras.EmpiricalLoss(model, (x, y), size) for size in (4, None))
+    parts, whole = (sdkeras.EmpiricalLoss(model, FLAT, size) for size in (4, None))
     assert bool(parts.notes) == couples == (not np.isclose(parts.value(), whole.value(), rtol=1e-5))
     assert not whole.notes
     if couples:
@@ -230,8 +226,7 @@ def test_a_loss_function_is_a_mean_over_examples() -> None:
     def cubic(model: Any, batch: Any) -> Any:
         return tf.reduce_mean(tf.abs(model(batch[0]) - batch[1]) ** 3)
 
-    data = (UNIT[:, 0].astype("float32"), BITS[:, :, 0].astype("float32"))
-    parts, whole = (sdkeras.EmpiricalLoss(dense("mse"), data, size, loss_fn=cubic) for size in (4, None))
+    parts, whole = (sdkeras.EmpiricalLoss(dense("mse"), FLAT, size, loss_fn=cubic) for size in (4, None))
     assert np.isclose(parts.value(), whole.value(), rtol=1e-6)
     assert np.allclose(parts.gradient(), whole.gradient(), atol=1e-6)
     assert not parts.notes
@@ -239,13 +234,12 @@ def test_a_loss_function_is_a_mean_over_examples() -> None:
 
 def test_circle_couples_examples() -> None:
     model = dense(losses.Circle())
-    data = (UNIT[:8, 0].astype("float32"), np.arange(8) % 2)
-    assert "circle" in sdkeras.EmpiricalLoss(model, data, 4).notes[0]
+    assert "circle" in sdkeras.EmpiricalLoss(model, (FLAT[0][:8], np.arange(8) % 2), 4).notes[0]
 
 
 def test_all_targets_ignored() -> None:
     model = dense(losses.SparseCategoricalCrossentropy(ignore_class=-1))
-    loss = sdkeras.EmpiricalLoss(model, (UNIT[:, 0].astype("float32"), np.full(N, -1)), 4)
+    loss = sdkeras.EmpiricalLoss(model, (FLAT[0], np.full(N, -1)), 4)
     assert loss.value() == 0
     assert not loss.gradient().any()
 
@@ -253,19 +247,18 @@ def test_all_targets_ignored() -> None:
 def test_the_operator_is_verified_where_targets_count() -> None:
     """A dataset keeps its order: here its first batch says nothing of the Hessian."""
     model = dense(losses.SparseCategoricalCrossentropy(ignore_class=-1))
-    x, y = UNIT[:, 0].astype("float32"), np.where(np.arange(N) < 4, -1, LABELS[:, 0])
-    loss = sdkeras.EmpiricalLoss(model, tf.data.Dataset.from_tensor_slices((x, y)).batch(4))
+    data = FLAT[0], np.where(np.arange(N) < 4, -1, LABELS[:, 0])
+    loss = sdkeras.EmpiricalLoss(model, tf.data.Dataset.from_tensor_slices(data).batch(4))
     assert sdkeras.HessianOperator(loss).verification.hvp_relative_error > 1e-7  # 0 for 0 against 0
 
 
 def test_a_loss_without_reduction_is_refused() -> None:
     with pytest.raises(ModelError, match="reduction is not None"):
-        sdkeras.EmpiricalLoss(dense(losses.MeanSquaredError(reduction=None)), (UNIT[:, 0], BITS[:, :, 0]), 4)
+        sdkeras.EmpiricalLoss(dense(losses.MeanSquaredError(reduction=None)), FLAT, 4)
 
 
 def test_keras_is_left_as_it_was() -> None:
     original = losses.Loss.__call__
-    inside = threading.Event()
     values = []
 
     def watching(y_true: Any, y_pred: Any) -> Any:
@@ -275,11 +268,9 @@ def test_keras_is_left_as_it_was() -> None:
         thread = threading.Thread(target=other)
         thread.start()
         thread.join()
-        inside.set()
         return tf.reduce_mean((y_true - y_pred) ** 2, axis=-1)
 
-    loss = sdkeras.EmpiricalLoss(dense(watching), (UNIT[:, 0].astype("float32"), BITS[:, :, 0].astype("float32")), 4)
-    assert inside.is_set()
+    loss = sdkeras.EmpiricalLoss(dense(watching), FLAT, 4)
     assert set(values) == {1.0}
     assert loss.function.reductions == ["sum_over_batch_size"]
     assert losses.Loss.__call__ is original

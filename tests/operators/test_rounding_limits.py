@@ -7,9 +7,9 @@ import keras
 import numpy as np
 import pytest
 
-import sdkeras
 from sdkeras.errors import ModelError, NonFiniteError, VerificationError
 from sdkeras.operators import engine, precision, verification
+from small_losses import compiled, hessian
 
 layers = keras.layers
 RNG = np.random.default_rng(0)
@@ -18,28 +18,25 @@ TARGETS = RNG.normal(size=(400, 1)).astype("float32")
 BELOW = "below what float32 resolves"
 
 
-@pytest.fixture
-def no_clone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verification, "no_room", lambda *_: "no float64 clone (none wanted)")
+@pytest.fixture(params=[True, False], ids=["clone", "no clone"])
+def clone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether there is memory for a float64 clone."""
+    if not request.param:
+        monkeypatch.setattr(verification, "no_room", lambda *_: "no float64 clone (none wanted)")
+    return bool(request.param)
 
 
-def net(*hidden: Any, loss: Any = "mse", units: int = 1, factor: float = 1.0) -> keras.Model:
+def net(*hidden: Any, factor: float = 1.0) -> keras.Model:
     keras.utils.set_random_seed(0)
-    model = keras.Sequential([keras.Input((5,)), *hidden, layers.Dense(units)])
+    model = compiled(keras.Input((5,)), *hidden, layers.Dense(1), loss="mse")
     model.set_weights([factor * weight for weight in model.get_weights()])
-    model.compile("sgd", loss)
     return model
-
-
-def operator(model: keras.Model, data: Any, **options: Any) -> sdkeras.HessianOperator:
-    return sdkeras.HessianOperator(sdkeras.EmpiricalLoss(model, data, **options))
 
 
 def separated(*hidden: Any, logits: float) -> tuple[keras.Model, tuple[Any, Any]]:
     """A classifier of 20 examples whose logits differ by at least this much."""
-    model = net(layers.Dense(20, "tanh"), *hidden, layers.Dense(3, use_bias=False), units=3)
-    model.pop()
-    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    keras.utils.set_random_seed(0)
+    model = compiled(keras.Input((5,)), layers.Dense(20, "tanh"), *hidden, layers.Dense(3, use_bias=False))
     outputs = model(X).numpy()
     ordered = np.sort(outputs, axis=1)
     margins = ordered[:, -1] - ordered[:, -2]
@@ -54,23 +51,24 @@ def separated(*hidden: Any, logits: float) -> tuple[keras.Model, tuple[Any, Any]
 def test_a_fitted_classifier_is_sent_to_float64_and_no_layer_is_blamed(logits: float, inner: tuple[Any, ...]) -> None:
     model, data = separated(*(make() for make in inner), logits=logits)
     with pytest.raises(VerificationError, match=BELOW) as error:
-        operator(model, data)
+        hessian(model, data)
     assert "dtype='float64'" in str(error.value)
     assert "at fault:" not in str(error.value)
     assert "second derivatives are wrong" not in str(error.value)
 
 
-@pytest.mark.usefixtures("no_clone")
+@pytest.mark.parametrize("clone", [False], indirect=True)
 @pytest.mark.parametrize("logits", [17.0, 24.0, 200.0])
+@pytest.mark.usefixtures("clone")
 def test_without_a_clone_vanished_curvature_is_not_taken_for_right(logits: float) -> None:
     model, data = separated(logits=logits)
     with pytest.raises(VerificationError, match=BELOW):
-        operator(model, data)
+        hessian(model, data)
 
 
 def test_float64_resolves_what_float32_does_not() -> None:
     model, data = separated(logits=17.0)
-    found = operator(model, data, dtype="float64")
+    found = hessian(model, data, dtype="float64")
     assert 0 < found.loss.value() < 1e-7
     assert found.verification.passed
 
@@ -92,13 +90,11 @@ def dead() -> tuple[keras.Model, Any]:
     return model, np.zeros((400, 1), "float32")
 
 
-@pytest.mark.parametrize("clone", [True, False])
+@pytest.mark.usefixtures("clone")
 @pytest.mark.parametrize("make", [fitted, exact, dead])
-def test_a_fitted_regression_keeps_its_curvature(make: Any, clone: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not clone:
-        monkeypatch.setattr(verification, "no_room", lambda *_: "none wanted")
+def test_a_fitted_regression_keeps_its_curvature(make: Any) -> None:
     model, targets = make()
-    found = operator(model, (X, targets))
+    found = hessian(model, (X, targets))
     assert found.loss.value() < 1e-9
     features = keras.Sequential(model.layers[:-1])(X).numpy() if len(model.layers) > 1 else X
     design = np.hstack([features, np.ones((400, 1))]).astype(np.float64)
@@ -110,37 +106,34 @@ def test_a_fitted_regression_keeps_its_curvature(make: Any, clone: bool, monkeyp
 
 @pytest.mark.parametrize("factor", [1e15, 1e-30])
 def test_weights_of_any_size_are_verified(factor: float) -> None:
-    assert operator(net(layers.Dense(6, "tanh"), factor=factor), (X, TARGETS)).verification.passed
+    assert hessian(net(layers.Dense(6, "tanh"), factor=factor), (X, TARGETS)).verification.passed
 
 
 def test_weights_that_overflow_are_told() -> None:
     model = net(layers.Dense(6, "tanh"), factor=1e30)
     with pytest.raises(NonFiniteError, match=r"largest weight is .*float32 overflows.*dtype='float64'"):
-        operator(model, (X, TARGETS))
-    assert operator(model, (X, TARGETS), dtype="float64").verification.passed
+        hessian(model, (X, TARGETS))
+    assert hessian(model, (X, TARGETS), dtype="float64").verification.passed
     model.set_weights([np.full_like(weight, np.nan) for weight in model.get_weights()])
     with pytest.raises(NonFiniteError, match="weights are NaN or infinite"):
-        operator(model, (X, TARGETS))
+        hessian(model, (X, TARGETS))
 
 
 def test_dense_layers_are_not_blamed_for_tiny_weights_at_a_kink() -> None:
     """A step of any length crosses the kinks of ReLUs that weights of 1e-30 make: no layer is at fault."""
     with pytest.raises(VerificationError, match="kink") as error:
-        operator(net(layers.Dense(6, "relu"), factor=1e-30), (X, TARGETS))
+        hessian(net(layers.Dense(6, "relu"), factor=1e-30), (X, TARGETS))
     assert "at fault" not in str(error.value)
 
 
-@pytest.mark.parametrize("clone", [True, False])
 def test_a_wrong_hessian_is_still_seen(clone: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """TensorFlow's own moments: wrong by some per cent, symmetric, repeatable."""
     for module in (engine, verification):
         monkeypatch.setattr(module, "exact_moments", contextlib.nullcontext)
     monkeypatch.setattr(engine, "inexact_moments", lambda _: [])
-    if not clone:
-        monkeypatch.setattr(verification, "no_room", lambda *_: "none wanted")
     model = net(layers.Dense(6, "tanh"), layers.LayerNormalization(), layers.Dense(6, "tanh"))
     with pytest.raises(VerificationError) as error:
-        operator(model, (X, TARGETS))
+        hessian(model, (X, TARGETS))
     assert BELOW not in str(error.value)
     assert not clone or "LayerNormalization" in str(error.value)
 
