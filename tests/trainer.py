@@ -29,6 +29,11 @@ def dense(step: sdkeras.UpdateMap) -> np.ndarray:
     return step.jvp(np.eye(step.size))
 
 
+def cases(table: dict[str, Any], *, slow: str) -> list[Any]:
+    """The names of a table; those that only combine what others have are slow."""
+    return [pytest.param(name, marks=pytest.mark.slow if name in slow.split(", ") else ()) for name in table]
+
+
 def excluding(optimizer: Any, **what: Any) -> Any:
     optimizer.exclude_from_weight_decay(**what)
     return optimizer

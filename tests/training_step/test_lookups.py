@@ -10,7 +10,7 @@ from sdkeras.operators import precision
 from sdkeras.training_step.gradients import RowGradients
 from sdkeras.training_step.jacobian import rule_and_gradients
 from sdkeras.training_step.rule import UpdateRule
-from trainer import RATE, Trainer, dense, step_of, trained
+from trainer import RATE, Trainer, cases, dense, step_of, trained
 
 layers = keras.layers
 optimizers = keras.optimizers
@@ -71,6 +71,7 @@ OPTIMIZERS = {
     "adam global clipnorm": (True, lambda: optimizers.Adam(RATE, global_clipnorm=0.05)),
     "adam far below the clipnorm": (True, lambda: optimizers.Adam(RATE, clipnorm=100.0)),
 }
+SLOW = ", ".join(OPTIMIZERS.keys() - {"adam", "lion clipnorm", "sgd", "adam global clipnorm"})
 MODELS = {
     "two lookups": (True, lambda: Tied(as_kernel=False)),
     "kernel as well": (False, lambda: Tied(as_kernel=True)),
@@ -100,17 +101,13 @@ def check(model: keras.Model, by_row: bool) -> None:
     assert isinstance(rule_and_gradients(model.optimizer, step.loss.engine())[1], RowGradients) == by_row
 
 
-def some(cases: dict, *fast: str) -> list:
-    return [pytest.param(case, marks=() if case in fast else pytest.mark.slow) for case in cases]
-
-
-@pytest.mark.parametrize("case", some(OPTIMIZERS, "adam", "lion clipnorm", "sgd", "adam global clipnorm"))
+@pytest.mark.parametrize("case", cases(OPTIMIZERS, slow=SLOW))
 def test_step_and_jacobian_where_rows_are_looked_up_twice(case: str) -> None:
     by_row, make = OPTIMIZERS[case]
     check(trained(make(), flat(), DATA, 4), by_row)
 
 
-@pytest.mark.parametrize("case", some(MODELS, "two lookups", "kernel as well"))
+@pytest.mark.parametrize("case", cases(MODELS, slow="regularized, batch normalization, recurrent, attention"))
 def test_step_and_jacobian_of_other_lookups(case: str) -> None:
     by_row, make = MODELS[case]
     check(trained(optimizers.AdamW(RATE), make(), DATA, 4), by_row)

@@ -15,7 +15,7 @@ from sdkeras.operators.layout import Layout
 from sdkeras.training_step import rule
 from sdkeras.training_step.derivative import CompiledDerivative
 from sdkeras.training_step.graph import UpdateGraph
-from trainer import RATE, Trainer, by_layer, dense, excluding, step_of, trained
+from trainer import RATE, Trainer, by_layer, cases, dense, excluding, step_of, trained
 
 layers = keras.layers
 optimizers = keras.optimizers
@@ -111,7 +111,13 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+COMBINATIONS = (
+    "sgd momentum, adam, nadam clipnorm, adam far below the clipnorm, adamax, adagrad, adadelta, rmsprop, "
+    "lamb global clipnorm, function of no arguments, gradients mixed behind the clip"
+)
+
+
+@pytest.mark.parametrize("case", cases(CASES, slow=COMBINATIONS))
 def test_step_and_jacobian_are_those_of_train_on_batch(case: str) -> None:
     """The whole matrix by central differences of Keras' own step: good to 1e-7 or so of each column."""
     elementwise, make = CASES[case]
