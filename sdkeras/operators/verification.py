@@ -417,7 +417,7 @@ def _wrong_layers(model: Model) -> str:
 
 
 def suspects(model: Model) -> list[str]:
-    """Layers of a functional model, as 'Type (name)', whose own second derivative is wrong on random input in float64."""
+    """Layers of a functional model, as 'Type (name)', whose second derivative is wrong on random input in float64."""
     try:
         clone = precision.in_precision(model, "float64")
     except ModelError:

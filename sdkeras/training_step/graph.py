@@ -17,9 +17,8 @@ from sdkeras.errors import ModelError
 from sdkeras.files.keras_types import Compiled, Tensor, Variable
 from sdkeras.operators.layout import Layout
 from sdkeras.training_step.derivative import NormClip
-from sdkeras.training_step.functional import FunctionalOptimizer
 from sdkeras.training_step.gradients import GradientLayout
-from sdkeras.training_step.optimizer import is_float
+from sdkeras.training_step.optimizer import FunctionalOptimizer, is_float
 
 # Operations whose result in one place depends on their inputs in that place only.
 _ELEMENTWISE = {

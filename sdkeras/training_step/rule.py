@@ -17,10 +17,9 @@ from sdkeras.operators.layout import Layout, joined
 from sdkeras.operators.tf_patches import exact_roots
 from sdkeras.results.arrays import Array
 from sdkeras.training_step.derivative import CompiledDerivative, Derivative, Diagonals, VariableDiagonals, compressed
-from sdkeras.training_step.functional import FunctionalOptimizer, RecordingScope, functional
 from sdkeras.training_step.gradients import Gradient, GradientLayout
 from sdkeras.training_step.graph import UpdateGraph, analyse, is_norm_clip, unique_names
-from sdkeras.training_step.optimizer import scheduled_parts, value_of
+from sdkeras.training_step.optimizer import FunctionalOptimizer, RecordingScope, functional, scheduled_parts, value_of
 
 # Gradients below and above any limit they could be clipped at.
 _SIZES = (1e-6, 1.0, 1e9)
