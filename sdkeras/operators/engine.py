@@ -318,16 +318,6 @@ class Engine:
         """Weighted gradient on a batch, shape [n]."""
         return self._gradient(point, *self.arguments(batch))
 
-    def raw_gradients(self, point: Tensor, batch: Batch) -> list[Tensor]:
-        """The weighted gradient on a batch as training gives it to the optimizer, one for each variable.
-
-        Tensors, `tf.IndexedSlices` for what was looked up, None for what is unconnected. Traced anew on every call.
-        """
-
-        graph = self.traced(lambda point, *batch: self.raw_gradients_of(self.function.layout.split(point), batch))
-        gradients: list[Tensor] = graph(point, *self.arguments(batch))
-        return gradients
-
     def total_gradient(self, point: Tensor, batches: Sequence[Batch]) -> Array:
         """Sum of the weighted gradients over batches, shape [n], float64 and finite, one in memory at a time."""
         total = np.zeros(self.size)

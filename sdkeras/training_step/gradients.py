@@ -118,11 +118,12 @@ class Gradients:
 class RowGradients(Gradients):
     """Gradients of looked-up variables row by row, those of several batches one after the other.
 
-    The engine's product mode is reverse-over-reverse.
+    Products need the engine's product mode reverse-over-reverse.
     """
 
-    def __init__(self, engine: Engine, looked_up: tuple[int, ...]) -> None:
-        super().__init__(engine, looked_up)
+    def __init__(self, engine: Engine) -> None:
+        names = engine.function.layout.names
+        super().__init__(engine, tuple(k for k, name in enumerate(names) if name in engine.looked_up))
         self._functions: dict[str, Compiled] = {}
 
     # Graphs: what is traced

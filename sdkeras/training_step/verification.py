@@ -27,7 +27,7 @@ from sdkeras.operators.layout import Layout, joined
 from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.results.arrays import Array, DType
 from sdkeras.results.verification import StepVerification, Verification
-from sdkeras.training_step.gradients import Gradient, Gradients
+from sdkeras.training_step.gradients import Gradient, Gradients, RowGradients
 from sdkeras.training_step.jacobian import StepJacobian
 from sdkeras.training_step.optimizer import loaded_clone, replica, scheduled_parts
 from sdkeras.training_step.rule import UpdateRule, update_rule
@@ -155,8 +155,9 @@ def _step_errors(
     error = _step_error(rule, optimizer, state, gradient, parts, dtype)
     if not engine.looked_up or rule.gradients.looked_up or rule.optimizer.microbatches > 1:
         return error, 0.0
-    raw = engine.raw_gradients(step.point, loss.minibatch(0))
-    raw = [tf.zeros_like(p) if g is None else tf.cast(g, tf.float64) for g, p in zip(raw, parts, strict=True)]
+    rows = RowGradients(engine)
+    by_row = rows.gradient(step.point, [loss.minibatch(0)])
+    raw = rows.layout.parted(tf.cast(by_row.values, tf.float64), by_row.rows)
     total = joined([tf.convert_to_tensor(each) for each in raw])
     lookup_error = _step_error(rule, optimizer, state, Gradient(total), raw, dtype)
     return max(error, lookup_error), lookup_error

@@ -37,15 +37,6 @@ def test_linear_regression(dtype: str, batch_size: int | None) -> None:
     assert np.allclose(found, 2 / 11 * design.T @ design, atol=1e-6 if dtype == "float32" else 1e-13)
 
 
-def test_ragged_batches_would_be_noticed() -> None:
-    """Averaging batches of 8 and 2 equally misses the truth by more than the tolerance above."""
-    x, y = np.arange(10.0)[:, None], np.zeros((10, 1))
-    model = compiled(keras.Input((1,)), layers.Dense(1, use_bias=False), loss="mse")
-    operator = hessian(model, (x, y), 8, dtype="float64")
-    assert np.allclose(sorted(batch.data_weight for batch in operator.loss.batches), [0.2, 0.8])
-    assert np.isclose(operator.matvec(np.ones(1))[0], 2 * np.mean(x**2))
-
-
 def test_logistic_regression_with_sample_weights() -> None:
     x, _ = data(4)
     y = np.random.default_rng(1).integers(0, 2, (11, 1)).astype(float)
@@ -65,24 +56,6 @@ def test_l2_regulariser_counts_once_whatever_the_batches(batch_size: int | None)
     plain.set_weights(model.get_weights())
     both = [dense(hessian(m, data(3), batch_size, dtype="float64")) for m in (model, plain)]
     assert np.allclose(both[0] - both[1], np.diag([1.0] * 12 + [0.0] * 4), atol=1e-12)
-
-
-def test_reduction_sum_adds_batches() -> None:
-    x, _ = data(3)
-    kernel = layers.Dense(1, use_bias=False, kernel_regularizer="l2")
-    model = compiled(keras.Input((3,)), kernel, loss=keras.losses.MeanSquaredError(reduction="sum"))
-    found = dense(hessian(model, (x, np.zeros((11, 1))), 4, dtype="float64"))
-    assert np.allclose(found, 2 * x.T @ x + 2 * 0.01 * np.eye(3), atol=1e-8)
-
-
-def test_masked_tokens_divide_by_valid_ones() -> None:
-    """Two batches with 1 and 5 valid tokens weigh 1:5, as one batch of both does."""
-    x = np.array([[3, 0, 0], [1, 2, 3], [4, 5, 0]])
-    y = np.array([[1, 0, 0], [2, 1, 0], [0, 3, 0]])
-    model = compiled(keras.Input((3,), dtype="int32"), layers.Embedding(7, 4, mask_zero=True), layers.Dense(4))
-    whole, parts = (hessian(model, (x, y), size, dtype="float64") for size in (None, 1))
-    assert np.isclose(whole.loss.value(), parts.loss.value(), rtol=1e-12)
-    assert np.allclose(dense(whole), dense(parts), atol=1e-12)
 
 
 def test_variance_hessian_is_exact_inside_the_scope_only() -> None:
