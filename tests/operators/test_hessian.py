@@ -249,10 +249,8 @@ def wide(first: str = "dense", regularizer: str | None = None, dtype: str = "flo
         x = generator.standard_normal((22, 30))
     else:
         inner = layers.Embedding(40, 3), layers.Flatten(), layers.Dense(4, "tanh")
-        model, x = (
-            compiled(keras.Input((3,), dtype="int32"), *inner, layers.Dense(3)),
-            generator.integers(0, 40, (22, 3)),
-        )
+        model = compiled(keras.Input((3,), dtype="int32"), *inner, layers.Dense(3))
+        x = generator.integers(0, 40, (22, 3))
     return hessian(model, (x, Y), 8, dtype=dtype).on_minibatch(0)
 
 
