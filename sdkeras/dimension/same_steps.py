@@ -35,7 +35,7 @@ class SameSteps:
 
 
 def over_same_steps(
-    jacobians: Array, exponents: LyapunovExponents, windows: Sequence[int], *, comparable: bool = True
+    jacobians: Sequence[Array], exponents: LyapunovExponents, windows: Sequence[int], *, comparable: bool = True
 ) -> SameSteps:
     """SD^(m) from the Jacobians of T steps, D_s from the exponents over them, and the sharpest.
 
@@ -43,14 +43,14 @@ def over_same_steps(
     known, and D_s <= SD^(m) for every m.
 
     Args:
-        jacobians: C J_t C^-1 of the T steps, shape [T, d, d].
+        jacobians: C J_t C^-1 of the T steps, each [d, d]; an array, or anything with a length and an index.
         exponents: By QR along these steps, in the same coordinates, from an orthonormal start.
         windows: The lengths m, 1 among them. One that does not divide T (a run that was cut short) is undetermined.
         comparable: Whether the exponents are over these T steps; if not, D_s stands alone.
     """
-    num_steps, size = jacobians.shape[:2]
+    num_steps, size = len(jacobians), len(jacobians[0])
     whole = [m for m in windows if num_steps % m == 0]
-    by_length = {result.num_window_steps: result for result in m_step_sharpness(list(jacobians), whole)}
+    by_length = {result.num_window_steps: result for result in m_step_sharpness(jacobians, whole)}
     results = tuple(by_length[m] if m in by_length else _cut_short(m, num_steps, size) for m in windows)
     if not comparable:
         return SameSteps(results, lyapunov_dimension(exponents, size), sharpest_dimension(results), None, None)
@@ -77,7 +77,7 @@ def _cut_short(m: int, num_steps: int, size: int) -> MStepSharpness:
     )
 
 
-def _log_det(jacobians: Array, block_size: int) -> tuple[float, float | None]:
+def _log_det(jacobians: Sequence[Array], block_size: int) -> tuple[float, float | None]:
     """Mean of ln|det J| over the steps, and its standard error from blocks of them (None below two blocks)."""
     logs: FloatArray = np.array([np.linalg.slogdet(np.asarray(jacobian, np.float64))[1] for jacobian in jacobians])
     blocks = logs[: len(logs) // block_size * block_size].reshape(-1, block_size).mean(axis=1)

@@ -2,21 +2,23 @@
 
 A kind fixes the source and the result. `estimate` raises NonFiniteError where a product holds NaN or infinity, and lets
 a BudgetError of the source pass or returns what it has by then. The decorators are typed, so that mypy rejects a wrong
-source or result where the plugin is defined; `sdkeras.estimators.checks` rejects it again when the class is made and
-when it runs.
+source or result where the plugin is defined; it is rejected again when the class is made and when it runs.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeAlias, TypedDict, TypeVar, Unpack
 
 import attrs
+import numpy as np
 
 from sdkeras.errors import PluginError
-from sdkeras.estimators import checks
 from sdkeras.linalg.operators import LinearMap, SymmetricOperator, TangentFlow
-from sdkeras.results.arrays import Value
+from sdkeras.results.arrays import WEIGHT_SUM_TOLERANCE, Value
 from sdkeras.results.estimates import Eigenpairs, LyapunovExponents, SingularValues, Spectrum, TraceEstimate
 
 
@@ -166,11 +168,11 @@ def forget_since(known: Mapping[tuple[str, str], type[Estimator]]) -> None:
 
 
 def _declare(kind: Kind, name: str, cls: type[Estimator], capabilities: Declarable) -> type[Estimator]:
-    checks.check_class(kind, name, cls)
+    _check_class(kind, name, cls)
     taken = _declared.get((kind.name, name))
-    if taken is not None and checks.origin(taken) != checks.origin(cls):
+    if taken is not None and _origin(taken) != _origin(cls):
         raise PluginError(
-            f"{kind.name} plugin '{name}' is declared twice, by {checks.origin(taken)} and {checks.origin(cls)}; "
+            f"{kind.name} plugin '{name}' is declared twice, by {_origin(taken)} and {_origin(cls)}; "
             "a name is taken once, so give one of them another name."
         )
     fields = attrs.fields_dict(cls)
@@ -181,8 +183,93 @@ def _declare(kind: Kind, name: str, cls: type[Estimator], capabilities: Declarab
         many=hasattr(cls, "estimate_many"),
     )
     can = attrs.evolve(by_field, **capabilities)
-    checks.check_capabilities(kind, name, cls, can)
-    cls.estimate = checks.checked(kind, name, cls.estimate)
+    _check_capabilities(kind, name, cls, can)
+    cls.estimate = _checked(kind, name, cls.estimate)
     cls.__sdkeras__ = Declaration(kind.name, name, can)
     _declared[kind.name, name] = cls
     return cls
+
+
+# Checks where a class is declared and at each of its runs
+
+
+def _origin(cls: type[Estimator]) -> str:
+    """Module and name of a class."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _check_class(kind: Kind, name: str, cls: type[Estimator]) -> None:
+    """Refuses a class that is not an estimator of this kind."""
+    who = f"{kind.name} plugin '{name}' ({_origin(cls)})"
+
+    def named(hint: object) -> str:
+        return "nothing (no annotation)" if hint is None else getattr(hint, "__name__", str(hint))
+
+    if not attrs.has(cls):
+        raise PluginError(f"{who} is not an attrs class; put @attrs.frozen under the decorator.")
+    estimate = getattr(cls, "estimate", None)
+    if not callable(estimate):
+        raise PluginError(f"{who} has no estimate(self, source, *, seed) method.")
+    parameters = inspect.signature(estimate).parameters
+    keyword_only = inspect.Parameter.KEYWORD_ONLY
+    if list(parameters)[1:] != ["source", "seed"] or parameters["seed"].kind is not keyword_only:
+        raise PluginError(
+            f"{who}: estimate has the parameters ({', '.join(parameters)}), expected (self, source, *, seed)."
+        )
+    try:
+        hints = typing.get_type_hints(estimate)
+    except (NameError, TypeError) as error:
+        raise PluginError(f"{who}: the annotations of estimate cannot be read: {error}.") from error
+    result = hints.get("return")
+    if not (isinstance(result, type) and issubclass(result, kind.result)):
+        raise PluginError(f"{who}: estimate() is annotated to return {named(result)}, expected {kind.result.__name__}.")
+    source = hints.get("source")
+    if not (isinstance(source, type) and source in (*kind.source.__mro__, kind.source)):
+        raise PluginError(
+            f"{who}: estimate() takes a {named(source)}, but a {kind.name} estimator gets a {kind.source.__name__}."
+        )
+
+
+def _check_capabilities(kind: Kind, name: str, cls: type[Estimator], can: Capabilities) -> None:
+    """Refuses capabilities whose field or method the class lacks."""
+    needed = {
+        "exact": (can.exact, "memory_gb"),
+        "steps": (can.steps is not None, can.steps),
+        "needs_basis": (can.needs_basis, "reorthogonalize"),
+        "own_rate": (can.own_rate, "learning_rate"),
+        **{f"in_analysis[{field!r}]": (True, field) for field in can.in_analysis},
+    }
+    fields, who = attrs.fields_dict(cls), f"{kind.name} plugin '{name}' ({_origin(cls)})"
+    for capability, (claimed, field) in needed.items():
+        if claimed and field not in fields:
+            raise PluginError(f"{who} declares {capability} and has no field {field}.")
+    if can.many and not callable(getattr(cls, "estimate_many", None)):
+        raise PluginError(f"{who} declares many and has no estimate_many method.")
+
+
+def _checked(kind: Kind, name: str, estimate: Callable[..., Result]) -> Callable[..., Result]:
+    """The estimate method with its contract checked on every call."""
+
+    @functools.wraps(estimate)
+    def run(self: Estimator, source: Source, *, seed: int) -> Result:
+        if kind.source is SymmetricOperator and not isinstance(source, SymmetricOperator):
+            raise PluginError(
+                f"{kind.name} plugin '{name}' got a {type(source).__name__} as its source, expected a "
+                f"{kind.source.__name__} (for a Keras model: sdkeras.HessianOperator(loss))."
+            )
+        result = estimate(self, source, seed=seed)
+        if not isinstance(result, kind.result):
+            raise PluginError(
+                f"{kind.name} plugin '{name}': estimate() returns {type(result).__name__}, "
+                f"expected {kind.result.__name__} (from {_origin(type(self))})."
+            )
+        if isinstance(result, (Spectrum, SingularValues)) and not np.isclose(
+            result.size, source.size, rtol=WEIGHT_SUM_TOLERANCE
+        ):
+            raise PluginError(
+                f"{kind.name} plugin '{name}': the weights sum to {result.size:g}, expected the operator's size "
+                f"{source.size} (from {_origin(type(self))})."
+            )
+        return result
+
+    return run

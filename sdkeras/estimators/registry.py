@@ -119,11 +119,7 @@ def get_estimator(kind: str, name: str) -> type[Estimator]:
 
 
 def kind_of(name: str, kinds_wanted: Sequence[str]) -> str:
-    """The first of these kinds that has an estimator of this name; reads metadata only.
-
-    Raises:
-        UnknownEstimatorError: There is none; the message has the nearest name.
-    """
+    """The first of these kinds that has an estimator of this name; reads metadata only."""
     for kind in kinds_wanted:
         if name in names(kind):
             return kind

@@ -71,12 +71,7 @@ class Request(Protocol):
 
 
 def chosen(options: Request) -> Chosen:
-    """The estimators that the options name, or the defaults.
-
-    Raises:
-        SdkerasError: An unknown one, one that does not serve the map, or settings of one that is not used or does not
-            have them.
-    """
+    """The estimators that the options name, or the defaults; those that do not serve the map are refused."""
     of_map, other = ("singular_values", "spectrum") if options.map == "full" else ("spectrum", "singular_values")
     names: dict[str, list[str]] = {of_map: [], "eigenpairs": [DEFAULTS["eigenpairs"]], "trace": [DEFAULTS["trace"]]}
     kinds = (*names, other)
@@ -105,11 +100,7 @@ def chosen(options: Request) -> Chosen:
 
 
 def configured(cls: type[Estimator], settings: Mapping[str, Value]) -> Estimator:
-    """An estimator with the given fields.
-
-    Raises:
-        SdkerasError: An unknown field, or a value its validator refuses.
-    """
+    """An estimator with the given fields; an unknown one, or a value that its validator refuses, is reported."""
     try:
         return cls(**settings)
     except (TypeError, ValueError) as error:
@@ -167,12 +158,7 @@ def estimator_of_extremes(name: str, settings: Mapping[str, Value], *, most_step
 
 
 def estimator_of_spectrum(name: str, settings: Mapping[str, Value], exponents: ExponentMap) -> Estimator:
-    """The spectrum estimator; one that works on |1 - eta * alpha| gets the map's eta.
-
-    Raises:
-        MapError: It works on that map, and the map is another one.
-        SdkerasError: It was set to another rate than the map's.
-    """
+    """The spectrum estimator; one that works on |1 - eta * alpha| gets the map's eta, if that is the map (MapError)."""
     cls, fields, rate = registry.get_estimator("spectrum", name), dict(settings), exponents.learning_rate
     if capabilities(cls).own_rate:
         if not exponents.plain:
@@ -216,13 +202,7 @@ def estimator_of_largest(start: Array | None, *, tolerance: float, most_steps: i
 
 
 def estimate(estimator: Estimator, source: Source, seed: int) -> Result:
-    """One run of an estimator; exceptions are reported as the plugin's, not as a bug of the analysis.
-
-    Raises:
-        SdkerasError: From the estimator or its source.
-        MemoryError: From the estimator or its source.
-        PluginError: The estimator raised anything else.
-    """
+    """One run of an estimator; unexpected exceptions are reported as the plugin's, not as a bug of the analysis."""
     try:
         return estimator.estimate(source, seed=seed)
     except (SdkerasError, MemoryError):

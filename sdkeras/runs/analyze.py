@@ -22,13 +22,12 @@ from sdkeras.results.note import Note
 from sdkeras.results.plans import Plan
 from sdkeras.results.progress import INTERRUPT, STATUS, Progress
 from sdkeras.runs import assumptions, lyapunov, measure
+from sdkeras.runs.assumptions import findings
 from sdkeras.runs.budget import KEPT, Budget, Meter, Notes, resources, whole_budget
 from sdkeras.runs.edge import edge, edge_of_stability
 from sdkeras.runs.full_map import FullMap
 from sdkeras.runs.layers import layers
-from sdkeras.runs.lyapunov_options import LyapunovOptions
-from sdkeras.runs.notes import findings
-from sdkeras.runs.options import Options, takes_options
+from sdkeras.runs.options import LyapunovOptions, Options, takes_options
 from sdkeras.runs.plan import planned
 from sdkeras.runs.problem import Problem, read_problem
 from sdkeras.runs.snapshots import supremum

@@ -7,7 +7,7 @@ import inspect
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import keras
 
@@ -19,21 +19,14 @@ from sdkeras.operators.batch_loss import LossFn
 from sdkeras.results.arrays import Value
 from sdkeras.results.note import Note
 
-UNKNOWN_ARGUMENTS = "loss-arguments-unknown"
-
-# Not what a loss computes, or with a default that every file states.
-_COMMON = ("name", "dtype", "fn", "reduction")
+# Not what a loss computes; a reduction is, and every file states it.
+_UNNAMED = ("name", "dtype", "fn")
 # A colon before FIELD or FIELD=, so that values may hold colons.
 _NEXT_FIELD = re.compile(r":(?=[A-Za-z_]\w*\s*(?:=|:|$))")
-_OF_KERAS_FUNCTIONS = ("y_true", "y_pred")
+_LITERALS = {"true": True, "false": False, "null": None, "none": None}
 
 
-# Specifications
-
-
-def is_own_function(loss: Loss) -> bool:
-    """Whether a loss is the name of user code, FILE.py:FUNCTION or MODULE:FUNCTION, and none of Keras' names."""
-    return isinstance(loss, str) and ":" in loss and _loss_class(loss.partition(":")[0]) is None
+# The user's own function
 
 
 def own_function(loss: Loss, loss_fn: LossFn | None) -> LossFn | None:
@@ -42,24 +35,25 @@ def own_function(loss: Loss, loss_fn: LossFn | None) -> LossFn | None:
     Raises:
         ModelError: Both are given, or it cannot be imported or called with a model and a batch.
     """
-    if loss_fn is None and not is_own_function(loss):
-        return None
     if loss_fn is not None and loss is not None:
         raise ModelError(f"loss is {_words(loss)} and loss_fn is {function_name(loss_fn)}; give one of them.")
-    function = _imported(loss) if loss_fn is None else loss_fn
+    if loss_fn is None:
+        if not isinstance(loss, str) or ":" not in loss or _loss_class(loss.partition(":")[0]) is not None:
+            return None
+        loss_fn = _imported(loss)
     try:
-        parameters = inspect.signature(function)
+        parameters = inspect.signature(loss_fn)
         parameters.bind("model", "batch")
-        fits = not set(_OF_KERAS_FUNCTIONS) & set(parameters.parameters)
+        fits = parameters.parameters.keys().isdisjoint(("y_true", "y_pred"))
     except (TypeError, ValueError) as error:
         fits = "no signature found" in str(error)
     if not fits:
         raise ModelError(
-            f"the loss function {function_name(function) if loss is None else repr(loss)} must take (model, batch); a "
+            f"the loss function {function_name(loss_fn) if loss is None else repr(loss)} must take (model, batch); a "
             "function of (y_true, y_pred) is a loss of Keras: compile the model with it, or make it known to Keras "
             "(`custom_objects=FILE`) and give its name alone."
         )
-    return function
+    return loss_fn
 
 
 def _imported(spec: str) -> LossFn:
@@ -69,6 +63,15 @@ def _imported(spec: str) -> LossFn:
         name = spec.partition(":")[0]
         raise ModelError(f"{error} Keras has no loss '{name}' either{_near(name, _classes())}.") from error
     return function
+
+
+def function_name(function: object) -> str:
+    """MODULE:FUNCTION of a function."""
+    name = getattr(function, "__qualname__", type(function).__name__)
+    return f"{getattr(function, '__module__', '')}:{name}"
+
+
+# From words
 
 
 def from_spec(spec: str) -> Loss:
@@ -98,9 +101,10 @@ def from_spec(spec: str) -> Loss:
 
 
 def _field(name: str, cls: type, assignment: str) -> tuple[str, Value]:
+    """FIELD=VALUE as an argument of the class, of the type of its default."""
     field, equals, text = (piece.strip() for piece in assignment.partition("="))
     defaults = arguments(cls)
-    names = [each for each in dict.fromkeys((*defaults, "reduction")) if each not in ("name", "dtype", "fn")]
+    names = [each for each in dict.fromkeys((*defaults, "reduction")) if each not in _UNNAMED]
     if field not in names:
         takes = f"it takes: {', '.join(names)}"
         raise ModelError(f"the loss {name} has no argument {field!r}{_near(field, names)}; {takes}.")
@@ -126,9 +130,8 @@ def _field(name: str, cls: type, assignment: str) -> tuple[str, Value]:
 
 def _value(text: str) -> Value:
     """A literal: number, true, false, null, list, or else a string, with quotes or without."""
-    lowered = text.lower()
-    if lowered in ("true", "false", "null", "none"):
-        return {"true": True, "false": False}.get(lowered)
+    if text.lower() in _LITERALS:
+        return _LITERALS[text.lower()]
     for read in (json.loads, float):
         try:
             return read(text)
@@ -147,10 +150,6 @@ def _near(name: str, names: Iterable[str]) -> str:
     return f"; {question.rstrip()}" if (question := did_you_mean(name, names)) else ""
 
 
-def _plain(name: str) -> str:
-    return name.replace("_", "").lower()
-
-
 @functools.cache
 def _classes() -> dict[str, type]:
     """Keras' classes of losses by the name of their function."""
@@ -163,9 +162,13 @@ def _loss_class(name: str) -> type | None:
     registered = keras.saving.get_registered_object(name)
     if inspect.isclass(registered) and issubclass(registered, keras.losses.Loss):
         return registered
+
+    def letters(text: object) -> str:
+        return str(text).replace("_", "").lower()
+
     for known, cls in _classes().items():
         default = inspect.signature(cls).parameters["name"].default
-        if _plain(name) in (_plain(known), _plain(cls.__name__), _plain(str(default))):
+        if letters(name) in map(letters, (known, cls.__name__, default)):
             return cls
     try:
         function = keras.losses.get(name)
@@ -174,58 +177,71 @@ def _loss_class(name: str) -> type | None:
     return _classes().get(getattr(function, "__name__", ""))
 
 
-# Words
+def arguments(cls: type) -> dict[str, Value]:
+    """Names and defaults of what the constructor of a loss takes; through **kwargs those of the classes it extends."""
+    values: dict[str, Value] = {}
+    for each in cls.__mro__:
+        if "__init__" not in vars(each) or each is keras.losses.Loss:
+            continue
+        parameters = list(inspect.signature(vars(each)["__init__"]).parameters.values())[1:]
+        for parameter in parameters:
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                values.setdefault(parameter.name, parameter.default)
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return values
 
 
-def function_name(function: object) -> str:
-    """MODULE:FUNCTION of a function."""
-    name = getattr(function, "__qualname__", type(function).__name__)
-    return f"{getattr(function, '__module__', '')}:{name}"
-
-
-def words_of(model: Model, loss: Loss, loss_fn: LossFn | None) -> str:
-    """The loss that is analysed: the user's own function as it was given, or the one of a compiled model."""
-    if loss_fn is not None:
-        return loss if isinstance(loss, str) else function_name(loss_fn)
-    return loss_words(model.loss)
+# Into words
 
 
 def loss_words(loss: Loss) -> str:
     """A compiled loss with the arguments that are not its defaults, as `from_spec` reads them: `huber:delta=0.1`."""
+    return _in_structure(loss, _words)
+
+
+def loss_name(loss: Loss) -> str:
+    """The name of a compiled loss, without its arguments."""
+    return _in_structure(loss, lambda each: each if isinstance(each, str) else getattr(each, "name", None) or _of(each))
+
+
+def _in_structure(loss: Loss, name: Callable[[Loss], str]) -> str:
+    """Losses in words, in whatever structure they were compiled."""
     if isinstance(loss, dict):
-        return ", ".join(f"{name}: {loss_words(each)}" for name, each in loss.items())
+        return ", ".join(f"{output}: {_in_structure(each, name)}" for output, each in loss.items())
     if isinstance(loss, (list, tuple)):
-        return ", ".join(loss_words(each) for each in loss)
-    return _words(loss)
+        return ", ".join(_in_structure(each, name) for each in loss)
+    return str(name(loss))
+
+
+def _of(loss: Loss) -> str:
+    """Name of a function, or of the class of anything else."""
+    return getattr(loss, "__name__", type(loss).__name__)
 
 
 def _words(loss: Loss) -> str:
     if isinstance(loss, str):
         return loss
     if not isinstance(loss, keras.losses.Loss):
-        return str(getattr(loss, "__name__", type(loss).__name__))
-    defaults = {**arguments(type(loss)), "reduction": "sum_over_batch_size"}
-    values = _values(loss)
-    fields = [
-        f":{name}" if values[name] is True else f":{name}={json.dumps(values[name], default=str)}"
-        for name, default in defaults.items()
-        if name in values and name not in ("name", "dtype", "fn") and not _same(values[name], default)
-    ]
-    return _name(loss) + "".join(fields)
-
-
-def _name(loss: Loss) -> str:
-    """The name that was given to it, or that of its function or class."""
-    default = inspect.signature(type(loss)).parameters.get("name")
-    if loss.name and default is not None and loss.name != default.default:
-        return str(loss.name)
-    return _spec_name(loss)
+        return _of(loss)
+    usual = inspect.signature(type(loss)).parameters.get("name")
+    named = loss.name and usual is not None and loss.name != usual.default
+    return (str(loss.name) if named else _spec_name(loss)) + _fields(loss)
 
 
 def _spec_name(loss: Loss) -> str:
     """A name that `from_spec` knows."""
-    known = [name for name, cls in _classes().items() if cls is type(loss)]
-    return known[0] if known else type(loss).__name__
+    return next((name for name, cls in _classes().items() if cls is type(loss)), type(loss).__name__)
+
+
+def _fields(loss: Loss) -> str:
+    """Arguments that are not their defaults, as `from_spec` reads them."""
+    defaults, values = {**arguments(type(loss)), "reduction": "sum_over_batch_size"}, _values(loss)
+    return "".join(
+        f":{name}" if values[name] is True else f":{name}={json.dumps(values[name], default=str)}"
+        for name, default in defaults.items()
+        if name in values and name not in _UNNAMED and not _same(values[name], default)
+    )
 
 
 def _values(loss: Loss) -> dict[str, Value]:
@@ -244,86 +260,44 @@ def _same(value: object, default: object) -> bool:
         return False
 
 
-def arguments(cls: type) -> dict[str, Value]:
-    """Names and defaults of what the constructor of a loss takes; through **kwargs those of the classes it extends."""
-    values: dict[str, Value] = {}
-    for each in cls.__mro__:
-        if "__init__" not in vars(each) or each is keras.losses.Loss:
-            continue
-        parameters = list(inspect.signature(vars(each)["__init__"]).parameters.values())[1:]
-        for parameter in parameters:
-            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-                values.setdefault(parameter.name, parameter.default)
-        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
-            break
-    return values
-
-
-# Files
-
-
-def unstored_arguments(loss: Loss, config: Config, *, flat: bool, of_keras: bool = True) -> Iterator[Note]:
-    """Tells which arguments of a loaded loss its file does not hold, so that defaults were taken.
-
-    Args:
-        loss: The loaded loss, in whatever structure.
-        config: The same as the file has it.
-        flat: Whether every output is a vector per example: an axis is then no question.
-        of_keras: False leaves Keras' own losses out.
-    """
-    for each, stored in _pairs(loss, config):
-        cls = type(each)
-        if (not of_keras and _spec_name(each) in _classes()) or _reads_otherwise(cls):
-            continue
-        missing = {
-            name: default
-            for name, default in arguments(cls).items()
-            if name not in stored and name not in _COMMON and default is not inspect.Parameter.empty
-        }
-        if flat:
-            missing.pop("axis", None)
-        if missing:
-            names, values = (
-                " and ".join(missing),
-                " and ".join(json.dumps(each, default=str) for each in missing.values()),
-            )
-            fields = "".join(f":{name}=..." for name in missing)
-            many = len(missing) > 1
-            yield Note(
-                UNKNOWN_ARGUMENTS,
-                f"the file does not hold {names} of {cls.__name__}; the default{'s' * many} {values} "
-                f"{'were' if many else 'was'} taken. If training had {'others' if many else 'another'}, say so "
-                f"(`loss='{loss_words_of_stored(each)}{fields}'`).",
-            )
+# What files leave out
 
 
 def caveats(model: Model, *, with_loss: bool = True) -> tuple[Note, ...]:
-    """Caveats on the file from which the model was loaded; none for a model that was not loaded.
-
-    Args:
-        model: The model that `sdkeras.files.models.load_model` returned.
-        with_loss: Whether the file's loss is analysed, not one that was given.
-    """
-    compiled = models.compiled_part_of(model)
+    """Caveats on the file from which the model was loaded; on its loss only where that is analysed (`with_loss`)."""
+    compiled, code = models.compiled_part_of(model), "loss-arguments-unknown"
     notes = [] if compiled.problem is None else [Note("compiled-part", compiled.problem)]
     stored = compiled.stored_loss if with_loss else None
-    if stored is not None:
-        notes += unstored_arguments(stored.loss, stored.config, flat=stored.flat, of_keras=not stored.of_keras_2)
-    if stored is not None and stored.arguments:
-        notes.append(
-            Note(
-                UNKNOWN_ARGUMENTS,
-                f"the file does not hold {', '.join(stored.arguments)} of {type(model).__name__}.compile(); the "
-                "class's defaults were taken. If the loss depends on it, give it as a loss_fn(model, batch) "
-                "(`loss='FILE.py:FUNCTION'`).",
+    if stored is None:
+        return tuple(notes)
+    for loss, config in _pairs(stored.loss, stored.config):
+        cls = type(loss)
+        if (stored.of_keras_2 and _spec_name(loss) in _classes()) or _reads_otherwise(cls):
+            continue
+        # An axis is no question where every output is a vector per example.
+        known = {*config, *_UNNAMED, "reduction", *(["axis"] if stored.flat else [])}
+        missing = {
+            name: default
+            for name, default in arguments(cls).items()
+            if name not in known and default is not inspect.Parameter.empty
+        }
+        if missing:
+            s, were, others = ("s", "were", "others") if len(missing) > 1 else ("", "was", "another")
+            defaults = " and ".join(json.dumps(default, default=str) for default in missing.values())
+            spec = _spec_name(loss) + _fields(loss) + "".join(f":{name}=..." for name in missing)
+            words = (
+                f"the file does not hold {' and '.join(missing)} of {cls.__name__}; the default{s} {defaults} {were} "
+                f"taken. If training had {others}, say so (`loss='{spec}'`)."
             )
+            notes.append(Note(code, words))
+    if stored.arguments:
+        words = (
+            f"the file does not hold {', '.join(stored.arguments)} of {type(model).__name__}.compile(); the class's "
+            "defaults were taken. If the loss depends on it, give it as a loss_fn(model, batch) "
+            "(`loss='FILE.py:FUNCTION'`)."
         )
+        notes.append(Note(code, words))
     return tuple(notes)
-
-
-def loss_words_of_stored(loss: Loss) -> str:
-    """The loss as `from_spec` takes it."""
-    return _spec_name(loss) + _words(loss).removeprefix(_name(loss))
 
 
 def _pairs(loss: Loss, config: Config) -> Iterator[tuple[Loss, dict[str, Value]]]:

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import attrs
-import keras
 import numpy as np
 
 from sdkeras.dimension.lyapunov import lyapunov_dimension
 from sdkeras.dimension.same_steps import SameSteps, over_same_steps
 from sdkeras.errors import Interrupted
 from sdkeras.estimators.select import estimate
-from sdkeras.files.archive import Nested
-from sdkeras.files.data_fit import check_data
 from sdkeras.files.keras_types import Data, Model, Optimizer
-from sdkeras.linalg.operators import TangentFlow
-from sdkeras.operators import minibatches
-from sdkeras.operators.loss import EmpiricalLoss
-from sdkeras.results.answers import LyapunovRun, ModelInfo, OptimizerInfo
-from sdkeras.results.arrays import Array, FloatArray
+from sdkeras.results.answers import LyapunovRun, OptimizerInfo
+from sdkeras.results.arrays import Array, FloatArray, Value
 from sdkeras.results.estimates import LyapunovExponents
 from sdkeras.results.lyapunov import LyapunovDimension, LyapunovSummary
 from sdkeras.results.note import Note
@@ -29,17 +23,15 @@ from sdkeras.results.plans import LyapunovPlan
 from sdkeras.results.progress import INTERRUPT, PRODUCTS, STATUS, TIME, Progress
 from sdkeras.results.verification import StepVerification
 from sdkeras.runs import losses
-from sdkeras.runs.budget import Budget, Meter, resources, whole_budget
-from sdkeras.runs.lyapunov_options import LyapunovOptions, TrainingOptions
-from sdkeras.runs.options import parse_learning_rate, takes_options
+from sdkeras.runs.budget import Budget, Meter, Notes, resources, whole_budget
+from sdkeras.runs.options import LyapunovOptions, TrainingOptions, parse_learning_rate, takes_options
 from sdkeras.runs.plan import planned_trajectory
-from sdkeras.runs.problem import training_optimizer
-from sdkeras.runs.provenance import data_info, loss_name, optimizer_info, provenance, with_loss
+from sdkeras.runs.problem import Subject, read_subject
+from sdkeras.runs.provenance import data_info, optimizer_info, provenance
 from sdkeras.training_step import settings as update
 from sdkeras.training_step.coordinates import training_coordinates
 from sdkeras.training_step.flow import DenseFlow, TrainingFlow
 from sdkeras.training_step.map import UpdateMap, state_size
-from sdkeras.training_step.settings import inner
 
 # Samples of the loss that the map is checked on; the trajectory draws from all of them.
 _CHECKED_SAMPLES = 4096
@@ -74,13 +66,12 @@ def lyapunov(model: Model, data: Data, options: LyapunovOptions) -> LyapunovRun:
     started, tell = time.monotonic(), options.progress or (lambda _: None)
     tell(Progress("reading the model and the data", 0))
     training = read_training(model, data, options, num_steps=options.transient + options.num_steps)
-    function, source = training.function, training.function.source
+    loss = training.loss
     if options.windows:
-        size = state_size(function, training.optimizer, initial_slots=options.initial_slots)
-        options.check_dense(size, function.dtype.itemsize)
+        _checked_size(training, options)
     tell(Progress("compiling and verifying the training step", 0))
     step = UpdateMap(
-        function,
+        loss,
         training.optimizer,
         initial_slots=options.initial_slots,
         product_mode=options.product_mode,
@@ -97,18 +88,11 @@ def lyapunov(model: Model, data: Data, options: LyapunovOptions) -> LyapunovRun:
         raise
     return LyapunovRun(
         provenance=provenance(
-            source, seed=options.seed, dtype=options.dtype, num_hvps=step.num_products, started=started
+            loss.source, seed=options.seed, dtype=options.dtype, num_hvps=step.num_products, started=started
         ),
-        model=ModelInfo(
-            name=str(model.name),
-            num_parameters=function.size,
-            num_trainable_analysed=function.size,
-            mode="train",
-            loss=training.loss_words,
-            unconnected=function.engine(options.product_mode).unconnected,
-        ),
-        data=data_info(source, function.num_examples),
-        optimizer=training.optimizer_info(options.learning_rate),
+        model=training.model_info(loss.engine(options.product_mode).unconnected),
+        data=data_info(loss.source, loss.num_examples),
+        optimizer=training.optimizer_info(),
         verification=step.verification.hessian,
         lyapunov=followed.summary,
         warnings=(*training.notes, *followed.warnings),
@@ -121,35 +105,26 @@ def lyapunov(model: Model, data: Data, options: LyapunovOptions) -> LyapunovRun:
 def plan(model: Model, data: Data, options: LyapunovOptions) -> LyapunovPlan:
     """Steps and cost of `lyapunov` with the same arguments, from one timed gradient; computes nothing else."""
     training = read_training(model, data, options, num_steps=options.transient + options.num_steps)
-    function = training.function
-    size = state_size(function, training.optimizer, initial_slots=options.initial_slots)
-    options.check_dense(size, function.dtype.itemsize)
     return attrs.evolve(
-        planned_trajectory(function, size, options),
-        optimizer=training.optimizer_info(options.learning_rate),
-        data=data_info(function.source, function.num_examples),
+        planned_trajectory(training.loss, _checked_size(training, options), options),
+        optimizer=training.optimizer_info(),
+        data=data_info(training.source, training.loss.num_examples),
     )
 
 
-@attrs.frozen
-class Training:
-    """The training to follow: model, loss and optimizer as its steps use them, with caveats.
+@attrs.frozen(kw_only=True, eq=False)
+class Training(Subject):
+    """The training to follow: its loss, the optimizer as its steps use it and its settings, with caveats."""
 
-    `loss_words` is the loss with its arguments, `function_words` the same where it is a function of the user's, or "".
-    """
-
-    model: Model
-    function: EmpiricalLoss
     optimizer: Optimizer
     used: update.OptimizerSettings | None
-    notes: list[Note]
-    loss_words: str
-    function_words: str
+    notes: Notes
 
-    def optimizer_info(self, learning_rate: float | str | None) -> OptimizerInfo:
-        """The optimizer for a report, given the requested learning rate, if any."""
+    def optimizer_info(self) -> OptimizerInfo:
+        """The optimizer for a report."""
         rate = None if self.used is None else self.used.learning_rate
-        source = "file" if learning_rate is None else parse_learning_rate(learning_rate)
+        asked = self.options.learning_rate
+        source = "file" if asked is None else parse_learning_rate(asked)
         return optimizer_info(
             self.used, float("nan") if rate is None else rate, source if isinstance(source, str) else "given"
         )
@@ -161,24 +136,12 @@ def read_training(model: Model, data: Data, options: TrainingOptions, *, num_ste
     Raises:
         SdkerasError: They are unusable, or the learning rate is 0 at all of the steps; see its subclasses.
     """
-    loss, dtype = options.loss, options.dtype
-    custom = losses.own_function(loss, options.loss_fn)
-    fitted = model if custom is not None else with_loss(model, loss, dtype)
-    source = minibatches.as_source(
-        data, batch_size=options.batch_size, limit=options.samples, class_weight=options.class_weight
-    )
-    if isinstance(data, (tuple, list)):
-        check_data(fitted, *source.structure, own_loss=custom is not None)
-    function = EmpiricalLoss(
-        fitted, source, dtype=dtype, num_samples=_CHECKED_SAMPLES, seed=options.seed, loss_fn=custom
-    )
-    notes = list(losses.caveats(model, with_loss=loss is None and custom is None))
-    notes += [Note("data", f"{note}.") for note in function.notes]
-    optimizer, more = training_optimizer(model, function, options.learning_rate, changed=fitted is not model)
-    notes += more
+    subject, about_file = read_subject(model, data, options, num_samples=_CHECKED_SAMPLES)
+    optimizer, about_optimizer = subject.training_optimizer()
+    notes = [*about_file, *(Note("data", f"{note}.") for note in subject.loss.notes), *about_optimizer]
     update.check_rates(optimizer, num_steps)
     used = update.read_settings(optimizer)
-    if custom is None and type(model).train_step not in (keras.Model.train_step, keras.Sequential.train_step):
+    if subject.has_own_step:
         notes.append(
             Note("train-step", "the model has its own train_step; the optimizer's step on compute_loss was taken.")
         )
@@ -190,8 +153,14 @@ def read_training(model: Model, data: Data, options: TrainingOptions, *, num_ste
                 "slots it starts with.",
             )
         )
-    words = losses.words_of(fitted, loss, custom)
-    return Training(fitted, function, optimizer, used, notes, words, words if custom is not None else "")
+    return Training(**attrs.asdict(subject, recurse=False), optimizer=optimizer, used=used, notes=tuple(notes))
+
+
+def _checked_size(training: Training, options: LyapunovOptions) -> int:
+    """The state's size; refused where windows over dense Jacobians of it cannot be had."""
+    size = state_size(training.loss, training.optimizer, initial_slots=options.initial_slots)
+    options.check_dense(size, training.loss.dtype.itemsize)
+    return size
 
 
 @attrs.frozen
@@ -199,18 +168,12 @@ class Followed:
     """A trajectory's summary, its caveats, and whether Ctrl-C or the time limit ended it."""
 
     summary: LyapunovSummary
-    warnings: tuple[Note, ...]
+    warnings: Notes
     interrupted: bool
     timed_out: bool
 
 
-def follow(
-    step: UpdateMap,
-    settings: LyapunovOptions,
-    *,
-    about: Mapping[str, str],
-    budget: Budget,
-) -> Followed:
+def follow(step: UpdateMap, settings: LyapunovOptions, *, about: Mapping[str, str], budget: Budget) -> Followed:
     """Exponents and D_s along the steps of a map, from its own state.
 
     Args:
@@ -227,45 +190,31 @@ def follow(
     settings.check_exponents(step.size, step.num_weights)
     settings.check_dense(step.size, step.dtype.itemsize)
     estimator = settings.configured_estimator(settings.exponents_of(step.size))
-    training = TrainingFlow(step, about)
-    dense = None
+    flow, dense = _Watched(step, about, settings.transient + settings.num_steps, budget), None
     if settings.windows:
         coordinates = training_coordinates(step)
-        dense = DenseFlow(training, coordinates, transient=settings.transient, num_steps=settings.num_steps)
-    flow = _Watched(dense or training, training, step, settings, budget)
+        dense = DenseFlow(flow, coordinates, transient=settings.transient, num_steps=settings.num_steps)
     with budget.interruptible():
         try:
-            exponents: LyapunovExponents = estimate(estimator, flow, settings.seed)
+            exponents: LyapunovExponents = estimate(estimator, dense or flow, settings.seed)
         except Interrupted:
             more = "seconds (`time_limit`)" if flow.reason == TIME else "Hessian-vector products (`max_hvps`)"
             raise Interrupted(
-                f"{flow.reason} ended it after step {training.index:,}, before a step was measured (the first "
+                f"{flow.reason} ended it after step {flow.index:,}, before a step was measured (the first "
                 f"{settings.transient:,} are discarded); give more {more}, or a shorter transient."
             ) from None
-    unfinished = exponents.num_steps < settings.num_steps and exponents.stopped_at is None
-    same, cut = None, False
+    same = None
     if dense is not None:
-        budget.tell("singular values of the steps and of their products")
-        try:
-            same = _over_same_steps(dense, exponents, settings)
-        except KeyboardInterrupt:  # the exponents stay
-            cut = True
+        same = _over_same_steps(dense, exponents, settings, budget)
     summary = _summary(exponents, step, settings, same, None if dense is None else dense.coordinates.name)
-    warnings = [*_warnings(summary, step), *_window_warnings(summary, exponents, settings, cut)]
-    timed_out = unfinished and flow.reason in (TIME, PRODUCTS)
-    if timed_out:
-        warnings.append(
-            Note(
-                limit_code(flow.reason),
-                f"{flow.reason} ended the trajectory: {exponents.num_steps:,} of {settings.num_steps:,} steps were "
-                "measured.",
-            )
-        )
+    cut = dense is not None and same is None
+    unfinished = exponents.num_steps < settings.num_steps and exponents.stopped_at is None
+    limit = flow.reason if unfinished and flow.reason in (TIME, PRODUCTS) else ""
     return Followed(
         summary,
-        tuple(warnings),
+        tuple(_caveats(summary, step, settings, cut=cut, limit=limit)),
         interrupted=cut or (flow.reason == INTERRUPT and unfinished),
-        timed_out=timed_out,
+        timed_out=bool(limit),
     )
 
 
@@ -279,51 +228,61 @@ def limit_code(limit: str) -> str:
     return "time-limit" if limit == TIME else "limit-on-products"
 
 
-def _over_same_steps(dense: DenseFlow, exponents: LyapunovExponents, settings: LyapunovOptions) -> SameSteps:
+def _over_same_steps(
+    dense: DenseFlow, exponents: LyapunovExponents, settings: LyapunovOptions, budget: Budget
+) -> SameSteps | None:
+    """Dimensions of the kept steps; None if Ctrl-C came meanwhile: one that ended the trajectory does not count."""
     comparable = _comparable(exponents, settings) and exponents.num_steps <= dense.num_kept
     count = exponents.num_steps if comparable else dense.num_kept
-    return over_same_steps(dense.jacobians[:count], exponents, settings.windows, comparable=comparable)
+    watched = attrs.evolve(budget, meter=Meter())
+    with watched.interruptible():
+        try:
+            budget.tell("singular values of the steps and of their products")
+            jacobians = _UntilInterrupted(dense.jacobians[:count], watched)
+            return over_same_steps(jacobians, exponents, settings.windows, comparable=comparable)
+        except Interrupted:
+            return None
 
 
-def _comparable(exponents: LyapunovExponents, settings: LyapunovOptions) -> bool:
+@attrs.frozen(eq=False)
+class _UntilInterrupted(Sequence[Array]):
+    """Jacobians that cannot be read after Ctrl-C: Interrupted is raised instead."""
+
+    jacobians: Array
+    budget: Budget
+
+    def __len__(self) -> int:
+        return len(self.jacobians)
+
+    def __getitem__(self, index: Value) -> Value:
+        if self.budget.interrupted:
+            raise Interrupted("interrupted among the singular values.")
+        return self.jacobians[index]
+
+
+def _comparable(measured: LyapunovExponents | LyapunovSummary, settings: LyapunovOptions) -> bool:
     """Whether the exponents are over the steps after the transient, as the kept Jacobians are."""
-    return exponents.transient == settings.transient and exponents.num_steps <= settings.num_steps
+    return measured.transient == settings.transient and measured.num_steps <= settings.num_steps
 
 
-class _Watched:
-    """A trajectory that tells after each step, and stops before the next where the budget has no room: a `TangentFlow`.
+class _Watched(TrainingFlow):
+    """Training's flow, which tells after each step, and stops before the next where the budget has no room.
 
     `reason` says why it stopped, "" while it goes on.
     """
 
-    def __init__(
-        self, flow: TangentFlow, training: TrainingFlow, step: UpdateMap, settings: LyapunovOptions, budget: Budget
-    ) -> None:
-        self.flow = flow
-        self.training = training
-        self.map = step
-        self.total = settings.transient + settings.num_steps
-        self.budget = budget
-        self.reason = ""
-        self.size = flow.size
-        self.dtype = flow.dtype
-
-    def reset(self, seed: int) -> None:
-        self.flow.reset(seed)
+    def __init__(self, step: UpdateMap, about: Mapping[str, str], num_steps: int, budget: Budget) -> None:
+        super().__init__(step, about)
+        self.products, self.num_steps = step.microbatches, num_steps
+        self.budget, self.reason = budget, ""
 
     def step(self, tangents: Array) -> Array:
-        self.reason = self.reason or self.budget.stop(tangents.shape[1] * self.map.microbatches)
+        self.reason = self.reason or self.budget.stop(tangents.shape[1] * self.products)
         if self.reason:
-            raise Interrupted(f"interrupted after step {self.training.index} of the trajectory.")
-        moved = self.flow.step(tangents)
-        self.budget.tell(f"training step {self.training.index:,} of {self.total:,}")
+            raise Interrupted(f"interrupted after step {self.index} of the trajectory.")
+        moved = super().step(tangents)
+        self.budget.tell(f"training step {self.index:,} of {self.num_steps:,}")
         return moved
-
-    def state(self) -> Nested:
-        return self.flow.state()
-
-    def restore(self, state: Nested) -> None:
-        self.flow.restore(state)
 
 
 def _summary(
@@ -334,13 +293,13 @@ def _summary(
     coordinates: str | None,
 ) -> LyapunovSummary:
     dimension: LyapunovDimension = lyapunov_dimension(exponents, step.size) if same is None else same.lyapunov
-    empty = np.zeros((0, len(exponents.values)))
+    history = exponents.history if exponents.history.size else np.zeros((0, len(exponents.values)))
     return LyapunovSummary(
         values=exponents.values,
         stderr=exponents.stderr,
         rounding=exponents.rounding,
         num_resolved=exponents.num_resolved,
-        history=tuple(np.ascontiguousarray((exponents.history if exponents.history.size else empty).T)),
+        history=tuple(np.ascontiguousarray(history.T)),
         block_size=exponents.block_size,
         num_steps=exponents.num_steps,
         num_steps_asked=settings.num_steps,
@@ -362,16 +321,11 @@ def _summary(
 
 
 def effective_samples(exponents: LyapunovExponents) -> FloatArray | None:
-    """Effective number of independent blocks of steps behind each exponent.
+    """Effective number of independent blocks of steps behind each exponent, shape [k]; None below 8 blocks.
 
     n / (1 + 2 sum_t rho_t) for n block means with autocorrelations rho_t, summed over Geyer's initial positive
-    sequence. With blocks of one step it counts steps. It exceeds n where successive blocks are anti-correlated.
-
-    Args:
-        exponents: With their history.
-
-    Returns:
-        Shape [k], NaN where the block means do not vary; None below 8 blocks.
+    sequence; NaN where the means do not vary. With blocks of one step it counts steps. It exceeds n where successive
+    blocks are anti-correlated.
 
     Reference: Geyer (1992); `tfp.mcmc.effective_sample_size`.
     """
@@ -385,28 +339,10 @@ def effective_samples(exponents: LyapunovExponents) -> FloatArray | None:
     return np.asarray(samples, np.float64)
 
 
-def _window_warnings(
-    summary: LyapunovSummary, exponents: LyapunovExponents, settings: LyapunovOptions, cut: bool
+def _caveats(
+    summary: LyapunovSummary, step: UpdateMap, settings: LyapunovOptions, *, cut: bool, limit: str
 ) -> Iterator[Note]:
-    if summary.coordinates not in (None, "weights", "balanced"):
-        yield Note(
-            "mixed-units",
-            f"the state is {summary.num_weights:,} weights and {summary.dimension.size - summary.num_weights:,} slots "
-            f"of the optimizer in units of their own; SD and SD^(m) are of this state in the coordinates "
-            f"'{summary.coordinates}' and depend on them.",
-        )
-    if cut:
-        yield Note("windows-interrupted", "Interrupted while the windows were evaluated: there is no SD^(m).")
-    if settings.windows and not _comparable(exponents, settings):
-        yield Note(
-            "other-steps",
-            f"the estimator '{settings.estimator}' measured {exponents.num_steps:,} steps after "
-            f"{exponents.transient:,}, the windows are over {settings.num_steps:,} after {settings.transient:,}: D_s "
-            "and SD^(m) are not comparable.",
-        )
-
-
-def _warnings(summary: LyapunovSummary, step: UpdateMap) -> Iterator[Note]:
+    """Caveats on the exponents, then on the windows, which Ctrl-C may have `cut`, then on the `limit` that ended it."""
     check = step.verification
     if not check.passed:
         yield Note(
@@ -435,7 +371,27 @@ def _warnings(summary: LyapunovSummary, step: UpdateMap) -> Iterator[Note]:
             "apart than their standard errors explain: training has not reached its attractor. Discard a longer "
             "transient.",
         )
-    yield from (Note(code, words) for code, words in step.notes)
+    for code, words in step.notes:
+        yield Note(code, words)
+    if summary.coordinates not in (None, "weights", "balanced"):
+        yield Note(
+            "mixed-units",
+            f"the state is {summary.num_weights:,} weights and {summary.dimension.size - summary.num_weights:,} slots "
+            f"of the optimizer in units of their own; SD and SD^(m) are of this state in the coordinates "
+            f"'{summary.coordinates}' and depend on them.",
+        )
+    if cut:
+        yield Note("windows-interrupted", "Interrupted while the windows were evaluated: there is no SD^(m).")
+    if settings.windows and not _comparable(summary, settings):
+        yield Note(
+            "other-steps",
+            f"the estimator '{settings.estimator}' measured {summary.num_steps:,} steps after "
+            f"{summary.transient:,}, the windows are over {settings.num_steps:,} after {settings.transient:,}: D_s "
+            "and SD^(m) are not comparable.",
+        )
+    if limit:
+        words = f"{summary.num_steps:,} of {settings.num_steps:,} steps were measured."
+        yield Note(limit_code(limit), f"{limit} ended the trajectory: {words}")
 
 
 def _drift(summary: LyapunovSummary) -> tuple[float, float] | None:
@@ -455,6 +411,6 @@ def _drift(summary: LyapunovSummary) -> tuple[float, float] | None:
 
 def identity(optimizer: Optimizer, model: Model, loss: str = "") -> dict[str, str]:
     """Settings that two runs of one trajectory share, beside state and data."""
-    wrapped = inner(optimizer)
+    wrapped = update.inner(optimizer)
     settings = json.dumps(wrapped.get_config(), sort_keys=True, default=lambda value: type(value).__name__)
-    return {"loss": loss or loss_name(model.loss), "optimizer": f"{type(wrapped).__name__} {settings}"}
+    return {"loss": loss or losses.loss_name(model.loss), "optimizer": f"{type(wrapped).__name__} {settings}"}

@@ -7,7 +7,6 @@ them, which is made alike whoever measured.
 from __future__ import annotations
 
 import abc
-import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import attrs
@@ -33,7 +32,7 @@ from sdkeras.estimators.select import (
 )
 from sdkeras.linalg.operators import DiagonallyScaledOperator, RestrictedOperator, SymmetricOperator
 from sdkeras.operators.hessian import HessianOperator
-from sdkeras.results.answers import Analysis, HessianSummary, ModelInfo, SpectrumSummary
+from sdkeras.results.answers import Analysis, HessianSummary, SpectrumSummary
 from sdkeras.results.arrays import Array, Value
 from sdkeras.results.bounds import Bound
 from sdkeras.results.estimates import Eigenpairs, SingularValues, Spectrum, TraceEstimate
@@ -417,14 +416,7 @@ def joined(
         provenance=provenance(
             problem.source, seed=options.seed, dtype=options.dtype, num_hvps=num_hvps, started=started
         ),
-        model=ModelInfo(
-            name=str(problem.model.name),
-            num_parameters=sum(math.prod(variable.shape) for variable in problem.model.trainable_variables),
-            num_trainable_analysed=problem.loss.size,
-            mode=options.mode,
-            loss=problem.loss_words,
-            unconnected=problem.loss.engine(options.product_mode).unconnected,
-        ),
+        model=problem.model_info(problem.loss.engine(options.product_mode).unconnected),
         data=data_info(problem.source, problem.loss.num_examples),
         optimizer=problem.optimizer_info(),
         verification=operator.verification,

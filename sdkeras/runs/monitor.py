@@ -30,9 +30,9 @@ from sdkeras.results.log import Header, Measurement
 from sdkeras.results.measured import Measured
 from sdkeras.results.note import Note
 from sdkeras.runs import assumptions, measure
+from sdkeras.runs.assumptions import findings
 from sdkeras.runs.budget import Meter, Notes, resources, whole_budget
 from sdkeras.runs.edge import edge_of_stability
-from sdkeras.runs.notes import findings
 from sdkeras.runs.options import Options
 from sdkeras.runs.problem import Problem, operator_name, read_problem
 from sdkeras.runs.provenance import data_info, utc_now

@@ -1,4 +1,4 @@
-"""All options of an analysis, in one list, from which signatures, docstrings and commands come."""
+"""All options of analyses and trajectories, from which signatures, docstrings and commands come; no TensorFlow."""
 
 from __future__ import annotations
 
@@ -6,47 +6,48 @@ import functools
 import inspect
 import math
 import numbers
+import os
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar, cast
 
 import attrs
 
 from sdkeras.dimension.bounds import check_inputs
-from sdkeras.errors import SdkerasError, did_you_mean
+from sdkeras.errors import OperatorSizeError, SdkerasError, did_you_mean
+from sdkeras.estimators import registry
+from sdkeras.estimators.kinds import Estimator
+from sdkeras.estimators.select import DEFAULTS, configured
 from sdkeras.files import class_weights
 from sdkeras.files.keras_types import Data, Loss, Model
+from sdkeras.linalg.memory import memory_limit
 from sdkeras.operators.modes import DTYPES, MODES, PRODUCT_MODES
 from sdkeras.results.arrays import Value
 from sdkeras.results.progress import Progress
 
-DEFAULT_SAMPLES = 4096
-# Steps of a trajectory.
-DEFAULT_STEPS = 1000
-DEFAULT_TRANSIENT = 100
+MAPS = ("auto", "hessian", "full")
+# Steps of a trajectory, and exponents along it.
+_STEPS, _TRANSIENT, _EXPONENTS = 1000, 100, 10
 # Gigabytes; beyond all machines, and so that bytes stay exact numbers.
 _MOST_MEMORY = 1e6
-MAPS = ("auto", "hessian", "full")
 # Rates of a schedule that can be asked for by name, beside 'step:N'.
 _NAMED_RATES = ("peak", "mean")
+# Fields of a Lyapunov estimator that are options of the run.
+_OF_THE_RUN = ("num_exponents", "num_steps", "transient", "checkpoint", "checkpoint_interval")
+# The singular values of one matrix of this size take half a minute on a core (0.2 s at 1,000), and there is one for
+# each step and for each window.
+_LARGEST_DENSE = 5000
+# Float64 matrices that a window's product and its singular values take at once, beside the kept Jacobians.
+_WORKING_MATRICES = 8
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-Validator = Callable[[object, "attrs.Attribute[Value]", object], None]
+Validator = Callable[[object, "attrs.Attribute[Value]", Value], None]
 
 
 def parse_learning_rate(text: float | str) -> float | str:
-    """Parses a learning rate: a number, or the choice of a rate of the optimizer's schedule.
-
-    Args:
-        text: A number, its digits, 'peak', 'mean' or 'step:N'.
-
-    Returns:
-        The number, positive and finite; or 'peak', 'mean' or 'step:N' with N >= 0 without leading zeros.
-
-    Raises:
-        SdkerasError: Anything else.
-    """
+    """A positive and finite number, or a rate of the schedule: 'peak', 'mean' or 'step:N', N >= 0, no leading zeros."""
     if isinstance(text, str):
         word = text.strip()
         name, colon, digits = word.partition(":")
@@ -66,6 +67,9 @@ def parse_learning_rate(text: float | str) -> float | str:
     return rate
 
 
+# Values of options
+
+
 def is_number(value: object, *, whole: bool = False) -> bool:
     """Whether it is a real number, of Python or NumPy, and if asked a whole one; True and False are not."""
     return isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
@@ -74,7 +78,7 @@ def is_number(value: object, *, whole: bool = False) -> bool:
 def must(expected: str, holds: Callable[[Value], bool]) -> Validator:
     """Refuses a value for which `holds` is false; None stands for an option that was left out."""
 
-    def validate(instance: object, field: attrs.Attribute[Value], value: object) -> None:
+    def validate(instance: object, field: attrs.Attribute[Value], value: Value) -> None:
         if not (holds(value) or (value is None and field.default is None)):
             raise SdkerasError(f"{field.name} is {value!r}; it must be {expected}.")
 
@@ -86,29 +90,29 @@ def one_of(choices: tuple[str, ...]) -> Validator:
 
 
 def _checked_by(check: Callable[[Value], object]) -> Validator:
-    def validate(instance: object, field: attrs.Attribute[Value], value: object) -> None:
-        check(value)
+    def validate(instance: object, field: attrs.Attribute[Value], value: Value) -> None:
+        if value is not None:
+            check(value)
 
     return validate
 
 
 COUNT = must("a positive whole number", lambda value: is_number(value, whole=True) and value > 0)
 POSITIVE = must("positive", lambda value: is_number(value) and value > 0)
+_FINITE = must("positive and finite", lambda value: is_number(value) and 0 < value < math.inf)
 NOT_NEGATIVE = must("0 or more", lambda value: is_number(value, whole=True) and value >= 0)
-FRACTION = must("between 0 and 1", lambda value: is_number(value) and 0 < value < 1)
-MEMORY = must(f"positive and at most {_MOST_MEMORY:g}", lambda value: is_number(value) and 0 < value <= _MOST_MEMORY)
+_FRACTION = must("between 0 and 1", lambda value: is_number(value) and 0 < value < 1)
+_MEMORY = must(f"positive and at most {_MOST_MEMORY:g}", lambda value: is_number(value) and 0 < value <= _MOST_MEMORY)
 
 
-def words(group: str, text: str, *, more: str = "", metavar: str = "") -> dict[str, str]:
+def _words(text: str, more: str = "", metavar: str = "") -> dict[str, str]:
     """Metadata of an option: one sentence for every reader (`text`), and further text for the docstring (`more`)."""
-    return {"help": text, "more": more, "metavar": metavar, "group": group}
+    return {"help": text, "more": more, "metavar": metavar}
 
 
-def option(default: _T, *validators: Validator, group: str, text: str, more: str = "", metavar: str = "") -> _T:
-    """A field with its `words`. Type checkers take it for its default."""
-    return attrs.field(
-        default=default, validator=list(validators), metadata=words(group, text, more=more, metavar=metavar)
-    )
+def option(default: _T, text: str, *validators: Validator, more: str = "", metavar: str = "") -> _T:
+    """A field with its `_words`. Type checkers take it for its default."""
+    return attrs.field(default=default, validator=list(validators), metadata=_words(text, more, metavar))
 
 
 def _names(names: Sequence[str]) -> tuple[str, ...]:
@@ -123,74 +127,115 @@ def _inputs(inputs: Mapping[str, float] | None) -> Mapping[str, float]:
     return inputs or {}
 
 
+def _with_one(windows: Sequence[int]) -> tuple[int, ...]:
+    """Each length once, ascending; SD itself is always among them."""
+    return tuple(sorted({1, *windows})) if windows else ()
+
+
+def _path(path: str | os.PathLike[str] | None) -> str | None:
+    return None if path is None else os.fspath(path)
+
+
 @attrs.frozen(kw_only=True)
-class Options:
+class TrainingOptions:
+    """Options of everything that reads a model and its data as training does.
+
+    Raises:
+        SdkerasError: A value out of its range.
+    """
+
+    batch_size: int | None = option(None, "Batch size of training; default 32, or the data set's own.")
+    learning_rate: float | str | None = option(
+        None,
+        "Learning rate in place of the optimizer's: a number, or of its schedule the peak or mean so far, or that of "
+        "step N.",
+        _checked_by(parse_learning_rate),
+        metavar="F|peak|mean|step:N",
+        more="A number; or, where there is a schedule, 'peak' or 'mean' over the steps so far, or 'step:N', the rate "
+        "that step N used, counted from 0. A trajectory takes it at every step. Without a learning rate (0 at the end "
+        "of a schedule, or several in a MultiOptimizer) threshold, ratio, exponents, sharpness dimension and bounds of "
+        "an analysis are None, and everything else is measured. The map 'full' takes the rates that the optimizer has.",
+    )
+    loss: Loss = option(
+        None,
+        "Loss in place of the compiled one: NAME[:FIELD[=VALUE]...] of a Keras loss, as huber:delta=0.1, or "
+        "FILE.py:FUNCTION or MODULE:FUNCTION for a loss_fn(model, batch).",
+        metavar="LOSS",
+        more="An uncompiled model needs it. A Keras loss object also works.",
+    )
+    loss_fn: Loss = option(
+        None,
+        "Function (model, batch) in place of the compiled loss, which runs the model itself.",
+        more="As a custom training step does; see `sdkeras.EmpiricalLoss`.",
+    )
+    class_weight: Mapping[int, float] | None = option(
+        None,
+        "The class_weight of fit, which no file holds: 0=1.0,1=9.0; other classes weigh 1.",
+        _checked_by(class_weights.checked),
+        metavar="CLASS=W,...",
+    )
+    samples: int | None = option(None, "Number of samples to read of an endless data set.", COUNT)
+    dtype: str = option(
+        "float32", "Precision of the Hessian-vector products (HVPs): 'float32' or 'float64'.", one_of(DTYPES)
+    )
+    seed: int = option(
+        0,
+        "Seed for all random draws.",
+        NOT_NEGATIVE,
+        more="Those of minibatches, dropout masks, probes and first tangent vectors; of a simulation also examples, "
+        "projection and subsamples too.",
+    )
+    allow_unverified: bool = option(False, "Continue with an operator or a step that failed its verification.")
+    memory_gb: float | None = option(
+        None,
+        "Memory for bases and dense matrices, the windows' Jacobians, or iterates and distances.",
+        _MEMORY,
+        metavar="GB",
+        more="Default: 60 % of what is free.",
+    )
+    progress: Callable[[Progress], None] | None = option(
+        None, "Function called with progress reports, along a trajectory after every step."
+    )
+
+
+@attrs.frozen(kw_only=True)
+class EstimationOptions(TrainingOptions):
+    """Options of everything that runs estimators on products."""
+
+    product_mode: str = option("auto", f"How HVPs are computed: {', '.join(PRODUCT_MODES)}.", one_of(PRODUCT_MODES))
+    settings: Mapping[str, Mapping[str, Value]] = attrs.field(
+        factory=dict,
+        converter=_settings,
+        metadata=_words(
+            "Settings of estimators by name and field.",
+            'For example {"slq": {"num_steps": 80}}, or of a trajectory {"lyapunov-qr": {"tolerance": 0.001}}.',
+            "NAME.FIELD=VALUE",
+        ),
+    )
+
+
+@attrs.frozen(kw_only=True)
+class Options(EstimationOptions):
     """All options of `analyze`; see there.
 
     Raises:
         SdkerasError: A value out of its range, or options that contradict each other.
     """
 
-    batch_size: int | None = option(
-        None, group="training", text="Batch size of training; default 32, or the data set's own."
-    )
-    learning_rate: float | str | None = option(
-        None,
-        group="training",
-        metavar="F|peak|mean|step:N",
-        text="Learning rate in place of the optimizer's: a number, or of its schedule the peak or mean so far, or that "
-        "of step N.",
-        more="A number; or, where there is a schedule, 'peak' or 'mean' over the steps so far, or 'step:N', the rate "
-        "that step N used, counted from 0. Without a learning rate (0 at the end of a schedule, or several in a "
-        "MultiOptimizer) threshold, ratio, exponents, sharpness dimension and bounds are None, and everything else is "
-        "measured. The map 'full' takes the rates that the optimizer has.",
-    )
-    loss: Loss = option(
-        None,
-        group="training",
-        metavar="LOSS",
-        text="Loss in place of the compiled one: NAME[:FIELD[=VALUE]...] of a Keras loss, as huber:delta=0.1, or "
-        "FILE.py:FUNCTION or MODULE:FUNCTION for a loss_fn(model, batch).",
-        more="An uncompiled model needs it. A Keras loss object also works.",
-    )
-    loss_fn: Loss = option(
-        None,
-        group="training",
-        text="Function (model, batch) in place of the compiled loss, which runs the model itself.",
-        more="As a custom training step does; see `sdkeras.EmpiricalLoss`.",
-    )
-    class_weight: Mapping[int, float] | None = option(
-        None,
-        _checked_by(class_weights.checked),
-        group="training",
-        metavar="CLASS=W,...",
-        text="The class_weight of fit, which no file holds: 0=1.0,1=9.0; other classes weigh 1.",
-    )
     params: str | None = option(
         None,
-        group="function",
+        "Analyse only the trainable variables whose path this regular expression finds.",
         metavar="REGEX",
-        text="Analyse only the trainable variables whose path this regular expression finds.",
     )
     samples: int = option(
-        DEFAULT_SAMPLES,
-        COUNT,
-        group="function",
-        text="Random subset for the data-set Hessian.",
-        more="Minibatches are drawn from all the data.",
+        4096, "Random subset for the data-set Hessian.", COUNT, more="Minibatches are drawn from all the data."
     )
-    mode: str = option(
-        "train",
-        one_of(MODES),
-        group="function",
-        text="Mode of dropout and batch normalization: 'train' or 'inference'.",
-    )
+    mode: str = option("train", "Mode of dropout and batch normalization: 'train' or 'inference'.", one_of(MODES))
     map: str = option(
         "auto",
-        one_of(MAPS),
-        group="function",
-        text="auto: the optimizer's own step where it is known; hessian: |1 - eta*alpha|; full: singular values of the "
+        "auto: the optimizer's own step where it is known; hessian: |1 - eta*alpha|; full: singular values of the "
         "whole step of any optimizer.",
+        one_of(MAPS),
         more="'auto' takes the true step of SGD, with momentum on the state of weights and velocity; and of Adam, "
         "AdamW, Nadam and RMSprop with their second moments frozen as the last step left them (not training's own "
         "random dynamical system, in which they move). For every other optimizer, and where there are no second "
@@ -198,201 +243,281 @@ class Options:
         "'full' takes the singular values of the real step's Jacobian on weights and slots, in coordinates that the "
         "answer names and that its values depend on.",
     )
-    dtype: str = option(
-        "float32",
-        one_of(DTYPES),
-        group="function",
-        text="Precision of the Hessian-vector products (HVPs): 'float32' or 'float64'.",
-    )
-    product_mode: str = option(
-        "auto", one_of(PRODUCT_MODES), group="function", text=f"How HVPs are computed: {', '.join(PRODUCT_MODES)}."
-    )
     estimators: tuple[str, ...] = attrs.field(
         default=(),
         converter=_names,
-        metadata=words(
-            "estimators",
+        metadata=_words(
             "Estimators to use; repeatable.",
-            more="Spectrum ones (for the map 'full' singular_values ones) estimate SD, one after the other; an "
+            "Spectrum ones (for the map 'full' singular_values ones) estimate SD, one after the other; an "
             "eigenpairs or trace one replaces the default for the data-set Hessian. Default: slq (golub-kahan), "
             "lanczos, randomized-trace.",
-            metavar="NAME",
+            "NAME",
         ),
     )
-    settings: Mapping[str, Mapping[str, Value]] = attrs.field(
-        factory=dict,
-        converter=_settings,
-        metadata=words(
-            "estimators",
-            "Settings of estimators by name and field.",
-            more='For example {"slq": {"num_steps": 80}}.',
-            metavar="NAME.FIELD=VALUE",
-        ),
-    )
-    exact: bool = option(False, group="estimators", text="Exact spectra of minibatches first (small models).")
+    exact: bool = option(False, "Exact spectra of minibatches first (small models).")
     exact_minibatches: int | None = option(
-        None, COUNT, group="estimators", text="Number of minibatches with exact spectra; adaptive by default."
+        None, "Number of minibatches with exact spectra; adaptive by default.", COUNT
     )
     runs: int | None = option(
-        None,
-        COUNT,
-        group="estimators",
-        text="Runs (minibatch and probe) of each estimator that is not exact, in place of the tolerance.",
+        None, "Runs (minibatch and probe) of each estimator that is not exact, in place of the tolerance.", COUNT
     )
-    tolerance: float = option(
-        0.05,
-        FRACTION,
-        group="estimators",
-        text="Target half-width of SD's interval, relative to the codimension.",
-    )
+    tolerance: float = option(0.05, "Target half-width of SD's interval, relative to the codimension.", _FRACTION)
     max_hvps: int | None = option(
         None,
+        "Budget of Hessian-vector products for all stages; required steps run anyway.",
         COUNT,
-        group="budget",
-        text="Budget of Hessian-vector products for all stages; required steps run anyway.",
         more="Verification is included; half of what it leaves is kept for SD and what follows it. Tracing, "
         "verification and one run of SD are done even when the budget is exhausted, and a warning says by how much "
         "they exceeded it. A measurement for which it had no room is None, with the reason in a warning.",
     )
     time_limit: float | None = option(
         None,
+        "Time budget for all stages; required steps run anyway.",
         POSITIVE,
-        group="budget",
         metavar="SECONDS",
-        text="Time budget for all stages; required steps run anyway.",
         more="Seconds from the start of `analyze`; an HVP under way is finished.",
     )
-    memory_gb: float | None = option(
-        None, MEMORY, group="budget", metavar="GB", text="Memory for bases and dense matrices."
-    )
-    seed: int = option(0, NOT_NEGATIVE, group="function", text="Seed for all random draws.")
-    allow_unverified: bool = option(
-        False, group="function", text="Continue with an operator that failed its verification."
-    )
-    per_layer: bool = option(
-        False, group="further", text="Also measure eigenvalue, trace and codimension of each layer's diagonal block."
-    )
+    per_layer: bool = option(False, "Also measure eigenvalue, trace and codimension of each layer's diagonal block.")
     lyapunov: int | None = option(
         None,
+        "Also estimate K Lyapunov exponents by continuing training from the checkpoint.",
         COUNT,
-        group="further",
         metavar="K",
-        text="Also estimate K Lyapunov exponents by continuing training from the checkpoint.",
         more="`sdkeras.lyapunov` has more settings. If they determine D_s, the bounds are taken at it.",
     )
-    lyapunov_steps: int = option(DEFAULT_STEPS, COUNT, group="further", text="Steps to average the exponents over.")
-    lyapunov_transient: int = option(DEFAULT_TRANSIENT, NOT_NEGATIVE, group="further", text="Burn-in steps before.")
+    lyapunov_steps: int = option(_STEPS, "Steps to average the exponents over.", COUNT)
+    lyapunov_transient: int = option(_TRANSIENT, "Burn-in steps before.", NOT_NEGATIVE)
     snapshots: int | None = option(
         None,
-        group="further",
+        "Also take the supremum of SD's definition over N snapshots of training, this checkpoint the first.",
         metavar="N",
-        text="Also take the supremum of SD's definition over N snapshots of training, this checkpoint the first.",
         more="Training continues from here on a copy, with the real optimizer. The minibatches are those of the first "
         "estimate, so that it costs N - 1 times its products; with max_hvps or time_limit it is held to its share.",
     )
-    every: int | None = option(None, group="further", metavar="M", text="Training steps between two snapshots.")
+    every: int | None = option(None, "Training steps between two snapshots.", metavar="M")
     bound_inputs: Mapping[str, float] = attrs.field(
         factory=dict,
         converter=_inputs,
         validator=_checked_by(check_inputs),
-        metadata=words(
-            "bounds",
-            "Inputs of the generalization bounds by name; see `sdkeras.dimension.bounds.INPUTS`.",
-            metavar="NAME=VALUE",
+        metadata=_words(
+            "Inputs of the generalization bounds by name; see `sdkeras.dimension.bounds.INPUTS`.", "", "NAME=VALUE"
         ),
     )
     estimate_bound_inputs: bool = option(
-        False,
-        group="bounds",
-        text="Estimate loss_bound and lipschitz, where not given, from single examples (lower bounds).",
+        False, "Estimate loss_bound and lipschitz, where not given, from single examples (lower bounds)."
     )
     workers: int | None = option(
-        None,
-        COUNT,
-        group="budget",
-        text="Threads; default 1, or one per core where TensorFlow has one intra-op thread.",
-    )
-    progress: Callable[[Progress], None] | None = option(
-        None, group="budget", text="Function called with progress reports."
+        None, "Threads; default 1, or one per core where TensorFlow has one intra-op thread.", COUNT
     )
 
     def __attrs_post_init__(self) -> None:
-        _check_full_map(self)
-        _check_lyapunov(self)
-        _check_snapshots(self)
+        for holds, words in self._contradictions():
+            if holds:
+                raise SdkerasError(words)
 
     @property
     def is_all_training(self) -> bool:
         """Whether all variables are analysed in training mode, as training's own step moves them."""
         return self.params is None and self.mode == "train"
 
-
-def _check_full_map(options: Options) -> None:
-    if options.map != "full":
-        return
-    if not options.is_all_training:
-        raise SdkerasError(
-            "the map full is of training's step as it is, of all variables and in training mode; leave out params and "
-            "mode, or take the map auto (`map='auto'`)."
-        )
-    if options.per_layer:
-        raise SdkerasError(
-            "per_layer takes diagonal blocks of the Hessian, and the map full is of the whole step, whose singular "
-            "values do not split by layers; leave out one of them (`per_layer`, `map='full'`)."
-        )
-    if options.snapshots is not None:
-        raise SdkerasError(
-            "the supremum over snapshots is of the maps auto and hessian, of a Hessian's spectrum; "
-            "leave out one of them (`snapshots`, `map='full'`)."
-        )
-
-
-def _check_lyapunov(options: Options) -> None:
-    defaults = (DEFAULT_STEPS, DEFAULT_TRANSIENT)
-    if options.lyapunov is None:
-        if (options.lyapunov_steps, options.lyapunov_transient) != defaults:
-            raise SdkerasError(
+    def _contradictions(self) -> tuple[tuple[bool, str], ...]:
+        """Options that contradict each other: whether they do, and what to change."""
+        full, count, every = self.map == "full", self.snapshots, self.every
+        changed = (self.lyapunov_steps, self.lyapunov_transient) != (_STEPS, _TRANSIENT)
+        return (
+            (
+                full and not self.is_all_training,
+                "the map full is of training's step as it is, of all variables and in training mode; leave out params "
+                "and mode, or take the map auto (`map='auto'`).",
+            ),
+            (
+                full and self.per_layer,
+                "per_layer takes diagonal blocks of the Hessian, and the map full is of the whole step, whose singular "
+                "values do not split by layers; leave out one of them (`per_layer`, `map='full'`).",
+            ),
+            (
+                full and count is not None,
+                "the supremum over snapshots is of the maps auto and hessian, of a Hessian's spectrum; leave out one "
+                "of them (`snapshots`, `map='full'`).",
+            ),
+            (
+                self.lyapunov is None and changed,
                 "lyapunov_steps and lyapunov_transient apply to Lyapunov exponents, and none are requested "
-                "(`lyapunov=K`)."
-            )
-    elif not options.is_all_training:
-        raise SdkerasError(
-            "Lyapunov exponents are of training as it is, of all variables and in training mode; leave out params and "
-            "mode, or the exponents (`lyapunov`)."
+                "(`lyapunov=K`).",
+            ),
+            (
+                self.lyapunov is not None and not self.is_all_training,
+                "Lyapunov exponents are of training as it is, of all variables and in training mode; leave out params "
+                "and mode, or the exponents (`lyapunov`).",
+            ),
+            (
+                (count is None) != (every is None),
+                f"snapshots is {count} and every is {every}; a supremum over snapshots needs both: how many "
+                "(`snapshots=N`) and the training steps between two (`every=M`).",
+            ),
+            (
+                count is not None and count < 2,
+                f"snapshots is {count}; it must be 2 or more, the checkpoint itself being the first.",
+            ),
+            (every is not None and every < 1, f"every is {every}; it must be at least 1 step."),
+            (
+                count is not None and not self.is_all_training,
+                "snapshots are of training as it is, of all variables and in training mode; leave out params and mode, "
+                "or the snapshots (`snapshots`).",
+            ),
         )
 
 
-def _check_snapshots(options: Options) -> None:
-    count, every = options.snapshots, options.every
-    if count is None and every is None:
-        return
-    if count is None or every is None:
-        raise SdkerasError(
-            f"snapshots is {count} and every is {every}; a supremum over snapshots needs both: how many "
-            "(`snapshots=N`) and the training steps between two (`every=M`)."
-        )
-    if count < 2:
-        raise SdkerasError(f"snapshots is {count}; it must be 2 or more, the checkpoint itself being the first.")
-    if every < 1:
-        raise SdkerasError(f"every is {every}; it must be at least 1 step.")
-    if not options.is_all_training:
-        raise SdkerasError(
-            "snapshots are of training as it is, of all variables and in training mode; leave out params and mode, or "
-            "the snapshots (`snapshots`)."
-        )
+@attrs.frozen(kw_only=True)
+class LyapunovOptions(EstimationOptions):
+    """All options of `sdkeras.lyapunov`; see there.
 
-
-def shared(name: str, **changes: Value) -> Value:
-    """A field that another record of options has in common with `Options`.
-
-    Args:
-        name: The field.
-        **changes: Differences: `default`, or one of the metadata.
+    Raises:
+        SdkerasError: A value out of its range, options that contradict each other, or an estimator that lacks what is
+            asked of it.
     """
-    field = attrs.fields_dict(Options)[name]
-    default = changes.pop("default", field.default)
-    return attrs.field(
-        default=default, validator=field.validator, converter=field.converter, metadata={**field.metadata, **changes}
+
+    num_exponents: int | None = option(
+        None,
+        "Number of exponents; default 10, or all where the state has fewer.",
+        COUNT,
+        metavar="K",
+        more="With windows all.",
+    )
+    num_steps: int = option(_STEPS, "Steps to average over.", COUNT)
+    transient: int = option(_TRANSIENT, "Burn-in steps to discard.", NOT_NEGATIVE)
+    windows: tuple[int, ...] = attrs.field(
+        default=(),
+        converter=_with_one,
+        metadata=_words(
+            "SD, and SD^(m) of M steps taken as one, over the same steps as D_s; all exponents (small models).",
+            "Each length a divisor of num_steps; 1 is always among them. Not with a checkpoint, which holds no "
+            "Jacobians.",
+            "M,M,...",
+        ),
+    )
+    checkpoint: str | None = attrs.field(
+        default=None,
+        converter=_path,
+        metadata=_words(
+            "Keep the run in this file, and continue it if it is there.",
+            "A continued run is bit for bit the uninterrupted one; the same file extends a finished run to a larger "
+            "num_steps.",
+            "FILE",
+        ),
+    )
+    checkpoint_interval: int = option(100, "Steps between two writes of the checkpoint.", COUNT)
+    initial_slots: bool = option(False, "For an optimizer that has taken no step: start from its initial slots.")
+    estimator: str = option(DEFAULTS["lyapunov"], "Lyapunov estimator to use.")
+    time_limit: float | None = option(
+        None,
+        "Seconds after which no further step begins, as after Ctrl-C.",
+        _FINITE,
+        metavar="SECONDS",
+        more="The windows of the steps so far are still evaluated.",
+    )
+
+    def __attrs_post_init__(self) -> None:
+        others = set(self.settings) - {self.estimator}
+        if others:
+            raise SdkerasError(
+                f"settings were given for '{min(others)}', which is not used here; used is: {self.estimator}."
+            )
+        if self.checkpoint is not None:
+            target, folder = Path(self.checkpoint), Path(self.checkpoint).parent
+            if not self.checkpoint or target.is_dir() or not (folder.is_dir() and os.access(folder, os.W_OK)):
+                raise SdkerasError(
+                    f"the checkpoint {self.checkpoint!r} cannot be written there; give the name of a file in a folder "
+                    "that exists."
+                )
+        if self.windows:
+            _check_windows(self.windows, self.num_steps)
+        if self.windows and self.checkpoint is not None:
+            raise SdkerasError(
+                "windows and a checkpoint cannot be combined: the file holds no Jacobians, and a continued run would "
+                "lack those of the steps before; leave one of them out."
+            )
+        self.configured_estimator(1)
+
+    def exponents_of(self, size: int) -> int:
+        """How many exponents are computed of a state of this size: with windows all of them by default."""
+        default = size if self.windows else min(_EXPONENTS, size)
+        return default if self.num_exponents is None else self.num_exponents
+
+    def check_exponents(self, size: int, num_weights: int) -> None:
+        """Refuses more exponents than a state of this size has."""
+        wanted = self.num_exponents
+        if wanted is not None and wanted > size:
+            raise SdkerasError(
+                f"num_exponents={wanted} exceeds the size of the state, {size} ({num_weights} weights and "
+                f"{size - num_weights} slots); use num_exponents <= {size} ({size} gives all of them)."
+            )
+
+    def configured_estimator(self, num_exponents: int) -> Estimator:
+        """The estimator, with what it takes of these settings.
+
+        Raises:
+            SdkerasError: There is none of this name, it lacks these fields, or a required capability.
+        """
+        cls = registry.get_estimator("lyapunov", self.estimator)
+        fields, settings = attrs.fields_dict(cls), dict(self.settings.get(self.estimator, {}))
+        of_the_run = [name for name in settings if name in _OF_THE_RUN]
+        if of_the_run:
+            raise SdkerasError(
+                f"{of_the_run[0]} of '{self.estimator}' is an option of the run; give it as such ("
+                f"{', '.join(f'`{name}`' for name in _OF_THE_RUN)})."
+            )
+        needed = [*(["checkpoint"] if self.checkpoint else []), *(["num_steps", "transient"] if self.windows else [])]
+        lacking = [name for name in needed if name not in fields]
+        if lacking:
+            raise SdkerasError(
+                f"the lyapunov estimator '{self.estimator}' has no field {lacking[0]}, which "
+                f"{'windows need' if self.windows else 'a checkpoint needs'}; take {DEFAULTS['lyapunov']}, or leave "
+                "them out."
+            )
+        of_this_run = {**attrs.asdict(self, recurse=False), "num_exponents": num_exponents}
+        settings |= {name: of_this_run[name] for name in _OF_THE_RUN if name in fields}
+        return configured(cls, settings)
+
+    def dense_bytes(self, size: int, itemsize: int) -> int:
+        """Memory that the windows' Jacobians take, and the work on them; 0 without windows."""
+        return size**2 * (self.num_steps * itemsize + _WORKING_MATRICES * 8) if self.windows else 0
+
+    def check_dense(self, size: int, itemsize: int) -> None:
+        """Refuses windows over Jacobians that are too large, or do not fit the memory."""
+        if not self.windows:
+            return
+        if size > _LARGEST_DENSE:
+            raise OperatorSizeError(
+                f"windows need dense Jacobians, and the state has {size:,} dimensions; {_LARGEST_DENSE:,} are the "
+                "most. Leave windows out, or take a smaller model."
+            )
+        needed, limit = self.dense_bytes(size, itemsize), memory_limit(self.memory_gb)
+        if needed > limit:
+            fits = int((limit / size**2 - _WORKING_MATRICES * 8) // itemsize)
+            most = f"at most {fits:,} steps fit (`num_steps`)" if fits >= 1 else "not even one step fits"
+            raise OperatorSizeError(
+                f"the Jacobians of {self.num_steps:,} steps of a state of {size:,} dimensions need {needed / 1e9:.3g} "
+                f"GB, and {limit / 1e9:.3g} GB may be used: {most}; or allow more memory (`memory_gb`)."
+            )
+
+
+def _check_windows(windows: Sequence[int], num_steps: int) -> None:
+    """Refuses windows that do not cover the steps evenly, with the nearest choices that do."""
+    if windows[0] < 1:
+        raise SdkerasError(f"windows must be positive, got {windows[0]}.")
+    uneven = [m for m in windows if num_steps % m]
+    if not uneven:
+        return
+    m, whole = uneven[0], math.lcm(*windows)
+    divisors = [k for k in range(1, num_steps + 1) if num_steps % k == 0]
+    near = [*[k for k in divisors if k < m][-1:], *[k for k in divisors if k > m][:1]]
+    below = num_steps // whole * whole
+    steps = [count for count in (below, below + whole) if count > 0]
+    raise SdkerasError(
+        f"a window of {m} steps does not divide the {num_steps:,} steps, and the windows must cover the same ones: "
+        f"take {' or '.join(map(str, near))} in its place, or {' or '.join(f'{count:,}' for count in steps)} steps "
+        "(`num_steps`), which all the windows divide."
     )
 
 
@@ -407,10 +532,13 @@ def takes_options(
 
     The line 'options: {options}' of the docstring becomes the list of them.
     """
+    keywords = inspect.signature(options).parameters
+    lines: list[str] = []
+    for field in attrs.fields(cast(type[Options], options)):
+        text = f"{field.name}: {field.metadata['help']} {field.metadata['more']}".rstrip()
+        lines += textwrap.wrap(text, 120, initial_indent=" " * 8, subsequent_indent=" " * 12, break_on_hyphens=False)
 
     def decorate(function: Callable[[Model, Data, _O], _R]) -> Callable[Concatenate[Model, Data, _P], _R]:
-        keywords = inspect.signature(options).parameters
-
         @functools.wraps(function)
         def call(model: Model, data: Data, *args: _P.args, **values: _P.kwargs) -> _R:
             for name in values:
@@ -422,16 +550,7 @@ def takes_options(
         signature = inspect.signature(function)
         inputs = list(signature.parameters.values())[:2]
         setattr(call, "__signature__", signature.replace(parameters=[*inputs, *keywords.values()]))  # noqa: B010
-        call.__doc__ = (function.__doc__ or "").replace("        options: {options}", documented(options))
+        call.__doc__ = (function.__doc__ or "").replace("        options: {options}", "\n".join(lines))
         return cast(Callable[Concatenate[Model, Data, _P], _R], call)
 
     return decorate
-
-
-def documented(options: Callable[..., object]) -> str:
-    """The options as lines of a docstring."""
-    lines = []
-    for field in attrs.fields(cast(type[Options], options)):
-        text = f"{field.name}: {field.metadata['help']} {field.metadata.get('more', '')}".rstrip()
-        lines += textwrap.wrap(text, 120, initial_indent=" " * 8, subsequent_indent=" " * 12, break_on_hyphens=False)
-    return "\n".join(lines)

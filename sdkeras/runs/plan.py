@@ -15,7 +15,7 @@ from sdkeras.runs import measure
 from sdkeras.runs.budget import KEPT, Resources
 from sdkeras.runs.edge import cost_of_edge
 from sdkeras.runs.layers import cost_of_layers
-from sdkeras.runs.lyapunov_options import LyapunovOptions
+from sdkeras.runs.options import LyapunovOptions
 from sdkeras.runs.problem import Problem
 from sdkeras.runs.provenance import data_info
 from sdkeras.training_step.map import state_size

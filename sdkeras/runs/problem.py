@@ -10,28 +10,29 @@ from sdkeras.dimension import stability
 from sdkeras.dimension.exponents import ExponentMap, exponent_map
 from sdkeras.errors import ModelError
 from sdkeras.estimators.select import Chosen, chosen
+from sdkeras.files.compiled_part import compile_as
 from sdkeras.files.data_fit import check_data
-from sdkeras.files.keras_types import Data, Model, Optimizer
+from sdkeras.files.keras_types import Data, Loss, Model, Optimizer
 from sdkeras.linalg.operators import DiagonallyScaledOperator, DiagonallyShiftedOperator, SymmetricOperator
-from sdkeras.operators import minibatches
+from sdkeras.operators import minibatches, precision
 from sdkeras.operators.batch_loss import LossFn
 from sdkeras.operators.hessian import HessianOperator
-from sdkeras.operators.loss import EmpiricalLoss
-from sdkeras.results.answers import OptimizerInfo
+from sdkeras.operators.loss import EmpiricalLoss, check_model
+from sdkeras.results.answers import ModelInfo, OptimizerInfo
 from sdkeras.results.arrays import Array
 from sdkeras.results.note import Note
 from sdkeras.runs import losses
 from sdkeras.runs.budget import Notes
-from sdkeras.runs.options import Options, parse_learning_rate
-from sdkeras.runs.provenance import optimizer_info, with_loss
+from sdkeras.runs.options import Options, TrainingOptions, parse_learning_rate
+from sdkeras.runs.provenance import optimizer_info
 from sdkeras.training_step import settings
 from sdkeras.training_step.optimizer import is_function, loaded_clone, parts_of, replica
-from sdkeras.training_step.settings import inner
+from sdkeras.training_step.settings import OptimizerSettings, inner
 
 
 @attrs.frozen(kw_only=True, eq=False)
-class Problem:
-    """Model, data, optimizer and options, read and checked: what is measured, and the map of its training step.
+class Subject:
+    """A model's loss on its data, read and checked: what an analysis and a trajectory are both of.
 
     Attributes:
         options: The options.
@@ -39,6 +40,131 @@ class Problem:
         model: The same model, or a copy compiled with the loss that was given.
         loss_fn: The user's loss function, or None.
         loss: The loss over the data at the model's weights.
+    """
+
+    options: TrainingOptions
+    compiled_as: Model
+    model: Model
+    loss_fn: LossFn | None
+    loss: EmpiricalLoss
+
+    @property
+    def source(self) -> minibatches.Source:
+        """The data."""
+        return self.loss.source
+
+    @property
+    def loss_words(self) -> str:
+        """The analysed loss: the user's own function as it was given, or the compiled one with its arguments."""
+        if self.loss_fn is None:
+            return losses.loss_words(self.model.loss)
+        return self.options.loss if isinstance(self.options.loss, str) else losses.function_name(self.loss_fn)
+
+    @property
+    def function_words(self) -> str:
+        """The same where it is a function of the user's, or ""."""
+        return self.loss_words if self.loss_fn is not None else ""
+
+    @property
+    def has_own_step(self) -> bool:
+        """Whether the model has a train_step of its own, of which the compiled loss tells nothing."""
+        steps = (keras.Model.train_step, keras.Sequential.train_step)
+        return self.loss_fn is None and type(self.compiled_as).train_step not in steps
+
+    def model_info(self, unconnected: tuple[str, ...] = ()) -> ModelInfo:
+        """The model and its loss for a report."""
+        return ModelInfo(
+            name=str(self.model.name),
+            num_parameters=int(sum(np.prod(v.shape, dtype=np.int64) for v in self.model.trainable_variables)),
+            num_trainable_analysed=self.loss.size,
+            mode="train" if self.loss.function.training else "inference",
+            loss=self.loss_words,
+            unconnected=unconnected,
+        )
+
+    def training_optimizer(self) -> tuple[Optimizer, Notes]:
+        """The optimizer of training's steps: the model's own, or a copy for another learning rate or model.
+
+        Raises:
+            ModelError: There is no optimizer, the rate cannot be replaced, or is not one.
+        """
+        compiled, rate = getattr(self.compiled_as, "optimizer", None), self.options.learning_rate
+        number = None if rate is None else _as_number(compiled, rate)
+        if compiled is None:
+            if number is None:
+                raise ModelError("the learning rate is unknown; give it (`learning_rate=F`).")
+            note = Note("plain-sgd", "no optimizer is known; steps of plain SGD were taken.")
+            return keras.optimizers.SGD(number), (note,)
+        optimizer = inner(compiled)
+        if number is None and self.model is self.compiled_as:
+            return optimizer, ()
+        if optimizer.built:
+            optimizer = loaded_clone(optimizer, [replica(variable) for variable in self.loss.variables])
+        else:
+            optimizer = type(optimizer).from_config(optimizer.get_config())
+        if number is not None:
+            _set_rate(optimizer, number)
+        return optimizer, ()
+
+
+def read_subject(
+    model: Model,
+    data: Data,
+    options: TrainingOptions,
+    *,
+    num_samples: int,
+    mode: str = "train",
+    params: str | None = None,
+) -> tuple[Subject, Notes]:
+    """Reads and checks model and data; nothing is measured yet.
+
+    Raises:
+        SdkerasError: Unusable model or data; see its subclasses.
+    """
+    loss_fn, notes = losses.own_function(options.loss, options.loss_fn), []
+    if loss_fn is not None and options.class_weight is not None:
+        words = "the class weights are the third part of each batch that the loss function gets."
+        notes.append(Note("class-weight", words))
+    fitted = model if loss_fn is not None else _with_loss(model, options.loss, options.dtype)
+    notes += losses.caveats(model, with_loss=options.loss is None and loss_fn is None)
+    in_arrays = isinstance(data, (tuple, list))
+    if not isinstance(data, minibatches.Source):
+        data = minibatches.as_source(
+            data, batch_size=options.batch_size, limit=options.samples, class_weight=options.class_weight
+        )
+    if in_arrays:
+        check_data(fitted, *data.structure, own_loss=loss_fn is not None)
+    loss = EmpiricalLoss(
+        fitted,
+        data,
+        mode=mode,
+        params=params,
+        dtype=options.dtype,
+        num_samples=num_samples,
+        seed=options.seed,
+        loss_fn=loss_fn,
+    )
+    return Subject(options=options, compiled_as=model, model=fitted, loss_fn=loss_fn, loss=loss), tuple(notes)
+
+
+def _with_loss(model: Model, loss: Loss, dtype: str) -> Model:
+    """The model, or where a loss is given a copy compiled with it."""
+    check_model(model, needs_loss=loss is None)
+    if loss is None:
+        return model
+    with precision.default_precision(dtype):
+        chosen_loss = losses.from_spec(loss) if isinstance(loss, str) else loss
+    copy = precision.in_precision(model, dtype)
+    with precision.default_precision(dtype):
+        compile_as(copy, {"optimizer": "sgd", "loss": chosen_loss})
+    return copy
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Problem(Subject):
+    """Model, data, optimizer and options, read and checked: what is measured, and the map of its training step.
+
+    Attributes:
         optimizer: Settings of the optimizer, or None.
         rate: Learning rate of the analysed step, or None where there is none, and `no_rate` says why.
         rate_source: Origin of the rate: 'file', 'given', or 'peak', 'mean' or 'step:N' of the schedule.
@@ -53,11 +179,7 @@ class Problem:
     """
 
     options: Options
-    compiled_as: Model
-    model: Model
-    loss_fn: LossFn | None
-    loss: EmpiricalLoss
-    optimizer: settings.OptimizerSettings | None
+    optimizer: OptimizerSettings | None
     rate: float | None
     rate_source: str
     no_rate: str
@@ -71,18 +193,12 @@ class Problem:
 
     def now(self) -> tuple[Problem, Notes]:
         """The same problem as its model and optimizer are now, by the same compiled loss."""
-        rate = _learning_rate(self.compiled_as, self.options.learning_rate)
-        return _problem(self.options, (self.compiled_as, self.model), self.loss_fn, self.loss.now(), rate)
+        return _problem(self, self.options, self.loss.now())
 
     @property
     def estimators(self) -> Chosen:
         """Names of the estimators to use."""
         return chosen(self.options)
-
-    @property
-    def source(self) -> minibatches.Source:
-        """The data."""
-        return self.loss.source
 
     @property
     def decay(self) -> float:
@@ -107,39 +223,24 @@ class Problem:
 
     @property
     def exponents(self) -> ExponentMap:
-        """The map from eigenvalues to exponents.
-
-        Raises:
-            ModelError: There is no learning rate.
-        """
+        """The map from eigenvalues to exponents; a ModelError without a learning rate."""
         if self.step_map is None:
             raise ModelError(self.no_rate)
         return self.step_map
 
     @property
-    def loss_words(self) -> str:
-        """The loss that is analysed, with its arguments."""
-        return losses.words_of(self.model, self.options.loss, self.loss_fn)
-
-    @property
-    def function_words(self) -> str:
-        """The same where it is a function of the user's, or ""."""
-        return self.loss_words if self.loss_fn is not None else ""
-
-    @property
-    def scaled(self) -> bool:
-        """Whether the map takes the eigenvalues of P^-1/2 H P^-1/2."""
-        return self.step_map is not None and self.step_map.preconditioned
-
-    @property
     def operator(self) -> str:
         """Whose eigenvalues the map takes; without a learning rate the Hessian's are taken."""
-        return operator_name(self.scaled) + ("" if self.shift is None else " + W")
+        return operator_name(self._maps_scaled) + ("" if self.shift is None else " + W")
 
     @property
     def ignored_decay(self) -> float:
         """Weight decay that the map leaves out."""
         return self.decay - self.exponents.weight_decay if self.shift is None else 0.0
+
+    @property
+    def _maps_scaled(self) -> bool:
+        return self.step_map is not None and self.step_map.preconditioned
 
     def optimizer_info(self) -> OptimizerInfo:
         """The optimizer for a report."""
@@ -160,14 +261,9 @@ class Problem:
         """
         view: SymmetricOperator = hessian.on_minibatch(index)
         scaling = self.scaling if scaling is None else scaling
-        if scaling is not None and self.scaled:
+        if scaling is not None and self._maps_scaled:
             view = DiagonallyScaledOperator(view, scaling)
         return view if self.shift is None else DiagonallyShiftedOperator(view, self.shift)
-
-    def training_optimizer(self) -> tuple[Optimizer, Notes]:
-        """The optimizer of training's steps from here, see `training_optimizer`."""
-        changed = self.model is not self.compiled_as
-        return training_optimizer(self.compiled_as, self.loss, self.options.learning_rate, changed=changed)
 
 
 def read_problem(model: Model, data: Data, options: Options) -> tuple[Problem, Notes]:
@@ -177,74 +273,50 @@ def read_problem(model: Model, data: Data, options: Options) -> tuple[Problem, N
         SdkerasError: Unusable model or data; see its subclasses.
     """
     chosen(options)  # an unknown estimator is reported before anything is read
-    loss_fn = losses.own_function(options.loss, options.loss_fn)
-    notes = []
-    if loss_fn is not None and options.class_weight is not None:
-        words = "the class weights are the third part of each batch that the loss function gets."
-        notes.append(Note("class-weight", words))
-    fitted = model if loss_fn is not None else with_loss(model, options.loss, options.dtype)
-    notes += losses.caveats(model, with_loss=options.loss is None and loss_fn is None)
-    rate = _learning_rate(model, options.learning_rate)
-    in_arrays = isinstance(data, (tuple, list))
-    if not isinstance(data, minibatches.Source):
-        data = minibatches.as_source(
-            data,
-            batch_size=options.batch_size,
-            default_batch_size=minibatches.DEFAULT_BATCH_SIZE,
-            limit=options.samples,
-            class_weight=options.class_weight,
-        )
-    if in_arrays:
-        check_data(fitted, *data.structure, own_loss=loss_fn is not None)
-    loss = EmpiricalLoss(
-        fitted,
-        data,
-        mode=options.mode,
-        params=options.params,
-        dtype=options.dtype,
-        num_samples=options.samples,
-        seed=options.seed,
-        loss_fn=loss_fn,
+    subject, notes = read_subject(
+        model, data, options, num_samples=options.samples, mode=options.mode, params=options.params
     )
-    problem, more = _problem(options, (model, fitted), loss_fn, loss, rate)
+    problem, more = _problem(subject, options, subject.loss)
     return problem, (*notes, *more)
 
 
-def _problem(
-    options: Options, pair: tuple[Model, Model], loss_fn: LossFn | None, loss: EmpiricalLoss, rate: Rate
-) -> tuple[Problem, Notes]:
-    """Complete the problem from the optimizer's settings and slots: thresholds, scaling and map."""
-    compiled_as, model = pair
-    optimizer, notes = rate.optimizer, []
+def _problem(subject: Subject, options: Options, loss: EmpiricalLoss) -> tuple[Problem, Notes]:
+    """Complete the problem from the optimizer's settings and slots: rate, thresholds, scaling and map."""
+    model, notes = subject.compiled_as, []
+    optimizer = settings.read_settings(getattr(model, "optimizer", None))
+    rate, source, no_rate = _learning_rate(model, optimizer, options.learning_rate)
     decay = optimizer.weight_decay if optimizer else 0.0
-    limits = None if rate.value is None else _thresholds(optimizer, rate.value)
-    if rate.value is not None and optimizer is None:
+    limits = None if rate is None else _thresholds(optimizer, rate)
+    if rate is not None and optimizer is None:
         notes.append(Note("optimizer-unknown", "no optimizer is known; the threshold 2/eta of plain SGD was taken."))
     adaptive = optimizer is not None and optimizer.name in settings.ADAPTIVE
     preconditioned = adaptive if limits is None else limits.preconditioned
-    scaling, unscaled = _scaling(compiled_as, loss, optimizer) if preconditioned else (None, "")
-    excluded = settings.excluded_from_decay(compiled_as, loss.layout) if decay else []
+    scaling, unscaled = _scaling(model, loss, optimizer) if preconditioned else (None, "")
+    excluded = settings.excluded_from_decay(model, loss.layout) if decay else []
     step_map = shift = None
-    if rate.value is not None:
-        step_map, reason = _step_map(options, optimizer, rate.value, unscaled)
+    if rate is not None:
+        step_map, reason = _step_map(options, optimizer, rate, unscaled)
         if reason:
             words = f"{reason}; the map |1 - eta*alpha| of the Hessian was analysed, not the optimizer's own step."
             notes.append(Note("hessian-map", words))
         if excluded and step_map.weight_decay and step_map.branches == 1:
             # I - eta (A + W) with W of unequal entries: the decay goes into the operator. With momentum, A and W would
             # have to share eigenvectors for 2x2 blocks to exist.
-            shift = _decay_of_each(loss, decay, excluded)
+            shift = np.full(loss.size, decay)
+            for name, place in zip(loss.layout.names, loss.layout.slices, strict=True):
+                if name in excluded:
+                    shift[place] = 0.0
             step_map = attrs.evolve(step_map, weight_decay=0.0)
     problem = Problem(
         options=options,
-        compiled_as=compiled_as,
-        model=model,
-        loss_fn=loss_fn,
+        compiled_as=model,
+        model=subject.model,
+        loss_fn=subject.loss_fn,
         loss=loss,
         optimizer=optimizer,
-        rate=rate.value,
-        rate_source=rate.source,
-        no_rate=rate.missing,
+        rate=rate,
+        rate_source=source,
+        no_rate=no_rate,
         limits=limits,
         preconditioned=preconditioned,
         scaling=scaling,
@@ -256,18 +328,7 @@ def _problem(
     return problem, tuple(notes)
 
 
-def _decay_of_each(loss: EmpiricalLoss, decay: float, excluded: list[str]) -> Array:
-    """Weight decay of each parameter, shape [n], float64."""
-    decays = np.full(loss.size, decay)
-    for name, place in zip(loss.layout.names, loss.layout.slices, strict=True):
-        if name in excluded:
-            decays[place] = 0.0
-    return decays
-
-
-def _scaling(
-    model: Model, loss: EmpiricalLoss, optimizer: settings.OptimizerSettings | None
-) -> tuple[Array | None, str]:
+def _scaling(model: Model, loss: EmpiricalLoss, optimizer: OptimizerSettings | None) -> tuple[Array | None, str]:
     """P^-1/2 of an adaptive optimizer; or None, and why it has none."""
     diagonal = settings.preconditioner(model, loss.layout)
     if diagonal is None:
@@ -279,20 +340,28 @@ def _scaling(
 
 
 def _step_map(
-    options: Options, optimizer: settings.OptimizerSettings | None, rate: float, unscaled: str
+    options: Options, optimizer: OptimizerSettings | None, rate: float, unscaled: str
 ) -> tuple[ExponentMap, str]:
     """The map of the step, and why it is not the optimizer's own one where that was asked for."""
+    hessian = exponent_map("hessian", rate)
     if options.map != "auto":
-        return exponent_map("hessian", rate), ""  # of the map full nothing asks for it
-    name, reason = _own_map(optimizer)
-    reason = reason or unscaled
-    if optimizer is None or reason:
-        return exponent_map("hessian", rate), reason
+        return hessian, ""  # of the map full nothing asks for it
+    if optimizer is None:
+        return hessian, "no optimizer is known"
     momentum = optimizer.momentum or 0.0
-    return exponent_map(name, rate, momentum=momentum, weight_decay=optimizer.weight_decay), ""
+    with_momentum = "nesterov" if optimizer.nesterov else "heavy-ball"
+    sgd = with_momentum if momentum else "sgd"
+    names = {"SGD": sgd, "Adam": "adam", "AdamW": "adam", "Nadam": "nadam", "RMSprop": "rmsprop"}
+    if optimizer.name not in names:
+        return hessian, f"the optimizer is {optimizer.name}"
+    if not 0.0 <= momentum < 1.0:
+        return hessian, f"the momentum {momentum:g} of {optimizer.name} is not between 0 and 1"
+    if unscaled:
+        return hessian, unscaled
+    return exponent_map(names[optimizer.name], rate, momentum=momentum, weight_decay=optimizer.weight_decay), ""
 
 
-def _thresholds(optimizer: settings.OptimizerSettings | None, rate: float) -> stability.Thresholds | None:
+def _thresholds(optimizer: OptimizerSettings | None, rate: float) -> stability.Thresholds | None:
     if optimizer is None:
         return stability.thresholds("SGD", rate)
     return stability.thresholds(
@@ -313,46 +382,33 @@ def operator_name(preconditioned: bool) -> str:
     return "P^-1/2 H P^-1/2" if preconditioned else "H"
 
 
-@attrs.frozen
-class Rate:
-    """The optimizer's settings and the learning rate of the analysed step, or why it has none and what to do."""
-
-    optimizer: settings.OptimizerSettings | None
-    value: float | None
-    source: str
-    missing: str = ""
-
-
-def _learning_rate(model: Model, requested: float | str | None) -> Rate:
-    """The learning rate that was asked for, or the optimizer's own.
-
-    Raises:
-        ModelError: The given one is of a schedule, and there is no optimizer.
-    """
+def _learning_rate(
+    model: Model, optimizer: OptimizerSettings | None, requested: float | str | None
+) -> tuple[float | None, str, str]:
+    """The rate that was asked for, or the optimizer's own, and its source; or None, and why there is none."""
     compiled = getattr(model, "optimizer", None)
-    optimizer = settings.read_settings(compiled)
     named = None if requested is None else parse_learning_rate(requested)
     if named is not None and not isinstance(named, str):
-        return Rate(optimizer, named, "given")
+        return named, "given", ""
     if optimizer is None:
         if named is not None:
             raise ModelError(f"the learning rate is to be {named} of a schedule, and no optimizer is known.")
-        return Rate(None, None, "file", "no optimizer is known, and so no learning rate; give it (`learning_rate=F`).")
+        return None, "file", "no optimizer is known, and so no learning rate; give it (`learning_rate=F`)."
     if named is None:
         rate, source = optimizer.learning_rate, "file"
         if rate is None:
-            return Rate(optimizer, None, source, _without_a_rate(optimizer))
+            return None, source, _without_a_rate(optimizer)
     else:
         try:
             rate, source = settings.scheduled_rate(compiled, named), named
         except settings.StepNotTaken as error:
-            return Rate(optimizer, None, named, str(error))
+            return None, named, str(error)
     if np.isfinite(rate) and rate > 0:
-        return Rate(optimizer, rate, source)
-    return Rate(optimizer, None, source, _unusable_rate(compiled, optimizer, rate, source))
+        return rate, source, ""
+    return None, source, _unusable_rate(compiled, optimizer, rate, source)
 
 
-def _unusable_rate(compiled: Optimizer, optimizer: settings.OptimizerSettings, rate: float, source: str) -> str:
+def _unusable_rate(compiled: Optimizer, optimizer: OptimizerSettings, rate: float, source: str) -> str:
     schedule = settings.schedule_of(compiled)
     if schedule is None:
         where, choices = f"the learning rate of {optimizer.name} is {rate:g}", ""
@@ -370,7 +426,7 @@ def _unusable_rate(compiled: Optimizer, optimizer: settings.OptimizerSettings, r
     return f"{where}; give another one (`learning_rate=F`{choices})."
 
 
-def _without_a_rate(optimizer: settings.OptimizerSettings) -> str:
+def _without_a_rate(optimizer: OptimizerSettings) -> str:
     if not optimizer.rates:
         return f"the learning rate of {optimizer.name} cannot be read; give it (`learning_rate=F`)."
     rates = ", ".join(f"{name} {'unknown' if rate is None else f'{rate:g}'}" for name, rate in optimizer.rates)
@@ -380,61 +436,8 @@ def _without_a_rate(optimizer: settings.OptimizerSettings) -> str:
     )
 
 
-def _own_map(optimizer: settings.OptimizerSettings | None) -> tuple[str, str]:
-    """Name of the optimizer's own map, or why there is none."""
-    if optimizer is None:
-        return "", "no optimizer is known"
-    momentum = optimizer.momentum or 0.0
-    with_momentum = "nesterov" if optimizer.nesterov else "heavy-ball"
-    names = {
-        "SGD": with_momentum if momentum else "sgd",
-        "Adam": "adam",
-        "AdamW": "adam",
-        "Nadam": "nadam",
-        "RMSprop": "rmsprop",
-    }
-    if optimizer.name not in names:
-        return "", f"the optimizer is {optimizer.name}"
-    if not 0.0 <= momentum < 1.0:
-        return "", f"the momentum {momentum:g} of {optimizer.name} is not between 0 and 1"
-    return names[optimizer.name], ""
-
-
-def training_optimizer(
-    model: Model, loss: EmpiricalLoss, rate: float | str | None, *, changed: bool
-) -> tuple[Optimizer, Notes]:
-    """The model's optimizer, or a copy of it with another learning rate or for the copy of the model.
-
-    The rate is a number or says which of the optimizer's schedule; None leaves it as it is.
-
-    Raises:
-        ModelError: There is no optimizer, the rate cannot be replaced, or is not one.
-    """
-    compiled = getattr(model, "optimizer", None)
-    rate = None if rate is None else _as_number(compiled, rate)
-    if compiled is None:
-        if rate is None:
-            raise ModelError("the learning rate is unknown; give it (`learning_rate=F`).")
-        note = Note("plain-sgd", "no optimizer is known; steps of plain SGD were taken.")
-        return keras.optimizers.SGD(rate), (note,)
-    optimizer = inner(compiled)
-    if rate is None and not changed:
-        return optimizer, ()
-    if optimizer.built:
-        optimizer = loaded_clone(optimizer, [replica(variable) for variable in loss.variables])
-    else:
-        optimizer = type(optimizer).from_config(optimizer.get_config())
-    if rate is not None:
-        _set_rate(optimizer, rate)
-    return optimizer, ()
-
-
 def _as_number(optimizer: Optimizer, rate: float | str) -> float:
-    """The learning rate, computed from the optimizer's schedule where it says which of its.
-
-    Raises:
-        ModelError: It is 0.
-    """
+    """The learning rate, computed from the optimizer's schedule where it says which of its; never 0."""
     known = parse_learning_rate(rate)
     if not isinstance(known, str):
         return known
@@ -445,11 +448,7 @@ def _as_number(optimizer: Optimizer, rate: float | str) -> float:
 
 
 def _set_rate(optimizer: Optimizer, rate: float) -> None:
-    """Another learning rate for an optimizer of our own.
-
-    Raises:
-        ModelError: It has several.
-    """
+    """Another learning rate for an optimizer of our own; one with several is refused."""
     if len(parts_of(optimizer)) > 1:
         raise ModelError(
             f"the optimizer {type(optimizer).__name__} has several learning rates; set them in the model and save it "

@@ -1,4 +1,4 @@
-"""Provenance of an answer: its model, its optimizer, its making."""
+"""Provenance of an answer: its optimizer, its data, its making."""
 
 from __future__ import annotations
 
@@ -10,55 +10,15 @@ import keras
 import tensorflow as tf
 
 from sdkeras._version import __version__
-from sdkeras.files.compiled_part import compile_as
-from sdkeras.files.keras_types import Loss, Model
-from sdkeras.operators import precision
-from sdkeras.operators.loss import check_model
 from sdkeras.operators.minibatches import Source
 from sdkeras.results.answers import DataInfo, OptimizerInfo, OptimizerPart, Provenance
-from sdkeras.runs import losses
 from sdkeras.training_step.settings import OptimizerSettings
-
-
-def with_loss(model: Model, loss: Loss, dtype: str) -> Model:
-    """The model, or where a loss is given a copy compiled with it.
-
-    Raises:
-        ModelError: Not a compiled model, a loss that Keras does not know, or an argument that the loss lacks.
-    """
-    check_model(model, needs_loss=loss is None)
-    if loss is None:
-        return model
-    with precision.default_precision(dtype):
-        chosen = losses.from_spec(loss) if isinstance(loss, str) else loss
-    copy = precision.in_precision(model, dtype)
-    with precision.default_precision(dtype):
-        compile_as(copy, {"optimizer": "sgd", "loss": chosen})
-    return copy
-
-
-def loss_name(loss: Loss) -> str:
-    """The name of a compiled loss, in whatever structure it was given, without its arguments."""
-    if isinstance(loss, str):
-        return loss
-    if isinstance(loss, dict):
-        return ", ".join(f"{name}: {loss_name(each)}" for name, each in loss.items())
-    if isinstance(loss, (list, tuple)):
-        return ", ".join(loss_name(each) for each in loss)
-    return str(getattr(loss, "name", None) or getattr(loss, "__name__", type(loss).__name__))
 
 
 def optimizer_info(
     optimizer: OptimizerSettings | None, rate: float, source: str, *, missing: str = ""
 ) -> OptimizerInfo:
-    """The optimizer of a report; the learning rate and where it came from are the analysis' own.
-
-    Args:
-        optimizer: Its settings, or None.
-        rate: The learning rate; 0 or NaN where a step cannot be analysed with it.
-        source: Where it came from.
-        missing: Why a step cannot be analysed with it, or "".
-    """
+    """The optimizer of a report; the rate, its source and why it is `missing` (0 or NaN) are the analysis' own."""
     if optimizer is None:
         return OptimizerInfo("unknown", rate, learning_rate_source=source, learning_rate_missing=missing)
     return OptimizerInfo(

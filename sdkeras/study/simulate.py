@@ -17,7 +17,7 @@ from sdkeras.linalg.memory import peak_memory
 from sdkeras.linalg.projection import check_dimension
 from sdkeras.operators import minibatches
 from sdkeras.operators.loss import EmpiricalLoss
-from sdkeras.results.answers import ModelInfo, Simulation
+from sdkeras.results.answers import Simulation
 from sdkeras.results.arrays import Value
 from sdkeras.results.note import Note
 from sdkeras.results.progress import Progress
@@ -138,7 +138,7 @@ def forward(model: Model, data: Data, options: ForwardOptions) -> TrajectoryMeas
     recording = Recording(training.model, settings)
     tell("compiling and verifying the training step")
     step = UpdateMap(
-        training.function,
+        training.loss,
         training.optimizer,
         initial_slots=options.initial_slots,
         allow_unverified=options.allow_unverified,
@@ -168,7 +168,7 @@ def forward(model: Model, data: Data, options: ForwardOptions) -> TrajectoryMeas
 def plan(model: Model, data: Data, options: ForwardOptions) -> ForwardPlan:
     """Size and cost of `forward` with the same arguments, from one timed gradient; computes nothing else."""
     training = _read(model, data, options)
-    function, count, examples = training.function, options.num_iterates, _num_examples(training, options)
+    function, count, examples = training.loss, options.num_iterates, _num_examples(training, options)
     gradient, activations = timed_gradient(function)
     # A third of a gradient's work is its forward pass.
     losses = count * gradient * examples / function.source.batch_size / 3
@@ -193,17 +193,17 @@ def _read(model: Model, data: Data, options: ForwardOptions) -> Training:
             f"losses of single examples are of a compiled loss, and the loss is {training.function_words}; ask for "
             "none (`losses_on=0`)."
         )
-    check_dimension(training.function.size, options.projection)
+    check_dimension(training.loss.size, options.projection)
     return training
 
 
 def _num_examples(training: Training, options: ForwardOptions) -> int:
-    return min(options.losses_on, training.function.source.num_samples)
+    return min(options.losses_on, training.loss.source.num_samples)
 
 
 def _few(training: Training, options: ForwardOptions) -> tuple[Note, ...]:
     """Says where fewer examples exist than were asked for; the default is an upper limit."""
-    asked, existing = options.losses_on, training.function.source.num_samples
+    asked, existing = options.losses_on, training.loss.source.num_samples
     if asked <= existing or asked == DEFAULT_EXAMPLES:
         return ()
     message = f"losses of {asked:,} examples were asked for, and the data have {existing:,}; those of all were taken."
@@ -212,7 +212,7 @@ def _few(training: Training, options: ForwardOptions) -> tuple[Note, ...]:
 
 def _examples(training: Training, options: ForwardOptions) -> tuple[Data, Data] | None:
     """Examples of the training data, at random."""
-    source, count = training.function.source, _num_examples(training, options)
+    source, count = training.loss.source, _num_examples(training, options)
     if not count:
         return None
     generator = seeds.generator(options.seed, seeds.Stream.EXAMPLES)
@@ -223,27 +223,21 @@ def _examples(training: Training, options: ForwardOptions) -> tuple[Data, Data] 
 
 def _bytes(training: Training, options: ForwardOptions) -> int:
     """Memory of iterates, losses and distances."""
-    columns = (options.projection or training.function.size) + _num_examples(training, options)
+    columns = (options.projection or training.loss.size) + _num_examples(training, options)
     return np.dtype(options.dtype).itemsize * options.num_iterates * columns + distance_bytes(options.num_iterates)
 
 
 def _simulation(training: Training, step: UpdateMap, options: ForwardOptions, started: float) -> Simulation:
-    function = training.function
+    function = training.loss
     return Simulation(
         provenance=provenance(
             function.source, seed=options.seed, dtype=options.dtype, num_hvps=step.num_products, started=started
         ),
-        model=ModelInfo(
-            name=str(training.model.name),
-            num_parameters=function.size,
-            num_trainable_analysed=function.size,
-            mode="train",
-            loss=training.loss_words,
-        ),
+        model=training.model_info(),
         data=data_info(function.source, function.num_examples),
-        optimizer=training.optimizer_info(options.learning_rate),
+        optimizer=training.optimizer_info(),
         num_steps=options.steps,
         step_error=step.verification.step_error,
         verified=step.verification.passed,
-        warnings=tuple(training.notes),
+        warnings=training.notes,
     )

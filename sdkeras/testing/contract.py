@@ -135,7 +135,8 @@ def _check_values(
                 where,
             )
     elif isinstance(result, TraceEstimate):
-        _check_unbiased(contract, operator, _value, float(truth.sum()), tolerance * len(truth), "the trace", where)
+        total, allowed = float(truth.sum()), tolerance * len(truth)
+        _check_unbiased(contract, operator, lambda trace: float(trace.value), total, allowed, "the trace", where)
 
 
 def _check_residuals(
@@ -171,20 +172,11 @@ def _check_unbiased(
     )
 
 
-def _value(result: TraceEstimate) -> float:
-    return result.value
-
-
 def _general_matrix(singular_values: FloatArray, dtype: DType) -> Array:
     """A matrix of these singular values that is not symmetric."""
     size = len(singular_values)
     matrix: Array = (rotation(size, seed=1) * singular_values) @ rotation(size, seed=2).T
     return matrix.astype(dtype)
-
-
-# Rounding of log singular values: eps times the condition number 4 times n = 8, thirty times over.
-def _log_tolerance(dtype: DType) -> float:
-    return 1000 * float(np.finfo(dtype).eps)
 
 
 def _check_singular_values(contract: _Contract, dtype: DType) -> None:
@@ -209,9 +201,8 @@ def _check_singular_values(contract: _Contract, dtype: DType) -> None:
         if result.residuals is not None:
             _check_residuals(contract, values, result.residuals, truth, tolerance, where)
         # Every rule, however coarse, has the right mean square: its probe's |J v|^2.
-        scale = len(truth) * max(1.0, float(np.max(truth)))
-        total = float(truth @ truth)
-        _check_unbiased(contract, MatrixMap(matrix), _squares, total, scale * tolerance, "|J|^2 (Frobenius)", where)
+        total, allowed = float(truth @ truth), len(truth) * max(1.0, float(np.max(truth))) * tolerance
+        _check_unbiased(contract, MatrixMap(matrix), _squares, total, allowed, "|J|^2 (Frobenius)", where)
     matrix = np.full((8, 8), np.nan, dtype)
     contract.require_nan_error(MatrixMap(matrix), f"products of NaN, {dtype.name}")
 
@@ -224,25 +215,19 @@ def _squares(result: SingularValues) -> float:
 def _check_lyapunov(contract: _Contract, dtype: DType) -> None:
     where = f"a constant map with singular values from 0.5 to 2, {dtype.name}"
     matrix = _general_matrix(_SINGULAR_VALUES, dtype)
-    result, _ = contract.run_twice(lambda: MatrixFlow(matrix), where)
-    exponents: LyapunovExponents = result
+    exponents: LyapunovExponents = contract.run_twice(lambda: MatrixFlow(matrix), where)[0]
     contract.require(bool(np.all(exponents.stderr >= 0)), "standard errors are negative", where)
-    _check_logs(contract, exponents.values, _log_tolerance(dtype), where)
-    contract.require_nan_error(MatrixFlow(np.full_like(matrix, np.nan)), f"products of NaN, {dtype.name}")
-
-
-def _check_logs(contract: _Contract, values: FloatArray, tolerance: float, where: str) -> None:
-    """Exponents and log singular values are sorted and lie between the extreme log singular values."""
-    lowest, highest = np.log(_SINGULAR_VALUES[[0, -1]])
+    # Rounding of log singular values: eps times the condition number 4 times n = 8, thirty times over.
+    tolerance = 1000 * float(np.finfo(dtype).eps)
+    values, (lowest, highest) = exponents.values, np.log(_SINGULAR_VALUES[[0, -1]])
     inside = np.all(values >= lowest - tolerance) and np.all(values <= highest + tolerance)
     contract.require(bool(inside), f"values are outside {lowest:.3f} to {highest:.3f}: {values}", where)
     contract.require(bool(np.all(np.diff(values) <= 0)), "values must be sorted, largest first", where)
+    contract.require_nan_error(MatrixFlow(np.full_like(matrix, np.nan)), f"products of NaN, {dtype.name}")
 
 
 _CHECKS: dict[str, Callable[[_Contract, DType], None]] = {
-    "eigenpairs": _check_symmetric,
-    "spectrum": _check_symmetric,
-    "trace": _check_symmetric,
+    **dict.fromkeys(("eigenpairs", "spectrum", "trace"), _check_symmetric),
     "singular_values": _check_singular_values,
     "lyapunov": _check_lyapunov,
 }

@@ -90,7 +90,7 @@ def test_estimated_inputs_of_a_linear_classifier(data) -> None:
     losses = -np.log(p[np.arange(64), y])
     # The gradient of example i is (p - e_y) times (x, 1).
     norms = np.linalg.norm(p - np.eye(3)[y], axis=1) * np.sqrt(np.sum(x.astype(np.float64) ** 2, axis=1) + 1)
-    found = assumptions.estimated_inputs(sdkeras.EmpiricalLoss(model, data, batch_size=10, mode="inference"))
+    found = assumptions.inputs_at(sdkeras.EmpiricalLoss(model, data, batch_size=10, mode="inference"), {})
     assert found["loss_bound"] == pytest.approx(losses.max(), rel=1e-5)
     assert found["lipschitz"] == pytest.approx(norms.max(), rel=1e-5)
     run = sdkeras.analyze(model, data, batch_size=16, estimate_bound_inputs=True, bound_inputs={"loss_bound": 9.0})

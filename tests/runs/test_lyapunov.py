@@ -1,19 +1,23 @@
-"""`sdkeras.lyapunov` against closed forms, products of differenced `train_on_batch`, and itself interrupted."""
+"""`sdkeras.lyapunov`, with windows too, against closed forms, differenced `train_on_batch`, and itself interrupted."""
 
 import os
 import signal
 
+import attrs
 import keras
 import numpy as np
 import pytest
 
 import sdkeras
-from sdkeras.errors import ModelError, SdkerasError
+from flows import RandomProducts
+from sdkeras.errors import Interrupted, ModelError, OperatorSizeError, PluginError, SdkerasError
 from sdkeras.linalg.probes import start_frame
 from sdkeras.operators import precision
+from sdkeras.results.progress import Progress
+from sdkeras.runs import lyapunov
+from sdkeras.runs.budget import Meter
+from sdkeras.runs.options import LyapunovOptions
 from small_trainings import RATE, X, Y, classifier, everything, quadratic
-
-layers = keras.layers
 
 
 @pytest.fixture(autouse=True)
@@ -21,18 +25,33 @@ def _seed() -> None:
     keras.utils.set_random_seed(0)
 
 
-def test_sgd_on_a_quadratic_has_the_logarithms_of_its_multipliers() -> None:
-    curvatures = [20.0, 3.0, 6.0, 12.0]
-    model, data = quadratic(curvatures, keras.optimizers.SGD(RATE))
-    run = sdkeras.lyapunov(model, data, batch_size=16, num_steps=64, transient=100, dtype="float64")
-    expected = np.sort(np.log(np.abs(1 - RATE * np.array(curvatures))))[::-1]
-    np.testing.assert_allclose(run.lyapunov.values, expected, atol=1e-9)
-    dimension = run.lyapunov.dimension
-    assert dimension.status == "determined"
-    assert dimension.value == pytest.approx(1 + expected[0] / -expected[1], abs=1e-6)
-    assert run.lyapunov.log_det == pytest.approx(expected.sum(), abs=1e-9)
-    assert not run.partial
-    assert run.optimizer.name == "SGD"
+@pytest.fixture(scope="module")
+def trained() -> keras.Model:
+    """A classifier after three steps of SGD with momentum; nothing changes it."""
+    keras.utils.set_random_seed(0)
+    return classifier(keras.optimizers.SGD(0.5, momentum=0.5))
+
+
+@pytest.fixture(scope="module")
+def step() -> sdkeras.UpdateMap:
+    """Compiled once for the tests of what happens along the way; nothing changes it."""
+    keras.utils.set_random_seed(0)
+    model = classifier(keras.optimizers.SGD(0.5, momentum=0.5), dtype="float64")
+    return sdkeras.UpdateMap(sdkeras.EmpiricalLoss(model, (X, Y), batch_size=4, dtype="float64"), model.optimizer)
+
+
+def follow(step: sdkeras.UpdateMap, *, deadline: float | None = None, progress=None, **options) -> lyapunov.Followed:
+    settings = LyapunovOptions(**({"num_steps": 8, "transient": 1} | options))
+    budget = lyapunov.budget_of(step, Meter(lambda: step.num_products, progress, deadline=deadline))
+    return lyapunov.follow(step, settings, about={}, budget=budget)
+
+
+def told(answer: sdkeras.LyapunovRun | lyapunov.Followed) -> dict[str, str]:
+    """Warnings by code."""
+    return {warning.code: warning.message for warning in answer.warnings}
+
+
+# Exponents
 
 
 def test_momentum_on_a_quadratic_has_those_of_its_eigenvalues_and_the_volume_of_beta() -> None:
@@ -83,31 +102,17 @@ def test_exponents_are_those_of_products_of_differences_of_train_on_batch() -> N
     assert run.lyapunov.log_det == pytest.approx(12 * np.log(beta * (1 - RATE * decay)), abs=1e-9)
 
 
-def test_adamw_runs_and_leaves_the_model_as_it_was() -> None:
-    model = classifier(keras.optimizers.AdamW(0.01))
-    before = everything(model)
-    run = sdkeras.lyapunov(model, (X, Y), batch_size=4, num_exponents=3, num_steps=40, transient=5)
-    assert everything(model) == before
-    assert len(run.lyapunov.values) == 3
-    assert run.lyapunov.dimension.size == 3 * run.lyapunov.num_weights == 36
-    assert run.lyapunov.verification.passed
-    assert run.provenance.num_hvps > 3 * 45
-    assert any(warning.code == "held" for warning in run.warnings)
-    assert sdkeras.LyapunovRun.from_json(run.to_json()) == run
-
-
-def test_ctrl_c_keeps_the_steps_so_far_and_a_resume_equals_an_uninterrupted_run(tmp_path) -> None:
+def test_ctrl_c_keeps_the_steps_so_far_and_a_resume_equals_an_uninterrupted_run(trained, tmp_path) -> None:
     """Stopped in the transient and again in the measured steps; the same file then takes it further."""
-    model = classifier(keras.optimizers.SGD(0.5, momentum=0.5))
     options = {"batch_size": 4, "num_exponents": 4, "num_steps": 30, "transient": 5}
     handler = signal.getsignal(signal.SIGINT)
-    whole = sdkeras.lyapunov(model, (X, Y), **options)
+    whole = sdkeras.lyapunov(trained, (X, Y), **options)
     assert signal.getsignal(signal.SIGINT) is handler
     options["checkpoint"] = tmp_path / "run.npz"
     seen = []
 
     def interrupt_after(index: int):
-        def watch(step: sdkeras.results.progress.Progress) -> None:
+        def watch(step: Progress) -> None:
             seen.append(step.stage)
             if step.stage == f"training step {index} of 35":
                 os.kill(os.getpid(), signal.SIGINT)
@@ -115,18 +120,18 @@ def test_ctrl_c_keeps_the_steps_so_far_and_a_resume_equals_an_uninterrupted_run(
         return watch
 
     with pytest.raises(KeyboardInterrupt):
-        sdkeras.lyapunov(model, (X, Y), **options, progress=interrupt_after(3))
+        sdkeras.lyapunov(trained, (X, Y), **options, progress=interrupt_after(3))
     assert signal.getsignal(signal.SIGINT) is handler
-    part = sdkeras.lyapunov(model, (X, Y), **options, progress=interrupt_after(17))
+    part = sdkeras.lyapunov(trained, (X, Y), **options, progress=interrupt_after(17))
     assert part.partial
     assert (part.lyapunov.num_steps, part.lyapunov.num_steps_asked) == (12, 30)
-    again = sdkeras.lyapunov(model, (X, Y), **options, progress=interrupt_after(36))
+    again = sdkeras.lyapunov(trained, (X, Y), **options, progress=interrupt_after(36))
     assert [stage for stage in seen if "step " in stage and "of" in stage] == [
         f"training step {index} of 35" for index in range(1, 36)
     ]
     assert again.lyapunov == whole.lyapunov
     assert not again.partial
-    longer = sdkeras.lyapunov(model, (X, Y), **(options | {"num_steps": 40}))
+    longer = sdkeras.lyapunov(trained, (X, Y), **(options | {"num_steps": 40}))
     assert longer.lyapunov.num_steps == 40
 
 
@@ -152,7 +157,7 @@ def test_divergence_is_an_answer() -> None:
     assert run.lyapunov.num_steps == run.lyapunov.stopped_at - 3
     assert run.lyapunov.dimension.status == "undetermined"
     assert not run.partial
-    assert "diverged" in {warning.code for warning in run.warnings}
+    assert "diverged" in told(run)
     assert f"at step {run.lyapunov.stopped_at}" in str(run)
 
 
@@ -166,7 +171,7 @@ def test_an_optimizer_without_a_step_is_explained() -> None:
         model, (X, Y), num_steps=2, transient=0, num_exponents=1, learning_rate=0.02, initial_slots=True
     )
     assert run.optimizer.learning_rate == pytest.approx(0.02)
-    assert "initial-slots" in {warning.code for warning in run.warnings}
+    assert "initial-slots" in told(run)
     assert not model.optimizer.built
     # Plain SGD has no slots to miss.
     assert sdkeras.lyapunov(classifier(keras.optimizers.SGD(0.5), steps=0), (X, Y), num_steps=2, num_exponents=1)
@@ -189,9 +194,9 @@ def test_exponents_that_drift_are_told() -> None:
     rate = keras.optimizers.schedules.ExponentialDecay(RATE, 20, 0.5)
     model, data = quadratic([3.0], keras.optimizers.SGD(rate))
     run = sdkeras.lyapunov(model, data, num_steps=64, transient=0, dtype="float64")
-    assert "drifting" in {warning.code for warning in run.warnings}
+    assert "drifting" in told(run)
     steady = sdkeras.lyapunov(model, data, num_steps=64, transient=0, dtype="float64", learning_rate=RATE)
-    assert "drifting" not in {warning.code for warning in steady.warnings}
+    assert "drifting" not in told(steady)
 
 
 def test_a_given_loss_is_that_of_the_steps() -> None:
@@ -204,35 +209,13 @@ def test_a_given_loss_is_that_of_the_steps() -> None:
     assert run.lyapunov.log_det == pytest.approx(np.log(0.5), abs=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"num_exponents": 13}, r"num_exponents=13 exceeds the size of the state, 12 \(12 weights and 0 slots\)"),
-        ({"num_exponents": 0}, "num_exponents is 0; it must be a positive whole number"),
-        ({"num_steps": 0}, "num_steps is 0"),
-        ({"transient": -1}, "transient is -1"),
-        ({"seed": -1}, "seed is -1"),
-        ({"learning_rate": float("nan")}, "positive and finite"),
-        ({"batch_size": 13}, "larger than the data"),
-        ({"dtype": "float16"}, "float16"),
-        ({"loss": "no_such_loss"}, "no_such_loss"),
-        ({"checkpoint": "/no/such/folder/run.npz"}, "cannot be written"),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
-)
-def test_wrong_use_is_told(options: dict, message: str) -> None:
-    with pytest.raises(SdkerasError, match=message):
-        sdkeras.lyapunov(classifier(keras.optimizers.SGD(0.5)), (X, Y), **options)
-
-
-def test_an_analysis_has_them_too() -> None:
+def test_an_analysis_has_them_too(trained: keras.Model) -> None:
     """With the same steps and seed they are those of `lyapunov`, number by number."""
-    model = classifier(keras.optimizers.SGD(0.5, momentum=0.5))
-    before = everything(model)
+    before = everything(trained)
     options = {"lyapunov": 2, "lyapunov_steps": 40, "lyapunov_transient": 5}
-    run = sdkeras.analyze(model, (X, Y), batch_size=4, runs=1, seed=3, **options)
-    assert everything(model) == before
-    alone = sdkeras.lyapunov(model, (X, Y), batch_size=4, num_exponents=2, seed=3, num_steps=40, transient=5)
+    run = sdkeras.analyze(trained, (X, Y), batch_size=4, runs=1, seed=3, **options)
+    assert everything(trained) == before
+    alone = sdkeras.lyapunov(trained, (X, Y), batch_size=4, num_exponents=2, seed=3, num_steps=40, transient=5)
     assert run.lyapunov == alone.lyapunov
     assert not run.partial
     assert run.provenance.num_hvps > 2 * 45
@@ -250,3 +233,348 @@ def test_an_analysis_refuses_them_before_the_work() -> None:
         sdkeras.analyze(model, (X, Y), lyapunov=0)
     with pytest.raises(SdkerasError, match="exceeds the size of the state, 12"):
         sdkeras.analyze(classifier(keras.optimizers.SGD(0.5)), (X, Y), lyapunov=13)
+
+
+# Windows
+
+
+@pytest.mark.parametrize(
+    ("momentum", "nesterov"), [(0.0, False), (0.5, False), (0.5, True)], ids=["sgd", "heavy-ball", "nesterov"]
+)
+def test_the_order_along_training(momentum: float, nesterov: bool) -> None:
+    """SD^(m) <= SD, SD^(m') <= SD^(m) for m | m', D_s <= SD^(m): to roundoff, over the same steps."""
+    decay = 0.25
+    optimizer = keras.optimizers.SGD(RATE * 4, momentum=momentum, nesterov=nesterov, weight_decay=decay)
+    model = classifier(optimizer, dtype="float64")
+    before = everything(model)
+    run = sdkeras.lyapunov(
+        model, (X, Y), batch_size=4, num_steps=48, transient=5, dtype="float64", windows=(16, 2, 4, 3)
+    )
+    assert everything(model) == before
+    found = run.lyapunov
+    size = found.dimension.size
+    assert found.coordinates == ("balanced" if momentum else "weights")
+    assert size == len(found.values) == (24 if momentum else 12)
+    value = {window.num_window_steps: window.dimension for window in found.windows}
+    assert list(value) == [1, 2, 3, 4, 16]
+    for m in value:
+        for longer in value:
+            if longer % m == 0:
+                assert value[longer] <= value[m] + 1e-9 * size
+        assert sdkeras.sharpness_dimension(found.values) <= value[m] + 1e-9 * size
+    assert value[16] < value[1] - 0.5
+    assert found.sharpest.value <= min(value.values())
+    assert found.values.sum() == pytest.approx(found.log_det, abs=1e-10)
+    if momentum and not nesterov:
+        assert found.values.sum() == pytest.approx(12 * np.log(momentum * (1 - 4 * RATE * decay)), abs=1e-9)
+        assert found.log_det_stderr == pytest.approx(0.0, abs=1e-12)
+    assert told(run).keys().isdisjoint({"mixed-units", "other-steps"})
+    assert sdkeras.LyapunovRun.from_json(run.to_json()) == run
+
+
+@pytest.mark.parametrize("count", [None, 2])
+def test_a_quadratic_has_the_dimension_of_its_multipliers(count: int | None) -> None:
+    """Full batches of a linear model: J is constant and symmetric, so SD^(m) = SD, and D_s is the same number."""
+    curvatures = [20.0, 17.0, 4.0, 6.0, 11.0]
+    model, data = quadratic(curvatures, keras.optimizers.SGD(RATE))
+    run = sdkeras.lyapunov(
+        *(model, data),
+        **{"batch_size": 20, "num_steps": 40, "transient": 60, "dtype": "float64"},
+        windows=(2, 8, 20),
+        num_exponents=count,
+    )
+    logs = np.sort(np.log(np.abs(1 - RATE * np.array(curvatures))))[::-1]
+    np.testing.assert_allclose(run.lyapunov.values, logs[:count], atol=1e-9)
+    assert not run.partial
+    expected = sdkeras.sharpness_dimension(logs)
+    assert expected == pytest.approx(2 + logs[:2].sum() / -logs[2])
+    assert 2 < expected < 3
+    for window in run.lyapunov.windows:
+        assert window.dimension == pytest.approx(expected, abs=1e-7)
+        # 20 steps as one span more than e^22: the smallest are hidden, not wrong.
+        assert window.num_resolved == (3 if window.num_window_steps == 20 else 5)
+        resolved = window.num_window_steps * logs[: window.num_resolved]
+        np.testing.assert_allclose(window.exponents, resolved, atol=1e-6)
+    assert run.lyapunov.log_det == pytest.approx(logs.sum(), abs=1e-9)
+    low, high = run.lyapunov.dimension.interval
+    if count is None:
+        assert run.lyapunov.dimension.status == "determined"
+        assert run.lyapunov.dimension.value == pytest.approx(expected, abs=1e-6)
+        assert run.lyapunov.sharpest.value == pytest.approx(expected, abs=1e-6)
+    else:
+        # Two exponents and the determinant: the other three fall fastest where they are equal.
+        total = logs[:2].sum()
+        assert run.lyapunov.dimension.status == "bracketed"
+        assert low == pytest.approx(2 + total * 3 / (total - logs.sum()), abs=1e-6)
+        assert low < expected - 0.05
+        assert high == pytest.approx(expected, abs=1e-7)
+
+
+def test_the_slots_of_other_optimizers_are_scaled_by_kind_and_it_is_said() -> None:
+    model = classifier(keras.optimizers.AdamW(0.01))
+    before = everything(model)
+    run = sdkeras.lyapunov(model, (X, Y), batch_size=4, num_steps=12, transient=2, windows=(2,))
+    assert everything(model) == before
+    assert run.lyapunov.verification.passed
+    assert "held" in told(run)
+    assert run.lyapunov.coordinates.startswith("diagonal scaling: momentum x ")
+    assert "12 weights and 24 slots" in told(run)["mixed-units"]
+    assert run.lyapunov.windows[0].size == 36
+
+
+def test_without_windows_nothing_is_dense(step: sdkeras.UpdateMap) -> None:
+    before = step.num_products
+    found = follow(step, num_exponents=2).summary
+    assert (found.windows, found.sharpest, found.coordinates) == ((), None, None)
+    assert step.num_products - before == 2 * 9
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["once", "and among the singular values"])
+def test_ctrl_c_keeps_the_windows_of_the_steps_so_far(step: sdkeras.UpdateMap, cut: bool) -> None:
+    """Once it ends the trajectory; again it ends the evaluation of the windows, and the exponents stay."""
+    stages = ["training step 27 of 45", *(["singular values of the steps and of their products"] if cut else [])]
+
+    def stop(progress: Progress) -> None:
+        if progress.stage in stages:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    followed = follow(step, num_steps=40, transient=5, windows=(2, 4), progress=stop)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert followed.interrupted
+    assert followed.summary.num_steps == 22
+    assert len(followed.summary.values) == 24
+    assert ("windows-interrupted" in told(followed)) == cut
+    if cut:
+        assert followed.summary.windows == ()
+        return
+    one, two, four = followed.summary.windows
+    assert one.num_steps == two.num_steps == 22
+    assert two.dimension <= one.dimension
+    assert "ended after 22 steps" in four.reason
+
+
+def test_the_time_limit_ends_it_as_ctrl_c_does(
+    step: sdkeras.UpdateMap, monkeypatch: pytest.MonkeyPatch, tmp_path
+) -> None:
+    """By a clock that moves a second a step: no step begins after the limit."""
+    now = [0.0]
+    monkeypatch.setattr(lyapunov.time, "monotonic", lambda: now[0])
+
+    def tick(progress: Progress) -> None:
+        now[0] += progress.stage.startswith("training step")
+
+    options = {"num_steps": 30, "transient": 5, "num_exponents": 2, "progress": tick}
+    followed = follow(step, **options, deadline=17.0)
+    assert followed.timed_out
+    assert not followed.interrupted
+    assert followed.summary.num_steps == 12
+    assert "12 of 30 steps" in told(followed)["time-limit"]
+    now[0] = 0.0
+    assert not follow(step, **options, deadline=35.0).timed_out
+    now[0] = 0.0
+    kept = tmp_path / "run.npz"
+    with pytest.raises(Interrupted, match=r"after step 3, before a step was measured \(the first 5"):
+        follow(step, **options, deadline=3.0, checkpoint=str(kept))
+    assert kept.exists()
+
+
+def test_an_analysis_keeps_its_time_limit(trained: keras.Model) -> None:
+    options = {"batch_size": 4, "lyapunov": 2, "lyapunov_steps": 10, "lyapunov_transient": 0}
+    run = sdkeras.analyze(trained, (X, Y), **options, time_limit=1e-6)
+    assert run.lyapunov is None
+    assert not run.partial
+    assert "no Lyapunov exponents" in told(run)["time-limit"]
+
+
+def test_the_bounds_of_an_analysis_take_d_s_where_it_is_determined() -> None:
+    curvatures = [20.0, 17.0, 4.0, 6.0, 11.0]
+    model, data = quadratic(curvatures, keras.optimizers.SGD(RATE))
+    options = {"batch_size": 20, "dtype": "float64", "exact": True, "lyapunov_steps": 40, "lyapunov_transient": 60}
+    run = sdkeras.analyze(model, data, **options, lyapunov=5, bound_inputs={"delta": 0.1, "loss_bound": 1.0})
+    value = run.lyapunov.dimension.value
+    for bound in run.bounds:
+        assert bound.dimension_name == "D_s"
+        assert "determined over 40 steps" in bound.dimension_reason
+    term = run.bounds[0].terms[1]
+    assert term.formula == "2 B sqrt(4 D_s ln(1/delta)/n)"
+    assert term.value == pytest.approx(2 * np.sqrt(4 * value * np.log(10) / 20))
+    run = sdkeras.analyze(model, data, **options, lyapunov=1, bound_inputs={"delta": 0.1, "loss_bound": 1.0})
+    assert run.lyapunov.dimension.status == "bracketed"
+    assert run.bounds[0].dimension_name == "SD"
+    assert "D_s is bracketed" in run.bounds[0].dimension_reason
+    assert run.bounds[0].terms[1].formula == "2 B sqrt(4 SD ln(1/delta)/n)"
+
+
+def test_a_plan_has_the_products_and_the_memory(trained: keras.Model) -> None:
+    before = everything(trained)
+    plan = lyapunov.plan(trained, (X, Y), batch_size=4, num_steps=40, transient=5, windows=(1, 4))
+    assert everything(trained) == before
+    assert (plan.num_parameters, plan.state_size, plan.num_exponents) == (12, 24, 24)
+    assert plan.windows == (1, 4)
+    assert plan.num_hvps == pytest.approx(45 * 24, abs=40)
+    plain = lyapunov.plan(trained, (X, Y), batch_size=4, num_steps=40, transient=5)
+    assert plain.num_exponents == 10
+    assert plan.num_hvps - plain.num_hvps == 45 * 14
+    settings = LyapunovOptions(windows=(1, 4), num_steps=40)
+    assert settings.dense_bytes(24, 4) == 24 * 24 * (40 * 4 + 64)
+    more = lyapunov.plan(trained, (X, Y), batch_size=4, num_steps=400_000, windows=(1,))
+    assert more.peak_memory - plan.peak_memory == pytest.approx(399_960 * 24 * 24 * 4, rel=0.1)
+
+
+@sdkeras.lyapunov_estimator("another-start")
+@attrs.frozen
+class AnotherStart:
+    """One exponent over the steps after a transient of its own."""
+
+    num_steps: int = 10
+    transient: int = 0
+    skip: int = 0
+
+    def estimate(self, source: sdkeras.TangentFlow, *, seed: int) -> sdkeras.LyapunovExponents:
+        source.reset(seed)
+        frame, logs = np.ones((source.size, 1), source.dtype), []
+        for _ in range(self.transient + self.num_steps):
+            frame = source.step(frame)
+            logs.append(float(np.log(np.linalg.norm(frame))))
+            frame = frame / np.linalg.norm(frame)
+        start = self.transient + self.skip
+        return sdkeras.LyapunovExponents(
+            values=[np.mean(logs[start:])], stderr=[0.0], num_steps=len(logs) - start, seed=seed, transient=start
+        )
+
+
+def test_an_estimator_of_one_s_own_and_its_settings(step: sdkeras.UpdateMap) -> None:
+    options = {"windows": (2,), "estimator": "another-start"}
+    followed = follow(step, **options)
+    assert followed.summary.estimator == "another-start"
+    assert len(followed.summary.values) == 1
+    assert "other-steps" not in told(followed)
+    followed = follow(step, **options, settings={"another-start": {"skip": 2}})
+    assert followed.summary.transient == 3
+    assert "6 steps after 3, the windows are over 8 after 1" in told(followed)["other-steps"]
+    assert followed.summary.sharpest.name in ("SD", "SD^(2)")
+    followed = follow(step, num_steps=400, num_exponents=2, settings={"lyapunov-qr": {"tolerance": 10.0}})
+    assert followed.summary.num_steps == 32
+    with pytest.raises(PluginError, match=r"'no-steps' .* failed on 24 dimensions: .*nothing here"):
+        follow(step, estimator="no-steps")
+
+
+@sdkeras.lyapunov_estimator("no-steps")
+@attrs.frozen
+class NoSteps:
+    def estimate(self, source: sdkeras.TangentFlow, *, seed: int) -> sdkeras.LyapunovExponents:
+        raise RuntimeError("nothing here")
+
+
+BAD = [
+    ({"num_steps": 100, "windows": (1, 3)}, SdkerasError, r"3 steps does not divide the 100 steps.*2 or 4.*99 or 102"),
+    ({"num_steps": 100, "windows": (3, 4)}, SdkerasError, r"96 or 108 steps"),
+    ({"num_steps": 4, "windows": (8,)}, SdkerasError, r"take 4 in its place, or 8 steps"),
+    ({"windows": (0,)}, SdkerasError, "windows must be positive, got 0"),
+    ({"windows": (2,), "checkpoint": "run.npz"}, SdkerasError, "holds no Jacobians"),
+    ({"windows": (2,), "memory_gb": 4e-5}, OperatorSizeError, r"1,000 steps of a state of 24 dim.*at most \d+ steps"),
+    ({"windows": (2,), "memory_gb": 4e-6}, OperatorSizeError, r"not even one step fits"),
+    ({"memory_gb": 0.0}, SdkerasError, "memory_gb is 0.0"),
+    ({"time_limit": float("inf")}, SdkerasError, "time_limit is inf"),
+    (
+        {"windows": (2,), "num_exponents": 25},
+        SdkerasError,
+        r"25 exceeds .* 24 \(12 weights and 12 slots\)",
+    ),
+    ({"estimator": "lyapunov-qx"}, PluginError, "did you mean 'lyapunov-qr'"),
+    ({"settings": {"slq": {"num_steps": 3}}}, SdkerasError, "'slq', which is not used here"),
+    ({"settings": {"lyapunov-qr": {"num_steps": 3}}}, SdkerasError, "num_steps of .* is an option of the run"),
+    ({"settings": {"lyapunov-qr": {"depth": 3}}}, SdkerasError, "its fields are: num_exponents"),
+    ({"settings": {"lyapunov-qr": {"tolerance": -1.0}}}, SdkerasError, "tolerance"),
+    ({"estimator": "no-steps", "windows": (2,)}, SdkerasError, "has no field num_steps, which windows need"),
+    ({"estimator": "no-steps", "checkpoint": "run.npz"}, SdkerasError, "has no field checkpoint"),
+    ({"num_exponents": 0}, SdkerasError, "num_exponents is 0; it must be a positive whole number"),
+    ({"num_steps": 0}, SdkerasError, "num_steps is 0"),
+    ({"transient": -1}, SdkerasError, "transient is -1"),
+    ({"seed": -1}, SdkerasError, "seed is -1"),
+    ({"learning_rate": float("nan")}, SdkerasError, "positive and finite"),
+    ({"batch_size": 13}, SdkerasError, "larger than the data"),
+    ({"dtype": "float16"}, SdkerasError, "float16"),
+    ({"loss": "no_such_loss"}, SdkerasError, "no_such_loss"),
+    ({"checkpoint": "/no/such/folder/run.npz"}, SdkerasError, "cannot be written"),
+]
+
+
+@pytest.mark.parametrize(("options", "kind", "message"), BAD, ids=lambda value: str(value)[:40])
+def test_wrong_use_is_told_before_the_work(options: dict, kind, message: str, trained, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(kind, match=message):
+        sdkeras.lyapunov(trained, (X, Y), **({"batch_size": 4} | options))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_state_too_large_for_dense_work_is_refused_before_the_step_is_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1000), keras.layers.Dense(2)])
+    model.compile(keras.optimizers.SGD(0.5, momentum=0.5), "mse")
+    model.train_on_batch(X, np.eye(2)[Y])
+    monkeypatch.setattr(lyapunov, "UpdateMap", None)  # which cannot be called
+    with pytest.raises(OperatorSizeError, match=r"10,004 dimensions; 5,000 are the most"):
+        sdkeras.lyapunov(model, (X, np.eye(2)[Y]), batch_size=4, num_steps=2, windows=(1,))
+
+
+# Effective samples
+
+
+def exponents_of(means: np.ndarray) -> sdkeras.LyapunovExponents:
+    """Exponents whose blocks, of one step each, have these means."""
+    history = np.cumsum(means, axis=0) / np.arange(1, len(means) + 1)[:, None]
+    values = np.sort(history[-1])[::-1]
+    return sdkeras.LyapunovExponents(values, np.ones(len(values)), num_steps=len(means), seed=0, history=history)
+
+
+def autoregressive(phi: float, length: int, count: int) -> np.ndarray:
+    """x_t = phi x_(t-1) + noise, stationary, shape [length, count]."""
+    noise = np.random.default_rng(3).standard_normal((length, count))
+    series = np.empty_like(noise)
+    series[0] = noise[0] / np.sqrt(1 - phi**2)
+    for step in range(1, length):
+        series[step] = phi * series[step - 1] + noise[step]
+    return series
+
+
+@pytest.mark.parametrize("phi", [0.0, 0.5, 0.9, -0.5])
+def test_an_autoregressive_series_has_its_known_size(phi: float) -> None:
+    samples = lyapunov.effective_samples(exponents_of(autoregressive(phi, 4001, 64)))
+    # Single ones spread by 4 to 20 %: the mean of 64 is known to 3 %, and truncation loses a few more.
+    assert samples is not None
+    assert samples.mean() == pytest.approx(4001 * (1 - phi) / (1 + phi), rel=0.12)
+
+
+def test_short_and_constant_series_have_none() -> None:
+    assert lyapunov.effective_samples(exponents_of(np.ones((7, 2)))) is None
+    assert lyapunov.effective_samples(sdkeras.LyapunovExponents([0.1], [0.1], num_steps=9, seed=0)) is None
+    samples = lyapunov.effective_samples(exponents_of(np.ones((8, 2))))
+    assert samples is not None
+    assert np.all(np.isnan(samples))
+
+
+@pytest.mark.parametrize("num_steps", [50, 600])
+def test_blocks_of_independent_products_count_fully(num_steps: int) -> None:
+    flow = RandomProducts(3, lambda rng: rng.standard_normal((3, 3)))
+    qr = sdkeras.get_estimator("lyapunov", "lyapunov-qr")(num_exponents=3, num_steps=num_steps, transient=0)
+    exponents = qr.estimate(flow, seed=0)
+    samples = lyapunov.effective_samples(exponents)
+    assert samples is not None
+    assert samples.shape == (3,)
+    assert np.all(samples > 0.4 * len(exponents.history))
+
+
+def test_tensorflow_probability_works_with_the_installed_tensorflow() -> None:
+    import scipy.special
+    import tensorflow as tf
+    import tensorflow_probability as tfp
+
+    series = autoregressive(0.5, 512, 3)
+    samples = tfp.mcmc.effective_sample_size(tf.constant(series), filter_beyond_positive_pairs=True)
+    np.testing.assert_allclose(samples, lyapunov.effective_samples(exponents_of(series)), rtol=1e-6)
+    normal = tfp.distributions.Normal(tf.constant(0.0, tf.float64), tf.constant(1.0, tf.float64))
+    points = np.linspace(-4, 4, 9)
+    np.testing.assert_allclose(normal.cdf(points), scipy.special.ndtr(points), rtol=1e-12)

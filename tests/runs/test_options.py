@@ -18,7 +18,6 @@ def test_the_signature_and_the_docstring_are_the_list_of_options() -> None:
     for field in attrs.fields(Options):
         assert f"\n        {field.name}: " in (sdkeras.analyze.__doc__ or "")
         assert field.metadata["help"].endswith(".")
-        assert field.metadata["group"]
 
 
 @pytest.mark.parametrize(("name", "hint"), [("tolerence", "did you mean 'tolerance'?"), ("qqq", "no option 'qqq'.")])
