@@ -70,7 +70,7 @@ class ExponentMap:
         return self.name in PRECONDITIONED
 
     @property
-    def plain(self) -> bool:
+    def is_sgd_like(self) -> bool:
         """Whether z = ln|1 - eta * alpha|, without momentum and decay."""
         return not self.momentum and not self.weight_decay
 

@@ -161,7 +161,7 @@ def estimator_of_spectrum(name: str, settings: Mapping[str, Value], exponents: E
     """The spectrum estimator; one that works on |1 - eta * alpha| gets the map's eta, if that is the map (MapError)."""
     cls, fields, rate = registry.get_estimator("spectrum", name), dict(settings), exponents.learning_rate
     if capabilities(cls).own_rate:
-        if not exponents.plain:
+        if not exponents.is_sgd_like:
             raise MapError(
                 name,
                 f"the estimator {name} knows only the map |1 - eta*alpha|, and the optimizer's own step is another one "

@@ -20,7 +20,7 @@ from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.results.dimension import SharpnessDimension
 from sdkeras.results.note import Note
 from sdkeras.runs.problem import Problem
-from sdkeras.training_step.settings import OptimizerSettings, inner, parts_of, schedule_of
+from sdkeras.training_step.settings import OptimizerSettings, inner, schedule_of, training_parts
 
 # Optimizers whose update is corrected for a start from moments of 0, and the share of the correction that is left when
 # it counts as settled.
@@ -171,7 +171,7 @@ def training_facts(model: Model, optimizer: Optimizer, map_name: str, minibatche
     """Facts about the map that training with a Keras optimizer iterates; SD was measured of the map `map_name`."""
     if optimizer is None:
         return Training(other_map="no optimizer is known")
-    parts = parts_of(inner(optimizer))
+    parts = training_parts(inner(optimizer))
     stationary = "the optimizer has no schedule (what a callback changes cannot be seen)"
     if minibatches_per_epoch > 1:
         stationary += (

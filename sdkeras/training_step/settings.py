@@ -81,7 +81,7 @@ def read_settings(optimizer: Optimizer) -> OptimizerSettings | None:
     )
 
 
-def parts_of(optimizer: Optimizer) -> list[Optimizer]:
+def training_parts(optimizer: Optimizer) -> list[Optimizer]:
     """The optimizer itself, or those of a MultiOptimizer that train variables (all of them before the first step)."""
     parts = list(getattr(optimizer, "_inner_optimizers", []))
     return [each for each in parts if each.built] or parts or [optimizer]
@@ -97,13 +97,13 @@ def _rate(optimizer: Optimizer) -> float | None:
 def check_rates(optimizer: Optimizer, steps: int) -> None:
     """Refuses, by a ModelError, an optimizer whose learning rates are all 0 over this many steps from now on."""
     optimizer = inner(optimizer)
-    for each in parts_of(optimizer):
+    for each in training_parts(optimizer):
         schedule, first = schedule_of(each), int(np.asarray(each._iterations))
         k = batches_per_update(each)
         rates = [_rate(each)] if schedule is None else _rates_at(schedule, first + np.arange(steps * k))
         if any(rate is None or rate != 0 for rate in rates):
             return
-    several = len(parts_of(optimizer)) > 1
+    several = len(training_parts(optimizer)) > 1
     span = "now" if steps == 1 else f"over all {steps:,} steps from here"
     raise ModelError(
         f"{'all learning rates' if several else 'the learning rate'} of {type(optimizer).__name__} "
@@ -136,7 +136,11 @@ def scheduled_rate(optimizer: Optimizer, which: str) -> float:
     schedule, optimizer = schedule_of(optimizer), inner(optimizer)
     name, taken = type(optimizer).__name__, max(1, steps_taken(optimizer))
     if schedule is None:
-        why = "has several learning rates" if parts_of(optimizer) != [optimizer] else "has no learning-rate schedule"
+        why = (
+            "has several learning rates"
+            if training_parts(optimizer) != [optimizer]
+            else "has no learning-rate schedule"
+        )
         raise ModelError(f"the learning rate is to be {which} of a schedule, and {name} {why}; give a number instead.")
     k = batches_per_update(optimizer)
     if which.startswith("step:"):

@@ -317,7 +317,7 @@ def test_names_that_cannot_be_shown_are_marked_and_markup_is_none(tmp_path: Path
 @example(
     value=4e16, half=math.inf, nodes=[-2.8e15, -2.4e16], rate=0.0, ratio=None
 )  # all exponents far below momentum's
-@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 def test_no_number_of_a_run_json_breaks_the_page(
     value: float, half: float, nodes: list[float], rate: float, ratio: float | None
 ) -> None:
