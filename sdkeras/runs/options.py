@@ -188,10 +188,9 @@ class TrainingOptions:
     allow_unverified: bool = option(False, "Continue with an operator or a step that failed its verification.")
     memory_gb: float | None = option(
         None,
-        "Memory for bases and dense matrices, the windows' Jacobians, or iterates and distances.",
+        "Memory that bases, dense matrices and kept steps may take; default 60 % of what is free.",
         _MEMORY,
         metavar="GB",
-        more="Default: 60 % of what is free.",
     )
     progress: Callable[[Progress], None] | None = option(
         None, "Function called with progress reports, along a trajectory after every step."
