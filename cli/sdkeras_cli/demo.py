@@ -37,7 +37,7 @@ def command(output_dir: str, seed: int, quiet: bool) -> int:
     for path in paths:
         check_writable(path)
     model, data, json_path, html_path = paths
-    request.tensorflow_settings()
+    request.tensorflow_settings(quiet)
     _train(model, data, seed, quiet)
     analysis = request.Request(model, data, json_path=json_path, html_path=html_path, quiet=quiet)
     status = analysis.answer("analyze", {"batch_size": _BATCH_SIZE, "seed": seed}, analysis.check())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 # Columns that a report needs at least and can use at most, and those of a terminal that does not know (COLUMNS=0).
 _NARROWEST, _WIDEST, _UNKNOWN = 40, 10_000, 80
+_SECONDS_BETWEEN_LINES = 10.0
 
 
 def check_outputs(outputs: list[str], inputs: list[str]) -> None:
@@ -108,14 +110,46 @@ def say(message: str, *, err: bool = False) -> None:
     click.echo(printable(message), err=err)
 
 
-@contextlib.contextmanager
-def progress_bar(quiet: bool) -> Iterator[Callable[[progress.Progress], None] | None]:
-    """A callback that draws products done, running value and interval; None where nobody looks."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
+def _state(step: progress.Progress) -> str:
+    """Products done, running value and interval, in words."""
     from sdkeras.reporting.numbers import dimension
 
+    words = f"{step.num_hvps:,} HVPs" if step.num_hvps else ""
+    if step.value is not None:
+        words += f", {step.num_runs} runs, SD {dimension(step.value, step.half_width)}"
+        if step.half_width is not None and step.target:
+            words += f" ± {step.half_width:.2g} (target {step.target:.2g})"
+        if step.expected_runs is not None:
+            words += f", about {step.expected_runs:,} runs in all"
+    return words
+
+
+def _line_by_line() -> Callable[[progress.Progress], None]:
+    """A callback for a log: a line every ten seconds, and the measurements that were completed meanwhile."""
+    told, readings = time.monotonic(), list[str]()
+
+    def show(step: progress.Progress) -> None:
+        nonlocal told
+        readings.extend([step.reading] if step.reading else [])
+        if time.monotonic() - told >= _SECONDS_BETWEEN_LINES:
+            for reading in readings:
+                say(reading, err=True)
+            say(": ".join(filter(None, (step.stage, _state(step)))), err=True)
+            told = time.monotonic()
+            readings.clear()
+
+    return show
+
+
+@contextlib.contextmanager
+def progress_bar(quiet: bool) -> Iterator[Callable[[progress.Progress], None] | None]:
+    """A callback that shows on stderr what is under way and each measurement as it is completed; None if quiet."""
+    if quiet:
+        yield None
+        return
+    if not sys.stderr.isatty():
+        yield _line_by_line()
+        return
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -127,15 +161,11 @@ def progress_bar(quiet: bool) -> Iterator[Callable[[progress.Progress], None] | 
         task = bar.add_task("starting", total=None, detail="")
 
         def show(step: progress.Progress) -> None:
-            detail = f"{step.num_hvps:,} HVPs" if step.num_hvps else ""
-            total, done = None, 0.0
-            if step.value is not None:
-                detail += f", {step.num_runs} runs, SD {dimension(step.value, step.half_width)}"
-                if step.half_width is not None and step.target:
-                    detail += f" ± {step.half_width:.2g} (target {step.target:.2g})"
-                if step.expected_runs is not None:
-                    detail += f", about {step.expected_runs:,} runs in all"
-                    total, done = float(step.expected_runs), float(step.num_runs)
-            bar.update(task, description=step.stage, detail=detail, total=total, completed=done)
+            if step.reading:
+                bar.console.print(printable(step.reading), markup=False)
+                return
+            total = None if step.expected_runs is None else float(step.expected_runs)
+            done = float(step.num_runs) if total else 0.0
+            bar.update(task, description=step.stage, detail=_state(step), total=total, completed=done)
 
         yield show

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -59,7 +60,7 @@ class Request:
     @contextlib.contextmanager
     def loaded(self, loss: str | None) -> Iterator[tuple[Model, Data]]:
         """Starts TensorFlow and loads (model, data); the user's own classes are known in the scope, for copies."""
-        tensorflow_settings()
+        tensorflow_settings(self.quiet)
         import keras
 
         from sdkeras.files import models
@@ -114,7 +115,7 @@ def load_training_data(spec: str) -> Data:
     return data
 
 
-def tensorflow_settings() -> None:
+def tensorflow_settings(quiet: bool) -> None:
     """Starts TensorFlow with one intra-op thread and no chatter; refuses another backend of Keras."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -124,6 +125,8 @@ def tensorflow_settings() -> None:
             f"KERAS_BACKEND is '{backend}'; sdkeras needs the TensorFlow backend: unset it, or set "
             "KERAS_BACKEND=tensorflow."
         )
+    if not quiet and sys.stderr.isatty() and "tensorflow" not in sys.modules:
+        say("starting TensorFlow, which takes a few seconds", err=True)
     stderr = os.dup(2)
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 2)  # TensorFlow's C++ greets on stderr before its log level counts

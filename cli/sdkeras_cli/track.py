@@ -106,7 +106,7 @@ def _check_checkpoints(paths: list[str], chosen: dict[str, Value], html_path: st
 
 def _measured(paths: list[str], folder: str, chosen: dict[str, Value], *, quiet: bool) -> RunLog:
     """The log after the checkpoints that it lacked were measured."""
-    request.tensorflow_settings()
+    request.tensorflow_settings(quiet)
     from sdkeras.runs.track import track
 
     if "custom_objects" in chosen:

@@ -21,6 +21,7 @@ class Progress:
     half_width: float | None = None  # of its interval
     num_runs: int = 0  # done of this estimate
     target: float | None = None  # half-width at which the estimate is good enough
+    reading: str = ""  # a measurement that has just been completed, in words
 
     @property
     def expected_runs(self) -> int | None:

@@ -16,6 +16,7 @@ from sdkeras.estimators.select import steps_of
 from sdkeras.files.keras_types import Data, Model
 from sdkeras.linalg.memory import memory_limit
 from sdkeras.operators.hessian import HessianOperator
+from sdkeras.reporting.numbers import headline, number, with_stderr
 from sdkeras.results.answers import Analysis
 from sdkeras.results.arrays import Value
 from sdkeras.results.note import Note
@@ -163,9 +164,19 @@ class _Analysis:
         problem, hessian, options = self.problem, self.hessian, self.problem.options
         before = self._before_dimension()
         eigenvalues_share = before.part(measure.EIGENVALUES)
-        pairs = self._take(measure.EXTREMES, lambda: measure.extremes(problem, hessian, eigenvalues_share))
-        verdict = self._take("edge of stability", lambda: edge(problem, hessian, before, pairs))
-        trace = self._take(measure.TRACE, lambda: measure.trace(problem, hessian, before))
+        pairs = self._take(
+            measure.EXTREMES,
+            lambda: measure.extremes(problem, hessian, eigenvalues_share),
+            lambda pairs: f"largest eigenvalue {number(pairs.values[0])}, smallest {number(pairs.values[-1])}",
+        )
+        verdict = self._take(
+            "edge of stability", lambda: edge(problem, hessian, before, pairs), lambda found: found.verdict
+        )
+        trace = self._take(
+            measure.TRACE,
+            lambda: measure.trace(problem, hessian, before),
+            lambda found: f"trace {with_stderr(found.value, found.stderr)}",
+        )
         self.found["hessian"] = measure.hessian_summary(pairs, trace)
         self.found["edge_of_stability"] = verdict or edge_of_stability(
             problem, None, "interrupted before it was measured"
@@ -183,10 +194,14 @@ class _Analysis:
         if self.step is not None and options.lyapunov is not None and not self.budget.interrupted:
             self._lyapunov(self.step)
 
-    def _take(self, what: str, stage: Callable[[], tuple[_T, Notes]]) -> _T | None:
-        """A stage's record, with its notes among ours; None where the budget had no room for it."""
+    def _take(
+        self, what: str, stage: Callable[[], tuple[_T, Notes]], words: Callable[[_T], str] | None = None
+    ) -> _T | None:
+        """A stage's record, told in words, with its notes among ours; None where the budget had no room for it."""
         record, notes = self.budget.measured(what, stage)
         self.notes += notes
+        if record is not None and words is not None:
+            self.budget.tick(words(record))
         return record
 
     def _dimension(self, name: str) -> None:
@@ -197,7 +212,11 @@ class _Analysis:
         # The runs of an exact one may cost any number of products.
         how = measure.sampling(problem, name, required=first and not problem.estimators.can(name).exact)
         runs = self.full or measure.HessianRuns(problem, self.hessian)
-        outcome = self._take(f"sharpness dimension ({name})", lambda: measure.dimension(problem, runs, share, how))
+        outcome = self._take(
+            f"sharpness dimension ({name})",
+            lambda: measure.dimension(problem, runs, share, how),
+            lambda outcome: headline(outcome.sharpness_dimension),
+        )
         if outcome is None:
             return
         self.outcomes.append(outcome)

@@ -234,9 +234,10 @@ class Budget:
         self.meter.stage = stage
         self.tick()
 
-    def tick(self) -> None:
+    def tick(self, reading: str = "") -> None:
+        """Says how far the work is, or what a measurement has found."""
         if self.meter.progress is not None:
-            self.meter.progress(Progress(self.meter.stage, self.spent))
+            self.meter.progress(Progress(self.meter.stage, self.spent, reading=reading))
 
     # Ctrl-C
 

@@ -142,9 +142,7 @@ def test_the_demo_writes_its_files_and_the_command_to_repeat_it(tmp_path: Path, 
 
 
 def test_progress_shows_what_was_reached(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a terminal products, value and interval; nothing where nobody looks."""
-    with output.progress_bar(quiet=False) as report:
-        assert report is None  # pytest's stderr is no terminal
+    """On a terminal products, value, interval, and each measurement when it is done; nothing if quiet."""
     screen = io.StringIO()
     monkeypatch.setattr(screen, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(sys, "stderr", screen)
@@ -158,7 +156,24 @@ def test_progress_shows_what_was_reached(monkeypatch: pytest.MonkeyPatch) -> Non
         for half_width in (0.0, 5e-324, float("nan"), float("inf")):
             report(progress.Progress("runs", 960, value=3447.0, half_width=half_width, num_runs=24, target=0.9))
         report(progress.Progress("runs", 1920, value=3447.125, half_width=0.75, num_runs=48, target=0.9))
+        report(progress.Progress("runs", 1920, reading="largest eigenvalue [1.86]"))
     assert "1,920 HVPs, 48 runs, SD 3,447.12 ± 0.75 (target 0.9)" in screen.getvalue()
+    assert "largest eigenvalue [1.86]" in screen.getvalue()
+
+
+def test_a_log_gets_a_line_every_ten_seconds(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(output.time, "monotonic", lambda: now[0])
+    with output.progress_bar(quiet=False) as report:
+        report(progress.Progress("trace", 10, reading="largest eigenvalue 1.86"))
+        now[0] = 9.9
+        report(progress.Progress("trace", 20))
+        assert capsys.readouterr().err == ""
+        now[0] = 10.0
+        report(progress.Progress("runs", 960, value=3447.0, half_width=0.75, num_runs=24))
+        assert capsys.readouterr().err == "largest eigenvalue 1.86\nruns: 960 HVPs, 24 runs, SD 3,447.00\n"
+        report(progress.Progress("runs", 1000, reading="Sharpness dimension 3,447"))
+        assert capsys.readouterr().err == ""
 
 
 def test_failed_verification_is_status_4(files: Path, tmp_path: Path, in_process) -> None:

@@ -72,7 +72,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def call(line: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(request, "tensorflow_settings", lambda: None)
+    monkeypatch.setattr(request, "tensorflow_settings", lambda quiet: None)
     words = shlex.split(line, comments=True)
     assert words[0] == "sdkeras"
     with pytest.raises(SystemExit) as end:
