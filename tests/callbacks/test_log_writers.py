@@ -9,7 +9,8 @@ import keras
 import numpy as np
 import pytest
 
-from sdkeras.callbacks import SharpnessDimension
+from callbacks.test_logs import Clock, StandIn
+from sdkeras.callbacks import SharpnessDimension, sharpness_dimension
 from sdkeras.errors import SdkerasError
 from sdkeras.results.log import FILE_NAME, read_run_log
 from sdkeras.runs.track import track
@@ -41,6 +42,12 @@ def fit(model: keras.Model, *callbacks: keras.callbacks.Callback) -> None:
 
 
 @pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measurements that take no time."""
+    monkeypatch.setattr(sharpness_dimension, "Monitor", type("One", (StandIn,), {"clock": Clock(), "error": {}}))
+
+
+@pytest.fixture
 def holder(tmp_path: Path):
     """A process that writes the log in the folder."""
     process = subprocess.Popen(
@@ -68,7 +75,7 @@ def test_checkpoints_beside_another_process_are_refused(tmp_path: Path, holder) 
         track([tmp_path / "model.keras"], (X, Y), log_dir=tmp_path, measures=("sharpness",))
 
 
-def test_a_log_is_free_after_the_training_and_after_its_interruption(tmp_path: Path) -> None:
+def test_a_log_is_free_after_the_training_and_after_its_interruption(tmp_path: Path, stand_in) -> None:
     model, first = net(), callback(tmp_path)
     fit(model, first)
     assert sorted(path.name for path in tmp_path.iterdir()) == [FILE_NAME]
@@ -83,7 +90,7 @@ def test_a_log_is_free_after_the_training_and_after_its_interruption(tmp_path: P
     assert len(read_run_log(tmp_path).measurements) == 4
 
 
-def test_two_callbacks_with_one_log_in_one_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_two_callbacks_with_one_log_in_one_training(tmp_path: Path, stand_in, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "sdkeras"):
         fit(net(), callback(tmp_path), callback(tmp_path))
     assert len(read_run_log(tmp_path).measurements) == 1

@@ -1,6 +1,7 @@
 """What other callbacks see, when measurements are skipped, and what a failing one does; the measuring is a stand-in."""
 
 import csv
+import functools
 import logging
 from pathlib import Path
 
@@ -94,8 +95,23 @@ def watch(clock: Clock | None = None, **options: object) -> SharpnessDimension:
     return callback
 
 
+@functools.cache
+def compiled() -> keras.Model:
+    """Its training step is traced once for all tests."""
+    return net(keras.optimizers.SGD(0.1))
+
+
+def fresh() -> keras.Model:
+    """That model with no step counted, as for a new training; stand-ins look at nothing else."""
+    model = compiled()
+    model.optimizer.iterations.assign(0)
+    model._initial_epoch = 0
+    model.stop_training = False
+    return model
+
+
 def fit(*callbacks: keras.callbacks.Callback, model: keras.Model | None = None, epochs: int = 3, **options: object):
-    model = model or net(keras.optimizers.SGD(0.1))
+    model = model or fresh()
     options = {"batch_size": 16, "verbose": 0, **options}
     return model.fit(X, Y, epochs=epochs, callbacks=list(callbacks), **options).history
 
@@ -175,7 +191,7 @@ def test_a_measurement_that_grows_stays_within_the_share_and_gets_more_time_late
 def test_time_between_two_fits_is_not_training(stand_in) -> None:
     stand_in.cost = 5.0
     callback = watch(stand_in.clock, max_overhead=0.5)
-    model = net(keras.optimizers.SGD(0.1))
+    model = fresh()
     fit(callback, Tick(stand_in.clock), model=model, epochs=1)
     stand_in.clock.seconds += 1000.0
     history = fit(callback, Tick(stand_in.clock), model=model, epochs=3, initial_epoch=1)
@@ -204,11 +220,12 @@ def test_ctrl_c_in_a_measurement_goes_through(stand_in) -> None:
     with pytest.raises(KeyboardInterrupt):
         fit(callback)
     assert len(callback.measurements) == 1
-    assert fit(callback, epochs=1)["sharpness"] == [1.0]  # another model, another monitor
+    another = net(keras.optimizers.SGD(0.1))
+    assert fit(callback, model=another, epochs=1)["sharpness"] == [1.0]  # another model, another monitor
 
 
 def test_ctrl_c_while_compiling_leaves_the_model_to_be_measured(stand_in, monkeypatch: pytest.MonkeyPatch) -> None:
-    callback, model = watch(max_overhead=1e-9), net(keras.optimizers.SGD(0.1))
+    callback, model = watch(max_overhead=1e-9), fresh()
 
     def interrupted(self, *given: object, **named: object) -> None:
         raise KeyboardInterrupt
@@ -231,7 +248,7 @@ def test_a_model_compiled_anew_gets_functions_of_its_own(stand_in) -> None:
 
 @pytest.mark.parametrize(("per_execution", "expected"), [(1, [4, 8, 12, 16]), (3, [6, 9, 12, 18])])
 def test_steps_are_counted_by_the_optimizer(stand_in, per_execution: int, expected: list[int], tmp_path: Path) -> None:
-    model = net(keras.optimizers.SGD(0.1), steps_per_execution=per_execution)
+    model = fresh() if per_execution == 1 else net(keras.optimizers.SGD(0.1), steps_per_execution=per_execution)
     callback = watch(every=4, log_dir=tmp_path)
     history = fit(callback, model=model)  # 6 steps an epoch
     assert [found.step for found in callback.measurements] == expected
@@ -377,7 +394,7 @@ def test_a_number_of_measurements_within_epochs(stand_in, known: bool) -> None:
     callback = watch(every=2, num_measurements=5)
     data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(16)
     data = data if known else data.filter(lambda x, y: True)
-    net(keras.optimizers.SGD(0.1)).fit(data, epochs=4, verbose=0, callbacks=[callback])
+    fresh().fit(data, epochs=4, verbose=0, callbacks=[callback])
     measured = callback.measurements
     if known:
         assert [found.step for found in measured] == [2, 8, 14, 20, 24]
@@ -393,7 +410,7 @@ def test_more_measurements_than_there_are_opportunities(stand_in, caplog) -> Non
 
 
 def test_a_number_of_measurements_counts_each_fit(stand_in) -> None:
-    callback, model = watch(num_measurements=2), net(keras.optimizers.SGD(0.1))
+    callback, model = watch(num_measurements=2), fresh()
     fit(callback, model=model, epochs=5)
     fit(callback, model=model, epochs=9, initial_epoch=5)
     assert [found.epoch for found in callback.measurements] == [1, 5, 6, 9]

@@ -1,8 +1,9 @@
 """The callback notices that fit minimises another loss, and only then."""
 
 import logging
+from collections.abc import Iterable
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -97,8 +98,16 @@ ORDINARY = {
     ),
 }
 
+# Noise of the training mode, a loss that is no mean, and weights: each its own way into the comparison.
+QUICK = {"dropout", "sum over the batch", "class weights on both sides"}
 
-@pytest.mark.parametrize("name", ORDINARY)
+
+def some(names: Iterable[str], quick: set[str]) -> list[Any]:
+    """The names as parameters; those that are not among the quick ones are slow."""
+    return [pytest.param(name, marks=[] if name in quick else pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", some(ORDINARY, QUICK))
 def test_nothing_is_said_of_an_ordinary_training(name: str, caplog) -> None:
     keras.utils.set_random_seed(1)
     hidden, optimizer, options = ORDINARY[name]()
@@ -116,7 +125,7 @@ OTHER = {
 }
 
 
-@pytest.mark.parametrize("name", OTHER)
+@pytest.mark.parametrize("name", some(OTHER, {"class weights within epochs", "sample weights"}))
 def test_another_loss_is_told_once(name: str, caplog) -> None:
     model = net(layers.Dense(16, "tanh"), layers.Dropout(0.2), optimizer=Adam(1e-2))
     said = warnings_of(caplog, model, **OTHER[name])
