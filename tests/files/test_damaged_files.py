@@ -41,7 +41,7 @@ from sdkeras.study.trajectory import Trajectory
 from sdkeras_plugins.lyapunov_qr import LyapunovQr
 
 _RUN = "lr0.1-bs8-moodgood-seed0"
-FEW, QUICK, THOROUGH = 25, 100, 1000
+FEW, QUICK, MANY, THOROUGH = 25, 50, 100, 1000
 DEEP = 20_000
 TOKENS = [
     *(b"[" * DEEP, b"{" * DEEP, b'{"a":' * DEEP, b"a.b." * 1000, b"[" * DEEP + b"]" * DEEP, b"9" * 5000, b"1e999"),
@@ -443,7 +443,7 @@ def test_any_change_at_length(folder: Path, kind: str, seed: int) -> None:
 
 
 @pytest.mark.slow
-@examples(QUICK)
+@examples(MANY)
 @given(seed=st.integers(0, 2**32))
 def test_whatever_is_read_can_be_drawn(folder: Path, seed: int) -> None:
     check(folder / "run.json", changed_text, _page, seed)

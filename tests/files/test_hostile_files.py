@@ -5,9 +5,11 @@ The lower bound of Keras in pyproject.toml is the first version with which all o
 
 import contextlib
 import re
+import resource
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from sdkeras.files.models import compile_problem, load_model, load_weights
 
 # A .keras file of a few KB must not take more than this; TensorFlow itself has about 3 GB of addresses.
 _ADDRESS_SPACE = 12 * 2**30
+_ROOM = 8 * 2**30
 
 
 @pytest.fixture(scope="module")
@@ -186,14 +189,37 @@ except ModelError as error:
 """
 
 
-@pytest.mark.parametrize("kind", ["weights", pytest.param("layer", marks=pytest.mark.slow)])
-def test_a_shape_that_stands_for_terabytes_is_refused(files: Path, tmp_path: Path, kind: str) -> None:
-    """A dataset of a few bytes that says it holds 2^42 numbers, and a layer of as many weights."""
+def bomb(file: h5py.File) -> None:
+    """Makes the weights of a layer a dataset of a few bytes that says it holds 2^42 numbers."""
+    group, name = kernel_of(file)
+    del group[name]
+    group.create_dataset(name, (2**21, 2**21), "f4", chunks=(1024, 1024), compression="gzip", fillvalue=0.0)
 
-    def bomb(file: h5py.File) -> None:
-        group, name = kernel_of(file)
-        del group[name]
-        group.create_dataset(name, (2**21, 2**21), "f4", chunks=(1024, 1024), compression="gzip", fillvalue=0.0)
+
+@contextlib.contextmanager
+def limited_memory() -> Iterator[None]:
+    """This process may take so many addresses more."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + _ROOM, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_weights_that_stand_for_terabytes_are_refused(files: Path, tmp_path: Path) -> None:
+    path = with_weights(files / "model.keras", tmp_path / "evil.keras", bomb)
+    assert path.stat().st_size < 10**6
+    with limited_memory():
+        refused(load_model, path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["weights", "layer"])
+def test_a_shape_that_stands_for_terabytes_is_refused(files: Path, tmp_path: Path, kind: str) -> None:
+    """In a process of little memory: those weights, and a layer of as many."""
 
     def wide(config: dict[str, Any]) -> None:
         config["config"]["layers"][1]["config"]["units"] = 2**42
