@@ -16,6 +16,9 @@ from small_nets import X, Y, net
 layers = keras.layers
 TARGET = X @ np.arange(1.0, 6.0, dtype="float32")
 
+# Each file of a model is made once.
+pytestmark = pytest.mark.xdist_group("options of analyze")
+
 TASK = """
 import keras
 
@@ -73,6 +76,7 @@ def snapshots(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
     return "analyze", folder / "model.keras", "--data", folder / "digits.npz", "--snapshots", 3, "--every", 20
 
 
+@pytest.mark.slow  # tests/runs/test_snapshots.py and tests/reporting have its parts
 def test_the_supremum_is_in_every_report(snapshots, tmp_path: Path, in_process) -> None:
     before = snapshots[1].read_bytes()
     out, page = tmp_path / "run.json", tmp_path / "report.html"
@@ -114,6 +118,7 @@ def adagrad(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[object,
     return {name: ("analyze", folder / f"{name}.keras", *rest) for name in ("model", "untrained")}
 
 
+@pytest.mark.slow  # tests/runs/test_full_map.py has its numbers
 def test_the_full_map_of_a_net_of_adagrad(adagrad, tmp_path: Path, in_process) -> None:
     out, page = tmp_path / "run.json", tmp_path / "report.html"
     chosen = ("--set", "golub-kahan.num_steps=50", "--exact-minibatches", 4, "--max-hvps", 9000, "--tolerance", 0.4)
@@ -164,7 +169,10 @@ def rates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[object, .
     return {name: (folder / f"{name}.keras", "--data", folder / "data.npz") for name in optimizers}
 
 
-@pytest.mark.parametrize(("name", "reason"), [("decayed", "CosineDecay"), ("several", "MultiOptimizer")])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("decayed", "CosineDecay"), pytest.param("several", "MultiOptimizer", marks=pytest.mark.slow)],
+)
 def test_without_one_rate_it_is_measured_as_far_as_it_goes(
     rates, tmp_path: Path, in_process, name: str, reason: str
 ) -> None:
@@ -269,10 +277,9 @@ def test_data_without_targets(in_process, tmp_path: Path) -> None:
     model.save(tmp_path / "m.keras")
     np.savez(tmp_path / "x.npz", x=x)
     np.save(tmp_path / "x.npy", x)
-    for data in ("x.npz", "x.npy"):
-        status, _, err = in_process(
-            "analyze", tmp_path / "m.keras", "--data", tmp_path / data, "--batch-size", 8, "--max-hvps", 60, "--quiet"
-        )
+    for data, more in (("x.npz", ("--max-hvps", 60, "--quiet")), ("x.npy", ("--dry-run",))):
+        words = ("analyze", tmp_path / "m.keras", "--data", tmp_path / data, "--batch-size", 8)
+        status, _, err = in_process(*words, *more)
         assert (status, err) == (0, "")
 
 
@@ -292,11 +299,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "command",
     [
         ("analyze", "model.keras", "--dry-run"),
-        ("lyapunov", "model.keras", "--dry-run"),
+        pytest.param(("lyapunov", "model.keras", "--dry-run"), marks=pytest.mark.slow),
         ("study", "trajectory", "model.keras", "--steps", 4, "--dry-run"),
         ("track", "model.keras", "--measures", "sharpness", "--out", "one"),
     ],
-    ids=lambda words: words[0],
+    ids=["analyze", "lyapunov", "study", "track"],
 )
 def test_of_two_pairs_the_first_is_taken_and_told_in_one_line(
     trained: Path, in_process, monkeypatch: pytest.MonkeyPatch, command: tuple[object, ...]

@@ -1,6 +1,5 @@
 """Ctrl-C at any moment is exit status 130 and one message, imports, writing and the shutdown included."""
 
-import os
 import signal
 import subprocess
 from pathlib import Path
@@ -44,7 +43,13 @@ def test_while_modules_are_imported(run_json: Path, module: str) -> None:
     assert (done.returncode, done.stderr) == (130, "sdkeras: interrupted.\n")
 
 
-@pytest.mark.parametrize("module", ["tensorflow", "tensorflow.python.framework.ops", "keras"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "tensorflow.python.framework.ops",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("tensorflow", "keras")),
+    ],
+)
 def test_while_tensorflow_is_imported(run_json: Path, module: str, tmp_path: Path) -> None:
     """Its chatter is silenced meanwhile, and the message is not."""
     for name in ("model.keras", "data.npz"):
@@ -65,10 +70,10 @@ main()
 """
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("name", ["SIGINT", pytest.param("SIGTERM", marks=pytest.mark.slow)])
 def test_while_a_file_is_written(run_json: Path, tmp_path: Path, name: str) -> None:
     code = interrupted_in("os.replace = send").replace("SIGINT", name)
-    done = run(code, "report", run_json, "--html", tmp_path / "page.html")
+    done = run(code, "compare", run_json, run_json, "--json", tmp_path / "out.json")
     assert (done.returncode, done.stderr.strip()) == (130, "sdkeras: interrupted.")
     assert list(tmp_path.iterdir()) == []
 
@@ -124,11 +129,11 @@ def test_sigterm_does_the_same(run_json: Path) -> None:
 
 
 @pytest.mark.parametrize("columns", ["0", "1", "7"])
-def test_a_terminal_of_no_width(run_json: Path, columns: str) -> None:
+def test_a_terminal_of_no_width(run_json: Path, in_process, monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
     """Every number is still there, in 40 columns at least."""
-    code = "from sdkeras_cli.__main__ import main; main()"
-    done = run(code, "report", run_json, env={**os.environ, "COLUMNS": columns})
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "1,530.2" in done.stdout
-    widest = max(len(line) for line in done.stdout.splitlines())
+    monkeypatch.setenv("COLUMNS", columns)
+    status, shown, err = in_process("report", run_json)
+    assert (status, err) == (0, "")
+    assert "1,530.2" in shown
+    widest = max(len(line) for line in shown.splitlines())
     assert 30 < widest <= (80 if columns == "0" else 40)

@@ -14,6 +14,8 @@ from sdkeras.runs.budget import Budget
 
 layers = keras.layers
 
+pytestmark = pytest.mark.xdist_group("lyapunov command")
+
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -154,6 +156,7 @@ def test_a_time_limit_gives_a_partial_answer(files: Path, tmp_path: Path, in_pro
     assert "before a step was measured" in err
 
 
+@pytest.mark.slow  # the quick one is that of analyze
 def test_an_optimizer_that_has_taken_no_step_is_told(files: Path, in_process) -> None:
     """Keras builds it on loading, with the slots that training would start with."""
     status, shown, err = in_process(

@@ -70,22 +70,44 @@ def test_a_wrong_definition_is_one_line(in_process, tmp_path: Path, change: tupl
     assert not (tmp_path / "out").exists()
 
 
-def test_user_code_that_cannot_be_used_is_one_line(in_process, tmp_path: Path) -> None:
-    grid = written(tmp_path)
-    good = grid.read_text()
-    for old, new, said in (
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
         ("study:net", "study:nte", "model 'small_nets_of_a_study:nte': module 'small_nets_of_a_study'"),
-        ("learning_rate = ", "width = 3\nlearning_rate = ", "the grid has width, which the factory"),
-        ("study:data", "study:number", "'number' is not a function but of type int"),
-    ):
-        grid.write_text(good.replace(old, new))
-        status, _, err = in_process("study", "run", grid, "--out", tmp_path / "out", "--quiet")
-        assert status == 2
-        assert said in err
-        assert err.count("\n") == 1
+        pytest.param(
+            *("learning_rate = ", "width = 3\nlearning_rate = ", "the grid has width, which the factory"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "study:data", "study:number", "'number' is not a function but of type int", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_user_code_that_cannot_be_used_is_one_line(in_process, tmp_path: Path, old: str, new: str, said: str) -> None:
+    grid = written(tmp_path)
+    grid.write_text(grid.read_text().replace(old, new))
+    status, _, err = in_process("study", "run", grid, "--out", tmp_path / "out", "--quiet")
+    assert status == 2
+    assert said in err
+    assert err.count("\n") == 1
     assert not list((tmp_path / "out" / "runs").iterdir())
 
 
+def test_a_dry_run_tells_what_is_done(in_process, tmp_path: Path) -> None:
+    grid, out = written(tmp_path, rates="[0.1, 0.2, 0.4]"), tmp_path / "out"
+    status, shown, _ = in_process("study", "run", grid, "--out", out, "--dry-run")
+    assert status == 0
+    assert shown.splitlines()[0] == "lr0.1-bs8-moodgood-seed0: new"
+    assert "0 of 3 runs are done; 3 to do" in shown
+    assert not out.exists()
+    made_up(tmp_path, failed=True)
+    status, shown, _ = in_process("study", "run", tmp_path / "grid.toml", "--out", out, "--dry-run")
+    assert status == 0
+    assert "seed0: failed (training: oh <script>no</script>)" in shown
+    assert "5 of 6 runs are done" in shown
+
+
+@pytest.mark.slow
 def test_a_study_from_the_command_to_its_figures(in_process, tmp_path: Path) -> None:
     grid, out = written(tmp_path, rates="[0.1, 0.3]", epochs=6, measures=ALL, analysis="runs = 30"), tmp_path / "out"
     status, shown, _ = in_process("study", "run", grid, "--out", out, "--dry-run")

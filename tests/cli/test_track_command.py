@@ -3,11 +3,12 @@
 import json
 from pathlib import Path
 
+import keras
 import numpy as np
 
 from sample_log import FOUND, HEADER
 from sdkeras.results.log import FILE_NAME, append
-from small_nets import X, Y, net
+from small_trainings import X, Y, classifier
 
 
 def test_the_command(in_process, tmp_path: Path) -> None:
@@ -30,12 +31,13 @@ def test_the_command(in_process, tmp_path: Path) -> None:
 
 def test_checkpoints_in_the_terminal(in_process, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    model = net()
-    for epoch in (1, 2):
-        model.fit(X, Y, batch_size=16, verbose=0)
-        model.save(f"epoch_{epoch}.keras")
+    model = classifier(keras.optimizers.SGD(0.1), steps=6)
+    model.save("epoch_1.keras")
+    for _ in range(6):
+        model.train_on_batch(X, Y)
+    model.save("epoch_2.keras")
     np.savez("train.npz", x=X, y=Y)
-    words = ("track", "*.keras", "--data", "train.npz", "--batch-size", 16, "--class-weight", "0=1.0,1=9.0")
+    words = ("track", "*.keras", "--data", "train.npz", "--batch-size", 4, "--class-weight", "0=1.0,1=9.0")
     words += ("--measures", "sharpness,sharpness_dimension", "--bound", "delta=0.1", "--estimate-bound-inputs")
     status, out, _ = in_process(*words, "--dry-run")
     assert (status, Path("track").exists()) == (0, False)
