@@ -301,7 +301,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("analyze", "model.keras", "--dry-run"),
         pytest.param(("lyapunov", "model.keras", "--dry-run"), marks=pytest.mark.slow),
         ("study", "trajectory", "model.keras", "--steps", 4, "--dry-run"),
-        ("track", "model.keras", "--measures", "sharpness", "--out", "one"),
+        pytest.param(("track", "model.keras", "--measures", "sharpness", "--out", "one"), marks=pytest.mark.slow),
     ],
     ids=["analyze", "lyapunov", "study", "track"],
 )

@@ -231,6 +231,7 @@ def test_interruption_writes_what_there_is(files: Path, tmp_path: Path, in_proce
     assert found.sharpness_dimension.interval is not None
 
 
+@pytest.mark.slow
 def test_the_papers_estimators_by_name(files: Path, tmp_path: Path, in_process) -> None:
     out = tmp_path / "run.json"
     command = ("analyze", files / "model.keras", "--data", files / "data.npz", "--estimator", "sd-kde")
@@ -243,11 +244,17 @@ def test_the_papers_estimators_by_name(files: Path, tmp_path: Path, in_process) 
     assert (kde["estimator"], slq["estimator"]) == ("sd-kde", "slq")
     assert kde["settings"]["bandwidth"] == 1e-4
     assert kde["settings"]["learning_rate"] == 0.125
-    for setting, message in (("bandwith=1", "has no field 'bandwith'"), ("learning_rate=0.5", "leave the setting out")):
-        status, _, err = in_process(*command, "--set", f"sd-kde.{setting}")
-        assert status == 2
-        assert err.count("sdkeras: error:") == 1
-        assert message in err
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"), [("bandwith=1", "has no field 'bandwith'"), ("learning_rate=0.5", "leave the setting out")]
+)
+def test_settings_of_the_papers_estimators(files: Path, in_process, setting: str, message: str) -> None:
+    command = ("analyze", files / "model.keras", "--data", files / "data.npz", "--estimator", "sd-kde")
+    status, _, err = in_process(*command, "--set", f"sd-kde.{setting}")
+    assert status == 2
+    assert err.count("sdkeras: error:") == 1
+    assert message in err
 
 
 def test_exact_settings_and_budget(files: Path, tmp_path: Path, in_process) -> None:

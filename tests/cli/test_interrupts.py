@@ -37,7 +37,10 @@ def run_json(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("module", ["sdkeras_cli.main", "click", "sdkeras_cli.report", "cattrs", "rich.table"])
+@pytest.mark.parametrize(
+    "module",
+    ["sdkeras_cli.main", "click", "sdkeras_cli.report", "cattrs", pytest.param("rich.table", marks=pytest.mark.slow)],
+)
 def test_while_modules_are_imported(run_json: Path, module: str) -> None:
     done = run(AT_IMPORT.format(module=module), "report", run_json)
     assert (done.returncode, done.stderr) == (130, "sdkeras: interrupted.\n")

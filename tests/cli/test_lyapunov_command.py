@@ -119,6 +119,7 @@ def test_windows_of_a_net_on_real_digits(tmp_path: Path, in_process) -> None:
     assert found.values.sum() == pytest.approx(found.log_det, abs=1e-4)
 
 
+@pytest.mark.slow  # conditions are quick in test_documents.py
 def test_fail_if_and_settings_of_the_estimator(files: Path, in_process) -> None:
     common = ("lyapunov", files / "model.keras", "--data", files / "data.npz", "--steps", 64, "--transient", 0)
     common += ("--quiet", "--num-exponents", 1, "--set", "lyapunov-qr.tolerance=10", "--estimator", "lyapunov-qr")

@@ -14,6 +14,7 @@ from sdkeras.study.simulate import forward
 from sdkeras.study.topology import TrajectoryMeasures, measure_trajectory
 from sdkeras.study.trajectory import Trajectory
 
+pytestmark = pytest.mark.xdist_group("study trajectory")  # of one training
 Command = Callable[..., tuple[int, str, str]]
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((60, 3)).astype(np.float32)
@@ -105,6 +106,7 @@ def test_an_alpha_far_out_has_its_reason(files: Path, tmp_path: Path, in_process
     assert [warning.code for warning in found.warnings].count("e-alpha-range") == 2
 
 
+@pytest.mark.slow
 def test_more_examples_than_there_are(files: Path, in_process: Command) -> None:
     options = ("--steps", 20, "--losses-on", 100_000)
     status, text, _ = in_process("study", "trajectory", files / "model.keras", "--data", files / "data.npz", *options)
