@@ -124,7 +124,7 @@ USUAL = {
     "batch_size": 8,
     "grid": 'mood = "good"',
     "measures": 'e_alpha = { trajectory = "forward", metric = "euclidean" }',
-    "analysis": "runs = 3",
+    "analysis": "runs = 3\ntolerance = 0.9",
 }
 
 

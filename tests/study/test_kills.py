@@ -18,6 +18,9 @@ from sdkeras.study.definition import read_study
 from sdkeras.study.runner import run_study
 from study.small_study import started, wait_until, written
 
+# The study that nothing interrupts is done once.
+pytestmark = pytest.mark.xdist_group("killed_study")
+
 TEXTS = {
     "module": "killed_nets",
     "epochs": 5,
@@ -114,9 +117,15 @@ def test_a_run_is_written_by_these_renames(whole: Whole) -> None:
         assert (folder / "runs" / FIRST / "measures.json").exists()
 
 
-# The first two are resumed as the third is, by training from the start.
+# Killed before any of the first four it trains from the start; before the last it reads what was analysed.
 @pytest.mark.usefixtures("in_this_process")
-@pytest.mark.parametrize("file", [*(pytest.param(each, marks=pytest.mark.slow) for each in WRITES[:2]), *WRITES[2:]])
+@pytest.mark.parametrize(
+    "file",
+    [
+        each if each in ("training.json", "measures.json") else pytest.param(each, marks=pytest.mark.slow)
+        for each in WRITES
+    ],
+)
 def test_killed_before_any_write_it_goes_on_to_the_same_bits(whole: Whole, tmp_path: Path, file: str) -> None:
     folder = tmp_path / "out"
     shutil.copytree(whole.before[WRITES.index(file)], folder)

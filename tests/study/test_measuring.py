@@ -1,16 +1,16 @@
 """What a worker makes of the user's model: the measures that fit it, the right one read back, errors in one line."""
 
-import shutil
 from pathlib import Path
 
 import attrs
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import sdkeras
 from sdkeras.errors import DataError, ModelError, SdkerasError
-from sdkeras.study.run_files import plan_study
-from sdkeras.study.train import StudyData, factory
+from sdkeras.study.run_files import RunFolder, plan_study
+from sdkeras.study.train import StudyData, Trial, factory, train
 from study.small_study import MODULE
 
 HOMONYMS = """
@@ -38,51 +38,47 @@ def test_a_measure_that_does_not_know_the_map_has_a_reason_and_the_others_a_valu
     run = sdkeras.Analysis.load(folder.analysis)
     assert values["slq"].value == run.sharpness_dimension.value
     assert values["sharpness"].value == run.hessian.largest.value
+    folder.measures.unlink()
     with pytest.raises(SdkerasError, match="measuring: the estimator sd-slq knows only"):
-        done(written(grid="optimizer = 'momentum'\nseed = 1", measures="sd-slq = {}"))
-
-
-def test_lambda_1_is_by_the_estimator_that_rounds_least_in_any_order(written, done) -> None:
-    wide = "sd-slq = { bin_width = 10.0, num_steps = 8 }\nslq = { num_steps = 8 }\nlambda_1 = {}"
-    folder = done(written(measures=wide))
-    run = sdkeras.Analysis.load(folder.analysis)
-    assert [each.estimator for each in run.estimates] == ["slq", "sd-slq"]
-    assert 0 < folder.measured().values["lambda_1"].value < 1
+        done(written(grid="optimizer = 'momentum'", measures="sd-slq = {}"))
 
 
 def test_a_measure_that_every_analysis_has_is_read_from_the_one_on_file(written, done) -> None:
-    folder = done(written(measures="slq = { num_steps = 8 }\nsharpness = {}"))
+    """Among them lambda_1, by the estimator that rounds least in any order."""
+    wide = "sd-slq = { bin_width = 10.0, num_steps = 8 }\nslq = { num_steps = 8 }\n"
+    folder = done(written(measures=wide))
     before = folder.analysis.stat().st_mtime_ns
-    folder = done(written(measures="slq = { num_steps = 8 }\nsharpness = {}\ntrace = {}\nlambda_1 = {}"))
+    folder = done(written(measures=wide + "sharpness = {}\ntrace = {}\nlambda_1 = {}"))
     values, run = folder.measured().values, sdkeras.Analysis.load(folder.analysis)
     assert folder.analysis.stat().st_mtime_ns == before
     assert values["trace"].value == run.hessian.trace.value
-    assert values["lambda_1"].value == run.rds_sharpness.leading[0]
+    assert values["sharpness"].value == run.hessian.largest.value
+    assert [each.estimator for each in run.estimates] == ["slq", "sd-slq"]
+    assert 0 < values["lambda_1"].value == run.rds_sharpness.leading[0] < 1
     done(written(measures="slq = { num_steps = 9 }\nsharpness = {}"))
     assert folder.analysis.stat().st_mtime_ns > before
 
 
-def test_a_helper_does_not_take_the_place_of_keras_own_function(written, done) -> None:
-    plain = done(written(model="regression", data="products")).measured().values["sharpness"].value
-    Path("out").rename("before")
-    shadowed = (
-        done(written(code=MODULE + HOMONYMS, model="regression", data="products")).measured().values["sharpness"].value
-    )
-    assert shadowed == plain
-
-
 def test_a_function_by_a_name_of_keras_is_the_one_that_was_trained(written, done) -> None:
-    """Keras writes any activation called relu as its own; the model comes from the factory, not from a file."""
+    """Keras writes any activation called relu as its own, and a helper mse is not the "mse" of a compiled model.
 
-    def sharpness(code: str) -> float:
-        study = written(code=MODULE + code, model="own_relu", data="products")
-        value = done(study).measured().values["sharpness"].value
-        shutil.rmtree("out")
-        return value
-
-    shadowed = sharpness(HOMONYMS)
-    assert shadowed == sharpness(HOMONYMS.replace("relu(x)", "doubled(x)", 1).replace("_rate, relu", "_rate, doubled"))
-    assert shadowed != sharpness(HOMONYMS.replace("2.0 * keras", "keras"))
+    The largest eigenvalue of the Hessian, in float64, is that of the doubled relu under Keras' own mean squared error.
+    """
+    study = written(code=MODULE + HOMONYMS, model="own_relu", data="products")
+    folder, (x, y) = done(study), StudyData.of(study).train
+    x, y = (tf.constant(np.reshape(each, (40, -1)), tf.float64) for each in (x, y))
+    model = factory(study)(learning_rate=0.1)
+    model.load_weights(folder.weights)
+    parts = [np.asarray(each, np.float64) for each in model.trainable_variables]
+    flat = tf.Variable(np.concatenate([each.ravel() for each in parts]))
+    with tf.GradientTape() as outer:
+        with tf.GradientTape() as inner:
+            hidden = 2 * tf.nn.relu(x @ tf.reshape(flat[:15], (3, 5)) + flat[15:20])
+            loss = tf.reduce_mean((hidden @ tf.reshape(flat[20:25], (5, 1)) + flat[25] - y) ** 2)
+        gradient = inner.gradient(loss, flat)
+    largest = np.linalg.eigvalsh(outer.jacobian(gradient, flat).numpy())[-1]
+    # float32 products over 40 examples, as for class weights in test_planned_rates.py
+    assert folder.measured().values["sharpness"].value == pytest.approx(largest, rel=1e-5)
 
 
 def test_what_tensorflow_says_comes_before_where(written, done) -> None:
@@ -92,11 +88,14 @@ def test_what_tensorflow_says_comes_before_where(written, done) -> None:
 
 def test_a_trained_run_without_iterates_or_with_a_damaged_model_is_refused(written, done) -> None:
     study = written()
-    folder = done(study)
+    (run,) = study.runs
+    folder = RunFolder(Path("out/runs") / run.name)
+    folder.path.mkdir(parents=True)
+    folder.begin(run.settings)
+    train(Trial(study, run, factory(study), StudyData.of(study), folder))
     later = written(measures='e_alpha = { trajectory = "backward", metric = "euclidean" }')
     with pytest.raises(SdkerasError, match="e_alpha-backward-euclidean are of the iterates of training"):
         plan_study(attrs.evolve(later, model=study.model, data=study.data), "out")
-    folder.measures.unlink()
     folder.weights.write_bytes(folder.weights.read_bytes()[:300])
     with pytest.raises(SdkerasError, match=r"is damaged.* Delete out/runs/lr0.1-bs8-seed0, and the run is trained ag"):
         done(study)

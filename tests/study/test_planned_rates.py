@@ -132,7 +132,7 @@ def test_class_weights_are_of_the_training_and_of_its_measures(planned, done) ->
         epochs=3,
         batch_size=40,
         optimizer=["sgd"],
-        measures='sharpness = {}\ntrace = {}\ne_alpha = { trajectory = "forward", metric = "euclidean" }',
+        measures='sharpness = {}\ne_alpha = { trajectory = "forward", metric = "euclidean" }',
         study="class_weight = { 0 = 1.0, 1 = 9.0 }",
     )
     folder, data = done(study), StudyData.of(study)

@@ -1,6 +1,5 @@
 """A trained model comes back from the user's factory and the arrays in its folder, bit by bit; no code in it runs."""
 
-import itertools
 import json
 import shutil
 from pathlib import Path
@@ -17,6 +16,9 @@ from sdkeras.study.measure import measure
 from sdkeras.study.run_files import RunFolder, Trained
 from sdkeras.study.train import StudyData, Trial, factory, rebuilt, train
 from sdkeras.study.worker import Worker
+
+# One worker trains what several tests read.
+pytestmark = pytest.mark.xdist_group("rebuilt")
 
 
 @attrs.frozen
@@ -68,7 +70,10 @@ def state(model: keras.Model) -> list[np.ndarray]:
     return [keras.ops.convert_to_numpy(each) for each in (*model.weights, *model.optimizer.variables)]
 
 
-@pytest.mark.parametrize("optimizer", ["cosine", "adam", "nadam", "two", "scaled"])
+@pytest.mark.parametrize(
+    "optimizer",
+    ["adam", "two", *(pytest.param(each, marks=pytest.mark.slow) for each in ("cosine", "nadam", "scaled"))],
+)
 def test_weights_and_optimizer_come_back_bit_by_bit(done, optimizer: str) -> None:
     there = done(optimizer)
     before = state(there.live)
@@ -98,29 +103,38 @@ def test_measured_later_it_has_the_numbers_of_right_after_training(done) -> None
     assert there.values(there.live)["lambda_1"] != right_after["lambda_1"]
 
 
-def test_code_in_a_file_of_the_folder_is_never_run(done, tmp_path: Path) -> None:
+# Keras executes what is in a model's file by its ending, and both places are read by the same call.
+@pytest.mark.parametrize(
+    ("kind", "old"),
+    [
+        (".keras", True),
+        pytest.param(".keras", False, marks=pytest.mark.slow),
+        pytest.param(".h5", True, marks=pytest.mark.slow),
+        (".h5", False),
+    ],
+)
+def test_code_in_a_file_of_the_folder_is_never_run(done, tmp_path: Path, kind: str, old: bool) -> None:
     there, marker = done("cosine"), tmp_path / "marker"
     folder = there.folder
     write = f"open({str(marker)!r}, 'a').write('ran') and None"
     lambda_of = eval(f"lambda x: [x, {write}][0]")
     model = keras.Sequential([keras.Input((3,)), keras.layers.Lambda(lambda_of), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
-    for kind, place in itertools.product((".keras", ".h5"), (folder.old_model, folder.weights)):
-        trap = tmp_path / f"trap{kind}"
-        model.save(trap)
-        marker.unlink(missing_ok=True)
-        keras.saving.load_model(trap, safe_mode=False, compile=False)
-        assert marker.exists()
-        marker.unlink()
+    place = folder.old_model if old else folder.weights
+    trap = tmp_path / f"trap{kind}"
+    model.save(trap)
+    keras.saving.load_model(trap, safe_mode=False, compile=False)
+    assert marker.exists()
+    marker.unlink()
 
-        folder.weights.unlink()
-        shutil.copy(trap, place)
-        with pytest.raises(ModelError, match=r"(is damaged, or its weights do not fit|does not hold the state).*Dele"):
-            there.again()
-        # The same code beside the right weights.
-        there.live.save_weights(folder.weights)
+    folder.weights.unlink()
+    shutil.copy(trap, place)
+    with pytest.raises(ModelError, match=r"(is damaged, or its weights do not fit|does not hold the state).*Dele"):
         there.again()
-        assert not marker.exists()
+    # The same code beside the right weights.
+    there.live.save_weights(folder.weights)
+    there.again()
+    assert not marker.exists()
 
 
 @pytest.mark.slow
@@ -144,6 +158,7 @@ def test_another_factory_is_noticed(done, tmp_path: Path) -> None:
     assert json.loads(there.folder.training.read_text())["optimizer"] == there.trained.optimizer != ""
 
 
+@pytest.mark.slow
 def test_measuring_that_version_0_1_0_did_not_finish_is_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

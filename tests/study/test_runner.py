@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -16,6 +17,9 @@ from sdkeras.study.results import read_results
 from sdkeras.study.run_files import plan_study
 from sdkeras.study.runner import Finished, run_study
 from study.small_study import calls, started, wait_until, written
+
+# The study of which runs fail is done once.
+pytestmark = pytest.mark.xdist_group("study_runner")
 
 
 def twice(*whom: str) -> list[str]:
@@ -73,7 +77,10 @@ def test_failed_runs_are_written_down_with_their_reasons(folder: Path) -> None:
     }
 
 
-def test_the_same_call_goes_on_and_repeats_nothing(folder: Path) -> None:
+def test_the_same_call_goes_on_and_repeats_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, without_processes: Callable[..., None]
+) -> None:
+    without_processes(monkeypatch, folder)
     before = calls(folder)
     grid = written(folder, rates="[0.1, 0.2]", grid='mood = ["good", "raise"]')
     plan = plan_study(read_study(str(grid)), folder / "out")
@@ -84,24 +91,23 @@ def test_the_same_call_goes_on_and_repeats_nothing(folder: Path) -> None:
     assert read_results(folder / "out").summary() == "2 of 4 runs done, 2 failed"
 
     # Failed runs on request; a training whose measures were lost is measured only, to the same numbers.
-    measures = folder / "out/runs/lr0.1-bs8-moodgood-seed0/measures.json"
+    grid = written(folder, rates="0.2", grid='mood = ["good", "raise"]')
+    measures = folder / "out/runs/lr0.2-bs8-moodgood-seed0/measures.json"
     values = json.loads(measures.read_text())["values"]
     measures.unlink()
     (folder / "cured").touch()
     before = calls(folder)
     assert set(states(run(grid, retry=True)).values()) == {"done"}
-    assert calls(folder)[len(before) :] == ["good 0.1", *twice("raise 0.1", "raise 0.2")]
+    assert calls(folder)[len(before) :] == ["good 0.2", *twice("raise 0.2")]
     assert json.loads(measures.read_text())["values"] == values
     # The numbers are of the settings, whatever ran before in the same process and in which order.
     rows = {row.state.run.name: row for row in read_results(folder / "out").rows}
-    for rate in ("0.1", "0.2"):
-        good, cured = (rows[f"lr{rate}-bs8-mood{mood}-seed0"] for mood in ("good", "raise"))
-        column = "e_alpha-forward-euclidean"
-        assert good.measure(column).value == cured.measure(column).value > 0
-        assert good.trained.history == cured.trained.history
-    assert calls(folder)[len(before) + 5 :] == []
+    good, cured = (rows[f"lr0.2-bs8-mood{mood}-seed0"] for mood in ("good", "raise"))
+    column = "e_alpha-forward-euclidean"
+    assert good.measure(column).value == cured.measure(column).value > 0
+    assert good.trained.history == cured.trained.history
     run(grid)
-    assert calls(folder)[len(before) + 5 :] == []
+    assert calls(folder)[len(before) + 3 :] == []
 
 
 def test_another_definition_is_noticed(folder: Path) -> None:
@@ -132,6 +138,7 @@ def test_a_killed_study_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert calls(tmp_path) == [*twice("good 0.1"), "wait 0.1", *twice("wait 0.1")]
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_command_and_its_workers(tmp_path: Path) -> None:
     grid = written(tmp_path, grid='mood = ["wait"]')
     command = [Path(sys.executable).parent / "sdkeras", "study", "run", grid, "--out", tmp_path / "out"]
