@@ -224,6 +224,7 @@ def test_it_analyses_and_agrees_with_the_default_beside_broken_packages(crowded:
     assert not codes & {"nested-check-missing", "mass-correction-off"}
 
 
+@pytest.mark.slow
 def test_a_broken_estimator_is_refused_when_it_is_asked_for(crowded: Path, files: Path) -> None:
     asked = ["analyze", "model.keras", "--data", "train.npz", "--estimator", "acme-escape"]
     run = command(*asked, path=crowded, folder=files)
@@ -267,6 +268,7 @@ def test_checking_what_is_broken_gives_one_message(checked: dict[str, tuple[int,
     assert_refused(*checked[name], reason)
 
 
+@pytest.mark.slow
 def test_mypy_accepts_it(source: Path, tmp_path: Path) -> None:
     run = python("-m", "mypy", "--strict", "--cache-dir", str(tmp_path), "src", "tests", folder=source)
     assert run.returncode == 0, run.stdout

@@ -81,20 +81,37 @@ def test_adamws_frozen_map_and_its_whole_step_are_analysed(decoder: ModuleType) 
     assert not loss.gradients.looked_up or loss.gradients.looked_up == ("positions/embeddings",)
 
 
-def test_the_factories_of_the_study_train() -> None:
-    text_models = load_script("text_models")
+@pytest.fixture(scope="module")
+def text_models() -> ModuleType:
+    return load_script("text_models")
+
+
+def made(text_models: ModuleType, name: str) -> keras.Model:
+    """A model of the study, by the name of its optimizer."""
+    if name == "sgd":
+        return text_models.sgd(0.4)
+    return text_models.momentum(0.05) if name == "momentum" else text_models.adamw(4e-3, weight_decay=0.1)
+
+
+def test_the_data_and_factories_of_the_study(text_models: ModuleType) -> None:
     (x, y), (x_test, y_test) = text_models.characters()
     assert x.shape == y.shape == (2000, text_models.CONTEXT)
     assert x_test.shape == y_test.shape == (1000, text_models.CONTEXT)
     np.testing.assert_array_equal(x[:, 1:], y[:, :-1])
-    made = (text_models.sgd(0.4), text_models.momentum(0.05), text_models.adamw(4e-3, weight_decay=0.1))
-    for model in made:
-        losses = model.fit(x[:320], y[:320], batch_size=16, epochs=3, verbose=0).history["loss"]
-        assert losses[-1] < losses[0] < 4.6
-    assert [type(model.optimizer).__name__ for model in made] == ["SGD", "SGD", "AdamW"]
-    assert made[1].optimizer.momentum == 0.9
-    assert made[2].optimizer.weight_decay == 0.1
-    assert made[0].count_params() == 16_864
+    sgd, momentum, adamw = (made(text_models, name) for name in ("sgd", "momentum", "adamw"))
+    assert [type(model.optimizer).__name__ for model in (sgd, momentum, adamw)] == ["SGD", "SGD", "AdamW"]
+    assert momentum.optimizer.momentum == 0.9
+    assert adamw.optimizer.weight_decay == 0.1
+    assert sgd.count_params() == 16_864
+
+
+@pytest.mark.parametrize(
+    "name", ["adamw", *(pytest.param(each, marks=pytest.mark.slow) for each in ("sgd", "momentum"))]
+)
+def test_the_factories_of_the_study_train(text_models: ModuleType, name: str) -> None:
+    (x, y), _ = text_models.characters()
+    losses = made(text_models, name).fit(x[:320], y[:320], batch_size=16, epochs=3, verbose=0).history["loss"]
+    assert losses[-1] < losses[0] < 4.6
 
 
 @pytest.mark.slow

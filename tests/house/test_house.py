@@ -80,19 +80,32 @@ def test_nothing_stands_at_the_top_but_what_belongs_to_all() -> None:
     assert files == {"__init__.py", "_version.py", "errors.py", "py.typed", "seeds.py"}
 
 
-def test_modules_without_tensorflow_import_alone() -> None:
-    run = subprocess.run([sys.executable, "-c", IMPORTER, *LIGHT], capture_output=True, text=True, timeout=300)
+# Packages, what users import and what each worker process begins with; the slow run has every module.
+SOME = {name for name, file in SOURCES.items() if file.name == "__init__.py"} | {
+    "sdkeras_cli.main",
+    "sdkeras.study.worker",
+}
+HOW_MANY = pytest.mark.parametrize(
+    "modules", [pytest.param(SOME, id="some"), pytest.param({*MODULES}, id="all", marks=pytest.mark.slow)]
+)
+
+
+@HOW_MANY
+def test_modules_without_tensorflow_import_alone(modules: set[str]) -> None:
+    names = [name for name in LIGHT if name in modules]
+    run = subprocess.run([sys.executable, "-c", IMPORTER, *names], capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-def test_modules_with_tensorflow_import_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+@HOW_MANY
+def test_modules_with_tensorflow_import_alone(monkeypatch: pytest.MonkeyPatch, modules: set[str]) -> None:
     before = {name: module for name, module in sys.modules.items() if name.split(".")[0] in PACKAGES}
     importlib.import_module("tensorflow")  # which has a use for them
     failed = {}
     monkeypatch.setitem(sys.modules, "fcntl", None)
     monkeypatch.setitem(sys.modules, "resource", None)
     try:
-        for name in sorted({*MODULES} - {*LIGHT}):
+        for name in sorted(modules - {*LIGHT}):
             for loaded in [each for each in sys.modules if each.split(".")[0] in PACKAGES]:
                 del sys.modules[loaded]
             try:

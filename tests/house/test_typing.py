@@ -30,6 +30,10 @@ class Typed:
 """
 
 
+# mypy runs once for all.
+pytestmark = pytest.mark.xdist_group("typed_plugins")
+
+
 @pytest.fixture(scope="module")
 def errors(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Errors in the plugins, file by file."""

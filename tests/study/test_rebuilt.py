@@ -103,14 +103,12 @@ def test_measured_later_it_has_the_numbers_of_right_after_training(done) -> None
     assert there.values(there.live)["lambda_1"] != right_after["lambda_1"]
 
 
-# Keras executes what is in a model's file by its ending, and both places are read by the same call.
+# Code comes with a model's file of either format, and an older study kept such a file.
 @pytest.mark.parametrize(
     ("kind", "old"),
     [
         (".keras", True),
-        pytest.param(".keras", False, marks=pytest.mark.slow),
-        pytest.param(".h5", True, marks=pytest.mark.slow),
-        (".h5", False),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in ((".keras", False), (".h5", True), (".h5", False))),
     ],
 )
 def test_code_in_a_file_of_the_folder_is_never_run(done, tmp_path: Path, kind: str, old: bool) -> None:

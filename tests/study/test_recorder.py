@@ -61,7 +61,10 @@ def test_training_is_untouched() -> None:
         assert np.array_equal(np.asarray(first), np.asarray(second)), first.path
 
 
-@pytest.mark.parametrize(("every", "last"), [(1, 100), (1, 4), (3, 100), (4, 2)])
+@pytest.mark.parametrize(
+    ("every", "last"),
+    [pytest.param(1, 100, marks=pytest.mark.slow), (1, 4), (3, 100), pytest.param(4, 2, marks=pytest.mark.slow)],
+)
 def test_the_last_iterates_are_kept_in_order(every: int, last: int) -> None:
     witness, recorder = Witness(), TrajectoryRecorder(every=every, last=last)
     fit(net(), witness, recorder)  # 15 steps
@@ -86,7 +89,7 @@ class Stops(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("projection", [None, 5])
+@pytest.mark.parametrize("projection", [None, pytest.param(5, marks=pytest.mark.slow)])
 def test_what_was_recorded_before_an_interruption_is_there(tmp_path, projection: int | None) -> None:
     recorder = TrajectoryRecorder(projection=projection, last=6, path=tmp_path / "run.npz", losses_on=(X, Y))
     with pytest.raises(SdkerasError, match="nothing is recorded"):
@@ -212,7 +215,9 @@ def test_losses_of_two_outputs_add_up() -> None:
     np.testing.assert_allclose(losses, expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("waiting", [1, 2818 * 4 * 4, 2**20])
+@pytest.mark.parametrize(
+    "waiting", [pytest.param(1, marks=pytest.mark.slow), 2818 * 4 * 4, pytest.param(2**20, marks=pytest.mark.slow)]
+)
 def test_projections_keep_distances(monkeypatch, waiting: int) -> None:
     """However many wait to be projected together, and past the end of the ring."""
     monkeypatch.setattr(module, "_WAITING_BYTES", waiting)
