@@ -184,7 +184,11 @@ def compiled(cls):
 
 
 @pytest.mark.parametrize(
-    "name", ["Net", "Auto", "Positional", "Deaf", "Doubling", "Restoring", "Writing", "Forgetful", "Tuned"]
+    "name",
+    [
+        *("Auto", "Positional", "Doubling", "Writing"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("Net", "Deaf", "Restoring", "Forgetful", "Tuned")),
+    ],
 )
 def test_what_was_trained_is_what_the_file_says(tmp_path, capfd, name):
     model = compiled(CLASSES[name])
@@ -201,7 +205,9 @@ def test_what_was_trained_is_what_the_file_says(tmp_path, capfd, name):
     assert any(np.any(slot) for slot in loaded.optimizer.variables[2:])
 
 
-@pytest.mark.parametrize("name", ["Positional", "Deaf", "Doubling"])
+@pytest.mark.parametrize(
+    "name", ["Deaf", *(pytest.param(name, marks=pytest.mark.slow) for name in ("Positional", "Doubling"))]
+)
 def test_a_copy_in_another_precision_has_the_same_loss(name):
     """Their compile() would give the copy its defaults, or fail."""
     model = compiled(CLASSES[name])
@@ -236,8 +242,19 @@ def layered(cls):
     return model
 
 
-@pytest.mark.parametrize("extension", ["keras", "h5"])
-@pytest.mark.parametrize("cls", [OwnSequential, OwnFunctional, keras.Sequential])
+@pytest.mark.parametrize(
+    ("cls", "extension"),
+    [
+        *[(OwnSequential, "keras"), (OwnFunctional, "h5")],
+        *[
+            pytest.param(cls, extension, marks=pytest.mark.slow)
+            for cls, extension in (
+                *[(OwnSequential, "h5"), (OwnFunctional, "keras")],
+                *[(keras.Sequential, "keras"), (keras.Sequential, "h5")],
+            )
+        ],
+    ],
+)
 def test_sequential_and_functional_models_in_both_formats(tmp_path, cls, extension):
     model = layered(cls)
     slots = [np.asarray(variable) for variable in model.optimizer.variables]  # saving as .h5 changes the model
@@ -250,7 +267,7 @@ def test_sequential_and_functional_models_in_both_formats(tmp_path, cls, extensi
         assert np.array_equal(mine, theirs)
 
 
-@pytest.mark.parametrize("extension", ["keras", "h5"])
+@pytest.mark.parametrize("extension", ["keras", pytest.param("h5", marks=pytest.mark.slow)])
 def test_loss_scaling_of_a_class_that_compiles_itself(tmp_path, extension):
     keras.config.set_dtype_policy("mixed_float16")
     try:

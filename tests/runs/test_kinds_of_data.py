@@ -70,7 +70,7 @@ class OwnLoss(Encoder):
 # Without targets
 
 
-@pytest.mark.parametrize("kind", [Encoder, OwnLoss])
+@pytest.mark.parametrize("kind", [Encoder, pytest.param(OwnLoss, marks=pytest.mark.slow)])
 def test_data_without_targets(kind: type) -> None:
     """The loss and the Hessian are those of the reconstruction error written out, in each of the forms."""
     keras.utils.set_random_seed(0)
@@ -110,7 +110,9 @@ def test_targets_that_the_loss_needs_are_asked_for(trained: Any, data: Any) -> N
 # Text
 
 
-@pytest.mark.parametrize("kind", ["U", "S", "object", "tensor", "dataset"])
+@pytest.mark.parametrize(
+    "kind", ["U", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("S", "object", "tensor", "dataset"))]
+)
 def test_text_for_a_model_that_encodes_it(kind: str) -> None:
     text = np.array(["good film", "bad film", "good good", "bad plot", "fine plot", "awful film"] * 2)
     labels = np.array([1, 0, 1, 0, 1, 0] * 2)
@@ -192,7 +194,13 @@ def test_ragged_and_sparse_tensors_are_refused(trained: Any, data: Any) -> None:
 # Kinds of numbers
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float64", "int8", "uint8", "int64", "bool"])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        *("float16", "int8"),
+        *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in ("float64", "uint8", "int64", "bool")),
+    ],
+)
 def test_numbers_of_other_kinds(trained: Any, dtype: str) -> None:
     """They are the numbers that they are in float32."""
     values = (3 * X).astype(dtype)
@@ -232,7 +240,7 @@ def test_one_class_one_parameter_and_none() -> None:
     assert run.hessian.largest.value == pytest.approx(0.0, abs=1e-6)
     single = keras.Sequential([keras.Input((1,)), layers.Dense(1, use_bias=False)])
     single.compile(keras.optimizers.SGD(0.125), "mse")
-    run = sdkeras.analyze(single, (X[:, :1], X[:, :1]), batch_size=40)
+    run = sdkeras.analyze(single, (X[:, :1], X[:, :1]), batch_size=40, runs=3)
     alpha = 2 * float(np.mean(X[:, 0].astype(np.float64) ** 2))
     assert run.hessian.largest is not None
     assert run.hessian.largest.value == pytest.approx(alpha, rel=1e-6)
@@ -270,12 +278,12 @@ def test_batch_sizes_at_the_number_of_samples(trained: Any, size: int | None, fi
 # Learning rates out of the world
 
 
-@pytest.mark.parametrize("rate", [1e300, 1e-30, 1e-300])
+@pytest.mark.parametrize("rate", [1e300, 1e-30, pytest.param(1e-300, marks=pytest.mark.slow)])
 def test_rates_that_no_training_has(trained: Any, rate: float) -> None:
     """A huge one expands everything; a tiny one moves nothing that float64 resolves, and that is said."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
-        run = sdkeras.analyze(trained, (X, Y), batch_size=8, learning_rate=rate)
+        run = sdkeras.analyze(trained, (X, Y), batch_size=8, learning_rate=rate, runs=3)
         assert str(run)
     estimate = run.sharpness_dimension
     assert estimate is not None
@@ -286,7 +294,11 @@ def test_rates_that_no_training_has(trained: Any, rate: float) -> None:
     else:
         assert estimate.interval == (0.0, 27.0)
         assert "unresolved-rate" in codes
-    usual = sdkeras.analyze(trained, (X, Y), batch_size=8, learning_rate=0.1)
+
+
+@pytest.mark.slow
+def test_a_usual_rate_is_resolved(trained: Any) -> None:
+    usual = sdkeras.analyze(trained, (X, Y), batch_size=8, learning_rate=0.1, runs=3)
     assert "unresolved-rate" not in {note.code for note in usual.warnings}
 
 

@@ -93,7 +93,9 @@ def test_estimated_inputs_of_a_linear_classifier(data) -> None:
     found = assumptions.inputs_at(sdkeras.EmpiricalLoss(model, data, batch_size=10, mode="inference"), {})
     assert found["loss_bound"] == pytest.approx(losses.max(), rel=1e-5)
     assert found["lipschitz"] == pytest.approx(norms.max(), rel=1e-5)
-    run = sdkeras.analyze(model, data, batch_size=16, estimate_bound_inputs=True, bound_inputs={"loss_bound": 9.0})
+    run = sdkeras.analyze(
+        model, data, batch_size=16, runs=3, estimate_bound_inputs=True, bound_inputs={"loss_bound": 9.0}
+    )
     inputs = {entry.name: entry for entry in run.bounds[0].inputs}
     assert (inputs["loss_bound"].value, inputs["loss_bound"].estimated) == (9.0, False)
     assert inputs["lipschitz"].estimated

@@ -200,7 +200,9 @@ def user_file(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("spec", ["my_losses.py:penalised", "my_losses:penalised"])
+@pytest.mark.parametrize(
+    "spec", ["my_losses.py:penalised", pytest.param("my_losses:penalised", marks=pytest.mark.slow)]
+)
 def test_functions_in_files_and_modules(user_file, spec):
     model = linear()
     w = np.asarray(model.trainable_variables[0], np.float64)

@@ -19,6 +19,8 @@ from sdkeras.runs.budget import Meter
 from sdkeras.runs.options import LyapunovOptions
 from small_trainings import RATE, X, Y, classifier, everything, quadratic
 
+pytestmark = pytest.mark.xdist_group("runs-lyapunov")
+
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
@@ -102,30 +104,52 @@ def test_exponents_are_those_of_products_of_differences_of_train_on_batch() -> N
     assert run.lyapunov.log_det == pytest.approx(12 * np.log(beta * (1 - RATE * decay)), abs=1e-9)
 
 
-def test_ctrl_c_keeps_the_steps_so_far_and_a_resume_equals_an_uninterrupted_run(trained, tmp_path) -> None:
+def interrupt_after(index: int, seen: list[str]):
+    """Ctrl-C in this step of 35."""
+
+    def watch(step: Progress) -> None:
+        seen.append(step.stage)
+        if step.stage == f"training step {index} of 35":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return watch
+
+
+def test_a_resume_equals_an_uninterrupted_run(step: sdkeras.UpdateMap, tmp_path) -> None:
     """Stopped in the transient and again in the measured steps; the same file then takes it further."""
+    options = {"num_exponents": 4, "num_steps": 30, "transient": 5}
+    whole = follow(step, **options)
+    options["checkpoint"] = str(tmp_path / "run.npz")
+    seen = []
+    with pytest.raises(Interrupted):
+        follow(step, **options, progress=interrupt_after(3, seen))
+    part = follow(step, **options, progress=interrupt_after(17, seen))
+    assert part.interrupted
+    assert (part.summary.num_steps, part.summary.num_steps_asked) == (12, 30)
+    again = follow(step, **options, progress=interrupt_after(36, seen))
+    assert [stage for stage in seen if "step " in stage and "of" in stage] == [
+        f"training step {index} of 35" for index in range(1, 36)
+    ]
+    assert again.summary == whole.summary
+    assert not again.interrupted
+    assert follow(step, **(options | {"num_steps": 40})).summary.num_steps == 40
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_the_steps_so_far_and_a_resume_equals_an_uninterrupted_run(trained, tmp_path) -> None:
     options = {"batch_size": 4, "num_exponents": 4, "num_steps": 30, "transient": 5}
     handler = signal.getsignal(signal.SIGINT)
     whole = sdkeras.lyapunov(trained, (X, Y), **options)
     assert signal.getsignal(signal.SIGINT) is handler
     options["checkpoint"] = tmp_path / "run.npz"
     seen = []
-
-    def interrupt_after(index: int):
-        def watch(step: Progress) -> None:
-            seen.append(step.stage)
-            if step.stage == f"training step {index} of 35":
-                os.kill(os.getpid(), signal.SIGINT)
-
-        return watch
-
     with pytest.raises(KeyboardInterrupt):
-        sdkeras.lyapunov(trained, (X, Y), **options, progress=interrupt_after(3))
+        sdkeras.lyapunov(trained, (X, Y), **options, progress=interrupt_after(3, seen))
     assert signal.getsignal(signal.SIGINT) is handler
-    part = sdkeras.lyapunov(trained, (X, Y), **options, progress=interrupt_after(17))
+    part = sdkeras.lyapunov(trained, (X, Y), **options, progress=interrupt_after(17, seen))
     assert part.partial
     assert (part.lyapunov.num_steps, part.lyapunov.num_steps_asked) == (12, 30)
-    again = sdkeras.lyapunov(trained, (X, Y), **options, progress=interrupt_after(36))
+    again = sdkeras.lyapunov(trained, (X, Y), **options, progress=interrupt_after(36, seen))
     assert [stage for stage in seen if "step " in stage and "of" in stage] == [
         f"training step {index} of 35" for index in range(1, 36)
     ]
@@ -135,19 +159,32 @@ def test_ctrl_c_keeps_the_steps_so_far_and_a_resume_equals_an_uninterrupted_run(
     assert longer.lyapunov.num_steps == 40
 
 
-def test_a_checkpoint_of_another_run_is_refused(tmp_path) -> None:
-    options = {"batch_size": 4, "num_exponents": 2, "num_steps": 4, "transient": 0, "checkpoint": tmp_path / "run.npz"}
-    model = classifier(keras.optimizers.SGD(0.5))
-    sdkeras.lyapunov(model, (X, Y), **options)
-    for other in (
-        {"learning_rate": 0.25},
-        {"batch_size": 6},
-        {"loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True, name="smoothed")},
-    ):
-        with pytest.raises(SdkerasError, match="another run"):
-            sdkeras.lyapunov(model, (X, Y), **(options | other))
+@pytest.fixture(scope="module")
+def kept(trained: keras.Model, tmp_path_factory) -> dict[str, object]:
+    """Options of a run whose checkpoint is there."""
+    options = {"batch_size": 4, "num_exponents": 2, "num_steps": 4, "transient": 0}
+    options["checkpoint"] = tmp_path_factory.mktemp("kept") / "run.npz"
+    sdkeras.lyapunov(trained, (X, Y), **options)
+    return options
+
+
+SMOOTHED = keras.losses.SparseCategoricalCrossentropy(from_logits=True, name="smoothed")
+
+
+@pytest.mark.parametrize(
+    ("shift", "other"),
+    [
+        (1e-6, {}),
+        *[
+            pytest.param(0.0, other, marks=pytest.mark.slow)
+            for other in ({"learning_rate": 0.25}, {"batch_size": 6}, {"loss": SMOOTHED})
+        ],
+    ],
+    ids=["data", "rate", "batches", "loss"],
+)
+def test_a_checkpoint_of_another_run_is_refused(trained, kept, shift: float, other: dict) -> None:
     with pytest.raises(SdkerasError, match="another run"):
-        sdkeras.lyapunov(model, (X + 1e-6, Y), **options)
+        sdkeras.lyapunov(trained, (X + shift, Y), **(kept | other))
 
 
 def test_divergence_is_an_answer() -> None:
@@ -161,6 +198,7 @@ def test_divergence_is_an_answer() -> None:
     assert f"at step {run.lyapunov.stopped_at}" in str(run)
 
 
+@pytest.mark.slow
 def test_an_optimizer_without_a_step_is_explained() -> None:
     model = classifier(keras.optimizers.Adam(0.01), steps=0)
     for rate in (None, 0.02):
@@ -177,7 +215,7 @@ def test_an_optimizer_without_a_step_is_explained() -> None:
     assert sdkeras.lyapunov(classifier(keras.optimizers.SGD(0.5), steps=0), (X, Y), num_steps=2, num_exponents=1)
 
 
-@pytest.mark.parametrize("scheduled", [False, True])
+@pytest.mark.parametrize("scheduled", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_given_learning_rate_is_that_of_the_steps(scheduled: bool) -> None:
     """The multiplier of one direction, with a rate in the file and with a schedule that would have decayed."""
     rate = keras.optimizers.schedules.ExponentialDecay(0.25, 1, 0.5) if scheduled else 0.25
@@ -189,6 +227,7 @@ def test_a_given_learning_rate_is_that_of_the_steps(scheduled: bool) -> None:
     assert float(np.asarray(model.optimizer.learning_rate)) == 0.25 * (0.5 if scheduled else 1.0)
 
 
+@pytest.mark.slow
 def test_exponents_that_drift_are_told() -> None:
     """A rate that decays: ln(1 - 3 rate) rises towards 0 all along."""
     rate = keras.optimizers.schedules.ExponentialDecay(RATE, 20, 0.5)
@@ -209,6 +248,7 @@ def test_a_given_loss_is_that_of_the_steps() -> None:
     assert run.lyapunov.log_det == pytest.approx(np.log(0.5), abs=1e-9)
 
 
+@pytest.mark.slow
 def test_an_analysis_has_them_too(trained: keras.Model) -> None:
     """With the same steps and seed they are those of `lyapunov`, number by number."""
     before = everything(trained)
@@ -239,7 +279,13 @@ def test_an_analysis_refuses_them_before_the_work() -> None:
 
 
 @pytest.mark.parametrize(
-    ("momentum", "nesterov"), [(0.0, False), (0.5, False), (0.5, True)], ids=["sgd", "heavy-ball", "nesterov"]
+    ("momentum", "nesterov"),
+    [
+        pytest.param(0.0, False, marks=pytest.mark.slow),
+        (0.5, False),
+        pytest.param(0.5, True, marks=pytest.mark.slow),
+    ],
+    ids=["sgd", "heavy-ball", "nesterov"],
 )
 def test_the_order_along_training(momentum: float, nesterov: bool) -> None:
     """SD^(m) <= SD, SD^(m') <= SD^(m) for m | m', D_s <= SD^(m): to roundoff, over the same steps."""
@@ -387,10 +433,12 @@ def test_an_analysis_keeps_its_time_limit(trained: keras.Model) -> None:
     assert "no Lyapunov exponents" in told(run)["time-limit"]
 
 
+@pytest.mark.slow
 def test_the_bounds_of_an_analysis_take_d_s_where_it_is_determined() -> None:
     curvatures = [20.0, 17.0, 4.0, 6.0, 11.0]
     model, data = quadratic(curvatures, keras.optimizers.SGD(RATE))
-    options = {"batch_size": 20, "dtype": "float64", "exact": True, "lyapunov_steps": 40, "lyapunov_transient": 60}
+    options = {"batch_size": 20, "dtype": "float64", "lyapunov_steps": 40, "lyapunov_transient": 60}
+    options["estimators"] = ["exact"]
     run = sdkeras.analyze(model, data, **options, lyapunov=5, bound_inputs={"delta": 0.1, "loss_bound": 1.0})
     value = run.lyapunov.dimension.value
     for bound in run.bounds:

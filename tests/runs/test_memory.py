@@ -13,6 +13,7 @@ from sdkeras.runs import analyze
 from sdkeras.runs.budget import VECTORS, resources
 from small_nets import X, Y, net
 
+pytestmark = pytest.mark.xdist_group("runs-memory")
 VALUES = np.concatenate([np.linspace(-0.5, 1.0, 90), [-4.0, -3.0, 6.0, 8.0, 12.0]])
 
 
@@ -90,6 +91,7 @@ def test_large_products_do_not_go_side_by_side(monkeypatch: pytest.MonkeyPatch) 
     assert resources(1_000_000, 4, memory_gb=0.99 * both, workers=2).workers == 2
 
 
+@pytest.mark.slow
 def test_the_budget_is_shared_by_the_estimators(trained: keras.Model) -> None:
     options = {"batch_size": 16, "estimators": ["sd-kde", "slq"], "tolerance": 0.001, "samples": 16, "seed": 1}
     options["settings"] = {"sd-kde": {"num_steps": 10}, "slq": {"num_steps": 10}}
@@ -100,6 +102,7 @@ def test_the_budget_is_shared_by_the_estimators(trained: keras.Model) -> None:
     assert run.provenance.num_hvps <= 400
 
 
+@pytest.mark.slow
 def test_a_plan_knows_the_limit_on_products(trained: keras.Model) -> None:
     free = analyze.plan(trained, (X, Y), batch_size=16, samples=16)
     held = analyze.plan(trained, (X, Y), batch_size=16, samples=16, max_hvps=300)

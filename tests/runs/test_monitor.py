@@ -13,6 +13,7 @@ from sdkeras.runs.options import Options
 from sdkeras.runs.problem import Problem, read_problem
 from small_nets import X, Y, net
 
+pytestmark = pytest.mark.xdist_group("runs-monitor")
 OPTIONS = {"batch_size": 16, "samples": 64, "tolerance": 0.5}
 
 
@@ -79,6 +80,7 @@ def test_linear_regression_has_its_closed_form() -> None:
         model.fit(X, target, batch_size=len(X), epochs=3, verbose=0)
 
 
+@pytest.mark.slow
 def test_many_neutral_directions_are_not_called_none() -> None:
     """Constant pixels and softmax leave 117 exact zeros of 650; 20 steps alone are certain that all contract."""
     x, y = load_digits()

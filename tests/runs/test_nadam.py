@@ -36,7 +36,7 @@ def growth_per_step(alpha: np.ndarray, beta: float, decay: float, num_steps: int
     return np.log(sizes[-1] / sizes[num_steps // 2]) / (num_steps - 1 - num_steps // 2)
 
 
-@pytest.mark.parametrize(("beta", "decay"), [(0.9, 0.0), (0.5, 0.5)])
+@pytest.mark.parametrize(("beta", "decay"), [pytest.param(0.9, 0.0, marks=pytest.mark.slow), (0.5, 0.5)])
 def test_real_steps_grow_outside_the_thresholds_and_decay_between_them(beta: float, decay: float) -> None:
     limits = thresholds("Nadam", ETA, momentum=beta, weight_decay=decay)
     near = 0.01 * limits.upper

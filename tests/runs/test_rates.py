@@ -26,6 +26,7 @@ from small_nets import X
 
 optimizers = keras.optimizers
 BATCH = 16
+pytestmark = pytest.mark.xdist_group("runs-rates")
 DESIGN = np.hstack([X.astype(np.float64), np.ones((len(X), 1))])
 CURVATURE = 2 / len(X) * DESIGN.T @ DESIGN
 TARGET = X @ np.arange(1.0, 6.0, dtype="float32")
@@ -57,7 +58,7 @@ REASONS = {
 }
 
 
-@pytest.fixture(scope="module", params=REASONS)
+@pytest.fixture(scope="module", params=["decayed", pytest.param("several", marks=pytest.mark.slow)])
 def analysed(request: pytest.FixtureRequest) -> tuple[str, keras.Model, Analysis]:
     model = trained({"decayed": decayed, "several": several}[request.param]())
     run = sdkeras.analyze(
@@ -93,8 +94,13 @@ def test_the_hessian_is_measured_and_the_rest_is_null_with_its_reason(analysed) 
     assert {warning.code for warning in run.warnings} == {"no-learning-rate", "spectrum-alone"}
 
 
-def test_every_renderer_says_the_reason(analysed, tmp_path) -> None:
-    name, model, run = analysed
+@pytest.fixture(scope="module")
+def with_a_rate(analysed) -> Analysis:
+    return sdkeras.analyze(analysed[1], (X, TARGET), learning_rate=0.25, max_hvps=200)
+
+
+def test_every_renderer_says_the_reason(analysed, with_a_rate, tmp_path) -> None:
+    name, _, run = analysed
     run.save(tmp_path / "run.json")
     again = Analysis.load(tmp_path / "run.json")
     assert again == run
@@ -103,11 +109,11 @@ def test_every_renderer_says_the_reason(analysed, tmp_path) -> None:
     for text in (str(again), as_html(again), str(sdkeras.compare(again, again)), as_html(sdkeras.compare(again, run))):
         assert REASONS[name].split(",")[0] in " ".join(text.replace("│", "").split())
         assert not re.search(r"\bnan\b", text.lower())
-    other = sdkeras.analyze(model, (X, TARGET), batch_size=BATCH, learning_rate=0.25, max_hvps=200)
-    for a, b in ((again, other), (other, again)):
+    for a, b in ((again, with_a_rate), (with_a_rate, again)):
         text = " ".join(str(sdkeras.compare(a, b)).split())
         assert "has nothing that needs a learning rate" in text
-    assert other.edge_of_stability.batch_sharpness == pytest.approx(run.edge_of_stability.batch_sharpness, rel=0.5)
+    of_rate = with_a_rate.edge_of_stability.batch_sharpness
+    assert of_rate == pytest.approx(run.edge_of_stability.batch_sharpness, rel=0.5)
     for path in ("edge_of_stability.ratio", "sharpness_dimension.value", "bounds.0.total", "rds_sharpness.leading.0"):
         with pytest.raises(SdkerasError, match=r"is null in this run.*learning rate"):
             conditions.parse(f"{path} > 1").holds(conditions.numbers_of(again))
@@ -169,21 +175,21 @@ def test_the_whole_step_needs_no_single_rate() -> None:
     assert not re.search(r"\bnan\b", as_html(alone) + as_html(run))
 
 
-@pytest.mark.parametrize("options", [{"map": "full"}, {"lyapunov": 2}])
-def test_a_step_at_rate_0_is_refused_with_advice(options) -> None:
+def test_a_step_at_rate_0_is_refused_with_advice() -> None:
     model = trained(decayed())
-    with pytest.raises(ModelError, match=r"learning rate of SGD is 0 .* is the identity.* peak, mean or step:N"):
-        sdkeras.analyze(model, (X, TARGET), batch_size=BATCH, **options)
-    with pytest.raises(ModelError, match="is the identity"):
-        analyze.plan(model, (X, TARGET), batch_size=BATCH, **options)
+    for options in ({"map": "full"}, {"lyapunov": 2}):
+        with pytest.raises(ModelError, match=r"learning rate of SGD is 0 .* is the identity.* peak, mean or step:N"):
+            sdkeras.analyze(model, (X, TARGET), batch_size=BATCH, **options)
+        with pytest.raises(ModelError, match="is the identity"):
+            analyze.plan(model, (X, TARGET), batch_size=BATCH, **options)
     with pytest.raises(ModelError, match=r"is 0 over all 25 steps"):
         sdkeras.lyapunov(model, (X, TARGET), batch_size=BATCH, num_steps=20, transient=5)
 
 
-def test_what_was_given_or_assumed_stands_in_the_headline(analysed) -> None:
-    _, model, run = analysed
+def test_what_was_given_or_assumed_stands_in_the_headline(analysed, with_a_rate) -> None:
+    _, _, run = analysed
     assert "assumed" not in str(run)
-    other = sdkeras.analyze(model, (X, TARGET), learning_rate=0.25, max_hvps=100)
+    other = with_a_rate
     head = str(other).partition("\n\n")[0]
     assert "Learning rate 0.25 (given), batch size 32 assumed." in " ".join(head.replace("│", "").split())
     page = as_html(other)
