@@ -158,7 +158,7 @@ def test_brackets_from_the_leading_exponents():
     assert (certain.status, certain.value) == ("determined", 10.0)
 
 
-@pytest.mark.parametrize("size", [3, 7, 20])
+@pytest.mark.parametrize("size", [3, 7, pytest.param(20, marks=pytest.mark.slow)])
 def test_brackets_hold_every_spectrum_with_these_leading_exponents(size):
     rng = np.random.default_rng(size)
     tight = 0

@@ -58,8 +58,9 @@ EXPECTED = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "layers.Dense" else pytest.mark.slow) for name in EXPECTED]
+)
 def test_representatives(name: str) -> None:
     row = scan.measure(CASES[name])
     assert (row.outcome, row.mode) == EXPECTED[name], row
@@ -86,6 +87,7 @@ def test_what_a_newer_keras_adds_is_shown_as_not_tried(monkeypatch: pytest.Monke
     assert "| brand_new |" in scan.table([row])
 
 
+@pytest.mark.slow
 def test_the_scan_can_fail(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """TensorFlow's own moments and a verification that passes everything: the scan itself must see it."""
     monkeypatch.setattr(engine, "exact_moments", contextlib.nullcontext)

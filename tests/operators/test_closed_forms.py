@@ -25,8 +25,15 @@ def data(*shape: int, count: int = 11, classes: int = 4, seed: int = 0):
     return generator.standard_normal((count, *shape)), generator.integers(0, classes, count)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("batch_size", [None, 4])
+@pytest.mark.parametrize(
+    ("dtype", "batch_size"),
+    [
+        ("float32", 4),
+        ("float64", None),
+        pytest.param("float32", None, marks=pytest.mark.slow),
+        pytest.param("float64", 4, marks=pytest.mark.slow),
+    ],
+)
 def test_linear_regression(dtype: str, batch_size: int | None) -> None:
     """Mean squared error of a linear map: H = 2/N X'X, ragged batches included."""
     x, _ = data(3)
@@ -49,7 +56,7 @@ def test_logistic_regression_with_sample_weights() -> None:
     assert np.allclose(dense(operator), expected, atol=1e-12)
 
 
-@pytest.mark.parametrize("batch_size", [None, 4])
+@pytest.mark.parametrize("batch_size", [pytest.param(None, marks=pytest.mark.slow), 4])
 def test_l2_regulariser_counts_once_whatever_the_batches(batch_size: int | None) -> None:
     model = compiled(keras.Input((3,)), layers.Dense(4, kernel_regularizer=keras.regularizers.L2(0.5)))
     plain = compiled(keras.Input((3,)), layers.Dense(4))
@@ -87,6 +94,11 @@ def sequential(shape: tuple[int, ...], *inner: object) -> keras.Model:
     return keras.Sequential([keras.Input(shape), *inner, layers.Flatten(), layers.Dense(4)])
 
 
+def attention() -> keras.Model:
+    x = keras.Input((3, 2))
+    return keras.Model(x, layers.Dense(4)(layers.Flatten()(layers.MultiHeadAttention(1, 2)(x, x))))
+
+
 def residual_attention() -> keras.Model:
     x = keras.Input((5,), dtype="int32")
     h = layers.Embedding(9, 4)(x)
@@ -118,22 +130,22 @@ FAMILIES = {
     "prelu": lambda: sequential((3,), layers.Dense(4), layers.PReLU()),
     "dropout": lambda: sequential((3,), layers.Dense(6, "tanh"), layers.Dropout(0.5)),
     "activity regulariser": lambda: sequential((3,), layers.Dense(4, "tanh", activity_regularizer="l2")),
-    "attention": residual_attention,
+    "attention": attention,
+    "transformer block": residual_attention,
 }
-
-
-RECURRENT = ("lstm", "gru", "simple rnn")  # while loops take half a minute to trace in every form
+# The while loops of recurrent layers take half a minute to trace in every form.
+QUICK = ("layer normalization", "batch normalization", "convolution and max pooling", "dropout", "attention")
 
 
 @pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=pytest.mark.slow) if name in RECURRENT else name for name in FAMILIES]
+    "family", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
 )
 def test_layer_families_against_finite_differences(family: str) -> None:
     """The operator in float64 against second derivatives made from first ones: their steps leave 1e-8 or so."""
     model = compiled(FAMILIES[family]())
     for variable in model.trainable_variables:  # gamma = 1 and beta = 0 hide terms
         variable.assign_add(0.1 * np.random.default_rng(7).standard_normal(variable.shape))
-    xy = tokens() if family == "attention" else data(*model.input_shape[1:])
+    xy = tokens() if family == "transformer block" else data(*model.input_shape[1:])
     operator, single = (hessian(model, xy, 6, dtype=dtype) for dtype in ("float64", "float32"))
     truth = finite_difference_hessian(operator.loss)
     assert np.max(np.abs(dense(operator) - truth)) < 1e-6 * np.max(np.abs(truth))
@@ -141,7 +153,13 @@ def test_layer_families_against_finite_differences(family: str) -> None:
     assert single.verification.hvp_relative_error < 2e-5
 
 
-@pytest.mark.parametrize("mode", PRODUCT_MODES[1:])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        pytest.param(mode, marks=pytest.mark.slow if mode == "reverse-over-reverse" else ())
+        for mode in PRODUCT_MODES[1:]
+    ],
+)
 def test_product_modes_agree(mode: str) -> None:
     model = compiled(FAMILIES["layer normalization"]())
     operator = hessian(model, data(3), 6, dtype="float64", product_mode=mode)
@@ -157,6 +175,7 @@ def test_softsign_falls_back_to_finite_differences() -> None:
     assert "LookupError" in operator.verification.details
 
 
+@pytest.mark.slow
 def test_pre_ln_transformer_extremes_and_trace() -> None:
     model = compiled(residual_attention())
     model.fit(*tokens(40), epochs=3, verbose=0)

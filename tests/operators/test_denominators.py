@@ -96,11 +96,23 @@ def test_every_loss_of_keras_is_here() -> None:
 FORMS = [(masked, weights, reduction) for masked in (False, True) for weights in WEIGHTS for reduction in REDUCTIONS]
 
 
-# Quickly, each loss in one of the 18 forms, another one for each.
+# Quickly, some losses in one of the 18 forms, another one for each: of classes by number, by numbers with some ignored
+# and by vectors, of bits, of vectors, and one that divides by sums over the targets.
+QUICK = {
+    "BinaryCrossentropy",
+    "CategoricalFocalCrossentropy",
+    "CosineSimilarity",
+    "MeanSquaredError",
+    "SparseCategoricalCrossentropy",
+    "SparseCategoricalCrossentropy, ignore_class",
+    "Tversky",
+}
+
+
 @pytest.mark.parametrize(
     ("name", "form"),
     [
-        pytest.param(name, form, marks=() if form == 5 * k % len(FORMS) else pytest.mark.slow)
+        pytest.param(name, form, marks=() if name in QUICK and form == 5 * k % len(FORMS) else pytest.mark.slow)
         for k, name in enumerate(LOSSES)
         for form in range(len(FORMS))
     ],
@@ -110,6 +122,7 @@ def test_batches_do_not_matter(name: str, form: int) -> None:
     check(*of_sequences(name, weights, masked=masked, reduction=reduction))
 
 
+@pytest.mark.slow
 def test_batches_do_not_matter_to_ctc() -> None:
     keras.utils.set_random_seed(1)
     model = keras.Sequential([keras.Input((STEPS, 3)), layers.Dense(4, dtype="float64")])
@@ -140,7 +153,7 @@ def double(model: keras.Model) -> keras.Model:
     return model
 
 
-@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum"])
+@pytest.mark.parametrize("reduction", ["sum_over_batch_size", pytest.param("sum", marks=pytest.mark.slow)])
 def test_outputs_that_divide_by_different_counts_are_weighted_one_by_one(reduction: str) -> None:
     """The second output's targets are ignored for 60 %; the third batch has none."""
     loss = {"steps": cross_entropy(), "total": cross_entropy(ignore_class=-1, reduction=reduction)}

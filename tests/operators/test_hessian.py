@@ -36,9 +36,20 @@ class Sequence(keras.utils.PyDataset):
         return X[part], Y[part]
 
 
-@pytest.mark.parametrize("form", ["arrays", "lists", "dataset", "pydataset"])
-def test_every_form_of_data_gives_the_same_hessian(form: str) -> None:
+@pytest.fixture(scope="module")
+def plain() -> tuple[keras.Model, sdkeras.HessianOperator, np.ndarray]:
+    """A model, its operator on all the data, and the matrix: for what only reads them."""
+    keras.utils.set_random_seed(0)
     model = mlp()
+    operator = hessian(model)
+    return model, operator, dense(operator)
+
+
+@pytest.mark.parametrize(
+    "form", [*(pytest.param(form, marks=pytest.mark.slow) for form in ("arrays", "lists")), "dataset", "pydataset"]
+)
+def test_every_form_of_data_gives_the_same_hessian(form: str, plain) -> None:
+    model, _, whole = plain
     given = {
         "arrays": (X, Y),
         "lists": (X.tolist(), Y.tolist()),
@@ -47,7 +58,7 @@ def test_every_form_of_data_gives_the_same_hessian(form: str) -> None:
     }[form]
     operator = hessian(model, given, 8 if form in ("arrays", "lists") else None)
     assert sorted(batch.num_examples for batch in operator.loss.batches) == [6, 8, 8]
-    assert np.allclose(dense(operator), dense(hessian(model)), atol=1e-6)
+    assert np.allclose(dense(operator), whole, atol=1e-6)
 
 
 class Own(keras.Model):
@@ -97,19 +108,20 @@ def test_batch_normalization_modes_differ_and_nothing_is_touched() -> None:
         return values, keras.config.floatx(), keras.config.dtype_policy().name, tf.nn.moments
 
     before = everything()
-    found = [dense(hessian(model, (X, Y), 8, mode=mode)) for mode in ("train", "inference")]
-    assert not np.allclose(*found, atol=1e-3)
+    found = [hessian(model, (X, Y), 8, mode=mode) for mode in ("train", "inference")]
+    vector = np.ones(found[0].size, np.float32)
+    assert not np.allclose(*(operator.matvec(vector) for operator in found), atol=1e-3)
     assert everything() == before
 
 
-def test_parameter_subset_is_the_diagonal_block() -> None:
-    model = mlp()
-    whole, part = hessian(model), hessian(model, params="dense_1/kernel|kernel$")
+def test_parameter_subset_is_the_diagonal_block(plain) -> None:
+    model, whole, matrix = plain
+    part = hessian(model, params="dense_1/kernel|kernel$")
     layout = whole.loss.layout
     places = [place for name, place in zip(layout.names, layout.slices, strict=True) if name in part.loss.layout.names]
     indices = np.concatenate([np.arange(place.start, place.stop) for place in places])
     assert part.size < whole.size
-    assert np.allclose(dense(part), dense(whole)[np.ix_(indices, indices)], atol=1e-6)
+    assert np.allclose(dense(part), matrix[np.ix_(indices, indices)], atol=1e-6)
     for pattern, message in (("nothing", "no trainable variable matches"), ("(", "regular expression")):
         with pytest.raises(ModelError, match=message):
             sdkeras.EmpiricalLoss(model, (X, Y), params=pattern)
@@ -125,8 +137,8 @@ def test_unconnected_parameters_are_zero_rows_and_named() -> None:
     assert np.all(rows == 0)
 
 
-def test_tensor_in_tensor_out_and_wrong_shapes() -> None:
-    operator = hessian(mlp(), (X, Y), 8)
+def test_tensor_in_tensor_out_and_wrong_shapes(plain) -> None:
+    operator = plain[1]
     v = np.random.default_rng(0).standard_normal(operator.size).astype("float32")
     assert tf.is_tensor(operator.matvec(tf.constant(v)))
     assert np.allclose(operator.matvec(tf.constant(v)), operator.matvec(v))
@@ -189,15 +201,19 @@ def test_verification_without_a_float64_clone() -> None:
         sdkeras.EmpiricalLoss(mlp(Secret(2.0)), (X, Y), dtype="float64")
 
 
-def test_float32_against_float64_and_mixed_precision() -> None:
+@pytest.mark.slow
+def test_float32_against_float64() -> None:
     model = mlp(layers.LayerNormalization())
     double, single = (dense(hessian(model, dtype=dtype)) for dtype in ("float64", "float32"))
     assert np.max(np.abs(double - single)) < 1e-5 * np.max(np.abs(double))
+
+
+def test_mixed_precision() -> None:
     both = [layers.Dense(5, "tanh", dtype="mixed_bfloat16"), layers.Dense(3, dtype="mixed_bfloat16")]
-    mixed, plain = compiled(keras.Input((6,)), *both), mlp()
+    mixed, pure = compiled(keras.Input((6,)), *both), mlp()
     assert not precision.is_pure(mixed, "float32")
-    plain.set_weights(mixed.get_weights())
-    assert np.allclose(dense(hessian(mixed)), dense(hessian(plain)), atol=1e-6)
+    pure.set_weights(mixed.get_weights())
+    assert np.allclose(dense(hessian(mixed)), dense(hessian(pure)), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +270,7 @@ def wide(first: str = "dense", regularizer: str | None = None, dtype: str = "flo
     return hessian(model, (x, Y), 8, dtype=dtype).on_minibatch(0)
 
 
-@pytest.mark.parametrize("kernel", [None, "l2"])
+@pytest.mark.parametrize("kernel", [pytest.param(None, marks=pytest.mark.slow), "l2"])
 def test_data_subspace_reduction_is_exact(kernel: str | None) -> None:
     view = wide(regularizer=kernel)
     split = view.reduced()
@@ -267,8 +283,15 @@ def test_data_subspace_reduction_is_exact(kernel: str | None) -> None:
     assert (DiagonallyScaledOperator(view, np.ones(view.size)).reduced() is None) == (kernel is not None)
 
 
-@pytest.mark.parametrize("first", ["dense", "embedding"])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("first", "dtype"),
+    [
+        ("dense", "float32"),
+        ("embedding", "float64"),
+        pytest.param("dense", "float64", marks=pytest.mark.slow),
+        pytest.param("embedding", "float32", marks=pytest.mark.slow),
+    ],
+)
 def test_reduction_of_a_diagonally_scaled_hessian_is_exact(first: str, dtype: str) -> None:
     view = wide(first, dtype=dtype)
     scaled = DiagonallyScaledOperator(view, np.exp(2 * np.random.default_rng(1).standard_normal(view.size)))
@@ -291,12 +314,12 @@ def test_reduction_is_refused_where_the_kernel_is_felt_elsewhere() -> None:
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("Adam", {}),
-        ("Adam", {"amsgrad": True}),
         ("AdamW", {"weight_decay": 0.1}),
-        ("Nadam", {}),
-        ("RMSprop", {}),
         ("RMSprop", {"centered": True}),
+        *(
+            pytest.param(name, options, marks=pytest.mark.slow)
+            for name, options in (("Adam", {}), ("Adam", {"amsgrad": True}), ("Nadam", {}), ("RMSprop", {}))
+        ),
     ],
 )
 def test_preconditioner_reproduces_the_last_step(name: str, options: dict[str, object]) -> None:
@@ -410,14 +433,16 @@ class OneSided(layers.Layer):
     [
         (lambda: [OneSided(name="side")], r"OneSided \(side\); .* stop gradients on purpose"),
         # With strides 1 and same padding TensorFlow's second gradient writes over its own input, in graphs only.
-        (
+        pytest.param(
             lambda: [layers.Dense(20), layers.Reshape((5, 4, 1)), layers.MaxPooling2D(2, 1, "same", name="pool")],
             r"Layers at fault: MaxPooling2D \(pool\);",
+            marks=pytest.mark.slow,
         ),
         # TensorFlow's gradient of a shifted image is a shift back, which is not the transpose.
-        (
+        pytest.param(
             lambda: [layers.Dense(16), layers.Reshape((4, 4, 1)), layers.RandomTranslation(0.3, 0.3)],
             "no gradient of the loss: a layer stops or approximates gradients",
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["stopped", "pooled", "shifted"],
@@ -434,8 +459,16 @@ def normalised_net() -> keras.Model:
     return mlp(layers.BatchNormalization(), layers.Dropout(0.3))
 
 
-@pytest.mark.parametrize("mode", ["train", "inference"])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("dtype", "mode"),
+    [
+        ("float32", "train"),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (("float32", "inference"), ("float64", "train"), ("float64", "inference"))
+        ),
+    ],
+)
 def test_now_is_the_loss_made_again(mode: str, dtype: str) -> None:
     model = normalised_net()
     operator = hessian(model, (X, Y), 8, mode=mode, dtype=dtype)

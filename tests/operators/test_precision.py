@@ -51,7 +51,11 @@ ADAPTED = {
 }
 
 
-@pytest.mark.parametrize("name", ADAPTED)
+# A state of its own kind each; those of the text are quick without products.
+QUICK = ("Normalization", "Discretization", "IntegerLookup tf_idf", "StringLookup", "TextVectorization")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in ADAPTED])
 def test_what_a_layer_has_learned_is_copied(name: str) -> None:
     layer, data = ADAPTED[name]()
     model = net(layer, data)

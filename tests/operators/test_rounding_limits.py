@@ -46,8 +46,22 @@ def separated(*hidden: Any, logits: float) -> tuple[keras.Model, tuple[Any, Any]
 
 
 # exp(-17) = 4e-8: probabilities of the right class that float32 rounds to 1 or beside it; exp(-40) is lost to float64.
-@pytest.mark.parametrize("logits", [17.0, 24.0, 40.0])
-@pytest.mark.parametrize("inner", [(), (layers.LayerNormalization,)], ids=["dense", "normalized"])
+@pytest.mark.parametrize(
+    ("inner", "logits"),
+    [
+        ((), 17.0),
+        ((), 40.0),
+        ((layers.LayerNormalization,), 17.0),
+        *(
+            pytest.param(inner, logits, marks=pytest.mark.slow)
+            for inner, logits in (
+                ((), 24.0),
+                ((layers.LayerNormalization,), 24.0),
+                ((layers.LayerNormalization,), 40.0),
+            )
+        ),
+    ],
+)
 def test_a_fitted_classifier_is_sent_to_float64_and_no_layer_is_blamed(logits: float, inner: tuple[Any, ...]) -> None:
     model, data = separated(*(make() for make in inner), logits=logits)
     with pytest.raises(VerificationError, match=BELOW) as error:
@@ -104,7 +118,7 @@ def test_a_fitted_regression_keeps_its_curvature(make: Any) -> None:
     assert np.allclose(image, truth, rtol=0, atol=1e-5 * np.linalg.norm(truth))
 
 
-@pytest.mark.parametrize("factor", [1e15, 1e-30])
+@pytest.mark.parametrize("factor", [pytest.param(1e15, marks=pytest.mark.slow), 1e-30])
 def test_weights_of_any_size_are_verified(factor: float) -> None:
     assert hessian(net(layers.Dense(6, "tanh"), factor=factor), (X, TARGETS)).verification.passed
 
@@ -126,6 +140,7 @@ def test_dense_layers_are_not_blamed_for_tiny_weights_at_a_kink() -> None:
     assert "at fault" not in str(error.value)
 
 
+@pytest.mark.parametrize("clone", [pytest.param(True, marks=pytest.mark.slow), False], indirect=True)
 def test_a_wrong_hessian_is_still_seen(clone: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """TensorFlow's own moments: wrong by some per cent, symmetric, repeatable."""
     for module in (engine, verification):

@@ -151,7 +151,7 @@ def test_exact_uses_the_reduction() -> None:
     assert len(whole.nodes) == 10
 
 
-@pytest.mark.parametrize("method", ["hutchinson", "hutch++"])
+@pytest.mark.parametrize("method", [pytest.param("hutchinson", marks=pytest.mark.slow), "hutch++"])
 def test_trace_is_unbiased_with_an_honest_standard_error(method: str) -> None:
     operator = DenseOperator(rotated(VALUES))
     runs = [

@@ -200,14 +200,19 @@ class Sticky:
         self.up, self.rng.bit_generator.state = state
 
 
-def test_standard_errors_cover_correlated_steps():
-    # Variance of the mean is 9 times that of independent steps, (1 + .8)/(1 - .8): without blocks 48 % would be
-    # covered. Blocks of 64 steps leave 7 % of the variance out.
-    flow, settings = Sticky(), LyapunovQr(num_steps=2500, transient=0)
-    rate = coverage(flow, settings, [0.1], 120)
-    assert 0.86 < rate < 0.995
-    found = settings.estimate(flow, seed=1)
+# Variance of the mean is 9 times that of independent steps, (1 + .8)/(1 - .8): without blocks 48 % would be covered.
+# Blocks of 64 steps leave 7 % of the variance out.
+CORRELATED = LyapunovQr(num_steps=2500, transient=0)
+
+
+def test_standard_errors_of_correlated_steps():
+    found = CORRELATED.estimate(Sticky(), seed=1)
     assert found.stderr[0] == pytest.approx(math.sqrt(9 * 0.16 / 2500), rel=0.4)
+
+
+@pytest.mark.slow
+def test_standard_errors_cover_correlated_steps():
+    assert 0.86 < coverage(Sticky(), CORRELATED, [0.1], 120) < 0.995
 
 
 def test_early_stop():
@@ -275,8 +280,17 @@ class Copied(Interrupted):
 
 
 @pytest.mark.usefixtures("quick_disk")
-@pytest.mark.parametrize("name", FLOWS)
-@pytest.mark.parametrize("every", [1, 7])
+@pytest.mark.parametrize(
+    ("name", "every"),
+    [
+        ("henon", 7),
+        ("float32", 1),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (("henon", 1), ("training", 1), ("training", 7), ("float32", 7))
+        ),
+    ],
+)
 def test_a_run_goes_on_after_every_possible_interruption(tmp_path, name, every):
     make, total, path = FLOWS[name], 20 + 75, tmp_path / "run.npz"
     settings = LyapunovQr(num_exponents=2, num_steps=75, transient=20)

@@ -66,6 +66,7 @@ def test_the_coarser_rule_is_that_of_fewer_steps() -> None:
     assert local.nested is not None
 
 
+@pytest.mark.slow
 def test_sums_over_the_rules_are_unbiased() -> None:
     """Mean over probes of sum w f(sigma), with f SD's own (1 + ln sigma / |t|)_+, within 5 standard errors."""
     source, t = MatrixMap(matrix_of(STEP)), 0.3

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import attrs
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import sdkeras
@@ -307,20 +307,7 @@ def test_names_that_cannot_be_shown_are_marked_and_markup_is_none(tmp_path: Path
         assert report.count("a\ufffd[31mred\ufffd\ufffdb c[bold]") >= 6
 
 
-@given(
-    value=st.floats(),
-    half=st.floats(),
-    nodes=st.lists(st.floats(), max_size=6),
-    rate=st.floats(),
-    ratio=st.floats() | st.none(),
-)
-@example(
-    value=4e16, half=math.inf, nodes=[-2.8e15, -2.4e16], rate=0.0, ratio=None
-)  # all exponents far below momentum's
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
-def test_no_number_of_a_run_json_breaks_the_page(
-    value: float, half: float, nodes: list[float], rate: float, ratio: float | None
-) -> None:
+def check_page(value: float, half: float, nodes: list[float], rate: float, ratio: float | None) -> None:
     numbers = {
         field.name: value
         for field in attrs.fields(SharpnessDimension)
@@ -341,6 +328,36 @@ def test_no_number_of_a_run_json_breaks_the_page(
     assert page.rstrip().endswith("</html>")
     for svg in svgs(page):
         ElementTree.fromstring(svg)
+
+
+@pytest.mark.parametrize(
+    ("value", "half", "nodes", "rate", "ratio"),
+    [
+        (4e16, math.inf, [-2.8e15, -2.4e16], 0.0, None),  # all exponents far below momentum's
+        (math.nan, 1e308, [math.nan, math.inf, 5e-324, -0.0], math.nan, math.nan),
+        (-math.inf, 5e-324, [], 5e-324, math.inf),
+        (1.7e308, -1.7e308, [1.7e308, -1.7e308, -1.7e308], -1.7e308, -5e-324),
+    ],
+)
+def test_the_worst_numbers_of_a_run_json_do_not_break_the_page(
+    value: float, half: float, nodes: list[float], rate: float, ratio: float | None
+) -> None:
+    check_page(value, half, nodes, rate, ratio)
+
+
+@pytest.mark.slow
+@given(
+    value=st.floats(),
+    half=st.floats(),
+    nodes=st.lists(st.floats(), max_size=6),
+    rate=st.floats(),
+    ratio=st.floats() | st.none(),
+)
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+def test_no_number_of_a_run_json_breaks_the_page(
+    value: float, half: float, nodes: list[float], rate: float, ratio: float | None
+) -> None:
+    check_page(value, half, nodes, rate, ratio)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def divides(numerator: float, threshold: float, ratio: float, digits: int) -> No
     assert abs(numerator / threshold / ratio - 1) <= allowed
 
 
-@pytest.fixture(scope="module", params=["Adam", "SGD"])
+@pytest.fixture(scope="module", params=["Adam", pytest.param("SGD", marks=pytest.mark.slow)])
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, keras.Model, Path]:
     folder = tmp_path_factory.mktemp(request.param)
     keras.utils.set_random_seed(0)

@@ -7,6 +7,7 @@ import pytest
 import sdkeras
 from sdkeras.errors import NonFiniteError, SdkerasError
 from sdkeras.files.archive import load_checkpoint, save_checkpoint
+from sdkeras.operators import precision
 from trainer import by_layer, step_of, trained
 
 layers = keras.layers
@@ -20,8 +21,8 @@ def net(optimizer: keras.optimizers.Optimizer, *inner: keras.layers.Layer) -> ke
     return trained(optimizer, model, (X, Y), 1)
 
 
-def flow_of(model: keras.Model, data: object = (X, Y), **about: str) -> sdkeras.TrainingFlow:
-    return sdkeras.TrainingFlow(step_of(model, data, 4), about)
+def flow_of(model: keras.Model, data: object = (X, Y)) -> sdkeras.TrainingFlow:
+    return sdkeras.TrainingFlow(step_of(model, data, 4))
 
 
 def halving() -> keras.optimizers.schedules.LearningRateSchedule:
@@ -31,8 +32,12 @@ def halving() -> keras.optimizers.schedules.LearningRateSchedule:
 @pytest.mark.parametrize(
     ("make", "inner"),
     [
-        (lambda: keras.optimizers.Adam(halving()), ()),
-        (lambda: by_layer(keras.optimizers.SGD(0.25, 0.5), keras.optimizers.Adam(halving())), ()),
+        pytest.param(lambda: keras.optimizers.Adam(halving()), (), marks=pytest.mark.slow),
+        pytest.param(
+            lambda: by_layer(keras.optimizers.SGD(0.25, 0.5), keras.optimizers.Adam(halving())),
+            (),
+            marks=pytest.mark.slow,
+        ),
         (lambda: keras.optimizers.SGD(0.125, momentum=0.5), (layers.BatchNormalization,)),
     ],
     ids=["schedule", "several", "normalised"],
@@ -79,8 +84,16 @@ def test_a_state_goes_through_a_file_bit_for_bit(tmp_path) -> None:
     assert np.array_equal(other.state()["state"], flow.state()["state"])
 
 
-def test_the_seed_draws_the_minibatches() -> None:
-    flow = flow_of(net(keras.optimizers.SGD(0.5)))
+@pytest.fixture(scope="module")
+def plain() -> tuple[keras.Model, sdkeras.UpdateMap]:
+    keras.utils.set_random_seed(0)
+    with precision.default_precision("float64"):
+        model = net(keras.optimizers.SGD(0.5))
+        return model, step_of(model, (X, Y), 4)
+
+
+def test_the_seed_draws_the_minibatches(plain) -> None:
+    flow = sdkeras.TrainingFlow(plain[1])
     tangents = np.eye(flow.size)
 
     def first(seed: int) -> np.ndarray:
@@ -92,12 +105,12 @@ def test_the_seed_draws_the_minibatches() -> None:
     assert np.array_equal(again, zero)
 
 
-def test_states_of_other_trajectories_are_refused() -> None:
-    model = net(keras.optimizers.SGD(0.5))
-    flow, momentum = flow_of(model), net(keras.optimizers.SGD(0.5, momentum=0.5))
+def test_states_of_other_trajectories_are_refused(plain) -> None:
+    model, step = plain
+    flow, momentum = sdkeras.TrainingFlow(step), net(keras.optimizers.SGD(0.5, momentum=0.5))
     for state, message in (
         (flow_of(model, (X + 1e-9, Y)).state(), "differs in: data"),
-        (flow_of(model, loss="another").state(), "differs in: loss"),
+        (sdkeras.TrainingFlow(step, {"loss": "another"}).state(), "differs in: loss"),
         ([1, 2], "not a state"),
         (flow_of(momentum).state(), "held values, state"),
     ):
