@@ -51,8 +51,8 @@ ADAPTED = {
 }
 
 
-# A state of its own kind each; those of the text are quick without products.
-QUICK = ("Normalization", "Discretization", "IntegerLookup tf_idf", "StringLookup", "TextVectorization")
+# Averages, a vocabulary with its frequencies, and words.
+QUICK = ("Normalization", "IntegerLookup tf_idf", "StringLookup", "TextVectorization")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in ADAPTED])

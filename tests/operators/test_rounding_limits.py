@@ -105,7 +105,7 @@ def dead() -> tuple[keras.Model, Any]:
 
 
 @pytest.mark.usefixtures("clone")
-@pytest.mark.parametrize("make", [fitted, exact, dead])
+@pytest.mark.parametrize("make", [fitted, pytest.param(exact, marks=pytest.mark.slow), dead])
 def test_a_fitted_regression_keeps_its_curvature(make: Any) -> None:
     model, targets = make()
     found = hessian(model, (X, targets))
@@ -140,7 +140,7 @@ def test_dense_layers_are_not_blamed_for_tiny_weights_at_a_kink() -> None:
     assert "at fault" not in str(error.value)
 
 
-@pytest.mark.parametrize("clone", [pytest.param(True, marks=pytest.mark.slow), False], indirect=True)
+@pytest.mark.slow  # test_a_wrong_product_is_refused is quick
 def test_a_wrong_hessian_is_still_seen(clone: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """TensorFlow's own moments: wrong by some per cent, symmetric, repeatable."""
     for module in (engine, verification):
