@@ -107,7 +107,9 @@ def test_datasets_keep_their_batches(trained: keras.Model, digits) -> None:
 @pytest.mark.parametrize(
     ("optimizer", "operator", "threshold", "own_map"),
     [
-        (keras.optimizers.SGD(0.125, momentum=0.5), "H", 24.0, ("heavy-ball", "balanced")),
+        pytest.param(
+            keras.optimizers.SGD(0.125, momentum=0.5), "H", 24.0, ("heavy-ball", "balanced"), marks=pytest.mark.slow
+        ),
         pytest.param(
             keras.optimizers.SGD(0.125, momentum=0.5, nesterov=True),
             "H",
@@ -196,13 +198,12 @@ def balanced_jacobian(optimizer, h: np.ndarray, p: np.ndarray, decay: float) -> 
     return into @ raw @ np.linalg.inv(into)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "optimizer",
     [
-        pytest.param(keras.optimizers.SGD(0.125, momentum=0.5), marks=pytest.mark.slow),
-        pytest.param(
-            keras.optimizers.SGD(0.125, momentum=0.5, nesterov=True, weight_decay=1e-3), marks=pytest.mark.slow
-        ),
+        keras.optimizers.SGD(0.125, momentum=0.5),
+        keras.optimizers.SGD(0.125, momentum=0.5, nesterov=True, weight_decay=1e-3),
         keras.optimizers.AdamW(0.00390625, weight_decay=0.01),
     ],
     ids=["heavy-ball", "nesterov", "adamw"],

@@ -173,6 +173,7 @@ def test_updates_by_signs_are_told_of() -> None:
     assert run.sharpness_dimension.value == pytest.approx(12, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_large_singular_value_that_hides_the_rest_in_float32_is_told_of() -> None:
     estimate = SimpleNamespace(threshold_exponent=-0.01)
     for dtype, cases in (("float32", {1e4: True, 10.0: False}), ("float64", {1e4: False})):

@@ -331,6 +331,7 @@ def codes(run):
     return [warning.code for warning in run.warnings]
 
 
+@pytest.mark.slow
 def test_it_reaches_every_answer_and_ends_where_the_loss_is_given(tmp_path):
     model = linear(keras.losses.Huber(0.5))
     path = tmp_path / "net.keras"

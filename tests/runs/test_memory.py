@@ -63,6 +63,7 @@ def test_products_one_by_one_are_those_of_a_block(trained: keras.Model, monkeypa
         np.testing.assert_allclose(operator.rows(rows), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_without_room_for_float64_the_check_is_in_float32(trained: keras.Model, monkeypatch) -> None:
     loss = sdkeras.EmpiricalLoss(trained, (X, Y), batch_size=40)
     monkeypatch.setattr(verification, "_SMALL", 0.0)

@@ -159,6 +159,7 @@ def test_dropout_masks_stay_with_their_minibatch() -> None:
     assert run.supremum.value == run.supremum.single_point_value
 
 
+@pytest.mark.slow
 def test_a_diverging_trajectory_keeps_what_it_reached() -> None:
     model = net(keras.optimizers.SGD(0.125))
     model.compile(keras.optimizers.SGD(0.125), "mse")
@@ -237,6 +238,7 @@ def test_ctrl_c_keeps_the_minibatches_that_are_done(monkeypatch: pytest.MonkeyPa
     assert any(note.code == "supremum-cut-short" for note in run.warnings)
 
 
+@pytest.mark.slow
 def test_the_plan_counts_the_snapshots() -> None:
     model = net(keras.optimizers.SGD(0.125))
     alone = analyze.plan(model, (X, Y), batch_size=BATCH)

@@ -70,6 +70,7 @@ def test_the_numbers_are_those_of_analyze(folder, tracked) -> None:
     assert found.metrics["val_accuracy"] == pytest.approx(logs["accuracy"])
 
 
+@pytest.mark.slow
 def test_weights_of_a_model_give_the_same_numbers(folder, tracked, tmp_path) -> None:
     _, log = tracked
     names, base = [folder / f"epoch_{epoch}.weights.h5" for epoch in (8, 9)], folder / "epoch_8.keras"
