@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 
 from sdkeras.errors import DataError
-from sdkeras.files.atomic import check_is_file
+from sdkeras.files.atomic import check_is_file, shown
 from sdkeras.files.keras_types import Array, Data
 from sdkeras.files.reading import in_words
 from sdkeras.files.user_code import call_user_function, last_line
@@ -207,9 +207,10 @@ def _chosen(where: str, names: Sequence[str], stored: Callable[[str], Data]) -> 
             return [inputs, targets, weights]
         if inputs is not None and all(name == x or name.startswith(f"{x}/") for name in names):
             return [inputs]  # for a model that takes no targets
+    listed = ", ".join(map(shown, sorted(names))) or "(none)"
     raise DataError(
-        f"{where} holds the arrays {', '.join(sorted(names)) or '(none)'}, but x and y (or x_train and y_train) "
-        "are needed, and sample_weight if there is one; several inputs are x/NAME. Rename the arrays."
+        f"{where} holds the arrays {listed}, but x and y (or x_train and y_train) are needed, and sample_weight "
+        "if there is one; several inputs are x/NAME. Rename the arrays."
     )
 
 

@@ -13,7 +13,7 @@ import attrs
 import numpy as np
 
 from sdkeras.errors import ModelError
-from sdkeras.files.atomic import check_is_file
+from sdkeras.files.atomic import check_is_file, shown
 from sdkeras.files.keras_types import Array, Config
 from sdkeras.files.user_code import last_line
 
@@ -124,9 +124,10 @@ def _read_keras(path: str, start: bytes) -> ModelFile:
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         if "config.json" not in names:
+            listed = ", ".join(map(shown, names[:5])) or "no files"
             raise ModelError(
-                f"model file {path!r} is a zip archive without a model in it (no config.json among "
-                f"{', '.join(names[:5]) or 'no files'}); save the whole model with model.save('model.keras')."
+                f"model file {path!r} is a zip archive without a model in it (no config.json among {listed}); save the "
+                "whole model with model.save('model.keras')."
             )
         bad = archive.testzip()
         if bad is not None:

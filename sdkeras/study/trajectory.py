@@ -118,7 +118,7 @@ def _matrix_in(path: str | os.PathLike[str], advice: str) -> Array | None:
                     only = len(stored.files) == 1
                     arrays = stored.files if only else [key for key in _MATRICES if key in stored.files]
                     if len(arrays) != 1:
-                        listed = ", ".join(stored.files[:5]) or "none"
+                        listed = ", ".join(map(shown, stored.files[:5])) or "none"
                         raise SdkerasError(f"{name} is not a trajectory: its arrays are {listed}; {advice}")
                     array, where = stored[arrays[0]], f"{name}, array {arrays[0]!r},"
         except ValueError as error:

@@ -403,7 +403,17 @@ def _with(path: str, value: str) -> Callable[[bytes], bytes]:
     return lambda content: re.sub(rb'("%s": )[-0-9.e+]+' % path.encode(), rb"\g<1>" + value.encode(), content, count=1)
 
 
+def _two_lines(_: bytes) -> bytes:
+    """An archive of an array whose name has two lines."""
+    stream = io.BytesIO()
+    np.savez(stream, **{"first line\nsecond": np.ones(3)})
+    return stream.getvalue()
+
+
 HOSTILE: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
+    "a model's file of two lines": ("keras", _two_lines),
+    "an array's name of two lines": ("npz", _two_lines),
+    "an iterate's name of two lines": ("trajectory", _two_lines),
     "more samples than a float can count": ("run.json", _with("num_samples", "9" * 400)),
     "a seed of 5,000 digits": ("run.json", _with("seed", "9" * 5000)),
     "a threshold of 0": ("run.json", _with("threshold", "0.0")),
