@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import numbers
 import reprlib
+import types
+import typing
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import attrs
+import numpy as np
 
 from sdkeras.dimension.exponents import ExponentMap
 from sdkeras.errors import MapError, PluginError, SdkerasError
@@ -28,6 +32,14 @@ DEFAULTS = {
 EXACT = {"spectrum": "exact", "singular_values": "dense-svd"}
 _WITHOUT_BASIS = "power-iteration"
 _OF_KIND = {"spectrum": "spectra of a Hessian", "singular_values": "singular values of a step"}
+# Declared types that a value of another kind would only fail at later.
+_PLAIN: dict[object, tuple[type, ...]] = {
+    bool: (bool, np.bool_),
+    int: (numbers.Integral,),
+    float: (numbers.Real,),
+    str: (str,),
+    types.NoneType: (types.NoneType,),
+}
 _EIGEN_STEPS = 100
 # Fewer Lanczos steps than this do not resolve the ends of a spectrum; it goes without reorthogonalisation then, or,
 # where an eigenvector is wanted, power iteration takes over.
@@ -100,13 +112,34 @@ def chosen(options: Request) -> Chosen:
 
 
 def configured(cls: type[Estimator], settings: Mapping[str, Value]) -> Estimator:
-    """An estimator with the given fields; an unknown one, or a value that its validator refuses, is reported."""
+    """An estimator with the given fields; an unknown one, or a value of another type or out of range, is reported."""
+    declared = _plain_types(cls)
+    for name, value in settings.items():
+        expected = declared.get(name)
+        if expected is not None and not _fits(value, expected):
+            kind = getattr(expected, "__name__", str(expected))
+            raise SdkerasError(f"settings of {cls.__name__}: {name} is {value!r}; it must be of type {kind}.")
     try:
         return cls(**settings)
     except (TypeError, ValueError) as error:
         fields = ", ".join(field.name for field in attrs.fields(cls)) or "none"
         reason = error.args[0] if error.args else type(error).__name__
         raise SdkerasError(f"settings of {cls.__name__}: {reason}; its fields are: {fields}.") from error
+
+
+def _plain_types(cls: type[Estimator]) -> dict[str, object]:
+    """Types of the fields that are numbers, flags, text or None; nothing of a class whose types cannot be read."""
+    try:
+        hints = typing.get_type_hints(cls)
+    except (NameError, TypeError, AttributeError):
+        return {}
+    return {name: kind for name, kind in hints.items() if {*(typing.get_args(kind) or (kind,))} <= {*_PLAIN}}
+
+
+def _fits(value: object, expected: object) -> bool:
+    """Whether a value is of one of the types; True and False are no numbers."""
+    kinds = typing.get_args(expected) or (expected,)
+    return any(isinstance(value, _PLAIN[kind]) and isinstance(value, bool) <= (kind is bool) for kind in kinds)
 
 
 def capabilities(estimator: Estimator) -> Capabilities:

@@ -21,6 +21,7 @@ from sdkeras.files.keras_types import Data
 # What user code can raise that is the user's error and not ours; Ctrl-C is neither.
 USER_ERRORS = (Exception, SystemExit)
 COLOURS = re.compile("\x1b\\[[0-9;]*m")
+_NODE = re.compile(r"\{\{function_node [^}]*\}\}\s*")
 _PLACE_IN_GRAPH = re.compile(
     r"\s*$|\s*File \"|Graph execution error:|Detected at node|<stack traces|in user code:|\s*\[\[\{\{node"
 )
@@ -97,7 +98,7 @@ def _lives_in(name: str, folder: Path) -> bool:
 def last_line(error: BaseException) -> str:
     """The line under a traceback: type and message of the error, in one line; the message may be broken itself."""
     try:
-        text = COLOURS.sub("", str(error))
+        text = _NODE.sub("", COLOURS.sub("", str(error)))
     except Exception:
         text = "(its message cannot be shown)"
     # TensorFlow tells where in the graph before it tells what.

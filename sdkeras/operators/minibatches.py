@@ -6,6 +6,7 @@ which are read once, in order, and kept.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from sdkeras.errors import DataError
 from sdkeras.files import class_weights
 from sdkeras.files.dataset import blocks, checked_arrays
 from sdkeras.files.keras_types import Data
+from sdkeras.files.user_code import USER_ERRORS, last_line
 from sdkeras.results.arrays import Array
 
 DEFAULT_BATCH_SIZE = 32
@@ -255,7 +257,17 @@ def _from_batches(data: Data, batch_size: int | None, limit: int | None) -> Sour
 def _endless(data: Data) -> bool:
     if isinstance(data, tf.data.Dataset):
         return bool(data.cardinality() == tf.data.INFINITE_CARDINALITY)
-    return data.num_batches is None
+    with _of_the_user(f"the length of the {type(data).__name__}"):
+        return data.num_batches is None
+
+
+@contextlib.contextmanager
+def _of_the_user(what: str) -> Iterator[None]:
+    """Reports what the user's own code raises as its failure."""
+    try:
+        yield
+    except USER_ERRORS as error:
+        raise DataError(f"{what} failed: {last_line(error)}; correct the user code.") from error
 
 
 def _iterate(data: Data, limit: int | None) -> Iterator[Data]:
@@ -263,14 +275,17 @@ def _iterate(data: Data, limit: int | None) -> Iterator[Data]:
         raise DataError("the dataset has no end; limit it with `samples=N`.")
     if not isinstance(data, tf.data.Dataset):
         count = data.num_batches
-        yield from (data[index] for index in (itertools.count() if count is None else range(count)))
+        for index in itertools.count() if count is None else range(count):
+            with _of_the_user(f"batch {index:,} of the {type(data).__name__}"):
+                batch = data[index]
+            yield batch
         return
     if any(leaf.shape.rank == 0 for leaf in tf.nest.flatten(data.element_spec)):
         raise DataError("the dataset is not batched; call .batch(n) on it first.")
     try:
         yield from data.as_numpy_iterator()
     except tf.errors.OpError as error:  # whatever TensorFlow raises for a damaged or failing dataset
-        reason = str(error.message).strip().splitlines()[0][:200] if error.message else type(error).__name__
+        reason = last_line(error).partition(" Traceback ")[0]
         raise DataError(f"the dataset cannot be read to its end: {reason}.") from error
 
 

@@ -8,11 +8,12 @@ import math
 import numbers
 import os
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar, cast
 
 import attrs
+import numpy as np
 
 from sdkeras.dimension.bounds import check_inputs
 from sdkeras.errors import OperatorSizeError, SdkerasError, did_you_mean
@@ -21,6 +22,7 @@ from sdkeras.estimators.kinds import Estimator
 from sdkeras.estimators.select import DEFAULTS, configured
 from sdkeras.files import class_weights
 from sdkeras.files.keras_types import Data, Loss, Model
+from sdkeras.files.user_code import in_one_line
 from sdkeras.linalg.memory import memory_limit
 from sdkeras.operators.modes import DTYPES, MODES, PRODUCT_MODES
 from sdkeras.results.arrays import Value
@@ -80,7 +82,7 @@ def must(expected: str, holds: Callable[[Value], bool]) -> Validator:
 
     def validate(instance: object, field: attrs.Attribute[Value], value: Value) -> None:
         if not (holds(value) or (value is None and field.default is None)):
-            raise SdkerasError(f"{field.name} is {value!r}; it must be {expected}.")
+            raise SdkerasError(f"{field.name} is {in_one_line(repr(value), 100)}; it must be {expected}.")
 
     return validate
 
@@ -97,10 +99,16 @@ def _checked_by(check: Callable[[Value], object]) -> Validator:
     return validate
 
 
-COUNT = must("a positive whole number", lambda value: is_number(value, whole=True) and value > 0)
-POSITIVE = must("positive", lambda value: is_number(value) and value > 0)
+# Beyond what a machine can count, and what overflows where it meets a float.
+_MOST = 2**63
+COUNT = must("a positive whole number", lambda value: is_number(value, whole=True) and 0 < value < _MOST)
+POSITIVE = must("positive", lambda value: is_number(value) and (0 < value < _MOST or value == math.inf))
 _FINITE = must("positive and finite", lambda value: is_number(value) and 0 < value < math.inf)
 NOT_NEGATIVE = must("0 or more", lambda value: is_number(value, whole=True) and value >= 0)
+# Whose least value is said elsewhere, with the reason.
+_WHOLE = must("a whole number", lambda value: is_number(value, whole=True))
+_TEXT = must("text", lambda value: isinstance(value, str))
+_FLAG = must("True or False", lambda value: isinstance(value, (bool, np.bool_)))
 _FRACTION = must("between 0 and 1", lambda value: is_number(value) and 0 < value < 1)
 _MEMORY = must(f"positive and at most {_MOST_MEMORY:g}", lambda value: is_number(value) and 0 < value <= _MOST_MEMORY)
 
@@ -111,16 +119,26 @@ def _words(text: str, more: str = "", metavar: str = "") -> dict[str, str]:
 
 
 def option(default: _T, text: str, *validators: Validator, more: str = "", metavar: str = "") -> _T:
-    """A field with its `_words`. Type checkers take it for its default."""
-    return attrs.field(default=default, validator=list(validators), metadata=_words(text, more, metavar))
+    """A field with its `_words`. Type checkers take it for its default; one that is a flag is held to be one."""
+    checks = [_FLAG] if isinstance(default, bool) else list(validators)
+    return attrs.field(default=default, validator=checks, metadata=_words(text, more, metavar))
 
 
-def _names(names: Sequence[str]) -> tuple[str, ...]:
-    return tuple(names)
+def _names(names: str | Sequence[str]) -> tuple[str, ...]:
+    listed = (names,) if isinstance(names, str) else tuple(names) if isinstance(names, Iterable) else (names,)
+    if not all(isinstance(name, str) for name in listed):
+        raise SdkerasError(f"estimators is {names!r}; it must be names of estimators, such as ('slq', 'exact').")
+    return listed
 
 
 def _settings(settings: Mapping[str, Mapping[str, Value]] | None) -> Mapping[str, Mapping[str, Value]]:
-    return settings or {}
+    settings = {} if settings is None else settings
+    if not isinstance(settings, Mapping) or not all(isinstance(each, Mapping) for each in settings.values()):
+        raise SdkerasError(
+            f"settings is {settings!r}; it must be values by estimator and field, such as "
+            "{'slq': {'num_steps': 80}}."
+        )
+    return settings
 
 
 def _inputs(inputs: Mapping[str, float] | None) -> Mapping[str, float]:
@@ -129,7 +147,10 @@ def _inputs(inputs: Mapping[str, float] | None) -> Mapping[str, float]:
 
 def _with_one(windows: Sequence[int]) -> tuple[int, ...]:
     """Each length once, ascending; SD itself is always among them."""
-    return tuple(sorted({1, *windows})) if windows else ()
+    lengths = tuple(windows) if isinstance(windows, Iterable) else (windows,)
+    if not all(is_number(length, whole=True) for length in lengths):
+        raise SdkerasError(f"windows is {windows!r}; it must be whole numbers of steps, such as (1, 10).")
+    return tuple(sorted({1, *lengths})) if lengths else ()
 
 
 def _path(path: str | os.PathLike[str] | None) -> str | None:
@@ -144,7 +165,7 @@ class TrainingOptions:
         SdkerasError: A value out of its range.
     """
 
-    batch_size: int | None = option(None, "Batch size of training; default 32, or the data set's own.")
+    batch_size: int | None = option(None, "Batch size of training; default 32, or the data set's own.", _WHOLE)
     learning_rate: float | str | None = option(
         None,
         "Learning rate in place of the optimizer's: a number, or of its schedule the peak or mean so far, or that of "
@@ -193,7 +214,9 @@ class TrainingOptions:
         metavar="GB",
     )
     progress: Callable[[Progress], None] | None = option(
-        None, "Function called with progress reports, along a trajectory after every step."
+        None,
+        "Function called with progress reports, along a trajectory after every step.",
+        must("a function of one argument", callable),
     )
 
 
@@ -224,6 +247,7 @@ class Options(EstimationOptions):
     params: str | None = option(
         None,
         "Analyse only the trainable variables whose path this regular expression finds.",
+        _TEXT,
         metavar="REGEX",
     )
     samples: int = option(
@@ -289,11 +313,12 @@ class Options(EstimationOptions):
     snapshots: int | None = option(
         None,
         "Also take the supremum of SD's definition over N snapshots of training, this checkpoint the first.",
+        _WHOLE,
         metavar="N",
         more="Training continues from here on a copy, with the real optimizer. The minibatches are those of the first "
         "estimate, so that it costs N - 1 times its products; with max_hvps or time_limit it is held to its share.",
     )
-    every: int | None = option(None, "Training steps between two snapshots.", metavar="M")
+    every: int | None = option(None, "Training steps between two snapshots.", _WHOLE, metavar="M")
     bound_inputs: Mapping[str, float] = attrs.field(
         factory=dict,
         converter=_inputs,
@@ -407,7 +432,7 @@ class LyapunovOptions(EstimationOptions):
     )
     checkpoint_interval: int = option(100, "Steps between two writes of the checkpoint.", COUNT)
     initial_slots: bool = option(False, "For an optimizer that has taken no step: start from its initial slots.")
-    estimator: str = option(DEFAULTS["lyapunov"], "Lyapunov estimator to use.")
+    estimator: str = option(DEFAULTS["lyapunov"], "Lyapunov estimator to use.", _TEXT)
     time_limit: float | None = option(
         None,
         "Seconds after which no further step begins, as after Ctrl-C.",

@@ -11,7 +11,7 @@ import sdkeras
 from sdkeras.errors import DataError, ModelError, NonFiniteError, VerificationError
 from sdkeras.linalg.operators import DiagonallyScaledOperator
 from sdkeras.operators import engine as autodiff
-from sdkeras.operators import precision
+from sdkeras.operators import minibatches, precision
 from sdkeras.operators.engine import Engine
 from sdkeras.training_step import settings
 from small_losses import CE, X, Y, compiled, dense, hessian, mlp
@@ -517,3 +517,15 @@ def test_an_operator_made_first_at_another_point_is_verified_there() -> None:
     checked = sdkeras.HessianOperator(loss.at(loss.point + np.float32(0.2))).verification
     assert checked.passed
     assert checked.finite_difference_dtype == "float64"
+
+
+@pytest.mark.parametrize("broken", ["__len__", "__getitem__"])
+def test_a_dataset_of_the_users_that_fails_is_reported_as_theirs(broken, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("no such shard")
+
+    monkeypatch.setattr(Sequence, broken, fails)
+    data = Sequence.__new__(Sequence)
+    keras.utils.PyDataset.__init__(data)
+    with pytest.raises(DataError, match=r"Sequence failed: RuntimeError: no such shard; correct the user code"):
+        minibatches.as_source(data, batch_size=None)
