@@ -24,9 +24,11 @@ def in_order(names: Sequence[str | os.PathLike[str]]) -> list[str]:
     too. A file that is named twice comes once. Of a folder the .keras, .h5 and .hdf5 files are meant.
 
     Raises:
-        SdkerasError: No file fits one of them, or a name is of no checkpoint.
+        SdkerasError: There are none, no file fits one of them, or a name is of no checkpoint.
     """
     texts = [os.fspath(each) for each in names]
+    if not texts:
+        raise SdkerasError("there are no checkpoints; name files, folders or patterns.")
     if len(texts) > 1 and texts == sorted(texts):
         texts.sort(key=_natural)
     paths = list(dict.fromkeys(path for text in texts for path in _files(text)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import numbers
 from collections.abc import Iterator, Mapping, Sequence
 
 import attrs
@@ -161,8 +162,8 @@ def as_source(
         DataError: Empty, endless without a limit, of unequal lengths, not numeric, not finite, or smaller
             than the batch size that was given; or data that cannot be weighted by class.
     """
-    if batch_size is not None and batch_size < 1:
-        raise DataError(f"the batch size must be at least 1, got {batch_size}.")
+    if batch_size is not None and (not isinstance(batch_size, numbers.Integral) or batch_size < 1):
+        raise DataError(f"the batch size must be a whole number of at least 1, got {batch_size!r}.")
     if isinstance(data, (tf.data.Dataset, keras.utils.PyDataset)):
         source = _from_batches(data, batch_size, limit)
     else:
@@ -196,7 +197,7 @@ def _from_arrays(data: Data, batch_size: int | None, default_batch_size: int | N
             "data must be x, (x, y) or (x, y, sample_weight) arrays, a tf.data.Dataset or a keras.utils.PyDataset; "
             f"got {type(data).__name__}{f' of length {len(data)}' if isinstance(data, (tuple, list)) else ''}."
         )
-    structure = checked_arrays("the data", data, whole=False)
+    structure = checked_arrays("the data", data)
     arrays = tuple(tf.nest.flatten(structure))
     total = len(arrays[0])
     if batch_size is not None:

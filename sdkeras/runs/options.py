@@ -448,8 +448,7 @@ class LyapunovOptions(EstimationOptions):
                 f"settings were given for '{min(others)}', which is not used here; used is: {self.estimator}."
             )
         if self.checkpoint is not None:
-            target, folder = Path(self.checkpoint), Path(self.checkpoint).parent
-            if not self.checkpoint or target.is_dir() or not (folder.is_dir() and os.access(folder, os.W_OK)):
+            if not _is_writable(self.checkpoint):
                 raise SdkerasError(
                     f"the checkpoint {self.checkpoint!r} cannot be written there; give the name of a file in a folder "
                     "that exists."
@@ -524,6 +523,14 @@ class LyapunovOptions(EstimationOptions):
                 f"the Jacobians of {self.num_steps:,} steps of a state of {size:,} dimensions need {needed / 1e9:.3g} "
                 f"GB, and {limit / 1e9:.3g} GB may be used: {most}; or allow more memory (`memory_gb`)."
             )
+
+
+def _is_writable(path: str) -> bool:
+    """Whether a file of this name can be kept where it is."""
+    try:
+        return bool(path) and not Path(path).is_dir() and os.access(Path(path).parent, os.W_OK | os.X_OK)
+    except (OSError, ValueError):  # a name too long, a NUL in it
+        return False
 
 
 def _check_windows(windows: Sequence[int], num_steps: int) -> None:

@@ -160,6 +160,8 @@ def measure_trajectory(
 
     Reference: arXiv 2604.19740, Sec. 5.
     """
+    if not isinstance(trajectory, Trajectory):
+        raise TypeError(f"trajectory is of type {type(trajectory).__name__}; give a sdkeras.study.Trajectory.")
     iterates, losses = trajectory.iterates, trajectory.losses
     count = len(iterates)
     if count < 2:
