@@ -447,12 +447,11 @@ class LyapunovOptions(EstimationOptions):
             raise SdkerasError(
                 f"settings were given for '{min(others)}', which is not used here; used is: {self.estimator}."
             )
-        if self.checkpoint is not None:
-            if not _is_writable(self.checkpoint):
-                raise SdkerasError(
-                    f"the checkpoint {self.checkpoint!r} cannot be written there; give the name of a file in a folder "
-                    "that exists."
-                )
+        if self.checkpoint is not None and not _is_writable(self.checkpoint):
+            raise SdkerasError(
+                f"the checkpoint {self.checkpoint!r} cannot be written there; give the name of a file in a folder that "
+                "exists."
+            )
         if self.windows:
             _check_windows(self.windows, self.num_steps)
         if self.windows and self.checkpoint is not None:

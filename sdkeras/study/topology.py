@@ -154,6 +154,7 @@ def measure_trajectory(
         progress: Called with the next stage, in words.
 
     Raises:
+        TypeError: It is no trajectory.
         SdkerasError: Fewer than 2 iterates, or settings out of range.
         NonFiniteError: NaN or infinity among the iterates.
         OperatorSizeError: More distances than the memory holds.
