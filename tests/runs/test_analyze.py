@@ -198,12 +198,13 @@ def balanced_jacobian(optimizer, h: np.ndarray, p: np.ndarray, decay: float) -> 
     return into @ raw @ np.linalg.inv(into)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "optimizer",
     [
-        keras.optimizers.SGD(0.125, momentum=0.5),
-        keras.optimizers.SGD(0.125, momentum=0.5, nesterov=True, weight_decay=1e-3),
+        pytest.param(keras.optimizers.SGD(0.125, momentum=0.5), marks=pytest.mark.slow),
+        pytest.param(
+            keras.optimizers.SGD(0.125, momentum=0.5, nesterov=True, weight_decay=1e-3), marks=pytest.mark.slow
+        ),
         keras.optimizers.AdamW(0.00390625, weight_decay=0.01),
     ],
     ids=["heavy-ball", "nesterov", "adamw"],
