@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import cast
 
 import click
 
@@ -36,6 +37,8 @@ def command(output_dir: str, seed: int, quiet: bool) -> int:
     paths = [str(folder / name) for name in ("model.keras", "data.npz", "run.json", "report.html")]
     for path in paths:
         check_writable(path)
+    root = click.get_current_context().find_root()
+    cast(click.Group, root.command).get_command(root, "analyze")  # whose options the messages name
     model, data, json_path, html_path = paths
     request.tensorflow_settings(quiet)
     _train(model, data, seed, quiet)

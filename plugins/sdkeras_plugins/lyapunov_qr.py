@@ -211,13 +211,15 @@ def _check(run: _Run, start: _Run) -> None:
             raise ValueError(f"its {field.name} does not describe a run")
     counts = (run.step, run.pending, run.interval - 1, run.block_size - 1, run.partial_steps)
     sums = [np.abs(each).max(initial=0.0) for each in (run.blocks, run.partial, run.rounding)]
+    # Steps whose logarithms are in the sums: all after the transient but those since the last decomposition.
+    measured = max(0, run.step - run.transient - run.pending)
     if (
         _identity(run) != _identity(start)
         or not 0 <= min(counts) <= max(counts) <= _MOST_STEPS
         or not 0.0 <= run.growth <= _FASTEST
         or max(sums) > _FASTEST * (run.step + 1)
         or len(run.blocks) >= 2 * _FEWEST_BLOCKS
-        or len(run.blocks) * run.block_size + run.partial_steps > max(0, run.step - run.transient)
+        or len(run.blocks) * run.block_size + run.partial_steps != measured
     ):
         raise ValueError("its numbers do not describe a run")
 

@@ -307,7 +307,7 @@ def _assumptions(facts: Facts, delta: float | None) -> tuple[Assumption, ...]:
         (
             "non-singular Jacobian",
             "fails" if singular else "unknown" if lowest is None else "not contradicted",
-            "no exponent was measured" if lowest is None else f"smallest exponent {lowest:.3g}",
+            "no exponent was measured" if lowest is None else f"smallest exponent of any run {lowest:.3g}",
         ),
         ("bounded distortion (eq. 13)", "unknown", "neither a checkpoint nor one trajectory can show it"),
         (

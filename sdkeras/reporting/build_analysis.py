@@ -30,6 +30,7 @@ from sdkeras.reporting.tables import frame, optimizer_in_words, provenance_table
 from sdkeras.results.answers import Analysis
 from sdkeras.results.bounds import Bound, BoundInput
 from sdkeras.results.dimension import EdgeOfStability, RdsSharpness, SharpnessDimension, Supremum
+from sdkeras.results.measured import Measured
 
 _MOST_SNAPSHOTS = 12
 _NOT_ESTIMATED = "not estimated"
@@ -180,6 +181,8 @@ def _layers(run: Analysis) -> Table:
         codimension = _NOT_ESTIMATED
         if layer.codimension is not None:
             codimension = estimated(layer.codimension, layer.codimension_interval)
+        if layer.largest is not None and not layer.largest.converged:
+            value, evidence = f"{value} (not converged)", evidence.removesuffix(", not converged")
         name = f"{layer.name} ({layer.num_parameters:,})"
         rows.append(
             (name, Cell(value, remark=evidence, share=eigenvalue), Cell(total, "soft", share=trace), codimension)
@@ -207,6 +210,9 @@ def _hessian(run: Analysis) -> Table:
 def _edge(run: Analysis) -> Table:
     edge = run.edge_of_stability
     largest = f"algebraically largest eigenvalue of {edge.operator}"
+    if edge.operator != "H" and edge.sharpness_residual is not None:  # that of H is in the table of the Hessian
+        _, evidence = measured(Measured(math.nan, edge.sharpness_converged, residual=edge.sharpness_residual))
+        largest += f", {evidence}"
     rows = (
         (sharpness_name(edge.operator), number(edge.sharpness), largest),
         ("threshold", number(edge.threshold), optimizer_in_words(run)),

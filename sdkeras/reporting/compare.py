@@ -303,10 +303,10 @@ def _quantity(run: Value, path: str, value: Value) -> Quantity:
 
 
 def _sharpness(run: Analysis) -> Quantity:
-    """With the residual of the Hessian's eigenvalue, where it is that."""
+    """With its residual; in files of version 0.1 that of the Hessian's eigenvalue, where it is that."""
     edge, largest = run.edge_of_stability, run.hessian.largest
     same = edge.operator == "H" and largest is not None and largest.value == edge.sharpness
-    return Quantity.of(largest if same else edge.sharpness)
+    return Quantity.of(largest if same else dict(walk(edge))["sharpness"])
 
 
 def _exponent(lyapunov: LyapunovSummary, k: int) -> Quantity:

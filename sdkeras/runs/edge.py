@@ -17,6 +17,7 @@ from sdkeras.reporting.numbers import rate_source_in_words
 from sdkeras.results.arrays import FloatArray
 from sdkeras.results.dimension import EdgeOfStability
 from sdkeras.results.estimates import Eigenpairs
+from sdkeras.results.measured import Measured
 from sdkeras.runs import measure
 from sdkeras.runs.budget import Budget, Notes
 from sdkeras.runs.problem import Problem, operator_name
@@ -57,7 +58,7 @@ def edge(
     batches, more = budget.measured("batch sharpness", sampled)
     reason = "interrupted before it was measured" if budget.interrupted else "the budget left no room for it"
     reason = problem.unscaled or ("" if pairs is not None else reason)
-    found = edge_of_stability(problem, None if pairs is None else float(pairs.values[0]), reason)
+    found = edge_of_stability(problem, None if pairs is None else measure.with_evidence(pairs, 0), reason)
     below = found.ratio is not None and found.ratio <= stability.EDGE[1]
     if below and pairs is not None and not pairs.converged[0] and (budget.is_limited or budget.interrupted):
         words = (
@@ -74,12 +75,13 @@ def cost_of_edge(problem: Problem) -> int:
     return batches + (0 if problem.scaling is None else measure.cost_of_extremes(problem))
 
 
-def edge_of_stability(problem: Problem, sharpness: float | None, reason: str = "") -> EdgeOfStability:
+def edge_of_stability(problem: Problem, largest: Measured | None, reason: str = "") -> EdgeOfStability:
     """The verdict on the largest eigenvalue of the threshold's own operator, before the batch sharpness is known.
 
-    The `sharpness` is None where it is unknown, and the reason says why.
+    The `largest` is None where it is unknown, and the reason says why.
     """
     optimizer, limits = problem.optimizer, problem.limits
+    sharpness = None if largest is None else largest.value
     threshold = None if limits is None else limits.upper
     if problem.rate is None:
         verdict = f"No verdict: {problem.no_rate}"
@@ -100,6 +102,8 @@ def edge_of_stability(problem: Problem, sharpness: float | None, reason: str = "
         batch_sharpness=None,
         batch_sharpness_stderr=None,
         verdict=verdict,
+        sharpness_residual=None if largest is None else largest.residual,
+        sharpness_converged=largest is None or largest.converged,
     )
 
 

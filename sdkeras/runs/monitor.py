@@ -343,7 +343,7 @@ def _answer(
         None if outcome is None else problem.exponents,
         cost=(measurement.num_hvps, time.monotonic() - measurement.seconds),
         hessian=HessianSummary(largest=known.get("sharpness"), smallest=None, trace=known.get("hessian_trace")),
-        edge_of_stability=edge_of_stability(problem, None if numerator is None else numerator.value, reason),
+        edge_of_stability=edge_of_stability(problem, numerator, reason),
         bounds=measurement.bounds,
         warnings=(*dict.fromkeys(notes), Note("while-training", about)),
     )

@@ -291,6 +291,7 @@ def _settings(values: Mapping[str, Value]) -> str:
 
 
 def _study(tables: Mapping[str, Value]) -> Study:
+    _check_finite("", tables)
     study, measures, trajectory = (tables.get(name, {}) for name in ("study", "measures", "trajectory"))
     _check_keys("[study]", study, _STUDY_KEYS)
     _check_keys("[study] stop", study.get("stop", {}), _STOP_KEYS)
@@ -317,6 +318,15 @@ def _reason(error: BaseException, cls: object) -> str:
     if isinstance(error, KeyError):
         return "there is none; give a text, 'module:callable' for example."
     return str(error)
+
+
+def _check_finite(where: str, value: Value) -> None:
+    """Refuses NaN and infinity, which the files of a study could not hold."""
+    if isinstance(value, (Mapping, list)):
+        for key, each in value.items() if isinstance(value, Mapping) else enumerate(value):
+            _check_finite(f"{where}.{key}" if where else f"[{key}]", each)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise SdkerasError(f"{where.replace('].', '] ', 1)} is {value}; it must be a finite number.")
 
 
 def _check_keys(where: str, table: object, keys: Sequence[str] | Mapping[str, Value]) -> None:

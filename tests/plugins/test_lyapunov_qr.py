@@ -362,6 +362,23 @@ def test_another_file_is_refused(tmp_path):
             LyapunovQr(checkpoint=path).estimate(coin_flow(), seed=1)
 
 
+@pytest.mark.parametrize(("num_steps", "interval"), [(6, 100), (40, 100), (200, 7)])
+def test_a_file_without_some_of_its_blocks_is_refused(tmp_path, num_steps, interval):
+    from sdkeras.files.archive import load_checkpoint, save_checkpoint
+
+    path = str(tmp_path / "run.npz")
+    kept = LyapunovQr(num_steps=num_steps, transient=5, checkpoint=path, checkpoint_interval=interval)
+    kept.estimate(coin_flow(), seed=1)
+    who, run, flow = load_checkpoint(path)
+    longer = attrs.evolve(kept, num_steps=num_steps + 10)
+    for blocks in (run["blocks"][:-1], np.concatenate([run["blocks"], run["blocks"][:1]])):
+        save_checkpoint(path, [who, {**run, "blocks": blocks}, flow])
+        with pytest.raises(SdkerasError, match="its numbers do not describe a run"):
+            longer.estimate(coin_flow(), seed=1)
+    save_checkpoint(path, [who, run, flow])
+    assert longer.estimate(coin_flow(), seed=1) == attrs.evolve(longer, checkpoint=None).estimate(coin_flow(), seed=1)
+
+
 # NaN, divergence, breakdown.
 
 

@@ -212,6 +212,9 @@ def test_sharpness_of_another_operator_is_not_subtracted_but_the_ratio_is() -> N
     # The residual of H's eigenvalue is none of the other operator's, even where the two values are the same.
     same = with_edge(other, sharpness=12.0)
     assert row(sdkeras.compare(same, same), "edge_of_stability.sharpness").a.evidence == "none"
+    own = with_edge(other, sharpness_residual=0.5)
+    assert row(sdkeras.compare(own, own), "edge_of_stability.sharpness").a.interval == (37.5, 38.5)
+    assert row(sdkeras.compare(own, own), "edge_of_stability.ratio").a.interval == (37.5 / 40, 38.5 / 40)
     ratio = row(found, "edge_of_stability.ratio")
     assert ratio.difference == pytest.approx(0.35)
     assert "B has no error bar" in ratio.verdict

@@ -158,6 +158,7 @@ def test_maps_and_thresholds_of_real_optimizers(
     verdict = run.edge_of_stability
     assert verdict.operator == operator
     assert verdict.threshold == (None if threshold is None else pytest.approx(threshold, rel=1e-6))
+    assert verdict.sharpness_converged == (verdict.sharpness_residual <= 1e-3 * abs(verdict.sharpness) * 1.001)
     codes = {warning.code for warning in run.warnings}
     estimate = run.sharpness_dimension
     assert (estimate.map, estimate.coordinates) == own_map

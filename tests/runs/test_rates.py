@@ -16,6 +16,7 @@ from sdkeras.errors import ModelError, SdkerasError
 from sdkeras.operators.minibatches import as_source
 from sdkeras.reporting.html import as_html
 from sdkeras.results.answers import Analysis, LyapunovRun
+from sdkeras.results.measured import Measured
 from sdkeras.runs import analyze
 from sdkeras.runs.edge import edge_of_stability
 from sdkeras.runs.monitor import DIMENSION, Monitor
@@ -152,7 +153,7 @@ def test_rates_of_the_schedule_are_taken_on_request() -> None:
         problem = read_problem(model, (X, TARGET), Options(batch_size=BATCH, learning_rate=which))[0]
         assert problem.limits.upper == pytest.approx(3 / rate, rel=1e-5)
         assert problem.optimizer_info().learning_rate == pytest.approx(rate, rel=1e-5)
-        assert words in edge_of_stability(problem, 1.0).verdict
+        assert words in edge_of_stability(problem, Measured(1.0, True)).verdict
     with pytest.raises(ModelError, match="step 6, and training has taken 6 steps"):
         sdkeras.analyze(model, (X, TARGET), learning_rate="step:6")
     with pytest.raises(ModelError, match="SGD has no learning-rate schedule"):

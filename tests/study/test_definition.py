@@ -119,6 +119,8 @@ def test_values_rest_on_their_settings_alone(tmp_path: Path) -> None:
         ("batch_size = 32", "batch_size = 3.5", "batch_size has the value 3.5"),
         ("[0.1, 1e-5, 2.0]", "[0.1, -2.0]", "learning_rate has the value -2.0"),
         ("[0.1, 1e-5, 2.0]", "[0.1, 0.1]", "twice"),
+        ("[0.1, 1e-5, 2.0]", "[0.1, inf]", r"\[grid\] \w+\.1 is inf; it must be a finite number"),
+        ("loss_below = 0.1", "loss_below = nan", r"\[study\] stop\.loss_below is nan; it must be"),
         ("[0.1, 1e-5, 2.0]", "[]", "is empty"),
         ("[8, 16]", "[[8], [16]]", r"width has the value \[8\]"),
         ("lambda_1 = {}", "lambda1 = {}", "did you mean 'lambda_1'"),
