@@ -129,7 +129,9 @@ def kind_of(name: str, kinds_wanted: Sequence[str]) -> str:
 def _unknown(name: str, kind: str, installed: list[str]) -> str:
     """The message for a name that is not installed, with the nearest one that is."""
     hint = did_you_mean(name, installed)
-    return f"no {kind} estimator '{name}'; {hint}Installed: {', '.join(installed) or 'none'}."
+    return (
+        f"no {kind} estimator '{name}'; {hint}{'Installed' if hint else 'installed'}: {', '.join(installed) or 'none'}."
+    )
 
 
 def _load(kind: str, entry: importlib.metadata.EntryPoint) -> type[Estimator]:

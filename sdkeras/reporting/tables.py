@@ -143,7 +143,7 @@ def _planned_analysis(plan: Plan) -> tuple[Row, ...]:
     most = "as many as the tolerance asks for"
     if plan.num_hvps_most is not None:
         most = f"{max(plan.num_hvps_pilot, plan.num_hvps_most - fixed):,}, as the tolerance asks"
-    runs = f"{fixed:,}, and for the runs {plan.num_hvps_pilot:,} to {most}"
+    runs = f"{fixed:,} for the fixed stages, and for the runs {plan.num_hvps_pilot:,} to {most}"
     return present(
         ("parameters analysed", f"{plan.num_parameters:,}"),
         ("state of the map", f"{plan.state_size:,} ({plan.map})"),
