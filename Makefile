@@ -12,10 +12,10 @@ test: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PYTHONPATH=plugins:cli $(BIN)/lint-imports --no-logo
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 test-all: test
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m slow
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow
 
 # The numerical packages under the arithmetic of other processors: order of summation, fused products.
 test-kernels: $(VENV)/installed-test

@@ -33,7 +33,6 @@ def with_and_without(tmp_path_factory):
     return trained([]), trained([callback]), callback
 
 
-@pytest.mark.xdist_group("trained with and without")
 def test_weights_optimizer_seeds_history_and_global_generators_are_bit_identical(with_and_without) -> None:
     (_, alone, history, draws), (_, watched, other, other_draws), _ = with_and_without
     assert [part for part in alone if part.dtype.kind in "iu" and part.shape == (2,)]  # a seed generator's state
@@ -43,7 +42,6 @@ def test_weights_optimizer_seeds_history_and_global_generators_are_bit_identical
     assert draws == other_draws
 
 
-@pytest.mark.xdist_group("trained with and without")
 def test_the_second_fit_goes_on_with_the_first_ones_functions(with_and_without) -> None:
     _, _, callback = with_and_without
     assert [found.step for found in callback.measurements] == [5, 10, 15]
@@ -52,7 +50,6 @@ def test_the_second_fit_goes_on_with_the_first_ones_functions(with_and_without) 
     assert max(rest) < first  # compiled once
 
 
-@pytest.mark.xdist_group("trained with and without")
 def test_values_are_those_of_analyze_at_the_same_weights(with_and_without) -> None:
     _, (model, *_), callback = with_and_without
     found = callback.measurements[-1]

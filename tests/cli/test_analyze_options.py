@@ -17,7 +17,6 @@ layers = keras.layers
 TARGET = X @ np.arange(1.0, 6.0, dtype="float32")
 
 # Each file of a model is made once.
-pytestmark = pytest.mark.xdist_group("options of analyze")
 
 TASK = """
 import keras

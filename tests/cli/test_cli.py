@@ -27,7 +27,6 @@ from sdkeras_cli import output
 from sdkeras_cli.main import cli
 
 # One worker makes the files of these tests and of those of the documents.
-pytestmark = pytest.mark.xdist_group("files of the command line")
 
 
 def test_quick_commands_load_no_tensorflow(tmp_path: Path) -> None:

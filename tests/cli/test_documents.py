@@ -18,8 +18,6 @@ from sdkeras.errors import SdkerasError
 from sdkeras.estimators import registry
 from sdkeras_cli import conditions, options
 
-pytestmark = pytest.mark.xdist_group("files of the command line")
-
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:

@@ -14,8 +14,6 @@ from sdkeras.runs.budget import Budget
 
 layers = keras.layers
 
-pytestmark = pytest.mark.xdist_group("lyapunov command")
-
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:

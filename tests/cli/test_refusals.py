@@ -11,8 +11,6 @@ from processes import WITHOUT_TENSORFLOW, python
 
 layers = keras.layers
 
-pytestmark = pytest.mark.xdist_group("refusals")  # of one folder
-
 
 def saved(path: Path, optimizer: object, *hidden: object, size: int = 3, classes: int = 2) -> keras.Model:
     """A small net, trained for a step if it has an optimizer."""

@@ -14,7 +14,6 @@ from sdkeras.study.simulate import forward
 from sdkeras.study.topology import TrajectoryMeasures, measure_trajectory
 from sdkeras.study.trajectory import Trajectory
 
-pytestmark = pytest.mark.xdist_group("study trajectory")  # of one training
 Command = Callable[..., tuple[int, str, str]]
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((60, 3)).astype(np.float32)

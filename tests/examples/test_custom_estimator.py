@@ -16,7 +16,6 @@ from sdkeras.estimators import registry
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "custom_estimator"
 # One worker builds and installs once.
-pytestmark = pytest.mark.xdist_group("custom_estimator")
 
 PLUGIN = """
 import attrs

@@ -13,7 +13,6 @@ from scipy.stats import kendalltau
 from example_scripts import EXAMPLES, load_script
 
 # One worker trains once.
-pytestmark = pytest.mark.xdist_group("grokking")
 
 
 @pytest.fixture(scope="module")

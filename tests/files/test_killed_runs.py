@@ -31,7 +31,6 @@ from sdkeras.training_step.map import UpdateMap
 from small_nets import X, Y
 
 # One worker does the whole tasks that all tests compare with.
-pytestmark = pytest.mark.xdist_group("killed runs")
 SETTINGS = {"batch_size": 16, "samples": 96, "tolerance": 0.5}
 
 

@@ -31,7 +31,6 @@ class Typed:
 
 
 # mypy runs once for all.
-pytestmark = pytest.mark.xdist_group("typed_plugins")
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,6 @@ from sdkeras.training_step import settings as update
 layers = keras.layers
 SCALED = "P^-1/2 H P^-1/2"
 CE = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-pytestmark = pytest.mark.xdist_group("runs-analyze")
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,6 @@ RATE = 0.125  # exact in float32, as Keras holds it
 X = np.random.default_rng(0).standard_normal((24, 2))
 Y = np.random.default_rng(1).integers(0, 2, 24)
 BATCH = (X[:8], Y[:8])
-pytestmark = pytest.mark.xdist_group("runs-full-map")
 
 
 def trained(optimizer: object, steps: int = 3, dtype: str = "float64") -> keras.Model:

@@ -22,7 +22,6 @@ GENERATOR = np.random.default_rng(0)
 X = GENERATOR.standard_normal((64, 5)).astype("float32")
 Y = GENERATOR.integers(0, 3, 64)
 BATCH, NUM_BATCHES, SIZE = 16, 4, 6 * 4 + 5 * 3
-pytestmark = pytest.mark.xdist_group("runs-limits")
 
 
 def net(optimizer: object) -> keras.Model:

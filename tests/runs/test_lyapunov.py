@@ -19,8 +19,6 @@ from sdkeras.runs.budget import Meter
 from sdkeras.runs.options import LyapunovOptions
 from small_trainings import RATE, X, Y, classifier, everything, quadratic
 
-pytestmark = pytest.mark.xdist_group("runs-lyapunov")
-
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:

@@ -13,7 +13,6 @@ from sdkeras.runs import analyze
 from sdkeras.runs.budget import VECTORS, resources
 from small_nets import X, Y, net
 
-pytestmark = pytest.mark.xdist_group("runs-memory")
 VALUES = np.concatenate([np.linspace(-0.5, 1.0, 90), [-4.0, -3.0, 6.0, 8.0, 12.0]])
 
 

@@ -13,7 +13,6 @@ from sdkeras.runs.options import Options
 from sdkeras.runs.problem import Problem, read_problem
 from small_nets import X, Y, net
 
-pytestmark = pytest.mark.xdist_group("runs-monitor")
 OPTIONS = {"batch_size": 16, "samples": 64, "tolerance": 0.5}
 
 

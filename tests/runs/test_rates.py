@@ -27,7 +27,6 @@ from small_nets import X
 
 optimizers = keras.optimizers
 BATCH = 16
-pytestmark = pytest.mark.xdist_group("runs-rates")
 DESIGN = np.hstack([X.astype(np.float64), np.ones((len(X), 1))])
 CURVATURE = 2 / len(X) * DESIGN.T @ DESIGN
 TARGET = X @ np.arange(1.0, 6.0, dtype="float32")

@@ -23,7 +23,6 @@ IMAGES, Y = load_digits()
 X = IMAGES[:, 2:6, 2:6]
 TRAIN, TEST = (X[:300], Y[:300]), (X[300:500], Y[300:500])
 SETTINGS = {"batch_size": 50, "samples": 300}
-pytestmark = pytest.mark.xdist_group("runs-track")
 
 
 def net(width: int = 6, optimizer: keras.optimizers.Optimizer | None = None) -> keras.Model:

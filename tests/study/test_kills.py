@@ -19,7 +19,6 @@ from sdkeras.study.runner import run_study
 from study.small_study import started, wait_until, written
 
 # The study that nothing interrupts is done once.
-pytestmark = pytest.mark.xdist_group("killed_study")
 
 TEXTS = {
     "module": "killed_nets",

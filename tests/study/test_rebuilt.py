@@ -18,7 +18,6 @@ from sdkeras.study.train import StudyData, Trial, factory, rebuilt, train
 from sdkeras.study.worker import Worker
 
 # One worker trains what several tests read.
-pytestmark = pytest.mark.xdist_group("rebuilt")
 
 
 @attrs.frozen

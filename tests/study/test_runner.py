@@ -19,7 +19,6 @@ from sdkeras.study.runner import Finished, run_study
 from study.small_study import calls, started, wait_until, written
 
 # The study of which runs fail is done once.
-pytestmark = pytest.mark.xdist_group("study_runner")
 
 
 def twice(*whom: str) -> list[str]:
