@@ -200,7 +200,7 @@ class _Analysis:
         """A stage's record, told in words, with its notes among ours; None where the budget had no room for it."""
         record, notes = self.budget.measured(what, stage)
         self.notes += notes
-        if record is not None and words is not None:
+        if record is not None and words is not None and not self.budget.interrupted:
             self.budget.tick(words(record))
         return record
 

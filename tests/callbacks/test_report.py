@@ -15,7 +15,6 @@ from sdkeras.errors import SdkerasError
 from sdkeras.results.log import read_run_log
 from small_nets import X, Y
 
-# Tests of one training, which measures and draws all there is.
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 GIVEN = {"delta": 0.1, "zeta": 0.05, "mutual_information": 2.0, "constant": 0.5}
 SLOW = pytest.mark.slow

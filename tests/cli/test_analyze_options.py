@@ -16,7 +16,6 @@ from small_nets import X, Y, net
 layers = keras.layers
 TARGET = X @ np.arange(1.0, 6.0, dtype="float32")
 
-# Each file of a model is made once.
 
 TASK = """
 import keras

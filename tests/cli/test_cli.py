@@ -26,8 +26,6 @@ from sdkeras.results.log import FILE_NAME, append
 from sdkeras_cli import output
 from sdkeras_cli.main import cli
 
-# One worker makes the files of these tests and of those of the documents.
-
 
 def test_quick_commands_load_no_tensorflow(tmp_path: Path) -> None:
     """And `sdkeras.callbacks` would, at its first use."""

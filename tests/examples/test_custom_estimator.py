@@ -15,7 +15,6 @@ import pytest
 from sdkeras.estimators import registry
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "custom_estimator"
-# One worker builds and installs once.
 
 PLUGIN = """
 import attrs

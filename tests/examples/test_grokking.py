@@ -12,8 +12,6 @@ from scipy.stats import kendalltau
 
 from example_scripts import EXAMPLES, load_script
 
-# One worker trains once.
-
 
 @pytest.fixture(scope="module")
 def example() -> ModuleType:

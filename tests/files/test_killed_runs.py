@@ -30,7 +30,6 @@ from sdkeras.runs.track import track
 from sdkeras.training_step.map import UpdateMap
 from small_nets import X, Y
 
-# One worker does the whole tasks that all tests compare with.
 SETTINGS = {"batch_size": 16, "samples": 96, "tolerance": 0.5}
 
 

@@ -30,9 +30,6 @@ class Typed:
 """
 
 
-# mypy runs once for all.
-
-
 @pytest.fixture(scope="module")
 def errors(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Errors in the plugins, file by file."""

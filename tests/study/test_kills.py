@@ -18,8 +18,6 @@ from sdkeras.study.definition import read_study
 from sdkeras.study.runner import run_study
 from study.small_study import started, wait_until, written
 
-# The study that nothing interrupts is done once.
-
 TEXTS = {
     "module": "killed_nets",
     "epochs": 5,

@@ -17,8 +17,6 @@ from sdkeras.study.run_files import RunFolder, Trained
 from sdkeras.study.train import StudyData, Trial, factory, rebuilt, train
 from sdkeras.study.worker import Worker
 
-# One worker trains what several tests read.
-
 
 @attrs.frozen
 class Done:

@@ -18,8 +18,6 @@ from sdkeras.study.run_files import plan_study
 from sdkeras.study.runner import Finished, run_study
 from study.small_study import calls, started, wait_until, written
 
-# The study of which runs fail is done once.
-
 
 def twice(*whom: str) -> list[str]:
     """The factory is called to train a run and again to measure it."""
