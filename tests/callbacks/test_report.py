@@ -194,6 +194,7 @@ def run_steps(model: keras.Model) -> int:
     return int(model.optimizer.iterations.numpy())
 
 
+@pytest.mark.slow
 def test_weights_that_early_stopping_brings_back_are_measured_where_it_comes_before(tmp_path, undrawn) -> None:
     model = net()
     stopping = keras.callbacks.EarlyStopping("loss", mode="max", patience=2, restore_best_weights=True)
@@ -226,6 +227,7 @@ def test_a_report_that_cannot_be_written_is_told_once_and_training_goes_on(tmp_p
     assert len([record for record in caplog.records if "the report in" in record.getMessage()]) == 1
 
 
+@pytest.mark.slow
 def test_a_schedule_at_its_end_has_a_report_without_a_step(tmp_path, undrawn) -> None:
     model = net()
     model.compile(keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.5, 18)), LOSS)

@@ -141,6 +141,7 @@ def test_the_plan_shows_the_state(adagrad, in_process) -> None:
     assert "236 (full)" in text
 
 
+@pytest.mark.slow
 def test_an_optimizer_that_has_taken_no_step_is_told_of(adagrad, tmp_path: Path, in_process) -> None:
     """Keras makes the slots when it loads the file: they are those that training starts with."""
     out = tmp_path / "run.json"

@@ -44,6 +44,7 @@ def test_minibatches_are_epochs(example: ModuleType) -> None:
     assert not np.array_equal(batches[0], batches[2])
 
 
+@pytest.mark.slow
 def test_every_checkpoint_is_measured(example: ModuleType, trained) -> None:
     assert list(trained.steps) == [4, 8, 12]
     for name in example.MEASURES:

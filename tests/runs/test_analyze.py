@@ -369,6 +369,7 @@ def test_other_estimators_by_name(trained: keras.Model, usual: sdkeras.Analysis,
     assert run.hessian.trace.value == pytest.approx(usual.hessian.trace.value, rel=0.3)
 
 
+@pytest.mark.slow
 def test_the_papers_estimators_beside_the_quadrature(trained: keras.Model, digits) -> None:
     names = ["sd-kde", "slq", "sd-slq", "sd-ps"]
     settings = {name: {"num_steps": 40} for name in names}

@@ -354,6 +354,7 @@ def test_a_quadratic_has_the_dimension_of_its_multipliers(count: int | None) -> 
         assert high == pytest.approx(expected, abs=1e-7)
 
 
+@pytest.mark.slow
 def test_the_slots_of_other_optimizers_are_scaled_by_kind_and_it_is_said() -> None:
     model = classifier(keras.optimizers.AdamW(0.01))
     before = everything(model)

@@ -159,6 +159,7 @@ def test_rates_of_the_schedule_are_taken_on_request() -> None:
         sdkeras.analyze(trained(optimizers.SGD(0.125)), (X, TARGET), learning_rate="peak")
 
 
+@pytest.mark.slow
 def test_the_whole_step_needs_no_single_rate() -> None:
     model = trained(several())
     along = {"lyapunov": 1, "lyapunov_steps": 4, "lyapunov_transient": 0}

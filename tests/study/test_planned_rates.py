@@ -126,6 +126,7 @@ def test_a_rate_that_the_trainings_will_not_have_is_told_before(planned) -> None
     assert "MultiOptimizer has no single one; add learning_rate = NUMBER" in note
 
 
+@pytest.mark.slow
 def test_class_weights_are_of_the_training_and_of_its_measures(planned, done) -> None:
     by_class = {0: 1.0, 1: 9.0}
     study = planned(

@@ -187,6 +187,7 @@ def test_the_losses_are_of_training_examples(net: keras.Model) -> None:
     assert "losses-on" not in [warning.code for warning in every.warnings]
 
 
+@pytest.mark.slow
 def test_a_rate_of_its_own_and_a_divergence(net: keras.Model, tmp_path: Path) -> None:
     small, usual = forward(net, (X, Y), **SETTINGS, learning_rate=1e-4), forward(net, (X, Y), **SETTINGS)
     assert usual.data is None

@@ -145,6 +145,7 @@ def test_training_goes_where_the_flow_goes() -> None:
     np.testing.assert_allclose(flow.state()["state"][: len(weights)], weights, rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_several_batches_are_one_step_along_all_their_rows(by_adam) -> None:
     model, whole = by_adam
     parts = step_of(model, DATA, 2)

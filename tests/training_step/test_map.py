@@ -351,6 +351,7 @@ def test_embeddings_whose_rows_are_looked_up_once(microbatches: int | None) -> N
     assert np.max(np.abs(step.jvp(tangent) - truth)) < 1e-5 * np.max(np.abs(truth))
 
 
+@pytest.mark.slow
 def test_a_model_trained_in_float64_can_be_analysed_in_float32(by_adam) -> None:
     """The optimizer's slots keep their float64; the step is checked from slots rounded as the map has them."""
     model, double = by_adam
@@ -405,6 +406,7 @@ def test_float32_map_is_the_float64_map_rounded(options: dict[str, object]) -> N
         single.jvp(np.ones(single.size + 1))
 
 
+@pytest.mark.slow
 def test_minibatches_share_the_compiled_functions(monkeypatch: pytest.MonkeyPatch) -> None:
     model = trained(optimizers.Adam(RATE), net(layers.Dropout(0.5)), DATA)
     step = step_of(model, DATA, 4)
