@@ -9,7 +9,7 @@ from typing import cast
 import click
 
 from sdkeras.errors import SdkerasError
-from sdkeras.files.atomic import shown
+from sdkeras.files.atomic import make_folder
 from sdkeras_cli import options, request
 from sdkeras_cli.output import check_writable
 
@@ -28,12 +28,7 @@ def command(output_dir: str, seed: int, quiet: bool) -> int:
     if not output_dir:
         raise SdkerasError("--output-dir is empty; name a folder for the demo's files.")
     folder = Path(output_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SdkerasError(
-            f"the folder {shown(output_dir)} cannot be made: {error.strerror}; choose another."
-        ) from error
+    make_folder(folder, "the folder ")
     paths = [str(folder / name) for name in ("model.keras", "data.npz", "run.json", "report.html")]
     for path in paths:
         check_writable(path)

@@ -20,6 +20,7 @@ import click
 from sdkeras.dimension.bounds import check_inputs
 from sdkeras.errors import SdkerasError
 from sdkeras.estimators import registry
+from sdkeras.estimators.select import plain_types, type_name
 from sdkeras.files import class_weights
 from sdkeras.operators.modes import DTYPES, MODES, PRODUCT_MODES
 from sdkeras.results.arrays import Value
@@ -84,28 +85,26 @@ def settings_of(kinds: Sequence[str], example: str) -> Callable[..., dict[str, d
             fields = [each.name for each in attrs.fields(cls)]
             if field not in fields:
                 raise SdkerasError(f"--set {assignment}: '{name}' has no field '{field}'; it has: {', '.join(fields)}.")
-            values.setdefault(name, {})[field] = _value(assignment, typing.get_type_hints(cls)[field], text)
+            values.setdefault(name, {})[field] = _value(assignment, plain_types(cls).get(field, ()), text)
         return values
 
     return settings
 
 
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-_TYPES = (types.NoneType, bool, int, float, str)
 _FROM_TEXT = cattrs.Converter()  # which reads int, float and str as they are
 _FROM_TEXT.register_structure_hook(bool, lambda text, _: _BOOLEANS[text.lower()])
 _FROM_TEXT.register_structure_hook(types.NoneType, lambda text, _: {"none": None}[text.lower()])
 
 
-def _value(assignment: str, kind: Value, text: str) -> Value:
-    """The text as a value of a field's type; of alternatives None comes first, then they as they are declared."""
-    kinds = sorted(typing.get_args(kind) or (kind,), key=lambda each: each is not types.NoneType)
-    if not set(kinds) <= set(_TYPES):
+def _value(assignment: str, kinds: tuple[type, ...], text: str) -> Value:
+    """The text as a value of a field's types; of alternatives None comes first, then they as they are declared."""
+    if not kinds:
         raise SdkerasError(f"--set {assignment}: this field can be set from Python only.")
-    for each in kinds:
+    for each in sorted(kinds, key=lambda kind: kind is not types.NoneType):
         with contextlib.suppress(ValueError, KeyError):
             return _FROM_TEXT.structure(text, each)
-    raise SdkerasError(f"--set {assignment}: '{text}' is not a value of type {getattr(kind, '__name__', kind)}.")
+    raise SdkerasError(f"--set {assignment}: '{text}' is not a value of type {type_name(kinds)}.")
 
 
 # Options of the library

@@ -19,13 +19,13 @@ import numpy as np
 from sdkeras.callbacks.loss_check import LossCheck
 from sdkeras.callbacks.spacing import Plan, Spacing
 from sdkeras.errors import SdkerasError
-from sdkeras.files.atomic import Claim, shown
+from sdkeras.files.atomic import Claim, make_folder, shown
 from sdkeras.files.keras_types import Data, Model
 from sdkeras.files.user_code import last_line
 from sdkeras.operators import minibatches
 from sdkeras.reporting.html import save_html
 from sdkeras.results import log
-from sdkeras.results.arrays import Value
+from sdkeras.results.arrays import Value, is_number
 from sdkeras.results.log import Beginning, Header, Measurement, RunLog
 from sdkeras.runs.monitor import (
     DEFAULT_SAMPLES,
@@ -35,7 +35,7 @@ from sdkeras.runs.monitor import (
     check_measures,
     failed_measurement,
 )
-from sdkeras.runs.options import Options, is_number
+from sdkeras.runs.options import Options
 from sdkeras.training_step.settings import steps_taken
 
 _AGE = "sharpness_age"
@@ -410,12 +410,7 @@ def _folder_of_report(folder: str | os.PathLike[str]) -> Path:
         SdkerasError: It cannot be made or written to.
     """
     path = Path(folder)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SdkerasError(
-            f"the report's folder {path} cannot be made: {error.strerror or error}; choose another one."
-        ) from error
+    make_folder(path, "the report's folder ")
     if not os.access(path, os.W_OK):
         raise SdkerasError(f"the report's folder {path} cannot be written to; choose another one.")
     return path

@@ -10,12 +10,12 @@ Reference: Tuci, Korkmaz, Simsekli, Birdal (2026), arXiv 2604.19740, Theorems 4.
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Iterable, Mapping
 
 import attrs
 
 from sdkeras.errors import SdkerasError
+from sdkeras.results.arrays import is_number
 from sdkeras.results.bounds import Assumption, Bound, BoundInput, BoundTerm
 from sdkeras.results.dimension import Supremum
 from sdkeras.results.lyapunov import LyapunovDimension
@@ -154,7 +154,7 @@ def check_inputs(inputs: Mapping[str, float]) -> None:
         if name not in INPUTS:
             raise SdkerasError(f"a bound has no input '{name}'; its inputs are: {', '.join(INPUTS)}.")
         meaning = f"{INPUTS[name][0]}: {INPUTS[name][1]}"
-        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value) or value < 0:
+        if not is_number(value) or not math.isfinite(value) or value < 0:
             shown = f"{value:g}" if isinstance(value, float) else repr(value)
             raise SdkerasError(f"the bound's input {name} is {shown}; it must be finite and >= 0 ({meaning}).")
         if name in _FRACTIONS and not 0 < value < 1:

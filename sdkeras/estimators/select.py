@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import numbers
+import functools
 import reprlib
 import types
 import typing
@@ -18,7 +18,7 @@ from sdkeras.estimators import registry
 from sdkeras.estimators.kinds import Capabilities, Declaration, Estimator, Result, Source
 from sdkeras.files.user_code import USER_ERRORS, last_line
 from sdkeras.linalg.operators import SymmetricOperator
-from sdkeras.results.arrays import Array, Value
+from sdkeras.results.arrays import Array, Value, is_number
 
 # The estimator of each kind where none is named; of the kinds that give a whole spectrum the one for exact values; and
 # the one for a largest eigenvalue where the memory has no room for a Krylov basis.
@@ -32,13 +32,13 @@ DEFAULTS = {
 EXACT = {"spectrum": "exact", "singular_values": "dense-svd"}
 _WITHOUT_BASIS = "power-iteration"
 _OF_KIND = {"spectrum": "spectra of a Hessian", "singular_values": "singular values of a step"}
-# Declared types that a value of another kind would only fail at later.
-_PLAIN: dict[object, tuple[type, ...]] = {
-    bool: (bool, np.bool_),
-    int: (numbers.Integral,),
-    float: (numbers.Real,),
-    str: (str,),
-    types.NoneType: (types.NoneType,),
+# Types of fields whose values are checked before the work, and can be written as text.
+_PLAIN: dict[type, Callable[[object], bool]] = {
+    bool: lambda value: isinstance(value, (bool, np.bool_)),
+    int: functools.partial(is_number, whole=True),
+    float: is_number,
+    str: lambda value: isinstance(value, str),
+    types.NoneType: lambda value: value is None,
 }
 _EIGEN_STEPS = 100
 # Fewer Lanczos steps than this do not resolve the ends of a spectrum; it goes without reorthogonalisation then, or,
@@ -113,12 +113,10 @@ def chosen(options: Request) -> Chosen:
 
 def configured(cls: type[Estimator], settings: Mapping[str, Value]) -> Estimator:
     """An estimator with the given fields; an unknown one, or a value of another type or out of range, is reported."""
-    declared = _plain_types(cls)
-    for name, value in settings.items():
-        expected = declared.get(name)
-        if expected is not None and not _fits(value, expected):
-            kind = getattr(expected, "__name__", str(expected))
-            raise SdkerasError(f"settings of {cls.__name__}: {name} is {value!r}; it must be of type {kind}.")
+    for name, kinds in plain_types(cls).items():
+        if name in settings and not any(_PLAIN[kind](settings[name]) for kind in kinds):
+            words = f"{name} is {settings[name]!r}; it must be of type {type_name(kinds)}"
+            raise SdkerasError(f"settings of {cls.__name__}: {words}.")
     try:
         return cls(**settings)
     except (TypeError, ValueError) as error:
@@ -127,19 +125,19 @@ def configured(cls: type[Estimator], settings: Mapping[str, Value]) -> Estimator
         raise SdkerasError(f"settings of {cls.__name__}: {reason}; its fields are: {fields}.") from error
 
 
-def _plain_types(cls: type[Estimator]) -> dict[str, object]:
-    """Types of the fields that are numbers, flags, text or None; nothing of a class whose types cannot be read."""
+def plain_types(cls: type[Estimator]) -> dict[str, tuple[type, ...]]:
+    """Types, one or alternatives, of the fields that are flags, numbers, text or None, as far as they can be read."""
     try:
         hints = typing.get_type_hints(cls)
     except (NameError, TypeError, AttributeError):
         return {}
-    return {name: kind for name, kind in hints.items() if {*(typing.get_args(kind) or (kind,))} <= {*_PLAIN}}
+    kinds = {name: typing.get_args(hint) or (hint,) for name, hint in hints.items()}
+    return {name: each for name, each in kinds.items() if set(each) <= set(_PLAIN)}
 
 
-def _fits(value: object, expected: object) -> bool:
-    """Whether a value is of one of the types; True and False are no numbers."""
-    kinds = typing.get_args(expected) or (expected,)
-    return any(isinstance(value, _PLAIN[kind]) and isinstance(value, bool) <= (kind is bool) for kind in kinds)
+def type_name(kinds: tuple[type, ...]) -> str:
+    """The types as they are declared: 'float | None'."""
+    return " | ".join("None" if kind is types.NoneType else kind.__name__ for kind in kinds)
 
 
 def capabilities(estimator: Estimator) -> Capabilities:

@@ -148,6 +148,14 @@ def shown(path: str | os.PathLike[str]) -> str:
     return text if text and is_clear else repr(text)
 
 
+def make_folder(path: str | os.PathLike[str], what: str = "") -> None:
+    """Makes a folder where it is missing; an SdkerasError, which calls it `what`, says why it cannot be made."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise SdkerasError(f"{what}{shown(path)} cannot be made: {reason_of(error)}; choose another place.") from error
+
+
 def reason_of(error: OSError | ValueError) -> str:
     """Why a file cannot be read or written, without its name."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-import numbers
 from collections.abc import Iterator, Mapping, Sequence
 
 import attrs
@@ -23,7 +22,7 @@ from sdkeras.files import class_weights
 from sdkeras.files.dataset import blocks, checked_arrays
 from sdkeras.files.keras_types import Data
 from sdkeras.files.user_code import USER_ERRORS, last_line
-from sdkeras.results.arrays import Array
+from sdkeras.results.arrays import Array, is_number
 
 DEFAULT_BATCH_SIZE = 32
 # Samples after which a dataset that does not know its length is taken for one without an end.
@@ -162,7 +161,7 @@ def as_source(
         DataError: Empty, endless without a limit, of unequal lengths, not numeric, not finite, or smaller
             than the batch size that was given; or data that cannot be weighted by class.
     """
-    if batch_size is not None and (not isinstance(batch_size, numbers.Integral) or batch_size < 1):
+    if batch_size is not None and not (is_number(batch_size, whole=True) and batch_size >= 1):
         raise DataError(f"the batch size must be a whole number of at least 1, got {batch_size!r}.")
     if isinstance(data, (tf.data.Dataset, keras.utils.PyDataset)):
         source = _from_batches(data, batch_size, limit)

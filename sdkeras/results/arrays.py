@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Any, TypeAlias
 
 import attrs
@@ -24,6 +25,11 @@ SMALLEST_FACTOR = 1e-12
 
 # Quadrature weights come from float32 products; their sum is exact to a few times m * eps(float64).
 WEIGHT_SUM_TOLERANCE = 1e-6
+
+
+def is_number(value: object, *, whole: bool = False) -> bool:
+    """Whether it is a real number, of Python or NumPy, and if asked a whole one; True and False are not."""
+    return isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
 
 
 def float_array(value: Value) -> FloatArray:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-import numbers
 import os
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,7 +24,7 @@ from sdkeras.files.keras_types import Data, Loss, Model
 from sdkeras.files.user_code import in_one_line
 from sdkeras.linalg.memory import memory_limit
 from sdkeras.operators.modes import DTYPES, MODES, PRODUCT_MODES
-from sdkeras.results.arrays import Value
+from sdkeras.results.arrays import Value, is_number
 from sdkeras.results.progress import Progress
 
 MAPS = ("auto", "hessian", "full")
@@ -70,11 +69,6 @@ def parse_learning_rate(text: float | str) -> float | str:
 
 
 # Values of options
-
-
-def is_number(value: object, *, whole: bool = False) -> bool:
-    """Whether it is a real number, of Python or NumPy, and if asked a whole one; True and False are not."""
-    return isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
 
 
 def must(expected: str, holds: Callable[[Value], bool]) -> Validator:

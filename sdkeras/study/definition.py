@@ -20,10 +20,10 @@ from sdkeras.files.atomic import check_is_file, shown
 from sdkeras.files.class_weights import checked
 from sdkeras.files.dataset import is_function
 from sdkeras.files.reading import blamed_on
-from sdkeras.results.arrays import Value
+from sdkeras.results.arrays import Value, is_number
 from sdkeras.results.codec import as_plain, converter
 from sdkeras.results.document import SCHEMA_VERSION, Document
-from sdkeras.runs.options import COUNT, Options, is_number, must, parse_learning_rate
+from sdkeras.runs.options import COUNT, Options, must, parse_learning_rate
 
 # Measures that are the sharpness dimension, and the spectrum estimator that each is by. The first of these in a study
 # is the one that lambda_1 is by, so those that do not round an exponent to the middle of a bin come first.

@@ -21,8 +21,8 @@ from sdkeras.operators.batch_loss import keras_structure
 from sdkeras.operators.layout import Layout
 from sdkeras.operators.loss import check_model, tensor_dtype
 from sdkeras.operators.modes import DTYPES
-from sdkeras.results.arrays import Array
-from sdkeras.runs.options import COUNT, NOT_NEGATIVE, is_number, must, one_of
+from sdkeras.results.arrays import Array, is_number
+from sdkeras.runs.options import COUNT, NOT_NEGATIVE, must, one_of
 from sdkeras.study.forward_options import DEFAULT_ITERATES
 from sdkeras.study.trajectory import Trajectory
 from sdkeras.training_step.settings import steps_taken

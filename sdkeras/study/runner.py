@@ -19,7 +19,7 @@ import attrs
 from joblib.externals.loky import ProcessPoolExecutor
 
 from sdkeras.errors import SdkerasError
-from sdkeras.files.atomic import only_writer, shown
+from sdkeras.files.atomic import make_folder, only_writer
 from sdkeras.study import worker
 from sdkeras.study.definition import GridRun, Study
 from sdkeras.study.run_files import STUDY_FILE, Failed, RunFolder, StudyPlan, plan_study, runs_folder
@@ -81,10 +81,7 @@ def run_study(
     if jobs is not None and jobs < 1:
         raise SdkerasError(f"jobs is {jobs}; it must be at least 1.")
     place = runs_folder(folder)
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SdkerasError(f"{shown(place)} cannot be made: {error.strerror}; choose another place.") from error
+    make_folder(place)
     with only_writer(folder, "wait until it has ended, or name another folder"):
         plan = plan_study(study, folder, jobs=jobs)
         study.save(Path(folder) / STUDY_FILE, follow_links=False)
