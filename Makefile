@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-all test-kernels layers bench clean
+.PHONY: demo test test-all test-kernels layers bench bench-peers bench-growth bench-xla bench-devices clean
 
 demo: $(VENV)/installed
 	$(BIN)/sdkeras demo
@@ -28,8 +28,21 @@ test-kernels: $(VENV)/installed-test
 layers: $(VENV)/installed-test
 	PYTHONPATH=tests $(BIN)/python -m layer_scan.scan --output examples/layers.md
 
+# Speed against the targets, against other libraries and as sizes grow; each remakes a table of tests/benchmarks.
 bench: $(VENV)/installed-test
-	$(BIN)/python tests/benchmarks/run.py
+	$(BIN)/python tests/benchmarks/targets.py
+
+bench-peers: $(VENV)/installed-test $(VENV)-peers/installed
+	$(BIN)/python tests/benchmarks/peers.py $(VENV)-peers/bin/python
+
+bench-growth: $(VENV)/installed-test
+	$(BIN)/python tests/benchmarks/growth.py
+
+bench-xla: $(VENV)/installed-test
+	$(BIN)/python tests/benchmarks/xla.py
+
+bench-devices: $(VENV)/installed-test
+	$(BIN)/python tests/benchmarks/devices.py
 
 $(VENV)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -45,5 +58,11 @@ $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/python -m pip install -q -e '.[test]'
 	touch $@
 
+# PyTorch and what is built on it, which would not share an environment with TensorFlow.
+$(VENV)-peers/installed: tests/benchmarks/requirements-peers.txt
+	$(PYTHON) -m venv $(VENV)-peers
+	$(VENV)-peers/bin/python -m pip install -q -r $<
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-peers build dist .mypy_cache .ruff_cache .pytest_cache

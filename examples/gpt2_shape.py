@@ -52,6 +52,8 @@ def settings(options: argparse.Namespace) -> dict:
         "samples": 2,
         "memory_gb": options.memory,
         "max_hvps": options.max_hvps,
+        "micro_batch": options.micro_batch,
+        "scratch": options.scratch,
         "estimators": ("sd-kde", "slq"),
         "settings": {
             "sd-kde": run,
@@ -68,6 +70,8 @@ def main() -> None:
     parser.add_argument("--max-hvps", type=int, default=180, help="Hessian-vector products; default 180")
     parser.add_argument("--steps", type=int, default=20, help="Lanczos steps of a run; default 20")
     parser.add_argument("--reorthogonalize", action="store_true", help="keep the bases of the runs")
+    parser.add_argument("--scratch", metavar="DIR", help="bases that do not fit the memory are kept there")
+    parser.add_argument("--micro-batch", type=int, metavar="N", help="compute batches in parts of N samples")
     parser.add_argument("--learning-rate", type=float, default=0.01, help="of plain SGD; default 0.01")
     parser.add_argument("--vocabulary", type=int, default=50257)
     parser.add_argument("--context", type=int, default=64, help="tokens of a sample; GPT-2 takes up to 1,024")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         trace_estimator,
     )
     from sdkeras.estimators.registry import get_estimator
-    from sdkeras.linalg.operators import LinearMap, SymmetricOperator, TangentFlow
+    from sdkeras.linalg.operators import LinearMap, OperatorBatch, SymmetricOperator, TangentFlow
     from sdkeras.operators.hessian import HessianOperator
     from sdkeras.operators.loss import EmpiricalLoss
     from sdkeras.reporting.compare import compare
@@ -45,6 +45,7 @@ __all__ = [
     "LinearMap",
     "LyapunovExponents",
     "LyapunovRun",
+    "OperatorBatch",
     "SdkerasError",
     "SingularValues",
     "Spectrum",
@@ -75,6 +76,7 @@ _HOME = {
     "LinearMap": "sdkeras.linalg.operators",
     "LyapunovExponents": "sdkeras.results.estimates",
     "LyapunovRun": "sdkeras.results.answers",
+    "OperatorBatch": "sdkeras.linalg.operators",
     "SingularValues": "sdkeras.results.estimates",
     "Spectrum": "sdkeras.results.estimates",
     "SymmetricOperator": "sdkeras.linalg.operators",

@@ -33,6 +33,9 @@ def generator(seed: int, stream: Stream, *indices: int) -> np.random.Generator:
     return np.random.default_rng([seed, int(stream), *indices])
 
 
-def seed_of_run(seed: int, index: int) -> int:
-    """The seed of an estimator's run, by its index alone: a resumed analysis repeats only unfinished runs."""
-    return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
+def seed_of_run(seed: int, index: int, probe: int = 0) -> int:
+    """The seed of an estimator's run, by its index alone: a resumed analysis repeats only unfinished runs.
+
+    Further probes of a run's minibatch have seeds of their own.
+    """
+    return int(np.random.SeedSequence([seed, index, *([probe] if probe else [])]).generate_state(1)[0])

@@ -17,6 +17,11 @@ def rotated(eigenvalues: Any, seed: int = 0) -> np.ndarray:
     return (q * values) @ q.T
 
 
+def one_by_one(run: Any) -> Any:
+    """What the loop over runs takes, from a function of one run's number and steps."""
+    return lambda indices, steps: (run(index, steps) for index in indices)
+
+
 def overlap(one: tuple[float, float], two: tuple[float, float]) -> bool:
     """Whether two intervals have a point in common."""
     return one[0] <= two[1] and two[0] <= one[1]

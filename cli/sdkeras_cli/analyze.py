@@ -25,4 +25,4 @@ def command(**parameters: Value) -> int:
     for name in parameters["estimators"]:
         registry.get_estimator(registry.kind_of(name, registry.ANALYSIS_KINDS), name)
     request = Request.taken_from(parameters)
-    return request.answer("analyze", parameters, request.check())
+    return request.answer("analyze", parameters, request.check(parameters["checkpoint"]))

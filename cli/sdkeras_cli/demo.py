@@ -71,20 +71,15 @@ def _train(model_path: str, data_path: str, seed: int, quiet: bool) -> None:
         optimizer=keras.optimizers.SGD(_LEARNING_RATE),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
+        steps_per_execution=-(-len(train) // _BATCH_SIZE),  # an epoch at once: the same steps in half the time
     )
-    history = model.fit(
-        x[train],
-        y[train],
-        batch_size=_BATCH_SIZE,
-        epochs=_EPOCHS,
-        validation_data=(x[test], y[test]),
-        verbose=0,
-    ).history
+    history = model.fit(x[train], y[train], batch_size=_BATCH_SIZE, epochs=_EPOCHS, verbose=0).history
     if not quiet:
+        _, accuracy = model.evaluate(x[test], y[test], verbose=0)
         click.echo(
             f"trained {model.count_params():,} parameters for {_EPOCHS} epochs by SGD at learning rate "
             f"{_LEARNING_RATE}: accuracy {history['accuracy'][-1]:.3f} on {len(train):,} digits, "
-            f"{history['val_accuracy'][-1]:.3f} on {len(test):,} others"
+            f"{accuracy:.3f} on {len(test):,} others"
         )
     model.save(model_path)
     np.savez_compressed(data_path, x=x[train], y=y[train])

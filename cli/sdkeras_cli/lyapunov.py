@@ -29,7 +29,18 @@ def _lengths(context: click.Context, option: click.Parameter, text: str | None) 
 @options.options_of(
     LyapunovOptions,
     *("checkpoint_interval", "estimator", "batch_size", "learning_rate", "loss", "class_weight", "dtype"),
-    *("product_mode", "seed", "samples", "memory_gb", "allow_unverified", "time_limit", "initial_slots"),
+    *(
+        "product_mode",
+        "jit",
+        "device",
+        "micro_batch",
+        "seed",
+        "samples",
+        "memory_gb",
+        "allow_unverified",
+        "time_limit",
+        "initial_slots",
+    ),
     settings={"callback": options.settings_of(("lyapunov",), "lyapunov-qr.tolerance=0.001")},
 )
 @options.of_a_run

@@ -22,9 +22,9 @@ from sdkeras.errors import SdkerasError
 from sdkeras.estimators import registry
 from sdkeras.estimators.select import plain_types, type_name
 from sdkeras.files import class_weights
-from sdkeras.operators.modes import DTYPES, MODES, PRODUCT_MODES
+from sdkeras.operators.modes import JIT, MODES, PRECISIONS, PRODUCT_MODES
 from sdkeras.results.arrays import Value
-from sdkeras.runs.options import MAPS, parse_learning_rate
+from sdkeras.runs.options import CLUSTERS, MAPS, PRESETS, parse_learning_rate
 
 _Command = TypeVar("_Command", bound=Callable[..., object])
 
@@ -112,11 +112,16 @@ def _value(assignment: str, kinds: tuple[type, ...], text: str) -> Value:
 # Arguments of `click.option` beyond what a field says.
 _CLICK: dict[str, dict[str, Value]] = {
     "learning_rate": {"callback": learning_rate},
+    "checkpoint": {"type": click.Path()},
     "class_weight": {"callback": lambda _, __, text: None if text is None else class_weights.parsed(text)},
     "mode": {"type": click.Choice(MODES)},
+    "preset": {"type": click.Choice(tuple(PRESETS))},
     "map": {"type": click.Choice(MAPS)},
-    "dtype": {"type": click.Choice(DTYPES)},
+    "dtype": {"type": click.Choice(PRECISIONS)},
     "product_mode": {"type": click.Choice(PRODUCT_MODES)},
+    "jit": {"type": click.Choice(JIT)},
+    "cluster": {"type": click.Choice(CLUSTERS)},
+    "scratch": {"type": click.Path()},
     "estimators": {"multiple": True},
     "settings": {"multiple": True, "callback": settings_of(registry.ANALYSIS_KINDS, "slq.num_steps=80")},
     "tolerance": {"type": FRACTION},
@@ -131,8 +136,9 @@ _SPELLED = {
     "estimators": "--estimator",
     "settings": "--set",
     "num_steps": "--steps",
+    "exact": "--exact/--no-exact",
 }
-_OF_PYTHON = ("loss_fn", "runs", "workers", "progress")
+_OF_PYTHON = ("loss_fn", "min_runs", "runs", "workers", "progress")
 
 
 def options_of(record: type, *names: str, **changes: Mapping[str, Value]) -> Callable[[_Command], _Command]:
@@ -163,9 +169,9 @@ def options_of(record: type, *names: str, **changes: Mapping[str, Value]) -> Cal
 def _arguments(record: type, name: str) -> dict[str, Value]:
     field, kind = attrs.fields_dict(record)[name], typing.get_type_hints(record)[name]
     words = {"help": field.metadata.get("help"), "metavar": field.metadata.get("metavar") or None}
-    if kind is bool:
-        return {"is_flag": True, "help": words["help"]}
     kinds = typing.get_args(kind) or (kind,)
+    if bool in kinds:
+        return {"is_flag": True, "default": field.default, "help": words["help"]}
     default = field.default if isinstance(field.default, (int, float, str)) else None
     number = None if str in kinds else COUNT if int in kinds else POSITIVE if float in kinds else None
     return {"type": number, "default": default, "show_default": default is not None, **words}

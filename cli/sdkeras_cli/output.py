@@ -7,29 +7,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from sdkeras.errors import SdkerasError
 from sdkeras.files.atomic import check_room, is_stream, reason_of, shown
 from sdkeras.reporting.advice import rendered
+from sdkeras.reporting.progress_bar import Tell, console, telling
 from sdkeras.reporting.report import Table, printable
-from sdkeras.results import progress
 from sdkeras.results.document import Document, write_atomically
 
 if TYPE_CHECKING:
     from sdkeras.reporting.build import Reported
-
-# Columns that a report needs at least and can use at most, and those of a terminal that does not know (COLUMNS=0).
-_NARROWEST, _WIDEST, _UNKNOWN = 40, 10_000, 80
-_SECONDS_BETWEEN_LINES = 10.0
 
 
 def check_outputs(outputs: list[str], inputs: list[str]) -> None:
@@ -96,76 +88,13 @@ def show_outputs(outputs: list[str]) -> None:
     click.echo(f"files to be written: {', '.join(outputs) or 'none'}")
 
 
-def console(*, stderr: bool = False) -> Console:
-    """A console as wide as the terminal, but never too narrow to print in."""
-    usual = Console(stderr=stderr, highlight=False)
-    if _NARROWEST <= usual.width <= _WIDEST:
-        return usual
-    width = _UNKNOWN if usual.width <= 0 else min(max(usual.width, _NARROWEST), _WIDEST)
-    return Console(stderr=stderr, highlight=False, width=width)
-
-
 def say(message: str, *, err: bool = False) -> None:
     """Prints a line of the library's, which may quote model files and name arguments."""
     click.echo(printable(message), err=err)
 
 
-def _state(step: progress.Progress) -> str:
-    """Products done, running value and interval, in words."""
-    from sdkeras.reporting.numbers import dimension
-
-    words = f"{step.num_hvps:,} HVPs" if step.num_hvps else ""
-    if step.value is not None:
-        words += f", {step.num_runs} runs, SD {dimension(step.value, step.half_width)}"
-        if step.half_width is not None and step.target:
-            words += f" ± {step.half_width:.2g} (target {step.target:.2g})"
-        if step.expected_runs is not None:
-            words += f", about {step.expected_runs:,} runs in all"
-    return words
-
-
-def _line_by_line() -> Callable[[progress.Progress], None]:
-    """A callback for a log: a line every ten seconds, and the measurements that were completed meanwhile."""
-    told, readings = time.monotonic(), list[str]()
-
-    def show(step: progress.Progress) -> None:
-        nonlocal told
-        readings.extend([step.reading] if step.reading else [])
-        if time.monotonic() - told >= _SECONDS_BETWEEN_LINES:
-            for reading in readings:
-                say(reading, err=True)
-            say(": ".join(filter(None, (step.stage, _state(step)))), err=True)
-            told = time.monotonic()
-            readings.clear()
-
-    return show
-
-
 @contextlib.contextmanager
-def progress_bar(quiet: bool) -> Iterator[Callable[[progress.Progress], None] | None]:
+def progress_bar(quiet: bool) -> Iterator[Tell | None]:
     """A callback that shows on stderr what is under way and each measurement as it is completed; None if quiet."""
-    if quiet:
-        yield None
-        return
-    if not sys.stderr.isatty():
-        yield _line_by_line()
-        return
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=16),
-        TextColumn("{task.fields[detail]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
-        task = bar.add_task("starting", total=None, detail="")
-
-        def show(step: progress.Progress) -> None:
-            if step.reading:
-                bar.console.print(printable(step.reading), markup=False)
-                return
-            total = None if step.expected_runs is None else float(step.expected_runs)
-            done = float(step.num_runs) if total else 0.0
-            bar.update(task, description=step.stage, detail=_state(step), total=total, completed=done)
-
+    with telling(not quiet) as show:
         yield show

@@ -11,9 +11,9 @@ from sdkeras.errors import PluginError, SdkerasError
 from sdkeras.estimators import registry
 from sdkeras.estimators.kinds import KINDS, Estimator
 from sdkeras.files.user_code import USER_ERRORS, last_line
+from sdkeras.reporting.progress_bar import console
 from sdkeras.reporting.report import printable
 from sdkeras_cli import options
-from sdkeras_cli.output import console
 
 
 @click.group()

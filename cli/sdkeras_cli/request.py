@@ -7,9 +7,10 @@ import importlib
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
+import click
 
 from sdkeras.errors import SdkerasError
 from sdkeras.files import dataset
@@ -21,6 +22,9 @@ from sdkeras.results.answers import Analysis, LyapunovRun
 from sdkeras.results.arrays import Value
 from sdkeras_cli import conditions, interrupts
 from sdkeras_cli.output import check_outputs, progress_bar, save_json, say, show_plan, write_report
+
+if TYPE_CHECKING:
+    from sdkeras.runs.cluster import Cluster
 
 # The answer of each function of `sdkeras.runs`.
 _DOCUMENTS: dict[str, type[Analysis | LyapunovRun]] = {"analyze": Analysis, "lyapunov": LyapunovRun}
@@ -58,9 +62,22 @@ class Request:
         return outputs
 
     @contextlib.contextmanager
-    def loaded(self, loss: str | None) -> Iterator[tuple[Model, Data]]:
-        """Starts TensorFlow and loads (model, data); the user's own classes are known in the scope, for copies."""
-        tensorflow_settings(self.quiet)
+    def loaded(
+        self, loss: str | None, device: str, cluster: tuple[str, float] | None = None
+    ) -> Iterator[tuple[Model, Data]]:
+        """Starts TensorFlow and loads (model, data); the user's own classes are known in the scope, for copies.
+
+        The hosts of a cluster, its name and seconds to wait, are found before TensorFlow has made anything.
+
+        Raises:
+            SdkerasError: The model cannot be used, or there is no such cluster.
+        """
+        tensorflow_settings(self.quiet, device if cluster is None else "auto")  # which looks for devices, too late
+        if cluster is not None:
+            from sdkeras.operators.device import prepare
+
+            prepare(device)
+            self._join(*cluster)
         import keras
 
         from sdkeras.files import models
@@ -79,20 +96,44 @@ class Request:
     def answer(self, function: str, options: dict[str, Value], outputs: list[str]) -> int:
         """Plans or calls a function of `sdkeras.runs` and shows its answer; returns the exit status."""
         condition = conditions.parse(self.expression, _DOCUMENTS[function])
-        with self.loaded(options.get("loss")) as (model, data):
+        name = None if self.dry_run else options.get("cluster")
+        cluster = None if name is None else (name, options["cluster_timeout"])
+        with self.loaded(options.get("loss"), options.get("device", "auto"), cluster) as (model, data):
             module: Any = importlib.import_module(f"sdkeras.runs.{function}")
             if self.dry_run:
+                if options.get("cluster") is not None:
+                    say("the plan is of one host; who the others are is asked only when the work begins", err=True)
                 show_plan(plan_table(module.plan(model, data, **options)), outputs)
                 return 0
-            with progress_bar(self.quiet) as progress:
+            joined = None if cluster is None else self._join(*cluster)
+            serving = None if joined is None or joined.is_chief else joined
+            with progress_bar(self.quiet or serving is not None) as progress:
                 answer = getattr(module, function)(model, data, **options, progress=progress)
+        if serving is not None:
+            if answer.partial:
+                raise serving.interruption()
+            if not self.quiet:
+                say(f"{serving.words}: {serving.work}")
+            return 0
         save_json(answer, self.json_path)
         write_report(answer, self.html_path, quiet=self.quiet)
+        if answer.partial and options.get("checkpoint") is not None and not self.quiet:
+            click.echo(f"the same command goes on from {shown(str(options['checkpoint']))}", err=True)
         return (
             interrupts.INTERRUPTED
             if answer.partial
             else conditions.exit_status(condition, conditions.numbers_of(answer))
         )
+
+    def _join(self, name: str, timeout: float) -> Cluster:
+        """The cluster, which this process joins once; another host than the chief says what it is there for."""
+        from sdkeras.runs import cluster
+
+        known = cluster.is_joined(name)
+        joined = cluster.join(name, timeout)
+        if not (known or joined.is_chief or self.quiet):
+            say(f"{joined.words}: serving the chief at {joined.hosts[0].address}")
+        return joined
 
 
 def check_inputs(model: str, data: str, custom_objects: str | None) -> None:
@@ -115,8 +156,8 @@ def load_training_data(spec: str) -> Data:
     return data
 
 
-def tensorflow_settings(quiet: bool) -> None:
-    """Starts TensorFlow with one intra-op thread and no chatter; refuses another backend of Keras."""
+def tensorflow_settings(quiet: bool, device: str = "auto") -> None:
+    """Starts TensorFlow with one intra-op thread and no chatter; refuses another backend and an absent device."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -125,7 +166,7 @@ def tensorflow_settings(quiet: bool) -> None:
             f"KERAS_BACKEND is '{backend}'; sdkeras needs the TensorFlow backend: unset it, or set "
             "KERAS_BACKEND=tensorflow."
         )
-    if not quiet and sys.stderr.isatty() and "tensorflow" not in sys.modules:
+    if not quiet and "tensorflow" not in sys.modules:
         say("starting TensorFlow, which takes a few seconds", err=True)
     stderr = os.dup(2)
     silent = os.open(os.devnull, os.O_WRONLY)
@@ -142,3 +183,7 @@ def tensorflow_settings(quiet: bool) -> None:
     settings.set_intra_op_parallelism_threads(1)
     settings.set_inter_op_parallelism_threads(os.cpu_count() or 1)
     tensorflow.get_logger().setLevel("ERROR")
+    if device != "auto":  # logical devices can be made only now
+        from sdkeras.operators.device import devices
+
+        devices(device)

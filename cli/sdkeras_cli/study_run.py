@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sdkeras.errors import counted
+from sdkeras.study.backends import LOKY, check_backend
 from sdkeras.study.definition import read_study
 from sdkeras.study.run_files import DONE, FAILED, TRAINED, StudyPlan, plan_study
 from sdkeras_cli import options
@@ -22,12 +23,22 @@ if TYPE_CHECKING:
 @click.argument("grid", type=click.Path(), metavar="GRID.toml")
 @click.option("--out", type=click.Path(file_okay=False), required=True, metavar="DIR", help="Folder of the study.")
 @click.option("--full", is_flag=True, help="Use the sizes under [full] of the file.")
-@click.option("--jobs", type=COUNT, help="Parallel processes; default one per core.")
+@click.option("--jobs", type=COUNT, help="Runs under way at once; default one per core, or per thread of the cluster.")
+@click.option(
+    "--backend",
+    default=LOKY,
+    show_default=True,
+    metavar="ADDRESS",
+    help="Where the runs are done: loky (processes here), dask://HOST:PORT, ray://HOST:PORT or ray://auto; its workers "
+    "must see DIR and the folder of GRID.toml at the same paths.",
+)
 @click.option("--retry", is_flag=True, help="Run failed runs again.")
 @click.option("--dry-run", is_flag=True, help="Show the runs and their state; do nothing.")
 @options.quiet
 @options.debug
-def command(grid: str, out: str, full: bool, jobs: int | None, retry: bool, dry_run: bool, quiet: bool) -> int:
+def command(
+    grid: str, out: str, full: bool, jobs: int | None, backend: str, retry: bool, dry_run: bool, quiet: bool
+) -> int:
     """Train and measure the runs that GRID.toml defines, in the folder DIR.
 
     The same command continues where an earlier one stopped, and adds the runs of values that were added to the grid.
@@ -55,18 +66,20 @@ def command(grid: str, out: str, full: bool, jobs: int | None, retry: bool, dry_
       metric = "euclidean" and/or "data" }
     [trajectory]: steps, every, alpha, examples, projection
     [analysis]: learning_rate = 0.1, "peak", "mean" or "step:N" of a schedule,
-      samples, mode, map, dtype, product_mode, runs, tolerance, max_hvps,
-      time_limit, as for analyze
+      samples, mode, map, dtype, product_mode, jit, runs, tolerance,
+      max_hvps, time_limit, as for analyze
     [full.study], [full.grid] and so on: what --full puts over these
     """
+    check_backend(backend)
     study = read_study(grid, full=full)
     plan = plan_study(study, out, jobs=jobs)
+    cluster = backend if jobs is None and backend != LOKY else ""
     if dry_run:
         for each in plan.runs:
             why = "" if each.failure is None else f" ({each.failure.words})"
             say(f"{each.run.name}: {each.state}{why}")
     if dry_run or not quiet:
-        for line in (*plan.notes, f"{_standing(plan)}; {_estimate(plan, retry)}"):
+        for line in (*plan.notes, f"{_standing(plan)}; {_estimate(plan, retry, cluster)}"):
             say(line)
     if dry_run:
         return 0
@@ -74,7 +87,7 @@ def command(grid: str, out: str, full: bool, jobs: int | None, retry: bool, dry_
     tell, notice = (None, None) if quiet else (_tell, say)
     from sdkeras.study.runner import run_study  # it loads what starts processes
 
-    after = run_study(study, out, code=code, jobs=jobs, retry=retry, progress=tell, notice=notice)
+    after = run_study(study, out, code=code, jobs=jobs, retry=retry, backend=backend, progress=tell, notice=notice)
     if not quiet:
         click.echo(_standing(after))
         failed = sum(each.state == FAILED for each in after.runs)
@@ -93,8 +106,11 @@ def _standing(plan: StudyPlan) -> str:
     )
 
 
-def _estimate(plan: StudyPlan, retry: bool) -> str:
+def _estimate(plan: StudyPlan, retry: bool, cluster: str) -> str:
+    """What is to do and how long it takes; on a cluster whose size is not known yet, where."""
     to_do = len(plan.to_do(retry))
+    if cluster:
+        return f"{to_do} to do, on {cluster}"
     jobs = f"{plan.jobs} side by side"
     if plan.seconds is None:
         return f"{to_do} to do, {jobs}; how long is known after the first"

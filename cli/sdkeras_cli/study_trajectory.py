@@ -99,7 +99,7 @@ def _simulated(request: Request, parameters: dict[str, Value]) -> TrajectoryMeas
     steps, every = parameters["steps"], parameters["every"]
     if steps < 2 * every:
         raise SdkerasError(f"--steps {steps} are too few for 2 iterates {every} steps apart.")
-    with request.loaded(parameters["loss"]) as (model, data):
+    with request.loaded(parameters["loss"], "auto") as (model, data):
         from sdkeras.study.simulate import forward, plan
 
         if request.dry_run:

@@ -13,7 +13,7 @@ from sdkeras.files.user_code import load_custom_objects
 from sdkeras.results import log as run_log
 from sdkeras.results.arrays import Value
 from sdkeras.results.log import Measurement, RunLog
-from sdkeras.runs.options import Options
+from sdkeras.runs.options import DEFAULT_PRESET, PRESETS, Options, measurement_options
 from sdkeras_cli import conditions, options, request
 from sdkeras_cli.output import check_outputs, progress_bar, say, show_outputs, write_report
 
@@ -31,12 +31,16 @@ _DEFAULT_FOLDER = "track"
     Options,
     *("batch_size", "learning_rate", "loss", "class_weight", "params"),
     *("bound_inputs", "estimate_bound_inputs", "memory_gb"),
-    samples=options.unset("Samples for the data-set Hessian; default 1024."),
+    preset=options.unset("Values of the options that are left out; default quick."),
+    samples=options.unset("Samples for the data-set Hessian; default by the preset, 1024 of quick."),
     mode=options.unset("Mode of dropout and batch normalization; default train."),
     dtype=options.unset("Default float32."),
-    tolerance=options.unset("Target half-width over the codimension; default 0.2."),
-    max_hvps=options.unset("Hessian-vector products (HVPs) for a checkpoint's exponents; default 1000."),
+    tolerance=options.unset("Target half-width over the codimension; default by the preset, 0.2 of quick."),
+    max_hvps=options.unset("Hessian-vector products (HVPs) for a checkpoint's exponents; default 1000 with quick."),
     seed=options.unset("Default 0."),
+    jit=options.unset("Whether products are compiled by XLA; default auto."),
+    micro_batch=options.unset("Compute each batch in parts of at most N examples."),
+    device=options.unset("Where products are made, as analyze takes it; default auto."),
 )
 @options.custom_objects
 @options.unsafe
@@ -68,7 +72,7 @@ def command(
         checkpoints, folder = in_order(list(paths)), chosen.pop("log_dir", _DEFAULT_FOLDER)
         _check_checkpoints(checkpoints, chosen, html_path)
         if dry_run:
-            _show_plan(checkpoints, folder, html_path)
+            _show_plan(checkpoints, folder, html_path, chosen)
             return 0
         log = _measured(checkpoints, folder, chosen, quiet=quiet)
         status = _show(log, html_path, condition, quiet=quiet)
@@ -106,7 +110,7 @@ def _check_checkpoints(paths: list[str], chosen: dict[str, Value], html_path: st
 
 def _measured(paths: list[str], folder: str, chosen: dict[str, Value], *, quiet: bool) -> RunLog:
     """The log after the checkpoints that it lacked were measured."""
-    request.tensorflow_settings(quiet)
+    request.tensorflow_settings(quiet, chosen.get("device", "auto"))
     from sdkeras.runs.track import track
 
     if "custom_objects" in chosen:
@@ -131,7 +135,9 @@ def _show(log: RunLog, html_path: str | None, condition: conditions.Condition | 
     return conditions.exit_status(condition, conditions.numbers_of(measured[-1], "the last measurement"))
 
 
-def _show_plan(paths: list[str], folder: str, html_path: str | None) -> None:
+def _show_plan(paths: list[str], folder: str, html_path: str | None, chosen: dict[str, Value]) -> None:
+    given = {name: chosen[name] for name in PRESETS[DEFAULT_PRESET] if name in chosen}
+    say(f"preset {measurement_options(chosen.get('preset', DEFAULT_PRESET), given).preset_words}")
     left = run_log.pending(paths, folder)
     for path in paths:
         click.echo(f"{'to measure' if path in left else 'measured'}  {path}")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import attrs
 import numpy as np
-import scipy.linalg
 
 from sdkeras.estimators.kinds import singular_values_estimator
-from sdkeras.linalg.dense import require_memory, transposed_matrix
+from sdkeras.linalg.dense import require_memory, singular_values, transposed_matrix
 from sdkeras.linalg.operators import LinearMap
 from sdkeras.results.arrays import SMALLEST_FACTOR
 from sdkeras.results.estimates import SingularValues
@@ -36,9 +35,7 @@ class DenseSvd:
             f"the singular values of {source.size} dimensions need",
             "the golub-kahan estimator, or more memory (`memory_gb`)",
         )
-        matrix = transposed_matrix(source.jvp, source.size, source.dtype, self.chunk)
-        # The transpose of a C-ordered array is what LAPACK wants (no copy).
-        values = scipy.linalg.svdvals(matrix.T, overwrite_a=True, check_finite=False)
+        values = singular_values(transposed_matrix(source, source.jvp, self.chunk))
         return SingularValues(
             log_values=np.log(np.maximum(values, SMALLEST_FACTOR)),
             weights=np.ones(source.size),

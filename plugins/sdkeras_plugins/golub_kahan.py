@@ -8,8 +8,8 @@ import numpy as np
 from sdkeras.estimators.kinds import singular_values_estimator
 from sdkeras.linalg.bidiagonal import Bidiagonalization, bidiagonalize
 from sdkeras.linalg.operators import LinearMap
-from sdkeras.linalg.probes import rademacher_probes
-from sdkeras.linalg.tridiagonal import coarser_steps
+from sdkeras.linalg.probes import probes_of
+from sdkeras.linalg.tridiagonal import nested_steps
 from sdkeras.results.arrays import SMALLEST_FACTOR
 from sdkeras.results.estimates import SingularValues
 
@@ -42,21 +42,23 @@ class GolubKahan:
 
     def estimate(self, source: LinearMap, *, seed: int) -> SingularValues:
         """One probe's quadrature; weights sum to the map's size."""
-        probe = rademacher_probes(source.size, 1, seed=seed, dtype=source.dtype)[0]
+        probe = probes_of(source, 1, seed=seed)[0]
         run = bidiagonalize(source.jvp, source.vjp, probe, self.num_steps, reorthogonalize=self.reorthogonalize)
-        whole = self._rule(run, run.num_steps, source.size, seed, run.num_products)
-        # Where the Krylov space ends sooner, the coarser rule is the run's own.
-        coarser = coarser_steps(min(self.num_steps, source.size))
-        if coarser is None or coarser >= run.num_steps:
-            return whole if coarser is None else attrs.evolve(whole, nested=whole)
-        return attrs.evolve(whole, nested=self._rule(run, coarser, source.size, seed, 2 * coarser))
+        nested = None
+        for steps in reversed(nested_steps(min(self.num_steps, source.size))):
+            # Where the Krylov space ends sooner, the coarser rule is the run's own.
+            nested = self._rule(run, min(steps, run.num_steps), source.size, seed, nested)
+        return self._rule(run, run.num_steps, source.size, seed, nested)
 
-    def _rule(self, run: Bidiagonalization, num_steps: int, size: int, seed: int, num_products: int) -> SingularValues:
+    def _rule(
+        self, run: Bidiagonalization, num_steps: int, size: int, seed: int, nested: SingularValues | None
+    ) -> SingularValues:
         nodes, weights, residuals = run.rule(num_steps)
         return SingularValues(
             log_values=np.log(np.maximum(nodes, SMALLEST_FACTOR))[::-1],
             weights=size * weights[::-1],
-            num_matvecs=num_products,
+            num_matvecs=run.num_products if num_steps == run.num_steps else 2 * num_steps,
             seed=seed,
             residuals=residuals[::-1] if self.reorthogonalize else None,
+            nested=nested,
         )

@@ -1,4 +1,4 @@
-"""Extreme eigenpairs by Lanczos, with full reorthogonalisation where the memory has room for it."""
+"""Extreme eigenpairs by Lanczos, with reorthogonalisation where the memory has room for it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from numpy.typing import ArrayLike
 from sdkeras.estimators.kinds import eigenpairs_estimator
 from sdkeras.linalg.lanczos import lanczos
 from sdkeras.linalg.operators import SymmetricOperator
-from sdkeras.linalg.probes import start_vector
+from sdkeras.linalg.probes import space_of, start_of
 from sdkeras.linalg.tridiagonal import ritz
-from sdkeras.linalg.vectors import norm
+from sdkeras.linalg.vectors import combined, norm
 from sdkeras.results.arrays import Array, FloatArray
 from sdkeras.results.estimates import Eigenpairs
 
@@ -71,7 +71,7 @@ class Lanczos:
         start = initial_vector(self.start, source, seed)
 
         def another(steps_done: int) -> Array:
-            return start_vector(source.size, seed=seed, dtype=source.dtype, stream=steps_done)
+            return start_of(source, seed=seed, stream=steps_done)
 
         keep = self.reorthogonalize
         run = lanczos(
@@ -91,7 +91,7 @@ class Lanczos:
         wanted = self._wanted(len(theta))
         ritz_vectors = None
         if self.eigenvectors and run.basis is not None:
-            ritz_vectors = np.asarray(run.basis.T @ vectors[:, wanted].astype(source.dtype))
+            ritz_vectors = combined(run.basis, vectors[:, wanted])
             ritz_vectors /= np.linalg.norm(ritz_vectors, axis=0)
         return Eigenpairs(
             values=theta[wanted],
@@ -119,13 +119,13 @@ class Lanczos:
 
 
 def initial_vector(start: ArrayLike | None, source: SymmetricOperator, seed: int) -> Array:
-    """The warm start as one unit vector, or a random one.
+    """The warm start as one unit vector, or a random one, where the operator's vectors live.
 
     Raises:
         ValueError: The warm start does not fit the operator, or is zero or not finite.
     """
     if start is None:
-        return start_vector(source.size, seed=seed, dtype=source.dtype)
+        return start_of(source, seed=seed)
     vector = np.asarray(start, dtype=source.dtype)
     vector = vector.sum(axis=1) if vector.ndim == 2 else vector
     if vector.shape != (source.size,):
@@ -136,5 +136,4 @@ def initial_vector(start: ArrayLike | None, source: SymmetricOperator, seed: int
     length = norm(vector)
     if not 0 < length < np.inf:
         raise ValueError(f"the warm start has norm {length:g}; give finite vectors whose sum is not zero.")
-    unit: Array = vector / source.dtype.type(length)
-    return unit
+    return space_of(source).moved(vector / source.dtype.type(length))

@@ -17,8 +17,8 @@ from sdkeras.files.atomic import only_writer, shown
 from sdkeras.files.reading import blamed_on
 from sdkeras.linalg.operators import TangentFlow
 from sdkeras.linalg.orthogonal import thin_qr
-from sdkeras.linalg.probes import start_frame
-from sdkeras.linalg.vectors import finite
+from sdkeras.linalg.probes import frame_of, space_of
+from sdkeras.linalg.vectors import finite, owned, precision
 from sdkeras.results.arrays import Array, BoolArray, FloatArray
 from sdkeras.results.estimates import LyapunovExponents
 
@@ -111,14 +111,14 @@ class LyapunovQr:
     def _save(self, run: _Run, source: TangentFlow) -> None:
         if self.checkpoint is not None:
             flow = source.state() if run.stopped_at is None else None
-            save_checkpoint(self.checkpoint, [_identity(run), attrs.asdict(run), flow])
+            save_checkpoint(self.checkpoint, [_identity(run), attrs.asdict(_saved(run)), flow])
 
     def _begin(self, source: TangentFlow, seed: int) -> _Run:
         """A new run at its start, or the checkpoint's where it was; the flow stands at the same place."""
         source.reset(seed)
         wanted = source.size if self.num_exponents is None else min(self.num_exponents, source.size)
         start = _Run(
-            frame=start_frame(source.size, wanted, seed=seed, dtype=source.dtype),
+            frame=frame_of(source, wanted, seed=seed),
             flow=fingerprint(source.state()) if self.checkpoint is not None else "",
             seed=seed,
             transient=self.transient,
@@ -135,7 +135,8 @@ class LyapunovQr:
                     f"{shown(self.checkpoint)} is the checkpoint of another run (it differs in: {differing}); {advice}"
                 )
             run = _Run(**fields)
-            _check(run, start)
+            _check(run, _saved(start))
+            run.frame = space_of(source).moved(run.frame)
             if run.stopped_at is None:
                 source.restore(flow)
         return run
@@ -193,6 +194,11 @@ class _Run:
         return np.zeros((*shape, self.frame.shape[1]))
 
 
+def _saved(run: _Run) -> _Run:
+    """The run with its frame as a NumPy array, wherever it is."""
+    return attrs.evolve(run, frame=np.asarray(run.frame))
+
+
 def _check(run: _Run, start: _Run) -> None:
     """Refuses a run whose fields are not of the types and shapes that those of a run have.
 
@@ -227,9 +233,9 @@ def _check(run: _Run, start: _Run) -> None:
 def _identity(run: _Run) -> dict[str, object]:
     """Settings that a run must share with the checkpoint from which it continues."""
     return {
-        "size": run.frame.shape[0],
-        "num_exponents": run.frame.shape[1],
-        "dtype": run.frame.dtype.str,
+        "size": int(run.frame.shape[0]),
+        "num_exponents": int(run.frame.shape[1]),
+        "dtype": precision(run.frame).str,
         "seed": run.seed,
         "transient": run.transient,
         "the flow's start": run.flow,
@@ -263,7 +269,7 @@ def _advance(run: _Run, source: TangentFlow) -> None:
         if run.partial_steps == run.block_size:
             _close_block(run)
     run.growth = max(run.growth, decomposition.spread / pending)
-    bound = -0.5 * math.log(float(np.finfo(run.frame.dtype).eps))
+    bound = -0.5 * math.log(float(np.finfo(precision(run.frame)).eps))
     longest = int(bound / run.growth) if run.growth * _LONGEST_INTERVAL > bound else _LONGEST_INTERVAL
     # A rate seen over few steps may be a slow one's start: lengthen the interval by doubling only.
     run.interval = max(1, min(2 * run.interval, longest))
@@ -272,9 +278,9 @@ def _advance(run: _Run, source: TangentFlow) -> None:
 def _stepped(source: TangentFlow, frame: Array, step: int) -> Array:
     """The frame after one step, in memory of its own, so that a flow may use its buffers again."""
     with np.errstate(over="ignore", invalid="ignore"):
-        moved = np.array(source.step(frame), dtype=source.dtype, order="C")
-    if moved.shape != frame.shape:
-        raise ValueError(f"the flow returns tangents of shape {moved.shape}, expected {frame.shape}.")
+        moved = owned(frame, source.step(frame))
+    if tuple(moved.shape) != tuple(frame.shape):
+        raise ValueError(f"the flow returns tangents of shape {tuple(moved.shape)}, expected {tuple(frame.shape)}.")
     return finite(moved, f"the tangents after step {step} of the trajectory")
 
 
@@ -301,7 +307,7 @@ def _decompose(frame: Array, step: int) -> _Decomposition:
     q, r = thin_qr(frame)
     finite(q, f"the orthonormalised tangents after step {step} of the trajectory")
     finite(r, f"the growth of the tangents after step {step} of the trajectory")
-    limits = np.finfo(frame.dtype)
+    limits = np.finfo(precision(frame))
     eps, tiny = float(limits.eps), float(limits.tiny)
     r = r.astype(np.float64)
     # Not the largest column's norm, within sqrt(k) of it, whose squares overflow shortly before a divergence.
@@ -310,7 +316,7 @@ def _decompose(frame: Array, step: int) -> _Decomposition:
     unresolved = np.diagonal(r) < floor
     diagonal = np.maximum(np.diagonal(r), floor)
     return _Decomposition(
-        frame=np.ascontiguousarray(q),
+        frame=owned(frame, q),
         logs=np.log(diagonal),
         rounding=_ROUNDING * eps * largest / diagonal,
         unresolved=unresolved,

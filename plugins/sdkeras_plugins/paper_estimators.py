@@ -88,7 +88,7 @@ class HistogramSlq(_PaperEstimator):
 
     Attributes:
         num_steps: Lanczos steps m (at most the operator's size); the paper's 100.
-        reorthogonalize: Full reorthogonalisation.
+        reorthogonalize: Keep the basis and orthogonalise against it.
         learning_rate: eta of the map |1 - eta * alpha|; the analysis fills it with its own.
         offset: eps of ln(|1 - eta * alpha| + eps), the paper's 1e-6; it moves every neutral direction up by as much.
         bin_width: Width of a bin of z; 0.015 makes 1,000 bins, the paper's number, from ln(1e-6) to 1.18.
@@ -117,7 +117,7 @@ class KernelDensity(_PaperEstimator):
 
     Attributes:
         num_steps: Lanczos steps m (at most the operator's size); the paper's 100.
-        reorthogonalize: Full reorthogonalisation.
+        reorthogonalize: Keep the basis and orthogonalise against it.
         learning_rate: eta of the map |1 - eta * alpha|; the analysis fills it with its own.
         offset: eps of ln(|1 - eta * alpha| + eps), the paper's 1e-6; it moves every neutral direction up by as much.
         bandwidth: Standard deviation h of the kernel, in z.
@@ -142,7 +142,7 @@ class PseudoSpectrum(_PaperEstimator):
 
     Attributes:
         num_steps: Lanczos steps m (at most the operator's size); the paper's 100.
-        reorthogonalize: Full reorthogonalisation.
+        reorthogonalize: Keep the basis and orthogonalise against it.
         learning_rate: eta of the map |1 - eta * alpha|; the analysis fills it with its own.
         offset: eps of ln(|1 - eta * alpha| + eps), the paper's 1e-6; it moves every neutral direction up by as much.
         num_quantiles: M; at M below n each stands for several directions.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import operator
+
 import attrs
 import numpy as np
 from numpy.typing import ArrayLike
 
 from sdkeras.estimators.kinds import eigenpairs_estimator
 from sdkeras.linalg.operators import SymmetricOperator
-from sdkeras.linalg.probes import start_vector
+from sdkeras.linalg.probes import start_of
 from sdkeras.linalg.vectors import dot, finite, norm
 from sdkeras.results.arrays import Array, FloatArray
 from sdkeras.results.estimates import Eigenpairs
@@ -57,7 +60,7 @@ class PowerIteration:
         spent = dominant.num_matvecs
         for shift, wanted in self._shifts(sigma, source.size):
             while len(pairs) < wanted:
-                vector = start_vector(source.size, seed=seed, dtype=source.dtype, stream=len(pairs) + 1)
+                vector = start_of(source, seed=seed, stream=len(pairs) + 1)
                 known = [pair.vector for pair in pairs]
                 pairs.append(self._iterate(source, vector, shift, known, tolerance, abs(sigma)))
                 spent += pairs[-1].num_matvecs
@@ -69,7 +72,7 @@ class PowerIteration:
             converged=residuals <= allowed,
             num_matvecs=spent,
             seed=seed,
-            vectors=vectors if self.eigenvectors else None,
+            vectors=np.stack([np.asarray(each) for each in vectors], axis=1) if self.eigenvectors else None,
         )
 
     def _is_wanted(self, sigma: float) -> bool:
@@ -99,13 +102,13 @@ class PowerIteration:
         """Power iteration on A - shift I, orthogonal to the known eigenvectors."""
         vector = _unit(_without(vector, known))
         for step in range(1, self.num_steps + 1):
-            product = finite(np.asarray(source.matvec(vector)), f"the product of power-iteration step {step}")
+            product = finite(source.matvec(vector), f"the product of power-iteration step {step}")
             value = dot(vector, product)
-            error = norm(_without(product - source.dtype.type(value) * vector, known))
+            error = norm(_without(product - value * vector, known))
             if error <= tolerance * max(scale, abs(value)):
                 break
-            moved = _without(product - source.dtype.type(shift) * vector, known)
-            if step == self.num_steps or not np.any(moved):
+            moved = _without(product - shift * vector, known)
+            if step == self.num_steps or norm(moved) == 0.0:
                 break
             vector = _unit(moved)
         return _Pair(value, vector, product, step)
@@ -121,24 +124,31 @@ class _Pair:
     num_matvecs: int
 
 
-def _rayleigh_ritz(pairs: list[_Pair]) -> tuple[FloatArray, FloatArray, Array]:
+def _rayleigh_ritz(pairs: list[_Pair]) -> tuple[FloatArray, FloatArray, list[Array]]:
     """Eigenpairs of A restricted to the span of the vectors, largest first, with true residuals; no products."""
-    vectors = np.stack([pair.vector for pair in pairs], axis=1)
-    products = np.stack([pair.product for pair in pairs], axis=1)
-    small = vectors.T.astype(np.float64) @ products
+    vectors, products = [pair.vector for pair in pairs], [pair.product for pair in pairs]
+    small = np.array([[dot(vector, product) for product in products] for vector in vectors])
     values, mixing = np.linalg.eigh((small + small.T) / 2)
-    values, mixing = values[::-1], mixing[:, ::-1].astype(vectors.dtype)
-    vectors, products = vectors @ mixing, products @ mixing
-    residuals = [norm(products[:, k] - vectors.dtype.type(value) * vectors[:, k]) for k, value in enumerate(values)]
-    return values, np.array(residuals), vectors
+    values, mixing = values[::-1], mixing[:, ::-1]
+    vectors, products = _mixed(vectors, mixing), _mixed(products, mixing)
+    triples = zip(values, vectors, products, strict=True)
+    return values, np.array([norm(product - float(value) * vector) for value, vector, product in triples]), vectors
+
+
+def _mixed(vectors: list[Array], mixing: FloatArray) -> list[Array]:
+    """Linear combinations of vectors, one for each column of the coefficients."""
+    return [
+        functools.reduce(operator.add, [float(each) * vector for each, vector in zip(column, vectors, strict=True)])
+        for column in mixing.T
+    ]
 
 
 def _without(vector: Array, known: list[Array]) -> Array:
     for other in known:
-        vector = vector - vector.dtype.type(dot(other, vector)) * other
+        vector = vector - dot(other, vector) * other
     return vector
 
 
 def _unit(vector: Array) -> Array:
-    unit: Array = vector / vector.dtype.type(norm(vector))
+    unit: Array = vector / norm(vector)
     return unit

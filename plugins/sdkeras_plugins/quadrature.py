@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import attrs
 
 from sdkeras.estimators.kinds import spectrum_estimator
-from sdkeras.linalg.lanczos import Tridiagonalization, lanczos
-from sdkeras.linalg.operators import SymmetricOperator
-from sdkeras.linalg.probes import rademacher_probes
-from sdkeras.linalg.tridiagonal import coarser_steps, quadrature
+from sdkeras.linalg.lanczos import Tridiagonalization, lanczos, lanczos_many
+from sdkeras.linalg.operators import OperatorBatch, SymmetricOperator
+from sdkeras.linalg.probes import probes_of
+from sdkeras.linalg.tridiagonal import nested_steps, quadrature
 from sdkeras.results.estimates import Spectrum
 
 
@@ -22,8 +24,8 @@ class StochasticLanczosQuadrature:
 
     Attributes:
         num_steps: Lanczos steps m (at most the operator's size).
-        reorthogonalize: Full reorthogonalisation. Without it the density stays right, but no residuals are
-            reported and the basis is not kept in memory.
+        reorthogonalize: Keep the basis and orthogonalise against it. Without it the density stays right, but no
+            residuals are reported.
 
     Reference: Ubaru, Chen, Saad (2017), Algorithm 1; Golub and Meurant (1994).
     """
@@ -33,14 +35,24 @@ class StochasticLanczosQuadrature:
 
     def estimate(self, source: SymmetricOperator, *, seed: int) -> Spectrum:
         """One probe's quadrature; weights sum to the operator's size."""
-        probe = rademacher_probes(source.size, 1, seed=seed, dtype=source.dtype)[0]
+        probe = probes_of(source, 1, seed=seed)[0]
         run = lanczos(source.matvec, probe, self.num_steps, reorthogonalize=self.reorthogonalize)
-        # Where the Krylov space ends sooner, the coarser rule is the run's own.
-        coarser = coarser_steps(min(self.num_steps, source.size))
-        nested = None if coarser is None else self._rule(run, min(coarser, run.num_steps), source.size, seed)
-        return attrs.evolve(self._rule(run, run.num_steps, source.size, seed), nested=nested)
+        return self._spectrum(run, source.size, seed)
 
-    def _rule(self, run: Tridiagonalization, num_steps: int, size: int, seed: int) -> Spectrum:
+    def estimate_many(self, source: OperatorBatch, *, seeds: Sequence[int]) -> tuple[Spectrum, ...]:
+        """One probe's quadrature of each operator, all runs in lockstep."""
+        probes = [probes_of(source, 1, seed=seed)[0] for seed in seeds]
+        runs = lanczos_many(source, probes, self.num_steps, reorthogonalize=self.reorthogonalize)
+        return tuple(self._spectrum(run, source.size, seed) for run, seed in zip(runs, seeds, strict=True))
+
+    def _spectrum(self, run: Tridiagonalization, size: int, seed: int) -> Spectrum:
+        nested = None
+        for steps in reversed(nested_steps(min(self.num_steps, size))):
+            # Where the Krylov space ends sooner, the coarser rule is the run's own.
+            nested = self._rule(run, min(steps, run.num_steps), size, seed, nested)
+        return self._rule(run, run.num_steps, size, seed, nested)
+
+    def _rule(self, run: Tridiagonalization, num_steps: int, size: int, seed: int, nested: Spectrum | None) -> Spectrum:
         nodes, weights, residuals = quadrature(*run.leading(num_steps))
         return Spectrum(
             nodes=nodes,
@@ -48,4 +60,5 @@ class StochasticLanczosQuadrature:
             num_matvecs=num_steps,
             seed=seed,
             residuals=residuals if self.reorthogonalize else None,
+            nested=nested,
         )

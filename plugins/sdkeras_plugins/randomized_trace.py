@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import attrs
 import numpy as np
@@ -11,9 +11,9 @@ import numpy as np
 from sdkeras.errors import BudgetError
 from sdkeras.estimators.kinds import trace_estimator
 from sdkeras.linalg.operators import SymmetricOperator
-from sdkeras.linalg.orthogonal import thin_qr
-from sdkeras.linalg.probes import rademacher_probes
-from sdkeras.linalg.vectors import finite
+from sdkeras.linalg.orthogonal import orthogonalize
+from sdkeras.linalg.probes import probes_of
+from sdkeras.linalg.vectors import components, dot, finite, norm, stacked, subtract_rows
 from sdkeras.results.arrays import Array
 from sdkeras.results.estimates import TraceEstimate
 
@@ -25,6 +25,8 @@ _CHUNK = 16
 _CHUNK_BYTES = 5e8
 # One product each for the sketch and its image, and two probes for a standard error.
 _FEWEST_FOR_HUTCH_PLUS_PLUS = 4
+# What is left of a product counts as spanned by those before below this many eps of it.
+_SPANNED = 30.0
 # Fewer give no standard error.
 _FEWEST_PROBES = 2
 
@@ -64,33 +66,34 @@ class RandomizedTrace:
             return self._hutchinson(source, self.num_probes, seed)
         third = self.num_probes // 3
         if third >= source.size:
-            exact = _trace_within(source, np.eye(source.size, dtype=source.dtype))
+            exact = _trace_within(source, list(np.eye(source.size, dtype=source.dtype)))
             return TraceEstimate(exact, 0.0, num_matvecs=source.size, seed=seed, num_probes=0)
-        signs = rademacher_probes(source.size, third, seed=seed, dtype=source.dtype).T
-        known, _ = thin_qr(np.concatenate([_products(source, block) for block in _chunks(signs)], axis=1))
-        remainder = self._hutchinson(source, self.num_probes - 2 * third, seed, known, _trace_within(source, known))
-        return attrs.evolve(remainder, num_matvecs=remainder.num_matvecs + 2 * third)
+        known = _range(source, probes_of(source, third, seed=seed))
+        within = _trace_within(source, known)
+        remainder = self._hutchinson(source, self.num_probes - 2 * third, seed, known, within)
+        return attrs.evolve(remainder, num_matvecs=remainder.num_matvecs + third + len(known))
 
     def _hutchinson(
         self,
         source: SymmetricOperator,
         num_probes: int,
         seed: int,
-        known: Array | None = None,
+        known: Sequence[Array] = (),
         offset: float = 0.0,
     ) -> TraceEstimate:
-        """Mean of z'Az over probes (projected off the columns of `known`), plus an offset that is exact."""
+        """Mean of z'Az over probes (projected off the orthonormal `known`), plus an offset that is exact."""
         samples: list[float] = []
         most = int(min(_CHUNK, max(1, _CHUNK_BYTES // (source.size * source.dtype.itemsize))))
         stream = 0  # the sketch's
         while len(samples) < num_probes:
             count = min(most, num_probes - len(samples), _CHUNK - len(samples) % _CHUNK)
             stream += 1
-            probes = rademacher_probes(source.size, count, seed=seed, dtype=source.dtype, stream=stream).T
-            if known is not None:
-                probes = probes - known @ (known.T @ probes)
+            probes = probes_of(source, count, seed=seed, stream=stream)
+            if len(known):
+                rows = stacked(*known)
+                probes = stacked(*(subtract_rows(z, components(z, rows), rows) for z in probes))
             try:
-                samples += _column_dots(probes, _products(source, probes))
+                samples += _forms(source, probes)
             except BudgetError:
                 samples += _one_by_one(source, probes)
                 if len(samples) < _FEWEST_PROBES:
@@ -115,24 +118,33 @@ def _one_by_one(source: SymmetricOperator, probes: Array) -> list[float]:
     """z'Az of the leading probes for which the budget has room."""
     samples: list[float] = []
     with contextlib.suppress(BudgetError):
-        for probe in probes.T[:, :, None]:
-            samples += _column_dots(probe, _products(source, probe))
+        for probe in probes:
+            samples += _forms(source, stacked(probe))
     return samples
 
 
-def _chunks(matrix: Array) -> Iterator[Array]:
-    return (matrix[:, start : start + _CHUNK] for start in range(0, matrix.shape[1], _CHUNK))
+def _chunks(vectors: Sequence[Array]) -> Iterator[Array]:
+    return (stacked(*vectors[start : start + _CHUNK]) for start in range(0, len(vectors), _CHUNK))
 
 
-def _products(source: SymmetricOperator, matrix: Array) -> Array:
-    return finite(np.asarray(source.matmat(matrix)), "a product with random probes")
+def _trace_within(source: SymmetricOperator, basis: Sequence[Array]) -> float:
+    """trace(Q'AQ) for orthonormal vectors."""
+    return sum(form for rows in _chunks(basis) for form in _forms(source, rows))
 
 
-def _trace_within(source: SymmetricOperator, basis: Array) -> float:
-    """trace(Q'AQ) for orthonormal columns Q, shape [n, k]."""
-    return sum(sum(_column_dots(block, _products(source, block))) for block in _chunks(basis))
+def _forms(source: SymmetricOperator, rows: Array) -> list[float]:
+    """z'Az of each row z."""
+    products = finite(source.rows(rows), "a product with random probes")
+    return [dot(row, product) for row, product in zip(rows, products, strict=True)]
 
 
-def _column_dots(first: Array, second: Array) -> list[float]:
-    """Inner products of the columns of two matrices [n, k]."""
-    return [float(value) for value in np.einsum("nk,nk->k", first, second, dtype=np.float64)]
+def _range(source: SymmetricOperator, rows: Array) -> list[Array]:
+    """An orthonormal basis of the products with the rows; what they do not span to rounding is left out."""
+    basis: list[Array] = []
+    for chunk in _chunks(list(rows)):
+        for product in finite(source.rows(chunk), "a product with random probes"):
+            before = norm(product)
+            left, length = orthogonalize(product, stacked(*basis)) if basis else (product, before)
+            if length > _SPANNED * float(np.finfo(source.dtype).eps) * before:
+                basis.append(left / length)
+    return basis

@@ -23,19 +23,18 @@ from sdkeras.files.atomic import Claim, make_folder, shown
 from sdkeras.files.keras_types import Data, Model
 from sdkeras.files.user_code import last_line
 from sdkeras.operators import minibatches
+from sdkeras.operators.device import devices
 from sdkeras.reporting.html import save_html
 from sdkeras.results import log
 from sdkeras.results.arrays import Value, is_number
 from sdkeras.results.log import Beginning, Header, Measurement, RunLog
 from sdkeras.runs.monitor import (
-    DEFAULT_SAMPLES,
-    DEFAULT_TOLERANCE,
     MEASURES,
     Monitor,
     check_measures,
     failed_measurement,
 )
-from sdkeras.runs.options import Options
+from sdkeras.runs.options import DEFAULT_PRESET, measurement_options
 from sdkeras.training_step.settings import steps_taken
 
 _AGE = "sharpness_age"
@@ -76,8 +75,8 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         measures: Keys to measure, beside those of the bounds and `sharpness_age`; all by default.
         batch_size: Batch size of training; default 32, or a dataset's own.
         max_overhead: Time limit, see above; None measures every time.
-        samples: Random subset for the data-set Hessian.
-        tolerance: Target half-width of SD's interval, relative to the codimension.
+        samples: Random subset for the data-set Hessian; default by the preset.
+        tolerance: Target half-width of SD's interval, relative to the codimension; default by the preset.
         seed: Seed for the subset, the minibatches and the probes, which are the same every time.
         log_dir: Folder for `sharpness.jsonl`: each measurement with its evidence and the bounds term by term, appended
             (`sdkeras track`). Default: that of the report.
@@ -94,6 +93,11 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
             ends: Keras notifies no callback of an exception or Ctrl-C, and the folder then holds the last measurement
             before it. When `fit` ends by itself, weights that have not been measured yet are measured. For the
             weights that EarlyStopping(restore_best_weights=True) restores, put this callback after it.
+        preset: Values of samples, tolerance and the number of minibatches where they are left out: 'quick', 'standard'
+            or 'thorough', as in `sdkeras.analyze`.
+        device: Where products are made, as in `sdkeras.analyze`; default where training is: the first accelerator, or
+            the devices of the strategy in whose scope `fit` is called.
+        micro_batch: Compute each batch in parts of at most this many examples, as in `sdkeras.analyze`.
 
     Attributes:
         measurements: The measurements so far, with their evidence.
@@ -110,8 +114,8 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         measures: Sequence[str] = MEASURES,
         batch_size: int | None = None,
         max_overhead: float | None = 0.1,
-        samples: int = DEFAULT_SAMPLES,
-        tolerance: float = DEFAULT_TOLERANCE,
+        samples: int | None = None,
+        tolerance: float | None = None,
         seed: int = 0,
         log_dir: str | os.PathLike[str] | None = None,
         class_weight: Mapping[int, float] | None = None,
@@ -120,6 +124,9 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         bound_inputs: Mapping[str, float] | None = None,
         estimate_bound_inputs: bool = False,
         report: str | os.PathLike[str] | None = None,
+        preset: str = DEFAULT_PRESET,
+        device: str = "auto",
+        micro_batch: int | None = None,
     ) -> None:
         super().__init__()
         if every != "epoch" and not (is_number(every, whole=True) and int(every) >= 1):
@@ -137,15 +144,19 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
             "class_weight": class_weight,
             "bound_inputs": bound_inputs or {},
             "estimate_bound_inputs": estimate_bound_inputs,
+            "device": device,
+            "micro_batch": micro_batch,
         }
-        Options(**options)
+        checked = measurement_options(preset, options)
+        if device != "auto":  # which may be that of a scope in which `fit` will be called
+            devices(device)
         if not hasattr(data, "element_spec") and not isinstance(data, keras.utils.PyDataset):
             minibatches.as_source(
-                data, batch_size=batch_size, default_batch_size=None, limit=samples, class_weight=class_weight
+                data, batch_size=batch_size, default_batch_size=None, limit=checked.samples, class_weight=class_weight
             )
         self.measures, self.keys = check_measures(measures, bound_inputs, estimate_bound_inputs)
         self._make: Callable[[Model], Monitor] = functools.partial(
-            Monitor, data=data, measures=self.measures, **options
+            Monitor, data=data, measures=self.measures, preset=preset, **options
         )
         self.report = None if report is None else _folder_of_report(report)
         folder = report if log_dir is None else log_dir
@@ -410,6 +421,8 @@ def _folder_of_report(folder: str | os.PathLike[str]) -> Path:
         SdkerasError: It cannot be made or written to.
     """
     path = Path(folder)
+    if not os.fspath(folder):
+        raise SdkerasError("report is empty; name a folder for the report.")
     make_folder(path, "the report's folder ")
     if not os.access(path, os.W_OK):
         raise SdkerasError(f"the report's folder {path} cannot be written to; choose another one.")

@@ -7,13 +7,17 @@ from collections.abc import Callable
 
 import attrs
 
-from sdkeras.dimension.estimate import Summary, standard_error
+from sdkeras.dimension.estimate import Summary
 from sdkeras.dimension.exponents import FLOOR, FULL, Exponents, is_unresolved, rounding
 from sdkeras.results.dimension import SharpnessDimension
 from sdkeras.results.note import Note
 
 _WIDE = 0.1
 _SIGNIFICANT = 3.0
+# One of a few always holds a third.
+_LARGEST_SHARE, _FEWEST_FOR_SHARES = 1 / 3, 20
+# Minibatches that a skewness g of the residuals asks for, over g^2.
+ROWS_FOR_SKEWNESS = 25.0
 # Bins and kernels wider than this share of |t*| move the crossing.
 _COARSE = 0.05
 
@@ -104,10 +108,10 @@ def _coarse_quantiles(evidence: Evidence) -> Note | None:
 
 
 def _zero_or_neutral(evidence: Evidence) -> Note | None:
-    estimate, error = evidence.estimate, standard_error(evidence.summary.pooled.growth)
+    estimate, error = evidence.estimate, math.sqrt(evidence.summary.pooled.growth.squared_error)
     upper = 0.0 if estimate.interval is None else estimate.interval[1]
     maybe_neutral = estimate.value <= 0 < upper
-    if error is None or not (estimate.expansion < _SIGNIFICANT * error or maybe_neutral):
+    if not math.isfinite(error) or not (estimate.expansion < _SIGNIFICANT * error or maybe_neutral):
         return None
     neutral = upper if maybe_neutral else estimate.neutral_mass or 0.0
     return Note(
@@ -209,11 +213,31 @@ def _mass_correction_off(evidence: Evidence) -> Note | None:
             f"converged Ritz values carry more mass than simple {what} would ({pooled.excess:.1f} standard "
             f"deviations): there are repeated {what}"
         )
+    elif pooled.shift is not None:
+        shift, error = pooled.shift
+        reason = f"masses of 1 for converged Ritz values move the answer by {shift:.3g} +- {error:.2g} dimensions"
     elif pooled.exact or all(run.residuals is not None for run in pooled.runs):
         return None
     else:
         reason = f"the estimator {evidence.estimate.estimator} reports no residuals"
     return Note("mass-correction-off", f"{reason}, so raw quadrature weights were used.")
+
+
+def _few_dominate(evidence: Evidence) -> Note | None:
+    fit = evidence.summary.fit
+    rows = fit.rows.num_rows
+    if rows == fit.rows.population.num_batches:  # there are no others
+        return None
+    wanted, share = ROWS_FOR_SKEWNESS * fit.skewness**2, fit.largest_share
+    reasons = []
+    if share > _LARGEST_SHARE and rows >= _FEWEST_FOR_SHARES:
+        reasons.append(f"one of {rows:,} holds {share:.0%} of the squared residuals")
+    if rows < wanted:
+        reasons.append(f"the residuals' skewness {fit.skewness:.2g} asks for {wanted:,.0f} minibatches, not {rows:,}")
+    if not reasons or fit.freedom < 2:
+        return None
+    message = f"few minibatches dominate ({'; '.join(reasons)}): the interval may miss the truth."
+    return Note("few-minibatches-dominate", message)
 
 
 def _budget_ended(evidence: Evidence) -> Note | None:
@@ -226,16 +250,22 @@ def _budget_ended(evidence: Evidence) -> Note | None:
     return Note("budget-ended", message)
 
 
-def _interval_scope(evidence: Evidence) -> Note:
-    steps = evidence.estimate.num_steps
+def _interval_scope(evidence: Evidence) -> Note | None:
+    if evidence.estimate.interval is None:
+        return None
+    steps, rows = evidence.estimate.num_steps, evidence.summary.fit.rows
     scope = "the gap to the definition's value and a second-order bias (E[SD] <= SD, O(1/runs))"
     if steps is not None:
         scope = f"the gap to the definition, the quadrature error at {steps} steps, and a small bias"
-    return Note(
-        "interval-scope",
-        "The interval covers sampling of minibatches and probes and takes runs as independent; minibatches of one "
-        f"epoch partition the data, which makes it conservative. It excludes {scope}.",
+    what = "what controls do not explain" if rows.num_controls else "runs"
+    covers = (
+        f"covers sampling of minibatches and probes and takes {what} as independent; minibatches of one epoch "
+        "partition the data, which makes it conservative"
     )
+    if rows.num_rows == rows.population.num_batches:
+        probes = "" if evidence.summary.pooled.exact else ", and covers their probes"
+        covers = f"is over the data's own {rows.num_rows:,} full-size batches, all that there are{probes}"
+    return Note("interval-scope", f"The interval {covers}. It excludes {scope}.")
 
 
 # Most important first.
@@ -253,6 +283,7 @@ _RULES: tuple[Callable[[Evidence], Note | None], ...] = (
     _negative_curvature,
     _transient_growth,
     _mass_correction_off,
+    _few_dominate,
     _budget_ended,
     _interval_scope,
 )

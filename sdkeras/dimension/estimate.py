@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 import attrs
 import numpy as np
-import scipy.stats
 
 from sdkeras.dimension import pooling
+from sdkeras.dimension.controls import UNKNOWN, Fit, Rows
 from sdkeras.dimension.exponents import Exponents, is_unresolved, rds_sharpness, rounding
-from sdkeras.dimension.pooling import Atoms, Measure
+from sdkeras.dimension.pooling import Atoms, Measure, Reading
 from sdkeras.dimension.sharpness import Crossing, crossing
 from sdkeras.results.arrays import FloatArray, Value
-from sdkeras.results.dimension import FrozenLyapunov, RdsSharpness, SharpnessDimension
+from sdkeras.results.dimension import FrozenLyapunov, RdsSharpness, Sampled, SharpnessDimension
 from sdkeras.results.estimates import Spectrum
 
-_CONFIDENCE = 0.95
 FEWEST_RUNS_FOR_AN_INTERVAL = 3
+
+# Of a measure of exponents: (z, masses) -> a number.
+Functional: TypeAlias = Callable[[FloatArray, FloatArray], float]
+
 _ABSOLUTE_TOLERANCE = 0.5
 _NEUTRAL = 1e-3
+# Rows from which on corrected and raw masses are compared, and how many standard errors apart they may be.
+_FEWEST_FOR_SHIFT, _SHIFT = 20, 3.0
+# Of the variance that is aimed at, what audits may leave.
+_SHARE_OF_AUDITS = 0.05
 # A sum of logarithms falls by about as much with each factor 1/0.7 in steps while small exponents are still missed
 # (measured), and ten of these make 35 times the steps.
 _MORE_CHANGES = 10
@@ -57,27 +66,67 @@ class Context:
 
 
 @attrs.frozen(eq=False)
+class Sample:
+    """The runs so far, as they are looked at.
+
+    Attributes:
+        runs: A rule of each run, all of the same number of steps.
+        rows: Their minibatches, with the weights that these have.
+        audits: Numbers of the runs that were made with more steps, `depth` rules more than those of `runs`.
+        full: The rules of all steps of the audits; where `depth` is 0 all runs are.
+        depth: How many rules coarser than the audits' the runs are.
+        readings: Of rules under the map, by identity, so that each is read once however often it is looked at.
+    """
+
+    runs: Sequence[Spectrum]
+    rows: Rows
+    audits: Sequence[int]
+    full: Sequence[Spectrum]
+    depth: int = 0
+    readings: dict[int, Reading] = attrs.field(factory=dict)
+
+    @classmethod
+    def of(cls, runs: Sequence[Spectrum]) -> Sample:
+        """Runs of which nothing is known but that they are independent."""
+        return cls(runs, Rows.of(len(runs), UNKNOWN), range(len(runs)), runs)
+
+    def read(self, rules: Sequence[Spectrum], exponents: Exponents) -> list[Reading]:
+        """The rules under a map, always the same one."""
+        for rule in rules:
+            if id(rule) not in self.readings:  # a reading keeps its rule, and with it the identity
+                self.readings[id(rule)] = pooling.read(rule, exponents)
+        return [self.readings[id(rule)] for rule in rules]
+
+
+@attrs.frozen(eq=False)
 class Pooled:
     """The runs as one measure of exponents.
 
     Attributes:
-        runs: Their spectra.
-        atoms: Their nodes and masses, exact masses corrected unless `excess` says that eigenvalues are repeated.
+        sample: The runs.
+        atoms: Their nodes and masses, exact masses corrected unless `excess` or `shift` says that they must not be.
         measures: Exponents z and masses of each run.
         z: Exponents of all runs.
-        masses: Their masses, divided by the number of runs; sum d.
+        masses: Their masses times the weights of the runs; sum d.
         crossing: SD of this measure.
         excess: See `pooling.repeated_eigenvalues`.
+        shift: Mean over runs of the dimensions by which the corrected masses move the answer, and its standard error,
+            where that is too much for chance; else None.
     """
 
     context: Context
-    runs: Sequence[Spectrum]
+    sample: Sample
     atoms: Sequence[Atoms]
     measures: Sequence[Measure]
     z: FloatArray
     masses: FloatArray
     crossing: Crossing
     excess: float | None
+    shift: tuple[float, float] | None = None
+
+    @property
+    def runs(self) -> Sequence[Spectrum]:
+        return self.sample.runs
 
     @property
     def size(self) -> float:
@@ -89,14 +138,41 @@ class Pooled:
         return max(float(np.max(np.abs(one.nodes))) for one in self.atoms)
 
     @property
-    def growth(self) -> FloatArray:
+    def growth(self) -> Fit:
         """E+, the sum of the positive exponents, of each run."""
-        return np.array([float(masses @ np.maximum(z, 0.0)) for z, masses in self.measures])
+        return self.fit(lambda z, masses: float(masses @ np.maximum(z, 0.0)))
 
     @property
-    def totals(self) -> FloatArray:
+    def totals(self) -> Fit:
         """The sum of all exponents of each run."""
-        return np.array([float(masses @ z) for z, masses in self.measures])
+        return self.fit(lambda z, masses: float(masses @ z))
+
+    def values(self, function: Functional) -> FloatArray:
+        """A function of each run's measure."""
+        return np.array([function(z, masses) for z, masses in self.measures])
+
+    def fit(self, function: Functional) -> Fit:
+        """The mean of a function of a run's measure."""
+        rows = self.sample.rows
+        return rows.fit(self.values(function), noiseless=self.exact and not rows.population.is_random)
+
+    def of_rules(self, function: Functional, rules: Sequence[Spectrum]) -> FloatArray:
+        """The function of other rules, with raw weights."""
+        readings = self.sample.read(rules, self.context.exponents)
+        return np.array([function(one.z, one.raw_masses) for one in readings])
+
+    def nested_change(self, function: Functional) -> float | None:
+        """Mean over the runs of all steps of a function's change from their coarser rule to their own.
+
+        Both have raw weights: the exact-mass correction would set the nodes that one of them accepts and the other does
+        not to mass 1 in one alone: over a run this moves SD by some dimensions, hundreds of times the error of the
+        quadrature. None where no run has a coarser rule.
+        """
+        full = self.sample.full
+        if all(run.nested is None for run in full):
+            return None
+        coarse = [pooling.rule(run, 1) for run in full]
+        return float(np.mean(self.of_rules(function, full) - self.of_rules(function, coarse)))
 
     @property
     def exact(self) -> bool:
@@ -105,7 +181,7 @@ class Pooled:
     @property
     def have_ended(self) -> bool:
         """Whether more steps would change no run."""
-        return all(map(pooling.has_ended, self.runs))
+        return all(map(pooling.has_ended, self.sample.full))
 
 
 @attrs.frozen(eq=False)
@@ -114,6 +190,9 @@ class Summary:
 
     Attributes:
         pooled: The runs as one measure.
+        value: SD: the mean over minibatches by regression, with the audits' correction.
+        fit: What the interval is from: phi of each run, or at SD = 0 and d what takes its place.
+        audit: What more steps change, by the audits.
         scale: Scale for half-widths: the codimension. With momentum that holds the n directions of the
             velocity, which every step contracts, and SD may lie on either side of n; there the scale is the number of
             dimensions that curvature adds or takes, the sum over eigenvalues of w |phi(alpha) - phi(0)|, phi(alpha) the
@@ -125,11 +204,28 @@ class Summary:
     """
 
     pooled: Pooled
+    value: float
+    fit: Fit
+    audit: Audit
     scale: float
     half_width: float | None
     interval: tuple[float, float] | None
     total_interval: tuple[float, float]
     nested_difference: float | None
+
+    @functools.cached_property
+    def finest(self) -> Pooled:
+        """The runs with all steps as one measure: what is shown beside `value`, which shorter rules blur."""
+        pooled, sample = self.pooled, self.pooled.sample
+        if sample.depth == 0:
+            return pooled
+        full = attrs.evolve(Sample.of(sample.full), readings=sample.readings)
+        return _as_one(full, pooled.context, pooled.excess, correct=pooled.excess is None and pooled.shift is None)
+
+    @property
+    def stderr(self) -> float:
+        """Standard error of `value`; at SD = 0 and d, of what its interval is from."""
+        return _error(self.fit, self.audit)
 
     def target(self, tolerance: float) -> float:
         """Target half-width, for a tolerance relative to the scale; at least 0.5 dimensions."""
@@ -140,101 +236,164 @@ class Summary:
         if self.nested_difference is None or self.pooled.have_ended:
             return None
         # SE/2 of the estimate itself: a quadrature error below it cannot be told from sampling error.
-        sampling_error = 0.0 if self.half_width is None else self.half_width / _quantile(len(self.pooled.runs)) / 2
+        sampling_error = 0.0 if self.half_width is None else self.half_width / self.fit.quantile / 2
         allowed = max(self.target(tolerance) / 4, sampling_error)
         return (self.nested_difference, allowed) if abs(self.nested_difference) > allowed else None
 
 
-def summarise(runs: Sequence[Spectrum], context: Context) -> Summary:
+def summarise(sample: Sample, context: Context) -> Summary:
     """Pools the runs and takes the interval of their mean; see `sampling.estimate_sharpness_dimension`."""
-    pooled = _pooled(runs, context)
-    total = half_width(pooled.totals)
-    where, nested = pooled.crossing, pooling.coarser_rules(runs)
+    pooled = _pooled(sample, context)
+    where, totals = pooled.crossing, pooled.totals
     if where.threshold_exponent is not None:
-        judged = _inside(pooled, nested, 1.0 / abs(where.threshold_exponent))
+        judged = _inside(pooled, 1.0 / abs(where.threshold_exponent))
     else:
-        judged = (_saturated if where.value > 0 else _collapsed)(pooled, nested)
+        judged = (_saturated if where.value > 0 else _collapsed)(pooled)
         if is_unresolved(context.exponents, pooled.largest):
             judged = attrs.evolve(judged, interval=(0.0, pooled.size))
-    enough = len(runs) >= FEWEST_RUNS_FOR_AN_INTERVAL
+    enough = len(sample.runs) >= FEWEST_RUNS_FOR_AN_INTERVAL and math.isfinite(judged.half_width)
     return Summary(
         pooled=pooled,
+        value=judged.value,
+        fit=judged.fit,
+        audit=judged.audit,
         scale=judged.scale,
         half_width=judged.half_width if enough else None,
         interval=judged.interval if enough else None,
-        total_interval=(where.total - total, where.total + total),
+        total_interval=(where.total - totals.half_width, where.total + totals.half_width),
         nested_difference=judged.nested_difference,
     )
 
 
-def _pooled(runs: Sequence[Spectrum], context: Context) -> Pooled:
-    exponents = context.exponents
-    excess = pooling.repeated_eigenvalues(runs, exponents)
-    atoms = [pooling.as_atoms(run, exponents, excess is None) for run in runs]
-    measures = [(exponents(one.nodes), exponents.spread(one.weights)) for one in atoms]
+def _pooled(sample: Sample, context: Context) -> Pooled:
+    excess = pooling.repeated_eigenvalues(sample.read(sample.runs, context.exponents))
+    corrected = _as_one(sample, context, excess, correct=excess is None)
+    t_star = corrected.crossing.threshold_exponent
+    if excess is not None or t_star is None or sample.rows.num_rows < _FEWEST_FOR_SHIFT:
+        return corrected
+    raw, phi = _as_one(sample, context, None, correct=False), _phi(1.0 / abs(t_star))
+    change = sample.rows.fit(corrected.values(phi) - raw.values(phi))
+    error = math.sqrt(change.squared_error)
+    if abs(change.mean) <= _SHIFT * error:
+        return corrected
+    return attrs.evolve(raw, shift=(change.mean, error))
+
+
+def _as_one(sample: Sample, context: Context, excess: float | None, *, correct: bool) -> Pooled:
+    """The measure with or without exact masses."""
+    readings = sample.read(sample.runs, context.exponents)
+    atoms = [one.corrected if correct else one.raw for one in readings]
+    measures = [(one.z, one.corrected_masses if correct else one.raw_masses) for one in readings]
     z = np.concatenate([values for values, _ in measures])
-    masses = np.concatenate([values for _, values in measures]) / len(runs)
+    weights = sample.rows.run_weights
+    masses = np.concatenate([share * values for share, (_, values) in zip(weights, measures, strict=True)])
     where = crossing(z, masses)
     where = attrs.evolve(where, value=min(where.value, float(context.state_size)))  # masses sum to d up to rounding
-    return Pooled(context, runs, atoms, measures, z, masses, where, excess)
+    return Pooled(context, sample, atoms, measures, z, masses, where, excess)
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
+class Audit:
+    """What the steps that most runs do without would change: Delta = phi of all steps less that of fewer.
+
+    Attributes:
+        mean: Mean of Delta over the audits; 0 where all runs have all steps.
+        squared_error: Squared standard error of the mean, infinite for a single audit.
+        largest: Largest |Delta| of an audit.
+        count: How many audits there are.
+        covariance: 2 cov(residual, Delta) / R, which the squared error of the sum of both means has beside theirs.
+    """
+
+    mean: float = 0.0
+    squared_error: float = 0.0
+    largest: float = 0.0
+    count: int = 0
+    covariance: float = 0.0
+
+    @classmethod
+    def of(cls, changes: FloatArray, residuals: FloatArray, num_rows: int) -> Audit:
+        """From Delta and the residual of each audit's row."""
+        count = len(changes)
+        if count < 2:
+            return cls(float(np.sum(changes)), math.inf, math.inf, count)
+        return cls(
+            mean=float(changes.mean()),
+            squared_error=float(changes.var(ddof=1)) / count,
+            largest=float(np.max(np.abs(changes))),
+            count=count,
+            covariance=2 * float(np.cov(changes, residuals)[0, 1]) / num_rows,
+        )
+
+    def suffices(self, target: float, variance: float) -> bool:
+        """Whether no more audits are needed beside a target half-width and the variance that it asks for."""
+        return self.squared_error < _SHARE_OF_AUDITS * variance and self.largest < self.count * target / 8
+
+
+def audit(pooled: Pooled, fit: Fit, tau: float) -> Audit:
+    """What the audits' own steps change over those of the other runs, with raw weights."""
+    sample, phi = pooled.sample, _phi(tau)
+    if sample.depth == 0:
+        return Audit()
+    coarse = [pooling.rule(run, sample.depth) for run in sample.full]
+    changes = pooled.of_rules(phi, sample.full) - pooled.of_rules(phi, coarse)
+    residuals = fit.residuals[sample.rows.membership[np.asarray(sample.audits, np.intp)]]
+    return Audit.of(changes, residuals, sample.rows.num_rows)
+
+
+def _error(fit: Fit, audited: Audit) -> float:
+    """Standard error of the mean with the audits' correction."""
+    return math.sqrt(max(0.0, fit.squared_error + audited.squared_error + audited.covariance))
+
+
+@attrs.frozen(eq=False)
 class _Judged:
+    value: float
+    fit: Fit
     half_width: float
     interval: tuple[float, float]
     scale: float
     nested_difference: float | None
+    audit: Audit = Audit()
 
 
-def _inside(pooled: Pooled, nested: Sequence[Spectrum] | None, tau: float) -> _Judged:
-    """0 < SD < d: the mean over runs of phi = sum w (1 + tau z)_+, tau = 1/|t*|."""
-    exponents, value = pooled.context.exponents, pooled.crossing.value
-    half = half_width(np.array([_phi(masses, z, tau) for z, masses in pooled.measures]))
+def _inside(pooled: Pooled, tau: float) -> _Judged:
+    """0 < SD < d: the mean over minibatches of phi = sum w (1 + tau z)_+, tau = 1/|t*|."""
+    exponents, phi = pooled.context.exponents, _phi(tau)
+    fit = pooled.fit(phi)
+    audited = audit(pooled, fit, tau)
+    value = min(max(fit.mean + audited.mean, 0.0), pooled.size)
+    half = fit.quantile * _error(fit, audited) if math.isfinite(fit.quantile) else math.inf
     lower = max(0.0, value - half)
     if pooled.z.max() <= rounding(exponents, pooled.largest, pooled.context.product_error):
         lower = 0.0  # not in the half-width: more runs do not help against rounding
-    difference = None
-    if nested is not None:
-        fine, coarse = (
-            np.array([_phi(exponents.spread(rule.weights), exponents(rule.nodes), tau) for rule in rules])
-            for rules in (pooled.runs, nested)
-        )
-        difference = float((fine - coarse).mean())
     scale = _moved(pooled.atoms, exponents, tau) if exponents.branches > 1 else pooled.size - value
-    return _Judged(half, (lower, min(pooled.size, value + half)), scale, difference)
+    interval = (lower, min(pooled.size, value + half))
+    return _Judged(value, fit, half, interval, scale, pooled.nested_change(phi), audited)
 
 
-def _saturated(pooled: Pooled, nested: Sequence[Spectrum] | None) -> _Judged:
+def _saturated(pooled: Pooled) -> _Judged:
     """SD = d: the lower bound is where the sum of all exponents would cross if it were smaller."""
-    size, half = pooled.size, half_width(pooled.totals)
+    size, totals = pooled.size, pooled.totals
+    half, value = totals.half_width, pooled.crossing.value
     low = min(_value_below(pooled, half), size) if math.isfinite(half) else 0.0
-    difference = None
-    if nested is not None:  # how far below d SD would be, were the sum to go on as it has changed
-        exponents = pooled.context.exponents
-        fine, coarse = (np.array([_total(exponents, rule) for rule in rules]) for rules in (pooled.runs, nested))
-        change = abs(float(np.mean(fine - coarse)))
-        difference = pooled.crossing.value - _value_below(pooled, _MORE_CHANGES * change)
-    return _Judged(size - low, (low, size), size - pooled.crossing.value, difference)
+    change = pooled.nested_change(lambda z, masses: float(masses @ z))
+    # How far below d SD would be, were the sum to go on as it has changed.
+    difference = None if change is None else value - _value_below(pooled, _MORE_CHANGES * abs(change))
+    return _Judged(value, totals, size - low, (low, size), size - value, difference)
 
 
-def _collapsed(pooled: Pooled, nested: Sequence[Spectrum] | None) -> _Judged:
+def _collapsed(pooled: Pooled) -> _Judged:
     """SD = 0: the upper bound is E+, or SD if every exponent were 0 that may be."""
-    size, growth = pooled.size, pooled.growth
-    half = min(size, growth.mean() + half_width(growth))
+    size, growth, value = pooled.size, pooled.growth, pooled.crossing.value
+    half = min(size, growth.mean + growth.half_width)
     neutral = _value_if_neutral(pooled, _neutral_bound(pooled))
-    difference = None
-    if nested is not None:  # the largest exponents, were they to go on rising as they have
-        exponents = pooled.context.exponents
-        tops = [
-            (np.max(z), np.max(exponents(rule.nodes))) for (z, _), rule in zip(pooled.measures, nested, strict=True)
-        ]
-        rise = float(np.mean([fine - coarse for fine, coarse in tops]))
+    difference, rise = None, pooled.nested_change(lambda z, _: float(np.max(z)))
+    if rise is not None:  # the largest exponents, were they to go on rising as they have
         risen = _value_if_neutral(pooled, _MORE_CHANGES * max(rise, 0.0))
         difference = min(0.0, neutral - risen)
         neutral = max(neutral, risen)
     # More runs do not help against rounding, so it does not count in the half-width.
-    return _Judged(half, (0.0, max(half, neutral)), size - pooled.crossing.value, difference)
+    return _Judged(value, growth, half, (0.0, max(half, neutral)), size - value, difference)
 
 
 def _value_below(pooled: Pooled, offset: float) -> float:
@@ -261,13 +420,9 @@ def _value_if_neutral(pooled: Pooled, bound: float) -> float:
     return min(crossing(np.where(np.abs(pooled.z) <= bound, 0.0, pooled.z), pooled.masses).value, pooled.size)
 
 
-def _phi(weights: FloatArray, z: FloatArray, tau: float) -> float:
-    return float(weights @ np.maximum(0.0, 1.0 + tau * z))
-
-
-def _total(exponents: Exponents, rule: Spectrum) -> float:
-    """Sum of all exponents, with raw weights."""
-    return float(exponents.spread(rule.weights) @ exponents(rule.nodes))
+def _phi(tau: float) -> Functional:
+    """(z, masses) -> sum of the masses times (1 + tau z)_+."""
+    return lambda z, masses: float(masses @ np.maximum(0.0, 1.0 + tau * z))
 
 
 def _moved(atoms: Sequence[Atoms], exponents: Exponents, tau: float) -> float:
@@ -281,53 +436,43 @@ def _moved(atoms: Sequence[Atoms], exponents: Exponents, tau: float) -> float:
     return float(np.mean([one.weights @ np.abs(phi(one.nodes) - neutral) for one in atoms]))
 
 
-def _quantile(count: int) -> float:
-    """Student's t for the mean of this many values."""
-    return float(scipy.stats.t.ppf(0.5 + _CONFIDENCE / 2, count - 1))
-
-
-def standard_error(values: FloatArray) -> float | None:
-    """Standard error of the mean of independent values; None for a single one."""
-    return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
-
-
-def half_width(values: FloatArray) -> float:
-    """Half-width of the 95 % confidence interval of the mean of independent values; infinite for a single one."""
-    if len(values) < 2:
-        return math.inf
-    return _quantile(len(values)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-
-
 def conclusion(
-    summary: Summary, *, num_steps: int | None, num_hvps: int, history: Sequence[tuple[float, float, float]]
+    summary: Summary,
+    *,
+    num_steps: int | None,
+    run_steps: int | None,
+    num_hvps: int,
+    history: Sequence[tuple[float, float, float]],
 ) -> tuple[SharpnessDimension, RdsSharpness]:
     """The records of an estimate.
 
     Args:
         summary: The last look at the runs.
-        num_steps: Steps of a run.
+        num_steps: Steps whose answer it is: those of the audits.
+        run_steps: Steps of the other runs.
         num_hvps: Products spent, discarded runs included.
         history: Value, half-width and number of runs at each look.
     """
     pooled, context, where = summary.pooled, summary.pooled.context, summary.pooled.crossing
     exponents, size, interval, t_star = context.exponents, pooled.size, summary.interval, where.threshold_exponent
-    average = pooling.quantile_average(pooled.measures, size)
-    ordered, ordered_half = dimension_of_average(average, context.state_size)
-    nodes = np.concatenate([one.nodes for one in pooled.atoms])
-    gains = pooled.masses * np.maximum(pooled.z, 0.0)
-    origins = np.concatenate([exponents.spread(one.nodes) for one in pooled.atoms])
-    neutral = None if t_star is None else float(pooled.masses[np.abs(pooled.z) < _NEUTRAL * abs(t_star)].sum())
+    finest, rows = summary.finest, pooled.sample.rows
+    average = pooling.quantile_average(pooled.measures, size, rows.run_weights)
+    ordered, ordered_half = dimension_of_average(average, context.state_size, rows)
+    nodes = np.concatenate([one.nodes for one in finest.atoms])
+    gains = finest.masses * np.maximum(finest.z, 0.0)
+    origins = np.concatenate([exponents.spread(one.nodes) for one in finest.atoms])
+    neutral = None if t_star is None else float(finest.masses[np.abs(finest.z) < _NEUTRAL * abs(t_star)].sum())
     expansion, unstable = float(gains.sum()), context.unstable_above
     values, half_widths, runs = np.array(history, dtype=np.float64).reshape(-1, 3).T
     estimate = SharpnessDimension(
-        value=where.value,
+        value=summary.value,
         interval=interval,
-        codimension=size - where.value,
+        codimension=size - summary.value,
         codimension_interval=None if interval is None else (size - interval[1], size - interval[0]),
         definition_value=ordered if pooled.exact else None,
         definition_interval=_definition_interval(summary, ordered, ordered_half),
         quantile_average=ordered,
-        j_star=where.j_star,
+        j_star=min(max(0.0, where.j_star + summary.value - where.value), size),  # moved as the value is
         threshold_exponent=t_star,
         expansion=expansion,
         expansion_negative_curvature=float(gains[origins < 0].sum()),
@@ -345,10 +490,31 @@ def conclusion(
         history=values,
         history_half_width=half_widths,
         history_runs=runs,
-        frozen_lyapunov=_frozen_lyapunov(pooled) if exponents.branches > 1 else None,
+        frozen_lyapunov=_frozen_lyapunov(finest) if exponents.branches > 1 else None,
         settings=dict(context.settings),
+        sampled=_sampled(summary, run_steps),
     )
-    return estimate, rds_sharpness(average.z, average.widths)
+    shown = pooling.quantile_average(finest.measures, size, finest.sample.rows.run_weights)
+    return estimate, rds_sharpness(shown.z, shown.widths)
+
+
+def _sampled(summary: Summary, num_steps: int | None) -> Sampled:
+    sample, fit = summary.pooled.sample, summary.fit
+    finite = math.isfinite(fit.variance)
+    return Sampled(
+        stderr=summary.stderr if math.isfinite(summary.stderr) else None,
+        num_minibatches=sample.rows.num_rows,
+        num_probes=float(sample.rows.probes.mean()),
+        num_controls=sample.rows.num_controls,
+        no_controls="" if sample.rows.num_controls else sample.rows.population.reason,
+        num_steps=num_steps,
+        num_audits=len(sample.audits) if sample.depth else 0,
+        audit=summary.audit.mean if sample.depth else None,
+        audit_stderr=math.sqrt(summary.audit.squared_error) if sample.depth else None,
+        residual_variance=fit.variance if finite else None,
+        raw_variance=float(np.var(fit.means, ddof=1)) if finite else None,
+        skewness=fit.skewness,
+    )
 
 
 def _definition_interval(summary: Summary, ordered: float, half: float) -> tuple[float, float] | None:
@@ -367,13 +533,13 @@ def _frozen_lyapunov(pooled: Pooled) -> FrozenLyapunov:
         for one, (_, masses) in zip(pooled.atoms, pooled.measures, strict=True)
     ]
     where = crossing(np.concatenate([log_mu for log_mu, _ in measures]), pooled.masses)
-    average = pooling.quantile_average(measures, pooled.size)
+    average = pooling.quantile_average(measures, pooled.size, pooled.sample.rows.run_weights)
     return FrozenLyapunov(
         dimension=min(where.value, pooled.size), leading=float(rds_sharpness(average.z, average.widths).leading[0])
     )
 
 
-def dimension_of_average(average: pooling.QuantileAverage, size: int) -> tuple[float, float]:
+def dimension_of_average(average: pooling.QuantileAverage, size: int, rows: Rows) -> tuple[float, float]:
     """SD of the averaged quantile function and the half-width of its interval.
 
     SD = U + tau * integral of the average over (0, U), U where 1 + tau z turns negative; per run the same
@@ -382,10 +548,10 @@ def dimension_of_average(average: pooling.QuantileAverage, size: int) -> tuple[f
     where = crossing(average.z, average.widths)
     if where.threshold_exponent is None:
         # At 0 and d the value does not move with the runs until the sum changes sign.
-        half = half_width(average.integrals(float(size)))
+        half = rows.fit(average.integrals(float(size))).half_width
         if where.value <= 0 or abs(where.total) >= half:
             return where.value, 0.0
         return where.value, where.value - crossing(average.z, average.widths, offset=-half).value
     tau = 1.0 / abs(where.threshold_exponent)
     upper = float(average.widths[1.0 + tau * average.z > 0].sum())
-    return where.value, half_width(upper + tau * average.integrals(upper))
+    return where.value, rows.fit(upper + tau * average.integrals(upper)).half_width

@@ -56,31 +56,54 @@ def _accepted(spectrum: Spectrum, exponents: Exponents) -> np.ndarray[tuple[int]
     return accepted
 
 
-def _corrected(spectrum: Spectrum, exponents: Exponents) -> FloatArray:
-    """Weights with mass 1 on every accepted node and the rest rescaled to what remains of n."""
-    accepted = _accepted(spectrum, exponents)
-    count = int(accepted.sum())
-    unaccepted = float(spectrum.weights[~accepted].sum())
-    remaining = spectrum.size - count
-    if count == 0 or unaccepted <= 0 or remaining <= 0:
-        return spectrum.weights
-    return np.where(accepted, 1.0, spectrum.weights * (remaining / unaccepted))
+@attrs.frozen(eq=False)
+class Reading:
+    """A rule as a map sees it.
+
+    Attributes:
+        rule: The rule.
+        accepted: Which of its nodes count as simple eigenvalues, shape [k].
+        z: Its exponents, shape [branches * k].
+        raw: Nodes and weights as they are.
+        corrected: With mass 1 on every accepted node and the rest rescaled to what remains of n.
+        raw_masses: Of the exponents, with raw weights.
+        corrected_masses: With corrected ones.
+    """
+
+    rule: Spectrum
+    accepted: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    z: FloatArray
+    raw: Atoms
+    corrected: Atoms
+    raw_masses: FloatArray
+    corrected_masses: FloatArray
 
 
-def repeated_eigenvalues(runs: Sequence[Spectrum], exponents: Exponents) -> float | None:
+def read(rule: Spectrum, exponents: Exponents) -> Reading:
+    """The rule under this map."""
+    accepted, raw = _accepted(rule, exponents), rule.weights
+    count, unaccepted = int(accepted.sum()), float(raw[~accepted].sum())
+    remaining, corrected = rule.size - count, raw
+    if count and unaccepted > 0 and remaining > 0:
+        corrected = np.where(accepted, 1.0, raw * (remaining / unaccepted))
+    spread = exponents.spread
+    atoms = Atoms(rule.nodes, raw), Atoms(rule.nodes, corrected)
+    return Reading(rule, accepted, exponents(rule.nodes), *atoms, spread(raw), spread(corrected))
+
+
+def repeated_eigenvalues(runs: Sequence[Reading]) -> float | None:
     """Excess of the accepted masses over 1 each, in standard deviations of chi^2_1 sums, if it gives them away.
 
     A repeated eigenvalue shows as one Ritz value with the mass of all its copies; the correction would lose
     them. All accepted masses are tested together, and those at each place from either end by themselves.
 
     Args:
-        runs: The runs' spectra.
-        exponents: The map; tells neutral directions.
+        runs: The runs.
 
     Returns:
         The largest excess that says that eigenvalues are repeated, or None.
     """
-    accepted = [run.weights[_accepted(run, exponents)] for run in runs]
+    accepted = [run.rule.weights[run.accepted] for run in runs]
     excesses = [_excess(np.concatenate(accepted), _EXCESS_OVERALL)]
     for place in range(min(_NUM_PLACES, max(len(masses) for masses in accepted))):
         for index in (place, -1 - place):
@@ -99,29 +122,25 @@ def _excess(masses: FloatArray, least_mean: float) -> float | None:
     return excess if excess > _GUARD and masses.mean() > least_mean else None
 
 
-def as_atoms(run: Spectrum, exponents: Exponents, correct: bool) -> Atoms:
-    """One run's atoms, its exact masses corrected if asked."""
-    return Atoms(run.nodes, _corrected(run, exponents) if correct else run.weights)
-
-
 def has_ended(run: Spectrum) -> bool:
     """Whether more steps would give the same rule: all eigenvalues, or a Krylov space that is invariant."""
     return run.exact or (run.residuals is not None and not np.any(run.residuals))
 
 
-def coarser_rules(runs: Sequence[Spectrum]) -> list[Spectrum] | None:
-    """The coarser rule of each run, to compare with its own: both with raw weights.
+def rule(run: Spectrum, depth: int) -> Spectrum:
+    """The rule this many times nested in a run's own, or the coarsest one that it has."""
+    for _ in range(depth):
+        run = run if run.nested is None else run.nested
+    return run
 
-    The exact-mass correction would set the nodes that one of them accepts and the other does not to mass 1 in one
-    alone: over a run this moves SD by some dimensions, hundreds of times the error of the quadrature.
 
-    Returns:
-        One rule for each run, its own where it has no coarser one since its Krylov space ended; None where no run
-        has one.
-    """
-    if all(run.nested is None for run in runs):
-        return None
-    return [run if run.nested is None else run.nested for run in runs]
+def depths(runs: Sequence[Spectrum]) -> int:
+    """How many rules are nested in each other in the runs that have any."""
+
+    def count(run: Spectrum) -> int:
+        return 0 if run.nested is None else 1 + count(run.nested)
+
+    return max(map(count, runs))
 
 
 @attrs.frozen(eq=False)
@@ -147,18 +166,19 @@ class QuantileAverage:
         return np.array(values)
 
 
-def quantile_average(runs: Sequence[Measure], size: float) -> QuantileAverage:
+def quantile_average(runs: Sequence[Measure], size: float, shares: FloatArray | None = None) -> QuantileAverage:
     """Averages the runs' quantile functions; for exact spectra this is the average of order statistics.
 
     Args:
         runs: Exponents and masses of each run; masses sum to `size`.
         size: d.
+        shares: Weights of the runs, >= 0, sum 1; equal ones by default.
     """
     steps, widths, middles = _common_steps(runs, size)
     total = np.zeros(len(middles))
-    for step in steps:
-        total += _at(step, middles)
-    return QuantileAverage(total / len(steps), widths, steps)
+    for share, step in zip(np.full(len(runs), 1.0 / len(runs)) if shares is None else shares, steps, strict=True):
+        total += share * _at(step, middles)
+    return QuantileAverage(total, widths, steps)
 
 
 def quantile_functions(runs: Sequence[Measure], size: float) -> tuple[FloatArray, FloatArray]:

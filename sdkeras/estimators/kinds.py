@@ -10,14 +10,14 @@ from __future__ import annotations
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, TypedDict, TypeVar, Unpack
 
 import attrs
 import numpy as np
 
 from sdkeras.errors import PluginError
-from sdkeras.linalg.operators import LinearMap, SymmetricOperator, TangentFlow
+from sdkeras.linalg.operators import LinearMap, OperatorBatch, SymmetricOperator, TangentFlow
 from sdkeras.results.arrays import WEIGHT_SUM_TOLERANCE, Value
 from sdkeras.results.estimates import Eigenpairs, LyapunovExponents, SingularValues, Spectrum, TraceEstimate
 
@@ -107,7 +107,8 @@ class Capabilities:
         own_rate: It works on the map |1 - eta * alpha|: the analysis sets its field `learning_rate`, and refuses the
             estimator where the map is another one. Fields `bin_width`, `bandwidth`, `offset` and `num_quantiles` are in
             units of eta * alpha. Default: whether the class has the field `learning_rate`.
-        many: It has estimate_many(source: OperatorBatch, *, seeds) -> tuple of results. Default: whether it has.
+        many: It has estimate_many(source: OperatorBatch, *, seeds) -> tuple of results, that of each operator with its
+            seed as `estimate` gives it, to rounding. Default: whether it has.
         in_analysis: Values that its fields take in an analysis, where the user sets none.
     """
 
@@ -185,6 +186,8 @@ def _declare(kind: Kind, name: str, cls: type[Estimator], capabilities: Declarab
     can = attrs.evolve(by_field, **capabilities)
     _check_capabilities(kind, name, cls, can)
     cls.estimate = _checked(kind, name, cls.estimate)
+    if can.many:
+        cls.estimate_many = _checked_many(kind, name, cls.estimate_many)
     cls.__sdkeras__ = Declaration(kind.name, name, can)
     _declared[kind.name, name] = cls
     return cls
@@ -243,8 +246,13 @@ def _check_capabilities(kind: Kind, name: str, cls: type[Estimator], can: Capabi
     for capability, (claimed, field) in needed.items():
         if claimed and field not in fields:
             raise PluginError(f"{who} declares {capability} and has no field {field}.")
-    if can.many and not callable(getattr(cls, "estimate_many", None)):
-        raise PluginError(f"{who} declares many and has no estimate_many method.")
+    if not can.many:
+        return
+    many = getattr(cls, "estimate_many", None)
+    if not callable(many) or list(inspect.signature(many).parameters)[1:] != ["source", "seeds"]:
+        raise PluginError(f"{who} declares many and has no method estimate_many(self, source, *, seeds).")
+    if kind.source is not SymmetricOperator:
+        raise PluginError(f"{who} declares many, which estimators of a {kind.source.__name__} cannot.")
 
 
 def _checked(kind: Kind, name: str, estimate: Callable[..., Result]) -> Callable[..., Result]:
@@ -258,18 +266,38 @@ def _checked(kind: Kind, name: str, estimate: Callable[..., Result]) -> Callable
                 f"{kind.source.__name__} (for a Keras model: sdkeras.HessianOperator(loss))."
             )
         result = estimate(self, source, seed=seed)
-        if not isinstance(result, kind.result):
-            raise PluginError(
-                f"{kind.name} plugin '{name}': estimate() returns {type(result).__name__}, "
-                f"expected {kind.result.__name__} (from {_origin(type(self))})."
-            )
-        if isinstance(result, (Spectrum, SingularValues)) and not np.isclose(
-            result.size, source.size, rtol=WEIGHT_SUM_TOLERANCE
-        ):
-            raise PluginError(
-                f"{kind.name} plugin '{name}': the weights sum to {result.size:g}, expected the operator's size "
-                f"{source.size} (from {_origin(type(self))})."
-            )
+        _check_result(kind, name, type(self), "estimate", result, source.size)
         return result
 
     return run
+
+
+def _checked_many(kind: Kind, name: str, estimate_many: Callable[..., Sequence[Result]]) -> Callable[..., Result]:
+    """The estimate_many method with its contract checked on every call."""
+
+    @functools.wraps(estimate_many)
+    def run(self: Estimator, source: OperatorBatch, *, seeds: Sequence[int]) -> tuple[Result, ...]:
+        results = tuple(estimate_many(self, source, seeds=seeds))
+        if len(results) != source.count:
+            raise PluginError(
+                f"{kind.name} plugin '{name}': estimate_many() returns {len(results)} results for {source.count} "
+                f"operators (from {_origin(type(self))})."
+            )
+        for result in results:
+            _check_result(kind, name, type(self), "estimate_many", result, source.size)
+        return results
+
+    return run
+
+
+def _check_result(kind: Kind, name: str, cls: type[Estimator], method: str, result: Result, size: int) -> None:
+    if not isinstance(result, kind.result):
+        raise PluginError(
+            f"{kind.name} plugin '{name}': {method}() returns {type(result).__name__}, expected "
+            f"{kind.result.__name__} (from {_origin(cls)})."
+        )
+    if isinstance(result, (Spectrum, SingularValues)) and not np.isclose(result.size, size, rtol=WEIGHT_SUM_TOLERANCE):
+        raise PluginError(
+            f"{kind.name} plugin '{name}': the weights sum to {result.size:g}, expected the operator's size "
+            f"{size} (from {_origin(cls)})."
+        )

@@ -6,7 +6,7 @@ import functools
 import reprlib
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import attrs
@@ -17,7 +17,7 @@ from sdkeras.errors import MapError, PluginError, SdkerasError
 from sdkeras.estimators import registry
 from sdkeras.estimators.kinds import Capabilities, Declaration, Estimator, Result, Source
 from sdkeras.files.user_code import USER_ERRORS, last_line
-from sdkeras.linalg.operators import SymmetricOperator
+from sdkeras.linalg.operators import OperatorBatch, SymmetricOperator
 from sdkeras.results.arrays import Array, Value, is_number
 
 # The estimator of each kind where none is named; of the kinds that give a whole spectrum the one for exact values; and
@@ -77,7 +77,7 @@ class Request(Protocol):
     @property
     def settings(self) -> Mapping[str, Mapping[str, Value]]: ...
     @property
-    def exact(self) -> bool: ...
+    def exact(self) -> bool | None: ...
     @property
     def exact_minibatches(self) -> int | None: ...
 
@@ -234,15 +234,27 @@ def estimator_of_largest(start: Array | None, *, tolerance: float, most_steps: i
 
 def estimate(estimator: Estimator, source: Source, seed: int) -> Result:
     """One run of an estimator; unexpected exceptions are reported as the plugin's, not as a bug of the analysis."""
+    return _guarded(estimator, source.size, lambda: estimator.estimate(source, seed=seed))
+
+
+def estimate_many(estimator: Estimator, source: OperatorBatch, seeds: Sequence[int]) -> Sequence[Result]:
+    """One run of an estimator on each operator of a batch, likewise."""
+    results: Sequence[Result] = _guarded(
+        estimator, source.size, lambda: estimator.estimate_many(source, seeds=tuple(seeds))
+    )
+    return results
+
+
+def _guarded(estimator: Estimator, size: int, run: Callable[[], Result]) -> Result:
     try:
-        return estimator.estimate(source, seed=seed)
+        return run()
     except (SdkerasError, MemoryError):
         raise
     except USER_ERRORS as error:  # SystemExit too: a plugin must not end the command as if all were well
         declared = type(estimator).__sdkeras__
         raise PluginError(
             f"{declared.kind} estimator '{declared.name}' ({type(estimator).__module__}) failed on "
-            f"{source.size:,} dimensions: {last_line(error).rstrip('.')}; try other settings of it or another one."
+            f"{size:,} dimensions: {last_line(error).rstrip('.')}; try other settings of it or another one."
         ) from error
 
 
@@ -254,6 +266,7 @@ class Watched(SymmetricOperator):
         self.tell = tell
         self.size = operator.size
         self.dtype = operator.dtype
+        self.space = operator.space
 
     def matvec(self, vector: Array) -> Array:
         product = self.operator.matvec(vector)
@@ -264,3 +277,8 @@ class Watched(SymmetricOperator):
         product = self.operator.matmat(matrix)
         self.tell()
         return product
+
+    def rows(self, rows: Array) -> Array:
+        products = self.operator.rows(rows)
+        self.tell()
+        return products

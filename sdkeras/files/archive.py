@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zipfile
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -40,6 +41,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Nested:
     check_is_file(path, SdkerasError, advice)
     with blamed_on(f"{shown(path)} cannot be read as a checkpoint", advice):
         # NumPy leaves a file open that it fails to read, unless it got it open.
+        if not zipfile.is_zipfile(path):  # NumPy would take it for a pickle
+            raise ValueError("it is no .npz file")
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         return _unpacked(json.loads(str(arrays[LAYOUT])), arrays)

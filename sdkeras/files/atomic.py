@@ -252,6 +252,10 @@ def _is_at(handle: int, path: str | os.PathLike[str]) -> bool:
         return False
 
 
+class InUseError(SdkerasError):
+    """Another process writes a file or folder."""
+
+
 _claims: weakref.WeakValueDictionary[str, Claim] = weakref.WeakValueDictionary()
 
 
@@ -263,7 +267,8 @@ class Claim:
     this process has taken its place: a training that was interrupted does not keep its log from the next one.
 
     Raises:
-        SdkerasError: Another process writes it, or the hidden file cannot be made.
+        InUseError: Another process writes it.
+        SdkerasError: The hidden file cannot be made.
     """
 
     def __init__(self, target: str | os.PathLike[str], advice: str) -> None:
@@ -314,7 +319,7 @@ class Claim:
             holder = _HOLDER.fullmatch(content)
             if not lock(handle):
                 who = f"process {holder[1].decode()} on {holder[2].decode()}" if holder else "another process"
-                raise SdkerasError(f"{shown(target)} is in use by {who}; {advice}.")
+                raise InUseError(f"{shown(target)} is in use by {who}; {advice}.")
             if content and holder is None:
                 raise SdkerasError(f"{shown(self._path)} is not an sdkeras lock; rename or remove it.")
             if _is_at(handle, self._path):

@@ -195,7 +195,7 @@ def _check_labels(what: str, output: Shape, target: Array, ignored: int | None) 
             f"the model's output has shape {(None, *output[1:])} ({classes} classes), the data have {what} of shape "
             f"{target.shape}; {remedy}."
         )
-    if target.dtype.kind == "b":
+    if target.dtype.kind not in "iuf":  # truth values are labels; text is refused where it is read as numbers
         return
     wrong = (target < 0) | (target >= classes) | (target != np.floor(target))
     if ignored is not None:

@@ -20,6 +20,8 @@ Loss: TypeAlias = Any
 # A function that TensorFlow traces or has traced.
 Compiled: TypeAlias = Any
 GraphDef: TypeAlias = Any
+Graph: TypeAlias = Any
+Operation: TypeAlias = Any
 Distribution: TypeAlias = Any
 # Arrays in any structure that `Model.fit` takes, or one that brings its own batches.
 Data: TypeAlias = Any

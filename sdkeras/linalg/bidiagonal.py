@@ -9,9 +9,9 @@ import numpy as np
 import scipy.linalg
 
 from sdkeras.errors import NonFiniteError
-from sdkeras.linalg.lanczos import BREAKDOWN, subtract
+from sdkeras.linalg.lanczos import BREAKDOWN
 from sdkeras.linalg.orthogonal import orthogonalize
-from sdkeras.linalg.vectors import norm, store, unit_start
+from sdkeras.linalg.vectors import new_rows, norm, precision, put, stored, subtract, unit_start
 from sdkeras.results.arrays import Array, FloatArray
 
 
@@ -85,54 +85,53 @@ def bidiagonalize(
 
     Reference: Golub and Van Loan, Matrix Computations (4th ed.), section 10.4.
     """
-    size, dtype = len(start), start.dtype
+    size = len(start)
     num_steps = min(num_steps, size)
-    zero = BREAKDOWN * float(np.finfo(dtype).eps)
-    rows = num_steps if reorthogonalize else 2
-    # Allocated whole; the system touches pages only as steps are made.
-    right, left = np.empty((rows, size), dtype), np.empty((rows, size), dtype)
-    right[0] = unit_start(start)
+    zero = BREAKDOWN * float(np.finfo(precision(start)).eps)
+    residual, rows = unit_start(start), num_steps if reorthogonalize else 2
+    right, left = new_rows(residual, rows), new_rows(residual, rows)
+    put(residual, 1.0, right, 0)
     alpha, beta = np.zeros(num_steps), np.zeros(num_steps)
-    residual, work = np.empty(size, dtype), np.empty(size, dtype)
     scale = 0.0
 
-    def length(basis: Array, count: int) -> float:
-        """Norm of the residual once it is orthogonal to the basis."""
-        return orthogonalize(residual, basis[:count], work) if reorthogonalize and count else norm(residual)
+    def without(basis: Array, count: int) -> tuple[Array, float]:
+        """The residual once it is orthogonal to the basis, and its norm."""
+        whole = reorthogonalize and count > 0
+        return orthogonalize(residual, basis[:count]) if whole else (residual, norm(residual))
 
     for step in range(num_steps):
         now, before = step % rows, (step - 1) % rows
-        _multiply(jvp, right[now], residual, step)
+        residual = _multiplied(jvp, right[now], residual, step)
         coupling = beta[step - 1] if step > 0 else 0.0
         if coupling > 0.0:
-            subtract(residual, coupling, left[before], work)
-        alpha_k = length(left, step)
+            residual = subtract(residual, coupling, left[before])
+        residual, alpha_k = without(left, step)
         # Row sums of B: within a factor of two of |B|, hence of what this space sees of |J|.
         scale = max(scale, alpha_k + coupling)
         if alpha_k <= zero * scale:
             return Bidiagonalization(alpha[: step + 1], beta[: step + 1], True, 2 * step + 1)
         alpha[step] = alpha_k
-        np.divide(residual, dtype.type(alpha_k), out=left[now])
+        put(residual, 1.0 / alpha_k, left, now)
         if step + 1 == size and reorthogonalize:  # n orthonormal vectors span everything
             return Bidiagonalization(alpha, beta, True, 2 * step + 1)
-        _multiply(vjp, left[now], residual, step)
-        subtract(residual, alpha_k, right[now], work)
-        remaining = length(right, step + 1)
+        residual = subtract(_multiplied(vjp, left[now], residual, step), alpha_k, right[now])
+        residual, remaining = without(right, step + 1)
         scale = max(scale, alpha_k + remaining)
         if remaining <= zero * scale:
             return Bidiagonalization(alpha[: step + 1], beta[: step + 1], True, 2 * step + 2)
         beta[step] = remaining
         if step + 1 < num_steps:
-            np.divide(residual, dtype.type(remaining), out=right[(step + 1) % rows])
+            put(residual, 1.0 / remaining, right, (step + 1) % rows)
     return Bidiagonalization(alpha, beta, False, 2 * num_steps)
 
 
-def _multiply(product: Callable[[Array], Array], vector: Array, out: Array, step: int) -> None:
-    """out <- the product, which must be finite."""
-    store(product(vector), out, "map")
+def _multiplied(product: Callable[[Array], Array], vector: Array, out: Array, step: int) -> Array:
+    """The product, which must be finite; `out` may be overwritten."""
+    moved = stored(out, product(vector), "map")
     # One NaN or infinity is enough to make the norm one.
-    if not np.isfinite(norm(out)):
+    if not np.isfinite(norm(moved)):
         raise NonFiniteError(
             f"a product of Golub-Kahan step {step + 1} holds NaN or infinity; check the weights, the optimizer's slots "
             "and the data for extreme values, or work in float64."
         )
+    return moved

@@ -1,19 +1,22 @@
-"""Linear operators as estimators see them: a size, a dtype and products. NumPy only.
+"""Linear operators as estimators see them: a size, a dtype and products.
 
-Everything here is independent of TensorFlow; the Hessian of a Keras model is in `hessian.py`.
+Everything here is independent of TensorFlow; the Hessian of a Keras model is in `operators.hessian`. An operator with a
+`space` takes and gives vectors that live there, beside NumPy arrays.
 """
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, Self
 
 import attrs
 import numpy as np
 from numpy.typing import DTypeLike
 
 from sdkeras.files.archive import Nested
+from sdkeras.linalg.probes import Space, space_of
+from sdkeras.linalg.vectors import padded, stacked
 from sdkeras.results.arrays import Array, DType
 
 
@@ -30,10 +33,12 @@ class SymmetricOperator(abc.ABC):
     Attributes:
         size: Dimension n.
         dtype: NumPy dtype of the products, float32 or float64.
+        space: Where probes and bases are best made for it; None for NumPy arrays.
     """
 
     size: int
     dtype: DType
+    space: Space | None = None
 
     @abc.abstractmethod
     def matvec(self, vector: Array) -> Array:
@@ -43,9 +48,51 @@ class SymmetricOperator(abc.ABC):
         """The products A V, shape [n, k] -> [n, k]."""
         return np.stack([self.matvec(column) for column in np.asarray(matrix).T], axis=1)
 
+    def rows(self, rows: Array) -> Array:
+        """A r for each row r, shape [k, n] -> [k, n]; from `matmat`, or outside of NumPy from `matvec`."""
+        if isinstance(rows, np.ndarray):
+            return np.asarray(self.matmat(rows.T)).T
+        return stacked(*(self.matvec(row) for row in rows))
+
     def reduced(self) -> Reduction | None:
         """The same operator on a subspace plus one repeated eigenvalue, or None if it has no such form."""
         return None
+
+    @classmethod
+    def batch(cls, operators: Sequence[Self]) -> OperatorBatch:
+        """Operators of this class, all of one size, as a batch."""
+        return OperatorBatch(operators)
+
+
+class OperatorBatch:
+    """Symmetric operators of one size, multiplied together: one operator per row.
+
+    Here one after the other; a subclass may know better.
+
+    Attributes:
+        operators: The operators.
+        size: Dimension n of each.
+        count: Number of operators.
+        dtype: NumPy dtype of the products.
+        space: As in `SymmetricOperator`.
+    """
+
+    def __init__(self, operators: Sequence[SymmetricOperator]) -> None:
+        if not operators or len({(operator.size, operator.dtype) for operator in operators}) > 1:
+            raise ValueError("an OperatorBatch needs operators of one size and dtype, and at least one.")
+        self.operators = tuple(operators)
+        self.size = operators[0].size
+        self.count = len(operators)
+        self.dtype = operators[0].dtype
+        self.space = operators[0].space
+
+    def matvecs(self, rows: Array) -> Array:
+        """The product of each operator with its row, shape [count, n] -> [count, n]."""
+        return stacked(*(operator.matvec(row) for operator, row in zip(self.operators, rows, strict=True)))
+
+    def subset(self, places: Sequence[int]) -> OperatorBatch:
+        """The batch of the operators at these places."""
+        return OperatorBatch([self.operators[place] for place in places])
 
 
 @attrs.frozen
@@ -132,81 +179,129 @@ class FunctionOperator(SymmetricOperator):
         return self._matvec(vector)
 
 
-class DiagonallyScaledOperator(SymmetricOperator):
+class WrappedOperator(SymmetricOperator):
+    """An operator made of another one: v -> `after`(A `before`(v), v), with vectors in the last axis."""
+
+    def __init__(self, operator: SymmetricOperator, size: int) -> None:
+        self.operator = operator
+        self.size = size
+        self.dtype = operator.dtype
+        self.space = operator.space
+
+    @abc.abstractmethod
+    def before(self, vectors: Array) -> Array:
+        """What the operator inside is multiplied with."""
+
+    @abc.abstractmethod
+    def after(self, products: Array, vectors: Array) -> Array:
+        """The products from those of the operator inside."""
+
+    def matvec(self, vector: Array) -> Array:
+        return self.after(self.operator.matvec(self.before(vector)), vector)
+
+    def matmat(self, matrix: Array) -> Array:
+        rows = np.asarray(matrix).T
+        return self.after(np.asarray(self.operator.matmat(self.before(rows).T)).T, rows).T
+
+    def rows(self, rows: Array) -> Array:
+        return self.after(self.operator.rows(self.before(rows)), rows)
+
+    @classmethod
+    def batch(cls, operators: Sequence[Self]) -> OperatorBatch:
+        return _WrappedBatch(operators)
+
+
+class _WrappedBatch(OperatorBatch):
+    """The batch of the operators inside, wrapped row by row."""
+
+    operators: tuple[WrappedOperator, ...]
+
+    def __init__(self, operators: Sequence[WrappedOperator], inner: OperatorBatch | None = None) -> None:
+        super().__init__(operators)
+        inside = [operator.operator for operator in operators]
+        self._inner = type(inside[0]).batch(inside) if inner is None else inner
+
+    def matvecs(self, rows: Array) -> Array:
+        products = self._inner.matvecs(
+            stacked(*(one.before(row) for one, row in zip(self.operators, rows, strict=True)))
+        )
+        return stacked(*(one.after(*pair) for one, *pair in zip(self.operators, products, rows, strict=True)))
+
+    def subset(self, places: Sequence[int]) -> OperatorBatch:
+        return _WrappedBatch([self.operators[place] for place in places], self._inner.subset(places))
+
+
+class _Diagonal:
+    """A diagonal beside NumPy vectors, and once more where the operator's vectors live."""
+
+    def __init__(self, values: Array, operator: SymmetricOperator) -> None:
+        self.values = values.astype(operator.dtype, copy=False)
+        self._there = space_of(operator).moved(self.values)
+
+    def times(self, vectors: Array) -> Array:
+        product: Array = (self.values if isinstance(vectors, np.ndarray) else self._there) * vectors
+        return product
+
+
+class DiagonallyScaledOperator(WrappedOperator):
     """D A D for a diagonal D > 0: for D = P^-1/2 the preconditioned Hessian of an adaptive optimizer.
 
     Similar to P^-1 A, hence with its eigenvalues.
     """
 
     def __init__(self, operator: SymmetricOperator, diagonal: Array) -> None:
+        super().__init__(operator, operator.size)
         diagonal = np.asarray(diagonal)
         if diagonal.shape != (operator.size,):
             raise ValueError(f"the diagonal has shape {diagonal.shape}, expected ({operator.size},).")
         if not np.all(np.isfinite(diagonal)) or np.any(diagonal <= 0):
             raise ValueError("the diagonal must be positive and finite.")
-        self.operator = operator
-        self.diagonal = diagonal.astype(operator.dtype)
-        self.size = operator.size
-        self.dtype = operator.dtype
+        self._scaling = _Diagonal(diagonal, operator)
 
-    def matvec(self, vector: Array) -> Array:
-        product: Array = self.diagonal * np.asarray(self.operator.matvec(self.diagonal * vector))
-        return product
+    def before(self, vectors: Array) -> Array:
+        return self._scaling.times(vectors)
 
-    def matmat(self, matrix: Array) -> Array:
-        scaled = self.diagonal[:, None] * matrix
-        product: Array = self.diagonal[:, None] * np.asarray(self.operator.matmat(scaled))
-        return product
+    def after(self, products: Array, vectors: Array) -> Array:
+        return self._scaling.times(products)
 
     def reduced(self) -> Reduction | None:
         """Split off the zeros of A; the other eigenvalues stay in an operator of smaller size."""
         reduction = self.operator.reduced()
         if reduction is None or reduction.scaled is None or reduction.eigenvalue != 0:
             return None
-        return Reduction(reduction.scaled(self.diagonal), 0.0, reduction.multiplicity)
+        return Reduction(reduction.scaled(self._scaling.values), 0.0, reduction.multiplicity)
 
 
-class DiagonallyShiftedOperator(SymmetricOperator):
+class DiagonallyShiftedOperator(WrappedOperator):
     """A + W for a diagonal W: weight decay of its own for each variable, beside the Hessian."""
 
     def __init__(self, operator: SymmetricOperator, diagonal: Array) -> None:
+        super().__init__(operator, operator.size)
         diagonal = np.asarray(diagonal)
         if diagonal.shape != (operator.size,) or not np.all(np.isfinite(diagonal)):
             raise ValueError(f"the diagonal must be finite and of shape ({operator.size},), got {diagonal.shape}.")
-        self.operator = operator
-        self.diagonal = diagonal.astype(operator.dtype)
-        self.size = operator.size
-        self.dtype = operator.dtype
+        self._shift = _Diagonal(diagonal, operator)
 
-    def matvec(self, vector: Array) -> Array:
-        product: Array = np.asarray(self.operator.matvec(vector)) + self.diagonal * vector
-        return product
+    def before(self, vectors: Array) -> Array:
+        return vectors
 
-    def matmat(self, matrix: Array) -> Array:
-        product: Array = np.asarray(self.operator.matmat(matrix)) + self.diagonal[:, None] * matrix
-        return product
+    def after(self, products: Array, vectors: Array) -> Array:
+        shifted: Array = products + self._shift.times(vectors)
+        return shifted
 
 
-class RestrictedOperator(SymmetricOperator):
+class RestrictedOperator(WrappedOperator):
     """The diagonal block of an operator on a range of coordinates; a product costs one of the whole operator."""
 
     def __init__(self, operator: SymmetricOperator, block: slice) -> None:
         start, stop, step = block.indices(operator.size)
         if step != 1 or stop <= start:
             raise ValueError(f"the block {block} is not a range of the {operator.size} coordinates.")
-        self.operator = operator
+        super().__init__(operator, stop - start)
         self.block = slice(start, stop)
-        self.size = stop - start
-        self.dtype = operator.dtype
 
-    def matvec(self, vector: Array) -> Array:
-        whole = np.zeros(self.operator.size, self.dtype)
-        whole[self.block] = vector
-        product: Array = np.asarray(self.operator.matvec(whole))[self.block]
-        return product
+    def before(self, vectors: Array) -> Array:
+        return padded(vectors, self.block.start, self.operator.size)
 
-    def matmat(self, matrix: Array) -> Array:
-        whole = np.zeros((self.operator.size, np.shape(matrix)[1]), self.dtype)
-        whole[self.block] = matrix
-        product: Array = np.asarray(self.operator.matmat(whole))[self.block]
-        return product
+    def after(self, products: Array, vectors: Array) -> Array:
+        return products[..., self.block]

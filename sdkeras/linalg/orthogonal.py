@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
-from sdkeras.linalg.vectors import norm
+from sdkeras.linalg.vectors import components, norm, subtract_rows
 from sdkeras.results.arrays import Array
 
 # A pass leaves components of about eps * |before| along the basis, hence eps * |before| / |after| of what remains.
@@ -13,32 +15,31 @@ from sdkeras.results.arrays import Array
 _CANCELLATION = 0.5
 
 
-def orthogonalize(vector: Array, basis: Array, work: Array) -> float:
-    """Removes from a vector, in place, its components along an orthonormal basis.
+def orthogonalize(vector: Array, basis: Array) -> tuple[Array, float]:
+    """Removes from a vector its components along an orthonormal basis.
 
     Classical Gram-Schmidt: v <- v - Q'(Q v), with a second pass only after heavy cancellation. A pass reads the
     basis twice, which is nearly all that it costs.
 
     Args:
-        vector: v, shape [n]; overwritten.
-        basis: Orthonormal rows Q, shape [m, n].
-        work: Overwritten, shape [n]; a new array of this size for each pass would cost as much as an inner product.
+        vector: v, shape [n]; may be overwritten.
+        basis: Orthonormal rows Q, shape [m, n], C-contiguous.
 
     Returns:
-        The norm of what is left.
+        What is left, and its norm.
     """
     left = 0.0
     for _ in range(2):
-        components = basis @ vector
-        np.dot(components, basis, out=work)
-        vector -= work
+        along = components(vector, basis)
+        vector = subtract_rows(vector, along, basis)
         left = norm(vector)
-        # |before|^2 = |left|^2 + |components|^2 needs no pass over the vector.
-        if left > _CANCELLATION * np.hypot(left, norm(components)):
+        # |before|^2 = |left|^2 + |along|^2 needs no pass over the vector.
+        if left > _CANCELLATION * np.hypot(left, norm(along)):
             break
-    return left
+    return vector, left
 
 
+@functools.singledispatch
 def thin_qr(matrix: Array) -> tuple[Array, Array]:
     """M = Q R with orthonormal columns in Q and a non-negative diagonal in R, which makes R unique.
 
@@ -46,7 +47,7 @@ def thin_qr(matrix: Array) -> tuple[Array, Array]:
         matrix: M, shape [n, k] with k <= n.
 
     Returns:
-        (Q, R), shapes [n, k] and [k, k].
+        (Q, R), shapes [n, k] and [k, k]; R is a NumPy array wherever Q is.
     """
     q, r = np.linalg.qr(matrix)
     signs = np.where(np.diagonal(r) < 0, -1, 1).astype(r.dtype)

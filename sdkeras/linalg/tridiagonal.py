@@ -7,14 +7,20 @@ import scipy.linalg
 
 from sdkeras.results.arrays import FloatArray
 
-# The coarser rule that checks the number of steps has 7/10 of them (free: T_m contains it); below this many steps
-# it would say nothing.
+# A coarser rule has 7/10 of the steps (free: T_m contains it); below this many steps one would say nothing, and below
+# the second number the rule nested in a nested one.
 _FEWEST_STEPS_FOR_NESTED = 4
+_FEWEST_NESTED_STEPS = 8
 
 
-def coarser_steps(num_steps: int) -> int | None:
-    """Steps of the coarser rule nested in one of this many steps, or None where they are too few for one."""
-    return num_steps * 7 // 10 if num_steps >= _FEWEST_STEPS_FOR_NESTED else None
+def nested_steps(num_steps: int) -> list[int]:
+    """Steps of the rules nested in one of this many steps, each in the one before; none where they are too few."""
+    if num_steps < _FEWEST_STEPS_FOR_NESTED:
+        return []
+    steps = [num_steps * 7 // 10]
+    while steps[-1] * 7 // 10 >= _FEWEST_NESTED_STEPS:
+        steps.append(steps[-1] * 7 // 10)
+    return steps
 
 
 def ritz(alpha: FloatArray, beta: FloatArray) -> tuple[FloatArray, FloatArray]:

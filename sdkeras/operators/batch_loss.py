@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import attrs
@@ -13,12 +14,13 @@ from sdkeras.errors import ModelError
 from sdkeras.files.keras_types import Data, Model, Tensor, Variable, layers_of
 from sdkeras.operators import denominators, precision
 from sdkeras.operators.layout import Layout
+from sdkeras.operators.modes import MIXED
 from sdkeras.results.arrays import Array
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, slots=False)
 class Batch:
     """One minibatch with everything that fixes the loss on it."""
 
@@ -29,6 +31,34 @@ class Batch:
     num_examples: int
     # Weight of each compiled loss relative to `data_weight`, in the order in which Keras computes them; () for 1.
     loss_weights: tuple[float, ...] = ()
+    # Batches whose sum this one is, but for its own weights, computed one after the other; () for the whole at once.
+    parts: tuple[Batch, ...] = ()
+
+    @functools.cached_property
+    def pieces(self) -> tuple[Batch, ...]:
+        """Batches to be computed one after the other, whose sum this one is."""
+        return tuple(self._times(part, self.data_weight, self.extra_weight) for part in self.parts) or (self,)
+
+    @property
+    def unweighted_pieces(self) -> tuple[Batch, ...]:
+        """The same with this batch's relative weights of the losses alone."""
+        return tuple(self._times(part, 1.0, 1.0) for part in self.parts) or (self,)
+
+    def _times(self, part: Batch, data: float, extra: float) -> Batch:
+        ours, theirs = self.loss_weights, part.loss_weights
+        both = tuple(a * b for a, b in zip(ours, theirs, strict=True)) if ours and theirs else ours or theirs
+        return attrs.evolve(
+            part, data_weight=data * part.data_weight, extra_weight=extra * part.extra_weight, loss_weights=both
+        )
+
+    def weigh(self, loss: Tensor, extra: Tensor) -> Tensor:
+        """Its share of the total, from its loss and what of that comes from `model.losses`."""
+        return self.data_weight * loss + (self.extra_weight - self.data_weight) * extra
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with a function of its tensors, and of those of its parts."""
+        parts = tuple(part.mapped(function) for part in self.parts)
+        return attrs.evolve(self, tensors=tuple(function(tensor) for tensor in self.tensors), parts=parts)
 
 
 @attrs.frozen(eq=False)
@@ -68,13 +98,16 @@ class BatchLoss:
     layout: Layout  # of the analysed parameters
     dtype: str
     loss_fn: LossFn | None  # replaces the compiled loss, see `EmpiricalLoss`
+    inspect: denominators.Inspect | None = None  # gets each compiled loss as it is computed
     roles: _Variables = attrs.field(default=attrs.Factory(lambda self: _Variables.of(self.model, self.positions), True))
     point: Array = attrs.field()  # the analysed parameters' values, shape [n]
     held: tuple[Tensor, ...] = attrs.field()  # values of the other variables, in the model's order
     # Known once the loss has been computed or traced: how Keras reduces each compiled loss ('sum',
-    # 'sum_over_batch_size', ...), and the names of those that may couple the examples of a batch.
+    # 'sum_over_batch_size', ...), the names of those that may couple the examples of a batch, and for each seed whether
+    # it was drawn from (a layer with a dropout rate of 0 never does).
     reductions: list[str] = attrs.field(factory=list)
     in_doubt: list[str] = attrs.field(factory=list)
+    drawn: list[bool] = attrs.field(factory=list)
 
     @point.default
     def _values_of_analysed(self) -> Array:
@@ -91,11 +124,16 @@ class BatchLoss:
     @property
     def is_random(self) -> bool:
         """Whether seeds make a difference."""
-        return self.training and self.num_seeds > 0
+        return any(self.drawn)
 
     @property
     def analysed(self) -> list[Variable]:
         return self.roles.analysed
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether layers compute in bfloat16."""
+        return precision.is_pure(self.model, MIXED)
 
     def at(self, point: Array, model: Model | None = None) -> BatchLoss:
         """The same function at another point; with a model of the same architecture, held values are that model's."""
@@ -119,16 +157,19 @@ class BatchLoss:
         num_tensors = len(flat) - len(self.roles.held)
         batch = keras_structure(tf.nest.pack_sequence_as(self.structure, flat[:num_tensors]))
         examples = tf.shape(flat[0])[0]
+        states = [tf.cast(seeds[k], state.dtype) for k, state in enumerate(self.roles.seed_states)]
         mapping = [
             *zip(self.roles.held, flat[num_tensors:], strict=True),
             *zip(self.analysed, parts, strict=True),
-            *((state, tf.cast(seeds[k], state.dtype)) for k, state in enumerate(self.roles.seed_states)),
+            *zip(self.roles.seed_states, states, strict=True),
         ]
-        with precision.default_precision(self.dtype), keras.StatelessScope(mapping, collect_losses=True):
+        with precision.default_precision(self.dtype), keras.StatelessScope(mapping, collect_losses=True) as scope:
             if self.loss_fn is not None:
                 total, extra, counts = self._users_loss(self.loss_fn, batch, examples, factors)
             else:
                 total, extra, counts = self._compiled_loss(batch, tf.cast(examples, self.dtype), factors)
+        after = [scope.get_current_value(state) for state in self.roles.seed_states]
+        self.drawn[:] = [value is not state for value, state in zip(after, states, strict=True)]
         if total.shape.rank != 0:
             raise ModelError(
                 f"the loss of a batch has shape {tuple(total.shape)}, expected a scalar; compile the model with a "
@@ -155,7 +196,7 @@ class BatchLoss:
     def _compiled_loss(self, batch: Data, examples: Tensor, factors: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         x, y, sample_weight = (*batch, None, None)[:3]
         outputs = self.model(x, training=self.training)
-        with denominators.recording(factors, examples) as recorder:
+        with denominators.recording(factors, examples, self.inspect) as recorder:
             total = tf.convert_to_tensor(
                 self.model._compute_loss(x=x, y=y, y_pred=outputs, sample_weight=sample_weight, training=self.training)
             )

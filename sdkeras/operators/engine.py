@@ -1,19 +1,25 @@
 """Compiled gradient and Hessian-vector products of one batch loss; built once per analysis.
 
-Three product modes:
+Product modes:
+- linearized: reverse-over-reverse, whose graph is cut so that each batch is linearised once (see `linearized`).
 - reverse-over-reverse: H v = grad (g . v), g the gradient; also right through `tf.while_loop` (recurrent layers).
 - forward-over-reverse: the directional derivative of g along v.
 - finite-differences: (g(w + h v) - g(w - h v)) / 2h.
 
-'auto' takes the first that TensorFlow can build. Reverse-over-reverse comes first because it was never slower
-on the CPU (1.4-2.7 gradients against 1.5-2.8) and shares its first pass between many probes.
+'auto' takes the first of the last three that TensorFlow can build, linearised where that is faster.
+Reverse-over-reverse comes before forward-over-reverse because it was never slower on the CPU (1.4-2.7 gradients against
+1.5-2.8) and shares its first pass between many probes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import operator
+import re
 import threading
+import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -23,11 +29,14 @@ import numpy as np
 import tensorflow as tf
 
 from sdkeras.errors import ModelError
-from sdkeras.files.keras_types import Compiled, GraphDef, Tensor
+from sdkeras.files.keras_types import Compiled, Graph, GraphDef, Tensor
+from sdkeras.files.user_code import last_line
 from sdkeras.linalg.vectors import finite
+from sdkeras.operators.device import HOST, Devices
 from sdkeras.operators.layout import joined
+from sdkeras.operators.linearized import Cut, Flat, NoCutError, cut_if_faster, is_worth_trying
 from sdkeras.operators.modes import PRODUCT_MODES
-from sdkeras.operators.tf_patches import exact_moments
+from sdkeras.operators.tf_patches import exact_moments, indexed_pooling, unrolled_loops
 from sdkeras.results.arrays import Array, DType
 from sdkeras.results.verification import Verification
 
@@ -37,6 +46,26 @@ if TYPE_CHECKING:
 # Central differences balance truncation (h^2) and rounding (eps/h): h = 1e-4 agrees to 6e-10 in float64;
 # float32 products by differences are good to about 1e-3 at best.
 _STEP = {"float32": 1e-2, "float64": 1e-4}
+_SIZES = 3  # of batches for which a function is compiled by itself
+
+
+def by_xla(jit: str) -> bool:
+    """Whether functions are compiled by XLA where `jit` is 'on', 'off' or 'auto'; on a TPU nothing else runs.
+
+    On the CPU 'auto' leaves it off. Measured: a product takes 0.6 of the time with 3,000 weights, 1.0 with 13,000 and
+    270,000 and in a transformer, 1.4 in a convolutional net; compiling takes 3 to 5 times as long, up to 40 s.
+    """
+    return jit == "on" or bool(tf.config.list_logical_devices("TPU"))
+
+
+def not_compiled(error: BaseException) -> str:
+    """Why XLA does not compile a function, or '': the operations that it does not know."""
+    text = str(error)
+    names = re.findall(r"No registered '(\w+)' OpKernel for XLA", text)
+    constant = re.findall(r"with op (\w+) must be a compile-time constant", text)
+    names += [f"{name} of sizes that depend on data" for name in constant]
+    names += ["lookup tables"] * ("variable.var()" in text)
+    return f"XLA does not know {', '.join(dict.fromkeys(names))}" if names else ""
 
 
 @contextlib.contextmanager
@@ -90,6 +119,33 @@ def inexact_moments(graph: GraphDef) -> list[str]:
     return names
 
 
+@attrs.frozen(eq=False)
+class BySize:
+    """A function of batches: compiled once for batches of any size, or where it is `fixed` for each of the first sizes.
+
+    With sizes known TensorFlow leaves out operations on shapes: two thirds of an unrolled recurrent layer's product.
+    """
+
+    compile: Callable[[int | None], Flat]
+    fixed: bool
+    _compiled: dict[int | None, Flat] = attrs.field(factory=dict)
+    _lock: threading.RLock = attrs.field(factory=threading.RLock)
+
+    def __call__(self, num_examples: int | None) -> Flat:
+        """The function for batches of this size, or of any."""
+        with self._lock:
+            known = num_examples in self._compiled or len(self._compiled) < _SIZES
+            size = num_examples if self.fixed and known else None
+            if size not in self._compiled:
+                self._compiled[size] = self.compile(size)
+            return self._compiled[size]
+
+    @property
+    def graph(self) -> Graph:
+        """The graph for the first size."""
+        return next(iter(self._compiled.values())).graph
+
+
 @attrs.define(eq=False)
 class _Shared:
     """State that all views of an engine share; filled while its functions are compiled and called."""
@@ -98,8 +154,16 @@ class _Shared:
     looked_up: tuple[str, ...] = ()
     num_products: int = 0
     block_product: Compiled | None = None
+    # By the shapes of a batch's tensors.
+    row_products: dict[tuple[tuple[int, ...], ...], Compiled | None] = attrs.field(factory=dict)
     verification: Verification | None = None
-    lock: threading.Lock = attrs.field(factory=threading.Lock)
+    cut: Cut | None = None
+    not_cut: str | None = None  # why; None before it was tried
+    # Seed states and weights of a batch as tensors.
+    leading: weakref.WeakKeyDictionary[Batch, tuple[Tensor, ...]] = attrs.field(factory=weakref.WeakKeyDictionary)
+    # Copies of a batch, by device.
+    placed: weakref.WeakKeyDictionary[Batch, dict[str, Batch]] = attrs.field(factory=weakref.WeakKeyDictionary)
+    lock: threading.RLock = attrs.field(factory=threading.RLock)
 
 
 @attrs.frozen(eq=False)
@@ -110,28 +174,47 @@ class Engine:
     # Shapes and dtypes of the arguments beside the point: seed states, weights, the batch's tensors, held values.
     specs: tuple[tf.TensorSpec, ...]
     point: Tensor  # the flat parameter vector, of shape [n]
-    mode: str = ""  # of the products; '' while there are none
+    mode: str = ""  # of the products as they are differentiated; '' while there are none
+    product_mode: str = ""  # that was asked for
     refused: Mapping[str, str] = attrs.field(factory=dict)  # why product modes before this one could not be built
     _shared: _Shared = attrs.field(factory=_Shared)
+    fixed: bool = False  # whether functions are compiled for each size of batches
+    jit: bool = False  # whether XLA compiles all of them
+    devices: Devices = HOST  # where it computes; several share batches, each by an engine of its own (`here`)
+    seconds: float = 0.0  # that tracing the gradient took
     _evaluate: Compiled = None
-    _gradient: Compiled = None
-    _product: Compiled = None
+    _gradient: Compiled = None  # by the size of batches, and so the product
+    compiled_product: Compiled = None
     _inexact: tuple[str, ...] = ()
+    _elsewhere: dict[int, Engine] = attrs.field(factory=dict)  # copies with the point on the other devices
 
     @classmethod
-    def compiled(cls, function: BatchLoss, batch_specs: Sequence[tf.TensorSpec]) -> Engine:
-        """The engine of a loss, without products, for batches of these shapes and dtypes."""
+    def compiled(
+        cls,
+        function: BatchLoss,
+        batch_specs: Sequence[tf.TensorSpec],
+        num_examples: int,
+        *,
+        jit: bool = False,
+        devices: Devices = HOST,
+    ) -> Engine:
+        """The engine of a loss, without products, for batches of these shapes and dtypes, most of them this large."""
         specs = (
             tf.TensorSpec([function.num_seeds, 2], tf.int64),
             tf.TensorSpec([None], function.dtype),  # of the data, of model.losses, and relative ones of each loss
             *batch_specs,
             *(tf.TensorSpec(value.shape, value.dtype) for value in function.held),
         )
-        engine = cls(function, specs, tf.constant(function.point))
-        evaluate = engine.traced(engine._evaluate_graph)
-        gradient = engine.traced(engine._gradient_graph)
+        engine = cls(function, specs, tf.constant(function.point), jit=jit, devices=devices)
+        unrolled: list[int] = []
+        evaluate = Flat(engine.traced(engine._evaluate_graph, unrolled=unrolled))
         inexact = tuple(inexact_moments(evaluate.graph.as_graph_def()))
-        return attrs.evolve(engine, evaluate=evaluate, gradient=gradient, inexact=inexact)
+        fixed = bool(unrolled)
+        gradient = engine._by_size(engine._gradient_graph, fixed)
+        start = time.perf_counter()
+        gradient(num_examples)
+        engine = attrs.evolve(engine, evaluate=evaluate, gradient=gradient, inexact=inexact, fixed=fixed)
+        return attrs.evolve(engine, seconds=time.perf_counter() - start)
 
     @property
     def size(self) -> int:
@@ -156,6 +239,11 @@ class Engine:
         """Hessian-vector products so far, of all views."""
         return self._shared.num_products
 
+    @property
+    def has_block_product(self) -> bool:
+        """Whether the products with several vectors over one shared pass have been compiled."""
+        return self._shared.block_product is not None
+
     def count(self, products: int) -> None:
         """Counts products that were made outside `product` and `products`."""
         with self._shared.lock:
@@ -167,11 +255,58 @@ class Engine:
             self._shared.verification = verify()
         return self._shared.verification
 
+    def row_product(
+        self, shapes: tuple[tuple[int, ...], ...], compiled: Callable[[], Compiled | None]
+    ) -> Compiled | None:
+        """Compiled products with a batch per row, made once for all views and the first shapes that are asked for."""
+        with self._shared.lock:
+            if not self._shared.row_products:
+                self._shared.row_products[shapes] = compiled()
+            return self._shared.row_products.get(shapes)
+
+    @property
+    def num_operations(self) -> int:
+        """Operations of the gradient's graph, without those of its loops."""
+        return len(self._gradient.graph.get_operations())
+
+    def has_operation(self, prefixes: tuple[str, ...]) -> bool:
+        """Whether the gradient has an operation whose name begins like this."""
+        graph = self._gradient.graph.as_graph_def()
+        nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+        return any(node.op.startswith(prefixes) for node in nodes)
+
+    def gradient_bytes(self, num_examples: int) -> int:
+        """Bytes of all tensors of the gradient on a batch, as far as their shapes are known."""
+        outputs = [each for operation in self._gradient.graph.get_operations() for each in operation.outputs]
+        known = [(each.shape.as_list(), each.dtype.size or 1) for each in outputs if each.shape.rank is not None]
+        return sum(size * int(np.prod([side or num_examples for side in shape])) for shape, size in known)
+
     def at(self, function: BatchLoss) -> Engine:
         """The engine at the point and the held values of another view of its function; all else is shared."""
         if function is self.function:
             return self
-        return attrs.evolve(self, function=function, point=tf.constant(function.point))
+        return attrs.evolve(self, function=function, point=tf.constant(function.point), elsewhere={})
+
+    def here(self) -> Engine:
+        """The engine on the device of the present scope, to which point and held values are copied once."""
+        if len(self.devices.names) < 2:
+            return self
+        number = self.devices.current()
+        with self._shared.lock:
+            if number not in self._elsewhere:
+                held = tuple(tf.identity(value) for value in self.function.held)
+                function, point = attrs.evolve(self.function, held=held), tf.identity(self.point)
+                self._elsewhere[number] = attrs.evolve(
+                    self, function=function, point=point, devices=self.devices.only(number), elsewhere={}
+                )
+            return self._elsewhere[number]
+
+    def placed(self, batch: Batch) -> Batch:
+        """A batch on this engine's device, to which it is copied once."""
+        copies, name = self._shared.placed.setdefault(batch, {}), self.devices.names[0]
+        if name not in copies:
+            copies[name] = batch.mapped(tf.identity)
+        return copies[name]
 
     # Compilation
 
@@ -185,13 +320,14 @@ class Engine:
         if product_mode not in PRODUCT_MODES:
             raise ModelError(f"product mode {product_mode!r} is unknown; use {', '.join(PRODUCT_MODES)}.")
         graphs = {
-            "reverse-over-reverse": self._reverse_over_reverse,
+            "reverse-over-reverse": self.product_graph,
             "forward-over-reverse": self._forward_over_reverse,
             "finite-differences": self._finite_differences,
         }
         shared = _Shared(self.unconnected, self.looked_up)
         refused: dict[str, str] = {}
-        for mode in PRODUCT_MODES[1:] if product_mode == "auto" else (product_mode,):
+        modes = {"auto": tuple(graphs), "linearized": ("reverse-over-reverse",)}.get(product_mode, (product_mode,))
+        for mode in modes:
             if mode != "finite-differences" and self._inexact:
                 refused[mode] = (
                     f"{self._inexact[0]} is tf.nn.moments in a function traced before sdkeras could put its own in "
@@ -199,37 +335,102 @@ class Engine:
                 )
                 continue
             try:
-                product = self.traced(graphs[mode], self.vector)
-                engine = attrs.evolve(self, mode=mode, refused=refused, shared=shared, product=product)
+                product = self._by_size(graphs[mode], self.fixed, self.vector)
+                engine = attrs.evolve(
+                    self,
+                    mode=mode,
+                    product_mode=product_mode,
+                    refused=refused,
+                    shared=shared,
+                    compiled_product=product,
+                    elsewhere={},
+                )
                 # Some operations fail only when they run (the gradient of a while loop's body).
                 engine.product(self.point, tf.zeros_like(self.point), batch)
             except tf.errors.ResourceExhaustedError:
                 raise
             except (LookupError, TypeError, ValueError, NotImplementedError, tf.errors.OpError) as error:
-                refused[mode] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+                words = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+                refused[mode] = not_compiled(error) or words
             else:
                 return engine
         reasons = "; ".join(f"{mode}: {reason}" for mode, reason in refused.items())
-        raise ModelError(f"TensorFlow cannot make Hessian-vector products of this model ({reasons}).")
+        advice = "; leave XLA off (`jit='off'`)" if any(why.startswith("XLA") for why in refused.values()) else ""
+        raise ModelError(f"TensorFlow cannot make Hessian-vector products of this model ({reasons}){advice}.")
+
+    @property
+    def cut(self) -> Cut | None:
+        """How products are linearised once per batch; None where they are not."""
+        return self._shared.cut
+
+    def linearize(self, batch: Batch, rounding: float, memory: float) -> str:
+        """Cuts the products, once, where that was asked for or is faster; why it was tried in vain, or ''.
+
+        Args:
+            batch: The batch to check and time with.
+            rounding: Relative error of a product from rounding.
+            memory: See `cut_if_faster`.
+        """
+        shared, always = self._shared, self.product_mode == "linearized"
+        if shared.not_cut is None:
+            shared.not_cut = ""
+            by_choice = (self.product_mode, self.mode) == ("auto", "reverse-over-reverse")
+            if always or (by_choice and not self.fixed and is_worth_trying(self.size, batch)):
+                try:
+                    shared.cut = cut_if_faster(self, batch, rounding, memory, always=always)
+                except NoCutError as error:
+                    shared.not_cut = str(error)
+                except tf.errors.InvalidArgumentError as error:  # as XLA's, of a part
+                    shared.not_cut = not_compiled(error) or last_line(error)
+        return shared.not_cut
 
     @property
     def vector(self) -> tf.TensorSpec:
         """Shape and dtype of a flat vector of parameters."""
         return tf.TensorSpec([self.size], self.function.dtype)
 
-    def traced(self, graph: Compiled, *between: tf.TensorSpec) -> Compiled:
-        """The graph compiled for a point, arguments of these shapes, and the engine's other arguments."""
+    def traced(
+        self,
+        graph: Compiled,
+        *between: tf.TensorSpec,
+        specs: Sequence[tf.TensorSpec] | None = None,
+        unrolled: list[int] | None = None,
+    ) -> Compiled:
+        """The graph compiled for a point, arguments of these shapes, and the engine's other arguments or `specs`.
+
+        The steps of recurrent layers without a loop are appended to `unrolled`.
+
+        Raises:
+            ModelError: XLA is to compile a function that reads text.
+        """
 
         def trace() -> Compiled:
-            function = tf.function(graph, jit_compile=False, autograph=False)
-            with exact_moments():
-                return function.get_concrete_function(self.vector, *between, *self.specs)
+            function = tf.function(graph, jit_compile=self.jit, autograph=False)
+            with exact_moments(), unrolled_loops([] if unrolled is None else unrolled):
+                traced = function.get_concrete_function(
+                    self.vector, *between, *(self.specs if specs is None else specs)
+                )
+            if self.jit and any(
+                tensor.dtype == tf.string for tensor in traced.inputs
+            ):  # which XLA ends the process for
+                raise ModelError("XLA knows no text, which the model reads; leave XLA off (`jit='off'`).")
+            return traced
 
         if tf.distribute.get_strategy().num_replicas_in_sync == 1:
             return trace()
         # Inside a strategy's scope Keras divides losses by the number of replicas; a scope ends at its thread.
         with ThreadPoolExecutor(1) as thread:
             return thread.submit(trace).result()
+
+    def _by_size(self, graph: Compiled, fixed: bool, *between: tf.TensorSpec) -> BySize:
+        """The graph compiled for batches of any size, or for each size."""
+        first, last = 2, len(self.specs) - len(self.function.held)
+
+        def compiled(num_examples: int | None) -> Flat:
+            batch = [tf.TensorSpec([num_examples, *spec.shape[1:]], spec.dtype) for spec in self.specs[first:last]]
+            return Flat(self.traced(graph, *between, specs=[*self.specs[:first], *batch, *self.specs[last:]]))
+
+        return BySize(compiled, fixed)
 
     # Graphs: what is traced
 
@@ -259,9 +460,10 @@ class Engine:
     def _gradient_graph(self, point: Tensor, *batch: Tensor) -> Tensor:
         return joined(self._gradients(self.function.layout.split(point), batch))
 
-    def _reverse_over_reverse(self, point: Tensor, vector: Tensor, *batch: Tensor) -> Tensor:
+    def product_graph(self, point: Tensor, vector: Tensor, *batch: Tensor) -> Tensor:
+        """The weighted product by reverse-over-reverse, in a graph."""
         parts = self.function.layout.split(point)
-        with tf.GradientTape() as tape:
+        with indexed_pooling(self.jit), tf.GradientTape() as tape:
             tape.watch(parts)
             gradients = self._gradients(parts, batch)
         return self._pulled_back(tape, gradients, parts, vector)
@@ -290,7 +492,7 @@ class Engine:
 
         def graph(point: Tensor, rows: Tensor, *batch: Tensor) -> tuple[Tensor, Tensor]:
             parts = self.function.layout.split(point)
-            with tf.GradientTape(persistent=True) as tape:
+            with indexed_pooling(self.jit), tf.GradientTape(persistent=True) as tape:
                 tape.watch(parts)
                 gradients = self._gradients(parts, batch)
 
@@ -299,24 +501,33 @@ class Engine:
 
             return joined(gradients), over_rows(product, rows, vectorized)
 
-        return self.traced(graph, tf.TensorSpec([None, self.size], self.function.dtype))
+        return Flat(self.traced(graph, tf.TensorSpec([None, self.size], self.function.dtype)))
 
     # Calls
 
     def arguments(self, batch: Batch) -> tuple[Tensor, ...]:
         """Arguments of the compiled functions beside the point: seed states, weights, the batch, held values."""
-        relative = batch.loss_weights or (1.0,) * len(self.function.reductions)
-        weights = np.array([batch.data_weight, batch.extra_weight, *relative], self.dtype)
-        return (tf.constant(batch.seeds), tf.constant(weights), *batch.tensors, *self.function.held)
+        leading = self._shared.leading.get(batch)
+        if leading is None:
+            relative = batch.loss_weights or (1.0,) * len(self.function.reductions)
+            weights = np.array([batch.data_weight, batch.extra_weight, *relative], self.dtype)
+            with tf.init_scope():  # no tensors of a graph that is being traced
+                leading = self._shared.leading[batch] = tf.constant(batch.seeds), tf.constant(weights)
+        return (*leading, *batch.tensors, *self.function.held)
 
     def evaluate(self, point: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, with the batch's relative weights only, its part from model.losses, and the losses' denominators."""
-        values: tuple[Tensor, Tensor, Tensor] = self._evaluate(point, *self.arguments(batch))
-        return values
+        if not batch.parts:
+            values: tuple[Tensor, Tensor, Tensor] = self._evaluate(point, *self.arguments(batch))
+            return values
+        pieces = batch.unweighted_pieces
+        each = [self.evaluate(point, piece) for piece in pieces]
+        losses = [piece.weigh(loss, extra) for piece, (loss, extra, _) in zip(pieces, each, strict=True)]
+        return tf.add_n(losses), each[0][1], tf.add_n([counts for *_, counts in each])
 
     def gradient(self, point: Tensor, batch: Batch) -> Tensor:
         """Weighted gradient on a batch, shape [n]."""
-        return self._gradient(point, *self.arguments(batch))
+        return _sum(lambda piece: self._gradient(piece.num_examples)(point, *self.arguments(piece)), batch)
 
     def total_gradient(self, point: Tensor, batches: Sequence[Batch]) -> Array:
         """Sum of the weighted gradients over batches, shape [n], float64 and finite, one in memory at a time."""
@@ -328,7 +539,9 @@ class Engine:
     def product(self, point: Tensor, vector: Tensor, batch: Batch) -> Tensor:
         """Weighted Hessian-vector product on a batch, [n] -> [n]."""
         self.count(1)
-        return self._product(point, vector, *self.arguments(batch))
+        return _sum(
+            lambda piece: self.compiled_product(piece.num_examples)(point, vector, *self.arguments(piece)), batch
+        )
 
     def products(self, point: Tensor, rows: Tensor, batch: Batch) -> Tensor:
         """Weighted products with each row, [k, n] -> [k, n]."""
@@ -340,10 +553,21 @@ class Engine:
         """Weighted gradient, [n], and weighted products with each row, [k, n] -> [k, n], over one shared pass."""
         if self.mode != "reverse-over-reverse":
             return self.gradient(point, batch), self.products(point, rows, batch)
-        arguments, shared = self.arguments(batch), self._shared
+        shared = self._shared
         with shared.lock:
             if shared.block_product is None:
+                arguments = self.arguments(batch.pieces[0])
                 shared.block_product = vectorized_if_possible(self._block_product, point, rows, *arguments)
             shared.num_products += int(rows.shape[0])
-        both: tuple[Tensor, Tensor] = shared.block_product(point, rows, *arguments)
+        product = shared.block_product
+        both: tuple[Tensor, Tensor] = _sum(lambda piece: product(point, rows, *self.arguments(piece)), batch)
         return both
+
+
+def _sum(function: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
+    """A tensor, or each of several, summed over what the batch consists of; one piece in memory at a time."""
+    first, *others = batch.pieces
+    total = function(first)
+    for piece in others:
+        total = tf.nest.map_structure(operator.add, total, function(piece))
+    return total

@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import math
+import operator
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import attrs
 import numpy as np
 import tensorflow as tf
 
 from sdkeras.files.keras_types import Tensor
-from sdkeras.linalg.operators import Limit, Reduction, SymmetricOperator
+from sdkeras.linalg.operators import Limit, OperatorBatch, Reduction, SymmetricOperator
+from sdkeras.linalg.probes import Space
 from sdkeras.linalg.vectors import finite
-from sdkeras.operators import subspace, verification
+from sdkeras.operators import lockstep, subspace, verification
 from sdkeras.operators.batch_loss import Batch
 from sdkeras.operators.engine import Engine
+from sdkeras.operators.linearized import Linearizations
 from sdkeras.operators.loss import EmpiricalLoss, evolved
 from sdkeras.results.arrays import Array, DType
 from sdkeras.results.verification import Verification
 
-# Rows of one block product. More share the first pass no better, and memory grows with them; long ones are so few that
-# they take no more than this, or one by one.
-_BLOCK, _BLOCK_BYTES = 64, 5e8
+_Group = TypeVar("_Group")
+# Rows of one block product: more share the first pass no better, and longer ones than fit the cache eight at a time are
+# multiplied as fast one by one (measured: a quarter of the time with 13k weights, no gain from 43k on).
+_BLOCK, _FEWEST, _CACHE = 64, 8, 8e6
+# What rows multiplied together may take.
+BLOCK_BYTES = 5e8
+# Products of an operator's blocks so far, below which the block product is not compiled, which takes 1 s for a net of
+# two dense layers on digits, as long as some 500 products.
+_FEW_PRODUCTS = 256
 
 
 @attrs.frozen(init=False, eq=False, slots=False)
@@ -34,14 +46,17 @@ class HessianOperator(SymmetricOperator):
 
     Args:
         loss: The function.
-        product_mode: 'auto', 'reverse-over-reverse', 'forward-over-reverse' or 'finite-differences'.
+        product_mode: 'auto', 'linearized', 'reverse-over-reverse', 'forward-over-reverse' or 'finite-differences';
+            `verification.product_mode` has what 'auto' took, by a quick timing where it matters.
         allow_unverified: Keep an operator that failed its verification (`verification.passed` is False).
         workers: Threads over batches; results are summed in order.
-        memory: Bytes that the process may have resident while the products are verified; default what is free.
+        memory: Bytes that the process may have resident while the products are verified; default what is free. A
+            fifth of it may be held for batches that are linearised.
 
     Attributes:
         size: Number of parameters n.
         dtype: Dtype of the products.
+        space: Where vectors are best made for it, on the loss's device; None for NumPy arrays.
         verification: Outcome of the checks.
 
     Raises:
@@ -66,8 +81,10 @@ class HessianOperator(SymmetricOperator):
     verification: Verification
     _workers: int
     _budget: Limit | None
+    _linearized: Linearizations  # shared by the views at one point on the same batches
     size: int
     dtype: DType
+    space: Space | None
 
     def __init__(
         self,
@@ -80,12 +97,36 @@ class HessianOperator(SymmetricOperator):
     ) -> None:
         engine = loss.engine(product_mode)
         checked = verification.verified(loss, engine, allow_unverified, memory)
+        checked = verification.linearized(loss, engine, checked, memory)
         workers = min(workers, len(loss.batches))
-        self.__attrs_init__(loss, engine, loss.batches, checked, workers, None, loss.size, loss.dtype)
+        linearized = Linearizations(engine, len(loss.batches))
+        space = engine.devices.space
+        self.__attrs_init__(
+            loss, engine, loss.batches, checked, workers, None, linearized, loss.size, loss.dtype, space
+        )
 
     @functools.cached_property
     def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self._workers)
+        return self.engine.devices.executor(self._workers)
+
+    @functools.cached_property
+    def _shares(self) -> Sequence[HessianOperator]:
+        """The operator as a sum over the devices, each with every so manieth of the batches; () on one device."""
+        devices = self.engine.devices
+        count = min(len(devices.names), len(self.batches))
+        return [self._share(number, count) for number in range(count)] if count > 1 else ()
+
+    def _share(self, number: int, count: int) -> HessianOperator:
+        with self.engine.devices.scope(number):
+            engine = self.engine.here()
+            batches = [engine.placed(batch) for batch in self.batches[number::count]]
+        linearized = Linearizations(engine, len(batches))
+        return evolved(self, engine=engine, batches=batches, workers=1, linearized=linearized)
+
+    @functools.cached_property
+    def _asked(self) -> list[int]:
+        """One entry, how many products were asked for in blocks."""
+        return [0]
 
     @property
     def num_products(self) -> int:
@@ -97,13 +138,15 @@ class HessianOperator(SymmetricOperator):
 
         It is not verified again: the products are the same function of the weights.
         """
-        return evolved(self, loss=loss, engine=self.engine.at(loss.function))
+        engine = self.engine.at(loss.function)
+        return evolved(self, loss=loss, engine=engine, linearized=Linearizations(engine, len(self.batches)))
 
     def within(self, budget: Limit | None) -> HessianOperator:
         """The same operator, whose products raise BudgetError where the budget has no room for them."""
         return evolved(self, budget=budget)
 
-    def _require(self, products: int) -> None:
+    def require(self, products: int) -> None:
+        """Raises BudgetError where its budget has no room for this many more products."""
         if self._budget is not None:
             self._budget.require(products)
 
@@ -113,11 +156,61 @@ class HessianOperator(SymmetricOperator):
 
     def on_batch(self, batch: Batch) -> HessianOperator:
         """Hessian of the loss on one given batch, by the same compiled products."""
-        return evolved(self, batches=[batch], workers=1)
+        engine = self.engine.here()
+        return evolved(self, engine=engine, batches=[batch], workers=1, linearized=Linearizations(engine, 1))
+
+    def part(self, number: int, count: int) -> HessianOperator | None:
+        """What every `count`-th batch from this number on adds to it, without a budget; None where there is none."""
+        batches = self.batches[number::count]
+        linearized = Linearizations(self.engine, len(batches))
+        return evolved(self, batches=batches, budget=None, linearized=linearized) if batches else None
+
+    def rows_together(self, products: int, *, memory: float = BLOCK_BYTES, vectors: int = 2) -> int:
+        """How many minibatches' products are best made together where this many are made in all; 1: one by one.
+
+        `memory` and `vectors` are those of `lockstep.group_size`.
+        """
+        if self.loss.micro_batch is not None:
+            return 1
+        examples = self.loss.source.batch_size
+        return lockstep.group_size(self.engine, examples, products, memory=memory, vectors=vectors)
+
+    @functools.cached_property
+    def _groups(self) -> list[Batch | lockstep.Rows]:
+        """The batches in order, as many of one shape together as is best."""
+        size = self.rows_together(lockstep.USUAL_PRODUCTS * len(self.batches), memory=BLOCK_BYTES / self._workers)
+        if size == 1:
+            return list(self.batches)
+        groups: list[Batch | lockstep.Rows] = []
+        for _, alike in itertools.groupby(self.batches, lambda batch: batch.tensors[0].shape[0]):
+            batches = list(alike)
+            number = self._workers * math.ceil(len(batches) / (size * self._workers))
+            for part in (batches[k * len(batches) // number : (k + 1) * len(batches) // number] for k in range(number)):
+                rows = lockstep.Rows.of(self.engine, part) if len(part) > 1 else None
+                groups += part if rows is None else [rows]
+        return groups
+
+    @classmethod
+    def batch(cls, operators: Sequence[HessianOperator]) -> OperatorBatch:
+        """Hessians of minibatches of one loss, multiplied together where TensorFlow can."""
+        batches = [batch for operator in operators for batch in operator.batches]
+        if operators[0].loss.micro_batch is not None:
+            return OperatorBatch(operators)
+        rows = lockstep.Rows.of(operators[0].engine, batches) if len(batches) == len(operators) else None
+        return OperatorBatch(operators) if rows is None else lockstep.HessianBatch(operators, rows)
 
     def matvec(self, vector: Tensor) -> Tensor:
         """H v, shape [n] -> [n]; NumPy in, NumPy out; a tensor in gives a tensor out."""
-        return self._apply(vector, (self.size,), self.engine.product)
+        if self._shares:
+            return self._over_devices(vector, (self.size,))
+
+        def product(vector: Tensor, group: Batch | lockstep.Rows) -> Tensor:
+            if isinstance(group, Batch):
+                return self._linearized.product(vector, group)
+            rows = tf.repeat(vector[None], group.count, axis=0)
+            return tf.reduce_sum(group.products(self.engine, rows), axis=0)
+
+        return self._apply(vector, (self.size,), self._groups, product)
 
     def matmat(self, matrix: Tensor) -> Tensor:
         """H V, shape [n, k] -> [n, k], over one shared first pass per batch where TensorFlow can.
@@ -133,41 +226,81 @@ class HessianOperator(SymmetricOperator):
 
     def rows(self, rows: Tensor) -> Tensor:
         """H r for each row r, shape [k, n] -> [k, n]; a block of rows at a time, since all of them share memory."""
-        number, count = int(np.shape(rows)[0]), int(min(_BLOCK, _BLOCK_BYTES // (self.size * self.dtype.itemsize)))
-        if count <= 1:  # no block shares its first pass, and the compiled products with several are not needed
+        number, count = int(np.shape(rows)[0]), int(min(_BLOCK, _CACHE // (self.size * self.dtype.itemsize)))
+        if self._shares and number:
+            return self._over_devices(rows, (number, self.size))
+        # Long rows share no first pass; batches in lockstep do without one; a few products of short rows take less time
+        # than compiling them together, and of unrolled recurrent layers (which takes as long as 6,000) any number.
+        if number == 0:
+            return tf.cast(rows, self.dtype) if tf.is_tensor(rows) else np.empty((0, self.size), self.dtype)
+        self._asked[0] += number * len(self.batches)
+        few = count < _FEWEST or (not self.engine.has_block_product and self._asked[0] < _FEW_PRODUCTS)
+        if few or self.engine.fixed or any(isinstance(group, lockstep.Rows) for group in self._groups):
             parts = [self.matvec(rows[k])[None] for k in range(number)]
         else:
             blocks = (rows[start : start + count] for start in range(0, number, count))
-            parts = [self._apply(block, (len(block), self.size), self.engine.products) for block in blocks]
+            parts = [
+                self._apply(block, (int(block.shape[0]), self.size), self.batches, self._products) for block in blocks
+            ]
         if len(parts) == 1:
             return parts[0]
         return tf.concat(parts, axis=0) if tf.is_tensor(rows) else np.concatenate(parts)
 
+    def _products(self, rows: Tensor, batch: Batch) -> Tensor:
+        return self.engine.products(self.engine.point, rows, batch)
+
     def gradient(self) -> Array:
         """The gradient over the operator's batches, shape [n], float64."""
-        self._require(0)
+        self.require(0)
         return self.engine.total_gradient(self.engine.point, self.batches)
 
-    def _apply(self, array: Tensor, shape: tuple[int, ...], product: Callable[..., Tensor]) -> Tensor:
-        is_tensor = tf.is_tensor(array)
+    def direction(self) -> Tensor:
+        """The gradient as a tensor on the operator's device, in the precision of the products."""
+        self.require(0)
+        return tf.add_n([self.engine.gradient(self.engine.point, batch) for batch in self.batches])
+
+    def _over_devices(self, array: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """The sum of what the shares make of a vector or of rows, one thread for each device."""
+        whole = self._tensor(array, shape)
+
+        def part(share: HessianOperator) -> Tensor:
+            with share.engine.devices.scope():
+                there = tf.identity(whole)
+                return share.matvec(there) if len(shape) == 1 else share.rows(there)
+
+        with self.engine.devices.scope():
+            total = functools.reduce(operator.add, self._devices_pool.map(part, self._shares))
+        return total if tf.is_tensor(array) else finite(total.numpy(), "a Hessian-vector product")
+
+    def _tensor(self, array: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """What is to be multiplied, which must have this shape, in the operator's precision."""
         if tuple(np.shape(array)) != shape:
             raise ValueError(f"the operator takes an array of shape {shape}, got {tuple(np.shape(array))}.")
-        vector = tf.cast(array, self.dtype) if is_tensor else tf.constant(array, self.dtype)
+        return tf.cast(array, self.dtype) if tf.is_tensor(array) else tf.constant(array, self.dtype)
 
-        def one(batch: Batch) -> Tensor:
-            return product(self.engine.point, vector, batch)
+    @functools.cached_property
+    def _devices_pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(len(self._shares))
 
-        self._require(len(self.batches) * (1 if len(shape) == 1 else shape[0]))
+    def _apply(
+        self,
+        array: Tensor,
+        shape: tuple[int, ...],
+        groups: Sequence[_Group],
+        product: Callable[[Tensor, _Group], Tensor],
+    ) -> Tensor:
+        vector = self._tensor(array, shape)
+        self.require(len(self.batches) * (1 if len(shape) == 1 else shape[0]))
         total: Tensor = None
-        # A group of batches at a time: the products of all of them at once may not fit the memory.
-        for start in range(0, len(self.batches), self._workers):
+        # As many at a time as there are threads: the products of all of them at once may not fit the memory.
+        for start in range(0, len(groups), self._workers):
             if start:
-                self._require(0)  # one pass over the data may take long
-            group = self.batches[start : start + self._workers]
-            parts = [one(group[0])] if len(group) == 1 else list(self._pool.map(one, group))
-            for product_of_batch in parts:
-                total = product_of_batch if total is None else total + product_of_batch
-        return total if is_tensor else finite(total.numpy(), "a Hessian-vector product")
+                self.require(0)  # one pass over the data may take long
+            some = groups[start : start + self._workers]
+            one = functools.partial(product, vector)
+            for part in [one(some[0])] if len(some) == 1 else list(self._pool.map(one, some)):
+                total = part if total is None else total + part
+        return total if tf.is_tensor(array) else finite(total.numpy(), "a Hessian-vector product")
 
     def reduced(self) -> Reduction | None:
         """The Hessian on the data subspace of the first layer plus the eigenvalue of the rest, if it splits."""

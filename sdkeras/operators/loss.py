@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import time
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
@@ -13,14 +15,24 @@ import tensorflow as tf
 
 from sdkeras import seeds
 from sdkeras.errors import DataError, ModelError, NonFiniteError, SdkerasError
-from sdkeras.files.keras_types import Data, Model, Tensor, Variable
+from sdkeras.files.keras_types import Data, Model, Tensor, Variable, layers_of
 from sdkeras.files.user_code import last_line
 from sdkeras.operators import minibatches, precision
 from sdkeras.operators.batch_loss import Batch, BatchLoss, LossFn, keras_structure
-from sdkeras.operators.engine import Engine
+from sdkeras.operators.device import Devices, devices
+from sdkeras.operators.engine import Engine, by_xla, not_compiled
 from sdkeras.operators.layout import Layout, select_variables
-from sdkeras.operators.modes import DTYPES, MODES
-from sdkeras.results.arrays import Array, DType
+from sdkeras.operators.modes import JIT, MODES, PRECISIONS
+from sdkeras.results.arrays import Array, DType, is_number
+
+# Merged batches: examples of one, bytes of the layers' outputs on it, and the relative difference of gradients that
+# tells of a coupling: rounding in float32 makes 1e-5, batch statistics 1e-2 and more.
+_MERGED_EXAMPLES, _MERGED_BYTES, _COUPLED = 1024, 1.6e7, 1e-4
+# Where functions are compiled for each size of batches, that of larger ones takes as long as eigenvalues and trace over
+# about this many.
+_FEW_BATCHES = 16
+# Examples on which parts are compared with the whole; with activations in bfloat16 each is rounded to 4e-3.
+_FEW_EXAMPLES, _COUPLED_MIXED = 8, 0.05
 
 T = TypeVar("T", bound=attrs.AttrsInstance)
 
@@ -53,7 +65,9 @@ class EmpiricalLoss:
             batches unless another size is given.
         mode: 'train' (dropout masks, batch statistics) or 'inference'.
         params: Regular expression; only trainable variables whose path it finds are analysed.
-        dtype: 'float32' or 'float64'. A model in another precision is rebuilt from its configuration.
+        dtype: 'float32' or 'float64', or 'mixed_bfloat16': layers compute in bfloat16, weights, gradients and sums are
+            in float32, and products are rounded to some per cent, which `HessianOperator.verification` tells. A model
+            in another precision is rebuilt from its configuration.
         num_samples: Analyse a random subset of this many samples (whole batches of a dataset).
         seed: Seed for the order, the subset and the dropout masks.
         loss_fn: Replaces the compiled loss: (model, (x, y[, sample_weight])) -> scalar or (sum, denominator), in
@@ -62,6 +76,13 @@ class EmpiricalLoss:
             a mean over its examples and counts by their number; (sum, denominator) is the loss sum / denominator and
             counts by its denominator (tokens, weights). Regularisers are in it where training adds them: loss +
             sum(model.losses) after the call, in a sum times the denominator.
+        jit: 'on' compiles all functions of the loss by XLA: value, gradient, products, and the float64 clone's that
+            these are verified against. 'auto' and 'off' do so on a TPU only. Dropout draws other masks under XLA.
+
+        micro_batch: Compute batches in parts of at most this many examples, one after the other, which takes as much
+            memory as a part does. The same function, but that dropout masks are drawn for each part.
+        device: Where products are made, and vectors live: 'auto', 'cpu', 'gpu', or 'gpu:0,gpu:1'; see
+            `operators.device.devices`.
 
     Attributes:
         size: Number of parameters analysed.
@@ -71,7 +92,7 @@ class EmpiricalLoss:
         gradients: The compiled loss and gradient; `engine` adds products to it.
 
     Raises:
-        ModelError: Not a built or compiled model, or no parameters to analyse.
+        ModelError: Not a built or compiled model, no parameters to analyse, or an operation that XLA does not know.
         DataError: Data that do not fit or are not finite.
         NonFiniteError: The loss at the weights is NaN or infinite.
     """
@@ -85,6 +106,8 @@ class EmpiricalLoss:
     notes: list[str]
     _model: Model
     _engines: dict[str, Engine]  # by product mode, shared by all views
+    _num_samples: int | None
+    micro_batch: int | None
 
     def __init__(  # noqa: PLR0913  # public: each argument is one that a user names
         self,
@@ -98,10 +121,14 @@ class EmpiricalLoss:
         num_samples: int | None = None,
         seed: int = 0,
         loss_fn: LossFn | None = None,
+        jit: str = "auto",
+        device: str = "auto",
+        micro_batch: int | None = None,
     ) -> None:
         check_model(model, needs_loss=loss_fn is None)
         _check_choice("mode", mode, MODES)
-        _check_choice("dtype", dtype, DTYPES)
+        _check_choice("dtype", dtype, PRECISIONS)
+        _check_choice("jit", jit, JIT)
         source = (
             data
             if isinstance(data, minibatches.Source)
@@ -111,8 +138,9 @@ class EmpiricalLoss:
             _build(model, source)
         variables = select_variables(model.trainable_variables, params)
         chosen = {id(variable) for variable in variables}
+        layers_in, dtype = dtype, precision.of_vectors(dtype)
         function = BatchLoss(
-            model if precision.is_pure(model, dtype) else precision.in_precision(model, dtype),
+            model if precision.is_pure(model, layers_in) else precision.in_precision(model, layers_in),
             source.structure,
             mode == "train",
             # Positions and names are the given model's: a copy in another precision may name its layers anew.
@@ -121,14 +149,28 @@ class EmpiricalLoss:
             dtype,
             loss_fn,
         )
-        notes = [source.note] if source.note else []
-        with _failures_explained(model, source, dtype):
-            gradients = Engine.compiled(function, _specs(source, dtype))
-            parts = source.epoch(num_samples, seed)
-            batches = _weighted(gradients, [_batch(function, each, seed, stream) for stream, each in enumerate(parts)])
+        notes, where = [source.note] if source.note else [], devices(device)
+        _check_micro_batch(micro_batch, function)
+        with _failures_explained(model, source, dtype), where.scope():
+            gradients = Engine.compiled(
+                function, _specs(source, dtype), source.batch_size, jit=by_xla(jit), devices=where
+            )
+            cut = [
+                _cut(gradients, _batch(function, each, seed, stream), micro_batch, seed, stream)
+                for stream, each in enumerate(source.epoch(num_samples, seed))
+            ]
+            batches = _weighted(gradients, cut)
+            if any(batch.parts for batch in batches):
+                _require_sums(gradients, batches[0], micro_batch or 1, seed)
+            if gradients.jit:  # XLA compiles at the first call
+                start = time.perf_counter()
+                gradients.gradient(gradients.point, batches[0])
+                gradients = attrs.evolve(gradients, seconds=gradients.seconds + time.perf_counter() - start)
             if len(batches) > 1 and function.in_doubt:
                 notes += _coupling(function.of_model(function.model, training=False, dtype=dtype), batches[0])
-            self.__attrs_init__(source, function, gradients, batches, seed, variables, notes, model, {})
+            self.__attrs_init__(
+                source, function, gradients, batches, seed, variables, notes, model, {}, num_samples, micro_batch
+            )
             value = self.value()
             if dtype == "float64" and precision.is_pure(model, "float32"):
                 _require_same_loss(function, model, batches[0])
@@ -156,6 +198,11 @@ class EmpiricalLoss:
         """Examples in the fixed batches."""
         return sum(batch.num_examples for batch in self.batches)
 
+    @property
+    def devices(self) -> Devices:
+        """Where it is computed."""
+        return self.gradients.devices
+
     def engine(self, product_mode: str = "auto") -> Engine:
         """The compiled gradient and products of this loss; made once per mode, shared by all batches and points."""
         if product_mode not in self._engines:
@@ -177,6 +224,26 @@ class EmpiricalLoss:
         point = self.layout.flatten(self.variables, self.dtype)
         return self._moved(self.function.at(point, self._model))
 
+    def merged(self) -> EmpiricalLoss:
+        """The same function in fewer and larger batches, whose products are faster, or itself where they are another.
+
+        Batches are put together where no dropout masks, batch statistics or losses couple the examples of one, and as
+        far as the outputs of all layers take 16 MB; a layer of the user's that couples them is told by the gradient.
+        """
+        count = min(_mergeable(self), len(self.batches))
+        if count < 2:
+            return self
+        parts = self.source.epoch(self._num_samples, self.seed, count)
+        batches = [_batch(self.function, each, self.seed, stream) for stream, each in enumerate(parts)]
+        whole = _weighted(self.gradients, batches)
+        engine, few = self.gradients, self.batches[:count]
+        separate = np.array([engine.gradient(engine.point, batch) for batch in few], np.float64)
+        together = engine.gradient(engine.point, whole[0]).numpy().astype(np.float64)
+        largest = np.linalg.norm(separate, axis=1).max()
+        if np.linalg.norm(together - separate.sum(axis=0)) > _COUPLED * count * largest:
+            return self
+        return evolved(self, batches=whole)
+
     def _moved(self, function: BatchLoss) -> EmpiricalLoss:
         return evolved(self, function=function, gradients=self.gradients.at(function))
 
@@ -190,7 +257,8 @@ class EmpiricalLoss:
 
     def batch(self, arrays: Sequence[Array], stream: int) -> Batch:
         """Arrays of the data as a batch of weight 1, whose dropout masks are drawn from this stream of the seed."""
-        return _batch(self.function, arrays, self.seed, stream)
+        batch = _batch(self.function, arrays, self.seed, stream)
+        return _cut(self.gradients, batch, self.micro_batch, self.seed, stream)
 
     def value(self, point: Tensor | None = None) -> float:
         """The loss at a flat parameter vector (default: the model's weights)."""
@@ -198,7 +266,7 @@ class EmpiricalLoss:
         total = 0.0
         for batch in self.batches:
             loss, extra, _ = self.gradients.evaluate(at, batch)
-            total += batch.data_weight * float(loss) + (batch.extra_weight - batch.data_weight) * float(extra)
+            total += batch.weigh(float(loss), float(extra))
         return total
 
     def gradient(self, point: Tensor | None = None) -> Array:
@@ -207,6 +275,27 @@ class EmpiricalLoss:
 
     def _tensor(self, point: Tensor | None) -> Tensor:
         return self.gradients.point if point is None else tf.convert_to_tensor(point, self.function.dtype)
+
+
+def _mergeable(loss: EmpiricalLoss) -> int:
+    """How many batches may be one as far as the layers tell; 1 where one of them couples the examples of a batch."""
+    function, source = loss.function, loss.source
+    layers = layers_of(function.model)
+    normalized = function.training and any(isinstance(layer, keras.layers.BatchNormalization) for layer in layers)
+    weighted = any(batch.loss_weights for batch in loss.batches)  # random denominators, which a check of `fit` counts
+    coupled = normalized or function.is_random or function.in_doubt or function.loss_fn is not None
+    coupled = coupled or loss.gradients.fixed  # no coupling, but larger batches would have to be compiled
+    if coupled or weighted or source.is_bucketed or loss.micro_batch is not None:
+        return 1
+    shapes: list[tuple[int | None, ...]] = []
+    for layer in layers:
+        # A layer that was called several times, or never by itself, has no one output.
+        with contextlib.suppress(AttributeError, ValueError):
+            shapes += [tuple(tensor.shape[1:]) for tensor in tf.nest.flatten(layer.output)]
+    if not shapes or any(None in shape for shape in shapes):
+        return 1
+    per_example = loss.dtype.itemsize * sum(math.prod(side or 1 for side in shape) for shape in shapes)
+    return int(min(_MERGED_EXAMPLES, _MERGED_BYTES // per_example) // source.batch_size)
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -222,9 +311,40 @@ def _specs(source: minibatches.Source, dtype: str) -> list[tf.TensorSpec]:
 def _batch(function: BatchLoss, arrays: Sequence[Array], seed: int, stream: int) -> Batch:
     with np.errstate(over="ignore"):  # what float32 does not hold makes the loss infinite, which is reported
         tensors = tuple(tf.constant(array, tensor_dtype(array, function.dtype)) for array in arrays)
-    generator = seeds.generator(seed, seeds.Stream.MASKS, stream)
-    masks = generator.integers(0, 2**31 - 1, size=(function.num_seeds, 2), dtype=np.int64)
-    return Batch(tensors, masks, 1.0, 1.0, int(arrays[0].shape[0]))
+    return Batch(tensors, _masks(function, seed, stream), 1.0, 1.0, int(arrays[0].shape[0]))
+
+
+def _masks(function: BatchLoss, seed: int, *stream: int) -> Array:
+    """State of each seed generator, shape [g, 2]."""
+    generator = seeds.generator(seed, seeds.Stream.MASKS, *stream)
+    return generator.integers(0, 2**31 - 1, size=(function.num_seeds, 2), dtype=np.int64)
+
+
+def _cut(engine: Engine, batch: Batch, size: int | None, seed: int, stream: int) -> Batch:
+    """The batch in parts of at most this many examples, whose losses add up to that of the whole."""
+    if size is None or batch.num_examples <= size:
+        return batch
+    parts = []
+    for number, start in enumerate(range(0, batch.num_examples, size)):
+        tensors = tuple(tensor[start : start + size] for tensor in batch.tensors)
+        masks = _masks(engine.function, seed, stream, number)
+        parts.append(Batch(tensors, masks, 1.0, 1.0, int(tensors[0].shape[0])))
+    return attrs.evolve(batch, parts=tuple(_weighted(engine, parts)))
+
+
+def _check_micro_batch(size: int | None, function: BatchLoss) -> None:
+    """Refuses parts of batches whose examples batch statistics couple."""
+    if size is None:
+        return
+    if not is_number(size, whole=True) or size < 1:
+        raise ModelError(f"micro_batch is {size!r}; it must be a whole number of examples, at least 1.")
+    names = [layer.name for layer in layers_of(function.model) if isinstance(layer, keras.layers.BatchNormalization)]
+    if names and function.training:
+        raise ModelError(
+            f"the batch normalization of {names[0]} couples the examples of a batch in training mode, and a batch in "
+            "parts would be another function; leave out `micro_batch`, or analyse in inference mode "
+            "(`mode='inference'`)."
+        )
 
 
 @contextlib.contextmanager
@@ -245,6 +365,10 @@ def _failures_explained(model: Model, source: minibatches.Source, dtype: str) ->
                 "the model was compiled without a loss and adds none of its own; give the loss it was trained with "
                 "(`loss=NAME`)."
             ) from error
+        refused = not_compiled(error)
+        if refused:
+            words = f"XLA cannot compile the loss and its gradient: {refused}"
+            raise ModelError(f"{words}; leave XLA off (`jit='off'`).") from error
         raise ModelError(f"the loss and its gradient cannot be computed in {dtype}: {last_line(error)}") from error
 
 
@@ -294,6 +418,41 @@ def _shares(counts: Array, examples: Array, reductions: list[str]) -> tuple[Arra
     return shares, [tuple(map(float, row)) for row in relative]
 
 
+def _require_sums(engine: Engine, batch: Batch, most: int, seed: int) -> None:
+    """Refuses a model whose loss of a few examples is not that of two parts of them put together.
+
+    The gradient tells, or where dropout masks differ between the parts, the loss in inference mode.
+
+    Raises:
+        ModelError: It is not.
+    """
+    function, size = engine.function, min(_FEW_EXAMPLES, max(2, most), batch.num_examples)
+    few = attrs.evolve(batch, tensors=tuple(tensor[:size] for tensor in batch.tensors), num_examples=size, parts=())
+    few = attrs.evolve(few, data_weight=1.0, extra_weight=1.0, loss_weights=())
+    halves = _cut(engine, few, -(-size // 2), seed, 0).parts
+    if function.is_random:
+        calm = function.of_model(function.model, training=False, dtype=function.dtype)
+        values = [np.array([_weighted_loss(calm, each)]) for each in (few, *halves)]
+    else:
+        values = [np.asarray(engine.gradient(engine.point, each), np.float64) for each in (few, *halves)]
+    apart = float(np.linalg.norm(values[0] - np.sum(values[1:], axis=0)))
+    scale = max(float(np.linalg.norm(value)) for value in values)
+    if apart > (_COUPLED_MIXED if function.is_mixed else _COUPLED) * scale:
+        raise ModelError(
+            "something in the model or its loss couples the examples of a batch (the parts of a batch put together "
+            f"differ by {apart / scale:.1g} from the whole): a batch in parts would be another function; leave out "
+            "`micro_batch`."
+        )
+
+
+def _weighted_loss(function: BatchLoss, batch: Batch) -> float:
+    """The loss of a batch by its weights at the model's own weights, not compiled."""
+    parts = [tf.convert_to_tensor(variable) for variable in function.analysed]
+    factors = tf.constant(batch.loss_weights, function.dtype) if batch.loss_weights else None
+    total, extra, _ = function(parts, tf.constant(batch.seeds), [*batch.tensors, *function.held], factors)
+    return float(batch.weigh(total, extra))
+
+
 def _coupling(function: BatchLoss, batch: Batch) -> list[str]:
     """A note if the loss of a few examples of the batch is not that of their halves put together.
 
@@ -314,13 +473,14 @@ def _coupling(function: BatchLoss, batch: Batch) -> list[str]:
         whole, *halves = (evaluated(cut) for cut in cuts)
         examples = np.array([size // 2, size - size // 2], np.float64)
         shares, relative = _shares(np.array([half[1:] for half in halves]), examples, function.reductions)
-        joined = sum(
-            share * evaluated(cut, tf.constant(factors, function.dtype) if factors else None)[0]
-            for share, factors, cut in zip(shares, relative, cuts[1:], strict=True)
-        )
+        with np.errstate(invalid="ignore"):  # an infinite loss is refused where it is the whole one
+            joined = sum(
+                share * evaluated(cut, tf.constant(factors, function.dtype) if factors else None)[0]
+                for share, factors, cut in zip(shares, relative, cuts[1:], strict=True)
+            )
     except Exception:  # a model or a loss that takes no part of a batch: nothing is known
         return []
-    if abs(joined - whole[0]) <= np.sqrt(np.finfo(function.dtype).eps) * abs(whole[0]):
+    if not np.isfinite(joined) or abs(joined - whole[0]) <= np.sqrt(np.finfo(function.dtype).eps) * abs(whole[0]):
         return []
     return [
         f"the loss of a batch is not a mean over its examples ({', '.join(function.in_doubt)}), so that loss and "

@@ -7,6 +7,7 @@ which are read once, in order, and kept.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -71,6 +72,7 @@ class Source:
     note: str = ""  # caveat on how the data were read
     batch_size_source: str = ""  # 'given', 'dataset' or 'assumed'; "" for all in one batch
     class_weight: Mapping[int, float] | None = None  # by class, where the sample weights were made from it
+    is_cut: bool = False  # whether the data have no end and these are what was read of them
 
     @property
     def num_samples(self) -> int:
@@ -97,25 +99,34 @@ class Source:
     def minibatches_per_epoch(self) -> int:
         """Full-size minibatches in one pass over the data; the ragged tail is dropped."""
         if self.batch_ranges is not None:
-            return len(self._full_ranges)
+            return len(self.full_ranges)
         return max(1, self.num_samples // self.batch_size)
 
     @property
-    def _full_ranges(self) -> list[tuple[int, int]]:
+    def full_ranges(self) -> list[tuple[int, int]]:
+        """The data's own batches of full size."""
         return [(start, stop) for start, stop in self.batch_ranges or () if stop - start == self.batch_size]
 
     def minibatch(self, index: int, seed: int) -> tuple[Array, ...]:
         """Minibatch number `index` of training: permute, cut, drop the tail, next epoch."""
-        epoch, position = divmod(index, self.minibatches_per_epoch)
-        generator = seeds.generator(seed, seeds.Stream.MINIBATCHES, epoch)
-        if self.batch_ranges is not None:
-            ranges = self._full_ranges
-            return self.take(slice(*ranges[int(generator.permutation(len(ranges))[position])]))
-        order = generator.permutation(self.num_samples)
-        return self.take(np.sort(order[position * self.batch_size : (position + 1) * self.batch_size]))
+        return self.take(self.examples(index, seed))
 
-    def epoch(self, num_samples: int | None, seed: int) -> list[tuple[Array, ...]]:
-        """One fixed pass in consecutive batches, the ragged last one included.
+    def examples(self, index: int, seed: int) -> Array | slice:
+        """Which samples minibatch number `index` has."""
+        if self.batch_ranges is not None:
+            return slice(*self.full_ranges[self.fixed_batch(index, seed)])
+        epoch, position = divmod(index, self.minibatches_per_epoch)
+        order = _permutation(seed, epoch, self.num_samples)
+        examples: Array = np.sort(order[position * self.batch_size : (position + 1) * self.batch_size])
+        return examples
+
+    def fixed_batch(self, index: int, seed: int) -> int:
+        """Which of the data's own full-size batches minibatch number `index` is."""
+        epoch, position = divmod(index, self.minibatches_per_epoch)
+        return int(_permutation(seed, epoch, self.minibatches_per_epoch)[position])
+
+    def epoch(self, num_samples: int | None, seed: int, merged: int = 1) -> list[tuple[Array, ...]]:
+        """One fixed pass in consecutive batches, the ragged last one included; or so many of them put together.
 
         Arrays are permuted once (not if they make a single batch); `num_samples` limits the pass to a
         random subset, of whole batches where the data brought their own.
@@ -129,13 +140,22 @@ class Source:
                 samples = np.cumsum([ranges[position][1] - ranges[position][0] for position in order])
                 kept = order[: int(np.searchsorted(samples, count)) + 1]  # the first that hold this many samples
                 ranges = [ranges[position] for position in sorted(kept)]
-            return [self.take(slice(start, stop)) for start, stop in ranges]
+            if merged == 1:
+                return [self.take(slice(start, stop)) for start, stop in ranges]
+            groups = [ranges[start : start + merged] for start in range(0, len(ranges), merged)]
+            return [self.take(np.concatenate([np.arange(*ends) for ends in group])) for group in groups]
         if count == self.num_samples and count <= self.batch_size:
             return [self.take(slice(None))]
         order = generator.permutation(self.num_samples)[:count]
-        return [
-            self.take(np.sort(order[start : start + self.batch_size])) for start in range(0, count, self.batch_size)
-        ]
+        size = merged * self.batch_size
+        return [self.take(np.sort(order[start : start + size])) for start in range(0, count, size)]
+
+
+@functools.lru_cache(maxsize=2)  # of many millions of samples one takes a second
+def _permutation(seed: int, epoch: int, count: int) -> Array:
+    order: Array = seeds.generator(seed, seeds.Stream.MINIBATCHES, epoch).permutation(count)
+    order.flags.writeable = False
+    return order
 
 
 def as_source(
@@ -243,7 +263,7 @@ def _from_batches(data: Data, batch_size: int | None, limit: int | None) -> Sour
     if batch_size is None or batch_size == sizes[0]:
         ends = np.cumsum(sizes)
         ranges = tuple((int(end) - size, int(end)) for end, size in zip(ends, sizes, strict=True))
-        return Source(joined, structure, sizes[0], ranges, batch_size_source="dataset")
+        return Source(joined, structure, sizes[0], ranges, batch_size_source="dataset", is_cut=_endless(data))
     if any(isinstance(array, Pieces) for array in joined):
         raise DataError(
             f"the dataset's batches have different shapes and cannot be re-batched to {batch_size}; leave the "
@@ -251,7 +271,7 @@ def _from_batches(data: Data, batch_size: int | None, limit: int | None) -> Sour
         )
     _require_at_most(total, batch_size)
     note = f"the dataset's batches of {sizes[0]} were re-batched to {batch_size}"
-    return Source(joined, structure, batch_size, None, note, "given")
+    return Source(joined, structure, batch_size, None, note, "given", is_cut=_endless(data))
 
 
 def _endless(data: Data) -> bool:

@@ -15,21 +15,32 @@ from sdkeras.errors import ModelError
 from sdkeras.files.compiled_part import compile_as
 from sdkeras.files.keras_types import Config, Loss, Model, layers_of
 from sdkeras.files.user_code import last_line
+from sdkeras.operators.modes import MIXED
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64", "mixed_float16", "mixed_bfloat16")
 
 
+def of_vectors(dtype: str) -> str:
+    """Precision of weights, gradients and losses: the layers' own unless that is mixed."""
+    return "float32" if dtype == MIXED else dtype
+
+
 def is_pure(model: Model, dtype: str) -> bool:
-    """Whether every layer and the loss compute, and every trainable variable is stored, in this precision."""
+    """Whether every layer and the loss compute, and every trainable variable is stored, in this precision.
+
+    A mixed one allows for layers in float32 beside it.
+    """
     layers = [layer for layer in layers_of(model) if not isinstance(layer, keras.layers.InputLayer)]
     losses = [loss for loss in tf.nest.flatten(getattr(model, "loss", None)) if isinstance(loss, keras.losses.Loss)]
     compiled = getattr(model, "_compile_loss", None)
+    policies = {layer.dtype_policy.name for layer in layers}
     dtypes = {
-        *(layer.dtype_policy.name for layer in layers),
         *(keras.backend.standardize_dtype(variable.dtype) for variable in model.trainable_variables),
         *(loss.dtype for loss in (*losses, compiled) if loss is not None),
     }
-    return dtypes <= {dtype}
+    if dtype == MIXED:
+        return MIXED in policies and policies <= {MIXED, "float32"} and dtypes <= {"float32"}
+    return policies | dtypes <= {dtype}
 
 
 def reduced_policies(model: Model) -> tuple[str, ...]:
@@ -64,7 +75,11 @@ def in_precision(model: Model, dtype: str) -> Model:
             if getattr(model, "compiled", False):
                 settings = model._compile_config.config if model._compile_config else {}
                 weights = settings.get("loss_weights")
-                arguments = {"optimizer": "sgd", "loss": _loss_in(model.loss, dtype), "loss_weights": weights}
+                arguments = {
+                    "optimizer": "sgd",
+                    "loss": _loss_in(model.loss, of_vectors(dtype)),
+                    "loss_weights": weights,
+                }
                 compile_as(clone, arguments)
     except Exception as error:  # user classes may raise anything when rebuilt
         raise ModelError(
@@ -83,7 +98,7 @@ def in_precision(model: Model, dtype: str) -> Model:
 def default_precision(dtype: str) -> Iterator[None]:
     """While it lasts, Keras makes new layers and losses in `dtype`; a compiled loss is made on its first call."""
     floatx, policy = keras.config.floatx(), keras.config.dtype_policy()
-    keras.config.set_floatx(dtype)
+    keras.config.set_floatx(of_vectors(dtype))
     keras.config.set_dtype_policy(dtype)
     try:
         yield
@@ -115,6 +130,8 @@ def _rewritten(config: Config, dtype: str) -> Config:
     if isinstance(config, dict):
         if config.get("class_name") == "DTypePolicy":
             return {**config, "config": {"name": dtype}}
+        if config.get("class_name") in ("InputLayer", "__keras_tensor__"):  # what has a dtype and no policy
+            dtype = of_vectors(dtype)
         return {
             key: dtype if key == "dtype" and value in _FLOATS else _rewritten(value, dtype)
             for key, value in config.items()

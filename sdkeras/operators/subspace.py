@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from sdkeras.files.keras_types import Data, Layer, Model, Variable, layers_of
+from sdkeras.files.keras_types import Data, Layer, Model, Tensor, Variable, layers_of
 from sdkeras.linalg.operators import Reduction, SymmetricOperator
+from sdkeras.linalg.vectors import transposed
 from sdkeras.operators.batch_loss import keras_structure
 from sdkeras.results.arrays import Array
 
@@ -40,6 +42,7 @@ class SubspaceOperator(SymmetricOperator):
     def __init__(self, operator: HessianOperator, bases: Mapping[int, Array]) -> None:
         self.operator = operator
         self.dtype = operator.dtype
+        self.space = operator.space
         layout = operator.loss.layout
         self.pieces = []
         start = 0
@@ -51,31 +54,41 @@ class SubspaceOperator(SymmetricOperator):
         self.size = start
 
     def lift(self, rows: Array) -> Array:
-        """Rows in the subspace as rows in the full space, [k, size] -> [k, n]."""
-        count = len(rows)
-        full = np.empty((count, self.operator.size), self.dtype)
-        for place, small, basis, shape in self.pieces:
+        """Rows in the subspace as rows in the full space, [k, size] -> [k, n]; arrays or tensors."""
+        parts, np_or_tf = [], _namespace(rows)
+        for _, small, basis, shape in self.pieces:
             block = rows[:, small]
-            full[:, place] = block if basis is None else (basis @ block.reshape(count, -1, shape[1])).reshape(count, -1)
-        return full
+            if basis is not None:
+                block = np_or_tf.matmul(basis, np_or_tf.reshape(block, (len(rows), -1, shape[1])))
+            parts.append(np_or_tf.reshape(block, (len(rows), -1)))
+        lifted: Array = np_or_tf.concat(parts, axis=1)
+        return lifted
 
     def project(self, rows: Array) -> Array:
-        """Coordinates in the subspace, [k, n] -> [k, size]."""
-        count = len(rows)
-        coordinates = np.empty((count, self.size), self.dtype)
-        for place, small, basis, shape in self.pieces:
+        """Coordinates in the subspace, [k, n] -> [k, size]; arrays or tensors."""
+        parts, np_or_tf = [], _namespace(rows)
+        for place, _, basis, shape in self.pieces:
             block = rows[:, place]
-            coordinates[:, small] = (
-                block if basis is None else (basis.T @ block.reshape(count, *shape)).reshape(count, -1)
-            )
-        return coordinates
+            if basis is not None:
+                block = np_or_tf.matmul(basis.T, np_or_tf.reshape(block, (len(rows), *shape)))
+            parts.append(np_or_tf.reshape(block, (len(rows), -1)))
+        projected: Array = np_or_tf.concat(parts, axis=1)
+        return projected
 
     def matvec(self, vector: Array) -> Array:
-        return self.matmat(np.asarray(vector)[:, None])[:, 0]
+        product: Array = self.rows(vector[None])[0]
+        return product
 
     def matmat(self, matrix: Array) -> Array:
-        rows = self.lift(np.asarray(matrix, self.dtype).T)
-        return self.project(self.operator.rows(rows)).T
+        return transposed(self.rows(transposed(matrix)))
+
+    def rows(self, rows: Array) -> Array:
+        return self.project(self.operator.rows(self.lift(rows)))
+
+
+def _namespace(rows: Tensor) -> ModuleType:
+    """The module of which the functions take these."""
+    return tf if tf.is_tensor(rows) else np
 
 
 class ScaledSubspaceOperator(SymmetricOperator):
@@ -89,29 +102,33 @@ class ScaledSubspaceOperator(SymmetricOperator):
         self.subspace = subspace
         self.size = subspace.size
         self.dtype = subspace.dtype
+        self.space = subspace.space
+        diagonal = diagonal.astype(self.dtype, copy=False)
         self._roots = [
             (small, diagonal[place] if basis is None else _root(basis, diagonal[place].reshape(shape)))
             for place, small, basis, shape in subspace.pieces
         ]
 
     def _scaled(self, matrix: Array) -> Array:
-        """G^1/2 V, shape [size, k] -> [size, k]."""
-        product = np.empty_like(matrix)
+        """G^1/2 V, shape [size, k] -> [size, k]; arrays or tensors."""
+        parts, np_or_tf = [], _namespace(matrix)
         for small, root in self._roots:
             block = matrix[small]
             if root.ndim == 1:
-                product[small] = root[:, None] * block
+                parts.append(np_or_tf.multiply(root[:, None], block))
             else:  # [q, r, r] times [q, r, k], the coordinates being [r, q]
-                columns = block.reshape(root.shape[1], root.shape[0], -1).transpose(1, 0, 2)
-                product[small] = (root @ columns).transpose(1, 0, 2).reshape(block.shape)
+                columns = np_or_tf.reshape(block, (root.shape[1], root.shape[0], -1))
+                columns = np_or_tf.matmul(root, np_or_tf.transpose(columns, (1, 0, 2)))
+                parts.append(np_or_tf.reshape(np_or_tf.transpose(columns, (1, 0, 2)), block.shape))
+        product: Array = np_or_tf.concat(parts, axis=0)
         return product
 
     def matvec(self, vector: Array) -> Array:
-        return self.matmat(np.asarray(vector)[:, None])[:, 0]
+        product: Array = self.matmat(vector[:, None])[:, 0]
+        return product
 
     def matmat(self, matrix: Array) -> Array:
-        scaled = self._scaled(np.asarray(matrix, self.dtype))
-        return self._scaled(np.ascontiguousarray(self.subspace.matmat(scaled)))
+        return self._scaled(self.subspace.matmat(self._scaled(matrix)))
 
 
 def _root(basis: Array, diagonal: Array) -> Array:

@@ -24,7 +24,7 @@ from sdkeras.linalg.memory import available_memory, used_memory
 from sdkeras.linalg.vectors import dot, finite, norm
 from sdkeras.operators import precision
 from sdkeras.operators.engine import Engine
-from sdkeras.operators.tf_patches import exact_moments
+from sdkeras.operators.tf_patches import exact_moments, indexed_pooling
 from sdkeras.results.arrays import Array
 from sdkeras.results.verification import Verification
 
@@ -45,6 +45,8 @@ _LARGE = 10.0
 _ROUNDINGS = 10.0
 # Float64 numbers for each parameter that a float64 clone, its products and differences hold at once (measured).
 _DOUBLES, _SMALL = 14, 1e8
+# Under mixed precision the rounding of products is told, and only what is no product at all refused; bfloat16's eps.
+_ALLOWED_MIXED, _BFLOAT16 = 0.5, 2.0**-8
 # The products' own rounding is 3e-7..1e-6 in float32; scalar products of random vectors average it out.
 _ALLOWED_ASYMMETRY = {"float64": 1e-9, "float32": 1e-4}
 # Bit-equal on most devices; parallel reductions may reorder sums.
@@ -58,7 +60,7 @@ def verified(loss: EmpiricalLoss, engine: Engine, allow_unverified: bool, memory
     """
 
     def verify() -> Verification:
-        outcome = _verify(loss, engine, memory)
+        outcome = _verify(loss, _subject(loss, engine), memory)
         if clone_bytes(engine.size) > _SMALL:
             gc.collect()  # Keras models and compiled functions are cyclic: a large clone would stay for long
         return outcome
@@ -69,6 +71,16 @@ def verified(loss: EmpiricalLoss, engine: Engine, allow_unverified: bool, memory
     return result
 
 
+def linearized(loss: EmpiricalLoss, engine: Engine, checked: Verification, memory: float | None = None) -> Verification:
+    """The outcome of the checks, after the engine's products are linearised once per batch where that is faster."""
+    if not checked.passed or loss.micro_batch is not None:  # what is held is what parts of a batch are to save
+        return checked
+    left = available_memory() if memory is None else memory
+    reason = engine.linearize(_subject(loss, engine).batch, checked.hvp_relative_error, left)
+    details = "; ".join(filter(None, (checked.details, f"not linearised: {reason}" if reason else "")))
+    return attrs.evolve(checked, details=details, linearized=engine.cut is not None)
+
+
 def refuse(message: str, allow_unverified: bool) -> None:
     """Raises a VerificationError, or warns where unverified products are allowed."""
     if not allow_unverified:
@@ -76,12 +88,21 @@ def refuse(message: str, allow_unverified: bool) -> None:
     warnings.warn(message, stacklevel=4)
 
 
+class _NoCloneError(Exception):
+    """The products of the float64 clone cannot be made; the message says why."""
+
+
 @attrs.frozen(eq=False)
 class _Subject:
-    """An engine and the batch on which its products are checked."""
+    """An engine and the batch on which its products are checked.
+
+    A clone's products, in this `mode`, are compiled when they are asked for first, into `multiplying`.
+    """
 
     engine: Engine
     batch: Batch
+    mode: str = ""
+    multiplying: list[Engine] = attrs.field(factory=list)
 
     @property
     def dtype(self) -> str:
@@ -121,7 +142,15 @@ class _Subject:
 
     def product(self, direction: Array, factors: Array | float = 1) -> Array:
         vector = tf.constant(direction, self.engine.dtype)
-        product = self.engine.product(self.engine.point * factors, vector, self.batch).numpy()
+        engine = self.engine
+        if self.mode:
+            if not self.multiplying:
+                try:
+                    self.multiplying.append(engine.with_products(self.mode, self.batch))
+                except Exception as error:  # as in `_clone`
+                    raise _NoCloneError(last_line(error)) from error
+            engine = self.multiplying[0]
+        product = engine.product(engine.point * factors, vector, self.batch).numpy()
         return finite(product, "a Hessian-vector product")
 
     def difference(self, direction: Array, step: float) -> Array:
@@ -137,7 +166,8 @@ class _Subject:
     def one_rounding(self, seed: int) -> Array:
         """Factors that move every weight by up to one rounding."""
         draws = seeds.generator(seed, seeds.Stream.CHECK_ROUNDING).uniform(-1, 1, self.engine.size)
-        factors: Array = 1.0 + np.finfo(self.engine.dtype).eps * draws
+        eps = _BFLOAT16 if self.engine.function.is_mixed else self.eps
+        factors: Array = 1.0 + eps * draws
         return factors.astype(self.engine.dtype)
 
     def vanishes(self, product: Array, times: float) -> bool:
@@ -185,13 +215,25 @@ class _Evidence:
     clone: _Subject | None  # the float64 reference, if there is one
 
 
-def _verify(loss: EmpiricalLoss, engine: Engine, memory: float | None) -> Verification:
+def _subject(loss: EmpiricalLoss, engine: Engine) -> _Subject:
     counted = (batch for batch in loss.batches if not batch.loss_weights or any(batch.loss_weights))
     first = next(counted, loss.batches[0])  # the first batch whose targets are not all masked
-    subject = _Subject(engine, attrs.evolve(first, data_weight=1.0, extra_weight=1.0, loss_weights=()))
+    first = first.parts[0] if first.parts else first
+    return _Subject(engine, attrs.evolve(first, data_weight=1.0, extra_weight=1.0, loss_weights=()))
+
+
+def _verify(loss: EmpiricalLoss, subject: _Subject, memory: float | None) -> Verification:
     clone, reason = _clone(loss, subject, memory)
-    details = [f"{mode} was not available ({why})" for mode, why in engine.refused.items()]
+    details = [f"{mode} was not available ({why})" for mode, why in subject.engine.refused.items()]
     details += [reason] if reason else []
+    try:
+        return _judged(loss, subject, clone, details)
+    except _NoCloneError as error:
+        return _judged(loss, subject, None, [*details, _no_clone(error)])
+
+
+def _judged(loss: EmpiricalLoss, subject: _Subject, clone: _Subject | None, details: list[str]) -> Verification:
+    engine = subject.engine
     evidence = _evidence(loss, subject, clone, details)
     close = "float32" if evidence.clone is None else subject.dtype if subject.by_differences else "float64"
     passed = (
@@ -199,8 +241,8 @@ def _verify(loss: EmpiricalLoss, engine: Engine, memory: float | None) -> Verifi
         and evidence.asymmetry < _allowed_asymmetry(subject, evidence)
         and evidence.drift < _ALLOWED_DRIFT[subject.dtype]
         # The float64 clone may be right and the products that are used all the same wrong.
-        and evidence.rounding < _ALLOWED["float32"]
-    )
+        and evidence.rounding < _allowed_rounding(subject)
+    ) or _is_zero(subject, evidence)
     unresolved = _unresolved(subject, evidence, _ALLOWED[close], passed)
     # Without a clone nothing else shows that products below float32 are rounding.
     passed = passed and (not unresolved or evidence.clone is not None)
@@ -215,6 +257,7 @@ def _verify(loss: EmpiricalLoss, engine: Engine, memory: float | None) -> Verifi
         repeatability_error=evidence.drift,
         passed=passed,
         details="; ".join(details),
+        jit=engine.jit,
     )
 
 
@@ -233,6 +276,13 @@ def _evidence(loss: EmpiricalLoss, subject: _Subject, clone: _Subject | None, de
         if clone is None:
             errors.append(_closest(subject, direction, product, _CLEARLY)[0])
             continue
+        if clone.mode and not loss.function.is_random and not subject.by_differences:
+            # A product in float32 is mostly right to 1e-6, which is enough; another in float64 need not be compiled.
+            error, _ = _closest(clone, direction, product, _ALLOWED["float64"])
+            if error < _ALLOWED["float64"]:
+                errors.append(error)
+                roundings.append(error)
+                continue
         exact = product if clone is subject else clone.product(direction)
         roundings.append(_distance(product, exact))
         if subject.by_differences:  # the float32 product is what is in question
@@ -243,8 +293,8 @@ def _evidence(loss: EmpiricalLoss, subject: _Subject, clone: _Subject | None, de
             noise.append(apart)
         del exact
     error = float(np.median(errors))
-    if clone is not None and clone is not subject:
-        subject.engine.count(clone.engine.num_products)
+    for each in [] if clone is None else clone.multiplying:
+        subject.engine.count(each.num_products)
     # Differences that disagree among themselves as much as with the product say nothing (float32 inside a
     # custom layer, kinks everywhere).
     if noise and error >= _ALLOWED["float64"] and float(np.median(noise)) >= error / 3:
@@ -265,13 +315,33 @@ def _unresolved(subject: _Subject, evidence: _Evidence, allowed: float, passed: 
         return subject.dtype
     if passed:
         return ""
+    if subject.loss() == 0 and not np.any(subject.gradient()):
+        return subject.dtype  # probabilities of 1, whose curvature some processors round to that of 1 - eps/2
+    # What float64 does not resolve, float32 does not either.
     if judge.vanishes(judge.product(evidence.direction), 100.0):
-        return judge.dtype
-    return judge.dtype if evidence.error >= allowed and judge.is_rounding(evidence.direction, allowed) else ""
+        return subject.dtype
+    return subject.dtype if evidence.error >= allowed and judge.is_rounding(evidence.direction, allowed) else ""
+
+
+def _is_zero(subject: _Subject, evidence: _Evidence) -> bool:
+    """Whether the curvature is 0, as of a single class, and float32 products are the rounding of that.
+
+    A reciprocal that the processor approximates makes the one probability 1 - eps/2.
+    """
+    clone = evidence.clone
+    if clone is None or clone is subject or not subject.vanishes(evidence.product, 1.0):
+        return False
+    return not np.any(clone.product(evidence.direction))
+
+
+def _allowed_rounding(subject: _Subject) -> float:
+    return _ALLOWED_MIXED if subject.engine.function.is_mixed else _ALLOWED["float32"]
 
 
 def _allowed_asymmetry(subject: _Subject, evidence: _Evidence) -> float:
     """Asymmetry that rounding may cause; differences in float64 carry their own error."""
+    if subject.engine.function.is_mixed:
+        return evidence.rounding
     if not subject.by_differences:
         return _ALLOWED_ASYMMETRY[subject.dtype]
     if subject.dtype == "float32":
@@ -291,19 +361,22 @@ def _clone(loss: EmpiricalLoss, subject: _Subject, memory: float | None) -> tupl
         return None, reason
     try:
         twin = loss.function.in_precision("float64")
-        tensors = tuple(tf.cast(tensor, tf.float64) if tensor.dtype.is_floating else tensor for tensor in batch.tensors)
-        doubled = attrs.evolve(batch, tensors=tensors)
-        specs = [tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype) for tensor in tensors]
+        doubled = batch.mapped(lambda tensor: tf.cast(tensor, tf.float64) if tensor.dtype.is_floating else tensor)
+        specs = [tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype) for tensor in doubled.tensors]
         mode = "auto" if subject.by_differences else engine.mode
-        clone = _Subject(Engine.compiled(twin, specs).with_products(mode, doubled), doubled)
+        clone = _Subject(Engine.compiled(twin, specs, batch.num_examples, jit=engine.jit), doubled, mode)
         single, double = subject.loss(), clone.loss()
         # Dropout masks differ between precisions, so the values may.
         if not loss.function.is_random:
             moved = subject.loss(subject.one_rounding(engine.size))
             precision.require_same_loss(single, double, "float64", abs(moved - single))
     except Exception as error:  # whatever a user's layer raises in float64 only costs the sharper check
-        return None, f"no float64 clone ({last_line(error)})"
+        return None, _no_clone(error)
     return clone, ""
+
+
+def _no_clone(error: Exception) -> str:
+    return f"no float64 clone ({last_line(error)})"
 
 
 def clone_bytes(size: int) -> int:
@@ -395,6 +468,8 @@ def _failure(loss: EmpiricalLoss, result: Verification) -> str:
         (True, "Something in the model is random or changes between two products; try inference mode"),
     )
     why = next(text for applies, text in causes if applies) or _wrong_layers(loss.function.model)
+    if result.jit:
+        why += ", leave XLA off, whose own derivatives may be at fault (`jit='off'`)"
     return (
         f"the operator failed its verification: {numbers}. {why}, or allow an unverified operator "
         "(`allow_unverified=True`)."
@@ -451,9 +526,9 @@ def _layer_is_wrong(layer: Layer, shape: list[int]) -> bool:
         zero = tf.UnconnectedGradients.ZERO
         return tape.gradient(slope, x, output_gradients=tf.sin(v), unconnected_gradients=zero)
 
-    with exact_moments():
-        # Compiled, and along a direction that is computed and used once, as inside a model: TensorFlow then reuses
-        # its buffer, which makes max pooling with strides 1 and same padding wrong.
+    with exact_moments(), indexed_pooling():
+        # Compiled, and along a direction that is computed and used once, as inside a model: TensorFlow may then reuse
+        # its buffer.
         computed = tf.function(product, autograph=False)().numpy().ravel()
         along = tf.sin(v)
         step = _STEPS["float64"][0] / float(tf.norm(along))

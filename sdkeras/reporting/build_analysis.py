@@ -29,7 +29,7 @@ from sdkeras.reporting.report import Card, Cell, Gauge, Paragraph, Report, Row, 
 from sdkeras.reporting.tables import frame, optimizer_in_words, provenance_table, sharpness_name, verification_table
 from sdkeras.results.answers import Analysis
 from sdkeras.results.bounds import Bound, BoundInput
-from sdkeras.results.dimension import EdgeOfStability, RdsSharpness, SharpnessDimension, Supremum
+from sdkeras.results.dimension import EdgeOfStability, RdsSharpness, Sampled, SharpnessDimension, Supremum
 from sdkeras.results.measured import Measured
 
 _MOST_SNAPSHOTS = 12
@@ -245,7 +245,6 @@ def _batch_sharpness(edge: EdgeOfStability) -> tuple[Row, ...]:
 
 
 def _dimension(estimate: SharpnessDimension, num_samples: int) -> Table:
-    steps = "" if estimate.num_steps is None else f" of {estimate.num_steps} steps"
     bracket, exact = estimate.definition_interval, estimate.definition_value
     definition = ("definition's value in", interval(bracket), "Def. 4.1, bracketed")
     if exact is not None:
@@ -274,12 +273,27 @@ def _dimension(estimate: SharpnessDimension, num_samples: int) -> Table:
         ("neutral directions", dimension(estimate.neutral_mass), f"margin {margin}"),
         ("map", step_map, f"coordinates: {estimate.coordinates}"),
         None if frozen is None else ("frozen Lyapunov", dimension(frozen.dimension), leading),
-        ("cost", f"{estimate.num_runs:,} runs{steps}", f"{estimate.num_hvps:,} Hessian-vector products (HVPs)"),
+        ("cost", f"{estimate.num_hvps:,} HVPs", f"Hessian-vector products, in {words.runs_in_words(estimate)}"),
+        None if estimate.sampled is None else _sampled(estimate.sampled),
         # Of an estimator with a scale of its own, on which its value depends.
         ("settings", settings, f"of {estimate.estimator}") if "learning_rate" in estimate.settings else None,
         ("sqrt(SD/n)", number(root_ratio(estimate.value, num_samples)), "to compare runs by, on the same data"),
     )
     return Table(f"Sharpness dimension ({estimate.estimator})", rows)
+
+
+def _sampled(sampled: Sampled) -> Row:
+    """What the interval rests on."""
+    probes = "" if sampled.num_probes == 1 else f" x {sampled.num_probes:.3g} probes"
+    words = f"no controls: {sampled.no_controls}" if sampled.no_controls else "no controls"
+    if sampled.num_controls and sampled.residual_variance is not None and sampled.raw_variance:
+        left = sampled.residual_variance / sampled.raw_variance
+        words = f"{counted(sampled.num_controls, 'control')} leave {left:.0%} of the variance"
+    if sampled.audit is not None:
+        words += (
+            f"; {sampled.num_audits} runs of all steps add {number(sampled.audit, 2)} to those of {sampled.num_steps}"
+        )
+    return "minibatches", f"{sampled.num_minibatches:,}{probes}", words
 
 
 def _supremum(supremum: Supremum) -> Table:
@@ -290,9 +304,14 @@ def _supremum(supremum: Supremum) -> Table:
     asked = supremum.num_snapshots_asked
     of = "" if supremum.num_snapshots == asked else f" of {asked:,}"
     stopped = f"at step {supremum.stopped_at or 0:,}", "the trajectory diverged"
-    cost = f"{supremum.num_minibatches:,} minibatches", f"{supremum.num_hvps:,} more HVPs ({supremum.estimator})"
+    probes = "" if supremum.num_probes == 1 else f" x {supremum.num_probes} probes"
+    cost = (
+        f"{supremum.num_minibatches:,} minibatches{probes}",
+        f"{supremum.num_hvps:,} more HVPs ({supremum.estimator})",
+    )
+    bias = "" if supremum.probe_bias is None else f"; about {number(supremum.probe_bias, 2)} too high by probes' noise"
     rows = present(
-        ("supremum", estimated(supremum.value, supremum.interval), f"95 % interval over minibatches; {kind}"),
+        ("supremum", estimated(supremum.value, supremum.interval), f"95 % interval over minibatches; {kind}{bias}"),
         ("codimension", dimension(supremum.codimension), f"d = {supremum.state_size:,}"),
         *(
             (f"after {step:,} steps" if step else "checkpoint alone", dimension(value), f"learning rate {rate:.4g}")

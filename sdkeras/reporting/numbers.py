@@ -88,9 +88,10 @@ def rate_source_in_words(source: str) -> str:
     return source if source in ("file", "given") else f"{source.replace(':', ' ')} of its schedule"
 
 
-def batch_size_in_words(size: int, source: str) -> str:
-    """The batch size, and whether it was assumed."""
-    return f"batch size {size:,}" + (" assumed" if source == "assumed" else "")
+def batch_size_in_words(size: int, source: str, micro_batch: int | None = None) -> str:
+    """The batch size, whether it was assumed, and in which parts batches were computed."""
+    words = f"batch size {size:,}" + (" assumed" if source == "assumed" else "")
+    return words if micro_batch is None or micro_batch >= size else f"{words}, in parts of {micro_batch:,}"
 
 
 def taken_for_granted(run: Analysis | LyapunovRun | Plan | LyapunovPlan) -> str:

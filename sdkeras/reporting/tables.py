@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sdkeras.errors import counted
 from sdkeras.reporting.numbers import batch_size_in_words, number, rate_in_words, taken_for_granted
 from sdkeras.reporting.report import Report, Row, Table, present, split
 from sdkeras.results.answers import Analysis, LyapunovRun, Simulation
@@ -84,12 +85,13 @@ def training_table(run: Run) -> Table:
 def verification_table(run: Analysis | LyapunovRun) -> Table:
     """Checks of the Hessian-vector products."""
     check = run.verification
+    mode = f"mode {check.mode}{', compiled by XLA' if check.jit else ''}"
     difference = f"{check.finite_difference_error:.1e}", f"in {check.finite_difference_dtype}"
     return Table(
         "Verification: " + ("passed" if check.passed else "FAILED"),
         (
             ("against finite differences", *difference),
-            ("rounding of an HVP", f"{check.hvp_relative_error:.1e}", f"mode {check.mode}"),
+            ("rounding of an HVP", f"{check.hvp_relative_error:.1e}", mode),
             ("symmetry", f"{check.symmetry_error:.1e}", ""),
             ("repeatability", f"{check.repeatability_error:.1e}", check.details),
         ),
@@ -101,14 +103,15 @@ def provenance_table(run: Run) -> Table:
     origin, model, data = run.provenance, run.model, run.data
     analysed = f"{model.num_trainable_analysed:,} of {model.num_parameters:,} trainable parameters"
     weights = ", ".join(f"{label}: {weight:g}" for label, weight in (data.class_weight or {}).items())
-    batch_size = batch_size_in_words(data.batch_size, data.batch_size_source)
+    batch_size = batch_size_in_words(data.batch_size, data.batch_size_source, data.micro_batch)
+    seed = f"seed {origin.seed}" + (f", preset {origin.preset}" if origin.preset not in ("", "standard") else "")
     return Table(
         "Provenance",
         (
             ("model", model.name, f"{analysed}; {model.mode} mode"),
             ("loss", model.loss, f"class weights {weights}" if weights else ""),
             ("data", f"{data.num_samples:,} samples", f"{batch_size}; {origin.data_digest}"),
-            ("cost", f"{origin.seconds:.1f} s", f"{origin.num_hvps:,} HVPs in {origin.dtype}, seed {origin.seed}"),
+            ("cost", f"{origin.seconds:.1f} s", f"{origin.num_hvps:,} HVPs in {origin.dtype}, {seed}"),
             ("made with", f"sdkeras {origin.sdkeras}", f"TensorFlow {origin.tensorflow}, Keras {origin.keras}"),
             ("on", origin.device, f"Python {origin.python}, {origin.created}"),
         ),
@@ -119,7 +122,7 @@ def plan_table(plan: Plan | LyapunovPlan) -> Table:
     """The plan of an analysis or of a trajectory: every setting that costs time, and the cost."""
     optimizer, data = plan.optimizer, plan.data
     rate_missing = optimizer is not None and optimizer.learning_rate_missing
-    batch_size = data and batch_size_in_words(data.batch_size, data.batch_size_source)
+    batch_size = data and batch_size_in_words(data.batch_size, data.batch_size_source, data.micro_batch)
     more = "" if isinstance(plan, LyapunovPlan) else ", more if the tolerance asks for more runs"
     rows = present(
         ("optimizer", f"{optimizer.name}, {rate_in_words(optimizer)}") if optimizer else None,
@@ -127,10 +130,18 @@ def plan_table(plan: Plan | LyapunovPlan) -> Table:
         ("minibatches", batch_size) if batch_size else None,
         *(_planned_trajectory(plan) if isinstance(plan, LyapunovPlan) else _planned_analysis(plan)),
         ("peak memory", f"about {plan.peak_memory / 1e9:.2f} GB"),
+        _planned_device(plan) if isinstance(plan, Plan) else None,
         ("one gradient", f"{1e3 * plan.seconds_per_gradient:.3g} ms"),
         ("time", f"about {plan.seconds:.3g} s{more}"),
     )
     return Table("Plan", rows)
+
+
+def _planned_device(plan: Plan) -> Row | None:
+    """Where products are made, and what they take there if that is not the host."""
+    if plan.device_memory is None:
+        return ("on", plan.device) if plan.device else None
+    return "on", f"{plan.device}, about {plan.device_memory / 1e9:.2f} GB of its memory"
 
 
 def _planned_analysis(plan: Plan) -> tuple[Row, ...]:
@@ -139,15 +150,17 @@ def _planned_analysis(plan: Plan) -> tuple[Row, ...]:
     if plan.num_snapshots is not None and plan.every is not None:
         length = f"{(plan.num_snapshots - 1) * plan.every:,} steps"
         snapshots = ("supremum", f"over {plan.num_snapshots:,} snapshots, {plan.every:,} steps apart ({length})")
-    fixed = plan.num_hvps - plan.num_hvps_pilot
+    fixed = plan.num_hvps - plan.num_hvps_pilot - plan.num_minibatches
+    sharpness = f"{plan.num_minibatches:,} to {plan.num_minibatches_most:,} for the batch sharpness"
     most = "as many as the tolerance asks for"
     if plan.num_hvps_most is not None:
-        most = f"{max(plan.num_hvps_pilot, plan.num_hvps_most - fixed):,}, as the tolerance asks"
-    runs = f"{fixed:,} for the fixed stages, and for the runs {plan.num_hvps_pilot:,} to {most}"
+        most = f"{max(plan.num_hvps_pilot, plan.num_hvps_most - fixed - plan.num_minibatches):,}, as the tolerance asks"
+    runs = f"{fixed:,} for the fixed stages, {sharpness}, and for the runs {plan.num_hvps_pilot:,} to {most}"
     return present(
+        ("preset", plan.preset) if plan.preset else None,
         ("parameters analysed", f"{plan.num_parameters:,}"),
         ("state of the map", f"{plan.state_size:,} ({plan.map})"),
-        ("data-set Hessian", f"{plan.num_batches:,} batches"),
+        ("data-set Hessian", counted(plan.num_batches, "batch", "batches")),
         ("runs to start with", f"{plan.num_runs:,}{steps}"),
         snapshots,
         ("products", f"about {plan.num_hvps:,}: {runs}"),

@@ -6,6 +6,7 @@ import math
 
 from sdkeras.dimension.exponents import FULL, PRECONDITIONED
 from sdkeras.dimension.stability import EDGE
+from sdkeras.errors import counted
 from sdkeras.reporting.numbers import dimension, estimated, measured, number, undetermined
 from sdkeras.results.answers import Analysis
 from sdkeras.results.dimension import EdgeOfStability, SharpnessDimension, Supremum
@@ -147,9 +148,18 @@ def trust_in_words(run: Analysis) -> str:
     )
     estimate = run.sharpness_dimension
     if estimate is not None and estimate.interval is not None:
-        steps = "" if estimate.num_steps is None else f" of {estimate.num_steps} steps"
-        words += f"Intervals cover 95 % and rest on {estimate.num_runs:,} runs{steps}. "
+        words += f"Intervals cover 95 % and rest on {runs_in_words(estimate)}. "
     return words + f"{run.provenance.num_hvps:,} HVPs in all."
+
+
+def runs_in_words(estimate: SharpnessDimension) -> str:
+    """How many runs an estimate rests on, and of how many steps."""
+    runs, sampled = counted(estimate.num_runs, "run"), estimate.sampled
+    if estimate.num_steps is None:
+        return runs
+    if sampled is None or not sampled.num_audits:
+        return f"{runs} of {estimate.num_steps} steps"
+    return f"{runs}, {sampled.num_audits:,} of {estimate.num_steps} steps and the others of {sampled.num_steps}"
 
 
 def trajectory_in_words(summary: LyapunovSummary) -> str:

@@ -35,6 +35,7 @@ class Provenance:
     seconds: float  # wall time
     data_digest: str  # SHA-256 over the data as they were read (first 16 hex digits)
     created: str  # UTC, ISO 8601
+    preset: str = ""  # of the options that were left out; "" where there is none, and in files of version 0.1
 
 
 @attrs.frozen
@@ -58,6 +59,7 @@ class DataInfo:
     num_samples_hessian: int
     batch_size_source: str = ""  # 'given', 'dataset', 'assumed', or "" where it is not known
     class_weight: dict[str, float] | None = None
+    micro_batch: int | None = None  # examples of the parts in which batches were computed
 
 
 @attrs.frozen

@@ -12,7 +12,7 @@ import numpy as np
 
 from sdkeras.errors import SdkerasError
 from sdkeras.files.reading import blamed_on
-from sdkeras.results.arrays import FloatArray, Value
+from sdkeras.results.arrays import BoolArray, FloatArray, Value
 
 _Rec = TypeVar("_Rec")
 
@@ -39,6 +39,9 @@ def converter() -> cattrs.Converter:
     converter.register_structure_hook_func(
         lambda cls: cls == FloatArray,
         lambda value, _: np.array([_number(entry) for entry in _only(list, value)], dtype=np.float64),
+    )
+    converter.register_structure_hook_func(
+        lambda cls: cls == BoolArray, lambda value, _: np.array([_only(bool, entry) for entry in value], np.bool_)
     )
     converter.register_structure_hook(float, lambda value, _: _number(value))
     # cattrs would take bool("false"), which is True, and str(None).

@@ -26,6 +26,29 @@ class FrozenLyapunov:
 
 
 @attrs.frozen
+class Sampled:
+    """How an estimate of the sharpness dimension was sampled, and what its interval rests on.
+
+    Each minibatch is one row. The mean over rows is a regression on control variates: bounded numbers of each example,
+    from one pass over the data, whose expectation over minibatches is therefore known (see
+    `sdkeras.dimension.controls`).
+    """
+
+    stderr: float | None  # of the value; at SD = 0 and d, of what the interval is from
+    num_minibatches: int  # R, the rows
+    num_probes: float  # K, random probes of each, on average
+    num_controls: int  # p; 0: the mean itself
+    no_controls: str  # why there are none, or ""
+    num_steps: int | None  # steps of most runs; the others, the audits, have those of the estimate
+    num_audits: int  # runs with all steps, which correct the rest; 0 where all runs have them
+    audit: float | None  # mean over audits of what all steps change, in dimensions; it is added
+    audit_stderr: float | None
+    residual_variance: float | None  # s^2 of a row's dimension about the regression; None below 2 rows
+    raw_variance: float | None  # the same about the mean
+    skewness: float  # of the residuals
+
+
+@attrs.frozen
 class SharpnessDimension:
     """One estimate of the sharpness dimension (SD) with everything needed to judge it.
 
@@ -68,6 +91,7 @@ class SharpnessDimension:
     frozen_lyapunov: FrozenLyapunov | None = None  # None without momentum, where |mu| = sigma
     # The estimator's own fields by name, as the runs began (`num_steps` above is theirs at the end).
     settings: dict[str, Value] = attrs.field(factory=dict)
+    sampled: Sampled | None = None  # None in files of version 0.1
 
 
 @attrs.frozen
@@ -95,9 +119,7 @@ class Supremum:
     num_minibatches: int  # averaged over
     single_point_value: float  # from snapshot 0 alone: same minibatches, same estimator
     per_snapshot_values: FloatArray = attrs.field(eq=ARRAYS_EQUAL)  # from each snapshot alone
-    # True for quadrature rules, whose errors a maximum turns into a bias upwards; False for exact spectra. Measured on
-    # digits nets with d of 760 and 1,520, four snapshots: the rise over the checkpoint came out 1.2, 1.3 and 2.2 times
-    # the exact one (SGD, AdamW, momentum), 2 to 8 dimensions too high.
+    # True for quadrature rules, whose errors a maximum turns into a bias upwards; False for exact spectra.
     approximate: bool
     estimator: str
     num_hvps: int  # beyond those of the single-point estimate, whose runs are snapshot 0
@@ -105,6 +127,9 @@ class Supremum:
     coordinates: str
     state_size: int
     stopped_at: int | None = None  # step at which the trajectory diverged, from 1 at the checkpoint; None if it did not
+    num_probes: int = 1  # of each minibatch, whose quantile functions are averaged before the maximum
+    # What half as many probes give more: as much is about what the value is too high by. None with one probe.
+    probe_bias: float | None = None
 
     def __attrs_post_init__(self) -> None:
         lengths = {len(self.steps), len(self.learning_rates), len(self.per_snapshot_values)}

@@ -61,7 +61,7 @@ class Spectrum:
         seed: Seed for the probe.
         residuals: Residual |A v - theta v| of each node as a Ritz value, shape [m], or None if unknown.
         nested: The same run's coarser rule (fewer steps), its own where its Krylov space ended before; None without
-            one. It costs no products of its own.
+            one. It costs no products of its own, and may have a coarser one nested in it, and so on.
         density: A smoothed density on a grid, for plots: pair (points, values), or None.
         exact: True if the nodes are the eigenvalues themselves (to roundoff) and not a quadrature rule.
         reach: Distance beyond the extreme eigenvalues that bins or smoothing may have moved a node; 0 for nodes

@@ -48,6 +48,7 @@ class Header:
     settings: dict[str, str] = attrs.field(factory=dict)  # options that the numbers depend on; {} from the callback
     batch_size_source: str = ""  # 'given', 'dataset', 'assumed', or "" where it is not known
     class_weight: dict[str, float] | None = None  # in the measured loss
+    preset: str = ""  # of the options that were left out; "" in logs of version 0.1
 
 
 @attrs.frozen
@@ -117,6 +118,8 @@ def place_of(path: str | os.PathLike[str]) -> Path:
 def place_in(folder: str | os.PathLike[str]) -> Path:
     """The log's path in a folder, which is made; an SdkerasError where it cannot be made or not written to."""
     place = Path(folder) / FILE_NAME
+    if not os.fspath(folder):
+        raise SdkerasError("log_dir is empty; name a folder for the log.")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         os.close(open_own(place, os.O_WRONLY | os.O_APPEND | os.O_CREAT))

@@ -14,8 +14,8 @@ class Cost:
     num_parameters: int  # analysed
     state_size: int  # dimension of the state of the map
     num_hvps: int  # products on one minibatch in all, as far as known before the start
-    peak_memory: int  # bytes
-    seconds: float  # from one timed gradient (and for windows from the singular values of one matrix)
+    peak_memory: int  # bytes of the host's
+    seconds: float  # from timed gradients and what tracing one took (for windows also from singular values)
     seconds_per_gradient: float
     optimizer: OptimizerInfo | None = None  # as the analysis would take it, with its learning rate
     data: DataInfo | None = None
@@ -31,8 +31,13 @@ class Plan(Cost):
     num_steps: int | None  # of a run to start with; None for exact spectra
     num_hvps_pilot: int  # the part of `num_hvps` that the runs to start with take
     num_hvps_most: int | None  # the limit on products, up to which more runs follow; None without one
+    num_minibatches: int  # of the batch sharpness, a product each, to start with; more where they differ much
+    num_minibatches_most: int
     num_snapshots: int | None = None  # of a supremum
     every: int | None = None  # steps between two of them
+    preset: str = ""  # with the values of its options, in words
+    device: str = ""  # where products are made
+    device_memory: int | None = None  # bytes of that of each, where it is not the host's
 
 
 @attrs.frozen(kw_only=True)

@@ -9,7 +9,7 @@ import attrs
 class Verification:
     """The checks of an operator on one batch."""
 
-    mode: str  # of the products: 'reverse-over-reverse', 'forward-over-reverse' or 'finite-differences'
+    mode: str  # of the derivative: 'reverse-over-reverse', 'forward-over-reverse' or 'finite-differences'
     # Relative error of H v against a central difference of the gradient (median of three random directions), in
     # float64 where a float64 clone could be made.
     finite_difference_error: float
@@ -18,7 +18,14 @@ class Verification:
     symmetry_error: float  # |u'Hv - v'Hu| / (|u| |Hv|)
     repeatability_error: float  # relative difference of two products with the same v; 0 on most devices
     passed: bool  # whether every check met its tolerance
-    details: str = ""  # why no float64 clone, which layers are suspect
+    details: str = ""  # why no float64 clone, which layers are suspect, why the products are not linearised
+    linearized: bool = False  # whether each batch is linearised once, for all its products
+    jit: bool = False  # whether XLA compiled all functions, products and gradients alike
+
+    @property
+    def product_mode(self) -> str:
+        """The option that pins these products: a later analysis then gives the same bits."""
+        return "linearized" if self.linearized else self.mode
 
 
 @attrs.frozen

@@ -17,6 +17,7 @@ from sdkeras.operators import precision
 from sdkeras.operators.batch_loss import Batch
 from sdkeras.operators.hessian import HessianOperator
 from sdkeras.operators.loss import EmpiricalLoss
+from sdkeras.operators.modes import MIXED
 from sdkeras.results.dimension import SharpnessDimension
 from sdkeras.results.note import Note
 from sdkeras.runs.problem import Problem
@@ -66,7 +67,14 @@ def findings(problem: Problem, hessian: HessianOperator) -> Iterator[Note]:
     if clipped is not None:
         yield Note("logits-as-probabilities", clipped)
     reduced = precision.reduced_policies(problem.compiled_as)
-    if reduced:
+    if options.dtype == MIXED:
+        rounding = hessian.verification.hvp_relative_error
+        yield Note(
+            "mixed-precision",
+            f"layers computed in bfloat16: Hessian-vector products are rounded to {rounding:.2g} of their norm, and no "
+            "number from them is known better.",
+        )
+    elif reduced:
         yield Note(
             "reduced-precision",
             f"the model computes in {', '.join(reduced)}; it was analysed in {options.dtype} throughout, at "
@@ -286,6 +294,7 @@ def loss_of_single_examples(problem: Problem) -> EmpiricalLoss:
         dtype=options.dtype,
         num_samples=options.samples,
         seed=options.seed,
+        jit=options.jit,
     )
 
 
@@ -312,4 +321,6 @@ def inputs_at(singles: EmpiricalLoss | None, known: Mapping[str, float]) -> Mapp
 
 def _example(batch: Batch, position: int) -> Batch:
     tensors = tuple(tensor[position : position + 1] for tensor in batch.tensors)
-    return attrs.evolve(batch, tensors=tensors, data_weight=1.0, extra_weight=1.0, loss_weights=(), num_examples=1)
+    return attrs.evolve(
+        batch, tensors=tensors, data_weight=1.0, extra_weight=1.0, loss_weights=(), num_examples=1, parts=()
+    )

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import attrs
 import numpy as np
 
 from sdkeras.dimension import stability
+from sdkeras.dimension.controls import UNKNOWN, Fit, Population, Rows
 from sdkeras.dimension.sampling import AdaptiveSettings
 from sdkeras.dimension.stability import BATCH_SHARPNESS_ERROR
 from sdkeras.errors import BudgetError
-from sdkeras.linalg.vectors import dot, norm
+from sdkeras.linalg.vectors import dot, norm, stacked
+from sdkeras.operators import controls
 from sdkeras.operators.hessian import HessianOperator
+from sdkeras.operators.lockstep import USUAL_PRODUCTS
+from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.reporting.numbers import rate_source_in_words
 from sdkeras.results.arrays import FloatArray
 from sdkeras.results.dimension import EdgeOfStability
@@ -27,9 +32,6 @@ _USUAL_TOLERANCE = 0.05
 _MOST_MINIBATCHES = 1000
 # It takes at most this part of a limited number of products, and at least this many minibatches.
 _PART_OF_PRODUCTS, _FEWEST_MINIBATCHES = 20, 3
-# Relative standard deviation of the ratio over minibatches of 32 digits: 0.30 to 0.42 for MLPs early and late in
-# training, 1.2 for a convolutional net with batch normalization.
-_USUAL_ERROR = 0.375
 
 
 def edge(
@@ -44,18 +46,12 @@ def edge(
     if scaling is not None:
         share = budget.part(measure.EIGENVALUES)
         pairs, notes = budget.measured(
-            measure.PRECONDITIONED, lambda: measure.extremes(problem, hessian, share, scaling)
+            measure.PRECONDITIONED,
+            lambda: measure.extremes(problem, hessian, share, scaling),
+            tuple[Eigenpairs, Notes],
         )
     elif problem.unscaled:
         pairs = None
-
-    def sampled() -> tuple[BatchSharpness, Notes]:
-        share, options = budget.part(measure.BATCH_SHARPNESS), problem.options
-        share.tell("batch sharpness")
-        most, target = num_minibatches(options.max_hvps), target_error(options.tolerance)
-        return batch_sharpness(hessian.within(share), most, target=target), ()
-
-    batches, more = budget.measured("batch sharpness", sampled)
     reason = "interrupted before it was measured" if budget.interrupted else "the budget left no room for it"
     reason = problem.unscaled or ("" if pairs is not None else reason)
     found = edge_of_stability(problem, None if pairs is None else measure.with_evidence(pairs, 0), reason)
@@ -66,12 +62,29 @@ def edge(
             f"{float(pairs.residuals[0]):.2g}), {found.ratio:.2g} times the threshold {found.threshold:.4g}."
         )
         found = attrs.evolve(found, verdict=words)
+    if not budget.interrupted:
+        budget.tick(found.verdict)
+
+    def sampled() -> tuple[BatchSharpness, Notes]:
+        share, options = budget.part(measure.BATCH_SHARPNESS), problem.options
+        share.tell("batch sharpness")
+        most, target = num_minibatches(options.max_hvps), target_error(options.tolerance)
+        known, planned = controls.population(hessian.loss), first_minibatches(hessian.loss, most)
+
+        def expect(minibatches: int) -> None:
+            nonlocal planned
+            budget.expect(minibatches - planned)
+            planned = minibatches
+
+        return batch_sharpness(hessian.within(share), most, target=target, population=known, expect=expect), ()
+
+    batches, more = budget.measured("batch sharpness", sampled, tuple[BatchSharpness, Notes])
     return attrs.evolve(found, **attrs.asdict(batches or BatchSharpness())), (*notes, *more)
 
 
 def cost_of_edge(problem: Problem) -> int:
-    """Products of `edge`."""
-    batches = expected_minibatches(problem.options.max_hvps, problem.options.tolerance)
+    """Products of `edge`, of which the batch sharpness may take more where its minibatches differ much."""
+    batches = first_minibatches(problem.loss, num_minibatches(problem.options.max_hvps))
     return batches + (0 if problem.scaling is None else measure.cost_of_extremes(problem))
 
 
@@ -119,10 +132,24 @@ def target_error(tolerance: float) -> float:
     return BATCH_SHARPNESS_ERROR * max(1.0, tolerance / _USUAL_TOLERANCE)
 
 
-def expected_minibatches(max_hvps: int | None, tolerance: float) -> int:
-    """How many minibatches the batch sharpness may take, for a plan."""
-    needed = math.ceil((_USUAL_ERROR / target_error(tolerance)) ** 2)
-    return min(num_minibatches(max_hvps), max(AdaptiveSettings().min_runs, needed))
+def first_minibatches(loss: EmpiricalLoss, most: int) -> int:
+    """How many minibatches the batch sharpness takes at least, of `most`."""
+    return min(_blocks(loss, most))
+
+
+def _blocks(loss: EmpiricalLoss, most: int) -> tuple[int, int]:
+    """Minibatches of a block, and the most in all."""
+    per_epoch, block = loss.source.minibatches_per_epoch, AdaptiveSettings().min_runs
+    if per_epoch < 2 * block:
+        block = per_epoch * math.ceil(block / per_epoch)
+        most = most if most < block else most - most % block
+    return block, min(most, per_epoch) if _is_fixed(loss) else most
+
+
+def _is_fixed(loss: EmpiricalLoss) -> bool:
+    """Whether there are only the minibatches of one epoch."""
+    source = loss.source
+    return (source.batch_size == source.num_samples or source.batch_ranges is not None) and not loss.function.is_random
 
 
 @attrs.frozen
@@ -138,15 +165,21 @@ class BatchSharpness:
 
 
 def batch_sharpness(
-    hessian: HessianOperator, most: int = _MOST_MINIBATCHES, *, target: float = BATCH_SHARPNESS_ERROR
+    hessian: HessianOperator,
+    most: int = _MOST_MINIBATCHES,
+    *,
+    target: float = BATCH_SHARPNESS_ERROR,
+    population: Population = UNKNOWN,
+    expect: Callable[[int], None] = lambda _: None,
 ) -> BatchSharpness:
     """Mean over minibatches B of g'Hg/|g|^2, and the ratio of the means of g'Hg and |g|^2; g, H of the loss on B.
 
-    Minibatches are training's, so that those of one epoch partition the data. They are taken in blocks of at least 24,
-    of whole epochs where an epoch has fewer than 48, until the relative standard error of the mean is at most `target`.
-    The standard errors are those of independent minibatches. Within an epoch minibatches are negatively dependent, so
-    that the errors are rather too large. A minibatch whose gradient is 0 has no ratio and is skipped. Fixed batches
-    without randomness are measured once each.
+    Minibatches are those of the sharpness dimension. They are taken in blocks of at least 24, of whole epochs where an
+    epoch has fewer than 48, until the relative standard error of the mean is at most `target`. Means are regressions on
+    the minibatches' controls (see `sdkeras.dimension.controls`), and errors those of independent residuals; within an
+    epoch minibatches are negatively dependent, so that they are rather too large. A minibatch whose gradient is 0 has
+    no ratio and is skipped, and then there are no controls. Fixed batches without randomness are measured once each.
+    After each block `expect` is told how many minibatches the error now asks for.
 
     Raises:
         BudgetError: The budget has no room for one minibatch; where it ends later, there are fewer.
@@ -154,45 +187,67 @@ def batch_sharpness(
     Reference: Andreyev and Beneventano (2024), arXiv 2412.20553.
     """
     source = hessian.loss.source
-    per_epoch = source.minibatches_per_epoch
-    whole = source.batch_size == source.num_samples
-    fixed = (whole or source.batch_ranges is not None) and hessian.loss.function.num_seeds == 0
-    fewest = AdaptiveSettings().min_runs
-    block = fewest
-    if per_epoch < 2 * fewest:
-        block = per_epoch * math.ceil(fewest / per_epoch)
-        most = most if most < block else most - most % block
-    most = min(most, per_epoch) if fixed else most
+    # Training sees a last smaller batch too, which is none of these.
+    complete = _is_fixed(hessian.loss) and len(source.batch_ranges or ()) in (0, source.minibatches_per_epoch)
+    block, most = _blocks(hessian.loss, most)
     rows: list[tuple[float, float]] = []  # |g| and g'Hg/|g|^2
-    while len(rows) < most and not (rows and len(rows) % block == 0 and _known(rows, target)):
+    together = hessian.rows_together(USUAL_PRODUCTS * len(hessian.batches))
+    while len(rows) < most:
+        if rows and len(rows) % block == 0:
+            share = _share_needed(rows, population, complete, target)
+            if share <= 1:
+                break
+            expect(int(min(most, block * np.ceil(share * len(rows) / block))))
+        count = min(together, most - len(rows), block - len(rows) % block)
         try:
-            rows.append(_along_the_gradient(hessian.on_minibatch(len(rows))))
+            numbers = [controls.number(source, len(rows) + k) for k in range(count)]
+            rows += _along_the_gradients([hessian.on_minibatch(number) for number in numbers])
         except BudgetError:
+            if count > 1:  # there may be room for fewer
+                together = 1
+                continue
             if not rows:
                 raise
             break
-    return _summarised(rows, exact=fixed and len(rows) == per_epoch == 1)
+    return _summarised(rows, population, complete)
 
 
-def _along_the_gradient(view: HessianOperator) -> tuple[float, float]:
-    """|g| and g'Hg/|g|^2 of one minibatch; the ratio is 0 where g is."""
-    gradient = view.gradient()
-    length = norm(gradient)
-    if length == 0:
-        return 0.0, 0.0
-    direction = (gradient / length).astype(view.dtype)
-    del gradient
-    return length, dot(direction, view.matvec(direction))
+def _along_the_gradients(views: Sequence[HessianOperator]) -> list[tuple[float, float]]:
+    """|g| and g'Hg/|g|^2 of each minibatch; the ratio is 0 where g is."""
+    on_host = getattr(views[0], "space", None) is None
+    gradients = [view.gradient() if on_host else view.direction() for view in views]
+    lengths = [norm(gradient) for gradient in gradients]
+    unit = [g / length for g, length in zip(gradients, lengths, strict=True) if length > 0]
+    if on_host:
+        unit = [direction.astype(views[0].dtype) for direction in unit]
+    moving = [view for view, length in zip(views, lengths, strict=True) if length > 0]
+    del gradients
+    if len(moving) > 1:
+        products = list(type(moving[0]).batch(moving).matvecs(stacked(*unit)))
+    else:
+        products = [view.matvec(direction) for view, direction in zip(moving, unit, strict=True)]
+    ratios = iter([dot(direction, product) for direction, product in zip(unit, products, strict=True)])
+    return [(length, next(ratios) if length > 0 else 0.0) for length in lengths]
 
 
-def _known(rows: list[tuple[float, float]], target: float) -> bool:
-    """Whether the mean of the ratios is known to a relative standard error of `target`."""
+def _fit(rows: list[tuple[float, float]], values: FloatArray, population: Population, fixed: bool) -> Fit:
+    """The mean of values of those minibatches that have any."""
+    known = population if len(values) == len(rows) else UNKNOWN
+    return Rows.of(len(values), known).fit(values, noiseless=fixed)
+
+
+def _share_needed(rows: list[tuple[float, float]], population: Population, fixed: bool, target: float) -> float:
+    """How many times the rows the mean of the ratios needs for a relative standard error of `target`."""
     ratios = np.array([ratio for length, ratio in rows if length > 0])
-    return len(ratios) > 1 and bool(_standard_error(ratios) <= target * abs(ratios.mean()))
+    if len(ratios) < 2:
+        return math.inf
+    fit = _fit(rows, ratios, population, fixed)
+    allowed = (target * fit.mean) ** 2
+    return fit.squared_error / allowed if allowed > 0 else math.inf if fit.squared_error > 0 else 0.0
 
 
-def _summarised(rows: list[tuple[float, float]], exact: bool) -> BatchSharpness:
-    """Both forms with their standard errors, 0 where one minibatch is the whole population."""
+def _summarised(rows: list[tuple[float, float]], population: Population, fixed: bool) -> BatchSharpness:
+    """Both forms with their standard errors, 0 where the minibatches are the whole population."""
     kept = np.array([row for row in rows if row[0] > 0]).reshape(-1, 2)
     lengths, ratios = np.ascontiguousarray(kept.T)  # sums of strided views round in another way
     skipped = 1.0 - len(ratios) / len(rows) if rows else 0.0
@@ -200,19 +255,16 @@ def _summarised(rows: list[tuple[float, float]], exact: bool) -> BatchSharpness:
         return BatchSharpness(batch_sharpness_minibatches=len(rows), batch_sharpness_skipped=skipped)
     squares = (lengths / lengths.max()) ** 2
     quotient = float(squares @ ratios / squares.sum())
-    # Delta method: g'Hg - quotient * |g|^2 has mean 0, and its mean over the mean of |g|^2 is the error.
-    departures = squares * (ratios - quotient) / squares.mean()
-    several, alone = len(ratios) > 1, 0.0 if exact else None
+    # Delta method: g'Hg - quotient * |g|^2 over the mean of |g|^2 has as its expectation what the quotient is off.
+    mean, departure = (
+        _fit(rows, values, population, fixed) for values in (ratios, squares * (ratios - quotient) / squares.mean())
+    )
+    errors = [math.sqrt(fit.squared_error) if math.isfinite(fit.squared_error) else None for fit in (mean, departure)]
     return BatchSharpness(
-        batch_sharpness=float(ratios.mean()),
-        batch_sharpness_stderr=_standard_error(ratios) if several else alone,
-        batch_sharpness_ratio_of_means=quotient,
-        batch_sharpness_ratio_of_means_stderr=_standard_error(departures) if several else alone,
+        batch_sharpness=mean.mean,
+        batch_sharpness_stderr=errors[0],
+        batch_sharpness_ratio_of_means=quotient + departure.mean,
+        batch_sharpness_ratio_of_means_stderr=errors[1],
         batch_sharpness_minibatches=len(rows),
         batch_sharpness_skipped=skipped,
     )
-
-
-def _standard_error(values: FloatArray) -> float:
-    """Standard error of the mean of independent values."""
-    return float(np.std(values, ddof=1) / np.sqrt(len(values)))

@@ -11,6 +11,8 @@ from sdkeras.dimension.exponents import SingularValueMap
 from sdkeras.dimension.sampling import Outcome
 from sdkeras.linalg.lanczos import BREAKDOWN
 from sdkeras.linalg.operators import LinearMap
+from sdkeras.linalg.probes import space_of
+from sdkeras.operators import controls
 from sdkeras.results.arrays import Array
 from sdkeras.results.note import Note
 from sdkeras.runs.budget import Budget
@@ -31,6 +33,7 @@ class LimitedMap:
         self.budget = budget
         self.size = source.size
         self.dtype = source.dtype
+        self.space = space_of(source)
 
     def jvp(self, vector: Array) -> Array:
         self._require(vector)
@@ -58,8 +61,9 @@ class FullMap(Runs):
         self.exponents = SingularValueMap(self.coordinates.name)
 
     def on_minibatch(self, index: int) -> LinearMap:
-        """C J C^-1 of training's update number `index`, from the state as it is."""
-        return ConjugatedMap(self.step.on_minibatch(index), self.coordinates)
+        """C J C^-1 of training's update on the minibatch of run `index`, from the state as it is."""
+        number = controls.number(self.step.loss.source, index)
+        return ConjugatedMap(self.step.on_minibatch(number), self.coordinates)
 
     def operator(self, index: int, budget: Budget) -> LinearMap:
         return LimitedMap(self.on_minibatch(index), budget)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 
+import attrs
 import numpy as np
 
 from sdkeras.errors import BudgetError
 from sdkeras.linalg.operators import RestrictedOperator, SymmetricOperator
-from sdkeras.linalg.probes import rademacher_probes
+from sdkeras.linalg.probes import probes_of
+from sdkeras.linalg.vectors import dot
 from sdkeras.operators.hessian import HessianOperator
 from sdkeras.results.answers import LayerSharpness
 from sdkeras.results.dimension import SharpnessDimension
@@ -45,7 +47,11 @@ def layers(
     blocks, name = problem.loss.layout.layers, problem.estimators.spectrum[-1] if whole is None else whole.estimator
     budget.tell("traces of the layers")
     first = budget.part(1 / 3)
-    traces, _ = budget.measured("", lambda: (block_traces(first.watched(hessian), blocks, problem.options.seed), ()))
+    traces, _ = budget.measured(
+        "traces of the layers",
+        lambda: (block_traces(first.watched(hessian), blocks, problem.options.seed), ()),
+        tuple[dict[str, Measured], Notes],
+    )
     rows: list[LayerSharpness] = []
     notes: list[Note] = []
     stages = 2 * len(blocks)  # left: an eigenvalue and a dimension of each
@@ -55,10 +61,15 @@ def layers(
 
     for layer, block in blocks.items():
         budget.tell(f"layer {layer}")
-        pairs, _ = budget.measured("", functools.partial(largest, block, budget.part(1 / stages)))
+        pairs, _ = budget.measured(
+            f"largest eigenvalue of {layer}",
+            functools.partial(largest, block, budget.part(1 / stages)),
+            tuple[Eigenpairs, Notes],
+        )
         share, outcome = budget.part(1 / (stages - 1)), None
         if problem.maps_spectra:
             how = sampling(problem, name, most_products=_share(whole, block, len(blocks)))
+            how = attrs.evolve(how, of=f"layer {layer}")
             runs = HessianRuns(problem, hessian, block)
             outcome, more = budget.measured("", functools.partial(dimension, problem, runs, share, how))
             notes += more if outcome is not None else ()
@@ -117,14 +128,14 @@ def block_traces(hessian: SymmetricOperator, blocks: Mapping[str, slice], seed: 
         BudgetError: It has no room for two.
     """
     samples: list[list[float]] = []
-    for probe in rademacher_probes(hessian.size, _NUM_PROBES, seed=seed, dtype=hessian.dtype, stream=1):
+    for probe in probes_of(hessian, _NUM_PROBES, seed=seed, stream=1):
         try:
-            terms = probe.astype(np.float64) * hessian.matvec(probe)
+            product = hessian.matvec(probe)
         except BudgetError:
             if len(samples) < _FEWEST_PROBES:
                 raise
             break
-        samples.append([float(terms[block].sum()) for block in blocks.values()])
+        samples.append([dot(probe[block], product[block]) for block in blocks.values()])
     measured = {}
     for name, values in zip(blocks, zip(*samples, strict=True), strict=True):
         stderr = float(np.std(values, ddof=1) / np.sqrt(len(values)))

@@ -13,6 +13,7 @@ from sdkeras.dimension.lyapunov import lyapunov_dimension
 from sdkeras.dimension.same_steps import SameSteps, over_same_steps
 from sdkeras.errors import Interrupted
 from sdkeras.estimators.select import estimate
+from sdkeras.files.archive import Nested
 from sdkeras.files.keras_types import Data, Model, Optimizer
 from sdkeras.results.answers import LyapunovRun, OptimizerInfo
 from sdkeras.results.arrays import Array, FloatArray, Value
@@ -63,10 +64,16 @@ def lyapunov(model: Model, data: Data, options: LyapunovOptions) -> LyapunovRun:
         Interrupted: The time limit ended it before anything was measured.
         SdkerasError: Unusable model, data, options or checkpoint; see its subclasses.
     """
-    started, tell = time.monotonic(), options.progress or (lambda _: None)
-    tell(Progress("reading the model and the data", 0))
-    training = read_training(model, data, options, num_steps=options.transient + options.num_steps)
-    loss = training.loss
+    started = time.monotonic()
+    if options.tell is not None:
+        options.tell(Progress("reading the model and the data", 0))
+    training = read_training(model, data, options, num_steps=options.transient + options.num_steps, jit=options.jit)
+    with training.loss.devices.scope():
+        return _lyapunov(training, options, started)
+
+
+def _lyapunov(training: Training, options: LyapunovOptions, started: float) -> LyapunovRun:
+    loss, tell = training.loss, options.tell or (lambda _: None)
     if options.windows:
         _checked_size(training, options)
     tell(Progress("compiling and verifying the training step", 0))
@@ -79,7 +86,7 @@ def lyapunov(model: Model, data: Data, options: LyapunovOptions) -> LyapunovRun:
     )
     about = identity(training.optimizer, training.model, training.function_words)
     deadline = None if options.time_limit is None else started + options.time_limit
-    budget = budget_of(step, Meter(lambda: step.num_products, options.progress, deadline=deadline))
+    budget = budget_of(step, Meter(lambda: step.num_products, options.tell, deadline=deadline))
     try:
         followed = follow(step, options, about=about, budget=budget)
     except Interrupted:
@@ -87,11 +94,9 @@ def lyapunov(model: Model, data: Data, options: LyapunovOptions) -> LyapunovRun:
             raise KeyboardInterrupt from None
         raise
     return LyapunovRun(
-        provenance=provenance(
-            loss.source, seed=options.seed, dtype=options.dtype, num_hvps=step.num_products, started=started
-        ),
+        provenance=provenance(loss, seed=options.seed, num_hvps=budget.spent, started=started),
         model=training.model_info(loss.engine(options.product_mode).unconnected),
-        data=data_info(loss.source, loss.num_examples),
+        data=data_info(loss),
         optimizer=training.optimizer_info(),
         verification=step.verification.hessian,
         lyapunov=followed.summary,
@@ -104,11 +109,11 @@ def lyapunov(model: Model, data: Data, options: LyapunovOptions) -> LyapunovRun:
 @takes_options(LyapunovOptions)
 def plan(model: Model, data: Data, options: LyapunovOptions) -> LyapunovPlan:
     """Steps and cost of `lyapunov` with the same arguments, from one timed gradient; computes nothing else."""
-    training = read_training(model, data, options, num_steps=options.transient + options.num_steps)
+    training = read_training(model, data, options, num_steps=options.transient + options.num_steps, jit=options.jit)
     return attrs.evolve(
         planned_trajectory(training.loss, _checked_size(training, options), options),
         optimizer=training.optimizer_info(),
-        data=data_info(training.source, training.loss.num_examples),
+        data=data_info(training.loss),
     )
 
 
@@ -130,13 +135,15 @@ class Training(Subject):
         )
 
 
-def read_training(model: Model, data: Data, options: TrainingOptions, *, num_steps: int = 1) -> Training:
+def read_training(
+    model: Model, data: Data, options: TrainingOptions, *, num_steps: int = 1, jit: str = "auto"
+) -> Training:
     """Reads and checks model, data and optimizer; makes no product yet.
 
     Raises:
         SdkerasError: They are unusable, or the learning rate is 0 at all of the steps; see its subclasses.
     """
-    subject, about_file = read_subject(model, data, options, num_samples=_CHECKED_SAMPLES)
+    subject, about_file = read_subject(model, data, options, num_samples=_CHECKED_SAMPLES, jit=jit)
     optimizer, about_optimizer = subject.training_optimizer()
     notes = [*about_file, *(Note("data", f"{note}.") for note in subject.loss.notes), *about_optimizer]
     update.check_rates(optimizer, num_steps)
@@ -189,8 +196,9 @@ def follow(step: UpdateMap, settings: LyapunovOptions, *, about: Mapping[str, st
     """
     settings.check_exponents(step.size, step.num_weights)
     settings.check_dense(step.size, step.dtype.itemsize)
-    estimator = settings.configured_estimator(settings.exponents_of(step.size))
-    flow, dense = _Watched(step, about, settings.transient + settings.num_steps, budget), None
+    count = settings.exponents_of(step.size)
+    estimator = settings.configured_estimator(count)
+    flow, dense = _Watched(step, about, settings.transient + settings.num_steps, count, budget), None
     if settings.windows:
         coordinates = training_coordinates(step)
         dense = DenseFlow(flow, coordinates, transient=settings.transient, num_steps=settings.num_steps)
@@ -268,13 +276,20 @@ def _comparable(measured: LyapunovExponents | LyapunovSummary, settings: Lyapuno
 class _Watched(TrainingFlow):
     """Training's flow, which tells after each step, and stops before the next where the budget has no room.
 
-    `reason` says why it stopped, "" while it goes on.
+    `reason` says why it stopped, "" while it goes on. Where it goes on from a saved state, the products until there
+    count as spent.
     """
 
-    def __init__(self, step: UpdateMap, about: Mapping[str, str], num_steps: int, budget: Budget) -> None:
+    def __init__(
+        self, step: UpdateMap, about: Mapping[str, str], num_steps: int, num_tangents: int, budget: Budget
+    ) -> None:
         super().__init__(step, about)
-        self.products, self.num_steps = step.microbatches, num_steps
+        self.products, self.num_steps, self.num_tangents = step.microbatches, num_steps, num_tangents
         self.budget, self.reason = budget, ""
+
+    def restore(self, state: Nested) -> None:
+        super().restore(state)
+        self.budget.meter.replayed += self.index * self.num_tangents * self.products
 
     def step(self, tangents: Array) -> Array:
         self.reason = self.reason or self.budget.stop(tangents.shape[1] * self.products)

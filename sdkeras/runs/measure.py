@@ -7,21 +7,26 @@ them, which is made alike whoever measured.
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+import functools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import attrs
 import numpy as np
 
 from sdkeras.dimension.bounds import Facts
 from sdkeras.dimension.bounds import bounds as bounds_with
+from sdkeras.dimension.controls import UNKNOWN, Population
 from sdkeras.dimension.estimate import FEWEST_RUNS_FOR_AN_INTERVAL, Context
 from sdkeras.dimension.exponents import Exponents
-from sdkeras.dimension.sampling import AdaptiveSettings, Outcome, Run, estimate_sharpness_dimension, pooled_spectrum
+from sdkeras.dimension.sampling import AdaptiveSettings, Outcome, Runner, estimate_sharpness_dimension, pooled_spectrum
 from sdkeras.errors import BudgetError, SdkerasError, counted
 from sdkeras.estimators.kinds import Estimator, Source
 from sdkeras.estimators.select import (
     capabilities,
     estimate,
+    estimate_many,
     estimator_of_extremes,
     estimator_of_spectrum,
     for_analysis,
@@ -31,6 +36,7 @@ from sdkeras.estimators.select import (
     with_steps,
 )
 from sdkeras.linalg.operators import DiagonallyScaledOperator, RestrictedOperator, SymmetricOperator
+from sdkeras.operators import controls
 from sdkeras.operators.hessian import HessianOperator
 from sdkeras.results.answers import Analysis, HessianSummary, SpectrumSummary
 from sdkeras.results.arrays import Array, Value
@@ -40,7 +46,7 @@ from sdkeras.results.measured import Measured
 from sdkeras.results.note import Note
 from sdkeras.results.progress import INTERRUPT, PRODUCTS, TIME, Progress
 from sdkeras.runs import assumptions
-from sdkeras.runs.budget import Budget, Notes, Resources
+from sdkeras.runs.budget import Budget, Notes, Resources, one_blas_thread
 from sdkeras.runs.problem import Problem
 from sdkeras.runs.provenance import data_info, provenance
 from sdkeras.seeds import seed_of_run
@@ -56,6 +62,8 @@ USUAL_STEPS = 25
 # Lanczos steps: with three the coarser rule has two.
 _FEWEST_STEPS = 3
 _MAX_NODES = 2000
+# Runs of the first group in lockstep.
+_FIRST_ROWS = 8
 
 
 # Eigenvalues and trace of the data-set Hessian
@@ -66,7 +74,8 @@ def eigenpairs(problem: Problem, operator: SymmetricOperator, budget: Budget) ->
     name, options = problem.estimators.eigenpairs, problem.options
     steps = budget.resources.eigen_steps(operator.size)
     estimator = estimator_of_extremes(name, options.settings.get(name, {}), most_steps=steps)
-    pairs: Eigenpairs = estimate(estimator, operator, options.seed)
+    with one_blas_thread():
+        pairs: Eigenpairs = estimate(estimator, operator, options.seed)
     return pairs
 
 
@@ -94,9 +103,9 @@ def cost_of_extremes(problem: Problem) -> int:
 def trace(problem: Problem, hessian: HessianOperator, budget: Budget) -> tuple[TraceEstimate, Notes]:
     """Trace over the data set."""
     budget.tell(TRACE)
-    measured: TraceEstimate = estimate(
-        _configured(problem, "trace", problem.estimators.trace), budget.watched(hessian), problem.options.seed
-    )
+    estimator = _configured(problem, "trace", problem.estimators.trace)
+    with one_blas_thread():
+        measured: TraceEstimate = estimate(estimator, budget.watched(hessian), problem.options.seed)
     return measured, ()
 
 
@@ -167,6 +176,13 @@ class Runs(abc.ABC):
     size: int
     seed: int
     bases = 1
+    probe = 0  # which of a minibatch's probes runs have
+    block: slice | None = None  # of the operator that they are on, None for all of it
+
+    @property
+    def population(self) -> Population:
+        """What is known of the minibatches."""
+        return UNKNOWN
 
     @abc.abstractmethod
     def operator(self, index: int, budget: Budget) -> Source:
@@ -176,6 +192,14 @@ class Runs(abc.ABC):
     def context(self, estimator: str) -> Context:
         """Setting for the estimate of SD."""
 
+    def together(self, products: int, steps: int, room: Resources) -> int:
+        """Runs that are best made in lockstep, in each thread, of the steps and products in all; 1: one by one."""
+        return 1
+
+    def run_many(self, estimator: Estimator, indices: Sequence[int], budget: Budget) -> Sequence[Spectrum]:
+        """The runs of these numbers, in lockstep where they can be."""
+        return [self.run(estimator, index, budget, exact=False) for index in indices]
+
     def run(self, estimator: Estimator, index: int, budget: Budget, *, exact: bool) -> Spectrum:
         """Run number `index`, of a minibatch and a probe of its own; an exact one if the budget affords its runs."""
         operator = self.operator(index, budget)
@@ -183,7 +207,7 @@ class Runs(abc.ABC):
             reduction = operator.reduced() if isinstance(operator, SymmetricOperator) else None
             size = operator.size if reduction is None else reduction.operator.size
             budget.require(size * max(1, FEWEST_RUNS_FOR_AN_INTERVAL - index))  # fewer give no interval
-        found = estimate(estimator, operator, seed_of_run(self.seed, index))
+        found = estimate(estimator, operator, seed_of_run(self.seed, index, self.probe))
         return found if isinstance(found, Spectrum) else as_spectrum(found)
 
 
@@ -213,9 +237,23 @@ class HessianRuns(Runs):
         self.size = hessian.size if block is None else block.stop - block.start
         self.seed = problem.options.seed
 
+    @property
+    def population(self) -> Population:
+        return controls.population(self.hessian.loss)
+
     def operator(self, index: int, budget: Budget) -> SymmetricOperator:
-        operator = self.problem.on_minibatch(self.hessian.within(budget), index, self.scaling)
+        operator = self.problem.on_minibatch(
+            self.hessian.within(budget), controls.number(self.problem.source, index), self.scaling
+        )
         return operator if self.block is None else RestrictedOperator(operator, self.block)
+
+    def together(self, products: int, steps: int, room: Resources) -> int:
+        return self.hessian.rows_together(products, memory=room.memory / room.workers, vectors=steps)
+
+    def run_many(self, estimator: Estimator, indices: Sequence[int], budget: Budget) -> Sequence[Spectrum]:
+        operators = [self.operator(index, budget) for index in indices]
+        batch = type(operators[0]).batch(operators)
+        return estimate_many(estimator, batch, [seed_of_run(self.seed, index) for index in indices])
 
     def context(self, estimator: str) -> Context:
         return Context(
@@ -241,6 +279,7 @@ class Sampling:
 
     The interval is first looked at after `min_runs`, or there are exactly `fixed_runs`. A `required` estimate makes one
     run even where there is no room for it. Beside the budget of its stage it may have one of its own, `most_products`.
+    `of` names the part of the net that it is of, for those who watch.
     """
 
     name: str
@@ -249,6 +288,7 @@ class Sampling:
     fixed_runs: int | None = None
     required: bool = False
     most_products: int | None = None
+    of: str = ""
 
     @property
     def exact(self) -> bool:
@@ -264,25 +304,53 @@ class Sampling:
         """The estimator of one run within the memory: an exact one held to it, another without a basis if need be."""
         return with_steps(held_to(self.estimator, room.memory), steps, basis=steps is None or room.fits(steps))
 
-    def on(self, runs: Runs, room: Resources, budget: Budget, later: Budget) -> Run:
-        """Makes a run by its number and steps; the first of a required estimate whatever the budget."""
+    def group(self, runs: Runs, room: Resources) -> int:
+        """Runs that are asked for at once: those of all threads."""
+        return room.workers_for(exact=self.exact) * self._together(runs, self.num_steps, room)
+
+    def _together(self, runs: Runs, steps: int | None, room: Resources) -> int:
+        """Runs in lockstep in each thread, of an estimator that makes several at once."""
+        if steps is None or not capabilities(self.estimator).many:
+            return 1
+        products = (self.fixed_runs or self.min_runs) * (self.num_steps or 0)
+        return runs.together(products, min(steps, runs.size), room)
+
+    @contextlib.contextmanager
+    def on(self, runs: Runs, room: Resources, budget: Budget, later: Budget) -> Iterator[Runner]:
+        """Makes runs by their numbers and steps; the first of a required estimate whatever the budget."""
         first = iter([self.required])  # once: run 0 is made again where the loop starts again with more steps
 
-        def run(index: int, steps: int | None) -> Spectrum:
-            one = self.of_a_run(steps, room)
-            if index or not next(first, False):
-                return runs.run(one, index, later, exact=self.exact)
-            with budget.required(f"the first run of {self.name}") as unlimited:
-                return runs.run(one, index, unlimited, exact=self.exact)
+        def several(indices: Sequence[int], steps: int | None, within: Budget) -> Sequence[Spectrum]:
+            estimator = self.of_a_run(steps, room)
+            if together(steps) > 1:
+                return runs.run_many(estimator, indices, within)
+            return [runs.run(estimator, index, within, exact=self.exact) for index in indices]
 
-        return run
+        def runner(indices: Sequence[int], steps: int | None) -> Iterator[Spectrum]:
+            if indices[0] == 0 and next(first, False) and budget.is_limited:
+                with budget.required(f"the first run of {self.name}") as unlimited:
+                    yield from several(indices[:1], steps, unlimited)
+                indices = indices[1:]
+            size = min(together(steps), math.ceil(len(indices) / workers)) or 1
+            # What ends a group loses it: of the first runs a few stand before the others are begun.
+            start = _FIRST_ROWS if indices and indices[0] < _FIRST_ROWS < size else 0
+            groups = [indices[:start]] if start else []
+            groups += [indices[k : k + size] for k in range(start, len(indices), size)]
+            for spectra in mapper(lambda group: several(group, steps, later), groups):
+                yield from spectra
+
+        together = functools.cache(lambda steps: self._together(runs, steps, room))
+        workers = room.workers_for(exact=self.exact)
+        hosts = budget.meter.hosts
+        with room.mapper(exact=self.exact) as mapper:
+            yield runner if hosts is None else hosts.over_runs(self.name, runs, runner, later)
 
 
 def sampling(problem: Problem, name: str, *, required: bool = False, most_products: int | None = None) -> Sampling:
     """How an analysis makes the runs of the spectrum estimator of this name."""
     options, estimator = problem.options, spectrum_estimator(problem, name)
     fixed_runs = options.exact_minibatches if capabilities(estimator).exact else options.runs
-    return Sampling(name, estimator, fixed_runs=fixed_runs, required=required, most_products=most_products)
+    return Sampling(name, estimator, options.min_runs, fixed_runs, required=required, most_products=most_products)
 
 
 def cost_of_run(sampling: Sampling, size: int, bases: int = 1) -> int:
@@ -307,9 +375,20 @@ def dimension(problem: Problem, runs: Runs, budget: Budget, sampling: Sampling) 
     if runs.bases > 1:
         room = attrs.evolve(room, size=runs.size, bases=runs.bases)
 
+    stage = f"sharpness dimension ({name})"
+    budget.tell(f"{sampling.of}, {stage}" if sampling.of else stage)
+    pilot = sampling.fixed_runs or runs.population.pilot(sampling.min_runs)
+    per_run = cost_of_run(sampling, runs.size, runs.bases)
+
     def report(step: Progress) -> None:
         if budget.meter.progress is not None:
-            budget.meter.progress(attrs.evolve(step, num_hvps=budget.spent))
+            if step.num_runs < pilot:
+                budget.leave_compilation_behind()
+            planned = max(0, pilot - step.num_runs) * per_run
+            left = None if step.hvps_left is None else budget.seconds_left(max(0, step.hvps_left - planned))
+            budget.meter.progress(
+                attrs.evolve(step, stage=budget.meter.stage, num_hvps=budget.spent, seconds_left=left)
+            )
 
     settings = AdaptiveSettings(
         tolerance=problem.options.tolerance,
@@ -318,24 +397,41 @@ def dimension(problem: Problem, runs: Runs, budget: Budget, sampling: Sampling) 
         max_hvps=min((limit for limit in (budget.left, sampling.most_products) if limit is not None), default=None),
         deadline=budget.deadline,
         stop=lambda: INTERRUPT if budget.interrupted else "",
-        group=room.workers_for(exact=exact),
+        group=sampling.group(runs, room) * budget.hosts_for(runs),
         required=sampling.required,
     )
     context = attrs.evolve(runs.context(name), settings=settings_of(sampling.estimator), own_rate=can.own_rate)
-    with room.mapper(exact=exact) as mapper:
+    name_of_runs = name if runs.block is None else f"{name} on {runs.block.start} to {runs.block.stop}"
+    with sampling.on(runs, room, budget, budget) as make:
+        run = budget.runs_once(name_of_runs, make)
         outcome = estimate_sharpness_dimension(
-            sampling.on(runs, room, budget, budget), context, settings, num_steps=steps, mapper=mapper, progress=report
+            run, context, settings, num_steps=steps, population=runs.population, progress=report
         )
     enough = min(sampling.fixed_runs or FEWEST_RUNS_FOR_AN_INTERVAL, FEWEST_RUNS_FOR_AN_INTERVAL)
     if exact and len(outcome.runs) < enough and not budget.interrupted:
         raise BudgetError(TIME if outcome.out_of_time else PRODUCTS)  # another estimator may have an interval
-    if steps is None or room.fits(steps) or not can.needs_basis:
-        return outcome, ()
+    return outcome, () if steps is None or not can.needs_basis else _about_bases(room, steps, exact=exact)
+
+
+def _about_bases(room: Resources, steps: int, *, exact: bool) -> Notes:
+    """Says where Lanczos bases are that do not fit the memory, or that there are none."""
+    if room.basis_bytes(steps) * room.workers <= room.memory:
+        return ()
+    if room.fits(steps):
+        words = f"Lanczos bases of {steps} x {room.size} do not fit the memory and are kept in {room.scratch!r}."
+        return (Note("bases-on-disk", words),)
+    if room.devices.on_device:
+        advice = "Bases of an accelerator are not kept on disk."
+    elif room.scratch is None:
+        advice = "A folder for them on disk (`scratch`) makes room."
+    else:
+        advice = f"{room.scratch!r} has room for {room.disk / 1e9:.2g} GB of {room.basis_bytes(steps) / 1e9:.2g} each."
+    bases = counted(room.workers_for(exact=exact) * room.bases, "Lanczos basis", "Lanczos bases")
     words = (
-        f"{room.workers_for(exact=exact) * room.bases} Lanczos bases of {steps} x {room.size} do not fit "
-        f"{room.memory / 1e9:.1f} GB: the runs do without reorthogonalisation and without mass correction."
+        f"the memory that products leave has no room for {bases} of {steps} x {room.size}: the runs do without "
+        f"reorthogonalisation and without mass correction. {advice}"
     )
-    return outcome, (Note("no-reorthogonalisation", words),)
+    return (Note("no-reorthogonalisation", words),)
 
 
 def spectrum_alone(problem: Problem, hessian: HessianOperator, budget: Budget) -> tuple[SpectrumSummary | None, Notes]:
@@ -347,15 +443,15 @@ def spectrum_alone(problem: Problem, hessian: HessianOperator, budget: Budget) -
     how, room = sampling(problem, names[0], required=True), budget.resources
     steps = None if how.num_steps is None else min(how.num_steps, hessian.size)
     budget.tell(f"spectrum ({how.name})")
-    run = how.on(HessianRuns(problem, hessian), room, budget, attrs.evolve(budget, most=None, deadline=None))
-    with room.mapper(exact=how.exact) as mapper:
+    runs = HessianRuns(problem, hessian)
+    with how.on(runs, room, budget, attrs.evolve(budget, most=None, deadline=None)) as run:
         pooled = pooled_spectrum(
-            lambda index: run(index, steps),
+            budget.runs_once(how.name, run),
             num_runs=how.fixed_runs or how.min_runs,
+            num_steps=steps,
             max_hvps=budget.left,
             deadline=budget.deadline,
-            group=room.workers_for(exact=how.exact),
-            mapper=mapper,
+            group=how.group(runs, room) * budget.hosts_for(runs),
         )
     words = (
         f"the spectrum is pooled over {counted(pooled.num_runs, 'run')} on Hessians of minibatches ({how.name}"
@@ -414,10 +510,10 @@ def joined(
     num_hvps, started = cost
     return Analysis(
         provenance=provenance(
-            problem.source, seed=options.seed, dtype=options.dtype, num_hvps=num_hvps, started=started
+            problem.loss, seed=options.seed, num_hvps=num_hvps, started=started, preset=options.preset
         ),
         model=problem.model_info(problem.loss.engine(options.product_mode).unconnected),
-        data=data_info(problem.source, problem.loss.num_examples),
+        data=data_info(problem.loss),
         optimizer=problem.optimizer_info(),
         verification=operator.verification,
         sharpness_dimension=None if first is None else first.sharpness_dimension,

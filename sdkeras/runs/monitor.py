@@ -33,7 +33,7 @@ from sdkeras.runs import assumptions, measure
 from sdkeras.runs.assumptions import findings
 from sdkeras.runs.budget import Meter, Notes, resources, whole_budget
 from sdkeras.runs.edge import edge_of_stability
-from sdkeras.runs.options import Options
+from sdkeras.runs.options import DEFAULT_PRESET, measurement_options
 from sdkeras.runs.problem import Problem, operator_name, read_problem
 from sdkeras.runs.provenance import data_info, utc_now
 from sdkeras.training_step.settings import steps_taken
@@ -44,14 +44,9 @@ MEASURES = ("sharpness", "sharpness_ratio", *DIMENSION, "hessian_trace")
 _BESIDE = {"sharpness_ratio": ("sharpness_preconditioned", "sharpness_threshold")}
 # What follows from SD and the bounds' inputs, beside the measures.
 BOUND_SCALE, TOTAL_BOUND = "bound_scale", "generalization_bound"
-DEFAULT_SAMPLES = 1024
-DEFAULT_TOLERANCE = 0.2
-# Three times what the least number of runs takes at 40 steps.
-DEFAULT_MAX_HVPS = 1000
 # An eigenvalue's error is the residual squared over its gap to the next: with 1e-2 of itself, well below 1 %.
 _EIGEN_TOLERANCE = 1e-2
 _TRACE_PROBES = 16
-_RUNS = 8
 # To begin with; where the nested check asks for more, later measurements begin with those.
 _STEPS = 20
 # Cautions that every measurement would repeat: its intervals say the same.
@@ -97,11 +92,10 @@ class Monitor:
         model: A compiled `keras.Model`.
         data: See `sdkeras.analyze`.
         measures: Names of measures, from `MEASURES`.
-        samples: Random subset for the data-set Hessian.
-        tolerance: Target half-width of SD's interval, relative to the codimension.
-        max_hvps: Budget of Hessian-vector products for a measurement's exponents and dimension.
-        **options: Further options of `sdkeras.analyze`: batch_size, learning_rate, loss, class_weight, params, mode,
-            dtype, memory_gb, seed, bound_inputs, estimate_bound_inputs.
+        preset: Values of the options that are left out, as in `sdkeras.analyze`; all runs are of the default estimator.
+        **options: Options of `sdkeras.analyze`: samples, tolerance, batch_size, learning_rate, loss, class_weight,
+            params, mode, dtype, memory_gb, seed, bound_inputs, estimate_bound_inputs; and max_hvps, here of a
+            measurement's exponents and dimension.
 
     Attributes:
         out_of_time: Whether the last measurement's exponents and dimension would have taken longer than it was given.
@@ -116,16 +110,14 @@ class Monitor:
         data: Data,
         *,
         measures: Sequence[str] = MEASURES,
-        samples: int = DEFAULT_SAMPLES,
-        tolerance: float = DEFAULT_TOLERANCE,
-        max_hvps: int = DEFAULT_MAX_HVPS,
+        preset: str = DEFAULT_PRESET,
         **options: Value,
     ) -> None:
-        chosen = Options(samples=samples, tolerance=tolerance, max_hvps=max_hvps, **options)
+        chosen = measurement_options(preset, options)
         self.measures, self.keys = check_measures(measures, chosen.bound_inputs, chosen.estimate_bound_inputs)
         self.problem, _ = read_problem(model, data, chosen)
         loss = self.problem.loss
-        room = resources(loss.size, loss.dtype.itemsize, memory_gb=chosen.memory_gb, workers=None)
+        room = resources(loss.size, loss.dtype.itemsize, memory_gb=chosen.memory_gb, workers=None, devices=loss.devices)
         self.hessian = HessianOperator(loss, workers=room.workers)
         # One run of a measurement at a time.
         self.budget = whole_budget(attrs.evolve(room, workers=1), Meter(lambda: self.hessian.num_products))
@@ -156,7 +148,8 @@ class Monitor:
             seed=self.problem.options.seed,
             measures=self.measures,
             batch_size_source=source.batch_size_source,
-            class_weight=data_info(source, 0).class_weight,
+            class_weight=data_info(self.problem.loss).class_weight,
+            preset=self.problem.options.preset,
         )
 
     def state(self) -> Nested:
@@ -201,6 +194,12 @@ class Monitor:
             SdkerasError: A product is NaN or infinite.
             KeyboardInterrupt: Ctrl-C.
         """
+        with self.problem.loss.devices.scope():
+            return self._measurement(source, epoch, metrics, seconds)
+
+    def _measurement(
+        self, source: str, epoch: int | None, metrics: Mapping[str, float] | None, seconds: float | None
+    ) -> Measurement:
         started, before = time.perf_counter(), self.hessian.num_products
         deadline = None if seconds is None else time.monotonic() + seconds
         hessian = self.hessian.at(self.problem.loss.now())
@@ -314,7 +313,7 @@ class Monitor:
         name, most = DEFAULTS["spectrum"], problem.options.max_hvps
         share = attrs.evolve(self.budget, most=None if most is None else self.budget.spent + most, deadline=deadline)
         estimator = with_steps(for_analysis("spectrum", name, {}), self._num_steps)
-        how = measure.Sampling(name, estimator, min_runs=_RUNS, required=True)
+        how = measure.Sampling(name, estimator, min_runs=problem.options.min_runs, required=True)
         outcome, _ = measure.dimension(problem, measure.HessianRuns(problem, hessian), share, how)
         self.out_of_time = outcome.out_of_time
         self._num_steps = outcome.sharpness_dimension.num_steps or self._num_steps

@@ -6,6 +6,8 @@ import functools
 import inspect
 import math
 import os
+import re
+import tempfile
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,17 +25,32 @@ from sdkeras.files import class_weights
 from sdkeras.files.keras_types import Data, Loss, Model
 from sdkeras.files.user_code import in_one_line
 from sdkeras.linalg.memory import memory_limit
-from sdkeras.operators.modes import DTYPES, MODES, PRODUCT_MODES
+from sdkeras.operators.modes import DEVICE, JIT, MIXED, MODES, PRECISIONS, PRODUCT_MODES
+from sdkeras.reporting.progress_bar import telling
 from sdkeras.results.arrays import Value, is_number
 from sdkeras.results.progress import Progress
 
 MAPS = ("auto", "hessian", "full")
+# Who says which hosts there are.
+CLUSTERS = ("tf-config", "slurm", "kubernetes")
+# Values by preset of the options that are left out: as quick as a callback's measurement, the usual, and the narrowest.
+# `exact` None: exact spectra where one takes a second or two, see `runs.problem`.
+PRESETS: dict[str, dict[str, Value]] = {
+    "quick": {"samples": 1024, "tolerance": 0.2, "min_runs": 8, "exact": False},
+    "standard": {"samples": 4096, "tolerance": 0.05, "min_runs": 24, "exact": False},
+    "thorough": {"samples": 4096, "tolerance": 0.02, "min_runs": 24, "exact": None},
+}
+# Of the callback and of `track`; and their budget of products for SD: three times what its first runs take. With the
+# other presets the tolerance decides.
+DEFAULT_PRESET, _MEASUREMENT_HVPS = "quick", {"quick": 1000}
 # Steps of a trajectory, and exponents along it.
 _STEPS, _TRANSIENT, _EXPONENTS = 1000, 100, 10
 # Gigabytes; beyond all machines, and so that bytes stay exact numbers.
 _MOST_MEMORY = 1e6
 # Rates of a schedule that can be asked for by name, beside 'step:N'.
 _NAMED_RATES = ("peak", "mean")
+# Parameters, or dimensions of the state, up to which one exact spectrum takes a second or two.
+MOST_EXACT = 2000
 # Fields of a Lyapunov estimator that are options of the run.
 _OF_THE_RUN = ("num_exponents", "num_steps", "transient", "checkpoint", "checkpoint_interval")
 # The singular values of one matrix of this size take half a minute on a core (0.2 s at 1,000), and there is one for
@@ -41,6 +58,8 @@ _OF_THE_RUN = ("num_exponents", "num_steps", "transient", "checkpoint", "checkpo
 _LARGEST_DENSE = 5000
 # Float64 matrices that a window's product and its singular values take at once, beside the kept Jacobians.
 _WORKING_MATRICES = 8
+
+_NO_STEPS = f"{MIXED} rounds Hessian-vector products to some per cent, and a step of training is verified more exactly"
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -118,6 +137,12 @@ def option(default: _T, text: str, *validators: Validator, more: str = "", metav
     return attrs.field(default=default, validator=checks, metadata=_words(text, more, metavar))
 
 
+def _by_preset(name: str, text: str, validator: Validator) -> Value:
+    """A field that has its preset's value where it is left out."""
+    values = ", ".join(f"{preset} {values[name]}" for preset, values in PRESETS.items())
+    return attrs.field(default=None, validator=validator, metadata=_words(f"{text}; by preset: {values}."))
+
+
 def _names(names: str | Sequence[str]) -> tuple[str, ...]:
     listed = (names,) if isinstance(names, str) else tuple(names) if isinstance(names, Iterable) else (names,)
     if not all(isinstance(name, str) for name in listed):
@@ -148,7 +173,10 @@ def _with_one(windows: Sequence[int]) -> tuple[int, ...]:
 
 
 def _path(path: str | os.PathLike[str] | None) -> str | None:
-    return None if path is None else os.fspath(path)
+    try:
+        return None if path is None else os.fspath(path)
+    except TypeError as error:
+        raise SdkerasError(f"a file is named by text or a path, got {path!r}.") from error
 
 
 @attrs.frozen(kw_only=True)
@@ -175,6 +203,7 @@ class TrainingOptions:
         None,
         "Loss in place of the compiled one: NAME[:FIELD[=VALUE]...] of a Keras loss, as huber:delta=0.1, or "
         "FILE.py:FUNCTION or MODULE:FUNCTION for a loss_fn(model, batch).",
+        must("a loss, not empty", lambda value: bool(value) or not isinstance(value, (str, list, tuple, dict))),
         metavar="LOSS",
         more="An uncompiled model needs it. A Keras loss object also works.",
     )
@@ -191,7 +220,12 @@ class TrainingOptions:
     )
     samples: int | None = option(None, "Number of samples to read of an endless data set.", COUNT)
     dtype: str = option(
-        "float32", "Precision of the Hessian-vector products (HVPs): 'float32' or 'float64'.", one_of(DTYPES)
+        "float32",
+        "Precision of the Hessian-vector products (HVPs): float32, float64, or mixed_bfloat16.",
+        one_of(PRECISIONS),
+        more="'mixed_bfloat16' has activations in bfloat16, and weights, gradients and sums in float32: products are "
+        "rounded to some per cent, which the report tells, and are verified in float64. It is not for steps of "
+        "training (`lyapunov`, `snapshots`, `map='full'`).",
     )
     seed: int = option(
         0,
@@ -201,17 +235,42 @@ class TrainingOptions:
         "projection and subsamples too.",
     )
     allow_unverified: bool = option(False, "Continue with an operator or a step that failed its verification.")
+    device: str = option(
+        "auto",
+        "Where products are made: auto (the first accelerator, or the processor), cpu, gpu, tpu, or gpu:0,gpu:1.",
+        must(
+            "auto, cpu, gpu, tpu, or one or several of a kind, as 'gpu:0,gpu:1'",
+            lambda value: isinstance(value, str) and re.fullmatch(DEVICE, value.strip().lower(), re.ASCII) is not None,
+        ),
+        metavar="DEVICE[,DEVICE...]",
+        more="'auto' takes the devices of the strategy in whose scope it is called, the first GPU or TPU, or the "
+        "processor. On an accelerator all vectors stay there; several share the batches of the data set, and runs. "
+        "'gpu' and 'tpu' take all of them. 'cpu:0' is the processor with an accelerator's kernels, 'cpu:0,cpu:1' two "
+        "logical devices of it: for trying those without one.",
+    )
+    micro_batch: int | None = option(
+        None,
+        "Compute each batch in parts of at most N examples, which saves memory and changes nothing but dropout masks.",
+        COUNT,
+        metavar="N",
+        more="Not with batch normalization in training mode, which couples the examples of a batch.",
+    )
     memory_gb: float | None = option(
         None,
         "Memory that bases, dense matrices and kept steps may take; default 60 % of what is free.",
         _MEMORY,
         metavar="GB",
     )
-    progress: Callable[[Progress], None] | None = option(
+    progress: Callable[[Progress], None] | bool | None = option(
         None,
-        "Function called with progress reports, along a trajectory after every step.",
-        must("a function of one argument", callable),
+        "Function called with progress reports, along a trajectory after every step; True shows a bar.",
+        must("True, or a function of one argument", lambda value: isinstance(value, bool) or callable(value)),
     )
+
+    @property
+    def tell(self) -> Callable[[Progress], None] | None:
+        """The function to call with progress reports; `takes_options` has put one in the place of True."""
+        return self.progress if callable(self.progress) else None
 
 
 @attrs.frozen(kw_only=True)
@@ -219,6 +278,14 @@ class EstimationOptions(TrainingOptions):
     """Options of everything that runs estimators on products."""
 
     product_mode: str = option("auto", f"How HVPs are computed: {', '.join(PRODUCT_MODES)}.", one_of(PRODUCT_MODES))
+    jit: str = option(
+        "auto",
+        "Compilation by XLA: on, off, or auto, which is on where there is a TPU.",
+        one_of(JIT),
+        more="On a TPU nothing else runs. On a CPU it makes products of very small nets faster and of convolutions "
+        "slower, and compiling takes several times as long. What is compiled is what is verified; dropout draws other "
+        "masks under XLA.",
+    )
     settings: Mapping[str, Mapping[str, Value]] = attrs.field(
         factory=dict,
         converter=_settings,
@@ -244,9 +311,14 @@ class Options(EstimationOptions):
         _TEXT,
         metavar="REGEX",
     )
-    samples: int = option(
-        4096, "Random subset for the data-set Hessian.", COUNT, more="Minibatches are drawn from all the data."
+    preset: str = option(
+        "standard",
+        "Values of the options that are left out: quick, standard or thorough.",
+        one_of(tuple(PRESETS)),
+        more="'quick' takes fewer samples and minibatches and a wider interval, as the callback does; 'thorough' a "
+        "narrow interval, with exact spectra of minibatches first where there are few parameters.",
     )
+    samples: int = _by_preset("samples", "Random subset for the data-set Hessian", COUNT)
     mode: str = option("train", "Mode of dropout and batch normalization: 'train' or 'inference'.", one_of(MODES))
     map: str = option(
         "auto",
@@ -271,14 +343,26 @@ class Options(EstimationOptions):
             "NAME",
         ),
     )
-    exact: bool = option(False, "Exact spectra of minibatches first (small models).")
+    exact: bool | None = attrs.field(
+        default=None,
+        validator=_FLAG,
+        metadata=_words(
+            "Exact spectra of minibatches first (small models).",
+            f"Default False; with the preset thorough, True up to {MOST_EXACT:,} parameters.",
+        ),
+    )
     exact_minibatches: int | None = option(
         None, "Number of minibatches with exact spectra; adaptive by default.", COUNT
     )
     runs: int | None = option(
         None, "Runs (minibatch and probe) of each estimator that is not exact, in place of the tolerance.", COUNT
     )
-    tolerance: float = option(0.05, "Target half-width of SD's interval, relative to the codimension.", _FRACTION)
+    tolerance: float = _by_preset(
+        "tolerance",
+        "Target half-width of SD's interval, relative to the codimension (0.5 dimensions at least)",
+        _FRACTION,
+    )
+    min_runs: int = _by_preset("min_runs", "Runs before SD's interval is first looked at", COUNT)
     max_hvps: int | None = option(
         None,
         "Budget of Hessian-vector products for all stages; required steps run anyway.",
@@ -309,8 +393,8 @@ class Options(EstimationOptions):
         "Also take the supremum of SD's definition over N snapshots of training, this checkpoint the first.",
         _WHOLE,
         metavar="N",
-        more="Training continues from here on a copy, with the real optimizer. The minibatches are those of the first "
-        "estimate, so that it costs N - 1 times its products; with max_hvps or time_limit it is held to its share.",
+        more="Training continues from here on a copy, with the real optimizer. At each snapshot four probes of the "
+        "pilot's minibatches: 4 N - 1 times the pilot's products; with max_hvps or time_limit it is held to its share.",
     )
     every: int | None = option(None, "Training steps between two snapshots.", _WHOLE, metavar="M")
     bound_inputs: Mapping[str, float] = attrs.field(
@@ -324,14 +408,56 @@ class Options(EstimationOptions):
     estimate_bound_inputs: bool = option(
         False, "Estimate loss_bound and lipschitz, where not given, from single examples (lower bounds)."
     )
+    checkpoint: str | None = attrs.field(
+        default=None,
+        converter=_path,
+        metadata=_words(
+            "Keep what is measured in this file, and go on from it if it is there.",
+            "Killed at any moment, the same call goes on to the same bits. max_hvps counts the products of all calls, "
+            "time_limit the seconds of each. The file is kept, and a finished one gives the answer again.",
+            "FILE",
+        ),
+    )
+    cluster: str | None = option(
+        None,
+        "Work on several hosts: the same command on each; tf-config, slurm or kubernetes says which there are.",
+        one_of(CLUSTERS),
+        metavar="|".join(CLUSTERS),
+        more="The first, the chief, keeps the checkpoint and makes the answer, which all return. In Python first call "
+        "`sdkeras.runs.cluster.join(cluster, timeout)`: TensorFlow finds hosts only before it makes anything.",
+    )
+    cluster_timeout: float = option(300.0, "Seconds to wait for the hosts of a cluster.", _FINITE, metavar="SECONDS")
+    scratch: str | None = attrs.field(
+        default=None,
+        converter=_path,
+        validator=must("a folder that exists and can be written to", lambda value: _is_folder(value)),
+        metadata=_words(
+            "Keep Lanczos bases that do not fit the memory in files in this folder.",
+            "Without it, runs whose bases do not fit do without reorthogonalisation. The files have no names and are "
+            "gone with the analysis.",
+            "DIR",
+        ),
+    )
     workers: int | None = option(
-        None, "Threads; default 1, or one per core where TensorFlow has one intra-op thread.", COUNT
+        None,
+        "Threads; default one per device, or per core where TensorFlow has one intra-op thread, or 1.",
+        COUNT,
     )
 
     def __attrs_post_init__(self) -> None:
+        for name, value in PRESETS[self.preset].items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
         for holds, words in self._contradictions():
             if holds:
                 raise SdkerasError(words)
+
+    @property
+    def preset_words(self) -> str:
+        """The preset, with the values of its options: 'quick: samples 1,024, tolerance 0.2, ...'."""
+        values = {name: getattr(self, name) for name in PRESETS[self.preset]}
+        known = [f"{name} {value:,}" for name, value in values.items() if not isinstance(value, (bool, type(None)))]
+        return f"{self.preset}: {', '.join([*known, *(['exact'] if values['exact'] else [])])}"
 
     @property
     def is_all_training(self) -> bool:
@@ -377,6 +503,20 @@ class Options(EstimationOptions):
                 count is not None and count < 2,
                 f"snapshots is {count}; it must be 2 or more, the checkpoint itself being the first.",
             ),
+            (
+                self.checkpoint is not None and not _is_writable(self.checkpoint),
+                f"the checkpoint {self.checkpoint!r} cannot be written there; give the name of a file in a folder that "
+                "exists.",
+            ),
+            (
+                self.dtype == MIXED and (full or self.lyapunov is not None or count is not None),
+                f"{_NO_STEPS}; take float32 (`dtype`), or leave out `map='full'`, `lyapunov` and `snapshots`.",
+            ),
+            (
+                self.dtype == MIXED and bool(self.exact or self.exact_minibatches),
+                f"exact spectra of products in {MIXED} would be exact to some per cent; take float32 (`dtype`), or "
+                "leave out `exact` and `exact_minibatches`.",
+            ),
             (every is not None and every < 1, f"every is {every}; it must be at least 1 step."),
             (
                 count is not None and not self.is_all_training,
@@ -384,6 +524,11 @@ class Options(EstimationOptions):
                 "or the snapshots (`snapshots`).",
             ),
         )
+
+
+def measurement_options(preset: str, options: Mapping[str, Value]) -> Options:
+    """The options of a measurement among others of one training: those given, and the preset's; max_hvps is of SD."""
+    return Options(preset=preset, **{"max_hvps": _MEASUREMENT_HVPS.get(preset), **options})
 
 
 @attrs.frozen(kw_only=True)
@@ -436,6 +581,8 @@ class LyapunovOptions(EstimationOptions):
     )
 
     def __attrs_post_init__(self) -> None:
+        if self.dtype == MIXED:
+            raise SdkerasError(f"{_NO_STEPS}; take float32 or float64 (`dtype`).")
         others = set(self.settings) - {self.estimator}
         if others:
             raise SdkerasError(
@@ -521,8 +668,22 @@ class LyapunovOptions(EstimationOptions):
 def _is_writable(path: str) -> bool:
     """Whether a file of this name can be kept where it is."""
     try:
-        return bool(path) and not Path(path).is_dir() and os.access(Path(path).parent, os.W_OK | os.X_OK)
+        return (
+            bool(path)
+            and "\0" not in path
+            and not Path(path).is_dir()
+            and os.access(Path(path).parent, os.W_OK | os.X_OK)
+        )
     except (OSError, ValueError):  # a name too long, a NUL in it
+        return False
+
+
+def _is_folder(path: str | None) -> bool:
+    """Whether a file can be made there."""
+    try:
+        with tempfile.TemporaryFile(dir=path):
+            return bool(path)
+    except (OSError, ValueError, TypeError):
         return False
 
 
@@ -569,7 +730,9 @@ def takes_options(
                 if name not in keywords:
                     hint = did_you_mean(name, keywords).strip()
                     raise TypeError(f"{function.__name__}() has no option {name!r}" + (f"; {hint}" if hint else "."))
-            return function(model, data, options(*args, **values))
+            checked = options(*args, **values)
+            with telling(cast(TrainingOptions, checked).progress) as tell:
+                return function(model, data, attrs.evolve(cast(Value, checked), progress=tell))
 
         signature = inspect.signature(function)
         inputs = list(signature.parameters.values())[:2]

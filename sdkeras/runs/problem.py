@@ -8,22 +8,24 @@ import numpy as np
 
 from sdkeras.dimension import stability
 from sdkeras.dimension.exponents import ExponentMap, exponent_map
-from sdkeras.errors import ModelError
+from sdkeras.errors import ModelError, counted
 from sdkeras.estimators.select import Chosen, chosen
 from sdkeras.files.compiled_part import compile_as
 from sdkeras.files.data_fit import check_data
 from sdkeras.files.keras_types import Data, Loss, Model, Optimizer
+from sdkeras.linalg.memory import memory_limit
 from sdkeras.linalg.operators import DiagonallyScaledOperator, DiagonallyShiftedOperator, SymmetricOperator
 from sdkeras.operators import minibatches, precision
 from sdkeras.operators.batch_loss import LossFn
 from sdkeras.operators.hessian import HessianOperator
 from sdkeras.operators.loss import EmpiricalLoss, check_model
+from sdkeras.operators.modes import MIXED
 from sdkeras.results.answers import ModelInfo, OptimizerInfo
 from sdkeras.results.arrays import Array
 from sdkeras.results.note import Note
 from sdkeras.runs import losses
 from sdkeras.runs.budget import Notes
-from sdkeras.runs.options import Options, TrainingOptions, parse_learning_rate
+from sdkeras.runs.options import MOST_EXACT, Options, TrainingOptions, parse_learning_rate
 from sdkeras.runs.provenance import optimizer_info
 from sdkeras.training_step import settings
 from sdkeras.training_step.optimizer import is_function, loaded_clone, parts_of, replica
@@ -115,6 +117,7 @@ def read_subject(
     num_samples: int,
     mode: str = "train",
     params: str | None = None,
+    jit: str = "auto",
 ) -> tuple[Subject, Notes]:
     """Reads and checks model and data; nothing is measured yet.
 
@@ -143,8 +146,19 @@ def read_subject(
         num_samples=num_samples,
         seed=options.seed,
         loss_fn=loss_fn,
+        jit=jit,
+        device=options.device,
+        micro_batch=options.micro_batch,
     )
-    return Subject(options=options, compiled_as=model, model=fitted, loss_fn=loss_fn, loss=loss), tuple(notes)
+    smaller = len(data.batch_ranges or ()) - len(data.full_ranges)
+    if smaller:
+        words = (
+            f"{counted(smaller, 'batch', 'batches')} of the dataset's {len(data.batch_ranges or ()):,} are not of size "
+            f"{data.batch_size}: minibatches of the sharpness dimension and the batch sharpness are the others."
+        )
+        notes.append(Note("smaller-batches", words))
+    subject = Subject(options=options, compiled_as=model, model=fitted, loss_fn=loss_fn, loss=loss.merged())
+    return subject, tuple(notes)
 
 
 def _with_loss(model: Model, loss: Loss, dtype: str) -> Model:
@@ -274,10 +288,24 @@ def read_problem(model: Model, data: Data, options: Options) -> tuple[Problem, N
     """
     chosen(options)  # an unknown estimator is reported before anything is read
     subject, notes = read_subject(
-        model, data, options, num_samples=options.samples, mode=options.mode, params=options.params
+        model,
+        data,
+        options,
+        num_samples=options.samples,
+        mode=options.mode,
+        params=options.params,
+        jit=options.jit,
     )
+    if options.exact is None:
+        options = attrs.evolve(options, exact=_is_small(subject.loss.size, options))
     problem, more = _problem(subject, options, subject.loss)
     return problem, (*notes, *more)
+
+
+def _is_small(size: int, options: Options) -> bool:
+    """Whether exact spectra make sense, take little time and fit the memory; the map full is of up to three times."""
+    state = 3 * size if options.map == "full" else size
+    return options.dtype != MIXED and state <= MOST_EXACT and 4 * 8 * state**2 <= memory_limit(options.memory_gb)
 
 
 def _problem(subject: Subject, options: Options, loss: EmpiricalLoss) -> tuple[Problem, Notes]:

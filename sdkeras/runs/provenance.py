@@ -10,7 +10,9 @@ import keras
 import tensorflow as tf
 
 from sdkeras._version import __version__
-from sdkeras.operators.minibatches import Source
+from sdkeras.operators.device import Devices
+from sdkeras.operators.loss import EmpiricalLoss
+from sdkeras.operators.modes import MIXED
 from sdkeras.results.answers import DataInfo, OptimizerInfo, OptimizerPart, Provenance
 from sdkeras.training_step.settings import OptimizerSettings
 
@@ -34,27 +36,34 @@ def optimizer_info(
     )
 
 
-def data_info(source: Source, num_samples_hessian: int) -> DataInfo:
+def data_info(loss: EmpiricalLoss) -> DataInfo:
     """The data of a report."""
-    weights = source.class_weight
-    named = None if weights is None else {str(label): weight for label, weight in weights.items()}
-    return DataInfo(source.num_samples, source.batch_size, num_samples_hessian, source.batch_size_source, named)
+    source, weights = loss.source, loss.source.class_weight
+    return DataInfo(
+        num_samples=source.num_samples,
+        batch_size=source.batch_size,
+        num_samples_hessian=loss.num_examples,
+        batch_size_source=source.batch_size_source,
+        class_weight=None if weights is None else {str(label): weight for label, weight in weights.items()},
+        micro_batch=loss.micro_batch,
+    )
 
 
-def provenance(source: Source, *, seed: int, dtype: str, num_hvps: int, started: float) -> Provenance:
+def provenance(loss: EmpiricalLoss, *, seed: int, num_hvps: int, started: float, preset: str = "") -> Provenance:
     """Versions, device, cost and data of an answer that is made now; `started` is of `time.monotonic`."""
     return Provenance(
         sdkeras=__version__,
         tensorflow=str(tf.__version__),
         keras=str(keras.__version__),
         python=platform.python_version(),
-        device=_device(),
+        device=device_name(loss.devices),
         seed=seed,
-        dtype=dtype,
+        dtype=MIXED if loss.function.is_mixed else loss.dtype.name,
         num_hvps=num_hvps,
         seconds=time.monotonic() - started,
-        data_digest=source.digest(),
+        data_digest=loss.source.digest(),
         created=utc_now(),
+        preset=preset,
     )
 
 
@@ -63,9 +72,16 @@ def utc_now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def _device() -> str:
-    gpus = tf.config.list_physical_devices("GPU")
-    if gpus:
-        details = tf.config.experimental.get_device_details(gpus[0])
-        return str(details.get("device_name", "GPU"))
-    return f"CPU ({platform.machine()})"
+def device_name(devices: Devices) -> str:
+    """The devices as a report names them."""
+    gpus = [int(name.rpartition(":")[2]) for name in devices.names if "GPU" in name]
+    physical = tf.config.list_physical_devices("GPU")
+    if gpus and len(physical) > max(gpus):
+        details = tf.config.experimental.get_device_details(physical[gpus[0]])
+        name = str(details.get("device_name", "GPU"))
+        return name if len(gpus) == 1 else f"{len(gpus)} x {name}"
+    if any("TPU" in name for name in devices.names):
+        return f"{len(devices.names)} x TPU"
+    logical = [name.rpartition("device:")[2].lower() for name in devices.names]
+    logical = logical if devices.on_device or len(logical) > 1 else []
+    return f"CPU ({', '.join([platform.machine(), *logical])})"

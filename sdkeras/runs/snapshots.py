@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 
 import attrs
 import numpy as np
 
 from sdkeras.dimension import pooling
 from sdkeras.dimension.exponents import ExponentMap
-from sdkeras.dimension.sampling import Outcome
+from sdkeras.dimension.sampling import AdaptiveSettings, Outcome
 from sdkeras.dimension.supremum import estimate_supremum
 from sdkeras.errors import BudgetError, NonFiniteError, counted
+from sdkeras.operators import controls
 from sdkeras.operators.hessian import HessianOperator
 from sdkeras.results.arrays import Array
 from sdkeras.results.dimension import Supremum
@@ -24,6 +26,8 @@ from sdkeras.training_step import settings
 from sdkeras.training_step.flow import TrainingFlow
 from sdkeras.training_step.map import UpdateMap
 
+# Probes whose quantile functions are averaged at each snapshot before the maximum is taken.
+NUM_PROBES = 4
 # What `UpdateMap` notes and the analysis does not know already; the rest is about its Jacobian.
 _NOTES = ("callable-learning-rate", "constraints")
 
@@ -86,7 +90,7 @@ def follow(step: UpdateMap, hessian: HessianOperator, problem: Problem, budget: 
             if snapshot is None:
                 break
             snapshots.append(snapshot)
-        ended = budget.stop()
+        ended = budget.stop(count * step.microbatches)  # here a gradient counts as a product
         if ended and count < total:
             reason = f"{ended} ended the training at step {count:,}"
             break
@@ -97,7 +101,7 @@ def _snapshot(
     flow: TrainingFlow, step: UpdateMap, hessian: HessianOperator, problem: Problem
 ) -> tuple[Snapshot | None, str]:
     """The snapshot where the training is; or None, and why its exponents are undefined."""
-    index, state, held = flow.index, flow.position, flow.held
+    index, state, held = flow.index, np.asarray(flow.position), flow.held
     rate = step.learning_rate(held)
     rate = problem.exponents.learning_rate if rate is None else rate
     if not (np.isfinite(rate) and rate > 0):
@@ -118,8 +122,9 @@ def supremum(
 ) -> tuple[tuple[Supremum, float] | None, Notes]:
     """The supremum from the minibatches of a single-point estimate, whose runs are those of snapshot 0.
 
-    Minibatches come in the estimate's order: all of them, or as many as the budget has room for. Run i has the same
-    minibatch, dropout masks and probe at every snapshot.
+    Minibatches come in the estimate's order: its pilot's, or as many as the budget has room for. Each has the same
+    dropout masks and the same probes at every snapshot. A quadrature's errors differ between snapshots, and a maximum
+    takes the highest: the quantile functions of several probes are averaged before.
 
     Returns:
         The supremum with the smallest exponent at any snapshot, or None where no minibatch was done at all of them.
@@ -131,80 +136,112 @@ def supremum(
         reached = len(trajectory.snapshots)
         words = f"the supremum is over {counted(reached, 'snapshot')}: {trajectory.reason}."
         notes.append(Note("snapshots", words))
-    if 0 < len(runs) < len(outcome.runs):
-        words = (
-            f"the supremum is over {len(runs)} of the {len(outcome.runs)} minibatches of the single-point "
-            "estimate: the budget ended, or Ctrl-C."
-        )
+    wanted = _num_minibatches(problem, outcome)
+    if 0 < len(runs) < wanted:
+        words = f"the supremum is over {len(runs)} of {wanted} minibatches: the budget ended, or Ctrl-C."
         notes.append(Note("supremum-cut-short", words))
     name = outcome.sharpness_dimension.estimator
     return _result(problem, trajectory, runs, name, spent) if runs else None, tuple(notes)
 
 
+def _num_minibatches(problem: Problem, outcome: Outcome) -> int:
+    """Minibatches of the supremum: those of a pilot, whole epochs where these are short; all of exact spectra."""
+    exact = all(run.exact for run in outcome.runs)
+    pilot = controls.frame(problem.loss).pilot(AdaptiveSettings().min_runs)
+    return len(outcome.runs) if exact else min(len(outcome.runs), pilot)
+
+
 def _spectra(
     problem: Problem, budget: Budget, trajectory: Trajectory, outcome: Outcome
-) -> tuple[Trajectory, list[list[Spectrum]], int]:
+) -> tuple[Trajectory, list[list[list[Spectrum]]], int]:
     """One minibatch after the other at every snapshot, until all are done or the budget ends.
 
     Returns:
-        The trajectory, without snapshots where products overflow; for each complete minibatch the spectrum at every
-        snapshot; the products beyond those of the estimate at the checkpoint.
+        The trajectory, without snapshots where products overflow; for each complete minibatch and each snapshot the
+        spectra of all its probes; the products beyond those of the estimate at the checkpoint.
     """
-    estimated, room = outcome.sharpness_dimension, budget.resources
-    how = sampling(problem, estimated.estimator)
-    estimator = how.of_a_run(estimated.num_steps, room)
-    wanted, group = len(outcome.runs), room.workers_for(exact=how.exact)
+    room, how = budget.resources, sampling(problem, outcome.sharpness_dimension.estimator)
+    estimator = how.of_a_run(outcome.num_steps, room)
+    wanted, group = _num_minibatches(problem, outcome), room.workers_for(exact=how.exact)
     dearest = max(run.num_matvecs for run in outcome.runs)
-    runs: list[list[Spectrum]] = []
+    probes = range(1 if how.exact else NUM_PROBES)
+    runs: list[list[list[Spectrum]]] = []
     spent = 0
 
-    def spectrum(task: tuple[int, Snapshot]) -> Spectrum | None:
-        index, snapshot = task
+    def spectrum(task: tuple[int, int, int]) -> Spectrum | None:
+        index, place, probe = task
+        snapshot = trajectory.snapshots[place]
         of_snapshot = HessianRuns(problem, snapshot.hessian, scaling=snapshot.scaling)
+        of_snapshot.probe = probe
         try:
             return of_snapshot.run(estimator, index, budget, exact=False)
         except NonFiniteError:
             return None
 
     with room.mapper(exact=how.exact) as mapper:
+
+        def at_each(tasks: list[tuple[int, int, int]]) -> tuple[Spectrum | None, ...]:
+            return tuple(mapper(spectrum, tasks))
+
         while len(runs) < wanted:
-            later = trajectory.snapshots[1:]
-            count = next((k for k in (group, 1) if not budget.stop(k * len(later) * dearest)), 0)
+            places = range(len(trajectory.snapshots))
+            each = [(place, probe) for place in places for probe in probes][1:]  # the first is the estimate's own run
+            count = next((k for k in (group, 1) if not budget.stop(k * len(each) * dearest)), 0)
             if count == 0:
                 break
-            budget.tell(f"supremum over {len(later) + 1} snapshots: minibatch {len(runs) + 1:,} of {wanted:,}")
+            budget.tell(f"supremum over {len(places)} snapshots: minibatch {len(runs) + 1:,} of {wanted:,}")
             indices = range(len(runs), min(len(runs) + count, wanted))
-            tasks = [(index, snapshot) for index in indices for snapshot in later]
+            tasks = [(index, place, probe) for index in indices for place, probe in each]
             try:
-                spectra = list(mapper(spectrum, tasks))
+                spectra = budget.once(
+                    f"{how.name}: runs {indices[0]} to {indices[-1]} at snapshots 0 to {len(places) - 1}",
+                    functools.partial(at_each, tasks),
+                    tuple[Spectrum | None, ...],
+                )
             except BudgetError:  # inside a run: what is complete stays
                 break
             spent += sum(one.num_matvecs for one in spectra if one is not None)
-            places = [1 + k % len(later) for k, one in enumerate(spectra) if one is None]
-            if places:
-                trajectory = trajectory.cut(min(places))
-                runs = [run[: min(places)] for run in runs]
-            for k, index in enumerate(indices):
-                after = spectra[k * len(later) :][: len(trajectory.snapshots) - 1]
-                runs.append([outcome.runs[index], *(one for one in after if one is not None)])
+            found = dict(zip(tasks, spectra, strict=True)) | {(index, 0, 0): outcome.runs[index] for index in indices}
+            overflowed = [place for (_, place, _), one in found.items() if one is None]
+            if overflowed:
+                trajectory = trajectory.cut(min(overflowed))
+                runs = [run[: min(overflowed)] for run in runs]
+            runs += [_of_minibatch(found, index, len(trajectory.snapshots), probes) for index in indices]
     return trajectory, runs, spent
 
 
+def _of_minibatch(
+    found: Mapping[tuple[int, int, int], Spectrum | None], index: int, num_snapshots: int, probes: Sequence[int]
+) -> list[list[Spectrum]]:
+    """The spectra of one minibatch, by snapshot and probe."""
+    each = [[found[index, place, probe] for probe in probes] for place in range(num_snapshots)]
+    return [[one for one in spectra if one is not None] for spectra in each]
+
+
 def _result(
-    problem: Problem, trajectory: Trajectory, runs: list[list[Spectrum]], estimator: str, spent: int
+    problem: Problem, trajectory: Trajectory, runs: list[list[list[Spectrum]]], estimator: str, spent: int
 ) -> tuple[Supremum, float]:
     """The supremum over the complete minibatches, at least one, and the smallest exponent."""
     snapshots, first = trajectory.snapshots, problem.exponents
     size = first.branches * problem.loss.size
-    maps = list(enumerate(snapshot.exponents for snapshot in snapshots))
+    readings = [
+        [
+            [pooling.read(spectrum, snapshot.exponents) for spectrum in spectra]
+            for snapshot, spectra in zip(snapshots, run, strict=True)
+        ]
+        for run in runs
+    ]
     correct = all(
-        pooling.repeated_eigenvalues([run[place] for run in runs], exponents) is None for place, exponents in maps
+        pooling.repeated_eigenvalues([one for run in readings for one in run[place]]) is None
+        for place in range(len(snapshots))
     )
-    measures = []
-    for run in runs:
-        atoms = [(exponents, pooling.as_atoms(run[place], exponents, correct)) for place, exponents in maps]
-        measures.append([(exponents(one.nodes), exponents.spread(one.weights)) for exponents, one in atoms])
-    estimated = estimate_supremum(measures, size)
+    measures = [
+        [[(one.z, one.corrected_masses if correct else one.raw_masses) for one in spectra] for spectra in run]
+        for run in readings
+    ]
+    known, num_probes = controls.population(problem.loss), len(measures[0][0])
+    estimated = estimate_supremum(measures, size, known)
+    half = [[spectra[: num_probes // 2] for spectra in run] for run in measures] if num_probes > 1 else []
     record = Supremum(
         value=estimated.value,
         interval=estimated.interval,
@@ -217,7 +254,9 @@ def _result(
         num_minibatches=len(runs),
         single_point_value=float(estimated.per_snapshot[0]),
         per_snapshot_values=estimated.per_snapshot,
-        approximate=not all(spectrum.exact for run in runs for spectrum in run),
+        approximate=not all(one.exact for run in runs for spectra in run for one in spectra),
+        num_probes=num_probes,
+        probe_bias=estimate_supremum(half, size, known).value - estimated.value if half else None,
         estimator=estimator,
         num_hvps=spent,
         map=first.name,
@@ -225,7 +264,7 @@ def _result(
         state_size=size,
         stopped_at=trajectory.stopped_at,
     )
-    return record, min(float(np.min(z)) for run in measures for z, _ in run)
+    return record, min(float(np.min(z)) for run in measures for spectra in run for z, _ in spectra)
 
 
 def about_step(step: UpdateMap) -> Iterator[Note]:

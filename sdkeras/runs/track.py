@@ -23,20 +23,19 @@ from sdkeras.files.keras_types import Config, Data, Model
 from sdkeras.operators import minibatches
 from sdkeras.operators.batch_loss import keras_structure
 from sdkeras.operators.minibatches import Source
+from sdkeras.reporting.progress_bar import telling
 from sdkeras.results import log as run_log
 from sdkeras.results.arrays import Value
 from sdkeras.results.log import Measurement, RunLog
 from sdkeras.results.progress import Progress
 from sdkeras.runs import losses
 from sdkeras.runs.monitor import (
-    DEFAULT_MAX_HVPS,
-    DEFAULT_SAMPLES,
-    DEFAULT_TOLERANCE,
     MEASURES,
     Monitor,
     check_measures,
     failed_measurement,
 )
+from sdkeras.runs.options import DEFAULT_PRESET, measurement_options
 
 _STATE = "sharpness-state.npz"
 # Of the checkpoint measured last and the one before: a kill may come before or after its line in the log.
@@ -53,7 +52,7 @@ def track(  # noqa: PLR0913  # public: each argument is one that a user names
     measures: Sequence[str] = MEASURES,
     custom_objects: Mapping[str, object] | None = None,
     safe_mode: bool = True,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[Progress], None] | bool | None = None,
     **options: Value,
 ) -> RunLog:
     """Measures checkpoints one after the other and keeps the numbers in a run log.
@@ -73,7 +72,7 @@ def track(  # noqa: PLR0913  # public: each argument is one that a user names
         measures: Keys to measure; see `sdkeras.callbacks.SharpnessDimension`.
         custom_objects: The user's own classes.
         safe_mode: Keras' `safe_mode`, see `sdkeras.files.models.load_model`.
-        progress: Function called with the name of the present stage.
+        progress: Function called with the name of the present stage; True shows a bar.
         **options: Options of `sdkeras.runs.monitor.Monitor`; bound_inputs and estimate_bound_inputs for the
             generalization bounds at each checkpoint, class_weight where `fit` had one.
 
@@ -100,10 +99,9 @@ def track(  # noqa: PLR0913  # public: each argument is one that a user names
         measures=names,
         keys=keys,
         options=options,
-        progress=progress,
     )
     try:
-        with keras.saving.custom_object_scope(dict(custom_objects or {})):
+        with telling(progress) as run.progress, keras.saving.custom_object_scope(dict(custom_objects or {})):
             with contextlib.closing(run_log.claim(run.place)):
                 return run.over(paths)
     except OSError as error:
@@ -130,7 +128,7 @@ class _Tracking:
     measures: tuple[str, ...]
     keys: tuple[str, ...]
     options: dict[str, Value]
-    progress: Callable[[Progress], None] | None
+    progress: Callable[[Progress], None] | None = None
     of_weights: Model = None
     monitor: Monitor | None = None
     states: list[Nested] = attrs.field(factory=list)
@@ -195,10 +193,12 @@ class _Tracking:
 
     def _settings(self) -> dict[str, str]:
         """All options that a number depends on, as text."""
-        defaults = {"samples": DEFAULT_SAMPLES, "tolerance": DEFAULT_TOLERANCE, "max_hvps": DEFAULT_MAX_HVPS}
-        chosen = {
-            name: value for name, value in self.options.items() if name not in ("seed", "batch_size", "memory_gb")
-        }
+        preset = self.options.get("preset", DEFAULT_PRESET)
+        by_preset = attrs.asdict(measurement_options(preset, {}), recurse=False)
+        named = ("samples", "tolerance", "max_hvps", *([] if preset == DEFAULT_PRESET else ["min_runs"]))
+        defaults = {name: by_preset[name] for name in named}
+        elsewhere = ("seed", "batch_size", "memory_gb", "preset")  # in the header, or in the values
+        chosen = {name: value for name, value in self.options.items() if name not in elsewhere}
         known = {name: value for name, value in sorted((defaults | chosen).items()) if value is not None}
         words = {"loss": losses.loss_words, "loss_fn": losses.function_name}
         settings = {name: words.get(name, _text)(value) for name, value in known.items()}

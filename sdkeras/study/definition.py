@@ -41,8 +41,8 @@ _TABLES = ("study", "grid", "measures", "trajectory", "analysis")
 _STUDY_KEYS = ("name", "text", "model", "data", "test_data", "epochs", "steps", "stop", "class_weight")
 _STOP_KEYS = ("loss_below", "loss_above", "accuracy_below", "accuracy_above")
 _ANALYSIS_KEYS = (
-    *("learning_rate", "samples", "mode", "map", "dtype", "product_mode", "runs", "tolerance", "max_hvps"),
-    "time_limit",
+    *("learning_rate", "samples", "mode", "map", "dtype", "product_mode", "jit", "runs", "tolerance", "max_hvps"),
+    *("time_limit", "device", "micro_batch"),
 )
 _MOST_RUNS = 100_000
 

@@ -84,7 +84,8 @@ def _walk(
         if recording.stopped_at is not None:
             break
         if count % every == 0:
-            recording.add(count, [flow.position[entries].reshape(shape) for entries, shape in slices])
+            position = np.asarray(flow.position)
+            recording.add(count, [position[entries].reshape(shape) for entries, shape in slices])
         progress(count)
     return recording.finished()
 
@@ -121,8 +122,8 @@ def forward(model: Model, data: Data, options: ForwardOptions) -> TrajectoryMeas
     started = time.monotonic()
 
     def tell(stage: str) -> None:
-        if options.progress is not None:
-            options.progress(Progress(stage, 0))
+        if options.tell is not None:
+            options.tell(Progress(stage, 0))
 
     tell("reading the model and the data")
     training = _read(model, data, options)
@@ -169,7 +170,7 @@ def plan(model: Model, data: Data, options: ForwardOptions) -> ForwardPlan:
     """Size and cost of `forward` with the same arguments, from one timed gradient; computes nothing else."""
     training = _read(model, data, options)
     function, count, examples = training.loss, options.num_iterates, _num_examples(training, options)
-    gradient, activations = timed_gradient(function)
+    gradient, activations, _ = timed_gradient(function, function.minibatch(0))
     # A third of a gradient's work is its forward pass.
     losses = count * gradient * examples / function.source.batch_size / 3
     metrics = 2 if examples else 1
@@ -230,11 +231,9 @@ def _bytes(training: Training, options: ForwardOptions) -> int:
 def _simulation(training: Training, step: UpdateMap, options: ForwardOptions, started: float) -> Simulation:
     function = training.loss
     return Simulation(
-        provenance=provenance(
-            function.source, seed=options.seed, dtype=options.dtype, num_hvps=step.num_products, started=started
-        ),
+        provenance=provenance(function, seed=options.seed, num_hvps=step.num_products, started=started),
         model=training.model_info(),
-        data=data_info(function.source, function.num_examples),
+        data=data_info(function),
         optimizer=training.optimizer_info(),
         num_steps=options.steps,
         step_error=step.verification.step_error,

@@ -9,7 +9,7 @@ import numpy as np
 
 from sdkeras.errors import NonFiniteError, PluginError
 from sdkeras.estimators.kinds import KINDS, Estimator, Result, Source
-from sdkeras.linalg.operators import DenseOperator, FunctionOperator
+from sdkeras.linalg.operators import DenseOperator, FunctionOperator, OperatorBatch
 from sdkeras.results.arrays import SMALLEST_FACTOR, Array, DType, FloatArray
 from sdkeras.results.estimates import Eigenpairs, LyapunovExponents, SingularValues, Spectrum, TraceEstimate
 from sdkeras.testing.operators import CountingOperator, MatrixFlow, MatrixMap, dense_operator, rotation
@@ -30,8 +30,8 @@ def check_estimator(estimator: Estimator) -> None:
     Checked for float32 and float64, on a spectrum with negative, zero and repeated eigenvalues (singular values), on
     one dimension and on a zero operator: the class is declared, the result has the kind's type, the same seed gives
     the same numbers, `num_matvecs` counts the products that were spent, weights sum to the size, values lie where the
-    spectrum is, residuals hold, a trace and the mean square of singular values are unbiased, and an operator that
-    gives NaN raises NonFiniteError.
+    spectrum is, residuals hold, a trace and the mean square of singular values are unbiased, an operator that gives NaN
+    raises NonFiniteError, and `estimate_many`, where it is declared, gives what `estimate` does.
 
     Args:
         estimator: An instance with the settings to check, for example `MySLQ(num_steps=20)`.
@@ -104,9 +104,42 @@ def _check_symmetric(contract: _Contract, dtype: DType) -> None:
         # Rounding: eps for each of n terms of a product, ten times over.
         tolerance = 10 * len(eigenvalues) * float(np.finfo(dtype).eps) * float(np.max(np.abs(eigenvalues)))
         _check_values(contract, result, operator, eigenvalues, tolerance, where)
+        if type(contract.estimator).__sdkeras__.capabilities.many:
+            _check_many(contract, operator, where)
     size = len(_EIGENVALUES)
     broken = FunctionOperator(size, lambda vector: np.full(size, np.nan, dtype), dtype)
     contract.require_nan_error(broken, f"products of NaN, {dtype.name}")
+
+
+def _check_many(contract: _Contract, operator: DenseOperator, where: str) -> None:
+    """Of operators whose Krylov spaces end at different steps, each row is the single run with its seed."""
+    size, scale = operator.size, operator.dtype.type(0.5)
+    smaller, multiple = DenseOperator(scale * operator.matrix), DenseOperator(np.eye(size, dtype=operator.dtype))
+    counting = [CountingOperator(each) for each in (operator, multiple, smaller)]
+    seeds = [_SEED + row for row in range(len(counting))]
+    try:
+        many = contract.estimator.estimate_many(OperatorBatch(counting), seeds=seeds)
+    except PluginError:
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"{contract.who}: estimate_many raises {type(error).__name__}: {error} (on {where})."
+        ) from error
+    for row, (source, seed) in enumerate(zip(counting, seeds, strict=True)):
+        result, single = many[row], _moments(contract.run(source.operator, where, seed))
+        which = f"operator {row} of estimate_many"
+        same = result.num_matvecs == source.count and result.seed == seed
+        contract.require(same, f"num_matvecs or seed of {which} is not what was spent or given", where)
+        rounding = 1000 * float(np.finfo(operator.dtype).eps) * max(1.0, float(np.max(np.abs(single), initial=0.0)))
+        alike = np.shape(_moments(result)) == np.shape(single) and np.allclose(_moments(result), single, 0, rounding)
+        contract.require(bool(alike), f"{which} has other values than estimate gives", where)
+
+
+def _moments(result: Result) -> FloatArray:
+    """Numbers of a result that rounding changes little, whatever ended its run."""
+    if isinstance(result, Spectrum):
+        return np.array([result.weights @ result.nodes, result.weights @ result.nodes**2])
+    return np.atleast_1d(result.values if isinstance(result, Eigenpairs) else result.value)
 
 
 def _check_values(

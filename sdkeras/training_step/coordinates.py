@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import attrs
 import keras
@@ -11,6 +13,8 @@ import numpy as np
 from sdkeras import seeds
 from sdkeras.files.keras_types import Optimizer
 from sdkeras.linalg.operators import LinearMap
+from sdkeras.linalg.probes import space_of
+from sdkeras.linalg.vectors import joined_rows
 from sdkeras.results.arrays import Array
 from sdkeras.training_step.map import UpdateMap
 
@@ -41,30 +45,46 @@ class Coordinates:
 
     def forward(self, columns: Array) -> Array:
         """X -> C X."""
-        return self._sheared(self._scaled(np.array(columns), np.multiply), self.shear)
+        return _joined(self._sheared(self._scaled(self._parts(columns), 1), self.shear))
 
     def backward(self, columns: Array) -> Array:
         """Y -> C^-1 Y."""
-        return self._scaled(self._sheared(np.array(columns), -self.shear), np.divide)
+        return _joined(self._scaled(self._sheared(self._parts(columns), -self.shear), -1))
 
     def forward_transposed(self, columns: Array) -> Array:
         """U -> C' U."""
-        return self._scaled(self._sheared(np.array(columns), self.shear, transposed=True), np.multiply)
+        return _joined(self._scaled(self._sheared(self._parts(columns), self.shear, transposed=True), 1))
 
     def backward_transposed(self, columns: Array) -> Array:
         """U -> C^-T U."""
-        return self._sheared(self._scaled(np.array(columns), np.divide), -self.shear, transposed=True)
+        return _joined(self._sheared(self._scaled(self._parts(columns), -1), -self.shear, transposed=True))
 
-    def _scaled(self, columns: Array, operation: np.ufunc) -> Array:
+    def _parts(self, columns: Array) -> _Parts:
+        """The columns, cut wherever something is scaled or added, by where each part starts."""
+        places = [place for place, _ in self.scales] + [place for pair in self.pairs for place in pair]
+        edges = {edge for place in places for edge in (place.start, place.stop)}
+        return {low: columns[low:high] for low, high in itertools.pairwise(sorted({0, len(columns), *edges}))}
+
+    def _scaled(self, parts: _Parts, power: int) -> _Parts:
         for place, factor in self.scales:
-            operation(columns[place], factor, out=columns[place])
-        return columns
+            for low in parts:
+                if place.start <= low < place.stop:
+                    parts[low] = parts[low] * factor if power == 1 else parts[low] / factor
+        return parts
 
-    def _sheared(self, columns: Array, shear: float, *, transposed: bool = False) -> Array:
+    def _sheared(self, parts: _Parts, shear: float, *, transposed: bool = False) -> _Parts:
         for weights, velocity in self.pairs:
             target, source = (velocity, weights) if transposed else (weights, velocity)
-            columns[target] += shear * columns[source]
-        return columns
+            parts[target.start] = parts[target.start] + shear * parts[source.start]
+        return parts
+
+
+# Rows of columns [N, k], or entries of a vector, by where they start in the state.
+_Parts: TypeAlias = dict[int, Array]
+
+
+def _joined(parts: _Parts) -> Array:
+    return joined_rows(*(parts[low] for low in sorted(parts)))
 
 
 class ConjugatedMap:
@@ -75,6 +95,7 @@ class ConjugatedMap:
         self.coordinates = coordinates
         self.size = source.size
         self.dtype = source.dtype
+        self.space = space_of(source)
 
     def jvp(self, vector: Array) -> Array:
         """C J C^-1 v."""

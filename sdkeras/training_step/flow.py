@@ -11,6 +11,7 @@ from sdkeras.errors import SdkerasError
 from sdkeras.files.archive import Nested
 from sdkeras.files.keras_types import Tensor
 from sdkeras.linalg.operators import TangentFlow
+from sdkeras.linalg.probes import Space, space_of
 from sdkeras.results.arrays import Array, DType
 from sdkeras.training_step.coordinates import Coordinates
 from sdkeras.training_step.map import UpdateMap
@@ -35,7 +36,7 @@ class TrainingFlow:
         size: Length N of the state, and of a tangent.
         dtype: Dtype of the tangents.
         index: Steps made since the start.
-        position: The optimizer's state x_t after them, shape [N].
+        position: The optimizer's state x_t after them, shape [N]; where the tangents live.
         held: Values that the next step reads beside the state, by name.
 
     Example:
@@ -56,6 +57,10 @@ class TrainingFlow:
     def dtype(self) -> DType:
         return self._start.dtype
 
+    @property
+    def space(self) -> Space | None:
+        return self._start.space
+
     @functools.cached_property
     def _about(self) -> dict[str, object]:
         source = self._start.loss.source
@@ -64,15 +69,17 @@ class TrainingFlow:
             "data": source.digest(),
             "batch size": source.batch_size,
             "batches of the data set": source.batch_ranges is not None,
+            **({"jit": True} if self._start.loss.gradients.jit else {}),  # other masks; files without it had none
             "mode": "train" if self._start.loss.function.training else "inference",
             "product mode": self._start.verification.hessian.mode,
+            **({} if self._start.loss.micro_batch is None else {"parts of batches": self._start.loss.micro_batch}),
         }
 
     def reset(self, seed: int) -> None:
         """Back to the checkpoint, with the seed's order of minibatches and dropout masks."""
         self._seed = seed
         self._map = self._start if seed == self._start.loss.seed else self._start.with_seed(seed)
-        self.position: Array = self._start.state
+        self.position: Array | Tensor = space_of(self).moved(self._start.state)
         self.held: dict[str, Array] = self._start.held
         self.index = 0
 
@@ -98,7 +105,7 @@ class TrainingFlow:
             "about": dict(self._about),
             "seed": self._seed,
             "step": self.index,
-            "state": self.position,
+            "state": np.asarray(self.position),
             "held": dict(self.held),
         }
 
@@ -117,7 +124,8 @@ class TrainingFlow:
         if differing:
             raise SdkerasError(f"the saved state is of another trajectory; it differs in: {', '.join(differing)}.")
         self.reset(int(state["seed"]))
-        self.position, self.held, self.index = array.copy(), dict(state["held"]), int(state["step"])
+        self.position = space_of(self).moved(array.copy())
+        self.held, self.index = dict(state["held"]), int(state["step"])
 
 
 def _shapes(held: Mapping[str, Array]) -> dict[str, tuple[object, ...]]:

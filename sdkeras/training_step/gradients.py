@@ -22,7 +22,6 @@ from sdkeras.files.keras_types import Compiled, Tensor
 from sdkeras.operators.batch_loss import Batch
 from sdkeras.operators.engine import Engine, over_rows, vectorized_if_possible
 from sdkeras.operators.layout import Layout, joined
-from sdkeras.results.arrays import Array
 
 
 @attrs.frozen
@@ -62,19 +61,16 @@ class GradientLayout:
             parts[k] = tf.IndexedSlices(parts[k], indices, tf.constant(self.weights.shapes[k]))
         return parts
 
-    def merged(self, arrays: Sequence[Array], counts: Sequence[Sequence[int]]) -> Array:
-        """Arrays of several batches as one, along the last axis: rows one after the other, all else summed."""
-        if len(arrays) == 1:
-            return arrays[0]
-        split = [[a[..., place] for place in self.slices(sizes)] for a, sizes in zip(arrays, counts, strict=True)]
-        merged: Array = np.concatenate(
-            [
-                np.concatenate(pieces, axis=-1) if k in self.looked_up else np.sum(pieces, axis=0)
-                for k, pieces in enumerate(zip(*split, strict=True))
-            ],
-            axis=-1,
-        )
-        return merged
+    def merged(self, tensors: Sequence[Tensor], counts: Sequence[Sequence[int]]) -> Tensor:
+        """Tensors of several batches as one, along the last axis: rows one after the other, all else summed."""
+        if len(tensors) == 1:
+            return tensors[0]
+        split = [[x[..., place] for place in self.slices(sizes)] for x, sizes in zip(tensors, counts, strict=True)]
+        merged = [
+            tf.concat(pieces, axis=-1) if k in self.looked_up else tf.add_n(pieces)
+            for k, pieces in enumerate(zip(*split, strict=True))
+        ]
+        return tf.concat(merged, axis=-1)
 
     def row_size(self, k: int) -> int:
         """Entries of a row of a variable."""
@@ -84,7 +80,7 @@ class GradientLayout:
 class Gradients:
     """Gradients of a weighted sum of batches, each variable's as one tensor of its shape, so that dG is the Hessian.
 
-    Tangents and cotangents are the rows of a matrix.
+    Tangents and cotangents are the rows of a matrix; all are tensors.
     """
 
     def __init__(self, engine: Engine, looked_up: tuple[int, ...] = ()) -> None:
@@ -94,23 +90,19 @@ class Gradients:
     def gradient(self, point: Tensor, batches: Sequence[Batch]) -> Gradient:
         return Gradient(_sum(lambda batch: self._engine.gradient(point, batch), batches))
 
-    def push(self, point: Tensor, tangents: Array, batches: Sequence[Batch]) -> Array:
+    def push(self, point: Tensor, tangents: Tensor, batches: Sequence[Batch]) -> Tensor:
         """dG t: [k, n] to [k, size of G]."""
         if len(tangents) == 1:
-            vector = tf.constant(tangents[0])
-            product: Array = _sum(lambda batch: self._engine.product(point, vector, batch), batches).numpy()
-            return product[None]
-        block = tf.constant(tangents)
-        products: Array = _sum(lambda batch: self._engine.products(point, block, batch), batches).numpy()
-        return products
+            vector = tf.reshape(tangents, [-1])
+            return _sum(lambda batch: self._engine.product(point, vector, batch), batches)[None]
+        return _sum(lambda batch: self._engine.products(point, tangents, batch), batches)
 
-    def gradient_and_push(self, point: Tensor, tangents: Array, batches: Sequence[Batch]) -> tuple[Gradient, Array]:
+    def gradient_and_push(self, point: Tensor, tangents: Tensor, batches: Sequence[Batch]) -> tuple[Gradient, Tensor]:
         """The gradient and dG t, over one shared first pass."""
-        block = tf.constant(tangents)
-        gradient, products = _sum(lambda batch: self._engine.gradient_and_products(point, block, batch), batches)
-        return Gradient(gradient), products.numpy()
+        gradient, products = _sum(lambda batch: self._engine.gradient_and_products(point, tangents, batch), batches)
+        return Gradient(gradient), products
 
-    def pull(self, point: Tensor, gradient: Gradient, cotangents: Array, batches: Sequence[Batch]) -> Array:
+    def pull(self, point: Tensor, gradient: Gradient, cotangents: Tensor, batches: Sequence[Batch]) -> Tensor:
         """dG' c: [k, size of G] to [k, n]."""
         return self.push(point, cotangents, batches)
 
@@ -192,10 +184,10 @@ class RowGradients(Gradients):
 
         return self._engine.traced(graph, tf.TensorSpec([None, None], dtype))
 
-    def _call(self, kind: str, point: Tensor, rows: Array, batch: Batch) -> Tensor:
+    def _call(self, kind: str, point: Tensor, rows: Tensor, batch: Batch) -> Tensor:
         engine = self._engine
         engine.count(len(rows))
-        arguments = (point, tf.constant(rows), *engine.arguments(batch))
+        arguments = (point, rows, *engine.arguments(batch))
         if kind not in self._functions:
             graph = {"push": self._push_graph, "pull": self._pull_graph}[kind]
             self._functions[kind] = vectorized_if_possible(graph, *arguments)
@@ -206,35 +198,42 @@ class RowGradients(Gradients):
     def gradient(self, point: Tensor, batches: Sequence[Batch]) -> Gradient:
         if "gradient" not in self._functions:
             self._functions["gradient"] = self._engine.traced(self._gradient_graph)
+        batches = _pieces(batches)
         gradients = [self._functions["gradient"](point, *self._engine.arguments(batch)) for batch in batches]
         return self._gathered([values for values, *_ in gradients], [rows for _, *rows in gradients])
 
-    def push(self, point: Tensor, tangents: Array, batches: Sequence[Batch]) -> Array:
+    def push(self, point: Tensor, tangents: Tensor, batches: Sequence[Batch]) -> Tensor:
         return self.gradient_and_push(point, tangents, batches)[1]
 
-    def gradient_and_push(self, point: Tensor, tangents: Array, batches: Sequence[Batch]) -> tuple[Gradient, Array]:
+    def gradient_and_push(self, point: Tensor, tangents: Tensor, batches: Sequence[Batch]) -> tuple[Gradient, Tensor]:
+        batches = _pieces(batches)
         by_batch = [self._call("push", point, tangents, batch) for batch in batches]
         gradient = self._gathered([values for values, *_ in by_batch], [rows for _, _, *rows in by_batch])
-        return gradient, self.layout.merged([pushed.numpy() for _, pushed, *_ in by_batch], gradient.counts)
+        return gradient, self.layout.merged([pushed for _, pushed, *_ in by_batch], gradient.counts)
 
-    def pull(self, point: Tensor, gradient: Gradient, cotangents: Array, batches: Sequence[Batch]) -> Array:
+    def pull(self, point: Tensor, gradient: Gradient, cotangents: Tensor, batches: Sequence[Batch]) -> Tensor:
         pieces = [cotangents[:, place] for place in self.layout.slices(np.sum(gradient.counts, axis=0))]
-        total: Array = np.zeros((len(cotangents), self._engine.size), cotangents.dtype)
-        for batch, counts in zip(batches, gradient.counts, strict=True):
+        pulled = []
+        for batch, counts in zip(_pieces(batches), gradient.counts, strict=True):
             columns = list(pieces)
             for k in self.layout.looked_up:
-                width = self.layout.slices(counts)[k]
-                columns[k], pieces[k] = np.split(pieces[k], [width.stop - width.start], axis=1)
-            total += self._call("pull", point, np.concatenate(columns, axis=1), batch).numpy()
-        return total
+                place = self.layout.slices(counts)[k]
+                width = place.stop - place.start
+                columns[k], pieces[k] = pieces[k][:, :width], pieces[k][:, width:]
+            pulled.append(self._call("pull", point, tf.concat(columns, axis=1), batch))
+        return tf.add_n(pulled)
 
     def _gathered(self, values: Sequence[Tensor], rows: Sequence[Sequence[Tensor]]) -> Gradient:
         """The gradients of several batches as one."""
         counts = tuple(tuple(int(indices.shape[0]) for indices in table) for table in rows)
         if len(values) == 1:
             return Gradient(values[0], tuple(rows[0]), counts)
-        total = tf.constant(self.layout.merged([each.numpy() for each in values], counts))
+        total = self.layout.merged(values, counts)
         return Gradient(total, tuple(tf.concat(table, axis=0) for table in zip(*rows, strict=True)), counts)
+
+
+def _pieces(batches: Sequence[Batch]) -> list[Batch]:
+    return [piece for batch in batches for piece in batch.pieces]
 
 
 def _pulled(

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import attrs
-import numpy as np
 import tensorflow as tf
 
 from sdkeras.files.keras_types import Optimizer, Tensor
@@ -26,6 +26,8 @@ from sdkeras.results.arrays import Array
 from sdkeras.training_step.derivative import Derivative
 from sdkeras.training_step.gradients import Gradient, Gradients, RowGradients
 from sdkeras.training_step.rule import UpdateRule, update_rule
+
+Rows: TypeAlias = Array | Tensor
 
 
 @attrs.frozen(eq=False, slots=False)
@@ -57,23 +59,34 @@ class StepJacobian:
 
     @functools.cached_property
     def derivative(self) -> Derivative:
-        """dU at the state."""
+        """dU at the state, of NumPy arrays."""
         return self.rule.linearize(self.state, self.gradient, self.held)[2]
+
+    @functools.cached_property
+    def derivative_of_tensors(self) -> Derivative:
+        """The same of tensors."""
+        return self.rule.linearize(self.state, self.gradient, self.held, of_tensors=True)[2]
 
     def next_state(self) -> Tensor:
         """The state after the step, a tensor of shape [N]."""
         return self.rule.update(self.state, self.gradient, self.held)[0]
 
-    def push(self, tangents: Array) -> Array:
-        """J t: [k, N] to [k, N]."""
-        weights = np.ascontiguousarray(tangents[:, : self.num_weights])
+    def push(self, tangents: Rows) -> Rows:
+        """J t: [k, N] to [k, N], arrays or tensors."""
+        weights = tf.convert_to_tensor(tangents[:, : self.num_weights])
         slopes = self.gradients.push(self.point, weights, self.batches)
-        return self.derivative.push(tangents, slopes)
+        if tf.is_tensor(tangents):
+            return self.derivative_of_tensors.push(tangents, slopes)
+        return self.derivative.push(tangents, slopes.numpy())
 
-    def pull(self, cotangents: Array) -> Array:
-        """J' u: [k, N] to [k, N]."""
-        pulled, slopes = self.derivative.pull(cotangents)
-        pulled[:, : self.num_weights] += self.gradients.pull(self.point, self.gradient, slopes, self.batches)
+    def pull(self, cotangents: Rows) -> Rows:
+        """J' u: [k, N] to [k, N], arrays or tensors."""
+        of_tensors = tf.is_tensor(cotangents)
+        pulled, slopes = (self.derivative_of_tensors if of_tensors else self.derivative).pull(cotangents)
+        more = self.gradients.pull(self.point, self.gradient, tf.convert_to_tensor(slopes), self.batches)
+        if of_tensors:
+            return tf.concat([pulled[:, : self.num_weights] + more, pulled[:, self.num_weights :]], axis=1)
+        pulled[:, : self.num_weights] += more.numpy()
         return pulled
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import tensorflow as tf
 
 from sdkeras.files.keras_types import Optimizer, Tensor
-from sdkeras.linalg.vectors import finite
+from sdkeras.linalg.probes import Space
+from sdkeras.linalg.vectors import finite, joined_rows, transposed
 from sdkeras.operators.batch_loss import Batch
 from sdkeras.operators.layout import Layout
 from sdkeras.operators.loss import EmpiricalLoss
@@ -93,6 +94,11 @@ class UpdateMap:
     def dtype(self) -> DType:
         """Dtype of the products."""
         return self.loss.dtype
+
+    @property
+    def space(self) -> Space | None:
+        """Where its vectors live: None where they are NumPy arrays."""
+        return self._engine.devices.space
 
     @property
     def num_weights(self) -> int:
@@ -235,12 +241,15 @@ class UpdateMap:
         if tangents is None:
             new, advanced = self._rule.update(at, gradients.gradient(point, batches), constants)
         else:
+            of_tensors = tf.is_tensor(tangents)
             for block in self._blocks(tangents):
-                gradient, slopes = gradients.gradient_and_push(point, block[:, : self.num_weights], batches)
-                new, advanced, derivative = self._rule.linearize(at, gradient, constants)
-                blocks.append(derivative.push(block, slopes))
+                weights = tf.convert_to_tensor(block[:, : self.num_weights])
+                gradient, slopes = gradients.gradient_and_push(point, weights, batches)
+                new, advanced, derivative = self._rule.linearize(at, gradient, constants, of_tensors=of_tensors)
+                blocks.append(derivative.push(block, slopes if of_tensors else slopes.numpy()))
             pushed = _like(tangents, blocks, "a tangent of the step")
-        return _like(state, [new.numpy()[None]], "the next state"), self._rule.named(advanced), pushed
+        moved = finite(new if tf.is_tensor(state) else new.numpy(), "the next state")
+        return moved, self._rule.named(advanced), pushed
 
     # Arrays as the caller has them, and as the Jacobian takes them
 
@@ -248,14 +257,20 @@ class UpdateMap:
         _check_shape(state, (self.size,), "a state")
         return tf.cast(state, self.dtype) if tf.is_tensor(state) else tf.constant(np.asarray(state), self.dtype)
 
-    def _blocks(self, vectors: Array | Tensor) -> Iterator[Array]:
+    def _blocks(self, vectors: Array | Tensor) -> Iterator[Array | Tensor]:
         """A vector or the columns of a matrix as rows in the map's precision, some at a time."""
-        columns = np.asarray(vectors, self.dtype)
+        is_tensor = tf.is_tensor(vectors)
+        columns = tf.cast(vectors, self.dtype) if is_tensor else np.asarray(vectors, self.dtype)
         _check_shape(columns, (self.size, *columns.shape[1:2]), "tangents and cotangents")
-        rows = _transposed(columns) if columns.ndim == 2 else np.ascontiguousarray(columns)[None]
+        if len(columns.shape) == 1:
+            rows = columns[None] if is_tensor else np.ascontiguousarray(columns)[None]
+        else:
+            rows = tf.transpose(columns) if is_tensor else _transposed(columns)
         return (rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK))
 
-    def _by_blocks(self, product: Callable[[Array], Array], vectors: Array | Tensor) -> Array | Tensor:
+    def _by_blocks(
+        self, product: Callable[[Array | Tensor], Array | Tensor], vectors: Array | Tensor
+    ) -> Array | Tensor:
         return _like(vectors, [product(block) for block in self._blocks(vectors)], "a product with the step's Jacobian")
 
 
@@ -273,11 +288,10 @@ def _transposed(matrix: Array) -> Array:
     return rows
 
 
-def _like(vectors: Array | Tensor, blocks: Sequence[Array], what: str) -> Array | Tensor:
-    """Rows in the form of `vectors`: a vector or columns, an array (which must be finite) or a tensor."""
-    rows = np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
-    result = rows.T if len(np.shape(vectors)) == 2 else rows[0]
-    return tf.constant(result) if tf.is_tensor(vectors) else finite(result, what)
+def _like(vectors: Array | Tensor, blocks: Sequence[Array | Tensor], what: str) -> Array | Tensor:
+    """Rows in the form of `vectors`: a vector or columns, finite."""
+    rows = joined_rows(*blocks) if len(blocks) > 1 else blocks[0]
+    return finite(transposed(rows) if len(np.shape(vectors)) == 2 else rows[0], what)
 
 
 def _check_shape(array: Array | Tensor, shape: tuple[int, ...], what: str) -> None:

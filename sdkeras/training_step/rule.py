@@ -219,21 +219,21 @@ class UpdateRule:
         return int(zeros), int(roots)
 
     def linearize(
-        self, state: Tensor, gradient: Gradient, held: Sequence[Tensor]
+        self, state: Tensor, gradient: Gradient, held: Sequence[Tensor], *, of_tensors: bool = False
     ) -> tuple[Tensor, list[Tensor], Derivative]:
-        """Next state and held values, and the derivative there."""
-        if self.graph.owned is not None:
+        """Next state and held values, and the derivative there: of NumPy arrays, or of tensors."""
+        if self.graph.owned is not None and not of_tensors:
             in_state, in_gradient, new, *advanced = self._call("diagonals", state, gradient, held)
             return new, advanced, self._diagonals(self.graph.owned, in_state.numpy(), in_gradient.numpy(), gradient)
 
-        def push(tangents: Array, slopes: Array) -> Array:
-            rows = (tf.constant(tangents, self.dtype), tf.constant(slopes, self.dtype))
-            pushed: Array = self._call("push", state, gradient, held, *rows).numpy()
-            return pushed
+        def push(tangents: Tensor, slopes: Tensor) -> Tensor:
+            rows = (tf.cast(tangents, self.dtype), tf.cast(slopes, self.dtype))
+            pushed = self._call("push", state, gradient, held, *rows)
+            return pushed if of_tensors else pushed.numpy()
 
-        def pull(cotangents: Array) -> tuple[Array, Array]:
-            pulled, slopes = self._call("pull", state, gradient, held, tf.constant(cotangents, self.dtype))
-            return pulled.numpy(), slopes.numpy()
+        def pull(cotangents: Tensor) -> tuple[Tensor, Tensor]:
+            pulled, slopes = self._call("pull", state, gradient, held, tf.cast(cotangents, self.dtype))
+            return (pulled, slopes) if of_tensors else (pulled.numpy(), slopes.numpy())
 
         return *self.update(state, gradient, held), CompiledDerivative(push, pull)
 

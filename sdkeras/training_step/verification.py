@@ -272,8 +272,8 @@ def _derivative_errors(step: StepJacobian, double: UpdateRule, direction: Array)
             rounding[place] = _ROUNDINGS * np.finfo(np.float64).eps * size / (max(_STEPS) * scale)
     else:
         gradient = step.gradient_in_double
-        weights = direction[None, : step.num_weights].astype(step.rule.dtype)
-        slopes = step.gradients.push(step.point, weights, step.batches).astype(np.float64)
+        weights = tf.constant(direction[None, : step.num_weights], step.rule.dtype)
+        slopes = step.gradients.push(step.point, weights, step.batches).numpy().astype(np.float64)
         exact = double.linearize(tf.constant(state), gradient, held)[2].push(direction[None], slopes)[0]
 
         def moved(h: float) -> Array:
@@ -311,12 +311,12 @@ def _row_error(step: StepJacobian, engine: Engine, direction: Array) -> float:
 
     0 where rounding explains it.
     """
-    layout, tangent = step.rule.gradients, direction[None, : step.num_weights].astype(step.rule.dtype)
+    layout, tangent = step.rule.gradients, tf.constant(direction[None, : step.num_weights], step.rule.dtype)
     if not layout.looked_up:
         return 0.0
-    slopes = tf.constant(step.gradients.push(step.point, tangent, step.batches)[0])
+    slopes = step.gradients.push(step.point, tangent, step.batches)[0]
     total = joined([tf.convert_to_tensor(part) for part in layout.parted(slopes, step.gradient.rows)]).numpy()
-    product = Gradients(engine).push(step.point, tangent, step.batches)[0]
+    product = Gradients(engine).push(step.point, tangent, step.batches)[0].numpy()
     apart, size = float(np.linalg.norm(total - product)), float(np.linalg.norm(product))
     return apart / max(size, 1e-30) if apart > _ALLOWED_ROUNDING * size else 0.0
 

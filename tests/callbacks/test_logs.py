@@ -297,6 +297,8 @@ def test_backup_and_restore(stand_in, tmp_path: Path) -> None:
         ({"measures": ()}, "no measure was requested"),
         ({"samples": 0}, "samples is 0"),
         ({"tolerance": 2.0}, "tolerance is 2.0"),
+        ({"device": "gpu"}, "there is no device 'gpu' here"),
+        ({"micro_batch": 0}, "micro_batch is 0; it must be a positive whole number"),
         ({"num_measurements": 0}, "num_measurements is 0; it must be at least 1"),
         ({"class_weight": {1: -1.0}}, "gives class 1 the weight -1.0"),
         ({"bound_inputs": {"gamma": 1.0}}, "a bound has no input 'gamma'"),

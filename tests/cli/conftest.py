@@ -19,7 +19,7 @@ layers = keras.layers
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch):
     """The command in this process, where TensorFlow runs already and its threads are set."""
-    monkeypatch.setattr(request, "tensorflow_settings", lambda quiet: None)
+    monkeypatch.setattr(request, "tensorflow_settings", lambda quiet, device="auto": None)
 
     def run(*arguments: object) -> tuple[int, str, str]:
         with CliRunner().isolation() as (out, err, _):

@@ -87,8 +87,10 @@ def test_the_supremum_is_in_every_report(snapshots, tmp_path: Path, in_process) 
     assert found.approximate
     assert found.num_minibatches == run.sharpness_dimension.num_runs
     assert found.value >= found.per_snapshot_values.max()
-    assert found.single_point_value == pytest.approx(run.sharpness_dimension.quantile_average, abs=1e-6)
-    assert found.num_hvps == 2 * found.num_minibatches * run.sharpness_dimension.num_steps
+    low, high = run.sharpness_dimension.interval
+    assert low <= found.single_point_value <= high
+    runs = 3 * found.num_probes - 1  # at each snapshot, less the estimate's own
+    assert found.num_hvps == runs * found.num_minibatches * run.sharpness_dimension.num_steps
     assert "Supremum over 3 snapshots" in text
     assert "after 40 steps" in text
     html = page.read_text()

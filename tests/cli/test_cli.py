@@ -19,6 +19,7 @@ from sample_log import FOUND, HEADER
 from sample_runs import RUN
 from sdkeras.errors import SdkerasError
 from sdkeras.estimators import kinds, registry
+from sdkeras.reporting import progress_bar
 from sdkeras.reporting.advice import as_options, rendered
 from sdkeras.reporting.report import printable
 from sdkeras.results import progress
@@ -74,7 +75,7 @@ def test_ctrl_c_outside_the_runs_is_a_short_message(files: Path, tmp_path: Path,
     monkeypatch.setattr(dataset, "load_training_data", interrupt)
     out = tmp_path / "run.json"
     status, _, err = in_process("analyze", files / "model.keras", "--data", files / "data.npz", "--json", out)
-    assert status == 130
+    assert status == 130, err
     assert err.strip() == "sdkeras: interrupted."
     assert list(tmp_path.iterdir()) == []
 
@@ -129,9 +130,15 @@ def test_plugins_check(in_process) -> None:
 def test_the_demo_writes_its_files_and_the_command_to_repeat_it(tmp_path: Path, in_process, monkeypatch) -> None:
     from sdkeras_cli import demo, request
 
-    calls = []
+    calls, real = [], request.Request.answer
+
+    def planned(asked: Any, *arguments: Any) -> int:
+        """The analysis of the demo, which is planned and not made."""
+        calls.append((asked, *arguments))
+        return real(attrs.evolve(asked, dry_run=True), *arguments)
+
     monkeypatch.setattr(demo, "_EPOCHS", 1)
-    monkeypatch.setattr(request.Request, "answer", lambda *arguments: calls.append(arguments) or 0)
+    monkeypatch.setattr(request.Request, "answer", planned)
     folder = tmp_path / "my demo"
     status, out, err = in_process("demo", "--output-dir", folder, "--seed", 7)
     assert status == 0, err
@@ -159,15 +166,16 @@ def test_progress_shows_what_was_reached(monkeypatch: pytest.MonkeyPatch) -> Non
         report(progress.Progress("checking the operator", 0))
         for half_width in (0.0, 5e-324, float("nan"), float("inf")):
             report(progress.Progress("runs", 960, value=3447.0, half_width=half_width, num_runs=24, target=0.9))
-        report(progress.Progress("runs", 1920, value=3447.125, half_width=0.75, num_runs=48, target=0.9))
+        late = progress.Progress("runs", 1920, value=3447.125, half_width=0.75, num_runs=48, target=0.9)
+        report(attrs.evolve(late, seconds_left=41.0))
         report(progress.Progress("runs", 1920, reading="largest eigenvalue [1.86]"))
-    assert "1,920 HVPs, 48 runs, SD 3,447.12 ± 0.75 (target 0.9)" in screen.getvalue()
+    assert "SD 3,447.12 ± 0.75 (target 0.9), 48 of 48 runs, about 40 s left" in screen.getvalue()
     assert "largest eigenvalue [1.86]" in screen.getvalue()
 
 
 def test_a_log_gets_a_line_every_ten_seconds(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(output.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress_bar.time, "monotonic", lambda: now[0])
     with output.progress_bar(quiet=False) as report:
         report(progress.Progress("trace", 10, reading="largest eigenvalue 1.86"))
         now[0] = 9.9
@@ -201,7 +209,7 @@ def test_dry_run_plans_and_writes_nothing(files: Path, tmp_path: Path, in_proces
         "analyze", files / "model.keras", "--data", files / "data.npz", "--json", target, "--dry-run"
     )
     assert status == 0
-    for word in ("parameters", "products", "memory", "time", str(target)):
+    for word in ("parameters", "products", "memory", "time", "standard: samples 4,096, tolerance 0.05", str(target)):
         assert word in out
     assert list(folder.iterdir()) == []
 
@@ -209,22 +217,23 @@ def test_dry_run_plans_and_writes_nothing(files: Path, tmp_path: Path, in_proces
 def test_interruption_writes_what_there_is(files: Path, tmp_path: Path, in_process, monkeypatch) -> None:
     from sdkeras_plugins.quadrature import StochasticLanczosQuadrature
 
-    calls = []
-    original = StochasticLanczosQuadrature.estimate
+    groups = []
+    original = StochasticLanczosQuadrature.estimate_many
 
-    def interrupted(self, source, *, seed):
-        calls.append(seed)
-        if len(calls) == 5:
+    def interrupted(self, source, *, seeds):
+        groups.append(len(seeds))
+        if len(groups) == 3:
             signal.raise_signal(signal.SIGINT)
-        return original(self, source, seed=seed)
+        return original(self, source, seeds=seeds)
 
-    monkeypatch.setattr(StochasticLanczosQuadrature, "estimate", interrupted)
+    monkeypatch.setattr(StochasticLanczosQuadrature, "estimate_many", interrupted)
     out = tmp_path / "run.json"
-    status, _, _ = in_process("analyze", files / "model.keras", "--data", files / "data.npz", "--json", out)
-    assert status == 130
+    command = ("analyze", files / "model.keras", "--data", files / "data.npz", "--tolerance", 0.001, "--json", out)
+    status, _, err = in_process(*command)
+    assert status == 130, err
     found = sdkeras.Analysis.load(out)
     assert (found.partial, found.status) == (True, "interrupted")
-    assert 3 <= found.sharpness_dimension.num_runs <= 5
+    assert 3 <= found.sharpness_dimension.num_runs == sum(groups[:2])
     assert found.sharpness_dimension.interval is not None
 
 

@@ -203,7 +203,7 @@ def test_bad_bound_inputs(text: str, in_process) -> None:
     assert (status, "no file" in err) == (2, False)
 
 
-@examples(max_examples=50, suppress_health_check=[HealthCheck.too_slow], deadline=None)  # a busy machine
+@examples(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text() | st.from_regex(r"[a-z_.0-9]+ (<|>=|!=) \S+( (and|or) [a-z_.0-9]+ < [0-9]+)?", fullmatch=True))
 @example("hessian.largest.value < " + "9" * 5000)
 @example(f"rds_sharpness.values.{'9' * 5000} < 1")

@@ -46,7 +46,9 @@ def test_checkpoints_in_the_terminal(in_process, tmp_path: Path, monkeypatch) ->
     assert (status, err) == (0, "")
     assert "epoch_2.keras" in out
     assert Path("page.html").read_text().startswith("<!doctype html>")
-    assert "0 of 2 checkpoints to measure" in in_process(*words, "--dry-run")[1]
+    again = in_process(*words, "--preset", "standard", "--samples", 64, "--dry-run")[1]
+    assert "0 of 2 checkpoints to measure" in again
+    assert "preset standard: samples 64, tolerance 0.05" in again
     assert in_process(*words, "--fail-if", "values.sharpness.value > 1e6")[0] == 0
     assert in_process(*words, "--fail-if", "values.sharpness.value > 1e-6")[0] == 3
     status, out, err = in_process("track", "track", "--fail-if", "step >= 12")

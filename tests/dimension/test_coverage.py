@@ -7,14 +7,18 @@ is the mean of its examples' and every spectrum is dense.
 from collections.abc import Callable
 
 import attrs
+import keras
 import numpy as np
 import pytest
 import scipy.stats
 
 import sdkeras
+from oracles import one_by_one
+from sdkeras.dimension.controls import UNKNOWN, Population
 from sdkeras.dimension.estimate import Context
 from sdkeras.dimension.exponents import ExponentMap
 from sdkeras.dimension.sampling import AdaptiveSettings, estimate_sharpness_dimension
+from sdkeras.operators.controls import population
 from sdkeras.operators.minibatches import Source
 from sdkeras.results.estimates import Spectrum
 
@@ -97,6 +101,7 @@ class Estimates:
 
     values: np.ndarray
     intervals: np.ndarray
+    errors: np.ndarray
     truth: float
 
     @property
@@ -110,31 +115,44 @@ class Estimates:
         return float(half / (scipy.stats.norm.ppf(0.975) * self.values.std(ddof=1)))
 
 
-def estimates(hessians: np.ndarray, indices: Indices) -> Estimates:
+def estimates(hessians: np.ndarray, indices: Indices, known: Callable[[int], Population]) -> Estimates:
     context = Context(SIZE, EXPONENTS, 2 / RATE, 0.0, float(np.finfo(np.float64).eps), "exact")
-    values, intervals = [], []
+    values, intervals, errors = [], [], []
     for seed in SEEDS:
 
         def run(index: int, steps: int | None, seed: int = seed) -> Spectrum:
             nodes = eigenvalues(hessians, indices(seed, index))
             return Spectrum(nodes, np.ones(SIZE), num_matvecs=SIZE, seed=index, exact=True)
 
-        outcome = estimate_sharpness_dimension(run, context, AdaptiveSettings(), num_steps=None)
+        outcome = estimate_sharpness_dimension(
+            one_by_one(run), context, AdaptiveSettings(), num_steps=None, population=known(seed)
+        )
         values.append(outcome.sharpness_dimension.value)
         intervals.append(outcome.sharpness_dimension.interval)
+        errors.append(outcome.sharpness_dimension.sampled.stderr)
     z = EXPONENTS(np.concatenate([eigenvalues(hessians, by_epochs(TRUTH_SEED, index)) for index in range(4800)]))
     truth = sdkeras.sharpness_dimension(z, np.full(len(z), 1 / 4800))
-    return Estimates(np.array(values), np.array(intervals), truth)
+    return Estimates(np.array(values), np.array(intervals), np.array(errors), truth)
 
 
 @pytest.fixture(scope="module")
-def in_epochs(hessians: np.ndarray) -> Estimates:
-    return estimates(hessians, by_epochs)
+def loss(trained: tuple[np.ndarray, np.ndarray, np.ndarray]) -> sdkeras.EmpiricalLoss:
+    """The same net in Keras, from which the controls are made."""
+    x, targets, weights = trained
+    model = keras.Sequential([keras.Input((NUM_FEATURES,)), keras.layers.Dense(NUM_CLASSES, use_bias=False)])
+    model.layers[0].set_weights([weights])
+    model.compile(keras.optimizers.SGD(RATE), keras.losses.CategoricalCrossentropy(from_logits=True))
+    return sdkeras.EmpiricalLoss(model, (x, targets), BATCH, dtype="float64")
+
+
+@pytest.fixture(scope="module")
+def in_epochs(hessians: np.ndarray, loss: sdkeras.EmpiricalLoss) -> Estimates:
+    return estimates(hessians, by_epochs, lambda seed: population(loss.with_seed(seed)))
 
 
 @pytest.fixture(scope="module")
 def independent(hessians: np.ndarray) -> Estimates:
-    return estimates(hessians, by_themselves)
+    return estimates(hessians, by_themselves, lambda seed: UNKNOWN)
 
 
 @pytest.mark.slow
@@ -154,6 +172,17 @@ def test_intervals_of_independent_minibatches_are_as_wide_as_they_must_be(indepe
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="minibatches of one epoch partition the data, which the interval does not know")
+@pytest.mark.xfail(strict=True, reason="exact spectra over exactly one epoch: 1.86, without controls 1.98")
 def test_intervals_are_not_much_wider_than_they_must_be(in_epochs: Estimates) -> None:
+    """Minibatches of one epoch partition the data, which the interval does not know; controls take part of that away.
+
+    Lanczos runs, whose probes are independent, are nearer: see examples/interval_coverage.py.
+    """
     assert in_epochs.width <= 1.75
+
+
+@pytest.mark.slow
+def test_studentised_errors_are_centred_and_no_wider_than_students(in_epochs: Estimates) -> None:
+    scores = (in_epochs.values - in_epochs.truth) / in_epochs.errors
+    assert abs(scores.mean()) <= 0.25
+    assert scores.std(ddof=1) <= 1.15

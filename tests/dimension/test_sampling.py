@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import sdkeras
-from oracles import rotated
-from sdkeras.dimension.estimate import Context, summarise
+from oracles import one_by_one, rotated
+from sdkeras.dimension.controls import UNKNOWN, Population
+from sdkeras.dimension.estimate import Context, Sample, summarise
 from sdkeras.dimension.exponents import ExponentMap
-from sdkeras.dimension.pooling import quantile_average
+from sdkeras.dimension.pooling import quantile_average, read
 from sdkeras.dimension.sampling import AdaptiveSettings, estimate_sharpness_dimension
 from sdkeras.errors import BudgetError
 from sdkeras.linalg.operators import DenseOperator
@@ -88,7 +89,9 @@ def exact_run(spectra: list[np.ndarray]):
 
 
 def estimate(run, ctx=None, steps=40, **settings):
-    return estimate_sharpness_dimension(run, ctx or context(), AdaptiveSettings(**settings), num_steps=steps)
+    return estimate_sharpness_dimension(
+        one_by_one(run), ctx or context(), AdaptiveSettings(**settings), num_steps=steps
+    )
 
 
 def codes(outcome) -> set[str]:
@@ -272,9 +275,12 @@ def test_guard_notices_repeated_eigenvalues() -> None:
     assert low <= truth <= high
     monkeypatched = pytest.MonkeyPatch()
     with monkeypatched.context() as patch:
-        patch.setattr("sdkeras.dimension.pooling.repeated_eigenvalues", lambda runs, eta: None)
+        patch.setattr("sdkeras.dimension.pooling.repeated_eigenvalues", lambda readings: None)
+        shifted = estimate(slq_run(matrices, 0), ctx, fixed_runs=60, steps=12, max_steps=12)
+        patch.setattr("sdkeras.dimension.estimate._SHIFT", np.inf)
         wrong = estimate(slq_run(matrices, 0), ctx, fixed_runs=60, steps=12, max_steps=12).sharpness_dimension
     assert not wrong.interval[0] <= truth <= wrong.interval[1]
+    assert "mass-correction-off" in codes(shifted)  # the second guard: corrected masses move the answer
 
 
 def test_guard_does_not_cry_wolf_on_simple_eigenvalues() -> None:
@@ -331,7 +337,7 @@ def test_each_run_counts_in_the_nested_check_whether_its_krylov_space_ended_or_n
     runs = [kinds[index % 3](index, 40) for index in range(24)]
     assert [len(run.nodes) for run in runs[:3]] == [4, 32, 40]
     assert [len(run.nested.nodes) for run in runs[:3]] == [4, 28, 28]
-    summary = summarise(runs, context())
+    summary = summarise(Sample.of(runs), context())
     tau = 1 / abs(summary.pooled.crossing.threshold_exponent)
     differences = np.array([own_difference(run, tau) for run in runs])
     assert np.all(differences[::3] == 0)
@@ -339,7 +345,7 @@ def test_each_run_counts_in_the_nested_check_whether_its_krylov_space_ended_or_n
     assert summary.nested_difference == pytest.approx(differences.mean(), rel=1e-9)
     # An estimator whose ended runs have no coarser rule: they count as no difference.
     bare = [attrs.evolve(run, nested=None) if index % 3 == 0 else run for index, run in enumerate(runs)]
-    assert summarise(bare, context()).nested_difference == summary.nested_difference
+    assert summarise(Sample.of(bare), context()).nested_difference == summary.nested_difference
 
 
 def test_runs_that_ended_are_checked_and_never_begun_again() -> None:
@@ -522,7 +528,9 @@ def test_threads_change_nothing() -> None:
     alone = estimate(run)
     with ThreadPoolExecutor(2) as pool:
         settings = AdaptiveSettings(group=2)
-        together = estimate_sharpness_dimension(run, context(), settings, num_steps=40, mapper=pool.map)
+        together = estimate_sharpness_dimension(
+            lambda indices, steps: pool.map(lambda index: run(index, steps), indices), context(), settings, num_steps=40
+        )
     assert together.sharpness_dimension.value == alone.sharpness_dimension.value
     assert together.sharpness_dimension.interval == alone.sharpness_dimension.interval
 
@@ -533,3 +541,96 @@ def test_quantile_average_with_fractional_masses() -> None:
     assert np.allclose(average.widths, [0.5, 1.0, 0.5])
     assert np.allclose(average.z, [1.5, 0.0, -1.5])
     assert np.allclose(average.integrals(1.0), [1.0 - 0.5, 1.0])
+
+
+def recorded(run, made: dict[int, Spectrum]):
+    def inner(index: int, steps: int | None) -> Spectrum:
+        made[index] = run(index, steps)
+        return made[index]
+
+    return inner
+
+
+def dimensions(rule: Spectrum, tau: float, weights: np.ndarray | None = None) -> float:
+    z = np.log(np.abs(1.0 - ETA * rule.nodes))
+    return float((rule.weights if weights is None else weights) @ np.maximum(0.0, 1.0 + tau * z))
+
+
+def test_later_runs_have_fewer_steps_and_audits_say_what_that_changes() -> None:
+    """SD is the mean over the coarse rules plus the audits' mean difference, and costs less than with all steps."""
+    generator = np.random.default_rng(2)
+    flat, bulk, negative = 1e-3 * generator.standard_normal(160), np.linspace(0.1, 12, 100), -np.linspace(0.05, 2, 40)
+    scales = generator.uniform((0.6, 0.2), (1.4, 2.0), (12, 2))
+    spectra = [np.concatenate([flat, bulk * one, negative * two]) for one, two in scales]
+    matrices = [rotated(values, seed=index) for index, values in enumerate(spectra)]
+    made: dict[int, Spectrum] = {}
+    outcome = estimate(recorded(slq_run(matrices, 0), made), context(size=300), tolerance=0.02)
+    found, sampled = outcome.sharpness_dimension, outcome.sharpness_dimension.sampled
+    full = [index for index, run in made.items() if run.num_matvecs == 40]
+    assert sampled.num_steps < 40 == found.num_steps
+    assert {run.num_matvecs for run in made.values()} == {sampled.num_steps, 40}
+    assert full[:24] == list(range(24))  # the pilot
+    assert sampled.num_audits == len(full)
+    assert found.num_hvps == sum(run.num_matvecs for run in made.values()) < 0.75 * 40 * found.num_runs
+
+    def coarse(run: Spectrum) -> Spectrum:
+        while run.num_matvecs > sampled.num_steps:
+            run = run.nested
+        return run
+
+    tau = 1 / abs(found.threshold_exponent)
+    rules = [coarse(made[index]) for index in range(found.num_runs)]
+    assert [np.array_equal(one.nodes, two.nodes) for one, two in zip(rules, outcome.runs, strict=True)]
+    changes = np.array([dimensions(made[index], tau) - dimensions(rules[index], tau) for index in full])
+    assert sampled.audit == pytest.approx(changes.mean(), rel=1e-9)
+    assert sampled.audit_stderr == pytest.approx(changes.std(ddof=1) / np.sqrt(len(full)), rel=1e-9)
+    masses = [read(rule, PLAIN).corrected.weights for rule in rules]
+    values = np.array([dimensions(rule, tau, weights) for rule, weights in zip(rules, masses, strict=True)])
+    assert found.value == pytest.approx(values.mean() + changes.mean(), abs=1e-8)
+    # var(A + B) = var A + var B + 2 cov, the audits being rows of both means.
+    covariance = np.cov(changes, values[full])[0, 1]
+    variance = values.var(ddof=1) / len(values) + changes.var(ddof=1) / len(full) + 2 * covariance / len(values)
+    assert sampled.stderr == pytest.approx(np.sqrt(variance), rel=1e-6)
+    truth = pooled(spectra)
+    assert found.interval[0] <= truth <= found.interval[1]
+
+
+def test_runs_that_are_counted_or_exact_have_all_steps() -> None:
+    counted = estimate(slq_run(MATRICES, 1), fixed_runs=40).sharpness_dimension
+    assert (counted.sampled.num_steps, counted.sampled.num_audits, counted.num_hvps) == (40, 0, 1600)
+    exact = estimate(exact_run(SPECTRA), steps=None).sharpness_dimension
+    assert (exact.sampled.num_steps, exact.sampled.num_audits) == (None, 0)
+
+
+def test_controls_narrow_the_interval_and_the_record_says_so() -> None:
+    """Spectra that move with a known number: what is linear in it costs no runs."""
+    strength = np.random.default_rng(4).choice([-1.0, 1.0], size=2000)
+
+    def run(index: int, steps: int | None) -> Spectrum:
+        values = np.concatenate([np.zeros(30), 40 + 30 * strength[index] + np.arange(6.0), [-8.0]])
+        return Spectrum(np.sort(values), np.ones(37), num_matvecs=37, seed=index, exact=True)
+
+    ctx = context(size=37)
+    alone, helped = (
+        estimate_sharpness_dimension(
+            one_by_one(run), ctx, AdaptiveSettings(fixed_runs=100), num_steps=None, population=population
+        ).sharpness_dimension
+        for population in (UNKNOWN, Population(controls=lambda indices: strength[np.asarray(indices)][:, None]))
+    )
+    assert helped.sampled.num_controls == 1
+    assert helped.sampled.residual_variance < 1e-12 < alone.sampled.residual_variance
+    assert helped.sampled.raw_variance == pytest.approx(alone.sampled.raw_variance, rel=0.2)
+    assert np.ptp(helped.interval) < 1e-4 < np.ptp(alone.interval)
+    both = [run(index, None) for index in (np.argmax(strength), np.argmin(strength))]
+    assert helped.value == pytest.approx(pooled([one.nodes for one in both]), rel=1e-6)
+
+
+def test_few_minibatches_that_dominate_are_told() -> None:
+    usual = np.concatenate([np.zeros(40), [5.0, 9.0, -1.0]])
+    odd = np.concatenate([np.zeros(40), [5.0, 9.0, -60.0]])
+    told = estimate(exact_run([usual] * 23 + [odd]), context(size=43), steps=None, fixed_runs=24)
+    assert "few-minibatches-dominate" in codes(told)
+    assert "few-minibatches-dominate" not in codes(estimate(exact_run(SPECTRA), steps=None))
+    # Without a number of runs they go on until the skewness is harmless or 400 are there.
+    longer = estimate(exact_run([usual] * 23 + [odd]), context(size=43), steps=None, tolerance=0.9)
+    assert longer.sharpness_dimension.num_runs >= 400

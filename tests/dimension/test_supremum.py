@@ -7,9 +7,9 @@ from sdkeras import sharpness_dimension
 from sdkeras.dimension.supremum import estimate_supremum
 
 
-def measures(z: np.ndarray) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+def measures(z: np.ndarray) -> list[list[list[tuple[np.ndarray, np.ndarray]]]]:
     """Exact spectra z of shape [runs, snapshots, d] as the kernel takes them."""
-    return [[(own, np.ones(len(own))) for own in run] for run in z]
+    return [[[(own, np.ones(len(own)))] for own in run] for run in z]
 
 
 def by_definition(z: np.ndarray) -> float:
@@ -40,7 +40,7 @@ def test_it_is_no_smaller_than_any_snapshot_to_the_bit() -> None:
         for _ in range(runs):
             weights = [generator.exponential(size=4) for _ in range(snapshots)]
             z = [generator.standard_normal(4) - 0.5 for _ in weights]
-            made.append([(own, w * (size / w.sum())) for own, w in zip(z, weights, strict=True)])
+            made.append([[(own, w * (size / w.sum()))] for own, w in zip(z, weights, strict=True)])
         found = estimate_supremum(made, size)
         assert found.value >= found.per_snapshot.max()
         still = estimate_supremum([[run[0]] * 3 for run in made], size)
@@ -57,7 +57,7 @@ def test_the_maximum_comes_before_the_average() -> None:
 
 def test_a_repeated_value_counts_as_often_as_its_weight() -> None:
     plain = np.array([[[1.0, 0.0, 0.0, 0.0, -3.0], [0.5, 0.2, 0.0, -0.1, -1.0]]] * 3)
-    short = [[(np.array([1.0, 0.0, -3.0]), np.array([1.0, 3.0, 1.0])), (run[1], np.ones(5))] for run in plain]
+    short = [[[(np.array([1.0, 0.0, -3.0]), np.array([1.0, 3.0, 1.0]))], [(run[1], np.ones(5))]] for run in plain]
     assert estimate_supremum(short, 5).value == pytest.approx(by_definition(plain), abs=1e-12)
 
 
@@ -87,3 +87,16 @@ def test_below_three_runs_there_is_no_interval() -> None:
     z = np.random.default_rng(3).standard_normal((2, 2, 4))
     assert estimate_supremum(measures(z), 4).interval is None
     assert estimate_supremum(measures(np.concatenate([z, z])), 4).interval is not None
+
+
+def test_probes_are_averaged_before_the_maximum_which_noise_would_raise() -> None:
+    """One spectrum at three snapshots, seen through noise of its own at each: four probes rise half as much as two."""
+    generator, level, values = np.random.default_rng(4), np.linspace(0.6, -1.4, 12), {}
+    noisy = level + 0.2 * generator.standard_normal((200, 3, 8, 12))
+    for count in (1, 2, 4, 8):
+        made = [[[(z, np.ones(12)) for z in probes[:count]] for probes in run] for run in noisy]
+        values[count] = estimate_supremum(made, 12).value
+    truth = sharpness_dimension(level)
+    rise = [values[count] - truth for count in (1, 2, 4, 8)]
+    assert rise[0] > rise[1] > rise[2] > rise[3] > 0
+    assert rise[3] < 0.5 * rise[0]

@@ -217,7 +217,7 @@ def test_it_analyses_and_agrees_with_the_default_beside_broken_packages(crowded:
     assert np.max(high - low) < 0.15 * runs["slq"]["codimension"]
     # Two products a step.
     block = runs["block-slq"]
-    assert block["num_hvps"] >= 2 * block["num_steps"] * block["num_runs"]
+    assert block["num_hvps"] >= 2 * block["sampled"]["num_steps"] * block["num_runs"]
     codes = {w["code"] for w in json.loads((files / "block-slq.json").read_text())["warnings"]}
     assert not codes & {"nested-check-missing", "mass-correction-off"}
 

@@ -251,7 +251,7 @@ def unbuilt():
     [
         (with_nan_in_a_slot, ("optimizer variable", "{0}_kernel_velocity")),
         (with_infinity_in_half_precision, ("bias", "1 of 4")),
-        (quantised, ("quantised", "{0}", "before quantize()")),
+        pytest.param(quantised, ("quantised", "{0}", "before quantize()"), marks=pytest.mark.slow),
         (frozen, ("no trainable parameters", "4 variables", "trainable = True")),
         (unbuilt, ("before it was built", "save it again")),
     ],

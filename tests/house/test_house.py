@@ -60,8 +60,8 @@ sys.exit(failed)
 PUBLIC = {
     "sdkeras": (
         "Analysis Comparison Eigenpairs EmpiricalLoss HessianOperator LinearMap LyapunovExponents LyapunovRun "
-        "SdkerasError SingularValues Spectrum SymmetricOperator TangentFlow TraceEstimate TrainingFlow UpdateMap "
-        "analyze compare eigenpairs_estimator get_estimator lyapunov lyapunov_estimator sharpness_dimension "
+        "OperatorBatch SdkerasError SingularValues Spectrum SymmetricOperator TangentFlow TraceEstimate TrainingFlow "
+        "UpdateMap analyze compare eigenpairs_estimator get_estimator lyapunov lyapunov_estimator sharpness_dimension "
         "singular_values_estimator spectrum_estimator trace_estimator track"
     ),
     "sdkeras.callbacks": "SharpnessDimension",
@@ -70,6 +70,8 @@ PUBLIC = {
         "SdkerasError ModelError DataError PluginError UnknownEstimatorError MapError OperatorSizeError "
         "NonFiniteError VerificationError BudgetError Interrupted"
     ),
+    "sdkeras.linalg.probes": "frame_of probes_of start_of",
+    "sdkeras.runs.cluster": "join",
     "sdkeras.study": "Trajectory TrajectoryRecorder measure_trajectory",
     "sdkeras.testing": "CountingOperator MatrixFlow MatrixMap check_estimator dense_operator rotation",
 }

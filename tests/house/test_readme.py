@@ -106,7 +106,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def call(line: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(request, "tensorflow_settings", lambda quiet: None)
+    monkeypatch.setattr(request, "tensorflow_settings", lambda quiet, device="auto": None)
     words = shlex.split(line, comments=True)
     assert words[0] == "sdkeras"
     with pytest.raises(SystemExit) as end:
@@ -123,7 +123,7 @@ def test_the_table_has_options() -> None:
 
 
 # Options that exclude some of the others.
-ALONE = ("--lyapunov", "--snapshots", "--params", "--map full", "--estimator power-iteration")
+ALONE = ("--lyapunov", "--snapshots", "--params", "--map full", "--estimator power-iteration", "--dtype mixed")
 
 
 def lines() -> list[str]:
@@ -153,6 +153,7 @@ def test_options_of_the_table_are_understood(options: str, folder: Path, monkeyp
 
 
 def test_commands_of_the_shell_blocks_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for those in blocks of `shell`, which need several hosts."""
     lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("sdkeras")]
     assert len(lines) >= 1
     for line in lines:

@@ -12,6 +12,7 @@ import contextlib
 import datetime
 import importlib.metadata
 import platform
+import re
 import sys
 import time
 import warnings
@@ -30,7 +31,7 @@ from sdkeras.errors import SdkerasError
 from sdkeras.files.user_code import last_line
 from sdkeras.operators import engine
 from sdkeras.operators.hessian import HessianOperator
-from sdkeras.operators.loss import EmpiricalLoss
+from sdkeras.operators.loss import EmpiricalLoss, evolved
 from sdkeras.results.arrays import FloatArray
 from sdkeras.results.document import write_atomically
 
@@ -66,6 +67,7 @@ class Row:
             differences of the float32 gradient; nan where there is nothing else than float32.
         plain_error: As `error`, with sdkeras' corrections of TensorFlow switched off.
         note: The reason, in a few words.
+        xla: What XLA makes of the products in float32, where they are right without it: see `_by_xla`.
         seconds: Wall-clock time.
     """
 
@@ -77,6 +79,7 @@ class Row:
     rounding: float = np.nan
     plain_error: float = np.nan
     note: str = ""
+    xla: str = ""
     seconds: float = attrs.field(default=0.0, eq=False)
 
 
@@ -128,7 +131,38 @@ def _analysed(case: Case, problem: Problem) -> Row:
     with plain_tensorflow():
         plain = _error(HessianOperator(_loss(problem, dtype), allow_unverified=True), directions, truths)
     outcome = "no derivative" if note else "corrected" if plain >= allowed else "right"
-    return attrs.evolve(found, outcome=outcome, plain_error=plain)
+    xla = _by_xla(problem, used, directions)
+    return attrs.evolve(found, outcome="WRONG" if xla == "WRONG" else outcome, plain_error=plain, xla=xla)
+
+
+def _by_xla(problem: Problem, plain: HessianOperator, directions: list[FloatArray]) -> str:
+    """What XLA makes of the first batch: 'right', 'refused' by XLA or, where wrong, by the verification, or 'WRONG'.
+
+    The products are compared with those without XLA, and with differences of the gradient where masks are random.
+    """
+    try:
+        loss = _loss(problem, "float32", jit="on")
+        compiled = loss.engine()
+    except SdkerasError as refusal:
+        names = re.findall(r"XLA (?:does not know|knows no) ([\w ,]*?\w)(?:, which|[;.)])", str(refusal))
+        return f"refused ({', '.join(dict.fromkeys(names)) or last_line(refusal)})"
+    mode = "" if compiled.mode == plain.verification.mode else f" ({compiled.mode})"
+    jit, ours = (evolved(each, batches=each.batches[:1]) for each in (loss, plain.loss))
+    errors = []
+    for direction in directions:
+        vector = tf.constant(direction, tf.float32)
+        product = compiled.product(compiled.point, vector, jit.batches[0]).numpy()
+        truths = [plain.engine.product(compiled.point, vector, ours.batches[0]).numpy()]
+        if loss.function.is_random:
+            truths = _differences(jit, direction)
+        errors.append(min(_distance(product, truth) for truth in truths))
+    if max(errors) < _ALLOWED["float32"]:
+        return f"right{mode}"
+    try:
+        HessianOperator(loss)
+    except SdkerasError:
+        return f"refused (wrong by {max(errors):.0e})"
+    return "WRONG"
 
 
 def _refused(case: Case, problem: Problem, refusal: SdkerasError) -> Row:
@@ -160,9 +194,9 @@ def _refused(case: Case, problem: Problem, refusal: SdkerasError) -> Row:
     return Row(case, "refused", mode, error, dtype, note=f"{why.rstrip('.')}; {way}")
 
 
-def _loss(problem: Problem, dtype: str) -> EmpiricalLoss:
-    data = (problem.x, problem.y)
-    return EmpiricalLoss(problem.model, data, batch_size=problem.batch_size, mode=problem.mode, dtype=dtype, seed=0)
+def _loss(problem: Problem, dtype: str, jit: str = "auto") -> EmpiricalLoss:
+    data, size = (problem.x, problem.y), problem.batch_size
+    return EmpiricalLoss(problem.model, data, batch_size=size, mode=problem.mode, dtype=dtype, seed=0, jit=jit)
 
 
 def _no_gradient(loss: EmpiricalLoss) -> str:
@@ -231,12 +265,16 @@ def _distance(found: Any, truth: Any) -> float:
 def plain_tensorflow() -> Iterator[None]:
     """While it lasts, sdkeras corrects nothing: products are TensorFlow's own."""
     module: Any = engine
-    mend, search = module.exact_moments, module.inexact_moments
-    module.exact_moments, module.inexact_moments = contextlib.nullcontext, lambda graph: []
+    plain = dict.fromkeys(("exact_moments", "indexed_pooling"), contextlib.nullcontext)
+    plain["inexact_moments"] = lambda graph: []
+    ours = {name: getattr(module, name) for name in plain}
     try:
+        for name, function in plain.items():
+            setattr(module, name, function)
         yield
     finally:
-        module.exact_moments, module.inexact_moments = mend, search
+        for name, function in ours.items():
+            setattr(module, name, function)
 
 
 # The table
@@ -244,6 +282,7 @@ def plain_tensorflow() -> Iterator[None]:
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as a Markdown document with versions, legend and counts."""
+    xla = {word: sum(row.xla.startswith(word) for row in rows) for word in ("right", "refused")}
     counts = {outcome: sum(row.outcome == outcome for row in rows) for outcome in OUTCOMES}
     lines = [
         "# Every layer, activation and loss of Keras",
@@ -257,9 +296,13 @@ def table(rows: Sequence[Row]) -> str:
         "random directions, best of several step lengths, since a ReLU may have its kink between two points); where a",
         "layer has no float64 form, both are float32, and 1e-2 is the limit in place of 1e-5. *float32* compares",
         "float32 products with float64 ones (with differences, where random masks differ between the two). *Plain",
-        "TensorFlow* is the error with sdkeras' corrections switched off.",
+        "TensorFlow* is the error with sdkeras' corrections switched off. *XLA*: whether all functions compiled by XLA",
+        "(`--jit on`) give the same products in float32; in brackets the product mode where it is another, or the",
+        "operations that XLA does not know.",
         "",
         *(f"- **{outcome}** ({counts[outcome]}): {meaning}." for outcome, meaning in OUTCOMES.items()),
+        "",
+        f"By XLA {xla['right']} are right and {xla['refused']} refused.",
     ]
     for module in MODULES:
         own = [row for row in rows if row.case.module == module]
@@ -279,8 +322,8 @@ def _versions() -> str:
 
 
 _HEAD = (
-    "| name | variant | outcome | product mode | error | float32 | plain TensorFlow | note |",
-    "|---|---|---|---|---|---|---|---|",
+    "| name | variant | outcome | product mode | error | float32 | plain TensorFlow | XLA | note |",
+    "|---|---|---|---|---|---|---|---|---|",
 )
 
 
@@ -290,7 +333,7 @@ def _line(row: Row) -> str:
     error = _number(row.error) + (" (float32)" if row.dtype == "float32" else "")
     plain = _number(row.plain_error) if row.outcome == "corrected" else ""
     outcome = row.outcome if row.outcome == "right" else f"**{row.outcome}**"
-    cells = (row.case.name, row.case.variant, outcome, row.mode, error, _number(row.rounding), plain, note)
+    cells = (row.case.name, row.case.variant, outcome, row.mode, error, _number(row.rounding), plain, row.xla, note)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

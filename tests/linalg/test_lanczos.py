@@ -17,12 +17,12 @@ def test_recurrence_and_orthogonality(dtype: type, num_steps: int) -> None:
     q = run.basis.astype(np.float64)
     m = run.num_steps
     assert m == num_steps
-    # n eps per inner product; rounding of the recurrence is a few eps * |A|.
+    # Semiorthogonal; the recurrence holds up to what a vector loses along the basis.
     eps = np.finfo(dtype).eps
-    assert np.max(np.abs(q @ q.T - np.eye(m))) < 60 * eps
+    assert np.max(np.abs(q @ q.T - np.eye(m))) < np.sqrt(eps)
     t = np.diag(run.alpha) + np.diag(run.beta[:-1], 1) + np.diag(run.beta[:-1], -1)
     remainder = matrix.astype(np.float64) @ q.T - q.T @ t
-    assert np.max(np.abs(remainder[:, :-1]), initial=0.0) < 100 * eps * 50
+    assert np.max(np.abs(remainder[:, :-1]), initial=0.0) < np.sqrt(eps) * 50
     assert np.isclose(np.linalg.norm(remainder[:, -1]), run.beta[-1], rtol=1e-4)
 
 

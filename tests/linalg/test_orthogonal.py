@@ -6,13 +6,30 @@ from sdkeras.linalg.orthogonal import orthogonalize, thin_qr
 from sdkeras.linalg.vectors import dot, finite, norm
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_dot_accumulates_in_float64(dtype):
-    # 3 blocks, the last one ragged. A float32 running sum of 1e8 + many ones would stay at 1e8.
-    values = np.ones(20_000, dtype)
+@pytest.mark.parametrize(("dtype", "count"), [(np.float32, 8_000), (np.float32, 20_000), (np.float64, 20_000)])
+def test_dot_accumulates_in_float64(dtype, count):
+    # The last block is ragged. A float32 running sum of 1e8 + many ones would stay at 1e8.
+    values = np.ones(count, dtype)
     values[0] = 1e4
-    assert dot(values, values) == 1e8 + 19_999
-    assert dot(values, np.ones_like(values)) == 1e4 + 19_999
+    # A few eps where long vectors are multiplied in float32: of the block that 1e8 is in.
+    allowed = 4 * np.finfo(dtype).eps * 1e8 if count == 20_000 and dtype == np.float32 else 0.0
+    assert abs(dot(values, values) - (1e8 + count - 1)) <= allowed
+    assert dot(values, np.ones_like(values)) == 1e4 + count - 1
+
+
+def test_dot_of_long_vectors_is_exact_to_much_less_than_eps():
+    generator = np.random.default_rng(0)
+    for count in (8_193, 100_000, 270_001):
+        first, second = generator.standard_normal((2, count)).astype(np.float32)
+        exact = float(first.astype(np.float64) @ second.astype(np.float64))
+        assert abs(dot(first, second) - exact) < 0.05 * np.finfo(np.float32).eps * norm(first) * norm(second)
+        assert dot(first[::2], second[::2]) == pytest.approx(float(first[::2].astype(float) @ second[::2]), rel=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_dot_of_long_vectors_neither_vanishes_nor_overflows(scale):
+    values = np.full(20_000, scale, np.float32)
+    assert dot(values, values) == pytest.approx(20_000 * float(values[0]) ** 2, rel=1e-12)
 
 
 def test_norm_of_a_saturated_networks_product_does_not_vanish():
@@ -28,7 +45,7 @@ def test_orthogonalize_leaves_eps_of_the_rest(dtype, share):
     outside = generator.standard_normal(500)
     outside -= basis.astype(np.float64).T @ (basis.astype(np.float64) @ outside)
     vector = (basis.T.astype(np.float64) @ generator.standard_normal(30) + share * outside).astype(dtype)
-    left = orthogonalize(vector, basis, np.empty(500, dtype))
+    vector, left = orthogonalize(vector, basis)
     assert left == pytest.approx(np.linalg.norm(vector), rel=1e-6)
     assert left == pytest.approx(share * np.linalg.norm(outside), rel=1e-3)
     # Two passes: eps of what is left, for each of 30 rows, themselves orthonormal to a few eps. One pass would leave

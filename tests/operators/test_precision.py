@@ -1,5 +1,6 @@
-"""Copies of a model in float64: layers with learned state, functions of the user's, and code that must not run."""
+"""Copies of a model in other precisions: layers with learned state, functions of the user's, code that must not run."""
 
+import contextlib
 from typing import Any
 
 import keras
@@ -8,8 +9,9 @@ import pytest
 import tensorflow as tf
 
 import sdkeras
-from sdkeras.errors import ModelError
-from sdkeras.operators import precision
+from sdkeras.errors import ModelError, SdkerasError, VerificationError
+from sdkeras.operators import engine, precision
+from sdkeras.runs.options import LyapunovOptions, Options
 
 layers = keras.layers
 RNG = np.random.default_rng(0)
@@ -116,3 +118,86 @@ def test_code_in_a_configuration_is_not_run() -> None:
     operator = sdkeras.HessianOperator(sdkeras.EmpiricalLoss(model, (REAL, np.zeros((12, 2), "float32"))))
     assert "no float64 clone" in operator.verification.details
     assert not hasattr(keras, "planted_code_ran")
+
+
+# Activations in bfloat16
+
+
+def image_net() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((6, 6, 1)),
+            layers.Conv2D(4, 3, activation="relu"),
+            layers.BatchNormalization(),
+            layers.Flatten(),
+            layers.Dense(5, "tanh"),
+            layers.LayerNormalization(),
+            layers.Dense(3),
+        ]
+    )
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+
+IMAGES = RNG.standard_normal((22, 6, 6, 1)).astype("float32"), RNG.integers(0, 3, 22)
+
+
+@pytest.mark.parametrize("trained_in", ["float32", "mixed_bfloat16"])
+def test_products_in_bfloat16_are_verified_and_their_rounding_is_told(trained_in: str) -> None:
+    with precision.default_precision(trained_in):
+        model = image_net()
+    exact = sdkeras.HessianOperator(sdkeras.EmpiricalLoss(model, IMAGES, 8, dtype="float64"))
+    mixed = sdkeras.HessianOperator(sdkeras.EmpiricalLoss(model, IMAGES, 8, dtype="mixed_bfloat16"))
+    assert mixed.loss.function.is_mixed
+    assert mixed.dtype == np.float32
+    # The user's own model where it is mixed already.
+    assert (mixed.loss.function.model is model) == (trained_in == "mixed_bfloat16")
+    vector = np.random.default_rng(1).standard_normal(exact.size)
+    expected = exact.matvec(vector)
+    error = np.linalg.norm(mixed.matvec(vector.astype("float32")) - expected) / np.linalg.norm(expected)
+    eps = 2.0**-8
+    # Rounded activations, of some layers: more than float32's rounding, less than a layer's times the depth and more.
+    assert 0.1 * eps < error < 40 * eps
+    checked = mixed.verification
+    assert checked.passed
+    assert checked.finite_difference_error < 1e-5
+    assert error / 3 < checked.hvp_relative_error < 3 * error
+
+
+def test_products_that_are_wrong_are_refused_in_bfloat16_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    # TensorFlow's own moments are right to first order only.
+    monkeypatch.setattr(engine, "exact_moments", contextlib.nullcontext)
+    monkeypatch.setattr(engine, "inexact_moments", lambda graph: [])
+    with pytest.raises(VerificationError):
+        sdkeras.HessianOperator(sdkeras.EmpiricalLoss(image_net(), IMAGES, 8, dtype="mixed_bfloat16"))
+
+
+def test_a_layer_in_float32_stays_so_beside_bfloat16() -> None:
+    with precision.default_precision("mixed_bfloat16"):
+        model = keras.Sequential([keras.Input((4,)), layers.Dense(3), layers.Activation("softmax", dtype="float32")])
+        model.compile("sgd", "sparse_categorical_crossentropy")
+    assert precision.is_pure(model, "mixed_bfloat16")
+    assert not precision.is_pure(model, "float32")
+    assert not precision.is_pure(image_net(), "mixed_bfloat16")
+
+
+@pytest.mark.parametrize(
+    "options", [{"lyapunov": 2}, {"map": "full"}, {"snapshots": 2, "every": 5}], ids=["lyapunov", "full", "snapshots"]
+)
+def test_steps_of_training_are_not_in_bfloat16(options: dict[str, Any]) -> None:
+    with pytest.raises(SdkerasError, match=r"mixed_bfloat16 rounds .*take float32"):
+        Options(dtype="mixed_bfloat16", **options)
+    with pytest.raises(SdkerasError, match="take float32 or float64"):
+        LyapunovOptions(dtype="mixed_bfloat16")
+    with pytest.raises(SdkerasError, match="exact to some per cent; take float32"):
+        Options(dtype="mixed_bfloat16", exact=True)
+
+
+def test_rounding_in_bfloat16_is_told_where_masks_are_random() -> None:
+    model = image_net()
+    dropped = keras.Sequential([keras.Input((6, 6, 1)), *model.layers[:-1], layers.Dropout(0.3), layers.Dense(3)])
+    dropped.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    checked = sdkeras.HessianOperator(sdkeras.EmpiricalLoss(dropped, IMAGES, 8, dtype="mixed_bfloat16")).verification
+    assert checked.passed
+    assert 1e-3 < checked.hvp_relative_error < 0.3

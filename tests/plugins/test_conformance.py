@@ -104,6 +104,36 @@ def test_a_right_plugin_of_a_third_party_passes():
     testing.check_estimator(spectrum_plugin(lambda right, source: right))
 
 
+MANY = {
+    None: lambda results: results,
+    "returns 2 results for 3 operators": lambda results: results[:2],
+    "seed of operator 0 of estimate_many": lambda results: (results[1], results[0], *results[2:]),
+    "operator 1 of estimate_many has other values": lambda results: tuple(
+        attrs.evolve(one, nodes=one.nodes * (1.0 if row == 0 else 1.01)) for row, one in enumerate(results)
+    ),
+}
+
+
+@pytest.mark.parametrize("message", MANY)
+def test_many_runs_at_once_that_are_not_the_single_ones_are_found_out(message):
+    slq = sdkeras.get_estimator("spectrum", "slq")()
+
+    @sdkeras.spectrum_estimator("suspect")
+    @attrs.frozen
+    class Suspect:
+        def estimate(self, source: sdkeras.SymmetricOperator, *, seed: int) -> sdkeras.Spectrum:
+            return slq.estimate(source, seed=seed)
+
+        def estimate_many(self, source: sdkeras.OperatorBatch, *, seeds: list[int]) -> tuple[sdkeras.Spectrum, ...]:
+            return MANY[message](slq.estimate_many(source, seeds=seeds))
+
+    if message is None:
+        testing.check_estimator(Suspect())
+    else:
+        with pytest.raises(PluginError, match=message):
+            testing.check_estimator(Suspect())
+
+
 def test_a_class_that_is_not_declared_is_told_how():
     with pytest.raises(PluginError, match="object is not declared; put @sdkeras"):
         testing.check_estimator(object())

@@ -7,7 +7,7 @@ import scipy.optimize
 import scipy.stats
 
 import sdkeras
-from oracles import rotated
+from oracles import one_by_one, rotated
 from sdkeras.dimension.estimate import Context
 from sdkeras.dimension.exponents import ExponentMap
 from sdkeras.dimension.sampling import AdaptiveSettings, Outcome, estimate_sharpness_dimension
@@ -54,7 +54,7 @@ def found(name: str, **settings: object) -> Outcome:
         settings=settings_of(estimator),
         own_rate=True,
     )
-    return estimate_sharpness_dimension(run, context, AdaptiveSettings(fixed_runs=NUM_RUNS), num_steps=25)
+    return estimate_sharpness_dimension(one_by_one(run), context, AdaptiveSettings(fixed_runs=NUM_RUNS), num_steps=25)
 
 
 def value(name: str, **settings: object) -> float:
@@ -225,7 +225,7 @@ def test_a_kernel_makes_no_negative_curvature() -> None:
     def run(index: int, steps: int | None) -> Spectrum:
         return estimator.estimate(DenseOperator(convex[index]), seed=index)
 
-    outcome = estimate_sharpness_dimension(run, context, AdaptiveSettings(fixed_runs=4), num_steps=20)
+    outcome = estimate_sharpness_dimension(one_by_one(run), context, AdaptiveSettings(fixed_runs=4), num_steps=20)
     assert outcome.sharpness_dimension.expansion == pytest.approx(70 * 1e-3 / np.sqrt(2 * np.pi), rel=0.2)
     assert "negative-curvature" not in codes(outcome)
 

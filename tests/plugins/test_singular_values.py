@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import sdkeras
-from oracles import matrix_of
+from oracles import matrix_of, one_by_one
 from sdkeras.dimension import pooling
 from sdkeras.dimension.estimate import Context
 from sdkeras.dimension.exponents import SingularValueMap
@@ -97,7 +97,9 @@ def loop(matrices: list, name: str, runs: int, *, correct: bool = True, num_step
         return found if correct else sdkeras.Spectrum(found.nodes, found.weights, num_matvecs=1, seed=0)
 
     context = Context(COUNT, SingularValueMap("weights"), None, 0.0, 1e-16, name)
-    return estimate_sharpness_dimension(run, context, AdaptiveSettings(fixed_runs=runs), num_steps=num_steps)
+    return estimate_sharpness_dimension(
+        one_by_one(run), context, AdaptiveSettings(fixed_runs=runs), num_steps=num_steps
+    )
 
 
 def test_the_loop_finds_sd_of_maps_and_mass_correction_narrows_it() -> None:
@@ -129,7 +131,7 @@ def test_neutral_singular_values_are_never_taken_as_simple() -> None:
 
     def masses(top: float):
         run = sdkeras.Spectrum([0.5, top, 3.0], [1.2, 0.8, 1.4], num_matvecs=1, seed=0, residuals=[1e-9, 1e-9, 0.1])
-        return pooling.as_atoms(run, SingularValueMap("weights"), correct=True).weights
+        return pooling.read(run, SingularValueMap("weights")).corrected.weights
 
     assert masses(1.0 + 1e-7) == pytest.approx([1.0, 0.8 * 2.4 / 2.2, 1.4 * 2.4 / 2.2])
     assert masses(1.01) == pytest.approx([1.0, 1.0, 1.4])
@@ -150,10 +152,10 @@ def test_a_few_steps_that_miss_the_small_ones_do_not_make_sd_saturated() -> None
 
     context = Context(200, SingularValueMap("weights"), None, 0.0, 1e-16, "golub-kahan")
     short = AdaptiveSettings(fixed_runs=24, max_steps=20)
-    missed = estimate_sharpness_dimension(run, context, short, num_steps=20)
+    missed = estimate_sharpness_dimension(one_by_one(run), context, short, num_steps=20)
     assert missed.sharpness_dimension.value > 199.9
     assert "nested-check-failed" in {note.code for note in missed.warnings}
-    found = estimate_sharpness_dimension(run, context, AdaptiveSettings(fixed_runs=24), num_steps=20)
+    found = estimate_sharpness_dimension(one_by_one(run), context, AdaptiveSettings(fixed_runs=24), num_steps=20)
     assert found.sharpness_dimension.num_steps > 20
     low, high = found.sharpness_dimension.interval
     assert low - 0.5 < truth < high + 0.5

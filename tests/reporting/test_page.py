@@ -353,7 +353,7 @@ def test_the_worst_numbers_of_a_run_json_do_not_break_the_page(
     rate=st.floats(),
     ratio=st.floats() | st.none(),
 )
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 def test_no_number_of_a_run_json_breaks_the_page(
     value: float, half: float, nodes: list[float], rate: float, ratio: float | None
 ) -> None:

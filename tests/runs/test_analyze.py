@@ -14,6 +14,7 @@ from sdkeras.datasets import load_digits
 from sdkeras.dimension.exponents import ExponentMap
 from sdkeras.errors import ModelError, PluginError, SdkerasError
 from sdkeras.estimators import kinds
+from sdkeras.operators import controls
 from sdkeras.reporting.figures import cumulative_exponents
 from sdkeras.results.estimates import Eigenpairs
 from sdkeras.runs import analyze, edge, measure
@@ -86,9 +87,12 @@ def test_slq_agrees_with_exact_spectra(trained: keras.Model, digits) -> None:
 
 @pytest.mark.slow
 def test_same_seed_same_numbers_whatever_the_threads(trained: keras.Model, digits) -> None:
+    """To the bit; with other threads, which take the runs in other groups, to the rounding of float32 products."""
     runs = [sdkeras.analyze(trained, digits, batch_size=48, tolerance=0.3, workers=w, seed=3) for w in (1, 1, 2)]
-    values = [(r.sharpness_dimension.value, r.sharpness_dimension.interval, r.hessian.largest.value) for r in runs]
-    assert values[0] == values[1] == values[2]
+    values = [(r.sharpness_dimension.value, *r.sharpness_dimension.interval, r.hessian.largest.value) for r in runs]
+    assert values[0] == values[1]
+    assert values[2] == pytest.approx(values[0], rel=1e3 * float(np.finfo(np.float32).eps))
+    assert runs[2].sharpness_dimension.num_hvps == runs[0].sharpness_dimension.num_hvps
     other = sdkeras.analyze(trained, digits, batch_size=48, tolerance=0.3, seed=4)
     assert other.sharpness_dimension.value != values[0][0]
 
@@ -205,7 +209,7 @@ def balanced_jacobian(optimizer, h: np.ndarray, p: np.ndarray, decay: float) -> 
         pytest.param(
             keras.optimizers.SGD(0.125, momentum=0.5, nesterov=True, weight_decay=1e-3), marks=pytest.mark.slow
         ),
-        keras.optimizers.AdamW(0.00390625, weight_decay=0.01),
+        pytest.param(keras.optimizers.AdamW(0.00390625, weight_decay=0.01), marks=pytest.mark.slow),
     ],
     ids=["heavy-ball", "nesterov", "adamw"],
 )
@@ -245,11 +249,11 @@ def test_weight_decay_that_leaves_variables_out_is_in_the_operator(optimizer, wh
     optimizer.exclude_from_weight_decay(var_names=["bias"])
     model = net(optimizer, layers.Dense(2, "tanh"), shape=(3, 3))
     model.fit(*data, epochs=3, batch_size=12, verbose=0)
-    run = sdkeras.analyze(model, data, batch_size=12, exact_minibatches=24, dtype="float64", estimators=["exact"])
+    run = sdkeras.analyze(model, data, batch_size=6, exact_minibatches=24, dtype="float64", estimators=["exact"])
     kept = [np.full(variable.shape, "bias" not in variable.path).ravel() for variable in model.trainable_variables]
     p, rate = preconditioner(model, data), float(optimizer.learning_rate)
     unbent = np.diag(1 - rate * optimizer.weight_decay * np.concatenate(kept))
-    steps = [unbent - rate * h / np.sqrt(np.outer(p, p)) for h in minibatch_hessians(model, data, 12, 24)]
+    steps = [unbent - rate * h / np.sqrt(np.outer(p, p)) for h in minibatch_hessians(model, data, 6, 24)]
     z = [np.log(np.linalg.svd(step, compute_uv=False)) for step in steps]
     estimate, pooled = run.sharpness_dimension, np.concatenate(z)
     expected = sdkeras.sharpness_dimension(pooled, np.full(len(pooled), 1 / 24))
@@ -322,8 +326,9 @@ def test_second_moments_of_zero_are_no_preconditioner(whole_images) -> None:
 def test_the_batch_sharpness_is_measured_to_the_error_that_the_tolerance_asks_for(
     trained: keras.Model, usual: sdkeras.Analysis, digits
 ) -> None:
-    hessian = sdkeras.HessianOperator(sdkeras.EmpiricalLoss(trained, digits, batch_size=50, seed=2))
-    alone = edge.batch_sharpness(hessian, target=edge.target_error(0.9))
+    loss = sdkeras.EmpiricalLoss(trained, digits, batch_size=50, seed=2)
+    hessian, known = sdkeras.HessianOperator(loss), controls.population(loss)
+    alone = edge.batch_sharpness(hessian, target=edge.target_error(0.9), population=known)
     assert alone.batch_sharpness_minibatches == 30  # whole epochs of 10; the tolerance of 0.9 asks for no more
     for name, value in attrs.asdict(alone).items():
         assert getattr(usual.edge_of_stability, name) == pytest.approx(value, rel=1e-6), name
@@ -453,6 +458,7 @@ def test_reduced_precision_is_analysed_in_float32_and_said(policy: str, digits) 
     assert run.provenance.dtype == "float32"
 
 
+@pytest.mark.slow
 def test_logits_under_a_loss_of_probabilities_are_told(digits) -> None:
     model = net(keras.optimizers.SGD(0.25))
     soft = keras.Sequential([keras.Input((4, 4)), layers.Flatten(), layers.Dense(10, "softmax")])

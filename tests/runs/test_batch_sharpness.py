@@ -1,6 +1,7 @@
 """Batch sharpness of linear regression, whose gradient and Hessian on a minibatch are known, by the real sampler."""
 
 import copy
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import attrs
@@ -10,8 +11,10 @@ import pytest
 import tensorflow as tf
 
 import sdkeras
+from sdkeras.dimension.controls import UNKNOWN, Population
+from sdkeras.errors import BudgetError
 from sdkeras.operators.minibatches import Source, as_source
-from sdkeras.runs.edge import batch_sharpness, expected_minibatches, num_minibatches, target_error
+from sdkeras.runs.edge import batch_sharpness, num_minibatches, target_error
 
 WEIGHTS = np.array([0.5, -1.0, 0.25])
 
@@ -35,9 +38,12 @@ class Regression:
 
     weights = WEIGHTS
 
-    def __init__(self, source: Source, seed: int = 0, num_seeds: int = 0) -> None:
-        self.loss = SimpleNamespace(source=source, function=SimpleNamespace(num_seeds=num_seeds))
-        self.seed, self.dtype = seed, np.dtype("float64")
+    def __init__(self, source: Source, seed: int = 0, is_random: bool = False) -> None:
+        self.loss = SimpleNamespace(source=source, function=SimpleNamespace(is_random=is_random))
+        self.seed, self.dtype, self.batches = seed, np.dtype("float64"), []
+
+    def rows_together(self, products: int) -> int:
+        return 1
 
     def on_minibatch(self, index: int) -> "Regression":
         view = copy.copy(self)
@@ -51,6 +57,18 @@ class Regression:
         return 2 * self.x.T @ (self.x @ vector) / len(self.x)
 
 
+@attrs.frozen
+class Room:
+    """A budget that ends at this number of products."""
+
+    hessian: sdkeras.HessianOperator
+    most: int
+
+    def require(self, products: int = 0) -> None:
+        if self.hessian.num_products + products > self.most:
+            raise BudgetError("the budget")
+
+
 def source_of(num_samples: int, batch_size: int, **settings: float) -> Source:
     data = regression(num_samples, **settings)
     return as_source(data, batch_size=batch_size, default_batch_size=None, limit=None)
@@ -62,7 +80,8 @@ def test_both_forms_against_the_closed_form() -> None:
     model.layers[0].set_weights([WEIGHTS[:, None]])
     model.compile(keras.optimizers.SGD(0.1), "mse")
     loss = sdkeras.EmpiricalLoss(model, (x, y[:, None]), batch_size=8, dtype="float64", seed=3)
-    found = batch_sharpness(sdkeras.HessianOperator(loss), 60)
+    hessian = sdkeras.HessianOperator(loss)
+    found = batch_sharpness(hessian, 60)
     # 25 minibatches an epoch: blocks of one epoch, so that of 60 at most two epochs are taken.
     assert found.batch_sharpness_minibatches == 50
     drawn = [loss.source.minibatch(index, 3) for index in range(50)]
@@ -74,6 +93,10 @@ def test_both_forms_against_the_closed_form() -> None:
     error = np.std(products - quotient * squares, ddof=1) / np.sqrt(50) / squares.mean()
     assert found.batch_sharpness_ratio_of_means_stderr == pytest.approx(error, rel=1e-9)
     assert found.batch_sharpness_skipped == 0
+    # Several are measured together, and where the budget has no room for them all, fewer.
+    assert hessian.rows_together(50 * len(hessian.batches)) == 32
+    some = batch_sharpness(hessian.within(Room(hessian, hessian.num_products + 30)), 60)
+    assert some.batch_sharpness == pytest.approx(ratios[:30].mean(), rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -128,11 +151,11 @@ def test_one_minibatch_has_no_error_unless_it_is_all_there_is() -> None:
     assert one.batch_sharpness_stderr is None
     assert one.batch_sharpness_ratio_of_means_stderr is None
     source = source_of(40, 40)
-    whole = batch_sharpness(Regression(source))
+    whole = batch_sharpness(Regression(source), population=Population(1, 1, lambda _: 0))
     products, squares = closed_form(*source.arrays)
     assert whole.batch_sharpness == pytest.approx(products / squares, rel=1e-12)
     assert (whole.batch_sharpness_minibatches, whole.batch_sharpness_stderr) == (1, 0.0)
-    noisy = batch_sharpness(Regression(source, num_seeds=1))  # dropout differs between passes over the same batch
+    noisy = batch_sharpness(Regression(source, is_random=True))  # dropout differs between passes over the same batch
     assert noisy.batch_sharpness_minibatches == 24
 
 
@@ -179,6 +202,31 @@ def test_limits_and_targets() -> None:
         1000,
     )
     assert (target_error(0.01), target_error(0.05), target_error(0.5)) == (0.02, 0.02, pytest.approx(0.2))
-    assert expected_minibatches(None, 0.05) == 352
-    assert expected_minibatches(2000, 0.05) == 100
-    assert expected_minibatches(None, 0.5) == 24
+
+
+def test_controls_halve_the_error_and_a_whole_fixed_population_has_none() -> None:
+    source = source_of(400, 8)
+    x, y = source.arrays
+    examples = (x @ WEIGHTS - y) ** 2 * np.sum(x**2, axis=1)  # |g|^2 of each example, up to 4
+    centred = (examples - examples.mean()) / examples.std() * np.sqrt(8)
+
+    def of_runs(indices: Sequence[int]) -> np.ndarray:
+        return np.array([[centred[source.examples(index, 0)].mean()] for index in indices])
+
+    known = Population(per_epoch=50, controls=of_runs)
+    plain, helped = (
+        batch_sharpness(Regression(source), 200, target=1e-9, population=each) for each in (UNKNOWN, known)
+    )
+    assert plain.batch_sharpness_minibatches == helped.batch_sharpness_minibatches == 200
+    # Four whole epochs: the controls' mean is 0, and the values are the plain means.
+    assert helped.batch_sharpness == pytest.approx(plain.batch_sharpness, rel=1e-12)
+    assert helped.batch_sharpness_stderr < plain.batch_sharpness_stderr
+    assert helped.batch_sharpness_ratio_of_means_stderr < plain.batch_sharpness_ratio_of_means_stderr
+    dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+    fixed = as_source(dataset, batch_size=None, default_batch_size=None, limit=None)
+    whole = Population(50, 50, lambda index: fixed.fixed_batch(index, 0))
+    part, all_of_them = (batch_sharpness(Regression(fixed), most, target=1e-9, population=whole) for most in (24, 50))
+    ratios = np.divide(*closed_form(x.reshape(50, 8, 3), y.reshape(50, 8)))
+    assert all_of_them.batch_sharpness == pytest.approx(ratios.mean(), rel=1e-12)
+    assert all_of_them.batch_sharpness_stderr == 0.0
+    assert part.batch_sharpness_stderr > 0.0

@@ -6,8 +6,10 @@ import pytest
 
 import sdkeras
 from oracles import rotated
+from sdkeras.dimension.controls import Rows
 from sdkeras.dimension.exponents import ExponentMap
 from sdkeras.linalg.operators import DenseOperator, RestrictedOperator
+from sdkeras.operators.controls import number, population
 from sdkeras.operators.layout import Layout
 from sdkeras.runs import assumptions
 from sdkeras.runs.layers import block_traces
@@ -65,7 +67,9 @@ def test_each_layer_against_dense_blocks(model: keras.Model, data) -> None:
     loss = sdkeras.EmpiricalLoss(model, data, batch_size=16)
     hessian = sdkeras.HessianOperator(loss)
     dense = hessian.matmat(np.eye(hessian.size, dtype="float32"))
-    spectra = [hessian.on_minibatch(i).matmat(np.eye(hessian.size, dtype="float32")) for i in range(24)]
+    numbers = [number(loss.source, index) for index in range(24)]
+    weights = Rows.of(24, population(loss)).run_weights  # by regression on the controls
+    spectra = [hessian.on_minibatch(k).matmat(np.eye(hessian.size, dtype="float32")) for k in numbers]
     assert [layer.name for layer in run.layers] == ["net/first", "net/last"]
     assert [layer.num_parameters for layer in run.layers] == [36, 21]
     for layer, block in zip(run.layers, (slice(0, 36), slice(36, 57)), strict=True):
@@ -73,7 +77,7 @@ def test_each_layer_against_dense_blocks(model: keras.Model, data) -> None:
         assert layer.largest.value == pytest.approx(top, rel=1e-4)
         assert abs(layer.trace.value - np.trace(dense[block, block])) < 5 * layer.trace.stderr
         z = [ExponentMap("sgd", 0.5)(np.linalg.eigvalsh(h[block, block].astype(np.float64))) for h in spectra]
-        pooled = sdkeras.sharpness_dimension(np.concatenate(z), np.full(sum(map(len, z)), 1 / 24))
+        pooled = sdkeras.sharpness_dimension(np.concatenate(z), np.repeat(weights, [len(each) for each in z]))
         assert layer.codimension == pytest.approx(layer.num_parameters - pooled, abs=0.05)
     assert sdkeras.Analysis.from_json(run.to_json()) == run
     assert "first (36)" in str(run)

@@ -3,20 +3,23 @@
 import inspect
 
 import attrs
+import keras
+import numpy as np
 import pytest
 
 import sdkeras
 from sdkeras.estimators import registry
 from sdkeras.estimators.select import configured
 from sdkeras.runs import analyze
-from sdkeras.runs.options import LyapunovOptions, Options
+from sdkeras.runs.options import PRESETS, LyapunovOptions, Options
+from sdkeras.runs.problem import read_problem
 
 
 def test_the_signature_and_the_docstring_are_the_list_of_options() -> None:
     for function in (sdkeras.analyze, analyze.plan):
         parameters = inspect.signature(function).parameters
         assert list(parameters) == ["model", "data", *attrs.fields_dict(Options)]
-        assert parameters["tolerance"].default == 0.05
+        assert parameters["preset"].default == "standard"
     for field in attrs.fields(Options):
         assert f"\n        {field.name}: " in (sdkeras.analyze.__doc__ or "")
         assert field.metadata["help"].endswith(".")
@@ -67,6 +70,41 @@ def test_windows_are_whole_numbers(windows: object) -> None:
 def test_a_setting_of_another_type_is_refused_first(kind: str, name: str, field: str, value: object) -> None:
     with pytest.raises(sdkeras.SdkerasError, match=f"{field} is .*; it must be of type "):
         configured(registry.get_estimator(kind, name), {field: value})
+
+
+def test_a_preset_gives_what_is_left_out_and_a_single_option_overrides_it() -> None:
+    for preset, values in PRESETS.items():
+        options = Options(preset=preset, samples=7)
+        assert {name: getattr(options, name) for name in values} == {**values, "samples": 7}
+    assert Options() == Options(preset="standard")
+    changed = attrs.evolve(Options(preset="quick", tolerance=0.05), seed=1)
+    assert (changed.samples, changed.tolerance, changed.seed) == (1024, 0.05, 1)
+    assert Options(preset="quick", tolerance=0.125).preset_words == "quick: samples 1,024, tolerance 0.125, min_runs 8"
+    with pytest.raises(sdkeras.SdkerasError, match=r"^preset is 'slow'; it must be one of quick, standard, thorough"):
+        Options(preset="slow")
+
+
+@pytest.mark.parametrize(
+    ("width", "options", "exact"),
+    [
+        (3, {}, True),
+        (3, {"exact": False}, False),
+        (3, {"preset": "standard"}, False),
+        (3, {"memory_gb": 1e-6}, False),
+        (3, {"map": "full"}, True),
+        (80, {}, True),
+        (130, {}, False),
+        (80, {"map": "full"}, False),
+    ],
+)
+def test_thorough_takes_exact_spectra_of_small_models(width: int, options: dict[str, object], exact: bool) -> None:
+    layers = [keras.layers.Dense(width, "tanh"), keras.layers.Dense(10)]
+    model = keras.Sequential([keras.Input((5,)), *layers])
+    model.compile("sgd", "mse")
+    data = (np.zeros((8, 5), np.float32), np.zeros((8, 10), np.float32))
+    problem, _ = read_problem(model, data, Options(**({"preset": "thorough"} | options)))
+    assert problem.options.exact is exact
+    assert (problem.estimators.spectrum[0] in ("exact", "dense-svd")) is exact
 
 
 def test_one_name_is_a_list_of_one() -> None:

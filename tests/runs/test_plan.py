@@ -1,14 +1,23 @@
 """Plans against what the analyses then spend."""
 
+from types import SimpleNamespace
 from typing import Any
 
+import attrs
 import keras
 import pytest
 
 import sdkeras
 from sdkeras.datasets import load_digits
+from sdkeras.operators.loss import evolved
 from sdkeras.results.progress import Progress
-from sdkeras.runs import analyze
+from sdkeras.runs import analyze, budget
+from sdkeras.runs import plan as planning
+from sdkeras.runs.budget import resources
+from sdkeras.runs.edge import batch_sharpness
+from sdkeras.runs.options import Options
+from sdkeras.runs.plan import planned
+from sdkeras.runs.problem import read_problem
 
 layers = keras.layers
 STEPS = {"sd-slq": {"num_steps": 40}}
@@ -51,13 +60,16 @@ def net(kind: str, optimizer: keras.optimizers.Optimizer, digits: tuple[Any, Any
 def test_the_fixed_stages_cost_what_was_planned(
     kind: str, optimizer: keras.optimizers.Optimizer, options: dict[str, Any], digits: tuple[Any, Any]
 ) -> None:
-    """How many steps Lanczos takes, and how many minibatches the batch sharpness, is known afterwards only."""
+    """How many steps Lanczos takes is known afterwards only, and how many more minibatches the batch sharpness."""
     model, options = net(kind, optimizer, digits), {"samples": 128, "runs": 3, **options}
     plan, run = analyze.plan(model, digits, **options), sdkeras.analyze(model, digits, **options)
     adaptive = sum(estimate.num_hvps for estimate in run.estimates)
     adaptive += 0 if run.supremum is None else run.supremum.num_hvps
-    spent = run.provenance.num_hvps - adaptive
-    assert 0.7 < (plan.num_hvps - plan.num_hvps_pilot) / spent < 1.4
+    edge = run.edge_of_stability
+    assert edge is not None
+    assert plan.num_minibatches <= edge.batch_sharpness_minibatches <= plan.num_minibatches_most
+    spent = run.provenance.num_hvps - adaptive - edge.batch_sharpness_minibatches
+    assert 0.7 < (plan.num_hvps - plan.num_hvps_pilot - plan.num_minibatches) / spent < 1.4
     assert plan.num_hvps_pilot == adaptive
     assert plan.num_hvps_most is None
 
@@ -74,8 +86,70 @@ def test_every_estimator_is_in_the_plan(digits: tuple[Any, Any]) -> None:
     assert more.num_hvps_most == 10**6
 
 
+def test_the_batch_sharpness_is_planned_as_its_first_block_and_then_as_its_error_asks(
+    digits: tuple[Any, Any],
+) -> None:
+    """Epochs of 8 minibatches: blocks of 24. A ratio known from 24 to three halves of the target takes 54, or 72."""
+    plan = analyze.plan(net("dense", keras.optimizers.SGD(0.25), digits), digits, max_hvps=400)
+    assert (plan.num_minibatches, plan.num_minibatches_most) == (20, 20)
+    plan = analyze.plan(net("dense", keras.optimizers.SGD(0.25), digits), digits)
+    assert (plan.num_minibatches, plan.num_minibatches_most) == (24, 1000)
+    loss = sdkeras.EmpiricalLoss(net("dense", keras.optimizers.SGD(0.25), digits), digits, 32)
+    hessian, asked = sdkeras.HessianOperator(loss), []
+    known = batch_sharpness(hessian, 24)
+    assert known.batch_sharpness is not None
+    assert known.batch_sharpness_stderr is not None
+    error = known.batch_sharpness_stderr / known.batch_sharpness
+    batch_sharpness(hessian, target=error / 1.5, expect=asked.append)
+    assert asked[0] == 72  # 24 * 1.5^2 = 54, in blocks of 24
+    assert batch_sharpness(hessian, target=1.01 * error).batch_sharpness_minibatches == 24
+
+
+def test_bases_of_runs_in_lockstep_are_in_the_memory(digits: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = net("dense", keras.optimizers.SGD(0.25), digits)
+    monkeypatch.setattr(planning, "peak_memory", lambda: 0)  # of other tests in this process
+    monkeypatch.setattr(planning, "used_memory", lambda: 0)
+    together, single = (
+        analyze.plan(model, digits, runs=runs, settings={"slq": {"num_steps": 40}}).peak_memory for runs in (20, 19)
+    )
+    size = model.count_params()
+    assert together - single >= 31 * 40 * size * 4  # 32 bases in place of one, from 800 products on
+
+
+def test_a_graph_more_is_in_the_seconds(digits: tuple[Any, Any]) -> None:
+    """The parts of linearised products take about as long to trace as a product, a gradient less than half of it."""
+    model = net("dense", keras.optimizers.SGD(0.25), digits)
+    problem, _ = read_problem(model, digits, Options(runs=3))
+    room = resources(problem.loss.size, 4, memory_gb=None, workers=1)
+    slow = attrs.evolve(problem.loss.gradients, seconds=100.0)
+    later = attrs.evolve(problem, loss=evolved(problem.loss, gradients=slow))
+    assert 300 < planned(later, room, 0).seconds < 600
+    assert planned(later, room, 0, reading=1000.0).seconds > 1300
+
+
 def test_the_pilot_says_how_many_runs_are_to_come() -> None:
     def after(runs: int, half_width: float | None) -> int | None:
         return Progress("", 0, value=1.0, half_width=half_width, num_runs=runs, target=2.0).expected_runs
 
     assert (after(24, None), after(24, 8.0), after(24, 1.0)) == (None, 384, 24)
+    few = Progress("", 0, value=1.0, half_width=800.0, num_runs=4, target=2.0, pilot_runs=24)
+    assert few.expected_runs == 24
+
+
+def test_the_time_left_is_from_the_latest_pace_and_what_is_still_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, made = [0.0], [0]
+    monkeypatch.setattr(budget, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    whole = budget.whole_budget(resources(10, 4, memory_gb=1.0, workers=1), budget.Meter(lambda: made[0]))
+    whole.plan(1000)
+    assert whole.seconds_left() is None
+    with whole.planned_as(800):  # takes 100 in 10 seconds
+        now[0], made[0] = 10.0, 100
+    assert whole.seconds_left() == pytest.approx(200 / 10)
+    whole.tell("another stage")
+    now[0], made[0] = 15.0, 110  # mostly compilation
+    whole.leave_compilation_behind()
+    now[0], made[0] = 16.0, 210
+    assert whole.seconds_left() == pytest.approx(90 / 100)
+    assert whole.seconds_left(more=100) == pytest.approx(190 / 100)
+    whole.meter.most = 240
+    assert whole.seconds_left() == pytest.approx(30 / 100)

@@ -1,5 +1,6 @@
 """The supremum over snapshots of real training: where they are, what is measured there, and what is refused."""
 
+import re
 import signal
 from collections.abc import Callable
 
@@ -13,6 +14,7 @@ from sdkeras.dimension.bounds import Facts, facts_over
 from sdkeras.errors import ModelError, SdkerasError
 from sdkeras.estimators import registry
 from sdkeras.operators import precision
+from sdkeras.operators.controls import number
 from sdkeras.runs import analyze, snapshots
 from sdkeras.runs.budget import Meter, resources, whole_budget
 from sdkeras.runs.options import Options
@@ -103,7 +105,7 @@ def test_exact_supremum_is_its_definition_from_dense_spectra() -> None:
                 hessian = sdkeras.HessianOperator(problem.loss)
                 rows = []
                 for batch in range(4):
-                    dense = hessian.on_minibatch(batch).matmat(np.eye(problem.loss.size))
+                    dense = hessian.on_minibatch(number(source, batch)).matmat(np.eye(problem.loss.size))
                     scaled = dense * np.outer(problem.scaling, problem.scaling)
                     rows.append(-np.sort(-problem.exponents(np.linalg.eigvalsh((scaled + scaled.T) / 2))))
                 curves.append(rows)
@@ -209,7 +211,7 @@ def test_an_optimizer_without_a_step_has_no_trajectory() -> None:
 @pytest.mark.slow
 def test_a_budget_is_shared_among_the_snapshots_and_kept() -> None:
     model = net(keras.optimizers.SGD(0.125))
-    limit = 1200
+    limit = 3000
     run = sdkeras.analyze(model, (X, Y), batch_size=BATCH, tolerance=0.01, snapshots=3, every=2, max_hvps=limit)
     assert 3 <= run.supremum.num_minibatches <= run.sharpness_dimension.num_runs
     assert run.provenance.num_hvps <= limit
@@ -217,6 +219,13 @@ def test_a_budget_is_shared_among_the_snapshots_and_kept() -> None:
     assert none.supremum is None
     assert any(note.code == "no-supremum" and "budget" in note.message for note in none.warnings)
     assert none.bounds[0].dimension_name == "SD"
+
+
+def test_a_limit_on_products_ends_the_training_as_well() -> None:
+    model = net(keras.optimizers.SGD(0.125))
+    run = sdkeras.analyze(model, (X, Y), batch_size=BATCH, snapshots=2, every=10**6, max_hvps=600, tolerance=0.9)
+    (words,) = [note.message for note in run.warnings if note.code == "snapshots"]
+    assert re.search(r"1 snapshot: the limit on products ended the training at step \d{2,3}\.", words)
 
 
 def test_ctrl_c_keeps_the_minibatches_that_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +252,8 @@ def test_the_plan_counts_the_snapshots() -> None:
     model = net(keras.optimizers.SGD(0.125))
     alone = analyze.plan(model, (X, Y), batch_size=BATCH)
     more = analyze.plan(model, (X, Y), batch_size=BATCH, snapshots=4, every=100)
-    assert more.num_hvps_pilot - alone.num_hvps_pilot == 3 * alone.num_runs * alone.num_steps
+    runs = 4 * snapshots.NUM_PROBES - 1  # the first probe at the checkpoint is the estimate's own
+    assert more.num_hvps_pilot - alone.num_hvps_pilot == runs * alone.num_runs * alone.num_steps
     assert (more.num_snapshots, more.every) == (4, 100)
 
 

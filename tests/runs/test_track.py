@@ -95,6 +95,7 @@ def test_weights_without_the_optimizers_state_are_not_read_with_a_stale_one(fold
     assert np.isnan(found.value("sharpness_ratio"))
 
 
+@pytest.mark.slow
 def test_a_resumed_call_measures_nothing_twice_and_a_changed_file_anew(folder, tmp_path, tracked) -> None:
     _, whole = tracked
     names = [f"{folder}/epoch_{epoch}.keras" for epoch in (8, 9, 10, 11)]
@@ -245,9 +246,12 @@ def test_bounds_and_class_weights_at_each_checkpoint(folder, tmp_path) -> None:
 def test_a_log_without_bounds_goes_on_with_options_left_out_in_any_way(folder, tmp_path) -> None:
     names = [folder / "epoch_8.keras"]
     log = track(names, TRAIN, log_dir=tmp_path, measures=("sharpness",), **SETTINGS)
-    absent = {"bound_inputs": {}, "estimate_bound_inputs": False, "class_weight": None}
+    absent = {"bound_inputs": {}, "estimate_bound_inputs": False, "class_weight": None, "preset": "quick"}
     assert track(names, TRAIN, log_dir=tmp_path, measures=("sharpness",), **SETTINGS, **absent) == log
     assert not {*absent} & set(log.header.settings)
+    assert log.header.preset == "quick"
+    with pytest.raises(SdkerasError, match="choose another folder"):
+        track(names, TRAIN, log_dir=tmp_path, measures=("sharpness",), **SETTINGS, preset="standard")
 
 
 @pytest.mark.slow

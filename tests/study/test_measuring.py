@@ -28,6 +28,7 @@ def own_relu(learning_rate):
 """
 
 
+@pytest.mark.slow
 def test_a_measure_that_does_not_know_the_map_has_a_reason_and_the_others_a_value(written, done) -> None:
     measures = "sd-slq = {}\nslq = { num_steps = 8 }\nsharpness = {}"
     folder = done(written(grid="optimizer = 'momentum'", measures=measures))
@@ -43,6 +44,7 @@ def test_a_measure_that_does_not_know_the_map_has_a_reason_and_the_others_a_valu
         done(written(grid="optimizer = 'momentum'", measures="sd-slq = {}"))
 
 
+@pytest.mark.slow
 def test_a_measure_that_every_analysis_has_is_read_from_the_one_on_file(written, done) -> None:
     """Among them lambda_1, by the estimator that rounds least in any order."""
     wide = "sd-slq = { bin_width = 10.0, num_steps = 8 }\nslq = { num_steps = 8 }\n"

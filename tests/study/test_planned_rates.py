@@ -46,6 +46,7 @@ def test_a_schedule_that_will_end_at_0_is_told_before_the_trainings(planned) -> 
     assert "add learning_rate = 'peak' under [analysis]" in note
 
 
+@pytest.mark.slow
 def test_only_where_no_measure_can_be_taken_nothing_is_trained(planned) -> None:
     refused = checked(planned(measures="slq = {}\nlambda_1 = {}"))
     assert refused.stage == "checking"
