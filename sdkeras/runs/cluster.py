@@ -258,10 +258,14 @@ def _from_slurm() -> tuple[dict[str, list[str]], str, int]:
     if "SLURM_PROCID" not in os.environ:
         raise SdkerasError("this is no step of SLURM: SLURM_PROCID is not set; start the command by srun.")
     try:
-        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(auto_set_gpu=False)
+        # Unless told how many GPUs there are the resolver asks nvidia-smi, and without a GPU it names no host;
+        # with auto_set_gpu off the numbers decide nothing else. No node has more tasks than ports.
+        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
+            gpus_per_node=2**16, gpus_per_task=1, auto_set_gpu=False
+        )
         spec = resolver.cluster_spec().as_dict()
         return spec, str(resolver.task_type), int(resolver.task_id)
-    except Exception as error:  # environment variables that are missing, scontrol and nvidia-smi
+    except Exception as error:  # environment variables that are missing, scontrol
         raise SdkerasError(f"SLURM does not say which hosts there are: {last_line(error)}; start by srun.") from error
 
 

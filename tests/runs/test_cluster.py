@@ -265,17 +265,23 @@ def test_what_names_no_cluster_is_refused(
         cluster.join(name, 1.0)
 
 
-def test_slurm_names_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("devices", [None, "", "0,1,2"])
+def test_slurm_names_the_hosts_with_and_without_gpus(devices: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")  # neither scontrol nor nvidia-smi
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if devices is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
     for name, value in {
-        "PROCID": "1",
-        "STEP_NUM_TASKS": "2",
+        "PROCID": "2",
+        "STEP_NUM_TASKS": "3",
         "STEP_NODELIST": "n[3-4]",
-        "STEP_TASKS_PER_NODE": "1(x2)",
+        "STEP_TASKS_PER_NODE": "2,1",
     }.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     hosts, rank = cluster._members("slurm")
-    assert [host.address for host in hosts] == ["n3:8888", "n4:8888"]
-    assert rank == 1
+    assert [host.address for host in hosts] == ["n3:8888", "n3:8889", "n4:8888"]
+    assert rank == 2
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == devices
 
 
 def test_a_library_that_joins_too_late_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
