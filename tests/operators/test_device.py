@@ -254,8 +254,11 @@ def test_a_reduced_spectrum_on_a_device_is_the_hosts(scaled: bool, model: keras.
         diagonal = np.random.default_rng(0).uniform(0.5, 2, operators[0].size)
         operators = [DiagonallyScaledOperator(operator, diagonal) for operator in operators]
     device, host = (Exact().estimate(operator, seed=0) for operator in operators)
-    assert host.num_matvecs < operators[1].size
-    agree(device, host, float(np.finfo(np.float32).eps))
+    assert host.num_matvecs == device.num_matvecs < operators[1].size
+    # The null space is one node of its dimension; rounding decides on which side of it an eigenvalue 0 beside it is.
+    ours, theirs = (np.repeat(each.nodes, each.weights.astype(int)) for each in (device, host))
+    assert len(theirs) == operators[1].size
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=100 * np.finfo(np.float32).eps * np.max(np.abs(theirs)))
 
 
 def test_no_tangent_comes_to_the_host(steps: list[UpdateMap], copied: list[int]) -> None:
