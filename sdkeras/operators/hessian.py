@@ -71,8 +71,11 @@ class HessianOperator(SymmetricOperator):
         >>> model.compile("sgd", "mse")
         >>> x, y = np.array([[1.0, 0.0], [0.0, 2.0]]), np.zeros((2, 1))
         >>> H = HessianOperator(EmpiricalLoss(model, (x, y), dtype="float64"))
-        >>> np.round(H.matvec(np.array([1.0, 1.0])), 12)
+        >>> np.round(H @ np.array([1.0, 1.0]), 12)
         array([1., 4.])
+        >>> np.round(H.as_matrix(), 12)
+        array([[1., 0.],
+               [0., 4.]])
     """
 
     loss: EmpiricalLoss
@@ -200,7 +203,9 @@ class HessianOperator(SymmetricOperator):
         return OperatorBatch(operators) if rows is None else lockstep.HessianBatch(operators, rows)
 
     def matvec(self, vector: Tensor) -> Tensor:
-        """H v, shape [n] -> [n]; NumPy in, NumPy out; a tensor in gives a tensor out."""
+        """H v, shape [n] -> [n]; NumPy in, NumPy out; a tensor in gives a tensor out. Columns go to `matmat`."""
+        if len(np.shape(vector)) == 2:
+            return self.matmat(vector)
         if self._shares:
             return self._over_devices(vector, (self.size,))
 
