@@ -23,6 +23,7 @@ from sdkeras.operators.batch_loss import Batch
 from sdkeras.operators.engine import Engine
 from sdkeras.operators.linearized import Linearizations
 from sdkeras.operators.loss import EmpiricalLoss, evolved
+from sdkeras.operators.modes import ProductMode
 from sdkeras.results.arrays import Array, DType
 from sdkeras.results.verification import Verification
 
@@ -93,7 +94,7 @@ class HessianOperator(SymmetricOperator):
         self,
         loss: EmpiricalLoss,
         *,
-        product_mode: str = "auto",
+        product_mode: ProductMode = "auto",
         allow_unverified: bool = False,
         workers: int = 1,
         memory: float | None = None,

@@ -20,6 +20,7 @@ from sdkeras.linalg.vectors import finite, joined_rows, transposed
 from sdkeras.operators.batch_loss import Batch
 from sdkeras.operators.layout import Layout
 from sdkeras.operators.loss import EmpiricalLoss
+from sdkeras.operators.modes import ProductMode
 from sdkeras.results.arrays import Array, DType
 from sdkeras.training_step import verification
 from sdkeras.training_step.jacobian import StepJacobian, rule_and_gradients
@@ -71,7 +72,7 @@ class UpdateMap(SquareMatrix):
         optimizer: Optimizer,
         *,
         initial_slots: bool = False,
-        product_mode: str = "auto",
+        product_mode: ProductMode = "auto",
         allow_unverified: bool = False,
     ) -> None:
         self.loss = loss
