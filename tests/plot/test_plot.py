@@ -202,10 +202,10 @@ def test_without_axes_a_pyplot_figure_is_made(pyplot: Any) -> None:
     assert len(pyplot.get_fignums()) == 2
 
 
-def test_with_axes_nothing_of_pyplot_is_imported(ax: Axes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_axes_nothing_of_pyplot_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     monkeypatch.delattr(mpl, "pyplot", raising=False)
     for name, draw in SINGLE.items():
-        draw(LOG if name == "track" else ALL, ax)
+        draw(LOG if name == "track" else ALL, Figure().subplots())
     with pytest.raises(ImportError):
         plot.exponents(ALL)
