@@ -13,6 +13,10 @@ from sdkeras.errors import SdkerasError
 
 if TYPE_CHECKING:
     from sdkeras import callbacks as callbacks
+    from sdkeras import datasets as datasets
+    from sdkeras import plot as plot
+    from sdkeras import study as study
+    from sdkeras import testing as testing
     from sdkeras.dimension.sharpness import sharpness_dimension
     from sdkeras.estimators.kinds import (
         eigenpairs_estimator,
@@ -96,6 +100,8 @@ _HOME = {
     "trace_estimator": "sdkeras.estimators.kinds",
     "track": "sdkeras.runs.track",
 }
+# Public, and imported when they are first used.
+_PACKAGES = ("callbacks", "datasets", "plot", "study", "testing")
 
 
 def __getattr__(name: str) -> object:
@@ -103,10 +109,10 @@ def __getattr__(name: str) -> object:
         value = getattr(importlib.import_module(_HOME[name]), name)
         globals()[name] = value
         return value
-    if name == "callbacks":  # a package, which the import puts into this one
-        return importlib.import_module("sdkeras.callbacks")
+    if name in _PACKAGES:  # which the import puts into this one
+        return importlib.import_module(f"sdkeras.{name}")
     raise AttributeError(f"module 'sdkeras' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "callbacks"})
+    return sorted([*__all__, *_PACKAGES, "__version__", "errors"])

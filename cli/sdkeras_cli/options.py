@@ -22,9 +22,8 @@ from sdkeras.errors import SdkerasError
 from sdkeras.estimators import registry
 from sdkeras.estimators.select import plain_types, type_name
 from sdkeras.files import class_weights
-from sdkeras.operators.modes import JIT, MODES, PRECISIONS, PRODUCT_MODES
 from sdkeras.results.arrays import Value
-from sdkeras.runs.options import CLUSTERS, MAPS, PRESETS, parse_learning_rate
+from sdkeras.runs.options import parse_learning_rate
 
 _Command = TypeVar("_Command", bound=Callable[..., object])
 
@@ -114,13 +113,6 @@ _CLICK: dict[str, dict[str, Value]] = {
     "learning_rate": {"callback": learning_rate},
     "checkpoint": {"type": click.Path()},
     "class_weight": {"callback": lambda _, __, text: None if text is None else class_weights.parsed(text)},
-    "mode": {"type": click.Choice(MODES)},
-    "preset": {"type": click.Choice(tuple(PRESETS))},
-    "map": {"type": click.Choice(MAPS)},
-    "dtype": {"type": click.Choice(PRECISIONS)},
-    "product_mode": {"type": click.Choice(PRODUCT_MODES)},
-    "jit": {"type": click.Choice(JIT)},
-    "cluster": {"type": click.Choice(CLUSTERS)},
     "scratch": {"type": click.Path()},
     "estimators": {"multiple": True},
     "settings": {"multiple": True, "callback": settings_of(registry.ANALYSIS_KINDS, "slq.num_steps=80")},
@@ -169,12 +161,13 @@ def options_of(record: type, *names: str, **changes: Mapping[str, Value]) -> Cal
 def _arguments(record: type, name: str) -> dict[str, Value]:
     field, kind = attrs.fields_dict(record)[name], typing.get_type_hints(record)[name]
     words = {"help": field.metadata.get("help"), "metavar": field.metadata.get("metavar") or None}
-    kinds = typing.get_args(kind) or (kind,)
+    kinds = (kind,) if typing.get_origin(kind) is typing.Literal else typing.get_args(kind) or (kind,)
+    chosen = [click.Choice(typing.get_args(each)) for each in kinds if typing.get_origin(each) is typing.Literal]
     if bool in kinds:
         return {"is_flag": True, "default": field.default, "help": words["help"]}
     default = field.default if isinstance(field.default, (int, float, str)) else None
     number = None if str in kinds else COUNT if int in kinds else POSITIVE if float in kinds else None
-    return {"type": number, "default": default, "show_default": default is not None, **words}
+    return {"type": [*chosen, number][0], "default": default, "show_default": default is not None, **words}
 
 
 def unset(text: str) -> dict[str, Value]:

@@ -34,7 +34,7 @@ from sdkeras.runs.monitor import (
     check_measures,
     failed_measurement,
 )
-from sdkeras.runs.options import DEFAULT_PRESET, measurement_options
+from sdkeras.runs.options import DEFAULT_PRESET, Preset, measurement_options
 from sdkeras.training_step.settings import steps_taken
 
 _AGE = "sharpness_age"
@@ -124,7 +124,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         bound_inputs: Mapping[str, float] | None = None,
         estimate_bound_inputs: bool = False,
         report: str | os.PathLike[str] | None = None,
-        preset: str = DEFAULT_PRESET,
+        preset: Preset = DEFAULT_PRESET,
         device: str = "auto",
         micro_batch: int | None = None,
     ) -> None:

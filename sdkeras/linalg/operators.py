@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from sdkeras.files.archive import Nested
-from sdkeras.linalg.probes import Space, space_of
+from sdkeras.linalg import dense
+from sdkeras.linalg.probes import Drawn, Space, space_of
 from sdkeras.linalg.vectors import padded, stacked
-from sdkeras.results.arrays import Array, DType
+from sdkeras.results.arrays import Array, DType, FloatArray
 
 
 class Limit(Protocol):
@@ -27,7 +28,46 @@ class Limit(Protocol):
         """Raises BudgetError where there is no room for this many more products."""
 
 
-class SymmetricOperator(abc.ABC):
+class _Multiplied(Drawn, Protocol):
+    """A square matrix known by its products with a vector and with columns."""
+
+    def matvec(self, vector: Array) -> Array: ...
+    def matmat(self, matrix: Array) -> Array: ...
+
+
+class SquareMatrix:
+    """A matrix known by its products, for those who expect an array: `A @ v`, `A.shape`, `A.as_matrix()`.
+
+    A subclass has `size`, `dtype`, `matvec` and `matmat`. With a `matvec` that takes a column [n, 1] too, and a
+    `rmatvec`, it is what `scipy.sparse.linalg.aslinearoperator` takes.
+    """
+
+    # NumPy leaves `array @ A` to A, in place of trying it with A as a scalar.
+    __array_ufunc__ = None
+
+    @property
+    def shape(self: Drawn) -> tuple[int, int]:
+        """(n, n)."""
+        return self.size, self.size
+
+    def __matmul__(self: _Multiplied, other: Array) -> Array:
+        """A v, shape [n] -> [n], or A V, shape [n, k] -> [n, k]."""
+        return self.matvec(other) if np.ndim(other) == 1 else self.matmat(other)
+
+    def as_matrix(self: _Multiplied) -> FloatArray:
+        """The matrix itself, shape [n, n], float64 with the rounding of the products, from n of them.
+
+        Raises:
+            OperatorSizeError: It needs more memory than is free.
+        """
+        needed = 8 * self.size * (self.size + 2 * dense.BLOCK)
+        dense.require_memory(
+            needed, None, f"a matrix of {self.size:,} x {self.size:,} numbers needs", "products (`A @ v`) in its place"
+        )
+        return np.asarray(dense.transposed_matrix(self, self.matmat, dense.BLOCK), np.float64).T
+
+
+class SymmetricOperator(SquareMatrix, abc.ABC):
     """A real symmetric matrix known only by its products.
 
     Attributes:
@@ -43,6 +83,14 @@ class SymmetricOperator(abc.ABC):
     @abc.abstractmethod
     def matvec(self, vector: Array) -> Array:
         """The product A v, shape [n] -> [n]."""
+
+    def rmatvec(self, vector: Array) -> Array:
+        """The product A' v, which is A v."""
+        return self.matvec(vector)
+
+    def __rmatmul__(self, other: Array) -> Array:
+        """v' A, shape [n] -> [n], or V A, shape [k, n] -> [k, n]."""
+        return self.matvec(other) if np.ndim(other) == 1 else self.rows(other)
 
     def matmat(self, matrix: Array) -> Array:
         """The products A V, shape [n, k] -> [n, k]."""
@@ -197,6 +245,8 @@ class WrappedOperator(SymmetricOperator):
         """The products from those of the operator inside."""
 
     def matvec(self, vector: Array) -> Array:
+        if np.ndim(vector) == 2:
+            return self.matmat(vector)
         return self.after(self.operator.matvec(self.before(vector)), vector)
 
     def matmat(self, matrix: Array) -> Array:

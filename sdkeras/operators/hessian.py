@@ -23,6 +23,7 @@ from sdkeras.operators.batch_loss import Batch
 from sdkeras.operators.engine import Engine
 from sdkeras.operators.linearized import Linearizations
 from sdkeras.operators.loss import EmpiricalLoss, evolved
+from sdkeras.operators.modes import ProductMode
 from sdkeras.results.arrays import Array, DType
 from sdkeras.results.verification import Verification
 
@@ -71,8 +72,11 @@ class HessianOperator(SymmetricOperator):
         >>> model.compile("sgd", "mse")
         >>> x, y = np.array([[1.0, 0.0], [0.0, 2.0]]), np.zeros((2, 1))
         >>> H = HessianOperator(EmpiricalLoss(model, (x, y), dtype="float64"))
-        >>> np.round(H.matvec(np.array([1.0, 1.0])), 12)
+        >>> np.round(H @ np.array([1.0, 1.0]), 12)
         array([1., 4.])
+        >>> np.round(H.as_matrix(), 12)
+        array([[1., 0.],
+               [0., 4.]])
     """
 
     loss: EmpiricalLoss
@@ -90,7 +94,7 @@ class HessianOperator(SymmetricOperator):
         self,
         loss: EmpiricalLoss,
         *,
-        product_mode: str = "auto",
+        product_mode: ProductMode = "auto",
         allow_unverified: bool = False,
         workers: int = 1,
         memory: float | None = None,
@@ -200,7 +204,9 @@ class HessianOperator(SymmetricOperator):
         return OperatorBatch(operators) if rows is None else lockstep.HessianBatch(operators, rows)
 
     def matvec(self, vector: Tensor) -> Tensor:
-        """H v, shape [n] -> [n]; NumPy in, NumPy out; a tensor in gives a tensor out."""
+        """H v, shape [n] -> [n]; NumPy in, NumPy out; a tensor in gives a tensor out. Columns go to `matmat`."""
+        if len(np.shape(vector)) == 2:
+            return self.matmat(vector)
         if self._shares:
             return self._over_devices(vector, (self.size,))
 

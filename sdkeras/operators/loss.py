@@ -22,7 +22,7 @@ from sdkeras.operators.batch_loss import Batch, BatchLoss, LossFn, keras_structu
 from sdkeras.operators.device import Devices, devices
 from sdkeras.operators.engine import Engine, by_xla, not_compiled
 from sdkeras.operators.layout import Layout, select_variables
-from sdkeras.operators.modes import JIT, MODES, PRECISIONS
+from sdkeras.operators.modes import JIT, MODES, PRECISIONS, Jit, Mode, Precision, ProductMode
 from sdkeras.results.arrays import Array, DType, is_number
 
 # Merged batches: examples of one, bytes of the layers' outputs on it, and the relative difference of gradients that
@@ -115,13 +115,13 @@ class EmpiricalLoss:
         data: Data,
         batch_size: int | None = None,
         *,
-        mode: str = "train",
+        mode: Mode = "train",
         params: str | None = None,
-        dtype: str = "float32",
+        dtype: Precision = "float32",
         num_samples: int | None = None,
         seed: int = 0,
         loss_fn: LossFn | None = None,
-        jit: str = "auto",
+        jit: Jit = "auto",
         device: str = "auto",
         micro_batch: int | None = None,
     ) -> None:
@@ -138,22 +138,22 @@ class EmpiricalLoss:
             _build(model, source)
         variables = select_variables(model.trainable_variables, params)
         chosen = {id(variable) for variable in variables}
-        layers_in, dtype = dtype, precision.of_vectors(dtype)
+        vectors_in = precision.of_vectors(dtype)
         function = BatchLoss(
-            model if precision.is_pure(model, layers_in) else precision.in_precision(model, layers_in),
+            model if precision.is_pure(model, dtype) else precision.in_precision(model, dtype),
             source.structure,
             mode == "train",
             # Positions and names are the given model's: a copy in another precision may name its layers anew.
             tuple(k for k, variable in enumerate(model.trainable_variables) if id(variable) in chosen),
             Layout.of(variables),
-            dtype,
+            vectors_in,
             loss_fn,
         )
         notes, where = [source.note] if source.note else [], devices(device)
         _check_micro_batch(micro_batch, function)
-        with _failures_explained(model, source, dtype), where.scope():
+        with _failures_explained(model, source, vectors_in), where.scope():
             gradients = Engine.compiled(
-                function, _specs(source, dtype), source.batch_size, jit=by_xla(jit), devices=where
+                function, _specs(source, vectors_in), source.batch_size, jit=by_xla(jit), devices=where
             )
             cut = [
                 _cut(gradients, _batch(function, each, seed, stream), micro_batch, seed, stream)
@@ -167,12 +167,12 @@ class EmpiricalLoss:
                 gradients.gradient(gradients.point, batches[0])
                 gradients = attrs.evolve(gradients, seconds=gradients.seconds + time.perf_counter() - start)
             if len(batches) > 1 and function.in_doubt:
-                notes += _coupling(function.of_model(function.model, training=False, dtype=dtype), batches[0])
+                notes += _coupling(function.of_model(function.model, training=False, dtype=vectors_in), batches[0])
             self.__attrs_init__(
                 source, function, gradients, batches, seed, variables, notes, model, {}, num_samples, micro_batch
             )
             value = self.value()
-            if dtype == "float64" and precision.is_pure(model, "float32"):
+            if vectors_in == "float64" and precision.is_pure(model, "float32"):
                 _require_same_loss(function, model, batches[0])
         if not np.isfinite(value):
             raise NonFiniteError(f"the loss at the model's weights is {value}; {_why_not_finite(self.point)}.")
@@ -203,7 +203,7 @@ class EmpiricalLoss:
         """Where it is computed."""
         return self.gradients.devices
 
-    def engine(self, product_mode: str = "auto") -> Engine:
+    def engine(self, product_mode: ProductMode = "auto") -> Engine:
         """The compiled gradient and products of this loss; made once per mode, shared by all batches and points."""
         if product_mode not in self._engines:
             self._engines[product_mode] = self.gradients.with_products(product_mode, self.batches[0])

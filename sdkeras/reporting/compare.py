@@ -128,7 +128,7 @@ def compare(a: Analysis | LyapunovRun, b: Analysis | LyapunovRun, *, names: tupl
         kinds = [f"{name} is an answer of {run.WRITTEN_BY[1]}" for name, run in zip(names, (a, b), strict=True)]
         raise SdkerasError(f"{kinds[0]}, {kinds[1]}; compare two answers of the same command.")
     barriers = tuple(_barriers(a, b))
-    known = (_known(a), _known(b))
+    known = (known_numbers(a), known_numbers(b))
     numbers = tuple(_numbers(*known, barriers))
     settings = tuple(_settings(a, b))
     return Comparison(
@@ -241,7 +241,7 @@ def _reordered(a: Value, b: Value, path: str, name: str) -> str:
 
 
 @attrs.frozen
-class _Number:
+class KnownNumber:
     """A number of one run, and the entry of a list that it is of; the same `key` in both runs means the same number."""
 
     key: str
@@ -253,7 +253,7 @@ class _Number:
 
 
 def _numbers(
-    in_a: list[_Number], in_b: list[_Number], barriers: tuple[Incomparable, ...]
+    in_a: list[KnownNumber], in_b: list[KnownNumber], barriers: tuple[Incomparable, ...]
 ) -> Iterator[NumberDifference]:
     """Rows of what both have, in the order of the report; layers by their names, wherever they stand."""
     by_key = {each.key: each for each in in_a}
@@ -269,7 +269,7 @@ def _numbers(
             )
 
 
-def _known(run: Value) -> list[_Number]:
+def known_numbers(run: Value) -> list[KnownNumber]:
     """The numbers of `_NUMBERS` that a run has, in their order; layers one after the other, at the end."""
     values, ranked = dict(walk(run)), []
     for group, pattern, label in _NUMBERS:
@@ -282,7 +282,7 @@ def _known(run: Value) -> list[_Number]:
             if quantity.known:
                 title, name = (text.format(run=run, item=item, nth=position + 1) for text in (group, label))
                 key = f"layers.{title}.{name}" if of_layer else path
-                ranked.append((position if of_layer else -1, _Number(key, path, title, name, quantity, item)))
+                ranked.append((position if of_layer else -1, KnownNumber(key, path, title, name, quantity, item)))
     return [each for _, each in sorted(ranked, key=lambda entry: entry[0])]
 
 
@@ -351,7 +351,7 @@ def _codes(run: Value) -> list[str]:
     return sorted({warning.code for warning in run.warnings})
 
 
-def _names(run: Value, known: list[_Number]) -> list[str]:
+def _names(run: Value, known: list[KnownNumber]) -> list[str]:
     """The numbers and layers of a run, in words."""
     numbers = [f"{each.label} ({each.group.lower()})" for each in known if not each.path.startswith("layers.")]
     return [*numbers, *(f"layer {layer.name}" for layer in _at(run, "layers"))]

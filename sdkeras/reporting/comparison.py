@@ -185,7 +185,7 @@ class Side:
     partial: bool
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class Comparison(Document):
     """The differences between run A and run B, B minus A.
 

@@ -153,9 +153,7 @@ def asinh_axis(axes: Axes, side: Literal["x", "y"], linear: float, low: float, h
 def label_line(axes: Axes, y: float, text: str, colour: str) -> None:
     """The name of a horizontal line, below it at the left."""
     where = ("axes fraction", "data")
-    axes.annotate(
-        text, (0.02, y), (0, -3), where, textcoords="offset points", color=colour, va="top", fontsize=FONT_SIZE
-    )
+    axes.annotate(text, (0.02, y), (0, -3), where, textcoords="offset points", color=colour, va="top")
 
 
 def mark(axes: Axes, at: float, label: str, colour: str) -> None:
@@ -171,5 +169,4 @@ def mark(axes: Axes, at: float, label: str, colour: str) -> None:
         ha="right" if right else "left",
         va="top",
         color=colour,
-        fontsize=FONT_SIZE,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,7 @@ from sdkeras.reporting.drawing import (
     mark,
     series,
     step_axis,
+    tick_format,
     usable,
     value_axis,
     zero_line,
@@ -23,7 +25,7 @@ from sdkeras.reporting.numbers import dimension, number
 from sdkeras.reporting.report import Figure, present
 from sdkeras.results.answers import Analysis, SpectrumSummary
 from sdkeras.results.arrays import FloatArray
-from sdkeras.results.dimension import SharpnessDimension, Supremum
+from sdkeras.results.dimension import RdsSharpness, SharpnessDimension, Supremum
 from sdkeras.results.lyapunov import LyapunovSummary
 
 if TYPE_CHECKING:
@@ -62,9 +64,7 @@ def spectral_density(run: Analysis) -> Figure | None:
         beyond = f" The stability threshold, {number(threshold, 3)}, is far to the right of them all."
         threshold = None
     ends = [float(nodes.min()), float(nodes.max()), 0.0, *([] if threshold is None else [threshold])]
-    low, high = np.arcsinh(min(ends) / linear), np.arcsinh(max(ends) / linear)
-    room = 0.04 * max(high - low, 1.0)
-    edges = np.sinh(np.linspace(low - room, high + room, _BINS + 1)) * linear
+    edges = _edges_of_bins(ends, linear)
     mass, _ = np.histogram(nodes, bins=edges, weights=spectrum.weights)
     floor = max(1e-3, 0.5 * float(np.min(mass[mass > 0], initial=1.0)))
 
@@ -93,9 +93,7 @@ def rds_exponents(run: Analysis) -> Figure | None:
     if rds is None or estimate is None or len(rds.values) < 2 or not usable(rds.values, rds.levels):
         return None
     size, threshold = estimate.state_size, estimate.threshold_exponent
-    ranks = np.concatenate([np.arange(1.0, len(rds.leading) + 1), np.round(rds.levels * size)])
-    ranks, first = np.unique(ranks, return_index=True)
-    values = np.concatenate([rds.leading, rds.values])[first]
+    ranks, values = _ranked(rds, size)
     if not usable(ranks, values) or len(ranks) < 2:
         return None
     if not threshold or not math.isfinite(threshold):
@@ -258,6 +256,122 @@ def supremum_figure(supremum: Supremum) -> Figure | None:
         "snapshots.",
         draw,
     )
+
+
+def layer_sharpness(run: Analysis) -> Figure | None:
+    """The largest eigenvalue of each layer's diagonal block in the Hessian, a bar each, in the order of the model."""
+    known = [(each.name, each.largest) for each in run.layers if each.largest is not None]
+    values, errors = np.array([each.value for _, each in known]), np.array([each.residual or 0.0 for _, each in known])
+    if not usable(values, errors):
+        return None
+
+    def draw(axes: Axes, colours: Colours) -> None:
+        places = np.arange(len(known))
+        axes.barh(places, values, xerr=errors, color=colours.accent, alpha=0.75, ecolor=colours.ink)
+        axes.axvline(0, color=colours.ink, linewidth=0.9)
+        axes.set_yticks(places, [name for name, _ in known], parse_math=False)
+        axes.invert_yaxis()
+        axes.set_xlabel("largest eigenvalue of the layer's block")
+        axes.locator_params(axis="x", nbins=5)
+        tick_format(axes.xaxis)
+
+    return Figure(
+        "layers",
+        "Where the sharpness sits",
+        "The largest eigenvalue of the diagonal block of each layer's parameters in the Hessian, as if the other "
+        "layers stood still.",
+        draw,
+        (5.6, 0.8 + 0.3 * len(known)),
+    )
+
+
+def overlaid_spectra(
+    runs: Sequence[Analysis], names: Sequence[str], shades: Sequence[str] | None = None
+) -> Figure | None:
+    """The spectra of several runs in the same bins, an outline each; None where one of them has none.
+
+    Args:
+        runs: Whose operators are the same.
+        names: For the legend.
+        shades: Their colours; by default those of the page, of which there are four.
+    """
+    spectra = [spectrum for run in runs if (spectrum := _drawable(run.spectrum)) is not None]
+    if not spectra or len(spectra) < len(runs):
+        return None
+    nodes = np.concatenate([each.nodes for each in spectra])
+    linear = 1e-3 * max(float(np.max(np.abs(nodes))), 1e-90)
+    edges = _edges_of_bins([float(nodes.min()), float(nodes.max()), 0.0], linear)
+    masses = [np.histogram(each.nodes, bins=edges, weights=each.weights)[0] for each in spectra]
+    floor = max(1e-3, 0.5 * min(float(np.min(mass[mass > 0], initial=1.0)) for mass in masses))
+
+    def draw(axes: Axes, colours: Colours) -> None:
+        for mass, name, colour in zip(masses, names, shades or _four(colours), strict=False):
+            axes.stairs(np.maximum(mass, floor), edges, baseline=floor, color=colour, linewidth=1.6, label=name)
+        axes.set_yscale("log")
+        axes.set_ylim(floor, 3 * max(float(mass.max()) for mass in masses))
+        asinh_axis(axes, "x", linear, float(edges[0]), float(edges[-1]))
+        axes.set_xlabel(f"eigenvalue of the {_matrix(spectra[0].operator)} of a minibatch")
+        axes.set_ylabel("eigenvalues per bin")
+        axes.legend(frameon=False)
+
+    return Figure("spectra", "Spectral densities", "How many directions have which curvature, run by run.", draw)
+
+
+def overlaid_exponents(
+    runs: Sequence[Analysis], names: Sequence[str], shades: Sequence[str] | None = None
+) -> Figure | None:
+    """RDS sharpness exponents of several runs over k, a line each; see `overlaid_spectra`.
+
+    The runs' maps, coordinates and sizes of the state are the same.
+    """
+    lines = [
+        _ranked(run.rds_sharpness, run.sharpness_dimension.state_size)
+        for run in runs
+        if run.rds_sharpness is not None and run.sharpness_dimension is not None
+    ]
+    if not lines or len(lines) < len(runs) or not all(usable(*line) and len(line[0]) > 1 for line in lines):
+        return None
+    size = max(run.sharpness_dimension.state_size for run in runs if run.sharpness_dimension is not None)
+    both = np.concatenate([values for _, values in lines])
+    linear = 1e-2 * (float(np.max(np.abs(both))) or 1.0)
+
+    def draw(axes: Axes, colours: Colours) -> None:
+        for (ranks, values), name, colour in zip(lines, names, shades or _four(colours), strict=False):
+            axes.plot(_position(ranks, size), values, color=colour, linewidth=1.6, label=name)
+        zero_line(axes, colours)
+        room = 0.1 * (both.max() - both.min() + linear)
+        asinh_axis(axes, "y", linear, float(both.min() - room), float(both.max() + room))
+        _rank_axis(axes, size)
+        axes.set_ylabel("exponent per step")
+        axes.legend(frameon=False)
+
+    return Figure(
+        "all-exponents",
+        "RDS sharpness exponents",
+        "By what factor (its natural logarithm) a training step stretches or contracts distances, direction by "
+        "direction, run by run.",
+        draw,
+    )
+
+
+def _four(colours: Colours) -> tuple[str, ...]:
+    return colours.accent, colours.warn, colours.ink, colours.soft
+
+
+def _edges_of_bins(ends: Sequence[float], linear: float) -> FloatArray:
+    """Bins of equal width on the axis, from the smallest of the ends to the largest and a little beyond."""
+    low, high = np.arcsinh(min(ends) / linear), np.arcsinh(max(ends) / linear)
+    room = 0.04 * max(high - low, 1.0)
+    edges: FloatArray = np.sinh(np.linspace(low - room, high + room, _BINS + 1)) * linear
+    return edges
+
+
+def _ranked(rds: RdsSharpness, size: int) -> tuple[FloatArray, FloatArray]:
+    """Ranks k and their exponents, each rank once."""
+    ranks = np.concatenate([np.arange(1.0, len(rds.leading) + 1), np.round(rds.levels * size)])
+    ranks, first = np.unique(ranks, return_index=True)
+    values: FloatArray = np.concatenate([rds.leading, rds.values])[first]
+    return ranks, values
 
 
 def _drawable(spectrum: SpectrumSummary | None) -> SpectrumSummary | None:

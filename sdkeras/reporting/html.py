@@ -19,6 +19,15 @@ def as_html(record: Reported) -> str:
     return _environment().get_template("report.html.j2").render(report=report_of(record))
 
 
+def as_frame(record: Reported) -> str:
+    """The page inside another one, a notebook's: in a frame, so that neither's styles and scripts reach the other."""
+    # Without the base, links within the page would lead to the notebook's address.
+    page = as_html(record).replace("<head>", '<head>\n<base href="about:srcdoc">', 1)
+    style = "width: 100%; height: 44rem; border: 0"
+    frame = '<iframe srcdoc="{}" sandbox="allow-scripts allow-downloads" style="{}"></iframe>'
+    return str(markupsafe.Markup(frame).format(page, style))
+
+
 def save_html(record: Reported, path: str | os.PathLike[str]) -> None:
     """Writes the page, all of it or nothing; a SdkerasError if it cannot be written."""
     write_atomically(path, as_html(record))

@@ -9,6 +9,7 @@ import attrs
 
 from sdkeras.reporting.advice import rendered
 from sdkeras.results.note import Note
+from sdkeras.results.shown import Shown
 
 if TYPE_CHECKING:
     from sdkeras.reporting.drawing import Colours
@@ -124,8 +125,8 @@ class Section:
     paragraphs: tuple[Paragraph, ...] = ()
 
 
-@attrs.frozen
-class Report:
+@attrs.frozen(repr=False)
+class Report(Shown):
     """Contents of a report.
 
     Attributes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import attrs
 
@@ -15,7 +16,11 @@ from sdkeras.results.lyapunov import LyapunovSummary
 from sdkeras.results.measured import Measured
 from sdkeras.results.note import Note
 from sdkeras.results.progress import STATUS
+from sdkeras.results.shown import face
 from sdkeras.results.verification import Verification
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 _IS_A_STATUS = attrs.validators.in_(("", *STATUS.values()))
 
@@ -132,8 +137,25 @@ class LayerSharpness:
     codimension_interval: tuple[float, float] | None
 
 
-@attrs.frozen(eq=False)
-class Analysis(Document):
+class Answer(Document):
+    """An answer whose measured numbers make a table."""
+
+    def summary(self) -> DataFrame:
+        """Every measured number, one row each, by its path in the JSON file.
+
+        Returns:
+            A `pandas.DataFrame` with the columns value, lower and upper (where the number lies, NaN without an error
+            bar), evidence (the source of these two: 'interval' of 95 %, 'standard error', of which they are 1.96
+            away, 'residual', 'bracket', 'exact' or 'none'), remark (a caveat, or "") and meaning.
+
+        Raises:
+            SdkerasError: pandas is not installed.
+        """
+        return face("data_tables").summary(self)
+
+
+@attrs.frozen(eq=False, repr=False)
+class Analysis(Answer):
     """The whole answer; attribute names are the paths in run.json.
 
     `sharpness_dimension` is the first of `estimates` (exact when asked for, else slq), at the checkpoint; `supremum` is
@@ -163,8 +185,8 @@ class Analysis(Document):
     schema_version: int = SCHEMA_VERSION
 
 
-@attrs.frozen(eq=False)
-class LyapunovRun(Document):
+@attrs.frozen(eq=False, repr=False)
+class LyapunovRun(Answer):
     """The answer of `sdkeras.lyapunov`; attribute names are the paths in its file.
 
     The checks ran on `data.num_samples_hessian` of the training data. `verification` is of the Hessian-vector products

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import os
@@ -19,6 +18,7 @@ from sdkeras.files.reading import Json, blamed_on, parsed_json
 from sdkeras.results.arrays import Value
 from sdkeras.results.codec import as_plain, from_plain
 from sdkeras.results.measured import Measured
+from sdkeras.results.shown import Shown
 
 SCHEMA_VERSION = 1
 
@@ -61,7 +61,7 @@ def _with_evidence(record: Value, name: str, value: Value) -> Value:
     return Measured(math.nan if value is None else value, getattr(record, f"{prefix}converged", True), **evidence)
 
 
-class Document:
+class Document(Shown):
     """A record that is written to a JSON file of its own and read back.
 
     Two are equal if their JSON is: arrays by element, NaN equal to NaN.
@@ -76,15 +76,13 @@ class Document:
     def __hash__(self) -> int:
         return hash(self.to_json())
 
-    def __str__(self) -> str:
-        # The one place where a result knows of the house's face.
-        terminal: Value = importlib.import_module("sdkeras.reporting.terminal")
-        return str(terminal.as_text(self))
+    def to_dict(self) -> dict[str, Json]:
+        """The JSON document as Python objects: dicts, lists, texts and numbers; NaN and infinities as None."""
+        return {**({"document": self.DOCUMENT} if self.DOCUMENT else {}), **as_plain(self)}
 
     def to_json(self) -> str:
         """The JSON text: strict JSON, NaN and infinities as null."""
-        kind = {"document": self.DOCUMENT} if self.DOCUMENT else {}
-        return json.dumps({**kind, **as_plain(self)}, indent=1, allow_nan=False) + "\n"
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls: type[_Doc], text: str, where: str = "the text") -> _Doc:

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import attrs
 
@@ -21,6 +22,10 @@ from sdkeras.files.reading import Json, blamed_on, parsed_json
 from sdkeras.results.bounds import Bound
 from sdkeras.results.codec import as_plain, from_plain
 from sdkeras.results.measured import Measured
+from sdkeras.results.shown import Shown, face
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 FILE_NAME = "sharpness.jsonl"
 SCHEMA_VERSION = 1
@@ -101,13 +106,26 @@ class Measurement:
         return None if ratio is None else ratio * self.threshold
 
 
-@attrs.frozen
-class RunLog:
+@attrs.frozen(repr=False)
+class RunLog(Shown):
     """The contents of a log."""
 
     header: Header  # the last one
     measurements: tuple[Measurement, ...]  # in the order of the file
     notes: tuple[str, ...] = ()  # lines that could not be read, and changes of the header
+
+    def summary(self) -> DataFrame:
+        """The training over time, one row for each measurement along it (`trajectory`), by its step.
+
+        Returns:
+            A `pandas.DataFrame` with the columns source, epoch, learning_rate, threshold; for each key that was
+            measured KEY, and KEY_lower and KEY_upper, between which the number lies; then the metrics of the training.
+            NaN where there is no number.
+
+        Raises:
+            SdkerasError: pandas is not installed.
+        """
+        return face("data_tables").over_time(trajectory(self))
 
 
 def place_of(path: str | os.PathLike[str]) -> Path:

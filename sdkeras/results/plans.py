@@ -5,10 +5,11 @@ from __future__ import annotations
 import attrs
 
 from sdkeras.results.answers import DataInfo, OptimizerInfo
+from sdkeras.results.shown import Shown
 
 
-@attrs.frozen(kw_only=True)
-class Cost:
+@attrs.frozen(kw_only=True, repr=False)
+class Cost(Shown):
     """The costs that every plan states."""
 
     num_parameters: int  # analysed
@@ -21,7 +22,7 @@ class Cost:
     data: DataInfo | None = None
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class Plan(Cost):
     """The work of an analysis."""
 
@@ -40,7 +41,7 @@ class Plan(Cost):
     device_memory: int | None = None  # bytes of that of each, where it is not the host's
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class LyapunovPlan(Cost):
     """The work of following a trajectory."""
 

@@ -15,6 +15,7 @@ from sdkeras.errors import Interrupted
 from sdkeras.estimators.select import estimate
 from sdkeras.files.archive import Nested
 from sdkeras.files.keras_types import Data, Model, Optimizer
+from sdkeras.operators.modes import Jit
 from sdkeras.results.answers import LyapunovRun, OptimizerInfo
 from sdkeras.results.arrays import Array, FloatArray, Value
 from sdkeras.results.estimates import LyapunovExponents
@@ -136,7 +137,7 @@ class Training(Subject):
 
 
 def read_training(
-    model: Model, data: Data, options: TrainingOptions, *, num_steps: int = 1, jit: str = "auto"
+    model: Model, data: Data, options: TrainingOptions, *, num_steps: int = 1, jit: Jit = "auto"
 ) -> Training:
     """Reads and checks model, data and optimizer; makes no product yet.
 

@@ -33,7 +33,7 @@ from sdkeras.runs import assumptions, measure
 from sdkeras.runs.assumptions import findings
 from sdkeras.runs.budget import Meter, Notes, resources, whole_budget
 from sdkeras.runs.edge import edge_of_stability
-from sdkeras.runs.options import DEFAULT_PRESET, measurement_options
+from sdkeras.runs.options import DEFAULT_PRESET, Preset, measurement_options
 from sdkeras.runs.problem import Problem, operator_name, read_problem
 from sdkeras.runs.provenance import data_info, utc_now
 from sdkeras.training_step.settings import steps_taken
@@ -110,7 +110,7 @@ class Monitor:
         data: Data,
         *,
         measures: Sequence[str] = MEASURES,
-        preset: str = DEFAULT_PRESET,
+        preset: Preset = DEFAULT_PRESET,
         **options: Value,
     ) -> None:
         chosen = measurement_options(preset, options)

@@ -11,7 +11,7 @@ import tempfile
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar, cast
+from typing import Concatenate, Literal, ParamSpec, TypeAlias, TypeVar, cast, get_args, get_type_hints
 
 import attrs
 import numpy as np
@@ -25,24 +25,37 @@ from sdkeras.files import class_weights
 from sdkeras.files.keras_types import Data, Loss, Model
 from sdkeras.files.user_code import in_one_line
 from sdkeras.linalg.memory import memory_limit
-from sdkeras.operators.modes import DEVICE, JIT, MIXED, MODES, PRECISIONS, PRODUCT_MODES
+from sdkeras.operators.modes import (
+    DEVICE,
+    JIT,
+    MIXED,
+    MODES,
+    PRECISIONS,
+    PRODUCT_MODES,
+    Jit,
+    Mode,
+    Precision,
+    ProductMode,
+)
 from sdkeras.reporting.progress_bar import telling
 from sdkeras.results.arrays import Value, is_number
 from sdkeras.results.progress import Progress
 
-MAPS = ("auto", "hessian", "full")
+MapOption: TypeAlias = Literal["auto", "hessian", "full"]
 # Who says which hosts there are.
-CLUSTERS = ("tf-config", "slurm", "kubernetes")
+ClusterOption: TypeAlias = Literal["tf-config", "slurm", "kubernetes"]
+Preset: TypeAlias = Literal["quick", "standard", "thorough"]
 # Values by preset of the options that are left out: as quick as a callback's measurement, the usual, and the narrowest.
 # `exact` None: exact spectra where one takes a second or two, see `runs.problem`.
-PRESETS: dict[str, dict[str, Value]] = {
+PRESETS: dict[Preset, dict[str, Value]] = {
     "quick": {"samples": 1024, "tolerance": 0.2, "min_runs": 8, "exact": False},
     "standard": {"samples": 4096, "tolerance": 0.05, "min_runs": 24, "exact": False},
     "thorough": {"samples": 4096, "tolerance": 0.02, "min_runs": 24, "exact": None},
 }
 # Of the callback and of `track`; and their budget of products for SD: three times what its first runs take. With the
 # other presets the tolerance decides.
-DEFAULT_PRESET, _MEASUREMENT_HVPS = "quick", {"quick": 1000}
+DEFAULT_PRESET: Preset = "quick"
+_MEASUREMENT_HVPS: dict[Preset, int] = {"quick": 1000}
 # Steps of a trajectory, and exponents along it.
 _STEPS, _TRANSIENT, _EXPONENTS = 1000, 100, 10
 # Gigabytes; beyond all machines, and so that bytes stay exact numbers.
@@ -219,7 +232,7 @@ class TrainingOptions:
         metavar="CLASS=W,...",
     )
     samples: int | None = option(None, "Number of samples to read of an endless data set.", COUNT)
-    dtype: str = option(
+    dtype: Precision = option(
         "float32",
         "Precision of the Hessian-vector products (HVPs): float32, float64, or mixed_bfloat16.",
         one_of(PRECISIONS),
@@ -277,8 +290,10 @@ class TrainingOptions:
 class EstimationOptions(TrainingOptions):
     """Options of everything that runs estimators on products."""
 
-    product_mode: str = option("auto", f"How HVPs are computed: {', '.join(PRODUCT_MODES)}.", one_of(PRODUCT_MODES))
-    jit: str = option(
+    product_mode: ProductMode = option(
+        "auto", f"How HVPs are computed: {', '.join(PRODUCT_MODES)}.", one_of(PRODUCT_MODES)
+    )
+    jit: Jit = option(
         "auto",
         "Compilation by XLA: on, off, or auto, which is on where there is a TPU.",
         one_of(JIT),
@@ -311,20 +326,20 @@ class Options(EstimationOptions):
         _TEXT,
         metavar="REGEX",
     )
-    preset: str = option(
+    preset: Preset = option(
         "standard",
         "Values of the options that are left out: quick, standard or thorough.",
-        one_of(tuple(PRESETS)),
+        one_of(get_args(Preset)),
         more="'quick' takes fewer samples and minibatches and a wider interval, as the callback does; 'thorough' a "
         "narrow interval, with exact spectra of minibatches first where there are few parameters.",
     )
     samples: int = _by_preset("samples", "Random subset for the data-set Hessian", COUNT)
-    mode: str = option("train", "Mode of dropout and batch normalization: 'train' or 'inference'.", one_of(MODES))
-    map: str = option(
+    mode: Mode = option("train", "Mode of dropout and batch normalization: 'train' or 'inference'.", one_of(MODES))
+    map: MapOption = option(
         "auto",
         "auto: the optimizer's own step where it is known; hessian: |1 - eta*alpha|; full: singular values of the "
         "whole step of any optimizer.",
-        one_of(MAPS),
+        one_of(get_args(MapOption)),
         more="'auto' takes the true step of SGD, with momentum on the state of weights and velocity; and of Adam, "
         "AdamW, Nadam and RMSprop with their second moments frozen as the last step left them (not training's own "
         "random dynamical system, in which they move). For every other optimizer, and where there are no second "
@@ -418,11 +433,11 @@ class Options(EstimationOptions):
             "FILE",
         ),
     )
-    cluster: str | None = option(
+    cluster: ClusterOption | None = option(
         None,
         "Work on several hosts: the same command on each; tf-config, slurm or kubernetes says which there are.",
-        one_of(CLUSTERS),
-        metavar="|".join(CLUSTERS),
+        one_of(get_args(ClusterOption)),
+        metavar="|".join(get_args(ClusterOption)),
         more="The first, the chief, keeps the checkpoint and makes the answer, which all return. In Python first call "
         "`sdkeras.runs.cluster.join(cluster, timeout)`: TensorFlow finds hosts only before it makes anything.",
     )
@@ -526,7 +541,7 @@ class Options(EstimationOptions):
         )
 
 
-def measurement_options(preset: str, options: Mapping[str, Value]) -> Options:
+def measurement_options(preset: Preset, options: Mapping[str, Value]) -> Options:
     """The options of a measurement among others of one training: those given, and the preset's; max_hvps is of SD."""
     return Options(preset=preset, **{"max_hvps": _MEASUREMENT_HVPS.get(preset), **options})
 
@@ -717,9 +732,13 @@ def takes_options(
 
     The line 'options: {options}' of the docstring becomes the list of them.
     """
-    keywords = inspect.signature(options).parameters
+    fields, types = attrs.fields_dict(cast(type[Options], options)), get_type_hints(options)
+    keywords = {  # with types in place of their names, so that choices are in sight; converted fields take more
+        name: each if fields[name].converter else each.replace(annotation=types[name])
+        for name, each in inspect.signature(options).parameters.items()
+    }
     lines: list[str] = []
-    for field in attrs.fields(cast(type[Options], options)):
+    for field in fields.values():
         text = f"{field.name}: {field.metadata['help']} {field.metadata['more']}".rstrip()
         lines += textwrap.wrap(text, 120, initial_indent=" " * 8, subsequent_indent=" " * 12, break_on_hyphens=False)
 

@@ -19,7 +19,7 @@ from sdkeras.operators import minibatches, precision
 from sdkeras.operators.batch_loss import LossFn
 from sdkeras.operators.hessian import HessianOperator
 from sdkeras.operators.loss import EmpiricalLoss, check_model
-from sdkeras.operators.modes import MIXED
+from sdkeras.operators.modes import MIXED, Jit, Mode
 from sdkeras.results.answers import ModelInfo, OptimizerInfo
 from sdkeras.results.arrays import Array
 from sdkeras.results.note import Note
@@ -115,9 +115,9 @@ def read_subject(
     options: TrainingOptions,
     *,
     num_samples: int,
-    mode: str = "train",
+    mode: Mode = "train",
     params: str | None = None,
-    jit: str = "auto",
+    jit: Jit = "auto",
 ) -> tuple[Subject, Notes]:
     """Reads and checks model and data; nothing is measured yet.
 

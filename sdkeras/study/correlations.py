@@ -10,9 +10,10 @@ import numpy as np
 import scipy.stats
 
 from sdkeras import seeds
-from sdkeras.errors import SdkerasError
-from sdkeras.reporting.csv_text import as_csv
+from sdkeras.errors import SdkerasError, counted
+from sdkeras.reporting.data_tables import as_csv
 from sdkeras.reporting.numbers import ABSENT
+from sdkeras.reporting.report import Report, Section, Table
 from sdkeras.results.arrays import FloatArray, Value
 from sdkeras.results.document import SCHEMA_VERSION, Document
 
@@ -86,7 +87,7 @@ class MeasureCorrelation:
     psi_mean_interval: tuple[float, float] | None
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class Correlations(Document):
     """The correlation of every measure with every gap.
 
@@ -110,6 +111,13 @@ class Correlations(Document):
         lines = [self.header(), *self.cells()]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+    def _report(self) -> Report:
+        table = Table("Coefficients", self.cells(), self.header(), wide=True)
+        sections = (Section("Coefficients", "coefficients", tables=(table,)),)
+        count = len({row.measure for row in self.rows})
+        words = f"{counted(count, 'measure')} against the gaps of {counted(self.num_runs, 'run')}"
+        return Report("Correlations", words, (f"{words}.",), sections)
 
     def header(self) -> tuple[str, ...]:
         """Titles of the columns of `cells`."""

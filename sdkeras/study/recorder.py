@@ -20,7 +20,7 @@ from sdkeras.operators import minibatches
 from sdkeras.operators.batch_loss import keras_structure
 from sdkeras.operators.layout import Layout
 from sdkeras.operators.loss import check_model, tensor_dtype
-from sdkeras.operators.modes import DTYPES
+from sdkeras.operators.modes import DTYPES, Dtype
 from sdkeras.results.arrays import Array, is_number
 from sdkeras.runs.options import COUNT, NOT_NEGATIVE, must, one_of
 from sdkeras.study.forward_options import DEFAULT_ITERATES
@@ -42,7 +42,7 @@ class RecordingSettings:
         default=DEFAULT_ITERATES,
         validator=must("at least 2", lambda value: is_number(value, whole=True) and value >= 2),
     )
-    dtype: str = attrs.field(default="float32", validator=one_of(DTYPES))
+    dtype: Dtype = attrs.field(default="float32", validator=one_of(DTYPES))
     projection: int | None = attrs.field(default=None, validator=COUNT)
     seed: int = attrs.field(default=0, validator=NOT_NEGATIVE)
     losses_on: Data = None
@@ -90,7 +90,7 @@ class TrajectoryRecorder(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         self,
         every: int = 1,
         last: int = DEFAULT_ITERATES,
-        dtype: str = "float32",
+        dtype: Dtype = "float32",
         projection: int | None = None,
         seed: int = 0,
         path: str | os.PathLike[str] | None = None,

@@ -10,7 +10,7 @@ import attrs
 
 from sdkeras.errors import SdkerasError, counted
 from sdkeras.files.atomic import shown
-from sdkeras.reporting.csv_text import as_csv
+from sdkeras.reporting.data_tables import as_csv
 from sdkeras.reporting.numbers import ABSENT, number
 from sdkeras.results.answers import Analysis
 from sdkeras.results.note import Note

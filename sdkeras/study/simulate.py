@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import attrs
 import numpy as np
@@ -17,6 +18,7 @@ from sdkeras.linalg.memory import peak_memory
 from sdkeras.linalg.projection import check_dimension
 from sdkeras.operators import minibatches
 from sdkeras.operators.loss import EmpiricalLoss
+from sdkeras.operators.modes import Dtype
 from sdkeras.results.answers import Simulation
 from sdkeras.results.arrays import Value
 from sdkeras.results.note import Note
@@ -131,7 +133,7 @@ def forward(model: Model, data: Data, options: ForwardOptions) -> TrajectoryMeas
     settings = RecordingSettings(
         every=options.every,
         last=options.num_iterates,
-        dtype=options.dtype,
+        dtype=cast(Dtype, options.dtype),  # which refuses the mixed one
         projection=options.projection,
         seed=options.seed,
         losses_on=_examples(training, options),

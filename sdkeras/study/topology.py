@@ -21,6 +21,7 @@ from sdkeras.errors import NonFiniteError, OperatorSizeError, SdkerasError
 from sdkeras.linalg.memory import memory_limit
 from sdkeras.linalg.projection import Distortion
 from sdkeras.linalg.vectors import finite
+from sdkeras.reporting.report import Report
 from sdkeras.results.answers import Simulation
 from sdkeras.results.arrays import ARRAYS_EQUAL, Array, FloatArray
 from sdkeras.results.document import SCHEMA_VERSION, Document
@@ -94,7 +95,7 @@ class TreeMeasures:
     ph_dimension: PersistentHomologyDimension
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class TrajectoryMeasures(Document):
     """E_alpha and PH dimension of a trajectory.
 
@@ -127,11 +128,10 @@ class TrajectoryMeasures(Document):
     warnings: tuple[Note, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
-    def __str__(self) -> str:
-        from sdkeras.reporting.terminal import as_text
+    def _report(self) -> Report:
         from sdkeras.study.trajectory_report import trajectory_report
 
-        return as_text(trajectory_report(self))
+        return trajectory_report(self)
 
 
 def measure_trajectory(

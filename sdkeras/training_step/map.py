@@ -14,11 +14,13 @@ import numpy as np
 import tensorflow as tf
 
 from sdkeras.files.keras_types import Optimizer, Tensor
+from sdkeras.linalg.operators import SquareMatrix
 from sdkeras.linalg.probes import Space
 from sdkeras.linalg.vectors import finite, joined_rows, transposed
 from sdkeras.operators.batch_loss import Batch
 from sdkeras.operators.layout import Layout
 from sdkeras.operators.loss import EmpiricalLoss
+from sdkeras.operators.modes import ProductMode
 from sdkeras.results.arrays import Array, DType
 from sdkeras.training_step import verification
 from sdkeras.training_step.jacobian import StepJacobian, rule_and_gradients
@@ -31,7 +33,7 @@ from sdkeras.training_step.verification import UpdateVerification
 _BLOCK = 64
 
 
-class UpdateMap:
+class UpdateMap(SquareMatrix):
     """One step of the optimizer on given batches, x -> x', and its Jacobian at the stored state.
 
     The optimizer's own code runs: clipping, decoupled weight decay with its exclusions, schedules, constraints.
@@ -61,7 +63,7 @@ class UpdateMap:
 
     Example:
         step = sdkeras.UpdateMap(loss, model.optimizer)
-        step.on_minibatch(0).jvp(np.ones(step.size))
+        step.on_minibatch(0).jvp(np.ones(step.size))  # or: step.on_minibatch(0) @ np.ones(step.size)
     """
 
     def __init__(
@@ -70,7 +72,7 @@ class UpdateMap:
         optimizer: Optimizer,
         *,
         initial_slots: bool = False,
-        product_mode: str = "auto",
+        product_mode: ProductMode = "auto",
         allow_unverified: bool = False,
     ) -> None:
         self.loss = loss
@@ -204,6 +206,18 @@ class UpdateMap:
     def vjp(self, vector: Array | Tensor) -> Array | Tensor:
         """J' u, [N] -> [N], or J' U, [N, k] -> [N, k] over one shared first pass; a tensor in gives a tensor out."""
         return self._by_blocks(self._step.pull, vector)
+
+    def matvec(self, vector: Array | Tensor) -> Array | Tensor:
+        """J v, as NumPy and SciPy call it: `jvp`."""
+        return self.jvp(vector)
+
+    def matmat(self, matrix: Array | Tensor) -> Array | Tensor:
+        """J V, as NumPy and SciPy call it: `jvp`."""
+        return self.jvp(matrix)
+
+    def rmatvec(self, vector: Array | Tensor) -> Array | Tensor:
+        """J' u, as NumPy and SciPy call it: `vjp`."""
+        return self.vjp(vector)
 
     def advance(
         self,

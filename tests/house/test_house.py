@@ -71,6 +71,10 @@ PUBLIC = {
         "NonFiniteError VerificationError BudgetError Interrupted"
     ),
     "sdkeras.linalg.probes": "frame_of probes_of start_of",
+    "sdkeras.plot": (
+        "compare convergence cumulative_exponents exponents layers lyapunov_convergence lyapunov_exponents "
+        "lyapunov_windows snapshots spectral_density track"
+    ),
     "sdkeras.runs.cluster": "join",
     "sdkeras.study": "Trajectory TrajectoryRecorder measure_trajectory",
     "sdkeras.testing": "CountingOperator MatrixFlow MatrixMap check_estimator dense_operator rotation",
@@ -128,6 +132,17 @@ def test_public_names_stay_where_users_import_them_from(package: str) -> None:
         assert hasattr(module, name), name
     if hasattr(module, "__all__"):
         assert set(module.__all__) == set(PUBLIC[package].split())
+
+
+def test_completion_offers_what_is_public_and_nothing_else() -> None:
+    """In a process of its own: here other tests have imported what they needed into the package."""
+    packages = {"callbacks", "datasets", "errors", "plot", "study", "testing"}
+    lazily = "sdkeras.datasets, sdkeras.study, sdkeras.testing, sdkeras.errors"
+    code = f"import sdkeras; print(*dir(sdkeras)); print(*dir(sdkeras.plot)); {lazily}"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
+    names, plots = (set(line.split()) for line in run.stdout.splitlines())
+    assert names == {*PUBLIC["sdkeras"].split(), *packages, "__version__"}
+    assert plots == set(PUBLIC["sdkeras.plot"].split())
 
 
 def test_one_version() -> None:

@@ -2,9 +2,11 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import keras
+import matplotlib
 import numpy as np
 import pytest
 
@@ -61,6 +63,9 @@ def test_python_blocks_run_as_they_stand(
 
 def run_block(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
+    matplotlib.use("agg")
+    if "plot" in block:  # of a run that was saved before
+        shutil.copy(Path(__file__).parents[1] / "data" / "v0.1.0" / "run.json", tmp_path)
     namespace: dict[str, object] = {"__name__": "readme"}
     exec(block, namespace)
     if "the terminal report" in block:

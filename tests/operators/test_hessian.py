@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from scipy.sparse.linalg import aslinearoperator, eigsh
 
 import sdkeras
 from sdkeras.errors import DataError, ModelError, NonFiniteError, VerificationError
@@ -148,6 +149,25 @@ def test_tensor_in_tensor_out_and_wrong_shapes(plain) -> None:
         operator.matvec(v[:-1])
     with pytest.raises(ValueError, match="shape"):
         operator.matmat(v)
+
+
+def test_numpy_and_scipy_take_the_operator_as_its_matrix(plain) -> None:
+    """A float32 product is good to the rounding that the operator itself reports, relative to the largest one."""
+    _, operator, matrix = plain
+    columns = np.random.default_rng(1).standard_normal((operator.size, 2)).astype("float32")
+    error = {"rtol": 0, "atol": 1e-5 * np.abs(np.linalg.eigvalsh(matrix)).max() * np.linalg.norm(columns[:, 0])}
+    whole = operator.as_matrix()
+    one_by_one = [operator.matvec(unit) for unit in np.eye(operator.size, dtype=np.float32)]
+    np.testing.assert_allclose(whole, np.stack(one_by_one, axis=1), **error)
+    np.testing.assert_allclose(whole, whole.T, **error)
+    assert whole.dtype == np.float64
+    linear = aslinearoperator(operator)
+    assert (linear.shape, linear.dtype) == (matrix.shape, np.float32)
+    for product in (operator @ columns, linear @ columns, linear.H @ columns, (columns.T @ operator).T):
+        np.testing.assert_allclose(product, matrix @ columns, **error)
+    assert tf.is_tensor(operator @ tf.constant(columns[:, 0]))
+    largest = eigsh(linear, 1, which="LA", return_eigenvectors=False, v0=columns[:, 0])
+    assert largest == pytest.approx(np.linalg.eigvalsh(matrix)[-1:], rel=1e-5)
 
 
 def upsampled() -> tuple[keras.Model, tuple[np.ndarray, np.ndarray]]:

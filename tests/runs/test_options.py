@@ -1,6 +1,7 @@
 """The one list of options: signature, docstring and refusals come from it."""
 
 import inspect
+import typing
 
 import attrs
 import keras
@@ -13,6 +14,21 @@ from sdkeras.estimators.select import configured
 from sdkeras.runs import analyze
 from sdkeras.runs.options import PRESETS, LyapunovOptions, Options
 from sdkeras.runs.problem import read_problem
+
+
+def test_choices_are_types_that_editors_complete_and_values_that_are_checked() -> None:
+    parameters = inspect.signature(sdkeras.analyze).parameters
+    for name in ("preset", "mode", "map", "dtype", "product_mode", "jit", "cluster"):
+        choices = typing.get_args(parameters[name].annotation)
+        if name == "cluster":  # or None
+            choices = typing.get_args(choices[0])
+        assert parameters[name].default in (*choices, None)
+        assert [getattr(Options(**{name: choice}), name) for choice in choices] == list(choices)
+        with pytest.raises(sdkeras.SdkerasError, match=f"must be one of {', '.join(choices)}"):
+            Options(**{name: "none"})
+    for record, names in ((sdkeras.EmpiricalLoss, "mode dtype jit"), (sdkeras.HessianOperator, "product_mode")):
+        hints = typing.get_type_hints(record.__init__)
+        assert all(typing.get_origin(hints[name]) is typing.Literal for name in names.split())
 
 
 def test_the_signature_and_the_docstring_are_the_list_of_options() -> None:

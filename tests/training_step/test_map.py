@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from scipy.sparse.linalg import aslinearoperator
 
 import sdkeras
 from sdkeras.errors import ModelError, NonFiniteError, VerificationError
@@ -150,6 +151,17 @@ def test_step_and_jacobian_are_those_of_train_on_batch(case: str, by_adam) -> No
     assert step.verification.degenerate == (case == "lion")
     assert ("degenerate" in dict(step.notes)) == (case in ("lion", "adam clipvalue", "ftrl"))
     assert (graph_of(model).owned is not None) == elementwise
+
+
+def test_scipy_takes_the_jacobian_from_either_side(by_adam) -> None:
+    step = by_adam[1]
+    jacobian, columns = dense(step), np.random.default_rng(2).standard_normal((step.size, 2))
+    linear = aslinearoperator(step)
+    error = {"rtol": 1e-11, "atol": 1e-13 * np.max(np.abs(jacobian))}
+    for matrix in (step.as_matrix(), linear @ np.eye(step.size), step @ np.eye(step.size)):
+        np.testing.assert_allclose(matrix, jacobian, **error)
+    np.testing.assert_allclose(linear.H @ columns, jacobian.T @ columns, **error)
+    np.testing.assert_allclose(step @ columns[:, 0], jacobian @ columns[:, 0], **error)
 
 
 def test_state_is_what_the_update_reads() -> None:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from sdkeras.reporting.csv_text import as_csv
+from sdkeras.reporting.data_tables import as_csv
 
 
 def read_back(*cells: object) -> list[str]:
