@@ -138,6 +138,7 @@ class Report:
         paragraphs: The answer in plain words.
         notes: Caveats; a code may be "".
         formulas: Whether the page ends with definitions and references.
+        reload: Seconds after which the page loads itself again; None for a page that rests.
     """
 
     name: str
@@ -155,6 +156,7 @@ class Report:
     paragraphs: tuple[Paragraph, ...] = ()
     notes: tuple[Note, ...] = ()
     formulas: bool = False
+    reload: int | None = None
 
     @property
     def figures(self) -> tuple[Figure, ...]:
