@@ -25,6 +25,7 @@ _COMMANDS = {
     "report": ("sdkeras_cli.report", "Show the report of a run.json again, or write its page."),
     "compare": ("sdkeras_cli.compare", "Compare two run.json files, with error bars."),
     "track": ("sdkeras_cli.track", "Follow a training over time, from the callback's log or from its checkpoints."),
+    "watch": ("sdkeras_cli.watch", "Follow a training while it runs: a line for each measurement, and a live page."),
     "study": ("sdkeras_cli.study", "Train a grid of models and see which measures correlate with generalization."),
     "plugins": ("sdkeras_cli.plugins", "Show the installed estimators, or check one."),
 }

@@ -22,6 +22,7 @@ from sdkeras.errors import SdkerasError
 from sdkeras.estimators import registry
 from sdkeras.estimators.select import plain_types, type_name
 from sdkeras.files import class_weights
+from sdkeras.reporting.trackers.names import check_trackers
 from sdkeras.results.arrays import Value
 from sdkeras.runs.options import parse_learning_rate
 
@@ -120,6 +121,7 @@ _CLICK: dict[str, dict[str, Value]] = {
     "seed": {"type": NOT_NEGATIVE},
     "lyapunov_transient": {"type": NOT_NEGATIVE},
     "bound_inputs": {"multiple": True, "callback": bound_inputs},
+    "report_to": {"multiple": True, "callback": lambda _, __, names: check_trackers(names)},
 }
 # Options that are not called as the argument is.
 _SPELLED = {
@@ -203,6 +205,14 @@ fail_if = click.option(
 dry_run = click.option("--dry-run", is_flag=True, help="Show what would be done and what it would cost.")
 quiet = click.option("--quiet", is_flag=True, help="Nothing in the terminal but errors.")
 debug = click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
+
+
+report_to = click.option(
+    "--report-to",
+    metavar="NAME",
+    help="Report to tensorboard[:DIR], wandb or mlflow too; repeatable.",
+    **_CLICK["report_to"],
+)
 
 
 def of_a_run(command: _Command) -> _Command:

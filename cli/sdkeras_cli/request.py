@@ -98,6 +98,7 @@ class Request:
         condition = conditions.parse(self.expression, _DOCUMENTS[function])
         name = None if self.dry_run else options.get("cluster")
         cluster = None if name is None else (name, options["cluster_timeout"])
+        report_to = options.pop("report_to", ())  # only once the answer is written and shown
         with self.loaded(options.get("loss"), options.get("device", "auto"), cluster) as (model, data):
             module: Any = importlib.import_module(f"sdkeras.runs.{function}")
             if self.dry_run:
@@ -107,16 +108,22 @@ class Request:
                 return 0
             joined = None if cluster is None else self._join(*cluster)
             serving = None if joined is None or joined.is_chief else joined
-            with progress_bar(self.quiet or serving is not None) as progress:
-                answer = getattr(module, function)(model, data, **options, progress=progress)
+            from sdkeras.reporting.trackers.reporter import reporting
+
+            with reporting(report_to if serving is None else ()) as reporter:
+                with progress_bar(self.quiet or serving is not None) as progress:
+                    answer = getattr(module, function)(model, data, **options, progress=progress)
+                if serving is None:
+                    save_json(answer, self.json_path)
+                    write_report(answer, self.html_path, quiet=self.quiet)
+                if reporter:
+                    reporter.analysis(answer)
         if serving is not None:
             if answer.partial:
                 raise serving.interruption()
             if not self.quiet:
                 say(f"{serving.words}: {serving.work}")
             return 0
-        save_json(answer, self.json_path)
-        write_report(answer, self.html_path, quiet=self.quiet)
         if answer.partial and options.get("checkpoint") is not None and not self.quiet:
             click.echo(f"the same command goes on from {shown(str(options['checkpoint']))}", err=True)
         return (

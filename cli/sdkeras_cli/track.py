@@ -45,6 +45,7 @@ _DEFAULT_FOLDER = "track"
 @options.custom_objects
 @options.unsafe
 @options.html
+@options.report_to
 @click.option("--fail-if", "expression", metavar="EXPR", help="Exit with 3 if it holds for the last measurement.")
 @click.option("--dry-run", is_flag=True, help="Show which checkpoints are measured already and which would be.")
 @options.quiet
@@ -52,6 +53,7 @@ _DEFAULT_FOLDER = "track"
 def command(
     paths: tuple[str, ...],
     html_path: str | None,
+    report_to: tuple[str, ...],
     expression: str | None,
     dry_run: bool,
     quiet: bool,
@@ -74,14 +76,21 @@ def command(
         if dry_run:
             _show_plan(checkpoints, folder, html_path, chosen)
             return 0
-        log = _measured(checkpoints, folder, chosen, quiet=quiet)
+        log = _measured(checkpoints, folder, chosen | {"report_to": report_to}, quiet=quiet)
         status = _show(log, html_path, condition, quiet=quiet)
         failed = [measurement for measurement in log.measurements if measurement.failed]
         for each in failed:
             say(f"sdkeras: error: {shown(each.source)}: {'; '.join(each.notes)}", err=True)
         return 2 if failed else status
     _check_log(paths, chosen or ({"dry_run": True} if dry_run else {}), html_path)
-    return _show(run_log.read_run_log(paths[0]), html_path, condition, quiet=quiet or html_path is not None)
+    log = run_log.read_run_log(paths[0])
+    from sdkeras.reporting.trackers.reporter import reporting  # which draws
+
+    with reporting(report_to, str(run_log.place_of(paths[0]).parent)) as reporter:
+        status = _show(log, html_path, condition, quiet=quiet or html_path is not None)
+        if reporter:
+            reporter.log(log)
+    return status
 
 
 def _check_log(paths: tuple[str, ...], chosen: dict[str, Value], html_path: str | None) -> None:

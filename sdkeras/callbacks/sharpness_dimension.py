@@ -25,7 +25,10 @@ from sdkeras.files.user_code import last_line
 from sdkeras.operators import minibatches
 from sdkeras.operators.device import devices
 from sdkeras.reporting.html import save_html
+from sdkeras.reporting.trackers.names import check_trackers
+from sdkeras.reporting.trackers.reporter import Reporter, open_reporter
 from sdkeras.results import log
+from sdkeras.results.answers import Analysis
 from sdkeras.results.arrays import Value, is_number
 from sdkeras.results.log import Beginning, Header, Measurement, RunLog
 from sdkeras.runs.monitor import (
@@ -98,13 +101,20 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         device: Where products are made, as in `sdkeras.analyze`; default where training is: the first accelerator, or
             the devices of the strategy in whose scope `fit` is called.
         micro_batch: Compute each batch in parts of at most this many examples, as in `sdkeras.analyze`.
+        report_to: Trackers that get each measurement as it is made, and report and track page when `fit` ends by
+            itself: 'tensorboard', 'wandb', 'mlflow', or several. Names begin with 'sdkeras/' and go on with the keys
+            above, KEY/lower and KEY/upper being the ends of an interval; the spectrum is a histogram (in MLflow a
+            table); steps are updates of the weights. TensorBoard's events, which hold no pages, are in the folder of
+            the log, or where 'tensorboard:DIR' says; the others take the active run, or a new one. A tracker that
+            fails is named in a warning and left out; training continues.
 
     Attributes:
         measurements: The measurements so far, with their evidence.
 
     Raises:
-        SdkerasError: Arguments out of their range, arrays that do not fit together, a folder that cannot be made. When
-            training begins: another process writes the log.
+        SdkerasError: Arguments out of their range, arrays that do not fit together, a folder that cannot be made, a
+            tracker that is not installed. When training begins: another process writes the log, or a tracker cannot
+            begin a run.
     """
 
     def __init__(  # noqa: PLR0913  # public: each argument is one that a user names
@@ -127,6 +137,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         preset: Preset = DEFAULT_PRESET,
         device: str = "auto",
         micro_batch: int | None = None,
+        report_to: str | Sequence[str] = (),
     ) -> None:
         super().__init__()
         if every != "epoch" and not (is_number(every, whole=True) and int(every) >= 1):
@@ -155,6 +166,9 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
                 data, batch_size=batch_size, default_batch_size=None, limit=checked.samples, class_weight=class_weight
             )
         self.measures, self.keys = check_measures(measures, bound_inputs, estimate_bound_inputs)
+        self.report_to = check_trackers(report_to)
+        self._reporter = Reporter()
+        self._answer: Analysis | None = None  # of the last measurement, where there are trackers or a report
         self._make: Callable[[Model], Monitor] = functools.partial(
             Monitor, data=data, measures=self.measures, preset=preset, **options
         )
@@ -175,7 +189,8 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         self._measured_at = b""  # a digest of the weights, where there is a report to write of them
         self._finished: tuple[int, dict[str, float]] = (-1, {})  # step and metrics at the last end of an epoch
         self._first_epoch: int | None = None
-        self._header: Header | None = None  # of the monitor, until it stands in the log
+        self._header: Header | None = None  # of the monitor
+        self._unlogged_header: Header | None = None  # likewise, until it stands in the log
         self._began: Beginning | None = None  # of this `fit`, until a measurement has it
         self._unlogged: Beginning | None = None  # likewise, until the log has it
         self._batches: int | None = None  # of an epoch, once it is known
@@ -202,6 +217,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
                 if not isinstance(error.__cause__, OSError):  # another process writes it
                     raise
                 self._say_once("log", str(error))
+        self._begin_reporting()
         self.spacing.resume()
 
     def on_train_end(self, logs: dict[str, object] | None = None) -> None:
@@ -214,6 +230,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
                 f"{self.plan.num_made} of num_measurements={self.plan.count} were made, since the training has no more "
                 f"opportunities: every is {self._interval or 'epoch'!r}; a smaller number of steps gives more.",
             )
+        self._end_reporting()
         self.spacing.pause()
         if self._claim is not None:
             self._claim.close()
@@ -307,7 +324,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         if self._monitor is None:
             with self.spacing.spending(compiling=True):
                 self._monitor = self._make(self.model)
-            self._header = self._monitor.header()
+            self._header = self._unlogged_header = self._monitor.header()
         with self.spacing.spending():
             measurement = self._monitor.measure(epoch=self._epochs, metrics=metrics, seconds=limit)
             if self._check is not None and within is not None:
@@ -340,7 +357,8 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         self._watched = _identity(self.model)
         measurement = attrs.evolve(measurement, seconds=self.spacing.clock() - started, began=self._began)
         # Weights that another callback brought back stand nowhere in the training's log.
-        if not (about and self.measurements and self.measurements[-1].step == measurement.step):
+        is_logged = not (about and self.measurements and self.measurements[-1].step == measurement.step)
+        if is_logged:
             self.measurements.append(measurement)
             self._began = None
             if self._monitor is not None:
@@ -348,19 +366,24 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         if not about:
             self._latest = {key: reading.value for key, reading in measurement.values.items()}
             self._fresh = True
-        if self.report is not None and not failed:
-            self._measured_at = _digest(self.model)
+        if not failed and (self.report is not None or self._reporter):
+            self._measured_at = b"" if self.report is None else _digest(self.model)
             step = f"measured while the model trained, at step {measurement.step:,}, after {self._epochs:,} epochs"
-            self._write_report(about or f"{step}; later training is not in it.")
+            self._write_report(about or f"{step}; later training is not in it.", measurement if is_logged else None)
 
-    def _write_report(self, about: str) -> None:
-        """The folder of the report as of the last measurement."""
+    def _write_report(self, about: str, measurement: Measurement | None = None) -> None:
+        """The folder of the report as of the last measurement, which trackers get if it is given."""
         monitor = self._monitor
-        if self.report is None or monitor is None:
+        if monitor is None:
             return
         try:
             with _same_randomness(), self.spacing.spending(more=True):
-                answer = monitor.answer(about)
+                self._answer = answer = monitor.answer(about)
+                if measurement is not None and self._header is not None:
+                    spectrum = None if answer is None else answer.spectrum
+                    self._reporter.measurement(self._header, measurement, spectrum)
+                if self.report is None:
+                    return
                 if self._log is None:
                     self._log = self._log_so_far(monitor)
                 if answer is not None:
@@ -368,14 +391,37 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
                     save_html(answer, self.report / "report.html")
                     save_html(self._log, self.report / "track.html")
         except Exception as error:  # a full disk, or a library that draws: training goes on
-            self._say_once("report", f"the report in {self.report} cannot be written: {last_line(error)}")
+            where = "for trackers" if self.report is None else f"in {self.report}"
+            self._say_once("report", f"the report {where} cannot be written: {last_line(error)}")
 
     def _log_so_far(self, monitor: Monitor) -> RunLog:
-        """Log on disk, earlier trainings included; this training's measurements if it cannot be read."""
+        """Log on disk, earlier trainings included; this training's measurements where there is none to be read."""
+        with contextlib.suppress(SdkerasError):
+            if self.log_path is not None:
+                return log.read_run_log(self.log_path)
+        return RunLog(monitor.header(), tuple(self.measurements))
+
+    def _begin_reporting(self) -> None:
+        """Opens the trackers; those of a `fit` that was cut short are closed first."""
+        self._reporter.close(failed=True)
         try:
-            return log.read_run_log(str(self.log_path))
+            with _same_randomness():
+                self._reporter = open_reporter(self.report_to, None if self.log_path is None else self.log_path.parent)
         except SdkerasError:
-            return RunLog(monitor.header(), tuple(self.measurements))
+            if self._claim is not None:
+                self._claim.close()
+            raise
+
+    def _end_reporting(self) -> None:
+        """The pages of the last measurement and of all of them, for the trackers."""
+        try:
+            with _same_randomness():
+                if self._reporter and self._monitor is not None and self._answer is not None:
+                    self._reporter.page("report", self._answer)
+                    self._reporter.page("track", self._log_so_far(self._monitor))
+        except Exception as error:  # a library that draws: the training is done
+            self._say_once("report", f"the pages for trackers cannot be drawn: {last_line(error)}")
+        self._reporter.close()
 
     def _warn_of_another_loss(self, *, ended: bool = False) -> None:
         words = None if self._check is None else self._check.disagreement(ended=ended)
@@ -395,9 +441,9 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
             self._say_once("log", f"{shown(self.log_path)} belongs to a later training of this process now")
             return
         try:
-            if self._header is not None:
-                log.append(self.log_path, self._header)
-                self._header = self._log = None
+            if self._unlogged_header is not None:
+                log.append(self.log_path, self._unlogged_header)
+                self._unlogged_header = self._log = None
             log.append(self.log_path, attrs.evolve(measurement, began=self._unlogged))
             self._unlogged = None
         except OSError as error:

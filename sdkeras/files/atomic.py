@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+import psutil
+
 from sdkeras.errors import SdkerasError
 
 # What file systems allow in a name, in bytes (NAME_MAX of Linux, macOS and the BSDs).
@@ -323,16 +325,39 @@ class Claim:
             if content and holder is None:
                 raise SdkerasError(f"{shown(self._path)} is not an sdkeras lock; rename or remove it.")
             if _is_at(handle, self._path):
-                host = platform.node().encode("ascii", "replace")[:255]
                 os.ftruncate(handle, 0)
                 os.lseek(handle, 0, os.SEEK_SET)
-                os.write(handle, b"sdkeras %d %s\n" % (self._process, host))
+                os.write(handle, b"sdkeras %d %s\n" % (self._process, _host().encode()))
                 return handle
         except BaseException:
             os.close(handle)
             raise
         os.close(handle)
         return None
+
+
+def holder_of(target: str | os.PathLike[str]) -> str | None:
+    """The process that writes a file or folder, as its `Claim` names it; None where nobody does, or it has died.
+
+    Nothing is locked to find out, which could keep a writer that begins from its claim. Whether a process of another
+    host lives is not known: it is taken to.
+    """
+    target = Path(target)
+    try:
+        content = (target / _LOCK if target.is_dir() else beside(target, _LOCK)).read_bytes()
+    except OSError:
+        return None
+    holder = _HOLDER.fullmatch(content[:512])
+    if holder is None:
+        return None
+    process, host = int(holder[1]), holder[2].decode()
+    if host == _host() and not psutil.pid_exists(process):
+        return None
+    return f"process {process} on {host}"
+
+
+def _host() -> str:
+    return platform.node().encode("ascii", "replace")[:255].decode()
 
 
 def only_writer(target: str | os.PathLike[str], advice: str) -> contextlib.closing[Claim]:

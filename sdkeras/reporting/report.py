@@ -139,6 +139,7 @@ class Report(Shown):
         paragraphs: The answer in plain words.
         notes: Caveats; a code may be "".
         formulas: Whether the page ends with definitions and references.
+        reload: Seconds after which the page loads itself again; None for a page that rests.
     """
 
     name: str
@@ -156,6 +157,7 @@ class Report(Shown):
     paragraphs: tuple[Paragraph, ...] = ()
     notes: tuple[Note, ...] = ()
     formulas: bool = False
+    reload: int | None = None
 
     @property
     def figures(self) -> tuple[Figure, ...]:

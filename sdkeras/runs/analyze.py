@@ -28,6 +28,7 @@ from sdkeras.linalg.vectors import norm
 from sdkeras.operators.hessian import HessianOperator
 from sdkeras.operators.loss import evolved
 from sdkeras.reporting.numbers import headline, number, with_stderr
+from sdkeras.reporting.trackers.reporter import reporting
 from sdkeras.results.answers import Analysis, LayerSharpness
 from sdkeras.results.arrays import Value
 from sdkeras.results.codec import as_plain, from_plain
@@ -83,7 +84,7 @@ def analyze(model: Model, data: Data, options: Options) -> Analysis:
     cluster = None if options.cluster is None else join(options.cluster, options.cluster_timeout)
     if cluster is not None and not cluster.is_chief:
         return _served(cluster, model, data, options, started)
-    with journal(options.checkpoint) as kept:
+    with reporting(options.report_to) as reporter, journal(options.checkpoint) as kept:
         problem, notes, budget = _read(model, data, options, started, kept)
         if cluster is not None:
             cluster.agree(_agreed(problem))
@@ -101,6 +102,7 @@ def analyze(model: Model, data: Data, options: Options) -> Analysis:
             where = f"{cluster.count} hosts, {answer.provenance.device}"
             answer = attrs.evolve(answer, provenance=attrs.evolve(answer.provenance, device=where))
             chief.end(answer)
+        reporter.analysis(answer)
         return answer
 
 
@@ -181,6 +183,7 @@ def _about(problem: Problem) -> dict[str, str]:
         "scratch",
         "cluster",
         "cluster_timeout",
+        "report_to",
     ):
         del about[name]
     optimizer = getattr(problem.compiled_as, "optimizer", None)

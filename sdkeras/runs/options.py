@@ -38,6 +38,7 @@ from sdkeras.operators.modes import (
     ProductMode,
 )
 from sdkeras.reporting.progress_bar import telling
+from sdkeras.reporting.trackers.names import check_trackers
 from sdkeras.results.arrays import Value, is_number
 from sdkeras.results.progress import Progress
 
@@ -451,6 +452,18 @@ class Options(EstimationOptions):
             "Without it, runs whose bases do not fit do without reorthogonalisation. The files have no names and are "
             "gone with the analysis.",
             "DIR",
+        ),
+    )
+    report_to: tuple[str, ...] = attrs.field(
+        default=(),
+        converter=check_trackers,
+        metadata=_words(
+            "Report to tensorboard[:DIR], wandb or mlflow too; repeatable.",
+            "They get every number by its path in run.json, after 'sdkeras/'; PATH/lower and PATH/upper, the ends of "
+            "intervals; the spectrum as a histogram (in MLflow a table), settings, and the page (in TensorBoard its "
+            "first lines). TensorBoard's events are in DIR, or in a new folder of logs; the others take the active "
+            "run, or a new one. One that fails at the end is named in a warning.",
+            "NAME",
         ),
     )
     workers: int | None = option(

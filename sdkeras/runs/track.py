@@ -24,6 +24,7 @@ from sdkeras.operators import minibatches
 from sdkeras.operators.batch_loss import keras_structure
 from sdkeras.operators.minibatches import Source
 from sdkeras.reporting.progress_bar import telling
+from sdkeras.reporting.trackers.reporter import Reporter, reporting
 from sdkeras.results import log as run_log
 from sdkeras.results.arrays import Value
 from sdkeras.results.log import Measurement, RunLog
@@ -53,6 +54,7 @@ def track(  # noqa: PLR0913  # public: each argument is one that a user names
     custom_objects: Mapping[str, object] | None = None,
     safe_mode: bool = True,
     progress: Callable[[Progress], None] | bool | None = None,
+    report_to: str | Sequence[str] = (),
     **options: Value,
 ) -> RunLog:
     """Measures checkpoints one after the other and keeps the numbers in a run log.
@@ -73,6 +75,9 @@ def track(  # noqa: PLR0913  # public: each argument is one that a user names
         custom_objects: The user's own classes.
         safe_mode: Keras' `safe_mode`, see `sdkeras.files.models.load_model`.
         progress: Function called with the name of the present stage; True shows a bar.
+        report_to: Trackers that get each checkpoint's numbers, loss and metrics included, and the page at the end;
+            see `sdkeras.callbacks.SharpnessDimension`. Of one that was measured by an earlier call they get no
+            spectrum, which no log holds.
         **options: Options of `sdkeras.runs.monitor.Monitor`; bound_inputs and estimate_bound_inputs for the
             generalization bounds at each checkpoint, class_weight where `fit` had one.
 
@@ -81,7 +86,7 @@ def track(  # noqa: PLR0913  # public: each argument is one that a user names
 
     Raises:
         SdkerasError: No checkpoint, unusable data or options, a log of other settings or that another process writes,
-            or not one checkpoint could be measured.
+            a tracker that cannot be reported to, or not one checkpoint could be measured.
         KeyboardInterrupt: Ctrl-C; what was measured is in the log.
     """
     paths = in_order(checkpoints)
@@ -102,7 +107,7 @@ def track(  # noqa: PLR0913  # public: each argument is one that a user names
     )
     try:
         with telling(progress) as run.progress, keras.saving.custom_object_scope(dict(custom_objects or {})):
-            with contextlib.closing(run_log.claim(run.place)):
+            with contextlib.closing(run_log.claim(run.place)), reporting(report_to, run.place.parent) as run.reporter:
                 return run.over(paths)
     except OSError as error:
         raise SdkerasError(f"{shown(run.place)} cannot be written: {error.strerror or error}.") from error
@@ -129,6 +134,7 @@ class _Tracking:
     keys: tuple[str, ...]
     options: dict[str, Value]
     progress: Callable[[Progress], None] | None = None
+    reporter: Reporter = attrs.field(factory=Reporter)
     of_weights: Model = None
     monitor: Monitor | None = None
     states: list[Nested] = attrs.field(factory=list)
@@ -154,13 +160,23 @@ class _Tracking:
                 measurements.append(attrs.evolve(next(iter(known.values())), source=path))
                 run_log.append(self.place, measurements[-1])
             if not measurements[-1].failed:
+                self._report(measurements[-1], is_new=not known)
                 self.before = content
                 done.setdefault(content, {})[path] = measurements[-1]
         if self.first_error is not None and all(each.failed for each in measurements):
             if not run_log.has_lines(self.place):
                 self.place.unlink()
             raise self.first_error
-        return attrs.evolve(run_log.read_run_log(self.place), measurements=tuple(measurements))
+        log = attrs.evolve(run_log.read_run_log(self.place), measurements=tuple(measurements))
+        self.reporter.page("track", log)
+        return log
+
+    def _report(self, measurement: Measurement, *, is_new: bool) -> None:
+        """Sends a measurement to the trackers, with its spectrum where this call made it."""
+        if self.reporter:
+            answer = self.monitor.answer("") if is_new and self.monitor is not None else None
+            spectrum = None if answer is None else answer.spectrum
+            self.reporter.measurement(run_log.read_run_log(self.place).header, measurement, spectrum)
 
     def _done(self) -> dict[str, dict[str, Measurement]]:
         """Measurements already in the log, by digest and name, once its settings are known to be the same."""
