@@ -45,6 +45,7 @@ def analysis_report(run: Analysis) -> Report:
         gauge=_gauge(run.edge_of_stability),
         cards=_cards(run),
         paragraphs=_paragraphs(run),
+        next_steps=run.next_steps,
         sections=_sections(run),
         formulas=True,
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import attrs
 
 from sdkeras.reporting.advice import rendered
+from sdkeras.results.next_step import NextStep
 from sdkeras.results.note import Note
 
 if TYPE_CHECKING:
@@ -136,6 +137,7 @@ class Report:
         assumed: Assumptions, in place of what the model and its data do not say.
         alarms: Why its numbers must not be trusted, or are not all there.
         paragraphs: The answer in plain words.
+        next_steps: What to do next; commands as they are to be typed.
         notes: Caveats; a code may be "".
         formulas: Whether the page ends with definitions and references.
     """
@@ -153,6 +155,7 @@ class Report:
     gauge: Gauge | None = None
     cards: tuple[Card, ...] = ()
     paragraphs: tuple[Paragraph, ...] = ()
+    next_steps: tuple[NextStep, ...] = ()
     notes: tuple[Note, ...] = ()
     formulas: bool = False
 

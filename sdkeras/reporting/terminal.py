@@ -64,6 +64,13 @@ def _parts(report: Report) -> Iterator[RenderableType]:
         *(Text(line[: len(line) - len(line.lstrip())] + printable(line.lstrip()), style) for line, style in styled)
     )
     yield Panel(summary, title=escape(printable(report.name)))
+    if report.next_steps:
+        yield Text("What to do next", style="bold")
+        for number, step in enumerate(report.next_steps, 1):
+            yield Text(f"{number}. {printable(step.message)}")
+            if step.command:
+                # Never wrapped: a line that is to be pasted.
+                yield Text(f"   {printable(step.command)}", style="cyan", no_wrap=True, overflow="ignore")
     for note in report.notes:
         code = f"{printable(note.code)}: " if note.code else ""
         yield Text.assemble((code, "yellow"), (printable(note.message), "" if code else "yellow"))

@@ -13,6 +13,7 @@ from sdkeras.results.dimension import EdgeOfStability, RdsSharpness, SharpnessDi
 from sdkeras.results.document import SCHEMA_VERSION, Document, parsed_document, text_of
 from sdkeras.results.lyapunov import LyapunovSummary
 from sdkeras.results.measured import Measured
+from sdkeras.results.next_step import NextStep
 from sdkeras.results.note import Note
 from sdkeras.results.progress import STATUS
 from sdkeras.results.verification import Verification
@@ -83,6 +84,7 @@ class OptimizerInfo:
     learning_rate_source: str = "file"  # or 'given', or 'peak', 'mean' or 'step:N' of its schedule
     learning_rate_missing: str = ""  # why nothing that needs a learning rate was computed; "" where it was
     parts: tuple[OptimizerPart, ...] = ()  # that a MultiOptimizer trains variables with
+    peak_learning_rate: float | None = None  # of its schedule over the steps so far; None without a schedule
 
 
 @attrs.frozen
@@ -137,7 +139,8 @@ class Analysis(Document):
     """The whole answer; attribute names are the paths in run.json.
 
     `sharpness_dimension` is the first of `estimates` (exact when asked for, else slq), at the checkpoint; `supremum` is
-    over snapshots of training from there on, where they were asked for. `partial` is whether Ctrl-C ended it;
+    over snapshots of training from there on, where they were asked for. `next_steps` are at most three, the most
+    important first, see `sdkeras.dimension.next_steps`. `partial` is whether Ctrl-C ended it;
     `status` is 'finished', 'interrupted', or the limit that left something out: 'limit on products', 'time limit'; ""
     in files of version 0.1.
     """
@@ -158,6 +161,7 @@ class Analysis(Document):
     lyapunov: LyapunovSummary | None = None
     supremum: Supremum | None = None
     warnings: tuple[Note, ...] = ()
+    next_steps: tuple[NextStep, ...] = ()  # () in files of version 0.1
     partial: bool = False
     status: str = attrs.field(default="", validator=_IS_A_STATUS)
     schema_version: int = SCHEMA_VERSION

@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from sdkeras._version import __version__
 from sdkeras.dimension.bounds import Facts, facts_along, facts_over
+from sdkeras.dimension.next_steps import next_steps
 from sdkeras.dimension.sampling import Outcome
 from sdkeras.errors import BudgetError, Interrupted, ModelError, counted
 from sdkeras.estimators.select import steps_of
@@ -450,7 +451,7 @@ class _Analysis:
             self.facts = facts_along(self.facts, summary.dimension)
 
     def answer(self, started: float) -> Analysis:
-        """Build the answer: results with their caveats."""
+        """Build the answer: results with their caveats, and what to do next."""
         problem, options, interrupted = self.problem, self.problem.options, self.budget.interrupted
         if options.snapshots is not None and "supremum" not in self.found and problem.maps_spectra:
             reason = "it was interrupted" if interrupted else "the budget ended"
@@ -461,7 +462,7 @@ class _Analysis:
             self._add(tuple(attrs.evolve(note, message=prefix + note.message) for note in outcome.warnings))
         self.notes += self.budget.notes_of_excess(options.time_limit)
         limited = any(note.code in _LIMITED for note in self.notes)
-        return measure.joined(
+        answer = measure.joined(
             problem,
             self.hessian,
             self.outcomes,
@@ -473,6 +474,7 @@ class _Analysis:
             status=STATUS[INTERRUPT if interrupted else self.budget.limit() if limited else ""],
             **self.found,
         )
+        return attrs.evolve(answer, next_steps=next_steps(answer))
 
     def _bound_inputs(self) -> Mapping[str, float]:
         """Inputs of the bounds: those known, and estimates of others where they are asked for."""
