@@ -134,6 +134,20 @@ class LayerSharpness:
     codimension_interval: tuple[float, float] | None
 
 
+@attrs.frozen
+class AtInit:
+    """The same net at initialisation, for a scale: new weights, the same data, batch size and learning rate.
+
+    None where a number has no counterpart in the analysis beside it, and `reason` says why.
+    """
+
+    sharpness: Measured | None  # algebraically largest eigenvalue of the data-set Hessian H
+    ratio: float | None  # over the threshold, where that is one for H
+    sharpness_dimension: SharpnessDimension | None  # in the same map and coordinates
+    num_hvps: int  # of all three
+    reason: str = ""
+
+
 @attrs.frozen(eq=False)
 class Analysis(Document):
     """The whole answer; attribute names are the paths in run.json.
@@ -160,6 +174,7 @@ class Analysis(Document):
     layers: tuple[LayerSharpness, ...] = ()
     lyapunov: LyapunovSummary | None = None
     supremum: Supremum | None = None
+    at_init: AtInit | None = None
     warnings: tuple[Note, ...] = ()
     next_steps: tuple[NextStep, ...] = ()  # () in files of version 0.1
     partial: bool = False

@@ -29,7 +29,7 @@ from sdkeras.linalg.vectors import norm
 from sdkeras.operators.hessian import HessianOperator
 from sdkeras.operators.loss import evolved
 from sdkeras.reporting.numbers import headline, number, with_stderr
-from sdkeras.results.answers import Analysis, LayerSharpness
+from sdkeras.results.answers import Analysis, AtInit, LayerSharpness
 from sdkeras.results.arrays import Value
 from sdkeras.results.codec import as_plain, from_plain
 from sdkeras.results.dimension import EdgeOfStability, Supremum
@@ -51,7 +51,7 @@ from sdkeras.runs.options import LyapunovOptions, Options, takes_options
 from sdkeras.runs.plan import planned, products_planned
 from sdkeras.runs.problem import Problem, read_problem
 from sdkeras.runs.serve import Chief, serve, telling_failures
-from sdkeras.runs.snapshots import supremum
+from sdkeras.runs.snapshots import at_init, supremum
 from sdkeras.training_step import settings
 from sdkeras.training_step.map import UpdateMap
 
@@ -364,6 +364,14 @@ class _Analysis:
                 )
                 or ()
             )
+        if options.at_init:
+            whole = self.outcomes[0].sharpness_dimension if self.outcomes else None
+            rest = self.budget.part(0.5 if options.lyapunov is not None else 1.0)
+            self.found["at_init"] = self._take(
+                "the same net at initialisation",
+                lambda: at_init(problem, hessian, rest, whole),
+                kind=tuple[AtInit | None, Notes],
+            )
         if self.step is not None and options.lyapunov is not None and not self.budget.interrupted:
             self._lyapunov(self.step)
 
@@ -507,7 +515,7 @@ class _Analysis:
     def _num_later(self, name: str) -> int:
         """Stages after a spectrum estimator of the whole: other estimators, the layers, the trajectory."""
         names, options = self.problem.estimators.spectrum, self.problem.options
-        return len(names) - 1 - names.index(name) + options.per_layer + (options.lyapunov is not None)
+        return len(names) - 1 - names.index(name) + options.per_layer + options.at_init + (options.lyapunov is not None)
 
     def _before_dimension(self) -> Budget:
         """Budget of the stages before the sharpness dimension: they leave its first run, if that has room."""
