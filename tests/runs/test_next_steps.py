@@ -1,7 +1,6 @@
 """What to do next on real nets: each rule where it should fire and where it should not, and advice that is followed."""
 
 import ast
-from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -68,11 +67,11 @@ def test_headroom_is_there_and_ends_where_it_says() -> None:
 def test_a_rate_beyond_the_edge_and_one_at_it() -> None:
     model = line(optimizers.SGD(EDGE / 5))
     above = sdkeras.analyze(model, (X, TARGET), **FEW, learning_rate=1.5 * EDGE)
-    assert codes(above) == ["above-the-edge", "per-layer"]
+    assert codes(above)[:2] == ["above-the-edge", "per-layer"]
     rate = arguments(step(above, "above-the-edge"))["learning_rate"]
     assert 0.95 * EDGE < rate <= EDGE
-    assert codes(sdkeras.analyze(model, (X, TARGET), **FEW, learning_rate=EDGE)) == ["at-the-edge", "per-layer"]
-    # Half of the data, of which the verdict may depend.
+    assert codes(sdkeras.analyze(model, (X, TARGET), **FEW, learning_rate=EDGE))[:2] == ["at-the-edge", "per-layer"]
+    # A third of the data, on which the verdict may depend.
     few = sdkeras.analyze(model, (X, TARGET), **{**FEW, "batch_size": 32}, samples=32, learning_rate=EDGE)
     assert "few-samples" in codes(few)
     assert arguments(step(few, "few-samples"))["samples"] == ALL
@@ -88,7 +87,8 @@ def test_the_schedule_and_its_peak() -> None:
     assert run.optimizer.peak_learning_rate == pytest.approx(EDGE / 8, rel=1e-6)
     model = line(optimizers.SGD(schedule), 11)
     late = sdkeras.analyze(model, (X, TARGET), **FEW)
-    assert codes(late) == ["end-of-schedule"]
+    assert codes(late)[0] == "end-of-schedule"
+    assert "rate-headroom" not in codes(late)
     assert "at the peak the ratio would be about 0.12 in place" in late.next_steps[0].message
     peak = sdkeras.analyze(model, (X, TARGET), **{**FEW, **arguments(late.next_steps[0])})
     assert codes(peak) == ["rate-headroom"]
@@ -171,8 +171,7 @@ def test_following_the_advice_narrows_the_interval() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [lambda: line(optimizers.SGD(0.7 * EDGE))])
-def test_nothing_to_do(make: Callable[[], keras.Model]) -> None:
-    run = sdkeras.analyze(make(), (X, TARGET), **FEW)
+def test_nothing_to_do() -> None:
+    run = sdkeras.analyze(line(optimizers.SGD(0.7 * EDGE)), (X, TARGET), **FEW)
     assert run.next_steps == ()
     assert "What to do next" not in str(run)
