@@ -43,6 +43,8 @@ FLAT = 1e-6
 # Parameters up to which exact spectra take seconds.
 SMALL = 2000
 
+_BY_BATCH_SHARPNESS = "noise is judged by the batch sharpness alone"
+
 Rule = Callable[[Analysis], NextStep | None]
 Span = tuple[float, float]
 
@@ -139,8 +141,7 @@ def _headroom(run: Analysis, rate: float, high: float, confidence: str, sure: st
             factor, limit = 1 / used[1], f"before {words} (full-batch steps alone: {full:.2g} times)"
         if factor < 1 / HEADROOM:
             return None
-        if not certain:
-            confidence, sure = "moderate", "noise is judged by the batch sharpness alone"
+        confidence, sure = "moderate", "kappa is a lower bound" if certain else _BY_BATCH_SHARPNESS
     elif confidence == "high" and not _is_full_batch(run):
         confidence, sure = "moderate", "minibatch noise, which may limit it sooner, is not known here"
     largest = factor * rate
@@ -155,11 +156,11 @@ def _headroom(run: Analysis, rate: float, high: float, confidence: str, sure: st
 def _noise(run: Analysis) -> tuple[str, Span, bool] | None:
     """How much of what minibatch noise allows the rate uses, 1 where steps stop settling; None where it is not known.
 
-    kappa of mean-square stability, for SGD without momentum; else the batch sharpness over the level at which it
-    settles: 2/eta for SGD, 2(1 - beta)/eta for heavy ball with small batches.
+    kappa of mean-square stability, for SGD without momentum, which is a lower bound; else the batch sharpness over the
+    level at which it settles: 2/eta for SGD, 2(1 - beta)/eta for heavy ball with small batches.
 
     Returns:
-        What happens at 1, the interval of the share used, and whether it is more than the batch sharpness says.
+        What happens at 1, the interval of the share used, and whether it is kappa.
 
     Reference: Andreyev and Beneventano (2024), arXiv 2412.20553, and (2026), arXiv 2604.14108.
     """
@@ -205,7 +206,9 @@ def small_batch(run: Analysis) -> NextStep | None:
         message = f"Give the batch size that you trained with in place of N: at the assumed {size}, {share}{along}"
         return _step(run, "small-batch", message, "low", "the batch size is assumed", batch_size=_Placeholder("N"))
     message = f"Take larger minibatches than {size}, or a smaller rate: {share}{along}"
-    why = ("high", "kappa's interval says so") if certain else ("moderate", "judged by the batch sharpness alone")
+    why = ("moderate", "kappa is a lower bound" if certain else _BY_BATCH_SHARPNESS)
+    if certain and low > 1:
+        why = ("high", "the interval of kappa is above 1")
     return _step(run, "small-batch", message, *why, batch_size=min(2 * size, run.data.num_samples))
 
 

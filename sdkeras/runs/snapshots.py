@@ -209,7 +209,8 @@ def cost_of_at_init(problem: Problem) -> int:
     """Products of `at_init` to start with."""
     cost = cost_of_extremes(problem)
     if not _no_dimension_at_init(problem):
-        cost += PRESETS["quick"]["min_runs"] * cost_of_run(sampling(problem, DEFAULTS["spectrum"]), problem.loss.size)
+        how = sampling(problem, DEFAULTS["spectrum"])
+        cost += (how.fixed_runs or PRESETS["quick"]["min_runs"]) * cost_of_run(how, problem.loss.size)
     return int(cost)
 
 

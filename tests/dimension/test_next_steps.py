@@ -242,11 +242,13 @@ def test_mean_square_stability_limits_the_rate() -> None:
     run = at(0.2, batch_sharpness=19.0, batch_sharpness_stderr=0.0)
     assert codes(run) == ["small-batch"]
     (step,) = next_steps(with_kappa(run, 0.4))
-    assert (step.code, step.confidence) == ("rate-headroom", "high")
+    assert (step.code, step.confidence) == ("rate-headroom", "moderate")
     assert "up to 2.5 times as large, 0.25, before minibatch noise grows (kappa = 1)" in step.message
     assert "up to 5 times" in next_steps(with_kappa(run, 0.1, 0.1))[0].message
     assert codes(with_kappa(run, 0.5 + TINY)) == ["small-batch"]  # the batch sharpness is far above the sharpness
     assert codes(with_kappa(at(0.2), 0.5 + TINY)) == []
+    assert next_steps(with_kappa(at(0.2), 0.95))[0].confidence == "moderate"  # a lower bound
+    assert next_steps(with_kappa(at(0.2), 1.2, 0.1))[0].confidence == "high"
     assert codes(with_kappa(at(0.2), 0.9)) == ["small-batch"]
     assert codes(with_kappa(at(0.2), 0.95, 0.1)) == []
     assert codes(with_kappa(run, None)) == codes(run)

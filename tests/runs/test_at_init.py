@@ -59,7 +59,7 @@ def test_what_was_not_trained_stays() -> None:
     model.fit(X, Y, epochs=1, verbose=0)
     copy = precision.at_initialisation(model, 0)
     assert np.array_equal(copy.layers[1].kernel, model.layers[1].kernel)
-    assert np.array_equal(copy.layers[0].mean, model.layers[0].mean)
+    assert np.array_equal(copy.layers[0].adapt_mean, model.layers[0].adapt_mean)
     assert np.array_equal(copy.layers[2].moving_mean, np.zeros(4))
     assert not np.array_equal(copy.layers[3].kernel, model.layers[3].kernel)
 
