@@ -420,10 +420,10 @@ _RULES: tuple[Rule, ...] = (
     dead,
     learning_rate,
     open_verdict,
+    few_samples,
     small_batch,
     undetermined,
     layer,
-    few_samples,
     wide_interval,
     ill_conditioned,
 )

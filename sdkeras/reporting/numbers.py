@@ -123,7 +123,7 @@ def headline(estimate: SharpnessDimension, limited: bool = False) -> str:
         return f"Sharpness dimension not determined ({undetermined(estimate.num_runs, limited)})"
     return (
         f"Sharpness dimension {estimated(estimate.value, estimate.interval)} of {estimate.state_size:,}; "
-        f"codimension {estimated(estimate.codimension, estimate.codimension_interval)}, {share_of_state(estimate)}"
+        f"codimension {estimated(estimate.codimension, estimate.codimension_interval)} ({share_of_state(estimate)})"
         + (f" (map full, {estimate.coordinates})" if estimate.map == FULL else "")
     )
 

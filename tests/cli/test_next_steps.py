@@ -50,7 +50,7 @@ def test_arguments_of_the_call_override() -> None:
     call = "sdkeras.analyze(model, data, batch_size=N, learning_rate=0.25, exact=True, params='^first/')"
     line = command_line(call, BEGINNING, {"batch_size": 64, "learning_rate": 0.5})
     assert line == (
-        "sdkeras analyze 'my net.keras' --data d.npz --learning-rate 0.25 --batch-size N --exact --params '^first/'"
+        "sdkeras analyze 'my net.keras' --data d.npz --batch-size N --learning-rate 0.25 --exact --params '^first/'"
     )
 
 
