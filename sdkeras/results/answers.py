@@ -84,7 +84,7 @@ class OptimizerInfo:
     learning_rate_source: str = "file"  # or 'given', or 'peak', 'mean' or 'step:N' of its schedule
     learning_rate_missing: str = ""  # why nothing that needs a learning rate was computed; "" where it was
     parts: tuple[OptimizerPart, ...] = ()  # that a MultiOptimizer trains variables with
-    peak_learning_rate: float | None = None  # of its schedule over the steps so far; None without a schedule
+    peak_learning_rate: float | None = None  # of its schedule, over 2,000 of the steps so far; None without one
 
 
 @attrs.frozen

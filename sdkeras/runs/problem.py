@@ -259,9 +259,7 @@ class Problem(Subject):
     def optimizer_info(self) -> OptimizerInfo:
         """The optimizer for a report."""
         rate = self.stored_rate if self.rate is None else self.rate
-        compiled = getattr(self.compiled_as, "optimizer", None)
-        scheduled = compiled is not None and settings.schedule_of(compiled) is not None
-        peak = settings.scheduled_rate(compiled, "peak") if scheduled else None
+        peak = settings.peak_rate(getattr(self.compiled_as, "optimizer", None))
         return optimizer_info(self.optimizer, rate, self.rate_source, missing=self.no_rate, peak=peak)
 
     def unstable_above(self) -> float | None:
