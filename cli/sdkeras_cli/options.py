@@ -6,8 +6,10 @@ an option's parameter is the field's, so that the parameters of a command are th
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import math
+import shlex
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +26,7 @@ from sdkeras.estimators.select import plain_types, type_name
 from sdkeras.files import class_weights
 from sdkeras.reporting.trackers.names import check_trackers
 from sdkeras.results.arrays import Value
-from sdkeras.runs.options import parse_learning_rate
+from sdkeras.runs.options import Options, parse_learning_rate
 
 _Command = TypeVar("_Command", bound=Callable[..., object])
 
@@ -132,6 +134,8 @@ _SPELLED = {
     "num_steps": "--steps",
     "exact": "--exact/--no-exact",
 }
+# What another analysis does not take over: where it was kept, since its options differ.
+_OF_THIS_CALL = ("checkpoint", "progress")
 _OF_PYTHON = ("loss_fn", "min_runs", "runs", "workers", "progress")
 
 
@@ -153,11 +157,15 @@ def options_of(record: type, *names: str, **changes: Mapping[str, Value]) -> Cal
     def decorate(command: _Command) -> _Command:
         for name in reversed(chosen):
             arguments = _arguments(record, name) | _CLICK.get(name, {}) | dict(changes.get(name, {}))
-            spelled = _SPELLED.get(name, f"--{name.replace('_', '-')}")
-            command = click.option(spelled, name, **arguments)(command)
+            command = click.option(_spelled(name), name, **arguments)(command)
         return command
 
     return decorate
+
+
+def _spelled(name: str) -> str:
+    """The option of a field."""
+    return _SPELLED.get(name, f"--{name.replace('_', '-')}")
 
 
 def _arguments(record: type, name: str) -> dict[str, Value]:
@@ -170,6 +178,45 @@ def _arguments(record: type, name: str) -> dict[str, Value]:
     default = field.default if isinstance(field.default, (int, float, str)) else None
     number = None if str in kinds else COUNT if int in kinds else POSITIVE if float in kinds else None
     return {"type": [*chosen, number][0], "default": default, "show_default": default is not None, **words}
+
+
+def command_line(call: str, beginning: Sequence[str], given: Mapping[str, Value]) -> str:
+    """The command that does what a call of the library does, with the options that were given, as it is typed.
+
+    Args:
+        call: 'sdkeras.analyze(model, data, NAME=VALUE, ...)', whose arguments override those given.
+        beginning: The command, its model and its data.
+        given: Values of options of the analysis by name; those at their defaults are left out.
+    """
+    parsed = ast.parse(call, mode="eval").body
+    keywords = parsed.keywords if isinstance(parsed, ast.Call) else []
+    values = {name: given[name] for name, field in attrs.fields_dict(Options).items() if _is_given(field, given)}
+    values |= {str(k.arg): k.value.id if isinstance(k.value, ast.Name) else ast.literal_eval(k.value) for k in keywords}
+    words = [word for name, value in values.items() for word in _typed(name, value) if name not in _OF_THIS_CALL]
+    return shlex.join([*beginning, *words])
+
+
+def _is_given(field: attrs.Attribute[Value], given: Mapping[str, Value]) -> bool:
+    """Whether a value was given that is not the default, nor an empty one."""
+    value = given.get(field.name)
+    return value is not None and value != field.default and not (isinstance(value, (dict, tuple)) and not value)
+
+
+def _typed(name: str, value: Value) -> list[str]:
+    """An option with its value as they are typed."""
+    option, _, negative = _spelled(name).partition("/")
+    if isinstance(value, bool):
+        return [option if value else negative]
+    texts = [str(value)]
+    if name == "settings":
+        texts = [f"{each}.{field}={one}" for each, fields in value.items() for field, one in fields.items()]
+    elif name == "class_weight":
+        texts = [",".join(f"{label}={weight}" for label, weight in value.items())]
+    elif isinstance(value, dict):
+        texts = [f"{key}={one}" for key, one in value.items()]
+    elif isinstance(value, tuple):
+        texts = [str(each) for each in value]
+    return [word for text in texts for word in (option, text)]
 
 
 def unset(text: str) -> dict[str, Value]:

@@ -21,6 +21,7 @@ from sdkeras.reporting.tables import plan_table
 from sdkeras.results.answers import Analysis, LyapunovRun
 from sdkeras.results.arrays import Value
 from sdkeras_cli import conditions, interrupts
+from sdkeras_cli.options import command_line
 from sdkeras_cli.output import check_outputs, progress_bar, save_json, say, show_plan, write_report
 
 if TYPE_CHECKING:
@@ -113,6 +114,8 @@ class Request:
             with reporting(report_to if serving is None else ()) as reporter:
                 with progress_bar(self.quiet or serving is not None) as progress:
                     answer = getattr(module, function)(model, data, **options, progress=progress)
+                if isinstance(answer, Analysis):
+                    answer = self._with_commands(answer, options)
                 if serving is None:
                     save_json(answer, self.json_path)
                     write_report(answer, self.html_path, quiet=self.quiet)
@@ -131,6 +134,17 @@ class Request:
             if answer.partial
             else conditions.exit_status(condition, conditions.numbers_of(answer))
         )
+
+    def _with_commands(self, run: Analysis, given: dict[str, Value]) -> Analysis:
+        """The answer with next steps as they are typed, for this model and its data."""
+        beginning = ["sdkeras", "analyze", self.model, "--data", self.data]
+        beginning += ["--custom-objects", self.custom_objects] if self.custom_objects else []
+        beginning += [] if self.safe_mode else ["--unsafe"]
+        steps = [
+            attrs.evolve(step, command=step.command and command_line(step.command, beginning, given))
+            for step in run.next_steps
+        ]
+        return attrs.evolve(run, next_steps=tuple(steps))
 
     def _join(self, name: str, timeout: float) -> Cluster:
         """The cluster, which this process joins once; another host than the chief says what it is there for."""

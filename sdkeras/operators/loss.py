@@ -219,10 +219,15 @@ class EmpiricalLoss:
             raise ValueError(f"a point has shape ({self.size},), got {tuple(np.shape(point))}.")
         return self._moved(self.function.at(np.asarray(point)))
 
-    def now(self) -> EmpiricalLoss:
-        """The same function at the weights that the model has now, and with its other variables as they are now."""
-        point = self.layout.flatten(self.variables, self.dtype)
-        return self._moved(self.function.at(point, self._model))
+    def now(self, model: Model | None = None) -> EmpiricalLoss:
+        """The same function at the weights that the model has now, and with its other variables as they are now.
+
+        With a `model` of the same architecture at those of that one.
+        """
+        model, chosen = self._model if model is None else model, {id(variable) for variable in self.variables}
+        pairs = zip(self._model.trainable_variables, model.trainable_variables, strict=True)
+        point = self.layout.flatten([other for own, other in pairs if id(own) in chosen], self.dtype)
+        return self._moved(self.function.at(point, model))
 
     def merged(self) -> EmpiricalLoss:
         """The same function in fewer and larger batches, whose products are faster, or itself where they are another.

@@ -1,8 +1,9 @@
-"""The same Keras model, loss included, in another floating-point precision."""
+"""Copies of a Keras model: in another floating-point precision, loss included, or with new weights."""
 
 from __future__ import annotations
 
 import contextlib
+import random
 import tempfile
 import types
 from collections.abc import Iterable, Iterator
@@ -13,7 +14,7 @@ import tensorflow as tf
 
 from sdkeras.errors import ModelError
 from sdkeras.files.compiled_part import compile_as
-from sdkeras.files.keras_types import Config, Loss, Model, layers_of
+from sdkeras.files.keras_types import Config, Loss, Model, Variable, layers_of
 from sdkeras.files.user_code import last_line
 from sdkeras.operators.modes import MIXED
 
@@ -62,15 +63,7 @@ def in_precision(model: Model, dtype: str) -> Model:
             precision.
     """
     try:
-        custom = {type(layer).__name__: type(layer) for layer in layers_of(model)}
-        with _named_functions(model) as functions, default_precision(dtype):
-            config = keras.saving.serialize_keras_object(model)
-            config.pop("compile_config", None)
-            # Not in a scope, which would hide the classes of the scope around it.
-            known = {**custom, **functions}
-            clone = keras.saving.deserialize_keras_object(_rewritten(config, dtype), custom_objects=known)
-            if not clone.built and model.built:
-                clone.build(model.input_shape)
+        clone = _rebuilt(model, dtype)
         with default_precision(dtype):
             if getattr(model, "compiled", False):
                 settings = model._compile_config.config if model._compile_config else {}
@@ -91,6 +84,53 @@ def in_precision(model: Model, dtype: str) -> Model:
         _copy_learned(model, clone)
     if not is_pure(clone, dtype):
         raise ModelError(f"some layers of the model stay in another precision than {dtype} when rebuilt.")
+    return clone
+
+
+def at_initialisation(model: Model, seed: int) -> Model:
+    """An uncompiled copy of the model as it was before training, in float32.
+
+    Trainable weights are drawn anew by their initializers, from the seed where these have none of their own, and the
+    averages of batch normalization are fresh. Everything else stays: frozen layers, statistics of adapted ones.
+
+    Raises:
+        ModelError: The model has no working configuration.
+    """
+    state = random.getstate()  # from which Keras draws the seeds of initializers
+    try:
+        random.seed(seed)
+        clone = _rebuilt(model, "float32")
+    except Exception as error:  # user classes may raise anything when rebuilt
+        raise ModelError(
+            f"the model cannot be rebuilt from its configuration ({last_line(error)}); give its custom layers a "
+            "working get_config()."
+        ) from error
+    finally:
+        random.setstate(state)
+    _check_alike(model, clone)
+    averages = {
+        id(variable)
+        for layer in layers_of(clone)
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+        for variable in (layer.moving_mean, layer.moving_variance)
+    }
+    for variable, copied in zip(model.non_trainable_variables, clone.non_trainable_variables, strict=True):
+        if id(copied) not in averages:
+            copied.assign(np.asarray(variable))
+    return clone
+
+
+def _rebuilt(model: Model, dtype: str) -> Model:
+    """The model from its configuration, built as far as that is known, with weights of its own."""
+    custom = {type(layer).__name__: type(layer) for layer in layers_of(model)}
+    with _named_functions(model) as functions, default_precision(dtype):
+        config = keras.saving.serialize_keras_object(model)
+        config.pop("compile_config", None)
+        # Not in a scope, which would hide the classes of the scope around it.
+        known = {**custom, **functions}
+        clone = keras.saving.deserialize_keras_object(_rewritten(config, dtype), custom_objects=known)
+        if not clone.built and model.built:
+            clone.build(model.input_shape)
     return clone
 
 
@@ -213,8 +253,17 @@ def _copy_learned(model: Model, clone: Model) -> None:
 
 
 def _copy_weights(model: Model, clone: Model) -> None:
+    for variable, copied in _check_alike(model, clone):
+        copied.assign(np.asarray(variable))
+
+
+def _check_alike(model: Model, clone: Model) -> list[tuple[Variable, Variable]]:
+    """The variables of both, which must have the same shapes.
+
+    Raises:
+        ModelError: They have not.
+    """
     variables, copies = ([*each.trainable_variables, *each.non_trainable_variables] for each in (model, clone))
     if [tuple(v.shape) for v in variables] != [tuple(v.shape) for v in copies]:
         raise ModelError("the model rebuilt from its configuration has other variables than the model itself.")
-    for variable, copied in zip(variables, copies, strict=True):
-        copied.assign(np.asarray(variable))
+    return list(zip(variables, copies, strict=True))

@@ -22,12 +22,13 @@ from sdkeras.reporting.numbers import (
     measured,
     number,
     root_ratio,
+    share_of_state,
     undetermined,
     with_stderr,
 )
 from sdkeras.reporting.report import Card, Cell, Gauge, Paragraph, Report, Row, Section, Table, plots, present
 from sdkeras.reporting.tables import frame, optimizer_in_words, provenance_table, sharpness_name, verification_table
-from sdkeras.results.answers import Analysis
+from sdkeras.results.answers import Analysis, AtInit
 from sdkeras.results.bounds import Bound, BoundInput
 from sdkeras.results.dimension import EdgeOfStability, RdsSharpness, Sampled, SharpnessDimension, Supremum
 from sdkeras.results.measured import Measured
@@ -45,6 +46,7 @@ def analysis_report(run: Analysis) -> Report:
         gauge=_gauge(run.edge_of_stability),
         cards=_cards(run),
         paragraphs=_paragraphs(run),
+        next_steps=run.next_steps,
         sections=_sections(run),
         formulas=True,
     )
@@ -57,6 +59,7 @@ def _lines(run: Analysis) -> tuple[str, ...]:
         run.edge_of_stability.verdict,
         not_determined if estimate is None else f"{headline(estimate, limited)}.",
         f"Still known: {known}." if known and (estimate is None or estimate.interval is None) else None,
+        words.since_initialisation(run),
         None if run.supremum is None else words.supremum_headline(run.supremum),
         None if run.lyapunov is None else words.trajectory_in_words(run.lyapunov),
     )
@@ -148,6 +151,7 @@ def _sections(run: Analysis) -> tuple[Section, ...]:
         _hessian(run),
         _edge(run),
         *(_dimension(estimate, run.data.num_samples) for estimate in run.estimates),
+        None if run.at_init is None else _at_init(run, run.at_init),
         None if run.rds_sharpness is None else _exponents(run.rds_sharpness),
     )
     checks = (verification_table(run), provenance_table(run))
@@ -266,7 +270,7 @@ def _dimension(estimate: SharpnessDimension, num_samples: int) -> Table:
     )
     rows = present(
         ("pooled value", estimated(estimate.value, estimate.interval), "95 % interval; SD of the mixture"),
-        ("codimension", estimated(estimate.codimension, estimate.codimension_interval), f"d = {estimate.state_size:,}"),
+        ("codimension", estimated(estimate.codimension, estimate.codimension_interval), _of_state(estimate)),
         definition,
         ("j*", dimension(estimate.j_star), f"threshold exponent {number(estimate.threshold_exponent, 3)}"),
         ("E+ (sum of z > 0)", number(estimate.expansion), expansion),
@@ -280,6 +284,26 @@ def _dimension(estimate: SharpnessDimension, num_samples: int) -> Table:
         ("sqrt(SD/n)", number(root_ratio(estimate.value, num_samples)), "to compare runs by, on the same data"),
     )
     return Table(f"Sharpness dimension ({estimate.estimator})", rows)
+
+
+def _of_state(estimate: SharpnessDimension) -> str:
+    return f"{share_of_state(estimate)} of d = {estimate.state_size:,}"
+
+
+def _at_init(run: Analysis, start: AtInit) -> Table:
+    """The same net at initialisation beside the checkpoint."""
+    then, now = start.sharpness_dimension, run.sharpness_dimension
+    dimensions = None
+    if then is not None and now is not None:
+        codimensions = [estimated(each.codimension, each.codimension_interval) for each in (then, now)]
+        dimensions = ("codimension", *codimensions)
+    rows = present(
+        ("largest eigenvalue of H", measured(start.sharpness)[0], measured(run.hessian.largest)[0]),
+        None if start.ratio is None else ("ratio", number(start.ratio, 3), number(run.edge_of_stability.ratio, 3)),
+        dimensions,
+        ("not compared", "dimension", start.reason) if start.reason else None,
+    )
+    return Table("The same net at initialisation", rows, ("", "at initialisation", "now"))
 
 
 def _sampled(sampled: Sampled) -> Row:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import attrs
 
 from sdkeras.reporting.advice import rendered
+from sdkeras.results.next_step import NextStep
 from sdkeras.results.note import Note
 from sdkeras.results.shown import Shown
 
@@ -137,6 +138,7 @@ class Report(Shown):
         assumed: Assumptions, in place of what the model and its data do not say.
         alarms: Why its numbers must not be trusted, or are not all there.
         paragraphs: The answer in plain words.
+        next_steps: What to do next; commands as they are to be typed.
         notes: Caveats; a code may be "".
         formulas: Whether the page ends with definitions and references.
         reload: Seconds after which the page loads itself again; None for a page that rests.
@@ -155,6 +157,7 @@ class Report(Shown):
     gauge: Gauge | None = None
     cards: tuple[Card, ...] = ()
     paragraphs: tuple[Paragraph, ...] = ()
+    next_steps: tuple[NextStep, ...] = ()
     notes: tuple[Note, ...] = ()
     formulas: bool = False
     reload: int | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 
 from rich.console import Console, Group, RenderableType
@@ -15,6 +16,7 @@ from sdkeras.reporting.build import Reported, report_of
 from sdkeras.reporting.report import Cell, Report, Table, printable
 
 _BAR_WIDTH = 12
+_TYPED_WIDTH = 70
 
 
 def render(record: Reported) -> RenderableType:
@@ -64,6 +66,12 @@ def _parts(report: Report) -> Iterator[RenderableType]:
         *(Text(line[: len(line) - len(line.lstrip())] + printable(line.lstrip()), style) for line, style in styled)
     )
     yield Panel(summary, title=escape(printable(report.name)))
+    if report.next_steps:
+        yield Text("What to do next", style="bold")
+        for number, step in enumerate(report.next_steps, 1):
+            yield Text(f"{number}. {printable(step.message)}")
+            if step.command:
+                yield Text(_typed(printable(step.command)), style="cyan")
     for note in report.notes:
         code = f"{printable(note.code)}: " if note.code else ""
         yield Text.assemble((code, "yellow"), (printable(note.message), "" if code else "yellow"))
@@ -74,6 +82,19 @@ def _parts(report: Report) -> Iterator[RenderableType]:
                 yield render_table(table)
         for line in section.lines:
             yield Text(printable(line), style="dim")
+
+
+def _typed(command: str) -> str:
+    """A command in lines that a shell takes as one, broken before options; a call in Python breaks anywhere."""
+    if command.startswith("sdkeras."):
+        return f"   {command}"
+    lines = [""]
+    for part in re.split(" (?=--)", command):
+        if lines[-1] and len(lines[-1]) + len(part) > _TYPED_WIDTH:
+            lines.append(part)
+        else:
+            lines[-1] = f"{lines[-1]} {part}".lstrip()
+    return "   " + " \\\n     ".join(lines)
 
 
 def _text(cell: str | Cell) -> Text:

@@ -7,7 +7,7 @@ import math
 from sdkeras.dimension.exponents import FULL, PRECONDITIONED
 from sdkeras.dimension.stability import EDGE
 from sdkeras.errors import counted
-from sdkeras.reporting.numbers import dimension, estimated, measured, number, undetermined
+from sdkeras.reporting.numbers import dimension, estimated, measured, number, share_of_state, undetermined
 from sdkeras.results.answers import Analysis
 from sdkeras.results.dimension import EdgeOfStability, SharpnessDimension, Supremum
 from sdkeras.results.lyapunov import LyapunovSummary
@@ -115,7 +115,8 @@ def dimension_in_words(run: Analysis) -> str | None:
 def _state_in_words(estimate: SharpnessDimension, weights: int) -> tuple[str, str]:
     """The name of the state, and its codimension."""
     size, value = estimate.state_size, estimate.value
-    lead = f"The rest, the codimension, is {estimated(estimate.codimension, estimate.codimension_interval)}"
+    codimension = estimated(estimate.codimension, estimate.codimension_interval)
+    lead = f"The rest, the codimension, is {codimension}, {share_of_state(estimate)} of the state"
     if size <= weights:
         return "The weights", f"{lead}; neutral directions and dead parameters do not change it. "
     if estimate.map == FULL:
@@ -189,6 +190,17 @@ def attractor_in_words(summary: LyapunovSummary) -> str:
     if answer.status == "determined":
         return meaning + "It is free of the units of weights and velocities."
     return meaning + f"Here it is not determined to a point: {answer.reason}."
+
+
+def since_initialisation(run: Analysis) -> str | None:
+    """The codimension then and now, in one line; None where they are not comparable."""
+    then, now = None if run.at_init is None else run.at_init.sharpness_dimension, run.sharpness_dimension
+    if then is None or now is None or None in (then.interval, now.interval):
+        return None
+    return (
+        f"Codimension at initialisation {estimated(then.codimension, then.codimension_interval)}, "
+        f"now {estimated(now.codimension, now.codimension_interval)}."
+    )
 
 
 def supremum_headline(supremum: Supremum) -> str:

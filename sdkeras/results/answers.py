@@ -14,6 +14,7 @@ from sdkeras.results.dimension import EdgeOfStability, RdsSharpness, SharpnessDi
 from sdkeras.results.document import SCHEMA_VERSION, Document, parsed_document, text_of
 from sdkeras.results.lyapunov import LyapunovSummary
 from sdkeras.results.measured import Measured
+from sdkeras.results.next_step import NextStep
 from sdkeras.results.note import Note
 from sdkeras.results.progress import STATUS
 from sdkeras.results.shown import face
@@ -88,6 +89,7 @@ class OptimizerInfo:
     learning_rate_source: str = "file"  # or 'given', or 'peak', 'mean' or 'step:N' of its schedule
     learning_rate_missing: str = ""  # why nothing that needs a learning rate was computed; "" where it was
     parts: tuple[OptimizerPart, ...] = ()  # that a MultiOptimizer trains variables with
+    peak_learning_rate: float | None = None  # of its schedule, over 2,000 of the steps so far; None without one
 
 
 @attrs.frozen
@@ -137,6 +139,20 @@ class LayerSharpness:
     codimension_interval: tuple[float, float] | None
 
 
+@attrs.frozen
+class AtInit:
+    """The same net at initialisation, for a scale: new weights, the same data, batch size and learning rate.
+
+    None where a number has no counterpart in the analysis beside it, and `reason` says why.
+    """
+
+    sharpness: Measured | None  # algebraically largest eigenvalue of the data-set Hessian H
+    ratio: float | None  # over the threshold, where that is one for H
+    sharpness_dimension: SharpnessDimension | None  # in the same map and coordinates
+    num_hvps: int  # of all three
+    reason: str = ""
+
+
 class Answer(Document):
     """An answer whose measured numbers make a table."""
 
@@ -159,7 +175,8 @@ class Analysis(Answer):
     """The whole answer; attribute names are the paths in run.json.
 
     `sharpness_dimension` is the first of `estimates` (exact when asked for, else slq), at the checkpoint; `supremum` is
-    over snapshots of training from there on, where they were asked for. `partial` is whether Ctrl-C ended it;
+    over snapshots of training from there on, where they were asked for. `next_steps` are at most three, the most
+    important first, see `sdkeras.dimension.next_steps`. `partial` is whether Ctrl-C ended it;
     `status` is 'finished', 'interrupted', or the limit that left something out: 'limit on products', 'time limit'; ""
     in files of version 0.1.
     """
@@ -179,7 +196,9 @@ class Analysis(Answer):
     layers: tuple[LayerSharpness, ...] = ()
     lyapunov: LyapunovSummary | None = None
     supremum: Supremum | None = None
+    at_init: AtInit | None = None
     warnings: tuple[Note, ...] = ()
+    next_steps: tuple[NextStep, ...] = ()  # () in files of version 0.1
     partial: bool = False
     status: str = attrs.field(default="", validator=_IS_A_STATUS)
     schema_version: int = SCHEMA_VERSION

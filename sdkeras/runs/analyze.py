@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from sdkeras._version import __version__
 from sdkeras.dimension.bounds import Facts, facts_along, facts_over
+from sdkeras.dimension.next_steps import next_steps
 from sdkeras.dimension.sampling import Outcome
 from sdkeras.errors import BudgetError, Interrupted, ModelError, counted
 from sdkeras.estimators.select import steps_of
@@ -29,7 +30,7 @@ from sdkeras.operators.hessian import HessianOperator
 from sdkeras.operators.loss import evolved
 from sdkeras.reporting.numbers import headline, number, with_stderr
 from sdkeras.reporting.trackers.reporter import reporting
-from sdkeras.results.answers import Analysis, LayerSharpness
+from sdkeras.results.answers import Analysis, AtInit, LayerSharpness
 from sdkeras.results.arrays import Value
 from sdkeras.results.codec import as_plain, from_plain
 from sdkeras.results.dimension import EdgeOfStability, Supremum
@@ -51,7 +52,7 @@ from sdkeras.runs.options import LyapunovOptions, Options, takes_options
 from sdkeras.runs.plan import planned, products_planned
 from sdkeras.runs.problem import Problem, read_problem
 from sdkeras.runs.serve import Chief, serve, telling_failures
-from sdkeras.runs.snapshots import supremum
+from sdkeras.runs.snapshots import at_init, supremum
 from sdkeras.training_step import settings
 from sdkeras.training_step.map import UpdateMap
 
@@ -366,6 +367,14 @@ class _Analysis:
                 )
                 or ()
             )
+        if options.at_init:
+            whole = self.outcomes[0].sharpness_dimension if self.outcomes else None
+            rest = self.budget.part(0.5 if options.lyapunov is not None else 1.0)
+            self.found["at_init"] = self._take(
+                "the same net at initialisation",
+                lambda: at_init(problem, hessian, rest, whole),
+                kind=tuple[AtInit | None, Notes],
+            )
         if self.step is not None and options.lyapunov is not None and not self.budget.interrupted:
             self._lyapunov(self.step)
 
@@ -453,7 +462,7 @@ class _Analysis:
             self.facts = facts_along(self.facts, summary.dimension)
 
     def answer(self, started: float) -> Analysis:
-        """Build the answer: results with their caveats."""
+        """Build the answer: results with their caveats, and what to do next."""
         problem, options, interrupted = self.problem, self.problem.options, self.budget.interrupted
         if options.snapshots is not None and "supremum" not in self.found and problem.maps_spectra:
             reason = "it was interrupted" if interrupted else "the budget ended"
@@ -464,7 +473,7 @@ class _Analysis:
             self._add(tuple(attrs.evolve(note, message=prefix + note.message) for note in outcome.warnings))
         self.notes += self.budget.notes_of_excess(options.time_limit)
         limited = any(note.code in _LIMITED for note in self.notes)
-        return measure.joined(
+        answer = measure.joined(
             problem,
             self.hessian,
             self.outcomes,
@@ -476,6 +485,7 @@ class _Analysis:
             status=STATUS[INTERRUPT if interrupted else self.budget.limit() if limited else ""],
             **self.found,
         )
+        return attrs.evolve(answer, next_steps=next_steps(answer))
 
     def _bound_inputs(self) -> Mapping[str, float]:
         """Inputs of the bounds: those known, and estimates of others where they are asked for."""
@@ -508,7 +518,7 @@ class _Analysis:
     def _num_later(self, name: str) -> int:
         """Stages after a spectrum estimator of the whole: other estimators, the layers, the trajectory."""
         names, options = self.problem.estimators.spectrum, self.problem.options
-        return len(names) - 1 - names.index(name) + options.per_layer + (options.lyapunov is not None)
+        return len(names) - 1 - names.index(name) + options.per_layer + options.at_init + (options.lyapunov is not None)
 
     def _before_dimension(self) -> Budget:
         """Budget of the stages before the sharpness dimension: they leave its first run, if that has room."""

@@ -177,6 +177,7 @@ class Runs(abc.ABC):
     seed: int
     bases = 1
     probe = 0  # which of a minibatch's probes runs have
+    place = ""  # where in weight space, if not at the checkpoint
     block: slice | None = None  # of the operator that they are on, None for all of it
 
     @property
@@ -402,6 +403,7 @@ def dimension(problem: Problem, runs: Runs, budget: Budget, sampling: Sampling) 
     )
     context = attrs.evolve(runs.context(name), settings=settings_of(sampling.estimator), own_rate=can.own_rate)
     name_of_runs = name if runs.block is None else f"{name} on {runs.block.start} to {runs.block.stop}"
+    name_of_runs += runs.place
     with sampling.on(runs, room, budget, budget) as make:
         run = budget.runs_once(name_of_runs, make)
         outcome = estimate_sharpness_dimension(

@@ -395,6 +395,13 @@ class Options(EstimationOptions):
         more="Seconds from the start of `analyze`; an HVP under way is finished.",
     )
     per_layer: bool = option(False, "Also measure eigenvalue, trace and codimension of each layer's diagonal block.")
+    at_init: bool = option(
+        False,
+        "Also measure the same net at initialisation, by the preset quick, for a scale.",
+        more="Weights are drawn anew by the model's initializers, from the seed where these have none; frozen layers "
+        "stay, and the learning rate is that of the analysis. Adam, AdamW, Nadam and RMSprop have no second moments "
+        "there: only the Hessian is compared, or with map='hessian' everything.",
+    )
     lyapunov: int | None = option(
         None,
         "Also estimate K Lyapunov exponents by continuing training from the checkpoint.",
@@ -511,6 +518,11 @@ class Options(EstimationOptions):
                 full and count is not None,
                 "the supremum over snapshots is of the maps auto and hessian, of a Hessian's spectrum; leave out one "
                 "of them (`snapshots`, `map='full'`).",
+            ),
+            (
+                self.at_init and self.cluster is not None,
+                "the hosts of a cluster know the checkpoint's weights only, not those at initialisation; leave out one "
+                "of them (`at_init`, `cluster`).",
             ),
             (
                 self.lyapunov is None and changed,

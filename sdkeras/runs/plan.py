@@ -22,7 +22,7 @@ from sdkeras.runs.layers import cost_of_layers
 from sdkeras.runs.options import LyapunovOptions
 from sdkeras.runs.problem import Problem
 from sdkeras.runs.provenance import data_info, device_name
-from sdkeras.runs.snapshots import NUM_PROBES
+from sdkeras.runs.snapshots import NUM_PROBES, cost_of_at_init
 from sdkeras.training_step.map import state_size
 
 # Gradients that a Hessian-vector product takes about: measured 1.4-2.4 for whole ones, 1.0-1.9 for linearised ones and
@@ -91,7 +91,7 @@ def _costs(problem: Problem, size: int, step: bool) -> _Costs:
     if limit is not None:
         left = max(0, limit - checks)
         before = min(before, int(left * (1 - KEPT)), max(0, left - fewest * per_run[0]))
-        stages = len(samplings) - 1 + copies + options.per_layer + (options.lyapunov is not None)
+        stages = len(samplings) - 1 + copies + options.per_layer + options.at_init + (options.lyapunov is not None)
         shares = [max(fewest, (left - before) // (stages * products)) for products in per_run]
         counts = [min(pair) for pair in zip(counts, shares, strict=True)]
     first, *others = (count * products for count, products in zip(counts, per_run, strict=True))
@@ -101,6 +101,9 @@ def _costs(problem: Problem, size: int, step: bool) -> _Costs:
     if options.per_layer:
         of_layers = cost_of_layers(problem, first)
         total, data = total + of_layers, data + of_layers - (first if problem.maps_spectra else 0)
+    if options.at_init:
+        of_init = cost_of_at_init(problem)
+        total, data = total + of_init, data + measure.cost_of_extremes(problem)
     if options.lyapunov is not None:
         total += options.lyapunov * (options.lyapunov_steps + options.lyapunov_transient)
     if limit is not None:

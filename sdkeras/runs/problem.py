@@ -259,7 +259,8 @@ class Problem(Subject):
     def optimizer_info(self) -> OptimizerInfo:
         """The optimizer for a report."""
         rate = self.stored_rate if self.rate is None else self.rate
-        return optimizer_info(self.optimizer, rate, self.rate_source, missing=self.no_rate)
+        peak = settings.peak_rate(getattr(self.compiled_as, "optimizer", None))
+        return optimizer_info(self.optimizer, rate, self.rate_source, missing=self.no_rate, peak=peak)
 
     def unstable_above(self) -> float | None:
         """The upper threshold where it is one for the eigenvalues that the map takes."""

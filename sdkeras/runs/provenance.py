@@ -18,9 +18,9 @@ from sdkeras.training_step.settings import OptimizerSettings
 
 
 def optimizer_info(
-    optimizer: OptimizerSettings | None, rate: float, source: str, *, missing: str = ""
+    optimizer: OptimizerSettings | None, rate: float, source: str, *, missing: str = "", peak: float | None = None
 ) -> OptimizerInfo:
-    """The optimizer of a report; the rate, its source and why it is `missing` (0 or NaN) are the analysis' own."""
+    """The optimizer of a report; all about its rate, also why it is `missing` (0 or NaN), is the analysis' own."""
     if optimizer is None:
         return OptimizerInfo("unknown", rate, learning_rate_source=source, learning_rate_missing=missing)
     return OptimizerInfo(
@@ -33,6 +33,7 @@ def optimizer_info(
         learning_rate_source=source,
         learning_rate_missing=missing,
         parts=tuple(OptimizerPart(name, float("nan") if value is None else value) for name, value in optimizer.rates),
+        peak_learning_rate=peak,
     )
 
 

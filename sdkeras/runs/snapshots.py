@@ -1,4 +1,4 @@
-"""The supremum over snapshots: joins the trajectory of training, its spectra and the dimension."""
+"""The dimension at other weights than the checkpoint's: the supremum over snapshots, and the net at initialisation."""
 
 from __future__ import annotations
 
@@ -12,15 +12,26 @@ from sdkeras.dimension import pooling
 from sdkeras.dimension.exponents import ExponentMap
 from sdkeras.dimension.sampling import AdaptiveSettings, Outcome
 from sdkeras.dimension.supremum import estimate_supremum
-from sdkeras.errors import BudgetError, NonFiniteError, counted
-from sdkeras.operators import controls
+from sdkeras.errors import BudgetError, ModelError, NonFiniteError, counted
+from sdkeras.estimators.select import DEFAULTS
+from sdkeras.operators import controls, precision
 from sdkeras.operators.hessian import HessianOperator
+from sdkeras.results.answers import AtInit
 from sdkeras.results.arrays import Array
-from sdkeras.results.dimension import Supremum
+from sdkeras.results.dimension import SharpnessDimension, Supremum
 from sdkeras.results.estimates import Spectrum
 from sdkeras.results.note import Note
 from sdkeras.runs.budget import Budget, Notes
-from sdkeras.runs.measure import HessianRuns, sampling
+from sdkeras.runs.measure import (
+    HessianRuns,
+    cost_of_extremes,
+    cost_of_run,
+    dimension,
+    eigenpairs,
+    sampling,
+    with_evidence,
+)
+from sdkeras.runs.options import PRESETS
 from sdkeras.runs.problem import Problem, inverse_root
 from sdkeras.training_step import settings
 from sdkeras.training_step.flow import TrainingFlow
@@ -30,6 +41,7 @@ from sdkeras.training_step.map import UpdateMap
 NUM_PROBES = 4
 # What `UpdateMap` notes and the analysis does not know already; the rest is about its Jacobian.
 _NOTES = ("callable-learning-rate", "constraints")
+_AT_INIT = "the same net at initialisation"
 
 
 @attrs.frozen(eq=False)
@@ -142,6 +154,64 @@ def supremum(
         notes.append(Note("supremum-cut-short", words))
     name = outcome.sharpness_dimension.estimator
     return _result(problem, trajectory, runs, name, spent) if runs else None, tuple(notes)
+
+
+def at_init(
+    problem: Problem, hessian: HessianOperator, budget: Budget, estimate: SharpnessDimension | None
+) -> tuple[AtInit | None, Notes]:
+    """The same net at initialisation, by the same compiled products on the same minibatches, beside the `estimate`.
+
+    A model that cannot be rebuilt, or whose products overflow there, gives a note.
+
+    Raises:
+        BudgetError: The budget has no room for the eigenvalue; SD is None where it has none for that.
+    """
+    options = problem.options
+    budget.tell(_AT_INIT)
+    try:
+        view = hessian.at(hessian.loss.now(precision.at_initialisation(problem.model, options.seed)))
+        quick = attrs.evolve(options, preset="quick", **PRESETS["quick"])
+        return _at_init(attrs.evolve(problem, loss=view.loss, options=quick), view, budget, estimate), ()
+    except (ModelError, NonFiniteError) as error:
+        return None, (Note("no-initialisation", f"{_AT_INIT} was not measured: {error}"),)
+
+
+def _at_init(problem: Problem, hessian: HessianOperator, budget: Budget, estimate: SharpnessDimension | None) -> AtInit:
+    before, share = budget.spent, budget.part(0.5)
+    sharpness = with_evidence(eigenpairs(problem, share.watched(hessian), share), 0)
+    threshold = None if problem.limits is None or problem.preconditioned else problem.limits.upper
+    outcome, reason = None, _no_dimension_at_init(problem)
+    if not reason and estimate is not None:
+        runs, how = HessianRuns(problem, hessian), attrs.evolve(sampling(problem, DEFAULTS["spectrum"]), of=_AT_INIT)
+        runs.place = " at initialisation"
+        outcome, _ = budget.measured("", lambda: dimension(problem, runs, budget, how))
+        reason = "" if outcome is not None else "the budget left no room for its dimension"
+    return AtInit(
+        sharpness=sharpness,
+        ratio=None if threshold is None else sharpness.value / threshold,
+        sharpness_dimension=None if outcome is None else outcome.sharpness_dimension,
+        num_hvps=budget.spent - before,
+        reason=reason,
+    )
+
+
+def _no_dimension_at_init(problem: Problem) -> str:
+    """Why there is none in the map and coordinates of the analysis, or ""."""
+    if problem.is_full:
+        return "the map full is of a step of the optimizer, which has no slots yet"
+    if problem.rate is not None and problem.exponents.preconditioned:
+        name = problem.optimizer.name if problem.optimizer else "the optimizer"
+        return f"{name} has no second moments before its first step; the paper's map needs none (`map='hessian'`)"
+    return problem.no_rate
+
+
+def cost_of_at_init(problem: Problem) -> int:
+    """Products of `at_init` to start with."""
+    cost = cost_of_extremes(problem)
+    if not _no_dimension_at_init(problem):
+        how = sampling(problem, DEFAULTS["spectrum"])
+        cost += (how.fixed_runs or PRESETS["quick"]["min_runs"]) * cost_of_run(how, problem.loss.size)
+    return int(cost)
 
 
 def _num_minibatches(problem: Problem, outcome: Outcome) -> int:

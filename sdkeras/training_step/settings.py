@@ -22,6 +22,8 @@ _NADAM_SETTLED = 140
 
 # Steps of a schedule that are evaluated one by one; to compile more takes as long as a few hundred.
 _EAGER_STEPS = 200
+# Evenly spread steps that show where a schedule has been: the first and the last among them.
+_SPREAD = 2000
 
 
 class StepNotTaken(ModelError):
@@ -153,6 +155,17 @@ def scheduled_rate(optimizer: Optimizer, which: str) -> float:
         return float(_rates_at(schedule, np.asarray([step * k + k - 1]))[0])
     rates = _rates_at(schedule, np.arange(taken) * k + k - 1)
     return float(np.max(rates) if which == "peak" else np.mean(rates))
+
+
+def peak_rate(optimizer: Optimizer | None) -> float | None:
+    """The peak of the training so far by the optimizer's schedule, over `_SPREAD` steps at most; None without one."""
+    schedule = None if optimizer is None else schedule_of(optimizer)
+    if schedule is None:
+        return None
+    taken = max(1, steps_taken(inner(optimizer)))
+    steps = np.unique(np.linspace(0, taken - 1, min(taken, _SPREAD)).astype(np.int64))
+    k = batches_per_update(inner(optimizer))
+    return float(np.max(_rates_at(schedule, steps * k + k - 1)))
 
 
 def _rates_at(schedule: Schedule, iterations: Array) -> Array:

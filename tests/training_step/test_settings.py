@@ -8,7 +8,7 @@ import pytest
 
 from sdkeras.errors import ModelError, SdkerasError
 from sdkeras.runs.options import parse_learning_rate
-from sdkeras.training_step.settings import StepNotTaken, check_rates, read_settings, scheduled_rate
+from sdkeras.training_step.settings import StepNotTaken, check_rates, peak_rate, read_settings, scheduled_rate
 
 optimizers = keras.optimizers
 schedules = optimizers.schedules
@@ -62,6 +62,17 @@ def test_rates_of_a_schedule_are_those_that_the_steps_used() -> None:
     long = after(300, optimizers.SGD(schedules.InverseTimeDecay(0.5, 1, 1.0)))
     assert scheduled_rate(long, "mean") == pytest.approx(np.mean(0.5 / np.arange(1, 301)), rel=EPS)
     assert scheduled_rate(after(0, optimizers.SGD(Halving())), "peak") == 1.0
+
+
+def test_the_peak_of_a_long_training_is_found_on_some_of_its_steps() -> None:
+    """The peak of a warm-up over 500,000 steps is met to one of 2,000 parts of the training."""
+    warm = schedules.CosineDecay(0.0, 1_000_000, warmup_target=0.5, warmup_steps=500_000)
+    assert peak_rate(after(1_400_000, optimizers.SGD(warm))) == pytest.approx(0.5, rel=2e-3)
+    short = after(25, optimizers.SGD(schedules.CosineDecay(0.1, 20, warmup_target=0.4, warmup_steps=5)))
+    assert peak_rate(short) == scheduled_rate(short, "peak")
+    assert peak_rate(after(0, optimizers.SGD(Halving()))) == 1.0
+    for without in (None, optimizers.Adam(0.1), several()):
+        assert peak_rate(without) is None
 
 
 def test_with_accumulation_a_step_uses_the_rate_of_its_last_batch() -> None:

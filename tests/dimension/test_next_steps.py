@@ -1,0 +1,283 @@
+"""The rules for what to do next, at the boundary values of their thresholds; numbers against the closed thresholds."""
+
+import ast
+import math
+import re
+
+import attrs
+import pytest
+
+from sample_runs import EMPTY, RUN, with_edge, with_estimate
+from sdkeras.dimension import next_steps as rules
+from sdkeras.dimension.next_steps import next_steps
+from sdkeras.dimension.stability import thresholds
+from sdkeras.results.answers import Analysis, LayerSharpness, OptimizerPart
+from sdkeras.results.dimension import Sampled
+from sdkeras.results.measured import Measured
+from sdkeras.results.note import Note
+
+TINY = 1e-9
+
+
+def codes(run: Analysis) -> list[str]:
+    return [step.code for step in next_steps(run)]
+
+
+def at(ratio: float, residual: float = 0.0, run: Analysis = RUN, **edge: object) -> Analysis:
+    """A ratio with an error bar of its own size, without a batch sharpness, which would be of another net."""
+    values = {"batch_sharpness": None, "batch_sharpness_stderr": None, **edge}
+    largest = Measured(20.0 * ratio, True, residual=20.0 * residual)
+    run = attrs.evolve(run, hessian=attrs.evolve(run.hessian, largest=largest))
+    return with_edge(run, sharpness=20.0 * ratio, ratio=ratio, sharpness_residual=20.0 * residual, **values)
+
+
+def with_optimizer(run: Analysis, **fields: object) -> Analysis:
+    return attrs.evolve(run, optimizer=attrs.evolve(run.optimizer, **fields))
+
+
+def with_data(run: Analysis, **fields: object) -> Analysis:
+    return attrs.evolve(run, data=attrs.evolve(run.data, **fields))
+
+
+def with_notes(run: Analysis, *names: str) -> Analysis:
+    return attrs.evolve(run, warnings=tuple(Note(name, "") for name in names))
+
+
+def in_layers(*sizes: float, run: Analysis = RUN) -> Analysis:
+    """Blocks with these shares of the largest eigenvalue, whose traces are twice those."""
+    rows = [
+        LayerSharpness(f"dense_{k}", 10, Measured(12.0 * size, True), Measured(24.0 * size, True), None, None)
+        for k, size in enumerate(sizes)
+    ]
+    return attrs.evolve(run, layers=tuple(rows))
+
+
+def spread(half: float, **fields: object) -> Analysis:
+    """A half-width beside a codimension of 100."""
+    values = {"codimension": 100.0, "value": 1900.0, "interval": (1900.0 - half, 1900.0 + half), **fields}
+    return with_estimate(RUN, **values)
+
+
+NOISY = {"batch_sharpness_stderr": 0.0}
+FULL = with_data(RUN, batch_size=100)
+SKEWED = Sampled(1.0, 24, 1.0, 0, "", 19, 8, 0.0, 0.1, 1.0, 1.0, skewness=2.0)
+NO_RATE = with_optimizer(EMPTY, learning_rate=0.0, learning_rate_missing="the learning rate is 0")
+
+CASES = {
+    "nothing to do": (RUN, []),
+    "empty": (EMPTY, []),
+    "just no headroom": (at(0.5), []),
+    "headroom": (at(0.5 - TINY), ["rate-headroom"]),
+    "headroom within its error": (at(0.45, residual=0.05), []),
+    "between headroom and edge": (at(0.9 - TINY), []),
+    "no curvature": (at(-0.1), []),
+    "edge, from below": (at(0.9), ["at-the-edge", "per-layer"]),
+    "edge, to above": (at(1.1), ["at-the-edge", "per-layer"]),
+    "edge and error": (at(1.0, residual=0.1), ["at-the-edge", "per-layer"]),
+    "edge and more error": (at(1.0, residual=0.11), ["open-verdict", "per-layer"]),
+    "above or at it": (at(1.15, residual=0.06), ["per-layer"]),
+    "above": (at(1.1 + TINY), ["above-the-edge", "per-layer"]),
+    "on either side": (at(0.8, residual=0.3), ["open-verdict", "per-layer"]),
+    "noise leaves headroom": (at(0.2, batch_sharpness=10.0 - TINY, **NOISY), ["rate-headroom"]),
+    "noise leaves none": (at(0.2, batch_sharpness=10.0 + 1e-6, **NOISY), []),
+    "far, but no limit": (at(0.1, batch_sharpness=10.0 - TINY, **NOISY), ["rate-headroom"]),
+    "far, and a limit": (at(0.1, batch_sharpness=10.0 + TINY, **NOISY), ["small-batch"]),
+    "not far": (at(0.2, batch_sharpness=12.0 - TINY, **NOISY), []),
+    "just far": (at(0.2, batch_sharpness=12.0 + 1e-6, **NOISY), ["small-batch"]),
+    "far within its error": (at(0.2, batch_sharpness=12.5, batch_sharpness_stderr=0.3), []),
+    "noise at its edge": (at(0.6, batch_sharpness=18.0 + TINY, **NOISY), ["small-batch"]),
+    "noise below its edge": (at(0.6, batch_sharpness=18.0 - 1e-6, **NOISY), []),
+    "full batches have no noise": (at(0.6, batch_sharpness=18.1, run=FULL, **NOISY), []),
+    "the loss limits, not noise": (at(0.95, batch_sharpness=19.0, **NOISY), ["at-the-edge", "per-layer"]),
+    "no rate": (NO_RATE, ["give-a-rate"]),
+    "end of the schedule": (with_optimizer(at(0.2), peak_learning_rate=1.0 + TINY), ["end-of-schedule"]),
+    "not the end": (with_optimizer(at(0.2), peak_learning_rate=1.0 - TINY), ["rate-headroom"]),
+    "the peak was asked for": (
+        with_optimizer(at(0.2), peak_learning_rate=5.0, learning_rate_source="step:3"),
+        ["rate-headroom"],
+    ),
+    "one layer": (in_layers(0.8, 0.8 - TINY, 0.1), ["layer"]),
+    "no layer": (in_layers(0.8 - TINY, 0.2), []),
+    "two layers": (in_layers(0.9, 0.8), []),
+    "one layer alone": (in_layers(0.9), []),
+    "a flat layer": (in_layers(0.5, 0.4995e-6), ["dead-units"]),
+    "no flat layer": (in_layers(0.5, 0.5005e-6), []),
+    "layers at the edge": (in_layers(0.5, 0.5, run=at(1.0)), ["at-the-edge"]),
+    "half skipped": (with_edge(RUN, batch_sharpness_skipped=0.5), ["dead-units"]),
+    "fewer skipped": (with_edge(RUN, batch_sharpness_skipped=0.5 - TINY), []),
+    "few samples near": (with_data(at(0.9 / 1.4 + TINY), num_samples_hessian=49), ["few-samples"]),
+    "half of the samples": (with_data(at(0.65), num_samples_hessian=50), []),
+    "few samples far": (with_data(at(0.9 / 1.4 - TINY), num_samples_hessian=49), []),
+    "narrow": (spread(10.0), []),
+    "wide": (spread(10.0 + TINY), ["narrower-interval"]),
+    "no wider than half a dimension": (spread(0.5, codimension=1.0), []),
+    "wider than half a dimension": (spread(0.5 + TINY, codimension=1.0), ["narrower-interval"]),
+    "few dominate": (with_notes(with_estimate(RUN, sampled=SKEWED), "few-minibatches-dominate"), ["narrower-interval"]),
+    "no interval": (attrs.evolve(with_estimate(RUN, interval=None), status="limit on products"), ["no-interval"]),
+    "no interval was asked for": (with_estimate(RUN, interval=None), []),
+    "rounding": (with_notes(RUN, "ill-conditioned"), ["double-precision"]),
+    "rounding in float64": (
+        attrs.evolve(with_notes(RUN, "ill-conditioned"), provenance=attrs.evolve(RUN.provenance, dtype="float64")),
+        [],
+    ),
+    "codimension 0": (with_estimate(RUN, codimension=0.0), ["saturated"]),
+    "codimension above 0": (with_estimate(RUN, codimension=TINY, interval=(1529.9, 1530.4)), []),
+    "saturated": (with_notes(RUN, "saturated"), ["saturated"]),
+    "unresolved": (with_notes(RUN, "unresolved-rate"), ["undetermined"]),
+    "zero or neutral": (with_notes(RUN, "zero-or-neutral"), ["undetermined"]),
+    "unverified": (attrs.evolve(at(2.0), verification=attrs.evolve(RUN.verification, passed=False)), []),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_rules_fire_where_they_should(name: str) -> None:
+    run, expected = CASES[name]
+    steps = next_steps(run)
+    assert [step.code for step in steps] == expected
+    for step in steps:
+        assert step.message.endswith(".")
+        assert f"({step.confidence}: " in step.message
+        call = ast.parse(step.command, mode="eval").body
+        assert isinstance(call, ast.Call)
+        assert [ast.unparse(each) for each in call.args] == ["model", "data"]
+        assert "nan" not in step.message
+        assert "inf" not in step.command
+
+
+def test_at_most_three_the_most_important_first() -> None:
+    run = with_notes(in_layers(0.9, 0.1, 0.0, run=at(1.5)), "ill-conditioned", "zero-or-neutral")
+    run = with_data(run, num_samples_hessian=10)
+    assert codes(run) == ["dead-units", "above-the-edge", "few-samples"]
+    assert sum(rule(run) is not None for rule in rules._RULES) > rules.MOST
+
+
+@pytest.mark.parametrize("decay", [None, 0.5])
+@pytest.mark.parametrize(
+    ("name", "momentum", "nesterov"),
+    [("SGD", None, False), ("SGD", 0.9, False), ("SGD", 0.9, True), ("AdamW", 0.9, False), ("Nadam", 0.9, False)],
+)
+def test_the_largest_rate_is_where_the_threshold_is_the_sharpness(
+    name: str, momentum: float | None, nesterov: bool, decay: float | None
+) -> None:
+    def upper(rate: float) -> float:
+        limits = thresholds(name, rate, momentum=momentum, nesterov=nesterov, weight_decay=decay or 0.0)
+        assert limits is not None
+        return limits.upper
+
+    run = with_optimizer(at(0.2), name=name, momentum=momentum, nesterov=nesterov, weight_decay=decay)
+    for ratio in (0.05, 0.3, 1.0, 3.0):
+        factor = rules._of_rate(run, ratio)
+        assert math.isclose(upper(0.1 * factor), ratio * upper(0.1), rel_tol=1e-12)
+    assert math.isclose(rules._of_threshold(run, 0.7), upper(0.1) / upper(0.7), rel_tol=1e-12)
+
+
+def value_of(run: Analysis, code: str, argument: str) -> object:
+    """An argument of the command of the step of this code."""
+    (step,) = [each for each in next_steps(run) if each.code == code]
+    call = ast.parse(step.command, mode="eval").body
+    assert isinstance(call, ast.Call)
+    (value,) = [each.value for each in call.keywords if each.arg == argument]
+    return value.id if isinstance(value, ast.Name) else ast.literal_eval(value)
+
+
+def test_rates_that_are_named() -> None:
+    """Rate 0.1: at ratio 0.2 five times as much fits, at 1.25 four fifths; the numbers are rounded down."""
+    assert "up to 5 times as large, 0.5, before full-batch" in next_steps(at(0.2))[0].message
+    assert value_of(at(0.2), "rate-headroom", "learning_rate") == 0.25
+    assert value_of(at(1.25), "above-the-edge", "learning_rate") == 0.08
+    assert value_of(at(1.0), "at-the-edge", "learning_rate") == 0.05
+    limited = at(0.2, batch_sharpness=8.0, batch_sharpness_stderr=0.0)
+    assert "up to 2.5 times as large, 0.25, before the batch sharpness reaches 2/eta" in next_steps(limited)[0].message
+    # Small batches of heavy ball settle at 2 (1 - beta)/eta = 10.
+    heavy = with_optimizer(at(0.2, batch_sharpness=9.1, batch_sharpness_stderr=0.0), momentum=0.5)
+    assert codes(heavy) == ["small-batch"]
+    assert value_of(with_data(heavy, batch_size_source="given"), "small-batch", "batch_size") == 64
+    assert value_of(with_data(heavy, batch_size_source="assumed"), "small-batch", "batch_size") == "N"
+
+
+def test_rates_of_a_schedule() -> None:
+    assert value_of(NO_RATE, "give-a-rate", "learning_rate") == "F"
+    assert value_of(with_optimizer(NO_RATE, peak_learning_rate=0.5), "give-a-rate", "learning_rate") == "peak"
+    several = with_optimizer(NO_RATE, learning_rate=math.nan, parts=(OptimizerPart("Adam", 0.1),))
+    assert value_of(several, "give-a-rate", "map") == "full"
+    ended = with_optimizer(at(0.01), peak_learning_rate=2.0)
+    assert "at the peak the ratio would be about 0.2 in place of 0.01" in next_steps(ended)[0].message
+
+
+def test_confidence_comes_from_the_numbers() -> None:
+    assert next_steps(at(0.2, run=FULL))[0].confidence == "high"
+    assert next_steps(at(0.2))[0].confidence == "moderate"  # noise is not known
+    assert next_steps(at(0.2, run=FULL, operator="P^-1/2 H P^-1/2"))[0].confidence == "moderate"
+    assert next_steps(at(1.5))[0].confidence == "high"
+    assumed = with_data(at(0.6, batch_sharpness=19.0, batch_sharpness_stderr=0.0), batch_size_source="assumed")
+    assert next_steps(assumed)[0].confidence == "low"
+
+
+@attrs.frozen
+class _Stable:
+    """As an analysis will have it."""
+
+    kappa: Measured | None
+    max_learning_rate: float | None = None
+    reason: str = ""
+
+
+@attrs.frozen
+class _Edge:
+    """The edge of stability with mean-square stability."""
+
+    known: object
+    mean_square_stability: _Stable | None
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.known, name)
+
+
+def with_kappa(run: Analysis, kappa: float | None, half: float = 0.0) -> Analysis:
+    measured = None if kappa is None else Measured(kappa, True, interval=(kappa - half, kappa + half))
+    return attrs.evolve(run, edge_of_stability=_Edge(run.edge_of_stability, _Stable(measured)))
+
+
+def test_mean_square_stability_limits_the_rate() -> None:
+    """kappa grows with the rate: at 0.4 it may be 2.5 times as large, whatever the batch sharpness says."""
+    run = at(0.2, batch_sharpness=19.0, batch_sharpness_stderr=0.0)
+    assert codes(run) == ["small-batch"]
+    (step,) = next_steps(with_kappa(run, 0.4))
+    assert (step.code, step.confidence) == ("rate-headroom", "moderate")
+    assert "up to 2.5 times as large, 0.25, before minibatch noise grows (kappa = 1)" in step.message
+    assert "up to 5 times" in next_steps(with_kappa(run, 0.1, 0.1))[0].message
+    assert codes(with_kappa(run, 0.5 + TINY)) == ["small-batch"]  # the batch sharpness is far above the sharpness
+    assert codes(with_kappa(at(0.2), 0.5 + TINY)) == []
+    assert next_steps(with_kappa(at(0.2), 0.95))[0].confidence == "moderate"  # a lower bound
+    assert next_steps(with_kappa(at(0.2), 1.2, 0.1))[0].confidence == "high"
+    assert codes(with_kappa(at(0.2), 0.9)) == ["small-batch"]
+    assert codes(with_kappa(at(0.2), 0.95, 0.1)) == []
+    assert codes(with_kappa(run, None)) == codes(run)
+
+
+def test_products_for_a_narrower_interval() -> None:
+    """Half-widths fall as 1/sqrt(runs): from 15 to 5 dimensions, 5 % of 100, takes 9 times 960 products."""
+    (step,) = next_steps(spread(15.0))
+    assert "about 9 times the runs, 8,640 products, bring it to 5 " in step.message
+    assert value_of(spread(15.0), "narrower-interval", "tolerance") == 0.05
+    assert value_of(spread(50.0), "narrower-interval", "tolerance") == 0.1
+    limited = attrs.evolve(spread(15.0), status="limit on products")
+    assert value_of(limited, "narrower-interval", "max_hvps") == 1234 + 8640
+    late = attrs.evolve(spread(15.0), status="time limit")
+    assert value_of(late, "narrower-interval", "time_limit") == 11
+    # With momentum the velocity's 2,000 directions are no part of the scale.
+    moving = spread(15.0, state_size=4000, codimension=2100.0)
+    assert codes(moving) == ["narrower-interval"]
+    # A skewness of 2 asks for 100 minibatches, not 24.
+    skewed = CASES["few dominate"][0]
+    assert re.search(r"about 4\.2 times the runs, 4,000 products", next_steps(skewed)[0].message)
+
+
+def test_what_the_record_tells_of_the_call_is_repeated() -> None:
+    run = with_data(at(0.2), batch_size_source="given")
+    run = with_optimizer(run, learning_rate_source="given")
+    run = attrs.evolve(run, provenance=attrs.evolve(run.provenance, preset="quick", dtype="float64"))
+    assert next_steps(run)[0].command == (
+        "sdkeras.analyze(model, data, batch_size=32, learning_rate=0.25, preset='quick', dtype='float64')"
+    )
+    assert value_of(with_notes(RUN, "zero-or-neutral"), "undetermined", "exact") is True
