@@ -169,7 +169,7 @@ def test_progress_shows_what_was_reached(monkeypatch: pytest.MonkeyPatch) -> Non
         late = progress.Progress("runs", 1920, value=3447.125, half_width=0.75, num_runs=48, target=0.9)
         report(attrs.evolve(late, seconds_left=41.0))
         report(progress.Progress("runs", 1920, reading="largest eigenvalue [1.86]"))
-    assert "SD 3,447.12 ± 0.75 (target 0.9), 48 of 48 runs, about 40 s left" in screen.getvalue()
+    assert "SD 3,447.12 within 0.75 (aim: 0.9), 48/48 runs, about 40 s left" in screen.getvalue()
     assert "largest eigenvalue [1.86]" in screen.getvalue()
 
 
