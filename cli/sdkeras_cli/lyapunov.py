@@ -18,7 +18,7 @@ def _lengths(context: click.Context, option: click.Parameter, text: str | None) 
     return () if text is None else tuple(COUNT(entry.strip(), option, context) for entry in text.split(","))
 
 
-@options.command("sdkeras lyapunov model.keras --data train.npz --batch-size 128 --checkpoint kept.npz --out report")
+@options.command("sdkeras lyapunov model.keras --data train.npz --checkpoint kept.npz")
 @click.argument("model", type=click.Path())
 @options.data
 @options.options_of(

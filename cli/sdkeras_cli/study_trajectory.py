@@ -25,7 +25,7 @@ _FILES = ("trajectory.json", "trajectory.html")
 _OF_BOTH = ("model", "alpha", "seed", "memory_gb", "dry_run", *attrs.fields_dict(Outputs))
 
 
-@options.command("sdkeras study trajectory model.keras --data train.npz --save t.npz --html t.html")
+@options.command("sdkeras study trajectory model.keras --data train.npz --html t.html")
 @click.argument("model", type=click.Path(), metavar="MODEL|TRAJECTORY")
 @options.data_or_none
 @options.options_of(

@@ -22,7 +22,7 @@ from sdkeras_cli.output import Outputs, progress_bar, say, show_outputs
 _DEFAULT_FOLDER, _PAGE = "track", "track.html"
 
 
-@options.command("sdkeras track 'checkpoints/*.keras' --data train.npz --test-data test.npz --html track.html")
+@options.command("sdkeras track 'checkpoints/*.keras' --data train.npz --html track.html")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(), metavar="RUN | CHECKPOINT...")
 @options.option("--data", type=click.Path(), metavar="DATA", group=WHAT, help="Data for checkpoints: FILE.npz, ...")
 @options.option(

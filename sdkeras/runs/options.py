@@ -290,7 +290,9 @@ class TrainingOptions:
 class EstimationOptions(TrainingOptions):
     """Options of everything that runs estimators on products."""
 
-    product_mode: str = option("auto", f"How HVPs are computed: {', '.join(PRODUCT_MODES)}.", one_of(PRODUCT_MODES))
+    product_mode: str = option(
+        "auto", f"How HVPs are computed: {', '.join(PRODUCT_MODES)}.", one_of(PRODUCT_MODES), metavar="MODE"
+    )
     jit: str = option(
         "auto",
         "Compilation by XLA: on, off, or auto, which is on where there is a TPU.",

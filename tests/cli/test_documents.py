@@ -43,7 +43,7 @@ def test_report(run_json: Path, tmp_path: Path, in_process) -> None:
     assert "Assumptions of the bounds" in shown
     assert in_process("report", run_json, "--quiet") == (0, "", "")
     page = tmp_path / "again.html"
-    assert in_process("report", run_json, "--html", page) == (0, "", "")
+    assert in_process("report", run_json, "--html", page) == (0, f"written: {page}\n", "")
     assert "Theorem 4.5" in page.read_text()
     assert "&lt;b&gt;net" in page.read_text()
     assert "<b>net" not in page.read_text()
