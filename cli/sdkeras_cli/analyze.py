@@ -8,14 +8,15 @@ from sdkeras.estimators import registry
 from sdkeras.results.arrays import Value
 from sdkeras.runs.options import Options
 from sdkeras_cli import options
+from sdkeras_cli.output import OF_ANALYSIS
 from sdkeras_cli.request import Request
 
 
-@click.command()
+@options.command("sdkeras analyze model.keras --data train.npz --batch-size 128 --out report")
 @click.argument("model", type=click.Path())
 @options.data
 @options.options_of(Options)
-@options.of_a_run
+@options.of_a_run(*OF_ANALYSIS)
 def command(**parameters: Value) -> int:
     """Analyse MODEL (.keras or .h5) on its training data.
 

@@ -6,39 +6,35 @@ import click
 
 from sdkeras.reporting.compare import compare
 from sdkeras.results.answers import load_document
+from sdkeras.results.arrays import Value
 from sdkeras_cli import conditions, options
-from sdkeras_cli.output import check_outputs, save_json, write_report
+from sdkeras_cli.output import Outputs
+
+_FILES = ("comparison.json", "comparison.html")
 
 
-@click.command()
+@options.command("sdkeras compare before.json after.json --fail-if 'delta.edge_of_stability.ratio > 0.1'")
 @click.argument("a_json", type=click.Path(), metavar="A.json")
 @click.argument("b_json", type=click.Path(), metavar="B.json")
-@options.json
-@options.html
-@click.option(
-    "--fail-if",
-    "expression",
-    metavar="EXPR",
-    help="Exit with 3 if it holds: PATH OP NUMBER [and|or ...], of B; delta.PATH is B minus A, a.PATH is of A.",
+@options.of_a_report(
+    options.json,
+    options.out(" and ".join(_FILES)),
+    options.option(
+        "--fail-if",
+        "expression",
+        metavar="EXPR",
+        help="Exit with 3 if it holds: PATH OP NUMBER [and|or ...], of B; delta.PATH is B minus A, a.PATH is of A.",
+    ),
 )
-@options.quiet
-@options.debug
-def command(
-    a_json: str,
-    b_json: str,
-    json_path: str | None,
-    html_path: str | None,
-    expression: str | None,
-    quiet: bool,
-) -> int:
+def command(a_json: str, b_json: str, expression: str | None, **parameters: Value) -> int:
     """Show what differs between A.json and B.json (both of analyze, or both of lyapunov): settings, then numbers.
 
     Differences are B minus A, with the error that the intervals of both give.
     """
-    check_outputs([path for path in (json_path, html_path) if path is not None], [a_json, b_json])
+    outputs = Outputs.taken_from(parameters, _FILES)
+    outputs.check([a_json, b_json])
     a, b = load_document(a_json), load_document(b_json)
     comparison = compare(a, b, names=(a_json, b_json))
     condition = conditions.parse(expression, type(b), conditions.OF_TWO)
-    save_json(comparison, json_path)
-    write_report(comparison, html_path, quiet=quiet)
+    outputs.write(comparison, comparison)
     return conditions.exit_status(condition, conditions.numbers_of_two(a, b, comparison))

@@ -8,41 +8,38 @@ from typing import cast
 
 import click
 
-from sdkeras.errors import SdkerasError
-from sdkeras.files.atomic import make_folder
+from sdkeras.results.arrays import Value
 from sdkeras_cli import options, request
-from sdkeras_cli.output import check_writable
+from sdkeras_cli.output import OF_ANALYSIS, Outputs, check_outputs, say_written
 
 _EPOCHS = 30
 _BATCH_SIZE = 32
 _LEARNING_RATE = 0.2
 
 
-@click.command()
-@click.option("--output-dir", default="sdkeras-demo", show_default=True, metavar="DIR")
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
+@options.command("sdkeras demo --out sdkeras-demo --open")
+@options.out("the model, its data, run.json and report.html", "--output-dir", default="sdkeras-demo", show_default=True)
+@options.seed
+@options.open_page
+@options.verbose
 @options.quiet
 @options.debug
-def command(output_dir: str, seed: int, quiet: bool) -> int:
+def command(seed: int, **parameters: Value) -> int:
     """Train a small net on the 1,797 digits of UCI and analyse it."""
-    if not output_dir:
-        raise SdkerasError("--output-dir is empty; name a folder for the demo's files.")
-    folder = Path(output_dir)
-    make_folder(folder, "the folder ")
-    paths = [str(folder / name) for name in ("model.keras", "data.npz", "run.json", "report.html")]
-    for path in paths:
-        check_writable(path)
+    outputs = Outputs.taken_from(parameters, OF_ANALYSIS)
+    outputs.check([])
+    folder = str(outputs.out)
+    model, data = (str(Path(folder) / name) for name in ("model.keras", "data.npz"))
+    check_outputs([model, data], [])
     root = click.get_current_context().find_root()
     cast(click.Group, root.command).get_command(root, "analyze")  # whose options the messages name
-    model, data, json_path, html_path = paths
-    request.tensorflow_settings(quiet)
-    _train(model, data, seed, quiet)
-    analysis = request.Request(model, data, json_path=json_path, html_path=html_path, quiet=quiet)
+    request.tensorflow_settings(outputs.quiet)
+    _train(model, data, seed, outputs.quiet)
+    analysis = request.Request(model, data, outputs=outputs)
     status = analysis.answer("analyze", {"batch_size": _BATCH_SIZE, "seed": seed}, analysis.check())
-    if not quiet:
+    if not outputs.quiet:
         again = ["sdkeras", "analyze", model, "--data", data, "--batch-size", str(_BATCH_SIZE), "--seed", str(seed)]
-        click.echo(f"\nwritten: {', '.join(paths)}\nto repeat this, or to change the options:")
-        click.echo(f"  {shlex.join([*again, '--json', json_path, '--html', html_path])}")
+        click.echo(f"to repeat this, or to change the options:\n  {shlex.join([*again, '--out', folder])}")
     return status
 
 
@@ -83,3 +80,5 @@ def _train(model_path: str, data_path: str, seed: int, quiet: bool) -> None:
         )
     model.save(model_path)
     np.savez_compressed(data_path, x=x[train], y=y[train])
+    if not quiet:
+        say_written([model_path, data_path])

@@ -10,13 +10,15 @@ from sdkeras_cli import options
 from sdkeras_cli.options import COUNT, NOT_NEGATIVE
 from sdkeras_cli.request import Request
 
+_FILES = ("lyapunov.json", "lyapunov.html")
+
 
 def _lengths(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, ...]:
     """Numbers with commas between."""
     return () if text is None else tuple(COUNT(entry.strip(), option, context) for entry in text.split(","))
 
 
-@click.command()
+@options.command("sdkeras lyapunov model.keras --data train.npz --checkpoint kept.npz")
 @click.argument("model", type=click.Path())
 @options.data
 @options.options_of(
@@ -43,14 +45,14 @@ def _lengths(context: click.Context, option: click.Parameter, text: str | None) 
     ),
     settings={"callback": options.settings_of(("lyapunov",), "lyapunov-qr.tolerance=0.001")},
 )
-@options.of_a_run
+@options.of_a_run(*_FILES)
 def command(**parameters: Value) -> int:
-    """Lyapunov exponents of the training of MODEL (.keras or .h5), and the dimension D_s of its attractor.
+    """Estimate the Lyapunov exponents of the training of MODEL (.keras or .h5), and the dimension D_s of its attractor.
 
     Training continues from the file, on copies, with its own optimizer on the same data; nothing is changed.
     Ctrl-C ends it after the current step; with --checkpoint the same command continues from there.
     """
-    request = Request.taken_from(parameters)
+    request = Request.taken_from(parameters, _FILES)
     outputs = request.check(parameters["checkpoint"])
     LyapunovOptions(**parameters)  # checked before TensorFlow takes its seconds to start
     return request.answer("lyapunov", parameters, outputs)

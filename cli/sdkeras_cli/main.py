@@ -13,7 +13,7 @@ from typing import NoReturn
 import click
 
 import sdkeras
-from sdkeras.errors import SdkerasError
+from sdkeras.errors import SdkerasError, did_you_mean
 from sdkeras.reporting.advice import as_options
 from sdkeras_cli import interrupts
 from sdkeras_cli.interrupts import INTERRUPTED
@@ -33,7 +33,20 @@ _COMMANDS = {
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class LazyGroup(click.Group):
+class Suggesting(click.Group):
+    """A group that answers a name it does not know with the nearest one that it does."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, known = args[0], self.list_commands(ctx)
+        if name not in known and not name.startswith("-") and not ctx.resilient_parsing:
+            hint = did_you_mean(name, known).capitalize()
+            ctx.fail(f"No such command '{name}'. {hint}The commands are {', '.join(known)}.")
+        return super().resolve_command(ctx, args)
+
+
+class LazyGroup(Suggesting):
     """Sub-commands whose modules are imported when they are called; their options are added to the context's object.
 
     Args:

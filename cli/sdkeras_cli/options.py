@@ -26,9 +26,45 @@ from sdkeras.estimators.select import plain_types, type_name
 from sdkeras.files import class_weights
 from sdkeras.reporting.trackers.names import check_trackers
 from sdkeras.results.arrays import Value
-from sdkeras.runs.options import Options, parse_learning_rate
+from sdkeras.runs.options import EXPERT, GROUPS, OUTPUT, PRECISION, WHAT, Options, parse_learning_rate
 
 _Command = TypeVar("_Command", bound=Callable[..., object])
+
+
+# Commands and the groups of their help
+
+
+class _Option(click.Option):
+    """An option that knows the group of a help that it stands in."""
+
+    def __init__(self, *arguments: Value, group: str = OUTPUT, **settings: Value) -> None:
+        super().__init__(*arguments, **settings)
+        self.group = group
+
+
+class _Grouped(click.Command):
+    """A command whose help has its options in groups, what is required first and then by name."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        options = [each for each in self.get_params(ctx) if isinstance(each, click.Option)]
+        options.sort(key=lambda option: (not option.required, option.opts[-1]))
+        for title in GROUPS:
+            group = [option for option in options if getattr(option, "group", OUTPUT) == title]
+            records = [record for option in group if (record := option.get_help_record(ctx)) is not None]
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+
+def command(example: str) -> Callable[[Callable[..., object]], click.Command]:
+    """A command whose help ends with an example, of one line or several."""
+    lines = "\n  ".join(["Example:", *example.splitlines()])
+    return click.command(cls=_Grouped, epilog=f"\b\n{lines}")
+
+
+def option(*names: str, group: str = OUTPUT, **settings: Value) -> Callable[[_Command], _Command]:
+    """`click.option` in a group of the help."""
+    return click.option(*names, cls=_Option, group=group, **settings)
 
 
 class FiniteRange(click.FloatRange):
@@ -157,7 +193,7 @@ def options_of(record: type, *names: str, **changes: Mapping[str, Value]) -> Cal
     def decorate(command: _Command) -> _Command:
         for name in reversed(chosen):
             arguments = _arguments(record, name) | _CLICK.get(name, {}) | dict(changes.get(name, {}))
-            command = click.option(_spelled(name), name, **arguments)(command)
+            command = option(_spelled(name), name, **arguments)(command)
         return command
 
     return decorate
@@ -170,14 +206,16 @@ def _spelled(name: str) -> str:
 
 def _arguments(record: type, name: str) -> dict[str, Value]:
     field, kind = attrs.fields_dict(record)[name], typing.get_type_hints(record)[name]
-    words = {"help": field.metadata.get("help"), "metavar": field.metadata.get("metavar") or None}
+    words = {"help": field.metadata["help"], "group": field.metadata["group"]}
     kinds = (kind,) if typing.get_origin(kind) is typing.Literal else typing.get_args(kind) or (kind,)
     chosen = [click.Choice(typing.get_args(each)) for each in kinds if typing.get_origin(each) is typing.Literal]
     if bool in kinds:
-        return {"is_flag": True, "default": field.default, "help": words["help"]}
+        return {"is_flag": True, "default": field.default, **words}
     default = field.default if isinstance(field.default, (int, float, str)) else None
     number = None if str in kinds else COUNT if int in kinds else POSITIVE if float in kinds else None
-    return {"type": [*chosen, number][0], "default": default, "show_default": default is not None, **words}
+    metavar = field.metadata["metavar"] or {COUNT: "N", POSITIVE: "X"}.get(number)
+    shown = {"default": default, "show_default": default is not None, "metavar": metavar}
+    return {"type": [*chosen, number][0], **shown, **words}
 
 
 def command_line(call: str, beginning: Sequence[str], given: Mapping[str, Value]) -> str:
@@ -226,35 +264,39 @@ def unset(text: str) -> dict[str, Value]:
 
 # Options of the command line alone
 
-data = click.option(
-    "--data",
-    type=click.Path(),
-    required=True,
-    metavar="DATA",
-    help="FILE.npz, X.npy,Y.npy, a tf.data folder, or module:callable.",
+_DATA: dict[str, Value] = {
+    "type": click.Path(),
+    "metavar": "DATA",
+    "group": WHAT,
+    "help": "FILE.npz, X.npy,Y.npy, a tf.data folder, or module:callable.",
+}
+data, data_or_none = option("--data", required=True, **_DATA), option("--data", **_DATA)
+custom_objects = option(
+    "--custom-objects", type=click.Path(), metavar="FILE", group=WHAT, help="Python file with the model's own classes."
 )
-custom_objects = click.option(
-    "--custom-objects", type=click.Path(), metavar="FILE", help="Python file with the model's own classes."
-)
-unsafe = click.option(
+unsafe = option(
     "--unsafe",
     "safe_mode",
     flag_value=False,
     default=True,
     is_flag=True,
+    group=EXPERT,
     help="Load Lambda layers, whose code is in the model file.",
 )
-json = click.option("--json", "json_path", type=click.Path(), metavar="OUT", help="Write the answer here.")
-html = click.option("--html", "html_path", type=click.Path(), metavar="OUT", help="Write the report page here.")
-fail_if = click.option(
+json = option("--json", "json_path", type=click.Path(), metavar="FILE", help="Write the answer here.")
+html = option("--html", "html_path", type=click.Path(), metavar="FILE", help="Write the report page here.")
+open_page = option("--open", "open_page", is_flag=True, help="Open the report page in the browser.")
+fail_if = option(
     "--fail-if", "expression", metavar="EXPR", help="Exit with 3 if it holds: PATH OP NUMBER [and|or ...]."
 )
-dry_run = click.option("--dry-run", is_flag=True, help="Show what would be done and what it would cost.")
-quiet = click.option("--quiet", is_flag=True, help="Nothing in the terminal but errors.")
-debug = click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
+dry_run = option("--dry-run", is_flag=True, help="Show what would be done and what it would cost.")
+verbose = option("--verbose", is_flag=True, help="Show every number, check and assumption in the terminal.")
+quiet = option("--quiet", is_flag=True, help="Nothing in the terminal but errors.")
+debug = option("--debug", is_flag=True, expose_value=False, group=EXPERT, help="Show tracebacks.")
+seed = option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, metavar="N", show_default=True, group=PRECISION)
 
 
-report_to = click.option(
+report_to = option(
     "--report-to",
     metavar="NAME",
     help="Report to tensorboard[:DIR], wandb or mlflow too; repeatable.",
@@ -262,8 +304,23 @@ report_to = click.option(
 )
 
 
-def of_a_run(command: _Command) -> _Command:
+def out(files: str, *further: str, **settings: Value) -> Callable[[_Command], _Command]:
+    """`--out DIR`: a folder for these files."""
+    known: dict[str, Value] = {"type": click.Path(), "metavar": "DIR", "help": f"Folder for {files}; made if missing."}
+    return option("--out", *further, "out", **(known | settings))
+
+
+def of_a_report(*options: Callable[[Value], Value]) -> Callable[[_Command], _Command]:
+    """These options, and the last ones of every command that shows a report."""
+
+    def decorate(command: _Command) -> _Command:
+        for option in reversed((*options, html, open_page, verbose, quiet, debug)):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def of_a_run(*files: str) -> Callable[[_Command], _Command]:
     """The last options of a command that works on a model: its classes, where the answer goes, how much is said."""
-    for option in reversed((custom_objects, unsafe, json, html, fail_if, dry_run, quiet, debug)):
-        command = option(command)
-    return command
+    return of_a_report(custom_objects, unsafe, json, out(" and ".join(files)), fail_if, dry_run)

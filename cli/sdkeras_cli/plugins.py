@@ -14,9 +14,10 @@ from sdkeras.files.user_code import USER_ERRORS, last_line
 from sdkeras.reporting.progress_bar import console
 from sdkeras.reporting.report import printable
 from sdkeras_cli import options
+from sdkeras_cli.main import Suggesting
 
 
-@click.group()
+@click.group(cls=Suggesting)
 def command() -> None:
     """Show the installed estimators, or check one."""
 

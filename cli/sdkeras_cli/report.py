@@ -5,21 +5,19 @@ from __future__ import annotations
 import click
 
 from sdkeras.results.answers import load_document
+from sdkeras.results.arrays import Value
 from sdkeras_cli import conditions, options
-from sdkeras_cli.output import check_outputs, write_report
+from sdkeras_cli.output import Outputs
 
 
-@click.command()
+@options.command("sdkeras report run.json --html report.html")
 @click.argument("run_json", type=click.Path(), metavar="RUN.json")
-@options.html
-@options.fail_if
-@options.quiet
-@options.debug
-def command(run_json: str, html_path: str | None, expression: str | None, quiet: bool) -> int:
+@options.of_a_report(options.out("report.html"), options.fail_if)
+def command(run_json: str, expression: str | None, **parameters: Value) -> int:
     """Show the report of RUN.json (of analyze or lyapunov), in the terminal or as a page."""
-    if html_path is not None:
-        check_outputs([html_path], [run_json])
+    outputs = Outputs.taken_from(parameters, ("", "report.html"))
+    outputs.check([run_json])
     run = load_document(run_json)
     condition = conditions.parse(expression, type(run))
-    write_report(run, html_path, quiet=quiet or html_path is not None)
+    outputs.write(run, show=not outputs.pages)
     return conditions.exit_status(condition, conditions.numbers_of(run))

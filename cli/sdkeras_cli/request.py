@@ -22,7 +22,7 @@ from sdkeras.results.answers import Analysis, LyapunovRun
 from sdkeras.results.arrays import Value
 from sdkeras_cli import conditions, interrupts
 from sdkeras_cli.options import command_line
-from sdkeras_cli.output import check_outputs, progress_bar, save_json, say, show_plan, write_report
+from sdkeras_cli.output import OF_ANALYSIS, Outputs, progress_bar, say, show_plan
 
 if TYPE_CHECKING:
     from sdkeras.runs.cluster import Cluster
@@ -39,28 +39,27 @@ class Request:
     data: str
     custom_objects: str | None = None
     safe_mode: bool = True
-    json_path: str | None = None
-    html_path: str | None = None
     expression: str | None = None
     dry_run: bool = False
-    quiet: bool = False
+    outputs: Outputs = Outputs()
 
     @classmethod
-    def taken_from(cls, parameters: dict[str, Value]) -> Request:
-        """Takes its fields out of a command's parameters and leaves the library's options."""
-        return cls(**{name: parameters.pop(name) for name in attrs.fields_dict(cls) if name in parameters})
+    def taken_from(cls, parameters: dict[str, Value], names: tuple[str, str] = OF_ANALYSIS) -> Request:
+        """Takes its fields out of a command's parameters and leaves the library's options; `names` see `Outputs`."""
+        outputs = Outputs.taken_from(parameters, names)
+        taken = {name: parameters.pop(name) for name in attrs.fields_dict(cls) if name in parameters}
+        return cls(**taken, outputs=outputs)
 
-    def outputs(self, *further: str | None) -> list[str]:
-        """The files to be written."""
-        return [path for path in (self.json_path, self.html_path, *further) if path is not None]
+    @property
+    def quiet(self) -> bool:
+        return self.outputs.quiet
 
     def check(self, *further_outputs: str | None) -> list[str]:
         """Refuses inputs that are not there and outputs that cannot be written; returns the outputs."""
         check_inputs(self.model, self.data, self.custom_objects)
-        outputs = self.outputs(*further_outputs)
         inputs = [self.model, self.data, *self.data.split(",")]
-        check_outputs(outputs, inputs if self.custom_objects is None else [*inputs, self.custom_objects])
-        return outputs
+        inputs += [] if self.custom_objects is None else [self.custom_objects]
+        return self.outputs.check(inputs, *further_outputs, dry_run=self.dry_run)
 
     @contextlib.contextmanager
     def loaded(
@@ -117,8 +116,7 @@ class Request:
                 if isinstance(answer, Analysis):
                     answer = self._with_commands(answer, options)
                 if serving is None:
-                    save_json(answer, self.json_path)
-                    write_report(answer, self.html_path, quiet=self.quiet)
+                    self.outputs.write(answer, answer, options.get("checkpoint"))
                 if reporter:
                     reporter.analysis(answer)
         if serving is not None:

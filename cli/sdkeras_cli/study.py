@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from sdkeras_cli import options
 from sdkeras_cli.main import LazyGroup
-from sdkeras_cli.output import write_report
+from sdkeras_cli.output import Outputs, open_in_browser, say_written
 
 _COMMANDS = {
     "run": ("sdkeras_cli.study_run:command", "Train and measure the runs of a grid, or resume an unfinished one."),
@@ -24,25 +26,25 @@ def command() -> None:
     """Train a grid of models and see which measures correlate with generalization."""
 
 
-@click.command()
+@options.command("sdkeras study correlate DIR --open")
 @click.argument("folder", type=click.Path(), metavar="DIR")
+@options.open_page
 @options.quiet
 @options.debug
-def correlate(folder: str, quiet: bool) -> int:
+def correlate(folder: str, open_page: bool, quiet: bool) -> int:
     """Correlate the measures of the study in DIR with its generalization gaps.
 
     Writes runs.csv, correlations.csv, correlations.json, heat_map.png, heat_map.svg and study.html into DIR.
     """
     from sdkeras.study.page import FILES, correlate_study
 
-    report = correlate_study(folder)
-    if not quiet:
-        write_report(report, quiet=False)
-        click.echo(f"written: {', '.join(FILES)} in {click.format_filename(folder)}")
+    Outputs(quiet=quiet).write(correlate_study(folder), None, *(str(Path(folder) / name) for name in FILES))
+    if open_page:
+        open_in_browser(str(Path(folder) / "study.html"))
     return 0
 
 
-@click.command()
+@options.command("sdkeras study plot DIR")
 @click.argument("folder", type=click.Path(), metavar="DIR")
 @options.quiet
 @options.debug
@@ -57,5 +59,5 @@ def plot(folder: str, quiet: bool) -> int:
 
     names = plot_study(folder)
     if not quiet:
-        click.echo(f"written: {', '.join(names)} in {click.format_filename(folder)}")
+        say_written([str(Path(folder) / name) for name in names])
     return 0

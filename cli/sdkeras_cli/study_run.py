@@ -8,32 +8,40 @@ from typing import TYPE_CHECKING
 import click
 
 from sdkeras.errors import counted
+from sdkeras.runs.options import EXPERT, WHAT
 from sdkeras.study.backends import LOKY, check_backend
 from sdkeras.study.definition import read_study
 from sdkeras.study.run_files import DONE, FAILED, TRAINED, StudyPlan, plan_study
 from sdkeras_cli import options
 from sdkeras_cli.options import COUNT
-from sdkeras_cli.output import say
+from sdkeras_cli.output import say, say_written
 
 if TYPE_CHECKING:
     from sdkeras.study.runner import Finished
 
 
-@click.command()
+@options.command("sdkeras study run grid.toml --out my-study --jobs 2")
 @click.argument("grid", type=click.Path(), metavar="GRID.toml")
-@click.option("--out", type=click.Path(file_okay=False), required=True, metavar="DIR", help="Folder of the study.")
-@click.option("--full", is_flag=True, help="Use the sizes under [full] of the file.")
-@click.option("--jobs", type=COUNT, help="Runs under way at once; default one per core, or per thread of the cluster.")
-@click.option(
+@options.out("the study", type=click.Path(file_okay=False), required=True)
+@options.option("--full", is_flag=True, group=WHAT, help="Use the sizes under [full] of the file.")
+@options.option(
+    "--jobs",
+    type=COUNT,
+    metavar="N",
+    group=EXPERT,
+    help="Runs under way at once; default one per core, or per thread of the cluster.",
+)
+@options.option(
     "--backend",
     default=LOKY,
     show_default=True,
     metavar="ADDRESS",
+    group=EXPERT,
     help="Where the runs are done: loky (processes here), dask://HOST:PORT, ray://HOST:PORT or ray://auto; its workers "
     "must see DIR and the folder of GRID.toml at the same paths.",
 )
-@click.option("--retry", is_flag=True, help="Run failed runs again.")
-@click.option("--dry-run", is_flag=True, help="Show the runs and their state; do nothing.")
+@options.option("--retry", is_flag=True, group=WHAT, help="Run failed runs again.")
+@options.option("--dry-run", is_flag=True, help="Show the runs and their state; do nothing.")
 @options.quiet
 @options.debug
 def command(
@@ -93,6 +101,7 @@ def command(
         failed = sum(each.state == FAILED for each in after.runs)
         if failed:
             click.echo(f"{failed} failed; the reasons are in the table. --retry runs them again.")
+        say_written([out])
         if sum(each.state == DONE for each in after.runs) > 1:
             click.echo(f"next: sdkeras study correlate {click.format_filename(out)}")
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import attrs
 import click
 from click.core import ParameterSource
 
@@ -12,35 +13,30 @@ from sdkeras.reporting.report import Table
 from sdkeras.results.arrays import Value
 from sdkeras.study.forward_options import ForwardOptions
 from sdkeras_cli import options
-from sdkeras_cli.output import check_outputs, progress_bar, save_json, show_outputs, show_plan, write_report
+from sdkeras_cli.output import Outputs, progress_bar, show_outputs, show_plan
 from sdkeras_cli.request import Request
 
 if TYPE_CHECKING:
     from sdkeras.study.simulate import ForwardPlan
     from sdkeras.study.topology import TrajectoryMeasures
 
+_FILES = ("trajectory.json", "trajectory.html")
 # Parameters that a recorded trajectory has as well.
-_OF_BOTH = ("model", "alpha", "seed", "memory_gb", "json_path", "html_path", "dry_run", "quiet")
+_OF_BOTH = ("model", "alpha", "seed", "memory_gb", "dry_run", *attrs.fields_dict(Outputs))
 
 
-@click.command()
+@options.command("sdkeras study trajectory model.keras --data train.npz --html t.html")
 @click.argument("model", type=click.Path(), metavar="MODEL|TRAJECTORY")
-@click.option(
-    "--data", type=click.Path(), metavar="DATA", help="FILE.npz, X.npy,Y.npy, a tf.data folder, or module:callable."
-)
+@options.data_or_none
 @options.options_of(
     ForwardOptions,
     *("steps", "every", "projection", "alpha", "batch_size", "learning_rate", "loss", "seed", "samples"),
     *("allow_unverified", "memory_gb", "initial_slots", "save"),
     losses_on={"type": options.NOT_NEGATIVE},
 )
-@options.custom_objects
-@options.unsafe
-@options.json
-@options.html
-@options.dry_run
-@options.quiet
-@options.debug
+@options.of_a_report(
+    options.custom_objects, options.unsafe, options.json, options.out(" and ".join(_FILES)), options.dry_run
+)
 @click.pass_context
 def command(context: click.Context, /, **parameters: Value) -> int:
     """Measure how large a trajectory of the weights is: E_alpha and PH dimension.
@@ -49,7 +45,7 @@ def command(context: click.Context, /, **parameters: Value) -> int:
     sdkeras.study.recorder.TrajectoryRecorder, or --save, wrote, or that is a plain matrix, steps x weights (.npz,
     .npy).
     """
-    request = Request.taken_from(parameters)
+    request = Request.taken_from(parameters, _FILES)
     if request.model.endswith((".npz", ".npy")):
         _refuse_simulation(context)
         measures = _recorded(request, parameters["alpha"], parameters["seed"], parameters["memory_gb"])
@@ -58,9 +54,7 @@ def command(context: click.Context, /, **parameters: Value) -> int:
     if measures is not None:
         from sdkeras.study.trajectory_report import trajectory_report
 
-        report = trajectory_report(measures)
-        save_json(measures, request.json_path)
-        write_report(report, request.html_path, quiet=request.quiet)
+        request.outputs.write(trajectory_report(measures), measures, parameters.get("save"))
     return 0
 
 
@@ -79,12 +73,12 @@ def _recorded(request: Request, alpha: float, seed: int, memory_gb: float | None
     from sdkeras.study.topology import measure_trajectory
     from sdkeras.study.trajectory import Trajectory
 
-    check_outputs(request.outputs(), [request.model])
+    outputs = request.outputs.check([request.model], dry_run=request.dry_run)
     trajectory = Trajectory.load(request.model)
     if request.dry_run:
         losses = "no losses" if trajectory.losses is None else f"losses of {trajectory.losses.shape[1]:,} examples"
         click.echo(f"{len(trajectory.iterates):,} iterates of {trajectory.num_parameters:,} weights, {losses}")
-        show_outputs(request.outputs())
+        show_outputs(outputs)
         return None
     return measure_trajectory(trajectory, alpha, seed=seed, memory_gb=memory_gb)
 

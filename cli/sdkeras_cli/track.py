@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 from click.core import ParameterSource
 
@@ -13,20 +15,23 @@ from sdkeras.files.user_code import load_custom_objects
 from sdkeras.results import log as run_log
 from sdkeras.results.arrays import Value
 from sdkeras.results.log import Measurement, RunLog
-from sdkeras.runs.options import DEFAULT_PRESET, PRESETS, Options, measurement_options
+from sdkeras.runs.options import DEFAULT_PRESET, PRESETS, WHAT, Options, measurement_options
 from sdkeras_cli import conditions, options, request
-from sdkeras_cli.output import check_outputs, progress_bar, say, show_outputs, write_report
+from sdkeras_cli.output import Outputs, progress_bar, say, show_outputs
 
-_DEFAULT_FOLDER = "track"
+_DEFAULT_FOLDER, _PAGE = "track", "track.html"
 
 
-@click.command()
+@options.command("sdkeras track 'checkpoints/*.keras' --data train.npz --html track.html")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(), metavar="RUN | CHECKPOINT...")
-@click.option("--data", type=click.Path(), metavar="DATA", help="Data for checkpoints: FILE.npz, X.npy,Y.npy, ...")
-@click.option("--test-data", type=click.Path(), metavar="DATA", help="Test data, for loss and metrics on both.")
-@click.option("--model", type=click.Path(), metavar="FILE", help="Compiled model for .weights.h5 files.")
-@click.option("--out", "log_dir", type=click.Path(), metavar="DIR", help="Folder of the log; default: track.")
-@click.option("--measures", metavar="NAME,NAME,...", help="Measures, by the callback's keys; default: all.")
+@options.option("--data", type=click.Path(), metavar="DATA", group=WHAT, help="Data for checkpoints: FILE.npz, ...")
+@options.option(
+    "--test-data", type=click.Path(), metavar="DATA", group=WHAT, help="Test data, for loss and metrics on both."
+)
+@options.option("--model", type=click.Path(), metavar="FILE", group=WHAT, help="Compiled model for .weights.h5 files.")
+@options.option(
+    "--measures", metavar="NAME,NAME,...", group=WHAT, help="Measures, by the callback's keys; default: all."
+)
 @options.options_of(
     Options,
     *("batch_size", "learning_rate", "loss", "class_weight", "params"),
@@ -42,22 +47,16 @@ _DEFAULT_FOLDER = "track"
     micro_batch=options.unset("Compute each batch in parts of at most N examples."),
     device=options.unset("Where products are made, as analyze takes it; default auto."),
 )
-@options.custom_objects
-@options.unsafe
-@options.html
-@options.report_to
-@click.option("--fail-if", "expression", metavar="EXPR", help="Exit with 3 if it holds for the last measurement.")
-@click.option("--dry-run", is_flag=True, help="Show which checkpoints are measured already and which would be.")
-@options.quiet
-@options.debug
+@options.of_a_report(
+    options.custom_objects,
+    options.unsafe,
+    options.out(f"the log and {_PAGE}; default: {_DEFAULT_FOLDER}, without the page"),
+    options.report_to,
+    options.option("--fail-if", "expression", metavar="EXPR", help="Exit with 3 if it holds for the last measurement."),
+    options.option("--dry-run", is_flag=True, help="Show which checkpoints are measured already and which would be."),
+)
 def command(
-    paths: tuple[str, ...],
-    html_path: str | None,
-    report_to: tuple[str, ...],
-    expression: str | None,
-    dry_run: bool,
-    quiet: bool,
-    **parameters: Value,
+    paths: tuple[str, ...], report_to: tuple[str, ...], expression: str | None, dry_run: bool, **parameters: Value
 ) -> int:
     """Show a training over time: sharpness against the threshold, exponents, sharpness dimension.
 
@@ -68,33 +67,39 @@ def command(
     Interrupted or killed, the same command measures the rest.
     """
     condition = conditions.parse(expression, Measurement)
+    outputs = Outputs.taken_from(parameters, ("", _PAGE))
     source = click.get_current_context().get_parameter_source
     chosen = {name: value for name, value in parameters.items() if source(name) is not ParameterSource.DEFAULT}
     if "data" in chosen:
-        checkpoints, folder = in_order(list(paths)), chosen.pop("log_dir", _DEFAULT_FOLDER)
-        _check_checkpoints(checkpoints, chosen, html_path)
+        checkpoints, folder = in_order(list(paths)), _DEFAULT_FOLDER if outputs.out is None else outputs.out
+        kept = str(Path(folder) / run_log.FILE_NAME)
+        _check_inputs(checkpoints, chosen)
+        pages = outputs.check([*checkpoints, chosen["data"], kept], dry_run=dry_run)
         if dry_run:
-            _show_plan(checkpoints, folder, html_path, chosen)
+            _show_plan(checkpoints, folder, chosen)
+            show_outputs([kept, *pages])
             return 0
-        log = _measured(checkpoints, folder, chosen | {"report_to": report_to}, quiet=quiet)
-        status = _show(log, html_path, condition, quiet=quiet)
+        log = _measured(checkpoints, folder, chosen | {"report_to": report_to}, quiet=outputs.quiet)
+        outputs.write(log, None, kept)
+        status = _status(log, condition)
         failed = [measurement for measurement in log.measurements if measurement.failed]
         for each in failed:
             say(f"sdkeras: error: {shown(each.source)}: {'; '.join(each.notes)}", err=True)
         return 2 if failed else status
-    _check_log(paths, chosen or ({"dry_run": True} if dry_run else {}), html_path)
+    _check_log(paths, chosen or ({"dry_run": True} if dry_run else {}))
+    outputs.check([str(run_log.place_of(paths[0]))])
     log = run_log.read_run_log(paths[0])
     from sdkeras.reporting.trackers.reporter import reporting  # which draws
 
     with reporting(report_to, str(run_log.place_of(paths[0]).parent)) as reporter:
-        status = _show(log, html_path, condition, quiet=quiet or html_path is not None)
+        outputs.write(log, show=not outputs.pages)
         if reporter:
             reporter.log(log)
-    return status
+    return _status(log, condition)
 
 
-def _check_log(paths: tuple[str, ...], chosen: dict[str, Value], html_path: str | None) -> None:
-    """Refuses checkpoints without data, several logs, options of checkpoints for a log, and an unwritable page."""
+def _check_log(paths: tuple[str, ...], chosen: dict[str, Value]) -> None:
+    """Refuses checkpoints without data, several logs, and options of checkpoints for a log."""
     if any(path.endswith((".keras", ".h5", ".hdf5")) for path in paths):
         raise SdkerasError("checkpoints are measured on data; give them (--data DATA).")
     if len(paths) > 1:
@@ -104,17 +109,13 @@ def _check_log(paths: tuple[str, ...], chosen: dict[str, Value], html_path: str 
     if chosen:
         names = ", ".join(f"`{name}`" for name in chosen)
         raise SdkerasError(f"{names}: for checkpoints only; give their data as well (--data).")
-    if html_path is not None:
-        check_outputs([html_path], [str(run_log.place_of(paths[0]))])
 
 
-def _check_checkpoints(paths: list[str], chosen: dict[str, Value], html_path: str | None) -> None:
-    """Refuses inputs that are not there and a page that cannot be written."""
+def _check_inputs(paths: list[str], chosen: dict[str, Value]) -> None:
+    """Refuses inputs that are not there."""
     request.check_inputs(chosen.get("model", paths[0]), chosen["data"], chosen.get("custom_objects"))
     if "test_data" in chosen:
         request.check_inputs(paths[0], chosen["test_data"], None)
-    if html_path is not None:
-        check_outputs([html_path], [*paths, chosen["data"]])
 
 
 def _measured(paths: list[str], folder: str, chosen: dict[str, Value], *, quiet: bool) -> RunLog:
@@ -133,9 +134,8 @@ def _measured(paths: list[str], folder: str, chosen: dict[str, Value], *, quiet:
         return track(paths, data, log_dir=folder, progress=progress, **chosen)
 
 
-def _show(log: RunLog, html_path: str | None, condition: conditions.Condition | None, *, quiet: bool) -> int:
-    """The log as a page and in the terminal; the exit status that `--fail-if` asks for."""
-    write_report(log, html_path, quiet=quiet)
+def _status(log: RunLog, condition: conditions.Condition | None) -> int:
+    """The exit status that `--fail-if` asks for."""
     if condition is None:
         return 0
     measured = run_log.trajectory(log)
@@ -144,7 +144,7 @@ def _show(log: RunLog, html_path: str | None, condition: conditions.Condition | 
     return conditions.exit_status(condition, conditions.numbers_of(measured[-1], "the last measurement"))
 
 
-def _show_plan(paths: list[str], folder: str, html_path: str | None, chosen: dict[str, Value]) -> None:
+def _show_plan(paths: list[str], folder: str, chosen: dict[str, Value]) -> None:
     given = {name: chosen[name] for name in PRESETS[DEFAULT_PRESET] if name in chosen}
     say(f"preset {measurement_options(chosen.get('preset', DEFAULT_PRESET), given).preset_words}")
     left = run_log.pending(paths, folder)
@@ -154,4 +154,3 @@ def _show_plan(paths: list[str], folder: str, html_path: str | None, chosen: dic
     done = [each.seconds for each in logged if not each.failed]
     estimate = f", about {len(left) * sum(done) / len(done):.0f} s" if done and left else ""
     click.echo(f"{len(left)} of {len(paths)} checkpoints to measure{estimate}")
-    show_outputs([f"{folder}/{run_log.FILE_NAME}", *([html_path] if html_path else [])])

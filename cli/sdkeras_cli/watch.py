@@ -23,13 +23,13 @@ from sdkeras_cli.output import check_outputs, say
 _PAGE = "watch.html"  # not track.html, which the callback writes itself
 
 
-@click.command()
+@options.command("sdkeras watch run")
 @click.argument("folder", type=click.Path(), metavar="RUN_DIR")
-@click.option("--html", "html_path", type=click.Path(), metavar="OUT", help="The page; default: RUN_DIR/watch.html.")
-@click.option(
+@options.option("--html", "html_path", type=click.Path(), metavar="FILE", help="The page; default: RUN_DIR/watch.html.")
+@options.option(
     "--interval", type=POSITIVE, default=2.0, show_default=True, metavar="SECONDS", help="Time between two looks."
 )
-@click.option(
+@options.option(
     "--timeout", type=POSITIVE, metavar="SECONDS", help="Give up if nothing has been measured after this time."
 )
 @options.quiet

@@ -24,7 +24,7 @@ from sdkeras.reporting.numbers import (
     root_ratio,
     share_of_state,
     undetermined,
-    with_stderr,
+    with_error,
 )
 from sdkeras.reporting.report import Card, Cell, Gauge, Paragraph, Report, Row, Section, Table, plots, present
 from sdkeras.reporting.tables import frame, optimizer_in_words, provenance_table, sharpness_name, verification_table
@@ -98,24 +98,32 @@ def _cards(run: Analysis) -> tuple[Card, ...]:
     steepest = "the steepest curvature of the loss: the largest eigenvalue of the Hessian"
     total = "sum of the Hessian's eigenvalues: all curvature together"
     if asked and edge.batch_sharpness is not None and edge.batch_sharpness_stderr is not None:
-        evidence = f"± {edge.batch_sharpness_stderr:.2g}"
         along = "curvature along a minibatch's own gradient"
-        batch = Card("Batch sharpness", number(edge.batch_sharpness), evidence, along)
+        value = with_error(edge.batch_sharpness, edge.batch_sharpness_stderr)
+        batch = Card("Batch sharpness", *_parted(value), along)
     return present(
         Card("Sharpness dimension", "not determined", why, "a value without an interval says nothing")
         if asked
         else None,
         None if hessian.largest is None else Card("Sharpness", *measured(hessian.largest), steepest),
-        None if hessian.trace is None else Card("Trace", *measured(hessian.trace), total),
+        None
+        if hessian.trace is None
+        else Card("Trace", *_parted(with_error(hessian.trace.value, hessian.trace.stderr)), total),
         batch,
         None if asked else _leading_exponent(run.rds_sharpness),
     )
 
 
+def _parted(text: str) -> tuple[str, str]:
+    """A number and its error, "± ..." or "[...]"."""
+    value, _, evidence = text.partition(" ")
+    return value, evidence
+
+
 def _dimension_cards(run: Analysis, estimate: SharpnessDimension) -> tuple[Card, ...]:
     samples = run.data.num_samples
-    value, _, span = estimated(estimate.value, estimate.interval).partition(" ")
-    codimension, _, its_span = estimated(estimate.codimension, estimate.codimension_interval).partition(" ")
+    value, span = _parted(estimated(estimate.value, estimate.interval))
+    codimension, its_span = _parted(estimated(estimate.codimension, estimate.codimension_interval))
     largest = "largest dimension whose volumes steps do not contract on average"
     remark = "; neutral directions do not change it"
     if estimate.frozen_lyapunov is not None:
@@ -140,9 +148,7 @@ def _sections(run: Analysis) -> tuple[Section, ...]:
     blocks = "The diagonal block of each layer's parameters in the Hessian, as if the other layers stood still."
     if run.partial:
         blocks += " Interrupted: not all layers are here."
-    evidence = (
-        "Eigenvalues come with their residual, traces with their standard error, dimensions with a 95 % interval."
-    )
+    evidence = "Eigenvalues come with their residual; ± is one standard error, brackets are a 95 % interval."
     vacuous = (
         "Term by term. A bound above the range of the loss says nothing (vacuous); one with missing terms cannot be "
         f"judged (undetermined). {words.BOUND_INPUTS}"
@@ -181,7 +187,7 @@ def _layers(run: Analysis) -> Table:
     rows = []
     for layer, eigenvalue, trace in zip(run.layers, eigenvalues, traces, strict=True):
         value, evidence = measured(layer.largest)
-        total = _NOT_ESTIMATED if layer.trace is None else with_stderr(layer.trace.value, layer.trace.stderr)
+        total = _NOT_ESTIMATED if layer.trace is None else with_error(layer.trace.value, layer.trace.stderr)
         codimension = _NOT_ESTIMATED
         if layer.codimension is not None:
             codimension = estimated(layer.codimension, layer.codimension_interval)
@@ -224,7 +230,7 @@ def _edge(run: Analysis) -> Table:
         # The threshold of another operator says nothing about it.
         *(_batch_sharpness(edge) if edge.operator == "H" else ()),
     )
-    return Table("Edge of stability", rows)
+    return Table("Edge of stability", rows, brief=4)
 
 
 def _batch_sharpness(edge: EdgeOfStability) -> tuple[Row, ...]:
@@ -237,7 +243,7 @@ def _batch_sharpness(edge: EdgeOfStability) -> tuple[Row, ...]:
             relative = error / abs(value)
             met = "met" if relative <= BATCH_SHARPNESS_ERROR else "not met"
             meaning += f"; standard error {100 * relative:.3g} %, aim of {100 * BATCH_SHARPNESS_ERROR:g} % {met}"
-        return label, with_stderr(value, error), meaning
+        return label, with_error(value, error), meaning
 
     mean = edge.batch_sharpness, edge.batch_sharpness_stderr, f"mean of g'Hg/|g|² {over}, of H"
     quotient = edge.batch_sharpness_ratio_of_means, edge.batch_sharpness_ratio_of_means_stderr
@@ -283,7 +289,7 @@ def _dimension(estimate: SharpnessDimension, num_samples: int) -> Table:
         ("settings", settings, f"of {estimate.estimator}") if "learning_rate" in estimate.settings else None,
         ("sqrt(SD/n)", number(root_ratio(estimate.value, num_samples)), "to compare runs by, on the same data"),
     )
-    return Table(f"Sharpness dimension ({estimate.estimator})", rows)
+    return Table(f"Sharpness dimension ({estimate.estimator})", rows, brief=3)
 
 
 def _of_state(estimate: SharpnessDimension) -> str:
@@ -355,17 +361,22 @@ def _exponents(rds: RdsSharpness) -> Table:
     return Table(
         "RDS sharpness exponents (per step)",
         (("lambda_1 ...", leading, "leading"), ("lambda_d", number(last), "last")),
+        brief=1,
     )
 
 
 def _bounds(run: Analysis) -> tuple[Table, ...]:
     """The terms of each bound; then all inputs and all assumptions, once.
 
-    Where no input of a bound is known the terminal has a line for each bound in place of terms that are all missing.
+    Where no input of a bound is known the terminal has, if asked for everything, a line for each bound in place of
+    terms that are all missing, and the assumptions.
     """
-    known = any(term.value is not None for bound in run.bounds for term in bound.terms)
+    known = any(entry.value is not None for bound in run.bounds for entry in bound.inputs)
     on_page: Literal["", "page"] = "" if known else "page"
-    listed = tuple((bound.theorem, bound.verdict, words.BOUND_INPUTS) for bound in run.bounds)
+    brief = None if known else 0
+    listed = tuple(
+        (bound.theorem, bound.verdict, "" if k else words.BOUND_INPUTS) for k, bound in enumerate(run.bounds)
+    )
     inputs = {entry.name: _input(entry) for bound in run.bounds for entry in bound.inputs}
     assumed = {
         each.name: (each.name, Cell(each.status, each.status.split(" ")[0]), each.remark)
@@ -373,10 +384,10 @@ def _bounds(run: Analysis) -> tuple[Table, ...]:
         for each in bound.assumptions
     }
     return present(
-        None if known else Table("Generalization bounds", listed, only="terminal"),
+        None if known else Table("Generalization bounds", listed, only="terminal", brief=brief),
         *(_terms(bound, on_page) for bound in run.bounds),
         Table("Inputs of the bounds", tuple(inputs.values()), only=on_page, folded=True) if inputs else None,
-        Table("Assumptions of the bounds", tuple(assumed.values()), folded=True) if assumed else None,
+        Table("Assumptions of the bounds", tuple(assumed.values()), folded=True, brief=brief) if assumed else None,
     )
 
 

@@ -8,14 +8,14 @@ import attrs
 
 from sdkeras.reporting import words
 from sdkeras.reporting.figures import lyapunov_figures
-from sdkeras.reporting.numbers import ABSENT, dimension, estimated, interval, number, with_stderr
+from sdkeras.reporting.numbers import ABSENT, dimension, estimated, interval, number, with_error
 from sdkeras.reporting.report import Card, Report, Row, Section, Table, present
 from sdkeras.reporting.tables import frame, provenance_table, training_table, verification_table
 from sdkeras.results.answers import LyapunovRun
 from sdkeras.results.lyapunov import LyapunovSummary, MStepSharpness
 
-# Exponents with rows of their own; the figure has them all.
-_MOST_EXPONENTS = 12
+# Exponents with rows of their own, and in a brief table; the figure has them all.
+_MOST_EXPONENTS, _FEWEST_EXPONENTS = 12, 4
 
 
 def lyapunov_report(run: LyapunovRun) -> Report:
@@ -66,10 +66,10 @@ def _cards(summary: LyapunovSummary) -> tuple[Card, ...]:
 
 def _exponent(summary: LyapunovSummary, position: int) -> str:
     """An exponent with its standard error, where there are enough blocks for one."""
-    value = number(summary.values[position], 3)
+    value = summary.values[position]
     if len(summary.history[position]) < 2:
-        return f"{value} (no standard error)"
-    return f"{value} ± {summary.stderr[position]:.2g}"
+        return f"{number(value, 3)} (no standard error)"
+    return with_error(value, summary.stderr[position])
 
 
 def _attractor_dimension(summary: LyapunovSummary) -> tuple[str, str]:
@@ -106,9 +106,9 @@ def _exponents(summary: LyapunovSummary) -> Table:
     stopped = f"at step {summary.stopped_at or 0:,}", "the trajectory diverged: NaN or infinity"
     jacobian = f"its Jacobian {check.finite_difference_error:.1e} against differences"
     rows = present(
+        ("D_s", *_attractor_dimension(summary)),
         *((f"ell_{k + 1}", _exponent(summary, k), remark(k)) for k in range(min(count, _MOST_EXPONENTS))),
         (f"ell_{count}", _exponent(summary, count - 1), f"the last of {count:,}") if count > _MOST_EXPONENTS else None,
-        ("D_s", *_attractor_dimension(summary)),
         volume if summary.log_det is not None and count == size else None,
         ("state", f"{size:,}", weights),
         ("steps", steps, f"after {summary.transient:,}; standard errors from {blocks}"),
@@ -119,11 +119,11 @@ def _exponents(summary: LyapunovSummary) -> Table:
             f"against the optimizer's own; {jacobian}",
         ),
     )
-    return Table("Lyapunov exponents along training (per step)", rows)
+    return Table("Lyapunov exponents along training (per step)", rows, brief=1 + _FEWEST_EXPONENTS)
 
 
 def _windows(summary: LyapunovSummary) -> Table:
-    volume = with_stderr(summary.log_det, summary.log_det_stderr)
+    volume = with_error(summary.log_det, summary.log_det_stderr)
     rows = present(
         *map(_window, summary.windows),
         ("D_s", *_attractor_dimension(summary)),

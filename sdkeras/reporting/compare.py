@@ -34,6 +34,7 @@ _SETTINGS = (
     ("provenance.device", "device"),
     ("provenance.dtype", "precision"),
     ("provenance.seed", "seed"),
+    ("provenance.preset", "preset"),
     ("provenance.data_digest", "data digest"),
     ("data.num_samples", "samples"),
     ("data.batch_size", "batch size"),

@@ -8,7 +8,7 @@ import math
 import attrs
 
 from sdkeras._version import __version__
-from sdkeras.reporting.numbers import estimated, interval, number, with_error
+from sdkeras.reporting.numbers import estimated, interval, number, with_interval
 from sdkeras.reporting.report import Cell, Paragraph, Report, Row, Section, Table, present, split
 from sdkeras.results.document import SCHEMA_VERSION, Document
 from sdkeras.results.measured import Measured
@@ -22,7 +22,7 @@ EVIDENCE = (*SAMPLING, *BOUND, "exact", "none")
 OUTCOMES = ("rose", "fell", "within the error", "equal", "not comparable")
 # How a comparison gets its errors.
 _ERRORS_IN_WORDS = (
-    "± is half of a 95 % interval. The two runs count as independent: half-widths add in quadrature, each on the side "
+    "Brackets are 95 % intervals. The two runs count as independent: half-widths add in quadrature, each on the side "
     "that faces the other value; residuals and brackets, which are bounds, add as they are."
 )
 # Lyapunov exponents that are listed.
@@ -86,10 +86,10 @@ class Quantity:
         if half is None or self.evidence == "exact":
             return number(self.value)
         if self.evidence == "residual":  # often far below the digits that anybody reads
-            return f"{number(self.value, 6)} ± {half:.1g}"
-        return (
-            with_error(self.value, half) if self.evidence == "standard error" else estimated(self.value, self.interval)
-        )
+            return f"{number(self.value, 6)} (residual {half:.1g})"
+        if self.evidence == "standard error":
+            return with_interval(self.value, half)
+        return estimated(self.value, self.interval)
 
 
 @attrs.frozen
@@ -136,9 +136,9 @@ def number_difference(
         bare = [name for name, side in (("A", a), ("B", b)) if side.interval is None]
         remarks.insert(0, "neither has an error bar" if len(bare) == 2 else f"{bare[0]} has no error bar")
     outcome = "rose" if change > 0 else "fell"
-    words = f"{outcome} by {with_error(abs(change), error)}"
+    words = f"{outcome} by {with_interval(abs(change), error)}"
     if error is not None and abs(change) <= error:
-        outcome, words = "within the error", f"no difference beyond the error ({with_error(change, error)})"
+        outcome, words = "within the error", f"no difference beyond the error ({with_interval(change, error)})"
     return NumberDifference(path, group, label, a, b, change, error, outcome, "; ".join([words, *remarks]))
 
 

@@ -1,4 +1,8 @@
-"""Numbers as people read them: as many digits as their uncertainty allows."""
+"""Numbers as people read them: as many digits as their uncertainty allows.
+
+One notation in all reports: `1.86 ± 0.02` is a value with one standard error, `24.4 [23.2, 25.6]` one with a 95 %
+interval; the residual of an eigenvalue stands beside it by that name.
+"""
 
 from __future__ import annotations
 
@@ -65,19 +69,14 @@ def root_ratio(value: float, num_samples: int) -> float | None:
     return math.sqrt(value / num_samples) if 0 <= value < math.inf and num_samples > 0 else None
 
 
-def with_stderr(value: float | None, error: float | None) -> str:
-    """A number with its standard error, or alone."""
-    return number(value) + ("" if error is None else f" ± {error:.2g}")
-
-
 def measured(value: Measured | None) -> tuple[str, str]:
-    """A measured number and its evidence."""
+    """A measured number, with its standard error where it has one, and its other evidence."""
     if value is None:
         return ABSENT, ""
     evidence = "" if value.residual is None else f"residual {value.residual:.1e}"
-    if value.stderr is not None:
-        evidence = f"standard error {value.stderr:.2g}"
-    return number(value.value), evidence + ("" if value.converged else ", not converged")
+    return with_error(value.value, value.stderr), ", ".join(
+        filter(None, (evidence, *([] if value.converged else ["not converged"])))
+    )
 
 
 def rate_in_words(optimizer: OptimizerInfo) -> str:
@@ -135,13 +134,25 @@ def bar_lengths(values: Sequence[float | None]) -> tuple[float, ...]:
     return tuple(value / longest if longest else 0.0 for value in known)
 
 
-def with_error(value: float, error: float | None) -> str:
-    """The number, rounded at the second digit of its error, with it; alone where there is none."""
-    if not error or not math.isfinite(error):
+def with_error(value: float | None, error: float | None) -> str:
+    """The number with its standard error, rounded at the second digit of that; alone where there is none."""
+    if value is None or not math.isfinite(value) or not error or not math.isfinite(error):
         return number(value)
+    return f"{_rounded(value, error)} ± {_rounded(error, error)}"
+
+
+def with_interval(value: float, half_width: float | None) -> str:
+    """The number with the 95 % interval of this half-width around it, as `with_error`."""
+    if not half_width or not math.isfinite(half_width):
+        return number(value)
+    low, high = (_rounded(end, half_width) for end in (value - half_width, value + half_width))
+    return f"{_rounded(value, half_width)} [{low}, {high}]"
+
+
+def _rounded(value: float, error: float) -> str:
+    """The value to the second digit of its error."""
     decimals = 1 - math.floor(math.log10(error))
     if decimals > 6:
         digits = max(1, decimals + 1 + math.floor(math.log10(abs(value)))) if value else 1
-        return f"{value:.{min(digits, 17)}g} ± {error:.2g}"
-    shown = max(decimals, 0)
-    return f"{round(value, decimals):,.{shown}f} ± {round(error, decimals):,.{shown}f}"
+        return f"{value:.{min(digits, 17)}g}"
+    return f"{round(value, decimals) + 0.0:,.{max(decimals, 0)}f}"

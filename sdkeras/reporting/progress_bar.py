@@ -134,11 +134,11 @@ def in_words(step: Progress, *, brief: bool = False) -> str:
     if step.value is not None:
         value = f"SD {dimension(step.value, step.half_width)}"
         if step.half_width is not None and step.target:
-            value += f" ± {step.half_width:.2g} (target {step.target:.2g})"
+            value += f" within {step.half_width:.2g} (aim: {step.target:.2g})"
         runs = counted(step.num_runs, "run")
         if step.expected_runs is not None:
             expected = counted(step.expected_runs, "run")
-            runs = f"{step.num_runs:,} of {'' if brief else 'about '}{expected}"
+            runs = f"{step.num_runs:,}{'/' if brief else ' of about '}{expected}"
         words += [runs, value] if not brief else [value, runs]
         stage = "" if brief else stage
     if step.seconds_left is not None:

@@ -76,6 +76,7 @@ class Table:
         wide: Many short cells, which are not wrapped: the page scrolls sideways instead.
         only: Where the table is shown, if not everywhere.
         folded: Whether the page shows it only when asked to.
+        brief: How many of its rows the terminal shows unless everything is asked for; None: all of them.
     """
 
     title: str
@@ -84,6 +85,7 @@ class Table:
     wide: bool = False
     only: Literal["", "page", "terminal"] = ""
     folded: bool = False
+    brief: int | None = None
 
 
 @attrs.frozen

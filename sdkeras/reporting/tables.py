@@ -79,6 +79,7 @@ def training_table(run: Run) -> Table:
             ("iteration", number(run.optimizer.iterations), "where it starts"),
             ("minibatches", f"of {run.data.batch_size:,}", f"from {run.data.num_samples:,} samples"),
         ),
+        brief=0,
     )
 
 
@@ -95,6 +96,7 @@ def verification_table(run: Analysis | LyapunovRun) -> Table:
             ("symmetry", f"{check.symmetry_error:.1e}", ""),
             ("repeatability", f"{check.repeatability_error:.1e}", check.details),
         ),
+        brief=1,
     )
 
 
@@ -115,6 +117,7 @@ def provenance_table(run: Run) -> Table:
             ("made with", f"sdkeras {origin.sdkeras}", f"TensorFlow {origin.tensorflow}, Keras {origin.keras}"),
             ("on", origin.device, f"Python {origin.python}, {origin.created}"),
         ),
+        brief=0,
     )
 
 

@@ -6,59 +6,123 @@ import io
 import re
 from collections.abc import Iterator
 
-from rich.console import Console, Group, RenderableType
+import attrs
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table as Grid
 from rich.text import Text
 
 from sdkeras.reporting.build import Reported, report_of
-from sdkeras.reporting.report import Cell, Report, Table, printable
+from sdkeras.reporting.report import Cell, Report, Row, Table, printable
 
-_BAR_WIDTH = 12
 _TYPED_WIDTH = 70
+_BAR_WIDTH, _GAP = 12, 2
+# Least width of labels where there is room, so that the values of tables below each other line up.
+_LABEL_WIDTH = 22
 
 
-def render(record: Reported) -> RenderableType:
-    """The whole report: verdict first, then the caveats and the tables."""
-    return Group(*_parts(report_of(record)))
+def render(record: Reported, *, verbose: bool = False) -> RenderableType:
+    """The report: verdict first, then the caveats and the tables; `verbose` shows all rows of them."""
+    return Group(*_parts(report_of(record), verbose))
 
 
-def as_text(record: Reported, width: int = 100) -> str:
+def as_text(record: Reported, width: int = 100, *, verbose: bool = False) -> str:
     """The report as plain text."""
     stream = io.StringIO()
-    Console(file=stream, width=width, color_system=None, highlight=False).print(render(record))
-    return stream.getvalue().rstrip("\n")
+    Console(file=stream, width=width, color_system=None, highlight=False).print(render(record, verbose=verbose))
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()).rstrip("\n")
 
 
-def render_table(table: Table) -> RenderableType:
+def is_brief(report: Report) -> bool:
+    """Whether there are rows that only `verbose` shows."""
+    return any(table.only != "page" and len(_rows(table, False)) < len(table.rows) for table in report.tables)
+
+
+def render_table(table: Table, *, verbose: bool = True) -> RenderableType:
     """A table: with headings, or rows of label, value and remark."""
-    title = Text(printable(table.title), style="bold")
-    grid = Grid(box=None, pad_edge=False, header_style="dim", show_header=bool(table.columns))
-    if not table.columns:
-        grid.add_column(min_width=22)
-        for style in (None, "dim"):
-            grid.add_column(style=style, overflow="fold")
-        for row in table.rows:
-            grid.add_row(*map(_text, row))
-        return Group(title, grid)
-    bars = next((k for row in table.rows for k, cell in enumerate(row) if _share(cell) is not None), None)
-    for k, name in enumerate(table.columns):
-        grid.add_column(
-            printable(name), overflow="fold", justify="right" if k == bars or (k and table.wide) else "left"
-        )
-        if k == bars:
-            grid.add_column(width=_BAR_WIDTH)
-    for row in table.rows:
-        cells = [_text(cell) for cell in row]
+    return Group(Text(printable(table.title), style="bold"), _Grid(table, _rows(table, verbose)))
+
+
+def _rows(table: Table, verbose: bool) -> tuple[Row, ...]:
+    return table.rows if verbose else table.rows[: table.brief]
+
+
+@attrs.frozen
+class _Grid:
+    """Rows of a table, in which no word is broken that fits in a line.
+
+    Where the longest words do not fit beside each other, a remark goes below its value, and a table with headings is
+    cut into blocks of columns that begin with the first one.
+    """
+
+    table: Table
+    rows: tuple[Row, ...]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        columns, room = self._columns(), options.max_width
+        if not self.table.columns and _least(columns, room) is None:
+            below = [Text("\n").join(filter(None, cells)) for cells in zip(*columns[1:], strict=True)]
+            columns = [columns[0], below]
+        if not columns:
+            return
+        block = columns[:1]
+        for column in columns[1:]:
+            if len(block) > 1 and _least([*block, column], room) is None:
+                yield self._grid(block, room)
+                block = columns[:1]
+            block = [*block, column]
+        yield self._grid(block, room)
+
+    def _columns(self) -> list[list[Text]]:
+        """The cells by columns, headings first; beside shares of the longest a column of bars."""
+        width = max(len(self.table.columns), *map(len, self.rows), 0)
+        columns = [[_text(row[k]) if k < len(row) else Text() for row in self.rows] for k in range(width)]
+        bars = next((k for row in self.rows for k, cell in enumerate(row) if _share(cell) is not None), None)
+        for k, name in enumerate(self.table.columns):
+            columns[k] = [Text(printable(name), style="dim"), *columns[k]]
+            for cell in columns[k] if k == bars or (k and self.table.wide) else ():
+                cell.justify = "right"
         if bars is not None:
-            cells.insert(bars + 1, Text(_bar(_share(row[bars]))))
-        failed = any(isinstance(cell, Cell) and cell.mark == "failed" for cell in row)
-        grid.add_row(*cells, style="dim" if failed else "")
-    return Group(title, grid)
+            columns.insert(bars + 1, [Text(), *(Text(_bar(_share(row[bars]))) for row in self.rows)])
+        return columns
+
+    def _grid(self, columns: list[list[Text]], room: int) -> Grid:
+        styles = () if self.table.columns else (None, None, "dim")
+        widths = _widths(columns, room, bool(self.table.columns))
+        grid = Grid(box=None, padding=(0, _GAP, 0, 0), show_header=False, pad_edge=False)
+        for k, width in enumerate(widths):
+            grid.add_column(width=width, overflow="fold", style=styles[k] if k < len(styles) else None)
+        failed = [any(isinstance(cell, Cell) and cell.mark == "failed" for cell in row) for row in self.rows]
+        for cells, dim in zip(zip(*columns, strict=True), [*[False] * bool(self.table.columns), *failed], strict=True):
+            grid.add_row(*cells, style="dim" if dim else "")
+        return grid
 
 
-def _parts(report: Report) -> Iterator[RenderableType]:
+def _least(columns: list[list[Text]], room: int) -> list[int] | None:
+    """The width of each column's longest word; None where they do not fit beside each other."""
+    widths = [
+        max((Text(word).cell_len for cell in column for word in cell.plain.split()), default=0) for column in columns
+    ]
+    return widths if sum(widths) + _GAP * (len(widths) - 1) <= room else None
+
+
+def _widths(columns: list[list[Text]], room: int, headed: bool) -> list[int]:
+    """Widths that fit the room: beside the longest words it goes where lines wrap most, values before remarks."""
+    gaps = _GAP * (len(columns) - 1)
+    wanted = [max((line.cell_len for cell in column for line in cell.split()), default=0) for column in columns]
+    weights = [1] * len(columns) if headed else [2, 3, 1]
+    if not headed:
+        wanted[0] = max(wanted[0], _LABEL_WIDTH)
+    widths = _least(columns, room) or [max(1, (room - gaps) // len(columns))] * len(columns)
+    for _ in range(room - gaps - sum(widths)):
+        narrow = [k for k, width in enumerate(widths) if width < wanted[k]]
+        if narrow:
+            widths[max(narrow, key=lambda k: weights[k] * wanted[k] / max(1, widths[k]))] += 1
+    return widths
+
+
+def _parts(report: Report, verbose: bool) -> Iterator[RenderableType]:
     styled = [(line, "" if k else "bold") for k, line in enumerate(report.lines)]
     styled += [(report.assumed, "yellow")] if report.assumed else []
     styled += [(alarm, "bold red") for alarm in report.alarms]
@@ -77,9 +141,9 @@ def _parts(report: Report) -> Iterator[RenderableType]:
         yield Text.assemble((code, "yellow"), (printable(note.message), "" if code else "yellow"))
     for section in report.sections:
         for table in section.tables:
-            if table.only != "page":
+            if table.only != "page" and (verbose or table.brief != 0):
                 yield Text("")
-                yield render_table(table)
+                yield render_table(table, verbose=verbose)
         for line in section.lines:
             yield Text(printable(line), style="dim")
 

@@ -7,7 +7,7 @@ import math
 from sdkeras.dimension.exponents import FULL, PRECONDITIONED
 from sdkeras.dimension.stability import EDGE
 from sdkeras.errors import counted
-from sdkeras.reporting.numbers import dimension, estimated, measured, number, share_of_state, undetermined
+from sdkeras.reporting.numbers import dimension, estimated, measured, number, share_of_state, undetermined, with_error
 from sdkeras.results.answers import Analysis
 from sdkeras.results.dimension import EdgeOfStability, SharpnessDimension, Supremum
 from sdkeras.results.lyapunov import LyapunovSummary
@@ -58,9 +58,9 @@ def known_in_words(run: Analysis) -> str:
     for label, estimate in (("largest eigenvalue", run.hessian.largest), ("trace", run.hessian.trace)):
         if estimate is not None:
             value, evidence = measured(estimate)
-            known.append(f"{label} {value} ({evidence})")
+            known.append(f"{label} {value}" + (f" ({evidence})" if evidence else ""))
     if edge.batch_sharpness is not None and edge.batch_sharpness_stderr is not None:
-        known.append(f"batch sharpness {number(edge.batch_sharpness)} ± {edge.batch_sharpness_stderr:.2g}")
+        known.append(f"batch sharpness {with_error(edge.batch_sharpness, edge.batch_sharpness_stderr)}")
     return ", ".join(known)
 
 

@@ -28,7 +28,7 @@ from sdkeras.linalg.memory import large_arrays_in
 from sdkeras.linalg.vectors import norm
 from sdkeras.operators.hessian import HessianOperator
 from sdkeras.operators.loss import evolved
-from sdkeras.reporting.numbers import headline, number, with_stderr
+from sdkeras.reporting.numbers import headline, number, with_error
 from sdkeras.reporting.trackers.reporter import reporting
 from sdkeras.results.answers import Analysis, AtInit, LayerSharpness
 from sdkeras.results.arrays import Value
@@ -335,14 +335,14 @@ class _Analysis:
         verdict = self._take(
             "edge of stability",
             lambda: edge(problem, hessian, before, pairs),
-            lambda found: f"batch sharpness {with_stderr(found.batch_sharpness, found.batch_sharpness_stderr)}",
+            lambda found: f"batch sharpness {with_error(found.batch_sharpness, found.batch_sharpness_stderr)}",
             tuple[EdgeOfStability, Notes],
             cost=cost_of_edge(problem),
         )
         trace = self._take(
             measure.TRACE,
             lambda: measure.trace(problem, hessian, before),
-            lambda found: f"trace {with_stderr(found.value, found.stderr)}",
+            lambda found: f"trace {with_error(found.value, found.stderr)}",
             tuple[TraceEstimate, Notes],
             cost=measure.cost_of_trace(problem),
         )

@@ -42,6 +42,8 @@ from sdkeras.reporting.trackers.names import check_trackers
 from sdkeras.results.arrays import Value, is_number
 from sdkeras.results.progress import Progress
 
+# What an option is about: the groups of a command's help, in their order.
+WHAT, PRECISION, OUTPUT, EXPERT = GROUPS = ("What to analyse", "How precisely", "Output", "Expert")
 MapOption: TypeAlias = Literal["auto", "hessian", "full"]
 # Who says which hosts there are.
 ClusterOption: TypeAlias = Literal["tf-config", "slurm", "kubernetes"]
@@ -140,21 +142,25 @@ _FRACTION = must("between 0 and 1", lambda value: is_number(value) and 0 < value
 _MEMORY = must(f"positive and at most {_MOST_MEMORY:g}", lambda value: is_number(value) and 0 < value <= _MOST_MEMORY)
 
 
-def _words(text: str, more: str = "", metavar: str = "") -> dict[str, str]:
-    """Metadata of an option: one sentence for every reader (`text`), and further text for the docstring (`more`)."""
-    return {"help": text, "more": more, "metavar": metavar}
+def _words(text: str, more: str = "", metavar: str = "", group: str = EXPERT) -> dict[str, str]:
+    """Metadata of an option: a sentence for every reader (`text`), more for the docstring, its group in a help."""
+    return {"help": text, "more": more, "metavar": metavar, "group": group}
 
 
-def option(default: _T, text: str, *validators: Validator, more: str = "", metavar: str = "") -> _T:
+def option(
+    default: _T, text: str, *validators: Validator, more: str = "", metavar: str = "", group: str = EXPERT
+) -> _T:
     """A field with its `_words`. Type checkers take it for its default; one that is a flag is held to be one."""
     checks = [_FLAG] if isinstance(default, bool) else list(validators)
-    return attrs.field(default=default, validator=checks, metadata=_words(text, more, metavar))
+    return attrs.field(default=default, validator=checks, metadata=_words(text, more, metavar, group))
 
 
 def _by_preset(name: str, text: str, validator: Validator) -> Value:
     """A field that has its preset's value where it is left out."""
     values = ", ".join(f"{preset} {values[name]}" for preset, values in PRESETS.items())
-    return attrs.field(default=None, validator=validator, metadata=_words(f"{text}; by preset: {values}."))
+    return attrs.field(
+        default=None, validator=validator, metadata=_words(f"{text}; by preset: {values}.", group=PRECISION)
+    )
 
 
 def _names(names: str | Sequence[str]) -> tuple[str, ...]:
@@ -201,7 +207,9 @@ class TrainingOptions:
         SdkerasError: A value out of its range.
     """
 
-    batch_size: int | None = option(None, "Batch size of training; default 32, or the data set's own.", _WHOLE)
+    batch_size: int | None = option(
+        None, "Batch size of training; default 32, or the data set's own.", _WHOLE, group=WHAT
+    )
     learning_rate: float | str | None = option(
         None,
         "Learning rate in place of the optimizer's: a number, or of its schedule the peak or mean so far, or that of "
@@ -212,6 +220,7 @@ class TrainingOptions:
         "that step N used, counted from 0. A trajectory takes it at every step. Without a learning rate (0 at the end "
         "of a schedule, or several in a MultiOptimizer) threshold, ratio, exponents, sharpness dimension and bounds of "
         "an analysis are None, and everything else is measured. The map 'full' takes the rates that the optimizer has.",
+        group=WHAT,
     )
     loss: Loss = option(
         None,
@@ -220,6 +229,7 @@ class TrainingOptions:
         must("a loss, not empty", lambda value: bool(value) or not isinstance(value, (str, list, tuple, dict))),
         metavar="LOSS",
         more="An uncompiled model needs it. A Keras loss object also works.",
+        group=WHAT,
     )
     loss_fn: Loss = option(
         None,
@@ -231,8 +241,9 @@ class TrainingOptions:
         "The class_weight of fit, which no file holds: 0=1.0,1=9.0; other classes weigh 1.",
         _checked_by(class_weights.checked),
         metavar="CLASS=W,...",
+        group=WHAT,
     )
-    samples: int | None = option(None, "Number of samples to read of an endless data set.", COUNT)
+    samples: int | None = option(None, "Number of samples to read of an endless data set.", COUNT, group=WHAT)
     dtype: Precision = option(
         "float32",
         "Precision of the Hessian-vector products (HVPs): float32, float64, or mixed_bfloat16.",
@@ -240,6 +251,7 @@ class TrainingOptions:
         more="'mixed_bfloat16' has activations in bfloat16, and weights, gradients and sums in float32: products are "
         "rounded to some per cent, which the report tells, and are verified in float64. It is not for steps of "
         "training (`lyapunov`, `snapshots`, `map='full'`).",
+        group=PRECISION,
     )
     seed: int = option(
         0,
@@ -247,6 +259,7 @@ class TrainingOptions:
         NOT_NEGATIVE,
         more="Those of minibatches, dropout masks, probes and first tangent vectors; of a simulation also examples, "
         "projection and subsamples too.",
+        group=PRECISION,
     )
     allow_unverified: bool = option(False, "Continue with an operator or a step that failed its verification.")
     device: str = option(
@@ -292,7 +305,7 @@ class EstimationOptions(TrainingOptions):
     """Options of everything that runs estimators on products."""
 
     product_mode: ProductMode = option(
-        "auto", f"How HVPs are computed: {', '.join(PRODUCT_MODES)}.", one_of(PRODUCT_MODES)
+        "auto", f"How HVPs are computed: {', '.join(PRODUCT_MODES)}.", one_of(PRODUCT_MODES), metavar="MODE"
     )
     jit: Jit = option(
         "auto",
@@ -326,6 +339,7 @@ class Options(EstimationOptions):
         "Analyse only the trainable variables whose path this regular expression finds.",
         _TEXT,
         metavar="REGEX",
+        group=WHAT,
     )
     preset: Preset = option(
         "standard",
@@ -333,9 +347,12 @@ class Options(EstimationOptions):
         one_of(get_args(Preset)),
         more="'quick' takes fewer samples and minibatches and a wider interval, as the callback does; 'thorough' a "
         "narrow interval, with exact spectra of minibatches first where there are few parameters.",
+        group=PRECISION,
     )
     samples: int = _by_preset("samples", "Random subset for the data-set Hessian", COUNT)
-    mode: Mode = option("train", "Mode of dropout and batch normalization: 'train' or 'inference'.", one_of(MODES))
+    mode: Mode = option(
+        "train", "Mode of dropout and batch normalization: 'train' or 'inference'.", one_of(MODES), group=WHAT
+    )
     map: MapOption = option(
         "auto",
         "auto: the optimizer's own step where it is known; hessian: |1 - eta*alpha|; full: singular values of the "
@@ -347,6 +364,7 @@ class Options(EstimationOptions):
         "moments yet, it takes |1 - eta alpha|, and says so. 'hessian' always takes that, as the paper does. "
         "'full' takes the singular values of the real step's Jacobian on weights and slots, in coordinates that the "
         "answer names and that its values depend on.",
+        group=WHAT,
     )
     estimators: tuple[str, ...] = attrs.field(
         default=(),
@@ -357,6 +375,7 @@ class Options(EstimationOptions):
             "eigenpairs or trace one replaces the default for the data-set Hessian. Default: slq (golub-kahan), "
             "lanczos, randomized-trace.",
             "NAME",
+            group=PRECISION,
         ),
     )
     exact: bool | None = attrs.field(
@@ -365,10 +384,11 @@ class Options(EstimationOptions):
         metadata=_words(
             "Exact spectra of minibatches first (small models).",
             f"Default False; with the preset thorough, True up to {MOST_EXACT:,} parameters.",
+            group=PRECISION,
         ),
     )
     exact_minibatches: int | None = option(
-        None, "Number of minibatches with exact spectra; adaptive by default.", COUNT
+        None, "Number of minibatches with exact spectra; adaptive by default.", COUNT, group=PRECISION
     )
     runs: int | None = option(
         None, "Runs (minibatch and probe) of each estimator that is not exact, in place of the tolerance.", COUNT
@@ -386,6 +406,7 @@ class Options(EstimationOptions):
         more="Verification is included; half of what it leaves is kept for SD and what follows it. Tracing, "
         "verification and one run of SD are done even when the budget is exhausted, and a warning says by how much "
         "they exceeded it. A measurement for which it had no room is None, with the reason in a warning.",
+        group=PRECISION,
     )
     time_limit: float | None = option(
         None,
@@ -393,14 +414,18 @@ class Options(EstimationOptions):
         POSITIVE,
         metavar="SECONDS",
         more="Seconds from the start of `analyze`; an HVP under way is finished.",
+        group=PRECISION,
     )
-    per_layer: bool = option(False, "Also measure eigenvalue, trace and codimension of each layer's diagonal block.")
+    per_layer: bool = option(
+        False, "Also measure eigenvalue, trace and codimension of each layer's diagonal block.", group=WHAT
+    )
     at_init: bool = option(
         False,
         "Also measure the same net at initialisation, by the preset quick, for a scale.",
         more="Weights are drawn anew by the model's initializers, from the seed where these have none; frozen layers "
         "stay, and the learning rate is that of the analysis. Adam, AdamW, Nadam and RMSprop have no second moments "
         "there: only the Hessian is compared, or with map='hessian' everything.",
+        group=WHAT,
     )
     lyapunov: int | None = option(
         None,
@@ -408,9 +433,10 @@ class Options(EstimationOptions):
         COUNT,
         metavar="K",
         more="`sdkeras.lyapunov` has more settings. If they determine D_s, the bounds are taken at it.",
+        group=WHAT,
     )
-    lyapunov_steps: int = option(_STEPS, "Steps to average the exponents over.", COUNT)
-    lyapunov_transient: int = option(_TRANSIENT, "Burn-in steps before.", NOT_NEGATIVE)
+    lyapunov_steps: int = option(_STEPS, "Steps to average the exponents over.", COUNT, group=WHAT)
+    lyapunov_transient: int = option(_TRANSIENT, "Burn-in steps before.", NOT_NEGATIVE, group=WHAT)
     snapshots: int | None = option(
         None,
         "Also take the supremum of SD's definition over N snapshots of training, this checkpoint the first.",
@@ -418,18 +444,22 @@ class Options(EstimationOptions):
         metavar="N",
         more="Training continues from here on a copy, with the real optimizer. At each snapshot four probes of the "
         "pilot's minibatches: 4 N - 1 times the pilot's products; with max_hvps or time_limit it is held to its share.",
+        group=WHAT,
     )
-    every: int | None = option(None, "Training steps between two snapshots.", _WHOLE, metavar="M")
+    every: int | None = option(None, "Training steps between two snapshots.", _WHOLE, metavar="M", group=WHAT)
     bound_inputs: Mapping[str, float] = attrs.field(
         factory=dict,
         converter=_inputs,
         validator=_checked_by(check_inputs),
         metadata=_words(
-            "Inputs of the generalization bounds by name; see `sdkeras.dimension.bounds.INPUTS`.", "", "NAME=VALUE"
+            "Inputs of the generalization bounds by name; see `sdkeras.dimension.bounds.INPUTS`.",
+            "",
+            "NAME=VALUE",
+            group=WHAT,
         ),
     )
     estimate_bound_inputs: bool = option(
-        False, "Estimate loss_bound and lipschitz, where not given, from single examples (lower bounds)."
+        False, "Estimate loss_bound and lipschitz, where not given, from single examples (lower bounds).", group=WHAT
     )
     checkpoint: str | None = attrs.field(
         default=None,
@@ -439,6 +469,7 @@ class Options(EstimationOptions):
             "Killed at any moment, the same call goes on to the same bits. max_hvps counts the products of all calls, "
             "time_limit the seconds of each. The file is kept, and a finished one gives the answer again.",
             "FILE",
+            group=OUTPUT,
         ),
     )
     cluster: ClusterOption | None = option(
@@ -586,9 +617,10 @@ class LyapunovOptions(EstimationOptions):
         COUNT,
         metavar="K",
         more="With windows all.",
+        group=WHAT,
     )
-    num_steps: int = option(_STEPS, "Steps to average over.", COUNT)
-    transient: int = option(_TRANSIENT, "Burn-in steps to discard.", NOT_NEGATIVE)
+    num_steps: int = option(_STEPS, "Steps to average over.", COUNT, group=PRECISION)
+    transient: int = option(_TRANSIENT, "Burn-in steps to discard.", NOT_NEGATIVE, group=PRECISION)
     windows: tuple[int, ...] = attrs.field(
         default=(),
         converter=_with_one,
@@ -597,6 +629,7 @@ class LyapunovOptions(EstimationOptions):
             "Each length a divisor of num_steps; 1 is always among them. Not with a checkpoint, which holds no "
             "Jacobians.",
             "M,M,...",
+            group=WHAT,
         ),
     )
     checkpoint: str | None = attrs.field(
@@ -607,9 +640,10 @@ class LyapunovOptions(EstimationOptions):
             "A continued run is bit for bit the uninterrupted one; the same file extends a finished run to a larger "
             "num_steps.",
             "FILE",
+            group=OUTPUT,
         ),
     )
-    checkpoint_interval: int = option(100, "Steps between two writes of the checkpoint.", COUNT)
+    checkpoint_interval: int = option(100, "Steps between two writes of the checkpoint.", COUNT, group=OUTPUT)
     initial_slots: bool = option(False, "For an optimizer that has taken no step: start from its initial slots.")
     estimator: str = option(DEFAULTS["lyapunov"], "Lyapunov estimator to use.", _TEXT)
     time_limit: float | None = option(
@@ -618,6 +652,7 @@ class LyapunovOptions(EstimationOptions):
         _FINITE,
         metavar="SECONDS",
         more="The windows of the steps so far are still evaluated.",
+        group=PRECISION,
     )
 
     def __attrs_post_init__(self) -> None:

@@ -7,7 +7,17 @@ import os
 import attrs
 
 from sdkeras.errors import SdkerasError
-from sdkeras.runs.options import COUNT, NOT_NEGATIVE, POSITIVE, LyapunovOptions, TrainingOptions, option
+from sdkeras.runs.options import (
+    COUNT,
+    NOT_NEGATIVE,
+    OUTPUT,
+    POSITIVE,
+    PRECISION,
+    WHAT,
+    LyapunovOptions,
+    TrainingOptions,
+    option,
+)
 
 DEFAULT_ITERATES = 5000
 DEFAULT_EXAMPLES = 1000
@@ -23,19 +33,22 @@ def check_steps(steps: int, every: int) -> None:
 class ForwardOptions(TrainingOptions):
     """All options of `sdkeras.study.simulate.forward`; see there."""
 
-    steps: int = option(DEFAULT_ITERATES, "Steps to simulate.", COUNT)
-    every: int = option(1, "Steps between two iterates that are kept.", COUNT)
-    projection: int | None = option(None, "Project the iterates at random to K dimensions.", COUNT, metavar="K")
+    steps: int = option(DEFAULT_ITERATES, "Steps to simulate.", COUNT, group=PRECISION)
+    every: int = option(1, "Steps between two iterates that are kept.", COUNT, group=PRECISION)
+    projection: int | None = option(
+        None, "Project the iterates at random to K dimensions.", COUNT, metavar="K", group=PRECISION
+    )
     losses_on: int = option(
         DEFAULT_EXAMPLES,
         "Random examples for the data-dependent distance; 0 for none.",
         NOT_NEGATIVE,
         metavar="N",
+        group=WHAT,
     )
-    alpha: float = option(1.0, "Power of the edges.", POSITIVE)
+    alpha: float = option(1.0, "Power of the edges.", POSITIVE, group=WHAT)
     initial_slots: bool = attrs.field(default=False, metadata=attrs.fields(LyapunovOptions).initial_slots.metadata)
     save: str | os.PathLike[str] | None = option(
-        None, "Save the simulated trajectory to this file.", metavar="TRAJECTORY.npz"
+        None, "Save the simulated trajectory to this file.", metavar="TRAJECTORY.npz", group=OUTPUT
     )
 
     def __attrs_post_init__(self) -> None:

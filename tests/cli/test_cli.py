@@ -145,11 +145,14 @@ def test_the_demo_writes_its_files_and_the_command_to_repeat_it(tmp_path: Path, 
     model, data = str(folder / "model.keras"), str(folder / "data.npz")
     ((asked, function, options, _),) = calls
     assert (asked.model, asked.data, function, options) == (model, data, "analyze", {"batch_size": 32, "seed": 7})
-    assert asked.json_path == str(folder / "run.json")
+    assert asked.outputs.jsons == [str(folder / "run.json")]
+    assert asked.outputs.pages == [str(folder / "report.html")]
+    assert f"written: {model}, {data}\n" in out
     assert sorted(path.name for path in folder.iterdir()) == ["data.npz", "model.keras"]
     again = shlex.split(out.strip().splitlines()[-1])
     assert again[:4] == ["sdkeras", "analyze", model, "--data"]
     assert again[again.index("--seed") + 1] == "7"
+    assert again[-2:] == ["--out", str(folder)]
 
 
 def test_progress_shows_what_was_reached(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,7 +172,7 @@ def test_progress_shows_what_was_reached(monkeypatch: pytest.MonkeyPatch) -> Non
         late = progress.Progress("runs", 1920, value=3447.125, half_width=0.75, num_runs=48, target=0.9)
         report(attrs.evolve(late, seconds_left=41.0))
         report(progress.Progress("runs", 1920, reading="largest eigenvalue [1.86]"))
-    assert "SD 3,447.12 ± 0.75 (target 0.9), 48 of 48 runs, about 40 s left" in screen.getvalue()
+    assert "SD 3,447.12 within 0.75 (aim: 0.9), 48/48 runs, about 40 s left" in screen.getvalue()
     assert "largest eigenvalue [1.86]" in screen.getvalue()
 
 

@@ -66,6 +66,15 @@ LYAPUNOV = "lyapunov small.keras --data small.npz"
 TRACK = "track junk.keras --data data.npz"
 TRAJECTORY = "study trajectory"
 REFUSED = [
+    ("analyse model.keras", "No such command 'analyse'. Did you mean 'analyze'?"),
+    ("nothing", "No such command 'nothing'. The commands are analyze, "),
+    ("study correlat run", "Did you mean 'correlate'? The commands are run, "),
+    ("plugins chekc slq", "Did you mean 'check'?"),
+    ("analyze model.keras --learnig-rate 1", "Did you mean '--learning-rate'?"),
+    (f"{ANALYZE} --open", "--open opens the report page, and none is written; give --html FILE or --out DIR"),
+    (f"{ANALYZE} --out ''", "the name of the folder (--out) is empty"),
+    (f"{ANALYZE} --out data.npz", "the folder data.npz cannot be made: File exists"),
+    (f"{ANALYZE} --out . --html ./report.html", "a file of its own"),
     ("analyze missing.keras --data data.npz", "no file"),
     ("analyze junk.keras --data data.npz", "junk.keras"),
     ("analyze model.keras --data missing.npz", "missing.npz"),
@@ -156,7 +165,8 @@ REFUSED = [
     (f"{LYAPUNOV} --custom-objects no.py", "no.py"),
     ("track junk.keras", "give them (--data DATA)"),
     ("track run other", "one log at a time"),
-    ("track run --out x --seed 3", "--out, --seed: for checkpoints only"),
+    ("track run --measures sharpness --seed 3", "--measures, --seed: for checkpoints only"),
+    ("track recorded.npz --open", "none is written; give --html FILE or --out DIR"),
     ("track run --bound delta=0.1", "--bound: for checkpoints only"),
     ("track run --class-weight 0=1.0", "--class-weight: for checkpoints only"),
     ("track run --dry-run", "--dry-run: for checkpoints only"),

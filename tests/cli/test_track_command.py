@@ -18,7 +18,7 @@ def test_the_command(in_process, tmp_path: Path) -> None:
     assert (status, err) == (0, "")
     assert "Below the edge of stability at step 10" in out
     page = tmp_path / "page.html"
-    assert in_process("track", tmp_path / FILE_NAME, "--html", page) == (0, "", "")
+    assert in_process("track", tmp_path / FILE_NAME, "--html", page) == (0, f"written: {page}\n", "")
     assert page.read_text().startswith("<!doctype html>")
     status, out, err = in_process("track", tmp_path / "nowhere")
     assert (status, out) == (2, "")
@@ -45,6 +45,7 @@ def test_checkpoints_in_the_terminal(in_process, tmp_path: Path, monkeypatch) ->
     status, out, err = in_process(*words, "--html", "page.html")
     assert (status, err) == (0, "")
     assert "epoch_2.keras" in out
+    assert f"written: page.html, {Path('track') / FILE_NAME}" in out
     assert Path("page.html").read_text().startswith("<!doctype html>")
     again = in_process(*words, "--preset", "standard", "--samples", 64, "--dry-run")[1]
     assert "0 of 2 checkpoints to measure" in again

@@ -13,7 +13,7 @@ from sample_runs import ALONE, EMPTY, FOUND, RUN, with_edge, with_estimate
 from sdkeras.errors import SdkerasError
 from sdkeras.reporting.build import report_of
 from sdkeras.reporting.comparison import Comparison, NumberDifference, Quantity, number_difference
-from sdkeras.reporting.numbers import with_error
+from sdkeras.reporting.numbers import with_error, with_interval
 from sdkeras.reporting.terminal import as_text
 from sdkeras.results import answers, measured
 from sdkeras.results.lyapunov import LyapunovDimension, MStepSharpness
@@ -62,12 +62,12 @@ def test_the_error_of_a_difference(a, b, change, error, outcome) -> None:
 def test_verdicts_in_words() -> None:
     a = Quantity(1530.25, (1526.25, 1534.25), "interval")
     assert difference(a, Quantity(1499.0)).verdict == "fell by 31.25; B has no error bar"
-    assert difference(a, Quantity(1499.0, (1499, 1499), "exact")).verdict == "fell by 31.2 ± 4.0"
+    assert difference(a, Quantity(1499.0, (1499, 1499), "exact")).verdict == "fell by 31.2 [27.2, 35.2]"
     wide = Quantity(1561.25, (1521.45, 1570), "interval")
-    assert difference(a, wide).verdict == "no difference beyond the error (31 ± 40)"
+    assert difference(a, wide).verdict == "no difference beyond the error (31 [-9, 71])"
     assert difference(Quantity(1.0), Quantity(2.0)).verdict == "rose by 1; neither has an error bar"
     loose = Quantity(3.0, (2.0, 4.0), "residual", "did not converge")
-    assert difference(Quantity(1.0, (1.0, 1.0), "exact"), loose).verdict == "rose by 2.0 ± 1.0; B did not converge"
+    assert difference(Quantity(1.0, (1.0, 1.0), "exact"), loose).verdict == "rose by 2.0 [1.0, 3.0]; B did not converge"
     assert number_difference("x", "X", "x", a, a, incomparable="why").verdict == "not comparable: why"
 
 
@@ -91,6 +91,7 @@ def test_a_number_with_its_error(value: float, error: float | None, text: str) -
 @given(st.floats(-1e300, 1e300), st.floats(1e-300, 1e300))
 def test_any_number_can_be_shown_with_its_error(value: float, error: float) -> None:
     assert "±" in with_error(value, error)
+    assert "[" in with_interval(value, error)
 
 
 def test_the_error_covers_the_difference_as_often_as_it_says() -> None:

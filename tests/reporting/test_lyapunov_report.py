@@ -67,7 +67,7 @@ WINDOWED = attrs.evolve(
 
 def test_the_reports_hold_the_numbers_and_their_evidence() -> None:
     for run in (ALONE, WITHIN):
-        text, page = as_text(run), as_html(run)
+        text, page = as_text(run, verbose=True), as_html(run)
         for words in ("0.0125 ± 0.0015", "1.050 [1.030, 1.070]", "102 of 200", "an upper bound, by rounding"):
             assert words in text, words
         assert "The training wanders: nearby trajectories come apart" in " ".join(text.replace("│", "").split())
@@ -82,7 +82,7 @@ def test_the_reports_hold_the_numbers_and_their_evidence() -> None:
 def test_windows_have_a_table_a_figure_and_a_line_of_their_own() -> None:
     run = attrs.evolve(ALONE, lyapunov=WINDOWED)
     text = as_text(run)
-    for words in ("SD^(2)", "4.2", "mean over 48 windows", "rounding hides them", "balanced", "-3.5 ± 0.25"):
+    for words in ("SD^(2)", "4.2", "mean over 48 windows", "rounding hides them", "balanced", "-3.50 ± 0.25"):
         assert words in text, words
     assert "Sharpest dimension over the same steps: D_s 1.1." in text
     assert "sum of all" not in text  # three exponents of 40

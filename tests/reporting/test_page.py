@@ -84,7 +84,7 @@ def page() -> str:
 @pytest.fixture(scope="module")
 def text() -> str:
     """The same in the terminal."""
-    return as_text(PLAUSIBLE, width=200)
+    return as_text(PLAUSIBLE, width=200, verbose=True)
 
 
 def figure(run: answers.Analysis, name: str) -> Figure | None:
@@ -148,7 +148,7 @@ def test_a_page_is_well_formed_and_loads_nothing(name: str) -> None:
 def test_page_and_terminal_hold_the_report(name: str) -> None:
     """So that other tests may ask the report alone."""
     report = report_of(RECORDS[name])
-    page, text = html.unescape(as_html(report)), as_text(report, width=1000)
+    page, text = html.unescape(as_html(report)), as_text(report, width=1000, verbose=True)
     assert max(len(line) for line in as_text(report, width=80).splitlines()) <= 80
     assert page.count("<svg") == len(report.figures)
     in_page = [report.headline, report.detail, report.about, report.footer, report.eyebrow]
@@ -214,7 +214,7 @@ def test_the_cumulative_curve_of_a_momentum_map_is_drawn_from_the_file_alone(nam
     ]  # fmt: skip
     ElementTree.fromstring(as_svg(figure(run, "blocks")))
     assert "velocity, can move in 4,000 directions" in dimension_in_words(run)
-    assert re.search("frozen Lyapunov .*leading 0.25", as_text(run, width=200))
+    assert re.search("frozen Lyapunov .*leading 0.25", as_text(run, width=200, verbose=True))
     assert "frozen Lyapunov" not in text
 
 
@@ -301,7 +301,7 @@ def test_names_that_cannot_be_shown_are_marked_and_markup_is_none(tmp_path: Path
     save_html(hostile, tmp_path / "report.html")
     hostile.save(tmp_path / "run.json")
     assert answers.Analysis.load(tmp_path / "run.json").model.name == name
-    for report in (as_text(hostile), (tmp_path / "report.html").read_text(encoding="utf-8")):
+    for report in (as_text(hostile, verbose=True), (tmp_path / "report.html").read_text(encoding="utf-8")):
         assert not set("\x1b\ud800\u202e") & set(report)
         # Every place it stands: title or kicker, verdict, warning's code and message, model and loss.
         assert report.count("a\ufffd[31mred\ufffd\ufffdb c[bold]") >= 6
@@ -429,11 +429,11 @@ def test_both_forms_of_batch_sharpness_with_their_errors(text: str) -> None:
         batch_sharpness_minibatches=1200,
         batch_sharpness_skipped=0.125,
     )
-    shown = as_text(run, width=200)
+    shown = as_text(run, width=200, verbose=True)
     for words in (
-        "10 ± 0.12",
+        "10.00 ± 0.12",
         "over 1,200 minibatches, of H; standard error 1.25 %, aim of 2 % met",
-        "16 ± 0.5",
+        "16.00 ± 0.50",
         "standard error 3.12 %, aim of 2 % not met",
         "12.50%",
     ):
@@ -465,7 +465,7 @@ def test_layers_are_bars_of_their_share_in_page_and_terminal(page: str, text: st
         name: next(line for line in text.splitlines() if line.startswith(name)) for name in ("stem", "head", "dead")
     }
     assert [lines[name].count("#") for name in lines] == [3, 12, 0]
-    assert "3 ± 0.25" in lines["stem"]
+    assert "3.00 ± 0.25" in lines["stem"]
     assert "4.0 [3.0, 5.0]" in lines["head"]
 
 

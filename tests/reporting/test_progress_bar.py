@@ -35,7 +35,7 @@ def test_a_line_of_80_columns_holds_value_interval_runs_and_time_left(monkeypatc
     monkeypatch.setenv("COLUMNS", "80")
     with progress_bar.progress_bar() as show:
         show(LATE)
-    assert "SD 9,876,543 ± 1.2e+03 (target 1.2e+03), 1,234 of 1,237 runs, about 50 min left" in screen.getvalue()
+    assert "SD 9,876,543 within 1.2e+03 (aim: 1.2e+03), 1,234/1,237 runs, about 50 min left" in screen.getvalue()
     assert "\N{HORIZONTAL ELLIPSIS}" not in screen.getvalue()
 
 
@@ -74,7 +74,7 @@ def test_in_a_notebook_a_line_is_written_over(monkeypatch: pytest.MonkeyPatch) -
         show(Progress("trace", 10, reading="largest eigenvalue 1.86"))
         show(Progress("runs", 960, value=3447.0, half_width=1.0, num_runs=8, target=0.5, reading="x"))
     assert shown[0].startswith("largest eigenvalue 1.86\n[")
-    assert "[####            ] runs: 960 HVPs, 8 of about 32 runs, SD 3,447.0 ± 1 (target 0.5)" in shown[1]
+    assert "[####            ] runs: 960 HVPs, 8 of about 32 runs, SD 3,447.0 within 1 (aim: 0.5)" in shown[1]
 
 
 def test_progress_true_shows_each_measurement(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import attrs
 import mlflow
 
-from sdkeras.reporting.csv_text import as_csv
+from sdkeras.reporting.data_tables import as_csv
 from sdkeras.reporting.html import as_html
 from sdkeras.reporting.report import Report
 from sdkeras.reporting.trackers.reporter import Setting

@@ -1,0 +1,126 @@
+"""What commands write and how they say so, the page in the browser, and the groups of their help."""
+
+import webbrowser
+from pathlib import Path
+
+import attrs
+import click
+import pytest
+
+import sdkeras
+from sample_log import FOUND, HEADER
+from sample_runs import RUN
+from sdkeras.results.log import FILE_NAME, append
+from sdkeras.runs.options import GROUPS, LyapunovOptions, Options
+from sdkeras_cli.main import cli
+from sdkeras_cli.options import _OF_PYTHON as OF_PYTHON
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs of different presets, and a log."""
+    folder = tmp_path_factory.mktemp("saved")
+    for name in ("quick", "standard"):
+        attrs.evolve(RUN, provenance=attrs.evolve(RUN.provenance, preset=name)).save(folder / f"{name}.json")
+    append(folder / FILE_NAME, HEADER)
+    append(folder / FILE_NAME, FOUND)
+    return folder
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The pages that were opened."""
+    pages: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", lambda page: pages.append(page) is None)
+    return pages
+
+
+def test_a_folder_holds_the_answer_and_its_page(saved: Path, tmp_path: Path, in_process, opened) -> None:
+    for number, (words, names) in enumerate(
+        (
+            (("report", saved / "quick.json"), ["report.html"]),
+            (("track", saved), ["track.html"]),
+            (("compare", saved / "quick.json", saved / "standard.json"), ["comparison.json", "comparison.html"]),
+        )
+    ):
+        folder = tmp_path / "new" / str(number)
+        more = tmp_path / f"{number}.html"
+        status, out, err = in_process(*words, "--out", folder, "--html", more, "--open")
+        assert (status, err) == (0, "")
+        paths = [folder / name for name in names]
+        assert sorted(folder.iterdir()) == sorted(paths)
+        assert more.read_text() == paths[-1].read_text()
+        listed = [str(path) for path in (*paths[:-1], more, paths[-1])]
+        assert out.splitlines()[-2:] == [f"written: {', '.join(listed)}", f"opened: {more}"]
+        assert opened[-1] == more.as_uri()
+        assert in_process(*words, "--out", folder, "--quiet") == (0, "", "")
+    assert sdkeras.Comparison.load(tmp_path / "new" / "2" / "comparison.json").settings[0].label == "preset"
+
+
+@pytest.mark.parametrize("failure", [False, webbrowser.Error("no display"), OSError("none")])
+def test_without_a_browser_that_is_a_note(saved: Path, tmp_path: Path, in_process, monkeypatch, failure) -> None:
+    def no_browser(page: str) -> bool:
+        if isinstance(failure, Exception):
+            raise failure
+        return False
+
+    monkeypatch.setattr(webbrowser, "open", no_browser)
+    page = tmp_path / "page.html"
+    status, out, err = in_process("report", saved / "quick.json", "--html", page, "--open")
+    assert (status, out) == (0, f"written: {page}\n")
+    assert err == f"sdkeras: note: no browser could be started; open {page}\n"
+
+
+def test_the_rest_is_there_with_verbose(saved: Path, in_process) -> None:
+    _, brief, _ = in_process("report", saved / "quick.json")
+    _, verbose, _ = in_process("report", saved / "quick.json", "--verbose")
+    assert "Provenance" in verbose
+    assert "Provenance" not in brief
+    assert "--verbose shows every number" in brief
+    assert "--verbose" not in verbose
+
+
+def test_a_stream_is_not_called_a_file(saved: Path, in_process) -> None:
+    words = ("compare", saved / "quick.json", saved / "standard.json", "--json", "/dev/null")
+    assert "written" not in in_process(*words)[1]
+
+
+def command_of(*names: str) -> tuple[click.Command, click.Context]:
+    """The command, and a context that is 80 columns wide."""
+    command: click.Command = cli
+    context = click.Context(cli, info_name="sdkeras", terminal_width=80)
+    for name in names:
+        assert isinstance(command, click.Group)
+        found = command.get_command(context, name)
+        assert found is not None
+        command, context = found, click.Context(found, context, info_name=name, terminal_width=80)
+    return command, context
+
+
+@pytest.mark.parametrize("names", [("analyze",), ("lyapunov",), ("track",), ("study", "run"), ("study", "trajectory")])
+def test_options_are_in_groups_and_the_help_ends_with_an_example(names: tuple[str, ...]) -> None:
+    command, context = command_of(*names)
+    text = command.get_help(context)
+    first = text.split("\n\n")[1].strip()
+    assert first[0].isupper()
+    assert first.endswith(".")
+    text = text[text.index(f"\n{GROUPS[0]}:") :]
+    assert max(map(len, text.splitlines())) <= 80
+    headings = [line.removesuffix(":") for line in text.splitlines() if line[:1].isalpha() and line.endswith(":")]
+    assert headings == [title for title in GROUPS if title in headings]
+    assert {"What to analyse", "Output", "Expert"} <= set(headings)
+    shown = [line.split()[0].rstrip(",") for line in text.splitlines() if line.startswith("  -")]
+    assert len(shown) == len(set(shown)) == sum(isinstance(each, click.Option) for each in command.get_params(context))
+    for block in text.split("\n\n"):
+        options = [line.split()[0] for line in block.splitlines() if line.startswith("  --")]
+        assert [each for each in options if each not in ("--data", "--out")] == sorted(
+            each for each in options if each not in ("--data", "--out")
+        )
+    assert text.splitlines()[-1].strip().startswith(f"sdkeras {' '.join(names)} ")
+
+
+def test_every_option_of_the_library_is_in_the_help() -> None:
+    for name, record in (("analyze", Options), ("lyapunov", LyapunovOptions)):
+        command, _ = command_of(name)
+        parameters = {each.name for each in command.params}
+        assert set(attrs.fields_dict(record)) - set(OF_PYTHON) <= parameters
