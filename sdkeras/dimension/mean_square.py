@@ -23,8 +23,6 @@ from sdkeras.results.measured import Measured
 
 # Directions whose mean curvature is below this share of the largest are flat: there 0/0 is maximised.
 _FLAT = 1e-8
-# Share of the trace of C that its leading directions must have.
-_SHARE = 0.99
 
 
 def worst_second_moment(curvatures: FloatArray) -> FloatArray:
@@ -60,15 +58,13 @@ def worst_second_moment(curvatures: FloatArray) -> FloatArray:
 
 
 def leading_factor(moment: FloatArray, most: int) -> FloatArray:
-    """F with F F' = C but for its smallest directions: the leading ones that make up 99 % of its trace, [k, r].
+    """F with F F' = C but for all except its leading directions, at most so many, [k, r].
 
     Any C >= 0 gives a lower bound of kappa, and one of few directions takes few products.
     """
     values, vectors = np.linalg.eigh(moment)
-    values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
-    enough = int(np.searchsorted(np.cumsum(values), _SHARE * values.sum())) + 1
-    count = min(enough, most, int(np.count_nonzero(values)))
-    return np.asarray(vectors[:, :count] * np.sqrt(values[:count]))
+    leading = [k for k in reversed(range(len(values))) if values[k] > 0][:most]
+    return np.asarray(vectors[:, leading] * np.sqrt(values[leading]))
 
 
 def quotient_terms(curvatures: FloatArray, gram: FloatArray) -> FloatArray:

@@ -39,7 +39,7 @@ def in_full(curvatures: np.ndarray, rate: float) -> float:
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("rank", [1, 3])
 def test_kappa_is_the_rate_over_the_largest_stable_one(seed: int, rank: int) -> None:
-    """Linear in eta, and 1 where the spectral radius of the whole map passes 1; 99 % of a trace cost at most that."""
+    """Linear in eta, and 1 where the spectral radius of the whole map passes 1."""
     curvatures = sum(rank_one(100 * seed + k) for k in range(rank))
     moment = worst_second_moment(curvatures)
     assert np.linalg.eigvalsh(moment)[0] >= 0
@@ -49,8 +49,7 @@ def test_kappa_is_the_rate_over_the_largest_stable_one(seed: int, rank: int) -> 
     assert 0.27 / 2 * quotient == pytest.approx(0.27 / largest_stable_rate(curvatures), rel=1e-9)
     # It is the eigenmatrix: C -> mean K_B C K_B against (C K + K C)/2.
     assert np.allclose(image, quotient * (moment @ mean + mean @ moment) / 2, atol=1e-12)
-    assert in_full(curvatures, 0.27) == pytest.approx(0.27 / 2 * quotient, rel=0.02)
-    assert in_full(curvatures, 0.27) <= 0.27 / 2 * quotient * (1 + 1e-12)
+    assert in_full(curvatures, 0.27) == pytest.approx(0.27 / 2 * quotient, rel=1e-12)
 
 
 def test_the_second_moment_of_one_step_says_unstable_where_sgd_is_not() -> None:
@@ -84,10 +83,10 @@ def test_a_span_gives_a_lower_bound_that_grows_and_is_above_every_direction() ->
     curvatures = rank_one(5, count=30, size=8)
     frame = np.linalg.qr(np.random.default_rng(0).standard_normal((8, 8)))[0]
     bounds = [in_full(frame[:, :k].T @ curvatures @ frame[:, :k], 0.2) for k in (1, 3, 5, 8)]
-    assert np.all(np.diff(bounds) > -1e-3)
+    assert np.all(np.diff(bounds) > -1e-12)
     assert bounds[-1] > 1.2 * bounds[0]
     along = np.einsum("ik,nij,jk->nk", frame, curvatures, frame)
-    assert np.all(0.2 / 2 * np.mean(along**2, axis=0) / along.mean(axis=0) <= bounds[-1] * 1.001)
+    assert np.all(0.2 / 2 * np.mean(along**2, axis=0) / along.mean(axis=0) <= bounds[-1])
 
 
 def test_the_interval_covers_over_seeds() -> None:

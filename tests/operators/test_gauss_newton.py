@@ -60,7 +60,7 @@ def in_float64(*inner: Any, **options: Any) -> keras.Model:
         keras.config.set_dtype_policy("float32")
 
 
-@pytest.mark.parametrize("batch_size", [None, 8])
+@pytest.mark.parametrize("batch_size", [pytest.param(None, marks=pytest.mark.slow), 8])
 def test_a_net_against_its_outputs_jacobian_with_sample_weights(batch_size: int | None) -> None:
     """G = J' H_out J for a net whose H is another matrix; a ragged last batch changes nothing."""
     model = in_float64()
@@ -93,6 +93,7 @@ def test_a_model_linear_in_its_weights_has_the_hessian() -> None:
     assert np.allclose(dense(h), expected, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 def test_cross_entropy_is_cut_at_the_logits_that_keras_reads(activation: str) -> None:
     """The same matrix with the activation in the layer as with the logits."""
@@ -108,6 +109,7 @@ def test_cross_entropy_is_cut_at_the_logits_that_keras_reads(activation: str) ->
     assert np.linalg.norm(first) > 1e-2
 
 
+@pytest.mark.slow
 def test_squared_error_on_probabilities_is_cut_at_the_probabilities() -> None:
     """2/(N C) J'J with J of the probabilities: positive semidefinite, as it would not be with that of the logits."""
     keras.config.set_dtype_policy("float64")
@@ -117,8 +119,9 @@ def test_squared_error_on_probabilities_is_cut_at_the_probabilities() -> None:
     assert np.allclose(dense(gauss_newton(model, (X, np.eye(3)[Y]))), 2 / 66 * j.T @ j, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_batch_statistics_couple_examples_in_training_mode() -> None:
-    """Against the linearised outputs: the Hessian in a of loss(z(w) + J a) is J' H_out J, J by differences."""
+    """J is that of the outputs with the statistics of the batch, by differences of a stateless call."""
     keras.config.set_dtype_policy("float64")
     model = mlp(layers.BatchNormalization())
     keras.config.set_dtype_policy("float32")
@@ -142,6 +145,7 @@ def test_batch_statistics_couple_examples_in_training_mode() -> None:
     assert np.linalg.eigvalsh(found)[0] > -1e-12
 
 
+@pytest.mark.slow
 def test_two_outputs_one_feeding_the_other() -> None:
     """H_out treats them as independent: its cross terms are 0 although the second is made of the first."""
     keras.config.set_dtype_policy("float64")
@@ -169,6 +173,7 @@ def test_two_outputs_one_feeding_the_other() -> None:
     assert np.allclose(dense(operator), expected, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_a_masked_sequence_counts_its_valid_places() -> None:
     """A GRU over padded tokens: padding beyond the mask changes nothing, and the matrix is positive semidefinite."""
     model = compiled(
@@ -185,6 +190,7 @@ def test_a_masked_sequence_counts_its_valid_places() -> None:
     assert np.linalg.norm(dense(first)) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["forward-over-reverse", "finite-differences", "linearized"])
 def test_every_product_mode_and_minibatches_with_held_masks(mode: str) -> None:
     model = mlp(layers.Dropout(0.3))
@@ -201,16 +207,25 @@ def test_every_product_mode_and_minibatches_with_held_masks(mode: str) -> None:
     assert np.allclose(together.matvecs(vectors)[0], expected @ vectors[0], atol=1e-12)
 
 
+@pytest.mark.slow
+def test_float32_products_are_verified_by_a_float64_clone() -> None:
+    model = mlp()
+    single, double = (gauss_newton(model, dtype=dtype) for dtype in ("float32", "float64"))
+    assert single.verification.finite_difference_dtype == "float64"
+    assert np.allclose(dense(single), dense(double), atol=1e-6)
+
+
 def test_what_has_no_split_is_refused() -> None:
     def own(model: keras.Model, batch: Any) -> Any:
         return keras.ops.mean(CE(batch[1], model(batch[0])))
 
     with pytest.raises(ModelError, match="where the outputs end"):
-        gauss_newton(mlp(), loss_fn=own)
+        gauss_newton(mlp(), loss_fn=own, dtype="float32")
     with pytest.raises(ModelError, match="adds a loss of its own"):
         gauss_newton(mlp(layers.ActivityRegularization(l2=0.1)))
 
 
+@pytest.mark.slow
 def test_wrong_products_do_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products of the Hessian are not those of the Gauss-Newton matrix."""
     graph = sdkeras.HessianOperator.kind._first_pass
