@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from sdkeras.estimators.registry import get_estimator
     from sdkeras.linalg.operators import LinearMap, OperatorBatch, SymmetricOperator, TangentFlow
+    from sdkeras.operators.gauss_newton import GaussNewtonOperator
     from sdkeras.operators.hessian import HessianOperator
     from sdkeras.operators.loss import EmpiricalLoss
     from sdkeras.reporting.compare import compare
@@ -45,6 +46,7 @@ __all__ = [
     "Comparison",
     "Eigenpairs",
     "EmpiricalLoss",
+    "GaussNewtonOperator",
     "HessianOperator",
     "LinearMap",
     "LyapunovExponents",
@@ -76,6 +78,7 @@ _HOME = {
     "Comparison": "sdkeras.reporting.comparison",
     "Eigenpairs": "sdkeras.results.estimates",
     "EmpiricalLoss": "sdkeras.operators.loss",
+    "GaussNewtonOperator": "sdkeras.operators.gauss_newton",
     "HessianOperator": "sdkeras.operators.hessian",
     "LinearMap": "sdkeras.linalg.operators",
     "LyapunovExponents": "sdkeras.results.estimates",

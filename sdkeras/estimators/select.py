@@ -177,7 +177,10 @@ def held_to(estimator: Estimator, memory: float) -> Estimator:
 
 
 def estimator_of_extremes(name: str, settings: Mapping[str, Value], *, most_steps: int) -> Estimator:
-    """The eigenpairs estimator for both ends of a spectrum, without its basis where the memory has no room for it."""
+    """The eigenpairs estimator for both ends of a spectrum, without its basis where the memory has no room for it.
+
+    With the basis it returns eigenvectors too, which take no more products, where it has such a setting.
+    """
     estimator = for_analysis("eigenpairs", name, settings)
     can, steps = capabilities(estimator), steps_of(estimator)
     if can.steps is None or steps is None or not can.needs_basis:
@@ -185,6 +188,8 @@ def estimator_of_extremes(name: str, settings: Mapping[str, Value], *, most_step
     if can.steps not in settings and most_steps >= _FEWEST_EIGEN_STEPS:
         steps = min(steps, most_steps)
     limits = {can.steps: steps, "reorthogonalize": most_steps >= steps}
+    if "eigenvectors" in settings_of(estimator):
+        limits["eigenvectors"] = most_steps >= steps
     return for_analysis("eigenpairs", name, {**limits, **settings})
 
 

@@ -144,15 +144,20 @@ class BatchLoss:
         return attrs.evolve(self, point=np.asarray(point, self.dtype), held=held)
 
     def __call__(
-        self, parts: Sequence[Tensor], seeds: Tensor, flat: Sequence[Tensor], factors: Tensor | None = None
+        self,
+        parts: Sequence[Tensor],
+        seeds: Tensor,
+        flat: Sequence[Tensor],
+        factors: Tensor | None = None,
+        cut: Callable[[Data], Data] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Total loss, its part from `model.losses`, and what each compiled loss divides by, shape [losses].
 
         `parts` are the parameters, `seeds` as in `Batch`, `flat` the tensors of the batch, then the held values; the
-        compiled losses are multiplied by `factors`.
+        compiled losses are multiplied by `factors`, and take what `cut` makes of the model's outputs.
 
         Raises:
-            ModelError: The loss is no scalar.
+            ModelError: The loss is no scalar, or it is to be cut and is no function of the outputs and the weights.
         """
         num_tensors = len(flat) - len(self.roles.held)
         batch = keras_structure(tf.nest.pack_sequence_as(self.structure, flat[:num_tensors]))
@@ -165,9 +170,14 @@ class BatchLoss:
         ]
         with precision.default_precision(self.dtype), keras.StatelessScope(mapping, collect_losses=True) as scope:
             if self.loss_fn is not None:
+                if cut is not None:
+                    raise ModelError(
+                        "the loss is a function of the model and the batch, which hides where the outputs end and the "
+                        "loss begins; compile the model with a loss of (y_true, y_pred)."
+                    )
                 total, extra, counts = self._users_loss(self.loss_fn, batch, examples, factors)
             else:
-                total, extra, counts = self._compiled_loss(batch, tf.cast(examples, self.dtype), factors)
+                total, extra, counts = self._compiled_loss(batch, tf.cast(examples, self.dtype), factors, cut)
         after = [scope.get_current_value(state) for state in self.roles.seed_states]
         self.drawn[:] = [value is not state for value, state in zip(after, states, strict=True)]
         if total.shape.rank != 0:
@@ -193,9 +203,19 @@ class BatchLoss:
         counts = tf.reshape(tf.cast(count, total.dtype), [1])
         return total if factors is None else total * factors[0], tf.zeros([], total.dtype), counts
 
-    def _compiled_loss(self, batch: Data, examples: Tensor, factors: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _compiled_loss(
+        self, batch: Data, examples: Tensor, factors: Tensor | None, cut: Callable[[Data], Data] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         x, y, sample_weight = (*batch, None, None)[:3]
         outputs = self.model(x, training=self.training)
+        if cut is not None:
+            regularized = [variable for variable in self.model.trainable_variables if variable.regularizer is not None]
+            if len(self.model.losses) > len(regularized):
+                raise ModelError(
+                    "a layer adds a loss of its own (add_loss, an activity regularizer), which is not in the model's "
+                    "outputs: there is no known split of the loss, and no Gauss-Newton matrix."
+                )
+            outputs = cut(outputs)
         with denominators.recording(factors, examples, self.inspect) as recorder:
             total = tf.convert_to_tensor(
                 self.model._compute_loss(x=x, y=y, y_pred=outputs, sample_weight=sample_weight, training=self.training)

@@ -22,7 +22,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import attrs
 import numpy as np
@@ -170,6 +170,9 @@ class _Shared:
 class Engine:
     """The compiled functions of one `BatchLoss`; batch, seeds, weights and held values are arguments."""
 
+    # What its products are and are verified against.
+    words: ClassVar[str] = "Hessian-vector products differ from finite differences of the gradient"
+
     function: BatchLoss  # its point and held values are those at which the engine works
     # Shapes and dtypes of the arguments beside the point: seed states, weights, the batch's tensors, held values.
     specs: tuple[tf.TensorSpec, ...]
@@ -189,6 +192,11 @@ class Engine:
     _elsewhere: dict[int, Engine] = attrs.field(factory=dict)  # copies with the point on the other devices
 
     @classmethod
+    def of(cls, engine: Engine) -> Self:
+        """The compiled gradient of an engine in one of this class, whose products are other ones."""
+        return cls(**{field.alias or field.name: getattr(engine, field.name) for field in attrs.fields(Engine)})
+
+    @classmethod
     def compiled(
         cls,
         function: BatchLoss,
@@ -197,7 +205,7 @@ class Engine:
         *,
         jit: bool = False,
         devices: Devices = HOST,
-    ) -> Engine:
+    ) -> Self:
         """The engine of a loss, without products, for batches of these shapes and dtypes, most of them this large."""
         specs = (
             tf.TensorSpec([function.num_seeds, 2], tf.int64),
@@ -310,7 +318,7 @@ class Engine:
 
     # Compilation
 
-    def with_products(self, product_mode: str, batch: Batch) -> Engine:
+    def with_products(self, product_mode: str, batch: Batch) -> Self:
         """A copy that also makes products, tried on a batch; it shares the compiled gradient.
 
         Raises:
@@ -462,18 +470,23 @@ class Engine:
 
     def product_graph(self, point: Tensor, vector: Tensor, *batch: Tensor) -> Tensor:
         """The weighted product by reverse-over-reverse, in a graph."""
+        return self._first_pass(point, batch)[1](vector)
+
+    def _first_pass(
+        self, point: Tensor, batch: Sequence[Tensor]
+    ) -> tuple[Callable[[], Tensor], Callable[[Tensor], Tensor]]:
+        """The weighted gradient, and the product as a function of the vector by reverse-over-reverse, in a graph."""
         parts = self.function.layout.split(point)
-        with indexed_pooling(self.jit), tf.GradientTape() as tape:
+        with indexed_pooling(self.jit), tf.GradientTape(persistent=True) as tape:
             tape.watch(parts)
             gradients = self._gradients(parts, batch)
-        return self._pulled_back(tape, gradients, parts, vector)
 
-    def _pulled_back(
-        self, tape: tf.GradientTape, gradients: list[Tensor], parts: list[Tensor], vector: Tensor
-    ) -> Tensor:
-        zero = tf.UnconnectedGradients.ZERO
-        duals = self.function.layout.split(vector)
-        return joined(tape.gradient(gradients, parts, output_gradients=duals, unconnected_gradients=zero))
+        def product(vector: Tensor) -> Tensor:
+            zero = tf.UnconnectedGradients.ZERO
+            duals = self.function.layout.split(vector)
+            return joined(tape.gradient(gradients, parts, output_gradients=duals, unconnected_gradients=zero))
+
+        return lambda: joined(gradients), product
 
     def _forward_over_reverse(self, point: Tensor, vector: Tensor, *batch: Tensor) -> Tensor:
         parts = self.function.layout.split(point)
@@ -481,25 +494,22 @@ class Engine:
             gradients = self._gradients(parts, batch)
         return joined(accumulator.jvp(gradients, unconnected_gradients=tf.UnconnectedGradients.ZERO))
 
+    def _slope_graph(self, point: Tensor, base: Tensor, *batch: Tensor) -> Tensor:
+        """What the product is the derivative of, in the point at the base, in a graph: here the gradient."""
+        return self._gradient_graph(point, *batch)
+
     def _finite_differences(self, point: Tensor, vector: Tensor, *batch: Tensor) -> Tensor:
         step = tf.math.divide_no_nan(tf.constant(_STEP[self.function.dtype], vector.dtype), tf.norm(vector))
-        ahead = self._gradient_graph(point + step * vector, *batch)
-        behind = self._gradient_graph(point - step * vector, *batch)
+        ahead = self._slope_graph(point + step * vector, point, *batch)
+        behind = self._slope_graph(point - step * vector, point, *batch)
         return tf.math.divide_no_nan(ahead - behind, 2 * step)
 
     def _block_product(self, vectorized: bool) -> Compiled:
         """The gradient, and products with the rows of a matrix, over one shared first pass."""
 
         def graph(point: Tensor, rows: Tensor, *batch: Tensor) -> tuple[Tensor, Tensor]:
-            parts = self.function.layout.split(point)
-            with indexed_pooling(self.jit), tf.GradientTape(persistent=True) as tape:
-                tape.watch(parts)
-                gradients = self._gradients(parts, batch)
-
-            def product(vector: Tensor) -> Tensor:
-                return self._pulled_back(tape, gradients, parts, vector)
-
-            return joined(gradients), over_rows(product, rows, vectorized)
+            gradient, product = self._first_pass(point, batch)
+            return gradient(), over_rows(product, rows, vectorized)
 
         return Flat(self.traced(graph, tf.TensorSpec([None, self.size], self.function.dtype)))
 
@@ -527,7 +537,11 @@ class Engine:
 
     def gradient(self, point: Tensor, batch: Batch) -> Tensor:
         """Weighted gradient on a batch, shape [n]."""
-        return _sum(lambda piece: self._gradient(piece.num_examples)(point, *self.arguments(piece)), batch)
+        return summed(lambda piece: self._gradient(piece.num_examples)(point, *self.arguments(piece)), batch)
+
+    def slope(self, point: Tensor, batch: Batch) -> Tensor:
+        """What the products are the derivative of, by first derivatives alone, shape [n]; here the gradient."""
+        return self.gradient(point, batch)
 
     def total_gradient(self, point: Tensor, batches: Sequence[Batch]) -> Array:
         """Sum of the weighted gradients over batches, shape [n], float64 and finite, one in memory at a time."""
@@ -539,7 +553,7 @@ class Engine:
     def product(self, point: Tensor, vector: Tensor, batch: Batch) -> Tensor:
         """Weighted Hessian-vector product on a batch, [n] -> [n]."""
         self.count(1)
-        return _sum(
+        return summed(
             lambda piece: self.compiled_product(piece.num_examples)(point, vector, *self.arguments(piece)), batch
         )
 
@@ -560,11 +574,11 @@ class Engine:
                 shared.block_product = vectorized_if_possible(self._block_product, point, rows, *arguments)
             shared.num_products += int(rows.shape[0])
         product = shared.block_product
-        both: tuple[Tensor, Tensor] = _sum(lambda piece: product(point, rows, *self.arguments(piece)), batch)
+        both: tuple[Tensor, Tensor] = summed(lambda piece: product(point, rows, *self.arguments(piece)), batch)
         return both
 
 
-def _sum(function: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
+def summed(function: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
     """A tensor, or each of several, summed over what the batch consists of; one piece in memory at a time."""
     first, *others = batch.pieces
     total = function(first)

@@ -8,7 +8,7 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import ClassVar, Self, TypeVar
 
 import attrs
 import numpy as np
@@ -39,45 +39,14 @@ _FEW_PRODUCTS = 256
 
 
 @attrs.frozen(init=False, eq=False, slots=False)
-class HessianOperator(SymmetricOperator):
-    """Hessian of an `EmpiricalLoss` at the model's weights, known by its products.
+class CurvatureOperator(SymmetricOperator):
+    """A symmetric matrix of an `EmpiricalLoss`, the sum over its batches, known by the products of an engine.
 
-    H = sum over the loss's batches of the batch Hessians, weighted as in `EmpiricalLoss`; rows and columns
-    follow `loss.layout`. Construction verifies the products on one batch (see `verification`).
-
-    Args:
-        loss: The function.
-        product_mode: 'auto', 'linearized', 'reverse-over-reverse', 'forward-over-reverse' or 'finite-differences';
-            `verification.product_mode` has what 'auto' took, by a quick timing where it matters.
-        allow_unverified: Keep an operator that failed its verification (`verification.passed` is False).
-        workers: Threads over batches; results are summed in order.
-        memory: Bytes that the process may have resident while the products are verified; default what is free. A
-            fifth of it may be held for batches that are linearised.
-
-    Attributes:
-        size: Number of parameters n.
-        dtype: Dtype of the products.
-        space: Where vectors are best made for it, on the loss's device; None for NumPy arrays.
-        verification: Outcome of the checks.
-
-    Raises:
-        VerificationError: The products disagree with finite differences of the gradient, are not
-            symmetric or not repeatable, and `allow_unverified` is False.
-
-    Example:
-        A linear model's mean squared error has the Hessian 2 X'X / n:
-
-        >>> import keras, numpy as np
-        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
-        >>> model.compile("sgd", "mse")
-        >>> x, y = np.array([[1.0, 0.0], [0.0, 2.0]]), np.zeros((2, 1))
-        >>> H = HessianOperator(EmpiricalLoss(model, (x, y), dtype="float64"))
-        >>> np.round(H @ np.array([1.0, 1.0]), 12)
-        array([1., 4.])
-        >>> np.round(H.as_matrix(), 12)
-        array([[1., 0.],
-               [0., 4.]])
+    The base of `HessianOperator`, which describes arguments and attributes, and of others that differ from it in the
+    `kind` of their engine alone.
     """
+
+    kind: ClassVar[type[Engine]] = Engine
 
     loss: EmpiricalLoss
     engine: Engine
@@ -99,7 +68,7 @@ class HessianOperator(SymmetricOperator):
         workers: int = 1,
         memory: float | None = None,
     ) -> None:
-        engine = loss.engine(product_mode)
+        engine = loss.engine(product_mode, self.kind)
         checked = verification.verified(loss, engine, allow_unverified, memory)
         checked = verification.linearized(loss, engine, checked, memory)
         workers = min(workers, len(loss.batches))
@@ -114,13 +83,13 @@ class HessianOperator(SymmetricOperator):
         return self.engine.devices.executor(self._workers)
 
     @functools.cached_property
-    def _shares(self) -> Sequence[HessianOperator]:
+    def _shares(self) -> Sequence[Self]:
         """The operator as a sum over the devices, each with every so manieth of the batches; () on one device."""
         devices = self.engine.devices
         count = min(len(devices.names), len(self.batches))
         return [self._share(number, count) for number in range(count)] if count > 1 else ()
 
-    def _share(self, number: int, count: int) -> HessianOperator:
+    def _share(self, number: int, count: int) -> Self:
         with self.engine.devices.scope(number):
             engine = self.engine.here()
             batches = [engine.placed(batch) for batch in self.batches[number::count]]
@@ -137,15 +106,15 @@ class HessianOperator(SymmetricOperator):
         """Products on single batches that the shared engine has made so far, for whatever purpose."""
         return self.engine.num_products
 
-    def at(self, loss: EmpiricalLoss) -> HessianOperator:
-        """The Hessian of another view of the same loss (`loss.at`, `loss.now`), by the same compiled products.
+    def at(self, loss: EmpiricalLoss) -> Self:
+        """The operator of another view of the same loss (`loss.at`, `loss.now`), by the same compiled products.
 
         It is not verified again: the products are the same function of the weights.
         """
         engine = self.engine.at(loss.function)
         return evolved(self, loss=loss, engine=engine, linearized=Linearizations(engine, len(self.batches)))
 
-    def within(self, budget: Limit | None) -> HessianOperator:
+    def within(self, budget: Limit | None) -> Self:
         """The same operator, whose products raise BudgetError where the budget has no room for them."""
         return evolved(self, budget=budget)
 
@@ -154,16 +123,16 @@ class HessianOperator(SymmetricOperator):
         if self._budget is not None:
             self._budget.require(products)
 
-    def on_minibatch(self, index: int) -> HessianOperator:
-        """Hessian of training's minibatch number `index`, by the same compiled products."""
+    def on_minibatch(self, index: int) -> Self:
+        """The operator of training's minibatch number `index`, by the same compiled products."""
         return self.on_batch(self.loss.minibatch(index))
 
-    def on_batch(self, batch: Batch) -> HessianOperator:
-        """Hessian of the loss on one given batch, by the same compiled products."""
+    def on_batch(self, batch: Batch) -> Self:
+        """The operator of the loss on one given batch, by the same compiled products."""
         engine = self.engine.here()
         return evolved(self, engine=engine, batches=[batch], workers=1, linearized=Linearizations(engine, 1))
 
-    def part(self, number: int, count: int) -> HessianOperator | None:
+    def part(self, number: int, count: int) -> Self | None:
         """What every `count`-th batch from this number on adds to it, without a budget; None where there is none."""
         batches = self.batches[number::count]
         linearized = Linearizations(self.engine, len(batches))
@@ -195,8 +164,8 @@ class HessianOperator(SymmetricOperator):
         return groups
 
     @classmethod
-    def batch(cls, operators: Sequence[HessianOperator]) -> OperatorBatch:
-        """Hessians of minibatches of one loss, multiplied together where TensorFlow can."""
+    def batch(cls, operators: Sequence[Self]) -> OperatorBatch:
+        """Operators of minibatches of one loss, multiplied together where TensorFlow can."""
         batches = [batch for operator in operators for batch in operator.batches]
         if operators[0].loss.micro_batch is not None:
             return OperatorBatch(operators)
@@ -269,7 +238,7 @@ class HessianOperator(SymmetricOperator):
         """The sum of what the shares make of a vector or of rows, one thread for each device."""
         whole = self._tensor(array, shape)
 
-        def part(share: HessianOperator) -> Tensor:
+        def part(share: Self) -> Tensor:
             with share.engine.devices.scope():
                 there = tf.identity(whole)
                 return share.matvec(there) if len(shape) == 1 else share.rows(there)
@@ -309,5 +278,46 @@ class HessianOperator(SymmetricOperator):
         return total if tf.is_tensor(array) else finite(total.numpy(), "a Hessian-vector product")
 
     def reduced(self) -> Reduction | None:
-        """The Hessian on the data subspace of the first layer plus the eigenvalue of the rest, if it splits."""
+        """The operator on the data subspace of the first layer plus the eigenvalue of the rest, if it splits."""
         return subspace.reduction(self)
+
+
+class HessianOperator(CurvatureOperator):
+    """Hessian of an `EmpiricalLoss` at the model's weights, known by its products.
+
+    H = sum over the loss's batches of the batch Hessians, weighted as in `EmpiricalLoss`; rows and columns
+    follow `loss.layout`. Construction verifies the products on one batch (see `verification`).
+
+    Args:
+        loss: The function.
+        product_mode: 'auto', 'linearized', 'reverse-over-reverse', 'forward-over-reverse' or 'finite-differences';
+            `verification.product_mode` has what 'auto' took, by a quick timing where it matters.
+        allow_unverified: Keep an operator that failed its verification (`verification.passed` is False).
+        workers: Threads over batches; results are summed in order.
+        memory: Bytes that the process may have resident while the products are verified; default what is free. A
+            fifth of it may be held for batches that are linearised.
+
+    Attributes:
+        size: Number of parameters n.
+        dtype: Dtype of the products.
+        space: Where vectors are best made for it, on the loss's device; None for NumPy arrays.
+        verification: Outcome of the checks.
+
+    Raises:
+        VerificationError: The products disagree with finite differences of the gradient, are not
+            symmetric or not repeatable, and `allow_unverified` is False.
+
+    Example:
+        A linear model's mean squared error has the Hessian 2 X'X / n:
+
+        >>> import keras, numpy as np
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
+        >>> model.compile("sgd", "mse")
+        >>> x, y = np.array([[1.0, 0.0], [0.0, 2.0]]), np.zeros((2, 1))
+        >>> H = HessianOperator(EmpiricalLoss(model, (x, y), dtype="float64"))
+        >>> np.round(H @ np.array([1.0, 1.0]), 12)
+        array([1., 4.])
+        >>> np.round(H.as_matrix(), 12)
+        array([[1., 0.],
+               [0., 4.]])
+    """

@@ -24,7 +24,7 @@ from sdkeras.results.arrays import Array
 
 if TYPE_CHECKING:
     from sdkeras.operators.batch_loss import Batch
-    from sdkeras.operators.hessian import HessianOperator
+    from sdkeras.operators.hessian import CurvatureOperator
 
 # Bytes of a group's vectors that the cache holds; rows beyond which little is gained, and below which nothing is.
 _CACHE, _MOST, _FEWEST = 8e6, 32, 8
@@ -155,16 +155,16 @@ def _difference(engine: Engine, batches: Sequence[Batch], rows: Rows) -> str:
 
 
 class HessianBatch(OperatorBatch):
-    """Hessians of several minibatches, whose products are made together."""
+    """Operators of several minibatches, whose products are made together."""
 
-    operators: tuple[HessianOperator, ...]
+    operators: tuple[CurvatureOperator, ...]
 
-    def __init__(self, operators: Sequence[HessianOperator], rows: Rows) -> None:
+    def __init__(self, operators: Sequence[CurvatureOperator], rows: Rows) -> None:
         super().__init__(operators)
         self._rows = rows
 
     def matvecs(self, rows: Array) -> Array:
-        """The product of each Hessian with its row.
+        """The product of each operator with its row.
 
         Raises:
             BudgetError: The budget has no room for all of them.

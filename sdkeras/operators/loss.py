@@ -105,7 +105,7 @@ class EmpiricalLoss:
     variables: list[Variable]
     notes: list[str]
     _model: Model
-    _engines: dict[str, Engine]  # by product mode, shared by all views
+    _engines: dict[tuple[type[Engine], ProductMode], Engine]  # by kind and product mode, shared by all views
     _num_samples: int | None
     micro_batch: int | None
 
@@ -203,11 +203,12 @@ class EmpiricalLoss:
         """Where it is computed."""
         return self.gradients.devices
 
-    def engine(self, product_mode: ProductMode = "auto") -> Engine:
+    def engine(self, product_mode: ProductMode = "auto", kind: type[Engine] = Engine) -> Engine:
         """The compiled gradient and products of this loss; made once per mode, shared by all batches and points."""
-        if product_mode not in self._engines:
-            self._engines[product_mode] = self.gradients.with_products(product_mode, self.batches[0])
-        return self._engines[product_mode].at(self.function)
+        key = kind, product_mode
+        if key not in self._engines:
+            self._engines[key] = kind.of(self.gradients).with_products(product_mode, self.batches[0])
+        return self._engines[key].at(self.function)
 
     def at(self, point: Tensor) -> EmpiricalLoss:
         """The same function at other weights, shape [size], by the same compiled functions.

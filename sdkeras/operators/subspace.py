@@ -26,7 +26,7 @@ from sdkeras.operators.batch_loss import keras_structure
 from sdkeras.results.arrays import Array
 
 if TYPE_CHECKING:
-    from sdkeras.operators.hessian import HessianOperator
+    from sdkeras.operators.hessian import CurvatureOperator
 
 # A product with a complement direction is pure rounding, about 1e-6 of a typical eigenvalue in float32 and
 # 1e-15 in float64; a kernel that is felt there shows at order 1.
@@ -39,7 +39,7 @@ class SubspaceOperator(SymmetricOperator):
     The basis [p, r] of a kernel [p, q] is that of the part of its input space that is felt.
     """
 
-    def __init__(self, operator: HessianOperator, bases: Mapping[int, Array]) -> None:
+    def __init__(self, operator: CurvatureOperator, bases: Mapping[int, Array]) -> None:
         self.operator = operator
         self.dtype = operator.dtype
         self.space = operator.space
@@ -141,7 +141,7 @@ def _root(basis: Array, diagonal: Array) -> Array:
     return narrow
 
 
-def reduction(operator: HessianOperator) -> Reduction | None:
+def reduction(operator: CurvatureOperator) -> Reduction | None:
     """The splitting for the operator's batches, or None where there is none (that is worth having)."""
     bases: dict[int, Array] = {}
     eigenvalue = None
@@ -163,7 +163,7 @@ def reduction(operator: HessianOperator) -> Reduction | None:
 
 
 def _constant_on_complement(
-    operator: HessianOperator, position: int, basis: Array, tolerance: float, generator: np.random.Generator
+    operator: CurvatureOperator, position: int, basis: Array, tolerance: float, generator: np.random.Generator
 ) -> float | None:
     """c if A v = c v for a random v in the kernel's complement of its basis, else None."""
     layout = operator.loss.layout
@@ -178,7 +178,7 @@ def _constant_on_complement(
     return constant if abs(constant) > tolerance else 0.0
 
 
-def _candidates(operator: HessianOperator) -> Iterator[tuple[int, Array]]:
+def _candidates(operator: CurvatureOperator) -> Iterator[tuple[int, Array]]:
     """First Dense and Embedding layers of a functional model, with bases from the operator's batches."""
     function = operator.loss.function
     model = function.model

@@ -67,7 +67,7 @@ def verified(loss: EmpiricalLoss, engine: Engine, allow_unverified: bool, memory
 
     result = engine.verified_by(verify)
     if not result.passed:
-        refuse(_failure(loss, result), allow_unverified)
+        refuse(_failure(loss, engine, result), allow_unverified)
     return result
 
 
@@ -154,12 +154,12 @@ class _Subject:
         return finite(product, "a Hessian-vector product")
 
     def difference(self, direction: Array, step: float) -> Array:
-        """Central difference of the gradient along the direction, over a step of this length."""
+        """Central difference of the gradient, or what the products derive, along it over a step of this length."""
         engine = self.engine
         vector = tf.constant(direction, engine.dtype)
         scale = tf.constant(step / norm(direction), engine.dtype)
-        difference: Array = engine.gradient(engine.point + scale * vector, self.batch).numpy()
-        difference -= engine.gradient(engine.point - scale * vector, self.batch).numpy()
+        difference: Array = engine.slope(engine.point + scale * vector, self.batch).numpy()
+        difference -= engine.slope(engine.point - scale * vector, self.batch).numpy()
         difference /= engine.dtype.type(2 * float(scale))
         return finite(difference, "a difference of gradients")
 
@@ -364,12 +364,13 @@ def _clone(loss: EmpiricalLoss, subject: _Subject, memory: float | None) -> tupl
         doubled = batch.mapped(lambda tensor: tf.cast(tensor, tf.float64) if tensor.dtype.is_floating else tensor)
         specs = [tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype) for tensor in doubled.tensors]
         mode = "auto" if subject.by_differences else engine.mode
-        clone = _Subject(Engine.compiled(twin, specs, batch.num_examples, jit=engine.jit), doubled, mode)
-        single, double = subject.loss(), clone.loss()
+        double = Engine.compiled(twin, specs, batch.num_examples, jit=engine.jit)
+        clone = _Subject(type(engine).of(double), doubled, mode)
+        single, exact = subject.loss(), clone.loss()
         # Dropout masks differ between precisions, so the values may.
         if not loss.function.is_random:
             moved = subject.loss(subject.one_rounding(engine.size))
-            precision.require_same_loss(single, double, "float64", abs(moved - single))
+            precision.require_same_loss(single, exact, "float64", abs(moved - single))
     except Exception as error:  # whatever a user's layer raises in float64 only costs the sharper check
         return None, _no_clone(error)
     return clone, ""
@@ -422,10 +423,10 @@ def _rounding(loss: EmpiricalLoss, subject: _Subject, direction: Array, product:
     return max(subject.eps, _distance(product, moved))
 
 
-def _failure(loss: EmpiricalLoss, result: Verification) -> str:
+def _failure(loss: EmpiricalLoss, engine: Engine, result: Verification) -> str:
     """Message of a failed check: numbers, likely causes, remedies."""
     numbers = (
-        f"{result.mode} Hessian-vector products differ from finite differences of the gradient by "
+        f"{result.mode} {engine.words} by "
         f"{result.finite_difference_error:.2g} of their norm (in {result.finite_difference_dtype}), symmetry error "
         f"{result.symmetry_error:.2g}, repeatability error {result.repeatability_error:.2g}, rounding error "
         f"{result.hvp_relative_error:.2g}"

@@ -30,7 +30,15 @@ from sdkeras.reporting.report import Card, Cell, Gauge, Paragraph, Report, Row, 
 from sdkeras.reporting.tables import frame, optimizer_in_words, provenance_table, sharpness_name, verification_table
 from sdkeras.results.answers import Analysis, AtInit
 from sdkeras.results.bounds import Bound, BoundInput
-from sdkeras.results.dimension import EdgeOfStability, RdsSharpness, Sampled, SharpnessDimension, Supremum
+from sdkeras.results.dimension import (
+    EdgeOfStability,
+    GradientNoise,
+    MeanSquareStability,
+    RdsSharpness,
+    Sampled,
+    SharpnessDimension,
+    Supremum,
+)
 from sdkeras.results.measured import Measured
 
 _MOST_SNAPSHOTS = 12
@@ -229,8 +237,41 @@ def _edge(run: Analysis) -> Table:
         ("ratio", number(edge.ratio, 3), "1 is the edge"),
         # The threshold of another operator says nothing about it.
         *(_batch_sharpness(edge) if edge.operator == "H" else ()),
+        *_mean_square_stability(edge.mean_square_stability),
+        *_gradient_noise(edge.gradient_noise),
     )
     return Table("Edge of stability", rows, brief=4)
+
+
+def _mean_square_stability(stability: MeanSquareStability | None) -> tuple[Row, ...]:
+    """Kappa with its interval, and the learning rate at which noise destabilises; or why there is none."""
+    if stability is None:
+        return ()
+    name, found, rate = "mean-square stability", stability.kappa, stability.max_learning_rate
+    if found is None or rate is None:
+        return ((name, _NOT_ESTIMATED, stability.reason),)
+    where = f"within {stability.num_directions} directions, from {stability.num_minibatches} minibatches"
+    ends = [number(end, 3) for end in found.interval or ()]
+    span = f", 95 % interval {' to '.join(ends)}" if ends else ""
+    highest = "its noise makes SGD unstable above; kappa is a lower bound, so that it may do so below"
+    return (
+        (name, number(found.value, 3), f"kappa{span}; above 1: unstable in mean square; {where}"),
+        ("largest stable learning rate by noise", number(rate, 3), highest),
+    )
+
+
+def _gradient_noise(noise: GradientNoise | None) -> tuple[Row, ...]:
+    if noise is None:
+        return ()
+    mean, deviation, share = noise.mean, noise.deviation, noise.share
+    along = f"mean {with_stderr(mean.value, mean.stderr)}, standard deviation"
+    return (
+        (
+            "gradient noise on the top eigenvector",
+            with_stderr(share.value, share.stderr),
+            f"share of tr Cov(g); {along} {with_stderr(deviation.value, deviation.stderr)} of u'g",
+        ),
+    )
 
 
 def _batch_sharpness(edge: EdgeOfStability) -> tuple[Row, ...]:

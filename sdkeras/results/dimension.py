@@ -6,6 +6,7 @@ import attrs
 import numpy as np
 
 from sdkeras.results.arrays import ARRAYS_EQUAL, FloatArray, Value, optional_interval
+from sdkeras.results.measured import Measured
 
 
 def _nothing() -> FloatArray:
@@ -147,6 +148,39 @@ class RdsSharpness:
 
 
 @attrs.frozen
+class MeanSquareStability:
+    """Whether the minibatch noise destabilises plain SGD: unstable in mean square iff kappa > 1.
+
+    kappa = (eta / 2) max over C >= 0 of E tr(C K_B C K_B) / tr(C^2 K), with K_B >= 0 the Gauss-Newton matrix of a
+    minibatch, weight decay included, and K its mean. The value is for one C, within the span of a few directions and
+    chosen on other minibatches: a lower bound, so that above 1 it says unstable and below 1 only that no instability
+    was found there.
+    """
+
+    kappa: Measured | None  # None where it was not measured, and `reason` says why
+    max_learning_rate: (
+        float | None
+    )  # eta / kappa, at which noise makes SGD unstable: an upper bound, kappa being a lower
+    num_minibatches: int = 0  # in all: those that C was chosen on, and those of the interval
+    num_directions: int = 0  # of the span
+    num_hvps: int = 0  # Gauss-Newton products, verification included
+    reason: str = ""
+
+
+@attrs.frozen
+class GradientNoise:
+    """Noise of the minibatch gradients g_B along u, the unit top eigenvector of the threshold's own operator.
+
+    For P^-1/2 H P^-1/2 the gradients are P^-1/2 g_B, those of its coordinates.
+    """
+
+    mean: Measured  # of u'g_B over minibatches
+    deviation: Measured  # standard deviation of u'g_B
+    share: Measured  # of the variance of u'g_B in tr Cov(g_B): 1 where all noise lies on u
+    num_minibatches: int
+
+
+@attrs.frozen
 class EdgeOfStability:
     """Where the training stands relative to its optimizer's stability threshold."""
 
@@ -166,3 +200,5 @@ class EdgeOfStability:
     batch_sharpness_skipped: float | None = None  # share of the minibatches whose gradient is 0, which have no ratio
     sharpness_residual: float | None = None  # of the eigenvalue, which lies within it; None in files of version 0.1
     sharpness_converged: bool = True  # whether the residual met its tolerance
+    gradient_noise: GradientNoise | None = None  # None without the eigenvector, or below 2 minibatches
+    mean_square_stability: MeanSquareStability | None = None  # None where it was not asked for

@@ -33,14 +33,14 @@ from sdkeras.reporting.trackers.reporter import reporting
 from sdkeras.results.answers import Analysis, AtInit, LayerSharpness
 from sdkeras.results.arrays import Value
 from sdkeras.results.codec import as_plain, from_plain
-from sdkeras.results.dimension import EdgeOfStability, Supremum
+from sdkeras.results.dimension import EdgeOfStability, MeanSquareStability, Supremum
 from sdkeras.results.estimates import Eigenpairs, TraceEstimate
 from sdkeras.results.lyapunov import LyapunovSummary
 from sdkeras.results.note import Note
 from sdkeras.results.plans import Plan
 from sdkeras.results.progress import INTERRUPT, STATUS, Progress
 from sdkeras.results.verification import Verification
-from sdkeras.runs import assumptions, losses, lyapunov, measure
+from sdkeras.runs import assumptions, losses, lyapunov, mean_square, measure
 from sdkeras.runs.assumptions import findings
 from sdkeras.runs.budget import KEPT, Budget, Meter, Notes, resources, room_to_verify, whole_budget
 from sdkeras.runs.cluster import Cluster, join
@@ -347,9 +347,17 @@ class _Analysis:
             cost=measure.cost_of_trace(problem),
         )
         self.found["hessian"] = measure.hessian_summary(pairs, trace)
-        self.found["edge_of_stability"] = verdict or edge_of_stability(
-            problem, None, "interrupted before it was measured"
-        )
+        verdict = verdict or edge_of_stability(problem, None, "interrupted before it was measured")
+        if mean_square.is_asked_for(problem):
+            stable = self._take(
+                mean_square.WHAT,
+                lambda: mean_square.mean_square_stability(problem, before),
+                lambda found: "" if found.kappa is None else f"{mean_square.WHAT} {number(found.kappa.value, 3)}",
+                tuple[MeanSquareStability, Notes],
+                cost=mean_square.cost_of_mean_square(problem),
+            )
+            verdict = attrs.evolve(verdict, mean_square_stability=stable)
+        self.found["edge_of_stability"] = verdict
         if problem.is_full or problem.maps_spectra:
             for name in problem.estimators.spectrum:
                 self._dimension(name)

@@ -13,23 +13,27 @@ from sdkeras.dimension.controls import UNKNOWN, Fit, Population, Rows
 from sdkeras.dimension.sampling import AdaptiveSettings
 from sdkeras.dimension.stability import BATCH_SHARPNESS_ERROR
 from sdkeras.errors import BudgetError
+from sdkeras.files.keras_types import Tensor
 from sdkeras.linalg.vectors import dot, norm, stacked
 from sdkeras.operators import controls
 from sdkeras.operators.hessian import HessianOperator
 from sdkeras.operators.lockstep import USUAL_PRODUCTS
 from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.reporting.numbers import rate_source_in_words
-from sdkeras.results.arrays import FloatArray
-from sdkeras.results.dimension import EdgeOfStability
+from sdkeras.results.arrays import Array, FloatArray
+from sdkeras.results.dimension import EdgeOfStability, GradientNoise
 from sdkeras.results.estimates import Eigenpairs
 from sdkeras.results.measured import Measured
 from sdkeras.runs import measure
 from sdkeras.runs.budget import Budget, Notes
+from sdkeras.runs.mean_square import is_asked_for
 from sdkeras.runs.problem import Problem, operator_name
 
 # Tolerance of an analysis at which the batch sharpness aims at its usual error.
 _USUAL_TOLERANCE = 0.05
 _MOST_MINIBATCHES = 1000
+# Relative standard error at which a number of the gradients' noise counts as converged.
+_PRECISE = 0.1
 # It takes at most this part of a limited number of products, and at least this many minibatches.
 _PART_OF_PRODUCTS, _FEWEST_MINIBATCHES = 20, 3
 
@@ -76,10 +80,14 @@ def edge(
             budget.expect(minibatches - planned)
             planned = minibatches
 
-        return batch_sharpness(hessian.within(share), most, target=target, population=known, expect=expect), ()
+        within = hessian.within(share)
+        noise = None
+        if pairs is not None and pairs.vectors is not None and is_asked_for(problem):
+            noise = _Noise.along(pairs, within, scaling)
+        return batch_sharpness(within, most, target=target, population=known, expect=expect, noise=noise), ()
 
     batches, more = budget.measured("batch sharpness", sampled, tuple[BatchSharpness, Notes])
-    return attrs.evolve(found, **attrs.asdict(batches or BatchSharpness())), (*notes, *more)
+    return attrs.evolve(found, **attrs.asdict(batches or BatchSharpness(), recurse=False)), (*notes, *more)
 
 
 def cost_of_edge(problem: Problem) -> int:
@@ -162,6 +170,65 @@ class BatchSharpness:
     batch_sharpness_ratio_of_means_stderr: float | None = None
     batch_sharpness_minibatches: int = 0
     batch_sharpness_skipped: float = 0.0
+    gradient_noise: GradientNoise | None = None
+
+
+@attrs.define(eq=False)
+class _Noise:
+    """Gradients g of the minibatches so far, in coordinates D g, seen along a unit vector u and about a center c.
+
+    Attributes:
+        along_u: u'Dg of each.
+        squares: |Dg - c|^2 of each; c is about their mean, so that these are hardly correlated with the mean's error.
+        total: Sum of the Dg - c.
+    """
+
+    u: Array
+    center: Array
+    scaling: Array | float
+    total: Array
+    along_u: list[float] = attrs.field(factory=list)
+    squares: list[float] = attrs.field(factory=list)
+
+    @classmethod
+    def along(cls, pairs: Eigenpairs, hessian: HessianOperator, scaling: Array | None) -> _Noise:
+        """None so far, along the first of the eigenvectors, about the gradient over the data set."""
+        scale = 1.0 if scaling is None else scaling
+        center = scale * hessian.gradient()
+        return cls(np.asarray(pairs.vectors, np.float64)[:, 0], center, scale, np.zeros_like(center))
+
+    def add(self, gradient: Tensor) -> None:
+        """One more minibatch."""
+        scaled = self.scaling * np.asarray(gradient, np.float64)
+        self.along_u.append(float(self.u @ scaled))
+        scaled -= self.center
+        self.squares.append(float(scaled @ scaled))
+        self.total += scaled
+
+    def summary(self, population: Population, complete: bool) -> GradientNoise | None:
+        """Mean, deviation and share in the noise, by the delta method; of all fixed batches without an error."""
+        count = len(self.along_u)
+        if count < 2:
+            return None
+        along, squares, mean = np.array(self.along_u), np.array(self.squares), self.total / count
+        is_all = complete and count == population.num_batches
+        bias = 1.0 if is_all else count / (count - 1)
+        departures = (along - along.mean()) ** 2
+        variance, trace = bias * departures.mean(), bias * (squares.mean() - float(mean @ mean))
+        if not (variance > 0 and trace > 0):
+            return None
+        share, deviation = variance / trace, math.sqrt(variance)
+
+        def measured(value: float, influences: FloatArray) -> Measured:
+            error = 0.0 if is_all else float(np.std(influences, ddof=1)) / math.sqrt(count)
+            return Measured(value, error <= _PRECISE * abs(value), stderr=error)
+
+        return GradientNoise(
+            mean=measured(float(along.mean()), along),
+            deviation=measured(deviation, departures / (2 * deviation)),
+            share=measured(share, bias * (departures - share * squares) / trace),
+            num_minibatches=count,
+        )
 
 
 def batch_sharpness(
@@ -171,6 +238,7 @@ def batch_sharpness(
     target: float = BATCH_SHARPNESS_ERROR,
     population: Population = UNKNOWN,
     expect: Callable[[int], None] = lambda _: None,
+    noise: _Noise | None = None,
 ) -> BatchSharpness:
     """Mean over minibatches B of g'Hg/|g|^2, and the ratio of the means of g'Hg and |g|^2; g, H of the loss on B.
 
@@ -179,7 +247,7 @@ def batch_sharpness(
     the minibatches' controls (see `sdkeras.dimension.controls`), and errors those of independent residuals; within an
     epoch minibatches are negatively dependent, so that they are rather too large. A minibatch whose gradient is 0 has
     no ratio and is skipped, and then there are no controls. Fixed batches without randomness are measured once each.
-    After each block `expect` is told how many minibatches the error now asks for.
+    After each block `expect` is told how many minibatches the error now asks for. `noise` is told their gradients.
 
     Raises:
         BudgetError: The budget has no room for one minibatch; where it ends later, there are fewer.
@@ -201,7 +269,7 @@ def batch_sharpness(
         count = min(together, most - len(rows), block - len(rows) % block)
         try:
             numbers = [controls.number(source, len(rows) + k) for k in range(count)]
-            rows += _along_the_gradients([hessian.on_minibatch(number) for number in numbers])
+            rows += _along_the_gradients([hessian.on_minibatch(number) for number in numbers], noise)
         except BudgetError:
             if count > 1:  # there may be room for fewer
                 together = 1
@@ -209,10 +277,11 @@ def batch_sharpness(
             if not rows:
                 raise
             break
-    return _summarised(rows, population, complete)
+    found = _summarised(rows, population, complete)
+    return found if noise is None else attrs.evolve(found, gradient_noise=noise.summary(population, complete))
 
 
-def _along_the_gradients(views: Sequence[HessianOperator]) -> list[tuple[float, float]]:
+def _along_the_gradients(views: Sequence[HessianOperator], noise: _Noise | None = None) -> list[tuple[float, float]]:
     """|g| and g'Hg/|g|^2 of each minibatch; the ratio is 0 where g is."""
     on_host = getattr(views[0], "space", None) is None
     gradients = [view.gradient() if on_host else view.direction() for view in views]
@@ -221,11 +290,13 @@ def _along_the_gradients(views: Sequence[HessianOperator]) -> list[tuple[float, 
     if on_host:
         unit = [direction.astype(views[0].dtype) for direction in unit]
     moving = [view for view, length in zip(views, lengths, strict=True) if length > 0]
-    del gradients
     if len(moving) > 1:
         products = list(type(moving[0]).batch(moving).matvecs(stacked(*unit)))
     else:
         products = [view.matvec(direction) for view, direction in zip(moving, unit, strict=True)]
+    if noise is not None:  # once the budget had room for all of them
+        for gradient in gradients:
+            noise.add(gradient)
     ratios = iter([dot(direction, product) for direction, product in zip(unit, products, strict=True)])
     return [(length, next(ratios) if length > 0 else 0.0) for length in lengths]
 

@@ -59,6 +59,8 @@ TRACE = "trace of the data-set Hessian"
 EIGENVALUES = BATCH_SHARPNESS = 0.5
 # Lanczos steps until both ends of a spectrum have converged: 20 to 30 for small nets on digits, trained or not.
 USUAL_STEPS = 25
+# Weights up to which a checkpoint keeps eigenvectors, as text.
+_KEPT = 100_000
 # Lanczos steps: with three the coarser rule has two.
 _FEWEST_STEPS = 3
 _MAX_NODES = 2000
@@ -70,12 +72,14 @@ _FIRST_ROWS = 8
 
 
 def eigenpairs(problem: Problem, operator: SymmetricOperator, budget: Budget) -> Eigenpairs:
-    """Both ends of an operator's spectrum."""
+    """Both ends of an operator's spectrum, with eigenvectors unless a checkpoint would have to keep long ones."""
     name, options = problem.estimators.eigenpairs, problem.options
     steps = budget.resources.eigen_steps(operator.size)
     estimator = estimator_of_extremes(name, options.settings.get(name, {}), most_steps=steps)
     with one_blas_thread():
         pairs: Eigenpairs = estimate(estimator, operator, options.seed)
+    if budget.meter.journal.path is not None and operator.size > _KEPT:
+        return attrs.evolve(pairs, vectors=None)
     return pairs
 
 

@@ -19,6 +19,7 @@ from sdkeras.runs import measure
 from sdkeras.runs.budget import KEPT, Resources, room_to_verify
 from sdkeras.runs.edge import cost_of_edge, first_minibatches, num_minibatches
 from sdkeras.runs.layers import cost_of_layers
+from sdkeras.runs.mean_square import cost_of_mean_square
 from sdkeras.runs.options import LyapunovOptions
 from sdkeras.runs.problem import Problem
 from sdkeras.runs.provenance import data_info, device_name
@@ -83,7 +84,9 @@ def _costs(problem: Problem, size: int, step: bool) -> _Costs:
     copies = options.snapshots or 1 if problem.maps_spectra else 1
     minibatches_of_edge = first_minibatches(problem.loss, num_minibatches(options.max_hvps))
     before = measure.cost_of_extremes(problem) + measure.cost_of_trace(problem) + cost_of_edge(problem)
+    of_mean_square = cost_of_mean_square(problem)
     data = before - minibatches_of_edge
+    before += of_mean_square
     checks = _CHECKS + _STEP_CHECKS * step
     # A run that the budget has no room for is made all the same, unless it is an exact one.
     fewest = 0 if samplings[0].exact else 1
