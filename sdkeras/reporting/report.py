@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import attrs
 
 from sdkeras.reporting.advice import rendered
+from sdkeras.results.arrays import FloatArray
 from sdkeras.results.note import Note
 
 if TYPE_CHECKING:
@@ -84,6 +85,33 @@ class Table:
     folded: bool = False
 
 
+@attrs.frozen(eq=False)
+class Series:
+    """Numbers of one line, set of points or row of bars in a figure, as the record has them.
+
+    Attributes:
+        name: What the line is; "" where the figure has only one.
+        x_name, y_name: The two quantities, with their units.
+        x: Shape [n]; texts where the axis has names.
+        y: Shape [n]; NaN where there is none.
+        lower, upper: Ends of the interval of each y.
+        x_end: Where each bar ends, which begins at x.
+        at: Data coordinates at which they are drawn, where these are not x and y.
+        axes: Which axes of the figure, in the order of their making.
+    """
+
+    name: str
+    x_name: str
+    y_name: str
+    x: FloatArray | tuple[str, ...]
+    y: FloatArray
+    lower: FloatArray | None = None
+    upper: FloatArray | None = None
+    x_end: FloatArray | None = None
+    at: tuple[FloatArray, FloatArray] | None = None
+    axes: int = 0
+
+
 @attrs.frozen
 class Figure:
     """A figure: how it is drawn, and how to read it. Only numbers are drawn, and names that the caller chose.
@@ -93,6 +121,7 @@ class Figure:
         draw: Draws it in the given colours on axes, or on a list of axes where there are `panels`.
         size: Width and height in inches.
         panels: Rows and columns of axes, which share their vertical axis; None for a single one.
+        series: The numbers that are drawn.
     """
 
     name: str
@@ -101,6 +130,7 @@ class Figure:
     draw: Callable[[Any, Colours], None]
     size: tuple[float, float] = (5.6, 3.5)
     panels: tuple[int, int] | None = None
+    series: tuple[Series, ...] = ()
 
 
 @attrs.frozen

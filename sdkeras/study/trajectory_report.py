@@ -8,7 +8,7 @@ import numpy as np
 
 from sdkeras.reporting.drawing import Colours, usable, value_axis
 from sdkeras.reporting.numbers import ABSENT, number, with_error
-from sdkeras.reporting.report import Card, Figure, Report, Section, Table, present
+from sdkeras.reporting.report import Card, Figure, Report, Section, Series, Table, present
 from sdkeras.reporting.tables import footer, provenance_table, setting_in_words, training_table
 from sdkeras.results.note import Note
 from sdkeras.study.topology import TrajectoryMeasures, TreeMeasures
@@ -161,4 +161,5 @@ def _scaling(metric: str, tree: TreeMeasures) -> Figure | None:
         f"Means over random subsamples of n iterates, and the line of slope {with_error(slope, fit.slope_stderr)} "
         f"through them; {answer}",
         draw,
+        series=(Series("", "iterates n", "ln E_alpha", fit.sizes.astype(np.float64), y, at=(x, y)),),
     )

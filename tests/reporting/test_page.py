@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import sdkeras
 from sample_log import FOUND, HEADER
-from sample_runs import ALONE, EMPTY, RUN, with_edge, with_estimate
+from sample_runs import ALONE, EMPTY, PLAUSIBLE, RUN, with_edge, with_estimate
 from sdkeras.dimension.exponents import ExponentMap, rds_sharpness
 from sdkeras.reporting.build import Reported, report_of
 from sdkeras.reporting.drawing import as_svg
@@ -34,36 +34,6 @@ from sdkeras.results.note import Note
 HOSTILE = '"><script>alert(1)</script>{{ 7 * 7 }}</style>&amp;<svg onload=x>'
 
 
-def plausible_run() -> answers.Analysis:
-    """A record whose spectrum, exponents and dimension belong together."""
-    generator = np.random.default_rng(0)
-    nodes = np.sort(np.concatenate([generator.normal(0, 0.01, 1900), generator.exponential(1.0, 100)]))
-    weights = np.ones(len(nodes))
-    z = ExponentMap("sgd", 0.1)(nodes)
-    value = sdkeras.sharpness_dimension(z)
-    run = with_estimate(
-        RUN,
-        value=value,
-        interval=(value - 2, value + 2),
-        codimension=2000 - value,
-        codimension_interval=(1998 - value, 2002 - value),
-        j_star=math.floor(value),
-        threshold_exponent=-0.02,
-    )
-    evidence = measured.Measured(3.0, True, stderr=0.25), 4.0, (3.0, 5.0)
-    layers = tuple(
-        answers.LayerSharpness(name, 10, measured.Measured(top, True, residual=1e-6), *evidence)
-        for name, top in (("stem", 2.0), ("head", 8.0), ("dead", 0.0))
-    )
-    return attrs.evolve(
-        run,
-        spectrum=answers.SpectrumSummary(nodes, weights, exponents=z),
-        rds_sharpness=rds_sharpness(np.sort(z)[::-1], weights),
-        layers=layers,
-    )
-
-
-PLAUSIBLE = plausible_run()
 RECORDS: dict[str, Reported] = {
     "analysis": PLAUSIBLE,
     "nothing": EMPTY,
@@ -125,7 +95,9 @@ def test_a_page_is_well_formed_and_loads_nothing(name: str) -> None:
     page = as_html(RECORDS[name])
     found = _Tags(page)
     assert not found.open
-    assert not {tag for tag, _ in found.tags} & {"script", "link", "iframe", "object", "embed", "img", "form"}
+    assert not {tag for tag, _ in found.tags} & {"link", "iframe", "object", "embed", "img", "form"}
+    scripts = [attributes for tag, attributes in found.tags if tag == "script"]
+    assert scripts == ([{}] if report_of(RECORDS[name]).figures else [])  # ours, inline: see test_plotted.py
     attributes = [pair for _, each in found.tags for pair in each.items()]
     assert not [key for key, _ in attributes if key.startswith("on")]
     ids = [value for key, value in attributes if key == "id"]
