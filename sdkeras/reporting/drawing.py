@@ -181,13 +181,13 @@ def label_line(axes: Axes, y: float, text: str, colour: str) -> None:
     )
 
 
-def mark(axes: Axes, at: float, label: str, colour: str) -> None:
-    """A vertical line with its name beside it, on the side that has room."""
-    axes.axvline(at, color=colour, linewidth=1.6)
+def mark(axes: Axes, at: float, label: str, colour: str, height: float = 0.97) -> None:
+    """A vertical line with its name beside it at this height, as a share of the axes, on the side that has room."""
+    axes.axvline(at, 0, min(1.0, height + 0.03), color=colour, linewidth=1.6)
     right = axes.transData.transform((at, 1.0))[0] > 0.6 * axes.transAxes.transform((1.0, 0))[0]
     axes.annotate(
         label,
-        (at, 0.97),
+        (at, height),
         (-6 if right else 6, 0),
         ("data", "axes fraction"),
         textcoords="offset points",

@@ -62,7 +62,9 @@ def spectral_density(run: Analysis) -> Figure | None:
     if threshold is not None and abs(threshold) > _FARTHEST * scale:
         beyond = f" The stability threshold, {number(threshold, 3)}, is far to the right of them all."
         threshold = None
-    ends = [float(nodes.min()), float(nodes.max()), 0.0, *([] if threshold is None else [threshold])]
+    whole = edge.sharpness if edge.operator == operator and usable(np.array([edge.sharpness])) else None
+    marks = [at for at in (threshold, whole) if at is not None]
+    ends = [float(nodes.min()), float(nodes.max()), 0.0, *marks]
     low, high = np.arcsinh(min(ends) / linear), np.arcsinh(max(ends) / linear)
     room = 0.04 * max(high - low, 1.0)
     edges = np.sinh(np.linspace(low - room, high + room, _BINS + 1)) * linear
@@ -82,12 +84,15 @@ def spectral_density(run: Analysis) -> Figure | None:
         axes.set_ylabel("eigenvalues per bin")
         if threshold is not None:
             mark(axes, threshold, f"threshold {number(threshold, 3)}", colours.warn)
+        if whole is not None:
+            mark(axes, whole, f"all data {number(whole, 3)}", colours.ink, 0.87)
 
+    of_data = "" if whole is None else "; the line 'all data' is the largest eigenvalue of the whole data set"
     return Figure(
         "density",
         "Spectral density",
         "How many directions have which curvature: flat ones near 0, steep ones to the right, and those left of 0 "
-        f"curve downwards.{beyond}",
+        f"curve downwards. The bars are of single minibatches{of_data}.{beyond}",
         draw,
         series=(bars,),
     )

@@ -17,6 +17,7 @@ from sdkeras.reporting.build import Reported, report_of
 from sdkeras.reporting.drawing import LIGHT, Plot, as_plot
 from sdkeras.reporting.report import Figure, printable
 from sdkeras.results.document import write_atomically
+from sdkeras.results.note import SEVERE
 
 
 def as_html(record: Reported) -> str:
@@ -43,6 +44,7 @@ def _environment() -> jinja2.Environment:
     script = (files("sdkeras.reporting") / "templates" / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     environment.globals.update(script=markupsafe.Markup(script), script_digest=digest, print_colours=json.dumps(LIGHT))
+    environment.globals["severe"] = SEVERE
     return environment
 
 

@@ -55,6 +55,11 @@ def estimated(value: float, span: tuple[float, float] | None) -> str:
     return f"{dimension(value, half)} {interval(span)}"
 
 
+def share_of_state(estimate: SharpnessDimension) -> str:
+    """The codimension as a share of the state: "0.7 %"."""
+    return f"{100 * estimate.codimension / estimate.state_size:.2g} %" if estimate.state_size else ABSENT
+
+
 def root_ratio(value: float, num_samples: int) -> float | None:
     """sqrt(SD/n), what the bounds grow with."""
     return math.sqrt(value / num_samples) if 0 <= value < math.inf and num_samples > 0 else None

@@ -9,7 +9,7 @@ import attrs
 
 from sdkeras.reporting.advice import rendered
 from sdkeras.results.arrays import FloatArray
-from sdkeras.results.note import Note
+from sdkeras.results.note import FOOTNOTES, Note
 
 if TYPE_CHECKING:
     from sdkeras.reporting.drawing import Colours
@@ -185,6 +185,16 @@ class Report:
     paragraphs: tuple[Paragraph, ...] = ()
     notes: tuple[Note, ...] = ()
     formulas: bool = False
+
+    @property
+    def warnings(self) -> tuple[Note, ...]:
+        """The caveats that are of these numbers."""
+        return tuple(note for note in self.notes if note.code not in FOOTNOTES)
+
+    @property
+    def footnotes(self) -> tuple[Note, ...]:
+        """The caveats that are of every run of the kind."""
+        return tuple(note for note in self.notes if note.code in FOOTNOTES)
 
     @property
     def figures(self) -> tuple[Figure, ...]:

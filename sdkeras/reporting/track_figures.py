@@ -155,13 +155,15 @@ def gaps(measured: Sequence[Measurement]) -> Iterator[Figure | None]:
     """Accuracy minus validation accuracy, and validation loss minus loss unless the bounds' figure draws it."""
     names = {name for each in measured for name in each.metrics}
     with_scale = any(np.isfinite(_array([each.value("bound_scale") for each in measured])))
-    for place, name in enumerate(sorted(names)):
-        if (name == "loss" and not with_scale) or name.endswith("accuracy"):
-            quantity = "loss" if name == "loss" else "accuracy"
-            terms = "validation loss - loss" if name == "loss" else "accuracy - validation accuracy"
-            title = f"Generalization gap of the {quantity}"
-            caption = f"{terms[:1].upper()}{terms[1:]}: what the bounds are about. {_sides(measured)}"
-            yield _over_steps(measured, _gap(measured, name), f"gap{place}", title, caption, terms)
+    drawn = [name for name in sorted(names) if (name == "loss" and not with_scale) or name.endswith("accuracy")]
+    said = with_scale and np.isfinite(_gap(measured, "loss")).any()
+    for place, name in enumerate(drawn):
+        quantity = "loss" if name == "loss" else "accuracy"
+        terms = "validation loss - loss" if name == "loss" else "accuracy - validation accuracy"
+        title = f"Generalization gap of the {quantity}"
+        sides = "" if place or said else f" {_sides(measured)}"
+        caption = f"{terms[:1].upper()}{terms[1:]}: what the bounds are about.{sides}"
+        yield _over_steps(measured, _gap(measured, name), f"gap{place}", title, caption, terms)
 
 
 def _gap(measured: Sequence[Measurement], name: str) -> FloatArray:

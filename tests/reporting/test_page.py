@@ -455,3 +455,52 @@ def test_numbers_follow_their_uncertainty() -> None:
     assert number(1234567.0) == "1,234,567"
     assert number(0.00012345) == "0.0001234"
     assert number(None) == number(math.nan) == "-"
+
+
+def sentences(page: str) -> list[str]:
+    """The sentences of a page's text, longer than a label."""
+    shown = re.sub(r"<(svg|pre|script)\b.*?</\1>", "", page[page.index("<main>") :], flags=re.DOTALL)
+    shown = re.sub(r"</?(?:b|sub|sup|i)\b[^>]*>", "", shown)
+    parts = [part for block in re.split(r"<[^>]*>", shown) for part in re.split(r"(?<=[.;:?]) ", html.unescape(block))]
+    return [words for part in parts if len(words := part.strip(" .;:\n").lower()) > 40]
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_no_page_says_a_sentence_twice(name: str) -> None:
+    found = sentences(as_html(RECORDS[name]))
+    assert not [sentence for sentence in set(found) if found.count(sentence) > 1]
+
+
+def test_severe_caveats_come_first_and_footnotes_stand_apart() -> None:
+    codes = ("interval-scope", "new-code", "not-converged", "negative-curvature", "unverified")
+    report = report_of(attrs.evolve(PLAUSIBLE, warnings=tuple(Note(code, f"About {code}.") for code in codes)))
+    expected = ["not-converged", "unverified", "new-code", "negative-curvature", "interval-scope"]
+    assert [note.code for note in report.notes] == expected
+    page = as_html(report)
+    assert [page.index(f"About {code}") for code in expected] == sorted(
+        page.index(f"About {code}") for code in expected
+    )
+    assert page.index("About negative-curvature") < page.index("<h2") + page.index('id="plots"')
+    assert page.index('id="footnotes"') < page.index("About interval-scope")
+    assert page.count('<li class="severe">') == 2
+
+
+def test_the_cards_lead_with_what_has_an_anchor() -> None:
+    cards = report_of(PLAUSIBLE).cards
+    names = ["Sharpness / threshold", "Headroom", "Codimension", "Sharpness dimension"]
+    assert [card.name for card in cards] == names
+    edge, rate = PLAUSIBLE.edge_of_stability, PLAUSIBLE.optimizer.learning_rate
+    assert float(cards[1].value.removesuffix(" times")) == pytest.approx(1 / edge.ratio, rel=0.05)
+    assert float(cards[1].evidence.rpartition(" ")[2]) == pytest.approx(rate / edge.ratio, rel=0.05)
+    share = PLAUSIBLE.sharpness_dimension.codimension / PLAUSIBLE.sharpness_dimension.state_size
+    assert float(cards[2].value.removesuffix(" %")) == pytest.approx(100 * share, rel=0.05)
+    assert [card.name for card in report_of(with_edge(PLAUSIBLE, ratio=-0.5)).cards] == [names[0], *names[2:]]
+    assert [card.name for card in report_of(with_edge(PLAUSIBLE, ratio=None)).cards] == names[2:]
+
+
+def test_the_density_marks_the_largest_eigenvalue_of_all_data() -> None:
+    density = figure(PLAUSIBLE, "density")
+    assert f"all data {number(PLAUSIBLE.edge_of_stability.sharpness, 3)}" in as_svg(density)
+    assert "bars are of single minibatches" in density.caption
+    other = figure(with_edge(PLAUSIBLE, operator="P^-1/2 H P^-1/2"), "density")
+    assert "all data" not in as_svg(other) + other.caption
