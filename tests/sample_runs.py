@@ -5,6 +5,8 @@ import math
 import attrs
 import numpy as np
 
+import sdkeras
+from sdkeras.dimension.exponents import ExponentMap, rds_sharpness
 from sdkeras.results import answers, lyapunov, measured, verification
 from sdkeras.results.dimension import EdgeOfStability, RdsSharpness, SharpnessDimension
 from sdkeras.results.lyapunov import LyapunovDimension
@@ -93,3 +95,35 @@ def with_estimate(run: answers.Analysis, **fields: object) -> answers.Analysis:
 def with_edge(run: answers.Analysis, **fields: object) -> answers.Analysis:
     """The run with another verdict on the edge of stability."""
     return attrs.evolve(run, edge_of_stability=attrs.evolve(run.edge_of_stability, **fields))
+
+
+def plausible_run() -> answers.Analysis:
+    """A record whose spectrum, exponents and dimension belong together."""
+    generator = np.random.default_rng(0)
+    nodes = np.sort(np.concatenate([generator.normal(0, 0.01, 1900), generator.exponential(1.0, 100)]))
+    weights = np.ones(len(nodes))
+    z = ExponentMap("sgd", 0.1)(nodes)
+    value = sdkeras.sharpness_dimension(z)
+    run = with_estimate(
+        RUN,
+        value=value,
+        interval=(value - 2, value + 2),
+        codimension=2000 - value,
+        codimension_interval=(1998 - value, 2002 - value),
+        j_star=math.floor(value),
+        threshold_exponent=-0.02,
+    )
+    evidence = measured.Measured(3.0, True, stderr=0.25), 4.0, (3.0, 5.0)
+    layers = tuple(
+        answers.LayerSharpness(name, 10, measured.Measured(top, True, residual=1e-6), *evidence)
+        for name, top in (("stem", 2.0), ("head", 8.0), ("dead", 0.0))
+    )
+    return attrs.evolve(
+        run,
+        spectrum=answers.SpectrumSummary(nodes, weights, exponents=z),
+        rds_sharpness=rds_sharpness(np.sort(z)[::-1], weights),
+        layers=layers,
+    )
+
+
+PLAUSIBLE = plausible_run()

@@ -289,7 +289,7 @@ def _dimensions(
     elif lyapunov is not None and lyapunov.interval is not None:
         yield SharpestDimension("upper end of D_s", lyapunov.interval[1], lyapunov.reason)
     elif lyapunov is not None:
-        without = f"; D_s is undetermined: {lyapunov.reason}"
+        without = "; D_s is undetermined"
     for entry in steps:
         if entry.dimension is not None:
             reason = f"an upper bound on D_s over the same steps{without}"

@@ -43,6 +43,7 @@ from sdkeras.results.measured import Measured
 
 _MOST_SNAPSHOTS = 12
 _NOT_ESTIMATED = "not estimated"
+_HEADROOM = "largest learning rate that is stable here over the present one; the noise of minibatches can lower it"
 
 
 def analysis_report(run: Analysis) -> Report:
@@ -110,6 +111,7 @@ def _cards(run: Analysis) -> tuple[Card, ...]:
         value = with_error(edge.batch_sharpness, edge.batch_sharpness_stderr)
         batch = Card("Batch sharpness", *_parted(value), along)
     return present(
+        *_edge_cards(run),
         Card("Sharpness dimension", "not determined", why, "a value without an interval says nothing")
         if asked
         else None,
@@ -129,20 +131,30 @@ def _parted(text: str) -> tuple[str, str]:
 
 
 def _dimension_cards(run: Analysis, estimate: SharpnessDimension) -> tuple[Card, ...]:
-    samples = run.data.num_samples
     value, span = _parted(estimated(estimate.value, estimate.interval))
-    codimension, its_span = _parted(estimated(estimate.codimension, estimate.codimension_interval))
+    codimension = estimated(estimate.codimension, estimate.codimension_interval)
     largest = "largest dimension whose volumes steps do not contract on average"
     remark = "; neutral directions do not change it"
     if estimate.frozen_lyapunov is not None:
         remark = ", the velocity's share in it"
-    ratio, grow = number(root_ratio(estimate.value, samples)), "compares runs on the same data; the bounds grow with it"
     return present(
+        *_edge_cards(run),
+        Card("Codimension", share_of_state(estimate), codimension, f"share of the state beside SD{remark}"),
         Card("Sharpness dimension", value, f"{span} of {estimate.state_size:,}", largest),
-        Card("Codimension", codimension, its_span, f"the rest of the state{remark}"),
-        _leading_exponent(run.rds_sharpness),
-        Card("√(SD/n)", ratio, f"n = {samples:,} samples", grow),
     )
+
+
+def _edge_cards(run: Analysis) -> tuple[Card, ...]:
+    """The sharpness on the scale of its threshold, and what that leaves of the learning rate."""
+    edge, rate, headroom = run.edge_of_stability, run.optimizer.learning_rate, None
+    if edge.ratio is None or math.isnan(edge.ratio):
+        return ()
+    name = f"{sharpness_name(edge.operator).capitalize()} / threshold"
+    evidence = f"{number(edge.sharpness)} / {number(edge.threshold)}"
+    if 0 < edge.ratio < math.inf and rate > 0:
+        most = f"learning rate up to about {number(rate / edge.ratio, 2)}"
+        headroom = Card("Headroom", f"{number(1 / edge.ratio, 2)} times", most, _HEADROOM)
+    return present(Card(name, number(edge.ratio, 3), evidence, "1 is the edge of stability"), headroom)
 
 
 def _leading_exponent(rds: RdsSharpness | None) -> Card | None:
@@ -264,12 +276,12 @@ def _gradient_noise(noise: GradientNoise | None) -> tuple[Row, ...]:
     if noise is None:
         return ()
     mean, deviation, share = noise.mean, noise.deviation, noise.share
-    along = f"mean {with_stderr(mean.value, mean.stderr)}, standard deviation"
+    along = f"mean {with_error(mean.value, mean.stderr)}, standard deviation"
     return (
         (
             "gradient noise on the top eigenvector",
-            with_stderr(share.value, share.stderr),
-            f"share of tr Cov(g); {along} {with_stderr(deviation.value, deviation.stderr)} of u'g",
+            with_error(share.value, share.stderr),
+            f"share of tr Cov(g); {along} {with_error(deviation.value, deviation.stderr)} of u'g",
         ),
     )
 
@@ -424,21 +436,23 @@ def _bounds(run: Analysis) -> tuple[Table, ...]:
         for bound in run.bounds
         for each in bound.assumptions
     }
+    reasons = [(bound, [other.dimension_reason for other in run.bounds[:k]]) for k, bound in enumerate(run.bounds)]
     return present(
         None if known else Table("Generalization bounds", listed, only="terminal", brief=brief),
-        *(_terms(bound, on_page) for bound in run.bounds),
+        *(_terms(bound, on_page, bound.dimension_reason not in said) for bound, said in reasons),
         Table("Inputs of the bounds", tuple(inputs.values()), only=on_page, folded=True) if inputs else None,
         Table("Assumptions of the bounds", tuple(assumed.values()), folded=True, brief=brief) if assumed else None,
     )
 
 
-def _terms(bound: Bound, only: Literal["", "page"]) -> Table:
+def _terms(bound: Bound, only: Literal["", "page"], explained: bool) -> Table:
+    """The terms of a bound; `explained`: with the reason for its dimension, which is said once."""
     rows = (
         *(
             (term.formula, number(term.value), "" if term.value is not None else "an input is missing")
             for term in bound.terms
         ),
-        ("dimension", bound.dimension_name, bound.dimension_reason),
+        ("dimension", bound.dimension_name, bound.dimension_reason if explained else ""),
         ("sum of the known terms", number(bound.partial_sum), "the bound is at least this"),
         ("bound", number(bound.total), bound.verdict),
     )

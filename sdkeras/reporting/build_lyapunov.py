@@ -22,30 +22,31 @@ def lyapunov_report(run: LyapunovRun) -> Report:
     """Where training goes from a checkpoint."""
     summary, verdict = run.lyapunov, words.trajectory_in_words(run.lyapunov)
     known, remark = _attractor_dimension(summary)
+    reason = f"; {summary.dimension.reason}" if summary.dimension.value is None else ""
     tables = (training_table(run), verification_table(run), provenance_table(run))
     return attrs.evolve(
         frame(run, verdict, "training step", "steps"),
         eyebrow="Where training goes from here",
         lines=present(
             verdict,
-            None if summary.dimension.interval is None else f"Attractor dimension D_s {known} ({remark}).",
+            None if summary.dimension.interval is None else f"Attractor dimension D_s {known} ({remark}{reason}).",
             f"Sharpest dimension over the same steps: {_sharpest(summary)[0]}." if summary.windows else None,
         ),
         cards=_cards(summary),
         sections=(
-            trajectory_section(summary),
+            trajectory_section(summary, after_verdict=True),
             Section("What they rest on", "numbers", "Numbers", tables=tables),
         ),
     )
 
 
-def trajectory_section(summary: LyapunovSummary) -> Section:
-    """Figures and tables of a trajectory."""
+def trajectory_section(summary: LyapunovSummary, after_verdict: bool = False) -> Section:
+    """Figures and tables of a trajectory; `after_verdict`: on a page that has its verdict."""
     return Section(
         "Along training",
         "training",
         "Training",
-        lede=words.attractor_in_words(summary),
+        lede=words.attractor_in_words(summary, after_verdict),
         figures=lyapunov_figures(summary),
         tables=present(_exponents(summary), _windows(summary) if summary.windows else None),
     )
@@ -73,13 +74,13 @@ def _exponent(summary: LyapunovSummary, position: int) -> str:
 
 
 def _attractor_dimension(summary: LyapunovSummary) -> tuple[str, str]:
-    """D_s, as far as it is known, and why it is not known better."""
-    answer = summary.dimension
+    """D_s, as far as it is known, and the size of the state."""
+    answer, known = summary.dimension, "undetermined"
     if answer.value is not None:
-        return estimated(answer.value, answer.interval), f"d = {answer.size:,}"
-    if answer.interval is not None:
-        return f"in {interval(answer.interval)}", f"d = {answer.size:,}; {answer.reason}"
-    return "undetermined", answer.reason
+        known = estimated(answer.value, answer.interval)
+    elif answer.interval is not None:
+        known = f"in {interval(answer.interval)}"
+    return known, f"d = {answer.size:,}"
 
 
 def _sharpest(summary: LyapunovSummary) -> tuple[str, str]:

@@ -333,12 +333,13 @@ def _caveats(a: Value, b: Value) -> Iterator[str]:
     for name, run in (("A", a), ("B", b)):
         if run.optimizer.learning_rate_missing:
             yield f"{name} has nothing that needs a learning rate: {run.optimizer.learning_rate_missing}"
-        used, total = run.data.num_samples_hessian, run.data.num_samples
-        if isinstance(run, Analysis) and used < total:
-            yield (
-                f"{name}'s Hessian is of {number(used)} of {number(total)} samples; the error of that choice is in no "
-                "residual."
-            )
+    parts = [
+        f"{name}'s Hessian is of {number(run.data.num_samples_hessian)} of {number(run.data.num_samples)} samples"
+        for name, run in (("A", a), ("B", b))
+        if isinstance(run, Analysis) and run.data.num_samples_hessian < run.data.num_samples
+    ]
+    if parts:
+        yield f"{', '.join(parts)}; the error of that choice is in no residual."
 
 
 def _of_one(words: str, in_a: list[str], in_b: list[str]) -> Iterator[str]:

@@ -11,12 +11,14 @@ import attrs
 import numpy as np
 
 from sdkeras.reporting.numbers import number
+from sdkeras.reporting.plotted import numbers_of
 from sdkeras.reporting.report import Figure
 from sdkeras.results.arrays import FloatArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
+    from matplotlib.figure import Figure as Canvas
 
 FONT_SIZE = 12
 DOTS_PER_INCH = 150
@@ -37,13 +39,34 @@ class Colours:
 PAGE = Colours("#010101", "#020202", "#030303", "#040404", "#050505")
 _VARIABLES = Colours("currentColor", "var(--soft)", "var(--line)", "var(--accent)", "var(--warn)")
 PRINT = Colours("#17212e", "#566273", "#8b8577", "#0a5c86", "#a05a00")
+# What each of the page's colours is in a file of its own.
+LIGHT = dict(zip(attrs.astuple(_VARIABLES), attrs.astuple(PRINT), strict=True))
+
+
+@attrs.frozen
+class Plot:
+    """A figure on a page: its SVG element, and as JSON the numbers behind it with their places in the SVG."""
+
+    svg: str
+    numbers: str
 
 
 def as_svg(figure: Figure) -> str:
     """The figure as an SVG element that scales with the page; ids begin with the figure's name."""
-    text = _drawn(figure, "svg", PAGE).decode("utf-8")
+    return as_plot(figure).svg
+
+
+def as_plot(figure: Figure) -> Plot:
+    """The figure as `as_svg` has it, with its numbers for `templates/page.js`."""
+    content, canvas = _drawn(figure, "svg", PAGE)
+    return Plot(_for_page(figure, content.decode("utf-8")), numbers_of(figure, canvas))
+
+
+def _for_page(figure: Figure, text: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r"font-family: [^;\"]*", "font-family: 'DejaVu Sans', Verdana, sans-serif", text)
+    text = re.sub(r' transform="rotate\(-0 [^"]*\)"', "", text)
     for placeholder, shown in zip(attrs.astuple(PAGE), attrs.astuple(_VARIABLES), strict=True):
         text = text.replace(placeholder, shown)
     text = re.sub(r'\bid="', f'id="{figure.name}-', text)
@@ -62,10 +85,10 @@ def as_svg(figure: Figure) -> str:
 
 def as_image(figure: Figure, suffix: str) -> bytes:
     """The figure as the content of a file, png or svg; the same figure has the same bytes."""
-    return _drawn(figure, suffix, PRINT)
+    return _drawn(figure, suffix, PRINT)[0]
 
 
-def _drawn(figure: Figure, suffix: str, colours: Colours) -> bytes:
+def _drawn(figure: Figure, suffix: str, colours: Colours) -> tuple[bytes, Canvas]:
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
@@ -97,7 +120,7 @@ def _drawn(figure: Figure, suffix: str, colours: Colours) -> bytes:
         buffer = io.BytesIO()
         metadata = {"Date": None, "Creator": None} if suffix == "svg" else {"Software": None}
         canvas.savefig(buffer, format=suffix, dpi=DOTS_PER_INCH, metadata=metadata)
-    return buffer.getvalue()
+    return buffer.getvalue(), canvas
 
 
 def usable(*arrays: FloatArray) -> bool:
@@ -156,13 +179,13 @@ def label_line(axes: Axes, y: float, text: str, colour: str) -> None:
     axes.annotate(text, (0.02, y), (0, -3), where, textcoords="offset points", color=colour, va="top")
 
 
-def mark(axes: Axes, at: float, label: str, colour: str) -> None:
-    """A vertical line with its name beside it, on the side that has room."""
-    axes.axvline(at, color=colour, linewidth=1.6)
+def mark(axes: Axes, at: float, label: str, colour: str, height: float = 0.97) -> None:
+    """A vertical line with its name beside it at this height, as a share of the axes, on the side that has room."""
+    axes.axvline(at, 0, min(1.0, height + 0.03), color=colour, linewidth=1.6)
     right = axes.transData.transform((at, 1.0))[0] > 0.6 * axes.transAxes.transform((1.0, 0))[0]
     axes.annotate(
         label,
-        (at, 0.97),
+        (at, height),
         (-6 if right else 6, 0),
         ("data", "axes fraction"),
         textcoords="offset points",

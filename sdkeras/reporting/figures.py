@@ -22,7 +22,7 @@ from sdkeras.reporting.drawing import (
     zero_line,
 )
 from sdkeras.reporting.numbers import dimension, number
-from sdkeras.reporting.report import Figure, present
+from sdkeras.reporting.report import Figure, Series, present
 from sdkeras.results.answers import Analysis, SpectrumSummary
 from sdkeras.results.arrays import FloatArray
 from sdkeras.results.dimension import RdsSharpness, SharpnessDimension, Supremum
@@ -63,27 +63,36 @@ def spectral_density(run: Analysis) -> Figure | None:
     if threshold is not None and abs(threshold) > _FARTHEST * scale:
         beyond = f" The stability threshold, {number(threshold, 3)}, is far to the right of them all."
         threshold = None
-    ends = [float(nodes.min()), float(nodes.max()), 0.0, *([] if threshold is None else [threshold])]
-    edges = _edges_of_bins(ends, linear)
+    whole = edge.sharpness if edge.operator == operator and usable(np.array([edge.sharpness])) else None
+    marks = [at for at in (threshold, whole) if at is not None]
+    edges = _edges_of_bins([float(nodes.min()), float(nodes.max()), 0.0, *marks], linear)
     mass, _ = np.histogram(nodes, bins=edges, weights=spectrum.weights)
     floor = max(1e-3, 0.5 * float(np.min(mass[mass > 0], initial=1.0)))
+    middle = np.sinh(0.5 * (np.arcsinh(edges[:-1] / linear) + np.arcsinh(edges[1:] / linear))) * linear
+    drawn_at = middle, np.maximum(mass, floor)
+    bars = Series("", "eigenvalue", "eigenvalues", edges[:-1], mass, x_end=edges[1:], at=drawn_at)
 
     def draw(axes: Axes, colours: Colours) -> None:
         axes.stairs(np.maximum(mass, floor), edges, baseline=floor, fill=True, color=colours.accent, alpha=0.75)
         axes.set_yscale("log")
         axes.set_ylim(floor, 3 * float(mass.max()))
+        tick_format(axes.yaxis)
         asinh_axis(axes, "x", linear, float(edges[0]), float(edges[-1]))
         axes.set_xlabel(f"eigenvalue of the {_matrix(operator)} of a minibatch")
         axes.set_ylabel("eigenvalues per bin")
         if threshold is not None:
             mark(axes, threshold, f"threshold {number(threshold, 3)}", colours.warn)
+        if whole is not None:
+            mark(axes, whole, f"all data {number(whole, 3)}", colours.ink, 0.87)
 
+    of_data = "" if whole is None else "; the line 'all data' is the largest eigenvalue of the whole data set"
     return Figure(
         "density",
         "Spectral density",
         "How many directions have which curvature: flat ones near 0, steep ones to the right, and those left of 0 "
-        f"curve downwards.{beyond}",
+        f"curve downwards. The bars are of single minibatches{of_data}.{beyond}",
         draw,
+        series=(bars,),
     )
 
 
@@ -119,6 +128,7 @@ def rds_exponents(run: Analysis) -> Figure | None:
         "between nearby weights, direction by direction, largest first. The horizontal axis is spread out at both "
         "ends.",
         draw,
+        series=(Series("", "direction", "exponent per step", ranks, values, at=(_position(ranks, size), values)),),
     )
 
 
@@ -132,11 +142,12 @@ def block_spectrum(run: Analysis) -> Figure | None:
         return None
     linear = 1e-3 * max(float(np.max(np.abs(nodes))), 1e-90)
     low, high = np.arcsinh(float(nodes.min()) / linear), np.arcsinh(float(nodes.max()) / linear)
+    branches = slice(0, len(nodes)), slice(len(nodes), None)
     smallest = 3 * math.log(momentum)  # only the factor of a step that hits the minimum is below it
     threshold = edge.threshold if edge.operator == spectrum.operator and edge.threshold is not None else math.inf
 
     def draw(axes: Axes, colours: Colours) -> None:
-        for branch in (slice(0, len(nodes)), slice(len(nodes), None)):
+        for branch in branches:
             axes.plot(nodes, exponents[branch], color=colours.accent, linewidth=1.4, marker=".", markersize=4)
             axes.plot(nodes, moduli[branch], color=colours.soft, linewidth=1.4, linestyle="--")
         zero_line(axes, colours)
@@ -159,6 +170,11 @@ def block_spectrum(run: Analysis) -> Figure | None:
         "eigenvalues, which would remain if every step saw the same matrix; only where these are above 0 does a "
         "direction grow in the long run.",
         draw,
+        series=tuple(
+            Series(name, "eigenvalue", "exponent per step", nodes, both[branch])
+            for name, both in (("ln sigma", exponents), ("ln |mu|", moduli))
+            for branch in branches
+        ),
     )
 
 
@@ -193,6 +209,7 @@ def cumulative_sum(run: Analysis) -> Figure | None:
         "0 and shrinks once it is below: the crossing is the sharpness dimension, j* the last direction before "
         f"it ({dimension(estimate.j_star)} here). The band is the 95 % interval.",
         draw,
+        series=(Series("", "directions", "sum of exponents", mass, total, at=(_position(mass, size), total)),),
     )
 
 
@@ -217,6 +234,7 @@ def convergence(run: Analysis) -> Figure | None:
     value, half, runs = estimate.history, estimate.history_half_width, estimate.history_runs
     if len(value) < 2 or len(half) != len(value) or not usable(value, runs):
         return None
+    ends = np.where(np.isfinite(half), value - half, np.nan), np.where(np.isfinite(half), value + half, np.nan)
     half = np.where(np.isfinite(half), half, 0.0)
 
     def draw(axes: Axes, colours: Colours) -> None:
@@ -231,6 +249,7 @@ def convergence(run: Analysis) -> Figure | None:
         "The estimate as the runs accumulate, with its interval. It should have settled; where the number of steps was "
         "raised the runs began again.",
         draw,
+        series=(Series("", "runs", "sharpness dimension", runs, value, *ends),),
     )
 
 
@@ -255,6 +274,7 @@ def supremum_figure(supremum: Supremum) -> Figure | None:
         "its 95 % interval. It can lie above all points, since different directions stretch most at different "
         "snapshots.",
         draw,
+        series=(Series("each snapshot", "steps", "sharpness dimension", steps, values),),
     )
 
 
@@ -444,6 +464,7 @@ def lyapunov_exponents(summary: LyapunovSummary) -> Figure | None:
         "By what factor (its natural logarithm) a step of training stretches or contracts nearby trajectories in the "
         f"long run, direction by direction, with standard errors. Above 0 they come apart.{hidden}",
         draw,
+        series=(Series("", "exponent", "per step", ranks, values, values - errors, values + errors),),
     )
 
 
@@ -473,6 +494,9 @@ def lyapunov_convergence(summary: LyapunovSummary) -> Figure | None:
         f"The {leading} averaged over a growing number of steps; the thick line is the first. They should have "
         "settled; while they drift, training has not reached its attractor, and needs a longer burn-in.",
         draw,
+        series=tuple(
+            Series(f"ell_{k}", "steps", "mean so far, per step", steps, line) for k, line in enumerate(means, 1)
+        ),
     )
 
 
@@ -515,4 +539,5 @@ def window_dimensions(summary: LyapunovSummary) -> Figure | None:
         "What one step stretches the next may shrink again. Over the same training steps the dimension of m steps "
         f"taken as one is at most that of any length that divides m, and at least D_s. {band}{missing}",
         draw,
+        series=(Series("", "steps taken as one", "dimension", lengths, values),),
     )

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import functools
+import hashlib
+import json
 import os
+from importlib.resources import files
 
+import attrs
 import jinja2
 import markupsafe
 
 from sdkeras.reporting.build import Reported, report_of
-from sdkeras.reporting.drawing import as_svg
-from sdkeras.reporting.report import printable
+from sdkeras.reporting.drawing import LIGHT, Plot, as_plot
+from sdkeras.reporting.report import Figure, printable
 from sdkeras.results.document import write_atomically
+from sdkeras.results.note import SEVERE
 
 
 def as_html(record: Reported) -> str:
@@ -43,9 +49,18 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # Drawn here, with names as text.
-    environment.filters["drawn"] = lambda figure: markupsafe.Markup(as_svg(figure))
+    environment.filters["drawn"] = _drawn
+    script = (files("sdkeras.reporting") / "templates" / "page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+    environment.globals.update(script=markupsafe.Markup(script), script_digest=digest, print_colours=json.dumps(LIGHT))
+    environment.globals["severe"] = SEVERE
     return environment
+
+
+def _drawn(figure: Figure) -> Plot:
+    """The figure with its names as text."""
+    plot = as_plot(figure)
+    return attrs.evolve(plot, svg=markupsafe.Markup(plot.svg))
 
 
 def _shown(value: object) -> object:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import attrs
 
 from sdkeras.reporting.advice import rendered
+from sdkeras.results.arrays import FloatArray
 from sdkeras.results.next_step import NextStep
-from sdkeras.results.note import Note
+from sdkeras.results.note import FOOTNOTES, Note
 from sdkeras.results.shown import Shown
 
 if TYPE_CHECKING:
@@ -88,6 +89,33 @@ class Table:
     brief: int | None = None
 
 
+@attrs.frozen(eq=False)
+class Series:
+    """Numbers of one line, set of points or row of bars in a figure, as the record has them.
+
+    Attributes:
+        name: What the line is; "" where the figure has only one.
+        x_name, y_name: The two quantities, with their units.
+        x: Shape [n]; texts where the axis has names.
+        y: Shape [n]; NaN where there is none.
+        lower, upper: Ends of the interval of each y.
+        x_end: Where each bar ends, which begins at x.
+        at: Data coordinates at which they are drawn, where these are not x and y.
+        axes: Which axes of the figure, in the order of their making.
+    """
+
+    name: str
+    x_name: str
+    y_name: str
+    x: FloatArray | tuple[str, ...]
+    y: FloatArray
+    lower: FloatArray | None = None
+    upper: FloatArray | None = None
+    x_end: FloatArray | None = None
+    at: tuple[FloatArray, FloatArray] | None = None
+    axes: int = 0
+
+
 @attrs.frozen
 class Figure:
     """A figure: how it is drawn, and how to read it. Only numbers are drawn, and names that the caller chose.
@@ -97,6 +125,7 @@ class Figure:
         draw: Draws it in the given colours on axes, or on a list of axes where there are `panels`.
         size: Width and height in inches.
         panels: Rows and columns of axes, which share their vertical axis; None for a single one.
+        series: The numbers that are drawn.
     """
 
     name: str
@@ -105,6 +134,7 @@ class Figure:
     draw: Callable[[Any, Colours], None]
     size: tuple[float, float] = (5.6, 3.5)
     panels: tuple[int, int] | None = None
+    series: tuple[Series, ...] = ()
 
 
 @attrs.frozen
@@ -163,6 +193,16 @@ class Report(Shown):
     notes: tuple[Note, ...] = ()
     formulas: bool = False
     reload: int | None = None
+
+    @property
+    def warnings(self) -> tuple[Note, ...]:
+        """The caveats that are of these numbers."""
+        return tuple(note for note in self.notes if note.code not in FOOTNOTES)
+
+    @property
+    def footnotes(self) -> tuple[Note, ...]:
+        """The caveats that are of every run of the kind."""
+        return tuple(note for note in self.notes if note.code in FOOTNOTES)
 
     @property
     def figures(self) -> tuple[Figure, ...]:

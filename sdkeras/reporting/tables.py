@@ -6,6 +6,7 @@ from sdkeras.errors import counted
 from sdkeras.reporting.numbers import batch_size_in_words, number, rate_in_words, taken_for_granted
 from sdkeras.reporting.report import Report, Row, Table, present, split
 from sdkeras.results.answers import Analysis, LyapunovRun, Simulation
+from sdkeras.results.note import by_severity
 from sdkeras.results.plans import LyapunovPlan, Plan
 
 Run = Analysis | LyapunovRun | Simulation
@@ -64,7 +65,7 @@ def frame(run: Analysis | LyapunovRun, verdict: str, checked: str, measured: str
         lines=(verdict,),
         assumed=taken_for_granted(run),
         alarms=present(None if is_verified(run) else unverified, interrupted if run.partial else None),
-        notes=run.warnings,
+        notes=by_severity(run.warnings),
         sections=(),
         footer=footer(run),
     )

@@ -1,4 +1,4 @@
-"""The figures of a training over time, over the steps of the optimizer."""
+"""The figures of a training over time, over its epochs or the steps of the optimizer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from sdkeras.reporting.drawing import FONT_SIZE, Colours, series, step_axis, tick_format, value_axis, zero_line
 from sdkeras.reporting.numbers import number
-from sdkeras.reporting.report import Figure, present
+from sdkeras.reporting.report import Figure, Series, present
 from sdkeras.results.arrays import FloatArray
 from sdkeras.results.log import Measurement
 
@@ -33,6 +33,7 @@ def track_figures(measured: Sequence[Measurement]) -> tuple[Figure, ...]:
         _with_intervals(measured, "sharpness_dimension", "Sharpness dimension", largest),
         bound_scale(measured),
         *gaps(measured),
+        learning_rate(measured),
     )
 
 
@@ -43,13 +44,16 @@ def edge_over_time(measured: Sequence[Measurement]) -> Figure | None:
     known = np.isfinite(sharpness) & np.isfinite(thresholds)
     if not known.any():
         return None
-    steps, sharpness, thresholds = _steps(measured)[known], sharpness[known], thresholds[known]
     of_hessian = all(each.operator == "H" for each in measured if each.operator)
+    steps, sharpness, thresholds = _time(measured)[known], sharpness[known], thresholds[known]
+    unit, name = _unit(measured), "sharpness" if of_hessian else "preconditioned sharpness"
     lowest, highest = (float(end) for end in np.quantile(np.concatenate([sharpness, thresholds]), [0, 1]))
     logarithmic = lowest > 0 and highest > _FAR * lowest
 
     def draw(axes: Axes, colours: Colours) -> None:
-        axes.plot(steps, thresholds, color=colours.warn, linewidth=1.6, linestyle="--")
+        alone = len(steps) == 1  # a line of one point would not be seen
+        across = (steps[0] + np.array([-1.0, 1.0]), np.repeat(thresholds, 2)) if alone else (steps, thresholds)
+        axes.plot(*across, color=colours.warn, linewidth=1.6, linestyle="--")
         series(axes, steps, sharpness, colours.accent)
         if logarithmic:
             from matplotlib.ticker import LogLocator
@@ -72,15 +76,18 @@ def edge_over_time(measured: Sequence[Measurement]) -> Figure | None:
             va="bottom",
             fontsize=FONT_SIZE,
         )
-        step_axis(axes, "step")
+        _time_axis(axes, measured)
 
     return Figure(
         "edge",
         "Sharpness against the threshold",
-        f"The solid line is the {'sharpness' if of_hessian else 'preconditioned sharpness'}, the dashed one the "
-        "optimizer's threshold at its learning rate then. Full-batch training often climbs to the threshold and stays "
-        "there: the edge of stability.",
+        f"The solid line is the {name}, the dashed one the optimizer's threshold at its learning rate then. Full-batch "
+        "training often climbs to the threshold and stays there: the edge of stability.",
         draw,
+        series=(
+            Series(name, unit, "largest eigenvalue", steps, sharpness),
+            Series("threshold", unit, "largest eigenvalue", steps, thresholds),
+        ),
     )
 
 
@@ -94,7 +101,7 @@ def bound_scale(measured: Sequence[Measurement]) -> Figure | None:
     known = np.isfinite(scale)
     if not known.any():
         return None
-    gap, steps = _gap(measured, "loss"), _steps(measured)
+    gap, steps, unit = _gap(measured, "loss"), _time(measured), _unit(measured)
     beside = np.isfinite(gap)
 
     def draw(axes: Axes, colours: Colours) -> None:
@@ -109,7 +116,7 @@ def bound_scale(measured: Sequence[Measurement]) -> Figure | None:
             series(right, steps[beside], gap[beside], colours.accent)
             zero_line(right, colours)
             value_axis(right, "validation loss - loss, solid")
-        step_axis(axes, "step")
+        _time_axis(axes, measured)
 
     caption = "The dashed line is sqrt(SD/n), which both bounds grow with; they multiply it by inputs of their own"
     totals = [each for each in measured if np.isfinite(_array([each.value("generalization_bound")])[0])]
@@ -124,20 +131,39 @@ def bound_scale(measured: Sequence[Measurement]) -> Figure | None:
         "Scale of the bounds" + (" and gap of the loss" if beside.any() else ""),
         f"{caption}.{solid} Compare how they move, not how large they are.",
         draw,
+        series=(
+            Series("scale of the bounds", unit, "sqrt(SD/n)", steps[known], scale[known]),
+            *(
+                [Series("gap", unit, "validation loss - loss", steps[beside], gap[beside], axes=1)]
+                if beside.any()
+                else []
+            ),
+        ),
     )
+
+
+def learning_rate(measured: Sequence[Measurement]) -> Figure | None:
+    """The learning rate over time, where it changed."""
+    rates = _array([each.learning_rate or None for each in measured])
+    if len(set(rates[np.isfinite(rates)])) < 2:
+        return None
+    caption = "The optimizer's own at each measurement. The threshold rises as it falls."
+    return _over_steps(measured, rates, "rate", "Learning rate", caption, "learning rate")
 
 
 def gaps(measured: Sequence[Measurement]) -> Iterator[Figure | None]:
     """Accuracy minus validation accuracy, and validation loss minus loss unless the bounds' figure draws it."""
     names = {name for each in measured for name in each.metrics}
     with_scale = any(np.isfinite(_array([each.value("bound_scale") for each in measured])))
-    for place, name in enumerate(sorted(names)):
-        if (name == "loss" and not with_scale) or name.endswith("accuracy"):
-            quantity = "loss" if name == "loss" else "accuracy"
-            terms = "validation loss - loss" if name == "loss" else "accuracy - validation accuracy"
-            title = f"Generalization gap of the {quantity}"
-            caption = f"{terms[:1].upper()}{terms[1:]}: what the bounds are about. {_sides(measured)}"
-            yield _over_steps(measured, _gap(measured, name), f"gap{place}", title, caption, terms)
+    drawn = [name for name in sorted(names) if (name == "loss" and not with_scale) or name.endswith("accuracy")]
+    said = with_scale and np.isfinite(_gap(measured, "loss")).any()
+    for place, name in enumerate(drawn):
+        quantity = "loss" if name == "loss" else "accuracy"
+        terms = "validation loss - loss" if name == "loss" else "accuracy - validation accuracy"
+        title = f"Generalization gap of the {quantity}"
+        sides = "" if place or said else f" {_sides(measured)}"
+        caption = f"{terms[:1].upper()}{terms[1:]}: what the bounds are about.{sides}"
+        yield _over_steps(measured, _gap(measured, name), f"gap{place}", title, caption, terms)
 
 
 def _gap(measured: Sequence[Measurement], name: str) -> FloatArray:
@@ -170,9 +196,10 @@ def _over_steps(
     bars: tuple[FloatArray, FloatArray] | None = None,
 ) -> Figure | None:
     """Values over the steps, with their error bars, or with the line at 0."""
-    steps, known = _steps(measured), np.isfinite(values)
+    steps, known = _time(measured), np.isfinite(values)
     if not known.any():
         return None
+    lower, upper = (None, None) if bars is None else (bars[0][known], bars[1][known])
 
     def draw(axes: Axes, colours: Colours) -> None:
         if bars is not None:
@@ -182,13 +209,34 @@ def _over_steps(
         if bars is None:
             zero_line(axes, colours)
         value_axis(axes, label, 3 if bars is None else 6)
-        step_axis(axes, "step")
+        _time_axis(axes, measured)
 
-    return Figure(name, title, caption, draw)
+    shown = Series("", _unit(measured), label, steps[known], values[known], lower, upper)
+    return Figure(name, title, caption, draw, series=(shown,))
 
 
-def _steps(measured: Sequence[Measurement]) -> FloatArray:
-    return _array([float(each.step) for each in measured])
+def _in_epochs(measured: Sequence[Measurement]) -> bool:
+    """Whether every measurement has an epoch of its own."""
+    epochs = [each.epoch for each in measured if each.epoch is not None]
+    return len(epochs) == len(measured) and all(np.diff(epochs) > 0)
+
+
+def _time(measured: Sequence[Measurement]) -> FloatArray:
+    """Epochs where each measurement has its own, or else the steps of the optimizer."""
+    in_epochs = _in_epochs(measured)
+    return _array([each.epoch if in_epochs else each.step for each in measured])
+
+
+def _unit(measured: Sequence[Measurement]) -> str:
+    return "epoch" if _in_epochs(measured) else "step"
+
+
+def _time_axis(axes: Axes, measured: Sequence[Measurement]) -> None:
+    """The horizontal axis of `_time`; about a single measurement it is an epoch or a step to either side."""
+    times = _time(measured)
+    step_axis(axes, _unit(measured))
+    if len(times) == 1:
+        axes.set_xlim(times[0] - 1, times[0] + 1)
 
 
 def _array(values: Sequence[float | None]) -> FloatArray:

@@ -92,8 +92,7 @@ def dimension_in_words(run: Analysis) -> str | None:
     words = (
         f"{state} can move in {size:,} directions. A training step multiplies small distances by a factor in each; the "
         "sharpness dimension is the largest dimension whose volumes such steps do not contract on average, here "
-        f"{dimension(value)}. It is not the number of directions that a step does not contract: contracting ones count "
-        f"until the expansion of the others is used up. {remark}"
+        f"{dimension(value)}. Contracting directions count in it until the expansion of the others is used up. {remark}"
     )
     neutral = estimate.neutral_mass
     if neutral is not None and neutral > 0:
@@ -176,8 +175,8 @@ def trajectory_in_words(summary: LyapunovSummary) -> str:
     return f"The training wanders: nearby trajectories come apart ({per_step})."
 
 
-def attractor_in_words(summary: LyapunovSummary) -> str:
-    """The meaning of D_s, and how far it is known."""
+def attractor_in_words(summary: LyapunovSummary, after_verdict: bool = False) -> str:
+    """The meaning of D_s, and how far it is known, unless `trajectory_in_words` has said that already."""
     meaning = (
         "Two copies of this training, a hair apart and fed the same minibatches, come apart or together by the factor "
         "exp(ell_1) a step; sums of the leading exponents say the same of areas, volumes and so on. D_s is the "
@@ -189,6 +188,8 @@ def attractor_in_words(summary: LyapunovSummary) -> str:
         return meaning + "Here everything contracts: copies end in the same place, and D_s is 0."
     if answer.status == "determined":
         return meaning + "It is free of the units of weights and velocities."
+    if after_verdict and answer.status == "undetermined":
+        return meaning
     return meaning + f"Here it is not determined to a point: {answer.reason}."
 
 

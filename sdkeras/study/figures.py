@@ -10,7 +10,7 @@ import numpy as np
 
 from sdkeras.errors import SdkerasError
 from sdkeras.reporting.drawing import FONT_SIZE, Colours, tick_format
-from sdkeras.reporting.report import Figure
+from sdkeras.reporting.report import Figure, Series
 from sdkeras.results.arrays import Value
 from sdkeras.study.correlations import TARGETS, Correlations, MeasureCorrelation, coefficient, kendall_tau_b
 from sdkeras.study.results import Results, Row
@@ -55,7 +55,23 @@ def heat_map(correlations: Correlations) -> Figure:
         draw,
         (width, height),
         (1, len(panels)),
+        series=tuple(
+            _cells(row, columns, target, line, panel)
+            for panel, (target, rows) in enumerate(panels.items())
+            for line, row in enumerate(rows)
+        ),
     )
+
+
+def _cells(row: MeasureCorrelation, columns: Sequence[str], target: str, line: int, panel: int) -> Series:
+    """The coefficients of a row of the heat map, with their intervals."""
+    cells = ((row.tau_b, row.interval), *((each.psi, each.interval) for each in row.granulated))
+    cells = (*cells, (row.psi_mean, row.psi_mean_interval))
+    table = np.array([(value, *(span or (None, None))) for value, span in cells], np.float64)  # None is NaN
+    value, lower, upper = table.T
+    place = np.arange(len(columns), dtype=np.float64), np.full(len(columns), float(line))
+    name = target.replace("_", " ")
+    return Series(row.measure, name, "coefficient", tuple(columns), value, lower, upper, at=place, axes=panel)
 
 
 def _heat_panel(axes: Axes, rows: list[MeasureCorrelation], columns: list[str], colours: Colours) -> None:

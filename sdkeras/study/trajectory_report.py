@@ -8,9 +8,9 @@ import numpy as np
 
 from sdkeras.reporting.drawing import Colours, usable, value_axis
 from sdkeras.reporting.numbers import ABSENT, number, with_error
-from sdkeras.reporting.report import Card, Figure, Report, Section, Table, present
+from sdkeras.reporting.report import Card, Figure, Report, Section, Series, Table, present
 from sdkeras.reporting.tables import footer, provenance_table, setting_in_words, training_table
-from sdkeras.results.note import Note
+from sdkeras.results.note import Note, by_severity
 from sdkeras.study.topology import TrajectoryMeasures, TreeMeasures
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def trajectory_report(measures: TrajectoryMeasures) -> Report:
         detail=detail,
         lines=(f"{headline}.", detail),
         cards=tuple(card for metric, tree in trees.items() for card in _cards(metric, tree)),
-        notes=notes,
+        notes=by_severity(notes),
         sections=(
             *([plots] if figures else []),
             Section(
@@ -161,4 +161,5 @@ def _scaling(metric: str, tree: TreeMeasures) -> Figure | None:
         f"Means over random subsamples of n iterates, and the line of slope {with_error(slope, fit.slope_stderr)} "
         f"through them; {answer}",
         draw,
+        series=(Series("", "iterates n", "ln E_alpha", fit.sizes.astype(np.float64), y, at=(x, y)),),
     )

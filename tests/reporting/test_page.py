@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import sdkeras
 from sample_log import FOUND, HEADER
-from sample_runs import ALONE, EMPTY, RUN, with_edge, with_estimate
+from sample_runs import ALONE, EMPTY, PLAUSIBLE, RUN, with_edge, with_estimate
 from sdkeras.dimension.exponents import ExponentMap, rds_sharpness
 from sdkeras.reporting.build import Reported, report_of
 from sdkeras.reporting.drawing import as_svg
@@ -34,36 +34,6 @@ from sdkeras.results.note import Note
 HOSTILE = '"><script>alert(1)</script>{{ 7 * 7 }}</style>&amp;<svg onload=x>'
 
 
-def plausible_run() -> answers.Analysis:
-    """A record whose spectrum, exponents and dimension belong together."""
-    generator = np.random.default_rng(0)
-    nodes = np.sort(np.concatenate([generator.normal(0, 0.01, 1900), generator.exponential(1.0, 100)]))
-    weights = np.ones(len(nodes))
-    z = ExponentMap("sgd", 0.1)(nodes)
-    value = sdkeras.sharpness_dimension(z)
-    run = with_estimate(
-        RUN,
-        value=value,
-        interval=(value - 2, value + 2),
-        codimension=2000 - value,
-        codimension_interval=(1998 - value, 2002 - value),
-        j_star=math.floor(value),
-        threshold_exponent=-0.02,
-    )
-    evidence = measured.Measured(3.0, True, stderr=0.25), 4.0, (3.0, 5.0)
-    layers = tuple(
-        answers.LayerSharpness(name, 10, measured.Measured(top, True, residual=1e-6), *evidence)
-        for name, top in (("stem", 2.0), ("head", 8.0), ("dead", 0.0))
-    )
-    return attrs.evolve(
-        run,
-        spectrum=answers.SpectrumSummary(nodes, weights, exponents=z),
-        rds_sharpness=rds_sharpness(np.sort(z)[::-1], weights),
-        layers=layers,
-    )
-
-
-PLAUSIBLE = plausible_run()
 RECORDS: dict[str, Reported] = {
     "analysis": PLAUSIBLE,
     "nothing": EMPTY,
@@ -125,7 +95,9 @@ def test_a_page_is_well_formed_and_loads_nothing(name: str) -> None:
     page = as_html(RECORDS[name])
     found = _Tags(page)
     assert not found.open
-    assert not {tag for tag, _ in found.tags} & {"script", "link", "iframe", "object", "embed", "img", "form"}
+    assert not {tag for tag, _ in found.tags} & {"link", "iframe", "object", "embed", "img", "form"}
+    scripts = [attributes for tag, attributes in found.tags if tag == "script"]
+    assert scripts == ([{}] if report_of(RECORDS[name]).figures else [])  # ours, inline: see test_plotted.py
     attributes = [pair for _, each in found.tags for pair in each.items()]
     assert not [key for key, _ in attributes if key.startswith("on")]
     ids = [value for key, value in attributes if key == "id"]
@@ -483,3 +455,52 @@ def test_numbers_follow_their_uncertainty() -> None:
     assert number(1234567.0) == "1,234,567"
     assert number(0.00012345) == "0.0001234"
     assert number(None) == number(math.nan) == "-"
+
+
+def sentences(page: str) -> list[str]:
+    """The sentences of a page's text, longer than a label."""
+    shown = re.sub(r"<(svg|pre|script)\b.*?</\1>", "", page[page.index("<main>") :], flags=re.DOTALL)
+    shown = re.sub(r"</?(?:b|sub|sup|i)\b[^>]*>", "", shown)
+    parts = [part for block in re.split(r"<[^>]*>", shown) for part in re.split(r"(?<=[.;:?]) ", html.unescape(block))]
+    return [words for part in parts if len(words := part.strip(" .;:\n").lower()) > 40]
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_no_page_says_a_sentence_twice(name: str) -> None:
+    found = sentences(as_html(RECORDS[name]))
+    assert not [sentence for sentence in set(found) if found.count(sentence) > 1]
+
+
+def test_severe_caveats_come_first_and_footnotes_stand_apart() -> None:
+    codes = ("interval-scope", "new-code", "not-converged", "negative-curvature", "unverified")
+    report = report_of(attrs.evolve(PLAUSIBLE, warnings=tuple(Note(code, f"About {code}.") for code in codes)))
+    expected = ["not-converged", "unverified", "new-code", "negative-curvature", "interval-scope"]
+    assert [note.code for note in report.notes] == expected
+    page = as_html(report)
+    assert [page.index(f"About {code}") for code in expected] == sorted(
+        page.index(f"About {code}") for code in expected
+    )
+    assert page.index("About negative-curvature") < page.index("<h2") + page.index('id="plots"')
+    assert page.index('id="footnotes"') < page.index("About interval-scope")
+    assert page.count('<li class="severe">') == 2
+
+
+def test_the_cards_lead_with_what_has_an_anchor() -> None:
+    cards = report_of(PLAUSIBLE).cards
+    names = ["Sharpness / threshold", "Headroom", "Codimension", "Sharpness dimension"]
+    assert [card.name for card in cards] == names
+    edge, rate = PLAUSIBLE.edge_of_stability, PLAUSIBLE.optimizer.learning_rate
+    assert float(cards[1].value.removesuffix(" times")) == pytest.approx(1 / edge.ratio, rel=0.05)
+    assert float(cards[1].evidence.rpartition(" ")[2]) == pytest.approx(rate / edge.ratio, rel=0.05)
+    share = PLAUSIBLE.sharpness_dimension.codimension / PLAUSIBLE.sharpness_dimension.state_size
+    assert float(cards[2].value.removesuffix(" %")) == pytest.approx(100 * share, rel=0.05)
+    assert [card.name for card in report_of(with_edge(PLAUSIBLE, ratio=-0.5)).cards] == [names[0], *names[2:]]
+    assert [card.name for card in report_of(with_edge(PLAUSIBLE, ratio=None)).cards] == names[2:]
+
+
+def test_the_density_marks_the_largest_eigenvalue_of_all_data() -> None:
+    density = figure(PLAUSIBLE, "density")
+    assert f"all data {number(PLAUSIBLE.edge_of_stability.sharpness, 3)}" in as_svg(density)
+    assert "bars are of single minibatches" in density.caption
+    other = figure(with_edge(PLAUSIBLE, operator="P^-1/2 H P^-1/2"), "density")
+    assert "all data" not in as_svg(other) + other.caption
