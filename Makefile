@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-all test-kernels layers bench bench-peers bench-growth bench-xla bench-devices clean
+.PHONY: demo test test-all test-kernels layers docs docs-figures bench bench-peers bench-growth bench-xla bench-devices clean
 
 demo: $(VENV)/installed
 	$(BIN)/sdkeras demo
@@ -27,6 +27,14 @@ test-kernels: $(VENV)/installed-test
 # Every layer, activation and loss of the installed Keras: are its Hessian-vector products right?
 layers: $(VENV)/installed-test
 	PYTHONPATH=tests $(BIN)/python -m layer_scan.scan --output examples/layers.md
+
+# The site, in site/; then the numbers and figures in it, from trainings of seconds.
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
+docs-figures: $(VENV)/installed
+	$(BIN)/python docs/gallery.py
+	$(BIN)/python docs/figures.py
 
 # Speed against the targets, against other libraries and as sizes grow; each remakes a table of tests/benchmarks.
 bench: $(VENV)/installed-test
@@ -58,6 +66,10 @@ $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/python -m pip install -q -e '.[test]'
 	touch $@
 
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/python -m pip install -q -e '.[docs]'
+	touch $@
+
 # PyTorch and what is built on it, which would not share an environment with TensorFlow.
 $(VENV)-peers/installed: tests/benchmarks/requirements-peers.txt
 	$(PYTHON) -m venv $(VENV)-peers
@@ -65,4 +77,4 @@ $(VENV)-peers/installed: tests/benchmarks/requirements-peers.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-peers build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-peers build dist site .mypy_cache .ruff_cache .pytest_cache

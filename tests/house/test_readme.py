@@ -1,7 +1,6 @@
 """What the README says to type runs: its Python blocks, its shell commands, and every option of the table."""
 
 import re
-import shlex
 import shutil
 from pathlib import Path
 
@@ -11,17 +10,12 @@ import numpy as np
 import pytest
 
 from oracles import rotated
+from pages_of_text import blocks, call
 from sdkeras.linalg.operators import DenseOperator
 from sdkeras.study.definition import read_study
 from sdkeras.testing import check_estimator
-from sdkeras_cli import main as cli_main
-from sdkeras_cli import request
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
 
 
 # What the blocks ask for -> something smaller, that asks the same of the code.
@@ -39,14 +33,14 @@ def cheaper(block: str) -> str:
 
 
 def test_blocks_can_be_made_cheaper() -> None:
-    assert all(sum(wanted in block for block in blocks("python")) == 1 for wanted in CHEAPER)
+    assert all(sum(wanted in block for block in blocks(README, "python")) == 1 for wanted in CHEAPER)
 
 
 def last_words(block: str) -> str:
     return re.sub(r"\W+", " ", block)[-40:]
 
 
-@pytest.mark.parametrize("block", blocks("python"), ids=last_words)
+@pytest.mark.parametrize("block", blocks(README, "python"), ids=last_words)
 def test_python_blocks_run(
     block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -54,7 +48,7 @@ def test_python_blocks_run(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", [each for each in blocks("python") if cheaper(each) != each], ids=last_words)
+@pytest.mark.parametrize("block", [each for each in blocks(README, "python") if cheaper(each) != each], ids=last_words)
 def test_python_blocks_run_as_they_stand(
     block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -109,16 +103,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def call(line: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(request, "tensorflow_settings", lambda quiet, device="auto": None)
-    words = shlex.split(line, comments=True)
-    assert words[0] == "sdkeras"
-    with pytest.raises(SystemExit) as end:
-        cli_main.main(words[1:])
-    return int(end.value.code or 0)
-
-
 TABLE = README.split("## Your own model")[1].split("## From Python")[0]
 OPTIONS = [cell for row in re.findall(r"^\|.*\|$", TABLE, flags=re.MULTILINE) for cell in re.findall(r"`(--.*?)`", row)]
 
@@ -159,7 +143,7 @@ def test_options_of_the_table_are_understood(options: str, folder: Path, monkeyp
 
 def test_commands_of_the_shell_blocks_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """But for those in blocks of `shell`, which need several hosts."""
-    lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("sdkeras")]
+    lines = [line for block in blocks(README, "sh") for line in block.splitlines() if line.startswith("sdkeras")]
     assert len(lines) >= 1
     for line in lines:
         assert call(f"{line} --max-hvps 500 --quiet", folder, monkeypatch) == 0
@@ -169,14 +153,14 @@ def test_commands_of_the_shell_blocks_run(folder: Path, monkeypatch: pytest.Monk
 
 def test_the_entry_point_of_the_readme_is_toml() -> None:
     tomllib = pytest.importorskip("tomllib", reason="Python 3.11 or newer")
-    _, block = blocks("toml")
+    _, block = blocks(README, "toml")
     assert tomllib.loads(block) == {
         "project": {"entry-points": {"sdkeras.trace": {"mean-diagonal": "your_package:MeanDiagonal"}}}
     }
 
 
 def test_the_study_of_the_readme_can_be_run(tmp_path: Path) -> None:
-    (tmp_path / "grid.toml").write_text(blocks("toml")[0])
+    (tmp_path / "grid.toml").write_text(blocks(README, "toml")[0])
     study = read_study(str(tmp_path / "grid.toml"))
     assert len(study.runs) == 12
     assert study.recorded
@@ -184,7 +168,7 @@ def test_the_study_of_the_readme_can_be_run(tmp_path: Path) -> None:
 
 def test_links_of_the_readme_and_the_examples_lead_somewhere() -> None:
     root = Path(__file__).parents[2]
-    for page in (root / "README.md", *(root / "examples").rglob("*.md")):
+    for page in (root / "README.md", *(root / "docs").glob("*.md"), *(root / "examples").rglob("*.md")):
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-            if not target.startswith("http"):
+            if not target.startswith(("http", "gallery/")):  # the site makes the gallery's reports
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
