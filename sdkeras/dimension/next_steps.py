@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 
+import attrs
+
 from sdkeras.dimension.cautions import ROWS_FOR_SKEWNESS
 from sdkeras.dimension.exponents import FULL
 from sdkeras.dimension.stability import EDGE
@@ -112,23 +114,24 @@ def learning_rate(run: Analysis) -> NextStep | None:
     if ratio is None or ratio[1] <= 0:
         return None
     low, high = ratio
-    largest, of_h = rate * _of_rate(run, high), run.edge_of_stability.operator == "H"
+    largest, of_h = _rounded_down(rate * _of_rate(run, high)), run.edge_of_stability.operator == "H"
     confidence = "high" if of_h else "moderate"
     sure = "the interval excludes the edge" if of_h else "the second moments are held, and they move with the rate"
     again = "a smaller rate lets the sharpness rise again as training goes on (progressive sharpening)"
     if low > EDGE[1]:
         message = (
-            f"Lower the learning rate from {rate:.4g} to at most {largest:.2g} for steps that settle: the sharpness is "
+            f"Lower the learning rate from {rate:.4g} to at most {largest:g} for steps that settle: the sharpness is "
             f"{low:.3g} times the threshold, where they overshoot along the steepest direction; {again}"
         )
-        return _step(run, "above-the-edge", message, confidence, sure, learning_rate=_rounded_down(largest))
+        return _step(run, "above-the-edge", message, confidence, sure, learning_rate=largest)
     if low >= EDGE[0] and high <= EDGE[1]:
+        half = _rounded_down(HEADROOM * largest)
         message = (
             f"Expect the loss to oscillate, or lower the learning rate from {rate:.4g} to about "
-            f"{HEADROOM * largest:.2g}: training sits at the edge of stability (ratio {low:.3g}); {again}"
+            f"{half:g}: training sits at the edge of stability (ratio {low:.3g}); {again}"
         )
         within = "the interval is within 0.9 to 1.1" if of_h else sure
-        return _step(run, "at-the-edge", message, confidence, within, learning_rate=_rounded_down(HEADROOM * largest))
+        return _step(run, "at-the-edge", message, confidence, within, learning_rate=half)
     return _headroom(run, rate, high, confidence, sure) if high < HEADROOM else None
 
 
@@ -144,13 +147,12 @@ def _headroom(run: Analysis, rate: float, high: float, confidence: str, sure: st
         confidence, sure = "moderate", "kappa is a lower bound" if certain else _BY_BATCH_SHARPNESS
     elif confidence == "high" and not _is_full_batch(run):
         confidence, sure = "moderate", "minibatch noise, which may limit it sooner, is not known here"
-    largest = factor * rate
+    largest, middle = factor * rate, _rounded_down(math.sqrt(factor) * rate)
     message = (
         f"There is room for a learning rate up to {factor:.2g} times as large, {largest:.2g}, {limit}, were the "
-        f"sharpness to stay as it is (ratio {high:.2g}); half of that leaves room for further sharpening"
+        f"sharpness to stay as it is (ratio {high:.2g}); {middle:g} leaves room for the sharpening of further training"
     )
-    half = _rounded_down(HEADROOM * largest)
-    return _step(run, "rate-headroom", message, confidence, sure, learning_rate=half)
+    return _step(run, "rate-headroom", message, confidence, sure, learning_rate=middle)
 
 
 def _noise(run: Analysis) -> tuple[str, Span, bool] | None:
@@ -281,8 +283,9 @@ def open_verdict(run: Analysis) -> NextStep | None:
         f"Give the eigenvalue more products: the ratio is between {ratio[0]:.2g} and {ratio[1]:.2g}, on either side of "
         f"the edge; about 25 with each of at most {counted(batches, 'batch', 'batches')} settle it"
     )
-    more = _more_products(run, 2 * run.provenance.num_hvps) or {"dtype": "float64"}
-    return _step(run, "open-verdict", message, "high", "the interval holds 1", **more)
+    more = _more_products(run, 2 * run.provenance.num_hvps)
+    step = _step(run, "open-verdict", message, "high", "the interval holds 1", **more)
+    return step if more else attrs.evolve(step, command="")  # the memory has ended it, or rounding
 
 
 def wide_interval(run: Analysis) -> NextStep | None:
@@ -354,7 +357,7 @@ def dead(run: Analysis) -> NextStep | None:
     skipped, flat = run.edge_of_stability.batch_sharpness_skipped or 0.0, _flat_layers(run)
     if skipped < SKIPPED and not flat:
         return None
-    reason = f"{skipped:.0%} of the minibatches have a gradient of 0"
+    reason = f"{skipped:.0%} of the minibatches have a gradient of 0 (or the loss is fitted exactly)"
     if flat:
         few = ", ".join(flat[:3]) + (", ..." if len(flat) > 3 else "")
         reason = f"the loss does not curve in {counted(len(flat), 'layer')} ({few})"
