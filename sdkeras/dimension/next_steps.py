@@ -448,7 +448,9 @@ def _step(run: Analysis, code: str, message: str, confidence: str, reason: str, 
     """The step, with the call that repeats the analysis with these arguments."""
     call = {**_given(run), **arguments}
     words = ", ".join(f"{name}={value!r}" for name, value in call.items())
-    return NextStep(code, f"{message} ({confidence}: {reason}).", confidence, f"sdkeras.analyze(model, data, {words})")
+    return NextStep(
+        code, f"{message}. Confidence {confidence}: {reason}.", confidence, f"sdkeras.analyze(model, data, {words})"
+    )
 
 
 def _given(run: Analysis) -> dict[str, Value]:

@@ -136,7 +136,7 @@ def test_rules_fire_where_they_should(name: str) -> None:
     assert [step.code for step in steps] == expected
     for step in steps:
         assert step.message.endswith(".")
-        assert f"({step.confidence}: " in step.message
+        assert f". Confidence {step.confidence}: " in step.message
         if step.code == "open-verdict":  # nothing has limited it
             assert step.command == ""
             continue
@@ -262,7 +262,7 @@ def test_mean_square_stability_limits_the_rate() -> None:
 def test_products_for_a_narrower_interval() -> None:
     """Half-widths fall as 1/sqrt(runs): from 15 to 5 dimensions, 5 % of 100, takes 9 times 960 products."""
     (step,) = next_steps(spread(15.0))
-    assert "about 9 times the runs, 8,640 products, bring it to 5 " in step.message
+    assert "about 9 times the runs, 8,640 products, bring it to 5. Conf" in step.message
     assert value_of(spread(15.0), "narrower-interval", "tolerance") == 0.05
     assert value_of(spread(50.0), "narrower-interval", "tolerance") == 0.1
     limited = attrs.evolve(spread(15.0), status="limit on products")
