@@ -172,11 +172,11 @@ def _noise(run: Analysis) -> tuple[str, Span, bool] | None:
     if kappa is not None and kappa.bounds is not None and math.isfinite(kappa.bounds[1]):
         return "minibatch noise grows (kappa = 1)", kappa.bounds, True
     rate, batch, error = optimizer.learning_rate, edge.batch_sharpness, edge.batch_sharpness_stderr
-    if optimizer.name != "SGD" or optimizer.nesterov or batch is None or _is_full_batch(run):
+    if optimizer.name != "SGD" or optimizer.nesterov or not rate > 0 or batch is None or _is_full_batch(run):
         return None
     level = 2 * (1 - (optimizer.momentum or 0.0)) / rate
     half = math.inf if error is None else STANDARD_ERRORS * error
-    if not (math.isfinite(half) and math.isfinite(batch) and level > 0):
+    if not (math.isfinite(half) and math.isfinite(batch)):
         return None
     name = "2(1-beta)/eta" if optimizer.momentum else "2/eta"
     return (

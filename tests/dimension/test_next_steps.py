@@ -90,6 +90,11 @@ CASES = {
     "full batches have no noise": (at(0.6, batch_sharpness=18.1, run=FULL, **NOISY), []),
     "the loss limits, not noise": (at(0.95, batch_sharpness=19.0, **NOISY), ["at-the-edge", "per-layer"]),
     "no rate": (NO_RATE, ["give-a-rate"]),
+    "no rate and noise": (with_edge(NO_RATE, batch_sharpness=5.0, **NOISY), ["give-a-rate"]),
+    "several rates and noise": (
+        with_edge(with_optimizer(NO_RATE, learning_rate=math.nan), batch_sharpness=5.0, **NOISY),
+        ["give-a-rate"],
+    ),
     "end of the schedule": (with_optimizer(at(0.2), peak_learning_rate=1.0 + TINY), ["end-of-schedule"]),
     "not the end": (with_optimizer(at(0.2), peak_learning_rate=1.0 - TINY), ["rate-headroom"]),
     "the peak was asked for": (
