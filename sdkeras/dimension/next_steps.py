@@ -86,11 +86,11 @@ def schedule(run: Analysis) -> NextStep | None:
             )
         message = f"{advice}: without a learning rate there are neither threshold nor sharpness dimension"
         return _step(run, "give-a-rate", message, "high", "the rate in the file cannot be used", **arguments)
-    if optimizer.learning_rate_source != "file" or not has_peak or peak is None or rate >= END_OF_SCHEDULE * peak:
+    if peak is None or not (has_peak and _is_end_of_schedule(run)):
         return None
     ratio = run.edge_of_stability.ratio
     at_peak = ""
-    if ratio is not None and math.isfinite(ratio) and ratio > 0:
+    if ratio is not None and math.isfinite(ratio) and ratio > 0 and _decays(run, peak):
         at_peak = (
             f"; at the peak the ratio would be about {ratio * _of_threshold(run, peak):.2g} in place of {ratio:.2g}"
         )
@@ -176,7 +176,7 @@ def _noise(run: Analysis) -> tuple[str, Span, bool] | None:
         return None
     level = 2 * (1 - (optimizer.momentum or 0.0)) / rate
     half = math.inf if error is None else STANDARD_ERRORS * error
-    if not (math.isfinite(half) and math.isfinite(batch)):
+    if not (math.isfinite(half) and math.isfinite(batch) and level > 0):
         return None
     name = "2(1-beta)/eta" if optimizer.momentum else "2/eta"
     return (
@@ -306,6 +306,8 @@ def wide_interval(run: Analysis) -> NextStep | None:
         return _step(run, "no-interval", message, "high", "there is no interval yet", **more) if more else None
     scale = _scale(run, estimate)
     half = 0.5 * (estimate.interval[1] - estimate.interval[0])
+    if not (math.isfinite(half) and math.isfinite(scale)):
+        return None
     sampled, skewed = estimate.sampled, 1.0
     if sampled is not None and "few-minibatches-dominate" in _codes(run):
         skewed = ROWS_FOR_SKEWNESS * sampled.skewness**2 / max(1, sampled.num_minibatches)
@@ -472,10 +474,14 @@ def _ratio(run: Analysis) -> Span | None:
     edge, optimizer = run.edge_of_stability, run.optimizer
     if edge.ratio is None or edge.threshold is None or not math.isfinite(edge.ratio) or not edge.threshold > 0:
         return None
-    if not optimizer.learning_rate > 0 or _is_end_of_schedule(run):
+    if (
+        not 0 < optimizer.learning_rate < math.inf
+        or _is_end_of_schedule(run)
+        or not _decays(run, optimizer.learning_rate)
+    ):
         return None
     half = (edge.sharpness_residual or 0.0) / edge.threshold
-    return edge.ratio - half, edge.ratio + half
+    return (edge.ratio - half, edge.ratio + half) if math.isfinite(half) else None
 
 
 def _is_end_of_schedule(run: Analysis) -> bool:
@@ -499,6 +505,11 @@ def _of_threshold(run: Analysis, rate: float) -> float:
     """The threshold at this run's rate over the one at another rate."""
     eta, decay = run.optimizer.learning_rate, run.optimizer.weight_decay or 0.0
     return (2 / eta - decay) / (2 / rate - decay)
+
+
+def _decays(run: Analysis, rate: float) -> bool:
+    """Whether weight decay shrinks weights at this rate: beyond eta wd = 2 there is no threshold."""
+    return rate * (run.optimizer.weight_decay or 0.0) < 2
 
 
 def _is_full_batch(run: Analysis) -> bool:

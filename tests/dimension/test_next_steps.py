@@ -6,6 +6,8 @@ import re
 
 import attrs
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sample_runs import EMPTY, RUN, with_edge, with_estimate
 from sdkeras.dimension import next_steps as rules
@@ -150,6 +152,28 @@ def test_rules_fire_where_they_should(name: str) -> None:
         assert [ast.unparse(each) for each in call.args] == ["model", "data"]
         assert "nan" not in step.message
         assert "inf" not in step.command
+
+
+ANY = st.sampled_from([0.0, -1.0, 1e-9, 0.3, 0.5, 1.0, 2.0, 30.0, 1e9, math.inf, math.nan])
+MAYBE = st.none() | ANY
+
+
+@given(MAYBE, MAYBE, MAYBE, ANY, MAYBE, st.sampled_from([None, 0.0, 0.9, 1.0]), MAYBE, ANY, ANY)
+def test_no_numbers_make_them_fail(ratio, residual, batch, rate, peak, momentum, decay, codimension, half) -> None:
+    """Whatever an analysis may hold: zeros, NaN, infinities, and numbers without others."""
+    run = with_edge(
+        RUN,
+        ratio=ratio,
+        threshold=ratio,
+        sharpness_residual=residual,
+        batch_sharpness=batch,
+        batch_sharpness_stderr=batch,
+    )
+    run = with_optimizer(run, learning_rate=rate, peak_learning_rate=peak, momentum=momentum, weight_decay=decay)
+    run = with_estimate(run, codimension=codimension, interval=(codimension - half, codimension + half))
+    for step in next_steps(run):
+        assert "nan" not in step.message
+        ast.parse(step.command, mode="eval" if step.command else "exec")
 
 
 def test_at_most_three_the_most_important_first() -> None:
