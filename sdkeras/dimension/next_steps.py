@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 
+import attrs
+
 from sdkeras.dimension.cautions import ROWS_FOR_SKEWNESS
 from sdkeras.dimension.exponents import FULL
 from sdkeras.dimension.stability import EDGE
@@ -84,11 +86,11 @@ def schedule(run: Analysis) -> NextStep | None:
             )
         message = f"{advice}: without a learning rate there are neither threshold nor sharpness dimension"
         return _step(run, "give-a-rate", message, "high", "the rate in the file cannot be used", **arguments)
-    if optimizer.learning_rate_source != "file" or not has_peak or peak is None or rate >= END_OF_SCHEDULE * peak:
+    if peak is None or not (has_peak and _is_end_of_schedule(run)):
         return None
     ratio = run.edge_of_stability.ratio
     at_peak = ""
-    if ratio is not None and math.isfinite(ratio) and ratio > 0:
+    if ratio is not None and math.isfinite(ratio) and ratio > 0 and _decays(run, peak):
         at_peak = (
             f"; at the peak the ratio would be about {ratio * _of_threshold(run, peak):.2g} in place of {ratio:.2g}"
         )
@@ -112,23 +114,24 @@ def learning_rate(run: Analysis) -> NextStep | None:
     if ratio is None or ratio[1] <= 0:
         return None
     low, high = ratio
-    largest, of_h = rate * _of_rate(run, high), run.edge_of_stability.operator == "H"
+    largest, of_h = _rounded_down(rate * _of_rate(run, high)), run.edge_of_stability.operator == "H"
     confidence = "high" if of_h else "moderate"
     sure = "the interval excludes the edge" if of_h else "the second moments are held, and they move with the rate"
     again = "a smaller rate lets the sharpness rise again as training goes on (progressive sharpening)"
     if low > EDGE[1]:
         message = (
-            f"Lower the learning rate from {rate:.4g} to at most {largest:.2g} for steps that settle: the sharpness is "
+            f"Lower the learning rate from {rate:.4g} to at most {largest:g} for steps that settle: the sharpness is "
             f"{low:.3g} times the threshold, where they overshoot along the steepest direction; {again}"
         )
-        return _step(run, "above-the-edge", message, confidence, sure, learning_rate=_rounded_down(largest))
+        return _step(run, "above-the-edge", message, confidence, sure, learning_rate=largest)
     if low >= EDGE[0] and high <= EDGE[1]:
+        half = _rounded_down(HEADROOM * largest)
         message = (
             f"Expect the loss to oscillate, or lower the learning rate from {rate:.4g} to about "
-            f"{HEADROOM * largest:.2g}: training sits at the edge of stability (ratio {low:.3g}); {again}"
+            f"{half:g}: training sits at the edge of stability (ratio {low:.3g}); {again}"
         )
         within = "the interval is within 0.9 to 1.1" if of_h else sure
-        return _step(run, "at-the-edge", message, confidence, within, learning_rate=_rounded_down(HEADROOM * largest))
+        return _step(run, "at-the-edge", message, confidence, within, learning_rate=half)
     return _headroom(run, rate, high, confidence, sure) if high < HEADROOM else None
 
 
@@ -144,13 +147,12 @@ def _headroom(run: Analysis, rate: float, high: float, confidence: str, sure: st
         confidence, sure = "moderate", "kappa is a lower bound" if certain else _BY_BATCH_SHARPNESS
     elif confidence == "high" and not _is_full_batch(run):
         confidence, sure = "moderate", "minibatch noise, which may limit it sooner, is not known here"
-    largest = factor * rate
+    largest, middle = factor * rate, _rounded_down(math.sqrt(factor) * rate)
     message = (
         f"There is room for a learning rate up to {factor:.2g} times as large, {largest:.2g}, {limit}, were the "
-        f"sharpness to stay as it is (ratio {high:.2g}); half of that leaves room for further sharpening"
+        f"sharpness to stay as it is (ratio {high:.2g}); {middle:g} leaves room for the sharpening of further training"
     )
-    half = _rounded_down(HEADROOM * largest)
-    return _step(run, "rate-headroom", message, confidence, sure, learning_rate=half)
+    return _step(run, "rate-headroom", message, confidence, sure, learning_rate=middle)
 
 
 def _noise(run: Analysis) -> tuple[str, Span, bool] | None:
@@ -170,7 +172,7 @@ def _noise(run: Analysis) -> tuple[str, Span, bool] | None:
     if kappa is not None and kappa.bounds is not None and math.isfinite(kappa.bounds[1]):
         return "minibatch noise grows (kappa = 1)", kappa.bounds, True
     rate, batch, error = optimizer.learning_rate, edge.batch_sharpness, edge.batch_sharpness_stderr
-    if optimizer.name != "SGD" or optimizer.nesterov or batch is None or _is_full_batch(run):
+    if optimizer.name != "SGD" or optimizer.nesterov or not rate > 0 or batch is None or _is_full_batch(run):
         return None
     level = 2 * (1 - (optimizer.momentum or 0.0)) / rate
     half = math.inf if error is None else STANDARD_ERRORS * error
@@ -281,8 +283,9 @@ def open_verdict(run: Analysis) -> NextStep | None:
         f"Give the eigenvalue more products: the ratio is between {ratio[0]:.2g} and {ratio[1]:.2g}, on either side of "
         f"the edge; about 25 with each of at most {counted(batches, 'batch', 'batches')} settle it"
     )
-    more = _more_products(run, 2 * run.provenance.num_hvps) or {"dtype": "float64"}
-    return _step(run, "open-verdict", message, "high", "the interval holds 1", **more)
+    more = _more_products(run, 2 * run.provenance.num_hvps)
+    step = _step(run, "open-verdict", message, "high", "the interval holds 1", **more)
+    return step if more else attrs.evolve(step, command="")  # the memory has ended it, or rounding
 
 
 def wide_interval(run: Analysis) -> NextStep | None:
@@ -303,6 +306,8 @@ def wide_interval(run: Analysis) -> NextStep | None:
         return _step(run, "no-interval", message, "high", "there is no interval yet", **more) if more else None
     scale = _scale(run, estimate)
     half = 0.5 * (estimate.interval[1] - estimate.interval[0])
+    if not (math.isfinite(half) and math.isfinite(scale)):
+        return None
     sampled, skewed = estimate.sampled, 1.0
     if sampled is not None and "few-minibatches-dominate" in _codes(run):
         skewed = ROWS_FOR_SKEWNESS * sampled.skewness**2 / max(1, sampled.num_minibatches)
@@ -354,7 +359,7 @@ def dead(run: Analysis) -> NextStep | None:
     skipped, flat = run.edge_of_stability.batch_sharpness_skipped or 0.0, _flat_layers(run)
     if skipped < SKIPPED and not flat:
         return None
-    reason = f"{skipped:.0%} of the minibatches have a gradient of 0"
+    reason = f"{skipped:.0%} of the minibatches have a gradient of 0 (or the loss is fitted exactly)"
     if flat:
         few = ", ".join(flat[:3]) + (", ..." if len(flat) > 3 else "")
         reason = f"the loss does not curve in {counted(len(flat), 'layer')} ({few})"
@@ -445,7 +450,9 @@ def _step(run: Analysis, code: str, message: str, confidence: str, reason: str, 
     """The step, with the call that repeats the analysis with these arguments."""
     call = {**_given(run), **arguments}
     words = ", ".join(f"{name}={value!r}" for name, value in call.items())
-    return NextStep(code, f"{message} ({confidence}: {reason}).", confidence, f"sdkeras.analyze(model, data, {words})")
+    return NextStep(
+        code, f"{message}. Confidence {confidence}: {reason}.", confidence, f"sdkeras.analyze(model, data, {words})"
+    )
 
 
 def _given(run: Analysis) -> dict[str, Value]:
@@ -467,10 +474,14 @@ def _ratio(run: Analysis) -> Span | None:
     edge, optimizer = run.edge_of_stability, run.optimizer
     if edge.ratio is None or edge.threshold is None or not math.isfinite(edge.ratio) or not edge.threshold > 0:
         return None
-    if not optimizer.learning_rate > 0 or _is_end_of_schedule(run):
+    if (
+        not 0 < optimizer.learning_rate < math.inf
+        or _is_end_of_schedule(run)
+        or not _decays(run, optimizer.learning_rate)
+    ):
         return None
     half = (edge.sharpness_residual or 0.0) / edge.threshold
-    return edge.ratio - half, edge.ratio + half
+    return (edge.ratio - half, edge.ratio + half) if math.isfinite(half) else None
 
 
 def _is_end_of_schedule(run: Analysis) -> bool:
@@ -494,6 +505,11 @@ def _of_threshold(run: Analysis, rate: float) -> float:
     """The threshold at this run's rate over the one at another rate."""
     eta, decay = run.optimizer.learning_rate, run.optimizer.weight_decay or 0.0
     return (2 / eta - decay) / (2 / rate - decay)
+
+
+def _decays(run: Analysis, rate: float) -> bool:
+    """Whether weight decay shrinks weights at this rate: beyond eta wd = 2 there is no threshold."""
+    return rate * (run.optimizer.weight_decay or 0.0) < 2
 
 
 def _is_full_batch(run: Analysis) -> bool:

@@ -6,6 +6,8 @@ import re
 
 import attrs
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sample_runs import EMPTY, RUN, with_edge, with_estimate
 from sdkeras.dimension import next_steps as rules
@@ -90,6 +92,11 @@ CASES = {
     "full batches have no noise": (at(0.6, batch_sharpness=18.1, run=FULL, **NOISY), []),
     "the loss limits, not noise": (at(0.95, batch_sharpness=19.0, **NOISY), ["at-the-edge", "per-layer"]),
     "no rate": (NO_RATE, ["give-a-rate"]),
+    "no rate and noise": (with_edge(NO_RATE, batch_sharpness=5.0, **NOISY), ["give-a-rate"]),
+    "several rates and noise": (
+        with_edge(with_optimizer(NO_RATE, learning_rate=math.nan), batch_sharpness=5.0, **NOISY),
+        ["give-a-rate"],
+    ),
     "end of the schedule": (with_optimizer(at(0.2), peak_learning_rate=1.0 + TINY), ["end-of-schedule"]),
     "not the end": (with_optimizer(at(0.2), peak_learning_rate=1.0 - TINY), ["rate-headroom"]),
     "the peak was asked for": (
@@ -136,12 +143,37 @@ def test_rules_fire_where_they_should(name: str) -> None:
     assert [step.code for step in steps] == expected
     for step in steps:
         assert step.message.endswith(".")
-        assert f"({step.confidence}: " in step.message
+        assert f". Confidence {step.confidence}: " in step.message
+        if step.code == "open-verdict":  # nothing has limited it
+            assert step.command == ""
+            continue
         call = ast.parse(step.command, mode="eval").body
         assert isinstance(call, ast.Call)
         assert [ast.unparse(each) for each in call.args] == ["model", "data"]
         assert "nan" not in step.message
         assert "inf" not in step.command
+
+
+ANY = st.sampled_from([0.0, -1.0, 1e-9, 0.3, 0.5, 1.0, 2.0, 30.0, 1e9, math.inf, math.nan])
+MAYBE = st.none() | ANY
+
+
+@given(MAYBE, MAYBE, MAYBE, ANY, MAYBE, st.sampled_from([None, 0.0, 0.9, 1.0]), MAYBE, ANY, ANY)
+def test_no_numbers_make_them_fail(ratio, residual, batch, rate, peak, momentum, decay, codimension, half) -> None:
+    """Whatever an analysis may hold: zeros, NaN, infinities, and numbers without others."""
+    run = with_edge(
+        RUN,
+        ratio=ratio,
+        threshold=ratio,
+        sharpness_residual=residual,
+        batch_sharpness=batch,
+        batch_sharpness_stderr=batch,
+    )
+    run = with_optimizer(run, learning_rate=rate, peak_learning_rate=peak, momentum=momentum, weight_decay=decay)
+    run = with_estimate(run, codimension=codimension, interval=(codimension - half, codimension + half))
+    for step in next_steps(run):
+        assert "nan" not in step.message
+        ast.parse(step.command, mode="eval" if step.command else "exec")
 
 
 def test_at_most_three_the_most_important_first() -> None:
@@ -183,7 +215,8 @@ def value_of(run: Analysis, code: str, argument: str) -> object:
 def test_rates_that_are_named() -> None:
     """Rate 0.1: at ratio 0.2 five times as much fits, at 1.25 four fifths; the numbers are rounded down."""
     assert "up to 5 times as large, 0.5, before full-batch" in next_steps(at(0.2))[0].message
-    assert value_of(at(0.2), "rate-headroom", "learning_rate") == 0.25
+    assert value_of(at(0.2), "rate-headroom", "learning_rate") == 0.22  # 0.1 sqrt(5)
+    assert value_of(attrs.evolve(at(1.0, 0.2), status="limit on products"), "open-verdict", "max_hvps") == 2468
     assert value_of(at(1.25), "above-the-edge", "learning_rate") == 0.08
     assert value_of(at(1.0), "at-the-edge", "learning_rate") == 0.05
     limited = at(0.2, batch_sharpness=8.0, batch_sharpness_stderr=0.0)
@@ -258,7 +291,7 @@ def test_mean_square_stability_limits_the_rate() -> None:
 def test_products_for_a_narrower_interval() -> None:
     """Half-widths fall as 1/sqrt(runs): from 15 to 5 dimensions, 5 % of 100, takes 9 times 960 products."""
     (step,) = next_steps(spread(15.0))
-    assert "about 9 times the runs, 8,640 products, bring it to 5 " in step.message
+    assert "about 9 times the runs, 8,640 products, bring it to 5. Conf" in step.message
     assert value_of(spread(15.0), "narrower-interval", "tolerance") == 0.05
     assert value_of(spread(50.0), "narrower-interval", "tolerance") == 0.1
     limited = attrs.evolve(spread(15.0), status="limit on products")
@@ -278,6 +311,6 @@ def test_what_the_record_tells_of_the_call_is_repeated() -> None:
     run = with_optimizer(run, learning_rate_source="given")
     run = attrs.evolve(run, provenance=attrs.evolve(run.provenance, preset="quick", dtype="float64"))
     assert next_steps(run)[0].command == (
-        "sdkeras.analyze(model, data, batch_size=32, learning_rate=0.25, preset='quick', dtype='float64')"
+        "sdkeras.analyze(model, data, batch_size=32, learning_rate=0.22, preset='quick', dtype='float64')"
     )
     assert value_of(with_notes(RUN, "zero-or-neutral"), "undetermined", "exact") is True

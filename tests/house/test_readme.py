@@ -112,7 +112,15 @@ def test_the_table_has_options() -> None:
 
 
 # Options that exclude some of the others.
-ALONE = ("--lyapunov", "--snapshots", "--params", "--map full", "--estimator power-iteration", "--dtype mixed")
+ALONE = (
+    "--at-init",
+    "--lyapunov",
+    "--snapshots",
+    "--params",
+    "--map full",
+    "--estimator power-iteration",
+    "--dtype mixed",
+)
 
 
 def lines() -> list[str]:
