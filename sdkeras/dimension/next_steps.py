@@ -158,8 +158,8 @@ def _headroom(run: Analysis, rate: float, high: float, confidence: str, sure: st
 def _noise(run: Analysis) -> tuple[str, Span, bool] | None:
     """How much of what minibatch noise allows the rate uses, 1 where steps stop settling; None where it is not known.
 
-    kappa of mean-square stability, for SGD without momentum, which is a lower bound; else the batch sharpness over the
-    level at which it settles: 2/eta for SGD, 2(1 - beta)/eta for heavy ball with small batches.
+    The larger of two: kappa of mean-square stability, for SGD without momentum, which is a lower bound; and the batch
+    sharpness over the level at which it settles, 2/eta for SGD, 2(1 - beta)/eta for heavy ball with small batches.
 
     Returns:
         What happens at 1, the interval of the share used, and whether it is kappa.
@@ -167,23 +167,19 @@ def _noise(run: Analysis) -> tuple[str, Span, bool] | None:
     Reference: Andreyev and Beneventano (2024), arXiv 2412.20553, and (2026), arXiv 2604.14108.
     """
     edge, optimizer = run.edge_of_stability, run.optimizer
-    stability = getattr(edge, "mean_square_stability", None)
-    kappa = None if stability is None else stability.kappa
-    if kappa is not None and kappa.bounds is not None and math.isfinite(kappa.bounds[1]):
-        return "minibatch noise grows (kappa = 1)", kappa.bounds, True
+    known: list[tuple[str, Span, bool]] = []
+    kappa = None if edge.mean_square_stability is None else edge.mean_square_stability.kappa
+    if kappa is not None and kappa.bounds is not None:
+        known.append(("minibatch noise grows (kappa = 1)", kappa.bounds, True))
     rate, batch, error = optimizer.learning_rate, edge.batch_sharpness, edge.batch_sharpness_stderr
-    if optimizer.name != "SGD" or optimizer.nesterov or not rate > 0 or batch is None or _is_full_batch(run):
-        return None
-    level = 2 * (1 - (optimizer.momentum or 0.0)) / rate
-    half = math.inf if error is None else STANDARD_ERRORS * error
-    if not (math.isfinite(half) and math.isfinite(batch) and level > 0):
-        return None
-    name = "2(1-beta)/eta" if optimizer.momentum else "2/eta"
-    return (
-        f"the batch sharpness reaches {name}, where it settles",
-        ((batch - half) / level, (batch + half) / level),
-        False,
-    )
+    settles = optimizer.name == "SGD" and not optimizer.nesterov and rate > 0 and not _is_full_batch(run)
+    if settles and batch is not None and error is not None:
+        level, half = 2 * (1 - (optimizer.momentum or 0.0)) / rate, STANDARD_ERRORS * error
+        name = "2(1-beta)/eta" if optimizer.momentum else "2/eta"
+        share = (batch - half) / level, (batch + half) / level
+        known.append((f"the batch sharpness reaches {name}, where it settles", share, False))
+    finite = [each for each in known if math.isfinite(sum(each[1]))]
+    return max(finite, key=lambda each: each[1][1], default=None)
 
 
 def small_batch(run: Analysis) -> NextStep | None:

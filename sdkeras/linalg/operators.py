@@ -50,6 +50,9 @@ class SquareMatrix:
         """(n, n)."""
         return self.size, self.size
 
+    def __repr__(self: Drawn) -> str:
+        return f"<{type(self).__name__} {self.size:,} x {self.size:,}, {np.dtype(self.dtype).name}>"
+
     def __matmul__(self: _Multiplied, other: Array) -> Array:
         """A v, shape [n] -> [n], or A V, shape [n, k] -> [n, k]."""
         return self.matvec(other) if np.ndim(other) == 1 else self.matmat(other)

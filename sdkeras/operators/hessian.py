@@ -38,7 +38,7 @@ BLOCK_BYTES = 5e8
 _FEW_PRODUCTS = 256
 
 
-@attrs.frozen(init=False, eq=False, slots=False)
+@attrs.frozen(init=False, eq=False, repr=False, slots=False)
 class CurvatureOperator(SymmetricOperator):
     """A symmetric matrix of an `EmpiricalLoss`, the sum over its batches, known by the products of an engine.
 

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from sdkeras import seeds
-from sdkeras.errors import DataError, ModelError, NonFiniteError, SdkerasError
+from sdkeras.errors import DataError, ModelError, NonFiniteError, SdkerasError, counted
 from sdkeras.files.keras_types import Data, Model, Tensor, Variable, layers_of
 from sdkeras.files.user_code import last_line
 from sdkeras.operators import minibatches, precision
@@ -45,7 +45,7 @@ def evolved(instance: T, **changes: object) -> T:
     return view
 
 
-@attrs.frozen(init=False, eq=False)
+@attrs.frozen(init=False, eq=False, repr=False)
 class EmpiricalLoss:
     """One fixed function of the weights: the loss of a compiled Keras model over given data.
 
@@ -180,6 +180,11 @@ class EmpiricalLoss:
     @property
     def layout(self) -> Layout:
         return self.function.layout
+
+    def __repr__(self) -> str:
+        data = f"{counted(self.num_examples, 'sample')} in {counted(len(self.batches), 'batch', 'batches')}"
+        mode = "train" if self.function.training else "inference"
+        return f"<EmpiricalLoss of {data}, {counted(self.size, 'parameter')}, {mode} mode, {self.dtype.name}>"
 
     @property
     def size(self) -> int:

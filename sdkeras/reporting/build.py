@@ -53,4 +53,4 @@ def in_one_line(record: object, report: Report) -> str:
     if isinstance(record, LyapunovRun):
         answer = record.lyapunov.dimension
         words.append(f"D_s {Quantity.of(dict(walk(answer))['value'])} of {answer.size:,}")
-    return f"<{type(record).__name__} {printable(report.name)}: {printable('; '.join(words))}>"
+    return printable(f"<{type(record).__name__} {report.name}: {'; '.join(words)}>")

@@ -14,7 +14,7 @@ from sdkeras.dimension import next_steps as rules
 from sdkeras.dimension.next_steps import next_steps
 from sdkeras.dimension.stability import thresholds
 from sdkeras.results.answers import Analysis, LayerSharpness, OptimizerPart
-from sdkeras.results.dimension import Sampled
+from sdkeras.results.dimension import MeanSquareStability, Sampled
 from sdkeras.results.measured import Measured
 from sdkeras.results.note import Note
 
@@ -246,46 +246,27 @@ def test_confidence_comes_from_the_numbers() -> None:
     assert next_steps(assumed)[0].confidence == "low"
 
 
-@attrs.frozen
-class _Stable:
-    """As an analysis will have it."""
-
-    kappa: Measured | None
-    max_learning_rate: float | None = None
-    reason: str = ""
-
-
-@attrs.frozen
-class _Edge:
-    """The edge of stability with mean-square stability."""
-
-    known: object
-    mean_square_stability: _Stable | None
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self.known, name)
-
-
 def with_kappa(run: Analysis, kappa: float | None, half: float = 0.0) -> Analysis:
     measured = None if kappa is None else Measured(kappa, True, interval=(kappa - half, kappa + half))
-    return attrs.evolve(run, edge_of_stability=_Edge(run.edge_of_stability, _Stable(measured)))
+    stability = MeanSquareStability(measured, None)
+    return attrs.evolve(run, edge_of_stability=attrs.evolve(run.edge_of_stability, mean_square_stability=stability))
 
 
 def test_mean_square_stability_limits_the_rate() -> None:
-    """kappa grows with the rate: at 0.4 it may be 2.5 times as large, whatever the batch sharpness says."""
-    run = at(0.2, batch_sharpness=19.0, batch_sharpness_stderr=0.0)
-    assert codes(run) == ["small-batch"]
+    """kappa grows with the rate, and so does the batch sharpness over its level: the larger of the two counts."""
+    run = at(0.2, batch_sharpness=2.0, batch_sharpness_stderr=0.0)
     (step,) = next_steps(with_kappa(run, 0.4))
     assert (step.code, step.confidence) == ("rate-headroom", "moderate")
     assert "up to 2.5 times as large, 0.25, before minibatch noise grows (kappa = 1)" in step.message
     assert "up to 5 times" in next_steps(with_kappa(run, 0.1, 0.1))[0].message
-    assert codes(with_kappa(run, 0.5 + TINY)) == ["small-batch"]  # the batch sharpness is far above the sharpness
+    noisy = at(0.2, batch_sharpness=19.0, batch_sharpness_stderr=0.0)
+    assert codes(noisy) == codes(with_kappa(noisy, 0.4)) == codes(with_kappa(noisy, None)) == ["small-batch"]
+    assert "batch sharpness" in next_steps(with_kappa(noisy, 0.4))[0].message
     assert codes(with_kappa(at(0.2), 0.5 + TINY)) == []
     assert next_steps(with_kappa(at(0.2), 0.95))[0].confidence == "moderate"  # a lower bound
     assert next_steps(with_kappa(at(0.2), 1.2, 0.1))[0].confidence == "high"
     assert codes(with_kappa(at(0.2), 0.9)) == ["small-batch"]
     assert codes(with_kappa(at(0.2), 0.95, 0.1)) == []
-    assert codes(with_kappa(run, None)) == codes(run)
 
 
 def test_products_for_a_narrower_interval() -> None:

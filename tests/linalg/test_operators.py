@@ -32,6 +32,7 @@ def test_an_operator_multiplies_as_its_matrix_does(name: str) -> None:
     operator, matrix = OPERATORS[name]
     v, w = np.random.default_rng(0).standard_normal((2, len(matrix), 3))
     assert operator.shape == matrix.shape
+    assert repr(operator) == f"<{type(operator).__name__} {len(matrix)} x {len(matrix)}, float64>"
     for product, expected in (
         (operator @ v[:, 0], matrix @ v[:, 0]),
         (operator @ v, matrix @ v),

@@ -161,6 +161,9 @@ def test_numpy_and_scipy_take_the_operator_as_its_matrix(plain) -> None:
     np.testing.assert_allclose(whole, np.stack(one_by_one, axis=1), **error)
     np.testing.assert_allclose(whole, whole.T, **error)
     assert whole.dtype == np.float64
+    assert repr(operator) == f"<HessianOperator {len(matrix)} x {len(matrix)}, float32>"
+    assert "\n" not in repr(operator.loss)
+    assert f"22 samples in 1 batch, {len(matrix)} parameters, train mode" in repr(operator.loss)
     linear = aslinearoperator(operator)
     assert (linear.shape, linear.dtype) == (matrix.shape, np.float32)
     for product in (operator @ columns, linear @ columns, linear.H @ columns, (columns.T @ operator).T):
