@@ -171,10 +171,11 @@ def _noise(run: Analysis) -> tuple[str, Span, bool] | None:
     kappa = None if edge.mean_square_stability is None else edge.mean_square_stability.kappa
     if kappa is not None and kappa.bounds is not None:
         known.append(("minibatch noise grows (kappa = 1)", kappa.bounds, True))
-    rate, batch, error = optimizer.learning_rate, edge.batch_sharpness, edge.batch_sharpness_stderr
-    settles = optimizer.name == "SGD" and not optimizer.nesterov and rate > 0 and not _is_full_batch(run)
-    if settles and batch is not None and error is not None:
-        level, half = 2 * (1 - (optimizer.momentum or 0.0)) / rate, STANDARD_ERRORS * error
+    batch, error = edge.batch_sharpness, edge.batch_sharpness_stderr
+    known_level = optimizer.name == "SGD" and not optimizer.nesterov and not _is_full_batch(run)
+    level = 2 * (1 - (optimizer.momentum or 0.0)) / (optimizer.learning_rate or math.inf) if known_level else 0.0
+    if level > 0 and batch is not None and error is not None:
+        half = STANDARD_ERRORS * error
         name = "2(1-beta)/eta" if optimizer.momentum else "2/eta"
         share = (batch - half) / level, (batch + half) / level
         known.append((f"the batch sharpness reaches {name}, where it settles", share, False))

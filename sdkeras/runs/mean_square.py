@@ -107,19 +107,19 @@ def mean_square_stability(problem: Problem, budget: Budget) -> tuple[MeanSquareS
     The span is that of the top 16 Ritz vectors of the data set's Gauss-Newton matrix K, from one Lanczos run, and of
     the 8 leading directions in which minibatches map the first C. C is chosen on 24 minibatches, or whole epochs, and
     the interval is from up to 240 others, until its standard error is 10 %, for the four
-    leading directions of C. Of at most 48 fixed batches all are both.
-
-    Raises:
-        BudgetError: The budget has no room for it.
+    leading directions of C. Of at most 48 fixed batches all are both. Where it cannot be measured the record has the
+    reason.
     """
     reason = not_measured(problem)
     if reason:
         return MeanSquareStability(None, None, reason=reason), ()
     if budget.resources.eigen_steps(problem.loss.size) < min(_STEPS, problem.loss.size):
         return MeanSquareStability(None, None, reason="its directions do not fit the memory"), ()
+    late = budget.stop(cost_of_mean_square(problem))
+    if late:  # nothing is begun that has no room
+        return MeanSquareStability(None, None, reason=str(BudgetError(late))), ()
     budget.tell(WHAT)
-    budget.require(_CHECKS)
-    options = problem.options
+    options, others = problem.options, budget.meter.spent
     memory = room_to_verify(options.memory_gb, problem.loss.devices)
     try:
         operator = GaussNewtonOperator(
@@ -127,9 +127,11 @@ def mean_square_stability(problem: Problem, budget: Budget) -> tuple[MeanSquareS
         )
     except (ModelError, VerificationError) as error:
         return MeanSquareStability(None, None, reason=str(error)), ()
-    others = budget.meter.spent
     budget.meter.spent = lambda: others() + operator.num_products
-    return _measured(problem, operator.within(budget), budget), ()
+    try:
+        return _measured(problem, operator.within(budget), budget), ()
+    except BudgetError as error:
+        return MeanSquareStability(None, None, num_hvps=operator.num_products, reason=str(error)), ()
 
 
 def _measured(problem: Problem, operator: GaussNewtonOperator, budget: Budget) -> MeanSquareStability:
