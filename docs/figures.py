@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from sdkeras.files.atomic import write_atomically
 from sdkeras.reporting import figures
 from sdkeras.reporting.drawing import as_image
 from sdkeras.reporting.track_figures import edge_over_time
 from sdkeras.results.answers import Analysis
+from sdkeras.results.document import write_atomically
 from sdkeras.results.log import read_run_log
 
 HERE = Path(__file__).parent

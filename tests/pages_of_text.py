@@ -36,6 +36,6 @@ def run_page(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[s
         elif language == "python":
             exec(body, namespace)
         elif language == "sh":
-            for line in body.splitlines():
+            for line in body.replace("\\\n", " ").splitlines():
                 assert call(line, folder, monkeypatch) == 0, line
     return namespace
