@@ -150,6 +150,12 @@ class HessianOperator(SymmetricOperator):
         if self._budget is not None:
             self._budget.require(products)
 
+    def on_draw(self, number: int) -> HessianOperator:
+        """Hessian of the loss of one of the draws, by the same compiled products."""
+        loss = self.loss.of_draw(number)
+        linearized = Linearizations(self.engine, len(loss.batches))
+        return evolved(self, loss=loss, batches=loss.batches, linearized=linearized)
+
     def on_minibatch(self, index: int) -> HessianOperator:
         """Hessian of training's minibatch number `index`, by the same compiled products."""
         return self.on_batch(self.loss.minibatch(index))
