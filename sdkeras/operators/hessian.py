@@ -123,6 +123,12 @@ class CurvatureOperator(SymmetricOperator):
         if self._budget is not None:
             self._budget.require(products)
 
+    def on_draw(self, number: int) -> Self:
+        """The operator of the loss of one of the draws, by the same compiled products."""
+        loss = self.loss.of_draw(number)
+        linearized = Linearizations(self.engine, len(loss.batches))
+        return evolved(self, loss=loss, batches=loss.batches, linearized=linearized)
+
     def on_minibatch(self, index: int) -> Self:
         """The operator of training's minibatch number `index`, by the same compiled products."""
         return self.on_batch(self.loss.minibatch(index))

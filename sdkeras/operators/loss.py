@@ -81,6 +81,8 @@ class EmpiricalLoss:
 
         micro_batch: Compute batches in parts of at most this many examples, one after the other, which takes as much
             memory as a part does. The same function, but that dropout masks are drawn for each part.
+        draws: Average over this many draws: of a `Source` of so many passes each of them, and in any case as many draws
+            of the dropout masks, those of each batch other ones.
         device: Where products are made, and vectors live: 'auto', 'cpu', 'gpu', or 'gpu:0,gpu:1'; see
             `operators.device.devices`.
 
@@ -108,6 +110,7 @@ class EmpiricalLoss:
     _engines: dict[tuple[type[Engine], ProductMode], Engine]  # by kind and product mode, shared by all views
     _num_samples: int | None
     micro_batch: int | None
+    draws: int
 
     def __init__(  # noqa: PLR0913  # public: each argument is one that a user names
         self,
@@ -124,6 +127,7 @@ class EmpiricalLoss:
         jit: Jit = "auto",
         device: str = "auto",
         micro_batch: int | None = None,
+        draws: int = 1,
     ) -> None:
         check_model(model, needs_loss=loss_fn is None)
         _check_choice("mode", mode, MODES)
@@ -155,11 +159,7 @@ class EmpiricalLoss:
             gradients = Engine.compiled(
                 function, _specs(source, vectors_in), source.batch_size, jit=by_xla(jit), devices=where
             )
-            cut = [
-                _cut(gradients, _batch(function, each, seed, stream), micro_batch, seed, stream)
-                for stream, each in enumerate(source.epoch(num_samples, seed))
-            ]
-            batches = _weighted(gradients, cut)
+            batches = _drawn(gradients, source, num_samples, seed, draws, micro_batch)
             if any(batch.parts for batch in batches):
                 _require_sums(gradients, batches[0], micro_batch or 1, seed)
             if gradients.jit:  # XLA compiles at the first call
@@ -169,7 +169,8 @@ class EmpiricalLoss:
             if len(batches) > 1 and function.in_doubt:
                 notes += _coupling(function.of_model(function.model, training=False, dtype=vectors_in), batches[0])
             self.__attrs_init__(
-                source, function, gradients, batches, seed, variables, notes, model, {}, num_samples, micro_batch
+                *(source, function, gradients, batches, seed, variables, notes, model, {}, num_samples, micro_batch),
+                draws,
             )
             value = self.value()
             if vectors_in == "float64" and precision.is_pure(model, "float32"):
@@ -241,12 +242,10 @@ class EmpiricalLoss:
         Batches are put together where no dropout masks, batch statistics or losses couple the examples of one, and as
         far as the outputs of all layers take 16 MB; a layer of the user's that couples them is told by the gradient.
         """
-        count = min(_mergeable(self), len(self.batches))
+        count = min(_mergeable(self), len(self.batches) // self.draws)
         if count < 2:
             return self
-        parts = self.source.epoch(self._num_samples, self.seed, count)
-        batches = [_batch(self.function, each, self.seed, stream) for stream, each in enumerate(parts)]
-        whole = _weighted(self.gradients, batches)
+        whole = _drawn(self.gradients, self.source, self._num_samples, self.seed, self.draws, merged=count)
         engine, few = self.gradients, self.batches[:count]
         separate = np.array([engine.gradient(engine.point, batch) for batch in few], np.float64)
         together = engine.gradient(engine.point, whole[0]).numpy().astype(np.float64)
@@ -254,6 +253,12 @@ class EmpiricalLoss:
         if np.linalg.norm(together - separate.sum(axis=0)) > _COUPLED * count * largest:
             return self
         return evolved(self, batches=whole)
+
+    def of_draw(self, number: int) -> EmpiricalLoss:
+        """The loss of one of the draws, of whose losses this one is the mean."""
+        count = len(self.batches) // self.draws
+        batches = [_times(each, self.draws) for each in self.batches[number * count : (number + 1) * count]]
+        return evolved(self, batches=batches, draws=1)
 
     def _moved(self, function: BatchLoss) -> EmpiricalLoss:
         return evolved(self, function=function, gradients=self.gradients.at(function))
@@ -401,6 +406,34 @@ def _why_not_finite(point: Array) -> str:
         more = "" if point.dtype == np.float64 else " or analyse in float64 (`dtype='float64'`)"
         return f"the largest weight is {largest:.2g}, and {point.dtype.name} overflows; check the training{more}"
     return "check the data and the loss before analysing curvature"
+
+
+def _drawn(
+    engine: Engine,
+    source: minibatches.Source,
+    num_samples: int | None,
+    seed: int,
+    draws: int,
+    micro_batch: int | None = None,
+    merged: int = 1,
+) -> list[Batch]:
+    """The batches of one fixed pass, or of several draws of it, whose mean the loss is; each with masks of its own."""
+    batches: list[Batch] = []
+    for number in range(draws):
+        once = source.of_pass(number % source.passes)
+        parts = enumerate(once.epoch(num_samples, seed, merged), len(batches))
+        cut = [
+            _cut(engine, _batch(engine.function, each, seed, stream), micro_batch, seed, stream)
+            for stream, each in parts
+        ]
+        batches += [_times(each, 1 / draws) for each in _weighted(engine, cut)]
+    return batches
+
+
+def _times(batch: Batch, factor: float) -> Batch:
+    if factor == 1:
+        return batch
+    return attrs.evolve(batch, data_weight=factor * batch.data_weight, extra_weight=factor * batch.extra_weight)
 
 
 def _weighted(engine: Engine, batches: list[Batch]) -> list[Batch]:

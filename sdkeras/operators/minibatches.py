@@ -73,10 +73,22 @@ class Source:
     batch_size_source: str = ""  # 'given', 'dataset' or 'assumed'; "" for all in one batch
     class_weight: Mapping[int, float] | None = None  # by class, where the sample weights were made from it
     is_cut: bool = False  # whether the data have no end and these are what was read of them
+    passes: int = 1  # how often the data were read, each time anew: all passes, one after the other
 
     @property
     def num_samples(self) -> int:
         return int(self.arrays[0].shape[0])
+
+    @property
+    def samples_per_pass(self) -> int:
+        return self.num_samples // self.passes
+
+    def of_pass(self, number: int) -> Source:
+        """One of the passes alone."""
+        count, start = self.samples_per_pass, number * self.samples_per_pass
+        arrays = tuple(array[start : start + count] for array in self.arrays) if self.passes > 1 else self.arrays
+        ranges = self.batch_ranges and self.batch_ranges[: len(self.batch_ranges) // self.passes]
+        return attrs.evolve(self, arrays=arrays, batch_ranges=ranges, passes=1)
 
     def digest(self) -> str:
         """SHA-256 over dtypes, shapes and bytes, first 16 hex digits."""
@@ -165,6 +177,7 @@ def as_source(
     default_batch_size: int | None = DEFAULT_BATCH_SIZE,
     limit: int | None = None,
     class_weight: Mapping[int, float] | None = None,
+    draws: int = 1,
 ) -> Source:
     """Reads data in any of the forms `Model.fit` takes.
 
@@ -176,6 +189,7 @@ def as_source(
         default_batch_size: Size when none was given; None means all samples in one batch.
         limit: How many samples to read of an endless dataset.
         class_weight: Weights by class, as `Model.fit` takes them; each sample gets the weight of its target's class.
+        draws: How often a dataset is read, if it changes from one reading to the next; all readings are the data.
 
     Raises:
         DataError: Empty, endless without a limit, of unequal lengths, not numeric, not finite, or smaller
@@ -185,6 +199,8 @@ def as_source(
         raise DataError(f"the batch size must be a whole number of at least 1, got {batch_size!r}.")
     if isinstance(data, (tf.data.Dataset, keras.utils.PyDataset)):
         source = _from_batches(data, batch_size, limit)
+        if draws > 1 and changes(data, source, limit):
+            source = _joined([source, *(_from_batches(data, batch_size, limit) for _ in range(draws - 1))])
     else:
         source = _from_arrays(data, batch_size, default_batch_size)
     weights = class_weights.checked(class_weight)
@@ -272,6 +288,57 @@ def _from_batches(data: Data, batch_size: int | None, limit: int | None) -> Sour
     _require_at_most(total, batch_size)
     note = f"the dataset's batches of {sizes[0]} were re-batched to {batch_size}"
     return Source(joined, structure, batch_size, None, note, "given", is_cut=_endless(data))
+
+
+def _joined(passes: Sequence[Source]) -> Source:
+    """Several readings as one source.
+
+    Raises:
+        DataError: They are not of the same batches in number and shape.
+    """
+    first = passes[0]
+    if any(each.is_bucketed or each.batch_ranges != first.batch_ranges for each in passes):
+        raise DataError(
+            "the dataset has other batches each time it is read, or batches of different shapes, and `draws` takes "
+            "passes of the same ones; leave `draws` out, or pad the batches to one shape."
+        )
+    size = first.num_samples
+    ranges = first.batch_ranges and tuple(
+        (number * size + start, number * size + stop)
+        for number in range(len(passes))
+        for start, stop in first.batch_ranges
+    )
+    arrays = tuple(np.concatenate(parts) for parts in zip(*(each.arrays for each in passes), strict=True))
+    return attrs.evolve(first, arrays=arrays, batch_ranges=ranges, passes=len(passes))
+
+
+def changes(data: Data, source: Source, limit: int | None = None) -> bool:
+    """Whether another reading of a dataset gives other samples than the source's, as with random augmentation.
+
+    Its first batch is read again, and all the others where that differs, since another order of the same samples is
+    no change. A dataset that cannot be read again is taken as fixed.
+    """
+    if not isinstance(data, (tf.data.Dataset, keras.utils.PyDataset)):
+        return False
+    try:
+        first = tf.nest.flatten(next(iter(_iterate(data, limit))))
+        count = len(np.asarray(first[0]))
+        pairs = zip(first, source.arrays, strict=False)  # weights by class are of the source alone
+        if count <= source.num_samples and all(np.array_equal(one, other[slice(0, count)]) for one, other in pairs):
+            return False
+        return _samples(_from_batches(data, None, limit), len(first)) != _samples(source, len(first))
+    except (DataError, StopIteration):
+        return False
+
+
+def _samples(source: Source, parts: int) -> list[bytes]:
+    """The samples of the first arrays as digests, in an order of their own."""
+    digests = [hashlib.sha256() for _ in range(source.num_samples)]
+    for array in source.arrays[:parts]:
+        samples = itertools.chain.from_iterable(array.blocks() if isinstance(array, Pieces) else blocks(array))
+        for digest, sample in zip(digests, samples, strict=True):
+            digest.update(np.ascontiguousarray(sample).tobytes())
+    return sorted(digest.digest() for digest in digests)
 
 
 def _endless(data: Data) -> bool:

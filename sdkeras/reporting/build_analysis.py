@@ -28,7 +28,7 @@ from sdkeras.reporting.numbers import (
 )
 from sdkeras.reporting.report import Card, Cell, Gauge, Paragraph, Report, Row, Section, Table, plots, present
 from sdkeras.reporting.tables import frame, optimizer_in_words, provenance_table, sharpness_name, verification_table
-from sdkeras.results.answers import Analysis, AtInit
+from sdkeras.results.answers import Analysis, AtInit, Draws
 from sdkeras.results.bounds import Bound, BoundInput
 from sdkeras.results.dimension import (
     EdgeOfStability,
@@ -232,9 +232,17 @@ def _hessian(run: Analysis) -> Table:
         ("smallest eigenvalue", *measured(hessian.smallest)),
         absolute,
         ("trace", *measured(hessian.trace)),
+        None if run.data.draws is None else _draws(run.data.draws),
         *(() if run.edge_of_stability.operator == "H" else _batch_sharpness(run.edge_of_stability)),
     )
     return Table(f"Hessian of the loss over {run.data.num_samples_hessian:,} samples", rows)
+
+
+def _draws(draws: Draws) -> Row:
+    """The largest eigenvalue of each draw, of whose mean the other numbers are."""
+    of = "passes over the data" if draws.of == "passes" else "draws of the masks"
+    spread = f"standard deviation {number(draws.spread, 3)}"
+    return f"largest of {draws.count} draws", ", ".join(map(number, draws.largest)), f"{of}, each alone; {spread}"
 
 
 def _edge(run: Analysis) -> Table:

@@ -164,6 +164,7 @@ def _planned_analysis(plan: Plan) -> tuple[Row, ...]:
         ("preset", plan.preset) if plan.preset else None,
         ("parameters analysed", f"{plan.num_parameters:,}"),
         ("state of the map", f"{plan.state_size:,} ({plan.map})"),
+        ("held fixed", plan.held_fixed) if plan.held_fixed else None,
         ("data-set Hessian", counted(plan.num_batches, "batch", "batches")),
         ("runs to start with", f"{plan.num_runs:,}{steps}"),
         snapshots,

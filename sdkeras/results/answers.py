@@ -57,6 +57,23 @@ class ModelInfo:
 
 
 @attrs.frozen
+class Draws:
+    """Several draws of what is random in the data or the model, over which the data-set Hessian is the mean.
+
+    Attributes:
+        count: How many.
+        of: What was drawn: 'passes' over the data, each read anew (and masks with them), or 'masks' of the model alone.
+        largest: The largest eigenvalue of each draw's Hessian.
+        spread: Standard deviation of these; None below two.
+    """
+
+    count: int
+    of: str
+    largest: tuple[float, ...]
+    spread: float | None
+
+
+@attrs.frozen
 class DataInfo:
     """num_samples in the data; the data-set Hessian ran on num_samples_hessian of them."""
 
@@ -66,6 +83,7 @@ class DataInfo:
     batch_size_source: str = ""  # 'given', 'dataset', 'assumed', or "" where it is not known
     class_weight: dict[str, float] | None = None
     micro_batch: int | None = None  # examples of the parts in which batches were computed
+    draws: Draws | None = None  # where several were asked for
 
 
 @attrs.frozen

@@ -37,6 +37,7 @@ class Plan(Cost):
     num_snapshots: int | None = None  # of a supremum
     every: int | None = None  # steps between two of them
     preset: str = ""  # with the values of its options, in words
+    held_fixed: str = ""  # what is random in data or model, and how it is held
     device: str = ""  # where products are made
     device_memory: int | None = None  # bytes of that of each, where it is not the host's
 

@@ -30,7 +30,7 @@ from sdkeras.operators.hessian import HessianOperator
 from sdkeras.operators.loss import evolved
 from sdkeras.reporting.numbers import headline, number, with_error
 from sdkeras.reporting.trackers.reporter import reporting
-from sdkeras.results.answers import Analysis, AtInit, LayerSharpness
+from sdkeras.results.answers import Analysis, AtInit, Draws, LayerSharpness
 from sdkeras.results.arrays import Value
 from sdkeras.results.codec import as_plain, from_plain
 from sdkeras.results.dimension import EdgeOfStability, MeanSquareStability, Supremum
@@ -332,6 +332,14 @@ class _Analysis:
             tuple[Eigenpairs, Notes],
             cost=measure.cost_of_extremes(problem),
         )
+        if options.draws > 1:
+            self.found["draws"] = self._take(
+                measure.DRAWS,
+                lambda: measure.draws(problem, hessian, before),
+                lambda found: f"largest eigenvalue of each draw {', '.join(map(number, found.largest))}",
+                tuple[Draws, Notes],
+                cost=measure.cost_of_extremes(problem),
+            )
         verdict = self._take(
             "edge of stability",
             lambda: edge(problem, hessian, before, pairs),

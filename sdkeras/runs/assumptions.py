@@ -166,7 +166,7 @@ def facts_at(problem: Problem, estimate: SharpnessDimension, *, smallest_exponen
     return Facts(
         dimension=estimate.value if estimate.definition_value is None else estimate.definition_value,
         state_size=estimate.state_size,
-        num_samples=problem.source.num_samples,
+        num_samples=problem.source.samples_per_pass,
         kinks=kinks(model),
         clipped=clipped,
         unbounded_loss=unbounded_loss(model),

@@ -38,7 +38,7 @@ from sdkeras.estimators.select import (
 from sdkeras.linalg.operators import DiagonallyScaledOperator, RestrictedOperator, SymmetricOperator
 from sdkeras.operators import controls
 from sdkeras.operators.hessian import HessianOperator
-from sdkeras.results.answers import Analysis, HessianSummary, SpectrumSummary
+from sdkeras.results.answers import Analysis, Draws, HessianSummary, SpectrumSummary
 from sdkeras.results.arrays import Array, Value
 from sdkeras.results.bounds import Bound
 from sdkeras.results.estimates import Eigenpairs, SingularValues, Spectrum, TraceEstimate
@@ -54,6 +54,7 @@ from sdkeras.seeds import seed_of_run
 EXTREMES = "largest and smallest eigenvalue of the data-set Hessian"
 PRECONDITIONED = "largest eigenvalue of the preconditioned Hessian"
 TRACE = "trace of the data-set Hessian"
+DRAWS = "largest eigenvalue of each draw"
 # What each of the two eigenvalue stages, and then the batch sharpness, may take of what is left before the sharpness
 # dimension; the trace has the rest.
 EIGENVALUES = BATCH_SHARPNESS = 0.5
@@ -102,6 +103,18 @@ def cost_of_extremes(problem: Problem) -> int:
     """Products of `extremes`, or of the eigenvalues of the preconditioned Hessian."""
     steps = steps_of(_configured(problem, "eigenpairs", problem.estimators.eigenpairs)) or USUAL_STEPS
     return min(USUAL_STEPS, steps, problem.loss.size) * len(problem.loss.batches)
+
+
+def draws(problem: Problem, hessian: HessianOperator, budget: Budget) -> tuple[Draws, Notes]:
+    """The largest eigenvalue of each draw's Hessian over the data set, and how much they differ."""
+    budget.tell(DRAWS)
+    count, largest = problem.options.draws, list[float]()
+    for number in range(count):
+        largest.append(float(eigenpairs(problem, budget.watched(hessian.on_draw(number)), budget).values[0]))
+        if budget.interrupted:
+            break
+    spread = float(np.std(largest, ddof=1)) if len(largest) > 1 else None
+    return Draws(count, "passes" if problem.changes else "masks", tuple(largest), spread), ()
 
 
 def trace(problem: Problem, hessian: HessianOperator, budget: Budget) -> tuple[TraceEstimate, Notes]:
@@ -510,6 +523,7 @@ def joined(
     """
     options, first = problem.options, outcomes[0] if outcomes else None
     measured.setdefault("spectrum", None)
+    drawn = measured.pop("draws", None)
     if first is not None:
         name = "singular values of J" if problem.is_full else problem.operator
         measured["spectrum"] = compressed(first.nodes, first.weights, name, exponents)
@@ -519,7 +533,7 @@ def joined(
             problem.loss, seed=options.seed, num_hvps=num_hvps, started=started, preset=options.preset
         ),
         model=problem.model_info(problem.loss.engine(options.product_mode).unconnected),
-        data=data_info(problem.loss),
+        data=attrs.evolve(data_info(problem.loss), draws=drawn),
         optimizer=problem.optimizer_info(),
         verification=operator.verification,
         sharpness_dimension=None if first is None else first.sharpness_dimension,

@@ -334,6 +334,16 @@ class Options(EstimationOptions):
         SdkerasError: A value out of its range, or options that contradict each other.
     """
 
+    draws: int = option(
+        1,
+        "Average over N draws of what is random: passes of an augmented dataset, dropout masks.",
+        COUNT,
+        more="An augmented dataset is read N times, and all its passes are the data: the data-set Hessian is the mean "
+        "over them, and minibatches are of all. Of a model that draws in training mode each batch is taken with N "
+        "masks. `data.draws` has the largest eigenvalue of each draw and their standard deviation.",
+        metavar="N",
+        group=WHAT,
+    )
     params: str | None = option(
         None,
         "Analyse only the trainable variables whose path this regular expression finds.",

@@ -204,6 +204,7 @@ def planned(problem: Problem, resources: Resources, training_steps: int, reading
         num_snapshots=options.snapshots if mapped else None,
         every=options.every if mapped else None,
         preset=options.preset_words,
+        held_fixed=problem.held_fixed,
         optimizer=problem.optimizer_info(),
         data=data_info(loss),
     )

@@ -8,7 +8,7 @@ import numpy as np
 
 from sdkeras.dimension import stability
 from sdkeras.dimension.exponents import ExponentMap, exponent_map
-from sdkeras.errors import ModelError, counted
+from sdkeras.errors import DataError, ModelError, counted
 from sdkeras.estimators.select import Chosen, chosen
 from sdkeras.files.compiled_part import compile_as
 from sdkeras.files.data_fit import check_data
@@ -42,6 +42,7 @@ class Subject:
         model: The same model, or a copy compiled with the loss that was given.
         loss_fn: The user's loss function, or None.
         loss: The loss over the data at the model's weights.
+        changes: Whether the data are a dataset that gives other samples at each reading.
     """
 
     options: TrainingOptions
@@ -49,6 +50,24 @@ class Subject:
     model: Model
     loss_fn: LossFn | None
     loss: EmpiricalLoss
+    changes: bool = False
+
+    @property
+    def held_fixed(self) -> str:
+        """What is random and was held fixed, so that the Hessian is of one function; "" where nothing is."""
+        draws, masks = self.loss.draws, self.loss.function.is_random
+        if not (masks or self.changes):
+            return ""
+        parts = []
+        if self.changes:
+            passes = "one pass" if draws == 1 else f"{draws} passes"
+            parts.append(f"the dataset gives other samples at each reading, as augmentation does: {passes} of it")
+        if masks:
+            what = "one draw" if draws == 1 else f"{draws} draws"
+            parts.append(f"the model draws at random in training mode (dropout, augmentation layers): {what} a batch")
+        if draws == 1:
+            return f"{'; '.join(parts)}, held fixed, of which the Hessian is (`draws=N` averages over N)"
+        return f"{'; '.join(parts)}, held fixed, and the Hessian is of their mean"
 
     @property
     def source(self) -> minibatches.Source:
@@ -118,11 +137,13 @@ def read_subject(
     mode: Mode = "train",
     params: str | None = None,
     jit: Jit = "auto",
+    draws: int = 1,
 ) -> tuple[Subject, Notes]:
     """Reads and checks model and data; nothing is measured yet.
 
     Raises:
         SdkerasError: Unusable model or data; see its subclasses.
+        DataError: Several draws are asked for, and nothing is random.
     """
     loss_fn, notes = losses.own_function(options.loss, options.loss_fn), []
     if loss_fn is not None and options.class_weight is not None:
@@ -130,11 +151,12 @@ def read_subject(
         notes.append(Note("class-weight", words))
     fitted = model if loss_fn is not None else _with_loss(model, options.loss, options.dtype)
     notes += losses.caveats(model, with_loss=options.loss is None and loss_fn is None)
-    in_arrays = isinstance(data, (tuple, list))
+    in_arrays, given = isinstance(data, (tuple, list)), data
     if not isinstance(data, minibatches.Source):
         data = minibatches.as_source(
-            data, batch_size=options.batch_size, limit=options.samples, class_weight=options.class_weight
+            data, batch_size=options.batch_size, limit=options.samples, class_weight=options.class_weight, draws=draws
         )
+    changes = data.passes > 1 or minibatches.changes(given, data, options.samples)
     if in_arrays:
         check_data(fitted, *data.structure, own_loss=loss_fn is not None)
     loss = EmpiricalLoss(
@@ -149,7 +171,13 @@ def read_subject(
         jit=jit,
         device=options.device,
         micro_batch=options.micro_batch,
+        draws=draws,
     )
+    if draws > 1 and not (changes or loss.function.is_random):
+        raise DataError(
+            f"draws is {draws}, and nothing in data or model is random: the data are the same at each reading, and the "
+            f"model draws nothing in {mode} mode; leave draws out (`draws`)."
+        )
     smaller = len(data.batch_ranges or ()) - len(data.full_ranges)
     if smaller:
         words = (
@@ -157,7 +185,9 @@ def read_subject(
             f"{data.batch_size}: minibatches of the sharpness dimension and the batch sharpness are the others."
         )
         notes.append(Note("smaller-batches", words))
-    subject = Subject(options=options, compiled_as=model, model=fitted, loss_fn=loss_fn, loss=loss.merged())
+    subject = Subject(
+        options=options, compiled_as=model, model=fitted, loss_fn=loss_fn, loss=loss.merged(), changes=changes
+    )
     return subject, tuple(notes)
 
 
@@ -296,7 +326,10 @@ def read_problem(model: Model, data: Data, options: Options) -> tuple[Problem, N
         mode=options.mode,
         params=options.params,
         jit=options.jit,
+        draws=options.draws,
     )
+    if subject.held_fixed:
+        notes = (*notes, Note("held-fixed", f"{subject.held_fixed}."))
     if options.exact is None:
         options = attrs.evolve(options, exact=_is_small(subject.loss.size, options))
     problem, more = _problem(subject, options, subject.loss)
@@ -342,6 +375,7 @@ def _problem(subject: Subject, options: Options, loss: EmpiricalLoss) -> tuple[P
         model=subject.model,
         loss_fn=subject.loss_fn,
         loss=loss,
+        changes=subject.changes,
         optimizer=optimizer,
         rate=rate,
         rate_source=source,

@@ -41,7 +41,7 @@ def data_info(loss: EmpiricalLoss) -> DataInfo:
     """The data of a report."""
     source, weights = loss.source, loss.source.class_weight
     return DataInfo(
-        num_samples=source.num_samples,
+        num_samples=source.samples_per_pass,
         batch_size=source.batch_size,
         num_samples_hessian=loss.num_examples,
         batch_size_source=source.batch_size_source,

@@ -38,6 +38,7 @@ def test_a_run_and_its_reports(files: Path, tmp_path: Path, in_process) -> None:
     status, shown, err = in_process(
         *("lyapunov", files / "model.keras", "--data", files / "data.npz", "--batch-size", 16, "--num-exponents", 5),
         *("--steps", 24, "--transient", 4, "--learning-rate", 0.25, "--json", out, "--html", page),
+        "--verbose",
     )
     assert status == 0, err
     assert "ell_5" in shown
