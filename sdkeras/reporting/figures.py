@@ -24,7 +24,7 @@ from sdkeras.reporting.numbers import dimension, number
 from sdkeras.reporting.report import Figure, Series, present
 from sdkeras.results.answers import Analysis, SpectrumSummary
 from sdkeras.results.arrays import FloatArray
-from sdkeras.results.dimension import SharpnessDimension, Supremum
+from sdkeras.results.dimension import RdsSharpness, SharpnessDimension, Supremum
 from sdkeras.results.lyapunov import LyapunovSummary
 
 if TYPE_CHECKING:
@@ -64,24 +64,13 @@ def spectral_density(run: Analysis) -> Figure | None:
         threshold = None
     whole = edge.sharpness if edge.operator == operator and usable(np.array([edge.sharpness])) else None
     marks = [at for at in (threshold, whole) if at is not None]
-    ends = [float(nodes.min()), float(nodes.max()), 0.0, *marks]
-    low, high = np.arcsinh(min(ends) / linear), np.arcsinh(max(ends) / linear)
-    room = 0.04 * max(high - low, 1.0)
-    edges = np.sinh(np.linspace(low - room, high + room, _BINS + 1)) * linear
-    mass, _ = np.histogram(nodes, bins=edges, weights=spectrum.weights)
-    floor = max(1e-3, 0.5 * float(np.min(mass[mass > 0], initial=1.0)))
-    middle = np.sinh(0.5 * (np.arcsinh(edges[:-1] / linear) + np.arcsinh(edges[1:] / linear))) * linear
-    drawn_at = middle, np.maximum(mass, floor)
-    bars = Series("", "eigenvalue", "eigenvalues", edges[:-1], mass, x_end=edges[1:], at=drawn_at)
+    edges = _bins(np.array([*nodes, 0.0, *marks]), linear)
+    mass, floor = _masses(edges, spectrum)
+    bars = _bars("", edges, mass[0], floor, linear)
 
     def draw(axes: Axes, colours: Colours) -> None:
-        axes.stairs(np.maximum(mass, floor), edges, baseline=floor, fill=True, color=colours.accent, alpha=0.75)
-        axes.set_yscale("log")
-        axes.set_ylim(floor, 3 * float(mass.max()))
-        tick_format(axes.yaxis)
-        asinh_axis(axes, "x", linear, float(edges[0]), float(edges[-1]))
-        axes.set_xlabel(f"eigenvalue of the {_matrix(operator)} of a minibatch")
-        axes.set_ylabel("eigenvalues per bin")
+        axes.stairs(np.maximum(mass[0], floor), edges, baseline=floor, fill=True, color=colours.accent, alpha=0.75)
+        _density_axes(axes, operator, edges, linear, (floor, 3 * float(mass.max())))
         if threshold is not None:
             mark(axes, threshold, f"threshold {number(threshold, 3)}", colours.warn)
         if whole is not None:
@@ -98,15 +87,130 @@ def spectral_density(run: Analysis) -> Figure | None:
     )
 
 
+def _bins(values: FloatArray, linear: float) -> FloatArray:
+    """Ends of bins that hold the values and are equally wide on an asinh axis."""
+    low, high = np.arcsinh(float(values.min()) / linear), np.arcsinh(float(values.max()) / linear)
+    room = 0.04 * max(high - low, 1.0)
+    return np.sinh(np.linspace(low - room, high + room, _BINS + 1)) * linear
+
+
+def _masses(edges: FloatArray, *spectra: SpectrumSummary) -> tuple[FloatArray, float]:
+    """Eigenvalues of each spectrum in each bin, a row each, and a value below all that are not 0."""
+    masses = np.stack([np.histogram(each.nodes, bins=edges, weights=each.weights)[0] for each in spectra])
+    return masses, max(1e-3, 0.5 * float(np.min(masses[masses > 0], initial=1.0)))
+
+
+def _bars(name: str, edges: FloatArray, mass: FloatArray, floor: float, linear: float) -> Series:
+    middle = np.sinh(0.5 * (np.arcsinh(edges[:-1] / linear) + np.arcsinh(edges[1:] / linear))) * linear
+    at = middle, np.maximum(mass, floor)
+    return Series(name, "eigenvalue", "eigenvalues", edges[:-1], mass, x_end=edges[1:], at=at)
+
+
+def _density_axes(axes: Axes, operator: str, edges: FloatArray, linear: float, heights: tuple[float, float]) -> None:
+    axes.set_yscale("log")
+    axes.set_ylim(*heights)
+    tick_format(axes.yaxis)
+    asinh_axis(axes, "x", linear, float(edges[0]), float(edges[-1]))
+    axes.set_xlabel(f"eigenvalue of the {_matrix(operator)} of a minibatch")
+    axes.set_ylabel("eigenvalues per bin")
+
+
+def overlaid_spectra(a: SpectrumSummary | None, b: SpectrumSummary | None) -> Figure | None:
+    """The spectral densities of two runs in the same bins, where they are of the same operator."""
+    first, second = _drawable(a), _drawable(b)
+    if first is None or second is None or first.operator != second.operator:
+        return None
+    nodes = np.concatenate([first.nodes, second.nodes, [0.0]])
+    linear = 1e-3 * max(float(np.max(np.abs(nodes))), 1e-90)
+    edges = _bins(nodes, linear)
+    mass, floor = _masses(edges, first, second)
+
+    def draw(axes: Axes, colours: Colours) -> None:
+        drawn = np.maximum(mass, floor)
+        axes.stairs(drawn[0], edges, baseline=floor, fill=True, color=colours.soft, alpha=0.45)
+        axes.stairs(drawn[1], edges, baseline=floor, color=colours.accent, linewidth=1.8)
+        _density_axes(axes, first.operator, edges, linear, (floor, 3 * float(mass.max())))
+
+    return Figure(
+        "spectra",
+        "Spectral densities",
+        "Grey bars: A. Blue outline: B. Both of single minibatches, in the same bins.",
+        draw,
+        series=tuple(_bars(name, edges, each, floor, linear) for name, each in zip("AB", mass, strict=True)),
+    )
+
+
+def overlaid_exponents(a: RdsSharpness | None, b: RdsSharpness | None, size: int) -> Figure | None:
+    """RDS sharpness exponents of two runs whose states have the same size."""
+    lines = [_ranked(each, size) for each in (a, b) if each is not None]
+    if len(lines) < 2 or size < 2 or not all(usable(*line) and len(line[0]) > 1 for line in lines):
+        return None
+    both = np.concatenate([values for _, values in lines])
+    linear = 1e-2 * (float(np.max(np.abs(both))) or 1.0)
+
+    def draw(axes: Axes, colours: Colours) -> None:
+        for (ranks, values), colour, style in zip(lines, (colours.soft, colours.accent), ("--", "-"), strict=True):
+            axes.plot(_position(ranks, size), values, color=colour, linewidth=2.2, linestyle=style)
+        zero_line(axes, colours)
+        room = 0.1 * (float(np.ptp(both)) + linear)
+        asinh_axis(axes, "y", linear, float(both.min()) - room, float(both.max()) + room)
+        _rank_axis(axes, size)
+        axes.set_ylabel("exponent per step")
+
+    return Figure(
+        "exponents",
+        "RDS sharpness exponents",
+        "Grey and dashed: A. Blue: B. Above 0 a step stretches distances, below 0 it contracts them.",
+        draw,
+        series=tuple(
+            Series(name, "direction", "exponent per step", *line, at=(_position(line[0], size), line[1]))
+            for name, line in zip("AB", lines, strict=True)
+        ),
+    )
+
+
+def overlaid_intervals(name: str, title: str, label: str, a: FloatArray, b: FloatArray) -> Figure | None:
+    """Numbers of two runs side by side, each with its interval: rows of value, lower and upper end, shape [n, 3]."""
+    if len(a) < 1 or a.shape != b.shape or not usable(a.ravel(), b.ravel()):
+        return None
+    ranks = np.arange(1.0, len(a) + 1)
+    sides = (("A", ranks - 0.1, a), ("B", ranks + 0.1, b))
+
+    def draw(axes: Axes, colours: Colours) -> None:
+        for (_, place, rows), colour, marker in zip(sides, (colours.soft, colours.accent), "so", strict=True):
+            halves = np.abs(rows[:, 1:] - rows[:, :1]).T
+            axes.errorbar(place, rows[:, 0], halves, color=colour, fmt=marker, markersize=5, elinewidth=1.6, capsize=3)
+        zero_line(axes, colours)
+        step_axis(axes, "exponent, largest first")
+        axes.set_xlim(0.5, len(a) + 0.5)
+        value_axis(axes, label)
+
+    return Figure(
+        name,
+        title,
+        "Grey squares: A. Blue dots: B. Bars are 95 % intervals.",
+        draw,
+        series=tuple(
+            Series(side, "exponent", label, ranks, rows[:, 0], rows[:, 1], rows[:, 2], at=(place, rows[:, 0]))
+            for side, place, rows in sides
+        ),
+    )
+
+
+def _ranked(rds: RdsSharpness, size: int) -> tuple[FloatArray, FloatArray]:
+    """The directions k whose exponents are known, ascending, and these."""
+    ranks = np.concatenate([np.arange(1.0, len(rds.leading) + 1), np.round(rds.levels * size)])
+    ranks, first = np.unique(ranks, return_index=True)
+    return ranks, np.concatenate([rds.leading, rds.values])[first]
+
+
 def rds_exponents(run: Analysis) -> Figure | None:
     """RDS sharpness exponents lambda_k over k."""
     rds, estimate = run.rds_sharpness, run.sharpness_dimension
     if rds is None or estimate is None or len(rds.values) < 2 or not usable(rds.values, rds.levels):
         return None
     size, threshold = estimate.state_size, estimate.threshold_exponent
-    ranks = np.concatenate([np.arange(1.0, len(rds.leading) + 1), np.round(rds.levels * size)])
-    ranks, first = np.unique(ranks, return_index=True)
-    values = np.concatenate([rds.leading, rds.values])[first]
+    ranks, values = _ranked(rds, size)
     if not usable(ranks, values) or len(ranks) < 2:
         return None
     if not threshold or not math.isfinite(threshold):
