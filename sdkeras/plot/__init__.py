@@ -127,15 +127,20 @@ def compare(
     Raises:
         SdkerasError: One of the runs lacks these numbers, or they cannot be compared.
     """
-    overlays = {"spectrum": figures.overlaid_spectra, "exponents": figures.overlaid_exponents}
-    if what not in overlays:
-        raise SdkerasError(f"what is {what!r}; it must be one of {', '.join(overlays)}.")
+    if what not in _SINGLE:
+        raise SdkerasError(f"what is {what!r}; it must be one of {', '.join(_SINGLE)}.")
     listed = [_a(Analysis, run) for run in runs]
     names = _names(listed) if names is None else names
     if not listed or len(names) != len(listed):
         raise SdkerasError(f"there are {len(listed)} runs and {len(names)} names; give as many, and at least one.")
     _check_alike(listed, what)
-    figure = overlays[what](listed, names, [f"C{k}" for k in range(len(listed))])
+    shades = [f"C{k}" for k in range(len(listed))]
+    if what == "spectrum":
+        figure = figures.overlaid_spectra([run.spectrum for run in listed], names, shades)
+    else:
+        sizes = [run.sharpness_dimension.state_size for run in listed if run.sharpness_dimension is not None]
+        exponents_of = [run.rds_sharpness for run in listed]
+        figure = figures.overlaid_exponents(exponents_of, sizes[0] if sizes else 0, names, shades)
     return _drawn(figure, ax, f"the numbers of each run that `sdkeras.plot.{_SINGLE[what]}` draws")
 
 

@@ -150,7 +150,16 @@ def compare(a: Analysis | LyapunovRun, b: Analysis | LyapunovRun, *, names: tupl
 
 def _side(run: Analysis | LyapunovRun, name: str) -> Side:
     verdict = run.edge_of_stability.verdict if isinstance(run, Analysis) else trajectory_in_words(run.lyapunov)
-    return Side(name, run.model.name, run.provenance.created, verdict, is_verified(run), run.partial)
+    side = Side(name, run.model.name, run.provenance.created, verdict, is_verified(run), run.partial)
+    if not isinstance(run, Analysis):
+        return side
+    spectrum, estimate = run.spectrum, run.sharpness_dimension
+    return attrs.evolve(
+        side,
+        spectrum=spectrum and attrs.evolve(spectrum, exponents=None, log_moduli=None),
+        rds_sharpness=run.rds_sharpness,
+        state_size=0 if estimate is None else estimate.state_size,
+    )
 
 
 def _summary(identical: bool, settings: tuple[SettingDifference, ...], numbers: tuple[NumberDifference, ...]) -> str:

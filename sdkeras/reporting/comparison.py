@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import fnmatch
 import math
+from operator import itemgetter
 
 import attrs
+import numpy as np
 
 from sdkeras._version import __version__
+from sdkeras.reporting.figures import overlaid_exponents, overlaid_intervals, overlaid_spectra
 from sdkeras.reporting.numbers import estimated, interval, number, with_interval
-from sdkeras.reporting.report import Cell, Paragraph, Report, Row, Section, Table, present, split
+from sdkeras.reporting.report import Cell, Figure, Paragraph, Report, Row, Section, Table, plots, present, split
+from sdkeras.results.answers import SpectrumSummary
+from sdkeras.results.dimension import RdsSharpness
 from sdkeras.results.document import SCHEMA_VERSION, Document
 from sdkeras.results.measured import Measured
 from sdkeras.results.note import Note
@@ -183,6 +188,10 @@ class Side:
     verdict: str
     verified: bool  # its products, and its step where there is one
     partial: bool
+    # What is drawn of an analysis.
+    spectrum: SpectrumSummary | None = None
+    rds_sharpness: RdsSharpness | None = None
+    state_size: int = 0
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -264,11 +273,30 @@ def _sections(comparison: Comparison) -> tuple[Section, ...]:
         _differences(comparison),
     )
     return present(
+        plots(_figures(comparison)),
         Section(title, "settings", "Settings", tables=(settings,)) if rows else None,
         Section(every, "numbers", "Numbers", _ERRORS_IN_WORDS, (_ERRORS_IN_WORDS,), tables=numbers)
         if numbers
         else None,
     )
+
+
+def _figures(comparison: Comparison) -> tuple[Figure, ...]:
+    """What both have, overlaid; nothing that cannot be compared."""
+    a, b, exponents = comparison.a, comparison.b, None
+    if not comparison.why_incomparable("rds_sharpness.leading.0"):
+        exponents = overlaid_exponents((a.rds_sharpness, b.rds_sharpness), a.state_size, "AB")
+    pairs = [
+        (row.a, row.b)
+        for row in comparison.numbers
+        if row.path.startswith("lyapunov.values.") and row.outcome != "not comparable"
+    ]
+    sides = [
+        np.array([(each.centre, *(each.interval or (math.nan, math.nan))) for each in side], np.float64).reshape(-1, 3)
+        for side in (list(map(itemgetter(k), pairs)) for k in (0, 1))
+    ]
+    along = overlaid_intervals("lyapunov", "Lyapunov exponents along training", "per step", *sides)
+    return present(overlaid_spectra((a.spectrum, b.spectrum), "AB"), exponents, along)
 
 
 def _differences(comparison: Comparison) -> tuple[Table, ...]:

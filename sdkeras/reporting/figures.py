@@ -65,21 +65,13 @@ def spectral_density(run: Analysis) -> Figure | None:
         threshold = None
     whole = edge.sharpness if edge.operator == operator and usable(np.array([edge.sharpness])) else None
     marks = [at for at in (threshold, whole) if at is not None]
-    edges = _edges_of_bins([float(nodes.min()), float(nodes.max()), 0.0, *marks], linear)
-    mass, _ = np.histogram(nodes, bins=edges, weights=spectrum.weights)
-    floor = max(1e-3, 0.5 * float(np.min(mass[mass > 0], initial=1.0)))
-    middle = np.sinh(0.5 * (np.arcsinh(edges[:-1] / linear) + np.arcsinh(edges[1:] / linear))) * linear
-    drawn_at = middle, np.maximum(mass, floor)
-    bars = Series("", "eigenvalue", "eigenvalues", edges[:-1], mass, x_end=edges[1:], at=drawn_at)
+    edges = _bins(np.array([*nodes, 0.0, *marks]), linear)
+    mass, floor = _masses(edges, spectrum)
+    bars = _bars("", edges, mass[0], floor, linear)
 
     def draw(axes: Axes, colours: Colours) -> None:
-        axes.stairs(np.maximum(mass, floor), edges, baseline=floor, fill=True, color=colours.accent, alpha=0.75)
-        axes.set_yscale("log")
-        axes.set_ylim(floor, 3 * float(mass.max()))
-        tick_format(axes.yaxis)
-        asinh_axis(axes, "x", linear, float(edges[0]), float(edges[-1]))
-        axes.set_xlabel(f"eigenvalue of the {_matrix(operator)} of a minibatch")
-        axes.set_ylabel("eigenvalues per bin")
+        axes.stairs(np.maximum(mass[0], floor), edges, baseline=floor, fill=True, color=colours.accent, alpha=0.75)
+        _density_axes(axes, operator, edges, linear, (floor, 3 * float(mass.max())))
         if threshold is not None:
             mark(axes, threshold, f"threshold {number(threshold, 3)}", colours.warn)
         if whole is not None:
@@ -94,6 +86,141 @@ def spectral_density(run: Analysis) -> Figure | None:
         draw,
         series=(bars,),
     )
+
+
+def _bins(values: FloatArray, linear: float) -> FloatArray:
+    """Ends of bins that hold the values and are equally wide on an asinh axis."""
+    low, high = np.arcsinh(float(values.min()) / linear), np.arcsinh(float(values.max()) / linear)
+    room = 0.04 * max(high - low, 1.0)
+    return np.sinh(np.linspace(low - room, high + room, _BINS + 1)) * linear
+
+
+def _masses(edges: FloatArray, *spectra: SpectrumSummary) -> tuple[FloatArray, float]:
+    """Eigenvalues of each spectrum in each bin, a row each, and a value below all that are not 0."""
+    masses = np.stack([np.histogram(each.nodes, bins=edges, weights=each.weights)[0] for each in spectra])
+    return masses, max(1e-3, 0.5 * float(np.min(masses[masses > 0], initial=1.0)))
+
+
+def _bars(name: str, edges: FloatArray, mass: FloatArray, floor: float, linear: float) -> Series:
+    middle = np.sinh(0.5 * (np.arcsinh(edges[:-1] / linear) + np.arcsinh(edges[1:] / linear))) * linear
+    at = middle, np.maximum(mass, floor)
+    return Series(name, "eigenvalue", "eigenvalues", edges[:-1], mass, x_end=edges[1:], at=at)
+
+
+def _density_axes(axes: Axes, operator: str, edges: FloatArray, linear: float, heights: tuple[float, float]) -> None:
+    axes.set_yscale("log")
+    axes.set_ylim(*heights)
+    tick_format(axes.yaxis)
+    asinh_axis(axes, "x", linear, float(edges[0]), float(edges[-1]))
+    axes.set_xlabel(f"eigenvalue of the {_matrix(operator)} of a minibatch")
+    axes.set_ylabel("eigenvalues per bin")
+
+
+def overlaid_spectra(
+    spectra: Sequence[SpectrumSummary | None], names: Sequence[str], shades: Sequence[str] | None = None
+) -> Figure | None:
+    """The spectral densities of several runs in the same bins, an outline each, where they are of the same operator.
+
+    Args:
+        spectra: One of each run.
+        names: For the legend.
+        shades: Colours of the runs; by default those of the page, of which there are four.
+    """
+    known = [spectrum for each in spectra if (spectrum := _drawable(each)) is not None]
+    if not known or len(known) < len(spectra) or len({each.operator for each in known}) > 1:
+        return None
+    nodes = np.concatenate([*(each.nodes for each in known), [0.0]])
+    linear = 1e-3 * max(float(np.max(np.abs(nodes))), 1e-90)
+    edges = _bins(nodes, linear)
+    masses, floor = _masses(edges, *known)
+
+    def draw(axes: Axes, colours: Colours) -> None:
+        for mass, name, colour in zip(masses, names, shades or _four(colours), strict=False):
+            axes.stairs(np.maximum(mass, floor), edges, baseline=floor, color=colour, linewidth=1.8, label=name)
+        _density_axes(axes, known[0].operator, edges, linear, (floor, 3 * float(masses.max())))
+        axes.legend(frameon=False)
+
+    return Figure(
+        "spectra",
+        "Spectral densities",
+        "How many directions have which curvature, run by run; of single minibatches, in the same bins.",
+        draw,
+        series=tuple(_bars(name, edges, mass, floor, linear) for name, mass in zip(names, masses, strict=True)),
+    )
+
+
+def overlaid_exponents(
+    runs: Sequence[RdsSharpness | None], size: int, names: Sequence[str], shades: Sequence[str] | None = None
+) -> Figure | None:
+    """RDS sharpness exponents of several runs whose states have this size, a line each; see `overlaid_spectra`."""
+    lines = [_ranked(each, size) for each in runs if each is not None]
+    if not lines or len(lines) < len(runs) or size < 2:
+        return None
+    if not all(usable(*line) and len(line[0]) > 1 for line in lines):
+        return None
+    both = np.concatenate([values for _, values in lines])
+    linear = 1e-2 * (float(np.max(np.abs(both))) or 1.0)
+
+    def draw(axes: Axes, colours: Colours) -> None:
+        for (ranks, values), name, colour in zip(lines, names, shades or _four(colours), strict=False):
+            axes.plot(_position(ranks, size), values, color=colour, linewidth=1.8, label=name)
+        zero_line(axes, colours)
+        room = 0.1 * (float(np.ptp(both)) + linear)
+        asinh_axis(axes, "y", linear, float(both.min()) - room, float(both.max()) + room)
+        _rank_axis(axes, size)
+        axes.set_ylabel("exponent per step")
+        axes.legend(frameon=False)
+
+    return Figure(
+        "exponents",
+        "RDS sharpness exponents",
+        "By what factor (its natural logarithm) a step stretches (above 0) or contracts (below 0) distances, direction "
+        "by direction, run by run.",
+        draw,
+        series=tuple(
+            Series(name, "direction", "exponent per step", *line, at=(_position(line[0], size), line[1]))
+            for name, line in zip(names, lines, strict=True)
+        ),
+    )
+
+
+def _four(colours: Colours) -> tuple[str, ...]:
+    return colours.accent, colours.warn, colours.ink, colours.soft
+
+
+def overlaid_intervals(name: str, title: str, label: str, a: FloatArray, b: FloatArray) -> Figure | None:
+    """Numbers of two runs side by side, each with its interval: rows of value, lower and upper end, shape [n, 3]."""
+    if len(a) < 1 or a.shape != b.shape or not usable(a.ravel(), b.ravel()):
+        return None
+    ranks = np.arange(1.0, len(a) + 1)
+    sides = (("A", ranks - 0.1, a), ("B", ranks + 0.1, b))
+
+    def draw(axes: Axes, colours: Colours) -> None:
+        for (_, place, rows), colour, marker in zip(sides, (colours.accent, colours.warn), "so", strict=True):
+            halves = np.abs(rows[:, 1:] - rows[:, :1]).T
+            axes.errorbar(place, rows[:, 0], halves, color=colour, fmt=marker, markersize=5, elinewidth=1.6, capsize=3)
+        zero_line(axes, colours)
+        step_axis(axes, "exponent, largest first")
+        axes.set_xlim(0.5, len(a) + 0.5)
+        value_axis(axes, label)
+
+    return Figure(
+        name,
+        title,
+        "Squares: A. Dots: B. Bars are 95 % intervals.",
+        draw,
+        series=tuple(
+            Series(side, "exponent", label, ranks, rows[:, 0], rows[:, 1], rows[:, 2], at=(place, rows[:, 0]))
+            for side, place, rows in sides
+        ),
+    )
+
+
+def _ranked(rds: RdsSharpness, size: int) -> tuple[FloatArray, FloatArray]:
+    """The directions k whose exponents are known, ascending, and these."""
+    ranks = np.concatenate([np.arange(1.0, len(rds.leading) + 1), np.round(rds.levels * size)])
+    ranks, first = np.unique(ranks, return_index=True)
+    return ranks, np.concatenate([rds.leading, rds.values])[first]
 
 
 def rds_exponents(run: Analysis) -> Figure | None:
@@ -303,95 +430,6 @@ def layer_sharpness(run: Analysis) -> Figure | None:
         draw,
         (5.6, 0.8 + 0.3 * len(known)),
     )
-
-
-def overlaid_spectra(
-    runs: Sequence[Analysis], names: Sequence[str], shades: Sequence[str] | None = None
-) -> Figure | None:
-    """The spectra of several runs in the same bins, an outline each; None where one of them has none.
-
-    Args:
-        runs: Whose operators are the same.
-        names: For the legend.
-        shades: Their colours; by default those of the page, of which there are four.
-    """
-    spectra = [spectrum for run in runs if (spectrum := _drawable(run.spectrum)) is not None]
-    if not spectra or len(spectra) < len(runs):
-        return None
-    nodes = np.concatenate([each.nodes for each in spectra])
-    linear = 1e-3 * max(float(np.max(np.abs(nodes))), 1e-90)
-    edges = _edges_of_bins([float(nodes.min()), float(nodes.max()), 0.0], linear)
-    masses = [np.histogram(each.nodes, bins=edges, weights=each.weights)[0] for each in spectra]
-    floor = max(1e-3, 0.5 * min(float(np.min(mass[mass > 0], initial=1.0)) for mass in masses))
-
-    def draw(axes: Axes, colours: Colours) -> None:
-        for mass, name, colour in zip(masses, names, shades or _four(colours), strict=False):
-            axes.stairs(np.maximum(mass, floor), edges, baseline=floor, color=colour, linewidth=1.6, label=name)
-        axes.set_yscale("log")
-        axes.set_ylim(floor, 3 * max(float(mass.max()) for mass in masses))
-        asinh_axis(axes, "x", linear, float(edges[0]), float(edges[-1]))
-        axes.set_xlabel(f"eigenvalue of the {_matrix(spectra[0].operator)} of a minibatch")
-        axes.set_ylabel("eigenvalues per bin")
-        axes.legend(frameon=False)
-
-    return Figure("spectra", "Spectral densities", "How many directions have which curvature, run by run.", draw)
-
-
-def overlaid_exponents(
-    runs: Sequence[Analysis], names: Sequence[str], shades: Sequence[str] | None = None
-) -> Figure | None:
-    """RDS sharpness exponents of several runs over k, a line each; see `overlaid_spectra`.
-
-    The runs' maps, coordinates and sizes of the state are the same.
-    """
-    lines = [
-        _ranked(run.rds_sharpness, run.sharpness_dimension.state_size)
-        for run in runs
-        if run.rds_sharpness is not None and run.sharpness_dimension is not None
-    ]
-    if not lines or len(lines) < len(runs) or not all(usable(*line) and len(line[0]) > 1 for line in lines):
-        return None
-    size = max(run.sharpness_dimension.state_size for run in runs if run.sharpness_dimension is not None)
-    both = np.concatenate([values for _, values in lines])
-    linear = 1e-2 * (float(np.max(np.abs(both))) or 1.0)
-
-    def draw(axes: Axes, colours: Colours) -> None:
-        for (ranks, values), name, colour in zip(lines, names, shades or _four(colours), strict=False):
-            axes.plot(_position(ranks, size), values, color=colour, linewidth=1.6, label=name)
-        zero_line(axes, colours)
-        room = 0.1 * (both.max() - both.min() + linear)
-        asinh_axis(axes, "y", linear, float(both.min() - room), float(both.max() + room))
-        _rank_axis(axes, size)
-        axes.set_ylabel("exponent per step")
-        axes.legend(frameon=False)
-
-    return Figure(
-        "all-exponents",
-        "RDS sharpness exponents",
-        "By what factor (its natural logarithm) a training step stretches or contracts distances, direction by "
-        "direction, run by run.",
-        draw,
-    )
-
-
-def _four(colours: Colours) -> tuple[str, ...]:
-    return colours.accent, colours.warn, colours.ink, colours.soft
-
-
-def _edges_of_bins(ends: Sequence[float], linear: float) -> FloatArray:
-    """Bins of equal width on the axis, from the smallest of the ends to the largest and a little beyond."""
-    low, high = np.arcsinh(min(ends) / linear), np.arcsinh(max(ends) / linear)
-    room = 0.04 * max(high - low, 1.0)
-    edges: FloatArray = np.sinh(np.linspace(low - room, high + room, _BINS + 1)) * linear
-    return edges
-
-
-def _ranked(rds: RdsSharpness, size: int) -> tuple[FloatArray, FloatArray]:
-    """Ranks k and their exponents, each rank once."""
-    ranks = np.concatenate([np.arange(1.0, len(rds.leading) + 1), np.round(rds.levels * size)])
-    ranks, first = np.unique(ranks, return_index=True)
-    values: FloatArray = np.concatenate([rds.leading, rds.values])[first]
-    return ranks, values
 
 
 def _drawable(spectrum: SpectrumSummary | None) -> SpectrumSummary | None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sdkeras
-from sample_runs import ALONE, EMPTY, FOUND, RUN, with_edge, with_estimate
+from sample_runs import ALONE, EMPTY, FOUND, PLAUSIBLE, RUN, with_edge, with_estimate
 from sdkeras.errors import SdkerasError
 from sdkeras.reporting.build import report_of
 from sdkeras.reporting.comparison import Comparison, NumberDifference, Quantity, number_difference
@@ -329,3 +329,21 @@ def test_what_to_know_before_the_numbers() -> None:
 def test_an_analysis_is_not_compared_with_a_trajectory() -> None:
     with pytest.raises(SdkerasError, match=r"A is an answer of sdkeras analyze, B is an answer of sdkeras lyapunov"):
         sdkeras.compare(RUN, ALONE)
+
+
+def test_both_runs_are_drawn_over_each_other() -> None:
+    """In the same bins and on the same axes; nothing that cannot be compared."""
+    spectrum = attrs.evolve(PLAUSIBLE.spectrum, nodes=0.5 * PLAUSIBLE.spectrum.nodes)
+    other = attrs.evolve(PLAUSIBLE, spectrum=spectrum)
+    comparison = Comparison.from_json(sdkeras.compare(PLAUSIBLE, other).to_json())
+    figures = {each.name: each for each in report_of(comparison).figures}
+    assert list(figures) == ["spectra", "exponents"]
+    first, second = figures["spectra"].series
+    assert (first.name, second.name) == ("A", "B")
+    assert list(first.x) == list(second.x)
+    assert first.y.sum() == pytest.approx(2000)
+    assert second.y.sum() == pytest.approx(2000)
+    assert np.max(second.x[second.y > 0]) < np.max(first.x[first.y > 0])
+    assert figures["exponents"].series[0].y[0] == PLAUSIBLE.rds_sharpness.leading[0]
+    apart = with_estimate(attrs.evolve(other, spectrum=attrs.evolve(spectrum, operator="P^-1/2 H P^-1/2")), map="adam")
+    assert not report_of(sdkeras.compare(PLAUSIBLE, apart)).figures
