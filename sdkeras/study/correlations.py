@@ -119,9 +119,23 @@ class Correlations(Document):
         words = f"{counted(count, 'measure')} against the gaps of {counted(self.num_runs, 'run')}"
         return Report("Correlations", words, (f"{words}.",), sections)
 
+    @property
+    def adjusted(self) -> tuple[float | None, ...]:
+        """p values of the rows, corrected by `holm` for there being so many."""
+        return holm([row.p_value for row in self.rows])
+
     def header(self) -> tuple[str, ...]:
         """Titles of the columns of `cells`."""
-        return ("measure", "gap", "tau-b", "p", *(f"psi {name}" for name in self.settings), "mean psi", "runs")
+        return (
+            "measure",
+            "gap",
+            "tau-b",
+            "p",
+            "p (Holm)",
+            *(f"psi {name}" for name in self.settings),
+            "mean psi",
+            "runs",
+        )
 
     def cells(self) -> tuple[tuple[str, ...], ...]:
         """The rows as text, for a table."""
@@ -130,12 +144,12 @@ class Correlations(Document):
                 row.measure,
                 row.target.removesuffix("_gap"),
                 coefficient(row.tau_b, row.interval),
-                ABSENT if row.p_value is None else f"{row.p_value:.2g}",
+                *(ABSENT if p is None else f"{p:.2g}" for p in (row.p_value, corrected)),
                 *(coefficient(each.psi, each.interval) for each in row.granulated),
                 coefficient(row.psi_mean, row.psi_mean_interval),
                 f"{row.num_runs}" + (f" ({row.num_missing} missing)" if row.num_missing else ""),
             )
-            for row in self.rows
+            for row, corrected in zip(self.rows, self.adjusted, strict=True)
         )
 
     def to_csv(self) -> str:
@@ -188,6 +202,19 @@ def correlate(
         values = np.array([run.measures.get(measure) for run in runs], np.float64)
         rows += [_row((measure, target), values, gap, groups, counts) for target, gap in gaps.items()]
     return Correlations(tuple(rows), settings, len(runs), num_resamples, seed)
+
+
+def holm(p_values: Sequence[float | None]) -> tuple[float | None, ...]:
+    """Adjusted p values: below a level only as often as that level if there is no association at all.
+
+    The k-th smallest of n is multiplied by n - k + 1 and is at least the one before (Holm 1979); None stays None and
+    does not count.
+    """
+    adjusted: list[float | None] = [None] * len(p_values)
+    known, least = sorted((p, place) for place, p in enumerate(p_values) if p is not None), 0.0
+    for k, (p, place) in enumerate(known):
+        adjusted[place] = least = max(least, min(1.0, p * (len(known) - k)))
+    return tuple(adjusted)
 
 
 def kendall_tau_b(first: FloatArray, second: FloatArray, counts: FloatArray | None = None) -> FloatArray:

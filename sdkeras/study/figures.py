@@ -122,7 +122,7 @@ def scatter(results: Results, target: str) -> Figure:
 
         shade = matplotlib.colormaps["viridis"]
         values = _values(rows, coloured)
-        shades = {value: shade(place / max(1, len(values) - 1)) for place, value in enumerate(values)}
+        shades = {value: shade(0.3 + 0.65 * place / max(1, len(values) - 1)) for place, value in enumerate(values)}
         markers = {value: _MARKERS[k % len(_MARKERS)] for k, value in enumerate(_values(rows, marked))}
         looks = []
         for row in rows:
@@ -142,7 +142,17 @@ def scatter(results: Results, target: str) -> Figure:
         _legend(panels[0].get_figure(root=True), entries)
 
     size = (across * _PANEL[0] + 1.4, down * _PANEL[1] + 0.3)
-    return Figure(target, f"Each measure against the {target.replace('_', ' ')}", "", draw, size, (down, across))
+    gap = target.replace("_", " ")
+    title, caption = f"Each measure against the {gap}", "A point for each run; bars are ± the error of a measure."
+    points = tuple(_points(rows, name, target, panel) for panel, name in enumerate(names))
+    return Figure(target, title, caption, draw, size, (down, across), points)
+
+
+def _points(rows: Sequence[Row], name: str, target: str, panel: int) -> Series:
+    known = [(row.measure(name), row.gap(target)) for row in rows]
+    table = np.array([(each.value, gap) for each, gap in known], np.float64).reshape(-1, 2)  # None is NaN
+    shown = table[np.all(np.isfinite(table), axis=1)]
+    return Series(name, name, target.replace("_", " "), shown[:, 0], shown[:, 1], axes=panel)
 
 
 def _values(rows: Sequence[Row], setting: str) -> list[Value]:
@@ -158,7 +168,7 @@ def _scatter_panel(axes: Axes, rows: Sequence[Row], looks: Sequence[_Look], name
         if value is None or gap is None:
             continue
         pairs.append((value, gap))
-        style = {"markersize": 7, "alpha": 0.85, "markeredgecolor": "0.25", "markeredgewidth": 0.5, **look}
+        style = {"markersize": 7, "alpha": 0.85, "markeredgecolor": "0.5", "markeredgewidth": 0.5, **look}
         axes.plot(value, gap, linestyle="", **style)
         if error is not None and 0 < error < math.inf:
             axes.errorbar(value, gap, xerr=error, fmt="none", zorder=1, ecolor="0.6", elinewidth=1.0)
@@ -180,6 +190,6 @@ def _legend(canvas: Canvas | None, entries: Mapping[str, Sequence[tuple[Value, _
         if setting:
             handles.append(Line2D([], [], linestyle="", label=setting.replace("_", " ")))
         for value, look in looks:
-            handles.append(Line2D([], [], linestyle="", markeredgecolor="0.25", label=f"{value}", **look))
+            handles.append(Line2D([], [], linestyle="", markeredgecolor="0.5", label=f"{value}", **look))
     if handles and canvas is not None:
         canvas.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=FONT_SIZE - 1)

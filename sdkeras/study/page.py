@@ -102,7 +102,10 @@ def _draw(figure: Figure, place: Path) -> list[str]:
 
 def study_report(results: Results, correlations: Correlations) -> Report:
     """Report of a study: which measures correlate with generalization."""
-    study, verdict, failures = results.study, headline(correlations), results.failures()
+    mixed = tuple(name for name in results.study.measures if name in _OF_A_MAP) if any(_maps(results)) else ()
+    study, verdict, failures = results.study, headline(correlations, mixed), results.failures()
+    gaps = [target for target in TARGETS if any(row.gap(target) is not None for row in results.done)]
+    scatters = (scatter(results, target) for target in gaps)
     failed = Section("What failed", "failed", tables=(Table("What failed", failures),))
     trainings = tuple(
         tuple(Cell(text, "failed" if "failed" in cells else "") for text in cells) for cells in results.cells()
@@ -116,7 +119,7 @@ def study_report(results: Results, correlations: Correlations) -> Report:
         lines=(f"{verdict}.", f"{results.summary()}."),
         notes=tuple(Note("", message) for message in notes(results, correlations)),
         sections=(
-            Section("Plot", "plot", "Plot", figures=(heat_map(correlations),)),
+            Section("Plot", "plot", "Plot", figures=(heat_map(correlations), *scatters)),
             _coefficients(correlations),
             Section("What the measures are", "measures", "Measures", paragraphs=_glossary(results)),
             *_warnings(results),
@@ -141,13 +144,19 @@ def study_report(results: Results, correlations: Correlations) -> Report:
     )
 
 
-def headline(correlations: Correlations) -> str:
-    """Names the strongest positive and negative correlations with a gap, as far as p values support them."""
-    rows = [(float(row.tau_b), row) for row in correlations.rows if row.tau_b is not None]
+def headline(correlations: Correlations, mixed: Sequence[str] = ()) -> str:
+    """Names the strongest positive and negative correlations with a gap, as far as corrected p values support them.
+
+    Measures that are `mixed`, of values that do not compare from run to run, are left out.
+    """
+    rows = [(float(row.tau_b), row) for row in correlations.rows if row.tau_b is not None and row.measure not in mixed]
+    certain = {id(row): p for row, p in zip(correlations.rows, correlations.adjusted, strict=True)}
+    if not rows and mixed:
+        return "No measure compares between all runs"
     if not rows:
         return "No measure has a tau-b: all values of it, or of the gaps, are equal"
     largest, first = max(rows, key=lambda pair: pair[0])
-    clear = [pair for pair in rows if _clear(pair[1])]
+    clear = [pair for pair in rows if _clear(pair[1], certain[id(pair[1])])]
     tau, best = max(clear, key=lambda pair: pair[0], default=(0.0, first))
     against = [pair for pair in clear if tau <= 0 or pair[1].target == best.target]
     least, worst = min(against, key=lambda pair: pair[0], default=(0.0, first))
@@ -169,10 +178,10 @@ def headline(correlations: Correlations) -> str:
     return text + (f"; the strongest negative correlation {negative}" if least < 0 else "")
 
 
-def _clear(row: MeasureCorrelation) -> bool:
-    """Whether its interval excludes 0 and it is rare without association."""
+def _clear(row: MeasureCorrelation, p_value: float | None) -> bool:
+    """Whether its interval excludes 0 and it is rare without association, among as many as there are."""
     apart = row.interval is not None and not row.interval[0] <= 0 <= row.interval[1]
-    return apart and row.p_value is not None and row.p_value < _CLEAR
+    return apart and p_value is not None and p_value < _CLEAR
 
 
 def _gap(row: MeasureCorrelation) -> str:
@@ -197,7 +206,8 @@ def _coefficients(correlations: Correlations) -> Section:
         "coefficients",
         "Coefficients",
         "With 95 % bootstrap intervals over runs (tau-b) and over groups (psi); p is of independent runs without "
-        "association, of this one measure: of 20 that do not correlate with a gap, one has a p below 0.05. A dash: all "
+        "association, of this one measure: of 20 that do not correlate with a gap, one has a p below 0.05. p (Holm) is "
+        "corrected for the number of coefficients, and is what the headline goes by. A dash: all "
         "values equal, or too few runs.",
         lines=(averaged,) if len(correlations.settings) > 1 else (),
         tables=(

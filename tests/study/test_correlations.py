@@ -12,7 +12,15 @@ import pytest
 import scipy.stats
 
 from sdkeras.errors import SdkerasError
-from sdkeras.study.correlations import Correlations, MeasureCorrelation, Run, coefficient, correlate, kendall_tau_b
+from sdkeras.study.correlations import (
+    Correlations,
+    MeasureCorrelation,
+    Run,
+    coefficient,
+    correlate,
+    holm,
+    kendall_tau_b,
+)
 
 
 def table(values: Sequence, gaps: Sequence, **settings: Sequence) -> list[Run]:
@@ -227,3 +235,17 @@ def test_runs_that_cannot_be_grouped_are_refused(runs: list[Run], said: str) -> 
 def test_too_few_resamples_are_refused() -> None:
     with pytest.raises(SdkerasError, match="num_resamples"):
         correlate(table([1, 2], [1, 2], rate=[1, 2]), num_resamples=10)
+
+
+def test_holm_by_hand() -> None:
+    """0.01 * 4, 0.02 * 3, then 0.03 * 2 and 0.031, which must not be smaller than the one before."""
+    assert holm([0.03, 0.01, None, 0.031, 0.02]) == (
+        pytest.approx(0.06),
+        pytest.approx(0.04),
+        None,
+        pytest.approx(0.06),
+        pytest.approx(0.06),
+    )
+    assert holm([0.9, 0.8]) == (1.0, 1.0)
+    assert holm([]) == ()
+    assert holm([0.5]) == (0.5,)

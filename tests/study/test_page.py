@@ -252,8 +252,8 @@ def test_long_reasons_wrap_and_the_picture_scrolls(three: Results) -> None:
     # Cells of the class "wide" do not wrap.
     assert section[section.index("<article") :].startswith('<article class="card">')
     assert "1 run failed and is in no coefficient." in page
-    (least,) = re.findall(r'<svg[^>]*style="min-width: ([\d.]+)px"', page)
-    (natural,) = re.findall(r'<svg[^>]*viewBox="0 0 ([\d.]+) ', page)
+    least, *_ = re.findall(r'<svg[^>]*style="min-width: ([\d.]+)px"', page)
+    natural, *_ = re.findall(r'<svg[^>]*viewBox="0 0 ([\d.]+) ', page)
     assert float(least) == float(natural) > 390
     assert re.search(r"\.panels div \{[^}]*overflow-x: auto", page)
 
@@ -308,3 +308,18 @@ def test_one_gap_makes_one_panel() -> None:
     figure = heat_map(correlated(2, loss=False))
     assert figure.panels == (1, 1)
     assert as_image(figure, "png").startswith(b"\x89PNG")
+
+
+def test_the_headline_goes_by_corrected_p_values_and_leaves_out_what_does_not_compare() -> None:
+    """p of ODD is 0.014 alone, 0.07 among five that all are ODD; "mixed" is the strongest and is not named."""
+
+    def correlations(measures: dict[str, list[float]]) -> Correlations:
+        columns = [dict(zip(measures, values, strict=True)) for values in zip(*measures.values(), strict=True)]
+        return correlate(
+            [Run(settings={"rate": i}, measures=each, loss_gap=float(i)) for i, each in enumerate(columns)]
+        )
+
+    assert headline(correlations({f"odd{k}": ODD for k in range(5)})).startswith(NOT_CLEAR)
+    said = headline(correlations({"lambda_1": UP, "odd": ODD}), ["lambda_1"])
+    assert said == f"odd {STRONGEST} +0.71 over 8 runs, the one measure"
+    assert headline(correlations({"lambda_1": UP}), ["lambda_1"]) == "No measure compares between all runs"
