@@ -48,9 +48,9 @@ def test_a_run_and_its_reports(files: Path, tmp_path: Path, in_process) -> None:
     assert found.optimizer.learning_rate == 0.25
     assert len(found.lyapunov.values) == 5
     assert (found.lyapunov.num_steps, found.lyapunov.transient) == (24, 4)
-    status, again, _ = in_process("report", out)
+    status, again, _ = in_process("report", out, "--verbose")
     assert status == 0
-    assert again == shown
+    assert shown == f"{again}written: {out}, {page}\n"
     status, _, _ = in_process("report", out, "--html", tmp_path / "again.html")
     assert status == 0
     assert (tmp_path / "again.html").read_text() == page.read_text()
