@@ -46,11 +46,18 @@ _NOT_ESTIMATED = "not estimated"
 _HEADROOM = "largest learning rate that is stable here over the present one; the noise of minibatches can lower it"
 
 
+# The caveat that a next step says with what to do about it.
+_SAID_BY = {"narrower-interval": "wide-interval"}
+
+
 def analysis_report(run: Analysis) -> Report:
     """Report of an analysis."""
+    report = frame(run, run.edge_of_stability.verdict, "operator", "runs")
+    said = {_SAID_BY.get(step.code) for step in run.next_steps}
     return attrs.evolve(
-        frame(run, run.edge_of_stability.verdict, "operator", "runs"),
+        report,
         eyebrow="What kind of place training has found",
+        notes=tuple(note for note in report.notes if note.code not in said),
         lines=_lines(run),
         gauge=_gauge(run.edge_of_stability),
         cards=_cards(run),

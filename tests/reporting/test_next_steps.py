@@ -15,6 +15,7 @@ from sdkeras.reporting.terminal import as_text
 from sdkeras.results.answers import AtInit
 from sdkeras.results.measured import Measured
 from sdkeras.results.next_step import NextStep
+from sdkeras.results.note import Note
 
 LINE = (
     "sdkeras analyze 'a <b> net.keras' --data " + "long/" * 8 + "d.npz --batch-size 32 --learning-rate 0.25 --per-layer"
@@ -49,6 +50,15 @@ def test_nothing_stands_where_nothing_follows(run: sdkeras.Analysis) -> None:
     for text in (as_text(run), as_html(run)):
         assert "What to do next" not in text
         assert "at initialisation" not in text
+
+
+def test_a_caveat_that_a_step_says_is_not_said_again() -> None:
+    wide = attrs.evolve(RUN, warnings=(Note("wide-interval", "12 % wide."), Note("margin", "Narrow.")))
+    step = NextStep("narrower-interval", "Narrow it: it is 12 % wide.", "moderate")
+    for shown in (as_text, as_html):
+        assert "wide-interval" in shown(wide)
+        assert "wide-interval" not in shown(attrs.evolve(wide, next_steps=(step,)))
+        assert "Narrow." in shown(attrs.evolve(wide, next_steps=(step,)))
 
 
 def test_the_net_at_initialisation_stands_beside_the_checkpoint() -> None:
