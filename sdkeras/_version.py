@@ -1,3 +1,3 @@
 """The version, by itself: nobody inside imports the face of the package for it."""
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
