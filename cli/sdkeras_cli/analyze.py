@@ -6,6 +6,7 @@ import click
 
 from sdkeras.estimators import registry
 from sdkeras.results.arrays import Value
+from sdkeras.results.log import place_of
 from sdkeras.runs.options import Options
 from sdkeras_cli import options
 from sdkeras_cli.output import OF_ANALYSIS
@@ -25,5 +26,6 @@ def command(**parameters: Value) -> int:
     """
     for name in parameters["estimators"]:
         registry.get_estimator(registry.kind_of(name, registry.ANALYSIS_KINDS), name)
-    request = Request.taken_from(parameters)
-    return request.answer("analyze", parameters, request.check(parameters["checkpoint"]))
+    request, log = Request.taken_from(parameters), parameters["log"]
+    outputs = request.check(parameters["checkpoint"], further_input=None if log is None else str(place_of(log)))
+    return request.answer("analyze", parameters, outputs)

@@ -26,6 +26,7 @@ from sdkeras.estimators.select import plain_types, type_name
 from sdkeras.files import class_weights
 from sdkeras.reporting.trackers.names import check_trackers
 from sdkeras.results.arrays import Value
+from sdkeras.results.log import read_run_log
 from sdkeras.runs.options import EXPERT, GROUPS, OUTPUT, PRECISION, WHAT, Options, parse_learning_rate
 
 _Command = TypeVar("_Command", bound=Callable[..., object])
@@ -129,6 +130,13 @@ def settings_of(kinds: Sequence[str], example: str) -> Callable[..., dict[str, d
     return settings
 
 
+def log_folder(context: click.Context, option: click.Parameter, path: str | None) -> str | None:
+    """The path of a log, which must be one."""
+    if path is not None:
+        read_run_log(path)
+    return path
+
+
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 _FROM_TEXT = cattrs.Converter()  # which reads int, float and str as they are
 _FROM_TEXT.register_structure_hook(bool, lambda text, _: _BOOLEANS[text.lower()])
@@ -151,6 +159,7 @@ def _value(assignment: str, kinds: tuple[type, ...], text: str) -> Value:
 _CLICK: dict[str, dict[str, Value]] = {
     "learning_rate": {"callback": learning_rate},
     "checkpoint": {"type": click.Path()},
+    "log": {"type": click.Path(), "callback": log_folder},
     "class_weight": {"callback": lambda _, __, text: None if text is None else class_weights.parsed(text)},
     "scratch": {"type": click.Path()},
     "estimators": {"multiple": True},

@@ -54,11 +54,11 @@ class Request:
     def quiet(self) -> bool:
         return self.outputs.quiet
 
-    def check(self, *further_outputs: str | None) -> list[str]:
+    def check(self, *further_outputs: str | None, further_input: str | None = None) -> list[str]:
         """Refuses inputs that are not there and outputs that cannot be written; returns the outputs."""
         check_inputs(self.model, self.data, self.custom_objects)
         inputs = [self.model, self.data, *self.data.split(",")]
-        inputs += [] if self.custom_objects is None else [self.custom_objects]
+        inputs += [each for each in (self.custom_objects, further_input) if each is not None]
         return self.outputs.check(inputs, *further_outputs, dry_run=self.dry_run)
 
     @contextlib.contextmanager

@@ -30,6 +30,7 @@ from sdkeras.reporting.trackers.reporter import Reporter, open_reporter
 from sdkeras.results import log
 from sdkeras.results.answers import Analysis
 from sdkeras.results.arrays import Value, is_number
+from sdkeras.results.earlier import with_earlier
 from sdkeras.results.log import Beginning, Header, Measurement, RunLog
 from sdkeras.runs.monitor import (
     MEASURES,
@@ -387,6 +388,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
                 if self._log is None:
                     self._log = self._log_so_far(monitor)
                 if answer is not None:
+                    answer = with_earlier(answer, self._log)
                     answer.save(self.report / "run.json")
                     save_html(answer, self.report / "report.html")
                     save_html(self._log, self.report / "track.html")
@@ -417,8 +419,9 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         try:
             with _same_randomness():
                 if self._reporter and self._monitor is not None and self._answer is not None:
-                    self._reporter.page("report", self._answer)
-                    self._reporter.page("track", self._log_so_far(self._monitor))
+                    measured = self._log_so_far(self._monitor)
+                    self._reporter.page("report", with_earlier(self._answer, measured))
+                    self._reporter.page("track", measured)
         except Exception as error:  # a library that draws: the training is done
             self._say_once("report", f"the pages for trackers cannot be drawn: {last_line(error)}")
         self._reporter.close()

@@ -39,6 +39,7 @@ from sdkeras.results.dimension import (
     SharpnessDimension,
     Supremum,
 )
+from sdkeras.results.earlier import Earlier
 from sdkeras.results.measured import Measured
 
 _MOST_SNAPSHOTS = 12
@@ -75,7 +76,7 @@ def _lines(run: Analysis) -> tuple[str, ...]:
         run.edge_of_stability.verdict,
         not_determined if estimate is None else f"{headline(estimate, limited)}.",
         f"Still known: {known}." if known and (estimate is None or estimate.interval is None) else None,
-        words.since_initialisation(run),
+        words.since_then(run),
         None if run.supremum is None else words.supremum_headline(run.supremum),
         None if run.lyapunov is None else words.trajectory_in_words(run.lyapunov),
     )
@@ -184,7 +185,7 @@ def _sections(run: Analysis) -> tuple[Section, ...]:
         _hessian(run),
         _edge(run),
         *(_dimension(estimate, run.data.num_samples) for estimate in run.estimates),
-        None if run.at_init is None else _at_init(run, run.at_init),
+        *(_then(run, each) for each in (run.at_init, run.earlier) if each is not None),
         None if run.rds_sharpness is None else _exponents(run.rds_sharpness),
     )
     checks = (verification_table(run), provenance_table(run))
@@ -364,20 +365,24 @@ def _of_state(estimate: SharpnessDimension) -> str:
     return f"{share_of_state(estimate)} of d = {estimate.state_size:,}"
 
 
-def _at_init(run: Analysis, start: AtInit) -> Table:
-    """The same net at initialisation beside the checkpoint."""
-    then, now = start.sharpness_dimension, run.sharpness_dimension
-    dimensions = None
-    if then is not None and now is not None:
-        codimensions = [estimated(each.codimension, each.codimension_interval) for each in (then, now)]
-        dimensions = ("codimension", *codimensions)
+def _then(run: Analysis, then: AtInit | Earlier) -> Table:
+    """The same net at another time beside the checkpoint."""
+    at, now, rate, dimensions = then.codimension, run.sharpness_dimension, run.optimizer.learning_rate, None
+    if at is not None and now is not None:
+        dimensions = (
+            "codimension",
+            estimated(at.value, at.interval),
+            estimated(now.codimension, now.codimension_interval),
+        )
+    earlier = then.learning_rate if isinstance(then, Earlier) else rate
     rows = present(
-        ("largest eigenvalue of H", measured(start.sharpness)[0], measured(run.hessian.largest)[0]),
-        None if start.ratio is None else ("ratio", number(start.ratio, 3), number(run.edge_of_stability.ratio, 3)),
+        ("largest eigenvalue of H", measured(then.sharpness)[0], measured(run.hessian.largest)[0]),
+        None if then.ratio is None else ("ratio", number(then.ratio, 3), number(run.edge_of_stability.ratio, 3)),
         dimensions,
-        ("not compared", "dimension", start.reason) if start.reason else None,
+        ("learning rate", number(earlier), number(rate)) if number(earlier) != number(rate) else None,
+        ("not compared", "dimension", then.reason) if then.reason else None,
     )
-    return Table("The same net at initialisation", rows, ("", "at initialisation", "now"))
+    return Table(f"The same net {then.when}", rows, ("", then.when, "now"))
 
 
 def _sampled(sampled: Sampled) -> Row:

@@ -193,15 +193,16 @@ def attractor_in_words(summary: LyapunovSummary, after_verdict: bool = False) ->
     return meaning + f"Here it is not determined to a point: {answer.reason}."
 
 
-def since_initialisation(run: Analysis) -> str | None:
-    """The codimension then and now, in one line; None where they are not comparable."""
-    then, now = None if run.at_init is None else run.at_init.sharpness_dimension, run.sharpness_dimension
-    if then is None or now is None or None in (then.interval, now.interval):
+def since_then(run: Analysis) -> str | None:
+    """The codimension then and now, in one line; None where none are comparable."""
+    now = run.sharpness_dimension
+    if now is None or now.interval is None:
         return None
-    return (
-        f"Codimension at initialisation {estimated(then.codimension, then.codimension_interval)}, "
-        f"now {estimated(now.codimension, now.codimension_interval)}."
-    )
+    known = [(each.codimension, each.when) for each in (run.at_init, run.earlier) if each is not None]
+    then = [f"{estimated(at.value, at.interval)} {when}" for at, when in known if at is not None and at.interval]
+    if not then:
+        return None
+    return f"Codimension {', '.join(then)}, now {estimated(now.codimension, now.codimension_interval)}."
 
 
 def supremum_headline(supremum: Supremum) -> str:

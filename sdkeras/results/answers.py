@@ -12,6 +12,7 @@ from sdkeras.results.arrays import ARRAYS_EQUAL, FloatArray
 from sdkeras.results.bounds import Bound
 from sdkeras.results.dimension import EdgeOfStability, RdsSharpness, SharpnessDimension, Supremum
 from sdkeras.results.document import SCHEMA_VERSION, Document, parsed_document, text_of
+from sdkeras.results.earlier import Earlier
 from sdkeras.results.lyapunov import LyapunovSummary
 from sdkeras.results.measured import Measured
 from sdkeras.results.next_step import NextStep
@@ -170,6 +171,17 @@ class AtInit:
     num_hvps: int  # of all three
     reason: str = ""
 
+    @property
+    def when(self) -> str:
+        """The time, in words."""
+        return "at initialisation"
+
+    @property
+    def codimension(self) -> Measured | None:
+        """The rest of the state."""
+        found = self.sharpness_dimension
+        return None if found is None else Measured(found.codimension, True, interval=found.codimension_interval)
+
 
 class Answer(Document):
     """An answer whose measured numbers make a table."""
@@ -215,6 +227,7 @@ class Analysis(Answer):
     lyapunov: LyapunovSummary | None = None
     supremum: Supremum | None = None
     at_init: AtInit | None = None
+    earlier: Earlier | None = None  # where a log of the training was given or, in the callback's report, is kept
     warnings: tuple[Note, ...] = ()
     next_steps: tuple[NextStep, ...] = ()  # () in files of version 0.1
     partial: bool = False

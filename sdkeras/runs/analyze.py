@@ -34,6 +34,7 @@ from sdkeras.results.answers import Analysis, AtInit, Draws, LayerSharpness
 from sdkeras.results.arrays import Value
 from sdkeras.results.codec import as_plain, from_plain
 from sdkeras.results.dimension import EdgeOfStability, MeanSquareStability, Supremum
+from sdkeras.results.earlier import about_log, check_size, with_earlier
 from sdkeras.results.estimates import Eigenpairs, TraceEstimate
 from sdkeras.results.lyapunov import LyapunovSummary
 from sdkeras.results.note import Note
@@ -136,7 +137,7 @@ def _read(model: Model, data: Data, options: Options, started: float, kept: Jour
 
     Raises:
         ModelError: The requested learning rate does not exist.
-        SdkerasError: The journal is about something else.
+        SdkerasError: The journal is about something else, or the log of another model.
     """
     if options.tell is not None:
         options.tell(Progress("reading the model and the data", 0))
@@ -146,6 +147,8 @@ def _read(model: Model, data: Data, options: Options, started: float, kept: Jour
     for name in problem.estimators.spectrum if problem.maps_spectra else ():  # each must know the map
         measure.spectrum_estimator(problem, name)
     loss, limit = problem.loss, options.time_limit
+    if options.log is not None:
+        check_size(options.log, loss.size)
     # Once, since what memory is free falls as bases and matrices are made.
     room = resources(
         loss.size,
@@ -178,6 +181,7 @@ def _about(problem: Problem) -> dict[str, str]:
     for name in (
         "progress",
         "checkpoint",
+        "log",
         "time_limit",
         "product_mode",
         "device",
@@ -501,6 +505,9 @@ class _Analysis:
             status=STATUS[INTERRUPT if interrupted else self.budget.limit() if limited else ""],
             **self.found,
         )
+        if options.log is not None:
+            answer = with_earlier(answer, options.log)
+            answer = attrs.evolve(answer, warnings=(*answer.warnings, *about_log(answer, options.log)))
         return attrs.evolve(answer, next_steps=next_steps(answer))
 
     def _bound_inputs(self) -> Mapping[str, float]:

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from sdkeras._version import __version__
+from sdkeras.dimension.next_steps import next_steps
 from sdkeras.dimension.sampling import Outcome
 from sdkeras.errors import SdkerasError
 from sdkeras.estimators.select import DEFAULTS, estimate, estimator_of_largest, for_analysis, with_steps
@@ -335,7 +336,7 @@ def _answer(
     notes = [*findings(problem, hessian), *about_map, *(() if outcome is None else outcome.warnings)]
     if problem.rate is None:
         notes.append(Note("no-learning-rate", measure.without_a_rate(problem)))
-    return measure.joined(
+    answer = measure.joined(
         problem,
         hessian,
         [] if outcome is None else [outcome],
@@ -346,6 +347,7 @@ def _answer(
         bounds=measurement.bounds,
         warnings=(*dict.fromkeys(notes), Note("while-training", about)),
     )
+    return attrs.evolve(answer, next_steps=next_steps(answer))
 
 
 def _readings(outcome: Outcome, tolerance: float) -> dict[str, Measured]:

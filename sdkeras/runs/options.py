@@ -40,6 +40,7 @@ from sdkeras.operators.modes import (
 from sdkeras.reporting.progress_bar import telling
 from sdkeras.reporting.trackers.names import check_trackers
 from sdkeras.results.arrays import Value, is_number
+from sdkeras.results.log import RunLog, read_run_log
 from sdkeras.results.progress import Progress
 
 # What an option is about: the groups of a command's help, in their order.
@@ -197,6 +198,11 @@ def _path(path: str | os.PathLike[str] | None) -> str | None:
         return None if path is None else os.fspath(path)
     except TypeError as error:
         raise SdkerasError(f"a file is named by text or a path, got {path!r}.") from error
+
+
+def _log(log: str | os.PathLike[str] | RunLog | None) -> RunLog | None:
+    """A log, read where its place is given; an SdkerasError refuses one that is not there, or is none."""
+    return log if log is None or isinstance(log, RunLog) else read_run_log(str(_path(log)))
 
 
 @attrs.frozen(kw_only=True)
@@ -436,6 +442,17 @@ class Options(EstimationOptions):
         "stay, and the learning rate is that of the analysis. Adam, AdamW, Nadam and RMSprop have no second moments "
         "there: only the Hessian is compared, or with map='hessian' everything.",
         group=WHAT,
+    )
+    log: RunLog | None = attrs.field(
+        default=None,
+        converter=_log,
+        metadata=_words(
+            "Also show where the numbers were earlier in this training, by its log.",
+            "The log of the callback or of `track`, or the folder that it is in: its first measurement, of an earlier "
+            "step than the model's. Costs no products.",
+            "RUN_DIR",
+            group=WHAT,
+        ),
     )
     lyapunov: int | None = option(
         None,

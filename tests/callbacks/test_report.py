@@ -4,6 +4,7 @@ import json
 import math
 import signal
 
+import attrs
 import keras
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ import pytest
 import sdkeras
 from reporting.test_page import _Tags
 from sdkeras.callbacks import SharpnessDimension, sharpness_dimension
+from sdkeras.dimension.next_steps import next_steps
 from sdkeras.errors import SdkerasError
+from sdkeras.reporting.numbers import estimated
 from sdkeras.results.log import read_run_log
 from small_nets import X, Y
 
@@ -97,13 +100,17 @@ def test_the_estimated_inputs_are_the_largest_loss_and_gradient_of_one_example(t
 
 def test_run_json_is_what_analyze_writes_of_the_same_weights(trained) -> None:
     folder, model, callback, _ = trained
-    written = sdkeras.Analysis.load(folder / "run.json")
+    written, log = sdkeras.Analysis.load(folder / "run.json"), read_run_log(folder)
+    log = attrs.evolve(log, header=attrs.evolve(log.header, data_digest="another"))
     run = sdkeras.analyze(
-        model, (X, Y), batch_size=16, tolerance=0.5, bound_inputs=GIVEN, estimate_bound_inputs=True, runs=3
+        model, (X, Y), batch_size=16, tolerance=0.5, bound_inputs=GIVEN, estimate_bound_inputs=True, runs=3, log=log
     )
     assert written.optimizer == run.optimizer
     assert written.optimizer.iterations == 12
     assert written.model == run.model
+    assert written.earlier == run.earlier is not None
+    codes = [{note.code for note in each.warnings} for each in (written, run)]
+    assert ["log-of-other-data" in each for each in codes] == [False, True]
     assert written.provenance.data_digest == run.provenance.data_digest
     assert written.hessian.largest.value == pytest.approx(run.hessian.largest.value, rel=2e-3)
     assert written.edge_of_stability.threshold == run.edge_of_stability.threshold
@@ -127,6 +134,21 @@ def test_the_pages_hold_the_bounds_and_the_gap(trained) -> None:
     assert "sqrt(SD/n)" in track
     assert not _Tags(report).open
     assert not _Tags(track).open
+
+
+def test_the_report_says_where_the_numbers_were_after_the_first_epoch(trained) -> None:
+    folder, _, callback, _ = trained
+    run, page = sdkeras.Analysis.load(folder / "run.json"), (folder / "report.html").read_text()
+    first, now = callback.measurements
+    then = run.earlier
+    assert (then.step, then.epoch, then.reason) == (6, 1, "")
+    assert then.codimension == first.values["sharpness_codimension"] != now.values["sharpness_codimension"]
+    assert then.sharpness == first.values["sharpness"]
+    assert then.ratio == first.value("sharpness_ratio")
+    assert "The same net after epoch 1" in page
+    assert f"{estimated(then.codimension.value, then.codimension.interval)} after epoch 1, now " in str(run)
+    assert run.next_steps == next_steps(run) != ()
+    assert "What to do next" in page
 
 
 class End(keras.callbacks.Callback):

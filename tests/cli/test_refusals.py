@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from processes import WITHOUT_TENSORFLOW, python
+from sample_log import HEADER
+from sdkeras.results.log import append
 
 layers = keras.layers
 
@@ -47,6 +49,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("junk.keras", "junk.weights.h5"):
         (folder / name).write_bytes(b"PK")
     (folder / "mine.py").write_text("")
+    append(folder / "other.jsonl", HEADER)
+    (folder / "empty.jsonl").write_text("")
     np.savez(folder / "recorded.npz", trajectory=generator.random((60, 26)))
     np.save(folder / "vector.npy", np.ones(5))
     np.savez(folder / "vector.npz", trajectory=np.ones(5))
@@ -89,6 +93,11 @@ REFUSED = [
     (f"{ANALYZE} --learning-rate -1", "--learning-rate"),
     (f"{ANALYZE} --learning-rate nan", "positive and finite number"),
     (f"{ANALYZE} --loss no_such_loss", "no_such_loss"),
+    (f"{ANALYZE} --log missing", "give a folder with a sharpness.jsonl, or such a file"),
+    (f"{ANALYZE} --log data.npz", "does not begin with the header of a log"),
+    (f"{ANALYZE} --log empty.jsonl", "nothing has been measured yet"),
+    (f"{ANALYZE} --log other.jsonl", "training (--log DIR), or leave it out"),
+    ("analyze model.keras --data data.npz --log other.jsonl --json other.jsonl", "overwritten"),
     (f"{ANALYZE} --params (", "regular expression"),
     (f"{ANALYZE} --tolerance 2", "tolerance"),
     (f"{ANALYZE} --jit yes", "'auto', 'on', 'off'"),
@@ -242,6 +251,7 @@ def test_what_is_refused_is_one_message(
 def test_cheap_mistakes_are_found_before_tensorflow_starts(folder: Path) -> None:
     cheap = ("no file", "missing.np", "--estimator sql", "slq.steps", "no/such", "overwritten", "nan", "--steps 0")
     cheap += ("--windows 3", "holds no Jacobians", "--fail-if", "-qr.transient", "--seed", "a file of its own")
+    cheap += ("--log missing", "--log data", "--log empty")
     known = [line for line, message in REFUSED if not line.startswith("study") and "nan.npz" not in line]
     lines = [line for line in known if any(word in line + dict(REFUSED)[line] for word in cheap)]
     lines += ["demo --output-dir model.keras", "demo --seed 4294967296"]

@@ -4,6 +4,7 @@ import re
 import shutil
 from pathlib import Path
 
+import attrs
 import keras
 import matplotlib
 import numpy as np
@@ -11,7 +12,9 @@ import pytest
 
 from oracles import rotated
 from pages_of_text import blocks, call
+from sample_log import HEADER
 from sdkeras.linalg.operators import DenseOperator
+from sdkeras.results.log import FILE_NAME, append
 from sdkeras.study.definition import read_study
 from sdkeras.testing import check_estimator
 
@@ -100,6 +103,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save(place / "model.keras")
     np.savez(place / "train.npz", x=x, y=y)
     (place / "my_layers.py").write_text("")
+    (place / "run").mkdir()
+    append(place / "run" / FILE_NAME, attrs.evolve(HEADER, num_parameters=39))
     return place
 
 

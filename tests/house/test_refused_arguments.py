@@ -43,6 +43,8 @@ def callback(**arguments: Any) -> SharpnessDimension:
         (Options, {"loss": []}),
         (Options, {"loss": {}}),
         (Options, {"loss": ""}),
+        (Options, {"log": 1}),
+        (Options, {"log": ""}),
         (callback, {"log_dir": ""}),
         (callback, {"report": ""}),
         (callback, {"preset": "slow"}),

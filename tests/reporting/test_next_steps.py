@@ -13,6 +13,7 @@ from sample_runs import EMPTY, RUN, with_estimate
 from sdkeras.reporting.html import as_html
 from sdkeras.reporting.terminal import as_text
 from sdkeras.results.answers import AtInit
+from sdkeras.results.earlier import Earlier
 from sdkeras.results.measured import Measured
 from sdkeras.results.next_step import NextStep
 from sdkeras.results.note import Note
@@ -63,15 +64,39 @@ def test_a_caveat_that_a_step_says_is_not_said_again() -> None:
 
 def test_the_net_at_initialisation_stands_beside_the_checkpoint() -> None:
     text = as_text(STARTED)
-    assert "Codimension at initialisation 3.20 [3.00, 3.40], now 469.8 [460.0, 479.5]." in text
+    assert "Codimension 3.20 [3.00, 3.40] at initialisation, now 469.8 [460.0, 479.5]." in text
     assert re.search(r"largest eigenvalue of H +1\.5 +12\b", text)
     assert re.search(r"ratio +0\.075 +0\.6\b", text)
     assert "The same net at initialisation" in as_html(STARTED)
     lacking = attrs.evolve(
         STARTED, at_init=attrs.evolve(START, ratio=None, sharpness_dimension=None, reason="no moments")
     )
-    assert "Codimension at initialisation" not in as_text(lacking)
+    assert "] at initialisation" not in as_text(lacking)
     assert re.search(r"not compared +dimension +no moments", as_text(lacking))
+
+
+LATER = Earlier(
+    *(10, 1, 0.2, Measured(2.5, True), 0.25, Measured(1995.0, True)),
+    Measured(5.0, True, interval=(4.5, 5.5)),
+)
+
+
+def test_what_was_earlier_in_training_stands_beside_the_checkpoint_in_the_same_way() -> None:
+    """Both in one sentence; the learning rate where it was another one."""
+    text = as_text(attrs.evolve(STARTED, earlier=LATER), width=120)
+    now = "now 469.8 [460.0, 479.5]."
+    assert f"Codimension 3.20 [3.00, 3.40] at initialisation, 5.00 [4.50, 5.50] after epoch 1, {now}" in text
+    alone = attrs.evolve(RUN, earlier=attrs.evolve(LATER, epoch=0, step=1000))
+    assert f"Codimension 5.00 [4.50, 5.50] at step 1,000, {now}" in as_text(alone, width=120)
+    text = as_text(alone)
+    assert re.search(r"largest eigenvalue of H +2\.5 +12\b", text)
+    assert re.search(r"ratio +0\.25 +0\.6\b", text)
+    assert re.search(r"learning rate +0\.2 +0\.1\b", text)
+    assert "The same net at step 1,000" in as_html(alone)
+    lacking = attrs.evolve(RUN, earlier=attrs.evolve(LATER, learning_rate=0.1, codimension=None, reason="no map"))
+    assert "] after epoch 1" not in as_text(lacking)
+    assert "learning rate " not in as_text(lacking).partition("The same net")[2]
+    assert re.search(r"not compared +dimension +no map", as_text(lacking))
 
 
 def test_the_codimension_as_a_share_of_the_state() -> None:
@@ -82,7 +107,8 @@ def test_the_codimension_as_a_share_of_the_state() -> None:
     assert "0.05 % of d = 2,000" in as_text(small)
 
 
-def test_both_are_read_back(tmp_path: Path) -> None:
-    STARTED.save(tmp_path / "run.json")
-    assert sdkeras.Analysis.load(tmp_path / "run.json") == STARTED
+def test_all_are_read_back(tmp_path: Path) -> None:
+    run = attrs.evolve(STARTED, earlier=LATER)
+    run.save(tmp_path / "run.json")
+    assert sdkeras.Analysis.load(tmp_path / "run.json") == run
     assert sdkeras.Analysis.load(tmp_path / "run.json") != attrs.evolve(STARTED, next_steps=STEPS[:1])

@@ -131,7 +131,7 @@ def test_numbers_are_those_of_an_analysis_of_the_untrained_net(run: sdkeras.Anal
     assert sdkeras.Analysis.load(tmp_path / "run.json") == run
     for text in (str(run), as_html(run)):
         assert "The same net at initialisation" in text
-    assert "Codimension at initialisation" in str(run)
+    assert "] at initialisation, now " in str(run)
 
 
 @pytest.mark.slow
