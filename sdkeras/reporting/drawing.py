@@ -37,7 +37,7 @@ class Colours:
 
 # Placeholders that no figure uses otherwise: the page puts its own colours, light or dark, in their place.
 PAGE = Colours("#010101", "#020202", "#030303", "#040404", "#050505")
-_VARIABLES = Colours("currentColor", "var(--soft)", "var(--line)", "var(--accent)", "var(--warn)")
+_VARIABLES = Colours("currentColor", "var(--soft)", "var(--axis)", "var(--accent)", "var(--warn)")
 PRINT = Colours("#17212e", "#566273", "#8b8577", "#0a5c86", "#a05a00")
 # What each of the page's colours is in a file of its own.
 LIGHT = dict(zip(attrs.astuple(_VARIABLES), attrs.astuple(PRINT), strict=True))

@@ -519,7 +519,7 @@ def lyapunov_convergence(summary: LyapunovSummary) -> Figure | None:
     def draw(axes: Axes, colours: Colours) -> None:
         for rank, line in enumerate(means):
             width = 2.2 if rank == 0 else 1.4
-            axes.plot(steps, line, color=colours.accent, alpha=1.0 - 0.12 * rank, linewidth=width)
+            axes.plot(steps, line, color=colours.accent, alpha=1.0 - 0.07 * rank, linewidth=width)
         zero_line(axes, colours)
         step_axis(axes, "steps averaged over")
         axes.set_ylim(float(settled.min()) - room, float(settled.max()) + room)

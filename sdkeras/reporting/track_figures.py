@@ -16,6 +16,8 @@ from sdkeras.results.log import Measurement
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+# Within this factor a logarithmic axis has room for the names of 2 and 5 beside those of 1 in each decade.
+_FEW_DECADES = 1e3
 # Sharpness and threshold farther apart than this factor share a logarithmic axis.
 _FAR = 5.0
 
@@ -60,7 +62,9 @@ def edge_over_time(measured: Sequence[Measurement]) -> Figure | None:
 
             axes.set_yscale("log")
             axes.set_ylabel("largest eigenvalue")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.yaxis.set_major_locator(
+                LogLocator(subs=(1.0, 2.0, 5.0) if highest < _FEW_DECADES * lowest else (1.0,))
+            )
             axes.set_ylim(0.5 * lowest, 2.5 * highest)
             tick_format(axes.yaxis)
             axes.yaxis.set_minor_formatter(lambda tick, _: "")

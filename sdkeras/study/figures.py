@@ -137,7 +137,7 @@ def scatter(results: Results, target: str) -> Figure:
             panel.set_ylabel(f"|train {quantity} - test {quantity}|")
         entries: dict[str, list[tuple[Value, _Look]]] = {
             coloured: [(value, {"color": each, "marker": "o"}) for value, each in shades.items()],
-            marked: [(value, {"color": "0.6", "marker": each}) for value, each in markers.items()],
+            marked: [(value, {"color": "0.5", "marker": each}) for value, each in markers.items()],
         }
         _legend(panels[0].get_figure(root=True), entries)
 
@@ -171,14 +171,14 @@ def _scatter_panel(axes: Axes, rows: Sequence[Row], looks: Sequence[_Look], name
         style = {"markersize": 7, "alpha": 0.85, "markeredgecolor": "0.5", "markeredgewidth": 0.5, **look}
         axes.plot(value, gap, linestyle="", **style)
         if error is not None and 0 < error < math.inf:
-            axes.errorbar(value, gap, xerr=error, fmt="none", zorder=1, ecolor="0.6", elinewidth=1.0)
+            axes.errorbar(value, gap, xerr=error, fmt="none", zorder=1, ecolor="0.5", elinewidth=1.0)
     columns = np.array(pairs, np.float64).reshape(-1, 2).T
     axes.set_title(f"{name}\ntau-b {coefficient(kendall_tau_b(*columns)[0])}", fontsize=FONT_SIZE - 1, parse_math=False)
     axes.locator_params(axis="x", nbins=4)
     axes.locator_params(axis="y", nbins=5)
     tick_format(axes.xaxis, 5)
     if not pairs:
-        axes.text(0.5, 0.5, "no run has it", transform=axes.transAxes, ha="center", color="0.4")
+        axes.text(0.5, 0.5, "no run has it", transform=axes.transAxes, ha="center")
 
 
 def _legend(canvas: Canvas | None, entries: Mapping[str, Sequence[tuple[Value, _Look]]]) -> None:

@@ -15,7 +15,7 @@ from sdkeras.reporting.numbers import ABSENT
 from sdkeras.reporting.report import Cell, Figure, Paragraph, Report, Section, Table
 from sdkeras.reporting.report import Row as Cells
 from sdkeras.results.document import write_atomically
-from sdkeras.results.note import Note
+from sdkeras.results.note import Note, by_severity
 from sdkeras.study.correlations import FEWEST_RESAMPLED, TARGETS, Correlations, MeasureCorrelation, coefficient
 from sdkeras.study.definition import ESTIMATOR_OF, definition, length
 from sdkeras.study.figures import heat_map, scatter
@@ -229,7 +229,7 @@ def _glossary(results: Results) -> tuple[Paragraph, ...]:
 
 
 def _warnings(results: Results) -> Iterator[Section]:
-    """The warnings of the analyses of the runs that are done, the most frequent first."""
+    """The warnings of the analyses of the runs that are done, by severity and then the most frequent first."""
     analyses = [row.analysed for row in results.done if row.analysed is not None]
     counts = Counter(code for each in analyses for code in each.codes).most_common()
     if not counts:
@@ -245,7 +245,7 @@ def _warnings(results: Results) -> Iterator[Section]:
         lede="From the analyses of the finished runs, with the message of the first run that has it; each run's codes "
         "are in runs.csv, its own messages in its run.json.",
         lines=(f"Warnings of {runs} (messages in study.html): {listed}.",),
-        notes=tuple(Note(code, f"in {count} of {runs}: {messages[code]}") for code, count in counts),
+        notes=by_severity(Note(code, f"in {count} of {runs}: {messages[code]}") for code, count in counts),
     )
 
 

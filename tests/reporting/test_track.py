@@ -63,6 +63,13 @@ def drawn(log: RunLog, name: str) -> list[Any]:
     return canvas.axes
 
 
+@pytest.mark.parametrize("ratio", [0.9, 0.05, 1e-3, 1e-7])
+def test_the_axis_of_the_sharpness_has_room_for_its_numbers(ratio: float) -> None:
+    (axes,) = drawn(RunLog(HEADER, (measured(10, ratio), measured(20, 0.9))), "edge")
+    low, high = axes.get_ylim()
+    assert 3 <= sum(low <= tick <= high for tick in axes.get_yticks()) <= 11
+
+
 def test_the_verdict_is_of_the_last_number_and_tells_when_the_edge_was_reached() -> None:
     assert verdict(LOG) == (
         "At the edge of stability at step 30: sharpness 20.4 is 1.02 times the threshold 20 of SGD at learning rate "

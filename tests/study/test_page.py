@@ -178,6 +178,7 @@ def test_different_maps_are_told(three: Results, tmp_path: Path) -> None:
 
 def test_warnings_are_counted_over_the_runs(three: Results) -> None:
     rare, first, second = Note("saturated", "<rare>."), Note("coarse-bins", "first."), Note("coarse-bins", "2.")
+    of_first = Analysed("sgd", 208, (first,))
     of = [(rare, first, second), (second,), ()]
     results = with_rows(three, analysed=[Analysed("sgd", 208, warnings) for warnings in of])
     listed = "Warnings of 3 runs (messages in study.html): coarse-bins in 2, saturated in 1."
@@ -187,6 +188,8 @@ def test_warnings_are_counted_over_the_runs(three: Results) -> None:
     assert "<b>saturated</b>in 1 of 3 runs: &lt;rare&gt;." in page
     assert [row["warnings"] for row in table(results)] == ["saturated;coarse-bins", "coarse-bins", ""]
     assert "Warnings of the runs" not in as_html(three)
+    severe = with_rows(results, analysed=[Analysed("sgd", 208, (first, Note("unverified", "no."))), *([of_first] * 2)])
+    assert as_html(severe).index("<b>unverified</b>in 1 of 3") < as_html(severe).index("<b>coarse-bins</b>in 3 of 3")
 
 
 def test_identical_runs_are_told(three: Results) -> None:
