@@ -61,7 +61,10 @@ def estimated(value: float, span: tuple[float, float] | None) -> str:
 
 def share_of_state(estimate: SharpnessDimension) -> str:
     """The codimension as a share of the state: "0.7 %"."""
-    return f"{100 * estimate.codimension / estimate.state_size:.2g} %" if estimate.state_size else ABSENT
+    if not estimate.state_size:
+        return ABSENT
+    share = 100 * estimate.codimension / estimate.state_size
+    return f"{share:.0f} %" if share >= 10 else f"{share:.2g} %"
 
 
 def root_ratio(value: float, num_samples: int) -> float | None:

@@ -95,7 +95,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("readme")
     generator = np.random.default_rng(0)
     x, y = generator.standard_normal((200, 5)).astype("float32"), generator.integers(0, 3, 200)
-    layers = [keras.layers.Dense(4, "tanh", name="dense"), keras.layers.Dense(3, name="dense_1")]
+    # Dropout, which `--draws` wants.
+    layers = [
+        keras.layers.Dense(4, "tanh", name="dense"),
+        keras.layers.Dropout(0.1),
+        keras.layers.Dense(3, name="dense_1"),
+    ]
     model = keras.Sequential([keras.Input((5,)), *layers])
     rate = keras.optimizers.schedules.ExponentialDecay(0.1, 100, 0.9)
     model.compile(keras.optimizers.SGD(rate), keras.losses.SparseCategoricalCrossentropy(from_logits=True))

@@ -105,6 +105,8 @@ def test_the_codimension_as_a_share_of_the_state() -> None:
     assert "is 469.8 [460.0, 479.5], 23 % of the state" in as_html(RUN)
     small = with_estimate(RUN, codimension=1.0, codimension_interval=(0.5, 1.5))
     assert "0.05 % of d = 2,000" in as_text(small)
+    whole = with_estimate(RUN, codimension=1999.5, codimension_interval=(1999.0, 2000.0))
+    assert "100 % of d = 2,000" in as_text(whole)
 
 
 def test_all_are_read_back(tmp_path: Path) -> None:
