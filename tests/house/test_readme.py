@@ -123,6 +123,7 @@ def test_the_table_has_options() -> None:
 
 # Options that exclude some of the others.
 ALONE = (
+    "--draws",
     "--at-init",
     "--lyapunov",
     "--snapshots",
