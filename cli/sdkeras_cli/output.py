@@ -147,7 +147,7 @@ class Outputs:
             click.echo("")
             if is_brief(report) and not self.verbose:
                 page = "" if self.pages else ", --html FILE writes a page with plots"
-                click.echo(f"--verbose shows every number, check and assumption{page}")
+                console().print(f"--verbose shows every number, check and assumption{page}", highlight=False)
         if not self.quiet:
             say_written([*jsons, *self.pages, *(path for path in further if path is not None)])
         if self.open_page:

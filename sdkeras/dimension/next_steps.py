@@ -7,9 +7,11 @@ Here, and not beside the measurements, since rules need only what is in the answ
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Collection
 
 import attrs
+import numpy as np
 
 from sdkeras.dimension.cautions import ROWS_FOR_SKEWNESS
 from sdkeras.dimension.exponents import FULL
@@ -90,7 +92,7 @@ def schedule(run: Analysis) -> NextStep | None:
         return None
     ratio = run.edge_of_stability.ratio
     at_peak = ""
-    if ratio is not None and math.isfinite(ratio) and ratio > 0 and _decays(run, peak):
+    if ratio is not None and math.isfinite(ratio) and ratio > 0 and rate > 0 and _decays(run, peak):
         at_peak = (
             f"; at the peak the ratio would be about {ratio * _of_threshold(run, peak):.2g} in place of {ratio:.2g}"
         )
@@ -105,7 +107,7 @@ def learning_rate(run: Analysis) -> NextStep | None:
     """How much larger the rate could be, or how much smaller it must be for steps that settle.
 
     The largest rate of full-batch steps is where the sharpness reaches the threshold. Minibatch noise may limit it
-    first, see `_noise`; the smaller of the two counts. Only where the whole interval of the ratio is on one side:
+    first, see `noise`; the smaller of the two counts. Only where the whole interval of the ratio is on one side:
     below `HEADROOM`, within `EDGE`, or above it.
 
     Reference: Cohen et al. (2021), arXiv 2103.00065, also for progressive sharpening.
@@ -136,10 +138,10 @@ def learning_rate(run: Analysis) -> NextStep | None:
 
 
 def _headroom(run: Analysis, rate: float, high: float, confidence: str, sure: str) -> NextStep | None:
-    full, noise = _of_rate(run, high), _noise(run)
+    full, limited = _of_rate(run, high), noise(run)
     factor, limit = full, "before full-batch steps overshoot"
-    if noise is not None:
-        words, used, certain = noise
+    if limited is not None:
+        words, used, certain = limited
         if used[1] > 1 / full:
             factor, limit = 1 / used[1], f"before {words} (full-batch steps alone: {full:.2g} times)"
         if factor < 1 / HEADROOM:
@@ -155,7 +157,7 @@ def _headroom(run: Analysis, rate: float, high: float, confidence: str, sure: st
     return _step(run, "rate-headroom", message, confidence, sure, learning_rate=middle)
 
 
-def _noise(run: Analysis) -> tuple[str, Span, bool] | None:
+def noise(run: Analysis) -> tuple[str, Span, bool] | None:
     """How much of what minibatch noise allows the rate uses, 1 where steps stop settling; None where it is not known.
 
     The larger of two: kappa of mean-square stability, for SGD without momentum, which is a lower bound; and the batch
@@ -186,14 +188,14 @@ def _noise(run: Analysis) -> tuple[str, Span, bool] | None:
 def small_batch(run: Analysis) -> NextStep | None:
     """Minibatch noise limits the learning rate, and not the loss of the whole data set.
 
-    Where the share that `_noise` uses is at the edge (0.9) and the ratio is not; or where it is above `HEADROOM` and
+    Where the share that `noise` uses is at the edge (0.9) and the ratio is not; or where it is above `HEADROOM` and
     the batch sharpness at least `FAR` times the sharpness of H. Error bars count against it.
     """
-    noise, ratio, edge = _noise(run), _ratio(run), run.edge_of_stability
+    limited, ratio, edge = noise(run), _ratio(run), run.edge_of_stability
     batch, largest, size = edge.batch_sharpness, run.hessian.largest, run.data.batch_size
-    if noise is None or ratio is None or ratio[1] >= EDGE[0]:
+    if limited is None or ratio is None or ratio[1] >= EDGE[0]:
         return None
-    (low, _), certain = noise[1:]
+    (low, _), certain = limited[1:]
     times = 0.0
     if batch is not None and edge.batch_sharpness_stderr is not None and largest is not None and largest.value > 0:
         times = (batch - STANDARD_ERRORS * edge.batch_sharpness_stderr) / (largest.value + (largest.residual or 0.0))
@@ -239,7 +241,7 @@ def layer(run: Analysis) -> NextStep | None:
     )
     converged = whole.converged and all(each.largest is not None and each.largest.converged for each in (first, second))
     why = ("high", "all three eigenvalues have converged") if converged else ("low", "an eigenvalue has not converged")
-    return _step(run, "layer", message, *why, params=f"^{first.name}/")
+    return _step(run, "layer", message, *why, params=f"^{re.escape(first.name)}/")
 
 
 def _eigenvalue(layer: LayerSharpness) -> float:
@@ -316,7 +318,9 @@ def wide_interval(run: Analysis) -> NextStep | None:
         goal = max(WIDE * scale, FLOOR)
     if wide:
         times = (half / goal) ** 2
-        what = f"the half-width {half:.3g} is {half / max(scale, FLOOR):.0%} of the codimension {scale:.3g}"
+        alone = estimate.state_size <= run.model.num_trainable_analysed
+        of = "the codimension" if alone else "the number of dimensions that curvature adds or takes,"
+        what = f"the half-width {half:.3g} is {half / max(scale, FLOOR):.0%} of {of} {scale:.3g}"
     else:
         times, goal = skewed, half / math.sqrt(skewed)
         what = "few minibatches dominate it, and it may miss the truth"
@@ -395,6 +399,9 @@ def undetermined(run: Analysis) -> NextStep | None:
         return _step(
             run, "undetermined", message, "high", "no exponent exceeds rounding", **(rated or {"dtype": "float64"})
         )
+    ratio = _ratio(run)
+    if ratio is not None and ratio[0] > EDGE[1]:
+        return None  # a rate that is too large is the reason, and said
     if estimate.codimension <= 0 or "saturated" in codes:
         message = (
             f"Do not compare this dimension: its codimension {estimate.codimension:.3g} is or may be 0, since steps "
@@ -518,9 +525,20 @@ def _map(run: Analysis) -> str:
 
 
 def _scale(run: Analysis, estimate: SharpnessDimension) -> float:
-    """The size of what curvature does to the dimension: the codimension, without the velocity's directions."""
-    weights = run.model.num_trainable_analysed
-    return estimate.codimension if estimate.state_size <= weights else abs(weights - estimate.value)
+    """What half-widths are relative to: the codimension; with momentum, the dimensions that curvature adds or takes.
+
+    The latter is the sum over eigenvalues of |phi(alpha) - phi(0)|, phi = sum over both exponents of (1 + z/|t*|)_+,
+    as in `dimension.estimate`, by the nodes of the pooled spectrum.
+    """
+    spectrum, threshold, weights = run.spectrum, estimate.threshold_exponent, run.model.num_trainable_analysed
+    if estimate.state_size <= weights:
+        return estimate.codimension
+    if estimate.frozen_lyapunov is None or spectrum is None or spectrum.exponents is None or not threshold:
+        return abs(weights - estimate.value)
+    order = np.argsort(spectrum.nodes)
+    phi = np.maximum(0.0, 1.0 + spectrum.exponents / abs(threshold)).reshape(-1, len(order)).sum(axis=0)
+    neutral = np.interp(0.0, spectrum.nodes[order], phi[order])
+    return float(spectrum.weights @ np.abs(phi - neutral))
 
 
 def _codes(run: Analysis) -> Collection[str]:

@@ -8,6 +8,7 @@ from typing import Literal
 import attrs
 
 from sdkeras.dimension.exponents import FULL
+from sdkeras.dimension.next_steps import noise
 from sdkeras.dimension.stability import BATCH_SHARPNESS_ERROR
 from sdkeras.errors import counted
 from sdkeras.reporting import words
@@ -44,7 +45,7 @@ from sdkeras.results.measured import Measured
 
 _MOST_SNAPSHOTS = 12
 _NOT_ESTIMATED = "not estimated"
-_HEADROOM = "largest learning rate that is stable here over the present one; the noise of minibatches can lower it"
+_HEADROOM = "of the learning rate before full-batch steps overshoot here; the noise of minibatches can lower it"
 
 
 # The caveat that a next step says with what to do about it.
@@ -160,9 +161,17 @@ def _edge_cards(run: Analysis) -> tuple[Card, ...]:
     name = f"{sharpness_name(edge.operator).capitalize()} / threshold"
     evidence = f"{number(edge.sharpness)} / {number(edge.threshold)}"
     if 0 < edge.ratio < math.inf and rate > 0:
-        most = f"learning rate up to about {number(rate / edge.ratio, 2)}"
-        headroom = Card("Headroom", f"{number(1 / edge.ratio, 2)} times", most, _HEADROOM)
+        share, meaning = edge.ratio, _HEADROOM
+        limited = noise(run)
+        if limited is not None and limited[1][1] > share:
+            share = limited[1][1]
+            meaning = f"before {limited[0]}; full-batch steps alone: {_times(1 / edge.ratio)}"
+        headroom = Card("Headroom", _times(1 / share), f"learning rate up to about {number(rate / share, 2)}", meaning)
     return present(Card(name, number(edge.ratio, 3), evidence, "1 is the edge of stability"), headroom)
+
+
+def _times(factor: float) -> str:
+    return f"{factor:,.0f} times" if 10 <= factor < 1e6 else f"{number(factor, 2)} times"
 
 
 def _leading_exponent(rds: RdsSharpness | None) -> Card | None:

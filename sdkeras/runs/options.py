@@ -343,7 +343,7 @@ class Options(EstimationOptions):
     draws: int = option(
         1,
         "Average over N draws of what is random: passes of an augmented dataset, dropout masks.",
-        COUNT,
+        must("a whole number from 1 to 1000", lambda value: is_number(value, whole=True) and 0 < value <= 1000),
         more="An augmented dataset is read N times, and all its passes are the data: the data-set Hessian is the mean "
         "over them, and minibatches are of all. Of a model that draws in training mode each batch is taken with N "
         "masks. `data.draws` has the largest eigenvalue of each draw and their standard deviation.",

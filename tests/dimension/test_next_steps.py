@@ -5,6 +5,7 @@ import math
 import re
 
 import attrs
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,8 +14,8 @@ from sample_runs import EMPTY, RUN, with_edge, with_estimate
 from sdkeras.dimension import next_steps as rules
 from sdkeras.dimension.next_steps import next_steps
 from sdkeras.dimension.stability import thresholds
-from sdkeras.results.answers import Analysis, LayerSharpness, OptimizerPart
-from sdkeras.results.dimension import MeanSquareStability, Sampled
+from sdkeras.results.answers import Analysis, LayerSharpness, OptimizerPart, SpectrumSummary
+from sdkeras.results.dimension import FrozenLyapunov, MeanSquareStability, Sampled
 from sdkeras.results.measured import Measured
 from sdkeras.results.note import Note
 
@@ -282,6 +283,13 @@ def test_products_for_a_narrower_interval() -> None:
     # With momentum the velocity's 2,000 directions are no part of the scale.
     moving = spread(15.0, state_size=4000, codimension=2100.0)
     assert codes(moving) == ["narrower-interval"]
+    # By the spectrum: 10 directions without curvature keep phi = 1, two lose it, of which 1.5 is 75 %.
+    spectrum = SpectrumSummary(
+        np.array([0.0, 5.0]), np.array([10.0, 2.0]), "H", np.array([0.0, -0.1, -0.1, -0.1]), np.zeros(4)
+    )
+    frozen = {"frozen_lyapunov": FrozenLyapunov(0.0, 0.0), "threshold_exponent": -0.1}
+    (step,) = next_steps(attrs.evolve(spread(1.5, state_size=4000, **frozen), spectrum=spectrum))
+    assert "is 75% of the number of dimensions that curvature adds or takes, 2;" in step.message
     # A skewness of 2 asks for 100 minibatches, not 24.
     skewed = CASES["few dominate"][0]
     assert re.search(r"about 4\.2 times the runs, 4,000 products", next_steps(skewed)[0].message)

@@ -490,8 +490,13 @@ def test_the_cards_lead_with_what_has_an_anchor() -> None:
     names = ["Sharpness / threshold", "Headroom", "Codimension", "Sharpness dimension"]
     assert [card.name for card in cards] == names
     edge, rate = PLAUSIBLE.edge_of_stability, PLAUSIBLE.optimizer.learning_rate
-    assert float(cards[1].value.removesuffix(" times")) == pytest.approx(1 / edge.ratio, rel=0.05)
-    assert float(cards[1].evidence.rpartition(" ")[2]) == pytest.approx(rate / edge.ratio, rel=0.05)
+    # The noise of minibatches limits it first: the batch sharpness over 2/eta, at the upper end of its interval.
+    noise = rate / 2 * (edge.batch_sharpness + 1.96 * edge.batch_sharpness_stderr)
+    for run, used in ((PLAUSIBLE, noise), (with_edge(PLAUSIBLE, batch_sharpness=None), edge.ratio)):
+        headroom = report_of(run).cards[1]
+        assert float(headroom.value.removesuffix(" times")) == pytest.approx(1 / used, rel=0.05)
+        assert float(headroom.evidence.rpartition(" ")[2]) == pytest.approx(rate / used, rel=0.05)
+    assert noise > edge.ratio
     share = PLAUSIBLE.sharpness_dimension.codimension / PLAUSIBLE.sharpness_dimension.state_size
     assert float(cards[2].value.removesuffix(" %")) == pytest.approx(100 * share, rel=0.05)
     assert [card.name for card in report_of(with_edge(PLAUSIBLE, ratio=-0.5)).cards] == [names[0], *names[2:]]

@@ -330,7 +330,7 @@ def test_the_batch_sharpness_is_measured_to_the_error_that_the_tolerance_asks_fo
     hessian, known = sdkeras.HessianOperator(loss), controls.population(loss)
     alone = edge.batch_sharpness(hessian, target=edge.target_error(0.9), population=known)
     assert alone.batch_sharpness_minibatches == 30  # whole epochs of 10; the tolerance of 0.9 asks for no more
-    for name, value in attrs.asdict(alone).items():
+    for name, value in attrs.asdict(alone, filter=lambda _, value: value is not None).items():
         assert getattr(usual.edge_of_stability, name) == pytest.approx(value, rel=1e-6), name
 
 

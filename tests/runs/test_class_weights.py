@@ -11,6 +11,7 @@ import sdkeras
 from sdkeras.errors import DataError, SdkerasError
 from sdkeras.files import class_weights
 from sdkeras.operators.minibatches import as_source
+from sdkeras.reporting.terminal import as_text
 
 WEIGHTS = {0: 1.0, 1: 9.0}
 GENERATOR = np.random.default_rng(0)
@@ -127,7 +128,7 @@ def test_the_curvature_is_that_of_the_weighted_loss() -> None:
     assert run.hessian.largest.value == pytest.approx(largest(np.where(y == 1, 9.0, 1.0)), rel=1e-4)
     assert abs(run.hessian.largest.value / largest(np.ones(48)) - 1) > 0.3
     assert run.data.class_weight == {"0": 1.0, "1": 9.0}
-    assert "class weights 0: 1, 1: 9" in str(run)
+    assert "class weights 0: 1, 1: 9" in as_text(run, verbose=True)
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def started(folder: Path, hosts: list[str], *more: object, data: str = "data.npz
             process.communicate()
 
 
-def ended(process: Any, seconds: float = 60.0) -> tuple[int, str, str]:
+def ended(process: Any, seconds: float = 240.0) -> tuple[int, str, str]:
     out, err = process.communicate(timeout=seconds)
     return process.returncode, out, err
 

@@ -6,6 +6,7 @@ import pytest
 
 import sdkeras
 from sdkeras.errors import SdkerasError
+from sdkeras.reporting.terminal import as_text
 from small_losses import X, Y, mlp
 
 
@@ -22,7 +23,7 @@ def test_an_analysis_tells_whether_xla_compiled_it() -> None:
         for options in ({}, {"jit": "on"})
     )
     assert (by_default.verification.jit, jit.verification.jit) == (False, True)
-    assert ", compiled by XLA" in str(jit)
+    assert ", compiled by XLA" in as_text(jit, verbose=True)
     assert "XLA" not in str(by_default)
 
 

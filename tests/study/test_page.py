@@ -258,7 +258,7 @@ def test_long_reasons_wrap_and_the_picture_scrolls(three: Results) -> None:
     least, *_ = re.findall(r'<svg[^>]*style="min-width: ([\d.]+)px"', page)
     natural, *_ = re.findall(r'<svg[^>]*viewBox="0 0 ([\d.]+) ', page)
     assert float(least) == float(natural) > 390
-    assert re.search(r"\.panels div \{[^}]*overflow-x: auto", page)
+    assert re.search(r"\.panels \.plot \{[^}]*overflow-x: auto", page)
 
 
 def test_the_terminal_has_a_line_for_each_measure_at_80_columns(tmp_path: Path) -> None:
