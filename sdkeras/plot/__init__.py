@@ -129,6 +129,8 @@ def compare(
     """
     if what not in _SINGLE:
         raise SdkerasError(f"what is {what!r}; it must be one of {', '.join(_SINGLE)}.")
+    if isinstance(runs, Analysis) or not isinstance(runs, Sequence):
+        raise SdkerasError(f"runs is of type {type(runs).__name__}; give a list of analyses, for example [a, b].")
     listed = [_a(Analysis, run) for run in runs]
     names = _names(listed) if names is None else names
     if not listed or len(names) != len(listed):

@@ -136,9 +136,9 @@ def overlaid_spectra(
 
     def draw(axes: Axes, colours: Colours) -> None:
         for mass, name, colour in zip(masses, names, shades or _four(colours), strict=False):
-            axes.stairs(np.maximum(mass, floor), edges, baseline=floor, color=colour, linewidth=1.8, label=name)
+            axes.stairs(np.maximum(mass, floor), edges, baseline=floor, color=colour, linewidth=1.8, label=_label(name))
         _density_axes(axes, known[0].operator, edges, linear, (floor, 3 * float(masses.max())))
-        axes.legend(frameon=False)
+        _legend(axes)
 
     return Figure(
         "spectra",
@@ -163,13 +163,13 @@ def overlaid_exponents(
 
     def draw(axes: Axes, colours: Colours) -> None:
         for (ranks, values), name, colour in zip(lines, names, shades or _four(colours), strict=False):
-            axes.plot(_position(ranks, size), values, color=colour, linewidth=1.8, label=name)
+            axes.plot(_position(ranks, size), values, color=colour, linewidth=1.8, label=_label(name))
         zero_line(axes, colours)
         room = 0.1 * (float(np.ptp(both)) + linear)
         asinh_axis(axes, "y", linear, float(both.min()) - room, float(both.max()) + room)
         _rank_axis(axes, size)
         axes.set_ylabel("exponent per step")
-        axes.legend(frameon=False)
+        _legend(axes)
 
     return Figure(
         "exponents",
@@ -182,6 +182,17 @@ def overlaid_exponents(
             for name, line in zip(names, lines, strict=True)
         ),
     )
+
+
+def _label(name: str) -> str:
+    """A name for the legend, which leaves out those that begin with an underscore."""
+    return f" {name}" if name.startswith("_") else name
+
+
+def _legend(axes: Axes) -> None:
+    """The legend, with names as they are: a dollar sign begins no formula."""
+    for text in axes.legend(frameon=False).get_texts():
+        text.set_parse_math(False)
 
 
 def _four(colours: Colours) -> tuple[str, ...]:

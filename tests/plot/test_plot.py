@@ -151,6 +151,13 @@ def test_several_runs_are_drawn_in_the_same_bins_each_in_a_colour_of_its_own(ax:
     assert [each.get_text() for each in exponents.get_legend().get_texts()] == ["A", "B"]
 
 
+@pytest.mark.parametrize("what", ["spectrum", "exponents"])
+def test_names_stand_in_the_legend_as_they_are(what: Any, ax: Axes) -> None:
+    plot.compare([ALL, ALL], ax, what=what, names=["_under", r"$\frac{$"])
+    ax.figure.canvas.draw()
+    assert [each.get_text().strip() for each in ax.get_legend().get_texts()] == ["_under", r"$\frac{$"]
+
+
 @pytest.mark.parametrize("name", SINGLE)
 def test_numbers_that_are_not_there_are_named(name: str, ax: Axes) -> None:
     record = RunLog(HEADER, ()) if name == "track" else EMPTY
@@ -172,6 +179,8 @@ def test_numbers_that_are_not_there_are_named(name: str, ax: Axes) -> None:
         ({"runs": [ALL, with_estimate(ALL, map="hessian")], "what": "exponents"}, "map hessian of 2,000.* against map"),
         ({"runs": [ALL, attrs.evolve(ALL, spectrum=attrs.evolve(ALL.spectrum, operator="P"))]}, "H against P"),
         ({"runs": [ALL], "what": "traces"}, "one of spectrum, exponents"),
+        ({"runs": ALL}, r"give a list of analyses, for example \[a, b\]"),
+        ({"runs": None}, "of type NoneType; give a list"),
     ],
 )
 def test_runs_that_cannot_be_compared(arguments: dict[str, Any], message: str, ax: Axes) -> None:
