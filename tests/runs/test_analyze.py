@@ -16,6 +16,7 @@ from sdkeras.errors import ModelError, PluginError, SdkerasError
 from sdkeras.estimators import kinds
 from sdkeras.operators import controls
 from sdkeras.reporting.figures import cumulative_exponents
+from sdkeras.reporting.terminal import as_text
 from sdkeras.results.estimates import Eigenpairs
 from sdkeras.runs import analyze, edge, measure
 from sdkeras.runs.options import Options
@@ -395,7 +396,7 @@ def test_the_papers_estimators_beside_the_quadrature(trained: keras.Model, digit
     read = sdkeras.Analysis.from_json(run.to_json())
     assert read == run
     assert read.sharpness_dimension.settings == kde.settings
-    assert "offset 1e-06, bandwidth 0.0001" in str(run)
+    assert "offset 1e-06, bandwidth 0.0001" in as_text(run, verbose=True)
 
 
 @pytest.mark.slow
