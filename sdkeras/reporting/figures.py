@@ -63,7 +63,9 @@ def spectral_density(run: Analysis) -> Figure | None:
     if threshold is not None and abs(threshold) > _FARTHEST * scale:
         beyond = f" The stability threshold, {number(threshold, 3)}, is far to the right of them all."
         threshold = None
-    whole = edge.sharpness if edge.operator == operator and usable(np.array([edge.sharpness])) else None
+    whole = edge.sharpness if edge.operator == operator else None
+    if whole is not None and not usable(np.array([whole])):
+        whole = None
     marks = [at for at in (threshold, whole) if at is not None]
     edges = _bins(np.array([*nodes, 0.0, *marks]), linear)
     mass, floor = _masses(edges, spectrum)

@@ -507,5 +507,6 @@ def test_the_density_marks_the_largest_eigenvalue_of_all_data() -> None:
     density = figure(PLAUSIBLE, "density")
     assert f"all data {number(PLAUSIBLE.edge_of_stability.sharpness, 3)}" in as_svg(density)
     assert "bars are of single minibatches" in density.caption
-    other = figure(with_edge(PLAUSIBLE, operator="P^-1/2 H P^-1/2"), "density")
-    assert "all data" not in as_svg(other) + other.caption
+    for lacking in ({"operator": "P^-1/2 H P^-1/2"}, {"sharpness": None}, {"sharpness": 1e101}):
+        other = figure(with_edge(PLAUSIBLE, **lacking), "density")
+        assert "all data" not in as_svg(other) + other.caption
