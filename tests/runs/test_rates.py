@@ -16,6 +16,7 @@ from sdkeras.errors import ModelError, SdkerasError
 from sdkeras.operators.controls import number
 from sdkeras.operators.minibatches import as_source
 from sdkeras.reporting.html import as_html
+from sdkeras.reporting.terminal import as_text
 from sdkeras.results.answers import Analysis, LyapunovRun
 from sdkeras.results.measured import Measured
 from sdkeras.runs import analyze
@@ -175,7 +176,7 @@ def test_the_whole_step_needs_no_single_rate() -> None:
     alone = LyapunovRun(
         run.provenance, run.model, run.data, run.optimizer, run.verification, run.lyapunov, run.warnings
     )
-    assert "learning rates Adam 0.0625, SGD 0.125" in " ".join(str(alone).split())
+    assert "learning rates Adam 0.0625, SGD 0.125" in " ".join(as_text(alone, verbose=True).split())
     assert not re.search(r"\bnan\b", as_html(alone) + as_html(run))
 
 
