@@ -91,13 +91,14 @@ def test_runs_of_guests_end_each_in_its_own_way_and_leave_the_process_as_it_was(
     here.ends = lambda name: Ended("its workers ended") if "raise" in name else None
 
     def state() -> tuple[Any, ...]:
-        return os.getcwd(), [*sys.path], [os.fstat(each)[:3] for each in (0, 1, 2)], psutil.Process().num_fds()
+        process = psutil.Process()
+        children = {child.pid for child in process.children()}  # of other tests: a tracker's service, loky's
+        return os.getcwd(), [*sys.path], [os.fstat(each)[:3] for each in (0, 1, 2)], process.num_fds(), children
 
     before = state()
     plan = run(grid, ADDRESS)
     assert state() == before
     assert module not in sys.modules
-    assert psutil.Process().children() == []
     assert states(plan) == {"kill": "failed", "raise": "failed", "good": "done"}
     reasons = [each.failure.words for each in plan.runs if each.failure is not None]
     assert sorted(reasons) == [
