@@ -84,6 +84,11 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Here:
     return cluster
 
 
+def children() -> set[int]:
+    """Processes of this one: other tests leave some, a tracker's service for one."""
+    return {child.pid for child in psutil.Process().children()}
+
+
 @pytest.mark.slow
 def test_runs_of_guests_end_each_in_its_own_way_and_leave_the_process_as_it_was(here: Here, tmp_path: Path) -> None:
     module = "nets_of_a_guest"
@@ -91,9 +96,8 @@ def test_runs_of_guests_end_each_in_its_own_way_and_leave_the_process_as_it_was(
     here.ends = lambda name: Ended("its workers ended") if "raise" in name else None
 
     def state() -> tuple[Any, ...]:
-        process = psutil.Process()
-        children = {child.pid for child in process.children()}  # of other tests: a tracker's service, loky's
-        return os.getcwd(), [*sys.path], [os.fstat(each)[:3] for each in (0, 1, 2)], process.num_fds(), children
+        fds = psutil.Process().num_fds()
+        return os.getcwd(), [*sys.path], [os.fstat(each)[:3] for each in (0, 1, 2)], fds, children()
 
     before = state()
     plan = run(grid, ADDRESS)
@@ -191,11 +195,11 @@ def test_a_guest_ends_when_its_study_has(tmp_path: Path, monkeypatch: pytest.Mon
     """Ctrl-C frees the cluster at once, not at the end of the trainings that are under way."""
     (tmp_path / "sitecustomize.py").write_text("import time; time.sleep(20)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    pass_ = ticket(tmp_path)
+    pass_, before = ticket(tmp_path), children()
     leaving = threading.Timer(0.5, pass_.token.unlink)
     leaving.start()
     assert worker.as_guest(pass_, worker.check) == worker.Failed(worker.REFUSED, "the study has ended")
-    assert psutil.Process().children() == []
+    assert children() == before
 
 
 def test_a_run_that_another_process_is_doing_is_waited_for(
