@@ -137,17 +137,25 @@ def bar_lengths(values: Sequence[float | None]) -> tuple[float, ...]:
     return tuple(value / longest if longest else 0.0 for value in known)
 
 
+# From here on no digits are printed that a float does not hold.
+_HUGE = 1e15
+
+
 def with_error(value: float | None, error: float | None) -> str:
     """The number with its standard error, rounded at the second digit of that; alone where there is none."""
-    if value is None or not math.isfinite(value) or not error or not math.isfinite(error):
+    if value is None or error is None or not (math.isfinite(value) and 0 < error < math.inf):
         return number(value)
+    if max(abs(value), error) >= _HUGE:
+        return f"{number(value)} ± {number(error, 2)}"
     return f"{_rounded(value, error)} ± {_rounded(error, error)}"
 
 
 def with_interval(value: float, half_width: float | None) -> str:
     """The number with the 95 % interval of this half-width around it, as `with_error`."""
-    if not half_width or not math.isfinite(half_width):
+    if half_width is None or not (math.isfinite(value) and 0 < half_width < math.inf):
         return number(value)
+    if max(abs(value), half_width) >= _HUGE:
+        return f"{number(value)} [{number(value - half_width)}, {number(value + half_width)}]"
     low, high = (_rounded(end, half_width) for end in (value - half_width, value + half_width))
     return f"{_rounded(value, half_width)} [{low}, {high}]"
 

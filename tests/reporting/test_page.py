@@ -309,6 +309,8 @@ def check_page(value: float, half: float, nodes: list[float], rate: float, ratio
         (math.nan, 1e308, [math.nan, math.inf, 5e-324, -0.0], math.nan, math.nan),
         (-math.inf, 5e-324, [], 5e-324, math.inf),
         (1.7e308, -1.7e308, [1.7e308, -1.7e308, -1.7e308], -1.7e308, -5e-324),
+        (1.75e308, 0.0, [], 0.0, None),
+        (-1.0, 0.0, [], 0.0, None),
     ],
 )
 def test_the_worst_numbers_of_a_run_json_do_not_break_the_page(
