@@ -34,5 +34,16 @@ def classifier(optimizer: object, steps: int = 3, dtype: str = "float32") -> ker
     return model
 
 
+def two_checkpoints() -> keras.Model:
+    """epoch_1.keras, epoch_2.keras and train.npz in the current folder, of one training; its last model."""
+    model = classifier(keras.optimizers.SGD(0.1), steps=6)
+    model.save("epoch_1.keras")
+    for _ in range(6):
+        model.train_on_batch(X, Y)
+    model.save("epoch_2.keras")
+    np.savez("train.npz", x=X, y=Y)
+    return model
+
+
 def everything(model: keras.Model) -> list[bytes]:
     return [np.asarray(v).tobytes() for v in (*model.variables, *model.optimizer.variables)]

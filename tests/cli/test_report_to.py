@@ -3,14 +3,12 @@
 import json
 from pathlib import Path
 
-import keras
-import numpy as np
 import pytest
 
 from kept_trackers import Kept, stand_ins
 from sample_log import FOUND, HEADER
 from sdkeras.results.log import FILE_NAME, append
-from small_trainings import X, Y, classifier
+from small_trainings import two_checkpoints
 
 
 @pytest.fixture
@@ -51,12 +49,7 @@ def test_a_log_is_sent_afterwards(in_process, kept, tmp_path: Path) -> None:
 
 def test_checkpoints_are_sent_as_they_are_measured(in_process, kept, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    model = classifier(keras.optimizers.SGD(0.1), steps=6)
-    model.save("epoch_1.keras")
-    for _ in range(6):
-        model.train_on_batch(X, Y)
-    model.save("epoch_2.keras")
-    np.savez("train.npz", x=X, y=Y)
+    model = two_checkpoints()
     words = ("track", "epoch_1.keras", "epoch_2.keras", "--data", "train.npz", "--batch-size", 4)
     words += ("--measures", "sharpness_dimension", "--report-to", "wandb")
     assert in_process(*words)[0] == in_process(*words)[0] == 0

@@ -3,12 +3,9 @@
 import json
 from pathlib import Path
 
-import keras
-import numpy as np
-
 from sample_log import FOUND, HEADER
 from sdkeras.results.log import FILE_NAME, append
-from small_trainings import X, Y, classifier
+from small_trainings import two_checkpoints
 
 
 def test_the_command(in_process, tmp_path: Path) -> None:
@@ -31,12 +28,7 @@ def test_the_command(in_process, tmp_path: Path) -> None:
 
 def test_checkpoints_in_the_terminal(in_process, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    model = classifier(keras.optimizers.SGD(0.1), steps=6)
-    model.save("epoch_1.keras")
-    for _ in range(6):
-        model.train_on_batch(X, Y)
-    model.save("epoch_2.keras")
-    np.savez("train.npz", x=X, y=Y)
+    two_checkpoints()
     words = ("track", "*.keras", "--data", "train.npz", "--batch-size", 4, "--class-weight", "0=1.0,1=9.0")
     words += ("--measures", "sharpness,sharpness_dimension", "--bound", "delta=0.1", "--estimate-bound-inputs")
     status, out, _ = in_process(*words, "--dry-run")
