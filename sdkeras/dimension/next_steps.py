@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Callable, Collection
 
 import attrs
@@ -142,7 +143,7 @@ def _headroom(run: Analysis, rate: float, high: float, confidence: str, sure: st
     factor, limit = full, "before full-batch steps overshoot"
     if limited is not None:
         words, used, certain = limited
-        if used[1] > 1 / full:
+        if full * used[1] > 1:
             factor, limit = 1 / used[1], f"before {words} (full-batch steps alone: {full:.2g} times)"
         if factor < 1 / HEADROOM:
             return None
@@ -305,8 +306,8 @@ def wide_interval(run: Analysis) -> NextStep | None:
         return _step(run, "no-interval", message, "high", "there is no interval yet", **more) if more else None
     scale = _scale(run, estimate)
     half = 0.5 * (estimate.interval[1] - estimate.interval[0])
-    if not (math.isfinite(half) and math.isfinite(scale)):
-        return None
+    if not (0 < half <= estimate.state_size and math.isfinite(scale)):
+        return None  # without a width, as at d itself, nothing is left to narrow
     sampled, skewed = estimate.sampled, 1.0
     if sampled is not None and "few-minibatches-dominate" in _codes(run):
         skewed = ROWS_FOR_SKEWNESS * sampled.skewness**2 / max(1, sampled.num_minibatches)
@@ -387,7 +388,7 @@ def undetermined(run: Analysis) -> NextStep | None:
     caveats 'saturated', 'zero-or-neutral' and 'unresolved-rate' have the numbers.
     """
     estimate, codes = run.sharpness_dimension, _codes(run)
-    if estimate is None:
+    if estimate is None or not math.isfinite(estimate.codimension):
         return None
     peak, rate = run.optimizer.peak_learning_rate, run.optimizer.learning_rate
     rated: dict[str, Value] = {"learning_rate": "peak"} if peak is not None and peak > rate else {}
@@ -553,6 +554,8 @@ def _more_products(run: Analysis, products: int) -> dict[str, Value]:
 
 
 def _rounded_down(value: float) -> float:
-    """Two digits, not above the value."""
+    """Two digits, not above the value; 0 and infinity as they are, and numbers that have fewer than two digits."""
+    if not sys.float_info.min * 100 < value < math.inf:
+        return value
     unit = 10.0 ** (math.floor(math.log10(value)) - 1)
     return float(f"{math.floor(value / unit * (1 + 1e-12)) * unit:.2g}")

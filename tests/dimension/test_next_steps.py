@@ -121,6 +121,10 @@ CASES = {
     "no wider than half a dimension": (spread(0.5, codimension=1.0), []),
     "wider than half a dimension": (spread(0.5 + TINY, codimension=1.0), ["narrower-interval"]),
     "few dominate": (with_notes(with_estimate(RUN, sampled=SKEWED), "few-minibatches-dominate"), ["narrower-interval"]),
+    "few dominate what has no width": (
+        with_notes(with_estimate(RUN, sampled=SKEWED, interval=(1530.25, 1530.25)), "few-minibatches-dominate"),
+        [],
+    ),
     "no interval": (attrs.evolve(with_estimate(RUN, interval=None), status="limit on products"), ["no-interval"]),
     "no interval was asked for": (with_estimate(RUN, interval=None), []),
     "rounding": (with_notes(RUN, "ill-conditioned"), ["double-precision"]),
@@ -155,13 +159,22 @@ def test_rules_fire_where_they_should(name: str) -> None:
         assert "inf" not in step.command
 
 
-ANY = st.sampled_from([0.0, -1.0, 1e-9, 0.3, 0.5, 1.0, 2.0, 30.0, 1e9, math.inf, math.nan])
+HUGE, LEAST = 1.7e308, 5e-324
+ANY = st.sampled_from([0.0, -1.0, LEAST, 1e-9, 0.3, 0.5, 1.0, 2.0, 30.0, 1e9, HUGE, math.inf, math.nan])
 MAYBE = st.none() | ANY
+MOMENTA = st.sampled_from([None, 0.0, 0.9, 1.0])
+DECAYS = st.none() | st.sampled_from([0.0, LEAST, 1e-4, 1.0, HUGE, math.inf, math.nan])
+SKEWNESS = st.floats(0.0, 1e4)  # of n values at most sqrt(n)
+NAMED = st.lists(
+    st.sampled_from(["few-minibatches-dominate", "saturated", "unresolved-rate", "zero-or-neutral", "ill-conditioned"])
+)
 
 
-@given(MAYBE, MAYBE, MAYBE, ANY, MAYBE, st.sampled_from([None, 0.0, 0.9, 1.0]), MAYBE, ANY, ANY)
-def test_no_numbers_make_them_fail(ratio, residual, batch, rate, peak, momentum, decay, codimension, half) -> None:
-    """Whatever an analysis may hold: zeros, NaN, infinities, and numbers without others."""
+@given(MAYBE, MAYBE, MAYBE, ANY, MAYBE, MOMENTA, DECAYS, ANY, ANY, SKEWNESS, MAYBE, NAMED, st.booleans())
+def test_no_numbers_make_them_fail(
+    ratio, residual, batch, rate, peak, momentum, decay, codimension, half, skewness, kappa, named, limited
+) -> None:
+    """Whatever an analysis may hold: zeros, NaN, infinities, the largest and least numbers, some without others."""
     run = with_edge(
         RUN,
         ratio=ratio,
@@ -171,7 +184,12 @@ def test_no_numbers_make_them_fail(ratio, residual, batch, rate, peak, momentum,
         batch_sharpness_stderr=batch,
     )
     run = with_optimizer(run, learning_rate=rate, peak_learning_rate=peak, momentum=momentum, weight_decay=decay)
-    run = with_estimate(run, codimension=codimension, interval=(codimension - half, codimension + half))
+    sampled = attrs.evolve(SKEWED, skewness=skewness)
+    run = with_estimate(
+        run, codimension=codimension, interval=(codimension - half, codimension + half), sampled=sampled
+    )
+    run = with_notes(with_kappa(run, kappa, half), *(named if math.isfinite(rate) else []))
+    run = attrs.evolve(run, status="limit on products" if limited else run.status)
     for step in next_steps(run):
         assert "nan" not in step.message
         ast.parse(step.command, mode="eval" if step.command else "exec")
