@@ -237,8 +237,11 @@ def command_line(call: str, beginning: Sequence[str], given: Mapping[str, Value]
     """
     parsed = ast.parse(call, mode="eval").body
     keywords = parsed.keywords if isinstance(parsed, ast.Call) else []
+    new = {str(k.arg): k.value.id if isinstance(k.value, ast.Name) else ast.literal_eval(k.value) for k in keywords}
     values = {name: given[name] for name, field in attrs.fields_dict(Options).items() if _is_given(field, given)}
-    values |= {str(k.arg): k.value.id if isinstance(k.value, ast.Name) else ast.literal_eval(k.value) for k in keywords}
+    if "tolerance" in new:
+        values.pop("runs", None)  # a number of runs stands in place of the tolerance
+    values |= new
     words = [word for name, value in values.items() for word in _typed(name, value) if name not in _OF_THIS_CALL]
     return shlex.join([*beginning, *words])
 

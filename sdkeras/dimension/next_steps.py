@@ -28,6 +28,8 @@ MOST = 3
 # Share of the threshold below which there is room for a larger rate. Rates are searched in factors of 2 or more, and
 # with less room the sharpening of further training takes it.
 HEADROOM = 0.5
+# More room than this is not counted: long before, something else than the curvature at these weights decides.
+MOST_ROOM = 100.0
 # Batch sharpness over sharpness from which on minibatches differ much. Measured on digits trained with SGD: 3.2 for
 # batches of 4, 1.4 for 16, 0.6 for 64.
 FAR = 3.0
@@ -57,12 +59,13 @@ Span = tuple[float, float]
 def next_steps(run: Analysis) -> tuple[NextStep, ...]:
     """At most three steps that the numbers of an analysis give, the most important first; () where none do.
 
-    An operator that failed its verification gives none.
+    Where no rule fires and the learning rate is a good one, that is said instead (`good_rate`). An operator that failed its verification gives none.
     """
     if not run.verification.passed:
         return ()
-    steps = (rule(run) for rule in _RULES)
-    return tuple(step for step in steps if step is not None)[:MOST]
+    steps = [step for rule in _RULES if (step := rule(run)) is not None]
+    keep = None if steps else good_rate(run)
+    return tuple(steps[:MOST]) if keep is None else (keep,)
 
 
 # The learning rate
@@ -114,7 +117,7 @@ def learning_rate(run: Analysis) -> NextStep | None:
     Reference: Cohen et al. (2021), arXiv 2103.00065, also for progressive sharpening.
     """
     ratio, rate = _ratio(run), run.optimizer.learning_rate
-    if ratio is None or ratio[1] <= 0:
+    if ratio is None or ratio[1] <= 0 or "unresolved-rate" in _codes(run):
         return None
     low, high = ratio
     largest, of_h = _rounded_down(rate * _of_rate(run, high)), run.edge_of_stability.operator == "H"
@@ -144,18 +147,24 @@ def _headroom(run: Analysis, rate: float, high: float, confidence: str, sure: st
     if limited is not None:
         words, used, certain = limited
         if full * used[1] > 1:
-            factor, limit = 1 / used[1], f"before {words} (full-batch steps alone: {full:.2g} times)"
+            factor, limit = 1 / used[1], f"before {words}, and for full-batch steps alone {_times(full)} times"
         if factor < 1 / HEADROOM:
             return None
         confidence, sure = "moderate", "kappa is a lower bound" if certain else _BY_BATCH_SHARPNESS
     elif confidence == "high" and not _is_full_batch(run):
         confidence, sure = "moderate", "minibatch noise, which may limit it sooner, is not known here"
-    largest, middle = factor * rate, _rounded_down(math.sqrt(factor) * rate)
+    middle = _rounded_down(math.sqrt(min(factor, MOST_ROOM)) * rate)
+    room = f"{_times(factor)} times {rate:.4g}" + (f", which is {factor * rate:.2g}" if factor <= MOST_ROOM else "")
     message = (
-        f"There is room for a learning rate up to {factor:.2g} times as large, {largest:.2g}, {limit}, were the "
-        f"sharpness to stay as it is (ratio {high:.2g}); {middle:g} leaves room for the sharpening of further training"
+        f"Train again with a larger learning rate, such as {middle:g}: there is room for {room}, {limit}, were the "
+        f"sharpness to stay as it is (ratio {high:.2g}), and further training sharpens. The command judges these "
+        "weights at the larger rate"
     )
     return _step(run, "rate-headroom", message, confidence, sure, learning_rate=middle)
+
+
+def _times(factor: float) -> str:
+    return f"up to {factor:.2g}" if factor <= MOST_ROOM else f"more than {MOST_ROOM:g}"
 
 
 def noise(run: Analysis) -> tuple[str, Span, bool] | None:
@@ -189,29 +198,54 @@ def noise(run: Analysis) -> tuple[str, Span, bool] | None:
 def small_batch(run: Analysis) -> NextStep | None:
     """Minibatch noise limits the learning rate, and not the loss of the whole data set.
 
-    Where the share that `noise` uses is at the edge (0.9) and the ratio is not; or where it is above `HEADROOM` and
-    the batch sharpness at least `FAR` times the sharpness of H. Error bars count against it.
+    It does where the share that `noise` uses is at the edge (0.9) and the ratio is not; or where it is above `HEADROOM`
+    and the batch sharpness at least `FAR` times the sharpness of H. Error bars count against it; it may where they hold
+    1. Where the share may be above `HEADROOM` alone, the rate is a good one, and takes larger minibatches to be raised.
     """
     limited, ratio, edge = noise(run), _ratio(run), run.edge_of_stability
     batch, largest, size = edge.batch_sharpness, run.hessian.largest, run.data.batch_size
     if limited is None or ratio is None or ratio[1] >= EDGE[0]:
         return None
-    (low, _), certain = limited[1:]
+    (low, high), certain = limited[1:]
     times = 0.0
     if batch is not None and edge.batch_sharpness_stderr is not None and largest is not None and largest.value > 0:
         times = (batch - STANDARD_ERRORS * edge.batch_sharpness_stderr) / (largest.value + (largest.residual or 0.0))
-    if not (low >= EDGE[0] or (low >= HEADROOM and times >= FAR)):
+    limits = low >= EDGE[0] or (low >= HEADROOM and times >= FAR)
+    if not limits and high < 1 and not high > HEADROOM > ratio[1]:
         return None
-    share = f"noise uses {low:.2g} of what the rate allows, the loss of all data {ratio[1]:.2g}"
+    used = f"{low:.2g}" if f"{low:.2g}" == f"{high:.2g}" else f"{low:.2g} to {high:.2g}"
+    share = f"noise uses {used} of what the rate allows, the loss of all data {ratio[1]:.2g}"
     along = f" (curvature along a minibatch's own gradient is {times:.2g} times the sharpness)" if times > 1 else ""
     if run.data.batch_size_source == "assumed":
         message = f"Give the batch size that you trained with in place of N: at the assumed {size}, {share}{along}"
         return _step(run, "small-batch", message, "low", "the batch size is assumed", batch_size=_Placeholder("N"))
-    message = f"Take larger minibatches than {size}, or a smaller rate: {share}{along}"
     why = ("moderate", "kappa is a lower bound" if certain else _BY_BATCH_SHARPNESS)
     if certain and low > 1:
         why = ("high", "the interval of kappa is above 1")
-    return _step(run, "small-batch", message, *why, batch_size=min(2 * size, run.data.num_samples))
+    elif not limits and high >= 1:
+        why = ("low", "the interval holds 1")
+    larger = min(2 * size, run.data.num_samples)
+    if limits or high >= 1:
+        message = f"Take larger minibatches than {size}, or a smaller rate: {share}{along}"
+        return _step(run, "small-batch", message, *why, batch_size=larger)
+    message = f"Keep this learning rate, or raise it only with minibatches larger than {size}: {share}{along}"
+    return _step(run, "noise-takes-the-room", message, *why, batch_size=larger)
+
+
+def good_rate(run: Analysis) -> NextStep | None:
+    """Nothing to change in the rate: a ratio that may be above `HEADROOM`, and is not at the edge or beyond it."""
+    ratio, limited = _ratio(run), noise(run)
+    if ratio is None or ratio[0] >= EDGE[0] or not HEADROOM <= ratio[1] < 1:
+        return None
+    if limited is not None and limited[1][0] >= EDGE[0]:
+        return None  # said by `small_batch`
+    message = (
+        f"Keep this learning rate: the sharpness is {ratio[1]:.2g} of its threshold, and the room that is left, less "
+        f"than a factor of {1 / HEADROOM:g}, is what further training tends to take (progressive sharpening)"
+    )
+    known = limited is not None or _is_full_batch(run)
+    sure = ("high", "both limits are known") if known else ("moderate", "minibatch noise is not known here")
+    return attrs.evolve(_step(run, "good-rate", message, *sure), command="")
 
 
 # Where it sits
@@ -327,10 +361,12 @@ def wide_interval(run: Analysis) -> NextStep | None:
         what = "few minibatches dominate it, and it may miss the truth"
     products = round(times * estimate.num_hvps)
     message = (
-        f"Narrow the interval of the sharpness dimension: {what}; about {times:.2g} times the runs, {products:,} "
-        f"products, bring it to {goal:.2g}"
+        f"Narrow the interval of the sharpness dimension: {what}; about {times:.2g} times the runs, at most "
+        f"{products:,} products, bring it to {goal:.2g}"
     )
-    arguments: dict[str, Value] = {"tolerance": _rounded_down(min(goal / max(scale, 10.0), 0.5))}
+    arguments: dict[str, Value] = {"runs": math.ceil(times * estimate.num_runs)}
+    if wide:
+        arguments = {"tolerance": _rounded_down(min(goal / max(scale, 10.0), 0.5))}
     arguments |= _more_products(run, run.provenance.num_hvps + products)
     return _step(run, "narrower-interval", message, "moderate", "half-widths fall as 1/sqrt(runs)", **arguments)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from sdkeras.dimension.exponents import FULL, PRECONDITIONED
+from sdkeras.dimension.next_steps import MOST_ROOM
 from sdkeras.dimension.stability import EDGE
 from sdkeras.errors import counted
 from sdkeras.reporting.numbers import dimension, estimated, measured, number, share_of_state, undetermined, with_error
@@ -30,9 +31,10 @@ def edge_in_words(edge: EdgeOfStability) -> str:
     if edge.ratio <= 0:
         return meaning + "Here nothing curves upwards, so no step overshoots."
     if edge.ratio < EDGE[0]:
-        room = f"{1 / edge.ratio:,.0f}" if edge.ratio < 0.1 else number(1 / edge.ratio, 2)
+        room = f"about {1 / edge.ratio:,.0f}" if edge.ratio < 0.1 else f"about {number(1 / edge.ratio, 2)}"
+        room = f"more than {MOST_ROOM:g}" if edge.ratio * MOST_ROOM < 1 else room
         return meaning + (
-            f"Here there is room: the learning rate could be about {room} times as large before full-batch steps "
+            f"Here there is room: the learning rate could be {room} times as large before full-batch steps "
             "began to grow, were the sharpness to stay as it is."
         )
     if edge.ratio <= EDGE[1]:

@@ -54,6 +54,13 @@ def test_arguments_of_the_call_override() -> None:
     )
 
 
+def test_a_tolerance_stands_in_place_of_the_number_of_runs() -> None:
+    """With `--runs` it would have no effect."""
+    call = "sdkeras.analyze(model, data, tolerance=0.05)"
+    assert command_line(call, BEGINNING, {"runs": 4}).endswith("d.npz --tolerance 0.05")
+    assert command_line("sdkeras.analyze(model, data, runs=9)", BEGINNING, {"runs": 4}).endswith("d.npz --runs 9")
+
+
 def test_commands_of_an_answer_run_as_they_are(files: Path, analysed: Path, in_process) -> None:
     run, text = json.loads((analysed / "run.json").read_text()), (analysed / "stdout.txt").read_text()
     steps = [NextStep(**each) for each in run["next_steps"]]

@@ -66,13 +66,15 @@ FULL = with_data(RUN, batch_size=100)
 SKEWED = Sampled(1.0, 24, 1.0, 0, "", 19, 8, 0.0, 0.1, 1.0, 1.0, skewness=2.0)
 NO_RATE = with_optimizer(EMPTY, learning_rate=0.0, learning_rate_missing="the learning rate is 0")
 
+KEEP = ["good-rate"]  # what is said of a ratio of 0.6 where nothing else is
+
 CASES = {
-    "nothing to do": (RUN, []),
+    "nothing to do": (RUN, KEEP),
     "empty": (EMPTY, []),
-    "just no headroom": (at(0.5), []),
+    "just no headroom": (at(0.5), KEEP),
     "headroom": (at(0.5 - TINY), ["rate-headroom"]),
-    "headroom within its error": (at(0.45, residual=0.05), []),
-    "between headroom and edge": (at(0.9 - TINY), []),
+    "headroom within its error": (at(0.45, residual=0.05), KEEP),
+    "between headroom and edge": (at(0.9 - TINY), KEEP),
     "no curvature": (at(-0.1), []),
     "edge, from below": (at(0.9), ["at-the-edge", "per-layer"]),
     "edge, to above": (at(1.1), ["at-the-edge", "per-layer"]),
@@ -82,15 +84,15 @@ CASES = {
     "above": (at(1.1 + TINY), ["above-the-edge", "per-layer"]),
     "on either side": (at(0.8, residual=0.3), ["open-verdict", "per-layer"]),
     "noise leaves headroom": (at(0.2, batch_sharpness=10.0 - TINY, **NOISY), ["rate-headroom"]),
-    "noise leaves none": (at(0.2, batch_sharpness=10.0 + 1e-6, **NOISY), []),
+    "noise leaves none": (at(0.2, batch_sharpness=10.0 + 1e-6, **NOISY), ["noise-takes-the-room"]),
     "far, but no limit": (at(0.1, batch_sharpness=10.0 - TINY, **NOISY), ["rate-headroom"]),
     "far, and a limit": (at(0.1, batch_sharpness=10.0 + TINY, **NOISY), ["small-batch"]),
-    "not far": (at(0.2, batch_sharpness=12.0 - TINY, **NOISY), []),
+    "not far": (at(0.2, batch_sharpness=12.0 - TINY, **NOISY), ["noise-takes-the-room"]),
     "just far": (at(0.2, batch_sharpness=12.0 + 1e-6, **NOISY), ["small-batch"]),
-    "far within its error": (at(0.2, batch_sharpness=12.5, batch_sharpness_stderr=0.3), []),
+    "far within its error": (at(0.2, batch_sharpness=12.5, batch_sharpness_stderr=0.3), ["noise-takes-the-room"]),
     "noise at its edge": (at(0.6, batch_sharpness=18.0 + TINY, **NOISY), ["small-batch"]),
-    "noise below its edge": (at(0.6, batch_sharpness=18.0 - 1e-6, **NOISY), []),
-    "full batches have no noise": (at(0.6, batch_sharpness=18.1, run=FULL, **NOISY), []),
+    "noise below its edge": (at(0.6, batch_sharpness=18.0 - 1e-6, **NOISY), KEEP),
+    "full batches have no noise": (at(0.6, batch_sharpness=18.1, run=FULL, **NOISY), KEEP),
     "the loss limits, not noise": (at(0.95, batch_sharpness=19.0, **NOISY), ["at-the-edge", "per-layer"]),
     "no rate": (NO_RATE, ["give-a-rate"]),
     "no rate and noise": (with_edge(NO_RATE, batch_sharpness=5.0, **NOISY), ["give-a-rate"]),
@@ -105,35 +107,35 @@ CASES = {
         ["rate-headroom"],
     ),
     "one layer": (in_layers(0.8, 0.8 - TINY, 0.1), ["layer"]),
-    "no layer": (in_layers(0.8 - TINY, 0.2), []),
-    "two layers": (in_layers(0.9, 0.8), []),
-    "one layer alone": (in_layers(0.9), []),
+    "no layer": (in_layers(0.8 - TINY, 0.2), KEEP),
+    "two layers": (in_layers(0.9, 0.8), KEEP),
+    "one layer alone": (in_layers(0.9), KEEP),
     "a flat layer": (in_layers(0.5, 0.4995e-6), ["dead-units"]),
-    "no flat layer": (in_layers(0.5, 0.5005e-6), []),
+    "no flat layer": (in_layers(0.5, 0.5005e-6), KEEP),
     "layers at the edge": (in_layers(0.5, 0.5, run=at(1.0)), ["at-the-edge"]),
     "half skipped": (with_edge(RUN, batch_sharpness_skipped=0.5), ["dead-units"]),
-    "fewer skipped": (with_edge(RUN, batch_sharpness_skipped=0.5 - TINY), []),
+    "fewer skipped": (with_edge(RUN, batch_sharpness_skipped=0.5 - TINY), KEEP),
     "few samples near": (with_data(at(0.9 / 1.4 + TINY), num_samples_hessian=49), ["few-samples"]),
-    "half of the samples": (with_data(at(0.65), num_samples_hessian=50), []),
-    "few samples far": (with_data(at(0.9 / 1.4 - TINY), num_samples_hessian=49), []),
-    "narrow": (spread(10.0), []),
+    "half of the samples": (with_data(at(0.65), num_samples_hessian=50), KEEP),
+    "few samples far": (with_data(at(0.9 / 1.4 - TINY), num_samples_hessian=49), KEEP),
+    "narrow": (spread(10.0), KEEP),
     "wide": (spread(10.0 + TINY), ["narrower-interval"]),
-    "no wider than half a dimension": (spread(0.5, codimension=1.0), []),
+    "no wider than half a dimension": (spread(0.5, codimension=1.0), KEEP),
     "wider than half a dimension": (spread(0.5 + TINY, codimension=1.0), ["narrower-interval"]),
     "few dominate": (with_notes(with_estimate(RUN, sampled=SKEWED), "few-minibatches-dominate"), ["narrower-interval"]),
     "few dominate what has no width": (
         with_notes(with_estimate(RUN, sampled=SKEWED, interval=(1530.25, 1530.25)), "few-minibatches-dominate"),
-        [],
+        KEEP,
     ),
     "no interval": (attrs.evolve(with_estimate(RUN, interval=None), status="limit on products"), ["no-interval"]),
-    "no interval was asked for": (with_estimate(RUN, interval=None), []),
+    "no interval was asked for": (with_estimate(RUN, interval=None), KEEP),
     "rounding": (with_notes(RUN, "ill-conditioned"), ["double-precision"]),
     "rounding in float64": (
         attrs.evolve(with_notes(RUN, "ill-conditioned"), provenance=attrs.evolve(RUN.provenance, dtype="float64")),
-        [],
+        KEEP,
     ),
     "codimension 0": (with_estimate(RUN, codimension=0.0), ["saturated"]),
-    "codimension above 0": (with_estimate(RUN, codimension=TINY, interval=(1529.9, 1530.4)), []),
+    "codimension above 0": (with_estimate(RUN, codimension=TINY, interval=(1529.9, 1530.4)), KEEP),
     "saturated": (with_notes(RUN, "saturated"), ["saturated"]),
     "unresolved": (with_notes(RUN, "unresolved-rate"), ["undetermined"]),
     "zero or neutral": (with_notes(RUN, "zero-or-neutral"), ["undetermined"]),
@@ -149,7 +151,7 @@ def test_rules_fire_where_they_should(name: str) -> None:
     for step in steps:
         assert step.message.endswith(".")
         assert f". Confidence {step.confidence}: " in step.message
-        if step.code == "open-verdict":  # nothing has limited it
+        if step.code in ("open-verdict", "good-rate"):  # nothing has limited it; nothing is to be done
             assert step.command == ""
             continue
         call = ast.parse(step.command, mode="eval").body
@@ -233,18 +235,39 @@ def value_of(run: Analysis, code: str, argument: str) -> object:
 
 def test_rates_that_are_named() -> None:
     """Rate 0.1: at ratio 0.2 five times as much fits, at 1.25 four fifths; the numbers are rounded down."""
-    assert "up to 5 times as large, 0.5, before full-batch" in next_steps(at(0.2))[0].message
+    assert "up to 5 times 0.1, which is 0.5, before full-batch" in next_steps(at(0.2))[0].message
     assert value_of(at(0.2), "rate-headroom", "learning_rate") == 0.22  # 0.1 sqrt(5)
     assert value_of(attrs.evolve(at(1.0, 0.2), status="limit on products"), "open-verdict", "max_hvps") == 2468
     assert value_of(at(1.25), "above-the-edge", "learning_rate") == 0.08
     assert value_of(at(1.0), "at-the-edge", "learning_rate") == 0.05
     limited = at(0.2, batch_sharpness=8.0, batch_sharpness_stderr=0.0)
-    assert "up to 2.5 times as large, 0.25, before the batch sharpness reaches 2/eta" in next_steps(limited)[0].message
+    assert (
+        "up to 2.5 times 0.1, which is 0.25, before the batch sharpness reaches 2/eta" in next_steps(limited)[0].message
+    )
     # Small batches of heavy ball settle at 2 (1 - beta)/eta = 10.
     heavy = with_optimizer(at(0.2, batch_sharpness=9.1, batch_sharpness_stderr=0.0), momentum=0.5)
     assert codes(heavy) == ["small-batch"]
     assert value_of(with_data(heavy, batch_size_source="given"), "small-batch", "batch_size") == 64
     assert value_of(with_data(heavy, batch_size_source="assumed"), "small-batch", "batch_size") == "N"
+
+
+def test_more_room_than_anything_measured_is_not_counted() -> None:
+    """At a ratio of 1e-6 something else limits the rate; and where no rate is resolved, another step says so."""
+    (step,) = next_steps(at(1e-6))
+    assert "there is room for more than 100 times 0.1, before" in step.message
+    assert value_of(at(1e-6), "rate-headroom", "learning_rate") == 1.0
+    noisy = at(1e-6, batch_sharpness=4.0, batch_sharpness_stderr=0.0)
+    assert "for full-batch steps alone more than 100 times" in next_steps(noisy)[0].message
+    assert codes(with_notes(at(1e-6), "unresolved-rate")) == ["undetermined"]
+
+
+def test_what_is_said_where_nothing_is_to_be_done() -> None:
+    (step,) = next_steps(at(0.6))
+    assert (step.code, step.confidence, step.command) == ("good-rate", "moderate", "")
+    assert next_steps(at(0.6, run=FULL))[0].confidence == "high"
+    assert next_steps(with_kappa(at(0.6), 0.3))[0].confidence == "high"
+    assert codes(at(0.85, residual=0.04)) == KEEP
+    assert codes(at(0.95, residual=0.1)) == ["open-verdict", "per-layer"]
 
 
 def test_rates_of_a_schedule() -> None:
@@ -276,22 +299,25 @@ def test_mean_square_stability_limits_the_rate() -> None:
     run = at(0.2, batch_sharpness=2.0, batch_sharpness_stderr=0.0)
     (step,) = next_steps(with_kappa(run, 0.4))
     assert (step.code, step.confidence) == ("rate-headroom", "moderate")
-    assert "up to 2.5 times as large, 0.25, before minibatch noise grows (kappa = 1)" in step.message
+    assert "up to 2.5 times 0.1, which is 0.25, before minibatch noise grows (kappa = 1)" in step.message
     assert "up to 5 times" in next_steps(with_kappa(run, 0.1, 0.1))[0].message
     noisy = at(0.2, batch_sharpness=19.0, batch_sharpness_stderr=0.0)
     assert codes(noisy) == codes(with_kappa(noisy, 0.4)) == codes(with_kappa(noisy, None)) == ["small-batch"]
     assert "batch sharpness" in next_steps(with_kappa(noisy, 0.4))[0].message
-    assert codes(with_kappa(at(0.2), 0.5 + TINY)) == []
+    assert codes(with_kappa(at(0.2), 0.5 + TINY)) == ["noise-takes-the-room"]
+    assert codes(with_kappa(at(0.5), 0.5 + TINY)) == KEEP
+    assert codes(with_kappa(at(0.5), 0.9 - TINY)) == KEEP
     assert next_steps(with_kappa(at(0.2), 0.95))[0].confidence == "moderate"  # a lower bound
     assert next_steps(with_kappa(at(0.2), 1.2, 0.1))[0].confidence == "high"
     assert codes(with_kappa(at(0.2), 0.9)) == ["small-batch"]
-    assert codes(with_kappa(at(0.2), 0.95, 0.1)) == []
+    unsure = next_steps(with_kappa(at(0.2), 0.95, 0.1))[0]
+    assert (unsure.code, unsure.confidence, "uses 0.85 to 1.1 of" in unsure.message) == ("small-batch", "low", True)
 
 
 def test_products_for_a_narrower_interval() -> None:
     """Half-widths fall as 1/sqrt(runs): from 15 to 5 dimensions, 5 % of 100, takes 9 times 960 products."""
     (step,) = next_steps(spread(15.0))
-    assert "about 9 times the runs, 8,640 products, bring it to 5. Conf" in step.message
+    assert "about 9 times the runs, at most 8,640 products, bring it to 5. Conf" in step.message
     assert value_of(spread(15.0), "narrower-interval", "tolerance") == 0.05
     assert value_of(spread(50.0), "narrower-interval", "tolerance") == 0.1
     limited = attrs.evolve(spread(15.0), status="limit on products")
@@ -310,7 +336,8 @@ def test_products_for_a_narrower_interval() -> None:
     assert "is 75% of the number of dimensions that curvature adds or takes, 2;" in step.message
     # A skewness of 2 asks for 100 minibatches, not 24.
     skewed = CASES["few dominate"][0]
-    assert re.search(r"about 4\.2 times the runs, 4,000 products", next_steps(skewed)[0].message)
+    assert value_of(skewed, "narrower-interval", "runs") == 100
+    assert re.search(r"about 4\.2 times the runs, at most 4,000 products", next_steps(skewed)[0].message)
 
 
 def test_what_the_record_tells_of_the_call_is_repeated() -> None:
