@@ -59,7 +59,8 @@ Span = tuple[float, float]
 def next_steps(run: Analysis) -> tuple[NextStep, ...]:
     """At most three steps that the numbers of an analysis give, the most important first; () where none do.
 
-    Where no rule fires and the learning rate is a good one, that is said instead (`good_rate`). An operator that failed its verification gives none.
+    Where no rule fires and the learning rate is a good one, that is said instead (`good_rate`). An operator that failed
+    its verification gives none.
     """
     if not run.verification.passed:
         return ()
