@@ -1,7 +1,9 @@
-"""E_alpha and the persistent homology dimension of a trajectory, from minimum spanning trees of its iterates.
+"""Topology of a set of points, such as the iterates of a training: how it fills the space that it is in.
 
-Both depend on the iterates through their distances alone: Euclidean ones, or the "data-dependent" pseudo-metric of
-their losses. Distances between n points are held once each, in SciPy's condensed order: d(0,1), d(0,2), ..., d(1,2).
+E_alpha and the persistent homology dimension come from minimum spanning trees and so depend on the points through their
+distances alone: Euclidean ones, or the "data-dependent" pseudo-metric of their losses. Distances between n points are
+held once each, in SciPy's condensed order: d(0,1), d(0,2), ..., d(1,2). The box-counting dimension comes from the boxes
+of grids that hold a point.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sdkeras import seeds
 from sdkeras._version import __version__
-from sdkeras.errors import NonFiniteError, OperatorSizeError, SdkerasError
+from sdkeras.errors import NonFiniteError, OperatorSizeError, SdkerasError, counted
 from sdkeras.linalg.memory import memory_limit
 from sdkeras.linalg.projection import Distortion
 from sdkeras.linalg.vectors import finite
@@ -399,6 +401,153 @@ def _with_slope(
         sizes=sizes.astype(np.float64),
         log_e_alpha=mean,
     )
+
+
+# Boxes
+
+# Grids, each at another place.
+_GRIDS = 4
+# The coarsest boxes are a quarter of the extent. A scale counts while the points miss at most this share of the boxes,
+# and a line takes some scales.
+_COARSEST, _MOST_MISSED, _RARE, _FEWEST_SCALES = 2, 0.1, 0.05, 5
+
+
+@attrs.frozen(kw_only=True)
+class BoxCountingDimension:
+    """The box-counting (Minkowski) dimension of a set of points, with the regression it rests on.
+
+    Attributes:
+        value: D in ln N = D ln(1/size) + a + b size, N the number of boxes that the set meets; None where it is
+            undetermined, for the `reason` that is "" otherwise.
+        interval: `value` minus and plus twice `stderr` and `model_error`; None where the value is.
+        stderr: Of D, from its spread over the grids and from the residuals of the line.
+        model_error: The largest difference that it makes to leave out b, or the correction for boxes not found.
+        sizes: Sides of the boxes, shape [k], descending, in the unit of the points.
+        log_counts: ln N, mean over the grids, shape [k].
+        num_points: Points.
+    """
+
+    value: float | None = None
+    interval: tuple[float, float] | None = None
+    reason: str = ""
+    stderr: float | None = None
+    model_error: float | None = None
+    sizes: FloatArray = attrs.field(factory=lambda: np.zeros(0), eq=ARRAYS_EQUAL)
+    log_counts: FloatArray = attrs.field(factory=lambda: np.zeros(0), eq=ARRAYS_EQUAL)
+    num_points: int
+    seed: int
+
+
+def box_counting_dimension(points: ArrayLike, *, seed: int = 0) -> BoxCountingDimension:
+    """The box-counting dimension of a set, from points that sample it: N(size) grows as size^-dimension.
+
+    Boxes are cubes of sides 1/4, 1/8, ... of the longest extent, in 4 grids at random places. Points miss some of the
+    boxes that the set meets: how many is extrapolated from those that a quarter, a half and all of the points find
+    (Aitken), and scales at which it is more than a tenth are left out. A term in the size stands for the boxes at the
+    set's boundary. A point alone has dimension 0.
+
+    The points should be spread over all of the set: of a part that hardly any of them visit nothing is known, nor of it
+    is anything in the interval. 300,000 points of an orbit on the Henon attractor give 1.24 +- 0.03; published is 1.26.
+
+    Args:
+        points: Shape [n, d]; a vector is n points on a line.
+        seed: Of the grids' places and of the order of the points.
+
+    Raises:
+        SdkerasError: Fewer than two points, or NaN or infinity among them.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> line = rng.random((20_000, 1)) * [[1.0, 2.0, 3.0]]
+        >>> round(box_counting_dimension(line).value, 1)
+        1.0
+
+    Reference: Falconer, "Fractal Geometry" (2014), Sec. 2.1.
+    """
+    values = np.asarray(points)
+    rows = _matrix(values[:, None] if values.ndim == 1 else values, "points").astype(np.float64)
+    extent = float(np.ptp(rows, axis=0).max())
+    undetermined = BoxCountingDimension(num_points=len(rows), seed=seed)
+    if extent == 0:
+        return attrs.evolve(undetermined, value=0.0, interval=(0.0, 0.0), stderr=0.0, model_error=0.0)
+    generator = seeds.generator(seed, seeds.Stream.GRIDS)
+    unit = (generator.permutation(rows) - rows.min(axis=0)) / extent
+    counts = np.array([_boxes(unit + generator.random(unit.shape[1])) for _ in range(_GRIDS)])
+    missed = _missed(counts.mean(axis=0))
+    usable = np.append(missed[_COARSEST:] <= _MOST_MISSED, False)
+    last = _COARSEST + int(np.argmin(usable))
+    if last - _COARSEST < _FEWEST_SCALES:
+        reason = (
+            f"{len(rows):,} points find the boxes of {counted(last - _COARSEST, 'scale')}, and a line through "
+            f"their numbers takes {_FEWEST_SCALES}; give more points."
+        )
+        return attrs.evolve(undetermined, reason=reason)
+    scales = np.arange(_COARSEST, last)
+    found = np.log(counts[:, 0, scales])
+    logs = found - np.log1p(-missed[scales])
+    slopes, errors = _lines(scales, logs)
+    lines = slopes, _lines(scales, logs, with_boundary=False)[0], _lines(scales, found)[0]
+    value, without_boundary, of_found = (float(each.mean()) for each in lines)
+    stderr = math.hypot(slopes.std(ddof=1), errors.mean()) / math.sqrt(_GRIDS)
+    model_error = max(abs(value - without_boundary), abs(value - of_found))
+    half = 2 * stderr + model_error
+    return attrs.evolve(
+        undetermined,
+        value=value,
+        interval=(max(0.0, value - half), value + half),
+        stderr=stderr,
+        model_error=model_error,
+        sizes=extent * 0.5 ** scales.astype(np.float64),
+        log_counts=logs.mean(axis=0),
+    )
+
+
+def _boxes(unit: FloatArray) -> NDArray[np.int64]:
+    """How many boxes of side 2^-k all points, half and a quarter of them are in, for k = 0, 1, ...; shape [3, k]."""
+    halvings = math.ceil(math.log2(len(unit))) + 1
+    places = np.floor(np.ldexp(unit, halvings)).astype(np.int64)
+    return np.array([_nested(places[: len(places) // part], halvings) for part in (1, 2, 4)])
+
+
+def _nested(places: NDArray[np.int64], halvings: int) -> list[int]:
+    """Numbers of distinct rows, coarser by a factor of 2 each time; the coarsest first."""
+    counts = []
+    for _ in range(halvings + 1):
+        places = _unique_rows(places)
+        counts.append(len(places))
+        places = places >> 1
+    return counts[::-1]
+
+
+def _unique_rows(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The distinct rows, by one number for each, which takes a fraction of the time of `np.unique(axis=0)`."""
+    keys = np.zeros(len(rows), np.int64)
+    for column in rows.T:
+        span = int(np.ptp(column)) + 1
+        if (int(keys.max()) + 1) * span >= 2**62:
+            keys = np.unique(keys, return_inverse=True)[1].astype(np.int64)
+        keys = keys * span + (column - column.min())
+    return rows[np.unique(keys, return_index=True)[1]]
+
+
+def _missed(counts: FloatArray) -> FloatArray:
+    """The share of the set's boxes that all points miss, from what they, a half and a quarter find; 1 if unknown."""
+    all_of_them, more, before = counts[0], counts[0] - counts[1], counts[1] - counts[2]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        beyond = np.where(before > more, more**2 / (before - more), np.inf)
+    # Of coarse boxes a few are met late, which says nothing of a rate.
+    beyond = np.where(more <= _RARE * all_of_them, np.minimum(more, beyond), beyond)
+    return np.asarray(1 - all_of_them / (all_of_them + beyond))
+
+
+def _lines(scales: NDArray[np.int64], logs: FloatArray, with_boundary: bool = True) -> tuple[FloatArray, FloatArray]:
+    """Slopes of ln N against ln(1/size) beside a constant and a term in the size, and their errors, by grid."""
+    columns = [scales * math.log(2), np.ones(len(scales)), 0.5**scales][: 3 if with_boundary else 2]
+    design = np.column_stack(columns)
+    inverse = np.linalg.pinv(design)
+    residuals = logs - logs @ inverse.T @ design.T
+    variances = (residuals**2).sum(axis=1) / (len(scales) - len(columns))
+    return logs @ inverse[0], np.sqrt(variances * (inverse[0] @ inverse[0]))
 
 
 def _row_starts(n: int) -> NDArray[np.int64]:
