@@ -65,7 +65,8 @@ print(json.dumps(found))
 """
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
 def test_several_devices_give_the_numbers_of_one(count: int) -> None:
     done = python(_CODE, count)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -109,6 +109,7 @@ def assert_alike(one: Analysis, other: Analysis) -> None:
     assert one.edge_of_stability.batch_sharpness == pytest.approx(other.edge_of_stability.batch_sharpness, rel=ROUNDING)
 
 
+@pytest.mark.slow
 def test_two_hosts_find_what_one_finds(folder: Path, alone: Analysis, tmp_path: Path) -> None:
     hosts = addresses(2)
     with started(folder, hosts, "--json", tmp_path / "run.json") as (chief, worker):

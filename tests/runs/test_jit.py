@@ -17,6 +17,7 @@ def trained() -> keras.Model:
     return model
 
 
+@pytest.mark.slow
 def test_an_analysis_tells_whether_xla_compiled_it() -> None:
     by_default, jit = (
         sdkeras.analyze(trained(), (X, Y), batch_size=8, runs=2, preset="quick", **options)

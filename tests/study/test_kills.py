@@ -18,6 +18,8 @@ from sdkeras.study.definition import read_study
 from sdkeras.study.runner import run_study
 from study.small_study import started, wait_until, written
 
+pytestmark = pytest.mark.slow
+
 TEXTS = {
     "module": "killed_nets",
     "epochs": 5,
@@ -116,13 +118,7 @@ def test_a_run_is_written_by_these_renames(whole: Whole) -> None:
 
 # Killed before any of the first four it trains from the start; before the last it reads what was analysed.
 @pytest.mark.usefixtures("in_this_process")
-@pytest.mark.parametrize(
-    "file",
-    [
-        each if each in ("training.json", "measures.json") else pytest.param(each, marks=pytest.mark.slow)
-        for each in WRITES
-    ],
-)
+@pytest.mark.parametrize("file", WRITES)
 def test_killed_before_any_write_it_goes_on_to_the_same_bits(whole: Whole, tmp_path: Path, file: str) -> None:
     folder = tmp_path / "out"
     shutil.copytree(whole.before[WRITES.index(file)], folder)
@@ -160,7 +156,6 @@ def killed_when(there: Callable[[Path], bool], grid: Path, folder: Path) -> None
     assert process.wait() == -signal.SIGKILL
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["training", "measuring"])
 def test_a_real_kill_with_a_finished_run_on_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str

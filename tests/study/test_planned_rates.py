@@ -116,6 +116,7 @@ def test_a_trajectory_that_does_not_move_has_no_length(planned) -> None:
     assert found == Value(None, reason="all iterates are equal; at a learning rate of 0 training does not move")
 
 
+@pytest.mark.slow
 def test_a_rate_that_the_trainings_will_not_have_is_told_before(planned) -> None:
     refused = checked(planned(analysis='runs = 3\nlearning_rate = "step:20"'))
     assert "slq, sharpness need a learning rate, and in 1 setting of 1 [analysis] learning_rate is" in refused.reason

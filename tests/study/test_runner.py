@@ -74,6 +74,7 @@ def test_failed_runs_are_written_down_with_their_reasons(folder: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_the_same_call_goes_on_and_repeats_nothing(
     folder: Path, monkeypatch: pytest.MonkeyPatch, without_processes: Callable[..., None]
 ) -> None:
