@@ -34,7 +34,7 @@ def command() -> None:
 def correlate(folder: str, open_page: bool, quiet: bool) -> int:
     """Correlate the measures of the study in DIR with its generalization gaps.
 
-    Writes runs.csv, correlations.csv, correlations.json, heat_map.png, heat_map.svg and study.html into DIR.
+    Writes runs.csv, correlations.csv, correlations.json, heat_map and matrix as .png and .svg and study.html into DIR.
     """
     from sdkeras.study.page import FILES, correlate_study
 

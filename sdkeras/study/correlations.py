@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
 import attrs
 import numpy as np
 import scipy.stats
+from numpy.typing import NDArray
 
 from sdkeras import seeds
 from sdkeras.errors import SdkerasError, counted
@@ -87,9 +89,25 @@ class MeasureCorrelation:
     psi_mean_interval: tuple[float, float] | None
 
 
+@attrs.frozen
+class PairCorrelation:
+    """Kendall's tau-b between two measures, or of a measure or gap with a gap, over the runs that have both.
+
+    Attributes:
+        tau_b: None where it is undefined, as in `MeasureCorrelation`; so are `interval` and `p_value`.
+    """
+
+    first: str
+    second: str
+    tau_b: float | None
+    interval: tuple[float, float] | None
+    p_value: float | None
+    num_runs: int
+
+
 @attrs.frozen(eq=False, repr=False)
 class Correlations(Document):
-    """The correlation of every measure with every gap.
+    """The correlation of every measure with every gap, and with every other measure.
 
     Attributes:
         rows: One for each measure and gap.
@@ -105,6 +123,8 @@ class Correlations(Document):
     num_runs: int
     num_resamples: int
     seed: int
+    # One for each two of the measures and gaps, in their order; () in files of 0.1.0.
+    between: tuple[PairCorrelation, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def __str__(self) -> str:
@@ -197,11 +217,14 @@ def correlate(
         draw = seeds.generator(seed, stream, *indices).multinomial
         return draw(size, np.full(size, 1 / size), size=num_resamples).astype(np.float64)
 
-    rows = []
-    for measure in measures:
-        values = np.array([run.measures.get(measure) for run in runs], np.float64)
-        rows += [_row((measure, target), values, gap, groups, counts) for target, gap in gaps.items()]
-    return Correlations(tuple(rows), settings, len(runs), num_resamples, seed)
+    columns = {name: np.array([run.measures.get(name) for run in runs], np.float64) for name in measures}
+    rows = [
+        _row((name, target), values, gap, groups, counts)
+        for name, values in columns.items()
+        for target, gap in gaps.items()
+    ]
+    between = [_pair(*two, counts) for two in itertools.combinations((columns | gaps).items(), 2)]
+    return Correlations(tuple(rows), settings, len(runs), num_resamples, seed, tuple(between))
 
 
 def holm(p_values: Sequence[float | None]) -> tuple[float | None, ...]:
@@ -253,6 +276,38 @@ def coefficient(value: float | None, interval: tuple[float, float] | None = None
     return f"{first} [{', '.join(ends)}]" if ends else first
 
 
+def _known(first: FloatArray, second: FloatArray) -> NDArray[np.bool_]:
+    return np.asarray(~(np.isnan(first) | np.isnan(second)))
+
+
+@attrs.frozen
+class _Tau:
+    """tau-b over runs that have both values, with its p value and bootstrap."""
+
+    value: float | None
+    interval: tuple[float, float] | None
+    p_value: float | None
+    num_usable: int
+    num_runs: int
+
+
+def _tau(first: FloatArray, second: FloatArray, counts: _Resampler) -> _Tau:
+    known = _known(first, second)
+    count = int(np.count_nonzero(known))
+    first, second = first[known], second[known]
+    tau, p_value = scipy.stats.kendalltau(first, second) if count > 1 else (math.nan, math.nan)
+    resampled = kendall_tau_b(first, second, counts(count, seeds.Stream.RESAMPLED_RUNS)) if count else np.zeros(0)
+    usable = int(np.count_nonzero(~np.isnan(resampled)))
+    if math.isnan(tau):
+        return _Tau(None, None, None, usable, count)
+    return _Tau(float(tau), _interval(resampled, count), float(p_value), usable, count)
+
+
+def _pair(first: tuple[str, FloatArray], second: tuple[str, FloatArray], counts: _Resampler) -> PairCorrelation:
+    tau = _tau(first[1], second[1], counts)
+    return PairCorrelation(first[0], second[0], tau.value, tau.interval, tau.p_value, tau.num_runs)
+
+
 def _row(
     names: tuple[str, str],
     values: FloatArray,
@@ -260,11 +315,7 @@ def _row(
     groups: Mapping[str, Sequence[FloatArray]],
     counts: _Resampler,
 ) -> MeasureCorrelation:
-    known = ~(np.isnan(values) | np.isnan(gap))
-    count = int(np.count_nonzero(known))
-    first, second = values[known], gap[known]
-    tau, p_value = scipy.stats.kendalltau(first, second) if count > 1 else (math.nan, math.nan)
-    resampled = kendall_tau_b(first, second, counts(count, seeds.Stream.RESAMPLED_RUNS)) if count else np.zeros(0)
+    known, tau = _known(values, gap), _tau(values, gap, counts)
     granulated, means = [], []
     for position, (setting, members) in enumerate(groups.items()):
         # SciPy's is off -1 and 1 by rounding, where groups that all say the same must be told from others.
@@ -282,15 +333,14 @@ def _row(
     interval = None
     if any(each.interval is not None for each in granulated):
         interval = _interval(np.mean([each for _, each, _ in means], axis=0), min(size for *_, size in means))
-    undefined = math.isnan(tau)
     return MeasureCorrelation(
         *names,
-        tau_b=None if undefined else float(tau),
-        interval=None if undefined else _interval(resampled, count),
-        p_value=None if undefined else float(p_value),
-        num_usable=int(np.count_nonzero(~np.isnan(resampled))),
-        num_runs=count,
-        num_missing=len(values) - count,
+        tau_b=tau.value,
+        interval=tau.interval,
+        p_value=tau.p_value,
+        num_usable=tau.num_usable,
+        num_runs=tau.num_runs,
+        num_missing=len(values) - tau.num_runs,
         granulated=tuple(granulated),
         psi_mean=float(np.mean([psi for psi, *_ in means])) if means else None,
         psi_mean_interval=interval,

@@ -12,7 +12,14 @@ from sdkeras.errors import SdkerasError
 from sdkeras.reporting.drawing import FONT_SIZE, Colours, tick_format
 from sdkeras.reporting.report import Figure, Series
 from sdkeras.results.arrays import Value
-from sdkeras.study.correlations import TARGETS, Correlations, MeasureCorrelation, coefficient, kendall_tau_b
+from sdkeras.study.correlations import (
+    TARGETS,
+    Correlations,
+    MeasureCorrelation,
+    PairCorrelation,
+    coefficient,
+    kendall_tau_b,
+)
 from sdkeras.study.results import Results, Row
 
 if TYPE_CHECKING:
@@ -75,18 +82,72 @@ def _cells(row: MeasureCorrelation, columns: Sequence[str], target: str, line: i
 
 
 def _heat_panel(axes: Axes, rows: list[MeasureCorrelation], columns: list[str], colours: Colours) -> None:
-    from matplotlib.patches import Rectangle
-
     for line, row in enumerate(rows):
         for column, value in enumerate((row.tau_b, *(each.psi for each in row.granulated), row.psi_mean)):
-            strength = 0.0 if value is None else _OPACITY * abs(value)
-            colour = colours.accent if (value or 0) > 0 else colours.warn
-            axes.add_patch(Rectangle((column - 0.5, line - 0.5), 1, 1, color=colour, alpha=strength, linewidth=0))
-            axes.text(column, line, coefficient(value), ha="center", va="center")
+            _cell(axes, column, line, value, colours)
+    _framed(axes, columns)
+
+
+def _cell(axes: Axes, column: int, line: int, value: float | None, colours: Colours) -> None:
+    """A coefficient as colour and number."""
+    from matplotlib.patches import Rectangle
+
+    strength = 0.0 if value is None else _OPACITY * abs(value)
+    colour = colours.accent if (value or 0) > 0 else colours.warn
+    axes.add_patch(Rectangle((column - 0.5, line - 0.5), 1, 1, color=colour, alpha=strength, linewidth=0))
+    axes.text(column, line, coefficient(value), ha="center", va="center")
+
+
+def _framed(axes: Axes, columns: Sequence[str]) -> None:
+    """The names of the columns, and no frame."""
     axes.set_xlim(-0.5, len(columns) - 0.5)
     axes.set_xticks(range(len(columns)), columns, rotation=35, ha="right", rotation_mode="anchor", parse_math=False)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
+
+
+def matrix(correlations: Correlations) -> Figure:
+    """Tau-b between every two measures and gaps, below the diagonal; cells are as in `heat_map`."""
+    measures = {row.measure for row in correlations.rows}
+    names = list(dict.fromkeys(name for pair in correlations.between for name in (pair.first, pair.second)))
+    places = {name: place for place, name in enumerate(names)}
+    lines = [[pair for pair in correlations.between if pair.second == name] for name in names[1:]]
+    across = names[:-1]
+    size = (
+        0.11 * max(map(len, names)) + len(across) * _CELL[0] + 0.6,
+        len(lines) * _CELL[1] + 0.5 + 0.08 * max(map(len, names)),
+    )
+
+    def draw(axes: Sequence[Axes], colours: Colours) -> None:
+        for line, pairs in enumerate(lines):
+            for pair in pairs:
+                _cell(axes[0], places[pair.first], line, pair.tau_b, colours)
+        _framed(axes[0], [shown(name) for name in across])
+        axes[0].set_yticks(range(len(lines)), [shown(name) for name in names[1:]], parse_math=False)
+        axes[0].set_ylim(len(lines) - 0.5, -0.5)
+
+    def shown(name: str) -> str:
+        return name if name in measures else name.replace("_", " ")
+
+    return Figure(
+        "matrix",
+        "Coefficients of the measures with each other",
+        "Kendall's tau-b over the runs that have both values. Measures that order the runs alike, near 1, cannot be "
+        "told apart by these runs, whatever either says of the gaps.",
+        draw,
+        size,
+        (1, 1),
+        series=tuple(_line_of(shown(names[line + 1]), pairs, line) for line, pairs in enumerate(lines)),
+    )
+
+
+def _line_of(name: str, pairs: Sequence[PairCorrelation], line: int) -> Series:
+    """A line of the matrix, with intervals."""
+    table = np.array([(pair.tau_b, *(pair.interval or (None, None))) for pair in pairs], np.float64)  # None is NaN
+    value, lower, upper = table.T
+    place = np.arange(len(pairs), dtype=np.float64), np.full(len(pairs), float(line))
+    others = tuple(pair.first for pair in pairs)
+    return Series(name, "with", "coefficient", others, value, lower, upper, at=place)
 
 
 _PANEL = (3.4, 3.1)  # inches

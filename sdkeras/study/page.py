@@ -18,10 +18,15 @@ from sdkeras.results.document import write_atomically
 from sdkeras.results.note import Note, by_severity
 from sdkeras.study.correlations import FEWEST_RESAMPLED, TARGETS, Correlations, MeasureCorrelation, coefficient
 from sdkeras.study.definition import ESTIMATOR_OF, definition, length
-from sdkeras.study.figures import heat_map, scatter
+from sdkeras.study.figures import heat_map, matrix, scatter
 from sdkeras.study.results import Results, Row, read_results
 
-FILES = ("runs.csv", "correlations.csv", "correlations.json", "heat_map.png", "heat_map.svg", "study.html")
+_DRAWN = {"heat_map": heat_map, "matrix": matrix}
+FILES = (
+    *("runs.csv", "correlations.csv", "correlations.json"),
+    *(f"{name}.{suffix}" for name in _DRAWN for suffix in ("png", "svg")),
+    "study.html",
+)
 # A coefficient with a larger p value says nothing clear.
 _CLEAR = 0.05
 # The measures whose values are of a map and its state, and compare only within it.
@@ -78,7 +83,8 @@ def correlate_study(folder: str | os.PathLike[str]) -> Report:
     write_atomically(place / "runs.csv", results.to_csv(), follow_links=False)
     write_atomically(place / "correlations.csv", correlations.to_csv(), follow_links=False)
     correlations.save(place / "correlations.json", follow_links=False)
-    _draw(heat_map(correlations), place / "heat_map")
+    for name, figure in _DRAWN.items():
+        _draw(figure(correlations), place / name)
     save_html(report, place / "study.html")
     return report
 
@@ -121,6 +127,7 @@ def study_report(results: Results, correlations: Correlations) -> Report:
         sections=(
             Section("Plot", "plot", "Plot", figures=(heat_map(correlations), *scatters)),
             _coefficients(correlations),
+            _between(correlations),
             Section("What the measures are", "measures", "Measures", paragraphs=_glossary(results)),
             *_warnings(results),
             *((failed,) if failures else ()),
@@ -214,6 +221,30 @@ def _coefficients(correlations: Correlations) -> Section:
             everything,
             *(Table(f"With the {gap}", tuple(rows), heads, wide=True, only="terminal") for gap, rows in by_gap.items()),
         ),
+    )
+
+
+def _between(correlations: Correlations) -> Section:
+    """How the measures order the runs beside each other."""
+    rows = tuple(
+        (
+            pair.first.replace("_gap", " gap"),
+            pair.second.replace("_gap", " gap"),
+            coefficient(pair.tau_b, pair.interval),
+            ABSENT if pair.p_value is None else f"{pair.p_value:.2g}",
+            f"{pair.num_runs}",
+        )
+        for pair in correlations.between
+    )
+    heads = ("measure", "with", "tau-b", "p", "runs")
+    return Section(
+        "Between the measures",
+        "between",
+        "Between measures",
+        "Two measures that order the runs alike tell the same of them. With 95 % bootstrap intervals over runs; p is "
+        "not corrected for the number of pairs.",
+        figures=(matrix(correlations),),
+        tables=(Table("Between the measures", rows, heads, wide=True, only="page"),),
     )
 
 

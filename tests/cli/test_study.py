@@ -189,7 +189,14 @@ def test_correlations_page_and_figures_are_of_the_done_runs(in_process, tmp_path
     assert "<svg" in page
     assert in_process("study", "plot", out)[0] == 0
     made = {file.name for file in out.iterdir()}
-    assert {"heat_map.png", "heat_map.svg", "accuracy_gap.png", "accuracy_gap.svg", "loss_gap.svg"} <= made
+    assert {
+        "heat_map.png",
+        "heat_map.svg",
+        "matrix.png",
+        "accuracy_gap.png",
+        "accuracy_gap.svg",
+        "loss_gap.svg",
+    } <= made
 
 
 def test_folders_that_are_no_studies_are_refused(in_process, tmp_path: Path) -> None:

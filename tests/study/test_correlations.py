@@ -3,6 +3,7 @@
 import csv
 import io
 import itertools
+import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -184,6 +185,9 @@ def found() -> Correlations:
     return correlate(runs)
 
 
+RATES = np.repeat([0.1, 0.2, 0.3], 3)
+
+
 def test_json_gives_the_record_back(found: Correlations, tmp_path) -> None:
     found.save(tmp_path / "correlations.json")
     read = Correlations.load(tmp_path / "correlations.json")
@@ -191,6 +195,27 @@ def test_json_gives_the_record_back(found: Correlations, tmp_path) -> None:
     assert read.rows == found.rows
     with pytest.raises(SdkerasError, match=r"correlations\.json"):
         Correlations.from_json('{"schema_version": 1}')
+
+
+def test_every_two_measures_and_gaps_have_a_coefficient(found: Correlations) -> None:
+    """SciPy's of the runs that have both; where a gap is one of the two it is that of `rows`."""
+    names = ["SD", 'a, "b"', "accuracy_gap", "loss_gap"]
+    assert [(pair.first, pair.second) for pair in found.between] == list(itertools.combinations(names, 2))
+    rng = np.random.default_rng(5)
+    values = [[float(rng.random()) if rate != 0.1 or k else np.nan for k in (1, 0, 1, 1)] for rate in RATES]
+    columns = dict(zip(names, np.array(values).T, strict=True))
+    for pair in found.between:
+        two = np.array([columns[pair.first], columns[pair.second]])
+        two = two[:, ~np.isnan(two).any(axis=0)]
+        tau, p_value = scipy.stats.kendalltau(*two)
+        assert (pair.tau_b, pair.p_value) == pytest.approx((tau, p_value), abs=1e-12)
+        assert pair.num_runs == two.shape[1]
+        assert pair.interval[0] <= pair.tau_b <= pair.interval[1]
+    rows = {(row.measure, row.target): (row.tau_b, row.interval) for row in found.rows}
+    pairs = {(pair.first, pair.second): (pair.tau_b, pair.interval) for pair in found.between}
+    assert rows.items() <= pairs.items()
+    old = {key: value for key, value in json.loads(found.to_json()).items() if key != "between"}
+    assert Correlations.from_json(json.dumps(old)).between == ()
 
 
 def test_csv_and_text_have_every_row(found: Correlations) -> None:

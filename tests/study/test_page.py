@@ -16,9 +16,9 @@ from sdkeras.reporting import html
 from sdkeras.reporting.drawing import as_image
 from sdkeras.reporting.terminal import as_text
 from sdkeras.results.note import Note
-from sdkeras.study.correlations import Correlations, Run, coefficient, correlate
+from sdkeras.study.correlations import TARGETS, Correlations, Run, coefficient, correlate
 from sdkeras.study.definition import NAMES, read_study
-from sdkeras.study.figures import heat_map, scatter
+from sdkeras.study.figures import heat_map, matrix, scatter
 from sdkeras.study.page import headline, notes, study_report
 from sdkeras.study.results import Analysed, Results, Row
 from sdkeras.study.run_files import DONE, FAILED, NEW, Failed, Measured, RunState, Scores, Trained, Value
@@ -305,6 +305,22 @@ def test_every_number_is_in_the_heat_map() -> None:
     for name in ("$lambda_1 &amp; &lt;x&gt;", "accuracy gap", "loss gap"):
         assert sum(name in word for word in words) == 1
     assert as_image(heat_map(record), "svg") == svg
+
+
+def test_every_number_is_in_the_matrix_and_on_the_page(three: Results) -> None:
+    record = correlated(5)
+    texts = re.findall(r"<text.*?</text>", as_image(matrix(record), "svg").decode(), flags=re.DOTALL)
+    words = [re.sub(r"<[^>]*>", "", text).strip() for text in texts]
+    for pair in record.between:
+        assert coefficient(pair.tau_b) in words
+    assert len(record.between) == 21
+    assert len([word for word in words if re.fullmatch(r"[+-]\d\.\d\d", word)]) == 21
+    figure = matrix(record)
+    shown = {(line.name, other): value for line in figure.series for other, value in zip(line.x, line.y, strict=True)}
+    spoken = {name: name.replace("_", " ") for name in TARGETS}
+    assert {(spoken.get(pair.second, pair.second), pair.first): pair.tau_b for pair in record.between} == shown
+    section = as_html(three).partition('id="between"')[2].partition("</section>")[0]
+    assert section.count("<tr") == 1 + len(three.correlations().between)
 
 
 def test_one_gap_makes_one_panel() -> None:
