@@ -9,7 +9,7 @@ import pytest
 
 import sdkeras
 from sample_log import FOUND, HEADER
-from sample_runs import RUN
+from sample_runs import ALONE, RUN
 from sdkeras.results.log import FILE_NAME, append
 from sdkeras.runs.options import GROUPS, LyapunovOptions, Options
 from sdkeras_cli.main import cli
@@ -78,6 +78,29 @@ def test_the_rest_is_there_with_verbose(saved: Path, in_process) -> None:
     assert "Provenance" not in brief
     assert "--verbose shows every number" in brief
     assert "--verbose" not in verbose
+
+
+def test_a_run_is_named_by_its_folder_too(tmp_path: Path, in_process) -> None:
+    before, after, other = (tmp_path / name for name in ("before", "after", "other"))
+    for folder in (before, after, other):
+        folder.mkdir()
+    RUN.save(before / "run.json")
+    attrs.evolve(RUN, provenance=attrs.evolve(RUN.provenance, preset="quick")).save(after / "run.json")
+    ALONE.save(other / "lyapunov.json")
+    for folders in ((before,), (before, after), (other,)):
+        command = "report" if len(folders) == 1 else "compare"
+        files = [next(folder.iterdir()) for folder in folders]
+        status, out, _ = in_process(command, *folders)
+        assert (status, out) == (0, in_process(command, *files)[1])
+    (before / "lyapunov.json").touch()
+    for arguments, words in {
+        (before,): f"{before} holds run.json and lyapunov.json; name the file",
+        (tmp_path,): f"{tmp_path} holds neither run.json nor lyapunov.json; name the file",
+        ("",): "it is empty",
+    }.items():
+        status, _, err = in_process("report", *arguments)
+        assert (status, err.count("\n")) == (2, 1)
+        assert words in err
 
 
 def test_a_stream_is_not_called_a_file(saved: Path, in_process) -> None:
