@@ -109,26 +109,43 @@ def _run(arguments: list[str], options: dict[str, str]) -> NoReturn:
             raise
         if debug and isinstance(error, SdkerasError):
             traceback.print_exc()
-        _quit(*_outcome(error))
+        _quit(*_outcome(error, arguments))
     if status == INTERRUPTED:  # what there was until then has been written
         _quit("interrupted.", INTERRUPTED)
     sys.exit(status if isinstance(status, int) else 0)
 
 
-def _outcome(error: Exception) -> tuple[str, int]:
-    """The message of an error and the exit status."""
+def _outcome(error: Exception, arguments: list[str]) -> tuple[str, int]:
+    """The message of an error of a command with these arguments, and the exit status."""
     if isinstance(error, SdkerasError):
         return str(error), error.exit_status
     if isinstance(error, click.ClickException):
         context = error.ctx if isinstance(error, click.UsageError) else None
         where = "" if context is None else f" See '{context.command_path} --help'."
-        return f"{error.format_message()}{where}", 2
+        message = error.format_message()
+        if isinstance(error, click.NoSuchOption):
+            message = _no_such_option(error, arguments)
+        return f"{message}{where}", 2
     if isinstance(error, MemoryError):
         return "out of memory; analyse fewer parameters (--params), a smaller batch, or set --memory GB.", 2
     if isinstance(error, OSError) and error.errno in _NO_ROOM:
         return f"the output cannot be written: {error.strerror}.", 2
     what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     return f"internal error: {what}; run again with --debug for the traceback, and please report it.", 1
+
+
+def _no_such_option(error: click.NoSuchOption, arguments: list[str]) -> str:
+    """The message with the nearest option of the command, also of one that was typed with a single dash."""
+    name, command = error.option_name, None if error.ctx is None else error.ctx.command
+    if not name.startswith("--"):  # '-b' of -batch-size
+        name = next((each for each in arguments if each.startswith(name)), name)
+    options = [] if command is None else [each for each in command.params if isinstance(each, click.Option)]
+    known = [option for each in options for option in (*each.opts, *each.secondary_opts)]
+    begin = [
+        option for option in known if "".join(word[0] for word in option[2:].split("-") if word) == name.strip("-")
+    ]
+    hint = did_you_mean(begin[0] if len(begin) == 1 else name, known)  # --lr
+    return f"No such option {name!r}{f'; {hint.strip()}' if hint else '.'}"
 
 
 def _print_everywhere() -> None:

@@ -147,3 +147,31 @@ def test_every_option_of_the_library_is_in_the_help() -> None:
         command, _ = command_of(name)
         parameters = {each.name for each in command.params}
         assert set(attrs.fields_dict(record)) - set(OF_PYTHON) <= parameters
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("--batchsize", "--batch-size"),
+        ("--batch_size", "--batch-size"),
+        ("-batch-size", "--batch-size"),
+        ("--bacth-size=3", "--batch-size"),
+        ("--learningrate", "--learning-rate"),
+        ("--lr", "--learning-rate"),
+        ("--sample", "--samples"),
+        ("--toleranse", "--tolerance"),
+        ("--Seed", "--seed"),
+        ("--report_to", "--report-to"),
+        ("--memory-gb", "--memory"),
+        ("--output", "--out"),
+        ("--noexact", "--no-exact"),
+        ("--xyz", None),
+        ("-q", "--quiet"),
+        ("-s", None),
+    ],
+)
+def test_an_option_that_is_mistyped_gets_one_suggestion(typed: str, meant: str | None, in_process) -> None:
+    status, out, err = in_process("analyze", "model.keras", "--data", "data.npz", typed, "3")
+    hint = "." if meant is None else f"; did you mean '{meant}'?"
+    said = f"sdkeras: error: No such option '{typed.partition('=')[0]}'{hint} See '"
+    assert (status, out, err[: len(said)]) == (2, "", said)
