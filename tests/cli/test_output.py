@@ -172,6 +172,6 @@ def test_every_option_of_the_library_is_in_the_help() -> None:
 )
 def test_an_option_that_is_mistyped_gets_one_suggestion(typed: str, meant: str | None, in_process) -> None:
     status, out, err = in_process("analyze", "model.keras", "--data", "data.npz", typed, "3")
-    hint = "." if meant is None else f"; did you mean '{meant}'?"
+    hint = "." if meant is None else f". Did you mean '{meant}'?"
     said = f"sdkeras: error: No such option '{typed.partition('=')[0]}'{hint} See '"
     assert (status, out, err[: len(said)]) == (2, "", said)
