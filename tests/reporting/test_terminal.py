@@ -46,6 +46,11 @@ def test_no_word_is_broken_at_any_width(name: str, width: int) -> None:
         assert words < whole if left_out else words == whole
 
 
+@pytest.mark.parametrize("name", REPORTS)
+def test_the_short_report_points_to_nothing_that_it_lacks(name: str) -> None:
+    assert "see the" not in " ".join(as_text(REPORTS[name]).split())
+
+
 def test_columns_that_do_not_fit_go_below_each_other() -> None:
     names = ("step", *(f"a_long_heading_{k}" for k in range(4)))
     rows = ((Cell("10", "failed"), *(f"{k}.5" for k in range(4))), ("200", *(f"{k}.25" for k in range(4))))
