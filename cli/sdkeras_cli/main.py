@@ -144,8 +144,8 @@ def _no_such_option(error: click.NoSuchOption, arguments: list[str]) -> str:
     begin = [
         option for option in known if "".join(word[0] for word in option[2:].split("-") if word) == name.strip("-")
     ]
-    hint = did_you_mean(begin[0] if len(begin) == 1 else name, known)  # --lr
-    return f"No such option {name!r}{f'; {hint.strip()}' if hint else '.'}"
+    hint = did_you_mean(begin[0] if len(begin) == 1 else name, known).capitalize()  # --lr
+    return f"No such option {name!r}. {hint}".rstrip()
 
 
 def _print_everywhere() -> None:

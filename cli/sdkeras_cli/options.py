@@ -38,6 +38,15 @@ _Command = TypeVar("_Command", bound=Callable[..., object])
 # Commands and the groups of their help
 
 
+# Below each group, of the options that the command has.
+_EXAMPLES = {
+    WHAT: {"batch_size": "--batch-size 128", "learning_rate": "--learning-rate peak", "samples": "--samples 2000"},
+    PRECISION: {"preset": "--preset quick", "max_hvps": "--max-hvps 5000", "seed": "--seed 1"},
+    OUTPUT: {"html_path": "--html report.html", "open_page": "--open"},
+    EXPERT: {"device": "--device cpu", "memory_gb": "--memory 8", "jobs": "--jobs 2"},
+}
+
+
 class _Option(click.Option):
     """An option that knows the group of a help that it stands in."""
 
@@ -58,6 +67,9 @@ class _Grouped(click.Command):
             if records:
                 with formatter.section(title):
                     formatter.write_dl(records)
+                    examples = [text for name, text in _EXAMPLES[title].items() if name in {o.name for o in group}]
+                    if examples:
+                        formatter.write(f"{'':{formatter.current_indent}}Example: {' '.join(examples)}\n")
 
 
 def command(example: str) -> Callable[[Callable[..., object]], click.Command]:

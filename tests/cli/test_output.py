@@ -1,5 +1,6 @@
 """What commands write and how they say so, the page in the browser, and the groups of their help."""
 
+import re
 import webbrowser
 from pathlib import Path
 
@@ -140,6 +141,21 @@ def test_options_are_in_groups_and_the_help_ends_with_an_example(names: tuple[st
             each for each in options if each not in ("--data", "--out")
         )
     assert text.splitlines()[-1].strip().startswith(f"sdkeras {' '.join(names)} ")
+
+
+@pytest.mark.parametrize("names", [("analyze",), ("lyapunov",), ("track",), ("study", "run"), ("report",)])
+def test_each_group_of_options_has_an_example_that_is_taken(names: tuple[str, ...]) -> None:
+    command, context = command_of(*names)
+    groups = [block for block in command.get_help(context).split("\n\n") if block.split(":")[0] in GROUPS]
+    examples = [re.findall(r"^  Example: (.*)$", block, re.MULTILINE) for block in groups]
+    if names == ("analyze",):
+        assert [len(each) for each in examples] == [1] * len(GROUPS)
+    taken = {option: each for each in command.params for option in each.opts}
+    for block, lines in zip(groups, examples, strict=True):
+        for option, value in re.findall(r"(--\S+)(?: (?!--)(\S+))?", " ".join(lines)):
+            assert f"  {option}" in block
+            taken[option].process_value(context, value or True)
+    assert any(examples)
 
 
 def test_every_option_of_the_library_is_in_the_help() -> None:
