@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import errno
 import importlib
+import os
 import sys
 import traceback
-from collections.abc import Mapping
-from typing import NoReturn
+from collections.abc import Iterator, Mapping
+from typing import NoReturn, TextIO
 
 import click
 
 import sdkeras
 from sdkeras.errors import SdkerasError, did_you_mean
 from sdkeras.reporting.advice import as_options
+from sdkeras.results.arrays import Value
 from sdkeras_cli import interrupts
 from sdkeras_cli.interrupts import INTERRUPTED
 
@@ -46,6 +49,24 @@ class Suggesting(click.Group):
         return super().resolve_command(ctx, args)
 
 
+@contextlib.contextmanager
+def _told_of_broken_pipes() -> Iterator[None]:
+    """Makes an error of the end of who reads the output (`| head`), which click makes exit status 1 without a word."""
+    try:
+        yield
+    except BrokenPipeError as error:
+        _drop(sys.stdout)
+        raise SdkerasError("the output cannot be written: its reader has closed the pipe (as head does).") from error
+
+
+def _drop(stream: TextIO) -> None:
+    """Lets what a stream still holds go nowhere, where it would fail once more when Python ends."""
+    with contextlib.suppress(OSError, ValueError):  # a stream without a file
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
 class LazyGroup(Suggesting):
     """Sub-commands whose modules are imported when they are called; their options are added to the context's object.
 
@@ -56,6 +77,14 @@ class LazyGroup(Suggesting):
     def __init__(self, *arguments: str, modules: Mapping[str, tuple[str, str]], **options: object) -> None:
         super().__init__(*arguments, **options)  # type: ignore[arg-type]
         self.modules = modules
+
+    def make_context(self, *arguments: Value, **settings: Value) -> click.Context:
+        with _told_of_broken_pipes():
+            return super().make_context(*arguments, **settings)
+
+    def invoke(self, ctx: click.Context) -> Value:
+        with _told_of_broken_pipes():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.modules)
@@ -166,6 +195,9 @@ def _in_other_letters(error: UnicodeError) -> tuple[str, int]:
 def _quit(message: str, status: int) -> NoReturn:
     from sdkeras.reporting.report import printable  # messages quote model files and third parties' errors
 
-    click.echo(f"sdkeras: {'error: ' if status != INTERRUPTED else ''}{printable(message)}", err=True)
+    try:
+        click.echo(f"sdkeras: {'error: ' if status != INTERRUPTED else ''}{printable(message)}", err=True)
+    except BrokenPipeError:
+        _drop(sys.stderr)
     interrupts.State.said = True
     sys.exit(status)

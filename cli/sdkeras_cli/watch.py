@@ -59,8 +59,9 @@ def command(folder: str, html_path: str | None, interval: float, timeout: float 
 def _check(place: Path, page: str) -> None:
     """Refuses a file in the place of the folder, and a page that cannot be written."""
     folder = place.parent
-    if folder.exists() and not folder.is_dir():
-        raise SdkerasError(f"{shown(folder)} is a file; give the folder of the log, or use sdkeras track.")
+    for each in (folder, *folder.parents):  # what a training may be yet to make is below a folder
+        if each.exists() and not each.is_dir():
+            raise SdkerasError(f"{shown(each)} is a file; give the folder of the log, or use sdkeras track.")
     if Path(page) != folder / _PAGE or folder.exists():  # the training may be yet to make its folder
         check_outputs([page], [str(place)])
 

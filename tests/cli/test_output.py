@@ -1,7 +1,9 @@
 """What commands write and how they say so, the page in the browser, and the groups of their help."""
 
+import os
 import re
 import webbrowser
+from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
@@ -9,6 +11,7 @@ import click
 import pytest
 
 import sdkeras
+from processes import python
 from sample_log import FOUND, HEADER
 from sample_runs import ALONE, RUN
 from sdkeras.results.log import FILE_NAME, append
@@ -107,6 +110,30 @@ def test_a_run_is_named_by_its_folder_too(tmp_path: Path, in_process) -> None:
 def test_a_stream_is_not_called_a_file(saved: Path, in_process) -> None:
     words = ("compare", saved / "quick.json", saved / "standard.json", "--json", "/dev/null")
     assert "written" not in in_process(*words)[1]
+
+
+@pytest.fixture
+def closed() -> Iterator[int]:
+    """A pipe whose reader has gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    yield writer
+    os.close(writer)
+
+
+@pytest.mark.parametrize("command", ["compare", "--help"])
+def test_a_reader_who_goes_is_one_line_and_files_are_whole(command: str, saved: Path, tmp_path: Path, closed) -> None:
+    answer = tmp_path / "comparison.json"
+    files = (saved / "quick.json", saved / "standard.json", "--json", answer) if command == "compare" else ()
+    done = python("", command, *files, stdout=closed)
+    said = "sdkeras: error: the output cannot be written: its reader has closed the pipe (as head does).\n"
+    assert (done.returncode, done.stderr) == (2, said)
+    assert not files or sdkeras.Comparison.load(answer).settings
+    assert sorted(tmp_path.iterdir()) == ([answer] if files else [])
+
+
+def test_nor_does_it_fail_where_nobody_reads_the_error(closed) -> None:
+    assert python("", "--help", stdout=closed, stderr=closed).returncode == 2
 
 
 def command_of(*names: str) -> tuple[click.Command, click.Context]:

@@ -119,6 +119,7 @@ def test_what_it_refuses(in_process, tmp_path: Path, looks) -> None:
         (tmp_path / FILE_NAME,): "is a file; give the folder of the log",
         (tmp_path / "new", "--html", tmp_path / "nowhere" / "a.html"): "nowhere/a.html does not exist",
         (tmp_path, "--html", tmp_path / FILE_NAME): "would be overwritten",
+        (tmp_path / FILE_NAME / "below",): f"{FILE_NAME} is a file; give the folder of the log",
         (tmp_path / "old",): "old/watch.html is a folder",
         ("",): "Invalid value for 'RUN_DIR': it is empty",
         (tmp_path, "--html", ""): "the name of a file to write is empty",
