@@ -208,6 +208,8 @@ def test_every_option_of_the_library_is_in_the_help() -> None:
         ("--memory-gb", "--memory"),
         ("--output", "--out"),
         ("--noexact", "--no-exact"),
+        ("--TOLERANCE", "--tolerance"),
+        ("--foo", None),  # nor --log, which has two dashes and an o of it
         ("--xyz", None),
         ("-q", "--quiet"),
         ("-s", None),
