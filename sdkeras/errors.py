@@ -76,9 +76,17 @@ class Interrupted(SdkerasError):
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """The question whether a near name was meant, with a space after it, or "" where none is near."""
-    near = difflib.get_close_matches(name, list(names), 1)
-    return f"did you mean '{near[0]}'? " if near else ""
+    """The question whether a near name was meant, with a space after it, or "" where none is near.
+
+    Letters and digits are compared, in lower case: dashes that options have in common make none near.
+    """
+    known = {_letters(each): each for each in names}
+    near = difflib.get_close_matches(_letters(name), known, 1)
+    return f"did you mean '{known[near[0]]}'? " if near else ""
+
+
+def _letters(name: str) -> str:
+    return "".join(filter(str.isalnum, name.lower()))
 
 
 def counted(count: int, noun: str, plural: str = "") -> str:

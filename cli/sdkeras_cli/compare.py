@@ -14,8 +14,8 @@ _FILES = ("comparison.json", "comparison.html")
 
 
 @options.command("sdkeras compare before.json after.json --fail-if 'delta.edge_of_stability.ratio > 0.1'")
-@click.argument("a_json", type=click.Path(), metavar="A.json")
-@click.argument("b_json", type=click.Path(), metavar="B.json")
+@click.argument("a_json", type=options.RUN, metavar="A.json")
+@click.argument("b_json", type=options.RUN, metavar="B.json")
 @options.of_a_report(
     options.json,
     options.out(" and ".join(_FILES)),
@@ -29,7 +29,8 @@ _FILES = ("comparison.json", "comparison.html")
 def command(a_json: str, b_json: str, expression: str | None, **parameters: Value) -> int:
     """Show what differs between A.json and B.json (both of analyze, or both of lyapunov): settings, then numbers.
 
-    Differences are B minus A, with the error that the intervals of both give.
+    Each may be the folder that --out has put it into. Differences are B minus A, with the error that the intervals of
+    both give.
     """
     outputs = Outputs.taken_from(parameters, _FILES)
     outputs.check([a_json, b_json])

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import errno
 import importlib
+import os
 import sys
 import traceback
-from collections.abc import Mapping
-from typing import NoReturn
+from collections.abc import Iterator, Mapping
+from typing import NoReturn, TextIO
 
 import click
 
 import sdkeras
 from sdkeras.errors import SdkerasError, did_you_mean
 from sdkeras.reporting.advice import as_options
+from sdkeras.results.arrays import Value
 from sdkeras_cli import interrupts
 from sdkeras_cli.interrupts import INTERRUPTED
 
@@ -46,6 +49,24 @@ class Suggesting(click.Group):
         return super().resolve_command(ctx, args)
 
 
+@contextlib.contextmanager
+def _told_of_broken_pipes() -> Iterator[None]:
+    """Makes an error of the end of who reads the output (`| head`), which click makes exit status 1 without a word."""
+    try:
+        yield
+    except BrokenPipeError as error:
+        _drop(sys.stdout)
+        raise SdkerasError("the output cannot be written: its reader has closed the pipe (as head does).") from error
+
+
+def _drop(stream: TextIO) -> None:
+    """Lets what a stream still holds go nowhere, where it would fail once more when Python ends."""
+    with contextlib.suppress(OSError, ValueError):  # a stream without a file
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
 class LazyGroup(Suggesting):
     """Sub-commands whose modules are imported when they are called; their options are added to the context's object.
 
@@ -56,6 +77,14 @@ class LazyGroup(Suggesting):
     def __init__(self, *arguments: str, modules: Mapping[str, tuple[str, str]], **options: object) -> None:
         super().__init__(*arguments, **options)  # type: ignore[arg-type]
         self.modules = modules
+
+    def make_context(self, *arguments: Value, **settings: Value) -> click.Context:
+        with _told_of_broken_pipes():
+            return super().make_context(*arguments, **settings)
+
+    def invoke(self, ctx: click.Context) -> Value:
+        with _told_of_broken_pipes():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.modules)
@@ -109,26 +138,43 @@ def _run(arguments: list[str], options: dict[str, str]) -> NoReturn:
             raise
         if debug and isinstance(error, SdkerasError):
             traceback.print_exc()
-        _quit(*_outcome(error))
+        _quit(*_outcome(error, arguments))
     if status == INTERRUPTED:  # what there was until then has been written
         _quit("interrupted.", INTERRUPTED)
     sys.exit(status if isinstance(status, int) else 0)
 
 
-def _outcome(error: Exception) -> tuple[str, int]:
-    """The message of an error and the exit status."""
+def _outcome(error: Exception, arguments: list[str]) -> tuple[str, int]:
+    """The message of an error of a command with these arguments, and the exit status."""
     if isinstance(error, SdkerasError):
         return str(error), error.exit_status
     if isinstance(error, click.ClickException):
         context = error.ctx if isinstance(error, click.UsageError) else None
         where = "" if context is None else f" See '{context.command_path} --help'."
-        return f"{error.format_message()}{where}", 2
+        message = error.format_message()
+        if isinstance(error, click.NoSuchOption):
+            message = _no_such_option(error, arguments)
+        return f"{message}{where}", 2
     if isinstance(error, MemoryError):
         return "out of memory; analyse fewer parameters (--params), a smaller batch, or set --memory GB.", 2
     if isinstance(error, OSError) and error.errno in _NO_ROOM:
         return f"the output cannot be written: {error.strerror}.", 2
     what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     return f"internal error: {what}; run again with --debug for the traceback, and please report it.", 1
+
+
+def _no_such_option(error: click.NoSuchOption, arguments: list[str]) -> str:
+    """The message with the nearest option of the command, also of one that was typed with a single dash."""
+    name, command = error.option_name, None if error.ctx is None else error.ctx.command
+    if not name.startswith("--"):  # '-b' of -batch-size
+        name = next((each for each in arguments if each.startswith(name)), name)
+    options = [] if command is None else [each for each in command.params if isinstance(each, click.Option)]
+    known = [option for each in options for option in (*each.opts, *each.secondary_opts)]
+    begin = [
+        option for option in known if "".join(word[0] for word in option[2:].split("-") if word) == name.strip("-")
+    ]
+    hint = did_you_mean(begin[0] if len(begin) == 1 else name, known).capitalize()  # --lr
+    return f"No such option {name!r}. {hint}".rstrip()
 
 
 def _print_everywhere() -> None:
@@ -149,6 +195,9 @@ def _in_other_letters(error: UnicodeError) -> tuple[str, int]:
 def _quit(message: str, status: int) -> NoReturn:
     from sdkeras.reporting.report import printable  # messages quote model files and third parties' errors
 
-    click.echo(f"sdkeras: {'error: ' if status != INTERRUPTED else ''}{printable(message)}", err=True)
+    try:
+        click.echo(f"sdkeras: {'error: ' if status != INTERRUPTED else ''}{printable(message)}", err=True)
+    except BrokenPipeError:
+        _drop(sys.stderr)
     interrupts.State.said = True
     sys.exit(status)

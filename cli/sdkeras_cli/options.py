@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import math
+import os
 import shlex
 import types
 import typing
@@ -24,7 +25,9 @@ from sdkeras.errors import SdkerasError
 from sdkeras.estimators import registry
 from sdkeras.estimators.select import plain_types, type_name
 from sdkeras.files import class_weights
+from sdkeras.files.atomic import shown
 from sdkeras.reporting.trackers.names import check_trackers
+from sdkeras.results.answers import Analysis, LyapunovRun
 from sdkeras.results.arrays import Value
 from sdkeras.results.log import read_run_log
 from sdkeras.runs.options import EXPERT, GROUPS, OUTPUT, PRECISION, WHAT, Options, parse_learning_rate
@@ -33,6 +36,15 @@ _Command = TypeVar("_Command", bound=Callable[..., object])
 
 
 # Commands and the groups of their help
+
+
+# Below each group, of the options that the command has.
+_EXAMPLES = {
+    WHAT: {"batch_size": "--batch-size 128", "learning_rate": "--learning-rate peak", "samples": "--samples 2000"},
+    PRECISION: {"preset": "--preset quick", "max_hvps": "--max-hvps 5000", "seed": "--seed 1"},
+    OUTPUT: {"html_path": "--html report.html", "open_page": "--open"},
+    EXPERT: {"device": "--device cpu", "memory_gb": "--memory 8", "jobs": "--jobs 2"},
+}
 
 
 class _Option(click.Option):
@@ -55,6 +67,9 @@ class _Grouped(click.Command):
             if records:
                 with formatter.section(title):
                     formatter.write_dl(records)
+                    examples = [text for name, text in _EXAMPLES[title].items() if name in {o.name for o in group}]
+                    if examples:
+                        formatter.write(f"{'':{formatter.current_indent}}Example: {' '.join(examples)}\n")
 
 
 def command(example: str) -> Callable[[Callable[..., object]], click.Command]:
@@ -78,6 +93,32 @@ class FiniteRange(click.FloatRange):
         return number
 
 
+class InputPath(click.Path):
+    """A path that is read, which must not be empty: `Path("")` is the current folder."""
+
+    def convert(self, value: Value, param: click.Parameter | None, ctx: click.Context | None) -> Value:
+        path = super().convert(value, param, ctx)
+        if not path:
+            self.fail("it is empty; give a path.", param, ctx)
+        return path
+
+
+class RunPath(InputPath):
+    """The file of an answer, or the folder in which `--out` has put one."""
+
+    def convert(self, value: Value, param: click.Parameter | None, ctx: click.Context | None) -> Value:
+        path = super().convert(value, param, ctx)
+        if not os.path.isdir(path):
+            return path
+        names = [kind.WRITTEN_BY[0] for kind in (Analysis, LyapunovRun)]
+        files = [name for name in names if os.path.isfile(os.path.join(path, name))]
+        if len(files) != 1:
+            holds = " and ".join(files) if files else f"neither {' nor '.join(names)}"
+            self.fail(f"the folder {shown(path)} holds {holds}; name the file.", param, ctx)
+        return os.path.join(path, files[0])
+
+
+PATH, RUN = InputPath(), RunPath()
 POSITIVE = FiniteRange(min=0, min_open=True)
 FRACTION = FiniteRange(min=0, max=1, min_open=True, max_open=True)
 COUNT = click.IntRange(min=1)
@@ -159,7 +200,7 @@ def _value(assignment: str, kinds: tuple[type, ...], text: str) -> Value:
 _CLICK: dict[str, dict[str, Value]] = {
     "learning_rate": {"callback": learning_rate},
     "checkpoint": {"type": click.Path()},
-    "log": {"type": click.Path(), "callback": log_folder},
+    "log": {"type": PATH, "callback": log_folder},
     "class_weight": {"callback": lambda _, __, text: None if text is None else class_weights.parsed(text)},
     "scratch": {"type": click.Path()},
     "estimators": {"multiple": True},

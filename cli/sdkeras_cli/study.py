@@ -27,7 +27,7 @@ def command() -> None:
 
 
 @options.command("sdkeras study correlate DIR --open")
-@click.argument("folder", type=click.Path(), metavar="DIR")
+@click.argument("folder", type=options.PATH, metavar="DIR")
 @options.open_page
 @options.quiet
 @options.debug
@@ -45,7 +45,7 @@ def correlate(folder: str, open_page: bool, quiet: bool) -> int:
 
 
 @options.command("sdkeras study plot DIR")
-@click.argument("folder", type=click.Path(), metavar="DIR")
+@click.argument("folder", type=options.PATH, metavar="DIR")
 @options.quiet
 @options.debug
 def plot(folder: str, quiet: bool) -> int:

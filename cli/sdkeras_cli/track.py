@@ -23,7 +23,7 @@ _DEFAULT_FOLDER, _PAGE = "track", "track.html"
 
 
 @options.command("sdkeras track 'checkpoints/*.keras' --data train.npz --html track.html")
-@click.argument("paths", nargs=-1, required=True, type=click.Path(), metavar="RUN | CHECKPOINT...")
+@click.argument("paths", nargs=-1, required=True, type=options.PATH, metavar="RUN | CHECKPOINT...")
 @options.option("--data", type=click.Path(), metavar="DATA", group=WHAT, help="Data for checkpoints: FILE.npz, ...")
 @options.option(
     "--test-data", type=click.Path(), metavar="DATA", group=WHAT, help="Test data, for loss and metrics on both."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 from pathlib import Path
@@ -24,7 +25,7 @@ _PAGE = "watch.html"  # not track.html, which the callback writes itself
 
 
 @options.command("sdkeras watch run")
-@click.argument("folder", type=click.Path(), metavar="RUN_DIR")
+@click.argument("folder", type=options.PATH, metavar="RUN_DIR")
 @options.option("--html", "html_path", type=click.Path(), metavar="FILE", help="The page; default: RUN_DIR/watch.html.")
 @options.option(
     "--interval", type=POSITIVE, default=2.0, show_default=True, metavar="SECONDS", help="Time between two looks."
@@ -42,8 +43,9 @@ def command(folder: str, html_path: str | None, interval: float, timeout: float 
     by Ctrl-C.
     """
     place = Path(folder) / run_log.FILE_NAME
-    _check(place, html_path)
-    watcher = _Watcher(place, html_path or os.path.join(folder, _PAGE), interval, quiet)
+    page = os.path.join(folder, _PAGE) if html_path is None else html_path
+    _check(place, page)
+    watcher = _Watcher(place, page, interval, quiet)
     try:
         watcher.wait(timeout)
         watcher.follow()
@@ -54,13 +56,14 @@ def command(folder: str, html_path: str | None, interval: float, timeout: float 
         watcher.draw(reload=None)  # the last page rests
 
 
-def _check(place: Path, html_path: str | None) -> None:
+def _check(place: Path, page: str) -> None:
     """Refuses a file in the place of the folder, and a page that cannot be written."""
     folder = place.parent
-    if folder.exists() and not folder.is_dir():
-        raise SdkerasError(f"{shown(folder)} is a file; give the folder of the log, or use sdkeras track.")
-    if html_path is not None:
-        check_outputs([html_path], [str(place)])
+    for each in (folder, *folder.parents):  # what a training may be yet to make is below a folder
+        if each.exists() and not each.is_dir():
+            raise SdkerasError(f"{shown(each)} is a file; give the folder of the log, or use sdkeras track.")
+    if Path(page) != folder / _PAGE or folder.exists():  # the training may be yet to make its folder
+        check_outputs([page], [str(place)])
 
 
 @attrs.define
@@ -82,12 +85,13 @@ class _Watcher:
         """
         started, has_said = time.monotonic(), False
         while not run_log.has_lines(self.place):
-            if timeout is not None and time.monotonic() - started >= timeout:
+            left = math.inf if timeout is None else started + timeout - time.monotonic()
+            if left <= 0:
                 raise SdkerasError(f"nothing was measured in {timeout:g} s: {self._missing()}.")
             if not has_said:
                 has_said = True
                 self._say(f"waiting for a measurement: {self._missing()}")
-            time.sleep(self.interval)
+            time.sleep(min(self.interval, left))
 
     def follow(self) -> None:
         """Reads, tells and draws whatever is new, until nobody writes the log any more."""

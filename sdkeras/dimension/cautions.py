@@ -198,11 +198,14 @@ def _transient_growth(evidence: Evidence) -> Note | None:
     stable = estimate.expansion - estimate.expansion_negative_curvature - estimate.expansion_unstable
     if evidence.exponents.branches == 1 or stable <= 0.5 * estimate.expansion:
         return None
-    return Note(
-        "transient-growth",
-        f"{stable / estimate.expansion:.0%} of E+ comes from stable directions, in which momentum stretches for a "
-        "step or two before it contracts: lambda_1 > 0 here is no instability (see the frozen Lyapunov exponents).",
+    words = (
+        f"{stable / estimate.expansion:.0%} of E+, the sum of the positive exponents, comes from stable directions, "
+        "in which momentum stretches for a step or two before it contracts: lambda_1 > 0 is by itself no sign of "
+        "instability"
     )
+    if estimate.frozen_lyapunov is not None:
+        words += f". If every step were the same, the leading exponent would be {estimate.frozen_lyapunov.leading:.3g}"
+    return Note("transient-growth", f"{words}.")
 
 
 def _mass_correction_off(evidence: Evidence) -> Note | None:

@@ -29,6 +29,8 @@ _RANDOM = 8
 # Windows lets nobody read a locked byte, so it is one behind all that is written.
 _LOCKED_BYTE = 2**30
 _HOLDER = re.compile(rb"sdkeras (\d{1,20}) ([ -~]{0,255})\n")
+# One letter before a colon is a drive of Windows.
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a FIFO",
@@ -150,8 +152,23 @@ def shown(path: str | os.PathLike[str]) -> str:
     return text if text and is_clear else repr(text)
 
 
+def is_url(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a URL (gs://, s3://, file://), which as a path would be a folder called 'gs:'."""
+    return _URL.match(os.fspath(path)) is not None
+
+
+def refuse_url(path: str | os.PathLike[str], what: str = "") -> None:
+    """Refuses a URL in the place of a folder; an SdkerasError, which calls it `what`, says so."""
+    if is_url(path):
+        raise SdkerasError(
+            f"{what}{shown(path)} is a URL, and sdkeras writes to folders of this machine only; name one, and copy it "
+            "there afterwards."
+        )
+
+
 def make_folder(path: str | os.PathLike[str], what: str = "") -> None:
     """Makes a folder where it is missing; an SdkerasError, which calls it `what`, says why it cannot be made."""
+    refuse_url(path, what)
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:

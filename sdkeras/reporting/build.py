@@ -34,9 +34,10 @@ def report_of(record: Reported) -> Report:
 
 
 def _plan_report(plan: Plan | LyapunovPlan) -> Report:
+    least = "at least" if isinstance(plan, Plan) and plan.most != plan.num_hvps else "about"
     words = (
-        f"{plan.num_parameters:,} parameters: about {plan.num_hvps:,} Hessian-vector products in {plan.seconds:.3g} s, "
-        f"{plan.peak_memory / 1e9:.2f} GB"
+        f"{plan.num_parameters:,} parameters: {least} {plan.num_hvps:,} Hessian-vector products "
+        f"in {plan.seconds:.3g} s, {plan.peak_memory / 1e9:.2f} GB"
     )
     return Report("Plan", words, (f"{words}.",), (Section("Cost", "cost", tables=(plan_table(plan),)),))
 

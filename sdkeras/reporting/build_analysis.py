@@ -9,7 +9,6 @@ import attrs
 
 from sdkeras.dimension.exponents import FULL
 from sdkeras.dimension.next_steps import noise
-from sdkeras.dimension.stability import BATCH_SHARPNESS_ERROR
 from sdkeras.errors import counted
 from sdkeras.reporting import words
 from sdkeras.reporting.build_lyapunov import trajectory_section
@@ -312,21 +311,22 @@ def _gradient_noise(noise: GradientNoise | None) -> tuple[Row, ...]:
 
 
 def _batch_sharpness(edge: EdgeOfStability) -> tuple[Row, ...]:
-    """Both forms with their standard errors, and whether these met the target."""
+    """Both forms with their standard errors, and whether that of the mean met its target, where this is known."""
     count, skipped = edge.batch_sharpness_minibatches, edge.batch_sharpness_skipped
     over = "over minibatches" if count is None else f"over {counted(count, 'minibatch', 'minibatches')}"
 
-    def form(label: str, value: float | None, error: float | None, meaning: str) -> Row:
+    def form(label: str, value: float | None, error: float | None, meaning: str, target: float | None = None) -> Row:
         if count and value and error is not None:
             relative = error / abs(value)
-            met = "met" if relative <= BATCH_SHARPNESS_ERROR else "not met"
-            meaning += f"; standard error {100 * relative:.3g} %, aim of {100 * BATCH_SHARPNESS_ERROR:g} % {met}"
+            meaning += f"; standard error {100 * relative:.3g} %"
+            if target is not None:
+                meaning += f", aim of {100 * target:g} % {'met' if relative <= target else 'not met'}"
         return label, with_error(value, error), meaning
 
     mean = edge.batch_sharpness, edge.batch_sharpness_stderr, f"mean of g'Hg/|g|² {over}, of H"
     quotient = edge.batch_sharpness_ratio_of_means, edge.batch_sharpness_ratio_of_means_stderr
     return present(
-        form("batch sharpness", *mean),
+        form("batch sharpness", *mean, edge.batch_sharpness_target),
         None if quotient[0] is None else form("ratio of means", *quotient, "mean of g'Hg over mean of |g|²"),
         ("skipped", f"{skipped:.2%}", "minibatches whose gradient is 0") if skipped else None,
     )

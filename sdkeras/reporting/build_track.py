@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+import attrs
+
 from sdkeras.dimension.stability import EDGE
 from sdkeras.reporting.numbers import (
     ABSENT,
@@ -29,8 +31,10 @@ _MOST_DRAWN = 2000
 _MOST_BREAKS = 4
 _IN_TERMINAL = (
     *("source", "step", "epoch", "sharpness", "preconditioned", "threshold", "ratio"),
-    *("λ₁", "SD", "codimension", "loss"),
+    *("λ₁", "SD", "codimension", "loss", "val_loss"),
 )
+# Of these, what a narrow terminal does without after the metrics, least important first.
+_OPTIONAL = ("SD", "epoch", "val_loss", "λ₁")
 
 
 def track_report(log: RunLog) -> Report:
@@ -158,12 +162,23 @@ def _table(measured: Sequence[Measurement], only: Literal["page", "terminal"]) -
     """Rows of measurements; columns without a number are left out, in the terminal minor ones and intervals too."""
     names = _COLUMNS if only == "page" else _IN_TERMINAL
     columns = {name: [_COLUMNS[name](each) for each in measured] for name in names}
+    metrics = _metrics(measured)
+    columns |= {name: [number(each.metrics.get(name)) for each in measured] for name in metrics}
     if only == "terminal":
         columns = {name: [cell.partition(" [")[0] for cell in cells] for name, cells in columns.items()}
     shown = {name: cells for name, cells in columns.items() if set(cells) - {"", ABSENT}}
     marks = ["failed" if each.failed else "" for each in measured]
     rows = [map(Cell, cells, marks) for cells in shown.values()]
-    return Table("Measurements", tuple(zip(*rows, strict=True)), tuple(shown), wide=True, only=only)
+    optional = tuple(name for name in (*reversed(metrics), *_OPTIONAL) if name in shown)
+    table = Table("Measurements", tuple(zip(*rows, strict=True)), tuple(shown), wide=True, only=only)
+    return attrs.evolve(table, optional=optional)
+
+
+def _metrics(measured: Sequence[Measurement]) -> list[str]:
+    """Metrics of the training other than its loss, those of the validation last."""
+    names = dict.fromkeys(name for each in measured for name in each.metrics)
+    known = {*_COLUMNS, *(key for each in measured for key in each.values), "learning_rate"}
+    return sorted((name for name in names if name not in known), key=lambda name: name.startswith("val_"))
 
 
 def _cards(measured: Sequence[Measurement]) -> tuple[Card, ...]:

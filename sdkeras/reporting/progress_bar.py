@@ -29,13 +29,20 @@ _WITH_BAR = 110
 _SECONDS_BETWEEN_LINES, _SECONDS_BETWEEN_UPDATES = 10.0, 0.2
 
 
+class _Console(Console):
+    """A console whose broken pipe is an error like any other; rich would end the process."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # called where the BrokenPipeError is handled
+
+
 def console(*, stderr: bool = False) -> Console:
     """A console as wide as the terminal, but never too narrow to print in."""
-    usual = Console(stderr=stderr, highlight=False)
+    usual = _Console(stderr=stderr, highlight=False)
     if _NARROWEST <= usual.width <= _WIDEST:
         return usual
     width = _UNKNOWN if usual.width <= 0 else min(max(usual.width, _NARROWEST), _WIDEST)
-    return Console(stderr=stderr, highlight=False, width=width)
+    return _Console(stderr=stderr, highlight=False, width=width)
 
 
 @contextlib.contextmanager

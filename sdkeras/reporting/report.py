@@ -78,6 +78,7 @@ class Table:
         only: Where the table is shown, if not everywhere.
         folded: Whether the page shows it only when asked to.
         brief: How many of its rows the terminal shows unless everything is asked for; None: all of them.
+        optional: Columns that a terminal too narrow for all of them leaves out, in this order.
     """
 
     title: str
@@ -87,6 +88,7 @@ class Table:
     only: Literal["", "page", "terminal"] = ""
     folded: bool = False
     brief: int | None = None
+    optional: tuple[str, ...] = ()
 
 
 @attrs.frozen(eq=False)

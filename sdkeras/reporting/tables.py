@@ -127,7 +127,11 @@ def plan_table(plan: Plan | LyapunovPlan) -> Table:
     optimizer, data = plan.optimizer, plan.data
     rate_missing = optimizer is not None and optimizer.learning_rate_missing
     batch_size = data and batch_size_in_words(data.batch_size, data.batch_size_source, data.micro_batch)
-    more = "" if isinstance(plan, LyapunovPlan) else ", more if the tolerance asks for more runs"
+    more = (
+        ""
+        if isinstance(plan, LyapunovPlan) or plan.most == plan.num_hvps
+        else f" for the first {plan.num_hvps:,} products"
+    )
     rows = present(
         ("optimizer", f"{optimizer.name}, {rate_in_words(optimizer)}") if optimizer else None,
         ("not computed", f"what needs a learning rate: {rate_missing}") if rate_missing else None,
@@ -154,12 +158,12 @@ def _planned_analysis(plan: Plan) -> tuple[Row, ...]:
     if plan.num_snapshots is not None and plan.every is not None:
         length = f"{(plan.num_snapshots - 1) * plan.every:,} steps"
         snapshots = ("supremum", f"over {plan.num_snapshots:,} snapshots, {plan.every:,} steps apart ({length})")
-    fixed = plan.num_hvps - plan.num_hvps_pilot - plan.num_minibatches
-    sharpness = f"{plan.num_minibatches:,} to {plan.num_minibatches_most:,} for the batch sharpness"
-    most = "as many as the tolerance asks for"
-    if plan.num_hvps_most is not None:
-        most = f"{max(plan.num_hvps_pilot, plan.num_hvps_most - fixed - plan.num_minibatches):,}, as the tolerance asks"
-    runs = f"{fixed:,} for the fixed stages, {sharpness}, and for the runs {plan.num_hvps_pilot:,} to {most}"
+    parts = (
+        f"{plan.num_hvps_fixed:,} for the fixed stages",
+        f"{_range(plan.num_minibatches, plan.num_minibatches_most)} for the batch sharpness",
+        f"{_range(plan.num_hvps_pilot, plan.num_hvps_runs_most)} for the runs",
+    )
+    adaptive = "" if plan.most == plan.num_hvps else ", as the tolerance asks"
     return present(
         ("preset", plan.preset) if plan.preset else None,
         ("parameters analysed", f"{plan.num_parameters:,}"),
@@ -168,8 +172,13 @@ def _planned_analysis(plan: Plan) -> tuple[Row, ...]:
         ("data-set Hessian", counted(plan.num_batches, "batch", "batches")),
         ("runs to start with", f"{plan.num_runs:,}{steps}"),
         snapshots,
-        ("products", f"about {plan.num_hvps:,}: {runs}"),
+        ("products", f"about {_range(plan.num_hvps, plan.most)}: {', '.join(parts)}{adaptive}"),
     )
+
+
+def _range(fewest: int, most: int | None) -> str:
+    """ "320", "320 to 1,000", or "320 or more" without a limit."""
+    return f"{fewest:,}{' or more' if most is None else '' if most <= fewest else f' to {most:,}'}"
 
 
 def _planned_trajectory(plan: LyapunovPlan) -> tuple[Row, ...]:

@@ -53,7 +53,7 @@ class _Grid:
     """Rows of a table, in which no word is broken that fits in a line.
 
     Where the longest words do not fit beside each other, a remark goes below its value, and a table with headings is
-    cut into blocks of columns that begin with the first one.
+    shown without its optional columns, and what is left is cut into blocks of columns that begin with the first one.
     """
 
     table: Table
@@ -66,6 +66,12 @@ class _Grid:
             columns = [columns[0], below]
         if not columns:
             return
+        left_out = []
+        for name in self.table.optional:
+            if _least(columns, room) is not None:
+                break
+            columns = [column for column in columns if column[0].plain != printable(name)]
+            left_out.append(name)
         block = columns[:1]
         for column in columns[1:]:
             if len(block) > 1 and _least([*block, column], room) is None:
@@ -73,6 +79,8 @@ class _Grid:
                 block = columns[:1]
             block = [*block, column]
         yield self._grid(block, room)
+        if left_out:
+            yield Text(f"no room for {', '.join(map(printable, left_out))}, which the page has", style="dim")
 
     def _columns(self) -> list[list[Text]]:
         """The cells by columns, headings first; beside shares of the longest a column of bars."""

@@ -198,6 +198,9 @@ class EdgeOfStability:
     batch_sharpness_ratio_of_means_stderr: float | None = None
     batch_sharpness_minibatches: int | None = None  # that both are from; None in files of version 0.1
     batch_sharpness_skipped: float | None = None  # share of the minibatches whose gradient is 0, which have no ratio
+    # The relative standard error of `batch_sharpness` at which no more minibatches are taken, by the tolerance; None in
+    # earlier files.
+    batch_sharpness_target: float | None = None
     sharpness_residual: float | None = None  # of the eigenvalue, which lies within it; None in files of version 0.1
     sharpness_converged: bool = True  # whether the residual met its tolerance
     gradient_noise: GradientNoise | None = None  # None without the eigenvector, or below 2 minibatches

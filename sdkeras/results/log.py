@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from sdkeras.errors import SdkerasError, counted
-from sdkeras.files.atomic import Claim, check_is_file, open_own, reason_of, shown
+from sdkeras.files.atomic import Claim, check_is_file, open_own, reason_of, refuse_url, shown
 from sdkeras.files.checkpoints import digest
 from sdkeras.files.reading import Json, blamed_on, parsed_json
 from sdkeras.results.bounds import Bound
@@ -138,6 +138,7 @@ def place_in(folder: str | os.PathLike[str]) -> Path:
     place = Path(folder) / FILE_NAME
     if not os.fspath(folder):
         raise SdkerasError("log_dir is empty; name a folder for the log.")
+    refuse_url(folder, "log_dir ")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         os.close(open_own(place, os.O_WRONLY | os.O_APPEND | os.O_CREAT))

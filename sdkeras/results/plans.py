@@ -32,6 +32,7 @@ class Plan(Cost):
     num_steps: int | None  # of a run to start with; None for exact spectra
     num_hvps_pilot: int  # the part of `num_hvps` that the runs to start with take
     num_hvps_most: int | None  # the limit on products, up to which more runs follow; None without one
+    num_hvps_runs_most: int | None = None  # of runs at most; None where as many follow as the tolerance asks for
     num_minibatches: int  # of the batch sharpness, a product each, to start with; more where they differ much
     num_minibatches_most: int
     num_snapshots: int | None = None  # of a supremum
@@ -40,6 +41,19 @@ class Plan(Cost):
     held_fixed: str = ""  # what is random in data or model, and how it is held
     device: str = ""  # where products are made
     device_memory: int | None = None  # bytes of that of each, where it is not the host's
+
+    @property
+    def num_hvps_fixed(self) -> int:
+        """The part of `num_hvps` that does not grow with what is measured."""
+        return self.num_hvps - self.num_hvps_pilot - self.num_minibatches
+
+    @property
+    def most(self) -> int | None:
+        """Products in all at most; None where the tolerance alone decides."""
+        if self.num_hvps_runs_most is None:
+            return None
+        most = self.num_hvps_fixed + self.num_minibatches_most + self.num_hvps_runs_most
+        return most if self.num_hvps_most is None else max(self.num_hvps, min(most, self.num_hvps_most))
 
 
 @attrs.frozen(kw_only=True, repr=False)

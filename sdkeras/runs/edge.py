@@ -170,6 +170,7 @@ class BatchSharpness:
     batch_sharpness_ratio_of_means_stderr: float | None = None
     batch_sharpness_minibatches: int = 0
     batch_sharpness_skipped: float = 0.0
+    batch_sharpness_target: float | None = None
     gradient_noise: GradientNoise | None = None
 
 
@@ -278,7 +279,8 @@ def batch_sharpness(
                 raise
             break
     found = _summarised(rows, population, complete)
-    return found if noise is None else attrs.evolve(found, gradient_noise=noise.summary(population, complete))
+    seen = None if noise is None else noise.summary(population, complete)
+    return attrs.evolve(found, batch_sharpness_target=target, gradient_noise=seen)
 
 
 def _along_the_gradients(views: Sequence[HessianOperator], noise: _Noise | None = None) -> list[tuple[float, float]]:

@@ -16,7 +16,7 @@ from typing import Concatenate, Literal, ParamSpec, TypeAlias, TypeVar, cast, ge
 import attrs
 import numpy as np
 
-from sdkeras.dimension.bounds import check_inputs
+from sdkeras.dimension.bounds import INPUTS, check_inputs
 from sdkeras.errors import OperatorSizeError, SdkerasError, did_you_mean
 from sdkeras.estimators import registry
 from sdkeras.estimators.kinds import Estimator
@@ -479,7 +479,7 @@ class Options(EstimationOptions):
         converter=_inputs,
         validator=_checked_by(check_inputs),
         metadata=_words(
-            "Inputs of the generalization bounds by name; see `sdkeras.dimension.bounds.INPUTS`.",
+            f"Inputs of the generalization bounds by name: {', '.join(INPUTS)}.",
             "",
             "NAME=VALUE",
             group=WHAT,
@@ -529,6 +529,7 @@ class Options(EstimationOptions):
             "first lines). TensorBoard's events are in DIR, or in a new folder of logs; the others take the active "
             "run, or a new one. One that fails at the end is named in a warning.",
             "NAME",
+            group=OUTPUT,
         ),
     )
     workers: int | None = option(

@@ -194,6 +194,7 @@ def planned(problem: Problem, resources: Resources, training_steps: int, reading
         num_hvps=costs.total,
         num_hvps_pilot=costs.pilot,
         num_hvps_most=options.max_hvps,
+        num_hvps_runs_most=_most_of_runs(problem, costs),
         num_minibatches=first_minibatches(loss, num_minibatches(options.max_hvps)),
         num_minibatches_most=num_minibatches(options.max_hvps),
         peak_memory=int(max(peak_memory(), used_memory() + compiled + (0 if elsewhere else kept + working))),
@@ -208,6 +209,15 @@ def planned(problem: Problem, resources: Resources, training_steps: int, reading
         optimizer=problem.optimizer_info(),
         data=data_info(loss),
     )
+
+
+def _most_of_runs(problem: Problem, costs: _Costs) -> int | None:
+    """Products that the runs may take: those to start with where their number is given, or what a limit leaves."""
+    options = problem.options
+    is_adaptive = problem.rate is not None or problem.is_full
+    if not (is_adaptive and any(measure.sampling(problem, n).fixed_runs is None for n in problem.estimators.spectrum)):
+        return costs.pilot
+    return None if options.max_hvps is None else max(costs.pilot, options.max_hvps - (costs.total - costs.pilot))
 
 
 def planned_trajectory(loss: EmpiricalLoss, size: int, settings: LyapunovOptions) -> LyapunovPlan:

@@ -1,6 +1,9 @@
 """What commands write and how they say so, the page in the browser, and the groups of their help."""
 
+import os
+import re
 import webbrowser
+from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
@@ -8,8 +11,9 @@ import click
 import pytest
 
 import sdkeras
+from processes import python
 from sample_log import FOUND, HEADER
-from sample_runs import RUN
+from sample_runs import ALONE, RUN
 from sdkeras.results.log import FILE_NAME, append
 from sdkeras.runs.options import GROUPS, LyapunovOptions, Options
 from sdkeras_cli.main import cli
@@ -80,9 +84,56 @@ def test_the_rest_is_there_with_verbose(saved: Path, in_process) -> None:
     assert "--verbose" not in verbose
 
 
+def test_a_run_is_named_by_its_folder_too(tmp_path: Path, in_process) -> None:
+    before, after, other = (tmp_path / name for name in ("before", "after", "other"))
+    for folder in (before, after, other):
+        folder.mkdir()
+    RUN.save(before / "run.json")
+    attrs.evolve(RUN, provenance=attrs.evolve(RUN.provenance, preset="quick")).save(after / "run.json")
+    ALONE.save(other / "lyapunov.json")
+    for folders in ((before,), (before, after), (other,)):
+        command = "report" if len(folders) == 1 else "compare"
+        files = [next(folder.iterdir()) for folder in folders]
+        status, out, _ = in_process(command, *folders)
+        assert (status, out) == (0, in_process(command, *files)[1])
+    (before / "lyapunov.json").touch()
+    for arguments, words in {
+        (before,): f"{before} holds run.json and lyapunov.json; name the file",
+        (tmp_path,): f"{tmp_path} holds neither run.json nor lyapunov.json; name the file",
+        ("",): "it is empty",
+    }.items():
+        status, _, err = in_process("report", *arguments)
+        assert (status, err.count("\n")) == (2, 1)
+        assert words in err
+
+
 def test_a_stream_is_not_called_a_file(saved: Path, in_process) -> None:
     words = ("compare", saved / "quick.json", saved / "standard.json", "--json", "/dev/null")
     assert "written" not in in_process(*words)[1]
+
+
+@pytest.fixture
+def closed() -> Iterator[int]:
+    """A pipe whose reader has gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    yield writer
+    os.close(writer)
+
+
+@pytest.mark.parametrize("command", ["compare", "--help"])
+def test_a_reader_who_goes_is_one_line_and_files_are_whole(command: str, saved: Path, tmp_path: Path, closed) -> None:
+    answer = tmp_path / "comparison.json"
+    files = (saved / "quick.json", saved / "standard.json", "--json", answer) if command == "compare" else ()
+    done = python("", command, *files, stdout=closed)
+    said = "sdkeras: error: the output cannot be written: its reader has closed the pipe (as head does).\n"
+    assert (done.returncode, done.stderr) == (2, said)
+    assert not files or sdkeras.Comparison.load(answer).settings
+    assert sorted(tmp_path.iterdir()) == ([answer] if files else [])
+
+
+def test_nor_does_it_fail_where_nobody_reads_the_error(closed) -> None:
+    assert python("", "--help", stdout=closed, stderr=closed).returncode == 2
 
 
 def command_of(*names: str) -> tuple[click.Command, click.Context]:
@@ -119,8 +170,53 @@ def test_options_are_in_groups_and_the_help_ends_with_an_example(names: tuple[st
     assert text.splitlines()[-1].strip().startswith(f"sdkeras {' '.join(names)} ")
 
 
+@pytest.mark.parametrize("names", [("analyze",), ("lyapunov",), ("track",), ("study", "run"), ("report",)])
+def test_each_group_of_options_has_an_example_that_is_taken(names: tuple[str, ...]) -> None:
+    command, context = command_of(*names)
+    groups = [block for block in command.get_help(context).split("\n\n") if block.split(":")[0] in GROUPS]
+    examples = [re.findall(r"^  Example: (.*)$", block, re.MULTILINE) for block in groups]
+    if names == ("analyze",):
+        assert [len(each) for each in examples] == [1] * len(GROUPS)
+    taken = {option: each for each in command.params for option in each.opts}
+    for block, lines in zip(groups, examples, strict=True):
+        for option, value in re.findall(r"(--\S+)(?: (?!--)(\S+))?", " ".join(lines)):
+            assert f"  {option}" in block
+            taken[option].process_value(context, value or True)
+    assert any(examples)
+
+
 def test_every_option_of_the_library_is_in_the_help() -> None:
     for name, record in (("analyze", Options), ("lyapunov", LyapunovOptions)):
         command, _ = command_of(name)
         parameters = {each.name for each in command.params}
         assert set(attrs.fields_dict(record)) - set(OF_PYTHON) <= parameters
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("--batchsize", "--batch-size"),
+        ("--batch_size", "--batch-size"),
+        ("-batch-size", "--batch-size"),
+        ("--bacth-size=3", "--batch-size"),
+        ("--learningrate", "--learning-rate"),
+        ("--lr", "--learning-rate"),
+        ("--sample", "--samples"),
+        ("--toleranse", "--tolerance"),
+        ("--Seed", "--seed"),
+        ("--report_to", "--report-to"),
+        ("--memory-gb", "--memory"),
+        ("--output", "--out"),
+        ("--noexact", "--no-exact"),
+        ("--TOLERANCE", "--tolerance"),
+        ("--foo", None),  # nor --log, which has two dashes and an o of it
+        ("--xyz", None),
+        ("-q", "--quiet"),
+        ("-s", None),
+    ],
+)
+def test_an_option_that_is_mistyped_gets_one_suggestion(typed: str, meant: str | None, in_process) -> None:
+    status, out, err = in_process("analyze", "model.keras", "--data", "data.npz", typed, "3")
+    hint = "." if meant is None else f". Did you mean '{meant}'?"
+    said = f"sdkeras: error: No such option '{typed.partition('=')[0]}'{hint} See '"
+    assert (status, out, err[: len(said)]) == (2, "", said)

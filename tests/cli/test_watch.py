@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import attrs
 import pytest
@@ -113,10 +114,15 @@ def test_a_training_that_has_ended_is_shown_once(in_process, tmp_path: Path, loo
 
 def test_what_it_refuses(in_process, tmp_path: Path, looks) -> None:
     (tmp_path / FILE_NAME).write_text("no log\n")
+    (tmp_path / "old" / "watch.html").mkdir(parents=True)
     for arguments, words in {
         (tmp_path / FILE_NAME,): "is a file; give the folder of the log",
         (tmp_path / "new", "--html", tmp_path / "nowhere" / "a.html"): "nowhere/a.html does not exist",
         (tmp_path, "--html", tmp_path / FILE_NAME): "would be overwritten",
+        (tmp_path / FILE_NAME / "below",): f"{FILE_NAME} is a file; give the folder of the log",
+        (tmp_path / "old",): "old/watch.html is a folder",
+        ("",): "Invalid value for 'RUN_DIR': it is empty",
+        (tmp_path, "--html", ""): "the name of a file to write is empty",
         (tmp_path / "new", "--interval", 0): "Invalid value for '--interval'",
         (tmp_path / "new", "--timeout", 1e-9): "nothing was measured in 1e-09 s: there is no folder",
         (tmp_path,): "does not begin with the header",
@@ -124,6 +130,20 @@ def test_what_it_refuses(in_process, tmp_path: Path, looks) -> None:
         status, _, err = in_process("watch", *arguments)
         assert (status, err.count("\n")) == (2, 1), err
         assert words in err
+
+
+def test_it_waits_no_longer_than_it_was_told(in_process, tmp_path: Path, monkeypatch) -> None:
+    """Looks two seconds apart, of which the last one is after half a second."""
+    now, pauses = [100.0], []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        now[0] += seconds
+
+    monkeypatch.setattr(watch, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    status, _, err = in_process("watch", tmp_path / "new", "--timeout", 4.5)
+    assert (status, pauses) == (2, [2.0, 2.0, 0.5])
+    assert "nothing was measured in 4.5 s" in err
 
 
 def test_the_holder_of_a_log_is_the_process_that_writes_it_while_it_lives(tmp_path: Path) -> None:

@@ -14,7 +14,17 @@ import pytest
 
 from sdkeras.errors import SdkerasError
 from sdkeras.files.archive import load_checkpoint, save_checkpoint
-from sdkeras.files.atomic import Claim, beside, check_is_file, lock, only_writer, open_own, shown, write_whole
+from sdkeras.files.atomic import (
+    Claim,
+    beside,
+    check_is_file,
+    lock,
+    make_folder,
+    only_writer,
+    open_own,
+    shown,
+    write_whole,
+)
 from sdkeras.results import log
 
 ADVICE = "wait"
@@ -284,3 +294,13 @@ def test_an_input_is_called_what_it_is(tmp_path: Path) -> None:
             check_is_file(path, SdkerasError, "give a file.")
     check_is_file("/dev/stdin", SdkerasError, "")
     check_is_file(tmp_path / "missing", SdkerasError, "")
+
+
+@pytest.mark.parametrize("url", ["gs://bucket/run", "s3://bucket", "file:///tmp/run", "hdfs://host/a"])
+def test_no_folder_is_called_after_the_scheme_of_a_url(url: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for make in (make_folder, log.place_in):
+        with pytest.raises(SdkerasError, match=f"{url} is a URL"):
+            make(url)
+    assert not [*tmp_path.iterdir()]
+    make_folder("gs:/bucket")  # a folder like any other

@@ -404,14 +404,14 @@ def test_both_forms_of_batch_sharpness_with_their_errors(text: str) -> None:
         batch_sharpness_skipped=0.125,
     )
     shown = as_text(run, width=200, verbose=True)
-    for words in (
-        "10.00 ± 0.12",
-        "over 1,200 minibatches, of H; standard error 1.25 %, aim of 2 % met",
-        "16.00 ± 0.50",
-        "standard error 3.12 %, aim of 2 % not met",
-        "12.50%",
-    ):
+    over = "over 1,200 minibatches, of H; standard error 1.25 %"
+    for words in ("10.00 ± 0.12", over, "16.00 ± 0.50", "standard error 3.12 %", "12.50%"):
         assert words in shown
+    assert "aim of" not in shown  # of a file that does not say what it was
+    for target, words in {0.08: "aim of 8 % met", 0.0125: "aim of 1.25 % met", 0.01: "aim of 1 % not met"}.items():
+        shown = as_text(with_edge(run, batch_sharpness_target=target), width=200, verbose=True)
+        assert f"{over}, {words}" in shown
+        assert shown.count("aim of") == 1  # the ratio of means has none
     assert "batch sharpness" in text  # a file of version 0.1 has neither the count nor the other form
     assert "ratio of means" not in text
     assert " met" not in text

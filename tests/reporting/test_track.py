@@ -86,10 +86,40 @@ def test_the_terminal_shows_each_measurement() -> None:
     assert max(len(line) for line in shown.splitlines()) <= 80
     rows = [line.split() for line in shown.splitlines() if re.match(r" *\d+ +1 ", line)]
     assert [row[0] for row in rows] == ["10", "20", "30", "40"]
-    assert rows[1] == ["20", "1", "12", "20", "0.95", "0.01", "1,530", "470", "0.05"]
-    assert rows[3][2:8] == ["-", "20", *["-"] * 4]
+    assert rows[1] == ["20", "1", "12", "20", "0.95", "0.01", "470", "0.05", "0.075"]
+    assert rows[3][2:7] == ["-", "20", *["-"] * 3]
     many = attrs.evolve(LOG, measurements=tuple(measured(k, 0.5) for k in range(1, 100)))
     assert "the last 30 of 99" in as_text(many)
+
+
+@pytest.mark.parametrize(
+    ("width", "missing"),
+    [
+        (60, ["val_accuracy", "accuracy", "SD", "epoch", "val_loss", "λ₁"]),
+        (80, ["val_accuracy", "accuracy", "SD"]),
+        (100, ["val_accuracy"]),
+        (120, []),
+    ],
+)
+def test_a_narrow_terminal_does_without_the_least_important_columns(width: int, missing: list[str]) -> None:
+    """All others are in one line, their words whole."""
+    columns = ["step", "epoch", "sharpness", "threshold", "ratio", "λ₁", "SD", "codimension", "loss", "val_loss"]
+    columns += ["accuracy", "val_accuracy"]
+    lines = as_text(LOG, width).splitlines()
+    assert max(map(len, lines)) <= width
+    headings = [line.split() for line in lines if "sharpness  threshold" in line]
+    assert headings == [[name for name in columns if name not in missing]]
+    _, *said = " ".join(lines).partition("no room for ")
+    assert "".join(said) == (f"no room for {', '.join(missing)}, which the page has" if missing else "")
+    assert set(missing) < set(table(LOG).columns)
+
+
+def test_metrics_of_any_name_are_columns_once() -> None:
+    metrics = {"val_f1": 0.5, "f1": 0.75, "loss": 1.0, "sharpness": 3.0, "learning_rate": 0.125}
+    columns = table(RunLog(HEADER, (measured(10, 0.5, metrics=metrics),))).columns
+    assert columns[-2:] == ("f1", "val_f1")
+    assert len(set(columns)) == len(columns)
+    assert "learning_rate" not in columns
 
 
 def test_columns_without_a_number_are_left_out() -> None:

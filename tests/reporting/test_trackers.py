@@ -1,8 +1,10 @@
 """Trackers: what they are sent, read back from their own files; and that a broken one stops nothing."""
 
+import asyncio
 import json
 import logging
 import math
+import signal
 import struct
 import sys
 from collections.abc import Iterator, Sequence
@@ -121,6 +123,33 @@ def test_a_tracker_that_fails_is_named_once_and_the_others_go_on(kept, caplog: p
     assert kept["mlflow"].ended == [True]
 
 
+@pytest.mark.parametrize("failure", [SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError("gone")], ids=repr)
+def test_a_tracker_decides_no_exit_status(kept, monkeypatch, caplog: pytest.LogCaptureFixture, failure) -> None:
+    """What is no Exception ends nobody's process either: not at a number, at the end of a run, nor at its beginning."""
+
+    def broken(*arguments: object, **named: object) -> None:
+        raise failure
+
+    with reporting("wandb") as to:
+        for name in ("numbers", "close"):
+            monkeypatch.setattr(Kept, name, broken)
+        to.measurement(HEADER, FOUND)
+        assert not to
+    assert f"wandb, which failed: {type(failure).__name__}" in caplog.text
+    monkeypatch.setattr(sys.modules[names.ADAPTERS["wandb"]], "begin", broken)
+    with pytest.raises(SdkerasError, match=f"cannot be reported to: {type(failure).__name__}"):
+        open_reporter("wandb")
+
+
+def test_ctrl_c_in_a_tracker_is_the_users(kept, monkeypatch) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(Kept, "numbers", lambda *_: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt), reporting("wandb") as to:
+        to.measurement(HEADER, FOUND)
+    assert kept["wandb"].ended == [True]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_a_run_that_was_begun_fails_with_what_it_is_of(kept) -> None:
     with pytest.raises(KeyboardInterrupt), reporting("wandb"):
         raise KeyboardInterrupt
@@ -141,9 +170,12 @@ def test_names_are_checked_before_anything_is_imported(monkeypatch: pytest.Monke
     assert check_trackers(["wandb", "tensorboard:a:b", "wandb"]) == ("wandb", "tensorboard:a:b")
     assert check_trackers(None) == check_trackers(()) == ()
     for wrong, words in {
-        "tensorbord": "did you mean 'tensorboard'",
+        "tensorbord": r"no tracker 'tensorbord'; did you mean 'tensorboard'\? there are: ",
+        "foo": "no tracker 'foo'; there are: tensorboard",
         "wandb:project": "only tensorboard:DIR",
         "tensorboard:": "only tensorboard:DIR",
+        "tensorboard:gs://bucket/run": "gs://bucket/run is a URL",
+        "mlflow:http://localhost:5000": "MLFLOW_TRACKING_URI",
         3: "must be names of trackers",
         (None,): "must be names of trackers",
     }.items():

@@ -40,7 +40,7 @@ RECORDS: dict[str, tuple[Any, list[str]]] = {
     "comparison": (sdkeras.compare(RUN, EMPTY), ["Comparison A → B: B was interrupted; 1 setting differs"]),
     "log": (LOG, ["RunLog net: Below the edge of stability at step 20"]),
     "plan": (PLAN, ["LyapunovPlan", "5 parameters: about 300 Hessian-vector products in 2 s, 1.00 GB"]),
-    "plan of an analysis": (ANALYSIS_PLAN, ["Plan Plan: 5 parameters: about 300"]),
+    "plan of an analysis": (ANALYSIS_PLAN, ["Plan Plan: 5 parameters: at least 300"]),
     "correlations": (correlate(GRID), ["Correlations: 1 measure against the gaps of 3 runs"]),
 }
 

@@ -113,6 +113,7 @@ def test_two_per_cent_are_two_per_cent_over_seeds(batch_size: int, target: float
     errors = np.array([one.batch_sharpness for one in estimates]) / true - 1
     assert np.sqrt(np.mean(errors**2)) < 1.35 * target
     counts = [one.batch_sharpness_minibatches for one in estimates]
+    assert {one.batch_sharpness_target for one in estimates} == {target}
     assert all(one.batch_sharpness_stderr <= target * one.batch_sharpness for one in estimates)
     needed = (np.std(products / squares) / true / target) ** 2
     assert 0.6 * needed < np.mean(counts) < 1.4 * needed + 50  # no more than the target asks for, to a block

@@ -10,6 +10,7 @@ import pytest
 import sdkeras
 from sdkeras.datasets import load_digits
 from sdkeras.operators.loss import evolved
+from sdkeras.reporting.tables import plan_table
 from sdkeras.results.progress import Progress
 from sdkeras.runs import analyze, budget
 from sdkeras.runs import plan as planning
@@ -70,8 +71,34 @@ def test_the_fixed_stages_cost_what_was_planned(
     assert plan.num_minibatches <= edge.batch_sharpness_minibatches <= plan.num_minibatches_most
     spent = run.provenance.num_hvps - adaptive - edge.batch_sharpness_minibatches
     assert 0.7 < (plan.num_hvps - plan.num_hvps_pilot - plan.num_minibatches) / spent < 1.4
-    assert plan.num_hvps_pilot == adaptive
+    assert plan.num_hvps_pilot == plan.num_hvps_runs_most == adaptive
     assert plan.num_hvps_most is None
+    assert plan.most is not None
+    assert plan.num_hvps <= plan.most
+
+
+@pytest.mark.parametrize(
+    "optimizer", [keras.optimizers.SGD(0.05, momentum=0.9), keras.optimizers.Adam(0.01)], ids=["momentum", "adam"]
+)
+def test_an_adaptive_analysis_is_planned_as_a_range(
+    optimizer: keras.optimizers.Optimizer, digits: tuple[Any, Any]
+) -> None:
+    """From the first runs on without an end, or to the limit; the fixed stages are those of any analysis."""
+    model, options = net("dense", optimizer, digits), {"preset": "quick", "samples": 128}
+    plan, run = analyze.plan(model, digits, **options), sdkeras.analyze(model, digits, **options)
+    assert run.edge_of_stability is not None
+    runs, batches = run.estimates[0].num_hvps, run.edge_of_stability.batch_sharpness_minibatches
+    assert batches is not None
+    assert 0.7 < plan.num_hvps_fixed / (run.provenance.num_hvps - runs - batches) < 1.4
+    assert runs >= plan.num_hvps_pilot
+    assert (plan.num_hvps_runs_most, plan.most) == (None, None)
+    shown = dict(row[:2] for row in plan_table(plan).rows)
+    assert f"about {plan.num_hvps:,} or more: {plan.num_hvps_fixed} for the fixed stages, " in shown["products"]
+    assert f"{plan.num_hvps_pilot} or more for the runs, as the tolerance asks" in shown["products"]
+    assert f"for the first {plan.num_hvps:,} products" in shown["time"]
+    limited = analyze.plan(model, digits, **options, max_hvps=1000)
+    assert limited.most == 1000
+    assert f"about {limited.num_hvps:,} to 1,000: " in dict(row[:2] for row in plan_table(limited).rows)["products"]
 
 
 def test_every_estimator_is_in_the_plan(digits: tuple[Any, Any]) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import logging
 import math
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol
+from types import FrameType
+from typing import Protocol, TypeAlias, TypeVar
 
 import attrs
 
@@ -23,6 +27,8 @@ from sdkeras.results.log import Header, Measurement, RunLog, trajectory
 from sdkeras.results.measured import Measured
 
 Setting = str | int | float
+_T = TypeVar("_T")
+_Handler: TypeAlias = Callable[[int, FrameType | None], object]
 _LOG = logging.getLogger("sdkeras")
 # The leading exponent: the one entry of an array that is a number of its own.
 _LAMBDA_1 = "rds_sharpness.leading.0"
@@ -111,13 +117,53 @@ class Reporter:
 
     def _each(self, act: Callable[[Tracker], None]) -> None:
         for name, tracker in list(self._trackers.items()):
-            try:
-                act(tracker)
-            except Exception as error:  # whatever a library raises that writes files or talks to a server
+            failure = _attempt(functools.partial(act, tracker))
+            if failure is not None:
                 del self._trackers[name]
-                _LOG.warning("sdkeras: nothing more is reported to %s, which failed: %s", name, last_line(error))
-                with contextlib.suppress(Exception):  # a run left open would get what others report later
-                    tracker.close(failed=True)
+                _LOG.warning("sdkeras: nothing more is reported to %s, which failed: %s", name, last_line(failure))
+                # A run left open would get what others report later.
+                _attempt(functools.partial(tracker.close, failed=True))
+
+
+def _attempt(act: Callable[[], _T]) -> _T | BaseException:
+    """What a tracker's library returns, or else raises, be it meant to end the process (SystemExit, a cancellation).
+
+    A Ctrl-C of the user is not the library's failure, and goes on.
+    """
+    with _signals() as received:
+        try:
+            return act()
+        except BaseException as error:
+            if received and not isinstance(error, Exception):
+                raise
+            return error
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Scope that notes the signals that arrive in it before their handlers act, which may raise KeyboardInterrupt."""
+    received: list[int] = []
+    handlers: dict[signal.Signals, tuple[_Handler, _Handler]] = {}
+
+    def noting(handler: _Handler) -> _Handler:
+        def note(number: int, frame: FrameType | None) -> object:
+            received.append(number)
+            return handler(number, frame)
+
+        return note
+
+    if threading.current_thread() is threading.main_thread():  # the only one that signals interrupt
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handler = signal.getsignal(number)
+            if callable(handler):
+                handlers[number] = noting(handler), handler
+                signal.signal(number, handlers[number][0])
+    try:
+        yield received
+    finally:
+        for number, (ours, handler) in handlers.items():
+            if signal.getsignal(number) is ours:  # and the library has set none of its own
+                signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -146,13 +192,20 @@ def open_reporter(report_to: str | Sequence[str] | None, folder: str | os.PathLi
     """
     trackers: dict[str, Tracker] = {}
     for each in check_trackers(report_to):
-        name, _, place = each.partition(":")
-        try:
-            trackers[each] = importlib.import_module(ADAPTERS[name]).begin(place or folder)
-        except Exception as error:  # no room, no login, no server
+        tracker = _attempt(functools.partial(_begun, each, folder))
+        if isinstance(tracker, BaseException):  # no room, no login, no server
             Reporter(trackers).close(failed=True)
-            raise SdkerasError(f"`report_to`: {each} cannot be reported to: {last_line(error)}.") from error
+            raise SdkerasError(
+                f"`report_to`: {each} cannot be reported to: {last_line(tracker).rstrip('.')}."
+            ) from tracker
+        trackers[each] = tracker
     return Reporter(trackers)
+
+
+def _begun(each: str, folder: str | os.PathLike[str] | None) -> Tracker:
+    name, _, place = each.partition(":")
+    tracker: Tracker = importlib.import_module(ADAPTERS[name]).begin(place or folder)
+    return tracker
 
 
 def numbers_of(record: Analysis | Measurement) -> dict[str, float]:
