@@ -23,7 +23,7 @@ def _lengths(context: click.Context, option: click.Parameter, text: str | None) 
 @options.data
 @options.options_of(
     LyapunovOptions,
-    *("num_exponents", "num_steps"),
+    *("num_exponents", "num_steps", "forks"),
     transient={"type": NOT_NEGATIVE},
     windows={"type": None, "callback": _lengths},
     checkpoint={"type": click.Path()},

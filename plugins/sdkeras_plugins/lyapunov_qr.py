@@ -34,6 +34,8 @@ _UNRESOLVED = 30.0
 _LONGEST_INTERVAL = 64
 # What no run reaches: steps, and the logarithm of the growth in one of them (that of the range of float64 is 1,420).
 _MOST_STEPS, _FASTEST = 2**53, 1e4
+# In the identity of a run that keeps its steps, and of no other, as in files of versions that kept none.
+_KEPT = "steps that are kept"
 _IN_USE = "wait until it has ended, end it, or name another checkpoint"
 
 
@@ -69,6 +71,7 @@ class LyapunovQr:
         tolerance: Stop once every standard error is at most this, per step; at least 32 steps. None takes all steps.
         checkpoint: File to save the run to and to resume from, or None.
         checkpoint_interval: Steps between two writes of it.
+        keep_steps: Decompose at every step, and return ln R_ii of each (`steps` of the result).
 
     Reference: Benettin, Galgani, Giorgilli, Strelcyn (1980); Dieci, Russell, Van Vleck (1997) for the QR form.
     """
@@ -79,6 +82,7 @@ class LyapunovQr:
     tolerance: float | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.gt(0.0)))
     checkpoint: str | None = None
     checkpoint_interval: int = attrs.field(default=100, validator=attrs.validators.ge(1))
+    keep_steps: bool = False
 
     def __attrs_post_init__(self) -> None:
         if self.num_exponents is not None and self.num_exponents < 1:
@@ -122,6 +126,7 @@ class LyapunovQr:
             flow=fingerprint(source.state()) if self.checkpoint is not None else "",
             seed=seed,
             transient=self.transient,
+            keep_steps=self.keep_steps,
         )
         if self.checkpoint is None or not os.path.exists(self.checkpoint):
             return start
@@ -130,7 +135,11 @@ class LyapunovQr:
         with blamed_on(f"{shown(self.checkpoint)} is not a checkpoint of lyapunov-qr", advice):
             identity, fields, flow = content
             if identity != _identity(start):
-                differing = ", ".join(name for name, value in _identity(start).items() if identity[name] != value)
+                expected = _identity(start)
+                names = {**expected, **identity, _KEPT: None}
+                if {*identity, _KEPT} != {*names} or {*expected, _KEPT} != {*names}:
+                    raise ValueError("it does not say which run it is of")
+                differing = ", ".join(name for name in names if identity.get(name) != expected.get(name))
                 raise SdkerasError(
                     f"{shown(self.checkpoint)} is the checkpoint of another run (it differs in: {differing}); {advice}"
                 )
@@ -170,6 +179,9 @@ class _Run:
         rounding: Sum of the error of each ln R_ii, shape [k].
         unresolved: Directions that were ever below what the dtype resolves, shape [k].
         stopped_at: Step that gave NaN or infinity, or None.
+        keep_steps: Whether every step is decomposed and kept.
+        steps: ln R_ii of the steps kept so far, shape [num_kept, k], and room for more.
+        num_kept: Rows of it that are taken.
     """
 
     frame: Array
@@ -189,14 +201,24 @@ class _Run:
         default=attrs.Factory(lambda self: self._zeros().astype(np.bool_), takes_self=True)
     )
     stopped_at: int | None = None
+    keep_steps: bool = False
+    steps: FloatArray = attrs.field(default=attrs.Factory(lambda self: self._zeros(0), takes_self=True))
+    num_kept: int = 0
+
+    def keep(self, logs: FloatArray) -> None:
+        """Keeps the logarithms of one more step."""
+        if self.num_kept == len(self.steps):
+            self.steps = np.concatenate([self.steps, self._zeros(max(64, len(self.steps)))])
+        self.steps[self.num_kept] = logs
+        self.num_kept += 1
 
     def _zeros(self, *shape: int) -> FloatArray:
         return np.zeros((*shape, self.frame.shape[1]))
 
 
 def _saved(run: _Run) -> _Run:
-    """The run with its frame as a NumPy array, wherever it is."""
-    return attrs.evolve(run, frame=np.asarray(run.frame))
+    """The run with its frame as a NumPy array, wherever it is, and no room for more steps."""
+    return attrs.evolve(run, frame=np.asarray(run.frame), steps=run.steps[: run.num_kept])
 
 
 def _check(run: _Run, start: _Run) -> None:
@@ -208,7 +230,7 @@ def _check(run: _Run, start: _Run) -> None:
     for field in attrs.fields(_Run):
         value, first = getattr(run, field.name), getattr(start, field.name)
         if isinstance(first, np.ndarray):
-            shape = first.shape if field.name != "blocks" else (len(value), *first.shape[1:])
+            shape = first.shape if field.name not in ("blocks", "steps") else (len(value), *first.shape[1:])
             alike = isinstance(value, np.ndarray) and value.shape == shape and value.dtype == first.dtype
             alike = alike and bool(np.all(np.isfinite(value)))
         else:
@@ -216,7 +238,7 @@ def _check(run: _Run, start: _Run) -> None:
         if not alike:
             raise ValueError(f"its {field.name} does not describe a run")
     counts = (run.step, run.pending, run.interval - 1, run.block_size - 1, run.partial_steps)
-    sums = [np.abs(each).max(initial=0.0) for each in (run.blocks, run.partial, run.rounding)]
+    sums = [np.abs(each).max(initial=0.0) for each in (run.blocks, run.partial, run.rounding, run.steps)]
     # Steps whose logarithms are in the sums: all after the transient but those since the last decomposition.
     measured = max(0, run.step - run.transient - run.pending)
     if (
@@ -226,6 +248,7 @@ def _check(run: _Run, start: _Run) -> None:
         or max(sums) > _FASTEST * (run.step + 1)
         or len(run.blocks) >= 2 * _FEWEST_BLOCKS
         or len(run.blocks) * run.block_size + run.partial_steps != measured
+        or not len(run.steps) == run.num_kept == (measured if run.keep_steps else 0)
     ):
         raise ValueError("its numbers do not describe a run")
 
@@ -239,13 +262,14 @@ def _identity(run: _Run) -> dict[str, object]:
         "seed": run.seed,
         "transient": run.transient,
         "the flow's start": run.flow,
+        **({_KEPT: True} if run.keep_steps else {}),
     }
 
 
 def _advance(run: _Run, source: TangentFlow) -> None:
     """One step of the flow, with a decomposition where one is due."""
     step, pending = run.step + 1, run.pending + 1
-    due = pending >= run.interval or step == run.transient
+    due = run.keep_steps or pending >= run.interval or step == run.transient
     measuring = step > run.transient
     if measuring:
         due = due or run.partial_steps + pending == run.block_size
@@ -262,6 +286,8 @@ def _advance(run: _Run, source: TangentFlow) -> None:
         return
     run.frame, run.pending = decomposition.frame, 0
     if measuring:
+        if run.keep_steps:
+            run.keep(decomposition.logs)
         run.partial = run.partial + decomposition.logs
         run.partial_steps += pending
         run.rounding = run.rounding + decomposition.rounding
@@ -358,4 +384,5 @@ def _result(run: _Run) -> LyapunovExponents:
         log_det=float(values.sum()) if num_resolved == run.frame.shape[0] else None,
         rounding=rounding[order] / steps,
         num_resolved=num_resolved,
+        steps=run.steps[: run.num_kept].copy() if run.keep_steps else None,
     )

@@ -9,6 +9,7 @@ import attrs
 import numpy as np
 import scipy.special
 
+from sdkeras.dimension.forks import ForkedLogs, of_dimension, unmixed
 from sdkeras.results.arrays import FloatArray
 from sdkeras.results.estimates import LyapunovExponents
 from sdkeras.results.lyapunov import LyapunovDimension, MStepSharpness, SharpestDimension
@@ -34,6 +35,7 @@ def lyapunov_dimension(
     log_det: float | None = None,
     log_det_stderr: float = 0.0,
     sharpness_dimension: float | None = None,
+    forks: ForkedLogs | None = None,
 ) -> LyapunovDimension:
     """D_s: Definition 4.2 applied to the individual Lyapunov exponents ell_1 >= ell_2 >= ... of d.
 
@@ -52,10 +54,13 @@ def lyapunov_dimension(
         log_det: Lambda_d, the mean of ln|det J| per step, if it is known from elsewhere; a full spectrum has its own.
         log_det_stderr: Its standard error.
         sharpness_dimension: SD over the same steps.
+        forks: The steps of several trajectories, of which the exponents are the means: errors are then of their
+            effective number of independent steps, and of the alignment of the frame.
 
     Returns:
         A point, a bracket, or 'undetermined' with the reason: the trajectory diverged, there is no standard error,
-        the interval of ell_1 contains 0, or ell_1 < 0 is too small for so few steps: D_s may then be 0 or anything.
+        the forks are not samples of one distribution, the interval of ell_1 contains 0, or ell_1 < 0 is too small for
+        so few steps: D_s may then be 0 or anything.
 
     Raises:
         ValueError: More exponents than dimensions, or none.
@@ -78,11 +83,12 @@ def lyapunov_dimension(
         num_exponents=k,
         num_steps=exponents.num_steps,
     )
-    reason = _unusable(exponents)
+    reason = _unusable(exponents, is_forked=forks is not None)
     if reason:
         return attrs.evolve(unknown, reason=reason)
-    sums = _sums(exponents)
-    reason = _without_sign(sums, size, exponents.num_steps)
+    sums = _sums(exponents, forks)
+    reason = "" if forks is None else unmixed(forks, sums.ell, sums.j_star)
+    reason = reason or _without_sign(sums, size, exponents.num_steps)
     if reason:
         return attrs.evolve(unknown, reason=reason)
     j_star = sums.j_star
@@ -107,7 +113,17 @@ def lyapunov_dimension(
     reason = _no_point(sums, resolved, more_exist=k < size, ends_below=upper is not None)
     if reason:
         return attrs.evolve(known, status="bracketed", value=None, reason=reason)
-    return attrs.evolve(known, value=float(j_star + sums.values[j_star - 1] / abs(sums.ell[j_star])))
+    value = float(j_star + sums.values[j_star - 1] / abs(sums.ell[j_star]))
+    if forks is not None:
+        half = _half_width_over_forks(forks, sums)
+        known = attrs.evolve(known, interval=(max(0.0, value - half), min(float(size), value + half)))
+    return attrs.evolve(known, value=value)
+
+
+def _half_width_over_forks(forks: ForkedLogs, sums: _Sums) -> float:
+    """Half-width of the 95 % interval of D_s: sampling, alignment and rounding."""
+    weights = of_dimension(sums.ell, sums.j_star)
+    return float(forks.combined(weights).half_widths[0] + forks.rounding @ np.abs(weights[:, 0]))
 
 
 @attrs.frozen(eq=False)
@@ -133,9 +149,13 @@ class _Sums:
         return int(reached[-1]) + 1 if len(reached) else 0
 
 
-def _sums(exponents: LyapunovExponents) -> _Sums:
+def _sums(exponents: LyapunovExponents, forks: ForkedLogs | None = None) -> _Sums:
     means = exponents.block_means
-    if len(means):
+    if forks is not None:
+        quantile, size = float(scipy.special.ndtri(_TAIL)), len(exponents.values)
+        half_widths = forks.combined(np.triu(np.ones((size, size)))).half_widths
+        last = forks.combined(np.eye(size)[:, -1:]).half_widths[0]
+    elif len(means):
         quantile = float(scipy.special.stdtrit(len(means) - 1, _TAIL))
         # Of the sums themselves, since directions go together.
         half_widths = half_width(np.cumsum(means, axis=1), exponents.block_size, exponents.num_steps)
@@ -153,11 +173,11 @@ def _sums(exponents: LyapunovExponents) -> _Sums:
     )
 
 
-def _unusable(exponents: LyapunovExponents) -> str:
+def _unusable(exponents: LyapunovExponents, *, is_forked: bool) -> str:
     """Why the exponents say nothing, or ""."""
     if exponents.stopped_at is not None:
         return f"the trajectory diverged at step {exponents.stopped_at}"
-    if exponents.history.size and len(exponents.history) < _FEWEST_BLOCKS:
+    if exponents.history.size and len(exponents.history) < _FEWEST_BLOCKS and not is_forked:
         return f"{len(exponents.history)} blocks of steps give no standard error; take more steps"
     return ""
 

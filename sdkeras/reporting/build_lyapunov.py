@@ -12,7 +12,7 @@ from sdkeras.reporting.numbers import ABSENT, dimension, estimated, interval, nu
 from sdkeras.reporting.report import Card, Report, Row, Section, Table, present
 from sdkeras.reporting.tables import frame, provenance_table, training_table, verification_table
 from sdkeras.results.answers import LyapunovRun
-from sdkeras.results.lyapunov import LyapunovSummary, MStepSharpness
+from sdkeras.results.lyapunov import Forks, LyapunovSummary, MStepSharpness
 
 # Exponents with rows of their own, and in a brief table; the figure has them all.
 _MOST_EXPONENTS, _FEWEST_EXPONENTS = 12, 4
@@ -57,6 +57,7 @@ def _cards(summary: LyapunovSummary) -> tuple[Card, ...]:
     apart = "per step: above 0 nearby trajectories come apart, below 0 together"
     stop = "where volumes stop growing along this training"
     asked = f"of {summary.num_steps_asked:,}, after {summary.transient:,} discarded"
+    asked += "" if summary.forks is None else f", in each of {summary.forks.count} forks"
     steps = "real training steps, on copies, from the checkpoint on"
     return (
         Card("Leading exponent ell_1", first, evidence, apart),
@@ -93,26 +94,31 @@ def _sharpest(summary: LyapunovSummary) -> tuple[str, str]:
 def _exponents(summary: LyapunovSummary) -> Table:
     count, size = len(summary.values), summary.dimension.size
     resolved = count if summary.num_resolved is None else summary.num_resolved
-    samples, check = summary.effective_samples, summary.verification
+    samples, forks, check = summary.effective_samples, summary.forks, summary.verification
 
     def remark(k: int) -> str:
         if k >= resolved:
             return "an upper bound, by rounding"
+        if forks is not None:
+            return _over_forks(forks, k)
         return "" if samples is None or not math.isfinite(samples[k]) else f"{samples[k]:.3g} effective blocks"
 
     weights = f"{summary.num_weights:,} weights, {size - summary.num_weights:,} of the optimizer"
-    blocks = f"{len(summary.history[0]):,} blocks of {summary.block_size:,}"
+    blocks = f"standard errors from {len(summary.history[0]):,} blocks of {summary.block_size:,}"
     steps = f"{summary.num_steps:,} of {summary.num_steps_asked:,}"
+    if forks is not None:
+        steps, blocks = f"{steps} of each of {forks.count} forks", "standard errors from ESS, the steps that count"
     volume = ("sum of all", number(summary.log_det), "mean of ln |det J|")
     stopped = f"at step {summary.stopped_at or 0:,}", "the trajectory diverged: NaN or infinity"
     jacobian = f"its Jacobian {check.finite_difference_error:.1e} against differences"
     rows = present(
         ("D_s", *_attractor_dimension(summary)),
+        None if forks is None or forks.dimension_r_hat is None else _sampled_dimension(forks),
         *((f"ell_{k + 1}", _exponent(summary, k), remark(k)) for k in range(min(count, _MOST_EXPONENTS))),
         (f"ell_{count}", _exponent(summary, count - 1), f"the last of {count:,}") if count > _MOST_EXPONENTS else None,
         volume if summary.log_det is not None and count == size else None,
         ("state", f"{size:,}", weights),
-        ("steps", steps, f"after {summary.transient:,}; standard errors from {blocks}"),
+        ("steps", steps, f"after {summary.transient:,}; {blocks}"),
         None if summary.stopped_at is None else ("stopped", *stopped),
         (
             "step verified" if check.passed else "step NOT verified",
@@ -120,7 +126,25 @@ def _exponents(summary: LyapunovSummary) -> Table:
             f"against the optimizer's own; {jacobian}",
         ),
     )
-    return Table("Lyapunov exponents along training (per step)", rows, brief=1 + _FEWEST_EXPONENTS)
+    first = [row[0] for row in rows].index("ell_1")
+    return Table("Lyapunov exponents along training (per step)", rows, brief=first + _FEWEST_EXPONENTS)
+
+
+def _over_forks(forks: Forks, k: int) -> str:
+    """R-hat, effective steps and alignment of an exponent."""
+    size, alignment = forks.effective_steps[k], forks.alignment
+    known = present(
+        f"R-hat {forks.r_hat[k]:.3f}",
+        f"ESS {size:,.0f}" if math.isfinite(size) else None,
+        None if alignment is None else f"alignment {number(float(alignment[k]), 2)}",
+    )
+    return ", ".join(known)
+
+
+def _sampled_dimension(forks: Forks) -> Row:
+    size, error = forks.dimension_effective_steps, number(forks.dimension_stderr, 2)
+    counted = f", ESS {size:,.0f}" if size is not None and math.isfinite(size) else ""
+    return "its standard error", error, f"R-hat {forks.dimension_r_hat:.3f}{counted}"
 
 
 def _windows(summary: LyapunovSummary) -> Table:

@@ -63,6 +63,7 @@ _SETTINGS = (
     ("sharpness_dimension.settings", "settings of the estimator"),
     ("lyapunov.estimator", "estimator of the exponents"),
     ("lyapunov.num_steps", "steps of the exponents"),
+    ("lyapunov.forks.count", "forks of the trajectory"),
     ("lyapunov.transient", "steps before them"),
     ("lyapunov.num_weights", "weights in the trajectory's state"),
     ("lyapunov.dimension.size", "size of the trajectory's state"),
@@ -326,8 +327,11 @@ def _exponent(lyapunov: LyapunovSummary, k: int) -> Quantity:
     if len(lyapunov.history[k]) < 2:
         return Quantity(value)
     half = STANDARD_ERRORS * float(lyapunov.stderr[k])
+    evidence = "standard error"
+    if lyapunov.forks is not None:
+        half, evidence = float(lyapunov.forks.half_widths[k]), "interval"
     half += 0.0 if lyapunov.rounding is None else float(lyapunov.rounding[k])
-    return Quantity(value, (value - half, value + half), "standard error")
+    return Quantity(value, (value - half, value + half), evidence)
 
 
 # Notes

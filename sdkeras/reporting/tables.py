@@ -183,10 +183,14 @@ def _range(fewest: int, most: int | None) -> str:
 
 def _planned_trajectory(plan: LyapunovPlan) -> tuple[Row, ...]:
     slots, lengths = plan.state_size - plan.num_parameters, ", ".join(map(str, plan.windows))
+    forks = (
+        f"{plan.forks}, and the first once more with another start frame: {plan.forks + 1} times a trajectory's cost"
+    )
     return present(
         ("state", f"{plan.state_size:,} ({plan.num_parameters:,} weights, {slots:,} of the optimizer)"),
         ("exponents", f"{plan.num_exponents:,}"),
         ("steps", f"{plan.num_steps:,} after {plan.transient:,}"),
+        ("forks", forks) if plan.forks > 1 else None,
         ("windows", f"of {lengths} steps, from dense Jacobians") if lengths else None,
         ("products", f"about {plan.num_hvps:,}"),
     )

@@ -172,6 +172,8 @@ class LyapunovExponents:
         num_resolved: The leading exponents that rounding has left intact. Those after them were at some step below
             what the dtype resolves beside the largest, and their values are upper bounds: the Jacobian may be
             singular there, the exponent -infinity. None: all of them.
+        steps: ln R_ii of every step, in the order of the frame's columns (not of `values`), shape [num_steps, k]; None
+            unless the estimator was asked to keep them.
     """
 
     values: FloatArray = attrs.field(converter=float_array, **_VECTOR)
@@ -188,9 +190,16 @@ class LyapunovExponents:
     log_det: float | None = attrs.field(default=None, validator=finite)
     rounding: FloatArray | None = attrs.field(default=None, converter=attrs.converters.optional(float_array), **_VECTOR)
     num_resolved: int | None = None
+    steps: FloatArray | None = attrs.field(
+        default=None, converter=attrs.converters.optional(float_array), validator=finite, eq=ARRAYS_EQUAL, repr=False
+    )
 
     def __attrs_post_init__(self) -> None:
         check_same_length(self, "values", "stderr", "rounding")
+        if self.steps is not None and self.steps.shape != (self.num_steps, len(self.values)):
+            raise ValueError(
+                f"LyapunovExponents.steps has shape {self.steps.shape}, expected {(self.num_steps, len(self.values))}."
+            )
         if self.history.size and (self.history.ndim != 2 or self.history.shape[1] != len(self.values)):
             raise ValueError(
                 f"LyapunovExponents.history has shape {self.history.shape}, expected [blocks, {len(self.values)}]."

@@ -68,17 +68,45 @@ class MStepSharpness:
 
 
 @attrs.frozen
+class Forks:
+    """Evidence of exponents that are means over several trajectories, each with minibatches of its own.
+
+    x_i is ln R_ii of a step, S_j = x_1 + ... + x_j, and D_s of j* = j has the error of the mean of
+    y = (S_j + delta x_(j+1))/|ell_(j+1)|, delta = D_s - j.
+    """
+
+    count: int  # trajectories
+    seeds: tuple[int, ...]  # of their minibatches
+    r_hat: FloatArray = attrs.field(eq=ARRAYS_EQUAL)  # split R-hat of each x_i, shape [k]; above 1.01: not mixed
+    # Effective number of independent steps behind each exponent, summed over the trajectories, shape [k]; NaN where
+    # x_i does not vary.
+    effective_steps: FloatArray = attrs.field(eq=ARRAYS_EQUAL)
+    # |ell_i - ell_i'| of two start frames over the steps of the first trajectory, shape [k]; None without a second.
+    alignment: FloatArray | None = attrs.field(eq=ARRAYS_EQUAL)
+    half_widths: FloatArray = attrs.field(eq=ARRAYS_EQUAL)  # of the 95 % intervals: sampling and alignment, shape [k]
+    sum_stderr: FloatArray = attrs.field(eq=ARRAYS_EQUAL)  # of ell_1 + ... + ell_j, from S_j, shape [k]
+    # Of y; None where D_s is no point, or 0 or the size of the state.
+    dimension_stderr: float | None
+    dimension_r_hat: float | None
+    dimension_effective_steps: float | None
+
+    def __attrs_post_init__(self) -> None:
+        check_same_length(self, "r_hat", "effective_steps", "alignment", "half_widths", "sum_stderr")
+
+
+@attrs.frozen
 class LyapunovSummary:
     """Leading Lyapunov exponents along real training steps from the checkpoint on."""
 
     values: FloatArray = attrs.field(eq=ARRAYS_EQUAL)  # natural logarithm per step, descending, shape [k]
-    stderr: FloatArray = attrs.field(eq=ARRAYS_EQUAL)  # from blocks of steps, shape [k]
+    # From blocks of steps or, with forks, from their effective number, shape [k].
+    stderr: FloatArray = attrs.field(eq=ARRAYS_EQUAL)
     rounding: FloatArray | None = attrs.field(eq=ARRAYS_EQUAL)  # bound on the error from rounding of each, shape [k]
     num_resolved: int | None  # the leading exponents that rounding left intact; None for all
     # For each exponent its running means at the ends of the blocks.
     history: tuple[FloatArray, ...] = attrs.field(eq=ARRAYS_EQUAL, repr=False)
     block_size: int  # in steps
-    num_steps: int  # averaged over
+    num_steps: int  # averaged over, of each fork
     num_steps_asked: int
     transient: int  # burn-in steps, discarded
     stopped_at: int | None  # step at which the trajectory diverged, counted from 1 with the transient
@@ -96,6 +124,8 @@ class LyapunovSummary:
     # means: well below their number, the standard errors are too small. NaN where the means do not vary; None for too
     # few blocks, and in files of version 0.1.
     effective_samples: FloatArray | None = attrs.field(default=None, eq=ARRAYS_EQUAL)
+    # Where several trajectories were asked for; the running means and their blocks are then means over all of them.
+    forks: Forks | None = None
 
     def __attrs_post_init__(self) -> None:
         check_same_length(self, "values", "stderr", "history", "rounding", "effective_samples")

@@ -64,3 +64,4 @@ class LyapunovPlan(Cost):
     num_steps: int  # to average over
     transient: int  # steps before them
     windows: tuple[int, ...]  # their lengths; with any the Jacobians are dense
+    forks: int = 1  # trajectories; of several the first is followed once more, with another start frame

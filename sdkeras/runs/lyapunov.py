@@ -9,12 +9,15 @@ from collections.abc import Iterator, Mapping, Sequence
 import attrs
 import numpy as np
 
+from sdkeras import seeds
+from sdkeras.dimension import forks
 from sdkeras.dimension.lyapunov import lyapunov_dimension
 from sdkeras.dimension.same_steps import SameSteps, over_same_steps
-from sdkeras.errors import Interrupted
+from sdkeras.errors import Interrupted, SdkerasError
 from sdkeras.estimators.select import estimate
 from sdkeras.files.archive import Nested
 from sdkeras.files.keras_types import Data, Model, Optimizer
+from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.operators.modes import Jit
 from sdkeras.results.answers import LyapunovRun, OptimizerInfo
 from sdkeras.results.arrays import Array, FloatArray, Value
@@ -52,6 +55,10 @@ def lyapunov(model: Model, data: Data, options: LyapunovOptions) -> LyapunovRun:
     With `windows` the dense Jacobians of the num_steps steps are kept, and SD, SD^(m) for each m and D_s come from the
     same steps, in the same coordinates: D_s <= SD^(m) <= SD.
 
+    With `forks` several trajectories start there, each with minibatches of its own, and the exponents are means over
+    all of them: split R-hat tells whether they are samples of one distribution, their effective number of steps the
+    standard errors, and a second start frame over the steps of the first the error of alignment.
+
     Args:
         model: A `keras.Model`, compiled and trained for at least one step. It is not changed.
         data: (x, y[, sample_weight]), a batched `tf.data.Dataset`, or a `keras.utils.PyDataset`.
@@ -75,6 +82,7 @@ def lyapunov(model: Model, data: Data, options: LyapunovOptions) -> LyapunovRun:
 
 def _lyapunov(training: Training, options: LyapunovOptions, started: float) -> LyapunovRun:
     loss, tell = training.loss, options.tell or (lambda _: None)
+    _check_forks(loss, options)
     if options.windows:
         _checked_size(training, options)
     tell(Progress("compiling and verifying the training step", 0))
@@ -111,6 +119,7 @@ def _lyapunov(training: Training, options: LyapunovOptions, started: float) -> L
 def plan(model: Model, data: Data, options: LyapunovOptions) -> LyapunovPlan:
     """Steps and cost of `lyapunov` with the same arguments, from one timed gradient; computes nothing else."""
     training = read_training(model, data, options, num_steps=options.transient + options.num_steps, jit=options.jit)
+    _check_forks(training.loss, options)
     return attrs.evolve(
         planned_trajectory(training.loss, _checked_size(training, options), options),
         optimizer=training.optimizer_info(),
@@ -171,6 +180,17 @@ def _checked_size(training: Training, options: LyapunovOptions) -> int:
     return size
 
 
+def _check_forks(loss: EmpiricalLoss, options: LyapunovOptions) -> None:
+    """Refuses forks of a training that has nothing random in it: they would be one trajectory."""
+    source = loss.source
+    only_one = source.num_samples == source.batch_size or source.batch_ranges is not None
+    if options.forks > 1 and source.minibatches_per_epoch == 1 and only_one and not loss.function.is_random:
+        raise SdkerasError(
+            f"forks is {options.forks}, but every step is on the same {source.batch_size:,} samples, with nothing "
+            "random: all would be the same trajectory. Leave forks out, or give the batch size of the training."
+        )
+
+
 @attrs.frozen
 class Followed:
     """A trajectory's summary, its caveats, and whether Ctrl-C or the time limit ended it."""
@@ -198,6 +218,9 @@ def follow(step: UpdateMap, settings: LyapunovOptions, *, about: Mapping[str, st
     settings.check_exponents(step.size, step.num_weights)
     settings.check_dense(step.size, step.dtype.itemsize)
     count = settings.exponents_of(step.size)
+    if settings.forks > 1:
+        with budget.interruptible():
+            return _follow_forks(step, settings, about, budget, count)
     estimator = settings.configured_estimator(count)
     flow, dense = _Watched(step, about, settings.transient + settings.num_steps, count, budget), None
     if settings.windows:
@@ -207,11 +230,7 @@ def follow(step: UpdateMap, settings: LyapunovOptions, *, about: Mapping[str, st
         try:
             exponents: LyapunovExponents = estimate(estimator, dense or flow, settings.seed)
         except Interrupted:
-            more = "seconds (`time_limit`)" if flow.reason == TIME else "Hessian-vector products (`max_hvps`)"
-            raise Interrupted(
-                f"{flow.reason} ended it after step {flow.index:,}, before a step was measured (the first "
-                f"{settings.transient:,} are discarded); give more {more}, or a shorter transient."
-            ) from None
+            raise Interrupted(_too_early(flow, settings)) from None
     same = None
     if dense is not None:
         same = _over_same_steps(dense, exponents, settings, budget)
@@ -225,6 +244,83 @@ def follow(step: UpdateMap, settings: LyapunovOptions, *, about: Mapping[str, st
         interrupted=cut or (flow.reason == INTERRUPT and unfinished),
         timed_out=bool(limit),
     )
+
+
+def _too_early(flow: _Watched, settings: LyapunovOptions) -> str:
+    more = "seconds (`time_limit`)" if flow.reason == TIME else "Hessian-vector products (`max_hvps`)"
+    return (
+        f"{flow.reason} ended it after step {flow.index:,}, before a step was measured (the first "
+        f"{settings.transient:,} are discarded); give more {more}, or a shorter transient."
+    )
+
+
+def _follow_forks(
+    step: UpdateMap, settings: LyapunovOptions, about: Mapping[str, str], budget: Budget, count: int
+) -> Followed:
+    """Exponents and D_s over several trajectories; see `_walked`.
+
+    Raises:
+        Interrupted: The budget ended before a step of the first was measured.
+    """
+    runs: list[LyapunovExponents] = []
+    second_frame, limit = None, ""
+    for index in range(settings.num_followed):
+        share = budget.part(1 / (settings.num_followed - index))
+        exponents, reason = _walked(index, step, settings, about, share, count)
+        if exponents is None and not runs:
+            raise Interrupted(reason)
+        limit = limit or (reason if reason in (TIME, PRODUCTS) else "")
+        if index == settings.forks:
+            second_frame = exponents
+        elif exponents is not None:
+            runs.append(exponents)
+        if budget.interrupted:
+            break
+    pooled = forks.forked(runs, second_frame)
+    exponents, logs = (runs[0], None) if pooled is None else pooled
+    summary = _summary(exponents, step, settings, None, None, logs)
+    notes = (*_caveats(summary, step, settings, cut=False, limit=limit), *_missing_forks(runs, logs, settings.forks))
+    return Followed(summary, notes, interrupted=budget.interrupted, timed_out=bool(limit))
+
+
+def _walked(
+    index: int, step: UpdateMap, settings: LyapunovOptions, about: Mapping[str, str], budget: Budget, count: int
+) -> tuple[LyapunovExponents | None, str]:
+    """One of the trajectories with its checkpoint, and why it ended early: the first has the seed of a run without
+    forks, the last is the first once more, with another start frame.
+
+    Without a measured step there are no exponents, and the first says in a sentence why.
+    """
+    is_frame = index == settings.forks
+    name = f"fork {index + 1} of {settings.forks}" if not is_frame else "second frame of fork 1"
+    place, seed = settings.checkpoint, settings.seed
+    if index > 0:
+        seed = seeds.seed_of_run(settings.seed, 0 if is_frame else index, probe=int(is_frame))
+        place = None if place is None else f"{place}.{'frame2' if is_frame else f'fork{index + 1}'}"
+    num_steps = settings.transient + settings.num_steps
+    steps_of = settings.seed if is_frame else None
+    flow = _Watched(step, about, num_steps, count, budget, name=f"{name}, ", seed=steps_of)
+    try:
+        estimator = attrs.evolve(settings, checkpoint=place).configured_estimator(count)
+        exponents: LyapunovExponents = estimate(estimator, flow, seed)
+    except Interrupted:
+        return None, flow.reason if index else _too_early(flow, settings)
+    is_whole = exponents.num_steps >= settings.num_steps or exponents.stopped_at is not None
+    return exponents, "" if is_whole else flow.reason
+
+
+def _missing_forks(runs: Sequence[LyapunovExponents], logs: forks.ForkedLogs | None, asked: int) -> Iterator[Note]:
+    """Caveats on forks that ended early."""
+    if logs is None:
+        yield Note(
+            "too-few-forks",
+            f"{len(runs)} of {asked} forks have steps, and {forks.FEWEST_FORKS} with several are needed: the exponents "
+            "are those of the first, with errors from its blocks, and nothing is known of R-hat.",
+        )
+    elif len(logs.logs) < asked:
+        yield Note("forks-left-out", f"the numbers are of {len(logs.logs)} of {asked} forks: the others ended early.")
+    if logs is not None and logs.frames is None:
+        yield Note("no-second-frame", "there was no room for a second start frame: errors have no part for alignment.")
 
 
 def budget_of(step: UpdateMap, meter: Meter) -> Budget:
@@ -278,15 +374,28 @@ class _Watched(TrainingFlow):
     """Training's flow, which tells after each step, and stops before the next where the budget has no room.
 
     `reason` says why it stopped, "" while it goes on. Where it goes on from a saved state, the products until there
-    count as spent.
+    count as spent. `name` comes before what it tells; with a `seed` of its own the steps are those of that seed,
+    whatever the estimator's.
     """
 
     def __init__(
-        self, step: UpdateMap, about: Mapping[str, str], num_steps: int, num_tangents: int, budget: Budget
+        self,
+        step: UpdateMap,
+        about: Mapping[str, str],
+        num_steps: int,
+        num_tangents: int,
+        budget: Budget,
+        *,
+        name: str = "",
+        seed: int | None = None,
     ) -> None:
+        self.name, self.seed = name, seed
         super().__init__(step, about)
         self.products, self.num_steps, self.num_tangents = step.microbatches, num_steps, num_tangents
         self.budget, self.reason = budget, ""
+
+    def reset(self, seed: int) -> None:
+        super().reset(seed if self.seed is None else self.seed)
 
     def restore(self, state: Nested) -> None:
         super().restore(state)
@@ -297,7 +406,7 @@ class _Watched(TrainingFlow):
         if self.reason:
             raise Interrupted(f"interrupted after step {self.index} of the trajectory.")
         moved = super().step(tangents)
-        self.budget.tell(f"training step {self.index:,} of {self.num_steps:,}")
+        self.budget.tell(f"{self.name}training step {self.index:,} of {self.num_steps:,}")
         return moved
 
 
@@ -307,8 +416,11 @@ def _summary(
     settings: LyapunovOptions,
     same: SameSteps | None,
     coordinates: str | None,
+    logs: forks.ForkedLogs | None = None,
 ) -> LyapunovSummary:
-    dimension: LyapunovDimension = lyapunov_dimension(exponents, step.size) if same is None else same.lyapunov
+    dimension: LyapunovDimension = (
+        lyapunov_dimension(exponents, step.size, forks=logs) if same is None else same.lyapunov
+    )
     history = exponents.history if exponents.history.size else np.zeros((0, len(exponents.values)))
     return LyapunovSummary(
         values=exponents.values,
@@ -332,27 +444,19 @@ def _summary(
         sharpest=None if same is None else same.sharpest,
         coordinates=coordinates,
         estimator=settings.estimator,
-        effective_samples=effective_samples(exponents),
+        effective_samples=effective_samples(exponents) if logs is None else None,
+        forks=None if logs is None else forks.evidence(logs, dimension),
     )
 
 
 def effective_samples(exponents: LyapunovExponents) -> FloatArray | None:
     """Effective number of independent blocks of steps behind each exponent, shape [k]; None below 8 blocks.
 
-    n / (1 + 2 sum_t rho_t) for n block means with autocorrelations rho_t, summed over Geyer's initial positive
-    sequence; NaN where the means do not vary. With blocks of one step it counts steps. It exceeds n where successive
-    blocks are anti-correlated.
-
-    Reference: Geyer (1992); `tfp.mcmc.effective_sample_size`.
+    NaN where the means do not vary. With blocks of one step it counts steps. It exceeds the number of blocks where
+    successive ones are anti-correlated; see `sdkeras.dimension.forks.effective_size`.
     """
     means = exponents.block_means
-    if len(means) < _FEWEST_BLOCKS:
-        return None
-    from tensorflow_probability.substrates import numpy as tfp
-
-    with np.errstate(divide="ignore", invalid="ignore"):
-        samples = tfp.mcmc.effective_sample_size(means, filter_beyond_positive_pairs=True)
-    return np.asarray(samples, np.float64)
+    return None if len(means) < _FEWEST_BLOCKS else forks.effective_size(means)
 
 
 def _caveats(
@@ -379,14 +483,7 @@ def _caveats(
             f"exponents {summary.num_resolved + 1} to {len(summary.values)} are upper bounds: at some step their "
             "growth was below what the precision resolves beside the largest (`dtype='float64'` resolves more).",
         )
-    drift = _drift(summary)
-    if drift is not None:
-        yield Note(
-            "drifting",
-            f"ell_1 was {drift[0]:.3g} over the first half of the steps and {drift[1]:.3g} over the second, further "
-            "apart than their standard errors explain: training has not reached its attractor. Discard a longer "
-            "transient.",
-        )
+    yield from _drifting(summary)
     for code, words in step.notes:
         yield Note(code, words)
     if summary.coordinates not in (None, "weights", "balanced"):
@@ -408,6 +505,27 @@ def _caveats(
     if limit:
         words = f"{summary.num_steps:,} of {settings.num_steps:,} steps were measured."
         yield Note(limit_code(limit), f"{limit} ended the trajectory: {words}")
+
+
+def _drifting(summary: LyapunovSummary) -> Iterator[Note]:
+    """Caveats on steps that are not of one distribution."""
+    if summary.forks is not None:
+        worst = int(np.argmax(summary.forks.r_hat))
+        if summary.forks.r_hat[worst] > forks.MOST_R_HAT:
+            yield Note(
+                "not-mixed",
+                f"split R-hat reaches {summary.forks.r_hat[worst]:.3f} (ell_{worst + 1}) over {summary.forks.count} "
+                f"forks, above {forks.MOST_R_HAT}: the steps are not stationary or the forks not mixed, and standard "
+                "errors are too small. Discard a longer transient, or take more steps.",
+            )
+    drift = _drift(summary)
+    if drift is not None:
+        yield Note(
+            "drifting",
+            f"ell_1 was {drift[0]:.3g} over the first half of the steps and {drift[1]:.3g} over the second, further "
+            "apart than their standard errors explain: training has not reached its attractor. Discard a longer "
+            "transient.",
+        )
 
 
 def _drift(summary: LyapunovSummary) -> tuple[float, float] | None:

@@ -17,6 +17,7 @@ import attrs
 import numpy as np
 
 from sdkeras.dimension.bounds import INPUTS, check_inputs
+from sdkeras.dimension.forks import FEWEST_FORKS
 from sdkeras.errors import OperatorSizeError, SdkerasError, did_you_mean
 from sdkeras.estimators import registry
 from sdkeras.estimators.kinds import Estimator
@@ -135,6 +136,10 @@ COUNT = must("a positive whole number", lambda value: is_number(value, whole=Tru
 POSITIVE = must("positive", lambda value: is_number(value) and (0 < value < _MOST or value == math.inf))
 _FINITE = must("positive and finite", lambda value: is_number(value) and 0 < value < math.inf)
 NOT_NEGATIVE = must("0 or more", lambda value: is_number(value, whole=True) and value >= 0)
+_FORKS = must(
+    f"1, or {FEWEST_FORKS} or more, from which on they tell whether they are samples of one distribution",
+    lambda value: is_number(value, whole=True) and (value == 1 or FEWEST_FORKS <= value < _MOST),
+)
 # Whose least value is said elsewhere, with the reason.
 _WHOLE = must("a whole number", lambda value: is_number(value, whole=True))
 _TEXT = must("text", lambda value: isinstance(value, str))
@@ -660,11 +665,21 @@ class LyapunovOptions(EstimationOptions):
             group=WHAT,
         ),
     )
+    forks: int = option(
+        1,
+        "Trajectories from the checkpoint, each with minibatches of its own: R-hat and ESS; 4 or more.",
+        _FORKS,
+        metavar="M",
+        more="The first is followed once more with another start frame, whose difference is an error of alignment: "
+        "M + 1 times the products and the time of one. Not with windows.",
+        group=PRECISION,
+    )
     checkpoint: str | None = attrs.field(
         default=None,
         converter=_path,
         metadata=_words(
             "Keep the run in this file, and continue it if it is there.",
+            "With forks in files beside it too, FILE.fork2 and so on, and FILE.frame2. "
             "A continued run is bit for bit the uninterrupted one; the same file extends a finished run to a larger "
             "num_steps.",
             "FILE",
@@ -703,7 +718,17 @@ class LyapunovOptions(EstimationOptions):
                 "windows and a checkpoint cannot be combined: the file holds no Jacobians, and a continued run would "
                 "lack those of the steps before; leave one of them out."
             )
+        if self.windows and self.forks > 1:
+            raise SdkerasError(
+                "windows and forks cannot be combined: the dense Jacobians of one trajectory would stand beside the "
+                "exponents of several; leave one of them out."
+            )
         self.configured_estimator(1)
+
+    @property
+    def num_followed(self) -> int:
+        """Trajectories that are followed: one, or the forks and the second frame of the first."""
+        return self.forks + 1 if self.forks > 1 else 1
 
     def exponents_of(self, size: int) -> int:
         """How many exponents are computed of a state of this size: with windows all of them by default."""
@@ -733,16 +758,20 @@ class LyapunovOptions(EstimationOptions):
                 f"{of_the_run[0]} of '{self.estimator}' is an option of the run; give it as such ("
                 f"{', '.join(f'`{name}`' for name in _OF_THE_RUN)})."
             )
-        needed = [*(["checkpoint"] if self.checkpoint else []), *(["num_steps", "transient"] if self.windows else [])]
+        needed = {
+            **({"checkpoint": "a checkpoint needs"} if self.checkpoint else {}),
+            **(dict.fromkeys(("num_steps", "transient"), "windows need") if self.windows else {}),
+            **({"keep_steps": "forks need"} if self.forks > 1 else {}),
+        }
         lacking = [name for name in needed if name not in fields]
         if lacking:
             raise SdkerasError(
-                f"the lyapunov estimator '{self.estimator}' has no field {lacking[0]}, which "
-                f"{'windows need' if self.windows else 'a checkpoint needs'}; take {DEFAULTS['lyapunov']}, or leave "
-                "them out."
+                f"the lyapunov estimator '{self.estimator}' has no field {lacking[0]}, which {needed[lacking[0]]}; "
+                f"take {DEFAULTS['lyapunov']}, or leave them out."
             )
         of_this_run = {**attrs.asdict(self, recurse=False), "num_exponents": num_exponents}
         settings |= {name: of_this_run[name] for name in _OF_THE_RUN if name in fields}
+        settings |= {"keep_steps": True} if self.forks > 1 else {}
         return configured(cls, settings)
 
     def dense_bytes(self, size: int, itemsize: int) -> int:

@@ -230,13 +230,16 @@ def planned_trajectory(loss: EmpiricalLoss, size: int, settings: LyapunovOptions
     gradient, activations, _ = timed_gradient(loss, loss.minibatch(0))
     count, itemsize = settings.exponents_of(size), loss.dtype.itemsize
     per_step = size if settings.windows else count
-    products = _CHECKS + _STEP_CHECKS + settings.transient * count + settings.num_steps * per_step
+    of_steps = settings.transient * count + settings.num_steps * per_step
+    products = _CHECKS + _STEP_CHECKS + settings.num_followed * of_steps
     seconds = products * gradient * _PER_PRODUCT
     # Each step once for SD, each window once, and the determinants.
     matrices = sum(settings.num_steps // m for m in settings.windows) + len(settings.windows[1:]) * settings.num_steps
     if settings.windows:
         seconds += matrices * _seconds_of_singular_values(size)
     memory = peak_memory() + 3 * (activations + loss.size * itemsize) + 4 * size * per_step * itemsize
+    if settings.forks > 1:  # ln R_ii of every step, and their sums
+        memory += 4 * settings.num_followed * settings.num_steps * count * 8
     return LyapunovPlan(
         num_parameters=loss.size,
         state_size=size,
@@ -244,6 +247,7 @@ def planned_trajectory(loss: EmpiricalLoss, size: int, settings: LyapunovOptions
         num_steps=settings.num_steps,
         transient=settings.transient,
         windows=settings.windows,
+        forks=settings.forks,
         num_hvps=products,
         peak_memory=int(memory + settings.dense_bytes(size, itemsize)),
         seconds=seconds,

@@ -33,6 +33,17 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_the_plan_of_forks_says_what_they_cost(files: Path, in_process) -> None:
+    call = ("lyapunov", files / "model.keras", "--data", files / "data.npz", "--batch-size", 16, "--dry-run")
+    status, shown, err = in_process(*call, "--forks", 4, "--steps", 20, "--transient", 5, "--num-exponents", 2)
+    assert status == 0, err
+    shown = " ".join(shown.replace("│", " ").split())
+    assert "4, and the first once more with another start frame: 5 times a trajectory's cost" in shown
+    status, _, err = in_process(*call, "--forks", 2)
+    assert status == 2
+    assert "forks is 2; it must be 1, or 4 or more" in err
+
+
 def test_a_run_and_its_reports(files: Path, tmp_path: Path, in_process) -> None:
     out, page = tmp_path / "out.json", tmp_path / "out.html"
     status, shown, err = in_process(

@@ -309,9 +309,23 @@ def test_a_run_goes_on_after_every_possible_interruption(tmp_path, name, every):
         assert 10**9 - rest.left == total - done // every * every
 
 
+def test_steps_that_are_kept_are_those_of_the_exponents():
+    settings = LyapunovQr(num_exponents=2, num_steps=150, transient=10)
+    found = attrs.evolve(settings, keep_steps=True).estimate(gaussian(3), seed=1)
+    assert found.steps.shape == (150, 2)
+    np.testing.assert_allclose(np.sort(found.steps.mean(axis=0))[::-1], found.values, atol=1e-14)
+    order = np.argsort(-found.steps.mean(axis=0))
+    blocks = found.steps[: len(found.history) * found.block_size, order].reshape(-1, found.block_size, 2)
+    np.testing.assert_allclose(found.block_means, blocks.mean(axis=1), atol=1e-12)
+    plain = settings.estimate(gaussian(3), seed=1)
+    assert plain.steps is None
+    np.testing.assert_allclose(plain.values, found.values, atol=1e-12)
+
+
 @pytest.mark.usefixtures("quick_disk")
-def test_a_run_that_is_interrupted_again_and_again(tmp_path):
-    settings = LyapunovQr(num_exponents=None, num_steps=300, tolerance=1e-9, checkpoint_interval=3)
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_run_that_is_interrupted_again_and_again(tmp_path, keep):
+    settings = LyapunovQr(num_exponents=None, num_steps=300, tolerance=1e-9, checkpoint_interval=3, keep_steps=keep)
     whole = settings.estimate(TanhTraining(), seed=3)
     kept = attrs.evolve(settings, checkpoint=str(tmp_path / "run.npz"))
     for _ in range(1000):

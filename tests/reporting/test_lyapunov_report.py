@@ -4,10 +4,12 @@ import math
 
 import attrs
 import numpy as np
+import pytest
 
 from sample_runs import RUN
 from sdkeras.reporting import figures
 from sdkeras.reporting.build import report_of
+from sdkeras.reporting.compare import compare
 from sdkeras.reporting.drawing import as_svg
 from sdkeras.reporting.html import as_html
 from sdkeras.reporting.terminal import as_text
@@ -89,6 +91,50 @@ def test_windows_have_a_table_a_figure_and_a_line_of_their_own() -> None:
     assert len(report_of(run).figures) == 3
     assert "Dimensions over the same" not in as_text(ALONE)
     assert "none is determined" in as_text(attrs.evolve(ALONE, lyapunov=attrs.evolve(WINDOWED, sharpest=None)))
+
+
+OVER_FORKS = attrs.evolve(
+    FOUND,
+    num_resolved=None,
+    forks=lyapunov.Forks(
+        count=4,
+        seeds=(0, 5, 6, 7),
+        r_hat=np.array([1.0023, 1.0004, 1.0312]),
+        effective_steps=np.array([312.4, 408.0, math.nan]),
+        alignment=np.array([0.00012, 0.0, 0.034]),
+        half_widths=np.array([0.0031, 0.004, 0.04]),
+        sum_stderr=np.array([0.0015, 0.0025, 0.005]),
+        dimension_stderr=0.0091,
+        dimension_r_hat=1.0017,
+        dimension_effective_steps=377.0,
+    ),
+)
+
+
+def test_exponents_over_forks_have_r_hat_ess_and_alignment_beside_them() -> None:
+    run = attrs.evolve(ALONE, lyapunov=OVER_FORKS)
+    text, page = " ".join(as_text(run, verbose=True, width=200).replace("│", " ").split()), as_html(run)
+    for words in (
+        "0.0125 ± 0.0015 R-hat 1.002, ESS 312, alignment 0.00012",
+        "R-hat 1.031, alignment 0.034",
+        "its standard error 0.0091 R-hat 1.002, ESS 377",
+        "102 of 200 of each of 4 forks",
+    ):
+        assert words in text, words
+    assert "R-hat 1.002, ESS 312, alignment 0.00012" in page
+    unframed = attrs.evolve(OVER_FORKS, forks=attrs.evolve(OVER_FORKS.forks, alignment=None, dimension_r_hat=None))
+    text = as_text(attrs.evolve(ALONE, lyapunov=unframed), verbose=True)
+    assert "alignment" not in text
+    assert "its standard error" not in text
+    assert "R-hat" not in as_text(ALONE, verbose=True)
+    assert answers.LyapunovRun.from_json(run.to_json()) == run
+
+
+def test_compared_exponents_have_the_intervals_of_the_forks() -> None:
+    changed = compare(attrs.evolve(ALONE, lyapunov=OVER_FORKS), attrs.evolve(ALONE, lyapunov=OVER_FORKS))
+    (first,) = [row for row in changed.numbers if row.path == "lyapunov.values.0"]
+    assert first.a.interval == pytest.approx((0.0125 - 0.0031, 0.0125 + 0.0031), abs=1e-6)
+    assert first.a.evidence == "interval"
 
 
 def test_the_figure_of_windows() -> None:

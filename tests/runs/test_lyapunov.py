@@ -13,6 +13,8 @@ from flows import RandomProducts
 from sdkeras.errors import Interrupted, ModelError, OperatorSizeError, PluginError, SdkerasError
 from sdkeras.linalg.probes import start_frame
 from sdkeras.operators import precision
+from sdkeras.results.codec import as_plain, from_plain
+from sdkeras.results.lyapunov import LyapunovSummary
 from sdkeras.results.progress import Progress
 from sdkeras.runs import lyapunov
 from sdkeras.runs.budget import Meter
@@ -273,6 +275,107 @@ def test_an_analysis_refuses_them_before_the_work() -> None:
         sdkeras.analyze(classifier(keras.optimizers.SGD(0.5)), (X, Y), lyapunov=13)
 
 
+# Forks
+
+FORKED = {"num_exponents": 2, "num_steps": 30, "transient": 5, "forks": 4}
+
+
+@pytest.fixture(scope="module")
+def forked(step: sdkeras.UpdateMap) -> lyapunov.Followed:
+    return follow(step, **FORKED)
+
+
+def test_forks_are_trajectories_with_minibatches_of_their_own(
+    step: sdkeras.UpdateMap, forked: lyapunov.Followed
+) -> None:
+    found = forked.summary
+    assert (found.forks.count, found.num_steps, found.num_steps_asked) == (4, 30, 30)
+    assert len(set(found.forks.seeds)) == 4
+    assert found.forks.seeds[0] == LyapunovOptions().seed
+    alone = [follow(step, **(FORKED | {"forks": 1, "seed": seed})).summary for seed in found.forks.seeds]
+    # One after the other, decomposed as seldom as their growth allows: the same but for rounding, and each sorted.
+    sums = [each.values.sum() for each in alone]
+    assert found.values.sum() == pytest.approx(np.mean(sums), abs=1e-9)
+    assert np.ptp([each.values[0] for each in alone]) > 1e-3
+    # After 5 steps the second frame has not yet turned to the directions of the first.
+    assert np.all(found.forks.alignment > 1e-4)
+    assert from_plain(as_plain(found), LyapunovSummary, "here") == found
+
+
+def test_forks_cost_as_many_trajectories_and_one_more(step: sdkeras.UpdateMap, trained: keras.Model) -> None:
+    before, stages = step.num_products, []
+    follow(step, **(FORKED | {"num_steps": 4}), progress=lambda progress: stages.append(progress.stage))
+    assert step.num_products - before == 5 * 2 * 9
+    assert stages[0] == "fork 1 of 4, training step 1 of 9"
+    assert stages[-1] == "second frame of fork 1, training step 9 of 9"
+    several, one = (lyapunov.plan(trained, (X, Y), batch_size=4, **(FORKED | {"forks": k})) for k in (4, 1))
+    assert (several.forks, one.forks) == (4, 1)
+    assert several.num_hvps - one.num_hvps == 4 * 2 * 35
+    assert several.seconds > 2 * one.seconds * one.seconds_per_gradient / several.seconds_per_gradient
+
+
+def test_forks_go_on_where_they_ended(step: sdkeras.UpdateMap, forked: lyapunov.Followed, tmp_path) -> None:
+    """Ctrl-C in the third: too few to be pooled. The same files end as the uninterrupted run, and go further."""
+    options = FORKED | {"checkpoint": str(tmp_path / "run.npz")}
+    stages: list[str] = []
+
+    def stop(progress: Progress) -> None:
+        stages.append(progress.stage)
+        if progress.stage == "fork 3 of 4, training step 17 of 35":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    part = follow(step, **options, progress=stop)
+    assert part.interrupted
+    assert part.summary.forks is None
+    assert "3 of 4 forks have steps" in told(part)["too-few-forks"]
+    assert part.summary.num_steps == 30
+    del stages[-1]  # Ctrl-C came after it
+    again = follow(step, **options, progress=lambda progress: stages.append(progress.stage))
+    assert again.summary == forked.summary
+    assert not again.interrupted
+    assert len(stages) == 5 * 35 - 1
+    longer = follow(step, **(options | {"num_steps": 40}))
+    assert longer.summary == follow(step, **(FORKED | {"num_steps": 40})).summary
+    with pytest.raises(SdkerasError, match="differs in: steps that are kept"):
+        follow(step, **(options | {"forks": 1}))
+
+
+def test_each_fork_has_its_share_of_the_time(step: sdkeras.UpdateMap, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(lyapunov.time, "monotonic", lambda: now[0])
+
+    def tick(progress: Progress) -> None:
+        now[0] += "training step" in progress.stage
+
+    cut = follow(step, **FORKED, progress=tick, deadline=5 * 17.0)
+    assert now[0] == 5 * 17.0
+    assert cut.timed_out
+    assert (cut.summary.num_steps, cut.summary.forks.count) == (12, 4)
+    assert "12 of 30 steps were measured" in told(cut)["time-limit"]
+    now[0] = 0.0
+    assert not follow(step, **FORKED, progress=tick, deadline=5 * 35.0).timed_out
+
+
+def test_forks_have_the_known_exponent_of_a_linear_map() -> None:
+    """One weight and one sample a step: ell is the mean of ln |1 - 2 eta x^2| over the data."""
+    x = np.linspace(0.5, 3.5, 8)[:, None]
+    with precision.default_precision("float64"):
+        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+        model.compile(keras.optimizers.SGD(RATE), "mse")
+        model.train_on_batch(x, np.sin(x))
+    run = sdkeras.lyapunov(model, (x, np.sin(x)), batch_size=1, num_steps=60, transient=3, dtype="float64", forks=4)
+    found, factors = run.lyapunov, np.log(np.abs(1 - 2 * RATE * x[:, 0] ** 2))
+    assert found.forks.r_hat[0] < 1.01
+    # Sampled by epochs, that is with less error than independent steps would have.
+    assert abs(found.values[0] - factors.mean()) < found.forks.half_widths[0]
+    assert 0 < found.stderr[0] <= factors.std() / np.sqrt(240) * 1.1
+    assert found.forks.alignment[0] == pytest.approx(0.0, abs=1e-12)  # there is one direction
+    assert run.provenance.num_hvps >= 5 * 63
+    assert sdkeras.LyapunovRun.from_json(run.to_json()) == run
+    shown = run.to_json()
+    assert '"r_hat"' in shown
+
+
 # Windows
 
 
@@ -523,6 +626,10 @@ BAD = [
     ({"windows": (2,), "memory_gb": 4e-5}, OperatorSizeError, r"1,000 steps of a state of 24 dim.*at most \d+ steps"),
     ({"windows": (2,), "memory_gb": 4e-6}, OperatorSizeError, r"not even one step fits"),
     ({"memory_gb": 0.0}, SdkerasError, "memory_gb is 0.0"),
+    ({"forks": 3}, SdkerasError, "forks is 3; it must be 1, or 4 or more"),
+    ({"forks": 4, "windows": (2,)}, SdkerasError, "windows and forks cannot be combined"),
+    ({"forks": 4, "estimator": "no-steps"}, SdkerasError, "has no field keep_steps, which forks need"),
+    ({"forks": 4, "batch_size": 12}, SdkerasError, "every step is on the same 12 samples"),
     ({"time_limit": float("inf")}, SdkerasError, "time_limit is inf"),
     (
         {"windows": (2,), "num_exponents": 25},
