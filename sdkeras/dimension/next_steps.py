@@ -16,7 +16,7 @@ import numpy as np
 
 from sdkeras.dimension.cautions import ROWS_FOR_SKEWNESS
 from sdkeras.dimension.exponents import FULL
-from sdkeras.dimension.stability import EDGE
+from sdkeras.dimension.stability import EDGE, plateaus
 from sdkeras.errors import counted
 from sdkeras.results.answers import Analysis, LayerSharpness
 from sdkeras.results.arrays import Value
@@ -172,7 +172,8 @@ def noise(run: Analysis) -> tuple[str, Span, bool] | None:
     """How much of what minibatch noise allows the rate uses, 1 where steps stop settling; None where it is not known.
 
     The larger of two: kappa of mean-square stability, for SGD without momentum, which is a lower bound; and the batch
-    sharpness over the level at which it settles, 2/eta for SGD, 2(1 - beta)/eta for heavy ball with small batches.
+    sharpness over the level at which it settles, 2/eta for SGD, 2(1 - beta)/eta for heavy ball with small batches. A
+    heavy ball above that level may have large batches, which settle at 2(1 + beta)/eta: the interval then holds both.
 
     Returns:
         What happens at 1, the interval of the share used, and whether it is kappa.
@@ -185,12 +186,14 @@ def noise(run: Analysis) -> tuple[str, Span, bool] | None:
     if kappa is not None and kappa.bounds is not None:
         known.append(("minibatch noise grows (kappa = 1)", kappa.bounds, True))
     batch, error = edge.batch_sharpness, edge.batch_sharpness_stderr
-    known_level = optimizer.name == "SGD" and not optimizer.nesterov and not _is_full_batch(run)
-    level = 2 * (1 - (optimizer.momentum or 0.0)) / (optimizer.learning_rate or math.inf) if known_level else 0.0
-    if level > 0 and batch is not None and error is not None:
-        half = STANDARD_ERRORS * error
-        name = "2(1-beta)/eta" if optimizer.momentum else "2/eta"
-        share = (batch - half) / level, (batch + half) / level
+    momentum, nesterov = optimizer.momentum, bool(optimizer.nesterov)
+    levels = plateaus(optimizer.name, optimizer.learning_rate, momentum=momentum, nesterov=nesterov)
+    if levels and not _is_full_batch(run) and batch is not None and error is not None:
+        half, lowest, highest = STANDARD_ERRORS * error, levels[0], levels[-1]
+        share, name = ((batch - half) / lowest.level, (batch + half) / lowest.level), lowest.formula
+        if lowest is not highest and share[0] > EDGE[1]:
+            share = (batch - half) / highest.level, share[1]
+            name += f" in small or {highest.formula} in large minibatches"
         known.append((f"the batch sharpness reaches {name}, where it settles", share, False))
     finite = [each for each in known if math.isfinite(sum(each[1]))]
     return max(finite, key=lambda each: each[1][1], default=None)

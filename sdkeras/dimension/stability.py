@@ -6,6 +6,9 @@ import math
 
 import attrs
 
+from sdkeras.results.dimension import EdgeOfStability, Plateau
+from sdkeras.results.measured import STANDARD_ERRORS
+
 # "At the edge": what full-batch training hovers in, once progressive sharpening has brought it there
 # (Cohen et al. 2021, Figure 1).
 EDGE = (0.9, 1.1)
@@ -84,6 +87,51 @@ def thresholds(
         upper = twice * (1 + beta) / eta
         return Thresholds(-weight_decay * (1 - beta), upper, formula, preconditioned=True)
     return None
+
+
+def plateaus(
+    optimizer: str, learning_rate: float, *, momentum: float | None = None, nesterov: bool = False
+) -> tuple[Plateau, ...]:
+    """Levels at which the batch sharpness of minibatch training is reported to settle, ascending; () where none is.
+
+    SGD 2/eta. With heavy ball two, which no single threshold explains: 2(1 - beta)/eta in small minibatches, whose
+    noise momentum amplifies, and in large ones the full-batch threshold 2(1 + beta)/eta. Neither is for weight decay.
+
+    Reference: Andreyev and Beneventano (2024), arXiv 2412.20553; Andreyev et al. (2026), arXiv 2604.14108.
+    """
+    beta = momentum or 0.0
+    if optimizer != "SGD" or nesterov or not 0 < learning_rate < math.inf or not 0 <= beta < 1:
+        return ()
+    if beta == 0.0:
+        return (Plateau(2.0 / learning_rate, "2/eta", "any"),)
+    return (
+        Plateau(2.0 * (1.0 - beta) / learning_rate, "2(1-beta)/eta", "small"),
+        Plateau(2.0 * (1.0 + beta) / learning_rate, "2(1+beta)/eta", "large"),
+    )
+
+
+def settled_at(edge: EdgeOfStability) -> Plateau | None:
+    """The plateau of momentum that the batch sharpness is at, where it decides the verdict; else None.
+
+    It does where the sharpness is below the edge of full-batch steps, and the batch sharpness, known to a 95 %
+    half-width of a fifth of the level, is within `EDGE` of it. Without momentum the level is the threshold itself.
+    """
+    batch, error = edge.batch_sharpness, edge.batch_sharpness_stderr
+    if len(edge.plateaus) < 2 or batch is None or error is None or edge.ratio is None or not 0 < edge.ratio < EDGE[0]:
+        return None
+    nearest = min(edge.plateaus, key=lambda plateau: abs(batch / plateau.level - 1))
+    known = STANDARD_ERRORS * error <= (EDGE[1] - EDGE[0]) * nearest.level
+    return nearest if known and EDGE[0] <= batch / nearest.level <= EDGE[1] else None
+
+
+def verdict_by_plateau(edge: EdgeOfStability, plateau: Plateau) -> str:
+    """The verdict where the batch sharpness is at this plateau, in one sentence; that on the sharpness ends it."""
+    batch = edge.batch_sharpness or math.nan
+    return (
+        f"At the edge of stochastic stability: batch sharpness {batch:.4g} is {batch / plateau.level:.2g} times "
+        f"{plateau.formula} = {plateau.level:.4g}, where momentum in {plateau.minibatches} minibatches is reported to "
+        f"settle; {edge.verdict.partition(': ')[2]}"
+    )
 
 
 def _formula(numerator: str, denominator: str, weight_decay: float) -> str:

@@ -34,6 +34,7 @@ from sdkeras.results.dimension import (
     EdgeOfStability,
     GradientNoise,
     MeanSquareStability,
+    Plateau,
     RdsSharpness,
     Sampled,
     SharpnessDimension,
@@ -328,8 +329,16 @@ def _batch_sharpness(edge: EdgeOfStability) -> tuple[Row, ...]:
     return present(
         form("batch sharpness", *mean, edge.batch_sharpness_target),
         None if quotient[0] is None else form("ratio of means", *quotient, "mean of g'Hg over mean of |g|²"),
+        *(_plateau(edge.batch_sharpness, plateau) for plateau in edge.plateaus if edge.batch_sharpness is not None),
         ("skipped", f"{skipped:.2%}", "minibatches whose gradient is 0") if skipped else None,
     )
+
+
+def _plateau(batch_sharpness: float, plateau: Plateau) -> Row:
+    """A level at which the batch sharpness settles, and its share of it."""
+    where = "" if plateau.minibatches == "any" else f" in {plateau.minibatches} minibatches"
+    share = f"batch sharpness is {batch_sharpness / plateau.level:.2g} times {plateau.formula}"
+    return f"settles{where} at", number(plateau.level), f"{share}, as reported"
 
 
 def _dimension(estimate: SharpnessDimension, num_samples: int) -> Table:

@@ -6,7 +6,7 @@ import math
 
 from sdkeras.dimension.exponents import FULL, PRECONDITIONED
 from sdkeras.dimension.next_steps import MOST_ROOM
-from sdkeras.dimension.stability import EDGE
+from sdkeras.dimension.stability import EDGE, settled_at
 from sdkeras.errors import counted
 from sdkeras.reporting.numbers import dimension, estimated, measured, number, share_of_state, undetermined, with_error
 from sdkeras.results.answers import Analysis
@@ -33,10 +33,17 @@ def edge_in_words(edge: EdgeOfStability) -> str:
     if edge.ratio < EDGE[0]:
         room = f"about {1 / edge.ratio:,.0f}" if edge.ratio < 0.1 else f"about {number(1 / edge.ratio, 2)}"
         room = f"more than {MOST_ROOM:g}" if edge.ratio * MOST_ROOM < 1 else room
-        return meaning + (
+        words = (
             f"Here there is room: the learning rate could be {room} times as large before full-batch steps "
             "began to grow, were the sharpness to stay as it is."
         )
+        plateau = settled_at(edge)
+        if plateau is not None:
+            words += (
+                " Minibatches leave none: curvature along their own gradients, the batch sharpness, is where momentum "
+                f"in {plateau.minibatches} minibatches is reported to settle, {plateau.formula}."
+            )
+        return meaning + words
     if edge.ratio <= EDGE[1]:
         return meaning + (
             "Training sits at that limit, where full-batch training is often found: the learning rate and not the "

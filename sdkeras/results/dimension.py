@@ -181,6 +181,15 @@ class GradientNoise:
 
 
 @attrs.frozen
+class Plateau:
+    """A level at which the batch sharpness is reported to settle."""
+
+    level: float
+    formula: str
+    minibatches: str  # 'small', 'large', or 'any'
+
+
+@attrs.frozen
 class EdgeOfStability:
     """Where the training stands relative to its optimizer's stability threshold."""
 
@@ -205,3 +214,6 @@ class EdgeOfStability:
     sharpness_converged: bool = True  # whether the residual met its tolerance
     gradient_noise: GradientNoise | None = None  # None without the eigenvector, or below 2 minibatches
     mean_square_stability: MeanSquareStability | None = None  # None where it was not asked for
+    # Where the batch sharpness settles with this optimizer, ascending: 2/eta for SGD, two levels with momentum; ()
+    # where no level is known or a minibatch is all of the data, and in earlier files.
+    plateaus: tuple[Plateau, ...] = ()

@@ -21,7 +21,7 @@ from sdkeras.operators.lockstep import USUAL_PRODUCTS
 from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.reporting.numbers import rate_source_in_words
 from sdkeras.results.arrays import Array, FloatArray
-from sdkeras.results.dimension import EdgeOfStability, GradientNoise
+from sdkeras.results.dimension import EdgeOfStability, GradientNoise, Plateau
 from sdkeras.results.estimates import Eigenpairs
 from sdkeras.results.measured import Measured
 from sdkeras.runs import measure
@@ -60,7 +60,9 @@ def edge(
     reason = problem.unscaled or ("" if pairs is not None else reason)
     found = edge_of_stability(problem, None if pairs is None else measure.with_evidence(pairs, 0), reason)
     below = found.ratio is not None and found.ratio <= stability.EDGE[1]
-    if below and pairs is not None and not pairs.converged[0] and (budget.is_limited or budget.interrupted):
+    is_cut = budget.is_limited or budget.interrupted
+    is_open = below and pairs is not None and not pairs.converged[0] and is_cut
+    if is_open and pairs is not None:
         words = (
             f"No verdict within the limit: the sharpness is at least {found.sharpness:.4g} (not converged, residual "
             f"{float(pairs.residuals[0]):.2g}), {found.ratio:.2g} times the threshold {found.threshold:.4g}."
@@ -87,7 +89,11 @@ def edge(
         return batch_sharpness(within, most, target=target, population=known, expect=expect, noise=noise), ()
 
     batches, more = budget.measured("batch sharpness", sampled, tuple[BatchSharpness, Notes])
-    return attrs.evolve(found, **attrs.asdict(batches or BatchSharpness(), recurse=False)), (*notes, *more)
+    found = attrs.evolve(found, **attrs.asdict(batches or BatchSharpness(), recurse=False))
+    plateau = None if is_open else stability.settled_at(found)
+    if plateau is not None:
+        found = attrs.evolve(found, verdict=stability.verdict_by_plateau(found, plateau))
+    return found, (*notes, *more)
 
 
 def cost_of_edge(problem: Problem) -> int:
@@ -125,7 +131,19 @@ def edge_of_stability(problem: Problem, largest: Measured | None, reason: str = 
         verdict=verdict,
         sharpness_residual=None if largest is None else largest.residual,
         sharpness_converged=largest is None or largest.converged,
+        plateaus=_plateaus(problem),
     )
+
+
+def _plateaus(problem: Problem) -> tuple[Plateau, ...]:
+    """Where the batch sharpness settles in minibatches of this size."""
+    optimizer, source = problem.optimizer, problem.loss.source
+    if problem.rate is None or source.batch_size >= source.num_samples:
+        return ()
+    if optimizer is None:
+        return stability.plateaus("SGD", problem.rate)
+    momentum, nesterov = optimizer.momentum, bool(optimizer.nesterov)
+    return stability.plateaus(optimizer.name, problem.rate, momentum=momentum, nesterov=nesterov)
 
 
 def num_minibatches(max_hvps: int | None) -> int:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sample_runs import EMPTY, RUN, with_edge, with_estimate
 from sdkeras.dimension import next_steps as rules
-from sdkeras.dimension.next_steps import next_steps
+from sdkeras.dimension.next_steps import next_steps, noise
 from sdkeras.dimension.stability import thresholds
 from sdkeras.results.answers import Analysis, LayerSharpness, OptimizerPart, SpectrumSummary
 from sdkeras.results.dimension import FrozenLyapunov, MeanSquareStability, Sampled
@@ -248,6 +248,11 @@ def test_rates_that_are_named() -> None:
     heavy = with_optimizer(at(0.2, batch_sharpness=9.1, batch_sharpness_stderr=0.0), momentum=0.5)
     assert codes(heavy) == ["small-batch"]
     assert value_of(with_data(heavy, batch_size_source="given"), "small-batch", "batch_size") == 64
+    # Above that, with room below 2 (1 + beta)/eta = 30, either may hold: 0.4 to 1.2 of what the rate allows.
+    above = with_optimizer(at(0.2, batch_sharpness=12.0, batch_sharpness_stderr=0.0), momentum=0.5)
+    assert noise(above)[1] == pytest.approx((0.4, 1.2))
+    assert (codes(above), next_steps(above)[0].confidence) == (["small-batch"], "low")
+    assert noise(heavy)[1] == pytest.approx((0.91, 0.91))
     assert value_of(with_data(heavy, batch_size_source="assumed"), "small-batch", "batch_size") == "N"
 
 

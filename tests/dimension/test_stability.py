@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from oracles import VECTORS
-from sdkeras.dimension.stability import thresholds, verdict
+from sdkeras.dimension.stability import plateaus, settled_at, thresholds, verdict, verdict_by_plateau
+from sdkeras.results.dimension import EdgeOfStability
 
 
 def test_vectors() -> None:
@@ -82,3 +83,59 @@ def test_verdict(sharpness: float | None, start: str) -> None:
     assert sentence.startswith(start)
     assert sentence.endswith(".")
     assert verdict(1.0, None, optimizer="Lion", learning_rate=0.2).startswith("No verdict")
+
+
+# Plateaus of the batch sharpness
+
+
+def test_momentum_has_two_plateaus_and_plain_sgd_one() -> None:
+    small, large = plateaus("SGD", 0.1, momentum=0.9)
+    assert (small.level, small.formula) == (pytest.approx(2.0), "2(1-beta)/eta")
+    assert (large.level, large.formula) == (pytest.approx(38.0), "2(1+beta)/eta")
+    assert large.level == thresholds("SGD", 0.1, momentum=0.9).upper
+    (only,) = plateaus("SGD", 0.1)
+    assert (only.level, only.formula) == (20.0, "2/eta")
+    for none in (plateaus("SGD", 0.1, momentum=0.9, nesterov=True), plateaus("Adam", 0.1), plateaus("SGD", np.nan)):
+        assert none == ()
+
+
+def with_batches(batch: float | None, stderr: float | None = 0.01, ratio: float | None = 0.2, momentum: float = 0.9):
+    """Rate 0.1: plateaus at 2 and 38 with momentum 0.9."""
+    return EdgeOfStability(
+        *("H", 7.6, 38.0, ratio, batch, stderr, "Below the edge of stability: sharpness 7.6 is 0.2 times 38."),
+        plateaus=plateaus("SGD", 0.1, momentum=momentum),
+    )
+
+
+@pytest.mark.parametrize(
+    ("edge", "minibatches"),
+    [
+        (with_batches(1.79), None),
+        (with_batches(1.81), "small"),
+        (with_batches(2.19), "small"),
+        (with_batches(2.21), None),
+        (with_batches(20.0), None),  # between the two
+        (with_batches(34.3), "large"),
+        (with_batches(42.0), None),
+        (with_batches(2.0, stderr=0.2), "small"),
+        (with_batches(2.0, stderr=0.21), None),  # a half-width of a fifth of the level
+        (with_batches(2.0, stderr=None), None),
+        (with_batches(None), None),
+        (with_batches(2.0, ratio=0.9), None),  # the sharpness decides
+        (with_batches(2.0, ratio=-0.1), None),
+        (with_batches(2.0, ratio=None), None),
+        (with_batches(20.0, momentum=0.0), None),  # one level, which is the threshold
+        (with_batches(20.2, momentum=0.02), "large"),  # 19.6 and 20.4: the nearer one
+    ],
+)
+def test_where_the_batch_sharpness_decides_the_verdict(edge: EdgeOfStability, minibatches: str | None) -> None:
+    found = settled_at(edge)
+    assert (None if found is None else found.minibatches) == minibatches
+
+
+def test_the_verdict_by_a_plateau_keeps_that_on_the_sharpness() -> None:
+    edge = with_batches(1.9)
+    assert verdict_by_plateau(edge, settled_at(edge)) == (
+        "At the edge of stochastic stability: batch sharpness 1.9 is 0.95 times 2(1-beta)/eta = 2, where momentum in "
+        "small minibatches is reported to settle; sharpness 7.6 is 0.2 times 38."
+    )

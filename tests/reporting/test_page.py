@@ -17,6 +17,7 @@ import sdkeras
 from sample_log import FOUND, HEADER
 from sample_runs import ALONE, EMPTY, PLAUSIBLE, RUN, with_edge, with_estimate
 from sdkeras.dimension.exponents import ExponentMap, rds_sharpness
+from sdkeras.dimension.stability import plateaus
 from sdkeras.reporting.build import Reported, report_of
 from sdkeras.reporting.drawing import as_svg
 from sdkeras.reporting.figures import cumulative_exponents
@@ -415,6 +416,18 @@ def test_both_forms_of_batch_sharpness_with_their_errors(text: str) -> None:
     assert "batch sharpness" in text  # a file of version 0.1 has neither the count nor the other form
     assert "ratio of means" not in text
     assert " met" not in text
+
+
+def test_the_plateaus_of_the_batch_sharpness_stand_beside_it() -> None:
+    levels = plateaus("SGD", 0.1, momentum=0.9)
+    run = with_edge(RUN, batch_sharpness=1.9, batch_sharpness_stderr=0.02, ratio=0.2, plateaus=levels)
+    shown = " ".join(as_text(run, width=200, verbose=True).split())
+    for words in ("settles in small minibatches at", "0.95 times 2(1-beta)/eta", "0.05 times 2(1+beta)/eta"):
+        assert words in shown
+    assert "Minibatches leave none: " in " ".join(as_html(run).split())
+    assert "Minibatches leave none: " not in as_html(with_edge(run, batch_sharpness=5.0))
+    assert "settles" not in as_text(RUN, width=200, verbose=True)
+    assert answers.Analysis.from_json(run.to_json()) == run
 
 
 @pytest.mark.parametrize(("smallest", "shown"), [(-9.0, False), (-15.0, True)])

@@ -14,7 +14,11 @@ import sdkeras
 from sdkeras.dimension.controls import UNKNOWN, Population
 from sdkeras.errors import BudgetError
 from sdkeras.operators.minibatches import Source, as_source
-from sdkeras.runs.edge import batch_sharpness, num_minibatches, target_error
+from sdkeras.results.estimates import Eigenpairs
+from sdkeras.runs.budget import Meter, resources, whole_budget
+from sdkeras.runs.edge import batch_sharpness, edge, num_minibatches, target_error
+from sdkeras.runs.options import Options
+from sdkeras.runs.problem import read_problem
 
 WEIGHTS = np.array([0.5, -1.0, 0.25])
 
@@ -231,3 +235,27 @@ def test_controls_halve_the_error_and_a_whole_fixed_population_has_none() -> Non
     assert all_of_them.batch_sharpness == pytest.approx(ratios.mean(), rel=1e-12)
     assert all_of_them.batch_sharpness_stderr == 0.0
     assert part.batch_sharpness_stderr > 0.0
+
+
+@pytest.mark.parametrize("converged", [True, False])
+def test_the_verdict_of_momentum_on_a_plateau(converged: bool) -> None:
+    """The rate at which the batch sharpness of this regression is 2(1 - beta)/eta; an open sharpness leaves it open."""
+    x, y = regression(200)
+    curvatures, squares = closed_form(*(each.reshape(25, 8, *each.shape[1:]) for each in (x, y)))
+    rate = 2 * (1 - 0.9) / np.mean(curvatures / squares)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, use_bias=False)])
+    model.layers[0].set_weights([WEIGHTS[:, None]])
+    model.compile(keras.optimizers.SGD(rate, momentum=0.9), "mse")
+    largest = np.linalg.eigvalsh(2 * x.T @ x / 200)[-1:]
+    pairs = Eigenpairs(largest, np.array([0.0]), np.array([converged]), num_matvecs=1, seed=0)
+    for size, plateaus in ((8, 2), (200, 0)):
+        problem, _ = read_problem(model, (x, y[:, None]), Options(batch_size=size, dtype="float64"))
+        hessian = sdkeras.HessianOperator(problem.loss)
+        room = resources(3, 8, memory_gb=None, workers=1)
+        budget = whole_budget(room, Meter(most=None if converged else 10_000))
+        found, _ = edge(problem, hessian, budget, pairs)
+        assert len(found.plateaus) == plateaus
+        assert found.threshold == pytest.approx(2 * 1.9 / rate, rel=1e-6)
+        decided = size == 8 and converged
+        assert found.verdict.startswith("At the edge of stochastic stability: batch sharpness ") == decided
+        assert ("No verdict within the limit" in found.verdict) == (not converged)
