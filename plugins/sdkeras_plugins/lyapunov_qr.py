@@ -68,10 +68,12 @@ class LyapunovQr:
         num_exponents: k; None for all. Never more than the flow's size.
         num_steps: Maximum number of steps to measure.
         transient: Burn-in steps to discard.
-        tolerance: Stop once every standard error is at most this, per step; at least 32 steps. None takes all steps.
+        tolerance: Stop once every standard error is at most this, per step; at least 32 blocks. None takes all steps.
         checkpoint: File to save the run to and to resume from, or None.
         checkpoint_interval: Steps between two writes of it.
         keep_steps: Decompose at every step, and return ln R_ii of each (`steps` of the result).
+        block_unit: Steps of a block, or of which a block has a whole multiple: those of an epoch, whose minibatches
+            are not independent.
 
     Reference: Benettin, Galgani, Giorgilli, Strelcyn (1980); Dieci, Russell, Van Vleck (1997) for the QR form.
     """
@@ -83,6 +85,7 @@ class LyapunovQr:
     checkpoint: str | None = None
     checkpoint_interval: int = attrs.field(default=100, validator=attrs.validators.ge(1))
     keep_steps: bool = False
+    block_unit: int = attrs.field(default=1, validator=attrs.validators.ge(1))
 
     def __attrs_post_init__(self) -> None:
         if self.num_exponents is not None and self.num_exponents < 1:
@@ -127,6 +130,7 @@ class LyapunovQr:
             seed=seed,
             transient=self.transient,
             keep_steps=self.keep_steps,
+            block_size=self.block_unit,
         )
         if self.checkpoint is None or not os.path.exists(self.checkpoint):
             return start

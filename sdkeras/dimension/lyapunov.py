@@ -19,7 +19,7 @@ _TAIL = 0.5 + _CONFIDENCE / 2
 # Blocks of the coarsest level at least: the standard error of 8 is itself known to 27 %, 1/sqrt(2 * 7).
 _FEWEST_IN_A_LEVEL = 8
 # Fewer block means do not know their spread: the standard error of 10 is itself known to 24 %, 1/sqrt(2 * 9).
-_FEWEST_BLOCKS = 10
+FEWEST_BLOCKS = 10
 # D_s is a point where the 95 % half-width of Lambda_j* is at most this part of |ell_(j*+1)|: it then is uncertain
 # by about a quarter of a dimension.
 _POINT = 0.25
@@ -177,8 +177,11 @@ def _unusable(exponents: LyapunovExponents, *, is_forked: bool) -> str:
     """Why the exponents say nothing, or ""."""
     if exponents.stopped_at is not None:
         return f"the trajectory diverged at step {exponents.stopped_at}"
-    if exponents.history.size and len(exponents.history) < _FEWEST_BLOCKS and not is_forked:
-        return f"{len(exponents.history)} blocks of steps give no standard error; take more steps"
+    if exponents.history.size and len(exponents.history) < FEWEST_BLOCKS and not is_forked:
+        return (
+            f"{len(exponents.history)} blocks of whole epochs give no standard error; take "
+            f"{FEWEST_BLOCKS * exponents.block_size:,} steps or more, or several forks"
+        )
     return ""
 
 

@@ -6,6 +6,7 @@ import math
 
 import attrs
 
+from sdkeras.dimension.lyapunov import FEWEST_BLOCKS
 from sdkeras.reporting import words
 from sdkeras.reporting.figures import lyapunov_figures
 from sdkeras.reporting.numbers import ABSENT, dimension, estimated, interval, number, with_error
@@ -69,7 +70,7 @@ def _cards(summary: LyapunovSummary) -> tuple[Card, ...]:
 def _exponent(summary: LyapunovSummary, position: int) -> str:
     """An exponent with its standard error, where there are enough blocks for one."""
     value = summary.values[position]
-    if len(summary.history[position]) < 2:
+    if summary.forks is None and len(summary.history[position]) < FEWEST_BLOCKS:
         return f"{number(value, 3)} (no standard error)"
     return with_error(value, summary.stderr[position])
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import attrs
 
+from sdkeras.dimension.lyapunov import FEWEST_BLOCKS
 from sdkeras.errors import SdkerasError
 from sdkeras.reporting.comparison import (
     Comparison,
@@ -324,7 +325,7 @@ def _exponent(lyapunov: LyapunovSummary, k: int) -> Quantity:
     value = float(lyapunov.values[k])
     if lyapunov.num_resolved is not None and k >= lyapunov.num_resolved:  # the exponent itself may be minus infinity
         return Quantity(value, remark="is an upper bound, by rounding")
-    if len(lyapunov.history[k]) < 2:
+    if lyapunov.forks is None and len(lyapunov.history[k]) < FEWEST_BLOCKS:
         return Quantity(value)
     half = STANDARD_ERRORS * float(lyapunov.stderr[k])
     evidence = "standard error"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sdkeras.dimension.exponents import FULL
+from sdkeras.dimension.lyapunov import FEWEST_BLOCKS
 from sdkeras.reporting.drawing import (
     Colours,
     asinh_axis,
@@ -492,6 +493,8 @@ def lyapunov_exponents(summary: LyapunovSummary) -> Figure | None:
     values, errors = summary.values, summary.stderr
     if not usable(values, errors):
         return None
+    if summary.forks is None and len(summary.history[0]) < FEWEST_BLOCKS:
+        errors = np.zeros_like(errors)
     ranks = np.arange(1.0, len(values) + 1)
     resolved = ranks <= (len(values) if summary.num_resolved is None else summary.num_resolved)
 

@@ -99,7 +99,8 @@ class LyapunovSummary:
     """Leading Lyapunov exponents along real training steps from the checkpoint on."""
 
     values: FloatArray = attrs.field(eq=ARRAYS_EQUAL)  # natural logarithm per step, descending, shape [k]
-    # From blocks of steps or, with forks, from their effective number, shape [k].
+    # From blocks of whole epochs of steps, of which fewer than 10 say nothing, or, with forks, from the effective
+    # number of steps; shape [k].
     stderr: FloatArray = attrs.field(eq=ARRAYS_EQUAL)
     rounding: FloatArray | None = attrs.field(eq=ARRAYS_EQUAL)  # bound on the error from rounding of each, shape [k]
     num_resolved: int | None  # the leading exponents that rounding left intact; None for all

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -221,7 +222,7 @@ def follow(step: UpdateMap, settings: LyapunovOptions, *, about: Mapping[str, st
     if settings.forks > 1:
         with budget.interruptible():
             return _follow_forks(step, settings, about, budget, count)
-    estimator = settings.configured_estimator(count)
+    estimator = settings.configured_estimator(count, _steps_per_epoch(step))
     flow, dense = _Watched(step, about, settings.transient + settings.num_steps, count, budget), None
     if settings.windows:
         coordinates = training_coordinates(step)
@@ -244,6 +245,12 @@ def follow(step: UpdateMap, settings: LyapunovOptions, *, about: Mapping[str, st
         interrupted=cut or (flow.reason == INTERRUPT and unfinished),
         timed_out=bool(limit),
     )
+
+
+def _steps_per_epoch(step: UpdateMap) -> int:
+    """Steps after which training has seen every minibatch equally often: with accumulation of several epochs."""
+    minibatches = step.loss.source.minibatches_per_epoch
+    return minibatches // math.gcd(minibatches, step.microbatches)
 
 
 def _too_early(flow: _Watched, settings: LyapunovOptions) -> str:
@@ -301,7 +308,7 @@ def _walked(
     steps_of = settings.seed if is_frame else None
     flow = _Watched(step, about, num_steps, count, budget, name=f"{name}, ", seed=steps_of)
     try:
-        estimator = attrs.evolve(settings, checkpoint=place).configured_estimator(count)
+        estimator = attrs.evolve(settings, checkpoint=place).configured_estimator(count, _steps_per_epoch(step))
         exponents: LyapunovExponents = estimate(estimator, flow, seed)
     except Interrupted:
         return None, flow.reason if index else _too_early(flow, settings)

@@ -652,7 +652,13 @@ class LyapunovOptions(EstimationOptions):
         more="With windows all.",
         group=WHAT,
     )
-    num_steps: int = option(_STEPS, "Steps to average over.", COUNT, group=PRECISION)
+    num_steps: int = option(
+        _STEPS,
+        "Steps to average over; an error bar takes 10 epochs of them, or forks.",
+        COUNT,
+        more="Minibatches of one epoch are not independent samples.",
+        group=PRECISION,
+    )
     transient: int = option(_TRANSIENT, "Burn-in steps to discard.", NOT_NEGATIVE, group=PRECISION)
     windows: tuple[int, ...] = attrs.field(
         default=(),
@@ -744,8 +750,8 @@ class LyapunovOptions(EstimationOptions):
                 f"{size - num_weights} slots); use num_exponents <= {size} ({size} gives all of them)."
             )
 
-    def configured_estimator(self, num_exponents: int) -> Estimator:
-        """The estimator, with what it takes of these settings.
+    def configured_estimator(self, num_exponents: int, steps_per_epoch: int = 1) -> Estimator:
+        """The estimator, with what it takes of these settings, and blocks of whole epochs.
 
         Raises:
             SdkerasError: There is none of this name, it lacks these fields, or a required capability.
@@ -772,6 +778,7 @@ class LyapunovOptions(EstimationOptions):
         of_this_run = {**attrs.asdict(self, recurse=False), "num_exponents": num_exponents}
         settings |= {name: of_this_run[name] for name in _OF_THE_RUN if name in fields}
         settings |= {"keep_steps": True} if self.forks > 1 else {}
+        settings = {**({"block_unit": steps_per_epoch} if "block_unit" in fields else {}), **settings}
         return configured(cls, settings)
 
     def dense_bytes(self, size: int, itemsize: int) -> int:

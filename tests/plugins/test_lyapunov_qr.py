@@ -322,6 +322,17 @@ def test_steps_that_are_kept_are_those_of_the_exponents():
     np.testing.assert_allclose(plain.values, found.values, atol=1e-12)
 
 
+def test_blocks_are_of_whole_epochs():
+    settings = LyapunovQr(num_exponents=2, num_steps=500, transient=10, block_unit=7)
+    found = settings.estimate(gaussian(3), seed=1)
+    assert (found.block_size, len(found.history)) == (14, 35)  # 71 epochs, merged in pairs at the 64th
+    steps = attrs.evolve(settings, keep_steps=True).estimate(gaussian(3), seed=1).steps
+    np.testing.assert_allclose(found.block_means[0], steps[:14].mean(axis=0), atol=1e-12)
+    np.testing.assert_allclose(found.values, steps.mean(axis=0), atol=1e-12)
+    short = attrs.evolve(settings, num_steps=20).estimate(gaussian(3), seed=1)
+    assert (short.block_size, len(short.history)) == (7, 2)
+
+
 @pytest.mark.usefixtures("quick_disk")
 @pytest.mark.parametrize("keep", [False, True])
 def test_a_run_that_is_interrupted_again_and_again(tmp_path, keep):

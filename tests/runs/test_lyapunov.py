@@ -275,6 +275,15 @@ def test_an_analysis_refuses_them_before_the_work() -> None:
         sdkeras.analyze(classifier(keras.optimizers.SGD(0.5)), (X, Y), lyapunov=13)
 
 
+def test_a_standard_error_takes_ten_epochs(step: sdkeras.UpdateMap) -> None:
+    """Three minibatches an epoch: of one permutation, so that blocks within it are no independent samples."""
+    for num_steps, enough in ((29, False), (30, True)):
+        found = follow(step, num_steps=num_steps, num_exponents=2).summary
+        assert (found.block_size, len(found.history[0])) == (3, num_steps // 3)
+        words = "blocks of whole epochs give no standard error; take 30 steps or more, or several forks"
+        assert (words in found.dimension.reason) != enough
+
+
 # Forks
 
 FORKED = {"num_exponents": 2, "num_steps": 30, "transient": 5, "forks": 4}
@@ -311,7 +320,8 @@ def test_forks_cost_as_many_trajectories_and_one_more(step: sdkeras.UpdateMap, t
     several, one = (lyapunov.plan(trained, (X, Y), batch_size=4, **(FORKED | {"forks": k})) for k in (4, 1))
     assert (several.forks, one.forks) == (4, 1)
     assert several.num_hvps - one.num_hvps == 4 * 2 * 35
-    assert several.seconds > 2 * one.seconds * one.seconds_per_gradient / several.seconds_per_gradient
+    gradients = [plan.seconds / plan.seconds_per_gradient for plan in (several, one)]
+    assert gradients[0] / gradients[1] == pytest.approx(several.num_hvps / one.num_hvps)
 
 
 def test_forks_go_on_where_they_ended(step: sdkeras.UpdateMap, forked: lyapunov.Followed, tmp_path) -> None:
@@ -605,7 +615,7 @@ def test_an_estimator_of_one_s_own_and_its_settings(step: sdkeras.UpdateMap) -> 
     assert "6 steps after 3, the windows are over 8 after 1" in told(followed)["other-steps"]
     assert followed.summary.sharpest.name in ("SD", "SD^(2)")
     followed = follow(step, num_steps=400, num_exponents=2, settings={"lyapunov-qr": {"tolerance": 10.0}})
-    assert followed.summary.num_steps == 32
+    assert followed.summary.num_steps == 32 * 3  # epochs of three minibatches
     with pytest.raises(PluginError, match=r"'no-steps' .* failed on 24 dimensions: .*nothing here"):
         follow(step, estimator="no-steps")
 
