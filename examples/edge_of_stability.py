@@ -2,10 +2,12 @@
 
 Trains a tanh MLP with the mean squared error by plain Keras and measures along the way, with the operators of sdkeras:
 full-batch gradient descent at three learning rates (the sharpness rises, then hovers at 2/eta), SGD (its batch
-sharpness is reported to settle at 2/eta), full-batch heavy ball (2(1+beta)/eta) and full-batch Adam (preconditioned
-sharpness, 2(1+beta1)/((1-beta1) eta) = 38/eta). Plots the courses and prints a table over the last quarter.
+sharpness is reported to settle at 2/eta), full-batch heavy ball (2(1+beta)/eta), the same in minibatches (its batch
+sharpness is reported to settle at 2(1-beta)/eta in small and at 2(1+beta)/eta in large ones) and full-batch Adam
+(preconditioned sharpness, 2(1+beta1)/((1-beta1) eta) = 38/eta). Plots the courses and prints a table over the last
+quarter, each quantity beside the level that its source reports.
 
-    python examples/edge_of_stability.py [--steps N] [--quick] [--out PNG] [--results JSON]
+    python examples/edge_of_stability.py [--only NAME] [--steps N] [--quick] [--out PNG] [--results JSON]
 """
 
 import argparse
@@ -20,7 +22,7 @@ from result_files import markdown, save
 
 import sdkeras
 from sdkeras.datasets import load_digits
-from sdkeras.dimension.stability import thresholds
+from sdkeras.dimension.stability import plateaus, thresholds
 from sdkeras.linalg.operators import DiagonallyScaledOperator
 from sdkeras.training_step.settings import preconditioner
 
@@ -33,18 +35,23 @@ LANCZOS = sdkeras.get_estimator("eigenpairs", "lanczos")(num_smallest=0, num_ste
 
 @attrs.frozen
 class Setting:
-    """One training: its optimizer, minibatch and number of steps, and what is compared with the threshold."""
+    """One training: its optimizer, minibatch and steps, and what is compared with which level, by which source."""
 
     name: str
     optimizer: str
     learning_rate: float
     steps: int
+    claim: str
     momentum: float = 0.0
     batch_size: int = SAMPLES
     watched: str = "sharpness"
 
     @property
     def threshold(self) -> float:
+        """The level of the claim: the stability threshold, or a plateau of the batch sharpness."""
+        if self.watched == "batch sharpness":
+            levels = plateaus(self.optimizer, self.learning_rate, momentum=self.momentum)
+            return next(each.level for each in levels if self.claim.startswith(f"{each.formula},"))
         return thresholds(self.optimizer, self.learning_rate, momentum=self.momentum).upper
 
     def build(self) -> keras.optimizers.Optimizer:
@@ -55,12 +62,23 @@ class Setting:
 
 # Every threshold lies above what is watched at the first weights (sharpness 1), so that training can rise to it.
 SETTINGS = (
-    Setting("gradient descent", "SGD", 1.0, 8000),
-    Setting("gradient descent", "SGD", 1.3, 8000),
-    Setting("gradient descent", "SGD", 1.6, 8000),
-    Setting("SGD", "SGD", 2.5, 60_000, batch_size=16, watched="batch sharpness"),
-    Setting("heavy ball", "SGD", 2.4, 8000, momentum=0.9),
-    Setting("Adam", "Adam", 3e-3, 8000, momentum=0.9, watched="preconditioned sharpness"),
+    Setting("gradient descent", "SGD", 1.0, 8000, "2/eta, arXiv 2103.00065"),
+    Setting("gradient descent", "SGD", 1.3, 8000, "2/eta, arXiv 2103.00065"),
+    Setting("gradient descent", "SGD", 1.6, 8000, "2/eta, arXiv 2103.00065"),
+    Setting("SGD", "SGD", 2.5, 60_000, "2/eta, arXiv 2412.20553", batch_size=16, watched="batch sharpness"),
+    Setting("heavy ball", "SGD", 2.4, 8000, "2(1+beta)/eta, arXiv 2103.00065", momentum=0.9),
+    Setting(
+        *("heavy ball, batches of 4", "SGD", 0.25, 60_000, "2(1-beta)/eta, arXiv 2604.14108"),
+        **{"momentum": 0.9, "batch_size": 4, "watched": "batch sharpness"},
+    ),
+    Setting(
+        *("heavy ball, batches of 500", "SGD", 2.4, 8000, "2(1+beta)/eta, arXiv 2604.14108"),
+        **{"momentum": 0.9, "batch_size": 500, "watched": "batch sharpness"},
+    ),
+    Setting(
+        *("Adam", "Adam", 3e-3, 8000, "38/eta, arXiv 2207.14484"),
+        **{"momentum": 0.9, "watched": "preconditioned sharpness"},
+    ),
 )
 
 
@@ -150,6 +168,7 @@ def settled(measured: list[Measure]) -> list[dict]:
                 {
                     "training": setting.name,
                     "learning_rate": setting.learning_rate,
+                    "claim": setting.claim,
                     "threshold": setting.threshold,
                     "quantity": name,
                     "mean": float(late.mean()),
@@ -163,24 +182,31 @@ def settled(measured: list[Measure]) -> list[dict]:
 COLUMNS = {
     "training": "{training}",
     "learning rate": "{learning_rate:g}",
-    "threshold": "{threshold:.4g}",
+    "level and source": "{claim}",
+    "level": "{threshold:.4g}",
     "quantity": "{quantity}",
-    "mean / threshold": "{mean:.3f}",
-    "range / threshold": "{range[0]:.3f} to {range[1]:.3f}",
+    "mean / level": "{mean:.3f}",
+    "range / level": "{range[0]:.3f} to {range[1]:.3f}",
     "last loss": "{last_loss:.1e}",
 }
 
 
 def draw(measured: list[Measure]) -> Figure:
-    """Four panels, one for each optimizer; dashed lines are thresholds."""
+    """A panel for each optimizer and size of minibatch; dashed lines are the reported levels."""
     panels = {
         "gradient descent": "Full-batch gradient descent: sharpness, and 2/η",
         "SGD": "SGD, batches of 16: batch sharpness, and 2/η",
         "heavy ball": "Full-batch heavy ball, β = 0.9: sharpness, and 2(1+β)/η",
+        "heavy ball, batches of 4": "Heavy ball, batches of 4: batch sharpness, and 2(1-β)/η",
+        "heavy ball, batches of 500": "Heavy ball, batches of 500: batch sharpness, and 2(1+β)/η",
         "Adam": "Full-batch Adam: preconditioned sharpness, and 38/η",
     }
-    figure = Figure(figsize=(12, 8), layout="constrained")
-    for axes, (name, title) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
+    panels = {name: title for name, title in panels.items() if any(one.setting.name == name for one in measured)}
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(6 * columns, 4 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flat
+    for axes, (name, title) in zip(grid, panels.items(), strict=False):
         for position, one in enumerate(one for one in measured if one.setting.name == name):
             setting, color = one.setting, f"C{position}"
             label = f"{setting.watched}, η = {setting.learning_rate:g}"
@@ -198,13 +224,18 @@ def draw(measured: list[Measure]) -> Figure:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Four optimizers at their edge of stability.")
-    parser.add_argument("--steps", type=int, help="steps of every training; default 8,000 (SGD: 60,000)")
+    parser.add_argument("--only", default="", metavar="NAME", help="trainings whose names contain this")
+    parser.add_argument("--steps", type=int, help="steps of every training; default 8,000 (small batches: 60,000)")
     parser.add_argument("--quick", action="store_true", help="200 steps, as a smoke test; far from any edge")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".png"), help="the figure")
     parser.add_argument("--results", type=Path, metavar="JSON", help="save the numbers of the table there")
     options = parser.parse_args()
     steps = 200 if options.quick else options.steps
-    settings = SETTINGS if steps is None else [attrs.evolve(setting, steps=steps) for setting in SETTINGS]
+    settings = [setting for setting in SETTINGS if options.only in setting.name]
+    if not settings:
+        parser.error(f"no training's name contains {options.only!r}; there are {[each.name for each in SETTINGS]}.")
+    if steps is not None:
+        settings = [attrs.evolve(setting, steps=steps) for setting in settings]
     measured = [train(setting, every=max(10, setting.steps // MEASUREMENTS)) for setting in settings]
     draw(measured).savefig(options.out, dpi=100)
     rows = settled(measured)

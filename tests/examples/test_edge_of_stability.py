@@ -19,7 +19,7 @@ def example() -> ModuleType:
 
 
 def test_the_thresholds_are_the_published_ones(example: ModuleType) -> None:
-    expected = [2 / 1.0, 2 / 1.3, 2 / 1.6, 2 / 2.5, 2 * 1.9 / 2.4, 38 / 3e-3]
+    expected = [2 / 1.0, 2 / 1.3, 2 / 1.6, 2 / 2.5, 2 * 1.9 / 2.4, 2 * 0.1 / 0.25, 2 * 1.9 / 2.4, 38 / 3e-3]
     assert [setting.threshold for setting in example.SETTINGS] == pytest.approx(expected, rel=1e-12)
 
 
@@ -46,6 +46,6 @@ def test_the_script_runs(tmp_path: Path) -> None:
         [sys.executable, str(SCRIPT), "--quick", "--out", str(out)], capture_output=True, text=True, check=True
     )
     rows = [line for line in run.stdout.splitlines() if line.startswith("| ")]
-    assert len(rows) == 1 + 8
+    assert len(rows) == 1 + 14
     assert "nan" not in run.stdout
     assert out.read_bytes().startswith(b"\x89PNG")
