@@ -18,6 +18,7 @@ from sdkeras.reporting.numbers import (
 from sdkeras.reporting.report import Card, Cell, Report, Section, Table, plots, present, split
 from sdkeras.reporting.tables import sharpness_name
 from sdkeras.reporting.track_figures import track_figures
+from sdkeras.reporting.words import CODIMENSION
 from sdkeras.results.log import Header, Measurement, RunLog, breaks, trajectory
 from sdkeras.results.note import Note
 
@@ -185,11 +186,10 @@ def _cards(measured: Sequence[Measurement]) -> tuple[Card, ...]:
     if "rds_sharpness" in last:
         value = number(last["rds_sharpness"].value("rds_sharpness"), 3)
         leading = Card("RDS sharpness λ₁", value, "per step", "the fastest stretching of distances; 0 is neutral")
-    rest = "the rest of the state; neutral directions do not change it"
     largest = "largest dimension whose volumes steps do not contract on average"
     return present(
         ratio,
-        _dimension_card(last.get("sharpness_codimension"), "sharpness_codimension", "Codimension", rest),
+        _dimension_card(last.get("sharpness_codimension"), "sharpness_codimension", "Codimension", CODIMENSION),
         _dimension_card(last.get("sharpness_dimension"), "sharpness_dimension", "Sharpness dimension", largest),
         scale,
         leading,
