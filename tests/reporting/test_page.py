@@ -354,6 +354,13 @@ def test_the_edge_is_said_in_words_and_shown_on_the_gauge(ratio: float | None, w
     assert shown == ([] if gauge is None else [gauge])
 
 
+@pytest.mark.parametrize(("ratio", "left"), [(1e-4, "0.01%"), (1e4, "100.0%"), (-0.3, "0.0%"), (1.0, "50.0%")])
+def test_the_number_on_the_gauge_stays_above_its_scale(ratio: float, left: str) -> None:
+    """Its own left end is at 0, its right end at 2, however long it is: it is moved back by the share it is moved on."""
+    page = as_html(attrs.evolve(report_of(with_edge(RUN, ratio=ratio)), sections=()))
+    assert f'class="now" style="left: {left}; transform: translateX(-{left})"' in page
+
+
 def test_the_first_screen_says_verdict_dimension_and_trust(page: str) -> None:
     first = page[page.index("<main>") : page.index('id="notes"')]
     assert "<h1>Below the edge of stability</h1>" in first
