@@ -145,7 +145,7 @@ def _dimension_cards(run: Analysis, estimate: SharpnessDimension) -> tuple[Card,
     largest = "largest dimension whose volumes steps do not contract on average"
     rest = words.CODIMENSION
     if estimate.frozen_lyapunov is not None:
-        rest = "what SD leaves of the state, of which momentum alone takes the directions of the velocity"
+        rest = "what SD leaves of the state; with momentum about half of it even where the loss is flat"
     return present(
         *_edge_cards(run),
         Card("Codimension", share_of_state(estimate), codimension, rest),

@@ -69,9 +69,9 @@ def _measurements(header: Header, measured: Sequence[Measurement], drawn: Sequen
         "Every measurement",
         "numbers",
         "Numbers",
-        "The same minibatches and probes every time, with eigenvalues and trace over "
-        f'{header.num_samples_hessian:,} samples; dimensions with 95 % intervals; "?" is not converged. In all '
-        f"{seconds} s and {products} Hessian-vector products.",
+        "Every measurement takes the same minibatches and random start vectors; eigenvalues and trace are over "
+        f'{header.num_samples_hessian:,} samples; brackets are 95 % intervals; "?" is for not converged. In all '
+        f"it took {seconds} s and {products} Hessian-vector products.",
         lines=(f"the last {_MOST_ROWS} of {len(measured):,}",) if len(measured) > _MOST_ROWS else (),
         tables=(_table(drawn, "page"), _table(measured[-_MOST_ROWS:], "terminal")),
     )

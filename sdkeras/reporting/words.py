@@ -163,11 +163,12 @@ def trust_in_words(run: Analysis) -> str:
 def runs_in_words(estimate: SharpnessDimension) -> str:
     """How many runs an estimate rests on, and of how many steps."""
     runs, sampled = f"{counted(estimate.num_runs, 'run')} on single minibatches", estimate.sampled
-    if estimate.num_steps is None:
+    steps = estimate.num_steps
+    if steps is None:
         return runs
-    if sampled is None or not sampled.num_audits:
-        return f"{runs}, of {estimate.num_steps} steps each"
-    return f"{runs}: {sampled.num_audits:,} of {estimate.num_steps} steps, the others of {sampled.num_steps}"
+    if sampled is None or not 0 < sampled.num_audits < estimate.num_runs:
+        return f"{runs}, of {steps} steps each"
+    return f"{runs} ({sampled.num_audits:,} of them take {steps} steps, the others {sampled.num_steps})"
 
 
 def trajectory_in_words(summary: LyapunovSummary) -> str:
@@ -221,7 +222,7 @@ def supremum_headline(supremum: Supremum) -> str:
         return f"Supremum over {supremum.num_snapshots:,} snapshots of training: not determined ({why})."
     return (
         f"Supremum over {supremum.num_snapshots:,} snapshots of training: {about}"
-        f"{estimated(supremum.value, supremum.interval)}; at the checkpoint alone, the same way, "
+        f"{estimated(supremum.value, supremum.interval)}; at the checkpoint alone, computed the same way, "
         f"{dimension(supremum.single_point_value)}."
     )
 

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure as Canvas
 
 import sdkeras
 from sample_log import FOUND, HEADER
 from sample_runs import ALONE, EMPTY, PLAUSIBLE, RUN, with_edge, with_estimate
 from sdkeras.dimension.exponents import ExponentMap, rds_sharpness
 from sdkeras.reporting.build import Reported, report_of
-from sdkeras.reporting.drawing import as_svg
+from sdkeras.reporting.drawing import as_svg, asinh_axis
 from sdkeras.reporting.figures import cumulative_exponents
 from sdkeras.reporting.html import as_html, save_html
 from sdkeras.reporting.numbers import bar_lengths, dimension, estimated, interval, number
@@ -354,9 +355,19 @@ def test_the_edge_is_said_in_words_and_shown_on_the_gauge(ratio: float | None, w
     assert shown == ([] if gauge is None else [gauge])
 
 
+@pytest.mark.parametrize(("linear", "low", "high"), [(0.005, -0.3, 150.0), (1e-6, -1e-5, 2.0), (0.1, -0.2, 0.2)])
+def test_ticks_on_both_sides_of_0_do_not_run_into_each_other(linear: float, low: float, high: float) -> None:
+    axes = Canvas().subplots()
+    asinh_axis(axes, "x", linear, low, high)
+    at = [axes.transAxes.inverted().transform(axes.transData.transform((tick, 0)))[0] for tick in axes.get_xticks()]
+    assert 0.0 in axes.get_xticks()
+    assert len(at) >= 2
+    assert min(np.diff(at)) >= 0.09 - 1e-9
+
+
 @pytest.mark.parametrize(("ratio", "left"), [(1e-4, "0.01%"), (1e4, "100.0%"), (-0.3, "0.0%"), (1.0, "50.0%")])
 def test_the_number_on_the_gauge_stays_above_its_scale(ratio: float, left: str) -> None:
-    """Its own left end is at 0, its right end at 2, however long it is: it is moved back by the share it is moved on."""
+    """Its left end is at 0, its right end at 2, however long it is: it is moved back by the share it is moved on."""
     page = as_html(attrs.evolve(report_of(with_edge(RUN, ratio=ratio)), sections=()))
     assert f'class="now" style="left: {left}; transform: translateX(-{left})"' in page
 
