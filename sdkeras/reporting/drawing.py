@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 FONT_SIZE = 12
 _POINTS = 72  # of an SVG to the inch
-# Least distance of two ticks as a share of their axis: on a horizontal one labels stand beside each other.
-_LEAST_GAP = {"x": 0.09, "y": 0.06}
+# Least distance of two ticks as a share of their axis.
+_LEAST_GAP = 0.1
 DOTS_PER_INCH = 150
 
 
@@ -172,9 +172,8 @@ def asinh_axis(axes: Axes, side: Literal["x", "y"], linear: float, low: float, h
     getattr(axes, f"set_{side}lim")(low, high)
     last = math.floor(math.log10(max(abs(low), abs(high))))
     decades = [10.0**e for e in range(min(math.floor(math.log10(linear)) + 1, last), last + 1)]
-    decades = decades[:: 1 + len(decades) // 4]
     ticks = [t for t in (*(-d for d in reversed(decades)), 0.0, *decades) if low <= t <= high]
-    ticks = _apart(ticks, linear, _LEAST_GAP[side] * (math.asinh(high / linear) - math.asinh(low / linear)))
+    ticks = _apart(ticks, linear, _LEAST_GAP * (math.asinh(high / linear) - math.asinh(low / linear)))
     getattr(axes, f"set_{side}ticks")(ticks, [number(tick, 3) for tick in ticks])
     getattr(axes, f"set_{side}ticks")([], minor=True)
 
