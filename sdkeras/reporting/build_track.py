@@ -63,6 +63,8 @@ def track_report(log: RunLog) -> Report:
 
 
 def _measurements(header: Header, measured: Sequence[Measurement], drawn: Sequence[Measurement]) -> Section:
+    if not measured:
+        return Section("Every measurement", "numbers", "Numbers", "Nothing has been measured yet.")
     seconds = number(sum(each.seconds for each in measured), 3)
     products = f"{sum(each.num_hvps for each in measured):,}"
     return Section(

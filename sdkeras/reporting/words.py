@@ -199,7 +199,7 @@ def attractor_in_words(summary: LyapunovSummary, after_verdict: bool = False) ->
         return meaning + "It is free of the units of weights and velocities."
     if after_verdict and answer.status == "undetermined":
         return meaning
-    return meaning + f"Here it is not determined to a point: {answer.reason}."
+    return meaning + f"Here it is not known exactly: {answer.reason}."
 
 
 def since_then(run: Analysis) -> str | None:
