@@ -172,7 +172,7 @@ def _wide_interval(evidence: Evidence) -> Note | None:
     if half is None or half <= _WIDE * max(scale, 5.0):
         return None
     one = evidence.exponents.branches == 1
-    what = "codimension" if one else "number of dimensions by which curvature changes SD,"
+    what = "codimension" if one else "number of dimensions that curvature adds or takes,"
     return Note(
         "wide-interval",
         f"the interval's half-width {half:.3g} is {half / max(scale, 1e-12):.0%} of the {what} {scale:.4g}.",
