@@ -54,7 +54,8 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
     sharpness) and the threshold (NaN where none is known, or without a learning rate). `rds_sharpness`,
     `sharpness_dimension`, `sharpness_codimension`: lambda_1, SD and d - SD of the optimizer's step. `hessian_trace`.
     `bound_scale`: sqrt(SD/n), the factor of the generalization bounds; `generalization_bound`: the bound itself, where
-    every input of a theorem is known. `sharpness_age`: epochs since the measurement. History, the progress line and all
+    every input of a theorem is known. `sharpness_age`: epochs since the measurement. Batch sharpness, mean-square
+    stability and gradient noise are measured by `sdkeras.analyze` alone. History, the progress line and all
     callbacks after this one see them: CSVLogger, TensorBoard, ModelCheckpoint, EarlyStopping(monitor="sharpness_ratio",
     mode="min") (the mode is required).
 

@@ -85,7 +85,7 @@ _NUMBERS = (
     (_SD, "sharpness_dimension.codimension", "codimension"),
     (_SD, "sharpness_dimension.definition_value", "definition's value"),
     (_SD, "sharpness_dimension.threshold_exponent", "threshold exponent t*"),
-    (_SD, "sharpness_dimension.expansion", "E+ (sum of z > 0)"),
+    (_SD, "sharpness_dimension.expansion", "E+ (sum of positive exponents)"),
     (_SD, "sharpness_dimension.expansion_negative_curvature", "E+ of negative curvature"),
     (_SD, "sharpness_dimension.expansion_unstable", "E+ of unstable directions"),
     (_SD, "sharpness_dimension.neutral_mass", "neutral directions"),
@@ -343,12 +343,12 @@ def _caveats(a: Value, b: Value) -> Iterator[str]:
         if run.optimizer.learning_rate_missing:
             yield f"{name} has nothing that needs a learning rate: {run.optimizer.learning_rate_missing}"
     parts = [
-        f"{name}'s Hessian is of {number(run.data.num_samples_hessian)} of {number(run.data.num_samples)} samples"
+        f"{name}'s Hessian is over {number(run.data.num_samples_hessian)} of {number(run.data.num_samples)} samples"
         for name, run in (("A", a), ("B", b))
         if isinstance(run, Analysis) and run.data.num_samples_hessian < run.data.num_samples
     ]
     if parts:
-        yield f"{', '.join(parts)}; the error of that choice is in no residual."
+        yield f"{', '.join(parts)}; residuals do not include the error of that choice."
 
 
 def _of_one(words: str, in_a: list[str], in_b: list[str]) -> Iterator[str]:

@@ -83,8 +83,8 @@ def spectral_density(run: Analysis) -> Figure | None:
     return Figure(
         "density",
         "Spectral density",
-        "How many directions have which curvature: flat ones near 0, steep ones to the right, and those left of 0 "
-        f"curve downwards. The bars are of single minibatches{of_data}.{beyond}",
+        "How many directions have which curvature: flat ones near 0, steep ones to the right, and left of 0 those in "
+        f"which the loss curves downwards. The bars are of single minibatches{of_data}.{beyond}",
         draw,
         series=(bars,),
     )
@@ -265,8 +265,8 @@ def rds_exponents(run: Analysis) -> Figure | None:
         "exponents",
         "RDS sharpness exponents",
         "By what factor (its natural logarithm) a training step stretches (above 0) or contracts (below 0) distances "
-        "between nearby weights, direction by direction, largest first. The horizontal axis is spread out at both "
-        "ends.",
+        "between nearby weights, direction by direction, largest first. The horizontal axis is logarithmic from both "
+        "ends; t* is the exponent at SD.",
         draw,
         series=(Series("", "direction", "exponent per step", ranks, values, at=(_position(ranks, size), values)),),
     )
@@ -386,8 +386,8 @@ def convergence(run: Analysis) -> Figure | None:
     return Figure(
         "convergence",
         "Convergence",
-        "The estimate as the runs accumulate, with its interval. It should have settled; where the number of steps was "
-        "raised the runs began again.",
+        "The estimate as runs accumulate, with its 95 % interval. By the end it should have settled. Where a run was "
+        "given more steps, counting began again.",
         draw,
         series=(Series("", "runs", "sharpness dimension", runs, value, *ends),),
     )

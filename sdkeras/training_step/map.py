@@ -321,8 +321,8 @@ def _notes(
     step: StepJacobian, loss: EmpiricalLoss, optimizer: Optimizer, checked: UpdateVerification
 ) -> Iterator[tuple[str, str]]:
     """Values that the map holds, effects that it leaves out, and places where it has no derivative."""
-    names = ", ".join(step.rule.held) or "nothing beside the state"
-    yield "held", f"held for the Jacobian, advanced along training: {names}."
+    names = ", ".join(step.rule.held) or "nothing but the state"
+    yield "held", f"constants in the step's Jacobian, which training moves all the same: {names}."
     for each in parts_of(optimizer):
         yield from _notes_on_part(each, step)
     if (k := step.rule.optimizer.microbatches) > 1:

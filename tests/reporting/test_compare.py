@@ -316,7 +316,12 @@ def test_what_to_know_before_the_numbers() -> None:
     )
     found = sdkeras.compare(RUN, b)
     notes = " ".join(found.notes)
-    for words in ("The data differ", "loss mse against mae", "of 100 of 5,000 samples", "Only A has: sharpness, of H"):
+    for words in (
+        "The data differ",
+        "loss mse against mae",
+        "over 100 of 5,000 samples",
+        "Only A has: sharpness, of H",
+    ):
         assert words in notes
     assert "Warnings only in A: negative-curvature" in notes
     assert not found.numbers

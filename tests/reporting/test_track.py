@@ -211,3 +211,9 @@ def test_the_page_of_a_long_log_draws_some_of_it_and_says_so(monkeypatch: pytest
     assert f"{1000 * FOUND.num_hvps:,} Hessian-vector products" in report_of(long).sections[-1].lede
     short = attrs.evolve(long, measurements=long.measurements[:50])
     assert not [note for note in notes(short) if "evenly spaced" in note]
+
+
+def test_a_log_without_measurements_says_so_and_has_no_empty_table() -> None:
+    report = report_of(RunLog(HEADER, ()))
+    assert not report.tables
+    assert "Nothing has been measured yet." in as_html(report)

@@ -87,7 +87,7 @@ def test_an_analysis_over_draws_tells_them_and_its_function() -> None:
     assert (run.data.num_samples, run.data.num_samples_hessian) == (24, 72)
     assert sdkeras.Analysis.from_json(run.to_json()) == run
     words = next(note.message for note in run.warnings if note.code == "held-fixed")
-    assert "3 passes of it, held fixed, and the Hessian is of their mean" in words
+    assert "3 passes of it are used and held fixed. The Hessian is that of their mean." in words
     assert "largest of 3 draws" in as_text(run, 80)
     bare = attrs.evolve(run, data=attrs.evolve(run.data, draws=None))
     assert "draws" not in as_text(attrs.evolve(bare, warnings=()), 80)
@@ -95,7 +95,10 @@ def test_an_analysis_over_draws_tells_them_and_its_function() -> None:
 
 def test_the_plan_says_what_is_held_fixed() -> None:
     dropout = keras.layers.Dropout(0.5)
-    assert "one draw a batch, held fixed, of which the Hessian is" in plan(linear(dropout), (X, Y)).held_fixed
+    assert (
+        "one draw a batch is used and held fixed. The Hessian is that of this one function"
+        in plan(linear(dropout), (X, Y)).held_fixed
+    )
     assert "2 draws a batch" in plan(linear(dropout), (X, Y), draws=2).held_fixed
     assert "one pass of it" in plan(linear(), augmented()).held_fixed
     assert plan(linear(dropout), (X, Y), mode="inference").held_fixed == ""
