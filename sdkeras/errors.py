@@ -7,12 +7,19 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import TypeVar
+
+_T = TypeVar("_T")
 
 
 class SdkerasError(Exception):
     """Base class: wrong use or unusable input."""
 
     exit_status = 2
+
+
+class ArgumentTypeError(SdkerasError, TypeError):
+    """An argument is of another type than the function takes."""
 
 
 class ModelError(SdkerasError):
@@ -84,3 +91,28 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 def counted(count: int, noun: str, plural: str = "") -> str:
     """A count with its noun: "1 run", "2 runs"."""
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+# How to come by what a function takes, by the name of its type.
+_HOW = {
+    "Analysis": "sdkeras.analyze(model, (x, y)) makes one, sdkeras.Analysis.load('run.json') reads one",
+    "Axes": "`_, ax = matplotlib.pyplot.subplots()` makes one; of several, choose one by its index",
+    "EmpiricalLoss": "sdkeras.EmpiricalLoss(model, (x, y)) makes one",
+    "LyapunovRun": "sdkeras.lyapunov(model, (x, y)) makes one",
+    "RunLog": "sdkeras.track([...], (x, y), log_dir=...) makes one",
+    "UpdateMap": "sdkeras.UpdateMap(loss, model.optimizer) makes one",
+}
+
+
+def instance(value: object, name: str, *kinds: type[_T]) -> _T:
+    """The value of the argument of this name, which must be of one of these types.
+
+    Raises:
+        ArgumentTypeError: It is of another one; the message says how to come by the right one.
+    """
+    if isinstance(value, kinds):
+        return value
+    wanted = " or ".join(kind.__name__ for kind in kinds)
+    how = [_HOW[kind.__name__] for kind in kinds if kind.__name__ in _HOW]
+    given = type(value).__name__
+    raise ArgumentTypeError("; ".join([f"{name} must be of type {wanted}, got {given}", *how]) + ".")

@@ -14,6 +14,7 @@ import attrs
 import numpy as np
 import tensorflow as tf
 
+from sdkeras.errors import instance
 from sdkeras.files.keras_types import Tensor
 from sdkeras.linalg.operators import Limit, OperatorBatch, Reduction, SymmetricOperator
 from sdkeras.linalg.probes import Space
@@ -68,7 +69,7 @@ class CurvatureOperator(SymmetricOperator):
         workers: int = 1,
         memory: float | None = None,
     ) -> None:
-        engine = loss.engine(product_mode, self.kind)
+        engine = instance(loss, "loss", EmpiricalLoss).engine(product_mode, self.kind)
         checked = verification.verified(loss, engine, allow_unverified, memory)
         checked = verification.linearized(loss, engine, checked, memory)
         workers = min(workers, len(loss.batches))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import attrs
 
-from sdkeras.errors import SdkerasError
+from sdkeras.errors import SdkerasError, instance
 from sdkeras.reporting.comparison import (
     Comparison,
     Incomparable,
@@ -123,8 +123,10 @@ def compare(a: Analysis | LyapunovRun, b: Analysis | LyapunovRun, *, names: tupl
         The settings that differ, and every number that both have with the error of its difference.
 
     Raises:
-        SdkerasError: An analysis against a Lyapunov run.
+        SdkerasError: An analysis against a Lyapunov run, or neither of them.
     """
+    for name, run in (("a", a), ("b", b)):
+        instance(run, name, Analysis, LyapunovRun)
     if type(a) is not type(b):
         kinds = [f"{name} is an answer of {run.WRITTEN_BY[1]}" for name, run in zip(names, (a, b), strict=True)]
         raise SdkerasError(f"{kinds[0]}, {kinds[1]}; compare two answers of the same command.")

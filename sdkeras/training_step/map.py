@@ -13,6 +13,7 @@ import attrs
 import numpy as np
 import tensorflow as tf
 
+from sdkeras.errors import instance
 from sdkeras.files.keras_types import Optimizer, Tensor
 from sdkeras.linalg.operators import SquareMatrix
 from sdkeras.linalg.probes import Space
@@ -75,7 +76,7 @@ class UpdateMap(SquareMatrix):
         product_mode: ProductMode = "auto",
         allow_unverified: bool = False,
     ) -> None:
-        self.loss = loss
+        self.loss = instance(loss, "loss", EmpiricalLoss)
         self._engine = loss.engine(product_mode)
         self.optimizer = with_slots(loss, optimizer, initial_slots)
         rule, gradients = rule_and_gradients(self.optimizer, self._engine)
