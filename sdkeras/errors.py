@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 _T = TypeVar("_T")
+_U = TypeVar("_U")
 
 
 class SdkerasError(Exception):
@@ -104,15 +105,15 @@ _HOW = {
 }
 
 
-def instance(value: object, name: str, *kinds: type[_T]) -> _T:
+def instance(value: object, name: str, kind: type[_T], *others: type[_U]) -> _T | _U:
     """The value of the argument of this name, which must be of one of these types.
 
     Raises:
         ArgumentTypeError: It is of another one; the message says how to come by the right one.
     """
-    if isinstance(value, kinds):
+    if isinstance(value, kind) or isinstance(value, others):  # noqa: SIM101  # mypy knows no tuple of both
         return value
-    wanted = " or ".join(kind.__name__ for kind in kinds)
-    how = [_HOW[kind.__name__] for kind in kinds if kind.__name__ in _HOW]
+    names = [each.__name__ for each in (kind, *others)]
+    wanted, how = " or ".join(names), [_HOW[each] for each in names if each in _HOW]
     given = type(value).__name__
     raise ArgumentTypeError("; ".join([f"{name} must be of type {wanted}, got {given}", *how]) + ".")

@@ -168,8 +168,7 @@ def _check_alike(runs: Sequence[Analysis], what: str) -> None:
 
 
 def _along(run: object) -> LyapunovSummary:
-    answer: Analysis | LyapunovRun = instance(run, "run", Analysis, LyapunovRun)
-    summary = answer.lyapunov
+    summary = instance(run, "run", Analysis, LyapunovRun).lyapunov
     if summary is None:
         raise SdkerasError("the run has no Lyapunov exponents: measure them with `lyapunov=K`, or `sdkeras.lyapunov`.")
     return summary
