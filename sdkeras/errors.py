@@ -6,9 +6,12 @@ A message says what is wrong, what was given and what to do.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from typing import TypeVar
+import functools
+import inspect
+from collections.abc import Callable, Collection, Iterable
+from typing import ParamSpec, TypeVar
 
+_P = ParamSpec("_P")
 _T = TypeVar("_T")
 _U = TypeVar("_U")
 
@@ -87,6 +90,30 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     """The question whether a near name was meant, with a space after it, or "" where none is near."""
     near = difflib.get_close_matches(name, list(names), 1)
     return f"did you mean '{near[0]}'? " if near else ""
+
+
+def check_options(function: str, names: Iterable[str], known: Collection[str]) -> None:
+    """Refuses options that a function does not have.
+
+    Raises:
+        TypeError: As Python's own, with the question whether a near one was meant.
+    """
+    for name in names:
+        if name not in known:
+            hint = did_you_mean(name, known).strip()
+            raise TypeError(f"{function}() has no option {name!r}" + (f"; {hint}" if hint else "."))
+
+
+def with_checked_options(init: Callable[_P, None]) -> Callable[_P, None]:
+    """A constructor that refuses options of other names as `check_options` does, in place of Python's own words."""
+    function, known = init.__qualname__.partition(".")[0], tuple(inspect.signature(init).parameters)
+
+    @functools.wraps(init)
+    def checked(*args: _P.args, **options: _P.kwargs) -> None:
+        check_options(function, options, known)
+        init(*args, **options)
+
+    return checked
 
 
 def counted(count: int, noun: str, plural: str = "") -> str:

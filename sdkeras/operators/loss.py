@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from sdkeras import seeds
-from sdkeras.errors import DataError, ModelError, NonFiniteError, SdkerasError, counted
+from sdkeras.errors import DataError, ModelError, NonFiniteError, SdkerasError, counted, with_checked_options
 from sdkeras.files.keras_types import Data, Model, Tensor, Variable, layers_of
 from sdkeras.files.user_code import last_line
 from sdkeras.operators import minibatches, precision
@@ -112,6 +112,7 @@ class EmpiricalLoss:
     micro_batch: int | None
     draws: int
 
+    @with_checked_options
     def __init__(  # noqa: PLR0913  # public: each argument is one that a user names
         self,
         model: Model,

@@ -1,5 +1,6 @@
 """Arguments that a Python caller may get wrong: one SdkerasError each, before any work."""
 
+import inspect
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +64,28 @@ def test_arguments_of_the_wrong_kind(takes: Callable[..., object], arguments: di
     with pytest.raises(SdkerasError) as caught:
         takes(**arguments)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("SharpnessDimension", callback),
+        ("EmpiricalLoss", lambda **options: sdkeras.EmpiricalLoss(net(), (X, Y), **options)),
+        ("analyze", lambda **options: sdkeras.analyze(net(), (X, Y), **options)),
+        ("track", lambda **options: sdkeras.track([], (X, Y), log_dir="run", **options)),
+    ],
+)
+def test_options_that_do_not_exist(name: str, call: Callable[..., object]) -> None:
+    with pytest.raises(TypeError, match=rf"^{name}\(\) has no option 'bach_size'; did you mean 'batch_size'\?$"):
+        call(bach_size=4)
+    with pytest.raises(TypeError, match=rf"^{name}\(\) has no option 'zzzz'\.$"):
+        call(zzzz=4)
+
+
+def test_the_constructors_that_check_them_keep_their_signatures() -> None:
+    assert str(inspect.signature(SharpnessDimension)).startswith("(data: 'Data', every: 'str | int' = 'epoch', ")
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'data'"):
+        SharpnessDimension()  # type: ignore[call-arg]
 
 
 RUN = sdkeras.Analysis.load(Path(__file__).parents[1] / "data" / "v0.1.0" / "run.json")
