@@ -163,7 +163,15 @@ def _table(measured: Sequence[Measurement], only: Literal["page", "terminal"]) -
     shown = {name: cells for name, cells in columns.items() if set(cells) - {"", ABSENT}}
     marks = ["failed" if each.failed else "" for each in measured]
     rows = [map(Cell, cells, marks) for cells in shown.values()]
-    return Table("Measurements", tuple(zip(*rows, strict=True)), tuple(shown), wide=True, only=only)
+    headings = tuple(_heading(name, measured) for name in shown)
+    return Table("Measurements", tuple(zip(*rows, strict=True)), headings, wide=True, only=only)
+
+
+def _heading(name: str, measured: Sequence[Measurement]) -> str:
+    """Of a column: the training loss of `fit` is another number than that of a checkpoint."""
+    if name == "loss":
+        return "epoch's mean loss" if any(each.source == "fit" for each in measured) else "loss at the weights"
+    return "validation loss" if name == "val_loss" else name
 
 
 def _cards(measured: Sequence[Measurement]) -> tuple[Card, ...]:

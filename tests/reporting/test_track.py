@@ -92,6 +92,21 @@ def test_the_terminal_shows_each_measurement() -> None:
     assert "the last 30 of 99" in as_text(many)
 
 
+def test_the_loss_of_fit_and_that_of_a_checkpoint_have_other_names() -> None:
+    """Keras' mean while the weights moved, and the loss at the weights."""
+    kept = RunLog(HEADER, tuple(measured(step, 0.5, source=f"{step}.keras") for step in (10, 20)))
+    for log, name, other in (
+        (LOG, "epoch's mean loss", "loss at the weights"),
+        (kept, "loss at the weights", "epoch's mean loss"),
+    ):
+        for each in report_of(log).tables:
+            place = each.columns.index(name)
+            assert each.rows[0][place].text == "0.1"
+            assert not {other, "loss"} & set(each.columns)
+        assert as_text(report_of(log), 80)
+        assert "validation loss" in table(log).columns
+
+
 def test_columns_without_a_number_are_left_out() -> None:
     assert "source" not in table(LOG).columns
     assert table(LOG).rows[0][table(LOG).columns.index("trace")].text == "9 ?"
