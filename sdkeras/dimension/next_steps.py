@@ -48,6 +48,8 @@ FLAT = 1e-6
 # Parameters up to which exact spectra take seconds.
 SMALL = 2000
 
+# More products than this are written without digits that nobody counts.
+_COUNTABLE = 1e15
 _BY_BATCH_SHARPNESS = "noise is judged by the batch sharpness alone"
 
 Rule = Callable[[Analysis], NextStep | None]
@@ -326,8 +328,9 @@ def wide_interval(run: Analysis) -> NextStep | None:
         times, goal = skewed, half / math.sqrt(skewed)
         what = "few minibatches dominate it, and it may miss the truth"
     products = round(times * estimate.num_hvps)
+    shown = f"{products:,}" if products < _COUNTABLE else f"{products:.2g}"
     message = (
-        f"Narrow the interval of the sharpness dimension: {what}; about {times:.2g} times the runs, {products:,} "
+        f"Narrow the interval of the sharpness dimension: {what}; about {times:.2g} times the runs, {shown} "
         f"products, bring it to {goal:.2g}"
     )
     arguments: dict[str, Value] = {"tolerance": _rounded_down(min(goal / max(scale, 10.0), 0.5))}

@@ -30,7 +30,7 @@ def edge_in_words(edge: EdgeOfStability) -> str:
     if edge.ratio <= 0:
         return meaning + "Here nothing curves upwards, so no step overshoots."
     if edge.ratio < EDGE[0]:
-        room = f"{1 / edge.ratio:,.0f}" if edge.ratio < 0.1 else number(1 / edge.ratio, 2)
+        room = dimension(1 / edge.ratio, 10.0) if edge.ratio < 0.1 else number(1 / edge.ratio, 2)
         return meaning + (
             f"Here there is room: the learning rate could be about {room} times as large before full-batch steps "
             "began to grow, were the sharpness to stay as it is."
