@@ -50,6 +50,8 @@ FLAT = 1e-6
 # Parameters up to which exact spectra take seconds.
 SMALL = 2000
 
+# More products than this are written without digits that nobody counts.
+_COUNTABLE = 1e15
 _BY_BATCH_SHARPNESS = "noise is judged by the batch sharpness alone"
 
 Rule = Callable[[Analysis], NextStep | None]
@@ -361,9 +363,10 @@ def wide_interval(run: Analysis) -> NextStep | None:
         times, goal = skewed, half / math.sqrt(skewed)
         what = "few minibatches dominate it, and it may miss the truth"
     products = round(times * estimate.num_hvps)
+    shown = f"{products:,}" if products < _COUNTABLE else f"{products:.2g}"
     message = (
-        f"Narrow the interval of the sharpness dimension: {what}; about {times:.2g} times the runs, at most "
-        f"{products:,} products, bring it to {goal:.2g}"
+        f"Narrow the interval of the sharpness dimension: {what}; about {times:.2g} times the runs, at most {shown} "
+        f"products, bring it to {goal:.2g}"
     )
     arguments: dict[str, Value] = {"runs": math.ceil(times * estimate.num_runs)}
     if wide:

@@ -14,6 +14,7 @@ import attrs
 import numpy as np
 import tensorflow as tf
 
+from sdkeras.errors import instance
 from sdkeras.files.keras_types import Tensor
 from sdkeras.linalg.operators import Limit, OperatorBatch, Reduction, SymmetricOperator
 from sdkeras.linalg.probes import Space
@@ -24,6 +25,7 @@ from sdkeras.operators.engine import Engine
 from sdkeras.operators.linearized import Linearizations
 from sdkeras.operators.loss import EmpiricalLoss, evolved
 from sdkeras.operators.modes import ProductMode
+from sdkeras.operators.tensors import real
 from sdkeras.results.arrays import Array, DType
 from sdkeras.results.verification import Verification
 
@@ -68,7 +70,7 @@ class CurvatureOperator(SymmetricOperator):
         workers: int = 1,
         memory: float | None = None,
     ) -> None:
-        engine = loss.engine(product_mode, self.kind)
+        engine = instance(loss, "loss", EmpiricalLoss).engine(product_mode, self.kind)
         checked = verification.verified(loss, engine, allow_unverified, memory)
         checked = verification.linearized(loss, engine, checked, memory)
         workers = min(workers, len(loss.batches))
@@ -257,7 +259,7 @@ class CurvatureOperator(SymmetricOperator):
         """What is to be multiplied, which must have this shape, in the operator's precision."""
         if tuple(np.shape(array)) != shape:
             raise ValueError(f"the operator takes an array of shape {shape}, got {tuple(np.shape(array))}.")
-        return tf.cast(array, self.dtype) if tf.is_tensor(array) else tf.constant(array, self.dtype)
+        return tf.convert_to_tensor(real(array, self.dtype, "the vector"))
 
     @functools.cached_property
     def _devices_pool(self) -> ThreadPoolExecutor:

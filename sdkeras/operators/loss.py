@@ -14,14 +14,14 @@ import numpy as np
 import tensorflow as tf
 
 from sdkeras import seeds
-from sdkeras.errors import DataError, ModelError, NonFiniteError, SdkerasError, counted
+from sdkeras.errors import DataError, ModelError, NonFiniteError, SdkerasError, counted, with_checked_options
 from sdkeras.files.keras_types import Data, Model, Tensor, Variable, layers_of
 from sdkeras.files.user_code import last_line
 from sdkeras.operators import minibatches, precision
 from sdkeras.operators.batch_loss import Batch, BatchLoss, LossFn, keras_structure
 from sdkeras.operators.device import Devices, devices
 from sdkeras.operators.engine import Engine, by_xla, not_compiled
-from sdkeras.operators.layout import Layout, select_variables
+from sdkeras.operators.layout import HUGE_WEIGHT, Layout, select_variables
 from sdkeras.operators.modes import JIT, MODES, PRECISIONS, Jit, Mode, Precision, ProductMode
 from sdkeras.results.arrays import Array, DType, is_number
 
@@ -112,6 +112,7 @@ class EmpiricalLoss:
     micro_batch: int | None
     draws: int
 
+    @with_checked_options
     def __init__(  # noqa: PLR0913  # public: each argument is one that a user names
         self,
         model: Model,
@@ -176,7 +177,9 @@ class EmpiricalLoss:
             if vectors_in == "float64" and precision.is_pure(model, "float32"):
                 _require_same_loss(function, model, batches[0])
         if not np.isfinite(value):
-            raise NonFiniteError(f"the loss at the model's weights is {value}; {_why_not_finite(self.point)}.")
+            raise NonFiniteError(
+                f"the loss at the model's weights is {value}; {_why_not_finite(self.layout, self.point, model)}."
+            )
 
     @property
     def layout(self) -> Layout:
@@ -397,14 +400,29 @@ def _require_same_loss(function: BatchLoss, model: Model, batch: Batch) -> None:
     precision.require_same_loss(value, double.eagerly(batch), function.dtype, rounding)
 
 
-def _why_not_finite(point: Array) -> str:
+def _why_not_finite(layout: Layout, point: Array, model: Model) -> str:
     bad = int(np.count_nonzero(~np.isfinite(point)))
     if bad:
-        return f"{bad} of the {point.size} weights are NaN or infinite: take a checkpoint from before"
-    largest = float(np.max(np.abs(point), initial=0.0))
-    if largest > 1e6:
+        where = [name for name, size in layout.magnitudes(point).items() if not np.isfinite(size)]
+        others = f" and {counted(len(where) - 1, 'other variable')}" if len(where) > 1 else ""
+        return (
+            f"{bad:,} of the {point.size:,} weights are NaN or infinite (in {where[0]}{others}): take a checkpoint "
+            "from before"
+        )
+    for variable in model.weights:  # those that are not analysed: moving averages, frozen layers
+        values = np.asarray(variable)
+        if not (np.issubdtype(values.dtype, np.number) and np.all(np.isfinite(values))):
+            return f"{variable.path} holds NaN or infinity: take a checkpoint from before"
+        if variable.name == "moving_variance" and np.any(values < 0):
+            return f"{variable.path} is negative, and its root NaN: no training makes it so; correct the model"
+    sizes = layout.magnitudes(point)
+    name = max(sizes, key=lambda each: sizes[each])
+    if sizes[name] > HUGE_WEIGHT:
         more = "" if point.dtype == np.float64 else " or analyse in float64 (`dtype='float64'`)"
-        return f"the largest weight is {largest:.2g}, and {point.dtype.name} overflows; check the training{more}"
+        return (
+            f"the largest weight is {sizes[name]:.2g} (in {name}), and {point.dtype.name} overflows; check the "
+            f"training{more}"
+        )
     return "check the data and the loss before analysing curvature"
 
 

@@ -173,8 +173,14 @@ def _table(measured: Sequence[Measurement], only: Literal["page", "terminal"]) -
     marks = ["failed" if each.failed else "" for each in measured]
     rows = [map(Cell, cells, marks) for cells in shown.values()]
     optional = tuple(name for name in (*reversed(metrics), *_OPTIONAL) if name in shown)
-    table = Table("Measurements", tuple(zip(*rows, strict=True)), tuple(shown), wide=True, only=only)
+    headings = tuple(_heading(name, measured) if only == "page" else name for name in shown)
+    table = Table("Measurements", tuple(zip(*rows, strict=True)), headings, wide=True, only=only)
     return attrs.evolve(table, optional=optional)
+
+
+def _heading(name: str, measured: Sequence[Measurement]) -> str:
+    """Of a column: the training loss of `fit`, its mean over an epoch, is another number than that of a checkpoint."""
+    return "epoch_loss" if name == "loss" and any(each.source == "fit" for each in measured) else name
 
 
 def _metrics(measured: Sequence[Measurement]) -> list[str]:

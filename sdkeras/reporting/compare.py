@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator
 
 import attrs
 
-from sdkeras.errors import SdkerasError
+from sdkeras.errors import SdkerasError, instance
 from sdkeras.reporting.comparison import (
     Comparison,
     Incomparable,
@@ -99,6 +100,23 @@ _NUMBERS = (
     (_LAYER, "layers.*.trace.value", "trace"),
     (_LAYER, "layers.*.codimension", "codimension"),
 )
+# Numbers with evidence that are not compared, in the same form.
+_OTHERS = (
+    (_EDGE, "edge_of_stability.mean_square_stability.kappa.value", "mean-square stability, kappa"),
+    (_EDGE, "edge_of_stability.gradient_noise.mean.value", "gradient noise on the top eigenvector, mean"),
+    (_EDGE, "edge_of_stability.gradient_noise.deviation.value", "gradient noise there, standard deviation"),
+    (_EDGE, "edge_of_stability.gradient_noise.share.value", "gradient noise there, share of tr Cov(g)"),
+    ("Supremum over snapshots", "supremum.value", "sharpness dimension"),
+)
+# Where a run has quantities of `_NUMBERS` once more: (group, start of the path, start of the path with the label).
+_AGAIN = (
+    ("Sharpness dimension by {item.estimator}", "estimates.*", "sharpness_dimension"),
+    ("The same net {run.at_init.when}", "at_init.sharpness.", "hessian.largest."),
+    ("The same net {run.at_init.when}", "at_init.sharpness_dimension", "sharpness_dimension"),
+    ("The same net {run.earlier.when}", "earlier.sharpness.", "hessian.largest."),
+    ("The same net {run.earlier.when}", "earlier.sharpness_dimension", "sharpness_dimension"),
+    ("The same net {run.earlier.when}", "earlier.codimension.value", "sharpness_dimension.codimension"),
+)
 _MISSING = ()
 # What makes a sharpness dimension another quantity, and what is another quantity with it.
 _SAME_DIMENSION = ("map", "coordinates", "state_size")
@@ -123,8 +141,10 @@ def compare(a: Analysis | LyapunovRun, b: Analysis | LyapunovRun, *, names: tupl
         The settings that differ, and every number that both have with the error of its difference.
 
     Raises:
-        SdkerasError: An analysis against a Lyapunov run.
+        SdkerasError: An analysis against a Lyapunov run, or neither of them.
     """
+    for name, run in (("a", a), ("b", b)):
+        instance(run, name, Analysis, LyapunovRun)
     if type(a) is not type(b):
         kinds = [f"{name} is an answer of {run.WRITTEN_BY[1]}" for name, run in zip(names, (a, b), strict=True)]
         raise SdkerasError(f"{kinds[0]}, {kinds[1]}; compare two answers of the same command.")
@@ -294,6 +314,20 @@ def known_numbers(run: Value) -> list[KnownNumber]:
                 key = f"layers.{title}.{name}" if of_layer else path
                 ranked.append((position if of_layer else -1, KnownNumber(key, path, title, name, quantity, item)))
     return [each for _, each in sorted(ranked, key=lambda entry: entry[0])]
+
+
+def in_words(run: Value, path: str) -> str:
+    """What the number at a path is: "trace (Hessian of the loss)"; the path itself where there are no words for it."""
+    pattern = re.sub(r"\.\d+(?=\.)", ".*", path)
+    labels = {path: (group, label) for group, path, label in (*_NUMBERS, *_OTHERS)}
+    for group, start, same in _AGAIN:
+        known = f"{same}{pattern.removeprefix(start)}"
+        if pattern.startswith(start) and known in labels:
+            labels[pattern] = group, labels[known][1]
+    group, label = labels.get(pattern, ("", path))
+    before, _, after = path.partition("estimates.")
+    item = run.estimates[int(after.partition(".")[0])] if after and not before else None
+    return f"{label} ({group.format(run=run, item=item)})" if group else path
 
 
 def _quantity(run: Value, path: str, value: Value) -> Quantity:

@@ -18,6 +18,8 @@ from sdkeras.results.measured import Measured
 from sdkeras.results.plans import LyapunovPlan, Plan
 
 ABSENT = "-"
+# From here on no digits are printed that a float does not hold.
+_HUGE = 1e15
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -26,7 +28,7 @@ def number(value: float | None, digits: int = 4) -> str:
         return ABSENT
     if math.isinf(value):
         return f"{value}"
-    if value == int(value) and abs(value) < 1e15:
+    if value == int(value) and abs(value) < _HUGE:
         return f"{int(value):,}"
     if 1e3 <= abs(value) < 1e9:
         return f"{value:,.{max(0, digits - math.floor(math.log10(abs(value))) - 1)}f}"
@@ -35,8 +37,8 @@ def number(value: float | None, digits: int = 4) -> str:
 
 def dimension(value: float | None, half_width: float | None = None) -> str:
     """A dimension, rounded at the second digit of its uncertainty (a tenth without one)."""
-    if value is None or math.isnan(value):
-        return ABSENT
+    if value is None or math.isnan(value) or abs(value) >= _HUGE:
+        return number(value)
     decimals = 1
     if half_width is not None and 0 < half_width < math.inf:
         decimals = min(4, max(0, 1 - math.floor(math.log10(half_width))))
@@ -135,10 +137,6 @@ def bar_lengths(values: Sequence[float | None]) -> tuple[float, ...]:
     known = [value if value is not None and 0 < value < math.inf else 0.0 for value in values]
     longest = max(known, default=0.0)
     return tuple(value / longest if longest else 0.0 for value in known)
-
-
-# From here on no digits are printed that a float does not hold.
-_HUGE = 1e15
 
 
 def with_error(value: float | None, error: float | None) -> str:

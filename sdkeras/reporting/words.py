@@ -35,8 +35,9 @@ def edge_in_words(edge: EdgeOfStability, noise_is_first: bool = False) -> str:
     if edge.ratio <= 0:
         return meaning + "Here nothing curves upwards, so no step overshoots."
     if edge.ratio < EDGE[0]:
-        room = f"about {1 / edge.ratio:,.0f}" if edge.ratio < 0.1 else f"about {number(1 / edge.ratio, 2)}"
-        room = f"more than {MOST_ROOM:g}" if edge.ratio * MOST_ROOM < 1 else room
+        room = f"about {number(1 / edge.ratio, 2)}"
+        if edge.ratio < 0.1:
+            room = f"about {1 / edge.ratio:,.0f}" if edge.ratio * MOST_ROOM >= 1 else f"more than {MOST_ROOM:g}"
         return meaning + (
             f"Here there is room: the learning rate could be {room} times as large before full-batch steps "
             "began to grow, if the sharpness stayed as it is"

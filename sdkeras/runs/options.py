@@ -17,7 +17,7 @@ import attrs
 import numpy as np
 
 from sdkeras.dimension.bounds import INPUTS, check_inputs
-from sdkeras.errors import OperatorSizeError, SdkerasError, did_you_mean
+from sdkeras.errors import OperatorSizeError, SdkerasError, check_options
 from sdkeras.estimators import registry
 from sdkeras.estimators.kinds import Estimator
 from sdkeras.estimators.select import DEFAULTS, configured
@@ -625,6 +625,9 @@ class Options(EstimationOptions):
         )
 
 
+OPTION_NAMES = tuple(field.name for field in attrs.fields(Options))
+
+
 def measurement_options(preset: Preset, options: Mapping[str, Value]) -> Options:
     """The options of a measurement among others of one training: those given, and the preset's; max_hvps is of SD."""
     return Options(preset=preset, **{"max_hvps": _MEASUREMENT_HVPS.get(preset), **options})
@@ -833,10 +836,7 @@ def takes_options(
     def decorate(function: Callable[[Model, Data, _O], _R]) -> Callable[Concatenate[Model, Data, _P], _R]:
         @functools.wraps(function)
         def call(model: Model, data: Data, *args: _P.args, **values: _P.kwargs) -> _R:
-            for name in values:
-                if name not in keywords:
-                    hint = did_you_mean(name, keywords).strip()
-                    raise TypeError(f"{function.__name__}() has no option {name!r}" + (f"; {hint}" if hint else "."))
+            check_options(function.__name__, values, keywords)
             checked = options(*args, **values)
             with telling(cast(TrainingOptions, checked).progress) as tell:
                 return function(model, data, attrs.evolve(cast(Value, checked), progress=tell))

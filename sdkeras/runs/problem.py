@@ -155,7 +155,7 @@ def read_subject(
         data = minibatches.as_source(
             data, batch_size=options.batch_size, limit=options.samples, class_weight=options.class_weight, draws=draws
         )
-    changes = data.passes > 1 or minibatches.changes(given, data, options.samples)
+    changes = data.passes > 1 if draws > 1 else minibatches.changes(given, data, options.samples)
     if in_arrays:
         check_data(fitted, *data.structure, own_loss=loss_fn is not None)
     loss = EmpiricalLoss(

@@ -13,6 +13,7 @@ import attrs
 import numpy as np
 import tensorflow as tf
 
+from sdkeras.errors import instance
 from sdkeras.files.keras_types import Optimizer, Tensor
 from sdkeras.linalg.operators import SquareMatrix
 from sdkeras.linalg.probes import Space
@@ -21,6 +22,7 @@ from sdkeras.operators.batch_loss import Batch
 from sdkeras.operators.layout import Layout
 from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.operators.modes import ProductMode
+from sdkeras.operators.tensors import real
 from sdkeras.results.arrays import Array, DType
 from sdkeras.training_step import verification
 from sdkeras.training_step.jacobian import StepJacobian, rule_and_gradients
@@ -75,7 +77,7 @@ class UpdateMap(SquareMatrix):
         product_mode: ProductMode = "auto",
         allow_unverified: bool = False,
     ) -> None:
-        self.loss = loss
+        self.loss = instance(loss, "loss", EmpiricalLoss)
         self._engine = loss.engine(product_mode)
         self.optimizer = with_slots(loss, optimizer, initial_slots)
         rule, gradients = rule_and_gradients(self.optimizer, self._engine)
@@ -269,12 +271,12 @@ class UpdateMap(SquareMatrix):
 
     def _tensor(self, state: Array | Tensor) -> Tensor:
         _check_shape(state, (self.size,), "a state")
-        return tf.cast(state, self.dtype) if tf.is_tensor(state) else tf.constant(np.asarray(state), self.dtype)
+        return tf.convert_to_tensor(real(state, self.dtype, "the state"))
 
     def _blocks(self, vectors: Array | Tensor) -> Iterator[Array | Tensor]:
         """A vector or the columns of a matrix as rows in the map's precision, some at a time."""
         is_tensor = tf.is_tensor(vectors)
-        columns = tf.cast(vectors, self.dtype) if is_tensor else np.asarray(vectors, self.dtype)
+        columns = real(vectors, self.dtype, "the vector")
         _check_shape(columns, (self.size, *columns.shape[1:2]), "tangents and cotangents")
         if len(columns.shape) == 1:
             rows = columns[None] if is_tensor else np.ascontiguousarray(columns)[None]

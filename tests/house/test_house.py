@@ -68,7 +68,7 @@ PUBLIC = {
     "sdkeras.datasets": "character_windows load_digits load_documentation_text load_mnist_5k modular_addition",
     "sdkeras.errors": (
         "SdkerasError ModelError DataError PluginError UnknownEstimatorError MapError OperatorSizeError "
-        "NonFiniteError VerificationError BudgetError Interrupted"
+        "ArgumentTypeError NonFiniteError VerificationError BudgetError Interrupted"
     ),
     "sdkeras.linalg.probes": "frame_of probes_of start_of",
     "sdkeras.plot": (

@@ -49,6 +49,39 @@ def test_what_changes_between_readings() -> None:
         assert changes(data, as_source(data, batch_size=None)) == expected
 
 
+def once_and_then(*later: object) -> tf.data.Dataset:
+    """A dataset with three batches of 8 samples at its first reading, and these, one to raise among them, after it."""
+    readings = iter([(X[:8], X[8:16], X[16:]), later])
+
+    def batches():
+        for batch in next(readings):
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch, batch[:, :1]
+
+    spec = (tf.TensorSpec([None, None]), tf.TensorSpec([None, 1]))
+    return tf.data.Dataset.from_generator(batches, output_signature=spec)
+
+
+@pytest.mark.parametrize(
+    ("later", "message"),
+    [
+        ((), "reading 2 of the dataset failed, .*: the dataset is empty"),
+        ((X[:8], OSError("the disk is gone")), "reading 2 of the dataset failed, .*the disk is gone"),
+        ((X[:8], X[8:16]), "has 16 samples in place of 24;"),
+        ((X[:4], X[4:16], X[16:]), "has batches of other sizes"),
+        (
+            (X[:8, :2], X[8:16, :2], X[16:, :2]),
+            r"has samples of shape \[\(2,\), \(1,\)\] in place of \[\(3,\), \(1,\)\]",
+        ),
+    ],
+)
+def test_a_second_reading_that_fails_or_differs_is_told(later: tuple[object, ...], message: str) -> None:
+    with pytest.raises(DataError, match=f"draws is 2, and .*{message}.*leave draws out"):
+        as_source(once_and_then(*later), batch_size=None, draws=2)
+    assert as_source(once_and_then(*later), batch_size=None).num_samples == 24
+
+
 @pytest.mark.parametrize("batch_size", [None, 6])
 def test_the_hessian_is_the_mean_over_the_passes(batch_size: int | None) -> None:
     """Of a linear model it is 2 X'X / n of each pass."""
