@@ -32,9 +32,10 @@ if TYPE_CHECKING:
     from sdkeras.operators.loss import EmpiricalLoss
     from sdkeras.reporting.compare import compare
     from sdkeras.reporting.comparison import Comparison
-    from sdkeras.results.answers import Analysis, LyapunovRun
+    from sdkeras.results.answers import Analysis, CriticalRun, LyapunovRun
     from sdkeras.results.estimates import Eigenpairs, LyapunovExponents, SingularValues, Spectrum, TraceEstimate
     from sdkeras.runs.analyze import analyze
+    from sdkeras.runs.critical import critical
     from sdkeras.runs.lyapunov import lyapunov
     from sdkeras.runs.track import track
     from sdkeras.training_step.flow import TrainingFlow
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Analysis",
     "Comparison",
+    "CriticalRun",
     "Eigenpairs",
     "EmpiricalLoss",
     "GaussNewtonOperator",
@@ -62,6 +64,7 @@ __all__ = [
     "UpdateMap",
     "analyze",
     "compare",
+    "critical",
     "eigenpairs_estimator",
     "get_estimator",
     "lyapunov",
@@ -76,6 +79,7 @@ __all__ = [
 _HOME = {
     "Analysis": "sdkeras.results.answers",
     "Comparison": "sdkeras.reporting.comparison",
+    "CriticalRun": "sdkeras.results.answers",
     "Eigenpairs": "sdkeras.results.estimates",
     "EmpiricalLoss": "sdkeras.operators.loss",
     "GaussNewtonOperator": "sdkeras.operators.gauss_newton",
@@ -93,6 +97,7 @@ _HOME = {
     "UpdateMap": "sdkeras.training_step.map",
     "analyze": "sdkeras.runs.analyze",
     "compare": "sdkeras.reporting.compare",
+    "critical": "sdkeras.runs.critical",
     "eigenpairs_estimator": "sdkeras.estimators.kinds",
     "get_estimator": "sdkeras.estimators.registry",
     "lyapunov": "sdkeras.runs.lyapunov",

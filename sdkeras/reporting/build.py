@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TypeAlias
 
 from sdkeras.reporting.build_analysis import analysis_report
+from sdkeras.reporting.build_critical import critical_report
 from sdkeras.reporting.build_lyapunov import lyapunov_report
 from sdkeras.reporting.build_track import track_report
 from sdkeras.reporting.comparison import Comparison, Quantity, comparison_report
@@ -12,12 +13,14 @@ from sdkeras.reporting.numbers import headline, number
 from sdkeras.reporting.report import Report, Section, present, printable
 from sdkeras.reporting.tables import plan_table
 from sdkeras.reporting.words import is_limited
-from sdkeras.results.answers import Analysis, LyapunovRun
+from sdkeras.results.answers import Analysis, CriticalRun, LyapunovRun
 from sdkeras.results.document import walk
 from sdkeras.results.log import RunLog
-from sdkeras.results.plans import LyapunovPlan, Plan
+from sdkeras.results.plans import LossPlan, LyapunovPlan, Plan
 
-Reported: TypeAlias = Report | Analysis | LyapunovRun | Comparison | RunLog | Plan | LyapunovPlan
+Reported: TypeAlias = (
+    Report | Analysis | LyapunovRun | CriticalRun | Comparison | RunLog | Plan | LyapunovPlan | LossPlan
+)
 
 
 def report_of(record: Reported) -> Report:
@@ -28,16 +31,18 @@ def report_of(record: Reported) -> Report:
         return analysis_report(record)
     if isinstance(record, LyapunovRun):
         return lyapunov_report(record)
-    if isinstance(record, (Plan, LyapunovPlan)):
+    if isinstance(record, CriticalRun):
+        return critical_report(record)
+    if isinstance(record, (Plan, LyapunovPlan, LossPlan)):
         return _plan_report(record)
     return comparison_report(record) if isinstance(record, Comparison) else track_report(record)
 
 
-def _plan_report(plan: Plan | LyapunovPlan) -> Report:
-    words = (
-        f"{plan.num_parameters:,} parameters: about {plan.num_hvps:,} Hessian-vector products in {plan.seconds:.3g} s, "
-        f"{plan.peak_memory / 1e9:.2f} GB"
-    )
+def _plan_report(plan: Plan | LyapunovPlan | LossPlan) -> Report:
+    work = f"about {plan.num_hvps:,} Hessian-vector products"
+    if isinstance(plan, LossPlan):
+        work = f"about {plan.num_evaluations:,} losses"
+    words = f"{plan.num_parameters:,} parameters: {work} in {plan.seconds:.3g} s, {plan.peak_memory / 1e9:.2f} GB"
     return Report("Plan", words, (f"{words}.",), (Section("Cost", "cost", tables=(plan_table(plan),)),))
 
 
@@ -53,4 +58,6 @@ def in_one_line(record: object, report: Report) -> str:
     if isinstance(record, LyapunovRun):
         answer = record.lyapunov.dimension
         words.append(f"D_s {Quantity.of(dict(walk(answer))['value'])} of {answer.size:,}")
+    if isinstance(record, CriticalRun) and record.critical.ratio is not None:
+        words.append(f"ratio {number(record.critical.ratio.value, 3)}")
     return printable(f"<{type(record).__name__} {report.name}: {'; '.join(words)}>")

@@ -23,7 +23,7 @@ from sdkeras.reporting.drawing import (
 )
 from sdkeras.reporting.numbers import dimension, number
 from sdkeras.reporting.report import Figure, Series, present
-from sdkeras.results.answers import Analysis, SpectrumSummary
+from sdkeras.results.answers import Analysis, CriticalRun, SpectrumSummary
 from sdkeras.results.arrays import FloatArray
 from sdkeras.results.dimension import RdsSharpness, SharpnessDimension, Supremum
 from sdkeras.results.lyapunov import LyapunovSummary
@@ -591,4 +591,43 @@ def window_dimensions(summary: LyapunovSummary) -> Figure | None:
         f"taken as one is at most that of any length that divides m, and at least D_s. {band}{missing}",
         draw,
         series=(Series("", "steps taken as one", "dimension", lengths, values),),
+    )
+
+
+# Along a line in the space of the weights
+
+
+def critical_figure(run: CriticalRun) -> Figure | None:
+    """The change of the loss over the rate of the step, at the rates tried, with eta_c and the rate in use."""
+    step, rate = run.critical, run.optimizer.learning_rate
+    scale, name = (rate, "learning rate") if rate > 0 else (1.0, "multiple of the update in use")
+    changes = step.losses - step.loss
+    near = np.isfinite(changes)
+    middle = math.nan
+    if step.outcome == "measured" and step.num_minibatches is None and step.ratio is not None:
+        middle = 1 / step.ratio.value
+        near &= step.factors < 2.5 * middle
+    x, y = scale * step.factors[near], changes[near]
+    if step.num_minibatches is not None or len(x) < 2 or not usable(x, y):
+        return None
+
+    def draw(axes: Axes, colours: Colours) -> None:
+        series(axes, x, y, colours.accent)
+        zero_line(axes, colours)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(x[:: 1 + len(x) // 5], [number(tick, 2) for tick in x[:: 1 + len(x) // 5]])
+        axes.set_xticks([], minor=True)
+        if math.isfinite(middle):
+            mark(axes, scale * middle, f"eta_c {number(scale * middle, 3)}", colours.warn)
+        mark(axes, scale, "in use", colours.ink, 0.87)
+        axes.set_xlabel(name)
+        value_axis(axes, "loss after minus before")
+
+    return Figure(
+        "critical",
+        "Loss after the step over its rate",
+        "The loss after the optimizer's next update, made longer or shorter as a whole, less the loss before it. Where "
+        "it crosses 0 from below, the step is as long as it may be.",
+        draw,
+        series=(Series("", name, "loss after minus before", x, y),),
     )

@@ -767,6 +767,32 @@ class LyapunovOptions(EstimationOptions):
             )
 
 
+@attrs.frozen(kw_only=True)
+class CriticalOptions(TrainingOptions):
+    """All options of `sdkeras.critical`; see there.
+
+    Raises:
+        SdkerasError: A value out of its range.
+    """
+
+    samples: int | None = option(
+        None, "Take the loss over this many samples, drawn at random; default all.", COUNT, group=PRECISION
+    )
+    minibatches: int | None = option(
+        None,
+        "Take the updates of N minibatches of training, and each minibatch's own loss, in place of all the data.",
+        COUNT,
+        more="The answer is then the median over them, with its 95 % interval from six minibatches on. Each costs as "
+        "many forward passes as all the data would, of a minibatch.",
+        metavar="N",
+        group=WHAT,
+    )
+    tolerance: float = option(
+        0.02, "Width of the bracket around the critical learning rate, relative to it.", _FRACTION, group=PRECISION
+    )
+    initial_slots: bool = option(False, "For an optimizer that has taken no step: take its initial slots.")
+
+
 def _is_writable(path: str) -> bool:
     """Whether a file of this name can be kept where it is."""
     try:

@@ -66,6 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 ANALYZE = "analyze model.keras --data data.npz --json new.json"
+CRITICAL = "critical small.keras --data small.npz"
 LYAPUNOV = "lyapunov small.keras --data small.npz"
 TRACK = "track junk.keras --data data.npz"
 TRAJECTORY = "study trajectory"
@@ -172,6 +173,13 @@ REFUSED = [
     (f"{LYAPUNOV} --checkpoint x.npz", "cannot be read as a checkpoint"),
     (f"{LYAPUNOV} --json no/such/run.json", "does not exist"),
     (f"{LYAPUNOV} --custom-objects no.py", "no.py"),
+    (f"{CRITICAL} --tolerance 0", "--tolerance"),
+    (f"{CRITICAL} --minibatches 0", "--minibatches"),
+    (f"{CRITICAL} --fail-if 'hessian > 1'", "critical.json has no 'hessian'"),
+    (f"{CRITICAL} --json small.keras", "overwritten"),
+    ("critical missing.keras --data small.npz", "no file"),
+    ("critical bare.keras --data data.npz", "--loss"),
+    ("critical bare.keras --data data.npz --loss sparse_categorical_crossentropy", "(--learning-rate F)"),
     ("track junk.keras", "give them (--data DATA)"),
     ("track run other", "one log at a time"),
     ("track run --measures sharpness --seed 3", "--measures, --seed: for checkpoints only"),
