@@ -32,10 +32,11 @@ if TYPE_CHECKING:
     from sdkeras.operators.loss import EmpiricalLoss
     from sdkeras.reporting.compare import compare
     from sdkeras.reporting.comparison import Comparison
-    from sdkeras.results.answers import Analysis, CriticalRun, LyapunovRun
+    from sdkeras.results.answers import Analysis, CriticalRun, LandscapeRun, LyapunovRun
     from sdkeras.results.estimates import Eigenpairs, LyapunovExponents, SingularValues, Spectrum, TraceEstimate
     from sdkeras.runs.analyze import analyze
     from sdkeras.runs.critical import critical
+    from sdkeras.runs.landscape import landscape
     from sdkeras.runs.lyapunov import lyapunov
     from sdkeras.runs.track import track
     from sdkeras.training_step.flow import TrainingFlow
@@ -50,6 +51,7 @@ __all__ = [
     "EmpiricalLoss",
     "GaussNewtonOperator",
     "HessianOperator",
+    "LandscapeRun",
     "LinearMap",
     "LyapunovExponents",
     "LyapunovRun",
@@ -67,6 +69,7 @@ __all__ = [
     "critical",
     "eigenpairs_estimator",
     "get_estimator",
+    "landscape",
     "lyapunov",
     "lyapunov_estimator",
     "sharpness_dimension",
@@ -84,6 +87,7 @@ _HOME = {
     "EmpiricalLoss": "sdkeras.operators.loss",
     "GaussNewtonOperator": "sdkeras.operators.gauss_newton",
     "HessianOperator": "sdkeras.operators.hessian",
+    "LandscapeRun": "sdkeras.results.answers",
     "LinearMap": "sdkeras.linalg.operators",
     "LyapunovExponents": "sdkeras.results.estimates",
     "LyapunovRun": "sdkeras.results.answers",
@@ -100,6 +104,7 @@ _HOME = {
     "critical": "sdkeras.runs.critical",
     "eigenpairs_estimator": "sdkeras.estimators.kinds",
     "get_estimator": "sdkeras.estimators.registry",
+    "landscape": "sdkeras.runs.landscape",
     "lyapunov": "sdkeras.runs.lyapunov",
     "lyapunov_estimator": "sdkeras.estimators.kinds",
     "sharpness_dimension": "sdkeras.dimension.sharpness",

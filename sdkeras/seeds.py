@@ -26,6 +26,7 @@ class Stream(enum.IntEnum):
     RESAMPLED_GROUPS = 22  # by setting
     PROJECTION = 23
     EXAMPLES = 24
+    LANDSCAPE = 25  # by direction
 
 
 def generator(seed: int, stream: Stream, *indices: int) -> np.random.Generator:

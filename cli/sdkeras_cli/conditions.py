@@ -16,7 +16,7 @@ import click
 
 from sdkeras.errors import SdkerasError, did_you_mean
 from sdkeras.reporting.comparison import Comparison
-from sdkeras.results.answers import Analysis, CriticalRun, LyapunovRun, Run
+from sdkeras.results.answers import Analysis, CriticalRun, LandscapeRun, LyapunovRun, Run
 from sdkeras.results.arrays import FloatArray
 from sdkeras.results.document import walk
 from sdkeras.results.log import Measurement
@@ -50,6 +50,7 @@ _EXAMPLES = {
     Analysis: "for example 'edge_of_stability.ratio > 1.1 or sharpness_dimension.codimension < 20'",
     LyapunovRun: "for example 'lyapunov.values.0 > 0.01 or lyapunov.sharpest.value > 20'",
     CriticalRun: "for example 'critical.ratio.value > 1'",
+    LandscapeRun: "for example 'worst_case.0.increase > 0.1'",
     Measurement: "for example 'values.sharpness_ratio.value > 1.1'",
 }
 

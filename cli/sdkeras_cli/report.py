@@ -14,7 +14,7 @@ from sdkeras_cli.output import Outputs
 @click.argument("run_json", type=click.Path(), metavar="RUN.json")
 @options.of_a_report(options.out("report.html"), options.fail_if)
 def command(run_json: str, expression: str | None, **parameters: Value) -> int:
-    """Show the report of RUN.json (of analyze, critical or lyapunov), in the terminal or as a page."""
+    """Show the report of RUN.json (of analyze, critical, landscape or lyapunov), in the terminal or as a page."""
     outputs = Outputs.taken_from(parameters, ("", "report.html"))
     outputs.check([run_json])
     run = load_document(run_json)

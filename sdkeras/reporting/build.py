@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 from sdkeras.reporting.build_analysis import analysis_report
 from sdkeras.reporting.build_critical import critical_report
+from sdkeras.reporting.build_landscape import landscape_report
 from sdkeras.reporting.build_lyapunov import lyapunov_report
 from sdkeras.reporting.build_track import track_report
 from sdkeras.reporting.comparison import Comparison, Quantity, comparison_report
@@ -13,14 +14,12 @@ from sdkeras.reporting.numbers import headline, number
 from sdkeras.reporting.report import Report, Section, present, printable
 from sdkeras.reporting.tables import plan_table
 from sdkeras.reporting.words import is_limited
-from sdkeras.results.answers import Analysis, CriticalRun, LyapunovRun
+from sdkeras.results.answers import Analysis, CriticalRun, LandscapeRun, LyapunovRun, Run
 from sdkeras.results.document import walk
 from sdkeras.results.log import RunLog
 from sdkeras.results.plans import LossPlan, LyapunovPlan, Plan
 
-Reported: TypeAlias = (
-    Report | Analysis | LyapunovRun | CriticalRun | Comparison | RunLog | Plan | LyapunovPlan | LossPlan
-)
+Reported: TypeAlias = Report | Run | Comparison | RunLog | Plan | LyapunovPlan | LossPlan
 
 
 def report_of(record: Reported) -> Report:
@@ -33,6 +32,8 @@ def report_of(record: Reported) -> Report:
         return lyapunov_report(record)
     if isinstance(record, CriticalRun):
         return critical_report(record)
+    if isinstance(record, LandscapeRun):
+        return landscape_report(record)
     if isinstance(record, (Plan, LyapunovPlan, LossPlan)):
         return _plan_report(record)
     return comparison_report(record) if isinstance(record, Comparison) else track_report(record)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sdkeras.errors import counted
 from sdkeras.reporting.numbers import batch_size_in_words, number, rate_in_words, taken_for_granted
 from sdkeras.reporting.report import Report, Row, Table, present, split
-from sdkeras.results.answers import Analysis, CriticalRun, LyapunovRun, Simulation
+from sdkeras.results.answers import Analysis, CriticalRun, LandscapeRun, LyapunovRun, Simulation
 from sdkeras.results.answers import Run as Answered
 from sdkeras.results.note import by_severity
 from sdkeras.results.plans import LossPlan, LyapunovPlan, Plan
@@ -45,6 +45,8 @@ def is_verified(run: Answered) -> bool:
     """Whether the Hessian-vector products, and the training step if it was followed, passed their checks."""
     if isinstance(run, CriticalRun):
         return run.critical.verified
+    if isinstance(run, LandscapeRun):
+        return run.verification.passed
     return run.verification.passed and (run.lyapunov is None or run.lyapunov.verification.passed)
 
 
@@ -87,7 +89,7 @@ def training_table(run: Run) -> Table:
     )
 
 
-def verification_table(run: Analysis | LyapunovRun) -> Table:
+def verification_table(run: Analysis | LyapunovRun | LandscapeRun) -> Table:
     """Checks of the Hessian-vector products."""
     check = run.verification
     mode = f"mode {check.mode}{', compiled by XLA' if check.jit else ''}"

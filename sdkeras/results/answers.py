@@ -14,6 +14,7 @@ from sdkeras.results.critical import CriticalStep
 from sdkeras.results.dimension import EdgeOfStability, RdsSharpness, SharpnessDimension, Supremum
 from sdkeras.results.document import SCHEMA_VERSION, Document, parsed_document, text_of
 from sdkeras.results.earlier import Earlier
+from sdkeras.results.landscape import Landscape, WorstCase
 from sdkeras.results.lyapunov import LyapunovSummary
 from sdkeras.results.measured import Measured
 from sdkeras.results.next_step import NextStep
@@ -282,6 +283,30 @@ class CriticalRun(Answer):
     schema_version: int = SCHEMA_VERSION
 
 
+@attrs.frozen(eq=False, repr=False)
+class LandscapeRun(Answer):
+    """The answer of `sdkeras.landscape`; attribute names are the paths in its file.
+
+    The loss is over `data.num_samples_hessian` of the data. `worst_case` has the plain ball and the adaptive one, where
+    they were asked for. `partial` is whether Ctrl-C left points out, which are NaN.
+    """
+
+    DOCUMENT = "landscape"
+    WRITTEN_BY = ("landscape.json", "sdkeras landscape")
+
+    provenance: Provenance
+    model: ModelInfo
+    data: DataInfo
+    optimizer: OptimizerInfo
+    verification: Verification
+    landscape: Landscape
+    worst_case: tuple[WorstCase, ...] = ()
+    warnings: tuple[Note, ...] = ()
+    partial: bool = False
+    status: str = attrs.field(default="", validator=_IS_A_STATUS)
+    schema_version: int = SCHEMA_VERSION
+
+
 @attrs.frozen
 class Simulation:
     """The training of which a trajectory is the continuation: real steps, on copies, from a saved model on.
@@ -301,13 +326,13 @@ class Simulation:
     warnings: tuple[Note, ...] = ()
 
 
-Run: TypeAlias = Analysis | LyapunovRun | CriticalRun
-_KINDS: tuple[type[Run], ...] = (LyapunovRun, CriticalRun)
+Run: TypeAlias = Analysis | LyapunovRun | CriticalRun | LandscapeRun
+_KINDS: tuple[type[Run], ...] = (LyapunovRun, CriticalRun, LandscapeRun)
 
 
 def load_document(path: str | os.PathLike[str]) -> Run:
     """Reads a file of any kind, which says itself which it is; an SdkerasError refuses anything else."""
-    written_by = ("run.json", "sdkeras analyze, lyapunov or critical")
+    written_by = ("run.json", "sdkeras analyze, lyapunov, critical or landscape")
     document = parsed_document(text_of(path, written_by), shown(path), written_by)
     kind = next((each for each in _KINDS if document.get("document") == each.DOCUMENT), Analysis)
     return kind.from_parsed(document, shown(path))

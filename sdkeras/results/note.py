@@ -27,7 +27,7 @@ SEVERE = frozenset(
 FOOTNOTES = frozenset(
     {
         *("interval-scope", "frozen-preconditioner", "full-map", "hessian-map", "mixed-units", "while-training"),
-        *("bases-on-disk", "data-dependent", "losses-on", "spectrum-alone"),
+        *("bases-on-disk", "data-dependent", "losses-on", "spectrum-alone", "random-walk"),
     }
 )
 
