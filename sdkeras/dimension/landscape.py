@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 
 import attrs
 import numpy as np
-import scipy.optimize
 
 from sdkeras.results.arrays import Array, FloatArray
 
@@ -109,6 +108,8 @@ def ball_maximum(gradient: FloatArray, hessian: FloatArray, radius: float) -> tu
 
     Reference: More and Sorensen (1983), SIAM J. Sci. Stat. Comput. 4, 553.
     """
+    from scipy.optimize import brentq  # here: reports, which draw quadratic models, need not wait for it
+
     values, vectors = np.linalg.eigh(hessian)
     parts, top = vectors.T @ gradient, max(float(values[-1]), 0.0)
     scale = max(abs(values[0]), abs(values[-1]), float(np.linalg.norm(gradient)) / radius)
@@ -129,7 +130,7 @@ def ball_maximum(gradient: FloatArray, hessian: FloatArray, radius: float) -> tu
             small[-1] = np.copysign(np.sqrt(max(radius**2 - float(small[:-1] @ small[:-1]), 0.0)), parts[-1])
         where = vectors @ small
     else:
-        where = vectors @ step(scipy.optimize.brentq(excess, low, high, xtol=1e-15 * scale, rtol=1e-14))
+        where = vectors @ step(brentq(excess, low, high, xtol=1e-15 * scale, rtol=1e-14))
     return float(gradient @ where + 0.5 * where @ hessian @ where), where
 
 

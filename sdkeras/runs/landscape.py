@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import attrs
 import numpy as np
 
 from sdkeras import seeds
 from sdkeras.dimension.landscape import ascend, ball_maximum, filter_normalized, holds_to, principal_components
-from sdkeras.errors import DataError, ModelError, OperatorSizeError
+from sdkeras.errors import BudgetError, DataError, ModelError, NonFiniteError, OperatorSizeError
 from sdkeras.estimators.select import estimate, for_analysis, steps_of, with_steps
 from sdkeras.files.keras_types import Data, Model
 from sdkeras.linalg.memory import memory_limit, peak_memory
@@ -36,6 +37,8 @@ from sdkeras.runs.provenance import data_info, optimizer_info, provenance
 from sdkeras.runs.trajectory import Trajectory
 from sdkeras.training_step import settings
 from sdkeras.training_step.update import stored_update
+
+_T = TypeVar("_T")
 
 # Beyond the coordinates of a trajectory, and by default for each kind.
 _AROUND, _SPANS = 1.1, {"random": 1.0, "step": 4.0}
@@ -101,8 +104,8 @@ def landscape(model: Model, data: Data, options: LandscapeOptions) -> LandscapeR
         budget = whole_budget(limits, meter)
         view = _View(subject, options, hessian, budget)
         with budget.interruptible():
-            found = view.directions(recorded)
-            if budget.interrupted:
+            found = view.uninterrupted(lambda: view.directions(recorded))
+            if found is None:
                 raise KeyboardInterrupt
             drawn, more = view.drawn(found)
             worst = tuple(view.worst_cases(found.pairs))
@@ -215,6 +218,14 @@ class _View:
     @property
     def point(self) -> FloatArray:
         return np.asarray(self.loss.point, np.float64)
+
+    def uninterrupted(self, work: Callable[[], _T]) -> _T | None:
+        """What the work gives; None if Ctrl-C came before or meanwhile."""
+        try:
+            done = None if self.budget.interrupted else work()
+        except BudgetError:  # of the product after it; there is no other limit
+            return None
+        return None if self.budget.interrupted else done
 
     # Directions
 
@@ -405,14 +416,18 @@ class _View:
     def worst_cases(self, pairs: Eigenpairs | None) -> Iterator[WorstCase]:
         """Those of the balls that were asked for, the plain one first."""
         options = self.options
-        if options.rho is not None and not self.budget.interrupted:
-            pairs = self.eigenpairs(1) if pairs is None else pairs
+        if options.rho is not None:
+            pairs = pairs or self.uninterrupted(lambda: self.eigenpairs(1))
+            if pairs is None:
+                return
             yield self._worst_case("plain", options.rho, pairs, np.ones(1))
-        if options.adaptive_rho is not None and not self.budget.interrupted:
+        if options.adaptive_rho is not None:
             scaling = np.abs(self.point)
             if not np.any(scaling):
                 raise ModelError("all weights are 0, so that the adaptive ball is a point; leave out `adaptive_rho`.")
-            yield self._worst_case("adaptive", options.adaptive_rho, self.eigenpairs(1, scaling), scaling)
+            scaled = self.uninterrupted(lambda: self.eigenpairs(1, scaling))
+            if scaled is not None:
+                yield self._worst_case("adaptive", options.adaptive_rho, scaled, scaling)
 
     def _worst_case(self, kind: str, rho: float, pairs: Eigenpairs, scaling: FloatArray) -> WorstCase:
         """In coordinates u, e = scaling * u, where the ball is |u| <= rho."""
@@ -425,9 +440,15 @@ class _View:
             there: Array = point + (scaling * step).astype(loss.dtype)
             return there
 
+        def uphill(step: FloatArray) -> FloatArray:
+            try:
+                return scaling * loss.gradient(moved(step))
+            except NonFiniteError:  # which ends the ascent
+                return np.full(loss.size, math.nan)
+
         ascent = ascend(
             lambda step: loss.value(moved(step)),
-            lambda step: scaling * loss.gradient(moved(step)),
+            uphill,
             (center, slope),
             rho,
             [top, -top],

@@ -53,6 +53,21 @@ def test_each_outcome_has_its_verdict_and_its_page(words: str) -> None:
     assert all(np.all(np.isfinite(each.y)) for figure in report.figures for each in figure.series)
 
 
+def test_without_a_single_rate_the_ratio_is_told_alone() -> None:
+    """As of a MultiOptimizer: multiples of the update as a whole."""
+    run = attrs.evolve(
+        with_step(learning_rate=None, sharpness=None),
+        optimizer=attrs.evolve(CRITICAL.optimizer, name="MultiOptimizer", learning_rate=math.nan),
+    )
+    report = report_of(run)
+    assert report.lines == (
+        "Below the critical learning rate: the rate in use is 0.4000 [0.3960, 0.4040] times as large.",
+    )
+    (figure,) = report.figures
+    assert figure.series[0].x_name == "multiple of the update in use"
+    assert as_html(run)
+
+
 def test_what_it_means_goes_by_the_optimizer() -> None:
     def meaning(**optimizer: object) -> str:
         run = attrs.evolve(CRITICAL, optimizer=attrs.evolve(CRITICAL.optimizer, **optimizer))
