@@ -8,8 +8,8 @@ import keras
 import numpy as np
 import pytest
 
+from sdkeras.runs import trajectory
 from sdkeras.runs.trajectory import Trajectory
-from sdkeras.study import trajectory
 from sdkeras.study.recorder import TrajectoryRecorder
 from sdkeras.study.simulate import forward
 from sdkeras.study.topology import TrajectoryMeasures, measure_trajectory
