@@ -51,8 +51,9 @@ def critical(model: Model, data: Data, options: CriticalOptions) -> CriticalRun:
 
     eta_c is the smallest rate at which the loss after the step exceeds the loss before it. The step is the update that
     the optimizer takes from its stored slots, with clipping and weight decay, as a whole times rate/(rate in use): a
-    velocity or a second moment stays as it is. About ten forward passes and one gradient; no second derivatives, and
-    beside the optimizer's state two vectors as long as the weights. Masks of dropout and batch statistics are those of
+    velocity or a second moment stays as it is. About ten forward passes (more where the rate in use is far off, one for
+    each factor of 2) and one gradient, no second derivatives. In memory are three copies of weights and slots while the
+    update is made, and then the weights, the update and their sum. Masks of dropout and batch statistics are those of
     the batch, the same before and after.
 
     - Plain SGD on a quadratic: 2/eta_c = g'Hg/g'g, the curvature along the gradient, at most the largest eigenvalue.
@@ -136,7 +137,7 @@ def plan(model: Model, data: Data, options: CriticalOptions) -> LossPlan:
         num_parameters=loss.size,
         state_size=state,
         num_hvps=0,
-        peak_memory=int(peak_memory() + activations + (2 * state + 3 * loss.size) * loss.dtype.itemsize),
+        peak_memory=int(peak_memory() + activations + (3 * state + 3 * loss.size) * loss.dtype.itemsize),
         seconds=passes * batches * gradient * (1 + _FORWARD * losses),
         seconds_per_gradient=gradient,
         optimizer=training.optimizer_info(),

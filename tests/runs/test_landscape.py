@@ -7,9 +7,11 @@ import pytest
 
 import sdkeras
 from sdkeras.errors import DataError, ModelError, SdkerasError
+from sdkeras.linalg.projection import Distortion
 from sdkeras.results.answers import load_document
 from sdkeras.runs.landscape import plan
 from sdkeras.runs.options import LandscapeOptions
+from sdkeras.runs.trajectory import Trajectory
 from small_nets import X, Y
 from small_trainings import everything, quadratic
 
@@ -137,6 +139,10 @@ def test_a_trajectory_lies_in_its_own_plane(tmp_path) -> None:
     np.save(tmp_path / "other.npy", np.ones((3, 2)) * np.arange(3)[:, None])
     with pytest.raises(DataError, match=r"of 2 weights, and the model has 3"):
         sdkeras.landscape(model, data, directions=f"trajectory:{tmp_path / 'other.npy'}")
+    whole = Trajectory(w + moves @ plane, np.arange(4), None, 3, Distortion(None, None, 0), 0, None)
+    whole.save(tmp_path / "projected.npz")
+    with pytest.raises(DataError, match="a random projection of the weights"):
+        sdkeras.landscape(model, data, directions=f"trajectory:{tmp_path / 'projected.npz'}")
     np.save(tmp_path / "line.npy", np.ones((3, 3)) * np.arange(3)[:, None])
     with pytest.raises(DataError, match="span 1 dimensions"):
         sdkeras.landscape(model, data, directions=f"trajectory:{tmp_path / 'line.npy'}", dimensions=2)
