@@ -27,6 +27,7 @@ class Stream(enum.IntEnum):
     PROJECTION = 23
     EXAMPLES = 24
     GRIDS = 25
+    LANDSCAPE = 26  # by direction
 
 
 def generator(seed: int, stream: Stream, *indices: int) -> np.random.Generator:

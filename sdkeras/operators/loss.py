@@ -281,9 +281,13 @@ class EmpiricalLoss:
 
     def value(self, point: Tensor | None = None) -> float:
         """The loss at a flat parameter vector (default: the model's weights)."""
+        return self.value_on(self.batches, point)
+
+    def value_on(self, batches: Sequence[Batch], point: Tensor | None = None) -> float:
+        """The weighted sum of the losses of these batches at a flat parameter vector, added in float64."""
         at = self._tensor(point)
         total = 0.0
-        for batch in self.batches:
+        for batch in batches:
             loss, extra, _ = self.gradients.evaluate(at, batch)
             total += batch.weigh(float(loss), float(extra))
         return total

@@ -17,7 +17,7 @@ from sdkeras.reporting import figures
 from sdkeras.reporting.drawing import Colours
 from sdkeras.reporting.report import Figure
 from sdkeras.reporting.track_figures import track_figures
-from sdkeras.results.answers import Analysis, LyapunovRun
+from sdkeras.results.answers import Analysis, LandscapeRun, LyapunovRun
 from sdkeras.results.log import RunLog, read_run_log, trajectory
 from sdkeras.results.lyapunov import LyapunovSummary
 
@@ -29,6 +29,7 @@ __all__ = [
     "convergence",
     "cumulative_exponents",
     "exponents",
+    "landscape",
     "layers",
     "lyapunov_convergence",
     "lyapunov_exponents",
@@ -91,6 +92,11 @@ def lyapunov_windows(run: Analysis | LyapunovRun, ax: Axes | None = None) -> Axe
     """SD of m steps taken as one over m, beside D_s."""
     missing = "a dimension of several steps taken as one: measure it with `sdkeras.lyapunov(..., windows=(1, 2, 4))`"
     return _drawn(figures.window_dimensions(_along(run)), ax, missing)
+
+
+def landscape(run: LandscapeRun, ax: Axes | None = None) -> Axes:
+    """The loss along a line with its quadratic model, or its contours in a plane with the path of a trajectory."""
+    return _drawn(figures.landscape_figure(instance(run, "run", LandscapeRun)), ax, "three finite losses or more")
 
 
 def track(log: RunLog | str | os.PathLike[str], ax: Axes | None = None, *, what: str = "edge") -> Axes:

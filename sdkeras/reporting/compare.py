@@ -21,9 +21,9 @@ from sdkeras.reporting.comparison import (
 from sdkeras.reporting.numbers import number
 from sdkeras.reporting.tables import is_verified
 from sdkeras.reporting.words import trajectory_in_words
-from sdkeras.results.answers import Analysis, LyapunovRun
+from sdkeras.results.answers import Analysis, LyapunovRun, Run
 from sdkeras.results.arrays import Value
-from sdkeras.results.document import walk
+from sdkeras.results.document import Document, walk
 from sdkeras.results.lyapunov import LyapunovSummary
 from sdkeras.results.measured import STANDARD_ERRORS
 
@@ -124,8 +124,11 @@ _OF_DIMENSION = ("sharpness_dimension.*", "estimates.*", "rds_sharpness.*", "lay
 # Layers are compared by name.
 _BY_POSITION = ("layers.*",)
 
+# Answers of which two can be compared.
+_COMPARED = (Analysis, LyapunovRun)
 
-def compare(a: Analysis | LyapunovRun, b: Analysis | LyapunovRun, *, names: tuple[str, str] = ("A", "B")) -> Comparison:
+
+def compare(a: Run, b: Run, *, names: tuple[str, str] = ("A", "B")) -> Comparison:
     """Compares two answers of the same command.
 
     A difference is B minus A. Its error is a 95 % half-width, the two runs taken as independent: see
@@ -141,13 +144,12 @@ def compare(a: Analysis | LyapunovRun, b: Analysis | LyapunovRun, *, names: tupl
         The settings that differ, and every number that both have with the error of its difference.
 
     Raises:
-        SdkerasError: An analysis against a Lyapunov run, or neither of them.
+        SdkerasError: An analysis against a Lyapunov run, or an answer of another command.
     """
-    for name, run in (("a", a), ("b", b)):
-        instance(run, name, Analysis, LyapunovRun)
-    if type(a) is not type(b):
+    if all(isinstance(run, Document) for run in (a, b)) and not any(type(a) is type(b) is kind for kind in _COMPARED):
         kinds = [f"{name} is an answer of {run.WRITTEN_BY[1]}" for name, run in zip(names, (a, b), strict=True)]
-        raise SdkerasError(f"{kinds[0]}, {kinds[1]}; compare two answers of the same command.")
+        raise SdkerasError(f"{kinds[0]}, {kinds[1]}; compare two of sdkeras analyze or two of sdkeras lyapunov.")
+    a, b = (instance(run, name, *_COMPARED) for name, run in (("a", a), ("b", b)))
     barriers = tuple(_barriers(a, b))
     known = (known_numbers(a), known_numbers(b))
     numbers = tuple(_numbers(*known, barriers))

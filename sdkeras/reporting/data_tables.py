@@ -13,7 +13,7 @@ from sdkeras.errors import SdkerasError
 from sdkeras.reporting.compare import in_words, known_numbers
 from sdkeras.reporting.comparison import Quantity
 from sdkeras.reporting.report import printable
-from sdkeras.results.answers import Analysis, LyapunovRun
+from sdkeras.results.answers import Run
 from sdkeras.results.arrays import Value
 from sdkeras.results.document import walk
 from sdkeras.results.log import Measurement
@@ -51,7 +51,7 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def summary(run: Analysis | LyapunovRun) -> DataFrame:
+def summary(run: Run) -> DataFrame:
     """Every number that is compared, and every other one that has evidence, by path; see `Answer.summary`."""
     named = {each.path: each for each in known_numbers(run)}
     rows: dict[str, Mapping[str, Value]] = {}

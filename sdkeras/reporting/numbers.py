@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from sdkeras.dimension.estimate import FEWEST_RUNS_FOR_AN_INTERVAL
 from sdkeras.dimension.exponents import FULL
 from sdkeras.errors import counted
-from sdkeras.results.answers import Analysis, LyapunovRun, OptimizerInfo
+from sdkeras.results.answers import OptimizerInfo, Run
 from sdkeras.results.dimension import SharpnessDimension
 from sdkeras.results.measured import Measured
-from sdkeras.results.plans import LyapunovPlan, Plan
+from sdkeras.results.plans import LossPlan, LyapunovPlan, Plan
 
 ABSENT = "-"
 # From here on no digits are printed that a float does not hold.
@@ -103,7 +103,7 @@ def batch_size_in_words(size: int, source: str, micro_batch: int | None = None) 
     return words if micro_batch is None or micro_batch >= size else f"{words}, in parts of {micro_batch:,}"
 
 
-def taken_for_granted(run: Analysis | LyapunovRun | Plan | LyapunovPlan) -> str:
+def taken_for_granted(run: Run | Plan | LyapunovPlan | LossPlan) -> str:
     """Settings that were not read from the model and its data: a learning rate given, a batch size assumed."""
     optimizer, data = run.optimizer, run.data
     words = []
@@ -156,6 +156,16 @@ def with_interval(value: float, half_width: float | None) -> str:
         return f"{number(value)} [{number(value - half_width)}, {number(value + half_width)}]"
     low, high = (_rounded(end, half_width) for end in (value - half_width, value + half_width))
     return f"{_rounded(value, half_width)} [{low}, {high}]"
+
+
+def with_span(value: float, span: tuple[float, float] | None) -> str:
+    """The number with an interval that need not be even, rounded at the second digit of its half-width."""
+    half = 0.0 if span is None else 0.5 * (span[1] - span[0])
+    if span is None or not (math.isfinite(value) and 0 < half < math.inf):
+        return number(value)
+    if max(abs(value), *map(abs, span)) >= _HUGE:
+        return f"{number(value)} [{number(span[0])}, {number(span[1])}]"
+    return f"{_rounded(value, half)} [{_rounded(span[0], half)}, {_rounded(span[1], half)}]"
 
 
 def _rounded(value: float, error: float) -> str:

@@ -28,7 +28,7 @@ FOOTNOTES = frozenset(
     {
         *("interval-scope", "frozen-preconditioner", "full-map", "hessian-map", "mixed-units", "while-training"),
         *("bases-on-disk", "data-dependent", "losses-on", "spectrum-alone", "mass-correction-off"),
-        *("nested-check-missing",),
+        *("nested-check-missing", "random-walk"),
     }
 )
 

@@ -132,7 +132,7 @@ def read_subject(
     data: Data,
     options: TrainingOptions,
     *,
-    num_samples: int,
+    num_samples: int | None,
     mode: Mode = "train",
     params: str | None = None,
     jit: Jit = "auto",

@@ -29,6 +29,7 @@ from sdkeras.training_step.jacobian import StepJacobian, rule_and_gradients
 from sdkeras.training_step.optimizer import is_function, parts_of, with_slots
 from sdkeras.training_step.rule import update_rule
 from sdkeras.training_step.settings import schedule_of
+from sdkeras.training_step.update import training_batches
 from sdkeras.training_step.verification import UpdateVerification
 
 # Tangents pushed at once: more share the first pass no better, and memory grows with them.
@@ -166,9 +167,7 @@ class UpdateMap(SquareMatrix):
 
     def training_batches(self, index: int) -> list[Batch]:
         """The batches of update number `index`: one, or k of weight 1/k with accumulation over k."""
-        k = self.microbatches
-        batches = [self.loss.minibatch(k * index + offset) for offset in range(k)]
-        return [attrs.evolve(batch, data_weight=1.0 / k, extra_weight=1.0 / k) for batch in batches]
+        return training_batches(self.loss, self.microbatches, index)
 
     def on_minibatch(self, index: int) -> UpdateMap:
         """The map of training's update number `index`, by the same compiled functions."""

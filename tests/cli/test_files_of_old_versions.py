@@ -13,10 +13,10 @@ from sdkeras.files.archive import load_checkpoint
 from sdkeras.reporting.html import as_html
 from sdkeras.results.answers import LyapunovRun
 from sdkeras.results.log import read_run_log
+from sdkeras.runs.trajectory import Trajectory
 from sdkeras.study.correlations import Correlations
 from sdkeras.study.results import read_results
 from sdkeras.study.topology import measure_trajectory
-from sdkeras.study.trajectory import Trajectory
 
 DATA = Path(__file__).parents[1] / "data"
 

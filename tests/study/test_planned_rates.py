@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from sdkeras.errors import DataError, SdkerasError
+from sdkeras.runs.trajectory import Trajectory
 from sdkeras.study import runner, worker
 from sdkeras.study.definition import Study, definition
 from sdkeras.study.measure import trajectory_numbers
 from sdkeras.study.run_files import Failed, Value
 from sdkeras.study.runner import run_study
 from sdkeras.study.train import StudyData
-from sdkeras.study.trajectory import Trajectory
 from sdkeras.study.worker import Worker
 
 
