@@ -26,6 +26,7 @@ class Stream(enum.IntEnum):
     RESAMPLED_GROUPS = 22  # by setting
     PROJECTION = 23
     EXAMPLES = 24
+    TARGETS = 25  # drawn from a model's predictions, by data, draw and output
 
 
 def generator(seed: int, stream: Stream, *indices: int) -> np.random.Generator:
