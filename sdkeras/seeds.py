@@ -26,6 +26,7 @@ class Stream(enum.IntEnum):
     RESAMPLED_GROUPS = 22  # by setting
     PROJECTION = 23
     EXAMPLES = 24
+    RANGE = 26  # of an operator of low rank
     TARGETS = 25  # drawn from a model's predictions, by data, draw and output
 
 
