@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         trace_estimator,
     )
     from sdkeras.estimators.registry import get_estimator
+    from sdkeras.linalg.diagonal import diagonal
     from sdkeras.linalg.operators import LinearMap, OperatorBatch, SymmetricOperator, TangentFlow
     from sdkeras.operators.fisher import FisherOperator
     from sdkeras.operators.gauss_newton import GaussNewtonOperator
@@ -34,7 +35,14 @@ if TYPE_CHECKING:
     from sdkeras.reporting.compare import compare
     from sdkeras.reporting.comparison import Comparison
     from sdkeras.results.answers import Analysis, LyapunovRun
-    from sdkeras.results.estimates import Eigenpairs, LyapunovExponents, SingularValues, Spectrum, TraceEstimate
+    from sdkeras.results.estimates import (
+        DiagonalEstimate,
+        Eigenpairs,
+        LyapunovExponents,
+        SingularValues,
+        Spectrum,
+        TraceEstimate,
+    )
     from sdkeras.runs.analyze import analyze
     from sdkeras.runs.lyapunov import lyapunov
     from sdkeras.runs.track import track
@@ -45,6 +53,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Analysis",
     "Comparison",
+    "DiagonalEstimate",
     "Eigenpairs",
     "EmpiricalLoss",
     "FisherOperator",
@@ -64,6 +73,7 @@ __all__ = [
     "UpdateMap",
     "analyze",
     "compare",
+    "diagonal",
     "eigenpairs_estimator",
     "get_estimator",
     "lyapunov",
@@ -78,6 +88,7 @@ __all__ = [
 _HOME = {
     "Analysis": "sdkeras.results.answers",
     "Comparison": "sdkeras.reporting.comparison",
+    "DiagonalEstimate": "sdkeras.results.estimates",
     "Eigenpairs": "sdkeras.results.estimates",
     "EmpiricalLoss": "sdkeras.operators.loss",
     "FisherOperator": "sdkeras.operators.fisher",
@@ -96,6 +107,7 @@ _HOME = {
     "UpdateMap": "sdkeras.training_step.map",
     "analyze": "sdkeras.runs.analyze",
     "compare": "sdkeras.reporting.compare",
+    "diagonal": "sdkeras.linalg.diagonal",
     "eigenpairs_estimator": "sdkeras.estimators.kinds",
     "get_estimator": "sdkeras.estimators.registry",
     "lyapunov": "sdkeras.runs.lyapunov",
