@@ -26,14 +26,23 @@ if TYPE_CHECKING:
         trace_estimator,
     )
     from sdkeras.estimators.registry import get_estimator
+    from sdkeras.linalg.diagonal import diagonal
     from sdkeras.linalg.operators import LinearMap, OperatorBatch, SymmetricOperator, TangentFlow
+    from sdkeras.operators.fisher import FisherOperator
     from sdkeras.operators.gauss_newton import GaussNewtonOperator
     from sdkeras.operators.hessian import HessianOperator
     from sdkeras.operators.loss import EmpiricalLoss
     from sdkeras.reporting.compare import compare
     from sdkeras.reporting.comparison import Comparison
     from sdkeras.results.answers import Analysis, CriticalRun, LandscapeRun, LyapunovRun
-    from sdkeras.results.estimates import Eigenpairs, LyapunovExponents, SingularValues, Spectrum, TraceEstimate
+    from sdkeras.results.estimates import (
+        DiagonalEstimate,
+        Eigenpairs,
+        LyapunovExponents,
+        SingularValues,
+        Spectrum,
+        TraceEstimate,
+    )
     from sdkeras.runs.analyze import analyze
     from sdkeras.runs.critical import critical
     from sdkeras.runs.landscape import landscape
@@ -47,8 +56,10 @@ __all__ = [
     "Analysis",
     "Comparison",
     "CriticalRun",
+    "DiagonalEstimate",
     "Eigenpairs",
     "EmpiricalLoss",
+    "FisherOperator",
     "GaussNewtonOperator",
     "HessianOperator",
     "LandscapeRun",
@@ -67,6 +78,7 @@ __all__ = [
     "analyze",
     "compare",
     "critical",
+    "diagonal",
     "eigenpairs_estimator",
     "get_estimator",
     "landscape",
@@ -83,8 +95,10 @@ _HOME = {
     "Analysis": "sdkeras.results.answers",
     "Comparison": "sdkeras.reporting.comparison",
     "CriticalRun": "sdkeras.results.answers",
+    "DiagonalEstimate": "sdkeras.results.estimates",
     "Eigenpairs": "sdkeras.results.estimates",
     "EmpiricalLoss": "sdkeras.operators.loss",
+    "FisherOperator": "sdkeras.operators.fisher",
     "GaussNewtonOperator": "sdkeras.operators.gauss_newton",
     "HessianOperator": "sdkeras.operators.hessian",
     "LandscapeRun": "sdkeras.results.answers",
@@ -102,6 +116,7 @@ _HOME = {
     "analyze": "sdkeras.runs.analyze",
     "compare": "sdkeras.reporting.compare",
     "critical": "sdkeras.runs.critical",
+    "diagonal": "sdkeras.linalg.diagonal",
     "eigenpairs_estimator": "sdkeras.estimators.kinds",
     "get_estimator": "sdkeras.estimators.registry",
     "landscape": "sdkeras.runs.landscape",

@@ -59,11 +59,12 @@ sys.exit(failed)
 
 PUBLIC = {
     "sdkeras": (
-        "Analysis Comparison CriticalRun Eigenpairs EmpiricalLoss GaussNewtonOperator HessianOperator LandscapeRun "
-        "LinearMap LyapunovExponents LyapunovRun OperatorBatch SdkerasError SingularValues Spectrum SymmetricOperator "
-        "TangentFlow TraceEstimate TrainingFlow UpdateMap analyze compare critical eigenpairs_estimator get_estimator "
-        "landscape lyapunov lyapunov_estimator sharpness_dimension singular_values_estimator spectrum_estimator "
-        "trace_estimator track"
+        "Analysis Comparison CriticalRun DiagonalEstimate Eigenpairs EmpiricalLoss FisherOperator "
+        "GaussNewtonOperator HessianOperator LandscapeRun LinearMap LyapunovExponents LyapunovRun "
+        "OperatorBatch SdkerasError SingularValues Spectrum SymmetricOperator TangentFlow TraceEstimate "
+        "TrainingFlow UpdateMap analyze compare critical diagonal eigenpairs_estimator get_estimator "
+        "landscape lyapunov lyapunov_estimator sharpness_dimension singular_values_estimator "
+        "spectrum_estimator trace_estimator track"
     ),
     "sdkeras.callbacks": "SharpnessDimension",
     "sdkeras.datasets": "character_windows load_digits load_documentation_text load_mnist_5k modular_addition",
