@@ -21,6 +21,7 @@ from sdkeras.study.topology import BoxCountingDimension, box_counting_dimension
 
 WEIGHTS, FREQUENCY, SPREAD = 3, 2.0, 0.5  # d, k, and the standard deviation of a minibatch's mean of a
 BOX = 1.0  # particles start evenly in [-BOX, BOX]^d
+POINT = 1e-6  # a cloud of this extent is what is left of the start, and shrinks to a point
 TRAJECTORIES, FOLLOWED = 12, 200  # sequences of minibatches, and particles on each
 
 
@@ -165,6 +166,8 @@ def main() -> None:
     rows, clouds = [], []
     for setting in SETTINGS:
         points = attractor(setting, particles, steps)
+        if np.ptp(points, axis=0).max() < POINT:
+            points = points.mean(axis=0, keepdims=True).repeat(len(points), axis=0)
         rows.append(row(setting, points, box_counting_dimension(points), long))
         clouds.append(points)
         print(shown(rows[-1]))

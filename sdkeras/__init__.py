@@ -26,15 +26,26 @@ if TYPE_CHECKING:
         trace_estimator,
     )
     from sdkeras.estimators.registry import get_estimator
+    from sdkeras.linalg.diagonal import diagonal
     from sdkeras.linalg.operators import LinearMap, OperatorBatch, SymmetricOperator, TangentFlow
+    from sdkeras.operators.fisher import FisherOperator
     from sdkeras.operators.gauss_newton import GaussNewtonOperator
     from sdkeras.operators.hessian import HessianOperator
     from sdkeras.operators.loss import EmpiricalLoss
     from sdkeras.reporting.compare import compare
     from sdkeras.reporting.comparison import Comparison
-    from sdkeras.results.answers import Analysis, LyapunovRun
-    from sdkeras.results.estimates import Eigenpairs, LyapunovExponents, SingularValues, Spectrum, TraceEstimate
+    from sdkeras.results.answers import Analysis, CriticalRun, LandscapeRun, LyapunovRun
+    from sdkeras.results.estimates import (
+        DiagonalEstimate,
+        Eigenpairs,
+        LyapunovExponents,
+        SingularValues,
+        Spectrum,
+        TraceEstimate,
+    )
     from sdkeras.runs.analyze import analyze
+    from sdkeras.runs.critical import critical
+    from sdkeras.runs.landscape import landscape
     from sdkeras.runs.lyapunov import lyapunov
     from sdkeras.runs.track import track
     from sdkeras.training_step.flow import TrainingFlow
@@ -44,10 +55,14 @@ if TYPE_CHECKING:
 __all__ = [
     "Analysis",
     "Comparison",
+    "CriticalRun",
+    "DiagonalEstimate",
     "Eigenpairs",
     "EmpiricalLoss",
+    "FisherOperator",
     "GaussNewtonOperator",
     "HessianOperator",
+    "LandscapeRun",
     "LinearMap",
     "LyapunovExponents",
     "LyapunovRun",
@@ -62,8 +77,11 @@ __all__ = [
     "UpdateMap",
     "analyze",
     "compare",
+    "critical",
+    "diagonal",
     "eigenpairs_estimator",
     "get_estimator",
+    "landscape",
     "lyapunov",
     "lyapunov_estimator",
     "sharpness_dimension",
@@ -76,10 +94,14 @@ __all__ = [
 _HOME = {
     "Analysis": "sdkeras.results.answers",
     "Comparison": "sdkeras.reporting.comparison",
+    "CriticalRun": "sdkeras.results.answers",
+    "DiagonalEstimate": "sdkeras.results.estimates",
     "Eigenpairs": "sdkeras.results.estimates",
     "EmpiricalLoss": "sdkeras.operators.loss",
+    "FisherOperator": "sdkeras.operators.fisher",
     "GaussNewtonOperator": "sdkeras.operators.gauss_newton",
     "HessianOperator": "sdkeras.operators.hessian",
+    "LandscapeRun": "sdkeras.results.answers",
     "LinearMap": "sdkeras.linalg.operators",
     "LyapunovExponents": "sdkeras.results.estimates",
     "LyapunovRun": "sdkeras.results.answers",
@@ -93,8 +115,11 @@ _HOME = {
     "UpdateMap": "sdkeras.training_step.map",
     "analyze": "sdkeras.runs.analyze",
     "compare": "sdkeras.reporting.compare",
+    "critical": "sdkeras.runs.critical",
+    "diagonal": "sdkeras.linalg.diagonal",
     "eigenpairs_estimator": "sdkeras.estimators.kinds",
     "get_estimator": "sdkeras.estimators.registry",
+    "landscape": "sdkeras.runs.landscape",
     "lyapunov": "sdkeras.runs.lyapunov",
     "lyapunov_estimator": "sdkeras.estimators.kinds",
     "sharpness_dimension": "sdkeras.dimension.sharpness",

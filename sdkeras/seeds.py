@@ -26,7 +26,10 @@ class Stream(enum.IntEnum):
     RESAMPLED_GROUPS = 22  # by setting
     PROJECTION = 23
     EXAMPLES = 24
-    GRIDS = 25
+    LANDSCAPE = 25  # by direction
+    RANGE = 26  # of an operator of low rank
+    TARGETS = 27  # drawn from a model's predictions, by data, draw and output
+    GRIDS = 28
 
 
 def generator(seed: int, stream: Stream, *indices: int) -> np.random.Generator:

@@ -7,7 +7,7 @@ import numpy as np
 
 import sdkeras
 from sdkeras.dimension.exponents import ExponentMap, rds_sharpness
-from sdkeras.results import answers, lyapunov, measured, verification
+from sdkeras.results import answers, critical, lyapunov, measured, verification
 from sdkeras.results.dimension import EdgeOfStability, RdsSharpness, SharpnessDimension
 from sdkeras.results.lyapunov import LyapunovDimension
 from sdkeras.results.note import Note
@@ -84,6 +84,26 @@ FOUND = lyapunov.LyapunovSummary(
     verification=verification.StepVerification(0.0, 1e-9, "map", 1e-7, 1e-9, True),
 )
 ALONE = answers.LyapunovRun(RUN.provenance, RUN.model, RUN.data, RUN.optimizer, RUN.verification, FOUND)
+
+STEP = critical.CriticalStep(
+    learning_rate=measured.Measured(0.25, True, interval=(0.2475, 0.2525)),
+    sharpness=measured.Measured(8.0, True, interval=(7.92, 8.08)),
+    ratio=measured.Measured(0.4, True, interval=(0.396, 0.404)),
+    outcome="measured",
+    loss=1.5,
+    slope=-0.75,
+    tolerance=0.02,
+    num_evaluations=11,
+    num_minibatches=None,
+    ratios=None,
+    quartiles=None,
+    num_ascents=0,
+    factors=np.array([1.0, 2.0, 2.5, 4.0]),
+    losses=np.array([1.05, 1.2, 1.5, math.inf]),
+    step_error=1e-12,
+    verified=True,
+)
+CRITICAL = answers.CriticalRun(RUN.provenance, RUN.model, RUN.data, RUN.optimizer, STEP)
 
 
 def with_estimate(run: answers.Analysis, **fields: object) -> answers.Analysis:

@@ -16,7 +16,7 @@ import click
 
 from sdkeras.errors import SdkerasError, did_you_mean
 from sdkeras.reporting.comparison import Comparison
-from sdkeras.results.answers import Analysis, LyapunovRun
+from sdkeras.results.answers import Analysis, CriticalRun, LandscapeRun, LyapunovRun, Run
 from sdkeras.results.arrays import FloatArray
 from sdkeras.results.document import walk
 from sdkeras.results.log import Measurement
@@ -43,12 +43,14 @@ _NEED_A_RATE = (
 # Of a position in a list; int() takes no more than 4,300.
 _MOST_DIGITS = 18
 NumberAt = Callable[[str], float]
-Record = Analysis | LyapunovRun | Measurement
+Record = Run | Measurement
 # A type as an annotation has it.
 Kind: TypeAlias = Any
 _EXAMPLES = {
     Analysis: "for example 'edge_of_stability.ratio > 1.1 or sharpness_dimension.codimension < 20'",
     LyapunovRun: "for example 'lyapunov.values.0 > 0.01 or lyapunov.sharpest.value > 20'",
+    CriticalRun: "for example 'critical.ratio.value > 1'",
+    LandscapeRun: "for example 'worst_case.0.increase > 0.1'",
     Measurement: "for example 'values.sharpness_ratio.value > 1.1'",
 }
 
@@ -108,7 +110,7 @@ def _reason(run: Record, block: str) -> str:
     return run.optimizer.learning_rate_missing if block in _NEED_A_RATE else ""
 
 
-def numbers_of_two(a: Analysis | LyapunovRun, b: Analysis | LyapunovRun, comparison: Comparison) -> NumberAt:
+def numbers_of_two(a: Run, b: Run, comparison: Comparison) -> NumberAt:
     """The numbers of B by their paths; with a prefix those of A or B, or B minus A where that means something."""
     of_a, of_b = numbers_of(a, "A"), numbers_of(b, "B")
 

@@ -24,6 +24,8 @@ from sdkeras_cli.interrupts import INTERRUPTED
 _COMMANDS = {
     "analyze": ("sdkeras_cli.analyze", "Analyse a saved model: Hessian, edge of stability, sharpness dimension."),
     "lyapunov": ("sdkeras_cli.lyapunov", "Lyapunov exponents along real training steps, starting from a saved model."),
+    "critical": ("sdkeras_cli.critical", "The learning rate at which the optimizer's next step would raise the loss."),
+    "landscape": ("sdkeras_cli.landscape", "The loss along directions through the weights, and its worst in a ball."),
     "demo": ("sdkeras_cli.demo", "Train a small net on real digits and analyse it."),
     "report": ("sdkeras_cli.report", "Show the report of a run.json again, or write its page."),
     "compare": ("sdkeras_cli.compare", "Compare two run.json files, with error bars."),

@@ -14,7 +14,7 @@ from sdkeras_cli.output import Outputs
 @click.argument("run_json", type=options.RUN, metavar="RUN.json")
 @options.of_a_report(options.out("report.html"), options.fail_if)
 def command(run_json: str, expression: str | None, **parameters: Value) -> int:
-    """Show the report of RUN.json (of analyze or lyapunov), in the terminal or as a page.
+    """Show the report of RUN.json (of analyze, critical, landscape or lyapunov), in the terminal or as a page.
 
     RUN.json may be the folder that --out has put it into.
     """

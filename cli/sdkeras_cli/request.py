@@ -18,7 +18,7 @@ from sdkeras.files.atomic import shown
 from sdkeras.files.keras_types import Data, Model
 from sdkeras.files.user_code import load_custom_objects
 from sdkeras.reporting.tables import plan_table
-from sdkeras.results.answers import Analysis, LyapunovRun
+from sdkeras.results.answers import Analysis, CriticalRun, LandscapeRun, LyapunovRun, Run
 from sdkeras.results.arrays import Value
 from sdkeras_cli import conditions, interrupts
 from sdkeras_cli.options import command_line
@@ -28,7 +28,12 @@ if TYPE_CHECKING:
     from sdkeras.runs.cluster import Cluster
 
 # The answer of each function of `sdkeras.runs`.
-_DOCUMENTS: dict[str, type[Analysis | LyapunovRun]] = {"analyze": Analysis, "lyapunov": LyapunovRun}
+_DOCUMENTS: dict[str, type[Run]] = {
+    "analyze": Analysis,
+    "critical": CriticalRun,
+    "landscape": LandscapeRun,
+    "lyapunov": LyapunovRun,
+}
 
 
 @attrs.frozen

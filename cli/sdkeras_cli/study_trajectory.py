@@ -70,8 +70,8 @@ def _refuse_simulation(context: click.Context) -> None:
 
 def _recorded(request: Request, alpha: float, seed: int, memory_gb: float | None) -> TrajectoryMeasures | None:
     """The measures of a file; None for a dry run, which says what is in it."""
+    from sdkeras.runs.trajectory import Trajectory
     from sdkeras.study.topology import measure_trajectory
-    from sdkeras.study.trajectory import Trajectory
 
     outputs = request.outputs.check([request.model], dry_run=request.dry_run)
     trajectory = Trajectory.load(request.model)

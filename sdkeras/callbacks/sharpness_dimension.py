@@ -18,7 +18,7 @@ import numpy as np
 
 from sdkeras.callbacks.loss_check import LossCheck
 from sdkeras.callbacks.spacing import Plan, Spacing
-from sdkeras.errors import SdkerasError
+from sdkeras.errors import SdkerasError, with_checked_options
 from sdkeras.files.atomic import Claim, make_folder, shown
 from sdkeras.files.keras_types import Data, Model
 from sdkeras.files.user_code import last_line
@@ -54,7 +54,8 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
     sharpness) and the threshold (NaN where none is known, or without a learning rate). `rds_sharpness`,
     `sharpness_dimension`, `sharpness_codimension`: lambda_1, SD and d - SD of the optimizer's step. `hessian_trace`.
     `bound_scale`: sqrt(SD/n), the factor of the generalization bounds; `generalization_bound`: the bound itself, where
-    every input of a theorem is known. `sharpness_age`: epochs since the measurement. History, the progress line and all
+    every input of a theorem is known. `sharpness_age`: epochs since the measurement. Batch sharpness, mean-square
+    stability and gradient noise are measured by `sdkeras.analyze` alone. History, the progress line and all
     callbacks after this one see them: CSVLogger, TensorBoard, ModelCheckpoint, EarlyStopping(monitor="sharpness_ratio",
     mode="min") (the mode is required).
 
@@ -82,8 +83,9 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         samples: Random subset for the data-set Hessian; default by the preset.
         tolerance: Target half-width of SD's interval, relative to the codimension; default by the preset.
         seed: Seed for the subset, the minibatches and the probes, which are the same every time.
-        log_dir: Folder for `sharpness.jsonl`: each measurement with its evidence and the bounds term by term, appended
-            (`sdkeras track`). Default: that of the report.
+        log_dir: Folder for the log alone, `sharpness.jsonl`: each measurement as a line with its evidence and the
+            bounds term by term, appended, for `sdkeras track`, `sdkeras watch` and `sdkeras.plot.track`. Default: the
+            folder of the report; without either nothing is written.
         class_weight: `class_weight` of `fit`.
         num_measurements: Make this many measurements in each `fit`, spread evenly from the first opportunity (`every`)
             to the end of its epochs, whatever `max_overhead` says; fewer only where training ends early or has fewer
@@ -92,11 +94,12 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
         bound_inputs: Inputs of the generalization bounds by name, see `sdkeras.dimension.bounds.INPUTS`.
         estimate_bound_inputs: Estimate B and L, where they are not given, from single examples at each measurement
             (lower bounds).
-        report: Folder for run.json and report.html of the last measurement, as `sdkeras analyze` writes them, and
-            track.html of all of them. They are written after each measurement, so that they are there however `fit`
-            ends: Keras notifies no callback of an exception or Ctrl-C, and the folder then holds the last measurement
-            before it. When `fit` ends by itself, weights that have not been measured yet are measured. For the
-            weights that EarlyStopping(restore_best_weights=True) restores, put this callback after it.
+        report: Folder for files to be read, and for the log where no log_dir is given: run.json and report.html of the
+            last measurement, as `sdkeras analyze` writes them, and track.html of all of them. They are written after
+            each measurement, so that they are there however `fit` ends: Keras notifies no callback of an exception or
+            Ctrl-C, and the folder then holds the last measurement before it. When `fit` ends by itself, weights that
+            have not been measured yet are measured. For the weights that EarlyStopping(restore_best_weights=True)
+            restores, put this callback after it.
         preset: Values of samples, tolerance and the number of minibatches where they are left out: 'quick', 'standard'
             or 'thorough', as in `sdkeras.analyze`.
         device: Where products are made, as in `sdkeras.analyze`; default where training is: the first accelerator, or
@@ -118,6 +121,7 @@ class SharpnessDimension(keras.callbacks.Callback):  # type: ignore[misc]  # Ker
             begin a run.
     """
 
+    @with_checked_options
     def __init__(  # noqa: PLR0913  # public: each argument is one that a user names
         self,
         data: Data,

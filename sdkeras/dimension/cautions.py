@@ -69,10 +69,10 @@ def _ill_conditioned(evidence: Evidence) -> Note | None:
         return None
     return Note(
         "ill-conditioned",
-        f"the answer rests on neutral directions: an error of {estimate.margin:.2g} in the mean of "
-        f"{estimate.neutral_mass:.6g} neutral exponents would change it, and they are known to about "
-        f"{allowed / 10:.2g} (rounding of the products, weight decay that the map leaves out, or the estimator's "
-        "offset).",
+        "the answer rests on neutral directions, which a step hardly changes: an error of "
+        f"{estimate.margin:.2g} in the mean exponent of these {estimate.neutral_mass:.6g} directions would change it, "
+        f"and that mean is known to about {allowed / 10:.2g} (rounding of the products, weight decay that the map "
+        "leaves out, or the estimator's offset).",
     )
 
 
@@ -81,15 +81,16 @@ def _coarse(code: str, setting: str) -> Callable[[Evidence], Note | None]:
 
     def rule(evidence: Evidence) -> Note | None:
         estimate, width = evidence.estimate, evidence.setting(setting)
-        scale, what = estimate.threshold_exponent, "|t*|"
+        scale, what = estimate.threshold_exponent, "the size of the exponent at SD, |t*| ="
         if scale is None:
-            scale, what = evidence.summary.pooled.crossing.total / estimate.state_size, "the mean exponent's size"
+            scale, what = evidence.summary.pooled.crossing.total / estimate.state_size, "the size of the mean exponent,"
         if width <= _COARSE * abs(scale):
             return None
         return Note(
             code,
             f"the {setting.replace('_', ' ')} {width:.3g} of {estimate.estimator} is more than {_COARSE} of {what} "
-            f"{abs(scale):.3g}: it moves neutral directions far enough to decide the answer; take a smaller one "
+            f"{abs(scale):.3g}: it shifts neutral directions (exponents near 0) far enough to decide the answer; "
+            "take a smaller one "
             f"(`settings={{'{estimate.estimator}': {{'{setting}': F}}}}`), or the estimator slq.",
         )
 
@@ -103,7 +104,7 @@ def _coarse_quantiles(evidence: Evidence) -> Note | None:
     return Note(
         "coarse-quantiles",
         f"{count:,.0f} quantiles of {estimate.estimator} stand for {estimate.state_size:,} directions, "
-        f"{estimate.state_size / count:.3g} each: fewer than half of that at an end of the spectrum are lost.",
+        f"{estimate.state_size / count:.3g} each: an end of the spectrum with fewer than half as many is lost.",
     )
 
 
@@ -117,7 +118,8 @@ def _zero_or_neutral(evidence: Evidence) -> Note | None:
     return Note(
         "zero-or-neutral",
         f"the sum of positive exponents E+ = {estimate.expansion:.3g} is not clearly above 0 (standard error "
-        f"{error:.2g}): the dimension may be 0 or the number of neutral directions ({neutral:.6g}).",
+        f"{error:.2g}): the dimension may be 0, or the number of neutral directions, which a step hardly changes "
+        f"({neutral:.6g}).",
     )
 
 
@@ -127,8 +129,9 @@ def _unresolved_rate(evidence: Evidence) -> Note | None:
         return None
     return Note(
         "unresolved-rate",
-        f"at this learning rate no exponent exceeds {exponents.rate * largest:.2g}, which is rounding of the "
-        f"factors |1 - eta*alpha|: the dimension is undetermined between 0 and {evidence.estimate.state_size}.",
+        f"at this learning rate no exponent is larger than {exponents.rate * largest:.2g}, the size of the rounding "
+        "error in a step's factors |1 - eta*alpha|: the dimension is undetermined between 0 and "
+        f"{evidence.estimate.state_size}.",
     )
 
 
@@ -139,7 +142,7 @@ def _saturated(evidence: Evidence) -> Note | None:
     return Note(
         "saturated",
         f"the sum of all exponents may be 0 (interval {low:.3g} to {high:.3g}): "
-        f"the dimension may be saturated at d = {evidence.estimate.state_size}.",
+        f"the dimension may be the whole d = {evidence.estimate.state_size}.",
     )
 
 
@@ -149,7 +152,7 @@ def _nested_check_failed(evidence: Evidence) -> Note | None:
     difference, allowed = evidence.nested
     return Note(
         "nested-check-failed",
-        f"with 0.7 of the steps the answer differs by {abs(difference):.3g} dimensions (allowed "
+        f"with 70 % of the steps in each run the answer differs by {abs(difference):.3g} dimensions (allowed "
         f"{allowed:.2g}): {evidence.estimate.num_steps} steps may be too few.",
     )
 
@@ -159,7 +162,8 @@ def _nested_check_missing(evidence: Evidence) -> Note | None:
         return None
     return Note(
         "nested-check-missing",
-        f"the estimator {evidence.estimate.estimator} gives no coarser rule, so the number of steps was not checked.",
+        f"the estimator {evidence.estimate.estimator} gives no answer after fewer steps, so whether its steps are "
+        "enough was not checked.",
     )
 
 
@@ -188,8 +192,9 @@ def _negative_curvature(evidence: Evidence) -> Note | None:
     share = estimate.expansion_negative_curvature / estimate.expansion
     return Note(
         "negative-curvature",
-        f"{share:.0%} of E+, the sum of the positive exponents, comes from negative curvature: lambda_1 > 0 here "
-        "is negative curvature, not the edge of stability.",
+        f"{share:.0%} of E+, the sum of the positive exponents (how much a step expands in all), comes from directions "
+        "in which the loss curves downwards. A leading exponent lambda_1 > 0 is then no sign of too high a learning "
+        "rate.",
     )
 
 
@@ -199,9 +204,9 @@ def _transient_growth(evidence: Evidence) -> Note | None:
     if evidence.exponents.branches == 1 or stable <= 0.5 * estimate.expansion:
         return None
     words = (
-        f"{stable / estimate.expansion:.0%} of E+, the sum of the positive exponents, comes from stable directions, "
-        "in which momentum stretches for a step or two before it contracts: lambda_1 > 0 is by itself no sign of "
-        "instability"
+        f"{stable / estimate.expansion:.0%} of E+, the sum of the positive exponents, comes from stable directions, in "
+        "which momentum stretches distances for a step or two before they shrink. A leading exponent lambda_1 > 0 is "
+        "then no instability"
     )
     if estimate.frozen_lyapunov is not None:
         words += f". If every step were the same, the leading exponent would be {estimate.frozen_lyapunov.leading:.3g}"
@@ -213,17 +218,18 @@ def _mass_correction_off(evidence: Evidence) -> Note | None:
     if pooled.excess is not None:
         what = "singular values" if evidence.exponents.name == FULL else "eigenvalues"
         reason = (
-            f"converged Ritz values carry more mass than simple {what} would ({pooled.excess:.1f} standard "
-            f"deviations): there are repeated {what}"
+            f"converged {what} weigh more than one direction each ({pooled.excess:.1f} standard deviations), so there "
+            f"are repeated {what}"
         )
     elif pooled.shift is not None:
         shift, error = pooled.shift
-        reason = f"masses of 1 for converged Ritz values move the answer by {shift:.3g} +- {error:.2g} dimensions"
+        change = f"{shift:.3g} ± {error:.2g} dimensions"
+        reason = f"counting each converged eigenvalue as one direction would move the answer by {change}"
     elif pooled.exact or all(run.residuals is not None for run in pooled.runs):
         return None
     else:
         reason = f"the estimator {evidence.estimate.estimator} reports no residuals"
-    return Note("mass-correction-off", f"{reason}, so raw quadrature weights were used.")
+    return Note("mass-correction-off", f"{reason}: the weights of the quadrature were used as they are.")
 
 
 def _few_dominate(evidence: Evidence) -> Note | None:
@@ -234,12 +240,12 @@ def _few_dominate(evidence: Evidence) -> Note | None:
     wanted, share = ROWS_FOR_SKEWNESS * fit.skewness**2, fit.largest_share
     reasons = []
     if share > _LARGEST_SHARE and rows >= _FEWEST_FOR_SHARES:
-        reasons.append(f"one of {rows:,} holds {share:.0%} of the squared residuals")
+        reasons.append(f"one of {rows:,} accounts for {share:.0%} of the variance")
     if rows < wanted:
-        reasons.append(f"the residuals' skewness {fit.skewness:.2g} asks for {wanted:,.0f} minibatches, not {rows:,}")
+        reasons.append(f"the skewness {fit.skewness:.2g} of their values calls for {wanted:,.0f} of them, not {rows:,}")
     if not reasons or fit.freedom < 2:
         return None
-    message = f"few minibatches dominate ({'; '.join(reasons)}): the interval may miss the truth."
+    message = f"a few minibatches dominate the estimate ({'; '.join(reasons)}): the interval may be too narrow."
     return Note("few-minibatches-dominate", message)
 
 
@@ -257,18 +263,17 @@ def _interval_scope(evidence: Evidence) -> Note | None:
     if evidence.estimate.interval is None:
         return None
     steps, rows = evidence.estimate.num_steps, evidence.summary.fit.rows
-    scope = "the gap to the definition's value and a second-order bias (E[SD] <= SD, O(1/runs))"
-    if steps is not None:
-        scope = f"the gap to the definition, the quadrature error at {steps} steps, and a small bias"
-    what = "what controls do not explain" if rows.num_controls else "runs"
+    quadrature = "" if steps is None else f", the error of runs of only {steps} steps"
+    known = " once their losses and predictions are accounted for" if rows.num_controls else ""
     covers = (
-        f"covers sampling of minibatches and probes and takes {what} as independent; minibatches of one epoch "
-        "partition the data, which makes it conservative"
+        "covers the random choice of minibatches and of each run's start vector, treated as independent draws"
+        f"{known}. Minibatches of one epoch share no samples, so if anything it is too wide"
     )
     if rows.num_rows == rows.population.num_batches:
-        probes = "" if evidence.summary.pooled.exact else ", and covers their probes"
-        covers = f"is over the data's own {rows.num_rows:,} full-size batches, all that there are{probes}"
-    return Note("interval-scope", f"The interval {covers}. It excludes {scope}.")
+        starts = "" if evidence.summary.pooled.exact else ", and covers the random start vectors of the runs on them"
+        covers = f"is for the data's own {rows.num_rows:,} full-size batches, which are all that there are{starts}"
+    left_out = f"the difference between the pooled value and Definition 4.1{quadrature}, and a small bias"
+    return Note("interval-scope", f"The interval {covers}. It leaves out {left_out} (of order 1/runs).")
 
 
 # Most important first.

@@ -50,6 +50,8 @@ FLAT = 1e-6
 # Parameters up to which exact spectra take seconds.
 SMALL = 2000
 
+# More products than this are written without digits that nobody counts.
+_COUNTABLE = 1e15
 _BY_BATCH_SHARPNESS = "noise is judged by the batch sharpness alone"
 
 Rule = Callable[[Analysis], NextStep | None]
@@ -148,24 +150,26 @@ def _headroom(run: Analysis, rate: float, high: float, confidence: str, sure: st
     if limited is not None:
         words, used, certain = limited
         if full * used[1] > 1:
-            factor, limit = 1 / used[1], f"before {words}, and for full-batch steps alone {_times(full)} times"
+            factor, limit = 1 / used[1], f"before {words}; full-batch steps alone would allow {_times(full)}"
         if factor < 1 / HEADROOM:
             return None
         confidence, sure = "moderate", "kappa is a lower bound" if certain else _BY_BATCH_SHARPNESS
     elif confidence == "high" and not _is_full_batch(run):
         confidence, sure = "moderate", "minibatch noise, which may limit it sooner, is not known here"
     middle = _rounded_down(math.sqrt(min(factor, MOST_ROOM)) * rate)
-    room = f"{_times(factor)} times {rate:.4g}" + (f", which is {factor * rate:.2g}" if factor <= MOST_ROOM else "")
+    room = (
+        f"up to {factor * rate:.2g}, {_times(factor)} this one" if factor <= MOST_ROOM else f"for {_times(factor)} it"
+    )
     message = (
-        f"Train again with a larger learning rate, such as {middle:g}: there is room for {room}, {limit}, were the "
-        f"sharpness to stay as it is (ratio {high:.2g}), and further training sharpens. The command judges these "
-        "weights at the larger rate"
+        f"Train again with a larger learning rate than {rate:.4g}, such as {middle:g}: there is room {room}, {limit}. "
+        f"That is at the present sharpness (ratio {high:.2g}), which tends to rise in further training. The command "
+        "judges these weights at the larger rate"
     )
     return _step(run, "rate-headroom", message, confidence, sure, learning_rate=middle)
 
 
 def _times(factor: float) -> str:
-    return f"up to {factor:.2g}" if factor <= MOST_ROOM else f"more than {MOST_ROOM:g}"
+    return f"{factor:.2g} times" if factor <= MOST_ROOM else f"more than {MOST_ROOM:g} times"
 
 
 def noise(run: Analysis) -> tuple[str, Span, bool] | None:
@@ -364,9 +368,10 @@ def wide_interval(run: Analysis) -> NextStep | None:
         times, goal = skewed, half / math.sqrt(skewed)
         what = "few minibatches dominate it, and it may miss the truth"
     products = round(times * estimate.num_hvps)
+    shown = f"{products:,}" if products < _COUNTABLE else f"{products:.2g}"
     message = (
-        f"Narrow the interval of the sharpness dimension: {what}; about {times:.2g} times the runs, at most "
-        f"{products:,} products, bring it to {goal:.2g}"
+        f"Narrow the interval of the sharpness dimension: {what}; about {times:.2g} times the runs and {shown} "
+        f"products, bring it to {goal:.2g}"
     )
     arguments: dict[str, Value] = {"runs": math.ceil(times * estimate.num_runs)}
     if wide:

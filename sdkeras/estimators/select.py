@@ -189,7 +189,7 @@ def estimator_of_extremes(name: str, settings: Mapping[str, Value], *, most_step
         steps = min(steps, most_steps)
     limits = {can.steps: steps, "reorthogonalize": most_steps >= steps}
     if "eigenvectors" in settings_of(estimator):
-        limits["eigenvectors"] = most_steps >= steps
+        limits["eigenvectors"] = most_steps >= steps and settings.get("reorthogonalize") is not False
     return for_analysis("eigenpairs", name, {**limits, **settings})
 
 

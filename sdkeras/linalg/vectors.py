@@ -25,12 +25,17 @@ def finite(array: Array, what: str) -> Array:
     Raises:
         NonFiniteError: It holds NaN or infinity.
     """
+    if not is_finite(array):
+        raise NonFiniteError(not_finite(what))
+    return array
+
+
+def is_finite(array: Array) -> bool:
+    """Whether a NumPy array holds neither NaN nor infinity."""
     # One pass without a temporary; the sum may overflow while every entry is finite, hence the second look.
     with np.errstate(over="ignore", invalid="ignore"):
         total = np.sum(array)
-    if not np.isfinite(total) and not np.all(np.isfinite(array)):
-        raise NonFiniteError(not_finite(what))
-    return array
+    return bool(np.isfinite(total) or np.all(np.isfinite(array)))
 
 
 def not_finite(what: str) -> str:

@@ -14,6 +14,9 @@ from sdkeras.errors import ModelError
 from sdkeras.files.keras_types import Tensor, Variable
 from sdkeras.results.arrays import Array
 
+# Weights beyond this come from no training that works: the messages about what fails there say so.
+HUGE_WEIGHT = 1e6
+
 
 @attrs.frozen
 class Layout:
@@ -61,6 +64,13 @@ class Layout:
             places[label] = place
             last = label
         return places
+
+    def magnitudes(self, vector: Array) -> dict[str, float]:
+        """The largest absolute value in each variable, by its path."""
+        return {
+            name: float(np.max(np.abs(vector[place]), initial=0.0))
+            for name, place in zip(self.names, self.slices, strict=True)
+        }
 
     def flatten(self, arrays: Sequence[ArrayLike], dtype: DTypeLike) -> Array:
         """Arrays of these shapes as one vector, shape [size]."""

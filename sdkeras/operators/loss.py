@@ -14,14 +14,14 @@ import numpy as np
 import tensorflow as tf
 
 from sdkeras import seeds
-from sdkeras.errors import DataError, ModelError, NonFiniteError, SdkerasError, counted
+from sdkeras.errors import DataError, ModelError, NonFiniteError, SdkerasError, counted, with_checked_options
 from sdkeras.files.keras_types import Data, Model, Tensor, Variable, layers_of
 from sdkeras.files.user_code import last_line
 from sdkeras.operators import minibatches, precision
 from sdkeras.operators.batch_loss import Batch, BatchLoss, LossFn, keras_structure
 from sdkeras.operators.device import Devices, devices
 from sdkeras.operators.engine import Engine, by_xla, not_compiled
-from sdkeras.operators.layout import Layout, select_variables
+from sdkeras.operators.layout import HUGE_WEIGHT, Layout, select_variables
 from sdkeras.operators.modes import JIT, MODES, PRECISIONS, Jit, Mode, Precision, ProductMode
 from sdkeras.results.arrays import Array, DType, is_number
 
@@ -33,6 +33,7 @@ _MERGED_EXAMPLES, _MERGED_BYTES, _COUPLED = 1024, 1.6e7, 1e-4
 _FEW_BATCHES = 16
 # Examples on which parts are compared with the whole; with activations in bfloat16 each is rounded to 4e-3.
 _FEW_EXAMPLES, _COUPLED_MIXED = 8, 0.05
+_OTHER_FUNCTION = "a batch in parts would be another function; leave out `micro_batch`"
 
 T = TypeVar("T", bound=attrs.AttrsInstance)
 
@@ -112,6 +113,7 @@ class EmpiricalLoss:
     micro_batch: int | None
     draws: int
 
+    @with_checked_options
     def __init__(  # noqa: PLR0913  # public: each argument is one that a user names
         self,
         model: Model,
@@ -161,7 +163,7 @@ class EmpiricalLoss:
             )
             batches = _drawn(gradients, source, num_samples, seed, draws, micro_batch)
             if any(batch.parts for batch in batches):
-                _require_sums(gradients, batches[0], micro_batch or 1, seed)
+                _require_sums(gradients, batches[0], micro_batch or 1, seed, _OTHER_FUNCTION)
             if gradients.jit:  # XLA compiles at the first call
                 start = time.perf_counter()
                 gradients.gradient(gradients.point, batches[0])
@@ -176,7 +178,9 @@ class EmpiricalLoss:
             if vectors_in == "float64" and precision.is_pure(model, "float32"):
                 _require_same_loss(function, model, batches[0])
         if not np.isfinite(value):
-            raise NonFiniteError(f"the loss at the model's weights is {value}; {_why_not_finite(self.point)}.")
+            raise NonFiniteError(
+                f"the loss at the model's weights is {value}; {_why_not_finite(self.layout, self.point, model)}."
+            )
 
     @property
     def layout(self) -> Layout:
@@ -254,6 +258,18 @@ class EmpiricalLoss:
             return self
         return evolved(self, batches=whole)
 
+    def require_separate_examples(self, consequence: str) -> None:
+        """Refuses a loss in which something couples the examples of a batch; `consequence` ends the sentence.
+
+        Raises:
+            ModelError: Batch statistics do, or the gradient of a few examples is not the sum of that of two halves.
+        """
+        _require_no_batch_statistics(
+            self.function, f"so that {consequence}, or analyse in inference mode (`mode='inference'`)"
+        )
+        if self.batches[0].num_examples > 1:
+            _require_sums(self.gradients, self.batches[0], _FEW_EXAMPLES, self.seed, consequence)
+
     def of_draw(self, number: int) -> EmpiricalLoss:
         """The loss of one of the draws, of whose losses this one is the mean."""
         count = len(self.batches) // self.draws
@@ -278,9 +294,13 @@ class EmpiricalLoss:
 
     def value(self, point: Tensor | None = None) -> float:
         """The loss at a flat parameter vector (default: the model's weights)."""
+        return self.value_on(self.batches, point)
+
+    def value_on(self, batches: Sequence[Batch], point: Tensor | None = None) -> float:
+        """The weighted sum of the losses of these batches at a flat parameter vector, added in float64."""
         at = self._tensor(point)
         total = 0.0
-        for batch in self.batches:
+        for batch in batches:
             loss, extra, _ = self.gradients.evaluate(at, batch)
             total += batch.weigh(float(loss), float(extra))
         return total
@@ -354,12 +374,18 @@ def _check_micro_batch(size: int | None, function: BatchLoss) -> None:
         return
     if not is_number(size, whole=True) or size < 1:
         raise ModelError(f"micro_batch is {size!r}; it must be a whole number of examples, at least 1.")
+    _require_no_batch_statistics(
+        function,
+        "and a batch in parts would be another function; leave out `micro_batch`, or analyse in inference mode "
+        "(`mode='inference'`)",
+    )
+
+
+def _require_no_batch_statistics(function: BatchLoss, consequence: str) -> None:
     names = [layer.name for layer in layers_of(function.model) if isinstance(layer, keras.layers.BatchNormalization)]
     if names and function.training:
         raise ModelError(
-            f"the batch normalization of {names[0]} couples the examples of a batch in training mode, and a batch in "
-            "parts would be another function; leave out `micro_batch`, or analyse in inference mode "
-            "(`mode='inference'`)."
+            f"the batch normalization of {names[0]} couples the examples of a batch in training mode, {consequence}."
         )
 
 
@@ -397,14 +423,29 @@ def _require_same_loss(function: BatchLoss, model: Model, batch: Batch) -> None:
     precision.require_same_loss(value, double.eagerly(batch), function.dtype, rounding)
 
 
-def _why_not_finite(point: Array) -> str:
+def _why_not_finite(layout: Layout, point: Array, model: Model) -> str:
     bad = int(np.count_nonzero(~np.isfinite(point)))
     if bad:
-        return f"{bad} of the {point.size} weights are NaN or infinite: take a checkpoint from before"
-    largest = float(np.max(np.abs(point), initial=0.0))
-    if largest > 1e6:
+        where = [name for name, size in layout.magnitudes(point).items() if not np.isfinite(size)]
+        others = f" and {counted(len(where) - 1, 'other variable')}" if len(where) > 1 else ""
+        return (
+            f"{bad:,} of the {point.size:,} weights are NaN or infinite (in {where[0]}{others}): take a checkpoint "
+            "from before"
+        )
+    for variable in model.weights:  # those that are not analysed: moving averages, frozen layers
+        values = np.asarray(variable)
+        if not (np.issubdtype(values.dtype, np.number) and np.all(np.isfinite(values))):
+            return f"{variable.path} holds NaN or infinity: take a checkpoint from before"
+        if variable.name == "moving_variance" and np.any(values < 0):
+            return f"{variable.path} is negative, and its root NaN: no training makes it so; correct the model"
+    sizes = layout.magnitudes(point)
+    name = max(sizes, key=lambda each: sizes[each])
+    if sizes[name] > HUGE_WEIGHT:
         more = "" if point.dtype == np.float64 else " or analyse in float64 (`dtype='float64'`)"
-        return f"the largest weight is {largest:.2g}, and {point.dtype.name} overflows; check the training{more}"
+        return (
+            f"the largest weight is {sizes[name]:.2g} (in {name}), and {point.dtype.name} overflows; check the "
+            f"training{more}"
+        )
     return "check the data and the loss before analysing curvature"
 
 
@@ -462,7 +503,7 @@ def _shares(counts: Array, examples: Array, reductions: list[str]) -> tuple[Arra
     return shares, [tuple(map(float, row)) for row in relative]
 
 
-def _require_sums(engine: Engine, batch: Batch, most: int, seed: int) -> None:
+def _require_sums(engine: Engine, batch: Batch, most: int, seed: int, consequence: str) -> None:
     """Refuses a model whose loss of a few examples is not that of two parts of them put together.
 
     The gradient tells, or where dropout masks differ between the parts, the loss in inference mode.
@@ -484,8 +525,7 @@ def _require_sums(engine: Engine, batch: Batch, most: int, seed: int) -> None:
     if apart > (_COUPLED_MIXED if function.is_mixed else _COUPLED) * scale:
         raise ModelError(
             "something in the model or its loss couples the examples of a batch (the parts of a batch put together "
-            f"differ by {apart / scale:.1g} from the whole): a batch in parts would be another function; leave out "
-            "`micro_batch`."
+            f"differ by {apart / scale:.1g} from the whole): {consequence}."
         )
 
 

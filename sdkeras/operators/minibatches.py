@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from sdkeras import seeds
-from sdkeras.errors import DataError
+from sdkeras.errors import DataError, counted
 from sdkeras.files import class_weights
 from sdkeras.files.dataset import blocks, checked_arrays
 from sdkeras.files.keras_types import Data
@@ -193,14 +193,13 @@ def as_source(
 
     Raises:
         DataError: Empty, endless without a limit, of unequal lengths, not numeric, not finite, or smaller
-            than the batch size that was given; or data that cannot be weighted by class.
+            than the batch size that was given; data that cannot be weighted by class; or a dataset that cannot be read
+            as often as `draws` says, or has other batches then.
     """
     if batch_size is not None and not (is_number(batch_size, whole=True) and batch_size >= 1):
         raise DataError(f"the batch size must be a whole number of at least 1, got {batch_size!r}.")
     if isinstance(data, (tf.data.Dataset, keras.utils.PyDataset)):
-        source = _from_batches(data, batch_size, limit)
-        if draws > 1 and changes(data, source, limit):
-            source = _joined([source, *(_from_batches(data, batch_size, limit) for _ in range(draws - 1))])
+        source = _joined(list(_passes(data, batch_size, limit, draws)))
     else:
         source = _from_arrays(data, batch_size, default_batch_size)
     weights = class_weights.checked(class_weight)
@@ -290,17 +289,56 @@ def _from_batches(data: Data, batch_size: int | None, limit: int | None) -> Sour
     return Source(joined, structure, batch_size, None, note, "given", is_cut=_endless(data))
 
 
+def _passes(data: Data, batch_size: int | None, limit: int | None, draws: int) -> Iterator[Source]:
+    """As many readings of a dataset; one alone where the second has the same samples.
+
+    Raises:
+        DataError: One cannot be read, or has batches of another number or shape than the first.
+    """
+    first = _from_batches(data, batch_size, limit)
+    yield first
+    for number in range(2, draws + 1):
+        try:
+            again = _from_batches(data, batch_size, limit)
+        except DataError as error:
+            raise DataError(
+                f"draws is {draws}, and reading {number} of the dataset failed, after one that did not: {error} Make "
+                "one that can be read again, or leave draws out (`draws`)."
+            ) from error
+        different = _difference(first, again)
+        if different:
+            raise DataError(
+                f"draws is {draws}, and reading {number} of the dataset has {different}; make one that has the same "
+                "batches each time but for their values, or leave draws out (`draws`)."
+            )
+        if number == 2 and _samples(again, len(first.arrays)) == _samples(first, len(first.arrays)):
+            return
+        yield again
+
+
+def _difference(first: Source, again: Source) -> str:
+    """How another reading's arrays and batches differ from the first one's, in words; "" where they are alike."""
+    shapes = [[array.shape[1:] for array in each.arrays if not isinstance(array, Pieces)] for each in (again, first)]
+    if shapes[0] != shapes[1]:
+        return f"samples of shape {shapes[0]} in place of {shapes[1]}"
+    if again.num_samples != first.num_samples:
+        return f"{counted(again.num_samples, 'sample')} in place of {first.num_samples:,}"
+    return "" if again.batch_ranges == first.batch_ranges else "batches of other sizes"
+
+
 def _joined(passes: Sequence[Source]) -> Source:
     """Several readings as one source.
 
     Raises:
-        DataError: They are not of the same batches in number and shape.
+        DataError: Their batches differ in shape.
     """
     first = passes[0]
-    if any(each.is_bucketed or each.batch_ranges != first.batch_ranges for each in passes):
+    if len(passes) == 1:
+        return first
+    if first.is_bucketed:
         raise DataError(
-            "the dataset has other batches each time it is read, or batches of different shapes, and `draws` takes "
-            "passes of the same ones; leave `draws` out, or pad the batches to one shape."
+            "the dataset has batches of different shapes, which `draws` cannot join with those of another reading; "
+            "leave `draws` out, or pad the batches to one shape."
         )
     size = first.num_samples
     ranges = first.batch_ranges and tuple(
@@ -316,7 +354,7 @@ def changes(data: Data, source: Source, limit: int | None = None) -> bool:
     """Whether another reading of a dataset gives other samples than the source's, as with random augmentation.
 
     Its first batch is read again, and all the others where that differs, since another order of the same samples is
-    no change. A dataset that cannot be read again is taken as fixed.
+    no change. A dataset that cannot be read again is taken as fixed: nothing asks for another reading.
     """
     if not isinstance(data, (tf.data.Dataset, keras.utils.PyDataset)):
         return False

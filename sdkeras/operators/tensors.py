@@ -16,10 +16,10 @@ import tensorflow as tf
 from tensorflow.python.framework.ops import EagerTensor
 
 from sdkeras import seeds
-from sdkeras.errors import NonFiniteError
+from sdkeras.errors import ArgumentTypeError, NonFiniteError
 from sdkeras.files.keras_types import Compiled, Tensor
 from sdkeras.linalg import dense, orthogonal, vectors
-from sdkeras.results.arrays import DType, FloatArray
+from sdkeras.results.arrays import Array, DType, FloatArray
 
 # Rows of a basis that one matrix holds.
 _ROWS = 16
@@ -131,6 +131,26 @@ def _finite(tensor: Tensor, what: str) -> Tensor:
     if not bool(tf.reduce_all(tf.math.is_finite(tensor))):
         raise NonFiniteError(vectors.not_finite(what))
     return tensor
+
+
+def real(array: Array | Tensor, dtype: DType, what: str) -> Array | Tensor:
+    """An array or tensor from outside in an operator's precision.
+
+    Raises:
+        ArgumentTypeError: It is complex.
+        NonFiniteError: An array holds NaN or infinity. Tensors are not looked into: each look waits for their device.
+    """
+    if not tf.is_tensor(array):
+        array = np.asarray(array)
+    if tf.as_dtype(array.dtype).is_complex:
+        raise ArgumentTypeError(f"{what} is complex; take its real and its imaginary part one after the other.")
+    if tf.is_tensor(array):
+        return tf.cast(array, dtype)
+    with np.errstate(over="ignore"):
+        array = array.astype(dtype, copy=False)
+    if not vectors.is_finite(array):
+        raise NonFiniteError(f"{what} holds NaN or infinity, or numbers too large for {dtype}; give finite ones.")
+    return array
 
 
 @vectors.subtract.register(EagerTensor)

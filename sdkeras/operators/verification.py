@@ -24,6 +24,7 @@ from sdkeras.linalg.memory import available_memory, used_memory
 from sdkeras.linalg.vectors import dot, finite, norm
 from sdkeras.operators import precision
 from sdkeras.operators.engine import Engine
+from sdkeras.operators.layout import HUGE_WEIGHT
 from sdkeras.operators.tf_patches import exact_moments, indexed_pooling
 from sdkeras.results.arrays import Array
 from sdkeras.results.verification import Verification
@@ -468,7 +469,7 @@ def _failure(loss: EmpiricalLoss, engine: Engine, result: Verification) -> str:
         ),
         (True, "Something in the model is random or changes between two products; try inference mode"),
     )
-    why = next(text for applies, text in causes if applies) or _wrong_layers(loss.function.model)
+    why = next(text for applies, text in causes if applies) or _wrong_layers(loss)
     if result.jit:
         why += ", leave XLA off, whose own derivatives may be at fault (`jit='off'`)"
     return (
@@ -477,13 +478,26 @@ def _failure(loss: EmpiricalLoss, engine: Engine, result: Verification) -> str:
     )
 
 
-def _wrong_layers(model: Model) -> str:
-    faults = suspects(model)
+def _wrong_layers(loss: EmpiricalLoss) -> str:
+    faults = suspects(loss.function.model)
     if faults:
         return (
             f"Layers at fault: {', '.join(faults)}; TensorFlow's second derivatives are wrong for them (or they stop "
             "gradients on purpose, and there is no Hessian). Use product mode finite-differences in float64 "
             "(`product_mode='finite-differences', dtype='float64'`)"
+        )
+    sizes = {name: size for name, size in loss.layout.magnitudes(loss.point).items() if size > 0}
+    if not sizes:
+        return (
+            "No layer is known to be at fault: all weights are 0, where a ReLU has its kink, so that there is no "
+            "Hessian; take weights that have been initialised"
+        )
+    largest, smallest = (pick(sizes, key=lambda each: sizes[each]) for pick in (max, min))
+    if sizes[largest] > HUGE_WEIGHT:
+        return (
+            f"No layer is known to be at fault: the weights of {largest} reach {sizes[largest]:.2g}, those of "
+            f"{smallest} {sizes[smallest]:.2g}, so that no step is short for both, and differences of gradients cannot "
+            "check the products. Training that works makes no such weights; take a checkpoint from before"
         )
     return (
         "Either TensorFlow's second derivatives are wrong for this model, or a layer stops gradients on "

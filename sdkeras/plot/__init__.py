@@ -2,21 +2,22 @@
 
 Each function draws on `ax`, by default on those of a new pyplot figure, and returns the axes. Text and lines are in the
 style of your rcParams, the main colours the first ones of its cycle ("C0", "C1", ...). No title is set. A record that
-lacks the numbers for a figure is refused with a `SdkerasError` that says which.
+lacks the numbers for a figure is refused with a `SdkerasError` that says which, a record or `ax` of another type with
+an `ArgumentTypeError`.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
-from sdkeras.errors import SdkerasError
+from sdkeras.errors import ArgumentTypeError, SdkerasError, instance
 from sdkeras.reporting import figures
 from sdkeras.reporting.drawing import Colours
 from sdkeras.reporting.report import Figure
 from sdkeras.reporting.track_figures import track_figures
-from sdkeras.results.answers import Analysis, LyapunovRun
+from sdkeras.results.answers import Analysis, LandscapeRun, LyapunovRun
 from sdkeras.results.log import RunLog, read_run_log, trajectory
 from sdkeras.results.lyapunov import LyapunovSummary
 
@@ -28,6 +29,7 @@ __all__ = [
     "convergence",
     "cumulative_exponents",
     "exponents",
+    "landscape",
     "layers",
     "lyapunov_convergence",
     "lyapunov_exponents",
@@ -37,41 +39,41 @@ __all__ = [
     "track",
 ]
 
-_T = TypeVar("_T")
-
 
 def spectral_density(run: Analysis, ax: Axes | None = None) -> Axes:
     """Eigenvalues of a minibatch's operator in bins, with its stability threshold where that is in sight."""
     missing = "a spectrum of the Hessian: the map 'full' has none, and a limit may leave it out"
-    return _drawn(figures.spectral_density(_a(Analysis, run)), ax, missing)
+    return _drawn(figures.spectral_density(instance(run, "run", Analysis)), ax, missing)
 
 
 def exponents(run: Analysis, ax: Axes | None = None) -> Axes:
     """RDS sharpness exponents lambda_k over k, with SD and the threshold exponent t*."""
     missing = "exponents and a sharpness dimension: both need a learning rate, and room within the limits"
-    return _drawn(figures.rds_exponents(_a(Analysis, run)), ax, missing)
+    return _drawn(figures.rds_exponents(instance(run, "run", Analysis)), ax, missing)
 
 
 def cumulative_exponents(run: Analysis, ax: Axes | None = None) -> Axes:
     """The exponents added up, largest first; the sum crosses 0 at SD."""
     missing = "the exponents of its spectrum: they need a learning rate, and files of version 0.1 have none"
-    return _drawn(figures.cumulative_sum(_a(Analysis, run)), ax, missing)
+    return _drawn(figures.cumulative_sum(instance(run, "run", Analysis)), ax, missing)
 
 
 def convergence(run: Analysis, ax: Axes | None = None) -> Axes:
     """SD and its interval as the runs accumulate."""
     missing = "a history of the sharpness dimension, of at least two checks of the interval"
-    return _drawn(figures.convergence(_a(Analysis, run)), ax, missing)
+    return _drawn(figures.convergence(instance(run, "run", Analysis)), ax, missing)
 
 
 def layers(run: Analysis, ax: Axes | None = None) -> Axes:
     """The largest eigenvalue of each layer's block in the Hessian."""
-    return _drawn(figures.layer_sharpness(_a(Analysis, run)), ax, "layers: measure them with `per_layer=True`")
+    return _drawn(
+        figures.layer_sharpness(instance(run, "run", Analysis)), ax, "layers: measure them with `per_layer=True`"
+    )
 
 
 def snapshots(run: Analysis, ax: Axes | None = None) -> Axes:
     """SD at each snapshot of a continued training, and the supremum over them."""
-    supremum = _a(Analysis, run).supremum
+    supremum = instance(run, "run", Analysis).supremum
     figure = None if supremum is None else figures.supremum_figure(supremum)
     return _drawn(figure, ax, "a supremum over two snapshots or more: measure it with `snapshots=N, every=M`")
 
@@ -92,6 +94,11 @@ def lyapunov_windows(run: Analysis | LyapunovRun, ax: Axes | None = None) -> Axe
     return _drawn(figures.window_dimensions(_along(run)), ax, missing)
 
 
+def landscape(run: LandscapeRun, ax: Axes | None = None) -> Axes:
+    """The loss along a line with its quadratic model, or its contours in a plane with the path of a trajectory."""
+    return _drawn(figures.landscape_figure(instance(run, "run", LandscapeRun)), ax, "three finite losses or more")
+
+
 def track(log: RunLog | str | os.PathLike[str], ax: Axes | None = None, *, what: str = "edge") -> Axes:
     """A training over time.
 
@@ -104,7 +111,7 @@ def track(log: RunLog | str | os.PathLike[str], ax: Axes | None = None, *, what:
     Raises:
         SdkerasError: The log cannot be read, or has no numbers for this figure.
     """
-    record = read_run_log(log) if isinstance(log, (str, os.PathLike)) else _a(RunLog, log)
+    record = read_run_log(log) if isinstance(log, (str, os.PathLike)) else instance(log, "log", RunLog)
     known = {figure.name: figure for figure in track_figures(trajectory(record))}
     return _drawn(known.get(what), ax, f"numbers for the figure {what!r}; it has: {', '.join(known) or 'none'}")
 
@@ -126,12 +133,13 @@ def compare(
 
     Raises:
         SdkerasError: One of the runs lacks these numbers, or they cannot be compared.
+        ArgumentTypeError: `runs` is no list.
     """
     if what not in _SINGLE:
         raise SdkerasError(f"what is {what!r}; it must be one of {', '.join(_SINGLE)}.")
-    if isinstance(runs, Analysis) or not isinstance(runs, Sequence):
-        raise SdkerasError(f"runs is of type {type(runs).__name__}; give a list of analyses, for example [a, b].")
-    listed = [_a(Analysis, run) for run in runs]
+    if isinstance(runs, (Analysis, str)) or not isinstance(runs, Sequence):
+        raise ArgumentTypeError(f"runs is of type {type(runs).__name__}; give a list of analyses, for example [a, b].")
+    listed = [instance(run, f"runs[{place}]", Analysis) for place, run in enumerate(runs)]
     names = _names(listed) if names is None else names
     if not listed or len(names) != len(listed):
         raise SdkerasError(f"there are {len(listed)} runs and {len(names)} names; give as many, and at least one.")
@@ -165,16 +173,8 @@ def _check_alike(runs: Sequence[Analysis], what: str) -> None:
         raise SdkerasError(f"the runs cannot be compared: {' against '.join(sorted(different))}; draw each by itself.")
 
 
-def _a(kind: type[_T], record: object) -> _T:
-    if not isinstance(record, kind):
-        raise SdkerasError(f"this figure is of a record of type {kind.__name__}, got {type(record).__name__}.")
-    return record
-
-
 def _along(run: object) -> LyapunovSummary:
-    if isinstance(run, LyapunovRun):
-        return run.lyapunov
-    summary = _a(Analysis, run).lyapunov
+    summary = instance(run, "run", Analysis, LyapunovRun).lyapunov
     if summary is None:
         raise SdkerasError("the run has no Lyapunov exponents: measure them with `lyapunov=K`, or `sdkeras.lyapunov`.")
     return summary
@@ -184,6 +184,7 @@ def _drawn(figure: Figure | None, ax: Axes | None, missing: str) -> Axes:
     if figure is None:
         raise SdkerasError(f"there is nothing to draw: the record lacks {missing}.")
     import matplotlib
+    from matplotlib.axes import Axes
 
     style = matplotlib.rcParams
     colours = Colours(style["text.color"], style["axes.labelcolor"], style["axes.edgecolor"], "C0", "C1")
@@ -191,7 +192,7 @@ def _drawn(figure: Figure | None, ax: Axes | None, missing: str) -> Axes:
         from matplotlib import pyplot
 
         _, ax = pyplot.subplots()
-    figure.draw(ax, colours)
+    figure.draw(instance(ax, "ax", Axes), colours)
     return ax
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TypeAlias
 
 from sdkeras.reporting.build_analysis import analysis_report
+from sdkeras.reporting.build_critical import critical_report
+from sdkeras.reporting.build_landscape import landscape_report
 from sdkeras.reporting.build_lyapunov import lyapunov_report
 from sdkeras.reporting.build_track import track_report
 from sdkeras.reporting.comparison import Comparison, Quantity, comparison_report
@@ -12,12 +14,12 @@ from sdkeras.reporting.numbers import headline, number
 from sdkeras.reporting.report import Report, Section, present, printable
 from sdkeras.reporting.tables import plan_table
 from sdkeras.reporting.words import is_limited
-from sdkeras.results.answers import Analysis, LyapunovRun
+from sdkeras.results.answers import Analysis, CriticalRun, LandscapeRun, LyapunovRun, Run
 from sdkeras.results.document import walk
 from sdkeras.results.log import RunLog
-from sdkeras.results.plans import LyapunovPlan, Plan
+from sdkeras.results.plans import LossPlan, LyapunovPlan, Plan
 
-Reported: TypeAlias = Report | Analysis | LyapunovRun | Comparison | RunLog | Plan | LyapunovPlan
+Reported: TypeAlias = Report | Run | Comparison | RunLog | Plan | LyapunovPlan | LossPlan
 
 
 def report_of(record: Reported) -> Report:
@@ -28,16 +30,22 @@ def report_of(record: Reported) -> Report:
         return analysis_report(record)
     if isinstance(record, LyapunovRun):
         return lyapunov_report(record)
-    if isinstance(record, (Plan, LyapunovPlan)):
+    if isinstance(record, CriticalRun):
+        return critical_report(record)
+    if isinstance(record, LandscapeRun):
+        return landscape_report(record)
+    if isinstance(record, (Plan, LyapunovPlan, LossPlan)):
         return _plan_report(record)
     return comparison_report(record) if isinstance(record, Comparison) else track_report(record)
 
 
-def _plan_report(plan: Plan | LyapunovPlan) -> Report:
+def _plan_report(plan: Plan | LyapunovPlan | LossPlan) -> Report:
     least = "at least" if isinstance(plan, Plan) and plan.most != plan.num_hvps else "about"
+    work = f"{plan.num_hvps:,} Hessian-vector products"
+    if isinstance(plan, LossPlan):
+        work = f"{plan.num_evaluations:,} losses"
     words = (
-        f"{plan.num_parameters:,} parameters: {least} {plan.num_hvps:,} Hessian-vector products "
-        f"in {plan.seconds:.3g} s, {plan.peak_memory / 1e9:.2f} GB"
+        f"{plan.num_parameters:,} parameters: {least} {work} in {plan.seconds:.3g} s, {plan.peak_memory / 1e9:.2f} GB"
     )
     return Report("Plan", words, (f"{words}.",), (Section("Cost", "cost", tables=(plan_table(plan),)),))
 
@@ -54,4 +62,6 @@ def in_one_line(record: object, report: Report) -> str:
     if isinstance(record, LyapunovRun):
         answer = record.lyapunov.dimension
         words.append(f"D_s {Quantity.of(dict(walk(answer))['value'])} of {answer.size:,}")
+    if isinstance(record, CriticalRun) and record.critical.ratio is not None:
+        words.append(f"ratio {number(record.critical.ratio.value, 3)}")
     return printable(f"<{type(record).__name__} {report.name}: {'; '.join(words)}>")

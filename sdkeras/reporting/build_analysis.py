@@ -99,7 +99,7 @@ def _paragraphs(run: Analysis) -> tuple[Paragraph, ...]:
     about_dimension = words.dimension_in_words(run)
     verified = ("✓ Verified", "verified") if run.verification.passed else ("✗ Not verified", "failed")
     return present(
-        Paragraph("The edge of stability", words.edge_in_words(run.edge_of_stability)),
+        Paragraph("The edge of stability", words.edge_in_words(run.edge_of_stability, _noise_share(run) is not None)),
         Paragraph("The sharpness dimension", about_dimension) if about_dimension else None,
         Paragraph(verified[0], words.trust_in_words(run), verified[1]),
     )
@@ -143,12 +143,12 @@ def _dimension_cards(run: Analysis, estimate: SharpnessDimension) -> tuple[Card,
     value, span = _parted(estimated(estimate.value, estimate.interval))
     codimension = estimated(estimate.codimension, estimate.codimension_interval)
     largest = "largest dimension whose volumes steps do not contract on average"
-    remark = "; neutral directions do not change it"
+    rest = words.CODIMENSION
     if estimate.frozen_lyapunov is not None:
-        remark = ", the velocity's share in it"
+        rest = "what SD leaves of the state; with momentum about half of it even where the loss is flat"
     return present(
         *_edge_cards(run),
-        Card("Codimension", share_of_state(estimate), codimension, f"share of the state beside SD{remark}"),
+        Card("Codimension", share_of_state(estimate), codimension, rest),
         Card("Sharpness dimension", value, f"{span} of {estimate.state_size:,}", largest),
     )
 
@@ -162,12 +162,20 @@ def _edge_cards(run: Analysis) -> tuple[Card, ...]:
     evidence = f"{number(edge.sharpness)} / {number(edge.threshold)}"
     if 0 < edge.ratio < math.inf and rate > 0:
         share, meaning = edge.ratio, _HEADROOM
-        limited = noise(run)
-        if limited is not None and limited[1][1] > share:
-            share = limited[1][1]
-            meaning = f"before {limited[0]}; full-batch steps alone: {_times(1 / edge.ratio)}"
+        limited = _noise_share(run)
+        if limited is not None:
+            what, share = limited
+            meaning = f"before {what}; full-batch steps alone: {_times(1 / edge.ratio)}"
         headroom = Card("Headroom", _times(1 / share), f"learning rate up to about {number(rate / share, 2)}", meaning)
     return present(Card(name, number(edge.ratio, 3), evidence, "1 is the edge of stability"), headroom)
+
+
+def _noise_share(run: Analysis) -> tuple[str, float] | None:
+    """What the noise of minibatches does, and the share of its limit in use; None where full-batch steps grow first."""
+    limited, ratio = noise(run), run.edge_of_stability.ratio
+    if limited is None or ratio is None or not limited[1][1] > ratio:
+        return None
+    return limited[0], limited[1][1]
 
 
 def _times(factor: float) -> str:
@@ -185,7 +193,10 @@ def _sections(run: Analysis) -> tuple[Section, ...]:
     blocks = "The diagonal block of each layer's parameters in the Hessian, as if the other layers stood still."
     if run.partial:
         blocks += " Interrupted: not all layers are here."
-    evidence = "Eigenvalues come with their residual; ± is one standard error, brackets are a 95 % interval."
+    evidence = (
+        "The residual of an eigenvalue bounds its error; ± is one standard error; brackets are 95 % intervals unless "
+        "they say something else."
+    )
     vacuous = (
         "Term by term. A bound above the range of the loss says nothing (vacuous); one with missing terms cannot be "
         f"judged (undetermined). {words.BOUND_INPUTS}"
@@ -290,9 +301,9 @@ def _mean_square_stability(stability: MeanSquareStability | None) -> tuple[Row, 
     where = f"within {stability.num_directions} directions, from {stability.num_minibatches} minibatches"
     ends = [number(end, 3) for end in found.interval or ()]
     span = f", 95 % interval {' to '.join(ends)}" if ends else ""
-    highest = "its noise makes SGD unstable above; kappa is a lower bound, so that it may do so below"
+    highest = "above it the noise of minibatches makes SGD unstable; kappa is a lower bound, so perhaps below it too"
     return (
-        (name, number(found.value, 3), f"kappa{span}; above 1: unstable in mean square; {where}"),
+        (name, number(found.value, 3), f"kappa{span}; above 1 the noise of minibatches makes SGD unstable; {where}"),
         ("largest stable learning rate by noise", number(rate, 3), highest),
     )
 
@@ -301,12 +312,13 @@ def _gradient_noise(noise: GradientNoise | None) -> tuple[Row, ...]:
     if noise is None:
         return ()
     mean, deviation, share = noise.mean, noise.deviation, noise.share
-    along = f"mean {with_error(mean.value, mean.stderr)}, standard deviation"
+    along = f"u'g has mean {with_error(mean.value, mean.stderr)} and standard deviation"
     return (
         (
             "gradient noise on the top eigenvector",
             with_error(share.value, share.stderr),
-            f"share of tr Cov(g); {along} {with_error(deviation.value, deviation.stderr)} of u'g",
+            f"share along u of the minibatch gradients' variance, tr Cov(g); {along} "
+            f"{with_error(deviation.value, deviation.stderr)}",
         ),
     )
 
@@ -321,10 +333,10 @@ def _batch_sharpness(edge: EdgeOfStability) -> tuple[Row, ...]:
             relative = error / abs(value)
             meaning += f"; standard error {100 * relative:.3g} %"
             if target is not None:
-                meaning += f", aim of {100 * target:g} % {'met' if relative <= target else 'not met'}"
+                meaning += f", target {100 * target:g} % {'met' if relative <= target else 'not met'}"
         return label, with_error(value, error), meaning
 
-    mean = edge.batch_sharpness, edge.batch_sharpness_stderr, f"mean of g'Hg/|g|² {over}, of H"
+    mean = edge.batch_sharpness, edge.batch_sharpness_stderr, f"mean of g'Hg/|g|² {over} (gradient g, Hessian H)"
     quotient = edge.batch_sharpness_ratio_of_means, edge.batch_sharpness_ratio_of_means_stderr
     return present(
         form("batch sharpness", *mean, edge.batch_sharpness_target),
@@ -343,18 +355,24 @@ def _plateau(batch_sharpness: float, plateau: Plateau) -> Row:
 
 def _dimension(estimate: SharpnessDimension, num_samples: int) -> Table:
     bracket, exact = estimate.definition_interval, estimate.definition_value
-    definition = ("definition's value in", interval(bracket), "Def. 4.1, bracketed")
+    definition = ("definition's value", interval(bracket), "Def. 4.1, which lies in here")
     if exact is not None:
-        definition = ("definition's value", estimated(exact, bracket), "Def. 4.1, average of order statistics")
+        definition = ("definition's value", estimated(exact, bracket), "Def. 4.1, exponents averaged rank by rank")
     negative, unstable = estimate.expansion_negative_curvature, estimate.expansion_unstable
-    expansion, leading = f"{number(negative, 3)} negative curvature, {number(unstable, 3)} unstable", ""
+    by = f"{number(negative, 3)} by negative curvature, {number(unstable, 3)} by overshooting"
+    expansion = f"sum of the positive exponents: {by}"
+    leading = ""
     step_map, frozen = estimate.map, estimate.frozen_lyapunov
     if estimate.map == FULL:
         expansion = "a singular value does not identify the curvature it comes from"
         step_map = "full (the optimizer's whole step)"
     if frozen is not None:
-        expansion += f", {number(estimate.expansion - negative - unstable, 3)} transient"
-        leading = f"SD's formula on ln |μ|, as if every step were the same; leading {number(frozen.leading, 3)}"
+        expansion += f", {number(estimate.expansion - negative - unstable, 3)} for a step or two by momentum"
+        leading = (
+            "SD if every step were this same one: by ln |μ|, μ the eigenvalues of the step; the largest is "
+            f"{number(frozen.leading, 3)}"
+        )
+    threshold = number(estimate.threshold_exponent, 3)
     margin = "infinite" if estimate.neutral_mass == 0 else number(estimate.margin, 3)
     settings = ", ".join(
         f"{name} {value:g}"
@@ -362,12 +380,16 @@ def _dimension(estimate: SharpnessDimension, num_samples: int) -> Table:
         if isinstance(value, (int, float)) and name not in ("num_steps", "reorthogonalize", "learning_rate")
     )
     rows = present(
-        ("pooled value", estimated(estimate.value, estimate.interval), "95 % interval; SD of the mixture"),
+        (
+            "pooled value",
+            estimated(estimate.value, estimate.interval),
+            "95 % interval; minibatches pooled",
+        ),
         ("codimension", estimated(estimate.codimension, estimate.codimension_interval), _of_state(estimate)),
         definition,
-        ("j*", dimension(estimate.j_star), f"threshold exponent {number(estimate.threshold_exponent, 3)}"),
-        ("E+ (sum of z > 0)", number(estimate.expansion), expansion),
-        ("neutral directions", dimension(estimate.neutral_mass), f"margin {margin}"),
+        ("j*", dimension(estimate.j_star), f"where the sum turns negative, at exponent t* = {threshold}"),
+        ("E+", number(estimate.expansion), expansion),
+        ("neutral directions", dimension(estimate.neutral_mass), f"a step hardly changes them; margin {margin}"),
         ("map", step_map, f"coordinates: {estimate.coordinates}"),
         None if frozen is None else ("frozen Lyapunov", dimension(frozen.dimension), leading),
         ("cost", f"{estimate.num_hvps:,} HVPs", f"Hessian-vector products, in {words.runs_in_words(estimate)}"),
@@ -409,10 +431,12 @@ def _sampled(sampled: Sampled) -> Row:
     words = f"no controls: {sampled.no_controls}" if sampled.no_controls else "no controls"
     if sampled.num_controls and sampled.residual_variance is not None and sampled.raw_variance:
         left = sampled.residual_variance / sampled.raw_variance
-        words = f"{counted(sampled.num_controls, 'control')} leave {left:.0%} of the variance"
+        controls = "1 control leaves" if sampled.num_controls == 1 else f"{sampled.num_controls} controls leave"
+        words = f"{controls} {left:.0%} of the variance"
     if sampled.audit is not None:
         words += (
-            f"; {sampled.num_audits} runs of all steps add {number(sampled.audit, 2)} to those of {sampled.num_steps}"
+            f"; {counted(sampled.num_audits, 'run')} of all steps correct those of {sampled.num_steps} by "
+            f"{number(sampled.audit, 2)} dimensions"
         )
     return "minibatches", f"{sampled.num_minibatches:,}{probes}", words
 
@@ -451,7 +475,7 @@ def _exponents(rds: RdsSharpness) -> Table:
     last = rds.values[-1] if len(rds.values) else None
     return Table(
         "RDS sharpness exponents (per step)",
-        (("lambda_1 ...", leading, "leading"), ("lambda_d", number(last), "last")),
+        (("lambda_1 ...", leading, "largest"), ("lambda_d", number(last), "smallest")),
         brief=1,
     )
 

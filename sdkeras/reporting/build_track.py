@@ -20,6 +20,7 @@ from sdkeras.reporting.numbers import (
 from sdkeras.reporting.report import Card, Cell, Report, Section, Table, plots, present, split
 from sdkeras.reporting.tables import sharpness_name
 from sdkeras.reporting.track_figures import track_figures
+from sdkeras.reporting.words import CODIMENSION
 from sdkeras.results.log import Header, Measurement, RunLog, breaks, trajectory
 from sdkeras.results.note import Note
 
@@ -66,15 +67,17 @@ def track_report(log: RunLog) -> Report:
 
 
 def _measurements(header: Header, measured: Sequence[Measurement], drawn: Sequence[Measurement]) -> Section:
+    if not measured:
+        return Section("Every measurement", "numbers", "Numbers", "Nothing has been measured yet.")
     seconds = number(sum(each.seconds for each in measured), 3)
     products = f"{sum(each.num_hvps for each in measured):,}"
     return Section(
         "Every measurement",
         "numbers",
         "Numbers",
-        "The same minibatches and probes every time, with eigenvalues and trace over "
-        f'{header.num_samples_hessian:,} samples; dimensions with 95 % intervals; "?" is not converged. In all '
-        f"{seconds} s and {products} Hessian-vector products.",
+        "Every measurement takes the same minibatches and random start vectors; eigenvalues and trace are over "
+        f'{header.num_samples_hessian:,} samples; brackets are 95 % intervals; "?" is for not converged. In all '
+        f"it took {seconds} s and {products} Hessian-vector products.",
         lines=(f"the last {_MOST_ROWS} of {len(measured):,}",) if len(measured) > _MOST_ROWS else (),
         tables=(_table(drawn, "page"), _table(measured[-_MOST_ROWS:], "terminal")),
     )
@@ -170,8 +173,14 @@ def _table(measured: Sequence[Measurement], only: Literal["page", "terminal"]) -
     marks = ["failed" if each.failed else "" for each in measured]
     rows = [map(Cell, cells, marks) for cells in shown.values()]
     optional = tuple(name for name in (*reversed(metrics), *_OPTIONAL) if name in shown)
-    table = Table("Measurements", tuple(zip(*rows, strict=True)), tuple(shown), wide=True, only=only)
+    headings = tuple(_heading(name, measured) if only == "page" else name for name in shown)
+    table = Table("Measurements", tuple(zip(*rows, strict=True)), headings, wide=True, only=only)
     return attrs.evolve(table, optional=optional)
+
+
+def _heading(name: str, measured: Sequence[Measurement]) -> str:
+    """Of a column: the training loss of `fit`, its mean over an epoch, is another number than that of a checkpoint."""
+    return "epoch_loss" if name == "loss" and any(each.source == "fit" for each in measured) else name
 
 
 def _metrics(measured: Sequence[Measurement]) -> list[str]:
@@ -200,11 +209,10 @@ def _cards(measured: Sequence[Measurement]) -> tuple[Card, ...]:
     if "rds_sharpness" in last:
         value = number(last["rds_sharpness"].value("rds_sharpness"), 3)
         leading = Card("RDS sharpness λ₁", value, "per step", "the fastest stretching of distances; 0 is neutral")
-    rest = "the rest of the state; neutral directions do not change it"
     largest = "largest dimension whose volumes steps do not contract on average"
     return present(
         ratio,
-        _dimension_card(last.get("sharpness_codimension"), "sharpness_codimension", "Codimension", rest),
+        _dimension_card(last.get("sharpness_codimension"), "sharpness_codimension", "Codimension", CODIMENSION),
         _dimension_card(last.get("sharpness_dimension"), "sharpness_dimension", "Sharpness dimension", largest),
         scale,
         leading,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator
 
 import attrs
 
 from sdkeras.dimension.lyapunov import FEWEST_BLOCKS
-from sdkeras.errors import SdkerasError
+from sdkeras.errors import SdkerasError, instance
 from sdkeras.reporting.comparison import (
     Comparison,
     Incomparable,
@@ -21,9 +22,9 @@ from sdkeras.reporting.comparison import (
 from sdkeras.reporting.numbers import number
 from sdkeras.reporting.tables import is_verified
 from sdkeras.reporting.words import trajectory_in_words
-from sdkeras.results.answers import Analysis, LyapunovRun
+from sdkeras.results.answers import Analysis, LyapunovRun, Run
 from sdkeras.results.arrays import Value
-from sdkeras.results.document import walk
+from sdkeras.results.document import Document, walk
 from sdkeras.results.lyapunov import LyapunovSummary
 from sdkeras.results.measured import STANDARD_ERRORS
 
@@ -87,7 +88,7 @@ _NUMBERS = (
     (_SD, "sharpness_dimension.codimension", "codimension"),
     (_SD, "sharpness_dimension.definition_value", "definition's value"),
     (_SD, "sharpness_dimension.threshold_exponent", "threshold exponent t*"),
-    (_SD, "sharpness_dimension.expansion", "E+ (sum of z > 0)"),
+    (_SD, "sharpness_dimension.expansion", "E+ (sum of positive exponents)"),
     (_SD, "sharpness_dimension.expansion_negative_curvature", "E+ of negative curvature"),
     (_SD, "sharpness_dimension.expansion_unstable", "E+ of unstable directions"),
     (_SD, "sharpness_dimension.neutral_mass", "neutral directions"),
@@ -101,6 +102,23 @@ _NUMBERS = (
     (_LAYER, "layers.*.trace.value", "trace"),
     (_LAYER, "layers.*.codimension", "codimension"),
 )
+# Numbers with evidence that are not compared, in the same form.
+_OTHERS = (
+    (_EDGE, "edge_of_stability.mean_square_stability.kappa.value", "mean-square stability, kappa"),
+    (_EDGE, "edge_of_stability.gradient_noise.mean.value", "gradient noise on the top eigenvector, mean"),
+    (_EDGE, "edge_of_stability.gradient_noise.deviation.value", "gradient noise there, standard deviation"),
+    (_EDGE, "edge_of_stability.gradient_noise.share.value", "gradient noise there, share of tr Cov(g)"),
+    ("Supremum over snapshots", "supremum.value", "sharpness dimension"),
+)
+# Where a run has quantities of `_NUMBERS` once more: (group, start of the path, start of the path with the label).
+_AGAIN = (
+    ("Sharpness dimension by {item.estimator}", "estimates.*", "sharpness_dimension"),
+    ("The same net {run.at_init.when}", "at_init.sharpness.", "hessian.largest."),
+    ("The same net {run.at_init.when}", "at_init.sharpness_dimension", "sharpness_dimension"),
+    ("The same net {run.earlier.when}", "earlier.sharpness.", "hessian.largest."),
+    ("The same net {run.earlier.when}", "earlier.sharpness_dimension", "sharpness_dimension"),
+    ("The same net {run.earlier.when}", "earlier.codimension.value", "sharpness_dimension.codimension"),
+)
 _MISSING = ()
 # What makes a sharpness dimension another quantity, and what is another quantity with it.
 _SAME_DIMENSION = ("map", "coordinates", "state_size")
@@ -108,8 +126,11 @@ _OF_DIMENSION = ("sharpness_dimension.*", "estimates.*", "rds_sharpness.*", "lay
 # Layers are compared by name.
 _BY_POSITION = ("layers.*",)
 
+# Answers of which two can be compared.
+_COMPARED = (Analysis, LyapunovRun)
 
-def compare(a: Analysis | LyapunovRun, b: Analysis | LyapunovRun, *, names: tuple[str, str] = ("A", "B")) -> Comparison:
+
+def compare(a: Run, b: Run, *, names: tuple[str, str] = ("A", "B")) -> Comparison:
     """Compares two answers of the same command.
 
     A difference is B minus A. Its error is a 95 % half-width, the two runs taken as independent: see
@@ -125,11 +146,12 @@ def compare(a: Analysis | LyapunovRun, b: Analysis | LyapunovRun, *, names: tupl
         The settings that differ, and every number that both have with the error of its difference.
 
     Raises:
-        SdkerasError: An analysis against a Lyapunov run.
+        SdkerasError: An analysis against a Lyapunov run, or an answer of another command.
     """
-    if type(a) is not type(b):
+    if all(isinstance(run, Document) for run in (a, b)) and not any(type(a) is type(b) is kind for kind in _COMPARED):
         kinds = [f"{name} is an answer of {run.WRITTEN_BY[1]}" for name, run in zip(names, (a, b), strict=True)]
-        raise SdkerasError(f"{kinds[0]}, {kinds[1]}; compare two answers of the same command.")
+        raise SdkerasError(f"{kinds[0]}, {kinds[1]}; compare two of sdkeras analyze or two of sdkeras lyapunov.")
+    a, b = (instance(run, name, *_COMPARED) for name, run in (("a", a), ("b", b)))
     barriers = tuple(_barriers(a, b))
     known = (known_numbers(a), known_numbers(b))
     numbers = tuple(_numbers(*known, barriers))
@@ -298,6 +320,20 @@ def known_numbers(run: Value) -> list[KnownNumber]:
     return [each for _, each in sorted(ranked, key=lambda entry: entry[0])]
 
 
+def in_words(run: Value, path: str) -> str:
+    """What the number at a path is: "trace (Hessian of the loss)"; the path itself where there are no words for it."""
+    pattern = re.sub(r"\.\d+(?=\.)", ".*", path)
+    labels = {path: (group, label) for group, path, label in (*_NUMBERS, *_OTHERS)}
+    for group, start, same in _AGAIN:
+        known = f"{same}{pattern.removeprefix(start)}"
+        if pattern.startswith(start) and known in labels:
+            labels[pattern] = group, labels[known][1]
+    group, label = labels.get(pattern, ("", path))
+    before, _, after = path.partition("estimates.")
+    item = run.estimates[int(after.partition(".")[0])] if after and not before else None
+    return f"{label} ({group.format(run=run, item=item)})" if group else path
+
+
 def _quantity(run: Value, path: str, value: Value) -> Quantity:
     if path == "edge_of_stability.sharpness":
         return _sharpness(run)
@@ -348,12 +384,12 @@ def _caveats(a: Value, b: Value) -> Iterator[str]:
         if run.optimizer.learning_rate_missing:
             yield f"{name} has nothing that needs a learning rate: {run.optimizer.learning_rate_missing}"
     parts = [
-        f"{name}'s Hessian is of {number(run.data.num_samples_hessian)} of {number(run.data.num_samples)} samples"
+        f"{name}'s Hessian is over {number(run.data.num_samples_hessian)} of {number(run.data.num_samples)} samples"
         for name, run in (("A", a), ("B", b))
         if isinstance(run, Analysis) and run.data.num_samples_hessian < run.data.num_samples
     ]
     if parts:
-        yield f"{', '.join(parts)}; the error of that choice is in no residual."
+        yield f"{', '.join(parts)}; residuals do not include the error of that choice."
 
 
 def _of_one(words: str, in_a: list[str], in_b: list[str]) -> Iterator[str]:

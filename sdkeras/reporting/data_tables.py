@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from sdkeras.errors import SdkerasError
-from sdkeras.reporting.compare import known_numbers
+from sdkeras.reporting.compare import in_words, known_numbers
 from sdkeras.reporting.comparison import Quantity
 from sdkeras.reporting.report import printable
-from sdkeras.results.answers import Analysis, LyapunovRun
+from sdkeras.results.answers import Run
 from sdkeras.results.arrays import Value
 from sdkeras.results.document import walk
 from sdkeras.results.log import Measurement
@@ -51,7 +51,7 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def summary(run: Analysis | LyapunovRun) -> DataFrame:
+def summary(run: Run) -> DataFrame:
     """Every number that is compared, and every other one that has evidence, by path; see `Answer.summary`."""
     named = {each.path: each for each in known_numbers(run)}
     rows: dict[str, Mapping[str, Value]] = {}
@@ -60,7 +60,7 @@ def summary(run: Analysis | LyapunovRun) -> DataFrame:
             rows[path] = _row(named[path].quantity, f"{named[path].label} ({named[path].group})")
         # The first of the estimates is `sharpness_dimension` once more.
         elif isinstance(value, Measured) and Quantity.of(value).known and not path.startswith("estimates.0."):
-            rows[path] = _row(Quantity.of(value), path.removesuffix(".value").replace("_", " ").replace(".", " "))
+            rows[path] = _row(Quantity.of(value), in_words(run, path))
     return _pandas().DataFrame.from_dict(rows, orient="index").rename_axis("path")
 
 

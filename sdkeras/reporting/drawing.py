@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import attrs
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 FONT_SIZE = 12
+_POINTS = 72  # of an SVG to the inch
+# Least distance of two ticks as a share of their axis.
+_LEAST_GAP = 0.1
 DOTS_PER_INCH = 150
 
 
@@ -72,8 +76,9 @@ def _for_page(figure: Figure, text: str) -> str:
     text = re.sub(r'\bid="', f'id="{figure.name}-', text)
     text = re.sub(r'href="#', f'href="#{figure.name}-', text)
     text = text.replace("url(#", f"url(#{figure.name}-")
-    # Panels side by side are not drawn below their own size: their text stays readable, the box around it scrolls.
-    least = "" if figure.panels is None else r' style="min-width: \2px"'
+    # Panels side by side are not drawn much below their own size: their text stays readable, the box around it scrolls.
+    # A page of full width has room for 0.96 of four panels.
+    least = "" if figure.panels is None else f' style="min-width: {0.95 * _POINTS * figure.size[0]:.0f}px"'
     return re.sub(
         r'<svg [^>]*?viewBox="(\S+ \S+ ([\d.]+) [^"]*)"[^>]*>',
         r'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="\1" role="img"'
@@ -167,10 +172,19 @@ def asinh_axis(axes: Axes, side: Literal["x", "y"], linear: float, low: float, h
     getattr(axes, f"set_{side}lim")(low, high)
     last = math.floor(math.log10(max(abs(low), abs(high))))
     decades = [10.0**e for e in range(min(math.floor(math.log10(linear)) + 1, last), last + 1)]
-    decades = decades[:: 1 + len(decades) // 4]
     ticks = [t for t in (*(-d for d in reversed(decades)), 0.0, *decades) if low <= t <= high]
+    ticks = _apart(ticks, linear, _LEAST_GAP * (math.asinh(high / linear) - math.asinh(low / linear)))
     getattr(axes, f"set_{side}ticks")(ticks, [number(tick, 3) for tick in ticks])
     getattr(axes, f"set_{side}ticks")([], minor=True)
+
+
+def _apart(ticks: Sequence[float], linear: float, least: float) -> list[float]:
+    """Those of the ticks that are this far apart on an asinh axis: 0, then the largest ones before the smaller."""
+    kept: list[float] = []
+    for tick in sorted(ticks, key=lambda each: (each != 0, -abs(each))):
+        if all(abs(math.asinh(tick / linear) - math.asinh(other / linear)) >= least for other in kept):
+            kept.append(tick)
+    return sorted(kept)
 
 
 def label_line(axes: Axes, y: float, text: str, colour: str) -> None:

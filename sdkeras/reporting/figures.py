@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sdkeras.dimension.exponents import FULL
+from sdkeras.dimension.landscape import quadratic_change
 from sdkeras.dimension.lyapunov import FEWEST_BLOCKS
 from sdkeras.reporting.drawing import (
     Colours,
@@ -24,9 +25,10 @@ from sdkeras.reporting.drawing import (
 )
 from sdkeras.reporting.numbers import dimension, number
 from sdkeras.reporting.report import Figure, Series, present
-from sdkeras.results.answers import Analysis, SpectrumSummary
+from sdkeras.results.answers import Analysis, CriticalRun, LandscapeRun, SpectrumSummary
 from sdkeras.results.arrays import FloatArray
 from sdkeras.results.dimension import RdsSharpness, SharpnessDimension, Supremum
+from sdkeras.results.landscape import Landscape
 from sdkeras.results.lyapunov import LyapunovSummary
 
 if TYPE_CHECKING:
@@ -84,8 +86,8 @@ def spectral_density(run: Analysis) -> Figure | None:
     return Figure(
         "density",
         "Spectral density",
-        "How many directions have which curvature: flat ones near 0, steep ones to the right, and those left of 0 "
-        f"curve downwards. The bars are of single minibatches{of_data}.{beyond}",
+        "How many directions have which curvature: flat ones near 0, steep ones to the right, and left of 0 those in "
+        f"which the loss curves downwards. The bars are of single minibatches{of_data}.{beyond}",
         draw,
         series=(bars,),
     )
@@ -266,8 +268,8 @@ def rds_exponents(run: Analysis) -> Figure | None:
         "exponents",
         "RDS sharpness exponents",
         "By what factor (its natural logarithm) a training step stretches (above 0) or contracts (below 0) distances "
-        "between nearby weights, direction by direction, largest first. The horizontal axis is spread out at both "
-        "ends.",
+        "between nearby weights, direction by direction, largest first. The horizontal axis is logarithmic from both "
+        "ends; t* is the exponent at SD.",
         draw,
         series=(Series("", "direction", "exponent per step", ranks, values, at=(_position(ranks, size), values)),),
     )
@@ -387,8 +389,8 @@ def convergence(run: Analysis) -> Figure | None:
     return Figure(
         "convergence",
         "Convergence",
-        "The estimate as the runs accumulate, with its interval. It should have settled; where the number of steps was "
-        "raised the runs began again.",
+        "The estimate as runs accumulate, with its 95 % interval. By the end it should have settled. Where a run was "
+        "given more steps, counting began again.",
         draw,
         series=(Series("", "runs", "sharpness dimension", runs, value, *ends),),
     )
@@ -594,4 +596,126 @@ def window_dimensions(summary: LyapunovSummary) -> Figure | None:
         f"taken as one is at most that of any length that divides m, and at least D_s. {band}{missing}",
         draw,
         series=(Series("", "steps taken as one", "dimension", lengths, values),),
+    )
+
+
+# Along a line in the space of the weights
+
+
+def critical_figure(run: CriticalRun) -> Figure | None:
+    """The change of the loss over the rate of the step, at the rates tried, with eta_c and the rate in use."""
+    step, rate = run.critical, run.optimizer.learning_rate
+    scale, name = (rate, "learning rate") if rate > 0 else (1.0, "multiple of the update in use")
+    changes = step.losses - step.loss
+    near = np.isfinite(changes)
+    middle = math.nan
+    if step.outcome == "measured" and step.num_minibatches is None and step.ratio is not None:
+        middle = 1 / step.ratio.value
+        near &= step.factors < 2.5 * middle
+    x, y = scale * step.factors[near], changes[near]
+    if step.num_minibatches is not None or len(x) < 2 or not usable(x, y):
+        return None
+    doublings = x[np.log2(x / scale) % 1 == 0]
+
+    def draw(axes: Axes, colours: Colours) -> None:
+        series(axes, x, y, colours.accent)
+        zero_line(axes, colours)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(doublings, [number(tick, 2) for tick in doublings])
+        axes.set_xticks([], minor=True)
+        if math.isfinite(middle):
+            mark(axes, scale * middle, f"eta_c {number(scale * middle, 3)}", colours.warn)
+        mark(axes, scale, "in use", colours.ink, 0.87)
+        axes.set_xlabel(name)
+        value_axis(axes, "loss after minus before")
+
+    return Figure(
+        "critical",
+        "Loss after the step over its rate",
+        "The loss after the optimizer's next update, made longer or shorter as a whole, less the loss before it. Where "
+        "it crosses 0 from below, the step is as long as it may be.",
+        draw,
+        series=(Series("", name, "loss after minus before", x, y),),
+    )
+
+
+def landscape_figure(run: LandscapeRun) -> Figure | None:
+    """The loss along a line with its quadratic model, or its contours in a plane with the trajectory's path."""
+    drawn = run.landscape
+    losses = np.stack(drawn.losses)
+    if np.sum(np.isfinite(losses)) < 3 or not usable(losses[np.isfinite(losses)]):
+        return None
+    return _line(drawn) if len(drawn.axes) == 1 else _plane(drawn, losses)
+
+
+def _line(drawn: Landscape) -> Figure:
+    axis, losses = drawn.axes[0], drawn.losses[0]
+    known = np.isfinite(losses)
+    x, y = axis.coordinates[known], losses[known]
+    model = drawn.loss + quadratic_change(drawn.slopes, drawn.curvature, x[:, None])[0]
+    left, right = drawn.quadratic_to
+    room = 0.1 * float(np.ptp(y)) or 0.1 * abs(drawn.loss) or 1.0
+
+    def draw(axes: Axes, colours: Colours) -> None:
+        axes.axvspan(-left, right, color=colours.accent, alpha=0.12, linewidth=0)
+        axes.plot(x, y, color=colours.accent, linewidth=2.2, label="loss")
+        axes.plot(x, model, color=colours.warn, linewidth=1.6, linestyle="--", label="quadratic model")
+        axes.plot([0], [drawn.loss], color=colours.ink, marker="o", markersize=5)
+        axes.set_ylim(float(y.min()) - room, float(y.max()) + room)
+        axes.set_xlabel(f"along {axis.name}")
+        value_axis(axes, "loss")
+        tick_format(axes.xaxis)
+        _legend(axes)
+
+    name = f"along {axis.name}"
+    return Figure(
+        "landscape",
+        "The loss along a line",
+        "The loss over the data, through the weights (the dot), and the parabola with the slope and curvature that it "
+        "has there. The parabola holds within the band.",
+        draw,
+        series=(Series("loss", name, "loss", x, y), Series("quadratic model", name, "loss", x, model)),
+    )
+
+
+def _plane(drawn: Landscape, losses: FloatArray) -> Figure:
+    first, second = drawn.axes
+    known = losses[np.isfinite(losses)]
+    levels = np.unique(np.quantile(known, np.linspace(0.02, 0.95, 11)))
+    path = drawn.path
+
+    def draw(axes: Axes, colours: Colours) -> None:
+        shown = np.ma.masked_invalid(losses)
+        if len(levels) > 1:
+            lines = axes.contour(
+                first.coordinates, second.coordinates, shown, levels=levels, colors=colours.accent, linewidths=1.2
+            )
+            axes.clabel(lines, levels[::3], fmt=lambda level: number(level, 3), fontsize=9)
+        if path is not None:
+            axes.plot(path[0], path[1], color=colours.warn, linewidth=1.6, marker=".", markersize=3)
+        axes.plot([0], [0], color=colours.ink, marker="o", markersize=5)
+        axes.set_xlabel(f"along {first.name}")
+        value_axis(axes, f"along {second.name}")
+        tick_format(axes.xaxis)
+
+    beside = "" if path is None else " The other line is the path of the training, as seen from the plane."
+    name = f"along {first.name}"
+    rows = [
+        Series(
+            f"{number(at, 3)} along {second.name}",
+            name,
+            "loss",
+            first.coordinates,
+            row,
+            at=(first.coordinates, np.full(len(row), at)),
+        )
+        for at, row in zip(second.coordinates, losses, strict=True)
+    ]
+    return Figure(
+        "landscape",
+        "The loss in a plane",
+        f"Lines of equal loss over the data, around the weights (the dot).{beside}",
+        draw,
+        size=(5.6, 4.6),
+        series=tuple(rows),
     )

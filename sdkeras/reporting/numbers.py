@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from sdkeras.dimension.estimate import FEWEST_RUNS_FOR_AN_INTERVAL
 from sdkeras.dimension.exponents import FULL
 from sdkeras.errors import counted
-from sdkeras.results.answers import Analysis, LyapunovRun, OptimizerInfo
+from sdkeras.results.answers import OptimizerInfo, Run
 from sdkeras.results.dimension import SharpnessDimension
 from sdkeras.results.measured import Measured
-from sdkeras.results.plans import LyapunovPlan, Plan
+from sdkeras.results.plans import LossPlan, LyapunovPlan, Plan
 
 ABSENT = "-"
+# From here on no digits are printed that a float does not hold.
+_HUGE = 1e15
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -26,7 +28,7 @@ def number(value: float | None, digits: int = 4) -> str:
         return ABSENT
     if math.isinf(value):
         return f"{value}"
-    if value == int(value) and abs(value) < 1e15:
+    if value == int(value) and abs(value) < _HUGE:
         return f"{int(value):,}"
     if 1e3 <= abs(value) < 1e9:
         return f"{value:,.{max(0, digits - math.floor(math.log10(abs(value))) - 1)}f}"
@@ -35,8 +37,8 @@ def number(value: float | None, digits: int = 4) -> str:
 
 def dimension(value: float | None, half_width: float | None = None) -> str:
     """A dimension, rounded at the second digit of its uncertainty (a tenth without one)."""
-    if value is None or math.isnan(value):
-        return ABSENT
+    if value is None or math.isnan(value) or abs(value) >= _HUGE:
+        return number(value)
     decimals = 1
     if half_width is not None and 0 < half_width < math.inf:
         decimals = min(4, max(0, 1 - math.floor(math.log10(half_width))))
@@ -101,7 +103,7 @@ def batch_size_in_words(size: int, source: str, micro_batch: int | None = None) 
     return words if micro_batch is None or micro_batch >= size else f"{words}, in parts of {micro_batch:,}"
 
 
-def taken_for_granted(run: Analysis | LyapunovRun | Plan | LyapunovPlan) -> str:
+def taken_for_granted(run: Run | Plan | LyapunovPlan | LossPlan) -> str:
     """Settings that were not read from the model and its data: a learning rate given, a batch size assumed."""
     optimizer, data = run.optimizer, run.data
     words = []
@@ -137,10 +139,6 @@ def bar_lengths(values: Sequence[float | None]) -> tuple[float, ...]:
     return tuple(value / longest if longest else 0.0 for value in known)
 
 
-# From here on no digits are printed that a float does not hold.
-_HUGE = 1e15
-
-
 def with_error(value: float | None, error: float | None) -> str:
     """The number with its standard error, rounded at the second digit of that; alone where there is none."""
     if value is None or error is None or not (math.isfinite(value) and 0 < error < math.inf):
@@ -158,6 +156,16 @@ def with_interval(value: float, half_width: float | None) -> str:
         return f"{number(value)} [{number(value - half_width)}, {number(value + half_width)}]"
     low, high = (_rounded(end, half_width) for end in (value - half_width, value + half_width))
     return f"{_rounded(value, half_width)} [{low}, {high}]"
+
+
+def with_span(value: float, span: tuple[float, float] | None) -> str:
+    """The number with an interval that need not be even, rounded at the second digit of its half-width."""
+    half = 0.0 if span is None else 0.5 * (span[1] - span[0])
+    if span is None or not (math.isfinite(value) and 0 < half < math.inf):
+        return number(value)
+    if max(abs(value), *map(abs, span)) >= _HUGE:
+        return f"{number(value)} [{number(span[0])}, {number(span[1])}]"
+    return f"{_rounded(value, half)} [{_rounded(span[0], half)}, {_rounded(span[1], half)}]"
 
 
 def _rounded(value: float, error: float) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from sdkeras.errors import counted
 from sdkeras.reporting.numbers import batch_size_in_words, number, rate_in_words, taken_for_granted
 from sdkeras.reporting.report import Report, Row, Table, present, split
-from sdkeras.results.answers import Analysis, LyapunovRun, Simulation
+from sdkeras.results.answers import Analysis, CriticalRun, LandscapeRun, LyapunovRun, Simulation
+from sdkeras.results.answers import Run as Answered
 from sdkeras.results.note import by_severity
-from sdkeras.results.plans import LyapunovPlan, Plan
+from sdkeras.results.plans import LossPlan, LyapunovPlan, Plan
 
-Run = Analysis | LyapunovRun | Simulation
+Run = Answered | Simulation
 
 
 def sharpness_name(operator: str) -> str:
@@ -40,12 +41,16 @@ def footer(run: Run) -> str:
     return f"Made by sdkeras {origin.sdkeras} on {origin.created} from data {origin.data_digest}."
 
 
-def is_verified(run: Analysis | LyapunovRun) -> bool:
+def is_verified(run: Answered) -> bool:
     """Whether the Hessian-vector products, and the training step if it was followed, passed their checks."""
+    if isinstance(run, CriticalRun):
+        return run.critical.verified
+    if isinstance(run, LandscapeRun):
+        return run.verification.passed
     return run.verification.passed and (run.lyapunov is None or run.lyapunov.verification.passed)
 
 
-def frame(run: Analysis | LyapunovRun, verdict: str, checked: str, measured: str) -> Report:
+def frame(run: Answered, verdict: str, checked: str, measured: str) -> Report:
     """The report of a run without its numbers: the verdict, its setting, alarms and caveats.
 
     Args:
@@ -84,7 +89,7 @@ def training_table(run: Run) -> Table:
     )
 
 
-def verification_table(run: Analysis | LyapunovRun) -> Table:
+def verification_table(run: Analysis | LyapunovRun | LandscapeRun) -> Table:
     """Checks of the Hessian-vector products."""
     check = run.verification
     mode = f"mode {check.mode}{', compiled by XLA' if check.jit else ''}"
@@ -122,27 +127,42 @@ def provenance_table(run: Run) -> Table:
     )
 
 
-def plan_table(plan: Plan | LyapunovPlan) -> Table:
-    """The plan of an analysis or of a trajectory: every setting that costs time, and the cost."""
+def plan_table(plan: Plan | LyapunovPlan | LossPlan) -> Table:
+    """The plan of an analysis, of a trajectory or of losses: every setting that costs time, and the cost."""
     optimizer, data = plan.optimizer, plan.data
     rate_missing = optimizer is not None and optimizer.learning_rate_missing
     batch_size = data and batch_size_in_words(data.batch_size, data.batch_size_source, data.micro_batch)
-    more = (
-        ""
-        if isinstance(plan, LyapunovPlan) or plan.most == plan.num_hvps
-        else f" for the first {plan.num_hvps:,} products"
-    )
+    more = ""
+    if isinstance(plan, Plan) and plan.most != plan.num_hvps:
+        more = f" for the first {plan.num_hvps:,} products"
     rows = present(
         ("optimizer", f"{optimizer.name}, {rate_in_words(optimizer)}") if optimizer else None,
         ("not computed", f"what needs a learning rate: {rate_missing}") if rate_missing else None,
         ("minibatches", batch_size) if batch_size else None,
-        *(_planned_trajectory(plan) if isinstance(plan, LyapunovPlan) else _planned_analysis(plan)),
+        *_planned(plan),
         ("peak memory", f"about {plan.peak_memory / 1e9:.2f} GB"),
         _planned_device(plan) if isinstance(plan, Plan) else None,
         ("one gradient", f"{1e3 * plan.seconds_per_gradient:.3g} ms"),
         ("time", f"about {plan.seconds:.3g} s{more}"),
     )
     return Table("Plan", rows)
+
+
+def _planned(plan: Plan | LyapunovPlan | LossPlan) -> tuple[Row, ...]:
+    if isinstance(plan, LossPlan):
+        return _planned_losses(plan)
+    return _planned_trajectory(plan) if isinstance(plan, LyapunovPlan) else _planned_analysis(plan)
+
+
+def _planned_losses(plan: LossPlan) -> tuple[Row, ...]:
+    gradients = f", and {counted(plan.num_gradients, 'gradient')}" if plan.num_gradients else ""
+    batches = counted(plan.num_batches, "batch", "batches")
+    return present(
+        ("measured", plan.what),
+        ("parameters", f"{plan.num_parameters:,}"),
+        ("products", f"about {plan.num_hvps:,}") if plan.num_hvps else None,
+        ("losses", f"about {plan.num_evaluations:,}{gradients}, each over {batches}"),
+    )
 
 
 def _planned_device(plan: Plan) -> Row | None:

@@ -18,6 +18,8 @@ from sdkeras.reporting.report import Cell, Report, Row, Table, printable
 
 _TYPED_WIDTH = 70
 _BAR_WIDTH, _GAP = 12, 2
+# A number stays with its error.
+_WORD = re.compile(r"\S+(?: ± \S+)?")
 # Least width of labels where there is room, so that the values of tables below each other line up.
 _LABEL_WIDTH = 22
 
@@ -110,7 +112,8 @@ class _Grid:
 def _least(columns: list[list[Text]], room: int) -> list[int] | None:
     """The width of each column's longest word; None where they do not fit beside each other."""
     widths = [
-        max((Text(word).cell_len for cell in column for word in cell.plain.split()), default=0) for column in columns
+        max((Text(word).cell_len for cell in column for word in _WORD.findall(cell.plain)), default=0)
+        for column in columns
     ]
     return widths if sum(widths) + _GAP * (len(widths) - 1) <= room else None
 

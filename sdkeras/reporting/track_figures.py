@@ -25,8 +25,8 @@ _FAR = 5.0
 def track_figures(measured: Sequence[Measurement]) -> tuple[Figure, ...]:
     """The figures that there are numbers for, in the page's order."""
     codimension = (
-        "The size of the state minus the sharpness dimension, with 95 % intervals. Neutral directions and dead "
-        "parameters do not change it."
+        "The size of the state minus the sharpness dimension, with 95 % intervals. Neutral directions, which steps "
+        "hardly change, and dead parameters do not affect it."
     )
     largest = "The largest dimension whose volumes steps do not contract on average, with 95 % intervals."
     return present(
@@ -71,13 +71,14 @@ def edge_over_time(measured: Sequence[Measurement]) -> Figure | None:
         else:
             axes.set_ylim(min(0.0, 1.1 * lowest), 1.2 * highest)
             value_axis(axes, "largest eigenvalue")
+        over = sharpness[0] > thresholds[0]  # the name stands on the other side of its line
         axes.annotate(
             "threshold",
             (steps[0], thresholds[0]),
-            (0, 5),
+            (0, -5 if over else 5),
             textcoords="offset points",
             color=colours.warn,
-            va="bottom",
+            va="top" if over else "bottom",
             fontsize=FONT_SIZE,
         )
         _time_axis(axes, measured)
@@ -85,8 +86,8 @@ def edge_over_time(measured: Sequence[Measurement]) -> Figure | None:
     return Figure(
         "edge",
         "Sharpness against the threshold",
-        f"The solid line is the {name}, the dashed one the optimizer's threshold at its learning rate then. Full-batch "
-        "training often climbs to the threshold and stays there: the edge of stability.",
+        f"The solid line is the {name}, the dashed one the optimizer's threshold at the learning rate of the moment. "
+        "Full-batch training often climbs to the threshold and stays there: the edge of stability.",
         draw,
         series=(
             Series(name, unit, "largest eigenvalue", steps, sharpness),
@@ -166,7 +167,7 @@ def gaps(measured: Sequence[Measurement]) -> Iterator[Figure | None]:
         terms = "validation loss - loss" if name == "loss" else "accuracy - validation accuracy"
         title = f"Generalization gap of the {quantity}"
         sides = "" if place or said else f" {_sides(measured)}"
-        caption = f"{terms[:1].upper()}{terms[1:]}: what the bounds are about.{sides}"
+        caption = f"{terms[:1].upper()}{terms[1:]}, the quantity that the bounds limit.{sides}"
         yield _over_steps(measured, _gap(measured, name), f"gap{place}", title, caption, terms)
 
 

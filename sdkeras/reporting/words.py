@@ -13,11 +13,15 @@ from sdkeras.results.answers import Analysis
 from sdkeras.results.dimension import EdgeOfStability, SharpnessDimension, Supremum
 from sdkeras.results.lyapunov import LyapunovSummary
 
+CODIMENSION = "what SD leaves of the state; neutral directions, which steps hardly change, do not affect it"
 BOUND_INPUTS = "Give inputs with `bound_inputs={'NAME': VALUE}`, or estimate them with `estimate_bound_inputs=True`."
 
 
-def edge_in_words(edge: EdgeOfStability) -> str:
-    """The ratio of sharpness and threshold, for somebody who trains."""
+def edge_in_words(edge: EdgeOfStability, noise_is_first: bool = False) -> str:
+    """The ratio of sharpness and threshold, for somebody who trains.
+
+    `noise_is_first`: whether the noise of minibatches limits the learning rate before full-batch steps grow.
+    """
     if edge.ratio is None or not math.isfinite(edge.ratio):
         return (
             "Every optimizer has a steepest curvature that it can follow at its learning rate; beyond it steps "
@@ -31,11 +35,13 @@ def edge_in_words(edge: EdgeOfStability) -> str:
     if edge.ratio <= 0:
         return meaning + "Here nothing curves upwards, so no step overshoots."
     if edge.ratio < EDGE[0]:
-        room = f"about {1 / edge.ratio:,.0f}" if edge.ratio < 0.1 else f"about {number(1 / edge.ratio, 2)}"
-        room = f"more than {MOST_ROOM:g}" if edge.ratio * MOST_ROOM < 1 else room
+        room = f"about {number(1 / edge.ratio, 2)}"
+        if edge.ratio < 0.1:
+            room = f"about {1 / edge.ratio:,.0f}" if edge.ratio * MOST_ROOM >= 1 else f"more than {MOST_ROOM:g}"
         words = (
             f"Here there is room: the learning rate could be {room} times as large before full-batch steps "
-            "began to grow, were the sharpness to stay as it is."
+            "began to grow, if the sharpness stayed as it is"
+            + ("; the noise of minibatches sets in earlier (headroom)." if noise_is_first else ".")
         )
         plateau = settled_at(edge)
         if plateau is not None:
@@ -46,8 +52,8 @@ def edge_in_words(edge: EdgeOfStability) -> str:
         return meaning + words
     if edge.ratio <= EDGE[1]:
         return meaning + (
-            "Training sits at that limit, where full-batch training is often found: the learning rate and not the "
-            "loss alone decides how sharp a minimum can be."
+            "Training sits at that limit, where full-batch training is often found: how sharp a minimum can be is "
+            "decided by the learning rate and not by the loss alone."
         )
     return meaning + (
         "Here the steepest direction is beyond it. With minibatches or adaptive steps training can live there for a "
@@ -99,24 +105,27 @@ def dimension_in_words(run: Analysis) -> str | None:
     whole = estimate.map == FULL and size > run.model.num_trainable_analysed
     state, remark = _state_in_words(estimate, run.model.num_trainable_analysed)
     words = (
-        f"{state} can move in {size:,} directions. A training step multiplies small distances by a factor in each; the "
-        "sharpness dimension is the largest dimension whose volumes such steps do not contract on average, here "
-        f"{dimension(value)}. Contracting directions count in it until the expansion of the others is used up. {remark}"
+        f"{state} can move in {size:,} directions, and a training step stretches or contracts small distances along "
+        "each. The sharpness dimension (SD) is the largest dimension whose volumes such steps do not contract on "
+        f"average, here {dimension(value)}. Contracting directions count in it until the expansion of the others is "
+        f"used up. {remark}"
     )
     neutral = estimate.neutral_mass
     if neutral is not None and neutral > 0:
         most = "Most of the dimension is not chaos but flatness: " if neutral > 0.5 * value else ""
-        words += f"{most}{dimension(neutral)} directions are neutral: a step hardly changes distances along them. "
+        words += (
+            f"{most}{dimension(neutral)} directions are neutral, that is, a step hardly changes distances along them. "
+        )
     if estimate.map in PRECONDITIONED:
         words += (
-            f"It is of a step with the second moments of {run.optimizer.name} held fixed, as the last step left them. "
-            "Training moves them, so that it is not of training's own random dynamical system. "
+            f"SD is that of a step with the second moments of {run.optimizer.name} frozen as the last step left them. "
+            "Training keeps changing them, so this SD does not describe training itself. "
         )
     if whole:
         return words
     return words + (
-        "The bounds on the generalization gap grow with it, which compares runs on the same data; at one checkpoint it "
-        "bounds nothing by itself."
+        "The bounds on the generalization gap grow with SD, so it can rank trainings on the same data; at one "
+        "checkpoint it bounds nothing by itself."
     )
 
 
@@ -126,19 +135,19 @@ def _state_in_words(estimate: SharpnessDimension, weights: int) -> tuple[str, st
     codimension = estimated(estimate.codimension, estimate.codimension_interval)
     lead = f"The rest, the codimension, is {codimension}, {share_of_state(estimate)} of the state"
     if size <= weights:
-        return "The weights", f"{lead}; neutral directions and dead parameters do not change it. "
+        return "The weights", f"{lead}; neutral directions and dead parameters do not affect it. "
     if estimate.map == FULL:
         return (
             f"The state of this training, {weights:,} weights and {size - weights:,} entries of the optimizer's slots,",
-            f"{lead}; averages that forget contract whatever the loss is. Weights and slots have different units, and "
-            f"these values are for one choice of them ({estimate.coordinates}): compare them with runs in the same "
-            "coordinates only. ",
+            f"{lead}; running averages contract whatever the loss is. Weights and slots have different units, and "
+            f"these values are for one choice of them ({estimate.coordinates}): compare them only with runs in the "
+            "same coordinates. ",
         )
     return (
         "The state of this training, weights and the optimizer's velocity,",
-        "Momentum damps the velocity's directions whatever the loss is: a flat loss would leave the "
-        f"{weights:,} of the weights (less with weight decay), here it is {dimension(abs(weights - value))} "
-        f"{'fewer' if value < weights else 'more'}. {lead}. ",
+        "Momentum damps the velocity's directions whatever the loss is: on a flat loss SD would be the number of "
+        f"weights, {weights:,} (less with weight decay); here it is {dimension(abs(weights - value))} "
+        f"{'below' if value < weights else 'above'} that. {lead}. ",
     )
 
 
@@ -151,24 +160,25 @@ def trust_in_words(run: Analysis) -> str:
             "here can be trusted."
         )
     words = (
-        f"Hessian-vector products (HVPs) agree with finite differences of the gradient to "
-        f"{check.finite_difference_error:.1e} (in {check.finite_difference_dtype}); rounding costs "
+        "Everything here is computed from Hessian-vector products (HVPs). They agree with finite differences of the "
+        f"gradient to {check.finite_difference_error:.1e} (in {check.finite_difference_dtype}); rounding costs "
         f"{check.hvp_relative_error:.1e}. "
     )
     estimate = run.sharpness_dimension
     if estimate is not None and estimate.interval is not None:
-        words += f"Intervals cover 95 % and rest on {runs_in_words(estimate)}. "
-    return words + f"{run.provenance.num_hvps:,} HVPs in all."
+        words += f"The 95 % interval of SD rests on {runs_in_words(estimate)}. "
+    return words + f"{run.provenance.num_hvps:,} HVPs were made in all."
 
 
 def runs_in_words(estimate: SharpnessDimension) -> str:
     """How many runs an estimate rests on, and of how many steps."""
-    runs, sampled = counted(estimate.num_runs, "run"), estimate.sampled
-    if estimate.num_steps is None:
+    runs, sampled = f"{counted(estimate.num_runs, 'run')} on single minibatches", estimate.sampled
+    steps = estimate.num_steps
+    if steps is None:
         return runs
-    if sampled is None or not sampled.num_audits:
-        return f"{runs} of {estimate.num_steps} steps"
-    return f"{runs}, {sampled.num_audits:,} of {estimate.num_steps} steps and the others of {sampled.num_steps}"
+    if sampled is None or not 0 < sampled.num_audits < estimate.num_runs:
+        return f"{runs}, of {steps} steps each"
+    return f"{runs} ({sampled.num_audits:,} of them take {steps} steps, the others {sampled.num_steps})"
 
 
 def trajectory_in_words(summary: LyapunovSummary) -> str:
@@ -199,7 +209,7 @@ def attractor_in_words(summary: LyapunovSummary, after_verdict: bool = False) ->
         return meaning + "It is free of the units of weights and velocities."
     if after_verdict and answer.status == "undetermined":
         return meaning
-    return meaning + f"Here it is not determined to a point: {answer.reason}."
+    return meaning + f"Here it is not known exactly: {answer.reason}."
 
 
 def since_then(run: Analysis) -> str | None:
@@ -222,7 +232,7 @@ def supremum_headline(supremum: Supremum) -> str:
         return f"Supremum over {supremum.num_snapshots:,} snapshots of training: not determined ({why})."
     return (
         f"Supremum over {supremum.num_snapshots:,} snapshots of training: {about}"
-        f"{estimated(supremum.value, supremum.interval)}; at the checkpoint alone, the same way, "
+        f"{estimated(supremum.value, supremum.interval)}; at the checkpoint alone, computed the same way, "
         f"{dimension(supremum.single_point_value)}."
     )
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
 
 from sdkeras.files.atomic import shown
 from sdkeras.results.arrays import ARRAYS_EQUAL, FloatArray
 from sdkeras.results.bounds import Bound
+from sdkeras.results.critical import CriticalStep
 from sdkeras.results.dimension import EdgeOfStability, RdsSharpness, SharpnessDimension, Supremum
 from sdkeras.results.document import SCHEMA_VERSION, Document, parsed_document, text_of
 from sdkeras.results.earlier import Earlier
+from sdkeras.results.landscape import Landscape, WorstCase
 from sdkeras.results.lyapunov import LyapunovSummary
 from sdkeras.results.measured import Measured
 from sdkeras.results.next_step import NextStep
@@ -259,6 +261,52 @@ class LyapunovRun(Answer):
     schema_version: int = SCHEMA_VERSION
 
 
+@attrs.frozen(eq=False, repr=False)
+class CriticalRun(Answer):
+    """The answer of `sdkeras.critical`; attribute names are the paths in its file.
+
+    The loss was taken over `data.num_samples_hessian` of the data, or over minibatches. `partial` is whether Ctrl-C
+    ended it before all of these.
+    """
+
+    DOCUMENT = "critical"
+    WRITTEN_BY = ("critical.json", "sdkeras critical")
+
+    provenance: Provenance
+    model: ModelInfo
+    data: DataInfo
+    optimizer: OptimizerInfo
+    critical: CriticalStep
+    warnings: tuple[Note, ...] = ()
+    partial: bool = False
+    status: str = attrs.field(default="", validator=_IS_A_STATUS)
+    schema_version: int = SCHEMA_VERSION
+
+
+@attrs.frozen(eq=False, repr=False)
+class LandscapeRun(Answer):
+    """The answer of `sdkeras.landscape`; attribute names are the paths in its file.
+
+    The loss is over `data.num_samples_hessian` of the data. `worst_case` has the plain ball and the adaptive one, where
+    they were asked for. `partial` is whether Ctrl-C left points out, which are NaN.
+    """
+
+    DOCUMENT = "landscape"
+    WRITTEN_BY = ("landscape.json", "sdkeras landscape")
+
+    provenance: Provenance
+    model: ModelInfo
+    data: DataInfo
+    optimizer: OptimizerInfo
+    verification: Verification
+    landscape: Landscape
+    worst_case: tuple[WorstCase, ...] = ()
+    warnings: tuple[Note, ...] = ()
+    partial: bool = False
+    status: str = attrs.field(default="", validator=_IS_A_STATUS)
+    schema_version: int = SCHEMA_VERSION
+
+
 @attrs.frozen
 class Simulation:
     """The training of which a trajectory is the continuation: real steps, on copies, from a saved model on.
@@ -278,9 +326,13 @@ class Simulation:
     warnings: tuple[Note, ...] = ()
 
 
-def load_document(path: str | os.PathLike[str]) -> Analysis | LyapunovRun:
-    """Reads a file of either kind, which says itself which it is; an SdkerasError refuses anything else."""
-    written_by = ("run.json", "sdkeras analyze or sdkeras lyapunov")
+Run: TypeAlias = Analysis | LyapunovRun | CriticalRun | LandscapeRun
+_KINDS: tuple[type[Run], ...] = (LyapunovRun, CriticalRun, LandscapeRun)
+
+
+def load_document(path: str | os.PathLike[str]) -> Run:
+    """Reads a file of any kind, which says itself which it is; an SdkerasError refuses anything else."""
+    written_by = ("run.json", "sdkeras analyze, lyapunov, critical or landscape")
     document = parsed_document(text_of(path, written_by), shown(path), written_by)
-    kind = LyapunovRun if document.get("document") == LyapunovRun.DOCUMENT else Analysis
+    kind = next((each for each in _KINDS if document.get("document") == each.DOCUMENT), Analysis)
     return kind.from_parsed(document, shown(path))

@@ -82,7 +82,10 @@ class Measurement:
     # By the keys of the callback. Logs of 0.1.0 have no `sharpness_preconditioned` and `sharpness_threshold`, see
     # `numerator`.
     values: dict[str, Measured]
-    metrics: dict[str, float]  # losses and metrics of the training at that time
+    # Losses and metrics as Keras has them: those of source 'fit' are means over the epoch so far, in training mode,
+    # while the weights moved; those of a checkpoint are of its weights over all the data, in inference mode. Validation
+    # (`val_`) is in inference mode in both.
+    metrics: dict[str, float]
     notes: tuple[str, ...] = ()  # caveats, a failure for example
     digest: str = ""  # of the checkpoint's file; "" for 'fit'
     bounds: tuple[Bound, ...] = ()  # at this SD; empty where SD was not measured
@@ -119,8 +122,9 @@ class RunLog(Shown):
 
         Returns:
             A `pandas.DataFrame` with the columns source, epoch, learning_rate, threshold; for each key that was
-            measured KEY, and KEY_lower and KEY_upper, between which the number lies; then the metrics of the training.
-            NaN where there is no number.
+            measured KEY, and KEY_lower and KEY_upper, between which the number lies; then the metrics of the training,
+            where `loss` is Keras' mean over the epoch if the source is 'fit', and the loss at the weights of a
+            checkpoint. NaN where there is no number.
 
         Raises:
             SdkerasError: pandas is not installed.

@@ -65,3 +65,13 @@ class LyapunovPlan(Cost):
     transient: int  # steps before them
     windows: tuple[int, ...]  # their lengths; with any the Jacobians are dense
     forks: int = 1  # trajectories; of several the first is followed once more, with another start frame
+
+
+@attrs.frozen(kw_only=True, repr=False)
+class LossPlan(Cost):
+    """The work of a measurement by forward passes."""
+
+    what: str  # is measured
+    num_evaluations: int  # losses, each over `num_batches` batches; about, where a search decides
+    num_batches: int
+    num_gradients: int  # over as many batches

@@ -120,9 +120,10 @@ def _about_the_step(problem: Problem, optimizer: OptimizerSettings) -> Iterator[
     if problem.exponents.preconditioned:
         yield Note(
             "frozen-preconditioner",
-            f"SD and its exponents are of a step with P, from the second moments of {optimizer.name} as the last "
-            "step left them, held fixed. Training moves P, so that they are not of training's own random dynamical "
-            "system: neither D_s <= SD nor the bounds apply to them (`map='full'` or `lyapunov` take that).",
+            f"SD and its exponents are those of a step whose preconditioner P, made of the second moments of "
+            f"{optimizer.name}, is frozen as the last step left it. Training keeps changing P, so they do not describe "
+            "training's own random dynamical system: neither D_s <= SD nor the bounds apply to them "
+            "(`map='full'` or `lyapunov` follow the whole step).",
         )
 
 

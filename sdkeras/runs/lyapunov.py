@@ -147,14 +147,20 @@ class Training(Subject):
 
 
 def read_training(
-    model: Model, data: Data, options: TrainingOptions, *, num_steps: int = 1, jit: Jit = "auto"
+    model: Model,
+    data: Data,
+    options: TrainingOptions,
+    *,
+    num_steps: int = 1,
+    jit: Jit = "auto",
+    num_samples: int | None = _CHECKED_SAMPLES,
 ) -> Training:
-    """Reads and checks model, data and optimizer; makes no product yet.
+    """Reads and checks model, data and optimizer; makes no product yet. The loss is of `num_samples`, or of all data.
 
     Raises:
         SdkerasError: They are unusable, or the learning rate is 0 at all of the steps; see its subclasses.
     """
-    subject, about_file = read_subject(model, data, options, num_samples=_CHECKED_SAMPLES, jit=jit)
+    subject, about_file = read_subject(model, data, options, num_samples=num_samples, jit=jit)
     optimizer, about_optimizer = subject.training_optimizer()
     notes = [*about_file, *(Note("data", f"{note}.") for note in subject.loss.notes), *about_optimizer]
     update.check_rates(optimizer, num_steps)
@@ -167,7 +173,7 @@ def read_training(
         notes.append(
             Note(
                 "initial-slots",
-                f"the optimizer {used.name} has taken no step; the trajectory is the beginning of training, from the "
+                f"the optimizer {used.name} has taken no step; its steps here are the beginning of training, from the "
                 "slots it starts with.",
             )
         )

@@ -437,7 +437,7 @@ def _about_bases(room: Resources, steps: int, *, exact: bool) -> Notes:
     if room.basis_bytes(steps) * room.workers <= room.memory:
         return ()
     if room.fits(steps):
-        words = f"Lanczos bases of {steps} x {room.size} do not fit the memory and are kept in {room.scratch!r}."
+        words = f"Lanczos bases of {steps} x {room.size} do not fit in memory and are kept in {room.scratch!r}."
         return (Note("bases-on-disk", words),)
     if room.devices.on_device:
         advice = "Bases of an accelerator are not kept on disk."
@@ -447,8 +447,8 @@ def _about_bases(room: Resources, steps: int, *, exact: bool) -> Notes:
         advice = f"{room.scratch!r} has room for {room.disk / 1e9:.2g} GB of {room.basis_bytes(steps) / 1e9:.2g} each."
     bases = counted(room.workers_for(exact=exact) * room.bases, "Lanczos basis", "Lanczos bases")
     words = (
-        f"the memory that products leave has no room for {bases} of {steps} x {room.size}: the runs do without "
-        f"reorthogonalisation and without mass correction. {advice}"
+        f"there is no memory left for {bases} of {steps} x {room.size}: the runs do without reorthogonalisation and "
+        f"without mass correction, so their spectra are less accurate. {advice}"
     )
     return (Note("no-reorthogonalisation", words),)
 

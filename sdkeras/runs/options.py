@@ -18,7 +18,7 @@ import numpy as np
 
 from sdkeras.dimension.bounds import INPUTS, check_inputs
 from sdkeras.dimension.forks import FEWEST_FORKS
-from sdkeras.errors import OperatorSizeError, SdkerasError, did_you_mean
+from sdkeras.errors import OperatorSizeError, SdkerasError, check_options
 from sdkeras.estimators import registry
 from sdkeras.estimators.kinds import Estimator
 from sdkeras.estimators.select import DEFAULTS, configured
@@ -630,6 +630,9 @@ class Options(EstimationOptions):
         )
 
 
+OPTION_NAMES = tuple(field.name for field in attrs.fields(Options))
+
+
 def measurement_options(preset: Preset, options: Mapping[str, Value]) -> Options:
     """The options of a measurement among others of one training: those given, and the preset's; max_hvps is of SD."""
     return Options(preset=preset, **{"max_hvps": _MEASUREMENT_HVPS.get(preset), **options})
@@ -804,6 +807,143 @@ class LyapunovOptions(EstimationOptions):
             )
 
 
+# Kinds of directions; a trajectory has its file after a colon.
+DIRECTIONS = ("eigenvectors", "random", "step")
+_TRAJECTORY = "trajectory:"
+# Points along each axis, by the number of axes.
+_POINTS = {1: 41, 2: 21}
+
+
+def _are_directions(value: Value) -> bool:
+    return isinstance(value, str) and (value in DIRECTIONS or (value.startswith(_TRAJECTORY) and len(value) > 11))
+
+
+@attrs.frozen(kw_only=True)
+class LandscapeOptions(EstimationOptions):
+    """All options of `sdkeras.landscape`; see there.
+
+    Raises:
+        SdkerasError: A value out of its range, or options that contradict each other.
+    """
+
+    samples: int = option(4096, "Take the loss over a random subset of this many samples.", COUNT, group=PRECISION)
+    mode: Mode = option(
+        "train", "Mode of dropout and batch normalization: 'train' or 'inference'.", one_of(MODES), group=WHAT
+    )
+    directions: str = option(
+        "eigenvectors",
+        "Where to look: eigenvectors, random, step (the optimizer's next update), or trajectory:PATH, the first "
+        "principal components of recorded weights.",
+        must(f"one of {', '.join(DIRECTIONS)}, or trajectory:PATH", _are_directions),
+        metavar="eigenvectors|random|step|trajectory:PATH",
+        more="In two dimensions the step's second direction is the top eigenvector, made orthogonal to the step. PATH "
+        "is what `sdkeras.study.TrajectoryRecorder` wrote, a matrix of weights, or a folder with a trajectory.npz.",
+        group=WHAT,
+    )
+    dimensions: int = option(
+        1,
+        "A line, or a plane: 1 or 2.",
+        must("1 or 2", lambda value: is_number(value, whole=True) and value in (1, 2)),
+        metavar="1|2",
+        group=WHAT,
+    )
+    span: float | None = option(
+        None,
+        "How far to each side, in units of the directions; by default by their kind.",
+        _FINITE,
+        more="Eigenvectors and components have length 1 (by default as far as the quadratic model adds the loss once "
+        "more, or as the trajectory goes), the step is itself (default 4), and random directions are as long as all "
+        "the weights (default 1).",
+        group=WHAT,
+    )
+    points: int | None = option(
+        None,
+        "Points along each axis; default 41, in two dimensions 21.",
+        must("a whole number from 3 to 1001", lambda value: is_number(value, whole=True) and 3 <= value <= 1001),
+        group=PRECISION,
+    )
+    filter_normalized: bool = option(
+        False,
+        "Scale each filter of the directions to the length of the weights' own filter; biases stay.",
+        group=WHAT,
+    )
+    rho: float | None = option(
+        None,
+        "Also the worst loss within this distance of the weights (SAM's sharpness).",
+        _FINITE,
+        more="A lower bound, by projected ascent. 0.05 is usual in SAM.",
+        metavar="R",
+        group=WHAT,
+    )
+    adaptive_rho: float | None = option(
+        None,
+        "The same within this distance in units of each weight's size (adaptive sharpness, ASAM).",
+        _FINITE,
+        more="It does not change where one layer of a ReLU net is multiplied by a number and the next divided by it. "
+        "0.5 is usual in ASAM.",
+        metavar="R",
+        group=WHAT,
+    )
+    ascent_steps: int = option(
+        20, "Steps of ascent from each start, a loss and a gradient each.", COUNT, group=PRECISION
+    )
+    initial_slots: bool = option(False, "For a step of an optimizer that has taken none: take its initial slots.")
+
+    def __attrs_post_init__(self) -> None:
+        if self.points is None:
+            object.__setattr__(self, "points", _POINTS[self.dimensions])
+        if self.trajectory is not None and not os.path.exists(self.trajectory):
+            raise SdkerasError(
+                f"there is no file {in_one_line(self.trajectory, 100)}; give what TrajectoryRecorder or a "
+                "study kept (`directions='trajectory:PATH'`)."
+            )
+        if self.directions == "step" and self.mode != "train":
+            raise SdkerasError(
+                "the optimizer's step is of training mode; leave out mode, or take other directions (`mode`, "
+                "`directions`)."
+            )
+        if self.settings:
+            unknown = min(set(self.settings) - {"lanczos"}, default="")
+            if unknown:
+                raise SdkerasError(f"settings were given for '{unknown}', which is not used here; used is: lanczos.")
+
+    @property
+    def trajectory(self) -> str | None:
+        """The file of recorded weights, where directions come from one."""
+        return self.directions[len(_TRAJECTORY) :] if self.directions.startswith(_TRAJECTORY) else None
+
+    @property
+    def num_points(self) -> int:
+        """Points of the whole grid."""
+        return int((self.points or 0) ** self.dimensions)
+
+
+@attrs.frozen(kw_only=True)
+class CriticalOptions(TrainingOptions):
+    """All options of `sdkeras.critical`; see there.
+
+    Raises:
+        SdkerasError: A value out of its range.
+    """
+
+    samples: int | None = option(
+        None, "Take the loss over this many samples, drawn at random; default all.", COUNT, group=PRECISION
+    )
+    minibatches: int | None = option(
+        None,
+        "Take the updates of N minibatches of training, and each minibatch's own loss, in place of all the data.",
+        COUNT,
+        more="The answer is then the median over them, with its 95 % interval from six minibatches on. Each costs as "
+        "many forward passes as all the data would, of a minibatch.",
+        metavar="N",
+        group=WHAT,
+    )
+    tolerance: float = option(
+        0.02, "Width of the bracket around the critical learning rate, relative to it.", _FRACTION, group=PRECISION
+    )
+    initial_slots: bool = option(False, "For an optimizer that has taken no step: take its initial slots.")
+
+
 def _is_writable(path: str) -> bool:
     """Whether a file of this name can be kept where it is."""
     try:
@@ -869,10 +1009,7 @@ def takes_options(
     def decorate(function: Callable[[Model, Data, _O], _R]) -> Callable[Concatenate[Model, Data, _P], _R]:
         @functools.wraps(function)
         def call(model: Model, data: Data, *args: _P.args, **values: _P.kwargs) -> _R:
-            for name in values:
-                if name not in keywords:
-                    hint = did_you_mean(name, keywords).strip()
-                    raise TypeError(f"{function.__name__}() has no option {name!r}" + (f"; {hint}" if hint else "."))
+            check_options(function.__name__, values, keywords)
             checked = options(*args, **values)
             with telling(cast(TrainingOptions, checked).progress) as tell:
                 return function(model, data, attrs.evolve(cast(Value, checked), progress=tell))

@@ -60,14 +60,13 @@ class Subject:
             return ""
         parts = []
         if self.changes:
-            passes = "one pass" if draws == 1 else f"{draws} passes"
-            parts.append(f"the dataset gives other samples at each reading, as augmentation does: {passes} of it")
+            passes = "one pass of it is" if draws == 1 else f"{draws} passes of it are"
+            parts.append(f"the dataset gives other samples at each reading, as augmentation does: {passes} used")
         if masks:
-            what = "one draw" if draws == 1 else f"{draws} draws"
-            parts.append(f"the model draws at random in training mode (dropout, augmentation layers): {what} a batch")
-        if draws == 1:
-            return f"{'; '.join(parts)}, held fixed, of which the Hessian is (`draws=N` averages over N)"
-        return f"{'; '.join(parts)}, held fixed, and the Hessian is of their mean"
+            what = "one draw a batch is" if draws == 1 else f"{draws} draws a batch are"
+            parts.append(f"the model draws at random in training mode (dropout, augmentation layers): {what} used")
+        whose = "this one function (`draws=N` averages over N)" if draws == 1 else "their mean"
+        return f"{'; '.join(parts)} and held fixed. The Hessian is that of {whose}"
 
     @property
     def source(self) -> minibatches.Source:
@@ -133,7 +132,7 @@ def read_subject(
     data: Data,
     options: TrainingOptions,
     *,
-    num_samples: int,
+    num_samples: int | None,
     mode: Mode = "train",
     params: str | None = None,
     jit: Jit = "auto",
@@ -147,7 +146,7 @@ def read_subject(
     """
     loss_fn, notes = losses.own_function(options.loss, options.loss_fn), []
     if loss_fn is not None and options.class_weight is not None:
-        words = "the class weights are the third part of each batch that the loss function gets."
+        words = "the loss function gets the class weights as the third part of each batch."
         notes.append(Note("class-weight", words))
     fitted = model if loss_fn is not None else _with_loss(model, options.loss, options.dtype)
     notes += losses.caveats(model, with_loss=options.loss is None and loss_fn is None)
@@ -156,7 +155,7 @@ def read_subject(
         data = minibatches.as_source(
             data, batch_size=options.batch_size, limit=options.samples, class_weight=options.class_weight, draws=draws
         )
-    changes = data.passes > 1 or minibatches.changes(given, data, options.samples)
+    changes = data.passes > 1 if draws > 1 else minibatches.changes(given, data, options.samples)
     if in_arrays:
         check_data(fitted, *data.structure, own_loss=loss_fn is not None)
     loss = EmpiricalLoss(
@@ -182,7 +181,7 @@ def read_subject(
     if smaller:
         words = (
             f"{counted(smaller, 'batch', 'batches')} of the dataset's {len(data.batch_ranges or ()):,} are not of size "
-            f"{data.batch_size}: minibatches of the sharpness dimension and the batch sharpness are the others."
+            f"{data.batch_size}: sharpness dimension and batch sharpness use the others only."
         )
         notes.append(Note("smaller-batches", words))
     subject = Subject(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ import attrs
 import keras
 import tensorflow as tf
 
-from sdkeras.errors import DataError, Interrupted, ModelError, SdkerasError
+from sdkeras.errors import DataError, Interrupted, ModelError, SdkerasError, check_options
 from sdkeras.files import models
 from sdkeras.files.archive import Nested, load_checkpoint, save_checkpoint
 from sdkeras.files.atomic import shown
@@ -36,7 +37,7 @@ from sdkeras.runs.monitor import (
     check_measures,
     failed_measurement,
 )
-from sdkeras.runs.options import DEFAULT_PRESET, measurement_options
+from sdkeras.runs.options import DEFAULT_PRESET, OPTION_NAMES, measurement_options
 
 _STATE = "sharpness-state.npz"
 # Of the checkpoint measured last and the one before: a kill may come before or after its line in the log.
@@ -89,6 +90,7 @@ def track(  # noqa: PLR0913  # public: each argument is one that a user names
             a tracker that cannot be reported to, or not one checkpoint could be measured.
         KeyboardInterrupt: Ctrl-C; what was measured is in the log.
     """
+    check_options("track", options, (*inspect.signature(track).parameters, *OPTION_NAMES))
     paths = in_order(checkpoints)
     if model is None and any(path.endswith(WEIGHTS_SUFFIX) for path in paths):
         raise SdkerasError(f"{WEIGHTS_SUFFIX} files hold weights only; give the model they belong to (`model=FILE`).")

@@ -9,16 +9,20 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sdkeras.runs.trajectory import Trajectory
     from sdkeras.study.recorder import TrajectoryRecorder
     from sdkeras.study.topology import measure_trajectory
-    from sdkeras.study.trajectory import Trajectory
 
 __all__ = ["Trajectory", "TrajectoryRecorder", "measure_trajectory"]
 
-_HOME = {"Trajectory": "trajectory", "TrajectoryRecorder": "recorder", "measure_trajectory": "topology"}
+_HOME = {
+    "Trajectory": "sdkeras.runs.trajectory",
+    "TrajectoryRecorder": "sdkeras.study.recorder",
+    "measure_trajectory": "sdkeras.study.topology",
+}
 
 
 def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module 'sdkeras.study' has no attribute '{name}'")
-    return getattr(importlib.import_module(f"sdkeras.study.{_HOME[name]}"), name)
+    return getattr(importlib.import_module(_HOME[name]), name)

@@ -15,6 +15,7 @@ from sdkeras.files.reading import Json
 from sdkeras.linalg.memory import memory_limit
 from sdkeras.results.answers import Analysis, OptimizerInfo
 from sdkeras.runs.analyze import analyze
+from sdkeras.runs.trajectory import Trajectory
 from sdkeras.study.definition import (
     ESTIMATOR_OF,
     OF_ANALYSES,
@@ -28,7 +29,6 @@ from sdkeras.study.run_files import Measured, RunFolder, Value
 from sdkeras.study.simulate import simulate
 from sdkeras.study.topology import measure_trajectory
 from sdkeras.study.train import StudyData, Trial, fresh_model
-from sdkeras.study.trajectory import Trajectory
 from sdkeras.training_step.optimizer import parts_of
 from sdkeras.training_step.settings import inner, read_settings, scheduled_rate
 

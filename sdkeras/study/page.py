@@ -47,7 +47,7 @@ _MEASURES = {
     "Hessian, which is sharpness.",
     "sharpness": "The algebraically largest eigenvalue of the Hessian of the loss over the training data. The paper's "
     "tables have the largest absolute value, which is another one where negative curvature is steeper.",
-    "trace": "The trace of that Hessian, the sum of all its eigenvalues.",
+    "trace": "The trace of the Hessian of the loss, the sum of all its eigenvalues.",
     "e_alpha": "Total length of the minimum spanning tree of the iterates, each edge to the power alpha. It grows with "
     "their number, which is the same in all runs of a study.",
     "ph_dimension": "Persistent homology dimension of the iterates: alpha / (1 - s), where s is how fast ln e_alpha "
@@ -55,10 +55,10 @@ _MEASURES = {
     "at regular scales move it by more.",
 }
 _PARTS = {
-    "forward": "Of iterates that were simulated from the end of training on.",
-    "backward": "Of the last iterates of training itself.",
-    "euclidean": "The distance of two iterates is that of their weights.",
-    "data": "The distance of two iterates is the mean absolute difference of their losses, over training examples.",
+    "forward": "Measured on iterates simulated from the end of training on.",
+    "backward": "Measured on the last iterates of training itself.",
+    "euclidean": "Two iterates are as far apart as their weights.",
+    "data": "Two iterates are as far apart as their losses: the mean absolute difference over training examples.",
 }
 _COEFFICIENTS = {
     "gap": "The absolute value of training minus test, |train - test|. An untrained run whose test accuracy is above "
@@ -212,10 +212,10 @@ def _coefficients(correlations: Correlations) -> Section:
         "Coefficients",
         "coefficients",
         "Coefficients",
-        "With 95 % bootstrap intervals over runs (tau-b) and over groups (psi); p is of independent runs without "
-        "association, of this one measure: of 20 that do not correlate with a gap, one has a p below 0.05. p (Holm) is "
-        "corrected for the number of coefficients, and is what the headline goes by. A dash: all "
-        "values equal, or too few runs.",
+        "Brackets are 95 % bootstrap intervals, over runs (tau-b) and over groups (psi). p is the probability of a "
+        "coefficient this large if measure and gap had nothing to do with each other: one in 20 such measures has a p "
+        "below 0.05. p (Holm) is corrected for the number of coefficients; the headline goes by it. A dash: all values "
+        "are equal, or there are too few runs.",
         lines=(averaged,) if len(correlations.settings) > 1 else (),
         tables=(
             everything,
@@ -294,10 +294,10 @@ def notes(results: Results, correlations: Correlations) -> tuple[str, ...]:
 def _left_out(results: Results) -> Iterator[str]:
     failed, others = len(results.failures()), len(results.others)
     if failed:
-        yield f"{counted(failed, 'run')} failed and {_be(failed)} in no coefficient."
+        yield f"{counted(failed, 'run')} failed and {_be(failed)} left out of all coefficients."
     if others:
         be = _be(others)
-        yield f"{counted(others, 'run')} of the folder {be} not in the grid and {be} in no coefficient."
+        yield f"{counted(others, 'run')} in the folder {be} not in the grid and {be} left out of all coefficients."
 
 
 def _be(count: int) -> str:
@@ -368,7 +368,7 @@ def _few(results: Results, correlations: Correlations) -> Iterator[str]:
         yield f"The file of the model's factory has changed between runs: they are of {versions} versions of it."
     few = {row.measure: row.num_runs for row in correlations.rows if row.tau_b is not None and row.interval is None}
     if len(results.done) < FEWEST_RESAMPLED:
-        yield f"With {counted(len(results.done), 'run')} there are no intervals; {FEWEST_RESAMPLED} are the least."
+        yield f"There are no intervals: they need at least {FEWEST_RESAMPLED} runs, and {len(results.done)} are done."
     elif few:
         listed = ", ".join(f"{measure} with {counted(count, 'run')}" for measure, count in few.items())
-        yield f"No interval has {listed}: too few runs or too few different values."
+        yield f"There is no interval for {listed}: too few runs or too few different values."

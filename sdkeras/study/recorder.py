@@ -23,8 +23,8 @@ from sdkeras.operators.loss import check_model, tensor_dtype
 from sdkeras.operators.modes import DTYPES, Dtype
 from sdkeras.results.arrays import Array, is_number
 from sdkeras.runs.options import COUNT, NOT_NEGATIVE, must, one_of
+from sdkeras.runs.trajectory import Trajectory
 from sdkeras.study.forward_options import DEFAULT_ITERATES
-from sdkeras.study.trajectory import Trajectory
 from sdkeras.training_step.settings import steps_taken
 
 # Bytes of iterates that wait to be projected together: one pass over the random matrix serves them all.

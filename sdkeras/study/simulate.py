@@ -27,10 +27,10 @@ from sdkeras.runs.lyapunov import Training, read_training
 from sdkeras.runs.options import takes_options
 from sdkeras.runs.plan import timed_gradient
 from sdkeras.runs.provenance import data_info, provenance
+from sdkeras.runs.trajectory import Trajectory
 from sdkeras.study.forward_options import DEFAULT_EXAMPLES, DEFAULT_ITERATES, ForwardOptions, check_steps
 from sdkeras.study.recorder import Recording, RecordingSettings
 from sdkeras.study.topology import TrajectoryMeasures, check_memory, distance_bytes, measure_trajectory
-from sdkeras.study.trajectory import Trajectory
 from sdkeras.training_step.flow import TrainingFlow
 from sdkeras.training_step.map import UpdateMap
 

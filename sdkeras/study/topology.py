@@ -28,7 +28,7 @@ from sdkeras.results.answers import Simulation
 from sdkeras.results.arrays import ARRAYS_EQUAL, Array, FloatArray
 from sdkeras.results.document import SCHEMA_VERSION, Document
 from sdkeras.results.note import Note
-from sdkeras.study.trajectory import Trajectory
+from sdkeras.runs.trajectory import Trajectory
 
 DEFAULT_REPEATS = 10
 # The condensed distances in float64 (4), those of a subsample (2.4) with its rows (2.4), and the blocks that make them.

@@ -26,10 +26,10 @@ from sdkeras.files.dataset import load_both, load_data, load_training_data
 from sdkeras.files.keras_types import Data, Model, Tensor
 from sdkeras.files.user_code import USER_ERRORS, find_function, last_line
 from sdkeras.results.arrays import Value
+from sdkeras.runs.trajectory import Trajectory
 from sdkeras.study.definition import GridRun, Study, columns
 from sdkeras.study.recorder import TrajectoryRecorder
 from sdkeras.study.run_files import RunFolder, Scores, Trained
-from sdkeras.study.trajectory import Trajectory
 from sdkeras.training_step.settings import inner, steps_taken
 
 # Settings of a run that the training itself uses; all others are arguments of the model's factory.

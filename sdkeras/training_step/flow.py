@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from sdkeras.errors import SdkerasError
+from sdkeras.errors import SdkerasError, instance
 from sdkeras.files.archive import Nested
 from sdkeras.files.keras_types import Tensor
 from sdkeras.linalg.operators import TangentFlow
@@ -45,7 +45,7 @@ class TrainingFlow:
     """
 
     def __init__(self, step: UpdateMap, about: Mapping[str, str] | None = None) -> None:
-        self._start = step
+        self._start = instance(step, "step", UpdateMap)
         self._given_about = dict(about or {})
         self.reset(step.loss.seed)
 

@@ -94,8 +94,9 @@ def rule_and_gradients(optimizer: Optimizer, engine: Engine) -> tuple[UpdateRule
     """The update and its gradients: summed over lookups, or row by row where the step is not a function of the sums."""
     layout = engine.function.layout
     rule = update_rule(optimizer, layout, [name in engine.unconnected for name in layout.names], engine.function.dtype)
-    # Accumulators of several batches sum first; dG' c of rows is a reverse pass over a reverse pass.
-    if engine.looked_up and rule.optimizer.microbatches == 1 and engine.mode == "reverse-over-reverse":
+    # Accumulators of several batches sum first; dG' c of rows, which an engine without products makes none of, is a
+    # reverse pass over a reverse pass.
+    if engine.looked_up and rule.optimizer.microbatches == 1 and engine.mode in ("", "reverse-over-reverse"):
         gradients = RowGradients(engine)
         by_rows = rule.by_rows(gradients.layout.looked_up)
         if not by_rows.sums_rows():

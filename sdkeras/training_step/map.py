@@ -13,6 +13,7 @@ import attrs
 import numpy as np
 import tensorflow as tf
 
+from sdkeras.errors import instance
 from sdkeras.files.keras_types import Optimizer, Tensor
 from sdkeras.linalg.operators import SquareMatrix
 from sdkeras.linalg.probes import Space
@@ -21,12 +22,14 @@ from sdkeras.operators.batch_loss import Batch
 from sdkeras.operators.layout import Layout
 from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.operators.modes import ProductMode
+from sdkeras.operators.tensors import real
 from sdkeras.results.arrays import Array, DType
 from sdkeras.training_step import verification
 from sdkeras.training_step.jacobian import StepJacobian, rule_and_gradients
 from sdkeras.training_step.optimizer import is_function, parts_of, with_slots
 from sdkeras.training_step.rule import update_rule
 from sdkeras.training_step.settings import schedule_of
+from sdkeras.training_step.update import training_batches
 from sdkeras.training_step.verification import UpdateVerification
 
 # Tangents pushed at once: more share the first pass no better, and memory grows with them.
@@ -75,7 +78,7 @@ class UpdateMap(SquareMatrix):
         product_mode: ProductMode = "auto",
         allow_unverified: bool = False,
     ) -> None:
-        self.loss = loss
+        self.loss = instance(loss, "loss", EmpiricalLoss)
         self._engine = loss.engine(product_mode)
         self.optimizer = with_slots(loss, optimizer, initial_slots)
         rule, gradients = rule_and_gradients(self.optimizer, self._engine)
@@ -164,9 +167,7 @@ class UpdateMap(SquareMatrix):
 
     def training_batches(self, index: int) -> list[Batch]:
         """The batches of update number `index`: one, or k of weight 1/k with accumulation over k."""
-        k = self.microbatches
-        batches = [self.loss.minibatch(k * index + offset) for offset in range(k)]
-        return [attrs.evolve(batch, data_weight=1.0 / k, extra_weight=1.0 / k) for batch in batches]
+        return training_batches(self.loss, self.microbatches, index)
 
     def on_minibatch(self, index: int) -> UpdateMap:
         """The map of training's update number `index`, by the same compiled functions."""
@@ -269,12 +270,12 @@ class UpdateMap(SquareMatrix):
 
     def _tensor(self, state: Array | Tensor) -> Tensor:
         _check_shape(state, (self.size,), "a state")
-        return tf.cast(state, self.dtype) if tf.is_tensor(state) else tf.constant(np.asarray(state), self.dtype)
+        return tf.convert_to_tensor(real(state, self.dtype, "the state"))
 
     def _blocks(self, vectors: Array | Tensor) -> Iterator[Array | Tensor]:
         """A vector or the columns of a matrix as rows in the map's precision, some at a time."""
         is_tensor = tf.is_tensor(vectors)
-        columns = tf.cast(vectors, self.dtype) if is_tensor else np.asarray(vectors, self.dtype)
+        columns = real(vectors, self.dtype, "the vector")
         _check_shape(columns, (self.size, *columns.shape[1:2]), "tangents and cotangents")
         if len(columns.shape) == 1:
             rows = columns[None] if is_tensor else np.ascontiguousarray(columns)[None]
@@ -321,8 +322,8 @@ def _notes(
     step: StepJacobian, loss: EmpiricalLoss, optimizer: Optimizer, checked: UpdateVerification
 ) -> Iterator[tuple[str, str]]:
     """Values that the map holds, effects that it leaves out, and places where it has no derivative."""
-    names = ", ".join(step.rule.held) or "nothing beside the state"
-    yield "held", f"held for the Jacobian, advanced along training: {names}."
+    names = ", ".join(step.rule.held) or "nothing but the state"
+    yield "held", f"constants in the step's Jacobian, which training moves all the same: {names}."
     for each in parts_of(optimizer):
         yield from _notes_on_part(each, step)
     if (k := step.rule.optimizer.microbatches) > 1:

@@ -34,7 +34,7 @@ from sdkeras.training_step.rule import UpdateRule, update_rule
 
 _NUM_DIRECTIONS = 3
 # Relative to the length of the step, beyond what rounding of the state itself makes (`_ROUNDINGS` of its entries).
-_ALLOWED_STEP = 1e-9
+ALLOWED_STEP = 1e-9
 _ROUNDINGS = 16
 # Of a schedule's rate, relative to its first or its present one: some roundings of float32.
 _ALLOWED_RATE = 4 * float(np.finfo(np.float32).eps)
@@ -125,7 +125,7 @@ def _verify(
 def _meets_tolerances(result: UpdateVerification, by_differences: bool, dtype: str) -> bool:
     return (
         result.hessian.passed
-        and result.step_error < _ALLOWED_STEP
+        and result.step_error < ALLOWED_STEP
         and result.finite_difference_error < (_ALLOWED_ROUNDING if by_differences else _ALLOWED_DIFFERENCE)
         and result.jvp_relative_error < _ALLOWED_ROUNDING
         and result.adjoint_error < (_ALLOWED_ROUNDING if by_differences else _ALLOWED_ADJOINT[dtype])
@@ -140,6 +140,16 @@ def _in_double(rule: UpdateRule, optimizer: Optimizer) -> UpdateRule:
 
 
 # The step
+
+
+def step_error(
+    step: StepJacobian, loss: EmpiricalLoss, engine: Engine, optimizer: Optimizer
+) -> tuple[float | None, str]:
+    """The largest error of the step alone, without products; or None, and why the optimizer has none to compare."""
+    try:
+        return _step_errors(step, _in_double(step.rule, optimizer), loss, engine, optimizer)[0], ""
+    except ModelError as reason:
+        return None, str(reason)
 
 
 def _step_errors(
@@ -358,14 +368,14 @@ def _failure(result: UpdateVerification) -> str:
         f"differences by {result.finite_difference_error:.2g} and from float64 by {result.jvp_relative_error:.2g}, "
         f"adjoint error {result.adjoint_error:.2g}"
     )
-    if _ALLOWED_STEP <= result.lookup_error == result.step_error:
+    if ALLOWED_STEP <= result.lookup_error == result.step_error:
         why = (
             "Training gives the optimizer the gradient of an embedding row by row (tf.IndexedSlices), and Keras clips "
             "and squares a row that a batch looks up twice as two rows; the map has their sum, since products row by "
             "row need the product mode reverse-over-reverse and this is "
             f"{result.hessian.mode}. Train with SGD without clipping, or with gradient accumulation, which sums first"
         )
-    elif not result.step_error < _ALLOWED_STEP:
+    elif not result.step_error < ALLOWED_STEP:
         why = (
             "The optimizer's update is not a function of its Keras variables and its configuration (an attribute "
             "changed after construction, a get_config() that leaves something out, state elsewhere, or the .value of "

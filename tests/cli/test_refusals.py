@@ -66,6 +66,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 ANALYZE = "analyze model.keras --data data.npz --json new.json"
+CRITICAL = "critical small.keras --data small.npz"
+LANDSCAPE = "landscape small.keras --data small.npz"
 LYAPUNOV = "lyapunov small.keras --data small.npz"
 TRACK = "track junk.keras --data data.npz"
 TRAJECTORY = "study trajectory"
@@ -172,6 +174,25 @@ REFUSED = [
     (f"{LYAPUNOV} --checkpoint x.npz", "cannot be read as a checkpoint"),
     (f"{LYAPUNOV} --json no/such/run.json", "does not exist"),
     (f"{LYAPUNOV} --custom-objects no.py", "no.py"),
+    (f"{CRITICAL} --tolerance 0", "--tolerance"),
+    (f"{CRITICAL} --minibatches 0", "--minibatches"),
+    (f"{CRITICAL} --fail-if 'hessian > 1'", "critical.json has no 'hessian'"),
+    (f"{CRITICAL} --json small.keras", "overwritten"),
+    ("critical missing.keras --data small.npz", "no file"),
+    ("critical bare.keras --data data.npz", "--loss"),
+    ("critical bare.keras --data data.npz --loss sparse_categorical_crossentropy", "(--learning-rate F)"),
+    (f"{LANDSCAPE} --directions up", "trajectory:PATH"),
+    (f"{LANDSCAPE} --directions trajectory:missing.npz", "there is no file"),
+    (f"{LANDSCAPE} --directions trajectory:recorded.npz", "of 26 weights, and the model has 20"),
+    (f"{LANDSCAPE} --directions trajectory:recorded.npz --json recorded.npz", "overwritten"),
+    (f"{LANDSCAPE} --directions step --mode inference", "(--mode, --directions)"),
+    (f"{LANDSCAPE} --dimensions 3", "1 or 2"),
+    (f"{LANDSCAPE} --points 2", "from 3 to 1001"),
+    (f"{LANDSCAPE} --span 0", "--span"),
+    (f"{LANDSCAPE} --rho nan", "not a finite number"),
+    (f"{LANDSCAPE} --set slq.num_steps=9", "slq"),
+    (f"{LANDSCAPE} --fail-if 'landscape.axes > 1'", "not a number"),
+    ("landscape bare.keras --data data.npz", "--loss"),
     ("track junk.keras", "give them (--data DATA)"),
     ("track run other", "one log at a time"),
     ("track run --measures sharpness --seed 3", "--measures, --seed: for checkpoints only"),

@@ -8,11 +8,11 @@ import keras
 import numpy as np
 import pytest
 
-from sdkeras.study import trajectory
+from sdkeras.runs import trajectory
+from sdkeras.runs.trajectory import Trajectory
 from sdkeras.study.recorder import TrajectoryRecorder
 from sdkeras.study.simulate import forward
 from sdkeras.study.topology import TrajectoryMeasures, measure_trajectory
-from sdkeras.study.trajectory import Trajectory
 
 Command = Callable[..., tuple[int, str, str]]
 RNG = np.random.default_rng(0)

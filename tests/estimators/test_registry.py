@@ -10,7 +10,7 @@ import pytest
 import sdkeras
 from sdkeras.errors import PluginError, UnknownEstimatorError
 from sdkeras.estimators import kinds, registry
-from sdkeras.estimators.select import DEFAULTS, capabilities, steps_of, with_steps
+from sdkeras.estimators.select import DEFAULTS, capabilities, estimator_of_extremes, steps_of, with_steps
 from sdkeras.linalg.operators import DenseOperator
 from sdkeras.results.estimates import Spectrum, TraceEstimate
 
@@ -215,3 +215,10 @@ def test_a_capability_without_its_field_is_rejected(claim: dict[str, object], me
 
     with pytest.raises(PluginError, match=message):
         sdkeras.spectrum_estimator("claims", **claim)(Flat)
+
+
+@pytest.mark.parametrize(("settings", "most_steps"), [({"reorthogonalize": False}, 1000), ({}, 5), ({}, 1000)])
+def test_eigenvectors_are_asked_for_where_there_is_a_basis(settings: dict[str, bool], most_steps: int) -> None:
+    """Lanczos without one has none, by the memory or by the user's own setting."""
+    estimator = estimator_of_extremes("lanczos", settings, most_steps=most_steps)
+    assert estimator.eigenvectors == estimator.reorthogonalize == (not settings and most_steps == 1000)

@@ -33,11 +33,11 @@ from sdkeras.reporting.html import as_html
 from sdkeras.reporting.terminal import as_text
 from sdkeras.results import log as run_log
 from sdkeras.results.answers import load_document
+from sdkeras.runs.trajectory import Trajectory
 from sdkeras.study.definition import read_study
 from sdkeras.study.page import study_report
 from sdkeras.study.results import read_results
 from sdkeras.study.run_files import Failed, Measured, RunFolder, Scores, Trained, Value
-from sdkeras.study.trajectory import Trajectory
 from sdkeras_plugins.lyapunov_qr import LyapunovQr
 
 _RUN = "lr0.1-bs8-moodgood-seed0"

@@ -59,21 +59,23 @@ sys.exit(failed)
 
 PUBLIC = {
     "sdkeras": (
-        "Analysis Comparison Eigenpairs EmpiricalLoss GaussNewtonOperator HessianOperator LinearMap LyapunovExponents "
-        "LyapunovRun OperatorBatch SdkerasError SingularValues Spectrum SymmetricOperator TangentFlow TraceEstimate "
-        "TrainingFlow UpdateMap analyze compare eigenpairs_estimator get_estimator lyapunov lyapunov_estimator "
-        "sharpness_dimension singular_values_estimator spectrum_estimator trace_estimator track"
+        "Analysis Comparison CriticalRun DiagonalEstimate Eigenpairs EmpiricalLoss FisherOperator "
+        "GaussNewtonOperator HessianOperator LandscapeRun LinearMap LyapunovExponents LyapunovRun "
+        "OperatorBatch SdkerasError SingularValues Spectrum SymmetricOperator TangentFlow TraceEstimate "
+        "TrainingFlow UpdateMap analyze compare critical diagonal eigenpairs_estimator get_estimator "
+        "landscape lyapunov lyapunov_estimator sharpness_dimension singular_values_estimator "
+        "spectrum_estimator trace_estimator track"
     ),
     "sdkeras.callbacks": "SharpnessDimension",
     "sdkeras.datasets": "character_windows load_digits load_documentation_text load_mnist_5k modular_addition",
     "sdkeras.errors": (
         "SdkerasError ModelError DataError PluginError UnknownEstimatorError MapError OperatorSizeError "
-        "NonFiniteError VerificationError BudgetError Interrupted"
+        "ArgumentTypeError NonFiniteError VerificationError BudgetError Interrupted"
     ),
     "sdkeras.linalg.probes": "frame_of probes_of start_of",
     "sdkeras.plot": (
-        "compare convergence cumulative_exponents exponents layers lyapunov_convergence lyapunov_exponents "
-        "lyapunov_windows snapshots spectral_density track"
+        "compare convergence cumulative_exponents exponents landscape layers lyapunov_convergence "
+        "lyapunov_exponents lyapunov_windows snapshots spectral_density track"
     ),
     "sdkeras.runs.cluster": "join",
     "sdkeras.study": "Trajectory TrajectoryRecorder measure_trajectory",
@@ -154,7 +156,7 @@ def test_one_version() -> None:
 
 
 # Whole commands to type, where no argument of Python will do.
-COMMANDS_IN_WORDS = {"results/log.py", "study/results.py", "study/trajectory.py"}
+COMMANDS_IN_WORDS = {"results/log.py", "study/results.py", "runs/trajectory.py"}
 
 
 def test_messages_of_the_library_name_arguments_and_no_options() -> None:

@@ -1,5 +1,6 @@
 """Arguments that a Python caller may get wrong: one SdkerasError each, before any work."""
 
+import inspect
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 import sdkeras
 from sdkeras.callbacks import SharpnessDimension
-from sdkeras.errors import DataError, ModelError, SdkerasError
+from sdkeras.errors import ArgumentTypeError, DataError, ModelError, SdkerasError
 from sdkeras.files import class_weights
 from sdkeras.results.log import FILE_NAME, claim
 from sdkeras.runs.options import Options
@@ -62,6 +63,56 @@ def callback(**arguments: Any) -> SharpnessDimension:
 def test_arguments_of_the_wrong_kind(takes: Callable[..., object], arguments: dict[str, Any]) -> None:
     with pytest.raises(SdkerasError) as caught:
         takes(**arguments)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("SharpnessDimension", callback),
+        ("EmpiricalLoss", lambda **options: sdkeras.EmpiricalLoss(net(), (X, Y), **options)),
+        ("analyze", lambda **options: sdkeras.analyze(net(), (X, Y), **options)),
+        ("track", lambda **options: sdkeras.track([], (X, Y), log_dir="run", **options)),
+    ],
+)
+def test_options_that_do_not_exist(name: str, call: Callable[..., object]) -> None:
+    with pytest.raises(TypeError, match=rf"^{name}\(\) has no option 'bach_size'; did you mean 'batch_size'\?$"):
+        call(bach_size=4)
+    with pytest.raises(TypeError, match=rf"^{name}\(\) has no option 'zzzz'\.$"):
+        call(zzzz=4)
+
+
+def test_the_constructors_that_check_them_keep_their_signatures() -> None:
+    assert str(inspect.signature(SharpnessDimension)).startswith("(data: 'Data', every: 'str | int' = 'epoch', ")
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'data'"):
+        SharpnessDimension()  # type: ignore[call-arg]
+
+
+RUN = sdkeras.Analysis.load(Path(__file__).parents[1] / "data" / "v0.1.0" / "run.json")
+LOSS = r"loss must be of type EmpiricalLoss, got (str|Sequential); sdkeras.EmpiricalLoss\(model, \(x, y\)\) makes one\."
+RECORD = r"must be of type Analysis or LyapunovRun, got str; .*sdkeras.Analysis.load\('run.json'\) reads one;"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: sdkeras.HessianOperator("x"), LOSS),  # type: ignore[arg-type]
+        (lambda: sdkeras.GaussNewtonOperator(keras.Sequential()), LOSS),  # type: ignore[arg-type]
+        (lambda: sdkeras.UpdateMap(keras.Sequential(), keras.optimizers.SGD()), LOSS),  # type: ignore[arg-type]
+        (lambda: sdkeras.TrainingFlow("x"), "step must be of type UpdateMap, got str"),  # type: ignore[arg-type]
+        (lambda: sdkeras.compare("a.json", RUN), f"a {RECORD}"),  # type: ignore[arg-type]
+        (lambda: sdkeras.compare(RUN, "b.json"), f"b {RECORD}"),  # type: ignore[arg-type]
+        (lambda: sdkeras.plot.exponents("run.json"), "run must be of type Analysis, got str"),  # type: ignore[arg-type]
+        (lambda: sdkeras.plot.track(3), "log must be of type RunLog, got int"),  # type: ignore[arg-type]
+        (lambda: sdkeras.plot.compare([RUN, 3]), r"runs\[1\] must be of type Analysis, got int"),  # type: ignore[list-item]
+        (lambda: sdkeras.plot.exponents(RUN, [1]), "ax must be of type Axes, got list; .*subplots"),  # type: ignore[arg-type]
+    ],
+)
+def test_records_and_operators_of_another_type(call: Callable[[], object], message: str) -> None:
+    """One sentence, which says how to come by the right one."""
+    with pytest.raises(ArgumentTypeError, match=f"^{message}") as caught:
+        call()
+    assert isinstance(caught.value, TypeError)
     assert "\n" not in str(caught.value)
 
 

@@ -151,6 +151,23 @@ def test_tensor_in_tensor_out_and_wrong_shapes(plain) -> None:
         operator.matmat(v)
 
 
+def test_vectors_that_are_complex_or_not_finite_are_named(plain) -> None:
+    """Not the weights. Tensors are not fetched, so that their NaN go through."""
+    operator = plain[1]
+    ones = np.ones(operator.size)
+    step = sdkeras.UpdateMap(operator.loss, plain[0].optimizer, initial_slots=True)
+    products = (operator.matvec, lambda v: operator @ np.stack([v, v], 1), lambda v: v @ operator, step.jvp, step.vjp)
+    for product in products:
+        with pytest.raises(TypeError, match="the vector is complex; take its real"):
+            product(1j * ones)
+        for value in (np.nan, -np.inf, 1e300):
+            with pytest.raises(NonFiniteError, match="the vector holds NaN or infinity, or numbers too large"):
+                product(np.where(np.arange(operator.size) == 3, value, ones))
+    with pytest.raises(TypeError, match="the vector is complex"):
+        operator @ tf.constant(1j * ones)
+    assert np.all(np.isnan(operator @ tf.constant(np.nan * ones)))
+
+
 def test_numpy_and_scipy_take_the_operator_as_its_matrix(plain) -> None:
     """A float32 product is good to the rounding that the operator itself reports, relative to the largest one."""
     _, operator, matrix = plain

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 
+import sdkeras
 from sdkeras.errors import ModelError, NonFiniteError, VerificationError
 from sdkeras.operators import engine, precision, verification
 from small_losses import compiled, hessian
@@ -129,8 +130,37 @@ def test_weights_that_overflow_are_told() -> None:
         hessian(model, (X, TARGETS))
     assert hessian(model, (X, TARGETS), dtype="float64").verification.passed
     model.set_weights([np.full_like(weight, np.nan) for weight in model.get_weights()])
-    with pytest.raises(NonFiniteError, match="weights are NaN or infinite"):
+    with pytest.raises(NonFiniteError, match=r"43 of the 43 weights are NaN or infinite \(in \S+/kernel and 3 other"):
         hessian(model, (X, TARGETS))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [(np.nan, "moving_variance holds NaN"), (-5.0, "moving_variance is negative")]
+)
+def test_a_loss_that_weights_beside_the_analysed_ones_spoil_names_them(value: float, message: str) -> None:
+    model = net(layers.BatchNormalization())
+    model.layers[0].moving_variance.assign([1.0, 1.0, value, 1.0, 1.0])
+    with pytest.raises(NonFiniteError, match=f"loss at the model's weights is nan; .*{message}"):
+        sdkeras.EmpiricalLoss(model, (X, TARGETS), mode="inference")
+
+
+@pytest.mark.parametrize(
+    ("factors", "message"),
+    [
+        ((1e20, 1.0), r"weights of \S+/kernel reach 6.*e\+19, those of \S+/kernel 0\.\d+,"),
+        ((0.0, 0.0), "all weights are 0"),
+    ],
+)
+def test_weights_that_cannot_be_verified_are_told_and_no_derivative_is_blamed(
+    factors: tuple[float, float], message: str
+) -> None:
+    model = net(layers.Dense(6, "relu"))
+    for layer, factor in zip(model.layers, factors, strict=True):
+        layer.kernel.assign(factor * layer.kernel)
+    model.compile("sgd", "mae")
+    with pytest.raises(VerificationError, match=f"No layer is known to be at fault: .*{message}") as error:
+        hessian(model, (X, TARGETS))
+    assert "second derivatives" not in str(error.value)
 
 
 def test_dense_layers_are_not_blamed_for_tiny_weights_at_a_kink() -> None:

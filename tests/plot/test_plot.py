@@ -20,7 +20,9 @@ from sdkeras import plot
 from sdkeras.dimension.exponents import ExponentMap, rds_sharpness
 from sdkeras.errors import SdkerasError
 from sdkeras.results import answers
+from sdkeras.results.answers import LandscapeRun
 from sdkeras.results.dimension import Supremum
+from sdkeras.results.landscape import Axis, Landscape
 from sdkeras.results.log import FILE_NAME, RunLog, append
 from sdkeras.results.lyapunov import MStepSharpness
 from sdkeras.results.measured import Measured
@@ -44,6 +46,14 @@ ALL = attrs.evolve(
     lyapunov=attrs.evolve(FOUND, windows=(MStepSharpness(1, 60, np.zeros(4), 4, 4, 2.5, "explicit products"),)),
 )
 LOG = RunLog(HEADER, (MEASUREMENT, attrs.evolve(MEASUREMENT, step=20)))
+_TO = np.linspace(-1.0, 1.0, 5)
+_ACROSS = Axis("eigenvector 1", 1.0, 0.5, 2.0, None, None, _TO)
+LANDSCAPE = LandscapeRun(
+    *(RUN.provenance, RUN.model, RUN.data, RUN.optimizer, RUN.verification),
+    Landscape("eigenvectors", False, (_ACROSS,), None, 3.0, (3.0 + 0.5 * _TO + _TO**2 + _TO**3,), (0.5, 0.5)),
+)
+NOTHING = attrs.evolve(LANDSCAPE, landscape=attrs.evolve(LANDSCAPE.landscape, losses=(np.full(5, np.nan),)))
+OTHERS = {"track": (LOG, RunLog(HEADER, ())), "landscape": (LANDSCAPE, NOTHING)}
 SINGLE: dict[str, Callable[..., Axes]] = {name: getattr(plot, name) for name in plot.__all__ if name != "compare"}
 
 
@@ -73,7 +83,7 @@ def rank(position: np.ndarray, size: int = 2000) -> np.ndarray:
 
 @pytest.mark.parametrize("name", SINGLE)
 def test_each_figure_is_drawn_on_the_axes_that_it_is_given(name: str, ax: Axes) -> None:
-    record = LOG if name == "track" else ALL
+    record, _ = OTHERS.get(name, (ALL, EMPTY))
     assert SINGLE[name](record, ax) is ax
     assert SINGLE[name](record, ax=ax) is ax
     assert ax.has_data()
@@ -112,7 +122,7 @@ def test_the_cumulative_sum_is_a_cumulative_sum(ax: Axes) -> None:
 
 
 def test_the_other_figures_have_the_numbers_of_the_record() -> None:
-    axes = {name: SINGLE[name](LOG if name == "track" else ALL, Figure().subplots()) for name in SINGLE}
+    axes = {name: draw(OTHERS.get(name, (ALL,))[0], Figure().subplots()) for name, draw in SINGLE.items()}
     assert line(axes["convergence"]).tolist() == [[24.0, 30.0], [1500.0, 1530.25]]
     bars = [patch.get_width() for patch in axes["layers"].patches]
     assert bars == [2.0, 8.0]
@@ -123,6 +133,8 @@ def test_the_other_figures_have_the_numbers_of_the_record() -> None:
     assert line(axes["lyapunov_windows"]).tolist() == [[1.0], [2.5]]
     assert line(axes["track"]).tolist() == [[10.0, 20.0], [20.0, 20.0]]
     assert line(axes["track"], 1).tolist() == [[10.0, 20.0], [12.0, 12.0]]
+    assert line(axes["landscape"]).tolist() == [_TO.tolist(), LANDSCAPE.landscape.losses[0].tolist()]
+    assert np.allclose(line(axes["landscape"], 1)[1], 3.0 + 0.5 * _TO + _TO**2)
 
 
 def test_a_lyapunov_run_and_the_folder_of_a_log_are_taken_as_well(ax: Axes, tmp_path: Path) -> None:
@@ -160,7 +172,7 @@ def test_names_stand_in_the_legend_as_they_are(what: Any, ax: Axes) -> None:
 
 @pytest.mark.parametrize("name", SINGLE)
 def test_numbers_that_are_not_there_are_named(name: str, ax: Axes) -> None:
-    record = RunLog(HEADER, ()) if name == "track" else EMPTY
+    _, record = OTHERS.get(name, (ALL, EMPTY))
     with pytest.raises(SdkerasError, match=r"there is nothing to draw: the record lacks \w+|has no Lyapunov exponents"):
         SINGLE[name](record, ax)
     with pytest.raises(SdkerasError, match=r"of type (Analysis|RunLog), got Comparison|cannot be read|of type"):
@@ -215,6 +227,6 @@ def test_with_axes_nothing_of_pyplot_is_imported(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     monkeypatch.delattr(mpl, "pyplot", raising=False)
     for name, draw in SINGLE.items():
-        draw(LOG if name == "track" else ALL, Figure().subplots())
+        draw(OTHERS.get(name, (ALL,))[0], Figure().subplots())
     with pytest.raises(ImportError):
         plot.exponents(ALL)

@@ -1,6 +1,7 @@
 """The comparison of two runs: errors of differences by hand, what must not be subtracted, and the reports."""
 
 import math
+import re
 
 import attrs
 import numpy as np
@@ -13,8 +14,9 @@ from sample_runs import ALONE, EMPTY, FOUND, PLAUSIBLE, RUN, with_edge, with_est
 from sdkeras.errors import SdkerasError
 from sdkeras.reporting.build import report_of
 from sdkeras.reporting.comparison import Comparison, NumberDifference, Quantity, number_difference
-from sdkeras.reporting.numbers import with_error, with_interval
+from sdkeras.reporting.numbers import dimension, estimated, number, with_error, with_interval
 from sdkeras.reporting.terminal import as_text
+from sdkeras.reporting.words import edge_in_words
 from sdkeras.results import answers, measured
 from sdkeras.results.lyapunov import LyapunovDimension, MStepSharpness
 
@@ -86,6 +88,18 @@ def test_verdicts_in_words() -> None:
 )
 def test_a_number_with_its_error(value: float, error: float | None, text: str) -> None:
     assert with_error(value, error) == text
+
+
+@pytest.mark.parametrize("value", [2e15, -3e17, 1.5e300])
+def test_no_digits_are_printed_that_a_float_does_not_hold(value: float) -> None:
+    low, high = sorted((0.9 * value, 1.1 * value))
+    room = edge_in_words(with_edge(RUN, ratio=abs(1 / value)).edge_of_stability)
+    for text in (
+        *(number(value), dimension(value), dimension(value, abs(value) / 10), estimated(value, (low, high)), room),
+        *(with_error(value, 1.0), with_error(1.0, abs(value)), with_interval(value, 1.0)),
+    ):
+        assert not re.search(r"\d(,\d{3}){5}", text), text
+    assert (number(value), dimension(value)) == (f"{value:.4g}",) * 2
 
 
 @given(st.floats(-1e300, 1e300), st.floats(1e-300, 1e300))
@@ -316,7 +330,12 @@ def test_what_to_know_before_the_numbers() -> None:
     )
     found = sdkeras.compare(RUN, b)
     notes = " ".join(found.notes)
-    for words in ("The data differ", "loss mse against mae", "of 100 of 5,000 samples", "Only A has: sharpness, of H"):
+    for words in (
+        "The data differ",
+        "loss mse against mae",
+        "over 100 of 5,000 samples",
+        "Only A has: sharpness, of H",
+    ):
         assert words in notes
     assert "Warnings only in A: negative-curvature" in notes
     assert not found.numbers

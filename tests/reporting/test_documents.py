@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import sdkeras
 from reporting.test_lyapunov_report import ALONE, UNKNOWN, WINDOWED, WITHIN
-from sample_runs import EMPTY, ESTIMATE, RUN, with_estimate
+from sample_runs import CRITICAL, EMPTY, ESTIMATE, RUN, with_estimate
 from sdkeras.errors import SdkerasError
 from sdkeras.reporting.html import as_html
 from sdkeras.reporting.terminal import as_text
@@ -32,6 +32,7 @@ DOCUMENTS = {
     "trajectory": ALONE,
     "windowed": attrs.evolve(ALONE, lyapunov=WINDOWED),
     "unknown": attrs.evolve(ALONE, lyapunov=UNKNOWN),
+    "critical": CRITICAL,
     "comparison": sdkeras.compare(RUN, with_estimate(RUN, map="hessian", value=1500.0, definition_interval=None)),
 }
 

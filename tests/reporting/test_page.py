@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure as Canvas
 
 import sdkeras
 from sample_log import FOUND, HEADER
@@ -19,7 +20,7 @@ from sample_runs import ALONE, EMPTY, PLAUSIBLE, RUN, with_edge, with_estimate
 from sdkeras.dimension.exponents import ExponentMap, rds_sharpness
 from sdkeras.dimension.stability import plateaus
 from sdkeras.reporting.build import Reported, report_of
-from sdkeras.reporting.drawing import as_svg
+from sdkeras.reporting.drawing import as_svg, asinh_axis
 from sdkeras.reporting.figures import cumulative_exponents
 from sdkeras.reporting.html import as_html, save_html
 from sdkeras.reporting.numbers import bar_lengths, dimension, estimated, interval, number
@@ -187,7 +188,7 @@ def test_the_cumulative_curve_of_a_momentum_map_is_drawn_from_the_file_alone(nam
     ]  # fmt: skip
     ElementTree.fromstring(as_svg(figure(run, "blocks")))
     assert "velocity, can move in 4,000 directions" in dimension_in_words(run)
-    assert re.search("frozen Lyapunov .*leading 0.25", as_text(run, width=200, verbose=True))
+    assert re.search("frozen Lyapunov .*the largest is 0.25", as_text(run, width=200, verbose=True))
     assert "frozen Lyapunov" not in text
 
 
@@ -355,6 +356,23 @@ def test_the_edge_is_said_in_words_and_shown_on_the_gauge(ratio: float | None, w
     assert shown == ([] if gauge is None else [gauge])
 
 
+@pytest.mark.parametrize(("linear", "low", "high"), [(0.005, -0.3, 150.0), (1e-6, -1e-5, 2.0), (0.1, -0.2, 0.2)])
+def test_ticks_on_both_sides_of_0_do_not_run_into_each_other(linear: float, low: float, high: float) -> None:
+    axes = Canvas().subplots()
+    asinh_axis(axes, "x", linear, low, high)
+    at = [axes.transAxes.inverted().transform(axes.transData.transform((tick, 0)))[0] for tick in axes.get_xticks()]
+    assert 0.0 in axes.get_xticks()
+    assert 3 <= len(at) <= 11
+    assert min(np.diff(at)) >= 0.1 - 1e-9
+
+
+@pytest.mark.parametrize(("ratio", "left"), [(1e-4, "0.01%"), (1e4, "100.0%"), (-0.3, "0.0%"), (1.0, "50.0%")])
+def test_the_number_on_the_gauge_stays_above_its_scale(ratio: float, left: str) -> None:
+    """Its left end is at 0, its right end at 2, however long it is: it is moved back by the share it is moved on."""
+    page = as_html(attrs.evolve(report_of(with_edge(RUN, ratio=ratio)), sections=()))
+    assert f'class="now" style="left: {left}; transform: translateX(-{left})"' in page
+
+
 def test_the_first_screen_says_verdict_dimension_and_trust(page: str) -> None:
     first = page[page.index("<main>") : page.index('id="notes"')]
     assert "<h1>Below the edge of stability</h1>" in first
@@ -390,7 +408,7 @@ def test_no_page_says_more_of_sd_than_it_is(name: str) -> None:
         assert not re.search(wrong, page), wrong
     assert "bounds nothing by itself" in page
     assert "It is not the number of directions that a step does not contract" in page
-    frozen_words = "so that it is not of training&#39;s own random dynamical system"
+    frozen_words = "so this SD does not describe training itself"
     assert (frozen_words in page) == (name == "adam")
 
 
@@ -405,14 +423,14 @@ def test_both_forms_of_batch_sharpness_with_their_errors(text: str) -> None:
         batch_sharpness_skipped=0.125,
     )
     shown = as_text(run, width=200, verbose=True)
-    over = "over 1,200 minibatches, of H; standard error 1.25 %"
+    over = "over 1,200 minibatches (gradient g, Hessian H); standard error 1.25 %"
     for words in ("10.00 ± 0.12", over, "16.00 ± 0.50", "standard error 3.12 %", "12.50%"):
         assert words in shown
-    assert "aim of" not in shown  # of a file that does not say what it was
-    for target, words in {0.08: "aim of 8 % met", 0.0125: "aim of 1.25 % met", 0.01: "aim of 1 % not met"}.items():
+    assert "target" not in shown  # of a file that does not say what it was
+    for target, words in {0.08: "target 8 % met", 0.0125: "target 1.25 % met", 0.01: "target 1 % not met"}.items():
         shown = as_text(with_edge(run, batch_sharpness_target=target), width=200, verbose=True)
         assert f"{over}, {words}" in shown
-        assert shown.count("aim of") == 1  # the ratio of means has none
+        assert shown.count("target") == 1  # the ratio of means has none
     assert "batch sharpness" in text  # a file of version 0.1 has neither the count nor the other form
     assert "ratio of means" not in text
     assert " met" not in text

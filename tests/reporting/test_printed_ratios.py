@@ -95,7 +95,7 @@ def test_a_report_says_what_it_divides(trained) -> None:
     divides(*values(block, rows), 3)
     under = " ".join(block.partition("ratio")[2].split())[:60]
     assert ("batch sharpness" in under) == (name == "SGD")
-    assert re.search(r"over [\d,]+ minibatches, of H", " ".join(text.split()))
+    assert re.search(r"over [\d,]+ minibatches \(gradient g, Hessian H\)", " ".join(text.split()))
     gauge = report_of(run).gauge
     numerator, threshold = values(
         gauge.text, rf"^{what.capitalize()} {NUMBER} over the optimizer's .*? threshold {NUMBER}\. "

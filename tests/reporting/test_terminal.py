@@ -80,8 +80,10 @@ def test_the_answer_fits_a_screen_and_everything_is_there_when_asked_for() -> No
     for words in (*hidden, *shown):
         assert words in verbose
         assert (words in brief) == (words in shown), words
-    lines = iter(verbose.splitlines())
-    assert all(line in lines for line in brief.splitlines() if line.strip())  # in the same order
+    wide = (as_text(PLAUSIBLE, 300, verbose=verbose).splitlines() for verbose in (False, True))  # where nothing wraps
+    brief_lines, lines = ([" ".join(line.split()) for line in text] for text in wide)
+    following = iter(lines)
+    assert all(line in following for line in brief_lines if line)  # in the same order
 
 
 @pytest.mark.parametrize(("delta", "shown"), [(0.1, True), (None, False)])
@@ -99,3 +101,10 @@ def test_a_sentence_never_stands_twice() -> None:
     run = attrs.evolve(bounded(None), bounds=(bound, attrs.evolve(bound, theorem="Theorem B.5")))
     text = " ".join(as_text(run, 200, verbose=True).split())
     assert text.count("estimate them with `estimate_bound_inputs=True`") == 1
+
+
+@pytest.mark.parametrize("width", [60, 70, 80])
+def test_a_number_stays_beside_its_error(width: int) -> None:
+    rows = (("gradient noise on the top eigenvector", "0.163 ± 0.015", " ".join(["remark"] * 40)), ("j*", "12.5", "x"))
+    report = Report("name", "verdict", ("verdict",), (Section("Numbers", "numbers", tables=(Table("One", rows),)),))
+    assert "0.163 ± 0.015" in as_text(report, width)

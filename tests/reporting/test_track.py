@@ -122,6 +122,16 @@ def test_metrics_of_any_name_are_columns_once() -> None:
     assert "learning_rate" not in columns
 
 
+def test_the_loss_of_fit_and_that_of_a_checkpoint_have_other_names() -> None:
+    """Keras' mean while the weights moved, by the name it has in TensorBoard, and the loss at the weights."""
+    kept = RunLog(HEADER, tuple(measured(step, 0.5, source=f"{step}.keras") for step in (10, 20)))
+    for log, name, other in ((LOG, "epoch_loss", "loss"), (kept, "loss", "epoch_loss")):
+        (page,) = [each for each in report_of(log).tables if each.only == "page"]
+        assert page.rows[0][page.columns.index(name)].text == "0.1"
+        assert other not in page.columns
+        assert "val_loss" in table(log).columns
+
+
 def test_columns_without_a_number_are_left_out() -> None:
     assert "source" not in table(LOG).columns
     assert table(LOG).rows[0][table(LOG).columns.index("trace")].text == "9 ?"
@@ -211,3 +221,9 @@ def test_the_page_of_a_long_log_draws_some_of_it_and_says_so(monkeypatch: pytest
     assert f"{1000 * FOUND.num_hvps:,} Hessian-vector products" in report_of(long).sections[-1].lede
     short = attrs.evolve(long, measurements=long.measurements[:50])
     assert not [note for note in notes(short) if "evenly spaced" in note]
+
+
+def test_a_log_without_measurements_says_so_and_has_no_empty_table() -> None:
+    report = report_of(RunLog(HEADER, ()))
+    assert not report.tables
+    assert "Nothing has been measured yet." in as_html(report)

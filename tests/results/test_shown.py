@@ -3,6 +3,7 @@
 import html.parser
 import json
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ from sample_log import FOUND, HEADER
 from sample_runs import ALONE, EMPTY, RUN
 from sdkeras.errors import SdkerasError
 from sdkeras.reporting.html import as_html
-from sdkeras.results.answers import Analysis
+from sdkeras.results.answers import Analysis, AtInit
+from sdkeras.results.dimension import GradientNoise, MeanSquareStability
+from sdkeras.results.earlier import Earlier
 from sdkeras.results.log import RunLog
+from sdkeras.results.measured import Measured
 from sdkeras.results.plans import LyapunovPlan, Plan
 from sdkeras.study.correlations import Run, correlate
 
@@ -125,6 +129,35 @@ def test_the_summary_leaves_no_number_with_evidence_out() -> None:
     )
     assert "did not converge" in table.loc["hessian.trace.value", "remark"]
     assert len(OLD.estimates) == sum(table.index.str.endswith("s.1.value")) + 1
+
+
+def test_every_number_has_a_meaning_in_words() -> None:
+    """In those of the comparison, wherever in the run the quantity stands."""
+    other = attrs.evolve(RUN.sharpness_dimension, estimator="exact", definition_value=1520.0)
+    number = Measured(2.0, True, stderr=0.1, interval=(1.0, 3.0))
+    edge = attrs.evolve(
+        RUN.edge_of_stability,
+        mean_square_stability=MeanSquareStability(number, 0.1),
+        gradient_noise=GradientNoise(number, number, number, 8),
+    )
+    run = attrs.evolve(
+        RUN,
+        edge_of_stability=edge,
+        estimates=(*RUN.estimates, other),
+        supremum=OLD.supremum,
+        layers=OLD.layers,
+        lyapunov=OLD.lyapunov,
+        at_init=AtInit(number, 0.1, other, 200),
+        earlier=Earlier(0, 0, 0.1, number, 0.1, number, number),
+    )
+    meanings = run.summary()["meaning"]
+    assert [path for path, words in meanings.items() if not re.fullmatch(r"[^{}.]+ \([^{}.]+\)", words)] == []
+    assert meanings["estimates.1.definition_value"] == "definition's value (Sharpness dimension by exact)"
+    assert meanings["supremum.value"] == "sharpness dimension (Supremum over snapshots)"
+    assert meanings["at_init.sharpness.value"] == "largest eigenvalue (The same net at initialisation)"
+    assert meanings["earlier.codimension.value"] == "codimension (The same net at step 0)"
+    assert meanings["layers.0.trace.value"] == "trace (Layer dense)"
+    assert len(set(meanings)) == len(meanings)
 
 
 def test_a_log_is_a_table_over_the_steps() -> None:

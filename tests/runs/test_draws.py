@@ -49,6 +49,39 @@ def test_what_changes_between_readings() -> None:
         assert changes(data, as_source(data, batch_size=None)) == expected
 
 
+def once_and_then(*later: object) -> tf.data.Dataset:
+    """A dataset with three batches of 8 samples at its first reading, and these, one to raise among them, after it."""
+    readings = iter([(X[:8], X[8:16], X[16:]), later])
+
+    def batches():
+        for batch in next(readings):
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch, batch[:, :1]
+
+    spec = (tf.TensorSpec([None, None]), tf.TensorSpec([None, 1]))
+    return tf.data.Dataset.from_generator(batches, output_signature=spec)
+
+
+@pytest.mark.parametrize(
+    ("later", "message"),
+    [
+        ((), "reading 2 of the dataset failed, .*: the dataset is empty"),
+        ((X[:8], OSError("the disk is gone")), "reading 2 of the dataset failed, .*the disk is gone"),
+        ((X[:8], X[8:16]), "has 16 samples in place of 24;"),
+        ((X[:4], X[4:16], X[16:]), "has batches of other sizes"),
+        (
+            (X[:8, :2], X[8:16, :2], X[16:, :2]),
+            r"has samples of shape \[\(2,\), \(1,\)\] in place of \[\(3,\), \(1,\)\]",
+        ),
+    ],
+)
+def test_a_second_reading_that_fails_or_differs_is_told(later: tuple[object, ...], message: str) -> None:
+    with pytest.raises(DataError, match=f"draws is 2, and .*{message}.*leave draws out"):
+        as_source(once_and_then(*later), batch_size=None, draws=2)
+    assert as_source(once_and_then(*later), batch_size=None).num_samples == 24
+
+
 @pytest.mark.parametrize("batch_size", [None, 6])
 def test_the_hessian_is_the_mean_over_the_passes(batch_size: int | None) -> None:
     """Of a linear model it is 2 X'X / n of each pass."""
@@ -87,7 +120,7 @@ def test_an_analysis_over_draws_tells_them_and_its_function() -> None:
     assert (run.data.num_samples, run.data.num_samples_hessian) == (24, 72)
     assert sdkeras.Analysis.from_json(run.to_json()) == run
     words = next(note.message for note in run.warnings if note.code == "held-fixed")
-    assert "3 passes of it, held fixed, and the Hessian is of their mean" in words
+    assert "3 passes of it are used and held fixed. The Hessian is that of their mean." in words
     assert "largest of 3 draws" in as_text(run, 80)
     bare = attrs.evolve(run, data=attrs.evolve(run.data, draws=None))
     assert "draws" not in as_text(attrs.evolve(bare, warnings=()), 80)
@@ -95,7 +128,10 @@ def test_an_analysis_over_draws_tells_them_and_its_function() -> None:
 
 def test_the_plan_says_what_is_held_fixed() -> None:
     dropout = keras.layers.Dropout(0.5)
-    assert "one draw a batch, held fixed, of which the Hessian is" in plan(linear(dropout), (X, Y)).held_fixed
+    assert (
+        "one draw a batch is used and held fixed. The Hessian is that of this one function"
+        in plan(linear(dropout), (X, Y)).held_fixed
+    )
     assert "2 draws a batch" in plan(linear(dropout), (X, Y), draws=2).held_fixed
     assert "one pass of it" in plan(linear(), augmented()).held_fixed
     assert plan(linear(dropout), (X, Y), mode="inference").held_fixed == ""

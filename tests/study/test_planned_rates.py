@@ -1,5 +1,6 @@
 """Trainings whose schedule ends at 0, and class weights: told before, trained, and measured as far as it goes."""
 
+import math
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -9,13 +10,13 @@ import numpy as np
 import pytest
 
 from sdkeras.errors import DataError, SdkerasError
-from sdkeras.study import runner, worker
+from sdkeras.runs.trajectory import Trajectory
+from sdkeras.study import measure, runner, worker
 from sdkeras.study.definition import Study, definition
 from sdkeras.study.measure import trajectory_numbers
 from sdkeras.study.run_files import Failed, Value
 from sdkeras.study.runner import run_study
 from sdkeras.study.train import StudyData
-from sdkeras.study.trajectory import Trajectory
 from sdkeras.study.worker import Worker
 
 
@@ -34,7 +35,8 @@ def checked(study: Study) -> tuple[str, ...] | Failed:
 
 
 @pytest.mark.slow
-def test_a_schedule_that_will_end_at_0_is_told_before_the_trainings(planned) -> None:
+def test_a_schedule_that_will_end_at_0_is_told_before_the_trainings(planned, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "_PATIENCE", math.inf)  # however slow the machine, all six settings
     assert checked(planned(epochs=3)) == ()
     assert checked(planned(optimizer=["sgd"])) == ()
     # 40 examples in batches of 8 make 20 steps; those of 16 only 12. A broken factory is a failed run's matter.

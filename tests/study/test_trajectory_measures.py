@@ -12,9 +12,9 @@ from scipy.spatial.distance import pdist, squareform
 
 from sdkeras.errors import NonFiniteError, OperatorSizeError, SdkerasError
 from sdkeras.reporting.html import as_html
+from sdkeras.runs.trajectory import Trajectory
 from sdkeras.study.simulate import ForwardOptions, forward, plan, simulate
 from sdkeras.study.topology import TrajectoryMeasures, measure_trajectory
-from sdkeras.study.trajectory import Trajectory
 from sdkeras.study.trajectory_report import trajectory_report
 
 RNG = np.random.default_rng(0)
