@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from result_files import markdown, save
 
 from sdkeras.dimension.sharpness import sharpness_dimension
-from sdkeras.study.topology import BoxCountingDimension, box_counting_dimension
+from sdkeras.study.topology import box_counting_dimension
 
 WEIGHTS, FREQUENCY, SPREAD = 3, 2.0, 0.5  # d, k, and the standard deviation of a minibatch's mean of a
 BOX = 1.0  # particles start evenly in [-BOX, BOX]^d
@@ -57,6 +57,32 @@ class Exponents:
     lyapunov: np.ndarray  # mean of ln R_ii
     local: np.ndarray  # mean of ln sigma_k of a step's Jacobian, over steps and particles
     supremum: np.ndarray  # the same with the largest over the particles at each step
+
+
+def information_dimension(points: np.ndarray, seed: int = 0) -> tuple[float, float] | None:
+    """Slope of the entropy of the boxes' shares against ln(1/size), and the difference of its halves; None if too few.
+
+    Scales at which the points fill at most a tenth as many boxes as there are points, for which Miller's correction of
+    the entropy is small. Boxes are those of four grids.
+    """
+    unit, entropies = (points - points.min(axis=0)) / np.ptp(points, axis=0).max(), []
+    for place in np.random.default_rng(seed).random((4, WEIGHTS)):
+        rows = []
+        for k in range(3, 21):
+            keys = np.floor((unit + place) * 2.0**k).astype(np.int64) @ (2 ** (21 * np.arange(WEIGHTS)))
+            counts = np.unique(keys, return_counts=True)[1]
+            if len(counts) > len(points) / 10:
+                break
+            shares = counts / len(points)
+            rows.append(-shares @ np.log2(shares) + (len(counts) - 1) / (2 * len(points) * np.log(2)))
+        entropies.append(rows)
+    count = min(map(len, entropies))
+    if count < 5:
+        return None
+    mean = np.mean([rows[:count] for rows in entropies], axis=0)
+    middle = count // 2
+    coarse, fine = (np.polyfit(np.arange(len(part)), part, 1)[0] for part in (mean[: middle + 1], mean[middle:]))
+    return float(np.polyfit(np.arange(count), mean, 1)[0]), float(abs(coarse - fine))
 
 
 def minibatches(seed: int, steps: int) -> np.ndarray:
@@ -100,7 +126,11 @@ def with_interval(rows: list[np.ndarray]) -> tuple[float, list[float]]:
     return whole, [max(0.0, whole - half), min(WEIGHTS, whole + half)]
 
 
-def row(setting: Setting, points: np.ndarray, boxes: BoxCountingDimension, steps: int) -> dict:
+def row(setting: Setting, points: np.ndarray, steps: int) -> dict:
+    """The numbers of one setting; a cloud that has shrunk to a point has the dimension 0."""
+    is_point = np.ptp(points, axis=0).max() < POINT
+    boxes = box_counting_dimension(np.zeros((2, 1)) if is_point else points)
+    information = (0.0, 0.0) if is_point else information_dimension(points)
     found = [exponents(setting, steps, 100 + seed) for seed in range(TRAJECTORIES)]
     d_s, interval = with_interval([each.lyapunov for each in found])
     local, supremum = (with_interval([getattr(each, name) for each in found])[0] for name in ("local", "supremum"))
@@ -110,6 +140,8 @@ def row(setting: Setting, points: np.ndarray, boxes: BoxCountingDimension, steps
         "extent": float(np.ptp(points, axis=0).max()),
         "boxes": boxes.value,
         "boxes_interval": None if boxes.interval is None else list(boxes.interval),
+        "information": information and information[0],
+        "information_interval": information and [information[0] - information[1], information[0] + information[1]],
         "d_s": d_s,
         "d_s_interval": interval,
         "local": local,
@@ -118,13 +150,12 @@ def row(setting: Setting, points: np.ndarray, boxes: BoxCountingDimension, steps
 
 
 def shown(row: dict) -> dict:
-    """The row with its intervals as texts."""
-    boxes = (
-        "undetermined"
-        if row["boxes"] is None
-        else "{:.2f} [{:.2f}, {:.2f}]".format(row["boxes"], *row["boxes_interval"])
-    )
-    return row | {"boxes_text": boxes, "d_s_text": "{:.2f} [{:.2f}, {:.2f}]".format(row["d_s"], *row["d_s_interval"])}
+    """The row with its dimensions and their intervals as texts."""
+    texts = {}
+    for name in ("boxes", "information", "d_s"):
+        ends = row[f"{name}_interval"]
+        texts[f"{name}_text"] = "undetermined" if ends is None else "{:.2f} [{:.2f}, {:.2f}]".format(row[name], *ends)
+    return row | texts
 
 
 def draw(rows: list[dict], clouds: list[np.ndarray]) -> Figure:
@@ -137,12 +168,13 @@ def draw(rows: list[dict], clouds: list[np.ndarray]) -> Figure:
         each.plot(*clouds[k][:200_000, :2].T, ",", color="#1f4e79", alpha=0.2)
         each.set(title=f"A = {rows[k]['amplitude']:g}, rate {rows[k]['learning_rate']:g}", xlabel="w_1", ylabel="w_2")
     each, places = bottom.subplots(), np.arange(len(rows))
-    for name, label, marker in (("boxes", "box-counting dimension", "o"), ("d_s", "D_s", "s")):
+    labels = {"boxes": "box-counting dimension", "information": "information dimension", "d_s": "D_s"}
+    for shift, ((name, label), marker) in enumerate(zip(labels.items(), "oDs", strict=True)):
         known = [k for k, row in enumerate(rows) if row[name] is not None]
         values = np.array([rows[k][name] for k in known])
         ends = np.array([rows[k][f"{name}_interval"] for k in known])
         errors = np.abs(ends.T - values)
-        each.errorbar(places[known] + (0.1 if name == "d_s" else 0), values, errors, fmt=marker, capsize=4, label=label)
+        each.errorbar(places[known] + 0.1 * shift, values, errors, fmt=marker, capsize=4, label=label)
     each.plot(places, [row["local"] for row in rows], "^", label="SD, mean over the attractor")
     each.plot(places, [row["supremum"] for row in rows], "v", label="SD, supremum over the attractor")
     each.set_xticks(places, [f"{row['amplitude']:g}\n{row['learning_rate']:g}" for row in rows])
@@ -151,9 +183,8 @@ def draw(rows: list[dict], clouds: list[np.ndarray]) -> Figure:
     return figure
 
 
-SETTINGS = [Setting(a, 0.5) for a in (1.0, 1.08, 1.1, 1.15, 1.2, 1.3)] + [
-    Setting(a, 0.9) for a in (0.5, 0.55, 0.6, 0.65)
-]
+AMPLITUDES = {0.5: (1.0, 1.1, 1.15, 1.2, 1.3), 0.9: (0.5, 0.55, 0.6, 0.65)}
+SETTINGS = [Setting(amplitude, rate) for rate, amplitudes in AMPLITUDES.items() for amplitude in amplitudes]
 
 
 def main() -> None:
@@ -166,9 +197,7 @@ def main() -> None:
     rows, clouds = [], []
     for setting in SETTINGS:
         points = attractor(setting, particles, steps)
-        if np.ptp(points, axis=0).max() < POINT:
-            points = points.mean(axis=0, keepdims=True).repeat(len(points), axis=0)
-        rows.append(row(setting, points, box_counting_dimension(points), long))
+        rows.append(row(setting, points, long))
         clouds.append(points)
         print(shown(rows[-1]))
     columns = {
@@ -176,6 +205,7 @@ def main() -> None:
         "rate": "{learning_rate:g}",
         "extent": "{extent:.2g}",
         "box-counting dimension": "{boxes_text}",
+        "information dimension": "{information_text}",
         "D_s": "{d_s_text}",
         "SD, mean over the attractor": "{local:.2f}",
         "SD, supremum": "{supremum:.2f}",
