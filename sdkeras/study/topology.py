@@ -443,11 +443,11 @@ def box_counting_dimension(points: ArrayLike, *, seed: int = 0) -> BoxCountingDi
 
     Boxes are cubes of sides 1/4, 1/8, ... of the longest extent, in 4 grids at random places. Points miss some of the
     boxes that the set meets: how many is extrapolated from those that a quarter, a half and all of the points find
-    (Aitken), and scales at which it is more than three tenths are left out. A term in the size stands for the boxes at the
-    set's boundary. A point alone has dimension 0.
+    (Aitken), and scales at which it is more than three tenths are left out. A term in the size stands for the boxes at
+    the set's boundary. A point alone has dimension 0.
 
     The points should be spread over all of the set: of a part that hardly any of them visit nothing is known, nor of it
-    is anything in the interval. 100,000 points of an orbit on the Henon attractor give 1.25 [1.21, 1.29]; published is 1.26.
+    is anything in the interval. 100,000 points of an orbit on the Henon attractor give 1.25; published is 1.26.
 
     Args:
         points: Shape [n, d]; a vector is n points on a line.
