@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from sdkeras.estimators.registry import get_estimator
     from sdkeras.linalg.operators import LinearMap, OperatorBatch, SymmetricOperator, TangentFlow
+    from sdkeras.operators.fisher import FisherOperator
     from sdkeras.operators.gauss_newton import GaussNewtonOperator
     from sdkeras.operators.hessian import HessianOperator
     from sdkeras.operators.loss import EmpiricalLoss
@@ -46,6 +47,7 @@ __all__ = [
     "Comparison",
     "Eigenpairs",
     "EmpiricalLoss",
+    "FisherOperator",
     "GaussNewtonOperator",
     "HessianOperator",
     "LinearMap",
@@ -78,6 +80,7 @@ _HOME = {
     "Comparison": "sdkeras.reporting.comparison",
     "Eigenpairs": "sdkeras.results.estimates",
     "EmpiricalLoss": "sdkeras.operators.loss",
+    "FisherOperator": "sdkeras.operators.fisher",
     "GaussNewtonOperator": "sdkeras.operators.gauss_newton",
     "HessianOperator": "sdkeras.operators.hessian",
     "LinearMap": "sdkeras.linalg.operators",

@@ -27,6 +27,7 @@ class Stream(enum.IntEnum):
     PROJECTION = 23
     EXAMPLES = 24
     GRIDS = 25
+    TARGETS = 26  # drawn from a model's predictions, by data, draw and output
 
 
 def generator(seed: int, stream: Stream, *indices: int) -> np.random.Generator:

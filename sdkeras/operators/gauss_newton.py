@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -12,6 +13,7 @@ import tensorflow as tf
 from sdkeras.errors import ModelError
 from sdkeras.files.keras_types import Compiled, Data, Tensor
 from sdkeras.linalg.vectors import norm
+from sdkeras.operators import denominators
 from sdkeras.operators.engine import BySize, Engine, summed
 from sdkeras.operators.hessian import CurvatureOperator
 from sdkeras.operators.layout import joined
@@ -21,8 +23,8 @@ if TYPE_CHECKING:
     from sdkeras.operators.batch_loss import Batch
 
 # Where Keras keeps the logits and the mask of a tensor.
-_LOGITS, _MASK = "_keras_logits", "_keras_mask"
-_ZERO = tf.UnconnectedGradients.ZERO
+LOGITS, _MASK = "_keras_logits", "_keras_mask"
+ZERO = tf.UnconnectedGradients.ZERO
 
 
 @attrs.frozen(eq=False)
@@ -36,6 +38,8 @@ class GaussNewtonEngine(Engine):
     words: ClassVar[str] = "Gauss-Newton products differ from finite differences of the loss's slope in the outputs"
 
     _slope: Compiled = attrs.field()  # (point, base, batch), by the size of batches
+    # Numbers of an example's outputs that the loss reads, one entry for each trace; None where nobody knows.
+    _read: list[int | None] = attrs.field(factory=list)
 
     @_slope.default
     def _slope_by_size(self) -> BySize:
@@ -47,13 +51,22 @@ class GaussNewtonEngine(Engine):
         Raises:
             ModelError: As of `Engine`, or the loss cannot be cut at the model's outputs.
         """
+        self._require_split(batch)
+        return super().with_products(product_mode, batch)
+
+    def rank(self, examples: int) -> int | None:
+        """A bound of the matrix' rank on this many examples; None where it is not known or there is none."""
+        per_example = self._read[-1] if self._read else None
+        return None if per_example is None else per_example * examples
+
+    def _require_split(self, batch: Batch) -> None:
+        """Refuses a loss whose gradient is not put together of the outputs' derivative and the loss's."""
         whole, halves = (function(self.point, batch).numpy() for function in (self.gradient, self.slope))
         if norm(halves - whole) > np.sqrt(np.finfo(self.dtype).eps) * max(norm(whole), norm(halves)):
             raise ModelError(
                 "the loss is not a function of the model's outputs alone: put together from the outputs' derivative "
                 "and the loss's, the gradient is another one. There is no Gauss-Newton matrix of it."
             )
-        return super().with_products(product_mode, batch)
 
     def slope(self, point: Tensor, batch: Batch) -> Tensor:
         """J' l_z + l_w with J at the engine's point and the loss's derivatives at another, shape [n]."""
@@ -61,12 +74,16 @@ class GaussNewtonEngine(Engine):
         return summed(lambda piece: self._slope(piece.num_examples)(point, base, *self.arguments(piece)), batch)
 
     def _cut_loss(
-        self, parts: list[Tensor], batch: Sequence[Tensor], *tapes: tf.GradientTape
+        self,
+        parts: list[Tensor],
+        batch: Sequence[Tensor],
+        *tapes: tf.GradientTape,
+        inspect: denominators.Inspect | None = None,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """The weighted loss as a function of copies of the outputs, the outputs, and the copies, which tapes watch.
 
         Keras' cross-entropies read the logits that its softmax and sigmoid leave with their result: they are an output
-        too. Whatever the loss does not read has no gradient.
+        too. Whatever the loss does not read has no gradient. Each compiled loss is also given to `inspect`.
         """
         outputs: list[Tensor] = []
         copies: list[Tensor] = []
@@ -85,29 +102,36 @@ class GaussNewtonEngine(Engine):
 
         def cut_output(tensor: Tensor) -> Tensor:
             copy = copied(tensor)
-            logits = getattr(tensor, _LOGITS, None)
+            logits = getattr(tensor, LOGITS, None)
             if logits is None and tensor.op.type in ("Softmax", "Sigmoid"):
                 logits = tensor.op.inputs[0]  # where Keras looks for them next
             if logits is not None:
-                setattr(copy, _LOGITS, copied(logits))
+                setattr(copy, LOGITS, copied(logits))
             if getattr(tensor, _MASK, None) is not None:
                 setattr(copy, _MASK, getattr(tensor, _MASK))
             return copy
 
         seeds, weights, *flat = batch
-        total, extra, _ = self.function(parts, seeds, flat, weights[2:], cut)
-        return weights[0] * total + (weights[1] - weights[0]) * extra, outputs, copies
+        function = self.function if inspect is None else attrs.evolve(self.function, inspect=inspect)
+        total, extra, _ = function(parts, seeds, flat, weights[2:], cut)
+        return self._weigh(total, extra, weights), outputs, copies
+
+    def _weigh(self, total: Tensor, extra: Tensor, weights: Tensor) -> Tensor:
+        """A batch's share of the function whose matrix this is; `extra` is what `model.losses` add to the total."""
+        return weights[0] * total + (weights[1] - weights[0]) * extra
 
     def _slope_graph(self, point: Tensor, base: Tensor, *batch: Tensor) -> Tensor:
         parts, at_base = self.function.layout.split(point), self.function.layout.split(base)
         with tf.GradientTape() as tape:
             tape.watch(parts)
             loss, _, copies = self._cut_loss(parts, batch, tape)
-        slopes = tape.gradient(loss, [*copies, *parts], unconnected_gradients=_ZERO)
+        slopes = tape.gradient(loss, [*copies, *parts])
+        self._read.append(_outputs_read(copies, slopes))
+        slopes = _dense(slopes, [*copies, *parts])
         with tf.GradientTape() as tape:
             tape.watch(at_base)
             _, outputs, _ = self._cut_loss(at_base, batch)
-        pulled = tape.gradient(outputs, at_base, output_gradients=slopes[: len(copies)], unconnected_gradients=_ZERO)
+        pulled = tape.gradient(outputs, at_base, output_gradients=slopes[: len(copies)], unconnected_gradients=ZERO)
         return joined(pulled) + joined(slopes[len(copies) :])
 
     def _first_pass(
@@ -125,31 +149,34 @@ class GaussNewtonEngine(Engine):
         parts, duals = self.function.layout.split(point), self.function.layout.split(vector)
         with tf.autodiff.ForwardAccumulator(parts, duals) as accumulator:
             _, outputs, _ = self._cut_loss(parts, batch)
-        tangents = accumulator.jvp(outputs, unconnected_gradients=_ZERO)
+        tangents = accumulator.jvp(outputs, unconnected_gradients=ZERO)
         return self._curved(parts, batch).image(tangents, duals)
 
-    def _curved(self, parts: list[Tensor], batch: Sequence[Tensor]) -> _Curved:
+    def _curved(
+        self, parts: list[Tensor], batch: Sequence[Tensor], inspect: denominators.Inspect | None = None
+    ) -> Curved:
         with indexed_pooling(self.jit), tf.GradientTape(persistent=True) as outer:
             outer.watch(parts)
             with tf.GradientTape(persistent=True) as inner:
                 inner.watch(parts)
-                loss, outputs, copies = self._cut_loss(parts, batch, inner, outer)
+                loss, outputs, copies = self._cut_loss(parts, batch, inner, outer, inspect=inspect)
             slopes = inner.gradient(loss, [*copies, *parts])
             slopes = [None if each is None else tf.convert_to_tensor(each) for each in slopes]
             zeros = [tf.zeros_like(output) for output in outputs]
             outer.watch(zeros)
             # J'u, which is linear in u: its derivative along v in place of u is J v, by reverse passes alone.
-            pulled = inner.gradient(outputs, parts, output_gradients=zeros, unconnected_gradients=_ZERO)
+            pulled = inner.gradient(outputs, parts, output_gradients=zeros, unconnected_gradients=ZERO)
             pulled = [tf.convert_to_tensor(each) for each in pulled]
-        return _Curved(inner, outer, parts, outputs, copies, zeros, pulled, slopes)
+        return Curved(inner, outer, loss, parts, outputs, copies, zeros, pulled, slopes)
 
 
 @attrs.frozen(eq=False)
-class _Curved:
+class Curved:
     """A loss cut at the outputs of a model, on tapes: gradient and Gauss-Newton products, in a graph."""
 
     inner: tf.GradientTape
     outer: tf.GradientTape
+    loss: Tensor
     parts: list[Tensor]
     outputs: list[Tensor]
     copies: list[Tensor]
@@ -159,12 +186,12 @@ class _Curved:
 
     def gradient(self) -> Tensor:
         """J' l_z + l_w, shape [n]."""
-        return self._pulled_back(self.slopes)
+        return self.pulled_back(self.slopes)
 
     def tangents(self, duals: list[Tensor]) -> list[Tensor]:
         """J v."""
         tangents: list[Tensor] = self.outer.gradient(
-            self.pulled, self.zeros, output_gradients=duals, unconnected_gradients=_ZERO
+            self.pulled, self.zeros, output_gradients=duals, unconnected_gradients=ZERO
         )
         return tangents
 
@@ -175,22 +202,33 @@ class _Curved:
         ]
         slopes, along = zip(*read, strict=True)
         second = self.outer.gradient(
-            slopes, [*self.copies, *self.parts], output_gradients=along, unconnected_gradients=_ZERO
+            slopes, [*self.copies, *self.parts], output_gradients=along, unconnected_gradients=ZERO
         )
-        return self._pulled_back(second)
+        return self.pulled_back(second)
 
-    def _pulled_back(self, slopes: list[Tensor | None]) -> Tensor:
+    def pulled_back(self, slopes: list[Tensor | None]) -> Tensor:
         """J' times the first of them, plus the others."""
-        like = [*self.copies, *self.parts]
-        dense = [
-            tf.zeros_like(x) if each is None else tf.convert_to_tensor(each)
-            for each, x in zip(slopes, like, strict=True)
-        ]
+        dense = _dense(slopes, [*self.copies, *self.parts])
         count = len(self.copies)
         pulled = self.inner.gradient(
-            self.outputs, self.parts, output_gradients=dense[:count], unconnected_gradients=_ZERO
+            self.outputs, self.parts, output_gradients=dense[:count], unconnected_gradients=ZERO
         )
         return joined(pulled) + joined(dense[count:])
+
+
+def _dense(slopes: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
+    """Derivatives as tensors, zeros where there are none."""
+    return [
+        tf.zeros_like(x) if each is None else tf.convert_to_tensor(each) for each, x in zip(slopes, like, strict=True)
+    ]
+
+
+def _outputs_read(copies: Sequence[Tensor], slopes: Sequence[Tensor | None]) -> int | None:
+    """Numbers of an example that the loss reads; None if shapes are open, or if it reads weights too."""
+    if any(slope is not None for slope in slopes[len(copies) :]):
+        return None
+    read = [copy.shape[1:] for copy, slope in zip(copies, slopes, strict=False) if slope is not None]
+    return sum(math.prod(shape) for shape in read) if all(shape.is_fully_defined() for shape in read) else None
 
 
 class GaussNewtonOperator(CurvatureOperator):
@@ -231,4 +269,4 @@ class GaussNewtonOperator(CurvatureOperator):
     Reference: Schraudolph (2002), "Fast curvature matrix-vector products for second-order gradient descent".
     """
 
-    kind: ClassVar[type[Engine]] = GaussNewtonEngine
+    engine_class: ClassVar[type[Engine]] = GaussNewtonEngine

@@ -42,11 +42,11 @@ _FEW_PRODUCTS = 256
 class CurvatureOperator(SymmetricOperator):
     """A symmetric matrix of an `EmpiricalLoss`, the sum over its batches, known by the products of an engine.
 
-    The base of `HessianOperator`, which describes arguments and attributes, and of others that differ from it in the
-    `kind` of their engine alone.
+    The base of `HessianOperator`, which describes arguments and attributes, and of others that differ from it in their
+    engine.
     """
 
-    kind: ClassVar[type[Engine]] = Engine
+    engine_class: ClassVar[type[Engine]] = Engine
 
     loss: EmpiricalLoss
     engine: Engine
@@ -68,14 +68,26 @@ class CurvatureOperator(SymmetricOperator):
         workers: int = 1,
         memory: float | None = None,
     ) -> None:
-        engine = loss.engine(product_mode, self.kind)
+        engine = loss.engine(product_mode, self.engine_class)
         checked = verification.verified(loss, engine, allow_unverified, memory)
+        self._set_up(loss, engine, loss.batches, checked, workers, memory)
+
+    def _set_up(
+        self,
+        loss: EmpiricalLoss,
+        engine: Engine,
+        batches: Sequence[Batch],
+        checked: Verification,
+        workers: int,
+        memory: float | None,
+        *more: object,
+    ) -> None:
+        """Sets all fields, those of a subclass by `more`, once the engine's products have been checked."""
         checked = verification.linearized(loss, engine, checked, memory)
-        workers = min(workers, len(loss.batches))
-        linearized = Linearizations(engine, len(loss.batches))
+        workers, linearized = min(workers, len(batches)), Linearizations(engine, len(batches))
         space = engine.devices.space
         self.__attrs_init__(
-            loss, engine, loss.batches, checked, workers, None, linearized, loss.size, loss.dtype, space
+            *(loss, engine, batches, checked, workers, None, linearized, loss.size, loss.dtype, space), *more
         )
 
     @functools.cached_property
@@ -111,8 +123,11 @@ class CurvatureOperator(SymmetricOperator):
 
         It is not verified again: the products are the same function of the weights.
         """
-        engine = self.engine.at(loss.function)
-        return evolved(self, loss=loss, engine=engine, linearized=Linearizations(engine, len(self.batches)))
+        return self._over(self.batches, loss=loss, engine=self.engine.at(loss.function))
+
+    def _over(self, batches: Sequence[Batch], *, engine: Engine, **changes: object) -> Self:
+        """The operator on other batches, or of another view of its engine."""
+        return evolved(self, engine=engine, batches=batches, linearized=Linearizations(engine, len(batches)), **changes)
 
     def within(self, budget: Limit | None) -> Self:
         """The same operator, whose products raise BudgetError where the budget has no room for them."""
@@ -126,8 +141,7 @@ class CurvatureOperator(SymmetricOperator):
     def on_draw(self, number: int) -> Self:
         """The operator of the loss of one of the draws, by the same compiled products."""
         loss = self.loss.of_draw(number)
-        linearized = Linearizations(self.engine, len(loss.batches))
-        return evolved(self, loss=loss, batches=loss.batches, linearized=linearized)
+        return self._over(loss.batches, loss=loss, engine=self.engine)
 
     def on_minibatch(self, index: int) -> Self:
         """The operator of training's minibatch number `index`, by the same compiled products."""
@@ -135,8 +149,7 @@ class CurvatureOperator(SymmetricOperator):
 
     def on_batch(self, batch: Batch) -> Self:
         """The operator of the loss on one given batch, by the same compiled products."""
-        engine = self.engine.here()
-        return evolved(self, engine=engine, batches=[batch], workers=1, linearized=Linearizations(engine, 1))
+        return self._over([batch], engine=self.engine.here(), workers=1)
 
     def part(self, number: int, count: int) -> Self | None:
         """What every `count`-th batch from this number on adds to it, without a budget; None where there is none."""

@@ -33,6 +33,7 @@ _MERGED_EXAMPLES, _MERGED_BYTES, _COUPLED = 1024, 1.6e7, 1e-4
 _FEW_BATCHES = 16
 # Examples on which parts are compared with the whole; with activations in bfloat16 each is rounded to 4e-3.
 _FEW_EXAMPLES, _COUPLED_MIXED = 8, 0.05
+_OTHER_FUNCTION = "a batch in parts would be another function; leave out `micro_batch`"
 
 T = TypeVar("T", bound=attrs.AttrsInstance)
 
@@ -161,7 +162,7 @@ class EmpiricalLoss:
             )
             batches = _drawn(gradients, source, num_samples, seed, draws, micro_batch)
             if any(batch.parts for batch in batches):
-                _require_sums(gradients, batches[0], micro_batch or 1, seed)
+                _require_sums(gradients, batches[0], micro_batch or 1, seed, _OTHER_FUNCTION)
             if gradients.jit:  # XLA compiles at the first call
                 start = time.perf_counter()
                 gradients.gradient(gradients.point, batches[0])
@@ -253,6 +254,18 @@ class EmpiricalLoss:
         if np.linalg.norm(together - separate.sum(axis=0)) > _COUPLED * count * largest:
             return self
         return evolved(self, batches=whole)
+
+    def require_separate_examples(self, consequence: str) -> None:
+        """Refuses a loss in which something couples the examples of a batch; `consequence` ends the sentence.
+
+        Raises:
+            ModelError: Batch statistics do, or the gradient of a few examples is not the sum of that of two halves.
+        """
+        _require_no_batch_statistics(
+            self.function, f"so that {consequence}, or analyse in inference mode (`mode='inference'`)"
+        )
+        if self.batches[0].num_examples > 1:
+            _require_sums(self.gradients, self.batches[0], _FEW_EXAMPLES, self.seed, consequence)
 
     def of_draw(self, number: int) -> EmpiricalLoss:
         """The loss of one of the draws, of whose losses this one is the mean."""
@@ -354,12 +367,18 @@ def _check_micro_batch(size: int | None, function: BatchLoss) -> None:
         return
     if not is_number(size, whole=True) or size < 1:
         raise ModelError(f"micro_batch is {size!r}; it must be a whole number of examples, at least 1.")
+    _require_no_batch_statistics(
+        function,
+        "and a batch in parts would be another function; leave out `micro_batch`, or analyse in inference mode "
+        "(`mode='inference'`)",
+    )
+
+
+def _require_no_batch_statistics(function: BatchLoss, consequence: str) -> None:
     names = [layer.name for layer in layers_of(function.model) if isinstance(layer, keras.layers.BatchNormalization)]
     if names and function.training:
         raise ModelError(
-            f"the batch normalization of {names[0]} couples the examples of a batch in training mode, and a batch in "
-            "parts would be another function; leave out `micro_batch`, or analyse in inference mode "
-            "(`mode='inference'`)."
+            f"the batch normalization of {names[0]} couples the examples of a batch in training mode, {consequence}."
         )
 
 
@@ -462,7 +481,7 @@ def _shares(counts: Array, examples: Array, reductions: list[str]) -> tuple[Arra
     return shares, [tuple(map(float, row)) for row in relative]
 
 
-def _require_sums(engine: Engine, batch: Batch, most: int, seed: int) -> None:
+def _require_sums(engine: Engine, batch: Batch, most: int, seed: int, consequence: str) -> None:
     """Refuses a model whose loss of a few examples is not that of two parts of them put together.
 
     The gradient tells, or where dropout masks differ between the parts, the loss in inference mode.
@@ -484,8 +503,7 @@ def _require_sums(engine: Engine, batch: Batch, most: int, seed: int) -> None:
     if apart > (_COUPLED_MIXED if function.is_mixed else _COUPLED) * scale:
         raise ModelError(
             "something in the model or its loss couples the examples of a batch (the parts of a batch put together "
-            f"differ by {apart / scale:.1g} from the whole): a batch in parts would be another function; leave out "
-            "`micro_batch`."
+            f"differ by {apart / scale:.1g} from the whole): {consequence}."
         )
 
 

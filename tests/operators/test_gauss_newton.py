@@ -228,7 +228,7 @@ def test_what_has_no_split_is_refused() -> None:
 @pytest.mark.slow
 def test_wrong_products_do_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products of the Hessian are not those of the Gauss-Newton matrix."""
-    graph = sdkeras.HessianOperator.kind._first_pass
+    graph = sdkeras.HessianOperator.engine_class._first_pass
     monkeypatch.setattr(GaussNewtonEngine, "_first_pass", graph)
     with pytest.raises(VerificationError, match="Gauss-Newton"):
         gauss_newton(in_float64())
