@@ -28,6 +28,7 @@ class Stream(enum.IntEnum):
     EXAMPLES = 24
     GRIDS = 25
     TARGETS = 26  # drawn from a model's predictions, by data, draw and output
+    RANGE = 27  # of an operator of low rank
 
 
 def generator(seed: int, stream: Stream, *indices: int) -> np.random.Generator:

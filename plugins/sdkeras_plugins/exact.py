@@ -62,7 +62,8 @@ class Exact:
             place = int(np.searchsorted(values, reduction.eigenvalue))
             values = np.insert(values, place, reduction.eigenvalue)
             weights = np.insert(weights, place, float(reduction.multiplicity))
-        return Spectrum(nodes=values, weights=weights, num_matvecs=operator.size, seed=seed, exact=True)
+        spent = operator.size + (0 if reduction is None else reduction.num_matvecs)
+        return Spectrum(nodes=values, weights=weights, num_matvecs=spent, seed=seed, exact=True)
 
 
 def memory_needed(size: int, chunk: int = 64) -> int:

@@ -156,12 +156,14 @@ class Reduction:
         multiplicity: Dimension of that complement; operator.size + multiplicity = size of A.
         scaled: For a diagonal D, shape [n], an operator of the smaller size that has, beside `multiplicity` zeros, the
             eigenvalues of D A D if `eigenvalue` is 0; or None where it is not known.
+        num_matvecs: Products that it took to find the subspace.
     """
 
     operator: SymmetricOperator
     eigenvalue: float
     multiplicity: int
     scaled: Callable[[Array], SymmetricOperator] | None = None
+    num_matvecs: int = 0
 
 
 class LinearMap(Protocol):
@@ -322,7 +324,8 @@ class DiagonallyScaledOperator(WrappedOperator):
         reduction = self.operator.reduced()
         if reduction is None or reduction.scaled is None or reduction.eigenvalue != 0:
             return None
-        return Reduction(reduction.scaled(self._scaling.values), 0.0, reduction.multiplicity)
+        small = reduction.scaled(self._scaling.values)
+        return Reduction(small, 0.0, reduction.multiplicity, num_matvecs=reduction.num_matvecs)
 
 
 class DiagonallyShiftedOperator(WrappedOperator):

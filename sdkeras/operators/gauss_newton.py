@@ -12,6 +12,8 @@ import tensorflow as tf
 
 from sdkeras.errors import ModelError
 from sdkeras.files.keras_types import Compiled, Data, Tensor
+from sdkeras.linalg.low_rank import is_worth_reducing, range_reduction
+from sdkeras.linalg.operators import Reduction
 from sdkeras.linalg.vectors import norm
 from sdkeras.operators import denominators
 from sdkeras.operators.engine import BySize, Engine, summed
@@ -270,3 +272,15 @@ class GaussNewtonOperator(CurvatureOperator):
     """
 
     engine_class: ClassVar[type[Engine]] = GaussNewtonEngine
+
+    def reduced(self) -> Reduction | None:
+        """The operator on its range, of at most as many dimensions as the batches have outputs, where that is small.
+
+        The eigenvalues there are those of the Gram matrix (1/b) H_out^1/2 J J' H_out^1/2 of b examples, and all others
+        are 0. Else as for `HessianOperator`.
+        """
+        assert isinstance(self.engine, GaussNewtonEngine)
+        rank = self.engine.rank(sum(batch.num_examples for batch in self.batches))
+        if rank is None or not is_worth_reducing(self.size, rank):
+            return super().reduced()
+        return range_reduction(self, rank) or super().reduced()

@@ -5,6 +5,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import scipy.linalg
 import scipy.special
 
 import sdkeras
@@ -242,3 +243,38 @@ def test_float32_products_are_verified_by_a_float64_clone() -> None:
         single, double = (sdkeras.FisherOperator(loss_of(model, dtype=dtype), kind) for dtype in ("float32", "float64"))
         assert single.verification.finite_difference_dtype == "float64"
         assert np.allclose(dense(single), dense(double), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["gauss-newton", *(pytest.param(kind, marks=slow) for kind in fisher.KINDS)])
+def test_a_small_batch_has_the_spectrum_of_its_gram_matrix(kind: Any) -> None:
+    """(1/b) H_out^1/2 J J' H_out^1/2 from the Jacobian of a linear model, and the dense matrix of b C < n / 2."""
+    x = np.random.default_rng(3).standard_normal((4, 12))
+    model = compiled(keras.Input((12,)), layers.Dense(3, use_bias=False), loss=CE)
+    loss = loss_of(model, (x, Y[:4]))
+    operator = sdkeras.GaussNewtonOperator(loss) if kind == "gauss-newton" else sdkeras.FisherOperator(loss, kind)
+    split = operator.reduced()
+    assert split is not None
+    assert split.operator.size <= (12 if kind in ("gauss-newton", "exact") else 4)
+    small = np.linalg.eigvalsh(split.operator.as_matrix())
+    whole = np.linalg.eigvalsh(dense(operator))
+    assert np.allclose(np.sort(np.concatenate([small, np.zeros(split.multiplicity)])), whole, rtol=0, atol=1e-12)
+    if kind in ("gauss-newton", "exact"):
+        jacobian = np.einsum("na,ij->niaj", x, np.eye(3)).reshape(12, 36)
+        p = scipy.special.softmax(x @ loss.point.reshape(12, 3), axis=1)
+        values, vectors = np.linalg.eigh(scipy.linalg.block_diag(*(np.diag(each) - np.outer(each, each) for each in p)))
+        root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+        gram = np.linalg.eigvalsh(root @ jacobian @ jacobian.T @ root) / 4
+        assert np.allclose(gram[-split.operator.size :], small, rtol=0, atol=1e-12)
+    exact = sdkeras.get_estimator("spectrum", "exact")().estimate(operator, seed=0)
+    assert np.isclose(np.sum(exact.nodes * exact.weights), np.trace(dense(operator)))
+    assert exact.num_matvecs < 36
+    assert operator.loss.size == 36
+
+
+@pytest.mark.slow
+def test_a_regularizer_of_all_weights_is_no_low_rank() -> None:
+    x = np.random.default_rng(3).standard_normal((4, 12))
+    regularized = layers.Dense(3, use_bias=False, kernel_regularizer=keras.regularizers.L2(0.5))
+    split = sdkeras.GaussNewtonOperator(loss_of(compiled(keras.Input((12,)), regularized), (x, Y[:4]))).reduced()
+    assert split is not None  # by the first layer's inputs
+    assert split.eigenvalue == pytest.approx(1.0)
