@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from sdkeras.results.answers import Analysis, LyapunovRun
     from sdkeras.results.estimates import Eigenpairs, LyapunovExponents, SingularValues, Spectrum, TraceEstimate
     from sdkeras.runs.analyze import analyze
+    from sdkeras.runs.laplace import laplace
     from sdkeras.runs.lyapunov import lyapunov
+    from sdkeras.runs.posterior import Laplace
     from sdkeras.runs.track import track
     from sdkeras.training_step.flow import TrainingFlow
     from sdkeras.training_step.map import UpdateMap
@@ -50,6 +52,7 @@ __all__ = [
     "FisherOperator",
     "GaussNewtonOperator",
     "HessianOperator",
+    "Laplace",
     "LinearMap",
     "LyapunovExponents",
     "LyapunovRun",
@@ -66,6 +69,7 @@ __all__ = [
     "compare",
     "eigenpairs_estimator",
     "get_estimator",
+    "laplace",
     "lyapunov",
     "lyapunov_estimator",
     "sharpness_dimension",
@@ -83,6 +87,7 @@ _HOME = {
     "FisherOperator": "sdkeras.operators.fisher",
     "GaussNewtonOperator": "sdkeras.operators.gauss_newton",
     "HessianOperator": "sdkeras.operators.hessian",
+    "Laplace": "sdkeras.runs.posterior",
     "LinearMap": "sdkeras.linalg.operators",
     "LyapunovExponents": "sdkeras.results.estimates",
     "LyapunovRun": "sdkeras.results.answers",
@@ -98,6 +103,7 @@ _HOME = {
     "compare": "sdkeras.reporting.compare",
     "eigenpairs_estimator": "sdkeras.estimators.kinds",
     "get_estimator": "sdkeras.estimators.registry",
+    "laplace": "sdkeras.runs.laplace",
     "lyapunov": "sdkeras.runs.lyapunov",
     "lyapunov_estimator": "sdkeras.estimators.kinds",
     "sharpness_dimension": "sdkeras.dimension.sharpness",

@@ -29,6 +29,7 @@ class Stream(enum.IntEnum):
     GRIDS = 25
     TARGETS = 26  # drawn from a model's predictions, by data, draw and output
     RANGE = 27  # of an operator of low rank
+    PREDICTIONS = 30  # draws of a model's outputs, by block of examples
 
 
 def generator(seed: int, stream: Stream, *indices: int) -> np.random.Generator:
