@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         trace_estimator,
     )
     from sdkeras.estimators.registry import get_estimator
+    from sdkeras.linalg.diagonal import diagonal
     from sdkeras.linalg.operators import LinearMap, OperatorBatch, SymmetricOperator, TangentFlow
     from sdkeras.operators.fisher import FisherOperator
     from sdkeras.operators.gauss_newton import GaussNewtonOperator
@@ -34,7 +35,14 @@ if TYPE_CHECKING:
     from sdkeras.reporting.compare import compare
     from sdkeras.reporting.comparison import Comparison
     from sdkeras.results.answers import Analysis, LyapunovRun
-    from sdkeras.results.estimates import Eigenpairs, LyapunovExponents, SingularValues, Spectrum, TraceEstimate
+    from sdkeras.results.estimates import (
+        DiagonalEstimate,
+        Eigenpairs,
+        LyapunovExponents,
+        SingularValues,
+        Spectrum,
+        TraceEstimate,
+    )
     from sdkeras.runs.analyze import analyze
     from sdkeras.runs.laplace import laplace
     from sdkeras.runs.lyapunov import lyapunov
@@ -47,6 +55,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Analysis",
     "Comparison",
+    "DiagonalEstimate",
     "Eigenpairs",
     "EmpiricalLoss",
     "FisherOperator",
@@ -67,6 +76,7 @@ __all__ = [
     "UpdateMap",
     "analyze",
     "compare",
+    "diagonal",
     "eigenpairs_estimator",
     "get_estimator",
     "laplace",
@@ -82,6 +92,7 @@ __all__ = [
 _HOME = {
     "Analysis": "sdkeras.results.answers",
     "Comparison": "sdkeras.reporting.comparison",
+    "DiagonalEstimate": "sdkeras.results.estimates",
     "Eigenpairs": "sdkeras.results.estimates",
     "EmpiricalLoss": "sdkeras.operators.loss",
     "FisherOperator": "sdkeras.operators.fisher",
@@ -101,6 +112,7 @@ _HOME = {
     "UpdateMap": "sdkeras.training_step.map",
     "analyze": "sdkeras.runs.analyze",
     "compare": "sdkeras.reporting.compare",
+    "diagonal": "sdkeras.linalg.diagonal",
     "eigenpairs_estimator": "sdkeras.estimators.kinds",
     "get_estimator": "sdkeras.estimators.registry",
     "laplace": "sdkeras.runs.laplace",

@@ -111,6 +111,26 @@ class TraceEstimate:
 
 
 @attrs.frozen
+class DiagonalEstimate:
+    """An estimate of a symmetric operator's diagonal.
+
+    Attributes:
+        values: The estimates, shape [n].
+        stderr: Their standard errors, shape [n]; 0 where the diagonal is exact.
+        num_matvecs: Products spent.
+        seed: Seed for the probes.
+    """
+
+    values: FloatArray = attrs.field(converter=float_array, **_VECTOR)
+    stderr: FloatArray = attrs.field(converter=float_array, **_VECTOR)
+    num_matvecs: int = attrs.field(validator=_NOT_NEGATIVE)
+    seed: int
+
+    def __attrs_post_init__(self) -> None:
+        check_same_length(self, "values", "stderr")
+
+
+@attrs.frozen
 class SingularValues:
     """Log singular values of a linear map with their multiplicities, largest first.
 

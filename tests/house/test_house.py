@@ -59,11 +59,11 @@ sys.exit(failed)
 
 PUBLIC = {
     "sdkeras": (
-        "Analysis Comparison Eigenpairs EmpiricalLoss FisherOperator GaussNewtonOperator HessianOperator Laplace "
-        "LinearMap LyapunovExponents LyapunovRun OperatorBatch SdkerasError SingularValues Spectrum SymmetricOperator "
-        "TangentFlow TraceEstimate TrainingFlow UpdateMap analyze compare eigenpairs_estimator get_estimator laplace "
-        "lyapunov lyapunov_estimator sharpness_dimension singular_values_estimator spectrum_estimator trace_estimator "
-        "track"
+        "Analysis Comparison DiagonalEstimate Eigenpairs EmpiricalLoss FisherOperator GaussNewtonOperator "
+        "HessianOperator Laplace LinearMap LyapunovExponents LyapunovRun OperatorBatch SdkerasError SingularValues "
+        "Spectrum SymmetricOperator TangentFlow TraceEstimate TrainingFlow UpdateMap analyze compare diagonal "
+        "eigenpairs_estimator get_estimator laplace lyapunov lyapunov_estimator sharpness_dimension "
+        "singular_values_estimator spectrum_estimator trace_estimator track"
     ),
     "sdkeras.callbacks": "SharpnessDimension",
     "sdkeras.datasets": "character_windows load_digits load_documentation_text load_mnist_5k modular_addition",
