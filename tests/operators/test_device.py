@@ -49,6 +49,7 @@ ESTIMATORS = {
     "power iteration": PowerIteration(num_eigenpairs=2, which="both", num_steps=60),
     "hutchinson": RandomizedTrace(num_probes=20),
     "hutch++": RandomizedTrace(num_probes=30, method="hutch++"),
+    "xtrace": RandomizedTrace(num_probes=12, method="xtrace"),
     "exact": Exact(),
 }
 MAPS = {"golub-kahan": GolubKahan(num_steps=20), "dense svd": DenseSvd()}

@@ -35,6 +35,8 @@ SETTINGS = [
     ("trace", "randomized-trace", {"num_probes": 4, "method": "hutch++"}),
     ("trace", "randomized-trace", {"num_probes": 20, "method": "hutch++"}),
     ("trace", "randomized-trace", {"num_probes": 90, "method": "hutch++"}),
+    ("trace", "randomized-trace", {"num_probes": 20, "method": "xtrace"}),
+    ("trace", "randomized-trace", {"num_probes": 90, "method": "xtrace"}),
     ("singular_values", "dense-svd", {}),
     ("singular_values", "dense-svd", {"chunk": 5}),
     ("singular_values", "golub-kahan", {}),
