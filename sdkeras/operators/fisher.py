@@ -166,13 +166,15 @@ def _into(values: list[Tensor]) -> denominators.Inspect:
 
 
 def _of_examples(values: Sequence[Tensor]) -> Tensor:
-    """Sums over all axes but the first, of all tensors together, shape [examples]."""
-    return tf.add_n([tf.reduce_sum(tf.reshape(each, [tf.shape(each)[0], -1]), axis=1) for each in values])
+    """Sums over all axes but the first, of all tensors together, shape [examples]; in float32 at least."""
+    widest = tf.float64 if any(each.dtype == tf.float64 for each in values) else tf.float32
+    flat = [tf.reshape(tf.cast(each, widest), [tf.shape(each)[0], -1]) for each in values]
+    return tf.add_n([tf.reduce_sum(each, axis=1) for each in flat])
 
 
 def _shaped(examples: Tensor, like: Tensor) -> Tensor:
-    """A number for each example, with axes of length 1 for the others."""
-    return tf.reshape(examples, [-1, *[1] * (like.shape.rank - 1)])
+    """A number for each example, with axes of length 1 for the others, in the precision of `like`."""
+    return tf.cast(tf.reshape(examples, [-1, *[1] * (like.shape.rank - 1)]), like.dtype)
 
 
 def _times_examples(values: Sequence[Tensor], factors: Tensor) -> list[Tensor]:
@@ -321,8 +323,8 @@ def _with_drawn_targets(engine: ExactEngine, batch: Batch, seed: int, copies: Co
         return attrs.evolve(batch, tensors=whole, parts=parts)
     known, tensors = engine.outputs(batch), list(batch.tensors)
     places = {likelihood.place for likelihood, _ in known}
-    # By the data, so that a batch has the same targets whenever it is asked for.
-    key = zlib.crc32(b"".join(x.numpy().tobytes() for k, x in enumerate(tensors) if k not in places and _is_plain(x)))
+    # By the data, so that a batch has the same targets whenever it is asked for, and in every precision.
+    key = zlib.crc32(b"".join(_bytes_of(tensor) for k, tensor in enumerate(tensors) if k not in places))
     for number, (likelihood, outputs) in enumerate(known):
         generator = seeds.generator(seed, seeds.Stream.TARGETS, key, copies[key], number)
         targets = likelihood.drawn(outputs, tensors[likelihood.place].numpy(), generator)
@@ -335,6 +337,7 @@ def _with_drawn_targets(engine: ExactEngine, batch: Batch, seed: int, copies: Co
     return attrs.evolve(batch, tensors=tuple(tensors), loss_weights=relative)
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether its bytes are its values, as those of text are not."""
-    return bool(tensor.dtype != tf.string)
+def _bytes_of(tensor: Tensor) -> bytes:
+    """Bytes that tell a tensor from others; those of text are its strings."""
+    values: Array = tf.cast(tensor, tf.float32).numpy() if tensor.dtype.is_floating else tensor.numpy()
+    return b"\0".join(values.ravel()) if tensor.dtype == tf.string else values.tobytes()

@@ -239,7 +239,7 @@ def test_wrong_products_do_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 def test_float32_products_are_verified_by_a_float64_clone() -> None:
     model = mlp()
-    for kind in ("exact", "empirical"):
+    for kind in fisher.KINDS:
         single, double = (sdkeras.FisherOperator(loss_of(model, dtype=dtype), kind) for dtype in ("float32", "float64"))
         assert single.verification.finite_difference_dtype == "float64"
         assert np.allclose(dense(single), dense(double), atol=1e-6)
