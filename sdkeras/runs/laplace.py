@@ -15,6 +15,7 @@ import tensorflow as tf
 from sdkeras.errors import DataError, ModelError, counted
 from sdkeras.estimators.registry import get_estimator
 from sdkeras.files.keras_types import Data, Model, Tensor, Variable
+from sdkeras.linalg.diagonal import diagonal
 from sdkeras.operators import minibatches
 from sdkeras.operators.batch_loss import Batch
 from sdkeras.operators.fisher import ExactEngine, FisherOperator
@@ -30,6 +31,8 @@ Precision: TypeAlias = Literal["float32", "float64"]
 _BATCH_SIZE = 256
 # Lanczos steps: those that the pairs need where the eigenvalues decay, as they do.
 _STEPS_PER_PAIR, _MORE_STEPS = 2, 20
+# Outputs up to which the diagonal is exact, from that many derivatives of each example, and products for it beyond.
+_MOST_OUTPUTS, _PRODUCTS = 256, 128
 # Below this share of the trace in the eigenpairs most of the matrix beside its diagonal may be left out.
 _CAPTURED = 0.9
 
@@ -53,8 +56,8 @@ def laplace(  # noqa: PLR0913  # public: each argument is one that a user names
     The model's loss is a negative log-likelihood (cross-entropy of logits or on a softmax or sigmoid layer, or squared
     error), the prior N(0, I / prior_precision), and the weights are taken as the most probable ones. The precision has
     the largest eigenpairs of the data-set Gauss-Newton matrix in inference mode, and its diagonal beside them, which
-    takes as many backward passes as the data have examples times outputs. Nothing is trained and the model is not
-    changed.
+    takes as many backward passes as the data have examples times outputs (above 256 outputs it is estimated). Nothing
+    is trained, and the model is not changed.
 
     Prior precision and noise variance that are not given maximise the log marginal likelihood with the weights held:
     where the derivative in their logarithm crosses 0, which it does once. A regularizer of the model is not taken for
@@ -214,6 +217,7 @@ class _Curvature:
     rest: FloatArray  # shape [d]
     captured: float
     unconverged: int = 0
+    error: float = 0.0  # of an estimated diagonal, relative to its norm
 
 
 def _curvature(net: _Net, rank: int, seed: int) -> _Curvature:
@@ -231,11 +235,16 @@ def _curvature(net: _Net, rank: int, seed: int) -> _Curvature:
     # Zeros of a matrix of lower rank come as rounding.
     kept = pairs.values > 10 * np.finfo(operator.dtype).eps * max(float(pairs.values[0]), 0.0)
     factor = (pairs.vectors[:, kept] * np.sqrt(pairs.values[kept]).astype(pairs.vectors.dtype)).T
-    diagonal = _diagonal(net)
+    if net.width <= _MOST_OUTPUTS:
+        whole, error = _diagonal(net), 0.0
+    else:
+        estimate = diagonal(operator, num_products=_PRODUCTS, seed=seed)
+        whole = np.maximum(estimate.values, 0)
+        error = float(np.linalg.norm(estimate.stderr) / np.linalg.norm(whole))
     within = np.einsum("kd,kd->d", factor, factor, dtype=np.float64)
-    total = float(diagonal.sum())
+    total = float(whole.sum())
     captured = min(1.0, float(within.sum()) / total) if total else 1.0
-    return _Curvature(factor, np.maximum(diagonal - within, 0), captured, int(np.sum(~pairs.converged[kept])))
+    return _Curvature(factor, np.maximum(whole - within, 0), captured, int(np.sum(~pairs.converged[kept])), error)
 
 
 def _diagonal(net: _Net) -> FloatArray:
@@ -248,8 +257,8 @@ def _diagonal(net: _Net) -> FloatArray:
         for block in net.outputs.blocks(*z.shape):
             rows = net.outputs.rows([each[block] for each in tensors], factors[block])
             total += np.einsum("bcd,bcd->d", rows, rows, dtype=np.float64)
-    diagonal: FloatArray = total / net.denominator
-    return diagonal
+    mean: FloatArray = total / net.denominator
+    return mean
 
 
 def _curvature_roots(family: str, z: FloatArray) -> FloatArray:
@@ -302,6 +311,12 @@ def _caveats(model: Model, loss: EmpiricalLoss, curvature: _Curvature) -> Iterat
             "rank-too-small",
             f"the {counted(len(curvature.factor), 'eigenpair')} hold {100 * curvature.captured:.0f} % of the trace; of "
             "the others only the diagonal is in the precision. A larger `rank` takes in more.",
+        )
+    if curvature.error:
+        yield Note(
+            "diagonal-estimated",
+            f"the diagonal is estimated from {_PRODUCTS} random products, to {100 * curvature.error:.0f} % of its "
+            "norm.",
         )
     if curvature.unconverged:
         yield Note(
