@@ -14,7 +14,7 @@ from sdkeras.results.arrays import Array, FloatArray
 _BLOCK = 2**16
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, slots=False)
 class DiagonalPlusLowRank:
     """P = diag(d) + V'V, d > 0.
 

@@ -17,7 +17,7 @@ from sdkeras.results.arrays import Array, FloatArray
 _STRIDE, _FARTHEST = 2.0, 80.0
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, slots=False)
 class Evidence:
     """The net on its data: the sums that the marginal likelihood is made of.
 

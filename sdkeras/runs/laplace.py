@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import attrs
 import keras
@@ -85,7 +85,7 @@ def laplace(  # noqa: PLR0913  # public: each argument is one that a user names
             each example, or its weights are all 0.
         DataError: Data that do not fit, negative sample weights, or residuals of 0 without a noise variance.
         NonFiniteError: Weights, loss or derivatives hold NaN or infinity.
-        ValueError: A rank, prior precision or noise variance that is none.
+        ValueError: A rank, prior precision, noise variance or dtype that is none.
 
     Example:
         With one weight, y = w x and unit noise, the posterior of Bayesian linear regression: its precision is
@@ -104,6 +104,8 @@ def laplace(  # noqa: PLR0913  # public: each argument is one that a user names
     """
     if not is_number(rank, whole=True) or rank < 1:
         raise ValueError(f"rank is {rank!r}; it must be a whole number of eigenpairs, at least 1.")
+    if dtype not in get_args(Precision):
+        raise ValueError(f"dtype must be {' or '.join(map(repr, get_args(Precision)))}, got {dtype!r}.")
     check_positive("prior_precision", prior_precision)
     check_positive("noise_variance", noise_variance)
     check_model(model, needs_loss=True)

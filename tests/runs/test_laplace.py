@@ -196,7 +196,7 @@ def test_the_predictive_is_that_of_the_linearised_net(
     assert 0.3 < np.max(apart) < 5
 
 
-def test_one_binary_target_against_quadrature_and_a_softmax_layer_against_logits() -> None:
+def test_one_binary_target_against_quadrature() -> None:
     y = (Y > 0)[:, None].astype(float)
     model = compiled(keras.Input((6,)), layers.Dense(1, "sigmoid"), loss="binary_crossentropy")
     result = laplace(model, (X, y), prior_precision=1.0)
@@ -278,6 +278,7 @@ def test_wrong_numbers_are_refused() -> None:
     model = compiled(keras.Input((6,)), layers.Dense(3))
     for options, words in (
         ({"rank": 0}, "rank is 0"),
+        ({"dtype": "mixed_bfloat16"}, "dtype must be 'float32' or 'float64'"),
         ({"prior_precision": -1.0}, "prior_precision is -1.0; it must be positive"),
         ({"noise_variance": float("nan")}, "noise_variance is nan"),
         ({"noise_variance": 1.0}, "which only squared error has"),
