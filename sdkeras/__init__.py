@@ -46,7 +46,9 @@ if TYPE_CHECKING:
     from sdkeras.runs.analyze import analyze
     from sdkeras.runs.critical import critical
     from sdkeras.runs.landscape import landscape
+    from sdkeras.runs.laplace import laplace
     from sdkeras.runs.lyapunov import lyapunov
+    from sdkeras.runs.posterior import Laplace
     from sdkeras.runs.track import track
     from sdkeras.training_step.flow import TrainingFlow
     from sdkeras.training_step.map import UpdateMap
@@ -63,6 +65,7 @@ __all__ = [
     "GaussNewtonOperator",
     "HessianOperator",
     "LandscapeRun",
+    "Laplace",
     "LinearMap",
     "LyapunovExponents",
     "LyapunovRun",
@@ -82,6 +85,7 @@ __all__ = [
     "eigenpairs_estimator",
     "get_estimator",
     "landscape",
+    "laplace",
     "lyapunov",
     "lyapunov_estimator",
     "sharpness_dimension",
@@ -102,6 +106,7 @@ _HOME = {
     "GaussNewtonOperator": "sdkeras.operators.gauss_newton",
     "HessianOperator": "sdkeras.operators.hessian",
     "LandscapeRun": "sdkeras.results.answers",
+    "Laplace": "sdkeras.runs.posterior",
     "LinearMap": "sdkeras.linalg.operators",
     "LyapunovExponents": "sdkeras.results.estimates",
     "LyapunovRun": "sdkeras.results.answers",
@@ -120,6 +125,7 @@ _HOME = {
     "eigenpairs_estimator": "sdkeras.estimators.kinds",
     "get_estimator": "sdkeras.estimators.registry",
     "landscape": "sdkeras.runs.landscape",
+    "laplace": "sdkeras.runs.laplace",
     "lyapunov": "sdkeras.runs.lyapunov",
     "lyapunov_estimator": "sdkeras.estimators.kinds",
     "sharpness_dimension": "sdkeras.dimension.sharpness",

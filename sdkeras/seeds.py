@@ -30,6 +30,7 @@ class Stream(enum.IntEnum):
     RANGE = 26  # of an operator of low rank
     TARGETS = 27  # drawn from a model's predictions, by data, draw and output
     GRIDS = 28
+    PREDICTIONS = 30  # draws of a model's outputs, by block of examples
 
 
 def generator(seed: int, stream: Stream, *indices: int) -> np.random.Generator:

@@ -60,10 +60,10 @@ sys.exit(failed)
 PUBLIC = {
     "sdkeras": (
         "Analysis Comparison CriticalRun DiagonalEstimate Eigenpairs EmpiricalLoss FisherOperator "
-        "GaussNewtonOperator HessianOperator LandscapeRun LinearMap LyapunovExponents LyapunovRun "
+        "GaussNewtonOperator HessianOperator LandscapeRun Laplace LinearMap LyapunovExponents LyapunovRun "
         "OperatorBatch SdkerasError SingularValues Spectrum SymmetricOperator TangentFlow TraceEstimate "
         "TrainingFlow UpdateMap analyze compare critical diagonal eigenpairs_estimator get_estimator "
-        "landscape lyapunov lyapunov_estimator sharpness_dimension singular_values_estimator "
+        "landscape laplace lyapunov lyapunov_estimator sharpness_dimension singular_values_estimator "
         "spectrum_estimator trace_estimator track"
     ),
     "sdkeras.callbacks": "SharpnessDimension",
