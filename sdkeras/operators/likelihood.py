@@ -22,6 +22,18 @@ _FAMILIES = {
 }
 
 
+class NoLikelihoodError(ModelError):
+    """The loss is no negative log-likelihood that is known here; `why` is the sentence without the advice."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            f"{why} (categorical, sparse and binary cross-entropy are, of logits or on a softmax or sigmoid layer, and "
+            "mean squared error), so that its Fisher matrix is not known; take its Gauss-Newton matrix "
+            "(GaussNewtonOperator(loss)), or kind='empirical'."
+        )
+        self.why = why
+
+
 @attrs.frozen
 class Likelihood:
     """The distribution of the targets of one compiled loss.
@@ -104,29 +116,19 @@ def likelihood_of(
     function = getattr(loss, "fn", None)
     family = _FAMILIES.get(function, "") if type(loss).__module__.startswith("keras.") else ""
     if not family:
-        raise ModelError(_refusal(f"the loss {loss.name} is no negative log-likelihood that sdkeras knows"))
+        raise NoLikelihoodError(f"the loss {loss.name} is no negative log-likelihood that sdkeras knows")
     name = "values" if family == "gaussian" or "logits" not in read else "logits"
     logits_known = family == "gaussian" or name == "logits" or bool(options.get("from_logits"))
     if list(read) != [name] or not logits_known:
-        raise ModelError(
-            _refusal(
-                f"the loss {loss.name} reads probabilities that are not those of a softmax or sigmoid layer, and of "
-                "logits alone it is known as a likelihood"
-            )
+        raise NoLikelihoodError(
+            f"the loss {loss.name} reads probabilities that are not those of a softmax or sigmoid layer, and of logits "
+            "alone it is known as a likelihood"
         )
     z, smoothing, ignored = read[name], float(options.get("label_smoothing") or 0.0), options.get("ignore_class")
     if options.get("axis", -1) not in (-1, z.shape.rank - 1):
-        raise ModelError(_refusal(f"the classes of the loss {loss.name} are not along the last axis"))
+        raise NoLikelihoodError(f"the classes of the loss {loss.name} are not along the last axis")
     place = next((k for k, tensor in enumerate(tensors) if tensor is y_true), None)
     if place is None:
-        raise ModelError(_refusal(f"the targets of the loss {loss.name} are not an array of the data"))
+        raise NoLikelihoodError(f"the targets of the loss {loss.name} are not an array of the data")
     sparse = function is keras.losses.sparse_categorical_crossentropy
     return Likelihood(family, sparse, smoothing, ignored, place), z
-
-
-def _refusal(why: str) -> str:
-    return (
-        f"{why} (categorical, sparse and binary cross-entropy are, of logits or on a softmax or sigmoid layer, and "
-        "mean squared error), so that its Fisher matrix is not known; take its Gauss-Newton matrix "
-        "(GaussNewtonOperator(loss)), or kind='empirical'."
-    )

@@ -19,6 +19,7 @@ from sdkeras.linalg.diagonal import diagonal
 from sdkeras.operators import minibatches
 from sdkeras.operators.batch_loss import Batch
 from sdkeras.operators.fisher import ExactEngine, FisherOperator
+from sdkeras.operators.likelihood import NoLikelihoodError
 from sdkeras.operators.loss import EmpiricalLoss, check_model
 from sdkeras.operators.outputs import Outputs
 from sdkeras.results.arrays import Array, FloatArray, is_number
@@ -161,10 +162,9 @@ class _Net:
         assert isinstance(engine, ExactEngine)
         try:
             known = engine.outputs(batch)
-        except ModelError as error:
-            why, _, _ = str(error).partition(", so that its Fisher matrix")
+        except NoLikelihoodError as error:
             raise ModelError(
-                f"{why}. A Laplace posterior is made of a likelihood: compile the model with the one it was trained "
+                f"{error.why}. A Laplace posterior is made of a likelihood: compile the model with the one it was trained "
                 "with, or look at its curvature alone (GaussNewtonOperator)."
             ) from error
         (likelihood, z), *more = known

@@ -96,7 +96,7 @@ def test_the_answer_is_saved_shown_and_drawn(along_eigenvectors: sdkeras.Landsca
     assert "The loss in a plane" in page
     axes = sdkeras.plot.landscape(along_eigenvectors)
     assert axes.get_xlabel() == "along eigenvector 1"
-    with pytest.raises(SdkerasError, match="of a record of type LandscapeRun"):
+    with pytest.raises(SdkerasError, match="of type LandscapeRun, got int"):
         sdkeras.plot.landscape(1)
     assert "landscape.axes.0.eigenvalue.value" in along_eigenvectors.summary().index
 
