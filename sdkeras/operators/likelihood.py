@@ -110,7 +110,7 @@ def likelihood_of(
         read: What the loss reads of the outputs: 'values' of the model, 'logits' that Keras keeps with them.
 
     Raises:
-        ModelError: The loss is no likelihood that is known here.
+        NoLikelihoodError: The loss is none that is known here.
     """
     options = getattr(loss, "_fn_kwargs", {})
     function = getattr(loss, "fn", None)

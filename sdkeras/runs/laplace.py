@@ -164,8 +164,8 @@ class _Net:
             known = engine.outputs(batch)
         except NoLikelihoodError as error:
             raise ModelError(
-                f"{error.why}. A Laplace posterior is made of a likelihood: compile the model with the one it was trained "
-                "with, or look at its curvature alone (GaussNewtonOperator)."
+                f"{error.why}. A Laplace posterior is made of a likelihood: compile the model with the one that it was "
+                "trained with, or look at its curvature alone (GaussNewtonOperator)."
             ) from error
         (likelihood, z), *more = known
         if more or likelihood.ignored is not None:
