@@ -16,6 +16,9 @@ from sdkeras_cli import options
 from sdkeras_cli.options import COUNT
 from sdkeras_cli.output import say, say_written
 
+# Failed runs whose reasons are said.
+_SHOWN = 5
+
 if TYPE_CHECKING:
     from sdkeras.study.runner import Finished
 
@@ -98,9 +101,12 @@ def command(
     after = run_study(study, out, code=code, jobs=jobs, retry=retry, backend=backend, progress=tell, notice=notice)
     if not quiet:
         click.echo(_standing(after))
-        failed = sum(each.state == FAILED for each in after.runs)
+        failed = [each for each in after.runs if each.state == FAILED]
+        for each in failed[:_SHOWN]:
+            say(f"{each.run.name} failed: {'' if each.failure is None else each.failure.words}")
         if failed:
-            click.echo(f"{failed} failed; the reasons are in the table. --retry runs them again.")
+            more = f"; {len(failed) - _SHOWN:,} more as `--dry-run` lists them" if len(failed) > _SHOWN else ""
+            say(f"{len(failed):,} failed{more}. --retry runs them again.")
         say_written([out])
         if sum(each.state == DONE for each in after.runs) > 1:
             click.echo(f"next: sdkeras study correlate {click.format_filename(out)}")

@@ -30,8 +30,8 @@ def diagonal(
     hutchinson: the mean of z * (A z), entry by entry, over `num_products` random signs z. Entry k has the variance of
     the squares of A's other entries in its row, over the number of probes. xdiag: half of the products finds the
     dominant range Q of A, the other half its exact share diag(Q Q'A), and each probe, left out of Q in turn, corrects
-    what is left: far better where the eigenvalues decay. Where half of the products do for the whole space, or for the
-    range of A, the diagonal is exact.
+    what is left: far better where the eigenvalues decay, and exact where half of the products do for the range of A.
+    With as many products as A has columns either is exact.
 
     Vectors are NumPy arrays, wherever the operator computes; XDiag keeps as many as `num_products`.
 
@@ -67,11 +67,11 @@ def diagonal(
         raise ValueError(
             f"num_products is {num_products!r}; {method} needs a whole number of at least {_FEWEST[method]}."
         )
+    if num_products >= operator.size:
+        return DiagonalEstimate(np.diagonal(operator.as_matrix()), np.zeros(operator.size), operator.size, seed)
     if method == "hutchinson":
         return _estimate(_hutchinson(operator, num_products, seed), num_products, seed)
     half = num_products // 2
-    if half >= operator.size:
-        return DiagonalEstimate(np.diagonal(operator.as_matrix()), np.zeros(operator.size), operator.size, seed)
     probes = rademacher_probes(operator.size, half, seed=seed, dtype=operator.dtype)
     sketch = Sketch.of(operator, probes)
     within = np.einsum("kn,kn->n", sketch.basis, sketch.images, dtype=np.float64)

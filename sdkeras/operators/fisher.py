@@ -11,7 +11,7 @@ import attrs
 import tensorflow as tf
 
 from sdkeras import seeds
-from sdkeras.errors import DataError, ModelError
+from sdkeras.errors import DataError, ModelError, instance
 from sdkeras.files.keras_types import Compiled, Loss, Tensor
 from sdkeras.linalg.vectors import finite
 from sdkeras.operators import denominators, verification
@@ -262,7 +262,8 @@ class FisherOperator(GaussNewtonOperator):
         workers: int = 1,
         memory: float | None = None,
     ) -> None:
-        _check(kind, draws)
+        instance(loss, "loss", EmpiricalLoss)
+        _check(kind, draws, seed)
         if kind != "exact":
             _require_positive_weights(loss)
         engine, batches = loss.engine(product_mode, _ENGINES[kind]), list(loss.batches)
@@ -285,11 +286,13 @@ class FisherOperator(GaussNewtonOperator):
         return super()._over(batches, engine=engine, **changes)
 
 
-def _check(kind: str, draws: int) -> None:
+def _check(kind: str, draws: int, seed: int) -> None:
     if kind not in KINDS:
         raise ValueError(f"kind must be {', '.join(map(repr, KINDS[:-1]))} or {KINDS[-1]!r}, got {kind!r}.")
     if not is_number(draws, whole=True) or draws < 1:
         raise ValueError(f"draws is {draws!r}; it must be a whole number, at least 1.")
+    if not is_number(seed, whole=True) or seed < 0:
+        raise ValueError(f"seed is {seed!r}; it must be a whole number, at least 0.")
     if draws > 1 and kind != "monte-carlo":
         raise ValueError(f"draws={draws} are of kind='monte-carlo'; kind={kind!r} draws no targets.")
 

@@ -54,7 +54,11 @@ class Outputs:
         except (TypeError, ValueError) as error:
             raise DataError("x has another structure than the inputs of the data; give inputs as `fit` got.") from error
         arrays = [np.asarray(each) for each in tf.nest.flatten(x)]
-        lengths = {len(each) if each.ndim else 0 for each in arrays}
+        for each in arrays:
+            if each.ndim == 0 or each.dtype.kind == "O":
+                kind = type(x).__name__ if each.ndim == 0 else "objects"
+                raise DataError(f"x must be an array of examples, got {kind}; give inputs as `fit` got them.")
+        lengths = {len(each) for each in arrays}
         if len(lengths) != 1 or lengths == {0}:
             raise DataError(f"the inputs have {sorted(lengths)} examples; give at least one, of each input as many.")
         for each in arrays:

@@ -38,12 +38,12 @@ def verdict_of(run: CriticalRun) -> str:
     step, ratio = run.critical, run.critical.ratio
     of = " (median over minibatches)" if step.num_minibatches is not None else ""
     if step.outcome == "no step":
-        return "No critical learning rate: the gradient or the update is 0, so that the step changes nothing."
+        return "No critical learning rate: the gradient is 0, or the update is, to the rounding of the weights."
     if step.outcome == "ascent":
-        return (
-            "The critical learning rate is 0: the update leads uphill, and the loss rises along it from the start "
-            "(a velocity or a weight decay that outweighs the gradient)."
-        )
+        why = "a velocity or a weight decay that outweighs the gradient"
+        if run.optimizer.learning_rate < 0:
+            why = f"the learning rate {number(run.optimizer.learning_rate)} is negative"
+        return f"The critical learning rate is 0: the update leads uphill, and the loss rises along it at once ({why})."
     rate = "" if step.learning_rate is None else f" {shown(step.learning_rate, step.outcome)}"
     if ratio is None:
         return "No critical learning rate: the search gave none."

@@ -82,7 +82,7 @@ def _ball(worst: WorstCase) -> str:
 
 
 def _worst_in_words(worst: WorstCase) -> str:
-    beside = "" if worst.second_order is None else f"; a quadratic loss would rise by {number(worst.second_order, 3)}"
+    beside = "" if worst.second_order is None else f"; the quadratic model by {number(worst.second_order, 3)} at least"
     name = "adaptive sharpness" if worst.kind == "adaptive" else "SAM's sharpness"
     return f"Within {_ball(worst)} the loss rises by at least {number(worst.increase, 3)} ({name}{beside})."
 

@@ -261,9 +261,12 @@ def _steps_per_epoch(step: UpdateMap) -> int:
 
 def _too_early(flow: _Watched, settings: LyapunovOptions) -> str:
     more = "seconds (`time_limit`)" if flow.reason == TIME else "Hessian-vector products (`max_hvps`)"
+    discarded, shorter = "", ""
+    if settings.transient:
+        discarded, shorter = f" (the first {settings.transient:,} are discarded)", ", or a shorter transient"
     return (
-        f"{flow.reason} ended it after step {flow.index:,}, before a step was measured (the first "
-        f"{settings.transient:,} are discarded); give more {more}, or a shorter transient."
+        f"{flow.reason} ended it after step {flow.index:,}, before a step was measured{discarded}; give more "
+        f"{more}{shorter}."
     )
 
 

@@ -470,6 +470,8 @@ def box_counting_dimension(points: ArrayLike, *, seed: int = 0) -> BoxCountingDi
     undetermined = BoxCountingDimension(num_points=len(rows), seed=seed)
     if extent == 0:
         return attrs.evolve(undetermined, value=0.0, interval=(0.0, 0.0), stderr=0.0, model_error=0.0)
+    if len(rows) < 2 ** (_COARSEST + _FEWEST_SCALES):
+        return attrs.evolve(undetermined, reason=_few_points(len(rows), 0))
     generator = seeds.generator(seed, seeds.Stream.GRIDS)
     unit = (generator.permutation(rows) - rows.min(axis=0)) / extent
     counts = np.array([_boxes(unit + generator.random(unit.shape[1])) for _ in range(_GRIDS)])
@@ -477,10 +479,7 @@ def box_counting_dimension(points: ArrayLike, *, seed: int = 0) -> BoxCountingDi
     usable = np.append(missed[_COARSEST:] <= _MOST_MISSED, False)
     last = _COARSEST + int(np.argmin(usable))
     if last - _COARSEST < _FEWEST_SCALES:
-        reason = (
-            f"{len(rows):,} points find the boxes of {counted(last - _COARSEST, 'scale')}, and a line through "
-            f"their numbers takes {_FEWEST_SCALES}; give more points."
-        )
+        reason = _few_points(len(rows), last - _COARSEST)
         return attrs.evolve(undetermined, reason=reason)
     scales = np.arange(_COARSEST, last)
     found = np.log(counts[:, 0, scales])
@@ -499,6 +498,13 @@ def box_counting_dimension(points: ArrayLike, *, seed: int = 0) -> BoxCountingDi
         model_error=model_error,
         sizes=extent * 0.5 ** scales.astype(np.float64),
         log_counts=logs.mean(axis=0),
+    )
+
+
+def _few_points(count: int, scales: int) -> str:
+    return (
+        f"{counted(count, 'point')} find the boxes of {counted(scales, 'scale')}, and a line through their numbers "
+        f"takes {_FEWEST_SCALES}; give more points."
     )
 
 

@@ -75,3 +75,12 @@ def test_wrong_arguments_are_named() -> None:
         sdkeras.diagonal(source, "exact")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="num_products is 3; xdiag needs"):
         sdkeras.diagonal(source, num_products=3)
+
+
+@pytest.mark.parametrize("method", ["xdiag", "hutchinson"])
+def test_as_many_products_as_columns_give_the_diagonal(method: str) -> None:
+    matrix = np.random.default_rng(0).standard_normal((9, 9))
+    matrix += matrix.T
+    found = sdkeras.diagonal(DenseOperator(matrix), method, num_products=9)
+    np.testing.assert_allclose(found.values, np.diag(matrix), rtol=0, atol=1e-12)
+    assert (found.num_matvecs, found.stderr.max()) == (9, 0.0)

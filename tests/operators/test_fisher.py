@@ -9,7 +9,7 @@ import scipy.linalg
 import scipy.special
 
 import sdkeras
-from sdkeras.errors import DataError, ModelError, VerificationError
+from sdkeras.errors import DataError, ModelError, SdkerasError, VerificationError
 from sdkeras.operators import fisher
 from small_losses import CE, X, Y, compiled, dense, mlp
 
@@ -278,3 +278,16 @@ def test_a_regularizer_of_all_weights_is_no_low_rank() -> None:
     split = sdkeras.GaussNewtonOperator(loss_of(compiled(keras.Input((12,)), regularized), (x, Y[:4]))).reduced()
     assert split is not None  # by the first layer's inputs
     assert split.eigenvalue == pytest.approx(1.0)
+
+
+def test_arguments_of_another_kind_are_named() -> None:
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    with pytest.raises(
+        SdkerasError, match=r"loss must be of type EmpiricalLoss, got Sequential; sdkeras.EmpiricalLoss"
+    ):
+        sdkeras.FisherOperator(model)
+    loss = sdkeras.EmpiricalLoss(model, (np.ones((4, 2)), np.ones((4, 1))))
+    for seed in (-1, 0.5):
+        with pytest.raises(ValueError, match=f"seed is {seed}; it must be a whole number"):
+            sdkeras.FisherOperator(loss, "monte-carlo", seed=seed)

@@ -257,3 +257,9 @@ def test_box_counting_of_few_points_and_of_one_place() -> None:
     for wrong in ([[np.nan, 0.0], [1.0, 1.0]], [[1.0, 2.0]], "points"):
         with pytest.raises(SdkerasError):
             box_counting_dimension(wrong)
+
+
+@pytest.mark.parametrize("count", [2, 3, 127])
+def test_boxes_of_a_handful_of_points_are_undetermined(count: int) -> None:
+    found = box_counting_dimension(points(count, 2))
+    assert (found.value, f"{count} points find the boxes of 0 scales" in found.reason) == (None, True)
