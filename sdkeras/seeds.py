@@ -33,9 +33,20 @@ class Stream(enum.IntEnum):
     PREDICTIONS = 30  # draws of a model's outputs, by block of examples
 
 
+def checked(seed: int) -> int:
+    """The seed, which must be a whole number of at least 0.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise ValueError(f"seed is {seed!r}; it must be a whole number, at least 0.")
+    return int(seed)
+
+
 def generator(seed: int, stream: Stream, *indices: int) -> np.random.Generator:
     """The generator of one stream, and of one of its parts where it has several."""
-    return np.random.default_rng([seed, int(stream), *indices])
+    return np.random.default_rng([checked(seed), int(stream), *indices])
 
 
 def seed_of_run(seed: int, index: int, probe: int = 0) -> int:

@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
+from sdkeras import seeds
 from sdkeras.linalg.leave_one_out import Sketch
 from sdkeras.linalg.operators import SymmetricOperator
 from sdkeras.linalg.probes import rademacher_probes
@@ -61,6 +62,7 @@ def diagonal(
     """
     if not isinstance(operator, SymmetricOperator):
         raise TypeError(f"diagonal takes a SymmetricOperator, got {type(operator).__name__}.")
+    seeds.checked(seed)
     if method not in METHODS:
         raise ValueError(f"method must be {' or '.join(map(repr, METHODS))}, got {method!r}.")
     if not is_number(num_products, whole=True) or num_products < _FEWEST[method]:

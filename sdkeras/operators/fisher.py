@@ -291,8 +291,7 @@ def _check(kind: str, draws: int, seed: int) -> None:
         raise ValueError(f"kind must be {', '.join(map(repr, KINDS[:-1]))} or {KINDS[-1]!r}, got {kind!r}.")
     if not is_number(draws, whole=True) or draws < 1:
         raise ValueError(f"draws is {draws!r}; it must be a whole number, at least 1.")
-    if not is_number(seed, whole=True) or seed < 0:
-        raise ValueError(f"seed is {seed!r}; it must be a whole number, at least 0.")
+    seeds.checked(seed)
     if draws > 1 and kind != "monte-carlo":
         raise ValueError(f"draws={draws} are of kind='monte-carlo'; kind={kind!r} draws no targets.")
 

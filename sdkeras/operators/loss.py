@@ -135,6 +135,7 @@ class EmpiricalLoss:
         _check_choice("mode", mode, MODES)
         _check_choice("dtype", dtype, PRECISIONS)
         _check_choice("jit", jit, JIT)
+        seeds.checked(seed)
         source = (
             data
             if isinstance(data, minibatches.Source)

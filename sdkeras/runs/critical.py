@@ -10,6 +10,7 @@ import attrs
 import numpy as np
 
 from sdkeras.dimension.critical import FirstRise, first_rise, median_interval
+from sdkeras.errors import ModelError, counted
 from sdkeras.files.keras_types import Data, Model
 from sdkeras.linalg.memory import peak_memory
 from sdkeras.operators.batch_loss import Batch
@@ -32,6 +33,8 @@ from sdkeras.training_step.update import Update, stored_update
 _DOUBLINGS = 4
 # A forward pass in gradients.
 _FORWARD = 0.4
+# Share of an update, by its length, that may be the rounding of the weights.
+_LOST = 0.3
 # Relative rounding of activations in bfloat16.
 _BFLOAT16 = 2.0**-8
 
@@ -86,7 +89,7 @@ def critical(model: Model, data: Data, options: CriticalOptions) -> CriticalRun:
     tell = options.tell or (lambda _: None)
     tell(Progress("reading the model and the data", 0))
     training = read_training(model, data, options, num_samples=options.samples)
-    loss = training.loss
+    loss, rate = training.loss, training.optimizer_info().learning_rate
     with loss.devices.scope():
         update = stored_update(
             loss,
@@ -104,11 +107,10 @@ def critical(model: Model, data: Data, options: CriticalOptions) -> CriticalRun:
                 of = "all the data" if options.minibatches is None else f"minibatch {index + 1:,}"
                 tell(Progress(f"critical learning rate, {of}", 0))
                 batches = loss.batches if options.minibatches is None else update.on_minibatch(loss, index)
-                rises.append(_searched(update, loss, batches, options.tolerance))
+                rises.append(_searched(update, loss, batches, options.tolerance, rate))
         if not rises:
             raise KeyboardInterrupt
     partial = options.minibatches is not None and len(rises) < options.minibatches
-    rate = training.optimizer_info().learning_rate
     summary = _summary(rises, rate if rate > 0 else math.nan, options, update)
     return CriticalRun(
         provenance=provenance(loss, seed=options.seed, num_hvps=0, started=started),
@@ -150,12 +152,17 @@ def plan(model: Model, data: Data, options: CriticalOptions) -> LossPlan:
     )
 
 
-def _searched(update: Update, loss: EmpiricalLoss, batches: Sequence[Batch], tolerance: float) -> _Rise:
+def _searched(update: Update, loss: EmpiricalLoss, batches: Sequence[Batch], tolerance: float, rate: float) -> _Rise:
     direction, point = update.along(batches), update.step.point
+    if direction.rounding > _LOST:
+        raise ModelError(
+            f"at the learning rate {rate:.3g} the optimizer's update is lost in the rounding of the weights to "
+            f"{loss.dtype}; take `dtype='float64'` or a larger `learning_rate`."
+        )
     before = loss.value_on(batches, point)
     rounding = float(np.finfo(loss.dtype).eps)
     if loss.function.is_mixed:
-        rounding = max(rounding, _BFLOAT16 / math.sqrt(sum(batch.num_examples for batch in batches)))
+        rounding = max(rounding, _BFLOAT16)  # that of the weights is the same for all examples
 
     def loss_at(factor: float) -> float:
         return loss.value_on(batches, point + factor * direction.update)
@@ -232,6 +239,6 @@ def _caveats(rises: Sequence[_Rise], summary: CriticalStep, update: Update, trai
         words = "the model draws at random in training mode: the same draw of each batch before and after the step."
         notes.append(Note("held-fixed", words))
     if summary.num_minibatches is not None and summary.num_minibatches < 6:
-        words = f"{summary.num_minibatches} minibatches: the median has no interval, which needs six."
+        words = f"{counted(summary.num_minibatches, 'minibatch', 'minibatches')}: the median has no interval, which needs six."
         notes.append(Note("few-minibatches", words))
     return tuple(notes)

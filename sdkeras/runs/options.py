@@ -810,6 +810,8 @@ class LyapunovOptions(EstimationOptions):
 # Kinds of directions; a trajectory has its file after a colon.
 DIRECTIONS = ("eigenvectors", "random", "step")
 _TRAJECTORY = "trajectory:"
+# Beyond any loss that a picture shows.
+_MOST_SPAN = 1e6
 # Points along each axis, by the number of axes.
 _POINTS = {1: 41, 2: 21}
 
@@ -850,7 +852,7 @@ class LandscapeOptions(EstimationOptions):
     span: float | None = option(
         None,
         "How far to each side, in units of the directions; by default by their kind.",
-        _FINITE,
+        must("positive, at most 1e6", lambda value: is_number(value) and 0 < value <= _MOST_SPAN),
         more="Eigenvectors and components have length 1 (by default as far as the quadratic model adds the loss once "
         "more, or as the trajectory goes), the step is itself (default 4), and random directions are as long as all "
         "the weights (default 1).",

@@ -486,7 +486,7 @@ def box_counting_dimension(points: ArrayLike, *, seed: int = 0) -> BoxCountingDi
     logs = found - np.log1p(-missed[scales])
     slopes, errors = _lines(scales, logs)
     lines = slopes, _lines(scales, logs, with_boundary=False)[0], _lines(scales, found)[0]
-    value, without_boundary, of_found = (float(each.mean()) for each in lines)
+    value, without_boundary, of_found = (max(0.0, float(each.mean())) for each in lines)
     stderr = math.hypot(slopes.std(ddof=1), errors.mean()) / math.sqrt(_GRIDS)
     model_error = max(abs(value - without_boundary), abs(value - of_found))
     half = 2 * stderr + model_error

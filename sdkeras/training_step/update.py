@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import attrs
+import numpy as np
 import tensorflow as tf
 
 from sdkeras.files.keras_types import Optimizer, Tensor
-from sdkeras.linalg.vectors import dot, finite
+from sdkeras.linalg.vectors import dot, finite, norm
 from sdkeras.operators import verification as checks
 from sdkeras.operators.batch_loss import Batch
 from sdkeras.operators.engine import Engine
@@ -26,10 +28,13 @@ class Direction:
     Attributes:
         update: Weights after the step minus weights before, shape [n].
         slope: The batches' gradient times the update: what the step would change the loss by if that were linear.
+        rounding: What the rounding of the weights after the step may be off, relative to the update; infinite where it
+            is all that is left of an update.
     """
 
     update: Tensor
     slope: float
+    rounding: float
 
 
 @attrs.frozen(eq=False)
@@ -68,9 +73,13 @@ class Update:
         step = attrs.evolve(self.step, batches=batches)
         gradient = step.gradient
         update = finite(step.next_state()[: step.num_weights] - step.point, "the update")
+        slopes = [gradient.values]
         if gradient.rows:  # row by row, for the optimizer alone
-            return Direction(update, sum(dot(self.engine.gradient(step.point, batch), update) for batch in batches))
-        return Direction(update, dot(gradient.values, update))
+            slopes = [self.engine.gradient(step.point, batch) for batch in batches]
+        length, error = norm(update), 0.5 * float(np.finfo(step.point.dtype.as_numpy_dtype).eps) * norm(step.point)
+        lost = math.inf if any(norm(each) for each in slopes) else 0.0
+        rounding = error / length if length else lost
+        return Direction(update, sum(dot(each, update) for each in slopes), rounding)
 
 
 def training_batches(loss: EmpiricalLoss, microbatches: int, index: int) -> list[Batch]:

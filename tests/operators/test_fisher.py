@@ -291,3 +291,7 @@ def test_arguments_of_another_kind_are_named() -> None:
     for seed in (-1, 0.5):
         with pytest.raises(ValueError, match=f"seed is {seed}; it must be a whole number"):
             sdkeras.FisherOperator(loss, "monte-carlo", seed=seed)
+        with pytest.raises(ValueError, match=f"seed is {seed}; it must be a whole number"):
+            sdkeras.diagonal(sdkeras.HessianOperator(loss), seed=seed)
+        with pytest.raises(ValueError, match=f"seed is {seed}; it must be a whole number"):
+            sdkeras.laplace(model, (np.ones((4, 2)), np.ones((4, 1))), seed=seed)

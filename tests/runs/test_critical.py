@@ -45,6 +45,18 @@ def test_sgd_on_a_quadratic_is_past_twice_the_inverse_curvature_along_the_gradie
     assert everything(model) == before
 
 
+def test_an_update_that_rounding_takes_is_refused_and_one_above_it_is_right() -> None:
+    """In float32 weights of size 1 move in steps of 6e-8 to 1.2e-7; the critical rate does not depend on the rate."""
+    model, data = quadratic(CURVATURES, keras.optimizers.SGD(0.01))
+    _, g, hessian = parts(model, data)
+    eta = 2 * g @ g / (g @ hessian @ g)
+    low, high = sdkeras.critical(model, data, learning_rate=1e-4).critical.learning_rate.interval
+    assert low <= eta <= high
+    for rate in (1e-9, 1e-30):
+        with pytest.raises(ModelError, match="is lost in the rounding of the weights to float32"):
+            sdkeras.critical(model, data, learning_rate=rate)
+
+
 def test_momentum_and_decay_are_in_the_update() -> None:
     rate, beta, decay = 0.125, 0.5, 0.25
     optimizer = keras.optimizers.SGD(rate, momentum=beta, weight_decay=decay)
