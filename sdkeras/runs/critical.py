@@ -239,6 +239,7 @@ def _caveats(rises: Sequence[_Rise], summary: CriticalStep, update: Update, trai
         words = "the model draws at random in training mode: the same draw of each batch before and after the step."
         notes.append(Note("held-fixed", words))
     if summary.num_minibatches is not None and summary.num_minibatches < 6:
-        words = f"{counted(summary.num_minibatches, 'minibatch', 'minibatches')}: the median has no interval, which needs six."
+        few = counted(summary.num_minibatches, "minibatch", "minibatches")
+        words = f"{few}: the median has no interval, which needs six."
         notes.append(Note("few-minibatches", words))
     return tuple(notes)
