@@ -123,7 +123,9 @@ def agree(device: Any, host: Any, eps: float, scale: float = 1.0) -> None:
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=100 * eps * scale * max(1.0, np.max(np.abs(theirs))))
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(each, marks=pytest.mark.slow) if each == "exact" else each for each in ESTIMATORS]
+)
 def test_device_kernels_give_the_hosts_numbers(name: str, there: HessianOperator, here: HessianOperator) -> None:
     eps = float(np.finfo(np.float32).eps)
     device, host = (ESTIMATORS[name].estimate(operator, seed=1) for operator in (there, here))
