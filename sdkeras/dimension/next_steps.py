@@ -43,6 +43,8 @@ MOST_OF_IT = 0.8
 FRACTION, NEAR = 0.5, 1.4
 # Half-width of SD's interval over the codimension, in dimensions at least; and the tolerance to ask for then.
 WIDE, FLOOR, NARROW = 0.1, 0.5, 0.05
+# eta times the largest eigenvalue from which on float64 tells the factors from 1, with some digits.
+RESOLVED = 1e-12
 # Share of minibatches whose gradient is 0.
 SKIPPED = 0.5
 # Of a layer's eigenvalue and trace beside the largest ones: rounding in float32, and no curvature.
@@ -438,13 +440,15 @@ def undetermined(run: Analysis) -> NextStep | None:
     peak, rate = run.optimizer.peak_learning_rate, run.optimizer.learning_rate
     rated: dict[str, Value] = {"learning_rate": "peak"} if peak is not None and peak > rate else {}
     if "unresolved-rate" in codes:
+        largest = run.hessian.largest
+        resolves = run.provenance.dtype != "float64" and largest is not None and rate * largest.value > RESOLVED
         message = (
-            f"Take a larger rate or double precision: at {rate:.3g} every factor |1 - eta*alpha| is 1 to rounding, and "
-            "the dimension is anything between 0 and all directions"
+            f"Take a larger rate{' or double precision' if resolves else ''}: at {rate:.3g} every factor "
+            "|1 - eta*alpha| is 1 to rounding, and the dimension is anything between 0 and all directions"
         )
-        return _step(
-            run, "undetermined", message, "high", "no exponent exceeds rounding", **(rated or {"dtype": "float64"})
-        )
+        arguments = rated or ({"dtype": "float64"} if resolves else {})
+        step = _step(run, "undetermined", message, "high", "no exponent exceeds rounding", **arguments)
+        return step if arguments else attrs.evolve(step, command="")
     ratio = _ratio(run)
     if ratio is not None and ratio[0] > EDGE[1]:
         return None  # a rate that is too large is the reason, and said

@@ -276,6 +276,14 @@ def test_what_is_said_where_nothing_is_to_be_done() -> None:
     assert codes(at(0.95, residual=0.1)) == ["open-verdict", "per-layer"]
 
 
+def test_double_precision_is_advised_where_it_resolves_the_rate() -> None:
+    """The largest eigenvalue is 12: at a rate of 1e-6 float64 tells 1 - 1.2e-5 from 1, at 1e-30 it does not."""
+    small, least = (with_notes(with_optimizer(RUN, learning_rate=rate), "unresolved-rate") for rate in (1e-6, 1e-30))
+    assert value_of(small, "undetermined", "dtype") == "float64"
+    (step,) = next_steps(least)
+    assert (step.command, "double" in step.message) == ("", False)
+
+
 def test_rates_of_a_schedule() -> None:
     assert value_of(NO_RATE, "give-a-rate", "learning_rate") == "F"
     assert value_of(with_optimizer(NO_RATE, peak_learning_rate=0.5), "give-a-rate", "learning_rate") == "peak"
