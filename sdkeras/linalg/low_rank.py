@@ -7,7 +7,7 @@ import functools
 import numpy as np
 
 from sdkeras import seeds
-from sdkeras.linalg.operators import DiagonallyScaledOperator, Reduction, SymmetricOperator
+from sdkeras.linalg.operators import DiagonallyScaledOperator, Reduction, RowsOperator, SymmetricOperator
 from sdkeras.linalg.probes import space_of
 from sdkeras.linalg.vectors import transposed
 from sdkeras.results.arrays import Array, FloatArray
@@ -20,7 +20,7 @@ _MORE = 8
 _TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
 
 
-class RestrictionToSpan(SymmetricOperator):
+class RestrictionToSpan(RowsOperator):
     """Q' A Q for orthonormal columns Q, shape [n, r]."""
 
     def __init__(self, operator: SymmetricOperator, basis: FloatArray) -> None:
@@ -36,13 +36,6 @@ class RestrictionToSpan(SymmetricOperator):
         columns = self._columns if isinstance(rows, np.ndarray) else self._there
         product: Array = self.operator.rows(rows @ transposed(columns)) @ columns
         return product
-
-    def matvec(self, vector: Array) -> Array:
-        product: Array = self.rows(vector[None])[0]
-        return product
-
-    def matmat(self, matrix: Array) -> Array:
-        return transposed(self.rows(transposed(matrix)))
 
 
 def is_worth_reducing(size: int, rank: int) -> bool:

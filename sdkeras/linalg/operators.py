@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike
 from sdkeras.files.archive import Nested
 from sdkeras.linalg import dense
 from sdkeras.linalg.probes import Drawn, Space, space_of
-from sdkeras.linalg.vectors import padded, stacked
+from sdkeras.linalg.vectors import padded, stacked, transposed
 from sdkeras.results.arrays import Array, DType, FloatArray
 
 
@@ -113,6 +113,21 @@ class SymmetricOperator(SquareMatrix, abc.ABC):
     def batch(cls, operators: Sequence[Self]) -> OperatorBatch:
         """Operators of this class, all of one size, as a batch."""
         return OperatorBatch(operators)
+
+
+class RowsOperator(SymmetricOperator):
+    """An operator that multiplies rows together: a vector is one of them, and columns are transposed."""
+
+    @abc.abstractmethod
+    def rows(self, rows: Array) -> Array:
+        """A r for each row r, shape [k, n] -> [k, n]."""
+
+    def matvec(self, vector: Array) -> Array:
+        product: Array = self.rows(vector[None])[0]
+        return product
+
+    def matmat(self, matrix: Array) -> Array:
+        return transposed(self.rows(transposed(matrix)))
 
 
 class OperatorBatch:

@@ -20,8 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from sdkeras.files.keras_types import Data, Layer, Model, Tensor, Variable, layers_of
-from sdkeras.linalg.operators import Reduction, SymmetricOperator
-from sdkeras.linalg.vectors import transposed
+from sdkeras.linalg.operators import Reduction, RowsOperator, SymmetricOperator
 from sdkeras.operators.batch_loss import keras_structure
 from sdkeras.results.arrays import Array
 
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 _SPLIT_TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
 
 
-class SubspaceOperator(SymmetricOperator):
+class SubspaceOperator(RowsOperator):
     """E' A E for the embedding E whose columns are orthonormal: identity but for kernels with a basis, by position.
 
     The basis [p, r] of a kernel [p, q] is that of the part of its input space that is felt.
@@ -74,13 +73,6 @@ class SubspaceOperator(SymmetricOperator):
             parts.append(np_or_tf.reshape(block, (len(rows), -1)))
         projected: Array = np_or_tf.concat(parts, axis=1)
         return projected
-
-    def matvec(self, vector: Array) -> Array:
-        product: Array = self.rows(vector[None])[0]
-        return product
-
-    def matmat(self, matrix: Array) -> Array:
-        return transposed(self.rows(transposed(matrix)))
 
     def rows(self, rows: Array) -> Array:
         return self.project(self.operator.rows(self.lift(rows)))

@@ -19,7 +19,7 @@ from sdkeras.dimension.sampling import Runner
 from sdkeras.errors import BudgetError, SdkerasError, counted
 from sdkeras.files.keras_types import Tensor
 from sdkeras.files.user_code import last_line
-from sdkeras.linalg.operators import SymmetricOperator
+from sdkeras.linalg.operators import RowsOperator, SymmetricOperator
 from sdkeras.linalg.vectors import finite
 from sdkeras.operators.hessian import HessianOperator
 from sdkeras.results.answers import Analysis
@@ -126,22 +126,12 @@ def telling_failures(cluster: Cluster) -> Iterator[None]:
         raise
 
 
-class _SharedHessian(SymmetricOperator):
+class _SharedHessian(RowsOperator):
     """The data-set Hessian, each host with its batches."""
 
     def __init__(self, chief: Chief, hessian: HessianOperator) -> None:
         self.chief, self.hessian = chief, hessian
         self.size, self.dtype, self.space = hessian.size, hessian.dtype, hessian.space
-
-    def matvec(self, vector: Tensor) -> Tensor:
-        """H v, shape [n] -> [n]; NumPy in, NumPy out; a tensor in gives a tensor out."""
-        return self.rows(vector[None])[0]
-
-    def matmat(self, matrix: Tensor) -> Tensor:
-        """H V, shape [n, k] -> [n, k]."""
-        if tf.is_tensor(matrix):
-            return tf.transpose(self.rows(tf.transpose(matrix)))
-        return self.rows(np.ascontiguousarray(np.asarray(matrix).T)).T
 
     def rows(self, rows: Tensor) -> Tensor:
         """H r for each row r, shape [k, n] -> [k, n]."""

@@ -77,8 +77,7 @@ class Update:
         if gradient.rows:  # row by row, for the optimizer alone
             slopes = [self.engine.gradient(step.point, batch) for batch in batches]
         length, error = norm(update), 0.5 * float(np.finfo(step.point.dtype.as_numpy_dtype).eps) * norm(step.point)
-        lost = math.inf if any(norm(each) for each in slopes) else 0.0
-        rounding = error / length if length else lost
+        rounding = error / length if length else (math.inf if any(map(norm, slopes)) else 0.0)
         return Direction(update, sum(dot(each, update) for each in slopes), rounding)
 
 
