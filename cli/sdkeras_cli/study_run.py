@@ -78,7 +78,8 @@ def command(
     [trajectory]: steps, every, alpha, examples, projection
     [analysis]: learning_rate = 0.1, "peak", "mean" or "step:N" of a schedule,
       samples, mode, map, dtype, product_mode, jit, runs, tolerance,
-      max_hvps, time_limit, as for analyze
+      max_hvps, time_limit, as for analyze; map = ["auto", "hessian"] measures the
+      optimizer's own step and the paper's map, in columns of their own
     [full.study], [full.grid] and so on: what --full puts over these
     """
     check_backend(backend)

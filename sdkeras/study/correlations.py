@@ -19,8 +19,10 @@ from sdkeras.reporting.report import Report, Section, Table
 from sdkeras.results.arrays import FloatArray, Value
 from sdkeras.results.document import SCHEMA_VERSION, Document
 
-# (size, stream, indices) -> how often each of `size` units occurs in each resample, shape [resamples, size].
+# (unit of each member, stream, indices) -> how often each member occurs in each resample of the units, shape
+# [resamples, members].
 _Resampler = Callable[..., FloatArray]
+IntArray = NDArray[np.int64]
 
 TARGETS = ("accuracy_gap", "loss_gap")
 _CONFIDENCE = 0.95
@@ -47,7 +49,8 @@ class Granulated:
 
     Attributes:
         psi: The mean, or None where no group has a tau-b.
-        interval: 95 % bootstrap interval over groups; None below 5 groups, or where all have the same tau-b.
+        interval: 95 % bootstrap interval over groups, those that differ in the seed alone together; None below 5 such
+            units, or where all have the same tau-b.
         num_groups: Groups in the mean.
         num_skipped: Groups left out: fewer than 2 runs with both values, or one of the two the same in all runs.
     """
@@ -66,8 +69,9 @@ class MeasureCorrelation:
     Attributes:
         target: 'accuracy_gap' or 'loss_gap'.
         tau_b: Kendall's tau-b over all runs; None where it is undefined (fewer than 2 runs, or all values equal).
-        interval: 95 % bootstrap interval of it over runs; None below 5 runs.
-        p_value: Two-sided, under independent runs without association; None where tau_b is.
+        interval: 95 % bootstrap interval of it over units, which are the runs of equal settings with all their seeds;
+            None below 5 units.
+        p_value: Two-sided, under independent units without association, of the units' mean ranks; None where tau_b is.
         num_usable: Bootstrap resamples in which tau-b is defined; the interval uses these.
         num_runs: Runs with both values.
         num_missing: Runs without one of them, left out.
@@ -195,7 +199,8 @@ def correlate(
     psi_h is the mean of tau-b over groups of runs that differ only in hyperparameter h. A group of fewer than 2 runs,
     or in which the measure or the gap does not vary, is skipped: it counts in no mean. Settings that are `held` have no
     psi of their own and are equal within every group. The bootstrap resamples runs for tau-b and groups for psi, and
-    its intervals are percentiles.
+    its intervals are percentiles. Runs and groups that differ in the setting `seed` alone tell much the same: they are
+    one unit, resampled together, unless there is no other.
 
     Raises:
         SdkerasError: Runs that cannot be grouped, or no measure or gap at all.
@@ -206,6 +211,7 @@ def correlate(
         raise SdkerasError(f"num_resamples is {num_resamples}; an interval of 95 % needs at least 100.")
     names = _setting_names(runs)
     settings = tuple(name for name in names if name not in held and len({run.settings[name] for run in runs}) > 1)
+    units = _units(runs, names)
     groups = {name: _groups(runs, name, names) for name in settings}
     measures = dict.fromkeys(name for run in runs for name in run.measures)
     gaps = {target: np.array([getattr(run, target) for run in runs], np.float64) for target in TARGETS}  # None is NaN
@@ -213,17 +219,18 @@ def correlate(
     if not measures or not gaps:
         raise SdkerasError("the runs have no measure, or neither an accuracy gap nor a loss gap; give both sides.")
 
-    def counts(size: int, stream: seeds.Stream, *indices: int) -> FloatArray:
-        draw = seeds.generator(seed, stream, *indices).multinomial
-        return draw(size, np.full(size, 1 / size), size=num_resamples).astype(np.float64)
+    def counts(of: IntArray, stream: seeds.Stream, *indices: int) -> FloatArray:
+        draw, (_, place) = seeds.generator(seed, stream, *indices).multinomial, np.unique(of, return_inverse=True)
+        size = int(place.max()) + 1
+        return draw(size, np.full(size, 1 / size), size=num_resamples).astype(np.float64)[:, place]
 
     columns = {name: np.array([run.measures.get(name) for run in runs], np.float64) for name in measures}
     rows = [
-        _row((name, target), values, gap, groups, counts)
+        _row((name, target), values, gap, units, groups, counts)
         for name, values in columns.items()
         for target, gap in gaps.items()
     ]
-    between = [_pair(*two, counts) for two in itertools.combinations((columns | gaps).items(), 2)]
+    between = [_pair(*two, units, counts) for two in itertools.combinations((columns | gaps).items(), 2)]
     return Correlations(tuple(rows), settings, len(runs), num_resamples, seed, tuple(between))
 
 
@@ -291,20 +298,34 @@ class _Tau:
     num_runs: int
 
 
-def _tau(first: FloatArray, second: FloatArray, counts: _Resampler) -> _Tau:
+def _tau(first: FloatArray, second: FloatArray, units: IntArray, counts: _Resampler) -> _Tau:
     known = _known(first, second)
     count = int(np.count_nonzero(known))
-    first, second = first[known], second[known]
-    tau, p_value = scipy.stats.kendalltau(first, second) if count > 1 else (math.nan, math.nan)
-    resampled = kendall_tau_b(first, second, counts(count, seeds.Stream.RESAMPLED_RUNS)) if count else np.zeros(0)
+    first, second, units = first[known], second[known], units[known]
+    if not count:
+        return _Tau(None, None, None, 0, 0)
+    tau = scipy.stats.kendalltau(first, second).statistic if count > 1 else math.nan
+    resampled = kendall_tau_b(first, second, counts(units, seeds.Stream.RESAMPLED_RUNS))
     usable = int(np.count_nonzero(~np.isnan(resampled)))
     if math.isnan(tau):
         return _Tau(None, None, None, usable, count)
-    return _Tau(float(tau), _interval(resampled, count), float(p_value), usable, count)
+    interval = _interval(resampled, len(np.unique(units)))
+    return _Tau(float(tau), interval, _p_value(first, second, units), usable, count)
 
 
-def _pair(first: tuple[str, FloatArray], second: tuple[str, FloatArray], counts: _Resampler) -> PairCorrelation:
-    tau = _tau(first[1], second[1], counts)
+def _p_value(first: FloatArray, second: FloatArray, units: IntArray) -> float | None:
+    """Kendall's test of the mean ranks of the units; None where those of one side are all equal, or of one unit."""
+    _, place = np.unique(units, return_inverse=True)
+    sizes = np.bincount(place)
+    means = [np.bincount(place, scipy.stats.rankdata(values)) / sizes for values in (first, second)]
+    p_value = float(scipy.stats.kendalltau(*means).pvalue) if len(sizes) > 1 else math.nan
+    return None if math.isnan(p_value) else p_value
+
+
+def _pair(
+    first: tuple[str, FloatArray], second: tuple[str, FloatArray], units: IntArray, counts: _Resampler
+) -> PairCorrelation:
+    tau = _tau(first[1], second[1], units, counts)
     return PairCorrelation(first[0], second[0], tau.value, tau.interval, tau.p_value, tau.num_runs)
 
 
@@ -312,24 +333,27 @@ def _row(
     names: tuple[str, str],
     values: FloatArray,
     gap: FloatArray,
-    groups: Mapping[str, Sequence[FloatArray]],
+    units: IntArray,
+    groups: Mapping[str, tuple[Sequence[IntArray], IntArray]],
     counts: _Resampler,
 ) -> MeasureCorrelation:
-    known, tau = _known(values, gap), _tau(values, gap, counts)
+    known, tau = _known(values, gap), _tau(values, gap, units, counts)
     granulated, means = [], []
-    for position, (setting, members) in enumerate(groups.items()):
+    for position, (setting, (members, units_of_groups)) in enumerate(groups.items()):
         # SciPy's is off -1 and 1 by rounding, where groups that all say the same must be told from others.
-        taus = [kendall_tau_b(values[group], gap[group])[0] for group in (group[known[group]] for group in members)]
-        defined = np.array([each for each in taus if not math.isnan(each)])
-        size = len(defined)
+        taus = np.array(
+            [kendall_tau_b(values[each], gap[each])[0] for each in (group[known[group]] for group in members)]
+        )
+        defined, of = taus[~np.isnan(taus)], units_of_groups[~np.isnan(taus)]
         psi, interval = None, None
-        if size:
+        if len(defined):
             psi = float(np.mean(defined))
-            resampled_means = counts(size, seeds.Stream.RESAMPLED_GROUPS, position) @ defined / size
+            weights = counts(of, seeds.Stream.RESAMPLED_GROUPS, position)
+            resampled_means, size = weights @ defined / np.sum(weights, axis=1), len(np.unique(of))
             means.append((psi, resampled_means, size))
             # Groups that all say the same have no spread to resample, and few of them are no certainty.
             interval = _interval(resampled_means, size) if len(set(defined)) > 1 else None
-        granulated.append(Granulated(setting, psi, interval, size, len(taus) - size))
+        granulated.append(Granulated(setting, psi, interval, len(defined), len(taus) - len(defined)))
     interval = None
     if any(each.interval is not None for each in granulated):
         interval = _interval(np.mean([each for _, each, _ in means], axis=0), min(size for *_, size in means))
@@ -379,12 +403,24 @@ def _setting_names(runs: Sequence[Run]) -> tuple[str, ...]:
     return names
 
 
-def _groups(runs: Sequence[Run], setting: str, names: Sequence[str]) -> list[FloatArray]:
-    """Indices of the runs that differ in nothing but one setting, an array for each combination of the others."""
-    groups: dict[tuple[Value, ...], list[int]] = {}
-    for number, run in enumerate(runs):
-        groups.setdefault(tuple(run.settings[name] for name in names if name != setting), []).append(number)
-    return [np.array(members) for members in groups.values()]
+def _groups(runs: Sequence[Run], setting: str, names: Sequence[str]) -> tuple[list[IntArray], IntArray]:
+    """Groups of runs that differ in nothing but one setting, as indices, and the unit that each belongs to."""
+    others = [name for name in names if name != setting]
+    group_of = _labels(runs, others)
+    members = [np.flatnonzero(group_of == group) for group in range(group_of.max() + 1)]
+    return members, _units([runs[each[0]] for each in members], others)
+
+
+def _units(runs: Sequence[Run], names: Sequence[str]) -> IntArray:
+    """The unit of each run: one for all that differ in the seed alone, or one each where there would be no other."""
+    units = _labels(runs, [name for name in names if name != "seed"])
+    return units if np.any(units) else np.arange(len(runs))
+
+
+def _labels(runs: Sequence[Run], names: Sequence[str]) -> IntArray:
+    """Numbers from 0 on, in the order of the runs: equal where these settings are."""
+    seen: dict[tuple[Value, ...], int] = {}
+    return np.array([seen.setdefault(tuple(run.settings[name] for name in names), len(seen)) for run in runs])
 
 
 def _spread(name: str) -> tuple[str, str, str]:

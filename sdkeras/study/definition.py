@@ -31,6 +31,8 @@ ESTIMATOR_OF = {"sd": "exact", "slq": "slq", "sd-ps": "sd-ps", "sd-kde": "sd-kde
 # Those that every analysis has.
 READ = ("lambda_1", "sharpness", "trace")
 OF_ANALYSES = (*ESTIMATOR_OF, *READ)
+# Those whose values are of a map and its state, and compare only within it.
+OF_A_MAP = (*ESTIMATOR_OF, "lambda_1")
 # Those of a trajectory of the weights.
 OF_TRAJECTORIES = ("e_alpha", "ph_dimension")
 NAMES = (*OF_ANALYSES, *OF_TRAJECTORIES)
@@ -45,11 +47,14 @@ _ANALYSIS_KEYS = (
     *("time_limit", "device", "micro_batch"),
 )
 _MOST_RUNS = 100_000
+# End of the names of columns of the map hessian, in studies that have it beside the optimizer's own.
+_OF_PAPERS_MAP = "-map-hessian"
+_MAPS = ("auto", "hessian")
 
 _Settings = Mapping[str, Mapping[str, Value]]
 
 
-def columns(measures: _Settings) -> dict[str, str]:
+def columns(measures: _Settings, maps: Sequence[str] = ("auto",)) -> dict[str, str]:
     """The columns of the table and the measure that each belongs to, in order."""
     measure_of = {}
     for name, settings in measures.items():
@@ -59,6 +64,8 @@ def columns(measures: _Settings) -> dict[str, str]:
             measure_of.update({f"{name}-{kind}-{metric}": name for kind in trajectories for metric in metrics})
         else:
             measure_of[name] = name
+            if len(maps) > 1 and name in OF_A_MAP:
+                measure_of[name + _OF_PAPERS_MAP] = name
     return measure_of
 
 
@@ -172,15 +179,37 @@ class Study(Document):
         return {int(label): weight for label, weight in self.class_weight.items()} or None
 
     @property
+    def maps(self) -> tuple[str, ...]:
+        """The maps whose measures are taken; of a second one all but those that no map enters."""
+        chosen = self.analysis.get("map", "auto")
+        return (chosen,) if isinstance(chosen, str) else tuple(chosen)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns of the table and the measure that each belongs to, in order."""
+        return columns(self.measures, self.maps)
+
+    def map_of(self, column: str) -> str:
+        """The map that a measure of an analysis is of."""
+        return self.maps[column.endswith(_OF_PAPERS_MAP)]
+
+    def analysis_of(self, name: str) -> dict[str, Value]:
+        """Options of the analysis of one of the maps; of a single one as they are in the file."""
+        options = dict(self.analysis)
+        if len(self.maps) > 1:
+            del options["map"]
+            options |= {} if name == "auto" else {"map": name}
+        return options
+
+    @property
     def recorded(self) -> list[str]:
         """Columns whose iterates are recorded while training, in alphabetical order."""
-        return sorted(column for column in columns(self.measures) if "-backward-" in column)
+        return sorted(column for column in self.columns if "-backward-" in column)
 
     @property
     def needing_a_rate(self) -> tuple[str, ...]:
         """The measures that have no value without a learning rate."""
-        of_a_map = () if self.analysis.get("map") == "full" else (*ESTIMATOR_OF, "lambda_1")
-        return tuple(name for name in self.measures if name in of_a_map)
+        return tuple(name for name in self.measures if name in OF_A_MAP and self.maps != ("full",))
 
     def training(self) -> dict[str, Value]:
         """Settings that all runs of a folder must share to stand in one table."""
@@ -193,11 +222,11 @@ class Study(Document):
         # One analysis has all of its measures: the estimators share its budget, and lambda_1, sharpness and trace come
         # along.
         together = {name: self.measures[name] for name in ESTIMATOR_OF if name in self.measures}
-        of_analyses = {"measures": together, "analysis": dict(self.analysis)}
+        of_analyses = {name: {"measures": together, "analysis": self.analysis_of(name)} for name in self.maps}
         of_trajectories = {"trajectory": as_plain(self.trajectory)}
         return {
-            column: of_trajectories if measure in OF_TRAJECTORIES else of_analyses
-            for column, measure in columns(self.measures).items()
+            column: of_trajectories if measure in OF_TRAJECTORIES else of_analyses[self.map_of(column)]
+            for column, measure in self.columns.items()
         }
 
 
@@ -445,7 +474,13 @@ def _analysis(options: Mapping[str, Value], measures: Mapping[str, Value]) -> di
     try:
         if "learning_rate" in options:
             options = {**options, "learning_rate": parse_learning_rate(options["learning_rate"])}
-        Options(**{**analysis_options(measures), **options})
+        maps = options.get("map", "auto")
+        if isinstance(maps, list):
+            if sorted(map(str, maps)) != list(_MAPS):
+                raise SdkerasError(f"map is {maps!r}; give one map, or {json.dumps(_MAPS)} for both.")
+            options = {**options, "map": list(_MAPS)}
+        first = maps if isinstance(maps, str) else "auto"
+        Options(**{**analysis_options(measures), **options, "map": first})
     except (SdkerasError, TypeError) as error:
         raise SdkerasError(f"[analysis] {error}") from error
     of_spectra = [name for name in measures if name in ESTIMATOR_OF]

@@ -6,6 +6,8 @@ import collections
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeGuard
 
 import attrs
 
@@ -22,10 +24,9 @@ from sdkeras.study.definition import (
     READ,
     Study,
     analysis_options,
-    columns,
     parts_of_column,
 )
-from sdkeras.study.run_files import Measured, RunFolder, Value
+from sdkeras.study.run_files import Measured, Value
 from sdkeras.study.simulate import simulate
 from sdkeras.study.topology import measure_trajectory
 from sdkeras.study.train import StudyData, Trial, fresh_model
@@ -40,15 +41,14 @@ def measure(trial: Trial, model: Model, wanted: tuple[str, ...], share: int) -> 
     """
     started = time.monotonic()
     study, before = trial.study, trial.folder.measured() or Measured({}, 0.0)
-    measure_of, by = columns(study.measures), study.by_column()
+    measure_of, by = study.columns, study.by_column()
     numbers: dict[str, Value] = {}
-    analysed = tuple(name for name in wanted if measure_of[name] in OF_ANALYSES)
-    if analysed:
-        on_file = _made_before(study, before, trial.folder) if all(name in READ for name in analysed) else None
-        if on_file is None:
-            numbers |= _analysed(trial, model, analysed, share)
-        else:
-            numbers |= {name: _read(on_file, name) for name in analysed}
+    analysed = [column for column in wanted if measure_of[column] in OF_ANALYSES]
+    for name in study.maps:
+        of_map = {column: measure_of[column] for column in analysed if study.map_of(column) == name}
+        if of_map:
+            values = _of_map(trial, model, name, tuple(of_map.values()), before, share)
+            numbers |= {column: values[measure] for column, measure in of_map.items()}
     for kind in ("backward", "forward"):
         of_kind = [column for column in wanted if column not in analysed and f"-{kind}-" in column]
         if of_kind:
@@ -60,7 +60,24 @@ def measure(trial: Trial, model: Model, wanted: tuple[str, ...], share: int) -> 
     return measured
 
 
-def _analysed(trial: Trial, model: Model, names: tuple[str, ...], share: int) -> dict[str, Value]:
+def _of_map(
+    trial: Trial, model: Model, name: str, measures: tuple[str, ...], before: Measured, share: int
+) -> dict[str, Value]:
+    """These measures by the analysis of one map: one on file where that suffices, else a new one."""
+    study, folder = trial.study, trial.folder
+    file = folder.analysis if name == study.maps[0] else folder.second_analysis
+    if name != study.maps[0] and _is_papers(own := _on_file(folder.analysis)):
+        return {measure: _read(own, measure) for measure in measures}
+    if all(measure in READ for measure in measures) and _made_before(study, before, name):
+        on_file = _on_file(file)
+        if on_file is not None:
+            return {measure: _read(on_file, measure) for measure in measures}
+    return _analysed(trial, model, name, measures, file, share)
+
+
+def _analysed(
+    trial: Trial, model: Model, name: str, names: tuple[str, ...], file: Path, share: int
+) -> dict[str, Value]:
     study, settings = trial.study, trial.run.settings
     measures, unfit = dict(study.measures), {}
     while True:
@@ -73,28 +90,42 @@ def _analysed(trial: Trial, model: Model, names: tuple[str, ...], share: int) ->
                 memory_gb=memory_limit(None) / share / 1e9,
                 workers=1,
                 class_weight=study.weights_by_class,
-                **{**analysis_options(measures), **study.analysis},
+                **{**analysis_options(measures), **study.analysis_of(name)},
             )
             break
         except MapError as error:  # before any work; the other measures can be taken
-            name = next(name for name, estimator in ESTIMATOR_OF.items() if estimator == error.estimator)
-            unfit[name] = Value(None, reason=str(error))
-            del measures[name]
-            if not any(name in measures for name in names):
+            measure = next(measure for measure, estimator in ESTIMATOR_OF.items() if estimator == error.estimator)
+            unfit[measure] = Value(None, reason=str(error))
+            del measures[measure]
+            if not any(measure in measures for measure in names):
                 raise
-    answer.save(trial.folder.analysis, follow_links=False)
-    return {name: unfit[name] if name in unfit else _read(answer, name) for name in names}
+    answer.save(file, follow_links=False)
+    return {measure: unfit[measure] if measure in unfit else _read(answer, measure) for measure in names}
 
 
-def _made_before(study: Study, before: Measured, folder: RunFolder) -> Analysis | None:
-    """The analysis on file, if measures of it were taken with the study's settings."""
-    of_analyses = {name: by for name, by in study.by_column().items() if name in OF_ANALYSES}
-    if not any(name in before.values and before.values[name].by == by for name, by in of_analyses.items()):
-        return None
+def _made_before(study: Study, before: Measured, name: str) -> bool:
+    """Whether measures of this map's analysis were taken with the study's settings."""
+    of_map = {
+        column: by
+        for column, by in study.by_column().items()
+        if study.columns[column] in OF_ANALYSES and study.map_of(column) == name
+    }
+    return any(column in before.values and before.values[column].by == by for column, by in of_map.items())
+
+
+def _on_file(path: Path) -> Analysis | None:
     try:
-        return Analysis.load(folder.analysis)
+        return Analysis.load(path)
     except SdkerasError:
         return None
+
+
+def _is_papers(answer: Analysis | None) -> TypeGuard[Analysis]:
+    """Whether the optimizer's own map is the paper's, as of SGD alone without momentum and weight decay."""
+    estimate = None if answer is None else answer.sharpness_dimension
+    if answer is None or estimate is None:
+        return False
+    return estimate.map == "hessian" or (estimate.map == "sgd" and not answer.optimizer.weight_decay)
 
 
 def _read(answer: Analysis, name: str) -> Value:
@@ -139,7 +170,7 @@ def _trajectory(trial: Trial, model: Model, kind: str) -> Trajectory:
                 "train it again"
             )
         return Trajectory.load(trial.folder.trajectory)
-    with_losses = any("-forward-data" in column for column in columns(study.measures))
+    with_losses = any("-forward-data" in column for column in study.columns)
     return simulate(
         model,
         trial.data.train,

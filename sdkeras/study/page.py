@@ -17,7 +17,7 @@ from sdkeras.reporting.report import Row as Cells
 from sdkeras.results.document import write_atomically
 from sdkeras.results.note import Note, by_severity
 from sdkeras.study.correlations import FEWEST_RESAMPLED, TARGETS, Correlations, MeasureCorrelation, coefficient
-from sdkeras.study.definition import ESTIMATOR_OF, definition, length
+from sdkeras.study.definition import OF_A_MAP, definition, length
 from sdkeras.study.figures import heat_map, matrix, scatter
 from sdkeras.study.results import Results, Row, read_results
 
@@ -29,8 +29,6 @@ FILES = (
 )
 # A coefficient with a larger p value says nothing clear.
 _CLEAR = 0.05
-# The measures whose values are of a map and its state, and compare only within it.
-_OF_A_MAP = (*ESTIMATOR_OF, "lambda_1")
 
 _SD = "the largest dimension whose volumes training steps do not contract on average"
 _MEASURES = {
@@ -59,6 +57,9 @@ _PARTS = {
     "backward": "Measured on the last iterates of training itself.",
     "euclidean": "Two iterates are as far apart as their weights.",
     "data": "Two iterates are as far apart as their losses: the mean absolute difference over training examples.",
+    "hessian": "The same of the paper's map, |1 - eta*alpha| for each eigenvalue alpha of a minibatch Hessian whatever "
+    "the optimizer, which the paper's own numbers are of. Without this ending a measure is of the step that the "
+    "optimizer really takes.",
 }
 _COEFFICIENTS = {
     "gap": "The absolute value of training minus test, |train - test|. An untrained run whose test accuracy is above "
@@ -108,7 +109,7 @@ def _draw(figure: Figure, place: Path) -> list[str]:
 
 def study_report(results: Results, correlations: Correlations) -> Report:
     """Report of a study: which measures correlate with generalization."""
-    mixed = tuple(name for name in results.study.measures if name in _OF_A_MAP) if any(_maps(results)) else ()
+    mixed = _mixed(results)
     study, verdict, failures = results.study, headline(correlations, mixed), results.failures()
     gaps = [target for target in TARGETS if any(row.gap(target) is not None for row in results.done)]
     scatters = (scatter(results, target) for target in gaps)
@@ -214,7 +215,8 @@ def _coefficients(correlations: Correlations) -> Section:
         "Coefficients",
         "Brackets are 95 % bootstrap intervals, over runs (tau-b) and over groups (psi). p is the probability of a "
         "coefficient this large if measure and gap had nothing to do with each other: one in 20 such measures has a p "
-        "below 0.05. p (Holm) is corrected for the number of coefficients; the headline goes by it. A dash: all values "
+        "below 0.05. Runs that differ in the seed alone count as one in both. p (Holm) is corrected for the number of "
+        "coefficients; the headline goes by it. A dash: all values "
         "are equal, or there are too few runs.",
         lines=(averaged,) if len(correlations.settings) > 1 else (),
         tables=(
@@ -253,7 +255,7 @@ def _glossary(results: Results) -> tuple[Paragraph, ...]:
     parts = {part for column in results.columns for part in column.split("-")}
     meanings = {
         **{name: _MEASURES[name] for name in results.study.measures},
-        **{name: text for name, text in _PARTS.items() if name in parts},
+        **{"map-hessian" if name == "hessian" else name: text for name, text in _PARTS.items() if name in parts},
         **_COEFFICIENTS,
     }
     return tuple(Paragraph(name, text) for name, text in meanings.items())
@@ -304,23 +306,38 @@ def _be(count: int) -> str:
     return "is" if count == 1 else "are"
 
 
+def _mixed(results: Results) -> tuple[str, ...]:
+    """The columns whose coefficients mix values of different maps, or of states of different sizes."""
+    study, counts = results.study, _maps_and_sizes(results)
+    own_alone = len({name for name, _ in counts}) > 1 and len(study.maps) > 1
+    of_maps = tuple(column for column, measure in study.columns.items() if measure in OF_A_MAP)
+    if own_alone:
+        of_maps = tuple(column for column in of_maps if study.map_of(column) == study.maps[0])
+    return of_maps if len(counts) > 1 else ()
+
+
+def _maps_and_sizes(results: Results) -> Counter[tuple[str, int | None]]:
+    """How many runs have each map and size of its state."""
+    analyses = [row.analysed for row in results.done if row.analysed is not None]
+    return Counter((each.map, each.state_size) for each in analyses if each.map is not None)
+
+
 def _maps(results: Results) -> Iterator[str]:
     """Caveats on coefficients that mix values of different maps, or of states of different sizes."""
-    measures = [name for name in results.study.measures if name in _OF_A_MAP]
-    analyses = [row.analysed for row in results.done if row.analysed is not None and row.analysed.map is not None]
-    counts = Counter((each.map, each.state_size) for each in analyses)
-    if len(counts) < 2 or not measures:
+    mixed, counts = _mixed(results), _maps_and_sizes(results)
+    if not mixed:
         return
     listed = ", ".join(f"{name} with d = {size:,} in {counted(count, 'run')}" for (name, size), count in counts.items())
     several = len({name for name, _ in counts}) > 1
-    remedy = (
-        'Make one study for each optimizer, or set map = "hessian" under [analysis].'
-        if several
-        else "Make one study for each size of the model."
-    )
+    if not several:
+        remedy = "Make one study for each size of the model."
+    elif len(results.study.maps) > 1:
+        remedy = "Make one study for each optimizer, or take the columns of the map hessian."
+    else:
+        remedy = 'Make one study for each optimizer, or set map = "hessian" under [analysis].'
     yield (
         f"Runs are of different {'maps' if several else 'states'}: {listed}. SD and lambda_1 of different maps, or of "
-        f"different d, are not comparable, and the coefficients of {', '.join(measures)} mix them. {remedy}"
+        f"different d, are not comparable, and the coefficients of {', '.join(mixed)} mix them. {remedy}"
     )
 
 
@@ -371,4 +388,4 @@ def _few(results: Results, correlations: Correlations) -> Iterator[str]:
         yield f"There are no intervals: they need at least {FEWEST_RESAMPLED} runs, and {len(results.done)} are done."
     elif few:
         listed = ", ".join(f"{measure} with {counted(count, 'run')}" for measure, count in few.items())
-        yield f"There is no interval for {listed}: too few runs or too few different values."
+        yield f"There is no interval for {listed}: too few settings or too few different values."

@@ -15,7 +15,7 @@ from sdkeras.reporting.numbers import ABSENT, number
 from sdkeras.results.answers import Analysis
 from sdkeras.results.note import Note
 from sdkeras.study.correlations import Correlations, Run, correlate
-from sdkeras.study.definition import OF_ANALYSES, Study, columns
+from sdkeras.study.definition import OF_ANALYSES, Study
 from sdkeras.study.run_files import (
     DONE,
     FAILED,
@@ -92,7 +92,7 @@ class Results:
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns of the measures."""
-        return tuple(columns(self.study.measures))
+        return tuple(self.study.columns)
 
     def varied(self) -> tuple[str, ...]:
         """Settings with more than one value."""
@@ -188,23 +188,28 @@ def read_results(folder: str | os.PathLike[str]) -> Results:
     rows = []
     for state in plan.runs:
         files = RunFolder(runs_folder(folder) / state.run.name)
-        analysed = _read_analysis(files.analysis) if with_analysis and state.state == DONE else None
+        analysed = _read_analyses(files) if with_analysis and state.state == DONE else None
         rows.append(Row(state, files.trained(), files.measured(), analysed))
     return Results(study, tuple(rows), plan.others)
 
 
-def _read_analysis(path: Path) -> Analysed | None:
-    """Reads a run.json, or gives None where there is none."""
-    if not path.exists():
+def _read_analyses(files: RunFolder) -> Analysed | None:
+    """Reads the analyses of a run, or gives None where there is none."""
+    analyses = [_read_analysis(path) for path in (files.analysis, files.second_analysis) if path.exists()]
+    if not analyses:
         return None
+    warnings = tuple(warning for each in analyses for warning in each.warnings)
+    dimension = analyses[0].sharpness_dimension
+    if dimension is None:
+        return Analysed(None, None, warnings)
+    return Analysed(dimension.map, dimension.state_size, warnings)
+
+
+def _read_analysis(path: Path) -> Analysis:
     try:
-        analysis = Analysis.load(path)
+        return Analysis.load(path)
     except SdkerasError as error:
         raise SdkerasError(f"{error} Delete {path.parent}, and the run is done again.") from error
-    dimension = analysis.sharpness_dimension
-    if dimension is None:
-        return Analysed(None, None, analysis.warnings)
-    return Analysed(dimension.map, dimension.state_size, analysis.warnings)
 
 
 def _shown(value: object) -> str:

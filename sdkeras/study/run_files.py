@@ -113,6 +113,7 @@ class RunFolder:
         self.trajectory = path / "trajectory.npz"
         self.training = path / "training.json"
         self.analysis = path / "run.json"
+        self.second_analysis = path / "run-map-hessian.json"
         self.measures = path / "measures.json"
         self.failure = path / "failed.json"
         self.log = path / "log.txt"

@@ -27,7 +27,7 @@ from sdkeras.files.keras_types import Data, Model, Tensor
 from sdkeras.files.user_code import USER_ERRORS, find_function, last_line
 from sdkeras.results.arrays import Value
 from sdkeras.runs.trajectory import Trajectory
-from sdkeras.study.definition import GridRun, Study, columns
+from sdkeras.study.definition import GridRun, Study
 from sdkeras.study.recorder import TrajectoryRecorder
 from sdkeras.study.run_files import RunFolder, Scores, Trained
 from sdkeras.training_step.settings import inner, steps_taken
@@ -99,7 +99,7 @@ def with_class_weights(study: Study, data: tuple[Data, ...]) -> tuple[Data, ...]
 def _check_batched(study: Study) -> None:
     needs = {
         "batch sizes": "batch_size" in study.grid,
-        "the distance of losses (metric data)": any(name.endswith("-data") for name in columns(study.measures)),
+        "the distance of losses (metric data)": any(name.endswith("-data") for name in study.columns),
     }
     for what, needed in needs.items():
         if needed:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sdkeras.errors import SdkerasError
-from sdkeras.study.definition import Study, columns, differences, read_study, run_name
+from sdkeras.study.definition import Study, differences, read_study, run_name
 
 GOOD = """
 [study]
@@ -52,7 +52,7 @@ def test_a_study_is_the_product_of_its_lists(tmp_path: Path) -> None:
     assert study.runs[-1].name == "lr2-bs32-width16-seed2"
     assert study.runs[4].settings == {"learning_rate": 1e-5, "batch_size": 32, "width": 8, "seed": 1}
     assert study.runs[4].name == "lr1e-05-bs32-width8-seed1"
-    assert list(columns(study.measures)) == [
+    assert list(study.columns) == [
         *("lambda_1", "sd", "sd-kde", "e_alpha-backward-euclidean", "e_alpha-backward-data"),
         "ph_dimension-forward-data",
     ]
@@ -100,6 +100,20 @@ def test_values_rest_on_their_settings_alone(tmp_path: Path) -> None:
     assert by["sd-kde"] != read(tmp_path, GOOD.replace("0.01 }", "0.02 }")).by_column()["sd-kde"]
 
 
+def test_the_papers_map_has_columns_beside_those_of_the_optimizers_own(tmp_path: Path) -> None:
+    with_both = '\n[analysis]\nmap = ["hessian", "auto"]\n'
+    own, both, papers = (read(tmp_path, GOOD + more) for more in ("", with_both, '\n[analysis]\nmap = "hessian"\n'))
+    assert list(both.columns)[:6] == [
+        *("lambda_1", "lambda_1-map-hessian", "sd", "sd-map-hessian", "sd-kde", "sd-kde-map-hessian")
+    ]
+    assert set(both.columns) - set(own.columns) == {f"{name}-map-hessian" for name in ("lambda_1", "sd", "sd-kde")}
+    # What was measured before it was asked for stays, and nothing is trained again.
+    assert {column: both.by_column()[column] for column in own.columns} == own.by_column()
+    assert both.by_column()["sd-map-hessian"] == papers.by_column()["sd"] != own.by_column()["sd"]
+    assert both.training() == own.training()
+    assert Study.from_json(both.to_json()) == both
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
@@ -139,6 +153,8 @@ def test_values_rest_on_their_settings_alone(tmp_path: Path) -> None:
         ("[full.study]", "[analysis]\ntolerance = 3.0\n[full.study]", r"\[analysis\] tolerance is 3.0"),
         ("[full.study]", "[analysis]\nbatch_size = 3\n[full.study]", "no 'batch_size'"),
         ("[full.study]", '[analysis]\nmap = "full"\n[full.study]', "take 'auto' or 'hessian'"),
+        ("[full.study]", '[analysis]\nmap = ["auto", "full"]\n[full.study]', r'or \["auto", "hessian"\] for both'),
+        ("[full.study]", "[analysis]\nmap = []\n[full.study]", r"map is \[\]; give one map, or"),
         ("[full.study]", "[trajectory]\nsteps = 5\n[full.study]", "at least 20 iterates"),
         ("[full.study]", "[trajectory]\nalpha = 0\n[full.study]", "alpha is 0"),
     ],

@@ -61,6 +61,39 @@ def test_a_measure_that_every_analysis_has_is_read_from_the_one_on_file(written,
     assert folder.analysis.stat().st_mtime_ns > before
 
 
+BOTH = 'runs = 3\ntolerance = 0.9\nmap = ["auto", "hessian"]'
+OF_MAPS = "slq = { num_steps = 8 }\nlambda_1 = {}\nsharpness = {}"
+
+
+@pytest.mark.slow
+def test_the_papers_map_is_measured_beside_the_optimizers_own(written, done) -> None:
+    """Its numbers are those of a study of it alone; what was measured of the own map before stays."""
+    folder = done(written(grid="optimizer = 'momentum'", measures=OF_MAPS))
+    own, before = folder.measured().values, folder.analysis.stat().st_mtime_ns
+    both = done(written(grid="optimizer = 'momentum'", measures=OF_MAPS, analysis=BOTH)).measured().values
+    assert folder.analysis.stat().st_mtime_ns == before
+    assert {name: both[name] for name in own} == own
+    second = sdkeras.Analysis.load(folder.second_analysis)
+    assert (second.sharpness_dimension.map, second.sharpness_dimension.state_size) == ("hessian", 32)
+    papers = written(
+        grid="optimizer = 'momentum'", measures=OF_MAPS, analysis="runs = 3\ntolerance = 0.9\nmap = 'hessian'"
+    )
+    alone = done(papers).measured().values
+    for name in ("slq", "lambda_1"):
+        assert both[f"{name}-map-hessian"].value == alone[name].value != own[name].value
+
+
+@pytest.mark.slow
+def test_of_plain_sgd_the_own_map_is_the_papers_and_is_measured_once(written, done) -> None:
+    measures = "sd = {}\n" + OF_MAPS
+    folder = done(written(measures=measures, analysis=BOTH))
+    both = folder.measured().values
+    assert not folder.second_analysis.exists()
+    alone = done(written(measures=measures, analysis="runs = 3\ntolerance = 0.9\nmap = 'hessian'")).measured().values
+    for name in ("sd", "slq", "lambda_1"):
+        assert both[f"{name}-map-hessian"].value == both[name].value == alone[name].value
+
+
 def test_a_function_by_a_name_of_keras_is_the_one_that_was_trained(written, done) -> None:
     """Keras writes any activation called relu as its own, and a helper mse is not the "mse" of a compiled model.
 

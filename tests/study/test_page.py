@@ -42,14 +42,17 @@ steps = 40
 
 [analysis]
 runs = 12
+{analysis}
 """
 MEASURES = 'sd = {}\nsd-slq = { bin_width = 0.002 }\nlambda_1 = {}\nph_dimension = { metric = "data" }'
 
 
-def made_up(folder: Path, rates: Sequence[float] = (0.1, 0.2, 0.3), measures: str = MEASURES) -> Results:
+def made_up(
+    folder: Path, rates: Sequence[float] = (0.1, 0.2, 0.3), measures: str = MEASURES, analysis: str = ""
+) -> Results:
     """A study whose runs are done, one for each rate, with the measures and gaps in the order of the rates."""
     path = folder / "grid.toml"
-    path.write_text(TABLES.format(rates=list(rates), measures=measures))
+    path.write_text(TABLES.format(rates=list(rates), measures=measures, analysis=analysis))
     study = read_study(str(path))
     rows = []
     for k, run in enumerate(study.runs):
@@ -174,6 +177,20 @@ def test_different_maps_are_told(three: Results, tmp_path: Path) -> None:
     # The trace is of no map.
     trace = of_maps(made_up(tmp_path, measures="trace = {}"), ("sgd", 208), ("adam", 416), ("sgd", 208))
     assert not said_of(trace, "Runs are of")
+
+
+def test_of_different_optimizers_the_columns_of_the_papers_map_compare(tmp_path: Path) -> None:
+    """Of models of different sizes they do not."""
+    rates, measures = [0.1 * k for k in range(1, 10)], "slq = {}\nlambda_1 = {}\ntrace = {}"
+    both = made_up(tmp_path, rates, measures, 'map = ["auto", "hessian"]')
+    mixed = of_maps(both, *[("sgd", 208), ("heavy-ball", 416), ("sgd", 208)] * 3)
+    (note,) = said_of(mixed, "Runs are of")
+    assert "coefficients of slq, lambda_1 mix them" in note
+    assert note.endswith("or take the columns of the map hessian.")
+    assert study_report(mixed, mixed.correlations()).headline.startswith("slq-map-hessian correlates")
+    assert "numbers are of. Without this ending" in as_html(mixed)
+    (note,) = said_of(of_maps(both, *[("sgd", 208), ("sgd", 300), ("sgd", 208)] * 3), "Runs are of")
+    assert "of slq, slq-map-hessian, lambda_1, lambda_1-map-hessian mix them" in note
 
 
 def test_warnings_are_counted_over_the_runs(three: Results) -> None:
