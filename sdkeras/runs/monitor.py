@@ -95,8 +95,8 @@ class Monitor:
         measures: Names of measures, from `MEASURES`.
         preset: Values of the options that are left out, as in `sdkeras.analyze`; all runs are of the default estimator.
         **options: Options of `sdkeras.analyze`: samples, tolerance, batch_size, learning_rate, loss, class_weight,
-            params, mode, dtype, memory_gb, seed, bound_inputs, estimate_bound_inputs; and max_hvps, here of a
-            measurement's exponents and dimension.
+            params, mode, map (auto or hessian), dtype, memory_gb, seed, bound_inputs, estimate_bound_inputs; and
+            max_hvps, here of a measurement's exponents and dimension.
 
     Attributes:
         out_of_time: Whether the last measurement's exponents and dimension would have taken longer than it was given.
@@ -115,6 +115,11 @@ class Monitor:
         **options: Value,
     ) -> None:
         chosen = measurement_options(preset, options)
+        if chosen.map == "full":
+            raise SdkerasError(
+                "measurements of a training are of spectra of the Hessian, and the map full is of the whole step; take "
+                "the map auto or hessian here, and `sdkeras.analyze` for the map full."
+            )
         self.measures, self.keys = check_measures(measures, chosen.bound_inputs, chosen.estimate_bound_inputs)
         self.problem, _ = read_problem(model, data, chosen)
         loss = self.problem.loss

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import sdkeras
 from sdkeras.datasets import load_digits
+from sdkeras.errors import SdkerasError
 from sdkeras.runs.monitor import MEASURES, Monitor, check_measures, failed_measurement
 from sdkeras.runs.options import Options
 from sdkeras.runs.problem import Problem, read_problem
@@ -182,3 +183,11 @@ def test_ctrl_c_ends_a_measurement_and_leaves_the_monitor_usable(monitored, monk
 def test_measures_are_checked() -> None:
     assert check_measures(("hessian_trace", "sharpness"))[0] == ("sharpness", "hessian_trace")
     assert check_measures("sharpness")[0] == ("sharpness",)
+
+
+def test_the_papers_map_is_measured_when_asked_for_and_the_whole_step_is_refused(monitored) -> None:
+    model, _ = monitored
+    measured = Monitor(model, (X, Y), measures="rds_sharpness", map="hessian", **OPTIONS).measure()
+    assert (measured.map, measured.state_size) == ("hessian", model.count_params())
+    with pytest.raises(SdkerasError, match="take the map auto or hessian here"):
+        Monitor(model, (X, Y), map="full", **OPTIONS)
