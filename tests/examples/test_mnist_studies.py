@@ -18,7 +18,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 def test_the_grids_and_models_are_those_of_the_paper(name: str, parameters: int, layers: int, epochs: int) -> None:
     study = read_study(str(EXAMPLES / f"{name}.toml"))
     full = read_study(str(EXAMPLES / f"{name}.toml"), full=True)
-    assert len(study.runs) == len(full.runs) == 25
+    assert (len(study.runs), len(full.runs)) == (27, 25)
     assert (full.epochs, full.steps, full.trajectory.steps) == (epochs, None, 5000)
     with user_import(EXAMPLES):
         model = find_function(study.model)(learning_rate=0.1)
