@@ -16,7 +16,8 @@ import numpy as np
 
 from sdkeras.dimension.cautions import ROWS_FOR_SKEWNESS
 from sdkeras.dimension.exponents import FULL
-from sdkeras.dimension.stability import EDGE, plateaus
+from sdkeras.dimension.noise_limit import NoiseLimit, Span, is_full_batch, noise_limit
+from sdkeras.dimension.stability import EDGE
 from sdkeras.errors import counted
 from sdkeras.results.answers import Analysis, LayerSharpness
 from sdkeras.results.arrays import Value
@@ -54,10 +55,8 @@ SMALL = 2000
 
 # More products than this are written without digits that nobody counts.
 _COUNTABLE = 1e15
-_BY_BATCH_SHARPNESS = "noise is judged by the batch sharpness alone"
 
 Rule = Callable[[Analysis], NextStep | None]
-Span = tuple[float, float]
 
 
 def next_steps(run: Analysis) -> tuple[NextStep, ...]:
@@ -116,7 +115,7 @@ def learning_rate(run: Analysis) -> NextStep | None:
     """How much larger the rate could be, or how much smaller it must be for steps that settle.
 
     The largest rate of full-batch steps is where the sharpness reaches the threshold. Minibatch noise may limit it
-    first, see `noise`; the smaller of the two counts. Only where the whole interval of the ratio is on one side:
+    first, see `noise_limit`; the smaller of the two counts. Only where the whole interval of the ratio is on one side:
     below `HEADROOM`, within `EDGE`, or above it.
 
     Reference: Cohen et al. (2021), arXiv 2103.00065, also for progressive sharpening.
@@ -147,16 +146,16 @@ def learning_rate(run: Analysis) -> NextStep | None:
 
 
 def _headroom(run: Analysis, rate: float, high: float, confidence: str, sure: str) -> NextStep | None:
-    full, limited = _of_rate(run, high), noise(run)
+    full, noise = _of_rate(run, high), noise_limit(run)
     factor, limit = full, "before full-batch steps overshoot"
-    if limited is not None:
-        words, used, certain = limited
-        if full * used[1] > 1:
-            factor, limit = 1 / used[1], f"before {words}; full-batch steps alone would allow {_times(full)}"
+    if noise is not None:
+        used = noise.share[1]
+        if full * used > 1:
+            factor, limit = 1 / used, f"before {noise.event}; full-batch steps alone would allow {_times(full)}"
         if factor < 1 / HEADROOM:
             return None
-        confidence, sure = "moderate", "kappa is a lower bound" if certain else _BY_BATCH_SHARPNESS
-    elif confidence == "high" and not _is_full_batch(run):
+        confidence, sure = "moderate", noise.reason
+    elif confidence == "high" and not is_full_batch(run):
         confidence, sure = "moderate", "minibatch noise, which may limit it sooner, is not known here"
     middle = _rounded_down(math.sqrt(min(factor, MOST_ROOM)) * rate)
     room = (
@@ -174,87 +173,83 @@ def _times(factor: float) -> str:
     return f"{factor:.2g} times" if factor <= MOST_ROOM else f"more than {MOST_ROOM:g} times"
 
 
-def noise(run: Analysis) -> tuple[str, Span, bool] | None:
-    """How much of what minibatch noise allows the rate uses, 1 where steps stop settling; None where it is not known.
-
-    The larger of two: kappa of mean-square stability, for SGD without momentum, which is a lower bound; and the batch
-    sharpness over the level at which it settles, 2/eta for SGD, 2(1 - beta)/eta for heavy ball with small batches. A
-    heavy ball above that level may have large batches, which settle at 2(1 + beta)/eta: the interval then holds both.
-
-    Returns:
-        What happens at 1, the interval of the share used, and whether it is kappa.
-
-    Reference: Andreyev and Beneventano (2024), arXiv 2412.20553, and (2026), arXiv 2604.14108.
-    """
-    edge, optimizer = run.edge_of_stability, run.optimizer
-    known: list[tuple[str, Span, bool]] = []
-    kappa = None if edge.mean_square_stability is None else edge.mean_square_stability.kappa
-    if kappa is not None and kappa.bounds is not None:
-        known.append(("minibatch noise grows (kappa = 1)", kappa.bounds, True))
-    batch, error = edge.batch_sharpness, edge.batch_sharpness_stderr
-    momentum, nesterov = optimizer.momentum, bool(optimizer.nesterov)
-    levels = plateaus(optimizer.name, optimizer.learning_rate, momentum=momentum, nesterov=nesterov)
-    if levels and not _is_full_batch(run) and batch is not None and error is not None:
-        half, lowest, highest = STANDARD_ERRORS * error, levels[0], levels[-1]
-        share, name = ((batch - half) / lowest.level, (batch + half) / lowest.level), lowest.formula
-        if lowest is not highest and share[0] > EDGE[1]:
-            share = (batch - half) / highest.level, share[1]
-            name += f" in small or {highest.formula} in large minibatches"
-        known.append((f"the batch sharpness reaches {name}, where it settles", share, False))
-    finite = [each for each in known if math.isfinite(sum(each[1]))]
-    return max(finite, key=lambda each: each[1][1], default=None)
-
-
 def small_batch(run: Analysis) -> NextStep | None:
     """Minibatch noise limits the learning rate, and not the loss of the whole data set.
 
-    It does where the share that `noise` uses is at the edge (0.9) and the ratio is not; or where it is above `HEADROOM`
-    and the batch sharpness at least `FAR` times the sharpness of H. Error bars count against it; it may where they hold
-    1. Where the share may be above `HEADROOM` alone, the rate is a good one, and takes larger minibatches to be raised.
+    It does where the share that `noise_limit` finds in use is at the edge (0.9) and the ratio is not; or where it is
+    above `HEADROOM` and the batch sharpness at least `FAR` times the sharpness of H. Error bars count against it. It
+    may where an error bar holds 1.
+
+    Between momentum's two levels the share is no error bar: taken for one, it would hold 1 in most trainings with
+    momentum and send them to a smaller rate. There noise may limit the rate where even the higher level leaves no more
+    room than `HEADROOM`; below that nothing is known against this rate, and nothing for a larger one.
+
+    Where noise may take the room that the loss of all data leaves, the rate is a good one, and takes larger minibatches
+    to be raised.
     """
-    limited, ratio, edge = noise(run), _ratio(run), run.edge_of_stability
+    limit, ratio, edge = noise_limit(run), _ratio(run), run.edge_of_stability
     batch, largest, size = edge.batch_sharpness, run.hessian.largest, run.data.batch_size
-    if limited is None or ratio is None or ratio[1] >= EDGE[0]:
+    if limit is None or ratio is None or ratio[1] >= EDGE[0]:
         return None
-    (low, high), certain = limited[1:]
+    low, high = limit.share
     times = 0.0
     if batch is not None and edge.batch_sharpness_stderr is not None and largest is not None and largest.value > 0:
         times = (batch - STANDARD_ERRORS * edge.batch_sharpness_stderr) / (largest.value + (largest.residual or 0.0))
     limits = low >= EDGE[0] or (low >= HEADROOM and times >= FAR)
-    if not limits and high < 1 and not high > HEADROOM > ratio[1]:
+    may_limit = high >= 1 and (low >= HEADROOM or not limit.between)
+    if not (limits or may_limit or high > HEADROOM > ratio[1]):
         return None
-    used = f"{low:.2g}" if f"{low:.2g}" == f"{high:.2g}" else f"{low:.2g} to {high:.2g}"
-    share = f"noise uses {used} of what the rate allows, the loss of all data {ratio[1]:.2g}"
+    share = f"{_noise_in_words(limit, batch or 0.0)} {ratio[1]:.2g} of what the loss of all data allows"
     along = f" (curvature along a minibatch's own gradient is {times:.2g} times the sharpness)" if times > 1 else ""
     if run.data.batch_size_source == "assumed":
         message = f"Give the batch size that you trained with in place of N: at the assumed {size}, {share}{along}"
         return _step(run, "small-batch", message, "low", "the batch size is assumed", batch_size=_Placeholder("N"))
-    why = ("moderate", "kappa is a lower bound" if certain else _BY_BATCH_SHARPNESS)
-    if certain and low > 1:
+    why = ("moderate", limit.reason)
+    if limit.is_kappa and low > 1:
         why = ("high", "the interval of kappa is above 1")
-    elif not limits and high >= 1:
-        why = ("low", "the interval holds 1")
+    elif limit.between or (not limits and high >= 1):
+        why = ("low", _unsure(limit))
     larger = min(2 * size, run.data.num_samples)
-    if limits or high >= 1:
+    if limits or may_limit:
         message = f"Take larger minibatches than {size}, or a smaller rate: {share}{along}"
         return _step(run, "small-batch", message, *why, batch_size=larger)
     message = f"Keep this learning rate, or raise it only with minibatches larger than {size}: {share}{along}"
     return _step(run, "noise-takes-the-room", message, *why, batch_size=larger)
 
 
+def _noise_in_words(limit: NoiseLimit, batch_sharpness: float) -> str:
+    """How much of what noise allows is in use, or between two levels the quotients by both; begins a list."""
+    low, high = (f"{end:.2g}" for end in limit.share)
+    if not limit.between:
+        return f"the rate uses {low if low == high else f'{low} to {high}'} of what minibatch noise allows, and"
+    small, large = (f"{batch_sharpness / each.level:.2g} times {each.formula}" for each in limit.between)
+    return (
+        f"the batch sharpness is {small}, where small minibatches settle, and {large}, where large ones do; the rate "
+        "uses"
+    )
+
+
+def _unsure(limit: NoiseLimit) -> str:
+    """Why a share that holds 1 decides nothing."""
+    return limit.reason if limit.between else f"the interval holds 1, and {limit.reason}"
+
+
 def good_rate(run: Analysis) -> NextStep | None:
     """Nothing to change in the rate: a ratio that may be above `HEADROOM`, and is not at the edge or beyond it."""
-    ratio, limited = _ratio(run), noise(run)
+    ratio, limit = _ratio(run), noise_limit(run)
     if ratio is None or ratio[0] >= EDGE[0] or not HEADROOM <= ratio[1] < 1:
         return None
-    if limited is not None and limited[1][0] >= EDGE[0]:
+    if limit is not None and limit.share[0] >= EDGE[0]:
         return None  # said by `small_batch`
     message = (
         f"Keep this learning rate: the sharpness is {ratio[1]:.2g} of its threshold, and the room that is left, less "
         f"than a factor of {1 / HEADROOM:g}, is what further training tends to take (progressive sharpening)"
     )
-    known = limited is not None or _is_full_batch(run)
-    sure = ("high", "both limits are known") if known else ("moderate", "minibatch noise is not known here")
+    sure = ("high", "both limits are known")
+    if limit is None and not is_full_batch(run):
+        sure = ("moderate", "minibatch noise is not known here")
+    elif limit is not None and limit.share[1] >= 1:
+        sure = ("moderate", _unsure(limit))
     return attrs.evolve(_step(run, "good-rate", message, *sure), command="")
 
 
@@ -564,10 +559,6 @@ def _of_threshold(run: Analysis, rate: float) -> float:
 def _decays(run: Analysis, rate: float) -> bool:
     """Whether weight decay shrinks weights at this rate: beyond eta wd = 2 there is no threshold."""
     return rate * (run.optimizer.weight_decay or 0.0) < 2
-
-
-def _is_full_batch(run: Analysis) -> bool:
-    return run.data.batch_size >= run.data.num_samples
 
 
 def _map(run: Analysis) -> str:

@@ -8,7 +8,7 @@ from typing import Literal
 import attrs
 
 from sdkeras.dimension.exponents import FULL
-from sdkeras.dimension.next_steps import noise
+from sdkeras.dimension.noise_limit import NoiseLimit, noise_limit
 from sdkeras.errors import counted
 from sdkeras.reporting import words
 from sdkeras.reporting.build_lyapunov import trajectory_section
@@ -99,7 +99,7 @@ def _paragraphs(run: Analysis) -> tuple[Paragraph, ...]:
     about_dimension = words.dimension_in_words(run)
     verified = ("✓ Verified", "verified") if run.verification.passed else ("✗ Not verified", "failed")
     return present(
-        Paragraph("The edge of stability", words.edge_in_words(run.edge_of_stability, _noise_share(run) is not None)),
+        Paragraph("The edge of stability", words.edge_in_words(run.edge_of_stability, _noise(run))),
         Paragraph("The sharpness dimension", about_dimension) if about_dimension else None,
         Paragraph(verified[0], words.trust_in_words(run), verified[1]),
     )
@@ -161,21 +161,20 @@ def _edge_cards(run: Analysis) -> tuple[Card, ...]:
     name = f"{sharpness_name(edge.operator).capitalize()} / threshold"
     evidence = f"{number(edge.sharpness)} / {number(edge.threshold)}"
     if 0 < edge.ratio < math.inf and rate > 0:
-        share, meaning = edge.ratio, _HEADROOM
-        limited = _noise_share(run)
-        if limited is not None:
-            what, share = limited
-            meaning = f"before {what}; full-batch steps alone: {_times(1 / edge.ratio)}"
+        share, meaning, limit = edge.ratio, _HEADROOM, _noise(run)
+        alone = f"full-batch steps alone: {_times(1 / edge.ratio)}"
+        if limit is not None:
+            share, meaning = limit.share[1], f"before {limit.event}; {alone}"
         headroom = Card("Headroom", _times(1 / share), f"learning rate up to about {number(rate / share, 2)}", meaning)
+        if limit is not None and limit.between:
+            headroom = Card("Headroom", "not known", alone, limit.reason)
     return present(Card(name, number(edge.ratio, 3), evidence, "1 is the edge of stability"), headroom)
 
 
-def _noise_share(run: Analysis) -> tuple[str, float] | None:
-    """What the noise of minibatches does, and the share of its limit in use; None where full-batch steps grow first."""
-    limited, ratio = noise(run), run.edge_of_stability.ratio
-    if limited is None or ratio is None or not limited[1][1] > ratio:
-        return None
-    return limited[0], limited[1][1]
+def _noise(run: Analysis) -> NoiseLimit | None:
+    """The limit of minibatch noise; None where full-batch steps grow first."""
+    limit, ratio = noise_limit(run), run.edge_of_stability.ratio
+    return None if limit is None or ratio is None or not limit.share[1] > ratio else limit
 
 
 def _times(factor: float) -> str:

@@ -6,6 +6,7 @@ import math
 
 from sdkeras.dimension.exponents import FULL, PRECONDITIONED
 from sdkeras.dimension.next_steps import MOST_ROOM
+from sdkeras.dimension.noise_limit import NoiseLimit
 from sdkeras.dimension.stability import EDGE, settled_at
 from sdkeras.errors import counted
 from sdkeras.reporting.numbers import dimension, estimated, measured, number, share_of_state, undetermined, with_error
@@ -17,10 +18,10 @@ CODIMENSION = "what SD leaves of the state; neutral directions, which steps hard
 BOUND_INPUTS = "Give inputs with `bound_inputs={'NAME': VALUE}`, or estimate them with `estimate_bound_inputs=True`."
 
 
-def edge_in_words(edge: EdgeOfStability, noise_is_first: bool = False) -> str:
+def edge_in_words(edge: EdgeOfStability, noise: NoiseLimit | None = None) -> str:
     """The ratio of sharpness and threshold, for somebody who trains.
 
-    `noise_is_first`: whether the noise of minibatches limits the learning rate before full-batch steps grow.
+    `noise`: the limit of minibatch noise, where it may set in before full-batch steps grow.
     """
     if edge.ratio is None or not math.isfinite(edge.ratio):
         return (
@@ -41,8 +42,14 @@ def edge_in_words(edge: EdgeOfStability, noise_is_first: bool = False) -> str:
         words = (
             f"Here there is room: the learning rate could be {room} times as large before full-batch steps "
             "began to grow, if the sharpness stayed as it is"
-            + ("; the noise of minibatches sets in earlier (headroom)." if noise_is_first else ".")
         )
+        if noise is not None:
+            words += "; the noise of minibatches " + (
+                "may set in earlier, which is not known here (headroom)"
+                if noise.between
+                else "sets in earlier (headroom)"
+            )
+        words += "."
         plateau = settled_at(edge)
         if plateau is not None:
             words += (

@@ -530,6 +530,16 @@ def test_the_cards_lead_with_what_has_an_anchor() -> None:
         assert float(headroom.value.removesuffix(" times")) == pytest.approx(1 / used, rel=0.05)
         assert float(headroom.evidence.rpartition(" ")[2]) == pytest.approx(rate / used, rel=0.05)
     assert noise > edge.ratio
+    # Between momentum's levels, 2 and 38 at a rate of 0.1, no number is the headroom.
+    moving = attrs.evolve(PLAUSIBLE, optimizer=attrs.evolve(PLAUSIBLE.optimizer, momentum=0.9, learning_rate=0.1))
+    for batch, known in ((0.4, True), (2.1, True), (2.3, False), (34.0, False), (35.0, True)):
+        run = with_edge(moving, batch_sharpness=batch, batch_sharpness_stderr=0.01, ratio=0.2)
+        headroom, page = report_of(run).cards[1], " ".join(as_html(run).split())
+        assert ("times" in headroom.value, headroom.value == "not known") == (known, not known)
+        assert (headroom.evidence == "full-batch steps alone: 5 times") != known
+        assert ("lies between the levels of small and large minibatches, 19 times apart" in headroom.meaning) != known
+        assert ("may set in earlier, which is not known here (headroom)." in page) != known
+        assert ("the noise of minibatches sets in earlier (headroom)." in page) == known
     share = PLAUSIBLE.sharpness_dimension.codimension / PLAUSIBLE.sharpness_dimension.state_size
     assert float(cards[2].value.removesuffix(" %")) == pytest.approx(100 * share, rel=0.05)
     assert [card.name for card in report_of(with_edge(PLAUSIBLE, ratio=-0.5)).cards] == [names[0], *names[2:]]
