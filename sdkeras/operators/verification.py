@@ -456,14 +456,16 @@ def _failure(loss: EmpiricalLoss, engine: Engine, result: Verification) -> str:
             "",
         ),
         (
-            result.symmetry_error >= _ALLOWED_ASYMMETRY[dtype] and result.repeatability_error < _ALLOWED_DRIFT[dtype],
+            result.symmetry_error >= max(_ALLOWED_ASYMMETRY[dtype], result.hvp_relative_error)
+            and result.repeatability_error < _ALLOWED_DRIFT[dtype],
             "The products are the derivative of the gradient that TensorFlow computes, but that is not symmetric, so "
             "that it is no gradient of the loss: a layer stops or approximates gradients (as random rotations and "
             "zooms of hidden images do). There is no Hessian of this training; leave that layer out, or use it in "
             "inference mode or before the first weights only",
         ),
         (
-            result.hvp_relative_error >= _ALLOWED["float32"],
+            # The asymmetry of rounding is less than rounding itself.
+            single and result.hvp_relative_error >= min(_ALLOWED["float32"], result.symmetry_error),
             "Products in float32 are far from those in float64: the curvature is below what float32 resolves; analyse "
             "in float64 (`dtype='float64'`)",
         ),

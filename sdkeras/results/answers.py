@@ -322,7 +322,7 @@ class Simulation:
     # The simulated step against one step of the optimizer itself, relative to how far each variable moved; NaN if no
     # copy of the optimizer could be made.
     step_error: float
-    verified: bool  # whether every check of the step met its tolerance
+    verified: bool  # whether the step is the optimizer's own
     warnings: tuple[Note, ...] = ()
 
 

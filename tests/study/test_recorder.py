@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from sdkeras.errors import DataError, ModelError, OperatorSizeError, SdkerasError
+from sdkeras.errors import DataError, ModelError, OperatorSizeError, SdkerasError, VerificationError
 from sdkeras.operators import minibatches, precision
+from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.study import recorder as module
 from sdkeras.study.recorder import ExampleLosses, Trajectory, TrajectoryRecorder
 from sdkeras.study.simulate import simulate
 from sdkeras.study.topology import euclidean_distances, loss_distances
+from sdkeras.training_step.map import UpdateMap
 
 layers = keras.layers
 RNG = np.random.default_rng(0)
@@ -263,6 +265,35 @@ def test_a_training_that_diverges_goes_on_and_the_record_ends() -> None:
     simulated = simulate(model, (X, X[:, :1]), steps=50, batch_size=5, allow_unverified=True)
     assert 1 < simulated.stopped_at < 50
     assert np.all(np.isfinite(simulated.iterates))
+
+
+def test_a_fitted_minibatch_without_curvature_in_float32_is_stepped_through_all_the_same() -> None:
+    """Probabilities of all but 1: products in float32 are rounding, and are not called the work of a layer."""
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(40, 3)).astype(np.float32)
+    x[np.arange(40), np.argmax(x, axis=1)] += 1
+    y = np.argmax(x, axis=1)
+    model = keras.Sequential(
+        [keras.Input((3,)), layers.Dense(6, "relu", use_bias=False), layers.Dense(3, use_bias=False)]
+    )
+    model.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    signs = np.hstack([np.eye(3), -np.eye(3)])
+    model.set_weights([14 * signs, signs.T + 0.1 * generator.normal(size=(6, 3))])
+    source = minibatches.as_source((x, y), batch_size=8)
+    with pytest.raises(VerificationError, match="float32") as caught:
+        UpdateMap(EmpiricalLoss(model, source, dtype="float32", num_samples=40, seed=0), model.optimizer)
+    assert "a layer stops" not in str(caught.value)
+    kept = simulate(model, (x, y), steps=5, batch_size=40, last=5)
+    assert kept.stopped_at is None
+    for _ in range(5):
+        model.train_on_batch(x, y)
+    np.testing.assert_allclose(kept.iterates[-1], weights(model), rtol=1e-6)
+
+
+def test_a_step_that_is_not_the_optimizers_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sdkeras.training_step.verification.ALLOWED_STEP", 0.0)
+    with pytest.raises(VerificationError, match="its step differs from the optimizer's own"):
+        simulate(net(optimizer=keras.optimizers.SGD(0.1)), (X, Y), steps=3)
 
 
 def test_a_simulation_goes_where_training_goes() -> None:
