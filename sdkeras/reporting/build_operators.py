@@ -1,0 +1,102 @@
+"""The part of an analysis' report about the matrices that were measured beside the Hessian."""
+
+from __future__ import annotations
+
+from sdkeras.reporting.figures import operator_spectra
+from sdkeras.reporting.numbers import measured, number, with_span
+from sdkeras.reporting.report import Cell, Row, Section, Table, present
+from sdkeras.results.answers import Analysis, Expansion, OperatorSpectrum
+from sdkeras.results.dimension import SharpnessDimension
+from sdkeras.results.measured import Measured
+
+_SPLIT = (
+    "H = G + R: the Gauss-Newton matrix G is what the curvature of the loss in the outputs makes of the weights', R "
+    "what the curvature of the outputs themselves adds. Where the loss is convex in the outputs, as cross-entropy and "
+    "squared error are, G has no negative eigenvalue: along an eigenvector u of a negative eigenvalue of H, u'Ru is at "
+    "most that eigenvalue."
+)
+_FISHER = (
+    "The Fisher matrix F is the model's own expectation of g g', g the gradient of an example's loss; for "
+    "cross-entropy on softmax or sigmoid and for squared error it is G without regularizers."
+)
+_NO_SHARE = "E+ of H less that of another matrix is a difference and not a share, since E+ is not additive."
+
+
+def operators_section(run: Analysis) -> Section | None:
+    """Eigenvalues, E+ and spectra side by side; None where only the Hessian was measured."""
+    if not run.operators:
+        return None
+    expansions = [each.expansion for each in run.operators if each.expansion is not None]
+    is_fisher = any(each.kind == "fisher" for each in run.operators)
+    said = (*((_FISHER,) if is_fisher else ()), *((_NO_SHARE,) if expansions else ()))
+    return Section(
+        f"The Hessian and its {_listed([each.name for each in run.operators])}",
+        "operators",
+        "Other matrices",
+        " ".join((_SPLIT, *said)),
+        said,
+        figures=present(operator_spectra(run)),
+        tables=(_table(run, expansions),),
+    )
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join(names)
+
+
+def _table(run: Analysis, expansions: list[Expansion]) -> Table:
+    operators, hessian = run.operators, run.hessian
+    rows: list[Row] = [
+        ("largest eigenvalue", _cell(hessian.largest), *(_cell(each.largest) for each in operators)),
+        ("smallest eigenvalue", _cell(hessian.smallest), *(_cell(each.smallest) for each in operators)),
+        ("trace", _cell(hessian.trace), *(_cell(each.trace) for each in operators)),
+    ]
+    if expansions:
+        first, estimate = expansions[0], run.sharpness_dimension
+        negative, unstable = _parts(first, estimate)
+        own = with_span(first.hessian, first.hessian_interval)
+        rows += [
+            (f"E+ in {first.num_runs:,} runs", own, *(_expansion(each) for each in operators)),
+            ("by negative curvature", negative, *(_part(each, "negative_curvature") for each in operators)),
+            ("by overshooting", unstable, *(_part(each, "unstable") for each in operators)),
+            ("E+ of H less this", "", *(_difference(each) for each in operators)),
+        ]
+    checks = ["passed" if each.verification.passed else "FAILED" for each in operators]
+    rows += [("verification", "passed" if run.verification.passed else "FAILED", *checks)]
+    names = ("Hessian H", *(f"{each.name.removesuffix(' matrix')} {each.symbol}" for each in operators))
+    title = f"The same loss over {run.data.num_samples_hessian:,} samples, matrix by matrix"
+    return Table(title, tuple(rows), ("", *names))
+
+
+def _cell(value: Measured | None) -> Cell:
+    text, evidence = measured(value)
+    return Cell(text, remark=evidence)
+
+
+def _parts(expansion: Expansion, estimate: SharpnessDimension | None) -> tuple[str, str]:
+    """The Hessian's parts of E+, which are known where E+ is of the same runs."""
+    if estimate is None or expansion.hessian != estimate.expansion:
+        return "", ""
+    return number(estimate.expansion_negative_curvature), number(estimate.expansion_unstable)
+
+
+def _expansion(operator: OperatorSpectrum) -> str | Cell:
+    found = operator.expansion
+    if found is None:
+        return "not measured"
+    if not found.is_resolved:
+        return Cell("0 up to rounding", remark=number(found.value, 2))
+    return with_span(found.value, found.interval)
+
+
+def _part(operator: OperatorSpectrum, name: str) -> str:
+    found = operator.expansion
+    if found is None:
+        return ""
+    value = float(getattr(found, name))
+    return number(value) if value > found.rounding else "0"
+
+
+def _difference(operator: OperatorSpectrum) -> str:
+    found = operator.expansion
+    return "" if found is None else with_span(found.difference, found.difference_interval)
