@@ -54,7 +54,7 @@ def _table(run: Analysis, expansions: list[Expansion]) -> Table:
     if expansions:
         first, estimate = expansions[0], run.sharpness_dimension
         negative, unstable = _parts(first, estimate)
-        own = with_span(first.hessian, first.hessian_interval)
+        own = _with_interval(first.hessian, first.hessian_interval)
         rows += [
             (f"E+ in {first.num_runs:,} runs", own, *(_expansion(each) for each in operators)),
             ("by negative curvature", negative, *(_part(each, "negative_curvature") for each in operators)),
@@ -86,7 +86,7 @@ def _expansion(operator: OperatorSpectrum) -> str | Cell:
         return "not measured"
     if not found.is_resolved:
         return Cell("0 up to rounding", remark=number(found.value, 2))
-    return with_span(found.value, found.interval)
+    return _with_interval(found.value, found.interval)
 
 
 def _part(operator: OperatorSpectrum, name: str) -> str:
@@ -99,4 +99,8 @@ def _part(operator: OperatorSpectrum, name: str) -> str:
 
 def _difference(operator: OperatorSpectrum) -> str:
     found = operator.expansion
-    return "" if found is None else with_span(found.difference, found.difference_interval)
+    return "" if found is None else _with_interval(found.difference, found.difference_interval)
+
+
+def _with_interval(value: float, span: tuple[float, float] | None) -> str:
+    return f"{number(value)} (no interval)" if span is None else with_span(value, span)

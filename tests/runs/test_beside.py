@@ -11,11 +11,12 @@ import scipy.special
 import tensorflow as tf
 
 import sdkeras
+from sdkeras.dimension.estimate import Sample, summarise
 from sdkeras.dimension.expansion import expansion_beside
 from sdkeras.errors import ModelError, SdkerasError
 from sdkeras.reporting.html import as_html
 from sdkeras.results.answers import Analysis, OperatorSpectrum
-from sdkeras.runs import analyze
+from sdkeras.runs import analyze, measure
 from sdkeras.runs.options import Options
 
 layers = keras.layers
@@ -29,16 +30,18 @@ BATCH = 12
 FIXED: dict[str, Any] = {"dtype": "float64", "seed": 1, "preset": "quick"}
 
 
-def model(*hidden: Any, outputs: int = 3, loss: Any = CE, optimizer: Any = None) -> keras.Model:
+def model(*hidden: int, outputs: int = 3, loss: Any = CE, optimizer: Any = None, last: Any = ()) -> keras.Model:
+    """Hidden layers of so many units with tanh."""
     keras.utils.set_random_seed(0)
-    found = keras.Sequential([keras.Input((5,)), *hidden, layers.Dense(outputs)])
+    inner = [layers.Dense(units, "tanh") for units in hidden]
+    found = keras.Sequential([keras.Input((5,)), *inner, layers.Dense(outputs), *last])
     found.compile(optimizer or keras.optimizers.SGD(ETA), loss)
     return found
 
 
 def deep(**compiled: Any) -> keras.Model:
     """Of two outputs and squared error; its Hessian has negative curvature, and its steps overshoot."""
-    return model(layers.Dense(4, "tanh"), layers.Dense(4, "tanh"), outputs=2, **{"loss": "mse", **compiled})
+    return model(4, 4, outputs=2, **{"loss": "mse", **compiled})
 
 
 def batches(x: Any, y: Any) -> tf.data.Dataset:
@@ -78,7 +81,7 @@ def dense_gauss_newton(net: keras.Model, x: np.ndarray) -> np.ndarray:
 @pytest.fixture(scope="module")
 def linear() -> Analysis:
     """A model that is linear in its weights, whose Hessian is its Gauss-Newton matrix; some steps overshoot."""
-    return sdkeras.analyze(model(), (X, Y), batch_size=BATCH, operator=("fisher", "ggn"), tolerance=0.02, **FIXED)
+    return sdkeras.analyze(model(), (X, Y), batch_size=BATCH, operator=("fisher", "ggn"), runs=12, **FIXED)
 
 
 @pytest.fixture(scope="module")
@@ -109,11 +112,9 @@ def test_of_a_linear_model_all_three_are_the_same(linear: Analysis) -> None:
 def test_of_a_linear_model_each_run_is_that_of_the_hessian(linear: Analysis) -> None:
     """With other minibatches or probes the differences would be of the size of their own spread."""
     estimate = linear.sharpness_dimension
-    sampled = estimate.sampled
-    assert 10 < sampled.num_audits < estimate.num_runs  # so that the runs are not simply the first ones
     for found in linear.operators:
         beside = found.expansion
-        assert beside.num_runs == sampled.num_audits
+        assert beside.num_runs == 12
         assert beside.num_steps == estimate.num_steps
         assert beside.hessian == pytest.approx(estimate.expansion, rel=1e-12)
         assert beside.value == pytest.approx(beside.hessian, rel=1e-9)
@@ -155,7 +156,7 @@ def test_only_the_hessian_has_negative_curvature(exact: Analysis) -> None:
 
 def test_the_interval_is_that_of_the_mean_over_minibatches() -> None:
     """Of arrays: 20 minibatches of the population, none of them certain."""
-    net = model(layers.Dense(4, "tanh"))
+    net = model(4)
     found = only(sdkeras.analyze(net, (X, Y), batch_size=BATCH, operator="ggn", exact=True, runs=20, **FIXED))
     beside = found.expansion
     loss = sdkeras.EmpiricalLoss(net, (X, Y), batch_size=BATCH, dtype="float64", seed=1)
@@ -233,8 +234,8 @@ def test_without_a_learning_rate_there_is_a_spectrum_and_no_expansion() -> None:
 
 
 def test_products_are_planned_and_counted() -> None:
-    """All but those of Lanczos, whose number of steps is known afterwards only."""
-    options = {**FIXED, "batch_size": BATCH, "runs": 6, "preset": "standard"}
+    """All but those of Lanczos, whose number of steps is known afterwards only: a batch has more outputs than that."""
+    options = {**FIXED, "batch_size": 30, "runs": 6, "preset": "standard"}
     net, data = deep(), (X, Z)
     plans = [analyze.plan(net, data, **options, operator=each) for each in ((), ("ggn",), ("ggn", "fisher"))]
     run = sdkeras.analyze(net, data, **options, operator=("ggn", "fisher"))
@@ -255,9 +256,8 @@ def test_a_limit_on_products_holds(limit: int) -> None:
     assert run.status == "limit on products"
     assert analyze.plan(deep(), (X, Z), **options, max_hvps=limit).num_hvps <= limit
     assert len(run.operators) == 2
-    short = [each for each in run.operators if each.expansion is None or each.expansion.num_runs < 8]
-    assert len(short) == 2
-    said = " ".join(note.message for note in run.warnings)
+    wanted, said = run.sharpness_dimension.num_runs, " ".join(note.message for note in run.warnings)
+    short = [each for each in run.operators if each.expansion is None or each.expansion.num_runs < wanted]
     assert all(each.name in said for each in short)
     assert "matrix by matrix" in str(run)
 
@@ -345,7 +345,7 @@ def test_the_hessian_is_always_there_and_no_other() -> None:
             r"no Gauss-Newton matrix .`operator='ggn'`.*function of the model and the batch",
         ),
         (
-            lambda: model(layers.ActivityRegularization(0.1), outputs=2, loss="mse"),
+            lambda: model(outputs=2, loss="mse", last=[layers.ActivityRegularization(0.1)]),
             {"operator": "fisher"},
             r"no Fisher matrix .*a layer adds a loss",
         ),
@@ -361,21 +361,32 @@ def test_what_has_no_such_matrix_is_refused_before_the_work(
     assert "\n" not in str(caught.value)
 
 
-def test_fewer_runs_stand_beside_the_first_of_the_hessians(exact: Analysis) -> None:
-    """The pairs stay pairs where a limit has ended the other matrix' runs."""
-    del exact
-    seen: list[Any] = []
+def test_runs_with_all_steps_are_those_that_stand_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after an analysis whose later runs have fewer steps; of a linear model, whose pairs are equal."""
+    measured, seen = measure.dimension, list[Any]()
+
+    def every_other(*arguments: Any) -> Any:
+        outcome, notes = measured(*arguments)
+        few = Sample.of([outcome.runs[k] for k in (1, 3, 4, 7)])
+        finest = summarise(few, outcome.finest.context).pooled
+        return attrs.evolve(outcome, finest=finest, finest_runs=(1, 3, 4, 7)), notes
 
     def kept(*arguments: Any) -> Any:
         seen.append(arguments)
         return expansion_beside(*arguments)
 
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("sdkeras.runs.beside.expansion_beside", kept)
-        sdkeras.analyze(model(), (X, Y), batch_size=BATCH, operator="ggn", runs=6, **FIXED)
+    monkeypatch.setattr(measure, "dimension", every_other)
+    monkeypatch.setattr("sdkeras.runs.beside.expansion_beside", kept)
+    run = sdkeras.analyze(model(), (X, Y), batch_size=BATCH, operator="ggn", runs=8, **FIXED)
+    beside = only(run).expansion
+    assert beside.num_runs == 4
+    assert beside.hessian != pytest.approx(run.sharpness_dimension.expansion, rel=1e-3)
+    assert abs(beside.difference) < 1e-8 * beside.value
+    assert np.ptp(beside.difference_interval) < 1e-8 * beside.value
+    # Where a limit has ended the runs, the first pairs stay pairs.
     ((hessian, runs, context, steps),) = seen
-    few = expansion_beside(hessian, runs[:4], context, steps)
-    assert few.num_runs == 4
-    assert few.difference == pytest.approx(0, abs=1e-8)
+    few = expansion_beside(hessian, runs[:3], context, steps)
+    assert few.num_runs == 3
     assert np.ptp(few.difference_interval) < 1e-8
+    assert few.hessian != pytest.approx(beside.hessian, rel=1e-3)
     assert expansion_beside(hessian, runs[:2], context, steps).interval is None
