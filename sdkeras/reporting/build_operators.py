@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 from sdkeras.reporting.figures import operator_spectra
 from sdkeras.reporting.numbers import measured, number, with_span
 from sdkeras.reporting.report import Cell, Row, Section, Table, present
@@ -19,6 +22,8 @@ _FISHER = (
     "The Fisher matrix F is the model's own expectation of g g', g the gradient of an example's loss; for "
     "cross-entropy on softmax or sigmoid and for squared error it is G without regularizers."
 )
+# Two sums of the same terms in another order.
+_SAME = 1e-9
 _NO_SHARE = "E+ of H less that of another matrix is a difference and not a share, since E+ is not additive."
 
 
@@ -52,13 +57,11 @@ def _table(run: Analysis, expansions: list[Expansion]) -> Table:
         ("trace", _cell(hessian.trace), *(_cell(each.trace) for each in operators)),
     ]
     if expansions:
-        first, estimate = expansions[0], run.sharpness_dimension
-        negative, unstable = _parts(first, estimate)
+        first = expansions[0]
         own = _with_interval(first.hessian, first.hessian_interval)
         rows += [
             (f"E+ in {first.num_runs:,} runs", own, *(_expansion(each) for each in operators)),
-            ("by negative curvature", negative, *(_part(each, "negative_curvature") for each in operators)),
-            ("by overshooting", unstable, *(_part(each, "unstable") for each in operators)),
+            *_parts(run, first),
             ("E+ of H less this", "", *(_difference(each) for each in operators)),
         ]
     checks = ["passed" if each.verification.passed else "FAILED" for each in operators]
@@ -73,11 +76,27 @@ def _cell(value: Measured | None) -> Cell:
     return Cell(text, remark=evidence)
 
 
-def _parts(expansion: Expansion, estimate: SharpnessDimension | None) -> tuple[str, str]:
-    """The Hessian's parts of E+, which are known where E+ is of the same runs."""
-    if estimate is None or expansion.hessian != estimate.expansion:
-        return "", ""
-    return number(estimate.expansion_negative_curvature), number(estimate.expansion_unstable)
+def _parts(run: Analysis, first: Expansion) -> tuple[Row, ...]:
+    """The parts of E+; the Hessian's are known where its E+ is of the same runs."""
+    estimate = run.sharpness_dimension
+    same = estimate is not None and math.isclose(estimate.expansion, first.hessian, rel_tol=_SAME)
+
+    def row(label: str, of: Callable[[SharpnessDimension], float], beside: Callable[[Expansion], float]) -> Row:
+        own = number(of(estimate)) if same and estimate is not None else ""
+        parts = [(each.expansion, 0.0 if each.expansion is None else beside(each.expansion)) for each in run.operators]
+        found = ("" if e is None else number(value) if value > e.rounding else "0" for e, value in parts)
+        return label, own, *found
+
+    momentum = row(
+        "for a step or two by momentum",
+        lambda e: e.expansion - e.expansion_negative_curvature - e.expansion_unstable,
+        lambda e: e.value - e.negative_curvature - e.unstable,
+    )
+    return present(
+        row("by negative curvature", lambda e: e.expansion_negative_curvature, lambda e: e.negative_curvature),
+        row("by overshooting", lambda e: e.expansion_unstable, lambda e: e.unstable),
+        momentum if estimate is not None and estimate.frozen_lyapunov is not None else None,
+    )
 
 
 def _expansion(operator: OperatorSpectrum) -> str | Cell:
@@ -87,14 +106,6 @@ def _expansion(operator: OperatorSpectrum) -> str | Cell:
     if not found.is_resolved:
         return Cell("0 up to rounding", remark=number(found.value, 2))
     return _with_interval(found.value, found.interval)
-
-
-def _part(operator: OperatorSpectrum, name: str) -> str:
-    found = operator.expansion
-    if found is None:
-        return ""
-    value = float(getattr(found, name))
-    return number(value) if value > found.rounding else "0"
 
 
 def _difference(operator: OperatorSpectrum) -> str:

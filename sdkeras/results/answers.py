@@ -185,6 +185,10 @@ class AtInit:
         return None if found is None else Measured(found.codimension, True, interval=found.codimension_interval)
 
 
+# In words and in formulas.
+MATRICES = {"ggn": ("Gauss-Newton matrix", "G"), "fisher": ("Fisher matrix", "F")}
+
+
 @attrs.frozen
 class Expansion:
     """E+, the sum of the positive exponents, with another matrix in the place of the Hessian, beside the Hessian's own.
@@ -232,12 +236,12 @@ class OperatorSpectrum:
     @property
     def name(self) -> str:
         """The matrix in words."""
-        return {"ggn": "Gauss-Newton matrix", "fisher": "Fisher matrix"}[self.kind]
+        return MATRICES[self.kind][0]
 
     @property
     def symbol(self) -> str:
         """Its letter in formulas."""
-        return {"ggn": "G", "fisher": "F"}[self.kind]
+        return MATRICES[self.kind][1]
 
 
 class Answer(Document):

@@ -17,7 +17,7 @@ from sdkeras.operators.hessian import CurvatureOperator
 from sdkeras.operators.likelihood import NoLikelihoodError
 from sdkeras.operators.loss import evolved
 from sdkeras.reporting.numbers import number
-from sdkeras.results.answers import OperatorSpectrum
+from sdkeras.results.answers import MATRICES, OperatorSpectrum
 from sdkeras.results.arrays import Value
 from sdkeras.results.codec import as_plain, from_plain
 from sdkeras.results.estimates import Eigenpairs, Spectrum, TraceEstimate
@@ -28,8 +28,6 @@ from sdkeras.runs.budget import KEPT, Budget, Notes
 from sdkeras.runs.problem import Problem
 
 _CLASSES: dict[str, type[GaussNewtonOperator]] = {"ggn": GaussNewtonOperator, "fisher": FisherOperator}
-_NAMES = {"ggn": "Gauss-Newton matrix", "fisher": "Fisher matrix"}
-_SYMBOLS = {"ggn": "G", "fisher": "F"}
 # Smallest eigenvalue beside the largest that rounding explains.
 _NEGATIVE = 1e-3
 
@@ -45,7 +43,7 @@ def verified_operators(problem: Problem, budget: Budget, memory: float) -> dict[
     budget.meter.spent = lambda: sum(operator.num_products for operator in made.values())
     fixed: Mapping[str, Value] = budget.meter.journal.fixed.get("operators", {})
     for kind in options.operator:
-        budget.tell(f"compiling and verifying the products of the {_NAMES[kind]}")
+        budget.tell(f"compiling and verifying the products of the {MATRICES[kind][0]}")
         known = from_plain(fixed[kind], Verification, str(budget.meter.journal.path)) if kind in fixed else None
         mode: Value = options.product_mode if known is None else known.product_mode
         try:
@@ -61,7 +59,7 @@ def verified_operators(problem: Problem, budget: Budget, memory: float) -> dict[
                 f"{error.why}, so that its Fisher matrix is not known; take its Gauss-Newton matrix (`operator='ggn'`)."
             ) from error
         except ModelError as error:
-            raise ModelError(f"there is no {_NAMES[kind]} (`operator='{kind}'`): {error}") from error
+            raise ModelError(f"there is no {MATRICES[kind][0]} (`operator='{kind}'`): {error}") from error
         if known is not None:
             made[kind] = evolved(made[kind], verification=known)
     return made
@@ -86,7 +84,7 @@ def beside(
     runs, or where later ones have fewer steps those with all of them. Without a learning rate they are as the Hessian's
     are then, and there is no E+.
     """
-    name, begun = _NAMES[kind], budget.spent
+    (name, symbol), begun = MATRICES[kind], budget.spent
     before = budget.part(1 - KEPT)
     what = f"largest and smallest eigenvalue of the data-set {name}"
     half = before.part(measure.EIGENVALUES)
@@ -115,7 +113,7 @@ def beside(
         trace=summary.trace,
         spectrum=None
         if pooled is None
-        else measure.compressed(pooled.nodes, pooled.weights, problem.operator.replace("H", _SYMBOLS[kind])),
+        else measure.compressed(pooled.nodes, pooled.weights, problem.operator.replace("H", symbol)),
         expansion=None
         if pooled is None or outcome is None or how is None
         else expansion_beside(outcome.finest, pooled.runs, runs.context(how.name), how.num_steps),
