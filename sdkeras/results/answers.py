@@ -266,9 +266,10 @@ class Analysis(Answer):
     """The whole answer; attribute names are the paths in run.json.
 
     `sharpness_dimension` is the first of `estimates` (exact when asked for, else slq), at the checkpoint; `supremum` is
-    over snapshots of training from there on, where they were asked for. `next_steps` are at most three, the most
-    important first, see `sdkeras.dimension.next_steps`. `partial` is whether Ctrl-C ended it;
-    `status` is 'finished', 'interrupted', or the limit that left something out: 'limit on products', 'time limit'; ""
+    over snapshots of training from there on, where they were asked for. `operators` are other curvature matrices of the
+    same loss, everything else is the Hessian's. `next_steps` are at most three, the most important first, see
+    `sdkeras.dimension.next_steps`. `partial` is whether Ctrl-C ended it; `status` is 'finished', 'interrupted', or the
+    limit that left something out: 'limit on products', 'time limit'; ""
     in files of version 0.1.
     """
 

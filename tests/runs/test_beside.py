@@ -154,6 +154,7 @@ def test_only_the_hessian_has_negative_curvature(exact: Analysis) -> None:
     assert not [note for note in exact.warnings if note.code == "not-convex"]
 
 
+@pytest.mark.slow
 def test_the_interval_is_that_of_the_mean_over_minibatches() -> None:
     """Of arrays: 20 minibatches of the population, none of them certain."""
     net = model(4)
@@ -170,6 +171,7 @@ def test_the_interval_is_that_of_the_mean_over_minibatches() -> None:
         assert interval[0] < values.mean() < interval[1]
 
 
+@pytest.mark.slow
 def test_the_answer_for_the_hessian_is_the_same_without(exact: Analysis) -> None:
     without = sdkeras.analyze(deep(), batches(X, Z), exact=True, exact_minibatches=5, **FIXED)
     assert without.operators == ()
@@ -179,6 +181,7 @@ def test_the_answer_for_the_hessian_is_the_same_without(exact: Analysis) -> None
     assert 0 < checks < 30
 
 
+@pytest.mark.slow
 def test_a_regularizer_is_in_one_and_not_in_the_other() -> None:
     """L2 of 0.5 on every kernel adds 2 * 0.5 to its diagonal in G; the Fisher matrix is that of the likelihood."""
     net = keras.Sequential(
@@ -207,6 +210,7 @@ def test_a_loss_that_is_not_convex_has_a_note() -> None:
     assert only(run).expansion.negative_curvature > only(run).expansion.rounding
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("optimizer", "operator"),
     [(keras.optimizers.SGD(0.5, momentum=0.5), "G"), (keras.optimizers.Adam(0.125), "P^-1/2 G P^-1/2")],
@@ -222,6 +226,7 @@ def test_the_map_is_the_optimizers_own(optimizer: keras.optimizers.Optimizer, op
     assert found.expansion.value == pytest.approx(found.expansion.hessian, rel=1e-8)
 
 
+@pytest.mark.slow
 def test_without_a_learning_rate_there_is_a_spectrum_and_no_expansion() -> None:
     net = deep(optimizer=keras.optimizers.SGD(0.0))
     run = sdkeras.analyze(net, (X, Z), batch_size=BATCH, operator="ggn", runs=3, **FIXED)
@@ -248,7 +253,7 @@ def test_products_are_planned_and_counted() -> None:
     assert run.edge_of_stability.mean_square_stability.kappa == without.edge_of_stability.mean_square_stability.kappa
 
 
-@pytest.mark.parametrize("limit", [300, 700])
+@pytest.mark.parametrize("limit", [300, pytest.param(700, marks=pytest.mark.slow)])
 def test_a_limit_on_products_holds(limit: int) -> None:
     options = {**FIXED, "batch_size": BATCH, "operator": ("ggn", "fisher")}
     run = sdkeras.analyze(deep(), (X, Z), **options, max_hvps=limit)
@@ -262,6 +267,7 @@ def test_a_limit_on_products_holds(limit: int) -> None:
     assert "matrix by matrix" in str(run)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ended in the middle of the other matrix' runs."""
     options = {**FIXED, "batch_size": BATCH, "operator": "ggn", "runs": 6}
