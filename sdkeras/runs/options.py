@@ -613,8 +613,8 @@ class Options(EstimationOptions):
             ),
             (
                 full and bool(self.operator),
-                "operator compares the Hessian's spectrum with another matrix', and the map full is of the whole step, "
-                "which has none; leave out one of them (`operator`, `map='full'`).",
+                "operator sets another matrix in the Hessian's place, and the map full is of the whole step, whose "
+                "singular values are of no such matrix; leave out one of them (`operator`, `map='full'`).",
             ),
             (
                 self.at_init and self.cluster is not None,
