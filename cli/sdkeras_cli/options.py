@@ -204,6 +204,7 @@ _CLICK: dict[str, dict[str, Value]] = {
     "class_weight": {"callback": lambda _, __, text: None if text is None else class_weights.parsed(text)},
     "scratch": {"type": click.Path()},
     "estimators": {"multiple": True},
+    "operator": {"multiple": True},
     "settings": {"multiple": True, "callback": settings_of(registry.ANALYSIS_KINDS, "slq.num_steps=80")},
     "tolerance": {"type": FRACTION},
     "seed": {"type": NOT_NEGATIVE},

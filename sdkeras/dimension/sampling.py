@@ -19,6 +19,7 @@ from sdkeras.dimension.controls import UNKNOWN, Population, Rows
 from sdkeras.dimension.estimate import (
     FEWEST_RUNS_FOR_AN_INTERVAL,
     Context,
+    Pooled,
     Sample,
     Summary,
     conclusion,
@@ -90,7 +91,9 @@ class Outcome:
         weights: Its masses, sum n.
         warnings: Caveats.
         runs: A rule of each run, in order, all of `num_steps` steps.
-        num_steps: Their steps; None if the estimator has no such number.
+        finest: The runs with all steps as one measure, which E+ is of.
+        finest_runs: Their numbers.
+        num_steps: Steps of `runs`; None if the estimator has no such number.
         out_of_time: The deadline ended the runs, or left no time for longer ones that the nested check asked for.
         ended: Which limit ended the runs, in the words of `AdaptiveSettings.stop`; "" if none did.
     """
@@ -101,6 +104,8 @@ class Outcome:
     weights: FloatArray
     warnings: tuple[Note, ...]
     runs: tuple[Spectrum, ...]
+    finest: Pooled
+    finest_runs: tuple[int, ...]
     num_steps: int | None = None
     out_of_time: bool = False
     ended: str = ""
@@ -113,12 +118,18 @@ class PooledSpectrum:
     Attributes:
         nodes: Eigenvalues, ascending, shape [k].
         weights: Their masses, shape [k].
-        num_runs: Runs pooled, a minibatch and a probe each.
+        runs: Runs pooled, a minibatch and a probe each.
+        ended: Which limit ended them, or "".
     """
 
     nodes: FloatArray
     weights: FloatArray
-    num_runs: int
+    runs: tuple[Spectrum, ...]
+    ended: str = ""
+
+    @property
+    def num_runs(self) -> int:
+        return len(self.runs)
 
 
 def estimate_sharpness_dimension(
@@ -176,6 +187,8 @@ def estimate_sharpness_dimension(
         weights=pooled[1],
         warnings=cautions(Evidence(estimate, summary, loop.nested_failed, runs.ended, target)),
         runs=tuple(summary.pooled.runs),
+        finest=finest,
+        finest_runs=tuple(summary.pooled.sample.audits),
         num_steps=runs.run_steps,
         out_of_time=runs.out_of_time,
         ended=runs.ended,
@@ -190,10 +203,11 @@ def pooled_spectrum(
     max_hvps: int | None = None,
     deadline: float | None = None,
     group: int = 1,
+    required: bool = True,
 ) -> PooledSpectrum:
-    """The spectra of a number of runs as one, where there is no map from eigenvalues to exponents.
+    """The spectra of a number of runs as one, without an estimate of SD.
 
-    At least one run is made, and no more than the budget has room for.
+    No more runs are made than the budget has room for, but one if that is `required`.
 
     Args:
         run: (numbers, num_steps) -> spectra of these runs, in order.
@@ -202,16 +216,18 @@ def pooled_spectrum(
         max_hvps: Budget of Hessian-vector products.
         deadline: `time.monotonic()` after which no run is begun.
         group: Runs asked for at once.
+        required: Whether one run is made whatever the budget.
 
     Raises:
         BudgetError: Stopped before the first run was complete.
     """
-    settings = AdaptiveSettings(max_hvps=max_hvps, deadline=deadline, group=group)
+    settings = AdaptiveSettings(max_hvps=max_hvps, deadline=deadline, group=group, required=required)
     runs = _Runs(run, settings, UNKNOWN, num_steps)
     runs.extend(num_runs)
     count = len(runs.spectra)
     measures = [(spectrum.nodes, spectrum.weights) for spectrum in runs.spectra]
-    return PooledSpectrum(*_pooled_measure(measures, np.full(count, 1.0 / count)), count)
+    pooled = _pooled_measure(measures, np.full(count, 1.0 / count))
+    return PooledSpectrum(*pooled, tuple(runs.spectra), runs.ended)
 
 
 def _pooled_measure(measures: list[tuple[FloatArray, FloatArray]], shares: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -12,6 +12,7 @@ from sdkeras.dimension.noise_limit import NoiseLimit, noise_limit
 from sdkeras.errors import counted
 from sdkeras.reporting import words
 from sdkeras.reporting.build_lyapunov import trajectory_section
+from sdkeras.reporting.build_operators import operators_section
 from sdkeras.reporting.figures import analysis_figures, supremum_figure
 from sdkeras.reporting.numbers import (
     bar_lengths,
@@ -214,6 +215,7 @@ def _sections(run: Analysis) -> tuple[Section, ...]:
         None if run.supremum is None else _snapshots(run.supremum),
         None if run.lyapunov is None else trajectory_section(run.lyapunov),
         Section("Every number, with its evidence", "numbers", "Numbers", evidence, tables=numbers),
+        operators_section(run),
         Section("Bounds on the generalization gap", "bounds", "Bounds", vacuous, tables=_bounds(run))
         if run.bounds
         else None,

@@ -75,6 +75,7 @@ _SETTINGS = (
 # The numbers that are compared, in the order of the report: (group, path with * for a position, label).
 _EDGE, _HESSIAN, _SD = "Edge of stability", "Hessian of the loss", "Sharpness dimension"
 _ALONG, _LAYER = "Lyapunov exponents along training", "Layer {item.name}"
+_MATRIX = "{item.name} of the loss"
 _NUMBERS = (
     (_EDGE, "edge_of_stability.sharpness", "sharpness, of {run.edge_of_stability.operator}"),
     (_EDGE, "edge_of_stability.threshold", "threshold"),
@@ -94,6 +95,11 @@ _NUMBERS = (
     (_SD, "sharpness_dimension.neutral_mass", "neutral directions"),
     (_SD, "sharpness_dimension.frozen_lyapunov.dimension", "frozen Lyapunov"),
     (_SD, "rds_sharpness.leading.0", "RDS sharpness lambda_1"),
+    (_MATRIX, "operators.*.largest.value", "largest eigenvalue"),
+    (_MATRIX, "operators.*.smallest.value", "smallest eigenvalue"),
+    (_MATRIX, "operators.*.trace.value", "trace"),
+    (_MATRIX, "operators.*.expansion.value", "E+ with it in place of the Hessian"),
+    (_MATRIX, "operators.*.expansion.difference", "E+ of the Hessian less that"),
     (_ALONG, "lyapunov.values.*", "ell_{nth}"),
     (_ALONG, "lyapunov.dimension.value", "D_s"),
     (_ALONG, "lyapunov.log_det", "sum of all exponents"),
@@ -109,6 +115,7 @@ _OTHERS = (
     (_EDGE, "edge_of_stability.gradient_noise.deviation.value", "gradient noise there, standard deviation"),
     (_EDGE, "edge_of_stability.gradient_noise.share.value", "gradient noise there, share of tr Cov(g)"),
     ("Supremum over snapshots", "supremum.value", "sharpness dimension"),
+    (_MATRIX, "operators.*.expansion.hessian", "E+ of the Hessian in the same runs"),
 )
 # Where a run has quantities of `_NUMBERS` once more: (group, start of the path, start of the path with the label).
 _AGAIN = (
@@ -122,7 +129,14 @@ _AGAIN = (
 _MISSING = ()
 # What makes a sharpness dimension another quantity, and what is another quantity with it.
 _SAME_DIMENSION = ("map", "coordinates", "state_size")
-_OF_DIMENSION = ("sharpness_dimension.*", "estimates.*", "rds_sharpness.*", "layers.*.codimension*", "bounds.*")
+_OF_DIMENSION = (
+    "sharpness_dimension.*",
+    "estimates.*",
+    "rds_sharpness.*",
+    "layers.*.codimension*",
+    "operators.*.expansion.*",
+    "bounds.*",
+)
 # Layers are compared by name.
 _BY_POSITION = ("layers.*",)
 
@@ -307,7 +321,7 @@ def known_numbers(run: Value) -> list[KnownNumber]:
     """The numbers of `_NUMBERS` that a run has, in their order; layers one after the other, at the end."""
     values, ranked = dict(walk(run)), []
     for group, pattern, label in _NUMBERS:
-        of_layer = pattern.startswith("layers.")
+        of_layer, by_name = pattern.startswith("layers."), pattern.startswith(("layers.", "operators."))
         before, listed, after = pattern.partition("*")
         items = _at(run, before.removesuffix(".")) if listed else [None]
         for position, item in enumerate(items):
@@ -315,7 +329,7 @@ def known_numbers(run: Value) -> list[KnownNumber]:
             quantity = _quantity(run, path, values[path]) if path in values else Quantity()
             if quantity.known:
                 title, name = (text.format(run=run, item=item, nth=position + 1) for text in (group, label))
-                key = f"layers.{title}.{name}" if of_layer else path
+                key = f"{title}.{name}" if by_name else path
                 ranked.append((position if of_layer else -1, KnownNumber(key, path, title, name, quantity, item)))
     return [each for _, each in sorted(ranked, key=lambda entry: entry[0])]
 
@@ -329,8 +343,8 @@ def in_words(run: Value, path: str) -> str:
         if pattern.startswith(start) and known in labels:
             labels[pattern] = group, labels[known][1]
     group, label = labels.get(pattern, ("", path))
-    before, _, after = path.partition("estimates.")
-    item = run.estimates[int(after.partition(".")[0])] if after and not before else None
+    listed = re.match(r"(estimates|operators)\.(\d+)\.", path)
+    item = getattr(run, listed[1])[int(listed[2])] if listed else None
     return f"{label} ({group.format(run=run, item=item)})" if group else path
 
 

@@ -76,7 +76,7 @@ def spectral_density(run: Analysis) -> Figure | None:
 
     def draw(axes: Axes, colours: Colours) -> None:
         axes.stairs(np.maximum(mass[0], floor), edges, baseline=floor, fill=True, color=colours.accent, alpha=0.75)
-        _density_axes(axes, operator, edges, linear, (floor, 3 * float(mass.max())))
+        _density_axes(axes, _matrix(operator), edges, linear, (floor, 3 * float(mass.max())))
         if threshold is not None:
             mark(axes, threshold, f"threshold {number(threshold, 3)}", colours.warn)
         if whole is not None:
@@ -112,12 +112,12 @@ def _bars(name: str, edges: FloatArray, mass: FloatArray, floor: float, linear: 
     return Series(name, "eigenvalue", "eigenvalues", edges[:-1], mass, x_end=edges[1:], at=at)
 
 
-def _density_axes(axes: Axes, operator: str, edges: FloatArray, linear: float, heights: tuple[float, float]) -> None:
+def _density_axes(axes: Axes, matrix: str, edges: FloatArray, linear: float, heights: tuple[float, float]) -> None:
     axes.set_yscale("log")
     axes.set_ylim(*heights)
     tick_format(axes.yaxis)
     asinh_axis(axes, "x", linear, float(edges[0]), float(edges[-1]))
-    axes.set_xlabel(f"eigenvalue of the {_matrix(operator)} of a minibatch")
+    axes.set_xlabel(f"eigenvalue of the {matrix} of a minibatch")
     axes.set_ylabel("eigenvalues per bin")
 
 
@@ -131,24 +131,51 @@ def overlaid_spectra(
         names: For the legend.
         shades: Colours of the runs; by default those of the page, of which there are four.
     """
+    if len({each.operator for each in spectra if each is not None}) > 1:
+        return None
+    caption = "How many directions have which curvature, run by run; of single minibatches, in the same bins."
+    return _outlines(spectra, names, shades, ("spectra", "Spectral densities", caption))
+
+
+def operator_spectra(run: Analysis) -> Figure | None:
+    """The spectral densities of the Hessian and of what was measured beside it, an outline each."""
+    beside = [each for each in run.operators if each.spectrum is not None]
+    if not beside:
+        return None
+    names = ("Hessian", *(each.name.removesuffix(" matrix") for each in beside))
+    caption = (
+        "How many directions have which curvature with each of the matrices; of the same minibatches, in the same "
+        "bins. Left of 0 is what only the curvature of the outputs makes, if the loss is convex in them."
+    )
+    about = ("operators", "Spectral densities of the matrices", caption)
+    return _outlines((run.spectrum, *(each.spectrum for each in beside)), names, None, about)
+
+
+def _outlines(
+    spectra: Sequence[SpectrumSummary | None],
+    names: Sequence[str],
+    shades: Sequence[str] | None,
+    about: tuple[str, str, str],
+) -> Figure | None:
+    """Spectral densities in the same bins; `about` are the figure's name, title and caption."""
     known = [spectrum for each in spectra if (spectrum := _drawable(each)) is not None]
-    if not known or len(known) < len(spectra) or len({each.operator for each in known}) > 1:
+    if not known or len(known) < len(spectra):
         return None
     nodes = np.concatenate([*(each.nodes for each in known), [0.0]])
     linear = 1e-3 * max(float(np.max(np.abs(nodes))), 1e-90)
     edges = _bins(nodes, linear)
     masses, floor = _masses(edges, *known)
+    operators = {each.operator for each in known}
+    matrix = _matrix(operators.pop()) if len(operators) == 1 else "matrix"
 
     def draw(axes: Axes, colours: Colours) -> None:
         for mass, name, colour in zip(masses, names, shades or _four(colours), strict=False):
             axes.stairs(np.maximum(mass, floor), edges, baseline=floor, color=colour, linewidth=1.8, label=_label(name))
-        _density_axes(axes, known[0].operator, edges, linear, (floor, 3 * float(masses.max())))
+        _density_axes(axes, matrix, edges, linear, (floor, 3 * float(masses.max())))
         _legend(axes)
 
     return Figure(
-        "spectra",
-        "Spectral densities",
-        "How many directions have which curvature, run by run; of single minibatches, in the same bins.",
+        *about,
         draw,
         series=tuple(_bars(name, edges, mass, floor, linear) for name, mass in zip(names, masses, strict=True)),
     )

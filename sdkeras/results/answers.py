@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import attrs
 
 from sdkeras.files.atomic import shown
-from sdkeras.results.arrays import ARRAYS_EQUAL, FloatArray
+from sdkeras.results.arrays import ARRAYS_EQUAL, FloatArray, optional_interval
 from sdkeras.results.bounds import Bound
 from sdkeras.results.critical import CriticalStep
 from sdkeras.results.dimension import EdgeOfStability, RdsSharpness, SharpnessDimension, Supremum
@@ -185,6 +185,65 @@ class AtInit:
         return None if found is None else Measured(found.codimension, True, interval=found.codimension_interval)
 
 
+# In words and in formulas.
+MATRICES = {"ggn": ("Gauss-Newton matrix", "G"), "fisher": ("Fisher matrix", "F")}
+
+
+@attrs.frozen
+class Expansion:
+    """E+, the sum of the positive exponents, with another matrix in the place of the Hessian, beside the Hessian's own.
+
+    Both are of the same minibatches, probes, estimator, number of steps and map. Intervals are of 95 %, over
+    minibatches; None below 3 runs.
+    """
+
+    value: float  # E+ of the other matrix
+    interval: tuple[float, float] | None = attrs.field(converter=optional_interval)
+    negative_curvature: float  # its part from negative curvature
+    unstable: float  # its part from eigenvalues above the optimizer's own stability threshold
+    hessian: float  # E+ of the Hessian in the same runs
+    hessian_interval: tuple[float, float] | None = attrs.field(converter=optional_interval)
+    # E+ of the Hessian less that of the other; not a share of it, since E+ is not additive. Its interval is of the
+    # differences run by run.
+    difference: float
+    difference_interval: tuple[float, float] | None = attrs.field(converter=optional_interval)
+    num_runs: int
+    num_steps: int | None  # None for exact spectra
+    rounding: float  # E+ of the other that rounding of the products may have made of neutral directions, at most
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether E+ of the other is more than rounding."""
+        return self.value > self.rounding
+
+
+@attrs.frozen
+class OperatorSpectrum:
+    """Another curvature matrix of the same loss, measured as the Hessian was; None where the budget left no room.
+
+    kind: 'ggn', the Gauss-Newton matrix G = J' H_out J, or 'fisher', the Fisher information matrix, exactly.
+    """
+
+    kind: str
+    largest: Measured | None  # eigenvalue over the data set
+    smallest: Measured | None
+    trace: Measured | None
+    spectrum: SpectrumSummary | None  # of minibatches, in the map's coordinates, as `Analysis.spectrum` is
+    expansion: Expansion | None  # None without a learning rate too
+    verification: Verification
+    num_hvps: int  # products of these measurements, without those of the verification
+
+    @property
+    def name(self) -> str:
+        """The matrix in words."""
+        return MATRICES[self.kind][0]
+
+    @property
+    def symbol(self) -> str:
+        """Its letter in formulas."""
+        return MATRICES[self.kind][1]
+
+
 class Answer(Document):
     """An answer whose measured numbers make a table."""
 
@@ -207,9 +266,10 @@ class Analysis(Answer):
     """The whole answer; attribute names are the paths in run.json.
 
     `sharpness_dimension` is the first of `estimates` (exact when asked for, else slq), at the checkpoint; `supremum` is
-    over snapshots of training from there on, where they were asked for. `next_steps` are at most three, the most
-    important first, see `sdkeras.dimension.next_steps`. `partial` is whether Ctrl-C ended it;
-    `status` is 'finished', 'interrupted', or the limit that left something out: 'limit on products', 'time limit'; ""
+    over snapshots of training from there on, where they were asked for. `operators` are other curvature matrices of the
+    same loss, everything else is the Hessian's. `next_steps` are at most three, the most important first, see
+    `sdkeras.dimension.next_steps`. `partial` is whether Ctrl-C ended it; `status` is 'finished', 'interrupted', or the
+    limit that left something out: 'limit on products', 'time limit'; ""
     in files of version 0.1.
     """
 
@@ -229,6 +289,7 @@ class Analysis(Answer):
     lyapunov: LyapunovSummary | None = None
     supremum: Supremum | None = None
     at_init: AtInit | None = None
+    operators: tuple[OperatorSpectrum, ...] = ()  # beside the Hessian, where they were asked for
     earlier: Earlier | None = None  # where a log of the training was given or, in the callback's report, is kept
     warnings: tuple[Note, ...] = ()
     next_steps: tuple[NextStep, ...] = ()  # () in files of version 0.1

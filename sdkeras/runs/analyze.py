@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import hashlib
 import json
@@ -26,11 +27,11 @@ from sdkeras.files.atomic import shown
 from sdkeras.files.keras_types import Data, Model, Optimizer
 from sdkeras.linalg.memory import large_arrays_in
 from sdkeras.linalg.vectors import norm
-from sdkeras.operators.hessian import HessianOperator
+from sdkeras.operators.hessian import CurvatureOperator, HessianOperator
 from sdkeras.operators.loss import evolved
 from sdkeras.reporting.numbers import headline, number, with_error
 from sdkeras.reporting.trackers.reporter import reporting
-from sdkeras.results.answers import Analysis, AtInit, Draws, LayerSharpness
+from sdkeras.results.answers import Analysis, AtInit, Draws, LayerSharpness, OperatorSpectrum
 from sdkeras.results.arrays import Value
 from sdkeras.results.codec import as_plain, from_plain
 from sdkeras.results.dimension import EdgeOfStability, MeanSquareStability, Supremum
@@ -41,7 +42,7 @@ from sdkeras.results.note import Note
 from sdkeras.results.plans import Plan
 from sdkeras.results.progress import INTERRUPT, STATUS, Progress
 from sdkeras.results.verification import Verification
-from sdkeras.runs import assumptions, losses, lyapunov, mean_square, measure
+from sdkeras.runs import assumptions, beside, losses, lyapunov, mean_square, measure
 from sdkeras.runs.assumptions import findings
 from sdkeras.runs.budget import KEPT, Budget, Meter, Notes, resources, room_to_verify, whole_budget
 from sdkeras.runs.cluster import Cluster, join
@@ -96,7 +97,8 @@ def analyze(model: Model, data: Data, options: Options) -> Analysis:
             chief = None if cluster is None else Chief.of(cluster, analysis.hessian, budget.resources)
             if chief is not None:
                 budget.meter.hosts = chief
-                budget.meter.spent = lambda: analysis.hessian.num_products + chief.products
+                own = budget.meter.spent
+                budget.meter.spent = lambda: own() + chief.products
             with budget.interruptible(), large_arrays_in(budget.resources.bases_on_disk):
                 analysis.measure()
             answer = analysis.answer(started)
@@ -219,7 +221,7 @@ def _optimizer_words(optimizer: Optimizer) -> str:
     return f"{type(inner).__name__} {json.dumps(config, sort_keys=True, default=lambda value: type(value).__name__)}"
 
 
-def _fix(hessian: HessianOperator, budget: Budget, memory: float) -> None:
+def _fix(hessian: HessianOperator, operators: Mapping[str, CurvatureOperator], budget: Budget, memory: float) -> None:
     """Keeps in the journal what the numbers depend on beside the runs: the outcome of the checks, and the memory.
 
     Raises:
@@ -230,8 +232,9 @@ def _fix(hessian: HessianOperator, budget: Budget, memory: float) -> None:
         return
     gradient = norm(hessian.on_minibatch(0).gradient())
     # A batch is linearised at its second product: here, for those of a stage must not depend on what was made before.
-    for _ in range(2 if hessian.verification.linearized else 0):
-        hessian.matvec(np.zeros(hessian.size, hessian.dtype))
+    for operator in (hessian, *operators.values()):
+        for _ in range(2 if operator.verification.linearized else 0):
+            operator.matvec(np.zeros(operator.size, operator.dtype))
     if not kept.fixed:
         kept.fixed = {
             "limit": memory,
@@ -239,13 +242,14 @@ def _fix(hessian: HessianOperator, budget: Budget, memory: float) -> None:
             "workers": budget.resources.workers,
             "product_mode": hessian.verification.product_mode,
             "verification": as_plain(hessian.verification),
+            "operators": beside.outcomes_of_checks(operators),
             "gradient": gradient,
-            "products": hessian.num_products,
+            "products": budget.meter.spent(),
         }
         kept.save()
     elif abs(kept.fixed["gradient"] - gradient) > _SAME_GRADIENT * gradient:
         kept.refuse("the loss or the model")
-    budget.meter.replayed = kept.fixed["products"] - hessian.num_products
+    budget.meter.replayed = kept.fixed["products"] - budget.meter.spent()
 
 
 def _training_steps(problem: Problem) -> int:
@@ -271,7 +275,8 @@ def _hessian(problem: Problem, budget: Budget, memory: float) -> HessianOperator
     if fixed:
         verification = from_plain(fixed["verification"], Verification, str(budget.meter.journal.path))
         hessian = evolved(hessian, verification=verification)
-    budget.meter.spent = lambda: hessian.num_products
+    others = budget.meter.spent
+    budget.meter.spent = lambda: others() + hessian.num_products
     return hessian
 
 
@@ -280,11 +285,12 @@ def _verified(problem: Problem, notes: list[Note], budget: Budget) -> _Analysis:
     options, steps = problem.options, _training_steps(problem)
     fixed = budget.meter.journal.fixed
     memory = fixed["limit"] if fixed else room_to_verify(options.memory_gb, problem.loss.devices)
+    operators = beside.verified_operators(problem, budget, memory)
     hessian = _hessian(problem, budget, memory)
     notes += findings(problem, hessian)
     if problem.rate is None and not problem.is_full:
         notes.append(Note("no-learning-rate", measure.without_a_rate(problem)))
-    analysis = _Analysis(problem, budget, notes, hessian)
+    analysis = _Analysis(problem, budget, notes, hessian, operators)
     if steps:  # before the work, so that an optimizer without a step is reported at once
         budget.tell("compiling and verifying the training step")
         optimizer, more = problem.training_optimizer()
@@ -295,7 +301,7 @@ def _verified(problem: Problem, notes: list[Note], budget: Budget) -> _Analysis:
         if problem.is_full:
             budget.tell("scaling of the optimizer's slots")
             analysis.full = FullMap(step, options.seed)
-    _fix(hessian, budget, memory)
+    _fix(hessian, operators, budget, memory)
     return analysis
 
 
@@ -316,6 +322,7 @@ class _Analysis:
     budget: Budget
     notes: list[Note]
     hessian: HessianOperator
+    operators: Mapping[str, CurvatureOperator]
     step: UpdateMap | None = None
     full: FullMap | None = None
     outcomes: list[Outcome] = attrs.field(factory=list)
@@ -363,7 +370,7 @@ class _Analysis:
         if mean_square.is_asked_for(problem):
             stable = self._take(
                 mean_square.WHAT,
-                lambda: mean_square.mean_square_stability(problem, before),
+                lambda: mean_square.mean_square_stability(problem, before, self.operators.get("ggn")),
                 lambda found: "" if found.kappa is None else f"{mean_square.WHAT} {number(found.kappa.value, 3)}",
                 tuple[MeanSquareStability, Notes],
                 cost=mean_square.cost_of_mean_square(problem),
@@ -376,6 +383,7 @@ class _Analysis:
         else:
             share = self._part(problem.estimators.spectrum[-1])
             self.found["spectrum"] = self._take("spectrum", lambda: measure.spectrum_alone(problem, hessian, share))
+        self._beside()
         if options.per_layer:
             whole = self.outcomes[0].sharpness_dimension if self.outcomes else None
             half = self.budget.part(0.5)
@@ -442,6 +450,24 @@ class _Analysis:
         self.bound_inputs = self._bound_inputs()
         if self.step is not None and problem.options.snapshots is not None and not self.budget.interrupted:
             self._supremum(self.step, outcome, self.facts)
+
+    def _beside(self) -> None:
+        """The other operators, from the minibatches of the first estimate."""
+        options, found = self.problem.options, list[OperatorSpectrum]()
+        later = options.per_layer + options.at_init + (options.lyapunov is not None)
+        outcome = self.outcomes[0] if self.outcomes else None
+        for place, (kind, operator) in enumerate(self.operators.items()):
+            share = self.budget.part(1 / (len(self.operators) - place + later))
+            record = self._take(
+                kind,
+                functools.partial(beside.beside, self.problem, kind, operator, share, outcome),
+                lambda found: "" if found.largest is None else f"largest eigenvalue {number(found.largest.value)}",
+                cost=beside.cost_of_eigenvalues(self.problem),
+            )
+            if record is not None:
+                found.append(record)
+        if found:
+            self.found["operators"] = tuple(found)
 
     def _supremum(self, step: UpdateMap, outcome: Outcome, facts: Facts) -> None:
         """SD with the supremum over snapshots, from the minibatches of the first estimate; kept as far as it came."""
@@ -541,7 +567,8 @@ class _Analysis:
     def _num_later(self, name: str) -> int:
         """Stages after a spectrum estimator of the whole: other estimators, the layers, the trajectory."""
         names, options = self.problem.estimators.spectrum, self.problem.options
-        return len(names) - 1 - names.index(name) + options.per_layer + options.at_init + (options.lyapunov is not None)
+        later = len(options.operator) + options.per_layer + options.at_init + (options.lyapunov is not None)
+        return len(names) - 1 - names.index(name) + later
 
     def _before_dimension(self) -> Budget:
         """Budget of the stages before the sharpness dimension: they leave its first run, if that has room."""

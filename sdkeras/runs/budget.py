@@ -21,7 +21,7 @@ from sdkeras.estimators.select import Watched
 from sdkeras.linalg.memory import Scratch, free_on_disk, memory_limit, used_memory
 from sdkeras.linalg.operators import SymmetricOperator
 from sdkeras.operators.device import HOST, Devices
-from sdkeras.operators.hessian import HessianOperator
+from sdkeras.operators.hessian import CurvatureOperator
 from sdkeras.operators.linearized import HELD_SHARE
 from sdkeras.results.arrays import Value
 from sdkeras.results.estimates import Spectrum
@@ -230,7 +230,7 @@ class Pace:
 class Hosts(Protocol):
     """Other hosts that work for this one; see `sdkeras.runs.serve`."""
 
-    def over_batches(self, hessian: HessianOperator) -> SymmetricOperator:
+    def over_batches(self, hessian: CurvatureOperator) -> SymmetricOperator:
         """The operator, whose products with the batches of the data set are made by all hosts."""
 
     def runs_at_once(self, runs: object) -> int:
@@ -446,7 +446,7 @@ class Budget:
             words = f"{seconds:.2g} s beyond the time limit of {limit:g} s: {_listed(took)}."
             yield Note("limit-exceeded", words)
 
-    def watched(self, hessian: HessianOperator) -> SymmetricOperator:
+    def watched(self, hessian: CurvatureOperator) -> SymmetricOperator:
         """The operator within this budget, telling `progress` after each product."""
         within, hosts = hessian.within(self), self.meter.hosts
         return Watched(within if hosts is None else hosts.over_batches(within), self.tick)

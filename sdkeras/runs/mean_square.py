@@ -16,6 +16,7 @@ from sdkeras.linalg.probes import start_vector
 from sdkeras.linalg.tridiagonal import ritz
 from sdkeras.operators import controls
 from sdkeras.operators.gauss_newton import GaussNewtonOperator
+from sdkeras.operators.hessian import CurvatureOperator
 from sdkeras.results.arrays import Array, FloatArray
 from sdkeras.results.dimension import MeanSquareStability
 from sdkeras.results.measured import Measured
@@ -72,7 +73,7 @@ def cost_of_mean_square(problem: Problem) -> int:
     chosen = directions + (min(_RANK, directions) + enriching if enriching else 0)
     rank = 0 if first == second else min(_RANK, directions)
     return (
-        _CHECKS
+        _CHECKS * ("ggn" not in problem.options.operator)  # whose products are verified already
         + min(_STEPS, size) * batches
         + len(first) * chosen
         + min(len(second), _epochs(_BLOCK, _per_epoch(problem))) * rank
@@ -101,14 +102,16 @@ def _epochs(count: int, per_epoch: int) -> int:
     return per_epoch * math.ceil(count / per_epoch) if per_epoch < count else count
 
 
-def mean_square_stability(problem: Problem, budget: Budget) -> tuple[MeanSquareStability, Notes]:
+def mean_square_stability(
+    problem: Problem, budget: Budget, operator: CurvatureOperator | None = None
+) -> tuple[MeanSquareStability, Notes]:
     """kappa of plain SGD, of which 1 is the edge of stability in mean square; see `sdkeras.dimension.mean_square`.
 
     The span is that of the top 16 Ritz vectors of the data set's Gauss-Newton matrix K, from one Lanczos run, and of
     the 8 leading directions in which minibatches map the first C. C is chosen on 24 minibatches, or whole epochs, and
     the interval is from up to 240 others, until its standard error is 10 %, for the four
     leading directions of C. Of at most 48 fixed batches all are both. Where it cannot be measured the record has the
-    reason.
+    reason. `operator` is the Gauss-Newton operator of the loss where there is one, whose products are counted already.
     """
     reason = not_measured(problem)
     if reason:
@@ -119,22 +122,26 @@ def mean_square_stability(problem: Problem, budget: Budget) -> tuple[MeanSquareS
     if late:  # nothing is begun that has no room
         return MeanSquareStability(None, None, reason=str(BudgetError(late))), ()
     budget.tell(WHAT)
-    options, others = problem.options, budget.meter.spent
-    memory = room_to_verify(options.memory_gb, problem.loss.devices)
+    begun = 0 if operator is None else operator.num_products
+    if operator is None or not operator.verification.passed:
+        options, others = problem.options, budget.meter.spent
+        memory = room_to_verify(options.memory_gb, problem.loss.devices)
+        try:
+            made = GaussNewtonOperator(
+                problem.loss, product_mode=options.product_mode, workers=budget.resources.workers, memory=memory
+            )
+        except (ModelError, VerificationError) as error:
+            return MeanSquareStability(None, None, reason=str(error)), ()
+        operator = made
+        budget.meter.spent = lambda: others() + made.num_products
     try:
-        operator = GaussNewtonOperator(
-            problem.loss, product_mode=options.product_mode, workers=budget.resources.workers, memory=memory
-        )
-    except (ModelError, VerificationError) as error:
-        return MeanSquareStability(None, None, reason=str(error)), ()
-    budget.meter.spent = lambda: others() + operator.num_products
-    try:
-        return _measured(problem, operator.within(budget), budget), ()
+        found = _measured(problem, operator.within(budget), budget)
     except BudgetError as error:
-        return MeanSquareStability(None, None, num_hvps=operator.num_products, reason=str(error)), ()
+        found = MeanSquareStability(None, None, reason=str(error))
+    return attrs.evolve(found, num_hvps=operator.num_products - begun), ()
 
 
-def _measured(problem: Problem, operator: GaussNewtonOperator, budget: Budget) -> MeanSquareStability:
+def _measured(problem: Problem, operator: CurvatureOperator, budget: Budget) -> MeanSquareStability:
     assert problem.rate is not None
     first, second = _minibatches(problem)
     minibatches = _Minibatches(problem, operator, budget)
@@ -155,14 +162,14 @@ def _measured(problem: Problem, operator: GaussNewtonOperator, budget: Budget) -
     elif ends[:, 0].min() < -_NEGATIVE * ends[:, -1].max():
         reason = "the loss is not convex in its outputs: a minibatch's Gauss-Newton matrix has negative eigenvalues"
     if reason:
-        return MeanSquareStability(None, None, num_hvps=operator.num_products, reason=reason)
+        return MeanSquareStability(None, None, reason=reason)
     factor = leading_factor(moment, _RANK if first != second else basis.shape[1])
     gram, span = factor.T @ factor, basis @ factor
     if first == second:
         terms = quotient_terms(factor.T @ s @ factor, gram)
         rows = Rows.of(len(terms), controls.frame(problem.loss))
         found = kappa(terms, rows, problem.rate, target=_TARGET, noiseless=True)
-        return _record(found, problem.rate, len(terms), basis.shape[1], operator)
+        return _record(found, problem.rate, len(terms), basis.shape[1])
     known, terms, block = controls.population(problem.loss), np.zeros((0, 2)), _epochs(_BLOCK, _per_epoch(problem))
     while True:
         some = second[len(terms) : len(terms) + block]
@@ -177,18 +184,15 @@ def _measured(problem: Problem, operator: GaussNewtonOperator, budget: Budget) -
         if found.converged or len(terms) == len(second):
             break
         budget.expect(min(block, len(second) - len(terms)) * span.shape[1])
-    return _record(found, problem.rate, len(first) + len(terms), basis.shape[1], operator)
+    return _record(found, problem.rate, len(first) + len(terms), basis.shape[1])
 
 
-def _record(
-    found: Measured, rate: float, minibatches: int, directions: int, operator: GaussNewtonOperator
-) -> MeanSquareStability:
+def _record(found: Measured, rate: float, minibatches: int, directions: int) -> MeanSquareStability:
     return MeanSquareStability(
         kappa=found,
         max_learning_rate=rate / found.value,
         num_minibatches=minibatches,
         num_directions=directions,
-        num_hvps=operator.num_products,
     )
 
 
@@ -197,7 +201,7 @@ class _Minibatches:
     """Curvatures K_B of the minibatches of runs and that of the data set, each with the weight decay W."""
 
     problem: Problem
-    operator: GaussNewtonOperator
+    operator: CurvatureOperator
     budget: Budget
 
     @property

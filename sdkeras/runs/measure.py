@@ -20,7 +20,14 @@ from sdkeras.dimension.bounds import bounds as bounds_with
 from sdkeras.dimension.controls import UNKNOWN, Population
 from sdkeras.dimension.estimate import FEWEST_RUNS_FOR_AN_INTERVAL, Context
 from sdkeras.dimension.exponents import Exponents
-from sdkeras.dimension.sampling import AdaptiveSettings, Outcome, Runner, estimate_sharpness_dimension, pooled_spectrum
+from sdkeras.dimension.sampling import (
+    AdaptiveSettings,
+    Outcome,
+    PooledSpectrum,
+    Runner,
+    estimate_sharpness_dimension,
+    pooled_spectrum,
+)
 from sdkeras.errors import BudgetError, SdkerasError, counted
 from sdkeras.estimators.kinds import Estimator, Source
 from sdkeras.estimators.select import (
@@ -37,7 +44,7 @@ from sdkeras.estimators.select import (
 )
 from sdkeras.linalg.operators import DiagonallyScaledOperator, RestrictedOperator, SymmetricOperator
 from sdkeras.operators import controls
-from sdkeras.operators.hessian import HessianOperator
+from sdkeras.operators.hessian import CurvatureOperator, HessianOperator
 from sdkeras.results.answers import Analysis, Draws, HessianSummary, SpectrumSummary
 from sdkeras.results.arrays import Array, Value
 from sdkeras.results.bounds import Bound
@@ -85,10 +92,15 @@ def eigenpairs(problem: Problem, operator: SymmetricOperator, budget: Budget) ->
 
 
 def extremes(
-    problem: Problem, hessian: HessianOperator, budget: Budget, scaling: Array | None = None
+    problem: Problem,
+    hessian: CurvatureOperator,
+    budget: Budget,
+    scaling: Array | None = None,
+    *,
+    what: str = EXTREMES,
 ) -> tuple[Eigenpairs, Notes]:
-    """Largest and smallest eigenvalue over the data set, of H or with a `scaling` D of D H D."""
-    what = EXTREMES if scaling is None else PRECONDITIONED
+    """Largest and smallest eigenvalue over the data set, of H or with a `scaling` D of D H D; `what` they are."""
+    what = what if scaling is None else PRECONDITIONED
     budget.tell(what)
     operator = budget.watched(hessian)
     pairs = eigenpairs(problem, operator if scaling is None else DiagonallyScaledOperator(operator, scaling), budget)
@@ -117,9 +129,11 @@ def draws(problem: Problem, hessian: HessianOperator, budget: Budget) -> tuple[D
     return Draws(count, "passes" if problem.changes else "masks", tuple(largest), spread), ()
 
 
-def trace(problem: Problem, hessian: HessianOperator, budget: Budget) -> tuple[TraceEstimate, Notes]:
-    """Trace over the data set."""
-    budget.tell(TRACE)
+def trace(
+    problem: Problem, hessian: CurvatureOperator, budget: Budget, *, what: str = TRACE
+) -> tuple[TraceEstimate, Notes]:
+    """Trace over the data set; `what` it is."""
+    budget.tell(what)
     estimator = _configured(problem, "trace", problem.estimators.trace)
     with one_blas_thread():
         measured: TraceEstimate = estimate(estimator, budget.watched(hessian), problem.options.seed)
@@ -243,13 +257,13 @@ def as_spectrum(rule: SingularValues) -> Spectrum:
 
 
 class HessianRuns(Runs):
-    """Runs on the minibatches' Hessians, or with a `block` on a diagonal block of them.
+    """Runs on the minibatches' Hessians, or another curvature of theirs, or with a `block` on a diagonal block of them.
 
     P is the checkpoint's unless another `scaling` = P^-1/2 is given.
     """
 
     def __init__(
-        self, problem: Problem, hessian: HessianOperator, block: slice | None = None, scaling: Array | None = None
+        self, problem: Problem, hessian: CurvatureOperator, block: slice | None = None, scaling: Array | None = None
     ) -> None:
         self.problem, self.hessian, self.block, self.scaling = problem, hessian, block, scaling
         self.size = hessian.size if block is None else block.stop - block.start
@@ -455,29 +469,51 @@ def _about_bases(room: Resources, steps: int, *, exact: bool) -> Notes:
 
 def spectrum_alone(problem: Problem, hessian: HessianOperator, budget: Budget) -> tuple[SpectrumSummary | None, Notes]:
     """The pooled spectrum of the minibatches' Hessians, where without a learning rate nothing is made of it."""
-    names = [name for name in problem.estimators.spectrum if not problem.estimators.can(name).own_rate]
-    if not names:
+    how = of_spectrum_alone(problem)
+    if how is None:
         used = ", ".join(problem.estimators.spectrum)
         return None, (Note("no-spectrum", f"there is no spectrum: {used} can only be run with a learning rate."),)
-    how, room = sampling(problem, names[0], required=True), budget.resources
-    steps = None if how.num_steps is None else min(how.num_steps, hessian.size)
     budget.tell(f"spectrum ({how.name})")
-    runs = HessianRuns(problem, hessian)
-    with how.on(runs, room, budget, attrs.evolve(budget, most=None, deadline=None)) as run:
-        pooled = pooled_spectrum(
-            budget.runs_once(how.name, run),
-            num_runs=how.fixed_runs or how.min_runs,
-            num_steps=steps,
-            max_hvps=budget.left,
-            deadline=budget.deadline,
-            group=how.group(runs, room) * budget.hosts_for(runs),
-        )
+    pooled = pooled_runs(HessianRuns(problem, hessian), how, budget, attrs.evolve(budget, most=None, deadline=None))
+    steps = None if how.num_steps is None else min(how.num_steps, hessian.size)
     words = (
         f"the spectrum is pooled over {counted(pooled.num_runs, 'run')} on Hessians of minibatches ({how.name}"
         + ("" if steps is None else f", {steps} steps")
         + "); its uncertainty is unknown."
     )
     return compressed(pooled.nodes, pooled.weights, problem.operator), (Note("spectrum-alone", words),)
+
+
+def of_spectrum_alone(problem: Problem) -> Sampling | None:
+    """How the runs of a spectrum are made without a learning rate; None where every estimator needs one."""
+    names = [name for name in problem.estimators.spectrum if not problem.estimators.can(name).own_rate]
+    return sampling(problem, names[0], required=True) if names else None
+
+
+def pooled_runs(runs: Runs, how: Sampling, budget: Budget, later: Budget) -> PooledSpectrum:
+    """The fixed number of runs, or the fewest, as one spectrum: what the budget has room for.
+
+    Raises:
+        BudgetError: There is no room for one, and none is required; or Ctrl-C came before it.
+    """
+    room = budget.resources
+    with how.on(runs, room, budget, later) as run:
+        made = budget.runs_once(how.name + runs.place, run)
+
+        def telling(indices: Sequence[int], steps: int | None) -> Iterator[Spectrum]:
+            for spectrum in made(indices, steps):
+                budget.tick()
+                yield spectrum
+
+        return pooled_spectrum(
+            telling,
+            num_runs=how.fixed_runs or how.min_runs,
+            num_steps=None if how.num_steps is None else min(how.num_steps, runs.size),
+            max_hvps=budget.left,
+            deadline=budget.deadline,
+            group=how.group(runs, room) * budget.hosts_for(runs),
+            required=how.required,
+        )
 
 
 def compressed(nodes: Array, weights: Array, operator: str, exponents: Exponents | None = None) -> SpectrumSummary:

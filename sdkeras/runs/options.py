@@ -50,6 +50,7 @@ MapOption: TypeAlias = Literal["auto", "hessian", "full"]
 # Who says which hosts there are.
 ClusterOption: TypeAlias = Literal["tf-config", "slurm", "kubernetes"]
 Preset: TypeAlias = Literal["quick", "standard", "thorough"]
+OperatorKind: TypeAlias = Literal["hessian", "ggn", "fisher"]
 # Values by preset of the options that are left out: as quick as a callback's measurement, the usual, and the narrowest.
 # `exact` None: exact spectra where one takes a second or two, see `runs.problem`.
 PRESETS: dict[Preset, dict[str, Value]] = {
@@ -174,6 +175,19 @@ def _names(names: str | Sequence[str]) -> tuple[str, ...]:
     if not all(isinstance(name, str) for name in listed):
         raise SdkerasError(f"estimators is {names!r}; it must be names of estimators, such as ('slq', 'exact').")
     return listed
+
+
+def _operators(kinds: str | Sequence[str]) -> tuple[OperatorKind, ...]:
+    """Each kind once but 'hessian', which is always measured."""
+    listed = (kinds,) if isinstance(kinds, str) else tuple(kinds) if isinstance(kinds, Iterable) else (kinds,)
+    known = get_args(OperatorKind)
+    unknown = [kind for kind in listed if kind not in known]
+    if unknown:
+        raise SdkerasError(
+            f"operator is {in_one_line(repr(unknown[0]), 100)}; it must be {', '.join(known[:-1])} or {known[-1]}, or "
+            "several of them."
+        )
+    return tuple(kind for kind in known[1:] if kind in listed)
 
 
 def _settings(settings: Mapping[str, Mapping[str, Value]] | None) -> Mapping[str, Mapping[str, Value]]:
@@ -448,6 +462,20 @@ class Options(EstimationOptions):
         "there: only the Hessian is compared, or with map='hessian' everything.",
         group=WHAT,
     )
+    operator: tuple[OperatorKind, ...] = attrs.field(
+        default=(),
+        converter=_operators,
+        metadata=_words(
+            "Also measure the Gauss-Newton matrix (ggn) or the Fisher matrix (fisher) beside the Hessian; repeatable.",
+            "Eigenvalues, trace and spectrum of it by the Hessian's estimators, and E+, the sum of the positive "
+            "exponents, with it in the Hessian's place: what is left without the curvature of the outputs. It is in "
+            "`operators`; everything else stays the Hessian's. A second set of eigenvalues and runs: up to twice the "
+            "products. The Fisher matrix is the exact one, of cross-entropies and squared error; it is the "
+            "Gauss-Newton matrix without regularizers.",
+            "|".join(get_args(OperatorKind)),
+            group=WHAT,
+        ),
+    )
     log: RunLog | None = attrs.field(
         default=None,
         converter=_log,
@@ -582,6 +610,11 @@ class Options(EstimationOptions):
                 full and count is not None,
                 "the supremum over snapshots is of the maps auto and hessian, of a Hessian's spectrum; leave out one "
                 "of them (`snapshots`, `map='full'`).",
+            ),
+            (
+                full and bool(self.operator),
+                "operator sets another matrix in the Hessian's place, and the map full is of the whole step, whose "
+                "singular values are of no such matrix; leave out one of them (`operator`, `map='full'`).",
             ),
             (
                 self.at_init and self.cluster is not None,

@@ -16,6 +16,7 @@ from sdkeras.operators.hessian import BLOCK_BYTES
 from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.results.plans import LyapunovPlan, Plan
 from sdkeras.runs import measure
+from sdkeras.runs.beside import cost_of_eigenvalues
 from sdkeras.runs.budget import KEPT, Resources, room_to_verify
 from sdkeras.runs.edge import cost_of_edge, first_minibatches, num_minibatches
 from sdkeras.runs.layers import cost_of_layers
@@ -87,7 +88,8 @@ def _costs(problem: Problem, size: int, step: bool) -> _Costs:
     of_mean_square = cost_of_mean_square(problem)
     data = before - minibatches_of_edge
     before += of_mean_square
-    checks = _CHECKS + _STEP_CHECKS * step
+    others = len(options.operator)
+    checks = _CHECKS * (1 + others) + _STEP_CHECKS * step
     # A run that the budget has no room for is made all the same, unless it is an exact one.
     fewest = 0 if samplings[0].exact else 1
     required, limit = checks + fewest * per_run[0], options.max_hvps
@@ -95,12 +97,14 @@ def _costs(problem: Problem, size: int, step: bool) -> _Costs:
         left = max(0, limit - checks)
         before = min(before, int(left * (1 - KEPT)), max(0, left - fewest * per_run[0]))
         stages = len(samplings) - 1 + copies + options.per_layer + options.at_init + (options.lyapunov is not None)
+        stages += others
         shares = [max(fewest, (left - before) // (stages * products)) for products in per_run]
         counts = [min(pair) for pair in zip(counts, shares, strict=True)]
-    first, *others = (count * products for count, products in zip(counts, per_run, strict=True))
+    first, *later = (count * products for count, products in zip(counts, per_run, strict=True))
     probes = NUM_PROBES if copies > 1 and not samplings[0].exact else 1
-    pilot = copies * probes * first + sum(others)
-    total = checks + before + pilot
+    pilot = copies * probes * first + sum(later) + others * first
+    beside = others * cost_of_eigenvalues(problem)
+    total, data = checks + before + pilot + beside, data + beside
     if options.per_layer:
         of_layers = cost_of_layers(problem, first)
         total, data = total + of_layers, data + of_layers - (first if problem.maps_spectra else 0)
@@ -157,10 +161,10 @@ def planned(problem: Problem, resources: Resources, training_steps: int, reading
     cloned = loss.dtype == np.float32 and not verification.no_room(
         size, room_to_verify(options.memory_gb, loss.devices)
     )
-    looped = loss.gradients.has_operation(("While", "StatelessWhile"))
-    graphs = (_LOOPS if looped else _PRODUCT) + _CONTROLS + _PARTS * is_linearised + _CLONE * cloned
-    graphs += _ROWS * (rows > 1 or grouped > 1)
-    before = reading + (loss.gradients.seconds + first_call) * graphs + _DIFFERENCES * of_data
+    product = _LOOPS if loss.gradients.has_operation(("While", "StatelessWhile")) else _PRODUCT
+    graphs = product + _PARTS * is_linearised + _CLONE * cloned + _ROWS * (rows > 1 or grouped > 1)
+    of_an_operator = (loss.gradients.seconds + first_call) * graphs + _DIFFERENCES * of_data
+    before = reading + (loss.gradients.seconds + first_call) * _CONTROLS + (1 + len(options.operator)) * of_an_operator
     seconds = before + per_pass * costs.data + per_run * (costs.total - costs.data) + gradient * training_steps
     if options.time_limit is not None:
         seconds = min(seconds, max(options.time_limit, before + per_run * costs.required))

@@ -17,7 +17,7 @@ from sdkeras.linalg.memory import memory_limit
 from sdkeras.linalg.operators import DiagonallyScaledOperator, DiagonallyShiftedOperator, SymmetricOperator
 from sdkeras.operators import minibatches, precision
 from sdkeras.operators.batch_loss import LossFn
-from sdkeras.operators.hessian import HessianOperator
+from sdkeras.operators.hessian import CurvatureOperator
 from sdkeras.operators.loss import EmpiricalLoss, check_model
 from sdkeras.operators.modes import MIXED, Jit, Mode
 from sdkeras.results.answers import ModelInfo, OptimizerInfo
@@ -298,12 +298,14 @@ class Problem(Subject):
         same = self.limits is not None and self.limits.preconditioned == self.exponents.preconditioned
         return self.limits.upper if self.limits is not None and same else None
 
-    def on_minibatch(self, hessian: HessianOperator, index: int, scaling: Array | None = None) -> SymmetricOperator:
+    def on_minibatch(self, curvature: CurvatureOperator, index: int, scaling: Array | None = None) -> SymmetricOperator:
         """The operator whose eigenvalues the map takes: a minibatch's H or P^-1/2 H P^-1/2, plus W where it is.
+
+        Of another curvature than the Hessian's it is the same with that.
 
         P is the checkpoint's unless another `scaling` = P^-1/2 is given.
         """
-        view: SymmetricOperator = hessian.on_minibatch(index)
+        view: SymmetricOperator = curvature.on_minibatch(index)
         scaling = self.scaling if scaling is None else scaling
         if scaling is not None and self._maps_scaled:
             view = DiagonallyScaledOperator(view, scaling)

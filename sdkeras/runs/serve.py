@@ -21,7 +21,7 @@ from sdkeras.files.keras_types import Tensor
 from sdkeras.files.user_code import last_line
 from sdkeras.linalg.operators import RowsOperator, SymmetricOperator
 from sdkeras.linalg.vectors import finite
-from sdkeras.operators.hessian import HessianOperator
+from sdkeras.operators.hessian import CurvatureOperator, HessianOperator
 from sdkeras.results.answers import Analysis
 from sdkeras.results.arrays import Value
 from sdkeras.results.codec import as_plain, from_plain
@@ -67,7 +67,7 @@ class Chief:
         cluster.told({"op": _BEGIN, "memory": room.memory, "workers": room.workers})
         return cls(cluster, hessian)
 
-    def over_batches(self, hessian: HessianOperator) -> SymmetricOperator:
+    def over_batches(self, hessian: CurvatureOperator) -> SymmetricOperator:
         """The data-set Hessian by all hosts; any other operator as it is."""
         known = hessian.batches is self.hessian.batches and hessian.engine is self.hessian.engine
         return _SharedHessian(self, hessian) if known else hessian
@@ -129,7 +129,7 @@ def telling_failures(cluster: Cluster) -> Iterator[None]:
 class _SharedHessian(RowsOperator):
     """The data-set Hessian, each host with its batches."""
 
-    def __init__(self, chief: Chief, hessian: HessianOperator) -> None:
+    def __init__(self, chief: Chief, hessian: CurvatureOperator) -> None:
         self.chief, self.hessian = chief, hessian
         self.size, self.dtype, self.space = hessian.size, hessian.dtype, hessian.space
 

@@ -130,6 +130,12 @@ REFUSED = [
     ("analyze model.keras --data data.npz --json data.npz", "overwritten"),
     ("analyze model.keras --data x.npy,y.npy --json y.npy", "overwritten"),
     (f"{ANALYZE} --map full --params kernel", "of all variables and in training mode; leave out params"),
+    (f"{ANALYZE} --operator kfac", "'hessian', 'ggn', 'fisher'"),
+    (f"{ANALYZE} --operator ggn --map full", "leave out one of them (--operator, --map full)"),
+    (
+        "analyze wild.keras --data wild.npz --loss huber --operator fisher",
+        "take its Gauss-Newton matrix (--operator ggn)",
+    ),
     (f"{ANALYZE} --map full --per-layer", "do not split by layers; leave out one of them (--per-layer, --map full)"),
     (f"{ANALYZE} --map full --estimator slq", "'slq' is one of spectra of a Hessian"),
     (f"{ANALYZE} --map full --set golub-kahan.steps=3", "'golub-kahan' has no field 'steps'"),
