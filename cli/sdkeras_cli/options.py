@@ -30,7 +30,8 @@ from sdkeras.reporting.trackers.names import check_trackers
 from sdkeras.results.answers import Analysis, LyapunovRun
 from sdkeras.results.arrays import Value
 from sdkeras.results.log import read_run_log
-from sdkeras.runs.options import EXPERT, GROUPS, OUTPUT, PRECISION, WHAT, Options, parse_learning_rate
+from sdkeras.runs.declare import EXPERT, GROUPS, OUTPUT, PRECISION, WHAT, parse_learning_rate
+from sdkeras.runs.options import Options
 
 _Command = TypeVar("_Command", bound=Callable[..., object])
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sdkeras.errors import counted
-from sdkeras.runs.options import EXPERT, WHAT
+from sdkeras.runs.declare import EXPERT, WHAT
 from sdkeras.study.backends import LOKY, check_backend
 from sdkeras.study.definition import read_study
 from sdkeras.study.run_files import DONE, FAILED, TRAINED, StudyPlan, plan_study, runs_folder

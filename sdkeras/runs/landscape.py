@@ -29,8 +29,9 @@ from sdkeras.results.note import Note
 from sdkeras.results.plans import LossPlan
 from sdkeras.results.progress import INTERRUPT, STATUS, Progress
 from sdkeras.runs.budget import Budget, Meter, Notes, one_blas_thread, resources, room_to_verify, whole_budget
+from sdkeras.runs.declare import parse_learning_rate, takes_options
+from sdkeras.runs.loss_options import LandscapeOptions
 from sdkeras.runs.measure import with_evidence
-from sdkeras.runs.options import LandscapeOptions, parse_learning_rate, takes_options
 from sdkeras.runs.plan import timed_gradient
 from sdkeras.runs.problem import Subject, read_subject
 from sdkeras.runs.provenance import data_info, optimizer_info, provenance

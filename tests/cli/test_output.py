@@ -15,7 +15,9 @@ from processes import python
 from sample_log import FOUND, HEADER
 from sample_runs import ALONE, RUN
 from sdkeras.results.log import FILE_NAME, append
-from sdkeras.runs.options import GROUPS, LyapunovOptions, Options
+from sdkeras.runs.declare import GROUPS
+from sdkeras.runs.lyapunov_options import LyapunovOptions
+from sdkeras.runs.options import Options
 from sdkeras_cli.main import cli
 from sdkeras_cli.options import _OF_PYTHON as OF_PYTHON
 

@@ -10,7 +10,7 @@ from sdkeras.errors import DataError, ModelError, SdkerasError
 from sdkeras.linalg.projection import Distortion
 from sdkeras.results.answers import load_document
 from sdkeras.runs.landscape import plan
-from sdkeras.runs.options import LandscapeOptions
+from sdkeras.runs.loss_options import LandscapeOptions
 from sdkeras.runs.trajectory import Trajectory
 from small_nets import X, Y
 from small_trainings import everything, quadratic
