@@ -6,7 +6,7 @@ import attrs
 
 from sdkeras.dimension.landscape import HOLDS_WITHIN
 from sdkeras.errors import counted
-from sdkeras.reporting.figures import landscape_figure
+from sdkeras.reporting.loss_figures import landscape_figure
 from sdkeras.reporting.numbers import ABSENT, measured, number
 from sdkeras.reporting.report import Card, Paragraph, Report, Row, Section, Table, present
 from sdkeras.reporting.tables import frame, provenance_table, verification_table
