@@ -210,6 +210,11 @@ _CLICK: dict[str, dict[str, Value]] = {
     "seed": {"type": NOT_NEGATIVE},
     "lyapunov_transient": {"type": NOT_NEGATIVE},
     "bound_inputs": {"multiple": True, "callback": bound_inputs},
+    "points": {"type": click.IntRange(3, 1001)},
+    "dimensions": {"type": click.IntRange(1, 2)},
+    "draws": {"type": click.IntRange(1, 1000)},
+    "snapshots": {"type": click.IntRange(min=2)},
+    "forks": {"type": click.INT},  # 1, or 4 or more
     "report_to": {"multiple": True, "callback": lambda _, __, names: check_trackers(names)},
 }
 # Options that are not called as the argument is.

@@ -69,8 +69,8 @@ def _without_threshold(run: CriticalRun, ratio: Measured) -> str:
     if step.outcome == "lower":
         return f"{begin} none that was tried, so that it is larger."
     return (
-        f"{begin} each that was tried, so that it is smaller, and the rate in use is far past it. Search from a rate at "
-        "which this net trains (`learning_rate=F`)."
+        f"{begin} each that was tried, so that it is smaller, and the rate in use is far past it. Search from a rate "
+        "at which this net trains (`learning_rate=F`)."
     )
 
 

@@ -155,6 +155,9 @@ def _plane(drawn: Landscape, losses: FloatArray) -> Figure:
     known = losses[np.isfinite(losses)]
     levels = np.unique(np.quantile(known, np.linspace(0.02, 0.95, 11)))
     path = drawn.path
+    grid = np.stack([each.ravel() for each in np.meshgrid(first.coordinates, second.coordinates)], axis=1)
+    model = (drawn.loss + quadratic_change(drawn.slopes, drawn.curvature, grid)[0]).reshape(losses.shape)
+    of_model = levels[(levels > model.min()) & (levels < model.max())]
 
     def draw(axes: Axes, colours: Colours) -> None:
         shown = np.ma.masked_invalid(losses)
@@ -163,6 +166,16 @@ def _plane(drawn: Landscape, losses: FloatArray) -> Figure:
                 first.coordinates, second.coordinates, shown, levels=levels, colors=colours.accent, linewidths=1.2
             )
             axes.clabel(lines, levels[::3], fmt=lambda level: number(level, 3), fontsize=9)
+        if len(of_model):
+            axes.contour(
+                first.coordinates,
+                second.coordinates,
+                model,
+                levels=of_model,
+                colors=colours.soft,
+                linewidths=1.0,
+                linestyles="dashed",
+            )
         if path is not None:
             axes.plot(path[0], path[1], color=colours.warn, linewidth=1.6, marker=".", markersize=3)
         axes.plot([0], [0], color=colours.ink, marker="o", markersize=5)
@@ -186,7 +199,8 @@ def _plane(drawn: Landscape, losses: FloatArray) -> Figure:
     return Figure(
         "landscape",
         "The loss in a plane",
-        f"Lines of equal loss over the data, around the weights (the dot).{beside}",
+        "Lines of equal loss over the data, around the weights (the dot), and dashed those of the quadratic model with "
+        f"the slopes and curvatures that it has there, at the same values.{beside}",
         draw,
         size=(5.6, 4.6),
         series=tuple(rows),

@@ -32,6 +32,7 @@ _TRAJECTORY = "trajectory:"
 _MOST_SPAN = 1e6
 # Points along each axis, by the number of axes.
 _POINTS = {1: 41, 2: 21}
+_ASCENT_STEPS = 20
 
 
 def _are_directions(value: Value) -> bool:
@@ -105,7 +106,7 @@ class LandscapeOptions(EstimationOptions):
         group=WHAT,
     )
     ascent_steps: int = option(
-        20, "Steps of ascent from each start, a loss and a gradient each.", COUNT, group=PRECISION
+        _ASCENT_STEPS, "Steps of ascent from each start, a loss and a gradient each.", COUNT, group=PRECISION
     )
     initial_slots: bool = option(False, "For a step of an optimizer that has taken none: take its initial slots.")
 
@@ -116,6 +117,16 @@ class LandscapeOptions(EstimationOptions):
             raise SdkerasError(
                 f"there is no file {in_one_line(self.trajectory, 100)}; give what TrajectoryRecorder or a "
                 "study kept (`directions='trajectory:PATH'`)."
+            )
+        if self.ascent_steps != _ASCENT_STEPS and self.rho is None and self.adaptive_rho is None:
+            raise SdkerasError(
+                "ascent_steps are steps to the worst loss within a ball, and none is asked for; leave them out, or "
+                "give the ball's radius (`rho=R` or `adaptive_rho=R`)."
+            )
+        if self.initial_slots and self.directions != "step":
+            raise SdkerasError(
+                "initial_slots are of the optimizer's step, which these directions do not need; leave them out, or "
+                "take the step (`directions='step'`)."
             )
         if self.directions == "step" and self.mode != "train":
             raise SdkerasError(

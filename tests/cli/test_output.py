@@ -194,6 +194,15 @@ def test_every_option_of_the_library_is_in_the_help() -> None:
         assert set(attrs.fields_dict(record)) - set(OF_PYTHON) <= parameters
 
 
+def test_the_help_shows_the_ranges_that_are_taken(in_process) -> None:
+    shown = " ".join(in_process("landscape", "--help")[1].split())
+    assert "[3<=x<=1001]" in shown
+    assert "1<=x<=2]" in shown
+    lyapunov = " ".join(in_process("lyapunov", "--help")[1].split())
+    forks = lyapunov[lyapunov.index("--forks") :]
+    assert "4 or more. [default: 1]" in forks[: forks.index("--", 2)]
+
+
 @pytest.mark.parametrize(
     ("typed", "meant"),
     [
