@@ -124,7 +124,7 @@ def test_the_answer_is_saved_shown_and_drawn(along_eigenvectors: sdkeras.Landsca
     assert model.get_linestyle() != loss.get_linestyle()
     vertices = [np.concatenate([path.vertices for path in lines.get_paths()]) for lines in (loss, model)]
     nearest = np.abs(vertices[0][:, None] - vertices[1]).sum(axis=2).min(axis=1)
-    assert np.mean(nearest > 1e-6) < 0.1  # but where a level goes through a point of the grid, and rounding decides
+    assert np.mean(nearest > 1e-6) < 0.25  # but where a level goes through a point of the grid, and rounding decides
     assert axes.get_xlabel() == "along eigenvector 1"
     with pytest.raises(SdkerasError, match="of type LandscapeRun, got int"):
         sdkeras.plot.landscape(1)
