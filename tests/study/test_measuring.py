@@ -62,7 +62,7 @@ def test_a_measure_that_every_analysis_has_is_read_from_the_one_on_file(written,
     assert folder.analysis.stat().st_mtime_ns > before
 
 
-def test_a_training_that_diverged_to_a_number_is_told_as_such(written, done, tmp_path: Path) -> None:
+def test_a_training_that_diverged_to_a_number_is_told_as_such(written, done) -> None:
     """Of weights as large as 1e9 no product can be verified, and no layer is at fault for it."""
     study = written(model="regression", data="products", epochs=3, grid='activation = "tanh"', rates=1.5)
     with pytest.raises(SdkerasError) as failed:
@@ -72,8 +72,6 @@ def test_a_training_that_diverged_to_a_number_is_told_as_such(written, done, tmp
         r"curvature cannot be measured; take a smaller learning rate",
         str(failed.value),
     )
-    log = (tmp_path / "out" / "runs" / study.runs[0].name / "log.txt").read_text()
-    assert "VerificationError" in log
 
 
 def test_a_function_by_a_name_of_keras_is_the_one_that_was_trained(written, done) -> None:
