@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from sdkeras.results.arrays import Value
-from sdkeras.runs.options import LandscapeOptions
+from sdkeras.runs.loss_options import LandscapeOptions
 from sdkeras_cli import options
 from sdkeras_cli.request import Request
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from sdkeras.results.arrays import Value
-from sdkeras.runs.options import LyapunovOptions
+from sdkeras.runs.lyapunov_options import LyapunovOptions
 from sdkeras_cli import options
 from sdkeras_cli.options import COUNT, NOT_NEGATIVE
 from sdkeras_cli.request import Request

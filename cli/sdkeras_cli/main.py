@@ -113,7 +113,10 @@ def cli() -> None:
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Runs the command line and exits: 0 done, 2 wrong use, 3 --fail-if held, 4 unverified, 130 interrupted."""
+    """Runs the command line and exits.
+
+    0 done, 2 wrong use, 3 --fail-if held, 4 unverified, 5 some runs of a study failed, 130 interrupted.
+    """
     if arguments is None:
         interrupts.install()
     _print_everywhere()

@@ -30,7 +30,8 @@ from sdkeras.reporting.trackers.names import check_trackers
 from sdkeras.results.answers import Analysis, LyapunovRun
 from sdkeras.results.arrays import Value
 from sdkeras.results.log import read_run_log
-from sdkeras.runs.options import EXPERT, GROUPS, OUTPUT, PRECISION, WHAT, Options, parse_learning_rate
+from sdkeras.runs.declare import EXPERT, GROUPS, OUTPUT, PRECISION, WHAT, parse_learning_rate
+from sdkeras.runs.options import Options
 
 _Command = TypeVar("_Command", bound=Callable[..., object])
 
@@ -210,6 +211,11 @@ _CLICK: dict[str, dict[str, Value]] = {
     "seed": {"type": NOT_NEGATIVE},
     "lyapunov_transient": {"type": NOT_NEGATIVE},
     "bound_inputs": {"multiple": True, "callback": bound_inputs},
+    "points": {"type": click.IntRange(3, 1001)},
+    "dimensions": {"type": click.IntRange(1, 2)},
+    "draws": {"type": click.IntRange(1, 1000)},
+    "snapshots": {"type": click.IntRange(min=2)},
+    "forks": {"type": click.INT},  # 1, or 4 or more
     "report_to": {"multiple": True, "callback": lambda _, __, names: check_trackers(names)},
 }
 # Options that are not called as the argument is.

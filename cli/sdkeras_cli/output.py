@@ -61,6 +61,21 @@ def check_writable(path: str) -> None:
         raise SdkerasError(f"{shown(path)} cannot be written: {reason_of(error)}; choose another place.") from error
 
 
+def _make_folder(path: str) -> None:
+    """Makes a folder with those above it, and removes them where the command ends without having written anything."""
+    missing = [str(each) for each in (Path(path), *Path(path).parents) if not os.path.exists(each)]
+    make_folder(path, "the folder ")
+    context = click.get_current_context(silent=True)
+    if context is not None and missing:
+        context.call_on_close(lambda: _remove_empty(missing))
+
+
+def _remove_empty(folders: Sequence[str]) -> None:
+    with contextlib.suppress(OSError):  # it holds something, and so do those above it
+        for folder in folders:
+            os.rmdir(folder)
+
+
 # Names in the folder --out.
 OF_ANALYSIS = ("run.json", "report.html")
 
@@ -110,7 +125,7 @@ class Outputs:
             raise SdkerasError("the name of the folder (--out) is empty; give one, or leave the option out.")
         outputs = [*self.jsons, *self.pages, *(path for path in further if path is not None)]
         if self.out is not None and not dry_run:
-            make_folder(self.out, "the folder ")
+            _make_folder(self.out)
         check_outputs([path for path in outputs if not dry_run or self._is_there(path)], inputs)
         return outputs
 

@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING
 import click
 
 from sdkeras.errors import counted
-from sdkeras.runs.options import EXPERT, WHAT
+from sdkeras.runs.declare import EXPERT, WHAT
 from sdkeras.study.backends import LOKY, check_backend
 from sdkeras.study.definition import read_study
-from sdkeras.study.run_files import DONE, FAILED, TRAINED, StudyPlan, plan_study
+from sdkeras.study.run_files import DONE, FAILED, TRAINED, StudyPlan, plan_study, runs_folder
 from sdkeras_cli import options
 from sdkeras_cli.options import COUNT
 from sdkeras_cli.output import say, say_written
 
 # Failed runs whose reasons are said.
 _SHOWN = 5
+# Exit status where runs of the study failed and others did not; where all did it is that of an SdkerasError.
+_SOME_FAILED = 5
 
 if TYPE_CHECKING:
     from sdkeras.study.runner import Finished
@@ -53,6 +55,7 @@ def command(
     """Train and measure the runs that GRID.toml defines, in the folder DIR.
 
     The same command continues where an earlier one stopped, and adds the runs of values that were added to the grid.
+    A run that fails stops no other. The exit status is 5 if some failed, and 2 if all did.
     Modules and relative paths in GRID.toml are looked for in its folder. The least that it holds:
 
     \b
@@ -100,18 +103,30 @@ def command(
     from sdkeras.study.runner import run_study  # it loads what starts processes
 
     after = run_study(study, out, code=code, jobs=jobs, retry=retry, backend=backend, progress=tell, notice=notice)
+    return _end(after, out, quiet)
+
+
+def _end(after: StudyPlan, out: str, quiet: bool) -> int:
+    """Says how the study stands and what failed; returns the exit status."""
+    failed = [each for each in after.runs if each.state == FAILED]
     if not quiet:
         click.echo(_standing(after))
-        failed = [each for each in after.runs if each.state == FAILED]
         for each in failed[:_SHOWN]:
             say(f"{each.run.name} failed: {'' if each.failure is None else each.failure.words}")
-        if failed:
-            more = f"; {len(failed) - _SHOWN:,} more as `--dry-run` lists them" if len(failed) > _SHOWN else ""
-            say(f"{len(failed):,} failed{more}. --retry runs them again.")
+        if len(failed) > _SHOWN:
+            say(f"{len(failed) - _SHOWN:,} more failed, as --dry-run lists them.")
         say_written([out])
         if sum(each.state == DONE for each in after.runs) > 1:
             click.echo(f"next: sdkeras study correlate {click.format_filename(out)}")
-    return 0
+    if not failed:
+        return 0
+    reasons, them = ("the reason", "it") if len(failed) == 1 else ("the reasons", "them")
+    say(
+        f"sdkeras: error: {len(failed):,} of {counted(len(after.runs), 'run')} failed, with {reasons} in "
+        f"{runs_folder(out)}/NAME/failed.json; --retry runs {them} again.",
+        err=True,
+    )
+    return _SOME_FAILED
 
 
 def _standing(plan: StudyPlan) -> str:

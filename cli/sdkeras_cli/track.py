@@ -15,7 +15,8 @@ from sdkeras.files.user_code import load_custom_objects
 from sdkeras.results import log as run_log
 from sdkeras.results.arrays import Value
 from sdkeras.results.log import Measurement, RunLog
-from sdkeras.runs.options import DEFAULT_PRESET, PRESETS, WHAT, Options, measurement_options
+from sdkeras.runs.declare import WHAT
+from sdkeras.runs.options import DEFAULT_PRESET, PRESETS, Options, measurement_options
 from sdkeras_cli import conditions, options, request
 from sdkeras_cli.output import Outputs, progress_bar, say, show_outputs
 

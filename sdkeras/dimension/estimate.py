@@ -138,6 +138,11 @@ class Pooled:
         return max(float(np.max(np.abs(one.nodes))) for one in self.atoms)
 
     @property
+    def is_unresolved(self) -> bool:
+        """Whether all exponents are rounding."""
+        return is_unresolved(self.context.exponents, self.largest)
+
+    @property
     def growth(self) -> Fit:
         """E+, the sum of the positive exponents, of each run."""
         return self.fit(lambda z, masses: float(masses @ np.maximum(z, 0.0)))
@@ -249,7 +254,7 @@ def summarise(sample: Sample, context: Context) -> Summary:
         judged = _inside(pooled, 1.0 / abs(where.threshold_exponent))
     else:
         judged = (_saturated if where.value > 0 else _collapsed)(pooled)
-        if is_unresolved(context.exponents, pooled.largest):
+        if pooled.is_unresolved:
             judged = attrs.evolve(judged, interval=(0.0, pooled.size))
     enough = len(sample.runs) >= FEWEST_RUNS_FOR_AN_INTERVAL and math.isfinite(judged.half_width)
     return Summary(
@@ -521,6 +526,8 @@ def _definition_interval(summary: Summary, ordered: float, half: float) -> tuple
     """Around the SD of averaged order statistics; up to the pooled interval's end where quadrature blurs them."""
     if summary.interval is None or not math.isfinite(half):
         return None
+    if summary.pooled.crossing.threshold_exponent is None and summary.pooled.is_unresolved:
+        return summary.interval
     lower = max(0.0, ordered - half)
     upper = min(summary.pooled.size, ordered + half) if summary.pooled.exact else summary.interval[1]
     return lower, max(lower, upper)

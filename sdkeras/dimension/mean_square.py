@@ -23,6 +23,9 @@ from sdkeras.results.measured import Measured
 
 # Directions whose mean curvature is below this share of the largest are flat: there 0/0 is maximised.
 _FLAT = 1e-8
+# Upper half-width at which kappa has converged, over the target of its standard error; and skewness over the root of
+# the number of values, below which they count as symmetric.
+_UPPER, _SYMMETRIC = 2.5, 1e-6
 
 
 def worst_second_moment(curvatures: FloatArray) -> FloatArray:
@@ -88,13 +91,16 @@ def kappa(terms: FloatArray, rows: Rows, learning_rate: float, *, target: float,
     """kappa of one C, from minibatches that C was not chosen on.
 
     With y_B = tr(C K_B C K_B) - (2 kappa / eta) tr(C^2 K_B), of mean 0 at the true kappa, regressed on the minibatches'
-    controls (delta method).
+    controls (delta method). The interval is widened for skewed y_B. It still misses more often than in 5 % where
+    minibatches are single examples with heavy-tailed gradients: of 200 seeds with 240 minibatches at most, in 4 % for
+    normal gradients, 12 % with mostly dead units, and 17 % for Student's t with 5 degrees of freedom; without the
+    widening in 20, 30 and 47 %.
 
     Args:
         terms: Those of `quotient_terms`, one row for each run of `rows`, shape [N, 2].
         rows: The minibatches and their controls.
         learning_rate: eta.
-        target: Relative standard error at which it has converged.
+        target: Relative standard error at which it has converged, if the upper half-width is at most 2.5 times that.
         noiseless: Whether another look at a minibatch would give the same.
     """
     quotient, fit = _departure(terms, rows, noiseless)
@@ -103,4 +109,25 @@ def kappa(terms: FloatArray, rows: Rows, learning_rate: float, *, target: float,
         exact = fit.squared_error == 0  # all the minibatches that there are
         return Measured(value, exact, stderr=0.0 if exact else None, interval=(value, value) if exact else None)
     error, width = half * math.sqrt(fit.squared_error), half * fit.half_width
-    return Measured(value, error <= target * value, stderr=error, interval=(max(0.0, value - width), value + width))
+    below, above = (width * factor for factor in _widened(fit.residuals, width / error if error else 0.0))
+    converged = error <= target * value and above <= _UPPER * target * value
+    return Measured(value, converged, stderr=error, interval=(max(0.0, value - below), value + above))
+
+
+def _widened(residuals: FloatArray, quantile: float) -> tuple[float, float]:
+    """How much longer than `quantile` standard errors each side of an interval is for skewed values; 1 at least.
+
+    Terms are fourth powers of gradients where minibatches have rank one: few of them carry the mean, and an interval
+    from draws without these is too short at its upper end. Hall's transformation of Student's t takes the skewness
+    out; the longer side is taken, since a skewness from few draws is itself too small.
+
+    Reference: Hall (1992), J. R. Stat. Soc. B 54, 221.
+    """
+    spread = float(residuals.std())
+    if not (spread > 0 and quantile > 0):
+        return 1.0, 1.0
+    skewness = max(0.0, float(np.mean((residuals - residuals.mean()) ** 3)) / spread**3) / math.sqrt(len(residuals))
+    if skewness < _SYMMETRIC:
+        return 1.0, 1.0
+    ends = [3 / skewness * (math.cbrt(1 + skewness * (t - skewness / 6)) - 1) for t in (quantile, -quantile)]
+    return max(1.0, ends[0] / quantile), max(1.0, -ends[1] / quantile)

@@ -60,6 +60,23 @@ def parsed(text: str) -> dict[int, float]:
     return checked(weights) or {}
 
 
+def without_samples(targets: Array, class_weight: Mapping[int, float]) -> str:
+    """A sentence about the classes that have a weight and no sample, or ""."""
+    absent = sorted(set(class_weight) - set(np.unique(_classes(targets)).tolist()))
+    if not absent:
+        return ""
+    some = ", ".join(map(str, absent[:5])) + (", ..." if len(absent) > 5 else "")
+    return f"class_weight has weights of classes that no sample of the data has: {some}"
+
+
+def _classes(targets: Array) -> NDArray[np.int64]:
+    """The class of each target, as Keras looks it up."""
+    labels = targets
+    if targets.ndim > 1:
+        labels = np.squeeze(targets, -1) if targets.shape[-1] == 1 else np.argmax(targets, axis=-1)
+    return np.round(labels).astype(np.int64)
+
+
 def sample_weights(targets: Array, class_weight: Mapping[int, float], *, per_step: bool) -> NDArray[np.float32]:
     """The weight of each sample, as Keras looks it up; classes without a weight weigh 1.
 
@@ -70,15 +87,13 @@ def sample_weights(targets: Array, class_weight: Mapping[int, float], *, per_ste
     Raises:
         DataError: Targets with further axes that cannot be weighted, or no weight but 0.
     """
-    labels = targets
-    if targets.ndim > 1:
-        labels = np.squeeze(targets, -1) if targets.shape[-1] == 1 else np.argmax(targets, axis=-1)
+    labels = _classes(targets)
     if labels.ndim > 1 and not per_step:
         raise DataError(
             f"class_weight needs one class per sample, and the targets have the shape {targets.shape}, which Keras' "
             "fit cannot weight by class either; give sample weights in the data, or a tf.data.Dataset."
         )
-    classes, places = np.unique(np.round(labels).astype(np.int64), return_inverse=True)
+    classes, places = np.unique(labels, return_inverse=True)
     weights = np.array([class_weight.get(int(label), 1.0) for label in classes], np.float32)
     if not weights.any():
         raise DataError(

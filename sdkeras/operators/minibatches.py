@@ -220,7 +220,10 @@ def _weighted(source: Source, class_weight: Mapping[int, float], per_step: bool)
         )
     weights = class_weights.sample_weights(source.arrays[-1], class_weight, per_step=per_step)
     structure = (*source.structure, weights)
-    return attrs.evolve(source, arrays=(*source.arrays, weights), structure=structure, class_weight=class_weight)
+    absent = class_weights.without_samples(source.arrays[-1], class_weight)
+    note = "; ".join(filter(None, (source.note, absent)))
+    arrays = (*source.arrays, weights)
+    return attrs.evolve(source, arrays=arrays, structure=structure, class_weight=class_weight, note=note)
 
 
 def _from_arrays(data: Data, batch_size: int | None, default_batch_size: int | None) -> Source:

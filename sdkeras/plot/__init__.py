@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from sdkeras.errors import ArgumentTypeError, SdkerasError, instance
-from sdkeras.reporting import figures
+from sdkeras.reporting import figures, loss_figures
 from sdkeras.reporting.drawing import Colours
 from sdkeras.reporting.report import Figure
 from sdkeras.reporting.track_figures import track_figures
@@ -96,7 +96,7 @@ def lyapunov_windows(run: Analysis | LyapunovRun, ax: Axes | None = None) -> Axe
 
 def landscape(run: LandscapeRun, ax: Axes | None = None) -> Axes:
     """The loss along a line with its quadratic model, or its contours in a plane with the path of a trajectory."""
-    return _drawn(figures.landscape_figure(instance(run, "run", LandscapeRun)), ax, "three finite losses or more")
+    return _drawn(loss_figures.landscape_figure(instance(run, "run", LandscapeRun)), ax, "three finite losses or more")
 
 
 def track(log: RunLog | str | os.PathLike[str], ax: Axes | None = None, *, what: str = "edge") -> Axes:

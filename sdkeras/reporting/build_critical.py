@@ -6,7 +6,7 @@ import math
 
 import attrs
 
-from sdkeras.reporting.figures import critical_figure
+from sdkeras.reporting.loss_figures import critical_figure
 from sdkeras.reporting.numbers import ABSENT, number, with_span
 from sdkeras.reporting.report import Card, Paragraph, Report, Row, Section, Table, present
 from sdkeras.reporting.tables import frame, optimizer_in_words, provenance_table
@@ -47,15 +47,31 @@ def verdict_of(run: CriticalRun) -> str:
     rate = "" if step.learning_rate is None else f" {shown(step.learning_rate, step.outcome)}"
     if ratio is None:
         return "No critical learning rate: the search gave none."
-    if step.outcome == "lower":
-        return f"Below the critical learning rate{rate}: the loss rose at no rate that was tried."
-    if step.outcome == "upper":
-        return f"Past the critical learning rate{rate}: the loss rose at every rate that was tried."
+    if step.outcome in _SIGNS:
+        return _without_threshold(run, ratio)
     beside = f"the rate in use is {shown(ratio)} times as large{of}"
     low, high = ratio.interval or (ratio.value, ratio.value)
     if low <= 1 <= high:
         return f"At the critical learning rate{rate}: {beside}."
     return f"{'Past' if ratio.value > 1 else 'Below'} the critical learning rate{rate}: {beside}."
+
+
+def _without_threshold(run: CriticalRun, ratio: Measured) -> str:
+    """What a search says that ended without a threshold, from the rate in use to where it ended."""
+    step, in_use = run.critical, run.optimizer.learning_rate
+    bound, of = (1 / ratio.value, "times the update in use")
+    ends = (1.0, bound)
+    if step.learning_rate is not None:
+        ends, of = (in_use, step.learning_rate.value), ""
+    low, high = map(number, sorted(ends))
+    where = f"between {low} and {high} {of}".rstrip()
+    begin = f"No critical learning rate was found {where}: the loss rises at"
+    if step.outcome == "lower":
+        return f"{begin} none that was tried, so that it is larger."
+    return (
+        f"{begin} each that was tried, so that it is smaller, and the rate in use is far past it. Search from a rate "
+        "at which this net trains (`learning_rate=F`)."
+    )
 
 
 def shown(value: Measured | None, outcome: str = "") -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import attrs
 
 from sdkeras.dimension.landscape import HOLDS_WITHIN
 from sdkeras.errors import counted
-from sdkeras.reporting.figures import landscape_figure
+from sdkeras.reporting.loss_figures import landscape_figure
 from sdkeras.reporting.numbers import ABSENT, measured, number
 from sdkeras.reporting.report import Card, Paragraph, Report, Row, Section, Table, present
 from sdkeras.reporting.tables import frame, provenance_table, verification_table
@@ -40,11 +42,15 @@ def _verdict(run: LandscapeRun) -> str:
     drawn = run.landscape
     names = " and ".join(axis.name for axis in drawn.axes)
     left, right = drawn.quadratic_to
-    span = float(drawn.axes[0].coordinates[-1])
-    reach = f"from {number(-left, 3)} to {number(right, 3)}" if len(drawn.axes) == 1 else f"to {number(left, 3)}"
+    if len(drawn.axes) == 1:
+        span = f"{number(float(drawn.axes[0].coordinates[-1]), 3)} drawn to each side"
+        reach = f"from {number(-left, 3)} to {number(right, 3)}"
+    else:
+        corner = math.hypot(*(float(axis.coordinates[-1]) for axis in drawn.axes))
+        span, reach = f"{number(corner, 3)} drawn to the corners", f"to a distance of {number(left, 3)}"
     return (
-        f"The loss along {names}: its quadratic model holds {reach}, of {number(span, 3)} drawn to each side "
-        f"(off by at most {100 * HOLDS_WITHIN:g} %)."
+        f"The loss along {names}: its quadratic model holds {reach}, of {span} (off by at most "
+        f"{100 * HOLDS_WITHIN:g} %)."
     )
 
 
@@ -61,10 +67,11 @@ def _cards(run: LandscapeRun) -> tuple[Card, ...]:
     drawn = run.landscape
     first, worst = drawn.axes[0], run.worst_case[0] if run.worst_case else None
     left, right = drawn.quadratic_to
+    nearer = "on the nearer side" if len(drawn.axes) == 1 else "distance in the plane, every way"
     return present(
         Card("Loss at the weights", number(drawn.loss), "", "over the data"),
         Card(f"Curvature along {first.name}", number(first.curvature), _evidence(first), _unit(run)),
-        Card("The quadratic model holds to", number(min(left, right), 3), _unit(run), "on the nearer side"),
+        Card("The quadratic model holds to", number(min(left, right), 3), _unit(run), nearer),
         None
         if worst is None
         else Card("Worst increase in the ball", f">= {number(worst.increase, 3)}", _ball(worst), "found by ascent"),
@@ -101,7 +108,8 @@ def _along(run: LandscapeRun) -> Table:
         )
     left, right = (number(each, 3) for each in drawn.quadratic_to)
     within = f"off by at most {100 * HOLDS_WITHIN:g} % of slope and curvature parts"
-    rows.append(("quadratic to", left if len(drawn.axes) == 2 else f"-{left}, {right}", within))
+    reach = f"distance {left}" if len(drawn.axes) == 2 else f"-{left}, {right}"
+    rows.append(("quadratic to", reach, within))
     rows.append(("points", counted(sum(map(len, drawn.losses)), "loss", "losses"), _unit(run)))
     return Table("Along the directions", tuple(rows))
 
@@ -113,7 +121,7 @@ def _worst_cases(run: LandscapeRun) -> Table:
             f">= {number(worst.increase)}",
             number(worst.first_step),
             number(worst.first_order),
-            number(worst.second_order),
+            ABSENT if worst.second_order is None else f">= {number(worst.second_order)}",
             ABSENT if worst.eigenvalue is None else number(worst.eigenvalue.value),
             f"{number(worst.distance, 3)}",
         )

@@ -26,6 +26,8 @@ _POINTS = 72  # of an SVG to the inch
 # Least distance of two ticks as a share of their axis.
 _LEAST_GAP = 0.1
 DOTS_PER_INCH = 150
+# Within this factor a logarithmic axis has room for the names of 2 and 5 beside those of 1 in each decade.
+_FEW_DECADES = 1e3
 
 
 @attrs.frozen
@@ -147,6 +149,18 @@ def value_axis(axes: Axes, label: str, digits: int = 3, ticks: int = 6) -> None:
     tick_format(axes.yaxis, digits)
 
 
+def log_value_axis(axes: Axes, label: str, lowest: float, highest: float) -> None:
+    """A logarithmic vertical axis around these values, with ticks between the decades where there are few."""
+    from matplotlib.ticker import LogLocator
+
+    axes.set_yscale("log")
+    axes.set_ylabel(label)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if highest < _FEW_DECADES * lowest else (1.0,)))
+    axes.set_ylim(0.5 * lowest, 2.5 * highest)
+    tick_format(axes.yaxis)
+    axes.yaxis.set_minor_formatter(lambda tick, _: "")
+
+
 def step_axis(axes: Axes, label: str) -> None:
     """A horizontal axis of counts: steps, runs."""
     axes.set_xlabel(label)
@@ -207,3 +221,9 @@ def mark(axes: Axes, at: float, label: str, colour: str, height: float = 0.97) -
         va="top",
         color=colour,
     )
+
+
+def legend(axes: Axes) -> None:
+    """The legend, with names as they are: a dollar sign begins no formula."""
+    for text in axes.legend(frameon=False).get_texts():
+        text.set_parse_math(False)

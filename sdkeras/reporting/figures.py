@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sdkeras.dimension.exponents import FULL
-from sdkeras.dimension.landscape import quadratic_change
 from sdkeras.dimension.lyapunov import FEWEST_BLOCKS
 from sdkeras.reporting.drawing import (
     Colours,
     asinh_axis,
     label_line,
+    legend,
     mark,
     series,
     step_axis,
@@ -25,10 +25,9 @@ from sdkeras.reporting.drawing import (
 )
 from sdkeras.reporting.numbers import dimension, number
 from sdkeras.reporting.report import Figure, Series, present
-from sdkeras.results.answers import Analysis, CriticalRun, LandscapeRun, SpectrumSummary
+from sdkeras.results.answers import Analysis, SpectrumSummary
 from sdkeras.results.arrays import FloatArray
 from sdkeras.results.dimension import RdsSharpness, SharpnessDimension, Supremum
-from sdkeras.results.landscape import Landscape
 from sdkeras.results.lyapunov import LyapunovSummary
 
 if TYPE_CHECKING:
@@ -172,7 +171,7 @@ def _outlines(
         for mass, name, colour in zip(masses, names, shades or _four(colours), strict=False):
             axes.stairs(np.maximum(mass, floor), edges, baseline=floor, color=colour, linewidth=1.8, label=_label(name))
         _density_axes(axes, matrix, edges, linear, (floor, 3 * float(masses.max())))
-        _legend(axes)
+        legend(axes)
 
     return Figure(
         *about,
@@ -201,7 +200,7 @@ def overlaid_exponents(
         asinh_axis(axes, "y", linear, float(both.min()) - room, float(both.max()) + room)
         _rank_axis(axes, size)
         axes.set_ylabel("exponent per step")
-        _legend(axes)
+        legend(axes)
 
     return Figure(
         "exponents",
@@ -219,12 +218,6 @@ def overlaid_exponents(
 def _label(name: str) -> str:
     """A name for the legend, which leaves out those that begin with an underscore."""
     return f" {name}" if name.startswith("_") else name
-
-
-def _legend(axes: Axes) -> None:
-    """The legend, with names as they are: a dollar sign begins no formula."""
-    for text in axes.legend(frameon=False).get_texts():
-        text.set_parse_math(False)
 
 
 def _four(colours: Colours) -> tuple[str, ...]:
@@ -623,126 +616,4 @@ def window_dimensions(summary: LyapunovSummary) -> Figure | None:
         f"taken as one is at most that of any length that divides m, and at least D_s. {band}{missing}",
         draw,
         series=(Series("", "steps taken as one", "dimension", lengths, values),),
-    )
-
-
-# Along a line in the space of the weights
-
-
-def critical_figure(run: CriticalRun) -> Figure | None:
-    """The change of the loss over the rate of the step, at the rates tried, with eta_c and the rate in use."""
-    step, rate = run.critical, run.optimizer.learning_rate
-    scale, name = (rate, "learning rate") if rate > 0 else (1.0, "multiple of the update in use")
-    changes = step.losses - step.loss
-    near = np.isfinite(changes)
-    middle = math.nan
-    if step.outcome == "measured" and step.num_minibatches is None and step.ratio is not None:
-        middle = 1 / step.ratio.value
-        near &= step.factors < 2.5 * middle
-    x, y = scale * step.factors[near], changes[near]
-    if step.num_minibatches is not None or len(x) < 2 or not usable(x, y):
-        return None
-    doublings = x[np.log2(x / scale) % 1 == 0]
-
-    def draw(axes: Axes, colours: Colours) -> None:
-        series(axes, x, y, colours.accent)
-        zero_line(axes, colours)
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(doublings, [number(tick, 2) for tick in doublings])
-        axes.set_xticks([], minor=True)
-        if math.isfinite(middle):
-            mark(axes, scale * middle, f"eta_c {number(scale * middle, 3)}", colours.warn)
-        mark(axes, scale, "in use", colours.ink, 0.87)
-        axes.set_xlabel(name)
-        value_axis(axes, "loss after minus before")
-
-    return Figure(
-        "critical",
-        "Loss after the step over its rate",
-        "The loss after the optimizer's next update, made longer or shorter as a whole, less the loss before it. Where "
-        "it crosses 0 from below, the step is as long as it may be.",
-        draw,
-        series=(Series("", name, "loss after minus before", x, y),),
-    )
-
-
-def landscape_figure(run: LandscapeRun) -> Figure | None:
-    """The loss along a line with its quadratic model, or its contours in a plane with the trajectory's path."""
-    drawn = run.landscape
-    losses = np.stack(drawn.losses)
-    if np.sum(np.isfinite(losses)) < 3 or not usable(losses[np.isfinite(losses)]):
-        return None
-    return _line(drawn) if len(drawn.axes) == 1 else _plane(drawn, losses)
-
-
-def _line(drawn: Landscape) -> Figure:
-    axis, losses = drawn.axes[0], drawn.losses[0]
-    known = np.isfinite(losses)
-    x, y = axis.coordinates[known], losses[known]
-    model = drawn.loss + quadratic_change(drawn.slopes, drawn.curvature, x[:, None])[0]
-    left, right = drawn.quadratic_to
-    room = 0.1 * float(np.ptp(y)) or 0.1 * abs(drawn.loss) or 1.0
-
-    def draw(axes: Axes, colours: Colours) -> None:
-        axes.axvspan(-left, right, color=colours.accent, alpha=0.12, linewidth=0)
-        axes.plot(x, y, color=colours.accent, linewidth=2.2, label="loss")
-        axes.plot(x, model, color=colours.warn, linewidth=1.6, linestyle="--", label="quadratic model")
-        axes.plot([0], [drawn.loss], color=colours.ink, marker="o", markersize=5)
-        axes.set_ylim(float(y.min()) - room, float(y.max()) + room)
-        axes.set_xlabel(f"along {axis.name}")
-        value_axis(axes, "loss")
-        tick_format(axes.xaxis)
-        _legend(axes)
-
-    name = f"along {axis.name}"
-    return Figure(
-        "landscape",
-        "The loss along a line",
-        "The loss over the data, through the weights (the dot), and the parabola with the slope and curvature that it "
-        "has there. The parabola holds within the band.",
-        draw,
-        series=(Series("loss", name, "loss", x, y), Series("quadratic model", name, "loss", x, model)),
-    )
-
-
-def _plane(drawn: Landscape, losses: FloatArray) -> Figure:
-    first, second = drawn.axes
-    known = losses[np.isfinite(losses)]
-    levels = np.unique(np.quantile(known, np.linspace(0.02, 0.95, 11)))
-    path = drawn.path
-
-    def draw(axes: Axes, colours: Colours) -> None:
-        shown = np.ma.masked_invalid(losses)
-        if len(levels) > 1:
-            lines = axes.contour(
-                first.coordinates, second.coordinates, shown, levels=levels, colors=colours.accent, linewidths=1.2
-            )
-            axes.clabel(lines, levels[::3], fmt=lambda level: number(level, 3), fontsize=9)
-        if path is not None:
-            axes.plot(path[0], path[1], color=colours.warn, linewidth=1.6, marker=".", markersize=3)
-        axes.plot([0], [0], color=colours.ink, marker="o", markersize=5)
-        axes.set_xlabel(f"along {first.name}")
-        value_axis(axes, f"along {second.name}")
-        tick_format(axes.xaxis)
-
-    beside = "" if path is None else " The other line is the path of the training, as seen from the plane."
-    name = f"along {first.name}"
-    rows = [
-        Series(
-            f"{number(at, 3)} along {second.name}",
-            name,
-            "loss",
-            first.coordinates,
-            row,
-            at=(first.coordinates, np.full(len(row), at)),
-        )
-        for at, row in zip(second.coordinates, losses, strict=True)
-    ]
-    return Figure(
-        "landscape",
-        "The loss in a plane",
-        f"Lines of equal loss over the data, around the weights (the dot).{beside}",
-        draw,
-        size=(5.6, 4.6),
-        series=tuple(rows),
     )

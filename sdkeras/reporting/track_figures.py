@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sdkeras.reporting.drawing import FONT_SIZE, Colours, series, step_axis, tick_format, value_axis, zero_line
+from sdkeras.reporting.drawing import FONT_SIZE, Colours, log_value_axis, series, step_axis, value_axis, zero_line
 from sdkeras.reporting.numbers import number
 from sdkeras.reporting.report import Figure, Series, present
 from sdkeras.results.arrays import FloatArray
@@ -16,8 +16,6 @@ from sdkeras.results.log import Measurement
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Within this factor a logarithmic axis has room for the names of 2 and 5 beside those of 1 in each decade.
-_FEW_DECADES = 1e3
 # Sharpness and threshold farther apart than this factor share a logarithmic axis.
 _FAR = 5.0
 
@@ -58,16 +56,7 @@ def edge_over_time(measured: Sequence[Measurement]) -> Figure | None:
         axes.plot(*across, color=colours.warn, linewidth=1.6, linestyle="--")
         series(axes, steps, sharpness, colours.accent)
         if logarithmic:
-            from matplotlib.ticker import LogLocator
-
-            axes.set_yscale("log")
-            axes.set_ylabel("largest eigenvalue")
-            axes.yaxis.set_major_locator(
-                LogLocator(subs=(1.0, 2.0, 5.0) if highest < _FEW_DECADES * lowest else (1.0,))
-            )
-            axes.set_ylim(0.5 * lowest, 2.5 * highest)
-            tick_format(axes.yaxis)
-            axes.yaxis.set_minor_formatter(lambda tick, _: "")
+            log_value_axis(axes, "largest eigenvalue", lowest, highest)
         else:
             axes.set_ylim(min(0.0, 1.1 * lowest), 1.2 * highest)
             value_axis(axes, "largest eigenvalue")

@@ -45,7 +45,8 @@ class Landscape:
         losses: At the points: for each of the second axis (on a line one) those along the first, shape [points]; NaN
             where it was not taken, infinity is null too.
         quadratic_to: Distance, in units of the directions, up to which the quadratic model holds within a tenth: on a
-            line to the left and to the right, in a plane twice the same.
+            line to the left and to the right; in a plane twice the same, sqrt(a^2 + b^2) of coordinates a and b, which
+            reaches beyond the span of one axis in the corners.
         path: Coordinates of the trajectory's iterates along each axis; None without one.
     """
 
@@ -89,11 +90,11 @@ class WorstCase:
         increase: The worst loss found minus the loss at the weights: a LOWER bound of the maximum.
         first_step: The same at SAM's own point, rho along the gradient (of the scaled weights).
         first_order: rho * |gradient|: what a linear loss would increase by.
-        second_order: The maximum of the quadratic model over the ball's part along gradient and top eigenvector; None
-            where the eigenvalue was not measured.
+        second_order: The maximum of the quadratic model over the ball's part in the plane of gradient and top
+            eigenvector: a LOWER bound of its maximum over the ball. None where the eigenvalue was not measured.
         eigenvalue: The largest eigenvalue of H, or of |w| H |w| for 'adaptive', with its residual; None if unknown.
         distance: How far from the center it was found, in the ball's own units.
-        num_losses, num_gradients: Spent over all the data.
+        num_losses, num_gradients: Spent over all the data, those at the weights not counted.
     """
 
     kind: str = attrs.field(validator=attrs.validators.in_(("plain", "adaptive")))

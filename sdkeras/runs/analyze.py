@@ -46,11 +46,13 @@ from sdkeras.runs import assumptions, beside, losses, lyapunov, mean_square, mea
 from sdkeras.runs.assumptions import findings
 from sdkeras.runs.budget import KEPT, Budget, Meter, Notes, resources, room_to_verify, whole_budget
 from sdkeras.runs.cluster import Cluster, join
+from sdkeras.runs.declare import takes_options
 from sdkeras.runs.edge import cost_of_edge, edge, edge_of_stability
 from sdkeras.runs.full_map import FullMap
 from sdkeras.runs.journal import Journal, journal
 from sdkeras.runs.layers import layers
-from sdkeras.runs.options import LyapunovOptions, Options, takes_options
+from sdkeras.runs.lyapunov_options import LyapunovOptions
+from sdkeras.runs.options import Options
 from sdkeras.runs.plan import planned, products_planned
 from sdkeras.runs.problem import Problem, read_problem
 from sdkeras.runs.serve import Chief, serve, telling_failures

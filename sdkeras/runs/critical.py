@@ -22,8 +22,9 @@ from sdkeras.results.note import Note
 from sdkeras.results.plans import LossPlan
 from sdkeras.results.progress import INTERRUPT, STATUS, Progress
 from sdkeras.runs.budget import Meter, Notes, resources, room_to_verify, whole_budget
+from sdkeras.runs.declare import takes_options
+from sdkeras.runs.loss_options import CriticalOptions
 from sdkeras.runs.lyapunov import Training, read_training
-from sdkeras.runs.options import CriticalOptions, takes_options
 from sdkeras.runs.plan import timed_gradient
 from sdkeras.runs.provenance import data_info, provenance
 from sdkeras.training_step.map import state_size

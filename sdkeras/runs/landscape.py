@@ -29,8 +29,9 @@ from sdkeras.results.note import Note
 from sdkeras.results.plans import LossPlan
 from sdkeras.results.progress import INTERRUPT, STATUS, Progress
 from sdkeras.runs.budget import Budget, Meter, Notes, one_blas_thread, resources, room_to_verify, whole_budget
+from sdkeras.runs.declare import parse_learning_rate, takes_options
+from sdkeras.runs.loss_options import LandscapeOptions
 from sdkeras.runs.measure import with_evidence
-from sdkeras.runs.options import LandscapeOptions, parse_learning_rate, takes_options
 from sdkeras.runs.plan import timed_gradient
 from sdkeras.runs.problem import Subject, read_subject
 from sdkeras.runs.provenance import data_info, optimizer_info, provenance
@@ -107,8 +108,9 @@ def landscape(model: Model, data: Data, options: LandscapeOptions) -> LandscapeR
             found = view.uninterrupted(lambda: view.directions(recorded))
             if found is None:
                 raise KeyboardInterrupt
-            drawn, more = view.drawn(found)
-            worst = tuple(view.worst_cases(found.pairs))
+            here = loss.value(), loss.gradient()
+            drawn, more = view.drawn(found, *here)
+            worst = tuple(view.worst_cases(found.pairs, *here))
     return LandscapeRun(
         provenance=provenance(loss, seed=options.seed, num_hvps=hessian.num_products, started=started),
         model=subject.model_info(hessian.engine.unconnected),
@@ -349,11 +351,9 @@ class _View:
 
     # Losses
 
-    def drawn(self, found: _Directions) -> tuple[Landscape, Notes]:
-        """The losses at the points, and the quadratic model of them."""
-        options, loss = self.options, self.loss
-        rows, center = found.rows, loss.value()
-        gradient = loss.gradient()
+    def drawn(self, found: _Directions, center: float, gradient: Array) -> tuple[Landscape, Notes]:
+        """The losses at the points, and the quadratic model of them, from loss and gradient at the weights."""
+        options, loss, rows = self.options, self.loss, found.rows
         slopes = rows @ gradient
         lengths = np.linalg.norm(rows, axis=1)
         products = np.stack([length * self._product(row / length) for row, length in zip(rows, lengths, strict=True)])
@@ -413,27 +413,29 @@ class _View:
 
     # Worst cases
 
-    def worst_cases(self, pairs: Eigenpairs | None) -> Iterator[WorstCase]:
+    def worst_cases(self, pairs: Eigenpairs | None, center: float, gradient: Array) -> Iterator[WorstCase]:
         """Those of the balls that were asked for, the plain one first."""
         options = self.options
         if options.rho is not None:
             pairs = pairs or self.uninterrupted(lambda: self.eigenpairs(1))
             if pairs is None:
                 return
-            yield self._worst_case("plain", options.rho, pairs, np.ones(1))
+            yield self._worst_case("plain", options.rho, pairs, np.ones(1), (center, gradient))
         if options.adaptive_rho is not None:
             scaling = np.abs(self.point)
             if not np.any(scaling):
                 raise ModelError("all weights are 0, so that the adaptive ball is a point; leave out `adaptive_rho`.")
             scaled = self.uninterrupted(lambda: self.eigenpairs(1, scaling))
             if scaled is not None:
-                yield self._worst_case("adaptive", options.adaptive_rho, scaled, scaling)
+                yield self._worst_case("adaptive", options.adaptive_rho, scaled, scaling, (center, gradient))
 
-    def _worst_case(self, kind: str, rho: float, pairs: Eigenpairs, scaling: FloatArray) -> WorstCase:
-        """In coordinates u, e = scaling * u, where the ball is |u| <= rho."""
+    def _worst_case(
+        self, kind: str, rho: float, pairs: Eigenpairs, scaling: FloatArray, here: tuple[float, Array]
+    ) -> WorstCase:
+        """In coordinates u, e = scaling * u, where the ball is |u| <= rho; `here` is loss and gradient at w."""
         loss, point = self.loss, self.loss.point
         self.budget.tell(f"worst loss within the {kind} ball")
-        center, slope = loss.value(), scaling * loss.gradient()
+        center, slope = here[0], scaling * here[1]
         top = np.asarray(pairs.vectors, np.float64)[:, 0]
 
         def moved(step: FloatArray) -> Array:
@@ -467,8 +469,8 @@ class _View:
             second_order=ball_maximum(basis.T @ slope, 0.5 * (small + small.T), rho)[0],
             eigenvalue=with_evidence(pairs, 0),
             distance=ascent.distance,
-            num_losses=1 + ascent.num_values,
-            num_gradients=1 + ascent.num_gradients,
+            num_losses=ascent.num_values,
+            num_gradients=ascent.num_gradients,
         )
 
     def _scaled_product(self, vector: FloatArray) -> FloatArray:

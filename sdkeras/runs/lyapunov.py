@@ -30,7 +30,9 @@ from sdkeras.results.progress import INTERRUPT, PRODUCTS, STATUS, TIME, Progress
 from sdkeras.results.verification import StepVerification
 from sdkeras.runs import losses
 from sdkeras.runs.budget import Budget, Meter, Notes, resources, whole_budget
-from sdkeras.runs.options import LyapunovOptions, TrainingOptions, parse_learning_rate, takes_options
+from sdkeras.runs.declare import parse_learning_rate, takes_options
+from sdkeras.runs.lyapunov_options import LyapunovOptions
+from sdkeras.runs.options import TrainingOptions
 from sdkeras.runs.plan import planned_trajectory
 from sdkeras.runs.problem import Subject, read_subject
 from sdkeras.runs.provenance import data_info, optimizer_info, provenance

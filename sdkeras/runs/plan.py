@@ -20,8 +20,8 @@ from sdkeras.runs.beside import cost_of_eigenvalues
 from sdkeras.runs.budget import KEPT, Resources, room_to_verify
 from sdkeras.runs.edge import cost_of_edge, first_minibatches, num_minibatches
 from sdkeras.runs.layers import cost_of_layers
+from sdkeras.runs.lyapunov_options import LyapunovOptions
 from sdkeras.runs.mean_square import cost_of_mean_square
-from sdkeras.runs.options import LyapunovOptions
 from sdkeras.runs.problem import Problem
 from sdkeras.runs.provenance import data_info, device_name
 from sdkeras.runs.snapshots import NUM_PROBES, cost_of_at_init

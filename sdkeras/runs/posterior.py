@@ -13,8 +13,8 @@ import scipy.special
 import tensorflow as tf
 
 from sdkeras import seeds
-from sdkeras.errors import counted
-from sdkeras.files.keras_types import Data, Distribution
+from sdkeras.errors import DataError, counted
+from sdkeras.files.keras_types import Data, Distribution, Tensor
 from sdkeras.linalg.woodbury import DiagonalPlusLowRank
 from sdkeras.operators.outputs import Outputs
 from sdkeras.results.arrays import FloatArray, is_number
@@ -148,7 +148,7 @@ class Laplace:
         noise = "" if self.noise_variance is None else f", noise variance {self.noise_variance:.3g}"
         return (
             f"<Laplace posterior of {counted(self.size, 'weight')}: rank {self.rank:,} and diagonal, prior precision "
-            f"{self.prior_precision:.3g}{noise}, log marginal likelihood {self.log_marginal_likelihood:,.1f}>"
+            f"{self.prior_precision:.3g}{noise}, log marginal likelihood {self.log_marginal_likelihood:.6g}>"
         )
 
     @property
@@ -171,6 +171,18 @@ class Laplace:
         """
         import tensorflow_probability as tfp
 
+        class Posterior(tfp.distributions.MultivariateNormalLinearOperator):  # type: ignore[misc]  # TFP has no types
+            """N(w*, P^-1), whose densities are of all the weights of the net."""
+
+            def log_prob(self, value: Data, name: str = "log_prob", **options: object) -> Tensor:
+                shape, size = np.shape(value), int(self.event_shape[0])
+                if shape[-1:] != (size,):
+                    raise DataError(
+                        f"log_prob got weights of shape {list(shape)}; the last axis must have all {size:,} of them, "
+                        "in the order of `mean`."
+                    )
+                return super().log_prob(value, name, **options)
+
         operators, root = tf.linalg, np.sqrt(self._precision.diagonal)
         # P = F F' with F = D^1/2 (I + Q (S - I) Q'); its inverse transposed is the scale.
         inner = operators.LinearOperatorLowRankUpdate(
@@ -185,7 +197,7 @@ class Laplace:
             [inner, operators.LinearOperatorDiag(tf.constant(root), is_positive_definite=True)], is_non_singular=True
         )
         scale = operators.LinearOperatorInversion(factor)
-        return tfp.distributions.MultivariateNormalLinearOperator(tf.constant(self.mean), scale)
+        return Posterior(tf.constant(self.mean), scale)
 
     def predictive(
         self, x: Data, *, method: Method = "monte-carlo", draws: int = 1000, seed: int = 0

@@ -25,7 +25,8 @@ from sdkeras.results.arrays import Array
 from sdkeras.results.note import Note
 from sdkeras.runs import losses
 from sdkeras.runs.budget import Notes
-from sdkeras.runs.options import MOST_EXACT, Options, TrainingOptions, parse_learning_rate
+from sdkeras.runs.declare import parse_learning_rate
+from sdkeras.runs.options import MOST_EXACT, Options, TrainingOptions
 from sdkeras.runs.provenance import optimizer_info
 from sdkeras.training_step import settings
 from sdkeras.training_step.optimizer import is_function, loaded_clone, parts_of, replica

@@ -23,7 +23,8 @@ from sdkeras.files.reading import blamed_on
 from sdkeras.results.arrays import Value, is_number
 from sdkeras.results.codec import as_plain, converter
 from sdkeras.results.document import SCHEMA_VERSION, Document
-from sdkeras.runs.options import COUNT, Options, must, parse_learning_rate
+from sdkeras.runs.declare import COUNT, must, parse_learning_rate
+from sdkeras.runs.options import Options
 
 # Measures that are the sharpness dimension, and the spectrum estimator that each is by. The first of these in a study
 # is the one that lambda_1 is by, so those that do not round an exponent to the middle of a bin come first.

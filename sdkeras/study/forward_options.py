@@ -7,17 +7,9 @@ import os
 import attrs
 
 from sdkeras.errors import SdkerasError
-from sdkeras.runs.options import (
-    COUNT,
-    NOT_NEGATIVE,
-    OUTPUT,
-    POSITIVE,
-    PRECISION,
-    WHAT,
-    LyapunovOptions,
-    TrainingOptions,
-    option,
-)
+from sdkeras.runs.declare import COUNT, NOT_NEGATIVE, OUTPUT, POSITIVE, PRECISION, WHAT, option
+from sdkeras.runs.lyapunov_options import LyapunovOptions
+from sdkeras.runs.options import TrainingOptions
 
 DEFAULT_ITERATES = 5000
 DEFAULT_EXAMPLES = 1000

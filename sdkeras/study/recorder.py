@@ -22,7 +22,7 @@ from sdkeras.operators.layout import Layout
 from sdkeras.operators.loss import check_model, tensor_dtype
 from sdkeras.operators.modes import DTYPES, Dtype
 from sdkeras.results.arrays import Array, is_number
-from sdkeras.runs.options import COUNT, NOT_NEGATIVE, must, one_of
+from sdkeras.runs.declare import COUNT, NOT_NEGATIVE, must, one_of
 from sdkeras.runs.trajectory import Trajectory
 from sdkeras.study.forward_options import DEFAULT_ITERATES
 from sdkeras.training_step.settings import steps_taken

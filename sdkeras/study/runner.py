@@ -19,7 +19,7 @@ import attrs
 from joblib.externals.loky import ProcessPoolExecutor
 
 from sdkeras.errors import SdkerasError
-from sdkeras.files.atomic import make_folder, only_writer
+from sdkeras.files.atomic import make_folder, only_writer, shown
 from sdkeras.files.user_code import last_line
 from sdkeras.study import worker
 from sdkeras.study.backends import LOKY, Cluster, connected
@@ -106,9 +106,11 @@ def run_study(
     failures = [each.failure for each in after.runs if each.failure is not None]
     if len(failures) == len(after.runs):
         all_of_them = "the only run has" if len(failures) == 1 else f"all {len(failures)} runs have"
-        again = "" if to_do else " Set `retry=True` to try again."
-        reason = failures[0].reason.rstrip(".")
-        raise SdkerasError(f"{all_of_them} failed; the first in {failures[0].stage}: {reason}.{again}")
+        reasons, them = ("the reason", "it") if len(failures) == 1 else ("the reasons", "them")
+        raise SdkerasError(
+            f"{all_of_them} failed, with {reasons} in {shown(place)}; the first in {failures[0].stage}: "
+            f"{failures[0].reason.rstrip('.')}. Set `retry=True` to run {them} again."
+        )
     return after
 
 

@@ -24,8 +24,8 @@ from sdkeras.results.answers import Simulation
 from sdkeras.results.arrays import Value
 from sdkeras.results.note import Note
 from sdkeras.results.progress import Progress
+from sdkeras.runs.declare import takes_options
 from sdkeras.runs.lyapunov import Training, read_training
-from sdkeras.runs.options import takes_options
 from sdkeras.runs.plan import timed_gradient
 from sdkeras.runs.provenance import data_info, provenance
 from sdkeras.runs.trajectory import Trajectory

@@ -39,6 +39,8 @@ _BATCH_SIZE = 32
 _EVALUATED = 1024
 # Relative, between a model's loss and that of its copy from the file; sums in another order differ by 1e-6 or so.
 _SAME_LOSS = 1e-3
+# Loss at the end of a training over that before it, beyond which it has diverged though it ended in a number.
+_DIVERGED = 100.0
 
 
 @attrs.frozen
@@ -304,6 +306,21 @@ def rebuilt(trial: Trial, trained: Trained) -> Model:
             f"{then:.6g} when it was trained; restore the factory and the data. {advice}"
         )
     return model
+
+
+def divergence(trial: Trial, trained: Trained) -> str:
+    """A sentence where a training's loss has grown beyond `_DIVERGED` times that of the untrained model, else ""."""
+    try:
+        before = _scores(fresh_model(trial.study, trial.run.settings, trial.make), trial.data.train).loss
+    except USER_ERRORS:
+        return ""
+    after = trained.train.loss
+    if not after > _DIVERGED * before:
+        return ""
+    return (
+        f"training diverged: it took the loss over the training data from {before:.3g} to {after:.3g}, where curvature "
+        "cannot be measured; take a smaller learning rate"
+    )
 
 
 def _load_weights(model: Model, path: Path, trained: Trained, advice: str) -> None:

@@ -27,7 +27,7 @@ import attrs
 import psutil
 
 from sdkeras._version import __version__
-from sdkeras.errors import SdkerasError, VerificationError
+from sdkeras.errors import NonFiniteError, SdkerasError, VerificationError
 from sdkeras.files.atomic import InUseError, only_writer, open_own, shown
 from sdkeras.files.keras_types import Model
 from sdkeras.files.user_code import USER_ERRORS, last_line, own_objects, user_import
@@ -108,7 +108,7 @@ class Worker:
         with _logged(folder.log):
             try:
                 make, data = self._load()
-                from sdkeras.study.train import Trial, train
+                from sdkeras.study.train import Trial, divergence, train
 
                 trial, stage = Trial(self.study, run, make, data, folder), "training"
                 trained = folder.trained() or train(trial)
@@ -117,6 +117,8 @@ class Worker:
                 return None
             except USER_ERRORS as error:
                 failure = _failure(stage, error, trained)
+                if trained is not None and isinstance(error, (VerificationError, NonFiniteError)):
+                    failure = attrs.evolve(failure, reason=divergence(trial, trained) or failure.reason)
         folder.write(folder.failure, failure)
         return failure
 

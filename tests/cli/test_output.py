@@ -15,7 +15,9 @@ from processes import python
 from sample_log import FOUND, HEADER
 from sample_runs import ALONE, RUN
 from sdkeras.results.log import FILE_NAME, append
-from sdkeras.runs.options import GROUPS, LyapunovOptions, Options
+from sdkeras.runs.declare import GROUPS
+from sdkeras.runs.lyapunov_options import LyapunovOptions
+from sdkeras.runs.options import Options
 from sdkeras_cli.main import cli
 from sdkeras_cli.options import _OF_PYTHON as OF_PYTHON
 
@@ -190,6 +192,15 @@ def test_every_option_of_the_library_is_in_the_help() -> None:
         command, _ = command_of(name)
         parameters = {each.name for each in command.params}
         assert set(attrs.fields_dict(record)) - set(OF_PYTHON) <= parameters
+
+
+def test_the_help_shows_the_ranges_that_are_taken(in_process) -> None:
+    shown = " ".join(in_process("landscape", "--help")[1].split())
+    assert "[3<=x<=1001]" in shown
+    assert "1<=x<=2]" in shown
+    lyapunov = " ".join(in_process("lyapunov", "--help")[1].split())
+    forks = lyapunov[lyapunov.index("--forks") :]
+    assert "4 or more. [default: 1]" in forks[: forks.index("--", 2)]
 
 
 @pytest.mark.parametrize(

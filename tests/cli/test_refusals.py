@@ -192,8 +192,9 @@ REFUSED = [
     (f"{LANDSCAPE} --directions trajectory:recorded.npz", "of 26 weights, and the model has 20"),
     (f"{LANDSCAPE} --directions trajectory:recorded.npz --json recorded.npz", "overwritten"),
     (f"{LANDSCAPE} --directions step --mode inference", "(--mode, --directions)"),
-    (f"{LANDSCAPE} --dimensions 3", "1 or 2"),
-    (f"{LANDSCAPE} --points 2", "from 3 to 1001"),
+    (f"{LANDSCAPE} --dimensions 3", "1<=x<=2"),
+    (f"{LANDSCAPE} --points 2", "3<=x<=1001"),
+    (f"{LANDSCAPE} --ascent-steps 5", "(--rho R or --adaptive-rho R)"),
     (f"{LANDSCAPE} --span 0", "--span"),
     (f"{LANDSCAPE} --rho nan", "not a finite number"),
     (f"{LANDSCAPE} --set slq.num_steps=9", "slq"),
@@ -286,3 +287,24 @@ def test_cheap_mistakes_are_found_before_tensorflow_starts(folder: Path) -> None
     run = python(WITHOUT_TENSORFLOW, 2, *lines, cwd=folder)
     assert run.returncode == 0, run.stderr
     assert run.stderr.count("sdkeras: error:") == len(lines)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "analyze junk.keras --data data.npz --out deep/new",
+        "critical small.keras --data junk.what --out deep/new",
+        "landscape small.keras --data shape.npz --out deep/new",
+        "lyapunov small.keras --data x.npz --out deep/new",
+        "study trajectory vector.npy --out deep/new",
+        "track junk.keras --data x.npz --out deep/new",
+        "report other.jsonl --out deep/new",
+        "compare other.jsonl other.jsonl --out deep/new",
+    ],
+)
+def test_what_is_refused_leaves_no_folder_behind(
+    in_process, folder: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(folder)
+    assert in_process(*shlex.split(command))[0] == 2
+    assert not (folder / "deep").exists()

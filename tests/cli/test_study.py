@@ -107,6 +107,31 @@ def test_a_dry_run_tells_what_is_done(in_process, tmp_path: Path) -> None:
     assert "5 of 6 runs are done" in shown
 
 
+@pytest.mark.parametrize("quiet", [(), ("--quiet",)])
+def test_some_failed_runs_have_a_status_of_their_own(in_process, tmp_path: Path, quiet: tuple[str, ...]) -> None:
+    out = made_up(tmp_path)
+    status, shown, err = in_process("study", "run", tmp_path / "grid.toml", "--out", out, *quiet)
+    assert status == 5
+    assert err == (
+        f"sdkeras: error: 1 of 6 runs failed, with the reason in {out / 'runs'}/NAME/failed.json; --retry runs it "
+        "again.\n"
+    )
+    assert shown == "" if quiet else " failed: training: oh <script>no</script>" in shown
+
+
+def test_runs_that_all_failed_are_an_error_that_says_where_and_how_to_go_on(in_process, tmp_path: Path) -> None:
+    out = made_up(tmp_path)
+    for run in read_study(str(tmp_path / "grid.toml")).runs:
+        RunFolder(out / "runs" / run.name).failure.write_text(json.dumps({"stage": "training", "reason": "oh"}))
+        RunFolder(out / "runs" / run.name).measures.unlink(missing_ok=True)
+    status, _, err = in_process("study", "run", tmp_path / "grid.toml", "--out", out)
+    assert status == 2
+    assert err == (
+        f"sdkeras: error: all 6 runs have failed, with the reasons in {out / 'runs'}; the first in training: oh. Set "
+        "--retry to run them again.\n"
+    )
+
+
 @pytest.mark.slow
 def test_a_study_from_the_command_to_its_figures(in_process, tmp_path: Path) -> None:
     grid, out = written(tmp_path, rates="[0.1, 0.3]", epochs=6, measures=ALL, analysis="runs = 30"), tmp_path / "out"

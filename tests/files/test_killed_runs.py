@@ -24,8 +24,8 @@ from sdkeras.results.log import breaks, read_run_log, trajectory
 from sdkeras.runs import lyapunov
 from sdkeras.runs import track as tracking
 from sdkeras.runs.budget import Meter
+from sdkeras.runs.lyapunov_options import LyapunovOptions
 from sdkeras.runs.monitor import Monitor
-from sdkeras.runs.options import LyapunovOptions
 from sdkeras.runs.track import track
 from sdkeras.training_step.map import UpdateMap
 from small_nets import X, Y

@@ -25,7 +25,7 @@ HEAVY_FILES = {
     *(f"sdkeras.files.{name}" for name in ("compiled_part", "data_fit", "models", "optimizer_slots")),
     *(f"sdkeras.study.{name}" for name in ("measure", "recorder", "simulate", "train")),
 }
-LIGHT_FILES = {f"sdkeras.runs{name}" for name in ("", ".options")} | {
+LIGHT_FILES = {f"sdkeras.runs{name}" for name in ("", ".declare", ".loss_options", ".lyapunov_options", ".options")} | {
     "sdkeras.operators",
     "sdkeras.operators.modes",
     "sdkeras.training_step",

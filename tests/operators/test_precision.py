@@ -11,7 +11,8 @@ import tensorflow as tf
 import sdkeras
 from sdkeras.errors import ModelError, SdkerasError, VerificationError
 from sdkeras.operators import engine, precision
-from sdkeras.runs.options import LyapunovOptions, Options
+from sdkeras.runs.lyapunov_options import LyapunovOptions
+from sdkeras.runs.options import Options
 
 layers = keras.layers
 RNG = np.random.default_rng(0)

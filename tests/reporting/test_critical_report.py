@@ -2,6 +2,7 @@
 
 import html
 import math
+import re
 
 import attrs
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from sample_runs import CRITICAL, STEP
 from sdkeras.reporting.build import report_of
+from sdkeras.reporting.drawing import as_svg
 from sdkeras.reporting.html import as_html
 from sdkeras.results.answers import CriticalRun
 from sdkeras.results.measured import Measured
@@ -27,11 +29,14 @@ OUTCOMES = {
     "Below the critical learning rate 0.2500 [0.2475, 0.2525]: the rate in use is 0.4000": CRITICAL,
     "Past the critical learning rate": with_step(ratio=ratio(1.5), factors=STEP.factors / 3),
     "At the critical learning rate": with_step(ratio=ratio(1.005)),
-    "Below the critical learning rate >= 64: the loss rose at no rate": with_step(
-        outcome="lower", learning_rate=BOUND, ratio=Measured(1e-3, False)
+    "No critical learning rate was found between 0.1 and 64: the loss rises at none that was tried": with_step(
+        outcome="lower", learning_rate=BOUND, ratio=Measured(1 / 640, False)
     ),
-    "Past the critical learning rate <= 64: the loss rose at every rate": with_step(
-        outcome="upper", learning_rate=BOUND, ratio=Measured(1e3, False)
+    "No critical learning rate was found between 0.01 and 0.1: the loss rises at each that was tried": with_step(
+        outcome="upper", learning_rate=Measured(0.01, False), ratio=Measured(10.0, False)
+    ),
+    "was found between 1 and 1,024 times the update in use: the loss rises at none": with_step(
+        outcome="lower", learning_rate=None, ratio=Measured(2.0**-10, False)
     ),
     "The critical learning rate is 0": with_step(outcome="ascent", ratio=None, sharpness=None),
     "No critical learning rate": with_step(outcome="no step", learning_rate=None, ratio=None, sharpness=None),
@@ -48,8 +53,7 @@ def test_each_outcome_has_its_verdict_and_its_page(words: str) -> None:
     assert words in report.lines[0]
     page = as_html(run)
     assert html.escape(report.headline) in page
-    drawn = run.critical.num_minibatches is None
-    assert len(report.figures) == drawn
+    assert len(report.figures) == 1
     assert all(np.all(np.isfinite(each.y)) for figure in report.figures for each in figure.series)
 
 
@@ -66,6 +70,23 @@ def test_without_a_single_rate_the_ratio_is_told_alone() -> None:
     (figure,) = report.figures
     assert figure.series[0].x_name == "multiple of the update in use"
     assert as_html(run)
+
+
+def test_minibatches_are_drawn_with_their_median_and_without_those_at_0() -> None:
+    ratios = np.array([0.5, math.nan, 0.25, 1e-3])
+    run = with_step(num_minibatches=4, ratios=ratios, quartiles=(0.25, math.inf), num_ascents=1, ratio=ratio(0.375))
+    (figure,) = report_of(run).figures
+    (points,) = figure.series
+    rate = run.optimizer.learning_rate
+    assert list(points.x) == [1, 3, 4]
+    assert points.y == pytest.approx(rate / ratios[[0, 2, 3]])
+    assert points.y_name == "critical learning rate"
+    assert "1 minibatch at 0, whose update leads uphill" in figure.caption
+    text = re.sub("<[^>]*>", " ", as_svg(figure))
+    assert "in use" in text
+    assert "median" in text
+    none = with_step(num_minibatches=1, ratios=np.array([math.nan]), ratio=None, outcome="ascent")
+    assert not report_of(none).figures
 
 
 def test_what_it_means_goes_by_the_optimizer() -> None:

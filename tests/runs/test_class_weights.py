@@ -177,3 +177,11 @@ def test_numpy_numbers_are_taken() -> None:
     """As of sklearn.utils.class_weight.compute_class_weight."""
     assert class_weights.checked(dict(zip(np.array([1, 0]), np.array([9.0, 1.0]), strict=True))) == {0: 1.0, 1: 9.0}
     json.dumps(class_weights.checked({np.int64(1): np.float32(2)}))
+
+
+def test_a_weight_of_a_class_without_samples_is_told() -> None:
+    targets = np.array([0, 1, 1])
+    for y, weights, told in ((targets, {0: 1.0, 2: 3.0, 7: 1.0}, "2, 7"), (np.eye(3)[targets], {2: 3.0}, "2")):
+        source = as_source((np.zeros((3, 2)), y), batch_size=3, class_weight=weights)
+        assert source.note == f"class_weight has weights of classes that no sample of the data has: {told}"
+    assert not as_source((np.zeros((3, 2)), targets), batch_size=3, class_weight={0: 2.0}).note

@@ -292,7 +292,7 @@ def test_rates_that_no_training_has(trained: Any, rate: float) -> None:
     if rate > 1:
         assert estimate.interval == pytest.approx((27.0, 27.0), rel=1e-14)
     else:
-        assert estimate.interval == (0.0, 27.0)
+        assert estimate.interval == estimate.definition_interval == (0.0, 27.0)
         assert "unresolved-rate" in codes
 
 

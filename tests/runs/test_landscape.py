@@ -1,5 +1,7 @@
 """`sdkeras.landscape` against linear regression, whose loss is its own quadratic model, and rescaled ReLU nets."""
 
+from typing import Any
+
 import keras
 import matplotlib as mpl
 import numpy as np
@@ -8,9 +10,10 @@ import pytest
 import sdkeras
 from sdkeras.errors import DataError, ModelError, SdkerasError
 from sdkeras.linalg.projection import Distortion
+from sdkeras.operators.loss import EmpiricalLoss
 from sdkeras.results.answers import load_document
 from sdkeras.runs.landscape import plan
-from sdkeras.runs.options import LandscapeOptions
+from sdkeras.runs.loss_options import LandscapeOptions
 from sdkeras.runs.trajectory import Trajectory
 from small_nets import X, Y
 from small_trainings import everything, quadratic
@@ -65,6 +68,25 @@ def test_eigenvectors_of_a_quadratic_and_its_losses(regression, along_eigenvecto
             assert value == pytest.approx(loss_of(data, there), rel=1e-9)
 
 
+def test_loss_and_gradient_at_the_weights_are_taken_once(regression, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the picture and for two balls."""
+    counts = {"value": 0, "gradient": 0}
+    for name, method in ((name, getattr(EmpiricalLoss, name)) for name in counts):
+
+        def counted(self: EmpiricalLoss, *point: object, name: str = name, method: Any = method) -> Any:
+            counts[name] += not point
+            return method(self, *point)
+
+        monkeypatch.setattr(EmpiricalLoss, name, counted)
+    model, data = regression
+    sdkeras.landscape(model, data, dtype="float64", points=3)
+    alone = dict(counts)
+    run = sdkeras.landscape(model, data, dtype="float64", points=3, rho=0.1, adaptive_rho=0.1, ascent_steps=2)
+    assert len(run.worst_case) == 2
+    assert counts == {name: 2 * count for name, count in alone.items()}
+    assert alone["gradient"] == 1
+
+
 def test_the_worst_case_of_a_quadratic_is_that_of_its_trust_region(regression, along_eigenvectors) -> None:
     """By its eigenvalues and the secular equation, bisected here."""
     model, data = regression
@@ -92,9 +114,17 @@ def test_the_answer_is_saved_shown_and_drawn(along_eigenvectors: sdkeras.Landsca
     assert load_document(tmp_path / "landscape.json") == along_eigenvectors
     text = str(along_eigenvectors)
     assert "Within |e| <= 0.3 the loss rises by at least" in " ".join(text.replace("│", " ").split())
+    assert "holds to a distance of 0.707, of 0.707 drawn to the corners" in " ".join(text.replace("│", " ").split())
     page = along_eigenvectors._repr_html_()
     assert "The loss in a plane" in page
+    assert "distance in the plane, every way" in page
     axes = sdkeras.plot.landscape(along_eigenvectors)
+    loss, model = axes.collections  # the contours of both, which are the same for a quadratic
+    assert model.levels == pytest.approx(loss.levels)
+    assert model.get_linestyle() != loss.get_linestyle()
+    vertices = [np.concatenate([path.vertices for path in lines.get_paths()]) for lines in (loss, model)]
+    nearest = np.abs(vertices[0][:, None] - vertices[1]).sum(axis=2).min(axis=1)
+    assert np.mean(nearest > 1e-6) < 0.25  # but where a level goes through a point of the grid, and rounding decides
     assert axes.get_xlabel() == "along eigenvector 1"
     with pytest.raises(SdkerasError, match="of type LandscapeRun, got int"):
         sdkeras.plot.landscape(1)
@@ -197,6 +227,8 @@ def test_the_options_contradict_or_are_out_of_range() -> None:
         ({"rho": -1.0}, "rho is -1"),
         ({"directions": "step", "mode": "inference"}, "training mode"),
         ({"settings": {"slq": {}}}, "used is: lanczos"),
+        ({"ascent_steps": 5}, "give the ball's radius"),
+        ({"initial_slots": True}, "take the step"),
     ):
         with pytest.raises(SdkerasError, match=words.replace(":", ".")):
             LandscapeOptions(**values)

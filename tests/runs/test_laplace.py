@@ -158,6 +158,10 @@ def test_the_precision_is_the_eigenpairs_and_the_diagonal_beside_them(
     points = result.mean + 0.3 * GENERATOR.standard_normal((4, result.size))
     # The eigenvectors are as good as Lanczos' tolerance of 1e-3.
     assert np.allclose(result.posterior.log_prob(points), normal.logpdf(points), rtol=1e-4)
+    for shape in ((3, 2), ()):
+        with pytest.raises(DataError, match="the last axis must have all"):
+            result.posterior.log_prob(np.zeros(shape))
+    assert len(repr(result.with_prior(1e300))) < 200
     assert codes(result) == {"rank-too-small", "not-at-a-minimum"} - (
         {"rank-too-small"} if result.captured > 0.9 else set()
     )

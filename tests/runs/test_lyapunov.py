@@ -18,7 +18,7 @@ from sdkeras.results.lyapunov import LyapunovSummary
 from sdkeras.results.progress import Progress
 from sdkeras.runs import lyapunov
 from sdkeras.runs.budget import Meter
-from sdkeras.runs.options import LyapunovOptions
+from sdkeras.runs.lyapunov_options import LyapunovOptions
 from small_trainings import RATE, X, Y, classifier, everything, quadratic
 
 

@@ -12,7 +12,8 @@ import sdkeras
 from sdkeras.estimators import registry
 from sdkeras.estimators.select import configured
 from sdkeras.runs import analyze
-from sdkeras.runs.options import PRESETS, LyapunovOptions, Options
+from sdkeras.runs.lyapunov_options import LyapunovOptions
+from sdkeras.runs.options import PRESETS, Options
 from sdkeras.runs.problem import read_problem
 
 

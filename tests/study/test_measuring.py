@@ -1,5 +1,6 @@
 """What a worker makes of the user's model: the measures that fit it, the right one read back, errors in one line."""
 
+import re
 from pathlib import Path
 
 import attrs
@@ -92,6 +93,18 @@ def test_of_plain_sgd_the_own_map_is_the_papers_and_is_measured_once(written, do
     alone = done(written(measures=measures, analysis="runs = 3\ntolerance = 0.9\nmap = 'hessian'")).measured().values
     for name in ("sd", "slq", "lambda_1"):
         assert both[f"{name}-map-hessian"].value == both[name].value == alone[name].value
+
+
+def test_a_training_that_diverged_to_a_number_is_told_as_such(written, done) -> None:
+    """Of weights as large as 1e9 no product can be verified, and no layer is at fault for it."""
+    study = written(model="regression", data="products", epochs=3, grid='activation = "tanh"', rates=1.5)
+    with pytest.raises(SdkerasError) as failed:
+        done(study)
+    assert re.fullmatch(
+        r"measuring: training diverged: it took the loss over the training data from [\d.]+ to [\d.]+e\+\d\d, where "
+        r"curvature cannot be measured; take a smaller learning rate",
+        str(failed.value),
+    )
 
 
 def test_a_function_by_a_name_of_keras_is_the_one_that_was_trained(written, done) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sdkeras.errors import ModelError, SdkerasError
-from sdkeras.runs.options import parse_learning_rate
+from sdkeras.runs.declare import parse_learning_rate
 from sdkeras.training_step.settings import StepNotTaken, check_rates, peak_rate, read_settings, scheduled_rate
 
 optimizers = keras.optimizers
