@@ -141,7 +141,7 @@ REFUSED = [
     (f"{ANALYZE} --map full --set golub-kahan.steps=3", "'golub-kahan' has no field 'steps'"),
     (f"{ANALYZE} --map full --set slq.num_steps=3", "'slq', which is not used here"),
     (f"{ANALYZE} --snapshots 3", "--every M"),
-    (f"{ANALYZE} --snapshots 1 --every 5", "2 or more"),
+    (f"{ANALYZE} --snapshots 1 --every 5", "not in the range x>=2"),
     (f"{ANALYZE} --snapshots 3 --every 5 --mode inference", "leave out params and mode"),
     ("lyapunov none.keras --data small.npz", "no file none.keras"),
     ("lyapunov small.keras --data none.npz", "none.npz"),
