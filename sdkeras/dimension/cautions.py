@@ -123,6 +123,18 @@ def _zero_or_neutral(evidence: Evidence) -> Note | None:
     )
 
 
+def _nothing_grows(evidence: Evidence) -> Note | None:
+    pooled, interval = evidence.summary.pooled, evidence.estimate.interval
+    if interval is None or not (pooled.nothing_grows and 0 < evidence.estimate.value < evidence.estimate.state_size):
+        return None
+    return Note(
+        "nothing-grows",
+        f"no exponent is above 0 by more than rounding (the largest is {pooled.z.max():.2g}): the dimension is the "
+        f"number of neutral directions, which a step hardly changes (at most {interval[1]:.6g} here; the sign of their "
+        "exponents is rounding), or 0 if they contract.",
+    )
+
+
 def _unresolved_rate(evidence: Evidence) -> Note | None:
     exponents, largest = evidence.exponents, evidence.largest
     if evidence.estimate.threshold_exponent is not None or not is_unresolved(exponents, largest):
@@ -283,6 +295,7 @@ _RULES: tuple[Callable[[Evidence], Note | None], ...] = (
     _coarse("coarse-bandwidth", "bandwidth"),
     _coarse_quantiles,
     _zero_or_neutral,
+    _nothing_grows,
     _unresolved_rate,
     _saturated,
     _nested_check_failed,

@@ -143,6 +143,11 @@ class Pooled:
         return is_unresolved(self.context.exponents, self.largest)
 
     @property
+    def nothing_grows(self) -> bool:
+        """Whether no exponent is above 0 by more than rounding, as where the loss is convex and the rate small."""
+        return bool(self.z.max() <= rounding(self.context.exponents, self.largest, self.context.product_error))
+
+    @property
     def growth(self) -> Fit:
         """E+, the sum of the positive exponents, of each run."""
         return self.fit(lambda z, masses: float(masses @ np.maximum(z, 0.0)))
@@ -368,11 +373,10 @@ def _inside(pooled: Pooled, tau: float) -> _Judged:
     audited = audit(pooled, fit, tau)
     value = min(max(fit.mean + audited.mean, 0.0), pooled.size)
     half = fit.quantile * _error(fit, audited) if math.isfinite(fit.quantile) else math.inf
-    lower = max(0.0, value - half)
-    if pooled.z.max() <= rounding(exponents, pooled.largest, pooled.context.product_error):
-        lower = 0.0  # not in the half-width: more runs do not help against rounding
     scale = _moved(pooled.atoms, exponents, tau) if exponents.branches > 1 else pooled.size - value
-    interval = (lower, min(pooled.size, value + half))
+    interval = max(0.0, value - half), min(pooled.size, value + half)
+    if pooled.nothing_grows:  # not in the half-width: more runs do not help against rounding
+        interval = 0.0, max(interval[1], _value_if_neutral(pooled, _neutral_bound(pooled)))
     return _Judged(value, fit, half, interval, scale, pooled.nested_change(phi), audited)
 
 
@@ -526,10 +530,11 @@ def _definition_interval(summary: Summary, ordered: float, half: float) -> tuple
     """Around the SD of averaged order statistics; up to the pooled interval's end where quadrature blurs them."""
     if summary.interval is None or not math.isfinite(half):
         return None
-    if summary.pooled.crossing.threshold_exponent is None and summary.pooled.is_unresolved:
+    pooled = summary.pooled
+    if pooled.nothing_grows or (pooled.crossing.threshold_exponent is None and pooled.is_unresolved):
         return summary.interval
     lower = max(0.0, ordered - half)
-    upper = min(summary.pooled.size, ordered + half) if summary.pooled.exact else summary.interval[1]
+    upper = min(pooled.size, ordered + half) if pooled.exact else summary.interval[1]
     return lower, max(lower, upper)
 
 

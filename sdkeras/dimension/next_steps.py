@@ -116,7 +116,8 @@ def learning_rate(run: Analysis) -> NextStep | None:
 
     The largest rate of full-batch steps is where the sharpness reaches the threshold. Minibatch noise may limit it
     first, see `noise_limit`; the smaller of the two counts. Only where the whole interval of the ratio is on one side:
-    below `HEADROOM`, within `EDGE`, or above it.
+    below `HEADROOM`, within `EDGE`, or above it. The sharpness of some of the variables is a lower bound of that of
+    all, and promises no room.
 
     Reference: Cohen et al. (2021), arXiv 2103.00065, also for progressive sharpening.
     """
@@ -142,7 +143,8 @@ def learning_rate(run: Analysis) -> NextStep | None:
         )
         within = "the interval is within 0.9 to 1.1" if of_h else sure
         return _step(run, "at-the-edge", message, confidence, within, learning_rate=half)
-    return _headroom(run, rate, high, confidence, sure) if high < HEADROOM else None
+    whole = run.model.num_trainable_analysed == run.model.num_parameters
+    return _headroom(run, rate, high, confidence, sure) if high < HEADROOM and whole else None
 
 
 def _headroom(run: Analysis, rate: float, high: float, confidence: str, sure: str) -> NextStep | None:
@@ -239,6 +241,8 @@ def good_rate(run: Analysis) -> NextStep | None:
     ratio, limit = _ratio(run), noise_limit(run)
     if ratio is None or ratio[0] >= EDGE[0] or not HEADROOM <= ratio[1] < 1:
         return None
+    if run.model.num_trainable_analysed < run.model.num_parameters:
+        return None  # of all variables it is larger
     if limit is not None and limit.share[0] >= EDGE[0]:
         return None  # said by `small_batch`
     message = (
@@ -427,7 +431,7 @@ def undetermined(run: Analysis) -> NextStep | None:
     """A codimension of 0 or that may be 0, or a dimension that may be 0: what it means.
 
     The sum of all exponents is about -eta times the trace: where it may not be negative, SD is d and tells nothing. The
-    caveats 'saturated', 'zero-or-neutral' and 'unresolved-rate' have the numbers.
+    caveats 'saturated', 'zero-or-neutral', 'nothing-grows' and 'unresolved-rate' have the numbers.
     """
     estimate, codes = run.sharpness_dimension, _codes(run)
     if estimate is None or not math.isfinite(estimate.codimension):
@@ -447,6 +451,8 @@ def undetermined(run: Analysis) -> NextStep | None:
     ratio = _ratio(run)
     if ratio is not None and ratio[0] > EDGE[1]:
         return None  # a rate that is too large is the reason, and said
+    if estimate.interval is None and estimate.codimension > 0:
+        return None  # too few runs to say so
     if estimate.codimension <= 0 or "saturated" in codes:
         message = (
             f"Do not compare this dimension: its codimension {estimate.codimension:.3g} is or may be 0, since steps "
@@ -457,6 +463,13 @@ def undetermined(run: Analysis) -> NextStep | None:
             ("high", "it is at its upper bound") if estimate.codimension <= 0 else ("moderate", "its interval holds 0")
         )
         return _step(run, "saturated", message, *sure, at_init=True)
+    if "nothing-grows" in codes:
+        message = (
+            "Do not compare this dimension: no direction grows by more than rounding, so that it is the number of "
+            "neutral directions or, if these contract, 0. More products do not tell the two apart"
+        )
+        step = _step(run, "undetermined", message, "high", "no positive exponent exceeds rounding")
+        return attrs.evolve(step, command="")
     if "zero-or-neutral" in codes:
         message = (
             "Do not rely on this dimension yet: the growth E+ is not clearly above its own error, and without growth "

@@ -228,7 +228,8 @@ class OperatorSpectrum:
     largest: Measured | None  # eigenvalue over the data set
     smallest: Measured | None
     trace: Measured | None
-    spectrum: SpectrumSummary | None  # of minibatches, in the map's coordinates, as `Analysis.spectrum` is
+    # Of minibatches, in the map's coordinates, as `Analysis.spectrum` is.
+    spectrum: SpectrumSummary | None = attrs.field(repr=False)
     expansion: Expansion | None  # None without a learning rate too
     verification: Verification
     num_hvps: int  # products of these measurements, without those of the verification

@@ -195,12 +195,9 @@ class Study(Document):
         return self.maps[column.endswith(_OF_PAPERS_MAP)]
 
     def analysis_of(self, name: str) -> dict[str, Value]:
-        """Options of the analysis of one of the maps; of a single one as they are in the file."""
-        options = dict(self.analysis)
-        if len(self.maps) > 1:
-            del options["map"]
-            options |= {} if name == "auto" else {"map": name}
-        return options
+        """Options of the analysis of one of the maps; `auto`, the default, is left out."""
+        options = {key: value for key, value in self.analysis.items() if key != "map"}
+        return options if name == "auto" else {**options, "map": name}
 
     @property
     def recorded(self) -> list[str]:
@@ -475,12 +472,11 @@ def _analysis(options: Mapping[str, Value], measures: Mapping[str, Value]) -> di
     try:
         if "learning_rate" in options:
             options = {**options, "learning_rate": parse_learning_rate(options["learning_rate"])}
-        maps = options.get("map", "auto")
-        if isinstance(maps, list):
-            if sorted(map(str, maps)) != list(_MAPS):
-                raise SdkerasError(f"map is {maps!r}; give one map, or {json.dumps(_MAPS)} for both.")
-            options = {**options, "map": list(_MAPS)}
-        first = maps if isinstance(maps, str) else "auto"
+        first = options.get("map", "auto")
+        if not isinstance(first, str):
+            if not isinstance(first, list) or sorted(map(str, first)) != list(_MAPS):
+                raise SdkerasError(f"map is {first!r}; give one map, or {json.dumps(_MAPS)} for both.")
+            options, first = {**options, "map": list(_MAPS)}, _MAPS[0]
         Options(**{**analysis_options(measures), **options, "map": first})
     except (SdkerasError, TypeError) as error:
         raise SdkerasError(f"[analysis] {error}") from error

@@ -140,6 +140,11 @@ CASES = {
     "saturated": (with_notes(RUN, "saturated"), ["saturated"]),
     "unresolved": (with_notes(RUN, "unresolved-rate"), ["undetermined"]),
     "zero or neutral": (with_notes(RUN, "zero-or-neutral"), ["undetermined"]),
+    "room in some of the variables": (
+        attrs.evolve(at(0.1), model=attrs.evolve(RUN.model, num_parameters=RUN.model.num_trainable_analysed + 1)),
+        [],
+    ),
+    "nothing grows": (with_notes(RUN, "nothing-grows"), ["undetermined"]),
     "unverified": (attrs.evolve(at(2.0), verification=attrs.evolve(RUN.verification, passed=False)), []),
 }
 
@@ -152,7 +157,7 @@ def test_rules_fire_where_they_should(name: str) -> None:
     for step in steps:
         assert step.message.endswith(".")
         assert f". Confidence {step.confidence}: " in step.message
-        if step.code in ("open-verdict", "good-rate"):  # nothing has limited it; nothing is to be done
+        if step.code in ("open-verdict", "good-rate") or name == "nothing grows":  # there is nothing to be done
             assert step.command == ""
             continue
         call = ast.parse(step.command, mode="eval").body
@@ -169,7 +174,16 @@ MOMENTA = st.sampled_from([None, 0.0, 0.9, 1.0])
 DECAYS = st.none() | st.sampled_from([0.0, LEAST, 1e-4, 1.0, HUGE, math.inf, math.nan])
 SKEWNESS = st.floats(0.0, 1e4)  # of n values at most sqrt(n)
 NAMED = st.lists(
-    st.sampled_from(["few-minibatches-dominate", "saturated", "unresolved-rate", "zero-or-neutral", "ill-conditioned"])
+    st.sampled_from(
+        [
+            "few-minibatches-dominate",
+            "saturated",
+            "unresolved-rate",
+            "zero-or-neutral",
+            "nothing-grows",
+            "ill-conditioned",
+        ]
+    )
 )
 
 

@@ -469,6 +469,25 @@ def test_an_expansion_within_rounding_has_no_cause_and_may_be_none() -> None:
     assert "negative-curvature" in codes(sure)
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_interval_of_a_convex_loss_holds_the_number_of_its_neutral_directions(exact: bool) -> None:
+    """A softmax regression: seven eigenvalues are 0 and come out as +-1e-9, all others are positive: SD is seven.
+
+    The sum of seven exponents with such signs is below 0 as often as not, and SD then less, by minibatches alike.
+    """
+    for seed in range(5):
+        generator = np.random.default_rng([8, seed])
+        matrices = [np.concatenate([generator.normal(0, 1e-9, 7), generator.uniform(0.02, 0.3, 14)]) for _ in range(24)]
+        run = exact_run(matrices) if exact else slq_run([np.diag(each) for each in matrices], seed)
+        outcome = estimate(run, context(size=21), steps=None if exact else 21, fixed_runs=24)
+        found = outcome.sharpness_dimension
+        assert found.interval[0] == 0
+        assert found.interval[1] >= 7 * (1 - 1e-9)
+        if exact:
+            assert found.definition_interval == found.interval
+        assert "nothing-grows" in codes(outcome)
+
+
 def test_warnings_carry_their_numbers() -> None:
     neutral = np.concatenate([np.zeros(5000), [-1e-5], np.full(3, 5.0)])
     outcome = estimate(exact_run([neutral]), context(size=5004), steps=None, fixed_runs=24)

@@ -146,7 +146,10 @@ def linear_loss(y_true: object, y_pred: object) -> object:
 
 def test_a_loss_that_never_rises_has_a_lower_bound_and_one_without_gradient_no_step() -> None:
     x = np.ones((4, 2), "float32")
-    for data, outcome, words in ((x, "lower", "rises at none that was tried"), (0 * x, "no step", "to the rounding of the weights")):
+    for data, outcome, words in (
+        (x, "lower", "rises at none that was tried"),
+        (0 * x, "no step", "to the rounding of the weights"),
+    ):
         model = keras.Sequential([keras.Input((2,)), layers.Dense(1, use_bias=False)])
         model.compile(keras.optimizers.SGD(0.1), linear_loss)
         model.train_on_batch(data, x[:, :1])

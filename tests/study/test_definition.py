@@ -107,6 +107,7 @@ def test_the_papers_map_has_columns_beside_those_of_the_optimizers_own(tmp_path:
         *("lambda_1", "lambda_1-map-hessian", "sd", "sd-map-hessian", "sd-kde", "sd-kde-map-hessian")
     ]
     assert set(both.columns) - set(own.columns) == {f"{name}-map-hessian" for name in ("lambda_1", "sd", "sd-kde")}
+    assert read(tmp_path, GOOD + '\n[analysis]\nmap = "auto"\n').by_column() == own.by_column()
     # What was measured before it was asked for stays, and nothing is trained again.
     assert {column: both.by_column()[column] for column in own.columns} == own.by_column()
     assert both.by_column()["sd-map-hessian"] == papers.by_column()["sd"] != own.by_column()["sd"]
@@ -154,6 +155,7 @@ def test_the_papers_map_has_columns_beside_those_of_the_optimizers_own(tmp_path:
         ("[full.study]", "[analysis]\nbatch_size = 3\n[full.study]", "no 'batch_size'"),
         ("[full.study]", '[analysis]\nmap = "full"\n[full.study]', "take 'auto' or 'hessian'"),
         ("[full.study]", '[analysis]\nmap = ["auto", "full"]\n[full.study]', r'or \["auto", "hessian"\] for both'),
+        ("[full.study]", "[analysis]\nmap = true\n[full.study]", r"map is True; give one map, or"),
         ("[full.study]", "[analysis]\nmap = []\n[full.study]", r"map is \[\]; give one map, or"),
         ("[full.study]", "[trajectory]\nsteps = 5\n[full.study]", "at least 20 iterates"),
         ("[full.study]", "[trajectory]\nalpha = 0\n[full.study]", "alpha is 0"),
