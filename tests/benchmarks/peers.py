@@ -28,6 +28,7 @@ from sdkeras.datasets import load_digits
 PEERS = ("torch, retained graph", "PyHessian", "hessian-eigenthings", "curvlinops", "laplace-torch")
 HEADER = ("net", "work", "sdkeras", *PEERS, "ahead of all", "measured")
 PRODUCTS = ("HVP", "GGN product", "empirical Fisher product")
+TODAY = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
 # The net of the Laplace posterior, small enough for a dense precision.
 DIGITS, PRIOR = "digits 1.2k", 1.0
 Works = dict[str, Callable[[], object]]
@@ -78,11 +79,9 @@ def own_works(net: str, known: dict[str, sdkeras.HessianOperator], exact: np.nda
         "SLQ 100": lambda: spectrum(num_steps=100).estimate(H, seed=0),
         "top 10": lambda: top.estimate(H, seed=0),
         "Hutch++ 60": lambda: trace(num_probes=60, method="hutch++").estimate(H, seed=0),
+        **{name: lambda operator=known[name]: operator.matvec(v) for name in PRODUCTS[1:] if name in known},
         "XTrace 60, GGN": lambda: trace(num_probes=60, method="xtrace").estimate(G, seed=0),
     }
-    for name in PRODUCTS[1:]:
-        if name in known:
-            works[name] = lambda operator=known[name]: operator.matvec(v)
     if exact is not None:
         works["XDiag 60, GGN"] = lambda: departure(sdkeras.diagonal(G, num_products=60).values, exact)
     return works
@@ -206,7 +205,8 @@ def measured(own: Callable[[], object], peer: Peer, names: list[str], work: str)
     """Least seconds and last value, of sdkeras as '' and of each peer."""
     calls, steps = 1, 0
     if work in (*PRODUCTS, "block"):
-        own()  # compiled on the first call
+        for _ in range(5):  # compiled on the first call, short rows together once 256 of them were multiplied
+            own()
         calls = max(1, min(100, int(0.1 / common.seconds_of(own))))
     least: dict[str, tuple[float, object]] = {}
     start = time.perf_counter()
@@ -245,8 +245,7 @@ def row_of(net: str, work: str, own: Callable[[], object], offers: dict[str, lis
     numbers = {name: f", {value:.5g}" if isinstance(least[""][1], float) else "" for name, (_, value) in least.items()}
     cells = [f"{least[n][0]:.3g} s{numbers[n]} ({seconds / least[n][0]:.2f})" if n in least else "" for n in PEERS]
     label = f"block of {block_of(net)} HVPs" if work == "block" else work
-    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-    return [net, label, f"{seconds:.3g} s{numbers['']}", *cells, "**no**" if slower else "yes", today]
+    return [net, label, f"{seconds:.3g} s{numbers['']}", *cells, "**no**" if slower else "yes", TODAY]
 
 
 def earlier(before: str, head: tuple[str, ...]) -> dict[tuple[str, ...], list[str]]:
@@ -268,6 +267,8 @@ def main() -> None:
     page = (common.FOLDER / "peers.md").read_text() if part else ""
     rows, agreements = earlier(page, HEADER), earlier(page, head)
     sentence = next((line for line in page.splitlines() if line.startswith(f"{DIGITS}, ")), "")
+    machines = dict(re.findall(r"^- (\d{4}-\d\d-\d\d): (.*)$", page, re.MULTILINE))
+    machines[TODAY] = f"{common.machine()}; {peer.versions}."
     for net in options.nets:
         if net == DIGITS:
             works, offers, sentence = digits(peer)
@@ -287,12 +288,12 @@ def main() -> None:
                 print(" | ".join(row), flush=True)
     nets = [*NETS, DIGITS]
     table, checks = (sorted(each.values(), key=lambda row: nets.index(row[0])) for each in (rows, agreements))
-    behind = sum("**no**" in row for row in table)
+    behind, dates = sum("**no**" in row for row in table), sorted({row[-1] for row in table})
     common.write(
         "peers.md",
-        f"{common.machine()}; {peer.versions}. Behind in {behind} of {len(table)} rows.\n\n"
-        f"{common.table(HEADER, table)}\nAgreement, relative, and its tolerance:\n\n"
-        f"{common.table(head, checks)}\n{sentence}\n",
+        "".join(f"- {date}: {machines[date]}\n" for date in dates)
+        + f"\nBehind in {behind} of {len(table)} rows.\n\n{common.table(HEADER, table)}\n"
+        f"Agreement, relative, and its tolerance:\n\n{common.table(head, checks)}\n{sentence}\n",
     )
 
 
