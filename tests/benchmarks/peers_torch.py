@@ -12,12 +12,33 @@ from importlib.metadata import version
 
 import numpy as np
 import torch
-from curvlinops import HessianLinearOperator, hutchpp_trace, lanczos_approximate_spectrum
-from hessian_eigenthings import HessianOperator, lanczos, spectral_density, supervised_loss, trace
+from curvlinops import (
+    EFLinearOperator,
+    GGNLinearOperator,
+    HessianLinearOperator,
+    hutchpp_trace,
+    lanczos_approximate_spectrum,
+    xdiag,
+    xtrace,
+)
+from hessian_eigenthings import (
+    EmpiricalFisherOperator,
+    GGNOperator,
+    HessianOperator,
+    lanczos,
+    spectral_density,
+    supervised_forward,
+    supervised_loss,
+    supervised_loss_of_output,
+    supervised_per_sample_loss,
+    trace,
+)
+from laplace import Laplace
 from pyhessian import hessian
 from pyhessian.utils import hessian_vector_product
 from scipy.sparse.linalg import eigsh
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 CE = nn.CrossEntropyLoss()
 
@@ -59,6 +80,8 @@ class Transposed(nn.Module):
 
 
 def net(name: str) -> nn.Module:
+    if name.startswith("digits"):
+        return nn.Sequential(nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 10))
     if name.startswith("MLP"):
         width = {"MLP 13k": 16, "MLP 270k": 256}[name]
         hidden = [nn.Linear(784, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh()]
@@ -87,18 +110,29 @@ def from_keras(model: nn.Module, flat: np.ndarray) -> Iterator[Tensor]:
             yield torch.tensor(piece.reshape(parameter.shape))
 
 
+def filled(name: str, weights: np.ndarray) -> nn.Module:
+    model = net(name)
+    with torch.no_grad():
+        for parameter, piece in zip(model.parameters(), from_keras(model, weights), strict=True):
+            parameter.copy_(piece)
+    return model
+
+
 class Peers:
     """What each peer offers for one net, by kind of work; a result where it can be compared."""
 
     def __init__(self, name: str, path: str) -> None:
         given = np.load(path)
-        self.model = model = net(name)
-        with torch.no_grad():
-            for parameter, piece in zip(model.parameters(), from_keras(model, given["weights"]), strict=True):
-                parameter.copy_(piece)
+        self.model = model = filled(name, given["weights"])
         x, y = torch.tensor(given["x"]), torch.tensor(given["y"]).long()
         x = x.movedim(-1, 1).contiguous() if x.ndim == 4 else x
-        v, product, gradient = (self.flat(from_keras(model, given[key])) for key in ("v", "product", "gradient"))
+        known = [key for key in ("HVP", "GGN product", "empirical Fisher product") if key in given]
+        vectors = {
+            key: self.flat(from_keras(model, given[key]))
+            for key in ("v", "gradient", "diagonal", *known)
+            if key in given
+        }
+        v = vectors["v"]
         self.parameters = list(model.parameters())
         block = torch.randn(len(v), int(given["block"]))
         pyhessian = hessian(model, CE, data=(x, y), cuda=False)
@@ -107,6 +141,14 @@ class Peers:
         eigenthings = HessianOperator(model, [(x, y)], supervised_loss(CE))
         curvlinops = HessianLinearOperator(model, CE, self.parameters, [(x, y)], check_deterministic=False)
         scipy_operator = curvlinops.to_scipy()
+        self.make_linear(x, y)
+        forward, of_output = supervised_forward, supervised_loss_of_output(CE)
+        eigenthings_ggn = GGNOperator(model, [(x, y)], forward, of_output)
+        eigenthings_fisher = EmpiricalFisherOperator(model, [(x, y)], supervised_per_sample_loss(CE))
+        ggn, fisher = (
+            operator(model, CE, self.parameters, [(x, y)], check_deterministic=False)
+            for operator in (GGNLinearOperator, EFLinearOperator)
+        )
         pieces = self.split(v)
 
         def pyhessian_product() -> Tensor:
@@ -117,7 +159,12 @@ class Peers:
             return float(top.eigenvalues[0])
 
         self.works: dict[str, dict[str, Callable[[], object]]] = {
-            "torch, retained graph": {"HVP": lambda: self.product(v), "block": self.quicker_block(block)},
+            "torch, retained graph": {
+                "HVP": lambda: self.product(v),
+                "block": self.quicker_block(block),
+                "GGN product": lambda: self.ggn_product(v),
+                "empirical Fisher product": lambda: self.fisher_product(v),
+            },
             "PyHessian": {
                 "HVP": pyhessian_product,
                 "SLQ 40": lambda: pyhessian.density(iter=40, n_v=1),
@@ -130,6 +177,8 @@ class Peers:
                 "SLQ 100": lambda: spectral_density(eigenthings, num_runs=1, lanczos_steps=100),
                 "top 10": eigenthings_top,
                 "Hutch++ 60": lambda: trace(eigenthings, num_matvecs=60, method="hutch++", seed=0).estimate,
+                "GGN product": lambda: eigenthings_ggn.matvec(v),
+                "empirical Fisher product": lambda: eigenthings_fisher.matvec(v),
             },
             "curvlinops": {
                 "HVP": lambda: curvlinops @ v,
@@ -140,14 +189,18 @@ class Peers:
                     eigsh(scipy_operator, k=10, which="LA", tol=1e-3, return_eigenvectors=False).max()
                 ),
                 "Hutch++ 60": lambda: float(hutchpp_trace(curvlinops, 60)),
+                "GGN product": lambda: ggn @ v,
+                "empirical Fisher product": lambda: fisher @ v,
+                "XTrace 60, GGN": lambda: float(xtrace(ggn, 60)),
+                "XDiag 60, GGN": lambda: relative(xdiag(ggn, 60), vectors["diagonal"]),
             },
         }
-        products = {peer: work["HVP"]() for peer, work in self.works.items()}
+        products = {f"{key}, {peer}": work[key]() for key in known for peer, work in self.works.items() if key in work}
         top = lanczos(eigenthings, k=1, max_iter=60, which="LA", reorthogonalize=True, seed=1)
         self.agreement = {
-            "gradient": relative(self.flat(self.gradients).detach(), gradient),
-            **{f"HVP, {peer}": relative(found, product) for peer, found in products.items()},
-            "probe": float(v.double() @ products["torch, retained graph"].double()),
+            "gradient": relative(self.flat(self.gradients).detach(), vectors["gradient"]),
+            **{pair: relative(found, vectors[pair.split(", ")[0]]) for pair, found in products.items()},
+            "probe": float(v.double() @ products["HVP, torch, retained graph"].double()),
             "largest": [float(top.eigenvalues[0]), float(top.residuals[0])],
         }
         self.steps = 0  # of the Lanczos run for ten eigenvalues, which hessian-eigenthings must be told
@@ -162,6 +215,30 @@ class Peers:
     def product(self, v: Tensor) -> Tensor:
         """Double backward of a gradient whose graph is kept."""
         return self.flat(torch.autograd.grad(self.gradients, self.parameters, self.split(v), retain_graph=True))
+
+    def make_linear(self, x: Tensor, y: Tensor) -> None:
+        """Keeps the graphs of the outputs f and of J'u, whose derivative in u is J."""
+        self.outputs = self.model(x)
+        self.probabilities = torch.softmax(self.outputs, 1).detach()
+        targets = nn.functional.one_hot(y, self.outputs.shape[1]).movedim(-1, 1)
+        self.slopes, self.count = self.probabilities - targets, y.numel()
+        self.dual = torch.zeros_like(self.outputs, requires_grad=True)
+        self.pulled = torch.autograd.grad(self.outputs, self.parameters, self.dual, create_graph=True)
+
+    def pushed(self, v: Tensor) -> Tensor:
+        return torch.autograd.grad(self.pulled, self.dual, self.split(v), retain_graph=True)[0]
+
+    def pull(self, u: Tensor) -> Tensor:
+        return self.flat(torch.autograd.grad(self.outputs, self.parameters, u / self.count, retain_graph=True))
+
+    def ggn_product(self, v: Tensor) -> Tensor:
+        """J'(diag p - pp')Jv."""
+        weighted = self.probabilities * self.pushed(v)
+        return self.pull(weighted - self.probabilities * weighted.sum(1, keepdim=True))
+
+    def fisher_product(self, v: Tensor) -> Tensor:
+        """J'ss'Jv, s the slope of each example's loss in its outputs."""
+        return self.pull(self.slopes * (self.slopes * self.pushed(v)).sum(1, keepdim=True))
 
     def quicker_block(self, block: Tensor) -> Callable[[], object]:
         """Products with several vectors: batched by PyTorch or one by one, whichever is quicker."""
@@ -178,6 +255,48 @@ class Peers:
             return min((one_by_one, batched), key=lambda block: (seconds_of(block), seconds_of(block))[1])
         except RuntimeError:  # no batched form of the derivative of max-pooling
             return one_by_one
+
+
+class Posterior:
+    """Laplace's posterior of all weights, dense: what is timed in float32, and the agreement in float64."""
+
+    def __init__(self, name: str, path: str) -> None:
+        self.given, self.name = np.load(path), name
+        torch.set_default_dtype(torch.float64)
+        exact = self.fit()
+        precision, evidence = exact.posterior_precision, float(self.given["evidence"])
+        found = exact(self.tensor("test"), link_approx="probit")
+        self.agreement = {
+            "evidence": abs(float(exact.log_marginal_likelihood()) / evidence - 1),
+            "probabilities": relative(found, torch.tensor(self.given["probabilities"])),
+            "condition": float(torch.linalg.cond(precision)),
+        }
+        torch.set_default_dtype(torch.float32)
+        single, tuned, test = self.fit(), self.fit(), self.tensor("test")
+
+        def best() -> float:
+            tuned.optimize_prior_precision(method="marglik")
+            return float(tuned.prior_precision)
+
+        self.works: dict[str, dict[str, Callable[[], object]]] = {
+            "laplace-torch": {
+                "Laplace, fit and evidence": lambda: float(self.fit().log_marginal_likelihood()),
+                "Laplace, best prior": best,
+                "Laplace, 500 predictions": lambda: single(test, link_approx="probit"),
+            }
+        }
+        self.steps = 0
+
+    def tensor(self, key: str) -> Tensor:
+        return torch.tensor(self.given[key], dtype=torch.get_default_dtype())
+
+    def fit(self) -> Laplace:
+        model = filled(self.name, self.given["weights"]).to(torch.get_default_dtype())
+        data = TensorDataset(self.tensor("x"), torch.tensor(self.given["y"]))
+        options = {"subset_of_weights": "all", "hessian_structure": "full"}
+        posterior = Laplace(model, "classification", prior_precision=float(self.given["prior"]), **options)
+        posterior.fit(DataLoader(data, batch_size=256))
+        return posterior
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
@@ -199,7 +318,8 @@ def main() -> None:
         asked = json.loads(line)
         if "net" in asked:
             del peers
-            peers = Peers(asked["net"], asked["path"])
+            kind = Posterior if asked["net"].startswith("digits") else Peers
+            peers = kind(asked["net"], asked["path"])
             answer = {"agreement": peers.agreement, "works": {name: list(work) for name, work in peers.works.items()}}
         else:
             peers.steps = asked["steps"]
@@ -210,6 +330,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    names = ("torch", "pyhessian", "hessian-eigenthings", "curvlinops-for-pytorch")
+    names = ("torch", "pyhessian", "hessian-eigenthings", "curvlinops-for-pytorch", "laplace-torch")
     print(json.dumps({"versions": ", ".join(f"{name} {version(name)}" for name in names)}), flush=True)
     main()
