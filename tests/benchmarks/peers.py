@@ -184,10 +184,12 @@ def digits(peer: Peer) -> tuple[Works, dict[str, list[str]], str]:
             "probabilities": (found["probabilities"], rounding),
         },
     )
+    probit(single, test)
     works = {
         "Laplace, fit and evidence": lambda: fit().log_marginal_likelihood,
         "Laplace, best prior": lambda: single.with_prior().prior_precision,
-        "Laplace, 500 predictions": lambda: probit(single, test),
+        "Laplace, first 500 predictions": lambda: probit(single.with_prior(PRIOR), test),  # with the factors of P
+        "Laplace, 500 more": lambda: probit(single, test),
     }
     text = "; ".join(f"{name} {word}" for name, word in words.items())
     return works, answer["works"], f"{DIGITS}, Laplace in float64: {text}, condition {found['condition']:.1e}."
