@@ -16,6 +16,8 @@ from pathlib import Path
 import attrs
 
 from sdkeras import Analysis
+from sdkeras.estimators.registry import get_estimator
+from sdkeras.estimators.select import configured
 from sdkeras.study.definition import ESTIMATOR_OF, Study, read_study
 from sdkeras.study.run_files import RunFolder, runs_folder
 
@@ -52,14 +54,20 @@ def measured(folder: RunFolder) -> Cost | None:
     )
 
 
+def steps_of(name: str, settings: Mapping[str, object]) -> int:
+    """Lanczos steps of a run of the estimator of this measure."""
+    return configured(get_estimator("spectrum", ESTIMATOR_OF[name]), settings).num_steps
+
+
 def estimated(full: Study, usual: Study, settings: Mapping[str, object], costs: list[Cost]) -> tuple[float, float]:
     """(seconds of training, of measuring) of one run of the full grid."""
     size = int(str(settings["batch_size"]))
     cost = min(costs, key=lambda each: abs(math.log(each.batch_size / size)))
     steps = full.steps or (full.epochs or 0) * cost.steps_per_epoch * cost.batch_size / size
     analysis, measures = full.analysis, full.measures
-    spectra = [measures[name].get("num_steps", 64) for name in ESTIMATOR_OF if name in measures and name != "sd"]
-    products = min(sum(spectra) * analysis.get("runs", 60), analysis.get("max_hvps", math.inf))
+    spectra = [steps_of(name, measures[name]) for name in ESTIMATOR_OF if name in measures and name != "sd"]
+    # Without a number of runs only the limit on products is known.
+    products = min(sum(spectra) * analysis.get("runs", math.inf) if spectra else 0, analysis.get("max_hvps", math.inf))
     products += measures.get("sd", {}).get("minibatches", 0) * cost.products_per_minibatch
     larger_set = analysis.get("samples", 1) / usual.analysis.get("samples", 1)
     products += cost.other_products * max(1.0, larger_set)

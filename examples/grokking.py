@@ -34,7 +34,7 @@ from sdkeras.datasets import modular_addition
 from sdkeras.results.log import FILE_NAME, Measurement, append, read_run_log, trajectory
 from sdkeras.runs.monitor import Monitor
 from sdkeras.study import TrajectoryRecorder
-from sdkeras.study.correlations import Run, coefficient, correlate
+from sdkeras.study.correlations import coefficient, kendall_tau_b
 from sdkeras.study.topology import e_alpha, euclidean_distances, loss_distances
 
 MODULUS = 97
@@ -197,22 +197,16 @@ def evaluated(model: keras.Model, x: np.ndarray, y: np.ndarray) -> tuple[float, 
     return float(model.compute_loss(y=y, y_pred=logits)), float(np.mean(logits.argmax(axis=1) == y))
 
 
-def taus(trained: Trained, chosen: np.ndarray) -> dict[str, dict[str, dict]]:
-    """tau-b and its bootstrap interval over the chosen checkpoints, by measure and gap."""
-    courses = {name: trained.measure(name) for name in (*MEASURES, CONTROL)}
-    accuracy, loss = trained.gaps("accuracy"), trained.gaps("loss")
-    runs = [
-        Run(
-            settings={"step": int(trained.steps[k])},
-            measures={name: float(course[k]) for name, course in courses.items()},
-            accuracy_gap=float(accuracy[k]),
-            loss_gap=float(loss[k]),
-        )
-        for k in np.flatnonzero(chosen)
-    ]
-    coefficients: dict[str, dict[str, dict]] = {name: {} for name in courses}
-    for row in correlate(runs, held=("step",)).rows if len(runs) > 1 else ():
-        coefficients[row.measure][row.target] = {"tau_b": row.tau_b, "interval": row.interval}
+def taus(trained: Trained, chosen: np.ndarray) -> dict[str, dict[str, float]]:
+    """tau-b over the chosen checkpoints, by measure and gap; those without it are left out."""
+    coefficients: dict[str, dict[str, float]] = {}
+    for name in (*MEASURES, CONTROL):
+        coefficients[name] = {}
+        for gap in ("accuracy", "loss"):
+            pairs = np.stack([trained.measure(name)[chosen], trained.gaps(gap)[chosen]])
+            tau = float(kendall_tau_b(*pairs[:, ~np.any(np.isnan(pairs), axis=0)])[0])
+            if not math.isnan(tau):
+                coefficients[name][f"{gap}_gap"] = tau
     return coefficients
 
 
@@ -233,15 +227,14 @@ def correlations(all_trained: Sequence[Trained]) -> list[dict]:
     return rows
 
 
-def spread(coefficients: Sequence[dict[str, dict[str, dict]]], name: str) -> dict[str, dict]:
+def spread(coefficients: Sequence[dict[str, dict[str, float]]], name: str) -> dict[str, dict]:
     """Median and range over the trainings of one measure's tau-b with each gap that has any."""
     found = {}
     for gap in ("accuracy_gap", "loss_gap"):
-        values = [each[name][gap]["tau_b"] for each in coefficients if gap in each[name]]
-        defined = [value for value in values if value is not None]
-        if defined:
-            found[gap] = {"median": float(np.median(defined)), "range": [min(defined), max(defined)]}
-            found[gap] |= {"trainings": len(defined)} if len(defined) < len(coefficients) else {}
+        values = [each[name][gap] for each in coefficients if gap in each[name]]
+        if values:
+            found[gap] = {"median": float(np.median(values)), "range": [min(values), max(values)]}
+            found[gap] |= {"trainings": len(values)} if len(values) < len(coefficients) else {}
     return found
 
 

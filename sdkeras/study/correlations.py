@@ -219,10 +219,9 @@ def correlate(
     if not measures or not gaps:
         raise SdkerasError("the runs have no measure, or neither an accuracy gap nor a loss gap; give both sides.")
 
-    def counts(of: IntArray, stream: seeds.Stream, *indices: int) -> FloatArray:
-        draw, (_, place) = seeds.generator(seed, stream, *indices).multinomial, np.unique(of, return_inverse=True)
-        size = int(place.max()) + 1
-        return draw(size, np.full(size, 1 / size), size=num_resamples).astype(np.float64)[:, place]
+    def counts(units: IntArray, stream: seeds.Stream, *indices: int) -> FloatArray:
+        draw, size = seeds.generator(seed, stream, *indices).multinomial, _number_of(units)
+        return draw(size, np.full(size, 1 / size), size=num_resamples).astype(np.float64)[:, units]
 
     columns = {name: np.array([run.measures.get(name) for run in runs], np.float64) for name in measures}
     rows = [
@@ -301,7 +300,7 @@ class _Tau:
 def _tau(first: FloatArray, second: FloatArray, units: IntArray, counts: _Resampler) -> _Tau:
     known = _known(first, second)
     count = int(np.count_nonzero(known))
-    first, second, units = first[known], second[known], units[known]
+    first, second, units = first[known], second[known], _without_gaps(units[known])
     if not count:
         return _Tau(None, None, None, 0, 0)
     tau = scipy.stats.kendalltau(first, second).statistic if count > 1 else math.nan
@@ -309,15 +308,14 @@ def _tau(first: FloatArray, second: FloatArray, units: IntArray, counts: _Resamp
     usable = int(np.count_nonzero(~np.isnan(resampled)))
     if math.isnan(tau):
         return _Tau(None, None, None, usable, count)
-    interval = _interval(resampled, len(np.unique(units)))
+    interval = _interval(resampled, _number_of(units))
     return _Tau(float(tau), interval, _p_value(first, second, units), usable, count)
 
 
 def _p_value(first: FloatArray, second: FloatArray, units: IntArray) -> float | None:
     """Kendall's test of the mean ranks of the units; None where those of one side are all equal, or of one unit."""
-    _, place = np.unique(units, return_inverse=True)
-    sizes = np.bincount(place)
-    means = [np.bincount(place, scipy.stats.rankdata(values)) / sizes for values in (first, second)]
+    sizes = np.bincount(units)
+    means = [np.bincount(units, scipy.stats.rankdata(values)) / sizes for values in (first, second)]
     p_value = float(scipy.stats.kendalltau(*means).pvalue) if len(sizes) > 1 else math.nan
     return None if math.isnan(p_value) else p_value
 
@@ -344,12 +342,12 @@ def _row(
         taus = np.array(
             [kendall_tau_b(values[each], gap[each])[0] for each in (group[known[group]] for group in members)]
         )
-        defined, of = taus[~np.isnan(taus)], units_of_groups[~np.isnan(taus)]
+        defined, of = taus[~np.isnan(taus)], _without_gaps(units_of_groups[~np.isnan(taus)])
         psi, interval = None, None
         if len(defined):
             psi = float(np.mean(defined))
             weights = counts(of, seeds.Stream.RESAMPLED_GROUPS, position)
-            resampled_means, size = weights @ defined / np.sum(weights, axis=1), len(np.unique(of))
+            resampled_means, size = weights @ defined / np.sum(weights, axis=1), _number_of(of)
             means.append((psi, resampled_means, size))
             # Groups that all say the same have no spread to resample, and few of them are no certainty.
             interval = _interval(resampled_means, size) if len(set(defined)) > 1 else None
@@ -415,6 +413,15 @@ def _units(runs: Sequence[Run], names: Sequence[str]) -> IntArray:
     """The unit of each run: one for all that differ in the seed alone, or one each where there would be no other."""
     units = _labels(runs, [name for name in names if name != "seed"])
     return units if np.any(units) else np.arange(len(runs))
+
+
+def _without_gaps(units: IntArray) -> IntArray:
+    """The same units, numbered from 0 on."""
+    return np.asarray(np.unique(units, return_inverse=True)[1])
+
+
+def _number_of(units: IntArray) -> int:
+    return int(units.max()) + 1
 
 
 def _labels(runs: Sequence[Run], names: Sequence[str]) -> IntArray:

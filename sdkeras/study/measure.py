@@ -47,7 +47,10 @@ def measure(trial: Trial, model: Model, wanted: tuple[str, ...], share: int) -> 
     for name in study.maps:
         of_map = {column: measure_of[column] for column in analysed if study.map_of(column) == name}
         if of_map:
-            values = _of_map(trial, model, name, tuple(of_map.values()), before, share)
+            # All measures of one analysis, and no others, depend on the same settings.
+            of_these = by[next(iter(of_map))]
+            made_before = any(value.by == of_these for value in before.values.values())
+            values = _of_map(trial, model, name, tuple(of_map.values()), made_before, share)
             numbers |= {column: values[measure] for column, measure in of_map.items()}
     for kind in ("backward", "forward"):
         of_kind = [column for column in wanted if column not in analysed and f"-{kind}-" in column]
@@ -61,14 +64,14 @@ def measure(trial: Trial, model: Model, wanted: tuple[str, ...], share: int) -> 
 
 
 def _of_map(
-    trial: Trial, model: Model, name: str, measures: tuple[str, ...], before: Measured, share: int
+    trial: Trial, model: Model, name: str, measures: tuple[str, ...], made_before: bool, share: int
 ) -> dict[str, Value]:
-    """These measures by the analysis of one map: one on file where that suffices, else a new one."""
+    """These measures by the analysis of one map: the one on file, if `made_before` and it suffices, or a new one."""
     study, folder = trial.study, trial.folder
     file = folder.analysis if name == study.maps[0] else folder.second_analysis
     if name != study.maps[0] and _is_papers(own := _on_file(folder.analysis)):
         return {measure: _read(own, measure) for measure in measures}
-    if all(measure in READ for measure in measures) and _made_before(study, before, name):
+    if made_before and all(measure in READ for measure in measures):
         on_file = _on_file(file)
         if on_file is not None:
             return {measure: _read(on_file, measure) for measure in measures}
@@ -101,16 +104,6 @@ def _analysed(
                 raise
     answer.save(file, follow_links=False)
     return {measure: unfit[measure] if measure in unfit else _read(answer, measure) for measure in names}
-
-
-def _made_before(study: Study, before: Measured, name: str) -> bool:
-    """Whether measures of this map's analysis were taken with the study's settings."""
-    of_map = {
-        column: by
-        for column, by in study.by_column().items()
-        if study.columns[column] in OF_ANALYSES and study.map_of(column) == name
-    }
-    return any(column in before.values and before.values[column].by == by for column, by in of_map.items())
 
 
 def _on_file(path: Path) -> Analysis | None:
